@@ -1,0 +1,179 @@
+//! Paths below an exec root that cannot lead out of it.
+
+use std::{borrow::Borrow, fmt, path::Path, str::FromStr, sync::Arc};
+
+/// The longest path, and the longest name, that Linux takes.
+const PATH_MAX: usize = 4095;
+const NAME_MAX: usize = 255;
+
+/// A relative path of plain components: no `..`, no `.`, no empty one, no NUL, within the system's lengths.
+///
+/// Cheap to clone. Ordered by bytes, so that a directory's files lie together.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExecPath(Arc<str>);
+
+/// Why a text is not an exec path.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path:?} is not a path below an exec root: {reason}")]
+pub struct ExecPathError {
+    /// The text.
+    pub path: String,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+impl ExecPath {
+    /// Checks a path.
+    ///
+    /// # Errors
+    /// When the path is absolute, empty, too long, or has a component that is empty, `.`, `..` or holds a NUL.
+    pub fn new(path: &str) -> Result<Self, ExecPathError> {
+        let error = |reason| ExecPathError {
+            path: path.to_owned(),
+            reason,
+        };
+        if path.starts_with('/') {
+            return Err(error("it is absolute"));
+        }
+        if path.len() > PATH_MAX {
+            return Err(error("it is longer than 4095 bytes"));
+        }
+        for component in path.split('/') {
+            match component {
+                "" => return Err(error("it has an empty component")),
+                "." => return Err(error("it has the component \".\"")),
+                ".." => return Err(error("it has the component \"..\"")),
+                c if c.len() > NAME_MAX => return Err(error("it has a component longer than 255 bytes")),
+                c if c.contains('\0') => return Err(error("it holds a NUL byte")),
+                _ => {}
+            }
+        }
+        Ok(Self(path.into()))
+    }
+
+    /// The path as text, with `/` between components.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The path for the file system.
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
+        Path::new(&*self.0)
+    }
+
+    /// The last component.
+    #[must_use]
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
+    /// The directory it lies in, or `None` for a path of one component.
+    #[must_use]
+    pub fn parent(&self) -> Option<&str> {
+        self.0.rsplit_once('/').map(|(dir, _)| dir)
+    }
+
+    /// The components, first to last.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/')
+    }
+
+    /// Whether `dir` is this path or one of its parents.
+    #[must_use]
+    pub fn starts_with(&self, dir: &str) -> bool {
+        self.0
+            .strip_prefix(dir)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// This path with one more below it.
+    ///
+    /// # Errors
+    /// When `below` is no exec path itself, or the whole becomes too long.
+    pub fn join(&self, below: &str) -> Result<Self, ExecPathError> {
+        Self::new(&format!("{}/{below}", self.0))
+    }
+}
+
+impl fmt::Display for ExecPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ExecPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl FromStr for ExecPath {
+    type Err = ExecPathError;
+
+    fn from_str(text: &str) -> Result<Self, ExecPathError> {
+        Self::new(text)
+    }
+}
+
+impl Borrow<str> for ExecPath {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for ExecPath {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn escaping_paths_are_refused_with_a_reason() {
+        let long_name = "n".repeat(256);
+        let long_path = "abc/".repeat(1100) + "x";
+        for (path, part) in [
+            ("", "empty component"),
+            ("/etc/passwd", "absolute"),
+            ("a//b", "empty component"),
+            ("a/", "empty component"),
+            ("../a", "\"..\""),
+            ("a/../../b", "\"..\""),
+            ("a/./b", "\".\""),
+            ("a\0b", "NUL"),
+            (&long_name, "255"),
+            (&long_path, "4095"),
+        ] {
+            let error = ExecPath::new(path).expect_err(path).to_string();
+            assert!(error.contains(part), "{path:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn prefixes_end_at_components() {
+        let path = ExecPath::new("bazel-out/k8/bin/a/t.d/x").expect("valid");
+        assert!(path.starts_with("bazel-out/k8/bin/a/t.d"));
+        assert!(!path.starts_with("bazel-out/k8/bin/a/t"));
+        assert_eq!(path.parent(), Some("bazel-out/k8/bin/a/t.d"));
+        assert_eq!(path.file_name(), "x");
+    }
+
+    proptest! {
+        /// Whatever is accepted stays below the directory it is joined to.
+        #[test]
+        fn accepted_paths_never_escape(text in "[a./\0-]{0,24}") {
+            if let Ok(path) = ExecPath::new(&text) {
+                let joined = Path::new("/root").join(path.as_path());
+                prop_assert!(joined.starts_with("/root"));
+                prop_assert!(joined.components().all(|c| !matches!(c, std::path::Component::ParentDir)));
+                prop_assert_eq!(path.as_str(), text);
+            }
+        }
+    }
+}

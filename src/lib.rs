@@ -1,0 +1,71 @@
+//! Outhaul downloads a remote build's top-level outputs in the background.
+//!
+//! A build tool with a remote cache need not download anything: its event stream names every output by path and digest.
+//! Outhaul listens to that stream, decides which outputs somebody asked for, fetches those that are not there, verifies
+//! and places them, and lets the build tool's command return when that is done. It records the rest, so that any output
+//! can be had later by its path.
+//!
+//! This crate is the program's library; `main.rs` calls [`cli::main`] and no more. `docs/architecture.md` tells a
+//! build's way through it step by step, `docs/bazel.md` what Bazel does and needs.
+//!
+//! # The way of the data
+//!
+//! ```text
+//!  Bazel ──gRPC──▶ bes ───events──▶ invocation ──wants──▶ materialize ──files──▶ output root
+//!  event file ───▶ bep ──┘            │    ▲  selection       │   ▲
+//!                         │           └─metadata──▶ record ◀──┘   └──bytes── remote ◀── the cache
+//!                         ▼ journal                   ▲
+//!                                                  control ◀── cli, admin port
+//! ```
+//!
+//! One direction: events come in at one end, files go out at the other, and nothing imports its caller.
+//!
+//! # The rooms
+//!
+//! * [`bep`] turns wire messages into a small domain [`bep::Event`], and knows the graph of named sets. No networks, no
+//!   disks.
+//! * [`bes`] is the door: it journals events, acknowledges them, and holds the last acknowledgement back. It does not know
+//!   what is wanted.
+//! * [`invocation`] is one build's life. [`invocation::build`] and [`invocation::selection`] are the decisions, plain data
+//!   in and out; [`invocation::Engine`] runs a task for each build that carries them out.
+//! * [`materialize`] gets wanted outputs to disk. One coordinator task owns all state; [`materialize::place`] is
+//!   everything that touches an output tree, on threads of its own.
+//! * [`remote`] is the client of a Remote Execution API cache. It has never heard of Bazel.
+//! * [`record`] keeps what is known of outputs and builds, in sled, behind an interface that cannot fail a build.
+//! * [`control`] answers the other commands and shows health and metrics.
+//! * [`daemon`] puts the rooms together and opens the doors; [`config`] checks what the user set; [`cli`] has one file
+//!   for each subcommand.
+//! * [`digest`], [`exec_path`], [`output`], [`units`] are values that cannot hold anything bad, so that nobody downstream
+//!   checks again; [`metrics`] counts.
+//! * [`embedded_cache`] and [`demo`] stand in for a server and a build, in `outhaul demo` and in tests.
+//!
+//! # The promises
+//!
+//! 1. **The build never suffers.** No fault here (a dead cache, a full disk, a damaged record, a crash) fails or hangs the
+//!    user's build, unless they asked for `--strict`. Everything that holds has a deadline: [`bes::HoldPolicy`].
+//! 2. **Nothing partial, nothing wrong.** A final path only ever holds bytes whose digest was verified. Nothing is written
+//!    through a link that leads out of the output root, or outside of it: [`materialize::place`].
+//! 3. **Metadata first.** Path, digest and size of every output that the stream names are on record before a byte of it is
+//!    asked for, selected or not.
+//! 4. **The newest build wins.** Nothing that an older build wanted overwrites or resurrects what a newer one owns:
+//!    [`materialize::place::Epoch`].
+//! 5. **The record is a cache of facts.** It may be deleted or damaged at any time, and is checked against the disk before
+//!    it is believed: [`output::Stamp`].
+//! 6. **Acknowledged means kept.** An event acknowledged to the build tool is in the journal, and a restart goes on from
+//!    there: [`bes::journal`].
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod digest;
+pub mod exec_path;
+pub mod metrics;
+pub mod output;
+pub mod units;
+
+/// Types generated from `proto/`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/protocols.rs"));
+
+    /// The encoded descriptors of every protocol here, for the reflection service.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

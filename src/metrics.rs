@@ -1,0 +1,212 @@
+//! What the daemon counts, for `/metrics` in OpenMetrics form.
+//!
+//! Every room holds the same [`Metrics`]; nothing here knows of any of them.
+
+use std::{
+    fmt::Write as _,
+    sync::{Arc, atomic::AtomicI64},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+/// Labels of a blob's end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BlobLabels {
+    /// Where the bytes came from: `batch`, `stream`, `inline`, `copy`, `disk`, `none`.
+    pub source: &'static str,
+    /// `downloaded`, `present`, `failed`, `evicted` or `superseded`.
+    pub outcome: &'static str,
+}
+
+/// A single label named `lane`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LaneLabels {
+    /// `required`, `optional` or `large`.
+    pub lane: &'static str,
+}
+
+/// A single label named `state`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabels {
+    /// `running`, `draining`, `settled`, `superseded` or `interrupted`.
+    pub state: &'static str,
+}
+
+/// A single label named `kind`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabels {
+    /// What was counted.
+    pub kind: &'static str,
+}
+
+/// The daemon's counters. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    /// Outputs by how they ended.
+    pub blobs: Family<BlobLabels, Counter>,
+    /// Bytes of outputs that were downloaded.
+    pub downloaded_bytes: Counter,
+    /// Blobs waiting to be fetched.
+    pub queue: Family<LaneLabels, Gauge>,
+    /// Bytes that are on their way between the cache and the disk.
+    pub bytes_in_flight: Gauge<i64, AtomicI64>,
+    /// Requests to the remote cache.
+    pub requests: Family<KindLabels, Counter>,
+    /// Events received.
+    pub events: Counter,
+    /// Events that could not be decoded, journalled, or were refused: by kind.
+    pub faults: Family<KindLabels, Counter>,
+    /// How long the end of a stream was held back.
+    pub hold_seconds: Histogram,
+    /// Invocations by the state that they reached.
+    pub invocations: Family<StateLabels, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("outhaul");
+        let metrics = Self {
+            registry: Arc::default(),
+            blobs: Family::default(),
+            downloaded_bytes: Counter::default(),
+            queue: Family::default(),
+            bytes_in_flight: Gauge::default(),
+            requests: Family::default(),
+            events: Counter::default(),
+            faults: Family::default(),
+            // 1 ms to about 17 minutes.
+            hold_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 20)),
+            invocations: Family::default(),
+        };
+        registry.register("blobs", "Outputs by source and outcome", metrics.blobs.clone());
+        registry.register_with_unit(
+            "downloaded",
+            "Bytes downloaded for outputs",
+            Unit::Bytes,
+            metrics.downloaded_bytes.clone(),
+        );
+        registry.register(
+            "queue_depth",
+            "Blobs waiting to be fetched, by lane",
+            metrics.queue.clone(),
+        );
+        registry.register_with_unit(
+            "in_flight",
+            "Bytes between the cache and the disk",
+            Unit::Bytes,
+            metrics.bytes_in_flight.clone(),
+        );
+        registry.register(
+            "requests",
+            "Requests to the remote cache",
+            metrics.requests.clone(),
+        );
+        registry.register("events", "Build events received", metrics.events.clone());
+        registry.register(
+            "faults",
+            "Things that went wrong, by kind",
+            metrics.faults.clone(),
+        );
+        registry.register_with_unit(
+            "hold",
+            "Time that the end of a stream was held back",
+            Unit::Seconds,
+            metrics.hold_seconds.clone(),
+        );
+        registry.register("invocations", "Invocations by state", metrics.invocations.clone());
+        Self {
+            registry: Arc::new(registry),
+            ..metrics
+        }
+    }
+}
+
+impl Metrics {
+    /// One output's end.
+    pub fn blob(&self, source: &'static str, outcome: &'static str) {
+        self.blobs.get_or_create(&BlobLabels { source, outcome }).inc();
+    }
+
+    /// One fault.
+    pub fn fault(&self, kind: &'static str) {
+        self.faults.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// One request.
+    pub fn request(&self, kind: &'static str) {
+        self.requests.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// The length of a lane.
+    pub fn queue_depth(&self, lane: &'static str, depth: usize) {
+        let depth = i64::try_from(depth).unwrap_or(i64::MAX);
+        self.queue.get_or_create(&LaneLabels { lane }).set(depth);
+    }
+
+    /// An invocation went from one state (none at its beginning) to another.
+    pub fn invocation(&self, from: Option<&'static str>, to: &'static str) {
+        if let Some(state) = from {
+            self.invocations.get_or_create(&StateLabels { state }).dec();
+        }
+        self.invocations.get_or_create(&StateLabels { state: to }).inc();
+    }
+
+    /// The end of a stream was held back for this long.
+    pub fn held(&self, took: Duration) {
+        self.hold_seconds.observe(took.as_secs_f64());
+    }
+
+    /// All of it as OpenMetrics text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        if encode(&mut text, &self.registry).is_err() {
+            // Writing into a String cannot fail; the trait's signature says that it may.
+            let _ = writeln!(text, "# encoding failed");
+        }
+        text
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_show_up_in_the_text() {
+        let metrics = Metrics::default();
+        metrics.blob("batch", "downloaded");
+        metrics.invocation(None, "running");
+        metrics.invocation(Some("running"), "settled");
+        metrics.held(Duration::from_millis(3));
+        metrics.queue_depth("required", 7);
+        let text = metrics.render();
+        for line in [
+            "outhaul_blobs_total{source=\"batch\",outcome=\"downloaded\"} 1",
+            "outhaul_invocations{state=\"running\"} 0",
+            "outhaul_invocations{state=\"settled\"} 1",
+            "outhaul_hold_seconds_count 1",
+            "outhaul_queue_depth{lane=\"required\"} 7",
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+}

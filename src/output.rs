@@ -1,0 +1,119 @@
+//! An output: what should lie at a path, how much it is wanted, and what the disk said of it.
+
+use bytes::Bytes;
+
+use crate::digest::Digest;
+
+/// What should be at an output's path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputContent {
+    /// A file with this blob's bytes.
+    Blob(Digest),
+    /// A file with these bytes, which came inside the event.
+    Inline(Bytes),
+    /// A symlink with this target, to be made as it is.
+    Symlink(String),
+    /// A directory of its own: the root of an empty tree.
+    Directory,
+}
+
+/// How much an output is wanted. Ordered: more wanted is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Class {
+    /// Only its metadata is recorded.
+    #[default]
+    Known,
+    /// Fetched best-effort, behind everything required.
+    Optional,
+    /// Fetched, and its target is not settled without it.
+    Required,
+}
+
+impl Class {
+    /// `known`, `optional` or `required`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Optional => "optional",
+            Self::Required => "required",
+        }
+    }
+}
+
+/// What `lstat` said of a file while its bytes were known to be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp {
+    /// Size in bytes.
+    pub size: u64,
+    /// Modification time in nanoseconds since the epoch.
+    pub mtime_ns: i64,
+    /// Change time in nanoseconds since the epoch.
+    pub ctime_ns: i64,
+    /// Inode number.
+    pub inode: u64,
+    /// Device number.
+    pub device: u64,
+    /// Wall clock when the stamp was taken, in nanoseconds since the epoch.
+    pub taken_ns: i64,
+}
+
+/// The coarsest step of a file system's clock that is reckoned with: Linux stamps inodes with the time of the
+/// last timer tick, at most 10 ms apart.
+pub const CLOCK_TICK_NS: i64 = 10_000_000;
+
+impl Stamp {
+    /// Whether a file with the stamp `now` is still the one that this stamp was taken of, without a look at its
+    /// bytes. A file whose times lie within a clock tick of when its stamp was taken could have been changed after
+    /// that without a trace, and is not trusted (git's rule for its index).
+    #[must_use]
+    pub const fn vouches_for(&self, now: &Self) -> bool {
+        self.size == now.size
+            && self.mtime_ns == now.mtime_ns
+            && self.ctime_ns == now.ctime_ns
+            && self.inode == now.inode
+            && self.device == now.device
+            && self.ctime_ns + CLOCK_TICK_NS < self.taken_ns
+            && self.mtime_ns + CLOCK_TICK_NS < self.taken_ns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: Stamp = Stamp {
+        size: 5,
+        mtime_ns: 1_000_000_000,
+        ctime_ns: 2_000_000_000,
+        inode: 7,
+        device: 1,
+        taken_ns: 3_000_000_000,
+    };
+
+    #[test]
+    fn any_difference_ends_the_trust() {
+        assert!(OLD.vouches_for(&Stamp {
+            taken_ns: 9_000_000_000,
+            ..OLD
+        }));
+        for changed in [
+            Stamp { size: 6, ..OLD },
+            Stamp { mtime_ns: 1, ..OLD },
+            Stamp { ctime_ns: 1, ..OLD },
+            Stamp { inode: 8, ..OLD },
+            Stamp { device: 2, ..OLD },
+        ] {
+            assert!(!OLD.vouches_for(&changed), "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn a_stamp_as_young_as_its_file_is_not_trusted() {
+        let racy = Stamp {
+            taken_ns: OLD.ctime_ns + CLOCK_TICK_NS,
+            ..OLD
+        };
+        assert!(!racy.vouches_for(&racy));
+    }
+}

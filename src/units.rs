@@ -1,0 +1,172 @@
+//! Durations and sizes as people write them, and the wall clock.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The wall clock, in milliseconds since the epoch.
+pub(crate) fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`; a bare number is seconds, as in Bazel's flags.
+///
+/// # Errors
+/// When the text is not of that form.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split(text);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        _ => {
+            return Err(format!(
+                "{text:?} is not a duration (write 500ms, 30s, 10m, 2h or 1d)"
+            ));
+        }
+    };
+    number
+        .parse::<f64>()
+        .ok()
+        .and_then(|n| Duration::try_from_secs_f64(n * seconds).ok())
+        .ok_or_else(|| format!("{text:?} is not a duration (write 500ms, 30s, 10m, 2h or 1d)"))
+}
+
+/// Reads a size in bytes: a number with `B`, `K`/`KiB`, `M`/`MiB`, `G`/`GiB`, `T`/`TiB` (powers of 1024) or `KB`,
+/// `MB`, `GB`, `TB` (powers of 1000).
+///
+/// # Errors
+/// When the text is not of that form, or the size is larger than 2^63.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let error = || format!("{text:?} is not a size (write 4096, 64KiB, 10MiB or 2GB)");
+    let (number, unit) = split(text);
+    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(error()),
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole
+            .checked_mul(factor)
+            .filter(|n| *n < 1 << 63)
+            .ok_or_else(error);
+    }
+    let value = number.parse::<f64>().map_err(|_| error())? * factor as f64;
+    if value.is_finite() && (0.0..9.2e18).contains(&value) {
+        Ok(value as u64)
+    } else {
+        Err(error())
+    }
+}
+
+fn split(text: &str) -> (&str, &str) {
+    let text = text.trim();
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    (&text[..end], text[end..].trim_start())
+}
+
+/// A size for people: `512 B`, `3.4 MiB`.
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A count for people, with commas between thousands: `4,120`.
+#[must_use]
+pub fn show_count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// A duration for people: `850ms`, `0.42s` becomes `420ms`, `12.5s`, `3m20s`.
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 1.0 {
+        format!("{seconds:.2}s")
+    } else if seconds < 60.0 {
+        format!("{seconds:.1}s")
+    } else {
+        format!("{}m{:02}s", duration.as_secs() / 60, duration.as_secs() % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_written() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("10m", 600_000),
+            ("2h", 7_200_000),
+            ("7", 7000),
+            ("1.5s", 1500),
+            ("0", 0),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "s", "-1s", "10 parsecs", "1e400s", "nan"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_read_as_written() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("64KiB", 65536),
+            ("10 MiB", 10 << 20),
+            ("2GB", 2_000_000_000),
+            ("1.5K", 1536),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "KiB", "-4", "3 apples", "99999999999TiB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_show_for_people() {
+        assert_eq!(show_size(0), "0 B");
+        assert_eq!(show_size(3_565_158), "3.4 MiB");
+        assert_eq!(show_size((1 << 20) - 1), "1.0 MiB");
+        assert_eq!(show_count(4120), "4,120");
+        assert_eq!(show_count(12), "12");
+        assert_eq!(show_count(1_234_567), "1,234,567");
+        assert_eq!(show_duration(Duration::from_millis(420)), "0.42s");
+        assert_eq!(show_duration(Duration::from_secs(200)), "3m20s");
+    }
+}
