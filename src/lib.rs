@@ -55,6 +55,7 @@
 //!    there: [`bes::journal`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod bep;
 pub mod digest;
 pub mod exec_path;
 pub mod metrics;

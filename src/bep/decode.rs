@@ -1,0 +1,371 @@
+//! Wire messages to [`Event`]s: what is tolerated and defaulted is decided here, once for every source.
+//!
+//! An event that can be read at all becomes an [`Event`]; a file whose digest makes no sense becomes a file of
+//! unknown content, not an error, so that one odd output does not cost a target its others.
+
+use prost::Message as _;
+use tracing::debug;
+
+use crate::{
+    bep::{
+        error::BepError,
+        event::{
+            Action, CommandLine, Completed, Content, ConvenienceSymlink, Event, File, Framed, NamedSet,
+            OutputGroup, Started, TargetId, TestResult,
+        },
+        json,
+        uri::BytestreamUri,
+    },
+    digest::{Digest, DigestFunction},
+    proto::build_event_stream::{
+        self as proto, aborted::AbortReason, build_event::Payload, build_event_id::ConfigurationId,
+        build_event_id::Id, command_line_section::SectionType, convenience_symlink::Action as LinkAction,
+        file::File as Oneof,
+    },
+};
+
+/// Reads one `build_event_stream.BuildEvent` message.
+///
+/// # Errors
+/// When the bytes are no such message. Unknown fields and payloads are fine; a string that is not UTF-8 is not.
+pub fn decode(bytes: &[u8]) -> Result<Framed, BepError> {
+    decode_with(bytes, None)
+}
+
+/// Reads one message of a build whose digest function is known, as by its `--digest_function`. It is what tells
+/// BLAKE3 from SHA-256 when a file has no `bytestream://` URI; a function that a URI names goes first.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_with(bytes: &[u8], default_function: Option<DigestFunction>) -> Result<Framed, BepError> {
+    Ok(from_proto(proto::BuildEvent::decode(bytes)?, default_function))
+}
+
+/// Reads the events of one stream and learns the build's digest function from its command line on the way.
+///
+/// Bazel sends its command lines before the first file.
+#[derive(Debug, Clone, Default)]
+pub struct Decoder {
+    function: Option<DigestFunction>,
+}
+
+impl Decoder {
+    /// A decoder for a stream whose digest function may be known already.
+    #[must_use]
+    pub const fn new(function: Option<DigestFunction>) -> Self {
+        Self { function }
+    }
+
+    /// The build's digest function, as far as it was told or learnt.
+    #[must_use]
+    pub const fn function(&self) -> Option<DigestFunction> {
+        self.function
+    }
+
+    /// Reads one `BuildEvent` message.
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<Framed, BepError> {
+        Ok(self.learn(decode_with(bytes, self.function)?))
+    }
+
+    /// Reads one line of a JSON file.
+    ///
+    /// # Errors
+    /// As [`json::decode_json`].
+    pub fn decode_json(&mut self, line: &[u8]) -> Result<Framed, BepError> {
+        Ok(self.learn(json::decode_json_with(line, self.function)?))
+    }
+
+    fn learn(&mut self, framed: Framed) -> Framed {
+        if let Event::CommandLine(line) = &framed.event
+            && let Some(Ok(function)) = line.last("digest_function").map(str::parse)
+        {
+            self.function = Some(function);
+        }
+        framed
+    }
+}
+
+/// Turns a message into the event it tells of.
+#[must_use]
+pub fn from_proto(message: proto::BuildEvent, default_function: Option<DigestFunction>) -> Framed {
+    let id = message.id.and_then(|id| id.id);
+    let event = message.payload.map_or(Event::Other, |payload| {
+        Reader { default_function }
+            .event(id, payload)
+            .unwrap_or(Event::Other)
+    });
+    Framed {
+        event,
+        last: message.last_message,
+    }
+}
+
+/// Reads the messages of one build.
+#[derive(Clone, Copy)]
+struct Reader {
+    default_function: Option<DigestFunction>,
+}
+
+impl Reader {
+    /// `None` for what tells nothing about outputs, and for a payload without the id it needs.
+    fn event(self, id: Option<Id>, payload: Payload) -> Option<Event> {
+        Some(match (payload, id) {
+            (Payload::Started(started), _) => Event::Started(Started {
+                invocation_id: started.uuid,
+                command: started.command,
+                build_tool_version: started.build_tool_version,
+                workspace: started.workspace_directory,
+                started_ms: started.start_time_millis,
+            }),
+            (Payload::WorkspaceInfo(info), _) => Event::ExecRoot(info.local_exec_root),
+            (Payload::StructuredCommandLine(line), id) => Event::CommandLine(command_line(id, line)),
+            (Payload::Configuration(configuration), Some(Id::Configuration(id))) => Event::Configuration {
+                id: id.id,
+                mnemonic: configuration.mnemonic,
+            },
+            // The same event for an aspect has no kind and would hide the target's.
+            (Payload::Configured(configured), Some(Id::TargetConfigured(id))) if id.aspect.is_empty() => {
+                Event::Configured {
+                    label: id.label,
+                    kind: configured.target_kind,
+                }
+            }
+            (Payload::NamedSetOfFiles(set), Some(Id::NamedSet(id))) => Event::NamedSet(NamedSet {
+                id: id.id,
+                files: self.files(set.files),
+                children: set.file_sets.into_iter().map(|set| set.id).collect(),
+            }),
+            (Payload::Completed(completed), Some(Id::TargetCompleted(id))) => {
+                Event::Completed(self.completed(target_id(id), completed))
+            }
+            (Payload::TestResult(result), Some(Id::TestResult(id))) => Event::TestResult(TestResult {
+                label: id.label,
+                configuration: configuration_id(id.configuration),
+                run: u32::try_from(id.run).unwrap_or(0),
+                shard: u32::try_from(id.shard).unwrap_or(0),
+                attempt: u32::try_from(id.attempt).unwrap_or(0),
+                files: self.files(result.test_action_output),
+            }),
+            (Payload::Progress(progress), _) => {
+                match unreadable(&String::from_utf8_lossy(&progress.stderr)) {
+                    files if files.is_empty() => Event::Other,
+                    files => Event::Unreadable(files),
+                }
+            }
+            (Payload::TestSummary(summary), Some(Id::TestSummary(id))) => Event::TestSummary {
+                label: id.label,
+                configuration: configuration_id(id.configuration),
+                shard_count: u32::try_from(summary.shard_count).unwrap_or(0),
+                run_count: u32::try_from(summary.run_count).unwrap_or(0),
+            },
+            (Payload::Action(action), Some(Id::ActionCompleted(id))) => Event::Action(Action {
+                content: action.primary_output.map(|file| self.file(file).content),
+                primary_output: id.primary_output,
+                label: id.label,
+                success: action.success,
+            }),
+            (Payload::Aborted(aborted), id) => Event::Aborted {
+                target: match id {
+                    Some(Id::TargetCompleted(id)) => Some(target_id(id)),
+                    _ => None,
+                },
+                reason: AbortReason::try_from(aborted.reason).map_or_else(
+                    |_| aborted.reason.to_string(),
+                    |reason| reason.as_str_name().to_owned(),
+                ),
+                description: aborted.description,
+            },
+            (Payload::ConvenienceSymlinksIdentified(links), _) => {
+                Event::ConvenienceSymlinks(links.convenience_symlinks.into_iter().filter_map(link).collect())
+            }
+            (Payload::Finished(finished), _) => {
+                let code = finished.exit_code.unwrap_or_default();
+                Event::Finished {
+                    exit_code: code.code,
+                    name: code.name,
+                }
+            }
+            _ => return None,
+        })
+    }
+
+    fn completed(self, target: TargetId, completed: proto::TargetComplete) -> Completed {
+        let mut groups: Vec<OutputGroup> = completed
+            .output_group
+            .into_iter()
+            .map(|group| OutputGroup {
+                name: group.name,
+                sets: group.file_sets.into_iter().map(|set| set.id).collect(),
+                files: self.files(group.inline_files),
+                incomplete: group.incomplete,
+            })
+            .collect();
+        // `--legacy_important_outputs` repeats the files of every group, whatever its name. Beside groups they
+        // would be listed under a group that nobody asked for.
+        if groups.is_empty() && !completed.important_output.is_empty() {
+            groups.push(OutputGroup {
+                name: "default".to_owned(),
+                sets: Vec::new(),
+                files: self.files(completed.important_output),
+                incomplete: !completed.success,
+            });
+        }
+        Completed {
+            target,
+            success: completed.success,
+            groups,
+            directories: self.files(completed.directory_output),
+        }
+    }
+
+    fn files(self, files: Vec<proto::File>) -> Vec<File> {
+        files.into_iter().map(|file| self.file(file)).collect()
+    }
+
+    fn file(self, file: proto::File) -> File {
+        let mut path = file.path_prefix.join("/");
+        let prefix_len = path.len();
+        if prefix_len == 0 {
+            path = file.name;
+        } else {
+            path.reserve_exact(file.name.len() + 1);
+            path.push('/');
+            path.push_str(&file.name);
+        }
+        let (content, uri) = match file.file {
+            Some(Oneof::SymlinkTargetPath(target)) => (Content::Symlink(target), None),
+            Some(Oneof::Contents(bytes)) => (Content::Inline(bytes), None),
+            Some(Oneof::Uri(uri)) => (self.blob(&path, &file.digest, file.length, &uri), Some(uri)),
+            None => (self.blob(&path, &file.digest, file.length, ""), None),
+        };
+        File {
+            path,
+            prefix_len,
+            content,
+            uri,
+        }
+    }
+
+    /// The blob that the digest field and the URI agree upon, or that the one which is there names.
+    fn blob(self, path: &str, hash: &str, length: i64, uri: &str) -> Content {
+        let named = if BytestreamUri::is_one(uri) {
+            BytestreamUri::parse_with(uri, self.default_function)
+                .inspect_err(|error| debug!(path, %error, "uri names no blob"))
+                .ok()
+        } else {
+            None
+        };
+        if hash.is_empty() {
+            return named.map_or(Content::Unknown, |uri| Content::Blob(uri.digest));
+        }
+        let digest = u64::try_from(length)
+            .ok()
+            .and_then(|size| digest_of_field(hash, size, self.default_function));
+        let digest = match (digest, named.map(|uri| uri.digest)) {
+            (Some(field), None) => Some(field),
+            // The same blob; the URI knows the function better. Protobuf cannot tell a length of 0 from none.
+            (Some(field), Some(uri))
+                if field.hash() == uri.hash() && (field.size() == uri.size() || length == 0) =>
+            {
+                Some(uri)
+            }
+            _ => None,
+        };
+        digest.map_or_else(
+            || {
+                // Bazel 7 gives directories the digest "00".
+                debug!(path, hash, length, uri, "file's digest makes no sense");
+                Content::Unknown
+            },
+            Content::Blob,
+        )
+    }
+}
+
+fn digest_of_field(hash: &str, size: u64, default_function: Option<DigestFunction>) -> Option<Digest> {
+    let function = default_function.filter(|f| f.hash_len() * 2 == hash.len());
+    Digest::from_hex(function, hash, size).ok()
+}
+
+fn configuration_id(id: Option<ConfigurationId>) -> String {
+    id.map(|id| id.id).unwrap_or_default()
+}
+
+fn target_id(id: proto::build_event_id::TargetCompletedId) -> TargetId {
+    TargetId {
+        label: id.label,
+        aspect: id.aspect,
+        configuration: configuration_id(id.configuration),
+    }
+}
+
+fn link(link: proto::ConvenienceSymlink) -> Option<ConvenienceSymlink> {
+    let target = match link.action() {
+        LinkAction::Create => Some(link.target),
+        LinkAction::Delete => None,
+        LinkAction::Unknown => return None,
+    };
+    Some(ConvenienceSymlink {
+        path: link.path,
+        target,
+    })
+}
+
+/// Options as they are; the chunks of other sections become options named by their section: `executable`,
+/// `command`, `residual`.
+fn command_line(id: Option<Id>, line: proto::CommandLine) -> CommandLine {
+    let mut options = Vec::new();
+    for section in line.sections {
+        match section.section_type {
+            Some(SectionType::OptionList(list)) => options.extend(list.option.into_iter().filter_map(option)),
+            Some(SectionType::ChunkList(list)) => {
+                let label = section.section_label;
+                options.extend(list.chunk.into_iter().map(|chunk| (label.clone(), chunk)));
+            }
+            None => {}
+        }
+    }
+    let label = match id {
+        // Without `--experimental_tool_command_line` the one labelled "tool" has an empty payload.
+        Some(Id::StructuredCommandLine(id)) if line.command_line_label.is_empty() => id.command_line_label,
+        _ => line.command_line_label,
+    };
+    CommandLine { label, options }
+}
+
+/// An option's name and value. Startup options of the original command line have only their combined form, and
+/// those from a bazelrc nothing at all.
+fn option(option: proto::Option) -> Option<(String, String)> {
+    if !option.option_name.is_empty() {
+        return Some((option.option_name, option.option_value));
+    }
+    let combined = option.combined_form.strip_prefix("--")?;
+    let (name, value) = combined.split_once('=').unwrap_or((combined, ""));
+    Some((name.to_owned(), value.to_owned()))
+}
+
+/// The files that a piece of Bazel's output says it could not read for the stream: `Uploading BEP referenced local
+/// file PATH: PATH (No such file or directory)`.
+fn unreadable(output: &str) -> Vec<String> {
+    const WORDS: &str = "Uploading BEP referenced local file ";
+    const MISSING: &str = " (No such file or directory)";
+    let mut files: Vec<String> = output
+        .lines()
+        .filter_map(|line| {
+            let rest = line.split_once(WORDS)?.1;
+            let (twice, _) = rest.split_once(MISSING)?;
+            // The path stands there twice, with a colon and a space between.
+            let path = twice.get(..twice.len().checked_sub(2)? / 2)?;
+            (twice == format!("{path}: {path}")).then(|| path.to_owned())
+        })
+        .collect();
+    files.sort();
+    files.dedup();
+    files
+}
+
+#[cfg(test)]
+mod tests;

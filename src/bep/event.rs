@@ -1,0 +1,269 @@
+//! The build's events as the rest of Outhaul sees them: small, typed, free of wire formats.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::digest::Digest;
+
+/// One event of a build. Events that tell nothing about outputs are [`Event::Other`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The build began.
+    Started(Started),
+    /// Where the build's exec root is on disk; absolute.
+    ExecRoot(String),
+    /// One of the build's command lines.
+    CommandLine(CommandLine),
+    /// A configuration was announced.
+    Configuration {
+        /// The id that other events refer to.
+        id: String,
+        /// Its directory below `bazel-out`, such as `k8-fastbuild`.
+        mnemonic: String,
+    },
+    /// A target was configured.
+    Configured {
+        /// The target.
+        label: String,
+        /// Its kind, such as `sh_test rule`.
+        kind: String,
+    },
+    /// A node of the graph of named sets.
+    NamedSet(NamedSet),
+    /// A target, or an aspect on one, was completed.
+    Completed(Completed),
+    /// One attempt of a test ended.
+    TestResult(TestResult),
+    /// All attempts of a test ended.
+    TestSummary {
+        /// The test's label.
+        label: String,
+        /// Its configuration's id.
+        configuration: String,
+        /// How many shards it had; 0 or 1 for none.
+        shard_count: u32,
+        /// How many times each shard was run.
+        run_count: u32,
+    },
+    /// An action was reported: a failed one, or any with `--build_event_publish_all_actions`.
+    Action(Action),
+    /// Something announced will not come.
+    Aborted {
+        /// The target or aspect that it was about, if any.
+        target: Option<TargetId>,
+        /// The reason's name, such as `SKIPPED`.
+        reason: String,
+        /// The build tool's words.
+        description: String,
+    },
+    /// The build tool's links into the output base.
+    ConvenienceSymlinks(Vec<ConvenienceSymlink>),
+    /// The build ended.
+    Finished {
+        /// The build tool's exit code.
+        exit_code: i32,
+        /// Its name, such as `SUCCESS`.
+        name: String,
+    },
+    /// Output files that the build tool wanted to name and could not, because they are not there; absolute paths. Bazel
+    /// says so in its own output alone: it leaves a file out of the stream when the directory that it belongs in was
+    /// deleted, although it knows the file's digest.
+    Unreadable(Vec<String>),
+    /// Anything else.
+    Other,
+}
+
+/// An event with its place in the stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Framed {
+    /// What happened.
+    pub event: Event,
+    /// Whether the stream says that this was its last.
+    pub last: bool,
+}
+
+/// A target or aspect in one configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct TargetId {
+    /// The target's label.
+    pub label: String,
+    /// The aspect, or empty for the target itself.
+    pub aspect: String,
+    /// The configuration's id.
+    pub configuration: String,
+}
+
+impl fmt::Display for TargetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.label)?;
+        if !self.aspect.is_empty() {
+            write!(f, " (aspect {})", self.aspect)?;
+        }
+        Ok(())
+    }
+}
+
+/// The build's beginning.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Started {
+    /// The invocation id.
+    pub invocation_id: String,
+    /// `build`, `test`, `run`, `coverage`, ...
+    pub command: String,
+    /// The build tool's version.
+    pub build_tool_version: String,
+    /// The workspace's absolute path.
+    pub workspace: String,
+    /// When it began, in milliseconds since the epoch.
+    pub started_ms: i64,
+}
+
+/// A command line, taken apart into options.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CommandLine {
+    /// `original`, `canonical` or `tool`.
+    pub label: String,
+    /// Options of all sections in order: name and value (`1`/`0` or empty for switches, as the tool wrote it).
+    pub options: Vec<(String, String)>,
+}
+
+impl CommandLine {
+    /// The last value given for an option.
+    #[must_use]
+    pub fn last(&self, name: &str) -> Option<&str> {
+        self.options
+            .iter()
+            .rev()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+    }
+
+    /// Every value given for an option, in order.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.options
+            .iter()
+            .filter(move |(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+    }
+}
+
+/// A named set: files and further sets.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct NamedSet {
+    /// Its id, valid within the stream.
+    pub id: String,
+    /// Its own files.
+    pub files: Vec<File>,
+    /// Ids of the sets it includes.
+    pub children: Vec<String>,
+}
+
+/// A file as an event names it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct File {
+    /// `path_prefix` and `name`, joined. For source files and old test results there is no prefix.
+    pub path: String,
+    /// How many bytes of `path` are prefix, without the slash; 0 for none.
+    pub prefix_len: usize,
+    /// What is known of its content.
+    pub content: Content,
+    /// The file's URI as the event gave it, if any.
+    pub uri: Option<String>,
+}
+
+impl File {
+    /// Whether the artifact root is named: outputs have one, source files have none.
+    #[must_use]
+    pub const fn has_prefix(&self) -> bool {
+        self.prefix_len > 0
+    }
+
+    /// The path below the artifact root.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        if self.prefix_len == 0 {
+            &self.path
+        } else {
+            self.path.get(self.prefix_len + 1..).unwrap_or("")
+        }
+    }
+}
+
+/// What an event tells of a file's content.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// A blob, by digest: from the event's own field, or else from its `bytestream://` URI.
+    Blob(Digest),
+    /// The bytes themselves.
+    Inline(Bytes),
+    /// An unresolved symlink's target.
+    Symlink(String),
+    /// Neither digest nor bytes: a `file://` URI of an old build tool, or nothing at all.
+    Unknown,
+}
+
+/// A completed target or aspect.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Completed {
+    /// Which.
+    pub target: TargetId,
+    /// Whether all of it was built.
+    pub success: bool,
+    /// Its output groups, as far as they were asked for.
+    pub groups: Vec<OutputGroup>,
+    /// Roots of its tree artifacts.
+    pub directories: Vec<File>,
+}
+
+/// An output group.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct OutputGroup {
+    /// Its name.
+    pub name: String,
+    /// Ids of its named sets.
+    pub sets: Vec<String>,
+    /// Files named right in the event.
+    pub files: Vec<File>,
+    /// Whether some of its artifacts were not built.
+    pub incomplete: bool,
+}
+
+/// A test attempt's result.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TestResult {
+    /// The test's label.
+    pub label: String,
+    /// Its configuration's id.
+    pub configuration: String,
+    /// Number of the run, from 1.
+    pub run: u32,
+    /// Number of the shard, from 1; 0 or 1 where the test is not sharded.
+    pub shard: u32,
+    /// Number of the attempt, from 1.
+    pub attempt: u32,
+    /// Its files, with symbolic names such as `test.log`.
+    pub files: Vec<File>,
+}
+
+/// A reported action.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Action {
+    /// Exec path of its first output.
+    pub primary_output: String,
+    /// The target that it belongs to.
+    pub label: String,
+    /// Whether it succeeded.
+    pub success: bool,
+    /// That output's content, from the URI.
+    pub content: Option<Content>,
+}
+
+/// One convenience symlink.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConvenienceSymlink {
+    /// Path below the workspace.
+    pub path: String,
+    /// Target relative to the output base; `None` when the link was deleted.
+    pub target: Option<String>,
+}

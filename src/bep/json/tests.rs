@@ -1,0 +1,92 @@
+use super::*;
+use crate::{
+    bep::event::{Content, Event},
+    digest::Digest,
+};
+
+const HASH: &str = "2c8b08da5ce60398e1f19af0e5dccc744df274b826abe585eaba68c525434806";
+
+#[test]
+fn numbers_and_strings_nulls_and_unknown_fields_are_read_alike() {
+    let with_length = |length: &str| {
+        let line = format!(
+            r#"{{"id":{{"namedSet":{{"id":"0"}}}},"children":[{{"x":{{}}}}],"future":[1,{{}}],"namedSetOfFiles":{{
+            "fileSets":[{{"id":"1"}}],"files":[{{"name":"a","pathPrefix":["p","q"],"uri":null,"digest":"{HASH}",
+            "length":{length},"new":"x"}}]}},"lastMessage":true}}"#
+        );
+        let framed = decode_json(&line).expect(&line);
+        assert!(framed.last);
+        let Event::NamedSet(set) = framed.event else {
+            panic!("{framed:?}");
+        };
+        assert_eq!(set.children, ["1"]);
+        assert_eq!(set.files[0].path, "p/q/a");
+        set.files[0].content.clone()
+    };
+    for (length, size) in [("\"4\"", 4), ("4", 4), ("4.0", 4), ("null", 0)] {
+        assert_eq!(
+            with_length(length),
+            Content::Blob(Digest::from_hex(None, HASH, size).unwrap()),
+            "{length}"
+        );
+    }
+}
+
+#[test]
+fn inline_bytes_come_in_either_alphabet_of_base64() {
+    for (text, bytes) in [
+        ("", &b""[..]),
+        ("YQ==", b"a"),
+        ("YQ", b"a"),
+        ("YWI=", b"ab"),
+        ("YWJj", b"abc"),
+        ("YWJjZA==", b"abcd"),
+        ("+/-_", &[0xfb, 0xff, 0xbf]),
+    ] {
+        assert_eq!(base64(text).as_deref(), Some(bytes), "{text}");
+    }
+    for text in ["Y", "YWJjZ", "Y Q=", "é"] {
+        assert_eq!(base64(text), None, "{text}");
+    }
+    let line = r#"{"id":{"testResult":{"label":"//t","run":1,"shard":"2","attempt":1}},
+        "testResult":{"testActionOutput":[{"name":"x","contents":"YWJj"}],"status":"PASSED"}}"#;
+    let Event::TestResult(result) = decode_json(line).unwrap().event else {
+        panic!("a test result");
+    };
+    assert_eq!((result.run, result.shard), (1, 2));
+    assert_eq!(result.files[0].content, Content::Inline("abc".into()));
+}
+
+#[test]
+fn enums_are_read_by_name_and_number_and_new_names_are_unknown() {
+    for (reason, name) in [
+        ("\"SKIPPED\"", "SKIPPED"),
+        ("7", "SKIPPED"),
+        ("\"NEW\"", "UNKNOWN"),
+        ("99", "99"),
+    ] {
+        let line =
+            format!(r#"{{"id":{{"targetCompleted":{{"label":"//a"}}}},"aborted":{{"reason":{reason}}}}}"#);
+        let Event::Aborted { target, reason, .. } = decode_json(&line).expect(&line).event else {
+            panic!("an aborted event");
+        };
+        assert_eq!(reason, name);
+        assert_eq!(target.unwrap().label, "//a");
+    }
+}
+
+#[test]
+fn lines_that_are_no_event_are_a_skippable_error() {
+    for line in [
+        "",
+        "[]",
+        "{",
+        r#"{"namedSetOfFiles":{"files":3}}"#,
+        r#"{"namedSetOfFiles":{"files":[{"length":"4.5"}]}}"#,
+        r#"{"id":{"namedSet":{"id":"\ud800"}}}"#,
+    ] {
+        assert!(decode_json(line).expect_err(line).is_skippable());
+    }
+    assert!(decode_json_with(b"{\"started\":{\"uuid\":\"\xff\"}}", None).is_err());
+    assert_eq!(decode_json("{}").unwrap().event, Event::Other);
+}

@@ -1,0 +1,18 @@
+//! The build's events: from wire format to [`event::Event`], from a file or a stream.
+//!
+//! [`decode`] and [`json`] read one event, [`source`] a file of them. [`named_sets`] is the graph that completed
+//! targets refer into. Knows neither networks nor output trees.
+
+pub mod decode;
+pub mod error;
+pub mod event;
+pub mod json;
+pub mod named_sets;
+pub mod source;
+pub mod uri;
+
+pub use decode::Decoder;
+pub use error::BepError;
+pub use event::{Event, Framed};
+pub use named_sets::NamedSets;
+pub use source::EventFile;
