@@ -60,6 +60,7 @@ pub mod digest;
 pub mod exec_path;
 pub mod metrics;
 pub mod output;
+pub mod record;
 pub mod units;
 
 /// Types generated from `proto/`.

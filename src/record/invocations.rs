@@ -1,0 +1,100 @@
+//! Invocations and their targets in the record.
+
+use super::{
+    handle::Record,
+    keys,
+    row::{InvocationRow, RootId, TargetRow},
+    shared::locked,
+    store::{Change, TreeId},
+    value::{decode_invocation, decode_target, encode_invocation, encode_target},
+};
+
+impl Record {
+    /// Records an invocation, in place of what was known of it. Its root learns of its newest invocation and its
+    /// workspace by this.
+    pub fn put_invocation(&self, row: &InvocationRow) {
+        let id = &row.invocation_id;
+        let _guard = locked(&self.shared().invocations);
+        let mut index: Vec<Change> = Vec::new();
+        match self.invocation(id) {
+            Some(before) if before.started_ms != row.started_ms => {
+                index.push((keys::by_start(before.started_ms, id), None));
+            }
+            _ => {}
+        }
+        index.push((keys::by_start(row.started_ms, id), Some(Vec::new())));
+        self.put(
+            TreeId::Invocations,
+            vec![(id.clone().into_bytes(), Some(encode_invocation(row)))],
+        );
+        self.put(TreeId::ByStart, index);
+        if let Some(root) = row.root {
+            let newest = self.newest_invocation(root);
+            let is_newest = newest.is_none_or(|newest| newest.version <= row.version);
+            self.change_root(root, |root| {
+                if is_newest {
+                    root.newest_invocation.clone_from(id);
+                }
+                if is_newest && !row.workspace.is_empty() {
+                    root.workspace.clone_from(&row.workspace);
+                }
+                // The versions of a lost record must stay behind.
+                root.version = root.version.max(row.version);
+            });
+        }
+    }
+
+    /// An invocation by its id.
+    #[must_use]
+    pub fn invocation(&self, id: &str) -> Option<InvocationRow> {
+        self.shared()
+            .get(TreeId::Invocations, id.as_bytes().to_vec(), decode_invocation)
+    }
+
+    /// The invocations begun last, newest first.
+    #[must_use]
+    pub fn invocations(&self, limit: usize) -> Vec<InvocationRow> {
+        self.scan(TreeId::ByStart, Vec::new())
+            .filter_map(|(key, _)| self.invocation(keys::invocation_of_by_start(&key)?))
+            .take(limit)
+            .collect()
+    }
+
+    /// The root's invocation with the highest version.
+    #[must_use]
+    pub fn newest_invocation(&self, root: RootId) -> Option<InvocationRow> {
+        let id = self.root_row(root)?.newest_invocation;
+        if id.is_empty() { None } else { self.invocation(&id) }
+    }
+
+    /// Forgets invocations and their targets. Their outputs stay known: they tell what is on disk.
+    pub fn remove_invocations(&self, ids: &[String]) {
+        let _guard = locked(&self.shared().invocations);
+        for id in ids {
+            let targets = self
+                .scan(TreeId::Targets, keys::targets(id))
+                .map(|(key, _)| (key, None));
+            self.put_chunked(TreeId::Targets, targets);
+            if let Some(row) = self.invocation(id) {
+                self.put(TreeId::ByStart, vec![(keys::by_start(row.started_ms, id), None)]);
+            }
+            self.put(TreeId::Invocations, vec![(id.clone().into_bytes(), None)]);
+        }
+    }
+
+    /// Records targets of an invocation, in place of what was known of them.
+    pub fn put_targets(&self, invocation: &str, rows: &[TargetRow]) {
+        let changes = rows
+            .iter()
+            .map(|row| (keys::target(invocation, row), Some(encode_target(row))));
+        self.put_chunked(TreeId::Targets, changes);
+    }
+
+    /// The targets of an invocation, in the order of their labels.
+    #[must_use]
+    pub fn targets(&self, invocation: &str) -> Vec<TargetRow> {
+        self.scan(TreeId::Targets, keys::targets(invocation))
+            .filter_map(|(_, value)| self.shared().readable(decode_target(&value)))
+            .collect()
+    }
+}

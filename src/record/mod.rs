@@ -1,0 +1,43 @@
+//! The record: what Outhaul knows of outputs, invocations and targets, kept across restarts.
+//!
+//! It is a cache of facts, never the truth. Whoever reads it checks the disk before believing it, so it may be
+//! deleted, damaged, or miss its newest rows, and all that costs is a look at some files. In return nothing here ever
+//! fails or holds up a build: there are no errors after opening, only [`Health`].
+//!
+//! * `handle`, `outputs`, `invocations`, `retention`: the API, in terms of rows.
+//! * `row`, `value`, `keys`: rows, and rows as bytes.
+//! * `shared`, `pending`, `writer`: the queue of rows on their way to the store, which readers see too; one thread
+//!   writes them, and reopens or replaces a store that fails.
+//! * `store`, `shield`, `opening`: sled, its panics, and setting a damaged store aside.
+//! * `lock`: one process per state directory.
+//!
+//! A state directory holds `lock`, `record/` (sled), `record.opening` while a store is being opened, and the last few
+//! `record.quarantined-<seconds>`.
+
+mod error;
+mod handle;
+mod invocations;
+mod keys;
+mod lock;
+mod opening;
+mod outputs;
+mod pending;
+mod retention;
+mod roots;
+mod row;
+mod shared;
+mod shield;
+mod store;
+#[cfg(test)]
+mod tests;
+mod value;
+mod writer;
+
+pub use error::{FlushError, Health, HealthState, RecordError};
+pub use handle::Record;
+pub use lock::Holder;
+pub use opening::Opening;
+pub use retention::{Retention, RetentionPlan};
+pub use row::{
+    InvocationRow, InvocationState, OutputRow, OutputState, RootId, RootRow, TargetRow, TargetState,
+};

@@ -1,0 +1,277 @@
+//! Opening a store whatever its directory holds: a damaged or foreign one is set aside, and a new one is made.
+//!
+//! sled does not only fail on damage, it panics, and may hang or end the process (an absurd length, allocated). So
+//! opening has its own thread and a deadline, and a marker file counts openings that nobody came back from.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use super::{
+    error::StoreError,
+    store::{Found, Store},
+};
+use crate::units::now_ms;
+
+const DIR_NAME: &str = "record";
+const MARKER_NAME: &str = "record.opening";
+const QUARANTINE_PREFIX: &str = "record.quarantined-";
+
+/// Quarantined stores that are kept for a look at what went wrong.
+const KEPT_QUARANTINED: usize = 3;
+
+/// Openings in a row that ended with the process before a store is taken for damaged. One or two may have been
+/// killed by somebody.
+const MAX_LOST_OPENINGS: u32 = 3;
+
+/// Recovery of a million rows takes seconds; this is for a recovery that does not end.
+const OPENING_DEADLINE: Duration = Duration::from_secs(120);
+
+/// What was found where the record should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opening {
+    /// No record, or an empty one: it starts with nothing known.
+    Fresh,
+    /// The record of earlier runs.
+    Existing,
+    /// A damaged or foreign store, or one of another version. It was moved away, and the record starts with nothing
+    /// known.
+    Quarantined {
+        /// Where it is now.
+        moved_to: PathBuf,
+        /// What was wrong with it.
+        reason: String,
+    },
+    /// The system does not let a store be opened, as on a full disk. The record works from memory, and tries again
+    /// now and then.
+    Unavailable {
+        /// The system's words.
+        reason: String,
+    },
+}
+
+/// Where a state directory's store is.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    state_dir: PathBuf,
+}
+
+impl Place {
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self {
+            state_dir: state_dir.to_owned(),
+        }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.state_dir.join(DIR_NAME)
+    }
+
+    fn marker(&self) -> PathBuf {
+        self.state_dir.join(MARKER_NAME)
+    }
+
+    /// Opens the store, setting a damaged one aside.
+    pub(super) fn open(&self) -> (Option<Store>, Opening) {
+        let lost = self.lost_openings();
+        let first = if lost >= MAX_LOST_OPENINGS {
+            Err(StoreError::Damaged(format!(
+                "the process ended in each of the last {lost} attempts to open it"
+            )))
+        } else {
+            self.mark(lost + 1);
+            self.try_open()
+        };
+        let outcome = match first {
+            Ok((store, found)) => (Some(store), found.into()),
+            Err(StoreError::Unavailable(reason)) => (None, Opening::Unavailable { reason }),
+            Err(StoreError::Damaged(reason)) => self.start_anew(reason),
+        };
+        self.unmark();
+        outcome
+    }
+
+    /// Sets the store aside and makes a new one.
+    pub(super) fn start_anew(&self, reason: String) -> (Option<Store>, Opening) {
+        let moved_to = match self.quarantine() {
+            Ok(moved_to) => moved_to,
+            Err(error) => {
+                let reason = format!("{reason}; and it cannot be moved away: {error}");
+                return (None, Opening::Unavailable { reason });
+            }
+        };
+        match self.try_open() {
+            Ok((store, _)) => (Some(store), Opening::Quarantined { moved_to, reason }),
+            Err(error) => {
+                let reason = format!("{reason}; moved away, but no new one can be made: {error}");
+                (None, Opening::Unavailable { reason })
+            }
+        }
+    }
+
+    fn try_open(&self) -> Result<(Store, Found), StoreError> {
+        let dir = self.dir();
+        let had_files = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some());
+        let (send, receive) = mpsc::sync_channel(1);
+        thread::Builder::new()
+            .name("outhaul-record-open".into())
+            .spawn(move || {
+                let mut opened = Store::open(&dir, now_ms());
+                // sled's own lock may still be held by a store that is just closing, or by a child that was forked a
+                // moment ago and has not yet closed what it inherited.
+                for _ in 0..50 {
+                    if !matches!(&opened, Err(StoreError::Unavailable(why)) if why.contains("acquire lock")) {
+                        break;
+                    }
+                    thread::sleep(Duration::from_millis(20));
+                    opened = Store::open(&dir, now_ms());
+                }
+                // Nobody listens after the deadline; the late store is closed by being dropped.
+                let _ = send.send(opened);
+            })
+            .map_err(|e| StoreError::Unavailable(format!("no thread to open it: {e}")))?;
+        let opened = receive.recv_timeout(OPENING_DEADLINE).unwrap_or_else(|_| {
+            Err(StoreError::Damaged(format!(
+                "opening it did not end within {} s",
+                OPENING_DEADLINE.as_secs()
+            )))
+        });
+        if had_files && matches!(opened, Ok((_, Found::Fresh))) {
+            // sled opens a store cut short as an empty one.
+            tracing::info!(path = %self.dir().display(), "the record's store was cut short or empty; nothing is known");
+        }
+        opened
+    }
+
+    /// Moves the store away under a name that says when.
+    fn quarantine(&self) -> io::Result<PathBuf> {
+        let time = u64::try_from(now_ms() / 1000).unwrap_or(0);
+        // After all that are there: numbers of deleted ones are not used again, so names are in order of age.
+        let newest = self.quarantined().pop();
+        let moved_to = self.state_dir.join(match newest {
+            Some(((newest, n), _)) if newest >= time => format!("{QUARANTINE_PREFIX}{newest}-{}", n + 1),
+            _ => format!("{QUARANTINE_PREFIX}{time}"),
+        });
+        match fs::rename(self.dir(), &moved_to) {
+            // Somebody deleted it: as good.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+        self.prune_quarantined();
+        Ok(moved_to)
+    }
+
+    /// Deletes all but the newest quarantined stores.
+    fn prune_quarantined(&self) {
+        let mut found = self.quarantined();
+        let surplus = found.len().saturating_sub(KEPT_QUARANTINED);
+        for (_, path) in found.drain(..surplus) {
+            let removed = match path.symlink_metadata() {
+                Ok(meta) if meta.is_dir() => fs::remove_dir_all(&path),
+                _ => fs::remove_file(&path),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "cannot delete an old quarantined record");
+            }
+        }
+    }
+
+    /// The quarantined stores that are there, oldest first.
+    fn quarantined(&self) -> Vec<((u64, u64), PathBuf)> {
+        let Ok(entries) = fs::read_dir(&self.state_dir) else {
+            return Vec::new();
+        };
+        let mut found: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| Some((age_key(entry.file_name().to_str()?)?, entry.path())))
+            .collect();
+        found.sort();
+        found
+    }
+
+    fn lost_openings(&self) -> u32 {
+        fs::read_to_string(self.marker())
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    fn mark(&self, attempt: u32) {
+        if let Err(error) = fs::write(self.marker(), format!("{attempt}\n")) {
+            // Without it only the guard against a store that ends the process is missing.
+            tracing::debug!(%error, "cannot write the record's opening marker");
+        }
+    }
+
+    fn unmark(&self) {
+        match fs::remove_file(self.marker()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::debug!(%error, "cannot remove the record's opening marker");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl From<Found> for Opening {
+    fn from(found: Found) -> Self {
+        match found {
+            Found::Fresh => Self::Fresh,
+            Found::Existing => Self::Existing,
+        }
+    }
+}
+
+/// Time and number in a quarantined store's name.
+fn age_key(name: &str) -> Option<(u64, u64)> {
+    let rest = name.strip_prefix(QUARANTINE_PREFIX)?;
+    let (time, n) = rest.split_once('-').unwrap_or((rest, "1"));
+    // Numbers of 32 bits: adding to them is safe, and larger ones are not ours.
+    Some((
+        u64::from(time.parse::<u32>().ok()?),
+        u64::from(n.parse::<u32>().ok()?),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_newest_quarantined_stores_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path());
+        let mut last = PathBuf::new();
+        for _ in 0..6 {
+            fs::create_dir(place.dir()).unwrap();
+            fs::write(place.dir().join("db"), "x").unwrap();
+            last = place.quarantine().unwrap();
+        }
+        fs::create_dir(dir.path().join("record.quarantined-by-me")).unwrap();
+        place.prune_quarantined();
+        let kept = fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(kept, KEPT_QUARANTINED + 1, "and what is not ours");
+        assert!(last.exists());
+        assert!(!place.dir().exists());
+    }
+
+    #[test]
+    fn a_store_that_ends_the_process_again_and_again_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path());
+        drop(place.open());
+        place.mark(MAX_LOST_OPENINGS - 1);
+        let (store, opening) = place.open();
+        assert_eq!(opening, Opening::Existing);
+        drop(store.unwrap());
+        place.mark(MAX_LOST_OPENINGS);
+        let (store, opening) = place.open();
+        assert!(matches!(opening, Opening::Quarantined { .. }), "{opening:?}");
+        drop(store.unwrap());
+        assert_eq!(place.lost_openings(), 0);
+    }
+}
