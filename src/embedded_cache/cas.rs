@@ -1,0 +1,378 @@
+//! `ContentAddressableStorage`: batches and trees.
+
+use std::{
+    borrow::Cow,
+    collections::{HashSet, VecDeque},
+};
+
+use bazel_remote_apis::build::bazel::remote::execution::v2::{
+    self as reapi, BatchReadBlobsRequest, BatchReadBlobsResponse, BatchUpdateBlobsRequest,
+    BatchUpdateBlobsResponse, Directory, FindMissingBlobsRequest, FindMissingBlobsResponse,
+    GetChunkMappingRequest, GetChunkMappingResponse, GetTreeRequest, GetTreeResponse,
+    RegisterChunkMappingRequest, RegisterChunkMappingResponse, SpliceBlobRequest, SpliceBlobResponse,
+    SplitBlobRequest, SplitBlobResponse, batch_read_blobs_response, batch_update_blobs_request,
+    batch_update_blobs_response, compressor, content_addressable_storage_server::ContentAddressableStorage,
+};
+use futures::stream::{self, BoxStream, StreamExt as _};
+use prost::Message as _;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{
+    context::{Context, Shared, injected, inner_status},
+    faults::{BlobFault, Place},
+    stats::{Rpc, add},
+};
+use crate::digest::Digest;
+
+/// Below this, zstd costs more than it saves; Bazel's threshold for its own uploads is the same.
+const COMPRESS_FROM: usize = 100;
+
+/// Most directories in one message of `GetTree`, when the client does not say.
+const TREE_PAGE: usize = 1000;
+
+/// Largest blob decompressed in one piece where the batch limit is switched off.
+const UNLIMITED_BATCH: u64 = 64 << 20;
+
+/// The fastest level; the cache's peers are on the same machine.
+pub(super) const ZSTD_LEVEL: i32 = 1;
+
+/// The service.
+pub(super) struct CasService(pub(super) Shared);
+
+#[tonic::async_trait]
+impl ContentAddressableStorage for CasService {
+    async fn find_missing_blobs(
+        &self,
+        request: Request<FindMissingBlobsRequest>,
+    ) -> Result<Response<FindMissingBlobsResponse>, Status> {
+        self.0.enter(Rpc::FindMissing, &request).await?;
+        let request = request.into_inner();
+        self.0.check_instance(&request.instance_name)?;
+        add(
+            &self.0.counters.find_missing_blobs,
+            request.blob_digests.len() as u64,
+        );
+        let mut missing = Vec::new();
+        for wire in request.blob_digests {
+            let digest = self.0.digest(Some(&wire), request.digest_function)?;
+            if !self.0.store.contains(&digest) {
+                missing.push(wire);
+            }
+        }
+        Ok(Response::new(FindMissingBlobsResponse {
+            missing_blob_digests: missing,
+        }))
+    }
+
+    async fn batch_update_blobs(
+        &self,
+        request: Request<BatchUpdateBlobsRequest>,
+    ) -> Result<Response<BatchUpdateBlobsResponse>, Status> {
+        self.0.enter(Rpc::BatchUpdate, &request).await?;
+        let request = request.into_inner();
+        self.0.check_instance(&request.instance_name)?;
+        add(&self.0.counters.batch_update_blobs, request.requests.len() as u64);
+        let mut digests = Vec::with_capacity(request.requests.len());
+        for update in &request.requests {
+            digests.push(self.0.digest(update.digest.as_ref(), request.digest_function)?);
+        }
+        self.0.check_batch(total_size(&digests))?;
+        let responses = request
+            .requests
+            .into_iter()
+            .zip(digests)
+            .map(|(mut update, digest)| {
+                let wire = update.digest.take();
+                let status = match self.0.update(&digest, update) {
+                    Ok(()) => inner_status(Code::Ok, ""),
+                    Err(status) => inner_status(status.code(), status.message()),
+                };
+                batch_update_blobs_response::Response {
+                    digest: wire,
+                    status: Some(status),
+                }
+            })
+            .collect();
+        Ok(Response::new(BatchUpdateBlobsResponse { responses }))
+    }
+
+    async fn batch_read_blobs(
+        &self,
+        request: Request<BatchReadBlobsRequest>,
+    ) -> Result<Response<BatchReadBlobsResponse>, Status> {
+        self.0.enter(Rpc::BatchRead, &request).await?;
+        let request = request.into_inner();
+        self.0.check_instance(&request.instance_name)?;
+        add(&self.0.counters.batch_read_blobs, request.digests.len() as u64);
+        let mut digests = Vec::with_capacity(request.digests.len());
+        for wire in &request.digests {
+            digests.push(self.0.digest(Some(wire), request.digest_function)?);
+        }
+        self.0.check_batch(total_size(&digests))?;
+        let zstd = self.0.zstd
+            && request
+                .acceptable_compressors
+                .contains(&compressor::Value::Zstd.into());
+        let context = self.0.clone();
+        let read = move || {
+            let mut packer = Packer::new(zstd);
+            let pairs = request.digests.into_iter().zip(&digests);
+            let responses =
+                pairs.filter_map(|(wire, digest)| context.read_for_batch(wire, digest, &mut packer));
+            responses.collect()
+        };
+        let responses = if self.0.store.directory().is_some() {
+            tokio::task::spawn_blocking(read)
+                .await
+                .map_err(|error| Status::internal(format!("reading a batch: {error}")))?
+        } else {
+            read()
+        };
+        Ok(Response::new(BatchReadBlobsResponse { responses }))
+    }
+
+    type GetTreeStream = BoxStream<'static, Result<GetTreeResponse, Status>>;
+
+    async fn get_tree(
+        &self,
+        request: Request<GetTreeRequest>,
+    ) -> Result<Response<Self::GetTreeStream>, Status> {
+        self.0.enter(Rpc::GetTree, &request).await?;
+        let request = request.into_inner();
+        self.0.check_instance(&request.instance_name)?;
+        let root = self
+            .0
+            .digest(request.root_digest.as_ref(), request.digest_function)?;
+        // The token is the number of directories already sent: the walk is the same every time.
+        let skip: usize = match request.page_token.as_str() {
+            "" => 0,
+            token => token
+                .parse()
+                .map_err(|_| Status::invalid_argument(format!("unknown page token {token:?}")))?,
+        };
+        let page = usize::try_from(request.page_size)
+            .ok()
+            .filter(|&size| size > 0)
+            .unwrap_or(TREE_PAGE);
+        let directories = self.0.walk(&root, request.digest_function)?;
+        let total = directories.len();
+        let rest = directories.get(skip..).unwrap_or_default();
+        let pages: Vec<_> = rest
+            .chunks(page)
+            .enumerate()
+            .map(|(index, chunk)| {
+                let end = skip + index * page + chunk.len();
+                Ok(GetTreeResponse {
+                    directories: chunk.to_vec(),
+                    next_page_token: if end < total {
+                        end.to_string()
+                    } else {
+                        String::new()
+                    },
+                })
+            })
+            .collect();
+        Ok(Response::new(stream::iter(pages).boxed()))
+    }
+
+    async fn split_blob(&self, _: Request<SplitBlobRequest>) -> Result<Response<SplitBlobResponse>, Status> {
+        Err(chunking())
+    }
+
+    type GetChunkMappingStream = BoxStream<'static, Result<GetChunkMappingResponse, Status>>;
+
+    async fn get_chunk_mapping(
+        &self,
+        _: Request<GetChunkMappingRequest>,
+    ) -> Result<Response<Self::GetChunkMappingStream>, Status> {
+        Err(chunking())
+    }
+
+    async fn splice_blob(
+        &self,
+        _: Request<SpliceBlobRequest>,
+    ) -> Result<Response<SpliceBlobResponse>, Status> {
+        Err(chunking())
+    }
+
+    async fn register_chunk_mapping(
+        &self,
+        _: Request<Streaming<RegisterChunkMappingRequest>>,
+    ) -> Result<Response<RegisterChunkMappingResponse>, Status> {
+        Err(chunking())
+    }
+}
+
+fn chunking() -> Status {
+    Status::unimplemented("blobs are not chunked here")
+}
+
+fn total_size(digests: &[Digest]) -> u64 {
+    digests
+        .iter()
+        .fold(0, |sum: u64, digest| sum.saturating_add(digest.size()))
+}
+
+/// Compresses the blobs of one answer, with one context for all of them.
+struct Packer(Option<zstd::bulk::Compressor<'static>>);
+
+impl Packer {
+    fn new(zstd: bool) -> Self {
+        // Without memory for a context, the client gets its blobs uncompressed.
+        Self(
+            zstd.then(|| zstd::bulk::Compressor::new(ZSTD_LEVEL).ok())
+                .flatten(),
+        )
+    }
+
+    /// The compressed bytes, if that makes them fewer.
+    fn pack(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let compressor = self.0.as_mut().filter(|_| bytes.len() >= COMPRESS_FROM)?;
+        compressor
+            .compress(bytes)
+            .ok()
+            .filter(|packed| packed.len() < bytes.len())
+    }
+}
+
+impl Context {
+    /// One blob's answer in a batch; none when a fault drops it.
+    fn read_for_batch(
+        &self,
+        wire: reapi::Digest,
+        digest: &Digest,
+        packer: &mut Packer,
+    ) -> Option<batch_read_blobs_response::Response> {
+        let place = Place {
+            batch: true,
+            compressed: packer.0.is_some(),
+        };
+        let fault = self.faults.on_blob(digest, place);
+        let failed = |wire, code, message: String| {
+            Some(batch_read_blobs_response::Response {
+                digest: Some(wire),
+                status: Some(inner_status(code, message)),
+                ..Default::default()
+            })
+        };
+        match fault {
+            Some(BlobFault::DropFromBatch) => return None,
+            Some(BlobFault::Status(code)) => return failed(wire, code, injected(code).message().to_owned()),
+            _ => {}
+        }
+        let Some(bytes) = self.store.get(digest) else {
+            return failed(wire, Code::NotFound, format!("blob {digest} is not here"));
+        };
+        add(&self.counters.bytes_out, bytes.len() as u64);
+        let mut data = Cow::Borrowed(&*bytes);
+        if let Some(fault) = fault {
+            spoil(data.to_mut(), fault);
+        }
+        let (data, compressor) = match packer.pack(&data) {
+            Some(mut packed) => {
+                if fault == Some(BlobFault::GarbleCompression) {
+                    garble(&mut packed);
+                }
+                (packed, compressor::Value::Zstd)
+            }
+            None => (data.into_owned(), compressor::Value::Identity),
+        };
+        add(&self.counters.wire_bytes_out, data.len() as u64);
+        Some(batch_read_blobs_response::Response {
+            digest: Some(wire),
+            data,
+            compressor: compressor.into(),
+            status: Some(inner_status(Code::Ok, "")),
+        })
+    }
+
+    /// Takes one blob of a batch in.
+    fn update(&self, digest: &Digest, update: batch_update_blobs_request::Request) -> Result<(), Status> {
+        let bytes = match compressor::Value::try_from(update.compressor) {
+            Ok(compressor::Value::Identity) => update.data,
+            Ok(compressor::Value::Zstd) if self.zstd => {
+                let limit = match self.max_batch_bytes {
+                    0 => UNLIMITED_BATCH,
+                    limit => limit,
+                };
+                // The declared size is a client's word; it is checked before memory is set aside for it.
+                let capacity = usize::try_from(digest.size())
+                    .ok()
+                    .filter(|_| digest.size() <= limit)
+                    .ok_or_else(|| {
+                        Status::invalid_argument(format!("blob {digest} is too large for a batch"))
+                    })?;
+                zstd::bulk::decompress(&update.data, capacity).map_err(|error| {
+                    Status::invalid_argument(format!("blob {digest} is not zstd: {error}"))
+                })?
+            }
+            _ => {
+                return Err(Status::invalid_argument(format!(
+                    "compressor number {} is not offered",
+                    update.compressor
+                )));
+            }
+        };
+        let actual = Digest::of(digest.function(), &bytes);
+        if actual != *digest {
+            return Err(Status::invalid_argument(format!(
+                "bytes of blob {digest} have the digest {actual}"
+            )));
+        }
+        add(&self.counters.bytes_in, bytes.len() as u64);
+        self.store
+            .try_put(digest, &bytes.into())
+            .map_err(|error| Status::resource_exhausted(format!("keeping blob {digest}: {error}")))
+    }
+
+    /// A directory and all below it, each once, parents first. Missing ones below the root are left out, as the API
+    /// says.
+    fn walk(&self, root: &Digest, function: i32) -> Result<Vec<Directory>, Status> {
+        let mut seen = HashSet::from([root.clone()]);
+        let mut queue = VecDeque::from([root.clone()]);
+        let mut found = Vec::new();
+        while let Some(digest) = queue.pop_front() {
+            let Some(bytes) = self.store.get(&digest) else {
+                if found.is_empty() {
+                    return Err(Status::not_found(format!("directory {digest} is not here")));
+                }
+                continue;
+            };
+            let directory = Directory::decode(bytes).map_err(|error| {
+                Status::failed_precondition(format!("blob {digest} is not a directory: {error}"))
+            })?;
+            for child in &directory.directories {
+                let child = self.digest(child.digest.as_ref(), function)?;
+                if seen.insert(child.clone()) {
+                    queue.push_back(child);
+                }
+            }
+            found.push(directory);
+        }
+        Ok(found)
+    }
+}
+
+/// Applies a fault to the bytes of an answer.
+pub(super) fn spoil(data: &mut Vec<u8>, fault: BlobFault) {
+    match fault {
+        BlobFault::Corrupt => {
+            if let Some(first) = data.first_mut() {
+                *first ^= 0xff;
+            }
+        }
+        BlobFault::Resize(by) => {
+            let by = isize::try_from(by).unwrap_or(isize::MIN);
+            let size = data.len().checked_add_signed(by).unwrap_or(0);
+            data.resize(size, 0);
+        }
+        _ => {}
+    }
+}
+
+/// Makes a zstd frame undecodable, by way of its magic number.
+pub(super) fn garble(frame: &mut [u8]) {
+    if let Some(first) = frame.first_mut() {
+        *first ^= 0xff;
+    }
+}

@@ -1,0 +1,233 @@
+//! `ByteStream.Read`: a blob, or the end of one, as a stream of messages.
+
+use std::io::{self, Write as _};
+
+use bazel_remote_apis::google::bytestream::{ReadRequest, ReadResponse};
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt as _};
+use tonic::Status;
+
+use super::{
+    cas::{ZSTD_LEVEL, garble, spoil},
+    context::{Shared, injected},
+    faults::{BlobFault, Place},
+    resource::Resource,
+    stats::add,
+    store::Blob,
+};
+use crate::digest::Digest;
+
+/// Bytes in a message. Well below the 4 MiB that gRPC's clients take by default, also where zstd makes data grow.
+const MESSAGE: usize = 1 << 20;
+
+/// Bytes that are compressed at a time, so that a message ends near [`MESSAGE`].
+const COMPRESSED_PIECE: usize = 256 << 10;
+
+/// Bytes that are compressed before a message is sent, however small they became: other tasks want the thread.
+const COMPRESSED_MESSAGE: usize = 8 << 20;
+
+/// A stream of messages.
+pub(super) type ReadStream = BoxStream<'static, Result<ReadResponse, Status>>;
+
+/// Where a fault ends a stream.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    Cut(u64),
+    Stall(u64),
+}
+
+/// A stream in the making.
+struct Reading {
+    context: Shared,
+    digest: Digest,
+    blob: Blob,
+    position: u64,
+    end: u64,
+    /// Bytes before compression that went out.
+    sent: u64,
+    encoder: Option<zstd::stream::write::Encoder<'static, Vec<u8>>>,
+    fault: Option<BlobFault>,
+    limit: Option<Limit>,
+    done: bool,
+}
+
+/// Checks a request and makes its stream.
+pub(super) fn read(context: &Shared, request: &ReadRequest) -> Result<ReadStream, Status> {
+    let resource = Resource::for_read(&request.resource_name)?;
+    let digest = context.resource(&resource)?;
+    if request.read_offset > 0 {
+        add(&context.counters.stream_reads_resumed, 1);
+    }
+    if resource.compressed {
+        add(&context.counters.stream_reads_compressed, 1);
+    }
+    let place = Place {
+        batch: false,
+        compressed: resource.compressed,
+    };
+    let fault = context.faults.on_blob(&digest, place);
+    if let Some(BlobFault::Status(code)) = fault {
+        return Err(injected(code));
+    }
+    let not_found = || Status::not_found(format!("blob {digest} is not here"));
+    let blob = context.store.blob(&digest).ok_or_else(not_found)?;
+    let size = blob.size(&digest);
+    let offset = u64::try_from(request.read_offset)
+        .ok()
+        .filter(|&offset| offset <= size)
+        .ok_or_else(|| Status::out_of_range(format!("offset {} of blob {digest}", request.read_offset)))?;
+    let end = match u64::try_from(request.read_limit) {
+        Ok(0) => size,
+        // The API: a limit has no meaning for compressed bytes.
+        Ok(_) if resource.compressed => {
+            return Err(Status::invalid_argument(
+                "read_limit must be 0 for compressed blobs",
+            ));
+        }
+        Ok(limit) => size.min(offset.saturating_add(limit)),
+        Err(_) => return Err(Status::invalid_argument("read_limit is negative")),
+    };
+    let end = match fault {
+        Some(BlobFault::Resize(by @ ..0)) => end.saturating_add_signed(by).max(offset),
+        _ => end,
+    };
+    let encoder = resource
+        .compressed
+        .then(|| zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL))
+        .transpose()
+        .map_err(|error| failed(&digest, &error))?;
+    let limit = match fault {
+        Some(BlobFault::CutAfter(bytes)) => Some(Limit::Cut(bytes)),
+        Some(BlobFault::StallAfter(bytes)) => Some(Limit::Stall(bytes)),
+        _ => None,
+    };
+    let reading = Reading {
+        context: context.clone(),
+        digest,
+        blob,
+        position: offset,
+        end,
+        sent: 0,
+        encoder,
+        fault,
+        limit,
+        done: false,
+    };
+    Ok(stream::try_unfold(reading, Reading::next).boxed())
+}
+
+impl Reading {
+    /// The next message, until there is none.
+    async fn next(mut self) -> Result<Option<(ReadResponse, Self)>, Status> {
+        if self.done {
+            return Ok(None);
+        }
+        let data = if self.encoder.is_some() {
+            self.compressed_message().await?
+        } else {
+            self.plain_message().await?
+        };
+        // The empty blob needs no message, an empty frame is not empty.
+        if data.is_empty() {
+            return Ok(None);
+        }
+        add(&self.context.counters.wire_bytes_out, data.len() as u64);
+        Ok(Some((ReadResponse { data }, self)))
+    }
+
+    async fn plain_message(&mut self) -> Result<Vec<u8>, Status> {
+        let piece = self.piece(MESSAGE).await?;
+        if piece.is_empty() {
+            self.at_limit().await?;
+        }
+        self.done = self.position == self.end && self.limit.is_none();
+        Ok(self.spoiled(piece))
+    }
+
+    async fn compressed_message(&mut self) -> Result<Vec<u8>, Status> {
+        let from = self.sent;
+        loop {
+            let piece = self.piece(COMPRESSED_PIECE).await?;
+            let was_empty = piece.is_empty();
+            let piece = self.spoiled(piece);
+            let error = |error| failed(&self.digest, &error);
+            let Some(encoder) = &mut self.encoder else {
+                return Ok(Vec::new());
+            };
+            encoder.write_all(&piece).map_err(error)?;
+            if self.position == self.end && self.limit.is_none() {
+                self.done = true;
+                let finished = self.encoder.take().map(zstd::stream::write::Encoder::finish);
+                let data = finished.transpose().map_err(error)?;
+                return Ok(self.garbled(data.unwrap_or_default(), from));
+            }
+            let full = encoder.get_ref().len() + COMPRESSED_PIECE > MESSAGE
+                || self.sent - from >= COMPRESSED_MESSAGE as u64;
+            if full || was_empty {
+                // What a fault ends here shall have arrived.
+                encoder.flush().map_err(error)?;
+                let data = std::mem::take(encoder.get_mut());
+                if !data.is_empty() {
+                    return Ok(self.garbled(data, from));
+                }
+                self.at_limit().await?;
+            }
+        }
+    }
+
+    /// The next bytes of the blob; none at the end, or where a fault ends the stream.
+    async fn piece(&mut self, most: usize) -> Result<Bytes, Status> {
+        let allowed = match self.limit {
+            Some(Limit::Cut(bytes) | Limit::Stall(bytes)) => bytes - self.sent,
+            None => u64::MAX,
+        };
+        let length = (self.end - self.position).min(allowed).min(most as u64);
+        // At most `most`.
+        let (position, length) = (self.position, usize::try_from(length).unwrap_or(most));
+        let piece = if self.blob.is_file() {
+            let blob = self.blob.clone();
+            tokio::task::spawn_blocking(move || blob.read(position, length))
+                .await
+                .unwrap_or_else(|error| Err(io::Error::other(error)))
+        } else {
+            self.blob.read(position, length)
+        };
+        let piece = piece.map_err(|error| failed(&self.digest, &error))?;
+        self.position += length as u64;
+        self.sent += length as u64;
+        add(&self.context.counters.bytes_out, length as u64);
+        Ok(piece)
+    }
+
+    /// Ends the stream as the fault asks, if this is the place; at the blob's end, the fault came too late.
+    async fn at_limit(&mut self) -> Result<(), Status> {
+        match self.limit.take() {
+            Some(Limit::Cut(bytes)) if bytes == self.sent => Err(injected(tonic::Code::Unavailable)),
+            Some(Limit::Stall(bytes)) if bytes == self.sent => std::future::pending().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The piece's bytes, changed where a fault asks for it.
+    fn spoiled(&self, piece: Bytes) -> Vec<u8> {
+        let (first, last) = (self.sent == piece.len() as u64, self.position == self.end);
+        let mut data = Vec::from(piece);
+        match self.fault {
+            Some(fault @ BlobFault::Corrupt) if first => spoil(&mut data, fault),
+            Some(fault @ BlobFault::Resize(1..)) if last => spoil(&mut data, fault),
+            _ => {}
+        }
+        data
+    }
+
+    fn garbled(&self, mut data: Vec<u8>, from: u64) -> Vec<u8> {
+        if from == 0 && self.fault == Some(BlobFault::GarbleCompression) {
+            garble(&mut data);
+        }
+        data
+    }
+}
+
+fn failed(digest: &Digest, error: &io::Error) -> Status {
+    Status::internal(format!("reading blob {digest}: {error}"))
+}

@@ -1,0 +1,383 @@
+//! Starting and stopping the cache.
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use bazel_remote_apis::{
+    build::bazel::remote::execution::v2::{
+        action_cache_server::ActionCacheServer, capabilities_server::CapabilitiesServer,
+        content_addressable_storage_server::ContentAddressableStorageServer,
+    },
+    google::bytestream::byte_stream_server::ByteStreamServer,
+};
+use futures::{Stream, stream};
+use http::HeaderMap;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+
+use super::{
+    action_cache::ActionCacheService,
+    capabilities::CapabilitiesService,
+    cas::CasService,
+    connection::Connection,
+    context::{Context, Shared},
+    faults::Faults,
+    memory::{read, write},
+    stats::{Stats, add},
+    store::Store,
+    write::ByteStreamService,
+};
+use crate::digest::DigestFunction;
+
+/// gRPC's default limit of 4 MiB for a message, less room for what 4,000 blobs carry beside their bytes: some 96 bytes
+/// each for digest, status and tags.
+const DEFAULT_BATCH_BYTES: u64 = (4 << 20) - (384 << 10);
+
+/// Largest message taken. Clients write streams in messages of at most a few MiB.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// HTTP/2 windows for what clients upload. For downloads, the clients' own windows count.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+
+/// Why a cache did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EmbeddedCacheError {
+    /// Neither an IP address with a port nor `unix:PATH`.
+    #[error("{0:?} is no address to listen on; write IP:PORT or unix:/PATH")]
+    Address(String),
+    /// The address is taken, or can't be listened on.
+    #[error("listening on {address}: {source}")]
+    Bind {
+        /// The address as given.
+        address: String,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// The directory for the blobs can't be used.
+    #[error("keeping blobs in {}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// The certificates or the key can't be used.
+    #[error("setting TLS up: {0}")]
+    Tls(tonic::transport::Error),
+    /// No digest function was left to serve.
+    #[error("no digest function given")]
+    NoDigestFunction,
+}
+
+/// A certificate for the server, all as PEM.
+#[derive(Clone)]
+pub struct ServerTls {
+    /// The server's certificate chain.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
+    /// With it, clients must show a certificate issued by this authority.
+    pub client_ca: Option<String>,
+}
+
+/// The cache, before it is started.
+#[derive(Debug)]
+pub struct EmbeddedCache;
+
+impl EmbeddedCache {
+    /// A cache with the defaults: in memory, zstd offered, SHA-256, any instance name, a free port of `127.0.0.1`.
+    pub fn builder() -> Builder {
+        Builder {
+            zstd: true,
+            functions: vec![DigestFunction::Sha256],
+            instance: None,
+            max_batch_bytes: DEFAULT_BATCH_BYTES,
+            directory: None,
+            address: "127.0.0.1:0".to_owned(),
+            tls: None,
+            required_header: None,
+        }
+    }
+}
+
+/// Settings of a cache.
+#[must_use]
+pub struct Builder {
+    zstd: bool,
+    functions: Vec<DigestFunction>,
+    instance: Option<String>,
+    max_batch_bytes: u64,
+    directory: Option<PathBuf>,
+    address: String,
+    tls: Option<ServerTls>,
+    required_header: Option<(String, String)>,
+}
+
+impl Builder {
+    /// Whether zstd is offered and taken, in batches and streams.
+    pub const fn zstd(mut self, offered: bool) -> Self {
+        self.zstd = offered;
+        self
+    }
+
+    /// Functions that requests may use. The first is the store's own, see [`Store::put`].
+    pub fn digest_functions(mut self, functions: Vec<DigestFunction>) -> Self {
+        self.functions = functions;
+        self
+    }
+
+    /// The only instance name (possibly empty) that requests may carry. `None` takes any, with the same content.
+    pub fn instance_name(mut self, name: Option<String>) -> Self {
+        self.instance = name;
+        self
+    }
+
+    /// Largest sum of blob sizes in a batch; 0 states no limit and has none.
+    pub const fn max_batch_bytes(mut self, bytes: u64) -> Self {
+        self.max_batch_bytes = bytes;
+        self
+    }
+
+    /// Keeps blobs and action results as files below a directory instead of in memory. It is made if it is missing;
+    /// what an earlier cache left there is served again. One cache at a time.
+    pub fn directory(mut self, directory: Option<PathBuf>) -> Self {
+        self.directory = directory;
+        self
+    }
+
+    /// Where to listen: `IP:PORT`, with port 0 for a free one, or `unix:/PATH`.
+    pub fn bind(mut self, address: impl Into<String>) -> Self {
+        self.address = address.into();
+        self
+    }
+
+    /// Speaks TLS, perhaps with client certificates.
+    pub fn tls(mut self, tls: ServerTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Calls without this header are answered with UNAUTHENTICATED.
+    pub fn required_header(mut self, name: &str, value: &str) -> Self {
+        self.required_header = header(Some((name, value)));
+        self
+    }
+
+    /// Starts the cache on the current tokio runtime.
+    ///
+    /// # Errors
+    /// When the address, the directory or the certificates can't be used.
+    pub async fn start(self) -> Result<RunningCache, EmbeddedCacheError> {
+        let function = *self
+            .functions
+            .first()
+            .ok_or(EmbeddedCacheError::NoDigestFunction)?;
+        let store = match self.directory {
+            Some(path) => Store::in_directory(function, path.clone())
+                .map_err(|source| EmbeddedCacheError::Directory { path, source })?,
+            None => Store::in_memory(function),
+        };
+        let context = Arc::new(Context {
+            store,
+            faults: Faults::default(),
+            counters: Default::default(),
+            uploads: Default::default(),
+            functions: self.functions,
+            instance: self.instance,
+            zstd: self.zstd,
+            max_batch_bytes: self.max_batch_bytes,
+            required_header: self.required_header.into(),
+            last_headers: Default::default(),
+        });
+        let mut server = Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let with_tls = self.tls.is_some();
+        if let Some(tls) = self.tls {
+            let mut config = ServerTlsConfig::new().identity(Identity::from_pem(&tls.certificate, &tls.key));
+            if let Some(authority) = &tls.client_ca {
+                config = config.client_ca_root(Certificate::from_pem(authority));
+            }
+            server = server.tls_config(config).map_err(EmbeddedCacheError::Tls)?;
+        }
+        let message = usize::try_from(self.max_batch_bytes)
+            .unwrap_or(MAX_MESSAGE)
+            .saturating_add(1 << 20)
+            .max(MAX_MESSAGE);
+        let router = server
+            .add_service(CapabilitiesServer::new(CapabilitiesService(context.clone())))
+            .add_service(ActionCacheServer::new(ActionCacheService(context.clone())))
+            .add_service(
+                ContentAddressableStorageServer::new(CasService(context.clone()))
+                    .max_decoding_message_size(message),
+            )
+            .add_service(
+                ByteStreamServer::new(ByteStreamService(context.clone())).max_decoding_message_size(message),
+            );
+        let (listener, socket) = Listener::bind(&self.address).await?;
+        let endpoint = listener.endpoint(&self.address, with_tls)?;
+        let stopped = CancellationToken::new();
+        let incoming = listener.incoming(context.clone());
+        let task = tokio::spawn({
+            let stopped = stopped.clone();
+            async move {
+                let served = router
+                    .serve_with_incoming_shutdown(incoming, stopped.cancelled_owned())
+                    .await;
+                if let Err(error) = served {
+                    tracing::warn!(%error, "embedded cache stopped");
+                }
+            }
+        });
+        Ok(RunningCache {
+            endpoint,
+            context,
+            stopped,
+            task: Some(task),
+            socket,
+        })
+    }
+}
+
+/// A cache that serves. It stops when this is dropped.
+#[derive(Debug)]
+pub struct RunningCache {
+    endpoint: String,
+    context: Shared,
+    stopped: CancellationToken,
+    task: Option<JoinHandle<()>>,
+    /// The socket's file, to be removed.
+    socket: Option<PathBuf>,
+}
+
+impl RunningCache {
+    /// The address as `--remote_cache` takes it: `grpc://IP:PORT`, `grpcs://IP:PORT` or `unix:/PATH`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        self.endpoint.clone()
+    }
+
+    /// What the cache holds.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.context.store
+    }
+
+    /// Its misbehaviour.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.context.faults
+    }
+
+    /// What it was asked for so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.context.counters.read()
+    }
+
+    /// Headers of the last call that arrived, whatever became of it.
+    #[must_use]
+    pub fn last_headers(&self) -> HeaderMap {
+        read(&self.context.last_headers).clone()
+    }
+
+    /// Changes the header that calls must carry from now on, as when a token expires; `None` for no header.
+    pub fn require_header(&self, required: Option<(&str, &str)>) {
+        *write(&self.context.required_header) = header(required);
+    }
+
+    /// Stops the cache: connections are broken, calls under way fail. Returns when the address is free again.
+    pub async fn stop(mut self) {
+        self.shut();
+        if let Some(mut task) = self.task.take() {
+            // A connection accepted at the last moment is not among those broken by `shut`.
+            while tokio::time::timeout(Duration::from_millis(10), &mut task)
+                .await
+                .is_err()
+            {
+                self.context.faults.sever_connections();
+            }
+        }
+    }
+
+    fn shut(&self) {
+        self.stopped.cancel();
+        self.context.faults.sever_connections();
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+impl Drop for RunningCache {
+    fn drop(&mut self) {
+        self.shut();
+    }
+}
+
+fn header(required: Option<(&str, &str)>) -> Option<(String, String)> {
+    required.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Also gives the socket's path, if it has one.
+    async fn bind(address: &str) -> Result<(Self, Option<PathBuf>), EmbeddedCacheError> {
+        let failed = |source| EmbeddedCacheError::Bind {
+            address: address.to_owned(),
+            source,
+        };
+        if let Some(path) = address.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            let listener = UnixListener::bind(&path).map_err(failed)?;
+            return Ok((Self::Unix(listener), Some(path)));
+        }
+        let parsed: SocketAddr = address
+            .parse()
+            .map_err(|_| EmbeddedCacheError::Address(address.to_owned()))?;
+        let listener = TcpListener::bind(parsed).await.map_err(failed)?;
+        Ok((Self::Tcp(listener), None))
+    }
+
+    fn endpoint(&self, address: &str, tls: bool) -> Result<String, EmbeddedCacheError> {
+        match self {
+            Self::Tcp(listener) => {
+                let scheme = if tls { "grpcs" } else { "grpc" };
+                let bound = listener.local_addr().map_err(|source| EmbeddedCacheError::Bind {
+                    address: address.to_owned(),
+                    source,
+                })?;
+                Ok(format!("{scheme}://{bound}"))
+            }
+            Self::Unix(_) => Ok(address.to_owned()),
+        }
+    }
+
+    /// Connections as they come, each held by the token that can break it.
+    fn incoming(self, context: Shared) -> impl Stream<Item = io::Result<Connection>> {
+        stream::unfold((self, context), async |(listener, context)| {
+            // The token is taken after the wait: one from before may have been cancelled meanwhile.
+            let connection = match &listener {
+                Self::Tcp(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(socket, _)| Connection::tcp(socket, context.faults.connection())),
+                Self::Unix(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(socket, _)| Connection::unix(socket, context.faults.connection())),
+            };
+            add(&context.counters.connections, 1);
+            Some((connection, (listener, context)))
+        })
+    }
+}
