@@ -62,6 +62,7 @@ pub mod exec_path;
 pub mod metrics;
 pub mod output;
 pub mod record;
+pub mod remote;
 pub mod units;
 
 /// Types generated from `proto/`.

@@ -1,0 +1,440 @@
+//! The metadata that a cache keeps: action results, trees, and what is missing.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use bazel_remote_apis::build::bazel::remote::execution::v2::{
+    ActionResult, FindMissingBlobsRequest, GetActionResultRequest, GetTreeRequest,
+    action_cache_client::ActionCacheClient,
+    content_addressable_storage_client::ContentAddressableStorageClient,
+};
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use moka::future::Cache;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use super::{
+    Attribution, Capabilities, batch,
+    channel::Connections,
+    client::{Client, Failure, MAX_MESSAGE, from_wire, to_wire},
+    error::{RemoteError, RemoteErrorKind},
+    expand::TreeRef,
+    stream,
+    trees::{DirectoryTree, RawGetTreeResponse},
+};
+use crate::digest::{Digest, DigestFunction};
+
+/// The most that a request for missing blobs holds. As Bazel splits them.
+const MAX_REQUEST: usize = 1024 * 1024;
+
+/// The most bytes of encoded directories in one tree.
+const MAX_TREE: u64 = 512 * 1024 * 1024;
+
+/// Memory for each of the two caches, in bytes.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// An action may be executed again with another result; trees never change, their digest is their name.
+const RESULTS_KEPT_FOR: Duration = Duration::from_secs(5 * 60);
+
+const GET_TREE: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage/GetTree";
+
+/// What was read lately. Only what the server had is remembered, never that it had not.
+pub(crate) struct MetadataCache {
+    results: Cache<Digest, Arc<ActionResult>>,
+    trees: Cache<TreeRef, Arc<DirectoryTree>>,
+}
+
+impl MetadataCache {
+    pub(crate) fn new() -> Self {
+        let weight = |bytes: usize| u32::try_from(bytes.saturating_mul(4) + 256).unwrap_or(u32::MAX);
+        Self {
+            results: Cache::builder()
+                .max_capacity(CACHE_BYTES)
+                .weigher(move |_, result: &Arc<ActionResult>| weight(result.encoded_len()))
+                .time_to_live(RESULTS_KEPT_FOR)
+                .build(),
+            trees: Cache::builder()
+                .max_capacity(CACHE_BYTES)
+                .weigher(|_, tree: &Arc<DirectoryTree>| tree.weight())
+                .build(),
+        }
+    }
+
+    /// The result of an action, or `None` when the cache has none.
+    pub(crate) async fn result(
+        &self,
+        client: &Client,
+        action: &Digest,
+        attribution: &Attribution,
+    ) -> Result<Option<Arc<ActionResult>>, RemoteError> {
+        let result = self
+            .results
+            .try_get_with(action.clone(), action_result(client, action, attribution))
+            .await;
+        match result {
+            Ok(result) => Ok(Some(result)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(Arc::unwrap_or_clone(error)),
+        }
+    }
+
+    /// A tree, complete and with every digest checked.
+    pub(crate) async fn tree(
+        &self,
+        client: &Client,
+        capabilities: &Capabilities,
+        reference: &TreeRef,
+        attribution: &Attribution,
+    ) -> Result<Arc<DirectoryTree>, RemoteError> {
+        self.trees
+            .try_get_with(reference.clone(), async {
+                let tree = match reference {
+                    TreeRef::Tree(digest) => tree_message(client, capabilities, digest, attribution).await?,
+                    TreeRef::Root(digest) => directories(client, capabilities, digest, attribution).await?,
+                };
+                Ok(Arc::new(tree))
+            })
+            .await
+            .map_err(Arc::unwrap_or_clone)
+    }
+}
+
+async fn action_result(
+    client: &Client,
+    action: &Digest,
+    attribution: &Attribution,
+) -> Result<Arc<ActionResult>, RemoteError> {
+    let request = GetActionResultRequest {
+        instance_name: client.instance(),
+        action_digest: Some(to_wire(action)),
+        digest_function: action.function().wire(),
+        ..GetActionResultRequest::default()
+    };
+    let context = client.context(format_args!("result of action {action}"));
+    client
+        .unary(&context, attribution, &request, |channel, request| async move {
+            ActionCacheClient::new(channel)
+                .max_decoding_message_size(MAX_MESSAGE)
+                .get_action_result(request)
+                .await
+        })
+        .await
+        .map(Arc::new)
+        .map_err(|failure| failure.error)
+}
+
+/// Which of these the cache does not have, in the order asked, each once.
+pub(crate) async fn find_missing(
+    client: &Client,
+    digests: &[Digest],
+    attribution: &Attribution,
+) -> Result<Vec<Digest>, RemoteError> {
+    let mut missing = HashSet::new();
+    for request in missing_requests(client.instance(), digests) {
+        let context = client.context(format_args!(
+            "missing ones of {} blobs",
+            request.blob_digests.len()
+        ));
+        let answer = client
+            .unary(&context, attribution, &request, |channel, request| async move {
+                ContentAddressableStorageClient::new(channel)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .find_missing_blobs(request)
+                    .await
+            })
+            .await
+            .map_err(|failure| failure.error)?;
+        let Some(function) = DigestFunction::from_wire(request.digest_function) else {
+            continue;
+        };
+        missing.extend(
+            answer
+                .missing_blob_digests
+                .iter()
+                .filter_map(|d| from_wire(function, d)),
+        );
+    }
+    // Taken out when told, so that one asked about twice is told once.
+    Ok(digests.iter().filter(|d| missing.remove(*d)).cloned().collect())
+}
+
+/// The questions about these digests, each of one function and small enough. The empty blob is never missing, and
+/// none is asked about twice.
+fn missing_requests(instance_name: String, digests: &[Digest]) -> Vec<FindMissingBlobsRequest> {
+    let mut requests = Vec::new();
+    let mut size = 0;
+    let mut asked = HashSet::new();
+    for digest in digests {
+        if digest.is_empty() || !asked.insert(digest) {
+            continue;
+        }
+        let wire = to_wire(digest);
+        // Tag and length of the embedded message are at most four bytes.
+        let length = wire.encoded_len() + 4;
+        let function = digest.function().wire();
+        match requests.last_mut() {
+            Some(FindMissingBlobsRequest {
+                blob_digests,
+                digest_function,
+                ..
+            }) if *digest_function == function && size + length <= MAX_REQUEST => {
+                blob_digests.push(wire);
+                size += length;
+            }
+            _ => {
+                let request = FindMissingBlobsRequest {
+                    instance_name: instance_name.clone(),
+                    blob_digests: vec![wire],
+                    digest_function: function,
+                };
+                size = request.encoded_len();
+                requests.push(request);
+            }
+        }
+    }
+    requests
+}
+
+/// A blob, whole and verified. Bytes that are wrong are asked for once more, elsewhere.
+pub(crate) async fn verified_blob(
+    client: &Client,
+    capabilities: &Capabilities,
+    digest: &Digest,
+    attribution: &Attribution,
+) -> Result<Bytes, RemoteError> {
+    let mut avoid = false;
+    loop {
+        let bytes = if digest.size() <= capabilities.max_batch_bytes {
+            let mut answers = batch::read(
+                client,
+                capabilities,
+                std::slice::from_ref(digest),
+                attribution,
+                avoid,
+            )
+            .await;
+            match answers.pop() {
+                Some((_, answer)) => answer?,
+                None => Bytes::new(),
+            }
+        } else {
+            let connections = if avoid {
+                client.pool.carriers([digest])
+            } else {
+                Connections::default()
+            };
+            let mut sink = batch::Collect(Vec::new());
+            stream::read(
+                client,
+                capabilities,
+                digest,
+                0,
+                attribution,
+                connections,
+                &mut sink,
+            )
+            .await?;
+            sink.0.into()
+        };
+        let actual = Digest::of(digest.function(), &bytes);
+        if actual == *digest {
+            return Ok(bytes);
+        }
+        if avoid {
+            return Err(RemoteError::new(
+                RemoteErrorKind::Protocol,
+                client.context(format_args!("blob {digest}")),
+                format!("the server sends bytes whose digest is {actual}"),
+            ));
+        }
+        avoid = true;
+    }
+}
+
+async fn tree_message(
+    client: &Client,
+    capabilities: &Capabilities,
+    digest: &Digest,
+    attribution: &Attribution,
+) -> Result<DirectoryTree, RemoteError> {
+    let context = || client.context(format_args!("tree {digest}"));
+    if digest.size() > MAX_TREE {
+        return Err(too_large(context()));
+    }
+    let bytes = verified_blob(client, capabilities, digest, attribution).await?;
+    DirectoryTree::decode(digest.function(), bytes)
+        .map_err(|e| RemoteError::new(RemoteErrorKind::Protocol, context(), e))
+}
+
+/// A tree by its root directory: `GetTree`, and what that leaves out as blobs, level by level.
+async fn directories(
+    client: &Client,
+    capabilities: &Capabilities,
+    root: &Digest,
+    attribution: &Attribution,
+) -> Result<DirectoryTree, RemoteError> {
+    let context = client.context(format_args!("directory {root}"));
+    let protocol = |e: String| RemoteError::new(RemoteErrorKind::Protocol, context.clone(), e);
+    let mut tree = DirectoryTree::rooted_at(root.clone());
+    if !root.is_empty() {
+        let mut backoff = client.retry.start();
+        loop {
+            match get_tree(client, &context, root, attribution, &mut tree).await {
+                Ok(()) => break,
+                Err(failure) if failure.code == Some(Code::Unimplemented) => break,
+                Err(failure) => {
+                    if !failure.error.is_retryable() || !backoff.wait(&failure.error).await {
+                        return Err(failure.error);
+                    }
+                }
+            }
+        }
+    }
+    loop {
+        let missing = tree.missing();
+        if missing.is_empty() {
+            return Ok(tree);
+        }
+        if missing.iter().map(Digest::size).sum::<u64>() > MAX_TREE - tree.encoded_bytes().min(MAX_TREE) {
+            return Err(too_large(context));
+        }
+        for (digest, answer) in batch::read(client, capabilities, &missing, attribution, false).await {
+            let mut bytes = answer?;
+            if Digest::of(digest.function(), &bytes) != digest {
+                bytes = verified_blob(client, capabilities, &digest, attribution).await?;
+            }
+            tree.add(bytes).map_err(protocol)?;
+        }
+    }
+}
+
+/// Adds what `GetTree` sends, page by page. Each directory is filed under its own digest, so nothing that the server
+/// adds or alters can take another's place.
+async fn get_tree(
+    client: &Client,
+    context: &str,
+    root: &Digest,
+    attribution: &Attribution,
+    tree: &mut DirectoryTree,
+) -> Result<(), Failure> {
+    let mut avoid = Connections::default();
+    let mut request = GetTreeRequest {
+        instance_name: client.instance(),
+        root_digest: Some(to_wire(root)),
+        page_size: 0,
+        page_token: String::new(),
+        digest_function: root.function().wire(),
+    };
+    let mut tokens = HashSet::new();
+    loop {
+        let (mut stream, _) = client
+            .once(
+                context,
+                attribution,
+                &mut avoid,
+                &request,
+                |channel, request| async move {
+                    let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE);
+                    grpc.ready()
+                        .await
+                        .map_err(|e| Status::unavailable(format!("not ready: {e}")))?;
+                    let codec = tonic_prost::ProstCodec::<GetTreeRequest, RawGetTreeResponse>::default();
+                    grpc.server_streaming(request, PathAndQuery::from_static(GET_TREE), codec)
+                        .await
+                },
+            )
+            .await?;
+        let mut token = String::new();
+        while let Some(page) = client.within_deadline(context, stream.message()).await? {
+            token = page.next_page_token;
+            for directory in page.directories {
+                tree.add(directory)
+                    .map_err(|e| RemoteError::new(RemoteErrorKind::Protocol, context, e))?;
+            }
+            if tree.encoded_bytes() > MAX_TREE {
+                return Err(too_large(context).into());
+            }
+        }
+        if token.is_empty() {
+            return Ok(());
+        }
+        if !tokens.insert(token.clone()) {
+            return Err(RemoteError::new(
+                RemoteErrorKind::Protocol,
+                context,
+                "the server sends the same page of the tree again and again",
+            )
+            .into());
+        }
+        request.page_token = token;
+    }
+}
+
+fn too_large(context: impl Into<String>) -> RemoteError {
+    RemoteError::new(
+        RemoteErrorKind::Rejected,
+        context,
+        format!("the tree has more than {MAX_TREE} bytes of directories"),
+    )
+}
+
+/// The trees of an action's result, by how it names them.
+pub(crate) type Trees = HashMap<TreeRef, Arc<DirectoryTree>>;
+
+/// Whether the server knows a call that every storage knows. Asks about nothing.
+pub(crate) async fn is_storage(client: &Client) -> Result<(), Failure> {
+    let request = FindMissingBlobsRequest {
+        instance_name: client.instance(),
+        ..FindMissingBlobsRequest::default()
+    };
+    client
+        .once(
+            &client.context("an answer"),
+            &Attribution::default(),
+            &mut Connections::default(),
+            &request,
+            |channel, request| async move {
+                ContentAddressableStorageClient::new(channel)
+                    .find_missing_blobs(request)
+                    .await
+            },
+        )
+        .await
+        .map(drop)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn questions_stay_below_their_limit_and_none_is_lost() {
+        let digests: Vec<Digest> = (0..30_000_u32)
+            .map(|i| Digest::of(DigestFunction::Sha256, &i.to_le_bytes()))
+            .collect();
+        let twice: Vec<Digest> = digests.iter().chain(&digests).cloned().collect();
+        let requests = missing_requests("instance".into(), &twice);
+        assert!(requests.len() > 1);
+        assert!(requests.iter().all(|r| r.encoded_len() <= MAX_REQUEST));
+        let asked: usize = requests.iter().map(|r| r.blob_digests.len()).sum();
+        assert_eq!(asked, digests.len());
+    }
+
+    #[test]
+    fn functions_are_not_mixed_and_the_empty_blob_is_not_asked_about() {
+        let digests = [
+            Digest::of(DigestFunction::Sha256, b"a"),
+            Digest::of(DigestFunction::Blake3, b"a"),
+            Digest::of(DigestFunction::Sha256, b""),
+        ];
+        let requests = missing_requests(String::new(), &digests);
+        assert_eq!(
+            requests.iter().map(|r| r.digest_function).collect::<Vec<_>>(),
+            [DigestFunction::Sha256.wire(), DigestFunction::Blake3.wire()]
+        );
+    }
+}

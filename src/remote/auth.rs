@@ -1,0 +1,362 @@
+//! What a request carries beside its message: the user's headers, a credential helper's, and to which build the
+//! request belongs.
+//!
+//! A credential helper is a program that is run as `PATH get`, is given `{"uri": "https://…"}` on its standard input
+//! and prints `{"headers": {"Name": ["value"]}, "expires": "RFC 3339 time"}` (the credential helper specification
+//! that Bazel's `--credential_helper` follows). Values are secrets: they are in no error, log or `Debug`.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
+
+use bazel_remote_apis::build::bazel::remote::execution::v2::{RequestMetadata, ToolDetails};
+use prost::Message as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::Mutex,
+    time::Instant,
+};
+use tonic::metadata::{Ascii, AsciiMetadataKey, MetadataMap, MetadataValue};
+
+use super::{
+    Attribution,
+    error::{RemoteError, RemoteErrorKind},
+    options::{Header, RemoteOptions},
+    status::{clipped, readable},
+};
+
+/// The Remote Execution API's header for [`RequestMetadata`].
+const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
+
+/// How long a helper may run. Bazel's default.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long credentials without an expiry are kept. Bazel's default.
+const KEPT_FOR: Duration = Duration::from_secs(30 * 60);
+
+/// The least time that a helper's answer is kept, good or bad, so that a thousand requests don't run it a thousand
+/// times.
+const KEPT_AT_LEAST: Duration = Duration::from_secs(5);
+
+/// The most that a helper may print.
+const MAX_ANSWER: u64 = 1024 * 1024;
+
+/// Makes the metadata of requests.
+pub(crate) struct Auth {
+    headers: Vec<Header>,
+    helper: Option<Helper>,
+    /// The helper's last answer. The lock is held while it runs: one run serves all who wait.
+    answer: Mutex<Option<Answer>>,
+}
+
+/// A helper's answer, or why there is none.
+struct Answer {
+    result: Result<Vec<Header>, RemoteError>,
+    until: Instant,
+    /// Counts the runs, so that of many requests refused for the same credentials only one runs the helper again.
+    run: u64,
+}
+
+/// The credentials that a request was sent with, to name them when they are refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run(u64);
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Auth")
+            .field("headers", &self.headers)
+            .field("helper", &self.helper)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Auth {
+    /// For these options' endpoint.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`] when a helper's scope or path can't be.
+    pub(crate) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+        Ok(Self {
+            headers: options.headers.clone(),
+            helper: Helper::choose(options)?,
+            answer: Mutex::new(None),
+        })
+    }
+
+    /// The metadata of a request, and which credentials it holds.
+    pub(crate) async fn metadata(
+        &self,
+        attribution: &Attribution,
+    ) -> Result<(MetadataMap, Option<Run>), RemoteError> {
+        let mut map = MetadataMap::new();
+        map.insert_bin(
+            METADATA_HEADER,
+            MetadataValue::from_bytes(&request_metadata(attribution).encode_to_vec()),
+        );
+        let Some(helper) = &self.helper else {
+            insert(&mut map, self.headers.iter())?;
+            return Ok((map, None));
+        };
+        let mut answer = self.answer.lock().await;
+        if answer.as_ref().is_none_or(|a| a.until <= Instant::now()) {
+            let run = answer.as_ref().map_or(0, |a| a.run) + 1;
+            let (result, kept) = match helper.run().await {
+                Ok((headers, kept)) => (Ok(headers), kept),
+                Err(error) => {
+                    tracing::warn!(%error, "no credentials");
+                    (Err(error), KEPT_AT_LEAST)
+                }
+            };
+            *answer = Some(Answer {
+                result,
+                until: Instant::now() + kept.max(KEPT_AT_LEAST),
+                run,
+            });
+        }
+        let Some(Answer { result, run, .. }) = &*answer else {
+            insert(&mut map, self.headers.iter())?;
+            return Ok((map, None));
+        };
+        // A header of both is the helper's: it is the newer word.
+        let own = result.as_ref().map_err(Clone::clone)?;
+        let users = self
+            .headers
+            .iter()
+            .filter(|h| own.iter().all(|o| o.name() != h.name()));
+        insert(&mut map, users.chain(own))?;
+        Ok((map, Some(Run(*run))))
+    }
+
+    /// After a request was refused as unauthenticated: whether another one may fare better, because there is a
+    /// helper to ask again.
+    pub(crate) async fn refresh(&self, refused: Option<Run>) -> bool {
+        let Some(refused) = refused else { return false };
+        let mut answer = self.answer.lock().await;
+        if let Some(answer) = &mut *answer
+            && answer.run == refused.0
+        {
+            answer.until = Instant::now();
+        }
+        true
+    }
+}
+
+/// Adds headers; those of one name are joined by a comma, as Bazel does.
+fn insert<'a>(map: &mut MetadataMap, headers: impl Iterator<Item = &'a Header>) -> Result<(), RemoteError> {
+    let mut joined = BTreeMap::<&str, String>::new();
+    for header in headers {
+        joined
+            .entry(header.name())
+            .and_modify(|value| {
+                value.push(',');
+                value.push_str(header.value());
+            })
+            .or_insert_with(|| header.value().to_owned());
+    }
+    for (name, value) in joined {
+        let unusable = || RemoteError::new(RemoteErrorKind::Config, format!("header {name}"), "not usable");
+        let key = AsciiMetadataKey::from_bytes(name.as_bytes()).map_err(|_| unusable())?;
+        let mut value = MetadataValue::<Ascii>::try_from(value).map_err(|_| unusable())?;
+        value.set_sensitive(true);
+        map.insert(key, value);
+    }
+    Ok(())
+}
+
+fn request_metadata(attribution: &Attribution) -> RequestMetadata {
+    RequestMetadata {
+        tool_details: Some(ToolDetails {
+            tool_name: "outhaul".to_owned(),
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }),
+        // What Bazel calls its own downloads of outputs.
+        action_id: "output".to_owned(),
+        tool_invocation_id: attribution.invocation_id.clone(),
+        correlated_invocations_id: attribution.build_id.clone(),
+        target_id: attribution.target.clone(),
+        ..RequestMetadata::default()
+    }
+}
+
+/// The credential helper for one endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Helper {
+    path: PathBuf,
+    uri: String,
+    directory: Option<PathBuf>,
+}
+
+/// What a helper prints. No `Debug`: it is all secrets.
+#[derive(serde::Deserialize)]
+struct Printed {
+    #[serde(default)]
+    headers: BTreeMap<String, Vec<String>>,
+    expires: Option<String>,
+}
+
+impl Helper {
+    /// The one whose scope fits the endpoint most closely: the host itself, then the longest `*.domain`, then one
+    /// without a scope. Of equals the last, as with any flag. All are checked, whether they fit or not.
+    fn choose(options: &RemoteOptions) -> Result<Option<Self>, RemoteError> {
+        let mut best: Option<(usize, PathBuf)> = None;
+        for text in &options.credential_helpers {
+            let error = |reason: &str| {
+                RemoteError::new(
+                    RemoteErrorKind::Config,
+                    format!("--credential-helper={text}"),
+                    reason,
+                )
+            };
+            let (scope, path) = match text.split_once('=') {
+                Some((scope, path)) => (Some(scope), path),
+                None => (None, text.as_str()),
+            };
+            if path.is_empty() {
+                return Err(error("names no program"));
+            }
+            let path = match path.strip_prefix("%workspace%") {
+                Some(below) => {
+                    let workspace = options
+                        .workspace
+                        .as_ref()
+                        .ok_or_else(|| error("%workspace% is not known here; use an absolute path"))?;
+                    workspace.join(below.trim_start_matches('/'))
+                }
+                None if path.starts_with('/') || !path.contains('/') => PathBuf::from(path),
+                None => {
+                    return Err(error(
+                        "must be absolute, below %workspace%/, or a name to find in PATH",
+                    ));
+                }
+            };
+            let Some(host) = options.endpoint.host() else {
+                continue;
+            };
+            let fit = match scope {
+                None => Some(0),
+                Some(scope) => fit(scope, host).map_err(error)?,
+            };
+            if let Some(fit) = fit
+                && best.as_ref().is_none_or(|(before, _)| fit >= *before)
+            {
+                best = Some((fit, path));
+            }
+        }
+        Ok(best
+            .zip(options.endpoint.credential_uri())
+            .map(|((_, path), uri)| Self {
+                path,
+                uri,
+                directory: options.workspace.clone(),
+            }))
+    }
+
+    /// Runs it: headers, and for how long they are good.
+    async fn run(&self) -> Result<(Vec<Header>, Duration), RemoteError> {
+        let printed = tokio::time::timeout(HELPER_TIMEOUT, self.output())
+            .await
+            .map_err(|_| self.error("did not answer within 10 s"))??;
+        let printed: Printed =
+            // The decoder's words would quote the answer.
+            serde_json::from_slice(&printed).map_err(|_| self.error("did not print the JSON that is expected"))?;
+        let mut headers = Vec::new();
+        for (name, values) in printed.headers {
+            for value in values {
+                headers.push(
+                    Header::new(&name, &value)
+                        .map_err(|reason| self.error(&format!("gave the header {name:?}: {reason}")))?,
+                );
+            }
+        }
+        let kept = match printed.expires {
+            None => KEPT_FOR,
+            Some(text) => text
+                .parse::<prost_types::Timestamp>()
+                .ok()
+                .and_then(|time| SystemTime::try_from(time).ok())
+                .ok_or_else(|| self.error("gave an expiry that is no RFC 3339 time"))?
+                .duration_since(SystemTime::now())
+                .unwrap_or_default()
+                // A helper's year 9999 must not overflow the clock.
+                .min(Duration::from_secs(24 * 60 * 60)),
+        };
+        Ok((headers, kept))
+    }
+
+    async fn output(&self) -> Result<Vec<u8>, RemoteError> {
+        let mut command = tokio::process::Command::new(&self.path);
+        command
+            .arg("get")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        let mut child = command
+            .spawn()
+            .map_err(|e| self.error(&format!("can't be started: {e}")))?;
+        let (Some(mut stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(self.error("has no pipes"));
+        };
+        let question = serde_json::json!({ "uri": self.uri }).to_string();
+        let ask = async move {
+            // A helper that needs no question may have closed its input.
+            let _ = stdin.write_all(question.as_bytes()).await;
+        };
+        let (mut answer, mut words) = (Vec::new(), Vec::new());
+        let (mut stdout, mut stderr) = (stdout.take(MAX_ANSWER), stderr.take(MAX_ANSWER));
+        let ((), read, _) = tokio::join!(
+            ask,
+            stdout.read_to_end(&mut answer),
+            stderr.read_to_end(&mut words)
+        );
+        read.map_err(|e| self.error(&format!("can't be read: {e}")))?;
+        let status = child
+            .wait()
+            .await
+            .map_err(|e| self.error(&format!("can't be waited for: {e}")))?;
+        if !status.success() {
+            // Its standard error is what the helper means the user to see; credentials are on the other stream.
+            let words = readable(&String::from_utf8_lossy(&words));
+            let separator = if words.is_empty() { "" } else { ": " };
+            return Err(self.error(&clipped(format!("ended with {status}{separator}{words}"))));
+        }
+        Ok(answer)
+    }
+
+    fn error(&self, message: &str) -> RemoteError {
+        RemoteError::new(
+            RemoteErrorKind::Unauthenticated,
+            format!("credential helper {} for {}", self.path.display(), self.uri),
+            message,
+        )
+    }
+}
+
+/// How closely a scope fits a host: the more, the closer; `None` when it does not.
+fn fit(scope: &str, host: &str) -> Result<Option<usize>, &'static str> {
+    let scope = scope.to_ascii_lowercase();
+    let domain = scope.strip_prefix("*.").unwrap_or(&scope);
+    if domain.is_empty() || domain.contains(['*', '/', ':']) {
+        return Err("the scope is no host name and no *.domain");
+    }
+    if scope == host {
+        return Ok(Some(usize::MAX));
+    }
+    let wild = scope.len() > domain.len();
+    let below = host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
+    // Bazel lets *.example.com match example.com too.
+    Ok((wild && (below || host == domain)).then_some(domain.len()))
+}
+
+#[cfg(test)]
+#[path = "auth_tests.rs"]
+mod tests;

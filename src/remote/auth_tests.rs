@@ -1,0 +1,186 @@
+//! Credential helpers are real programs here: shell scripts in a temporary directory.
+
+use std::{io::Write as _, path::Path};
+
+use super::*;
+use crate::remote::Endpoint;
+
+fn options(endpoint: &str) -> RemoteOptions {
+    RemoteOptions::new(Endpoint::parse("--remote-cache", endpoint).unwrap())
+}
+
+/// Written by a shell: a file that this process holds open for writing, if only in the child that another test is
+/// starting, can't be executed.
+fn script(dir: &Path, body: &str) -> String {
+    let path = dir.join("helper");
+    let path = path.to_str().unwrap();
+    let mut shell = std::process::Command::new("sh")
+        .args(["-c", "cat > \"$0\" && chmod +x \"$0\"", path])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text = format!("#!/bin/sh\n{body}\n");
+    shell.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success());
+    path.to_owned()
+}
+
+async fn ascii(auth: &Auth, name: &str) -> Option<String> {
+    let (map, _) = auth.metadata(&Attribution::default()).await.unwrap();
+    Some(map.get(name)?.to_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn requests_are_attributed_to_the_build() {
+    let auth = Auth::new(&options("grpc://localhost:1")).unwrap();
+    let attribution = Attribution {
+        invocation_id: "i".into(),
+        build_id: "b".into(),
+        target: "//a:b".into(),
+    };
+    let (map, run) = auth.metadata(&attribution).await.unwrap();
+    let bytes = map.get_bin(METADATA_HEADER).unwrap().to_bytes().unwrap();
+    let metadata = RequestMetadata::decode(bytes).unwrap();
+    assert_eq!(metadata.tool_details.unwrap().tool_name, "outhaul");
+    assert_eq!(metadata.tool_invocation_id, "i");
+    assert_eq!(metadata.correlated_invocations_id, "b");
+    assert_eq!(metadata.action_id, "output");
+    assert_eq!(metadata.target_id, "//a:b");
+    assert_eq!(run, None);
+}
+
+#[tokio::test]
+async fn headers_of_one_name_are_joined_and_never_shown() {
+    let mut options = options("grpc://localhost:1");
+    for text in ["x-a=1", "x-b=s3cret", "X-A=2"] {
+        options
+            .headers
+            .push(Header::parse("--remote-header", text).unwrap());
+    }
+    let auth = Auth::new(&options).unwrap();
+    assert_eq!(ascii(&auth, "x-a").await.as_deref(), Some("1,2"));
+    let (map, _) = auth.metadata(&Attribution::default()).await.unwrap();
+    assert!(!format!("{map:?} {auth:?}").contains("s3cret"));
+}
+
+#[test]
+fn the_closest_scope_wins() {
+    let chosen = |endpoint: &str, helpers: &[&str]| {
+        let mut options = options(endpoint);
+        options.credential_helpers = helpers.iter().map(|&h| h.to_owned()).collect();
+        options.workspace = Some("/ws".into());
+        Helper::choose(&options)
+            .unwrap()
+            .map(|h| h.path.to_str().unwrap().to_owned())
+    };
+    let helpers = [
+        "cache.a.example=/exact",
+        "/any",
+        "*.a.example=%workspace%/tools/closer",
+        "*.example=in-path",
+    ];
+    for (endpoint, path) in [
+        ("grpcs://cache.a.example", "/exact"),
+        ("grpcs://other.a.example", "/ws/tools/closer"),
+        ("grpcs://a.example", "/ws/tools/closer"),
+        ("grpcs://b.example", "in-path"),
+        ("grpcs://notexample", "/any"),
+    ] {
+        assert_eq!(chosen(endpoint, &helpers).as_deref(), Some(path), "{endpoint}");
+    }
+    assert_eq!(chosen("grpcs://b.test", &["*.a.test=/x"]), None);
+    assert_eq!(
+        chosen("grpcs://b.test", &["/first", "/last"]).as_deref(),
+        Some("/last")
+    );
+    assert_eq!(chosen("unix:/socket", &["/any"]), None);
+}
+
+#[test]
+fn helpers_that_cannot_be_are_refused_by_name() {
+    for (text, part) in [
+        ("a.example=", "names no program"),
+        ("relative/path", "absolute"),
+        ("%workspace%/x", "not known"),
+        ("*=/x", "scope"),
+        ("a/b=/x", "scope"),
+    ] {
+        let mut options = options("grpcs://a.example");
+        options.credential_helpers = vec![text.to_owned()];
+        let error = Auth::new(&options).expect_err(text);
+        assert_eq!(error.kind, RemoteErrorKind::Config);
+        let shown = error.to_string();
+        assert!(
+            shown.contains(part) && shown.contains(&format!("--credential-helper={text}")),
+            "{shown}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_helper_is_asked_once_and_again_when_its_answer_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = dir.path().join("count");
+    let body = format!(
+        r#"[ "$1" = get ] || exit 3
+grep -q '"uri":"https://cache.example/"' || exit 4
+echo x >> {count}
+n=$(wc -l < {count} | tr -d ' ')
+echo "{{\"headers\": {{\"Authorization\": [\"token $n\"]}}, \"expires\": \"2999-01-01T00:00:00Z\"}}""#,
+        count = count.display()
+    );
+    let mut options = options("grpcs://cache.example");
+    options
+        .headers
+        .push(Header::parse("--remote-header", "authorization=old").unwrap());
+    options.credential_helpers = vec![script(dir.path(), &body)];
+    let auth = Auth::new(&options).unwrap();
+    assert_eq!(ascii(&auth, "authorization").await.as_deref(), Some("token 1"));
+    let (_, run) = auth.metadata(&Attribution::default()).await.unwrap();
+    assert!(run.is_some());
+    // Two requests were refused with the same credentials: one new run.
+    assert!(auth.refresh(run).await);
+    assert_eq!(ascii(&auth, "authorization").await.as_deref(), Some("token 2"));
+    assert!(auth.refresh(run).await);
+    assert_eq!(ascii(&auth, "authorization").await.as_deref(), Some("token 2"));
+    assert!(!auth.refresh(None).await);
+}
+
+#[tokio::test]
+async fn a_failing_helper_says_why_without_its_output() {
+    for (body, part) in [
+        (
+            "cat > /dev/null; echo s3cret; echo 'log in first' >&2; exit 7",
+            "log in first",
+        ),
+        (
+            "cat > /dev/null; echo '{\"headers\": {\"a\": \"s3cret\"}}'",
+            "JSON",
+        ),
+        (
+            "cat > /dev/null; echo '{\"headers\": {\"a b\": [\"s3cret\"]}}'",
+            "\"a b\"",
+        ),
+        (
+            "cat > /dev/null; echo '{\"headers\": {}, \"expires\": \"soon\"}'",
+            "RFC 3339",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = options("grpcs://cache.example");
+        options.credential_helpers = vec![script(dir.path(), body)];
+        let auth = Auth::new(&options).unwrap();
+        let error = auth.metadata(&Attribution::default()).await.expect_err(body);
+        assert_eq!(error.kind, RemoteErrorKind::Unauthenticated);
+        let shown = error.to_string();
+        assert!(shown.contains(part) && !shown.contains("s3cret"), "{shown}");
+    }
+    let mut missing = options("grpcs://cache.example");
+    missing.credential_helpers = vec!["/nonexistent/helper".to_owned()];
+    let error = Auth::new(&missing)
+        .unwrap()
+        .metadata(&Attribution::default())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("can't be started"), "{error}");
+}

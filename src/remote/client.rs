@@ -1,0 +1,190 @@
+//! One call to the server: a connection, the metadata, a deadline, and one more try after credentials were refused.
+//!
+//! What a call asks and how its answer is judged is in the modules that use this one.
+
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
+
+use futures::FutureExt as _;
+use tonic::{Code, Extensions, Request, Response, Status, transport::Channel};
+
+use super::{
+    Attribution,
+    auth::Auth,
+    channel::{Connections, Pool},
+    error::{RemoteError, RemoteErrorKind},
+    options::RemoteOptions,
+    retry::{RetryPolicy, Timer},
+    status::from_status,
+};
+use crate::digest::{Digest, DigestFunction};
+
+/// The largest message that is taken. Batches are kept within gRPC's 4 MiB by what is asked for; what cannot be
+/// bounded so, trees and action results and the pieces of streams, gets some air.
+pub(crate) const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// The means to call the server.
+pub(crate) struct Client {
+    pub(crate) options: RemoteOptions,
+    pub(crate) pool: Pool,
+    auth: Auth,
+    pub(crate) retry: RetryPolicy,
+    place: String,
+}
+
+/// A failed call, with the status code for those who must tell apart what is one kind to everybody else.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) error: RemoteError,
+    pub(crate) code: Option<Code>,
+}
+
+impl From<RemoteError> for Failure {
+    fn from(error: RemoteError) -> Self {
+        Self { error, code: None }
+    }
+}
+
+impl Client {
+    pub(crate) fn new(options: RemoteOptions, timer: Arc<dyn Timer>) -> Result<Self, RemoteError> {
+        options.validate()?;
+        Ok(Self {
+            pool: Pool::new(&options)?,
+            auth: Auth::new(&options)?,
+            retry: RetryPolicy::new(options.retries, options.max_retry_delay, timer),
+            place: options.describe(),
+            options,
+        })
+    }
+
+    /// The endpoint and the instance.
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// `what`, and where: the context of errors.
+    pub(crate) fn context(&self, what: impl std::fmt::Display) -> String {
+        format!("{what} from {}", self.place)
+    }
+
+    /// The instance name for requests.
+    pub(crate) fn instance(&self) -> String {
+        self.options.instance_name.clone()
+    }
+
+    /// One call over a connection that is not to be avoided; the connection's number comes with the answer, and is
+    /// added to `avoid` when it failed.
+    pub(crate) async fn once<M, T, F, Fut>(
+        &self,
+        context: &str,
+        attribution: &Attribution,
+        avoid: &mut Connections,
+        message: &M,
+        call: F,
+    ) -> Result<(T, usize), Failure>
+    where
+        M: Clone,
+        F: Fn(Channel, Request<M>) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut refreshed = false;
+        loop {
+            let (metadata, credentials) = self.auth.metadata(attribution).await?;
+            let request = Request::from_parts(metadata, Extensions::default(), message.clone());
+            let (index, channel) = self.pool.pick(*avoid);
+            let failure = match self.within_deadline(context, call(channel, request)).await {
+                Ok(response) => return Ok((response.into_inner(), index)),
+                Err(failure) => failure,
+            };
+            if failure.code == Some(Code::Unauthenticated)
+                && !refreshed
+                && self.auth.refresh(credentials).await
+            {
+                refreshed = true;
+                continue;
+            }
+            // Only the last one, so that after a restart of the server not every connection counts as bad.
+            *avoid = Connections::default();
+            avoid.insert(index);
+            return Err(failure);
+        }
+    }
+
+    /// One call, tried again while that may help.
+    pub(crate) async fn unary<M, T, F, Fut>(
+        &self,
+        context: &str,
+        attribution: &Attribution,
+        message: &M,
+        call: F,
+    ) -> Result<T, Failure>
+    where
+        M: Clone,
+        F: Fn(Channel, Request<M>) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut backoff = self.retry.start();
+        let mut avoid = Connections::default();
+        loop {
+            match self.once(context, attribution, &mut avoid, message, &call).await {
+                Ok((answer, _)) => return Ok(answer),
+                Err(failure) => {
+                    if !failure.error.is_retryable() || !backoff.wait(&failure.error).await {
+                        return Err(failure);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A step of a call, cut at the deadline.
+    pub(crate) async fn within_deadline<T>(
+        &self,
+        context: &str,
+        step: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout(self.options.stall_timeout, guarded(step)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(status)) => Err(Failure {
+                error: from_status(context, &status),
+                code: Some(status.code()),
+            }),
+            Err(_) => Err(RemoteError::new(
+                RemoteErrorKind::Timeout,
+                context,
+                format!("no answer within {:?}", self.options.stall_timeout),
+            )
+            .into()),
+        }
+    }
+}
+
+/// A step of a call whose panic is a status. tonic 0.14 panics on a `grpc-status-details-bin` that is not base64, and
+/// no server shall bring the daemon's tasks down.
+pub(crate) async fn guarded<T>(step: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    AssertUnwindSafe(step)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| Err(Status::data_loss("the server's answer is malformed")))
+}
+
+/// A digest for a request.
+pub(crate) fn to_wire(digest: &Digest) -> bazel_remote_apis::build::bazel::remote::execution::v2::Digest {
+    bazel_remote_apis::build::bazel::remote::execution::v2::Digest {
+        hash: digest.hash_hex(),
+        // Nothing larger than i64::MAX has a digest that came over this protocol.
+        size_bytes: i64::try_from(digest.size()).unwrap_or(i64::MAX),
+    }
+}
+
+/// A digest in an answer to a request about digests of `function`; `None` when it is none.
+pub(crate) fn from_wire(
+    function: DigestFunction,
+    digest: &bazel_remote_apis::build::bazel::remote::execution::v2::Digest,
+) -> Option<Digest> {
+    Digest::from_hex(
+        Some(function),
+        &digest.hash,
+        u64::try_from(digest.size_bytes).ok()?,
+    )
+    .ok()
+}

@@ -1,0 +1,336 @@
+//! Where a remote cache listens.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use super::error::{RemoteError, RemoteErrorKind};
+
+/// The port of `grpcs://` without one.
+const TLS_PORT: u16 = 443;
+
+/// The address of a remote cache that speaks gRPC. Holds no credentials, so it may be shown anywhere.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint(Place);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Place {
+    /// `host` is lowercase, an IPv6 address without its brackets.
+    Tcp {
+        tls: bool,
+        host: String,
+        port: u16,
+    },
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    /// Reads the value of the flag `flag`: `grpc://HOST:PORT`, `grpcs://HOST[:PORT]`, `HOST[:PORT]` (TLS, as in
+    /// Bazel), `unix:PATH` or `unix:///PATH`.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`] for anything else; a user name or password in the text is not repeated.
+    pub fn parse(flag: &str, text: &str) -> Result<Self, RemoteError> {
+        let error = |reason: &str| {
+            RemoteError::new(
+                RemoteErrorKind::Config,
+                format!("{flag}={}", without_user_info(text)),
+                reason,
+            )
+        };
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if !path.starts_with('/') {
+                return Err(error("a unix socket needs an absolute path: unix:/PATH"));
+            }
+            if path.contains('\0') || path.ends_with('/') {
+                return Err(error("the path of the unix socket is no file's"));
+            }
+            return Ok(Self(Place::Unix(PathBuf::from(path))));
+        }
+        let (tls, rest) = match text.split_once("://") {
+            Some(("grpc", rest)) => (false, rest),
+            Some(("grpcs", rest)) => (true, rest),
+            Some(_) => return Err(error("unknown scheme; use grpc://, grpcs:// or unix:")),
+            None => (true, text),
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if rest.contains('@') {
+            return Err(error(
+                "credentials don't belong into the address; use --remote-header",
+            ));
+        }
+        if rest.contains(['/', '?', '#']) {
+            return Err(error(
+                "only a host and a port may follow the scheme; the instance goes into --remote-instance-name",
+            ));
+        }
+        let (host, port) =
+            split_port(rest).ok_or_else(|| error("not of the form HOST:PORT or [IPV6]:PORT"))?;
+        let port = match port {
+            Some(port) => port
+                .parse()
+                .ok()
+                .filter(|&p| p != 0 && !port.starts_with('+'))
+                .ok_or_else(|| error("the port is not a number from 1 to 65535"))?,
+            None if tls => TLS_PORT,
+            None => return Err(error("grpc:// needs a port")),
+        };
+        if !is_host(host) {
+            return Err(error(
+                "the host has a character that no host name has, or is empty",
+            ));
+        }
+        Ok(Self(Place::Tcp {
+            tls,
+            host: host.to_ascii_lowercase(),
+            port,
+        }))
+    }
+
+    /// Whether the connection is encrypted.
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        matches!(self.0, Place::Tcp { tls: true, .. })
+    }
+
+    /// The host, without a port or brackets; `None` for a unix socket.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        match &self.0 {
+            Place::Tcp { host, .. } => Some(host),
+            Place::Unix(_) => None,
+        }
+    }
+
+    /// The unix socket's path, if it is one.
+    #[must_use]
+    pub fn unix_path(&self) -> Option<&Path> {
+        match &self.0 {
+            Place::Tcp { .. } => None,
+            Place::Unix(path) => Some(path),
+        }
+    }
+
+    /// `HOST:PORT`, as a gRPC channel's authority and so `bytestream://` URIs have it.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let uri = self.http_uri();
+        uri.split_once("://")
+            .map_or_else(String::new, |(_, authority)| authority.to_owned())
+    }
+
+    /// The URI for HTTP/2. A unix socket has no authority of its own; `localhost` is what gRPC sends for one.
+    #[must_use]
+    pub fn http_uri(&self) -> String {
+        match &self.0 {
+            Place::Tcp { tls, host, port } => {
+                let scheme = if *tls { "https" } else { "http" };
+                format!("{scheme}://{}:{port}", Bracketed(host))
+            }
+            Place::Unix(_) => "http://localhost".to_owned(),
+        }
+    }
+
+    /// The URI that a credential helper is asked about; `None` for a unix socket, where nobody asks. Always `https`
+    /// and without the default port, as gRPC's call credentials have it.
+    #[must_use]
+    pub fn credential_uri(&self) -> Option<String> {
+        match &self.0 {
+            Place::Tcp {
+                host, port: TLS_PORT, ..
+            } => Some(format!("https://{}/", Bracketed(host))),
+            Place::Tcp { host, port, .. } => Some(format!("https://{}:{port}/", Bracketed(host))),
+            Place::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Place::Tcp { tls, host, port } => {
+                write!(
+                    f,
+                    "grpc{}://{}:{port}",
+                    if *tls { "s" } else { "" },
+                    Bracketed(host)
+                )
+            }
+            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+/// A host as URIs write it.
+struct Bracketed<'a>(&'a str);
+
+impl fmt::Display for Bracketed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.contains(':') {
+            write!(f, "[{}]", self.0)
+        } else {
+            f.write_str(self.0)
+        }
+    }
+}
+
+/// Host and port of `HOST`, `HOST:PORT`, `[IPV6]` or `[IPV6]:PORT`.
+fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, after) = rest.split_once(']')?;
+        if !host.contains(':') {
+            return None;
+        }
+        return match after {
+            "" => Some((host, None)),
+            _ => Some((host, Some(after.strip_prefix(':')?))),
+        };
+    }
+    match text.split_once(':') {
+        Some((_, port)) if port.contains(':') => None,
+        Some((host, port)) => Some((host, Some(port))),
+        None => Some((text, None)),
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    if host.contains(':') {
+        return host.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    !host.is_empty()
+        && host.len() <= 253
+        && host
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+}
+
+/// The text with what might be a user name and password blotted out. Everything before the last `@` goes, since
+/// what stands there is wrong in an address whatever it is.
+/// An address as it may be shown: a user name and password are left out.
+pub(crate) fn without_user_info(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((before, after)) => {
+            let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
+            let separator = if scheme.is_empty() { "" } else { "://" };
+            format!("{scheme}{separator}***@{after}")
+        }
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Endpoint, RemoteError> {
+        Endpoint::parse("--remote-cache", text)
+    }
+
+    #[test]
+    fn every_form_is_read_as_bazel_reads_it() {
+        for (text, shown, uri) in [
+            (
+                "grpc://localhost:9092",
+                "grpc://localhost:9092",
+                "http://localhost:9092",
+            ),
+            (
+                "grpcs://Cache.Example",
+                "grpcs://cache.example:443",
+                "https://cache.example:443",
+            ),
+            (
+                "grpcs://cache.example:8443/",
+                "grpcs://cache.example:8443",
+                "https://cache.example:8443",
+            ),
+            (
+                "cache.example:8980",
+                "grpcs://cache.example:8980",
+                "https://cache.example:8980",
+            ),
+            (
+                "cache.example",
+                "grpcs://cache.example:443",
+                "https://cache.example:443",
+            ),
+            ("grpc://[::1]:80", "grpc://[::1]:80", "http://[::1]:80"),
+            ("unix:/run/cache.sock", "unix:/run/cache.sock", "http://localhost"),
+            (
+                "unix:///run/cache.sock",
+                "unix:/run/cache.sock",
+                "http://localhost",
+            ),
+        ] {
+            let endpoint = parse(text).expect(text);
+            assert_eq!(endpoint.to_string(), shown);
+            assert_eq!(endpoint.http_uri(), uri);
+            assert_eq!(parse(shown), Ok(endpoint));
+        }
+    }
+
+    #[test]
+    fn errors_name_the_flag_the_text_and_the_fault() {
+        for (text, part) in [
+            ("http://cache:80", "unknown scheme"),
+            ("grpc://cache", "needs a port"),
+            ("grpc://cache:0", "1 to 65535"),
+            ("grpc://cache:+1", "1 to 65535"),
+            ("grpc://cache:99999", "1 to 65535"),
+            ("grpc://cache:80/main", "--remote-instance-name"),
+            ("grpc://ca che:80", "character"),
+            ("grpc://:80", "empty"),
+            ("::1:80", "[IPV6]"),
+            ("unix:relative.sock", "absolute"),
+            ("unix:/dir/", "no file"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert_eq!(error.kind, RemoteErrorKind::Config);
+            let shown = error.to_string();
+            assert!(shown.contains(part), "{text}: {shown}");
+            assert!(shown.starts_with(&format!("--remote-cache={text}")), "{shown}");
+        }
+    }
+
+    #[test]
+    fn credentials_in_an_address_are_refused_and_not_repeated() {
+        for text in [
+            "grpcs://me:s3cret@cache:443",
+            "s3cret@cache:443",
+            "grpc://a/s3cret@b@cache:1",
+        ] {
+            let shown = parse(text).expect_err(text).to_string();
+            assert!(!shown.contains("s3cret"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn helpers_are_asked_about_the_host_and_an_unusual_port() {
+        assert_eq!(parse("a.b").unwrap().credential_uri().unwrap(), "https://a.b/");
+        assert_eq!(
+            parse("grpc://a.b:80").unwrap().credential_uri().unwrap(),
+            "https://a.b:80/"
+        );
+        assert_eq!(parse("unix:/x").unwrap().credential_uri(), None);
+    }
+
+    proptest! {
+        /// Whatever is accepted is shown in a form that reads back the same, and has a valid URI.
+        #[test]
+        fn accepted_endpoints_read_back(text in "(grpcs?://|unix:|)[a-z0-9:./\\[\\]@-]{0,20}") {
+            if let Ok(endpoint) = parse(&text) {
+                prop_assert_eq!(parse(&endpoint.to_string()), Ok(endpoint.clone()));
+                prop_assert!(endpoint.http_uri().parse::<http::Uri>().is_ok(), "{}", endpoint.http_uri());
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Why a request to a remote cache failed.
+
+use std::time::Duration;
+
+/// What went wrong, for decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RemoteErrorKind {
+    /// The cache does not have the blob or action.
+    NotFound,
+    /// No connection, or it broke, or the server asked to try later.
+    Unavailable,
+    /// A deadline or the minimum throughput was missed.
+    Timeout,
+    /// The server does not let us.
+    Denied,
+    /// Credentials are missing or expired.
+    Unauthenticated,
+    /// The request cannot succeed as it is: a wrong instance name, digest function or limit.
+    Rejected,
+    /// The answer is not what the protocol promises: missing answers, wrong sizes, undecodable data.
+    Protocol,
+    /// Our side could not take the bytes.
+    Sink,
+    /// Settings that can't work: an endpoint, a certificate, a credential helper.
+    Config,
+}
+
+/// A failed request: what, where, and the server's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{context}: {message}")]
+pub struct RemoteError {
+    /// For decisions.
+    pub kind: RemoteErrorKind,
+    /// What was tried on what: operation, digest, endpoint.
+    pub context: String,
+    /// The server's or the system's words.
+    pub message: String,
+    /// How long the server asked us to wait.
+    pub retry_after: Option<Duration>,
+}
+
+impl RemoteError {
+    /// An error of a kind.
+    #[must_use]
+    pub fn new(kind: RemoteErrorKind, context: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            context: context.into(),
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self.kind, RemoteErrorKind::Unavailable | RemoteErrorKind::Timeout)
+    }
+
+    /// Whether the cache said that it does not have it.
+    #[must_use]
+    pub const fn is_not_found(&self) -> bool {
+        matches!(self.kind, RemoteErrorKind::NotFound)
+    }
+}

@@ -1,0 +1,120 @@
+//! The remote cache: what the rest of Outhaul asks of one, and its implementations.
+//!
+//! Knows nothing of Bazel or its events.
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use crate::digest::{Digest, DigestFunction};
+
+pub mod auth;
+pub mod endpoint;
+pub mod error;
+pub mod expand;
+pub mod grpc;
+pub mod options;
+pub mod retry;
+pub mod trees;
+
+mod actions;
+mod batch;
+mod capabilities;
+mod channel;
+mod client;
+mod inflate;
+mod status;
+mod stream;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use endpoint::Endpoint;
+pub(crate) use endpoint::without_user_info;
+pub use error::{RemoteError, RemoteErrorKind};
+pub use expand::{ExpandError, Expanded, TreeRef};
+pub use grpc::GrpcCache;
+pub use options::{Header, RemoteOptions};
+pub use trees::DirectoryTree;
+
+/// What a build's requests are attributed to, sent as the Remote Execution API's `RequestMetadata`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Attribution {
+    /// The build's invocation id.
+    pub invocation_id: String,
+    /// The build's build id, which ties several invocations together.
+    pub build_id: String,
+    /// The target asked for, if there is one.
+    pub target: String,
+}
+
+/// What a cache can do, learned once per connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Functions that the server takes; empty when it does not say.
+    pub digest_functions: Vec<DigestFunction>,
+    /// Largest sum of blob sizes in one batch, already within the message limit of gRPC.
+    pub max_batch_bytes: u64,
+    /// zstd for `ByteStream`.
+    pub zstd_streams: bool,
+    /// zstd for `BatchReadBlobs`.
+    pub zstd_batches: bool,
+}
+
+/// One blob's answer in a batch.
+pub type BatchAnswer = (Digest, Result<Bytes, RemoteError>);
+
+/// Takes a stream's bytes as they come.
+///
+/// `write` gets consecutive pieces; an error stops the transfer and is handed back as [`RemoteErrorKind::Sink`].
+pub trait Sink: Send {
+    /// Takes the next bytes. Waits while the sink is full, which holds the network back.
+    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// A store of blobs by digest: the part of a remote cache that fetching needs.
+pub trait BlobStore: Send + Sync + 'static {
+    /// What the server can do.
+    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>>;
+
+    /// Reads small blobs in one request. Every digest gets exactly one answer, in the order asked, whatever the
+    /// server did; bytes are decompressed but **not verified**: the writer hashes them where they are hot. `avoid`
+    /// asks for another connection than the last time, after bytes that turned out wrong.
+    ///
+    /// # Errors
+    /// Per blob. A request that failed as a whole gives its error to every digest. Retryable failures have already
+    /// been retried.
+    fn read_batch<'a>(
+        &'a self,
+        digests: &'a [Digest],
+        attribution: &'a Attribution,
+        avoid: bool,
+    ) -> BoxFuture<'a, Vec<BatchAnswer>>;
+
+    /// Streams one blob into a sink from byte `offset`, resuming after broken streams. Not verified either.
+    ///
+    /// # Errors
+    /// When the blob is missing, the sink fails, the retries are used up, or the server sends more or fewer bytes
+    /// than the digest says.
+    fn read_stream<'a>(
+        &'a self,
+        digest: &'a Digest,
+        offset: u64,
+        attribution: &'a Attribution,
+        avoid: bool,
+        sink: &'a mut dyn Sink,
+    ) -> BoxFuture<'a, Result<(), RemoteError>>;
+
+    /// Which of the digests the cache does not have.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    fn find_missing<'a>(
+        &'a self,
+        digests: &'a [Digest],
+        attribution: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>>;
+
+    /// The cache's endpoint and instance name, for messages; without credentials.
+    fn describe(&self) -> String;
+}

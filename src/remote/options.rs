@@ -1,0 +1,304 @@
+//! How to reach a remote cache, and how patiently.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use super::{
+    endpoint::Endpoint,
+    error::{RemoteError, RemoteErrorKind},
+};
+use crate::digest::DigestFunction;
+
+/// Connections are numbered by the bits of a word.
+pub(crate) const MAX_CONNECTIONS: usize = 64;
+
+/// Words that end an instance name in a resource name (Remote Execution API, "ByteStream" resource names).
+const RESERVED_SEGMENTS: [&str; 7] = [
+    "blobs",
+    "uploads",
+    "actions",
+    "actionResults",
+    "operations",
+    "capabilities",
+    "compressed-blobs",
+];
+
+/// Everything that a gRPC cache's client is told by the user. Values that can be checked alone are checked when they
+/// are parsed; [`RemoteOptions::validate`] checks how they fit together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteOptions {
+    /// Where the cache listens.
+    pub endpoint: Endpoint,
+    /// The instance of the cache; may be empty and may have several segments.
+    pub instance_name: String,
+    /// Headers for every request.
+    pub headers: Vec<Header>,
+    /// PEM file of the authorities that may sign the server's certificate, instead of the system's.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file of our certificate.
+    pub tls_client_certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    pub tls_client_key: Option<PathBuf>,
+    /// Credential helpers, as `[SCOPE=]PATH`, see [`super::auth`].
+    pub credential_helpers: Vec<String>,
+    /// Whether to ask for zstd where the server offers it.
+    pub compression: bool,
+    /// HTTP/2 connections.
+    pub connections: usize,
+    /// Tries after the first.
+    pub retries: u32,
+    /// Longest wait between tries, unless the server asks for more.
+    pub max_retry_delay: Duration,
+    /// How long a request may bring nothing before it is cut and tried again; the deadline of requests that are
+    /// answered in one message.
+    pub stall_timeout: Duration,
+    /// What a stream must bring in bytes per second, over `stall_timeout`, not to count as stalled.
+    pub min_throughput: u64,
+    /// How long connecting may take, and then TLS.
+    pub connect_timeout: Duration,
+    /// The digest function that must be known to the server.
+    pub digest_function: DigestFunction,
+    /// The directory that `%workspace%` in a credential helper's path stands for.
+    pub workspace: Option<PathBuf>,
+}
+
+impl RemoteOptions {
+    /// The defaults, for an endpoint.
+    #[must_use]
+    pub const fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            instance_name: String::new(),
+            headers: Vec::new(),
+            tls_certificate: None,
+            tls_client_certificate: None,
+            tls_client_key: None,
+            credential_helpers: Vec::new(),
+            compression: true,
+            connections: 4,
+            retries: 5,
+            max_retry_delay: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(60),
+            min_throughput: 1024,
+            connect_timeout: Duration::from_secs(10),
+            digest_function: DigestFunction::Sha256,
+            workspace: None,
+        }
+    }
+
+    /// Checks what one value alone does not show.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`], naming the flag.
+    pub fn validate(&self) -> Result<(), RemoteError> {
+        if let Some(segment) = self
+            .instance_name
+            .split('/')
+            .find(|s| RESERVED_SEGMENTS.contains(s))
+        {
+            return Err(config(
+                format!("--remote-instance-name={}", self.instance_name),
+                format!("an instance name must not have the segment {segment:?}"),
+            ));
+        }
+        if !self.instance_name.is_empty() && self.instance_name.split('/').any(str::is_empty) {
+            return Err(config(
+                format!("--remote-instance-name={}", self.instance_name),
+                "an instance name must not have empty segments",
+            ));
+        }
+        if self.instance_name.chars().any(char::is_control) {
+            return Err(config(
+                format!("--remote-instance-name={:?}", self.instance_name),
+                "an instance name must not have control characters",
+            ));
+        }
+        if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
+            return Err(config(
+                format!("--remote-max-connections={}", self.connections),
+                format!("must be from 1 to {MAX_CONNECTIONS}"),
+            ));
+        }
+        if self.stall_timeout.is_zero() {
+            return Err(config("--remote-timeout=0", "must be longer than nothing"));
+        }
+        for (flag, file) in [
+            ("--tls-certificate", &self.tls_certificate),
+            ("--tls-client-certificate", &self.tls_client_certificate),
+            ("--tls-client-key", &self.tls_client_key),
+        ] {
+            if let Some(file) = file
+                && !self.endpoint.is_tls()
+            {
+                return Err(config(
+                    format!("{flag}={}", file.display()),
+                    format!("{} is not encrypted; use grpcs://", self.endpoint),
+                ));
+            }
+        }
+        match (&self.tls_client_certificate, &self.tls_client_key) {
+            (Some(file), None) => Err(config(
+                format!("--tls-client-certificate={}", file.display()),
+                "needs --tls-client-key",
+            )),
+            (None, Some(file)) => Err(config(
+                format!("--tls-client-key={}", file.display()),
+                "needs --tls-client-certificate",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Endpoint and instance, for messages.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        if self.instance_name.is_empty() {
+            self.endpoint.to_string()
+        } else {
+            format!("{}, instance {}", self.endpoint, self.instance_name)
+        }
+    }
+}
+
+/// A header that the user wants in every request. Its value is a secret: nothing here shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Header {
+    name: String,
+    value: String,
+}
+
+impl Header {
+    /// Reads `NAME=VALUE`, the value of the flag `flag`.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`] when the name or the value is none of HTTP/2, or the name is gRPC's own. The value
+    /// is not repeated.
+    pub fn parse(flag: &str, text: &str) -> Result<Self, RemoteError> {
+        let Some((name, value)) = text.split_once('=') else {
+            return Err(config(flag, "not of the form NAME=VALUE"));
+        };
+        Self::new(name, value).map_err(|reason| config(format!("{flag}={}=…", name.escape_debug()), reason))
+    }
+
+    /// From a name and a value.
+    ///
+    /// # Errors
+    /// What is wrong with them, without the value.
+    pub fn new(name: &str, value: &str) -> Result<Self, &'static str> {
+        let name = name.trim().to_ascii_lowercase();
+        let value = value.trim();
+        if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            return Err("the name has a character that no header's name has, or is empty");
+        }
+        if name.ends_with("-bin") {
+            return Err("binary headers can't be given");
+        }
+        if name.starts_with("grpc-") || matches!(&*name, "te" | "content-type" | "user-agent" | "host") {
+            return Err("this header is gRPC's own");
+        }
+        if !value.bytes().all(|b| (0x20..0x7f).contains(&b)) {
+            return Err("the value has a character other than printable ASCII");
+        }
+        Ok(Self {
+            name,
+            value: value.to_owned(),
+        })
+    }
+
+    /// The name, in lower case.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The value. Not to be shown.
+    #[must_use]
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+}
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}=…", self.name)
+    }
+}
+
+fn config(context: impl Into<String>, message: impl Into<String>) -> RemoteError {
+    RemoteError::new(RemoteErrorKind::Config, context, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(endpoint: &str) -> RemoteOptions {
+        RemoteOptions::new(Endpoint::parse("--remote-cache", endpoint).expect(endpoint))
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_named_by_its_flag() {
+        let change = |change: fn(&mut RemoteOptions)| {
+            let mut options = options("grpc://localhost:1");
+            change(&mut options);
+            options.validate().expect_err("a fault").to_string()
+        };
+        for (shown, part) in [
+            (
+                change(|o| o.instance_name = "a/blobs".into()),
+                "--remote-instance-name=a/blobs",
+            ),
+            (change(|o| o.instance_name = "/a".into()), "empty segments"),
+            (change(|o| o.connections = 0), "--remote-max-connections=0"),
+            (change(|o| o.stall_timeout = Duration::ZERO), "--remote-timeout"),
+            (
+                change(|o| o.tls_certificate = Some("/ca.pem".into())),
+                "--tls-certificate=/ca.pem: grpc://localhost:1 is not encrypted",
+            ),
+        ] {
+            assert!(shown.contains(part), "{shown}");
+        }
+        let mut halved = options("grpcs://localhost");
+        halved.tls_client_key = Some("/key.pem".into());
+        let shown = halved.validate().unwrap_err().to_string();
+        assert!(shown.contains("needs --tls-client-certificate"), "{shown}");
+        assert_eq!(options("grpcs://localhost").validate(), Ok(()));
+    }
+
+    #[test]
+    fn headers_are_read_as_name_and_value() {
+        let header = Header::parse("--remote-header", "X-Key=a=b ").unwrap();
+        assert_eq!((header.name(), header.value()), ("x-key", "a=b"));
+    }
+
+    #[test]
+    fn bad_headers_are_refused_without_their_value() {
+        for (text, part) in [
+            ("s3cret", "NAME=VALUE"),
+            ("a b=s3cret", "character"),
+            ("=s3cret", "empty"),
+            ("key-bin=s3cret", "binary"),
+            ("grpc-timeout=s3cret", "gRPC's own"),
+            ("key=s3cret\n", ""),
+            ("key=s3cret\u{1}x", "printable"),
+        ] {
+            if let Err(error) = Header::parse("--remote-header", text) {
+                let shown = error.to_string();
+                assert!(shown.contains(part) && !shown.contains("s3cret"), "{shown}");
+                assert!(shown.starts_with("--remote-header"), "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn options_are_shown_without_secrets() {
+        let mut options = options("grpc://localhost:1");
+        options
+            .headers
+            .push(Header::parse("--remote-header", "authorization=s3cret").unwrap());
+        let shown = format!("{options:?}");
+        assert!(
+            shown.contains("authorization") && !shown.contains("s3cret"),
+            "{shown}"
+        );
+    }
+}

@@ -1,0 +1,204 @@
+//! When to try again, and after how long.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+
+use super::error::RemoteError;
+
+/// The first wait; each further one is twice as long.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+/// The longest wait that a server is granted when it names one, however short our own longest wait is. A build
+/// waits behind this.
+const LONGEST_ASKED_DELAY: Duration = Duration::from_secs(30);
+
+/// Sleep and chance, apart from the decisions, so that tests need neither.
+pub trait Timer: Send + Sync + 'static {
+    /// Waits.
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
+
+    /// A number from 0 to 1, evenly distributed.
+    fn jitter(&self) -> f64;
+}
+
+/// The real clock and real chance.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemTimer;
+
+impl Timer for SystemTimer {
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+
+    fn jitter(&self) -> f64 {
+        rand::random()
+    }
+}
+
+/// How often and how patiently to retry.
+#[derive(Clone)]
+pub struct RetryPolicy {
+    retries: u32,
+    max_delay: Duration,
+    timer: Arc<dyn Timer>,
+}
+
+impl fmt::Debug for RetryPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryPolicy")
+            .field("retries", &self.retries)
+            .field("max_delay", &self.max_delay)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RetryPolicy {
+    /// At most `retries` tries after the first, at most `max_delay` apart unless the server asks for more.
+    #[must_use]
+    pub fn new(retries: u32, max_delay: Duration, timer: Arc<dyn Timer>) -> Self {
+        Self {
+            retries,
+            max_delay,
+            timer,
+        }
+    }
+
+    /// Starts counting for one request.
+    #[must_use]
+    pub fn start(&self) -> Backoff<'_> {
+        Backoff {
+            policy: self,
+            failures: 0,
+        }
+    }
+}
+
+/// The count of one request's failures.
+#[derive(Debug)]
+pub struct Backoff<'a> {
+    policy: &'a RetryPolicy,
+    failures: u32,
+}
+
+impl Backoff<'_> {
+    /// After a failure: waits and says `true` when the request should be tried again, or says `false` at once when
+    /// the tries are used up. Does not ask whether the error is retryable: that is the caller's to know.
+    pub async fn wait(&mut self, error: &RemoteError) -> bool {
+        if self.failures >= self.policy.retries {
+            return false;
+        }
+        let delay = self.delay(error.retry_after);
+        self.failures += 1;
+        tracing::debug!(%error, ?delay, attempt = self.failures, "trying again");
+        self.policy.timer.sleep(delay).await;
+        true
+    }
+
+    /// The request got on: earlier failures no longer count.
+    pub const fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Half the exponential delay for certain and up to the other half by chance, so that clients whose server
+    /// went away together do not come back together.
+    fn delay(&self, asked: Option<Duration>) -> Duration {
+        let policy = self.policy;
+        let doubled = FIRST_DELAY.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
+        let jitter = policy.timer.jitter().clamp(0.0, 1.0);
+        let own = doubled.min(policy.max_delay).mul_f64(f64::midpoint(1.0, jitter));
+        let asked = asked
+            .unwrap_or_default()
+            .min(LONGEST_ASKED_DELAY.max(policy.max_delay));
+        own.max(asked)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::remote::RemoteErrorKind;
+
+    /// Sleeps in no time and writes down for how long it was asked to.
+    #[derive(Default)]
+    pub(crate) struct FakeTimer {
+        pub(crate) slept: Mutex<Vec<Duration>>,
+        pub(crate) jitter: f64,
+    }
+
+    impl Timer for FakeTimer {
+        fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+            self.slept.lock().unwrap().push(duration);
+            Box::pin(std::future::ready(()))
+        }
+
+        fn jitter(&self) -> f64 {
+            self.jitter
+        }
+    }
+
+    fn error(retry_after: Option<Duration>) -> RemoteError {
+        RemoteError {
+            retry_after,
+            ..RemoteError::new(RemoteErrorKind::Unavailable, "reading", "gone")
+        }
+    }
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[tokio::test]
+    async fn delays_double_up_to_the_longest_and_then_end() {
+        let timer = Arc::new(FakeTimer {
+            jitter: 1.0,
+            ..FakeTimer::default()
+        });
+        let policy = RetryPolicy::new(7, ms(2000), timer.clone());
+        let mut backoff = policy.start();
+        while backoff.wait(&error(None)).await {}
+        let slept = timer.slept.lock().unwrap().clone();
+        assert_eq!(slept, [100, 200, 400, 800, 1600, 2000, 2000].map(ms));
+    }
+
+    #[tokio::test]
+    async fn jitter_takes_up_to_half_of_the_delay() {
+        let timer = Arc::new(FakeTimer::default());
+        let policy = RetryPolicy::new(2, ms(5000), timer.clone());
+        let mut backoff = policy.start();
+        while backoff.wait(&error(None)).await {}
+        assert_eq!(*timer.slept.lock().unwrap(), [50, 100].map(ms));
+    }
+
+    #[tokio::test]
+    async fn the_servers_wish_is_honoured_within_reason() {
+        let timer = Arc::new(FakeTimer::default());
+        let policy = RetryPolicy::new(3, ms(5000), timer.clone());
+        let mut backoff = policy.start();
+        for asked in [ms(7000), ms(3_600_000), ms(1)] {
+            assert!(backoff.wait(&error(Some(asked))).await);
+        }
+        assert_eq!(*timer.slept.lock().unwrap(), [7000, 30_000, 200].map(ms));
+    }
+
+    #[tokio::test]
+    async fn progress_forgives_earlier_failures() {
+        let timer = Arc::new(FakeTimer::default());
+        let policy = RetryPolicy::new(1, ms(5000), timer);
+        let mut backoff = policy.start();
+        assert!(backoff.wait(&error(None)).await);
+        backoff.reset();
+        assert!(backoff.wait(&error(None)).await);
+        assert!(!backoff.wait(&error(None)).await);
+    }
+
+    #[tokio::test]
+    async fn any_number_of_failures_is_survived() {
+        let timer = Arc::new(FakeTimer::default());
+        let policy = RetryPolicy::new(100, ms(5000), timer);
+        let mut backoff = policy.start();
+        while backoff.wait(&error(None)).await {}
+    }
+}

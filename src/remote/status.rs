@@ -1,0 +1,246 @@
+//! What a gRPC status means for a cache's client.
+
+use std::{error::Error as _, time::Duration};
+
+use bazel_remote_apis::google::rpc;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use super::error::{RemoteError, RemoteErrorKind};
+
+/// How much of a server's message is kept. Proxies answer with whole web pages.
+const MAX_MESSAGE: usize = 500;
+
+/// `google.rpc.RetryInfo`, which `bazel-remote-apis` does not have.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
+}
+
+/// The error for a failed call. `context` says what was tried on what.
+#[must_use]
+pub(crate) fn from_status(context: &str, status: &Status) -> RemoteError {
+    let mut message = readable(status.message());
+    // The connection's own errors hide what happened behind "transport error".
+    let mut source = status.source();
+    while let Some(cause) = source {
+        let text = readable(&cause.to_string());
+        if !text.is_empty() && !message.contains(&text) {
+            message = if message.is_empty() {
+                text
+            } else {
+                format!("{message}: {text}")
+            };
+        }
+        source = cause.source();
+    }
+    if message.is_empty() {
+        message = status.code().description().to_lowercase();
+    }
+    RemoteError {
+        kind: kind(status.code(), &message),
+        context: context.to_owned(),
+        message: clipped(message),
+        retry_after: rpc::Status::decode(status.details())
+            .ok()
+            .and_then(|status| retry_delay(&status)),
+    }
+}
+
+/// The error for one blob of a batch.
+#[must_use]
+pub(crate) fn from_rpc(context: &str, status: &rpc::Status) -> RemoteError {
+    let code = Code::from_i32(status.code);
+    let mut message = readable(&status.message);
+    if message.is_empty() {
+        message = code.description().to_lowercase();
+    }
+    RemoteError {
+        kind: kind(code, &message),
+        context: context.to_owned(),
+        message: clipped(message),
+        retry_after: retry_delay(status),
+    }
+}
+
+fn kind(code: Code, message: &str) -> RemoteErrorKind {
+    match code {
+        // buildbox-casd, Buildbarn and others say so of an instance name that they don't serve.
+        Code::NotFound | Code::InvalidArgument if refuses_instance(message) => RemoteErrorKind::Rejected,
+        Code::NotFound => RemoteErrorKind::NotFound,
+        _ if is_certificate_fault(message) => RemoteErrorKind::Config,
+        // Internal and Unknown too: servers and proxies use them for whatever broke, and Bazel retries them.
+        Code::Unavailable
+        | Code::Aborted
+        | Code::ResourceExhausted
+        | Code::Cancelled
+        | Code::Internal
+        | Code::Unknown => RemoteErrorKind::Unavailable,
+        Code::DeadlineExceeded => RemoteErrorKind::Timeout,
+        Code::PermissionDenied => RemoteErrorKind::Denied,
+        Code::Unauthenticated => RemoteErrorKind::Unauthenticated,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => RemoteErrorKind::Rejected,
+        Code::Ok | Code::AlreadyExists | Code::OutOfRange | Code::DataLoss => RemoteErrorKind::Protocol,
+    }
+}
+
+/// Whether the message is about the instance name, and not about a blob that some instance does not have.
+fn refuses_instance(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("instance")
+        && !["blob", "digest", "object", "action"]
+            .iter()
+            .any(|w| message.contains(w))
+}
+
+/// TLS faults that no retry cures. The TLS library's types are not ours to name, its words are.
+fn is_certificate_fault(message: &str) -> bool {
+    [
+        "invalid peer certificate",
+        "received corrupt message",
+        "HTTP/2 was not negotiated",
+        "received fatal alert",
+    ]
+    .iter()
+    .any(|part| message.contains(part))
+}
+
+fn retry_delay(status: &rpc::Status) -> Option<Duration> {
+    let any = status
+        .details
+        .iter()
+        .find(|any| any.type_url.ends_with("/google.rpc.RetryInfo"))?;
+    let delay = RetryInfo::decode(any.value.as_slice()).ok()?.retry_delay?;
+    Duration::try_from(delay).ok()
+}
+
+/// One line without control characters, so that a server's words can go to a terminal and a log.
+pub(crate) fn readable(text: &str) -> String {
+    text.split(|c: char| c.is_control() || c.is_whitespace())
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// At most [`MAX_MESSAGE`] bytes of it.
+pub(crate) fn clipped(mut text: String) -> String {
+    if text.len() > MAX_MESSAGE {
+        let end = (0..=MAX_MESSAGE).rev().find(|&i| text.is_char_boundary(i));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use bazel_remote_apis::google::protobuf::Any;
+
+    use super::*;
+
+    fn kind_of(code: Code, message: &str) -> RemoteErrorKind {
+        from_status("reading x", &Status::new(code, message)).kind
+    }
+
+    #[test]
+    fn codes_are_sorted_into_kinds() {
+        use RemoteErrorKind as K;
+        for (code, kind) in [
+            (Code::NotFound, K::NotFound),
+            (Code::Unavailable, K::Unavailable),
+            (Code::ResourceExhausted, K::Unavailable),
+            (Code::Internal, K::Unavailable),
+            (Code::DeadlineExceeded, K::Timeout),
+            (Code::PermissionDenied, K::Denied),
+            (Code::Unauthenticated, K::Unauthenticated),
+            (Code::InvalidArgument, K::Rejected),
+            (Code::Unimplemented, K::Rejected),
+            (Code::OutOfRange, K::Protocol),
+        ] {
+            assert_eq!(kind_of(code, "words"), kind, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_instance_is_no_missing_blob() {
+        assert_eq!(
+            kind_of(Code::NotFound, "unknown instance name \"x\""),
+            RemoteErrorKind::Rejected
+        );
+        assert_eq!(
+            kind_of(Code::InvalidArgument, "Invalid instance name"),
+            RemoteErrorKind::Rejected
+        );
+        assert_eq!(
+            kind_of(Code::NotFound, "blob abc/3 not found in instance main"),
+            RemoteErrorKind::NotFound
+        );
+    }
+
+    #[test]
+    fn an_untrusted_certificate_is_not_retried() {
+        let error = from_status(
+            "x",
+            &Status::unavailable("invalid peer certificate: UnknownIssuer"),
+        );
+        assert_eq!(error.kind, RemoteErrorKind::Config);
+        assert!(!error.is_retryable());
+    }
+
+    #[test]
+    fn the_servers_retry_info_is_found_among_the_details() {
+        let info = RetryInfo {
+            retry_delay: Some(prost_types::Duration {
+                seconds: 2,
+                nanos: 500_000_000,
+            }),
+        };
+        let details = rpc::Status {
+            code: Code::Unavailable as i32,
+            message: String::new(),
+            details: vec![
+                Any {
+                    type_url: "type.googleapis.com/google.rpc.DebugInfo".into(),
+                    value: vec![0xff],
+                },
+                Any {
+                    type_url: "type.googleapis.com/google.rpc.RetryInfo".into(),
+                    value: info.encode_to_vec(),
+                },
+            ],
+        };
+        let status = Status::with_details(Code::Unavailable, "busy", details.encode_to_vec().into());
+        let after = Some(Duration::from_millis(2500));
+        assert_eq!(from_status("x", &status).retry_after, after);
+        assert_eq!(from_rpc("x", &details).retry_after, after);
+    }
+
+    #[test]
+    fn undecodable_details_and_negative_delays_are_passed_over() {
+        let garbage = Status::with_details(Code::Unavailable, "busy", vec![0xff, 0xff].into());
+        assert_eq!(from_status("x", &garbage).retry_after, None);
+        let info = RetryInfo {
+            retry_delay: Some(prost_types::Duration {
+                seconds: -1,
+                nanos: 0,
+            }),
+        };
+        let negative = rpc::Status {
+            details: vec![Any {
+                type_url: "type.googleapis.com/google.rpc.RetryInfo".into(),
+                value: info.encode_to_vec(),
+            }],
+            ..rpc::Status::default()
+        };
+        assert_eq!(from_rpc("x", &negative).retry_after, None);
+    }
+
+    #[test]
+    fn a_servers_words_are_one_line_of_bounded_length() {
+        let page = format!("<html>\r\n\x1b[31m{}", "é".repeat(1000));
+        let message = from_status("x", &Status::unknown(page)).message;
+        assert!(message.starts_with("<html> [31mé"), "{message}");
+        assert!(message.len() <= MAX_MESSAGE + 3);
+    }
+}

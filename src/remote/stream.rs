@@ -1,0 +1,344 @@
+//! Large blobs, as streams that survive a broken connection.
+//!
+//! `ByteStream.Read` names the blob and an offset. When a stream ends early, breaks or stalls, the next one starts
+//! where the bytes that the sink took end; the offset counts plain bytes even where zstd is on the wire (Remote
+//! Execution API, "compressed-blobs"), so that a resumed stream begins with a new zstd frame.
+
+use std::time::Duration;
+
+use bazel_remote_apis::google::bytestream::ReadRequest;
+use bytes::Bytes;
+use tokio::time::Instant;
+use tonic::Streaming;
+
+use super::{
+    Attribution, Capabilities, Sink,
+    channel::Connections,
+    client::{Client, Failure, guarded},
+    error::{RemoteError, RemoteErrorKind},
+    inflate::Inflater,
+    status::from_status,
+    wire::{self, Piece},
+};
+use crate::digest::Digest;
+
+/// Smaller blobs are not worth a zstd frame. Bazel's `--experimental_remote_cache_compression_threshold`.
+const COMPRESSION_THRESHOLD: u64 = 100;
+
+/// What a stream must bring for earlier failures to be forgiven. One that brings a byte before it breaks would be
+/// resumed a billion times.
+const PROGRESS: u64 = 16 * 1024;
+
+/// How long the end of a stream is waited for after its last byte.
+const END_GRACE: Duration = Duration::from_secs(2);
+
+/// Streams a blob into a sink from byte `offset`. See [`super::BlobStore::read_stream`].
+pub(crate) async fn read(
+    client: &Client,
+    capabilities: &Capabilities,
+    digest: &Digest,
+    offset: u64,
+    attribution: &Attribution,
+    avoid: Connections,
+    sink: &mut dyn Sink,
+) -> Result<(), RemoteError> {
+    let context = client.context(format_args!("blob {digest}"));
+    if offset > digest.size() {
+        return Err(RemoteError::new(
+            RemoteErrorKind::Rejected,
+            context,
+            format!("asked for from byte {offset}, past its end"),
+        ));
+    }
+    let mut transfer = Transfer {
+        client,
+        context,
+        digest,
+        attribution,
+        avoid,
+        compressed: capabilities.zstd_streams
+            && client.options.compression
+            && digest.size() >= COMPRESSION_THRESHOLD,
+        offset,
+        sink,
+    };
+    let mut backoff = client.retry.start();
+    let mut forgiven_at = offset;
+    // The empty blob, and the rest of a blob that is complete, need no request.
+    while transfer.offset < digest.size() {
+        let failure = match transfer.attempt().await {
+            Ok(()) => break,
+            Err(failure) => failure,
+        };
+        // A proxy that hands on its backend's capabilities may not know the compressed names itself.
+        if transfer.compressed && failure.error.kind == RemoteErrorKind::Rejected {
+            tracing::debug!(error = %failure.error, "asking for the plain blob");
+            transfer.compressed = false;
+            continue;
+        }
+        if transfer.offset - forgiven_at >= PROGRESS {
+            forgiven_at = transfer.offset;
+            backoff.reset();
+        }
+        if !failure.error.is_retryable() || !backoff.wait(&failure.error).await {
+            return Err(failure.error);
+        }
+    }
+    Ok(())
+}
+
+struct Transfer<'a> {
+    client: &'a Client,
+    context: String,
+    digest: &'a Digest,
+    attribution: &'a Attribution,
+    avoid: Connections,
+    compressed: bool,
+    /// How many of the blob's bytes the sink has.
+    offset: u64,
+    sink: &'a mut dyn Sink,
+}
+
+impl Transfer<'_> {
+    /// One stream, from the offset to its end, however that comes.
+    async fn attempt(&mut self) -> Result<(), Failure> {
+        let request = ReadRequest {
+            resource_name: self.resource_name(),
+            read_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
+            read_limit: 0,
+        };
+        let (mut stream, index) = self
+            .client
+            .once(
+                &self.context,
+                self.attribution,
+                &mut self.avoid,
+                &request,
+                wire::read,
+            )
+            .await?;
+        self.client.pool.note(self.digest, index);
+        let result = self.receive(&mut stream).await;
+        if result.is_err() {
+            self.avoid = Connections::default();
+            self.avoid.insert(index);
+        }
+        result
+    }
+
+    async fn receive(&mut self, stream: &mut Streaming<Piece>) -> Result<(), Failure> {
+        let mut inflater = if self.compressed {
+            Some(Inflater::new().map_err(|e| self.protocol(e))?)
+        } else {
+            None
+        };
+        let mut watch = StallWatch::new(
+            self.client.options.stall_timeout,
+            self.client.options.min_throughput,
+        );
+        while self.offset < self.digest.size() {
+            let before = Instant::now();
+            let next = tokio::time::timeout(watch.left(), guarded(stream.message())).await;
+            let waited = before.elapsed();
+            let Ok(next) = next else {
+                // Bytes on the wire count, not those that came out of the decompressor.
+                if watch.is_stalled(waited) {
+                    return Err(self.stalled());
+                }
+                continue;
+            };
+            let message = match next {
+                Ok(Some(message)) => message,
+                Ok(None) => return Err(self.ended_early().into()),
+                Err(status) => {
+                    return Err(Failure {
+                        error: from_status(&self.context, &status),
+                        code: Some(status.code()),
+                    });
+                }
+            };
+            if watch.brought(message.data.len(), waited) {
+                return Err(self.stalled());
+            }
+            match &mut inflater {
+                None => self.take(message.data).await?,
+                Some(inflater) => self.inflate(inflater, &message.data).await?,
+            }
+        }
+        self.finish(stream, inflater.as_mut()).await
+    }
+
+    /// Unpacks a message into the sink, piece by piece.
+    async fn inflate(&mut self, inflater: &mut Inflater, data: &[u8]) -> Result<(), Failure> {
+        let mut rest = data;
+        loop {
+            let left = self.digest.size() - self.offset;
+            let piece = inflater.run(&mut rest, left).map_err(|e| self.protocol(e))?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            self.take(piece).await?;
+        }
+    }
+
+    /// Hands bytes to the sink, unless they are more than there should be.
+    async fn take(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        let left = self.digest.size() - self.offset;
+        let length = bytes.len() as u64;
+        if length > left {
+            return Err(self.protocol("the server sends more bytes than that").into());
+        }
+        if length == 0 {
+            return Ok(());
+        }
+        self.sink
+            .write(bytes)
+            .await
+            .map_err(|message| RemoteError::new(RemoteErrorKind::Sink, self.context.clone(), message))?;
+        self.offset += length;
+        Ok(())
+    }
+
+    /// All bytes are there: nothing but the end may follow. An error instead of the end does not take them away
+    /// (Bazel reads streams so too), and an end that does not come is not waited for.
+    async fn finish(
+        &mut self,
+        stream: &mut Streaming<Piece>,
+        mut inflater: Option<&mut Inflater>,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + END_GRACE.min(self.client.options.stall_timeout);
+        while let Ok(Ok(Some(message))) = tokio::time::timeout_at(deadline, guarded(stream.message())).await {
+            let excess = match &mut inflater {
+                None => !message.data.is_empty(),
+                // The frame's own end is still to come.
+                Some(inflater) => {
+                    let mut rest = &*message.data;
+                    !inflater
+                        .run(&mut rest, 0)
+                        .map_err(|e| self.protocol(e))?
+                        .is_empty()
+                }
+            };
+            if excess {
+                return Err(self.protocol("the server sends more bytes than that").into());
+            }
+        }
+        Ok(())
+    }
+
+    fn resource_name(&self) -> String {
+        let mut name = self.client.instance();
+        if !name.is_empty() {
+            name.push('/');
+        }
+        name.push_str(if self.compressed {
+            "compressed-blobs/zstd/"
+        } else {
+            "blobs/"
+        });
+        if self.digest.function().is_named() {
+            name.push_str(self.digest.function().name());
+            name.push('/');
+        }
+        name.push_str(&format!("{}/{}", self.digest.hash_hex(), self.digest.size()));
+        name
+    }
+
+    fn protocol(&self, message: impl Into<String>) -> RemoteError {
+        RemoteError::new(RemoteErrorKind::Protocol, self.context.clone(), message)
+    }
+
+    fn stalled(&self) -> Failure {
+        let options = &self.client.options;
+        RemoteError::new(
+            RemoteErrorKind::Timeout,
+            self.context.clone(),
+            format!(
+                "stalled at byte {}: less than {} bytes/s over {:?}",
+                self.offset,
+                options.min_throughput.max(1),
+                options.stall_timeout
+            ),
+        )
+        .into()
+    }
+
+    fn ended_early(&self) -> RemoteError {
+        RemoteError::new(
+            RemoteErrorKind::Unavailable,
+            self.context.clone(),
+            format!("the stream ended at byte {} without an error", self.offset),
+        )
+    }
+}
+
+/// Measures what a stream brings over windows of waiting for the network. The time that the sink takes is not the
+/// server's and does not count.
+struct StallWatch {
+    window: Duration,
+    /// The fewest bytes in a window.
+    least: u64,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl StallWatch {
+    fn new(window: Duration, min_throughput: u64) -> Self {
+        let least = (min_throughput as f64 * window.as_secs_f64()) as u64;
+        Self {
+            window,
+            least: least.max(1),
+            waited: Duration::ZERO,
+            bytes: 0,
+        }
+    }
+
+    /// How much longer to wait for the next message.
+    fn left(&self) -> Duration {
+        self.window.saturating_sub(self.waited)
+    }
+
+    /// After a message: whether the window that it ended had too few bytes.
+    fn brought(&mut self, bytes: usize, waited: Duration) -> bool {
+        self.bytes += bytes as u64;
+        self.is_stalled(waited)
+    }
+
+    /// After a wait: whether a window ended, with too few bytes.
+    fn is_stalled(&mut self, waited: Duration) -> bool {
+        self.waited += waited;
+        if self.waited < self.window {
+            return false;
+        }
+        let stalled = self.bytes < self.least;
+        self.waited = Duration::ZERO;
+        self.bytes = 0;
+        stalled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(10);
+    const HALF: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn a_window_with_enough_bytes_is_no_stall() {
+        let mut watch = StallWatch::new(WINDOW, 100);
+        assert!(!watch.brought(999, HALF));
+        assert_eq!(watch.left(), HALF);
+        assert!(!watch.brought(1, HALF));
+        // The next window counts from nothing.
+        assert!(!watch.brought(999, HALF));
+        assert!(watch.is_stalled(HALF));
+    }
+
+    #[test]
+    fn without_a_least_throughput_any_byte_is_progress() {
+        let mut watch = StallWatch::new(WINDOW, 0);
+        assert!(!watch.brought(1, WINDOW));
+        assert!(watch.is_stalled(WINDOW));
+    }
+}
