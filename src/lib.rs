@@ -59,6 +59,7 @@ pub mod bep;
 pub mod digest;
 pub mod embedded_cache;
 pub mod exec_path;
+pub mod materialize;
 pub mod metrics;
 pub mod output;
 pub mod record;

@@ -1,0 +1,328 @@
+//! Fetching: which blob is asked for next, and what its answer means for the jobs that wait for it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{
+    super::{
+        large::{self, LargeError},
+        place::{PlaceError, Placed},
+        want::{Outcome, Root, Source},
+        writers::{CheckItem, JobId, PlaceContent, Work},
+    },
+    BUDGET_UNIT, Blob, CacheId, Coordinator, Fetched,
+};
+use crate::{
+    digest::Digest,
+    exec_path::ExecPath,
+    output::{OutputContent, Stamp},
+    remote::{RemoteError, RemoteErrorKind},
+};
+
+impl Coordinator {
+    /// Makes a job wait for its blob.
+    pub(super) fn enqueue(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let (OutputContent::Blob(digest), Some(asker)) = (&job.content, job.askers.first()) else {
+            return;
+        };
+        let (digest, class, cache) = (digest.clone(), job.class, job.cache());
+        let blob = self.blobs.entry((cache, digest.clone())).or_insert_with(|| Blob {
+            jobs: Vec::new(),
+            session: asker.session.clone(),
+            in_flight: false,
+            suspect: false,
+            abort: None,
+        });
+        blob.suspect |= job.mismatched;
+        blob.jobs.push(id);
+        if !blob.in_flight {
+            let queue = if digest.size() > self.options.small_limit {
+                &mut self.large
+            } else {
+                &mut self.small
+            };
+            queue.push(cache, &digest, class);
+        }
+    }
+
+    /// Moves a job's blob to the lane of the job's class, if it still waits.
+    pub(super) fn promote(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let OutputContent::Blob(digest) = &job.content else {
+            return;
+        };
+        let cache = job.cache();
+        if self
+            .blobs
+            .get(&(cache, digest.clone()))
+            .is_some_and(|blob| !blob.in_flight)
+        {
+            let queue = if digest.size() > self.options.small_limit {
+                &mut self.large
+            } else {
+                &mut self.small
+            };
+            queue.push(cache, digest, job.class);
+        }
+    }
+
+    /// Starts as many fetches as budgets allow.
+    pub(super) fn pump(&mut self) {
+        while self.batches_in_flight < self.options.batches_in_flight && !self.small.is_empty() {
+            // A batch's bytes are asked for before its size is known exactly; what it did not need is given back.
+            let units = u32::try_from(self.options.batch_bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
+            let Ok(mut permit) = self.budget.clone().try_acquire_many_owned(units) else {
+                break;
+            };
+            let Some((cache, digests)) = self
+                .small
+                .pop_batch(self.options.batch_bytes, self.options.batch_count)
+            else {
+                break;
+            };
+            let bytes: u64 = digests.iter().map(Digest::size).sum();
+            let needed = usize::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(usize::MAX);
+            if let Some(spare) = (units as usize).checked_sub(needed).filter(|n| *n > 0) {
+                drop(permit.split(spare));
+            }
+            self.start_batch(cache, digests, permit);
+        }
+        while self.large_in_flight < self.options.large_in_flight {
+            let Some((cache, digest)) = self.large.pop() else {
+                break;
+            };
+            self.start_large(cache, digest);
+        }
+        let (required, optional) = self.small.depths();
+        self.metrics.queue_depth("required", required);
+        self.metrics.queue_depth("optional", optional);
+        self.metrics.queue_depth("large", self.large.len());
+        let free = self.budget.available_permits() as u64 * BUDGET_UNIT;
+        let used = self.options.bytes_in_flight.saturating_sub(free);
+        self.metrics
+            .bytes_in_flight
+            .set(i64::try_from(used).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn start_batch(&mut self, cache: CacheId, digests: Vec<Digest>, permit: OwnedSemaphorePermit) {
+        let mut session = None;
+        let mut avoid = false;
+        for digest in &digests {
+            if let Some(blob) = self.blobs.get_mut(&(cache, digest.clone())) {
+                blob.in_flight = true;
+                avoid |= blob.suspect;
+                session.get_or_insert_with(|| blob.session.clone());
+            }
+        }
+        let Some(session) = session else { return };
+        self.batches_in_flight += 1;
+        self.metrics.request("batch");
+        let fetched = self.fetched.clone();
+        let asked = digests.clone();
+        let task = tokio::spawn(async move {
+            session
+                .store
+                .read_batch(&digests, &session.attribution, avoid)
+                .await
+        });
+        tokio::spawn(async move {
+            let answers = task.await.unwrap_or_else(|_| {
+                let lost = |digest: Digest| {
+                    let what = "fetching panicked; this is a bug in outhaul";
+                    let error =
+                        RemoteError::new(RemoteErrorKind::Protocol, format!("a batch with {digest}"), what);
+                    (digest, Err(error))
+                };
+                asked.into_iter().map(lost).collect()
+            });
+            // The coordinator outlives its fetches.
+            let _ = fetched.send(Fetched::Batch(cache, answers, permit));
+        });
+    }
+
+    pub(super) fn start_large(&mut self, cache: CacheId, digest: Digest) {
+        let Some(blob) = self.blobs.get_mut(&(cache, digest.clone())) else {
+            return;
+        };
+        let jobs = &self.jobs;
+        blob.jobs.retain(|id| jobs.contains_key(id));
+        let Some((&lead, job)) = blob.jobs.first().and_then(|id| Some((id, self.jobs.get(id)?))) else {
+            self.blobs.remove(&(cache, digest));
+            return;
+        };
+        blob.in_flight = true;
+        self.large_in_flight += 1;
+        self.metrics.request("stream");
+        let (file_tx, file) = oneshot::channel();
+        let shard = self.writers.shard(&job.root, &job.path);
+        self.writers.send(
+            shard,
+            Work::BeginLarge(job.root.clone(), job.path.clone(), digest.clone(), file_tx),
+        );
+        let fetch = large::fetch(
+            blob.session.store.clone(),
+            digest.clone(),
+            blob.session.attribution.clone(),
+            blob.suspect,
+            file,
+            job.root.clone(),
+            job.version,
+        );
+        let task = tokio::spawn(fetch);
+        blob.abort = Some(task.abort_handle());
+        let fetched = self.fetched.clone();
+        tokio::spawn(async move {
+            let result = task.await.unwrap_or_else(|e| {
+                Err(if e.is_cancelled() {
+                    LargeError::Cancelled
+                } else {
+                    LargeError::Place(PlaceError::internal("fetching a large file panicked"))
+                })
+            });
+            let _ = fetched.send(Fetched::Large(cache, digest, lead, result));
+        });
+    }
+
+    pub(super) fn on_fetched(&mut self, report: Fetched) {
+        match report {
+            Fetched::Batch(cache, answers, permit) => {
+                self.batches_in_flight -= 1;
+                let mut place = Vec::new();
+                for (digest, answer) in answers {
+                    self.on_answer(cache, &digest, answer, &mut place);
+                }
+                self.send_places(place, Some(Arc::new(permit)));
+            }
+            Fetched::Large(cache, digest, lead, result) => {
+                self.large_in_flight -= 1;
+                self.on_large(cache, digest, lead, result);
+            }
+        }
+    }
+
+    pub(super) fn on_answer(
+        &mut self,
+        cache: CacheId,
+        digest: &Digest,
+        answer: Result<Bytes, RemoteError>,
+        place: &mut Vec<(JobId, PlaceContent)>,
+    ) {
+        let Some(blob) = self.blobs.remove(&(cache, digest.clone())) else {
+            return;
+        };
+        match answer {
+            Ok(bytes) => {
+                for id in blob.jobs {
+                    if let Some(job) = self.jobs.get_mut(&id) {
+                        job.source = Source::Batch;
+                        job.bytes = digest.size();
+                        place.push((id, PlaceContent::Blob(digest.clone(), bytes.clone())));
+                    }
+                }
+            }
+            Err(error) => self.on_remote_error(blob.jobs, &error),
+        }
+    }
+
+    pub(super) fn on_remote_error(&mut self, jobs: Vec<JobId>, error: &RemoteError) {
+        for id in jobs {
+            let Some(job) = self.jobs.get_mut(&id) else {
+                continue;
+            };
+            if error.is_not_found() && job.missing.is_none() {
+                // A bytestream:// name is no promise that the blob was ever uploaded: it may be a local output that
+                // the build tool has written only now.
+                job.missing = Some(error.clone());
+                let item = CheckItem {
+                    job: id,
+                    path: job.path.clone(),
+                    content: job.content.clone(),
+                    recorded: job.recorded,
+                };
+                let shard = self.writers.shard(&job.root, &job.path);
+                self.writers
+                    .send(shard, Work::Check(job.root.clone(), vec![item]));
+            } else {
+                self.finish(id, Outcome::Failed(error.to_string()));
+            }
+        }
+    }
+
+    pub(super) fn on_large(
+        &mut self,
+        cache: CacheId,
+        digest: Digest,
+        lead: JobId,
+        result: Result<Placed, LargeError>,
+    ) {
+        let Some(blob) = self.blobs.remove(&(cache, digest.clone())) else {
+            return;
+        };
+        let followers: Vec<JobId> = blob.jobs.into_iter().filter(|id| *id != lead).collect();
+        match result {
+            Ok(placed) => {
+                let origin = self.jobs.get_mut(&lead).map(|job| {
+                    job.source = Source::Stream;
+                    job.bytes = digest.size();
+                    (job.root.clone(), job.path.clone())
+                });
+                self.finish_placed(lead, placed);
+                for id in followers {
+                    self.copy_or_fetch(id, origin.as_ref(), Some(placed.stamp), &digest);
+                }
+            }
+            Err(LargeError::Place(error)) => {
+                // A wrong path is the lead's trouble alone, and wrong bytes are asked for once more.
+                self.on_place_error(lead, &error);
+                for id in followers {
+                    if error.is_mismatch() {
+                        self.on_place_error(id, &error);
+                    } else {
+                        self.enqueue(id);
+                    }
+                }
+            }
+            Err(LargeError::Cancelled) => {
+                self.finish(lead, Outcome::Superseded);
+                for id in followers {
+                    self.enqueue(id);
+                }
+            }
+            Err(LargeError::Remote(error)) => {
+                self.on_remote_error(std::iter::once(lead).chain(followers).collect(), &error);
+            }
+        }
+    }
+
+    pub(super) fn copy_or_fetch(
+        &mut self,
+        id: JobId,
+        origin: Option<&(Arc<Root>, ExecPath)>,
+        stamp: Option<Stamp>,
+        digest: &Digest,
+    ) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match (origin, stamp) {
+            (Some((root, from)), Some(stamp)) if root.id == job.root.id => {
+                job.source = Source::Copy;
+                job.bytes = digest.size();
+                let work = Work::Copy {
+                    root: job.root.clone(),
+                    version: job.version,
+                    job: id,
+                    from: from.clone(),
+                    stamp,
+                    to: job.path.clone(),
+                    digest: digest.clone(),
+                };
+                let shard = self.writers.shard(&job.root, &job.path);
+                self.writers.send(shard, work);
+            }
+            // Another output root: fetched once more, rather than trusting a path across roots.
+            _ => self.enqueue(id),
+        }
+    }
+}

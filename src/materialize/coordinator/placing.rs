@@ -1,0 +1,133 @@
+//! What the writer threads are given, and what their reports mean.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    super::{
+        place::{Check, PlaceError, Placed, Vouched},
+        want::{Outcome, Source},
+        writers::{JobId, PlaceContent, PlaceJob, Work, Written},
+    },
+    Coordinator, Grouped,
+};
+use crate::output::OutputContent;
+
+impl Coordinator {
+    pub(super) fn on_written(&mut self, report: Written) {
+        match report {
+            Written::Checked(results) => {
+                let mut place = Vec::new();
+                for (id, result) in results {
+                    self.on_checked(id, result, &mut place);
+                }
+                self.send_places(place, None);
+            }
+            Written::Placed(results) => {
+                for (id, result) in results {
+                    self.on_placed(id, result);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_checked(
+        &mut self,
+        id: JobId,
+        result: Result<Check, PlaceError>,
+        place: &mut Vec<(JobId, PlaceContent)>,
+    ) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match result {
+            Ok(Check::Present { stamp, how }) => {
+                let hashed = how == Vouched::Content;
+                self.finish(
+                    id,
+                    Outcome::Present {
+                        stamp: Some(stamp),
+                        hashed,
+                    },
+                );
+            }
+            Ok(Check::Absent | Check::Differs) => {
+                if let Some(error) = job.missing.take() {
+                    self.finish(id, Outcome::Evicted(error.to_string()));
+                    return;
+                }
+                let content = match &job.content {
+                    OutputContent::Blob(digest) if digest.is_empty() => {
+                        PlaceContent::Blob(digest.clone(), Bytes::new())
+                    }
+                    OutputContent::Blob(_) => {
+                        self.enqueue(id);
+                        return;
+                    }
+                    OutputContent::Inline(bytes) => {
+                        job.bytes = bytes.len() as u64;
+                        PlaceContent::Inline(bytes.clone())
+                    }
+                    OutputContent::Symlink(target) => PlaceContent::Symlink(target.clone()),
+                    OutputContent::Directory => PlaceContent::Directory,
+                };
+                place.push((id, content));
+            }
+            Err(error) => self.fail(id, &error),
+        }
+    }
+
+    pub(super) fn on_placed(&mut self, id: JobId, result: Result<Placed, PlaceError>) {
+        match result {
+            Ok(placed) => self.finish_placed(id, placed),
+            Err(error) => self.on_place_error(id, &error),
+        }
+    }
+
+    pub(super) fn on_place_error(&mut self, id: JobId, error: &PlaceError) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.source == Source::Copy && !error.is_superseded() {
+            // The origin was changed under our hands, or cannot be copied: fetch it like any other.
+            tracing::debug!(path = %job.path, %error, "copying failed, fetching instead");
+            job.source = Source::Inline;
+            self.enqueue(id);
+        } else if error.is_mismatch() {
+            self.metrics.fault("mismatch");
+            if !job.mismatched && matches!(job.content, OutputContent::Blob(_)) {
+                tracing::warn!(path = %job.path, %error, "the cache sent wrong bytes; asking once more");
+                job.mismatched = true;
+                self.enqueue(id);
+            } else {
+                self.fail(id, error);
+            }
+        } else {
+            self.fail(id, error);
+        }
+    }
+
+    /// Hands bytes to the writers, one message for each thread, root and version.
+    pub(super) fn send_places(
+        &mut self,
+        place: Vec<(JobId, PlaceContent)>,
+        permit: Option<Arc<OwnedSemaphorePermit>>,
+    ) {
+        let mut grouped: Grouped = HashMap::new();
+        for (id, content) in place {
+            let Some(job) = self.jobs.get(&id) else { continue };
+            let shard = self.writers.shard(&job.root, &job.path);
+            grouped
+                .entry((shard, job.root.id, job.version))
+                .or_insert_with(|| (job.root.clone(), Vec::new()))
+                .1
+                .push(PlaceJob {
+                    job: id,
+                    path: job.path.clone(),
+                    content,
+                });
+        }
+        for ((shard, _, version), (root, jobs)) in grouped {
+            self.writers
+                .send(shard, Work::Place(root, version, jobs, permit.clone()));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! From wants to files: what is there already, what must be fetched, and putting it in place.
+//!
+//! [`Materializer`] is the handle; behind it one coordinator task owns all state, writer threads do what blocks on
+//! the file system, and fetches run as tasks of their own.
+
+mod coordinator;
+mod large;
+pub mod place;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod want;
+mod writers;
+
+use std::{io, sync::Arc};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::{
+    coordinator::{Command, Coordinator},
+    place::PlaceOptions,
+    writers::Writers,
+};
+use crate::metrics::Metrics;
+
+pub use self::want::{Completion, Outcome, Root, Session, Source, Want};
+
+/// How much is done at once. Memory is bounded by bytes, whatever the build's size.
+#[derive(Debug, Clone)]
+pub struct MaterializeOptions {
+    /// Writer threads.
+    pub writers: usize,
+    /// Blobs up to this many bytes are fetched in batches, larger ones are streamed.
+    pub small_limit: u64,
+    /// Sum of sizes in a batch.
+    pub batch_bytes: u64,
+    /// Blobs in a batch.
+    pub batch_count: usize,
+    /// Batches that may be under way.
+    pub batches_in_flight: usize,
+    /// Bytes of small blobs that may be on their way between the cache and the disk.
+    pub bytes_in_flight: u64,
+    /// Large blobs that may be under way.
+    pub large_in_flight: usize,
+    /// How files are placed.
+    pub place: PlaceOptions,
+}
+
+impl Default for MaterializeOptions {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            writers: cores.clamp(2, 8),
+            small_limit: 1 << 20,
+            batch_bytes: 1 << 20,
+            batch_count: 4000,
+            batches_in_flight: 8,
+            bytes_in_flight: 32 << 20,
+            large_in_flight: 4,
+            place: PlaceOptions::default(),
+        }
+    }
+}
+
+/// Brings outputs to disk. Cheap to clone; the work ends when the last clone is gone and nothing is under way.
+#[derive(Clone)]
+pub struct Materializer {
+    commands: mpsc::Sender<Command>,
+    closed: watch::Receiver<bool>,
+}
+
+impl Materializer {
+    /// Starts the coordinator on the current tokio runtime, and its threads.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(options: MaterializeOptions, metrics: Metrics) -> io::Result<Self> {
+        let (commands, inbox) = mpsc::channel(64);
+        let (reports, written) = mpsc::unbounded_channel();
+        let writers = Writers::start(options.writers, options.place, &reports)?;
+        let (done, closed) = watch::channel(false);
+        tokio::spawn(Coordinator::run(options, metrics, writers, written, inbox, done));
+        Ok(Self { commands, closed })
+    }
+
+    /// Begins a new version of a root. When this returns, nothing of an older version is published any more and all
+    /// its wants have been answered as superseded.
+    pub async fn begin(&self, root: &Arc<Root>, version: u64) {
+        let place = root.clone();
+        // Waits for writers that are in the middle of publishing: a few system calls.
+        let raised = tokio::task::spawn_blocking(move || place.epoch.begin(version)).await;
+        if raised.is_err() {
+            tracing::error!(root = %root.place.path().display(), "raising the version of a root panicked");
+        }
+        let (done, answer) = oneshot::channel();
+        if self
+            .commands
+            .send(Command::Begin(root.clone(), version, done))
+            .await
+            .is_ok()
+        {
+            let _ = answer.await;
+        }
+    }
+
+    /// Wants outputs on disk. Each is answered once through the session's completions.
+    pub async fn want(&self, session: &Arc<Session>, wants: Vec<Want>) {
+        if !wants.is_empty() {
+            // The coordinator ends only after its last handle.
+            let _ = self.commands.send(Command::Want(session.clone(), wants)).await;
+        }
+    }
+
+    /// Ends the work when the other clones are gone, and waits until nothing of any output root is held any more.
+    pub async fn close(self) {
+        let Self { commands, mut closed } = self;
+        drop(commands);
+        // An error means that the coordinator is gone already.
+        let _ = closed.wait_for(|closed| *closed).await;
+    }
+
+    /// Lets go of a root that is not used any more.
+    pub async fn forget(&self, root: &Root) {
+        let _ = self.commands.send(Command::Forget(root.id)).await;
+    }
+}

@@ -1,0 +1,148 @@
+//! Which directories may be an output root.
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Component, Path, PathBuf},
+};
+
+use super::error::{PlaceError, PlaceErrorKind};
+
+/// Checks that a directory, as a stream names it, may be written into.
+///
+/// Without an allow-list, any directory that the user `uid` owns; with one, any directory that is in it or below
+/// one of its entries, whoever owns it. Never `/`, a home directory itself, or a directory that holds homes. What
+/// does not exist yet is judged by the nearest directory that does.
+///
+/// # Errors
+/// With [`PlaceErrorKind::NotAllowed`] and the reason; or when the path cannot be resolved.
+pub fn is_allowed_root(path: &Path, allowed: &[PathBuf], uid: u32) -> Result<(), PlaceError> {
+    // No lookup of other users' homes: those are theirs, and refused by owner.
+    let homes: Vec<PathBuf> = std::env::home_dir().into_iter().collect();
+    judge(path, allowed, uid, &homes)
+}
+
+fn judge(path: &Path, allowed: &[PathBuf], uid: u32, homes: &[PathBuf]) -> Result<(), PlaceError> {
+    const OPERATION: &str = "check output root";
+    let refused = |reason: String| {
+        Err(PlaceError::new(
+            OPERATION,
+            path,
+            PlaceErrorKind::NotAllowed(reason),
+        ))
+    };
+    if !path.is_absolute() {
+        return refused("it is not an absolute path".to_owned());
+    }
+    if path.components().any(|c| matches!(c, Component::ParentDir)) {
+        return refused("it has the component \"..\"".to_owned());
+    }
+    let io_error = |e: &std::io::Error| PlaceError::system_error(OPERATION, path, super::root::errno_of(e));
+    let real = resolve(path).map_err(|e| io_error(&e))?;
+    let mut near_home = homes.iter().filter_map(|home| resolve(home).ok());
+    if real.parent().is_none() || near_home.any(|home| home.starts_with(&real)) {
+        return refused(format!(
+            "{real:?} is the file system's root, a home directory or above one"
+        ));
+    }
+    if !allowed.is_empty() {
+        let is_listed = allowed
+            .iter()
+            .any(|a| resolve(a).is_ok_and(|a| real.starts_with(a)));
+        return if is_listed {
+            Ok(())
+        } else {
+            refused("it is in none of the directories given with --allow-exec-root".to_owned())
+        };
+    }
+    let existing = real.ancestors().find(|a| a.exists()).unwrap_or(&real);
+    let owner = existing.metadata().map_err(|e| io_error(&e))?.uid();
+    if owner != uid {
+        return refused(format!(
+            "{existing:?} belongs to user {owner}, not to user {uid}; allow it with --allow-exec-root"
+        ));
+    }
+    Ok(())
+}
+
+/// The path without symlinks; what does not exist is appended as it is.
+fn resolve(path: &Path) -> std::io::Result<PathBuf> {
+    for existing in path.ancestors() {
+        match existing.canonicalize() {
+            Ok(real) => {
+                // What follows an ancestor is below it, so the prefix is always there.
+                let rest = path.strip_prefix(existing).unwrap_or(Path::new(""));
+                return Ok(real.components().chain(rest.components()).collect());
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn reason(result: Result<(), PlaceError>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_directory_of_the_user_is_allowed_by_default_and_of_another_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = fs::metadata(dir.path()).unwrap().uid();
+        is_allowed_root(dir.path(), &[], me).unwrap();
+        is_allowed_root(&dir.path().join("not/there/yet"), &[], me).unwrap();
+        assert!(reason(is_allowed_root(dir.path(), &[], me + 1)).contains("belongs to user"));
+    }
+
+    #[test]
+    fn neither_the_root_nor_homes_are_ever_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home/user");
+        fs::create_dir_all(home.join("cache")).unwrap();
+        symlink(&home, dir.path().join("link")).unwrap();
+        let me = fs::metadata(dir.path()).unwrap().uid();
+        let everything = [PathBuf::from("/")];
+        let homes = [home.clone()];
+        for path in [
+            Path::new("/"),
+            &home,
+            &dir.path().join("home"),
+            &dir.path().join("link"),
+        ] {
+            for allowed in [&[][..], &everything[..]] {
+                assert!(
+                    reason(judge(path, allowed, me, &homes)).contains("home"),
+                    "{path:?}"
+                );
+            }
+        }
+        judge(&home.join("cache"), &[], me, &homes).unwrap();
+    }
+
+    #[test]
+    fn an_allow_list_is_matched_by_where_links_lead() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        fs::create_dir_all(inside.join("sub")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        symlink(&outside, inside.join("link")).unwrap();
+        let allowed = [inside.clone()];
+        let nobody = u32::MAX - 1;
+        is_allowed_root(&inside.join("sub"), &allowed, nobody).unwrap();
+        assert!(
+            reason(is_allowed_root(&inside.join("link"), &allowed, nobody)).contains("--allow-exec-root")
+        );
+        assert!(reason(is_allowed_root(&outside, &allowed, nobody)).contains("--allow-exec-root"));
+    }
+
+    #[test]
+    fn relative_and_dotted_paths_are_refused() {
+        assert!(reason(is_allowed_root(Path::new("a/b"), &[], 0)).contains("absolute"));
+        assert!(reason(is_allowed_root(Path::new("/a/../b"), &[], 0)).contains("\"..\""));
+    }
+}

@@ -1,0 +1,122 @@
+//! Symlinks and directories.
+
+use std::{os::fd::AsFd as _, path::Path};
+
+use rustix::{
+    fs::{self, FileType},
+    io::Errno,
+};
+
+use super::{
+    epoch::Epoch,
+    error::PlaceError,
+    placer::{Placed, Placer},
+    publish::{How, Job},
+    sys,
+    temp::TempName,
+    walk::{self, Spot},
+    writable::Writable,
+};
+use crate::exec_path::ExecPath;
+
+impl Placer {
+    /// Makes a symlink with this target, as it is: nothing is ever written through it. What is in its place is
+    /// replaced, a directory only if it holds no files.
+    ///
+    /// # Errors
+    /// As for [`place_many`](Self::place_many).
+    pub fn place_symlink(
+        &mut self,
+        path: &ExecPath,
+        target: &str,
+        epoch: &Epoch,
+        version: u64,
+    ) -> Result<Placed, PlaceError> {
+        let job = self.job(epoch, version);
+        let dir = job.parent(path)?;
+        let spot = Spot {
+            dir,
+            name: path.file_name().into(),
+        };
+        let error = |errno| PlaceError::system_error("make symlink", path.as_str(), errno);
+        let _permit = job.permit(path)?;
+        let _open = Writable::open(&job.root.leases, &spot.dir).map_err(error)?;
+        let mut how = How::Created;
+        for _ in 0..100 {
+            match fs::symlinkat(target, &spot.dir, &spot.name) {
+                Ok(()) => return placed(&spot, how).map_err(error),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(error(errno)),
+            }
+            if sys::read_link(&spot.dir, &spot.name).is_ok_and(|t| t == Path::new(target)) {
+                return placed(&spot, How::Kept).map_err(error);
+            }
+            how = How::Replaced;
+            match replace_by_symlink(&job, &spot, target)? {
+                Ok(()) => return placed(&spot, how).map_err(error),
+                Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+                    sys::remove_empty(spot.dir.as_fd(), &spot.name).map_err(error)?;
+                }
+                Err(errno) => return Err(error(errno)),
+            }
+        }
+        Err(error(Errno::BUSY))
+    }
+
+    /// Makes a directory and its parents. A file in its place is replaced, a symlink followed inside the root.
+    ///
+    /// # Errors
+    /// As for [`place_many`](Self::place_many).
+    pub fn make_directory(
+        &mut self,
+        path: &ExecPath,
+        epoch: &Epoch,
+        version: u64,
+    ) -> Result<Placed, PlaceError> {
+        let job = self.job(epoch, version);
+        job.root.guard(path.as_str())?;
+        let permit = job.permit(path)?;
+        let is_there = walk::find_dir(job.root, path.as_str()).is_ok_and(|dir| dir.is_some());
+        let dir = walk::make_dir(job.root, path.as_str(), &permit)?;
+        let stat =
+            fs::fstat(&dir.fd).map_err(|errno| PlaceError::system_error("stat", path.as_str(), errno))?;
+        Ok(Placed {
+            stamp: sys::stamp(&stat, sys::now_ns()),
+            how: if is_there { How::Kept } else { How::Created },
+        })
+    }
+}
+
+/// Renames a new symlink over whatever file or link has its name. The outer error is the temp directory's.
+fn replace_by_symlink(
+    job: &Job<'_>,
+    spot: &Spot,
+    target: &str,
+) -> Result<rustix::io::Result<()>, PlaceError> {
+    let mut name = TempName::new(job.root.temp()?);
+    let renamed = fs::symlinkat(target, &name.temp, &name.name)
+        .and_then(|()| fs::renameat(&name.temp, &name.name, &spot.dir, &spot.name));
+    match renamed {
+        Ok(()) => name.was_renamed(),
+        // The directory is on another mount: the link is made beside its place.
+        Err(Errno::XDEV) => {
+            let beside = name.temp.foreign_name();
+            return Ok(fs::symlinkat(target, &spot.dir, &beside)
+                .and_then(|()| fs::renameat(&spot.dir, &beside, &spot.dir, &spot.name))
+                .inspect_err(|_| {
+                    let _ = fs::unlinkat(&spot.dir, &beside, fs::AtFlags::empty());
+                }));
+        }
+        Err(_) => {}
+    }
+    Ok(renamed)
+}
+
+/// The answer for a symlink that has just been made or seen.
+fn placed(spot: &Spot, how: How) -> rustix::io::Result<Placed> {
+    let seen = sys::lstat(&spot.dir, &spot.name)?
+        .filter(|stat| sys::file_type(stat) == FileType::Symlink)
+        .ok_or(Errno::NOENT)?;
+    let stamp = sys::stamp(&seen, sys::now_ns());
+    Ok(Placed { stamp, how })
+}

@@ -1,0 +1,86 @@
+//! The newest invocation of a root wins.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+/// The newest invocation number of a root.
+///
+/// Every publication happens while its [`Permit`] is held. [`begin`](Self::begin) waits for the permits that are
+/// out, so once it has returned, nothing of an older invocation appears any more. Permits are held for a link or a
+/// rename, not for a write, and a thread must never hold two: a waiting `begin` would come between them.
+#[derive(Debug, Default)]
+pub struct Epoch(RwLock<u64>);
+
+/// The right to publish, as long as it is held.
+#[derive(Debug)]
+#[must_use = "publishing is permitted only while this is held"]
+pub struct Permit<'a> {
+    _held: RwLockReadGuard<'a, u64>,
+}
+
+impl Epoch {
+    /// An epoch in which every version may publish.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes `version` the newest, unless a newer one has begun already. When this returns, nothing older than the
+    /// newest is being published or will be.
+    pub fn begin(&self, version: u64) {
+        let mut newest = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *newest = version.max(*newest);
+    }
+
+    /// The right to publish for `version`; `None` when a newer one has begun.
+    pub fn permit(&self, version: u64) -> Option<Permit<'_>> {
+        let newest = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        (version >= *newest).then_some(Permit { _held: newest })
+    }
+
+    /// The newest version that has begun.
+    #[must_use]
+    pub fn current(&self) -> u64 {
+        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, mpsc},
+        thread,
+        time::Duration,
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_older_version_gets_no_permit() {
+        let epoch = Epoch::new();
+        epoch.begin(5);
+        assert!(epoch.permit(4).is_none());
+        assert!(epoch.permit(5).is_some());
+        assert!(epoch.permit(6).is_some());
+        epoch.begin(3);
+        assert_eq!(epoch.current(), 5, "an epoch never goes back");
+    }
+
+    #[test]
+    fn begin_waits_for_the_permits_that_are_out() {
+        let epoch = Arc::new(Epoch::new());
+        let permit = epoch.permit(1).unwrap();
+        let (begun, has_begun) = mpsc::channel();
+        let thread = thread::spawn({
+            let epoch = Arc::clone(&epoch);
+            move || {
+                epoch.begin(2);
+                begun.send(()).unwrap();
+            }
+        });
+        assert!(has_begun.recv_timeout(Duration::from_millis(50)).is_err());
+        drop(permit);
+        has_begun.recv_timeout(Duration::from_secs(10)).unwrap();
+        thread.join().unwrap();
+        assert!(epoch.permit(1).is_none());
+    }
+}

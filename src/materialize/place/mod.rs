@@ -1,0 +1,49 @@
+//! Placing verified files: everything that touches an output tree.
+//!
+//! Blocking code, called from writer threads of its own. An [`OutputRoot`] is one exec root (or output directory);
+//! every thread that works in it has a [`Placer`]. Bytes come in with their digest and go under their final name
+//! only when they match it, by link or rename, never by writing in place. Every name is looked up from the root's
+//! descriptor, one directory at a time as far as links are concerned, so that nothing planted on the way leads
+//! out. An [`Epoch`] decides who may still publish.
+//!
+//! | file | what it is about |
+//! |---|---|
+//! | `root` | a root on disk, and whether it and its `bazel-out` are still the ones that were there |
+//! | `allow` | which directories may be a root |
+//! | `epoch` | the newest invocation wins |
+//! | `walk` | finding and making directories beneath the root, links included |
+//! | `writable` | read-only directories, opened and restored |
+//! | `temp` | where files lie before they have a name; sweeping |
+//! | `publish` | from a written file to its final name |
+//! | `check` | is it already there? |
+//! | `placer`, `staging`, `entries` | batches of small files; new directories whole; symlinks and directories |
+//! | `large`, `copy` | one big file as a stream; copies of one that is already there |
+//! | `sys` | stamps and the few system calls with fallbacks |
+
+mod allow;
+mod check;
+mod copy;
+mod entries;
+mod epoch;
+mod error;
+mod large;
+mod placer;
+mod publish;
+mod root;
+mod staging;
+mod sys;
+mod temp;
+mod walk;
+mod writable;
+
+#[cfg(test)]
+mod tests;
+
+pub use allow::is_allowed_root;
+pub use check::{Check, Vouched};
+pub use epoch::{Epoch, Permit};
+pub use error::{PlaceError, PlaceErrorKind};
+pub use large::LargeFile;
+pub use placer::{Item, PlaceOptions, Placed, Placer};
+pub use publish::How;
+pub use root::{OutputRoot, Presence};

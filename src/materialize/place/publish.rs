@@ -1,0 +1,389 @@
+//! From a written file to its final name.
+
+use std::{
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::{Arc, atomic::Ordering},
+};
+
+use rustix::{
+    fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat},
+    io::{self, Errno},
+};
+
+use super::{
+    check,
+    epoch::{Epoch, Permit},
+    error::{PlaceError, PlaceErrorKind},
+    placer::{PlaceOptions, Placed},
+    root::OutputRoot,
+    sys::{self, Dir},
+    temp::{self, TempName, Unnamed},
+    walk::{self, Spot},
+    writable::Writable,
+};
+use crate::{digest::Digest, exec_path::ExecPath, output::Stamp};
+
+/// What placing did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Nothing was there.
+    Created,
+    /// Something else was there.
+    Replaced,
+    /// The right bytes were there already, and were left alone.
+    Kept,
+}
+
+/// A job of placing: what the functions of a publication need to know together.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) root: &'a OutputRoot,
+    pub(super) options: PlaceOptions,
+    pub(super) epoch: &'a Epoch,
+    pub(super) version: u64,
+}
+
+impl<'a> Job<'a> {
+    /// The right to change the tree now.
+    pub(super) fn permit(&self, path: &ExecPath) -> Result<Permit<'a>, PlaceError> {
+        self.epoch
+            .permit(self.version)
+            .ok_or_else(|| PlaceError::superseded(path.as_str()))
+    }
+
+    /// The directory for a path, made if need be. The root is checked first.
+    pub(super) fn parent(&self, path: &ExecPath) -> Result<Arc<Dir>, PlaceError> {
+        self.root.guard(path.as_str())?;
+        let permit = self.permit(path)?;
+        walk::make_dir(self.root, path.parent().unwrap_or(""), &permit)
+    }
+}
+
+/// Where a file goes, and what is there.
+pub(super) struct Site {
+    pub(super) spot: Spot,
+    pub(super) seen: Option<Stat>,
+    /// When a link led to another directory than the caller's.
+    _open: Option<Writable>,
+}
+
+impl Site {
+    /// Looks at a name in its directory. A symlink there is followed inside the root; one that leads out of it is
+    /// not ours, and will itself be replaced. The caller holds the directory [`Writable`].
+    pub(super) fn find(job: &Job<'_>, path: &ExecPath, dir: &Arc<Dir>) -> Result<Self, PlaceError> {
+        let mut spot = Spot {
+            dir: Arc::clone(dir),
+            name: path.file_name().into(),
+        };
+        let error = |operation, errno| PlaceError::system_error(operation, path.as_str(), errno);
+        let mut seen = sys::lstat(&spot.dir, &spot.name).map_err(|e| error("stat", e))?;
+        let is_link = seen.is_some_and(|stat| sys::file_type(&stat) == FileType::Symlink);
+        if is_link && job.options.follow_links {
+            let permit = job.permit(path)?;
+            match walk::follow(job.root, path.as_str(), Some(&permit)) {
+                Ok(Some(found)) => {
+                    let named = sys::lstat(&found.dir, &found.name).map_err(|e| error("stat", e))?;
+                    // A link to a directory is no file's: the directory has its own use, the link goes.
+                    if !named.is_some_and(|stat| sys::file_type(&stat) == FileType::Directory) {
+                        (seen, spot) = (named, found);
+                    }
+                }
+                Ok(None) => {}
+                Err(e) if matches!(e.kind, PlaceErrorKind::Escapes { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let open = (!Arc::ptr_eq(&spot.dir, dir))
+            .then(|| Writable::open(&job.root.leases, &spot.dir))
+            .transpose()
+            .map_err(|e| error("open read-only directory for", e))?;
+        Ok(Self {
+            spot,
+            seen,
+            _open: open,
+        })
+    }
+
+    /// The stamp of what is there, if it is the blob already.
+    pub(super) fn is_already(
+        &self,
+        digest: &Digest,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Stamp>, PlaceError> {
+        match self.seen {
+            Some(stat) if sys::file_type(&stat) == FileType::RegularFile => {
+                check::hash_file(&self.spot, &check::Wanted::Digest(digest), buffer)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Publishes a written file here. The caller has verified it and asked for a permit no earlier than it needs.
+    pub(super) fn publish(
+        &self,
+        job: &Job<'_>,
+        path: &ExecPath,
+        file: NewFile,
+    ) -> Result<Placed, PlaceError> {
+        let _permit = job.permit(path)?;
+        let (stamp, how) = file.publish(job.root, &self.spot, self.seen.is_some())?;
+        Ok(Placed { stamp, how })
+    }
+}
+
+/// A file without its final name, gone when dropped.
+pub(super) struct NewFile {
+    fd: OwnedFd,
+    /// Its name among the temp files, if it has one.
+    name: Option<Interim>,
+    mode: u32,
+}
+
+/// A temporary name.
+enum Interim {
+    /// In this process's temp directory.
+    Temp(TempName),
+    /// Beside the final name, where that is on another mount than the temp directory. It has this name for no
+    /// longer than it takes to rename it.
+    Near(Spot),
+}
+
+impl Interim {
+    fn spot(&self) -> (BorrowedFd<'_>, &std::ffi::OsStr) {
+        match self {
+            Self::Temp(name) => (name.temp.as_fd(), &name.name),
+            Self::Near(spot) => (spot.dir.as_fd(), &spot.name),
+        }
+    }
+}
+
+impl NewFile {
+    /// A file with no name in the directory where it will have one, or in the temp directory where the file system
+    /// has no such files.
+    pub(super) fn unnamed(root: &OutputRoot, dir: &Dir, options: PlaceOptions) -> Result<Self, PlaceError> {
+        match Self::unnamed_in(root.unnamed()?, dir.as_fd(), options.mode()) {
+            Ok(file) => Ok(file),
+            // This file system, or this mount of it, cannot.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(root, options),
+            Err(errno) => Err(PlaceError::system_error("create file in", &dir.path, errno)),
+        }
+    }
+
+    /// A file in the temp directory, without a name if possible: a crash leaves nothing then.
+    pub(super) fn in_temp(root: &OutputRoot, options: PlaceOptions) -> Result<Self, PlaceError> {
+        let temp = root.temp()?;
+        match Self::unnamed_in(temp.unnamed(), temp.as_fd(), options.mode()) {
+            Ok(file) => Ok(file),
+            Err(_) => Self::named(root, options),
+        }
+    }
+
+    /// A file with a name in the temp directory: right for what will replace something, since only a name can be
+    /// renamed.
+    pub(super) fn named(root: &OutputRoot, options: PlaceOptions) -> Result<Self, PlaceError> {
+        let name = TempName::new(root.temp()?);
+        let fd = fs::openat(
+            &name.temp,
+            &name.name,
+            create_flags(),
+            Mode::from_raw_mode(options.mode()),
+        )
+        .map_err(|e| PlaceError::system_error("create temp file", &name.name, e))?;
+        Ok(Self {
+            fd,
+            name: Some(Interim::Temp(name)),
+            mode: options.mode(),
+        })
+    }
+
+    fn unnamed_in(way: Unnamed, dir: BorrowedFd<'_>, mode: u32) -> io::Result<Self> {
+        if way == Unnamed::Unsupported {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = fs::openat(dir, ".", flags, Mode::from_raw_mode(mode))?;
+        Ok(Self { fd, name: None, mode })
+    }
+
+    /// Gives up the right to write. A program cannot be executed while anybody has it open for writing, so big
+    /// files, whose descriptors live long, do without before they get their name. Unsuccessfully is harmless.
+    pub(super) fn close_for_writing(&mut self) {
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        if let Ok(fd) = fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            self.fd = fd;
+        }
+    }
+
+    /// Gives the file its name and returns its stamp. `exists` says that something was seen there, so that no link
+    /// is tried in vain; a directory there is removed if it holds no files.
+    fn publish(mut self, root: &OutputRoot, spot: &Spot, exists: bool) -> Result<(Stamp, How), PlaceError> {
+        let error = |operation, errno| PlaceError::system_error(operation, spot.path(), errno);
+        settle_mode(root, &self.fd, self.mode).map_err(|e| error("set mode of", e))?;
+        let mut exists = exists;
+        for _ in 0..100 {
+            let outcome = if exists {
+                self.replace(root, spot)
+            } else {
+                self.link(root, spot)
+            };
+            match outcome {
+                Ok(()) => {
+                    let how = if exists { How::Replaced } else { How::Created };
+                    let stamp = self.stamp(root).map_err(|e| error("stat", e))?;
+                    return Ok((stamp, how));
+                }
+                Err(Errno::EXIST) if !exists => exists = true,
+                Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+                    sys::remove_empty(spot.dir.as_fd(), &spot.name).map_err(|e| error("replace", e))?;
+                }
+                Err(Errno::XDEV) => {
+                    self = self
+                        .copied_beside(root, spot)
+                        .map_err(|e| error("copy to another mount for", e))?;
+                }
+                Err(errno) => return Err(error("publish", errno)),
+            }
+        }
+        Err(error("publish", Errno::BUSY))
+    }
+
+    /// Gives it the name, unless something has it.
+    fn link(&mut self, root: &OutputRoot, spot: &Spot) -> io::Result<()> {
+        let Some(name) = &self.name else {
+            let way = root.unnamed().map_err(|_| Errno::IO)?;
+            return temp::link_unnamed(way, &self.fd, &spot.dir, &spot.name);
+        };
+        let (dir, interim) = name.spot();
+        match fs::renameat_with(dir, interim, &spot.dir, &spot.name, RenameFlags::NOREPLACE) {
+            // NFS and others have no such rename; a second link says the same, and the first goes with `self`.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                fs::linkat(dir, interim, &spot.dir, &spot.name, AtFlags::empty())
+            }
+            other => other.map(|()| self.forget_name()),
+        }
+    }
+
+    /// Gives it the name, whatever has it, except for a directory.
+    fn replace(&mut self, root: &OutputRoot, spot: &Spot) -> io::Result<()> {
+        if self.name.is_none() {
+            self.name = Some(self.name_unnamed(root, spot)?);
+        }
+        let Some(name) = &self.name else {
+            return Err(Errno::NOENT);
+        };
+        let (dir, interim) = name.spot();
+        fs::renameat(dir, interim, &spot.dir, &spot.name)?;
+        self.forget_name();
+        Ok(())
+    }
+
+    /// Gives an unnamed file an interim name, in the temp directory or else beside its final one.
+    fn name_unnamed(&self, root: &OutputRoot, spot: &Spot) -> io::Result<Interim> {
+        let temp = root.temp().map_err(|_| Errno::IO)?;
+        let way = temp.unnamed();
+        let name = TempName::new(Arc::clone(&temp));
+        match temp::link_unnamed(way, &self.fd, &name.temp, &name.name) {
+            Ok(()) => return Ok(Interim::Temp(name)),
+            Err(Errno::XDEV) => {}
+            Err(errno) => return Err(errno),
+        }
+        let near = Spot {
+            dir: Arc::clone(&spot.dir),
+            name: temp.foreign_name(),
+        };
+        temp::link_unnamed(way, &self.fd, &near.dir, &near.name)?;
+        Ok(Interim::Near(near))
+    }
+
+    /// The same bytes in a file on the final name's own mount.
+    fn copied_beside(self, root: &OutputRoot, spot: &Spot) -> io::Result<Self> {
+        if matches!(self.name, Some(Interim::Near(_))) {
+            return Err(Errno::XDEV);
+        }
+        let near = Spot {
+            dir: Arc::clone(&spot.dir),
+            name: root.temp().map_err(|_| Errno::IO)?.foreign_name(),
+        };
+        let fd = fs::openat(
+            &near.dir,
+            &near.name,
+            create_flags(),
+            Mode::from_raw_mode(self.mode),
+        )?;
+        let copy = Self {
+            fd,
+            name: Some(Interim::Near(near)),
+            mode: self.mode,
+        };
+        let mut from = 0;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match io::pread(&self.fd, &mut buffer[..], from) {
+                Ok(0) => break,
+                Ok(n) => {
+                    sys::write_all(&copy.fd, &buffer[..n])?;
+                    from += n as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        settle_mode(root, &copy.fd, copy.mode)?;
+        Ok(copy)
+    }
+
+    /// It has its final name now; there is nothing to clear away.
+    fn forget_name(&mut self) {
+        if let Some(Interim::Temp(mut name)) = self.name.take() {
+            name.was_renamed();
+        }
+    }
+
+    /// The stamp after publishing: both a link and a rename change the change time.
+    fn stamp(&self, root: &OutputRoot) -> io::Result<Stamp> {
+        let mut stat = fs::fstat(&self.fd)?;
+        // A directory's default ACL may say otherwise than the umask.
+        if stat.st_mode & 0o777 != self.mode {
+            root.modes_hold.store(false, Ordering::Relaxed);
+            fs::fchmod(&self.fd, Mode::from_raw_mode(self.mode))?;
+            stat = fs::fstat(&self.fd)?;
+        }
+        Ok(sys::stamp(&stat, sys::now_ns()))
+    }
+}
+
+impl AsFd for NewFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(Interim::Near(spot)) = &self.name {
+            let _ = fs::unlinkat(&spot.dir, &spot.name, AtFlags::empty());
+        }
+    }
+}
+
+/// Flags for a new file with a name.
+pub(super) const fn create_flags() -> OFlags {
+    OFlags::RDWR
+        .union(OFlags::CREATE)
+        .union(OFlags::EXCL)
+        .union(OFlags::NOFOLLOW)
+        .union(OFlags::CLOEXEC)
+}
+
+/// Sets the mode of a file that has no final name yet, if it did not come out as it was asked for. Once files do
+/// come out right in this root, nothing is asked any more.
+pub(super) fn settle_mode(root: &OutputRoot, fd: &OwnedFd, mode: u32) -> io::Result<()> {
+    if root.modes_hold.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    if fs::fstat(fd)?.st_mode & 0o777 == mode {
+        root.modes_hold.store(true, Ordering::Relaxed);
+        return Ok(());
+    }
+    fs::fchmod(fd, Mode::from_raw_mode(mode))
+}

@@ -1,0 +1,413 @@
+//! An output root on disk, and whether it is still the one that was there when work began.
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{self, Mode, OFlags},
+    io::Errno,
+};
+
+use super::{
+    error::{PlaceError, PlaceErrorKind},
+    sys::{self, Inode},
+    temp::{TempDir, Unnamed},
+    writable::Leases,
+};
+
+/// The directory in an exec root that `bazel clean` deletes and every build fills.
+const BUILD_TREE: &str = "bazel-out";
+
+/// What was at a root's path at one moment. Two that are equal are of the same directories, as long as the root
+/// that they came from is kept open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Presence {
+    /// Whether the path still led to the root that was opened.
+    pub same_root: bool,
+    /// Device and inode of `bazel-out`, if there was one.
+    pub bazel_out: Option<(u64, u64)>,
+}
+
+/// An exec root (or output directory) on disk, known by path, device and inode.
+///
+/// The descriptors of the root and of its `bazel-out` are held, so that their inode numbers cannot be given to
+/// other directories while this lives: what has another number is another directory.
+pub struct OutputRoot {
+    fd: OwnedFd,
+    /// As the build tool spells it.
+    path: PathBuf,
+    /// Without symlinks: the other spelling that absolute links may use.
+    canonical: PathBuf,
+    inode: Inode,
+    build_tree: RwLock<BuildTree>,
+    temp: Mutex<Option<Arc<TempDir>>>,
+    /// Read-only directories that are open for writing just now.
+    pub(super) leases: Arc<Leases>,
+    /// Whether files come out with the mode that they are created with, umask and default ACLs notwithstanding.
+    pub(super) modes_hold: AtomicBool,
+    no_openat2: AtomicBool,
+}
+
+/// What is known of `bazel-out`.
+enum BuildTree {
+    /// A plain output directory: nobody cleans it behind our back.
+    Unguarded,
+    /// It was there; files go into this one and no other.
+    Held { inode: Inode, _fd: OwnedFd },
+    /// It was not there yet, and the build that has begun is going to make it, or we are.
+    Fresh,
+    /// It was not there, and nobody said that there should be one.
+    Gone,
+}
+
+impl OutputRoot {
+    /// Opens the directory at an absolute path. With `create` it is a plain output directory: it is made if it is
+    /// missing, and a `bazel-out` in it is a directory like any other. Without, it is an exec root, and its
+    /// `bazel-out`, as it is now, is the only one that files will go into until [`begin_build`](Self::begin_build).
+    ///
+    /// # Errors
+    /// When the path is not absolute, not there, not a directory, or cannot be made or opened.
+    pub fn open(path: &Path, create: bool) -> Result<Self, PlaceError> {
+        let error = |errno| PlaceError::system_error("open output root", path, errno);
+        if !path.is_absolute() {
+            let kind = PlaceErrorKind::NotAllowed("it is not an absolute path".to_owned());
+            return Err(PlaceError::new("open output root", path, kind));
+        }
+        if create {
+            std::fs::create_dir_all(path).map_err(|e| error(errno_of(&e)))?;
+        }
+        let fd = fs::open(path, sys::DIRECTORY, Mode::empty()).map_err(error)?;
+        let inode = sys::inode(&fs::fstat(&fd).map_err(error)?);
+        let canonical = path.canonicalize().map_err(|e| error(errno_of(&e)))?;
+        let root = Self {
+            fd,
+            // Without a trailing slash or empty components, so that links can be matched against it.
+            path: path.components().collect(),
+            canonical,
+            inode,
+            build_tree: RwLock::new(if create {
+                BuildTree::Unguarded
+            } else {
+                BuildTree::Gone
+            }),
+            temp: Mutex::default(),
+            leases: Arc::default(),
+            modes_hold: AtomicBool::new(false),
+            no_openat2: AtomicBool::new(false),
+        };
+        if !create {
+            root.begin_build(false)?;
+        }
+        Ok(root)
+    }
+
+    /// The path as it was given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device number.
+    #[must_use]
+    pub const fn device(&self) -> u64 {
+        self.inode.device
+    }
+
+    /// Inode number.
+    #[must_use]
+    pub const fn inode(&self) -> u64 {
+        self.inode.number
+    }
+
+    /// Whether the path still leads to this directory.
+    #[must_use]
+    pub fn is_same(&self) -> bool {
+        fs::stat(&self.path).is_ok_and(|stat| sys::inode(&stat) == self.inode)
+    }
+
+    /// Inode number of the `bazel-out` that is there now; `None` without one.
+    #[must_use]
+    pub fn bazel_out_inode(&self) -> Option<u64> {
+        Some(self.bazel_out().ok()??.number)
+    }
+
+    /// What is there now, to notice `bazel clean` by comparing it with what was there before.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        Presence {
+            same_root: self.is_same(),
+            bazel_out: self.bazel_out().ok().flatten().map(|i| (i.device, i.number)),
+        }
+    }
+
+    /// A build has begun in this exec root: the `bazel-out` that is there now is the one that files go into. When
+    /// there is none and `fresh` is true, it may be made, by the build or by us; otherwise everything below it is
+    /// refused with [`PlaceErrorKind::RootGone`]. Does nothing for plain output directories.
+    ///
+    /// # Errors
+    /// When the root cannot be read.
+    pub fn begin_build(&self, fresh: bool) -> Result<(), PlaceError> {
+        let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*build_tree, BuildTree::Unguarded) {
+            return Ok(());
+        }
+        *build_tree = match self.hold_build_tree()? {
+            Some(held) => held,
+            None if fresh => BuildTree::Fresh,
+            None => BuildTree::Gone,
+        };
+        Ok(())
+    }
+
+    /// Refuses when the root, or for a path below it `bazel-out`, is not the one that work began on.
+    pub(super) fn guard(&self, path: &str) -> Result<(), PlaceError> {
+        let gone = |what| Err(PlaceError::new("place", path, PlaceErrorKind::RootGone(what)));
+        if !self.is_same() {
+            return gone("it was deleted or replaced");
+        }
+        if path.split('/').next() != Some(BUILD_TREE) {
+            return Ok(());
+        }
+        let now = self
+            .bazel_out()
+            .map_err(|e| PlaceError::system_error("stat", BUILD_TREE, e))?;
+        match (
+            &*self.build_tree.read().unwrap_or_else(PoisonError::into_inner),
+            now,
+        ) {
+            (BuildTree::Unguarded, _) | (BuildTree::Fresh, None) => return Ok(()),
+            (BuildTree::Held { inode, .. }, Some(now)) if *inode == now => return Ok(()),
+            (BuildTree::Fresh, Some(_)) => {}
+            (_, None) => return gone("its bazel-out was deleted"),
+            (_, Some(_)) => return gone("its bazel-out is a new one"),
+        }
+        self.adopt_build_tree()
+    }
+
+    /// A fresh build's `bazel-out` has appeared: from now on it is this one.
+    pub(super) fn adopt_build_tree(&self) -> Result<(), PlaceError> {
+        let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*build_tree, BuildTree::Fresh)
+            && let Some(held) = self.hold_build_tree()?
+        {
+            *build_tree = held;
+        }
+        Ok(())
+    }
+
+    /// Whether a directory of this name may be made in the root itself.
+    pub(super) fn may_make(&self, name: &OsStr) -> bool {
+        name != BUILD_TREE
+            || matches!(
+                *self.build_tree.read().unwrap_or_else(PoisonError::into_inner),
+                BuildTree::Unguarded | BuildTree::Fresh
+            )
+    }
+
+    /// The components below the root that an absolute path stands for, by either spelling of the root.
+    pub(super) fn below<'a>(&self, target: &'a Path) -> Option<&'a Path> {
+        target
+            .strip_prefix(&self.path)
+            .or_else(|_| target.strip_prefix(&self.canonical))
+            .ok()
+    }
+
+    /// This process's temp directory, made when it is first needed, and again after somebody deleted it.
+    pub(super) fn temp(&self) -> Result<Arc<TempDir>, PlaceError> {
+        let mut temp = self.temp.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(temp) = temp.as_ref().filter(|t| t.is_there()) {
+            return Ok(Arc::clone(temp));
+        }
+        let made = Arc::new(TempDir::create(self)?);
+        *temp = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// Lets go of this process's temp directory, which is removed with the last file in it. It is made again when
+    /// something is placed after that.
+    pub fn let_go(&self) {
+        self.temp.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// How unnamed files get their names here; tried out once, in the temp directory.
+    pub(super) fn unnamed(&self) -> Result<Unnamed, PlaceError> {
+        if let Some(temp) = &*self.temp.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(temp.unnamed());
+        }
+        self.temp().map(|temp| temp.unnamed())
+    }
+
+    /// As on a file system without unnamed files.
+    #[cfg(test)]
+    pub(super) fn pretend_no_unnamed(&self) {
+        let mut temp = TempDir::create(self).unwrap();
+        temp.pretend_no_unnamed();
+        *self.temp.lock().unwrap() = Some(Arc::new(temp));
+    }
+
+    /// Removes what dead processes left in the temp directories of this root, and returns how many processes
+    /// had left something. What a live one uses, this one included, stays.
+    ///
+    /// # Errors
+    /// When a temp directory cannot be read, or something in it cannot be removed.
+    pub fn sweep(&self) -> Result<usize, PlaceError> {
+        super::temp::sweep(self)
+    }
+
+    /// Waits until everything in the root's file system is on the disk: one call, however many files.
+    ///
+    /// # Errors
+    /// When something could not be written back.
+    pub fn sync(&self) -> Result<(), PlaceError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::openat(&self.fd, ".", flags, Mode::empty())
+            .and_then(fs::syncfs)
+            .map_err(|errno| PlaceError::system_error("sync", &self.path, errno))
+    }
+
+    /// The output base, when this is `<output base>/execroot/<workspace>`.
+    pub(super) fn output_base(&self) -> Option<&Path> {
+        let parent = self.canonical.parent()?;
+        parent.ends_with("execroot").then(|| parent.parent()).flatten()
+    }
+
+    /// Whether `openat2` is to be tried.
+    pub(super) fn has_openat2(&self) -> bool {
+        !self.no_openat2.load(Ordering::Relaxed)
+    }
+
+    /// Remembers that this kernel, or its sandbox, has no `openat2`.
+    pub(super) fn forget_openat2(&self) {
+        self.no_openat2.store(true, Ordering::Relaxed);
+    }
+
+    fn bazel_out(&self) -> rustix::io::Result<Option<Inode>> {
+        Ok(sys::lstat(&self.fd, OsStr::new(BUILD_TREE))?.map(|s| sys::inode(&s)))
+    }
+
+    fn hold_build_tree(&self) -> Result<Option<BuildTree>, PlaceError> {
+        let error = |errno| PlaceError::system_error("open", BUILD_TREE, errno);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match fs::openat(&self.fd, BUILD_TREE, flags, Mode::empty()) {
+            Ok(fd) => {
+                let inode = sys::inode(&fs::fstat(&fd).map_err(error)?);
+                Ok(Some(BuildTree::Held { inode, _fd: fd }))
+            }
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(error(errno)),
+        }
+    }
+}
+
+impl AsFd for OutputRoot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl fmt::Debug for OutputRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutputRoot")
+            .field("path", &self.path)
+            .field("inode", &self.inode)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The error number in an error of the standard library's.
+pub(super) fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs as std_fs;
+
+    use super::*;
+
+    fn is_gone(result: Result<(), PlaceError>) -> bool {
+        matches!(
+            result,
+            Err(PlaceError {
+                kind: PlaceErrorKind::RootGone(_),
+                ..
+            })
+        )
+    }
+
+    #[test]
+    fn a_replaced_root_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root");
+        std_fs::create_dir(&path).unwrap();
+        let root = OutputRoot::open(&path, false).unwrap();
+        assert!(root.is_same());
+        let before = root.presence();
+        std_fs::rename(&path, dir.path().join("old")).unwrap();
+        assert!(is_gone(root.guard("a")));
+        std_fs::create_dir(&path).unwrap();
+        assert!(!root.is_same());
+        assert_ne!(root.presence(), before);
+        assert!(is_gone(root.guard("a")));
+    }
+
+    #[test]
+    fn a_cleaned_bazel_out_is_gone_even_when_there_is_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("bazel-out");
+        std_fs::create_dir(&out).unwrap();
+        let root = OutputRoot::open(dir.path(), false).unwrap();
+        root.guard("bazel-out/x").unwrap();
+        assert!(!root.may_make(OsStr::new("bazel-out")));
+        std_fs::remove_dir(&out).unwrap();
+        assert!(is_gone(root.guard("bazel-out/x")));
+        root.guard("other/x").unwrap();
+        std_fs::create_dir(&out).unwrap();
+        assert!(
+            is_gone(root.guard("bazel-out/x")),
+            "the held inode's number is not reused"
+        );
+        root.begin_build(false).unwrap();
+        root.guard("bazel-out/x").unwrap();
+    }
+
+    #[test]
+    fn only_a_fresh_build_may_make_bazel_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("bazel-out");
+        let root = OutputRoot::open(dir.path(), false).unwrap();
+        assert!(is_gone(root.guard("bazel-out/x")));
+        root.begin_build(true).unwrap();
+        root.guard("bazel-out/x").unwrap();
+        assert!(root.may_make(OsStr::new("bazel-out")));
+        std_fs::create_dir(&out).unwrap();
+        root.guard("bazel-out/x").unwrap();
+        assert!(
+            !root.may_make(OsStr::new("bazel-out")),
+            "once it was there, it is not made again"
+        );
+        std_fs::remove_dir(&out).unwrap();
+        assert!(is_gone(root.guard("bazel-out/x")));
+    }
+
+    #[test]
+    fn a_plain_output_directory_is_made_and_not_guarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/");
+        assert!(OutputRoot::open(&path, false).is_err());
+        let root = OutputRoot::open(&path, true).unwrap();
+        assert_eq!(root.path(), dir.path().join("a/b"));
+        root.begin_build(false).unwrap();
+        root.guard("bazel-out/x").unwrap();
+        root.sync().unwrap();
+        assert!(OutputRoot::open(Path::new("relative"), true).is_err());
+    }
+}

@@ -1,0 +1,250 @@
+//! Stamps, and small pieces around system calls that more than one file here needs.
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rustix::{
+    fs::{self, AtFlags, FileType, Mode, OFlags, Stat},
+    io::{self, Errno},
+};
+
+use crate::output::Stamp;
+
+/// Flags for a descriptor that only stands for a directory.
+pub(super) const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Permissions in a mode, without the file's type.
+pub(super) const PERMISSIONS: u32 = 0o7777;
+
+/// A file's identity while it exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Inode {
+    pub(super) device: u64,
+    pub(super) number: u64,
+}
+
+/// An open directory. The descriptor is `O_PATH`: good for `*at` calls and nothing else.
+#[derive(Debug)]
+pub(super) struct Dir {
+    pub(super) fd: OwnedFd,
+    pub(super) inode: Inode,
+    /// Below the root, links resolved; for messages.
+    pub(super) path: PathBuf,
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The wall clock in nanoseconds since the epoch, 0 before it.
+pub(super) fn now_ns() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_nanos()).ok())
+        .unwrap_or(0)
+}
+
+/// The stamp in what `stat` said, taken at `taken_ns`.
+// The fields' types differ between architectures.
+#[allow(clippy::unnecessary_cast)]
+pub(super) fn stamp(stat: &Stat, taken_ns: i64) -> Stamp {
+    let ns = |seconds: i64, nanoseconds: u64| {
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(i64::try_from(nanoseconds).unwrap_or(0))
+    };
+    Stamp {
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        mtime_ns: ns(stat.st_mtime as i64, stat.st_mtime_nsec as u64),
+        ctime_ns: ns(stat.st_ctime as i64, stat.st_ctime_nsec as u64),
+        inode: stat.st_ino as u64,
+        device: stat.st_dev as u64,
+        taken_ns,
+    }
+}
+
+/// Whether two stamps are of the same unchanged file, whenever they were taken.
+pub(super) fn is_same_file(a: &Stamp, b: &Stamp) -> bool {
+    Stamp { taken_ns: 0, ..*a } == Stamp { taken_ns: 0, ..*b }
+}
+
+#[allow(clippy::unnecessary_cast)]
+pub(super) fn inode(stat: &Stat) -> Inode {
+    Inode {
+        device: stat.st_dev as u64,
+        number: stat.st_ino as u64,
+    }
+}
+
+pub(super) fn file_type(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// `lstat` of a name in a directory; `None` when there is nothing.
+pub(super) fn lstat(dir: impl AsFd, name: &OsStr) -> io::Result<Option<Stat>> {
+    match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A symlink's target.
+pub(super) fn read_link(dir: impl AsFd, name: &OsStr) -> io::Result<PathBuf> {
+    let target = fs::readlinkat(dir, name, Vec::new())?;
+    Ok(Path::new(OsStr::from_bytes(target.as_bytes())).to_owned())
+}
+
+/// Writes all bytes at the descriptor's position.
+pub(super) fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match io::write(&fd, bytes) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The magic number of tmpfs in `statfs`, from the kernel's `linux/magic.h`.
+const TMPFS: u64 = 0x0102_1994;
+
+/// How many bytes are free on a descriptor's file system, if that is a tmpfs.
+#[allow(clippy::unnecessary_cast)]
+pub(super) fn free_on_tmpfs(fd: impl AsFd) -> io::Result<Option<u64>> {
+    let stat = fs::fstatfs(fd)?;
+    if stat.f_type as u64 != TMPFS {
+        return Ok(None);
+    }
+    // One without a limit says that it has no blocks at all.
+    Ok(Some(if stat.f_blocks == 0 {
+        u64::MAX
+    } else {
+        (stat.f_bavail as u64).saturating_mul(stat.f_bsize as u64)
+    }))
+}
+
+/// Reads from the descriptor's position to the end, in pieces of at most `buffer`.
+pub(super) fn read_pieces(
+    fd: impl AsFd,
+    buffer: &mut [u8],
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    loop {
+        match io::read(&fd, &mut *buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => take(buffer.get(..n).unwrap_or_default())?,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Removes what a name stands for: a file, a link (not what it leads to), or a directory with everything in it.
+/// Nothing is no error.
+pub(super) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        // Linux says ISDIR, POSIX allows PERM.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let inner = fs::openat(dir, name, flags, Mode::empty())?;
+    for entry in fs::Dir::read_from(&inner)? {
+        let entry = entry?;
+        let entry_name = entry.file_name().to_bytes();
+        if entry_name != b"." && entry_name != b".." {
+            remove_tree(inner.as_fd(), OsStr::from_bytes(entry_name))?;
+        }
+    }
+    match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a directory that holds nothing but empty directories, such as the roots of trees that Bazel makes
+/// beforehand. Fails with `NOTEMPTY` at the first file; what was removed before that was empty.
+pub(super) fn remove_empty(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let inner = fs::openat(dir, name, flags, Mode::empty())?;
+    let mut below = Vec::new();
+    for entry in fs::Dir::read_from(&inner)? {
+        let entry = entry?;
+        let entry_name = entry.file_name().to_bytes();
+        if entry_name == b"." || entry_name == b".." {
+            continue;
+        }
+        let entry_name = OsStr::from_bytes(entry_name).to_owned();
+        match lstat(&inner, &entry_name)? {
+            Some(stat) if file_type(&stat) == FileType::Directory => below.push(entry_name),
+            Some(_) => return Err(Errno::NOTEMPTY),
+            None => {}
+        }
+    }
+    for entry_name in below {
+        remove_empty(inner.as_fd(), &entry_name)?;
+    }
+    match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs as std_fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        fs::open(path, DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn removing_a_tree_does_not_follow_links() {
+        let dir = tempfile::tempdir().unwrap();
+        std_fs::create_dir_all(dir.path().join("tree/sub")).unwrap();
+        std_fs::create_dir(dir.path().join("kept")).unwrap();
+        std_fs::write(dir.path().join("kept/file"), "x").unwrap();
+        std_fs::write(dir.path().join("tree/sub/file"), "x").unwrap();
+        symlink("../../kept", dir.path().join("tree/sub/link")).unwrap();
+        let fd = open(dir.path());
+        remove_tree(fd.as_fd(), OsStr::new("tree")).unwrap();
+        remove_tree(fd.as_fd(), OsStr::new("tree")).unwrap();
+        assert!(!dir.path().join("tree").exists());
+        assert!(dir.path().join("kept/file").exists());
+    }
+
+    #[test]
+    fn only_directories_without_files_are_removed_as_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        std_fs::create_dir_all(dir.path().join("empty/a/b")).unwrap();
+        std_fs::create_dir_all(dir.path().join("full/a")).unwrap();
+        std_fs::write(dir.path().join("full/file"), "x").unwrap();
+        let fd = open(dir.path());
+        remove_empty(fd.as_fd(), OsStr::new("empty")).unwrap();
+        assert!(!dir.path().join("empty").exists());
+        assert_eq!(remove_empty(fd.as_fd(), OsStr::new("full")), Err(Errno::NOTEMPTY));
+        assert!(dir.path().join("full/file").exists());
+        assert!(dir.path().join("full/a").exists());
+    }
+}

@@ -1,0 +1,296 @@
+//! Where files and directories lie before they have their names.
+//!
+//! One directory for all, [`NAME`], in the output base of an exec root (so outside what the build tool looks at), or
+//! in the root itself where the output base is on another device or there is none. In it every process has a
+//! directory of its own and holds a lock on it: what can be locked belongs to nobody alive, and is swept.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{self, AtFlags, FlockOperation, Mode, OFlags},
+    io::Errno,
+};
+
+use super::{
+    error::PlaceError,
+    root::OutputRoot,
+    sys::{self, Inode},
+};
+
+/// Name of the directory that holds every process's own.
+pub(super) const NAME: &str = ".outhaul-tmp";
+
+const READ_DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// How an unnamed file gets its name on this system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unnamed {
+    /// By its descriptor.
+    ByDescriptor,
+    /// By its name in `/proc`, for kernels before 6.10 and users without privileges.
+    ByProc,
+    /// There are no unnamed files here.
+    Unsupported,
+}
+
+/// A process's own temp directory. Removed when dropped.
+#[derive(Debug)]
+pub(super) struct TempDir {
+    /// Held open with its lock.
+    fd: OwnedFd,
+    inode: Inode,
+    base: OwnedFd,
+    /// What `base` lies in, to remove it when it is empty.
+    parent: OwnedFd,
+    name: String,
+    next: AtomicU64,
+    unnamed: Unnamed,
+}
+
+impl TempDir {
+    pub(super) fn create(root: &OutputRoot) -> Result<Self, PlaceError> {
+        let error = |errno| PlaceError::system_error("make temp directory", root.path().join(NAME), errno);
+        let parents = parents(root);
+        let (last, others) = parents.split_last().ok_or_else(|| error(Errno::NOENT))?;
+        for parent in others {
+            // The output base may be on another device, read-only or not ours: then the root itself is used.
+            if let Ok(temp) = Self::create_in(parent, root.device()) {
+                return Ok(temp);
+            }
+        }
+        Self::create_in(last, root.device()).map_err(error)
+    }
+
+    fn create_in(parent: &OwnedFd, device: u64) -> rustix::io::Result<Self> {
+        // Somebody's sweep may remove either directory between our steps, hence the rounds.
+        for _ in 0..100 {
+            match fs::mkdirat(parent, NAME, Mode::from_raw_mode(0o700)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            let base = match fs::openat(parent, NAME, READ_DIRECTORY, Mode::empty()) {
+                Ok(base) => base,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(errno),
+            };
+            let stat = fs::fstat(&base)?;
+            if sys::inode(&stat).device != device {
+                return Err(Errno::XDEV);
+            }
+            if stat.st_uid != rustix::process::geteuid().as_raw() {
+                return Err(Errno::PERM);
+            }
+            let name = format!("{}-{:x}", std::process::id(), unique());
+            match fs::mkdirat(&base, &*name, Mode::from_raw_mode(0o700)) {
+                Ok(()) => {}
+                Err(Errno::EXIST | Errno::NOENT) => continue,
+                Err(errno) => return Err(errno),
+            }
+            let Ok(fd) = fs::openat(&base, &*name, READ_DIRECTORY, Mode::empty()) else {
+                continue;
+            };
+            if fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            let inode = sys::inode(&fs::fstat(&fd)?);
+            // A sweep may have locked and removed it before we could lock it.
+            let is_there = sys::lstat(&base, OsStr::new(&name))?.is_some_and(|s| sys::inode(&s) == inode);
+            if !is_there {
+                continue;
+            }
+            let parent = parent.try_clone().map_err(|e| super::root::errno_of(&e))?;
+            let unnamed = probe_unnamed(&fd);
+            return Ok(Self {
+                fd,
+                inode,
+                base,
+                parent,
+                name,
+                next: AtomicU64::new(0),
+                unnamed,
+            });
+        }
+        Err(Errno::BUSY)
+    }
+
+    /// Whether nobody has removed it.
+    pub(super) fn is_there(&self) -> bool {
+        sys::lstat(&self.base, OsStr::new(&self.name))
+            .is_ok_and(|stat| stat.is_some_and(|s| sys::inode(&s) == self.inode))
+            && fs::fstat(&self.base).is_ok_and(|s| s.st_nlink > 0)
+    }
+
+    pub(super) const fn unnamed(&self) -> Unnamed {
+        self.unnamed
+    }
+
+    /// As on a file system without unnamed files.
+    #[cfg(test)]
+    pub(super) fn pretend_no_unnamed(&mut self) {
+        self.unnamed = Unnamed::Unsupported;
+    }
+
+    /// A name in this directory that nothing has had.
+    pub(super) fn next_name(&self) -> OsString {
+        format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
+    }
+
+    /// A name for another directory than this, unique there as well.
+    pub(super) fn foreign_name(&self) -> OsString {
+        let mut name = OsString::from(format!("{NAME}-{}-", self.name));
+        name.push(self.next_name());
+        name
+    }
+}
+
+impl AsFd for TempDir {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // Whatever stays is swept at the next start.
+        if self.is_there() {
+            let _ = sys::remove_tree(self.base.as_fd(), OsStr::new(&self.name));
+        }
+        let _ = fs::unlinkat(&self.parent, NAME, AtFlags::REMOVEDIR);
+    }
+}
+
+/// A name in a temp directory for something that is not published yet. What is still there when this is dropped
+/// is removed.
+#[derive(Debug)]
+pub(super) struct TempName {
+    pub(super) temp: Arc<TempDir>,
+    pub(super) name: OsString,
+    is_renamed: bool,
+}
+
+impl TempName {
+    pub(super) fn new(temp: Arc<TempDir>) -> Self {
+        let name = temp.next_name();
+        Self {
+            temp,
+            name,
+            is_renamed: false,
+        }
+    }
+
+    /// There is nothing under this name any more.
+    pub(super) fn was_renamed(&mut self) {
+        self.is_renamed = true;
+    }
+}
+
+impl Drop for TempName {
+    fn drop(&mut self) {
+        if self.is_renamed {
+            return;
+        }
+        let _ = sys::remove_tree(self.temp.as_fd(), &self.name);
+    }
+}
+
+/// Removes what dead processes left. Returns how many had left something.
+pub(super) fn sweep(root: &OutputRoot) -> Result<usize, PlaceError> {
+    let mut swept = 0;
+    for parent in parents(root) {
+        let error = |errno| PlaceError::system_error("sweep temp directory", root.path().join(NAME), errno);
+        let base = match fs::openat(&parent, NAME, READ_DIRECTORY, Mode::empty()) {
+            Ok(base) => base,
+            Err(Errno::NOENT) => continue,
+            Err(errno) => return Err(error(errno)),
+        };
+        if fs::fstat(&base).map_err(error)?.st_uid != rustix::process::geteuid().as_raw() {
+            continue;
+        }
+        for entry in fs::Dir::read_from(&base).map_err(error)? {
+            let entry = entry.map_err(error)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            match fs::openat(&base, name, READ_DIRECTORY, Mode::empty()) {
+                Ok(fd) => {
+                    if fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err() {
+                        continue;
+                    }
+                    sys::remove_tree(base.as_fd(), name).map_err(error)?;
+                    swept += 1;
+                }
+                Err(Errno::NOENT) => {}
+                // Not a directory, so none of ours.
+                Err(Errno::NOTDIR | Errno::LOOP) => {}
+                Err(errno) => return Err(error(errno)),
+            }
+        }
+        // Only when nothing is left in it.
+        let _ = fs::unlinkat(&parent, NAME, AtFlags::REMOVEDIR);
+    }
+    Ok(swept)
+}
+
+/// The directories that may hold [`NAME`], best first; the root itself is the last.
+fn parents(root: &OutputRoot) -> Vec<OwnedFd> {
+    let output_base = root.output_base().and_then(|path| {
+        let flags = sys::DIRECTORY | OFlags::NOFOLLOW;
+        fs::open(path, flags, Mode::empty()).ok()
+    });
+    let own = root.as_fd().try_clone_to_owned().ok();
+    output_base.into_iter().chain(own).collect()
+}
+
+/// Unique among this process's temp directories, and unlikely to be one that a process of the same number left.
+fn unique() -> u64 {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let now = u64::try_from(sys::now_ns()).unwrap_or(0);
+    now.wrapping_add(COUNTER.fetch_add(1, Ordering::Relaxed))
+}
+
+fn probe_unnamed(dir: &OwnedFd) -> Unnamed {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let Ok(file) = fs::openat(dir, ".", flags, Mode::from_raw_mode(0o600)) else {
+        return Unnamed::Unsupported;
+    };
+    let name = OsStr::new("probe");
+    for way in [Unnamed::ByDescriptor, Unnamed::ByProc] {
+        if link_unnamed(way, &file, dir, name).is_ok() {
+            let _ = fs::unlinkat(dir, name, AtFlags::empty());
+            return way;
+        }
+    }
+    Unnamed::Unsupported
+}
+
+/// Gives an unnamed file a name in a directory. Never replaces anything.
+pub(super) fn link_unnamed(
+    way: Unnamed,
+    file: &OwnedFd,
+    dir: impl AsFd,
+    name: &OsStr,
+) -> rustix::io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    match way {
+        Unnamed::ByDescriptor => fs::linkat(file, "", dir, name, AtFlags::EMPTY_PATH),
+        Unnamed::ByProc => {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            fs::linkat(fs::CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)
+        }
+        Unnamed::Unsupported => Err(Errno::OPNOTSUPP),
+    }
+}

@@ -1,0 +1,406 @@
+//! Finding and making directories beneath the root.
+//!
+//! The common case is one `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`. Where that meets a symlink, or there is
+//! no `openat2`, the way is walked one component at a time, every component opened without following it from the
+//! descriptor of the one before. A link is read, and where it leads is walked in the same manner from the root, if
+//! it is below the root: Bazel makes absolute links to places inside the exec root for symlinked directories.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::{
+    fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
+
+use super::{
+    epoch::Permit,
+    error::{PlaceError, PlaceErrorKind},
+    root::OutputRoot,
+    sys::{self, Dir},
+    writable::Writable,
+};
+
+/// How many symlinks are followed for one path, as in Bazel's own download of a dangling link's target.
+const MAX_HOPS: usize = 32;
+
+/// A name in an open directory.
+#[derive(Debug, Clone)]
+pub(super) struct Spot {
+    pub(super) dir: Arc<Dir>,
+    pub(super) name: OsString,
+}
+
+impl Spot {
+    /// Below the root, links in the directory resolved; for messages.
+    pub(super) fn path(&self) -> PathBuf {
+        self.dir.path.join(&self.name)
+    }
+}
+
+/// The directory at a path below the root (empty for the root itself); `None` when it is not there.
+pub(super) fn find_dir(root: &OutputRoot, path: &str) -> Result<Option<Arc<Dir>>, PlaceError> {
+    match open_beneath(root, path) {
+        Ok(Some(dir)) => return Ok(Some(Arc::new(dir))),
+        // A missing component is not made up for by links before it.
+        Err(Errno::NOENT) => return Ok(None),
+        // A link, a file, a rename just now, no `openat2`: walking tells which.
+        Ok(None) | Err(_) => {}
+    }
+    let mut walk = Walk::new(root, path, None)?;
+    Ok(walk.descend(0)?.then(|| walk.top()))
+}
+
+/// The directory at a path below the root, made with its parents where it is missing. A file in the way is removed;
+/// the permit says that this is for the newest invocation, whose stream has a directory there.
+pub(super) fn make_dir(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Result<Arc<Dir>, PlaceError> {
+    if let Ok(Some(dir)) = open_beneath(root, path) {
+        return Ok(Arc::new(dir));
+    }
+    let mut walk = Walk::new(root, path, Some(permit))?;
+    walk.descend(0)?;
+    Ok(walk.top())
+}
+
+/// Where the file at a path really is, or would be: the links that the path ends in are followed inside the root.
+/// `None` when a directory on the way is missing and there is no permit to make it.
+pub(super) fn follow(
+    root: &OutputRoot,
+    path: &str,
+    permit: Option<&Permit<'_>>,
+) -> Result<Option<Spot>, PlaceError> {
+    let mut walk = Walk::new(root, path, permit)?;
+    loop {
+        if !walk.descend(1)? {
+            return Ok(None);
+        }
+        let dir = walk.top();
+        let Some(name) = walk.pending.pop().filter(|name| name != "..") else {
+            let kind = PlaceErrorKind::Conflict("the symlink in its place leads to a directory");
+            return Err(PlaceError::new("follow", path, kind));
+        };
+        let seen = sys::lstat(&dir, &name).map_err(|e| PlaceError::system_error("stat", path, e))?;
+        if !seen.is_some_and(|stat| sys::file_type(&stat) == FileType::Symlink) {
+            return Ok(Some(Spot { dir, name }));
+        }
+        match sys::read_link(&dir, &name) {
+            Ok(target) => walk.turn(&name, &target)?,
+            // It is no link any more: look again.
+            Err(Errno::INVAL | Errno::NOENT) => walk.pending.push(name),
+            Err(errno) => return Err(PlaceError::system_error("read link", path, errno)),
+        }
+    }
+}
+
+/// One call for the whole path; `None` when that cannot be done on this kernel.
+fn open_beneath(root: &OutputRoot, path: &str) -> rustix::io::Result<Option<Dir>> {
+    let fd = if path.is_empty() {
+        fs::openat(root, ".", sys::DIRECTORY, Mode::empty())?
+    } else if !root.has_openat2() {
+        return Ok(None);
+    } else {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match fs::openat2(root, path, sys::DIRECTORY, Mode::empty(), resolve) {
+            Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => {
+                root.forget_openat2();
+                return Ok(None);
+            }
+            other => other?,
+        }
+    };
+    let inode = sys::inode(&fs::fstat(&fd)?);
+    let path = PathBuf::from(path);
+    Ok(Some(Dir { fd, inode, path }))
+}
+
+/// A way from the root, as far as it has been walked.
+struct Walk<'a> {
+    root: &'a OutputRoot,
+    /// The path that was asked for, for messages.
+    asked: &'a str,
+    /// With it, what is missing is made.
+    permit: Option<&'a Permit<'a>>,
+    /// The directories from the root down to where we are: `..` in a link's target goes back one, and never above
+    /// the first.
+    stack: Vec<Arc<Dir>>,
+    /// The components to come, the next one last.
+    pending: Vec<OsString>,
+    hops: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn new(root: &'a OutputRoot, asked: &'a str, permit: Option<&'a Permit<'a>>) -> Result<Self, PlaceError> {
+        let error = |errno| PlaceError::system_error("open output root for", asked, errno);
+        let fd = fs::openat(root, ".", sys::DIRECTORY, Mode::empty()).map_err(error)?;
+        let inode = sys::inode(&fs::fstat(&fd).map_err(error)?);
+        let path = PathBuf::new();
+        let mut walk = Self {
+            root,
+            asked,
+            permit,
+            stack: vec![Arc::new(Dir { fd, inode, path })],
+            pending: Vec::new(),
+            hops: 0,
+        };
+        walk.push(Path::new(asked));
+        Ok(walk)
+    }
+
+    /// The directory that has been reached.
+    fn top(&self) -> Arc<Dir> {
+        Arc::clone(&self.stack[self.stack.len() - 1])
+    }
+
+    fn push(&mut self, path: &Path) {
+        let components = path.components().filter_map(|component| match component {
+            Component::Normal(_) | Component::ParentDir => Some(component.as_os_str().to_owned()),
+            _ => None,
+        });
+        let first = self.pending.len();
+        self.pending.extend(components);
+        self.pending[first..].reverse();
+    }
+
+    /// Goes on where a link in the present directory leads.
+    fn turn(&mut self, link: &OsStr, target: &Path) -> Result<(), PlaceError> {
+        self.hops += 1;
+        let below = if target.is_absolute() {
+            self.root.below(target)
+        } else {
+            Some(target)
+        };
+        let Some(below) = below.filter(|_| self.hops <= MAX_HOPS) else {
+            return Err(self.escapes(link, target));
+        };
+        if target.is_absolute() {
+            self.stack.truncate(1);
+        }
+        self.push(below);
+        Ok(())
+    }
+
+    fn escapes(&self, link: &OsStr, target: &Path) -> PlaceError {
+        let kind = PlaceErrorKind::Escapes {
+            link: self.top().path.join(link).display().to_string(),
+            target: target.display().to_string(),
+        };
+        PlaceError::new("walk to", self.asked, kind)
+    }
+
+    /// Walks until `keep` components are left. False when a directory is missing and may not be made.
+    fn descend(&mut self, keep: usize) -> Result<bool, PlaceError> {
+        while self.pending.len() > keep {
+            let Some(name) = self.pending.pop() else { break };
+            if name == ".." {
+                if self.stack.len() == 1 {
+                    return Err(self.escapes(OsStr::new(".."), Path::new("..")));
+                }
+                self.stack.pop();
+                continue;
+            }
+            if !self.enter(name)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Enters one component, whatever it is. False when it is missing and may not be made.
+    fn enter(&mut self, name: OsString) -> Result<bool, PlaceError> {
+        let here = self.top();
+        let error = |operation, errno| PlaceError::system_error(operation, self.asked, errno);
+        // A component may change between the steps while others work here, but not for ever.
+        for _ in 0..100 {
+            let fd = match open_component(here.as_fd(), &name) {
+                Ok(fd) => fd,
+                Err(Errno::NOENT) if self.permit.is_some() => {
+                    self.make(&here, &name)?;
+                    continue;
+                }
+                Err(Errno::NOENT) => return Ok(false),
+                Err(errno) => return Err(error("open directory for", errno)),
+            };
+            let stat = fs::fstat(&fd).map_err(|e| error("stat directory for", e))?;
+            match sys::file_type(&stat) {
+                FileType::Directory => {
+                    let path = here.path.join(&name);
+                    let inode = sys::inode(&stat);
+                    self.stack.push(Arc::new(Dir { fd, inode, path }));
+                    return Ok(true);
+                }
+                FileType::Symlink => {
+                    let target =
+                        sys::read_link(&fd, OsStr::new("")).map_err(|e| error("read link for", e))?;
+                    return self.turn(&name, &target).map(|()| true);
+                }
+                _ if self.permit.is_some() => {
+                    let _open = Writable::open(&self.root.leases, &here)
+                        .map_err(|e| error("open read-only directory for", e))?;
+                    match fs::unlinkat(&here, &name, AtFlags::empty()) {
+                        Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
+                        Err(errno) => return Err(error("replace a file by a directory for", errno)),
+                    }
+                }
+                _ => return Err(error("open directory for", Errno::NOTDIR)),
+            }
+        }
+        Err(error("open directory for", Errno::BUSY))
+    }
+
+    fn make(&self, here: &Arc<Dir>, name: &OsStr) -> Result<(), PlaceError> {
+        let is_in_root = self.stack.len() == 1;
+        if is_in_root && !self.root.may_make(name) {
+            let kind = PlaceErrorKind::RootGone("its bazel-out was deleted");
+            return Err(PlaceError::new("make directory for", self.asked, kind));
+        }
+        make_one(self.root, here, name)
+            .map_err(|errno| PlaceError::system_error("make directory for", self.asked, errno))?;
+        if is_in_root {
+            self.root.adopt_build_tree()
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Opens one component without following it. A symlink is opened as itself.
+fn open_component(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Makes one directory, 0755 whatever the umask. That it is there already is no error.
+fn make_one(root: &OutputRoot, dir: &Arc<Dir>, name: &OsStr) -> rustix::io::Result<()> {
+    let _open = Writable::open(&root.leases, dir)?;
+    match fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => settle_dir_mode(dir.as_fd(), name),
+        Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Gives a directory that was just made the mode 0755, if umask or a default ACL took some of it away.
+pub(super) fn settle_dir_mode(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    let Ok(fd) = fs::openat(dir, name, sys::DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) else {
+        return Ok(());
+    };
+    if fs::fstat(&fd)?.st_mode & 0o777 != 0o755 {
+        fs::chmodat(&fd, ".", Mode::from_raw_mode(0o755), AtFlags::empty())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs as std_fs, os::unix::fs::symlink};
+
+    use super::*;
+    use crate::materialize::place::Epoch;
+
+    fn root() -> (tempfile::TempDir, OutputRoot) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = OutputRoot::open(&dir.path().join("root"), true).unwrap();
+        (dir, root)
+    }
+
+    fn escapes<T: std::fmt::Debug>(result: Result<T, PlaceError>) -> bool {
+        matches!(result.unwrap_err().kind, PlaceErrorKind::Escapes { .. })
+    }
+
+    /// Every promise of the walk holds with and without `openat2`.
+    fn both(test: impl Fn(&Path, &OutputRoot)) {
+        for with_openat2 in [true, false] {
+            let (_dir, root) = root();
+            if !with_openat2 {
+                root.forget_openat2();
+            }
+            test(root.path(), &root);
+        }
+    }
+
+    #[test]
+    fn directories_are_found_or_missing() {
+        both(|path, root| {
+            std_fs::create_dir_all(path.join("a/b")).unwrap();
+            assert!(find_dir(root, "a/b").unwrap().is_some());
+            assert!(find_dir(root, "").unwrap().is_some());
+            assert!(find_dir(root, "a/c").unwrap().is_none());
+            std_fs::write(path.join("a/file"), "").unwrap();
+            let error = find_dir(root, "a/file/x").unwrap_err();
+            assert!(matches!(error.kind, PlaceErrorKind::Conflict(_)), "{error}");
+        });
+    }
+
+    #[test]
+    fn links_inside_the_root_are_followed_absolute_ones_too() {
+        both(|path, root| {
+            std_fs::create_dir_all(path.join("real/deep")).unwrap();
+            std_fs::create_dir(path.join("links")).unwrap();
+            symlink(path.join("real"), path.join("links/absolute")).unwrap();
+            symlink("../real", path.join("links/relative")).unwrap();
+            symlink("links/../links/relative/deep/..", path.join("twisted")).unwrap();
+            let real = find_dir(root, "real/deep").unwrap().unwrap();
+            for way in ["links/absolute/deep", "links/relative/deep", "twisted/deep"] {
+                let found = find_dir(root, way).unwrap().unwrap();
+                assert_eq!(found.inode, real.inode, "{way}");
+                assert_eq!(found.path, Path::new("real/deep"));
+            }
+        });
+    }
+
+    #[test]
+    fn links_out_of_the_root_are_refused() {
+        both(|path, root| {
+            let outside = path.parent().unwrap().join("outside");
+            std_fs::create_dir(&outside).unwrap();
+            symlink(&outside, path.join("absolute")).unwrap();
+            symlink("../outside", path.join("relative")).unwrap();
+            symlink(path.join("../outside"), path.join("dotted")).unwrap();
+            symlink("circle", path.join("circle")).unwrap();
+            let epoch = Epoch::new();
+            let permit = epoch.permit(0).unwrap();
+            for way in ["absolute/x", "relative/x", "dotted/x", "circle/x"] {
+                assert!(escapes(find_dir(root, way)), "{way}");
+                assert!(escapes(make_dir(root, way, &permit)), "{way}");
+                assert!(escapes(follow(root, way, Some(&permit))), "{way}");
+            }
+            assert_eq!(std_fs::read_dir(&outside).unwrap().count(), 0);
+        });
+    }
+
+    #[test]
+    fn missing_directories_are_made_where_links_lead() {
+        both(|path, root| {
+            symlink(path.join("real/there"), path.join("link")).unwrap();
+            std_fs::write(path.join("file"), "in the way").unwrap();
+            let epoch = Epoch::new();
+            let permit = epoch.permit(0).unwrap();
+            assert!(find_dir(root, "link/x").unwrap().is_none());
+            make_dir(root, "link/x", &permit).unwrap();
+            assert!(path.join("real/there/x").is_dir());
+            make_dir(root, "file/x", &permit).unwrap();
+            assert!(path.join("file/x").is_dir());
+        });
+    }
+
+    #[test]
+    fn a_link_in_a_files_place_is_followed_to_the_file_that_it_names() {
+        both(|path, root| {
+            std_fs::create_dir(path.join("d")).unwrap();
+            symlink(path.join("d/second"), path.join("first")).unwrap();
+            symlink("../third", path.join("d/second")).unwrap();
+            let spot = follow(root, "first", None).unwrap().unwrap();
+            assert_eq!(spot.path(), Path::new("third"));
+            symlink("nowhere/x", path.join("dangling")).unwrap();
+            assert!(follow(root, "dangling", None).unwrap().is_none());
+            symlink("d/..", path.join("updir")).unwrap();
+            assert!(follow(root, "updir", None).is_err());
+            symlink("/etc/passwd", path.join("out")).unwrap();
+            assert!(escapes(follow(root, "out", None)));
+        });
+    }
+}

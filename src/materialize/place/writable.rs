@@ -1,0 +1,150 @@
+//! Read-only directories, opened for writing and restored.
+//!
+//! Bazel makes the directories of tree artifacts 0555, and does so beforehand (7.x, when outputs are not
+//! downloaded). Whoever is not root must give himself the right to write there and take it back afterwards.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::{
+    fs::{self, AtFlags, Mode},
+    io::{self, Errno},
+};
+
+use super::sys::{Dir, Inode, PERMISSIONS};
+
+/// The directories of one root that are open for writing, and what they were before. Counted, so that the first
+/// of several writers to finish does not lock the others out.
+#[derive(Debug, Default)]
+pub(super) struct Leases(Mutex<HashMap<Inode, Lease>>);
+
+#[derive(Debug)]
+struct Lease {
+    holders: usize,
+    before: u32,
+}
+
+/// A directory that may be written into while this is held. Restored when the last one is dropped, on every path
+/// out of a function.
+#[derive(Debug)]
+pub(super) struct Writable {
+    /// What to give back; `None` when the directory was writable anyway.
+    lease: Option<(Arc<Leases>, Arc<Dir>)>,
+}
+
+impl Writable {
+    /// Opens a directory for writing if it is read-only to its owner. A directory that is not ours stays as it
+    /// is, and the operation that wants to write there says what the system thinks of it.
+    pub(super) fn open(leases: &Arc<Leases>, dir: &Arc<Dir>) -> io::Result<Self> {
+        let mut held = leases.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mode = fs::fstat(&dir.fd)?.st_mode & PERMISSIONS;
+        if let Some(lease) = held.get_mut(&dir.inode) {
+            lease.holders += 1;
+        } else if mode & 0o200 != 0 {
+            return Ok(Self { lease: None });
+        } else {
+            match set_mode(dir, mode | 0o200) {
+                Ok(()) => {}
+                Err(Errno::PERM | Errno::ROFS) => return Ok(Self { lease: None }),
+                Err(error) => return Err(error),
+            }
+            let lease = Lease {
+                holders: 1,
+                before: mode,
+            };
+            held.insert(dir.inode, lease);
+        }
+        Ok(Self {
+            lease: Some((Arc::clone(leases), Arc::clone(dir))),
+        })
+    }
+}
+
+impl Drop for Writable {
+    fn drop(&mut self) {
+        let Some((leases, dir)) = self.lease.take() else {
+            return;
+        };
+        let mut held = leases.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(lease) = held.get_mut(&dir.inode) else {
+            return;
+        };
+        lease.holders -= 1;
+        if lease.holders > 0 {
+            return;
+        }
+        let before = lease.before;
+        held.remove(&dir.inode);
+        // Whoever changed the mode meanwhile meant it; a directory that is gone needs nothing.
+        let is_as_left = fs::fstat(&dir.fd).is_ok_and(|s| s.st_mode & PERMISSIONS == before | 0o200);
+        if is_as_left && let Err(error) = set_mode(&dir, before) {
+            tracing::warn!(path = %dir.path.display(), %error, "could not make a directory read-only again");
+        }
+    }
+}
+
+/// `fchmod` refuses `O_PATH` descriptors; the directory's own dot does not.
+fn set_mode(dir: &Dir, mode: u32) -> io::Result<()> {
+    fs::chmodat(&dir.fd, ".", Mode::from_raw_mode(mode), AtFlags::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs as std_fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+    use super::*;
+    use crate::materialize::place::sys;
+
+    fn open(path: &Path) -> Arc<Dir> {
+        let fd = fs::open(path, sys::DIRECTORY, Mode::empty()).unwrap();
+        let inode = sys::inode(&fs::fstat(&fd).unwrap());
+        Arc::new(Dir {
+            fd,
+            inode,
+            path: path.to_owned(),
+        })
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std_fs::metadata(path).unwrap().permissions().mode() & PERMISSIONS
+    }
+
+    fn directory(mode: u32) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std_fs::set_permissions(dir.path(), std_fs::Permissions::from_mode(mode)).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_read_only_directory_is_writable_until_the_last_holder_lets_go() {
+        let dir = directory(0o555);
+        let leases = Arc::new(Leases::default());
+        let first = Writable::open(&leases, &open(dir.path())).unwrap();
+        let second = Writable::open(&leases, &open(dir.path())).unwrap();
+        assert_eq!(mode(dir.path()), 0o755);
+        drop(first);
+        assert_eq!(mode(dir.path()), 0o755);
+        drop(second);
+        assert_eq!(mode(dir.path()), 0o555);
+    }
+
+    #[test]
+    fn a_writable_directory_is_left_alone() {
+        let dir = directory(0o700);
+        let leases = Arc::new(Leases::default());
+        drop(Writable::open(&leases, &open(dir.path())).unwrap());
+        assert_eq!(mode(dir.path()), 0o700);
+    }
+
+    #[test]
+    fn a_mode_that_somebody_set_meanwhile_stays() {
+        let dir = directory(0o555);
+        let leases = Arc::new(Leases::default());
+        let held = Writable::open(&leases, &open(dir.path())).unwrap();
+        std_fs::set_permissions(dir.path(), std_fs::Permissions::from_mode(0o770)).unwrap();
+        drop(held);
+        assert_eq!(mode(dir.path()), 0o770);
+    }
+}

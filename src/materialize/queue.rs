@@ -1,0 +1,191 @@
+//! Which blob is fetched next: two lanes, and packing of small blobs into batches. Plain data, no effects.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::Hash,
+};
+
+use crate::{digest::Digest, output::Class};
+
+/// One blob of one cache. `K` tells caches apart.
+type Key<K> = (K, Digest);
+
+/// Blobs that wait to be fetched. A blob is in it once, however many outputs want it.
+#[derive(Debug)]
+pub(super) struct BlobQueue<K> {
+    required: VecDeque<Key<K>>,
+    optional: VecDeque<Key<K>>,
+    /// The lane that each waiting blob counts in; an entry of a lane that disagrees is stale and skipped.
+    lanes: HashMap<Key<K>, Class>,
+    /// How many of them count in the required lane.
+    required_len: usize,
+}
+
+impl<K: Copy + Eq + Hash> BlobQueue<K> {
+    pub(super) fn new() -> Self {
+        Self {
+            required: VecDeque::new(),
+            optional: VecDeque::new(),
+            lanes: HashMap::new(),
+            required_len: 0,
+        }
+    }
+
+    /// Adds a blob, or moves it to the required lane if it waits in the optional one.
+    pub(super) fn push(&mut self, cache: K, digest: &Digest, class: Class) {
+        let key = (cache, digest.clone());
+        let class = class.max(Class::Optional);
+        match self.lanes.get(&key) {
+            Some(&lane) if lane >= class => return,
+            _ => {}
+        }
+        self.lanes.insert(key.clone(), class);
+        if class == Class::Required {
+            self.required_len += 1;
+        }
+        match class {
+            Class::Required => self.required.push_back(key),
+            _ => self.optional.push_back(key),
+        }
+    }
+
+    /// Takes a blob out, wherever it is.
+    pub(super) fn remove(&mut self, cache: K, digest: &Digest) {
+        self.take(&(cache, digest.clone()));
+    }
+
+    fn take(&mut self, key: &Key<K>) {
+        if self.lanes.remove(key) == Some(Class::Required) {
+            self.required_len -= 1;
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
+    /// Waiting blobs in each lane: required, optional.
+    pub(super) fn depths(&self) -> (usize, usize) {
+        (self.required_len, self.lanes.len() - self.required_len)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lanes.len()
+    }
+
+    fn peek(&mut self) -> Option<(Class, &Key<K>)> {
+        for class in [Class::Required, Class::Optional] {
+            let lanes = &self.lanes;
+            let queue = match class {
+                Class::Required => &mut self.required,
+                _ => &mut self.optional,
+            };
+            while queue.front().is_some_and(|key| lanes.get(key) != Some(&class)) {
+                queue.pop_front();
+            }
+        }
+        if let Some(key) = self.required.front() {
+            return Some((Class::Required, key));
+        }
+        self.optional.front().map(|key| (Class::Optional, key))
+    }
+
+    /// The next blob by itself.
+    pub(super) fn pop(&mut self) -> Option<Key<K>> {
+        let (class, _) = self.peek()?;
+        let key = match class {
+            Class::Required => self.required.pop_front(),
+            _ => self.optional.pop_front(),
+        }?;
+        self.take(&key);
+        Some(key)
+    }
+
+    /// The next blobs of one cache, in the order in which they came, up to a sum of sizes and a count. At least one
+    /// if any waits. Optional blobs fill up a batch only when no required ones are left.
+    pub(super) fn pop_batch(&mut self, max_bytes: u64, max_count: usize) -> Option<(K, Vec<Digest>)> {
+        let (cache, first) = self.pop()?;
+        let mut bytes = first.size();
+        let mut batch = vec![first];
+        while batch.len() < max_count {
+            let Some((_, (next_cache, digest))) = self.peek() else {
+                break;
+            };
+            if *next_cache != cache || bytes + digest.size() > max_bytes {
+                break;
+            }
+            bytes += digest.size();
+            let Some((_, digest)) = self.pop() else { break };
+            batch.push(digest);
+        }
+        Some((cache, batch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::DigestFunction;
+    use proptest::prelude::*;
+
+    fn digest(n: u32, size: u64) -> Digest {
+        let hash = Digest::of(DigestFunction::Sha256, &n.to_le_bytes());
+        Digest::new(DigestFunction::Sha256, hash.hash(), size).unwrap()
+    }
+
+    #[test]
+    fn required_goes_before_optional_and_a_blob_can_move_up() {
+        let mut queue = BlobQueue::new();
+        queue.push((), &digest(1, 1), Class::Optional);
+        queue.push((), &digest(2, 1), Class::Optional);
+        queue.push((), &digest(3, 1), Class::Required);
+        queue.push((), &digest(2, 1), Class::Required);
+        queue.push((), &digest(3, 1), Class::Optional);
+        assert_eq!(queue.depths(), (2, 1));
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(_, d)| d).collect();
+        assert_eq!(order, [digest(3, 1), digest(2, 1), digest(1, 1)]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn batches_stay_within_bytes_count_and_cache() {
+        let mut queue = BlobQueue::new();
+        for n in 0..5 {
+            queue.push('a', &digest(n, 40), Class::Required);
+        }
+        queue.push('b', &digest(9, 1), Class::Required);
+        let sizes: Vec<_> = std::iter::from_fn(|| queue.pop_batch(100, 10))
+            .map(|(cache, batch)| (cache, batch.len()))
+            .collect();
+        assert_eq!(sizes, [('a', 2), ('a', 2), ('a', 1), ('b', 1)]);
+        queue.push('a', &digest(1, 1000), Class::Required);
+        assert_eq!(queue.pop_batch(100, 10).unwrap().1.len(), 1);
+        for n in 0..5 {
+            queue.push('a', &digest(n, 1), Class::Required);
+        }
+        assert_eq!(queue.pop_batch(100, 3).unwrap().1.len(), 3);
+    }
+
+    proptest! {
+        /// Whatever is pushed comes out once; whatever is removed does not.
+        #[test]
+        fn nothing_is_lost_or_doubled(ops in prop::collection::vec((0u32..20, 0u8..3), 0..200)) {
+            let mut queue = BlobQueue::new();
+            let mut inside = std::collections::BTreeSet::new();
+            for (n, op) in ops {
+                match op {
+                    0 => { queue.push(0, &digest(n, 1), Class::Optional); inside.insert(n); }
+                    1 => { queue.push(0, &digest(n, 1), Class::Required); inside.insert(n); }
+                    _ => { queue.remove(0, &digest(n, 1)); inside.remove(&n); }
+                }
+                prop_assert_eq!(queue.len(), inside.len());
+            }
+            let mut out = Vec::new();
+            while let Some((_, batch)) = queue.pop_batch(7, 4) { out.extend(batch); }
+            out.sort();
+            let mut expected: Vec<_> = inside.into_iter().map(|n| digest(n, 1)).collect();
+            expected.sort();
+            prop_assert_eq!(out, expected);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What is asked of the coordinator, and what it answers.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+
+use super::place::{Epoch, OutputRoot};
+use crate::{
+    exec_path::ExecPath,
+    output::{Class, OutputContent, Stamp},
+    remote::{Attribution, BlobStore},
+};
+
+/// An output root in use: the place on disk, and which invocation is its newest.
+pub struct Root {
+    /// Number of the root, unique while the daemon runs.
+    pub id: u32,
+    /// The place.
+    pub place: Arc<OutputRoot>,
+    /// The newest version; nothing older is published once it has moved on.
+    pub epoch: Epoch,
+}
+
+/// One asker's view of the coordinator: which root, as of which version, from which cache, answered where.
+pub struct Session {
+    /// The root.
+    pub root: Arc<Root>,
+    /// The invocation's version in that root.
+    pub version: u64,
+    /// The cache to fetch from.
+    pub store: Arc<dyn BlobStore>,
+    /// What the requests are attributed to.
+    pub attribution: Arc<Attribution>,
+    /// Where completions go. One for every want, sooner or later.
+    pub completions: mpsc::UnboundedSender<Vec<Completion>>,
+}
+
+/// An output that should be on disk.
+#[derive(Debug, Clone)]
+pub struct Want {
+    /// Where.
+    pub path: ExecPath,
+    /// What.
+    pub content: OutputContent,
+    /// [`Class::Required`] goes before [`Class::Optional`].
+    pub class: Class,
+    /// The stamp of a record that says that this very content is there.
+    pub recorded: Option<Stamp>,
+    /// When it was first wanted.
+    pub since: Instant,
+}
+
+impl Want {
+    /// A want as of now.
+    #[must_use]
+    pub fn new(path: ExecPath, content: OutputContent, class: Class, recorded: Option<Stamp>) -> Self {
+        Self {
+            path,
+            content,
+            class,
+            recorded,
+            since: Instant::now(),
+        }
+    }
+}
+
+/// Where an output's bytes came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A `BatchReadBlobs` request.
+    Batch,
+    /// A `ByteStream.Read`.
+    Stream,
+    /// The event itself, or nothing at all (links, directories, empty files).
+    Inline,
+    /// Another output with the same digest.
+    Copy,
+}
+
+impl Source {
+    /// As it is recorded and counted.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::Stream => "stream",
+            Self::Inline => "inline",
+            Self::Copy => "copy",
+        }
+    }
+}
+
+/// How a want ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was not there and is now.
+    Downloaded {
+        /// Where the bytes came from.
+        source: Source,
+        /// The file's stamp; none for links and directories.
+        stamp: Option<Stamp>,
+        /// Bytes written.
+        bytes: u64,
+    },
+    /// It was there already.
+    Present {
+        /// The file's stamp; none for links and directories.
+        stamp: Option<Stamp>,
+        /// Whether its bytes had to be hashed to know that.
+        hashed: bool,
+    },
+    /// The cache does not have it, and the disk does not either.
+    Evicted(String),
+    /// It could not be fetched or placed.
+    Failed(String),
+    /// A newer invocation of the root has begun.
+    Superseded,
+}
+
+impl Outcome {
+    /// Whether the output is on disk.
+    #[must_use]
+    pub const fn is_on_disk(&self) -> bool {
+        matches!(self, Self::Downloaded { .. } | Self::Present { .. })
+    }
+
+    /// As it is counted.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Downloaded { .. } => "downloaded",
+            Self::Present { .. } => "present",
+            Self::Evicted(_) => "evicted",
+            Self::Failed(_) => "failed",
+            Self::Superseded => "superseded",
+        }
+    }
+}
+
+/// A want's end.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    /// Which output.
+    pub path: ExecPath,
+    /// What should be there.
+    pub content: OutputContent,
+    /// How much it was wanted.
+    pub class: Class,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From being wanted to its end.
+    pub took: Duration,
+}

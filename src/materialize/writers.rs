@@ -1,0 +1,292 @@
+//! The writer threads: everything that blocks on the file system.
+//!
+//! A directory's work always goes to the same thread, so that a directory has one writer at a time: creating files in
+//! one directory is serialised by the kernel anyway, and two threads would only fight for its lock. Work is handed
+//! over in lists, one message for many files.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc as std_mpsc},
+    thread,
+};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::{
+    place::{Check, Item, LargeFile, PlaceError, PlaceOptions, Placed, Placer},
+    want::Root,
+};
+use crate::{
+    digest::{Digest, DigestFunction},
+    exec_path::ExecPath,
+    output::{OutputContent, Stamp},
+};
+
+/// Number of a job in the coordinator.
+pub(super) type JobId = u64;
+
+/// A check to make.
+pub(super) struct CheckItem {
+    pub(super) job: JobId,
+    pub(super) path: ExecPath,
+    pub(super) content: OutputContent,
+    pub(super) recorded: Option<Stamp>,
+}
+
+/// Something to place.
+pub(super) struct PlaceJob {
+    pub(super) job: JobId,
+    pub(super) path: ExecPath,
+    pub(super) content: PlaceContent,
+}
+
+/// What to place.
+pub(super) enum PlaceContent {
+    /// Bytes that must have this digest.
+    Blob(Digest, Bytes),
+    /// Bytes that came with the event; there is nothing to verify them against.
+    Inline(Bytes),
+    /// A symlink's target.
+    Symlink(String),
+    /// An empty directory.
+    Directory,
+}
+
+/// Work for a writer thread.
+pub(super) enum Work {
+    Check(Arc<Root>, Vec<CheckItem>),
+    /// The permit is the bytes' share of what may be in flight; it is given back when the files are placed.
+    Place(Arc<Root>, u64, Vec<PlaceJob>, Option<Arc<OwnedSemaphorePermit>>),
+    Copy {
+        root: Arc<Root>,
+        version: u64,
+        job: JobId,
+        from: ExecPath,
+        stamp: Stamp,
+        to: ExecPath,
+        digest: Digest,
+    },
+    BeginLarge(
+        Arc<Root>,
+        ExecPath,
+        Digest,
+        oneshot::Sender<Result<LargeFile, PlaceError>>,
+    ),
+    /// The root is not used any more.
+    Forget(u32),
+}
+
+/// What a writer thread reports.
+pub(super) enum Written {
+    Checked(Vec<(JobId, Result<Check, PlaceError>)>),
+    Placed(Vec<(JobId, Result<Placed, PlaceError>)>),
+}
+
+/// The threads.
+pub(super) struct Writers {
+    queues: Vec<std_mpsc::Sender<Work>>,
+    threads: Vec<thread::JoinHandle<()>>,
+    hasher: BuildHasherDefault<DefaultHasher>,
+}
+
+impl Writers {
+    /// Starts the threads. They end when this is dropped.
+    pub(super) fn start(
+        threads: usize,
+        options: PlaceOptions,
+        reports: &mpsc::UnboundedSender<Written>,
+    ) -> std::io::Result<Self> {
+        let (mut queues, mut handles) = (Vec::new(), Vec::new());
+        for n in 0..threads.max(1) {
+            let (queue, work) = std_mpsc::channel();
+            let writer = Writer {
+                options,
+                placers: HashMap::new(),
+                reports: reports.clone(),
+            };
+            let handle = thread::Builder::new()
+                .name(format!("outhaul-writer-{n}"))
+                .spawn(move || writer.run(&work))?;
+            queues.push(queue);
+            handles.push(handle);
+        }
+        Ok(Self {
+            queues,
+            threads: handles,
+            hasher: BuildHasherDefault::default(),
+        })
+    }
+
+    /// Ends the threads and waits for them, so that what they hold of output roots is let go. Blocks.
+    pub(super) fn join(self) {
+        drop(self.queues);
+        for thread in self.threads {
+            // A panic was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// Which thread writes into a path's directory.
+    pub(super) fn shard(&self, root: &Root, path: &ExecPath) -> usize {
+        let hash = self.hasher.hash_one((root.id, path.parent()));
+        usize::try_from(hash % self.queues.len() as u64).unwrap_or(0)
+    }
+
+    pub(super) fn send(&self, shard: usize, work: Work) {
+        if let Some(queue) = self.queues.get(shard) {
+            // A writer ends only with the coordinator, so there is no one left to tell.
+            let _ = queue.send(work);
+        }
+    }
+
+    pub(super) fn forget(&self, root: u32) {
+        for queue in &self.queues {
+            let _ = queue.send(Work::Forget(root));
+        }
+    }
+}
+
+struct Writer {
+    options: PlaceOptions,
+    placers: HashMap<u32, Placer>,
+    reports: mpsc::UnboundedSender<Written>,
+}
+
+impl Writer {
+    fn run(mut self, work: &std_mpsc::Receiver<Work>) {
+        while let Ok(item) = work.recv() {
+            // A panic below would be a bug; it must cost one piece of work, not every later one.
+            let jobs = jobs_of(&item);
+            let checking = matches!(item, Work::Check(..));
+            match catch_unwind(AssertUnwindSafe(|| self.serve(item))) {
+                Ok(Some(written)) => {
+                    let _ = self.reports.send(written);
+                }
+                Ok(None) => {}
+                Err(_) => {
+                    tracing::error!(
+                        jobs = jobs.len(),
+                        "a writer thread panicked; this is a bug in outhaul"
+                    );
+                    self.placers.clear();
+                    let lost = |job| (job, PlaceError::internal("a writer thread panicked"));
+                    let lost = jobs.into_iter().map(lost);
+                    let _ = self.reports.send(if checking {
+                        Written::Checked(lost.map(|(j, e)| (j, Err(e))).collect())
+                    } else {
+                        Written::Placed(lost.map(|(j, e)| (j, Err(e))).collect())
+                    });
+                }
+            }
+        }
+    }
+
+    fn placer(&mut self, root: &Arc<Root>) -> &mut Placer {
+        self.placers
+            .entry(root.id)
+            .or_insert_with(|| Placer::new(root.place.clone(), self.options))
+    }
+
+    fn serve(&mut self, work: Work) -> Option<Written> {
+        match work {
+            Work::Check(root, items) => {
+                let placer = self.placer(&root);
+                let checked = items
+                    .into_iter()
+                    .map(|item| {
+                        (
+                            item.job,
+                            placer.check(&item.path, &item.content, item.recorded.as_ref()),
+                        )
+                    })
+                    .collect();
+                Some(Written::Checked(checked))
+            }
+            Work::Place(root, version, jobs, permit) => {
+                let placed = self.place(&root, version, jobs);
+                drop(permit);
+                Some(Written::Placed(placed))
+            }
+            Work::Copy {
+                root,
+                version,
+                job,
+                from,
+                stamp,
+                to,
+                digest,
+            } => {
+                let placer = self.placer(&root);
+                let placed = placer.copy_within(&from, &stamp, &to, &digest, &root.epoch, version);
+                Some(Written::Placed(vec![(job, placed)]))
+            }
+            Work::BeginLarge(root, path, digest, reply) => {
+                let file = self.placer(&root).begin_large(&path, &digest);
+                let _ = reply.send(file);
+                None
+            }
+            Work::Forget(root) => {
+                self.placers.remove(&root);
+                None
+            }
+        }
+    }
+
+    fn place(
+        &mut self,
+        root: &Arc<Root>,
+        version: u64,
+        jobs: Vec<PlaceJob>,
+    ) -> Vec<(JobId, Result<Placed, PlaceError>)> {
+        let placer = self.placer(root);
+        let mut placed = Vec::with_capacity(jobs.len());
+        let mut files = Vec::new();
+        for job in &jobs {
+            match &job.content {
+                PlaceContent::Blob(digest, bytes) => files.push((job, digest.clone(), bytes)),
+                PlaceContent::Inline(bytes) => {
+                    // Nothing says what they should be; they are what the event says that they are.
+                    files.push((job, Digest::of(DigestFunction::Sha256, bytes), bytes));
+                }
+                PlaceContent::Symlink(target) => {
+                    placed.push((
+                        job.job,
+                        placer.place_symlink(&job.path, target, &root.epoch, version),
+                    ));
+                }
+                PlaceContent::Directory => {
+                    placed.push((job.job, placer.make_directory(&job.path, &root.epoch, version)));
+                }
+            }
+        }
+        // One directory's files go together.
+        files.sort_by(|(a, ..), (b, ..)| (a.path.parent(), &a.path).cmp(&(b.path.parent(), &b.path)));
+        let items: Vec<Item<'_>> = files
+            .iter()
+            .map(|(job, digest, bytes)| Item {
+                path: &job.path,
+                digest,
+                bytes,
+            })
+            .collect();
+        let results = placer.place_many(&items, &root.epoch, version);
+        placed.extend(files.iter().map(|(job, ..)| job.job).zip(results));
+        placed
+    }
+}
+
+fn jobs_of(work: &Work) -> Vec<JobId> {
+    match work {
+        Work::Check(_, items) => items.iter().map(|i| i.job).collect(),
+        Work::Place(_, _, jobs, _) => jobs.iter().map(|j| j.job).collect(),
+        Work::Copy { job, .. } => vec![*job],
+        Work::BeginLarge(..) | Work::Forget(_) => Vec::new(),
+    }
+}
