@@ -56,6 +56,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bep;
+pub mod bes;
 pub mod digest;
 pub mod embedded_cache;
 pub mod exec_path;

@@ -1,0 +1,112 @@
+//! Hands a stream's events to the engine, in order, at the engine's pace.
+//!
+//! The queue is unbounded in items but bounded in memory: an item either holds room of the stream's byte budget, or
+//! is only the place of a frame in the journal, from where the events are read when their turn comes.
+
+use std::{fs::File, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    counters::Counters,
+    journal::{self, FrameAt},
+    sink::{Builds, Decoder, StreamEnd, StreamKey},
+};
+
+/// An event's number and the bytes of its `build_event_stream.BuildEvent`.
+pub(super) type RawEvent = (i64, Bytes);
+
+pub(super) enum Work {
+    /// Events in memory, with their room in the budget.
+    Events {
+        events: Vec<RawEvent>,
+        room: Option<OwnedSemaphorePermit>,
+    },
+    /// Events in the journal.
+    Journaled {
+        file: Arc<File>,
+        path: PathBuf,
+        at: FrameAt,
+    },
+    /// No more events. The answer comes when the engine has been told.
+    Ended {
+        end: StreamEnd,
+        told: oneshot::Sender<()>,
+    },
+}
+
+/// One stream's delivery task.
+pub(super) struct Delivery {
+    pub(super) key: StreamKey,
+    pub(super) builds: Arc<dyn Builds>,
+    pub(super) decoder: Decoder,
+    pub(super) counters: Arc<Counters>,
+    /// Undecodable events of this stream so far.
+    pub(super) undecodable: u64,
+}
+
+/// So many undecodable events of a stream are logged.
+const LOGGED: u64 = 3;
+
+impl Delivery {
+    /// Works until the queue is closed and empty, or `stop`.
+    pub(super) async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Work>, stop: CancellationToken) {
+        stop.run_until_cancelled(async {
+            while let Some(work) = queue.recv().await {
+                self.handle(work).await;
+            }
+        })
+        .await;
+    }
+
+    async fn handle(&mut self, work: Work) {
+        match work {
+            Work::Events { events, room } => {
+                for (sequence, bytes) in events {
+                    self.deliver(sequence, &bytes).await;
+                }
+                drop(room);
+            }
+            Work::Journaled { file, path, at } => {
+                let read = tokio::task::spawn_blocking(move || {
+                    journal::read_frame(&file, &path, at).map(|records| {
+                        let events = records.into_iter().map(|r| (r.sequence, r.build_event()));
+                        events.collect::<Vec<_>>()
+                    })
+                });
+                match read.await {
+                    Ok(Ok(events)) => {
+                        for (sequence, bytes) in events {
+                            if let Some(bytes) = bytes {
+                                self.deliver(sequence, &bytes).await;
+                            }
+                        }
+                    }
+                    Ok(Err(error)) => {
+                        tracing::error!(stream = %self.key, %error, "events lost: journal can't be read back");
+                    }
+                    Err(error) => tracing::error!(stream = %self.key, %error, "reading the journal failed"),
+                }
+            }
+            Work::Ended { end, told } => {
+                self.builds.ended(&self.key, end).await;
+                let _ = told.send(());
+            }
+        }
+    }
+
+    async fn deliver(&mut self, sequence: i64, bytes: &[u8]) {
+        match (self.decoder)(bytes) {
+            Ok(event) => self.builds.event(&self.key, sequence, event).await,
+            Err(error) => {
+                Counters::add(&self.counters.undecodable);
+                self.undecodable += 1;
+                if self.undecodable <= LOGGED {
+                    tracing::warn!(stream = %self.key, sequence, %error, "event can't be decoded; skipped");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The journal: what was acknowledged to a build tool, kept on disk.
+//!
+//! One append-only file per stream, mode 0600 in a directory of mode 0700. A file is a valid zstd file: a skippable
+//! frame names the stream, then pairs follow of a skippable frame that describes and a zstd frame that holds whole
+//! records, so `zstd -d` reads it too. Everything is little-endian. A frame reaches the operating system with one
+//! write before anything in it is acknowledged: a killed process loses nothing acknowledged, a killed machine may,
+//! unless the journal is durable. A torn last frame is recognised by its length or checksum and cut.
+//!
+//! `NAME.journal` is unfinished: there may be outputs to fetch. It becomes `NAME.settled` when there are none. A file
+//! of another version, or with a damaged head, is moved aside as `NAME.damaged` and never read.
+
+mod error;
+mod file;
+mod format;
+mod retention;
+mod store;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use error::JournalError;
+pub use file::Records;
+pub use format::{Record, RecordKind};
+pub use retention::{Executed, Plan};
+pub(super) use store::now_ms;
+pub use store::{Entry, Journal, JournalOptions};
+pub use writer::Writer;
+
+pub(super) use file::{FrameAt, read_frame};
+pub(super) use format::Batch;
+pub(super) use writer::Recovered;

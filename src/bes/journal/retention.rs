@@ -1,0 +1,146 @@
+//! Which journal files may go: planned first, so that it can be shown, then executed.
+
+use std::{
+    fs,
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    error::JournalError,
+    store::{Entry, Journal},
+};
+
+/// Files to delete.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Oldest first.
+    pub delete: Vec<Entry>,
+    /// Bytes that stay.
+    pub kept_bytes: u64,
+}
+
+/// What an executed plan did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Executed {
+    /// Files deleted.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Files that could not be deleted, or are written again.
+    pub skipped: u64,
+}
+
+impl Journal {
+    /// Plans what to delete: everything not written for `max_age`, then the oldest settled journals until the rest
+    /// has at most `max_bytes`. Unfinished journals go by age only, open ones never.
+    ///
+    /// # Errors
+    /// When the directory can't be listed.
+    pub fn plan(&self, max_age: Option<Duration>, max_bytes: Option<u64>) -> Result<Plan, JournalError> {
+        let entries = self
+            .list()?
+            .into_iter()
+            .map(|e| (self.open.contains(&e.path), e))
+            .collect();
+        Ok(plan(entries, SystemTime::now(), max_age, max_bytes))
+    }
+
+    /// Deletes what was planned, except what has changed since.
+    pub fn execute(&self, plan: &Plan) -> Executed {
+        let mut executed = Executed::default();
+        for entry in &plan.delete {
+            let unchanged = fs::symlink_metadata(&entry.path)
+                .is_ok_and(|m| m.len() == entry.bytes && m.modified().is_ok_and(|t| t == entry.modified));
+            if self.open.contains(&entry.path) || !unchanged {
+                executed.skipped += 1;
+                continue;
+            }
+            match fs::remove_file(&entry.path) {
+                Ok(()) => {
+                    executed.files += 1;
+                    executed.bytes += entry.bytes;
+                }
+                Err(e) => {
+                    tracing::warn!(journal = %entry.path.display(), error = %e, "journal file not deleted");
+                    executed.skipped += 1;
+                }
+            }
+        }
+        executed
+    }
+}
+
+/// The decision; entries are oldest first, with whether they are open.
+fn plan(
+    entries: Vec<(bool, Entry)>,
+    now: SystemTime,
+    max_age: Option<Duration>,
+    max_bytes: Option<u64>,
+) -> Plan {
+    let mut total: u64 = entries.iter().map(|(_, e)| e.bytes).sum();
+    let mut plan = Plan::default();
+    let mut rest = Vec::new();
+    for (open, entry) in entries {
+        // A time in the future has no age.
+        let age = now.duration_since(entry.modified).unwrap_or_default();
+        if !open && max_age.is_some_and(|max| age > max) {
+            total -= entry.bytes;
+            plan.delete.push(entry);
+        } else {
+            rest.push((open, entry));
+        }
+    }
+    for (open, entry) in rest {
+        if !open && entry.settled && max_bytes.is_some_and(|max| total > max) {
+            total -= entry.bytes;
+            plan.delete.push(entry);
+        }
+    }
+    plan.kept_bytes = total;
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bes::sink::StreamKey;
+
+    fn entry(name: &str, age: u64, bytes: u64, settled: bool) -> Entry {
+        Entry {
+            path: name.into(),
+            key: StreamKey::default(),
+            created_ms: 0,
+            modified: now() - Duration::from_secs(age),
+            bytes,
+            settled,
+        }
+    }
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.delete.iter().filter_map(|e| e.path.to_str()).collect()
+    }
+
+    #[test]
+    fn old_ones_go_and_then_the_oldest_settled_until_it_fits() {
+        let entries = vec![
+            (false, entry("ancient", 900, 1, false)),
+            (false, entry("unfinished", 90, 100, false)),
+            (true, entry("open", 80, 100, true)),
+            (false, entry("first", 70, 100, true)),
+            (false, entry("second", 60, 100, true)),
+        ];
+        let got = plan(entries, now(), Some(Duration::from_secs(500)), Some(300));
+        assert_eq!(names(&got), ["ancient", "first"]);
+        assert_eq!(got.kept_bytes, 300);
+    }
+
+    #[test]
+    fn without_limits_nothing_goes() {
+        let got = plan(vec![(false, entry("a", 1_000_000, 7, true))], now(), None, None);
+        assert_eq!((names(&got), got.kept_bytes), (vec![], 7));
+    }
+}

@@ -1,0 +1,263 @@
+//! Appending to a stream's file.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    error::JournalError,
+    file::{FrameAt, read_head, read_whole},
+    format::{Batch, Head, MAX_RAW},
+    store::{DAMAGED, OpenMark, SETTLED, UNFINISHED},
+};
+
+/// zstd's fastest regular level: events are repetitive, so more effort buys little.
+const LEVEL: i32 = 1;
+
+/// What a file held when it was opened.
+#[derive(Debug, Default)]
+pub(in super::super) struct Recovered {
+    /// Its frames, in order.
+    pub(in super::super) frames: Vec<FrameAt>,
+    /// The highest sequence number.
+    pub(in super::super) highest: Option<i64>,
+    /// The number of the event that finished the stream.
+    pub(in super::super) finished: Option<i64>,
+    /// Whether it was marked settled.
+    pub(in super::super) settled: bool,
+}
+
+/// Appends to one stream's file. All calls block.
+pub struct Writer {
+    file: Arc<File>,
+    /// The file's path without extension.
+    stem: PathBuf,
+    settled: bool,
+    /// Where the next frame goes: everything before is whole.
+    offset: u64,
+    durable: bool,
+    compressor: zstd::bulk::Compressor<'static>,
+    scratch: Vec<u8>,
+    /// Keeps retention away from the file.
+    _open: OpenMark,
+}
+
+/// An opened file: itself, whether it is marked settled, its end, its content.
+type Opened = (File, bool, u64, Recovered);
+
+impl Writer {
+    /// Opens or creates `STEM.journal` or `STEM.settled`, and cuts what is torn.
+    pub(super) fn open(
+        stem: &Path,
+        head: &Head,
+        durable: bool,
+        mark: OpenMark,
+    ) -> Result<(Self, Recovered), JournalError> {
+        let compressor =
+            zstd::bulk::Compressor::new(LEVEL).map_err(JournalError::io("make a compressor for", stem))?;
+        let (file, settled, offset, recovered) = match existing(stem, head)? {
+            Some(opened) => opened,
+            None => create(stem, head, durable)?,
+        };
+        let writer = Self {
+            file: Arc::new(file),
+            stem: stem.to_owned(),
+            settled,
+            offset,
+            durable,
+            compressor,
+            scratch: Vec::new(),
+            _open: mark,
+        };
+        Ok((writer, recovered))
+    }
+
+    /// The file's path, for messages.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.stem
+            .with_extension(if self.settled { SETTLED } else { UNFINISHED })
+    }
+
+    /// The file, for reading frames back.
+    pub(in super::super) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Appends a frame. When this returns, the operating system has it; with `durable`, the disk.
+    ///
+    /// # Errors
+    /// When it can't be written. The file then ends where it did before, as far as that can be had.
+    pub(in super::super) fn append(&mut self, batch: &Batch) -> Result<FrameAt, JournalError> {
+        let path = self.path();
+        if batch.len() > MAX_RAW {
+            return Err(JournalError::TooLarge {
+                path,
+                size: batch.len(),
+            });
+        }
+        if self.settled {
+            // Events after all: a stream that was thought broken came back.
+            self.rename(false)?;
+        }
+        let body = self
+            .compressor
+            .compress(batch.raw())
+            .map_err(JournalError::io("compress for", &path))?;
+        self.scratch.clear();
+        self.scratch.extend_from_slice(&batch.head(&body));
+        self.scratch.extend_from_slice(&body);
+        let mut written = (&*self.file).write_all(&self.scratch);
+        if written.is_ok() && self.durable {
+            written = self.file.sync_data();
+        }
+        let len = self.scratch.len() as u64;
+        self.scratch.clear();
+        self.scratch.shrink_to(8 << 20);
+        if let Err(e) = written {
+            // A torn frame would be cut at the next start anyway, but nothing could be appended behind it.
+            let _ = self.file.set_len(self.offset);
+            return Err(JournalError::io("append to", path)(e));
+        }
+        let at = FrameAt {
+            offset: self.offset,
+            len,
+        };
+        self.offset += len;
+        Ok(at)
+    }
+
+    /// Marks the stream as settled: nothing is left to do for it.
+    ///
+    /// # Errors
+    /// When the file can't be renamed.
+    pub fn settle(&mut self) -> Result<(), JournalError> {
+        if self.settled { Ok(()) } else { self.rename(true) }
+    }
+
+    fn rename(&mut self, settled: bool) -> Result<(), JournalError> {
+        let from = self.path();
+        let to = self
+            .stem
+            .with_extension(if settled { SETTLED } else { UNFINISHED });
+        fs::rename(&from, &to).map_err(JournalError::io("rename", from))?;
+        self.settled = settled;
+        if self.durable {
+            sync_parent(&to)?;
+        }
+        Ok(())
+    }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    // Appending mode: whatever happens to offsets here, a frame can't land on another one.
+    options
+        .read(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+    options
+}
+
+fn existing(stem: &Path, head: &Head) -> Result<Option<Opened>, JournalError> {
+    for (extension, settled) in [(UNFINISHED, false), (SETTLED, true)] {
+        let path = stem.with_extension(extension);
+        let file = match options().open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(JournalError::io("open", path)(e)),
+        };
+        match read_head(&file, &path) {
+            Ok((found, start)) if found.key == head.key => {
+                let (end, mut recovered) = scan(&file, &path, start)?;
+                recovered.settled = settled;
+                return Ok(Some((file, settled, end, recovered)));
+            }
+            Ok(_) | Err(JournalError::NotAJournal { .. }) => {
+                let aside = stem.with_extension(DAMAGED);
+                tracing::warn!(journal = %path.display(), "unreadable journal file moved aside");
+                fs::rename(&path, aside).map_err(JournalError::io("move aside", path))?;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
+}
+
+/// Walks the frames and cuts the file behind the last whole one.
+fn scan(file: &File, path: &Path, start: u64) -> Result<(u64, Recovered), JournalError> {
+    let mut recovered = Recovered::default();
+    let mut end = start;
+    while let Some(whole) = read_whole(file, path, end)? {
+        end += whole.at.len;
+        recovered.frames.push(whole.at);
+        recovered.highest = recovered.highest.max(Some(whole.head.highest));
+        if whole.head.finished {
+            // The event that finishes a stream is its last.
+            recovered.finished = Some(whole.head.highest);
+        }
+    }
+    let len = file.metadata().map_err(JournalError::io("read", path))?.len();
+    if len > end {
+        tracing::warn!(journal = %path.display(), bytes = len - end, "torn tail of a journal file cut");
+        file.set_len(end).map_err(JournalError::io("cut", path))?;
+    }
+    Ok((end, recovered))
+}
+
+fn create(stem: &Path, head: &Head, durable: bool) -> Result<Opened, JournalError> {
+    let path = stem.with_extension(UNFINISHED);
+    let file = options()
+        .create_new(true)
+        .open(&path)
+        .map_err(JournalError::io("create", &path))?;
+    let bytes = head.encode();
+    let written = (&file)
+        .write_all(&bytes)
+        .map_err(JournalError::io("write", &path));
+    if let Err(e) = written {
+        let _ = fs::remove_file(&path);
+        return Err(e);
+    }
+    if durable {
+        sync_parent(&path)?;
+    }
+    Ok((file, false, bytes.len() as u64, Recovered::default()))
+}
+
+/// Makes a new or renamed name survive a crash of the machine.
+fn sync_parent(path: &Path) -> Result<(), JournalError> {
+    let Some(parent) = path.parent() else {
+        return Ok(());
+    };
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(JournalError::io("sync", parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bes::{Journal, JournalOptions, StreamKey},
+        proto::google::devtools::build::v1::OrderedBuildEvent,
+    };
+
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), JournalOptions::default()).unwrap();
+        let (mut writer, _) = journal.stream(&StreamKey::default()).unwrap();
+        writer.file = Arc::new(options().open("/dev/full").unwrap());
+        let mut batch = Batch::default();
+        batch.push(1, &OrderedBuildEvent::default());
+        let error = writer.append(&batch).unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+        assert!(error.to_string().contains(".journal"), "{error}");
+    }
+}

@@ -1,0 +1,27 @@
+//! The Build Event Service: where a build tool sends its events, and where it waits for its outputs.
+//!
+//! One task per connection reads ([`server`]). One task per stream owns that stream's numbers, acknowledgements and
+//! hold (`stream`), and writes its events to the [`journal`] before it acknowledges them (`intake`). Another one hands
+//! the events over, so that a slow engine holds nobody back (`delivery`).
+
+mod counters;
+mod delivery;
+pub mod hold;
+mod intake;
+pub mod journal;
+pub mod listen;
+pub mod serve;
+pub mod server;
+pub mod sink;
+mod stream;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+pub use counters::{Counters, CountersNow};
+pub use hold::{HoldMode, HoldPolicy};
+pub use journal::{Journal, JournalOptions};
+pub use listen::{BesAddress, BesListener, ListenError};
+pub use serve::{ServeError, serve};
+pub use server::{BesOptions, BesService};
+pub use sink::{Builds, Decoder, Settlement, StreamEnd, StreamKey};

@@ -1,0 +1,123 @@
+//! Serves the Build Event Service, with health and reflection beside it, on any number of listeners.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
+use tonic_health::server::HealthReporter;
+
+use super::{
+    listen::{BesListener, Socket},
+    server::BesService,
+};
+use crate::proto::{
+    DESCRIPTORS, google::devtools::build::v1::publish_build_event_server::PublishBuildEventServer,
+};
+
+/// Events can be far larger than gRPC's default of 4 MiB: sets of 5,000 files, chunks of output.
+const MAX_MESSAGE: usize = 256 << 20;
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+/// How long connections may take to end after a shutdown; then they are cut.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why serving failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The reflection service could not be made from the descriptors.
+    #[error("make the reflection service: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A listener failed.
+    #[error("serve build events: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// The services: build events, health, reflection. The reporter is for taking build events out of health.
+///
+/// # Errors
+/// When the reflection service can't be made.
+pub async fn routes(service: BesService) -> Result<(Routes, HealthReporter), ServeError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<PublishBuildEventServer<BesService>>().await;
+    let reflection =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let events = PublishBuildEventServer::new(service)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd);
+    let routes = Routes::new(events)
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    Ok((routes, health))
+}
+
+/// A server's settings for build tools. Nothing here answers pings with "too many": Bazel sends one a minute while
+/// calls are open (`--grpc_keepalive_time`), and this stack limits none.
+#[must_use]
+pub fn server() -> Server {
+    Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(1 << 20)
+        .tcp_nodelay(true)
+        // Finds clients that are gone without a word, such as a machine that sleeps.
+        .http2_keepalive_interval(Some(Duration::from_secs(60)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+}
+
+/// Serves until `shutdown`, then lets every client go ([`BesService::close`]) and returns. Unix sockets' files are
+/// removed.
+///
+/// # Errors
+/// When a listener fails; the others are shut down then.
+pub async fn serve(
+    service: BesService,
+    listeners: Vec<BesListener>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let (routes, health) = routes(service.clone()).await?;
+    // A failed listener stops the others, not the caller's token.
+    let stop = shutdown.child_token();
+    let serving = listeners.into_iter().map(|listener| {
+        let router = server().add_routes(routes.clone());
+        let stop = stop.clone();
+        async move {
+            let stopped = stop.clone().cancelled_owned();
+            let served = match listener.0 {
+                Socket::Tcp(listener) => {
+                    let incoming = TcpListenerStream::new(listener);
+                    router.serve_with_incoming_shutdown(incoming, stopped).await
+                }
+                Socket::Unix(listener, _file) => {
+                    let incoming = UnixListenerStream::new(listener);
+                    router.serve_with_incoming_shutdown(incoming, stopped).await
+                }
+            };
+            stop.cancel();
+            served
+        }
+    });
+    let closing = async {
+        stop.cancelled().await;
+        health
+            .set_not_serving::<PublishBuildEventServer<BesService>>()
+            .await;
+        service.close().await;
+    };
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    let all = async { tokio::join!(join_all(serving), closing).0 };
+    tokio::select! {
+        served = all => served.into_iter().collect::<Result<(), _>>().map_err(Into::into),
+        () = drained => {
+            tracing::warn!("some connections did not end in time and were cut");
+            Ok(())
+        }
+    }
+}

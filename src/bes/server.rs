@@ -1,0 +1,367 @@
+//! The `PublishBuildEvent` service: reads connections and passes their events to the streams' tasks.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{
+    counters::{Counters, CountersNow},
+    hold::HoldPolicy,
+    journal::{Journal, JournalError},
+    sink::{Builds, Decoder, StreamKey},
+    stream::{Command, Connection, Departure, Incoming},
+    streams::Streams,
+};
+use crate::proto::google::devtools::build::v1::{
+    OrderedBuildEvent, PublishBuildToolEventStreamRequest, PublishBuildToolEventStreamResponse,
+    PublishLifecycleEventRequest, build_event, publish_build_event_server::PublishBuildEvent,
+};
+
+/// How the service behaves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BesOptions {
+    /// Holding.
+    pub hold: HoldPolicy,
+    /// How long a lost client may take to come back before the engine is told that no more events come. Bazel's
+    /// retries wait 1, 1.6, 2.6 and 4.1 seconds.
+    pub reconnect_grace: Duration,
+    /// How long a settled stream's task stays, so that a late reconnection needs no look into the journal.
+    pub linger: Duration,
+    /// Bytes of one stream's events in memory.
+    pub stream_bytes: usize,
+    /// Without a journal to overflow into, how long a reader waits for an engine that takes nothing before it goes
+    /// on beyond `stream_bytes`.
+    pub stall: Duration,
+}
+
+impl Default for BesOptions {
+    fn default() -> Self {
+        Self {
+            hold: HoldPolicy::default(),
+            reconnect_grace: Duration::from_secs(15),
+            linger: Duration::from_secs(300),
+            stream_bytes: 32 << 20,
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What every connection and stream shares.
+pub(super) struct Shared {
+    pub(super) builds: Arc<dyn Builds>,
+    pub(super) decoder: Decoder,
+    pub(super) journal: Option<Journal>,
+    pub(super) options: BesOptions,
+    pub(super) counters: Arc<Counters>,
+    pub(super) streams: Streams,
+    pub(super) tasks: TaskTracker,
+    pub(super) shutdown: CancellationToken,
+    connections: AtomicU64,
+}
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct BesService {
+    shared: Arc<Shared>,
+}
+
+/// Longest id taken from the network. Bazel's are UUIDs.
+const MAX_ID: usize = 1024;
+/// A client half-closes right after its last event; the stream is closed when it has, or after so long.
+const HALF_CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+impl BesService {
+    /// A service without connections. Without a journal, nothing outlives the process.
+    #[must_use]
+    pub fn new(
+        builds: Arc<dyn Builds>,
+        decoder: Decoder,
+        journal: Option<Journal>,
+        options: BesOptions,
+    ) -> Self {
+        let shared = Shared {
+            builds,
+            decoder,
+            journal,
+            options,
+            counters: Arc::default(),
+            streams: Streams::default(),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+            connections: AtomicU64::new(0),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Goes on from the journal: the events of every unfinished stream are handed to the engine again, then their
+    /// end, unless their client comes back in time. Call it once, before serving. Returns how many streams it was.
+    ///
+    /// # Errors
+    /// When the journal can't be listed.
+    pub async fn recover(&self) -> Result<usize, JournalError> {
+        let Some(journal) = self.shared.journal.clone() else {
+            return Ok(0);
+        };
+        let dir = journal.dir().to_owned();
+        let unfinished = tokio::task::spawn_blocking(move || journal.unfinished())
+            .await
+            .map_err(|e| JournalError::io("list", dir)(e.into()))??;
+        for entry in &unfinished {
+            self.shared.streams.sender(&entry.key, &self.shared);
+        }
+        Ok(unfinished.len())
+    }
+
+    /// The counts.
+    #[must_use]
+    pub fn counters(&self) -> CountersNow {
+        self.shared.counters.now()
+    }
+
+    /// Streams that are open, being settled, or ended a short while ago.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.shared.streams.len()
+    }
+
+    /// Ends every connection: held ones with what they wait for (unless strict), others with `UNAVAILABLE`, so that
+    /// Bazel tries again and finds the next daemon. Returns when all tasks are done. Unsettled streams stay
+    /// unfinished in the journal.
+    pub async fn close(&self) {
+        self.shared.shutdown.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+}
+
+#[tonic::async_trait]
+impl PublishBuildEvent for BesService {
+    /// Lifecycle events (build enqueued, invocation attempt started and finished, build finished) come on the
+    /// component `CONTROLLER` and say nothing that the stream does not say as well.
+    async fn publish_lifecycle_event(
+        &self,
+        request: Request<PublishLifecycleEventRequest>,
+    ) -> Result<Response<()>, Status> {
+        Counters::add(&self.shared.counters.lifecycle_events);
+        let event = request.into_inner().build_event.unwrap_or_default();
+        let id = event.stream_id.unwrap_or_default();
+        tracing::debug!(
+            build_id = id.build_id,
+            invocation_id = id.invocation_id,
+            event = lifecycle_name(event.event.and_then(|e| e.event).as_ref()),
+            "lifecycle event"
+        );
+        Ok(Response::new(()))
+    }
+
+    type PublishBuildToolEventStreamStream =
+        UnboundedReceiverStream<Result<PublishBuildToolEventStreamResponse, Status>>;
+
+    async fn publish_build_tool_event_stream(
+        &self,
+        request: Request<Streaming<PublishBuildToolEventStreamRequest>>,
+    ) -> Result<Response<Self::PublishBuildToolEventStreamStream>, Status> {
+        if self.shared.shutdown.is_cancelled() {
+            return Err(shutting_down());
+        }
+        // Unbounded, but of small items: a client has at most one acknowledgement per event that it sent.
+        let (acks, responses) = mpsc::unbounded_channel();
+        let reader = Reader {
+            shared: Arc::clone(&self.shared),
+            id: self.shared.connections.fetch_add(1, Ordering::Relaxed),
+            room: Arc::new(Semaphore::new(self.shared.options.stream_bytes)),
+            stalled: false,
+        };
+        self.shared.tasks.spawn(reader.run(request.into_inner(), acks));
+        Ok(Response::new(UnboundedReceiverStream::new(responses)))
+    }
+}
+
+pub(super) fn shutting_down() -> Status {
+    Status::unavailable("outhaul is shutting down")
+}
+
+fn lifecycle_name(event: Option<&build_event::Event>) -> &'static str {
+    use build_event::Event;
+    match event {
+        Some(Event::BuildEnqueued(_)) => "build enqueued",
+        Some(Event::InvocationAttemptStarted(_)) => "invocation attempt started",
+        Some(Event::InvocationAttemptFinished(_)) => "invocation attempt finished",
+        Some(Event::BuildFinished(_)) => "build finished",
+        _ => "other",
+    }
+}
+
+type Acks = mpsc::UnboundedSender<Result<PublishBuildToolEventStreamResponse, Status>>;
+
+/// Reads one connection.
+struct Reader {
+    shared: Arc<Shared>,
+    id: u64,
+    /// Bytes of this connection's events in memory.
+    room: Arc<Semaphore>,
+    /// The engine was waited for once, in vain.
+    stalled: bool,
+}
+
+impl Reader {
+    async fn run(mut self, mut inbound: Streaming<PublishBuildToolEventStreamRequest>, acks: Acks) {
+        let shutdown = self.shared.shutdown.clone();
+        let first = match shutdown.run_until_cancelled(inbound.message()).await {
+            Some(Ok(Some(first))) => first,
+            Some(Ok(None)) => return,
+            Some(Err(status)) => return fail(&acks, status),
+            None => return fail(&acks, shutting_down()),
+        };
+        let (key, event) = match open(first) {
+            Ok(admitted) => admitted,
+            Err(status) => return fail(&acks, status),
+        };
+        Counters::add(&self.shared.counters.connections);
+        let stream = self.shared.streams.sender(&key, &self.shared);
+        let released = CancellationToken::new();
+        let connection = Connection {
+            id: self.id,
+            acks: acks.clone(),
+            released: released.clone(),
+            room: Arc::clone(&self.room),
+        };
+        tracing::debug!(stream = %key, connection = self.id, from = event.sequence_number, "stream opened");
+        // A stream's task ends only when nobody has a way to it, or at shutdown: its answers are on `acks` then.
+        if stream.send(Command::Attach(connection)).await.is_err() {
+            return fail(&acks, shutting_down());
+        }
+        let mut event = Some(event);
+        let closing = released_for(&released);
+        tokio::pin!(closing);
+        let departure = loop {
+            if let Some(event) = event.take() {
+                let room = self.reserve(&event).await;
+                let incoming = Incoming {
+                    connection: self.id,
+                    received_ms: super::journal::now_ms(),
+                    event,
+                    room,
+                };
+                if stream.send(Command::Event(incoming)).await.is_err() {
+                    return fail(&acks, shutting_down());
+                }
+            }
+            let message = tokio::select! {
+                message = inbound.message() => message,
+                () = &mut closing => break Departure::HalfClosed,
+            };
+            match message {
+                Ok(Some(message)) => match admit(message, &key) {
+                    Ok(next) => event = Some(next),
+                    Err(status) => {
+                        let why = status.message().to_owned();
+                        fail(&acks, status);
+                        break Departure::Cancelled(why);
+                    }
+                },
+                Ok(None) => break Departure::HalfClosed,
+                Err(status) => {
+                    let departure = departure(&status);
+                    fail(&acks, status);
+                    break departure;
+                }
+            }
+        };
+        let _ = stream.send(Command::Gone(self.id, departure)).await;
+    }
+
+    /// Waits until there is room for an event. An engine that takes nothing for too long costs memory, not the
+    /// build: an unread last event would hang it without a deadline.
+    async fn reserve(&mut self, event: &OrderedBuildEvent) -> Option<OwnedSemaphorePermit> {
+        let bytes = weight(event).min(self.shared.options.stream_bytes);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if self.stalled {
+            return None;
+        }
+        let room = Arc::clone(&self.room).acquire_many_owned(bytes);
+        let room = tokio::time::timeout(self.shared.options.stall, room);
+        match self.shared.shutdown.run_until_cancelled(room).await? {
+            Ok(permit) => permit.ok(),
+            Err(_) => {
+                self.stalled = true;
+                Counters::add(&self.shared.counters.stalls);
+                tracing::warn!(
+                    connection = self.id,
+                    "events are taken too slowly; memory use is not bounded now"
+                );
+                None
+            }
+        }
+    }
+}
+
+/// Checks a stream's first message, and tells which stream it is.
+fn open(message: PublishBuildToolEventStreamRequest) -> Result<(StreamKey, OrderedBuildEvent), Status> {
+    let event = message
+        .ordered_build_event
+        .ok_or_else(|| Status::invalid_argument("ordered_build_event is missing"))?;
+    let id = event
+        .stream_id
+        .as_ref()
+        .ok_or_else(|| Status::invalid_argument("stream_id is missing"))?;
+    if id.build_id.len().max(id.invocation_id.len()) > MAX_ID {
+        return Err(Status::invalid_argument("stream_id is too long"));
+    }
+    let key = StreamKey {
+        build_id: id.build_id.clone(),
+        invocation_id: id.invocation_id.clone(),
+    };
+    Ok((key, event))
+}
+
+/// Checks a later message; it may leave the stream's name out.
+fn admit(message: PublishBuildToolEventStreamRequest, key: &StreamKey) -> Result<OrderedBuildEvent, Status> {
+    let event = message
+        .ordered_build_event
+        .ok_or_else(|| Status::invalid_argument("ordered_build_event is missing"))?;
+    match &event.stream_id {
+        Some(id) if id.build_id != key.build_id || id.invocation_id != key.invocation_id => {
+            Err(Status::invalid_argument("stream_id changed within a stream"))
+        }
+        _ => Ok(event),
+    }
+}
+
+/// Bytes that an event takes in memory, roughly.
+fn weight(event: &OrderedBuildEvent) -> usize {
+    let value = match event.event.as_ref().and_then(|e| e.event.as_ref()) {
+        Some(build_event::Event::BazelEvent(any)) => any.value.len(),
+        _ => 0,
+    };
+    value + 256
+}
+
+/// Tells the client, if it is still there.
+fn fail(acks: &Acks, status: Status) {
+    let _ = acks.send(Err(status));
+}
+
+/// A client that reset its stream meant it; anything else may be the network, and the client may come back.
+fn departure(status: &Status) -> Departure {
+    match status.code() {
+        Code::Cancelled => Departure::Cancelled("the client cancelled the stream".to_owned()),
+        _ => Departure::Lost(status.message().to_owned()),
+    }
+}
+
+async fn released_for(released: &CancellationToken) {
+    released.cancelled().await;
+    tokio::time::sleep(HALF_CLOSE_WAIT).await;
+}

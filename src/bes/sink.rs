@@ -1,0 +1,64 @@
+//! What the Build Event Service tells the rest of Outhaul, and what it asks.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+
+use crate::bep::event::Framed;
+
+/// Names one invocation's stream of events: what `StreamId` says for the component `TOOL`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct StreamKey {
+    /// Ties several invocations together; Bazel's build request id.
+    pub build_id: String,
+    /// One run of the build tool.
+    pub invocation_id: String,
+}
+
+impl fmt::Display for StreamKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.invocation_id)
+    }
+}
+
+/// How a stream came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// The build tool said that it had sent everything.
+    Finished,
+    /// Cancelled, or the connection was lost and nobody came back. It means "no more events", never "forget". A
+    /// client that does come back later resumes the stream: more events may follow, and another end.
+    Broken(String),
+}
+
+/// What became of a build's required outputs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settlement {
+    /// Required outputs that could not be materialised.
+    pub failed: u64,
+    /// What to tell the user of them; a few lines at most.
+    pub messages: Vec<String>,
+    /// Whether a newer build of the same output root took over before this one was done.
+    pub superseded: bool,
+}
+
+/// The engine behind the service. Calls for one stream come from one task at a time, in order.
+pub trait Builds: Send + Sync + 'static {
+    /// Takes an event. Events of one stream come in order, each once per life of the process; after a restart the
+    /// journal's events come again from the first. Waiting here delays no acknowledgement.
+    fn event(&self, stream: &StreamKey, sequence: i64, event: Framed) -> BoxFuture<'_, ()>;
+
+    /// No more events, see [`StreamEnd`].
+    fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()>;
+
+    /// Resolves when every required output of the stream is materialised or has failed. Asked after
+    /// [`Builds::ended`] returned, and dropped when nobody needs the answer any more.
+    fn settled(&self, stream: &StreamKey) -> BoxFuture<'static, Settlement>;
+
+    /// A client that was kept waiting for its last acknowledgement is waiting no longer: how long it was, and whether
+    /// the deadline ended it.
+    fn held(&self, stream: &StreamKey, took: Duration, timed_out: bool);
+}
+
+/// Turns one `build_event_stream.BuildEvent`'s bytes into an event, or says why it can't.
+pub type Decoder = Arc<dyn Fn(&[u8]) -> Result<Framed, String> + Send + Sync>;

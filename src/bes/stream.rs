@@ -1,0 +1,523 @@
+//! One stream: its numbers, its acknowledgements and its hold, all owned by one task.
+//!
+//! Events go through in this order: journal, engine's queue, acknowledgement. What came in while a write was busy is
+//! written together. The engine is told and asked through other tasks, so that neither a slow nor a broken engine
+//! delays an acknowledgement beyond the hold's deadline.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::Status;
+
+use super::{
+    counters::Counters,
+    hold::{HoldMode, Release, Waited},
+    intake::Intake,
+    journal::{RecordKind, Recovered},
+    server::{Shared, shutting_down},
+    sink::{Settlement, StreamEnd, StreamKey},
+};
+use crate::proto::google::devtools::build::v1::{
+    OrderedBuildEvent, PublishBuildToolEventStreamResponse, StreamId,
+};
+
+/// What connections tell a stream. A connection attaches, sends its events, and goes.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "almost every command is an event; a box would cost an allocation each"
+)]
+pub(super) enum Command {
+    Attach(Connection),
+    Event(Incoming),
+    Gone(u64, Departure),
+}
+
+/// The way back to a client.
+pub(super) struct Connection {
+    pub(super) id: u64,
+    pub(super) acks: mpsc::UnboundedSender<Result<PublishBuildToolEventStreamResponse, Status>>,
+    /// Tells the reader that the stream is done with it.
+    pub(super) released: CancellationToken,
+    /// The connection's budget of bytes.
+    pub(super) room: Arc<Semaphore>,
+}
+
+/// An event as it was received.
+pub(super) struct Incoming {
+    pub(super) connection: u64,
+    pub(super) received_ms: u64,
+    pub(super) event: OrderedBuildEvent,
+    pub(super) room: Option<OwnedSemaphorePermit>,
+}
+
+/// How a connection's sending side ended.
+#[derive(Debug)]
+pub(super) enum Departure {
+    /// The client has nothing more to send, and may wait for acknowledgements.
+    HalfClosed,
+    /// The client wants no more of it.
+    Cancelled(String),
+    /// The connection broke; the client may come back.
+    Lost(String),
+}
+
+/// Where a stream is in its life.
+enum Phase {
+    /// Events may come. While nobody is connected, `give_up` says until when somebody may come back.
+    Open { give_up: Instant, why: String },
+    /// The engine was told that no more events come. With `finish`, it was the event of that number that said so;
+    /// else the client went away, and a new event re-opens the stream.
+    Settling {
+        finish: Option<i64>,
+        deadline: Instant,
+        settling: AbortOnDropHandle<Option<Settlement>>,
+    },
+    /// Every required output is there or has failed; `None` if the engine never said. The task goes at `forget`.
+    Settled {
+        finish: Option<i64>,
+        settlement: Option<Settlement>,
+        forget: Instant,
+    },
+}
+
+/// A client's last acknowledgement, held back.
+struct Held {
+    ack: PublishBuildToolEventStreamResponse,
+    since: Instant,
+}
+
+pub(super) struct Stream {
+    key: StreamKey,
+    shared: Arc<Shared>,
+    phase: Phase,
+    /// The highest number seen.
+    highest: Option<i64>,
+    connection: Option<Connection>,
+    held: Option<Held>,
+    intake: Intake,
+    /// The number of the finishing event, until it is flushed.
+    finishing: Option<i64>,
+    /// What to acknowledge at the next flush; `true` for the event that finishes the stream.
+    unacked: Vec<(PublishBuildToolEventStreamResponse, bool)>,
+}
+
+/// Commands handled between two looks at everything else.
+const COMMANDS: usize = 512;
+
+/// Why the task woke.
+enum Wake {
+    Commands,
+    Settled(Option<Settlement>),
+    Deadline,
+    ClientLeft,
+    Shutdown,
+}
+
+impl Stream {
+    /// A stream's task.
+    pub(super) async fn run(key: StreamKey, shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
+        let mut stream = Self::open(key, shared).await;
+        let shutdown = stream.shared.shutdown.clone();
+        let mut received = Vec::with_capacity(COMMANDS);
+        loop {
+            let deadline = stream.deadline();
+            let wake = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => Wake::Shutdown,
+                _ = commands.recv_many(&mut received, COMMANDS) => Wake::Commands,
+                settlement = settled(&mut stream.phase) => Wake::Settled(settlement),
+                () = sleep_until(deadline) => Wake::Deadline,
+                () = left(stream.held.as_ref().and(stream.connection.as_ref())) => Wake::ClientLeft,
+            };
+            match wake {
+                Wake::Commands => stream.handle(&mut received).await,
+                Wake::Settled(settlement) => stream.settled(settlement).await,
+                Wake::Deadline => {
+                    if stream.overdue() && stream.shared.streams.retire(&stream.key, &commands) {
+                        return;
+                    }
+                }
+                Wake::ClientLeft => stream.leave(),
+                Wake::Shutdown => return stream.shut_down(),
+            }
+        }
+    }
+
+    /// Takes up what the journal has of the stream.
+    async fn open(key: StreamKey, shared: Arc<Shared>) -> Self {
+        let (intake, recovered) = Intake::open(&key, &shared).await;
+        let mut stream = Self {
+            phase: Phase::Open {
+                give_up: after(shared.options.reconnect_grace),
+                why: "the client did not come back".to_owned(),
+            },
+            key,
+            shared,
+            highest: recovered.highest,
+            connection: None,
+            held: None,
+            intake,
+            finishing: None,
+            unacked: Vec::new(),
+        };
+        stream.take_up(recovered);
+        stream
+    }
+
+    /// The engine gets the events of an unsettled stream again. A settled one needs that only if more can come, or
+    /// if its result matters to the client, for the journal does not keep it.
+    fn take_up(&mut self, recovered: Recovered) {
+        let settled = recovered.settled && recovered.finished.is_some();
+        if settled && !self.shared.options.hold.strict {
+            self.phase = Phase::Settled {
+                finish: recovered.finished,
+                settlement: Some(Settlement::default()),
+                forget: after(self.shared.options.linger),
+            };
+            return;
+        }
+        self.intake.replay(&recovered);
+        if recovered.finished.is_some() {
+            self.end(StreamEnd::Finished, recovered.finished);
+        }
+    }
+
+    async fn handle(&mut self, received: &mut Vec<Command>) {
+        for command in received.drain(..) {
+            match command {
+                Command::Event(incoming) => {
+                    self.take(incoming);
+                    if self.intake.is_full() {
+                        self.flush().await;
+                    }
+                }
+                Command::Attach(connection) => {
+                    self.flush().await;
+                    self.attach(connection);
+                }
+                Command::Gone(id, departure) => {
+                    self.flush().await;
+                    self.gone(id, departure);
+                }
+            }
+        }
+        self.flush().await;
+    }
+
+    /// Puts an event into the batch, if it is new, and its acknowledgement behind it.
+    fn take(&mut self, incoming: Incoming) {
+        if self
+            .connection
+            .as_ref()
+            .is_none_or(|c| c.id != incoming.connection)
+        {
+            // Another connection took over; it brings the event again.
+            return;
+        }
+        let Incoming {
+            received_ms,
+            mut event,
+            room,
+            ..
+        } = incoming;
+        let sequence = event.sequence_number;
+        let finishes = RecordKind::of(&event) == RecordKind::Finished;
+        if self.is_new(sequence) {
+            if sequence.checked_sub(1) != Some(self.highest.unwrap_or(0)) {
+                Counters::add(&self.shared.counters.gaps);
+                tracing::warn!(
+                    stream = %self.key, sequence, highest = self.highest,
+                    "events are missing; outputs that only they name won't be downloaded"
+                );
+            }
+            Counters::add(&self.shared.counters.events);
+            self.highest = Some(sequence);
+            self.reopen();
+            if finishes {
+                self.finishing = Some(sequence);
+            }
+            self.intake.push(received_ms, &mut event, room);
+        } else {
+            Counters::add(&self.shared.counters.duplicates);
+        }
+        let stream_id = event.stream_id.unwrap_or_else(|| self.id());
+        let ack = PublishBuildToolEventStreamResponse {
+            stream_id: Some(stream_id),
+            sequence_number: sequence,
+        };
+        self.unacked.push((ack, finishes));
+    }
+
+    /// Whether an event was not seen before. Nothing is new behind the event that finishes a stream.
+    fn is_new(&self, sequence: i64) -> bool {
+        let finished = match &self.phase {
+            Phase::Open { .. } => self.finishing,
+            Phase::Settling { finish, .. } | Phase::Settled { finish, .. } => *finish,
+        };
+        finished.is_none() && self.highest.is_none_or(|highest| sequence > highest)
+    }
+
+    /// A broken stream goes on.
+    fn reopen(&mut self) {
+        if !matches!(self.phase, Phase::Open { .. }) {
+            tracing::info!(stream = %self.key, "broken stream resumed");
+            self.phase = Phase::Open {
+                give_up: after(self.shared.options.reconnect_grace),
+                why: String::new(),
+            };
+        }
+    }
+
+    /// Journals what is new, hands it over, then acknowledges.
+    async fn flush(&mut self) {
+        let half = self.shared.options.stream_bytes / 2;
+        let crowded = self
+            .connection
+            .as_ref()
+            .is_some_and(|c| c.room.available_permits() < half);
+        self.intake.flush(crowded).await;
+        if let Some(sequence) = self.finishing.take() {
+            Counters::add(&self.shared.counters.finished);
+            self.end(StreamEnd::Finished, Some(sequence));
+        }
+        for (ack, finishes) in std::mem::take(&mut self.unacked) {
+            if finishes {
+                self.held = Some(Held {
+                    ack,
+                    since: Instant::now(),
+                });
+                self.try_release();
+            } else if let Some(connection) = &self.connection {
+                let _ = connection.acks.send(Ok(ack));
+            }
+        }
+    }
+
+    /// Tells the engine that no more events come, and asks when it is done.
+    fn end(&mut self, end: StreamEnd, finish: Option<i64>) {
+        if let StreamEnd::Broken(why) = &end {
+            Counters::add(&self.shared.counters.broken);
+            tracing::info!(stream = %self.key, why, "stream broken off");
+        }
+        let heard = self.intake.end(end);
+        let builds = Arc::clone(&self.shared.builds);
+        let key = self.key.clone();
+        let settling = tokio::spawn(async move {
+            heard.await.ok()?;
+            Some(builds.settled(&key).await)
+        });
+        self.phase = Phase::Settling {
+            finish,
+            deadline: after(self.shared.options.hold.timeout),
+            settling: AbortOnDropHandle::new(settling),
+        };
+    }
+
+    /// The engine is done, or will never say.
+    async fn settled(&mut self, settlement: Option<Settlement>) {
+        let Phase::Settling { finish, .. } = self.phase else {
+            return;
+        };
+        if settlement.is_none() {
+            tracing::error!(stream = %self.key, "the engine failed; the build's outputs may be missing");
+        } else {
+            self.intake.settle().await;
+        }
+        self.phase = Phase::Settled {
+            finish,
+            settlement,
+            forget: after(self.shared.options.linger),
+        };
+        self.try_release();
+    }
+
+    /// Lets a waiting client go, if there is nothing more to wait for.
+    fn try_release(&mut self) {
+        if self.held.is_none() {
+            // A connection may be there that has not sent its last event yet.
+            return;
+        }
+        let policy = self.shared.options.hold;
+        let waited = match &self.phase {
+            _ if policy.mode == HoldMode::None => None,
+            Phase::Settled { settlement, .. } => {
+                Some(settlement.as_ref().map_or(Waited::Unanswered, Waited::Settled))
+            }
+            Phase::Settling { deadline, .. } if *deadline <= Instant::now() => Some(Waited::TimedOut),
+            Phase::Settling { .. } => return,
+            // Not reached: the event that finishes a stream ends this phase before it is acknowledged.
+            Phase::Open { .. } => None,
+        };
+        let release = waited.as_ref().map_or(Release::Ack, |w| policy.release(w));
+        let timed_out = matches!(waited, Some(Waited::TimedOut));
+        let (Some(held), Some(connection)) = (self.held.take(), self.connection.take()) else {
+            return;
+        };
+        if timed_out {
+            Counters::add(&self.shared.counters.hold_timeouts);
+            tracing::warn!(stream = %self.key, timeout = ?policy.timeout, "held for too long; downloads go on");
+        }
+        if waited.is_some() {
+            self.shared
+                .builds
+                .held(&self.key, held.since.elapsed(), timed_out);
+        }
+        let answer = match release {
+            Release::Ack => Ok(held.ack),
+            Release::Fail(message) => {
+                Counters::add(&self.shared.counters.strict_failures);
+                Err(Status::failed_precondition(message))
+            }
+        };
+        let _ = connection.acks.send(answer);
+        connection.released.cancel();
+    }
+
+    fn attach(&mut self, connection: Connection) {
+        if let Some(old) = &self.connection {
+            Counters::add(&self.shared.counters.takeovers);
+            tracing::info!(stream = %self.key, old = old.id, new = connection.id, "another connection takes over");
+            let _ = old
+                .acks
+                .send(Err(Status::aborted("another connection took over this stream")));
+        }
+        self.leave();
+        self.connection = Some(connection);
+    }
+
+    fn gone(&mut self, id: u64, departure: Departure) {
+        if self.connection.as_ref().is_none_or(|c| c.id != id) {
+            return;
+        }
+        tracing::debug!(stream = %self.key, connection = id, ?departure, "connection's end");
+        let open = matches!(self.phase, Phase::Open { .. });
+        match departure {
+            // Waits for what is held; without that, the client is done.
+            Departure::HalfClosed if self.held.is_some() => {}
+            Departure::HalfClosed => {
+                self.leave();
+                if open {
+                    self.end(
+                        StreamEnd::Broken("the client closed the stream without its last event".to_owned()),
+                        None,
+                    );
+                }
+            }
+            Departure::Cancelled(why) => {
+                self.leave();
+                if open {
+                    self.end(StreamEnd::Broken(why), None);
+                }
+            }
+            Departure::Lost(lost) => {
+                self.leave();
+                if let Phase::Open { why, .. } = &mut self.phase {
+                    *why = format!("the connection was lost: {lost}");
+                }
+            }
+        }
+    }
+
+    /// The current connection is no more; what it waited for goes on without it.
+    fn leave(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.released.cancel();
+        }
+        if let Some(held) = self.held.take() {
+            self.shared.builds.held(&self.key, held.since.elapsed(), false);
+        }
+        match &mut self.phase {
+            Phase::Open { give_up, .. } => *give_up = after(self.shared.options.reconnect_grace),
+            Phase::Settled { forget, .. } => *forget = after(self.shared.options.linger),
+            Phase::Settling { .. } => {}
+        }
+    }
+
+    /// When to wake if nothing happens.
+    fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Open { give_up: at, .. } | Phase::Settled { forget: at, .. } => {
+                self.connection.is_none().then_some(*at)
+            }
+            Phase::Settling { deadline, .. } => self.held.is_some().then_some(*deadline),
+        }
+    }
+
+    /// The deadline came; `true` if it was the stream's own.
+    fn overdue(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Open { why, .. } => {
+                let why = std::mem::take(why);
+                self.end(StreamEnd::Broken(why), None);
+                false
+            }
+            Phase::Settling { .. } => {
+                self.try_release();
+                false
+            }
+            Phase::Settled { forget, .. } => {
+                // In case that somebody is just about to attach.
+                *forget = after(self.shared.options.linger);
+                true
+            }
+        }
+    }
+
+    /// Lets the client go. What is not settled stays unfinished in the journal.
+    fn shut_down(mut self) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        let answer = match self.held.take() {
+            Some(held) if !self.shared.options.hold.strict => {
+                self.shared.builds.held(&self.key, held.since.elapsed(), false);
+                Ok(held.ack)
+            }
+            _ => Err(shutting_down()),
+        };
+        let _ = connection.acks.send(answer);
+        connection.released.cancel();
+    }
+
+    fn id(&self) -> StreamId {
+        StreamId {
+            build_id: self.key.build_id.clone(),
+            component: crate::proto::google::devtools::build::v1::stream_id::BuildComponent::Tool.into(),
+            invocation_id: self.key.invocation_id.clone(),
+        }
+    }
+}
+
+/// A moment from now, or so late that it does not matter.
+fn after(duration: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(duration)
+        .unwrap_or_else(|| now + Duration::from_secs(1 << 30))
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the engine has answered; `None` if it panicked.
+async fn settled(phase: &mut Phase) -> Option<Settlement> {
+    match phase {
+        Phase::Settling { settling, .. } => settling.await.ok().flatten(),
+        _ => std::future::pending().await,
+    }
+}
+
+/// Resolves when a client that waits has gone.
+async fn left(waiting: Option<&Connection>) {
+    match waiting {
+        Some(connection) => connection.acks.closed().await,
+        None => std::future::pending().await,
+    }
+}

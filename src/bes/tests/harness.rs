@@ -1,0 +1,381 @@
+//! A service with a scripted engine, and a client that speaks as Bazel does.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming, transport::Channel};
+
+use crate::{
+    bep::event::{Event, Framed, Started},
+    bes::{
+        BesAddress, BesListener, BesOptions, BesService, Builds, Decoder, HoldMode, HoldPolicy, Journal,
+        Settlement, StreamEnd, StreamKey, journal::JournalOptions, serve,
+    },
+    proto::google::devtools::build::v1::{
+        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest,
+        PublishBuildToolEventStreamResponse, StreamId,
+        build_event::{self, BuildComponentStreamFinished},
+        publish_build_event_client::PublishBuildEventClient,
+        stream_id::BuildComponent,
+    },
+};
+
+/// Nothing here takes so long; a hang fails instead of blocking.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) fn key(invocation: &str) -> StreamKey {
+    StreamKey {
+        build_id: "build".to_owned(),
+        invocation_id: invocation.to_owned(),
+    }
+}
+
+/// What the engine saw of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Seen {
+    Event(String, i64, String),
+    Ended(String, StreamEnd),
+    Held(String, bool),
+}
+
+/// An engine that notes what it is told and settles when it is let.
+pub(super) struct Engine {
+    seen: Mutex<Vec<Seen>>,
+    changed: watch::Sender<()>,
+    settlement: watch::Sender<Option<Settlement>>,
+    /// One permit is used for every event; closed means no limit.
+    pub(super) gate: Semaphore,
+}
+
+impl Engine {
+    fn note(&self, seen: Seen) {
+        self.seen.lock().unwrap().push(seen);
+        self.changed.send_replace(());
+    }
+
+    pub(super) fn settle(&self, failed: u64) {
+        self.settlement.send_replace(Some(Settlement {
+            failed,
+            messages: vec!["bazel-out/x: evicted".to_owned(); failed as usize],
+            superseded: false,
+        }));
+    }
+
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub(super) fn numbers(&self) -> Vec<i64> {
+        let number = |seen| match seen {
+            Seen::Event(_, n, _) => Some(n),
+            _ => None,
+        };
+        self.seen().into_iter().filter_map(number).collect()
+    }
+
+    /// Waits until what was seen satisfies the condition.
+    pub(super) async fn until(&self, what: &str, condition: impl Fn(&[Seen]) -> bool) {
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            while !condition(&self.seen()) {
+                changed.changed().await.unwrap();
+            }
+        };
+        if timeout(PATIENCE, wait).await.is_err() {
+            panic!("never {what}: {:?}", self.seen());
+        }
+    }
+
+    pub(super) async fn until_ended(&self, end: StreamEnd) {
+        let what = format!("ended with {end:?}");
+        self.until(&what, |seen| {
+            seen.iter().any(|s| matches!(s, Seen::Ended(_, e) if *e == end))
+        })
+        .await;
+    }
+}
+
+impl Builds for Engine {
+    fn event(&self, stream: &StreamKey, sequence: i64, event: Framed) -> BoxFuture<'_, ()> {
+        let stream = stream.to_string();
+        Box::pin(async move {
+            if let Ok(permit) = self.gate.acquire().await {
+                permit.forget();
+            }
+            let Event::Started(started) = event.event else {
+                panic!("not what was sent")
+            };
+            assert_ne!(started.invocation_id, "panic", "as ordered");
+            self.note(Seen::Event(stream, sequence, started.invocation_id));
+        })
+    }
+
+    fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {
+        self.note(Seen::Ended(stream.to_string(), end));
+        Box::pin(async {})
+    }
+
+    fn settled(&self, _: &StreamKey) -> BoxFuture<'static, Settlement> {
+        let mut settlement = self.settlement.subscribe();
+        Box::pin(async move {
+            settlement
+                .wait_for(Option::is_some)
+                .await
+                .unwrap()
+                .clone()
+                .unwrap()
+        })
+    }
+
+    fn held(&self, stream: &StreamKey, _: Duration, timed_out: bool) {
+        self.note(Seen::Held(stream.to_string(), timed_out));
+    }
+}
+
+/// Reads the test's own events: text, except `bad`.
+fn decode(bytes: &[u8]) -> Result<Framed, String> {
+    // Long events are padded.
+    let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
+    match std::str::from_utf8(text) {
+        Ok("bad") | Err(_) => Err("as ordered".to_owned()),
+        Ok(text) => Ok(Framed {
+            event: Event::Started(Started {
+                invocation_id: text.to_owned(),
+                ..Started::default()
+            }),
+            last: false,
+        }),
+    }
+}
+
+pub(super) fn options(mode: HoldMode) -> BesOptions {
+    BesOptions {
+        hold: HoldPolicy {
+            mode,
+            timeout: PATIENCE * 10,
+            strict: false,
+        },
+        reconnect_grace: Duration::from_millis(300),
+        ..BesOptions::default()
+    }
+}
+
+/// A running daemon's worth of this room.
+pub(super) struct Daemon {
+    pub(super) engine: Arc<Engine>,
+    pub(super) service: BesService,
+    pub(super) address: BesAddress,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Daemon {
+    /// Serves on TCP, with a journal if there is a directory for it.
+    pub(super) async fn start(options: BesOptions, journal: Option<&std::path::Path>) -> Self {
+        Self::listen(options, journal, &"127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub(super) async fn listen(
+        options: BesOptions,
+        journal: Option<&std::path::Path>,
+        address: &BesAddress,
+    ) -> Self {
+        let engine = Arc::new(Engine {
+            seen: Mutex::default(),
+            changed: watch::Sender::new(()),
+            settlement: watch::Sender::new(None),
+            gate: Semaphore::new(0),
+        });
+        engine.gate.close();
+        Self::with(engine, options, journal, address).await
+    }
+
+    /// With an engine whose events wait for permits.
+    pub(super) async fn gated(options: BesOptions, journal: Option<&std::path::Path>) -> Self {
+        let engine = Arc::new(Engine {
+            seen: Mutex::default(),
+            changed: watch::Sender::new(()),
+            settlement: watch::Sender::new(None),
+            gate: Semaphore::new(0),
+        });
+        Self::with(engine, options, journal, &"127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn with(
+        engine: Arc<Engine>,
+        options: BesOptions,
+        journal: Option<&std::path::Path>,
+        address: &BesAddress,
+    ) -> Self {
+        let journal = journal.map(|dir| Journal::open(dir, JournalOptions::default()).unwrap());
+        let decoder: Decoder = Arc::new(decode);
+        let service = BesService::new(engine.clone(), decoder, journal, options);
+        service.recover().await.unwrap();
+        let listener = BesListener::bind(address).unwrap();
+        let address = listener.address().unwrap();
+        let stop = CancellationToken::new();
+        let serving = serve(service.clone(), vec![listener], stop.clone());
+        let task = tokio::spawn(async move { serving.await.unwrap() });
+        Self {
+            engine,
+            service,
+            address,
+            stop,
+            task,
+        }
+    }
+
+    pub(super) async fn client(&self) -> PublishBuildEventClient<Channel> {
+        let url = match &self.address {
+            BesAddress::Tcp(at) => format!("http://{at}"),
+            BesAddress::Unix(path) => format!("unix:{}", path.display()),
+        };
+        PublishBuildEventClient::connect(url).await.unwrap()
+    }
+
+    pub(super) async fn stop(self) {
+        self.stop.cancel();
+        timeout(PATIENCE, self.task).await.unwrap().unwrap();
+    }
+}
+
+pub(super) fn request(
+    invocation: &str,
+    sequence: i64,
+    event: build_event::Event,
+) -> PublishBuildToolEventStreamRequest {
+    PublishBuildToolEventStreamRequest {
+        ordered_build_event: Some(OrderedBuildEvent {
+            stream_id: Some(StreamId {
+                build_id: "build".to_owned(),
+                component: BuildComponent::Tool.into(),
+                invocation_id: invocation.to_owned(),
+            }),
+            sequence_number: sequence,
+            event: Some(BuildEvent {
+                event_time: None,
+                event: Some(event),
+            }),
+        }),
+        ..PublishBuildToolEventStreamRequest::default()
+    }
+}
+
+/// One connection's stream, as Bazel opens it.
+pub(super) struct Upload {
+    invocation: String,
+    sender: Option<mpsc::UnboundedSender<PublishBuildToolEventStreamRequest>>,
+    answers: Streaming<PublishBuildToolEventStreamResponse>,
+}
+
+impl Upload {
+    pub(super) async fn open(daemon: &Daemon, invocation: &str) -> Self {
+        Self::on(&mut daemon.client().await, invocation).await
+    }
+
+    pub(super) async fn on(client: &mut PublishBuildEventClient<Channel>, invocation: &str) -> Self {
+        let (sender, requests) = mpsc::unbounded_channel();
+        let answers = client
+            .publish_build_tool_event_stream(UnboundedReceiverStream::new(requests))
+            .await
+            .unwrap()
+            .into_inner();
+        Self {
+            invocation: invocation.to_owned(),
+            sender: Some(sender),
+            answers,
+        }
+    }
+
+    /// Through a TCP relay that breaks when its task is aborted.
+    pub(super) async fn through_a_wire(daemon: &Daemon, invocation: &str) -> (Self, JoinHandle<()>) {
+        let BesAddress::Tcp(server) = daemon.address else {
+            panic!("TCP only")
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let relay = tokio::spawn(async move {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = TcpStream::connect(server).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        });
+        let mut client = PublishBuildEventClient::connect(url).await.unwrap();
+        (Self::on(&mut client, invocation).await, relay)
+    }
+
+    pub(super) fn send(&self, sequence: i64, bytes: impl Into<Vec<u8>>) {
+        let event = build_event::Event::BazelEvent(prost_types::Any {
+            type_url: "type.googleapis.com/build_event_stream.BuildEvent".to_owned(),
+            value: bytes.into(),
+        });
+        self.raw(request(&self.invocation, sequence, event));
+    }
+
+    /// Events whose text is their number.
+    pub(super) fn send_all(&self, sequences: impl IntoIterator<Item = i64>) {
+        for n in sequences {
+            self.send(n, n.to_string());
+        }
+    }
+
+    pub(super) fn raw(&self, request: PublishBuildToolEventStreamRequest) {
+        self.sender.as_ref().unwrap().send(request).unwrap();
+    }
+
+    /// The last event, and the half-close behind it.
+    pub(super) fn finish(&mut self, sequence: i64) {
+        let event = build_event::Event::ComponentStreamFinished(BuildComponentStreamFinished { r#type: 1 });
+        self.raw(request(&self.invocation, sequence, event));
+        self.half_close();
+    }
+
+    pub(super) fn half_close(&mut self) {
+        self.sender = None;
+    }
+
+    pub(super) async fn answer(&mut self) -> Result<Option<i64>, Status> {
+        let answer = timeout(PATIENCE, self.answers.message())
+            .await
+            .expect("an answer in time");
+        let answer = answer?;
+        if let Some(answer) = &answer {
+            assert_eq!(answer.stream_id.as_ref().unwrap().invocation_id, self.invocation);
+        }
+        Ok(answer.map(|a| a.sequence_number))
+    }
+
+    /// Expects exactly these acknowledgements next.
+    pub(super) async fn acked(&mut self, sequences: impl IntoIterator<Item = i64>) {
+        for n in sequences {
+            assert_eq!(self.answer().await.unwrap(), Some(n));
+        }
+    }
+
+    /// Expects that nothing comes for now.
+    pub(super) async fn quiet(&mut self) {
+        let silence = timeout(Duration::from_millis(150), self.answers.message()).await;
+        assert!(silence.is_err(), "{silence:?}");
+    }
+
+    /// Expects the stream's good end.
+    pub(super) async fn closed(&mut self) {
+        assert_eq!(self.answer().await.unwrap(), None);
+    }
+
+    pub(super) async fn refused(&mut self, code: Code) -> Status {
+        let status = self.answer().await.expect_err("an error");
+        assert_eq!(status.code(), code, "{status}");
+        status
+    }
+}

@@ -1,0 +1,143 @@
+//! The last acknowledgement waits for the outputs, never for ever.
+
+use std::time::Duration;
+
+use tonic::Code;
+
+use super::harness::{Daemon, PATIENCE, Seen, Upload, options};
+use crate::bes::{BesOptions, HoldMode, StreamEnd};
+
+fn held(timed_out: bool) -> impl Fn(&[Seen]) -> bool {
+    move |seen| seen.contains(&Seen::Held("one".into(), timed_out))
+}
+
+fn with_timeout(timeout: Duration, strict: bool) -> BesOptions {
+    let mut options = options(HoldMode::Invocation);
+    options.hold.timeout = timeout;
+    options.hold.strict = strict;
+    options
+}
+
+async fn finished(daemon: &Daemon) -> Upload {
+    let mut upload = Upload::open(daemon, "one").await;
+    upload.send_all(1..=3);
+    upload.finish(4);
+    upload.acked(1..=3).await;
+    upload
+}
+
+#[tokio::test]
+async fn the_last_ack_comes_when_the_build_is_settled() {
+    let daemon = Daemon::start(options(HoldMode::Invocation), None).await;
+    let mut upload = finished(&daemon).await;
+    daemon.engine.until_ended(StreamEnd::Finished).await;
+    upload.quiet().await;
+    daemon.engine.settle(2);
+    upload.acked([4]).await;
+    upload.closed().await;
+    daemon.engine.until("held", held(false)).await;
+}
+
+#[tokio::test]
+async fn the_deadline_ends_the_hold_with_an_ack() {
+    let daemon = Daemon::start(with_timeout(Duration::from_millis(100), false), None).await;
+    let mut upload = finished(&daemon).await;
+    upload.acked([4]).await;
+    upload.closed().await;
+    daemon.engine.until("timed out", held(true)).await;
+    assert_eq!(daemon.service.counters().hold_timeouts, 1);
+}
+
+#[tokio::test]
+async fn strict_fails_the_stream_without_a_retry_when_outputs_failed() {
+    let daemon = Daemon::start(with_timeout(PATIENCE * 10, true), None).await;
+    let mut upload = finished(&daemon).await;
+    daemon.engine.settle(2);
+    let status = upload.refused(Code::FailedPrecondition).await;
+    assert!(status.message().contains("2 required outputs"), "{status}");
+    assert!(status.message().contains("bazel-out/x: evicted"), "{status}");
+}
+
+#[tokio::test]
+async fn strict_fails_the_stream_at_the_deadline() {
+    let daemon = Daemon::start(with_timeout(Duration::from_millis(100), true), None).await;
+    let mut upload = finished(&daemon).await;
+    let status = upload.refused(Code::FailedPrecondition).await;
+    assert!(status.message().contains("--hold-timeout"), "{status}");
+}
+
+#[tokio::test]
+async fn strict_acks_when_everything_is_there() {
+    let daemon = Daemon::start(with_timeout(PATIENCE * 10, true), None).await;
+    let mut upload = finished(&daemon).await;
+    daemon.engine.settle(0);
+    upload.acked([4]).await;
+    upload.closed().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_wait_but_not_the_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(options(HoldMode::Invocation), Some(dir.path())).await;
+    let upload = finished(&daemon).await;
+    daemon.engine.until_ended(StreamEnd::Finished).await;
+    // The next command started: Bazel cancels.
+    drop(upload);
+    daemon.engine.until("held", held(false)).await;
+    assert_eq!(daemon.engine.seen().len(), 5, "no second end");
+    // A client that comes back waits again, for the same.
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.finish(4);
+    upload.quiet().await;
+    daemon.engine.settle(0);
+    upload.acked([4]).await;
+    upload.closed().await;
+    let journal = crate::bes::Journal::view(dir.path());
+    assert!(journal.find("one").unwrap().settled);
+}
+
+#[tokio::test]
+async fn a_panicking_engine_lets_the_build_go() {
+    let daemon = Daemon::start(options(HoldMode::Invocation), None).await;
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send(1, "panic");
+    upload.send(2, "more");
+    upload.finish(3);
+    upload.acked(1..=3).await;
+    upload.closed().await;
+}
+
+#[tokio::test]
+async fn a_stuck_engine_lets_the_build_go_at_the_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::gated(with_timeout(Duration::from_millis(100), false), Some(dir.path())).await;
+    let mut upload = finished(&daemon).await;
+    upload.acked([4]).await;
+    upload.closed().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_lets_a_held_client_go_and_sends_others_to_the_next_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(options(HoldMode::Invocation), Some(dir.path())).await;
+    let mut waiting = finished(&daemon).await;
+    let mut open = Upload::open(&daemon, "two").await;
+    open.send(1, "a");
+    open.acked([1]).await;
+    daemon.engine.until_ended(StreamEnd::Finished).await;
+    daemon.stop().await;
+    waiting.acked([4]).await;
+    waiting.closed().await;
+    open.refused(Code::Unavailable).await;
+    let unfinished = crate::bes::Journal::view(dir.path()).unfinished().unwrap();
+    assert_eq!(unfinished.len(), 2);
+}
+
+#[tokio::test]
+async fn a_strict_shutdown_acks_nothing_that_is_not_settled() {
+    let daemon = Daemon::start(with_timeout(PATIENCE * 10, true), None).await;
+    let mut upload = finished(&daemon).await;
+    daemon.engine.until_ended(StreamEnd::Finished).await;
+    daemon.stop().await;
+    upload.refused(Code::Unavailable).await;
+}
