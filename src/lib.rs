@@ -60,6 +60,7 @@ pub mod bes;
 pub mod digest;
 pub mod embedded_cache;
 pub mod exec_path;
+pub mod invocation;
 pub mod materialize;
 pub mod metrics;
 pub mod output;

@@ -1,0 +1,330 @@
+//! What the stream's effects do: outputs become rows of the record and wants of the coordinator.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    super::{
+        build::{Effect, Named, TargetEnd},
+        roots::Destination,
+        rows::{self, Naming},
+    },
+    Actor, Place, Wanted,
+};
+use crate::{
+    bep::event::TargetId,
+    exec_path::ExecPath,
+    materialize::{Session, Want},
+    output::{Class, OutputContent},
+    record::{TargetRow, TargetState},
+    remote::Attribution,
+};
+
+/// The row of a target of which nothing more is known.
+fn announced(target: &TargetId) -> TargetRow {
+    TargetRow {
+        label: target.label.clone(),
+        aspect: target.aspect.clone(),
+        configuration: target.configuration.clone(),
+        ..TargetRow::default()
+    }
+}
+
+impl Actor {
+    pub(super) async fn apply(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Started(started) => {
+                    self.row.command = started.command;
+                    self.row.workspace = started.workspace;
+                    self.row.started_ms = started.started_ms;
+                    self.row.build_tool_version = started.build_tool_version;
+                    self.save_row();
+                }
+                Effect::ExecRoot(path) => self.exec_root(path).await,
+                Effect::CommandLine(line) => self.command_line = Some(line),
+                Effect::Outputs(target, named) => self.outputs(target, named).await,
+                Effect::Target(target, end) => self.target_ended(target, end),
+                Effect::ConvenienceSymlinks(_) => {}
+                Effect::Unnamed(paths) => self.unnamed(paths).await,
+                Effect::Refused(reason) => {
+                    self.shared.metrics.fault("refused_output");
+                    tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
+                    self.tally.note(&reason);
+                }
+                Effect::Unusable(class, reason) => {
+                    self.shared.metrics.fault("refused_output");
+                    tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
+                    match class {
+                        Class::Known => self.tally.note(&reason),
+                        class => self.tally.fail(class, &reason),
+                    }
+                }
+                Effect::Authority(authority) => self.check_authority(&authority),
+                Effect::Finished { exit_code } => {
+                    self.row.exit_code = exit_code;
+                    self.row.finished = true;
+                    self.save_row();
+                }
+            }
+        }
+    }
+
+    /// Opens the exec root, or leaves that to the first outputs: behind a `clean`, Bazel 4 makes it only after it has
+    /// named it, when it begins to execute. A root that is not there has no older work to be stopped either.
+    async fn exec_root(&mut self, path: String) {
+        self.row.exec_root.clone_from(&path);
+        let (shared, looked) = (self.shared.clone(), path.clone());
+        let there = spawn_blocking(move || shared.roots.is_there(&looked)).await;
+        // What only asks about the build, and has no outputs, does not end the downloads of one that has.
+        let builds = !matches!(&*self.row.command, "query" | "cquery" | "aquery" | "fetch");
+        if builds && there.unwrap_or(true) {
+            self.open_root(path).await;
+        } else {
+            self.awaited_root = Some(path);
+        }
+    }
+
+    async fn open_root(&mut self, path: String) {
+        let shared = self.shared.clone();
+        let opened = spawn_blocking(move || shared.roots.open(&path)).await;
+        let (id, root) = match opened.unwrap_or_else(|_| Err("opening the output root panicked".to_owned())) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                self.block(reason);
+                return;
+            }
+        };
+        for old in self.shared.roots.take_retired() {
+            self.shared.materializer.forget(&old).await;
+        }
+        self.row.exec_root = root.place.path().display().to_string();
+        self.row.root = Some(id);
+        let replayed = self.row.version != 0;
+        let version = match self.row.version {
+            0 => self.shared.record.next_version(id),
+            replayed => replayed,
+        };
+        self.row.version = version;
+        self.save_row();
+        self.shared.materializer.begin(&root, version).await;
+        // Only now, when nothing older is placed any more: the build has just begun, and its bazel-out may still have
+        // to be made. One that comes again from the journal has had its own; if that is gone, it was cleaned.
+        if version >= root.epoch.current() {
+            let place = root.place.clone();
+            let begun = spawn_blocking(move || place.begin_build(!replayed)).await;
+            if let Ok(Err(error)) = begun {
+                self.block(error.to_string());
+                return;
+            }
+        }
+        self.place = Some(Place { id, root, version });
+    }
+
+    pub(super) fn block(&mut self, reason: String) {
+        tracing::error!(invocation = %self.row.invocation_id, "no outputs will be downloaded: {reason}");
+        self.tally.note(&reason);
+        self.blocked = Some(reason);
+    }
+
+    /// The way to the cache, opened when the first outputs are wanted: by then the build has told its command line.
+    fn session(&mut self) -> Option<Arc<Session>> {
+        if let Some(session) = &self.session {
+            return Some(session.clone());
+        }
+        let place = self.place.as_ref()?;
+        let cache = match self.shared.sources.of_build(self.command_line.as_ref()) {
+            Ok(cache) => cache,
+            Err(reason) => {
+                self.block(reason);
+                return None;
+            }
+        };
+        self.row.remote_cache.clone_from(&cache.endpoint);
+        self.row.remote_instance_name.clone_from(&cache.instance_name);
+        let session = Arc::new(Session {
+            root: place.root.clone(),
+            version: place.version,
+            store: cache.blobs(),
+            attribution: Arc::new(Attribution {
+                invocation_id: self.row.invocation_id.clone(),
+                build_id: self.row.build_id.clone(),
+                target: String::new(),
+            }),
+            completions: self.completions.clone(),
+        });
+        self.session = Some(session.clone());
+        Some(session)
+    }
+
+    fn check_authority(&self, authority: &str) {
+        if let Ok(cache) = self.shared.sources.of_build(self.command_line.as_ref())
+            && cache.store.options().endpoint.authority() != authority
+        {
+            tracing::info!(
+                invocation = %self.row.invocation_id,
+                "the stream names blobs at {authority}; they are fetched from {} as configured",
+                cache.endpoint
+            );
+        }
+    }
+
+    async fn outputs(&mut self, target: Arc<TargetId>, mut named: Vec<Named>) {
+        if let Destination::Directory { flatten: true, .. } = self.shared.roots.rules().destination {
+            self.flatten(&mut named);
+        }
+        if let Some(path) = self.awaited_root.take() {
+            self.open_root(path).await;
+        }
+        let counts = self
+            .targets
+            .entry(target.clone())
+            .or_insert_with(|| announced(&target));
+        // A path that one target names twice counts once, as the more that it is.
+        named.sort_by_key(|n| std::cmp::Reverse(n.class));
+        let mut seen = HashSet::new();
+        named.retain(|n| seen.insert(n.path.clone()));
+        // An output that is wanted already is not asked for again, nor made less than it is.
+        named.retain(|n| {
+            self.wanted
+                .get(&n.path)
+                .is_none_or(|old| n.class > old.class || (n.class > Class::Known && n.content != old.content))
+        });
+        for n in &named {
+            match n.class {
+                Class::Required => counts.required += 1,
+                Class::Optional => counts.optional += 1,
+                Class::Known => {
+                    counts.known += 1;
+                    self.tally.known += 1;
+                }
+            }
+        }
+        let wanting = named.iter().any(|n| n.class > Class::Known);
+        let session = if wanting && self.blocked.is_none() {
+            self.session()
+        } else {
+            None
+        };
+        for n in named.iter().filter(|n| n.class > Class::Known) {
+            if session.is_none() {
+                let reason = self.blocked.as_deref().unwrap_or("there is no output root");
+                self.tally.fail(n.class, &format!("{}: {reason}", n.path));
+                if n.class == Class::Required
+                    && let Some(row) = self.targets.get_mut(&target)
+                {
+                    row.failed += 1;
+                }
+                continue;
+            }
+            let wanted = Wanted {
+                content: n.content.clone(),
+                class: n.class,
+                target: target.clone(),
+                done: false,
+            };
+            let old = self.wanted.insert(n.path.clone(), wanted);
+            // Its earlier want will be answered as well, and must not count twice.
+            match old.filter(|old| !old.done).map(|old| old.class) {
+                Some(Class::Required) => self.pending_required -= 1,
+                Some(_) => self.pending_optional -= 1,
+                None => {}
+            }
+            match n.class {
+                Class::Required => self.pending_required += 1,
+                _ => self.pending_optional += 1,
+            }
+        }
+        let Some(place) = &self.place else { return };
+        let naming = Naming {
+            root: place.id,
+            version: place.version,
+            invocation: self.row.invocation_id.as_str().into(),
+            target,
+        };
+        let record = self.shared.record.clone();
+        let wants = spawn_blocking(move || rows::absorb(&record, &naming, named)).await;
+        match (wants, session) {
+            (Ok(wants), Some(session)) => self.shared.materializer.want(&session, wants).await,
+            (Ok(_), None) => {}
+            (Err(_), _) => tracing::error!("recording outputs panicked; this is a bug in outhaul"),
+        }
+    }
+
+    /// Outputs that the build tool could not name, because their directories were deleted. What they should hold is
+    /// not to be had from this stream, and what an earlier one said may be out of date; but with their directories made
+    /// again, the next build names them.
+    async fn unnamed(&mut self, paths: Vec<ExecPath>) {
+        let mut directories = BTreeSet::new();
+        for path in paths.into_iter().filter(|path| !self.wanted.contains_key(path)) {
+            self.tally.fail(
+                Class::Required,
+                &format!(
+                    "{path}: the build tool could not name it because its directory was deleted; the directory is \
+                     made again, so build once more"
+                ),
+            );
+            directories.extend(path.parent().and_then(|parent| ExecPath::new(parent).ok()));
+        }
+        if directories.is_empty() || self.blocked.is_some() {
+            return;
+        }
+        let Some(session) = self.session() else { return };
+        let wants = directories
+            .into_iter()
+            .map(|path| Want::new(path, OutputContent::Directory, Class::Optional, None))
+            .collect();
+        // Their ends are of no interest: nothing is recorded of them.
+        self.shared.materializer.want(&session, wants).await;
+    }
+
+    /// Gives every output its bare file name; two of one name are an error that names both.
+    fn flatten(&mut self, named: &mut Vec<Named>) {
+        named.retain_mut(|n| {
+            // Only what goes there takes a name.
+            if n.class == Class::Known {
+                return true;
+            }
+            // A file name is a path of one component, and cannot escape.
+            let Ok(flat) = ExecPath::new(n.path.file_name()) else {
+                return false;
+            };
+            match self.flattened.get(&flat) {
+                Some(other) if *other != n.path => {
+                    let reason = format!("{} and {} have the same name", other, n.path);
+                    self.tally.fail(n.class, &reason);
+                    false
+                }
+                _ => {
+                    self.flattened.insert(flat.clone(), n.path.clone());
+                    n.path = flat;
+                    true
+                }
+            }
+        });
+    }
+
+    fn target_ended(&mut self, target: Arc<TargetId>, end: TargetEnd) {
+        let row = self
+            .targets
+            .entry(target.clone())
+            .or_insert_with(|| announced(&target));
+        match end {
+            TargetEnd::Completed { success } => {
+                row.success = success;
+                row.state = if success {
+                    TargetState::Completed
+                } else {
+                    TargetState::Failed
+                };
+            }
+            // It can come once more behind the end of the build (Bazel issue 21767); what is complete stays so.
+            TargetEnd::Aborted if row.state == TargetState::Announced => row.state = TargetState::Aborted,
+            TargetEnd::Aborted => {}
+        }
+    }
+}

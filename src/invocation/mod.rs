@@ -1,0 +1,20 @@
+//! One build's life: what its events say is wanted, and when all of that is settled.
+//!
+//! [`build::Build`] is the decision, plain data in and out; [`Engine`] runs one task for each invocation that feeds
+//! it, records what it says, and hands wants to the coordinator.
+
+mod actor;
+pub mod build;
+mod engine;
+pub mod pattern;
+pub mod policy;
+pub mod roots;
+pub(crate) mod rows;
+pub mod selection;
+pub mod sources;
+pub mod tally;
+mod test_outputs;
+#[cfg(test)]
+mod tests;
+
+pub use self::engine::{Engine, Report};

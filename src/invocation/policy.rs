@@ -1,0 +1,233 @@
+//! What the user wants on disk: Bazel's modes, and rules on top of them.
+
+use std::{fmt, str::FromStr};
+
+use regex::Regex;
+
+use super::pattern::TargetPattern;
+use crate::output::Class;
+
+/// The mode, with Bazel's names (`--remote_download_outputs`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DownloadMode {
+    /// What somebody asked for: outputs of the targets named, and of their tests.
+    #[default]
+    Toplevel,
+    /// Everything that the stream names.
+    All,
+    /// Nothing but what `run` is about to execute, and what rules and regexes pick.
+    Minimal,
+}
+
+impl FromStr for DownloadMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "toplevel" => Ok(Self::Toplevel),
+            "all" => Ok(Self::All),
+            "minimal" => Ok(Self::Minimal),
+            _ => Err(format!("{text:?} is none of toplevel, all, minimal")),
+        }
+    }
+}
+
+impl fmt::Display for DownloadMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Toplevel => "toplevel",
+            Self::All => "all",
+            Self::Minimal => "minimal",
+        })
+    }
+}
+
+/// A regular expression that must match a whole exec path, as Bazel's `--remote_download_regex` does.
+#[derive(Debug, Clone)]
+pub struct PathRegex {
+    regex: Regex,
+    text: String,
+}
+
+impl PathRegex {
+    /// Whether the whole path matches.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        self.regex.is_match(path)
+    }
+}
+
+impl FromStr for PathRegex {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Checked alone first, so that the message shows the user's own text and an unbalanced group cannot pair
+        // up with ours.
+        Regex::new(text).map_err(|e| e.to_string())?;
+        let regex = Regex::new(&format!("^(?:{text})$")).map_err(|e| e.to_string())?;
+        Ok(Self {
+            regex,
+            text: text.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for PathRegex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl PartialEq for PathRegex {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+/// One rule of the user's: if everything that it names matches, its verdict counts.
+///
+/// Written `VERDICT KEY=VALUE…`, such as `optional label=//docs/... path=.*\.pdf min-size=10MiB`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// What becomes of an output that matches.
+    pub verdict: Class,
+    /// Only outputs of these targets.
+    pub label: Option<TargetPattern>,
+    /// Only outputs of this aspect; `*` for any, empty for none.
+    pub aspect: Option<String>,
+    /// Only outputs of this group.
+    pub output_group: Option<String>,
+    /// Only exec paths, or tree roots, that match as a whole.
+    pub path: Option<PathRegex>,
+    /// Only from this size in bytes.
+    pub min_size: Option<u64>,
+    /// Only up to this size in bytes.
+    pub max_size: Option<u64>,
+}
+
+impl FromStr for Rule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words = text.split_whitespace();
+        let verdict = match words.next() {
+            Some("required") => Class::Required,
+            Some("optional") => Class::Optional,
+            Some("known") => Class::Known,
+            Some(other) => return Err(format!("verdict {other:?} is none of required, optional, known")),
+            None => return Err("an empty rule".to_owned()),
+        };
+        let mut rule = Self {
+            verdict,
+            label: None,
+            aspect: None,
+            output_group: None,
+            path: None,
+            min_size: None,
+            max_size: None,
+        };
+        for word in words {
+            let (key, value) = word
+                .split_once('=')
+                .ok_or_else(|| format!("{word:?} is not of the form KEY=VALUE"))?;
+            let bad = |e: String| format!("{key}: {e}");
+            match key {
+                "label" => rule.label = Some(value.parse().map_err(|e| bad(format!("{e}")))?),
+                "aspect" => rule.aspect = Some(value.to_owned()),
+                "output-group" => rule.output_group = Some(value.to_owned()),
+                "path" => rule.path = Some(value.parse().map_err(bad)?),
+                "min-size" => rule.min_size = Some(crate::units::parse_size(value).map_err(bad)?),
+                "max-size" => rule.max_size = Some(crate::units::parse_size(value).map_err(bad)?),
+                _ => {
+                    return Err(format!(
+                        "unknown key {key:?} (known: label, aspect, output-group, path, min-size, max-size)"
+                    ));
+                }
+            }
+        }
+        Ok(rule)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.verdict.name())?;
+        if let Some(label) = &self.label {
+            write!(f, " label={label}")?;
+        }
+        if let Some(aspect) = &self.aspect {
+            write!(f, " aspect={aspect}")?;
+        }
+        if let Some(group) = &self.output_group {
+            write!(f, " output-group={group}")?;
+        }
+        if let Some(path) = &self.path {
+            write!(f, " path={path}")?;
+        }
+        if let Some(size) = self.min_size {
+            write!(f, " min-size={size}")?;
+        }
+        if let Some(size) = self.max_size {
+            write!(f, " max-size={size}")?;
+        }
+        Ok(())
+    }
+}
+
+/// All that selection is told by the user.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Policy {
+    /// The mode.
+    pub mode: DownloadMode,
+    /// Rules, first match wins, before everything else.
+    pub rules: Vec<Rule>,
+    /// Exec paths, or tree roots, that are required whatever the mode says.
+    pub regexes: Vec<PathRegex>,
+    /// Only these output groups of top-level targets; empty for all that the build reports.
+    pub output_groups: Vec<String>,
+    /// Only these targets; empty for all.
+    pub targets: Vec<TargetPattern>,
+    /// Larger outputs are only known; in bytes.
+    pub max_size: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_print_as_they_are_written() {
+        for text in [
+            "required",
+            "known label=//a/... aspect=//x.bzl%y output-group=foo path=.*\\.o min-size=1 max-size=4096",
+            "optional label=-//b:all",
+        ] {
+            assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn bad_rules_say_which_part_is_wrong() {
+        for (text, part) in [
+            ("", "empty"),
+            ("maybe label=//a", "maybe"),
+            ("known size=3", "unknown key \"size\""),
+            ("known label", "KEY=VALUE"),
+            ("known path=(", "path"),
+            ("known min-size=lots", "min-size"),
+            ("known label=a", "label"),
+        ] {
+            let error = text.parse::<Rule>().expect_err(text);
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_regex_matches_whole_paths_only() {
+        let regex: PathRegex = "a|bazel-out/.*/x".parse().unwrap();
+        assert!(regex.matches("bazel-out/k8/x"));
+        assert!(!regex.matches("bazel-out/k8/xy"));
+        assert!(!regex.matches("ab"));
+        assert!("a)(b".parse::<PathRegex>().is_err());
+    }
+}

@@ -1,0 +1,232 @@
+//! Output roots: which directories may be written into, and the handle that all invocations of one share.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use crate::{
+    materialize::{
+        Root,
+        place::{Epoch, OutputRoot, is_allowed_root},
+    },
+    record::{Record, RootId},
+};
+
+/// `FROM=TO`: the build saw `FROM` where we see `TO`, because it ran in another mount namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathMap {
+    from: PathBuf,
+    to: PathBuf,
+}
+
+impl FromStr for PathMap {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (from, to) = text
+            .split_once('=')
+            .ok_or_else(|| format!("{text:?} is not of the form FROM=TO"))?;
+        let (from, to) = (PathBuf::from(from), PathBuf::from(to));
+        if !from.is_absolute() || !to.is_absolute() {
+            return Err(format!("{text:?} needs two absolute paths"));
+        }
+        Ok(Self { from, to })
+    }
+}
+
+/// Where outputs go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Destination {
+    /// To the exec root that the stream names.
+    #[default]
+    ExecRoot,
+    /// To a directory of the user's.
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Right into it by file name, instead of by exec path.
+        flatten: bool,
+    },
+}
+
+/// What is allowed as an output root, and how paths are translated.
+#[derive(Debug, Clone, Default)]
+pub struct RootRules {
+    /// Where outputs go.
+    pub destination: Destination,
+    /// Translations, the first that fits counts.
+    pub path_maps: Vec<PathMap>,
+    /// Directories that exec roots must lie in; empty for any that the daemon's user owns.
+    pub allowed: Vec<PathBuf>,
+}
+
+impl RootRules {
+    /// Where the build's exec root is for us.
+    #[must_use]
+    pub fn translate(&self, exec_root: &str) -> PathBuf {
+        let path = Path::new(exec_root);
+        for map in &self.path_maps {
+            if let Ok(below) = path.strip_prefix(&map.from) {
+                return if below.as_os_str().is_empty() {
+                    map.to.clone()
+                } else {
+                    map.to.join(below)
+                };
+            }
+        }
+        path.to_owned()
+    }
+}
+
+/// The output roots in use.
+pub struct Roots {
+    rules: RootRules,
+    record: Record,
+    open: Mutex<HashMap<PathBuf, (RootId, Arc<Root>)>>,
+    /// Roots whose place another directory has taken.
+    retired: Mutex<Vec<Arc<Root>>>,
+    next: AtomicU32,
+}
+
+impl Roots {
+    /// None yet.
+    #[must_use]
+    pub fn new(rules: RootRules, record: Record) -> Self {
+        Self {
+            rules,
+            record,
+            open: Mutex::default(),
+            retired: Mutex::default(),
+            next: AtomicU32::new(1),
+        }
+    }
+
+    /// The rules.
+    #[must_use]
+    pub const fn rules(&self) -> &RootRules {
+        &self.rules
+    }
+
+    /// Lets go of the temporary directories of all roots, before the process ends.
+    pub fn let_go(&self) {
+        for (_, root) in self.open.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            root.place.let_go();
+        }
+    }
+
+    /// Roots that were replaced since the last call: whoever holds on to them may let go.
+    pub fn take_retired(&self) -> Vec<Arc<Root>> {
+        std::mem::take(&mut self.retired.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the root of a build is there, or will be made by [`open`](Self::open). Blocks on the file system.
+    #[must_use]
+    pub fn is_there(&self, exec_root: &str) -> bool {
+        match &self.rules.destination {
+            Destination::Directory { .. } => true,
+            Destination::ExecRoot => self.rules.translate(exec_root).exists(),
+        }
+    }
+
+    /// Opens the root of a build, or gives the handle that others use already. Blocks on the file system.
+    ///
+    /// # Errors
+    /// In words: the directory is not there, or must not be written into.
+    pub fn open(&self, exec_root: &str) -> Result<(RootId, Arc<Root>), String> {
+        match &self.rules.destination {
+            Destination::Directory { path, .. } => self.open_path(path, true),
+            Destination::ExecRoot => {
+                let path = self.rules.translate(exec_root);
+                is_allowed_root(&path, &self.rules.allowed, rustix::process::geteuid().as_raw())
+                    .map_err(|e| format!("{e}; see --allow-exec-root and --path-map"))?;
+                self.open_path(&path, false)
+            }
+        }
+    }
+
+    /// Opens a root that the record knows. Blocks on the file system.
+    ///
+    /// # Errors
+    /// In words: the directory is not there.
+    pub fn reopen(&self, path: &Path) -> Result<(RootId, Arc<Root>), String> {
+        is_allowed_root(path, &self.rules.allowed, rustix::process::geteuid().as_raw())
+            .map_err(|e| format!("{e}; see --allow-exec-root"))?;
+        self.open_path(path, false)
+    }
+
+    fn open_path(&self, path: &Path, create: bool) -> Result<(RootId, Arc<Root>), String> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((id, root)) = open.get(path)
+            && root.place.is_same()
+        {
+            return Ok((*id, root.clone()));
+        }
+        let place = OutputRoot::open(path, create).map_err(|e| e.to_string())?;
+        // A daemon that was killed may have left something here before its record knew of the root, or the record is
+        // lost.
+        match place.sweep() {
+            Ok(0) => {}
+            Ok(entries) => tracing::info!(root = %path.display(), entries, "swept temporary files"),
+            Err(error) => tracing::debug!(root = %path.display(), "not swept: {error}"),
+        }
+        let name = path
+            .to_str()
+            .ok_or_else(|| format!("{}: is not UTF-8", path.display()))?;
+        let id = self.record.root(name, place.device(), place.inode());
+        let epoch = Epoch::new();
+        // What an earlier run of the daemon gave out counts: an older build that comes again from the journal must
+        // not pass for the newest.
+        epoch.begin(self.record.root_row(id).map_or(0, |row| row.version));
+        let root = Arc::new(Root {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            place: Arc::new(place),
+            epoch,
+        });
+        if let Some((_, old)) = open.insert(path.to_owned(), (id, root.clone())) {
+            self.retired
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(old);
+        }
+        Ok((id, root))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_dead_process_left_is_swept_from_a_root_that_no_record_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let exec_root = dir.path().join("execroot/ws");
+        std::fs::create_dir_all(&exec_root).unwrap();
+        let left = dir.path().join(".outhaul-tmp/12345-dead");
+        std::fs::create_dir_all(left.join("0")).unwrap();
+        let (record, _) = Record::open(&dir.path().join("state")).unwrap();
+        let roots = Roots::new(RootRules::default(), record.clone());
+        roots.open(exec_root.to_str().unwrap()).unwrap();
+        assert!(!left.exists());
+        record.close();
+    }
+
+    #[test]
+    fn exec_roots_are_translated_at_components() {
+        let rules = RootRules {
+            path_maps: vec!["/build=/mnt/vm/build".parse().unwrap()],
+            ..RootRules::default()
+        };
+        assert_eq!(rules.translate("/build/x"), Path::new("/mnt/vm/build/x"));
+        assert_eq!(rules.translate("/build"), Path::new("/mnt/vm/build"));
+        assert_eq!(rules.translate("/builder/x"), Path::new("/builder/x"));
+        for bad in ["/a", "a=/b", "/a=b", "="] {
+            assert!(bad.parse::<PathMap>().unwrap_err().contains(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! From what a stream names, and from what became of it, to rows of the record.
+
+use std::{sync::Arc, time::SystemTime};
+
+use super::build::Named;
+use crate::{
+    bep::event::TargetId,
+    exec_path::ExecPath,
+    materialize::{Completion, Outcome, Want},
+    output::Class,
+    record::{OutputRow, OutputState, Record, RootId},
+};
+
+/// Who names outputs.
+#[derive(Debug, Clone)]
+pub(super) struct Naming {
+    pub(super) root: RootId,
+    pub(super) version: u64,
+    pub(super) invocation: Arc<str>,
+    pub(super) target: Arc<TargetId>,
+}
+
+/// Records outputs and gives back what is wanted of them, with the stamps that the record has. Rows that would stay
+/// as they are, are not written again. Blocks on the record.
+pub(super) fn absorb(record: &Record, naming: &Naming, named: Vec<Named>) -> Vec<Want> {
+    let paths: Vec<ExecPath> = named.iter().map(|n| n.path.clone()).collect();
+    let old = record.outputs(naming.root, &paths);
+    let label: Arc<str> = naming.target.label.as_str().into();
+    let aspect: Arc<str> = naming.target.aspect.as_str().into();
+    // A newer invocation of the root has begun: what it has recorded is its own, and stays. (The versions in rows do
+    // not tell, since a row that would stay as it is, is not written again.)
+    let superseded = record
+        .root_row(naming.root)
+        .is_some_and(|root| root.version > naming.version);
+    let mut changed = Vec::new();
+    let mut wants = Vec::new();
+    for (named, old) in named.into_iter().zip(old) {
+        let same = old.as_ref().filter(|old| old.content == named.content);
+        if named.class > Class::Known {
+            let recorded = same
+                .filter(|old| old.state == OutputState::Materialized)
+                .and_then(|old| old.stamp);
+            wants.push(Want::new(
+                named.path.clone(),
+                named.content.clone(),
+                named.class,
+                recorded,
+            ));
+        }
+        if superseded && old.is_some() {
+            continue;
+        }
+        let unchanged = same.is_some_and(|old| {
+            old.class == named.class && *old.rule == *named.rule && old.output_group == named.group
+        });
+        if unchanged {
+            continue;
+        }
+        let mut row = OutputRow {
+            class: named.class,
+            rule: named.rule,
+            label: label.clone(),
+            aspect: aspect.clone(),
+            output_group: named.group,
+            event: named.event,
+            invocation_id: naming.invocation.clone(),
+            version: naming.version,
+            ..OutputRow::known(named.content)
+        };
+        if let Some(old) = same {
+            // The bytes' story goes on; only who wants them has changed.
+            row.state = old.state;
+            row.stamp = old.stamp;
+            row.source = old.source.clone();
+            row.materialized_at_ms = old.materialized_at_ms;
+            row.took_us = old.took_us;
+            row.invocation_id = old.invocation_id.clone();
+        }
+        changed.push((named.path, row));
+    }
+    if !changed.is_empty() {
+        record.put_outputs(naming.root, changed);
+    }
+    wants
+}
+
+/// Records what became of wants. A row that meanwhile has other content belongs to somebody newer and is left alone.
+/// Blocks on the record.
+///
+/// Call it a clock tick or more after the files were placed: the stamp counts as taken now, and one that is as young as
+/// its file would not be trusted later.
+pub(crate) fn conclude(record: &Record, root: RootId, ends: &[Completion]) {
+    let paths: Vec<ExecPath> = ends.iter().map(|c| c.path.clone()).collect();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let (now_ms, now_ns) = (
+        i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
+        i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
+    );
+    let stamped = |stamp: Option<crate::output::Stamp>| {
+        stamp.map(|mut stamp| {
+            stamp.taken_ns = now_ns;
+            stamp
+        })
+    };
+    let mut changed = Vec::new();
+    for (completion, row) in ends.iter().zip(record.outputs(root, &paths)) {
+        let Some(mut row) = row.filter(|row| row.content == completion.content) else {
+            continue;
+        };
+        let took_us = u64::try_from(completion.took.as_micros()).unwrap_or(u64::MAX);
+        match &completion.outcome {
+            Outcome::Downloaded { source, stamp, .. } => {
+                row.state = OutputState::Materialized;
+                row.stamp = stamped(*stamp);
+                row.source = source.name().into();
+                row.materialized_at_ms = now_ms;
+                row.took_us = took_us;
+                row.error.clear();
+            }
+            Outcome::Present { hashed: false, .. } if row.state == OutputState::Materialized => continue,
+            Outcome::Present { stamp, .. } => {
+                if row.state != OutputState::Materialized || row.source.is_empty() {
+                    row.source = "present".into();
+                    row.materialized_at_ms = now_ms;
+                    row.took_us = took_us;
+                }
+                row.state = OutputState::Materialized;
+                row.stamp = stamped(*stamp);
+                row.error.clear();
+            }
+            Outcome::Evicted(reason) => {
+                row.state = OutputState::Evicted;
+                row.error.clone_from(reason);
+                row.stamp = None;
+            }
+            Outcome::Failed(reason) => {
+                row.state = OutputState::Failed;
+                row.error.clone_from(reason);
+                row.stamp = None;
+            }
+            Outcome::Superseded => continue,
+        }
+        changed.push((completion.path.clone(), row));
+    }
+    if !changed.is_empty() {
+        record.put_outputs(root, changed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        digest::{Digest, DigestFunction},
+        output::{OutputContent, Stamp},
+        record::InvocationRow,
+    };
+
+    fn blob(text: &str) -> OutputContent {
+        OutputContent::Blob(Digest::of(DigestFunction::Sha256, text.as_bytes()))
+    }
+
+    fn named(content: OutputContent, class: Class) -> Named {
+        Named {
+            path: ExecPath::new("bazel-out/x").unwrap(),
+            content,
+            class,
+            rule: "rule".into(),
+            group: "default".into(),
+            event: "event".into(),
+        }
+    }
+
+    struct Fixture {
+        _dir: tempfile::TempDir,
+        record: Record,
+        root: RootId,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let (record, _) = Record::open(dir.path()).unwrap();
+            let root = record.root("/ob/execroot/_main", 1, 2);
+            Self {
+                _dir: dir,
+                record,
+                root,
+            }
+        }
+
+        /// An invocation of the root begins.
+        fn begin(&self, invocation: &str) -> Naming {
+            let version = self.record.next_version(self.root);
+            self.record.put_invocation(&InvocationRow {
+                invocation_id: invocation.to_owned(),
+                root: Some(self.root),
+                version,
+                ..InvocationRow::default()
+            });
+            Naming {
+                root: self.root,
+                version,
+                invocation: invocation.into(),
+                target: Arc::default(),
+            }
+        }
+
+        fn row(&self) -> OutputRow {
+            let path = ExecPath::new("bazel-out/x").unwrap();
+            self.record.output(self.root, &path).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_superseded_build_leaves_the_newer_ones_rows_alone() {
+        let f = Fixture::new();
+        let old = f.begin("old");
+        absorb(&f.record, &old, vec![named(blob("1"), Class::Required)]);
+        let new = f.begin("new");
+        absorb(&f.record, &new, vec![named(blob("2"), Class::Required)]);
+        let wants = absorb(&f.record, &old, vec![named(blob("1"), Class::Required)]);
+        assert_eq!(wants.len(), 1, "it is answered as superseded by the coordinator");
+        assert_eq!((f.row().content, &*f.row().invocation_id), (blob("2"), "new"));
+    }
+
+    #[test]
+    fn a_stamp_is_handed_on_only_with_the_content_that_it_was_taken_of() {
+        let f = Fixture::new();
+        let naming = f.begin("one");
+        let stamp = Stamp {
+            size: 1,
+            inode: 5,
+            ..Stamp::default()
+        };
+        absorb(&f.record, &naming, vec![named(blob("1"), Class::Required)]);
+        let completion = Completion {
+            path: ExecPath::new("bazel-out/x").unwrap(),
+            content: blob("1"),
+            class: Class::Required,
+            outcome: Outcome::Present {
+                stamp: Some(stamp),
+                hashed: true,
+            },
+            took: std::time::Duration::ZERO,
+        };
+        conclude(&f.record, f.root, std::slice::from_ref(&completion));
+        assert_eq!(f.row().state, OutputState::Materialized);
+        let naming = f.begin("two");
+        let wants = absorb(&f.record, &naming, vec![named(blob("1"), Class::Required)]);
+        assert_eq!(wants[0].recorded.map(|s| s.inode), Some(5));
+        let wants = absorb(&f.record, &naming, vec![named(blob("2"), Class::Required)]);
+        assert_eq!(wants[0].recorded, None);
+        assert_eq!(f.row().state, OutputState::Known);
+        // What became of the old content is of no interest for the new.
+        conclude(&f.record, f.root, &[completion]);
+        assert_eq!(f.row().state, OutputState::Known);
+    }
+}

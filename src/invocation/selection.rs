@@ -1,0 +1,432 @@
+//! What is top-level: a pure function from what the stream tells to required, optional or only known.
+//!
+//! The rules are those of Bazel's `RemoteOutputChecker`, as far as a stream shows what they need; the user's
+//! [`Policy`] stands before them.
+
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
+
+use super::{
+    pattern,
+    policy::{DownloadMode, Policy},
+};
+use crate::output::Class;
+
+/// The build tool's command, as far as selection depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Command {
+    /// `build`, and every other that has no rule of its own.
+    #[default]
+    Build,
+    /// `test`.
+    Test,
+    /// `coverage`.
+    Coverage,
+    /// `run`: what is about to be executed is wanted in every mode.
+    Run,
+}
+
+impl Command {
+    /// From the name in `BuildStarted.command`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Self {
+        match name {
+            "test" => Self::Test,
+            "coverage" => Self::Coverage,
+            "run" => Self::Run,
+            _ => Self::Build,
+        }
+    }
+
+    const fn tests(self) -> bool {
+        matches!(self, Self::Test | Self::Coverage)
+    }
+}
+
+/// How an output came to be named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// By an output group of a completed target or aspect.
+    Group {
+        /// Some of the group's artifacts were not built.
+        incomplete: bool,
+        /// The target is a test rule.
+        test_rule: bool,
+    },
+    /// By a test's result.
+    TestOutput,
+    /// By a set that no completed target refers to.
+    Unreferenced,
+    /// As the output of an action that was reported by itself.
+    Action,
+}
+
+/// The part of an output's circumstances that it shares with the rest of its group.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GroupContext<'a> {
+    /// The build tool's command.
+    pub command: Command,
+    /// The target's label.
+    pub label: &'a str,
+    /// The aspect, or empty.
+    pub aspect: &'a str,
+    /// The output group, or empty.
+    pub group: &'a str,
+    /// How it came to be named.
+    pub origin: Origin,
+}
+
+/// The verdict on one output, with the rule that gave it, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Required, optional or known.
+    pub class: Class,
+    /// Which rule said so.
+    pub rule: Arc<str>,
+}
+
+/// Number of a profile in its [`Selector`]: what all groups have in common that treat every file alike.
+pub type ProfileId = usize;
+
+/// What is left to decide once the group is known: groups with the same profile treat every file alike, so a set
+/// that was expanded under a profile need never be expanded under it again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Profile {
+    /// Which of the policy's rules apply to the group, as far as it alone decides.
+    rules: Vec<usize>,
+    /// The verdict if neither rule nor regex nor size speaks, with its reason.
+    base: (Class, &'static str),
+    /// Whether `--download-regex` can lift a file to required.
+    regexes: bool,
+}
+
+/// A policy made ready for one invocation.
+#[derive(Debug)]
+pub struct Selector {
+    policy: Policy,
+    profiles: Vec<Profile>,
+    ids: HashMap<Profile, ProfileId>,
+    rule_texts: Vec<Arc<str>>,
+    reasons: HashMap<Cow<'static, str>, Arc<str>>,
+}
+
+impl Selector {
+    /// Makes a policy ready.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        let rule_texts = policy
+            .rules
+            .iter()
+            .map(|rule| format!("rule: {rule}").into())
+            .collect();
+        Self {
+            policy,
+            profiles: Vec::new(),
+            ids: HashMap::new(),
+            rule_texts,
+            reasons: HashMap::new(),
+        }
+    }
+
+    /// The profile of a group.
+    pub fn profile(&mut self, context: &GroupContext<'_>) -> ProfileId {
+        let rules = self
+            .policy
+            .rules
+            .iter()
+            .enumerate()
+            .filter(|(_, rule)| {
+                rule.label
+                    .as_ref()
+                    .is_none_or(|p| pattern::matches(std::slice::from_ref(p), context.label))
+                    && rule.aspect.as_deref().is_none_or(|wanted| match wanted {
+                        "*" => !context.aspect.is_empty(),
+                        _ => wanted == context.aspect,
+                    })
+                    && rule
+                        .output_group
+                        .as_deref()
+                        .is_none_or(|wanted| wanted == context.group)
+            })
+            .map(|(i, _)| i)
+            .collect();
+        let profile = Profile {
+            rules,
+            base: base(&self.policy, context),
+            // Bazel ignores the patterns where everything is downloaded anyway.
+            regexes: self.policy.mode != DownloadMode::All,
+        };
+        if let Some(&id) = self.ids.get(&profile) {
+            return id;
+        }
+        let id = self.profiles.len();
+        self.profiles.push(profile.clone());
+        self.ids.insert(profile, id);
+        id
+    }
+
+    /// The verdict on one output of a group. `tree_root` is the root of the tree artifact that it lies in; `size` is
+    /// unknown for symlinks and directories.
+    pub fn select(
+        &mut self,
+        profile: ProfileId,
+        path: &str,
+        tree_root: Option<&str>,
+        size: Option<u64>,
+    ) -> Verdict {
+        let Some(profile) = self.profiles.get(profile) else {
+            return Verdict {
+                class: Class::Known,
+                rule: "".into(),
+            };
+        };
+        for &i in &profile.rules {
+            let rule = &self.policy.rules[i];
+            let path_matches = rule
+                .path
+                .as_ref()
+                .is_none_or(|regex| regex.matches(path) || tree_root.is_some_and(|root| regex.matches(root)));
+            let size_matches = match size {
+                Some(size) => {
+                    rule.min_size.is_none_or(|min| size >= min) && rule.max_size.is_none_or(|max| size <= max)
+                }
+                None => rule.min_size.is_none(),
+            };
+            if path_matches && size_matches {
+                return Verdict {
+                    class: rule.verdict,
+                    rule: self.rule_texts[i].clone(),
+                };
+            }
+        }
+        if profile.regexes {
+            for regex in &self.policy.regexes {
+                if regex.matches(path) || tree_root.is_some_and(|root| regex.matches(root)) {
+                    let text = format!("--download-regex={regex}");
+                    return Verdict {
+                        class: Class::Required,
+                        rule: intern(&mut self.reasons, Cow::Owned(text)),
+                    };
+                }
+            }
+        }
+        let (class, reason) = profile.base;
+        if class > Class::Known
+            && let (Some(max), Some(size)) = (self.policy.max_size, size)
+            && size > max
+        {
+            return Verdict {
+                class: Class::Known,
+                rule: intern(&mut self.reasons, Cow::Borrowed("larger than --max-size")),
+            };
+        }
+        Verdict {
+            class,
+            rule: intern(&mut self.reasons, Cow::Borrowed(reason)),
+        }
+    }
+}
+
+fn intern(reasons: &mut HashMap<Cow<'static, str>, Arc<str>>, reason: Cow<'static, str>) -> Arc<str> {
+    if let Some(known) = reasons.get(&reason) {
+        return known.clone();
+    }
+    let text: Arc<str> = (&*reason).into();
+    reasons.insert(reason, text.clone());
+    text
+}
+
+/// Bazel's rules.
+fn base(policy: &Policy, context: &GroupContext<'_>) -> (Class, &'static str) {
+    if policy.mode == DownloadMode::All {
+        return match context.origin {
+            Origin::Group { incomplete: true, .. } => (Class::Known, "its output group is incomplete"),
+            Origin::Action => (Class::Optional, "--download=all, action output"),
+            _ => (Class::Required, "--download=all"),
+        };
+    }
+    if !pattern::matches(&policy.targets, context.label) {
+        return (Class::Known, "its target is not among --target");
+    }
+    match context.origin {
+        Origin::Unreferenced => (Class::Known, "no completed target refers to it"),
+        Origin::Action => (Class::Known, "an action's output, not a target's"),
+        Origin::TestOutput => match (policy.mode, context.command) {
+            (DownloadMode::Minimal, _) => (Class::Known, "--download=minimal"),
+            (_, Command::Test | Command::Coverage) => (Class::Required, "top-level: output of a test"),
+            _ => (Class::Known, "output of a test in a command that does not test"),
+        },
+        Origin::Group { incomplete: true, .. } => (Class::Known, "its output group is incomplete"),
+        Origin::Group { test_rule, .. } => {
+            // Hidden groups are built for their side effects; Bazel does not count them as important outputs.
+            if context.group.starts_with("_hidden_") {
+                (Class::Known, "its output group is hidden")
+            } else if !policy.output_groups.is_empty()
+                && !policy.output_groups.iter().any(|g| g == context.group)
+            {
+                (Class::Known, "its output group is not among --output-group")
+            } else if context.command == Command::Run {
+                (Class::Required, "top-level: about to be run")
+            } else if policy.mode == DownloadMode::Minimal {
+                (Class::Known, "--download=minimal")
+            } else if test_rule && context.command.tests() {
+                (Class::Known, "a test's own output, in a command that tests")
+            } else {
+                (Class::Required, "top-level: output of a target asked for")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATH: &str = "bazel-out/k8/bin/a/x.bin";
+
+    fn group(incomplete: bool, test_rule: bool) -> Origin {
+        Origin::Group {
+            incomplete,
+            test_rule,
+        }
+    }
+
+    fn policy(mode: DownloadMode) -> Policy {
+        Policy {
+            mode,
+            ..Policy::default()
+        }
+    }
+
+    fn verdict(policy: &Policy, command: &str, group_name: &str, origin: Origin) -> Class {
+        let mut selector = Selector::new(policy.clone());
+        let profile = selector.profile(&GroupContext {
+            command: Command::from_name(command),
+            label: "//a:x",
+            aspect: "",
+            group: group_name,
+            origin,
+        });
+        selector.select(profile, PATH, None, Some(100)).class
+    }
+
+    /// Bazel's own rules, one line a case.
+    #[test]
+    fn bazels_rules() {
+        use Class::{Known, Optional, Required};
+        use DownloadMode::{All, Minimal, Toplevel};
+        let plain = group(false, false);
+        let test = group(false, true);
+        for (mode, command, group_name, origin, expected) in [
+            (Toplevel, "build", "default", plain, Required),
+            (Toplevel, "build", "default", test, Required),
+            (Toplevel, "fetch", "default", plain, Required),
+            (Toplevel, "build", "default", group(true, false), Known),
+            (Toplevel, "build", "_hidden_top_level_INTERNAL_", plain, Known),
+            (Toplevel, "build", "_validation", plain, Required),
+            (Toplevel, "test", "default", plain, Required),
+            (Toplevel, "test", "default", test, Known),
+            (Toplevel, "coverage", "default", test, Known),
+            (Toplevel, "run", "default", test, Required),
+            (Toplevel, "test", "", Origin::TestOutput, Required),
+            (Toplevel, "coverage", "", Origin::TestOutput, Required),
+            (Toplevel, "build", "", Origin::TestOutput, Known),
+            (Toplevel, "build", "", Origin::Unreferenced, Known),
+            (Toplevel, "build", "", Origin::Action, Known),
+            (Minimal, "build", "default", plain, Known),
+            (Minimal, "test", "", Origin::TestOutput, Known),
+            (Minimal, "run", "default", plain, Required),
+            (All, "build", "default", plain, Required),
+            (All, "test", "default", test, Required),
+            (All, "build", "default", group(true, false), Known),
+            (All, "build", "", Origin::Unreferenced, Required),
+            (All, "build", "", Origin::Action, Optional),
+        ] {
+            assert_eq!(
+                verdict(&policy(mode), command, group_name, origin),
+                expected,
+                "{mode} {command} {group_name:?} {origin:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn filters_narrow_the_top_level_and_regexes_widen_it() {
+        let plain = group(false, false);
+        let mut p = policy(DownloadMode::Toplevel);
+        p.targets = vec!["//b/...".parse().unwrap()];
+        assert_eq!(verdict(&p, "build", "default", plain), Class::Known);
+        p.regexes = vec![".*/x\\.bin".parse().unwrap()];
+        assert_eq!(verdict(&p, "build", "default", plain), Class::Required);
+
+        let mut p = policy(DownloadMode::Toplevel);
+        p.output_groups = vec!["extra".to_owned()];
+        assert_eq!(verdict(&p, "build", "default", plain), Class::Known);
+        assert_eq!(verdict(&p, "build", "extra", plain), Class::Required);
+
+        let mut p = policy(DownloadMode::Toplevel);
+        p.max_size = Some(99);
+        assert_eq!(verdict(&p, "build", "default", plain), Class::Known);
+        p.max_size = Some(100);
+        assert_eq!(verdict(&p, "build", "default", plain), Class::Required);
+
+        let mut p = policy(DownloadMode::Minimal);
+        p.regexes = vec![".*\\.bin".parse().unwrap()];
+        assert_eq!(
+            verdict(&p, "build", "default", group(true, false)),
+            Class::Required
+        );
+    }
+
+    #[test]
+    fn the_first_matching_rule_wins() {
+        let mut p = policy(DownloadMode::Toplevel);
+        p.rules = [
+            "known min-size=1GiB",
+            "optional label=//a/... path=.*\\.bin",
+            "known",
+        ]
+        .iter()
+        .map(|r| r.parse().unwrap())
+        .collect();
+        let mut selector = Selector::new(p);
+        let profile = selector.profile(&GroupContext {
+            command: Command::Build,
+            label: "//a:x",
+            aspect: "",
+            group: "default",
+            origin: group(false, false),
+        });
+        let got = selector.select(profile, PATH, None, Some(5));
+        assert_eq!(got.class, Class::Optional);
+        assert!(got.rule.contains("label=//a/..."), "{}", got.rule);
+        assert_eq!(
+            selector.select(profile, PATH, None, Some(2 << 30)).class,
+            Class::Known
+        );
+        assert_eq!(
+            selector.select(profile, "bazel-out/y", None, Some(5)).class,
+            Class::Known
+        );
+        // A file in a tree counts by the tree's root as well.
+        let in_tree = selector.select(profile, "bazel-out/t/y", Some("bazel-out/t.bin"), Some(5));
+        assert_eq!(in_tree.class, Class::Optional);
+    }
+
+    #[test]
+    fn groups_that_are_treated_alike_share_a_profile() {
+        let mut p = policy(DownloadMode::Toplevel);
+        p.rules = vec!["optional label=//b/...".parse().unwrap()];
+        let mut selector = Selector::new(p);
+        let mut of = |label| {
+            selector.profile(&GroupContext {
+                command: Command::Build,
+                label,
+                aspect: "",
+                group: "default",
+                origin: group(false, false),
+            })
+        };
+        assert_eq!(of("//a:x"), of("//a:y"));
+        assert_ne!(of("//a:x"), of("//b:y"));
+    }
+}

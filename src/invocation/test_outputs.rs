@@ -1,0 +1,216 @@
+//! Where a test's files belong.
+//!
+//! Events name them symbolically (`test.log`, `test.outputs__outputs.zip`). On disk they lie below
+//! `bazel-out/<configuration>/testlogs/<package>/<target>/`, in `shard_I_of_N`, `run_J_of_M` or `shard_I_of_N_run_J_of_M`
+//! where there is more than one of either; the last attempt has the plain names, earlier ones lie in `test_attempts/`
+//! (measured with Bazel 4.2.3 and 7.7.1). How many shards and runs there are, and which attempt was the last, is only
+//! known once the test's summary has come.
+
+use crate::bep::event::{File, TestResult};
+
+/// How many of each a test had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct TestShape {
+    pub(super) shards: u32,
+    pub(super) runs: u32,
+}
+
+impl TestShape {
+    /// What the summary says, or else what the results show.
+    pub(super) fn of(results: &[TestResult], shards: u32, runs: u32) -> Self {
+        let most = |count: fn(&TestResult) -> u32| results.iter().map(count).max().unwrap_or(0);
+        Self {
+            shards: shards.max(most(|r| r.shard)),
+            runs: runs.max(most(|r| r.run)),
+        }
+    }
+}
+
+/// Whether a result is its shard's and run's last attempt.
+pub(super) fn is_last_attempt(result: &TestResult, results: &[TestResult]) -> bool {
+    results
+        .iter()
+        .filter(|r| r.shard == result.shard && r.run == result.run)
+        .all(|r| r.attempt <= result.attempt)
+}
+
+/// The exec path of a test's file; `None` for one that has no place that we know of.
+pub(super) fn exec_path(
+    file: &File,
+    result: &TestResult,
+    shape: TestShape,
+    last_attempt: bool,
+    mnemonic: Option<&str>,
+) -> Option<String> {
+    let testlogs = if file.has_prefix() {
+        file.path.get(..file.prefix_len)?.to_owned()
+    } else {
+        format!("bazel-out/{}/testlogs", mnemonic?)
+    };
+    let mut path = format!("{testlogs}/{}", package_and_name(&result.label)?);
+    let mut part = String::new();
+    if shape.shards > 1 {
+        part = format!("shard_{}_of_{}", result.shard, shape.shards);
+    }
+    if shape.runs > 1 {
+        if !part.is_empty() {
+            part.push('_');
+        }
+        part.push_str(&format!("run_{}_of_{}", result.run, shape.runs));
+    }
+    if !part.is_empty() {
+        path.push('/');
+        path.push_str(&part);
+    }
+    path.push('/');
+    let name = file.name();
+    if last_attempt {
+        path.push_str(&file_name(name)?);
+    } else {
+        // Bazel moves these two; where the rest of an earlier attempt goes depends on its version.
+        let extension = name
+            .strip_prefix("test.")
+            .filter(|e| matches!(*e, "log" | "xml"))?;
+        path.push_str(&format!("test_attempts/attempt_{}.{extension}", result.attempt));
+    }
+    Some(path)
+}
+
+fn package_and_name(label: &str) -> Option<String> {
+    let (repository, rest) = label.split_once("//")?;
+    let (package, name) = match rest.split_once(':') {
+        Some(parts) => parts,
+        None => (rest, rest.rsplit('/').next()?),
+    };
+    let repository = repository.trim_start_matches('@');
+    let mut path = String::new();
+    if !repository.is_empty() {
+        path.push_str("external/");
+        path.push_str(repository);
+        path.push('/');
+    }
+    if !package.is_empty() {
+        path.push_str(package);
+        path.push('/');
+    }
+    path.push_str(name);
+    Some(path)
+}
+
+/// The symbolic name's place below the test's directory.
+fn file_name(name: &str) -> Option<String> {
+    for directory in ["test.outputs", "test.outputs_manifest"] {
+        if let Some(below) = name
+            .strip_prefix(directory)
+            .and_then(|rest| rest.strip_prefix("__"))
+        {
+            return Some(format!("{directory}/{below}"));
+        }
+    }
+    (name.starts_with("test.") || name == "baseline_coverage.dat").then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bep::event::Content;
+
+    fn file(name: &str) -> File {
+        File {
+            path: name.to_owned(),
+            prefix_len: 0,
+            content: Content::Unknown,
+            uri: None,
+        }
+    }
+
+    fn result(label: &str, shard: u32, run: u32, attempt: u32) -> TestResult {
+        TestResult {
+            label: label.to_owned(),
+            shard,
+            run,
+            attempt,
+            ..TestResult::default()
+        }
+    }
+
+    fn place(name: &str, result: &TestResult, shards: u32, runs: u32, last: bool) -> Option<String> {
+        exec_path(&file(name), result, TestShape { shards, runs }, last, Some("k8"))
+    }
+
+    #[test]
+    fn files_lie_where_bazel_puts_them() {
+        let t = result("//a/b:t", 1, 2, 1);
+        for (name, shards, runs, last, expected) in [
+            ("test.log", 0, 1, true, "test.log"),
+            ("test.xml", 1, 1, true, "test.xml"),
+            ("test.log", 2, 1, true, "shard_1_of_2/test.log"),
+            ("test.log", 0, 3, true, "run_2_of_3/test.log"),
+            ("test.xml", 2, 3, true, "shard_1_of_2_run_2_of_3/test.xml"),
+            (
+                "test.log",
+                2,
+                1,
+                false,
+                "shard_1_of_2/test_attempts/attempt_1.log",
+            ),
+            (
+                "test.outputs__outputs.zip",
+                0,
+                1,
+                true,
+                "test.outputs/outputs.zip",
+            ),
+            (
+                "test.outputs_manifest__MANIFEST",
+                0,
+                1,
+                true,
+                "test.outputs_manifest/MANIFEST",
+            ),
+            ("test.outputs/x/y.txt", 0, 1, true, "test.outputs/x/y.txt"),
+        ] {
+            let expected = format!("bazel-out/k8/testlogs/a/b/t/{expected}");
+            assert_eq!(place(name, &t, shards, runs, last), Some(expected), "{name}");
+        }
+        assert_eq!(place("test.outputs__outputs.zip", &t, 0, 1, false), None);
+        assert_eq!(place("elsewhere", &t, 0, 1, true), None);
+    }
+
+    #[test]
+    fn packages_and_repositories_become_directories() {
+        for (label, expected) in [
+            ("//:t", "t"),
+            ("//a", "a/a"),
+            ("@r//p:t", "external/r/p/t"),
+            ("@@r~1//:t", "external/r~1/t"),
+        ] {
+            let path = place("test.log", &result(label, 0, 1, 1), 0, 1, true);
+            assert_eq!(path, Some(format!("bazel-out/k8/testlogs/{expected}/test.log")));
+        }
+    }
+
+    #[test]
+    fn a_prefix_of_the_events_own_is_used() {
+        let file = File {
+            path: "bazel-out/k8-opt/testlogs/test.log".to_owned(),
+            prefix_len: "bazel-out/k8-opt/testlogs".len(),
+            content: Content::Unknown,
+            uri: None,
+        };
+        let path = exec_path(&file, &result("//a:t", 0, 1, 1), TestShape::default(), true, None);
+        assert_eq!(path.as_deref(), Some("bazel-out/k8-opt/testlogs/a/t/test.log"));
+    }
+
+    #[test]
+    fn the_last_attempt_is_that_of_its_own_shard_and_run() {
+        let results = [
+            result("//a", 1, 1, 1),
+            result("//a", 1, 1, 2),
+            result("//a", 2, 1, 1),
+        ];
+        let last: Vec<bool> = results.iter().map(|r| is_last_attempt(r, &results)).collect();
+        assert_eq!(last, [false, true, true]);
+        assert_eq!(TestShape::of(&results, 0, 0), TestShape { shards: 2, runs: 1 });
+    }
+}
