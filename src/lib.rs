@@ -57,6 +57,7 @@
 
 pub mod bep;
 pub mod bes;
+pub mod control;
 pub mod digest;
 pub mod embedded_cache;
 pub mod exec_path;

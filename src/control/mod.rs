@@ -1,0 +1,7 @@
+//! What can be asked of a daemon: the control API on its socket, and the admin port.
+
+mod admin;
+mod server;
+mod service;
+
+pub use self::{admin::Admin, server::ControlServer, service::Service};
