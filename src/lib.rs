@@ -58,6 +58,7 @@
 pub mod bep;
 pub mod bes;
 pub mod control;
+pub mod daemon;
 pub mod digest;
 pub mod embedded_cache;
 pub mod exec_path;

@@ -1,0 +1,316 @@
+//! The daemon: the rooms put together, and their doors opened.
+//!
+//! [`Rooms`] is what every command that brings outputs to disk needs; [`Daemon`] adds the doors: the event service,
+//! the control socket, the admin port. Stopping is part of the design: a token closes the doors, held clients are let
+//! go, what is being placed is finished or left out whole, and the record is written.
+
+mod activation;
+mod idle;
+mod retention;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    activation::{Inherited, notify_ready, notify_stopping},
+    retention::Retention,
+};
+use crate::{
+    bes::{
+        self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, journal::JournalOptions,
+    },
+    control::{Admin, ControlServer, Service},
+    invocation::{
+        Engine,
+        policy::Policy,
+        roots::{RootRules, Roots},
+        sources::{SourceRule, Sources},
+    },
+    materialize::{MaterializeOptions, Materializer, place::OutputRoot},
+    metrics::Metrics,
+    proto::outhaul::v1::control_server::ControlServer as ControlService,
+    record::{InvocationState, Record},
+};
+
+/// How long calls may go on once the doors are closed.
+const CLOSING: Duration = Duration::from_secs(10);
+
+/// The rooms behind the doors. Cheap to clone.
+#[derive(Clone)]
+pub struct Rooms {
+    /// What is known.
+    pub record: Record,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Follows builds.
+    pub engine: Engine,
+    /// Answers questions.
+    pub service: Service,
+}
+
+impl Rooms {
+    /// Puts the rooms together, on the current tokio runtime.
+    ///
+    /// # Errors
+    /// When a writer thread cannot be started.
+    pub fn open(
+        record: Record,
+        policy: Policy,
+        rules: RootRules,
+        source: SourceRule,
+        options: MaterializeOptions,
+    ) -> io::Result<Self> {
+        let metrics = Metrics::default();
+        let materializer = Materializer::start(options, metrics.clone())?;
+        let roots = Arc::new(Roots::new(rules, record.clone()));
+        let sources = Arc::new(Sources::new(source));
+        let engine = Engine::new(
+            policy,
+            record.clone(),
+            materializer.clone(),
+            roots.clone(),
+            sources.clone(),
+            metrics.clone(),
+        );
+        let service = Service::new(record.clone(), materializer, roots, sources, Some(engine.clone()));
+        Ok(Self {
+            record,
+            metrics,
+            engine,
+            service,
+        })
+    }
+
+    /// The event service in front of the engine.
+    #[must_use]
+    pub fn events(&self, hold: HoldPolicy, journal: Option<Journal>) -> BesService {
+        let metrics = self.metrics.clone();
+        let decoder: bes::Decoder = Arc::new(move |bytes| {
+            crate::bep::decode::decode(bytes).map_err(|e| {
+                metrics.fault("undecodable_event");
+                e.to_string()
+            })
+        });
+        let options = BesOptions {
+            hold,
+            ..BesOptions::default()
+        };
+        BesService::new(Arc::new(self.engine.clone()), decoder, journal, options)
+    }
+}
+
+/// The daemon's doors and habits.
+pub struct DaemonOptions {
+    /// Where the journal is kept; without one, nothing acknowledged outlives the process.
+    pub journal_dir: Option<PathBuf>,
+    /// Whether the journal is synced to disk before events are acknowledged.
+    pub durable: bool,
+    /// Holding.
+    pub hold: HoldPolicy,
+    /// Where build tools connect.
+    pub bes: Vec<BesListener>,
+    /// Where the control API is served.
+    pub control: Option<BesListener>,
+    /// Where the admin port is served.
+    pub admin: Option<TcpListener>,
+    /// What is kept of old builds; everything, if not told.
+    pub retention: Option<Retention>,
+    /// After how much idleness the daemon ends by itself.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// A daemon with open doors.
+pub struct Daemon {
+    /// Where build tools connect, with the ports that the system chose.
+    pub bes: Vec<BesAddress>,
+    /// The admin port's address.
+    pub admin: Option<SocketAddr>,
+    shutdown: CancellationToken,
+    tasks: JoinSet<Result<(), String>>,
+    rooms: Rooms,
+}
+
+impl Daemon {
+    /// Sweeps what dead processes left in the known output roots, goes on from the journal, and opens the doors.
+    ///
+    /// # Errors
+    /// In words, what could not be opened.
+    pub async fn start(rooms: Rooms, options: DaemonOptions) -> Result<Self, String> {
+        sweep(&rooms.record).await;
+        let journal = options.journal_dir.and_then(|dir| {
+            let journal_options = JournalOptions {
+                durable: options.durable,
+            };
+            match Journal::open(&dir, journal_options) {
+                Ok(journal) => Some(journal),
+                Err(error) => {
+                    // The build never suffers: without a journal a crash costs a re-derivation, no more.
+                    tracing::error!("going on without a journal: {error}");
+                    rooms.metrics.fault("journal");
+                    None
+                }
+            }
+        });
+        let events = rooms.events(options.hold, journal.clone());
+        let bes = options
+            .bes
+            .iter()
+            .map(|listener| listener.address().map_err(|e| e.to_string()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let admin = options
+            .admin
+            .as_ref()
+            .map(TcpListener::local_addr)
+            .transpose()
+            .map_err(|e| e.to_string())?;
+        interrupt_stale(&rooms.record).await;
+        match events.recover().await {
+            Ok(0) => {}
+            Ok(streams) => tracing::info!(streams, "going on with builds that were not settled"),
+            Err(error) => tracing::error!("the journal cannot be read: {error}"),
+        }
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let stop = shutdown.clone();
+        let service = events.clone();
+        tasks.spawn(async move {
+            bes::serve(service, options.bes, stop)
+                .await
+                .map_err(|e| e.to_string())
+        });
+        if let Some(listener) = options.control {
+            let (service, stop) = (rooms.service.clone(), shutdown.clone());
+            tasks.spawn(async move { serve_control(service, listener, stop).await });
+        }
+        let page = Admin::new(rooms.metrics.clone(), rooms.record.clone());
+        if let Some(listener) = options.admin {
+            let (page, stop) = (page.clone(), shutdown.clone());
+            tasks.spawn(async move {
+                page.serve(listener, stop)
+                    .await
+                    .map_err(|e| format!("the admin port: {e}"))
+            });
+        }
+        if let Some(retention) = options.retention {
+            let forgetting = retention::keep(rooms.record.clone(), journal, retention, shutdown.clone());
+            tasks.spawn(async move {
+                forgetting.await;
+                Ok(())
+            });
+        }
+        if let Some(timeout) = options.idle_timeout {
+            let (rooms, stop) = (rooms.clone(), shutdown.clone());
+            tasks.spawn(async move {
+                idle::watch(&rooms, timeout, &stop).await;
+                Ok(())
+            });
+        }
+        page.set_ready(true);
+        Ok(Self {
+            bes,
+            admin,
+            shutdown,
+            tasks,
+            rooms,
+        })
+    }
+
+    /// Cancelled, it closes the doors.
+    #[must_use]
+    pub fn shutdown_token(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Serves until the token is cancelled or a door fails; then lets everybody go and writes the record.
+    ///
+    /// # Errors
+    /// In words, which door failed.
+    pub async fn join(mut self) -> Result<(), String> {
+        let mut result = Ok(());
+        loop {
+            let next = if self.shutdown.is_cancelled() {
+                let Ok(next) = tokio::time::timeout(CLOSING, self.tasks.join_next()).await else {
+                    tracing::warn!("calls that did not end in time are cut off");
+                    self.tasks.abort_all();
+                    break;
+                };
+                next
+            } else {
+                tokio::select! {
+                    next = self.tasks.join_next() => next,
+                    () = self.shutdown.cancelled() => continue,
+                }
+            };
+            let Some(ended) = next else { break };
+            let ended = ended.unwrap_or_else(|e| Err(format!("a task of the daemon panicked: {e}")));
+            if let Err(reason) = ended {
+                result = Err(reason);
+            }
+            self.shutdown.cancel();
+        }
+        let (record, service) = (self.rooms.record.clone(), self.rooms.service.clone());
+        // Blocks for some seconds at most.
+        let _ = tokio::task::spawn_blocking(move || {
+            service.let_go();
+            record.close();
+        })
+        .await;
+        result
+    }
+}
+
+/// Removes temporary files that dead processes left in the output roots that the record knows.
+async fn sweep(record: &Record) {
+    let roots: Vec<PathBuf> = record
+        .roots()
+        .into_iter()
+        .map(|(_, row)| PathBuf::from(row.path))
+        .collect();
+    let swept = tokio::task::spawn_blocking(move || {
+        for root in roots {
+            match OutputRoot::open(&root, false).and_then(|root| root.sweep()) {
+                Ok(0) => {}
+                Ok(entries) => tracing::info!(root = %root.display(), entries, "swept temporary files"),
+                Err(error) => tracing::debug!(root = %root.display(), "not swept: {error}"),
+            }
+        }
+    });
+    if swept.await.is_err() {
+        tracing::error!("sweeping panicked; this is a bug in outhaul");
+    }
+}
+
+/// Invocations that a process before this one did not see settle have broken off, unless the journal goes on with
+/// them now.
+async fn interrupt_stale(record: &Record) {
+    let record = record.clone();
+    let marked = tokio::task::spawn_blocking(move || {
+        for mut row in record.invocations(usize::MAX) {
+            if !row.state.is_over() {
+                row.state = InvocationState::Interrupted;
+                record.put_invocation(&row);
+            }
+        }
+    });
+    if marked.await.is_err() {
+        tracing::error!("looking for interrupted builds panicked; this is a bug in outhaul");
+    }
+}
+
+async fn serve_control(
+    service: Service,
+    listener: BesListener,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    let Some((listener, _file)) = listener.into_unix() else {
+        return Err("the control API is served on unix sockets only".to_owned());
+    };
+    bes::serve::server()
+        .add_service(ControlService::new(ControlServer(service)))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .await
+        .map_err(|e| format!("the control socket: {e}"))
+}
