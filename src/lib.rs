@@ -57,8 +57,11 @@
 
 pub mod bep;
 pub mod bes;
+pub mod cli;
+pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod demo;
 pub mod digest;
 pub mod embedded_cache;
 pub mod exec_path;

@@ -1,0 +1,62 @@
+//! Exit codes, for scripts.
+
+use std::fmt::Display;
+
+/// Everything asked for is there.
+pub(super) const OK: u8 = 0;
+/// Something asked for could not be had.
+pub(super) const FAILED: u8 = 1;
+/// The command line or a setting is wrong.
+pub(super) const USAGE: u8 = 2;
+/// Nothing of that name is recorded.
+pub(super) const NOT_FOUND: u8 = 3;
+
+/// Shown under `--help`.
+pub(super) const HELP: &str = "Exit codes: 0 everything asked for is there; 1 something could not be had; \
+2 the command line or a setting is wrong; 3 nothing of that name is recorded. \
+`outhaul run` exits with the wrapped command's own code.";
+
+/// Why a command ends without success.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) code: u8,
+    /// For standard error; may be empty when all was said.
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn new(code: u8, message: impl Display) -> Self {
+        Self {
+            code,
+            message: message.to_string(),
+        }
+    }
+
+    pub(super) fn failed(message: impl Display) -> Self {
+        Self::new(FAILED, message)
+    }
+
+    pub(super) fn usage(message: impl Display) -> Self {
+        Self::new(USAGE, message)
+    }
+
+    pub(super) fn not_found(message: impl Display) -> Self {
+        Self::new(NOT_FOUND, message)
+    }
+}
+
+impl From<crate::config::ConfigError> for Failure {
+    fn from(error: crate::config::ConfigError) -> Self {
+        Self::usage(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    /// Writing to standard output failed: a closed pipe is the reader's business, and nothing to complain of.
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self::new(OK, ""),
+            _ => Self::failed(error),
+        }
+    }
+}

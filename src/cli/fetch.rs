@@ -1,0 +1,403 @@
+//! `outhaul fetch`: outputs without a build tool and without a daemon.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::mpsc;
+
+use super::{exit, exit::Failure, runtime};
+use crate::{
+    bep::{Event, EventFile},
+    bes::{Builds as _, StreamEnd, StreamKey},
+    config::{CacheArgs, PlaceArgs, SelectionArgs},
+    daemon::Rooms,
+    digest::Digest,
+    exec_path::ExecPath,
+    invocation::{Report, roots::Destination, tally::Tally},
+    materialize::{
+        Materializer, Outcome, Root, Session, Want,
+        place::{Epoch, OutputRoot},
+    },
+    metrics::Metrics,
+    output::{Class, OutputContent},
+    remote::{Attribution, BlobStore as _, GrpcCache, RemoteError},
+    units::show_size,
+};
+
+/// How long a cache that failed may take to tell why.
+const EXPLANATION: Duration = Duration::from_secs(5);
+
+/// What to fetch.
+#[derive(Debug, Subcommand)]
+pub(super) enum FetchCommand {
+    /// The top-level outputs of a build, from its saved event file (--build_event_binary_file or
+    /// --build_event_json_file)
+    Bep(BepArgs),
+    /// All outputs of an action, by the digest of the action
+    Action(TreeArgs),
+    /// A directory tree, by the digest of its Tree message or of its root Directory
+    Tree(TreeArgs),
+    /// One blob
+    Blob(BlobArgs),
+}
+
+/// Arguments of `outhaul fetch bep`.
+#[derive(Debug, Args)]
+pub(super) struct BepArgs {
+    /// The event file
+    file: PathBuf,
+
+    /// Follow the file while it grows, until the build's last event; it need not exist yet
+    #[arg(long)]
+    follow: bool,
+
+    /// Put files below this directory instead of the build's own exec root
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+
+    /// With --output-dir: right into it, by file name
+    #[arg(long, requires = "output_dir")]
+    flatten: bool,
+
+    #[command(flatten)]
+    selection: SelectionArgs,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// Arguments of `outhaul fetch action` and `outhaul fetch tree`.
+#[derive(Debug, Args)]
+pub(super) struct TreeArgs {
+    /// The digest: HASH/SIZE, or FUNCTION/HASH/SIZE
+    digest: String,
+
+    /// Directory that the outputs are put into; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    output_dir: PathBuf,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// Arguments of `outhaul fetch blob`.
+#[derive(Debug, Args)]
+pub(super) struct BlobArgs {
+    /// The digest: HASH/SIZE, or FUNCTION/HASH/SIZE
+    digest: String,
+
+    /// File to write; `-` for standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+pub(super) fn main(command: FetchCommand) -> Result<u8, Failure> {
+    runtime()?.block_on(async {
+        match command {
+            FetchCommand::Bep(args) => bep(args).await,
+            FetchCommand::Action(args) => action(args).await,
+            FetchCommand::Tree(args) => tree(args).await,
+            FetchCommand::Blob(args) => blob(args).await,
+        }
+    })
+}
+
+async fn bep(args: BepArgs) -> Result<u8, Failure> {
+    let destination = match args.output_dir {
+        Some(path) => Destination::Directory {
+            path: std::path::absolute(path)?,
+            flatten: args.flatten,
+        },
+        None => Destination::ExecRoot,
+    };
+    let policy = args.selection.policy()?;
+    let rules = args.place.rules(destination)?;
+    let options = args.place.options()?;
+    // The file is the user's own, so it may say where its cache is.
+    let source = args.cache.source_rule(true)?;
+    let file = &args.file;
+    while args.follow && !file.exists() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut events = EventFile::open(file, args.follow).await.map_err(Failure::usage)?;
+    // What is fetched by hand is not a build that anybody asks about later: its record lives as long as we do.
+    let scratch = Scratch::new()?;
+    let record = super::serve::open_record(&scratch.0).await?;
+    let rooms = Rooms::open(record.clone(), policy, rules, source, options)?;
+    let mut reports = rooms.engine.reports();
+    let bar = progress();
+    let mut stream = None;
+    let mut backlog = Vec::new();
+    let mut number = 0;
+    let mut trouble = Vec::new();
+    let end = loop {
+        let framed = match events.next().await {
+            Ok(Some(framed)) => framed,
+            Ok(None) => break StreamEnd::Finished,
+            Err(error) if error.is_skippable() => {
+                trouble.push(error.to_string());
+                continue;
+            }
+            Err(error) => {
+                trouble.push(error.to_string());
+                break StreamEnd::Broken(error.to_string());
+            }
+        };
+        bar.tick();
+        let last = framed.last;
+        if let Event::Started(started) = &framed.event {
+            stream = Some(StreamKey {
+                build_id: String::new(),
+                invocation_id: started.invocation_id.clone(),
+            });
+        }
+        backlog.push(framed);
+        if let Some(stream) = &stream {
+            for framed in backlog.drain(..) {
+                number += 1;
+                rooms.engine.event(stream, number, framed).await;
+            }
+        }
+        if last && args.follow {
+            break StreamEnd::Finished;
+        }
+    };
+    let Some(stream) = stream else {
+        let reason = trouble.join("; ");
+        let separator = if reason.is_empty() { "" } else { ": " };
+        return Err(Failure::failed(format!(
+            "{}: no build begins in it{separator}{reason}",
+            file.display()
+        )));
+    };
+    rooms.engine.ended(&stream, end).await;
+    let settlement = rooms.engine.settled(&stream).await;
+    let report = wait_for_report(&mut reports).await;
+    bar.finish_and_clear();
+    let mut err = std::io::stderr().lock();
+    for message in trouble.iter().chain(report.iter().flat_map(|r| &r.messages)) {
+        writeln!(err, "outhaul: {message}")?;
+    }
+    if let Some(report) = report {
+        writeln!(err, "{}", report.line)?;
+    }
+    drop(err);
+    // Blocks for some seconds at most.
+    let _ = tokio::task::spawn_blocking(move || record.close()).await;
+    Ok(if settlement.failed == 0 && trouble.is_empty() {
+        exit::OK
+    } else {
+        exit::FAILED
+    })
+}
+
+async fn wait_for_report(reports: &mut tokio::sync::broadcast::Receiver<Report>) -> Option<Report> {
+    reports.recv().await.ok()
+}
+
+async fn action(args: TreeArgs) -> Result<u8, Failure> {
+    let cache = args.cache.cache()?;
+    let digest = digest(&args.digest, &args.cache)?;
+    let attribution = Attribution::default();
+    let expanded = match cache.expand_action(&digest, &attribution).await {
+        Ok(expanded) => expanded,
+        Err(error) => return Err(in_plain_words(&cache, error).await),
+    };
+    let expanded = expanded
+        .ok_or_else(|| Failure::not_found(format!("{}: no result of action {digest}", cache.describe())))?;
+    let outputs = expanded.into_iter().map(|e| (e.path, e.content)).collect();
+    let ended = into_directory(&args.output_dir, &args.place, cache, outputs).await?;
+    Ok(ended.code())
+}
+
+async fn tree(args: TreeArgs) -> Result<u8, Failure> {
+    let cache = args.cache.cache()?;
+    let digest = digest(&args.digest, &args.cache)?;
+    let expanded = match cache.expand_any_tree(&digest, &Attribution::default()).await {
+        Ok(expanded) => expanded,
+        Err(error) => return Err(in_plain_words(&cache, error).await),
+    };
+    let outputs = expanded.into_iter().map(|e| (e.path, e.content)).collect();
+    let ended = into_directory(&args.output_dir, &args.place, cache, outputs).await?;
+    Ok(ended.code())
+}
+
+async fn blob(args: BlobArgs) -> Result<u8, Failure> {
+    let cache = args.cache.cache()?;
+    let digest = digest(&args.digest, &args.cache)?;
+    if args.output == Path::new("-") {
+        let bytes = match cache.read_blob(&digest, &Attribution::default()).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(in_plain_words(&cache, error).await),
+        };
+        std::io::stdout().lock().write_all(&bytes)?;
+        return Ok(exit::OK);
+    }
+    let path = std::path::absolute(&args.output)?;
+    let named = path.parent().zip(path.file_name().and_then(|name| name.to_str()));
+    let (directory, name) =
+        named.ok_or_else(|| Failure::usage(format!("{}: is no file's name", path.display())))?;
+    let name = ExecPath::new(name).map_err(Failure::usage)?;
+    let outputs = vec![(name, OutputContent::Blob(digest))];
+    let ended = into_directory(directory, &args.place, cache, outputs).await?;
+    // As with standard output: the one thing that was asked for is not there.
+    Ok(if ended.evicted > 0 {
+        exit::NOT_FOUND
+    } else {
+        ended.code()
+    })
+}
+
+/// An error of the cache's; where asking the cache anew tells what is wrong with the settings, that.
+async fn in_plain_words(cache: &GrpcCache, error: RemoteError) -> Failure {
+    if error.is_not_found() {
+        return Failure::not_found(error);
+    }
+    match tokio::time::timeout(EXPLANATION, cache.probe()).await {
+        Ok(Err(explained)) => Failure::failed(explained),
+        Ok(Ok(_)) | Err(_) => Failure::failed(error),
+    }
+}
+
+fn digest(text: &str, cache: &CacheArgs) -> Result<Digest, Failure> {
+    let digest: Digest = text.parse().map_err(|e| Failure::usage(format!("{text}: {e}")))?;
+    // HASH/SIZE of 64 digits may be SHA-256 or BLAKE3: the flag tells.
+    let named = text.matches('/').count() == 2;
+    let function = cache
+        .digest_function
+        .parse()
+        .map_err(|e| Failure::usage(format!("--digest-function: {e}")))?;
+    if named || digest.function() == function {
+        return Ok(digest);
+    }
+    Ok(Digest::new(function, digest.hash(), digest.size()).unwrap_or(digest))
+}
+
+/// How fetching ended.
+struct Ended {
+    failed: u64,
+    /// Those of the failed that the cache no longer has.
+    evicted: u64,
+}
+
+impl Ended {
+    const fn code(&self) -> u8 {
+        if self.failed == 0 { exit::OK } else { exit::FAILED }
+    }
+}
+
+/// Brings outputs into a directory, all of them required.
+async fn into_directory(
+    directory: &Path,
+    place: &PlaceArgs,
+    cache: Arc<GrpcCache>,
+    outputs: Vec<(ExecPath, OutputContent)>,
+) -> Result<Ended, Failure> {
+    let materializer = Materializer::start(place.options()?, Metrics::default())?;
+    let directory = std::path::absolute(directory)?;
+    let opened = tokio::task::spawn_blocking(move || OutputRoot::open(&directory, true)).await;
+    let root = opened.map_err(Failure::failed)?.map_err(Failure::usage)?;
+    let (completions, mut completed) = mpsc::unbounded_channel();
+    let session = Arc::new(Session {
+        root: Arc::new(Root {
+            id: 0,
+            place: Arc::new(root),
+            epoch: Epoch::new(),
+        }),
+        version: 0,
+        store: cache,
+        attribution: Arc::new(Attribution::default()),
+        completions,
+    });
+    let bar = progress();
+    let mut open = outputs.len();
+    let wants = outputs
+        .into_iter()
+        .map(|(path, content)| Want::new(path, content, Class::Required, None))
+        .collect();
+    let begun = std::time::Instant::now();
+    materializer.want(&session, wants).await;
+    drop(session);
+    let mut tally = Tally::default();
+    let mut evicted = 0;
+    while open > 0 {
+        let Some(list) = completed.recv().await else { break };
+        open = open.saturating_sub(list.len());
+        for completion in &list {
+            tally.add(completion);
+            evicted += u64::from(matches!(completion.outcome, Outcome::Evicted(_)));
+        }
+        bar.set_message(format!(
+            "{} outputs, {} left, {}",
+            tally.downloaded,
+            open,
+            show_size(tally.downloaded_bytes)
+        ));
+        bar.tick();
+    }
+    bar.finish_and_clear();
+    // Temporary files' directory goes with it.
+    materializer.close().await;
+    let mut err = std::io::stderr().lock();
+    for message in &tally.messages {
+        writeln!(err, "outhaul: {message}")?;
+    }
+    writeln!(err, "{}", tally.summary(begun.elapsed()))?;
+    Ok(Ended {
+        failed: tally.failed,
+        evicted,
+    })
+}
+
+/// A line of progress, on terminals only.
+fn progress() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// A directory of our own, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self, Failure> {
+        let name = format!(
+            "outhaul-fetch-{}-{:016x}",
+            std::process::id(),
+            rand::random::<u64>()
+        );
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left in the temporary directory is the system's to clean.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

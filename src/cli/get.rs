@@ -1,0 +1,79 @@
+//! `outhaul get`: recorded outputs to disk, by path.
+
+use std::{io::Write as _, path::PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{client::Client, exit, exit::Failure, paths, runtime, view};
+use crate::config::{CacheArgs, StateArgs};
+
+/// Arguments of `outhaul get`.
+#[derive(Debug, Args)]
+pub(super) struct GetArgs {
+    /// Outputs, by path: as you see them (bazel-bin/pkg/x), absolute, or as exec paths (bazel-out/…); a directory stands for
+    /// everything below it
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+
+    /// A JSON object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
+    let paths = resolved(&args.paths)?;
+    runtime()?.block_on(async {
+        let mut client = Client::open(&args.state, &args.cache).await?;
+        let results = client.materialize(paths).await?;
+        client.close().await;
+        let mut out = std::io::stdout().lock();
+        let mut code = exit::OK;
+        for result in results {
+            if !result.error.is_empty() {
+                // That one could not be had weighs more than that another is not known.
+                code = match (code, &result.output) {
+                    (exit::FAILED, _) | (_, Some(_)) => exit::FAILED,
+                    (_, None) => exit::NOT_FOUND,
+                };
+            }
+            if args.json {
+                let value = json!({
+                    "path": result.path,
+                    "outcome": (!result.outcome.is_empty()).then_some(&result.outcome),
+                    "error": (!result.error.is_empty()).then_some(&result.error),
+                    "output": result.output.as_ref().map(view::output_json),
+                });
+                writeln!(out, "{value}")?;
+            } else if result.error.is_empty() {
+                writeln!(out, "{}: {}", result.path, result.outcome)?;
+            } else {
+                writeln!(std::io::stderr(), "outhaul: {}: {}", result.path, result.error)?;
+            }
+        }
+        Ok(code)
+    })
+}
+
+/// Users' paths as the record knows them.
+pub(super) fn resolved(paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
+    paths
+        .iter()
+        .map(|path| {
+            let resolved =
+                paths::resolve(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
+            resolved.into_os_string().into_string().map_err(|_| {
+                Failure::usage(format!(
+                    "{}: is not UTF-8, as every recorded path is",
+                    path.display()
+                ))
+            })
+        })
+        .collect()
+}

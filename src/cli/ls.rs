@@ -1,0 +1,58 @@
+//! `outhaul ls`: the outputs on record.
+
+use std::io::Write as _;
+
+use clap::Args;
+
+use super::{client::Client, exit, exit::Failure, runtime, view};
+use crate::config::{CacheArgs, StateArgs};
+
+/// Arguments of `outhaul ls`.
+#[derive(Debug, Args)]
+pub(super) struct LsArgs {
+    /// An invocation; by default the newest. Everything on record for its output root is listed
+    #[arg(value_name = "ID")]
+    id: Option<String>,
+
+    /// Only outputs of this class
+    #[arg(long, value_name = "CLASS", value_parser = ["required", "optional", "known"])]
+    class: Option<String>,
+
+    /// A JSON object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
+    runtime()?.block_on(async {
+        let mut client = Client::open(&args.state, &args.cache).await?;
+        let id = args.id.as_deref().unwrap_or("");
+        let class = args.class.as_deref().unwrap_or("");
+        let result = client
+            .outputs(id, class, |output| {
+                let mut out = std::io::stdout().lock();
+                if args.json {
+                    writeln!(out, "{}", view::output_json(&output))?;
+                } else {
+                    writeln!(
+                        out,
+                        "{:8}  {:12}  {:>10}  {}",
+                        output.class,
+                        output.state,
+                        view::content(&output),
+                        output.exec_path
+                    )?;
+                }
+                Ok(())
+            })
+            .await;
+        client.close().await;
+        result.map(|()| exit::OK)
+    })
+}

@@ -1,0 +1,207 @@
+//! The command line: one file a subcommand.
+
+mod client;
+mod demo;
+mod exit;
+mod fetch;
+mod get;
+mod ls;
+mod paths;
+mod run;
+mod serve;
+mod stat;
+mod status;
+mod view;
+
+use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use self::exit::Failure;
+use crate::config::with_config_file;
+
+/// Brings a remote build's top-level outputs to disk, in the background.
+#[derive(Debug, Parser)]
+#[command(name = "outhaul", version, about, args_override_self = true, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Configuration file (TOML), by default outhaul/config.toml below the XDG configuration directory
+    #[arg(long, global = true, value_name = "FILE", env = "OUTHAUL_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// What is logged to standard error: a level, or directives such as outhaul::materialize=debug
+    #[arg(long, global = true, value_name = "FILTER", env = "OUTHAUL_LOG")]
+    log: Option<String>,
+
+    /// Log as JSON, an object a line
+    #[arg(long, global = true, env = "OUTHAUL_LOG_JSON")]
+    log_json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon: take builds' events and bring their top-level outputs to disk
+    Serve(serve::ServeArgs),
+    /// Run a build tool's command with a daemon of its own, and return with its outputs on disk
+    Run(run::RunArgs),
+    /// Bring outputs to disk without a build tool: of a saved event file, an action, a tree, or one blob
+    #[command(subcommand)]
+    Fetch(fetch::FetchCommand),
+    /// Bring recorded outputs to disk by path, top-level or not
+    Get(get::GetArgs),
+    /// Show what is recorded of outputs: digest, size, state, target
+    Stat(stat::StatArgs),
+    /// Show why outputs were downloaded or not, and where their bytes came from
+    Why(stat::WhyArgs),
+    /// Show what became of builds
+    Status(status::StatusArgs),
+    /// List the outputs that a build's output root has on record
+    Ls(ls::LsArgs),
+    /// Show the whole thing without a build tool or a server
+    Demo(demo::DemoArgs),
+    /// Run the embedded cache (for trying things out and for tests; not for production)
+    #[command(hide = true)]
+    Cache(demo::CacheServerArgs),
+}
+
+/// Parses the arguments and runs the command.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let command = Cli::command();
+    let cli = match configured(&command, args) {
+        Ok(args) => match command
+            .try_get_matches_from(args)
+            .and_then(|m| Cli::from_arg_matches(&m))
+        {
+            Ok(cli) => cli,
+            Err(error) => {
+                // Help and version are errors to clap, and go to standard output.
+                let _ = error.print();
+                return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+            }
+        },
+        Err(failure) => return report(&failure),
+    };
+    let default = match &cli.command {
+        Command::Serve(_) => "info",
+        Command::Cache(_) => "warn",
+        _ => "error",
+    };
+    if let Err(failure) = start_log(cli.log.as_deref().unwrap_or(default), cli.log_json) {
+        return report(&failure);
+    }
+    let result = match cli.command {
+        Command::Serve(args) => serve::main(args),
+        Command::Run(args) => run::main(args),
+        Command::Fetch(command) => fetch::main(command),
+        Command::Get(args) => get::main(&args),
+        Command::Stat(args) => stat::stat(&args),
+        Command::Why(args) => stat::why(&args),
+        Command::Status(args) => status::main(&args),
+        Command::Ls(args) => ls::main(&args),
+        Command::Demo(args) => demo::main(args),
+        Command::Cache(args) => demo::cache(args),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    if !failure.message.is_empty() {
+        // Nowhere to say that standard error is closed.
+        let _ = writeln!(std::io::stderr(), "outhaul: {}", failure.message);
+    }
+    ExitCode::from(failure.code)
+}
+
+/// The arguments with the configuration file's settings in front of the subcommand's own.
+fn configured(command: &clap::Command, args: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
+    let subcommands: Vec<String> = command
+        .get_subcommands()
+        .map(|s| s.get_name().to_owned())
+        .collect();
+    let flag = |sub: &clap::Command, flag: &str| {
+        sub.get_arguments()
+            .chain(command.get_arguments())
+            .find(|arg| arg.get_long() == Some(flag))
+            .map(|arg| arg.get_action().takes_values())
+    };
+    let known = |name: &str, wanted: &str| {
+        let sub = command.find_subcommand(name)?;
+        // Commands with commands of their own (fetch) take flags only behind those, so the file cannot set them.
+        if sub.has_subcommands() {
+            None
+        } else {
+            flag(sub, wanted)
+        }
+    };
+    let known_anywhere = |wanted: &str| {
+        command
+            .get_subcommands()
+            .flat_map(|sub| std::iter::once(sub).chain(sub.get_subcommands()))
+            .any(|sub| flag(sub, wanted).is_some())
+    };
+    with_config_file(args, &subcommands, known, known_anywhere).map_err(Failure::usage)
+}
+
+fn start_log(filter: &str, json: bool) -> Result<(), Failure> {
+    // A bare level is about us, not about every frame of the libraries below.
+    let directives = if filter.contains(['=', ',']) {
+        filter.to_owned()
+    } else {
+        format!("warn,outhaul={filter}")
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(directives)
+        .map_err(|e| Failure::usage(format!("--log={filter}: {e}")))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Standard error may be a pipe whose reader has gone: without this, its failure is told by a panic.
+        .log_internal_errors(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false);
+    if json {
+        log.json().init();
+    } else {
+        log.compact().init();
+    }
+    Ok(())
+}
+
+/// A runtime for the commands that need one.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    raise_open_files();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed(format!("the runtime cannot be started: {e}")))
+}
+
+/// Takes as many open files as we may: the usual 1024 are few for many builds, writer threads and their directories.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // If not, the limit stays what it is.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

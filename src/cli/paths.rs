@@ -1,0 +1,67 @@
+//! From a path as the user sees it to one that the record knows.
+
+use std::{
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+/// Makes a user's path absolute and follows the links on its way (`bazel-bin` and its like), but not what it names
+/// itself: that may be an output that is a link, or not there at all. An exec path (`bazel-out/…`) that leads nowhere
+/// from here is left as it is.
+pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let absolute = plain(&std::path::absolute(path)?);
+    let Some((parent, name)) = absolute.parent().zip(absolute.file_name()) else {
+        return Ok(absolute);
+    };
+    // The longest part that is there; outputs' own directories may not be.
+    for known in parent.ancestors() {
+        if let Ok(real) = known.canonicalize() {
+            let rest = parent.strip_prefix(known).unwrap_or(Path::new(""));
+            let resolved = real.join(rest).join(name);
+            let lost = path.starts_with("bazel-out") && !resolved.iter().any(|c| c == "execroot");
+            return Ok(if lost { path.to_owned() } else { resolved });
+        }
+    }
+    Ok(absolute)
+}
+
+/// Without `..`, by the letter: as a user reads it.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_on_the_way_are_followed_and_the_output_itself_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        let bin = base.join("ob/execroot/_main/bazel-out/k8/bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        std::os::unix::fs::symlink(&bin, base.join("bazel-bin")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", bin.join("link")).unwrap();
+        for (asked, expected) in [
+            ("bazel-bin/link", "link"),
+            ("bazel-bin/not/there/yet", "not/there/yet"),
+            ("bazel-bin/x/../link", "link"),
+            ("bazel-bin/./link", "link"),
+        ] {
+            assert_eq!(resolve(&base.join(asked)).unwrap(), bin.join(expected), "{asked}");
+        }
+        assert_eq!(
+            resolve(Path::new("bazel-out/k8/bin/x")).unwrap(),
+            Path::new("bazel-out/k8/bin/x")
+        );
+    }
+}

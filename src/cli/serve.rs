@@ -1,0 +1,229 @@
+//! `outhaul serve`: the daemon.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use super::{exit, exit::Failure, runtime};
+use crate::{
+    bes::{BesAddress, BesListener},
+    config::{CacheArgs, ConfigError, HoldArgs, PlaceArgs, SelectionArgs, StateArgs},
+    daemon::{Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready, notify_stopping},
+    invocation::roots::Destination,
+    record::{Opening, Record},
+    units::{parse_duration, parse_size},
+};
+
+/// Where build tools connect unless told otherwise.
+const BES_LISTEN: &str = "127.0.0.1:8985";
+/// Where the admin port is unless told otherwise.
+const ADMIN_LISTEN: &str = "127.0.0.1:8986";
+
+/// Arguments of `outhaul serve`.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Where build tools send their events: IP:PORT or unix:PATH (repeatable); by default 127.0.0.1:8985, or the
+    /// sockets that a service manager hands over
+    #[arg(long, value_name = "ADDR", env = "OUTHAUL_BES_LISTEN", value_delimiter = ',')]
+    bes_listen: Vec<String>,
+
+    /// Where /healthz, /readyz and /metrics are served: IP:PORT, or `none`
+    #[arg(long, value_name = "ADDR", env = "OUTHAUL_ADMIN_LISTEN", default_value = ADMIN_LISTEN)]
+    admin_listen: String,
+
+    /// End after so long without a build; for daemons that a socket starts again
+    #[arg(long, value_name = "DURATION", env = "OUTHAUL_IDLE_TIMEOUT")]
+    idle_timeout: Option<String>,
+
+    /// Sync the journal to disk before an event is acknowledged: nothing is lost in a power cut either
+    #[arg(long, env = "OUTHAUL_DURABLE")]
+    durable: bool,
+
+    /// How long settled builds and their journals are kept
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "OUTHAUL_RETENTION_AGE",
+        default_value = "14d"
+    )]
+    retention_age: String,
+
+    /// Bytes of journals that are kept; the oldest go first
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "OUTHAUL_RETENTION_SIZE",
+        default_value = "1GiB"
+    )]
+    retention_size: String,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    hold: HoldArgs,
+
+    #[command(flatten)]
+    selection: SelectionArgs,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+pub(super) fn main(args: ServeArgs) -> Result<u8, Failure> {
+    // Before the runtime: the environment is changed, which other threads must not see halfway.
+    let inherited = Inherited::take().map_err(|e| Failure::usage(format!("an inherited socket: {e}")))?;
+    runtime()?.block_on(serve(args, inherited))
+}
+
+async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
+    // Everything is checked before anything is opened.
+    let hold = args.hold.policy()?;
+    let policy = args.selection.policy()?;
+    let rules = args.place.rules(Destination::ExecRoot)?;
+    let options = args.place.options()?;
+    let source = args.cache.source_rule(false)?;
+    let state_dir = args.state.directory()?;
+    let socket = args.state.socket()?;
+    let idle_timeout = args
+        .idle_timeout
+        .as_deref()
+        .map(|text| match parse_duration(text) {
+            Ok(timeout) if timeout.is_zero() => {
+                Err(ConfigError::new("--idle-timeout", "must be longer than nothing"))
+            }
+            parsed => parsed.map_err(|e| ConfigError::new("--idle-timeout", e)),
+        })
+        .transpose()?;
+    let retention = Retention {
+        max_age: parse_duration(&args.retention_age)
+            .map_err(|e| ConfigError::new(format!("--retention-age={}", args.retention_age), e))?,
+        journal_bytes: parse_size(&args.retention_size)
+            .map_err(|e| ConfigError::new(format!("--retention-size={}", args.retention_size), e))?,
+    };
+    let addresses = args
+        .bes_listen
+        .iter()
+        .map(|text| {
+            text.parse::<BesAddress>()
+                .map_err(|e| ConfigError::new("--bes-listen", e))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let admin = match args.admin_listen.as_str() {
+        "none" => None,
+        text => Some(
+            text.parse::<SocketAddr>()
+                .map_err(|e| ConfigError::new(format!("--admin-listen={text}"), e))?,
+        ),
+    };
+
+    let record = open_record(&state_dir).await?;
+    let bes = listeners(inherited, &addresses)?;
+    let control = BesListener::bind(&BesAddress::Unix(socket.clone()))
+        .map_err(|e| Failure::usage(format!("--control-socket: {e}")))?;
+    let admin = match admin {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .map_err(|e| Failure::usage(format!("--admin-listen={address}: {e}")))?,
+        ),
+        None => None,
+    };
+    let rooms = Rooms::open(record, policy, rules, source, options)?;
+    let daemon = Daemon::start(
+        rooms,
+        DaemonOptions {
+            journal_dir: Some(state_dir.join("journal")),
+            durable: args.durable,
+            hold,
+            bes,
+            control: Some(control),
+            admin,
+            retention: Some(retention),
+            idle_timeout,
+        },
+    )
+    .await
+    .map_err(Failure::failed)?;
+    for address in &daemon.bes {
+        tracing::info!("taking build events on {address}");
+    }
+    if let Some(address) = daemon.admin {
+        tracing::info!("health and metrics on http://{address}");
+    }
+    tracing::info!("control socket {}", socket.display());
+    if args.cache.names_a_cache() {
+        probe(&args.cache);
+    }
+    notify_ready();
+
+    let shutdown = daemon.shutdown_token();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("ending: SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("ending: SIGINT"),
+            () = shutdown.cancelled() => return,
+        }
+        shutdown.cancel();
+    });
+    let closing = daemon.shutdown_token();
+    tokio::spawn(async move {
+        closing.cancelled().await;
+        notify_stopping();
+    });
+    daemon.join().await.map_err(Failure::failed)?;
+    Ok(exit::OK)
+}
+
+/// The sockets that were handed over, and those that were asked for; the default where there is neither.
+fn listeners(inherited: Inherited, addresses: &[BesAddress]) -> Result<Vec<BesListener>, Failure> {
+    let mut listeners = inherited
+        .into_listeners()
+        .map_err(|e| Failure::usage(format!("an inherited socket: {e}")))?;
+    let mut addresses = addresses.to_vec();
+    if listeners.is_empty() && addresses.is_empty() {
+        addresses.extend(BES_LISTEN.parse());
+    }
+    for address in addresses {
+        let listener =
+            BesListener::bind(&address).map_err(|e| Failure::usage(format!("--bes-listen: {e}")))?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Opens the record, and says what was found.
+pub(super) async fn open_record(state_dir: &std::path::Path) -> Result<Record, Failure> {
+    let directory: PathBuf = state_dir.to_owned();
+    let opened = tokio::task::spawn_blocking(move || Record::open(&directory)).await;
+    let (record, opening) = opened.map_err(Failure::failed)?.map_err(Failure::failed)?;
+    match opening {
+        Opening::Quarantined { moved_to, reason } => tracing::error!(
+            "the record was damaged ({reason}); it is in {} now, and a new one was begun",
+            moved_to.display()
+        ),
+        Opening::Unavailable { reason } => tracing::error!("the record is kept in memory only: {reason}"),
+        Opening::Fresh | Opening::Existing => {}
+    }
+    Ok(record)
+}
+
+/// Looks, behind the opened doors, whether the cache answers: a build may come long after a typing error.
+fn probe(cache: &CacheArgs) {
+    let Ok(cache) = cache.cache() else { return };
+    tokio::spawn(async move {
+        match cache.probe().await {
+            Ok(capabilities) => tracing::debug!(?capabilities, "the remote cache answers"),
+            Err(error) => tracing::error!("the remote cache can't be used at present: {error}"),
+        }
+    });
+}

@@ -1,0 +1,133 @@
+//! `outhaul status`: what became of builds.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{client::Client, exit, exit::Failure, runtime, view};
+use crate::config::{CacheArgs, StateArgs};
+
+/// How often `--watch` looks.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Arguments of `outhaul status`.
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// An invocation, with its targets; without one, the newest invocations
+    #[arg(value_name = "ID")]
+    id: Option<String>,
+
+    /// Go on until the invocation (by default the newest) is settled, showing each change
+    #[arg(long)]
+    watch: bool,
+
+    /// How many invocations are listed
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    limit: u32,
+
+    /// A JSON object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+pub(super) fn main(args: &StatusArgs) -> Result<u8, Failure> {
+    runtime()?.block_on(async {
+        let mut client = Client::open(&args.state, &args.cache).await?;
+        let result = if args.watch {
+            watch(args, &mut client).await
+        } else if let Some(id) = &args.id {
+            one(args, &mut client, id).await
+        } else {
+            list(args, &mut client).await
+        };
+        client.close().await;
+        result
+    })
+}
+
+async fn list(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
+    let invocations = client.invocations(args.limit).await?;
+    let mut out = std::io::stdout().lock();
+    for invocation in &invocations {
+        if args.json {
+            writeln!(out, "{}", view::invocation_json(invocation))?;
+        } else {
+            view::invocation(&mut out, invocation)?;
+        }
+    }
+    if invocations.is_empty() && !args.json {
+        writeln!(out, "no invocation is recorded")?;
+    }
+    Ok(exit::OK)
+}
+
+async fn one(args: &StatusArgs, client: &mut Client, id: &str) -> Result<u8, Failure> {
+    let (invocation, targets) = client.invocation(id).await?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let mut value = view::invocation_json(&invocation);
+        if let Some(object) = value.as_object_mut() {
+            object.insert(
+                "targets".to_owned(),
+                json!(targets.iter().map(view::target_json).collect::<Vec<_>>()),
+            );
+        }
+        writeln!(out, "{value}")?;
+    } else {
+        view::invocation(&mut out, &invocation)?;
+        for target in &targets {
+            let aspect = if target.aspect.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", target.aspect)
+            };
+            writeln!(
+                out,
+                "  {:9} {}{aspect}: {} required, {} optional, {} known, {} failed",
+                target.state, target.label, target.required, target.optional, target.known, target.failed
+            )?;
+        }
+    }
+    Ok(exit::OK)
+}
+
+async fn watch(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
+    let id = args.id.as_deref().unwrap_or("");
+    let terminal = std::io::stdout().is_terminal() && !args.json;
+    let mut shown = None;
+    loop {
+        let (invocation, _) = client.invocation(id).await?;
+        if shown.as_ref() != Some(&invocation) {
+            let mut out = std::io::stdout().lock();
+            if args.json {
+                writeln!(out, "{}", view::invocation_json(&invocation))?;
+            } else {
+                if terminal && shown.is_some() {
+                    // Back to the top left, and clear what was there.
+                    write!(out, "\x1b[H\x1b[J")?;
+                } else if terminal {
+                    write!(out, "\x1b[2J\x1b[H")?;
+                }
+                view::invocation(&mut out, &invocation)?;
+            }
+            out.flush()?;
+        }
+        let over = !matches!(&*invocation.state, "running" | "draining");
+        let failed = invocation.failed > 0;
+        shown = Some(invocation);
+        if over {
+            return Ok(if failed { exit::FAILED } else { exit::OK });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

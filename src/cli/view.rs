@@ -1,0 +1,129 @@
+//! How answers are shown: stable JSON for programs, short text for people.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use crate::{
+    proto::outhaul::v1 as pb,
+    units::{show_count, show_duration, show_size},
+};
+
+/// One output as JSON.
+pub(super) fn output_json(output: &pb::Output) -> Value {
+    json!({
+        "path": absolute(output),
+        "exec_path": output.exec_path,
+        "exec_root": output.exec_root,
+        "digest": output.digest.as_ref().map(digest),
+        "size": output.digest.as_ref().map(|d| d.size),
+        "symlink_target": non_empty(&output.symlink_target),
+        "directory": output.directory,
+        "state": output.state,
+        "class": output.class,
+        "rule": output.rule,
+        "label": output.label,
+        "aspect": non_empty(&output.aspect),
+        "output_group": non_empty(&output.output_group),
+        "invocation_id": output.invocation_id,
+        "event": output.event,
+        "source": non_empty(&output.source),
+        "materialized_at_ms": (output.materialized_at_ms > 0).then_some(output.materialized_at_ms),
+        "took_us": (output.took_us > 0).then_some(output.took_us),
+        "error": non_empty(&output.error),
+    })
+}
+
+/// One invocation as JSON.
+pub(super) fn invocation_json(invocation: &pb::Invocation) -> Value {
+    json!({
+        "invocation_id": invocation.invocation_id,
+        "build_id": invocation.build_id,
+        "command": invocation.command,
+        "workspace": invocation.workspace,
+        "exec_root": invocation.exec_root,
+        "state": invocation.state,
+        "started_ms": invocation.started_ms,
+        "settled_ms": (invocation.settled_ms > 0).then_some(invocation.settled_ms),
+        "exit_code": invocation.exit_code,
+        "downloaded": invocation.downloaded,
+        "downloaded_bytes": invocation.downloaded_bytes,
+        "present": invocation.present,
+        "failed": invocation.failed,
+        "known": invocation.known,
+        "superseded": invocation.superseded,
+        "pending": invocation.pending,
+        "hold_us": invocation.hold_us,
+        "errors": invocation.errors,
+        "build_tool_version": invocation.build_tool_version,
+        "remote_cache": invocation.remote_cache,
+        "remote_instance_name": invocation.remote_instance_name,
+    })
+}
+
+/// One target as JSON.
+pub(super) fn target_json(target: &pb::Target) -> Value {
+    json!({
+        "label": target.label,
+        "aspect": non_empty(&target.aspect),
+        "configuration": target.configuration,
+        "state": target.state,
+        "success": target.success,
+        "required": target.required,
+        "optional": target.optional,
+        "failed": target.failed,
+        "known": target.known,
+    })
+}
+
+fn non_empty(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// `FUNCTION:HASH`.
+pub(super) fn digest(digest: &pb::Digest) -> String {
+    format!("{}:{}", digest.function, digest.hash)
+}
+
+/// The output's absolute path.
+pub(super) fn absolute(output: &pb::Output) -> String {
+    format!("{}/{}", output.exec_root, output.exec_path)
+}
+
+/// What an output is, in a word or two.
+pub(super) fn content(output: &pb::Output) -> String {
+    match &output.digest {
+        Some(digest) => show_size(digest.size),
+        None if output.directory => "directory".to_owned(),
+        None => format!("-> {}", output.symlink_target),
+    }
+}
+
+/// One invocation in some lines.
+pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io::Result<()> {
+    let code = invocation
+        .exit_code
+        .map_or_else(String::new, |code| format!(", exit code {code}"));
+    writeln!(
+        out,
+        "{}  {}  {}{code}  {}",
+        invocation.invocation_id, invocation.command, invocation.state, invocation.workspace
+    )?;
+    writeln!(out, "  {}", invocation.summary)?;
+    if invocation.pending > 0 {
+        writeln!(
+            out,
+            "  {} required outputs are on their way",
+            show_count(invocation.pending)
+        )?;
+    }
+    for error in &invocation.errors {
+        writeln!(out, "  ! {error}")?;
+    }
+    Ok(())
+}
+
+/// Microseconds for people.
+pub(super) fn micros(us: u64) -> String {
+    show_duration(std::time::Duration::from_micros(us))
+}

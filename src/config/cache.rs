@@ -1,0 +1,279 @@
+//! Where blobs are fetched from, with Bazel's flag names.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Args;
+
+use super::ConfigError;
+use crate::{
+    digest::DigestFunction,
+    invocation::sources::SourceRule,
+    remote::{Endpoint, GrpcCache, Header, RemoteError, RemoteOptions, without_user_info},
+    units::parse_duration,
+};
+
+/// The value of `--remote-cache` that takes the cache from the build's own command line.
+const FROM_BUILD: &str = "from-build";
+
+/// Flags of the remote cache.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Remote cache")]
+pub struct CacheArgs {
+    /// Where the remote cache listens: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH; `from-build`
+    /// takes it from the build's own command line, as `run` and `fetch bep` do by default
+    #[arg(long, value_name = "URL", env = "OUTHAUL_REMOTE_CACHE")]
+    pub remote_cache: Option<String>,
+
+    /// With --remote-cache=from-build: an endpoint that a build may name (repeatable)
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "OUTHAUL_ALLOW_REMOTE_CACHE",
+        value_delimiter = ','
+    )]
+    pub allow_remote_cache: Vec<String>,
+
+    /// Instance name at the remote cache
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "OUTHAUL_REMOTE_INSTANCE_NAME",
+        default_value = ""
+    )]
+    pub remote_instance_name: String,
+
+    /// Header for every request to the remote cache (repeatable)
+    #[arg(
+        long,
+        value_name = "NAME=VALUE",
+        env = "OUTHAUL_REMOTE_HEADER",
+        hide_env_values = true
+    )]
+    pub remote_header: Vec<String>,
+
+    /// PEM file of the authorities that may sign the server's certificate
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CERTIFICATE")]
+    pub tls_certificate: Option<PathBuf>,
+
+    /// PEM file of our client certificate
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_CERTIFICATE")]
+    pub tls_client_certificate: Option<PathBuf>,
+
+    /// PEM file of the client certificate's key
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_KEY")]
+    pub tls_client_key: Option<PathBuf>,
+
+    /// Program that supplies credentials, for all hosts or those of a scope (repeatable)
+    #[arg(long, value_name = "[SCOPE=]PATH", env = "OUTHAUL_CREDENTIAL_HELPER")]
+    pub credential_helper: Vec<String>,
+
+    /// Whether to ask for zstd where the server offers it
+    #[arg(long, value_name = "BOOL", env = "OUTHAUL_REMOTE_CACHE_COMPRESSION", default_value_t = true,
+          action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub remote_cache_compression: bool,
+
+    /// HTTP/2 connections to the remote cache
+    #[arg(
+        long,
+        value_name = "N",
+        env = "OUTHAUL_REMOTE_MAX_CONNECTIONS",
+        default_value_t = 4
+    )]
+    pub remote_max_connections: usize,
+
+    /// How often a failed request is tried again
+    #[arg(long, value_name = "N", env = "OUTHAUL_REMOTE_RETRIES", default_value_t = 5)]
+    pub remote_retries: u32,
+
+    /// Longest wait before a request is tried again
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "OUTHAUL_REMOTE_RETRY_MAX_DELAY",
+        default_value = "5s"
+    )]
+    pub remote_retry_max_delay: String,
+
+    /// How long a request may bring nothing before it is cut and tried again
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "OUTHAUL_REMOTE_TIMEOUT",
+        default_value = "60s"
+    )]
+    pub remote_timeout: String,
+
+    /// Function of digests that do not name theirs: sha256, sha384, sha512, sha1, md5 or blake3
+    #[arg(
+        long,
+        value_name = "FUNCTION",
+        env = "OUTHAUL_DIGEST_FUNCTION",
+        default_value = "sha256"
+    )]
+    pub digest_function: String,
+}
+
+impl CacheArgs {
+    /// Whether a cache is named outright.
+    #[must_use]
+    pub fn names_a_cache(&self) -> bool {
+        self.remote_cache.as_deref().is_some_and(|url| url != FROM_BUILD)
+    }
+
+    /// The options for one endpoint.
+    fn options(&self, endpoint: Endpoint) -> Result<RemoteOptions, ConfigError> {
+        let mut options = RemoteOptions::new(endpoint);
+        self.remote_instance_name.clone_into(&mut options.instance_name);
+        options.headers = self
+            .remote_header
+            .iter()
+            .map(|text| Header::parse("--remote-header", text).map_err(|e| remote(&e)))
+            .collect::<Result<_, _>>()?;
+        options.tls_certificate.clone_from(&self.tls_certificate);
+        options
+            .tls_client_certificate
+            .clone_from(&self.tls_client_certificate);
+        options.tls_client_key.clone_from(&self.tls_client_key);
+        options.credential_helpers.clone_from(&self.credential_helper);
+        options.compression = self.remote_cache_compression;
+        options.connections = self.remote_max_connections;
+        options.retries = self.remote_retries;
+        options.max_retry_delay = duration("--remote-retry-max-delay", &self.remote_retry_max_delay)?;
+        options.stall_timeout = duration("--remote-timeout", &self.remote_timeout)?;
+        options.digest_function = self
+            .digest_function
+            .parse::<DigestFunction>()
+            .map_err(|e| ConfigError::new("--digest-function", e))?;
+        options.workspace = std::env::current_dir().ok();
+        Ok(options)
+    }
+
+    /// The cache that is named outright.
+    ///
+    /// # Errors
+    /// Naming the flag that is missing or wrong.
+    pub fn cache(&self) -> Result<Arc<GrpcCache>, ConfigError> {
+        let url = self
+            .remote_cache
+            .as_deref()
+            .filter(|url| *url != FROM_BUILD)
+            .ok_or_else(|| {
+                ConfigError::new(
+                    "--remote-cache",
+                    "is needed: grpc://HOST:PORT, grpcs://HOST or unix:PATH",
+                )
+            })?;
+        if url.starts_with("http://") || url.starts_with("https://") {
+            return Err(ConfigError::new(
+                format!("--remote-cache={}", without_user_info(url)),
+                "HTTP caches can't be read, only gRPC ones",
+            ));
+        }
+        let endpoint = Endpoint::parse("--remote-cache", url).map_err(|e| remote(&e))?;
+        let options = self.options(endpoint)?;
+        options.validate().map_err(|e| remote(&e))?;
+        Ok(Arc::new(GrpcCache::new(options).map_err(|e| remote(&e))?))
+    }
+
+    /// The rule by which builds find their cache. Without `--remote-cache` it is the build's own if `trusted`: the
+    /// stream is of the user's own command or file.
+    ///
+    /// # Errors
+    /// Naming the flag that is missing or wrong.
+    pub fn source_rule(&self, trusted: bool) -> Result<SourceRule, ConfigError> {
+        let from_build = match self.remote_cache.as_deref() {
+            Some(FROM_BUILD) => true,
+            Some(_) => false,
+            None => trusted,
+        };
+        if !from_build {
+            return Ok(SourceRule::Fixed(self.cache()?));
+        }
+        let allowed = self
+            .allow_remote_cache
+            .iter()
+            .map(|url| Endpoint::parse("--allow-remote-cache", url).map_err(|e| remote(&e)))
+            .collect::<Result<Vec<_>, _>>()?;
+        if !trusted && allowed.is_empty() {
+            return Err(ConfigError::new(
+                "--remote-cache=from-build",
+                "needs --allow-remote-cache: a stream is not trusted with where to connect",
+            ));
+        }
+        // The template's address is replaced before it is used.
+        let placeholder = Endpoint::parse("--remote-cache", "grpc://localhost:1").map_err(|e| remote(&e))?;
+        Ok(SourceRule::FromBuild {
+            template: Box::new(self.options(placeholder)?),
+            allowed: (!allowed.is_empty()).then_some(allowed),
+        })
+    }
+}
+
+/// A remote error whose context is the flag.
+fn remote(error: &RemoteError) -> ConfigError {
+    ConfigError::new(error.context.clone(), &error.message)
+}
+
+/// A flag's duration, longer than nothing.
+pub(super) fn duration(flag: &str, text: &str) -> Result<Duration, ConfigError> {
+    parse_duration(text).map_err(|e| ConfigError::new(flag, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        cache: CacheArgs,
+    }
+
+    fn rule(args: &[&str], trusted: bool) -> Result<SourceRule, ConfigError> {
+        let cli = Cli::parse_from(std::iter::once("outhaul").chain(args.iter().copied()));
+        cli.cache.source_rule(trusted)
+    }
+
+    #[test]
+    fn wrong_values_name_their_flag() {
+        for (args, part) in [
+            (vec![], "--remote-cache"),
+            (vec!["--remote-cache=ftp://x"], "--remote-cache"),
+            (vec!["--remote-cache=http://x/y"], "HTTP"),
+            (vec!["--remote-cache=from-build"], "--allow-remote-cache"),
+            (
+                vec!["--remote-cache=grpc://h:1", "--remote-header=x"],
+                "--remote-header",
+            ),
+            (
+                vec!["--remote-cache=grpc://h:1", "--remote-timeout=x"],
+                "--remote-timeout",
+            ),
+            (
+                vec!["--remote-cache=grpc://h:1", "--digest-function=x"],
+                "--digest-function",
+            ),
+            (
+                vec!["--remote-cache=grpc://h:1", "--tls-client-key=/k"],
+                "--tls-client-key",
+            ),
+        ] {
+            let error = rule(&args, false).err().expect("wrong").to_string();
+            assert!(error.contains(part), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_trusted_stream_may_name_the_cache() {
+        assert!(matches!(
+            rule(&[], true),
+            Ok(SourceRule::FromBuild { allowed: None, .. })
+        ));
+        let args = ["--remote-cache=from-build", "--allow-remote-cache=grpc://h:1"];
+        assert!(matches!(
+            rule(&args, false),
+            Ok(SourceRule::FromBuild { allowed: Some(_), .. })
+        ));
+    }
+}

@@ -1,0 +1,38 @@
+//! What the user sets: flags, environment and file, checked at start into values that the rooms take.
+//!
+//! A flag outranks its environment variable (`OUTHAUL_` and the flag's name), which outranks the file. Every error
+//! names the flag.
+
+mod cache;
+mod file;
+mod place;
+mod selection;
+mod state;
+
+pub use self::{
+    cache::CacheArgs,
+    file::with_config_file,
+    place::PlaceArgs,
+    selection::SelectionArgs,
+    state::{HoldArgs, StateArgs},
+};
+
+/// A setting that can't be used: which flag, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{flag}: {reason}")]
+pub struct ConfigError {
+    /// The flag, with its dashes.
+    pub flag: String,
+    /// What is wrong with its value.
+    pub reason: String,
+}
+
+impl ConfigError {
+    /// An error about a flag.
+    pub fn new(flag: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Self {
+            flag: flag.into(),
+            reason: reason.to_string(),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Where files are put, and how.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::ConfigError;
+use crate::{
+    invocation::roots::{Destination, PathMap, RootRules},
+    materialize::{MaterializeOptions, place::PlaceOptions},
+    units::parse_size,
+};
+
+/// Flags of placing.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Output trees")]
+pub struct PlaceArgs {
+    /// Directory that exec roots must lie in (repeatable); by default any that the daemon's user owns
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "OUTHAUL_ALLOW_EXEC_ROOT",
+        value_delimiter = ':'
+    )]
+    pub allow_exec_root: Vec<PathBuf>,
+
+    /// Where the build sees FROM, Outhaul sees TO: for builds in another mount namespace (repeatable)
+    #[arg(long, value_name = "FROM=TO", env = "OUTHAUL_PATH_MAP", value_delimiter = ',')]
+    pub path_map: Vec<String>,
+
+    /// Make output files writable (0755 instead of 0555), as Bazel's --experimental_writable_outputs
+    #[arg(long, env = "OUTHAUL_WRITABLE_OUTPUTS")]
+    pub writable_outputs: bool,
+
+    /// Threads that write files; by default one for each core, at least 2 and at most 8
+    #[arg(long, value_name = "N", env = "OUTHAUL_WRITERS")]
+    pub writers: Option<usize>,
+
+    /// Bytes of small files that may be in memory between the cache and the disk
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "OUTHAUL_BYTES_IN_FLIGHT",
+        default_value = "32MiB"
+    )]
+    pub bytes_in_flight: String,
+}
+
+impl PlaceArgs {
+    /// The rules for output roots.
+    ///
+    /// # Errors
+    /// Naming the flag that is wrong.
+    pub fn rules(&self, destination: Destination) -> Result<RootRules, ConfigError> {
+        for path in &self.allow_exec_root {
+            if !path.is_absolute() {
+                return Err(ConfigError::new(
+                    format!("--allow-exec-root={}", path.display()),
+                    "is not an absolute path",
+                ));
+            }
+        }
+        let path_maps = self
+            .path_map
+            .iter()
+            .map(|text| {
+                text.parse::<PathMap>()
+                    .map_err(|e| ConfigError::new("--path-map", e))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(RootRules {
+            destination,
+            path_maps,
+            allowed: self.allow_exec_root.clone(),
+        })
+    }
+
+    /// How much is done at once, and how files are placed.
+    ///
+    /// # Errors
+    /// Naming the flag that is wrong.
+    pub fn options(&self) -> Result<MaterializeOptions, ConfigError> {
+        let mut options = MaterializeOptions {
+            place: PlaceOptions {
+                writable: self.writable_outputs,
+                ..PlaceOptions::default()
+            },
+            ..MaterializeOptions::default()
+        };
+        if let Some(writers) = self.writers {
+            if !(1..=64).contains(&writers) {
+                return Err(ConfigError::new(
+                    format!("--writers={writers}"),
+                    "must be from 1 to 64",
+                ));
+            }
+            options.writers = writers;
+        }
+        options.bytes_in_flight =
+            parse_size(&self.bytes_in_flight).map_err(|e| ConfigError::new("--bytes-in-flight", e))?;
+        if options.bytes_in_flight < options.batch_bytes {
+            return Err(ConfigError::new(
+                "--bytes-in-flight",
+                "must be at least 1MiB, the size of a batch",
+            ));
+        }
+        Ok(options)
+    }
+}
+
+impl PlaceArgs {
+    /// What counts when no flag is given: the environment's settings and the defaults.
+    ///
+    /// # Errors
+    /// When a variable of the environment is no value for its flag.
+    pub fn from_environment() -> Result<Self, ConfigError> {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            place: PlaceArgs,
+        }
+        Alone::try_parse_from(["outhaul"])
+            .map(|alone| alone.place)
+            .map_err(|e| ConfigError::new("the environment", e))
+    }
+}

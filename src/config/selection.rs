@@ -1,0 +1,144 @@
+//! What is downloaded.
+
+use clap::Args;
+
+use super::ConfigError;
+use crate::{
+    invocation::policy::{DownloadMode, Policy},
+    units::parse_size,
+};
+
+/// Flags of selection.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Selection")]
+pub struct SelectionArgs {
+    /// What is downloaded: toplevel (what was asked for), all (whatever the build names) or minimal (only what `run`
+    /// executes, and what the flags below pick)
+    #[arg(
+        long,
+        value_name = "MODE",
+        env = "OUTHAUL_DOWNLOAD",
+        default_value = "toplevel"
+    )]
+    pub download: String,
+
+    /// Also download outputs whose whole exec path, or whose tree's, matches; as Bazel's --remote_download_regex
+    /// (repeatable)
+    #[arg(long, value_name = "REGEX", env = "OUTHAUL_DOWNLOAD_REGEX")]
+    pub download_regex: Vec<String>,
+
+    /// Only these output groups (repeatable)
+    #[arg(
+        long,
+        value_name = "GROUP",
+        env = "OUTHAUL_OUTPUT_GROUP",
+        value_delimiter = ','
+    )]
+    pub output_group: Vec<String>,
+
+    /// Only targets that match this pattern, or with a leading `-` none that do; the last that matches counts
+    /// (repeatable)
+    #[arg(
+        long,
+        value_name = "PATTERN",
+        env = "OUTHAUL_TARGET",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    pub target: Vec<String>,
+
+    /// Larger outputs are only recorded
+    #[arg(long, value_name = "SIZE", env = "OUTHAUL_MAX_SIZE")]
+    pub max_size: Option<String>,
+
+    /// Rule before all others, first match wins: required|optional|known, then any of label=PATTERN aspect=NAME
+    /// output-group=GROUP path=REGEX min-size=SIZE max-size=SIZE (repeatable)
+    #[arg(long, value_name = "RULE", env = "OUTHAUL_RULE", value_delimiter = ';')]
+    pub rule: Vec<String>,
+}
+
+impl SelectionArgs {
+    /// As what selection takes.
+    ///
+    /// # Errors
+    /// Naming the flag that is wrong.
+    pub fn policy(&self) -> Result<Policy, ConfigError> {
+        fn all<T: std::str::FromStr>(flag: &str, texts: &[String]) -> Result<Vec<T>, ConfigError>
+        where
+            T::Err: std::fmt::Display,
+        {
+            texts
+                .iter()
+                .map(|text| {
+                    text.parse()
+                        .map_err(|e| ConfigError::new(format!("{flag}={text}"), e))
+                })
+                .collect()
+        }
+        Ok(Policy {
+            mode: self
+                .download
+                .parse::<DownloadMode>()
+                .map_err(|e| ConfigError::new("--download", e))?,
+            rules: all("--rule", &self.rule)?,
+            regexes: all("--download-regex", &self.download_regex)?,
+            output_groups: self.output_group.clone(),
+            targets: all("--target", &self.target)?,
+            max_size: self
+                .max_size
+                .as_deref()
+                .map(|text| parse_size(text).map_err(|e| ConfigError::new("--max-size", e)))
+                .transpose()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        selection: SelectionArgs,
+    }
+
+    fn policy(args: &[&str]) -> Result<Policy, ConfigError> {
+        let cli = Cli::parse_from(std::iter::once("outhaul").chain(args.iter().copied()));
+        cli.selection.policy()
+    }
+
+    #[test]
+    fn wrong_values_name_their_flag() {
+        for (arg, flag) in [
+            ("--download=some", "--download"),
+            ("--download-regex=(", "--download-regex"),
+            ("--target=x", "--target"),
+            ("--max-size=big", "--max-size"),
+            ("--rule=never", "--rule"),
+        ] {
+            let error = policy(&[arg]).unwrap_err();
+            assert!(error.flag.starts_with(flag), "{error}");
+        }
+    }
+
+    #[test]
+    fn flags_become_a_policy() {
+        let policy = policy(&[
+            "--target=//a/...,-//a/b:all",
+            "--output-group=x,y",
+            "--rule=known;optional",
+        ])
+        .unwrap();
+        assert_eq!(
+            (
+                policy.targets.len(),
+                policy.output_groups.len(),
+                policy.rules.len()
+            ),
+            (2, 2, 2)
+        );
+        assert_eq!(policy.mode, DownloadMode::Toplevel);
+    }
+}

@@ -1,0 +1,127 @@
+//! Where the daemon keeps what it knows, and how it holds builds back.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{ConfigError, cache::duration};
+use crate::bes::{HoldMode, HoldPolicy};
+
+/// Flags of the state directory.
+#[derive(Debug, Clone, Args)]
+pub struct StateArgs {
+    /// Directory of the record and the journal; by default outhaul/ below the XDG state directory
+    #[arg(long, value_name = "DIR", env = "OUTHAUL_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Unix socket of the control API; by default control.sock in the state directory
+    #[arg(long, value_name = "PATH", env = "OUTHAUL_CONTROL_SOCKET")]
+    pub control_socket: Option<PathBuf>,
+}
+
+impl StateArgs {
+    /// The state directory.
+    ///
+    /// # Errors
+    /// When neither the flag nor the environment tells one.
+    pub fn directory(&self) -> Result<PathBuf, ConfigError> {
+        if let Some(path) = &self.state_dir {
+            return std::path::absolute(path)
+                .map_err(|e| ConfigError::new(format!("--state-dir={}", path.display()), e));
+        }
+        let absolute = |name: &str| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        absolute("XDG_STATE_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+            .map(|base| base.join("outhaul"))
+            .ok_or_else(|| {
+                ConfigError::new("--state-dir", "is needed: neither XDG_STATE_HOME nor HOME is set")
+            })
+    }
+
+    /// The control socket.
+    ///
+    /// # Errors
+    /// As [`StateArgs::directory`]; or the path is longer than a socket's may be.
+    pub fn socket(&self) -> Result<PathBuf, ConfigError> {
+        let path = match &self.control_socket {
+            Some(path) => path.clone(),
+            None => self.directory()?.join("control.sock"),
+        };
+        check_socket_path("--control-socket", &path)?;
+        Ok(path)
+    }
+}
+
+/// Linux allows 107 bytes for a socket's path.
+pub(crate) fn check_socket_path(flag: &str, path: &Path) -> Result<(), ConfigError> {
+    if path.as_os_str().len() > 107 {
+        return Err(ConfigError::new(
+            format!("{flag}={}", path.display()),
+            "is longer than the 107 bytes that a unix socket's path may have",
+        ));
+    }
+    Ok(())
+}
+
+/// Flags of holding.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Holding")]
+pub struct HoldArgs {
+    /// What waits for outputs: invocation (the build tool's command) or none
+    #[arg(long, value_name = "MODE", env = "OUTHAUL_HOLD", default_value = "invocation")]
+    pub hold: String,
+
+    /// How long the build is held at the most; what is missing then is downloaded behind it
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "OUTHAUL_HOLD_TIMEOUT",
+        default_value = "10m"
+    )]
+    pub hold_timeout: String,
+
+    /// Fail the build tool's command when a required output could not be brought to disk, or not in time
+    #[arg(long, env = "OUTHAUL_STRICT")]
+    pub strict: bool,
+}
+
+impl HoldArgs {
+    /// As what the event service takes.
+    ///
+    /// # Errors
+    /// Naming the flag that is wrong.
+    pub fn policy(&self) -> Result<HoldPolicy, ConfigError> {
+        let mode = match self.hold.as_str() {
+            "invocation" => HoldMode::Invocation,
+            "none" => HoldMode::None,
+            other => {
+                return Err(ConfigError::new(
+                    "--hold",
+                    format!("{other:?} is none of invocation, none"),
+                ));
+            }
+        };
+        if self.strict && mode == HoldMode::None {
+            return Err(ConfigError::new(
+                "--strict",
+                "needs --hold=invocation: a command that is let go can't fail",
+            ));
+        }
+        let timeout = duration("--hold-timeout", &self.hold_timeout)?;
+        if timeout.is_zero() {
+            return Err(ConfigError::new(
+                "--hold-timeout",
+                "must be longer than nothing; use --hold=none",
+            ));
+        }
+        Ok(HoldPolicy {
+            mode,
+            timeout,
+            strict: self.strict,
+        })
+    }
+}

@@ -1,0 +1,307 @@
+//! A small build with a bit of everything that streams are made of.
+
+use super::events::{
+    BIN, Setting, closing, completed, configured, content, file_at, named_set, opening, set_id, uuid,
+};
+use crate::{
+    digest::Digest,
+    embedded_cache::Store,
+    proto::build_event_stream::{File, OutputGroup, TargetComplete, file},
+};
+
+/// What a generated output is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GeneratedContent {
+    /// A file, whose blob is in the store.
+    File(Digest),
+    /// An unresolved symlink with this target.
+    Symlink(String),
+    /// An empty tree artifact.
+    EmptyDirectory,
+}
+
+/// One output that the build's top-level targets ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GeneratedOutput {
+    /// Exec path.
+    pub path: String,
+    /// What is there.
+    pub content: GeneratedContent,
+    /// Label of the target that it belongs to, or was asked for on.
+    pub target: String,
+}
+
+/// A build of six targets and an aspect, run with `--remote_download_minimal`; one target fails.
+///
+/// | label | outputs |
+/// |---|---|
+/// | `//lib:lib` | an archive and headers, in nested sets; an aspect adds a report |
+/// | `//app:app` | a large binary, a small file, and `//lib:lib`'s sets again |
+/// | `//assets:tree` | a tree artifact with a subdirectory |
+/// | `//assets:none` | an empty tree artifact |
+/// | `//app:current` | an unresolved symlink |
+/// | `//broken:broken` | fails; the group `logs` is complete, `default` is not |
+#[derive(Debug, Clone)]
+pub struct GeneratedBuild {
+    setting: Setting,
+    seed: u64,
+    /// Grows with every build of the same outputs.
+    number: u64,
+    outputs: Vec<GeneratedOutput>,
+    /// Events between opening and closing, the same in every build.
+    middle: Vec<Vec<u8>>,
+}
+
+/// Collects files and the outputs that they stand for.
+struct Collector<'a> {
+    setting: &'a Setting,
+    store: &'a Store,
+    seed: u64,
+    outputs: Vec<GeneratedOutput>,
+}
+
+impl Collector<'_> {
+    fn output(&mut self, target: &str, name: &str, content: GeneratedContent) {
+        self.outputs.push(GeneratedOutput {
+            path: format!("{}/{name}", BIN.join("/")),
+            content,
+            target: target.to_owned(),
+        });
+    }
+
+    /// A file of so many bytes, put into the store.
+    fn file(&mut self, target: &str, name: &str, size: usize) -> File {
+        let seed = name.bytes().fold(self.seed, |seed, b| {
+            seed.wrapping_mul(0x100_0000_01b3) ^ u64::from(b)
+        });
+        let digest = self.store.put(content(seed, size));
+        self.output(target, name, GeneratedContent::File(digest.clone()));
+        self.setting.file(name, &digest)
+    }
+}
+
+fn group(name: &str, sets: &[usize], incomplete: bool) -> OutputGroup {
+    OutputGroup {
+        name: name.to_owned(),
+        file_sets: sets.iter().copied().map(set_id).collect(),
+        incomplete,
+        ..OutputGroup::default()
+    }
+}
+
+/// `files` are those of the groups' sets once more: Bazel 7 still fills the deprecated field unless told not to.
+fn succeeded(groups: Vec<OutputGroup>, files: &[&[File]], directories: Vec<File>) -> TargetComplete {
+    TargetComplete {
+        success: true,
+        output_group: groups,
+        important_output: files.concat(),
+        directory_output: directories,
+        ..TargetComplete::default()
+    }
+}
+
+impl GeneratedBuild {
+    /// Makes the build and puts its outputs into the store. The same seed gives the same outputs.
+    #[must_use]
+    pub fn new(store: &Store, setting: Setting, seed: u64) -> Self {
+        let mut made = Collector {
+            setting: &setting,
+            store,
+            seed,
+            outputs: Vec::new(),
+        };
+        let mut middle: Vec<_> = [
+            ("//lib:lib", "cc_library rule"),
+            ("//app:app", "cc_binary rule"),
+            ("//app:current", "link rule"),
+            ("//assets:tree", "tree rule"),
+            ("//assets:none", "tree rule"),
+            ("//broken:broken", "genrule rule"),
+        ]
+        .map(|(label, kind)| configured(label, kind))
+        .into();
+
+        // Two targets share the sets of //lib:lib; children come before their parents, each set once.
+        let default = |sets: &[usize]| vec![group("default", sets, false)];
+        let lib = "//lib:lib";
+        let headers: Vec<_> = (0..4)
+            .map(|n| made.file(lib, &format!("lib/include/part{n}.h"), 900 + 100 * n))
+            .collect();
+        let archive = [made.file(lib, "lib/liblib.a", 200_000)];
+        middle.push(named_set(0, headers.clone(), &[]));
+        middle.push(named_set(1, archive.to_vec(), &[0]));
+        let complete = succeeded(default(&[1]), &[&headers, &archive], Vec::new());
+        middle.push(completed(lib, "", complete));
+
+        let report = [made.file(lib, "lib/lint.report", 321)];
+        middle.push(named_set(2, report.to_vec(), &[]));
+        let groups = vec![group("lint_report", &[2], false)];
+        let complete = succeeded(groups, &[&report], Vec::new());
+        middle.push(completed(lib, "//tools:lint.bzl%lint", complete));
+
+        let app = "//app:app";
+        let own = [
+            made.file(app, "app/app", 5_000_000),
+            made.file(app, "app/version.txt", 0),
+        ];
+        middle.push(named_set(3, own.to_vec(), &[1]));
+        let complete = succeeded(default(&[3]), &[&headers, &archive, &own], Vec::new());
+        middle.push(completed(app, "", complete));
+
+        let current = "//app:current";
+        let target = "app".to_owned();
+        made.output(current, "app/current", GeneratedContent::Symlink(target.clone()));
+        let link = [file_at(
+            "app/current",
+            Some(file::File::SymlinkTargetPath(target)),
+        )];
+        middle.push(named_set(4, link.to_vec(), &[]));
+        let complete = succeeded(default(&[4]), &[&link], Vec::new());
+        middle.push(completed(current, "", complete));
+
+        let tree = "//assets:tree";
+        let leaves = ["images/a.png", "images/b.png", "index.html", "style.css"]
+            .map(|leaf| made.file(tree, &format!("assets/tree.d/{leaf}"), 10_000));
+        middle.push(named_set(5, leaves.to_vec(), &[]));
+        let root = file_at("assets/tree.d", None);
+        let complete = succeeded(default(&[5]), &[&leaves], vec![root]);
+        middle.push(completed(tree, "", complete));
+
+        let none = "//assets:none";
+        made.output(none, "assets/none.d", GeneratedContent::EmptyDirectory);
+        let root = file_at("assets/none.d", None);
+        let complete = succeeded(default(&[]), &[], vec![root]);
+        middle.push(completed(none, "", complete));
+
+        let broken = "//broken:broken";
+        let log = made.file(broken, "broken/build.log", 1234);
+        middle.push(named_set(6, vec![log], &[]));
+        middle.push(completed(
+            broken,
+            "",
+            TargetComplete {
+                output_group: vec![group("logs", &[6], false), group("default", &[], true)],
+                ..TargetComplete::default()
+            },
+        ));
+
+        let outputs = made.outputs;
+        Self {
+            setting,
+            seed,
+            number: 1,
+            outputs,
+            middle,
+        }
+    }
+
+    /// The same build run again: everything is a cache hit, the stream says all of it anew under another invocation id.
+    #[must_use]
+    pub fn incremental(&self) -> Self {
+        Self {
+            number: self.number + 1,
+            ..self.clone()
+        }
+    }
+
+    /// The invocation id.
+    #[must_use]
+    pub fn invocation_id(&self) -> String {
+        uuid(self.seed, self.number * 2)
+    }
+
+    /// The build request's id.
+    #[must_use]
+    pub fn build_id(&self) -> String {
+        uuid(self.seed, self.number * 2 + 1)
+    }
+
+    /// What a downloader of top-level outputs must end up with, each path once.
+    #[must_use]
+    pub fn outputs(&self) -> &[GeneratedOutput] {
+        &self.outputs
+    }
+
+    /// The encoded events in order.
+    pub fn events(&self) -> impl Iterator<Item = Vec<u8>> + Send + use<> {
+        let mut events = opening(&self.setting, &self.invocation_id());
+        events.extend_from_slice(&self.middle);
+        events.extend(closing(1));
+        events.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use prost::Message as _;
+
+    use super::*;
+    use crate::{
+        digest::DigestFunction,
+        proto::build_event_stream::{BuildEvent, build_event::Payload, build_event_id::Id},
+    };
+
+    fn build() -> (Store, GeneratedBuild) {
+        let store = Store::in_memory(DigestFunction::Sha256);
+        let setting = Setting {
+            workspace: "/w".to_owned(),
+            exec_root: "/o/execroot/_main".to_owned(),
+            remote_cache: "grpc://127.0.0.1:1".to_owned(),
+            instance_name: "main".to_owned(),
+        };
+        let build = GeneratedBuild::new(&store, setting, 7);
+        (store, build)
+    }
+
+    #[test]
+    fn every_file_named_is_in_the_store_and_among_the_outputs() {
+        let (store, build) = build();
+        let mut sets = HashSet::new();
+        let mut named = HashSet::new();
+        let decoded: Vec<_> = build
+            .events()
+            .map(|bytes| BuildEvent::decode(&*bytes).unwrap())
+            .collect();
+        assert!(decoded.iter().rev().skip(1).all(|event| !event.last_message));
+        assert!(decoded.last().unwrap().last_message);
+        for event in decoded {
+            if let (Some(Id::NamedSet(id)), Some(Payload::NamedSetOfFiles(set))) =
+                (event.id.unwrap().id, event.payload)
+            {
+                assert!(
+                    set.file_sets.iter().all(|child| sets.contains(&child.id)),
+                    "child after parent"
+                );
+                assert!(sets.insert(id.id), "set sent twice");
+                for file in set.files {
+                    named.insert(format!("{}/{}", file.path_prefix.join("/"), file.name));
+                    if let Some(file::File::Uri(uri)) = file.file {
+                        let digest = format!("{}/{}", file.digest, file.length);
+                        assert_eq!(uri, format!("bytestream://127.0.0.1:1/main/blobs/{digest}"));
+                        assert!(store.contains(&digest.parse().unwrap()));
+                    }
+                }
+            }
+        }
+        let outputs: HashSet<_> = build.outputs().iter().map(|o| o.path.clone()).collect();
+        assert_eq!(outputs.len(), build.outputs().len());
+        let missing: Vec<_> = outputs.difference(&named).collect();
+        assert_eq!(missing, ["bazel-out/k8-fastbuild/bin/assets/none.d"]);
+        assert!(named.is_subset(&outputs));
+    }
+
+    #[test]
+    fn building_again_changes_the_ids_only() {
+        let (_store, first) = build();
+        let second = first.incremental();
+        assert_ne!(first.invocation_id(), second.invocation_id());
+        assert_ne!(first.build_id(), second.build_id());
+        assert_eq!(first.outputs(), second.outputs());
+        let (a, b): (Vec<_>, Vec<_>) = (first.events().collect(), second.events().collect());
+        assert_ne!(a[0], b[0]);
+        assert_eq!(a[1..], b[1..]);
+        assert_eq!(first.invocation_id().len(), 36);
+    }
+}
