@@ -1,0 +1,13 @@
+//! The real binary: its doors, its command line, and what it says to bad input.
+
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod activation;
+mod admin;
+mod bad_endpoints;
+mod bad_events;
+mod bad_settings;
+mod fetching;
+mod reading;
+mod support;
+mod wrapper;

@@ -1,0 +1,305 @@
+//! The commands that read, with and without a daemon: their exit codes and their JSON.
+
+use std::collections::BTreeSet;
+
+use outhaul::embedded_cache::{RequestFault, Rpc, Times};
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::support::{Ran, Server, World, finish, outhaul, run};
+
+const OUTPUT: &[&str] = &[
+    "aspect",
+    "class",
+    "digest",
+    "directory",
+    "error",
+    "event",
+    "exec_path",
+    "exec_root",
+    "invocation_id",
+    "label",
+    "materialized_at_ms",
+    "output_group",
+    "path",
+    "rule",
+    "size",
+    "source",
+    "state",
+    "symlink_target",
+    "took_us",
+];
+const INVOCATION: &[&str] = &[
+    "build_id",
+    "build_tool_version",
+    "command",
+    "downloaded",
+    "downloaded_bytes",
+    "errors",
+    "exec_root",
+    "exit_code",
+    "failed",
+    "hold_us",
+    "invocation_id",
+    "known",
+    "pending",
+    "present",
+    "remote_cache",
+    "remote_instance_name",
+    "settled_ms",
+    "started_ms",
+    "state",
+    "superseded",
+    "workspace",
+];
+const TARGET: &[&str] = &[
+    "aspect",
+    "configuration",
+    "failed",
+    "known",
+    "label",
+    "optional",
+    "required",
+    "state",
+    "success",
+];
+const GOT: &[&str] = &["error", "outcome", "output", "path"];
+
+#[track_caller]
+fn assert_keys(value: &Value, expected: &[&str]) {
+    let keys: BTreeSet<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, expected.iter().copied().collect());
+}
+
+/// A build whose outputs are only known, but for one rule's, in a daemon's record.
+async fn recorded(world: &World) -> Server {
+    let server = world
+        .serve(&["--rule=required path=.*/part0.h", "--rule=known"])
+        .await;
+    world.play(&world.build, server.door()).await;
+    server
+}
+
+async fn asked(world: &World, args: &[&str]) -> Ran {
+    let mut command = outhaul();
+    command.args(args).arg(world.state());
+    finish(command).await
+}
+
+/// Everything that is asked of a daemon, or of the record without one.
+async fn questions(world: &World) {
+    let wanted = world
+        .exec_root()
+        .join(&world.file("part0.h").0.path)
+        .display()
+        .to_string();
+    let (app, digest) = world.file("app/app");
+    let skipped = world.exec_root().join(&app.path).display().to_string();
+
+    let ran = asked(world, &["stat", "--json", &wanted, &skipped])
+        .await
+        .expect(0);
+    let answers = ran.json();
+    answers.iter().for_each(|answer| assert_keys(answer, OUTPUT));
+    assert_eq!(
+        (&answers[0]["state"], &answers[0]["class"]),
+        (&"materialized".into(), &"required".into())
+    );
+    assert_eq!(
+        (&answers[1]["state"], &answers[1]["class"]),
+        (&"known".into(), &"known".into())
+    );
+    assert_eq!(answers[1]["digest"], format!("sha256:{}", digest.hash_hex()));
+    assert_eq!(answers[1]["size"], digest.size());
+    assert_eq!(answers[1]["label"], "//app:app");
+
+    let ran = asked(world, &["why", "--json", &wanted]).await.expect(0);
+    assert_keys(&ran.json()[0], OUTPUT);
+    let text = asked(world, &["why", &wanted, &skipped]).await.expect(0).out();
+    assert!(text.contains("downloaded") && text.contains("skipped"), "{text}");
+
+    // An exec path is enough.
+    asked(world, &["stat", &app.path]).await.expect(0);
+
+    let unknown = format!("{wanted}.no");
+    let ran = asked(world, &["stat", "--json", &unknown, &wanted]).await;
+    let ran = ran.says(3, &[&unknown, "no build recorded"]);
+    assert_eq!(ran.json().len(), 1, "what is known is answered all the same");
+    asked(world, &["why", &unknown]).await.says(3, &[&unknown]);
+    asked(world, &["get", &unknown]).await.says(3, &[&unknown]);
+    let ran = asked(world, &["get", "--json", &unknown]).await.expect(3);
+    assert_keys(&ran.json()[0], GOT);
+    asked(world, &["stat", ""]).await.says(2, &["PATH"]);
+
+    let ran = asked(world, &["status", "--json"]).await.expect(0);
+    assert_eq!(ran.json().len(), 1);
+    assert_keys(&ran.json()[0], INVOCATION);
+    let id = world.build.invocation_id();
+    let one = asked(world, &["status", "--json", &id]).await.expect(0).json();
+    assert_keys(&one[0], &[INVOCATION, &["targets"]].concat());
+    one[0]["targets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .for_each(|t| assert_keys(t, TARGET));
+    asked(world, &["status", "nonsense"]).await.says(3, &["nonsense"]);
+    let ran = asked(world, &["status", "--watch", "--json"]).await.expect(0);
+    assert_eq!(ran.json()[0]["state"], "settled");
+
+    let ran = asked(world, &["ls", "--json"]).await.expect(0);
+    let list = ran.json();
+    list.iter().for_each(|output| assert_keys(output, OUTPUT));
+    assert_eq!(list.len(), world.build.outputs().len());
+    let known = asked(world, &["ls", "--json", "--class=required", &id])
+        .await
+        .expect(0);
+    assert_eq!(known.json().len(), 1);
+    asked(world, &["ls", "nonsense"]).await.says(3, &["nonsense"]);
+    asked(world, &["ls", "--class=nonsense"])
+        .await
+        .says(2, &["--class"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_and_the_record_alone_answer_alike() {
+    let world = World::new().await;
+    let mut server = recorded(&world).await;
+    questions(&world).await;
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.end().await, Some(0));
+    questions(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn get_brings_what_is_known_and_names_what_is_evicted() {
+    let world = World::new().await;
+    let mut server = recorded(&world).await;
+    for (name, gone) in [("part1.h", "part3.h"), ("part2.h", "liblib.a")] {
+        let output = world.file(name).0;
+        let path = world.exec_root().join(&output.path);
+        let asked_for = path.display().to_string();
+        let ran = asked(&world, &["get", "--json", &asked_for]).await.expect(0);
+        assert_keys(&ran.json()[0], GOT);
+        assert_eq!(ran.json()[0]["outcome"], "downloaded");
+        assert!(path.exists());
+        let ran = asked(&world, &["get", "--json", &asked_for]).await.expect(0);
+        assert_eq!(ran.json()[0]["outcome"], "present");
+
+        let (evicted, digest) = world.file(gone);
+        world.cache.store().remove(digest);
+        let path = world.exec_root().join(&evicted.path);
+        let ran = asked(&world, &["get", &path.display().to_string()]).await;
+        ran.says(1, &[&evicted.path, "evicted", &digest.hash_hex()]);
+        assert!(!path.exists());
+        let left = std::fs::read_dir(path.parent().unwrap()).map_or(0, |entries| {
+            entries
+                .filter(|e| {
+                    e.as_ref()
+                        .unwrap()
+                        .file_name()
+                        .to_string_lossy()
+                        .contains("outhaul")
+                })
+                .count()
+        });
+        assert_eq!(left, 0, "nothing partial is left");
+        // The second round without a daemon.
+        if name == "part1.h" {
+            server.signal(rustix::process::Signal::TERM);
+            server.end().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_follows_a_build_until_it_is_settled() {
+    let world = World::new().await;
+    let delay = RequestFault::Delay(std::time::Duration::from_secs(2));
+    world
+        .cache
+        .faults()
+        .request(Rpc::StreamRead, delay, Times::Always);
+    world.cache.faults().request(Rpc::BatchRead, delay, Times::Always);
+    let server = world.serve(&["--hold=none"]).await;
+    world.play(&world.build, server.door()).await;
+    let ran = asked(&world, &["status", "--watch", "--json"]).await.expect(0);
+    let states: Vec<Value> = ran.json().iter().map(|i| i["state"].clone()).collect();
+    assert!(states.len() > 1, "{states:?}");
+    assert_eq!(*states.last().unwrap(), "settled");
+    world.assert_complete();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_of_a_build_that_failed_us_fails() {
+    let world = World::new().await;
+    world.cache.store().remove(world.file("part0.h").1);
+    let _server = recorded(&world).await;
+    let ran = asked(&world, &["status", "--watch"]).await.expect(1);
+    assert!(ran.out().contains("part0.h"), "{}", ran.out());
+}
+
+#[tokio::test]
+async fn nothing_recorded_is_said_with_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("none");
+    let flag = format!("--state-dir={}", state.display());
+    for command in [
+        &["status"][..],
+        &["ls"],
+        &["stat", "x"],
+        &["get", "x"],
+        &["why", "x"],
+    ] {
+        let ran = run(command.iter().copied().chain([flag.as_str()])).await;
+        ran.says(3, &[&state.display().to_string()]);
+        assert!(!state.exists(), "asking makes nothing");
+    }
+}
+
+#[tokio::test]
+async fn a_closed_pipe_is_no_failure() {
+    let mut command = crate::support::clean(Command::new("sh"));
+    let script = "{ \"$0\" --help; echo \"code $?\" >&2; } | true";
+    command.args(["-c", script, env!("CARGO_BIN_EXE_outhaul")]);
+    let ran = finish(command).await.expect(0);
+    assert!(
+        ran.err.contains("code 0") && !ran.err.contains("panicked"),
+        "{}",
+        ran.err
+    );
+}
+
+#[tokio::test]
+async fn the_demo_shows_that_it_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let flag = format!("--dir={}", dir.path().join("demo").display());
+    let ran = run(["demo", &flag]).await.expect(0);
+    assert!(ran.out().contains("executes nothing"), "{}", ran.out());
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let ran = run(["demo", &format!("--dir={}/x", file.display())]).await;
+    ran.says(2, &[&file.display().to_string()]);
+}
+
+#[tokio::test]
+async fn help_and_version_are_no_errors_and_nonsense_is_a_usage_error() {
+    for args in [
+        &["--help"][..],
+        &["--version"],
+        &["serve", "--help"],
+        &["fetch", "bep", "--help"],
+    ] {
+        run(args).await.expect(0);
+    }
+    for args in [
+        &[][..],
+        &["nonsense"],
+        &["serve", "--nonsense"],
+        &["get"],
+        &["run"],
+        &["fetch", "blob"],
+    ] {
+        let ran = run(args).await.expect(2);
+        assert!(!ran.err.is_empty());
+    }
+}

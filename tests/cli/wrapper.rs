@@ -1,0 +1,212 @@
+//! `dist/tools/bazel`, in front of a Bazel that only prints its arguments.
+
+use std::{io::Write as _, os::unix::fs::PermissionsExt as _, time::Duration};
+
+use tokio::{net::TcpListener, process::Command};
+
+use crate::support::{Ran, World, clean, finish};
+
+struct Wrapper {
+    dir: tempfile::TempDir,
+}
+
+impl Wrapper {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("real bazel");
+        let mut file = std::fs::File::create(&path).unwrap();
+        // Tells its arguments apart, and has an exit code of its own.
+        write!(
+            file,
+            "#!/bin/sh\nfor arg; do printf '<%s>' \"$arg\"; done\nexit 37\n"
+        )
+        .unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir }
+    }
+
+    async fn ran(&self, bes: &str, args: &[&str], variables: &[(&str, &str)]) -> Ran {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel");
+        let mut command = clean(Command::new(script));
+        command
+            .args(args)
+            .env("BAZEL_REAL", self.dir.path().join("real bazel"))
+            .env("OUTHAUL_BES", bes)
+            .envs(variables.iter().copied());
+        finish(command).await
+    }
+
+    /// What Bazel was given.
+    async fn given(&self, bes: &str, args: &[&str]) -> String {
+        let ran = self.ran(bes, args, &[]).await.expect(37);
+        assert_eq!(ran.err, "", "nothing is said");
+        ran.out()
+    }
+}
+
+fn shown(args: &[&str]) -> String {
+    args.iter().map(|arg| format!("<{arg}>")).collect()
+}
+
+/// A door where nobody is.
+async fn closed() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("grpc://{}", listener.local_addr().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn building_commands_get_the_flags_behind_the_command_word() {
+    let (world, wrapper) = (World::new().await, Wrapper::new());
+    let server = world.serve(&[]).await;
+    let door = server.door();
+    let backend = format!("--bes_backend={door}");
+    let flags = [backend.as_str(), "--remote_download_minimal"];
+    for (before, after) in [
+        (vec!["build"], vec!["//a b", "", "--x= y", "*", "--", "-//c"]),
+        (vec!["--batch", "test"], vec!["//..."]),
+        (
+            vec!["--output_base", "build", "run"],
+            vec!["//a", "--", "--bes_backend=x", "build"],
+        ),
+        (
+            vec!["--bazelrc=x", "--host_jvm_args", "-Xmx1g", "coverage"],
+            vec![],
+        ),
+    ] {
+        let args = [&before[..], &after[..]].concat();
+        let expected = shown(&[&before[..], &flags[..], &after[..]].concat());
+        assert_eq!(wrapper.given(door, &args).await, expected);
+        let bare = door.strip_prefix("grpc://").unwrap();
+        let given = wrapper.given(bare, &args).await;
+        assert_eq!(given, expected, "without a scheme");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_commands_and_events_for_others_are_left_alone() {
+    let (world, wrapper) = (World::new().await, Wrapper::new());
+    let server = world.serve(&[]).await;
+    for args in [
+        vec![],
+        vec!["info"],
+        vec!["clean", "--expunge"],
+        vec!["help", "build"],
+        vec!["--output_base", "build", "shutdown"],
+        vec!["query", "build"],
+        vec!["--version"],
+        vec!["build", "--bes_backend=grpc://elsewhere", "//a"],
+        vec!["build", "--bes_backend", "", "//a"],
+    ] {
+        assert_eq!(wrapper.given(server.door(), &args).await, shown(&args));
+    }
+    let disabled = [("OUTHAUL_DISABLE", "1")];
+    let ran = wrapper.ran(server.door(), &["build", "//a"], &disabled).await;
+    assert_eq!(ran.expect(37).out(), shown(&["build", "//a"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_daemon_bazel_runs_as_it_was_called() {
+    let wrapper = Wrapper::new();
+    let args = ["build", "//a"];
+    for bes in [
+        closed().await.as_str(),
+        "grpc://127.0.0.1",
+        "grpcs://127.0.0.1:1",
+        "grpc://no.such.host.invalid:1",
+        "nonsense",
+        "127.0.0.1:$(touch /tmp/x)",
+        "unix:/nowhere/at/all",
+        "unix:",
+    ] {
+        assert_eq!(wrapper.given(bes, &args).await, shown(&args), "{bes}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_speaks_something_else_is_no_daemon() {
+    let wrapper = Wrapper::new();
+    let args = ["build", "//a"];
+    for answer in [
+        None,
+        Some("HTTP/1.1 400 Bad Request\r\n\r\n"),
+        Some("220 mail.example ESMTP\r\n"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let door = format!("grpc://{}", listener.local_addr().unwrap());
+        // Accepts, perhaps says something, and never closes.
+        let server = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut socket, _)) = listener.accept().await {
+                if let Some(answer) = answer {
+                    let _ = tokio::io::AsyncWriteExt::write_all(&mut socket, answer.as_bytes()).await;
+                }
+                open.push(socket);
+            }
+        });
+        let given = tokio::time::timeout(Duration::from_secs(30), wrapper.given(&door, &args)).await;
+        assert_eq!(given.expect("it is not waited for"), shown(&args), "{answer:?}");
+        server.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unix_sockets_are_reached_by_bazels_proxy_flag() {
+    let (world, wrapper) = (World::new().await, Wrapper::new());
+    let path = world.path("b.sock");
+    let server = world.serve(&[&format!("--bes-listen=unix:{path}")]).await;
+    let args = ["build", "//a"];
+    let proxy = format!("--bes_proxy=unix:{path}");
+    let expected = shown(&[
+        "build",
+        "--bes_backend=grpc://localhost",
+        &proxy,
+        "--remote_download_minimal",
+        "//a",
+    ]);
+    let has = |tool: &str| {
+        let found = std::process::Command::new("sh")
+            .args(["-c", &format!("command -v {tool}")])
+            .output();
+        found.unwrap().status.success()
+    };
+    if has("perl") || has("python3") {
+        for bes in [format!("unix:{path}"), format!("unix://{path}")] {
+            assert_eq!(wrapper.given(&bes, &args).await, expected);
+        }
+    }
+    // Killed, it leaves the socket's file behind.
+    server.signal(rustix::process::Signal::KILL);
+    drop(server);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(std::path::Path::new(&path).exists());
+    assert_eq!(wrapper.given(&format!("unix:{path}"), &args).await, shown(&args));
+}
+
+#[tokio::test]
+async fn run_by_hand_it_says_what_is_missing() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel");
+    let ran = finish(clean(Command::new(script))).await;
+    ran.says(2, &["BAZEL_REAL"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_units_are_well_formed_and_their_command_line_is_a_daemons() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/check-units");
+    finish(clean(Command::new(script))).await.expect(0);
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/systemd/outhaul.service");
+    let unit = std::fs::read_to_string(unit).unwrap();
+    let start = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart="))
+        .unwrap();
+    let args: Vec<&str> = start.split(' ').skip(1).collect();
+    let world = World::new().await;
+    let mut command = crate::support::outhaul();
+    command
+        .args(args)
+        .args(["--bes-listen=127.0.0.1:0", "--admin-listen=none"])
+        .args([world.state(), world.cache_flag()]);
+    let server = crate::support::Server::start(command).await;
+    world.play(&world.build, server.door()).await;
+    world.assert_complete();
+}
