@@ -1,0 +1,189 @@
+//! A real Bazel with a server, an output root and a workspace of its own.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{
+    peers,
+    process::{Run, Running},
+    scratch::{Scratch, copy},
+    tree::Tree,
+};
+
+/// The Bazels that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// 4.2.3
+    Four,
+    /// 7.7.1
+    Seven,
+}
+
+impl Version {
+    pub(super) const fn peer(self) -> &'static str {
+        match self {
+            Self::Four => "bazel4",
+            Self::Seven => "bazel7",
+        }
+    }
+}
+
+/// A Bazel. Its server ends when this is dropped.
+pub(crate) struct Bazel {
+    version: Version,
+    dir: Scratch,
+    workspace: PathBuf,
+    /// Behind every command that builds.
+    flags: Vec<String>,
+}
+
+impl Bazel {
+    /// A Bazel in a fresh copy of `tests/workspace`, which uses a cache in minimal mode: what comes from the cache
+    /// stays there.
+    pub(crate) fn new(version: Version, cache: &str) -> Self {
+        let dir = Scratch::new(version.peer());
+        let workspace = dir.join("ws");
+        copy(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/workspace"),
+            &workspace,
+        );
+        Self {
+            version,
+            dir,
+            workspace,
+            flags: vec![
+                format!("--remote_cache={cache}"),
+                "--remote_download_minimal".to_owned(),
+            ],
+        }
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    pub(crate) fn workspace(&self) -> &Path {
+        &self.workspace
+    }
+
+    /// Overwrites a source file.
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        std::fs::write(self.workspace.join(path), text).unwrap();
+    }
+
+    /// An output by a path as users write it, such as `bazel-bin/a.txt`.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.workspace.join(path)
+    }
+
+    /// The text of an output; the message of the panic names it.
+    #[track_caller]
+    pub(crate) fn text(&self, path: &str) -> String {
+        std::fs::read_to_string(self.path(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    /// Whether there is a file, link or directory of that name; a link that leads nowhere is not there.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.path(path).exists()
+    }
+
+    /// Removes an output, a directory with what is below.
+    #[track_caller]
+    pub(crate) fn delete(&self, path: &str) {
+        let path = self.path(path);
+        let result = if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        result.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+
+    /// Everything below `bazel-bin`.
+    pub(crate) fn bin(&self) -> Tree {
+        Tree::of(&self.path("bazel-bin"))
+    }
+
+    /// Everything below `bazel-testlogs`.
+    pub(crate) fn testlogs(&self) -> Tree {
+        Tree::of(&self.path("bazel-testlogs"))
+    }
+
+    /// The exec root, where `bazel-out` is.
+    pub(crate) fn exec_root(&self) -> PathBuf {
+        let out = self.path("bazel-out").canonicalize().unwrap();
+        out.parent().unwrap().to_owned()
+    }
+
+    /// Where Bazel has everything of its own: output bases, and so outputs.
+    pub(crate) fn output_user_root(&self) -> PathBuf {
+        self.dir.join("o")
+    }
+
+    /// The command line of a Bazel command, without the flags for the cache: for `outhaul run` and the like.
+    pub(crate) fn command_line(&self, command: &str) -> Vec<String> {
+        let mut line = vec![
+            peers::program(self.version.peer()).display().to_string(),
+            format!("--output_user_root={}", self.dir.join("o").display()),
+            // Debian's Bazels need the system's rc file, which says where they are unpacked.
+            "--nohome_rc".to_owned(),
+            "--host_jvm_args=-Xmx512m".to_owned(),
+            // A server that nobody ends, for the test was killed, ends by itself.
+            "--max_idle_secs=120".to_owned(),
+            command.to_owned(),
+        ];
+        if self.version == Version::Seven && command != "shutdown" {
+            line.push("--config=bazel7".to_owned());
+        }
+        line
+    }
+
+    /// Starts a command with the flags for the cache.
+    pub(crate) fn start(&self, command: &str, args: &[&str]) -> Running {
+        let line = self.command_line(command);
+        let mut process = Command::new(&line[0]);
+        process.args(&line[1..]).current_dir(&self.workspace);
+        if !matches!(command, "clean" | "shutdown" | "info") {
+            process.args(&self.flags);
+        }
+        process.args(args);
+        Running::start(process, &self.dir.join("log"))
+    }
+
+    /// Runs a command with the flags for the cache.
+    pub(crate) fn run(&self, command: &str, args: &[&str]) -> Run {
+        self.start(command, args).wait()
+    }
+
+    /// `bazel build`.
+    pub(crate) fn build(&self, args: &[&str]) -> Run {
+        self.run("build", args)
+    }
+
+    /// `bazel test`.
+    pub(crate) fn test(&self, args: &[&str]) -> Run {
+        self.run("test", args)
+    }
+
+    /// Forgets every output and every action: what comes next is cold.
+    #[track_caller]
+    pub(crate) fn clean(&self) {
+        self.run("clean", &[]).ok();
+    }
+}
+
+impl Drop for Bazel {
+    fn drop(&mut self) {
+        // From inside the workspace: elsewhere a Bazel does not know its server.
+        let line = self.command_line("shutdown");
+        let _ = Command::new(&line[0])
+            .args(&line[1..])
+            .current_dir(&self.workspace)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status();
+    }
+}

@@ -1,0 +1,243 @@
+//! The program itself: as a daemon, and as the commands that ask it.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{
+    cache::Cache,
+    process::{Run, Running, eventually},
+    scratch::Scratch,
+};
+
+/// The command line with a state directory of its own.
+pub(crate) struct Outhaul {
+    dir: Scratch,
+    /// A command in front of `outhaul serve`.
+    wrapper: Vec<String>,
+}
+
+impl Outhaul {
+    pub(crate) fn new() -> Self {
+        let dir = Scratch::new("state");
+        std::fs::create_dir_all(dir.join("config")).unwrap();
+        Self {
+            dir,
+            wrapper: Vec::new(),
+        }
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// A command that knows nothing of the user's own settings.
+    fn command(&self, subcommand: &str, cwd: &Path) -> Command {
+        // Another binary than this build's may be tried: a release, say.
+        let program = std::env::var_os("OUTHAUL_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_outhaul").into());
+        let mut command = match self.wrapper.split_first() {
+            Some((first, rest)) if subcommand == "serve" => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            _ => Command::new(program),
+        };
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("OUTHAUL_")) {
+                command.env_remove(name);
+            }
+        }
+        command
+            .env("XDG_CONFIG_HOME", self.dir.join("config"))
+            .current_dir(cwd)
+            .arg(subcommand)
+            .arg("--state-dir")
+            .arg(self.state_dir());
+        command
+    }
+
+    /// Starts a subcommand from a directory, with the state directory's flag put in front of the arguments.
+    pub(crate) fn start<S: AsRef<OsStr>>(&self, cwd: &Path, subcommand: &str, args: &[S]) -> Running {
+        let mut command = self.command(subcommand, cwd);
+        command.args(args);
+        Running::start(command, &self.dir.join("log"))
+    }
+
+    /// Runs a subcommand from a directory.
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, cwd: &Path, subcommand: &str, args: &[S]) -> Run {
+        self.start(cwd, subcommand, args).wait()
+    }
+
+    /// What a subcommand answers with `--json`, a value a line; demands that it succeeds.
+    #[track_caller]
+    pub(crate) fn json(&self, cwd: &Path, subcommand: &str, args: &[&str]) -> Vec<Value> {
+        let args: Vec<&str> = std::iter::once("--json").chain(args.iter().copied()).collect();
+        let run = self.run(cwd, subcommand, &args).ok();
+        run.stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
+            .collect()
+    }
+
+    /// What `stat` says of one output.
+    #[track_caller]
+    pub(crate) fn stat(&self, cwd: &Path, path: &str) -> Value {
+        one(self.json(cwd, "stat", &[path]))
+    }
+
+    /// What `why` says of one output.
+    #[track_caller]
+    pub(crate) fn why(&self, cwd: &Path, path: &str) -> Value {
+        one(self.json(cwd, "why", &[path]))
+    }
+
+    /// What `status` says of all invocations, newest first.
+    #[track_caller]
+    pub(crate) fn statuses(&self) -> Vec<Value> {
+        self.json(Path::new("/"), "status", &[])
+    }
+
+    /// What `status` says of the newest invocation.
+    #[track_caller]
+    pub(crate) fn status(&self) -> Value {
+        self.statuses()
+            .into_iter()
+            .next()
+            .expect("an invocation is recorded")
+    }
+}
+
+#[track_caller]
+fn one(mut values: Vec<Value>) -> Value {
+    assert_eq!(values.len(), 1, "{values:?}");
+    values.remove(0)
+}
+
+/// A running daemon. Killed when dropped.
+pub(crate) struct Daemon {
+    outhaul: Outhaul,
+    args: Vec<String>,
+    /// The port that the system chose at the first start.
+    address: String,
+    process: Option<Running>,
+    /// What its earlier processes said.
+    said: String,
+}
+
+impl Daemon {
+    /// A daemon that reads from a cache.
+    pub(crate) fn start(cache: &Cache) -> Self {
+        Self::with(&[&format!("--remote-cache={}", cache.url())])
+    }
+
+    /// A daemon with these arguments of `outhaul serve`.
+    pub(crate) fn with(args: &[&str]) -> Self {
+        let mut daemon = Self {
+            outhaul: Outhaul::new(),
+            args: args.iter().map(ToString::to_string).collect(),
+            address: "127.0.0.1:0".to_owned(),
+            process: None,
+            said: String::new(),
+        };
+        daemon.launch();
+        daemon
+    }
+
+    /// Starts it again behind another command, which must become it.
+    pub(crate) fn restart_behind(&mut self, wrapper: &[&str], args: &[&str]) {
+        self.outhaul.wrapper = wrapper.iter().map(ToString::to_string).collect();
+        self.restart_with(args);
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the daemon runs").id()
+    }
+
+    fn launch(&mut self) {
+        let listen = format!("--bes-listen={}", self.address);
+        let mut args = vec![listen.as_str()];
+        if !self.args.iter().any(|arg| arg.starts_with("--admin-listen")) {
+            args.push("--admin-listen=none");
+        }
+        args.extend(self.args.iter().map(String::as_str));
+        let mut process = self.outhaul.start(Path::new("/"), "serve", &args);
+        let mut address = None;
+        eventually("the daemon takes build events", || {
+            let log = process.stderr();
+            address = log
+                .lines()
+                .find_map(|line| Some(line.split_once("taking build events on ")?.1.trim().to_owned()));
+            assert!(
+                address.is_some() || process.is_running(),
+                "the daemon ended:\n{log}"
+            );
+            address.is_some()
+        });
+        self.address = address.expect("waited for");
+        self.process = Some(process);
+    }
+
+    /// Starts it again, with the same state and on the same port.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        self.launch();
+    }
+
+    /// As [`Daemon::restart`], with other arguments.
+    pub(crate) fn restart_with(&mut self, args: &[&str]) {
+        self.args = args.iter().map(ToString::to_string).collect();
+        self.restart();
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.signal(Signal::KILL);
+            self.said += &process.wait().stderr;
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) fn terminate(&mut self) -> Run {
+        let process = self.process.take().expect("the daemon runs");
+        process.signal(Signal::TERM);
+        let run = process.wait();
+        self.said += &run.stderr;
+        run
+    }
+
+    /// The build tool's flag that sends events here.
+    pub(crate) fn bes(&self) -> String {
+        format!("--bes_backend=grpc://{}", self.address)
+    }
+
+    /// Its log, of all its processes.
+    pub(crate) fn log(&self) -> String {
+        let now = self.process.as_ref().map(Running::stderr).unwrap_or_default();
+        format!("{}{now}", self.said)
+    }
+
+    /// The commands that ask it.
+    pub(crate) fn outhaul(&self) -> &Outhaul {
+        &self.outhaul
+    }
+
+    /// Demands of the newest invocation that it is settled and that nothing failed. Gives its status.
+    #[track_caller]
+    pub(crate) fn settled(&self) -> Value {
+        let status = self.outhaul.status();
+        assert!(
+            status["state"] == "settled" && status["failed"] == 0 && status["pending"] == 0,
+            "{status:#}\nthe daemon said\n{}",
+            self.log()
+        );
+        status
+    }
+}

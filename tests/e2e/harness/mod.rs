@@ -1,0 +1,70 @@
+//! What the tests stand on: Bazels, caches, the daemon, the command line, output trees.
+//!
+//! ```ignore
+//! for_each_bazel!(real: outputs_come_back);
+//!
+//! fn outputs_come_back(stage: &Stage) {
+//!     let cache = stage.cache();
+//!     let daemon = Daemon::start(&cache);
+//!     let bazel = stage.bazel(&cache);
+//!     bazel.build(&[&daemon.bes(), "//..."]).ok();
+//! }
+//! ```
+
+// Not every test file uses everything that is here.
+#![allow(dead_code, unused_imports)]
+
+mod bazel;
+mod cache;
+mod daemon;
+mod expected;
+mod peers;
+mod process;
+mod proxy;
+mod scratch;
+mod stage;
+mod tree;
+
+pub(crate) use self::{
+    bazel::{Bazel, Version},
+    cache::{Cache, CacheKind, free_address},
+    daemon::{Daemon, Outhaul},
+    expected::Expected,
+    peers::is_required,
+    process::{Run, Running, eventually},
+    proxy::Proxy,
+    scratch::Scratch,
+    stage::{Stage, run},
+    tree::{Entry, Tree},
+};
+
+/// Makes a test for each Bazel of each function, which gets a [`Stage`]. The word in front says which cache
+/// [`Stage::cache`] starts: `real` (bazel-remote where it is, else BuildGrid), `casd` or `embedded`.
+macro_rules! for_each_bazel {
+    ($cache:ident: $($test:ident),+ $(,)?) => {
+        mod $cache {
+            mod bazel4 {
+                $(#[test]
+                fn $test() {
+                    crate::harness::run(
+                        concat!(module_path!(), "::", stringify!($test)),
+                        crate::harness::Version::Four,
+                        stringify!($cache),
+                        super::super::$test,
+                    );
+                })+
+            }
+            mod bazel7 {
+                $(#[test]
+                fn $test() {
+                    crate::harness::run(
+                        concat!(module_path!(), "::", stringify!($test)),
+                        crate::harness::Version::Seven,
+                        stringify!($cache),
+                        super::super::$test,
+                    );
+                })+
+            }
+        }
+    };
+}

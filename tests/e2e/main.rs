@@ -1,0 +1,20 @@
+//! End to end: real Bazels, real caches and the real binary.
+//!
+//! The peers are installed by `scripts/install-peers`. A test whose peers are missing says so and passes, unless
+//! `OUTHAUL_REQUIRE_PEERS=1`. Run with `cargo test --test e2e`; what a Bazel, a cache or the daemon said is part of
+//! the message of a failed assertion.
+
+#![allow(clippy::unwrap_used)]
+
+#[macro_use]
+mod harness;
+
+mod asking;
+mod cold;
+mod failing;
+mod faults;
+mod holding;
+mod incremental;
+mod kill;
+mod parallel;
+mod testing;

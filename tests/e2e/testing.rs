@@ -1,0 +1,175 @@
+//! `bazel test`: what tests leave behind, and the tests' own programs.
+
+use crate::harness::{Bazel, Daemon, Stage, Version};
+
+for_each_bazel!(real:
+    test_outputs_are_in_their_places_and_programs_stay_remote,
+    every_attempt_and_run_of_a_test_is_in_its_place,
+);
+
+/// Demands that every output that the newest stream wants is on disk; gives their paths below `testlogs`.
+#[track_caller]
+fn wanted(daemon: &Daemon, bazel: &Bazel) -> Vec<String> {
+    daemon.settled();
+    let list = daemon
+        .outhaul()
+        .json(bazel.workspace(), "ls", &["--class=required"]);
+    let mut paths = Vec::new();
+    for output in list {
+        assert_eq!(output["state"], "materialized", "{output:#}");
+        let path = output["path"].as_str().unwrap();
+        assert!(std::path::Path::new(path).is_file(), "{output:#}");
+        if let Some((_, below)) = path.split_once("/testlogs/") {
+            paths.push(below.to_owned());
+        }
+    }
+    paths
+}
+
+/// What of `expected` is not among `paths`.
+fn lacking<'a>(paths: &[String], expected: &[&'a str]) -> Vec<&'a str> {
+    let lacks = |wanted: &&&str| !paths.iter().any(|path| path == **wanted);
+    expected.iter().filter(lacks).copied().collect()
+}
+
+fn test_outputs_are_in_their_places_and_programs_stay_remote(stage: &Stage) {
+    let cache = stage.cache();
+    let daemon = Daemon::start(&cache);
+    let bazel = stage.bazel(&cache);
+    bazel.test(&["//tests/..."]).ok();
+    let executed = bazel.testlogs();
+    bazel.clean();
+    let run = bazel.test(&[&daemon.bes(), "//tests/..."]).ok();
+    assert_eq!(run.executed(), 0, "{run}");
+    let paths = wanted(&daemon, &bazel);
+    let mut expected = vec![
+        "tests/made/test.log",
+        "tests/pass/test.log",
+        "tests/outputs/test.log",
+        "tests/sharded/shard_1_of_2/test.log",
+        "tests/sharded/shard_2_of_2/test.log",
+    ];
+    if stage.version == Version::Seven {
+        // Of a test that comes from the cache, Bazel 4 names the log only.
+        expected.extend([
+            "tests/made/test.xml",
+            "tests/pass/test.xml",
+            "tests/outputs/test.xml",
+            "tests/outputs/test.outputs/outputs.zip",
+            "tests/sharded/shard_1_of_2/test.xml",
+            "tests/sharded/shard_2_of_2/test.xml",
+        ]);
+    }
+    assert_eq!(
+        lacking(&paths, &expected),
+        [""; 0],
+        "not named as wanted; {paths:#?}"
+    );
+    let logs = bazel.testlogs();
+    for path in expected {
+        let (before, now) = (&executed.0[path], &logs.0[path]);
+        assert_eq!(before.hash(), now.hash(), "{path}: {before:?}, now {now:?}");
+    }
+    assert!(
+        bazel
+            .text("bazel-testlogs/tests/pass/test.log")
+            .contains("passes")
+    );
+
+    let program = "bazel-bin/tests/made";
+    assert!(!bazel.has(program), "nobody asked for the test's program");
+    let why = daemon.outhaul().why(bazel.workspace(), program);
+    assert_eq!(
+        (&why["class"], &why["state"]),
+        (&"known".into(), &"known".into()),
+        "{why:#}"
+    );
+
+    let run = bazel.build(&[&daemon.bes(), "//tests:made"]).ok();
+    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(bazel.text(program), "#!/bin/sh\necho made\n");
+    let why = daemon.outhaul().why(bazel.workspace(), program);
+    assert_eq!(
+        (&why["class"], &why["state"]),
+        (&"required".into(), &"materialized".into()),
+        "{why:#}"
+    );
+    daemon.settled();
+}
+
+fn every_attempt_and_run_of_a_test_is_in_its_place(stage: &Stage) {
+    let cache = stage.cache();
+    let daemon = Daemon::start(&cache);
+    let bazel = stage.bazel(&cache);
+    // Tests that fail are not kept by the cache: these ran here, and their logs are there already.
+    bazel
+        .test(&[
+            &daemon.bes(),
+            "--keep_going",
+            "//tests:pass",
+            "//tests:fail",
+            "//tests:flaky_pass",
+            "//tests:flaky_fail",
+        ])
+        .ends_with(3);
+    let paths = wanted(&daemon, &bazel);
+    let expected = [
+        "tests/pass/test.log",
+        "tests/pass/test.xml",
+        "tests/fail/test.log",
+        "tests/fail/test.xml",
+        "tests/flaky_pass/test.log",
+        "tests/flaky_pass/test.xml",
+        "tests/flaky_pass/test_attempts/attempt_1.log",
+        "tests/flaky_pass/test_attempts/attempt_1.xml",
+        "tests/flaky_fail/test.log",
+        "tests/flaky_fail/test_attempts/attempt_1.log",
+        "tests/flaky_fail/test_attempts/attempt_2.log",
+    ];
+    assert_eq!(
+        lacking(&paths, &expected),
+        [""; 0],
+        "not named as wanted; {paths:#?}"
+    );
+
+    // Bazel uploads them with its events, so they can be had again.
+    let log = "bazel-testlogs/tests/flaky_pass/test_attempts/attempt_1.log";
+    let before = bazel.text(log);
+    assert!(before.contains("fails the first time"), "{before}");
+    bazel.delete(log);
+    let got = daemon.outhaul().json(bazel.workspace(), "get", &[log]);
+    assert_eq!(got[0]["outcome"], "downloaded", "{got:#?}");
+    assert_eq!(bazel.text(log), before);
+
+    // Runs and shards, which the cache gives only to those who insist.
+    let asked = [
+        "--runs_per_test=2",
+        "--cache_test_results=yes",
+        "//tests:sharded",
+        "//tests:pass",
+    ];
+    bazel.test(&asked).ok();
+    bazel.clean();
+    let run = bazel.test(&[&[daemon.bes().as_str()], &asked[..]].concat()).ok();
+    assert_eq!(run.executed(), 0, "{run}");
+    let paths = wanted(&daemon, &bazel);
+    let mut expected = vec![
+        "tests/pass/run_1_of_2/test.log",
+        "tests/pass/run_2_of_2/test.log",
+        "tests/sharded/shard_1_of_2_run_1_of_2/test.log",
+        "tests/sharded/shard_2_of_2_run_1_of_2/test.log",
+        "tests/sharded/shard_1_of_2_run_2_of_2/test.log",
+        "tests/sharded/shard_2_of_2_run_2_of_2/test.log",
+    ];
+    if stage.version == Version::Seven {
+        expected.extend([
+            "tests/pass/run_2_of_2/test.xml",
+            "tests/sharded/shard_2_of_2_run_2_of_2/test.xml",
+        ]);
+    }
+    assert_eq!(
+        lacking(&paths, &expected),
+        [""; 0],
+        "not named as wanted; {paths:#?}"
+    );
+}

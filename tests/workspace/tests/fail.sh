@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "fails on purpose"
+exit 1
