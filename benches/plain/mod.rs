@@ -1,0 +1,141 @@
+//! The plainest program that ends with the same files on disk: what nothing can be much faster than.
+//!
+//! The bytes are in memory already; two threads hash them and create the files, each in directories of its own. There
+//! is no protocol, no temporary name, no record, and nobody else's files to be careful with.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest as _, Sha256};
+
+/// Threads that write, as the daemon has on two cores.
+pub(crate) const THREADS: usize = 2;
+/// Rounds of which the median is taken.
+pub(crate) const ROUNDS: usize = 5;
+/// Pieces in which a large file is hashed and written.
+const PIECE: usize = 1 << 20;
+
+/// One directory's worth of files: names and bytes.
+pub(crate) struct Folder {
+    /// Below the base.
+    pub(crate) path: PathBuf,
+    /// File names, and what is in them.
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+}
+
+/// Folders full of files with bytes of their own.
+pub(crate) fn folders(count: usize, files: usize, size: usize) -> Vec<Folder> {
+    (0..count)
+        .map(|folder| Folder {
+            path: format!("gen/t{folder}/d0").into(),
+            files: (0..files)
+                .map(|file| {
+                    (
+                        format!("f{file}.out"),
+                        noise((folder * files + file) as u64, size),
+                    )
+                })
+                .collect(),
+        })
+        .collect()
+}
+
+/// Bytes that no compression and no deduplication makes less of.
+fn noise(seed: u64, size: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        // xorshift64: quick, and random enough for the purpose.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes
+}
+
+/// Runs `work` for every folder, on [`THREADS`] threads that take turns; gives the wall time.
+fn on_threads(folders: &[Folder], work: impl Fn(&Folder) -> io::Result<()> + Sync) -> io::Result<Duration> {
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|n| {
+                let mut mine = folders.iter().skip(n).step_by(THREADS);
+                let work = &work;
+                scope.spawn(move || mine.try_for_each(work))
+            })
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+        })
+    })?;
+    Ok(start.elapsed())
+}
+
+/// Hashes every file's bytes and creates the file, in pieces if it is large.
+pub(crate) fn create(base: &Path, folders: &[Folder]) -> io::Result<Duration> {
+    on_threads(folders, |folder| {
+        let directory = base.join(&folder.path);
+        fs::create_dir_all(&directory)?;
+        for (name, bytes) in &folder.files {
+            let mut hasher = Sha256::new();
+            let mut file = fs::File::create_new(directory.join(name))?;
+            for piece in bytes.chunks(PIECE) {
+                hasher.update(piece);
+                file.write_all(piece)?;
+            }
+            std::hint::black_box(hasher.finalize());
+        }
+        Ok(())
+    })
+}
+
+/// `lstat` of every file.
+pub(crate) fn look(base: &Path, folders: &[Folder]) -> io::Result<Duration> {
+    on_threads(folders, |folder| {
+        let directory = base.join(&folder.path);
+        for (name, bytes) in &folder.files {
+            assert_eq!(
+                fs::symlink_metadata(directory.join(name))?.len(),
+                bytes.len() as u64
+            );
+        }
+        Ok(())
+    })
+}
+
+/// A new directory to measure in: below `$OUTHAUL_BENCH_DIR`, else on tmpfs where there is one. It goes when dropped.
+pub(crate) fn directory() -> io::Result<tempfile::TempDir> {
+    let base = std::env::var_os("OUTHAUL_BENCH_DIR").map_or_else(
+        || {
+            let tmpfs = PathBuf::from("/dev/shm");
+            if tmpfs.is_dir() {
+                tmpfs
+            } else {
+                std::env::temp_dir()
+            }
+        },
+        PathBuf::from,
+    );
+    tempfile::Builder::new().prefix("outhaul-bench-").tempdir_in(base)
+}
+
+/// The median with the least and the greatest.
+pub(crate) fn spread(values: &[f64], digits: usize) -> String {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
+        (Some(least), Some(median), Some(greatest)) => {
+            format!("{median:.digits$} ({least:.digits$} to {greatest:.digits$})")
+        }
+        _ => "nothing was measured".to_owned(),
+    }
+}
