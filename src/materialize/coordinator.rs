@@ -38,12 +38,17 @@ const CHECKS_AT_ONCE: usize = 256;
 /// Bytes are counted in flight in units of this many, so that the semaphore's 32 bits are enough.
 const BUDGET_UNIT: u64 = 1024;
 
+/// Why a want that was given up has failed.
+const CANCELLED: &str = "cancelled on request";
+
 /// What the coordinator is told.
 pub(super) enum Command {
     /// A new invocation of a root begins: older ones are superseded.
     Begin(Arc<Root>, u64, oneshot::Sender<()>),
     /// Outputs are wanted.
     Want(Arc<Session>, Vec<Want>),
+    /// An asker gives up.
+    Cancel(Arc<Session>),
     /// A root is not used any more.
     Forget(u32),
 }
@@ -181,8 +186,36 @@ impl Coordinator {
                 let _ = done.send(());
             }
             Command::Want(session, wants) => self.want(&session, wants),
+            Command::Cancel(session) => self.cancel(&session),
             Command::Forget(root) => self.writers.forget(root),
         }
+    }
+
+    /// Answers everything that a session still wants, and ends what nobody else wants.
+    fn cancel(&mut self, session: &Arc<Session>) {
+        let mut answers = Vec::new();
+        let mut orphans = Vec::new();
+        for (id, job) in &mut self.jobs {
+            let (gone, stay) = std::mem::take(&mut job.askers)
+                .into_iter()
+                .partition::<Vec<Asker>, _>(|asker| Arc::ptr_eq(&asker.session, session));
+            job.askers = stay;
+            if job.askers.is_empty() {
+                orphans.push(*id);
+            }
+            let content = &job.content;
+            answers.extend(
+                gone.into_iter()
+                    .map(|asker| (asker, job.path.clone(), content.clone())),
+            );
+        }
+        for (asker, path, content) in answers {
+            self.answer(&asker, &path, &content, Outcome::Failed(CANCELLED.to_owned()));
+        }
+        for id in orphans {
+            self.finish(id, Outcome::Failed(CANCELLED.to_owned()));
+        }
+        self.drop_unwanted_blobs();
     }
 
     /// Ends every job of the root that is older than `version`.
@@ -196,6 +229,11 @@ impl Coordinator {
         for id in old {
             self.finish(id, Outcome::Superseded);
         }
+        self.drop_unwanted_blobs();
+    }
+
+    /// Forgets blobs that no job waits for any more.
+    fn drop_unwanted_blobs(&mut self) {
         let jobs = &self.jobs;
         let (small, large) = (&mut self.small, &mut self.large);
         self.blobs.retain(|(cache, digest), blob| {

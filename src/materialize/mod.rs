@@ -111,6 +111,12 @@ impl Materializer {
         }
     }
 
+    /// Gives up everything that a session still wants; it is answered as failed. What is just being placed may still
+    /// come, whole.
+    pub async fn cancel(&self, session: &Arc<Session>) {
+        let _ = self.commands.send(Command::Cancel(session.clone())).await;
+    }
+
     /// Ends the work when the other clones are gone, and waits until nothing of any output root is held any more.
     pub async fn close(self) {
         let Self { commands, mut closed } = self;
