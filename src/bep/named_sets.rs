@@ -282,6 +282,12 @@ impl NamedSets {
         }
     }
 
+    /// The set of an id, if it was heard of.
+    #[must_use]
+    pub fn find(&self, id: &str) -> Option<SetIndex> {
+        self.index.get(id).copied()
+    }
+
     /// A set's id.
     #[must_use]
     pub fn id(&self, index: SetIndex) -> &str {

@@ -14,6 +14,9 @@ pub enum HoldMode {
     /// its outputs on disk.
     #[default]
     Invocation,
+    /// As [`Self::Invocation`]; and an event that reports a completion goes to the upstream service only once the
+    /// required outputs of all events up to it are settled ([`super::Progress`]).
+    Target,
 }
 
 /// The rules for holding.

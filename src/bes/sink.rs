@@ -1,10 +1,11 @@
 //! What the Build Event Service tells the rest of Outhaul, and what it asks.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 
-use crate::bep::event::Framed;
+use crate::{bep::event::Framed, digest::Digest, exec_path::ExecPath};
 
 /// Names one invocation's stream of events: what `StreamId` says for the component `TOOL`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -42,6 +43,18 @@ pub struct Settlement {
     pub superseded: bool,
 }
 
+/// How far a stream's build is settled, event by event.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Every required output that events up to this number call for is materialised or has failed. It may step back:
+    /// a build tool can delete at its end what was there before.
+    pub through: i64,
+    /// The lowest number of an event some of whose required outputs could not be had.
+    pub failed_at: Option<i64>,
+    /// What to tell the user of them; a few lines at most.
+    pub messages: Vec<String>,
+}
+
 /// The engine behind the service. Calls for one stream come from one task at a time, in order.
 pub trait Builds: Send + Sync + 'static {
     /// Takes an event. Events of one stream come in order, each once per life of the process; after a restart the
@@ -54,6 +67,18 @@ pub trait Builds: Send + Sync + 'static {
     /// Resolves when every required output of the stream is materialised or has failed. Asked after
     /// [`Builds::ended`] returned, and dropped when nobody needs the answer any more.
     fn settled(&self, stream: &StreamKey) -> BoxFuture<'static, Settlement>;
+
+    /// Follows how far a stream's build is settled; `None` if nothing is known of the build. The sender goes with the
+    /// build's task, when nothing is on its way any more.
+    fn progress(&self, stream: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>>;
+
+    /// Where files that a stream names are on disk, verified: at their exec path where the event tells one, else
+    /// wherever this build has the same bytes. `None` for what is not there.
+    fn local_files(
+        &self,
+        stream: &StreamKey,
+        files: Vec<(Option<ExecPath>, Digest)>,
+    ) -> BoxFuture<'static, Vec<Option<PathBuf>>>;
 
     /// A client that was kept waiting for its last acknowledgement is waiting no longer: how long it was, and whether
     /// the deadline ended it.

@@ -62,6 +62,7 @@ impl Client {
             place.rules(Destination::ExecRoot)?,
             cache.source_rule(true)?,
             place.options()?,
+            false,
         )?;
         Ok(Self::Here(Box::new(rooms.service), record))
     }

@@ -89,6 +89,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
         },
         SourceRule::Fixed(store.into()),
         PlaceArgs::from_environment()?.options()?,
+        false,
     )?;
     let listener =
         BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into())).map_err(Failure::failed)?;

@@ -110,7 +110,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
     let record = record(&args.state.directory()?).await?;
     let listener =
         BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into())).map_err(Failure::failed)?;
-    let rooms = Rooms::open(record, policy, rules, source, options)?;
+    let rooms = Rooms::open(record, policy, rules, source, options, false)?;
     let mut reports = rooms.engine.reports();
     let daemon = Daemon::start(
         rooms.clone(),

@@ -136,7 +136,7 @@ async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
         ),
         None => None,
     };
-    let rooms = Rooms::open(record, policy, rules, source, options)?;
+    let rooms = Rooms::open(record, policy, rules, source, options, false)?;
     let daemon = Daemon::start(
         rooms,
         DaemonOptions {

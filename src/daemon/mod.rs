@@ -52,7 +52,7 @@ pub struct Rooms {
 }
 
 impl Rooms {
-    /// Puts the rooms together, on the current tokio runtime.
+    /// Puts the rooms together, on the current tokio runtime. `holds_sets` is for [`Engine::new`].
     ///
     /// # Errors
     /// When a writer thread cannot be started.
@@ -62,6 +62,7 @@ impl Rooms {
         rules: RootRules,
         source: SourceRule,
         options: MaterializeOptions,
+        holds_sets: bool,
     ) -> io::Result<Self> {
         let metrics = Metrics::default();
         let materializer = Materializer::start(options, metrics.clone())?;
@@ -69,6 +70,7 @@ impl Rooms {
         let sources = Arc::new(Sources::new(source));
         let engine = Engine::new(
             policy,
+            holds_sets,
             record.clone(),
             materializer.clone(),
             roots.clone(),

@@ -5,23 +5,37 @@
 //! promise: an output's metadata is in the record before the coordinator hears of it.
 
 mod again;
+mod local;
 mod naming;
+mod progress;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
 };
 
-use super::{build::Build, engine::Shared, rows, tally::Tally};
+use self::progress::Course;
+use super::{
+    build::Build,
+    engine::{Report, Shared},
+    feed::{Change, Listeners},
+    rows,
+    tally::Tally,
+};
 use crate::{
-    bep::event::{CommandLine, Event, Framed, TargetId},
-    bes::{Settlement, StreamEnd, StreamKey},
+    bep::{
+        event::{CommandLine, Event, Framed, TargetId},
+        named_sets::SetIndex,
+    },
+    bes::{Progress, Settlement, StreamEnd, StreamKey},
+    digest::Digest,
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Root, Session},
     output::{Class, OutputContent},
@@ -40,7 +54,8 @@ const LINGER: Duration = Duration::from_secs(330);
 
 /// What an invocation's task is told.
 pub(super) enum Message {
-    Event(Framed),
+    /// The event of this number.
+    Event(i64, Framed),
     Ended(StreamEnd),
     /// Answer when everything required is there or has failed.
     Settled(oneshot::Sender<Settlement>),
@@ -48,6 +63,19 @@ pub(super) enum Message {
     Held(Duration, bool),
     /// Answer with the present state, and the number of required outputs that are still on their way.
     Snapshot(oneshot::Sender<(InvocationRow, u64)>),
+    /// Answer with the targets so far.
+    Targets(oneshot::Sender<Vec<TargetRow>>),
+    /// Answer with a channel that tells every change.
+    Watch(oneshot::Sender<mpsc::Receiver<Change>>),
+    /// Answer with how far the build is settled.
+    Progress(oneshot::Sender<watch::Receiver<Progress>>),
+    /// Answer with where these files are on disk.
+    LocalFiles(
+        Vec<(Option<ExecPath>, Digest)>,
+        oneshot::Sender<Vec<Option<PathBuf>>>,
+    ),
+    /// Give up what is still wanted.
+    Cancel(oneshot::Sender<()>),
 }
 
 /// An output that is on disk.
@@ -60,7 +88,12 @@ struct Wanted {
     content: OutputContent,
     class: Class,
     target: Arc<TargetId>,
+    /// The event that calls for it, and the set that has it: see [`super::build::Named`].
+    sequence: i64,
+    set: Option<SetIndex>,
     done: bool,
+    /// Its bytes are on disk, as far as we know.
+    on_disk: bool,
 }
 
 /// What is needed to ask for outputs, once the stream has told it.
@@ -90,6 +123,11 @@ pub(super) struct Actor {
     pending_optional: u64,
     targets: HashMap<Arc<TargetId>, TargetRow>,
     tally: Tally,
+    course: Course,
+    progress: watch::Sender<Progress>,
+    listeners: Listeners,
+    /// Where each content is on disk, once that was asked for.
+    places: Option<HashMap<Digest, ExecPath>>,
     waiters: Vec<oneshot::Sender<Settlement>>,
     /// Completions whose rows are not written yet.
     unwritten: Vec<Completion>,
@@ -102,7 +140,14 @@ pub(super) struct Actor {
     interrupted: bool,
     /// When the stream's last event came.
     ended_at: Option<Instant>,
-    reported: bool,
+    /// What was told when all of it was settled.
+    reported: Option<Report>,
+    /// Whether what only a stream that goes on would need is still to be given back.
+    loaded: bool,
+}
+
+fn new_build(shared: &Shared) -> Build {
+    Build::new(shared.policy.clone()).holding_sets(shared.holds_sets)
 }
 
 impl Actor {
@@ -117,7 +162,7 @@ impl Actor {
             ..InvocationRow::default()
         };
         let actor = Self {
-            build: Build::new(shared.policy.clone()),
+            build: new_build(&shared),
             shared,
             row,
             state: None,
@@ -133,6 +178,10 @@ impl Actor {
             pending_optional: 0,
             targets: HashMap::new(),
             tally: Tally::default(),
+            course: Course::default(),
+            progress: watch::Sender::new(Progress::default()),
+            listeners: Listeners::default(),
+            places: None,
             waiters: Vec::new(),
             unwritten: Vec::new(),
             placed: Vec::new(),
@@ -141,7 +190,8 @@ impl Actor {
             stream_open: true,
             interrupted: false,
             ended_at: None,
-            reported: false,
+            reported: None,
+            loaded: true,
         };
         tokio::spawn(actor.run(inbox, completed));
         sender
@@ -183,6 +233,7 @@ impl Actor {
                         self.stream_open = false;
                     }
                 },
+                () = self.progress.closed(), if self.loaded && self.is_unloadable() => self.unload(),
                 () = tokio::time::sleep(nap) => {
                     if self.unwritten.is_empty() && idle {
                         break;
@@ -193,6 +244,7 @@ impl Actor {
                 }
             }
             self.write_rows(false).await;
+            self.tell_progress();
             self.settle().await;
         }
         self.write_rows(true).await;
@@ -205,19 +257,21 @@ impl Actor {
 
     async fn on_message(&mut self, message: Message) {
         match message {
-            Message::Event(framed) => {
+            Message::Event(sequence, framed) => {
                 if !self.stream_open {
                     // The client of a broken stream has come back.
                     self.ended_at = None;
                 }
                 self.stream_open = true;
-                self.reported = false;
+                self.reported = None;
+                self.loaded = true;
                 self.looked_again = false;
                 self.shared.metrics.events.inc();
                 self.enter(InvocationState::Running);
                 // The command's last words; whatever comes behind them (metrics, logs) names no outputs of targets.
                 let last = framed.last || matches!(framed.event, Event::Finished { .. });
-                let effects = self.build.handle(framed.event);
+                self.course.take(sequence);
+                let effects = self.build.handle(sequence, framed.event);
                 self.apply(effects).await;
                 if last {
                     self.ended_at = Some(Instant::now());
@@ -256,6 +310,22 @@ impl Actor {
                 // Who asked may have gone.
                 let _ = answer.send((self.row.clone(), self.pending_required));
             }
+            Message::Targets(answer) => {
+                let _ = answer.send(self.target_rows());
+            }
+            Message::Watch(answer) => self.watch(answer),
+            Message::Progress(answer) => {
+                let _ = answer.send(self.progress.subscribe());
+            }
+            Message::LocalFiles(files, answer) => {
+                let _ = answer.send(self.local_files(&files));
+            }
+            Message::Cancel(answer) => {
+                if let Some(session) = &self.session {
+                    self.shared.materializer.cancel(session).await;
+                }
+                let _ = answer.send(());
+            }
         }
     }
 
@@ -270,10 +340,15 @@ impl Actor {
                 continue;
             }
             wanted.done = true;
+            wanted.on_disk = completion.outcome.is_on_disk();
             match wanted.class {
-                Class::Required => self.pending_required -= 1,
+                Class::Required => {
+                    self.pending_required -= 1;
+                    self.course.end(wanted.sequence);
+                }
                 _ => self.pending_optional -= 1,
             }
+            let sharers = self.course.sharers(&completion.path);
             if !completion.outcome.is_on_disk() && completion.outcome != Outcome::Superseded {
                 tracing::warn!(
                     invocation = %self.row.invocation_id,
@@ -282,11 +357,28 @@ impl Actor {
                     outcome = ?completion.outcome,
                     "an output could not be had"
                 );
-                if wanted.class == Class::Required
-                    && let Some(row) = self.targets.get_mut(&wanted.target)
-                {
-                    row.failed += 1;
+                if wanted.class == Class::Required {
+                    self.course.fail(wanted.sequence, wanted.set);
+                    for target in sharers.iter().chain([&wanted.target]) {
+                        if let Some(row) = self.targets.get_mut(target) {
+                            row.failed += 1;
+                        }
+                    }
                 }
+            }
+            if wanted.on_disk
+                && let Some(places) = &mut self.places
+                && let OutputContent::Blob(digest) = &completion.content
+            {
+                places.insert(digest.clone(), completion.path.clone());
+            }
+            if !self.listeners.is_empty() {
+                self.listeners.tell(&Change::Output {
+                    path: completion.path.clone(),
+                    label: wanted.target.label.as_str().into(),
+                    class: completion.class,
+                    outcome: completion.outcome.clone(),
+                });
             }
             self.tally.add(&completion);
             if !self.looked_again && completion.outcome.is_on_disk() {
@@ -335,10 +427,9 @@ impl Actor {
                 let _ = waiter.send(settlement.clone());
             }
         }
-        if self.stream_open || self.reported || self.pending_optional > 0 {
+        if self.stream_open || self.reported.is_some() || self.pending_optional > 0 {
             return;
         }
-        self.reported = true;
         self.enter(if self.tally.superseded > 0 {
             InvocationState::Superseded
         } else if self.interrupted {
@@ -348,43 +439,84 @@ impl Actor {
         });
         let settled_in = self.ended_at.map_or(Duration::ZERO, |at| at.elapsed());
         self.row.settled_ms = crate::units::now_ms();
-        for row in self.targets.values_mut() {
-            if row.failed > 0 {
-                row.state = TargetState::Failed;
-            } else if row.state == TargetState::Completed {
-                row.state = TargetState::Settled;
-            }
+        // Those whose tests' summaries never came, or which the last look at the disk has changed.
+        let completed: Vec<Arc<TargetId>> = self
+            .targets
+            .iter()
+            .filter(|(_, row)| match row.state {
+                TargetState::Completed => true,
+                TargetState::Settled => row.failed > 0,
+                _ => false,
+            })
+            .map(|(target, _)| target.clone())
+            .collect();
+        for target in completed {
+            self.target_settled(&target);
         }
         self.save_row();
-        let targets: Vec<TargetRow> = self
-            .targets
-            .values()
-            .filter(|t| !t.label.is_empty())
-            .cloned()
-            .collect();
-        self.shared.record.put_targets(&self.row.invocation_id, &targets);
+        self.shared
+            .record
+            .put_targets(&self.row.invocation_id, &self.target_rows());
         let line = self.tally.summary(settled_in);
         for message in &self.tally.messages {
             tracing::warn!(invocation = %self.row.invocation_id, "{message}");
         }
         tracing::info!(invocation = %self.row.invocation_id, "{line}");
-        self.shared.report(super::engine::Report {
+        let report = Report {
             invocation_id: self.row.invocation_id.clone(),
+            workspace: self.row.workspace.clone(),
+            exec_root: self.row.exec_root.clone(),
+            command: self.row.command.clone(),
+            state: self.row.state,
             line,
             messages: self.tally.messages.clone(),
             failed: self.tally.failed,
             exit_code: self.row.finished.then_some(self.row.exit_code),
-        });
-        if !self.interrupted {
+            tally: self.tally.clone(),
+        };
+        self.reported = Some(report.clone());
+        self.shared.report(report.clone());
+        self.tell(Change::Settled(report));
+        self.listeners.dismiss();
+        if self.is_unloadable() && (!self.shared.holds_sets || self.progress.receiver_count() == 0) {
             self.unload();
         }
+    }
+
+    /// A row for each target so far.
+    fn target_rows(&self) -> Vec<TargetRow> {
+        let rows = self.targets.values().filter(|t| !t.label.is_empty());
+        rows.cloned().collect()
+    }
+
+    /// Answers with a channel that tells the targets so far and every change.
+    fn watch(&mut self, answer: oneshot::Sender<mpsc::Receiver<Change>>) {
+        let rows = if self.loaded {
+            self.target_rows()
+        } else {
+            self.shared.record.targets(&self.row.invocation_id)
+        };
+        let changes = self.listeners.add(rows);
+        if let Some(report) = &self.reported {
+            self.listeners.tell(&Change::Settled(report.clone()));
+            self.listeners.dismiss();
+        }
+        // Who asked may have gone.
+        let _ = answer.send(changes);
+    }
+
+    /// Whether nothing more comes that would need what [`Self::unload`] gives back.
+    fn is_unloadable(&self) -> bool {
+        self.reported.is_some() && !self.interrupted
     }
 
     /// Gives back what only a stream that goes on would need. The task itself stays for a while (see [`LINGER`]), and
     /// a build a few seconds must not add up to the memory of all builds of two minutes. Only a broken stream may go
     /// on: nothing comes behind the event that finishes one.
     fn unload(&mut self) {
-        self.build = Build::new(self.shared.policy.clone());
+        self.loaded = false;
+        self.places = None;
+        self.build = new_build(&self.shared);
         self.wanted = HashMap::new();
         self.flattened = HashMap::new();
         self.targets = HashMap::new();

@@ -4,7 +4,10 @@
 //! command and the exec root, with a completed target until every set that it refers to has come, and with a test's
 //! files until its summary says where they belong; what has not come by the end of the stream is done without.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{
     policy::Policy,
@@ -14,7 +17,7 @@ use super::{
 use crate::{
     bep::{
         event::{Action, Completed, Content, ConvenienceSymlink, Event, File, Started, TargetId, TestResult},
-        named_sets::{NamedSets, SetBits, Ticket},
+        named_sets::{NamedSets, SetBits, SetIndex, Ticket},
         uri::BytestreamUri,
     },
     exec_path::{ExecPath, ExecPathError},
@@ -39,6 +42,11 @@ pub struct Named {
     pub group: Arc<str>,
     /// The event that named it.
     pub event: Arc<str>,
+    /// The number of the event that is settled only once this output is: the one that completed the target, or with
+    /// [`Build::holding_sets`] the one that brought the set.
+    pub sequence: i64,
+    /// The set that has it, if one does.
+    pub set: Option<SetIndex>,
 }
 
 /// What a target came to.
@@ -48,6 +56,8 @@ pub enum TargetEnd {
     Completed {
         /// Whether all of it was built.
         success: bool,
+        /// Whether its tests' outputs still come: [`Effect::Tested`].
+        awaits_tests: bool,
     },
     /// It will not be completed.
     Aborted,
@@ -64,8 +74,10 @@ pub enum Effect {
     CommandLine(crate::bep::event::CommandLine),
     /// Outputs of one target.
     Outputs(Arc<TargetId>, Vec<Named>),
-    /// A target came to its end; its outputs came before.
-    Target(Arc<TargetId>, TargetEnd),
+    /// A target came to its end, by the event of this number; its outputs came before.
+    Target(Arc<TargetId>, TargetEnd, i64),
+    /// All tests of a target were run, as the event of this number tells; their outputs came before.
+    Tested(Arc<TargetId>, i64),
     /// Links into the output base.
     ConvenienceSymlinks(Vec<ConvenienceSymlink>),
     /// Outputs of this build that the build tool could not name, because the directories that they belong in were
@@ -102,11 +114,18 @@ pub struct Build {
     referenced: SetBits,
     /// Absolute paths of outputs that the build tool could not read for the stream.
     unreadable: Vec<String>,
-    results: HashMap<(String, String), Vec<TestResult>>,
+    results: HashMap<(String, String), Vec<(i64, TestResult)>>,
     /// Completed targets that wait for the command and the exec root.
-    backlog: Vec<Event>,
+    backlog: Vec<(i64, Event)>,
     /// Completed targets that wait for sets.
-    parked: HashMap<Ticket, Completed>,
+    parked: HashMap<Ticket, (i64, Completed)>,
+    /// Numbers of events whose outputs are not told yet.
+    open: BTreeSet<i64>,
+    /// Whether sets are open until a target that refers to them is completed, and the numbers of those that are.
+    holds_sets: bool,
+    set_numbers: HashMap<SetIndex, i64>,
+    /// The sets of each completed target, for what they have in common.
+    roots: HashMap<Arc<TargetId>, Box<[SetIndex]>>,
 }
 
 impl Build {
@@ -129,11 +148,39 @@ impl Build {
             results: HashMap::new(),
             backlog: Vec::new(),
             parked: HashMap::new(),
+            open: BTreeSet::new(),
+            holds_sets: false,
+            set_numbers: HashMap::new(),
+            roots: HashMap::new(),
         }
     }
 
-    /// Takes an event in.
-    pub fn handle(&mut self, event: Event) -> Vec<Effect> {
+    /// Whether the event that brings a set is open ([`Self::lowest_open`]) until a target refers to the set, and its
+    /// outputs have that event's number.
+    #[must_use]
+    pub fn holding_sets(mut self, holds: bool) -> Self {
+        self.holds_sets = holds;
+        self
+    }
+
+    /// The lowest number of an event whose outputs are not told yet, because something that they need has not come.
+    #[must_use]
+    pub fn lowest_open(&self) -> Option<i64> {
+        self.open.first().copied()
+    }
+
+    /// How many of a completed target's sets, of all that it refers to directly or through others, are among these.
+    /// Sums up what the sets stand for.
+    #[must_use]
+    pub fn sum_of_sets(&self, target: &TargetId, sets: &HashMap<SetIndex, u64>) -> u64 {
+        let roots = self.roots.get(target).map_or(&[][..], |roots| roots);
+        let roots = roots.iter().map(|root| self.sets.id(*root));
+        let below = self.sets.expand(roots, |_| false);
+        below.filter_map(|(set, _)| sets.get(&set)).sum()
+    }
+
+    /// Takes the event of this number in. Numbers grow.
+    pub fn handle(&mut self, sequence: i64, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
             Event::Started(started) => {
@@ -158,9 +205,15 @@ impl Build {
             }
             Event::NamedSet(set) => {
                 self.note_authority(&set.files, &mut effects);
-                for ticket in self.sets.insert(set) {
-                    if let Some(completed) = self.parked.remove(&ticket) {
-                        self.expand(completed, &mut effects);
+                let id = self.holds_sets.then(|| set.id.clone());
+                let released = self.sets.insert(set);
+                if let Some(set) = id.and_then(|id| self.sets.find(&id)) {
+                    self.set_numbers.insert(set, sequence);
+                    self.open.insert(sequence);
+                }
+                for ticket in released {
+                    if let Some((sequence, completed)) = self.parked.remove(&ticket) {
+                        self.expand(sequence, completed, &mut effects);
                     }
                 }
             }
@@ -168,26 +221,41 @@ impl Build {
                 let key = (result.label.clone(), result.configuration.clone());
                 let results = self.results.entry(key).or_default();
                 // A repeated event replaces what it repeats.
-                results.retain(|r| (r.run, r.shard, r.attempt) != (result.run, result.shard, result.attempt));
-                results.push(result);
+                results.retain(|(number, r)| {
+                    let repeated = (r.run, r.shard, r.attempt) == (result.run, result.shard, result.attempt);
+                    if repeated {
+                        self.open.remove(number);
+                    }
+                    !repeated
+                });
+                results.push((sequence, result));
+                self.open.insert(sequence);
             }
             Event::Completed(_) | Event::TestSummary { .. } | Event::Action(_) if !self.ready => {
-                self.backlog.push(event);
+                self.open.insert(sequence);
+                self.backlog.push((sequence, event));
             }
-            Event::Completed(completed) => self.complete(completed, &mut effects),
+            Event::Completed(completed) => self.complete(sequence, completed, &mut effects),
             Event::TestSummary {
                 label,
                 configuration,
                 shard_count,
                 run_count,
             } => {
-                self.tested(label, configuration, shard_count, run_count, &mut effects);
+                self.tested(
+                    sequence,
+                    label,
+                    configuration,
+                    shard_count,
+                    run_count,
+                    &mut effects,
+                );
             }
-            Event::Action(action) => self.action(&action, &mut effects),
+            Event::Action(action) => self.action(sequence, &action, &mut effects),
             Event::Aborted {
                 target: Some(target), ..
             } => {
-                effects.push(Effect::Target(Arc::new(target), TargetEnd::Aborted));
+                effects.push(Effect::Target(Arc::new(target), TargetEnd::Aborted, sequence));
             }
             Event::Unreadable(paths) => self.unreadable.extend(paths),
             Event::ConvenienceSymlinks(links) => effects.push(Effect::ConvenienceSymlinks(links)),
@@ -202,13 +270,13 @@ impl Build {
     pub fn end(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         for released in self.sets.finish() {
-            if let Some(completed) = self.parked.remove(&released.ticket) {
+            if let Some((sequence, completed)) = self.parked.remove(&released.ticket) {
                 effects.push(Effect::Refused(format!(
                     "{} refers to sets of files that never came: {}",
                     completed.target,
                     released.missing.join(", ")
                 )));
-                self.expand(completed, &mut effects);
+                self.expand(sequence, completed, &mut effects);
             }
         }
         if !self.ready && !self.backlog.is_empty() {
@@ -217,13 +285,19 @@ impl Build {
                 "the stream has outputs, but tells no exec root; nothing was downloaded".to_owned(),
             ));
         }
-        let open: Vec<_> = self.results.keys().cloned().collect();
+        let mut open: Vec<_> = self
+            .results
+            .iter()
+            .filter_map(|(key, results)| Some((results.last()?.0, key.clone())))
+            .collect();
+        open.sort_unstable();
         if self.ready {
-            for (label, configuration) in open {
-                self.tested(label, configuration, 0, 0, &mut effects);
+            for (sequence, (label, configuration)) in open {
+                self.tested(sequence, label, configuration, 0, 0, &mut effects);
             }
             self.unreferenced(&mut effects);
         }
+        self.open.clear();
         let root = self
             .exec_root
             .as_deref()
@@ -265,22 +339,25 @@ impl Build {
         let Some(root) = &self.exec_root else { return };
         self.ready = true;
         effects.push(Effect::ExecRoot(root.clone()));
-        for event in std::mem::take(&mut self.backlog) {
-            effects.extend(self.handle(event));
+        for (sequence, event) in std::mem::take(&mut self.backlog) {
+            self.open.remove(&sequence);
+            effects.extend(self.handle(sequence, event));
         }
     }
 
-    fn complete(&mut self, completed: Completed, effects: &mut Vec<Effect>) {
+    fn complete(&mut self, sequence: i64, completed: Completed, effects: &mut Vec<Effect>) {
         let roots = completed.groups.iter().flat_map(|group| &group.sets);
         match self.sets.park(roots.map(String::as_str)) {
             Some(ticket) => {
-                self.parked.insert(ticket, completed);
+                self.open.insert(sequence);
+                self.parked.insert(ticket, (sequence, completed));
             }
-            None => self.expand(completed, effects),
+            None => self.expand(sequence, completed, effects),
         }
     }
 
-    fn expand(&mut self, completed: Completed, effects: &mut Vec<Effect>) {
+    fn expand(&mut self, sequence: i64, completed: Completed, effects: &mut Vec<Effect>) {
+        self.open.remove(&sequence);
         let target = Arc::new(completed.target);
         let event: Arc<str> = format!("target_completed {target}").into();
         let trees: Vec<&File> = completed.directories.iter().filter(|d| d.has_prefix()).collect();
@@ -289,8 +366,11 @@ impl Build {
             trees: trees.iter().map(|d| (d.path.as_str(), false)).collect(),
             outputs: Vec::new(),
             unusable: Vec::new(),
+            sequence,
+            set: None,
         };
         let mut directory_profile = None;
+        let mut refers_to = Vec::new();
         for group in &completed.groups {
             let context = GroupContext {
                 command: self.command,
@@ -305,15 +385,22 @@ impl Build {
             let profile = namer.selector.profile(&context);
             let name: Arc<str> = group.name.as_str().into();
             let visited = self.visited.entry(profile).or_default();
+            refers_to.extend(group.sets.iter().filter_map(|id| self.sets.find(id)));
             let roots = group.sets.iter().map(String::as_str);
             let referenced = &mut self.referenced;
             for (set, files) in self.sets.expand(roots, |set| visited.test_and_set(set)) {
                 referenced.test_and_set(set);
                 let event: Arc<str> = format!("named_set {}", self.sets.id(set)).into();
+                namer.set = Some(set);
+                if let Some(number) = self.set_numbers.get(&set) {
+                    self.open.remove(number);
+                    namer.sequence = *number;
+                }
                 for file in files.iter() {
                     namer.name(file, profile, &name, &event);
                 }
             }
+            (namer.set, namer.sequence) = (None, sequence);
             for file in &group.files {
                 namer.name(file, profile, &name, &event);
             }
@@ -334,20 +421,25 @@ impl Build {
             }
         }
         let (outputs, unusable) = (namer.outputs, namer.unusable);
+        self.roots.insert(target.clone(), refers_to.into());
         effects.extend(unusable);
         if !outputs.is_empty() {
             effects.push(Effect::Outputs(target.clone(), outputs));
         }
-        effects.push(Effect::Target(
-            target,
-            TargetEnd::Completed {
-                success: completed.success,
-            },
-        ));
+        let awaits_tests = completed.success
+            && target.aspect.is_empty()
+            && matches!(self.command, Command::Test | Command::Coverage)
+            && self.tests.contains(&target.label);
+        let end = TargetEnd::Completed {
+            success: completed.success,
+            awaits_tests,
+        };
+        effects.push(Effect::Target(target, end, sequence));
     }
 
     fn tested(
         &mut self,
+        sequence: i64,
         label: String,
         configuration: String,
         shards: u32,
@@ -356,10 +448,12 @@ impl Build {
     ) {
         let mnemonic = self.configurations.get(&configuration).cloned();
         let key = (label, configuration);
-        let Some(results) = self.results.remove(&key) else {
-            return;
-        };
+        let results = self.results.remove(&key).unwrap_or_default();
         let (label, configuration) = key;
+        for (number, _) in &results {
+            self.open.remove(number);
+        }
+        let results: Vec<TestResult> = results.into_iter().map(|(_, result)| result).collect();
         let shape = TestShape::of(&results, shards, runs);
         let profile = self.selector.profile(&GroupContext {
             command: self.command,
@@ -373,6 +467,8 @@ impl Build {
             trees: Vec::new(),
             outputs: Vec::new(),
             unusable: Vec::new(),
+            sequence,
+            set: None,
         };
         for result in &results {
             let last = test_outputs::is_last_attempt(result, &results);
@@ -395,11 +491,12 @@ impl Build {
         let (outputs, unusable) = (namer.outputs, namer.unusable);
         effects.extend(unusable);
         if !outputs.is_empty() {
-            effects.push(Effect::Outputs(target, outputs));
+            effects.push(Effect::Outputs(target.clone(), outputs));
         }
+        effects.push(Effect::Tested(target, sequence));
     }
 
-    fn action(&mut self, action: &Action, effects: &mut Vec<Effect>) {
+    fn action(&mut self, sequence: i64, action: &Action, effects: &mut Vec<Effect>) {
         let Some(content) = action.content.clone().filter(|_| action.success) else {
             return;
         };
@@ -415,6 +512,8 @@ impl Build {
             trees: Vec::new(),
             outputs: Vec::new(),
             unusable: Vec::new(),
+            sequence,
+            set: None,
         };
         let file = File {
             path: action.primary_output.clone(),
@@ -446,6 +545,8 @@ impl Build {
             trees: Vec::new(),
             outputs: Vec::new(),
             unusable: Vec::new(),
+            sequence: 0,
+            set: None,
         };
         for (set, files) in self.sets.iter() {
             if self.referenced.contains(set) {
@@ -470,6 +571,9 @@ struct Namer<'a> {
     outputs: Vec<Named>,
     /// [`Effect::Unusable`].
     unusable: Vec<Effect>,
+    /// What [`Named`] says of them.
+    sequence: i64,
+    set: Option<SetIndex>,
 }
 
 impl Namer<'_> {
@@ -511,6 +615,8 @@ impl Namer<'_> {
             rule: verdict.rule,
             group: group.clone(),
             event: event.clone(),
+            sequence: self.sequence,
+            set: self.set,
         });
     }
 
@@ -528,6 +634,8 @@ impl Namer<'_> {
             rule: verdict.rule,
             group: group.clone(),
             event: event.clone(),
+            sequence: self.sequence,
+            set: self.set,
         });
     }
 

@@ -2,25 +2,30 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::{
     actor::{Actor, Message},
+    feed::{Change, Told},
     policy::Policy,
     roots::Roots,
     sources::Sources,
+    tally::Tally,
 };
 use crate::{
     bep::event::Framed,
-    bes::{Builds, Settlement, StreamEnd, StreamKey},
+    bes::{Builds, Progress, Settlement, StreamEnd, StreamKey},
+    digest::Digest,
+    exec_path::ExecPath,
     materialize::Materializer,
     metrics::Metrics,
-    record::{InvocationRow, Record},
+    record::{InvocationRow, InvocationState, Record, TargetRow},
 };
 
 /// What became of an invocation, told once it is settled.
@@ -28,6 +33,14 @@ use crate::{
 pub struct Report {
     /// Which.
     pub invocation_id: String,
+    /// Its workspace on disk.
+    pub workspace: String,
+    /// Its exec root, absolute.
+    pub exec_root: String,
+    /// The build tool's command, such as `build`.
+    pub command: String,
+    /// What it came to.
+    pub state: InvocationState,
     /// The summary line.
     pub line: String,
     /// The first failures and warnings.
@@ -36,6 +49,8 @@ pub struct Report {
     pub failed: u64,
     /// The build tool's exit code, if it told one.
     pub exit_code: Option<i32>,
+    /// Its outputs in numbers.
+    pub tally: Tally,
 }
 
 /// What all invocations share.
@@ -49,6 +64,9 @@ pub(super) struct Shared {
     /// By both ids: an invocation id may be used again, for another build.
     live: Mutex<HashMap<StreamKey, mpsc::Sender<Message>>>,
     reports: broadcast::Sender<Report>,
+    changes: broadcast::Sender<Told>,
+    /// Whether the outputs of a set are settled as of the event that brings the set.
+    pub(super) holds_sets: bool,
 }
 
 impl Shared {
@@ -63,6 +81,15 @@ impl Shared {
         // Nobody has to listen.
         let _ = self.reports.send(report);
     }
+
+    pub(super) fn tell(&self, invocation_id: &str, change: Change) {
+        if self.changes.receiver_count() > 0 {
+            let _ = self.changes.send(Told {
+                invocation_id: invocation_id.to_owned(),
+                change,
+            });
+        }
+    }
 }
 
 /// Follows builds. Cheap to clone.
@@ -72,10 +99,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without builds.
+    /// An engine without builds. With `holds_sets`, the events that bring sets of files count as settled only when
+    /// what the targets require of the sets is there ([`Progress`]).
     #[must_use]
     pub fn new(
         policy: Policy,
+        holds_sets: bool,
         record: Record,
         materializer: Materializer,
         roots: Arc<Roots>,
@@ -83,6 +112,7 @@ impl Engine {
         metrics: Metrics,
     ) -> Self {
         let (reports, _) = broadcast::channel(64);
+        let (changes, _) = broadcast::channel(4096);
         Self {
             shared: Arc::new(Shared {
                 policy,
@@ -93,6 +123,8 @@ impl Engine {
                 metrics,
                 live: Mutex::default(),
                 reports,
+                changes,
+                holds_sets,
             }),
         }
     }
@@ -103,17 +135,47 @@ impl Engine {
         self.shared.reports.subscribe()
     }
 
+    /// Changes of all invocations from now on, single outputs left out. Who listens too slowly misses some.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Told> {
+        self.shared.changes.subscribe()
+    }
+
     /// The present state of an invocation that has a task, and how many required outputs are still on their way.
     pub async fn snapshot(&self, invocation_id: &str) -> Option<(InvocationRow, u64)> {
+        self.ask(invocation_id, Message::Snapshot).await
+    }
+
+    /// The targets so far of an invocation that has a task and is not settled.
+    pub async fn targets(&self, invocation_id: &str) -> Option<Vec<TargetRow>> {
+        self.ask(invocation_id, Message::Targets).await
+    }
+
+    /// Follows an invocation that has a task: its targets so far, then every change. The channel ends behind
+    /// [`Change::Settled`], or without it if the listener fell behind.
+    pub async fn watch(&self, invocation_id: &str) -> Option<mpsc::Receiver<Change>> {
+        self.ask(invocation_id, Message::Watch).await
+    }
+
+    /// Gives up what an invocation still wants. False if it has no task.
+    pub async fn cancel(&self, invocation_id: &str) -> bool {
+        self.ask(invocation_id, Message::Cancel).await.is_some()
+    }
+
+    async fn ask<T>(
+        &self,
+        invocation_id: &str,
+        question: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Option<T> {
         let task = {
             let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
             live.iter()
                 .find(|(stream, task)| stream.invocation_id == invocation_id && !task.is_closed())
                 .map(|(_, task)| task.clone())
         }?;
-        let (answer, snapshot) = oneshot::channel();
-        task.send(Message::Snapshot(answer)).await.ok()?;
-        snapshot.await.ok()
+        let (answer, answered) = oneshot::channel();
+        task.send(question(answer)).await.ok()?;
+        answered.await.ok()
     }
 
     /// Whether anything is still on its way for any invocation.
@@ -162,9 +224,9 @@ impl Engine {
 }
 
 impl Builds for Engine {
-    fn event(&self, stream: &StreamKey, _sequence: i64, event: Framed) -> BoxFuture<'_, ()> {
+    fn event(&self, stream: &StreamKey, sequence: i64, event: Framed) -> BoxFuture<'_, ()> {
         let stream = stream.clone();
-        async move { self.tell(&stream, true, Message::Event(event)).await }.boxed()
+        async move { self.tell(&stream, true, Message::Event(sequence, event)).await }.boxed()
     }
 
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {
@@ -194,6 +256,35 @@ impl Builds for Engine {
                     messages: row.errors,
                     superseded: row.superseded > 0,
                 })
+        }
+        .boxed()
+    }
+
+    fn progress(&self, stream: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {
+        // Whoever asks may be ahead of the stream's first event.
+        let task = self.task(stream, true);
+        async move {
+            let (answer, progress) = oneshot::channel();
+            task?.send(Message::Progress(answer)).await.ok()?;
+            progress.await.ok()
+        }
+        .boxed()
+    }
+
+    fn local_files(
+        &self,
+        stream: &StreamKey,
+        files: Vec<(Option<ExecPath>, Digest)>,
+    ) -> BoxFuture<'static, Vec<Option<PathBuf>>> {
+        let task = self.task(stream, false);
+        async move {
+            let nothing = vec![None; files.len()];
+            let (answer, found) = oneshot::channel();
+            let Some(task) = task else { return nothing };
+            if task.send(Message::LocalFiles(files, answer)).await.is_err() {
+                return nothing;
+            }
+            found.await.unwrap_or(nothing)
         }
         .boxed()
     }

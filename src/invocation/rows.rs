@@ -170,6 +170,8 @@ mod tests {
             rule: "rule".into(),
             group: "default".into(),
             event: "event".into(),
+            sequence: 1,
+            set: None,
         }
     }
 

@@ -40,7 +40,7 @@ async fn recorded(name: &str, policy: Policy) -> (Outputs, Vec<Effect>) {
     let mut build = Build::new(policy);
     let mut effects = Vec::new();
     while let Some(framed) = file.next().await.unwrap() {
-        effects.extend(build.handle(framed.event));
+        effects.extend(build.handle(0, framed.event));
     }
     effects.extend(build.end());
     (collect(effects.clone()), effects)
@@ -208,7 +208,7 @@ async fn a_failing_target_gives_its_complete_groups() {
             "{bazel}: {good:?}"
         );
         let failed = effects.iter().any(|effect| {
-            matches!(effect, Effect::Target(target, TargetEnd::Completed { success: false }) if target.label == "//rules:half")
+            matches!(effect, Effect::Target(target, TargetEnd::Completed { success: false, .. }, _) if target.label == "//rules:half")
         });
         assert!(failed, "{bazel}");
     }
@@ -227,7 +227,7 @@ async fn groups_and_aspects_that_were_asked_for_count() {
         assert!(groups("extra") > 0 && groups("report") > 0, "{bazel}");
         let aspects = effects
             .iter()
-            .any(|e| matches!(e, Effect::Target(t, _) if !t.aspect.is_empty()));
+            .any(|e| matches!(e, Effect::Target(t, ..) if !t.aspect.is_empty()));
         assert!(aspects, "{bazel}");
         let only = Policy {
             output_groups: vec!["extra".to_owned()],
@@ -319,7 +319,10 @@ fn completed(label: &str, sets: &[&str], incomplete: bool) -> Event {
 
 fn play(events: Vec<Event>) -> Vec<Effect> {
     let mut build = Build::new(Policy::default());
-    let mut effects: Vec<Effect> = events.into_iter().flat_map(|event| build.handle(event)).collect();
+    let mut effects: Vec<Effect> = events
+        .into_iter()
+        .flat_map(|event| build.handle(0, event))
+        .collect();
     effects.extend(build.end());
     effects
 }
@@ -490,7 +493,7 @@ fn a_target_aborted_behind_its_completion_stays_what_it_was() {
     assert_eq!(
         effects
             .iter()
-            .filter(|e| matches!(e, Effect::Target(_, TargetEnd::Aborted)))
+            .filter(|e| matches!(e, Effect::Target(_, TargetEnd::Aborted, _)))
             .count(),
         2
     );

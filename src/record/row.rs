@@ -231,6 +231,12 @@ pub enum TargetState {
 }
 
 impl TargetState {
+    /// Whether nothing more is to be expected of it.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Settled | Self::Failed | Self::Aborted)
+    }
+
     /// `announced`, `completed`, `settled`, `failed` or `aborted`.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -1,6 +1,7 @@
 //! A service with a scripted engine, and a client that speaks as Bazel does.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -20,8 +21,10 @@ use crate::{
     bep::event::{Event, Framed, Started},
     bes::{
         BesAddress, BesListener, BesOptions, BesService, Builds, Decoder, HoldMode, HoldPolicy, Journal,
-        Settlement, StreamEnd, StreamKey, journal::JournalOptions, serve,
+        Progress, Settlement, StreamEnd, StreamKey, journal::JournalOptions, serve,
     },
+    digest::Digest,
+    exec_path::ExecPath,
     proto::google::devtools::build::v1::{
         BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest,
         PublishBuildToolEventStreamResponse, StreamId,
@@ -136,6 +139,18 @@ impl Builds for Engine {
                 .clone()
                 .unwrap()
         })
+    }
+
+    fn progress(&self, _: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {
+        Box::pin(async { None })
+    }
+
+    fn local_files(
+        &self,
+        _: &StreamKey,
+        files: Vec<(Option<ExecPath>, Digest)>,
+    ) -> BoxFuture<'static, Vec<Option<PathBuf>>> {
+        Box::pin(async move { vec![None; files.len()] })
     }
 
     fn held(&self, stream: &StreamKey, _: Duration, timed_out: bool) {

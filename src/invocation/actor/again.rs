@@ -44,8 +44,12 @@ impl Actor {
                 continue;
             };
             wanted.done = false;
+            wanted.on_disk = false;
             match wanted.class {
-                Class::Required => self.pending_required += 1,
+                Class::Required => {
+                    self.pending_required += 1;
+                    self.course.begin(wanted.sequence);
+                }
                 _ => self.pending_optional += 1,
             }
             self.tally.take_back(&placed.outcome);

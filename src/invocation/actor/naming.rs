@@ -10,6 +10,7 @@ use tokio::task::spawn_blocking;
 use super::{
     super::{
         build::{Effect, Named, TargetEnd},
+        feed::Change,
         roots::Destination,
         rows::{self, Naming},
     },
@@ -44,11 +45,16 @@ impl Actor {
                     self.row.started_ms = started.started_ms;
                     self.row.build_tool_version = started.build_tool_version;
                     self.save_row();
+                    self.tell(Change::Begun {
+                        workspace: self.row.workspace.clone(),
+                        command: self.row.command.clone(),
+                    });
                 }
                 Effect::ExecRoot(path) => self.exec_root(path).await,
                 Effect::CommandLine(line) => self.command_line = Some(line),
                 Effect::Outputs(target, named) => self.outputs(target, named).await,
-                Effect::Target(target, end) => self.target_ended(target, end),
+                Effect::Target(target, end, sequence) => self.target_ended(target, end, sequence),
+                Effect::Tested(target, sequence) => self.course.completed(sequence, target),
                 Effect::ConvenienceSymlinks(_) => {}
                 Effect::Unnamed(paths) => self.unnamed(paths).await,
                 Effect::Refused(reason) => {
@@ -61,7 +67,7 @@ impl Actor {
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
                     match class {
                         Class::Known => self.tally.note(&reason),
-                        class => self.tally.fail(class, &reason),
+                        class => self.fail(class, &reason),
                     }
                 }
                 Effect::Authority(authority) => self.check_authority(&authority),
@@ -189,10 +195,20 @@ impl Actor {
         let mut seen = HashSet::new();
         named.retain(|n| seen.insert(n.path.clone()));
         // An output that is wanted already is not asked for again, nor made less than it is.
+        let (wanted, course) = (&self.wanted, &mut self.course);
         named.retain(|n| {
-            self.wanted
-                .get(&n.path)
-                .is_none_or(|old| n.class > old.class || (n.class > Class::Known && n.content != old.content))
+            let Some(old) = wanted.get(&n.path) else {
+                return true;
+            };
+            let anew = n.class > old.class || (n.class > Class::Known && n.content != old.content);
+            if !anew && n.class == Class::Required && old.target != target {
+                if !old.done {
+                    course.share(&n.path, &target);
+                } else if !old.on_disk {
+                    counts.failed += 1;
+                }
+            }
+            anew
         });
         for n in &named {
             match n.class {
@@ -214,10 +230,11 @@ impl Actor {
             if session.is_none() {
                 let reason = self.blocked.as_deref().unwrap_or("there is no output root");
                 self.tally.fail(n.class, &format!("{}: {reason}", n.path));
-                if n.class == Class::Required
-                    && let Some(row) = self.targets.get_mut(&target)
-                {
-                    row.failed += 1;
+                if n.class == Class::Required {
+                    self.course.fail(n.sequence, n.set);
+                    if let Some(row) = self.targets.get_mut(&target) {
+                        row.failed += 1;
+                    }
                 }
                 continue;
             }
@@ -225,17 +242,26 @@ impl Actor {
                 content: n.content.clone(),
                 class: n.class,
                 target: target.clone(),
+                sequence: n.sequence,
+                set: n.set,
                 done: false,
+                on_disk: false,
             };
             let old = self.wanted.insert(n.path.clone(), wanted);
             // Its earlier want will be answered as well, and must not count twice.
-            match old.filter(|old| !old.done).map(|old| old.class) {
-                Some(Class::Required) => self.pending_required -= 1,
+            match old.filter(|old| !old.done).map(|old| (old.class, old.sequence)) {
+                Some((Class::Required, sequence)) => {
+                    self.pending_required -= 1;
+                    self.course.end(sequence);
+                }
                 Some(_) => self.pending_optional -= 1,
                 None => {}
             }
             match n.class {
-                Class::Required => self.pending_required += 1,
+                Class::Required => {
+                    self.pending_required += 1;
+                    self.course.begin(n.sequence);
+                }
                 _ => self.pending_optional += 1,
             }
         }
@@ -260,8 +286,11 @@ impl Actor {
     /// again, the next build names them.
     async fn unnamed(&mut self, paths: Vec<ExecPath>) {
         let mut directories = BTreeSet::new();
-        for path in paths.into_iter().filter(|path| !self.wanted.contains_key(path)) {
-            self.tally.fail(
+        for path in paths {
+            if self.wanted.contains_key(&path) {
+                continue;
+            }
+            self.fail(
                 Class::Required,
                 &format!(
                     "{path}: the build tool could not name it because its directory was deleted; the directory is \
@@ -297,6 +326,9 @@ impl Actor {
                 Some(other) if *other != n.path => {
                     let reason = format!("{} and {} have the same name", other, n.path);
                     self.tally.fail(n.class, &reason);
+                    if n.class == Class::Required {
+                        self.course.fail(n.sequence, n.set);
+                    }
                     false
                 }
                 _ => {
@@ -308,23 +340,39 @@ impl Actor {
         });
     }
 
-    fn target_ended(&mut self, target: Arc<TargetId>, end: TargetEnd) {
+    /// Counts what can't be had whatever the cache does, as of the event that was taken in last.
+    fn fail(&mut self, class: Class, reason: &str) {
+        self.tally.fail(class, reason);
+        if class == Class::Required {
+            self.course.fail(self.course.taken(), None);
+        }
+    }
+
+    fn target_ended(&mut self, target: Arc<TargetId>, end: TargetEnd, sequence: i64) {
         let row = self
             .targets
             .entry(target.clone())
             .or_insert_with(|| announced(&target));
         match end {
-            TargetEnd::Completed { success } => {
+            TargetEnd::Completed {
+                success,
+                awaits_tests,
+            } => {
                 row.success = success;
                 row.state = if success {
                     TargetState::Completed
                 } else {
                     TargetState::Failed
                 };
+                if !awaits_tests {
+                    self.course.completed(sequence, target);
+                }
             }
             // It can come once more behind the end of the build (Bazel issue 21767); what is complete stays so.
             TargetEnd::Aborted if row.state == TargetState::Announced => row.state = TargetState::Aborted,
-            TargetEnd::Aborted => {}
+            TargetEnd::Aborted => return,
         }
+        let row = row.clone();
+        self.tell_target(row);
     }
 }

@@ -1,0 +1,50 @@
+//! Where the files that a stream names are on disk.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use super::Actor;
+use crate::{digest::Digest, exec_path::ExecPath, output::OutputContent, record::OutputState};
+
+impl Actor {
+    /// Looks for files: at their path where one is given, else wherever this build has the same bytes.
+    pub(super) fn local_files(&mut self, files: &[(Option<ExecPath>, Digest)]) -> Vec<Option<PathBuf>> {
+        if self.place.is_none() {
+            return vec![None; files.len()];
+        }
+        if self.places.is_none() && files.iter().any(|(path, _)| path.is_none()) {
+            self.places = Some(self.places_by_digest());
+        }
+        let found = |(path, digest): &(Option<ExecPath>, Digest)| match path {
+            Some(path) => self.has(path, digest).then(|| path.clone()),
+            None => self.places.as_ref()?.get(digest).cloned(),
+        };
+        let place = self.place.as_ref();
+        files
+            .iter()
+            .map(|file| Some(place?.root.place.path().join(found(file)?.as_path())))
+            .collect()
+    }
+
+    /// Whether a path holds this content.
+    fn has(&self, path: &ExecPath, digest: &Digest) -> bool {
+        let is_it = |content: &OutputContent| matches!(content, OutputContent::Blob(blob) if blob == digest);
+        match self.wanted.get(path) {
+            Some(wanted) => wanted.on_disk && is_it(&wanted.content),
+            // What this build does not want may be there from an earlier one.
+            None => self.place.as_ref().is_some_and(|place| {
+                let row = self.shared.record.output(place.id, path);
+                row.is_some_and(|row| row.state == OutputState::Materialized && is_it(&row.content))
+            }),
+        }
+    }
+
+    fn places_by_digest(&self) -> HashMap<Digest, ExecPath> {
+        let on_disk = self.wanted.iter().filter(|(_, wanted)| wanted.on_disk);
+        on_disk
+            .filter_map(|(path, wanted)| match &wanted.content {
+                OutputContent::Blob(digest) => Some((digest.clone(), path.clone())),
+                _ => None,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,216 @@
+//! How far a build is settled: by the numbers of its events, and target by target.
+//!
+//! A completion may be shown upstream only when everything that it calls for is there. Events go upstream in their order,
+//! so that one number says it all: the lowest one that still misses something holds everything behind it. By the same
+//! number a target is settled, also as to sets that it shares with targets before it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::Actor;
+use crate::{
+    bep::{event::TargetId, named_sets::SetIndex},
+    bes::Progress,
+    exec_path::ExecPath,
+    invocation::feed::Change,
+    record::{TargetRow, TargetState},
+};
+
+/// What is kept for it.
+#[derive(Default)]
+pub(super) struct Course {
+    /// Required outputs on their way, by the number of the event that calls for them.
+    pending: BTreeMap<i64, u64>,
+    /// The highest number that was taken in.
+    taken: i64,
+    failed_at: Option<i64>,
+    /// Completed targets that are not settled, by the number of the event that completed them.
+    unsettled: BTreeMap<i64, Vec<Arc<TargetId>>>,
+    /// Required outputs that could not be had, by the set that has them.
+    failed_sets: HashMap<SetIndex, u64>,
+    /// Targets that named an output which another had asked for already.
+    sharers: HashMap<ExecPath, Vec<Arc<TargetId>>>,
+}
+
+impl Course {
+    /// An event was taken in.
+    pub(super) fn take(&mut self, sequence: i64) {
+        self.taken = self.taken.max(sequence);
+    }
+
+    pub(super) const fn taken(&self) -> i64 {
+        self.taken
+    }
+
+    /// A required output is on its way.
+    pub(super) fn begin(&mut self, sequence: i64) {
+        *self.pending.entry(sequence).or_default() += 1;
+    }
+
+    /// It is not any more.
+    pub(super) fn end(&mut self, sequence: i64) {
+        if let Some(count) = self.pending.get_mut(&sequence) {
+            *count -= 1;
+            if *count == 0 {
+                self.pending.remove(&sequence);
+            }
+        }
+    }
+
+    /// It could not be had.
+    pub(super) fn fail(&mut self, sequence: i64, set: Option<SetIndex>) {
+        self.failed_at = Some(self.failed_at.map_or(sequence, |at| at.min(sequence)));
+        if let Some(set) = set {
+            *self.failed_sets.entry(set).or_default() += 1;
+        }
+    }
+
+    /// A target is completed by the event of this number.
+    pub(super) fn completed(&mut self, sequence: i64, target: Arc<TargetId>) {
+        self.unsettled.entry(sequence).or_default().push(target);
+    }
+
+    /// A target names an output that is on its way for another one.
+    pub(super) fn share(&mut self, path: &ExecPath, target: &Arc<TargetId>) {
+        self.sharers.entry(path.clone()).or_default().push(target.clone());
+    }
+
+    /// Who else has named an output.
+    pub(super) fn sharers(&mut self, path: &ExecPath) -> Vec<Arc<TargetId>> {
+        if self.sharers.is_empty() {
+            return Vec::new();
+        }
+        self.sharers.remove(path).unwrap_or_default()
+    }
+
+    /// Everything up to this number is settled, given the lowest number whose outputs are not even known.
+    fn through(&self, open: Option<i64>) -> i64 {
+        let lowest = match (self.pending.keys().next(), open) {
+            (Some(pending), Some(open)) => Some(open.min(*pending)),
+            (pending, open) => open.or(pending.copied()),
+        };
+        lowest.map_or(self.taken, |lowest| self.taken.min(lowest - 1))
+    }
+
+    /// Targets that are settled now, in their order.
+    fn settled(&mut self, through: i64) -> Vec<Arc<TargetId>> {
+        let mut settled = Vec::new();
+        while let Some(entry) = self.unsettled.first_entry().filter(|e| *e.key() <= through) {
+            settled.extend(entry.remove());
+        }
+        settled
+    }
+}
+
+impl Actor {
+    /// Tells how far the build is settled, if that has changed.
+    pub(super) fn tell_progress(&mut self) {
+        // What has not come by the end of a broken stream is not waited for.
+        let open = self.build.lowest_open().filter(|_| self.stream_open);
+        let through = self.course.through(open);
+        let (failed_at, messages) = (self.course.failed_at, &self.tally.messages);
+        self.progress.send_if_modified(|now| {
+            let changed = (now.through, now.failed_at) != (through, failed_at);
+            if changed {
+                *now = Progress {
+                    through,
+                    failed_at,
+                    messages: failed_at.map(|_| messages.clone()).unwrap_or_default(),
+                };
+            }
+            changed
+        });
+        for target in self.course.settled(through) {
+            self.target_settled(&target);
+        }
+    }
+
+    /// All that is required of a target came to its end.
+    pub(super) fn target_settled(&mut self, target: &Arc<TargetId>) {
+        let Some(row) = self.targets.get_mut(target) else {
+            return;
+        };
+        if !self.course.failed_sets.is_empty() {
+            // Failures are told of whoever named the output first; they are as much of those who share it.
+            let shared = self.build.sum_of_sets(target, &self.course.failed_sets);
+            row.failed = row.failed.max(shared);
+        }
+        if row.failed > 0 {
+            row.state = TargetState::Failed;
+        } else if row.state == TargetState::Completed {
+            row.state = TargetState::Settled;
+        }
+        let row = row.clone();
+        self.tell_target(row);
+    }
+
+    /// Tells whoever listens what a target is now.
+    pub(super) fn tell_target(&mut self, row: TargetRow) {
+        if !row.label.is_empty() {
+            self.tell(Change::Target(row));
+        }
+    }
+
+    /// Tells whoever listens.
+    pub(super) fn tell(&mut self, change: Change) {
+        self.listeners.tell(&change);
+        if !matches!(change, Change::Output { .. }) {
+            self.shared.tell(&self.row.invocation_id, change);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_number_that_misses_something_is_what_holds() {
+        let mut course = Course::default();
+        for sequence in 1..=9 {
+            course.take(sequence);
+        }
+        assert_eq!(course.through(None), 9);
+        course.begin(4);
+        course.begin(4);
+        course.begin(7);
+        assert_eq!(course.through(None), 3);
+        assert_eq!(course.through(Some(2)), 1);
+        course.end(4);
+        assert_eq!(course.through(None), 3);
+        course.end(4);
+        assert_eq!(course.through(None), 6);
+        assert_eq!(course.through(Some(8)), 6);
+        course.end(7);
+        assert_eq!((course.through(Some(8)), course.through(None)), (7, 9));
+    }
+
+    #[test]
+    fn targets_settle_in_the_order_of_their_events() {
+        let mut course = Course::default();
+        let target = |label: &str| {
+            Arc::new(TargetId {
+                label: label.to_owned(),
+                ..TargetId::default()
+            })
+        };
+        course.completed(5, target("//:b"));
+        course.completed(3, target("//:a"));
+        course.completed(8, target("//:c"));
+        let labels = |list: Vec<Arc<TargetId>>| list.iter().map(|t| t.label.clone()).collect::<Vec<_>>();
+        assert_eq!(labels(course.settled(2)), Vec::<String>::new());
+        assert_eq!(labels(course.settled(5)), ["//:a", "//:b"]);
+        assert_eq!(labels(course.settled(9)), ["//:c"]);
+    }
+
+    #[test]
+    fn the_earliest_failure_counts() {
+        let mut course = Course::default();
+        course.fail(7, None);
+        course.fail(3, None);
+        course.fail(5, None);
+        assert_eq!(course.failed_at, Some(3));
+    }
+}
