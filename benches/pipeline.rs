@@ -155,7 +155,14 @@ fn rooms(base: &Path, cache: &RunningCache) -> Result<Rooms, Failure> {
     };
     let source = SourceRule::Fixed(store.into());
     let options = MaterializeOptions::default();
-    Ok(Rooms::open(record, Policy::default(), rules, source, options, false)?)
+    Ok(Rooms::open(
+        record,
+        Policy::default(),
+        rules,
+        source,
+        options,
+        false,
+    )?)
 }
 
 /// Plays the build into an exec root of its own, twice; then lets the plain program do the like.

@@ -7,6 +7,8 @@
 mod activation;
 mod idle;
 mod retention;
+#[cfg(test)]
+mod tests;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 

@@ -1,0 +1,399 @@
+//! Builds through the rooms behind the doors, with the embedded cache.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+
+use super::Rooms;
+use crate::{
+    bep::event::{
+        Completed, Content, Event, File, Framed, NamedSet, OutputGroup, Started, TargetId, TestResult,
+    },
+    bes::{Builds as _, Progress, StreamEnd, StreamKey},
+    digest::Digest,
+    embedded_cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
+    exec_path::ExecPath,
+    invocation::{
+        Report,
+        feed::Change,
+        policy::Policy,
+        roots::{Destination, RootRules},
+        sources::SourceRule,
+    },
+    materialize::{MaterializeOptions, Outcome},
+    record::{Record, TargetState},
+    remote::{Endpoint, GrpcCache, RemoteOptions},
+};
+
+/// Nothing here takes so long; a hang fails instead of blocking.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    cache: RunningCache,
+    rooms: Rooms,
+    key: StreamKey,
+    sent: i64,
+}
+
+impl Fixture {
+    async fn new(holds_sets: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("execroot/_main")).unwrap();
+        let cache = EmbeddedCache::builder().start().await.unwrap();
+        let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint()).unwrap();
+        let store = GrpcCache::new(RemoteOptions::new(endpoint)).unwrap();
+        let (record, _) = Record::open(&dir.path().join("state")).unwrap();
+        let rooms = Rooms::open(
+            record,
+            Policy::default(),
+            RootRules {
+                destination: Destination::ExecRoot,
+                path_maps: Vec::new(),
+                allowed: vec![dir.path().to_owned()],
+            },
+            SourceRule::Fixed(store.into()),
+            MaterializeOptions::default(),
+            holds_sets,
+        )
+        .unwrap();
+        let mut fixture = Self {
+            dir,
+            cache,
+            rooms,
+            key: StreamKey {
+                build_id: "build".to_owned(),
+                invocation_id: "invocation".to_owned(),
+            },
+            sent: 0,
+        };
+        let root = fixture.dir.path().join("execroot/_main");
+        fixture
+            .send(Event::Started(Started {
+                command: "test".to_owned(),
+                workspace: "/w".to_owned(),
+                ..Started::default()
+            }))
+            .await;
+        fixture.send(Event::ExecRoot(root.display().to_string())).await;
+        fixture
+    }
+
+    /// Hands the engine the next event, and says its number.
+    async fn send(&mut self, event: Event) -> i64 {
+        self.sent += 1;
+        let framed = Framed { event, last: false };
+        self.rooms.engine.event(&self.key, self.sent, framed).await;
+        self.sent
+    }
+
+    async fn finish(&self) {
+        self.rooms.engine.ended(&self.key, StreamEnd::Finished).await;
+    }
+
+    async fn set(&mut self, id: &str, files: Vec<File>, children: &[&str]) -> i64 {
+        self.send(Event::NamedSet(NamedSet {
+            id: id.to_owned(),
+            files,
+            children: children.iter().map(|c| (*c).to_owned()).collect(),
+        }))
+        .await
+    }
+
+    async fn complete(&mut self, label: &str, sets: &[&str]) -> i64 {
+        self.send(Event::Completed(Completed {
+            target: target(label),
+            success: true,
+            groups: vec![OutputGroup {
+                name: "default".to_owned(),
+                sets: sets.iter().map(|s| (*s).to_owned()).collect(),
+                ..OutputGroup::default()
+            }],
+            directories: Vec::new(),
+        }))
+        .await
+    }
+
+    async fn progress(&self) -> watch::Receiver<Progress> {
+        self.rooms.engine.progress(&self.key).await.unwrap()
+    }
+
+    async fn watch(&self) -> mpsc::Receiver<Change> {
+        self.rooms.engine.watch(&self.key.invocation_id).await.unwrap()
+    }
+
+    /// Holds every answer of the cache back until it is let.
+    fn stall(&self) {
+        for rpc in [Rpc::BatchRead, Rpc::StreamRead] {
+            self.cache
+                .faults()
+                .request(rpc, RequestFault::Stall, Times::Always);
+        }
+    }
+}
+
+fn target(label: &str) -> TargetId {
+    TargetId {
+        label: label.to_owned(),
+        ..TargetId::default()
+    }
+}
+
+fn output(name: &str, digest: &Digest) -> File {
+    File {
+        path: format!("bazel-out/k8/bin/{name}"),
+        prefix_len: "bazel-out/k8/bin".len(),
+        content: Content::Blob(digest.clone()),
+        uri: None,
+    }
+}
+
+fn absent(text: &str) -> Digest {
+    Digest::of(crate::digest::DigestFunction::Sha256, text.as_bytes())
+}
+
+async fn reached(progress: &mut watch::Receiver<Progress>, through: i64) -> Progress {
+    let reached = progress.wait_for(|p| p.through >= through);
+    timeout(PATIENCE, reached)
+        .await
+        .expect("in time")
+        .unwrap()
+        .clone()
+}
+
+/// Everything that a listener is told until the end.
+async fn heard(mut changes: mpsc::Receiver<Change>) -> Vec<Change> {
+    let mut heard = Vec::new();
+    while let Some(change) = timeout(PATIENCE, changes.recv()).await.expect("in time") {
+        heard.push(change);
+    }
+    heard
+}
+
+fn states(heard: &[Change], label: &str) -> Vec<TargetState> {
+    let state = |change: &Change| match change {
+        Change::Target(row) if row.label == label => Some(row.state),
+        _ => None,
+    };
+    heard.iter().filter_map(state).collect()
+}
+
+fn report(heard: &[Change]) -> &Report {
+    match heard.last() {
+        Some(Change::Settled(report)) => report,
+        other => panic!("the last word is {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_completion_is_settled_when_everything_up_to_it_is_there_and_not_before() {
+    let mut f = Fixture::new(false).await;
+    f.stall();
+    let digest = f.cache.store().put("bytes");
+    f.set("0", vec![output("a", &digest)], &[]).await;
+    let first = f.complete("//:a", &["0"]).await;
+    let mut progress = f.progress().await;
+    let before = reached(&mut progress, first - 1).await;
+    assert_eq!((before.through, before.failed_at), (first - 1, None));
+    // Shares the set: nothing new is wanted for it, and it is not settled any sooner.
+    let second = f.complete("//:b", &["0"]).await;
+    assert!(
+        f.rooms
+            .engine
+            .snapshot("invocation")
+            .await
+            .is_some_and(|(_, pending)| pending == 1)
+    );
+    assert_eq!(progress.borrow_and_update().through, first - 1);
+    f.cache.faults().clear();
+    f.cache.faults().sever_connections();
+    reached(&mut progress, second).await;
+    let path = f.dir.path().join("execroot/_main/bazel-out/k8/bin/a");
+    assert_eq!(std::fs::read(path).unwrap(), b"bytes");
+}
+
+#[tokio::test]
+async fn a_failure_is_told_with_its_number_and_to_every_target_that_shares_it() {
+    let mut f = Fixture::new(false).await;
+    let digest = f.cache.store().put("bytes");
+    f.set("0", vec![output("lost", &absent("never uploaded"))], &[])
+        .await;
+    f.set("1", vec![output("there", &digest)], &[]).await;
+    f.set("2", vec![output("other", &digest)], &["0"]).await;
+    f.complete("//:fine", &["1"]).await;
+    let fails = f.complete("//:owner", &["0"]).await;
+    f.complete("//:sharer", &["2"]).await;
+    let last = f.complete("//:also_fine", &["1"]).await;
+    let changes = f.watch().await;
+    let mut progress = f.progress().await;
+    let told = reached(&mut progress, last).await;
+    assert_eq!(told.failed_at, Some(fails));
+    assert!(told.messages[0].contains("bin/lost"), "{told:?}");
+    f.finish().await;
+    let heard = heard(changes).await;
+    for (label, state) in [
+        ("//:fine", TargetState::Settled),
+        ("//:owner", TargetState::Failed),
+        ("//:sharer", TargetState::Failed),
+        ("//:also_fine", TargetState::Settled),
+    ] {
+        assert_eq!(states(&heard, label).last(), Some(&state), "{label}: {heard:?}");
+    }
+    assert_eq!(report(&heard).failed, 1);
+    let rows = f.rooms.record.targets("invocation");
+    assert_eq!(
+        rows.iter().filter(|row| row.state == TargetState::Failed).count(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn a_test_is_settled_with_its_logs() {
+    let mut f = Fixture::new(false).await;
+    let log = f.cache.store().put("log");
+    f.send(Event::Configured {
+        label: "//:t".to_owned(),
+        kind: "sh_test rule".to_owned(),
+    })
+    .await;
+    f.send(Event::Configuration {
+        id: String::new(),
+        mnemonic: "k8-fastbuild".to_owned(),
+    })
+    .await;
+    let completed = f.complete("//:t", &[]).await;
+    let changes = f.watch().await;
+    let mut progress = f.progress().await;
+    reached(&mut progress, completed).await;
+    let result = f
+        .send(Event::TestResult(TestResult {
+            label: "//:t".to_owned(),
+            run: 1,
+            shard: 1,
+            attempt: 1,
+            files: vec![File {
+                path: "test.log".to_owned(),
+                prefix_len: 0,
+                content: Content::Blob(log.clone()),
+                uri: None,
+            }],
+            ..TestResult::default()
+        }))
+        .await;
+    assert!(f.rooms.engine.snapshot("invocation").await.is_some());
+    assert_eq!(progress.borrow_and_update().through, result - 1);
+    let summary = f
+        .send(Event::TestSummary {
+            label: "//:t".to_owned(),
+            configuration: String::new(),
+            shard_count: 1,
+            run_count: 1,
+        })
+        .await;
+    reached(&mut progress, summary).await;
+    let files = vec![(None, log.clone()), (None, absent("nowhere"))];
+    let found = f.rooms.engine.local_files(&f.key, files).await;
+    let path = found[0].as_ref().expect("the log is on disk");
+    assert_eq!(std::fs::read(path).unwrap(), b"log");
+    assert_eq!(found[1], None);
+    f.finish().await;
+    let heard = heard(changes).await;
+    assert_eq!(
+        states(&heard, "//:t"),
+        [TargetState::Completed, TargetState::Settled]
+    );
+    let at = |wanted: &dyn Fn(&Change) -> bool| heard.iter().position(wanted).expect("told");
+    let placed = at(&|c| {
+        matches!(
+            c,
+            Change::Output {
+                outcome: Outcome::Downloaded { bytes: 3, .. },
+                ..
+            }
+        )
+    });
+    assert!(placed < at(&|c| matches!(c, Change::Target(row) if row.state == TargetState::Settled)));
+}
+
+#[tokio::test]
+async fn a_held_set_is_settled_with_what_is_required_of_it() {
+    let mut f = Fixture::new(true).await;
+    let digest = f.cache.store().put("bytes");
+    let set = f.set("0", vec![output("a", &digest)], &[]).await;
+    let mut progress = f.progress().await;
+    assert_eq!(reached(&mut progress, set - 1).await.through, set - 1);
+    let completed = f.complete("//:a", &["0"]).await;
+    reached(&mut progress, completed).await;
+    f.finish().await;
+    timeout(PATIENCE, f.rooms.engine.settled(&f.key))
+        .await
+        .expect("in time");
+    // A slow follower still learns where the files are, after the end.
+    let path = ExecPath::new("bazel-out/k8/bin/a").unwrap();
+    let found = f
+        .rooms
+        .engine
+        .local_files(
+            &f.key,
+            vec![(Some(path.clone()), digest), (Some(path), absent("other"))],
+        )
+        .await;
+    assert!(
+        found[0].as_ref().is_some_and(|path| path.exists()) && found[1].is_none(),
+        "{found:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_cancelled_build_wants_nothing_any_more() {
+    let mut f = Fixture::new(false).await;
+    f.stall();
+    let digest = f.cache.store().put("bytes");
+    f.set("0", vec![output("a", &digest)], &[]).await;
+    f.complete("//:a", &["0"]).await;
+    f.finish().await;
+    let changes = f.watch().await;
+    assert!(f.rooms.engine.cancel("invocation").await);
+    assert!(!f.rooms.engine.cancel("another").await);
+    let heard = heard(changes).await;
+    assert!(
+        heard.iter().any(
+            |c| matches!(c, Change::Output { outcome: Outcome::Failed(why), .. } if why.contains("cancelled"))
+        ),
+        "{heard:?}"
+    );
+    assert_eq!(report(&heard).failed, 1);
+    // Who comes late hears the end as well.
+    let late = self::heard(f.watch().await).await;
+    assert_eq!(states(&late, "//:a"), [TargetState::Failed]);
+    assert_eq!(report(&late).line, report(&heard).line);
+}
+
+#[tokio::test]
+async fn everybody_hears_of_builds_without_their_single_outputs() {
+    let mut f = Fixture::new(false).await;
+    let mut changes = f.rooms.engine.changes();
+    let digest = f.cache.store().put("bytes");
+    f.set("0", vec![output("a", &digest)], &[]).await;
+    f.complete("//:a", &["0"]).await;
+    f.finish().await;
+    let mut heard = Vec::new();
+    while !matches!(heard.last(), Some(Change::Settled(_))) {
+        let told = timeout(PATIENCE, changes.recv()).await.expect("in time").unwrap();
+        assert_eq!(told.invocation_id, "invocation");
+        heard.push(told.change);
+    }
+    assert!(!heard.iter().any(|c| matches!(c, Change::Output { .. })));
+    assert_eq!(
+        states(&heard, "//:a"),
+        [TargetState::Completed, TargetState::Settled]
+    );
+    let settled = report(&heard);
+    assert_eq!(
+        (&*settled.workspace, &*settled.command, settled.tally.downloaded),
+        ("/w", "test", 1)
+    );
+}
