@@ -23,10 +23,10 @@ use tokio::{
 
 use self::progress::Course;
 use super::{
-    build::Build,
+    build::{Build, Named},
     engine::{Report, Shared},
     feed::{Change, Listeners},
-    rows,
+    rows::{self, Naming},
     tally::Tally,
 };
 use crate::{
@@ -47,6 +47,8 @@ use crate::{
 const STAMP_AGE: Duration = Duration::from_millis(25);
 /// Rows of completions that are written at once.
 const ROWS_AT_ONCE: usize = 4096;
+/// Messages taken at once: their outputs are recorded and wanted together.
+const MESSAGES_AT_ONCE: usize = 256;
 /// How long a task stays after its end, for a client that comes back to the same stream. Longer than the event service
 /// remembers the stream ([`crate::bes::BesOptions`]), so that one which resumes it finds the task that has heard its
 /// beginning.
@@ -133,6 +135,8 @@ pub(super) struct Actor {
     unwritten: Vec<Completion>,
     /// What is on disk, or was when it was looked at.
     placed: Vec<Placed>,
+    /// Outputs that are to be recorded, and then wanted if there is a way to have them.
+    unasked: Vec<(Naming, Vec<Named>, bool)>,
     /// Whether that has been looked at again, behind the end of the stream.
     looked_again: bool,
     last_completion: Instant,
@@ -185,6 +189,7 @@ impl Actor {
             waiters: Vec::new(),
             unwritten: Vec::new(),
             placed: Vec::new(),
+            unasked: Vec::new(),
             looked_again: false,
             last_completion: Instant::now(),
             stream_open: true,
@@ -203,6 +208,7 @@ impl Actor {
         mut completed: mpsc::UnboundedReceiver<Vec<Completion>>,
     ) {
         let mut open = true;
+        let mut received = Vec::new();
         // Since when there has been nothing but questions.
         let mut quiet_since = Instant::now();
         loop {
@@ -221,18 +227,19 @@ impl Actor {
                     quiet_since = Instant::now();
                     self.on_completions(list);
                 }
-                message = inbox.recv(), if open => match message {
-                    Some(message) => {
+                count = inbox.recv_many(&mut received, MESSAGES_AT_ONCE), if open => {
+                    if count == 0 {
+                        open = false;
+                        self.stream_open = false;
+                    }
+                    for message in received.drain(..) {
                         if !matches!(message, Message::Snapshot(_)) {
                             quiet_since = Instant::now();
                         }
                         self.on_message(message).await;
                     }
-                    None => {
-                        open = false;
-                        self.stream_open = false;
-                    }
-                },
+                    self.ask().await;
+                }
                 () = self.progress.closed(), if self.loaded && self.is_unloadable() => self.unload(),
                 () = tokio::time::sleep(nap) => {
                     if self.unwritten.is_empty() && idle {
@@ -321,6 +328,7 @@ impl Actor {
                 let _ = answer.send(self.local_files(&files));
             }
             Message::Cancel(answer) => {
+                self.ask().await;
                 if let Some(session) = &self.session {
                     self.shared.materializer.cancel(session).await;
                 }

@@ -272,12 +272,32 @@ impl Actor {
             invocation: self.row.invocation_id.as_str().into(),
             target,
         };
-        let record = self.shared.record.clone();
-        let wants = spawn_blocking(move || rows::absorb(&record, &naming, named)).await;
-        match (wants, session) {
-            (Ok(wants), Some(session)) => self.shared.materializer.want(&session, wants).await,
-            (Ok(_), None) => {}
-            (Err(_), _) => tracing::error!("recording outputs panicked; this is a bug in outhaul"),
+        self.unasked.push((naming, named, session.is_some()));
+    }
+
+    /// Records what was named, and then wants what is wanted of it. Not for each target by itself: the way to another
+    /// thread and back costs more than the work for a small one.
+    pub(super) async fn ask(&mut self) {
+        if self.unasked.is_empty() {
+            return;
+        }
+        let (record, unasked) = (self.shared.record.clone(), std::mem::take(&mut self.unasked));
+        let absorb = move || {
+            let mut all = Vec::new();
+            for (naming, named, wanted) in unasked {
+                let wants = rows::absorb(&record, &naming, named);
+                if wanted {
+                    all.extend(wants);
+                }
+            }
+            all
+        };
+        let Ok(wants) = spawn_blocking(absorb).await else {
+            tracing::error!("recording outputs panicked; this is a bug in outhaul");
+            return;
+        };
+        if let Some(session) = &self.session {
+            self.shared.materializer.want(session, wants).await;
         }
     }
 
