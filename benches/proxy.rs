@@ -1,0 +1,263 @@
+//! What forwarding costs the daemon: `cargo bench --bench proxy`.
+//!
+//! A stream of 100,000 events (each target's configuration, its set of files and its completion) is played as Bazel would
+//! to a real `outhaul serve` in a process of its own, which journals them, decodes them, records what they name and
+//! forwards them to an upstream service in this process. Nothing is downloaded and nothing held. The figure is events
+//! per second of the daemon's processor time, of all its threads together: what a core can do, whoever else is busy.
+//! The same stream without an upstream, in turns, tells what of that forwarding is.
+
+#[allow(dead_code, reason = "shared with programs that use more of it")]
+mod plain;
+
+use std::{
+    error::Error,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use outhaul::{
+    demo::{FilledShape, Setting, Shape, play},
+    digest::DigestFunction,
+    embedded_cache::Store,
+    proto::google::devtools::build::v1::{
+        PublishBuildToolEventStreamRequest, PublishBuildToolEventStreamResponse,
+        PublishLifecycleEventRequest,
+        publish_build_event_server::{PublishBuildEvent, PublishBuildEventServer},
+    },
+};
+use plain::{ROUNDS, directory, spread};
+use tokio::{net::UnixListener, sync::mpsc};
+use tokio_stream::wrappers::{UnboundedReceiverStream, UnixListenerStream};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+type Failure = Box<dyn Error>;
+
+/// Three events for each, beside a few for the build.
+const TARGETS: usize = 33_333;
+/// Nothing here takes so long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// An upstream service that acknowledges everything and counts.
+#[derive(Clone, Default)]
+struct Upstream(Arc<AtomicU64>);
+
+#[tonic::async_trait]
+impl PublishBuildEvent for Upstream {
+    async fn publish_lifecycle_event(
+        &self,
+        _: Request<PublishLifecycleEventRequest>,
+    ) -> Result<Response<()>, Status> {
+        Ok(Response::new(()))
+    }
+
+    type PublishBuildToolEventStreamStream =
+        UnboundedReceiverStream<Result<PublishBuildToolEventStreamResponse, Status>>;
+
+    async fn publish_build_tool_event_stream(
+        &self,
+        request: Request<Streaming<PublishBuildToolEventStreamRequest>>,
+    ) -> Result<Response<Self::PublishBuildToolEventStreamStream>, Status> {
+        let (acks, responses) = mpsc::unbounded_channel();
+        let (mut requests, count) = (request.into_inner(), self.0.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                let event = request.ordered_build_event.unwrap_or_default();
+                count.fetch_add(1, Relaxed);
+                let ack = PublishBuildToolEventStreamResponse {
+                    stream_id: event.stream_id,
+                    sequence_number: event.sequence_number,
+                };
+                if acks.send(Ok(ack)).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(responses)))
+    }
+}
+
+/// A daemon's process.
+struct Daemon {
+    child: Child,
+    door: String,
+}
+
+impl Daemon {
+    fn start(base: &Path, name: &str, upstream: Option<&str>) -> Result<Self, Failure> {
+        let socket = base.join(format!("{name}.sock"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outhaul"));
+        command
+            .arg("serve")
+            .arg(format!("--bes-listen=unix:{}", socket.display()))
+            .arg(format!("--state-dir={}", base.join(name).display()))
+            .args(["--admin-listen=none", "--hold=none", "--download=minimal"])
+            // Nobody is there; nobody is asked.
+            .arg("--remote-cache=grpc://127.0.0.1:9")
+            .env("XDG_CONFIG_HOME", base.join("config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(base.join(format!("{name}.log")))?);
+        if let Some(upstream) = upstream {
+            command.arg(format!("--bes-backend={upstream}"));
+        }
+        let daemon = Self {
+            child: command.spawn()?,
+            door: format!("unix:{}", socket.display()),
+        };
+        let begun = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("{name} does not start").into());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(daemon)
+    }
+
+    /// Seconds of processor time so far, of all threads (proc(5): fields 14 and 15 of stat, in ticks).
+    fn cpu(&self) -> Result<f64, Failure> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .ok_or("no command in stat")?
+            .1
+            .split_whitespace()
+            .collect();
+        let ticks = |n: usize| {
+            fields
+                .get(n)
+                .ok_or("a short stat")?
+                .parse::<f64>()
+                .map_err(Failure::from)
+        };
+        Ok((ticks(11)? + ticks(12)?) / rustix::param::clock_ticks_per_second() as f64)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where the build seems to have run.
+fn setting(base: &Path) -> Setting {
+    Setting {
+        workspace: base.join("workspace").display().to_string(),
+        exec_root: base.join("execroot/_main").display().to_string(),
+        remote_cache: "grpc://127.0.0.1:9".to_owned(),
+        instance_name: String::new(),
+    }
+}
+
+/// One play: seconds of the daemon's processor time, and of the clock until it was idle again.
+async fn run(
+    base: &Path,
+    daemon: &Daemon,
+    filled: &FilledShape,
+    number: u64,
+    forwarded: impl Fn() -> bool,
+) -> Result<(f64, f64, u64), Failure> {
+    let setting = setting(base);
+    let id = filled.invocation_id(number);
+    let (cpu, begun) = (daemon.cpu()?, Instant::now());
+    let played = play(&daemon.door, &id, "b", filled.events(&setting, &id)).await?;
+    while !forwarded() {
+        if begun.elapsed() > PATIENCE {
+            return Err("not everything was forwarded".into());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let wall = begun.elapsed().as_secs_f64();
+    // What is recorded behind the acknowledgements belongs to the cost as well: until a fifth of a second is idle.
+    let mut last = daemon.cpu()?;
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = daemon.cpu()?;
+        if now - last <= 0.01 {
+            return Ok((now - cpu, wall, played.messages));
+        }
+        last = now;
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(measure())
+}
+
+async fn measure() -> Result<(), Failure> {
+    let base = directory()?;
+    let upstream = Upstream::default();
+    let socket = base.path().join("upstream.sock");
+    let listener = UnixListener::bind(&socket)?;
+    let server = PublishBuildEventServer::new(upstream.clone()).max_decoding_message_size(64 << 20);
+    tokio::spawn(
+        Server::builder()
+            .add_service(server)
+            .serve_with_incoming(UnixListenerStream::new(listener)),
+    );
+    let shape = Shape {
+        targets: TARGETS,
+        files_per_target: 1,
+        file_size: 16,
+        ..Shape::default()
+    };
+    let filled = shape.fill(&Store::in_memory(DigestFunction::Sha256));
+    let forwarding = Daemon::start(
+        base.path(),
+        "forwarding",
+        Some(&format!("unix:{}", socket.display())),
+    )?;
+    let alone = Daemon::start(base.path(), "alone", None)?;
+    fs::create_dir_all(base.path().join("execroot/_main"))?;
+    // And the event that ends the stream.
+    let all = filled.events(&setting(base.path()), "").count() as u64 + 1;
+    let (mut per_core, mut per_second, mut alone_per_core, mut ratio) = (vec![], vec![], vec![], vec![]);
+    for number in 0..=ROUNDS as u64 {
+        let before = upstream.0.load(Relaxed);
+        let arrived = || upstream.0.load(Relaxed) >= before + all;
+        let (cpu, wall, events) = run(base.path(), &forwarding, &filled, number, arrived).await?;
+        let (cpu_alone, _, _) = run(base.path(), &alone, &filled, number, || true).await?;
+        // The first is the warm-up.
+        if number > 0 {
+            per_core.push(events as f64 / cpu / 1e3);
+            per_second.push(events as f64 / wall / 1e3);
+            alone_per_core.push(events as f64 / cpu_alone / 1e3);
+            ratio.push(cpu / cpu_alone);
+        }
+    }
+    let mut out = std::io::stdout();
+    writeln!(out, "| {} events, {TARGETS} targets | result |", 3 * TARGETS)?;
+    writeln!(out, "|---|---|")?;
+    writeln!(
+        out,
+        "| journalled, decoded, recorded and forwarded, per second of processor time | {} thousand |",
+        spread(&per_core, 1)
+    )?;
+    writeln!(
+        out,
+        "| the same without forwarding | {} thousand |",
+        spread(&alone_per_core, 1)
+    )?;
+    writeln!(
+        out,
+        "| processor time, with / without forwarding | {} |",
+        spread(&ratio, 2)
+    )?;
+    writeln!(
+        out,
+        "| until everything is upstream, per second of the clock (player, daemon and upstream share the cores) | {} thousand |",
+        spread(&per_second, 1)
+    )?;
+    Ok(())
+}
