@@ -33,6 +33,7 @@
 //! * [`remote`] is the client of a Remote Execution API cache. It has never heard of Bazel.
 //! * [`record`] keeps what is known of outputs and builds, in sled, behind an interface that cannot fail a build.
 //! * [`control`] answers the other commands and shows health and metrics.
+//! * [`notify`] tells others, by HTTP or by a command, what is settled.
 //! * [`daemon`] puts the rooms together and opens the doors; [`config`] checks what the user set; [`cli`] has one file
 //!   for each subcommand.
 //! * [`digest`], [`exec_path`], [`output`], [`units`] are values that cannot hold anything bad, so that nobody downstream
@@ -68,6 +69,7 @@ pub mod exec_path;
 pub mod invocation;
 pub mod materialize;
 pub mod metrics;
+pub mod notify;
 pub mod output;
 pub mod record;
 pub mod remote;

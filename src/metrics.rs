@@ -49,6 +49,26 @@ pub struct KindLabels {
     pub kind: &'static str,
 }
 
+/// How a notification ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notified {
+    /// The receiver took it; the command ended well.
+    Sent,
+    /// The receiver did not, however often it was tried; the command failed.
+    Failed,
+    /// It was not tried, or not to the end: too many waited, or the daemon ended.
+    Dropped,
+}
+
+/// Labels of a notification's end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NotificationLabels {
+    /// `url` or `command`.
+    pub via: &'static str,
+    /// `sent`, `failed` or `dropped`.
+    pub outcome: &'static str,
+}
+
 /// The daemon's counters. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -71,6 +91,8 @@ pub struct Metrics {
     pub hold_seconds: Histogram,
     /// Invocations by the state that they reached.
     pub invocations: Family<StateLabels, Gauge>,
+    /// Notifications by receiver and outcome.
+    pub notifications: Family<NotificationLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -88,6 +110,7 @@ impl Default for Metrics {
             // 1 ms to about 17 minutes.
             hold_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 20)),
             invocations: Family::default(),
+            notifications: Family::default(),
         };
         registry.register("blobs", "Outputs by source and outcome", metrics.blobs.clone());
         registry.register_with_unit(
@@ -125,6 +148,11 @@ impl Default for Metrics {
             metrics.hold_seconds.clone(),
         );
         registry.register("invocations", "Invocations by state", metrics.invocations.clone());
+        registry.register(
+            "notifications",
+            "Notifications by receiver and outcome",
+            metrics.notifications.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             ..metrics
@@ -160,6 +188,18 @@ impl Metrics {
             self.invocations.get_or_create(&StateLabels { state }).dec();
         }
         self.invocations.get_or_create(&StateLabels { state: to }).inc();
+    }
+
+    /// So many notifications came to their end.
+    pub fn notification(&self, via: &'static str, outcome: Notified, count: u64) {
+        let outcome = match outcome {
+            Notified::Sent => "sent",
+            Notified::Failed => "failed",
+            Notified::Dropped => "dropped",
+        };
+        self.notifications
+            .get_or_create(&NotificationLabels { via, outcome })
+            .inc_by(count);
     }
 
     /// The end of a stream was held back for this long.

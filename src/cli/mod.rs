@@ -43,7 +43,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon: take builds' events and bring their top-level outputs to disk
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Run a build tool's command with a daemon of its own, and return with its outputs on disk
     Run(run::RunArgs),
     /// Bring outputs to disk without a build tool: of a saved event file, an action, a tree, or one blob
@@ -94,7 +94,7 @@ pub fn main() -> ExitCode {
         return report(&failure);
     }
     let result = match cli.command {
-        Command::Serve(args) => serve::main(args),
+        Command::Serve(args) => serve::main(*args),
         Command::Run(args) => run::main(args),
         Command::Fetch(command) => fetch::main(command),
         Command::Get(args) => get::main(&args),

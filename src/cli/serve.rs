@@ -11,9 +11,10 @@ use tokio::{
 use super::{exit, exit::Failure, runtime};
 use crate::{
     bes::{BesAddress, BesListener},
-    config::{CacheArgs, ConfigError, HoldArgs, PlaceArgs, SelectionArgs, StateArgs},
+    config::{CacheArgs, ConfigError, HoldArgs, NotifyArgs, PlaceArgs, SelectionArgs, StateArgs},
     daemon::{Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready, notify_stopping},
     invocation::roots::Destination,
+    notify::Notifier,
     record::{Opening, Record},
     units::{parse_duration, parse_size},
 };
@@ -75,6 +76,9 @@ pub(super) struct ServeArgs {
 
     #[command(flatten)]
     cache: CacheArgs,
+
+    #[command(flatten)]
+    notify: NotifyArgs,
 }
 
 pub(super) fn main(args: ServeArgs) -> Result<u8, Failure> {
@@ -90,6 +94,7 @@ async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
     let rules = args.place.rules(Destination::ExecRoot)?;
     let options = args.place.options()?;
     let source = args.cache.source_rule(false)?;
+    let notify = args.notify.options()?;
     let state_dir = args.state.directory()?;
     let socket = args.state.socket()?;
     let idle_timeout = args
@@ -137,6 +142,11 @@ async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
         None => None,
     };
     let rooms = Rooms::open(record, policy, rules, source, options, false)?;
+    // Before the daemon starts: what it takes up from the journal is told of as well.
+    let notifier = (!notify.is_empty())
+        .then(|| Notifier::start(notify, rooms.engine.changes(), &rooms.metrics))
+        .transpose()
+        .map_err(|e| Failure::usage(format!("--notify-url: {e}")))?;
     let daemon = Daemon::start(
         rooms,
         DaemonOptions {
@@ -180,7 +190,11 @@ async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
         closing.cancelled().await;
         notify_stopping();
     });
-    daemon.join().await.map_err(Failure::failed)?;
+    let ended = daemon.join().await;
+    if let Some(notifier) = notifier {
+        notifier.close().await;
+    }
+    ended.map_err(Failure::failed)?;
     Ok(exit::OK)
 }
 

@@ -5,6 +5,7 @@
 
 mod cache;
 mod file;
+mod notify;
 mod place;
 mod selection;
 mod state;
@@ -12,6 +13,7 @@ mod state;
 pub use self::{
     cache::CacheArgs,
     file::with_config_file,
+    notify::NotifyArgs,
     place::PlaceArgs,
     selection::SelectionArgs,
     state::{HoldArgs, StateArgs},

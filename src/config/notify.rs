@@ -1,0 +1,169 @@
+//! Who is told that targets and builds are settled.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{ConfigError, cache::duration};
+use crate::notify::{Event, Hook, NotifyOptions, NotifyUrl, Secret};
+
+/// Flags of notifications.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Notifications")]
+pub struct NotifyArgs {
+    /// Post a JSON document here for every settled target and build: http://... or https://... (repeatable)
+    #[arg(long, value_name = "URL", env = "OUTHAUL_NOTIFY_URL", hide_env_values = true)]
+    pub notify_url: Vec<String>,
+
+    /// File with the secret that posted documents are signed with (HMAC-SHA256, as GitHub's webhooks are)
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_NOTIFY_SECRET_FILE")]
+    pub notify_secret_file: Option<PathBuf>,
+
+    /// Shell command that is run for every settled target and build, with the document on standard input
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        env = "OUTHAUL_ON_SETTLED",
+        hide_env_values = true
+    )]
+    pub on_settled: Option<String>,
+
+    /// After how long such a command is killed
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "OUTHAUL_ON_SETTLED_TIMEOUT",
+        default_value = "5m"
+    )]
+    pub on_settled_timeout: String,
+
+    /// What is told of: target_settled, invocation_settled (repeatable)
+    #[arg(
+        long,
+        value_name = "EVENT",
+        env = "OUTHAUL_NOTIFY_EVENTS",
+        value_delimiter = ',',
+        default_values = ["target_settled", "invocation_settled"]
+    )]
+    pub notify_events: Vec<String>,
+}
+
+impl NotifyArgs {
+    /// As what the notifier takes. Reads the secret.
+    ///
+    /// # Errors
+    /// Naming the flag that is wrong, and nothing of a URL.
+    pub fn options(&self) -> Result<NotifyOptions, ConfigError> {
+        let urls = self
+            .notify_url
+            .iter()
+            .map(|text| text.parse::<NotifyUrl>())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| ConfigError::new("--notify-url", e))?;
+        let secret = match &self.notify_secret_file {
+            Some(_) if urls.is_empty() => {
+                return Err(ConfigError::new(
+                    "--notify-secret-file",
+                    "needs --notify-url: nothing else is signed",
+                ));
+            }
+            Some(path) => Some(
+                Secret::read(path)
+                    .map_err(|e| ConfigError::new(format!("--notify-secret-file={}", path.display()), e))?,
+            ),
+            None => None,
+        };
+        let timeout = duration("--on-settled-timeout", &self.on_settled_timeout)?;
+        if timeout.is_zero() {
+            return Err(ConfigError::new(
+                "--on-settled-timeout",
+                "must be longer than nothing",
+            ));
+        }
+        let hook = self
+            .on_settled
+            .as_ref()
+            .map(|command| {
+                if command.trim().is_empty() {
+                    return Err(ConfigError::new("--on-settled", "is no command"));
+                }
+                Ok(Hook {
+                    command: command.clone(),
+                    timeout,
+                })
+            })
+            .transpose()?;
+        let events = self
+            .notify_events
+            .iter()
+            .map(|text| text.parse::<Event>())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| ConfigError::new("--notify-events", e))?;
+        Ok(NotifyOptions {
+            urls,
+            secret,
+            hook,
+            events,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        notify: NotifyArgs,
+    }
+
+    fn options(args: &[&str]) -> Result<NotifyOptions, String> {
+        Cli::try_parse_from([&["x"], args].concat())
+            .map_err(|e| e.to_string())?
+            .notify
+            .options()
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn nobody_is_told_anything_unless_asked_for() {
+        let nobody = options(&[]).unwrap();
+        assert!(nobody.is_empty());
+        let some = options(&[
+            "--notify-url=http://a/x,y",
+            "--notify-url=https://b",
+            "--notify-events=invocation_settled",
+            "--on-settled=cat",
+            "--on-settled-timeout=7s",
+        ])
+        .unwrap();
+        assert!(!some.is_empty());
+        let urls: Vec<String> = some.urls.iter().map(ToString::to_string).collect();
+        assert_eq!(urls, ["http://a", "https://b"]);
+        assert_eq!(some.events, [Event::InvocationSettled]);
+        assert_eq!(some.hook.unwrap().timeout.as_secs(), 7);
+    }
+
+    #[test]
+    fn errors_name_the_flag_and_tell_no_secret() {
+        for (args, flag) in [
+            (&["--notify-url=ftp://user:hush@h/"][..], "--notify-url"),
+            (&["--notify-url=hush"], "--notify-url"),
+            (&["--notify-secret-file=/nowhere"], "--notify-secret-file"),
+            (
+                &["--notify-url=http://h/hush", "--notify-secret-file=/nowhere"],
+                "--notify-secret-file=/nowhere",
+            ),
+            (&["--on-settled= "], "--on-settled"),
+            (&["--on-settled-timeout=0"], "--on-settled-timeout"),
+            (&["--on-settled-timeout=soon"], "--on-settled-timeout"),
+            (&["--notify-events=all"], "--notify-events"),
+        ] {
+            let error = options(args).map(|_| ()).unwrap_err();
+            assert!(error.starts_with(flag) && !error.contains("hush"), "{error}");
+        }
+    }
+}

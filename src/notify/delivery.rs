@@ -1,0 +1,51 @@
+//! A receiver's task: posts what its queue holds, one document after the other.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    document::Document,
+    http::Poster,
+    queue::Queue,
+    retry::{Answer, Patience},
+};
+use crate::metrics::{Metrics, Notified};
+
+/// Delivers until the queue is closed and empty.
+pub(super) async fn deliver(queue: Arc<Queue>, poster: Poster, patience: Patience, metrics: Metrics) {
+    while let Some(document) = queue.pop().await {
+        let outcome = match deliver_one(&poster, &patience, &document).await {
+            Ok(()) => Notified::Sent,
+            Err(reason) => {
+                tracing::warn!(
+                    receiver = %poster.url(),
+                    invocation = %document.invocation_id,
+                    event = %document.event,
+                    delivery = %document.delivery,
+                    "a notification could not be delivered: {reason}"
+                );
+                Notified::Failed
+            }
+        };
+        metrics.notification("url", outcome, 1);
+    }
+}
+
+async fn deliver_one(poster: &Poster, patience: &Patience, document: &Document) -> Result<(), String> {
+    let began = Instant::now();
+    let mut tries = 0;
+    loop {
+        let answer = tokio::time::timeout(patience.deadline, poster.post(document)).await;
+        tries += 1;
+        let (reason, asked) = match answer {
+            Ok(Answer::Taken) => return Ok(()),
+            Ok(Answer::Refused(reason)) => return Err(reason),
+            Ok(Answer::Later { reason, asked }) => (reason, asked),
+            Err(_) => ("the receiver does not answer".to_owned(), None),
+        };
+        let Some(wait) = patience.wait(tries, began.elapsed(), asked, rand::random()) else {
+            return Err(format!("{reason} ({tries} tries)"));
+        };
+        tracing::debug!(receiver = %poster.url(), delivery = %document.delivery, ?wait, "{reason}; trying again");
+        tokio::time::sleep(wait).await;
+    }
+}

@@ -1,0 +1,212 @@
+//! A command that is run for each document.
+
+use std::{
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, Command},
+};
+
+use super::{document::Document, queue::Queue};
+use crate::metrics::{Metrics, Notified};
+
+/// A command of the user's for the shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    /// What `sh -c` runs, with the document on standard input.
+    pub command: String,
+    /// It and its process group are killed after so long.
+    pub timeout: Duration,
+}
+
+/// Runs the command until the queue is closed and empty. How it ends is logged, and changes nothing else.
+pub(super) async fn run(queue: Arc<Queue>, hook: Hook, metrics: Metrics) {
+    while let Some(document) = queue.pop().await {
+        let outcome = match run_one(&hook, &document).await {
+            Ok(status) if status.success() => {
+                tracing::debug!(
+                    invocation = %document.invocation_id, event = %document.event, "--on-settled: {status}"
+                );
+                Notified::Sent
+            }
+            Ok(status) => {
+                tracing::warn!(
+                    invocation = %document.invocation_id, event = %document.event, "--on-settled: {status}"
+                );
+                Notified::Failed
+            }
+            Err(reason) => {
+                tracing::warn!(
+                    invocation = %document.invocation_id, event = %document.event, "--on-settled: {reason}"
+                );
+                Notified::Failed
+            }
+        };
+        metrics.notification("command", outcome, 1);
+    }
+}
+
+/// Kills a command's process group when it is dropped while the command runs: also when the daemon ends.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn kill(&mut self) {
+        if let Some(group) = self.0.take() {
+            // It may have ended just now. Its leader is not reaped yet, so the number is still its own.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String> {
+    let mut child = Command::new("sh")
+        .args(["-c", &hook.command])
+        .env("OUTHAUL_EVENT", document.event.name())
+        .env("OUTHAUL_INVOCATION_ID", &document.invocation_id)
+        .stdin(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| format!("sh can't be started: {e}"))?;
+    let mut group = Group(
+        child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw),
+    );
+    let ended = tokio::time::timeout(hook.timeout, feed(&mut child, document)).await;
+    match ended {
+        Ok(status) => {
+            // What it has left running in the background is its own business.
+            group.0 = None;
+            status.map_err(|e| e.to_string())
+        }
+        Err(_) => {
+            group.kill();
+            // Killed, it is gone at once.
+            let _ = child.wait().await;
+            Err(format!(
+                "killed after {} (--on-settled-timeout)",
+                crate::units::show_duration(hook.timeout)
+            ))
+        }
+    }
+}
+
+/// Writes the document while the command runs. One that does not read it need not.
+async fn feed(child: &mut Child, document: &Document) -> std::io::Result<ExitStatus> {
+    let stdin = child.stdin.take();
+    let write = async {
+        if let Some(mut stdin) = stdin {
+            let _ = stdin.write_all(&document.body).await;
+            let _ = stdin.write_all(b"\n").await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        status = child.wait() => status,
+        () = write => unreachable!("waits for ever"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::notify::Event;
+
+    fn document(body: String) -> Document {
+        Document {
+            event: Event::InvocationSettled,
+            invocation_id: "some-id".to_owned(),
+            delivery: String::new(),
+            body: body.into(),
+        }
+    }
+
+    fn hook(command: String) -> Hook {
+        Hook {
+            command,
+            timeout: Duration::from_secs(60),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_command_gets_the_document_and_says_how_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let command = format!(
+            "cat > '{}'; echo $OUTHAUL_EVENT $OUTHAUL_INVOCATION_ID >> '{0}'; exit 3",
+            out.display()
+        );
+        // Larger than a pipe.
+        let body = format!("{{\"x\": \"{}\"}}", "y".repeat(200_000));
+        let status = run_one(&hook(command), &document(body.clone())).await.unwrap();
+        assert_eq!(status.code(), Some(3));
+        assert_eq!(
+            std::fs::read_to_string(out).unwrap(),
+            format!("{body}\ninvocation_settled some-id\n")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_command_need_not_read() {
+        let status = run_one(&hook("exit 0".to_owned()), &document("y".repeat(200_000)))
+            .await
+            .unwrap();
+        assert!(status.success());
+    }
+
+    #[tokio::test]
+    async fn a_command_that_takes_too_long_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let pids = dir.path().join("pids");
+        let slow = Hook {
+            command: format!("sleep 1000 & echo $! > '{}'; wait", pids.display()),
+            timeout: Duration::from_secs(1),
+        };
+        let reason = run_one(&slow, &document(String::new())).await.unwrap_err();
+        assert!(reason.contains("--on-settled-timeout"), "{reason}");
+        gone(&pids).await;
+    }
+
+    #[tokio::test]
+    async fn a_command_does_not_outlive_its_task() {
+        let dir = tempfile::tempdir().unwrap();
+        let pids = dir.path().join("pids");
+        let slow = hook(format!("sleep 1000 & echo $! > '{}'; wait", pids.display()));
+        let task = tokio::spawn(async move { run_one(&slow, &document(String::new())).await });
+        until(|| std::fs::read_to_string(&pids).is_ok_and(|text| text.ends_with('\n'))).await;
+        task.abort();
+        gone(&pids).await;
+    }
+
+    async fn gone(pids: &Path) {
+        let pid = std::fs::read_to_string(pids).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        // Nobody may be there to reap it.
+        until(|| std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))).await;
+    }
+
+    async fn until(so: impl Fn() -> bool) {
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !so() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("waited in vain");
+    }
+}

@@ -1,0 +1,118 @@
+//! One try to post a document.
+
+use std::{io, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request,
+    header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
+};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use rustls::{
+    ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier, client::WantsClientCert, crypto::ring,
+};
+
+use super::{document::Document, retry::Answer, signature::Secret, url::NotifyUrl};
+
+/// Most that is read of an answer, so that its connection can be used again.
+const ANSWER: usize = 64 << 10;
+
+/// Posts to one URL. HTTP/1.1; proxies of the environment are not used.
+pub(super) struct Poster {
+    url: NotifyUrl,
+    secret: Option<Secret>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+impl Poster {
+    /// Believes of `https` URLs what the system's certificate authorities say.
+    ///
+    /// # Errors
+    /// When the system has none, and the URL needs them.
+    pub(super) fn new(url: NotifyUrl, secret: Option<Secret>) -> io::Result<Self> {
+        let config = if url.is_https() {
+            tls()?.with_native_roots()?
+        } else {
+            trusting(RootCertStore::empty())?
+        };
+        Ok(Self::with_tls(url, secret, config.with_no_client_auth()))
+    }
+
+    pub(super) fn with_tls(url: NotifyUrl, secret: Option<Secret>, config: ClientConfig) -> Self {
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_or_http()
+            .enable_http1()
+            .build();
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(1)
+            .build(connector);
+        Self { url, secret, client }
+    }
+
+    /// The receiver, fit to be shown.
+    pub(super) const fn url(&self) -> &NotifyUrl {
+        &self.url
+    }
+
+    /// One try, without a deadline.
+    pub(super) async fn post(&self, document: &Document) -> Answer {
+        let mut request = Request::post(self.url.uri().clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header(USER_AGENT, concat!("outhaul/", env!("CARGO_PKG_VERSION")))
+            .header("x-outhaul-event", document.event.name())
+            .header("x-outhaul-delivery", &document.delivery);
+        if let Some(secret) = &self.secret {
+            request = request.header("x-outhaul-signature-256", secret.sign(&document.body));
+        }
+        if let Some(value) = self.url.authorization() {
+            request = request.header(AUTHORIZATION, HeaderValue::clone(value));
+        }
+        let request = match request.body(Full::new(document.body.clone())) {
+            Ok(request) => request,
+            Err(error) => return Answer::Refused(error.to_string()),
+        };
+        match self.client.request(request).await {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                // Nothing in it matters.
+                let _ = Limited::new(body, ANSWER).collect().await;
+                Answer::of(head.status, &head.headers, SystemTime::now())
+            }
+            // Whatever went wrong on the way may be better next time. The client's errors do not tell URLs.
+            Err(error) => Answer::Later {
+                reason: in_full(&error),
+                asked: None,
+            },
+        }
+    }
+}
+
+fn tls() -> io::Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)
+}
+
+/// TLS that believes these authorities only.
+pub(super) fn trusting(roots: RootCertStore) -> io::Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
+    Ok(tls()?.with_root_certificates(roots))
+}
+
+/// An error with what caused it: hyper's own words alone are "client error (Connect)".
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

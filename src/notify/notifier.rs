@@ -1,0 +1,218 @@
+//! Listens to the engine and hands documents to the receivers' queues.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    delivery::deliver,
+    document::{Document, Event, Writer},
+    hook::{self, Hook},
+    http::Poster,
+    queue::{Pushed, Queue},
+    retry::Patience,
+    signature::Secret,
+    url::NotifyUrl,
+};
+use crate::{
+    invocation::feed::Told,
+    metrics::{Metrics, Notified},
+};
+
+/// Documents that wait for one receiver; the oldest are lost beyond that. Some hundred bytes each.
+const QUEUE: usize = 10_000;
+/// How long receivers get at the end for what has not been delivered.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Losses between two lines about them in the log.
+const LINE_EVERY: u64 = 1000;
+
+/// Who is told of what.
+#[derive(Debug, Clone, Default)]
+pub struct NotifyOptions {
+    /// Where documents are posted.
+    pub urls: Vec<NotifyUrl>,
+    /// What they are signed with.
+    pub secret: Option<Secret>,
+    /// What is run for them.
+    pub hook: Option<Hook>,
+    /// What they tell of.
+    pub events: Vec<Event>,
+}
+
+impl NotifyOptions {
+    /// Whether anybody is to be told anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.urls.is_empty() && self.hook.is_none()
+    }
+}
+
+/// A receiver's queue, and what to call it.
+struct Receiver {
+    name: String,
+    via: &'static str,
+    queue: Arc<Queue>,
+}
+
+/// Tells what happens, until it is closed.
+pub struct Notifier {
+    stop: CancellationToken,
+    listening: JoinHandle<()>,
+}
+
+impl Notifier {
+    /// Starts listening, on the current tokio runtime.
+    ///
+    /// # Errors
+    /// Naming the receiver: the system has no certificate authorities.
+    pub fn start(
+        options: NotifyOptions,
+        changes: broadcast::Receiver<Told>,
+        metrics: &Metrics,
+    ) -> Result<Self, String> {
+        Self::with_patience(options, changes, metrics, Patience::default(), QUEUE, DRAIN)
+    }
+
+    pub(super) fn with_patience(
+        options: NotifyOptions,
+        changes: broadcast::Receiver<Told>,
+        metrics: &Metrics,
+        patience: Patience,
+        bound: usize,
+        drain: Duration,
+    ) -> Result<Self, String> {
+        let posters = options
+            .urls
+            .into_iter()
+            .map(|url| {
+                let name = url.to_string();
+                Poster::new(url, options.secret.clone()).map_err(|e| format!("{name}: {e}"))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut receivers = Vec::new();
+        let mut tasks = JoinSet::new();
+        let mut receiver = |name: String, via: &'static str| {
+            let queue = Arc::new(Queue::new(bound));
+            receivers.push(Receiver {
+                name,
+                via,
+                queue: queue.clone(),
+            });
+            queue
+        };
+        for poster in posters {
+            let queue = receiver(poster.url().to_string(), "url");
+            tasks.spawn(deliver(queue, poster, patience, metrics.clone()));
+        }
+        if let Some(hook) = options.hook {
+            let queue = receiver("--on-settled".to_owned(), "command");
+            tasks.spawn(hook::run(queue, hook, metrics.clone()));
+        }
+        let stop = CancellationToken::new();
+        let listener = Listener {
+            receivers,
+            events: options.events,
+            writer: Writer::default(),
+            metrics: metrics.clone(),
+        };
+        let listening = tokio::spawn(listener.run(changes, tasks, stop.clone(), drain));
+        Ok(Self { stop, listening })
+    }
+
+    /// Takes in what was told until now, and gives the receivers a few seconds for what they have not got yet.
+    pub async fn close(self) {
+        self.stop.cancel();
+        if self.listening.await.is_err() {
+            tracing::error!("telling of settled builds panicked; this is a bug in outhaul");
+        }
+    }
+}
+
+impl fmt::Debug for Notifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Notifier")
+    }
+}
+
+struct Listener {
+    receivers: Vec<Receiver>,
+    events: Vec<Event>,
+    writer: Writer,
+    metrics: Metrics,
+}
+
+impl Listener {
+    async fn run(
+        mut self,
+        mut changes: broadcast::Receiver<Told>,
+        mut tasks: JoinSet<()>,
+        stop: CancellationToken,
+        drain: Duration,
+    ) {
+        loop {
+            let told = tokio::select! {
+                // What was told before the end is still taken in.
+                biased;
+                told = changes.recv() => told,
+                () = stop.cancelled() => break,
+            };
+            match told {
+                Ok(told) => self.tell(told),
+                Err(RecvError::Lagged(missed)) => {
+                    tracing::warn!("{missed} changes of builds came too fast to be told of");
+                    for receiver in &self.receivers {
+                        self.metrics.notification(receiver.via, Notified::Dropped, missed);
+                    }
+                }
+                Err(RecvError::Closed) => break,
+            }
+        }
+        for receiver in &self.receivers {
+            receiver.queue.close();
+        }
+        let drained = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(drain, drained).await.is_err() {
+            for receiver in &self.receivers {
+                let lost = receiver.queue.undelivered();
+                if lost > 0 {
+                    tracing::warn!(
+                        receiver = receiver.name,
+                        lost,
+                        "ending with notifications undelivered"
+                    );
+                    self.metrics.notification(receiver.via, Notified::Dropped, lost);
+                }
+            }
+            tasks.shutdown().await;
+        }
+    }
+
+    fn tell(&mut self, told: Told) {
+        let Some(document) = self.writer.write(told) else {
+            return;
+        };
+        if !self.events.contains(&document.event) {
+            return;
+        }
+        for receiver in &self.receivers {
+            self.push(receiver, document.clone());
+        }
+    }
+
+    fn push(&self, receiver: &Receiver, document: Document) {
+        if let Pushed::Lost(lost) = receiver.queue.push(document) {
+            self.metrics.notification(receiver.via, Notified::Dropped, 1);
+            if lost % LINE_EVERY == 1 {
+                tracing::warn!(
+                    receiver = receiver.name,
+                    lost,
+                    "too many notifications wait; the oldest are dropped"
+                );
+            }
+        }
+    }
+}
