@@ -8,6 +8,7 @@ mod bad_endpoints;
 mod bad_events;
 mod bad_settings;
 mod fetching;
+mod notifying;
 mod reading;
 mod support;
 mod wrapper;
