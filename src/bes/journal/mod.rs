@@ -12,6 +12,7 @@
 mod error;
 mod file;
 mod format;
+mod inlet;
 mod retention;
 mod store;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod writer;
 pub use error::JournalError;
 pub use file::Records;
 pub use format::{Record, RecordKind};
+pub use inlet::Inlet;
 pub use retention::{Executed, Plan};
 pub(super) use store::now_ms;
 pub use store::{Entry, Journal, JournalOptions};

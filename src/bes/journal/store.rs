@@ -144,6 +144,19 @@ impl Journal {
         Writer::open(&self.dir.join(name), &head, self.options.durable, mark)
     }
 
+    /// A stream's file, without its extension.
+    ///
+    /// # Errors
+    /// When the journal was opened for reading only.
+    pub(super) fn stem(&self, key: &StreamKey) -> Result<PathBuf, JournalError> {
+        match self.lock {
+            Some(_) => Ok(self.dir.join(file_stem(key))),
+            None => Err(JournalError::ReadOnly {
+                path: self.dir.clone(),
+            }),
+        }
+    }
+
     /// Every readable journal, oldest first.
     ///
     /// # Errors
