@@ -32,6 +32,7 @@
 //!   everything that touches an output tree, on threads of its own.
 //! * [`remote`] is the client of a Remote Execution API cache. It has never heard of Bazel.
 //! * [`record`] keeps what is known of outputs and builds, in sled, behind an interface that cannot fail a build.
+//! * [`stage`] picks outputs of a recorded build and copies them to a directory; it carries builds elsewhere.
 //! * [`control`] answers the other commands and shows health and metrics.
 //! * [`notify`] tells others, by HTTP or by a command, what is settled.
 //! * [`daemon`] puts the rooms together and opens the doors; [`config`] checks what the user set; [`cli`] has one file
@@ -73,6 +74,7 @@ pub mod notify;
 pub mod output;
 pub mod record;
 pub mod remote;
+pub mod stage;
 pub mod units;
 
 /// Types generated from `proto/`.

@@ -198,8 +198,7 @@ impl Build {
                 self.configurations.insert(id, mnemonic);
             }
             Event::Configured { label, kind } => {
-                // Bazel asks whether the rule class ends with "_test"; the kind is the class and the word "rule".
-                if kind.strip_suffix(" rule").unwrap_or(&kind).ends_with("_test") {
+                if is_test(&kind) {
                     self.tests.insert(label);
                 }
             }
@@ -650,6 +649,12 @@ impl Namer<'_> {
             }
         }
     }
+}
+
+/// Whether a target of this kind is a test. Bazel asks whether the rule class ends with "_test"; the kind is the class
+/// and the word "rule".
+pub(crate) fn is_test(kind: &str) -> bool {
+    kind.strip_suffix(" rule").unwrap_or(kind).ends_with("_test")
 }
 
 /// The path, if an output may be there; `None` for a generated file elsewhere, such as in an external repository's

@@ -1,0 +1,102 @@
+//! Writing the file.
+
+use std::io::Write;
+
+use super::{
+    super::{error::StageError, recorded::Recorded},
+    format::{Header, Line, Writer},
+    redact::redact,
+};
+use crate::{
+    bes::journal::{Entry, JournalError, RecordKind},
+    invocation::sources::options_of,
+    record::InvocationRow,
+    remote::{Endpoint, RemoteOptions},
+};
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    /// What the file says of the build.
+    pub header: Header,
+    /// Events in it.
+    pub events: u64,
+    /// Events that could not be read and are not in it.
+    pub left_out: u64,
+}
+
+/// Writes a build's events to a file, without what is secret in them. Blocks.
+///
+/// # Errors
+/// When the journal can't be read or the file not be written.
+pub fn export<W: Write>(entry: &Entry, row: &InvocationRow, out: W) -> Result<(Exported, W), StageError> {
+    let journal = |source: JournalError| StageError::Journal {
+        invocation_id: entry.key.invocation_id.clone(),
+        source,
+    };
+    let recorded = Recorded::read(entry.read().map_err(journal)?).map_err(journal)?;
+    let header = header(entry, row, &recorded);
+    let failed = |error| StageError::io("write", "the exported build")(error);
+    let mut writer = Writer::new(out, &header).map_err(failed)?;
+    let mut left_out = 0;
+    for record in entry.read().map_err(journal)? {
+        let record = record.map_err(journal)?;
+        // Whatever else a journal keeps, such as the client's headers, is nobody else's business.
+        let event = match record.kind {
+            RecordKind::Event => match record.build_event().map(|event| redact(&event)) {
+                Some(Ok(event)) => event,
+                _ => {
+                    left_out += 1;
+                    continue;
+                }
+            },
+            RecordKind::Finished => Vec::new(),
+            _ => continue,
+        };
+        let line = Line {
+            kind: record.kind,
+            sequence: record.sequence,
+            received_ms: record.received_ms,
+            event: event.into(),
+        };
+        writer.line(&line).map_err(failed)?;
+    }
+    let (out, events) = writer.end().map_err(failed)?;
+    let exported = Exported {
+        header,
+        events,
+        left_out,
+    };
+    Ok((exported, out))
+}
+
+fn header(entry: &Entry, row: &InvocationRow, recorded: &Recorded) -> Header {
+    let mut header = Header {
+        invocation_id: entry.key.invocation_id.clone(),
+        build_id: entry.key.build_id.clone(),
+        command: row.command.clone(),
+        workspace: row.workspace.clone(),
+        exec_root: row.exec_root.clone(),
+        started_ms: row.started_ms,
+        settled_ms: row.settled_ms,
+        exit_code: row.finished.then_some(row.exit_code),
+        build_tool_version: row.build_tool_version.clone(),
+        remote_cache: row.remote_cache.clone(),
+        remote_instance_name: row.remote_instance_name.clone(),
+        digest_function: recorded.function.unwrap_or_default().name().to_owned(),
+        finished: recorded.finished,
+        written_by: format!("outhaul {}", env!("CARGO_PKG_VERSION")),
+    };
+    if header.remote_cache.is_empty() {
+        // Nothing was downloaded, so nobody has needed it; the build itself says where it is.
+        let named = recorded.command_line().and_then(|line| {
+            let placeholder = Endpoint::parse("--remote-cache", "grpc://localhost:1").ok()?;
+            options_of(&line, &RemoteOptions::new(placeholder)).ok()
+        });
+        if let Some(options) = named {
+            header.remote_cache = options.endpoint.to_string();
+            header.remote_instance_name = options.instance_name;
+        }
+    }
+    header
+}

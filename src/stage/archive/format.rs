@@ -1,0 +1,295 @@
+//! The bytes of the file, written and read.
+
+use std::{
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use bytes::{Buf as _, Bytes};
+use prost::encoding::{decode_varint, encode_varint};
+use serde::{Deserialize, Serialize};
+
+use super::super::error::StageError;
+use crate::bes::journal::RecordKind;
+
+const MAGIC: &[u8; 14] = b"outhaul-build\n";
+/// Changes when a reader of the old version would misread the new one.
+const VERSION: u8 = 1;
+const HEADER: u8 = b'H';
+const RECORDS: u8 = b'R';
+const END: u8 = b'E';
+const SUM: usize = 8;
+/// Records are gathered to about so many bytes.
+const FRAME: usize = 1 << 20;
+/// A single event may be 256 MiB.
+const MAX_FRAME: usize = 300 << 20;
+const LEVEL: i32 = 9;
+
+/// What is known of the build besides its events.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Header {
+    /// Its id.
+    pub invocation_id: String,
+    /// Its build id.
+    pub build_id: String,
+    /// `build`, `test`, …
+    pub command: String,
+    /// The workspace, where it was built.
+    pub workspace: String,
+    /// The exec root, where it was built.
+    pub exec_root: String,
+    /// When it began, in milliseconds since the epoch.
+    pub started_ms: i64,
+    /// When it was settled; 0 for never.
+    pub settled_ms: i64,
+    /// The build tool's exit code, if it told one.
+    pub exit_code: Option<i32>,
+    /// The build tool's version.
+    pub build_tool_version: String,
+    /// Where its blobs are, without credentials.
+    pub remote_cache: String,
+    /// The instance name there.
+    pub remote_instance_name: String,
+    /// The digest function's name.
+    pub digest_function: String,
+    /// Whether its stream had come to its end.
+    pub finished: bool,
+    /// The Outhaul that wrote the file.
+    pub written_by: String,
+}
+
+/// One event of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line {
+    pub(super) kind: RecordKind,
+    pub(super) sequence: i64,
+    pub(super) received_ms: u64,
+    /// The `build_event_stream.BuildEvent`; empty for what is none.
+    pub(super) event: Bytes,
+}
+
+const fn letter(kind: RecordKind) -> u8 {
+    match kind {
+        RecordKind::Event => b'e',
+        RecordKind::Finished => b'f',
+        _ => b'o',
+    }
+}
+
+const fn kind(letter: u8) -> Option<RecordKind> {
+    match letter {
+        b'e' => Some(RecordKind::Event),
+        b'f' => Some(RecordKind::Finished),
+        b'o' => Some(RecordKind::Other),
+        _ => None,
+    }
+}
+
+fn checksum(length: [u8; 4], body: &[u8]) -> [u8; SUM] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&length);
+    hasher.update(body);
+    let mut sum = [0; SUM];
+    sum.copy_from_slice(&hasher.finalize().as_bytes()[..SUM]);
+    sum
+}
+
+/// Writes the file.
+pub(super) struct Writer<W> {
+    out: W,
+    frame: Vec<u8>,
+    lines: u64,
+}
+
+impl<W: Write> Writer<W> {
+    pub(super) fn new(mut out: W, header: &Header) -> io::Result<Self> {
+        out.write_all(MAGIC)?;
+        out.write_all(&[VERSION])?;
+        let mut writer = Self {
+            out,
+            frame: vec![HEADER],
+            lines: 0,
+        };
+        serde_json::to_writer(&mut writer.frame, header)?;
+        writer.flush()?;
+        Ok(writer)
+    }
+
+    pub(super) fn line(&mut self, line: &Line) -> io::Result<()> {
+        if self.frame.is_empty() {
+            self.frame.push(RECORDS);
+        }
+        encode_varint(line.event.len() as u64, &mut self.frame);
+        self.frame.push(letter(line.kind));
+        self.frame.extend_from_slice(&line.sequence.to_le_bytes());
+        encode_varint(line.received_ms, &mut self.frame);
+        self.frame.extend_from_slice(&line.event);
+        self.lines += 1;
+        if self.frame.len() >= FRAME {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes the end, and says how many events there are.
+    pub(super) fn end(mut self) -> io::Result<(W, u64)> {
+        self.flush()?;
+        self.frame.push(END);
+        self.frame.extend_from_slice(&self.lines.to_le_bytes());
+        self.flush()?;
+        self.out.flush()?;
+        Ok((self.out, self.lines))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.frame.is_empty() {
+            return Ok(());
+        }
+        let body = zstd::bulk::compress(&self.frame, LEVEL)?;
+        let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes();
+        self.out.write_all(&length)?;
+        self.out.write_all(&checksum(length, &body))?;
+        self.out.write_all(&body)?;
+        self.frame.clear();
+        Ok(())
+    }
+}
+
+/// Reads the file.
+pub(super) struct Reader<R> {
+    input: R,
+    path: PathBuf,
+    /// Where the next frame begins.
+    at: u64,
+    lines: u64,
+}
+
+impl<R: Read> Reader<R> {
+    pub(super) fn new(input: R, path: &Path) -> Result<(Self, Header), StageError> {
+        let mut reader = Self {
+            input,
+            path: path.to_owned(),
+            at: 0,
+            lines: 0,
+        };
+        let mut start = [0; MAGIC.len() + 1];
+        if !reader.fill(&mut start)? || !start.starts_with(MAGIC) {
+            return Err(reader.damaged("it is no build that outhaul has exported"));
+        }
+        if start[MAGIC.len()] != VERSION {
+            let reason = format!(
+                "it has version {}, and this Outhaul reads {VERSION}",
+                start[MAGIC.len()]
+            );
+            return Err(reader.damaged(&reason));
+        }
+        reader.at = start.len() as u64;
+        let (frame, next) = reader.frame()?;
+        let header = match frame.split_first() {
+            Some((&HEADER, header)) => serde_json::from_slice(header)
+                .map_err(|e| reader.damaged(&format!("its header cannot be read: {e}")))?,
+            _ => return Err(reader.damaged("it has no header")),
+        };
+        reader.at = next;
+        Ok((reader, header))
+    }
+
+    /// The next events; `None` behind the last.
+    pub(super) fn lines(&mut self) -> Result<Option<Vec<Line>>, StageError> {
+        let (frame, next) = self.frame()?;
+        match frame.split_first() {
+            Some((&RECORDS, rest)) => {
+                let lines = lines(frame.slice_ref(rest)).map_err(|reason| self.damaged(reason))?;
+                self.lines += lines.len() as u64;
+                self.at = next;
+                Ok(Some(lines))
+            }
+            Some((&END, count)) => {
+                if count != self.lines.to_le_bytes() {
+                    return Err(self.damaged("events are missing before its end"));
+                }
+                self.at = next;
+                let mut more = [0; 1];
+                if self.fill(&mut more)? {
+                    return Err(self.damaged("there is more behind its end"));
+                }
+                Ok(None)
+            }
+            _ => Err(self.damaged("a frame of unknown kind")),
+        }
+    }
+
+    fn frame(&mut self) -> Result<(Bytes, u64), StageError> {
+        let mut head = [0; 4 + SUM];
+        if !self.fill(&mut head)? {
+            return Err(self.damaged("it ends before its end"));
+        }
+        let mut length = [0; 4];
+        length.copy_from_slice(&head[..4]);
+        let size = u32::from_le_bytes(length) as usize;
+        if size > MAX_FRAME {
+            return Err(self.damaged("impossible length of a frame"));
+        }
+        let mut body = Vec::new();
+        // As much as there is, so that a wrong length costs no memory.
+        let read = (&mut self.input).take(size as u64).read_to_end(&mut body);
+        read.map_err(StageError::io("read", &self.path))?;
+        if body.len() != size {
+            return Err(self.damaged("it ends within a frame"));
+        }
+        if checksum(length, &body)[..] != head[4..] {
+            return Err(self.damaged("wrong checksum"));
+        }
+        let mut raw = Vec::new();
+        // A small frame can claim to be a huge one.
+        let unpacked = zstd::Decoder::new(&*body)
+            .and_then(|decoder| decoder.take(MAX_FRAME as u64 + 1).read_to_end(&mut raw));
+        if unpacked.is_err() || raw.len() > MAX_FRAME {
+            return Err(self.damaged("it can't be decompressed"));
+        }
+        Ok((raw.into(), self.at + (head.len() + size) as u64))
+    }
+
+    /// Fills the buffer; `false` where the file ends before that.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<bool, StageError> {
+        match self.input.read_exact(buffer) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(e) => Err(StageError::io("read", &self.path)(e)),
+        }
+    }
+
+    fn damaged(&self, reason: &str) -> StageError {
+        StageError::Archive {
+            path: self.path.clone(),
+            offset: self.at,
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+fn lines(mut raw: Bytes) -> Result<Vec<Line>, &'static str> {
+    let mut lines = Vec::new();
+    while raw.has_remaining() {
+        let length = decode_varint(&mut raw).map_err(|_| "bad length of an event")?;
+        let kind = raw
+            .try_get_u8()
+            .ok()
+            .and_then(kind)
+            .ok_or("unknown kind of event")?;
+        let sequence = raw.try_get_i64_le().map_err(|_| "short event")?;
+        let received_ms = decode_varint(&mut raw).map_err(|_| "bad time of an event")?;
+        let length = usize::try_from(length).map_err(|_| "bad length of an event")?;
+        if raw.len() < length {
+            return Err("short event");
+        }
+        lines.push(Line {
+            kind,
+            sequence,
+            received_ms,
+            event: raw.split_to(length),
+        });
+    }
+    Ok(lines)
+}

@@ -1,0 +1,114 @@
+//! Reading the file, into a journal and a record.
+
+use std::{fs::File, io::BufReader, path::Path};
+
+use super::{
+    super::{error::StageError, recorded::Recorded},
+    format::{Header, Reader},
+};
+use crate::{
+    bes::{Journal, StreamKey, journal::JournalError},
+    invocation::build::TargetEnd,
+    record::{InvocationRow, InvocationState, Record, TargetRow, TargetState},
+};
+
+/// What was taken in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// What the file says of the build.
+    pub header: Header,
+    /// Events in it.
+    pub events: u64,
+    /// Whether the build's events were here before.
+    pub known: bool,
+}
+
+/// Takes a build in: its events into the journal, where nothing is left to do for them, and its row into the record,
+/// without an output root, so that it is nobody's newest build and nothing is ever written for it unasked. What is here
+/// already stays as it is. Blocks.
+///
+/// # Errors
+/// When the file is damaged or can't be read, or the journal not be written; nothing is taken in then.
+pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Imported, StageError> {
+    let file = File::open(path).map_err(StageError::io("open", path))?;
+    let (mut reader, header) = Reader::new(BufReader::new(file), path)?;
+    let key = StreamKey {
+        build_id: header.build_id.clone(),
+        invocation_id: header.invocation_id.clone(),
+    };
+    if key.invocation_id.is_empty() {
+        return Err(StageError::Archive {
+            path: path.to_owned(),
+            offset: 0,
+            reason: "its header names no invocation".to_owned(),
+        });
+    }
+    let failed = |source: JournalError| StageError::Journal {
+        invocation_id: key.invocation_id.clone(),
+        source,
+    };
+    let mut inlet = journal
+        .inlet(&key, u64::try_from(header.started_ms).unwrap_or(0))
+        .map_err(failed)?;
+    let mut events = 0;
+    while let Some(lines) = reader.lines()? {
+        for line in lines {
+            inlet
+                .push(line.kind, line.sequence, line.received_ms, line.event)
+                .map_err(failed)?;
+            events += 1;
+        }
+    }
+    let known = !inlet.settle().map_err(failed)?;
+    if record.invocation(&key.invocation_id).is_none() {
+        let entry = journal.find(&key.invocation_id).map_err(failed)?;
+        let recorded = Recorded::read(entry.read().map_err(failed)?).map_err(failed)?;
+        record.put_invocation(&row(&header));
+        record.put_targets(&key.invocation_id, &targets(&recorded));
+    }
+    Ok(Imported {
+        header,
+        events,
+        known,
+    })
+}
+
+fn row(header: &Header) -> InvocationRow {
+    InvocationRow {
+        invocation_id: header.invocation_id.clone(),
+        build_id: header.build_id.clone(),
+        root: None,
+        command: header.command.clone(),
+        workspace: header.workspace.clone(),
+        exec_root: header.exec_root.clone(),
+        state: if header.finished {
+            InvocationState::Settled
+        } else {
+            InvocationState::Interrupted
+        },
+        started_ms: header.started_ms,
+        settled_ms: header.settled_ms,
+        exit_code: header.exit_code.unwrap_or_default(),
+        finished: header.exit_code.is_some(),
+        build_tool_version: header.build_tool_version.clone(),
+        remote_cache: header.remote_cache.clone(),
+        remote_instance_name: header.remote_instance_name.clone(),
+        ..InvocationRow::default()
+    }
+}
+
+fn targets(recorded: &Recorded) -> Vec<TargetRow> {
+    let row = |(target, end): (crate::bep::event::TargetId, TargetEnd)| TargetRow {
+        label: target.label,
+        aspect: target.aspect,
+        configuration: target.configuration,
+        state: match end {
+            TargetEnd::Completed { success: true, .. } => TargetState::Completed,
+            TargetEnd::Completed { success: false, .. } => TargetState::Failed,
+            TargetEnd::Aborted => TargetState::Aborted,
+        },
+        success: matches!(end, TargetEnd::Completed { success: true, .. }),
+        ..TargetRow::default()
+    };
+    recorded.targets().into_iter().map(row).collect()
+}

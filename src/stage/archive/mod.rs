@@ -1,0 +1,26 @@
+//! A build carried elsewhere: one file with its events and what is needed to fetch its outputs.
+//!
+//! ```text
+//! file   = "outhaul-build\n" version(u8) frame…
+//! frame  = length(u32) checksum(8 bytes) body      little-endian; BLAKE3's first 8 bytes, over length and body
+//! body   = zstd of 'H' header (JSON) | 'R' records | 'E' count of records (u64)
+//! record = length(varint) kind(u8) sequence(i64) received_ms(varint) event
+//! ```
+//!
+//! The first frame is the header, the last one the end: a file that was cut short is known by its lack. Events are
+//! those of the journal, but what is secret in command lines is taken out (`redact`), and the headers of the client's
+//! connection are no part of it.
+
+mod export;
+mod format;
+mod import;
+mod redact;
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    export::{Exported, export},
+    format::Header,
+    import::{Imported, import},
+    redact::REDACTED,
+};

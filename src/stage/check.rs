@@ -1,0 +1,122 @@
+//! Whether what was staged into a directory is there still.
+
+use std::{path::Path, sync::Arc};
+
+use super::{
+    error::StageError,
+    marker::{self, Marker},
+    request::{Which, Wish},
+};
+use crate::{
+    exec_path::ExecPath,
+    materialize::place::{Check, OutputRoot, PlaceOptions, Placer},
+    output::{OutputContent, Stamp},
+};
+
+/// The answer, and what speaks against it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// What is wrong, in words; nothing is if it is empty.
+    pub problems: Vec<String>,
+    /// Files that were looked at.
+    pub files: u64,
+    /// Whether optional outputs had come to their end as well.
+    pub complete: bool,
+    /// The builds that it was staged from.
+    pub invocations: Vec<String>,
+}
+
+impl Answer {
+    /// Whether it is all there.
+    #[must_use]
+    pub fn is_staged(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// Looks whether a directory has what stages have put there: all of them, or those of a build, a workspace, a wish.
+/// What a marker lists must be there with the right bytes; a file that still looks as it did is not read. Blocks.
+///
+/// # Errors
+/// When the markers cannot be read.
+pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result<Answer, StageError> {
+    let mut answer = Answer::default();
+    if !directory.is_dir() {
+        answer
+            .problems
+            .push(format!("{}: no such directory", directory.display()));
+        return Ok(answer);
+    }
+    let mut markers = Vec::new();
+    for (path, found) in marker::read_all(directory)? {
+        match found {
+            Ok(marker) if is_meant(&marker, which, wish) => markers.push(marker),
+            Ok(_) => {}
+            // Nobody can tell what it was about.
+            Err(reason) => answer
+                .problems
+                .push(format!("{}: is no marker: {reason}", path.display())),
+        }
+    }
+    if markers.is_empty() && answer.problems.is_empty() {
+        let of_that = if wish.is_some() || *which != Which::default() {
+            " of that request"
+        } else {
+            ""
+        };
+        answer.problems.push(format!(
+            "{}: nothing{of_that} was staged here",
+            directory.display()
+        ));
+    }
+    answer.complete = !markers.is_empty() && markers.iter().all(|marker| marker.complete);
+    answer.invocations = markers
+        .iter()
+        .map(|marker| marker.invocation_id.clone())
+        .collect();
+    answer.invocations.sort();
+    answer.invocations.dedup();
+    let mut wanted = Vec::new();
+    for file in markers.iter().flat_map(|marker| &marker.files) {
+        match file.content() {
+            Ok((path, content)) => wanted.push((path, content, file.stamp())),
+            Err(reason) => answer.problems.push(reason),
+        }
+    }
+    answer.files = wanted.len() as u64;
+    for ((path, ..), looked) in wanted.iter().zip(look(directory, &wanted)?) {
+        match looked {
+            Ok(Check::Present { .. }) => {}
+            Ok(Check::Absent) => answer.problems.push(format!("{path}: is not there")),
+            Ok(Check::Differs) => answer.problems.push(format!("{path}: is not what was staged")),
+            Err(reason) => answer.problems.push(format!("{path}: {reason}")),
+        }
+    }
+    answer.problems.dedup();
+    Ok(answer)
+}
+
+fn is_meant(marker: &Marker, which: &Which, wish: Option<&Wish>) -> bool {
+    (which.invocation_id.is_empty() || which.invocation_id == marker.invocation_id)
+        && (which.workspace.is_empty() || which.is_of(&marker.workspace))
+        && wish.is_none_or(|wish| wish.sorted() == marker.request.sorted())
+}
+
+/// What should be where, with the stamp that was taken when it was there.
+pub(super) type Wanted = (ExecPath, OutputContent, Option<Stamp>);
+
+/// Looks at the files of a directory that is there. Blocks.
+pub(super) fn look(directory: &Path, wanted: &[Wanted]) -> Result<Vec<Result<Check, String>>, StageError> {
+    let setting = |e: crate::materialize::place::PlaceError| StageError::Setting {
+        flag: format!("--to={}", directory.display()),
+        reason: e.to_string(),
+    };
+    let root = Arc::new(OutputRoot::open(directory, true).map_err(setting)?);
+    let mut placer = Placer::new(root, PlaceOptions::default());
+    let check = |(path, content, stamp): &Wanted| {
+        placer
+            .check(path, content, stamp.as_ref())
+            .map_err(|e| e.to_string())
+    };
+    Ok(wanted.iter().map(check).collect())
+}

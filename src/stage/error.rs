@@ -1,0 +1,109 @@
+//! Why outputs cannot be staged, or a build cannot be carried elsewhere.
+
+use std::{io, path::PathBuf};
+
+use crate::{bes::journal::JournalError, exec_path::ExecPath};
+
+/// What an error means to whoever asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StageErrorKind {
+    /// Nothing of that name is recorded.
+    NotFound,
+    /// The request makes no sense as it is.
+    Request,
+    /// It should have worked.
+    Failed,
+}
+
+/// Why nothing was staged. Whatever it says, nothing was written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StageError {
+    /// No such invocation, or none at all.
+    #[error("{0}")]
+    Unknown(String),
+    /// The build still runs, so its outputs are not all known.
+    #[error("the build {0} is still running; stage from it when it has ended (see `outhaul wait`)")]
+    Running(String),
+    /// The journal that tells the build's outputs is gone or can't be read.
+    #[error("the events of build {invocation_id} cannot be read: {source}")]
+    Journal {
+        /// Which build.
+        invocation_id: String,
+        /// Why.
+        source: JournalError,
+    },
+    /// A pattern picks no output.
+    #[error("{flag}={pattern} matches no output of build {invocation_id}{hint}")]
+    NoMatch {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        pattern: String,
+        /// Which build.
+        invocation_id: String,
+        /// What is there instead, in words; may be empty.
+        hint: String,
+    },
+    /// Nothing is asked for that the build has.
+    #[error("build {0} names no outputs that can be staged")]
+    Nothing(String),
+    /// Two outputs would lie at one place.
+    #[error("{first} and {second} would both be staged as {place}")]
+    Collision {
+        /// One output.
+        first: ExecPath,
+        /// The other.
+        second: ExecPath,
+        /// Below the directory.
+        place: ExecPath,
+    },
+    /// A setting can't be used.
+    #[error("{flag}: {reason}")]
+    Setting {
+        /// The flag.
+        flag: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file is no archive, or a damaged one.
+    #[error("{path} is damaged at byte {offset}: {reason}")]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file can't be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried, such as `write`.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// A bug or a lack of the system's.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl StageError {
+    /// What it means.
+    #[must_use]
+    pub const fn kind(&self) -> StageErrorKind {
+        match self {
+            Self::Unknown(_) | Self::NoMatch { .. } | Self::Nothing(_) => StageErrorKind::NotFound,
+            Self::Setting { .. } => StageErrorKind::Request,
+            _ => StageErrorKind::Failed,
+        }
+    }
+
+    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,309 @@
+//! The note that staging leaves in the directory: what was put there, from which build, on whose request.
+//!
+//! One JSON file for each request and build, `.outhaul/staged-NAME.json`, written beside and renamed. A later stage
+//! that puts something else at one of a marker's places takes the marker away, so all markers of a directory may hold
+//! at once. `.outhaul/staged.timestamp` tells by its time when somebody last staged here.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{error::StageError, request::Wish, select::Artifact};
+use crate::{
+    digest::{Digest, DigestFunction},
+    exec_path::ExecPath,
+    output::{OutputContent, Stamp},
+};
+
+/// Where markers lie, below the directory.
+pub(super) const DIRECTORY: &str = ".outhaul";
+const TIMESTAMP: &str = "staged.timestamp";
+const PREFIX: &str = "staged-";
+const SUFFIX: &str = ".json";
+/// Changes when a reader of the old version would misread the new one.
+const VERSION: u32 = 1;
+
+/// What one stage has put into a directory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Marker {
+    version: u32,
+    /// The build.
+    pub invocation_id: String,
+    /// Its workspace.
+    pub workspace: String,
+    /// When it was staged, in milliseconds since the epoch.
+    pub staged_ms: i64,
+    /// Whether optional outputs have come to their end as well.
+    pub complete: bool,
+    /// What was asked for.
+    pub request: Wish,
+    /// What is there.
+    pub files: Vec<File>,
+    /// Optional outputs that could not be had.
+    pub missing: Vec<Missing>,
+}
+
+/// A staged output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct File {
+    /// Below the directory.
+    pub path: String,
+    /// In the build.
+    pub exec_path: String,
+    /// The target.
+    pub label: String,
+    /// The output group, or empty.
+    pub output_group: String,
+    /// `required` or `optional`.
+    pub class: String,
+    /// `FUNCTION/HASH/SIZE` of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Target of a symlink.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symlink_target: Option<String>,
+    /// Whether it is an empty directory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub directory: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stamp: Option<Look>,
+}
+
+/// An optional output that could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Below the directory.
+    pub path: String,
+    /// Why.
+    pub error: String,
+}
+
+/// A [`Stamp`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Look {
+    size: u64,
+    mtime_ns: i64,
+    ctime_ns: i64,
+    inode: u64,
+    device: u64,
+    taken_ns: i64,
+}
+
+impl File {
+    /// An output that was staged, with what `lstat` said of it since.
+    #[must_use]
+    pub fn new(artifact: &Artifact, stamp: Option<Stamp>) -> Self {
+        let (mut digest, mut symlink_target, mut directory) = (None, None, false);
+        match &artifact.content {
+            OutputContent::Blob(blob) => digest = Some(written(blob)),
+            OutputContent::Inline(bytes) => {
+                digest = Some(written(&Digest::of(DigestFunction::Sha256, bytes)))
+            }
+            OutputContent::Symlink(target) => symlink_target = Some(target.clone()),
+            OutputContent::Directory => directory = true,
+        }
+        Self {
+            path: artifact.place.to_string(),
+            exec_path: artifact.exec_path.to_string(),
+            label: artifact.label.to_string(),
+            output_group: artifact.group.to_string(),
+            class: artifact.class.name().to_owned(),
+            digest,
+            symlink_target,
+            directory,
+            stamp: stamp.map(|s| Look {
+                size: s.size,
+                mtime_ns: s.mtime_ns,
+                ctime_ns: s.ctime_ns,
+                inode: s.inode,
+                device: s.device,
+                taken_ns: s.taken_ns,
+            }),
+        }
+    }
+
+    /// What should be there.
+    ///
+    /// # Errors
+    /// In words: the entry makes no sense.
+    pub fn content(&self) -> Result<(ExecPath, OutputContent), String> {
+        let path = ExecPath::new(&self.path).map_err(|e| e.to_string())?;
+        let content = match (&self.digest, &self.symlink_target, self.directory) {
+            (Some(digest), None, false) => {
+                OutputContent::Blob(digest.parse().map_err(|e| format!("{path}: {e}"))?)
+            }
+            (None, Some(target), false) => OutputContent::Symlink(target.clone()),
+            (None, None, true) => OutputContent::Directory,
+            _ => return Err(format!("{path}: its entry does not tell what it is")),
+        };
+        Ok((path, content))
+    }
+
+    /// What `lstat` said when its bytes were last known to be right.
+    #[must_use]
+    pub fn stamp(&self) -> Option<Stamp> {
+        self.stamp.map(|s| Stamp {
+            size: s.size,
+            mtime_ns: s.mtime_ns,
+            ctime_ns: s.ctime_ns,
+            inode: s.inode,
+            device: s.device,
+            taken_ns: s.taken_ns,
+        })
+    }
+
+    fn same_content(&self, other: &Self) -> bool {
+        (&self.digest, &self.symlink_target, self.directory)
+            == (&other.digest, &other.symlink_target, other.directory)
+    }
+}
+
+fn written(digest: &Digest) -> String {
+    format!("{}/{}/{}", digest.function(), digest.hash_hex(), digest.size())
+}
+
+impl Marker {
+    /// A marker without files.
+    #[must_use]
+    pub fn new(invocation_id: &str, workspace: &str, request: &Wish) -> Self {
+        Self {
+            version: VERSION,
+            invocation_id: invocation_id.to_owned(),
+            workspace: workspace.to_owned(),
+            staged_ms: crate::units::now_ms(),
+            complete: false,
+            request: request.clone(),
+            files: Vec::new(),
+            missing: Vec::new(),
+        }
+    }
+
+    /// The same request of the same build has the same file.
+    fn file_name(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.invocation_id.as_bytes());
+        // Lists of texts have no reason to fail.
+        hasher.update(&serde_json::to_vec(&self.request).unwrap_or_default());
+        format!(
+            "{PREFIX}{}{SUFFIX}",
+            hex::encode(&hasher.finalize().as_bytes()[..8])
+        )
+    }
+
+    /// Writes it into a staged directory, and takes away markers that do not hold any more because of it. Blocks.
+    ///
+    /// # Errors
+    /// When that fails; the marker that was there before, if any, is there still.
+    pub fn write(&self, directory: &Path) -> Result<(), StageError> {
+        let own = own_directory(directory)?;
+        let name = self.file_name();
+        let path = own.join(&name);
+        let bytes = serde_json::to_vec_pretty(self).map_err(|e| StageError::Internal(e.to_string()))?;
+        let beside = own.join(format!(".{name}.{:016x}", rand::random::<u64>()));
+        let replaced = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, &path));
+        if let Err(error) = replaced {
+            // It is only a file that nobody reads.
+            let _ = fs::remove_file(&beside);
+            return Err(StageError::io("write", path)(error));
+        }
+        self.supersede(directory, &name)
+    }
+
+    fn supersede(&self, directory: &Path, name: &str) -> Result<(), StageError> {
+        let ours: HashMap<&str, &File> = self.files.iter().map(|file| (file.path.as_str(), file)).collect();
+        for (path, marker) in read_all(directory)? {
+            if path.file_name().is_some_and(|other| other == name) {
+                continue;
+            }
+            let holds = marker.is_ok_and(|marker| {
+                marker.files.iter().all(|file| {
+                    ours.get(file.path.as_str())
+                        .is_none_or(|our| our.same_content(file))
+                })
+            });
+            if !holds {
+                // Somebody else who stages may have taken it away already.
+                let _ = fs::remove_file(path);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn own_directory(directory: &Path) -> Result<PathBuf, StageError> {
+    let own = directory.join(DIRECTORY);
+    match fs::DirBuilder::new().mode(0o755).create(&own) {
+        Ok(()) => {}
+        // Not through a link to somewhere else.
+        Err(e)
+            if e.kind() == io::ErrorKind::AlreadyExists
+                && own.symlink_metadata().is_ok_and(|m| m.is_dir()) => {}
+        Err(e) => return Err(StageError::io("make", own)(e)),
+    }
+    Ok(own)
+}
+
+/// Notes that somebody has staged into a directory now. Blocks.
+///
+/// # Errors
+/// When the file cannot be made or its time not be set.
+pub fn touch(directory: &Path) -> Result<(), StageError> {
+    let path = own_directory(directory)?.join(TIMESTAMP);
+    fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .and_then(|file| file.set_modified(std::time::SystemTime::now()))
+        .map_err(StageError::io("touch", path))
+}
+
+/// A marker's file, and the marker, or in words why it is none.
+pub type Found = (PathBuf, Result<Marker, String>);
+
+/// Every marker of a directory, oldest first. Blocks.
+///
+/// # Errors
+/// When the directory of markers is there and cannot be read.
+pub fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
+    let own = directory.join(DIRECTORY);
+    let entries = match fs::read_dir(&own) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(StageError::io("list", own)(e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(StageError::io("list", &own))?.path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if !(name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
+            continue;
+        }
+        match fs::read(&path) {
+            Ok(bytes) => found.push((path, parse(&bytes))),
+            // Taken away by another stage.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => found.push((path, Err(e.to_string()))),
+        }
+    }
+    found.sort_by_key(|(path, marker)| (marker.as_ref().map_or(0, |m| m.staged_ms), path.clone()));
+    Ok(found)
+}
+
+fn parse(bytes: &[u8]) -> Result<Marker, String> {
+    let marker: Marker = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    if marker.version != VERSION {
+        return Err(format!(
+            "it has version {}, and this Outhaul reads {VERSION}",
+            marker.version
+        ));
+    }
+    Ok(marker)
+}

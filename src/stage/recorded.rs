@@ -1,0 +1,191 @@
+//! A build as its journal tells it: the events, replayed as often as somebody has a question.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::select::some;
+use crate::{
+    bep::{
+        Decoder, Event,
+        event::{CommandLine, Content, TargetId},
+    },
+    bes::{
+        StreamKey,
+        journal::{JournalError, Record},
+    },
+    digest::DigestFunction,
+    invocation::{
+        build::{Build, Effect, TargetEnd, is_test},
+        policy::{DownloadMode, Policy, Rule},
+    },
+    record::{InvocationRow, InvocationState},
+};
+
+/// A build as its journal tells it.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    /// With their numbers.
+    events: Vec<(i64, Event)>,
+    /// Whether the build tool said that the build ended.
+    pub finished: bool,
+    /// The digest function that the build's command line names.
+    pub function: Option<DigestFunction>,
+    /// What could not be read, in words.
+    pub notes: Vec<String>,
+}
+
+impl Recorded {
+    /// Reads a journal. Events that can't be decoded are left out and told.
+    ///
+    /// # Errors
+    /// When the journal can't be read, or is damaged.
+    pub fn read(records: impl Iterator<Item = Result<Record, JournalError>>) -> Result<Self, JournalError> {
+        let mut recorded = Self::default();
+        let mut decoder = Decoder::default();
+        for record in records {
+            let record = record?;
+            let Some(bytes) = record.build_event() else {
+                continue;
+            };
+            match decoder.decode(&bytes) {
+                Ok(framed) => recorded.events.push((record.sequence, framed.event)),
+                Err(error) => recorded.notes.push(format!("event {}: {error}", record.sequence)),
+            }
+        }
+        recorded.function = decoder.function();
+        let finished = recorded
+            .events()
+            .any(|event| matches!(event, Event::Finished { .. }));
+        recorded.finished = finished;
+        Ok(recorded)
+    }
+
+    /// What the journal tells, in order.
+    pub(super) fn events(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter().map(|(_, event)| event)
+    }
+
+    /// The targets that came to an end, with how.
+    #[must_use]
+    pub fn targets(&self) -> Vec<(TargetId, TargetEnd)> {
+        let mut ends = BTreeMap::new();
+        for effect in self.replay(Vec::new(), &HashSet::new()) {
+            if let Effect::Target(target, end, _) = effect {
+                // An abort behind a completion says nothing new.
+                if end != TargetEnd::Aborted || !ends.contains_key(&*target) {
+                    ends.insert((*target).clone(), end);
+                }
+            }
+        }
+        ends.into_iter().collect()
+    }
+
+    /// What follows from the events under a policy that downloads whatever is named. A set of files that was gone
+    /// through under one profile is not gone through under it again, so groups that must be told apart need rules that
+    /// tell them apart.
+    /// Completions of the targets in `without` are left out.
+    pub(super) fn replay(&self, rules: Vec<Rule>, without: &HashSet<&str>) -> Vec<Effect> {
+        let mut build = Build::new(Policy {
+            mode: DownloadMode::All,
+            rules,
+            ..Policy::default()
+        });
+        let mut effects: Vec<Effect> = self
+            .events
+            .iter()
+            .filter(|(_, event)| match event {
+                Event::Completed(completed) => !without.contains(&*completed.target.label),
+                _ => true,
+            })
+            .flat_map(|(sequence, event)| build.handle(*sequence, event.clone()))
+            .collect();
+        effects.extend(build.end());
+        effects
+    }
+
+    pub(super) fn groups(&self) -> impl Iterator<Item = &str> {
+        self.events()
+            .flat_map(|event| match event {
+                Event::Completed(completed) => completed.groups.as_slice(),
+                _ => &[],
+            })
+            .map(|group| group.name.as_str())
+    }
+
+    /// Labels of the tests, in a command that runs them.
+    pub(super) fn tests(&self) -> HashSet<&str> {
+        let runs_them = |event: &Event| matches!(event, Event::Started(started) if matches!(&*started.command, "test" | "coverage"));
+        if !self.events().any(runs_them) {
+            return HashSet::new();
+        }
+        let tests = self.events().filter_map(|event| match event {
+            Event::Configured { label, kind } if is_test(kind) => Some(label.as_str()),
+            _ => None,
+        });
+        tests.collect()
+    }
+
+    /// Roots of trees: a regular expression that matches one picks all of the tree.
+    pub(super) fn trees(&self) -> HashSet<&str> {
+        let directories = self.events().flat_map(|event| match event {
+            Event::Completed(completed) => completed.directories.as_slice(),
+            _ => &[],
+        });
+        directories.map(|directory| directory.path.as_str()).collect()
+    }
+
+    /// The canonical command line.
+    pub(super) fn command_line(&self) -> Option<CommandLine> {
+        self.events().find_map(|event| match event {
+            Event::CommandLine(line) if line.label == "canonical" => Some(line.clone()),
+            _ => None,
+        })
+    }
+
+    /// What the events tell of the build itself, with no output root.
+    pub(super) fn row(&self, key: &StreamKey) -> InvocationRow {
+        let mut row = InvocationRow {
+            invocation_id: key.invocation_id.clone(),
+            build_id: key.build_id.clone(),
+            state: InvocationState::Interrupted,
+            ..InvocationRow::default()
+        };
+        for event in self.events() {
+            match event {
+                Event::Started(started) => {
+                    row.command.clone_from(&started.command);
+                    row.workspace.clone_from(&started.workspace);
+                    row.started_ms = started.started_ms;
+                    row.build_tool_version.clone_from(&started.build_tool_version);
+                }
+                Event::ExecRoot(path) => row.exec_root.clone_from(path),
+                Event::Finished { exit_code, .. } => {
+                    row.exit_code = *exit_code;
+                    row.finished = true;
+                    row.state = InvocationState::Settled;
+                }
+                _ => {}
+            }
+        }
+        row
+    }
+
+    /// Outputs of which the build tool told no digest, as old ones do of files that are on their own disk alone.
+    pub(super) fn without_digest(&self) -> Option<String> {
+        let files = self.events().flat_map(|event| match event {
+            Event::NamedSet(set) => set.files.as_slice(),
+            _ => &[],
+        });
+        let paths: Vec<&str> = files
+            .filter(|file| file.has_prefix() && file.content == Content::Unknown)
+            .map(|file| file.path.as_str())
+            .filter(|path| path.starts_with("bazel-out/"))
+            .collect();
+        (!paths.is_empty()).then(|| {
+            format!(
+                "{} outputs cannot be staged, because the build tells no digest of them: {}",
+                paths.len(),
+                some(&paths)
+            )
+        })
+    }
+}

@@ -1,0 +1,366 @@
+//! Brings what is asked for to the directory.
+//!
+//! In this order: which build, which outputs (from its journal), what of them is there already, what the output tree
+//! has, and whether the cache has the rest. Only when nothing required is missing is anything written: what is
+//! required first, then the marker, then what is optional, and the marker again.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, spawn_blocking},
+};
+
+use super::{
+    error::StageError,
+    local::{self, LocalFirst, Nowhere},
+    recorded::Recorded,
+    request::{Request, Which, Wish},
+    select::{Artifact, Selection},
+    work::{Work, Working},
+};
+use crate::{
+    bes::{
+        Journal,
+        journal::{Entry, JournalError},
+    },
+    digest::Digest,
+    exec_path::ExecPath,
+    invocation::{Engine, sources::Sources},
+    materialize::{
+        Materializer, Root, Session,
+        place::{Epoch, OutputRoot, PlaceError},
+    },
+    output::{OutputContent, Stamp},
+    record::{InvocationRow, InvocationState, OutputState, Record},
+    remote::{Attribution, BlobStore},
+};
+
+/// Numbers of staged directories among output roots: above all that builds are given.
+const FIRST_ROOT: u32 = 1 << 31;
+/// Commands that build nothing.
+const ASKING: [&str; 4] = ["query", "cquery", "aquery", "fetch"];
+
+/// Stages outputs of recorded builds. Cheap to clone.
+#[derive(Clone)]
+pub struct Stager {
+    record: Record,
+    materializer: Materializer,
+    sources: Arc<Sources>,
+    /// Tells which builds are still running; none where no builds are followed.
+    engine: Option<Engine>,
+    journal: PathBuf,
+    next: Arc<AtomicU32>,
+    /// How many stages are on their way.
+    working: Arc<AtomicUsize>,
+}
+
+/// What would be staged.
+pub struct Plan {
+    /// The build.
+    pub build: InvocationRow,
+    /// The outputs.
+    pub selection: Selection,
+    pub(super) wish: Wish,
+    /// Where the build said that its blobs are, if the record does not know.
+    recorded: Recorded,
+    pub(super) journal: PathBuf,
+}
+
+/// An output's end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// Which.
+    pub artifact: Artifact,
+    /// `downloaded`, `copied` or `present`; empty if it is not there.
+    pub outcome: &'static str,
+    /// Why it is not there; empty while it is on its way.
+    pub error: String,
+    pub(super) stamp: Option<Stamp>,
+}
+
+/// What staging has come to.
+pub struct Staged {
+    /// Whether everything required is there, and the marker too.
+    pub staged: bool,
+    /// Every output's end, in the order of their places; of optional ones only so far.
+    pub outputs: Vec<Ended>,
+    /// What went wrong besides, in words.
+    pub notes: Vec<String>,
+    /// Ends when the optional outputs have come to theirs, with every output's end.
+    pub rest: Option<JoinHandle<Vec<Ended>>>,
+}
+
+impl Stager {
+    /// Stages from the journals of a directory.
+    #[must_use]
+    pub fn new(
+        record: Record,
+        materializer: Materializer,
+        sources: Arc<Sources>,
+        engine: Option<Engine>,
+        journal: PathBuf,
+    ) -> Self {
+        Self {
+            record,
+            materializer,
+            sources,
+            engine,
+            journal,
+            next: Arc::new(AtomicU32::new(FIRST_ROOT)),
+            working: Arc::default(),
+        }
+    }
+
+    /// Whether anything is being staged, optional outputs behind an answer included.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.working.load(Ordering::Relaxed) > 0
+    }
+
+    /// Finds out what a wish comes to. Writes nothing.
+    ///
+    /// # Errors
+    /// When there is no such build, it still runs, its journal can't be read, or the wish does not fit it.
+    pub async fn plan(&self, which: &Which, wish: &Wish) -> Result<Plan, StageError> {
+        let request = Request::new(wish.clone())?;
+        let (row, entry) = self.find(which).await?;
+        let plan = spawn_blocking(move || {
+            let recorded = read(&entry)?;
+            let mut selection = recorded.select(&row.invocation_id, &request)?;
+            if !recorded.finished {
+                selection
+                    .notes
+                    .push("the build's events broke off; what it built after that is not known".to_owned());
+            }
+            Ok(Plan {
+                build: row,
+                selection,
+                wish: request.wish,
+                recorded,
+                journal: entry.path,
+            })
+        });
+        plan.await
+            .unwrap_or_else(|_| Err(StageError::Internal("reading the journal panicked".to_owned())))
+    }
+
+    /// The build that is meant, and its journal.
+    ///
+    /// # Errors
+    /// When there is none, or it still runs.
+    pub async fn find(&self, which: &Which) -> Result<(InvocationRow, Entry), StageError> {
+        let (stager, which) = (self.clone(), which.clone());
+        let found = spawn_blocking(move || {
+            let row = stager.row(&which)?;
+            let journal = Journal::view(&stager.journal);
+            let entry = journal
+                .find(&row.invocation_id)
+                .map_err(|source| StageError::Journal {
+                    invocation_id: row.invocation_id.clone(),
+                    source,
+                })?;
+            Ok((row, entry))
+        });
+        let (row, entry) = found
+            .await
+            .unwrap_or_else(|_| Err(StageError::Internal("looking for the build panicked".to_owned())))?;
+        if let Some(engine) = &self.engine
+            && let Some((now, _)) = engine.snapshot(&row.invocation_id).await
+            && now.state == InvocationState::Running
+        {
+            return Err(StageError::Running(row.invocation_id));
+        }
+        Ok((row, entry))
+    }
+
+    fn row(&self, which: &Which) -> Result<InvocationRow, StageError> {
+        let id = &which.invocation_id;
+        if !id.is_empty() {
+            return self
+                .record
+                .invocation(id)
+                .or_else(|| self.row_from_journal(id))
+                .ok_or_else(|| StageError::Unknown(format!("no invocation {id:?} is recorded")));
+        }
+        let rows = self.record.invocations(usize::MAX);
+        let meant = |row: &&InvocationRow| {
+            !ASKING.contains(&row.command.as_str())
+                && (which.workspace.is_empty() || which.is_of(&row.workspace))
+        };
+        // One that was brought here from elsewhere has no output root, and is newest only where there are no others.
+        let of_here = rows.iter().filter(meant).find(|row| row.root.is_some());
+        let newest = of_here.or_else(|| rows.iter().find(meant)).cloned();
+        newest.ok_or_else(|| {
+            StageError::Unknown(match which.workspace.as_str() {
+                "" => "no build is recorded".to_owned(),
+                workspace => format!("no build of {workspace} is recorded"),
+            })
+        })
+    }
+
+    /// The record may be lost; the journal tells the most important things too.
+    fn row_from_journal(&self, id: &str) -> Option<InvocationRow> {
+        let entry = Journal::view(&self.journal).find(id).ok()?;
+        read(&entry).ok().map(|recorded| recorded.row(&entry.key))
+    }
+
+    /// Stages what was planned. Answers when what is required is there.
+    ///
+    /// # Errors
+    /// When the directory can't be used, or a marker can't be written. That an output could not be had is no error
+    /// but an [`Ended`] that says so.
+    pub async fn stage(&self, plan: Plan, directory: &Path) -> Result<Staged, StageError> {
+        let working = Working::begin(&self.working);
+        let store = Arc::new(self.store(&plan).await);
+        let attribution = Arc::new(Attribution {
+            invocation_id: plan.build.invocation_id.clone(),
+            build_id: plan.build.build_id.clone(),
+            ..Attribution::default()
+        });
+        let mut work = Work::new(plan, directory.to_owned(), store, working);
+        work.find_present().await?;
+        work.find_evicted(&attribution).await;
+        if work.failed() {
+            return Ok(work.staged(false, None));
+        }
+        let opened = directory.to_owned();
+        let place = spawn_blocking(move || {
+            let place = OutputRoot::open(&opened, true)?;
+            // What a stage that was killed has left; what a living one uses stays.
+            if let Err(error) = place.sweep() {
+                tracing::debug!(directory = %opened.display(), "not swept: {error}");
+            }
+            Ok(place)
+        })
+        .await;
+        let place = place
+            .map_err(|e| StageError::Internal(e.to_string()))?
+            .map_err(|e: PlaceError| StageError::Setting {
+                flag: format!("--to={}", directory.display()),
+                reason: e.to_string(),
+            })?;
+        let root = Arc::new(Root {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            place: Arc::new(place),
+            epoch: Epoch::new(),
+        });
+        let (completions, mut completed) = mpsc::unbounded_channel();
+        let session = Arc::new(Session {
+            root: root.clone(),
+            version: 0,
+            store: work.store.clone(),
+            attribution,
+            completions,
+        });
+        let wants = work.wants();
+        self.materializer.want(&session, wants).await;
+        drop(session);
+        while work.required_open > 0 {
+            let Some(list) = completed.recv().await else {
+                return Err(StageError::Internal("the coordinator is gone".to_owned()));
+            };
+            work.take(list);
+        }
+        if work.failed() {
+            self.let_go(&root).await;
+            return Ok(work.staged(false, None));
+        }
+        work.conclude(false).await?;
+        if work.optional_open == 0 {
+            self.let_go(&root).await;
+            work.conclude(true).await?;
+            return Ok(work.staged(true, None));
+        }
+        let stager = self.clone();
+        let (outputs, notes) = (work.outputs(), work.notes.clone());
+        let rest = tokio::spawn(async move {
+            while work.optional_open > 0 {
+                let Some(list) = completed.recv().await else { break };
+                work.take(list);
+            }
+            stager.let_go(&root).await;
+            if let Err(error) = work.conclude(true).await {
+                tracing::error!("the marker of what was staged cannot be completed: {error}");
+            }
+            work.outputs()
+        });
+        Ok(Staged {
+            staged: true,
+            outputs,
+            notes,
+            rest: Some(rest),
+        })
+    }
+
+    async fn let_go(&self, root: &Arc<Root>) {
+        self.materializer.forget(root).await;
+        let place = root.place.clone();
+        // Removes a directory or two.
+        let _ = spawn_blocking(move || place.let_go()).await;
+    }
+
+    /// Where bytes come from: the output tree where the record vouches for a file, and the build's cache.
+    async fn store(&self, plan: &Plan) -> LocalFirst {
+        let row = &plan.build;
+        let cache = if row.remote_cache.is_empty() {
+            // Nothing was downloaded, so nobody has needed it.
+            self.sources.of_build(plan.recorded.command_line().as_ref())
+        } else {
+            self.sources
+                .of_record(&row.remote_cache, &row.remote_instance_name)
+        };
+        let cache: Arc<dyn BlobStore> = match cache {
+            Ok(cache) => cache.blobs(),
+            Err(reason) => Arc::new(Nowhere(reason)),
+        };
+        let (record, root) = (self.record.clone(), row.root);
+        let wanted: Vec<(ExecPath, Digest)> = plan
+            .selection
+            .artifacts
+            .iter()
+            .filter_map(|artifact| match &artifact.content {
+                OutputContent::Blob(digest) => Some((artifact.exec_path.clone(), digest.clone())),
+                _ => None,
+            })
+            .collect();
+        let copies = spawn_blocking(move || {
+            let mut copies = HashMap::new();
+            let Some((id, root)) = root.and_then(|id| Some((id, record.root_row(id)?))) else {
+                return copies;
+            };
+            let paths: Vec<ExecPath> = wanted.iter().map(|(path, _)| path.clone()).collect();
+            for ((path, digest), row) in wanted.into_iter().zip(record.outputs(id, &paths)) {
+                let Some(row) = row.filter(|row| {
+                    row.state == OutputState::Materialized
+                        && row.content == OutputContent::Blob(digest.clone())
+                }) else {
+                    continue;
+                };
+                let Some(stamp) = row.stamp else { continue };
+                let copy = local::copy_of(Path::new(&root.path), path.as_str(), stamp);
+                if local::looks_right(&copy, digest.size()) {
+                    copies.insert(digest, copy);
+                }
+            }
+            copies
+        });
+        LocalFirst::new(copies.await.unwrap_or_default(), cache)
+    }
+}
+
+/// Reads all of a journal. Blocks.
+fn read(entry: &Entry) -> Result<Recorded, StageError> {
+    let error = |source: JournalError| StageError::Journal {
+        invocation_id: entry.key.invocation_id.clone(),
+        source,
+    };
+    Recorded::read(entry.read().map_err(error)?).map_err(error)
+}

@@ -1,0 +1,504 @@
+//! What is picked, and what is refused.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
+
+use super::{
+    StageError, Which, Wish,
+    check::is_staged,
+    local::{LocalFirst, copy_of, looks_right},
+    marker::{self, Marker},
+    recorded::Recorded,
+    request::Request,
+    select::{Artifact, Selection},
+};
+use crate::{
+    bes::{
+        Journal, JournalOptions, StreamKey,
+        journal::{Entry, RecordKind},
+    },
+    demo::{GeneratedBuild, Setting},
+    digest::{Digest, DigestFunction},
+    embedded_cache::Store,
+    exec_path::ExecPath,
+    output::{Class, OutputContent, Stamp},
+    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink},
+};
+
+pub(super) fn build() -> GeneratedBuild {
+    let setting = Setting {
+        workspace: "/w".to_owned(),
+        exec_root: "/o/execroot/_main".to_owned(),
+        remote_cache: "grpc://127.0.0.1:1".to_owned(),
+        instance_name: "main".to_owned(),
+    };
+    GeneratedBuild::new(&Store::in_memory(DigestFunction::Sha256), setting, 7)
+}
+
+/// A journal with these events.
+pub(super) fn journalled(dir: &Path, events: impl Iterator<Item = Vec<u8>>) -> (Journal, Entry) {
+    let journal = Journal::open(&dir.join("journal"), JournalOptions::default()).unwrap();
+    let key = StreamKey {
+        build_id: "b".to_owned(),
+        invocation_id: "inv".to_owned(),
+    };
+    let mut inlet = journal.inlet(&key, 1).unwrap();
+    let mut number = 0;
+    for event in events {
+        number += 1;
+        inlet.push(RecordKind::Event, number, 5, event.into()).unwrap();
+    }
+    inlet
+        .push(RecordKind::Finished, number + 1, 5, Bytes::new())
+        .unwrap();
+    assert!(inlet.settle().unwrap());
+    let entry = journal.find("inv").unwrap();
+    (journal, entry)
+}
+
+fn recorded() -> Recorded {
+    let dir = tempfile::tempdir().unwrap();
+    let (_journal, entry) = journalled(dir.path(), build().events());
+    Recorded::read(entry.read().unwrap()).unwrap()
+}
+
+fn select(wish: Wish) -> Result<Selection, StageError> {
+    recorded().select("inv", &Request::new(wish).unwrap())
+}
+
+fn texts(list: &[&str]) -> Vec<String> {
+    list.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn names(selection: &Selection, class: Class) -> BTreeSet<&str> {
+    let of_class = selection.artifacts.iter().filter(|a| a.class == class);
+    of_class.map(|a| a.exec_path.file_name()).collect()
+}
+
+fn set<'a>(names: &[&'a str]) -> BTreeSet<&'a str> {
+    names.iter().copied().collect()
+}
+
+const HEADERS: [&str; 4] = ["part0.h", "part1.h", "part2.h", "part3.h"];
+
+#[test]
+fn without_a_wish_everything_that_targets_name_is_required() {
+    let selection = select(Wish::default()).unwrap();
+    let build = build();
+    let expected: BTreeSet<_> = build.outputs().iter().map(|o| o.path.as_str()).collect();
+    let found: BTreeSet<_> = selection.artifacts.iter().map(|a| a.exec_path.as_str()).collect();
+    assert_eq!(found, expected);
+    assert!(
+        selection
+            .artifacts
+            .iter()
+            .all(|a| a.class == Class::Required && a.place == a.exec_path)
+    );
+    assert_eq!(selection.notes, Vec::<String>::new());
+}
+
+#[test]
+fn a_target_has_the_files_that_it_shares_with_others_too() {
+    for target in ["//app:app", "//app/..."] {
+        let found = select(Wish {
+            targets: texts(&[target, "-//app:current"]),
+            ..Wish::default()
+        });
+        let found = found.unwrap();
+        let expected = [&HEADERS[..], &["liblib.a", "app", "version.txt"]].concat();
+        assert_eq!(names(&found, Class::Required), set(&expected), "{target}");
+        assert!(
+            found
+                .artifacts
+                .iter()
+                .all(|a| &*a.label == "//app:app" && &*a.group == "default")
+        );
+    }
+}
+
+#[test]
+fn groups_and_regexes_pick_and_leave_out() {
+    let found = select(Wish {
+        output_groups: texts(&["lint_report"]),
+        ..Wish::default()
+    });
+    assert_eq!(names(&found.unwrap(), Class::Required), set(&["lint.report"]));
+    let found = select(Wish {
+        // A tree's root stands for all of the tree.
+        include: texts(&[".*/assets/tree.d", r".*\.h"]),
+        exclude: texts(&[".*/part[12].h", ".*/images/.*"]),
+        ..Wish::default()
+    });
+    let expected = ["part0.h", "part3.h", "index.html", "style.css"];
+    assert_eq!(names(&found.unwrap(), Class::Required), set(&expected));
+}
+
+#[test]
+fn required_and_optional_divide_what_is_picked() {
+    let lib = |required: &[&str], optional: &[&str]| {
+        let found = select(Wish {
+            targets: texts(&["//lib:lib"]),
+            output_groups: texts(&["default"]),
+            required: texts(required),
+            optional: texts(optional),
+            ..Wish::default()
+        });
+        found.unwrap()
+    };
+    let found = lib(&[".*/liblib.a"], &[]);
+    assert_eq!(names(&found, Class::Required), set(&["liblib.a"]));
+    assert_eq!(names(&found, Class::Optional), set(&HEADERS));
+    let found = lib(&[], &[r".*\.h"]);
+    assert_eq!(names(&found, Class::Required), set(&["liblib.a"]));
+    let found = lib(&[".*/part0.h"], &[r".*\.h"]);
+    assert_eq!(names(&found, Class::Required), set(&["part0.h"]));
+}
+
+#[test]
+fn every_pattern_that_picks_nothing_is_an_error_that_names_it() {
+    let none = Wish::default;
+    for (wish, parts) in [
+        (
+            Wish {
+                targets: texts(&["//lib:lib", "//no:such"]),
+                ..none()
+            },
+            ["TARGET=//no:such", "no such target"],
+        ),
+        (
+            Wish {
+                targets: texts(&["//broken:broken"]),
+                output_groups: texts(&["default"]),
+                ..none()
+            },
+            ["TARGET=//broken:broken", "not completely: //broken:broken"],
+        ),
+        (
+            Wish {
+                targets: texts(&["//assets/...", "//lib:lib"]),
+                include: texts(&[".*/liblib.a"]),
+                ..none()
+            },
+            ["TARGET=//assets/...", "other filters"],
+        ),
+        (
+            Wish {
+                output_groups: texts(&["default", "nope"]),
+                ..none()
+            },
+            ["--output-group=nope", "lint_report"],
+        ),
+        (
+            Wish {
+                include: texts(&[".*", "nope"]),
+                ..none()
+            },
+            ["--include=nope", "inv"],
+        ),
+        (
+            Wish {
+                required: texts(&["nope"]),
+                ..none()
+            },
+            ["--required=nope", "inv"],
+        ),
+        (
+            Wish {
+                optional: texts(&[".*", "nope"]),
+                ..none()
+            },
+            ["--optional=nope", "inv"],
+        ),
+        (
+            Wish {
+                exclude: texts(&[".*"]),
+                ..none()
+            },
+            ["no outputs", "inv"],
+        ),
+    ] {
+        let error = select(wish.clone()).expect_err("matches nothing").to_string();
+        for part in parts {
+            assert!(error.contains(part), "{wish:?}: {error}");
+        }
+    }
+    for (wish, flag) in [
+        (
+            Wish {
+                targets: texts(&["x"]),
+                ..none()
+            },
+            "TARGET=x",
+        ),
+        (
+            Wish {
+                include: texts(&["("]),
+                ..none()
+            },
+            "--include=(",
+        ),
+        (
+            Wish {
+                optional: texts(&["("]),
+                ..none()
+            },
+            "--optional=(",
+        ),
+    ] {
+        assert!(Request::new(wish).unwrap_err().to_string().contains(flag));
+    }
+}
+
+#[test]
+fn names_that_collide_are_an_error_that_names_both() {
+    let flat = |include: &[&str]| {
+        select(Wish {
+            include: texts(include),
+            flatten: true,
+            ..Wish::default()
+        })
+    };
+    let found = flat(&[r".*\.h", ".*/app/app"]).unwrap();
+    let places: BTreeSet<_> = found.artifacts.iter().map(|a| a.place.as_str()).collect();
+    assert_eq!(places, set(&[&HEADERS[..], &["app"]].concat()));
+
+    let dir = tempfile::tempdir().unwrap();
+    let events = build().events().map(|event| {
+        // The same name in another directory.
+        let text: Vec<u8> = event;
+        replace(&text, b"lib/include/part1.h", b"lib/incl.de/part0.h")
+    });
+    let (_journal, entry) = journalled(dir.path(), events);
+    let recorded = Recorded::read(entry.read().unwrap()).unwrap();
+    let request = Request::new(Wish {
+        flatten: true,
+        ..Wish::default()
+    });
+    let error = recorded.select("inv", &request.unwrap()).unwrap_err().to_string();
+    assert!(
+        error.contains("lib/include/part0.h") && error.contains("lib/incl.de/part0.h"),
+        "{error}"
+    );
+}
+
+/// With one text for another of the same length.
+pub(super) fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = bytes.to_vec();
+    let mut at = 0;
+    while at + from.len() <= bytes.len() {
+        if bytes[at..].starts_with(from) {
+            bytes[at..at + to.len()].copy_from_slice(to);
+        }
+        at += 1;
+    }
+    bytes
+}
+
+fn artifact(place: &str, content: OutputContent) -> Artifact {
+    Artifact {
+        label: "//a:b".into(),
+        aspect: "".into(),
+        group: "default".into(),
+        exec_path: ExecPath::new(place).unwrap(),
+        place: ExecPath::new(place).unwrap(),
+        content,
+        class: Class::Required,
+    }
+}
+
+fn blob(bytes: &[u8]) -> OutputContent {
+    OutputContent::Blob(Digest::of(DigestFunction::Sha256, bytes))
+}
+
+/// Leaves a marker of these files, which are written too.
+fn leave(dir: &Path, invocation: &str, files: &[(&str, &[u8])]) {
+    let mut marker = Marker::new(invocation, "/w", &Wish::default());
+    for (name, bytes) in files {
+        std::fs::write(dir.join(name), bytes).unwrap();
+        marker
+            .files
+            .push(marker::File::new(&artifact(name, blob(bytes)), None));
+    }
+    marker.write(dir).unwrap();
+}
+
+#[test]
+fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let any = Which::default();
+    let problems = |which: &Which| is_staged(dir.path(), which, None).unwrap().problems;
+    assert!(problems(&any)[0].contains("nothing was staged"));
+    leave(dir.path(), "one", &[("x", b"1"), ("y", b"2")]);
+    assert_eq!(problems(&any), Vec::<String>::new());
+    std::fs::write(dir.path().join("x"), "3").unwrap();
+    std::fs::remove_file(dir.path().join("y")).unwrap();
+    assert_eq!(problems(&any), ["x: is not what was staged", "y: is not there"]);
+
+    // A build that stages something else at one place takes the older one's marker away, another does not.
+    leave(dir.path(), "two", &[("z", b"5")]);
+    leave(dir.path(), "three", &[("x", b"4")]);
+    assert_eq!(problems(&any), Vec::<String>::new());
+    let of = |id: &str| Which {
+        invocation_id: id.to_owned(),
+        ..Which::default()
+    };
+    assert_eq!(problems(&of("two")), Vec::<String>::new());
+    assert!(problems(&of("one"))[0].contains("nothing of that request"));
+    let answer = is_staged(dir.path(), &any, None).unwrap();
+    assert_eq!((answer.files, answer.invocations), (2, texts(&["three", "two"])));
+
+    let other = Wish {
+        flatten: true,
+        ..Wish::default()
+    };
+    assert!(!is_staged(dir.path(), &any, Some(&other)).unwrap().is_staged());
+    assert!(
+        is_staged(dir.path(), &of("two"), Some(&Wish::default()))
+            .unwrap()
+            .is_staged()
+    );
+}
+
+#[test]
+fn a_marker_that_cannot_be_read_or_leads_outside_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    leave(dir.path(), "one", &[("x", b"1")]);
+    let (path, _) = marker::read_all(dir.path()).unwrap().remove(0);
+    let text = std::fs::read_to_string(&path).unwrap();
+    for (damaged, part) in [
+        (text.replace("\"x\"", "\"../x\""), "\"..\""),
+        (text.replace("\"version\": 1", "\"version\": 2"), "version 2"),
+        (text[..text.len() / 2].to_owned(), "no marker"),
+        (text.replace("sha256/", "crc/"), "crc"),
+    ] {
+        assert_ne!(damaged, text);
+        std::fs::write(&path, damaged).unwrap();
+        let problems = is_staged(dir.path(), &Which::default(), None).unwrap().problems;
+        assert!(problems.iter().any(|p| p.contains(part)), "{problems:?}");
+    }
+    // A link in the place of our own directory is not followed.
+    let other = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(dir.path(), other.path().join(".outhaul")).unwrap();
+    assert!(marker::touch(other.path()).is_err());
+}
+
+/// A cache that has one blob, and notes what it was asked for.
+#[derive(Default)]
+struct Cache {
+    blobs: HashMap<Digest, Bytes>,
+    asked: Mutex<Vec<Digest>>,
+}
+
+impl BlobStore for Cache {
+    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
+        async { Err(RemoteError::new(RemoteErrorKind::Config, "", "")) }.boxed()
+    }
+
+    fn read_batch<'a>(
+        &'a self,
+        digests: &'a [Digest],
+        _: &'a Attribution,
+        _: bool,
+    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+        self.asked.lock().unwrap().extend_from_slice(digests);
+        let missing = || RemoteError::new(RemoteErrorKind::NotFound, "", "");
+        let answers = digests
+            .iter()
+            .map(|d| (d.clone(), self.blobs.get(d).cloned().ok_or_else(missing)));
+        futures::future::ready(answers.collect()).boxed()
+    }
+
+    fn read_stream<'a>(
+        &'a self,
+        digest: &'a Digest,
+        offset: u64,
+        _: &'a Attribution,
+        _: bool,
+        sink: &'a mut dyn Sink,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        async move {
+            self.asked.lock().unwrap().push(digest.clone());
+            sink.write(self.blobs[digest].slice(offset as usize..))
+                .await
+                .unwrap();
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn find_missing<'a>(
+        &'a self,
+        _: &'a [Digest],
+        _: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
+        futures::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    fn describe(&self) -> String {
+        String::new()
+    }
+}
+
+#[derive(Default)]
+struct Gathered(Vec<u8>);
+
+impl Sink for Gathered {
+    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+        self.0.extend_from_slice(&bytes);
+        futures::future::ready(Ok(())).boxed()
+    }
+}
+
+#[tokio::test]
+async fn the_output_trees_copy_is_read_unless_there_is_any_doubt() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = vec![7; 3 << 20];
+    let digest = Digest::of(DigestFunction::Sha256, &bytes);
+    std::fs::write(dir.path().join("f"), &bytes).unwrap();
+    let stamp = || {
+        let seen = std::fs::metadata(dir.path().join("f")).unwrap();
+        Stamp {
+            size: seen.len(),
+            mtime_ns: seen.mtime() * 1_000_000_000 + seen.mtime_nsec(),
+            inode: seen.ino(),
+            device: seen.dev(),
+            ..Stamp::default()
+        }
+    };
+    let cache = Arc::new(Cache {
+        blobs: HashMap::from([(digest.clone(), Bytes::from(bytes.clone()))]),
+        ..Cache::default()
+    });
+    let nobody = Attribution::default();
+    let copy = copy_of(dir.path(), "f", stamp());
+    let store = LocalFirst::new(HashMap::from([(digest.clone(), copy.clone())]), cache.clone());
+    let list = [digest.clone()];
+    // Both ways; then with doubts; then when the file has changed.
+    let local = [(false, true), (true, false), (false, false)];
+    for (n, (avoid, served)) in local.into_iter().enumerate() {
+        if n == 2 {
+            std::fs::write(dir.path().join("f"), &bytes[1..]).unwrap();
+            assert!(!looks_right(&copy, digest.size()));
+        }
+        cache.asked.lock().unwrap().clear();
+        let answers = store.read_batch(&list, &nobody, avoid).await;
+        assert_eq!(answers[0].1.as_ref().unwrap().len(), bytes.len());
+        assert_eq!(store.served(&digest), served, "batch {n}");
+        let mut sink = Gathered::default();
+        store
+            .read_stream(&digest, 0, &nobody, avoid, &mut sink)
+            .await
+            .unwrap();
+        assert!(sink.0 == bytes);
+        assert_eq!(store.served(&digest), served, "stream {n}");
+        assert_eq!(cache.asked.lock().unwrap().is_empty(), served, "cache {n}");
+    }
+}

@@ -1,0 +1,317 @@
+//! One stage on its way: what is there, what is missing, what has ended how, and the marker at the end.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::{
+    check::{self, Wanted},
+    error::StageError,
+    local::LocalFirst,
+    marker::{self, Marker, Missing},
+    select::Artifact,
+    stager::{Ended, Plan, Staged},
+};
+use crate::{
+    digest::Digest,
+    exec_path::ExecPath,
+    materialize::{Completion, Outcome, Want, place::Check},
+    output::{Class, OutputContent, Stamp},
+    remote::{Attribution, BlobStore as _},
+};
+
+/// How long stamps wait, see `Stamp::vouches_for`.
+const STAMP_AGE: Duration = Duration::from_millis(25);
+
+/// One stage on its way.
+pub(super) struct Work {
+    pub(super) plan: Plan,
+    pub(super) directory: PathBuf,
+    pub(super) store: Arc<LocalFirst>,
+    /// By place.
+    ends: HashMap<ExecPath, End>,
+    pub(super) notes: Vec<String>,
+    /// Required outputs that the coordinator has been asked for and has not answered.
+    pub(super) required_open: usize,
+    /// Optional ones.
+    pub(super) optional_open: usize,
+    _working: Working,
+}
+
+/// Counts a stage while it lives.
+pub(super) struct Working(Arc<AtomicUsize>);
+
+impl Working {
+    pub(super) fn begin(working: &Arc<AtomicUsize>) -> Self {
+        working.fetch_add(1, Ordering::Relaxed);
+        Self(working.clone())
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How one output ended.
+#[derive(Debug, Clone)]
+struct End {
+    outcome: &'static str,
+    error: String,
+    stamp: Option<Stamp>,
+}
+
+impl End {
+    fn there(outcome: &'static str, stamp: Option<Stamp>) -> Self {
+        Self {
+            outcome,
+            error: String::new(),
+            stamp,
+        }
+    }
+
+    fn failed(error: String) -> Self {
+        Self {
+            outcome: "",
+            error,
+            stamp: None,
+        }
+    }
+}
+
+impl Work {
+    pub(super) fn new(plan: Plan, directory: PathBuf, store: Arc<LocalFirst>, working: Working) -> Self {
+        Self {
+            ends: HashMap::new(),
+            notes: plan.selection.notes.clone(),
+            directory,
+            plan,
+            store,
+            required_open: 0,
+            optional_open: 0,
+            _working: working,
+        }
+    }
+
+    /// What is in the directory already, without asking anybody.
+    pub(super) async fn find_present(&mut self) -> Result<(), StageError> {
+        let directory = self.directory.clone();
+        let wanted: Vec<(ExecPath, OutputContent)> = self
+            .plan
+            .selection
+            .artifacts
+            .iter()
+            .map(|artifact| (artifact.place.clone(), artifact.content.clone()))
+            .collect();
+        let looked = spawn_blocking(move || {
+            if !directory.is_dir() {
+                return Ok(Vec::new());
+            }
+            // A stamp is worth something only together with the content that it was taken of.
+            let mut stamps: HashMap<ExecPath, (OutputContent, Stamp)> = HashMap::new();
+            for (_, marker) in marker::read_all(&directory)? {
+                for file in marker.iter().flat_map(|marker| &marker.files) {
+                    if let (Ok((path, content)), Some(stamp)) = (file.content(), file.stamp()) {
+                        stamps.insert(path, (content, stamp));
+                    }
+                }
+            }
+            let wanted: Vec<Wanted> = wanted
+                .into_iter()
+                .map(|(path, content)| {
+                    let stamp = stamps.get(&path).filter(|(then, _)| *then == content);
+                    let stamp = stamp.map(|(_, stamp)| *stamp);
+                    (path, content, stamp)
+                })
+                .collect();
+            let looked = check::look(&directory, &wanted)?;
+            Ok(wanted.into_iter().map(|(path, ..)| path).zip(looked).collect())
+        });
+        let looked = looked.await.unwrap_or_else(|_| {
+            Err(StageError::Internal(
+                "looking at the directory panicked".to_owned(),
+            ))
+        })?;
+        for (path, check) in looked {
+            if let Ok(Check::Present { stamp, .. }) = check {
+                self.ends.insert(path, End::there("present", Some(stamp)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What nobody has any more. A cache that does not answer says nothing of that.
+    pub(super) async fn find_evicted(&mut self, attribution: &Attribution) {
+        let mut asked = HashSet::new();
+        for artifact in self.left() {
+            if let OutputContent::Blob(digest) = &artifact.content
+                && !digest.is_empty()
+                && !self.store.has_copy(digest)
+            {
+                asked.insert(digest.clone());
+            }
+        }
+        if asked.is_empty() {
+            return;
+        }
+        let asked: Vec<Digest> = asked.into_iter().collect();
+        let missing = match self.store.find_missing(&asked, attribution).await {
+            Ok(missing) => missing.into_iter().collect::<HashSet<_>>(),
+            Err(error) => {
+                tracing::debug!("the cache does not say what it has: {error}");
+                return;
+            }
+        };
+        let evicted: Vec<(ExecPath, String)> = self
+            .left()
+            .filter_map(|artifact| match &artifact.content {
+                OutputContent::Blob(digest) if missing.contains(digest) => Some((
+                    artifact.place.clone(),
+                    format!("evicted: {} does not have {digest}", self.store.describe()),
+                )),
+                _ => None,
+            })
+            .collect();
+        for (path, error) in evicted {
+            self.ends.insert(path, End::failed(error));
+        }
+    }
+
+    /// What has not come to its end.
+    fn left(&self) -> impl Iterator<Item = &Artifact> {
+        self.plan
+            .selection
+            .artifacts
+            .iter()
+            .filter(|artifact| !self.ends.contains_key(&artifact.place))
+    }
+
+    /// What the coordinator is asked for; it answers every want once.
+    pub(super) fn wants(&mut self) -> Vec<Want> {
+        let wants: Vec<Want> = self
+            .left()
+            .map(|a| Want::new(a.place.clone(), a.content.clone(), a.class, None))
+            .collect();
+        self.required_open = wants.iter().filter(|want| want.class == Class::Required).count();
+        self.optional_open = wants.len() - self.required_open;
+        wants
+    }
+
+    pub(super) fn take(&mut self, list: Vec<Completion>) {
+        for completion in list {
+            match completion.class {
+                Class::Required => self.required_open = self.required_open.saturating_sub(1),
+                _ => self.optional_open = self.optional_open.saturating_sub(1),
+            }
+            let end = match completion.outcome {
+                Outcome::Downloaded { stamp, .. } => {
+                    let copied = matches!(&completion.content,
+                        OutputContent::Blob(digest) if self.store.served(digest));
+                    End::there(if copied { "copied" } else { "downloaded" }, stamp)
+                }
+                Outcome::Present { stamp, .. } => End::there("present", stamp),
+                Outcome::Evicted(reason) => End::failed(format!("evicted: {reason}")),
+                Outcome::Failed(reason) => End::failed(reason),
+                Outcome::Superseded => End::failed("it was given up".to_owned()),
+            };
+            self.ends.insert(completion.path, end);
+        }
+    }
+
+    /// Whether something required could not be had.
+    pub(super) fn failed(&self) -> bool {
+        self.plan.selection.artifacts.iter().any(|artifact| {
+            artifact.class == Class::Required
+                && self
+                    .ends
+                    .get(&artifact.place)
+                    .is_some_and(|end| end.outcome.is_empty())
+        })
+    }
+
+    pub(super) fn outputs(&self) -> Vec<Ended> {
+        let ended = |artifact: &Artifact| {
+            let end = self.ends.get(&artifact.place);
+            Ended {
+                artifact: artifact.clone(),
+                outcome: end.map_or("", |end| end.outcome),
+                error: end.map(|end| end.error.clone()).unwrap_or_default(),
+                stamp: end.and_then(|end| end.stamp),
+            }
+        };
+        self.plan.selection.artifacts.iter().map(ended).collect()
+    }
+
+    pub(super) fn staged(self, staged: bool, rest: Option<JoinHandle<Vec<Ended>>>) -> Staged {
+        Staged {
+            staged,
+            outputs: self.outputs(),
+            notes: self.notes,
+            rest,
+        }
+    }
+
+    /// Leaves the marker, and notes that the build and the directory are in use.
+    pub(super) async fn conclude(&self, complete: bool) -> Result<(), StageError> {
+        // A stamp that is as young as its file would not be trusted later.
+        tokio::time::sleep(STAMP_AGE).await;
+        let now_ns = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
+        let build = &self.plan.build;
+        let mut marker = Marker::new(&build.invocation_id, &build.workspace, &self.plan.wish);
+        marker.complete = complete;
+        for ended in self.outputs() {
+            if !ended.outcome.is_empty() {
+                // What was there before has been looked at just now, so its stamp is as old as it says.
+                let taken_ns = if ended.outcome == "present" {
+                    None
+                } else {
+                    Some(now_ns)
+                };
+                let stamp = ended.stamp.map(|stamp| Stamp {
+                    taken_ns: taken_ns.unwrap_or(stamp.taken_ns),
+                    ..stamp
+                });
+                marker.files.push(marker::File::new(&ended.artifact, stamp));
+            } else if !ended.error.is_empty() {
+                marker.missing.push(Missing {
+                    path: ended.artifact.place.to_string(),
+                    error: ended.error,
+                });
+            }
+        }
+        let (directory, journal) = (self.directory.clone(), self.plan.journal.clone());
+        let written = spawn_blocking(move || {
+            marker.write(&directory)?;
+            marker::touch(&directory)?;
+            use_journal(&journal);
+            Ok(())
+        });
+        written
+            .await
+            .unwrap_or_else(|_| Err(StageError::Internal("writing the marker panicked".to_owned())))
+    }
+}
+
+/// What was staged from lately is not forgotten: retention goes by the time of the file.
+fn use_journal(path: &Path) {
+    let touched = File::options()
+        .append(true)
+        .open(path)
+        .and_then(|file| file.set_modified(SystemTime::now()));
+    if let Err(error) = touched {
+        // It may have become settled, or is another user's.
+        tracing::debug!(journal = %path.display(), %error, "the journal's time cannot be set");
+    }
+}
