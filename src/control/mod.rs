@@ -3,5 +3,6 @@
 mod admin;
 mod server;
 mod service;
+pub(crate) mod staging;
 
 pub use self::{admin::Admin, server::ControlServer, service::Service};

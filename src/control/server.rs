@@ -68,4 +68,17 @@ impl Control for ControlServer {
             .map_err(Status::not_found)?;
         Ok(Response::new(Box::pin(ReceiverStream::new(outputs).map(Ok))))
     }
+
+    async fn stage(&self, request: Request<pb::StageRequest>) -> Result<Response<pb::StageResponse>, Status> {
+        self.0.stage(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn is_staged(
+        &self,
+        request: Request<pb::IsStagedRequest>,
+    ) -> Result<Response<pb::IsStagedResponse>, Status> {
+        super::staging::is_staged(request.into_inner())
+            .await
+            .map(Response::new)
+    }
 }

@@ -22,6 +22,7 @@ use crate::{
     proto::outhaul::v1 as pb,
     record::{InvocationRow, InvocationState, OutputRow, OutputState, Record, RootId},
     remote::Attribution,
+    stage::Stager,
 };
 
 /// Invocations that are listed unless asked otherwise.
@@ -38,6 +39,8 @@ pub struct Service {
     sources: Arc<Sources>,
     /// None where no builds are followed.
     engine: Option<Engine>,
+    /// None without a journal to stage from.
+    stager: Option<Stager>,
 }
 
 /// A recorded output, found by the path that a user gave.
@@ -64,7 +67,27 @@ impl Service {
             roots,
             sources,
             engine,
+            stager: None,
         }
+    }
+
+    /// With a directory of journals to stage from.
+    #[must_use]
+    pub fn with_journal(mut self, directory: PathBuf) -> Self {
+        self.stager = Some(Stager::new(
+            self.record.clone(),
+            self.materializer.clone(),
+            self.sources.clone(),
+            self.engine.clone(),
+            directory,
+        ));
+        self
+    }
+
+    /// Stages from recorded builds, if there is a journal.
+    #[must_use]
+    pub const fn stager(&self) -> Option<&Stager> {
+        self.stager.as_ref()
     }
 
     /// Lets go of the output roots' temporary directories, before the process ends. Blocks on the file system.
@@ -192,9 +215,13 @@ impl Service {
             "" => "no invocation is recorded".to_owned(),
             id => format!("no invocation {id:?} is recorded"),
         })?;
-        let root = row.root.ok_or("the invocation has no output root")?;
         let exec_root = PathBuf::from(&row.exec_root);
         let (answer, outputs) = mpsc::channel(256);
+        let Some(root) = row.root else {
+            let named = self.named(row).await?;
+            tokio::spawn(super::staging::tell(named, class.to_owned(), answer));
+            return Ok(outputs);
+        };
         let (service, class) = (self.clone(), class.to_owned());
         spawn_blocking(move || {
             let mut placers = HashMap::new();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Rooms;
+use crate::stage::Stager;
 
 /// Cancels the token once nothing has happened for `timeout`: no event came, nothing is on its way.
 pub(super) async fn watch(rooms: &Rooms, timeout: Duration, stop: &CancellationToken) {
@@ -17,7 +18,8 @@ pub(super) async fn watch(rooms: &Rooms, timeout: Duration, stop: &CancellationT
             () = tokio::time::sleep(look) => {}
         }
         let now = rooms.metrics.events.get();
-        if now != events || rooms.engine.is_busy().await {
+        let staging = rooms.service.stager().is_some_and(Stager::is_busy);
+        if now != events || staging || rooms.engine.is_busy().await {
             events = now;
             since = Instant::now();
         } else if since.elapsed() >= timeout {

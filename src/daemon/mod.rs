@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     activation::{Inherited, notify_ready, notify_stopping},
-    retention::Retention,
+    retention::{Plan as RetentionPlan, Retention},
 };
 use crate::{
     bes::{
@@ -142,8 +142,11 @@ impl Daemon {
     ///
     /// # Errors
     /// In words, what could not be opened.
-    pub async fn start(rooms: Rooms, options: DaemonOptions) -> Result<Self, String> {
+    pub async fn start(mut rooms: Rooms, options: DaemonOptions) -> Result<Self, String> {
         sweep(&rooms.record).await;
+        if let Some(dir) = &options.journal_dir {
+            rooms.service = rooms.service.with_journal(dir.clone());
+        }
         let journal = options.journal_dir.and_then(|dir| {
             let journal_options = JournalOptions {
                 durable: options.durable,

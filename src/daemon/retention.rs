@@ -1,11 +1,17 @@
 //! Forgetting: journals and invocations that are old or too many, and output roots that are gone. Outputs of a root
-//! that is there stay known, for they tell what is on disk.
+//! that is there stay known, for they tell what is on disk. Planned first, so that it can be shown, then executed.
 
-use std::{os::unix::fs::MetadataExt as _, time::Duration};
+use std::{collections::HashSet, os::unix::fs::MetadataExt as _, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{bes::Journal, record};
+use crate::{
+    bes::{
+        Journal,
+        journal::{self, JournalError},
+    },
+    record::{self, RetentionPlan, RootId},
+};
 
 /// How often it is looked whether there is something to forget.
 const LOOK: Duration = Duration::from_secs(3600);
@@ -15,10 +21,72 @@ const MAX_INVOCATIONS: usize = 10_000;
 /// What is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
-    /// How long settled invocations and their journals are kept.
+    /// How long settled invocations and their journals are kept after they were used last.
     pub max_age: Duration,
-    /// Bytes of journals that are kept; the oldest settled ones go first.
+    /// Bytes of journals that are kept; those that were not used for longest go first.
     pub journal_bytes: u64,
+}
+
+/// What is to be forgotten.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// Journals to delete.
+    pub journals: journal::Plan,
+    /// Invocations to forget.
+    pub invocations: RetentionPlan,
+    /// Output roots that are gone, with their paths.
+    pub roots: Vec<(RootId, String)>,
+}
+
+impl Retention {
+    /// Plans what to forget. An invocation stays as long as its journal does: somebody may have staged from it lately.
+    /// Blocks on the file system.
+    ///
+    /// # Errors
+    /// When the journals cannot be listed.
+    pub fn plan(&self, record: &record::Record, journal: Option<&Journal>) -> Result<Plan, JournalError> {
+        let mut plan = Plan::default();
+        let mut in_use = HashSet::new();
+        if let Some(journal) = journal {
+            plan.journals = journal.plan(Some(self.max_age), Some(self.journal_bytes))?;
+            let deleted: HashSet<_> = plan.journals.delete.iter().map(|entry| &entry.path).collect();
+            for entry in journal.list()? {
+                if !deleted.contains(&entry.path) {
+                    in_use.insert(entry.key.invocation_id);
+                }
+            }
+        }
+        plan.invocations = record.plan_retention(&record::Retention {
+            max_age: Some(self.max_age),
+            max_invocations: Some(MAX_INVOCATIONS),
+        });
+        let planned = plan.invocations.remove.len();
+        plan.invocations.remove.retain(|id| !in_use.contains(id));
+        plan.invocations.kept += planned - plan.invocations.remove.len();
+        for (id, row) in record.roots() {
+            let gone = match std::fs::metadata(&row.path) {
+                Ok(now) => (now.dev(), now.ino()) != (row.device, row.inode),
+                Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            };
+            if gone {
+                plan.roots.push((id, row.path));
+            }
+        }
+        Ok(plan)
+    }
+}
+
+impl Plan {
+    /// Forgets what was planned. Blocks on the file system.
+    pub fn execute(&self, record: &record::Record, journal: Option<&Journal>) -> journal::Executed {
+        let executed = journal.map_or_else(journal::Executed::default, |j| j.execute(&self.journals));
+        for (id, path) in &self.roots {
+            tracing::info!(root = %path, "an output root that is gone is forgotten");
+            record.forget_root(*id);
+        }
+        record.execute_retention(&self.invocations);
+        executed
+    }
 }
 
 /// Forgets now, and again every hour until the token is cancelled.
@@ -42,28 +110,11 @@ pub(super) async fn keep(
 }
 
 fn forget(record: &record::Record, journal: Option<&Journal>, retention: Retention) {
-    if let Some(journal) = journal {
-        match journal.plan(Some(retention.max_age), Some(retention.journal_bytes)) {
-            Ok(plan) => {
-                let executed = journal.execute(&plan);
-                tracing::debug!(?executed, "old journals were removed");
-            }
-            Err(error) => tracing::warn!("old journals cannot be looked for: {error}"),
+    match retention.plan(record, journal) {
+        Ok(plan) => {
+            let executed = plan.execute(record, journal);
+            tracing::debug!(?executed, "old journals were removed");
         }
+        Err(error) => tracing::warn!("old builds cannot be looked for: {error}"),
     }
-    for (id, row) in record.roots() {
-        let gone = match std::fs::metadata(&row.path) {
-            Ok(now) => (now.dev(), now.ino()) != (row.device, row.inode),
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-        };
-        if gone {
-            tracing::info!(root = %row.path, "an output root that is gone is forgotten");
-            record.forget_root(id);
-        }
-    }
-    let plan = record.plan_retention(&record::Retention {
-        max_age: Some(retention.max_age),
-        max_invocations: Some(MAX_INVOCATIONS),
-    });
-    record.execute_retention(&plan);
 }

@@ -1,0 +1,243 @@
+//! Staging as the control API tells it.
+
+use std::path::{Path, PathBuf};
+
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tonic::{Code, Status};
+
+use super::service::Service;
+use crate::{
+    digest::{Digest, DigestFunction},
+    output::{Class, OutputContent},
+    proto::outhaul::v1 as pb,
+    record::{InvocationRow, OutputState},
+    stage::{Ended, StageError, StageErrorKind, Staged, Which, Wish, check, select::Artifact},
+};
+
+/// As a gRPC status.
+fn told(error: &StageError) -> Status {
+    let code = match error.kind() {
+        StageErrorKind::NotFound => Code::NotFound,
+        StageErrorKind::Request => Code::InvalidArgument,
+        StageErrorKind::Failed => Code::FailedPrecondition,
+    };
+    Status::new(code, error.to_string())
+}
+
+/// An answer, and the work that still goes on behind it.
+pub(crate) struct Answered {
+    /// As of now.
+    pub(crate) response: pb::StageResponse,
+    /// Ends with all outputs' ends.
+    pub(crate) rest: Option<tokio::task::JoinHandle<Vec<Ended>>>,
+}
+
+impl Answered {
+    /// Waits for what still goes on.
+    pub(crate) async fn finish(self) -> pb::StageResponse {
+        let mut response = self.response;
+        if let Some(rest) = self.rest {
+            match rest.await {
+                Ok(ended) => {
+                    response.outputs = ended.iter().map(staged_output).collect();
+                    response.pending = 0;
+                }
+                Err(error) => response
+                    .notes
+                    .push(format!("staging optional outputs broke off: {error}")),
+            }
+        }
+        response
+    }
+}
+
+impl Service {
+    /// Stages, and answers when what is required is there, or all if that is asked for.
+    ///
+    /// # Errors
+    /// When there is nothing to stage from, or the request does not fit the build.
+    pub(super) async fn stage(&self, request: pb::StageRequest) -> Result<pb::StageResponse, Status> {
+        let (service, wait) = (self.clone(), request.wait_all);
+        // A task of its own, so that an asker who goes away leaves nothing half done.
+        let staging = tokio::spawn(async move {
+            let answered = service.begin_stage(request).await?;
+            Ok(if wait {
+                answered.finish().await
+            } else {
+                answered.response
+            })
+        });
+        staging
+            .await
+            .unwrap_or_else(|_| Err(Status::internal("staging panicked; this is a bug in outhaul")))
+    }
+
+    /// As [`Service::stage`], but the rest is left to the caller.
+    pub(crate) async fn begin_stage(&self, request: pb::StageRequest) -> Result<Answered, Status> {
+        let stager = self
+            .stager()
+            .ok_or_else(|| Status::failed_precondition("there is no journal to stage from"))?;
+        let which = Which {
+            invocation_id: request.invocation_id,
+            workspace: request.workspace,
+        };
+        let wish = wish(request.wish.unwrap_or_default());
+        let plan = stager.plan(&which, &wish).await.map_err(|e| told(&e))?;
+        let invocation_id = plan.build.invocation_id.clone();
+        if request.dry_run {
+            let outputs = plan.selection.artifacts.iter().map(artifact).collect();
+            return Ok(Answered {
+                response: pb::StageResponse {
+                    invocation_id,
+                    staged: false,
+                    outputs,
+                    pending: 0,
+                    notes: plan.selection.notes,
+                },
+                rest: None,
+            });
+        }
+        let directory = absolute(&request.directory)?;
+        let Staged {
+            staged,
+            outputs,
+            notes,
+            rest,
+        } = stager.stage(plan, &directory).await.map_err(|e| told(&e))?;
+        let open = |ended: &&Ended| ended.outcome.is_empty() && ended.error.is_empty();
+        let pending = if rest.is_some() {
+            outputs.iter().filter(open).count()
+        } else {
+            0
+        };
+        let response = pb::StageResponse {
+            invocation_id,
+            staged,
+            outputs: outputs.iter().map(staged_output).collect(),
+            pending: pending as u64,
+            notes,
+        };
+        Ok(Answered { response, rest })
+    }
+
+    /// Every output that a build without an output root names: its journal tells.
+    pub(super) async fn named(&self, row: InvocationRow) -> Result<Vec<pb::Output>, String> {
+        let stager = self.stager().ok_or("the invocation has no output root")?;
+        let which = Which {
+            invocation_id: row.invocation_id.clone(),
+            ..Which::default()
+        };
+        let plan = stager
+            .plan(&which, &Wish::default())
+            .await
+            .map_err(|e| e.to_string())?;
+        let output = |artifact: Artifact| {
+            let shown = self::artifact(&artifact);
+            pb::Output {
+                exec_root: row.exec_root.clone(),
+                exec_path: shown.exec_path,
+                digest: shown.digest,
+                symlink_target: shown.symlink_target,
+                directory: shown.directory,
+                state: OutputState::Known.name().to_owned(),
+                class: Class::Known.name().to_owned(),
+                rule: "the build has no output root here".to_owned(),
+                label: shown.label,
+                aspect: shown.aspect,
+                output_group: shown.output_group,
+                invocation_id: row.invocation_id.clone(),
+                ..pb::Output::default()
+            }
+        };
+        Ok(plan.selection.artifacts.into_iter().map(output).collect())
+    }
+}
+
+/// Hands a list over, of one class if given.
+pub(super) async fn tell(outputs: Vec<pb::Output>, class: String, answer: mpsc::Sender<pb::Output>) {
+    for output in outputs {
+        if (class.is_empty() || output.class == class) && answer.send(output).await.is_err() {
+            break;
+        }
+    }
+}
+
+/// Whether what was staged is there still.
+pub(crate) async fn is_staged(request: pb::IsStagedRequest) -> Result<pb::IsStagedResponse, Status> {
+    let directory = absolute(&request.directory)?;
+    let which = Which {
+        invocation_id: request.invocation_id,
+        workspace: request.workspace,
+    };
+    let wish = request.wish.map(wish);
+    let looked = spawn_blocking(move || check::is_staged(&directory, &which, wish.as_ref())).await;
+    let answer = looked
+        .map_err(|_| Status::internal("looking at the directory panicked"))?
+        .map_err(|e| told(&e))?;
+    Ok(pb::IsStagedResponse {
+        staged: answer.is_staged(),
+        problems: answer.problems,
+        files: answer.files,
+        complete: answer.complete,
+        invocation_ids: answer.invocations,
+    })
+}
+
+fn absolute(directory: &str) -> Result<PathBuf, Status> {
+    if Path::new(directory).is_absolute() {
+        Ok(directory.into())
+    } else {
+        Err(Status::invalid_argument(format!(
+            "the directory {directory:?} is not an absolute path"
+        )))
+    }
+}
+
+fn wish(wish: pb::StageWish) -> Wish {
+    Wish {
+        targets: wish.targets,
+        output_groups: wish.output_groups,
+        include: wish.include,
+        exclude: wish.exclude,
+        required: wish.required,
+        optional: wish.optional,
+        flatten: wish.flatten,
+    }
+}
+
+fn artifact(artifact: &Artifact) -> pb::StagedOutput {
+    let mut output = pb::StagedOutput {
+        path: artifact.place.to_string(),
+        exec_path: artifact.exec_path.to_string(),
+        label: artifact.label.to_string(),
+        aspect: artifact.aspect.to_string(),
+        output_group: artifact.group.to_string(),
+        class: artifact.class.name().to_owned(),
+        ..pb::StagedOutput::default()
+    };
+    match &artifact.content {
+        OutputContent::Blob(digest) => output.digest = Some(shown(digest)),
+        OutputContent::Inline(bytes) => {
+            output.digest = Some(shown(&Digest::of(DigestFunction::Sha256, bytes)));
+        }
+        OutputContent::Symlink(target) => output.symlink_target.clone_from(target),
+        OutputContent::Directory => output.directory = true,
+    }
+    output
+}
+
+fn staged_output(ended: &Ended) -> pb::StagedOutput {
+    pb::StagedOutput {
+        outcome: ended.outcome.to_owned(),
+        error: ended.error.clone(),
+        ..artifact(&ended.artifact)
+    }
+}
+
+fn shown(digest: &Digest) -> pb::Digest {
+    pb::Digest {
+        function: digest.function().name().to_owned(),
+        hash: digest.hash_hex(),
+        size: digest.size(),
+    }
+}
