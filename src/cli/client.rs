@@ -37,6 +37,7 @@ impl Client {
             Err(error) => error,
         };
         let directory = state.directory()?;
+        let journal = directory.join("journal");
         if !directory.is_dir() {
             return Err(Failure::not_found(format!(
                 "nothing is recorded in {} and no daemon answers on {}: {refused}",
@@ -47,7 +48,7 @@ impl Client {
         let record = match tokio::task::spawn_blocking(move || Record::open(&directory)).await {
             Ok(Ok((record, _))) => record,
             Ok(Err(error @ RecordError::Held { .. })) => {
-                return Err(Failure::failed(format!(
+                return Err(Failure::held(format!(
                     "{error}, and it does not answer on {}: {refused}",
                     socket.display()
                 )));
@@ -64,7 +65,7 @@ impl Client {
             place.options()?,
             false,
         )?;
-        Ok(Self::Here(Box::new(rooms.service), record))
+        Ok(Self::Here(Box::new(rooms.service.with_journal(journal)), record))
     }
 
     pub(super) async fn invocations(&mut self, limit: u32) -> Result<Vec<pb::Invocation>, Failure> {

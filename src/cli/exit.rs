@@ -22,6 +22,8 @@ pub(super) struct Failure {
     pub(super) code: u8,
     /// For standard error; may be empty when all was said.
     pub(super) message: String,
+    /// Whether another process has what is needed, and will be done with it.
+    pub(super) held: bool,
 }
 
 impl Failure {
@@ -29,6 +31,15 @@ impl Failure {
         Self {
             code,
             message: message.to_string(),
+            held: false,
+        }
+    }
+
+    /// Another process has what is needed just now.
+    pub(super) fn held(message: impl Display) -> Self {
+        Self {
+            held: true,
+            ..Self::failed(message)
         }
     }
 

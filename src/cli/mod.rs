@@ -3,12 +3,17 @@
 mod client;
 mod demo;
 mod exit;
+mod export;
 mod fetch;
+mod gc;
 mod get;
+mod import;
+mod is_staged;
 mod ls;
 mod paths;
 mod run;
 mod serve;
+mod stage;
 mod stat;
 mod status;
 mod view;
@@ -59,6 +64,16 @@ enum Command {
     Status(status::StatusArgs),
     /// List the outputs that a build's output root has on record
     Ls(ls::LsArgs),
+    /// Copy named outputs of a recorded build to a directory
+    Stage(stage::StageArgs),
+    /// Show whether what was staged into a directory is still there
+    IsStaged(is_staged::IsStagedArgs),
+    /// Write a recorded build to a file, to stage from it on another machine
+    Export(export::ExportArgs),
+    /// Take in a build that was exported elsewhere
+    Import(import::ImportArgs),
+    /// Forget old builds
+    Gc(gc::GcArgs),
     /// Show the whole thing without a build tool or a server
     Demo(demo::DemoArgs),
     /// Run the embedded cache (for trying things out and for tests; not for production)
@@ -102,6 +117,11 @@ pub fn main() -> ExitCode {
         Command::Why(args) => stat::why(&args),
         Command::Status(args) => status::main(&args),
         Command::Ls(args) => ls::main(&args),
+        Command::Stage(args) => stage::main(&args),
+        Command::IsStaged(args) => is_staged::main(&args),
+        Command::Export(args) => export::main(args),
+        Command::Import(args) => import::main(&args),
+        Command::Gc(args) => gc::main(&args),
         Command::Demo(args) => demo::main(args),
         Command::Cache(args) => demo::cache(args),
     };
@@ -132,6 +152,10 @@ fn configured(command: &clap::Command, args: Vec<OsString>) -> Result<Vec<OsStri
             .map(|arg| arg.get_action().takes_values())
     };
     let known = |name: &str, wanted: &str| {
+        // Which groups a daemon downloads says nothing of which ones are staged.
+        if matches!(name, "stage" | "is-staged") && wanted == "output-group" {
+            return None;
+        }
         let sub = command.find_subcommand(name)?;
         // Commands with commands of their own (fetch) take flags only behind those, so the file cannot set them.
         if sub.has_subcommands() {

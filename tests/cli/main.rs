@@ -10,5 +10,6 @@ mod bad_settings;
 mod fetching;
 mod notifying;
 mod reading;
+mod staging;
 mod support;
 mod wrapper;

@@ -17,4 +17,5 @@ mod holding;
 mod incremental;
 mod kill;
 mod parallel;
+mod staging;
 mod testing;

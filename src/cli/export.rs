@@ -1,0 +1,157 @@
+//! `outhaul export`: a recorded build as one file, to be staged from elsewhere.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{BufWriter, Write},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+
+use super::{
+    client::Client,
+    exit,
+    exit::Failure,
+    runtime,
+    stage::{WhichArgs, told},
+};
+use crate::{
+    bes::{Journal, journal::Entry},
+    config::{CacheArgs, StateArgs},
+    proto::outhaul::v1 as pb,
+    record::InvocationRow,
+    stage::archive::{self, Exported},
+};
+
+/// Arguments of `outhaul export`.
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// The build; by default the newest of the workspace
+    #[arg(value_name = "ID", conflicts_with = "workspace")]
+    id: Option<String>,
+
+    /// The newest build of this workspace; by default of the one around the current directory, or else of all
+    #[arg(long, value_name = "DIR")]
+    workspace: Option<PathBuf>,
+
+    /// File to write, by default ID.outhaul; `-` for standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
+    let which = WhichArgs {
+        invocation: args.id,
+        workspace: args.workspace,
+    };
+    let (invocation_id, workspace) = which.or_around()?;
+    let row = runtime()?.block_on(async {
+        let mut client = Client::open(&args.state, &args.cache).await?;
+        let result = find(&mut client, invocation_id, workspace).await;
+        client.close().await;
+        result
+    })?;
+    let journal = Journal::view(&args.state.directory()?.join("journal"));
+    let entry = journal.find(&row.invocation_id).map_err(Failure::not_found)?;
+    let output = args
+        .output
+        .unwrap_or_else(|| format!("{}.outhaul", row.invocation_id).into());
+    let exported = if output == Path::new("-") {
+        archive::export(&entry, &row, std::io::stdout().lock())
+            .map_err(Failure::failed)?
+            .0
+    } else {
+        to_file(&entry, &row, &output)?
+    };
+    let mut err = std::io::stderr();
+    if exported.left_out > 0 {
+        writeln!(
+            err,
+            "outhaul: {} events that cannot be read are left out",
+            exported.left_out
+        )?;
+    }
+    if output != Path::new("-") {
+        writeln!(
+            err,
+            "outhaul: build {} with {} events is in {}",
+            exported.header.invocation_id,
+            exported.events,
+            output.display()
+        )?;
+    }
+    Ok(exit::OK)
+}
+
+/// The build that staging would take, and what is recorded of it.
+async fn find(
+    client: &mut Client,
+    invocation_id: String,
+    workspace: String,
+) -> Result<InvocationRow, Failure> {
+    let request = pb::StageRequest {
+        invocation_id,
+        workspace,
+        dry_run: true,
+        ..pb::StageRequest::default()
+    };
+    let planned = match client {
+        Client::Daemon(client) => client.stage(request).await.map(tonic::Response::into_inner),
+        Client::Here(service, _) => service
+            .begin_stage(request)
+            .await
+            .map(|answered| answered.response),
+    };
+    let id = planned.map_err(|status| told(&status))?.invocation_id;
+    let (row, _) = client.invocation(&id).await?;
+    Ok(InvocationRow {
+        invocation_id: row.invocation_id,
+        build_id: row.build_id,
+        command: row.command,
+        workspace: row.workspace,
+        exec_root: row.exec_root,
+        started_ms: row.started_ms,
+        settled_ms: row.settled_ms,
+        finished: row.exit_code.is_some(),
+        exit_code: row.exit_code.unwrap_or_default(),
+        build_tool_version: row.build_tool_version,
+        remote_cache: row.remote_cache,
+        remote_instance_name: row.remote_instance_name,
+        ..InvocationRow::default()
+    })
+}
+
+/// Whole or not at all, and for the user's own eyes: redaction knows the usual secrets, not all.
+fn to_file(entry: &Entry, row: &InvocationRow, path: &Path) -> Result<Exported, Failure> {
+    let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", path.display()));
+    let mut name = path
+        .file_name()
+        .ok_or_else(|| Failure::usage(format!("--output={}: is no file's name", path.display())))?
+        .to_owned();
+    name.push(format!(".{:016x}", rand::random::<u64>()));
+    let beside = path.with_file_name(name);
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&beside)
+        .map_err(failed)?;
+    let written = archive::export(entry, row, BufWriter::new(file))
+        .map_err(Failure::failed)
+        .and_then(|(exported, _)| {
+            fs::rename(&beside, path).map_err(failed)?;
+            Ok(exported)
+        });
+    if written.is_err() {
+        // Half a file is of no use to anybody.
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}

@@ -1,0 +1,154 @@
+//! `outhaul gc`: forgets old builds.
+
+use std::io::Write as _;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{exit, exit::Failure, runtime};
+use crate::{
+    bes::{Journal, JournalOptions},
+    config::{ConfigError, StateArgs},
+    daemon::{Retention, RetentionPlan},
+    record::{Record, RecordError},
+    units::{parse_duration, parse_size, show_size},
+};
+
+/// Arguments of `outhaul gc`.
+#[derive(Debug, Args)]
+pub(super) struct GcArgs {
+    /// Only show what would be forgotten
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Forget builds that nobody has built or staged from for so long
+    #[arg(
+        long,
+        visible_alias = "max-age",
+        value_name = "DURATION",
+        env = "OUTHAUL_RETENTION_AGE",
+        default_value = "14d"
+    )]
+    retention_age: String,
+
+    /// Of journals that take more than this, forget those that were not used for longest
+    #[arg(
+        long,
+        visible_alias = "max-size",
+        value_name = "SIZE",
+        env = "OUTHAUL_RETENTION_SIZE",
+        default_value = "1GiB"
+    )]
+    retention_size: String,
+
+    /// A JSON object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+pub(super) fn main(args: &GcArgs) -> Result<u8, Failure> {
+    let retention = Retention {
+        max_age: parse_duration(&args.retention_age)
+            .map_err(|e| ConfigError::new(format!("--retention-age={}", args.retention_age), e))?,
+        journal_bytes: parse_size(&args.retention_size)
+            .map_err(|e| ConfigError::new(format!("--retention-size={}", args.retention_size), e))?,
+    };
+    let directory = args.state.directory()?;
+    if !directory.is_dir() {
+        return Err(Failure::not_found(format!(
+            "nothing is recorded in {}",
+            directory.display()
+        )));
+    }
+    let runtime = runtime()?;
+    let _inside = runtime.enter();
+    let (record, _) = Record::open(&directory).map_err(|error| match error {
+        RecordError::Held { .. } => Failure::failed(format!(
+            "{error}; a daemon forgets old builds by itself, every hour (see --retention-age and --retention-size \
+             of `outhaul serve`)"
+        )),
+        error => Failure::failed(error),
+    })?;
+    let result = collect(args, retention, &record);
+    record.close();
+    result
+}
+
+fn collect(args: &GcArgs, retention: Retention, record: &Record) -> Result<u8, Failure> {
+    let directory = args.state.directory()?.join("journal");
+    let journal = if directory.is_dir() {
+        Some(Journal::open(&directory, JournalOptions::default()).map_err(Failure::failed)?)
+    } else {
+        None
+    };
+    let plan = retention
+        .plan(record, journal.as_ref())
+        .map_err(Failure::failed)?;
+    show(args, &plan)?;
+    if args.dry_run {
+        return Ok(exit::OK);
+    }
+    let executed = plan.execute(record, journal.as_ref());
+    if executed.skipped > 0 {
+        return Err(Failure::failed(format!(
+            "{} journals could not be deleted",
+            executed.skipped
+        )));
+    }
+    Ok(exit::OK)
+}
+
+fn show(args: &GcArgs, plan: &RetentionPlan) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    for entry in &plan.journals.delete {
+        if args.json {
+            let value = json!({
+                "kind": "journal",
+                "invocation_id": entry.key.invocation_id,
+                "path": entry.path.display().to_string(),
+                "bytes": entry.bytes,
+            });
+            writeln!(out, "{value}")?;
+        } else {
+            writeln!(
+                out,
+                "journal     {:>10}  {}",
+                show_size(entry.bytes),
+                entry.key.invocation_id
+            )?;
+        }
+    }
+    for id in &plan.invocations.remove {
+        if args.json {
+            writeln!(out, "{}", json!({"kind": "invocation", "invocation_id": id}))?;
+        } else {
+            writeln!(out, "invocation  {:>10}  {id}", "")?;
+        }
+    }
+    for (_, path) in &plan.roots {
+        if args.json {
+            writeln!(out, "{}", json!({"kind": "root", "path": path}))?;
+        } else {
+            writeln!(out, "root        {:>10}  {path}", "")?;
+        }
+    }
+    let bytes: u64 = plan.journals.delete.iter().map(|entry| entry.bytes).sum();
+    writeln!(
+        std::io::stderr(),
+        "outhaul: {} {} journals ({}), {} invocations and {} output roots that are gone; {} of journals stay",
+        if args.dry_run {
+            "would forget"
+        } else {
+            "forgetting"
+        },
+        plan.journals.delete.len(),
+        show_size(bytes),
+        plan.invocations.remove.len(),
+        plan.roots.len(),
+        show_size(plan.journals.kept_bytes)
+    )?;
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! `outhaul import`: a build that was exported elsewhere, into this state directory.
+
+use std::{io::Write as _, path::PathBuf};
+
+use clap::Args;
+
+use super::{exit, exit::Failure, runtime};
+use crate::{
+    bes::{Journal, JournalOptions},
+    config::StateArgs,
+    record::{Record, RecordError},
+    stage::{StageError, archive},
+};
+
+/// Arguments of `outhaul import`.
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// The file that `outhaul export` has written
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+pub(super) fn main(args: &ImportArgs) -> Result<u8, Failure> {
+    let directory = args.state.directory()?;
+    // The record's writer wants no runtime, but closing it waits for threads.
+    let runtime = runtime()?;
+    let _inside = runtime.enter();
+    let (record, _) = Record::open(&directory).map_err(|error| match error {
+        RecordError::Held { .. } => {
+            Failure::failed(format!("{error}; stop it, or import into another --state-dir"))
+        }
+        error => Failure::failed(error),
+    })?;
+    let imported = Journal::open(&directory.join("journal"), JournalOptions::default())
+        .map_err(Failure::failed)
+        .and_then(|journal| archive::import(&args.file, &journal, &record).map_err(|e| failed(&e)));
+    record.close();
+    let imported = imported?;
+    let mut err = std::io::stderr();
+    let header = &imported.header;
+    if imported.known {
+        writeln!(err, "outhaul: build {} is here already", header.invocation_id)?;
+    } else {
+        writeln!(
+            err,
+            "outhaul: build {} with {} events taken in; see `outhaul stage --invocation {}`",
+            header.invocation_id, imported.events, header.invocation_id
+        )?;
+    }
+    Ok(exit::OK)
+}
+
+fn failed(error: &StageError) -> Failure {
+    match error {
+        StageError::Io { action: "open", .. } => Failure::usage(error),
+        error => Failure::failed(error),
+    }
+}

@@ -1,0 +1,72 @@
+//! `outhaul is-staged`: whether what was staged is still there.
+
+use std::{io::Write as _, path::PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    exit,
+    exit::Failure,
+    runtime,
+    stage::{WhichArgs, WishArgs, text, told},
+};
+use crate::{control::staging, proto::outhaul::v1 as pb};
+
+/// Arguments of `outhaul is-staged`.
+#[derive(Debug, Args)]
+pub(super) struct IsStagedArgs {
+    #[command(flatten)]
+    wish: WishArgs,
+
+    #[command(flatten)]
+    which: WhichArgs,
+
+    /// The directory
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+
+    /// A JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn main(args: &IsStagedArgs) -> Result<u8, Failure> {
+    let (invocation_id, workspace) = args.which.given()?;
+    let wish = args.wish.wish();
+    let request = pb::IsStagedRequest {
+        directory: text(&std::path::absolute(&args.to)?, "--to")?,
+        invocation_id,
+        workspace,
+        // Without any flag, whatever was staged.
+        wish: (wish != pb::StageWish::default()).then_some(wish),
+    };
+    // The directory alone tells: no daemon and no record is asked.
+    let answer = runtime()?
+        .block_on(staging::is_staged(request))
+        .map_err(|status| told(&status))?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let value = json!({
+            "staged": answer.staged,
+            "complete": answer.complete,
+            "files": answer.files,
+            "invocation_ids": answer.invocation_ids,
+            "problems": answer.problems,
+        });
+        writeln!(out, "{value}")?;
+    } else if answer.staged {
+        writeln!(
+            out,
+            "{}: {} files are as they were staged",
+            args.to.display(),
+            answer.files
+        )?;
+    }
+    if !args.json {
+        for problem in &answer.problems {
+            writeln!(std::io::stderr(), "outhaul: {problem}")?;
+        }
+    }
+    Ok(if answer.staged { exit::OK } else { exit::FAILED })
+}

@@ -1,0 +1,303 @@
+//! `outhaul stage`: named outputs of a recorded build to a directory.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde_json::{Value, json};
+use tonic::Status;
+
+use super::{client::Client, exit, exit::Failure, runtime, view};
+use crate::{
+    config::{CacheArgs, StateArgs},
+    proto::outhaul::v1 as pb,
+    units::show_size,
+};
+
+/// Files at the top of a workspace.
+const WORKSPACE_FILES: [&str; 4] = ["MODULE.bazel", "REPO.bazel", "WORKSPACE", "WORKSPACE.bazel"];
+/// How many failures are told.
+const TOLD: usize = 10;
+/// How long another process may keep the record.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How often it is looked whether it is free.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Which outputs.
+#[derive(Debug, Clone, Args)]
+pub(super) struct WishArgs {
+    /// Targets whose outputs are meant: //pkg:name, //pkg:all, //pkg/..., and with a leading `-` out again (behind
+    /// `--`); by default all
+    #[arg(value_name = "TARGET")]
+    pub(super) targets: Vec<String>,
+
+    /// Only these output groups (repeatable)
+    #[arg(long, value_name = "GROUP", value_delimiter = ',')]
+    pub(super) output_group: Vec<String>,
+
+    /// Only outputs whose whole exec path, or whose tree's, matches (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    pub(super) include: Vec<String>,
+
+    /// No outputs whose whole exec path, or whose tree's, matches (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    pub(super) exclude: Vec<String>,
+
+    /// Outputs that must be there; all others are optional then (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    pub(super) required: Vec<String>,
+
+    /// Outputs that may be missing; without --required all others must be there (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    pub(super) optional: Vec<String>,
+
+    /// Put files right into the directory, by file name, instead of at their exec paths
+    #[arg(long)]
+    pub(super) flatten: bool,
+}
+
+impl WishArgs {
+    pub(super) fn wish(&self) -> pb::StageWish {
+        pb::StageWish {
+            targets: self.targets.clone(),
+            output_groups: self.output_group.clone(),
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            required: self.required.clone(),
+            optional: self.optional.clone(),
+            flatten: self.flatten,
+        }
+    }
+}
+
+/// Which build.
+#[derive(Debug, Clone, Args)]
+pub(super) struct WhichArgs {
+    /// The build
+    #[arg(long, value_name = "ID", conflicts_with = "workspace")]
+    pub(super) invocation: Option<String>,
+
+    /// The newest build of this workspace; by default of the one around the current directory, or else of all
+    #[arg(long, value_name = "DIR")]
+    pub(super) workspace: Option<PathBuf>,
+}
+
+impl WhichArgs {
+    /// The invocation's id, and the workspace; either or both empty.
+    pub(super) fn given(&self) -> Result<(String, String), Failure> {
+        let invocation = self.invocation.clone().unwrap_or_default();
+        let workspace = match &self.workspace {
+            Some(path) => text(&std::path::absolute(path)?, "--workspace")?,
+            None => String::new(),
+        };
+        Ok((invocation, workspace))
+    }
+
+    /// With the workspace around the current directory where neither is given.
+    pub(super) fn or_around(&self) -> Result<(String, String), Failure> {
+        let (invocation, mut workspace) = self.given()?;
+        if invocation.is_empty() && workspace.is_empty() {
+            let here = std::env::current_dir()?;
+            let around = here
+                .ancestors()
+                .find(|dir| WORKSPACE_FILES.iter().any(|file| dir.join(file).is_file()));
+            if let Some(around) = around {
+                workspace = text(around, "--workspace")?;
+            }
+        }
+        Ok((invocation, workspace))
+    }
+}
+
+/// A path for a message.
+pub(super) fn text(path: &Path, flag: &str) -> Result<String, Failure> {
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Failure::usage(format!("{flag}={}: is not UTF-8", path.display())))
+}
+
+/// Arguments of `outhaul stage`.
+#[derive(Debug, Args)]
+pub(super) struct StageArgs {
+    #[command(flatten)]
+    wish: WishArgs,
+
+    #[command(flatten)]
+    which: WhichArgs,
+
+    /// The directory; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+
+    /// Return only when optional outputs have come to their end as well
+    #[arg(long)]
+    wait_all: bool,
+
+    /// Only show what would be staged
+    #[arg(long)]
+    dry_run: bool,
+
+    /// A JSON object a line and output
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
+    let (invocation_id, workspace) = args.which.or_around()?;
+    let request = pb::StageRequest {
+        invocation_id,
+        workspace,
+        wish: Some(args.wish.wish()),
+        directory: text(&std::path::absolute(&args.to)?, "--to")?,
+        wait_all: args.wait_all,
+        dry_run: args.dry_run,
+    };
+    runtime()?.block_on(async {
+        let mut client = patiently(args).await?;
+        let result = stage(args, &mut client, request).await;
+        client.close().await;
+        result
+    })
+}
+
+/// The daemon, or the record; where another process has that, such as a second `stage` or a wrapped build, behind it.
+async fn patiently(args: &StageArgs) -> Result<Client, Failure> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        match Client::open(&args.state, &args.cache).await {
+            Err(failure) if failure.held && begun.elapsed() < PATIENCE => {
+                if !told && begun.elapsed() > Duration::from_secs(1) {
+                    writeln!(std::io::stderr(), "outhaul: waiting: {}", failure.message)?;
+                    told = true;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+async fn stage(args: &StageArgs, client: &mut Client, request: pb::StageRequest) -> Result<u8, Failure> {
+    let (response, rest) = match client {
+        Client::Daemon(client) => {
+            let answer = client.stage(request).await.map_err(|s| told(&s))?;
+            (answer.into_inner(), None)
+        }
+        Client::Here(service, _) => {
+            let answered = service.begin_stage(request).await.map_err(|s| told(&s))?;
+            if args.wait_all {
+                (answered.finish().await, None)
+            } else {
+                (answered.response.clone(), Some(answered))
+            }
+        }
+    };
+    let code = show(args, &response)?;
+    if let Some(answered) = rest {
+        // Nobody else would go on with what is optional.
+        let response = answered.finish().await;
+        tell_failures(&response)?;
+    }
+    Ok(code)
+}
+
+fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
+    let mut err = std::io::stderr();
+    for note in &response.notes {
+        writeln!(err, "outhaul: {note}")?;
+    }
+    let mut out = std::io::stdout().lock();
+    for output in &response.outputs {
+        if args.json {
+            writeln!(out, "{}", output_json(output))?;
+        } else if args.dry_run {
+            writeln!(out, "{:8}  {:>10}  {}", output.class, size(output), output.path)?;
+        }
+    }
+    if args.dry_run {
+        return Ok(exit::OK);
+    }
+    tell_failures(response)?;
+    let count = |outcome: &str| response.outputs.iter().filter(|o| o.outcome == outcome).count();
+    let pending = match response.pending {
+        0 => String::new(),
+        n => format!(", {n} optional on their way"),
+    };
+    let failed = response.outputs.iter().filter(|o| !o.error.is_empty()).count();
+    writeln!(
+        err,
+        "outhaul: {} downloaded, {} copied, {} already present, {failed} failed{pending}; {} {}",
+        count("downloaded"),
+        count("copied"),
+        count("present"),
+        if response.staged {
+            "staged in"
+        } else {
+            "nothing is marked as staged in"
+        },
+        args.to.display()
+    )?;
+    Ok(if response.staged { exit::OK } else { exit::FAILED })
+}
+
+fn tell_failures(response: &pb::StageResponse) -> Result<(), Failure> {
+    let mut err = std::io::stderr();
+    let failed: Vec<&pb::StagedOutput> = response.outputs.iter().filter(|o| !o.error.is_empty()).collect();
+    for output in failed.iter().take(TOLD) {
+        writeln!(
+            err,
+            "outhaul: {} ({}): {}",
+            output.exec_path, output.class, output.error
+        )?;
+    }
+    if failed.len() > TOLD {
+        writeln!(err, "outhaul: and {} more", failed.len() - TOLD)?;
+    }
+    Ok(())
+}
+
+fn size(output: &pb::StagedOutput) -> String {
+    match &output.digest {
+        Some(digest) => show_size(digest.size),
+        None if output.directory => "directory".to_owned(),
+        None => "symlink".to_owned(),
+    }
+}
+
+fn output_json(output: &pb::StagedOutput) -> Value {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    json!({
+        "path": output.path,
+        "exec_path": output.exec_path,
+        "label": output.label,
+        "aspect": some(&output.aspect),
+        "output_group": some(&output.output_group),
+        "class": output.class,
+        "digest": output.digest.as_ref().map(view::digest),
+        "size": output.digest.as_ref().map(|d| d.size),
+        "symlink_target": some(&output.symlink_target),
+        "directory": output.directory,
+        "outcome": some(&output.outcome),
+        "error": some(&output.error),
+    })
+}
+
+/// What a status means to a script.
+pub(super) fn told(status: &Status) -> Failure {
+    match status.code() {
+        tonic::Code::NotFound => Failure::not_found(status.message()),
+        tonic::Code::InvalidArgument => Failure::usage(status.message()),
+        tonic::Code::FailedPrecondition => Failure::failed(status.message()),
+        code => Failure::failed(format!("the daemon answered {code}: {}", status.message())),
+    }
+}

@@ -1,0 +1,655 @@
+//! Staging, with and without a daemon, here and elsewhere.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use outhaul::embedded_cache::{BlobFault, RequestFault, Rpc, Times};
+use serde_json::Value;
+
+use crate::support::{PATIENCE, Ran, Server, World, finish, outhaul, run};
+
+const STAGED: [&str; 12] = [
+    "aspect",
+    "class",
+    "digest",
+    "directory",
+    "error",
+    "exec_path",
+    "label",
+    "outcome",
+    "output_group",
+    "path",
+    "size",
+    "symlink_target",
+];
+
+/// A build of which nothing was downloaded, in a daemon's record.
+async fn recorded(world: &World) -> Server {
+    let server = world.serve(&["--download=minimal"]).await;
+    world.play(&world.build, server.door()).await;
+    server
+}
+
+async fn stop(mut server: Server) {
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.end().await, Some(0));
+}
+
+async fn stage(world: &World, to: &str, args: &[&str]) -> Ran {
+    let mut command = outhaul();
+    command
+        .args(["stage", "--json", "--to", to])
+        .arg(world.state())
+        .args(args);
+    finish(command).await
+}
+
+async fn is_staged(to: &str, args: &[&str]) -> Ran {
+    run(["is-staged", "--json", "--to", to]
+        .into_iter()
+        .chain(args.iter().copied()))
+    .await
+}
+
+async fn gc(world: &World, args: &[&str]) -> Ran {
+    let mut command = outhaul();
+    command
+        .args(["gc", "--json", "--max-age=1d"])
+        .args(args)
+        .arg(world.state());
+    finish(command).await
+}
+
+/// How often an outcome is told.
+fn count(ran: &Ran, outcome: &str) -> usize {
+    ran.json().iter().filter(|o| o["outcome"] == outcome).count()
+}
+
+/// Every entry below a directory but the marker's, sorted.
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten() {
+            let entry = entry.unwrap();
+            if entry.file_name() == ".outhaul" {
+                continue;
+            }
+            if entry.file_type().unwrap().is_dir() {
+                open.push(entry.path());
+            }
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_of_a_build_is_staged_once_with_a_daemon_and_without() {
+    let world = World::new().await;
+    let server = recorded(&world).await;
+    let total = world.build.outputs().len();
+    let mut server = Some(server);
+    for to in ["first", "second"] {
+        let to = world.path(to);
+        let ran = stage(&world, &to, &[]).await.expect(0);
+        assert_eq!(world.wrong_below(to.as_ref()), Vec::<String>::new());
+        assert_eq!(count(&ran, "downloaded"), total);
+        let keys: Vec<String> = ran.json()[0].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(keys, STAGED);
+
+        let before = world.cache.stats();
+        let ran = stage(&world, &to, &[]).await.expect(0);
+        assert_eq!(count(&ran, "present"), total);
+        let asked = world.cache.stats().since(&before);
+        assert_eq!(
+            (asked.batch_reads, asked.stream_reads),
+            (0, 0),
+            "nothing is transferred twice"
+        );
+        is_staged(&to, &[]).await.expect(0);
+        if let Some(server) = server.take() {
+            stop(server).await;
+        }
+    }
+    assert!(
+        !world.exec_root().join("bazel-out").exists(),
+        "the output tree is nobody's business here"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_output_trees_copy_is_taken_if_it_is_right_and_the_caches_if_not() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    world.play(&world.build, server.door()).await;
+    // Rows of what was placed follow the files.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    for name in ["liblib.a", "part0.h"] {
+        let path = world
+            .exec_root()
+            .join(&world.file(name).0.path)
+            .display()
+            .to_string();
+        while run(["stat", "--json", &path, &world.state()]).await.json()[0]["source"].is_null() {
+            assert!(tokio::time::Instant::now() < deadline, "{path} is not recorded");
+        }
+    }
+    // The cache has lost what the output tree has; and the output tree has lost what the cache has.
+    let (evicted, digest) = world.file("liblib.a");
+    world.cache.store().remove(digest);
+    let (changed, _) = world.file("part0.h");
+    let path = world.exec_root().join(&changed.path);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "changed").unwrap();
+    let to = world.path("out");
+    let ran = stage(&world, &to, &["//lib:lib"]).await.expect(0);
+    let of = |path: &str| ran.json().iter().find(|o| o["exec_path"] == path).unwrap()["outcome"].clone();
+    assert_eq!(
+        (of(&evicted.path), of(&changed.path)),
+        ("copied".into(), "downloaded".into())
+    );
+    is_staged(&to, &["//lib:lib"]).await.expect(0);
+    assert_eq!(
+        std::fs::read(&path).unwrap(),
+        b"changed",
+        "the output tree is not touched"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn optional_outputs_come_behind_or_not_at_all() {
+    let world = World::new().await;
+    let server = recorded(&world).await;
+    world.cache.store().remove(world.file("lint.report").1);
+    let app = world.file("app/app").0.path.clone();
+    // It stalls until the test says otherwise.
+    world
+        .cache
+        .faults()
+        .request(Rpc::StreamRead, RequestFault::Stall, Times::Always);
+    let to = world.path("daemon");
+    let args = ["//lib:lib", "//app:app", "--required", r".*\.h"];
+    let ran = stage(&world, &to, &args).await.expect(0);
+    assert!(ran.err.contains("optional on their way"), "{}", ran.err);
+    assert!(
+        ran.json()
+            .iter()
+            .any(|o| o["exec_path"] == *app && o["outcome"].is_null() && o["error"].is_null())
+    );
+    assert!(!Path::new(&to).join(&app).exists());
+    let answer = is_staged(&to, &args).await.expect(0).json().remove(0);
+    assert_eq!(answer["complete"], false);
+    world.cache.faults().clear();
+    world.cache.faults().sever_connections();
+    // The daemon goes on behind its answer.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while is_staged(&to, &args).await.expect(0).json()[0]["complete"] != true {
+        assert!(tokio::time::Instant::now() < deadline, "it does not complete");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(Path::new(&to).join(&app).exists());
+
+    let to = world.path("all");
+    let all = [&args[..], &["--wait-all"]].concat();
+    let ran = stage(&world, &to, &all).await.expect(0);
+    assert!(
+        ran.err.contains("lint.report") && ran.err.contains("evicted"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(count(&ran, "downloaded"), 7);
+    stop(server).await;
+    // Without a daemon the command itself ends with all of it.
+    let to = world.path("alone");
+    stage(&world, &to, &args).await.expect(0);
+    assert!(Path::new(&to).join(&app).exists());
+    assert_eq!(is_staged(&to, &args).await.expect(0).json()[0]["complete"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_required_artifact_that_is_evicted_stages_nothing() {
+    let world = World::new().await;
+    let mut server = Some(recorded(&world).await);
+    let (gone, digest) = world.file("app/app");
+    world.cache.store().remove(digest);
+    for to in ["daemon", "alone"] {
+        let to = world.path(to);
+        let ran = stage(&world, &to, &["//app/..."]).await;
+        ran.says(1, &[&gone.path, &digest.hash_hex(), "evicted"]);
+        assert!(!Path::new(&to).exists(), "nothing was written");
+        is_staged(&to, &[]).await.expect(1);
+        if let Some(server) = server.take() {
+            stop(server).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_wrong_are_not_staged_and_leave_no_marker() {
+    let world = World::new().await;
+    let _server = recorded(&world).await;
+    let (wrong, digest) = world.file("liblib.a");
+    world
+        .cache
+        .faults()
+        .blob(digest, BlobFault::Corrupt, Times::Always);
+    let to = world.path("out");
+    let ran = stage(&world, &to, &["//lib:lib"]).await;
+    ran.says(1, &[&wrong.path]);
+    assert!(!Path::new(&to).join(&wrong.path).exists());
+    is_staged(&to, &[]).await.expect(1);
+    assert!(
+        !entries(to.as_ref())
+            .iter()
+            .any(|p| p.to_string_lossy().contains(".outhaul-tmp"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlapping_stages_at_once_both_end_well() {
+    let world = World::new().await;
+    let mut server = Some(recorded(&world).await);
+    for to in ["daemon", "alone"] {
+        let to = world.path(to);
+        let wishes: [&[&str]; 4] = [
+            &["//lib:lib"],
+            &["//app:app"],
+            &["//app:app", "--include", r".*\.h"],
+            &["//lib:lib"],
+        ];
+        let stages = wishes.map(|wish| stage(&world, &to, wish));
+        for ran in futures::future::join_all(stages).await {
+            ran.expect(0);
+        }
+        for wish in wishes {
+            is_staged(&to, wish).await.expect(0);
+        }
+        let answer = is_staged(&to, &[]).await.expect(0).json().remove(0);
+        assert_eq!(answer["problems"], serde_json::json!([]));
+        assert!(
+            !entries(to.as_ref())
+                .iter()
+                .any(|p| p.to_string_lossy().contains(".outhaul-tmp"))
+        );
+        if let Some(server) = server.take() {
+            stop(server).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_still_runs_is_not_staged_from() {
+    use outhaul::proto::google::devtools::build::v1::{
+        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
+        build_event::{self, BuildComponentStreamFinished},
+        publish_build_event_client::PublishBuildEventClient,
+        stream_id::BuildComponent,
+    };
+    let world = World::new().await;
+    let server = recorded(&world).await;
+    let next = world.build.incremental();
+    let id = next.invocation_id();
+    let events: Vec<Vec<u8>> = next.events().collect();
+    let all = events.len();
+    let stream_id = StreamId {
+        build_id: next.build_id(),
+        invocation_id: id.clone(),
+        component: BuildComponent::Tool.into(),
+    };
+    let requests = events.into_iter().map(|value| {
+        build_event::Event::BazelEvent(prost_types::Any {
+            value,
+            ..Default::default()
+        })
+    });
+    let end = build_event::Event::ComponentStreamFinished(BuildComponentStreamFinished::default());
+    let requests: Vec<_> = (1..)
+        .zip(requests.chain([end]))
+        .map(|(sequence_number, event)| PublishBuildToolEventStreamRequest {
+            ordered_build_event: Some(OrderedBuildEvent {
+                stream_id: Some(stream_id.clone()),
+                sequence_number,
+                event: Some(BuildEvent {
+                    event: Some(event),
+                    ..BuildEvent::default()
+                }),
+            }),
+            ..Default::default()
+        })
+        .collect();
+    let (first, rest) = requests.split_at(all / 2);
+    let (send, receive) = tokio::sync::mpsc::channel(all + 1);
+    for request in first {
+        send.send(request.clone()).await.unwrap();
+    }
+    let door = server.door().replace("grpc://", "http://");
+    let mut client = PublishBuildEventClient::connect(door).await.unwrap();
+    let mut acks = client
+        .publish_build_tool_event_stream(tokio_stream::wrappers::ReceiverStream::new(receive))
+        .await
+        .unwrap()
+        .into_inner();
+    let to = world.path("out");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let ran = run(["status", "--json", &id, &world.state()]).await;
+        if ran.code == Some(0) && ran.json()[0]["workspace"] != "" {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "it does not begin");
+    }
+    stage(&world, &to, &["--invocation", &id])
+        .await
+        .says(1, &[&id, "still running"]);
+    for request in rest {
+        send.send(request.clone()).await.unwrap();
+    }
+    drop(send);
+    while tokio::time::timeout(PATIENCE, acks.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .is_some()
+    {}
+    stage(&world, &to, &["--invocation", &id]).await.expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_control_api_stages_and_looks() {
+    use outhaul::proto::outhaul::v1 as pb;
+    let world = World::new().await;
+    let _server = recorded(&world).await;
+    let socket = format!("unix://{}", world.path("state/control.sock"));
+    let channel = tonic::transport::Endpoint::from_shared(socket)
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut client = pb::control_client::ControlClient::new(channel);
+    let directory = world.path("out");
+    let request = pb::StageRequest {
+        directory: directory.clone(),
+        dry_run: true,
+        ..pb::StageRequest::default()
+    };
+    let answer = client.stage(request.clone()).await.unwrap().into_inner();
+    assert_eq!(
+        (answer.staged, answer.outputs.len()),
+        (false, world.build.outputs().len())
+    );
+    let looked = pb::IsStagedRequest {
+        directory,
+        ..pb::IsStagedRequest::default()
+    };
+    assert!(
+        !client
+            .is_staged(looked.clone())
+            .await
+            .unwrap()
+            .into_inner()
+            .staged
+    );
+    let request = pb::StageRequest {
+        dry_run: false,
+        ..request
+    };
+    let answer = client.stage(request).await.unwrap().into_inner();
+    assert!(answer.staged && answer.pending == 0);
+    let answer = client.is_staged(looked).await.unwrap().into_inner();
+    assert!(answer.staged && answer.complete, "{answer:?}");
+    assert_eq!(answer.invocation_ids, [world.build.invocation_id()]);
+    let relative = pb::IsStagedRequest {
+        directory: "out".to_owned(),
+        ..pb::IsStagedRequest::default()
+    };
+    let refused = client.is_staged(relative).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_is_an_error_before_anything_is_written() {
+    let world = World::new().await;
+    let _server = recorded(&world).await;
+    let to = world.path("out");
+    for (args, code, parts) in [
+        (&["//no:such"][..], 3, &["//no:such", "no such target"][..]),
+        (&["--include=nope"], 3, &["--include=nope"]),
+        (&["--required=nope"], 3, &["--required=nope"]),
+        (
+            &["--output-group=nope"],
+            3,
+            &["--output-group=nope", "lint_report"],
+        ),
+        (&["--invocation=nope"], 3, &["nope"]),
+        (&["--workspace=/nope"], 3, &["/nope"]),
+        (&["--include=("], 2, &["--include=("]),
+        (&["nonsense"], 2, &["nonsense"]),
+    ] {
+        stage(&world, &to, args).await.says(code, parts);
+    }
+    let ran = stage(&world, &to, &["--dry-run", "--flatten", "//app:app"])
+        .await
+        .expect(0);
+    let mut paths: Vec<String> = ran
+        .json()
+        .iter()
+        .map(|o| o["path"].as_str().unwrap().to_owned())
+        .collect();
+    paths.sort();
+    let expected = [
+        "app",
+        "liblib.a",
+        "part0.h",
+        "part1.h",
+        "part2.h",
+        "part3.h",
+        "version.txt",
+    ];
+    assert_eq!(paths, expected);
+    assert!(
+        ran.json()
+            .iter()
+            .all(|o| o["class"] == "required" && o["digest"].is_string())
+    );
+    assert!(!Path::new(&to).exists(), "nothing was written");
+    // A file where the directory should be.
+    std::fs::write(&to, "").unwrap();
+    stage(&world, &to, &[]).await.says(2, &["--to", &to]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_or_changed_is_named_and_staged_again() {
+    let world = World::new().await;
+    let _server = recorded(&world).await;
+    let to = world.path("out");
+    let args = ["--flatten", "//lib:lib"];
+    stage(&world, &to, &args).await.expect(0);
+    is_staged(&to, &args).await.expect(0);
+    let file = |name: &str| Path::new(&to).join(name);
+    std::fs::remove_file(file("part0.h")).unwrap();
+    // The same size and time, other bytes.
+    let times = std::fs::metadata(file("part1.h")).unwrap();
+    std::fs::remove_file(file("part1.h")).unwrap();
+    std::fs::write(file("part1.h"), vec![0; times.len() as usize]).unwrap();
+    let changed = std::fs::File::options()
+        .write(true)
+        .open(file("part1.h"))
+        .unwrap();
+    changed.set_modified(times.modified().unwrap()).unwrap();
+    let answer = is_staged(&to, &[]).await.expect(1).json().remove(0);
+    let problems: Vec<&str> = answer["problems"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p.as_str().unwrap())
+        .collect();
+    assert_eq!(
+        problems,
+        ["part0.h: is not there", "part1.h: is not what was staged"]
+    );
+    run(["is-staged", "--to", &to])
+        .await
+        .says(1, &["part0.h", "part1.h"]);
+    let ran = stage(&world, &to, &args).await.expect(0);
+    assert_eq!((count(&ran, "downloaded"), count(&ran, "present")), (2, 4));
+    is_staged(&to, &args).await.expect(0);
+    is_staged(&to, &["//app:app"]).await.expect(1);
+    is_staged(&to, &["--invocation", "nope"]).await.expect(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_never_ran_the_build_stages_from_its_export() {
+    let world = World::new().await;
+    let server = recorded(&world).await;
+    let file = world.path("build.outhaul");
+    let id = world.build.invocation_id();
+    let mut command = outhaul();
+    command.args(["export", &id, "-o", &file]).arg(world.state());
+    finish(command).await.expect(0);
+    stop(server).await;
+    // Without a daemon, and to standard output, it is the same file.
+    let mut command = outhaul();
+    command.args(["export", "-o", "-"]).arg(world.state());
+    assert_eq!(
+        finish(command).await.expect(0).stdout,
+        std::fs::read(&file).unwrap()
+    );
+    // Nothing of the first machine is left but the file.
+    std::fs::remove_dir_all(world.dir.path().join("execroot")).unwrap();
+    std::fs::remove_dir_all(world.dir.path().join("state")).unwrap();
+
+    let state = format!("--state-dir={}", world.path("elsewhere"));
+    for said in ["taken in", "here already"] {
+        let ran = run(["import", &file, &state]).await.expect(0);
+        assert!(ran.err.contains(said), "{}", ran.err);
+    }
+    let to = world.path("out");
+    run(["stage", "--invocation", &id, "--to", &to, &state])
+        .await
+        .expect(0);
+    assert_eq!(world.wrong_below(to.as_ref()), Vec::<String>::new());
+    let ran = run(["status", "--json", &id, &state]).await.expect(0);
+    assert_eq!(ran.json()[0]["state"], "settled");
+    assert!(
+        ran.json()[0]["targets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|t| t["label"] == "//app:app")
+    );
+    let ran = run(["ls", "--json", &id, &state]).await.expect(0);
+    assert_eq!(ran.json().len(), world.build.outputs().len());
+    assert!(ran.json().iter().all(|o| o["state"] == "known"));
+
+    // A daemon finds nothing to do for it, and it is not what its workspace was built with last.
+    let mut serve = outhaul();
+    serve.args([
+        "serve",
+        "--bes-listen=127.0.0.1:0",
+        "--admin-listen=none",
+        &state,
+        &world.cache_flag(),
+    ]);
+    let server = Server::start(serve).await;
+    assert!(!world.exec_root().exists(), "nothing is written for it unasked");
+    std::fs::create_dir_all(world.exec_root()).unwrap();
+    let ran = run(["import", &file, &state]).await;
+    ran.says(1, &["--state-dir"]);
+    let own = world.build.incremental();
+    world.play(&own, server.door()).await;
+    let ran = run([
+        "stage",
+        "--workspace",
+        &world.path("workspace/sub"),
+        "--to",
+        &world.path("own"),
+        &state,
+    ])
+    .await;
+    ran.expect(0);
+    let answer = is_staged(&world.path("own"), &[])
+        .await
+        .expect(0)
+        .json()
+        .remove(0);
+    assert_eq!(answer["invocation_ids"], serde_json::json!([own.invocation_id()]));
+
+    let damaged = world.path("damaged");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&damaged, &bytes[..bytes.len() - 9]).unwrap();
+    let other = format!("--state-dir={}", world.path("third"));
+    run(["import", &damaged, &other])
+        .await
+        .says(1, &[&damaged, "at byte"]);
+    run(["import", "/no/such", &other]).await.says(2, &["/no/such"]);
+    let ran = run(["status", "--json", &other]).await.expect(0);
+    assert_eq!(ran.json(), Vec::<Value>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gc_shows_its_plan_and_keeps_what_was_staged_lately() {
+    let world = World::new().await;
+    let server = recorded(&world).await;
+    let second = world.build.incremental();
+    world.play(&second, server.door()).await;
+    let ran = run(["gc", &world.state()]).await;
+    ran.says(1, &["daemon", "--retention-age"]);
+    stop(server).await;
+    let state = world.dir.path().join("state/journal");
+    let journals = || {
+        entries(&state)
+            .into_iter()
+            .filter(|p| p.extension().is_some_and(|e| e == "settled"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(journals().len(), 2);
+    for journal in journals() {
+        let file = std::fs::File::options().append(true).open(journal).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(9 * 86400))
+            .unwrap();
+    }
+    let first = world.build.invocation_id();
+    stage(&world, &world.path("out"), &["--invocation", &first, "//lib:lib"])
+        .await
+        .expect(0);
+    let timestamp = world.dir.path().join("out/.outhaul/staged.timestamp");
+    assert!(
+        timestamp
+            .metadata()
+            .unwrap()
+            .modified()
+            .unwrap()
+            .elapsed()
+            .unwrap()
+            < PATIENCE
+    );
+
+    let ran = gc(&world, &["--dry-run"]).await.expect(0);
+    let planned = ran.json();
+    assert_eq!(planned.len(), 1, "{planned:?}");
+    assert_eq!(
+        (&planned[0]["kind"], &planned[0]["invocation_id"]),
+        (&"journal".into(), &second.invocation_id().into())
+    );
+    assert_eq!(journals().len(), 2, "a plan deletes nothing");
+    gc(&world, &[]).await.expect(0);
+    assert_eq!(journals().len(), 1);
+    assert_eq!(gc(&world, &[]).await.expect(0).json(), Vec::<Value>::new());
+    stage(
+        &world,
+        &world.path("again"),
+        &["--invocation", &first, "//lib:lib"],
+    )
+    .await
+    .expect(0);
+    // By size what was not used for longest goes.
+    gc(&world, &["--max-size=0"]).await.expect(0);
+    assert_eq!(journals().len(), 0);
+    run(["gc", "--max-age=x", &world.state()])
+        .await
+        .says(2, &["--retention-age=x"]);
+}
