@@ -1,71 +1,199 @@
 //! Asks the daemon, or the record itself where no daemon runs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tokio::{net::UnixStream, sync::mpsc};
+use tonic::{
+    Request, Status, Streaming,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint, Uri},
+};
 
 use super::exit::Failure;
 use crate::{
-    config::{CacheArgs, PlaceArgs, StateArgs},
-    control::Service,
+    config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs},
+    control::{Service, Token},
     daemon::Rooms,
     invocation::{policy::Policy, roots::Destination},
-    proto::outhaul::v1::{self as pb, control_client::ControlClient},
+    proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
     record::{Record, RecordError},
 };
+
+/// How long a connection to another machine may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How often a daemon that says nothing is asked whether it is still there, and how long it may take to say so.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Trees of many outputs are listed in one message.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// A daemon's control API.
+pub(super) type Daemon = ControlClient<InterceptedService<Channel, WithToken>>;
+
+/// Puts the token, if there is one, into every call.
+#[derive(Clone)]
+pub(super) struct WithToken(Option<Token>);
+
+impl Interceptor for WithToken {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            token.put(&mut request)?;
+        }
+        Ok(request)
+    }
+}
+
+/// Where a daemon is looked for.
+pub(super) enum Door {
+    /// The socket of the state directory. If nobody answers there, the record can be opened.
+    Socket(PathBuf),
+    /// What `--control` names.
+    Named(Box<ControlAddress>),
+}
+
+impl fmt::Display for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => path.display().fmt(f),
+            Self::Named(address) => address.endpoint.fmt(f),
+        }
+    }
+}
+
+impl Door {
+    /// The one that the flags name. `authorities` is the file of `--tls-certificate`.
+    pub(super) fn new(
+        control: &ControlArgs,
+        state: &StateArgs,
+        authorities: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        match control.address(authorities)? {
+            Some(address) => Ok(Self::Named(Box::new(address))),
+            None => Ok(Self::Socket(state.socket()?)),
+        }
+    }
+
+    /// Connects, or says why not.
+    pub(super) async fn connect(&self) -> Result<Daemon, String> {
+        let (channel, token) = match self {
+            Self::Socket(path) => (connect(path).await?, None),
+            Self::Named(address) => {
+                let channel = match address.endpoint.unix_path() {
+                    Some(path) => connect(path).await?,
+                    None => connect_tcp(address).await?,
+                };
+                (channel, address.token.clone())
+            }
+        };
+        let channel = InterceptedService::new(channel, WithToken(token));
+        Ok(ControlClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+    }
+}
+
+/// Why nothing more is heard of an invocation.
+pub(super) enum Lost {
+    /// The connection broke, or the daemon is ending: it may be asked again.
+    Connection(String),
+    /// It was refused, or is not there.
+    Refused(Failure),
+}
+
+/// What is heard of one invocation.
+pub(super) enum Following {
+    Daemon(Box<Streaming<pb::WatchInvocationResponse>>),
+    Here(mpsc::Receiver<Result<Event, String>>),
+}
+
+impl Following {
+    /// The next event; none behind the last.
+    pub(super) async fn next(&mut self) -> Result<Option<Event>, Lost> {
+        match self {
+            Self::Daemon(events) => loop {
+                match events.message().await.map_err(lost)? {
+                    // Of a newer daemon, it may be something that we do not know.
+                    Some(message) if message.event.is_none() => {}
+                    Some(message) => return Ok(message.event),
+                    None => return Ok(None),
+                }
+            },
+            Self::Here(events) => match events.recv().await {
+                Some(Ok(event)) => Ok(Some(event)),
+                Some(Err(reason)) => Err(Lost::Refused(Failure::not_found(reason))),
+                None => Ok(None),
+            },
+        }
+    }
+}
 
 /// Who answers.
 pub(super) enum Client {
     /// A daemon.
-    Daemon(ControlClient<Channel>),
+    Daemon(Daemon),
     /// This process, which has opened the record.
     Here(Box<Service>, Record),
 }
 
 impl Client {
-    /// The daemon of the state directory, or this process in its place.
-    pub(super) async fn open(state: &StateArgs, cache: &CacheArgs) -> Result<Self, Failure> {
-        let socket = state.socket()?;
-        let refused = match connect(&socket).await {
-            Ok(channel) => {
-                // Trees of many outputs are listed in one message.
-                let client = ControlClient::new(channel).max_decoding_message_size(256 << 20);
-                return Ok(Self::Daemon(client));
-            }
-            Err(error) => error,
-        };
+    /// The daemon that the flags name, or this process in place of the state directory's.
+    pub(super) async fn open(
+        control: &ControlArgs,
+        state: &StateArgs,
+        cache: &CacheArgs,
+    ) -> Result<Self, Failure> {
+        let door = Door::new(control, state, cache.tls_certificate.as_deref())?;
+        match door.connect().await {
+            Ok(daemon) => Ok(Self::Daemon(daemon)),
+            Err(refused) => Self::here(&door, &refused, state, cache).await,
+        }
+    }
+
+    /// This process, since no daemon answers: opens the record, unless another one was asked for. The failure tells
+    /// whether another process has it, which may be about to answer, or to end.
+    pub(super) async fn here(
+        door: &Door,
+        refused: &str,
+        state: &StateArgs,
+        cache: &CacheArgs,
+    ) -> Result<Self, Failure> {
+        if let Door::Named(_) = door {
+            return Err(Failure::failed(format!("no daemon answers on {door}: {refused}")));
+        }
         let directory = state.directory()?;
         let journal = directory.join("journal");
         if !directory.is_dir() {
             return Err(Failure::not_found(format!(
-                "nothing is recorded in {} and no daemon answers on {}: {refused}",
+                "nothing is recorded in {} and no daemon answers on {door}: {refused}",
                 directory.display(),
-                socket.display()
             )));
         }
         let record = match tokio::task::spawn_blocking(move || Record::open(&directory)).await {
             Ok(Ok((record, _))) => record,
             Ok(Err(error @ RecordError::Held { .. })) => {
                 return Err(Failure::held(format!(
-                    "{error}, and it does not answer on {}: {refused}",
-                    socket.display()
+                    "{error}, and it does not answer on {door}: {refused}"
                 )));
             }
             Ok(Err(error)) => return Err(Failure::failed(error)),
             Err(error) => return Err(Failure::failed(error)),
         };
+        let rooms = Self::rooms(record.clone(), cache)?;
+        Ok(Self::Here(Box::new(rooms.service.with_journal(journal)), record))
+    }
+
+    fn rooms(record: Record, cache: &CacheArgs) -> Result<Rooms, Failure> {
         let place = PlaceArgs::from_environment()?;
-        let rooms = Rooms::open(
-            record.clone(),
+        Ok(Rooms::open(
+            record,
             Policy::default(),
             place.rules(Destination::ExecRoot)?,
             cache.source_rule(true)?,
             place.options()?,
             false,
-        )?;
-        Ok(Self::Here(Box::new(rooms.service.with_journal(journal)), record))
+        )?)
     }
 
     pub(super) async fn invocations(&mut self, limit: u32) -> Result<Vec<pb::Invocation>, Failure> {
@@ -103,10 +231,38 @@ impl Client {
     pub(super) async fn stat(&mut self, paths: Vec<String>) -> Result<Vec<pb::Output>, Failure> {
         match self {
             Self::Daemon(client) => {
-                let answer = client.stat_outputs(pb::OutputsRequest { paths }).await;
+                let request = pb::BatchStatRequest {
+                    paths,
+                    ..pb::BatchStatRequest::default()
+                };
+                let answer = client.batch_stat(request).await;
                 Ok(answer.map_err(told)?.into_inner().outputs)
             }
-            Self::Here(service, _) => Ok(service.stat(paths).await),
+            Self::Here(service, _) => service.stat(paths, "").await.map_err(Failure::not_found),
+        }
+    }
+
+    pub(super) async fn why(&mut self, paths: Vec<String>) -> Result<Vec<pb::why_response::Answer>, Failure> {
+        match self {
+            Self::Daemon(client) => {
+                let answer = client.why(pb::WhyRequest { paths }).await;
+                Ok(answer.map_err(told)?.into_inner().answers)
+            }
+            Self::Here(service, _) => Ok(service.why(paths).await),
+        }
+    }
+
+    /// Follows an invocation. Without a daemon, the record is all there is.
+    pub(super) async fn watch(&mut self, choice: pb::InvocationChoice) -> Result<Following, Lost> {
+        match self {
+            Self::Daemon(client) => {
+                let request = pb::WatchInvocationRequest {
+                    invocation: Some(choice),
+                };
+                let events = client.watch_invocation(request).await.map_err(lost)?;
+                Ok(Following::Daemon(Box::new(events.into_inner())))
+            }
+            Self::Here(service, _) => Ok(Following::Here(service.watch(choice, false))),
         }
     }
 
@@ -176,6 +332,39 @@ async fn connect(socket: &Path) -> Result<Channel, String> {
         .connect_with_connector(connector)
         .await
         .map_err(|e| e.to_string())
+}
+
+async fn connect_tcp(address: &ControlAddress) -> Result<Channel, String> {
+    let words = |error: tonic::transport::Error| {
+        // The first words are "transport error".
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        cause.to_string()
+    };
+    let mut endpoint = Endpoint::from_shared(address.endpoint.http_uri())
+        .map_err(words)?
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE);
+    if let Some(tls) = &address.tls {
+        endpoint = endpoint.tls_config(tls.clone()).map_err(words)?;
+    }
+    endpoint.connect().await.map_err(words)
+}
+
+/// Whether to ask again: not where the answer would be the same.
+fn lost(status: Status) -> Lost {
+    use tonic::Code;
+    match status.code() {
+        Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::InvalidArgument
+        | Code::Unimplemented
+        | Code::NotFound => Lost::Refused(told(status)),
+        _ => Lost::Connection(status.message().to_owned()),
+    }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the shape that map_err takes")]

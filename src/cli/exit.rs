@@ -10,10 +10,13 @@ pub(super) const FAILED: u8 = 1;
 pub(super) const USAGE: u8 = 2;
 /// Nothing of that name is recorded.
 pub(super) const NOT_FOUND: u8 = 3;
+/// What was waited for did not come in time.
+pub(super) const TIMED_OUT: u8 = 4;
 
 /// Shown under `--help`.
 pub(super) const HELP: &str = "Exit codes: 0 everything asked for is there; 1 something could not be had; \
-2 the command line or a setting is wrong; 3 nothing of that name is recorded. \
+2 the command line or a setting is wrong; 3 nothing of that name is recorded; \
+4 it did not come in time. \
 `outhaul run` exits with the wrapped command's own code.";
 
 /// Why a command ends without success.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     bes::{Journal, journal::Entry},
-    config::{CacheArgs, StateArgs},
+    config::{CacheArgs, ControlArgs, StateArgs},
     proto::outhaul::v1 as pb,
     record::InvocationRow,
     stage::archive::{self, Exported},
@@ -53,7 +53,7 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
     };
     let (invocation_id, workspace) = which.or_around()?;
     let row = runtime()?.block_on(async {
-        let mut client = Client::open(&args.state, &args.cache).await?;
+        let mut client = Client::open(&ControlArgs::default(), &args.state, &args.cache).await?;
         let result = find(&mut client, invocation_id, workspace).await;
         client.close().await;
         result

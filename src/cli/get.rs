@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{client::Client, exit, exit::Failure, paths, runtime, view};
-use crate::config::{CacheArgs, StateArgs};
+use crate::config::{CacheArgs, ControlArgs, StateArgs};
 
 /// Arguments of `outhaul get`.
 #[derive(Debug, Args)]
@@ -21,6 +21,9 @@ pub(super) struct GetArgs {
     json: bool,
 
     #[command(flatten)]
+    control: ControlArgs,
+
+    #[command(flatten)]
     state: StateArgs,
 
     #[command(flatten)]
@@ -30,7 +33,7 @@ pub(super) struct GetArgs {
 pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
     let paths = resolved(&args.paths)?;
     runtime()?.block_on(async {
-        let mut client = Client::open(&args.state, &args.cache).await?;
+        let mut client = Client::open(&args.control, &args.state, &args.cache).await?;
         let results = client.materialize(paths).await?;
         client.close().await;
         let mut out = std::io::stdout().lock();

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use clap::Args;
 
 use super::{client::Client, exit, exit::Failure, runtime, view};
-use crate::config::{CacheArgs, StateArgs};
+use crate::config::{CacheArgs, ControlArgs, StateArgs};
 
 /// Arguments of `outhaul ls`.
 #[derive(Debug, Args)]
@@ -23,6 +23,9 @@ pub(super) struct LsArgs {
     json: bool,
 
     #[command(flatten)]
+    control: ControlArgs,
+
+    #[command(flatten)]
     state: StateArgs,
 
     #[command(flatten)]
@@ -31,7 +34,7 @@ pub(super) struct LsArgs {
 
 pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
     runtime()?.block_on(async {
-        let mut client = Client::open(&args.state, &args.cache).await?;
+        let mut client = Client::open(&args.control, &args.state, &args.cache).await?;
         let id = args.id.as_deref().unwrap_or("");
         let class = args.class.as_deref().unwrap_or("");
         let result = client

@@ -17,6 +17,7 @@ mod stage;
 mod stat;
 mod status;
 mod view;
+mod wait;
 
 use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -60,6 +61,8 @@ enum Command {
     Stat(stat::StatArgs),
     /// Show why outputs were downloaded or not, and where their bytes came from
     Why(stat::WhyArgs),
+    /// Wait until a build, or some of its targets, are on disk
+    Wait(wait::WaitArgs),
     /// Show what became of builds
     Status(status::StatusArgs),
     /// List the outputs that a build's output root has on record
@@ -115,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Get(args) => get::main(&args),
         Command::Stat(args) => stat::stat(&args),
         Command::Why(args) => stat::why(&args),
+        Command::Wait(args) => wait::main(&args),
         Command::Status(args) => status::main(&args),
         Command::Ls(args) => ls::main(&args),
         Command::Stage(args) => stage::main(&args),

@@ -25,6 +25,15 @@ pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     Ok(absolute)
 }
 
+/// The workspace that a directory is in, as Bazel finds it: the nearest one above that has one of its files.
+pub(super) fn workspace_around(directory: &Path) -> Option<PathBuf> {
+    let marks = ["MODULE.bazel", "REPO.bazel", "WORKSPACE.bazel", "WORKSPACE"];
+    directory
+        .ancestors()
+        .find(|above| marks.iter().any(|mark| above.join(mark).is_file()))
+        .map(Path::to_owned)
+}
+
 /// Without `..`, by the letter: as a user reads it.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
@@ -42,6 +51,20 @@ fn plain(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_workspace_above_is_the_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("outer/inner/pkg");
+        std::fs::create_dir_all(&deep).unwrap();
+        // A directory of that name is no mark.
+        std::fs::create_dir(deep.join("WORKSPACE")).unwrap();
+        assert_eq!(workspace_around(&deep), None);
+        std::fs::write(dir.path().join("outer/WORKSPACE"), "").unwrap();
+        assert_eq!(workspace_around(&deep), Some(dir.path().join("outer")));
+        std::fs::write(dir.path().join("outer/inner/MODULE.bazel"), "").unwrap();
+        assert_eq!(workspace_around(&deep), Some(dir.path().join("outer/inner")));
+    }
 
     #[test]
     fn links_on_the_way_are_followed_and_the_output_itself_is_not() {

@@ -11,8 +11,12 @@ use tokio::{
 use super::{exit, exit::Failure, runtime};
 use crate::{
     bes::{BesAddress, BesListener},
-    config::{CacheArgs, ConfigError, HoldArgs, NotifyArgs, PlaceArgs, SelectionArgs, StateArgs},
-    daemon::{Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready, notify_stopping},
+    config::{
+        CacheArgs, ConfigError, ControlListenArgs, HoldArgs, NotifyArgs, PlaceArgs, SelectionArgs, StateArgs,
+    },
+    daemon::{
+        ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready, notify_stopping,
+    },
     invocation::roots::Destination,
     notify::Notifier,
     record::{Opening, Record},
@@ -66,6 +70,9 @@ pub(super) struct ServeArgs {
     state: StateArgs,
 
     #[command(flatten)]
+    control: ControlListenArgs,
+
+    #[command(flatten)]
     hold: HoldArgs,
 
     #[command(flatten)]
@@ -97,6 +104,7 @@ async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
     let notify = args.notify.options()?;
     let state_dir = args.state.directory()?;
     let socket = args.state.socket()?;
+    let control_port = args.control.port()?;
     let idle_timeout = args
         .idle_timeout
         .as_deref()
@@ -141,13 +149,23 @@ async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
         ),
         None => None,
     };
+    let control_door = match control_port {
+        Some(port) => Some(ControlDoor {
+            listener: TcpListener::bind(port.address)
+                .await
+                .map_err(|e| Failure::usage(format!("--control-listen={}: {e}", port.address)))?,
+            tls: port.tls,
+            token: port.token,
+        }),
+        None => None,
+    };
     let rooms = Rooms::open(record, policy, rules, source, options, false)?;
     // Before the daemon starts: what it takes up from the journal is told of as well.
     let notifier = (!notify.is_empty())
         .then(|| Notifier::start(notify, rooms.engine.changes(), &rooms.metrics))
         .transpose()
         .map_err(|e| Failure::usage(format!("--notify-url: {e}")))?;
-    let daemon = Daemon::start(
+    let mut daemon = Daemon::start(
         rooms,
         DaemonOptions {
             journal_dir: Some(state_dir.join("journal")),
@@ -167,6 +185,11 @@ async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
     }
     if let Some(address) = daemon.admin {
         tracing::info!("health and metrics on http://{address}");
+    }
+    if let Some(door) = control_door {
+        let address = door.listener.local_addr()?;
+        daemon.open_control(door);
+        tracing::info!("control API on {address}");
     }
     tracing::info!("control socket {}", socket.display());
     if args.cache.names_a_cache() {

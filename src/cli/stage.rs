@@ -10,15 +10,13 @@ use clap::Args;
 use serde_json::{Value, json};
 use tonic::Status;
 
-use super::{client::Client, exit, exit::Failure, runtime, view};
+use super::{client::Client, exit, exit::Failure, paths, runtime, view};
 use crate::{
-    config::{CacheArgs, StateArgs},
+    config::{CacheArgs, ControlArgs, StateArgs},
     proto::outhaul::v1 as pb,
     units::show_size,
 };
 
-/// Files at the top of a workspace.
-const WORKSPACE_FILES: [&str; 4] = ["MODULE.bazel", "REPO.bazel", "WORKSPACE", "WORKSPACE.bazel"];
 /// How many failures are told.
 const TOLD: usize = 10;
 /// How long another process may keep the record.
@@ -101,11 +99,8 @@ impl WhichArgs {
         let (invocation, mut workspace) = self.given()?;
         if invocation.is_empty() && workspace.is_empty() {
             let here = std::env::current_dir()?;
-            let around = here
-                .ancestors()
-                .find(|dir| WORKSPACE_FILES.iter().any(|file| dir.join(file).is_file()));
-            if let Some(around) = around {
-                workspace = text(around, "--workspace")?;
+            if let Some(around) = paths::workspace_around(&here) {
+                workspace = text(&around, "--workspace")?;
             }
         }
         Ok((invocation, workspace))
@@ -174,7 +169,7 @@ async fn patiently(args: &StageArgs) -> Result<Client, Failure> {
     let begun = Instant::now();
     let mut told = false;
     loop {
-        match Client::open(&args.state, &args.cache).await {
+        match Client::open(&ControlArgs::default(), &args.state, &args.cache).await {
             Err(failure) if failure.held && begun.elapsed() < PATIENCE => {
                 if !told && begun.elapsed() > Duration::from_secs(1) {
                     writeln!(std::io::stderr(), "outhaul: waiting: {}", failure.message)?;

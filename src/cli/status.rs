@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{client::Client, exit, exit::Failure, runtime, view};
-use crate::config::{CacheArgs, StateArgs};
+use crate::config::{CacheArgs, ControlArgs, StateArgs};
 
 /// How often `--watch` looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -34,6 +34,9 @@ pub(super) struct StatusArgs {
     json: bool,
 
     #[command(flatten)]
+    control: ControlArgs,
+
+    #[command(flatten)]
     state: StateArgs,
 
     #[command(flatten)]
@@ -42,7 +45,7 @@ pub(super) struct StatusArgs {
 
 pub(super) fn main(args: &StatusArgs) -> Result<u8, Failure> {
     runtime()?.block_on(async {
-        let mut client = Client::open(&args.state, &args.cache).await?;
+        let mut client = Client::open(&args.control, &args.state, &args.cache).await?;
         let result = if args.watch {
             watch(args, &mut client).await
         } else if let Some(id) = &args.id {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     proto::outhaul::v1 as pb,
-    units::{show_count, show_duration, show_size},
+    units::{show_count, show_size},
 };
 
 /// One output as JSON.
@@ -76,7 +76,7 @@ pub(super) fn target_json(target: &pb::Target) -> Value {
     })
 }
 
-fn non_empty(text: &str) -> Option<&str> {
+pub(super) fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
@@ -121,9 +121,4 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
         writeln!(out, "  ! {error}")?;
     }
     Ok(())
-}
-
-/// Microseconds for people.
-pub(super) fn micros(us: u64) -> String {
-    show_duration(std::time::Duration::from_micros(us))
 }

@@ -114,6 +114,22 @@ pub struct CacheArgs {
 }
 
 impl CacheArgs {
+    /// From the environment alone, for commands that fetch nothing.
+    ///
+    /// # Errors
+    /// When a variable has a value that can't be read.
+    pub fn from_environment() -> Result<Self, ConfigError> {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            cache: CacheArgs,
+        }
+        Alone::try_parse_from(["outhaul"])
+            .map(|alone| alone.cache)
+            .map_err(|e| ConfigError::new("the environment", e))
+    }
+
     /// Whether a cache is named outright.
     #[must_use]
     pub fn names_a_cache(&self) -> bool {

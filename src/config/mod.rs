@@ -4,6 +4,7 @@
 //! names the flag.
 
 mod cache;
+mod control;
 mod file;
 mod notify;
 mod place;
@@ -12,6 +13,7 @@ mod state;
 
 pub use self::{
     cache::CacheArgs,
+    control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort},
     file::with_config_file,
     notify::NotifyArgs,
     place::PlaceArgs,

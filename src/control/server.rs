@@ -1,16 +1,36 @@
 //! The control API on gRPC.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use futures::Stream;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::service::Service;
+use super::{service::Service, wait::Judge};
 use crate::proto::outhaul::v1::{self as pb, control_server::Control};
 
 /// Serves [`Service`] as `outhaul.v1.Control`.
-pub struct ControlServer(pub Service);
+#[derive(Clone)]
+pub struct ControlServer {
+    service: Service,
+    /// Once the daemon ends, calls that wait are let go.
+    ending: CancellationToken,
+}
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl ControlServer {
+    /// Serves until the token is cancelled; calls that wait then end as unavailable.
+    #[must_use]
+    pub fn new(service: Service, ending: CancellationToken) -> Self {
+        Self { service, ending }
+    }
+}
+
+fn ended() -> Status {
+    Status::unavailable("the daemon is ending")
+}
 
 #[tonic::async_trait]
 impl Control for ControlServer {
@@ -18,7 +38,7 @@ impl Control for ControlServer {
         &self,
         request: Request<pb::ListInvocationsRequest>,
     ) -> Result<Response<pb::ListInvocationsResponse>, Status> {
-        let invocations = self.0.invocations(request.into_inner().limit).await;
+        let invocations = self.service.invocations(request.into_inner().limit).await;
         Ok(Response::new(pb::ListInvocationsResponse { invocations }))
     }
 
@@ -28,7 +48,7 @@ impl Control for ControlServer {
     ) -> Result<Response<pb::GetInvocationResponse>, Status> {
         let id = request.into_inner().invocation_id;
         let (invocation, targets) = self
-            .0
+            .service
             .invocation(&id)
             .await
             .ok_or_else(|| Status::not_found(format!("no invocation {id:?} is recorded")))?;
@@ -38,23 +58,112 @@ impl Control for ControlServer {
         }))
     }
 
+    type WatchInvocationStream = Streamed<pb::WatchInvocationResponse>;
+
+    async fn watch_invocation(
+        &self,
+        request: Request<pb::WatchInvocationRequest>,
+    ) -> Result<Response<Self::WatchInvocationStream>, Status> {
+        let choice = request.into_inner().invocation.unwrap_or_default();
+        let mut heard = self.service.watch(choice, true);
+        let ending = self.ending.clone();
+        let (answer, answers) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    next = heard.recv() => match next {
+                        Some(Ok(event)) => Ok(pb::WatchInvocationResponse { event: Some(event) }),
+                        Some(Err(reason)) => Err(Status::not_found(reason)),
+                        None => return,
+                    },
+                    () = ending.cancelled() => Err(ended()),
+                    () = answer.closed() => return,
+                };
+                let last = next.is_err();
+                // A caller that takes nothing must not keep the daemon from ending.
+                let sent = tokio::select! {
+                    sent = answer.send(next) => sent.is_ok(),
+                    () = ending.cancelled(), if !last => false,
+                };
+                if last || !sent {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn wait(&self, request: Request<pb::WaitRequest>) -> Result<Response<pb::WaitResponse>, Status> {
+        let request = request.into_inner();
+        let mut judge =
+            Judge::new(&request.targets).map_err(|e| Status::invalid_argument(format!("targets: {e}")))?;
+        let mut heard = self.service.watch(request.invocation.unwrap_or_default(), true);
+        let timeout = async {
+            match request.timeout_ms {
+                0 => std::future::pending().await,
+                ms => tokio::time::sleep(Duration::from_millis(ms)).await,
+            }
+        };
+        tokio::pin!(timeout);
+        loop {
+            tokio::select! {
+                next = heard.recv() => match next {
+                    Some(Ok(event)) => {
+                        if let Some(answer) = judge.take(&event) {
+                            return Ok(Response::new(answer));
+                        }
+                    }
+                    Some(Err(reason)) => return Err(Status::not_found(reason)),
+                    None => return Err(ended()),
+                },
+                () = &mut timeout => return Ok(Response::new(judge.timed_out())),
+                () = self.ending.cancelled() => return Err(ended()),
+            }
+        }
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<pb::CancelRequest>,
+    ) -> Result<Response<pb::CancelResponse>, Status> {
+        let id = request.into_inner().invocation_id;
+        let cancelled = self.service.cancel(&id).await.map_err(Status::not_found)?;
+        Ok(Response::new(pb::CancelResponse { cancelled }))
+    }
+
+    async fn batch_stat(
+        &self,
+        request: Request<pb::BatchStatRequest>,
+    ) -> Result<Response<pb::BatchStatResponse>, Status> {
+        let request = request.into_inner();
+        let outputs = self.service.stat(request.paths, &request.invocation_id).await;
+        let outputs = outputs.map_err(Status::not_found)?;
+        Ok(Response::new(pb::BatchStatResponse { outputs }))
+    }
+
     async fn stat_outputs(
         &self,
         request: Request<pb::OutputsRequest>,
     ) -> Result<Response<pb::OutputsResponse>, Status> {
-        let outputs = self.0.stat(request.into_inner().paths).await;
+        let outputs = self.service.stat(request.into_inner().paths, "").await;
+        let outputs = outputs.map_err(Status::not_found)?;
         Ok(Response::new(pb::OutputsResponse { outputs }))
+    }
+
+    async fn why(&self, request: Request<pb::WhyRequest>) -> Result<Response<pb::WhyResponse>, Status> {
+        let answers = self.service.why(request.into_inner().paths).await;
+        Ok(Response::new(pb::WhyResponse { answers }))
     }
 
     async fn materialize(
         &self,
         request: Request<pb::OutputsRequest>,
     ) -> Result<Response<pb::MaterializeResponse>, Status> {
-        let results = self.0.materialize(request.into_inner().paths).await;
+        let results = self.service.materialize(request.into_inner().paths).await;
         Ok(Response::new(pb::MaterializeResponse { results }))
     }
 
-    type ListOutputsStream = Pin<Box<dyn Stream<Item = Result<pb::Output, Status>> + Send>>;
+    type ListOutputsStream = Streamed<pb::Output>;
 
     async fn list_outputs(
         &self,
@@ -62,7 +171,7 @@ impl Control for ControlServer {
     ) -> Result<Response<Self::ListOutputsStream>, Status> {
         let request = request.into_inner();
         let outputs = self
-            .0
+            .service
             .outputs(&request.invocation_id, &request.class)
             .await
             .map_err(Status::not_found)?;
@@ -70,7 +179,7 @@ impl Control for ControlServer {
     }
 
     async fn stage(&self, request: Request<pb::StageRequest>) -> Result<Response<pb::StageResponse>, Status> {
-        self.0.stage(request.into_inner()).await.map(Response::new)
+        self.service.stage(request.into_inner()).await.map(Response::new)
     }
 
     async fn is_staged(

@@ -5,6 +5,7 @@
 //! go, what is being placed is finished or left out whole, and the record is written.
 
 mod activation;
+mod control;
 mod idle;
 mod retention;
 #[cfg(test)]
@@ -13,18 +14,18 @@ mod tests;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     activation::{Inherited, notify_ready, notify_stopping},
+    control::ControlDoor,
     retention::{Plan as RetentionPlan, Retention},
 };
 use crate::{
     bes::{
         self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, journal::JournalOptions,
     },
-    control::{Admin, ControlServer, Service},
+    control::{Admin, Service},
     invocation::{
         Engine,
         policy::Policy,
@@ -33,7 +34,6 @@ use crate::{
     },
     materialize::{MaterializeOptions, Materializer, place::OutputRoot},
     metrics::Metrics,
-    proto::outhaul::v1::control_server::ControlServer as ControlService,
     record::{InvocationState, Record},
 };
 
@@ -190,7 +190,7 @@ impl Daemon {
         });
         if let Some(listener) = options.control {
             let (service, stop) = (rooms.service.clone(), shutdown.clone());
-            tasks.spawn(async move { serve_control(service, listener, stop).await });
+            tasks.spawn(async move { control::serve_unix(service, listener, stop).await });
         }
         let page = Admin::new(rooms.metrics.clone(), rooms.record.clone());
         if let Some(listener) = options.admin {
@@ -229,6 +229,13 @@ impl Daemon {
     #[must_use]
     pub fn shutdown_token(&self) -> CancellationToken {
         self.shutdown.clone()
+    }
+
+    /// Opens a TCP port for the control API.
+    pub fn open_control(&mut self, door: ControlDoor) {
+        let (service, stop) = (self.rooms.service.clone(), self.shutdown.clone());
+        self.tasks
+            .spawn(async move { control::serve_tcp(service, door, stop).await });
     }
 
     /// Serves until the token is cancelled or a door fails; then lets everybody go and writes the record.
@@ -305,19 +312,4 @@ async fn interrupt_stale(record: &Record) {
     if marked.await.is_err() {
         tracing::error!("looking for interrupted builds panicked; this is a bug in outhaul");
     }
-}
-
-async fn serve_control(
-    service: Service,
-    listener: BesListener,
-    stop: CancellationToken,
-) -> Result<(), String> {
-    let Some((listener, _file)) = listener.into_unix() else {
-        return Err("the control API is served on unix sockets only".to_owned());
-    };
-    bes::serve::server()
-        .add_service(ControlService::new(ControlServer(service)))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
-        .await
-        .map_err(|e| format!("the control socket: {e}"))
 }

@@ -74,7 +74,21 @@ impl FromStr for TargetPattern {
 }
 
 impl TargetPattern {
-    fn covers(&self, label: &str) -> bool {
+    /// Whether it takes targets out.
+    #[must_use]
+    pub const fn is_negative(&self) -> bool {
+        self.negative
+    }
+
+    /// Whether it names one target.
+    #[must_use]
+    pub const fn is_exact(&self) -> bool {
+        matches!(self.scope, Scope::Target(_))
+    }
+
+    /// Whether it is about a label, be it to take it in or out.
+    #[must_use]
+    pub fn covers(&self, label: &str) -> bool {
         let Some((repository, rest)) = label.split_once("//") else {
             return false;
         };

@@ -1,0 +1,142 @@
+//! Recorded outputs to disk, for somebody who asks for them by path.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc, task::spawn_blocking};
+
+use super::{Service, find::Found, show};
+use crate::{
+    exec_path::ExecPath,
+    invocation::rows,
+    materialize::{Completion, Outcome, Session, Want},
+    output::Class,
+    proto::outhaul::v1 as pb,
+    record::OutputState,
+    remote::Attribution,
+};
+
+/// How long row updates wait, see `Stamp::vouches_for`.
+const STAMP_AGE: Duration = Duration::from_millis(25);
+
+impl Service {
+    /// Brings outputs to disk; a directory stands for everything recorded below it.
+    pub async fn materialize(&self, paths: Vec<String>) -> Vec<pb::materialize_response::Result> {
+        let mut results = Vec::new();
+        for path in paths {
+            let service = self.clone();
+            let asked = path.clone();
+            let found = spawn_blocking(move || service.find_all(&asked))
+                .await
+                .unwrap_or_default();
+            if found.is_empty() {
+                results.push(pb::materialize_response::Result {
+                    error: "no build recorded here has named it".to_owned(),
+                    path,
+                    ..Default::default()
+                });
+                continue;
+            }
+            for (found, end) in self.fetch(found).await {
+                let (outcome, error) = match &end {
+                    Ok(Outcome::Downloaded { .. }) => ("downloaded", String::new()),
+                    Ok(Outcome::Present { .. }) => ("present", String::new()),
+                    Ok(Outcome::Superseded) => (
+                        "",
+                        "a newer build has begun; ask again once it is done".to_owned(),
+                    ),
+                    Ok(Outcome::Evicted(reason)) => ("", format!("evicted from the cache: {reason}")),
+                    Ok(Outcome::Failed(reason)) => ("", reason.clone()),
+                    Err(reason) => ("", reason.clone()),
+                };
+                let output = show::output(&found, error.is_empty());
+                results.push(pb::materialize_response::Result {
+                    path: found.exec_root.join(found.path.as_path()).display().to_string(),
+                    outcome: outcome.to_owned(),
+                    error,
+                    output: Some(output),
+                });
+            }
+        }
+        results
+    }
+
+    /// Fetches outputs of one root.
+    async fn fetch(&self, found: Vec<Found>) -> Vec<(Found, Result<Outcome, String>)> {
+        let Some(first) = found.first() else {
+            return Vec::new();
+        };
+        let (id, exec_root) = (first.root, first.exec_root.clone());
+        let roots = self.roots.clone();
+        let opened = spawn_blocking(move || roots.reopen(&exec_root)).await;
+        let opened = opened.unwrap_or_else(|_| Err("opening the output root panicked".to_owned()));
+        let newest = self.record.newest_invocation(id);
+        let (endpoint, instance) = newest
+            .as_ref()
+            .map(|row| (row.remote_cache.as_str(), row.remote_instance_name.as_str()))
+            .unwrap_or_default();
+        let ready = opened.and_then(|(opened, root)| {
+            if opened != id {
+                return Err("the output root was deleted and made again since; build once more".to_owned());
+            }
+            Ok((root, self.sources.of_record(endpoint, instance)?))
+        });
+        let (root, cache) = match ready {
+            Ok(ready) => ready,
+            Err(reason) => return found.into_iter().map(|f| (f, Err(reason.clone()))).collect(),
+        };
+        let (completions, mut completed) = mpsc::unbounded_channel();
+        let session = Arc::new(Session {
+            version: root.epoch.current(),
+            root,
+            store: cache.blobs(),
+            attribution: Arc::new(Attribution {
+                invocation_id: newest.map(|row| row.invocation_id).unwrap_or_default(),
+                ..Attribution::default()
+            }),
+            completions,
+        });
+        // As late as can be: a build may have named something else there since.
+        let record = self.record.clone();
+        let paths: Vec<ExecPath> = found.iter().map(|f| f.path.clone()).collect();
+        let rows = spawn_blocking(move || record.outputs(id, &paths))
+            .await
+            .unwrap_or_default();
+        let mut found = found;
+        for (found, row) in found.iter_mut().zip(rows) {
+            if let Some(row) = row {
+                found.row = row;
+            }
+        }
+        let wants: Vec<Want> = found
+            .iter()
+            .map(|f| {
+                let stamp = f.row.stamp.filter(|_| f.row.state == OutputState::Materialized);
+                Want::new(f.path.clone(), f.row.content.clone(), Class::Required, stamp)
+            })
+            .collect();
+        let mut open = wants.len();
+        self.materializer.want(&session, wants).await;
+        drop(session);
+        let mut ends: HashMap<ExecPath, Completion> = HashMap::new();
+        while open > 0 {
+            let Some(list) = completed.recv().await else { break };
+            open = open.saturating_sub(list.len());
+            ends.extend(list.into_iter().map(|c| (c.path.clone(), c)));
+        }
+        tokio::time::sleep(STAMP_AGE).await;
+        let (record, list) = (self.record.clone(), ends.values().cloned().collect::<Vec<_>>());
+        if spawn_blocking(move || rows::conclude(&record, id, &list))
+            .await
+            .is_err()
+        {
+            tracing::error!("recording completions panicked; this is a bug in outhaul");
+        }
+        found
+            .into_iter()
+            .map(|f| {
+                let end = ends.remove(&f.path).map(|c| c.outcome);
+                (f, end.ok_or_else(|| "it was asked for twice".to_owned()))
+            })
+            .collect()
+    }
+}

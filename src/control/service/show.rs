@@ -1,0 +1,103 @@
+//! What the record and the engine say, as the protocol has it.
+
+use super::find::Found;
+use crate::{
+    digest::{Digest, DigestFunction},
+    exec_path::ExecPath,
+    materialize::Outcome,
+    output::{Class, OutputContent},
+    proto::outhaul::v1 as pb,
+    record::{OutputState, TargetRow, TargetState},
+};
+
+/// A target.
+pub(super) fn target(row: TargetRow) -> pb::Target {
+    pb::Target {
+        state: row.state.name().to_owned(),
+        label: row.label,
+        aspect: row.aspect,
+        configuration: row.configuration,
+        success: row.success,
+        required: row.required,
+        optional: row.optional,
+        failed: row.failed,
+        known: row.known,
+    }
+}
+
+/// A target, as those who watch are told of it.
+pub(super) fn target_event(row: TargetRow) -> pb::watch_invocation_response::Event {
+    use pb::watch_invocation_response::Event;
+    match row.state {
+        TargetState::Announced | TargetState::Completed => Event::TargetKnown(target(row)),
+        TargetState::Settled | TargetState::Failed | TargetState::Aborted => {
+            Event::TargetSettled(target(row))
+        }
+    }
+}
+
+/// How a wanted output ended.
+pub(super) fn output_end(path: &ExecPath, label: &str, class: Class, outcome: &Outcome) -> pb::OutputEnd {
+    let (source, bytes, error) = match outcome {
+        Outcome::Downloaded { source, bytes, .. } => (source.name(), *bytes, ""),
+        Outcome::Present { .. } => ("", 0, ""),
+        Outcome::Evicted(reason) | Outcome::Failed(reason) => ("", 0, reason.as_str()),
+        Outcome::Superseded => ("", 0, "left to a newer build"),
+    };
+    pb::OutputEnd {
+        exec_path: path.to_string(),
+        label: label.to_owned(),
+        class: class.name().to_owned(),
+        outcome: outcome.name().to_owned(),
+        source: source.to_owned(),
+        bytes,
+        error: error.to_owned(),
+    }
+}
+
+fn shown(digest: &Digest) -> pb::Digest {
+    pb::Digest {
+        function: digest.function().name().to_owned(),
+        hash: digest.hash_hex(),
+        size: digest.size(),
+    }
+}
+
+/// An output, given whether it is on disk as it should be.
+pub(super) fn output(found: &Found, present: bool) -> pb::Output {
+    let row = &found.row;
+    let mut output = pb::Output {
+        exec_root: found.exec_root.display().to_string(),
+        exec_path: found.path.to_string(),
+        state: match row.state {
+            _ if present => OutputState::Materialized.name(),
+            // It was there once; somebody has deleted or changed it since.
+            OutputState::Materialized => OutputState::Known.name(),
+            state => state.name(),
+        }
+        .to_owned(),
+        class: row.class.name().to_owned(),
+        rule: row.rule.to_string(),
+        label: row.label.to_string(),
+        aspect: row.aspect.to_string(),
+        output_group: row.output_group.to_string(),
+        invocation_id: row.invocation_id.to_string(),
+        event: row.event.to_string(),
+        source: row.source.to_string(),
+        materialized_at_ms: row.materialized_at_ms,
+        took_us: row.took_us,
+        error: row.error.clone(),
+        ..Default::default()
+    };
+    match &row.content {
+        OutputContent::Blob(digest) => {
+            output.digest = Some(shown(digest));
+        }
+        OutputContent::Symlink(target) => output.symlink_target.clone_from(target),
+        OutputContent::Directory => output.directory = true,
+        OutputContent::Inline(bytes) => {
+            output.digest = Some(shown(&Digest::of(DigestFunction::Sha256, bytes)));
+        }
+    }
+    output
+}

@@ -1,0 +1,316 @@
+//! Following one build: which one is meant, and what happens to it until it is settled.
+
+use std::collections::HashSet;
+
+use tokio::{
+    sync::{
+        broadcast::{self, error::RecvError},
+        mpsc,
+    },
+    task::spawn_blocking,
+};
+
+use super::{Service, show};
+use crate::{
+    invocation::feed::{Change, Told},
+    proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
+    record::InvocationRow,
+};
+
+/// Invocations that are looked through for the one that is meant.
+const LOOKED_AT: usize = 1000;
+/// Messages that wait for whoever listens. Behind them, it falls behind the engine.
+const WAITING: usize = 256;
+
+/// What a follower hears; an error, in words, is the last it hears.
+pub(crate) type Heard = Result<Event, String>;
+
+/// Whether a command of the build tool has outputs that somebody could wait for.
+fn builds(command: &str) -> bool {
+    !matches!(
+        command,
+        "aquery"
+            | "analyze-profile"
+            | "canonicalize-flags"
+            | "clean"
+            | "config"
+            | "cquery"
+            | "dump"
+            | "fetch"
+            | "help"
+            | "info"
+            | "license"
+            | "mod"
+            | "print_action"
+            | "query"
+            | "shutdown"
+            | "sync"
+            | "vendor"
+            | "version"
+    )
+}
+
+/// Whether a begun invocation is one of those that a choice without an id is about.
+fn fits(row: &InvocationRow, workspace: &str) -> bool {
+    let plain = |path: &str| path.trim_end_matches('/').to_owned();
+    // Before its beginning is told, nothing is known of it.
+    row.started_ms > 0
+        && builds(&row.command)
+        && (workspace.is_empty() || plain(&row.workspace) == plain(workspace))
+}
+
+/// A choice, and what had begun when it was made.
+struct Chooser {
+    choice: pb::InvocationChoice,
+    /// Ids can be used again, so that the time belongs to them.
+    begun: HashSet<(String, i64)>,
+}
+
+impl Chooser {
+    fn new(choice: pb::InvocationChoice, rows: &[InvocationRow]) -> Self {
+        let begun = if choice.next {
+            rows.iter()
+                .map(|row| (row.invocation_id.clone(), row.started_ms))
+                .collect()
+        } else {
+            HashSet::new()
+        };
+        Self { choice, begun }
+    }
+
+    /// Of the invocations, newest first, the one that is meant.
+    fn choose<'a>(&self, rows: &'a [InvocationRow]) -> Option<&'a InvocationRow> {
+        let choice = &self.choice;
+        let mut fitting = rows.iter().filter(|row| fits(row, &choice.workspace));
+        if !choice.next {
+            return fitting.next();
+        }
+        fitting.rfind(|row| {
+            (choice.since_ms > 0 && row.started_ms >= choice.since_ms)
+                || !self.begun.contains(&(row.invocation_id.clone(), row.started_ms))
+        })
+    }
+
+    fn nothing(&self) -> String {
+        let choice = &self.choice;
+        if !choice.invocation_id.is_empty() {
+            return format!("no invocation {:?} is recorded", choice.invocation_id);
+        }
+        match (choice.workspace.as_str(), choice.next) {
+            ("", false) => "no build is recorded".to_owned(),
+            (workspace, false) => format!("no build of {workspace} is recorded"),
+            (_, true) => "no build can begin".to_owned(),
+        }
+    }
+}
+
+impl Service {
+    /// Follows an invocation until it is settled. Where `may_come`, one that has not begun is waited for; else the
+    /// record is all there is. The channel ends behind [`Event::Settled`] or an error.
+    #[must_use]
+    pub(crate) fn watch(&self, choice: pb::InvocationChoice, may_come: bool) -> mpsc::Receiver<Heard> {
+        let (listener, heard) = mpsc::channel(WAITING);
+        let service = self.clone();
+        // First of all, so that once this has returned, nothing begins unheard.
+        let changes = self
+            .engine
+            .as_ref()
+            .filter(|_| may_come)
+            .map(|engine| engine.changes());
+        let chooser = Chooser::new(choice, &self.record.invocations(LOOKED_AT));
+        tokio::spawn(async move {
+            tokio::select! {
+                // Whoever asked has gone.
+                () = listener.closed() => {}
+                () = service.follow(chooser, changes, &listener) => {}
+            }
+        });
+        heard
+    }
+
+    async fn follow(
+        &self,
+        chooser: Chooser,
+        changes: Option<broadcast::Receiver<Told>>,
+        listener: &mpsc::Sender<Heard>,
+    ) {
+        let told = match self.choose(&chooser, changes).await {
+            Ok(id) => self.follow_one(&id, listener).await,
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = told {
+            let _ = listener.send(Err(reason)).await;
+        }
+    }
+
+    /// The id of the invocation that is meant, once it has begun.
+    async fn choose(
+        &self,
+        chooser: &Chooser,
+        mut changes: Option<broadcast::Receiver<Told>>,
+    ) -> Result<String, String> {
+        let id = chooser.choice.invocation_id.clone();
+        loop {
+            if id.is_empty() {
+                if let Some(row) = chooser.choose(&self.record.invocations(LOOKED_AT)) {
+                    return Ok(row.invocation_id.clone());
+                }
+            } else if self.now(&id).await.is_some() {
+                return Ok(id);
+            }
+            let Some(changes) = &mut changes else {
+                return Err(chooser.nothing());
+            };
+            loop {
+                match changes.recv().await {
+                    // The record has the row before anybody is told.
+                    Ok(Told {
+                        change: Change::Begun { .. },
+                        ..
+                    })
+                    | Err(RecvError::Lagged(_)) => break,
+                    Ok(_) => {}
+                    Err(RecvError::Closed) => return Err(chooser.nothing()),
+                }
+            }
+        }
+    }
+
+    /// An invocation as it is now.
+    async fn now(&self, id: &str) -> Option<pb::Invocation> {
+        let row = match self.record.invocation(id) {
+            Some(row) => row,
+            // Its task may be there before its row.
+            None => self.engine.as_ref()?.snapshot(id).await?.0,
+        };
+        Some(self.present(row).await)
+    }
+
+    async fn follow_one(&self, id: &str, listener: &mpsc::Sender<Heard>) -> Result<(), String> {
+        let forgotten = || format!("no invocation {id:?} is recorded any more");
+        let mut first = true;
+        loop {
+            // In this order: what ends in between is told by the record.
+            let changes = match &self.engine {
+                Some(engine) => engine.watch(id).await,
+                None => None,
+            };
+            let invocation = self.now(id).await.ok_or_else(forgotten)?;
+            let opening = if first {
+                Event::Invocation(invocation.clone())
+            } else {
+                Event::Lagged(pb::Lagged {})
+            };
+            first = false;
+            if listener.send(Ok(opening)).await.is_err() {
+                return Ok(());
+            }
+            let Some(mut changes) = changes else {
+                self.recorded(id, listener).await;
+                let _ = listener.send(Ok(Event::Settled(invocation))).await;
+                return Ok(());
+            };
+            while let Some(change) = changes.recv().await {
+                let event = match change {
+                    Change::Begun { .. } => continue,
+                    Change::Target(row) => show::target_event(row),
+                    Change::Output {
+                        path,
+                        label,
+                        class,
+                        outcome,
+                    } => Event::Output(show::output_end(&path, &label, class, &outcome)),
+                    Change::Settled(_) => {
+                        let invocation = self.now(id).await.ok_or_else(forgotten)?;
+                        let _ = listener.send(Ok(Event::Settled(invocation))).await;
+                        return Ok(());
+                    }
+                };
+                if listener.send(Ok(event)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Tells the targets that are on record.
+    async fn recorded(&self, id: &str, listener: &mpsc::Sender<Heard>) {
+        let (record, id) = (self.record.clone(), id.to_owned());
+        let targets = spawn_blocking(move || record.targets(&id)).await;
+        for row in targets.unwrap_or_default() {
+            if listener.send(Ok(show::target_event(row))).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str, workspace: &str, command: &str, started_ms: i64) -> InvocationRow {
+        InvocationRow {
+            invocation_id: id.to_owned(),
+            workspace: workspace.to_owned(),
+            command: command.to_owned(),
+            started_ms,
+            ..InvocationRow::default()
+        }
+    }
+
+    fn choice(workspace: &str, next: bool, since_ms: i64) -> pb::InvocationChoice {
+        pb::InvocationChoice {
+            invocation_id: String::new(),
+            workspace: workspace.to_owned(),
+            next,
+            since_ms,
+        }
+    }
+
+    fn chosen(chooser: &Chooser, rows: &[InvocationRow]) -> Option<String> {
+        chooser.choose(rows).map(|row| row.invocation_id.clone())
+    }
+
+    #[test]
+    fn the_newest_build_of_a_workspace_is_meant_and_not_what_builds_nothing() {
+        let rows = [
+            row("unbegun", "", "", 0),
+            row("info", "/w", "info", 40),
+            row("b", "/w", "test", 30),
+            row("other", "/v", "build", 20),
+            row("a", "/w", "build", 10),
+        ];
+        let newest = |workspace| chosen(&Chooser::new(choice(workspace, false, 0), &rows), &rows);
+        assert_eq!(newest("/w").as_deref(), Some("b"));
+        assert_eq!(newest("/w/").as_deref(), Some("b"));
+        assert_eq!(newest("/v").as_deref(), Some("other"));
+        assert_eq!(newest("").as_deref(), Some("b"));
+        assert_eq!(newest("/x"), None);
+    }
+
+    #[test]
+    fn the_next_build_is_the_first_that_had_not_begun() {
+        let mut rows = vec![row("old", "/w", "build", 10)];
+        let chooser = Chooser::new(choice("/w", true, 0), &rows);
+        assert_eq!(chosen(&chooser, &rows), None);
+        rows.insert(0, row("query", "/w", "query", 20));
+        rows.insert(0, row("elsewhere", "/v", "build", 21));
+        assert_eq!(chosen(&chooser, &rows), None);
+        rows.insert(0, row("first", "/w", "build", 22));
+        rows.insert(0, row("second", "/w", "build", 23));
+        assert_eq!(chosen(&chooser, &rows).as_deref(), Some("first"));
+        // The same id for another build.
+        let again = [row("old", "/w", "build", 30)];
+        assert_eq!(chosen(&chooser, &again).as_deref(), Some("old"));
+    }
+
+    #[test]
+    fn whoever_asks_again_means_what_began_since_it_asked_first() {
+        let rows = [row("b", "/w", "build", 30), row("a", "/w", "build", 10)];
+        let since = |ms| chosen(&Chooser::new(choice("/w", true, ms), &rows), &rows);
+        assert_eq!(since(20).as_deref(), Some("b"));
+        assert_eq!(since(5).as_deref(), Some("a"));
+        assert_eq!(since(31), None);
+    }
+}

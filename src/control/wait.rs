@@ -1,0 +1,315 @@
+//! When a wait is over, and what came of it: decided from what a follower of the build hears.
+//!
+//! The daemon's `Wait` and the command line feed the same [`Judge`].
+
+use std::collections::BTreeMap;
+
+use crate::{
+    invocation::pattern::{PatternError, TargetPattern},
+    proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
+};
+
+/// Targets in an answer: within what gRPC clients take in one message.
+const TARGETS: usize = 10_000;
+/// Failures in an answer.
+const FAILURES: usize = 100;
+
+/// The build tool's exit codes with which all targets were built: success, failed tests, no tests.
+const BUILT: &[i32] = &[0, 3, 4];
+
+/// One target pattern, with the aspect that it may be about.
+#[derive(Debug, Clone)]
+struct Asked {
+    text: String,
+    pattern: TargetPattern,
+    aspect: Option<String>,
+}
+
+impl Asked {
+    fn parse(text: &str) -> Result<Self, PatternError> {
+        // A label has no %, an aspect's own name has: //tools:lint.bzl%lint.
+        let (label, aspect) = match text.split_once('%') {
+            Some((label, aspect)) => (label, Some(aspect.to_owned())),
+            None => (text, None),
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            pattern: label.parse()?,
+            aspect,
+        })
+    }
+
+    fn covers(&self, label: &str, aspect: &str) -> bool {
+        let about = match &self.aspect {
+            None => true,
+            Some(asked) => {
+                let plain = |name: &str| name.trim_start_matches('@').to_owned();
+                plain(asked) == plain(aspect)
+                    || aspect.rsplit_once('%').is_some_and(|(_, name)| name == asked)
+            }
+        };
+        about && self.pattern.covers(label)
+    }
+
+    /// Whether a target is what it stands for first of all: an aspect for one that names it, else the target itself.
+    fn names(&self, target: &pb::Target) -> bool {
+        self.covers(&target.label, &target.aspect) && (self.aspect.is_some() || target.aspect.is_empty())
+    }
+}
+
+/// Decides one wait.
+#[derive(Debug)]
+pub(crate) struct Judge {
+    asked: Vec<Asked>,
+    invocation: Option<pb::Invocation>,
+    /// By label, aspect and configuration; only those that are waited for.
+    targets: BTreeMap<(String, String, String), Seen>,
+    /// Outputs of these that could not be had.
+    failed_outputs: Vec<String>,
+    /// Whether outputs were left to a newer build: what settles from then on may lack some.
+    superseded: bool,
+}
+
+/// A target, and whether it was settled only after a newer build had begun.
+#[derive(Debug)]
+struct Seen {
+    target: pb::Target,
+    superseded: bool,
+}
+
+fn is_over(target: &pb::Target) -> bool {
+    matches!(&*target.state, "settled" | "failed" | "aborted")
+}
+
+impl Judge {
+    /// Waits for what the patterns take in; for the whole invocation without any.
+    ///
+    /// # Errors
+    /// When one is no pattern.
+    pub(crate) fn new<S: AsRef<str>>(patterns: &[S]) -> Result<Self, PatternError> {
+        let asked = patterns.iter().map(|text| Asked::parse(text.as_ref()));
+        Ok(Self {
+            asked: asked.collect::<Result<_, _>>()?,
+            invocation: None,
+            targets: BTreeMap::new(),
+            failed_outputs: Vec::new(),
+            superseded: false,
+        })
+    }
+
+    /// Whether a target is waited for. As on Bazel's command line, the last pattern that covers it decides.
+    pub(crate) fn covers(&self, label: &str, aspect: &str) -> bool {
+        let only_out = self.asked.iter().all(|asked| asked.pattern.is_negative());
+        self.asked
+            .iter()
+            .rev()
+            .find(|asked| asked.covers(label, aspect))
+            .map_or(only_out, |asked| !asked.pattern.is_negative())
+    }
+
+    /// Whether an output may belong to a target that is waited for.
+    pub(crate) fn covers_output(&self, output: &pb::OutputEnd) -> bool {
+        self.covers(&output.label, "")
+            || self
+                .asked
+                .iter()
+                .any(|asked| asked.aspect.is_some() && asked.pattern.covers(&output.label))
+    }
+
+    /// Takes what was heard; answers once the wait is over.
+    pub(crate) fn take(&mut self, event: &Event) -> Option<pb::WaitResponse> {
+        match event {
+            Event::Invocation(invocation) => {
+                self.superseded |= invocation.superseded > 0;
+                self.invocation = Some(invocation.clone());
+                None
+            }
+            Event::TargetKnown(target) | Event::TargetSettled(target) => {
+                self.target(target);
+                self.all_named_are_over().then(|| self.answer(false))
+            }
+            Event::Output(output) => {
+                self.output(output);
+                None
+            }
+            Event::Lagged(_) => None,
+            Event::Settled(invocation) => {
+                self.superseded |= invocation.superseded > 0;
+                self.invocation = Some(invocation.clone());
+                Some(self.answer(true))
+            }
+        }
+    }
+
+    fn target(&mut self, target: &pb::Target) {
+        if !self.covers(&target.label, &target.aspect) {
+            return;
+        }
+        let key = (
+            target.label.clone(),
+            target.aspect.clone(),
+            target.configuration.clone(),
+        );
+        let settled_before = self
+            .targets
+            .get(&key)
+            .is_some_and(|seen| seen.target.state == "settled" && !seen.superseded);
+        let superseded =
+            self.superseded && target.state == "settled" && target.required > 0 && !settled_before;
+        let target = target.clone();
+        self.targets.insert(key, Seen { target, superseded });
+    }
+
+    fn output(&mut self, output: &pb::OutputEnd) {
+        if output.class != "required" {
+            return;
+        }
+        match &*output.outcome {
+            "superseded" => self.superseded = true,
+            "evicted" | "failed" if self.failed_outputs.len() < FAILURES && self.covers_output(output) => {
+                self.failed_outputs.push(format!(
+                    "{}: {}: {}",
+                    output.exec_path, output.outcome, output.error
+                ));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether there are only names, and each of them has come to its end.
+    fn all_named_are_over(&self) -> bool {
+        !self.asked.is_empty()
+            && self
+                .asked
+                .iter()
+                .all(|asked| asked.pattern.is_exact() && !asked.pattern.is_negative())
+            && self.targets.values().all(|seen| is_over(&seen.target))
+            && self
+                .asked
+                .iter()
+                .all(|asked| self.targets.values().any(|seen| asked.names(&seen.target)))
+    }
+
+    /// What there is when time is up.
+    pub(crate) fn timed_out(&self) -> pb::WaitResponse {
+        pb::WaitResponse {
+            result: "timed_out".to_owned(),
+            ..self.answer(false)
+        }
+    }
+
+    fn answer(&self, build_is_over: bool) -> pb::WaitResponse {
+        let mut failures = Vec::new();
+        let mut targets: Vec<(bool, pb::Target)> = Vec::new();
+        for seen in self.targets.values() {
+            let failure = self.failure_of(seen, build_is_over);
+            targets.push((failure.is_none(), seen.target.clone()));
+            failures.extend(failure);
+        }
+        if build_is_over {
+            failures.extend(self.failures_of_all());
+        }
+        if !failures.is_empty() {
+            for output in &self.failed_outputs {
+                if !failures.contains(output) {
+                    failures.push(output.clone());
+                }
+            }
+        }
+        let not_found: Vec<String> = self
+            .asked
+            .iter()
+            .filter(|asked| build_is_over && !asked.pattern.is_negative())
+            .filter(|asked| {
+                !self
+                    .targets
+                    .values()
+                    .any(|seen| asked.covers(&seen.target.label, &seen.target.aspect))
+            })
+            .map(|asked| asked.text.clone())
+            .collect();
+        // That something could not be had weighs more than that something else is not known.
+        let result = match (failures.is_empty(), not_found.is_empty()) {
+            (false, _) => "failed",
+            (true, false) => "not_found",
+            (true, true) => "settled",
+        };
+        // Stable: within those that failed and those that did not, by label.
+        targets.sort_by_key(|(fine, _)| *fine);
+        let left_out = targets.len().saturating_sub(TARGETS);
+        targets.truncate(TARGETS);
+        failures.truncate(FAILURES);
+        pb::WaitResponse {
+            result: result.to_owned(),
+            invocation: self.invocation.clone(),
+            targets: targets.into_iter().map(|(_, target)| target).collect(),
+            targets_left_out: left_out as u64,
+            failures,
+            not_found,
+        }
+    }
+
+    /// Why a target is not there, if it is not.
+    fn failure_of(&self, seen: &Seen, build_is_over: bool) -> Option<String> {
+        let target = &seen.target;
+        let name = match &*target.aspect {
+            "" => target.label.clone(),
+            aspect => format!("{}%{aspect}", target.label),
+        };
+        let named = self
+            .asked
+            .iter()
+            .any(|asked| asked.pattern.is_exact() && asked.covers(&target.label, &target.aspect));
+        match &*target.state {
+            "settled" if seen.superseded => Some(format!("{name}: outputs were left to a newer build")),
+            "settled" => None,
+            "failed" if !target.success => Some(format!("{name}: was not built")),
+            "failed" => Some(format!(
+                "{name}: {} of {} required outputs could not be had",
+                target.failed, target.required
+            )),
+            // What the build tool skips, as incompatible with the platform, fails no build that asks for everything.
+            "aborted" if !named && self.exit_code() == Some(0) => None,
+            "aborted" => Some(format!("{name}: was not built")),
+            _ if build_is_over => Some(format!("{name}: was not completed")),
+            _ => None,
+        }
+    }
+
+    fn exit_code(&self) -> Option<i32> {
+        self.invocation
+            .as_ref()
+            .and_then(|invocation| invocation.exit_code)
+    }
+
+    /// What failed beside single targets, of a build that is over.
+    fn failures_of_all(&self) -> Vec<String> {
+        let Some(invocation) = &self.invocation else {
+            return Vec::new();
+        };
+        let mut failures = Vec::new();
+        let names_only = !self.asked.is_empty() && self.asked.iter().all(|asked| asked.pattern.is_exact());
+        if !names_only {
+            match &*invocation.state {
+                "interrupted" => failures.push("the build broke off before its end".to_owned()),
+                "superseded" => {
+                    failures.push("a newer build of the same output root took over".to_owned());
+                }
+                _ => {}
+            }
+        }
+        if self.asked.is_empty() {
+            if invocation.failed > 0 {
+                failures.extend(invocation.errors.iter().cloned());
+            }
+            if let Some(code) = invocation.exit_code.filter(|code| !BUILT.contains(code)) {
+                failures.push(format!("the build tool ended with exit code {code}"));
+            }
+        }
+        failures
+    }
+}
+
+#[cfg(test)]
+#[path = "wait_tests.rs"]
+mod tests;
