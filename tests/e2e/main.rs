@@ -19,3 +19,4 @@ mod kill;
 mod parallel;
 mod staging;
 mod testing;
+mod waiting;

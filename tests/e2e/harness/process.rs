@@ -83,6 +83,11 @@ impl Running {
         read(&self.stderr)
     }
 
+    /// What was written to standard output so far.
+    pub(crate) fn stdout(&self) -> String {
+        read(&self.stdout)
+    }
+
     /// Waits for its end.
     pub(crate) fn wait(mut self) -> Run {
         while self.is_running() {

@@ -1,0 +1,370 @@
+//! The control API over gRPC: what the commands do not show of it.
+
+use std::collections::BTreeSet;
+
+use hyper_util::rt::TokioIo;
+use outhaul::{
+    demo::{Setting, Shape, play},
+    embedded_cache::{RequestFault, Rpc, Times},
+    proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
+};
+use tokio::net::UnixStream;
+use tonic::{
+    Code, Streaming,
+    transport::{Channel, Endpoint, Uri},
+};
+
+use crate::support::{PATIENCE, World, finish, outhaul};
+
+async fn client(world: &World) -> ControlClient<Channel> {
+    let socket = world.path("state/control.sock");
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
+        .await;
+    ControlClient::new(channel.unwrap())
+}
+
+fn by_id(id: &str) -> Option<pb::InvocationChoice> {
+    Some(pb::InvocationChoice {
+        invocation_id: id.to_owned(),
+        ..pb::InvocationChoice::default()
+    })
+}
+
+async fn watch(
+    client: &mut ControlClient<Channel>,
+    invocation: Option<pb::InvocationChoice>,
+) -> Streaming<pb::WatchInvocationResponse> {
+    let request = pb::WatchInvocationRequest { invocation };
+    client.watch_invocation(request).await.unwrap().into_inner()
+}
+
+async fn all(mut events: Streaming<pb::WatchInvocationResponse>) -> Vec<Event> {
+    let mut all = Vec::new();
+    loop {
+        let next = tokio::time::timeout(PATIENCE, events.message()).await;
+        let Some(message) = next.expect("hangs").unwrap() else {
+            break;
+        };
+        all.push(message.event.unwrap());
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_tells_every_target_and_output_and_of_a_settled_build_its_targets() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    let mut client = client(&world).await;
+    let next = pb::InvocationChoice {
+        next: true,
+        ..pb::InvocationChoice::default()
+    };
+    let live = watch(&mut client, Some(next)).await;
+    world.play(&world.build, server.door()).await;
+    let live = all(live).await;
+    assert!(matches!(live.first(), Some(Event::Invocation(_))), "{live:#?}");
+    let Some(Event::Settled(settled)) = live.last() else {
+        panic!("{live:#?}")
+    };
+    assert_eq!((&*settled.state, settled.failed), ("settled", 0));
+    let outputs: BTreeSet<&str> = live
+        .iter()
+        .filter_map(|event| match event {
+            Event::Output(output) => {
+                let there = matches!(&*output.outcome, "downloaded" | "present");
+                assert!(there && output.error.is_empty(), "{output:?}");
+                Some(&*output.exec_path)
+            }
+            _ => None,
+        })
+        .collect();
+    let expected: BTreeSet<&str> = world.build.outputs().iter().map(|output| &*output.path).collect();
+    assert_eq!(outputs, expected);
+    let targets = |events: &[Event]| -> BTreeSet<(String, String, String)> {
+        events
+            .iter()
+            .filter_map(|event| match event {
+                Event::TargetSettled(t) => Some((t.label.clone(), t.aspect.clone(), t.state.clone())),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(targets(&live).len(), 7);
+
+    let recorded = all(watch(&mut client, by_id(&world.build.invocation_id())).await).await;
+    assert_eq!(targets(&recorded), targets(&live));
+    assert!(matches!(recorded.last(), Some(Event::Settled(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_watcher_is_told_of_the_gap_and_misses_no_target_and_no_end() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    let mut client = client(&world).await;
+    // More outputs than are kept for who does not listen, on the way and in the connection's windows.
+    let shape = Shape {
+        targets: 4,
+        files_per_target: 10_000,
+        file_size: 1,
+        ..Shape::default()
+    };
+    let build = shape.fill(world.cache.store());
+    let id = build.invocation_id(1);
+    let setting = Setting {
+        workspace: world.path("workspace"),
+        exec_root: world.exec_root().display().to_string(),
+        remote_cache: world.cache.endpoint(),
+        instance_name: String::new(),
+    };
+    let slow = watch(&mut client, by_id(&id)).await;
+    play(server.door(), &id, "build", build.events(&setting, &id))
+        .await
+        .unwrap();
+    let events = all(slow).await;
+    let outputs = events
+        .iter()
+        .filter(|event| matches!(event, Event::Output(_)))
+        .count();
+    assert!(outputs < shape.files(), "it was not slow");
+    assert!(events.iter().any(|event| matches!(event, Event::Lagged(_))));
+    let settled: BTreeSet<&str> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::TargetSettled(target) => Some(&*target.label),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(settled.len(), shape.targets);
+    let Some(Event::Settled(end)) = events.last() else {
+        panic!("no end")
+    };
+    assert_eq!(end.downloaded, shape.files() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cancelled_ends_as_failed_and_the_rest_stays() {
+    let world = World::new().await;
+    world
+        .cache
+        .faults()
+        .request(Rpc::StreamRead, RequestFault::Stall, Times::Always);
+    let server = world.serve(&["--hold=none"]).await;
+    let mut client = client(&world).await;
+    world.play(&world.build, server.door()).await;
+    let id = world.build.invocation_id();
+    let cancel = |id: &str| pb::CancelRequest {
+        invocation_id: id.to_owned(),
+    };
+    // Once what can be had is there.
+    let wait = |targets: &[&str]| pb::WaitRequest {
+        invocation: by_id(&id),
+        targets: targets.iter().map(|t| (*t).to_owned()).collect(),
+        timeout_ms: 60_000,
+    };
+    let fetched = client.wait(wait(&["//lib:lib"])).await.unwrap().into_inner();
+    assert_eq!(fetched.result, "settled");
+    assert!(client.cancel(cancel(&id)).await.unwrap().into_inner().cancelled);
+    let answer = client.wait(wait(&["//app:app"])).await.unwrap().into_inner();
+    assert_eq!(answer.result, "failed", "{answer:?}");
+    let whole = client.wait(wait(&[])).await.unwrap().into_inner();
+    assert!(
+        whole.failures.iter().any(|f| f.contains("cancelled")),
+        "{whole:?}"
+    );
+    assert!(!world.exec_root().join(&world.file("app/app").0.path).exists());
+    assert!(world.exec_root().join(&world.file("liblib.a").0.path).exists());
+    // Nothing is left to give up.
+    assert!(!client.cancel(cancel(&id)).await.unwrap().into_inner().cancelled);
+    let unknown = client.cancel(cancel("nonsense")).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_is_answered_before_a_byte_is_there() {
+    let world = World::new().await;
+    let faults = world.cache.faults();
+    faults.request(Rpc::StreamRead, RequestFault::Stall, Times::Always);
+    faults.request(Rpc::BatchRead, RequestFault::Stall, Times::Always);
+    let server = world.serve(&["--hold=none"]).await;
+    let mut client = client(&world).await;
+    world.play(&world.build, server.door()).await;
+    let id = world.build.invocation_id();
+    let files = ["app/app", "part0.h", "index.html"].map(|name| world.file(name));
+    let mut paths: Vec<String> = files.iter().map(|(output, _)| output.path.clone()).collect();
+    paths.push("bazel-out/none".to_owned());
+    // The targets are known once their outputs are on record.
+    let mut events = watch(&mut client, by_id(&id)).await;
+    let mut known = BTreeSet::new();
+    while known.len() < 3 {
+        let message = tokio::time::timeout(PATIENCE, events.message()).await;
+        if let Some(Event::TargetKnown(target)) = message.expect("hangs").unwrap().unwrap().event
+            && ["//app:app", "//lib:lib", "//assets:tree"].contains(&&*target.label)
+        {
+            known.insert(target.label);
+        }
+    }
+    for invocation_id in [String::new(), id.clone()] {
+        let request = pb::BatchStatRequest {
+            paths: paths.clone(),
+            invocation_id,
+        };
+        let outputs = client.batch_stat(request).await.unwrap().into_inner().outputs;
+        assert_eq!(outputs.len(), 4);
+        for ((output, (_, digest)), path) in outputs.iter().zip(&files).zip(&paths) {
+            assert_eq!((&output.exec_path, &*output.state), (path, "known"), "{output:?}");
+            let stated = output.digest.as_ref().unwrap();
+            assert_eq!((&stated.hash, stated.size), (&digest.hash_hex(), digest.size()));
+        }
+        assert_eq!(outputs[3], pb::Output::default());
+    }
+    let request = pb::BatchStatRequest {
+        paths: paths.clone(),
+        invocation_id: "nonsense".to_owned(),
+    };
+    assert_eq!(
+        client.batch_stat(request).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    let why = client
+        .why(pb::WhyRequest { paths })
+        .await
+        .unwrap()
+        .into_inner()
+        .answers;
+    assert!(
+        why[0].lines.iter().any(|line| line.contains("//app:app")),
+        "{why:?}"
+    );
+    assert!(why[3].lines.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_for_nonsense_is_refused_and_one_without_end_times_out() {
+    let world = World::new().await;
+    let _server = world.serve(&[]).await;
+    let mut client = client(&world).await;
+    let request = pb::WaitRequest {
+        targets: vec!["app".to_owned()],
+        ..pb::WaitRequest::default()
+    };
+    assert_eq!(
+        client.wait(request).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let request = pb::WaitRequest {
+        timeout_ms: 50,
+        ..pb::WaitRequest::default()
+    };
+    let answer = client.wait(request).await.unwrap().into_inner();
+    assert_eq!((&*answer.result, answer.invocation), ("timed_out", None));
+}
+
+/// A certificate for this machine, its key and a token, as files.
+fn credentials(world: &World) -> (String, String, String) {
+    let write = |name: &str, text: &str| {
+        let path = world.path(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    (
+        write("cert.pem", &signed.cert.pem()),
+        write("key.pem", &signed.signing_key.serialize_pem()),
+        write("token", "a-token-that-nobody-guesses\n"),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tcp_only_the_token_is_answered_and_with_tls_only_encrypted() {
+    let world = World::new().await;
+    let (certificate, key, token) = credentials(&world);
+    let token_flag = format!("--control-token-file={token}");
+    for (tls, scheme) in [(true, "grpcs"), (false, "grpc")] {
+        let mut args = vec!["--control-listen=127.0.0.1:0".to_owned(), token_flag.clone()];
+        if tls {
+            args.push(format!("--control-tls-certificate={certificate}"));
+            args.push(format!("--control-tls-key={key}"));
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut server = world.serve(&args).await;
+        let log = server.logged("control API on").await;
+        let line = log.lines().find(|line| line.contains("control API on")).unwrap();
+        let port = line.rsplit(':').next().unwrap().trim();
+        let control = format!("--control={scheme}://localhost:{port}");
+        let ask = |args: Vec<String>| async {
+            let mut command = outhaul();
+            command.args(args);
+            finish(command).await
+        };
+        let trusted = format!("--tls-certificate={certificate}");
+        let status = |more: &[&str]| {
+            let more = more.iter().map(|arg| (*arg).to_owned());
+            ask(["status".to_owned(), "--json".to_owned(), control.clone()]
+                .into_iter()
+                .chain(more)
+                .collect())
+        };
+        status(&[&token_flag, &trusted]).await.expect(0);
+        world.play(&world.build, server.door()).await;
+        let waited = vec![
+            "wait".to_owned(),
+            control.clone(),
+            token_flag.clone(),
+            trusted.clone(),
+            "--timeout=1m".to_owned(),
+            "//app:app".to_owned(),
+        ];
+        ask(waited).await.expect(0);
+
+        status(&[&trusted]).await.says(2, &["--control-token-file"]);
+        let wrong = world.path("wrong");
+        std::fs::write(&wrong, "another-token-than-that\n").unwrap();
+        let wrong = format!("--control-token-file={wrong}");
+        status(&[&wrong, &trusted]).await.says(1, &["token"]);
+        let mut waits = outhaul();
+        waits.args(["wait", &control, &wrong, &trusted]);
+        finish(waits).await.says(1, &["token"]);
+        if tls {
+            status(&[&token_flag]).await.says(1, &["certificate"]);
+            let plain = control.replace("grpcs", "grpc");
+            let ran = ask(vec!["status".to_owned(), plain, token_flag.clone()]).await;
+            assert_eq!(ran.code, Some(1), "{}", ran.err);
+        }
+        server.signal(rustix::process::Signal::TERM);
+        assert_eq!(server.end().await, Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_does_not_open_a_port_that_is_not_guarded() {
+    let world = World::new().await;
+    let (certificate, key, token) = credentials(&world);
+    let token = format!("--control-token-file={token}");
+    let tls = [
+        format!("--control-tls-certificate={certificate}"),
+        format!("--control-tls-key={key}"),
+    ];
+    for (args, part) in [
+        (vec!["--control-listen=127.0.0.1:0"], "--control-token-file"),
+        (
+            vec!["--control-listen=0.0.0.0:0", &token],
+            "--control-tls-certificate",
+        ),
+        (
+            vec!["--control-listen=0.0.0.0:0", &tls[0], &tls[1]],
+            "--control-token-file",
+        ),
+    ] {
+        let mut command = outhaul();
+        command
+            .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
+            .args([world.state(), world.cache_flag()])
+            .args(args);
+        finish(command).await.says(2, &[part]);
+    }
+}
