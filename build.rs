@@ -24,5 +24,41 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         .include_file("protocols.rs")
         .compile_fds(descriptors)?;
+    tonic_build::manual::Builder::new().compile(&[raw_event_service()]);
     Ok(())
+}
+
+/// The event service once more, with requests as the bytes that they are: what is forwarded and journalled has to be
+/// exactly what came, with fields that nobody here knows.
+fn raw_event_service() -> tonic_build::manual::Service {
+    let method = |name: &str, route: &str, response: &str| {
+        tonic_build::manual::Method::builder()
+            .name(name)
+            .route_name(route)
+            .input_type("::prost::bytes::Bytes")
+            .output_type(response)
+            .codec_path("crate::bes::raw::RawCodec")
+    };
+    tonic_build::manual::Service::builder()
+        .name("PublishBuildEvent")
+        .package("google.devtools.build.v1")
+        .method(
+            method(
+                "publish_lifecycle_event",
+                "PublishLifecycleEvent",
+                "crate::bes::raw::Empty",
+            )
+            .build(),
+        )
+        .method(
+            method(
+                "publish_build_tool_event_stream",
+                "PublishBuildToolEventStream",
+                "crate::proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse",
+            )
+            .client_streaming()
+            .server_streaming()
+            .build(),
+        )
+        .build()
 }

@@ -93,6 +93,7 @@ async fn measure(name: &str, bench: &Bench) -> Result<(), Failure> {
         journal_dir: Some(base.path().join("state/journal")),
         durable: false,
         hold: HoldPolicy::default(),
+        upstream: None,
         bes: vec![listener],
         control: None,
         admin: None,

@@ -4,14 +4,16 @@
 
 use std::{
     fmt::Write as _,
-    sync::{Arc, atomic::AtomicI64},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicI64},
     time::Duration,
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
     metrics::{
-        counter::Counter,
+        MetricType,
+        counter::{ConstCounter, Counter},
         family::Family,
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
@@ -49,6 +51,43 @@ pub struct KindLabels {
     pub kind: &'static str,
 }
 
+/// A count that a room keeps itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// Its name, without the program's and the room's.
+    pub name: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+    /// How many so far.
+    pub value: u64,
+}
+
+type Source = Box<dyn Fn() -> Vec<Count> + Send + Sync>;
+
+/// Asks rooms for their counts whenever somebody looks.
+#[derive(Clone, Default)]
+struct Sources(Arc<Mutex<Vec<(&'static str, Source)>>>);
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sources")
+    }
+}
+
+impl Collector for Sources {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        for (room, source) in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            for count in source() {
+                let name = format!("{room}_{}", count.name);
+                let help = count.help.trim();
+                let encoder = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+                ConstCounter::new(count.value).encode(encoder)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// How a notification ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notified {
@@ -73,6 +112,7 @@ pub struct NotificationLabels {
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
+    sources: Sources,
     /// Outputs by how they ended.
     pub blobs: Family<BlobLabels, Counter>,
     /// Bytes of outputs that were downloaded.
@@ -100,6 +140,7 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("outhaul");
         let metrics = Self {
             registry: Arc::default(),
+            sources: Sources::default(),
             blobs: Family::default(),
             downloaded_bytes: Counter::default(),
             queue: Family::default(),
@@ -148,6 +189,7 @@ impl Default for Metrics {
             metrics.hold_seconds.clone(),
         );
         registry.register("invocations", "Invocations by state", metrics.invocations.clone());
+        registry.register_collector(Box::new(metrics.sources.clone()));
         registry.register(
             "notifications",
             "Notifications by receiver and outcome",
@@ -207,6 +249,12 @@ impl Metrics {
         self.hold_seconds.observe(took.as_secs_f64());
     }
 
+    /// Shows a room's own counts as well.
+    pub fn also(&self, room: &'static str, counts: impl Fn() -> Vec<Count> + Send + Sync + 'static) {
+        let mut sources = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.push((room, Box::new(counts)));
+    }
+
     /// All of it as OpenMetrics text.
     #[must_use]
     pub fn render(&self) -> String {
@@ -237,8 +285,17 @@ mod tests {
         metrics.invocation(Some("running"), "settled");
         metrics.held(Duration::from_millis(3));
         metrics.queue_depth("required", 7);
+        metrics.also("room", || {
+            vec![Count {
+                name: "doors",
+                help: " Doors that were opened.",
+                value: 3,
+            }]
+        });
         let text = metrics.render();
         for line in [
+            "# HELP outhaul_room_doors Doors that were opened.\n",
+            "outhaul_room_doors_total 3",
             "outhaul_blobs_total{source=\"batch\",outcome=\"downloaded\"} 1",
             "outhaul_invocations{state=\"running\"} 0",
             "outhaul_invocations{state=\"settled\"} 1",

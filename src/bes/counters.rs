@@ -2,21 +2,32 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::metrics::Count;
+
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
         /// Counts since the start of the process.
         #[derive(Debug, Default)]
-        pub struct Counters { $($(#[$doc])* pub(super) $name: AtomicU64,)* }
+        pub struct Counters { $($(#[doc = $doc])* pub(super) $name: AtomicU64,)* }
 
         /// [`Counters`] at one moment.
         #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-        pub struct CountersNow { $($(#[$doc])* pub $name: u64,)* }
+        pub struct CountersNow { $($(#[doc = $doc])* pub $name: u64,)* }
 
         impl Counters {
             /// The counts now.
             #[must_use]
             pub fn now(&self) -> CountersNow {
                 CountersNow { $($name: self.$name.load(Relaxed),)* }
+            }
+
+            /// Each with its name and what it counts.
+            pub fn each(&self) -> impl Iterator<Item = Count> + use<> {
+                [$(Count {
+                    name: stringify!($name),
+                    help: concat!($($doc),*),
+                    value: self.$name.load(Relaxed),
+                },)*].into_iter()
             }
         }
     };
@@ -37,6 +48,12 @@ counters! {
     undecodable,
     /// Lifecycle events received.
     lifecycle_events,
+    /// Events that the upstream service has acknowledged.
+    forwarded,
+    /// Bytes of requests sent upstream, repetitions included.
+    forwarded_bytes,
+    /// Streams to the upstream service that broke and were opened again.
+    reconnects,
     /// Streams whose journal failed, so that they went on without one.
     journal_failures,
     /// Frames handed over from the journal because the engine was slower than the build.
@@ -55,6 +72,10 @@ counters! {
 
 impl Counters {
     pub(super) fn add(counter: &AtomicU64) {
-        counter.fetch_add(1, Relaxed);
+        Self::add_many(counter, 1);
+    }
+
+    pub(super) fn add_many(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Relaxed);
     }
 }

@@ -3,7 +3,7 @@
 //! The queue is unbounded in items but bounded in memory: an item either holds room of the stream's byte budget, or
 //! is only the place of a frame in the journal, from where the events are read when their turn comes.
 
-use std::{fs::File, path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     counters::Counters,
-    journal::{self, FrameAt},
+    journal::Place,
     sink::{Builds, Decoder, StreamEnd, StreamKey},
 };
 
@@ -25,11 +25,7 @@ pub(super) enum Work {
         room: Option<OwnedSemaphorePermit>,
     },
     /// Events in the journal.
-    Journaled {
-        file: Arc<File>,
-        path: PathBuf,
-        at: FrameAt,
-    },
+    Journaled(Place),
     /// No more events. The answer comes when the engine has been told.
     Ended {
         end: StreamEnd,
@@ -69,9 +65,9 @@ impl Delivery {
                 }
                 drop(room);
             }
-            Work::Journaled { file, path, at } => {
+            Work::Journaled(place) => {
                 let read = tokio::task::spawn_blocking(move || {
-                    journal::read_frame(&file, &path, at).map(|records| {
+                    place.read().map(|records| {
                         let events = records.into_iter().map(|r| (r.sequence, r.build_event()));
                         events.collect::<Vec<_>>()
                     })

@@ -1,17 +1,22 @@
-//! A stream's new events on their way: into the journal first, then to the engine's queue.
+//! A stream's new events on their way: into the journal first, then to the engine's queue and the upstream service's.
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tonic::metadata::MetadataMap;
 
 use super::{
     counters::Counters,
     delivery::{Delivery, RawEvent, Work},
-    journal::{Batch, JournalError, Recovered, Writer},
+    following::Following,
+    hold::HoldMode,
+    journal::{self, Batch, JournalError, Place, Recovered, Writer},
+    raw::Received,
     server::Shared,
     sink::{StreamEnd, StreamKey},
+    upstream::{Outgoing, OutgoingEvent},
 };
-use crate::proto::google::devtools::build::v1::{OrderedBuildEvent, build_event};
 
 /// A frame is closed when it holds so many bytes.
 const FRAME_BYTES: usize = 4 << 20;
@@ -22,7 +27,10 @@ pub(super) struct Intake {
     counters: Arc<Counters>,
     /// `None` without journalling, or after it failed.
     journal: Option<Writer>,
+    /// The journal after it failed: it can still be marked when nothing is left to do.
+    failed: Option<Writer>,
     delivery: mpsc::UnboundedSender<Work>,
+    upstream: Option<Way>,
     /// New events on their way to the journal.
     batch: Batch,
     /// The same, on their way to the engine, with their weight and the room that they hold.
@@ -31,10 +39,21 @@ pub(super) struct Intake {
     room: Option<OwnedSemaphorePermit>,
 }
 
+/// The way upstream.
+struct Way {
+    queue: mpsc::UnboundedSender<Outgoing>,
+    /// Bytes of all streams' events that may wait in memory; what finds no room is read back from the journal.
+    budget: Arc<Semaphore>,
+    /// New events on their way.
+    fresh: Vec<OutgoingEvent>,
+    /// Headers of the newest connection that the journal has not got.
+    headers: Option<Bytes>,
+}
+
 impl Intake {
-    /// Opens the stream's journal and says what is in it. Without a journal, or when it can't be opened, the stream
-    /// goes on without one.
-    pub(super) async fn open(key: &StreamKey, shared: &Shared) -> (Self, Recovered) {
+    /// Opens the stream's journal and says what is in it, and how far it has gone upstream. Without a journal, or when
+    /// it can't be opened, the stream goes on without one.
+    pub(super) async fn open(key: &StreamKey, shared: &Shared) -> (Self, Recovered, Following) {
         let (delivery, queue) = mpsc::unbounded_channel();
         let task = Delivery {
             key: key.clone(),
@@ -48,58 +67,120 @@ impl Intake {
             key: key.clone(),
             counters: Arc::clone(&shared.counters),
             journal: None,
+            failed: None,
             delivery,
+            upstream: None,
             batch: Batch::default(),
             fresh: Vec::new(),
             bytes: 0,
             room: None,
         };
-        let Some(journal) = shared.journal.clone() else {
-            return (intake, Recovered::default());
-        };
-        let stream = key.clone();
-        let opened = tokio::task::spawn_blocking(move || journal.stream(&stream)).await;
-        let recovered = match opened {
-            Ok(Ok((writer, recovered))) => {
-                intake.journal = Some(writer);
-                recovered
-            }
-            Ok(Err(error)) => intake.journal_failed(&error.to_string()),
-            Err(error) => intake.journal_failed(&error.to_string()),
-        };
-        (intake, recovered)
+        let recovered = intake.open_journal(shared).await;
+        let following = intake.open_upstream(shared, &recovered).await;
+        (intake, recovered, following)
     }
 
-    /// Hands the journal's events to the engine again.
+    async fn open_journal(&mut self, shared: &Shared) -> Recovered {
+        let Some(journal) = shared.journal.clone() else {
+            return Recovered::default();
+        };
+        let stream = self.key.clone();
+        let opened = tokio::task::spawn_blocking(move || journal.stream(&stream)).await;
+        match opened {
+            Ok(Ok((writer, recovered))) => {
+                self.journal = Some(writer);
+                return recovered;
+            }
+            Ok(Err(error)) => self.journal_failed(&error.to_string()),
+            Err(error) => self.journal_failed(&error.to_string()),
+        }
+        Recovered::default()
+    }
+
+    /// Starts the forwarder behind what upstream has. A stream that is settled and finished needs none.
+    async fn open_upstream(&mut self, shared: &Shared, recovered: &Recovered) -> Following {
+        let Some(upstream) = &shared.upstream else {
+            return Following::nothing();
+        };
+        if recovered.settled && recovered.finished.is_some() {
+            return Following::nothing();
+        }
+        let cursor = match (&shared.journal, &self.journal) {
+            (Some(journal), Some(_)) => Some(Arc::new(journal.cursor(&self.key))),
+            _ => None,
+        };
+        let acked = match cursor.clone() {
+            Some(cursor) => tokio::task::spawn_blocking(move || cursor.load())
+                .await
+                .unwrap_or(0),
+            None => 0,
+        };
+        let save = move |acked| {
+            if let Some(cursor) = &cursor {
+                cursor.save(acked);
+            }
+        };
+        let (queue, status) = upstream.forward(shared, &self.key, acked, Arc::new(save));
+        self.upstream = Some(Way {
+            queue,
+            budget: Arc::clone(&shared.outgoing),
+            fresh: Vec::new(),
+            headers: None,
+        });
+        let hold = shared.options.hold;
+        let mut following = Following::forwarder(status, hold.mode == HoldMode::Target && hold.strict);
+        following.handed(recovered.highest.unwrap_or(0));
+        following
+    }
+
+    /// Hands the journal's events to the engine again, and upstream what it has not got.
     pub(super) fn replay(&self, recovered: &Recovered) {
         let (Some(writer), Some(highest)) = (&self.journal, recovered.highest) else {
             return;
         };
         tracing::info!(stream = %self.key, highest, "stream taken up from the journal");
         for at in &recovered.frames {
-            self.pass(Work::Journaled {
-                file: writer.file(),
-                path: writer.path(),
-                at: *at,
-            });
+            let place = writer.place(*at);
+            if let Some(upstream) = &self.upstream {
+                upstream.pass(Outgoing::from(place.clone()));
+            }
+            self.pass(Work::Journaled(place));
         }
     }
 
-    /// Takes a new event; its bytes are moved out of it. All events between two flushes are of one connection.
-    pub(super) fn push(
-        &mut self,
-        received_ms: u64,
-        event: &mut OrderedBuildEvent,
-        room: Option<OwnedSemaphorePermit>,
-    ) {
-        if self.journal.is_some() {
-            self.batch.push(received_ms, event);
+    /// A connection's headers; its events come next.
+    pub(super) fn connected(&mut self, headers: MetadataMap) {
+        if let Some(upstream) = &mut self.upstream {
+            upstream.headers = Some(journal::headers::encode(&headers));
+            upstream.pass(Outgoing::Headers(headers));
         }
-        let sequence = event.sequence_number;
-        if let Some(build_event::Event::BazelEvent(any)) = event.event.as_mut().and_then(|e| e.event.as_mut())
-        {
-            self.bytes += any.value.len();
-            self.fresh.push((sequence, std::mem::take(&mut any.value).into()));
+    }
+
+    /// Takes a new event. All events between two flushes are of one connection.
+    pub(super) fn push(&mut self, received_ms: u64, event: Received, room: Option<OwnedSemaphorePermit>) {
+        self.bytes += event.request.len();
+        if self.journal.is_some() {
+            if let Some(headers) = self.upstream.as_mut().and_then(|u| u.headers.take()) {
+                self.batch.push_headers(received_ms, event.sequence, &headers);
+            }
+            self.batch.push(received_ms, &event);
+        }
+        let Received {
+            sequence,
+            kind,
+            bazel_event,
+            request,
+            ..
+        } = event;
+        if let Some(upstream) = &mut self.upstream {
+            upstream.fresh.push(OutgoingEvent {
+                sequence,
+                kind,
+                request,
+            });
+        }
+        if let Some(bytes) = bazel_event {
+            self.fresh.push((sequence, bytes));
         }
         match (&mut self.room, room) {
             (Some(held), Some(more)) => held.merge(more),
@@ -107,32 +188,40 @@ impl Intake {
         }
     }
 
+    /// Whether a restart can go on with the stream.
+    pub(super) const fn is_journaled(&self) -> bool {
+        self.journal.is_some()
+    }
+
     /// Whether it is time to flush.
     pub(super) const fn is_full(&self) -> bool {
         self.bytes >= FRAME_BYTES
     }
 
-    /// Journals what is new, then queues it for the engine: in memory, or if that is `crowded`, by its place in the
-    /// journal. Returns when the events may be acknowledged.
+    /// Journals what is new, then queues it for the engine and for upstream: in memory, or if that is `crowded`, by
+    /// its place in the journal. Returns when the events may be acknowledged.
     pub(super) async fn flush(&mut self, crowded: bool) {
-        let journaled = self.append().await;
+        let place = self.append().await;
         self.bytes = 0;
+        if let Some(upstream) = &mut self.upstream {
+            upstream.flush(place.as_ref());
+        }
         let events = std::mem::take(&mut self.fresh);
         let room = self.room.take();
         if events.is_empty() {
             return;
         }
-        self.pass(match journaled {
+        self.pass(match place {
             Some(place) if crowded => {
                 Counters::add(&self.counters.spilled_frames);
-                place
+                Work::Journaled(place)
             }
             _ => Work::Events { events, room },
         });
     }
 
     /// Writes the batch, and says where it is; `None` if there is nothing to write or no journal to write to.
-    async fn append(&mut self) -> Option<Work> {
+    async fn append(&mut self) -> Option<Place> {
         if self.batch.is_empty() {
             return None;
         }
@@ -146,11 +235,14 @@ impl Intake {
         let error = match written.await {
             Ok((writer, batch, Ok(at))) => {
                 self.batch = batch;
-                let (file, path) = (writer.file(), writer.path());
+                let place = writer.place(at);
                 self.journal = Some(writer);
-                return Some(Work::Journaled { file, path, at });
+                return Some(place);
             }
-            Ok((_, _, Err(error))) => JournalError::to_string(&error),
+            Ok((writer, _, Err(error))) => {
+                self.failed = Some(writer);
+                JournalError::to_string(&error)
+            }
             Err(error) => error.to_string(),
         };
         self.journal_failed(&error);
@@ -160,6 +252,9 @@ impl Intake {
     /// Queues the end behind the events. The receiver hears when the engine has been told, or an error if the
     /// engine panicked before.
     pub(super) fn end(&self, end: StreamEnd) -> oneshot::Receiver<()> {
+        if let Some(upstream) = &self.upstream {
+            upstream.pass(Outgoing::Ended(end.clone()));
+        }
         let (told, heard) = oneshot::channel();
         self.pass(Work::Ended { end, told });
         heard
@@ -167,7 +262,8 @@ impl Intake {
 
     /// Marks the journal as settled.
     pub(super) async fn settle(&mut self) {
-        let Some(mut writer) = self.journal.take() else {
+        let failed = self.journal.is_none();
+        let Some(mut writer) = self.journal.take().or_else(|| self.failed.take()) else {
             return;
         };
         let marked = tokio::task::spawn_blocking(move || {
@@ -178,7 +274,12 @@ impl Intake {
             if let Err(error) = marked {
                 tracing::warn!(stream = %self.key, %error, "journal can't be marked as settled");
             }
-            self.journal = Some(writer);
+            let kept = if failed {
+                &mut self.failed
+            } else {
+                &mut self.journal
+            };
+            *kept = Some(writer);
         }
     }
 
@@ -188,9 +289,115 @@ impl Intake {
     }
 
     /// The build goes on; only a restart would lose what is not journalled.
-    fn journal_failed(&self, error: &str) -> Recovered {
+    fn journal_failed(&self, error: &str) {
         Counters::add(&self.counters.journal_failures);
-        tracing::error!(stream = %self.key, error, "journalling stopped for this build; a restart would forget it");
-        Recovered::default()
+        tracing::error!(
+            stream = %self.key, error,
+            "journalling stopped for this build: it goes on from memory, and a restart would forget it"
+        );
+    }
+}
+
+impl Way {
+    /// Queues what is new. It waits for nobody: without room in memory the journal has it, and without a journal
+    /// memory is all there is.
+    fn flush(&mut self, place: Option<&Place>) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        let events = std::mem::take(&mut self.fresh);
+        let bytes: usize = events
+            .iter()
+            .map(|e| super::server::weight(e.request.len()))
+            .sum();
+        let room = u32::try_from(bytes)
+            .ok()
+            .and_then(|bytes| Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok());
+        self.pass(match (room, place) {
+            (None, Some(place)) => Outgoing::from(place.clone()),
+            (room, _) => Outgoing::Events {
+                events,
+                room: room.map(Arc::new),
+            },
+        });
+    }
+
+    fn pass(&self, outgoing: Outgoing) {
+        // Closed only when the forwarder panicked; the journal stays unfinished then.
+        let _ = self.queue.send(outgoing);
+    }
+}
+
+impl From<Place> for Outgoing {
+    fn from(place: Place) -> Self {
+        let Place { file, path, at } = place;
+        Self::Journaled { file, path, at }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use prost::Message as _;
+
+    use super::*;
+    use crate::bes::{
+        BesService, Journal, JournalOptions,
+        tests::harness::{Engine, decode, key, options, request},
+    };
+    use crate::proto::google::devtools::build::v1::build_event;
+
+    fn event(sequence: i64) -> Received {
+        let any = prost_types::Any {
+            type_url: String::new(),
+            value: sequence.to_string().into_bytes(),
+        };
+        let request = request("one", sequence, build_event::Event::BazelEvent(any));
+        Received::read(request.encode_to_vec().into()).unwrap().unwrap()
+    }
+
+    fn service(engine: &Arc<Engine>, dir: &Path) -> BesService {
+        let journal = Journal::open(dir, JournalOptions::default()).unwrap();
+        BesService::new(
+            engine.clone(),
+            Arc::new(decode),
+            Some(journal),
+            None,
+            options(HoldMode::None),
+        )
+    }
+
+    #[tokio::test]
+    async fn when_the_disk_is_full_a_stream_goes_on_from_memory_and_the_next_one_journals_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Arc::new(Engine::open());
+        let service = service(&engine, dir.path());
+        let shared = service.shared();
+        let (mut intake, ..) = Intake::open(&key("one"), shared).await;
+        for n in 1..=4 {
+            if n == 3 {
+                intake.journal.as_mut().unwrap().fill_the_disk();
+            }
+            intake.push(1, event(n), None);
+            // Crowded or not: there is nowhere but memory.
+            intake.flush(n == 4).await;
+        }
+        tokio::time::timeout(Duration::from_secs(20), intake.end(StreamEnd::Finished))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(engine.numbers(), [1, 2, 3, 4]);
+        assert_eq!(service.counters().journal_failures, 1, "told once");
+        let journal = shared.journal.as_ref().unwrap();
+        assert!(!journal.find("one").unwrap().settled);
+        intake.settle().await;
+        assert!(journal.find("one").unwrap().settled, "that needs no room");
+
+        let (mut intake, ..) = Intake::open(&key("two"), shared).await;
+        intake.push(1, event(1), None);
+        intake.flush(false).await;
+        let kept = |id| journal.read(id).unwrap().count();
+        assert_eq!((kept("one"), kept("two")), (2, 1));
     }
 }

@@ -6,10 +6,13 @@
 
 mod counters;
 mod delivery;
+mod following;
 pub mod hold;
 mod intake;
 pub mod journal;
+mod lifecycle;
 pub mod listen;
+mod raw;
 pub mod serve;
 pub mod server;
 pub mod sink;
@@ -17,6 +20,7 @@ mod stream;
 mod streams;
 #[cfg(test)]
 mod tests;
+pub mod upstream;
 
 pub use counters::{Counters, CountersNow};
 pub use hold::{HoldMode, HoldPolicy};
@@ -25,3 +29,4 @@ pub use listen::{BesAddress, BesListener, ListenError};
 pub use serve::{ServeError, serve};
 pub use server::{BesOptions, BesService};
 pub use sink::{Builds, Decoder, Progress, Settlement, StreamEnd, StreamKey};
+pub use upstream::{Upstream, UpstreamOptions};

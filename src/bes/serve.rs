@@ -10,18 +10,17 @@ use tonic_health::server::HealthReporter;
 
 use super::{
     listen::{BesListener, Socket},
+    raw::PublishBuildEventServer,
     server::BesService,
 };
-use crate::proto::{
-    DESCRIPTORS, google::devtools::build::v1::publish_build_event_server::PublishBuildEventServer,
-};
+use crate::proto::DESCRIPTORS;
 
 /// Events can be far larger than gRPC's default of 4 MiB: sets of 5,000 files, chunks of output.
 const MAX_MESSAGE: usize = 256 << 20;
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
-/// How long connections may take to end after a shutdown; then they are cut.
-const DRAIN: Duration = Duration::from_secs(5);
+/// How long connections, and what goes upstream, may take to end after a shutdown; then they are cut.
+const DRAIN: Duration = Duration::from_secs(8);
 
 /// Why serving failed.
 #[derive(Debug, thiserror::Error)]

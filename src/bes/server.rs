@@ -8,23 +8,24 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
     counters::{Counters, CountersNow},
     hold::HoldPolicy,
     journal::{Journal, JournalError},
+    lifecycle::Lifecycle,
+    raw::{Call, PublishBuildEvent, Received},
     sink::{Builds, Decoder, StreamKey},
-    stream::{Command, Connection, Departure, Incoming},
+    stream::{Command, Connection, Departure, Incoming, UPSTREAM_DRAIN},
     streams::Streams,
+    upstream::Upstream,
 };
-use crate::proto::google::devtools::build::v1::{
-    OrderedBuildEvent, PublishBuildToolEventStreamRequest, PublishBuildToolEventStreamResponse,
-    PublishLifecycleEventRequest, build_event, publish_build_event_server::PublishBuildEvent,
-};
+use crate::{metrics::Count, proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse};
 
 /// How the service behaves.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,8 +64,17 @@ pub(super) struct Shared {
     pub(super) options: BesOptions,
     pub(super) counters: Arc<Counters>,
     pub(super) streams: Streams,
+    /// Connections, streams and deliveries; they end at `shutdown`.
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
+    /// What takes events and calls upstream, if anything does.
+    pub(super) upstream: Option<Upstream>,
+    pub(super) lifecycle: Lifecycle,
+    /// Bytes of events that may wait in memory for upstream, for all streams.
+    pub(super) outgoing: Arc<Semaphore>,
+    /// Forwarders; they end at `halt`, which comes a moment after `shutdown`.
+    pub(super) forwards: TaskTracker,
+    pub(super) halt: CancellationToken,
     connections: AtomicU64,
 }
 
@@ -76,16 +86,20 @@ pub struct BesService {
 
 /// Longest id taken from the network. Bazel's are UUIDs.
 const MAX_ID: usize = 1024;
+/// Bytes of events in memory that wait for upstream; the others are in the journal.
+const OUTGOING: usize = 64 << 20;
 /// A client half-closes right after its last event; the stream is closed when it has, or after so long.
 const HALF_CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 impl BesService {
-    /// A service without connections. Without a journal, nothing outlives the process.
+    /// A service without connections. Without a journal, nothing outlives the process. With an upstream service,
+    /// streams and lifecycle calls are forwarded to it.
     #[must_use]
     pub fn new(
         builds: Arc<dyn Builds>,
         decoder: Decoder,
         journal: Option<Journal>,
+        upstream: Option<Upstream>,
         options: BesOptions,
     ) -> Self {
         let shared = Shared {
@@ -97,6 +111,11 @@ impl BesService {
             streams: Streams::default(),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
+            upstream,
+            lifecycle: Lifecycle::default(),
+            outgoing: Arc::new(Semaphore::new(OUTGOING)),
+            forwards: TaskTracker::new(),
+            halt: CancellationToken::new(),
             connections: AtomicU64::new(0),
         };
         Self {
@@ -105,7 +124,8 @@ impl BesService {
     }
 
     /// Goes on from the journal: the events of every unfinished stream are handed to the engine again, then their
-    /// end, unless their client comes back in time. Call it once, before serving. Returns how many streams it was.
+    /// end, unless their client comes back in time. What upstream has not got is sent there. Call it once, before
+    /// serving. Returns how many streams it was.
     ///
     /// # Errors
     /// When the journal can't be listed.
@@ -117,16 +137,44 @@ impl BesService {
         let unfinished = tokio::task::spawn_blocking(move || journal.unfinished())
             .await
             .map_err(|e| JournalError::io("list", dir)(e.into()))??;
+        let shared = &self.shared;
+        // Calls that open a build go before its streams, those that close it behind them; so these have to be known.
+        let left = match &shared.upstream {
+            Some(upstream) => shared.lifecycle.recover(shared, upstream).await,
+            None => Vec::new(),
+        };
+        let mut opened = Vec::new();
         for entry in &unfinished {
-            self.shared.streams.sender(&entry.key, &self.shared);
+            let stream = shared.streams.sender(&entry.key, shared);
+            let (answer, answered) = oneshot::channel();
+            let _ = stream.send(Command::Opened(answer)).await;
+            opened.push(answered);
+        }
+        if let Some(upstream) = &shared.upstream {
+            for answered in opened {
+                // It does not answer only if it panicked.
+                let _ = answered.await;
+            }
+            shared.lifecycle.close(shared, upstream, &left);
         }
         Ok(unfinished.len())
+    }
+
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// The counts.
     #[must_use]
     pub fn counters(&self) -> CountersNow {
         self.shared.counters.now()
+    }
+
+    /// The counts, for as long as the service lives, and behind it.
+    pub fn counting(&self) -> impl Fn() -> Vec<Count> + Send + Sync + 'static {
+        let counters = Arc::clone(&self.shared.counters);
+        move || counters.each().collect()
     }
 
     /// Streams that are open, being settled, or ended a short while ago.
@@ -141,27 +189,44 @@ impl BesService {
     pub async fn close(&self) {
         self.shared.shutdown.cancel();
         self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        let halt = async {
+            // Streams have their own patience with upstream. Without a journal, calls that wait are lost.
+            let drained = self.shared.lifecycle.drained();
+            if self.shared.upstream.as_ref().is_some_and(Upstream::is_healthy) {
+                let _ = tokio::time::timeout(UPSTREAM_DRAIN, drained).await;
+            }
+        };
+        tokio::join!(self.shared.tasks.wait(), halt);
+        self.shared.halt.cancel();
+        self.shared.forwards.close();
+        self.shared.forwards.wait().await;
     }
 }
 
 #[tonic::async_trait]
 impl PublishBuildEvent for BesService {
     /// Lifecycle events (build enqueued, invocation attempt started and finished, build finished) come on the
-    /// component `CONTROLLER` and say nothing that the stream does not say as well.
-    async fn publish_lifecycle_event(
-        &self,
-        request: Request<PublishLifecycleEventRequest>,
-    ) -> Result<Response<()>, Status> {
-        Counters::add(&self.shared.counters.lifecycle_events);
-        let event = request.into_inner().build_event.unwrap_or_default();
-        let id = event.stream_id.unwrap_or_default();
+    /// component `CONTROLLER` and say nothing that the stream does not say as well; only upstream may want them.
+    async fn publish_lifecycle_event(&self, request: Request<Bytes>) -> Result<Response<()>, Status> {
+        let shared = &self.shared;
+        Counters::add(&shared.counters.lifecycle_events);
+        let (headers, _, request) = request.into_parts();
+        let call = Call::read(request.clone()).map_err(malformed)?;
         tracing::debug!(
-            build_id = id.build_id,
-            invocation_id = id.invocation_id,
-            event = lifecycle_name(event.event.and_then(|e| e.event).as_ref()),
+            build_id = call.build_id,
+            invocation_id = call.invocation_id,
+            event = call.name,
             "lifecycle event"
         );
+        if let Some(upstream) = &shared.upstream {
+            if call.build_id.len() > MAX_ID {
+                return Err(Status::invalid_argument("build_id is too long"));
+            }
+            shared
+                .lifecycle
+                .take(shared, upstream, &call, request, headers)
+                .await;
+        }
         Ok(Response::new(()))
     }
 
@@ -170,7 +235,7 @@ impl PublishBuildEvent for BesService {
 
     async fn publish_build_tool_event_stream(
         &self,
-        request: Request<Streaming<PublishBuildToolEventStreamRequest>>,
+        request: Request<Streaming<Bytes>>,
     ) -> Result<Response<Self::PublishBuildToolEventStreamStream>, Status> {
         if self.shared.shutdown.is_cancelled() {
             return Err(shutting_down());
@@ -183,7 +248,8 @@ impl PublishBuildEvent for BesService {
             room: Arc::new(Semaphore::new(self.shared.options.stream_bytes)),
             stalled: false,
         };
-        self.shared.tasks.spawn(reader.run(request.into_inner(), acks));
+        let (headers, _, inbound) = request.into_parts();
+        self.shared.tasks.spawn(reader.run(headers, inbound, acks));
         Ok(Response::new(UnboundedReceiverStream::new(responses)))
     }
 }
@@ -192,15 +258,8 @@ pub(super) fn shutting_down() -> Status {
     Status::unavailable("outhaul is shutting down")
 }
 
-fn lifecycle_name(event: Option<&build_event::Event>) -> &'static str {
-    use build_event::Event;
-    match event {
-        Some(Event::BuildEnqueued(_)) => "build enqueued",
-        Some(Event::InvocationAttemptStarted(_)) => "invocation attempt started",
-        Some(Event::InvocationAttemptFinished(_)) => "invocation attempt finished",
-        Some(Event::BuildFinished(_)) => "build finished",
-        _ => "other",
-    }
+fn malformed(error: prost::DecodeError) -> Status {
+    Status::invalid_argument(format!("the request can't be decoded: {error}"))
 }
 
 type Acks = mpsc::UnboundedSender<Result<PublishBuildToolEventStreamResponse, Status>>;
@@ -216,7 +275,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(mut self, mut inbound: Streaming<PublishBuildToolEventStreamRequest>, acks: Acks) {
+    async fn run(mut self, headers: MetadataMap, mut inbound: Streaming<Bytes>, acks: Acks) {
         let shutdown = self.shared.shutdown.clone();
         let first = match shutdown.run_until_cancelled(inbound.message()).await {
             Some(Ok(Some(first))) => first,
@@ -236,8 +295,9 @@ impl Reader {
             acks: acks.clone(),
             released: released.clone(),
             room: Arc::clone(&self.room),
+            headers,
         };
-        tracing::debug!(stream = %key, connection = self.id, from = event.sequence_number, "stream opened");
+        tracing::debug!(stream = %key, connection = self.id, from = event.sequence, "stream opened");
         // A stream's task ends only when nobody has a way to it, or at shutdown: its answers are on `acks` then.
         if stream.send(Command::Attach(connection)).await.is_err() {
             return fail(&acks, shutting_down());
@@ -284,8 +344,8 @@ impl Reader {
 
     /// Waits until there is room for an event. An engine that takes nothing for too long costs memory, not the
     /// build: an unread last event would hang it without a deadline.
-    async fn reserve(&mut self, event: &OrderedBuildEvent) -> Option<OwnedSemaphorePermit> {
-        let bytes = weight(event).min(self.shared.options.stream_bytes);
+    async fn reserve(&mut self, event: &Received) -> Option<OwnedSemaphorePermit> {
+        let bytes = weight(event.request.len()).min(self.shared.options.stream_bytes);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if self.stalled {
             return None;
@@ -308,10 +368,8 @@ impl Reader {
 }
 
 /// Checks a stream's first message, and tells which stream it is.
-fn open(message: PublishBuildToolEventStreamRequest) -> Result<(StreamKey, OrderedBuildEvent), Status> {
-    let event = message
-        .ordered_build_event
-        .ok_or_else(|| Status::invalid_argument("ordered_build_event is missing"))?;
+fn open(message: Bytes) -> Result<(StreamKey, Received), Status> {
+    let event = read(message)?;
     let id = event
         .stream_id
         .as_ref()
@@ -327,10 +385,8 @@ fn open(message: PublishBuildToolEventStreamRequest) -> Result<(StreamKey, Order
 }
 
 /// Checks a later message; it may leave the stream's name out.
-fn admit(message: PublishBuildToolEventStreamRequest, key: &StreamKey) -> Result<OrderedBuildEvent, Status> {
-    let event = message
-        .ordered_build_event
-        .ok_or_else(|| Status::invalid_argument("ordered_build_event is missing"))?;
+fn admit(message: Bytes, key: &StreamKey) -> Result<Received, Status> {
+    let event = read(message)?;
     match &event.stream_id {
         Some(id) if id.build_id != key.build_id || id.invocation_id != key.invocation_id => {
             Err(Status::invalid_argument("stream_id changed within a stream"))
@@ -339,13 +395,15 @@ fn admit(message: PublishBuildToolEventStreamRequest, key: &StreamKey) -> Result
     }
 }
 
-/// Bytes that an event takes in memory, roughly.
-fn weight(event: &OrderedBuildEvent) -> usize {
-    let value = match event.event.as_ref().and_then(|e| e.event.as_ref()) {
-        Some(build_event::Event::BazelEvent(any)) => any.value.len(),
-        _ => 0,
-    };
-    value + 256
+fn read(message: Bytes) -> Result<Received, Status> {
+    Received::read(message)
+        .map_err(malformed)?
+        .ok_or_else(|| Status::invalid_argument("ordered_build_event is missing"))
+}
+
+/// Bytes that a request of this size takes in memory, roughly.
+pub(super) const fn weight(len: usize) -> usize {
+    len + 256
 }
 
 /// Tells the client, if it is still there.

@@ -1,39 +1,39 @@
 //! One stream: its numbers, its acknowledgements and its hold, all owned by one task.
 //!
-//! Events go through in this order: journal, engine's queue, acknowledgement. What came in while a write was busy is
-//! written together. The engine is told and asked through other tasks, so that neither a slow nor a broken engine
-//! delays an acknowledgement beyond the hold's deadline.
+//! Events go through in this order: journal, queues of the engine and of the upstream service, acknowledgement. What
+//! came in while a write was busy is written together. The engine is told and asked through other tasks, so that
+//! neither a slow nor a broken engine delays an acknowledgement beyond the hold's deadline. Only the last
+//! acknowledgement is ever held: until the engine is done and, while the upstream service takes what it is sent, until
+//! it has acknowledged everything.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::Status;
+use tonic::{Status, metadata::MetadataMap};
 
 use super::{
     counters::Counters,
+    following::Following,
     hold::{HoldMode, Release, Waited},
     intake::Intake,
     journal::{RecordKind, Recovered},
+    raw::Received,
     server::{Shared, shutting_down},
     sink::{Settlement, StreamEnd, StreamKey},
 };
-use crate::proto::google::devtools::build::v1::{
-    OrderedBuildEvent, PublishBuildToolEventStreamResponse, StreamId,
-};
+use crate::proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId};
 
 /// What connections tell a stream. A connection attaches, sends its events, and goes.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "almost every command is an event; a box would cost an allocation each"
-)]
 pub(super) enum Command {
     Attach(Connection),
     Event(Incoming),
     Gone(u64, Departure),
+    /// Answered as soon as the stream has taken up what the journal has of it.
+    Opened(oneshot::Sender<()>),
 }
 
 /// The way back to a client.
@@ -44,13 +44,15 @@ pub(super) struct Connection {
     pub(super) released: CancellationToken,
     /// The connection's budget of bytes.
     pub(super) room: Arc<Semaphore>,
+    /// What the client said in its headers.
+    pub(super) headers: MetadataMap,
 }
 
 /// An event as it was received.
 pub(super) struct Incoming {
     pub(super) connection: u64,
     pub(super) received_ms: u64,
-    pub(super) event: OrderedBuildEvent,
+    pub(super) event: Received,
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
@@ -76,7 +78,8 @@ enum Phase {
         deadline: Instant,
         settling: AbortOnDropHandle<Option<Settlement>>,
     },
-    /// Every required output is there or has failed; `None` if the engine never said. The task goes at `forget`.
+    /// Every required output is there or has failed; `None` if the engine never said. The task goes at `forget`, if
+    /// upstream has everything.
     Settled {
         finish: Option<i64>,
         settlement: Option<Settlement>,
@@ -88,6 +91,7 @@ enum Phase {
 struct Held {
     ack: PublishBuildToolEventStreamResponse,
     since: Instant,
+    deadline: Instant,
 }
 
 pub(super) struct Stream {
@@ -99,11 +103,15 @@ pub(super) struct Stream {
     connection: Option<Connection>,
     held: Option<Held>,
     intake: Intake,
+    following: Following,
     /// The number of the finishing event, until it is flushed.
     finishing: Option<i64>,
     /// What to acknowledge at the next flush; `true` for the event that finishes the stream.
     unacked: Vec<(PublishBuildToolEventStreamResponse, bool)>,
 }
+
+/// How long a healthy upstream service may take for the rest at a shutdown.
+pub(super) const UPSTREAM_DRAIN: Duration = Duration::from_secs(5);
 
 /// Commands handled between two looks at everything else.
 const COMMANDS: usize = 512;
@@ -112,6 +120,7 @@ const COMMANDS: usize = 512;
 enum Wake {
     Commands,
     Settled(Option<Settlement>),
+    Upstream,
     Deadline,
     ClientLeft,
     Shutdown,
@@ -130,26 +139,28 @@ impl Stream {
                 () = shutdown.cancelled() => Wake::Shutdown,
                 _ = commands.recv_many(&mut received, COMMANDS) => Wake::Commands,
                 settlement = settled(&mut stream.phase) => Wake::Settled(settlement),
+                () = stream.following.changed() => Wake::Upstream,
                 () = sleep_until(deadline) => Wake::Deadline,
                 () = left(stream.held.as_ref().and(stream.connection.as_ref())) => Wake::ClientLeft,
             };
             match wake {
                 Wake::Commands => stream.handle(&mut received).await,
                 Wake::Settled(settlement) => stream.settled(settlement).await,
+                Wake::Upstream => stream.forwarded().await,
                 Wake::Deadline => {
                     if stream.overdue() && stream.shared.streams.retire(&stream.key, &commands) {
                         return;
                     }
                 }
                 Wake::ClientLeft => stream.leave(),
-                Wake::Shutdown => return stream.shut_down(),
+                Wake::Shutdown => return stream.shut_down().await,
             }
         }
     }
 
     /// Takes up what the journal has of the stream.
     async fn open(key: StreamKey, shared: Arc<Shared>) -> Self {
-        let (intake, recovered) = Intake::open(&key, &shared).await;
+        let (intake, recovered, following) = Intake::open(&key, &shared).await;
         let mut stream = Self {
             phase: Phase::Open {
                 give_up: after(shared.options.reconnect_grace),
@@ -161,6 +172,7 @@ impl Stream {
             connection: None,
             held: None,
             intake,
+            following,
             finishing: None,
             unacked: Vec::new(),
         };
@@ -203,6 +215,9 @@ impl Stream {
                     self.flush().await;
                     self.gone(id, departure);
                 }
+                Command::Opened(answer) => {
+                    let _ = answer.send(());
+                }
             }
         }
         self.flush().await;
@@ -224,8 +239,9 @@ impl Stream {
             room,
             ..
         } = incoming;
-        let sequence = event.sequence_number;
-        let finishes = RecordKind::of(&event) == RecordKind::Finished;
+        let sequence = event.sequence;
+        let finishes = event.kind == RecordKind::Finished;
+        let stream_id = event.stream_id.take().unwrap_or_else(|| self.id());
         if self.is_new(sequence) {
             if sequence.checked_sub(1) != Some(self.highest.unwrap_or(0)) {
                 Counters::add(&self.shared.counters.gaps);
@@ -240,11 +256,11 @@ impl Stream {
             if finishes {
                 self.finishing = Some(sequence);
             }
-            self.intake.push(received_ms, &mut event, room);
+            self.following.handed(sequence);
+            self.intake.push(received_ms, event, room);
         } else {
             Counters::add(&self.shared.counters.duplicates);
         }
-        let stream_id = event.stream_id.unwrap_or_else(|| self.id());
         let ack = PublishBuildToolEventStreamResponse {
             stream_id: Some(stream_id),
             sequence_number: sequence,
@@ -286,9 +302,15 @@ impl Stream {
         }
         for (ack, finishes) in std::mem::take(&mut self.unacked) {
             if finishes {
+                let deadline = match &self.phase {
+                    Phase::Settling { deadline, .. } => *deadline,
+                    // Upstream may still be waited for.
+                    Phase::Open { .. } | Phase::Settled { .. } => after(self.shared.options.hold.timeout),
+                };
                 self.held = Some(Held {
                     ack,
                     since: Instant::now(),
+                    deadline,
                 });
                 self.try_release();
             } else if let Some(connection) = &self.connection {
@@ -324,36 +346,67 @@ impl Stream {
         };
         if settlement.is_none() {
             tracing::error!(stream = %self.key, "the engine failed; the build's outputs may be missing");
-        } else {
-            self.intake.settle().await;
         }
         self.phase = Phase::Settled {
             finish,
             settlement,
             forget: after(self.shared.options.linger),
         };
+        self.conclude().await;
         self.try_release();
+    }
+
+    /// Upstream got something, or can't be reached any more.
+    async fn forwarded(&mut self) {
+        self.conclude().await;
+        self.try_release();
+    }
+
+    /// Marks the journal when nothing is left to do: the engine is done, and upstream has everything.
+    async fn conclude(&mut self) {
+        let finished = self.following.is_finished();
+        if let Phase::Settled {
+            settlement: Some(_),
+            forget,
+            ..
+        } = &mut self.phase
+            && finished
+        {
+            *forget = after(self.shared.options.linger);
+            self.intake.settle().await;
+        }
     }
 
     /// Lets a waiting client go, if there is nothing more to wait for.
     fn try_release(&mut self) {
-        if self.held.is_none() {
+        let Some(held) = &self.held else {
             // A connection may be there that has not sent its last event yet.
             return;
-        }
+        };
         let policy = self.shared.options.hold;
+        let overdue = held.deadline <= Instant::now();
         let waited = match &self.phase {
             _ if policy.mode == HoldMode::None => None,
             Phase::Settled { settlement, .. } => {
                 Some(settlement.as_ref().map_or(Waited::Unanswered, Waited::Settled))
             }
-            Phase::Settling { deadline, .. } if *deadline <= Instant::now() => Some(Waited::TimedOut),
+            Phase::Settling { .. } if overdue => Some(Waited::TimedOut),
             Phase::Settling { .. } => return,
             // Not reached: the event that finishes a stream ends this phase before it is acknowledged.
             Phase::Open { .. } => None,
         };
         let release = waited.as_ref().map_or(Release::Ack, |w| policy.release(w));
         let timed_out = matches!(waited, Some(Waited::TimedOut));
+        if waited.is_some() && release == Release::Ack && self.following.is_expected(held.ack.sequence_number)
+        {
+            if !overdue {
+                return;
+            }
+            tracing::warn!(
+                stream = %self.key, timeout = ?policy.timeout,
+                "the upstream event service is slow; the rest goes there behind the build"
+            );
+        }
         let (Some(held), Some(connection)) = (self.held.take(), self.connection.take()) else {
             return;
         };
@@ -386,6 +439,7 @@ impl Stream {
                 .send(Err(Status::aborted("another connection took over this stream")));
         }
         self.leave();
+        self.intake.connected(connection.headers.clone());
         self.connection = Some(connection);
     }
 
@@ -439,26 +493,31 @@ impl Stream {
 
     /// When to wake if nothing happens.
     fn deadline(&self) -> Option<Instant> {
+        if let Some(held) = &self.held {
+            return Some(held.deadline);
+        }
         match &self.phase {
-            Phase::Open { give_up: at, .. } | Phase::Settled { forget: at, .. } => {
-                self.connection.is_none().then_some(*at)
+            Phase::Open { give_up, .. } => self.connection.is_none().then_some(*give_up),
+            Phase::Settling { .. } => None,
+            Phase::Settled { forget, .. } => {
+                (self.connection.is_none() && self.following.is_finished()).then_some(*forget)
             }
-            Phase::Settling { deadline, .. } => self.held.is_some().then_some(*deadline),
         }
     }
 
     /// The deadline came; `true` if it was the stream's own.
     fn overdue(&mut self) -> bool {
+        if self.held.is_some() {
+            self.try_release();
+            return false;
+        }
         match &mut self.phase {
             Phase::Open { why, .. } => {
                 let why = std::mem::take(why);
                 self.end(StreamEnd::Broken(why), None);
                 false
             }
-            Phase::Settling { .. } => {
-                self.try_release();
-                false
-            }
+            Phase::Settling { .. } => false,
             Phase::Settled { forget, .. } => {
                 // In case that somebody is just about to attach.
                 *forget = after(self.shared.options.linger);
@@ -467,20 +526,40 @@ impl Stream {
         }
     }
 
-    /// Lets the client go. What is not settled stays unfinished in the journal.
-    fn shut_down(mut self) {
-        let Some(connection) = self.connection.take() else {
-            return;
+    /// Lets the client go, and gives upstream a moment for the rest. What is not settled, or not upstream, stays
+    /// unfinished in the journal.
+    async fn shut_down(mut self) {
+        if let Some(connection) = self.connection.take() {
+            let answer = match self.held.take() {
+                Some(held) if !self.shared.options.hold.strict => {
+                    self.shared.builds.held(&self.key, held.since.elapsed(), false);
+                    Ok(held.ack)
+                }
+                _ => Err(shutting_down()),
+            };
+            let _ = connection.acks.send(answer);
+            connection.released.cancel();
+        }
+        let last = match &self.phase {
+            Phase::Settled { .. } => i64::MAX,
+            // What waits for outputs would wait in vain.
+            _ if self.shared.options.hold.mode == HoldMode::Target => 0,
+            // Not closed yet, so it can't be finished.
+            Phase::Open { .. } | Phase::Settling { .. } => self.highest.unwrap_or(0),
         };
-        let answer = match self.held.take() {
-            Some(held) if !self.shared.options.hold.strict => {
-                self.shared.builds.held(&self.key, held.since.elapsed(), false);
-                Ok(held.ack)
+        let drained = async {
+            while self.following.is_expected(last) {
+                self.following.changed().await;
             }
-            _ => Err(shutting_down()),
         };
-        let _ = connection.acks.send(answer);
-        connection.released.cancel();
+        let _ = tokio::time::timeout(UPSTREAM_DRAIN, drained).await;
+        self.conclude().await;
+        if !self.following.is_finished() && !self.intake.is_journaled() && self.highest.is_some() {
+            tracing::error!(
+                stream = %self.key,
+                "the upstream event service does not get the rest of this build: it was not journalled"
+            );
+        }
     }
 
     fn id(&self) -> StreamId {

@@ -100,6 +100,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
             journal_dir: Some(base.join("state/journal")),
             durable: false,
             hold: HoldPolicy::default(),
+            upstream: None,
             bes: vec![listener],
             control: None,
             admin: None,

@@ -24,7 +24,7 @@ use tokio::{
 use super::{exit::Failure, runtime};
 use crate::{
     bes::{BesAddress, BesListener},
-    config::{CacheArgs, HoldArgs, PlaceArgs, SelectionArgs, StateArgs},
+    config::{CacheArgs, HoldArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
     daemon::{Daemon, DaemonOptions, Retention, Rooms},
     invocation::{Report, roots::Destination},
     record::{Record, RecordError},
@@ -94,14 +94,25 @@ pub(super) struct RunArgs {
 
     #[command(flatten)]
     cache: CacheArgs,
+
+    #[command(flatten)]
+    upstream: UpstreamArgs,
 }
 
 pub(super) fn main(args: RunArgs) -> Result<u8, Failure> {
     runtime()?.block_on(run(args))
 }
 
-async fn run(args: RunArgs) -> Result<u8, Failure> {
+async fn run(mut args: RunArgs) -> Result<u8, Failure> {
     let hold = args.hold.policy()?;
+    let (command, backend) = without_backend(&args.command);
+    let mut upstream = args.upstream.clone();
+    // An empty one says that events are to go nowhere.
+    let unheard = backend.as_deref().is_some_and(str::is_empty);
+    if let Some(backend) = backend.filter(|backend| !backend.is_empty()) {
+        upstream.bes_backend = Some(backend);
+    }
+    let upstream = upstream.upstream(&mut args.cache, hold)?;
     let policy = args.selection.policy()?;
     let rules = args.place.rules(Destination::ExecRoot)?;
     let options = args.place.options()?;
@@ -110,7 +121,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
     let record = record(&args.state.directory()?).await?;
     let listener =
         BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into())).map_err(Failure::failed)?;
-    let rooms = Rooms::open(record, policy, rules, source, options, false)?;
+    let rooms = Rooms::open(record, policy, rules, source, options, args.upstream.rewrite_uris)?;
     let mut reports = rooms.engine.reports();
     let daemon = Daemon::start(
         rooms.clone(),
@@ -119,6 +130,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
             journal_dir: None,
             durable: false,
             hold,
+            upstream,
             bes: vec![listener],
             control: None,
             admin: None,
@@ -129,15 +141,21 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
     .await
     .map_err(Failure::failed)?;
     let address = daemon.bes.first().map(ToString::to_string).unwrap_or_default();
-    let command = if names_a_backend(&args.command) {
+    let command = if unheard {
         writeln!(
             std::io::stderr(),
-            "outhaul: the command has a --bes_backend of its own, which its events go to; it is run as it is, and \
-             nothing is brought to disk"
+            "outhaul: the command has an empty --bes_backend, so its events go nowhere; it is run as it is, and nothing \
+             is brought to disk"
         )?;
         args.command.clone()
     } else {
-        with_flags(&args.command, &flags(&address, args.keep_download_mode))
+        let flagged = with_flags(&command, &flags(&address, args.keep_download_mode));
+        // Without a word of Bazel's to put them behind, the command is the user's as it was.
+        if flagged == command {
+            args.command.clone()
+        } else {
+            flagged
+        }
     };
     let shutdown = daemon.shutdown_token();
     let serving = tokio::spawn(daemon.join());
@@ -231,12 +249,29 @@ fn with_flags(command: &[OsString], flags: &[OsString]) -> Vec<OsString> {
     command
 }
 
-/// Whether the command says itself where its events go. Bazel has one such place, and the last word wins.
-fn names_a_backend(command: &[OsString]) -> bool {
-    command.iter().take_while(|arg| *arg != "--").any(|arg| {
-        arg.to_str()
-            .is_some_and(|arg| arg == "--bes_backend" || arg.starts_with("--bes_backend="))
-    })
+/// The command without its word of where its events go, and that word: they come here first and are passed on. Bazel
+/// has one such place, and the last word wins.
+fn without_backend(command: &[OsString]) -> (Vec<OsString>, Option<String>) {
+    let mut kept = Vec::with_capacity(command.len());
+    let mut backend = None;
+    let mut args = command.iter();
+    while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("--") => {
+                kept.push(arg.clone());
+                break;
+            }
+            Some("--bes_backend") => {
+                backend = args.next().map(|value| value.to_string_lossy().into_owned());
+            }
+            Some(text) if text.starts_with("--bes_backend=") => {
+                backend = text.split_once('=').map(|(_, value)| value.to_owned());
+            }
+            _ => kept.push(arg.clone()),
+        }
+    }
+    kept.extend(args.cloned());
+    (kept, backend)
 }
 
 async fn spawn(
@@ -325,12 +360,36 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_of_the_commands_own_is_noticed() {
-        assert!(names_a_backend(&words("bazel build --bes_backend=grpc://x //a")));
-        assert!(names_a_backend(&words("bazel build --bes_backend grpc://x //a")));
-        assert!(!names_a_backend(&words(
-            "bazel run //a -- --bes_backend=grpc://x"
-        )));
+    fn a_backend_of_the_commands_own_is_taken_out_and_used() {
+        for (command, kept, backend) in [
+            (
+                "bazel build --bes_backend=grpc://x //a",
+                "bazel build //a",
+                Some("grpc://x"),
+            ),
+            (
+                "bazel build --bes_backend grpc://x //a",
+                "bazel build //a",
+                Some("grpc://x"),
+            ),
+            (
+                "bazel build --bes_backend=a --bes_backend=b //a -- --bes_backend=c",
+                "bazel build //a -- --bes_backend=c",
+                Some("b"),
+            ),
+            ("bazel build --bes_backend= //a", "bazel build //a", Some("")),
+            (
+                "bazel run //a -- --bes_backend=grpc://x",
+                "bazel run //a -- --bes_backend=grpc://x",
+                None,
+            ),
+        ] {
+            assert_eq!(
+                without_backend(&words(command)),
+                (words(kept), backend.map(str::to_owned)),
+                "{command}"
+            );
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     bes::{BesAddress, BesListener},
     config::{
         CacheArgs, ConfigError, ControlListenArgs, HoldArgs, NotifyArgs, PlaceArgs, SelectionArgs, StateArgs,
+        UpstreamArgs,
     },
     daemon::{
         ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready, notify_stopping,
@@ -85,6 +86,9 @@ pub(super) struct ServeArgs {
     cache: CacheArgs,
 
     #[command(flatten)]
+    upstream: UpstreamArgs,
+
+    #[command(flatten)]
     notify: NotifyArgs,
 }
 
@@ -94,9 +98,10 @@ pub(super) fn main(args: ServeArgs) -> Result<u8, Failure> {
     runtime()?.block_on(serve(args, inherited))
 }
 
-async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
+async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
     // Everything is checked before anything is opened.
     let hold = args.hold.policy()?;
+    let upstream = args.upstream.upstream(&mut args.cache, hold)?;
     let policy = args.selection.policy()?;
     let rules = args.place.rules(Destination::ExecRoot)?;
     let options = args.place.options()?;
@@ -159,7 +164,7 @@ async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
         }),
         None => None,
     };
-    let rooms = Rooms::open(record, policy, rules, source, options, false)?;
+    let rooms = Rooms::open(record, policy, rules, source, options, args.upstream.rewrite_uris)?;
     // Before the daemon starts: what it takes up from the journal is told of as well.
     let notifier = (!notify.is_empty())
         .then(|| Notifier::start(notify, rooms.engine.changes(), &rooms.metrics))
@@ -171,6 +176,7 @@ async fn serve(args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
             journal_dir: Some(state_dir.join("journal")),
             durable: args.durable,
             hold,
+            upstream,
             bes,
             control: Some(control),
             admin,

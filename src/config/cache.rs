@@ -111,6 +111,10 @@ pub struct CacheArgs {
         default_value = "sha256"
     )]
     pub digest_function: String,
+
+    /// Whether the upstream event service uses the TLS files; a cache that is not encrypted may stand beside it then.
+    #[arg(skip)]
+    pub(super) tls_for_upstream: bool,
 }
 
 impl CacheArgs {
@@ -186,7 +190,12 @@ impl CacheArgs {
             ));
         }
         let endpoint = Endpoint::parse("--remote-cache", url).map_err(|e| remote(&e))?;
-        let options = self.options(endpoint)?;
+        let mut options = self.options(endpoint)?;
+        if self.tls_for_upstream && !options.endpoint.is_tls() {
+            options.tls_certificate = None;
+            options.tls_client_certificate = None;
+            options.tls_client_key = None;
+        }
         options.validate().map_err(|e| remote(&e))?;
         Ok(Arc::new(GrpcCache::new(options).map_err(|e| remote(&e))?))
     }

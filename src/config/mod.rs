@@ -10,6 +10,7 @@ mod notify;
 mod place;
 mod selection;
 mod state;
+mod upstream;
 
 pub use self::{
     cache::CacheArgs,
@@ -19,6 +20,7 @@ pub use self::{
     place::PlaceArgs,
     selection::SelectionArgs,
     state::{HoldArgs, StateArgs},
+    upstream::UpstreamArgs,
 };
 
 /// A setting that can't be used: which flag, and why.

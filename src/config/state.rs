@@ -71,7 +71,8 @@ pub(crate) fn check_socket_path(flag: &str, path: &Path) -> Result<(), ConfigErr
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Holding")]
 pub struct HoldArgs {
-    /// What waits for outputs: invocation (the build tool's command) or none
+    /// What waits for outputs: invocation (the build tool's command), target (also what is passed on of each target's
+    /// completion, see --bes-backend) or none
     #[arg(long, value_name = "MODE", env = "OUTHAUL_HOLD", default_value = "invocation")]
     pub hold: String,
 
@@ -97,18 +98,19 @@ impl HoldArgs {
     pub fn policy(&self) -> Result<HoldPolicy, ConfigError> {
         let mode = match self.hold.as_str() {
             "invocation" => HoldMode::Invocation,
+            "target" => HoldMode::Target,
             "none" => HoldMode::None,
             other => {
                 return Err(ConfigError::new(
                     "--hold",
-                    format!("{other:?} is none of invocation, none"),
+                    format!("{other:?} is none of invocation, target, none"),
                 ));
             }
         };
         if self.strict && mode == HoldMode::None {
             return Err(ConfigError::new(
                 "--strict",
-                "needs --hold=invocation: a command that is let go can't fail",
+                "needs --hold=invocation or --hold=target: a command that is let go can't fail",
             ));
         }
         let timeout = duration("--hold-timeout", &self.hold_timeout)?;

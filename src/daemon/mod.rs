@@ -23,7 +23,8 @@ pub use self::{
 };
 use crate::{
     bes::{
-        self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, journal::JournalOptions,
+        self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, Upstream,
+        journal::JournalOptions,
     },
     control::{Admin, Service},
     invocation::{
@@ -88,9 +89,14 @@ impl Rooms {
         })
     }
 
-    /// The event service in front of the engine.
+    /// The event service in front of the engine, and of the upstream service if there is one.
     #[must_use]
-    pub fn events(&self, hold: HoldPolicy, journal: Option<Journal>) -> BesService {
+    pub fn events(
+        &self,
+        hold: HoldPolicy,
+        journal: Option<Journal>,
+        upstream: Option<Upstream>,
+    ) -> BesService {
         let metrics = self.metrics.clone();
         let decoder: bes::Decoder = Arc::new(move |bytes| {
             crate::bep::decode::decode(bytes).map_err(|e| {
@@ -102,7 +108,9 @@ impl Rooms {
             hold,
             ..BesOptions::default()
         };
-        BesService::new(Arc::new(self.engine.clone()), decoder, journal, options)
+        let service = BesService::new(Arc::new(self.engine.clone()), decoder, journal, upstream, options);
+        self.metrics.also("bes", service.counting());
+        service
     }
 }
 
@@ -114,6 +122,8 @@ pub struct DaemonOptions {
     pub durable: bool,
     /// Holding.
     pub hold: HoldPolicy,
+    /// Where events are forwarded to.
+    pub upstream: Option<Upstream>,
     /// Where build tools connect.
     pub bes: Vec<BesListener>,
     /// Where the control API is served.
@@ -161,7 +171,7 @@ impl Daemon {
                 }
             }
         });
-        let events = rooms.events(options.hold, journal.clone());
+        let events = rooms.events(options.hold, journal.clone(), options.upstream);
         let bes = options
             .bes
             .iter()

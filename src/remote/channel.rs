@@ -48,10 +48,15 @@ impl Connections {
     }
 }
 
-/// The connections. Each is made when it is first needed, and again when it broke.
-pub(crate) struct Pool {
+/// Makes connections to one place.
+pub(crate) struct Connector {
     endpoint: HttpEndpoint,
     socket: Option<std::path::PathBuf>,
+}
+
+/// The connections. Each is made when it is first needed, and again when it broke.
+pub(crate) struct Pool {
+    connector: Connector,
     channels: Vec<OnceLock<Channel>>,
     next: AtomicUsize,
     /// Which connection last carried a digest, at the place that its hash tells, plus one. Others fall on the same
@@ -60,7 +65,7 @@ pub(crate) struct Pool {
     carried: Box<[AtomicU8]>,
 }
 
-impl Pool {
+impl Connector {
     /// Reads certificates and keys; connects nothing.
     ///
     /// # Errors
@@ -97,6 +102,42 @@ impl Pool {
         Ok(Self {
             endpoint,
             socket: options.endpoint.unix_path().map(Path::to_owned),
+        })
+    }
+
+    /// With other times for pings and their answers.
+    pub(crate) fn keep_alive(self, interval: Duration, timeout: Duration) -> Self {
+        Self {
+            endpoint: self
+                .endpoint
+                .http2_keep_alive_interval(interval)
+                .keep_alive_timeout(timeout),
+            ..self
+        }
+    }
+
+    /// A connection that is made when it is first used, and again when it broke. Must be called within the runtime.
+    pub(crate) fn channel(&self) -> Channel {
+        let Some(socket) = &self.socket else {
+            return self.endpoint.connect_lazy();
+        };
+        let socket = socket.clone();
+        self.endpoint
+            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+                let socket = socket.clone();
+                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+            }))
+    }
+}
+
+impl Pool {
+    /// Reads certificates and keys; connects nothing.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`], naming the file.
+    pub(crate) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+        Ok(Self {
+            connector: Connector::new(options)?,
             channels: (0..options.connections.max(1)).map(|_| OnceLock::new()).collect(),
             next: AtomicUsize::new(0),
             carried: (0..REMEMBERED).map(|_| AtomicU8::new(0)).collect(),
@@ -112,7 +153,9 @@ impl Pool {
             .map(|i| start.wrapping_add(i) % count)
             .find(|&i| !avoid.contains(i))
             .unwrap_or(start % count);
-        let channel = self.channels[index].get_or_init(|| self.channel()).clone();
+        let channel = self.channels[index]
+            .get_or_init(|| self.connector.channel())
+            .clone();
         (index, channel)
     }
 
@@ -132,18 +175,6 @@ impl Pool {
             }
         }
         found
-    }
-
-    fn channel(&self) -> Channel {
-        let Some(socket) = &self.socket else {
-            return self.endpoint.connect_lazy();
-        };
-        let socket = socket.clone();
-        self.endpoint
-            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }))
     }
 }
 
@@ -194,7 +225,7 @@ fn pem(flag: &str, file: &Path, section: &str) -> Result<Vec<u8>, RemoteError> {
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -19,7 +19,7 @@ pub mod trees;
 mod actions;
 mod batch;
 mod capabilities;
-mod channel;
+pub(crate) mod channel;
 mod client;
 mod inflate;
 mod status;

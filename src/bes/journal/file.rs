@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -106,6 +107,22 @@ pub(in super::super) fn read_frame(
             offset: at.offset,
             reason: "wrong checksum",
         }),
+    }
+}
+
+/// A frame, and the file that it is in.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Place {
+    pub(in super::super) file: Arc<File>,
+    /// For messages.
+    pub(in super::super) path: PathBuf,
+    pub(in super::super) at: FrameAt,
+}
+
+impl Place {
+    /// The frame's records. Blocks.
+    pub(in super::super) fn read(&self) -> Result<Vec<Record>, JournalError> {
+        read_frame(&self.file, &self.path, self.at)
     }
 }
 

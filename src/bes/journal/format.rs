@@ -1,21 +1,22 @@
 //! The bytes of a journal file: head, frame heads, records. No I/O here.
 
 use bytes::{Buf, Bytes};
-use prost::{
-    Message as _,
-    encoding::{decode_varint, encode_varint},
+use prost::encoding::{decode_varint, encode_varint};
+
+use tonic::metadata::MetadataMap;
+
+use super::{
+    super::{raw::Received, sink::StreamKey},
+    headers,
 };
 
-use super::super::sink::StreamKey;
-use crate::proto::google::devtools::build::v1::{OrderedBuildEvent, build_event};
-
 /// Changes when a reader of the old version would misread the new one.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// zstd's magic numbers for frames that decoders skip: 0x184D2A50 to 0x184D2A5F (RFC 8878, 3.1.2).
 const HEAD_MAGIC: u32 = 0x184D_2A50;
 const FRAME_MAGIC: u32 = 0x184D_2A51;
 const NAME: &[u8; 15] = b"outhaul-journal";
-const SUM_LEN: usize = 8;
+pub(super) const SUM_LEN: usize = 8;
 /// Largest head: ids are limited long before that.
 const MAX_HEAD: usize = 1 << 20;
 /// Largest sum of records in one frame before compression; a message is at most 256 MiB.
@@ -29,7 +30,7 @@ const FRAME_HEAD_PAYLOAD: usize = 4 * 4 + 2 * 8 + SUM_LEN;
 pub(super) const FRAME_HEAD_LEN: usize = SKIP_LEN + FRAME_HEAD_PAYLOAD;
 const FLAG_FINISHED: u32 = 1;
 
-fn checksum(parts: &[&[u8]]) -> [u8; SUM_LEN] {
+pub(super) fn checksum(parts: &[&[u8]]) -> [u8; SUM_LEN] {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
         hasher.update(part);
@@ -116,24 +117,20 @@ pub enum RecordKind {
     Finished,
     /// Anything else that came on the stream.
     Other,
+    /// What the client said in its headers, before the events of that connection. Secrets: not to be shown.
+    Headers,
+    /// A lifecycle call, in the journal of a build's calls.
+    Call,
 }
 
 impl RecordKind {
-    /// What an event of a stream is.
-    #[must_use]
-    pub fn of(event: &OrderedBuildEvent) -> Self {
-        match event.event.as_ref().and_then(|e| e.event.as_ref()) {
-            Some(build_event::Event::BazelEvent(_)) => Self::Event,
-            Some(build_event::Event::ComponentStreamFinished(_)) => Self::Finished,
-            _ => Self::Other,
-        }
-    }
-
     const fn wire(self) -> u8 {
         match self {
             Self::Event => 1,
             Self::Finished => 2,
             Self::Other => 3,
+            Self::Headers => 4,
+            Self::Call => 5,
         }
     }
 
@@ -142,21 +139,24 @@ impl RecordKind {
             1 => Some(Self::Event),
             2 => Some(Self::Finished),
             3 => Some(Self::Other),
+            4 => Some(Self::Headers),
+            5 => Some(Self::Call),
             _ => None,
         }
     }
 }
 
-/// One received event.
+/// One thing that was received, an event as a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Its number in the stream.
+    /// Its number in the stream; that of the event behind it for headers.
     pub sequence: i64,
     /// When it was received, in milliseconds since the epoch.
     pub received_ms: u64,
     /// What it is.
     pub kind: RecordKind,
-    /// The encoded `google.devtools.build.v1.OrderedBuildEvent`.
+    /// The encoded `google.devtools.build.v1.PublishBuildToolEventStreamRequest`, byte for byte as it came; for a
+    /// call, its `PublishLifecycleEventRequest`.
     pub payload: Bytes,
 }
 
@@ -164,11 +164,15 @@ impl Record {
     /// The bytes of the `build_event_stream.BuildEvent` inside, if there is one.
     #[must_use]
     pub fn build_event(&self) -> Option<Bytes> {
-        let ordered = OrderedBuildEvent::decode(self.payload.clone()).ok()?;
-        match ordered.event?.event? {
-            build_event::Event::BazelEvent(any) => Some(any.value.into()),
+        match self.kind {
+            RecordKind::Event => Received::read(self.payload.clone()).ok()??.bazel_event,
             _ => None,
         }
+    }
+
+    /// The headers, if that is what it is.
+    pub(in super::super) fn headers(&self) -> Option<MetadataMap> {
+        (self.kind == RecordKind::Headers).then(|| headers::decode(self.payload.clone()))
     }
 }
 
@@ -183,14 +187,25 @@ pub(in super::super) struct Batch {
 }
 
 impl Batch {
-    pub(in super::super) fn push(&mut self, received_ms: u64, event: &OrderedBuildEvent) {
-        let kind = RecordKind::of(event);
-        let sequence = event.sequence_number;
-        encode_varint(event.encoded_len() as u64, &mut self.raw);
+    pub(in super::super) fn push(&mut self, received_ms: u64, event: &Received) {
+        self.add(received_ms, event.kind, event.sequence, &event.request);
+    }
+
+    /// Headers of the connection that the event of this number, pushed next, came on.
+    pub(in super::super) fn push_headers(&mut self, received_ms: u64, sequence: i64, headers: &[u8]) {
+        self.add(received_ms, RecordKind::Headers, sequence, headers);
+    }
+
+    pub(in super::super) fn push_call(&mut self, received_ms: u64, number: i64, request: &[u8]) {
+        self.add(received_ms, RecordKind::Call, number, request);
+    }
+
+    pub(super) fn add(&mut self, received_ms: u64, kind: RecordKind, sequence: i64, payload: &[u8]) {
+        encode_varint(payload.len() as u64, &mut self.raw);
         self.raw.push(kind.wire());
         self.raw.extend_from_slice(&sequence.to_le_bytes());
         encode_varint(received_ms, &mut self.raw);
-        event.encode_raw(&mut self.raw);
+        self.raw.extend_from_slice(payload);
         if self.count == 0 {
             (self.lowest, self.highest) = (sequence, sequence);
         }
@@ -332,10 +347,7 @@ mod tests {
         fn records_read_back(sequences in prop::collection::vec(any::<i64>(), 1..20), received_ms: u64) {
             let mut batch = Batch::default();
             for sequence_number in &sequences {
-                batch.push(received_ms, &OrderedBuildEvent {
-                    sequence_number: *sequence_number,
-                    ..OrderedBuildEvent::default()
-                });
+                batch.add(received_ms, RecordKind::Other, *sequence_number, b"x");
             }
             let read = records(Bytes::copy_from_slice(batch.raw())).unwrap();
             prop_assert_eq!(read.iter().map(|r| r.sequence).collect::<Vec<_>>(), sequences.clone());

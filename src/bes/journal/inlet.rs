@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use super::{
     super::sink::StreamKey,
@@ -16,7 +17,7 @@ use super::{
     store::{Journal, SETTLED, UNFINISHED},
 };
 use crate::proto::google::devtools::build::v1::{
-    BuildEvent, OrderedBuildEvent, StreamId,
+    BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
     build_event::{self, BuildComponentStreamFinished},
     stream_id::BuildComponent,
 };
@@ -107,7 +108,12 @@ impl Inlet {
                 event: Some(inner),
             }),
         };
-        self.batch.push(received_ms, &ordered);
+        let request = PublishBuildToolEventStreamRequest {
+            ordered_build_event: Some(ordered),
+            ..PublishBuildToolEventStreamRequest::default()
+        };
+        self.batch
+            .add(received_ms, kind, sequence, &request.encode_to_vec());
         if self.batch.len() >= FRAME {
             self.flush()
         } else {

@@ -6,12 +6,18 @@
 //! write before anything in it is acknowledged: a killed process loses nothing acknowledged, a killed machine may,
 //! unless the journal is durable. A torn last frame is recognised by its length or checksum and cut.
 //!
-//! `NAME.journal` is unfinished: there may be outputs to fetch. It becomes `NAME.settled` when there are none. A file
-//! of another version, or with a damaged head, is moved aside as `NAME.damaged` and never read.
+//! `NAME.journal` is unfinished: there may be outputs to fetch, or events that an upstream service still has to get. It
+//! becomes `NAME.settled` when there is nothing left to do. `NAME.acked` says how much upstream has. A file of another
+//! version, or with a damaged head, is moved aside as `NAME.damaged` and never read.
+//!
+//! The calls about a build's life that go upstream have files of their own, one per build, in the directory
+//! `lifecycle`: they are no invocation's.
 
+mod cursor;
 mod error;
 mod file;
 mod format;
+pub(super) mod headers;
 mod inlet;
 mod retention;
 mod store;
@@ -28,6 +34,7 @@ pub(super) use store::now_ms;
 pub use store::{Entry, Journal, JournalOptions};
 pub use writer::Writer;
 
-pub(super) use file::{FrameAt, read_frame};
+pub(super) use cursor::Cursor;
+pub(super) use file::{FrameAt, Place, read_frame};
 pub(super) use format::Batch;
 pub(super) use writer::Recovered;

@@ -6,14 +6,15 @@ use std::{
 };
 
 use super::{
+    cursor::ACKED,
     error::JournalError,
-    store::{Entry, Journal},
+    store::{Entry, Journal, SETTLED, UNFINISHED},
 };
 
 /// Files to delete.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Oldest first.
+    /// What was not used for longest comes first.
     pub delete: Vec<Entry>,
     /// Bytes that stay.
     pub kept_bytes: u64,
@@ -31,27 +32,40 @@ pub struct Executed {
 }
 
 impl Journal {
-    /// Plans what to delete: everything not written for `max_age`, then the oldest settled journals until the rest
-    /// has at most `max_bytes`. Unfinished journals go by age only, open ones never.
+    /// Plans what to delete: everything not used for `max_age`, then what was not used for longest of the settled
+    /// journals until the rest has at most `max_bytes`. Unfinished journals, which somebody still has to get something
+    /// of, go by age only, open ones never. Last use is the file's time of modification.
     ///
     /// # Errors
     /// When the directory can't be listed.
     pub fn plan(&self, max_age: Option<Duration>, max_bytes: Option<u64>) -> Result<Plan, JournalError> {
-        let entries = self
+        let calls = self.calls();
+        let mut entries: Vec<_> = self
             .list()?
             .into_iter()
             .map(|e| (self.open.contains(&e.path), e))
             .collect();
+        // It is made with its first file.
+        if calls.dir().exists() {
+            let listed = calls.list()?.into_iter();
+            entries.extend(listed.map(|e| (calls.open.contains(&e.path), e)));
+        }
+        entries.sort_by(|(_, a), (_, b)| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
         Ok(plan(entries, SystemTime::now(), max_age, max_bytes))
     }
 
     /// Deletes what was planned, except what has changed since.
     pub fn execute(&self, plan: &Plan) -> Executed {
         let mut executed = Executed::default();
+        let calls = self.calls();
         for entry in &plan.delete {
             let unchanged = fs::symlink_metadata(&entry.path)
                 .is_ok_and(|m| m.len() == entry.bytes && m.modified().is_ok_and(|t| t == entry.modified));
-            if self.open.contains(&entry.path) || !unchanged {
+            let open = match entry.path.parent() {
+                Some(dir) if dir == calls.dir() => &calls.open,
+                _ => &self.open,
+            };
+            if open.contains(&entry.path) || !unchanged {
                 executed.skipped += 1;
                 continue;
             }
@@ -66,11 +80,35 @@ impl Journal {
                 }
             }
         }
+        for journal in [self, &calls] {
+            journal.sweep_cursors();
+        }
         executed
+    }
+
+    /// Deletes cursors whose journals are gone: of those just deleted, and of a process that ended between the two.
+    fn sweep_cursors(&self) {
+        let cursors = fs::read_dir(self.dir())
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+            .map(|item| item.path())
+            .filter(|path| path.extension().is_some_and(|e| e == ACKED));
+        for path in cursors {
+            let journal = [UNFINISHED, SETTLED]
+                .iter()
+                .any(|extension| path.with_extension(extension).exists());
+            if !journal
+                && !self.open.contains(&path)
+                && let Err(e) = fs::remove_file(&path)
+            {
+                tracing::warn!(file = %path.display(), error = %e, "a journal's cursor was not deleted");
+            }
+        }
     }
 }
 
-/// The decision; entries are oldest first, with whether they are open.
+/// The decision; entries are in the order of their last use, with whether they are open.
 fn plan(
     entries: Vec<(bool, Entry)>,
     now: SystemTime,

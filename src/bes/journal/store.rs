@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     super::sink::StreamKey,
+    cursor::Cursor,
     error::JournalError,
     file::{Records, read_head},
     format::Head,
@@ -21,6 +22,8 @@ use super::{
 pub(super) const UNFINISHED: &str = "journal";
 pub(super) const SETTLED: &str = "settled";
 pub(super) const DAMAGED: &str = "damaged";
+/// Where the calls about builds' lives are.
+const CALLS: &str = "lifecycle";
 
 /// How the journal writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,6 +40,8 @@ pub struct Journal {
     /// Held while the process may write; `None` when opened for reading.
     lock: Option<Arc<File>>,
     pub(super) open: OpenFiles,
+    /// The same for the directory of calls.
+    calls_open: OpenFiles,
 }
 
 /// One stream's journal.
@@ -82,11 +87,7 @@ impl Journal {
     /// # Errors
     /// When it can't be made or written, or another process has it.
     pub fn open(dir: &Path, options: JournalOptions) -> Result<Self, JournalError> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(JournalError::io("create", dir))?;
+        make_private(dir)?;
         fs::set_permissions(dir, Permissions::from_mode(0o700))
             .map_err(JournalError::io("set the mode of", dir))?;
         let path = dir.join("lock");
@@ -108,6 +109,7 @@ impl Journal {
             options,
             lock: Some(Arc::new(lock)),
             open: OpenFiles::default(),
+            calls_open: OpenFiles::default(),
         })
     }
 
@@ -125,7 +127,24 @@ impl Journal {
             options: JournalOptions::default(),
             lock: None,
             open: OpenFiles::default(),
+            calls_open: OpenFiles::default(),
         }
+    }
+
+    /// The journal of the calls about builds' lives, a file per build, without an invocation's id.
+    pub(in super::super) fn calls(&self) -> Self {
+        Self {
+            dir: self.dir.join(CALLS),
+            options: self.options,
+            lock: self.lock.clone(),
+            open: self.calls_open.clone(),
+            calls_open: OpenFiles::default(),
+        }
+    }
+
+    /// How much of a stream upstream has.
+    pub(in super::super) fn cursor(&self, key: &StreamKey) -> Cursor {
+        Cursor::of(&self.dir.join(file_stem(key)))
     }
 
     /// Opens or creates a stream's file, and says what it holds.
@@ -135,6 +154,7 @@ impl Journal {
                 path: self.dir.clone(),
             });
         }
+        make_private(&self.dir)?;
         let head = Head {
             key: key.clone(),
             created_ms: now_ms(),
@@ -219,6 +239,14 @@ impl Journal {
         let key = self.find(invocation_id)?.key;
         self.stream(&key)?.0.settle()
     }
+}
+
+fn make_private(dir: &Path) -> Result<(), JournalError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(JournalError::io("create", dir))
 }
 
 fn entry(path: &Path, settled: bool) -> Result<Entry, JournalError> {

@@ -5,13 +5,17 @@ use std::{
     io::Write as _,
     os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::Path,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
+
+use prost::Message as _;
 
 use super::*;
 use crate::{
-    bes::sink::StreamKey,
-    proto::google::devtools::build::v1::{BuildEvent, OrderedBuildEvent, build_event},
+    bes::{raw::Received, sink::StreamKey},
+    proto::google::devtools::build::v1::{
+        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, build_event,
+    },
 };
 
 fn key(invocation: &str) -> StreamKey {
@@ -21,18 +25,22 @@ fn key(invocation: &str) -> StreamKey {
     }
 }
 
-fn event(sequence_number: i64, text: &str) -> OrderedBuildEvent {
-    OrderedBuildEvent {
-        stream_id: None,
-        sequence_number,
-        event: Some(BuildEvent {
-            event_time: None,
-            event: Some(build_event::Event::BazelEvent(prost_types::Any {
-                type_url: String::new(),
-                value: text.as_bytes().to_vec(),
-            })),
+fn event(sequence_number: i64, text: &str) -> Received {
+    let request = PublishBuildToolEventStreamRequest {
+        ordered_build_event: Some(OrderedBuildEvent {
+            stream_id: None,
+            sequence_number,
+            event: Some(BuildEvent {
+                event_time: None,
+                event: Some(build_event::Event::BazelEvent(prost_types::Any {
+                    type_url: String::new(),
+                    value: text.as_bytes().to_vec(),
+                })),
+            }),
         }),
-    }
+        ..PublishBuildToolEventStreamRequest::default()
+    };
+    Received::read(request.encode_to_vec().into()).unwrap().unwrap()
 }
 
 fn append(writer: &mut Writer, sequences: impl IntoIterator<Item = i64>) -> FrameAt {
@@ -63,7 +71,7 @@ fn what_is_appended_reads_back_and_frames_can_be_read_alone() {
         append(&mut writer, 1..=3);
         let second = append(&mut writer, 4..=5);
         assert_eq!(numbers(&journal, &name), [1, 2, 3, 4, 5]);
-        let records = read_frame(&writer.file(), &writer.path(), second).unwrap();
+        let records = writer.place(second).read().unwrap();
         assert_eq!(records.len(), 2);
         assert_eq!((records[0].received_ms, records[0].kind), (7, RecordKind::Event));
         assert_eq!(records[1].build_event().unwrap(), "event 5");
@@ -278,4 +286,98 @@ fn the_file_is_plain_zstd() {
     let mut raw = Vec::new();
     raw.write_all(&zstd::stream::decode_all(file).unwrap()).unwrap();
     assert_eq!(format::records(raw.into()).unwrap().len(), 4);
+}
+
+#[test]
+fn headers_are_kept_before_their_events_and_count_as_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    let (mut writer, _) = journal.stream(&key("i")).unwrap();
+    let mut headers = tonic::metadata::MetadataMap::new();
+    headers.insert("x-api-key", "secret".parse().unwrap());
+    let mut batch = Batch::default();
+    batch.push_headers(1, 5, &headers::encode(&headers));
+    batch.push(1, &event(5, "five"));
+    writer.append(&batch).unwrap();
+    let records: Vec<_> = journal.read("i").unwrap().map(Result::unwrap).collect();
+    assert_eq!(records.len(), 2);
+    assert_eq!(records[0].headers().unwrap().get("x-api-key").unwrap(), "secret");
+    assert_eq!(records[0].build_event(), None);
+    assert_eq!(records[1].headers().map(|_| ()), None);
+    assert_eq!(records[1].payload, event(5, "five").request);
+    drop(writer);
+    assert_eq!(journal.stream(&key("i")).unwrap().1.highest, Some(5));
+}
+
+#[test]
+fn calls_about_a_build_are_no_invocation() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    let calls = journal.calls();
+    let build = StreamKey {
+        build_id: "b".to_owned(),
+        invocation_id: String::new(),
+    };
+    let (mut writer, _) = calls.stream(&build).unwrap();
+    let mut batch = Batch::default();
+    batch.push_call(1, 1, b"call");
+    writer.append(&batch).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(calls.dir()), mode(&writer.path())), (0o700, 0o600));
+    assert!(journal.list().unwrap().is_empty() && journal.find("").is_err());
+    assert_eq!(calls.unfinished().unwrap().len(), 1);
+    // Retention knows them: not while they are open, and then by age.
+    assert!(
+        journal
+            .plan(Some(Duration::ZERO), Some(0))
+            .unwrap()
+            .delete
+            .is_empty()
+    );
+    writer.settle().unwrap();
+    drop(writer);
+    calls.cursor(&build).save(1);
+    let plan = journal.plan(None, Some(0)).unwrap();
+    assert_eq!(journal.execute(&plan).files, 1);
+    assert_eq!(fs::read_dir(calls.dir()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_cursor_goes_with_its_journal_and_not_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    for name in ["stays", "goes"] {
+        let (mut writer, _) = journal.stream(&key(name)).unwrap();
+        append(&mut writer, [1]);
+        journal.cursor(&key(name)).save(1);
+        if name == "goes" {
+            writer.settle().unwrap();
+        }
+    }
+    // Upstream still has to get it: no limit of size touches it.
+    let plan = journal.plan(None, Some(0)).unwrap();
+    assert_eq!(journal.execute(&plan).files, 1);
+    assert_eq!(journal.cursor(&key("stays")).load(), 1);
+    assert_eq!(journal.cursor(&key("goes")).load(), 0);
+    let names = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name());
+    assert_eq!(names.count(), 3, "lock, journal and cursor");
+}
+
+#[test]
+fn what_was_used_lately_outlives_what_is_younger() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    let mut bytes = 0;
+    for (name, age) in [("first", 10), ("second", 100)] {
+        let (mut writer, _) = journal.stream(&key(name)).unwrap();
+        append(&mut writer, [1]);
+        writer.settle().unwrap();
+        let file = fs::File::options().write(true).open(writer.path()).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(age))
+            .unwrap();
+        bytes = fs::metadata(writer.path()).unwrap().len();
+    }
+    let plan = journal.plan(None, Some(bytes)).unwrap();
+    let gone: Vec<_> = plan.delete.iter().map(|e| e.key.invocation_id.as_str()).collect();
+    assert_eq!(gone, ["second"]);
 }

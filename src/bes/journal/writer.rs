@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     error::JournalError,
-    file::{FrameAt, read_head, read_whole},
+    file::{FrameAt, Place, read_head, read_whole},
     format::{Batch, Head, MAX_RAW},
     store::{DAMAGED, OpenMark, SETTLED, UNFINISHED},
 };
@@ -83,9 +83,19 @@ impl Writer {
             .with_extension(if self.settled { SETTLED } else { UNFINISHED })
     }
 
-    /// The file, for reading frames back.
-    pub(in super::super) fn file(&self) -> Arc<File> {
-        Arc::clone(&self.file)
+    /// Nothing can be written from now on.
+    #[cfg(test)]
+    pub(in super::super) fn fill_the_disk(&mut self) {
+        self.file = Arc::new(options().open("/dev/full").unwrap());
+    }
+
+    /// A frame of this file, for reading it back.
+    pub(in super::super) fn place(&self, at: FrameAt) -> Place {
+        Place {
+            file: Arc::clone(&self.file),
+            path: self.path(),
+            at,
+        }
     }
 
     /// Appends a frame. When this returns, the operating system has it; with `durable`, the disk.
@@ -243,19 +253,16 @@ fn sync_parent(path: &Path) -> Result<(), JournalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        bes::{Journal, JournalOptions, StreamKey},
-        proto::google::devtools::build::v1::OrderedBuildEvent,
-    };
+    use crate::bes::{Journal, JournalOptions, StreamKey};
 
     #[test]
     fn a_full_disk_is_an_error_that_names_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path(), JournalOptions::default()).unwrap();
         let (mut writer, _) = journal.stream(&StreamKey::default()).unwrap();
-        writer.file = Arc::new(options().open("/dev/full").unwrap());
+        writer.fill_the_disk();
         let mut batch = Batch::default();
-        batch.push(1, &OrderedBuildEvent::default());
+        batch.push_call(1, 1, b"call");
         let error = writer.append(&batch).unwrap_err();
         assert!(error.is_retryable(), "{error}");
         assert!(error.to_string().contains(".journal"), "{error}");

@@ -21,7 +21,7 @@ use crate::{
     bep::event::{Event, Framed, Started},
     bes::{
         BesAddress, BesListener, BesOptions, BesService, Builds, Decoder, HoldMode, HoldPolicy, Journal,
-        Progress, Settlement, StreamEnd, StreamKey, journal::JournalOptions, serve,
+        Progress, Settlement, StreamEnd, StreamKey, Upstream, journal::JournalOptions, serve,
     },
     digest::Digest,
     exec_path::ExecPath,
@@ -35,9 +35,9 @@ use crate::{
 };
 
 /// Nothing here takes so long; a hang fails instead of blocking.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(in crate::bes) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) fn key(invocation: &str) -> StreamKey {
+pub(in crate::bes) fn key(invocation: &str) -> StreamKey {
     StreamKey {
         build_id: "build".to_owned(),
         invocation_id: invocation.to_owned(),
@@ -46,28 +46,47 @@ pub(super) fn key(invocation: &str) -> StreamKey {
 
 /// What the engine saw of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(in crate::bes) enum Seen {
     Event(String, i64, String),
     Ended(String, StreamEnd),
     Held(String, bool),
 }
 
 /// An engine that notes what it is told and settles when it is let.
-pub(super) struct Engine {
+pub(in crate::bes) struct Engine {
     seen: Mutex<Vec<Seen>>,
     changed: watch::Sender<()>,
     settlement: watch::Sender<Option<Settlement>>,
+    /// How far it is settled, if it tells.
+    pub(in crate::bes) progress: watch::Sender<Option<Progress>>,
     /// One permit is used for every event; closed means no limit.
-    pub(super) gate: Semaphore,
+    pub(in crate::bes) gate: Semaphore,
 }
 
 impl Engine {
+    /// Events wait for permits.
+    pub(in crate::bes) fn gated() -> Self {
+        Self {
+            seen: Mutex::default(),
+            changed: watch::Sender::new(()),
+            settlement: watch::Sender::new(None),
+            progress: watch::Sender::new(None),
+            gate: Semaphore::new(0),
+        }
+    }
+
+    pub(in crate::bes) fn open() -> Self {
+        let engine = Self::gated();
+        engine.gate.close();
+        engine
+    }
+
     fn note(&self, seen: Seen) {
         self.seen.lock().unwrap().push(seen);
         self.changed.send_replace(());
     }
 
-    pub(super) fn settle(&self, failed: u64) {
+    pub(in crate::bes) fn settle(&self, failed: u64) {
         self.settlement.send_replace(Some(Settlement {
             failed,
             messages: vec!["bazel-out/x: evicted".to_owned(); failed as usize],
@@ -75,11 +94,11 @@ impl Engine {
         }));
     }
 
-    pub(super) fn seen(&self) -> Vec<Seen> {
+    pub(in crate::bes) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
-    pub(super) fn numbers(&self) -> Vec<i64> {
+    pub(in crate::bes) fn numbers(&self) -> Vec<i64> {
         let number = |seen| match seen {
             Seen::Event(_, n, _) => Some(n),
             _ => None,
@@ -88,7 +107,7 @@ impl Engine {
     }
 
     /// Waits until what was seen satisfies the condition.
-    pub(super) async fn until(&self, what: &str, condition: impl Fn(&[Seen]) -> bool) {
+    pub(in crate::bes) async fn until(&self, what: &str, condition: impl Fn(&[Seen]) -> bool) {
         let mut changed = self.changed.subscribe();
         let wait = async {
             while !condition(&self.seen()) {
@@ -100,7 +119,7 @@ impl Engine {
         }
     }
 
-    pub(super) async fn until_ended(&self, end: StreamEnd) {
+    pub(in crate::bes) async fn until_ended(&self, end: StreamEnd) {
         let what = format!("ended with {end:?}");
         self.until(&what, |seen| {
             seen.iter().any(|s| matches!(s, Seen::Ended(_, e) if *e == end))
@@ -142,7 +161,17 @@ impl Builds for Engine {
     }
 
     fn progress(&self, _: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {
-        Box::pin(async { None })
+        let mut told = self.progress.subscribe();
+        let Some(first) = told.borrow_and_update().clone() else {
+            return Box::pin(async { None });
+        };
+        let (sender, receiver) = watch::channel(first);
+        tokio::spawn(async move {
+            while told.changed().await.is_ok() {
+                sender.send_replace(told.borrow_and_update().clone().unwrap_or_default());
+            }
+        });
+        Box::pin(async { Some(receiver) })
     }
 
     fn local_files(
@@ -159,7 +188,7 @@ impl Builds for Engine {
 }
 
 /// Reads the test's own events: text, except `bad`.
-fn decode(bytes: &[u8]) -> Result<Framed, String> {
+pub(in crate::bes) fn decode(bytes: &[u8]) -> Result<Framed, String> {
     // Long events are padded.
     let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
     match std::str::from_utf8(text) {
@@ -174,7 +203,7 @@ fn decode(bytes: &[u8]) -> Result<Framed, String> {
     }
 }
 
-pub(super) fn options(mode: HoldMode) -> BesOptions {
+pub(in crate::bes) fn options(mode: HoldMode) -> BesOptions {
     BesOptions {
         hold: HoldPolicy {
             mode,
@@ -187,44 +216,49 @@ pub(super) fn options(mode: HoldMode) -> BesOptions {
 }
 
 /// A running daemon's worth of this room.
-pub(super) struct Daemon {
-    pub(super) engine: Arc<Engine>,
-    pub(super) service: BesService,
-    pub(super) address: BesAddress,
+pub(in crate::bes) struct Daemon {
+    pub(in crate::bes) engine: Arc<Engine>,
+    pub(in crate::bes) service: BesService,
+    pub(in crate::bes) address: BesAddress,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Daemon {
     /// Serves on TCP, with a journal if there is a directory for it.
-    pub(super) async fn start(options: BesOptions, journal: Option<&std::path::Path>) -> Self {
+    pub(in crate::bes) async fn start(options: BesOptions, journal: Option<&std::path::Path>) -> Self {
         Self::listen(options, journal, &"127.0.0.1:0".parse().unwrap()).await
     }
 
-    pub(super) async fn listen(
+    pub(in crate::bes) async fn listen(
         options: BesOptions,
         journal: Option<&std::path::Path>,
         address: &BesAddress,
     ) -> Self {
-        let engine = Arc::new(Engine {
-            seen: Mutex::default(),
-            changed: watch::Sender::new(()),
-            settlement: watch::Sender::new(None),
-            gate: Semaphore::new(0),
-        });
-        engine.gate.close();
-        Self::with(engine, options, journal, address).await
+        Self::with(Arc::new(Engine::open()), options, journal, address, None).await
     }
 
     /// With an engine whose events wait for permits.
-    pub(super) async fn gated(options: BesOptions, journal: Option<&std::path::Path>) -> Self {
-        let engine = Arc::new(Engine {
-            seen: Mutex::default(),
-            changed: watch::Sender::new(()),
-            settlement: watch::Sender::new(None),
-            gate: Semaphore::new(0),
-        });
-        Self::with(engine, options, journal, &"127.0.0.1:0".parse().unwrap()).await
+    pub(in crate::bes) async fn gated(options: BesOptions, journal: Option<&std::path::Path>) -> Self {
+        let engine = Arc::new(Engine::gated());
+        Self::with(engine, options, journal, &"127.0.0.1:0".parse().unwrap(), None).await
+    }
+
+    /// With an upstream service behind it.
+    pub(in crate::bes) async fn forwarding(
+        options: BesOptions,
+        journal: Option<&std::path::Path>,
+        upstream: Option<Upstream>,
+    ) -> Self {
+        let engine = Arc::new(Engine::open());
+        Self::with(
+            engine,
+            options,
+            journal,
+            &"127.0.0.1:0".parse().unwrap(),
+            upstream,
+        )
+        .await
     }
 
     async fn with(
@@ -232,10 +266,11 @@ impl Daemon {
         options: BesOptions,
         journal: Option<&std::path::Path>,
         address: &BesAddress,
+        upstream: Option<Upstream>,
     ) -> Self {
         let journal = journal.map(|dir| Journal::open(dir, JournalOptions::default()).unwrap());
         let decoder: Decoder = Arc::new(decode);
-        let service = BesService::new(engine.clone(), decoder, journal, options);
+        let service = BesService::new(engine.clone(), decoder, journal, upstream, options);
         service.recover().await.unwrap();
         let listener = BesListener::bind(address).unwrap();
         let address = listener.address().unwrap();
@@ -251,7 +286,7 @@ impl Daemon {
         }
     }
 
-    pub(super) async fn client(&self) -> PublishBuildEventClient<Channel> {
+    pub(in crate::bes) async fn client(&self) -> PublishBuildEventClient<Channel> {
         let url = match &self.address {
             BesAddress::Tcp(at) => format!("http://{at}"),
             BesAddress::Unix(path) => format!("unix:{}", path.display()),
@@ -259,13 +294,13 @@ impl Daemon {
         PublishBuildEventClient::connect(url).await.unwrap()
     }
 
-    pub(super) async fn stop(self) {
+    pub(in crate::bes) async fn stop(self) {
         self.stop.cancel();
         timeout(PATIENCE, self.task).await.unwrap().unwrap();
     }
 }
 
-pub(super) fn request(
+pub(in crate::bes) fn request(
     invocation: &str,
     sequence: i64,
     event: build_event::Event,
@@ -288,18 +323,18 @@ pub(super) fn request(
 }
 
 /// One connection's stream, as Bazel opens it.
-pub(super) struct Upload {
+pub(in crate::bes) struct Upload {
     invocation: String,
     sender: Option<mpsc::UnboundedSender<PublishBuildToolEventStreamRequest>>,
     answers: Streaming<PublishBuildToolEventStreamResponse>,
 }
 
 impl Upload {
-    pub(super) async fn open(daemon: &Daemon, invocation: &str) -> Self {
+    pub(in crate::bes) async fn open(daemon: &Daemon, invocation: &str) -> Self {
         Self::on(&mut daemon.client().await, invocation).await
     }
 
-    pub(super) async fn on(client: &mut PublishBuildEventClient<Channel>, invocation: &str) -> Self {
+    pub(in crate::bes) async fn on(client: &mut PublishBuildEventClient<Channel>, invocation: &str) -> Self {
         let (sender, requests) = mpsc::unbounded_channel();
         let answers = client
             .publish_build_tool_event_stream(UnboundedReceiverStream::new(requests))
@@ -314,7 +349,7 @@ impl Upload {
     }
 
     /// Through a TCP relay that breaks when its task is aborted.
-    pub(super) async fn through_a_wire(daemon: &Daemon, invocation: &str) -> (Self, JoinHandle<()>) {
+    pub(in crate::bes) async fn through_a_wire(daemon: &Daemon, invocation: &str) -> (Self, JoinHandle<()>) {
         let BesAddress::Tcp(server) = daemon.address else {
             panic!("TCP only")
         };
@@ -329,7 +364,7 @@ impl Upload {
         (Self::on(&mut client, invocation).await, relay)
     }
 
-    pub(super) fn send(&self, sequence: i64, bytes: impl Into<Vec<u8>>) {
+    pub(in crate::bes) fn send(&self, sequence: i64, bytes: impl Into<Vec<u8>>) {
         let event = build_event::Event::BazelEvent(prost_types::Any {
             type_url: "type.googleapis.com/build_event_stream.BuildEvent".to_owned(),
             value: bytes.into(),
@@ -338,28 +373,28 @@ impl Upload {
     }
 
     /// Events whose text is their number.
-    pub(super) fn send_all(&self, sequences: impl IntoIterator<Item = i64>) {
+    pub(in crate::bes) fn send_all(&self, sequences: impl IntoIterator<Item = i64>) {
         for n in sequences {
             self.send(n, n.to_string());
         }
     }
 
-    pub(super) fn raw(&self, request: PublishBuildToolEventStreamRequest) {
+    pub(in crate::bes) fn raw(&self, request: PublishBuildToolEventStreamRequest) {
         self.sender.as_ref().unwrap().send(request).unwrap();
     }
 
     /// The last event, and the half-close behind it.
-    pub(super) fn finish(&mut self, sequence: i64) {
+    pub(in crate::bes) fn finish(&mut self, sequence: i64) {
         let event = build_event::Event::ComponentStreamFinished(BuildComponentStreamFinished { r#type: 1 });
         self.raw(request(&self.invocation, sequence, event));
         self.half_close();
     }
 
-    pub(super) fn half_close(&mut self) {
+    pub(in crate::bes) fn half_close(&mut self) {
         self.sender = None;
     }
 
-    pub(super) async fn answer(&mut self) -> Result<Option<i64>, Status> {
+    pub(in crate::bes) async fn answer(&mut self) -> Result<Option<i64>, Status> {
         let answer = timeout(PATIENCE, self.answers.message())
             .await
             .expect("an answer in time");
@@ -371,24 +406,24 @@ impl Upload {
     }
 
     /// Expects exactly these acknowledgements next.
-    pub(super) async fn acked(&mut self, sequences: impl IntoIterator<Item = i64>) {
+    pub(in crate::bes) async fn acked(&mut self, sequences: impl IntoIterator<Item = i64>) {
         for n in sequences {
             assert_eq!(self.answer().await.unwrap(), Some(n));
         }
     }
 
     /// Expects that nothing comes for now.
-    pub(super) async fn quiet(&mut self) {
+    pub(in crate::bes) async fn quiet(&mut self) {
         let silence = timeout(Duration::from_millis(150), self.answers.message()).await;
         assert!(silence.is_err(), "{silence:?}");
     }
 
     /// Expects the stream's good end.
-    pub(super) async fn closed(&mut self) {
+    pub(in crate::bes) async fn closed(&mut self) {
         assert_eq!(self.answer().await.unwrap(), None);
     }
 
-    pub(super) async fn refused(&mut self, code: Code) -> Status {
+    pub(in crate::bes) async fn refused(&mut self, code: Code) -> Status {
         let status = self.answer().await.expect_err("an error");
         assert_eq!(status.code(), code, "{status}");
         status

@@ -1,0 +1,297 @@
+//! Requests as the bytes that came, and a look at the few fields that matter here.
+//!
+//! What is journalled and forwarded has to be what the build tool sent, byte for byte, with fields that nobody here
+//! knows. So the service takes bytes, and [`Received`] and [`Call`] read from them without copying.
+
+use std::marker::PhantomData;
+
+use bytes::{Buf as _, BufMut as _, Bytes};
+use prost::{DecodeError, Message, Oneof};
+use tonic::{
+    Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
+
+use super::journal::RecordKind;
+use crate::proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId};
+
+/// The service and its client, generated in `build.rs`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated"
+)]
+mod service {
+    include!(concat!(
+        env!("OUT_DIR"),
+        "/google.devtools.build.v1.PublishBuildEvent.rs"
+    ));
+}
+
+#[cfg(test)]
+pub(super) use service::publish_build_event_client::PublishBuildEventClient;
+pub(super) use service::publish_build_event_server::{PublishBuildEvent, PublishBuildEventServer};
+
+/// `google.protobuf.Empty`.
+pub(super) type Empty = ();
+
+/// What can be on the wire of the service: bytes as they are, or a message.
+pub(super) trait Wire: Sized + Send + 'static {
+    fn put(self, to: &mut EncodeBuf<'_>) -> Result<(), Status>;
+    fn take(from: &mut DecodeBuf<'_>) -> Result<Self, Status>;
+}
+
+impl Wire for Bytes {
+    fn put(self, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.reserve(self.len());
+        to.put(self);
+        Ok(())
+    }
+
+    fn take(from: &mut DecodeBuf<'_>) -> Result<Self, Status> {
+        // Takes them over from the connection's buffer.
+        Ok(from.copy_to_bytes(from.remaining()))
+    }
+}
+
+macro_rules! message_on_the_wire {
+    ($($message:ty),*) => {$(
+        impl Wire for $message {
+            fn put(self, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+                self.encode(to).map_err(|e| Status::internal(e.to_string()))
+            }
+
+            fn take(from: &mut DecodeBuf<'_>) -> Result<Self, Status> {
+                Self::decode(from).map_err(|e| Status::internal(e.to_string()))
+            }
+        }
+    )*};
+}
+
+message_on_the_wire!(Empty, PublishBuildToolEventStreamResponse);
+
+/// A codec that sends `E` and receives `D`.
+#[derive(Debug)]
+pub(super) struct RawCodec<E, D>(PhantomData<(E, D)>);
+
+impl<E, D> Default for RawCodec<E, D> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<E: Wire, D: Wire> Codec for RawCodec<E, D> {
+    type Encode = E;
+    type Decode = D;
+    type Encoder = Half<E>;
+    type Decoder = Half<D>;
+
+    fn encoder(&mut self) -> Half<E> {
+        Half(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Half<D> {
+        Half(PhantomData)
+    }
+}
+
+/// One direction of a [`RawCodec`].
+#[derive(Debug)]
+pub(super) struct Half<T>(PhantomData<T>);
+
+impl<E: Wire> Encoder for Half<E> {
+    type Item = E;
+    type Error = Status;
+
+    fn encode(&mut self, item: E, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        item.put(to)
+    }
+}
+
+impl<D: Wire> Decoder for Half<D> {
+    type Item = D;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
+        D::take(from).map(Some)
+    }
+}
+
+/// `PublishBuildToolEventStreamRequest`, as far as it is read.
+#[derive(Clone, PartialEq, Message)]
+struct StreamRequest {
+    #[prost(message, optional, tag = "4")]
+    event: Option<Ordered>,
+}
+
+/// `PublishLifecycleEventRequest`, as far as it is read.
+#[derive(Clone, PartialEq, Message)]
+struct LifecycleRequest {
+    #[prost(message, optional, tag = "2")]
+    event: Option<Ordered>,
+}
+
+/// `OrderedBuildEvent`.
+#[derive(Clone, PartialEq, Message)]
+struct Ordered {
+    #[prost(message, optional, tag = "1")]
+    stream_id: Option<StreamId>,
+    #[prost(int64, tag = "2")]
+    sequence_number: i64,
+    #[prost(message, optional, tag = "3")]
+    event: Option<Timed>,
+}
+
+/// `BuildEvent` of the envelope.
+#[derive(Clone, PartialEq, Message)]
+struct Timed {
+    #[prost(oneof = "Payload", tags = "51, 52, 53, 55, 59, 60")]
+    payload: Option<Payload>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+enum Payload {
+    #[prost(bytes = "bytes", tag = "51")]
+    AttemptStarted(Bytes),
+    #[prost(bytes = "bytes", tag = "52")]
+    AttemptFinished(Bytes),
+    #[prost(bytes = "bytes", tag = "53")]
+    BuildEnqueued(Bytes),
+    #[prost(bytes = "bytes", tag = "55")]
+    BuildFinished(Bytes),
+    #[prost(bytes = "bytes", tag = "59")]
+    StreamFinished(Bytes),
+    #[prost(message, tag = "60")]
+    Bazel(AnyBytes),
+}
+
+/// `google.protobuf.Any`.
+#[derive(Clone, PartialEq, Message)]
+struct AnyBytes {
+    #[prost(bytes = "bytes", tag = "2")]
+    value: Bytes,
+}
+
+/// A request of a stream.
+#[derive(Debug, Clone)]
+pub(super) struct Received {
+    pub(super) stream_id: Option<StreamId>,
+    pub(super) sequence: i64,
+    pub(super) kind: RecordKind,
+    /// The bytes of the `build_event_stream.BuildEvent` inside, if there is one.
+    pub(super) bazel_event: Option<Bytes>,
+    /// The whole request.
+    pub(super) request: Bytes,
+}
+
+impl Received {
+    /// `None` if it has no event.
+    pub(super) fn read(request: Bytes) -> Result<Option<Self>, DecodeError> {
+        let Some(ordered) = StreamRequest::decode(request.clone())?.event else {
+            return Ok(None);
+        };
+        let (kind, bazel_event) = match ordered.event.and_then(|e| e.payload) {
+            Some(Payload::Bazel(any)) => (RecordKind::Event, Some(any.value)),
+            Some(Payload::StreamFinished(_)) => (RecordKind::Finished, None),
+            _ => (RecordKind::Other, None),
+        };
+        Ok(Some(Self {
+            stream_id: ordered.stream_id,
+            sequence: ordered.sequence_number,
+            kind,
+            bazel_event,
+            request,
+        }))
+    }
+}
+
+/// A lifecycle call.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) build_id: String,
+    pub(super) invocation_id: String,
+    /// For the log.
+    pub(super) name: &'static str,
+    /// Whether it goes before the build's streams.
+    pub(super) opening: bool,
+}
+
+impl Call {
+    pub(super) fn read(request: Bytes) -> Result<Self, DecodeError> {
+        let event = LifecycleRequest::decode(request)?.event.unwrap_or_default();
+        let id = event.stream_id.unwrap_or_default();
+        let (name, opening) = match event.event.and_then(|e| e.payload) {
+            Some(Payload::BuildEnqueued(_)) => ("build enqueued", true),
+            Some(Payload::AttemptStarted(_)) => ("invocation attempt started", true),
+            Some(Payload::AttemptFinished(_)) => ("invocation attempt finished", false),
+            Some(Payload::BuildFinished(_)) => ("build finished", false),
+            _ => ("other", true),
+        };
+        Ok(Self {
+            build_id: id.build_id,
+            invocation_id: id.invocation_id,
+            name,
+            opening,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::google::devtools::build::v1::{
+        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, build_event,
+    };
+
+    fn request(event: Option<build_event::Event>) -> Bytes {
+        let request = PublishBuildToolEventStreamRequest {
+            ordered_build_event: Some(OrderedBuildEvent {
+                stream_id: Some(StreamId {
+                    build_id: "b".to_owned(),
+                    invocation_id: "i".to_owned(),
+                    component: 3,
+                }),
+                sequence_number: 7,
+                event: Some(BuildEvent {
+                    event_time: None,
+                    event,
+                }),
+            }),
+            notification_keywords: vec!["k".to_owned()],
+            ..PublishBuildToolEventStreamRequest::default()
+        };
+        request.encode_to_vec().into()
+    }
+
+    #[test]
+    fn the_fields_that_matter_are_read_and_the_rest_is_kept() {
+        let any = prost_types::Any {
+            type_url: "t".to_owned(),
+            value: b"event".to_vec(),
+        };
+        let bytes = request(Some(build_event::Event::BazelEvent(any)));
+        let got = Received::read(bytes.clone()).unwrap().unwrap();
+        assert_eq!((got.sequence, got.kind), (7, RecordKind::Event));
+        assert_eq!(got.bazel_event.as_deref(), Some(&b"event"[..]));
+        assert_eq!(got.stream_id.unwrap().invocation_id, "i");
+        assert_eq!(got.request, bytes);
+        // No copy: the event lies within the request.
+        let inside = bytes.as_ptr_range();
+        assert!(inside.contains(&got.bazel_event.unwrap().as_ptr()));
+    }
+
+    #[test]
+    fn the_last_request_and_others_are_told_apart() {
+        let kind = |event| Received::read(request(event)).unwrap().unwrap().kind;
+        let finished = build_event::Event::ComponentStreamFinished(Default::default());
+        assert_eq!(kind(Some(finished)), RecordKind::Finished);
+        let enqueued = build_event::Event::BuildEnqueued(Default::default());
+        assert_eq!(kind(Some(enqueued)), RecordKind::Other);
+        assert_eq!(kind(None), RecordKind::Other);
+        assert!(Received::read(Bytes::new()).unwrap().is_none());
+        assert!(Received::read(Bytes::from_static(b"\x22\x7f")).is_err());
+    }
+}

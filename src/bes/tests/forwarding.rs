@@ -1,0 +1,473 @@
+//! What comes in goes upstream: all of it, once, in order, as it came.
+
+use std::{path::Path, time::Duration};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::{Message as _, encoding::encode_varint};
+use tonic::metadata::MetadataMap;
+
+use super::{
+    backend::{Backend, Came, client, upload},
+    harness::{Daemon, PATIENCE, Upload, options, request},
+};
+use crate::{
+    bes::{BesOptions, HoldMode, Journal, Progress, StreamEnd},
+    proto::google::devtools::build::v1::{
+        BuildEvent, OrderedBuildEvent, PublishLifecycleEventRequest, StreamId,
+        build_event::{self, BuildComponentStreamFinished},
+    },
+};
+
+async fn start(backend: &Backend, options: BesOptions, journal: Option<&Path>) -> Daemon {
+    Daemon::forwarding(options, journal, Some(backend.upstream())).await
+}
+
+/// Waits until the journal says that nothing is left to do.
+async fn settled(dir: &Path, invocation: &str) {
+    let settled = async {
+        while !Journal::view(dir).find(invocation).is_ok_and(|e| e.settled) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, settled).await.expect("settled");
+}
+
+/// A field of a message inside another one.
+fn field(tag: u64, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode_varint(tag << 3 | 2, &mut bytes);
+    encode_varint(content.len() as u64, &mut bytes);
+    bytes.extend_from_slice(content);
+    bytes
+}
+
+/// A request with fields that nobody knows on every level, before and behind the known ones, and a known one that is
+/// split in two: decoding and encoding it again would change it.
+fn strange(sequence: i64, content: &[u8]) -> Bytes {
+    let unknown = |n: u8| field(900 + u64::from(n), &[n; 3]);
+    let id = [
+        unknown(1),
+        field(1, b"build"),
+        field(6, b"one"),
+        vec![3 << 3, 3],
+        unknown(2),
+    ]
+    .concat();
+    let mut number = vec![2 << 3];
+    encode_varint(sequence as u64, &mut number);
+    let any = [field(2, content), unknown(3), field(1, b"type")].concat();
+    let event = [unknown(4), field(60, &any), field(1, &[])].concat();
+    let (first, rest) = (field(1, &id), [unknown(5), number, field(3, &event)].concat());
+    let mut request = BytesMut::new();
+    request.put_slice(&field(4, &first));
+    request.put_slice(&unknown(6));
+    request.put_slice(&field(4, &rest));
+    request.put_slice(&field(6, b"project"));
+    request.freeze()
+}
+
+fn finish(sequence: i64) -> Bytes {
+    let event = build_event::Event::ComponentStreamFinished(BuildComponentStreamFinished { r#type: 1 });
+    request("one", sequence, event).encode_to_vec().into()
+}
+
+#[tokio::test]
+async fn every_byte_arrives_with_fields_that_nobody_knows() {
+    let dir = tempfile::tempdir().unwrap();
+    for journal in [None, Some(dir.path())] {
+        let backend = Backend::start().await;
+        let daemon = start(&backend, options(HoldMode::None), journal).await;
+        let mut headers = MetadataMap::new();
+        headers.insert("x-api-key", "secret".parse().unwrap());
+        let (sender, mut answers) = upload(&daemon, headers).await;
+        let mut large = b"large".to_vec();
+        large.resize(10 << 20, 0);
+        let sent = [
+            strange(1, b"one"),
+            strange(2, &large),
+            strange(3, b"three"),
+            finish(4),
+        ];
+        for request in &sent {
+            sender.send(request.clone()).unwrap();
+        }
+        drop(sender);
+        for n in 1..=4 {
+            assert_eq!(answers.message().await.unwrap().unwrap().sequence_number, n);
+        }
+        backend.until_closed().await;
+        assert!(backend.requests() == sent, "not what was sent");
+        assert_eq!(backend.headers()[0].get("x-api-key").unwrap(), "secret");
+        daemon.engine.until_ended(StreamEnd::Finished).await;
+        assert_eq!(daemon.engine.numbers(), [1, 2, 3]);
+        daemon.stop().await;
+    }
+    let records: Vec<_> = Journal::view(dir.path())
+        .read("one")
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    // The headers come first.
+    assert_eq!(records.len(), 5);
+    assert_eq!(records[1].payload, strange(1, b"one"));
+    assert_eq!(records[3].build_event().unwrap(), "three");
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_events_go_through_in_order() {
+    const EVENTS: i64 = 100_000;
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send_all(1..=EVENTS);
+    upload.finish(EVENTS + 1);
+    upload.acked(1..=EVENTS + 1).await;
+    upload.closed().await;
+    backend.until_closed().await;
+    let numbers = backend.numbers();
+    let wrong = numbers.iter().zip(1..).position(|(got, due)| *got != due);
+    assert_eq!((wrong, numbers.len() as i64), (None, EVENTS + 1));
+    settled(dir.path(), "one").await;
+    assert_eq!(daemon.service.counters().forwarded, EVENTS as u64 + 1);
+}
+
+#[tokio::test]
+async fn the_last_ack_waits_for_a_slow_upstream_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    backend.ack_up_to(2);
+    let daemon = start(&backend, options(HoldMode::Invocation), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send_all(1..=3);
+    upload.acked(1..=3).await;
+    backend.until("three events", |came| came.len() == 3).await;
+    upload.finish(4);
+    daemon.engine.until_ended(StreamEnd::Finished).await;
+    upload.quiet().await;
+    assert!(!Journal::view(dir.path()).find("one").unwrap().settled);
+    backend.ack_up_to(4);
+    upload.acked([4]).await;
+    upload.closed().await;
+    settled(dir.path(), "one").await;
+}
+
+#[tokio::test]
+async fn the_deadline_ends_the_wait_for_upstream() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    backend.ack_up_to(0);
+    let mut options = options(HoldMode::Invocation);
+    options.hold.timeout = Duration::from_millis(500);
+    let daemon = start(&backend, options, Some(dir.path())).await;
+    daemon.engine.settle(0);
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send_all(1..=3);
+    upload.finish(4);
+    upload.acked(1..=4).await;
+    upload.closed().await;
+    assert_eq!(
+        daemon.service.counters().hold_timeouts,
+        0,
+        "the engine was in time"
+    );
+    backend.ack_up_to(4);
+    backend.until_closed().await;
+    settled(dir.path(), "one").await;
+}
+
+#[tokio::test]
+async fn a_dead_upstream_holds_nobody_and_gets_everything_when_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    for journal in [None, Some(dir.path())] {
+        let backend = Backend::start().await;
+        let upstream = backend.upstream();
+        backend.stop().await;
+        let options = options(HoldMode::Invocation);
+        let daemon = Daemon::forwarding(options, journal, Some(upstream)).await;
+        daemon.engine.settle(0);
+        let mut upload = Upload::open(&daemon, "one").await;
+        upload.send_all(1..=3);
+        upload.finish(4);
+        upload.acked(1..=4).await;
+        upload.closed().await;
+        if journal.is_some() {
+            assert!(!Journal::view(dir.path()).find("one").unwrap().settled);
+        }
+        backend.listen().await;
+        backend.until_closed().await;
+        assert_eq!(backend.numbers(), [1, 2, 3, 4]);
+        if journal.is_some() {
+            settled(dir.path(), "one").await;
+        }
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_next_daemon_sends_what_upstream_has_not_got() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    backend.ack_up_to(3);
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    let mut headers = MetadataMap::new();
+    headers.insert("x-api-key", "secret".parse().unwrap());
+    let (sender, mut answers) = upload(&daemon, headers).await;
+    for n in 1..=5 {
+        sender.send(strange(n, b"x")).unwrap();
+        assert_eq!(answers.message().await.unwrap().unwrap().sequence_number, n);
+    }
+    sender.send(finish(6)).unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().sequence_number, 6);
+    drop(sender);
+    backend.until("six events", |came| came.len() == 6).await;
+    let acked = async {
+        while daemon.service.counters().forwarded < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, acked).await.expect("three acks");
+    backend.stop().await;
+    daemon.stop().await;
+    assert!(!Journal::view(dir.path()).find("one").unwrap().settled);
+
+    backend.ack_up_to(i64::MAX);
+    backend.listen().await;
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    backend.until_closed().await;
+    settled(dir.path(), "one").await;
+    assert_eq!(backend.numbers(), [1, 2, 3, 4, 5, 6, 4, 5, 6]);
+    assert_eq!(backend.requests()[6..8], [strange(4, b"x"), strange(5, b"x")]);
+    let headers = backend.headers();
+    assert_eq!(headers.last().unwrap().get("x-api-key").unwrap(), "secret");
+    daemon.stop().await;
+
+    // Nothing is left: the third daemon sends nothing.
+    let before = backend.came().len();
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    daemon.stop().await;
+    assert_eq!(backend.came().len(), before);
+}
+
+fn call(event: build_event::Event) -> Bytes {
+    let request = PublishLifecycleEventRequest {
+        build_event: Some(OrderedBuildEvent {
+            stream_id: Some(StreamId {
+                build_id: "build".to_owned(),
+                component: 1,
+                invocation_id: String::new(),
+            }),
+            sequence_number: 1,
+            event: Some(BuildEvent {
+                event_time: None,
+                event: Some(event),
+            }),
+        }),
+        ..PublishLifecycleEventRequest::default()
+    };
+    request.encode_to_vec().into()
+}
+
+#[tokio::test]
+async fn calls_about_a_build_stand_around_its_stream_also_after_a_restart() {
+    use build_event::Event;
+    let expected = [
+        Came::Call("build enqueued"),
+        Came::Call("invocation attempt started"),
+        Came::Event(1),
+        Came::Event(2),
+        Came::Closed,
+        Came::Call("invocation attempt finished"),
+        Came::Call("build finished"),
+    ];
+    for restart in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = Backend::start().await;
+        let upstream = backend.upstream();
+        if restart {
+            backend.stop().await;
+        }
+        let hold = HoldMode::None;
+        let daemon = Daemon::forwarding(options(hold), Some(dir.path()), Some(upstream)).await;
+        daemon.engine.settle(0);
+        let mut calls = client(&daemon).await;
+        for event in [
+            Event::BuildEnqueued(Default::default()),
+            Event::InvocationAttemptStarted(Default::default()),
+        ] {
+            calls.publish_lifecycle_event(call(event)).await.unwrap();
+        }
+        let mut upload = Upload::open(&daemon, "one").await;
+        upload.send_all([1]);
+        upload.finish(2);
+        upload.acked(1..=2).await;
+        upload.closed().await;
+        for event in [
+            Event::InvocationAttemptFinished(Default::default()),
+            Event::BuildFinished(Default::default()),
+        ] {
+            calls.publish_lifecycle_event(call(event)).await.unwrap();
+        }
+        let daemon = if restart {
+            daemon.stop().await;
+            backend.listen().await;
+            let daemon = start(&backend, options(hold), Some(dir.path())).await;
+            daemon.engine.settle(0);
+            daemon
+        } else {
+            daemon
+        };
+        backend
+            .until("finished", |came| came.last() == expected.last())
+            .await;
+        assert_eq!(backend.came(), expected, "restart: {restart}");
+        daemon.stop().await;
+        let journal = Journal::view(dir.path());
+        assert_eq!(journal.list().unwrap().len(), 1, "calls are no invocation");
+        assert!(journal.calls().unfinished().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_lets_a_healthy_upstream_have_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    backend.ack_up_to(0);
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send_all(1..=3);
+    upload.finish(4);
+    upload.acked(1..=4).await;
+    upload.closed().await;
+    backend.until("four events", |came| came.len() == 4).await;
+    let stopping = tokio::spawn(daemon.stop());
+    backend.ack_up_to(4);
+    stopping.await.unwrap();
+    assert!(Journal::view(dir.path()).find("one").unwrap().settled);
+}
+
+/// A build event with the id of a completed target.
+fn completion() -> Vec<u8> {
+    field(1, &field(5, &field(1, b"//a:a")))
+}
+
+async fn gated(dir: &Path, backend: &Backend, strict: bool) -> (Daemon, Upload) {
+    let mut options = options(HoldMode::Target);
+    options.hold.strict = strict;
+    let daemon = start(backend, options, Some(dir)).await;
+    daemon.engine.progress.send_replace(Some(Progress::default()));
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send(1, "a");
+    upload.send(2, completion());
+    upload.send(3, "b");
+    // The build tool's memory is not what holds it.
+    upload.acked(1..=3).await;
+    upload.finish(4);
+    daemon.engine.until_ended(StreamEnd::Finished).await;
+    backend.until("the first", |came| came == [Came::Event(1)]).await;
+    upload.quiet().await;
+    assert_eq!(backend.numbers(), [1]);
+    (daemon, upload)
+}
+
+#[tokio::test]
+async fn a_completion_goes_upstream_when_it_is_true_and_what_follows_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    let (daemon, mut upload) = gated(dir.path(), &backend, false).await;
+    daemon.engine.progress.send_replace(Some(Progress {
+        through: 2,
+        ..Progress::default()
+    }));
+    backend.until_closed().await;
+    assert_eq!(backend.numbers(), [1, 2, 3, 4]);
+    upload.quiet().await;
+    daemon.engine.settle(0);
+    upload.acked([4]).await;
+    upload.closed().await;
+    settled(dir.path(), "one").await;
+}
+
+#[tokio::test]
+async fn with_strict_a_completion_that_is_not_true_ends_both_streams() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    let (daemon, mut upload) = gated(dir.path(), &backend, true).await;
+    daemon.engine.progress.send_replace(Some(Progress {
+        through: 4,
+        failed_at: Some(2),
+        messages: vec!["bazel-out/x: evicted".to_owned()],
+    }));
+    daemon.engine.settle(1);
+    let status = upload.refused(tonic::Code::FailedPrecondition).await;
+    assert!(status.message().contains("bazel-out/x: evicted"), "{status}");
+    // Nothing is left to do for it.
+    settled(dir.path(), "one").await;
+    daemon.stop().await;
+    assert_eq!(backend.came(), [Came::Event(1)]);
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_what_is_held_and_the_next_daemon_sends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    let (daemon, mut upload) = gated(dir.path(), &backend, false).await;
+    daemon.stop().await;
+    upload.acked([4]).await;
+    assert_eq!(backend.numbers(), [1], "nothing is passed on that may be untrue");
+    let daemon = start(&backend, options(HoldMode::Target), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    backend.until_closed().await;
+    assert_eq!(backend.numbers(), [1, 2, 3, 4]);
+    settled(dir.path(), "one").await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_journal_that_was_delivered_but_not_marked_needs_no_call_upstream() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send_all([1]);
+    upload.finish(2);
+    upload.acked(1..=2).await;
+    backend.until_closed().await;
+    // The engine never settles: the journal stays as it is.
+    daemon.stop().await;
+    assert!(!Journal::view(dir.path()).find("one").unwrap().settled);
+    let before = backend.came();
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    settled(dir.path(), "one").await;
+    daemon.stop().await;
+    assert_eq!(backend.came(), before);
+}
+
+#[tokio::test]
+async fn a_stream_that_broke_off_goes_on_upstream_when_it_goes_on_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send_all(1..=3);
+    upload.acked(1..=3).await;
+    drop(upload);
+    // What there is has been delivered, so there is nothing left to do.
+    settled(dir.path(), "one").await;
+    assert_eq!(backend.came(), [Came::Event(1), Came::Event(2), Came::Event(3)]);
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send_all(3..=4);
+    upload.finish(5);
+    upload.acked(3..=5).await;
+    backend.until_closed().await;
+    assert_eq!(backend.numbers(), [1, 2, 3, 4, 5]);
+    settled(dir.path(), "one").await;
+    daemon.stop().await;
+}

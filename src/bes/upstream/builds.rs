@@ -1,0 +1,124 @@
+//! Which calls of a build go before which of its streams, and behind which.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use super::{ForwardStatus, LifecycleEvent};
+
+/// Every build that has streams or calls on their way.
+#[derive(Default)]
+pub(super) struct BuildCalls {
+    builds: Mutex<HashMap<String, Build>>,
+}
+
+#[derive(Default)]
+struct Build {
+    calls: VecDeque<Waiting>,
+    /// Somebody works on the calls.
+    worked_on: bool,
+    /// Opening calls taken so far, and how many of them are done with.
+    openings: u64,
+    done: watch::Sender<u64>,
+    streams: Vec<watch::Receiver<ForwardStatus>>,
+}
+
+/// A call that waits for its turn.
+pub(super) struct Waiting {
+    pub(super) event: LifecycleEvent,
+    pub(super) done: Box<dyn FnOnce() + Send>,
+    /// The streams that it goes behind: those known when it came. Later ones may be behind it.
+    pub(super) behind: Vec<watch::Receiver<ForwardStatus>>,
+}
+
+/// Resolves when the calls are done with that a stream goes behind.
+pub(super) struct Opened {
+    done: watch::Receiver<u64>,
+    openings: u64,
+}
+
+impl Opened {
+    pub(super) async fn wait(mut self) {
+        // The sender goes only when there are no calls any more.
+        let _ = self.done.wait_for(|done| *done >= self.openings).await;
+    }
+}
+
+impl BuildCalls {
+    /// A stream begins, behind the opening calls so far.
+    pub(super) fn add_stream(&self, build_id: &str, status: watch::Receiver<ForwardStatus>) -> Opened {
+        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let build = builds.entry(build_id.to_owned()).or_default();
+        build.streams.retain(is_on_its_way);
+        build.streams.push(status);
+        Opened {
+            done: build.done.subscribe(),
+            openings: build.openings,
+        }
+    }
+
+    /// A call comes. True if somebody has to be started who works on them.
+    pub(super) fn add_call(
+        &self,
+        build_id: &str,
+        event: LifecycleEvent,
+        done: Box<dyn FnOnce() + Send>,
+    ) -> bool {
+        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let build = builds.entry(build_id.to_owned()).or_default();
+        let behind = if event.opening {
+            build.openings += 1;
+            Vec::new()
+        } else {
+            build.streams.retain(is_on_its_way);
+            build.streams.clone()
+        };
+        build.calls.push_back(Waiting { event, done, behind });
+        !std::mem::replace(&mut build.worked_on, true)
+    }
+
+    /// The next call; `None` if there is none, and then whoever asked is off duty.
+    pub(super) fn next(&self, build_id: &str) -> Option<Waiting> {
+        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let build = builds.get_mut(build_id)?;
+        let next = build.calls.pop_front();
+        if next.is_none() {
+            build.worked_on = false;
+            drop(builds);
+            self.prune(build_id);
+        }
+        next
+    }
+
+    /// An opening call is done with.
+    pub(super) fn opened(&self, build_id: &str) {
+        let builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(build) = builds.get(build_id) {
+            build.done.send_modify(|done| *done += 1);
+        }
+    }
+
+    /// Forgets a build with nothing on its way.
+    pub(super) fn prune(&self, build_id: &str) {
+        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(build) = builds.get_mut(build_id) {
+            build.streams.retain(is_on_its_way);
+            if build.streams.is_empty() && build.calls.is_empty() && !build.worked_on {
+                builds.remove(build_id);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.builds.lock().unwrap().len()
+    }
+}
+
+fn is_on_its_way(stream: &watch::Receiver<ForwardStatus>) -> bool {
+    // The second is of a forwarder that is gone.
+    !stream.borrow().finished && stream.has_changed().is_ok()
+}

@@ -1,0 +1,353 @@
+//! Sends a stream's events upstream, over as many calls as it takes.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::FutureExt as _;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, transport::Channel};
+
+use super::{
+    ForwardStatus, Inner, Surroundings,
+    builds::Opened,
+    call::{Answer, Call},
+    headers,
+    supply::{End, Ready, Source},
+    window::{Room, Window},
+};
+use crate::bes::{counters::Counters, sink::StreamKey};
+
+/// Acknowledged numbers are kept at most this often.
+const SAVED_EVERY: Duration = Duration::from_millis(100);
+
+/// Things handled between two looks at everything else.
+const AT_ONCE: usize = 128;
+
+/// One stream's forwarder.
+pub(super) struct Forwarder {
+    key: StreamKey,
+    upstream: Arc<Inner>,
+    counters: Arc<Counters>,
+    channel: Channel,
+    source: Source,
+    /// No more comes from the source.
+    dry: bool,
+    room: Arc<Room>,
+    window: Window,
+    /// The end so far, unless more events came behind it.
+    ended: Option<End>,
+    acked: i64,
+    status: watch::Sender<ForwardStatus>,
+    saver: Saver,
+    /// Tries that failed since upstream last took something.
+    failures: u32,
+    /// Upstream took something since this stream's last failure, if there was one.
+    proven: bool,
+}
+
+/// Why the loop of a call woke.
+enum Wake {
+    Answer(Result<Answer, Status>),
+    /// The connection takes more.
+    Ready,
+    Taken(Option<Ready>),
+    Save,
+    TookTooLong,
+}
+
+impl Forwarder {
+    pub(super) fn new(
+        around: &Surroundings,
+        upstream: &Arc<Inner>,
+        key: &StreamKey,
+        status: watch::Sender<ForwardStatus>,
+        save: Arc<dyn Fn(i64) + Send + Sync>,
+        source: Source,
+        room: Arc<Room>,
+    ) -> Self {
+        let acked = status.borrow().acked;
+        Self {
+            key: key.clone(),
+            upstream: Arc::clone(upstream),
+            counters: Arc::clone(&around.counters),
+            channel: upstream.channels.open(),
+            source,
+            dry: false,
+            room,
+            window: Window::default(),
+            ended: None,
+            acked,
+            status,
+            saver: Saver {
+                save,
+                unsaved: None,
+                last: None,
+            },
+            failures: 0,
+            proven: false,
+        }
+    }
+
+    /// Works until everything is delivered and nothing more can come, or `halt`.
+    pub(super) async fn run(mut self, opened: Opened, halt: CancellationToken) {
+        let work = async {
+            opened.wait().await;
+            self.work().await;
+        };
+        halt.run_until_cancelled(work).await;
+        self.saver.save().await;
+        // Its end is only told when the number is kept.
+        self.tell();
+        self.upstream.calls.prune(&self.key.build_id);
+    }
+
+    async fn work(&mut self) {
+        loop {
+            while self.window.is_empty() {
+                if self.dry {
+                    return;
+                }
+                let ready = self.source.ready.recv().await;
+                self.take(ready);
+                self.conclude().await;
+            }
+            let failed = match self.call().await {
+                Ok(()) => {
+                    self.failures = 0;
+                    self.conclude().await;
+                    continue;
+                }
+                Err(status) => status,
+            };
+            Counters::add(&self.counters.reconnects);
+            let upstream = Arc::clone(&self.upstream);
+            let wait = upstream
+                .delays
+                .after(self.failures, failed.code(), rand::random());
+            upstream.health.failed(&self.key.invocation_id, &failed, wait);
+            if self.failures > 0 {
+                self.room.widen(false);
+            }
+            self.failures = self.failures.saturating_add(1);
+            self.proven = false;
+            self.tell();
+            self.saver.save().await;
+            self.wait(wait).await;
+        }
+    }
+
+    /// Waits before another try; other credentials are reason enough for one at once.
+    async fn wait(&mut self, wait: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            Ok(()) = self.source.headers.changed() => {}
+        }
+    }
+
+    /// Opens a call, sends what is not acknowledged, and goes on until everything so far is acknowledged and there is
+    /// nothing to wait for on this call.
+    async fn call(&mut self) -> Result<(), Status> {
+        let upstream = Arc::clone(&self.upstream);
+        let headers = headers::upstream(
+            &self.source.headers.borrow_and_update(),
+            &upstream.options.headers,
+        );
+        let mut call = Call::open(self.channel.clone(), headers);
+        self.window.rewind();
+        let mut close_by = None;
+        loop {
+            self.send(&mut call);
+            let save_at = self.saver.due();
+            let sends = self.window.unsent().is_some() && call.is_sending();
+            let wake = tokio::select! {
+                biased;
+                answered = call.ready_or_answer(sends) => answered.map_or(Wake::Ready, Wake::Answer),
+                ready = self.source.ready.recv(), if !self.dry => Wake::Taken(ready),
+                () = until(save_at) => Wake::Save,
+                () = until(close_by) => Wake::TookTooLong,
+            };
+            match wake {
+                Wake::Ready => {
+                    // Answers are not kept waiting by a long backlog.
+                    if let Some(answer) = call.answer_now()
+                        && self.answers(answer, &mut call)?
+                    {
+                        return Ok(());
+                    }
+                }
+                Wake::Answer(answer) => {
+                    if self.answers(answer, &mut call)? {
+                        return Ok(());
+                    }
+                }
+                Wake::Taken(ready) => {
+                    self.take(ready);
+                    for _ in 0..AT_ONCE {
+                        match self.source.ready.try_recv() {
+                            Ok(ready) => self.take(Some(ready)),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                Wake::Save => self.saver.save().await,
+                Wake::TookTooLong => {
+                    tracing::debug!(stream = %self.key, "upstream has everything but did not close the stream");
+                    return Ok(());
+                }
+            }
+            if self.window.is_empty() {
+                if call.is_half_closed() {
+                    close_by.get_or_insert_with(|| Instant::now() + upstream.options.close_timeout);
+                } else if self.dry || self.ended.is_some() {
+                    // As a client that died: the call is dropped, and so cancelled.
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Sends what the connection takes now.
+    fn send(&mut self, call: &mut Call) {
+        while let Some(event) = self.window.unsent() {
+            let len = event.request.len();
+            if !call.try_send(&event.request) {
+                return;
+            }
+            Counters::add_many(&self.counters.forwarded_bytes, len as u64);
+            // As the build tool does: a service may wait for it before it acknowledges the end.
+            if event.last {
+                call.half_close();
+            }
+            self.window.sent();
+        }
+    }
+
+    /// Handles an answer, and those that are there already. True if the call is done.
+    fn answers(&mut self, first: Result<Answer, Status>, call: &mut Call) -> Result<bool, Status> {
+        let mut answer = first;
+        let before = self.acked;
+        let mut result = Ok(false);
+        for handled in 1.. {
+            result = self.answer(answer);
+            // Nothing is taken out that is not handled.
+            if handled == AT_ONCE || !matches!(result, Ok(false)) {
+                break;
+            }
+            match call.answer_now() {
+                Some(next) => answer = next,
+                None => break,
+            }
+        }
+        if self.acked > before {
+            self.failures = 0;
+            self.proven = true;
+            self.upstream.health.works();
+            self.room.widen(true);
+            self.saver.note(self.acked);
+            self.tell();
+        }
+        result
+    }
+
+    fn answer(&mut self, answer: Result<Answer, Status>) -> Result<bool, Status> {
+        match answer {
+            Ok(Answer::Ack(sequence)) => {
+                let event = self.window.ack(sequence).map_err(Status::data_loss)?;
+                self.room.leave(event.weight);
+                self.acked = self.acked.max(sequence);
+                Counters::add(&self.counters.forwarded);
+                Ok(false)
+            }
+            Ok(Answer::Closed) if self.window.is_empty() => Ok(true),
+            Ok(Answer::Closed) => Err(Status::new(
+                Code::Unavailable,
+                "upstream closed the stream before it had acknowledged everything",
+            )),
+            Err(status) if self.window.is_empty() => {
+                // It has what there is; the next event brings another call.
+                tracing::debug!(stream = %self.key, code = ?status.code(), message = status.message(), "closed upstream");
+                Ok(true)
+            }
+            Err(status) => Err(status),
+        }
+    }
+
+    /// Takes what is ready.
+    fn take(&mut self, ready: Option<Ready>) {
+        match ready {
+            Some(Ready::Event(event)) => {
+                self.ended = None;
+                if event.last {
+                    self.ended = Some(End::Finished);
+                }
+                self.window.push(event);
+                if self.status.borrow().finished {
+                    self.status.send_modify(|status| status.finished = false);
+                }
+            }
+            Some(Ready::Ended(end)) => self.ended = Some(end),
+            None => self.dry = true,
+        }
+    }
+
+    /// Between calls: tells the end, once the number is kept.
+    async fn conclude(&mut self) {
+        if self.window.is_empty() && self.ended.is_some() {
+            self.saver.save().await;
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        let status = ForwardStatus {
+            acked: self.acked,
+            // The last event's number is kept, and upstream has closed: see where `conclude` is called.
+            finished: self.window.is_empty() && self.ended.is_some() && self.saver.unsaved.is_none(),
+            healthy: self.failures == 0 && (self.proven || self.upstream.health.is_good()),
+        };
+        self.status.send_if_modified(|now| {
+            let changed = *now != status;
+            *now = status;
+            changed
+        });
+    }
+}
+
+/// Keeps acknowledged numbers, not too often.
+struct Saver {
+    save: Arc<dyn Fn(i64) + Send + Sync>,
+    unsaved: Option<i64>,
+    last: Option<Instant>,
+}
+
+impl Saver {
+    fn note(&mut self, acked: i64) {
+        self.unsaved = Some(acked);
+    }
+
+    /// When there is something to do.
+    fn due(&self) -> Option<Instant> {
+        self.unsaved?;
+        Some(self.last.map_or_else(Instant::now, |last| last + SAVED_EVERY))
+    }
+
+    async fn save(&mut self) {
+        let Some(acked) = self.unsaved.take() else {
+            return;
+        };
+        let save = Arc::clone(&self.save);
+        // A number that is not kept costs events that are sent again after a restart.
+        let saved = tokio::task::spawn_blocking(move || save(acked));
+        if saved.map(|saved| saved.is_err()).await {
+            tracing::warn!("keeping what upstream has acknowledged failed");
+        }
+        self.last = Some(Instant::now());
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,83 @@
+//! Whether upstream can be reached, as far as the last try of any stream tells, and the log's words on it.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tonic::Status;
+
+/// An upstream that comes and goes is worth two lines in so long.
+const QUIET: Duration = Duration::from_secs(60);
+
+pub(super) struct Health {
+    endpoint: String,
+    down: AtomicBool,
+    log: Mutex<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    /// An outage that was told of.
+    told: bool,
+    last: Option<Instant>,
+}
+
+impl Health {
+    pub(super) fn new(endpoint: String) -> Self {
+        Self {
+            endpoint,
+            down: AtomicBool::new(false),
+            log: Mutex::default(),
+        }
+    }
+
+    pub(super) fn is_good(&self) -> bool {
+        !self.down.load(Ordering::Relaxed)
+    }
+
+    /// A try failed. The first one of an outage is a warning.
+    pub(super) fn failed(&self, of: &str, status: &Status, wait: Duration) {
+        self.down.store(true, Ordering::Relaxed);
+        let (code, message) = (status.code(), status.message());
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if log.told || log.last.is_some_and(|last| last.elapsed() < QUIET) {
+            tracing::debug!(
+                upstream = self.endpoint,
+                of,
+                ?code,
+                message,
+                ?wait,
+                "not forwarded yet"
+            );
+            return;
+        }
+        *log = Log {
+            told: true,
+            last: Some(Instant::now()),
+        };
+        drop(log);
+        tracing::warn!(
+            upstream = self.endpoint,
+            of,
+            ?code,
+            message,
+            "build events can't be forwarded now; they are kept, and tried again until they are through"
+        );
+    }
+
+    /// Upstream took something.
+    pub(super) fn works(&self) {
+        // Read before it is written: every acknowledgement comes here.
+        if self.is_good() || !self.down.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut log.told) {
+            tracing::info!(upstream = self.endpoint, "build events are forwarded again");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! A build's lifecycle calls: one by one, before and behind its streams.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use tonic::{Code, Request, Status, client::Grpc, metadata::MetadataMap, transport::Channel};
+
+use super::{Inner, backoff, builds::Waiting, headers};
+use crate::bes::raw::RawCodec;
+
+const LIFECYCLE: PathAndQuery =
+    PathAndQuery::from_static("/google.devtools.build.v1.PublishBuildEvent/PublishLifecycleEvent");
+
+/// A call about a build's life.
+pub(in crate::bes) struct LifecycleEvent {
+    /// Its place among the build's calls.
+    pub(in crate::bes) number: u64,
+    /// Whether it goes before the streams that come after it (`BuildEnqueued`, `InvocationAttemptStarted`), or behind
+    /// those that came before it (`InvocationAttemptFinished`, `BuildFinished`).
+    pub(in crate::bes) opening: bool,
+    /// The encoded `PublishLifecycleEventRequest`, as received.
+    pub(in crate::bes) request: Bytes,
+    /// What the client said in its headers.
+    pub(in crate::bes) headers: MetadataMap,
+}
+
+/// Makes one build's calls while there are any.
+pub(super) struct Caller {
+    upstream: Arc<Inner>,
+    build_id: String,
+    channel: Channel,
+}
+
+impl Caller {
+    pub(super) fn new(upstream: Arc<Inner>, build_id: &str) -> Self {
+        Self {
+            channel: upstream.channels.open(),
+            upstream,
+            build_id: build_id.to_owned(),
+        }
+    }
+
+    pub(super) async fn run(self) {
+        while let Some(waiting) = self.upstream.calls.next(&self.build_id) {
+            let Waiting {
+                event,
+                done,
+                mut behind,
+            } = waiting;
+            for stream in &mut behind {
+                // An error: its forwarder is gone, and there is nothing to go behind.
+                let _ = stream.wait_for(|status| status.finished).await;
+            }
+            self.deliver(&event).await;
+            if event.opening {
+                self.upstream.calls.opened(&self.build_id);
+            }
+            done();
+        }
+    }
+
+    /// Tries until upstream has it. What can't get better is given up: a service that does not take these calls is no
+    /// reason to keep the streams from it.
+    async fn deliver(&self, event: &LifecycleEvent) {
+        let upstream = &self.upstream;
+        let mut failures = 0_u32;
+        loop {
+            let status = match self.call(event).await {
+                Ok(()) => return upstream.health.works(),
+                Err(status) => status,
+            };
+            let code = status.code();
+            if backoff::is_final(code) {
+                let (build_id, number) = (&self.build_id, event.number);
+                let message = status.message();
+                // The first of each build is enough.
+                if number <= 1 {
+                    tracing::info!(
+                        build_id,
+                        number,
+                        ?code,
+                        message,
+                        "upstream does not take lifecycle calls"
+                    );
+                } else {
+                    tracing::debug!(
+                        build_id,
+                        number,
+                        ?code,
+                        message,
+                        "upstream does not take a lifecycle call"
+                    );
+                }
+                return;
+            }
+            let wait = upstream.delays.after(failures, code, rand::random());
+            upstream.health.failed(&self.build_id, &status, wait);
+            failures = failures.saturating_add(1);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn call(&self, event: &LifecycleEvent) -> Result<(), Status> {
+        let options = &self.upstream.options;
+        let mut request = Request::new(event.request.clone());
+        *request.metadata_mut() = headers::upstream(&event.headers, &options.headers);
+        let mut client = Grpc::new(self.channel.clone()).max_encoding_message_size(usize::MAX);
+        let call = async {
+            client
+                .ready()
+                .await
+                .map_err(|e| Status::unavailable(crate::remote::channel::chain(&e)))?;
+            client
+                .unary(request, LIFECYCLE, RawCodec::<Bytes, ()>::default())
+                .await
+        };
+        match tokio::time::timeout(options.call_timeout, call).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err(Status::new(
+                Code::DeadlineExceeded,
+                "no answer to a lifecycle call in time",
+            )),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A look at a forwarded request: is it one that has to be held?
+//!
+//! A full decode would cost more than the rest of forwarding; an event's id comes first in it and is small.
+
+use super::wire::{Fields, submessage};
+
+/// `PublishBuildToolEventStreamRequest.ordered_build_event`, `OrderedBuildEvent.event`, `BuildEvent.bazel_event` and
+/// `Any.value`.
+pub(super) const TO_THE_EVENT: [u32; 4] = [4, 3, 60, 2];
+
+/// What of an event's id matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Something is said to be complete: a target or an aspect on it, a test's run, or one of their summaries.
+    Completion,
+    /// A named set of files.
+    NamedSet,
+    /// Anything else.
+    Other,
+}
+
+/// What the request's event is.
+pub(super) fn kind(request: &[u8]) -> Kind {
+    let event = TO_THE_EVENT
+        .iter()
+        .try_fold(request, |message, number| submessage(message, *number));
+    let Some(id) = event.and_then(|event| first(event, 1)) else {
+        return Kind::Other;
+    };
+    // `BuildEventId`'s oneof; of several the last would count, so that all have to be looked at.
+    let mut kind = Kind::Other;
+    for field in Fields::of(id).map_while(Result::ok) {
+        match field.number {
+            // target_completed, test_summary, test_result, target_summary
+            5 | 7 | 8 | 26 => return Kind::Completion,
+            13 => kind = Kind::NamedSet,
+            _ => {}
+        }
+    }
+    kind
+}
+
+/// The submessage of this number that comes first. Ids lead, so that nothing else of a large event is looked at.
+fn first(message: &[u8], number: u32) -> Option<&[u8]> {
+    Fields::of(message)
+        .map_while(Result::ok)
+        .find(|field| field.number == number)?
+        .inside
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bes::upstream::tests::requests;
+
+    #[test]
+    fn completions_are_told_from_the_rest() {
+        for (id, expected) in [
+            (2, Kind::Other),
+            (5, Kind::Completion),
+            (6, Kind::Other),
+            (7, Kind::Completion),
+            (8, Kind::Completion),
+            (9, Kind::Other),
+            (13, Kind::NamedSet),
+            (16, Kind::Other),
+            (26, Kind::Completion),
+            (29, Kind::Other),
+        ] {
+            assert_eq!(kind(&requests::with_id(1, id)), expected, "id {id}");
+        }
+        assert_eq!(kind(&requests::last(2)), Kind::Other);
+        assert_eq!(kind(b""), Kind::Other);
+        assert_eq!(kind(b"\xff\xff\xff"), Kind::Other);
+    }
+}

@@ -1,0 +1,162 @@
+//! Where events are forwarded to, with Bazel's flag names.
+
+use clap::Args;
+
+use super::{CacheArgs, ConfigError};
+use crate::{
+    bes::{HoldMode, HoldPolicy, Upstream, UpstreamOptions},
+    remote::{Endpoint, Header},
+};
+
+/// Flags of the upstream event service.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Forwarding")]
+pub struct UpstreamArgs {
+    /// Event service that every event is passed on to: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH;
+    /// the --tls flags count for it as well
+    #[arg(long, value_name = "URL", env = "OUTHAUL_BES_BACKEND")]
+    pub bes_backend: Option<String>,
+
+    /// Header for that service, in the place of what the build tool sends by that name (repeatable)
+    #[arg(
+        long,
+        value_name = "NAME=VALUE",
+        env = "OUTHAUL_BES_HEADER",
+        hide_env_values = true
+    )]
+    pub bes_header: Vec<String>,
+
+    /// Call files in what is passed on by their place on disk (file://) where they are there; needs --hold=target
+    #[arg(long, env = "OUTHAUL_REWRITE_URIS")]
+    pub rewrite_uris: bool,
+}
+
+impl UpstreamArgs {
+    /// The upstream service, if one is named. It may share the cache's TLS files, of which that is told.
+    ///
+    /// # Errors
+    /// Naming the flag that is missing or wrong.
+    pub fn upstream(&self, cache: &mut CacheArgs, hold: HoldPolicy) -> Result<Option<Upstream>, ConfigError> {
+        // An empty address is how Bazel's flag is taken back.
+        let Some(url) = self.bes_backend.as_deref().filter(|url| !url.is_empty()) else {
+            return match (self.rewrite_uris, self.bes_header.is_empty()) {
+                (true, _) => Err(ConfigError::new("--rewrite-uris", "needs --bes-backend")),
+                (false, false) => Err(ConfigError::new("--bes-header", "needs --bes-backend")),
+                (false, true) => Ok(None),
+            };
+        };
+        if self.rewrite_uris && hold.mode != HoldMode::Target {
+            return Err(ConfigError::new(
+                "--rewrite-uris",
+                "needs --hold=target: before that, files are not on disk yet",
+            ));
+        }
+        let remote = |e: crate::remote::RemoteError| ConfigError::new(e.context.clone(), &e.message);
+        let endpoint = Endpoint::parse("--bes-backend", url).map_err(remote)?;
+        let mut options = UpstreamOptions::new(endpoint);
+        for text in &self.bes_header {
+            let header = Header::parse("--bes-header", text).map_err(remote)?;
+            options.headers.push(header);
+        }
+        // They may be meant for the cache alone.
+        if options.endpoint.is_tls() {
+            options.tls_certificate.clone_from(&cache.tls_certificate);
+            options
+                .tls_client_certificate
+                .clone_from(&cache.tls_client_certificate);
+            options.tls_client_key.clone_from(&cache.tls_client_key);
+            cache.tls_for_upstream = true;
+        }
+        options.rewrite_uris = self.rewrite_uris;
+        Upstream::new(options).map(Some).map_err(|e| {
+            ConfigError::new(
+                format!("--bes-backend={}", crate::remote::without_user_info(url)),
+                e,
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::config::HoldArgs;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        upstream: UpstreamArgs,
+        #[command(flatten)]
+        cache: CacheArgs,
+        #[command(flatten)]
+        hold: HoldArgs,
+    }
+
+    fn upstream(args: &[&str]) -> Result<Option<Upstream>, ConfigError> {
+        let mut cli = Cli::parse_from(std::iter::once("outhaul").chain(args.iter().copied()));
+        let hold = cli.hold.policy()?;
+        let upstream = cli.upstream.upstream(&mut cli.cache, hold)?;
+        if cli.cache.names_a_cache() {
+            cli.cache.source_rule(false)?;
+        }
+        Ok(upstream)
+    }
+
+    #[test]
+    fn wrong_values_name_their_flag() {
+        for (args, part) in [
+            (vec!["--bes-backend=ftp://x"], "--bes-backend"),
+            (vec!["--bes-backend=grpc://x"], "--bes-backend"),
+            (vec!["--bes-backend=grpc://h:1", "--bes-header=x"], "--bes-header"),
+            (vec!["--bes-header=a=b"], "--bes-backend"),
+            (vec!["--rewrite-uris", "--hold=target"], "--bes-backend"),
+            (
+                vec!["--rewrite-uris", "--bes-backend=grpc://h:1"],
+                "--hold=target",
+            ),
+            (vec!["--hold=never"], "--hold"),
+        ] {
+            let error = upstream(&args).err().expect("wrong").to_string();
+            assert!(error.contains(part), "{args:?}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upstream_is_optional() {
+        assert!(upstream(&[]).unwrap().is_none());
+        assert!(upstream(&["--bes-backend="]).unwrap().is_none());
+        assert!(upstream(&["--hold=target"]).unwrap().is_none());
+        let all = [
+            "--bes-backend=grpc://h:1",
+            "--bes-header=x-api-key=secret",
+            "--rewrite-uris",
+            "--hold=target",
+        ];
+        assert!(upstream(&all).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn tls_files_are_for_whoever_speaks_tls() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ca.pem");
+        let made = rcgen::generate_simple_self_signed(["h".to_owned()]).unwrap();
+        std::fs::write(&file, made.cert.pem()).unwrap();
+        let tls = format!("--tls-certificate={}", file.display());
+        let both = |cache, backend| upstream(&[&tls, cache, backend]);
+        assert!(
+            both("--remote-cache=grpc://c:1", "--bes-backend=grpcs://h")
+                .unwrap()
+                .is_some()
+        );
+        assert!(
+            both("--remote-cache=grpcs://c:1", "--bes-backend=grpc://h:1")
+                .unwrap()
+                .is_some()
+        );
+        let nobody = both("--remote-cache=grpc://c:1", "--bes-backend=grpc://h:1");
+        let error = nobody.err().expect("nobody uses it").to_string();
+        assert!(error.contains("--tls-certificate"), "{error}");
+    }
+}
