@@ -28,6 +28,9 @@ impl ControlServer {
     }
 }
 
+/// Messages of a stream that are packed into frames together.
+const PACKED: usize = 256;
+
 fn ended() -> Status {
     Status::unavailable("the daemon is ending")
 }
@@ -67,7 +70,8 @@ impl Control for ControlServer {
         let choice = request.into_inner().invocation.unwrap_or_default();
         let mut heard = self.service.watch(choice, true);
         let ending = self.ending.clone();
-        let (answer, answers) = tokio::sync::mpsc::channel(1);
+        // What waits here is sent in one frame: to some clients, very many small frames are an attack.
+        let (answer, answers) = tokio::sync::mpsc::channel(PACKED);
         tokio::spawn(async move {
             loop {
                 let next = tokio::select! {

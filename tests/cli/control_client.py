@@ -46,7 +46,10 @@ watching = control.WatchInvocation(pb.WatchInvocationRequest(invocation=followin
 watching.initial_metadata()
 (generated / "listening").touch()
 
-events = list(watching)
+# Outputs are told from the first message on.
+events = [next(watching)]
+(generated / "following").touch()
+events += watching
 kinds = [event.WhichOneof("event") for event in events]
 assert kinds[0] == "invocation" and kinds[-1] == "settled", kinds
 settled = {event.target_settled.label for event in events if event.HasField("target_settled")}

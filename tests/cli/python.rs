@@ -3,7 +3,11 @@
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::support::{World, clean, finish};
+use crate::{
+    control::stall,
+    support::{PATIENCE, World, clean, finish},
+    waiting::{PERSISTENT, unblock},
+};
 
 #[path = "../e2e/harness/peers.rs"]
 #[allow(dead_code, reason = "the end-to-end tests use the rest")]
@@ -17,7 +21,9 @@ async fn a_python_client_generated_from_the_protocol_works() {
         return;
     }
     let world = World::new().await;
-    let mut server = world.serve(&["--rule=known label=//assets:tree"]).await;
+    stall(&world);
+    let args = [PERSISTENT, &["--rule=known label=//assets:tree"]].concat();
+    let mut server = world.serve(&args).await;
     let asked = json!({
         "socket": world.path("state/control.sock"),
         "protos": concat!(env!("CARGO_MANIFEST_DIR"), "/proto"),
@@ -38,18 +44,25 @@ async fn a_python_client_generated_from_the_protocol_works() {
         ))
         .arg(asked.to_string());
     let client = tokio::spawn(finish(command));
-    let listening = world.path("generated/listening");
-    let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
-    while !std::path::Path::new(&listening).exists() && !client.is_finished() {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "the client does not listen"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    if !client.is_finished() {
-        world.play(&world.build, server.door()).await;
-    }
+    let told = |name: &str| {
+        let file = std::path::PathBuf::from(world.path(&format!("generated/{name}")));
+        let client = &client;
+        async move {
+            let deadline = tokio::time::Instant::now() + PATIENCE;
+            // One that has ended has said why.
+            while !file.exists() && !client.is_finished() {
+                assert!(
+                    tokio::time::Instant::now() < deadline,
+                    "the client is not {file:?}"
+                );
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        }
+    };
+    told("listening").await;
+    world.play(&world.build, server.door()).await;
+    told("following").await;
+    unblock(&world);
     let ran = client.await.unwrap().expect(0);
     assert!(ran.out().contains("all answered"), "{}{}", ran.out(), ran.err);
     assert!(world.exec_root().join(&world.file("index.html").0.path).exists());

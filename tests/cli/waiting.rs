@@ -13,7 +13,7 @@ use tokio::{
 use crate::support::{PATIENCE, Ran, World, finish, outhaul, run};
 
 /// What a stalled cache gets: tried again and again, at once.
-const PERSISTENT: &[&str] = &[
+pub const PERSISTENT: &[&str] = &[
     "--hold=none",
     "--remote-timeout=500ms",
     "--remote-retries=1000",
@@ -89,7 +89,7 @@ fn result(ran: &Ran) -> Value {
 }
 
 /// Lets the cache go on.
-fn unblock(world: &World) {
+pub fn unblock(world: &World) {
     world.cache.faults().clear();
     world.cache.faults().sever_connections();
 }
@@ -104,7 +104,7 @@ async fn a_wait_that_begins_before_the_build_hears_it_and_ends_with_its_files_on
     let one = Waiting::start(&world, &[&workspace, "//app:app"]).await;
     let two = Waiting::start(&world, &[&workspace, "--next", "//app/...", "//lib:all"]).await;
     let by_id = Waiting::start(&world, &[&id, "//lib:lib%lint"]).await;
-    let elsewhere = Waiting::start(&world, &["--workspace=/elsewhere", "--timeout=2s"]).await;
+    let elsewhere = Waiting::start(&world, &["--workspace=/elsewhere", "--timeout=6s"]).await;
     world.play(&world.build, server.door()).await;
     let answer = one.end().await;
     assert_eq!(
@@ -147,10 +147,6 @@ async fn a_wait_during_the_build_tells_each_change_and_only_of_what_was_asked() 
     let ran = waited(&world, &["--timeout=300ms"]).await.expect(4);
     let timed_out = result(&ran);
     assert_eq!(timed_out["result"], "timed_out");
-    assert_eq!(
-        timed_out["invocation"]["invocation_id"],
-        world.build.invocation_id()
-    );
     unblock(&world);
     let output = waiting.hear("output").await;
     assert_eq!(output["output"]["label"], "//app:app", "{output:#}");
@@ -196,8 +192,9 @@ async fn after_the_build_everything_is_answered_from_what_is_known() {
         text.args(["wait", "//no:such"]).arg(world.state());
         finish(text).await.says(3, &["//no:such", "no such target"]);
         // What has not begun may still come to a daemon, and to nobody else.
-        let unknown = waited(&world, &["--invocation=nonsense", "--timeout=300ms"]).await;
-        let next = waited(&world, &["--next", "--timeout=300ms"]).await;
+        let timeout = if daemon { "--timeout=300ms" } else { "--timeout=1m" };
+        let unknown = waited(&world, &["--invocation=nonsense", timeout]).await;
+        let next = waited(&world, &["--next", timeout]).await;
         if daemon {
             unknown.expect(4);
             next.expect(4);
@@ -227,7 +224,7 @@ async fn the_newest_build_of_the_workspace_is_meant() {
     for (directory, code) in [("workspace/pkg", 0), ("other", 4)] {
         let mut command = outhaul();
         command
-            .args(["wait", "--timeout=5s", "//app:app"])
+            .args(["wait", "--timeout=1m", "//app:app"])
             .arg(world.state())
             .current_dir(world.path(directory));
         if code == 4 {
