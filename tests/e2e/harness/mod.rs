@@ -19,11 +19,14 @@ mod cache;
 mod daemon;
 mod expected;
 mod peers;
+mod presence;
 mod process;
 mod proxy;
+mod raw;
 mod scratch;
 mod stage;
 mod tree;
+mod upstream;
 
 pub(crate) use self::{
     bazel::{Bazel, Version},
@@ -31,11 +34,13 @@ pub(crate) use self::{
     daemon::{Daemon, Outhaul},
     expected::Expected,
     peers::is_required,
+    presence::Presence,
     process::{Run, Running, eventually},
     proxy::Proxy,
     scratch::Scratch,
     stage::{Stage, run},
     tree::{Entry, Tree},
+    upstream::{Seen, Upstream},
 };
 
 /// Makes a test for each Bazel of each function, which gets a [`Stage`]. The word in front says which cache

@@ -1,0 +1,176 @@
+//! Events that go on to another build event service: what is told there is true by then, and complete.
+
+use prost::Message as _;
+
+use crate::harness::{Bazel, Daemon, Expected, Presence, Proxy, Stage, Upstream, eventually};
+
+for_each_bazel!(real:
+    nobody_hears_of_a_target_before_its_outputs_are_there,
+    nobody_hears_of_a_test_before_its_log_is_there,
+    the_whole_stream_goes_on_in_order_as_bazel_sent_it,
+);
+
+/// Four targets of a megabyte each, which takes a second on the slow wire.
+const SLOW: &str = r#"
+[genrule(
+    name = "slow%d" % i,
+    outs = ["slow%d.txt" % i],
+    cmd = "yes 'line %d' 2>/dev/null | head -c 1048576 > $@ || test -s $@" % i,
+) for i in range(4)]
+"#;
+/// Bytes a second.
+const WIRE: u64 = 1 << 20;
+
+/// The workspace with targets that are slow to fetch.
+pub(crate) fn with_slow_targets(bazel: &Bazel) {
+    std::fs::create_dir(bazel.workspace().join("slow")).unwrap();
+    bazel.write("slow/BUILD", SLOW);
+}
+
+fn nobody_hears_of_a_target_before_its_outputs_are_there(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    with_slow_targets(&bazel);
+    let expected = Expected::of(&bazel, &["//..."]);
+    let look = |hold: &str| {
+        let presence = Presence::default();
+        let upstream = Upstream::watched(presence.watch());
+        let proxy = Proxy::start(&cache);
+        proxy.slow(WIRE);
+        let daemon = Daemon::with(&[&format!("--remote-cache={}", proxy.url()), hold, &upstream.flag()]);
+        bazel.clean();
+        let run = bazel.build(&[&daemon.bes(), "//..."]).ok();
+        assert_eq!(run.executed(), 0, "everything is in the cache; {run}");
+        expected.are_there(&bazel, &daemon.log());
+        let status = daemon.settled();
+        upstream.complete(status["invocation_id"].as_str().unwrap(), || daemon.log());
+        let looked = presence.looked();
+        assert!(looked.completions > 10 && looked.files > 20, "{looked:#?}");
+        looked
+    };
+    let held = look("--hold=target");
+    assert_eq!(held.wrong, Vec::<String>::new());
+    // Who looks would have noticed: only the command waits there.
+    let not_held = look("--hold=invocation");
+    assert!(
+        not_held
+            .wrong
+            .iter()
+            .filter(|wrong| wrong.contains("slow"))
+            .count()
+            >= 4,
+        "{not_held:#?}"
+    );
+    assert_eq!(
+        (held.completions, held.files),
+        (not_held.completions, not_held.files)
+    );
+}
+
+fn nobody_hears_of_a_test_before_its_log_is_there(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let targets = ["//tests:pass", "//deep/er:deep_test"];
+    let presence = Presence::default();
+    let upstream = Upstream::watched(presence.watch());
+    let proxy = Proxy::start(&cache);
+    let daemon = Daemon::with(&[
+        &format!("--remote-cache={}", proxy.url()),
+        "--hold=target",
+        &upstream.flag(),
+    ]);
+    bazel.test(&targets).ok();
+    bazel.clean();
+    // Long enough for the events to arrive first, if they may.
+    proxy.slow(2 << 10);
+    let run = bazel
+        .test(&[&[daemon.bes().as_str()], &targets[..]].concat())
+        .ok();
+    assert!(
+        run.stderr.contains("2 tests pass") || run.stdout.contains("2 tests pass"),
+        "{run}"
+    );
+    let status = daemon.settled();
+    upstream.complete(status["invocation_id"].as_str().unwrap(), || daemon.log());
+    let looked = presence.looked();
+    assert!(looked.completions >= 2 && looked.files >= 4, "{looked:#?}");
+    assert_eq!(looked.wrong, Vec::<String>::new());
+}
+
+fn the_whole_stream_goes_on_in_order_as_bazel_sent_it(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let upstream = Upstream::start();
+    let daemon = Daemon::with(&[
+        &format!("--remote-cache={}", cache.url()),
+        "--hold=target",
+        &upstream.flag(),
+    ]);
+    let file = bazel.workspace().join("events.bin");
+    let to_file = format!("--build_event_binary_file={}", file.display());
+    bazel.build(&[&daemon.bes(), &to_file, "//..."]).ok();
+    let id = daemon.settled()["invocation_id"].as_str().unwrap().to_owned();
+    let stream = upstream.complete(&id, || daemon.log());
+    // No number is missing, and nothing came twice where nothing went wrong.
+    let numbers: Vec<i64> = upstream.seen(&id).iter().map(|seen| seen.sequence()).collect();
+    let last = i64::try_from(stream.len()).unwrap();
+    assert_eq!(numbers, (1..=last).collect::<Vec<_>>());
+    // Bazel writes the same events into its file. (Now and then in another order: it hands them to its transports from
+    // several threads.)
+    let written = std::fs::read(file).unwrap();
+    let mut rest = written.as_slice();
+    let mut written = Vec::new();
+    while !rest.is_empty() {
+        let length = prost::decode_length_delimiter(&mut rest).unwrap();
+        let (event, behind) = rest.split_at(length);
+        written.push(event);
+        rest = behind;
+    }
+    let mut forwarded: Vec<&[u8]> = stream.iter().filter_map(|seen| seen.bazel_event()).collect();
+    assert_eq!(
+        forwarded.len(),
+        stream.len() - 1,
+        "only the last request has no event"
+    );
+    written.sort_unstable();
+    forwarded.sort_unstable();
+    assert!(written == forwarded, "other events than Bazel wrote");
+    // The calls around the stream go on as well; the closing ones behind it, and behind Bazel's own end.
+    eventually("the lifecycle calls have come", || {
+        upstream.lifecycle().len() >= 4
+    });
+    let calls = upstream.lifecycle();
+    let names: Vec<&str> = calls.iter().map(|call| call.name).collect();
+    assert_eq!(
+        names,
+        [
+            "build_enqueued",
+            "attempt_started",
+            "attempt_finished",
+            "build_finished"
+        ]
+    );
+    let behind: Vec<usize> = calls.iter().map(|call| call.behind).collect();
+    assert_eq!(behind, [0, 0, stream.len(), stream.len()]);
+    // The request as a whole is Bazel's, ids and all.
+    let first = &stream[0].request;
+    assert!(
+        first
+            .notification_keywords
+            .iter()
+            .any(|keyword| keyword == "protocol_name=BEP"),
+        "{first:?}"
+    );
+    assert_eq!(first.encoded_len(), stream[0].bytes.len());
+    let builds: Vec<String> = stream
+        .iter()
+        .map(|seen| {
+            let ordered = seen.request.ordered_build_event.clone().unwrap();
+            ordered.stream_id.unwrap().build_id
+        })
+        .collect();
+    assert!(
+        builds.iter().all(|build| *build == calls[0].stream.build_id),
+        "{builds:?}"
+    );
+}
