@@ -10,6 +10,7 @@
 mod harness;
 
 mod asking;
+mod ci;
 mod cold;
 mod failing;
 mod faults;

@@ -40,7 +40,7 @@ pub(crate) struct Running {
 impl Running {
     /// Starts a command whose output goes to files in `dir`: pipes would be held open by a server that it leaves
     /// behind.
-    pub(super) fn start(mut command: Command, dir: &Path) -> Self {
+    pub(crate) fn start(mut command: Command, dir: &Path) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         std::fs::create_dir_all(dir).unwrap();
