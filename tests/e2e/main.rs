@@ -20,6 +20,7 @@ mod kill;
 mod parallel;
 mod staging;
 mod proxy;
+mod proxy_bytes;
 mod proxy_ends;
 mod proxy_faults;
 mod proxy_many;

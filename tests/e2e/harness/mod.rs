@@ -37,6 +37,7 @@ pub(crate) use self::{
     presence::Presence,
     process::{Run, Running, eventually},
     proxy::Proxy,
+    raw::RawClient,
     scratch::Scratch,
     stage::{Stage, run},
     tree::{Entry, Tree},
