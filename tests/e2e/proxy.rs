@@ -1,13 +1,18 @@
 //! Events that go on to another build event service: what is told there is true by then, and complete.
 
+use std::sync::{Arc, Mutex};
+
+use outhaul::proto::build_event_stream::{build_event::Payload, build_event_id::Id, file};
 use prost::Message as _;
 
-use crate::harness::{Bazel, Daemon, Expected, Presence, Proxy, Stage, Upstream, eventually};
+use crate::harness::{Bazel, Daemon, Expected, Presence, Proxy, Seen, Stage, Upstream, eventually};
 
 for_each_bazel!(real:
     nobody_hears_of_a_target_before_its_outputs_are_there,
     nobody_hears_of_a_test_before_its_log_is_there,
     the_whole_stream_goes_on_in_order_as_bazel_sent_it,
+    a_target_that_cannot_be_had_goes_on_as_it_came_unless_strict,
+    files_are_called_by_their_place_on_disk_when_asked_for,
 );
 
 /// Four targets of a megabyte each, which takes a second on the slow wire.
@@ -173,4 +178,114 @@ fn the_whole_stream_goes_on_in_order_as_bazel_sent_it(stage: &Stage) {
         builds.iter().all(|build| *build == calls[0].stream.build_id),
         "{builds:?}"
     );
+}
+
+/// Whether an event reports that a target is complete.
+fn completes(seen: &Seen, label: &str) -> bool {
+    seen.decoded()
+        .and_then(|event| event.id?.id)
+        .is_some_and(|id| matches!(id, Id::TargetCompleted(target) if target.label == label))
+}
+
+fn a_target_that_cannot_be_had_goes_on_as_it_came_unless_strict(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    with_slow_targets(&bazel);
+    let targets = ["//:a", "//slow:slow0"];
+    Expected::of(&bazel, &targets);
+    let attempt = |strict: &[&str]| {
+        let upstream = Upstream::start();
+        let proxy = Proxy::start(&cache);
+        let cache_flag = format!("--remote-cache={}", proxy.url());
+        let backend = upstream.flag();
+        let args = [
+            cache_flag.as_str(),
+            "--remote-retries=1",
+            "--remote-retry-max-delay=100ms",
+            "--hold=target",
+            backend.as_str(),
+        ];
+        let daemon = Daemon::with(&[&args, strict].concat());
+        bazel.clean();
+        // In the middle of the large output, which is not the first.
+        proxy.slow(WIRE / 2);
+        let running = bazel.start("build", &[&[daemon.bes().as_str()], &targets[..]].concat());
+        eventually("the download is under way", || proxy.passed() > 128 << 10);
+        proxy.cut();
+        let run = running.wait();
+        eventually("the invocation is settled", || {
+            daemon.outhaul().status()["state"] == "settled"
+        });
+        let status = daemon.outhaul().status();
+        assert!(status["failed"].as_u64() >= Some(1), "{status:#}; {run}");
+        assert!(!bazel.has("bazel-bin/slow/slow0.txt"), "nothing is there in part");
+        let id = status["invocation_id"].as_str().unwrap().to_owned();
+        (run, id, upstream, daemon)
+    };
+
+    let (run, id, upstream, daemon) = attempt(&[]);
+    assert_eq!(run.code, Some(0), "{run}");
+    let stream = upstream.complete(&id, || daemon.log());
+    assert!(stream.iter().any(|seen| completes(seen, "//slow:slow0")), "{run}");
+
+    let (run, id, upstream, _daemon) = attempt(&["--strict"]);
+    assert_eq!(run.code, Some(STREAM_FAILED), "{run}");
+    assert!(
+        run.stderr.contains("outhaul: ") && run.stderr.contains("slow0"),
+        "{run}"
+    );
+    let stream = upstream.stream(&id);
+    assert!(
+        !stream.is_empty()
+            && !stream
+                .iter()
+                .any(|seen| seen.is_end() || completes(seen, "//slow:slow0")),
+        "{} events have come",
+        stream.len()
+    );
+}
+
+/// Bazel's exit code when its event stream failed for good (PERSISTENT_BUILD_EVENT_SERVICE_UPLOAD_ERROR).
+const STREAM_FAILED: i32 = 45;
+
+fn files_are_called_by_their_place_on_disk_when_asked_for(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    with_slow_targets(&bazel);
+    Expected::of(&bazel, &["//..."]);
+    // What was named, and what of it was not there at that instant.
+    let named: Arc<Mutex<(usize, Vec<String>)>> = Arc::default();
+    let looking = named.clone();
+    let upstream = Upstream::watched(move |seen| {
+        let Some(Payload::NamedSetOfFiles(set)) = seen.decoded().and_then(|event| event.payload) else {
+            return;
+        };
+        // Source files have no root, and are not fetched.
+        for named_file in set.files.iter().filter(|file| !file.path_prefix.is_empty()) {
+            let Some(file::File::Uri(uri)) = &named_file.file else {
+                continue;
+            };
+            let mut looking = looking.lock().unwrap();
+            looking.0 += 1;
+            let path = uri.strip_prefix("file://").map(std::path::Path::new);
+            if !path.is_some_and(|path| path.is_file() && path.ends_with(&named_file.name)) {
+                looking.1.push(uri.clone());
+            }
+        }
+    });
+    let proxy = Proxy::start(&cache);
+    let daemon = Daemon::with(&[
+        &format!("--remote-cache={}", proxy.url()),
+        "--hold=target",
+        "--rewrite-uris",
+        &upstream.flag(),
+    ]);
+    proxy.slow(WIRE);
+    let run = bazel.build(&[&daemon.bes(), "//..."]).ok();
+    assert_eq!(run.executed(), 0, "everything is in the cache; {run}");
+    let id = daemon.settled()["invocation_id"].as_str().unwrap().to_owned();
+    upstream.complete(&id, || daemon.log());
+    let named = named.lock().unwrap();
+    assert!(named.0 > 20, "{named:?}");
+    assert_eq!(named.1, Vec::<String>::new());
 }
