@@ -449,10 +449,11 @@ impl Build {
         let key = (label, configuration);
         let results = self.results.remove(&key).unwrap_or_default();
         let (label, configuration) = key;
-        for (number, _) in &results {
+        // A result may be shown when its files are there, which is not yet, now that their places are known.
+        let (numbers, results): (Vec<i64>, Vec<TestResult>) = results.into_iter().unzip();
+        for number in &numbers {
             self.open.remove(number);
         }
-        let results: Vec<TestResult> = results.into_iter().map(|(_, result)| result).collect();
         let shape = TestShape::of(&results, shards, runs);
         let profile = self.selector.profile(&GroupContext {
             command: self.command,
@@ -469,7 +470,8 @@ impl Build {
             sequence,
             set: None,
         };
-        for result in &results {
+        for (number, result) in numbers.iter().zip(&results) {
+            namer.sequence = *number;
             let last = test_outputs::is_last_attempt(result, &results);
             let event: Arc<str> = format!(
                 "test_result {label} run {} shard {} attempt {}",

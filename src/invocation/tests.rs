@@ -548,6 +548,15 @@ fn a_test_result_is_open_until_the_summary_says_where_its_files_belong() {
     build.handle(2, root());
     let result = TestResult {
         label: "//x".to_owned(),
+        run: 1,
+        shard: 1,
+        attempt: 1,
+        files: vec![File {
+            path: "bazel-out/k8/testlogs/test.log".to_owned(),
+            prefix_len: "bazel-out/k8/testlogs".len(),
+            content: Content::Blob(digest("log")),
+            uri: None,
+        }],
         ..TestResult::default()
     };
     build.handle(3, Event::TestResult(result.clone()));
@@ -576,6 +585,15 @@ fn a_test_result_is_open_until_the_summary_says_where_its_files_belong() {
             .iter()
             .any(|e| matches!(e, Effect::Tested(t, 6) if t.label == "//x"))
     );
+    // Then they are on their way, and hold back the results that named them.
+    let mut numbers = Vec::new();
+    for effect in &effects {
+        if let Effect::Outputs(_, named) = effect {
+            numbers.extend(named.iter().map(|n| n.sequence));
+        }
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, [4, 5]);
 }
 
 #[test]
