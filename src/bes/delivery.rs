@@ -43,6 +43,8 @@ pub(super) struct Delivery {
     pub(super) undecodable: u64,
 }
 
+/// Events that the engine is handed at once.
+const AT_ONCE: usize = 64;
 /// So many undecodable events of a stream are logged.
 const LOGGED: u64 = 3;
 
@@ -60,26 +62,19 @@ impl Delivery {
     async fn handle(&mut self, work: Work) {
         match work {
             Work::Events { events, room } => {
-                for (sequence, bytes) in events {
-                    self.deliver(sequence, &bytes).await;
-                }
+                self.deliver(events).await;
                 drop(room);
             }
             Work::Journaled(place) => {
                 let read = tokio::task::spawn_blocking(move || {
                     place.read().map(|records| {
-                        let events = records.into_iter().map(|r| (r.sequence, r.build_event()));
+                        let events = records.into_iter();
+                        let events = events.filter_map(|r| Some((r.sequence, r.build_event()?)));
                         events.collect::<Vec<_>>()
                     })
                 });
                 match read.await {
-                    Ok(Ok(events)) => {
-                        for (sequence, bytes) in events {
-                            if let Some(bytes) = bytes {
-                                self.deliver(sequence, &bytes).await;
-                            }
-                        }
-                    }
+                    Ok(Ok(events)) => self.deliver(events).await,
                     Ok(Err(error)) => {
                         tracing::error!(stream = %self.key, %error, "events lost: journal can't be read back");
                     }
@@ -93,16 +88,27 @@ impl Delivery {
         }
     }
 
-    async fn deliver(&mut self, sequence: i64, bytes: &[u8]) {
-        match (self.decoder)(bytes) {
-            Ok(event) => self.builds.event(&self.key, sequence, event).await,
-            Err(error) => {
-                Counters::add(&self.counters.undecodable);
-                self.undecodable += 1;
-                if self.undecodable <= LOGGED {
-                    tracing::warn!(stream = %self.key, sequence, %error, "event can't be decoded; skipped");
+    /// Decoded events are far larger than their bytes, so they are handed over in pieces.
+    async fn deliver(&mut self, events: Vec<RawEvent>) {
+        let mut decoded = Vec::with_capacity(events.len().min(AT_ONCE));
+        for (sequence, bytes) in events {
+            match (self.decoder)(&bytes) {
+                Ok(event) => decoded.push((sequence, event)),
+                Err(error) => {
+                    Counters::add(&self.counters.undecodable);
+                    self.undecodable += 1;
+                    if self.undecodable <= LOGGED {
+                        tracing::warn!(stream = %self.key, sequence, %error, "event can't be decoded; skipped");
+                    }
                 }
             }
+            if decoded.len() == AT_ONCE {
+                let piece = std::mem::replace(&mut decoded, Vec::with_capacity(AT_ONCE));
+                self.builds.events(&self.key, piece).await;
+            }
+        }
+        if !decoded.is_empty() {
+            self.builds.events(&self.key, decoded).await;
         }
     }
 }

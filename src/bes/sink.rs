@@ -57,9 +57,9 @@ pub struct Progress {
 
 /// The engine behind the service. Calls for one stream come from one task at a time, in order.
 pub trait Builds: Send + Sync + 'static {
-    /// Takes an event. Events of one stream come in order, each once per life of the process; after a restart the
-    /// journal's events come again from the first. Waiting here delays no acknowledgement.
-    fn event(&self, stream: &StreamKey, sequence: i64, event: Framed) -> BoxFuture<'_, ()>;
+    /// Takes some events, with their numbers. Events of one stream come in order, each once per life of the process;
+    /// after a restart the journal's events come again from the first. Waiting here delays no acknowledgement.
+    fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()>;
 
     /// No more events, see [`StreamEnd`].
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()>;

@@ -171,10 +171,10 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
         }
         backlog.push(framed);
         if let Some(stream) = &stream {
-            for framed in backlog.drain(..) {
-                number += 1;
-                rooms.engine.event(stream, number, framed).await;
-            }
+            let numbers = number + 1..;
+            number += backlog.len() as i64;
+            let events = numbers.zip(backlog.drain(..)).collect();
+            rooms.engine.events(stream, events).await;
         }
         if last && args.follow {
             break StreamEnd::Finished;

@@ -86,7 +86,10 @@ impl Fixture {
     async fn send(&mut self, event: Event) -> i64 {
         self.sent += 1;
         let framed = Framed { event, last: false };
-        self.rooms.engine.event(&self.key, self.sent, framed).await;
+        self.rooms
+            .engine
+            .events(&self.key, vec![(self.sent, framed)])
+            .await;
         self.sent
     }
 

@@ -48,7 +48,9 @@ const STAMP_AGE: Duration = Duration::from_millis(25);
 /// Rows of completions that are written at once.
 const ROWS_AT_ONCE: usize = 4096;
 /// Messages taken at once: their outputs are recorded and wanted together.
-const MESSAGES_AT_ONCE: usize = 256;
+const MESSAGES_AT_ONCE: usize = 8;
+/// Messages that may wait. Most are a good many events.
+const INBOX: usize = 16;
 /// How long a task stays after its end, for a client that comes back to the same stream. Longer than the event service
 /// remembers the stream ([`crate::bes::BesOptions`]), so that one which resumes it finds the task that has heard its
 /// beginning.
@@ -56,8 +58,8 @@ const LINGER: Duration = Duration::from_secs(330);
 
 /// What an invocation's task is told.
 pub(super) enum Message {
-    /// The event of this number.
-    Event(i64, Framed),
+    /// Events with their numbers.
+    Events(Vec<(i64, Framed)>),
     Ended(StreamEnd),
     /// Answer when everything required is there or has failed.
     Settled(oneshot::Sender<Settlement>),
@@ -157,7 +159,7 @@ fn new_build(shared: &Shared) -> Build {
 impl Actor {
     /// Starts the task of one invocation. `version` is given for one that is replayed.
     pub(super) fn start(shared: Arc<Shared>, key: &StreamKey, version: Option<u64>) -> mpsc::Sender<Message> {
-        let (sender, inbox) = mpsc::channel(256);
+        let (sender, inbox) = mpsc::channel(INBOX);
         let (completions, completed) = mpsc::unbounded_channel();
         let row = InvocationRow {
             invocation_id: key.invocation_id.clone(),
@@ -264,7 +266,7 @@ impl Actor {
 
     async fn on_message(&mut self, message: Message) {
         match message {
-            Message::Event(sequence, framed) => {
+            Message::Events(events) => {
                 if !self.stream_open {
                     // The client of a broken stream has come back.
                     self.ended_at = None;
@@ -273,15 +275,17 @@ impl Actor {
                 self.reported = None;
                 self.loaded = true;
                 self.looked_again = false;
-                self.shared.metrics.events.inc();
+                self.shared.metrics.events.inc_by(events.len() as u64);
                 self.enter(InvocationState::Running);
-                // The command's last words; whatever comes behind them (metrics, logs) names no outputs of targets.
-                let last = framed.last || matches!(framed.event, Event::Finished { .. });
-                self.course.take(sequence);
-                let effects = self.build.handle(sequence, framed.event);
-                self.apply(effects).await;
-                if last {
-                    self.ended_at = Some(Instant::now());
+                for (sequence, framed) in events {
+                    // The command's last words; whatever comes behind them (metrics, logs) names no outputs of targets.
+                    let last = framed.last || matches!(framed.event, Event::Finished { .. });
+                    self.course.take(sequence);
+                    let effects = self.build.handle(sequence, framed.event);
+                    self.apply(effects).await;
+                    if last {
+                        self.ended_at = Some(Instant::now());
+                    }
                 }
             }
             Message::Ended(end) => {

@@ -224,9 +224,9 @@ impl Engine {
 }
 
 impl Builds for Engine {
-    fn event(&self, stream: &StreamKey, sequence: i64, event: Framed) -> BoxFuture<'_, ()> {
+    fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
         let stream = stream.clone();
-        async move { self.tell(&stream, true, Message::Event(sequence, event)).await }.boxed()
+        async move { self.tell(&stream, true, Message::Events(events)).await }.boxed()
     }
 
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {

@@ -129,17 +129,19 @@ impl Engine {
 }
 
 impl Builds for Engine {
-    fn event(&self, stream: &StreamKey, sequence: i64, event: Framed) -> BoxFuture<'_, ()> {
+    fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
         let stream = stream.to_string();
         Box::pin(async move {
-            if let Ok(permit) = self.gate.acquire().await {
-                permit.forget();
+            for (sequence, event) in events {
+                if let Ok(permit) = self.gate.acquire().await {
+                    permit.forget();
+                }
+                let Event::Started(started) = event.event else {
+                    panic!("not what was sent")
+                };
+                assert_ne!(started.invocation_id, "panic", "as ordered");
+                self.note(Seen::Event(stream.clone(), sequence, started.invocation_id));
             }
-            let Event::Started(started) = event.event else {
-                panic!("not what was sent")
-            };
-            assert_ne!(started.invocation_id, "panic", "as ordered");
-            self.note(Seen::Event(stream, sequence, started.invocation_id));
         })
     }
 

@@ -40,7 +40,7 @@ pub(super) struct Engine {
 }
 
 impl Builds for Engine {
-    fn event(&self, _: &StreamKey, _: i64, _: Framed) -> BoxFuture<'_, ()> {
+    fn events(&self, _: &StreamKey, _: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
 
