@@ -3,7 +3,8 @@
 //! A stream of 100,000 events (each target's configuration, its set of files and its completion) is played as Bazel would
 //! to a real `outhaul serve` in a process of its own, which journals them, decodes them, records what they name and
 //! forwards them to an upstream service in this process. Nothing is downloaded and nothing held. The figure is events
-//! per second of the daemon's processor time, of all its threads together: what a core can do, whoever else is busy.
+//! per second of the daemon's processor time: what a core can do, whoever else is busy. It is given for all threads
+//! together, and for tokio's alone, which do all of it except writing the record's store (`outhaul-record`, `sled-io`).
 //! The same stream without an upstream, in turns, tells what of that forwarding is.
 
 #[allow(dead_code, reason = "shared with programs that use more of it")]
@@ -121,24 +122,43 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Seconds of processor time so far, of all threads (proc(5): fields 14 and 15 of stat, in ticks).
+    /// Seconds of processor time so far, of all threads.
     fn cpu(&self) -> Result<f64, Failure> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields: Vec<&str> = stat
-            .rsplit_once(')')
-            .ok_or("no command in stat")?
-            .1
-            .split_whitespace()
-            .collect();
-        let ticks = |n: usize| {
-            fields
-                .get(n)
-                .ok_or("a short stat")?
-                .parse::<f64>()
-                .map_err(Failure::from)
-        };
-        Ok((ticks(11)? + ticks(12)?) / rustix::param::clock_ticks_per_second() as f64)
+        cpu(&format!("/proc/{}/stat", self.child.id()))
     }
+
+    /// The same of tokio's threads that are there.
+    fn cpu_of_tokio(&self) -> Result<f64, Failure> {
+        let mut sum = 0.0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let thread = thread?.path();
+            // A thread may end meanwhile.
+            let name = fs::read_to_string(thread.join("comm")).unwrap_or_default();
+            if name.starts_with("tokio") {
+                sum += cpu(&thread.join("stat").display().to_string()).unwrap_or_default();
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// User and system time of a process or thread in seconds (proc(5): fields 14 and 15 of stat, in ticks).
+fn cpu(stat: &str) -> Result<f64, Failure> {
+    let stat = fs::read_to_string(stat)?;
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .ok_or("no command in stat")?
+        .1
+        .split_whitespace()
+        .collect();
+    let ticks = |n: usize| {
+        fields
+            .get(n)
+            .ok_or("a short stat")?
+            .parse::<f64>()
+            .map_err(Failure::from)
+    };
+    Ok((ticks(11)? + ticks(12)?) / rustix::param::clock_ticks_per_second() as f64)
 }
 
 impl Drop for Daemon {
@@ -159,17 +179,28 @@ fn setting(base: &Path) -> Setting {
     }
 }
 
-/// One play: seconds of the daemon's processor time, and of the clock until it was idle again.
+/// What one play took, in seconds.
+struct Cost {
+    /// The daemon's processor time.
+    cpu: f64,
+    /// That of tokio's threads.
+    tokio: f64,
+    /// Until everything was upstream.
+    wall: f64,
+    events: f64,
+}
+
+/// Plays the build once.
 async fn run(
     base: &Path,
     daemon: &Daemon,
     filled: &FilledShape,
     number: u64,
     forwarded: impl Fn() -> bool,
-) -> Result<(f64, f64, u64), Failure> {
+) -> Result<Cost, Failure> {
     let setting = setting(base);
     let id = filled.invocation_id(number);
-    let (cpu, begun) = (daemon.cpu()?, Instant::now());
+    let (cpu, tokio, begun) = (daemon.cpu()?, daemon.cpu_of_tokio()?, Instant::now());
     let played = play(&daemon.door, &id, "b", filled.events(&setting, &id)).await?;
     while !forwarded() {
         if begun.elapsed() > PATIENCE {
@@ -184,7 +215,12 @@ async fn run(
         tokio::time::sleep(Duration::from_millis(200)).await;
         let now = daemon.cpu()?;
         if now - last <= 0.01 {
-            return Ok((now - cpu, wall, played.messages));
+            return Ok(Cost {
+                cpu: now - cpu,
+                tokio: daemon.cpu_of_tokio()? - tokio,
+                wall,
+                events: played.messages as f64 / 1e3,
+            });
         }
         last = now;
     }
@@ -222,42 +258,58 @@ async fn measure() -> Result<(), Failure> {
     fs::create_dir_all(base.path().join("execroot/_main"))?;
     // And the event that ends the stream.
     let all = filled.events(&setting(base.path()), "").count() as u64 + 1;
-    let (mut per_core, mut per_second, mut alone_per_core, mut ratio) = (vec![], vec![], vec![], vec![]);
+    let (mut costs, mut costs_alone) = (vec![], vec![]);
     for number in 0..=ROUNDS as u64 {
         let before = upstream.0.load(Relaxed);
         let arrived = || upstream.0.load(Relaxed) >= before + all;
-        let (cpu, wall, events) = run(base.path(), &forwarding, &filled, number, arrived).await?;
-        let (cpu_alone, _, _) = run(base.path(), &alone, &filled, number, || true).await?;
+        let cost = run(base.path(), &forwarding, &filled, number, arrived).await?;
+        let cost_alone = run(base.path(), &alone, &filled, number, || true).await?;
         // The first is the warm-up.
         if number > 0 {
-            per_core.push(events as f64 / cpu / 1e3);
-            per_second.push(events as f64 / wall / 1e3);
-            alone_per_core.push(events as f64 / cpu_alone / 1e3);
-            ratio.push(cpu / cpu_alone);
+            costs.push(cost);
+            costs_alone.push(cost_alone);
         }
     }
-    let mut out = std::io::stdout();
-    writeln!(out, "| {} events, {TARGETS} targets | result |", 3 * TARGETS)?;
-    writeln!(out, "|---|---|")?;
+    let row = |what: &str, values: Vec<f64>, unit: &str| {
+        let digits = if unit.is_empty() { 2 } else { 1 };
+        writeln!(
+            std::io::stdout(),
+            "| {what} | {}{unit} |",
+            spread(&values, digits)
+        )
+    };
+    let each = |costs: &[Cost], value: fn(&Cost) -> f64| costs.iter().map(value).collect();
     writeln!(
-        out,
-        "| journalled, decoded, recorded and forwarded, per second of processor time | {} thousand |",
-        spread(&per_core, 1)
+        std::io::stdout(),
+        "| {all} events, {TARGETS} targets | result |\n|---|---|"
     )?;
-    writeln!(
-        out,
-        "| the same without forwarding | {} thousand |",
-        spread(&alone_per_core, 1)
+    let unit = " thousand events";
+    let second = "a second of processor time";
+    row(
+        &format!("journalled, decoded, recorded and forwarded, {second}"),
+        each(&costs, |c| c.events / c.cpu),
+        unit,
     )?;
-    writeln!(
-        out,
-        "| processor time, with / without forwarding | {} |",
-        spread(&ratio, 2)
+    row(
+        &format!("the same, {second} of tokio's threads"),
+        each(&costs, |c| c.events / c.tokio),
+        unit,
     )?;
-    writeln!(
-        out,
-        "| until everything is upstream, per second of the clock (player, daemon and upstream share the cores) | {} thousand |",
-        spread(&per_second, 1)
+    row(
+        &format!("without forwarding, {second}"),
+        each(&costs_alone, |c| c.events / c.cpu),
+        unit,
+    )?;
+    let pairs = costs.iter().zip(&costs_alone);
+    row(
+        "processor time, with / without forwarding",
+        pairs.map(|(with, without)| with.cpu / without.cpu).collect(),
+        "",
+    )?;
+    row(
+        "until all is upstream, a second of the clock (player, daemon and upstream share the cores)",
+        each(&costs, |c| c.events / c.wall),
+        unit,
     )?;
     Ok(())
 }
