@@ -87,7 +87,7 @@ pub struct BesService {
 /// Longest id taken from the network. Bazel's are UUIDs.
 const MAX_ID: usize = 1024;
 /// Bytes of events in memory that wait for upstream; the others are in the journal.
-const OUTGOING: usize = 64 << 20;
+const OUTGOING: usize = 32 << 20;
 /// A client half-closes right after its last event; the stream is closed when it has, or after so long.
 const HALF_CLOSE_WAIT: Duration = Duration::from_secs(1);
 

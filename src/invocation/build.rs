@@ -202,8 +202,14 @@ impl Build {
                     self.tests.insert(label);
                 }
             }
-            Event::NamedSet(set) => {
+            Event::NamedSet(mut set) => {
                 self.note_authority(&set.files, &mut effects);
+                for file in &mut set.files {
+                    // The digest says it all, and the sets stay for as long as the build goes on.
+                    if matches!(file.content, Content::Blob(_)) {
+                        file.uri = None;
+                    }
+                }
                 let id = self.holds_sets.then(|| set.id.clone());
                 let released = self.sets.insert(set);
                 if let Some(set) = id.and_then(|id| self.sets.find(&id)) {

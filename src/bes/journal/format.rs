@@ -229,7 +229,7 @@ impl Batch {
         self.count = 0;
         self.finished = false;
         self.raw.clear();
-        self.raw.shrink_to(8 << 20);
+        self.raw.shrink_to(256 << 10);
     }
 
     pub(super) fn raw(&self) -> &[u8] {

@@ -5,18 +5,38 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
     error::JournalError,
     file::{FrameAt, Place, read_head, read_whole},
-    format::{Batch, Head, MAX_RAW},
+    format::{Batch, FRAME_HEAD_LEN, Head, MAX_RAW},
     store::{DAMAGED, OpenMark, SETTLED, UNFINISHED},
 };
 
 /// zstd's fastest regular level: events are repetitive, so more effort buys little.
 const LEVEL: i32 = 1;
+
+/// Compressors that are idle. One has about a megabyte, which is too much for each of many streams, and for each frame
+/// to begin with.
+static IDLE: Mutex<Vec<zstd::bulk::Compressor<'static>>> = Mutex::new(Vec::new());
+/// So many are kept.
+const KEPT: usize = 4;
+
+fn compressed(raw: &[u8]) -> io::Result<Vec<u8>> {
+    let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let mut compressor = match idle {
+        Some(compressor) => compressor,
+        None => zstd::bulk::Compressor::new(LEVEL)?,
+    };
+    let body = compressor.compress(raw)?;
+    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    if idle.len() < KEPT {
+        idle.push(compressor);
+    }
+    Ok(body)
+}
 
 /// What a file held when it was opened.
 #[derive(Debug, Default)]
@@ -40,8 +60,6 @@ pub struct Writer {
     /// Where the next frame goes: everything before is whole.
     offset: u64,
     durable: bool,
-    compressor: zstd::bulk::Compressor<'static>,
-    scratch: Vec<u8>,
     /// Keeps retention away from the file.
     _open: OpenMark,
 }
@@ -57,8 +75,6 @@ impl Writer {
         durable: bool,
         mark: OpenMark,
     ) -> Result<(Self, Recovered), JournalError> {
-        let compressor =
-            zstd::bulk::Compressor::new(LEVEL).map_err(JournalError::io("make a compressor for", stem))?;
         let (file, settled, offset, recovered) = match existing(stem, head)? {
             Some(opened) => opened,
             None => create(stem, head, durable)?,
@@ -69,8 +85,6 @@ impl Writer {
             settled,
             offset,
             durable,
-            compressor,
-            scratch: Vec::new(),
             _open: mark,
         };
         Ok((writer, recovered))
@@ -114,20 +128,16 @@ impl Writer {
             // Events after all: a stream that was thought broken came back.
             self.rename(false)?;
         }
-        let body = self
-            .compressor
-            .compress(batch.raw())
-            .map_err(JournalError::io("compress for", &path))?;
-        self.scratch.clear();
-        self.scratch.extend_from_slice(&batch.head(&body));
-        self.scratch.extend_from_slice(&body);
-        let mut written = (&*self.file).write_all(&self.scratch);
+        let body = compressed(batch.raw()).map_err(JournalError::io("compress for", &path))?;
+        // In one piece, so that one write has it.
+        let mut frame = Vec::with_capacity(FRAME_HEAD_LEN + body.len());
+        frame.extend_from_slice(&batch.head(&body));
+        frame.extend_from_slice(&body);
+        let mut written = (&*self.file).write_all(&frame);
         if written.is_ok() && self.durable {
             written = self.file.sync_data();
         }
-        let len = self.scratch.len() as u64;
-        self.scratch.clear();
-        self.scratch.shrink_to(8 << 20);
+        let len = frame.len() as u64;
         if let Err(e) = written {
             // A torn frame would be cut at the next start anyway, but nothing could be appended behind it.
             let _ = self.file.set_len(self.offset);
