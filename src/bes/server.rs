@@ -145,16 +145,19 @@ impl BesService {
         };
         let mut opened = Vec::new();
         for entry in &unfinished {
+            // Whoever asks about the build as soon as the doors are open must find it at work, however long its journal
+            // takes to read: asking for its progress makes the engine know it.
+            let _ = shared.builds.progress(&entry.key).await;
             let stream = shared.streams.sender(&entry.key, shared);
             let (answer, answered) = oneshot::channel();
             let _ = stream.send(Command::Opened(answer)).await;
             opened.push(answered);
         }
+        for answered in opened {
+            // It does not answer only if it panicked.
+            let _ = answered.await;
+        }
         if let Some(upstream) = &shared.upstream {
-            for answered in opened {
-                // It does not answer only if it panicked.
-                let _ = answered.await;
-            }
             shared.lifecycle.close(shared, upstream, &left);
         }
         Ok(unfinished.len())

@@ -167,12 +167,20 @@ impl Engine {
         invocation_id: &str,
         question: impl FnOnce(oneshot::Sender<T>) -> Message,
     ) -> Option<T> {
-        let task = {
+        let mut tasks: Vec<_> = {
             let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
-            live.iter()
-                .find(|(stream, task)| stream.invocation_id == invocation_id && !task.is_closed())
-                .map(|(_, task)| task.clone())
-        }?;
+            let of_it = live.iter().filter(|(stream, _)| stream.invocation_id == invocation_id);
+            of_it
+                .filter(|(_, task)| !task.is_closed())
+                .map(|(stream, task)| (stream.build_id.clone(), task.clone()))
+                .collect()
+        };
+        if tasks.len() > 1 {
+            // The id was used again; the record knows for which build.
+            let newest = self.shared.record.invocation(invocation_id);
+            tasks.sort_by_key(|(build_id, _)| newest.as_ref().is_some_and(|row| row.build_id == *build_id));
+        }
+        let (_, task) = tasks.pop()?;
         let (answer, answered) = oneshot::channel();
         task.send(question(answer)).await.ok()?;
         answered.await.ok()
