@@ -148,6 +148,18 @@ impl Intake {
         }
     }
 
+    /// Hands upstream what it has not got of a stream that the engine is done with, and its end.
+    pub(super) fn replay_upstream(&self, recovered: &Recovered) {
+        let (Some(writer), Some(upstream)) = (&self.journal, &self.upstream) else {
+            return;
+        };
+        tracing::info!(stream = %self.key, "the rest of a settled build goes upstream");
+        for at in &recovered.frames {
+            upstream.pass(Outgoing::from(writer.place(*at)));
+        }
+        upstream.pass(Outgoing::Ended(StreamEnd::Finished));
+    }
+
     /// A connection's headers; its events come next.
     pub(super) fn connected(&mut self, headers: MetadataMap) {
         if let Some(upstream) = &mut self.upstream {

@@ -147,7 +147,11 @@ impl BesService {
         for entry in &unfinished {
             // Whoever asks about the build as soon as the doors are open must find it at work, however long its journal
             // takes to read: asking for its progress makes the engine know it.
-            let _ = shared.builds.progress(&entry.key).await;
+            let (builds, key) = (Arc::clone(&shared.builds), entry.key.clone());
+            let done = tokio::task::spawn_blocking(move || builds.is_done(&key)).await;
+            if !done.unwrap_or(false) {
+                let _ = shared.builds.progress(&entry.key).await;
+            }
             let stream = shared.streams.sender(&entry.key, shared);
             let (answer, answered) = oneshot::channel();
             let _ = stream.send(Command::Opened(answer)).await;
@@ -348,7 +352,8 @@ impl Reader {
     /// Waits until there is room for an event. An engine that takes nothing for too long costs memory, not the
     /// build: an unread last event would hang it without a deadline.
     async fn reserve(&mut self, event: &Received) -> Option<OwnedSemaphorePermit> {
-        let bytes = weight(event.request.len()).min(self.shared.options.stream_bytes);
+        // Never more than a slow engine leaves: from half of it on, what comes is queued by its place in the journal.
+        let bytes = weight(event.request.len()).min(self.shared.options.stream_bytes / 2);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if self.stalled {
             return None;

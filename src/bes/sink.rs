@@ -49,6 +49,9 @@ pub struct Progress {
     /// Every required output that events up to this number call for is materialised or has failed. It may step back:
     /// a build tool can delete at its end what was there before.
     pub through: i64,
+    /// The lowest number of an event of which it is not yet known what it calls for: a test's result before its summary,
+    /// a target whose sets have not come. Waiting for it is waiting for the build, not for its outputs.
+    pub open: Option<i64>,
     /// The lowest number of an event some of whose required outputs could not be had.
     pub failed_at: Option<i64>,
     /// What to tell the user of them; a few lines at most.
@@ -68,6 +71,10 @@ pub trait Builds: Send + Sync + 'static {
     /// [`Builds::ended`] returned, and dropped when nobody needs the answer any more.
     fn settled(&self, stream: &StreamKey) -> BoxFuture<'static, Settlement>;
 
+    /// Whether everything that a stream's build wanted came to its end in an earlier life of the process, so that its
+    /// events must not come again: what has been done to the outputs since is no business of theirs. Blocks for a moment.
+    fn is_done(&self, stream: &StreamKey) -> bool;
+
     /// Follows how far a stream's build is settled; `None` if nothing is known of the build. The sender goes with the
     /// build's task, when nothing is on its way any more.
     fn progress(&self, stream: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>>;
@@ -79,6 +86,10 @@ pub trait Builds: Send + Sync + 'static {
         stream: &StreamKey,
         files: Vec<(Option<ExecPath>, Digest)>,
     ) -> BoxFuture<'static, Vec<Option<PathBuf>>>;
+
+    /// Resolves when everything that the stream's build wants came to its end, what is optional as well. Asked after
+    /// [`Builds::settled`] has answered.
+    fn done(&self, stream: &StreamKey) -> BoxFuture<'static, ()>;
 
     /// A client that was kept waiting for its last acknowledgement is waiting no longer: how long it was, and whether
     /// the deadline ended it.

@@ -8,6 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::Instant,
@@ -87,6 +88,13 @@ enum Phase {
     },
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Its reader goes as well, even if the stream's task ends with the connection in its queue.
+        self.released.cancel();
+    }
+}
+
 /// A client's last acknowledgement, held back.
 struct Held {
     ack: PublishBuildToolEventStreamResponse,
@@ -104,6 +112,8 @@ pub(super) struct Stream {
     held: Option<Held>,
     intake: Intake,
     following: Following,
+    /// While optional outputs of a settled build are on their way.
+    rest: Option<AbortOnDropHandle<()>>,
     /// The number of the finishing event, until it is flushed.
     finishing: Option<i64>,
     /// What to acknowledge at the next flush; `true` for the event that finishes the stream.
@@ -121,6 +131,7 @@ enum Wake {
     Commands,
     Settled(Option<Settlement>),
     Upstream,
+    Done,
     Deadline,
     ClientLeft,
     Shutdown,
@@ -140,6 +151,7 @@ impl Stream {
                 _ = commands.recv_many(&mut received, COMMANDS) => Wake::Commands,
                 settlement = settled(&mut stream.phase) => Wake::Settled(settlement),
                 () = stream.following.changed() => Wake::Upstream,
+                () = done(&mut stream.rest) => Wake::Done,
                 () = sleep_until(deadline) => Wake::Deadline,
                 () = left(stream.held.as_ref().and(stream.connection.as_ref())) => Wake::ClientLeft,
             };
@@ -147,6 +159,10 @@ impl Stream {
                 Wake::Commands => stream.handle(&mut received).await,
                 Wake::Settled(settlement) => stream.settled(settlement).await,
                 Wake::Upstream => stream.forwarded().await,
+                Wake::Done => {
+                    stream.rest = None;
+                    stream.conclude().await;
+                }
                 Wake::Deadline => {
                     if stream.overdue() && stream.shared.streams.retire(&stream.key, &commands) {
                         return;
@@ -173,16 +189,20 @@ impl Stream {
             held: None,
             intake,
             following,
+            rest: None,
             finishing: None,
             unacked: Vec::new(),
         };
-        stream.take_up(recovered);
+        let (builds, key) = (Arc::clone(&stream.shared.builds), stream.key.clone());
+        let done = tokio::task::spawn_blocking(move || builds.is_done(&key)).await;
+        stream.take_up(recovered, done.unwrap_or(false));
         stream
     }
 
     /// The engine gets the events of an unsettled stream again. A settled one needs that only if more can come, or
-    /// if its result matters to the client, for the journal does not keep it.
-    fn take_up(&mut self, recovered: Recovered) {
+    /// if its result matters to the client, for the journal does not keep it. One that the engine was `done` with, which
+    /// upstream has not got yet, must not be done again: its outputs may have changed since.
+    fn take_up(&mut self, recovered: Recovered, done: bool) {
         let settled = recovered.settled && recovered.finished.is_some();
         if settled && !self.shared.options.hold.strict {
             self.phase = Phase::Settled {
@@ -190,6 +210,11 @@ impl Stream {
                 settlement: Some(Settlement::default()),
                 forget: after(self.shared.options.linger),
             };
+            return;
+        }
+        if done && recovered.finished.is_some() {
+            self.intake.replay_upstream(&recovered);
+            self.await_settlement(recovered.finished, None);
             return;
         }
         self.intake.replay(&recovered);
@@ -281,6 +306,7 @@ impl Stream {
     fn reopen(&mut self) {
         if !matches!(self.phase, Phase::Open { .. }) {
             tracing::info!(stream = %self.key, "broken stream resumed");
+            self.rest = None;
             self.phase = Phase::Open {
                 give_up: after(self.shared.options.reconnect_grace),
                 why: String::new(),
@@ -326,10 +352,17 @@ impl Stream {
             tracing::info!(stream = %self.key, why, "stream broken off");
         }
         let heard = self.intake.end(end);
+        self.await_settlement(finish, Some(heard));
+    }
+
+    /// Asks when the engine is done, once it has `heard` of the stream's end, if it still has to.
+    fn await_settlement(&mut self, finish: Option<i64>, heard: Option<oneshot::Receiver<()>>) {
         let builds = Arc::clone(&self.shared.builds);
         let key = self.key.clone();
         let settling = tokio::spawn(async move {
-            heard.await.ok()?;
+            if let Some(heard) = heard {
+                heard.await.ok()?;
+            }
             Some(builds.settled(&key).await)
         });
         self.phase = Phase::Settling {
@@ -346,6 +379,11 @@ impl Stream {
         };
         if settlement.is_none() {
             tracing::error!(stream = %self.key, "the engine failed; the build's outputs may be missing");
+        } else {
+            let mut done = self.shared.builds.done(&self.key);
+            if (&mut done).now_or_never().is_none() {
+                self.rest = Some(AbortOnDropHandle::new(tokio::spawn(done)));
+            }
         }
         self.phase = Phase::Settled {
             finish,
@@ -362,9 +400,10 @@ impl Stream {
         self.try_release();
     }
 
-    /// Marks the journal when nothing is left to do: the engine is done, and upstream has everything.
+    /// Marks the journal when nothing is left to do: the engine is done, also with what is optional, and upstream has
+    /// everything.
     async fn conclude(&mut self) {
-        let finished = self.following.is_finished();
+        let finished = self.following.is_finished() && self.rest.is_none();
         if let Phase::Settled {
             settlement: Some(_),
             forget,
@@ -500,7 +539,8 @@ impl Stream {
             Phase::Open { give_up, .. } => self.connection.is_none().then_some(*give_up),
             Phase::Settling { .. } => None,
             Phase::Settled { forget, .. } => {
-                (self.connection.is_none() && self.following.is_finished()).then_some(*forget)
+                let concluded = self.following.is_finished() && self.rest.is_none();
+                (self.connection.is_none() && concluded).then_some(*forget)
             }
         }
     }
@@ -590,6 +630,16 @@ async fn settled(phase: &mut Phase) -> Option<Settlement> {
     match phase {
         Phase::Settling { settling, .. } => settling.await.ok().flatten(),
         _ => std::future::pending().await,
+    }
+}
+
+/// Resolves when optional outputs that were on their way came to their end, or the engine panicked.
+async fn done(rest: &mut Option<AbortOnDropHandle<()>>) {
+    match rest {
+        Some(rest) => {
+            let _ = rest.await;
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -63,10 +63,14 @@ pub(super) enum Message {
     Ended(StreamEnd),
     /// Answer when everything required is there or has failed.
     Settled(oneshot::Sender<Settlement>),
+    /// Answer when everything optional came to its end as well.
+    Done(oneshot::Sender<()>),
     /// The end of the stream was held back for so long.
     Held(Duration, bool),
     /// Answer with the present state, and the number of required outputs that are still on their way.
     Snapshot(oneshot::Sender<(InvocationRow, u64)>),
+    /// Answer whether the build goes on.
+    Busy(oneshot::Sender<bool>),
     /// Answer with the targets so far.
     Targets(oneshot::Sender<Vec<TargetRow>>),
     /// Answer with a channel that tells every change.
@@ -133,6 +137,8 @@ pub(super) struct Actor {
     /// Where each content is on disk, once that was asked for.
     places: Option<HashMap<Digest, ExecPath>>,
     waiters: Vec<oneshot::Sender<Settlement>>,
+    /// Who waits for what is optional.
+    done: Vec<oneshot::Sender<()>>,
     /// Completions whose rows are not written yet.
     unwritten: Vec<Completion>,
     /// What is on disk, or was when it was looked at.
@@ -189,6 +195,7 @@ impl Actor {
             listeners: Listeners::default(),
             places: None,
             waiters: Vec::new(),
+            done: Vec::new(),
             unwritten: Vec::new(),
             placed: Vec::new(),
             unasked: Vec::new(),
@@ -214,7 +221,11 @@ impl Actor {
         // Since when there has been nothing but questions.
         let mut quiet_since = Instant::now();
         loop {
-            let idle = !self.stream_open && self.pending_required + self.pending_optional == 0;
+            // One that was only asked about, and never heard of its build, has nothing to wait for.
+            let open_stream = self.stream_open && self.state.is_some();
+            // Who follows the build upstream may still ask where its files are.
+            let asked = self.shared.holds_sets && self.progress.receiver_count() > 0;
+            let idle = !open_stream && !asked && self.pending_required + self.pending_optional == 0;
             if idle && self.unwritten.is_empty() && !open {
                 break;
             }
@@ -235,7 +246,7 @@ impl Actor {
                         self.stream_open = false;
                     }
                     for message in received.drain(..) {
-                        if !matches!(message, Message::Snapshot(_)) {
+                        if !matches!(message, Message::Snapshot(_) | Message::Busy(_)) {
                             quiet_since = Instant::now();
                         }
                         self.on_message(message).await;
@@ -293,6 +304,8 @@ impl Actor {
                 if end == StreamEnd::Finished {
                     let effects = self.build.end();
                     self.apply(effects).await;
+                    // Nothing comes behind, so no number is waited for, not even of an event that can't be decoded.
+                    self.course.take(i64::MAX);
                 }
                 self.stream_open = false;
                 self.interrupted = matches!(end, StreamEnd::Broken(_));
@@ -303,6 +316,10 @@ impl Actor {
                 self.enter(InvocationState::Draining);
             }
             Message::Settled(waiter) => self.waiters.push(waiter),
+            Message::Done(waiter) if self.reported.is_some() => {
+                let _ = waiter.send(());
+            }
+            Message::Done(waiter) => self.done.push(waiter),
             Message::Held(took, timed_out) => {
                 self.row.hold_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 if timed_out {
@@ -320,6 +337,9 @@ impl Actor {
                 self.fill_row();
                 // Who asked may have gone.
                 let _ = answer.send((self.row.clone(), self.pending_required));
+            }
+            Message::Busy(answer) => {
+                let _ = answer.send(self.state.is_some_and(|state| !state.is_over()));
             }
             Message::Targets(answer) => {
                 let _ = answer.send(self.target_rows());
@@ -487,6 +507,9 @@ impl Actor {
             tally: self.tally.clone(),
         };
         self.reported = Some(report.clone());
+        for waiter in self.done.drain(..) {
+            let _ = waiter.send(());
+        }
         self.shared.report(report.clone());
         self.tell(Change::Settled(report));
         self.listeners.dismiss();

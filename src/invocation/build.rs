@@ -119,8 +119,10 @@ pub struct Build {
     backlog: Vec<(i64, Event)>,
     /// Completed targets that wait for sets.
     parked: HashMap<Ticket, (i64, Completed)>,
-    /// Numbers of events whose outputs are not told yet.
+    /// Numbers of events whose outputs are not told yet; those of tests' results by themselves, since a target that
+    /// is not a test has nothing to do with them.
     open: BTreeSet<i64>,
+    open_results: BTreeSet<i64>,
     /// Whether sets are open until a target that refers to them is completed, and the numbers of those that are.
     holds_sets: bool,
     set_numbers: HashMap<SetIndex, i64>,
@@ -149,6 +151,7 @@ impl Build {
             backlog: Vec::new(),
             parked: HashMap::new(),
             open: BTreeSet::new(),
+            open_results: BTreeSet::new(),
             holds_sets: false,
             set_numbers: HashMap::new(),
             roots: HashMap::new(),
@@ -166,6 +169,15 @@ impl Build {
     /// The lowest number of an event whose outputs are not told yet, because something that they need has not come.
     #[must_use]
     pub fn lowest_open(&self) -> Option<i64> {
+        let result = self.open_results.first().copied();
+        self.lowest_open_target().map_or(result, |target| {
+            Some(result.map_or(target, |result| result.min(target)))
+        })
+    }
+
+    /// The same without the results of tests, whose files wait for a summary.
+    #[must_use]
+    pub fn lowest_open_target(&self) -> Option<i64> {
         self.open.first().copied()
     }
 
@@ -229,12 +241,12 @@ impl Build {
                 results.retain(|(number, r)| {
                     let repeated = (r.run, r.shard, r.attempt) == (result.run, result.shard, result.attempt);
                     if repeated {
-                        self.open.remove(number);
+                        self.open_results.remove(number);
                     }
                     !repeated
                 });
                 results.push((sequence, result));
-                self.open.insert(sequence);
+                self.open_results.insert(sequence);
             }
             Event::Completed(_) | Event::TestSummary { .. } | Event::Action(_) if !self.ready => {
                 self.open.insert(sequence);
@@ -303,6 +315,7 @@ impl Build {
             self.unreferenced(&mut effects);
         }
         self.open.clear();
+        self.open_results.clear();
         let root = self
             .exec_root
             .as_deref()
@@ -458,7 +471,7 @@ impl Build {
         // A result may be shown when its files are there, which is not yet, now that their places are known.
         let (numbers, results): (Vec<i64>, Vec<TestResult>) = results.into_iter().unzip();
         for number in &numbers {
-            self.open.remove(number);
+            self.open_results.remove(number);
         }
         let shape = TestShape::of(&results, shards, runs);
         let profile = self.selector.profile(&GroupContext {

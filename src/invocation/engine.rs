@@ -169,7 +169,9 @@ impl Engine {
     ) -> Option<T> {
         let mut tasks: Vec<_> = {
             let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
-            let of_it = live.iter().filter(|(stream, _)| stream.invocation_id == invocation_id);
+            let of_it = live
+                .iter()
+                .filter(|(stream, _)| stream.invocation_id == invocation_id);
             of_it
                 .filter(|(_, task)| !task.is_closed())
                 .map(|(stream, task)| (stream.build_id.clone(), task.clone()))
@@ -193,9 +195,7 @@ impl Engine {
             live.keys().map(|stream| stream.invocation_id.clone()).collect()
         };
         for id in ids {
-            if let Some((row, _)) = self.snapshot(&id).await
-                && !row.state.is_over()
-            {
+            if self.ask(&id, Message::Busy).await == Some(true) {
                 return true;
             }
         }
@@ -268,9 +268,33 @@ impl Builds for Engine {
         .boxed()
     }
 
+    fn done(&self, stream: &StreamKey) -> BoxFuture<'static, ()> {
+        let task = self.task(stream, false);
+        async move {
+            let (answer, done) = oneshot::channel();
+            if let Some(task) = task
+                && task.send(Message::Done(answer)).await.is_ok()
+            {
+                // A task that ends has nothing on its way any more.
+                let _ = done.await;
+            }
+        }
+        .boxed()
+    }
+
+    fn is_done(&self, stream: &StreamKey) -> bool {
+        let row = self.shared.record.invocation(&stream.invocation_id);
+        let done = |state| matches!(state, InvocationState::Settled | InvocationState::Superseded);
+        row.is_some_and(|row| row.build_id == stream.build_id && done(row.state))
+    }
+
     fn progress(&self, stream: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {
-        // Whoever asks may be ahead of the stream's first event.
-        let task = self.task(stream, true);
+        // Whoever asks may be ahead of the stream's first event; but of a build that is done nothing more comes.
+        let live = self.task(stream, false);
+        let task = match live {
+            None if !self.is_done(stream) => self.task(stream, true),
+            live => live,
+        };
         async move {
             let (answer, progress) = oneshot::channel();
             task?.send(Message::Progress(answer)).await.ok()?;

@@ -253,6 +253,55 @@ async fn the_next_daemon_sends_what_upstream_has_not_got() {
     assert_eq!(backend.came().len(), before);
 }
 
+#[tokio::test]
+async fn what_a_build_did_is_not_done_again_when_only_upstream_lacks_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    backend.ack_up_to(0);
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    let (sender, mut answers) = upload(&daemon, MetadataMap::new()).await;
+    for n in 1..=3 {
+        sender.send(strange(n, b"x")).unwrap();
+        answers.message().await.unwrap().unwrap();
+    }
+    sender.send(finish(4)).unwrap();
+    answers.message().await.unwrap().unwrap();
+    drop(sender);
+    backend.until("four events", |came| came.len() == 4).await;
+    backend.stop().await;
+    daemon.stop().await;
+    assert!(!Journal::view(dir.path()).find("one").unwrap().settled);
+
+    backend.ack_up_to(i64::MAX);
+    backend.listen().await;
+    let upstream = Some(backend.upstream());
+    let daemon = Daemon::behind_one_that_was_done(options(HoldMode::Target), dir.path(), upstream).await;
+    daemon.engine.settle(0);
+    backend.until_closed().await;
+    settled(dir.path(), "one").await;
+    assert_eq!(backend.numbers(), [1, 2, 3, 4, 1, 2, 3, 4]);
+    assert!(daemon.engine.seen().is_empty(), "{:?}", daemon.engine.seen());
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_journal_is_not_marked_while_optional_outputs_are_on_their_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(options(HoldMode::Invocation), Some(dir.path())).await;
+    daemon.engine.rest.send_replace(true);
+    let mut upload = super::harness::Upload::open(&daemon, "one").await;
+    upload.finish(1);
+    daemon.engine.settle(0);
+    // The client does not wait for them.
+    upload.acked([1]).await;
+    upload.closed().await;
+    assert!(!Journal::view(dir.path()).find("one").unwrap().settled);
+    daemon.engine.rest.send_replace(false);
+    settled(dir.path(), "one").await;
+    daemon.stop().await;
+}
+
 fn call(event: build_event::Event) -> Bytes {
     let request = PublishLifecycleEventRequest {
         build_event: Some(OrderedBuildEvent {
@@ -381,6 +430,7 @@ async fn a_completion_goes_upstream_when_it_is_true_and_what_follows_behind_it()
     let backend = Backend::start().await;
     let (daemon, mut upload) = gated(dir.path(), &backend, false).await;
     daemon.engine.progress.send_replace(Some(Progress {
+        open: None,
         through: 2,
         ..Progress::default()
     }));
@@ -399,6 +449,7 @@ async fn with_strict_a_completion_that_is_not_true_ends_both_streams() {
     let backend = Backend::start().await;
     let (daemon, mut upload) = gated(dir.path(), &backend, true).await;
     daemon.engine.progress.send_replace(Some(Progress {
+        open: None,
         through: 4,
         failed_at: Some(2),
         messages: vec!["bazel-out/x: evicted".to_owned()],

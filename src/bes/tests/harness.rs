@@ -61,6 +61,10 @@ pub(in crate::bes) struct Engine {
     pub(in crate::bes) progress: watch::Sender<Option<Progress>>,
     /// One permit is used for every event; closed means no limit.
     pub(in crate::bes) gate: Semaphore,
+    /// Whether optional outputs are still on their way.
+    pub(in crate::bes) rest: watch::Sender<bool>,
+    /// What an earlier process has done with every stream.
+    pub(in crate::bes) done: std::sync::atomic::AtomicBool,
 }
 
 impl Engine {
@@ -68,6 +72,8 @@ impl Engine {
     pub(in crate::bes) fn gated() -> Self {
         Self {
             seen: Mutex::default(),
+            rest: watch::Sender::new(false),
+            done: std::sync::atomic::AtomicBool::new(false),
             changed: watch::Sender::new(()),
             settlement: watch::Sender::new(None),
             progress: watch::Sender::new(None),
@@ -150,6 +156,13 @@ impl Builds for Engine {
         Box::pin(async {})
     }
 
+    fn done(&self, _: &StreamKey) -> BoxFuture<'static, ()> {
+        let mut rest = self.rest.subscribe();
+        Box::pin(async move {
+            let _ = rest.wait_for(|rest| !rest).await;
+        })
+    }
+
     fn settled(&self, _: &StreamKey) -> BoxFuture<'static, Settlement> {
         let mut settlement = self.settlement.subscribe();
         Box::pin(async move {
@@ -160,6 +173,10 @@ impl Builds for Engine {
                 .clone()
                 .unwrap()
         })
+    }
+
+    fn is_done(&self, _: &StreamKey) -> bool {
+        self.done.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn progress(&self, _: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {
@@ -244,6 +261,18 @@ impl Daemon {
     pub(in crate::bes) async fn gated(options: BesOptions, journal: Option<&std::path::Path>) -> Self {
         let engine = Arc::new(Engine::gated());
         Self::with(engine, options, journal, &"127.0.0.1:0".parse().unwrap(), None).await
+    }
+
+    /// Behind a process that was done with every stream, but for what upstream has not got.
+    pub(in crate::bes) async fn behind_one_that_was_done(
+        options: BesOptions,
+        journal: &std::path::Path,
+        upstream: Option<Upstream>,
+    ) -> Self {
+        let engine = Arc::new(Engine::open());
+        engine.done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let address = "127.0.0.1:0".parse().unwrap();
+        Self::with(engine, options, Some(journal), &address, upstream).await
     }
 
     /// With an upstream service behind it.

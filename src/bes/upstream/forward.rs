@@ -20,6 +20,12 @@ use crate::bes::{counters::Counters, sink::StreamKey};
 /// Acknowledged numbers are kept at most this often.
 const SAVED_EVERY: Duration = Duration::from_millis(100);
 
+/// How often it is looked at what does not tell of itself.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long it takes to think that upstream acknowledges nothing before the end.
+const UNHEARD: Duration = Duration::from_secs(1);
+
 /// Things handled between two looks at everything else.
 const AT_ONCE: usize = 128;
 
@@ -53,6 +59,39 @@ enum Wake {
     Taken(Option<Ready>),
     Save,
     TookTooLong,
+    /// Nothing was acknowledged for a while, though everything in the window was sent.
+    Unheard,
+    /// The same at the end of a stream that broke off.
+    Unanswered,
+}
+
+/// When something is done about an upstream that acknowledges nothing. Some services do that only when the client has
+/// said that nothing more comes.
+#[derive(Default)]
+struct Unheard {
+    look: Option<Instant>,
+    /// It was looked before: it seems to be such a service.
+    looked: bool,
+    give_up: Option<Instant>,
+}
+
+impl Unheard {
+    fn look_at(&mut self, all_sent: bool, heard: bool) -> Option<Instant> {
+        if !all_sent || heard {
+            self.look = None;
+            return None;
+        }
+        let wait = if self.looked { LOOK } else { UNHEARD };
+        Some(*self.look.get_or_insert_with(|| Instant::now() + wait))
+    }
+
+    fn give_up_at(&mut self, waits: bool, after: Duration) -> Option<Instant> {
+        if !waits {
+            self.give_up = None;
+            return None;
+        }
+        Some(*self.give_up.get_or_insert_with(|| Instant::now() + after))
+    }
 }
 
 impl Forwarder {
@@ -91,7 +130,12 @@ impl Forwarder {
     /// Works until everything is delivered and nothing more can come, or `halt`.
     pub(super) async fn run(mut self, opened: Opened, halt: CancellationToken) {
         let work = async {
-            opened.wait().await;
+            let opened = opened.wait();
+            tokio::pin!(opened);
+            while tokio::time::timeout(LOOK, &mut opened).await.is_err() {
+                // Meanwhile another one may learn that upstream can't be reached, and nobody should be held for it.
+                self.tell();
+            }
             self.work().await;
         };
         halt.run_until_cancelled(work).await;
@@ -104,6 +148,8 @@ impl Forwarder {
     async fn work(&mut self) {
         loop {
             while self.window.is_empty() {
+                // A call that failed behind the last acknowledgement has not told the end.
+                self.conclude().await;
                 if self.dry {
                     return;
                 }
@@ -155,9 +201,17 @@ impl Forwarder {
         let mut call = Call::open(self.channel.clone(), headers);
         self.window.rewind();
         let mut close_by = None;
+        // Whether upstream has acknowledged anything on this call, and what is done if it does not.
+        let mut heard = false;
+        let mut unheard = Unheard::default();
         loop {
             self.send(&mut call);
             let save_at = self.saver.due();
+            let look_at = unheard.look_at(self.window.is_all_sent(), heard);
+            let give_up_at = unheard.give_up_at(
+                self.window.is_all_sent() && matches!(self.ended, Some(End::Broken | End::Refused)),
+                upstream.options.close_timeout,
+            );
             let sends = self.window.unsent().is_some() && call.is_sending();
             let wake = tokio::select! {
                 biased;
@@ -165,7 +219,13 @@ impl Forwarder {
                 ready = self.source.ready.recv(), if !self.dry => Wake::Taken(ready),
                 () = until(save_at) => Wake::Save,
                 () = until(close_by) => Wake::TookTooLong,
+                () = until(look_at) => Wake::Unheard,
+                () = until(give_up_at) => Wake::Unanswered,
             };
+            heard |= matches!(wake, Wake::Answer(Ok(Answer::Ack(_))));
+            if matches!(wake, Wake::Answer(_)) {
+                unheard = Unheard::default();
+            }
             match wake {
                 Wake::Ready => {
                     // Answers are not kept waiting by a long backlog.
@@ -190,6 +250,19 @@ impl Forwarder {
                     }
                 }
                 Wake::Save => self.saver.save().await,
+                Wake::Unheard => {
+                    (unheard.look, unheard.looked) = (None, true);
+                    self.room.grow();
+                }
+                Wake::Unanswered if call.is_half_closed() => {
+                    return Err(Status::deadline_exceeded(
+                        "upstream does not acknowledge what it was sent",
+                    ));
+                }
+                Wake::Unanswered => {
+                    unheard.give_up = None;
+                    call.half_close();
+                }
                 Wake::TookTooLong => {
                     tracing::debug!(stream = %self.key, "upstream has everything but did not close the stream");
                     return Ok(());

@@ -75,7 +75,8 @@ impl Gate {
     /// Waits until what the event of this number reports is true, until the hold's timeout after it `came` at the
     /// latest. At a shutdown it waits for ever: the engine goes first, and says nothing true any more.
     pub(super) async fn pass(&mut self, sequence: i64, came: Instant) -> Verdict {
-        let deadline = came.checked_add(self.policy.timeout);
+        // Since when the outputs are what is waited for: until the build tells what they are, no time runs.
+        let mut since = Some(came);
         let mut asked = false;
         loop {
             if self.shutdown.is_cancelled() {
@@ -88,9 +89,18 @@ impl Gate {
             let Some(progress) = &mut self.progress else {
                 return Verdict::Pass;
             };
-            if let Some(verdict) = verdict(&progress.borrow_and_update(), sequence, self.policy.strict) {
-                return verdict;
+            {
+                let now = progress.borrow_and_update();
+                if let Some(verdict) = verdict(&now, sequence, self.policy.strict) {
+                    return verdict;
+                }
+                if now.open.is_some_and(|open| open <= sequence) {
+                    since = None;
+                } else {
+                    since.get_or_insert_with(Instant::now);
+                }
             }
+            let deadline = since.and_then(|since| since.checked_add(self.policy.timeout));
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return std::future::pending().await,
@@ -149,6 +159,7 @@ mod tests {
     #[test]
     fn what_failed_is_refused_only_if_strict_and_only_from_there_on() {
         let now = |through, failed_at| Progress {
+            open: None,
             through,
             failed_at,
             messages: vec!["bazel-out/x: evicted".to_owned()],

@@ -23,6 +23,9 @@ use crate::bes::{
 /// Events that are in the window already, on their way to its owner.
 const READY: usize = 256;
 
+/// The wait before a frame that can't be read is tried again.
+const REREAD: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// What the forwarder gets.
 pub(super) enum Ready {
     /// An event, which has its room in the window.
@@ -151,17 +154,23 @@ impl Supply {
 
     /// Reads a frame of the journal back. What can't be read back can't be sent, now or later.
     async fn frame(&mut self, came: Instant, file: Arc<std::fs::File>, path: PathBuf, at: FrameAt) {
-        let read = tokio::task::spawn_blocking(move || journal::read_frame(&file, &path, at));
-        let records = match read.await {
-            Ok(Ok(records)) => records,
-            Ok(Err(error)) => {
-                tracing::error!(stream = %self.key, %error, "events not forwarded: journal can't be read back");
-                return;
+        let mut told = false;
+        let records = loop {
+            let (file, path) = (Arc::clone(&file), path.clone());
+            let read = tokio::task::spawn_blocking(move || journal::read_frame(&file, &path, at));
+            let why = match read.await {
+                Ok(Ok(records)) => break records,
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            // What comes behind must not go upstream without it; so the rest waits, and the journal stays unfinished.
+            if !std::mem::replace(&mut told, true) {
+                tracing::error!(
+                    stream = %self.key, error = why,
+                    "events can't be read back from the journal; forwarding this build waits for them"
+                );
             }
-            Err(error) => {
-                tracing::error!(stream = %self.key, %error, "events not forwarded: reading the journal failed");
-                return;
-            }
+            self.inbox.meanwhile(tokio::time::sleep(REREAD)).await;
         };
         for record in records {
             match record.kind {
@@ -169,7 +178,8 @@ impl Supply {
                     let event = OutgoingEvent {
                         sequence: record.sequence,
                         kind: record.kind,
-                        request: record.payload,
+                        // The record's bytes are a part of the whole frame, which should not stay for them.
+                        request: Bytes::copy_from_slice(&record.payload),
                     };
                     self.event(came, event).await;
                 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -23,6 +23,8 @@ pub(super) struct Room {
     #[cfg(test)]
     pub(super) peak: AtomicUsize,
     freed: Notify,
+    /// Somebody waits for room.
+    wanted: AtomicBool,
 }
 
 impl Room {
@@ -34,6 +36,17 @@ impl Room {
             #[cfg(test)]
             peak: AtomicUsize::new(0),
             freed: Notify::new(),
+            wanted: AtomicBool::new(false),
+        }
+    }
+
+    /// Gives twice as much room, if somebody waits for it. For a service that acknowledges nothing before it has
+    /// everything, as some do: what does not get in would never be acknowledged.
+    pub(super) fn grow(&self) {
+        if self.wanted.load(Ordering::Acquire) {
+            let limit = self.limit.load(Ordering::Acquire);
+            self.limit.store(limit.saturating_mul(2), Ordering::Release);
+            self.freed.notify_one();
         }
     }
 
@@ -58,8 +71,10 @@ impl Room {
         loop {
             // Registered by `notify_one`, which keeps a permit for whoever comes a moment late.
             if self.try_enter(weight) {
+                self.wanted.store(false, Ordering::Release);
                 return;
             }
+            self.wanted.store(true, Ordering::Release);
             self.freed.notified().await;
         }
     }
@@ -113,6 +128,11 @@ impl Window {
     /// The next one to send on this connection.
     pub(super) fn unsent(&self) -> Option<&Kept> {
         self.events.get(self.sent)
+    }
+
+    /// Whether all of them were sent on this connection, and none is acknowledged.
+    pub(super) fn is_all_sent(&self) -> bool {
+        !self.events.is_empty() && self.sent == self.events.len()
     }
 
     pub(super) fn sent(&mut self) {

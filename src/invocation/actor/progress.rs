@@ -109,20 +109,22 @@ impl Actor {
     pub(super) fn tell_progress(&mut self) {
         // What has not come by the end of a broken stream is not waited for.
         let open = self.build.lowest_open().filter(|_| self.stream_open);
+        let open_target = self.build.lowest_open_target().filter(|_| self.stream_open);
         let through = self.course.through(open);
         let (failed_at, messages) = (self.course.failed_at, &self.tally.messages);
         self.progress.send_if_modified(|now| {
-            let changed = (now.through, now.failed_at) != (through, failed_at);
+            let changed = (now.through, now.open, now.failed_at) != (through, open, failed_at);
             if changed {
                 *now = Progress {
                     through,
+                    open,
                     failed_at,
                     messages: failed_at.map(|_| messages.clone()).unwrap_or_default(),
                 };
             }
             changed
         });
-        for target in self.course.settled(through) {
+        for target in self.course.settled(self.course.through(open_target)) {
             self.target_settled(&target);
         }
     }

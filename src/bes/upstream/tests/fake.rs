@@ -38,6 +38,8 @@ pub(super) enum Plan {
     Refuse(Code),
     /// Acknowledges when there is a permit for it.
     Late,
+    /// Acknowledges nothing before the client has said that nothing more comes.
+    AtTheEnd,
     /// Acknowledges the second event, not the first.
     OutOfOrder,
     /// Acknowledges a number that nobody sent.
@@ -145,8 +147,10 @@ impl Fake {
         };
         let mut count = 0;
         let mut last = false;
+        let mut unacked = Vec::new();
         loop {
             let Ok(Some(request)) = inbound.message().await else {
+                unacked.drain(..).for_each(ack);
                 // tonic tells a cancelled request as one that ended. But only then nobody waits for answers.
                 let cancelled = !last && tokio::time::timeout(PATIENCE, acks.closed()).await.is_ok();
                 self.0.seen.send_modify(|s| s[index].end = Some(!cancelled));
@@ -177,6 +181,7 @@ impl Fake {
                     self.0.late.acquire().await.unwrap().forget();
                     ack(sequence);
                 }
+                Plan::AtTheEnd => unacked.push(sequence),
                 Plan::OutOfOrder if count == 1 => {}
                 Plan::OutOfOrder => {
                     let _ = acks.send(Ok(Ack {

@@ -34,6 +34,7 @@ fn watching(fake: &Fake, rig: &Rig) -> Arc<Mutex<Vec<(i64, i64)>>> {
 
 fn progress(through: i64, failed_at: Option<i64>) -> Progress {
     Progress {
+        open: None,
         through,
         failed_at,
         messages: vec!["bazel-out/x: evicted".to_owned()],

@@ -66,6 +66,7 @@ async fn calls_keep_their_places_around_the_stream() {
         heard(call).await;
     }
     rig.engine.progress.send_replace(Progress {
+        open: None,
         through: 9,
         ..Progress::default()
     });

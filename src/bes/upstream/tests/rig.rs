@@ -48,8 +48,16 @@ impl Builds for Engine {
         Box::pin(async {})
     }
 
+    fn done(&self, _: &StreamKey) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+
     fn settled(&self, _: &StreamKey) -> BoxFuture<'static, Settlement> {
         Box::pin(async { Settlement::default() })
+    }
+
+    fn is_done(&self, _: &StreamKey) -> bool {
+        false
     }
 
     fn progress(&self, _: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {

@@ -19,6 +19,7 @@ use crate::bes::{
     raw::Received,
     upstream::Outgoing,
 };
+use crate::proto::build_event_stream::{Progress, build_event::Payload};
 
 /// All events came, each connection began with the first event that was not acknowledged, and went on in order.
 fn assert_complete(fake: &Fake, sent: &[Bytes]) {
@@ -116,6 +117,27 @@ async fn late_acknowledgements_hold_memory_down_not_events_up() {
     // All but the large one keep to the window.
     let small = sent.iter().filter(|r| r.len() < 20_000).map(Bytes::len).max();
     assert!(small < Some(20_000));
+}
+
+#[tokio::test]
+async fn a_service_that_acknowledges_nothing_before_the_end_gets_all_of_a_large_stream() {
+    let fake = Fake::new([], Plan::AtTheEnd);
+    let mut rig = Rig::start(&fake).await;
+    // Many times what gets in before anything is acknowledged.
+    let words = crate::proto::build_event_stream::BuildEvent {
+        payload: Some(Payload::Progress(Progress {
+            stderr: "x".repeat(100_000).into(),
+        })),
+        ..Default::default()
+    };
+    let words = prost::Message::encode_to_vec(&words);
+    let mut sent: Vec<_> = (1..=40).map(|n| with_event(n, words.clone())).collect();
+    sent.push(last(41));
+    rig.send(&sent);
+    rig.finish();
+    rig.until_finished().await;
+    assert_complete(&fake, &sent);
+    assert_eq!(fake.seen().len(), 1);
 }
 
 #[tokio::test]
