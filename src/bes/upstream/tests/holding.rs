@@ -82,6 +82,33 @@ async fn a_hold_ends_at_its_timeout() {
 }
 
 #[tokio::test]
+async fn no_time_runs_while_the_build_has_not_told_what_an_event_calls_for() {
+    let fake = Fake::new([], Plan::Good);
+    let address = fake.serve("127.0.0.1:0".parse().unwrap()).await;
+    let timeout = Duration::from_millis(20);
+    let hold = HoldPolicy {
+        mode: HoldMode::Target,
+        timeout,
+        strict: true,
+    };
+    let mut rig = Rig::under(options(address), hold, 0);
+    let told = |open, through| Progress {
+        open,
+        through,
+        ..Progress::default()
+    };
+    // As a test's result before its summary.
+    rig.engine.progress.send_replace(told(Some(1), 0));
+    rig.send(&stream(9));
+    rig.finish();
+    tokio::time::sleep(timeout * 10).await;
+    assert!(!rig.status.borrow().finished, "strict would have cut it short");
+    rig.engine.progress.send_replace(told(None, 9));
+    rig.until_finished().await;
+    assert_eq!(rig.status.borrow().acked, 10);
+}
+
+#[tokio::test]
 async fn a_failed_completion_is_forwarded_unless_strict() {
     for strict in [false, true] {
         let fake = Fake::new([], Plan::Good);
