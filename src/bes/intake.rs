@@ -106,7 +106,7 @@ impl Intake {
             return Following::nothing();
         }
         let cursor = match (&shared.journal, &self.journal) {
-            (Some(journal), Some(_)) => Some(Arc::new(journal.cursor(&self.key))),
+            (Some(journal), Some(_)) => Some(Arc::new(journal.cursor(&self.key).at(&upstream.name()))),
             _ => None,
         };
         let acked = match cursor.clone() {

@@ -21,6 +21,8 @@ const LEN: usize = NAME.len() + 8 + SUM_LEN;
 #[derive(Debug)]
 pub(in super::super) struct Cursor {
     path: PathBuf,
+    /// Whose acknowledgements it counts: those of another service say nothing.
+    service: String,
     file: Mutex<State>,
 }
 
@@ -36,8 +38,15 @@ impl Cursor {
     pub(super) fn of(journal: &Path) -> Self {
         Self {
             path: journal.with_extension(ACKED),
+            service: String::new(),
             file: Mutex::default(),
         }
+    }
+
+    /// Of the acknowledgements of this service. What was noted of another one counts as nothing.
+    pub(in super::super) fn at(mut self, service: &str) -> Self {
+        service.clone_into(&mut self.service);
+        self
     }
 
     /// The highest number that upstream is known to have.
@@ -48,7 +57,7 @@ impl Cursor {
             Ok(())
         });
         match read {
-            Ok(()) => decode(&bytes).unwrap_or(0),
+            Ok(()) => decode(&bytes, &self.service).unwrap_or(0),
             Err(_) => 0,
         }
     }
@@ -56,7 +65,7 @@ impl Cursor {
     /// Notes that upstream has everything up to this number.
     pub(in super::super) fn save(&self, acked: i64) {
         let mut state = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let saved = state.write(&self.path, acked);
+        let saved = state.write(&self.path, acked, &self.service);
         if let Err(error) = saved
             && !state.failed
         {
@@ -70,12 +79,12 @@ impl Cursor {
 }
 
 impl State {
-    fn write(&mut self, path: &Path, acked: i64) -> io::Result<()> {
+    fn write(&mut self, path: &Path, acked: i64, service: &str) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(options().create(true).truncate(false).open(path)?),
         };
-        file.write_all_at(&encode(acked), 0)
+        file.write_all_at(&encode(acked, service), 0)
     }
 }
 
@@ -89,19 +98,19 @@ fn options() -> OpenOptions {
     options
 }
 
-fn encode(acked: i64) -> [u8; LEN] {
+fn encode(acked: i64, service: &str) -> [u8; LEN] {
     let mut bytes = [0; LEN];
     bytes[..8].copy_from_slice(&NAME);
     bytes[8..16].copy_from_slice(&acked.to_le_bytes());
-    let sum = checksum(&[&bytes[..16]]);
+    let sum = checksum(&[&bytes[..16], service.as_bytes()]);
     bytes[16..].copy_from_slice(&sum);
     bytes
 }
 
-fn decode(bytes: &[u8; LEN]) -> Option<i64> {
+fn decode(bytes: &[u8; LEN], service: &str) -> Option<i64> {
     let (body, sum) = bytes.split_last_chunk::<SUM_LEN>()?;
     let number = body.strip_prefix(&NAME)?;
-    (checksum(&[body]) == *sum).then(|| number.try_into().map(i64::from_le_bytes).ok())?
+    (checksum(&[body, service.as_bytes()]) == *sum).then(|| number.try_into().map(i64::from_le_bytes).ok())?
 }
 
 #[cfg(test)]
@@ -115,7 +124,9 @@ mod tests {
         assert_eq!(cursor.load(), 0);
         for n in [1, 77, i64::MAX] {
             cursor.save(n);
-            assert_eq!(Cursor::of(&dir.path().join("x.settled")).load(), n);
+            let again = Cursor::of(&dir.path().join("x.settled"));
+            assert_eq!(again.load(), n);
+            assert_eq!(again.at("grpc://another:1").load(), 0);
         }
         let path = dir.path().join("x.acked");
         let whole = std::fs::read(&path).unwrap();

@@ -161,6 +161,11 @@ impl Upstream {
         })
     }
 
+    /// What tells this service from another one.
+    pub(in crate::bes) fn name(&self) -> String {
+        self.inner.options.endpoint.to_string()
+    }
+
     /// Whether the last try to reach upstream, on whichever stream, was no failure.
     pub(in crate::bes) fn is_healthy(&self) -> bool {
         self.inner.health.is_good()
