@@ -379,14 +379,8 @@ impl Build {
         let target = Arc::new(completed.target);
         let event: Arc<str> = format!("target_completed {target}").into();
         let trees: Vec<&File> = completed.directories.iter().filter(|d| d.has_prefix()).collect();
-        let mut namer = Namer {
-            selector: &mut self.selector,
-            trees: trees.iter().map(|d| (d.path.as_str(), false)).collect(),
-            outputs: Vec::new(),
-            unusable: Vec::new(),
-            sequence,
-            set: None,
-        };
+        let mut namer = Namer::new(&mut self.selector, sequence);
+        namer.trees = trees.iter().map(|d| (d.path.as_str(), false)).collect();
         let mut directory_profile = None;
         let mut refers_to = Vec::new();
         for group in &completed.groups {
@@ -481,14 +475,7 @@ impl Build {
             group: "",
             origin: Origin::TestOutput,
         });
-        let mut namer = Namer {
-            selector: &mut self.selector,
-            trees: Vec::new(),
-            outputs: Vec::new(),
-            unusable: Vec::new(),
-            sequence,
-            set: None,
-        };
+        let mut namer = Namer::new(&mut self.selector, sequence);
         for (number, result) in numbers.iter().zip(&results) {
             namer.sequence = *number;
             let last = test_outputs::is_last_attempt(result, &results);
@@ -527,14 +514,7 @@ impl Build {
             group: "",
             origin: Origin::Action,
         });
-        let mut namer = Namer {
-            selector: &mut self.selector,
-            trees: Vec::new(),
-            outputs: Vec::new(),
-            unusable: Vec::new(),
-            sequence,
-            set: None,
-        };
+        let mut namer = Namer::new(&mut self.selector, sequence);
         let file = File {
             path: action.primary_output.clone(),
             prefix_len: 1,
@@ -560,14 +540,7 @@ impl Build {
             group: "",
             origin: Origin::Unreferenced,
         });
-        let mut namer = Namer {
-            selector: &mut self.selector,
-            trees: Vec::new(),
-            outputs: Vec::new(),
-            unusable: Vec::new(),
-            sequence: 0,
-            set: None,
-        };
+        let mut namer = Namer::new(&mut self.selector, 0);
         for (set, files) in self.sets.iter() {
             if self.referenced.contains(set) {
                 continue;
@@ -596,7 +569,18 @@ struct Namer<'a> {
     set: Option<SetIndex>,
 }
 
-impl Namer<'_> {
+impl<'a> Namer<'a> {
+    const fn new(selector: &'a mut Selector, sequence: i64) -> Self {
+        Self {
+            selector,
+            trees: Vec::new(),
+            outputs: Vec::new(),
+            unusable: Vec::new(),
+            sequence,
+            set: None,
+        }
+    }
+
     fn name(&mut self, file: &File, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
         // Without a prefix it is a source file of the workspace, which is nobody's to write.
         if file.has_prefix() {
