@@ -4,7 +4,7 @@
 //! Outhaul does not know included. Which fields hold command lines, environments and free text is a table below;
 //! numbers are those of `build_event_stream.proto` (Bazel 2 to 9).
 
-use std::{borrow::Cow, sync::LazyLock};
+use std::{borrow::Cow, collections::BTreeSet, sync::LazyLock};
 
 use prost::encoding::{decode_varint, encode_varint};
 use regex::{Captures, Regex};
@@ -73,10 +73,60 @@ const FIELDS: &[(&[u64], Treatment)] = &[
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// An event without its secrets.
-pub(super) fn redact(event: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let mut redactor = Redactor::default();
-    redactor.message(event, FIELDS, 0)
+/// Events whose command lines say which variables are given to actions, tests and repository rules:
+/// unstructured_command_line, options_parsed, structured_command_line.
+const NAMING: [u64; 3] = [12, 13, 22];
+
+/// What is known to be secret in a build, beyond what its name says.
+#[derive(Debug, Default)]
+pub(super) struct Secrets {
+    /// Variables that options hand on. Their values turn up in command lines and messages, under any name.
+    variables: BTreeSet<String>,
+    /// An assignment to one of them.
+    assignment: Option<Regex>,
+}
+
+impl Secrets {
+    /// Reads all of a build's events for the variables that its options hand on. What is no message is passed over.
+    pub(super) fn learn<'a>(events: impl Iterator<Item = Cow<'a, [u8]>>) -> Self {
+        let naming: Vec<(&[u64], Treatment)> = FIELDS
+            .iter()
+            .filter(|(path, _)| NAMING.contains(&path[0]))
+            .copied()
+            .collect();
+        let none = Self::default();
+        let mut variables = BTreeSet::new();
+        for event in events {
+            let mut redactor = Redactor::new(&none);
+            let _ = redactor.message(&event, &naming, 0);
+            variables.append(&mut redactor.variables);
+        }
+        let any = variables
+            .iter()
+            .map(|name| regex::escape(name))
+            .collect::<Vec<_>>();
+        let assignment = if any.is_empty() {
+            None
+        } else {
+            // Any number of names; what is too large for the engine cannot be looked for by name.
+            Regex::new(&format!(r"(^|[^A-Za-z0-9_])({})={WORD}", any.join("|")))
+                .inspect_err(|error| tracing::warn!("variables cannot be looked for in messages: {error}"))
+                .ok()
+        };
+        Self {
+            variables,
+            assignment,
+        }
+    }
+
+    /// An event without its secrets.
+    pub(super) fn redact(&self, event: &[u8]) -> Result<Vec<u8>, Malformed> {
+        Redactor::new(self).message(event, FIELDS, 0)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        is_secret_word(name) || self.variables.contains(name)
+    }
 }
 
 /// How much of an option's value is secret.
@@ -103,7 +153,7 @@ fn secret(name: &str) -> Option<Secret> {
 }
 
 fn is_secret_word(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
+    let name = name.to_ascii_lowercase().replace('-', "_");
     [
         "token",
         "password",
@@ -112,15 +162,18 @@ fn is_secret_word(name: &str) -> bool {
         "api_key",
         "apikey",
         "private_key",
+        "credential",
     ]
     .iter()
     .any(|word| name.contains(word))
 }
 
-#[derive(Default)]
-struct Redactor {
+struct Redactor<'a> {
+    secrets: &'a Secrets,
     /// The argument before was an option whose value is the next one.
     pending: Option<Secret>,
+    /// Variables that options have named.
+    variables: BTreeSet<String>,
 }
 
 /// The bytes of a field, cut off the message.
@@ -196,7 +249,15 @@ fn with_texts(
     Ok(out)
 }
 
-impl Redactor {
+impl<'s> Redactor<'s> {
+    const fn new(secrets: &'s Secrets) -> Self {
+        Self {
+            secrets,
+            pending: None,
+            variables: BTreeSet::new(),
+        }
+    }
+
     fn message(
         &mut self,
         message: &[u8],
@@ -229,7 +290,7 @@ impl Redactor {
         let lossy = String::from_utf8_lossy(content);
         Ok(match treatment {
             Treatment::Drop => None,
-            Treatment::Text => Some(match text(&lossy) {
+            Treatment::Text => Some(match self.secrets.text(&lossy) {
                 // As it was, even if it is not UTF-8.
                 Cow::Borrowed(_) => content.to_vec(),
                 Cow::Owned(text) => text.into_bytes(),
@@ -243,16 +304,19 @@ impl Redactor {
                 let is_secret = secret(&name);
                 Some(with_texts(content, |number, text| match (number, is_secret) {
                     (1, Some(Secret::Whole)) => Some(format!("--{name}={REDACTED}")),
-                    (1, _) => Self::default().argument(text),
-                    (3, _) => Some(value(text, is_secret)),
+                    (1, _) => {
+                        self.pending = None;
+                        self.argument(text)
+                    }
+                    (3, _) => Some(self.value(text, is_secret)),
                     _ => None,
                 })?)
             }
             Treatment::Entry => {
-                let is_secret = is_secret_word(&text_of(content, 1)?);
+                let is_secret = self.secrets.has(&text_of(content, 1)?);
                 Some(with_texts(content, |number, value| match (number, is_secret) {
                     (2, true) => Some(REDACTED.to_owned()),
-                    (2, false) => Some(text(value).into_owned()),
+                    (2, false) => Some(self.secrets.text(value).into_owned()),
                     _ => None,
                 })?)
             }
@@ -266,7 +330,7 @@ impl Redactor {
     fn argument(&mut self, argument: &str) -> Option<String> {
         let pending = self.pending.take();
         let Some(option) = argument.strip_prefix("--") else {
-            let changed = value(argument, pending);
+            let changed = self.value(argument, pending);
             return (changed != argument).then_some(changed);
         };
         // A value may stand behind a space in the same text, as a build tool may print it.
@@ -277,28 +341,52 @@ impl Redactor {
             self.pending = secret(option);
             return None;
         };
-        let changed = value(rest, secret(name));
+        let changed = self.value(rest, secret(name));
         (changed != rest).then(|| format!("--{name}{between}{changed}"))
     }
-}
-
-/// A value without what is secret in it.
-fn value(value: &str, is_secret: Option<Secret>) -> String {
-    match (is_secret, value.split_once('=')) {
-        (Some(Secret::Whole), _) => REDACTED.to_owned(),
-        (Some(Secret::Assigned), Some((name, _))) => format!("{name}={REDACTED}"),
-        // Only named: the value is the environment's.
-        (Some(Secret::Assigned), None) => value.to_owned(),
-        (None, Some((name, _))) if is_secret_word(name) && !name.contains(' ') => {
-            format!("{name}={REDACTED}")
+    /// A value without what is secret in it.
+    fn value(&mut self, value: &str, is_secret: Option<Secret>) -> String {
+        match (is_secret, value.split_once('=')) {
+            (Some(Secret::Whole), _) => REDACTED.to_owned(),
+            (Some(Secret::Assigned), Some((name, _))) => {
+                self.handed_on(name);
+                format!("{name}={REDACTED}")
+            }
+            // Only named: the value is the environment's.
+            (Some(Secret::Assigned), None) => {
+                self.handed_on(value);
+                value.to_owned()
+            }
+            (None, Some((name, _))) if self.secrets.has(name) && !name.contains(char::is_whitespace) => {
+                format!("{name}={REDACTED}")
+            }
+            (None, _) => self.secrets.text(value).into_owned(),
         }
-        (None, _) => text(value).into_owned(),
+    }
+
+    fn handed_on(&mut self, name: &str) {
+        if !name.is_empty() {
+            self.variables.insert(name.to_owned());
+        }
     }
 }
 
+/// One word as a shell reads it, which may hold spaces and line ends in quotes; or up to the next space. A quote within
+/// single quotes is written `'\''`.
+const WORD: &str = r#"(?:'[^']*'(?:\\''[^']*')*|"(?:[^"\\]|\\[\s\S])*"|\\"[^"\n]*"|['"]\S*|[^\s'"]+)"#;
 /// Options in a running text; a value in quotes may have spaces.
-static OPTION: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r#"--([A-Za-z0-9_@/:.-]+)([= ])('[^'\n]*'|"[^"\n]*"|[^\s'"]+)"#).ok());
+static OPTION: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    let quoted = r#"'[^'\n]*'|"[^"\n]*""#;
+    Regex::new(&format!(
+        r#"--([A-Za-z0-9_@/:.-]+)([= ])({quoted}|[^\s'"]*=(?:{quoted})|[^\s'"]+)"#
+    ))
+    .ok()
+});
+/// A variable, or whatever else has a value, whose name says that it is secret.
+static ASSIGNMENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    let words = "token|password|passwd|secret|api[_-]?key|private[_-]?key|credential";
+    Regex::new(&format!(r"(?i)\b([A-Z0-9_]*(?:{words})[A-Z0-9_]*)={WORD}")).ok()
+});
 /// User name and password of an address. A password may hold an `@`.
 static USER_INFO: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r#"://[^\s/'"<>]+@"#).ok());
 /// A header as libraries print it.
@@ -306,27 +394,36 @@ static AUTHORIZATION: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r#"(?i)(authorization['"]?\s*[:=]\s*['"]?)((?:bearer|basic)\s+)?[^\s'"<]+"#).ok()
 });
 
-/// A text without what is secret in it; borrowed if there is nothing.
-fn text(text: &str) -> Cow<'_, str> {
-    let mut text = Cow::Borrowed(text);
-    let mut replace = |regex: &Option<Regex>, with: &dyn Fn(&Captures<'_>) -> String| {
-        let changed = match regex.as_ref().map(|regex| regex.replace_all(&text, with)) {
-            Some(Cow::Owned(changed)) if *changed != *text => changed,
-            _ => return,
+impl Secrets {
+    /// A text without what is secret in it; borrowed if there is nothing.
+    fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let mut text = Cow::Borrowed(text);
+        let mut replace = |regex: Option<&Regex>, with: &dyn Fn(&Captures<'_>) -> String| {
+            let changed = match regex.map(|regex| regex.replace_all(&text, with)) {
+                Some(Cow::Owned(changed)) if *changed != *text => changed,
+                _ => return,
+            };
+            text = Cow::Owned(changed);
         };
-        text = Cow::Owned(changed);
-    };
-    replace(&OPTION, &|found| {
-        let (name, between, given) = (&found[1], &found[2], &found[3]);
-        let Some(kind) = secret(name).filter(|_| !given.starts_with("--")) else {
-            return found[0].to_owned();
-        };
-        let bare = given.trim_matches(['\'', '"']);
-        format!("--{name}{between}{}", value(bare, Some(kind)))
-    });
-    replace(&USER_INFO, &|_| format!("://{REDACTED}@"));
-    replace(&AUTHORIZATION, &|found| format!("{}{REDACTED}", &found[1]));
-    text
+        replace(OPTION.as_ref(), &|found| {
+            let (name, between, given) = (&found[1], &found[2], &found[3]);
+            let Some(kind) = secret(name).filter(|_| !given.starts_with("--")) else {
+                return found[0].to_owned();
+            };
+            let bare = given.trim_matches(['\'', '"']);
+            let value = Redactor::new(self).value(bare, Some(kind));
+            format!("--{name}{between}{value}")
+        });
+        replace(ASSIGNMENT.as_ref(), &|found| format!("{}={REDACTED}", &found[1]));
+        replace(self.assignment.as_ref(), &|found| {
+            format!("{}{}={REDACTED}", &found[1], &found[2])
+        });
+        replace(USER_INFO.as_ref(), &|_| format!("://{REDACTED}@"));
+        replace(AUTHORIZATION.as_ref(), &|found| {
+            format!("{}{REDACTED}", &found[1])
+        });
+        text
+    }
 }
 
 #[cfg(test)]
@@ -353,14 +450,31 @@ mod tests {
             ("--//my:auth_token=abc", "--//my:auth_token=<redacted>"),
             ("--config=ci --jobs=8", "--config=ci --jobs=8"),
             ("bytestream://host/blobs/ab/1", "bytestream://host/blobs/ab/1"),
+            (
+                "exec env - \\\n    API_TOKEN=abc \\\n    PATH=/bin \\\n",
+                "exec env - \\\n    API_TOKEN=<redacted> \\\n    PATH=/bin \\\n",
+            ),
+            ("API_TOKEN=x ./t", "API_TOKEN=<redacted> ./t"),
+            ("export MY_SECRET='a b'; run", "export MY_SECRET=<redacted>; run"),
+            (r"MY_SECRET='a'\''b c' run", "MY_SECRET=<redacted> run"),
+            ("PRIVATE_KEY='-----\nabc\n-----' x", "PRIVATE_KEY=<redacted> x"),
+            (r#"PASSWORD="a \" b" x"#, "PASSWORD=<redacted> x"),
+            (r#"{"a": "TOKEN=\"a b\" x"}"#, r#"{"a": "TOKEN=<redacted> x"}"#),
+            ("token='abc def", "token=<redacted> def"),
+            ("--action_env=KEY='a b' x", "--action_env=KEY=<redacted> x"),
+            (
+                "https://h/?access_token=abc x",
+                "https://h/?access_token=<redacted> x",
+            ),
         ] {
-            assert_eq!(text(given), expected);
+            assert_eq!(Secrets::default().text(given), expected);
         }
     }
 
     #[test]
     fn an_argument_tells_whether_the_next_one_is_secret() {
-        let mut redactor = Redactor::default();
+        let secrets = Secrets::default();
+        let mut redactor = Redactor::new(&secrets);
         let mut all = |arguments: &[&str]| -> Vec<String> {
             arguments
                 .iter()
@@ -405,7 +519,8 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_told() {
-        assert_eq!(redact(&[0x1a, 0x05, 1]), Err(Malformed));
-        assert_eq!(redact(&[0x0b]), Err(Malformed));
+        let secrets = Secrets::default();
+        assert_eq!(secrets.redact(&[0x1a, 0x05, 1]), Err(Malformed));
+        assert_eq!(secrets.redact(&[0x0b]), Err(Malformed));
     }
 }

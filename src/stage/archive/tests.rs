@@ -1,6 +1,6 @@
 //! There and back again, secrets, and damage.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use prost::Message as _;
 
@@ -11,6 +11,7 @@ use super::{
         tests::{build, journalled},
     },
     export, import,
+    redact::Secrets,
 };
 use crate::{
     bes::{Journal, JournalOptions},
@@ -57,6 +58,11 @@ fn secrets() -> Vec<Vec<u8>> {
         "--remote_header".to_owned(),
         format!("x={SECRET}"),
         format!("--test_env K={SECRET}"),
+        // Of these, only the names are known: the values are the environment's.
+        "--action_env=INHERITED".to_owned(),
+        "--action_env=HARMLESS=x".to_owned(),
+        format!("export API_TOKEN={SECRET}; HARMLESS='{SECRET} {SECRET}' ./t"),
+        format!("K={SECRET} {SECRET}"),
         "--jobs=8".to_owned(),
     ];
     let list = |number: u32| -> Vec<u8> {
@@ -91,7 +97,9 @@ fn secrets() -> Vec<Vec<u8>> {
     let pair = |key: &str, value: &str| [field(1, key.as_bytes()), field(2, value.as_bytes())].concat();
     let texts = format!(
         "Inherited 'build' options: --remote_header=x={SECRET} --jobs=8\nAuthorization: Bearer {SECRET}\n\
-         git clone https://me:{SECRET}@host/x"
+         git clone https://me:{SECRET}@host/x\n\
+         (cd /x && \\\n  exec env - \\\n    API_TOKEN={SECRET} \\\n    INHERITED='a {SECRET}' \\\n    \
+         HARMLESS={SECRET} \\\n  K={SECRET} PATH=/bin ./t)"
     );
     vec![
         line("original", SectionType::OptionList(options.clone())),
@@ -119,6 +127,20 @@ fn secrets() -> Vec<Vec<u8>> {
         ),
         field(17, &field(4, &pair("MY_PASSWORD", SECRET))),
         field(26, &field(1, &pair("api_key", SECRET))),
+        field(26, &field(1, &pair("INHERITED", SECRET))),
+        field(
+            7,
+            &[
+                field(9, b"bash"),
+                field(9, b"-c"),
+                field(9, format!("API_TOKEN={SECRET} ./t").as_bytes()),
+                field(
+                    9,
+                    format!("./t; INHERITED={SECRET} HARMLESS={SECRET} ./t").as_bytes(),
+                ),
+            ]
+            .concat(),
+        ),
         field(29, &[list(2), field(3, &pair("HOME", SECRET))].concat()),
         field(
             1,
@@ -137,11 +159,12 @@ fn contains(bytes: &[u8], text: &str) -> bool {
 
 #[test]
 fn no_secret_leaves_and_all_else_stays_byte_for_byte() {
+    let learned = Secrets::learn(secrets().into_iter().map(Cow::Owned));
     for event in secrets() {
         assert!(contains(&event, SECRET));
         // A field that nobody knows, with something in it.
         let event = [event, field(900, b"unknown")].concat();
-        let redacted = super::redact::redact(&event).unwrap();
+        let redacted = learned.redact(&event).unwrap();
         let shown = String::from_utf8_lossy(&redacted).into_owned();
         assert!(!contains(&redacted, SECRET), "{shown}");
         assert!(contains(&redacted, "unknown"), "{shown}");
@@ -151,11 +174,7 @@ fn no_secret_leaves_and_all_else_stays_byte_for_byte() {
         assert!(!stays || contains(&redacted, "--jobs=8"), "{shown}");
     }
     for event in build().events() {
-        assert_eq!(
-            super::redact::redact(&event).unwrap(),
-            event,
-            "nothing secret in it"
-        );
+        assert_eq!(learned.redact(&event).unwrap(), event, "nothing secret in it");
     }
 }
 
