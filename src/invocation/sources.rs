@@ -72,15 +72,11 @@ impl Sources {
                 let line =
                     command_line.ok_or("the build told no command line to take the remote cache from")?;
                 let options = options_of(line, template)?;
-                if let Some(allowed) = allowed
-                    && !allowed.contains(&options.endpoint)
-                {
-                    return Err(format!(
-                        "the build names the remote cache {}, which is not allowed; see --allow-remote-cache",
-                        options.endpoint
-                    ));
-                }
-                self.open(options)
+                check(allowed.as_deref(), &options.endpoint)?;
+                self.open(
+                    key(&options.endpoint.to_string(), &options.instance_name),
+                    options,
+                )
             }
         }
     }
@@ -88,31 +84,51 @@ impl Sources {
     /// The cache that a recorded invocation used.
     ///
     /// # Errors
-    /// In words: nothing is recorded, or it can't be used.
+    /// In words: nothing is recorded, it is not allowed, or it can't be used.
     pub fn of_record(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, String> {
         match &self.rule {
             SourceRule::Fixed(cache) => Ok(named(cache)),
-            SourceRule::FromBuild { template, .. } => {
+            SourceRule::FromBuild { template, allowed } => {
+                let options = recorded(template, endpoint, instance_name)?;
+                check(allowed.as_deref(), &options.endpoint)?;
+                let key = key(endpoint, instance_name);
                 {
                     let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-                    let same = |c: &&SourceCache| c.endpoint == endpoint && c.instance_name == instance_name;
-                    if let Some(cache) = open.values().find(same) {
+                    if let Some(cache) = open.get(&key) {
                         return Ok(cache.clone());
                     }
                 }
-                if endpoint.is_empty() {
-                    return Err("no remote cache is recorded for it; give --remote-cache".to_owned());
-                }
-                let mut options = (**template).clone();
-                options.endpoint = Endpoint::parse("--remote-cache", endpoint).map_err(|e| e.to_string())?;
-                instance_name.clone_into(&mut options.instance_name);
-                self.open(options)
+                self.open(key, options)
             }
         }
     }
 
-    fn open(&self, options: RemoteOptions) -> Result<SourceCache, String> {
-        let key = format!("{} {}", options.endpoint, options.instance_name);
+    /// The cache of a build that somebody else has written down. Its word is not enough to send credentials anywhere:
+    /// where there are any, the user must have named the endpoint. No flag of the build's command line is heeded.
+    ///
+    /// # Errors
+    /// In words: it names no cache, one that is not allowed, or one that credentials would go to.
+    pub fn of_import(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, String> {
+        match &self.rule {
+            SourceRule::Fixed(cache) => Ok(named(cache)),
+            SourceRule::FromBuild { template, allowed } => {
+                let options = recorded(template, endpoint, instance_name)?;
+                check(allowed.as_deref(), &options.endpoint)?;
+                if allowed.is_none() && has_credentials(&options) {
+                    return Err(format!(
+                        "a build without an output root here, such as an imported one, names the remote cache {}, \
+                         which is sent no credentials on its word; give --remote-cache, or name it with \
+                         --allow-remote-cache",
+                        options.endpoint
+                    ));
+                }
+                // Never one that a build of here has opened with its own credentials.
+                self.open(format!("import {}", key(endpoint, instance_name)), options)
+            }
+        }
+    }
+
+    fn open(&self, key: String, options: RemoteOptions) -> Result<SourceCache, String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // Another build may come with other credentials for the same place.
         if let Some(cache) = open.get(&key).filter(|cache| *cache.store.options() == options) {
@@ -123,6 +139,46 @@ impl Sources {
         open.insert(key, cache.clone());
         Ok(cache)
     }
+}
+
+fn key(endpoint: &str, instance_name: &str) -> String {
+    format!("{endpoint} {instance_name}")
+}
+
+/// Options for what is written down of a cache.
+fn recorded(template: &RemoteOptions, endpoint: &str, instance_name: &str) -> Result<RemoteOptions, String> {
+    if endpoint.is_empty() {
+        return Err("no remote cache is recorded for it; give --remote-cache".to_owned());
+    }
+    let mut options = template.clone();
+    options.endpoint = Endpoint::parse("--remote-cache", endpoint).map_err(|e| e.to_string())?;
+    instance_name.clone_into(&mut options.instance_name);
+    Ok(options)
+}
+
+fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), String> {
+    match allowed {
+        Some(allowed) if !allowed.contains(endpoint) => Err(format!(
+            "the build names the remote cache {endpoint}, which is not allowed; see --allow-remote-cache"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether anything would tell the server who we are.
+fn has_credentials(options: &RemoteOptions) -> bool {
+    !options.headers.is_empty()
+        || !options.credential_helpers.is_empty()
+        || options.tls_client_certificate.is_some()
+        || options.tls_client_key.is_some()
+}
+
+/// Endpoint and instance name of the cache that a build's canonical command line names, and nothing else of it.
+#[must_use]
+pub fn address_of(line: &CommandLine) -> Option<(String, String)> {
+    let placeholder = Endpoint::parse("--remote-cache", "grpc://localhost:1").ok()?;
+    let options = options_of(line, &RemoteOptions::new(placeholder)).ok()?;
+    Some((options.endpoint.to_string(), options.instance_name))
 }
 
 fn named(cache: &Arc<GrpcCache>) -> SourceCache {
@@ -242,6 +298,52 @@ mod tests {
             let error = options_of(&line(&options), &template()).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    fn sources(header: bool, allowed: Option<&str>) -> Sources {
+        let mut template = template();
+        if header {
+            template.headers = vec![Header::parse("--remote-header", "x-token=abc").unwrap()];
+        }
+        let parse = |url| Endpoint::parse("--allow-remote-cache", url).unwrap();
+        Sources::new(SourceRule::FromBuild {
+            template: Box::new(template),
+            allowed: allowed.map(|url| vec![parse(url)]),
+        })
+    }
+
+    #[tokio::test]
+    async fn what_is_recorded_is_no_more_allowed_than_what_a_build_says() {
+        let sources = sources(true, Some("grpc://good:1"));
+        sources.of_record("grpc://good:1", "main").unwrap();
+        let told = sources
+            .of_build(Some(&line(&[("remote_cache", "grpc://evil:1")])))
+            .err();
+        assert!(told.as_ref().unwrap().contains("--allow-remote-cache"));
+        assert_eq!(sources.of_record("grpc://evil:1", "main").err(), told);
+        assert_eq!(sources.of_import("grpc://evil:1", "main").err(), told);
+        sources.of_import("grpc://good:1", "main").unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_imported_build_gets_no_credentials_for_where_it_points() {
+        let error = sources(true, None).of_import("grpc://evil:1", "").err().unwrap();
+        for part in ["grpc://evil:1", "--remote-cache", "--allow-remote-cache"] {
+            assert!(error.contains(part), "{error}");
+        }
+        // Nor those that a build of here has brought for itself.
+        let sources = sources(false, None);
+        let own = line(&[("remote_cache", "grpc://h:1"), ("remote_header", "x-token=abc")]);
+        assert!(has_credentials(
+            sources.of_build(Some(&own)).unwrap().store.options()
+        ));
+        let imported = sources.of_import("grpc://h:1", "").unwrap();
+        assert!(!has_credentials(imported.store.options()));
+        assert!(has_credentials(
+            sources.of_record("grpc://h:1", "").unwrap().store.options()
+        ));
+        let error = sources.of_import("", "").err().unwrap();
+        assert!(error.contains("give --remote-cache"), "{error}");
     }
 
     #[test]

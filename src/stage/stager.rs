@@ -33,7 +33,10 @@ use crate::{
     },
     digest::Digest,
     exec_path::ExecPath,
-    invocation::{Engine, sources::Sources},
+    invocation::{
+        Engine,
+        sources::{Sources, address_of},
+    },
     materialize::{
         Materializer, Root, Session,
         place::{Epoch, OutputRoot, PlaceError},
@@ -310,7 +313,16 @@ impl Stager {
     /// Where bytes come from: the output tree where the record vouches for a file, and the build's cache.
     async fn store(&self, plan: &Plan) -> LocalFirst {
         let row = &plan.build;
-        let cache = if row.remote_cache.is_empty() {
+        let cache = if row.root.is_none() {
+            // It was brought here from elsewhere, or only its journal is left, which looks the same. What somebody else
+            // may have written decides neither who gets credentials nor which program supplies them.
+            let named = match row.remote_cache.as_str() {
+                "" => plan.recorded.command_line().as_ref().and_then(address_of),
+                endpoint => Some((endpoint.to_owned(), row.remote_instance_name.clone())),
+            };
+            let (endpoint, instance_name) = named.unwrap_or_default();
+            self.sources.of_import(&endpoint, &instance_name)
+        } else if row.remote_cache.is_empty() {
             // Nothing was downloaded, so nobody has needed it.
             self.sources.of_build(plan.recorded.command_line().as_ref())
         } else {

@@ -9,9 +9,8 @@ use super::{
 };
 use crate::{
     bes::journal::{Entry, JournalError, RecordKind},
-    invocation::sources::options_of,
+    invocation::sources::address_of,
     record::InvocationRow,
-    remote::{Endpoint, RemoteOptions},
 };
 
 /// What was written.
@@ -94,13 +93,10 @@ fn header(entry: &Entry, row: &InvocationRow, recorded: &Recorded) -> Header {
     };
     if header.remote_cache.is_empty() {
         // Nothing was downloaded, so nobody has needed it; the build itself says where it is.
-        let named = recorded.command_line().and_then(|line| {
-            let placeholder = Endpoint::parse("--remote-cache", "grpc://localhost:1").ok()?;
-            options_of(&line, &RemoteOptions::new(placeholder)).ok()
-        });
-        if let Some(options) = named {
-            header.remote_cache = options.endpoint.to_string();
-            header.remote_instance_name = options.instance_name;
+        let named = recorded.command_line().as_ref().and_then(address_of);
+        if let Some((endpoint, instance_name)) = named {
+            header.remote_cache = endpoint;
+            header.remote_instance_name = instance_name;
         }
     }
     header
