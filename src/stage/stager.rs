@@ -38,7 +38,7 @@ use crate::{
         sources::{Sources, address_of},
     },
     materialize::{
-        Materializer, Root, Session,
+        Completion, Materializer, Root, Session,
         place::{Epoch, OutputRoot, PlaceError},
     },
     output::{OutputContent, Stamp},
@@ -48,6 +48,9 @@ use crate::{
 
 /// Numbers of staged directories among output roots: above all that builds are given.
 const FIRST_ROOT: u32 = 1 << 31;
+/// The version of a staged directory, and one that comes behind it and wants nothing.
+const WANTED: u64 = 0;
+const GIVEN_UP: u64 = WANTED + 1;
 /// Commands that build nothing.
 const ASKING: [&str; 4] = ["query", "cquery", "aquery", "fetch"];
 
@@ -258,7 +261,7 @@ impl Stager {
         let (completions, mut completed) = mpsc::unbounded_channel();
         let session = Arc::new(Session {
             root: root.clone(),
-            version: 0,
+            version: WANTED,
             store: work.store.clone(),
             attribution,
             completions,
@@ -266,17 +269,17 @@ impl Stager {
         let wants = work.wants();
         self.materializer.want(&session, wants).await;
         drop(session);
-        while work.required_open > 0 {
-            let Some(list) = completed.recv().await else {
-                return Err(StageError::Internal("the coordinator is gone".to_owned()));
-            };
-            work.take(list);
-        }
-        if work.failed() {
+        let ended = required(&mut work, &mut completed).await;
+        if !matches!(ended, Ok(true)) {
+            // Optional outputs may still be on their way, and nothing may come behind the answer.
+            self.materializer.begin(&root, GIVEN_UP).await;
+            while work.required_open + work.optional_open > 0 {
+                let Some(list) = completed.recv().await else { break };
+                work.take(list);
+            }
             self.let_go(&root).await;
-            return Ok(work.staged(false, None));
+            return ended.map(|_| work.staged(false, None));
         }
-        work.conclude(false).await?;
         if work.optional_open == 0 {
             self.let_go(&root).await;
             work.conclude(true).await?;
@@ -366,6 +369,24 @@ impl Stager {
         });
         LocalFirst::new(copies.await.unwrap_or_default(), cache)
     }
+}
+
+/// Waits for what is required, and leaves the marker. False if something of it could not be had.
+async fn required(
+    work: &mut Work,
+    completed: &mut mpsc::UnboundedReceiver<Vec<Completion>>,
+) -> Result<bool, StageError> {
+    while work.required_open > 0 {
+        let Some(list) = completed.recv().await else {
+            return Err(StageError::Internal("the coordinator is gone".to_owned()));
+        };
+        work.take(list);
+    }
+    if work.failed() {
+        return Ok(false);
+    }
+    work.conclude(false).await?;
+    Ok(true)
 }
 
 /// Reads all of a journal. Blocks.

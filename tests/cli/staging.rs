@@ -250,6 +250,35 @@ async fn bytes_that_are_wrong_are_not_staged_and_leave_no_marker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_comes_behind_a_stage_that_has_failed() {
+    let world = World::new().await;
+    let _server = recorded(&world).await;
+    let (wrong, digest) = world.file("liblib.a");
+    let app = world.file("app/app").0.path.clone();
+    let faults = world.cache.faults();
+    faults.blob(digest, BlobFault::Corrupt, Times::Always);
+    // What is optional stalls until the other has failed.
+    faults.request(Rpc::StreamRead, RequestFault::Stall, Times::Always);
+    let to = world.path("out");
+    let args = ["//lib:lib", "//app:app", "--required", r".*/liblib\.a"];
+    stage(&world, &to, &args).await.says(1, &[&wrong.path]);
+    // Another stage wants the same, so that the stalled download goes on, and gets it.
+    faults.clear();
+    faults.sever_connections();
+    let other = world.path("other");
+    stage(&world, &other, &["//app:app", "--include", r".*/app"])
+        .await
+        .expect(0);
+    assert!(Path::new(&other).join(&app).exists());
+    assert!(!Path::new(&to).join(&app).exists(), "it came behind the answer");
+    let temporary = |path: &PathBuf| path.to_string_lossy().contains(".outhaul-tmp");
+    assert!(
+        !entries(to.as_ref()).iter().any(temporary),
+        "nobody uses it any more"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn overlapping_stages_at_once_both_end_well() {
     let world = World::new().await;
     let mut server = Some(recorded(&world).await);
