@@ -17,7 +17,7 @@ use super::{
     stage::{WhichArgs, told},
 };
 use crate::{
-    bes::{Journal, journal::Entry},
+    bes::{Journal, StreamKey, journal::Entry},
     config::{CacheArgs, ControlArgs, StateArgs},
     proto::outhaul::v1 as pb,
     record::InvocationRow,
@@ -59,7 +59,11 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
         result
     })?;
     let journal = Journal::view(&args.state.directory()?.join("journal"));
-    let entry = journal.find(&row.invocation_id).map_err(Failure::not_found)?;
+    let key = StreamKey {
+        build_id: row.build_id.clone(),
+        invocation_id: row.invocation_id.clone(),
+    };
+    let entry = journal.find_stream(&key).map_err(Failure::not_found)?;
     let output = args
         .output
         .unwrap_or_else(|| format!("{}.outhaul", row.invocation_id).into());

@@ -76,6 +76,21 @@ pub enum StageError {
         /// What is wrong.
         reason: String,
     },
+    /// The file has the id of another build that is here.
+    #[error(
+        "{path} has invocation {invocation_id} of build {there:?}, but here it is of build {here:?}; \
+         import it into another --state-dir"
+    )]
+    Taken {
+        /// The file.
+        path: PathBuf,
+        /// The id.
+        invocation_id: String,
+        /// The build of that id here.
+        here: String,
+        /// The file's.
+        there: String,
+    },
     /// A file can't be read or written.
     #[error("cannot {action} {path}: {source}")]
     Io {

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     bes::{
-        Journal,
+        Journal, StreamKey,
         journal::{Entry, JournalError},
     },
     digest::Digest,
@@ -168,7 +168,10 @@ impl Stager {
             let row = stager.row(&which)?;
             let journal = Journal::view(&stager.journal);
             let entry = journal
-                .find(&row.invocation_id)
+                .find_stream(&StreamKey {
+                    build_id: row.build_id.clone(),
+                    invocation_id: row.invocation_id.clone(),
+                })
                 .map_err(|source| StageError::Journal {
                     invocation_id: row.invocation_id.clone(),
                     source,

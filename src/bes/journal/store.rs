@@ -223,6 +223,17 @@ impl Journal {
         })
     }
 
+    /// The journal of one stream: an invocation's id alone may have been used again.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find_stream(&self, key: &StreamKey) -> Result<Entry, JournalError> {
+        let found = self.list()?.into_iter().find(|e| e.key == *key);
+        found.ok_or_else(|| JournalError::Unknown {
+            invocation_id: key.invocation_id.clone(),
+        })
+    }
+
     /// Iterates the events of an invocation.
     ///
     /// # Errors

@@ -43,6 +43,7 @@ pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Importe
             reason: "its header names no invocation".to_owned(),
         });
     }
+    refuse_another(&key, path, journal, record)?;
     let failed = |source: JournalError| StageError::Journal {
         invocation_id: key.invocation_id.clone(),
         source,
@@ -61,7 +62,7 @@ pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Importe
     }
     let known = !inlet.settle().map_err(failed)?;
     if record.invocation(&key.invocation_id).is_none() {
-        let entry = journal.find(&key.invocation_id).map_err(failed)?;
+        let entry = journal.find_stream(&key).map_err(failed)?;
         let recorded = Recorded::read(entry.read().map_err(failed)?).map_err(failed)?;
         record.put_invocation(&row(&header));
         record.put_targets(&key.invocation_id, &targets(&recorded));
@@ -71,6 +72,34 @@ pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Importe
         events,
         known,
     })
+}
+
+/// Builds are named by their invocation's id, so that a file with the id of another build would stand in its place.
+fn refuse_another(
+    key: &StreamKey,
+    path: &Path,
+    journal: &Journal,
+    record: &Record,
+) -> Result<(), StageError> {
+    let recorded = record.invocation(&key.invocation_id).map(|row| row.build_id);
+    let journals = journal.list().map_err(|source| StageError::Journal {
+        invocation_id: key.invocation_id.clone(),
+        source,
+    })?;
+    let journalled = journals
+        .into_iter()
+        .map(|entry| entry.key)
+        .filter(|here| here.invocation_id == key.invocation_id)
+        .map(|here| here.build_id);
+    match journalled.chain(recorded).find(|here| *here != key.build_id) {
+        Some(here) => Err(StageError::Taken {
+            path: path.to_owned(),
+            invocation_id: key.invocation_id.clone(),
+            here,
+            there: key.build_id.clone(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn row(header: &Header) -> InvocationRow {

@@ -14,7 +14,7 @@ use super::{
     redact::Secrets,
 };
 use crate::{
-    bes::{Journal, JournalOptions},
+    bes::{Journal, JournalOptions, StreamKey},
     proto::build_event_stream::{
         BuildEvent, ChunkList, CommandLine, CommandLineSection, Option as CommandOption, OptionList,
         Progress, build_event::Payload, command_line_section::SectionType,
@@ -238,6 +238,44 @@ fn what_is_exported_can_be_imported_twice_and_selects_the_same() {
         read(original.read("inv").unwrap()).artifacts
     );
     record.close();
+}
+
+#[test]
+fn a_file_with_the_id_of_another_build_that_is_here_is_refused() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = there.path().join("file");
+    std::fs::write(&path, exported(here.path())).unwrap();
+    let own = StreamKey {
+        build_id: "own".to_owned(),
+        invocation_id: "inv".to_owned(),
+    };
+    for in_record in [true, false] {
+        let dir = there
+            .path()
+            .join(if in_record { "record" } else { "journal-only" });
+        std::fs::create_dir(&dir).unwrap();
+        let (record, _) = Record::open(&dir).unwrap();
+        let journal = Journal::open(&dir.join("journal"), JournalOptions::default()).unwrap();
+        if in_record {
+            record.put_invocation(&InvocationRow {
+                invocation_id: own.invocation_id.clone(),
+                build_id: own.build_id.clone(),
+                ..InvocationRow::default()
+            });
+        } else {
+            // Older than what the file says of itself.
+            assert!(journal.inlet(&own, 1).unwrap().settle().unwrap());
+        }
+        let before = journal.list().unwrap();
+        let error = import(&path, &journal, &record).unwrap_err();
+        assert!(matches!(error, StageError::Taken { .. }), "{error}");
+        for part in ["inv", "\"own\"", "\"b\"", "--state-dir"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        assert_eq!(journal.list().unwrap(), before);
+        assert_eq!(journal.find("inv").is_ok(), !in_record);
+        record.close();
+    }
 }
 
 /// All that is packed in the file, in one piece.
