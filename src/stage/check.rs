@@ -47,17 +47,19 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
             .push(format!("{}: no such directory", directory.display()));
         return Ok(answer);
     }
-    let mut markers = Vec::new();
+    let mut all = Vec::new();
     for (path, found) in marker::read_all(directory)? {
         match found {
-            Ok(marker) if is_meant(&marker, which, wish) => markers.push(marker),
-            Ok(_) => {}
+            Ok(marker) => all.push(marker),
             // Nobody can tell what it was about.
             Err(reason) => answer
                 .problems
                 .push(format!("{}: is no marker: {reason}", path.display())),
         }
     }
+    // First the workspace, as for staging: another one's marker does not do, whatever is wished.
+    let mut markers = which.innermost(&all, |marker| marker.workspace.as_str());
+    markers.retain(|marker| is_meant(marker, which, wish));
     if markers.is_empty() && answer.problems.is_empty() {
         let of_that = if wish.is_some() || *which != Which::default() {
             " of that request"
@@ -98,7 +100,6 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
 
 fn is_meant(marker: &Marker, which: &Which, wish: Option<&Wish>) -> bool {
     (which.invocation_id.is_empty() || which.invocation_id == marker.invocation_id)
-        && (which.workspace.is_empty() || which.is_of(&marker.workspace))
         && wish.is_none_or(|wish| wish.sorted() == marker.request.sorted())
 }
 

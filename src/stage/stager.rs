@@ -200,13 +200,16 @@ impl Stager {
                 .ok_or_else(|| StageError::Unknown(format!("no invocation {id:?} is recorded")));
         }
         let rows = self.record.invocations(usize::MAX);
-        let meant = |row: &&InvocationRow| {
-            !ASKING.contains(&row.command.as_str())
-                && (which.workspace.is_empty() || which.is_of(&row.workspace))
-        };
+        let built = |row: &&InvocationRow| !ASKING.contains(&row.command.as_str());
         // One that was brought here from elsewhere has no output root, and is newest only where there are no others.
-        let of_here = rows.iter().filter(meant).find(|row| row.root.is_some());
-        let newest = of_here.or_else(|| rows.iter().find(meant)).cloned();
+        let newest = [true, false].into_iter().find_map(|of_here| {
+            let rows = rows
+                .iter()
+                .filter(built)
+                .filter(|row| row.root.is_some() == of_here);
+            let meant = which.innermost(rows, |row| row.workspace.as_str());
+            meant.first().copied().cloned()
+        });
         newest.ok_or_else(|| {
             StageError::Unknown(match which.workspace.as_str() {
                 "" => "no build is recorded".to_owned(),

@@ -367,6 +367,29 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
 }
 
 #[test]
+fn of_a_workspace_within_another_the_others_markers_do_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    for (workspace, name) in [("/w", "outer"), ("/w/inner", "inner")] {
+        let mut marker = Marker::new(name, workspace, &Wish::default());
+        std::fs::write(dir.path().join(name), name).unwrap();
+        let artifact = artifact(name, blob(name.as_bytes()));
+        marker.files.push(marker::File::new(&artifact, None));
+        marker.write(dir.path()).unwrap();
+    }
+    for (asked, expected) in [("/w/inner/sub", "inner"), ("/w/sub", "outer")] {
+        let which = Which {
+            workspace: asked.to_owned(),
+            ..Which::default()
+        };
+        let answer = is_staged(dir.path(), &which, None).unwrap();
+        assert_eq!(
+            (answer.is_staged(), answer.invocations),
+            (true, texts(&[expected]))
+        );
+    }
+}
+
+#[test]
 fn a_marker_that_cannot_be_read_or_leads_outside_is_told() {
     let dir = tempfile::tempdir().unwrap();
     leave(dir.path(), "one", &[("x", b"1")]);
