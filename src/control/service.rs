@@ -88,10 +88,20 @@ impl Service {
         list
     }
 
+    /// The newest invocation. One that was brought here from elsewhere is newest only where there are no others.
+    fn newest(&self) -> Option<InvocationRow> {
+        let first = self.record.invocations(1).pop()?;
+        if !first.imported {
+            return Some(first);
+        }
+        let rows = self.record.invocations(usize::MAX);
+        Some(rows.into_iter().find(|row| !row.imported).unwrap_or(first))
+    }
+
     /// One invocation with its targets; the newest for an empty id.
     pub async fn invocation(&self, id: &str) -> Option<(pb::Invocation, Vec<pb::Target>)> {
         let row = if id.is_empty() {
-            self.record.invocations(1).into_iter().next()?
+            self.newest()?
         } else {
             self.record.invocation(id)?
         };

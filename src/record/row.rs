@@ -212,6 +212,8 @@ pub struct InvocationRow {
     pub remote_instance_name: String,
     /// Its number among the root's invocations.
     pub version: u64,
+    /// Whether it was brought here from elsewhere.
+    pub imported: bool,
 }
 
 /// How far a target has come.

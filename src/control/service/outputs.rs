@@ -42,7 +42,7 @@ impl Service {
     /// An invocation, the newest for an empty id.
     fn row_of(&self, id: &str) -> Result<InvocationRow, String> {
         let row = if id.is_empty() {
-            self.record.invocations(1).into_iter().next()
+            self.newest()
         } else {
             self.record.invocation(id)
         };

@@ -83,7 +83,11 @@ impl Chooser {
         let choice = &self.choice;
         let mut fitting = rows.iter().filter(|row| fits(row, &choice.workspace));
         if !choice.next {
-            return fitting.next();
+            let first = fitting.next()?;
+            if !first.imported {
+                return Some(first);
+            }
+            return Some(fitting.find(|row| !row.imported).unwrap_or(first));
         }
         fitting.rfind(|row| {
             (choice.since_ms > 0 && row.started_ms >= choice.since_ms)
@@ -287,6 +291,19 @@ mod tests {
         assert_eq!(newest("/v").as_deref(), Some("other"));
         assert_eq!(newest("").as_deref(), Some("b"));
         assert_eq!(newest("/x"), None);
+    }
+
+    #[test]
+    fn an_imported_build_is_the_newest_only_where_there_are_no_others() {
+        let imported = InvocationRow {
+            imported: true,
+            ..row("imported", "/w", "build", 50)
+        };
+        let own = row("own", "/w", "build", 10);
+        let newest = |rows: &[InvocationRow]| chosen(&Chooser::new(choice("/w", false, 0), rows), rows);
+        assert_eq!(newest(&[imported.clone(), own]).as_deref(), Some("own"));
+        let others = row("others", "/v", "build", 10);
+        assert_eq!(newest(&[imported, others]).as_deref(), Some("imported"));
     }
 
     #[test]

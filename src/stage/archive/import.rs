@@ -107,6 +107,7 @@ fn row(header: &Header) -> InvocationRow {
         invocation_id: header.invocation_id.clone(),
         build_id: header.build_id.clone(),
         root: None,
+        imported: true,
         command: header.command.clone(),
         workspace: header.workspace.clone(),
         exec_root: header.exec_root.clone(),

@@ -213,8 +213,8 @@ fn what_is_exported_can_be_imported_twice_and_selects_the_same() {
     }
     let row = record.invocation("inv").unwrap();
     assert_eq!(
-        (row.root, row.state, row.exit_code),
-        (None, InvocationState::Settled, 1)
+        (row.root, row.imported, row.state, row.exit_code),
+        (None, true, InvocationState::Settled, 1)
     );
     assert_eq!(
         (&*row.remote_cache, &*row.remote_instance_name),
