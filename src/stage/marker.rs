@@ -6,8 +6,9 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
-    os::unix::fs::DirBuilderExt as _,
+    fs,
+    io::{self, Read as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -257,9 +258,26 @@ pub fn touch(directory: &Path) -> Result<(), StageError> {
     fs::File::options()
         .create(true)
         .append(true)
+        .custom_flags(flags())
         .open(&path)
         .and_then(|file| file.set_modified(std::time::SystemTime::now()))
         .map_err(StageError::io("touch", path))
+}
+
+/// Neither through a link to somewhere else, nor waiting for the other end of a pipe.
+fn flags() -> i32 {
+    use rustix::fs::OFlags;
+    OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits() as i32
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::options().read(true).custom_flags(flags()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A marker's file, and the marker, or in words why it is none.
@@ -271,6 +289,9 @@ pub type Found = (PathBuf, Result<Marker, String>);
 /// When the directory of markers is there and cannot be read.
 pub fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
     let own = directory.join(DIRECTORY);
+    if own.symlink_metadata().is_ok_and(|m| !m.is_dir()) {
+        return Err(StageError::io("list", own)(io::ErrorKind::NotADirectory.into()));
+    }
     let entries = match fs::read_dir(&own) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -286,7 +307,7 @@ pub fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
         if !(name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
             continue;
         }
-        match fs::read(&path) {
+        match read(&path) {
             Ok(bytes) => found.push((path, parse(&bytes))),
             // Taken away by another stage.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -30,7 +30,7 @@ const HIDDEN: &str = "_hidden_";
 /// How many outputs a message names.
 const NAMED: usize = 3;
 /// Names that the directory keeps for Outhaul's own.
-const RESERVED: [&str; 2] = [super::marker::DIRECTORY, ".outhaul-tmp"];
+pub(super) const RESERVED: [&str; 2] = [super::marker::DIRECTORY, ".outhaul-tmp"];
 
 /// An output that can be staged.
 #[derive(Debug, Clone, PartialEq)]

@@ -410,6 +410,18 @@ fn a_marker_that_cannot_be_read_or_leads_outside_is_told() {
     let other = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(dir.path(), other.path().join(".outhaul")).unwrap();
     assert!(marker::touch(other.path()).is_err());
+    assert!(marker::read_all(other.path()).is_err());
+    // Nor is one within it: neither read nor touched.
+    let outside = dir.path().join("outside");
+    std::fs::write(&outside, &text).unwrap();
+    let before = std::fs::metadata(&outside).unwrap().modified().unwrap();
+    let timestamp = dir.path().join(".outhaul/staged.timestamp");
+    std::os::unix::fs::symlink(&outside, &timestamp).unwrap();
+    assert!(marker::touch(dir.path()).is_err());
+    assert_eq!(std::fs::metadata(&outside).unwrap().modified().unwrap(), before);
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&outside, &path).unwrap();
+    assert!(marker::read_all(dir.path()).unwrap()[0].1.is_err());
 }
 
 /// A cache that has one blob, and notes what it was asked for.
