@@ -19,6 +19,7 @@ use super::{
 use crate::{
     bes::{Journal, StreamKey, journal::Entry},
     config::{CacheArgs, ControlArgs, StateArgs},
+    control::staging::nothing_of,
     proto::outhaul::v1 as pb,
     record::InvocationRow,
     stage::archive::{self, Exported},
@@ -113,7 +114,11 @@ async fn find(
             .await
             .map(|answered| answered.response),
     };
-    let id = planned.map_err(|status| told(&status))?.invocation_id;
+    let id = match planned {
+        Ok(planned) => planned.invocation_id,
+        // Nothing to stage is no reason not to carry it elsewhere: its targets and its end are told too.
+        Err(status) => nothing_of(&status).ok_or_else(|| told(&status))?,
+    };
     let (row, _) = client.invocation(&id).await?;
     Ok(InvocationRow {
         invocation_id: row.invocation_id,

@@ -21,7 +21,22 @@ fn told(error: &StageError) -> Status {
         StageErrorKind::Request => Code::InvalidArgument,
         StageErrorKind::Failed => Code::FailedPrecondition,
     };
-    Status::new(code, error.to_string())
+    let mut status = Status::new(code, error.to_string());
+    if let StageError::Nothing(id) = error
+        && let Ok(id) = id.parse()
+    {
+        status.metadata_mut().insert(NOTHING_OF, id);
+    }
+    status
+}
+
+/// Goes with the refusal to stage a build that is here, but names no outputs: its id.
+const NOTHING_OF: &str = "outhaul-invocation-id";
+
+/// The build that was found, but has nothing to stage.
+pub(crate) fn nothing_of(status: &Status) -> Option<String> {
+    let id = status.metadata().get(NOTHING_OF)?;
+    id.to_str().ok().map(str::to_owned)
 }
 
 /// An answer, and the work that still goes on behind it.
@@ -239,5 +254,21 @@ fn shown(digest: &Digest) -> pb::Digest {
         function: digest.function().name().to_owned(),
         hash: digest.hash_hex(),
         size: digest.size(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_outputs_is_told_apart_from_none() {
+        let nothing = told(&StageError::Nothing("inv".to_owned()));
+        assert_eq!(
+            (nothing.code(), nothing_of(&nothing)),
+            (Code::NotFound, Some("inv".to_owned()))
+        );
+        let unknown = told(&StageError::Unknown("inv".to_owned()));
+        assert_eq!((unknown.code(), nothing_of(&unknown)), (Code::NotFound, None));
     }
 }
