@@ -167,7 +167,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     let rooms = Rooms::open(record, policy, rules, source, options, args.upstream.rewrite_uris)?;
     // Before the daemon starts: what it takes up from the journal is told of as well.
     let notifier = (!notify.is_empty())
-        .then(|| Notifier::start(notify, rooms.engine.changes(), &rooms.metrics))
+        .then(|| Notifier::start(notify, rooms.engine.told(), &rooms.metrics))
         .transpose()
         .map_err(|e| Failure::usage(format!("--notify-url: {e}")))?;
     let mut daemon = Daemon::start(

@@ -400,3 +400,40 @@ async fn everybody_hears_of_builds_without_their_single_outputs() {
         ("/w", "test", 1)
     );
 }
+
+#[tokio::test]
+async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
+    const TARGETS: usize = 6000;
+    let mut f = Fixture::new(false).await;
+    let mut told = f.rooms.engine.told();
+    f.stall();
+    let digest = f.cache.store().put("bytes");
+    f.set("0", vec![output("a", &digest)], &[]).await;
+    for n in 0..TARGETS {
+        f.complete(&format!("//:{n}"), &["0"]).await;
+    }
+    f.finish().await;
+    f.cache.faults().clear();
+    f.cache.faults().sever_connections();
+    // Nobody takes anything meanwhile.
+    timeout(PATIENCE, f.rooms.engine.settled(&f.key))
+        .await
+        .expect("in time");
+    let mut settled = std::collections::BTreeSet::new();
+    loop {
+        match timeout(PATIENCE, told.recv())
+            .await
+            .expect("in time")
+            .unwrap()
+            .change
+        {
+            Change::Target(row) if row.state == TargetState::Settled => {
+                assert!(settled.insert(row.label), "each is told of once");
+            }
+            Change::Settled(_) => break,
+            Change::Output { .. } => panic!("single outputs are not for everybody"),
+            Change::Begun { .. } | Change::Target(_) => {}
+        }
+    }
+    assert_eq!(settled.len(), TARGETS);
+}

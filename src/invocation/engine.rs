@@ -65,6 +65,8 @@ pub(super) struct Shared {
     live: Mutex<HashMap<StreamKey, mpsc::Sender<Message>>>,
     reports: broadcast::Sender<Report>,
     changes: broadcast::Sender<Told>,
+    /// Who is told of every change.
+    told: Mutex<Vec<mpsc::UnboundedSender<Told>>>,
     /// Whether the outputs of a set are settled as of the event that brings the set.
     pub(super) holds_sets: bool,
 }
@@ -83,12 +85,22 @@ impl Shared {
     }
 
     pub(super) fn tell(&self, invocation_id: &str, change: Change) {
-        if self.changes.receiver_count() > 0 {
-            let _ = self.changes.send(Told {
-                invocation_id: invocation_id.to_owned(),
-                change,
-            });
+        let mut listeners = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|listener| !listener.is_closed());
+        if listeners.is_empty() && self.changes.receiver_count() == 0 {
+            return;
         }
+        let told = Told {
+            invocation_id: invocation_id.to_owned(),
+            change,
+        };
+        for listener in &*listeners {
+            // It may have gone just now.
+            let _ = listener.send(told.clone());
+        }
+        drop(listeners);
+        // Nobody has to listen.
+        let _ = self.changes.send(told);
     }
 }
 
@@ -124,6 +136,7 @@ impl Engine {
                 live: Mutex::default(),
                 reports,
                 changes,
+                told: Mutex::default(),
                 holds_sets,
             }),
         }
@@ -139,6 +152,17 @@ impl Engine {
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Told> {
         self.shared.changes.subscribe()
+    }
+
+    /// Every change of all invocations from now on, single outputs left out. Nothing is missed, however many come at
+    /// once: thousands of targets settle in one go where they share an output. So whoever listens must take them
+    /// without delay, and bound what it keeps.
+    #[must_use]
+    pub fn told(&self) -> mpsc::UnboundedReceiver<Told> {
+        let (listener, told) = mpsc::unbounded_channel();
+        let mut listeners = self.shared.told.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.push(listener);
+        told
     }
 
     /// The present state of an invocation that has a task, and how many required outputs are still on their way.

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
+    sync::mpsc,
     task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -71,7 +71,7 @@ impl Notifier {
     /// Naming the receiver: the system has no certificate authorities.
     pub fn start(
         options: NotifyOptions,
-        changes: broadcast::Receiver<Told>,
+        changes: mpsc::UnboundedReceiver<Told>,
         metrics: &Metrics,
     ) -> Result<Self, String> {
         Self::with_patience(options, changes, metrics, Patience::default(), QUEUE, DRAIN)
@@ -79,7 +79,7 @@ impl Notifier {
 
     pub(super) fn with_patience(
         options: NotifyOptions,
-        changes: broadcast::Receiver<Told>,
+        changes: mpsc::UnboundedReceiver<Told>,
         metrics: &Metrics,
         patience: Patience,
         bound: usize,
@@ -148,28 +148,23 @@ struct Listener {
 impl Listener {
     async fn run(
         mut self,
-        mut changes: broadcast::Receiver<Told>,
+        mut changes: mpsc::UnboundedReceiver<Told>,
         mut tasks: JoinSet<()>,
         stop: CancellationToken,
         drain: Duration,
     ) {
         loop {
-            let told = tokio::select! {
-                // What was told before the end is still taken in.
-                biased;
-                told = changes.recv() => told,
+            tokio::select! {
+                told = changes.recv() => match told {
+                    Some(told) => self.tell(told),
+                    None => break,
+                },
                 () = stop.cancelled() => break,
-            };
-            match told {
-                Ok(told) => self.tell(told),
-                Err(RecvError::Lagged(missed)) => {
-                    tracing::warn!("{missed} changes of builds came too fast to be told of");
-                    for receiver in &self.receivers {
-                        self.metrics.notification(receiver.via, Notified::Dropped, missed);
-                    }
-                }
-                Err(RecvError::Closed) => break,
             }
+        }
+        // What was told before the end is still taken in.
+        while let Ok(told) = changes.try_recv() {
+            self.tell(told);
         }
         for receiver in &self.receivers {
             receiver.queue.close();

@@ -16,7 +16,7 @@ use axum::{
 use serde_json::Value;
 use tokio::{
     net::TcpListener,
-    sync::{broadcast, watch},
+    sync::{mpsc, watch},
     time::timeout,
 };
 
@@ -131,7 +131,7 @@ fn hasty() -> Patience {
 }
 
 struct World {
-    changes: broadcast::Sender<Told>,
+    changes: mpsc::UnboundedSender<Told>,
     metrics: Metrics,
     notifier: Notifier,
 }
@@ -142,7 +142,7 @@ impl World {
     }
 
     fn with(options: NotifyOptions, bound: usize, patience: Patience) -> Self {
-        let (changes, listening) = broadcast::channel(4096);
+        let (changes, listening) = mpsc::unbounded_channel();
         let metrics = Metrics::default();
         let notifier = Notifier::with_patience(
             options,
@@ -354,6 +354,20 @@ async fn a_receiver_that_hangs_delays_no_other_and_loses_its_oldest() {
     let metrics = world.close().await;
     counted(&metrics, "url", "dropped", 2);
     counted(&metrics, "url", "sent", 10);
+}
+
+/// On one thread: the notifier gets no turn before everything is told.
+#[tokio::test]
+async fn a_burst_within_the_bound_is_delivered_whole() {
+    let receiver = Receiver::start(&[]).await;
+    let world = World::with(to(&receiver), 10_000, hasty());
+    let labels: Vec<String> = (0..5000).map(|n| format!("//a:{n}")).collect();
+    for label in &labels {
+        world.target(label);
+    }
+    assert_eq!(subjects(&receiver.got(5000).await), labels);
+    let metrics = world.close().await;
+    counted(&metrics, "url", "sent", 5000);
 }
 
 #[tokio::test]
