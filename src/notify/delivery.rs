@@ -34,13 +34,12 @@ async fn deliver_one(poster: &Poster, patience: &Patience, document: &Document) 
     let began = Instant::now();
     let mut tries = 0;
     loop {
-        let answer = tokio::time::timeout(patience.deadline, poster.post(document)).await;
+        let answer = poster.post(document, patience.deadline).await;
         tries += 1;
         let (reason, asked) = match answer {
-            Ok(Answer::Taken) => return Ok(()),
-            Ok(Answer::Refused(reason)) => return Err(reason),
-            Ok(Answer::Later { reason, asked }) => (reason, asked),
-            Err(_) => ("the receiver does not answer".to_owned(), None),
+            Answer::Taken => return Ok(()),
+            Answer::Refused(reason) => return Err(reason),
+            Answer::Later { reason, asked } => (reason, asked),
         };
         let Some(wait) = patience.wait(tries, began.elapsed(), asked, rand::random()) else {
             return Err(format!("{reason} ({tries} tries)"));

@@ -1,6 +1,10 @@
 //! One try to post a document.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{
@@ -21,6 +25,8 @@ use super::{document::Document, retry::Answer, signature::Secret, url::NotifyUrl
 
 /// Most that is read of an answer, so that its connection can be used again.
 const ANSWER: usize = 64 << 10;
+/// How long that may take.
+const REST: Duration = Duration::from_secs(1);
 
 /// Posts to one URL. HTTP/1.1; proxies of the environment are not used.
 pub(super) struct Poster {
@@ -61,8 +67,9 @@ impl Poster {
         &self.url
     }
 
-    /// One try, without a deadline.
-    pub(super) async fn post(&self, document: &Document) -> Answer {
+    /// One try. The status line and headers must come within the deadline; they are the answer, whatever becomes of
+    /// the body behind them.
+    pub(super) async fn post(&self, document: &Document, deadline: Duration) -> Answer {
         let mut request = Request::post(self.url.uri().clone())
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, concat!("outhaul/", env!("CARGO_PKG_VERSION")))
@@ -78,16 +85,21 @@ impl Poster {
             Ok(request) => request,
             Err(error) => return Answer::Refused(error.to_string()),
         };
-        match self.client.request(request).await {
-            Ok(response) => {
+        match tokio::time::timeout(deadline, self.client.request(request)).await {
+            Ok(Ok(response)) => {
                 let (head, body) = response.into_parts();
+                let answer = Answer::of(head.status, &head.headers, SystemTime::now());
                 // Nothing in it matters.
-                let _ = Limited::new(body, ANSWER).collect().await;
-                Answer::of(head.status, &head.headers, SystemTime::now())
+                let _ = tokio::time::timeout(REST, Limited::new(body, ANSWER).collect()).await;
+                answer
             }
             // Whatever went wrong on the way may be better next time. The client's errors do not tell URLs.
-            Err(error) => Answer::Later {
+            Ok(Err(error)) => Answer::Later {
                 reason: in_full(&error),
+                asked: None,
+            },
+            Err(_) => Answer::Later {
+                reason: "the receiver does not answer".to_owned(),
                 asked: None,
             },
         }

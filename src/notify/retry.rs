@@ -15,7 +15,7 @@ pub(super) struct Patience {
     pub(super) first_wait: Duration,
     /// The longest wait, unless the receiver asks for more.
     pub(super) longest_wait: Duration,
-    /// For one try.
+    /// For the head of one try's answer.
     pub(super) deadline: Duration,
 }
 

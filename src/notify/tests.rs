@@ -316,6 +316,34 @@ async fn what_is_refused_is_not_tried_again_and_holds_up_nothing() {
 }
 
 #[tokio::test]
+async fn an_answer_whose_body_never_ends_is_an_answer() {
+    let receiver = Receiver::start(&[]).await;
+    // Another port for the same receiver.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endless = Receiver {
+        address: listener.local_addr().unwrap(),
+        ..receiver
+    };
+    let answer = async |State(receiver): State<Receiver>, headers: HeaderMap, body: bytes::Bytes| {
+        let _ = answer(State(receiver), headers, body).await;
+        let never = futures::stream::pending::<io::Result<bytes::Bytes>>();
+        axum::body::Body::from_stream(never)
+    };
+    let app = Router::new().fallback(answer).with_state(endless.clone());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let patience = Patience {
+        deadline: Duration::from_secs(3),
+        ..hasty()
+    };
+    let world = World::with(to(&endless), 1000, patience);
+    world.target("//a");
+    world.target("//b");
+    assert_eq!(subjects(&endless.got(2).await), ["//a", "//b"]);
+    world.target("//c");
+    assert_eq!(subjects(&endless.got(3).await), ["//a", "//b", "//c"]);
+}
+
+#[tokio::test]
 async fn patience_ends_after_eight_tries() {
     let receiver = Receiver::start(&[(500, None); 8]).await;
     let world = World::new(to(&receiver));
@@ -499,7 +527,7 @@ async fn https_is_spoken_and_certificates_are_checked() {
     let post = async |roots| {
         let tls = http::trusting(roots).unwrap().with_no_client_auth();
         let poster = Poster::with_tls(url(), None, tls);
-        timeout(PATIENCE, poster.post(&document)).await.unwrap()
+        timeout(PATIENCE, poster.post(&document, PATIENCE)).await.unwrap()
     };
     let mut roots = rustls::RootCertStore::empty();
     let Answer::Later { reason, .. } = post(roots.clone()).await else {
