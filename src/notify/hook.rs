@@ -1,6 +1,7 @@
 //! A command that is run for each document.
 
 use std::{
+    os::fd::AsFd as _,
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
@@ -70,11 +71,17 @@ impl Drop for Group {
 }
 
 async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String> {
+    // Standard output is for the daemon's answers; what a command prints goes where the log goes.
+    let log = std::io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|e| format!("standard error can't be handed on: {e}"))?;
     let mut child = Command::new("sh")
         .args(["-c", &hook.command])
         .env("OUTHAUL_EVENT", document.event.name())
         .env("OUTHAUL_INVOCATION_ID", &document.invocation_id)
         .stdin(Stdio::piped())
+        .stdout(log)
         .process_group(0)
         .kill_on_drop(true)
         .spawn()

@@ -55,7 +55,10 @@ async fn a_builds_targets_and_its_end_are_posted_and_given_to_a_command() {
         .serve(&[
             &format!("--notify-url={url}"),
             &format!("--notify-secret-file={secret}"),
-            &format!("--on-settled=cat >> '{}'", told.display()),
+            &format!(
+                "--on-settled=cat >> '{}'; echo the command speaks",
+                told.display()
+            ),
         ])
         .await;
     world.play(&world.build, server.door()).await;
@@ -72,6 +75,9 @@ async fn a_builds_targets_and_its_end_are_posted_and_given_to_a_command() {
 
     let documents = posted();
     assert_eq!(
+    // What it prints is with the log.
+    server.logged("the command speaks").await;
+
         documents,
         lines(&told),
         "both are told the same in the same order"
