@@ -12,6 +12,7 @@ mod fetching;
 mod notifying;
 mod python;
 mod reading;
+mod scripts;
 mod staging;
 mod support;
 mod waiting;

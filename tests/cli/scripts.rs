@@ -1,0 +1,80 @@
+//! The script of `dist/ci` with a build tool that only plays: what it does when things are not as they should be.
+
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+use tokio::{net::TcpListener, process::Command};
+
+use crate::support::{PATIENCE, World, clean, finish};
+
+/// `dist/ci/build` with a build tool that is this shell script.
+fn build(world: &World, port: &str, bazel: &str) -> Command {
+    let path = world.path("bazel");
+    std::fs::write(&path, format!("#!/bin/sh\n{bazel}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_outhaul")).parent().unwrap();
+    let mut command = clean(Command::new(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/ci/build"),
+    ));
+    command
+        .arg("//...")
+        .env(
+            "PATH",
+            format!("{}:{}", program.display(), std::env::var("PATH").unwrap()),
+        )
+        .env("OUTHAUL_REMOTE_CACHE", world.cache.endpoint())
+        .env("OUTHAUL_PORT", port)
+        .env("ARTIFACTS", world.path("artifacts"))
+        .env("BAZEL", path);
+    command
+}
+
+fn port(door: &str) -> String {
+    door.rsplit_once(':').unwrap().1.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_build_script_does_not_take_somebody_elses_daemon_for_its_own() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    let mut command = build(&world, &port(server.door()), "echo built");
+    command.env("OUTHAUL_LOG", "error");
+    let ran = finish(command).await.says(1, &["--bes-listen", "in use"]);
+    assert!(!ran.out().contains("built"), "{}", ran.out());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_build_script_keeps_what_the_backend_has_not_got() {
+    let world = World::new().await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let (ready, played) = (world.path("ready"), world.path("played"));
+    let bazel = format!("touch '{ready}'; until [ -e '{played}' ]; do sleep 0.1; done; exit 37");
+    let mut command = build(&world, &address.port().to_string(), &bazel);
+    command
+        .env("OUTHAUL_BES_BACKEND", "grpc://127.0.0.1:1")
+        .env("OUTHAUL_LOG", "error")
+        .env("OUTHAUL_LOG_JSON", "true");
+    let play = async {
+        let began = tokio::time::Instant::now();
+        while !Path::new(&ready).exists() {
+            assert!(began.elapsed() < PATIENCE, "the build tool is not started");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        world.play(&world.build, &format!("grpc://{address}")).await;
+        std::fs::write(&played, "").unwrap();
+    };
+    let (ran, ()) = tokio::join!(finish(command), play);
+    let ran = ran.says(37, &["not everything has got to grpc://127.0.0.1:1"]);
+    let (_, rest) = ran.err.split_once("--state-dir=").unwrap();
+    let (kept, _) = rest.split_once('`').unwrap();
+    let journals = std::fs::read_dir(Path::new(kept).join("journal")).unwrap();
+    let journals: Vec<_> = journals.map(|entry| entry.unwrap().path()).collect();
+    std::fs::remove_dir_all(kept).unwrap();
+    assert!(
+        journals
+            .iter()
+            .any(|path| path.extension().is_some_and(|e| e == "journal")),
+        "{journals:?}"
+    );
+}
