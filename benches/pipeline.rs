@@ -99,6 +99,7 @@ async fn measure(name: &str, bench: &Bench) -> Result<(), Failure> {
         admin: None,
         retention: None,
         idle_timeout: None,
+        notifications: None,
     };
     let daemon = Daemon::start(rooms, options).await?;
     let door = format!("grpc://{}", daemon.bes.first().ok_or("no door is open")?);

@@ -190,6 +190,15 @@ impl BesService {
         self.shared.streams.len()
     }
 
+    /// Whether the upstream service still has to get something: also of builds that may go on.
+    #[must_use]
+    pub fn has_undelivered(&self) -> bool {
+        self.shared
+            .upstream
+            .as_ref()
+            .is_some_and(Upstream::has_undelivered)
+    }
+
     /// Ends every connection: held ones with what they wait for (unless strict), others with `UNAVAILABLE`, so that
     /// Bazel tries again and finds the next daemon. Returns when all tasks are done. Unsettled streams stay
     /// unfinished in the journal.

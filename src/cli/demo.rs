@@ -106,6 +106,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
             admin: None,
             retention: None,
             idle_timeout: None,
+            notifications: None,
         },
     )
     .await

@@ -136,6 +136,7 @@ async fn run(mut args: RunArgs) -> Result<u8, Failure> {
             admin: None,
             retention: Some(RETENTION),
             idle_timeout: None,
+            notifications: None,
         },
     )
     .await

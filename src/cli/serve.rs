@@ -182,6 +182,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
             admin,
             retention: Some(retention),
             idle_timeout,
+            notifications: notifier.as_ref().map(Notifier::backlog),
         },
     )
     .await

@@ -1,6 +1,7 @@
 //! What the control API answers, behind whatever carries it: the daemon's socket, or a command that opens the record
 //! itself because no daemon runs.
 
+mod calls;
 mod find;
 mod materialize;
 mod outputs;
@@ -32,6 +33,8 @@ pub struct Service {
     engine: Option<Engine>,
     /// None without a journal to stage from.
     stager: Option<Stager>,
+    /// Calls that wait for something.
+    calls: calls::Calls,
 }
 
 impl Service {
@@ -51,6 +54,7 @@ impl Service {
             sources,
             engine,
             stager: None,
+            calls: calls::Calls::default(),
         }
     }
 
@@ -71,6 +75,12 @@ impl Service {
     #[must_use]
     pub const fn stager(&self) -> Option<&Stager> {
         self.stager.as_ref()
+    }
+
+    /// Whether anything is being fetched, staged or waited for.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.calls.any() || self.stager.as_ref().is_some_and(Stager::is_busy)
     }
 
     /// Lets go of the output roots' temporary directories, before the process ends. Blocks on the file system.

@@ -35,6 +35,7 @@ use crate::{
     },
     materialize::{MaterializeOptions, Materializer, place::OutputRoot},
     metrics::Metrics,
+    notify::Backlog,
     record::{InvocationState, Record},
 };
 
@@ -134,6 +135,8 @@ pub struct DaemonOptions {
     pub retention: Option<Retention>,
     /// After how much idleness the daemon ends by itself.
     pub idle_timeout: Option<Duration>,
+    /// Notifications that are under way; a daemon that has some is not idle.
+    pub notifications: Option<Backlog>,
 }
 
 /// A daemon with open doors.
@@ -219,9 +222,14 @@ impl Daemon {
             });
         }
         if let Some(timeout) = options.idle_timeout {
-            let (rooms, stop) = (rooms.clone(), shutdown.clone());
+            let work = idle::Work {
+                rooms: rooms.clone(),
+                events: events.clone(),
+                notifications: options.notifications,
+            };
+            let stop = shutdown.clone();
             tasks.spawn(async move {
-                idle::watch(&rooms, timeout, &stop).await;
+                idle::watch(&work, timeout, &stop).await;
                 Ok(())
             });
         }

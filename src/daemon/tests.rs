@@ -24,6 +24,7 @@ use crate::{
         sources::SourceRule,
     },
     materialize::{MaterializeOptions, Outcome},
+    proto::outhaul::v1 as pb,
     record::{Record, TargetState},
     remote::{Endpoint, GrpcCache, RemoteOptions},
 };
@@ -436,4 +437,50 @@ async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
         }
     }
     assert_eq!(settled.len(), TARGETS);
+}
+
+#[tokio::test]
+async fn who_fetches_or_follows_keeps_the_daemon_at_work() {
+    let mut f = Fixture::new(false).await;
+    let service = f.rooms.service.clone();
+    let digest = f.cache.store().put("bytes");
+    f.set("0", vec![output("a", &digest)], &[]).await;
+    f.complete("//:a", &["0"]).await;
+    f.finish().await;
+    timeout(PATIENCE, f.rooms.engine.settled(&f.key))
+        .await
+        .expect("in time");
+    assert!(!service.is_busy());
+    let idle = async || {
+        while service.is_busy() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let next = pb::InvocationChoice {
+        next: true,
+        ..pb::InvocationChoice::default()
+    };
+    let following = service.watch(next, true);
+    assert!(service.is_busy());
+    drop(following);
+    timeout(PATIENCE, idle()).await.expect("it has gone");
+    // Gone from the disk, and slow to come back.
+    let path = f.dir.path().join("execroot/_main/bazel-out/k8/bin/a");
+    std::fs::remove_file(&path).unwrap();
+    f.stall();
+    let fetching = tokio::spawn({
+        let (service, path) = (service.clone(), path.display().to_string());
+        async move { service.materialize(vec![path]).await }
+    });
+    let begun = async {
+        while !service.is_busy() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, begun).await.expect("it begins");
+    f.cache.faults().clear();
+    f.cache.faults().sever_connections();
+    let fetched = timeout(PATIENCE, fetching).await.expect("in time").unwrap();
+    assert!(fetched[0].error.is_empty() && path.exists(), "{fetched:?}");
+    assert!(!service.is_busy());
 }

@@ -22,7 +22,7 @@ mod url;
 pub use self::{
     document::Event,
     hook::Hook,
-    notifier::{Notifier, NotifyOptions},
+    notifier::{Backlog, Notifier, NotifyOptions},
     signature::Secret,
     url::NotifyUrl,
 };

@@ -58,10 +58,23 @@ struct Receiver {
     queue: Arc<Queue>,
 }
 
+/// What receivers still have to get. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Backlog(Arc<[Arc<Queue>]>);
+
+impl Backlog {
+    /// Whether every receiver has got everything, or will never get it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|queue| queue.undelivered() == 0)
+    }
+}
+
 /// Tells what happens, until it is closed.
 pub struct Notifier {
     stop: CancellationToken,
     listening: JoinHandle<()>,
+    backlog: Backlog,
 }
 
 impl Notifier {
@@ -112,6 +125,7 @@ impl Notifier {
             let queue = receiver("--on-settled".to_owned(), "command");
             tasks.spawn(hook::run(queue, hook, metrics.clone()));
         }
+        let backlog = Backlog(receivers.iter().map(|receiver| receiver.queue.clone()).collect());
         let stop = CancellationToken::new();
         let listener = Listener {
             receivers,
@@ -120,7 +134,17 @@ impl Notifier {
             metrics: metrics.clone(),
         };
         let listening = tokio::spawn(listener.run(changes, tasks, stop.clone(), drain));
-        Ok(Self { stop, listening })
+        Ok(Self {
+            stop,
+            listening,
+            backlog,
+        })
+    }
+
+    /// What receivers still have to get, from now on.
+    #[must_use]
+    pub fn backlog(&self) -> Backlog {
+        self.backlog.clone()
     }
 
     /// Takes in what was told until now, and gives the receivers a few seconds for what they have not got yet.

@@ -341,6 +341,14 @@ async fn an_answer_whose_body_never_ends_is_an_answer() {
     assert_eq!(subjects(&endless.got(2).await), ["//a", "//b"]);
     world.target("//c");
     assert_eq!(subjects(&endless.got(3).await), ["//a", "//b", "//c"]);
+    let backlog = world.notifier.backlog();
+    timeout(PATIENCE, async {
+        while !backlog.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("all is delivered");
 }
 
 #[tokio::test]
@@ -406,6 +414,8 @@ async fn closing_waits_only_so_long_and_counts_what_is_lost() {
     for label in ["//a", "//b", "//c"] {
         world.target(label);
     }
+    hanging.got(1).await;
+    assert!(!world.notifier.backlog().is_empty());
     counted(&world.close().await, "url", "dropped", 3);
 }
 

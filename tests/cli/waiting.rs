@@ -1,6 +1,6 @@
 //! `outhaul wait`: before a build, during it and after it; what fails, what never comes, and what is cut off.
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
 use outhaul::embedded_cache::{RequestFault, Rpc, Times};
 use rustix::process::Signal;
@@ -336,4 +336,26 @@ async fn a_record_that_another_process_holds_is_waited_for() {
     let waiting = Waiting::unheard(&world, &["//app:app"]);
     tokio::task::spawn_blocking(move || record.close()).await.unwrap();
     assert_eq!(waiting.end().await["result"], "settled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_is_not_idle_while_somebody_waits() {
+    let world = World::new().await;
+    let mut server = world.serve(&["--idle-timeout=200ms"]).await;
+    let waiting = Waiting::start(&world, &["--next", "//app:app"]).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(server.is_running(), "a build may begin at any time");
+    world.play(&world.build, server.door()).await;
+    assert_eq!(waiting.end().await["result"], "settled");
+    assert_eq!(server.end().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_is_not_idle_while_upstream_has_not_got_everything() {
+    let world = World::new().await;
+    let args = ["--idle-timeout=200ms", "--bes-backend=grpc://127.0.0.1:1"];
+    let mut server = world.serve(&args).await;
+    world.play(&world.build, server.door()).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(server.is_running(), "upstream may come back");
 }

@@ -112,6 +112,14 @@ impl BuildCalls {
         }
     }
 
+    /// Whether anything is on its way.
+    pub(super) fn any(&self) -> bool {
+        let builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        builds.values().any(|build| {
+            build.worked_on || !build.calls.is_empty() || build.streams.iter().any(is_on_its_way)
+        })
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.builds.lock().unwrap().len()

@@ -171,6 +171,11 @@ impl Upstream {
         self.inner.health.is_good()
     }
 
+    /// Whether anything is on its way: a stream that has not ended, or that upstream has not got to its end, or a call.
+    pub(in crate::bes) fn has_undelivered(&self) -> bool {
+        self.inner.calls.any()
+    }
+
     /// Starts forwarding one stream's events behind the number `acked`. `save` keeps a newly acknowledged number; it may
     /// block for a moment, and is called every 100 ms at most and at the end.
     ///

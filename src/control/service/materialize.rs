@@ -21,6 +21,7 @@ const STAMP_AGE: Duration = Duration::from_millis(25);
 impl Service {
     /// Brings outputs to disk; a directory stands for everything recorded below it.
     pub async fn materialize(&self, paths: Vec<String>) -> Vec<pb::materialize_response::Result> {
+        let _call = self.calls.begin();
         let mut results = Vec::new();
         for path in paths {
             let service = self.clone();

@@ -114,7 +114,7 @@ impl Service {
     #[must_use]
     pub(crate) fn watch(&self, choice: pb::InvocationChoice, may_come: bool) -> mpsc::Receiver<Heard> {
         let (listener, heard) = mpsc::channel(WAITING);
-        let service = self.clone();
+        let (service, call) = (self.clone(), self.calls.begin());
         // First of all, so that once this has returned, nothing begins unheard.
         let changes = self
             .engine
@@ -128,6 +128,7 @@ impl Service {
                 () = listener.closed() => {}
                 () = service.follow(chooser, changes, &listener) => {}
             }
+            drop(call);
         });
         heard
     }

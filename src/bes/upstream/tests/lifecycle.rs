@@ -61,6 +61,7 @@ async fn calls_keep_their_places_around_the_stream() {
     rig.send(&stream(9));
     rig.finish();
     rig.until("begun", |status| status.acked == 2).await;
+    assert!(rig.upstream.has_undelivered());
     let closing = [call(&rig, 3, false), call(&rig, 4, false)];
     for call in opening {
         heard(call).await;
@@ -83,6 +84,7 @@ async fn calls_keep_their_places_around_the_stream() {
         .await
         .unwrap();
     assert_eq!(rig.upstream.inner.calls.len(), 0);
+    assert!(!rig.upstream.has_undelivered());
 }
 
 #[tokio::test]
