@@ -24,6 +24,8 @@ use crate::{
 
 /// How long after a lost connection the daemon is looked for again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// How long the record may be another process's without a word of it.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the line on the terminal changes.
 const REDRAW: Duration = Duration::from_millis(100);
 
@@ -187,6 +189,7 @@ impl Waiting<'_> {
                         Ok(client) => client,
                         // A daemon that is starting, or a command that will be done.
                         Err(failure) if failure.held => {
+                            self.shown.held(&failure.message)?;
                             tokio::time::sleep(AGAIN).await;
                             continue;
                         }
@@ -217,7 +220,9 @@ impl Waiting<'_> {
 
     async fn hear(&mut self, client: &mut Client) -> Result<pb::WaitResponse, Lost> {
         let mut following = client.watch(self.choice.clone()).await?;
-        self.shown.found().map_err(|e| Lost::Refused(e.into()))?;
+        if let Client::Daemon(_) = client {
+            self.shown.found().map_err(|e| Lost::Refused(e.into()))?;
+        }
         while let Some(event) = following.next().await? {
             if let Event::Invocation(invocation) = &event {
                 self.choice = by_id(&invocation.invocation_id);
@@ -239,6 +244,8 @@ struct Shown {
     terminal: bool,
     drawn: Option<Instant>,
     lost: bool,
+    begun: Instant,
+    held: bool,
     invocation: String,
     targets: u64,
     outputs: u64,
@@ -252,6 +259,8 @@ impl Shown {
             terminal: !json && std::io::stderr().is_terminal(),
             drawn: None,
             lost: false,
+            begun: Instant::now(),
+            held: false,
             invocation: String::new(),
             targets: 0,
             outputs: 0,
@@ -272,6 +281,15 @@ impl Shown {
             std::io::stderr(),
             "outhaul: the daemon does not answer any more ({reason}); waiting for it to come back"
         )
+    }
+
+    /// Says once that another process has the record. One that is only starting or ending is not worth a word.
+    fn held(&mut self, reason: &str) -> std::io::Result<()> {
+        if self.held || self.begun.elapsed() < PATIENCE {
+            return Ok(());
+        }
+        self.held = true;
+        writeln!(std::io::stderr(), "outhaul: waiting: {reason}")
     }
 
     /// A daemon listens: from now on nothing is missed.

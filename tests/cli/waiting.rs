@@ -359,3 +359,16 @@ async fn a_daemon_is_not_idle_while_upstream_has_not_got_everything() {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(server.is_running(), "upstream may come back");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_record_that_another_process_has_says_so() {
+    let world = World::new().await;
+    // It holds the record, and nobody finds its socket.
+    let hidden = format!("--control-socket={}", world.path("hidden.sock"));
+    let _server = world.serve(&[&hidden]).await;
+    let ran = waited(&world, &["--timeout=3s"]).await;
+    assert_eq!(ran.err.matches("outhaul: waiting: ").count(), 1, "{}", ran.err);
+    // Nobody listens.
+    assert!(ran.json().iter().all(|line| line["event"] != "waiting"));
+    assert_eq!(result(&ran)["result"], "timed_out");
+}
