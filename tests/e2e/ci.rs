@@ -91,6 +91,10 @@ fn the_recipes_build_wait_stage_export_and_stage_elsewhere(stage: &Stage) {
         upstream.stream(&id).last().is_some_and(|seen| seen.is_end()),
         "{run}"
     );
+    assert!(
+        !run.stderr.contains("not everything has got to"),
+        "nothing is left behind: {run}"
+    );
     let looked = presence.looked();
     assert!(
         looked.files > 20 && looked.wrong_for(stage.version).is_empty(),
