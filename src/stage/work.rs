@@ -26,7 +26,7 @@ use crate::{
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Want, place::Check},
     output::{Class, OutputContent, Stamp},
-    remote::{Attribution, BlobStore as _},
+    remote::{Attribution, BlobStore as _, RemoteErrorKind},
 };
 
 /// How long stamps wait, see `Stamp::vouches_for`.
@@ -192,19 +192,24 @@ impl Work {
             return;
         }
         let asked: Vec<Digest> = asked.into_iter().collect();
-        let missing = match self.store.find_missing(&asked, attribution).await {
-            Ok(missing) => missing.into_iter().collect::<HashSet<_>>(),
+        let (missing, reason) = match self.store.find_missing(&asked, attribution).await {
+            Ok(missing) => (missing, None),
+            // There is none that could be asked, now or later.
+            Err(error) if error.kind == RemoteErrorKind::Config => (asked, Some(error.to_string())),
             Err(error) => {
                 tracing::debug!("the cache does not say what it has: {error}");
                 return;
             }
         };
+        let missing: HashSet<Digest> = missing.into_iter().collect();
         let evicted: Vec<(ExecPath, String)> = self
             .left()
             .filter_map(|artifact| match &artifact.content {
                 OutputContent::Blob(digest) if missing.contains(digest) => Some((
                     artifact.place.clone(),
-                    format!("evicted: {} does not have {digest}", self.store.describe()),
+                    reason.clone().unwrap_or_else(|| {
+                        format!("evicted: {} does not have {digest}", self.store.describe())
+                    }),
                 )),
                 _ => None,
             })

@@ -252,7 +252,11 @@ async fn bytes_that_are_wrong_are_not_staged_and_leave_no_marker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_comes_behind_a_stage_that_has_failed() {
     let world = World::new().await;
-    let _server = recorded(&world).await;
+    // Whoever is still at it is at once again.
+    let server = world
+        .serve(&["--download=minimal", "--remote-retry-max-delay=10ms"])
+        .await;
+    world.play(&world.build, server.door()).await;
     let (wrong, digest) = world.file("liblib.a");
     let app = world.file("app/app").0.path.clone();
     let faults = world.cache.faults();
@@ -262,7 +266,7 @@ async fn nothing_comes_behind_a_stage_that_has_failed() {
     let to = world.path("out");
     let args = ["//lib:lib", "//app:app", "--required", r".*/liblib\.a"];
     stage(&world, &to, &args).await.says(1, &[&wrong.path]);
-    // Another stage wants the same, so that the stalled download goes on, and gets it.
+    // Another stage takes longer to get the same than the stalled download would take to go on.
     faults.clear();
     faults.sever_connections();
     let other = world.path("other");
@@ -555,6 +559,23 @@ async fn a_machine_that_never_ran_the_build_stages_from_its_export() {
     for said in ["taken in", "here already"] {
         let ran = run(["import", &file, &state]).await.expect(0);
         assert!(ran.err.contains(said), "{}", ran.err);
+    }
+    // The file does not say who is sent credentials.
+    let header = "--remote-header=x-token=abc";
+    let to = world.path("refused");
+    let args = ["stage", "--invocation", &id, "--to", &to, header, &state];
+    let before = world.cache.stats();
+    run(args)
+        .await
+        .says(1, &["--remote-cache", "--allow-remote-cache"]);
+    let asked = world.cache.stats().since(&before);
+    assert_eq!((asked.batch_reads, asked.stream_reads), (0, 0));
+    assert!(!Path::new(&to).exists(), "nothing was written");
+    let named = world.cache_flag();
+    let allowed = named.replace("--remote-cache=", "--allow-remote-cache=");
+    for flag in [&named, &allowed] {
+        run(args.into_iter().chain([flag.as_str()])).await.expect(0);
+        std::fs::remove_dir_all(&to).unwrap();
     }
     let to = world.path("out");
     run(["stage", "--invocation", &id, "--to", &to, &state])
