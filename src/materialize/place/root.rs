@@ -176,19 +176,19 @@ impl OutputRoot {
         if path.split('/').next() != Some(BUILD_TREE) {
             return Ok(());
         }
+        // First the lock: what another writer makes between the look and the lock would seem to have been deleted.
+        let build_tree = self.build_tree.read().unwrap_or_else(PoisonError::into_inner);
         let now = self
             .bazel_out()
             .map_err(|e| PlaceError::system_error("stat", BUILD_TREE, e))?;
-        match (
-            &*self.build_tree.read().unwrap_or_else(PoisonError::into_inner),
-            now,
-        ) {
+        match (&*build_tree, now) {
             (BuildTree::Unguarded, _) | (BuildTree::Fresh, None) => return Ok(()),
             (BuildTree::Held { inode, .. }, Some(now)) if *inode == now => return Ok(()),
             (BuildTree::Fresh, Some(_)) => {}
             (_, None) => return gone("its bazel-out was deleted"),
             (_, Some(_)) => return gone("its bazel-out is a new one"),
         }
+        drop(build_tree);
         self.adopt_build_tree()
     }
 

@@ -254,6 +254,10 @@ impl<'a> Walk<'a> {
     fn make(&self, here: &Arc<Dir>, name: &OsStr) -> Result<(), PlaceError> {
         let is_in_root = self.stack.len() == 1;
         if is_in_root && !self.root.may_make(name) {
+            // Another writer may have made it since it was looked for.
+            if self.root.guard(&name.to_string_lossy()).is_ok() {
+                return Ok(());
+            }
             let kind = PlaceErrorKind::RootGone("its bazel-out was deleted");
             return Err(PlaceError::new("make directory for", self.asked, kind));
         }

@@ -94,6 +94,27 @@ fn placers_in_one_directory_do_not_lose_each_others_files() {
 }
 
 #[test]
+fn writers_that_make_a_fresh_bazel_out_together_all_find_it() {
+    for _ in 0..200 {
+        let f = Fixture::new();
+        fs::remove_dir(f.path("bazel-out")).unwrap();
+        f.root.begin_build(true).unwrap();
+        let (root, epoch) = (&f.root, &f.epoch);
+        let together = &std::sync::Barrier::new(4);
+        thread::scope(|scope| {
+            for worker in 0..4 {
+                scope.spawn(move || {
+                    let mut placer = Placer::new(Arc::clone(root), PlaceOptions::default());
+                    together.wait();
+                    let file = (exec(&format!("bazel-out/{worker}/file")), digest("x"), "x");
+                    placer.place_many(&[item(&file)], epoch, 1).remove(0).unwrap();
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn writers_in_one_read_only_directory_do_not_lock_each_other_out() {
     everywhere(|f| {
         let dir = f.path("bazel-out/tree");
