@@ -9,6 +9,7 @@ mod bad_events;
 mod bad_settings;
 mod control;
 mod fetching;
+mod keeping;
 mod notifying;
 mod python;
 mod reading;
