@@ -380,7 +380,7 @@ mod tests {
         ) {
             let files = |local: &dyn Fn(usize) -> bool| -> Vec<u8> {
                 let files = (0..here.len()).map(|n| {
-                    let to = if local(n) { format!("file:///root/dir%20/{n}") } else { uri(n as u8) };
+                    let to = if local(n) { format!("file:///execroot/dir%20/{n}") } else { uri(n as u8) };
                     file(n as u8, FileOf::Uri(to))
                 });
                 request(kind, files.collect(), &unknown)
@@ -394,7 +394,7 @@ mod tests {
             let local: Vec<_> = found
                 .iter()
                 .map(|(_, digest)| by_digest(digest))
-                .map(|n| here[n].then(|| PathBuf::from(format!("/root/dir /{n}"))))
+                .map(|n| here[n].then(|| PathBuf::from(format!("/execroot/dir /{n}"))))
                 .collect();
             let after = rewritten(&before, &local).map_or_else(|| before.clone(), |b| b.to_vec());
             prop_assert_eq!(&after, &files(&|n| here[n]));

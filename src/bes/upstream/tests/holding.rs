@@ -175,11 +175,11 @@ async fn files_on_disk_are_named_in_place_of_blobs_once_they_are_there() {
     rig.send(&[with_id(1, 2), event([&here, &gone]), last(3)]);
     rig.finish();
     rig.until("flushed", |status| status.acked == 1).await;
-    let path = PathBuf::from("/root/a b");
+    let path = PathBuf::from("/execroot/a b");
     rig.engine.local.lock().unwrap().insert(1, path);
     rig.engine.progress.send_replace(progress(2, None));
     rig.until_finished().await;
     let seen = fake.seen();
-    assert_eq!(seen[0].requests[1], event(["file:///root/a%20b", &gone]));
+    assert_eq!(seen[0].requests[1], event(["file:///execroot/a%20b", &gone]));
     assert_eq!(requests::sequence(&seen[0].requests[1]), 2);
 }
