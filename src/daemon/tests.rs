@@ -25,7 +25,7 @@ use crate::{
     },
     materialize::{MaterializeOptions, Outcome},
     proto::outhaul::v1 as pb,
-    record::{Record, TargetState},
+    record::{InvocationRow, InvocationState, Record, TargetState},
     remote::{Endpoint, GrpcCache, RemoteOptions},
 };
 
@@ -379,7 +379,7 @@ async fn a_cancelled_build_wants_nothing_any_more() {
 #[tokio::test]
 async fn everybody_hears_of_builds_without_their_single_outputs() {
     let mut f = Fixture::new(false).await;
-    let mut changes = f.rooms.engine.changes();
+    let mut changes = f.rooms.engine.told();
     let digest = f.cache.store().put("bytes");
     f.set("0", vec![output("a", &digest)], &[]).await;
     f.complete("//:a", &["0"]).await;
@@ -400,6 +400,28 @@ async fn everybody_hears_of_builds_without_their_single_outputs() {
         (&*settled.workspace, &*settled.command, settled.tally.downloaded),
         ("/w", "test", 1)
     );
+}
+
+#[tokio::test]
+async fn who_asks_about_a_build_that_is_taken_up_is_told_which_it_is() {
+    let f = Fixture::new(false).await;
+    let key = StreamKey {
+        build_id: "build".to_owned(),
+        invocation_id: "before".to_owned(),
+    };
+    f.rooms.record.put_invocation(&InvocationRow {
+        invocation_id: key.invocation_id.clone(),
+        build_id: key.build_id.clone(),
+        workspace: "/w".to_owned(),
+        started_ms: 7,
+        state: InvocationState::Interrupted,
+        ..InvocationRow::default()
+    });
+    // As a daemon does that finds its journal, before it has read it.
+    assert!(f.rooms.engine.progress(&key).await.is_some());
+    let (invocation, _) = f.rooms.service.invocation("before").await.unwrap();
+    assert_eq!((&*invocation.workspace, invocation.started_ms), ("/w", 7));
+    assert_eq!(invocation.state, "running");
 }
 
 #[tokio::test]

@@ -163,14 +163,25 @@ fn new_build(shared: &Shared) -> Build {
 }
 
 impl Actor {
-    /// Starts the task of one invocation. `version` is given for one that is replayed.
-    pub(super) fn start(shared: Arc<Shared>, key: &StreamKey, version: Option<u64>) -> mpsc::Sender<Message> {
+    /// Starts the task of one invocation, with what is on record of one that comes again. Who asks before its events
+    /// have come is told at least which build it is.
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        key: &StreamKey,
+        recorded: Option<InvocationRow>,
+    ) -> mpsc::Sender<Message> {
         let (sender, inbox) = mpsc::channel(INBOX);
         let (completions, completed) = mpsc::unbounded_channel();
+        let recorded = recorded.unwrap_or_default();
         let row = InvocationRow {
             invocation_id: key.invocation_id.clone(),
             build_id: key.build_id.clone(),
-            version: version.unwrap_or(0),
+            version: recorded.version,
+            command: recorded.command,
+            workspace: recorded.workspace,
+            exec_root: recorded.exec_root,
+            started_ms: recorded.started_ms,
+            build_tool_version: recorded.build_tool_version,
             ..InvocationRow::default()
         };
         let actor = Self {

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     policy::Policy,
-    selection::{Command, GroupContext, Origin, ProfileId, Selector},
+    selection::{Command, GroupContext, Origin, ProfileId, Selector, Verdict},
     test_outputs::{self, TestShape},
 };
 use crate::{
@@ -440,7 +440,7 @@ impl Build {
         }
         let awaits_tests = completed.success
             && target.aspect.is_empty()
-            && matches!(self.command, Command::Test | Command::Coverage)
+            && self.command.tests()
             && self.tests.contains(&target.label);
         let end = TargetEnd::Completed {
             success: completed.success,
@@ -612,16 +612,7 @@ impl<'a> Namer<'a> {
             *root
         });
         let verdict = self.selector.select(profile, path.as_str(), tree_root, size);
-        self.outputs.push(Named {
-            path,
-            content,
-            class: verdict.class,
-            rule: verdict.rule,
-            group: group.clone(),
-            event: event.clone(),
-            sequence: self.sequence,
-            set: self.set,
-        });
+        self.push(path, content, verdict, group, event);
     }
 
     fn directory(&mut self, path: &str, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
@@ -631,9 +622,20 @@ impl<'a> Namer<'a> {
         let verdict = self
             .selector
             .select(profile, path.as_str(), Some(path.as_str()), None);
+        self.push(path, OutputContent::Directory, verdict, group, event);
+    }
+
+    fn push(
+        &mut self,
+        path: ExecPath,
+        content: OutputContent,
+        verdict: Verdict,
+        group: &Arc<str>,
+        event: &Arc<str>,
+    ) {
         self.outputs.push(Named {
-            path: path.clone(),
-            content: OutputContent::Directory,
+            path,
+            content,
             class: verdict.class,
             rule: verdict.rule,
             group: group.clone(),

@@ -64,7 +64,6 @@ pub(super) struct Shared {
     /// By both ids: an invocation id may be used again, for another build.
     live: Mutex<HashMap<StreamKey, mpsc::Sender<Message>>>,
     reports: broadcast::Sender<Report>,
-    changes: broadcast::Sender<Told>,
     /// Who is told of every change.
     told: Mutex<Vec<mpsc::UnboundedSender<Told>>>,
     /// Whether the outputs of a set are settled as of the event that brings the set.
@@ -84,23 +83,16 @@ impl Shared {
         let _ = self.reports.send(report);
     }
 
-    pub(super) fn tell(&self, invocation_id: &str, change: Change) {
+    pub(super) fn tell(&self, invocation_id: &str, change: &Change) {
         let mut listeners = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.retain(|listener| !listener.is_closed());
-        if listeners.is_empty() && self.changes.receiver_count() == 0 {
-            return;
-        }
-        let told = Told {
-            invocation_id: invocation_id.to_owned(),
-            change,
-        };
-        for listener in &*listeners {
-            // It may have gone just now.
-            let _ = listener.send(told.clone());
-        }
-        drop(listeners);
-        // Nobody has to listen.
-        let _ = self.changes.send(told);
+        listeners.retain(|listener| {
+            // Who has gone is told no more.
+            let told = Told {
+                invocation_id: invocation_id.to_owned(),
+                change: change.clone(),
+            };
+            listener.send(told).is_ok()
+        });
     }
 }
 
@@ -124,7 +116,6 @@ impl Engine {
         metrics: Metrics,
     ) -> Self {
         let (reports, _) = broadcast::channel(64);
-        let (changes, _) = broadcast::channel(4096);
         Self {
             shared: Arc::new(Shared {
                 policy,
@@ -135,7 +126,6 @@ impl Engine {
                 metrics,
                 live: Mutex::default(),
                 reports,
-                changes,
                 told: Mutex::default(),
                 holds_sets,
             }),
@@ -146,12 +136,6 @@ impl Engine {
     #[must_use]
     pub fn reports(&self) -> broadcast::Receiver<Report> {
         self.shared.reports.subscribe()
-    }
-
-    /// Changes of all invocations from now on, single outputs left out. Who listens too slowly misses some.
-    #[must_use]
-    pub fn changes(&self) -> broadcast::Receiver<Told> {
-        self.shared.changes.subscribe()
     }
 
     /// Every change of all invocations from now on, single outputs left out. Nothing is missed, however many come at
@@ -235,14 +219,9 @@ impl Engine {
             return None;
         }
         // An invocation that has been here before, and comes again from the journal, keeps its place in the order.
-        let version = self
-            .shared
-            .record
-            .invocation(&stream.invocation_id)
-            .filter(|row| row.build_id == stream.build_id)
-            .map(|row| row.version)
-            .filter(|version| *version > 0);
-        let task = Actor::start(self.shared.clone(), stream, version);
+        let recorded = self.shared.record.invocation(&stream.invocation_id);
+        let recorded = recorded.filter(|row| row.build_id == stream.build_id);
+        let task = Actor::start(self.shared.clone(), stream, recorded);
         live.insert(stream.clone(), task.clone());
         Some(task)
     }

@@ -2,17 +2,14 @@
 
 use std::collections::HashSet;
 
-use tokio::{
-    sync::{
-        broadcast::{self, error::RecvError},
-        mpsc,
-    },
-    task::spawn_blocking,
-};
+use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{Service, show};
 use crate::{
-    invocation::feed::{Change, Told},
+    invocation::{
+        feed::{Change, Told},
+        selection::builds,
+    },
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
     record::InvocationRow,
 };
@@ -24,31 +21,6 @@ const WAITING: usize = 256;
 
 /// What a follower hears; an error, in words, is the last it hears.
 pub(crate) type Heard = Result<Event, String>;
-
-/// Whether a command of the build tool has outputs that somebody could wait for.
-fn builds(command: &str) -> bool {
-    !matches!(
-        command,
-        "aquery"
-            | "analyze-profile"
-            | "canonicalize-flags"
-            | "clean"
-            | "config"
-            | "cquery"
-            | "dump"
-            | "fetch"
-            | "help"
-            | "info"
-            | "license"
-            | "mod"
-            | "print_action"
-            | "query"
-            | "shutdown"
-            | "sync"
-            | "vendor"
-            | "version"
-    )
-}
 
 /// Whether a begun invocation is one of those that a choice without an id is about.
 fn fits(row: &InvocationRow, workspace: &str) -> bool {
@@ -120,7 +92,7 @@ impl Service {
             .engine
             .as_ref()
             .filter(|_| may_come)
-            .map(|engine| engine.changes());
+            .map(|engine| engine.told());
         let chooser = Chooser::new(choice, &self.record.invocations(LOOKED_AT));
         tokio::spawn(async move {
             tokio::select! {
@@ -136,7 +108,7 @@ impl Service {
     async fn follow(
         &self,
         chooser: Chooser,
-        changes: Option<broadcast::Receiver<Told>>,
+        changes: Option<mpsc::UnboundedReceiver<Told>>,
         listener: &mpsc::Sender<Heard>,
     ) {
         let told = match self.choose(&chooser, changes).await {
@@ -152,10 +124,10 @@ impl Service {
     async fn choose(
         &self,
         chooser: &Chooser,
-        mut changes: Option<broadcast::Receiver<Told>>,
+        mut changes: Option<mpsc::UnboundedReceiver<Told>>,
     ) -> Result<String, String> {
         let id = chooser.choice.invocation_id.clone();
-        loop {
+        'begun: loop {
             if id.is_empty() {
                 if let Some(row) = chooser.choose(&self.record.invocations(LOOKED_AT)) {
                     return Ok(row.invocation_id.clone());
@@ -166,18 +138,13 @@ impl Service {
             let Some(changes) = &mut changes else {
                 return Err(chooser.nothing());
             };
-            loop {
-                match changes.recv().await {
-                    // The record has the row before anybody is told.
-                    Ok(Told {
-                        change: Change::Begun { .. },
-                        ..
-                    })
-                    | Err(RecvError::Lagged(_)) => break,
-                    Ok(_) => {}
-                    Err(RecvError::Closed) => return Err(chooser.nothing()),
+            // The record has the row before anybody is told.
+            while let Some(told) = changes.recv().await {
+                if matches!(told.change, Change::Begun { .. }) {
+                    continue 'begun;
                 }
             }
+            return Err(chooser.nothing());
         }
     }
 

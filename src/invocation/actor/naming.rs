@@ -13,6 +13,7 @@ use super::{
         feed::Change,
         roots::Destination,
         rows::{self, Naming},
+        selection::builds,
     },
     Actor, Place, Wanted,
 };
@@ -87,8 +88,7 @@ impl Actor {
         let (shared, looked) = (self.shared.clone(), path.clone());
         let there = spawn_blocking(move || shared.roots.is_there(&looked)).await;
         // What only asks about the build, and has no outputs, does not end the downloads of one that has.
-        let builds = !matches!(&*self.row.command, "query" | "cquery" | "aquery" | "fetch");
-        if builds && there.unwrap_or(true) {
+        if builds(&self.row.command) && there.unwrap_or(true) {
             self.open_root(path).await;
         } else {
             self.awaited_root = Some(path);

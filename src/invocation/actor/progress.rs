@@ -159,7 +159,7 @@ impl Actor {
     pub(super) fn tell(&mut self, change: Change) {
         self.listeners.tell(&change);
         if !matches!(change, Change::Output { .. }) {
-            self.shared.tell(&self.row.invocation_id, change);
+            self.shared.tell(&self.row.invocation_id, &change);
         }
     }
 }
