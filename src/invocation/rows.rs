@@ -5,10 +5,9 @@ use std::{sync::Arc, time::SystemTime};
 use super::build::Named;
 use crate::{
     bep::event::TargetId,
-    exec_path::ExecPath,
     materialize::{Completion, Outcome, Want},
-    output::Class,
-    record::{OutputRow, OutputState, Record, RootId},
+    output::{Class, Stamp},
+    record::{OutputRow, OutputState, Record, RootId, SeenOutput},
 };
 
 /// Who names outputs.
@@ -20,26 +19,45 @@ pub(super) struct Naming {
     pub(super) target: Arc<TargetId>,
 }
 
+/// What was known of an output that is named again.
+enum Before {
+    Nothing,
+    /// Other content.
+    Other,
+    /// The same, and its row stays as it is. The stamp, if it is wanted and was materialised.
+    Same(Option<Stamp>),
+    /// The same content, but other words about who wants it.
+    Reworded(Box<OutputRow>),
+}
+
 /// Records outputs and gives back what is wanted of them, with the stamps that the record has. Rows that would stay
 /// as they are, are not written again. Blocks on the record.
 pub(super) fn absorb(record: &Record, naming: &Naming, named: Vec<Named>) -> Vec<Want> {
-    let paths: Vec<ExecPath> = named.iter().map(|n| n.path.clone()).collect();
-    let old = record.outputs(naming.root, &paths);
-    let label: Arc<str> = naming.target.label.as_str().into();
-    let aspect: Arc<str> = naming.target.aspect.as_str().into();
     // A newer invocation of the root has begun: what it has recorded is its own, and stays. (The versions in rows do
     // not tell, since a row that would stay as it is, is not written again.)
     let superseded = record
         .root_row(naming.root)
         .is_some_and(|root| root.version > naming.version);
+    let mut before: Vec<Before> = Vec::new();
+    before.resize_with(named.len(), || Before::Nothing);
+    record.see_outputs(
+        naming.root,
+        &named,
+        |named| &named.path,
+        |i, row| before[i] = compare(&named[i], &row, superseded),
+    );
+    let label: Arc<str> = naming.target.label.as_str().into();
+    let aspect: Arc<str> = naming.target.aspect.as_str().into();
+    let none: Arc<str> = Arc::default();
     let mut changed = Vec::new();
     let mut wants = Vec::new();
-    for (named, old) in named.into_iter().zip(old) {
-        let same = old.as_ref().filter(|old| old.content == named.content);
+    for (named, before) in named.into_iter().zip(before) {
         if named.class > Class::Known {
-            let recorded = same
-                .filter(|old| old.state == OutputState::Materialized)
-                .and_then(|old| old.stamp);
+            let recorded = match &before {
+                Before::Same(stamp) => *stamp,
+                Before::Reworded(old) if old.state == OutputState::Materialized => old.stamp,
+                _ => None,
+            };
             wants.push(Want::new(
                 named.path.clone(),
                 named.content.clone(),
@@ -47,41 +65,58 @@ pub(super) fn absorb(record: &Record, naming: &Naming, named: Vec<Named>) -> Vec
                 recorded,
             ));
         }
-        if superseded && old.is_some() {
-            continue;
-        }
-        let unchanged = same.is_some_and(|old| {
-            old.class == named.class && *old.rule == *named.rule && old.output_group == named.group
-        });
-        if unchanged {
-            continue;
-        }
+        let old = match before {
+            Before::Same(_) => continue,
+            Before::Other if superseded => continue,
+            Before::Nothing | Before::Other => None,
+            Before::Reworded(old) => Some(*old),
+        };
         let mut row = OutputRow {
+            content: named.content,
+            state: OutputState::Known,
             class: named.class,
             rule: named.rule,
             label: label.clone(),
             aspect: aspect.clone(),
             output_group: named.group,
-            event: named.event,
             invocation_id: naming.invocation.clone(),
+            event: named.event,
+            stamp: None,
+            source: none.clone(),
+            materialized_at_ms: 0,
+            took_us: 0,
+            error: String::new(),
             version: naming.version,
-            ..OutputRow::known(named.content)
         };
-        if let Some(old) = same {
+        if let Some(old) = old {
             // The bytes' story goes on; only who wants them has changed.
             row.state = old.state;
             row.stamp = old.stamp;
-            row.source = old.source.clone();
+            row.source = old.source;
             row.materialized_at_ms = old.materialized_at_ms;
             row.took_us = old.took_us;
-            row.invocation_id = old.invocation_id.clone();
+            row.invocation_id = old.invocation_id;
         }
         changed.push((named.path, row));
     }
-    if !changed.is_empty() {
-        record.put_outputs(naming.root, changed);
-    }
+    record.put_outputs(naming.root, changed);
     wants
+}
+
+fn compare(named: &Named, row: &SeenOutput<'_>, superseded: bool) -> Before {
+    if !row.content_is(&named.content) {
+        return Before::Other;
+    }
+    let unchanged =
+        row.class() == named.class && *row.rule() == *named.rule && *row.output_group() == *named.group;
+    if unchanged || superseded {
+        let is_asked = named.class > Class::Known && row.state() == OutputState::Materialized;
+        return Before::Same(if is_asked { row.stamp() } else { None });
+    }
+    match row.to_row() {
+        Some(old) => Before::Reworded(Box::new(old)),
+        None => Before::Other,
+    }
 }
 
 /// Records what became of wants. A row that meanwhile has other content belongs to somebody newer and is left alone.
@@ -90,7 +125,6 @@ pub(super) fn absorb(record: &Record, naming: &Naming, named: Vec<Named>) -> Vec
 /// Call it a clock tick or more after the files were placed: the stamp counts as taken now, and one that is as young as
 /// its file would not be trusted later.
 pub(crate) fn conclude(record: &Record, root: RootId, ends: &[Completion]) {
-    let paths: Vec<ExecPath> = ends.iter().map(|c| c.path.clone()).collect();
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
@@ -98,36 +132,62 @@ pub(crate) fn conclude(record: &Record, root: RootId, ends: &[Completion]) {
         i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
         i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
     );
-    let stamped = |stamp: Option<crate::output::Stamp>| {
-        stamp.map(|mut stamp| {
-            stamp.taken_ns = now_ns;
-            stamp
-        })
+    let mut end = End {
+        now_ms,
+        now_ns,
+        sources: Vec::new(),
     };
     let mut changed = Vec::new();
-    for (completion, row) in ends.iter().zip(record.outputs(root, &paths)) {
-        let Some(mut row) = row.filter(|row| row.content == completion.content) else {
-            continue;
+    record.see_outputs(
+        root,
+        ends,
+        |completion| &completion.path,
+        |i, row| {
+            let row = end.row(&ends[i], &row);
+            changed.extend(row.map(|row| (ends[i].path.clone(), row)));
+        },
+    );
+    record.put_outputs(root, changed);
+}
+
+/// Makes rows of what became of wants.
+struct End {
+    now_ms: i64,
+    now_ns: i64,
+    /// Sources that were named already: rows share the texts.
+    sources: Vec<Arc<str>>,
+}
+
+impl End {
+    /// The output's row from now on, if it changes.
+    fn row(&mut self, completion: &Completion, old: &SeenOutput<'_>) -> Option<OutputRow> {
+        let stays = match &completion.outcome {
+            Outcome::Present { hashed: false, .. } => old.state() == OutputState::Materialized,
+            Outcome::Superseded => true,
+            _ => false,
         };
+        if stays || !old.content_is(&completion.content) {
+            return None;
+        }
+        let mut row = old.to_row()?;
         let took_us = u64::try_from(completion.took.as_micros()).unwrap_or(u64::MAX);
         match &completion.outcome {
             Outcome::Downloaded { source, stamp, .. } => {
                 row.state = OutputState::Materialized;
-                row.stamp = stamped(*stamp);
-                row.source = source.name().into();
-                row.materialized_at_ms = now_ms;
+                row.stamp = self.stamped(*stamp);
+                row.source = self.source(source.name());
+                row.materialized_at_ms = self.now_ms;
                 row.took_us = took_us;
                 row.error.clear();
             }
-            Outcome::Present { hashed: false, .. } if row.state == OutputState::Materialized => continue,
             Outcome::Present { stamp, .. } => {
                 if row.state != OutputState::Materialized || row.source.is_empty() {
-                    row.source = "present".into();
-                    row.materialized_at_ms = now_ms;
+                    row.source = self.source("present");
+                    row.materialized_at_ms = self.now_ms;
                     row.took_us = took_us;
                 }
                 row.state = OutputState::Materialized;
-                row.stamp = stamped(*stamp);
+                row.stamp = self.stamped(*stamp);
                 row.error.clear();
             }
             Outcome::Evicted(reason) => {
@@ -140,12 +200,25 @@ pub(crate) fn conclude(record: &Record, root: RootId, ends: &[Completion]) {
                 row.error.clone_from(reason);
                 row.stamp = None;
             }
-            Outcome::Superseded => continue,
+            Outcome::Superseded => return None,
         }
-        changed.push((completion.path.clone(), row));
+        Some(row)
     }
-    if !changed.is_empty() {
-        record.put_outputs(root, changed);
+
+    fn stamped(&self, stamp: Option<Stamp>) -> Option<Stamp> {
+        stamp.map(|stamp| Stamp {
+            taken_ns: self.now_ns,
+            ..stamp
+        })
+    }
+
+    fn source(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.sources.iter().find(|known| ***known == *name) {
+            return known.clone();
+        }
+        let source: Arc<str> = name.into();
+        self.sources.push(source.clone());
+        source
     }
 }
 
@@ -154,7 +227,8 @@ mod tests {
     use super::*;
     use crate::{
         digest::{Digest, DigestFunction},
-        output::{OutputContent, Stamp},
+        exec_path::ExecPath,
+        output::OutputContent,
         record::InvocationRow,
     };
 

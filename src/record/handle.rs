@@ -214,10 +214,7 @@ impl Record {
     /// Removes a root with all its outputs, as when its directory is gone. Its invocations stay.
     pub fn forget_root(&self, id: RootId) {
         if locked(&self.shared().roots).remove(id) {
-            let keys = self
-                .scan(TreeId::Outputs, keys::root(id))
-                .map(|(key, _)| (key, None));
-            self.put_chunked(TreeId::Outputs, keys);
+            self.shared().forget_outputs(id);
             self.put(TreeId::Roots, vec![(keys::root(id), None)]);
         }
     }

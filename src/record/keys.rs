@@ -1,24 +1,30 @@
 //! The trees' keys.
 
 use super::row::{RootId, TargetRow};
-use crate::exec_path::ExecPath;
 
-/// A root's number: also the prefix of its outputs.
+/// A root's number: also the prefix of its outputs, and the key of their first block.
 pub(super) fn root(id: RootId) -> Vec<u8> {
     id.0.to_be_bytes().to_vec()
 }
 
-/// An output, or with a part of a path the prefix of several.
-pub(super) fn output(id: RootId, path: &str) -> Vec<u8> {
-    let mut key = Vec::with_capacity(4 + path.len());
+/// The key of a block whose first row is this one. A block has all rows from its key up to the next block's. The NUL
+/// is lower than anything in a path: a directory's files come together, and before its subdirectories.
+pub(super) fn block(id: RootId, directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(5 + directory.len() + name.len());
     key.extend_from_slice(&id.0.to_be_bytes());
-    key.extend_from_slice(path.as_bytes());
+    key.extend_from_slice(directory);
+    key.push(0);
+    key.extend_from_slice(name);
     key
 }
 
-/// The exec path in an output's key.
-pub(super) fn output_path(key: &[u8]) -> Option<ExecPath> {
-    ExecPath::new(std::str::from_utf8(key.get(4..)?).ok()?).ok()
+/// Directory and name in a block's key; both are empty for the first one.
+pub(super) fn place(key: &[u8]) -> (&[u8], &[u8]) {
+    let place = key.get(4..).unwrap_or_default();
+    match place.iter().position(|byte| *byte == 0) {
+        Some(end) => (&place[..end], &place[end + 1..]),
+        None => (place, &[]),
+    }
 }
 
 /// An invocation's place among all, newest first.

@@ -6,25 +6,30 @@
 //!
 //! * `handle`, `outputs`, `invocations`, `retention`: the API, in terms of rows.
 //! * `row`, `value`, `keys`: rows, and rows as bytes.
+//! * `block`: many outputs' rows as one value. There are up to millions of them, so they are never single values.
 //! * `shared`, `pending`, `writer`: the queue of rows on their way to the store, which readers see too; one thread
 //!   writes them, and reopens or replaces a store that fails.
+//! * `look_up`, `scan`: outputs out of queue and store.
 //! * `store`, `shield`, `opening`: sled, its panics, and setting a damaged store aside.
 //! * `lock`: one process per state directory.
 //!
 //! A state directory holds `lock`, `record/` (sled), `record.opening` while a store is being opened, and the last few
 //! `record.quarantined-<seconds>`.
 
+mod block;
 mod error;
 mod handle;
 mod invocations;
 mod keys;
 mod lock;
+mod look_up;
 mod opening;
 mod outputs;
 mod pending;
 mod retention;
 mod roots;
 mod row;
+mod scan;
 mod shared;
 mod shield;
 mod store;
@@ -33,6 +38,7 @@ mod tests;
 mod value;
 mod writer;
 
+pub(crate) use block::Row as SeenOutput;
 pub use error::{FlushError, Health, HealthState, RecordError};
 pub use handle::Record;
 pub use lock::Holder;

@@ -1,29 +1,37 @@
 //! Outputs in the record.
 
+use std::sync::Arc;
+
 use super::{
+    block::{Block, Builder, Row, split},
     handle::Record,
-    keys,
     row::{OutputRow, RootId},
-    store::TreeId,
-    value::{Interner, decode_output, encode_output},
+    scan::OutputScan,
 };
 use crate::exec_path::ExecPath;
 
+/// Bytes of rows that are handed over at once; others get at the queue in between.
+const HANDED_OVER: usize = 4 << 20;
+
 impl Record {
-    /// What is known of some outputs of a root, in their order.
+    /// What is known of some outputs of a root, in their order. Fastest when a directory's follow each other.
     #[must_use]
     pub fn outputs(&self, root: RootId, paths: &[ExecPath]) -> Vec<Option<OutputRow>> {
-        let keys: Vec<Vec<u8>> = paths
-            .iter()
-            .map(|path| keys::output(root, path.as_str()))
-            .collect();
         let mut rows = vec![None; paths.len()];
-        let mut texts = Interner::default();
-        let shared = self.shared();
-        shared.look_up(TreeId::Outputs, &keys, |i, value| {
-            rows[i] = shared.readable(decode_output(value, &mut texts));
-        });
+        self.see_outputs(root, paths, |path| path, |i, row| rows[i] = row.to_row());
         rows
+    }
+
+    /// Shows what is known of outputs that each of `wanted` has the path of. Nothing is decoded that is not asked for.
+    pub(crate) fn see_outputs<T>(
+        &self,
+        root: RootId,
+        wanted: &[T],
+        path: impl Fn(&T) -> &ExecPath,
+        see: impl FnMut(usize, Row<'_>),
+    ) {
+        self.shared()
+            .look_up_outputs(root, wanted, |wanted| path(wanted).as_str(), see);
     }
 
     /// What is known of an output.
@@ -39,33 +47,91 @@ impl Record {
         root: RootId,
         prefix: &str,
     ) -> impl Iterator<Item = (ExecPath, OutputRow)> + Send + use<> {
-        let shared = self.shared().clone();
-        let mut texts = Interner::default();
-        self.scan(TreeId::Outputs, keys::output(root, prefix))
-            .filter_map(move |(key, value)| {
-                let row = shared.readable(decode_output(&value, &mut texts))?;
-                Some((keys::output_path(&key)?, row))
-            })
+        let mut scan = OutputScan::new(self.shared().clone(), root, prefix);
+        std::iter::from_fn(move || {
+            loop {
+                let entry = scan.next_with(|row| Some((row.path()?, row.to_row()?)))?;
+                if entry.is_some() {
+                    return entry;
+                }
+            }
+        })
     }
 
     /// How many outputs of a root begin with `prefix`. Walks over them.
     #[must_use]
     pub fn count_outputs(&self, root: RootId, prefix: &str) -> usize {
-        self.scan(TreeId::Outputs, keys::output(root, prefix)).count()
+        let mut scan = OutputScan::new(self.shared().clone(), root, prefix);
+        std::iter::from_fn(|| scan.next_with(|_| ())).count()
     }
 
     /// Records outputs of a root, in place of what was known of them. They are read back at once, and written in the
     /// background. Waits up to a second for a writer that is far behind, and gives the rows up after that.
     pub fn put_outputs(&self, root: RootId, rows: Vec<(ExecPath, OutputRow)>) {
-        let changes = rows
-            .iter()
-            .map(|(path, row)| (keys::output(root, path.as_str()), Some(encode_output(row))));
-        self.put_chunked(TreeId::Outputs, changes);
+        self.hand_over(
+            root,
+            &rows,
+            |(path, _)| path,
+            |builder, directory, name, (_, row)| {
+                builder.push(directory, name, row);
+            },
+        );
     }
 
-    /// Forgets outputs of a root. The space on disk is used again, but never given back.
+    /// Forgets outputs of a root. The space on disk is used again.
     pub fn remove_outputs(&self, root: RootId, paths: &[ExecPath]) {
-        let changes = paths.iter().map(|path| (keys::output(root, path.as_str()), None));
-        self.put_chunked(TreeId::Outputs, changes);
+        self.hand_over(
+            root,
+            paths,
+            |path| path,
+            |builder, directory, name, _| {
+                builder.push_removal(directory, name);
+            },
+        );
+    }
+
+    /// Makes blocks of changes, one for each directory, and hands them over. The last change of a path wins.
+    fn hand_over<T>(
+        &self,
+        root: RootId,
+        changes: &[T],
+        path: impl Fn(&T) -> &ExecPath,
+        mut push: impl FnMut(&mut Builder, &Arc<str>, &str, &T),
+    ) {
+        let mut order: Vec<(&str, &str, &T)> = changes
+            .iter()
+            .map(|change| {
+                let (directory, name) = split(path(change).as_str());
+                (directory, name, change)
+            })
+            .collect();
+        let in_order = |a: &(&str, &str, &T), b: &(&str, &str, &T)| (a.0, a.1) < (b.0, b.1);
+        if !order.is_sorted_by(in_order) {
+            // Stable, and turned around: the last of several of the same path comes first, and stays.
+            order.reverse();
+            order.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+            order.dedup_by(|a, b| (a.0, a.1) == (b.0, b.1));
+        }
+        let mut blocks: Vec<Block> = Vec::new();
+        let mut bytes = 0;
+        for rows in order.chunk_by(|a, b| a.0 == b.0) {
+            let directory: Arc<str> = rows[0].0.into();
+            let mut builder = Builder::default();
+            for (_, name, change) in rows {
+                if builder.size() > HANDED_OVER {
+                    blocks.push(std::mem::take(&mut builder).finish());
+                    self.shared().put_outputs(root, std::mem::take(&mut blocks));
+                    bytes = 0;
+                }
+                push(&mut builder, &directory, name, change);
+            }
+            bytes += builder.size();
+            blocks.push(builder.finish());
+            if bytes > HANDED_OVER {
+                self.shared().put_outputs(root, std::mem::take(&mut blocks));
+                bytes = 0;
+            }
+        }
+        self.shared().put_outputs(root, blocks);
     }
 }

@@ -3,19 +3,36 @@
 //! Two generations: `filling` takes new rows; `writing` is what the writer has in hand. A reader asks `filling`, then
 //! `writing`, then the store, and so sees every row from the moment it was handed over.
 
+mod outputs;
+
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
-use super::store::{Change, TreeId};
+pub(super) use outputs::{Outputs, Stack, Waiting};
 
-/// Changes by tree and key; ordered, so that pages can be merged and neighbours are written together.
+use super::{
+    block::Block,
+    row::RootId,
+    store::{Change, TreeId},
+};
+
+/// Bytes that a change of any tree but the outputs' takes in memory, roughly.
+const BYTES_EACH: usize = 300;
+
+/// Changes by tree and key; ordered, so that pages can be merged and neighbours are written together. Those of outputs
+/// are in blocks.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     trees: [BTreeMap<Vec<u8>, Option<Vec<u8>>>; TreeId::ALL.len()],
+    pub(super) outputs: Outputs,
 }
 
 impl Changes {
     pub(super) fn len(&self) -> usize {
-        self.trees.iter().map(BTreeMap::len).sum()
+        self.outputs.len() + self.trees.iter().map(BTreeMap::len).sum::<usize>()
+    }
+
+    fn bytes(&self) -> usize {
+        self.outputs.bytes() + BYTES_EACH * self.trees.iter().map(BTreeMap::len).sum::<usize>()
     }
 
     pub(super) fn tree(&self, id: TreeId) -> &BTreeMap<Vec<u8>, Option<Vec<u8>>> {
@@ -43,29 +60,44 @@ pub(super) enum Pending {
 pub(super) struct Queue {
     filling: Changes,
     writing: Option<Arc<Changes>>,
-    /// Rows in both.
-    rows: usize,
 }
 
 impl Queue {
     /// Rows not yet in the store.
-    pub(super) const fn rows(&self) -> usize {
-        self.rows
+    pub(super) fn rows(&self) -> usize {
+        self.waiting() + self.writing.as_ref().map_or(0, |w| w.len())
     }
 
     /// Rows that the writer has not taken yet.
     pub(super) fn waiting(&self) -> usize {
-        self.rows - self.writing.as_ref().map_or(0, |w| w.len())
+        self.filling.len()
     }
 
-    /// Takes changes; the last one of a key wins.
+    /// Bytes in memory, roughly.
+    pub(super) fn bytes(&self) -> usize {
+        self.filling.bytes() + self.writing.as_ref().map_or(0, |w| w.bytes())
+    }
+
+    /// Takes changes; the last one of a key wins. Not of outputs.
     pub(super) fn add(&mut self, tree: TreeId, changes: impl IntoIterator<Item = Change>) {
-        let filling = self.filling.tree_mut(tree);
-        for (key, value) in changes {
-            if filling.insert(key, value).is_none() {
-                self.rows += 1;
-            }
+        self.filling.tree_mut(tree).extend(changes);
+    }
+
+    /// Takes rows of outputs. Each block is of one directory.
+    pub(super) fn add_outputs(&mut self, root: RootId, blocks: impl IntoIterator<Item = Block>) {
+        for block in blocks {
+            self.filling.outputs.add(root, block);
         }
+    }
+
+    /// Forgets all outputs of a root.
+    pub(super) fn forget_outputs(&mut self, root: RootId) {
+        self.filling.outputs.forget(root);
+    }
+
+    /// Changes of outputs that the writer has not taken, and those that it has in hand.
+    pub(super) fn outputs(&self) -> (&Outputs, Option<&Arc<Changes>>) {
+        (&self.filling.outputs, self.writing.as_ref())
     }
 
     /// Hands what has come to the writer. `None` when there is nothing, or it still has some in hand.
@@ -80,9 +112,7 @@ impl Queue {
 
     /// The writer is done: the store has its rows.
     pub(super) fn written(&mut self) {
-        if let Some(written) = self.writing.take() {
-            self.rows -= written.len();
-        }
+        self.writing = None;
     }
 
     /// The store did not take them: they wait again, behind newer ones of the same keys.
@@ -90,13 +120,12 @@ impl Queue {
         let Some(writing) = self.writing.take() else {
             return;
         };
-        self.rows -= writing.len();
+        self.filling.outputs.put_below(&writing.outputs);
         for id in TreeId::ALL {
             let filling = self.filling.tree_mut(id);
             for (key, value) in writing.tree(id) {
                 if !filling.contains_key(key) {
                     filling.insert(key.clone(), value.clone());
-                    self.rows += 1;
                 }
             }
         }
@@ -105,8 +134,7 @@ impl Queue {
     /// Gives up everything that waits, and tells how many rows that was.
     pub(super) fn discard(&mut self) -> usize {
         self.give_back();
-        self.filling = Changes::default();
-        std::mem::take(&mut self.rows)
+        std::mem::take(&mut self.filling).len()
     }
 
     /// What is known of a key here.
@@ -156,11 +184,11 @@ mod tests {
     use super::*;
 
     fn put(queue: &mut Queue, key: u8, value: Option<u8>) {
-        queue.add(TreeId::Outputs, [(vec![key], value.map(|v| vec![v]))]);
+        queue.add(TreeId::Targets, [(vec![key], value.map(|v| vec![v]))]);
     }
 
     fn get(queue: &Queue, key: u8) -> Pending {
-        queue.get(TreeId::Outputs, &[key])
+        queue.get(TreeId::Targets, &[key])
     }
 
     #[test]
@@ -207,11 +235,11 @@ mod tests {
         for key in [2, 3, 4] {
             put(&mut queue, key, Some(1));
         }
-        let (page, more) = queue.page(TreeId::Outputs, &[], Bound::Unbounded, 3);
+        let (page, more) = queue.page(TreeId::Targets, &[], Bound::Unbounded, 3);
         assert_eq!(page.keys().map(|k| k[0]).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!(page[&vec![3]], Some(vec![1]));
         assert!(more);
-        let (page, more) = queue.page(TreeId::Outputs, &[], Bound::Excluded(&[3]), 3);
+        let (page, more) = queue.page(TreeId::Targets, &[], Bound::Excluded(&[3]), 3);
         assert_eq!(page.keys().map(|k| k[0]).collect::<Vec<_>>(), [4, 5]);
         assert!(!more);
     }

@@ -1,8 +1,7 @@
 //! What the record's handles and its writer share: the queue, the store as long as there is one, and the counters.
 //!
-//! Rows are not applied by whoever hands them over. Measured with 100,000 rows: applying them takes the caller 13 µs
-//! each, with up to 32 ms for a batch of 1000, and for longer when the disk is slow; queueing them takes 2.5 µs, most
-//! of it encoding. The callers are a build's event loops. So rows lie in the queue, where every reader looks first.
+//! Rows are not applied by whoever hands them over: that would hold a build's event loop up for as long as the disk
+//! takes. They lie in the queue, where every reader looks first.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,6 +16,7 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 
 use super::{
+    block::Block,
     error::{FlushError, Health, HealthState, StoreError},
     lock::InstanceLock,
     opening::Place,
@@ -28,14 +28,14 @@ use super::{
 };
 use crate::units::now_ms;
 
-/// Rows that wake the writer at once.
-pub(super) const BATCH_ROWS: usize = 1000;
+/// Pending bytes that wake the writer at once.
+pub(super) const BATCH_BYTES: usize = 2 << 20;
 
-/// Pending rows from which async callers are asked to wait.
-const BUSY_ROWS: usize = 32 << 10;
+/// Pending bytes from which async callers are asked to wait.
+const BUSY_BYTES: usize = 8 << 20;
 
-/// Pending rows from which nothing more is taken: some 50 MB.
-const FULL_ROWS: usize = 128 << 10;
+/// Pending bytes from which nothing more is taken.
+const FULL_BYTES: usize = 32 << 20;
 
 /// How long a caller is held up by a full queue before its rows are given up.
 const FULL_WAIT: Duration = Duration::from_secs(1);
@@ -90,7 +90,7 @@ pub(super) struct Shared {
     /// Freed by the writer when the store is closed.
     lock: Mutex<Option<InstanceLock>>,
     dropped: AtomicU64,
-    unreadable: AtomicU64,
+    pub(super) unreadable: AtomicU64,
     pub(super) quarantined: AtomicU64,
     last_log: Mutex<Option<Instant>>,
 }
@@ -172,7 +172,7 @@ impl Shared {
     }
 
     /// Asks the store. No store, or a failing one, answers nothing.
-    fn ask<T>(&self, question: impl FnOnce(&Store) -> Result<T, StoreError>) -> Option<T> {
+    pub(super) fn ask<T>(&self, question: impl FnOnce(&Store) -> Result<T, StoreError>) -> Option<T> {
         let store = self.store()?;
         match question(&store) {
             Ok(answer) => Some(answer),
@@ -189,7 +189,7 @@ impl Shared {
 
     // === reading ===
 
-    /// Looks keys up, and gives the value of each that has one to `found`.
+    /// Looks keys up, and gives the value of each that has one to `found`. Not for outputs.
     pub(super) fn look_up(&self, tree: TreeId, keys: &[Vec<u8>], mut found: impl FnMut(usize, &[u8])) {
         for (chunk_at, chunk) in keys.chunks(LOOKUP_CHUNK).enumerate() {
             let first = chunk_at * LOOKUP_CHUNK;
@@ -280,30 +280,47 @@ impl Shared {
 
     /// Takes changes for the writer. Waits a little when the queue is full, and then gives them up.
     pub(super) fn put(&self, tree: TreeId, changes: Vec<Change>) {
-        if changes.is_empty() {
+        let rows = changes.len();
+        self.hand_over(rows, |queue| queue.add(tree, changes));
+    }
+
+    /// The same for rows of outputs; each block is of one directory.
+    pub(super) fn put_outputs(&self, root: RootId, blocks: Vec<Block>) {
+        let rows = blocks.iter().map(Block::len).sum();
+        self.hand_over(rows, |queue| queue.add_outputs(root, blocks));
+    }
+
+    /// Forgets a root's outputs, behind everything that was handed over before.
+    pub(super) fn forget_outputs(&self, root: RootId) {
+        self.hand_over(1, |queue| queue.forget_outputs(root));
+    }
+
+    fn hand_over(&self, rows: usize, add: impl FnOnce(&mut Queue)) {
+        if rows == 0 {
             return;
         }
         let mut state = self.state();
-        if state.queue.rows() >= FULL_ROWS {
+        if state.queue.bytes() >= FULL_BYTES {
             state = self.wait_for_room(state);
         }
-        if state.closed || state.queue.rows() >= FULL_ROWS {
+        if state.closed || state.queue.bytes() >= FULL_BYTES {
             drop(state);
-            self.count_dropped(changes.len());
+            self.count_dropped(rows);
             return;
         }
-        let before = state.queue.waiting();
-        state.queue.add(tree, changes);
-        let now = state.queue.waiting();
+        let was_idle = state.queue.waiting() == 0;
+        let was_few = state.queue.bytes() < BATCH_BYTES;
+        add(&mut state.queue);
+        let wake = was_idle || (was_few && state.queue.bytes() >= BATCH_BYTES);
         drop(state);
-        if before == 0 || (before < BATCH_ROWS && now >= BATCH_ROWS) {
+        if wake {
             self.wake.notify_one();
         }
     }
 
     fn wait_for_room<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let deadline = Instant::now() + FULL_WAIT;
-        while state.queue.rows() >= FULL_ROWS && state.down.is_none() && !state.stalled && !state.closed {
+        while state.queue.bytes() >= FULL_BYTES && state.down.is_none() && !state.stalled && !state.closed {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 state.stalled = true;
@@ -325,7 +342,10 @@ impl Shared {
                 let notified = self.room_async.notified();
                 {
                     let state = self.state();
-                    if state.queue.rows() < BUSY_ROWS || state.down.is_some() || state.stalled || state.closed
+                    if state.queue.bytes() < BUSY_BYTES
+                        || state.down.is_some()
+                        || state.stalled
+                        || state.closed
                     {
                         return;
                     }

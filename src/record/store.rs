@@ -4,8 +4,11 @@
 //! the disk, but is no promise against a power cut; the record may lose its newest rows there, and so may be deleted
 //! altogether.
 
+mod blocks;
+
 use std::{io, ops::Bound, path::Path};
 
+pub(super) use blocks::{Span, open as open_block, whole};
 use rand::random;
 
 use super::{
@@ -16,7 +19,7 @@ use super::{
 use crate::proto::outhaul::v1::RecordMeta;
 
 /// Version of the trees and their keys.
-pub(super) const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 2;
 
 /// sled's own default is 1 GiB.
 const CACHE_BYTES: u64 = 64 << 20;
@@ -31,7 +34,7 @@ const META_KEY: &[u8] = b"meta";
 pub(super) enum TreeId {
     /// Number of a root, big endian → `RecordRoot`.
     Roots,
-    /// Number of a root, big endian, and exec path → `RecordOutput`: a directory's rows are neighbours.
+    /// Number of a root, big endian, directory, NUL, and name → a block of rows, from that one on.
     Outputs,
     /// Length of the invocation id, the id, and the target → `RecordTarget`.
     Targets,
@@ -347,13 +350,13 @@ mod tests {
             .map(|n| (n.to_be_bytes().to_vec(), Some(vec![1])))
             .collect();
         store
-            .apply(TreeId::Outputs, rows.iter().map(|(k, v)| (k, v)))
+            .apply(TreeId::Targets, rows.iter().map(|(k, v)| (k, v)))
             .unwrap();
         let page = store
-            .page(TreeId::Outputs, &[0, 0, 1], Bound::Included(&[0, 0, 1]), 1000)
+            .page(TreeId::Targets, &[0, 0, 1], Bound::Included(&[0, 0, 1]), 1000)
             .unwrap();
         assert_eq!(page.len(), 256);
-        let page = store.page(TreeId::Outputs, &[], Bound::Unbounded, 7).unwrap();
+        let page = store.page(TreeId::Targets, &[], Bound::Unbounded, 7).unwrap();
         assert_eq!(page.len(), 7);
     }
 }

@@ -16,12 +16,12 @@ use super::{
     error::{FlushError, RecordError, StoreError},
     opening::Opening,
     pending::Changes,
-    shared::{BATCH_ROWS, Down, Shared},
+    shared::{BATCH_BYTES, Down, Shared},
     store::{Store, TreeId},
 };
 
 /// How long rows wait for company.
-const GATHER: Duration = Duration::from_millis(20);
+const GATHER: Duration = Duration::from_millis(50);
 
 /// How long written rows stay unflushed. What a killed process had written is kept anyway; only the tail inside
 /// sled's own buffer is lost.
@@ -158,7 +158,7 @@ impl Writer {
                     .map(|since| FLUSH_EVERY.saturating_sub(since.elapsed()));
                 let urgent = !state.waiters.is_empty() || state.closed;
                 match gathered {
-                    Some(age) if urgent || waiting >= BATCH_ROWS || age >= GATHER => {
+                    Some(age) if urgent || state.queue.bytes() >= BATCH_BYTES || age >= GATHER => {
                         self.gathering = None;
                         let changes = state.queue.take();
                         return Work::Write(changes, std::mem::take(&mut state.waiters));
@@ -214,6 +214,9 @@ impl Writer {
         if let Some(changes) = changes {
             for tree in TreeId::ALL {
                 store.apply(tree, changes.tree(tree))?;
+                if tree == TreeId::Outputs {
+                    self.write_outputs(store, changes)?;
+                }
             }
             self.unflushed.get_or_insert_with(Instant::now);
         }
@@ -221,6 +224,14 @@ impl Writer {
         if flush || due || changes.is_none() {
             self.unflushed = None;
             store.flush()?;
+        }
+        Ok(())
+    }
+
+    fn write_outputs(&self, store: &Store, changes: &Changes) -> Result<(), StoreError> {
+        for (root, waiting) in changes.outputs.roots() {
+            let unreadable = store.apply_outputs(root, waiting)?;
+            self.shared.unreadable.fetch_add(unreadable, Ordering::Relaxed);
         }
         Ok(())
     }

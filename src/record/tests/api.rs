@@ -136,6 +136,115 @@ proptest! {
     }
 }
 
+/// A path below a few directories whose names are near each other in the order of bytes.
+fn crowded() -> impl Strategy<Value = ExecPath> {
+    prop::collection::vec(
+        prop_oneof![
+            Just("a"),
+            Just("a-b"),
+            Just("a.b"),
+            Just("b"),
+            Just("ab"),
+            Just("\u{1}c")
+        ],
+        1..4,
+    )
+    .prop_map(|names| path(&names.join("/")))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Files and directories of the same name too: two builds of one root may well know both.
+    #[test]
+    fn a_scan_is_in_the_order_of_paths_whatever_the_prefix(
+        parts in prop::collection::vec((prop::collection::vec(crowded(), 0..20), any::<bool>(), any::<bool>()), 1..5),
+        prefix in crowded(), cut in any::<prop::sample::Index>())
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, _) = open(dir.path());
+        let root = record.root("/exec", 1, 2);
+        let mut model = std::collections::BTreeMap::new();
+        for (version, (paths, removed, flushed)) in parts.into_iter().enumerate() {
+            if removed {
+                record.remove_outputs(root, &paths);
+                model.retain(|path, _| !paths.contains(path));
+            } else {
+                let rows: Vec<_> = paths.into_iter().map(|path| {
+                    (path, OutputRow { version: version as u64, ..numbered(1).1 })
+                }).collect();
+                record.put_outputs(root, rows.clone());
+                model.extend(rows);
+            }
+            if flushed {
+                run(record.flush()).unwrap();
+            }
+        }
+        for prefix in ["", prefix.as_str(), &prefix.as_str()[..cut.index(prefix.as_str().len())]] {
+            let expected: Vec<_> = model.iter()
+                .filter(|(path, _)| path.as_str().starts_with(prefix))
+                .map(|(path, row)| (path.clone(), row.clone()))
+                .collect();
+            prop_assert_eq!(record.count_outputs(root, prefix), expected.len());
+            prop_assert_eq!(record.scan_outputs(root, prefix).collect::<Vec<_>>(), expected);
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_grows_file_by_file_stays_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let (record, _) = open(dir.path());
+    let root = record.root("/exec", 1, 2);
+    // In an order that is none, so that blocks are split everywhere.
+    let order = || (0..3000u32).map(|n| n * 1117 % 3000);
+    let row = |n: u32| (path(&format!("d/file{n:04}")), numbered(n).1);
+    for n in order() {
+        record.put_outputs(root, vec![row(n)]);
+        if n % 100 == 0 {
+            run(record.flush()).unwrap();
+        }
+    }
+    let expected: Vec<_> = (0..3000).map(row).collect();
+    assert_eq!(record.scan_outputs(root, "d/").collect::<Vec<_>>(), expected);
+    run(record.flush()).unwrap();
+    assert_eq!(record.scan_outputs(root, "").collect::<Vec<_>>(), expected);
+    // And again, so that they are taken out everywhere.
+    for n in order().filter(|n| n % 3 > 0) {
+        record.remove_outputs(root, &[row(n).0]);
+        if n % 100 == 1 {
+            run(record.flush()).unwrap();
+        }
+    }
+    run(record.flush()).unwrap();
+    let expected: Vec<_> = (0..3000).step_by(3).map(row).collect();
+    assert_eq!(record.scan_outputs(root, "").collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_is_recorded_of_a_root_after_it_was_forgotten_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (record, _) = open(dir.path());
+    let root = record.root("/exec", 1, 2);
+    let (old, waiting, new) = (numbered(1), numbered(2), numbered(3));
+    for flushed in [false, true] {
+        record.put_outputs(root, vec![old.clone()]);
+        run(record.flush()).unwrap();
+        record.put_outputs(root, vec![waiting.clone()]);
+        record.shared().forget_outputs(root);
+        record.put_outputs(root, vec![new.clone()]);
+        if flushed {
+            run(record.flush()).unwrap();
+        }
+        assert_eq!(
+            record.scan_outputs(root, "").collect::<Vec<_>>(),
+            std::slice::from_ref(&new)
+        );
+        assert_eq!(record.output(root, &old.0), None);
+        assert_eq!(record.output(root, &waiting.0), None);
+    }
+}
+
 #[test]
 fn large_inline_contents_are_kept() {
     let dir = tempfile::tempdir().unwrap();
