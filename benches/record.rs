@@ -17,7 +17,10 @@ use outhaul::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
     output::{Class, OutputContent, Stamp},
-    record::{OutputRow, OutputState, Record, RootId},
+    record::{
+        InvocationRow, InvocationState, OutputRow, OutputState, Record, Retention, RootId, TargetRow,
+        TargetState,
+    },
 };
 
 type Failure = Box<dyn Error>;
@@ -58,6 +61,11 @@ fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
     let (record, _) = Record::open(dir)?;
     let root = record.root("/exec", 1, 2);
     let before = memory("VmRSS:");
+    let clock = Clock::start();
+    for target in 0..LARGE.0 {
+        std::hint::black_box(rows(target, LARGE.1, "first", |_| 0));
+    }
+    clock.tell("1,000,000 rows made, and not handed over", LARGE.0 * LARGE.1);
     let clock = Clock::start();
     let mut pending = 0;
     for target in 0..LARGE.0 {
@@ -107,6 +115,15 @@ fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
     runtime.block_on(record.flush())?;
     clock.tell("the same, until they are flushed", found);
 
+    let targets: Vec<TargetRow> = (0..LARGE.0).map(target_row).collect();
+    let clock = Clock::start();
+    for target in targets.chunks(10) {
+        runtime.block_on(record.room());
+        record.put_targets("0a1b2c3d-0a1b-2c3d-4e5f-0a1b2c3d4e5f", target);
+    }
+    runtime.block_on(record.flush())?;
+    clock.tell("20,000 targets, until they are flushed", targets.len());
+
     let clock = Clock::start();
     let count = record.count_outputs(root, "");
     clock.tell("1,000,000 counted", count);
@@ -124,8 +141,25 @@ fn churn(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
     writeln!(table, "\n| after | MiB on disk |\n|---|---|")?;
     let size = |record: &Record| record.size_on_disk().unwrap_or_default() as f64 / f64::from(1 << 20);
     let clock = Instant::now();
-    for build in 0..=BUILDS {
-        let id = format!("build {build}");
+    for build in 0..=2 * BUILDS {
+        if build == BUILDS + 1 {
+            let plan = record.plan_retention(&Retention {
+                max_age: None,
+                max_invocations: Some(10),
+            });
+            record.execute_retention(&plan);
+            runtime.block_on(record.flush())?;
+            writeln!(table, "| all but 10 forgotten | {:.1} |", size(&record))?;
+        }
+        let id = format!("0a1b2c3d-0a1b-2c3d-4e5f-{build:012x}");
+        record.put_invocation(&InvocationRow {
+            invocation_id: id.clone(),
+            root: Some(root),
+            started_ms: build as i64,
+            state: InvocationState::Settled,
+            version: record.next_version(root),
+            ..InvocationRow::default()
+        });
         for target in 0..SMALL.0 {
             runtime.block_on(record.room());
             let changed = |file: usize| {
@@ -146,6 +180,7 @@ fn churn(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
                     .collect(),
             };
             conclude(&record, root, rows);
+            record.put_targets(&id, &[target_row(target)]);
         }
         runtime.block_on(record.flush())?;
         if build % 10 == 0 || build == 1 {
@@ -163,6 +198,17 @@ fn churn(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
         du(&dir.join("record"))?
     )?;
     Ok(())
+}
+
+fn target_row(target: usize) -> TargetRow {
+    TargetRow {
+        label: format!("//some/package/{}/{target}:target{target}", target / 100),
+        configuration: "7fa2b1".to_owned(),
+        state: TargetState::Settled,
+        success: true,
+        required: 100,
+        ..TargetRow::default()
+    }
 }
 
 fn conclude(record: &Record, root: RootId, rows: Vec<(ExecPath, OutputRow)>) {

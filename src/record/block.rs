@@ -11,7 +11,6 @@
 
 mod build;
 mod seal;
-mod wire;
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -19,9 +18,11 @@ use bytes::Bytes;
 
 pub(super) use build::{Builder, Remap, merge};
 pub(super) use seal::{Texts, seal, unseal};
-use wire::Reader;
 
-use super::row::{OutputRow, OutputState};
+use super::{
+    row::{OutputRow, OutputState},
+    wire::Reader,
+};
 use crate::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,

@@ -86,6 +86,7 @@ impl Record {
     pub fn put_targets(&self, invocation: &str, rows: &[TargetRow]) {
         let changes = rows
             .iter()
+            .filter(|row| keys::can_hold(row))
             .map(|row| (keys::target(invocation, row), Some(encode_target(row))));
         self.put_chunked(TreeId::Targets, changes);
     }
@@ -94,7 +95,11 @@ impl Record {
     #[must_use]
     pub fn targets(&self, invocation: &str) -> Vec<TargetRow> {
         self.scan(TreeId::Targets, keys::targets(invocation))
-            .filter_map(|(_, value)| self.shared().readable(decode_target(&value)))
+            .filter_map(|(key, value)| {
+                let mut row = self.shared().readable(decode_target(&value))?;
+                keys::name_target(&key, invocation, &mut row)?;
+                Some(row)
+            })
             .collect()
     }
 }

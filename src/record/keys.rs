@@ -47,6 +47,23 @@ pub(super) fn targets(invocation: &str) -> Vec<u8> {
     key
 }
 
+/// Whether all of a target's names can be in its key.
+pub(super) fn can_hold(row: &TargetRow) -> bool {
+    ![&row.label, &row.aspect, &row.configuration]
+        .iter()
+        .any(|name| name.contains('\0'))
+}
+
+/// Gives a target the names in its key, which is below that of its invocation.
+pub(super) fn name_target(key: &[u8], invocation: &str, row: &mut TargetRow) -> Option<()> {
+    let names = std::str::from_utf8(key.get(8 + invocation.len()..)?).ok()?;
+    let mut names = names.split('\0').map(str::to_owned);
+    row.label = names.next()?;
+    row.aspect = names.next()?;
+    row.configuration = names.next()?;
+    Some(())
+}
+
 /// A target of an invocation.
 pub(super) fn target(invocation: &str, row: &TargetRow) -> Vec<u8> {
     let mut key = targets(invocation);

@@ -5,7 +5,7 @@
 //! fails or holds up a build: there are no errors after opening, only [`Health`].
 //!
 //! * `handle`, `outputs`, `invocations`, `retention`: the API, in terms of rows.
-//! * `row`, `value`, `keys`: rows, and rows as bytes.
+//! * `row`, `value`, `keys`, `wire`: rows, and rows as bytes.
 //! * `block`: many outputs' rows as one value. There are up to millions of them, so they are never single values.
 //! * `shared`, `pending`, `writer`: the queue of rows on their way to the store, which readers see too; one thread
 //!   writes them, and reopens or replaces a store that fails.
@@ -13,8 +13,8 @@
 //! * `store`, `shield`, `opening`: sled, its panics, and setting a damaged store aside.
 //! * `lock`: one process per state directory.
 //!
-//! A state directory holds `lock`, `record/` (sled), `record.opening` while a store is being opened, and the last few
-//! `record.quarantined-<seconds>`.
+//! A state directory holds `lock`, `record/` (sled), `record.opening` while a store is being opened, `record.compact/`
+//! while one is written anew, and the last few `record.quarantined-<seconds>`.
 
 mod block;
 mod error;
@@ -36,6 +36,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod value;
+mod wire;
 mod writer;
 
 pub(crate) use block::Row as SeenOutput;

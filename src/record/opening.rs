@@ -6,18 +6,20 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
 };
 
 use super::{
     error::StoreError,
-    store::{Found, Store},
+    shared::locked,
+    store::{Found, Store, exchange},
 };
 use crate::units::now_ms;
 
 const DIR_NAME: &str = "record";
+const COMPACT_NAME: &str = "record.compact";
 const MARKER_NAME: &str = "record.opening";
 const QUARANTINE_PREFIX: &str = "record.quarantined-";
 
@@ -114,27 +116,29 @@ impl Place {
     }
 
     fn try_open(&self) -> Result<(Store, Found), StoreError> {
-        let dir = self.dir();
+        let (dir, compact) = (self.dir(), self.state_dir.join(COMPACT_NAME));
         let had_files = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some());
         let (send, receive) = mpsc::sync_channel(1);
+        let wanted = Arc::new(Mutex::new(true));
+        let still_wanted = wanted.clone();
         thread::Builder::new()
             .name("outhaul-record-open".into())
             .spawn(move || {
-                let mut opened = Store::open(&dir, now_ms());
-                // sled's own lock may still be held by a store that is just closing, or by a child that was forked a
-                // moment ago and has not yet closed what it inherited.
-                for _ in 0..50 {
-                    if !matches!(&opened, Err(StoreError::Unavailable(why)) if why.contains("acquire lock")) {
-                        break;
-                    }
-                    thread::sleep(Duration::from_millis(20));
-                    opened = Store::open(&dir, now_ms());
+                let mut opened = open_patiently(&dir);
+                remove_compact(&compact);
+                if let Ok((store, found)) = opened {
+                    opened = if store.is_bloated() {
+                        make_compact(store, &dir, &compact, &still_wanted)
+                    } else {
+                        Ok((store, found))
+                    };
                 }
                 // Nobody listens after the deadline; the late store is closed by being dropped.
                 let _ = send.send(opened);
             })
             .map_err(|e| StoreError::Unavailable(format!("no thread to open it: {e}")))?;
         let opened = receive.recv_timeout(OPENING_DEADLINE).unwrap_or_else(|_| {
+            *locked(&wanted) = false;
             Err(StoreError::Damaged(format!(
                 "opening it did not end within {} s",
                 OPENING_DEADLINE.as_secs()
@@ -217,6 +221,63 @@ impl Place {
     }
 }
 
+/// Opens a store. sled's own lock may still be held by a store that is just closing, or by a child that was forked a
+/// moment ago and has not yet closed what it inherited.
+fn open_patiently(dir: &Path) -> Result<(Store, Found), StoreError> {
+    let mut opened = Store::open(dir, now_ms());
+    for _ in 0..50 {
+        if !matches!(&opened, Err(StoreError::Unavailable(why)) if why.contains("acquire lock")) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+        opened = Store::open(dir, now_ms());
+    }
+    opened
+}
+
+/// Writes a store anew beside itself, and exchanges the two while `wanted`. Whatever fails, the store stays as it was.
+fn make_compact(
+    store: Store,
+    dir: &Path,
+    compact: &Path,
+    wanted: &Mutex<bool>,
+) -> Result<(Store, Found), StoreError> {
+    let before = store.size_on_disk().unwrap_or(0);
+    if let Err(error) = store.copy_to(compact) {
+        tracing::debug!(%error, "the record's store cannot be written anew, and stays as large as it is");
+        remove_compact(compact);
+        return Ok((store, Found::Existing));
+    }
+    drop(store);
+    {
+        let wanted = locked(wanted);
+        // After the deadline there is another store in the place.
+        if *wanted && let Err(error) = exchange(compact, dir) {
+            tracing::debug!(%error, "the record's store cannot be exchanged, and stays as large as it is");
+        }
+        if !*wanted {
+            return Err(StoreError::Unavailable("it came too late".into()));
+        }
+    }
+    let opened = open_patiently(dir);
+    if let Ok((store, _)) = &opened {
+        remove_compact(compact);
+        let after = store.size_on_disk().unwrap_or(0);
+        tracing::info!(before, after, "the record's store was written anew to free space");
+    }
+    opened
+}
+
+/// Removes what an exchange left behind, or did not come to.
+fn remove_compact(compact: &Path) {
+    match fs::remove_dir_all(compact) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::debug!(%error, "cannot remove what was left of a store that was written anew");
+        }
+        _ => {}
+    }
+}
+
 impl From<Found> for Opening {
     fn from(found: Found) -> Self {
         match found {
@@ -273,5 +334,28 @@ mod tests {
         assert!(matches!(opening, Opening::Quarantined { .. }), "{opening:?}");
         drop(store.unwrap());
         assert_eq!(place.lost_openings(), 0);
+    }
+
+    #[test]
+    fn a_store_written_anew_is_the_same_record_and_what_a_killed_one_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path());
+        let (store, _) = place.open();
+        let store = store.unwrap();
+        let identity = store.identity().to_owned();
+        let compact = dir.path().join(COMPACT_NAME);
+        fs::create_dir(&compact).unwrap();
+        fs::write(compact.join("db"), "half a store").unwrap();
+        remove_compact(&compact);
+        let (store, found) = make_compact(store, &place.dir(), &compact, &Mutex::new(true)).unwrap();
+        assert_eq!((store.identity(), found), (&*identity, Found::Existing));
+        assert!(!compact.exists());
+        // Not in the place of what came there after the deadline.
+        assert!(make_compact(store, &place.dir(), &compact, &Mutex::new(false)).is_err());
+        assert!(compact.exists());
+        let (store, opening) = place.open();
+        assert_eq!(opening, Opening::Existing);
+        assert_eq!(store.unwrap().identity(), identity);
+        assert!(!compact.exists());
     }
 }

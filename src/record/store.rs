@@ -5,10 +5,13 @@
 //! altogether.
 
 mod blocks;
+mod compact;
+mod packed;
 
 use std::{io, ops::Bound, path::Path};
 
 pub(super) use blocks::{Span, open as open_block, whole};
+pub(super) use compact::exchange;
 use rand::random;
 
 use super::{
@@ -27,6 +30,10 @@ const CACHE_BYTES: u64 = 64 << 20;
 /// Rows that go into sled at once: larger batches hold readers up for longer.
 const ROWS_PER_BATCH: usize = 1000;
 
+/// The size that a value of many rows may grow to. sled keeps up to sixteen values in a page and rewrites it every so
+/// often; a page of more than 128 KiB would become a file of its own.
+const MAX_VALUE: usize = 6 << 10;
+
 const META_KEY: &[u8] = b"meta";
 
 /// The record's trees.
@@ -36,7 +43,7 @@ pub(super) enum TreeId {
     Roots,
     /// Number of a root, big endian, directory, NUL, and name → a block of rows, from that one on.
     Outputs,
-    /// Length of the invocation id, the id, and the target → `RecordTarget`.
+    /// Length of the invocation id, the id, and the target → `RecordTarget`, many in one value.
     Targets,
     /// Invocation id → `RecordInvocation`.
     Invocations,
@@ -62,6 +69,12 @@ impl TreeId {
             Self::Invocations => "invocations",
             Self::ByStart => "invocations_by_start",
         }
+    }
+}
+
+impl TreeId {
+    const fn is_packed(self) -> bool {
+        matches!(self, Self::Targets)
     }
 }
 
@@ -108,12 +121,7 @@ impl Store {
     /// Opens or makes a store and checks that it is one of ours.
     pub(super) fn open(dir: &Path, now_ms: i64) -> Result<(Self, Found), StoreError> {
         shield(|| {
-            let db = sled::Config::new()
-                .path(dir)
-                .cache_capacity(CACHE_BYTES)
-                .flush_every_ms(None)
-                .open()
-                .map_err(sort)?;
+            let db = config(dir).open().map_err(sort)?;
             refuse_foreign(&db)?;
             let meta_tree = db.open_tree(META_TREE).map_err(sort)?;
             let mut trees = Vec::with_capacity(TreeId::ALL.len());
@@ -164,6 +172,9 @@ impl Store {
     ) -> Result<Vec<Option<sled::IVec>>, StoreError> {
         shield(|| {
             let tree = self.tree(id)?;
+            if id.is_packed() {
+                return packed::get_many(tree, keys);
+            }
             keys.into_iter().map(|key| tree.get(key).map_err(sort)).collect()
         })
     }
@@ -177,12 +188,12 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<(sled::IVec, sled::IVec)>, StoreError> {
         shield(|| {
+            let tree = self.tree(id)?;
+            if id.is_packed() {
+                return packed::page(tree, prefix, start, limit);
+            }
             let mut page = Vec::new();
-            for entry in self
-                .tree(id)?
-                .range::<&[u8], _>((start, Bound::Unbounded))
-                .take(limit)
-            {
+            for entry in tree.range::<&[u8], _>((start, Bound::Unbounded)).take(limit) {
                 let (key, value) = entry.map_err(sort)?;
                 if !key.starts_with(prefix) {
                     break;
@@ -201,6 +212,9 @@ impl Store {
     ) -> Result<(), StoreError> {
         shield(|| {
             let tree = self.tree(id)?;
+            if id.is_packed() {
+                return packed::apply(tree, changes);
+            }
             let mut changes = changes.into_iter().peekable();
             while changes.peek().is_some() {
                 let mut batch = sled::Batch::default();
@@ -225,6 +239,13 @@ impl Store {
     pub(super) fn size_on_disk(&self) -> Result<u64, StoreError> {
         shield(|| self.open_db()?.db.size_on_disk().map_err(sort))
     }
+}
+
+fn config(dir: &Path) -> sled::Config {
+    sled::Config::new()
+        .path(dir)
+        .cache_capacity(CACHE_BYTES)
+        .flush_every_ms(None)
 }
 
 /// Reads both ends of every tree and all roots: damage there shows itself now rather than in a build.
@@ -350,13 +371,13 @@ mod tests {
             .map(|n| (n.to_be_bytes().to_vec(), Some(vec![1])))
             .collect();
         store
-            .apply(TreeId::Targets, rows.iter().map(|(k, v)| (k, v)))
+            .apply(TreeId::Invocations, rows.iter().map(|(k, v)| (k, v)))
             .unwrap();
         let page = store
-            .page(TreeId::Targets, &[0, 0, 1], Bound::Included(&[0, 0, 1]), 1000)
+            .page(TreeId::Invocations, &[0, 0, 1], Bound::Included(&[0, 0, 1]), 1000)
             .unwrap();
         assert_eq!(page.len(), 256);
-        let page = store.page(TreeId::Targets, &[], Bound::Unbounded, 7).unwrap();
+        let page = store.page(TreeId::Invocations, &[], Bound::Unbounded, 7).unwrap();
         assert_eq!(page.len(), 7);
     }
 }

@@ -179,6 +179,7 @@ pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueErro
 
 // === TargetRow ===
 
+/// Without its names: they are in the key.
 pub(super) fn encode_target(row: &TargetRow) -> Vec<u8> {
     use record_target::State;
     let state = match row.state {
@@ -189,9 +190,6 @@ pub(super) fn encode_target(row: &TargetRow) -> Vec<u8> {
         TargetState::Aborted => State::Aborted,
     };
     seal(&RecordTarget {
-        label: row.label.clone(),
-        aspect: row.aspect.clone(),
-        configuration: row.configuration.clone(),
         state: state.into(),
         success: row.success,
         required: row.required,
@@ -201,6 +199,7 @@ pub(super) fn encode_target(row: &TargetRow) -> Vec<u8> {
     })
 }
 
+/// Without its names.
 pub(super) fn decode_target(value: &[u8]) -> Result<TargetRow, ValueError> {
     use record_target::State;
     let row: RecordTarget = unseal(value)?;
@@ -212,9 +211,9 @@ pub(super) fn decode_target(value: &[u8]) -> Result<TargetRow, ValueError> {
         State::Aborted => TargetState::Aborted,
     };
     Ok(TargetRow {
-        label: row.label,
-        aspect: row.aspect,
-        configuration: row.configuration,
+        label: String::new(),
+        aspect: String::new(),
+        configuration: String::new(),
         state,
         success: row.success,
         required: row.required,
@@ -247,7 +246,7 @@ mod tests {
             let root_row = RootRow { path: a.clone(), device: n[0], inode: n[1], newest_invocation: b.clone(),
                 version: n[2], workspace: c.clone() };
             prop_assert_eq!(decode_root(&encode_root(&root_row)), Ok(root_row));
-            let target = TargetRow { label: a.clone(), aspect: b.clone(), configuration: c.clone(),
+            let target = TargetRow { label: String::new(), aspect: String::new(), configuration: String::new(),
                 state: [TargetState::Announced, TargetState::Completed, TargetState::Settled, TargetState::Failed,
                     TargetState::Aborted][state], success: yes, required: n[0], optional: n[1], failed: n[2],
                 known: n[3] };

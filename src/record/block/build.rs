@@ -2,13 +2,13 @@
 
 use std::{cmp::Ordering, sync::Arc};
 
-use super::{
-    Block, Context, Kind, Offsets, Row,
-    wire::{put_bytes, put_signed, put_stamp, put_varint},
-};
+use super::{Block, Context, Kind, Offsets, Row};
 use crate::{
     output::OutputContent,
-    record::row::{OutputRow, OutputState},
+    record::{
+        row::{OutputRow, OutputState},
+        wire::{put_bytes, put_signed, put_stamp, put_varint},
+    },
 };
 
 /// Contexts that are looked at for one that fits. More than that are rarely open at once; one that is there twice

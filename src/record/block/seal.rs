@@ -10,16 +10,14 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{
-    Block, Context, Kind, Offsets, TEXTS,
-    wire::{Reader, put_bytes, put_varint},
-};
+use super::{Block, Context, Kind, Offsets, TEXTS};
 use crate::{
     digest::DigestFunction,
     output::Class,
     record::{
         row::OutputState,
         value::{ValueError, open_value, seal_value},
+        wire::{Reader, put_bytes, put_varint},
     },
 };
 

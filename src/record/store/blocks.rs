@@ -5,7 +5,7 @@ use std::{cmp::Ordering, collections::BTreeMap, ops::Bound, sync::Arc};
 use bytes::Bytes;
 use sled::IVec;
 
-use super::{Store, TreeId, sort};
+use super::{MAX_VALUE, Store, TreeId, sort};
 use crate::record::{
     block::{Block, Builder, Remap, Row, Texts, merge, seal, unseal},
     error::StoreError,
@@ -14,10 +14,6 @@ use crate::record::{
     row::RootId,
     shield::shield,
 };
-
-/// The size that a block may grow to. sled keeps up to sixteen values in a page and rewrites it every so often; a page
-/// of more than 128 KiB would become a file of its own.
-const MAX_BLOCK: usize = 6 << 10;
 
 /// Blocks that go into sled at once: more would hold readers up for longer.
 const BLOCKS_PER_BATCH: usize = 64;
@@ -227,7 +223,7 @@ struct Made {
 impl Made {
     /// Takes a row of a block of changes, or with number 0 of the block that was there before.
     fn copy(&mut self, row: &Row<'_>, number: usize) {
-        if !self.builder.is_empty() && self.builder.size() + row.size() > MAX_BLOCK {
+        if !self.builder.is_empty() && self.builder.size() + row.size() > MAX_VALUE {
             self.done.push(std::mem::take(&mut self.builder).finish());
             self.from_old = Remap::default();
             self.from_new.1 = Remap::default();
@@ -248,7 +244,7 @@ impl Made {
         if self.builder.is_empty() {
             return self.done;
         }
-        let is_small = self.builder.size() < MAX_BLOCK / 2;
+        let is_small = self.builder.size() < MAX_VALUE / 2;
         let last = self.builder.finish();
         match self.done.pop_if(|_| is_small && !is_end) {
             Some(before) => {
@@ -257,7 +253,7 @@ impl Made {
                 for block in [&before, &last] {
                     let mut remaps = [Remap::default(), Remap::default()];
                     for row in block.rows_from(0) {
-                        let side = usize::from(halves[0].size() >= half.min(MAX_BLOCK / 2 + MAX_BLOCK / 4));
+                        let side = usize::from(halves[0].size() >= half.min(MAX_VALUE / 2 + MAX_VALUE / 4));
                         halves[side].copy(&row, &mut remaps[side]);
                     }
                 }
