@@ -1,17 +1,51 @@
 //! Looking outputs up: first in what waits for the store, then in the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+
+use sled::IVec;
 
 use super::{
     block::{Block, Row, Texts, split},
     pending::Changes,
     row::RootId,
-    shared::Shared,
+    shared::{Shared, locked},
     store::{Span, open_block},
 };
 
 /// Paths looked up under one lock.
 const CHUNK: usize = 1000;
+
+/// Blocks of the store that are kept open: some 10 KB each.
+const KEPT_OPEN: usize = 256;
+
+/// Blocks that were opened lately, each with the value that it was opened from. A value that sled gives again, in the
+/// same memory, need not be checked and taken apart again; so nothing here is ever out of date.
+#[derive(Default)]
+pub(super) struct OpenBlocks(Mutex<Vec<Option<Kept>>>);
+
+/// A block, and what it was opened from.
+type Kept = (IVec, Arc<Block>);
+
+impl OpenBlocks {
+    fn find(&self, value: &IVec) -> Option<Arc<Block>> {
+        let kept = locked(&self.0);
+        let (same, block) = kept.get(Self::slot(value))?.as_ref()?;
+        let is_same = std::ptr::eq(same.as_ptr(), value.as_ptr()) && same.len() == value.len();
+        is_same.then(|| block.clone())
+    }
+
+    fn keep(&self, value: IVec, block: Arc<Block>) {
+        let slot = Self::slot(&value);
+        let mut kept = locked(&self.0);
+        kept.resize(KEPT_OPEN, None);
+        kept[slot] = Some((value, block));
+    }
+
+    /// By the checksum, which a value has behind its version: as good as any hash.
+    fn slot(value: &IVec) -> usize {
+        value.get(1).map_or(0, |byte| usize::from(*byte)) % KEPT_OPEN
+    }
+}
 
 /// What waits of a directory, as it was at one moment.
 pub(super) struct Glimpse {
@@ -72,7 +106,7 @@ pub(super) struct Reading<'a> {
     shared: &'a Shared,
     root: RootId,
     texts: Texts,
-    open: Option<(Span, Block)>,
+    open: Option<(Span, Arc<Block>)>,
 }
 
 impl<'a> Reading<'a> {
@@ -86,7 +120,7 @@ impl<'a> Reading<'a> {
     }
 
     /// The block that has a place, or would have it. `None` when there is no store, or it fails.
-    pub(super) fn at(&mut self, directory: &[u8], name: &[u8]) -> Option<&(Span, Block)> {
+    pub(super) fn at(&mut self, directory: &[u8], name: &[u8]) -> Option<&(Span, Arc<Block>)> {
         let is_open = self
             .open
             .as_ref()
@@ -94,13 +128,20 @@ impl<'a> Reading<'a> {
         if !is_open {
             let root = self.root;
             let span = self.shared.ask(|store| store.span(root, directory, name))?;
-            let block = span
-                .value
-                .as_ref()
-                .and_then(|value| self.shared.readable(open_block(value, &mut self.texts)));
+            let block = span.value.as_ref().and_then(|value| self.block(value));
             self.open = Some((span, block.unwrap_or_default()));
         }
         self.open.as_ref()
+    }
+
+    fn block(&mut self, value: &IVec) -> Option<Arc<Block>> {
+        if let Some(open) = self.shared.open_blocks.find(value) {
+            return Some(open);
+        }
+        let block = self.shared.readable(open_block(value, &mut self.texts))?;
+        let block = Arc::new(block);
+        self.shared.open_blocks.keep(value.clone(), block.clone());
+        Some(block)
     }
 
     /// Reads anew from now on: what was read may be older than what waits.

@@ -149,7 +149,8 @@ impl Shared {
                 break None;
             };
             let (Ok(at) | Err(at)) = block.find(from, "", 0);
-            if let Some(row) = block.rows_from(at).next() {
+            let row = block.rows_from(at).next();
+            if let Some(row) = row.filter(|row| span.reaches(row.directory().as_bytes(), row.name())) {
                 break Some(row.directory().clone());
             }
             let Some((next_directory, next_name)) = span.next() else {

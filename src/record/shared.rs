@@ -19,6 +19,7 @@ use super::{
     block::Block,
     error::{FlushError, Health, HealthState, StoreError},
     lock::InstanceLock,
+    look_up::OpenBlocks,
     opening::Place,
     pending::{Pending, Queue},
     roots::Roots,
@@ -84,6 +85,7 @@ pub(super) struct Shared {
     room: Condvar,
     /// Wakes tasks that wait for room.
     room_async: Notify,
+    pub(super) open_blocks: OpenBlocks,
     pub(super) roots: Mutex<Roots>,
     /// Held while an invocation's row and index change together.
     pub(super) invocations: Mutex<()>,
@@ -113,6 +115,7 @@ impl Shared {
             wake: Condvar::new(),
             room: Condvar::new(),
             room_async: Notify::new(),
+            open_blocks: OpenBlocks::default(),
             roots: Mutex::new(roots),
             invocations: Mutex::default(),
             lock: Mutex::new(Some(lock)),

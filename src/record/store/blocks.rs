@@ -22,8 +22,8 @@ const BLOCKS_PER_BATCH: usize = 64;
 pub(in crate::record) struct Span {
     key: Vec<u8>,
     pub(in crate::record) value: Option<IVec>,
-    /// The next block's key.
-    upper: Option<IVec>,
+    /// The next block's key, and the length of the directory in it.
+    upper: Option<(IVec, usize)>,
 }
 
 impl Span {
@@ -34,14 +34,13 @@ impl Span {
 
     /// Whether a place is before the next block.
     pub(in crate::record) fn reaches(&self, directory: &[u8], name: &[u8]) -> bool {
-        self.upper
-            .as_ref()
-            .is_none_or(|upper| (directory, name) < keys::place(upper))
+        self.next().is_none_or(|next| (directory, name) < next)
     }
 
     /// Where the next block begins.
     pub(in crate::record) fn next(&self) -> Option<(&[u8], &[u8])> {
-        self.upper.as_deref().map(keys::place)
+        let (key, directory) = self.upper.as_ref()?;
+        Some((key.get(4..4 + directory)?, key.get(5 + directory..)?))
     }
 }
 
@@ -72,13 +71,17 @@ impl Store {
                 .map_err(sort)?;
             let (key, value) = match found {
                 Some((key, value)) => (key.to_vec(), Some(value)),
-                None => (first, None),
+                None => (first.clone(), None),
             };
             let mut above = tree.range::<&[u8], _>((Bound::Excluded(&key[..]), Bound::Unbounded));
             let above = above.next().transpose().map_err(sort)?;
             let upper = above
                 .map(|(key, _)| key)
-                .filter(|above| above.starts_with(&key[..4]));
+                .filter(|above| above.starts_with(&first));
+            let upper = upper.map(|key| {
+                let directory = keys::place(&key).0.len();
+                (key, directory)
+            });
             Ok(Span { key, value, upper })
         })
     }

@@ -2,6 +2,8 @@ use std::{fs, path::PathBuf};
 
 use super::*;
 use crate::record::{
+    block::{self, Builder},
+    keys,
     store::{Store, TreeId},
     value::seal,
 };
@@ -277,6 +279,66 @@ fn an_unreadable_block_is_absent_and_counted_and_can_be_written_again() {
         record.outputs(root, &paths).into_iter().flatten().count(),
         ROWS as usize
     );
+}
+
+#[test]
+fn of_rows_that_a_killed_writer_left_in_two_blocks_those_of_the_right_one_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = {
+        let (record, _) = open(dir.path());
+        record.root("/exec", 1, 2)
+    };
+    let row = |version| OutputRow {
+        version,
+        ..numbered(1).1
+    };
+    let block = |rows: &[(&str, &str, u64)]| {
+        let mut builder = Builder::default();
+        for (directory, name, version) in rows {
+            builder.push(&(*directory).into(), name, &row(*version));
+        }
+        Some(block::seal(&builder.finish()))
+    };
+    // The first was to be split before `d/m`; the second part was written, and the first was not.
+    let blocks = [
+        (
+            keys::root(root),
+            block(&[("d/", "a", 1), ("d/", "m", 1), ("f/", "old", 1)]),
+        ),
+        (
+            keys::block(root, b"d/", b"m"),
+            block(&[("d/", "m", 2), ("e/", "new", 2), ("f/", "old", 2)]),
+        ),
+    ];
+    let (store, _) = Store::open(&dir.path().join("record"), 0).unwrap();
+    store
+        .apply(TreeId::Outputs, blocks.iter().map(|(k, v)| (k, v)))
+        .unwrap();
+    store.flush().unwrap();
+    drop(store);
+    let (record, _) = open(dir.path());
+    let mut expected = vec![("d/a", 1), ("d/m", 2), ("e/new", 2), ("f/old", 2)];
+    for round in 0..2 {
+        let found: Vec<_> = record
+            .scan_outputs(root, "")
+            .map(|(path, row)| (path.as_str().to_owned(), row.version))
+            .collect();
+        assert_eq!(
+            found,
+            expected
+                .iter()
+                .map(|(p, v)| ((*p).to_owned(), *v))
+                .collect::<Vec<_>>()
+        );
+        for (text, version) in &expected {
+            assert_eq!(record.output(root, &path(text)).unwrap().version, *version);
+        }
+        if round == 0 {
+            record.put_outputs(root, vec![(path("d/b"), row(3))]);
+            run(record.flush()).unwrap();
+            expected.insert(1, ("d/b", 3));
+        }
+    }
 }
 
 #[test]
