@@ -1,12 +1,13 @@
 //! The coordinator: one task that owns what is wanted, what is being fetched, and what is being placed.
 //!
-//! A want becomes a *job*: one output path of one root as of one version. A job is first checked on disk; if its
-//! content is not there, its blob is queued. A blob is fetched once however many jobs wait for it, and its bytes go to
+//! A want is first looked for on disk, in batches. If its content is not there, it becomes a *job*: one output path of
+//! one root as of one version, and its blob is queued. A blob is fetched once however many jobs wait for it, and its bytes go to
 //! the writer threads, which verify and place them. Every job ends with one [`Completion`] for each asker.
 //!
 //! Versions decide who wins. [`Command::Begin`] ends all jobs of older versions of the root; what they still have on
 //! the way is dropped when it arrives, and the root's epoch keeps a writer from publishing it in the meantime.
 
+mod checking;
 mod fetching;
 mod placing;
 
@@ -17,24 +18,25 @@ use tokio::{
     task::AbortHandle,
 };
 
+use self::checking::Gathering;
 use super::{
     MaterializeOptions,
     large::LargeError,
     place::{PlaceError, Placed},
     queue::BlobQueue,
     want::{Completion, Outcome, Root, Session, Source, Want},
-    writers::{CheckItem, JobId, PlaceJob, Work, Writers, Written},
+    writers::{BatchId, CheckBatch, JobId, PlaceJob, Writers, Written},
 };
 use crate::{
     digest::Digest,
     exec_path::ExecPath,
-    metrics::Metrics,
+    metrics::{BlobLabels, Metrics},
     output::{Class, OutputContent, Stamp},
     remote::{BatchAnswer, RemoteError},
 };
 
-/// Checks that go to a writer thread in one message.
-const CHECKS_AT_ONCE: usize = 256;
+/// Commands that may wait.
+pub(super) const COMMANDS: usize = 64;
 /// Bytes are counted in flight in units of this many, so that the semaphore's 32 bits are enough.
 const BUDGET_UNIT: u64 = 1024;
 
@@ -62,6 +64,10 @@ enum Fetched {
     Large(CacheId, Digest, JobId, Result<Placed, LargeError>),
 }
 
+/// Keys come from build events, a few hundred nanoseconds of hashing each with the standard library's own hasher. This
+/// one is seeded as well.
+type Hashing = foldhash::fast::RandomState;
+
 /// Tells caches apart: the address of the store, which the entry keeps alive.
 type CacheId = usize;
 
@@ -69,6 +75,16 @@ struct Asker {
     session: Arc<Session>,
     class: Class,
     since: Instant,
+}
+
+impl Asker {
+    fn new(session: &Arc<Session>, want: &Want) -> Self {
+        Self {
+            session: session.clone(),
+            class: want.class,
+            since: want.since,
+        }
+    }
 }
 
 struct Job {
@@ -110,10 +126,15 @@ pub(super) struct Coordinator {
     options: MaterializeOptions,
     metrics: Metrics,
     writers: Writers,
+    /// Wants that no writer has yet.
+    gathering: Gathering,
+    next_batch: BatchId,
+    /// Wants that are being looked for on disk.
+    checks: HashMap<BatchId, Arc<CheckBatch>>,
     next_job: JobId,
-    jobs: HashMap<JobId, Job>,
-    paths: HashMap<(u32, ExecPath), JobId>,
-    blobs: HashMap<(CacheId, Digest), Blob>,
+    jobs: HashMap<JobId, Job, Hashing>,
+    paths: HashMap<(u32, ExecPath), JobId, Hashing>,
+    blobs: HashMap<(CacheId, Digest), Blob, Hashing>,
     small: BlobQueue<CacheId>,
     large: BlobQueue<CacheId>,
     batches_in_flight: usize,
@@ -121,6 +142,8 @@ pub(super) struct Coordinator {
     budget: Arc<Semaphore>,
     fetched: mpsc::UnboundedSender<Fetched>,
     outbox: Vec<(Arc<Session>, Vec<Completion>)>,
+    /// Ends that the metrics do not know of yet: source, outcome, how many.
+    ends: Vec<(&'static str, &'static str, u64)>,
 }
 
 impl Coordinator {
@@ -140,19 +163,23 @@ impl Coordinator {
             options,
             metrics,
             writers,
+            gathering: Gathering::default(),
+            next_batch: 0,
+            checks: HashMap::new(),
             next_job: 0,
-            jobs: HashMap::new(),
-            paths: HashMap::new(),
-            blobs: HashMap::new(),
+            jobs: HashMap::default(),
+            paths: HashMap::default(),
+            blobs: HashMap::default(),
             small: BlobQueue::new(),
             large: BlobQueue::new(),
             batches_in_flight: 0,
             large_in_flight: 0,
             fetched: fetched_tx,
             outbox: Vec::new(),
+            ends: Vec::new(),
         };
         let mut open = true;
-        while open || !this.jobs.is_empty() {
+        while open || !this.jobs.is_empty() || !this.checks.is_empty() {
             // Results first: they free what new work would have to wait for.
             tokio::select! {
                 biased;
@@ -164,7 +191,16 @@ impl Coordinator {
                 }
                 Some(report) = fetched.recv() => this.on_fetched(report),
                 command = commands.recv(), if open => match command {
-                    Some(command) => this.on_command(command),
+                    Some(command) => {
+                        this.on_command(command);
+                        // What small targets want goes to the writers together. No more of it at once than the channel
+                        // holds, so that results are not kept waiting.
+                        for _ in 0..COMMANDS {
+                            let Ok(command) = commands.try_recv() else { break };
+                            this.on_command(command);
+                        }
+                        this.send_checks();
+                    }
                     None => open = false,
                 },
             }
@@ -193,6 +229,8 @@ impl Coordinator {
 
     /// Answers everything that a session still wants, and ends what nobody else wants.
     fn cancel(&mut self, session: &Arc<Session>) {
+        let given_up = Outcome::Failed(CANCELLED.to_owned());
+        self.end_checks(|of| std::ptr::eq(of, &**session), &given_up);
         let mut answers = Vec::new();
         let mut orphans = Vec::new();
         for (id, job) in &mut self.jobs {
@@ -210,16 +248,18 @@ impl Coordinator {
             );
         }
         for (asker, path, content) in answers {
-            self.answer(&asker, &path, &content, Outcome::Failed(CANCELLED.to_owned()));
+            self.answer(asker, path, content, given_up.clone());
         }
         for id in orphans {
-            self.finish(id, Outcome::Failed(CANCELLED.to_owned()));
+            self.finish(id, given_up.clone());
         }
         self.drop_unwanted_blobs();
     }
 
-    /// Ends every job of the root that is older than `version`.
+    /// Ends every want and job of the root that is older than `version`.
     fn supersede(&mut self, root: &Arc<Root>, version: u64) {
+        let is_old = |of: &Session| of.root.id == root.id && of.version < version;
+        self.end_checks(is_old, &Outcome::Superseded);
         let old: Vec<JobId> = self
             .jobs
             .iter()
@@ -250,93 +290,8 @@ impl Coordinator {
         });
     }
 
-    fn want(&mut self, session: &Arc<Session>, wants: Vec<Want>) {
-        let mut checks: Vec<Vec<CheckItem>> = (0..self.writers.threads()).map(|_| Vec::new()).collect();
-        let superseded = session.root.epoch.current() > session.version;
-        for want in wants {
-            let asker = Asker {
-                session: session.clone(),
-                class: want.class,
-                since: want.since,
-            };
-            if superseded {
-                self.answer(&asker, &want.path, &want.content, Outcome::Superseded);
-                continue;
-            }
-            let key = (session.root.id, want.path.clone());
-            if let Some(&id) = self.paths.get(&key) {
-                if let Some(job) = self.jobs.get_mut(&id)
-                    && job.content == want.content
-                {
-                    job.askers.push(asker);
-                    job.version = job.version.max(session.version);
-                    if want.class > job.class {
-                        job.class = want.class;
-                        self.promote(id);
-                    }
-                    continue;
-                }
-                // The same path with other content: the later word counts, and what streams for the earlier one must
-                // not come behind it.
-                if let Some(job) = self.jobs.get(&id)
-                    && let OutputContent::Blob(digest) = &job.content
-                    && let Some(blob) = self.blobs.get(&(job.cache(), digest.clone()))
-                    && blob.jobs.first() == Some(&id)
-                    && let Some(abort) = &blob.abort
-                {
-                    abort.abort();
-                }
-                self.finish(id, Outcome::Superseded);
-            }
-            let id = self.next_job;
-            self.next_job += 1;
-            let shard = self.writers.shard(&session.root, &want.path);
-            if let Some(list) = checks.get_mut(shard) {
-                list.push(CheckItem {
-                    job: id,
-                    path: want.path.clone(),
-                    content: want.content.clone(),
-                    recorded: want.recorded,
-                });
-                if list.len() >= CHECKS_AT_ONCE {
-                    let work = Work::Check(session.root.clone(), std::mem::take(list));
-                    self.writers.send(shard, work);
-                }
-            }
-            self.paths.insert(key, id);
-            self.jobs.insert(
-                id,
-                Job {
-                    root: session.root.clone(),
-                    version: session.version,
-                    path: want.path,
-                    content: want.content,
-                    class: want.class,
-                    recorded: want.recorded,
-                    askers: vec![asker],
-                    source: Source::Inline,
-                    bytes: 0,
-                    missing: None,
-                    mismatched: false,
-                },
-            );
-        }
-        for (shard, list) in checks
-            .into_iter()
-            .enumerate()
-            .filter(|(_, list)| !list.is_empty())
-        {
-            self.writers.send(shard, Work::Check(session.root.clone(), list));
-        }
-    }
-
     fn fail(&mut self, id: JobId, error: &PlaceError) {
-        let outcome = if error.is_superseded() {
-            Outcome::Superseded
-        } else {
-            Outcome::Failed(error.to_string())
-        };
-        self.finish(id, outcome);
+        self.finish(id, checking::failed(error));
     }
 
     fn finish_placed(&mut self, id: JobId, placed: Placed) {
@@ -364,31 +319,72 @@ impl Coordinator {
             Outcome::Present { .. } => "disk",
             _ => "none",
         };
-        self.metrics.blob(source, outcome.name());
-        for asker in &job.askers {
-            self.answer(asker, &job.path, &job.content, outcome.clone());
+        self.ended(source, outcome.name(), 1);
+        let Job {
+            path,
+            content,
+            mut askers,
+            ..
+        } = job;
+        let Some(last) = askers.pop() else { return };
+        for asker in askers {
+            self.answer(asker, path.clone(), content.clone(), outcome.clone());
         }
+        self.answer(last, path, content, outcome);
     }
 
-    fn answer(&mut self, asker: &Asker, path: &ExecPath, content: &OutputContent, outcome: Outcome) {
+    fn answer(&mut self, asker: Asker, path: ExecPath, content: OutputContent, outcome: Outcome) {
         let completion = Completion {
-            path: path.clone(),
-            content: content.clone(),
+            path,
+            content,
             class: asker.class,
             outcome,
             took: asker.since.elapsed(),
         };
+        self.outbox_of(&asker.session).push(completion);
+    }
+
+    fn answer_all(&mut self, session: &Arc<Session>, mut completions: Vec<Completion>) {
+        if completions.is_empty() {
+            return;
+        }
+        let list = self.outbox_of(session);
+        if list.is_empty() {
+            *list = completions;
+        } else {
+            list.append(&mut completions);
+        }
+    }
+
+    fn outbox_of(&mut self, session: &Arc<Session>) -> &mut Vec<Completion> {
+        let is_it = |(of, _): &(Arc<Session>, _)| Arc::ptr_eq(of, session);
+        let index = self.outbox.iter().position(is_it).unwrap_or_else(|| {
+            self.outbox.push((session.clone(), Vec::new()));
+            self.outbox.len() - 1
+        });
+        &mut self.outbox[index].1
+    }
+
+    /// Counts ends, for [`deliver`](Self::deliver) to tell: the metrics' map is too dear for every file.
+    fn ended(&mut self, source: &'static str, outcome: &'static str, count: u64) {
+        if count == 0 {
+            return;
+        }
         match self
-            .outbox
+            .ends
             .iter_mut()
-            .find(|(session, _)| Arc::ptr_eq(session, &asker.session))
+            .find(|(s, o, _)| (*s, *o) == (source, outcome))
         {
-            Some((_, list)) => list.push(completion),
-            None => self.outbox.push((asker.session.clone(), vec![completion])),
+            Some((.., n)) => *n += count,
+            None => self.ends.push((source, outcome, count)),
         }
     }
 
     fn deliver(&mut self) {
+        for (source, outcome, count) in self.ends.drain(..) {
+            let labels = BlobLabels { source, outcome };
+            self.metrics.blobs.get_or_create(&labels).inc_by(count);
+        }
         for (session, list) in self.outbox.drain(..) {
             // An asker that is gone does not want to know.
             let _ = session.completions.send(list);

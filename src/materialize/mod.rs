@@ -75,7 +75,7 @@ impl Materializer {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(options: MaterializeOptions, metrics: Metrics) -> io::Result<Self> {
-        let (commands, inbox) = mpsc::channel(64);
+        let (commands, inbox) = mpsc::channel(coordinator::COMMANDS);
         let (reports, written) = mpsc::unbounded_channel();
         let writers = Writers::start(options.writers, options.place, &reports)?;
         let (done, closed) = watch::channel(false);

@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     place::{Check, Item, LargeFile, PlaceError, PlaceOptions, Placed, Placer},
-    want::Root,
+    want::{Root, Session, Want},
 };
 use crate::{
     digest::{Digest, DigestFunction},
@@ -27,6 +27,16 @@ use crate::{
 
 /// Number of a job in the coordinator.
 pub(super) type JobId = u64;
+
+/// Number of a batch of checks in the coordinator.
+pub(super) type BatchId = u64;
+
+/// Wants of one session whose places on disk are looked at together. The coordinator and the writer share it, so that
+/// a want that is present is never more than this.
+pub(super) struct CheckBatch {
+    pub(super) session: Arc<Session>,
+    pub(super) wants: Vec<Want>,
+}
 
 /// A check to make.
 pub(super) struct CheckItem {
@@ -57,6 +67,8 @@ pub(super) enum PlaceContent {
 
 /// Work for a writer thread.
 pub(super) enum Work {
+    /// Are they there already?
+    CheckBatch(BatchId, Arc<CheckBatch>),
     Check(Arc<Root>, Vec<CheckItem>),
     /// The permit is the bytes' share of what may be in flight; it is given back when the files are placed.
     Place(Arc<Root>, u64, Vec<PlaceJob>, Option<Arc<OwnedSemaphorePermit>>),
@@ -81,6 +93,8 @@ pub(super) enum Work {
 
 /// What a writer thread reports.
 pub(super) enum Written {
+    /// One answer for each want, in their order.
+    CheckedBatch(BatchId, Vec<Result<Check, PlaceError>>),
     Checked(Vec<(JobId, Result<Check, PlaceError>)>),
     Placed(Vec<(JobId, Result<Placed, PlaceError>)>),
 }
@@ -163,26 +177,18 @@ impl Writer {
     fn run(mut self, work: &std_mpsc::Receiver<Work>) {
         while let Ok(item) = work.recv() {
             // A panic below would be a bug; it must cost one piece of work, not every later one.
-            let jobs = jobs_of(&item);
-            let checking = matches!(item, Work::Check(..));
+            let lost = Lost::of(&item);
             match catch_unwind(AssertUnwindSafe(|| self.serve(item))) {
                 Ok(Some(written)) => {
                     let _ = self.reports.send(written);
                 }
                 Ok(None) => {}
                 Err(_) => {
-                    tracing::error!(
-                        jobs = jobs.len(),
-                        "a writer thread panicked; this is a bug in outhaul"
-                    );
+                    tracing::error!("a writer thread panicked; this is a bug in outhaul");
                     self.placers.clear();
-                    let lost = |job| (job, PlaceError::internal("a writer thread panicked"));
-                    let lost = jobs.into_iter().map(lost);
-                    let _ = self.reports.send(if checking {
-                        Written::Checked(lost.map(|(j, e)| (j, Err(e))).collect())
-                    } else {
-                        Written::Placed(lost.map(|(j, e)| (j, Err(e))).collect())
-                    });
+                    if let Some(report) = lost.report() {
+                        let _ = self.reports.send(report);
+                    }
                 }
             }
         }
@@ -196,6 +202,14 @@ impl Writer {
 
     fn serve(&mut self, work: Work) -> Option<Written> {
         match work {
+            Work::CheckBatch(id, batch) => {
+                let wants = batch.wants.iter();
+                let wants = wants.map(|want| (&want.path, &want.content, want.recorded.as_ref()));
+                let checked = self.placer(&batch.session.root).check_many(wants);
+                // Let go of before the report, so that the coordinator has it for itself.
+                drop(batch);
+                Some(Written::CheckedBatch(id, checked))
+            }
             Work::Check(root, items) => {
                 let placer = self.placer(&root);
                 let checked = items
@@ -282,11 +296,32 @@ impl Writer {
     }
 }
 
-fn jobs_of(work: &Work) -> Vec<JobId> {
-    match work {
-        Work::Check(_, items) => items.iter().map(|i| i.job).collect(),
-        Work::Place(_, _, jobs, _) => jobs.iter().map(|j| j.job).collect(),
-        Work::Copy { job, .. } => vec![*job],
-        Work::BeginLarge(..) | Work::Forget(_) => Vec::new(),
+/// What must be answered if a piece of work comes to nothing.
+enum Lost {
+    Batch(BatchId, usize),
+    Checks(Vec<JobId>),
+    Places(Vec<JobId>),
+    Nothing,
+}
+
+impl Lost {
+    fn of(work: &Work) -> Self {
+        match work {
+            Work::CheckBatch(id, batch) => Self::Batch(*id, batch.wants.len()),
+            Work::Check(_, items) => Self::Checks(items.iter().map(|i| i.job).collect()),
+            Work::Place(_, _, jobs, _) => Self::Places(jobs.iter().map(|j| j.job).collect()),
+            Work::Copy { job, .. } => Self::Places(vec![*job]),
+            Work::BeginLarge(..) | Work::Forget(_) => Self::Nothing,
+        }
+    }
+
+    fn report(self) -> Option<Written> {
+        let error = || PlaceError::internal("a writer thread panicked");
+        Some(match self {
+            Self::Batch(id, len) => Written::CheckedBatch(id, (0..len).map(|_| Err(error())).collect()),
+            Self::Checks(jobs) => Written::Checked(jobs.into_iter().map(|job| (job, Err(error()))).collect()),
+            Self::Places(jobs) => Written::Placed(jobs.into_iter().map(|job| (job, Err(error()))).collect()),
+            Self::Nothing => return None,
+        })
     }
 }

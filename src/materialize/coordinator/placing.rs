@@ -18,6 +18,7 @@ use crate::output::OutputContent;
 impl Coordinator {
     pub(super) fn on_written(&mut self, report: Written) {
         match report {
+            Written::CheckedBatch(id, results) => self.on_checked_batch(id, results),
             Written::Checked(results) => {
                 let mut place = Vec::new();
                 for (id, result) in results {
@@ -56,25 +57,31 @@ impl Coordinator {
                     self.finish(id, Outcome::Evicted(error.to_string()));
                     return;
                 }
-                let content = match &job.content {
-                    OutputContent::Blob(digest) if digest.is_empty() => {
-                        PlaceContent::Blob(digest.clone(), Bytes::new())
-                    }
-                    OutputContent::Blob(_) => {
-                        self.enqueue(id);
-                        return;
-                    }
-                    OutputContent::Inline(bytes) => {
-                        job.bytes = bytes.len() as u64;
-                        PlaceContent::Inline(bytes.clone())
-                    }
-                    OutputContent::Symlink(target) => PlaceContent::Symlink(target.clone()),
-                    OutputContent::Directory => PlaceContent::Directory,
-                };
-                place.push((id, content));
+                self.bring(id, place);
             }
             Err(error) => self.fail(id, &error),
         }
+    }
+
+    /// Sees to it that a job's content comes to disk: at once what needs no cache, else through the queue.
+    pub(super) fn bring(&mut self, id: JobId, place: &mut Vec<(JobId, PlaceContent)>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let content = match &job.content {
+            OutputContent::Blob(digest) if digest.is_empty() => {
+                PlaceContent::Blob(digest.clone(), Bytes::new())
+            }
+            OutputContent::Blob(_) => {
+                self.enqueue(id);
+                return;
+            }
+            OutputContent::Inline(bytes) => {
+                job.bytes = bytes.len() as u64;
+                PlaceContent::Inline(bytes.clone())
+            }
+            OutputContent::Symlink(target) => PlaceContent::Symlink(target.clone()),
+            OutputContent::Directory => PlaceContent::Directory,
+        };
+        place.push((id, content));
     }
 
     pub(super) fn on_placed(&mut self, id: JobId, result: Result<Placed, PlaceError>) {

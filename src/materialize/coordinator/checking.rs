@@ -1,0 +1,251 @@
+//! Wants whose places on disk are looked at: nothing more is made of them until something is found missing.
+//!
+//! In a build that changes nothing every want ends here, so it costs the coordinator no job and no entry in a map: a
+//! batch of wants is shared with the writer that looks, and what is present is answered straight from it. Wants of one
+//! directory go to one thread, and its reports come in order, so the later of two wants of a path is also the later to
+//! be known.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    super::{
+        place::{Check, PlaceError, Vouched},
+        want::{Completion, Outcome, Root, Session, Source, Want},
+        writers::{BatchId, CheckBatch, CheckItem, JobId, Work},
+    },
+    Asker, Coordinator, Job,
+};
+use crate::output::OutputContent;
+
+/// Wants that go to a writer thread in one message.
+const CHECKS_AT_ONCE: usize = 256;
+
+/// Wants that are about to be handed to the writers, by thread. All are of one session.
+#[derive(Default)]
+pub(super) struct Gathering {
+    session: Option<Arc<Session>>,
+    wants: Vec<Vec<Want>>,
+}
+
+impl Coordinator {
+    pub(super) fn want(&mut self, session: &Arc<Session>, wants: Vec<Want>) {
+        if session.root.epoch.current() > session.version {
+            self.answer_wants(session, wants, &Outcome::Superseded);
+            return;
+        }
+        let gathers = |of: &Arc<Session>| Arc::ptr_eq(of, session);
+        if !self.gathering.session.as_ref().is_some_and(gathers) {
+            self.send_checks();
+            self.gathering.session = Some(session.clone());
+            self.gathering.wants.resize_with(self.writers.threads(), Vec::new);
+        }
+        let mut directory = None::<String>;
+        let mut shard = 0;
+        for want in wants {
+            let Some(want) = self.join(session, want) else {
+                continue;
+            };
+            // A directory's outputs mostly come together.
+            let parent = want.path.parent().unwrap_or("");
+            if directory.as_deref() != Some(parent) {
+                shard = self.writers.shard(&session.root, &want.path);
+                directory = Some(parent.to_owned());
+            }
+            let Some(list) = self.gathering.wants.get_mut(shard) else {
+                continue;
+            };
+            list.push(want);
+            if list.len() >= CHECKS_AT_ONCE {
+                let wants = std::mem::take(list);
+                self.send_check(session.clone(), wants, shard);
+            }
+        }
+    }
+
+    /// Sends what has been gathered so far.
+    pub(super) fn send_checks(&mut self) {
+        let Some(session) = self.gathering.session.take() else {
+            return;
+        };
+        for shard in 0..self.gathering.wants.len() {
+            let wants = std::mem::take(&mut self.gathering.wants[shard]);
+            if !wants.is_empty() {
+                self.send_check(session.clone(), wants, shard);
+            }
+        }
+    }
+
+    fn send_check(&mut self, session: Arc<Session>, wants: Vec<Want>, shard: usize) {
+        let id = self.next_batch;
+        self.next_batch += 1;
+        let batch = Arc::new(CheckBatch { session, wants });
+        self.checks.insert(id, batch.clone());
+        self.writers.send(shard, Work::CheckBatch(id, batch));
+    }
+
+    /// Lets a want wait for the job of its path, if that is after the same. One that is after something else ends: the
+    /// later word counts. Gives the want back if it has to go its own way.
+    fn join(&mut self, session: &Arc<Session>, want: Want) -> Option<Want> {
+        if self.paths.is_empty() {
+            return Some(want);
+        }
+        let Some(&id) = self.paths.get(&(session.root.id, want.path.clone())) else {
+            return Some(want);
+        };
+        if let Some(job) = self.jobs.get_mut(&id)
+            && job.content == want.content
+        {
+            job.askers.push(Asker::new(session, &want));
+            job.version = job.version.max(session.version);
+            if want.class > job.class {
+                job.class = want.class;
+                self.promote(id);
+            }
+            return None;
+        }
+        self.abort_stream(id);
+        self.finish(id, Outcome::Superseded);
+        Some(want)
+    }
+
+    /// Makes a job of a want that nobody else has a job for.
+    fn add_job(&mut self, session: &Arc<Session>, want: Want) -> JobId {
+        let id = self.next_job;
+        self.next_job += 1;
+        self.paths.insert((session.root.id, want.path.clone()), id);
+        let job = Job {
+            root: session.root.clone(),
+            version: session.version,
+            askers: vec![Asker::new(session, &want)],
+            path: want.path,
+            content: want.content,
+            class: want.class,
+            recorded: want.recorded,
+            source: Source::Inline,
+            bytes: 0,
+            missing: None,
+            mismatched: false,
+        };
+        self.jobs.insert(id, job);
+        id
+    }
+
+    /// A writer has looked at a batch of wants.
+    pub(super) fn on_checked_batch(&mut self, id: BatchId, results: Vec<Result<Check, PlaceError>>) {
+        // Answered already when a newer build has begun or the asker has given up.
+        let Some(batch) = self.checks.remove(&id) else {
+            return;
+        };
+        let (session, wants) = match Arc::try_unwrap(batch) {
+            Ok(batch) => (batch.session, batch.wants),
+            Err(shared) => (shared.session.clone(), shared.wants.clone()),
+        };
+        let now = Instant::now();
+        let mut present = Vec::new();
+        let mut place = Vec::new();
+        for (want, result) in wants.into_iter().zip(results) {
+            match result {
+                Ok(Check::Present { stamp, how }) => {
+                    if let Some(other) = self.job_of_other_content(&session.root, &want) {
+                        self.check_behind(other, &session, want);
+                        continue;
+                    }
+                    present.push(Completion {
+                        path: want.path,
+                        content: want.content,
+                        class: want.class,
+                        outcome: Outcome::Present {
+                            stamp: Some(stamp),
+                            hashed: how == Vouched::Content,
+                        },
+                        took: now.saturating_duration_since(want.since),
+                    });
+                }
+                Ok(Check::Absent | Check::Differs) => {
+                    if let Some(want) = self.join(&session, want) {
+                        let id = self.add_job(&session, want);
+                        self.bring(id, &mut place);
+                    }
+                }
+                Err(error) => self.answer_wants(&session, vec![want], &failed(&error)),
+            }
+        }
+        self.ended("disk", "present", present.len() as u64);
+        self.answer_all(&session, present);
+        self.send_places(place, None);
+    }
+
+    /// The job that is after something else at a want's path.
+    fn job_of_other_content(&self, root: &Root, want: &Want) -> Option<JobId> {
+        if self.paths.is_empty() {
+            return None;
+        }
+        let id = *self.paths.get(&(root.id, want.path.clone()))?;
+        let job = self.jobs.get(&id)?;
+        (job.content != want.content).then_some(id)
+    }
+
+    /// What a later want is after was there when it was looked for; but an earlier one's bytes may be on their way to
+    /// the same path. That ends, and there is another look behind whatever it has done.
+    fn check_behind(&mut self, earlier: JobId, session: &Arc<Session>, want: Want) {
+        self.abort_stream(earlier);
+        self.finish(earlier, Outcome::Superseded);
+        let item = CheckItem {
+            job: self.next_job,
+            path: want.path.clone(),
+            content: want.content.clone(),
+            recorded: want.recorded,
+        };
+        let shard = self.writers.shard(&session.root, &want.path);
+        self.add_job(session, want);
+        self.writers
+            .send(shard, Work::Check(session.root.clone(), vec![item]));
+    }
+
+    /// Stops a stream that a job alone has begun.
+    fn abort_stream(&self, id: JobId) {
+        if let Some(job) = self.jobs.get(&id)
+            && let OutputContent::Blob(digest) = &job.content
+            && let Some(blob) = self.blobs.get(&(job.cache(), digest.clone()))
+            && blob.jobs.first() == Some(&id)
+            && let Some(abort) = &blob.abort
+        {
+            abort.abort();
+        }
+    }
+
+    /// Answers all wants that are being looked at and fit.
+    pub(super) fn end_checks(&mut self, fits: impl Fn(&Session) -> bool, outcome: &Outcome) {
+        self.send_checks();
+        let ended: Vec<Arc<CheckBatch>> = self
+            .checks
+            .extract_if(|_, batch| fits(&batch.session))
+            .map(|(_, batch)| batch)
+            .collect();
+        for batch in ended {
+            self.answer_wants(&batch.session, batch.wants.clone(), outcome);
+        }
+    }
+
+    fn answer_wants(&mut self, session: &Arc<Session>, wants: Vec<Want>, outcome: &Outcome) {
+        self.ended("none", outcome.name(), wants.len() as u64);
+        let now = Instant::now();
+        let completions = wants.into_iter().map(|want| Completion {
+            path: want.path,
+            content: want.content,
+            class: want.class,
+            outcome: outcome.clone(),
+            took: now.saturating_duration_since(want.since),
+        });
+        self.answer_all(session, completions.collect());
+    }
+}
+
+/// How a want ends that could not be looked at or placed.
+pub(super) fn failed(error: &PlaceError) -> Outcome {
+    if error.is_superseded() {
+        Outcome::Superseded
+    } else {
+        Outcome::Failed(error.to_string())
+    }
+}
