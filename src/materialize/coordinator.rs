@@ -9,6 +9,7 @@
 
 mod checking;
 mod fetching;
+mod nearby;
 mod placing;
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
@@ -18,14 +19,14 @@ use tokio::{
     task::AbortHandle,
 };
 
-use self::checking::Gathering;
+use self::{checking::Gathering, nearby::NearbyBlobs};
 use super::{
     MaterializeOptions,
     large::LargeError,
     place::{PlaceError, Placed},
     queue::BlobQueue,
     want::{Completion, Outcome, Root, Session, Source, Want},
-    writers::{BatchId, CheckBatch, JobId, PlaceJob, Writers, Written},
+    writers::{BatchId, CheckBatch, JobId, PlaceContent, PlaceJob, Writers, Written},
 };
 use crate::{
     digest::Digest,
@@ -135,6 +136,9 @@ pub(super) struct Coordinator {
     jobs: HashMap<JobId, Job, Hashing>,
     paths: HashMap<(u32, ExecPath), JobId, Hashing>,
     blobs: HashMap<(CacheId, Digest), Blob, Hashing>,
+    nearby: NearbyBlobs,
+    /// What is going to be read from a file nearby.
+    local_places: Vec<(JobId, PlaceContent)>,
     small: BlobQueue<CacheId>,
     large: BlobQueue<CacheId>,
     batches_in_flight: usize,
@@ -170,6 +174,8 @@ impl Coordinator {
             jobs: HashMap::default(),
             paths: HashMap::default(),
             blobs: HashMap::default(),
+            nearby: NearbyBlobs::default(),
+            local_places: Vec::new(),
             small: BlobQueue::new(),
             large: BlobQueue::new(),
             batches_in_flight: 0,
@@ -204,6 +210,7 @@ impl Coordinator {
                     None => open = false,
                 },
             }
+            this.send_local_places();
             this.pump();
             this.deliver();
         }
@@ -223,7 +230,10 @@ impl Coordinator {
             }
             Command::Want(session, wants) => self.want(&session, wants),
             Command::Cancel(session) => self.cancel(&session),
-            Command::Forget(root) => self.writers.forget(root),
+            Command::Forget(root) => {
+                self.nearby.forget_root(root);
+                self.writers.forget(root);
+            }
         }
     }
 
@@ -320,6 +330,7 @@ impl Coordinator {
             _ => "none",
         };
         self.ended(source, outcome.name(), 1);
+        self.settle_nearby(id, &job, &outcome);
         let Job {
             path,
             content,

@@ -5,6 +5,7 @@
 //! over in lists, one message for many files.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -57,6 +58,8 @@ pub(super) struct PlaceJob {
 pub(super) enum PlaceContent {
     /// Bytes that must have this digest.
     Blob(Digest, Bytes),
+    /// The bytes of a file of the same root that must have this digest.
+    File(Digest, ExecPath),
     /// Bytes that came with the event; there is nothing to verify them against.
     Inline(Bytes),
     /// A symlink's target.
@@ -261,37 +264,46 @@ impl Writer {
     ) -> Vec<(JobId, Result<Placed, PlaceError>)> {
         let placer = self.placer(root);
         let mut placed = Vec::with_capacity(jobs.len());
-        let mut files = Vec::new();
+        let mut files: Vec<(&str, &PlaceJob, Cow<'_, Digest>, Cow<'_, [u8]>)> =
+            Vec::with_capacity(jobs.len());
         for job in &jobs {
+            let dir = job.path.parent().unwrap_or("");
             match &job.content {
-                PlaceContent::Blob(digest, bytes) => files.push((job, digest.clone(), bytes)),
+                PlaceContent::Blob(digest, bytes) => {
+                    files.push((dir, job, Cow::Borrowed(digest), Cow::Borrowed(bytes)));
+                }
+                PlaceContent::File(digest, from) => match placer.read_file(from, digest) {
+                    Ok(bytes) => files.push((dir, job, Cow::Borrowed(digest), Cow::Owned(bytes))),
+                    Err(error) => placed.push((job.job, Err(error))),
+                },
                 PlaceContent::Inline(bytes) => {
                     // Nothing says what they should be; they are what the event says that they are.
-                    files.push((job, Digest::of(DigestFunction::Sha256, bytes), bytes));
+                    let digest = Cow::Owned(Digest::of(DigestFunction::Sha256, bytes));
+                    files.push((dir, job, digest, Cow::Borrowed(bytes)));
                 }
                 PlaceContent::Symlink(target) => {
-                    placed.push((
-                        job.job,
-                        placer.place_symlink(&job.path, target, &root.epoch, version),
-                    ));
+                    let made = placer.place_symlink(&job.path, target, &root.epoch, version);
+                    placed.push((job.job, made));
                 }
                 PlaceContent::Directory => {
                     placed.push((job.job, placer.make_directory(&job.path, &root.epoch, version)));
                 }
             }
         }
-        // One directory's files go together.
-        files.sort_by(|(a, ..), (b, ..)| (a.path.parent(), &a.path).cmp(&(b.path.parent(), &b.path)));
+        // One directory's files go together, in the order in which they came.
+        if !files.is_sorted_by_key(|(dir, ..)| *dir) {
+            files.sort_by_key(|(dir, ..)| *dir);
+        }
         let items: Vec<Item<'_>> = files
             .iter()
-            .map(|(job, digest, bytes)| Item {
+            .map(|(_, job, digest, bytes)| Item {
                 path: &job.path,
                 digest,
                 bytes,
             })
             .collect();
         let results = placer.place_many(&items, &root.epoch, version);
-        placed.extend(files.iter().map(|(job, ..)| job.job).zip(results));
+        placed.extend(files.iter().map(|(_, job, ..)| job.job).zip(results));
         placed
     }
 }

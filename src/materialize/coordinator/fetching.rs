@@ -24,6 +24,9 @@ use crate::{
 impl Coordinator {
     /// Makes a job wait for its blob.
     pub(super) fn enqueue(&mut self, id: JobId) {
+        if self.bring_from_nearby(id) {
+            return;
+        }
         let Some(job) = self.jobs.get(&id) else { return };
         let (OutputContent::Blob(digest), Some(asker)) = (&job.content, job.askers.first()) else {
             return;

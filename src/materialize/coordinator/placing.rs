@@ -97,12 +97,14 @@ impl Coordinator {
             // The origin was changed under our hands, or cannot be copied: fetch it like any other.
             tracing::debug!(path = %job.path, %error, "copying failed, fetching instead");
             job.source = Source::Inline;
+            self.forget_nearby(id);
             self.enqueue(id);
         } else if error.is_mismatch() {
             self.metrics.fault("mismatch");
             if !job.mismatched && matches!(job.content, OutputContent::Blob(_)) {
                 tracing::warn!(path = %job.path, %error, "the cache sent wrong bytes; asking once more");
                 job.mismatched = true;
+                self.forget_nearby(id);
                 self.enqueue(id);
             } else {
                 self.fail(id, error);
@@ -121,6 +123,9 @@ impl Coordinator {
         let mut grouped: Grouped = HashMap::new();
         for (id, content) in place {
             let Some(job) = self.jobs.get(&id) else { continue };
+            if let PlaceContent::Blob(digest, _) = &content {
+                self.nearby.placing(job.root.id, digest, id);
+            }
             let shard = self.writers.shard(&job.root, &job.path);
             grouped
                 .entry((shard, job.root.id, job.version))

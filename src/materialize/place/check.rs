@@ -347,7 +347,7 @@ pub(super) struct DirCache {
 }
 
 impl DirCache {
-    fn get(&mut self, root: &OutputRoot, path: &str) -> Result<Option<Arc<Dir>>, PlaceError> {
+    pub(super) fn get(&mut self, root: &OutputRoot, path: &str) -> Result<Option<Arc<Dir>>, PlaceError> {
         let now = Instant::now();
         let is_fresh = |opened: &Instant| now.duration_since(*opened) < FRESH;
         if let Some((dir, opened)) = self.open.get(path)

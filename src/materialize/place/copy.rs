@@ -26,6 +26,41 @@ const PIECE: usize = 64 << 20;
 const READ: usize = 1 << 20;
 
 impl Placer {
+    /// The bytes of a file of this root that was seen to have a blob, not verified. Right for what is so small that
+    /// writing its bytes again is faster than [`copy_within`](Self::copy_within).
+    ///
+    /// # Errors
+    /// With [`PlaceErrorKind::SourceChanged`] when there is no such file of that size any more; else when it cannot be
+    /// read.
+    pub fn read_file(&mut self, from: &ExecPath, digest: &Digest) -> Result<Vec<u8>, PlaceError> {
+        let error = |errno| PlaceError::system_error("read", from.as_str(), errno);
+        let changed = || PlaceError::new("copy from", from.as_str(), PlaceErrorKind::SourceChanged);
+        let dir = self.dirs.get(&self.root, from.parent().unwrap_or(""))?;
+        let dir = dir.ok_or_else(changed)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match fs::openat(&dir, from.file_name(), flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT | Errno::LOOP) => return Err(changed()),
+            Err(errno) => return Err(error(errno)),
+        };
+        let stat = fs::fstat(&file).map_err(error)?;
+        let size = sys::stamp(&stat, 0).size;
+        if sys::file_type(&stat) != FileType::RegularFile || size != digest.size() {
+            return Err(changed());
+        }
+        let mut bytes = vec![0; usize::try_from(size).map_err(|_| changed())?];
+        let mut read = 0;
+        while let Some(rest) = bytes.get_mut(read..).filter(|rest| !rest.is_empty()) {
+            match io::read(&file, rest) {
+                Ok(0) => return Err(changed()),
+                Ok(n) => read += n,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(error(errno)),
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Places a blob by copying a file of this root that was seen to have it: as a clone where the file system can,
     /// else in the kernel, else by reading and writing. Never as a hard link: two outputs with one inode change
     /// together. Worth it from about 256 KiB; below that, writing the bytes is faster.

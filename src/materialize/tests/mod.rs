@@ -1,6 +1,9 @@
 //! The coordinator against a real output tree and the embedded cache, whose faults real servers don't produce on
 //! demand.
 
+mod checking;
+mod nearby;
+
 use std::{
     fs,
     path::PathBuf,
