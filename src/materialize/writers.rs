@@ -264,22 +264,26 @@ impl Writer {
     ) -> Vec<(JobId, Result<Placed, PlaceError>)> {
         let placer = self.placer(root);
         let mut placed = Vec::with_capacity(jobs.len());
-        let mut files: Vec<(&str, &PlaceJob, Cow<'_, Digest>, Cow<'_, [u8]>)> =
-            Vec::with_capacity(jobs.len());
+        let mut files = Vec::with_capacity(jobs.len());
         for job in &jobs {
-            let dir = job.path.parent().unwrap_or("");
+            let mut file = |digest, bytes| {
+                files.push(File {
+                    dir: job.path.parent().unwrap_or(""),
+                    job,
+                    digest,
+                    bytes,
+                });
+            };
             match &job.content {
-                PlaceContent::Blob(digest, bytes) => {
-                    files.push((dir, job, Cow::Borrowed(digest), Cow::Borrowed(bytes)));
-                }
+                PlaceContent::Blob(digest, bytes) => file(Cow::Borrowed(digest), Cow::Borrowed(bytes)),
                 PlaceContent::File(digest, from) => match placer.read_file(from, digest) {
-                    Ok(bytes) => files.push((dir, job, Cow::Borrowed(digest), Cow::Owned(bytes))),
+                    Ok(bytes) => file(Cow::Borrowed(digest), Cow::Owned(bytes)),
                     Err(error) => placed.push((job.job, Err(error))),
                 },
                 PlaceContent::Inline(bytes) => {
                     // Nothing says what they should be; they are what the event says that they are.
-                    let digest = Cow::Owned(Digest::of(DigestFunction::Sha256, bytes));
-                    files.push((dir, job, digest, Cow::Borrowed(bytes)));
+                    let digest = Digest::of(DigestFunction::Sha256, bytes);
+                    file(Cow::Owned(digest), Cow::Borrowed(bytes));
                 }
                 PlaceContent::Symlink(target) => {
                     let made = placer.place_symlink(&job.path, target, &root.epoch, version);
@@ -291,21 +295,29 @@ impl Writer {
             }
         }
         // One directory's files go together, in the order in which they came.
-        if !files.is_sorted_by_key(|(dir, ..)| *dir) {
-            files.sort_by_key(|(dir, ..)| *dir);
+        if !files.is_sorted_by_key(|file| file.dir) {
+            files.sort_by_key(|file| file.dir);
         }
         let items: Vec<Item<'_>> = files
             .iter()
-            .map(|(_, job, digest, bytes)| Item {
-                path: &job.path,
-                digest,
-                bytes,
+            .map(|file| Item {
+                path: &file.job.path,
+                digest: &file.digest,
+                bytes: &file.bytes,
             })
             .collect();
         let results = placer.place_many(&items, &root.epoch, version);
-        placed.extend(files.iter().map(|(_, job, ..)| job.job).zip(results));
+        placed.extend(files.iter().map(|file| file.job.job).zip(results));
         placed
     }
+}
+
+/// A file to place, and where its bytes are.
+struct File<'a> {
+    dir: &'a str,
+    job: &'a PlaceJob,
+    digest: Cow<'a, Digest>,
+    bytes: Cow<'a, [u8]>,
 }
 
 /// What must be answered if a piece of work comes to nothing.
