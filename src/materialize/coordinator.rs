@@ -9,24 +9,29 @@
 
 mod checking;
 mod fetching;
+mod jobs;
 mod nearby;
 mod placing;
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Instant,
+};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     task::AbortHandle,
 };
 
-use self::{checking::Gathering, nearby::NearbyBlobs};
+use self::{checking::Gathering, jobs::Jobs, nearby::NearbyBlobs};
 use super::{
     MaterializeOptions,
     large::LargeError,
     place::{PlaceError, Placed},
     queue::BlobQueue,
     want::{Completion, Outcome, Root, Session, Source, Want},
-    writers::{BatchId, CheckBatch, JobId, PlaceContent, PlaceJob, Writers, Written},
+    writers::{BatchId, CheckBatch, JobId, PlaceContent, Writers, Written},
 };
 use crate::{
     digest::Digest,
@@ -55,9 +60,6 @@ pub(super) enum Command {
     /// A root is not used any more.
     Forget(u32),
 }
-
-/// Work for the writers by thread, root and version.
-type Grouped = HashMap<(usize, u32, u64), (Arc<Root>, Vec<PlaceJob>)>;
 
 /// What fetches report.
 enum Fetched {
@@ -91,6 +93,8 @@ impl Asker {
 struct Job {
     root: Arc<Root>,
     version: u64,
+    /// The thread that writes into the path's directory.
+    shard: usize,
     path: ExecPath,
     content: OutputContent,
     class: Class,
@@ -100,7 +104,7 @@ struct Job {
     source: Source,
     bytes: u64,
     /// The disk was looked at once more after the cache had said that it does not have the blob.
-    missing: Option<RemoteError>,
+    missing: Option<Box<RemoteError>>,
     /// Bytes that did not match the digest came for it once.
     mismatched: bool,
 }
@@ -130,10 +134,9 @@ pub(super) struct Coordinator {
     /// Wants that no writer has yet.
     gathering: Gathering,
     next_batch: BatchId,
-    /// Wants that are being looked for on disk.
-    checks: HashMap<BatchId, Arc<CheckBatch>>,
-    next_job: JobId,
-    jobs: HashMap<JobId, Job, Hashing>,
+    /// Wants that are being looked for on disk, and the thread that does.
+    checks: HashMap<BatchId, (usize, Arc<CheckBatch>)>,
+    jobs: Jobs,
     paths: HashMap<(u32, ExecPath), JobId, Hashing>,
     blobs: HashMap<(CacheId, Digest), Blob, Hashing>,
     nearby: NearbyBlobs,
@@ -146,6 +149,8 @@ pub(super) struct Coordinator {
     budget: Arc<Semaphore>,
     fetched: mpsc::UnboundedSender<Fetched>,
     outbox: Vec<(Arc<Session>, Vec<Completion>)>,
+    /// When the last report or command came: the clock is not asked for every file.
+    now: Instant,
     /// Ends that the metrics do not know of yet: source, outcome, how many.
     ends: Vec<(&'static str, &'static str, u64)>,
 }
@@ -170,8 +175,7 @@ impl Coordinator {
             gathering: Gathering::default(),
             next_batch: 0,
             checks: HashMap::new(),
-            next_job: 0,
-            jobs: HashMap::default(),
+            jobs: Jobs::default(),
             paths: HashMap::default(),
             blobs: HashMap::default(),
             nearby: NearbyBlobs::default(),
@@ -182,6 +186,7 @@ impl Coordinator {
             large_in_flight: 0,
             fetched: fetched_tx,
             outbox: Vec::new(),
+            now: Instant::now(),
             ends: Vec::new(),
         };
         let mut open = true;
@@ -222,6 +227,7 @@ impl Coordinator {
     }
 
     fn on_command(&mut self, command: Command) {
+        self.now = Instant::now();
         match command {
             Command::Begin(root, version, done) => {
                 self.supersede(&root, version);
@@ -230,10 +236,7 @@ impl Coordinator {
             }
             Command::Want(session, wants) => self.want(&session, wants),
             Command::Cancel(session) => self.cancel(&session),
-            Command::Forget(root) => {
-                self.nearby.forget_root(root);
-                self.writers.forget(root);
-            }
+            Command::Forget(root) => self.writers.forget(root),
         }
     }
 
@@ -243,13 +246,13 @@ impl Coordinator {
         self.end_checks(|of| std::ptr::eq(of, &**session), &given_up);
         let mut answers = Vec::new();
         let mut orphans = Vec::new();
-        for (id, job) in &mut self.jobs {
+        for (id, job) in self.jobs.iter_mut() {
             let (gone, stay) = std::mem::take(&mut job.askers)
                 .into_iter()
                 .partition::<Vec<Asker>, _>(|asker| Arc::ptr_eq(&asker.session, session));
             job.askers = stay;
             if job.askers.is_empty() {
-                orphans.push(*id);
+                orphans.push(id);
             }
             let content = &job.content;
             answers.extend(
@@ -272,9 +275,9 @@ impl Coordinator {
         self.end_checks(is_old, &Outcome::Superseded);
         let old: Vec<JobId> = self
             .jobs
-            .iter()
+            .iter_mut()
             .filter(|(_, job)| job.root.id == root.id && job.version < version)
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect();
         for id in old {
             self.finish(id, Outcome::Superseded);
@@ -317,9 +320,11 @@ impl Coordinator {
     /// Ends a job and tells everybody who asked.
     fn finish(&mut self, id: JobId, outcome: Outcome) {
         let Some(job) = self.jobs.remove(&id) else { return };
-        let key = (job.root.id, job.path.clone());
-        if self.paths.get(&key) == Some(&id) {
-            self.paths.remove(&key);
+        // A later want of the path may have taken its place.
+        if let Entry::Occupied(entry) = self.paths.entry((job.root.id, job.path.clone()))
+            && *entry.get() == id
+        {
+            entry.remove();
         }
         let source = match &outcome {
             Outcome::Downloaded { source, bytes, .. } => {
@@ -336,7 +341,7 @@ impl Coordinator {
             content,
             mut askers,
             ..
-        } = job;
+        } = *job;
         let Some(last) = askers.pop() else { return };
         for asker in askers {
             self.answer(asker, path.clone(), content.clone(), outcome.clone());
@@ -350,7 +355,7 @@ impl Coordinator {
             content,
             class: asker.class,
             outcome,
-            took: asker.since.elapsed(),
+            took: self.now.saturating_duration_since(asker.since),
         };
         self.outbox_of(&asker.session).push(completion);
     }

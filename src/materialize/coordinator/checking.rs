@@ -5,7 +5,7 @@
 //! directory go to one thread, and its reports come in order, so the later of two wants of a path is also the later to
 //! be known.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use super::{
     super::{
@@ -79,7 +79,7 @@ impl Coordinator {
         let id = self.next_batch;
         self.next_batch += 1;
         let batch = Arc::new(CheckBatch { session, wants });
-        self.checks.insert(id, batch.clone());
+        self.checks.insert(id, (shard, batch.clone()));
         self.writers.send(shard, Work::CheckBatch(id, batch));
     }
 
@@ -109,13 +109,13 @@ impl Coordinator {
     }
 
     /// Makes a job of a want that nobody else has a job for.
-    fn add_job(&mut self, session: &Arc<Session>, want: Want) -> JobId {
-        let id = self.next_job;
-        self.next_job += 1;
-        self.paths.insert((session.root.id, want.path.clone()), id);
+    fn add_job(&mut self, session: &Arc<Session>, want: Want, shard: usize) -> JobId {
+        self.paths
+            .insert((session.root.id, want.path.clone()), self.jobs.next_id());
         let job = Job {
             root: session.root.clone(),
             version: session.version,
+            shard,
             askers: vec![Asker::new(session, &want)],
             path: want.path,
             content: want.content,
@@ -126,28 +126,26 @@ impl Coordinator {
             missing: None,
             mismatched: false,
         };
-        self.jobs.insert(id, job);
-        id
+        self.jobs.add(job)
     }
 
     /// A writer has looked at a batch of wants.
     pub(super) fn on_checked_batch(&mut self, id: BatchId, results: Vec<Result<Check, PlaceError>>) {
         // Answered already when a newer build has begun or the asker has given up.
-        let Some(batch) = self.checks.remove(&id) else {
+        let Some((shard, batch)) = self.checks.remove(&id) else {
             return;
         };
         let (session, wants) = match Arc::try_unwrap(batch) {
             Ok(batch) => (batch.session, batch.wants),
             Err(shared) => (shared.session.clone(), shared.wants.clone()),
         };
-        let now = Instant::now();
         let mut present = Vec::new();
         let mut place = Vec::new();
         for (want, result) in wants.into_iter().zip(results) {
             match result {
                 Ok(Check::Present { stamp, how }) => {
                     if let Some(other) = self.job_of_other_content(&session.root, &want) {
-                        self.check_behind(other, &session, want);
+                        self.check_behind(other, &session, want, shard);
                         continue;
                     }
                     present.push(Completion {
@@ -158,12 +156,12 @@ impl Coordinator {
                             stamp: Some(stamp),
                             hashed: how == Vouched::Content,
                         },
-                        took: now.saturating_duration_since(want.since),
+                        took: self.now.saturating_duration_since(want.since),
                     });
                 }
                 Ok(Check::Absent | Check::Differs) => {
                     if let Some(want) = self.join(&session, want) {
-                        let id = self.add_job(&session, want);
+                        let id = self.add_job(&session, want, shard);
                         self.bring(id, &mut place);
                     }
                 }
@@ -187,17 +185,16 @@ impl Coordinator {
 
     /// What a later want is after was there when it was looked for; but an earlier one's bytes may be on their way to
     /// the same path. That ends, and there is another look behind whatever it has done.
-    fn check_behind(&mut self, earlier: JobId, session: &Arc<Session>, want: Want) {
+    fn check_behind(&mut self, earlier: JobId, session: &Arc<Session>, want: Want, shard: usize) {
         self.abort_stream(earlier);
         self.finish(earlier, Outcome::Superseded);
         let item = CheckItem {
-            job: self.next_job,
+            job: self.jobs.next_id(),
             path: want.path.clone(),
             content: want.content.clone(),
             recorded: want.recorded,
         };
-        let shard = self.writers.shard(&session.root, &want.path);
-        self.add_job(session, want);
+        self.add_job(session, want, shard);
         self.writers
             .send(shard, Work::Check(session.root.clone(), vec![item]));
     }
@@ -219,8 +216,8 @@ impl Coordinator {
         self.send_checks();
         let ended: Vec<Arc<CheckBatch>> = self
             .checks
-            .extract_if(|_, batch| fits(&batch.session))
-            .map(|(_, batch)| batch)
+            .extract_if(|_, (_, batch)| fits(&batch.session))
+            .map(|(_, (_, batch))| batch)
             .collect();
         for batch in ended {
             self.answer_wants(&batch.session, batch.wants.clone(), outcome);
@@ -229,7 +226,7 @@ impl Coordinator {
 
     fn answer_wants(&mut self, session: &Arc<Session>, wants: Vec<Want>, outcome: &Outcome) {
         self.ended("none", outcome.name(), wants.len() as u64);
-        let now = Instant::now();
+        let now = self.now;
         let completions = wants.into_iter().map(|want| Completion {
             path: want.path,
             content: want.content,

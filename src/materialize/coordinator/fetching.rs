@@ -1,6 +1,6 @@
 //! Fetching: which blob is asked for next, and what its answer means for the jobs that wait for it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -190,6 +190,7 @@ impl Coordinator {
     }
 
     pub(super) fn on_fetched(&mut self, report: Fetched) {
+        self.now = Instant::now();
         match report {
             Fetched::Batch(cache, answers, permit) => {
                 self.batches_in_flight -= 1;
@@ -238,7 +239,7 @@ impl Coordinator {
             if error.is_not_found() && job.missing.is_none() {
                 // A bytestream:// name is no promise that the blob was ever uploaded: it may be a local output that
                 // the build tool has written only now.
-                job.missing = Some(error.clone());
+                job.missing = Some(Box::new(error.clone()));
                 let item = CheckItem {
                     job: id,
                     path: job.path.clone(),

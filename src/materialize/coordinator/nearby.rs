@@ -5,7 +5,7 @@
 //! waits for the file, or reads it. Nothing is believed: whatever is read is verified like bytes from the cache, and
 //! fetched from there when it is not what it was.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, hash::BuildHasher as _};
 
 use super::{
     super::{
@@ -29,81 +29,80 @@ const COPY: u64 = 256 << 10;
 /// Bytes that are read and written in one piece of work.
 const LOCAL_BYTES: u64 = 1 << 20;
 
-/// Where a blob's bytes are.
+/// Where a blob's bytes are. Small, since there is one for every file.
 enum Nearby {
-    /// On their way to the disk for this job. The others are to have them from there.
-    Placing { lead: JobId, waiting: Vec<JobId> },
-    /// In a file that had this stamp.
-    File { path: ExecPath, stamp: Stamp },
+    /// On their way to the disk for this job.
+    Placing(JobId),
+    /// In a file.
+    File(Box<File>),
 }
+
+/// A file that was seen to hold a blob.
+struct File {
+    path: ExecPath,
+    stamp: Stamp,
+    digest: Digest,
+}
+
+/// A root and a blob, hashed: whoever finds another blob's file has its digest to compare.
+type Key = u64;
 
 /// What lies in which output root.
 #[derive(Default)]
 pub(super) struct NearbyBlobs {
-    recent: HashMap<(u32, Digest), Nearby, Hashing>,
+    hashing: Hashing,
+    recent: HashMap<Key, Nearby, Hashing>,
     /// Those from before there were too many recent ones. All are files.
-    older: HashMap<(u32, Digest), Nearby, Hashing>,
+    older: HashMap<Key, Nearby, Hashing>,
+    /// Jobs that are to have their bytes from what another one places.
+    waiting: HashMap<JobId, Vec<JobId>>,
 }
 
 impl NearbyBlobs {
+    fn key(&self, root: u32, digest: &Digest) -> Key {
+        self.hashing.hash_one((root, digest))
+    }
+
     /// The bytes are going to be written for a job.
     pub(super) fn placing(&mut self, root: u32, digest: &Digest, lead: JobId) {
         if self.recent.len() >= KNOWN {
             self.older = std::mem::take(&mut self.recent);
             let placing = self
                 .older
-                .extract_if(|_, nearby| matches!(nearby, Nearby::Placing { .. }));
+                .extract_if(|_, nearby| matches!(nearby, Nearby::Placing(_)));
             self.recent.extend(placing);
         }
-        self.recent
-            .entry((root, digest.clone()))
-            .or_insert_with(|| Nearby::Placing {
-                lead,
-                waiting: Vec::new(),
-            });
+        let key = self.key(root, digest);
+        self.recent.entry(key).or_insert(Nearby::Placing(lead));
     }
 
     /// A job that had the bytes has ended. Gives the jobs that have waited for it.
-    fn settle(
-        &mut self,
-        root: u32,
-        digest: &Digest,
-        id: JobId,
-        file: Option<(&ExecPath, Stamp)>,
-    ) -> Vec<JobId> {
-        let key = (root, digest.clone());
-        let file = file.map(|(path, stamp)| Nearby::File {
-            path: path.clone(),
-            stamp,
-        });
-        match (self.recent.get_mut(&key), file) {
-            (Some(Nearby::Placing { lead, .. }), None) if *lead != id => Vec::new(),
-            (Some(nearby @ Nearby::Placing { .. }), Some(file)) => match std::mem::replace(nearby, file) {
-                Nearby::Placing { waiting, .. } => waiting,
-                Nearby::File { .. } => Vec::new(),
-            },
-            (_, None) => self.forget(&key),
-            (_, Some(file)) => {
-                self.recent.insert(key, file);
-                Vec::new()
-            }
-        }
+    fn settle(&mut self, root: u32, digest: &Digest, id: JobId, file: Option<File>) -> Vec<JobId> {
+        let key = self.key(root, digest);
+        let old = match file {
+            Some(file) => self.recent.insert(key, Nearby::File(Box::new(file))),
+            // The others that have the same bytes may have more luck.
+            None if matches!(self.recent.get(&key), Some(Nearby::Placing(lead)) if *lead != id) => None,
+            None => self.recent.remove(&key),
+        };
+        self.waiting_for(old)
     }
 
     /// What was known is not so. Gives the jobs that have waited for it.
-    fn forget(&mut self, key: &(u32, Digest)) -> Vec<JobId> {
-        self.older.remove(key);
-        match self.recent.remove(key) {
-            Some(Nearby::Placing { waiting, .. }) => waiting,
-            _ => Vec::new(),
-        }
+    fn forget(&mut self, root: u32, digest: &Digest) -> Vec<JobId> {
+        let key = self.key(root, digest);
+        self.older.remove(&key);
+        let old = self.recent.remove(&key);
+        self.waiting_for(old)
     }
 
-    /// A root is not used any more.
-    pub(super) fn forget_root(&mut self, root: u32) {
-        let stays = |of: u32, nearby: &Nearby| of != root || matches!(nearby, Nearby::Placing { .. });
-        self.recent.retain(|(of, _), nearby| stays(*of, nearby));
-        self.older.retain(|(of, _), nearby| stays(*of, nearby));
+    fn waiting_for(&mut self, old: Option<Nearby>) -> Vec<JobId> {
+        match old {
+            Some(Nearby::Placing(lead)) if !self.waiting.is_empty() => {
+                self.waiting.remove(&lead).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -116,21 +115,21 @@ impl Coordinator {
         let OutputContent::Blob(digest) = &job.content else {
             return false;
         };
-        let key = (job.root.id, digest.clone());
         let nearby = &mut self.nearby;
-        match nearby.recent.get_mut(&key).or_else(|| nearby.older.get_mut(&key)) {
-            Some(Nearby::Placing { lead, waiting }) if *lead != id => waiting.push(id),
+        let key = nearby.key(job.root.id, digest);
+        match nearby.recent.get(&key).or_else(|| nearby.older.get(&key)) {
+            Some(Nearby::Placing(lead)) if *lead != id => nearby.waiting.entry(*lead).or_default().push(id),
             // A file that is wanted again itself is not what it was.
-            Some(Nearby::File { path, stamp }) if *path != job.path => {
+            Some(Nearby::File(file)) if file.path != job.path && file.digest == *digest => {
                 job.source = Source::Copy;
                 job.bytes = digest.size();
-                let (path, stamp) = (path.clone(), *stamp);
                 if digest.size() < COPY {
-                    self.local_places
-                        .push((id, PlaceContent::File(digest.clone(), path)));
+                    let content = PlaceContent::File(digest.clone(), file.path.clone());
+                    self.local_places.push((id, content));
                 } else {
-                    let root = job.root.clone();
-                    self.copy_or_fetch(id, Some(&(root, path)), Some(stamp), &key.1);
+                    let (origin, digest) = ((job.root.clone(), file.path.clone()), digest.clone());
+                    let stamp = file.stamp;
+                    self.copy_or_fetch(id, Some(&origin), Some(stamp), &digest);
                 }
             }
             _ => return false,
@@ -168,7 +167,11 @@ impl Coordinator {
         let file = match outcome {
             Outcome::Downloaded {
                 stamp: Some(stamp), ..
-            } => Some((&job.path, *stamp)),
+            } => Some(File {
+                path: job.path.clone(),
+                stamp: *stamp,
+                digest: digest.clone(),
+            }),
             _ => None,
         };
         for waiting in self.nearby.settle(job.root.id, digest, id, file) {
@@ -182,7 +185,7 @@ impl Coordinator {
         let OutputContent::Blob(digest) = &job.content else {
             return;
         };
-        for waiting in self.nearby.forget(&(job.root.id, digest.clone())) {
+        for waiting in self.nearby.forget(job.root.id, digest) {
             self.enqueue(waiting);
         }
     }

@@ -1,6 +1,6 @@
 //! What the writer threads are given, and what their reports mean.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
@@ -8,15 +8,16 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     super::{
         place::{Check, PlaceError, Placed, Vouched},
-        want::{Outcome, Source},
+        want::{Outcome, Root, Source},
         writers::{JobId, PlaceContent, PlaceJob, Work, Written},
     },
-    Coordinator, Grouped,
+    Coordinator,
 };
 use crate::output::OutputContent;
 
 impl Coordinator {
     pub(super) fn on_written(&mut self, report: Written) {
+        self.now = Instant::now();
         match report {
             Written::CheckedBatch(id, results) => self.on_checked_batch(id, results),
             Written::Checked(results) => {
@@ -120,26 +121,31 @@ impl Coordinator {
         place: Vec<(JobId, PlaceContent)>,
         permit: Option<Arc<OwnedSemaphorePermit>>,
     ) {
-        let mut grouped: Grouped = HashMap::new();
+        let mut groups: Vec<(usize, Arc<Root>, u64, Vec<PlaceJob>)> = Vec::new();
         for (id, content) in place {
             let Some(job) = self.jobs.get(&id) else { continue };
-            if let PlaceContent::Blob(digest, _) = &content {
+            if job.source == Source::Batch
+                && let PlaceContent::Blob(digest, _) = &content
+            {
                 self.nearby.placing(job.root.id, digest, id);
             }
-            let shard = self.writers.shard(&job.root, &job.path);
-            grouped
-                .entry((shard, job.root.id, job.version))
-                .or_insert_with(|| (job.root.clone(), Vec::new()))
-                .1
-                .push(PlaceJob {
-                    job: id,
-                    path: job.path.clone(),
-                    content,
-                });
+            let item = PlaceJob {
+                job: id,
+                path: job.path.clone(),
+                content,
+            };
+            // A few at most: threads, and mostly one build.
+            let is_its = |(shard, root, version, _): &&mut (usize, Arc<Root>, u64, _)| {
+                *shard == job.shard && root.id == job.root.id && *version == job.version
+            };
+            match groups.iter_mut().find(is_its) {
+                Some((.., items)) => items.push(item),
+                None => groups.push((job.shard, job.root.clone(), job.version, vec![item])),
+            }
         }
-        for ((shard, _, version), (root, jobs)) in grouped {
+        for (shard, root, version, items) in groups {
             self.writers
-                .send(shard, Work::Place(root, version, jobs, permit.clone()));
+                .send(shard, Work::Place(root, version, items, permit.clone()));
         }
     }
 }
