@@ -26,6 +26,10 @@ use crate::{
     output::{OutputContent, Stamp},
 };
 
+/// Work of placing that is joined while it is less than this: files, and bytes, which are in flight until all are placed.
+const JOBS_TOGETHER: usize = 1024;
+const BYTES_TOGETHER: usize = 2 << 20;
+
 /// Number of a job in the coordinator.
 pub(super) type JobId = u64;
 
@@ -68,13 +72,24 @@ pub(super) enum PlaceContent {
     Directory,
 }
 
+impl PlaceContent {
+    /// Bytes that it keeps in memory, now or when it is placed.
+    fn len(&self) -> usize {
+        match self {
+            Self::Blob(_, bytes) | Self::Inline(bytes) => bytes.len(),
+            Self::File(digest, _) => usize::try_from(digest.size()).unwrap_or(usize::MAX),
+            Self::Symlink(_) | Self::Directory => 0,
+        }
+    }
+}
+
 /// Work for a writer thread.
 pub(super) enum Work {
     /// Are they there already?
     CheckBatch(BatchId, Arc<CheckBatch>),
     Check(Arc<Root>, Vec<CheckItem>),
-    /// The permit is the bytes' share of what may be in flight; it is given back when the files are placed.
-    Place(Arc<Root>, u64, Vec<PlaceJob>, Option<Arc<OwnedSemaphorePermit>>),
+    /// The permits are the bytes' share of what may be in flight; they are given back when the files are placed.
+    Place(Arc<Root>, u64, Vec<PlaceJob>, Vec<Arc<OwnedSemaphorePermit>>),
     Copy {
         root: Arc<Root>,
         version: u64,
@@ -178,7 +193,9 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, work: &std_mpsc::Receiver<Work>) {
-        while let Ok(item) = work.recv() {
+        let mut next = None;
+        while let Some(mut item) = next.take().or_else(|| work.recv().ok()) {
+            next = join_places(&mut item, work);
             // A panic below would be a bug; it must cost one piece of work, not every later one.
             let lost = Lost::of(&item);
             match catch_unwind(AssertUnwindSafe(|| self.serve(item))) {
@@ -226,9 +243,9 @@ impl Writer {
                     .collect();
                 Some(Written::Checked(checked))
             }
-            Work::Place(root, version, jobs, permit) => {
+            Work::Place(root, version, jobs, permits) => {
                 let placed = self.place(&root, version, jobs);
-                drop(permit);
+                drop(permits);
                 Some(Written::Placed(placed))
             }
             Work::Copy {
@@ -310,6 +327,27 @@ impl Writer {
         placed.extend(files.iter().map(|file| file.job.job).zip(results));
         placed
     }
+}
+
+/// Adds to a piece of work what waits behind it and is of the same kind: a batch of blobs mostly ends in the middle of a
+/// directory, and a new directory that is filled at once is cheaper. Gives what was taken and does not fit.
+fn join_places(item: &mut Work, work: &std_mpsc::Receiver<Work>) -> Option<Work> {
+    let Work::Place(root, version, jobs, permits) = item else {
+        return None;
+    };
+    let bytes_of = |jobs: &[PlaceJob]| jobs.iter().map(|job| job.content.len()).sum::<usize>();
+    let mut bytes = bytes_of(jobs);
+    while jobs.len() < JOBS_TOGETHER && bytes < BYTES_TOGETHER {
+        match work.try_recv() {
+            Ok(Work::Place(of, as_of, more, theirs)) if of.id == root.id && as_of == *version => {
+                bytes += bytes_of(&more);
+                jobs.extend(more);
+                permits.extend(theirs);
+            }
+            other => return other.ok(),
+        }
+    }
+    None
 }
 
 /// A file to place, and where its bytes are.

@@ -144,8 +144,9 @@ impl Coordinator {
             }
         }
         for (shard, root, version, items) in groups {
+            let permits = permit.iter().cloned().collect();
             self.writers
-                .send(shard, Work::Place(root, version, items, permit.clone()));
+                .send(shard, Work::Place(root, version, items, permits));
         }
     }
 }
