@@ -247,7 +247,12 @@ async fn measure(files: &Files, folders: &[Folder]) -> Result<Vec<Row>, Failure>
         for folder in files.list.chunks(FILES) {
             let items: Vec<Item<'_>> = folder
                 .iter()
-                .map(|(path, digest, bytes)| Item { path, digest, bytes })
+                .map(|(path, digest, bytes)| Item {
+                    path,
+                    digest,
+                    bytes,
+                    is_new: true,
+                })
                 .collect();
             for placed in placer.place_many(&items, &Epoch::new(), 0) {
                 placed?;

@@ -103,6 +103,8 @@ struct Job {
     /// The bytes' way, once they have one.
     source: Source,
     bytes: u64,
+    /// Nothing was in its place when it was looked for.
+    is_new: bool,
     /// The disk was looked at once more after the cache had said that it does not have the blob.
     missing: Option<Box<RemoteError>>,
     /// Bytes that did not match the digest came for it once.

@@ -16,7 +16,7 @@ pub(super) struct BlobQueue<K> {
     required: VecDeque<Key<K>>,
     optional: VecDeque<Key<K>>,
     /// The lane that each waiting blob counts in; an entry of a lane that disagrees is stale and skipped.
-    lanes: HashMap<Key<K>, Class>,
+    lanes: HashMap<Key<K>, Class, foldhash::fast::RandomState>,
     /// How many of them count in the required lane.
     required_len: usize,
 }
@@ -26,7 +26,7 @@ impl<K: Copy + Eq + Hash> BlobQueue<K> {
         Self {
             required: VecDeque::new(),
             optional: VecDeque::new(),
-            lanes: HashMap::new(),
+            lanes: HashMap::default(),
             required_len: 0,
         }
     }

@@ -56,6 +56,8 @@ pub(super) struct PlaceJob {
     pub(super) job: JobId,
     pub(super) path: ExecPath,
     pub(super) content: PlaceContent,
+    /// Nothing was there when it was looked for.
+    pub(super) is_new: bool,
 }
 
 /// What to place.
@@ -321,6 +323,7 @@ impl Writer {
                 path: &file.job.path,
                 digest: &file.digest,
                 bytes: &file.bytes,
+                is_new: file.job.is_new,
             })
             .collect();
         let results = placer.place_many(&items, &root.epoch, version);

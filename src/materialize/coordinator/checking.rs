@@ -123,6 +123,7 @@ impl Coordinator {
             recorded: want.recorded,
             source: Source::Inline,
             bytes: 0,
+            is_new: false,
             missing: None,
             mismatched: false,
         };
@@ -159,10 +160,10 @@ impl Coordinator {
                         took: self.now.saturating_duration_since(want.since),
                     });
                 }
-                Ok(Check::Absent | Check::Differs) => {
+                Ok(found @ (Check::Absent | Check::Differs)) => {
                     if let Some(want) = self.join(&session, want) {
                         let id = self.add_job(&session, want, shard);
-                        self.bring(id, &mut place);
+                        self.bring(id, found == Check::Absent, &mut place);
                     }
                 }
                 Err(error) => self.answer_wants(&session, vec![want], &failed(&error)),

@@ -98,6 +98,7 @@ mod tests {
             askers: Vec::new(),
             source: Source::Inline,
             bytes: 0,
+            is_new: false,
             missing: None,
             mismatched: false,
         }

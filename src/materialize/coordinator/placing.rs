@@ -53,20 +53,21 @@ impl Coordinator {
                     },
                 );
             }
-            Ok(Check::Absent | Check::Differs) => {
+            Ok(found @ (Check::Absent | Check::Differs)) => {
                 if let Some(error) = job.missing.take() {
                     self.finish(id, Outcome::Evicted(error.to_string()));
                     return;
                 }
-                self.bring(id, place);
+                self.bring(id, found == Check::Absent, place);
             }
             Err(error) => self.fail(id, &error),
         }
     }
 
     /// Sees to it that a job's content comes to disk: at once what needs no cache, else through the queue.
-    pub(super) fn bring(&mut self, id: JobId, place: &mut Vec<(JobId, PlaceContent)>) {
+    pub(super) fn bring(&mut self, id: JobId, is_new: bool, place: &mut Vec<(JobId, PlaceContent)>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.is_new = is_new;
         let content = match &job.content {
             OutputContent::Blob(digest) if digest.is_empty() => {
                 PlaceContent::Blob(digest.clone(), Bytes::new())
@@ -133,6 +134,7 @@ impl Coordinator {
                 job: id,
                 path: job.path.clone(),
                 content,
+                is_new: job.is_new,
             };
             // A few at most: threads, and mostly one build.
             let is_its = |(shard, root, version, _): &&mut (usize, Arc<Root>, u64, _)| {

@@ -51,6 +51,9 @@ pub struct Item<'a> {
     pub digest: &'a Digest,
     /// The bytes, not verified yet.
     pub bytes: &'a [u8],
+    /// Nothing was there a moment ago, so the name is tried before there is another look. It costs only time if
+    /// something is there by now.
+    pub is_new: bool,
 }
 
 /// A file that is under its final name.
@@ -258,6 +261,11 @@ fn place_one(
     dir: &Arc<Dir>,
     buffer: &mut Vec<u8>,
 ) -> Result<Placed, PlaceError> {
+    if item.is_new
+        && let Some(placed) = try_new(job, item, dir)?
+    {
+        return Ok(placed);
+    }
     let site = Site::find(job, item.path, dir)?;
     if let Some(stamp) = site.is_already(item.digest, buffer)? {
         let how = How::Kept;
@@ -271,4 +279,16 @@ fn place_one(
     sys::write_all(&file, item.bytes)
         .map_err(|errno| PlaceError::system_error("write", item.path.as_str(), errno))?;
     site.publish(job, item.path, file)
+}
+
+/// Places one verified file where nothing is. `None` when something is there, or for any reason that the long way knows
+/// better what to make of.
+fn try_new(job: &Job<'_>, item: &Item<'_>, dir: &Arc<Dir>) -> Result<Option<Placed>, PlaceError> {
+    let Ok(file) = NewFile::unnamed(job.root, dir, job.options) else {
+        return Ok(None);
+    };
+    sys::write_all(&file, item.bytes)
+        .map_err(|errno| PlaceError::system_error("write", item.path.as_str(), errno))?;
+    let _permit = job.permit(item.path)?;
+    Ok(file.publish_new(job.root, dir, item.path.file_name()))
 }

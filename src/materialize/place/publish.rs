@@ -1,6 +1,7 @@
 //! From a written file to its final name.
 
 use std::{
+    ffi::OsStr,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
 };
@@ -149,7 +150,7 @@ enum Interim {
 }
 
 impl Interim {
-    fn spot(&self) -> (BorrowedFd<'_>, &std::ffi::OsStr) {
+    fn spot(&self) -> (BorrowedFd<'_>, &OsStr) {
         match self {
             Self::Temp(name) => (name.temp.as_fd(), &name.name),
             Self::Near(spot) => (spot.dir.as_fd(), &spot.name),
@@ -224,7 +225,7 @@ impl NewFile {
             let outcome = if exists {
                 self.replace(root, spot)
             } else {
-                self.link(root, spot)
+                self.link(root, &spot.dir, &spot.name)
             };
             match outcome {
                 Ok(()) => {
@@ -247,17 +248,26 @@ impl NewFile {
         Err(error("publish", Errno::BUSY))
     }
 
+    /// Gives the file its name if that works at once and nothing has it. The caller holds a permit.
+    pub(super) fn publish_new(mut self, root: &OutputRoot, dir: &Arc<Dir>, name: &str) -> Option<Placed> {
+        settle_mode(root, &self.fd, self.mode).ok()?;
+        self.link(root, dir, name.as_ref()).ok()?;
+        let stamp = self.stamp(root).ok()?;
+        let how = How::Created;
+        Some(Placed { stamp, how })
+    }
+
     /// Gives it the name, unless something has it.
-    fn link(&mut self, root: &OutputRoot, spot: &Spot) -> io::Result<()> {
+    fn link(&mut self, root: &OutputRoot, dir: &Dir, to: &OsStr) -> io::Result<()> {
         let Some(name) = &self.name else {
             let way = root.unnamed().map_err(|_| Errno::IO)?;
-            return temp::link_unnamed(way, &self.fd, &spot.dir, &spot.name);
+            return temp::link_unnamed(way, &self.fd, dir, to);
         };
-        let (dir, interim) = name.spot();
-        match fs::renameat_with(dir, interim, &spot.dir, &spot.name, RenameFlags::NOREPLACE) {
+        let (from, interim) = name.spot();
+        match fs::renameat_with(from, interim, dir, to, RenameFlags::NOREPLACE) {
             // NFS and others have no such rename; a second link says the same, and the first goes with `self`.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                fs::linkat(dir, interim, &spot.dir, &spot.name, AtFlags::empty())
+                fs::linkat(from, interim, dir, to, AtFlags::empty())
             }
             other => other.map(|()| self.forget_name()),
         }

@@ -27,6 +27,8 @@ struct Fixture {
     root: Arc<OutputRoot>,
     epoch: Epoch,
     placer: Placer,
+    /// Whether to say of everything that is placed that nothing was there, be it so or not.
+    all_new: bool,
 }
 
 impl Fixture {
@@ -44,6 +46,7 @@ impl Fixture {
             epoch: Epoch::new(),
             placer: Placer::new(Arc::clone(&root), PlaceOptions::default()),
             root,
+            all_new: false,
         }
     }
 
@@ -64,7 +67,9 @@ impl Fixture {
 
     fn place_all(&mut self, files: &[(&str, &str)]) -> Vec<Result<Placed, PlaceError>> {
         let files: Vec<_> = files.iter().map(|(p, b)| (exec(p), digest(b), *b)).collect();
-        let items: Vec<_> = files.iter().map(item).collect();
+        let is_new = self.all_new;
+        let items = files.iter().map(|file| Item { is_new, ..item(file) });
+        let items: Vec<_> = items.collect();
         self.placer.place_many(&items, &self.epoch, 1)
     }
 
@@ -93,9 +98,14 @@ impl Fixture {
     }
 }
 
-/// Runs a test on the disk, in memory where there is `/dev/shm`, and as if there were no unnamed files.
+/// Runs a test on the disk, in memory where there is `/dev/shm`, as if there were no unnamed files, and as if nothing had
+/// been anywhere.
 fn everywhere(test: impl Fn(Fixture)) {
     test(Fixture::new());
+    test(Fixture {
+        all_new: true,
+        ..Fixture::new()
+    });
     if Path::new("/dev/shm").is_dir() {
         test(Fixture::beneath(Path::new("/dev/shm")));
     }
@@ -115,7 +125,12 @@ fn digest(bytes: impl AsRef<[u8]>) -> Digest {
 
 fn item<'a>((path, digest, bytes): &'a (ExecPath, Digest, &'a str)) -> Item<'a> {
     let bytes = bytes.as_bytes();
-    Item { path, digest, bytes }
+    Item {
+        path,
+        digest,
+        bytes,
+        is_new: false,
+    }
 }
 
 fn mode(path: &Path) -> u32 {

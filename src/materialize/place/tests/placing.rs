@@ -52,11 +52,13 @@ fn bytes_that_do_not_match_their_digest_are_never_placed() {
                     path: &bad,
                     digest: &right,
                     bytes: b"wrong",
+                    is_new: false,
                 },
                 Item {
                     path: &good,
                     digest: &right,
                     bytes: b"right",
+                    is_new: false,
                 },
             ];
             let results = f.placer.place_many(&items, &f.epoch, 1);
@@ -70,6 +72,7 @@ fn bytes_that_do_not_match_their_digest_are_never_placed() {
             path: &only_bad,
             digest: &right,
             bytes: b"wrong",
+            is_new: false,
         }];
         assert!(f.placer.place_many(&items, &f.epoch, 1)[0].is_err());
         assert!(!f.path("bazel-out/e").exists(), "no directory for nothing");

@@ -101,6 +101,7 @@ fn a_stream_moves_between_threads_and_outlives_its_placer() {
         root,
         epoch,
         placer,
+        ..
     } = f;
     drop((placer, root));
     thread::spawn(move || {
