@@ -1,12 +1,13 @@
 //! The coordinator: one task that owns what is wanted, what is being fetched, and what is being placed.
 //!
 //! A want is first looked for on disk, in batches. If its content is not there, it becomes a *job*: one output path of
-//! one root as of one version, and its blob is queued. A blob is fetched once however many jobs wait for it, and its bytes go to
-//! the writer threads, which verify and place them. Every job ends with one [`Completion`] for each asker.
+//! one root as of one version, and its blob is queued. A blob is fetched once however many jobs wait for it, and its
+//! bytes go to the writer threads, which verify and place them. Every want ends with one [`Completion`].
 //!
-//! Versions decide who wins. [`Command::Begin`] ends all jobs of older versions of the root; what they still have on
+//! Versions decide who wins. [`Command::Begin`] ends all wants of older versions of the root; what they still have on
 //! the way is dropped when it arrives, and the root's epoch keeps a writer from publishing it in the meantime.
 
+mod answers;
 mod checking;
 mod fetching;
 mod jobs;
@@ -36,7 +37,7 @@ use super::{
 use crate::{
     digest::Digest,
     exec_path::ExecPath,
-    metrics::{BlobLabels, Metrics},
+    metrics::Metrics,
     output::{Class, OutputContent, Stamp},
     remote::{BatchAnswer, RemoteError},
 };
@@ -349,63 +350,5 @@ impl Coordinator {
             self.answer(asker, path.clone(), content.clone(), outcome.clone());
         }
         self.answer(last, path, content, outcome);
-    }
-
-    fn answer(&mut self, asker: Asker, path: ExecPath, content: OutputContent, outcome: Outcome) {
-        let completion = Completion {
-            path,
-            content,
-            class: asker.class,
-            outcome,
-            took: self.now.saturating_duration_since(asker.since),
-        };
-        self.outbox_of(&asker.session).push(completion);
-    }
-
-    fn answer_all(&mut self, session: &Arc<Session>, mut completions: Vec<Completion>) {
-        if completions.is_empty() {
-            return;
-        }
-        let list = self.outbox_of(session);
-        if list.is_empty() {
-            *list = completions;
-        } else {
-            list.append(&mut completions);
-        }
-    }
-
-    fn outbox_of(&mut self, session: &Arc<Session>) -> &mut Vec<Completion> {
-        let is_it = |(of, _): &(Arc<Session>, _)| Arc::ptr_eq(of, session);
-        let index = self.outbox.iter().position(is_it).unwrap_or_else(|| {
-            self.outbox.push((session.clone(), Vec::new()));
-            self.outbox.len() - 1
-        });
-        &mut self.outbox[index].1
-    }
-
-    /// Counts ends, for [`deliver`](Self::deliver) to tell: the metrics' map is too dear for every file.
-    fn ended(&mut self, source: &'static str, outcome: &'static str, count: u64) {
-        if count == 0 {
-            return;
-        }
-        match self
-            .ends
-            .iter_mut()
-            .find(|(s, o, _)| (*s, *o) == (source, outcome))
-        {
-            Some((.., n)) => *n += count,
-            None => self.ends.push((source, outcome, count)),
-        }
-    }
-
-    fn deliver(&mut self) {
-        for (source, outcome, count) in self.ends.drain(..) {
-            let labels = BlobLabels { source, outcome };
-            self.metrics.blobs.get_or_create(&labels).inc_by(count);
-        }
-        for (session, list) in self.outbox.drain(..) {
-            // An asker that is gone does not want to know.
-            let _ = session.completions.send(list);
-        }
     }
 }
