@@ -17,6 +17,9 @@ use super::{
 };
 use crate::{digest::Digest, exec_path::ExecPath, output::Stamp};
 
+/// So many files are worth a staging directory: the directory's rename costs about as much as their links.
+const STAGED: usize = 6;
+
 /// How files are placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlaceOptions {
@@ -182,7 +185,7 @@ fn place_open(
     is_last: bool,
 ) {
     let Some(first) = items.first() else { return };
-    let dir = match destination(job, first.path) {
+    let dir = match destination(job, first.path, items.len()) {
         Ok(Destination::Live(dir)) => Ok(dir),
         Ok(Destination::New(spot)) => {
             staging::fill(job, &spot, items, answers);
@@ -221,8 +224,9 @@ fn place_open(
     }
 }
 
-/// Looks for the directory of a path, and makes what it lies in.
-fn destination(job: &Job<'_>, path: &ExecPath) -> Result<Destination, PlaceError> {
+/// Looks for the directory of a path, and makes what it lies in; the directory itself too, unless it is new and so many
+/// files go into it that it is worth being filled out of sight.
+fn destination(job: &Job<'_>, path: &ExecPath, files: usize) -> Result<Destination, PlaceError> {
     let dir = path.parent().unwrap_or("");
     job.root.guard(path.as_str())?;
     let permit = job.permit(path)?;
@@ -234,6 +238,12 @@ fn destination(job: &Job<'_>, path: &ExecPath) -> Result<Destination, PlaceError
     let error = |errno| PlaceError::system_error("stat", dir, errno);
     // The root's own directories are made in the one way that looks after `bazel-out`.
     let is_root = above.path.as_os_str().is_empty();
+    if !is_root
+        && files < STAGED
+        && let Some(dir) = walk::make_in(job.root, &above, name, &permit)
+    {
+        return Ok(Destination::Live(dir));
+    }
     if !is_root && sys::lstat(&above, name.as_ref()).map_err(error)?.is_none() {
         let name = name.into();
         return Ok(Destination::New(Spot { dir: above, name }));

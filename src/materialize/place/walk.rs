@@ -58,12 +58,45 @@ pub(super) fn find_dir(root: &OutputRoot, path: &str) -> Result<Option<Arc<Dir>>
 /// The directory at a path below the root, made with its parents where it is missing. A file in the way is removed;
 /// the permit says that this is for the newest invocation, whose stream has a directory there.
 pub(super) fn make_dir(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Result<Arc<Dir>, PlaceError> {
-    if let Ok(Some(dir)) = open_beneath(root, path) {
-        return Ok(Arc::new(dir));
+    match open_beneath(root, path) {
+        Ok(Some(dir)) => return Ok(Arc::new(dir)),
+        // No link on the way so far, and mostly only the last component is missing. Those in the root itself are made
+        // in the one way that looks after `bazel-out`.
+        Err(Errno::NOENT) => {
+            if let Some((above, name)) = path.rsplit_once('/')
+                && let Ok(above) = make_dir(root, above, permit)
+                && let Some(dir) = make_in(root, &above, name, permit)
+            {
+                return Ok(dir);
+            }
+        }
+        // A link, a file in the way, no `openat2`.
+        Ok(None) | Err(_) => {}
     }
     let mut walk = Walk::new(root, path, Some(permit))?;
     walk.descend(0)?;
     Ok(walk.top())
+}
+
+/// Makes and opens a directory in one that is not the root itself. `None` when that does not work at once: then the walk
+/// finds out why.
+pub(super) fn make_in(root: &OutputRoot, above: &Arc<Dir>, name: &str, _: &Permit<'_>) -> Option<Arc<Dir>> {
+    let _open = Writable::open(&root.leases, above).ok()?;
+    let is_ours = match fs::mkdirat(above, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(_) => return None,
+    };
+    let flags = sys::DIRECTORY | OFlags::NOFOLLOW;
+    let fd = fs::openat(above, name, flags, Mode::empty()).ok()?;
+    let stat = fs::fstat(&fd).ok()?;
+    // As `settle_dir_mode`, with the descriptor that is open anyway.
+    if is_ours && stat.st_mode & 0o777 != 0o755 {
+        fs::chmodat(&fd, ".", Mode::from_raw_mode(0o755), AtFlags::empty()).ok()?;
+    }
+    let inode = sys::inode(&stat);
+    let path = above.path.join(name);
+    Some(Arc::new(Dir { fd, inode, path }))
 }
 
 /// Where the file at a path really is, or would be: the links that the path ends in are followed inside the root.
