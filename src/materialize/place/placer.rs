@@ -77,6 +77,8 @@ pub struct Placer {
     pub(super) dirs: DirCache,
     /// For reading files.
     pub(super) buffer: Vec<u8>,
+    /// How many files are worth a staging directory.
+    pub(super) staged: usize,
 }
 
 /// A directory that files go into.
@@ -96,6 +98,7 @@ impl Placer {
             options,
             dirs: DirCache::default(),
             buffer: Vec::new(),
+            staged: STAGED,
         }
     }
 
@@ -151,7 +154,7 @@ impl Placer {
             if answers.iter().all(Option::is_some) {
                 break;
             }
-            place_open(&job, items, &mut answers, &mut buffer, is_last);
+            place_open(&job, items, &mut answers, &mut buffer, self.staged, is_last);
         }
         self.buffer = buffer;
         results.extend(items.iter().zip(answers).map(|(item, answer)| {
@@ -182,10 +185,11 @@ fn place_open(
     items: &[Item<'_>],
     answers: &mut [Option<Result<Placed, PlaceError>>],
     buffer: &mut Vec<u8>,
+    staged: usize,
     is_last: bool,
 ) {
     let Some(first) = items.first() else { return };
-    let dir = match destination(job, first.path, items.len()) {
+    let dir = match destination(job, first.path, items.len() >= staged) {
         Ok(Destination::Live(dir)) => Ok(dir),
         Ok(Destination::New(spot)) => {
             staging::fill(job, &spot, items, answers);
@@ -226,7 +230,7 @@ fn place_open(
 
 /// Looks for the directory of a path, and makes what it lies in; the directory itself too, unless it is new and so many
 /// files go into it that it is worth being filled out of sight.
-fn destination(job: &Job<'_>, path: &ExecPath, files: usize) -> Result<Destination, PlaceError> {
+fn destination(job: &Job<'_>, path: &ExecPath, stage: bool) -> Result<Destination, PlaceError> {
     let dir = path.parent().unwrap_or("");
     job.root.guard(path.as_str())?;
     let permit = job.permit(path)?;
@@ -239,7 +243,7 @@ fn destination(job: &Job<'_>, path: &ExecPath, files: usize) -> Result<Destinati
     // The root's own directories are made in the one way that looks after `bazel-out`.
     let is_root = above.path.as_os_str().is_empty();
     if !is_root
-        && files < STAGED
+        && !stage
         && let Some(dir) = walk::make_in(job.root, &above, name, &permit)
     {
         return Ok(Destination::Live(dir));

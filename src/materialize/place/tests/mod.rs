@@ -41,10 +41,13 @@ impl Fixture {
         let exec_root = base.path().join("execroot/_main");
         fs::create_dir_all(exec_root.join("bazel-out")).unwrap();
         let root = Arc::new(OutputRoot::open(&exec_root, false).unwrap());
+        let mut placer = Placer::new(Arc::clone(&root), PlaceOptions::default());
+        // The few files of a test, too.
+        placer.staged = 1;
         Self {
             base,
             epoch: Epoch::new(),
-            placer: Placer::new(Arc::clone(&root), PlaceOptions::default()),
+            placer,
             root,
             all_new: false,
         }
@@ -98,14 +101,14 @@ impl Fixture {
     }
 }
 
-/// Runs a test on the disk, in memory where there is `/dev/shm`, as if there were no unnamed files, and as if nothing had
-/// been anywhere.
+/// Runs a test on the disk, in memory where there is `/dev/shm`, as if there were no unnamed files, and without staging
+/// and as if nothing had been anywhere.
 fn everywhere(test: impl Fn(Fixture)) {
     test(Fixture::new());
-    test(Fixture {
-        all_new: true,
-        ..Fixture::new()
-    });
+    let mut unstaged = Fixture::new();
+    unstaged.all_new = true;
+    unstaged.placer.staged = usize::MAX;
+    test(unstaged);
     if Path::new("/dev/shm").is_dir() {
         test(Fixture::beneath(Path::new("/dev/shm")));
     }
