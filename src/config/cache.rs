@@ -8,7 +8,7 @@ use super::ConfigError;
 use crate::{
     digest::DigestFunction,
     invocation::sources::SourceRule,
-    remote::{Endpoint, GrpcCache, Header, RemoteError, RemoteOptions, without_user_info},
+    remote::{Compression, Endpoint, GrpcCache, Header, RemoteError, RemoteOptions, without_user_info},
     units::parse_duration,
 };
 
@@ -67,7 +67,7 @@ pub struct CacheArgs {
     #[arg(long, value_name = "[SCOPE=]PATH", env = "OUTHAUL_CREDENTIAL_HELPER")]
     pub credential_helper: Vec<String>,
 
-    /// Whether to ask for zstd where the server offers it
+    /// Whether to ask for zstd where the server offers it and it makes transfers faster, as measured
     #[arg(long, value_name = "BOOL", env = "OUTHAUL_REMOTE_CACHE_COMPRESSION", default_value_t = true,
           action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub remote_cache_compression: bool,
@@ -155,7 +155,11 @@ impl CacheArgs {
             .clone_from(&self.tls_client_certificate);
         options.tls_client_key.clone_from(&self.tls_client_key);
         options.credential_helpers.clone_from(&self.credential_helper);
-        options.compression = self.remote_cache_compression;
+        options.compression = if self.remote_cache_compression {
+            Compression::WherePaying
+        } else {
+            Compression::Never
+        };
         options.connections = self.remote_max_connections;
         options.retries = self.remote_retries;
         options.max_retry_delay = duration("--remote-retry-max-delay", &self.remote_retry_max_delay)?;

@@ -3,17 +3,18 @@
 //! `BatchReadBlobs` answers every digest on its own, in any order, and servers have been seen to leave some out, so
 //! the answers are matched with the questions here: each digest gets exactly one, whatever came.
 
-use std::collections::HashMap;
+use std::{cell::RefCell, collections::HashMap};
 
 use bazel_remote_apis::build::bazel::remote::execution::v2::{BatchReadBlobsRequest, compressor};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use tonic::Code;
+use zstd::bulk::Decompressor;
 
 use super::{
     Attribution, BatchAnswer, Capabilities, Sink,
     channel::Connections,
-    client::{Client, Failure, from_wire, to_wire},
+    client::{Client, Failure},
     error::{RemoteError, RemoteErrorKind},
     status::from_rpc,
     stream,
@@ -26,6 +27,12 @@ pub(crate) const MAX_DIGESTS: usize = 4000;
 
 type Answer = Result<Bytes, RemoteError>;
 
+/// What is asked for, and the answer to each as far as there is one.
+struct Asked<'d> {
+    digests: &'d [Digest],
+    answers: Vec<Option<Answer>>,
+}
+
 /// Reads blobs: as many requests as the limits ask for, one after the other. See
 /// [`super::BlobStore::read_batch`].
 pub(crate) async fn read(
@@ -35,97 +42,112 @@ pub(crate) async fn read(
     attribution: &Attribution,
     avoid: bool,
 ) -> Vec<BatchAnswer> {
-    let mut answers: HashMap<&Digest, Answer> = HashMap::with_capacity(digests.len());
     let avoid = if avoid {
         client.pool.carriers(digests)
     } else {
         Connections::default()
     };
-    let mut groups: Vec<Vec<&Digest>> = Vec::new();
+    let mut asked = Asked {
+        digests,
+        answers: vec![None; digests.len()],
+    };
+    let mut first_of = HashMap::with_capacity(digests.len());
+    let mut repeated = Vec::new();
+    let mut groups: Vec<Vec<usize>> = Vec::new();
     let (mut group, mut bytes) = (Vec::new(), 0_u64);
     let mut unbatched = Vec::new();
-    for digest in digests {
-        if answers.contains_key(digest) {
+    for (at, digest) in digests.iter().enumerate() {
+        if digest.is_empty() {
+            asked.answers[at] = Some(Ok(Bytes::new()));
             continue;
         }
-        // Holds the place against repetition; everything below replaces it.
-        answers.insert(digest, Ok(Bytes::new()));
-        if digest.is_empty() {
+        let first = *first_of.entry(digest).or_insert(at);
+        if first != at {
+            repeated.push((at, first));
             continue;
         }
         if digest.size() > capabilities.max_batch_bytes {
-            unbatched.push(digest);
+            unbatched.push(at);
             continue;
         }
         let fits = bytes.saturating_add(digest.size()) <= capabilities.max_batch_bytes
             && group.len() < MAX_DIGESTS
             // A request names one digest function.
-            && group.last().is_none_or(|last: &&Digest| last.function() == digest.function());
+            && group.last().is_none_or(|&last: &usize| digests[last].function() == digest.function());
         if !fits {
             groups.push(std::mem::take(&mut group));
             bytes = 0;
         }
         bytes += digest.size();
-        group.push(digest);
+        group.push(at);
     }
     groups.push(group);
     for group in groups {
         if group.is_empty() {
             continue;
         }
-        match read_group(client, capabilities, &group, attribution, avoid).await {
-            Ok(read) => answers.extend(read),
-            // A server may well have streams only.
-            Err(failure) if failure.code == Some(Code::Unimplemented) => unbatched.extend(group),
-            Err(failure) => answers.extend(group.into_iter().map(|d| (d, Err(failure.error.clone())))),
+        let result = read_group(
+            client,
+            capabilities,
+            group.clone(),
+            attribution,
+            avoid,
+            &mut asked,
+        )
+        .await;
+        // The only failure: a server may well have streams only.
+        if result.is_err() {
+            unbatched.extend(group);
         }
     }
-    for digest in unbatched {
-        let answer = read_alone(client, capabilities, digest, attribution, avoid).await;
-        answers.insert(digest, answer);
+    for at in unbatched {
+        let answer = read_alone(client, capabilities, &digests[at], attribution, avoid).await;
+        asked.answers[at] = Some(answer);
+    }
+    for (at, first) in repeated {
+        asked.answers[at] = asked.answers[first].clone();
     }
     digests
         .iter()
-        .map(|digest| {
-            let answer = answers
-                .get(digest)
-                .cloned()
-                .unwrap_or_else(|| Err(unanswered(client, digest)));
+        .zip(asked.answers)
+        .map(|(digest, answer)| {
+            let answer = answer.unwrap_or_else(|| Err(unanswered(client, digest)));
             (digest.clone(), answer)
         })
         .collect()
 }
 
-/// One request's worth of blobs, tried again for those that may still come.
+/// One request's worth of blobs, given by their places, tried again for those that may still come.
 ///
 /// # Errors
 /// When the server does not know the call; every other failure is an answer.
-async fn read_group<'d>(
+async fn read_group(
     client: &Client,
     capabilities: &Capabilities,
-    group: &[&'d Digest],
+    mut pending: Vec<usize>,
     attribution: &Attribution,
     mut avoid: Connections,
-) -> Result<HashMap<&'d Digest, Answer>, Failure> {
-    let Some(function) = group.first().map(|d| d.function()) else {
-        return Ok(HashMap::new());
+    asked: &mut Asked<'_>,
+) -> Result<(), Failure> {
+    let digests = asked.digests;
+    let Some(function) = pending.first().map(|&at| digests[at].function()) else {
+        return Ok(());
     };
-    let compressors = if capabilities.zstd_batches && client.options.compression {
-        vec![compressor::Value::Identity as i32, compressor::Value::Zstd as i32]
-    } else {
-        Vec::new()
-    };
-    let mut answers = HashMap::with_capacity(group.len());
-    let mut pending = group.to_vec();
     let mut backoff = client.retry.start();
     loop {
         let context = client.context(format_args!("batch of {} blobs", pending.len()));
-        let request = BatchReadBlobsRequest {
+        let running = client.batches.begin(capabilities.zstd_batches);
+        let others = BatchReadBlobsRequest {
             instance_name: client.instance(),
-            digests: pending.iter().map(|d| to_wire(d)).collect(),
-            acceptable_compressors: compressors.clone(),
+            digests: Vec::new(),
+            acceptable_compressors: if running.zstd() {
+                vec![compressor::Value::Identity as i32, compressor::Value::Zstd as i32]
+            } else {
+                Vec::new()
+            },
             digest_function: function.wire(),
         };
+        let request = wire::batch_request(&others, pending.iter().map(|&at| &digests[at]));
         let answer = client
             .once(
                 &context,
@@ -137,66 +159,95 @@ async fn read_group<'d>(
             .await;
         let error = match answer {
             Ok((response, index)) => {
-                let (done, failed) = sort_out(client, function, &pending, response);
-                for digest in done.keys() {
-                    client.pool.note(digest, index);
+                for &at in &pending {
+                    client.pool.note(&digests[at], index);
                 }
-                answers.extend(done);
-                // They fail for one reason, mostly; the one that asks for the longest wait is obeyed.
-                let worst = failed.values().max_by_key(|e| e.retry_after).cloned();
-                pending.retain(|d| failed.contains_key(d));
-                answers.extend(failed.into_iter().map(|(d, e)| (d, Err(e))));
-                let Some(worst) = worst else {
-                    return Ok(answers);
+                let came = sort_out(client, function, &pending, response, asked);
+                running.brought(came);
+                let retryable = |at: &usize| match &asked.answers[*at] {
+                    Some(Err(error)) if error.is_retryable() => Some(error),
+                    _ => None,
                 };
+                // They fail for one reason, mostly; the one that asks for the longest wait is obeyed.
+                let worst = pending
+                    .iter()
+                    .filter_map(retryable)
+                    .max_by_key(|e| e.retry_after)
+                    .cloned();
+                let Some(worst) = worst else {
+                    return Ok(());
+                };
+                pending.retain(|at| retryable(at).is_some());
                 worst
             }
             Err(failure) if failure.code == Some(Code::Unimplemented) => return Err(failure),
             Err(failure) => {
-                answers.extend(pending.iter().map(|&d| (d, Err(failure.error.clone()))));
+                for &at in &pending {
+                    asked.answers[at] = Some(Err(failure.error.clone()));
+                }
                 if !failure.error.is_retryable() {
-                    return Ok(answers);
+                    return Ok(());
                 }
                 failure.error
             }
         };
+        drop(running);
         if !backoff.wait(&error).await {
-            return Ok(answers);
+            return Ok(());
         }
     }
 }
 
-/// Matches a response with the digests asked for: what is settled, and what may come when asked again.
-fn sort_out<'d>(
+/// Matches a response with the digests asked for, each of which gets an answer. Tells how many bytes came.
+fn sort_out(
     client: &Client,
     function: DigestFunction,
-    asked: &[&'d Digest],
+    pending: &[usize],
     response: Batch,
-) -> (HashMap<&'d Digest, Answer>, HashMap<&'d Digest, RemoteError>) {
-    let mut open: HashMap<Digest, &'d Digest> = asked.iter().map(|&d| (d.clone(), d)).collect();
-    let mut done = HashMap::with_capacity(asked.len());
-    let mut failed = HashMap::new();
-    for answer in response.responses {
-        let digest = answer.digest.as_ref().and_then(|d| from_wire(function, d));
-        let Some(digest) = digest.and_then(|d| open.remove(&d)) else {
+    asked: &mut Asked<'_>,
+) -> u64 {
+    let digests = asked.digests;
+    for &at in pending {
+        asked.answers[at] = None;
+    }
+    // Servers answer in the order in which they were asked, mostly. Where one does not, a map finds the place.
+    let mut next = 0;
+    let mut places: Option<HashMap<&Digest, (usize, usize)>> = None;
+    let mut bytes = 0;
+    for part in response.responses {
+        let raw = part.digest.as_ref();
+        let found = match pending.get(next) {
+            Some(&at) if raw.is_some_and(|raw| raw.is(&digests[at])) => Some((next, at)),
+            _ => raw.and_then(|raw| raw.parse(function)).and_then(|digest| {
+                let places = places.get_or_insert_with(|| {
+                    let place = |(n, &at): (usize, &usize)| (&digests[at], (n, at));
+                    pending.iter().enumerate().map(place).collect()
+                });
+                places.get(&digest).copied()
+            }),
+        };
+        let at = found.map(|(n, at)| {
+            next = n + 1;
+            at
+        });
+        let Some(at) = at.filter(|&at| asked.answers[at].is_none()) else {
             tracing::debug!(
                 cache = client.place(),
-                digest = ?answer.digest,
+                digest = ?part.digest,
                 "an answer that nobody asked for, or a second one"
             );
             continue;
         };
-        match content(client, digest, answer) {
-            Err(error) if error.is_retryable() => {
-                failed.insert(digest, error);
-            }
-            settled => {
-                done.insert(digest, settled);
-            }
+        let answer = content(client, &digests[at], part);
+        bytes += answer.as_ref().map_or(0, |data| data.len() as u64);
+        asked.answers[at] = Some(answer);
+    }
+    for &at in pending {
+        if asked.answers[at].is_none() {
+            asked.answers[at] = Some(Err(unanswered(client, &digests[at])));
         }
     }
-    done.extend(open.into_values().map(|d| (d, Err(unanswered(client, d)))));
-    (done, failed)
+    bytes
 }
 
 /// The bytes of one answer, decompressed and of the right length.
@@ -211,7 +262,7 @@ fn content(client: &Client, digest: &Digest, answer: BatchPart) -> Answer {
         Ok(compressor::Value::Zstd) => {
             // The size is one that fits a batch. A frame that holds more fails here, before it is unpacked.
             let size = usize::try_from(digest.size()).unwrap_or(usize::MAX);
-            zstd::bulk::decompress(&answer.data, size)
+            unpack(&answer.data, size)
                 .map_err(|e| protocol(format!("no zstd data of {size} bytes: {e}")))?
                 .into()
         }
@@ -226,6 +277,22 @@ fn content(client: &Client, digest: &Digest, answer: BatchPart) -> Answer {
         return Err(protocol(format!("the server sent {} bytes", data.len())));
     }
     Ok(data)
+}
+
+thread_local! {
+    /// To make one costs as much as to unpack a small blob.
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// Unpacks at most so many bytes.
+fn unpack(packed: &[u8], size: usize) -> std::io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            None => kept.insert(Decompressor::new()?),
+        };
+        decompressor.decompress(packed, size)
+    })
 }
 
 fn unanswered(client: &Client, digest: &Digest) -> RemoteError {

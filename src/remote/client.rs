@@ -11,6 +11,7 @@ use super::{
     Attribution,
     auth::Auth,
     channel::{Connections, Pool},
+    compression::Chooser,
     error::{RemoteError, RemoteErrorKind},
     options::RemoteOptions,
     retry::{RetryPolicy, Timer},
@@ -28,6 +29,10 @@ pub(crate) struct Client {
     pub(crate) pool: Pool,
     auth: Auth,
     pub(crate) retry: RetryPolicy,
+    /// Whether batches are compressed.
+    pub(crate) batches: Chooser,
+    /// Whether streams are compressed.
+    pub(crate) streams: Chooser,
     place: String,
 }
 
@@ -51,6 +56,8 @@ impl Client {
             pool: Pool::new(&options)?,
             auth: Auth::new(&options)?,
             retry: RetryPolicy::new(options.retries, options.max_retry_delay, timer),
+            batches: Chooser::new(options.compression, options.endpoint.is_local()),
+            streams: Chooser::new(options.compression, options.endpoint.is_local()),
             place: options.describe(),
             options,
         })

@@ -113,6 +113,17 @@ impl Endpoint {
         }
     }
 
+    /// Whether it is on this machine, as far as the address tells.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.host().is_none_or(|host| {
+            host == "localhost"
+                || host
+                    .parse::<std::net::IpAddr>()
+                    .is_ok_and(|address| address.is_loopback())
+        })
+    }
+
     /// `HOST:PORT`, as a gRPC channel's authority and so `bytestream://` URIs have it.
     #[must_use]
     pub fn authority(&self) -> String {
@@ -275,6 +286,20 @@ mod tests {
             assert_eq!(endpoint.to_string(), shown);
             assert_eq!(endpoint.http_uri(), uri);
             assert_eq!(parse(shown), Ok(endpoint));
+        }
+    }
+
+    #[test]
+    fn this_machine_is_known_by_its_addresses() {
+        for (text, local) in [
+            ("unix:/run/cache.sock", true),
+            ("grpc://localhost:1", true),
+            ("grpc://127.0.0.9:1", true),
+            ("grpcs://[::1]:1", true),
+            ("grpc://10.0.0.1:1", false),
+            ("localhost.example", false),
+        ] {
+            assert_eq!(parse(text).unwrap().is_local(), local, "{text}");
         }
     }
 

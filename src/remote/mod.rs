@@ -18,10 +18,13 @@ pub mod trees;
 
 mod actions;
 mod batch;
+mod call;
 mod capabilities;
 pub(crate) mod channel;
 mod client;
+mod compression;
 mod inflate;
+mod rope;
 mod status;
 mod stream;
 mod wire;
@@ -29,6 +32,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use compression::Compression;
 pub use endpoint::Endpoint;
 pub(crate) use endpoint::without_user_info;
 pub use error::{RemoteError, RemoteErrorKind};

@@ -3,6 +3,7 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use super::{
+    compression::Compression,
     endpoint::Endpoint,
     error::{RemoteError, RemoteErrorKind},
 };
@@ -40,8 +41,8 @@ pub struct RemoteOptions {
     pub tls_client_key: Option<PathBuf>,
     /// Credential helpers, as `[SCOPE=]PATH`, see [`super::auth`].
     pub credential_helpers: Vec<String>,
-    /// Whether to ask for zstd where the server offers it.
-    pub compression: bool,
+    /// When to ask for zstd where the server offers it.
+    pub compression: Compression,
     /// HTTP/2 connections.
     pub connections: usize,
     /// Tries after the first.
@@ -73,7 +74,7 @@ impl RemoteOptions {
             tls_client_certificate: None,
             tls_client_key: None,
             credential_helpers: Vec::new(),
-            compression: true,
+            compression: Compression::WherePaying,
             connections: 4,
             retries: 5,
             max_retry_delay: Duration::from_secs(5),

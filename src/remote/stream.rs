@@ -9,16 +9,17 @@ use std::time::Duration;
 use bazel_remote_apis::google::bytestream::ReadRequest;
 use bytes::Bytes;
 use tokio::time::Instant;
-use tonic::Streaming;
 
 use super::{
     Attribution, Capabilities, Sink,
+    call::Pieces,
     channel::Connections,
     client::{Client, Failure, guarded},
+    compression::Running,
     error::{RemoteError, RemoteErrorKind},
     inflate::Inflater,
     status::from_status,
-    wire::{self, Piece},
+    wire,
 };
 use crate::digest::Digest;
 
@@ -50,15 +51,17 @@ pub(crate) async fn read(
             format!("asked for from byte {offset}, past its end"),
         ));
     }
+    let running = client
+        .streams
+        .begin(capabilities.zstd_streams && digest.size() >= COMPRESSION_THRESHOLD);
     let mut transfer = Transfer {
         client,
         context,
         digest,
         attribution,
         avoid,
-        compressed: capabilities.zstd_streams
-            && client.options.compression
-            && digest.size() >= COMPRESSION_THRESHOLD,
+        compressed: running.zstd(),
+        running,
         offset,
         sink,
     };
@@ -94,6 +97,7 @@ struct Transfer<'a> {
     attribution: &'a Attribution,
     avoid: Connections,
     compressed: bool,
+    running: Running<'a>,
     /// How many of the blob's bytes the sink has.
     offset: u64,
     sink: &'a mut dyn Sink,
@@ -107,6 +111,7 @@ impl Transfer<'_> {
             read_offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
             read_limit: 0,
         };
+        let request = wire::read_request(&request);
         let (mut stream, index) = self
             .client
             .once(
@@ -126,7 +131,7 @@ impl Transfer<'_> {
         result
     }
 
-    async fn receive(&mut self, stream: &mut Streaming<Piece>) -> Result<(), Failure> {
+    async fn receive(&mut self, stream: &mut Pieces) -> Result<(), Failure> {
         let mut inflater = if self.compressed {
             Some(Inflater::new().map_err(|e| self.protocol(e))?)
         } else {
@@ -138,7 +143,7 @@ impl Transfer<'_> {
         );
         while self.offset < self.digest.size() {
             let before = Instant::now();
-            let next = tokio::time::timeout(watch.left(), guarded(stream.message())).await;
+            let next = tokio::time::timeout(watch.left(), guarded(stream.next())).await;
             let waited = before.elapsed();
             let Ok(next) = next else {
                 // Bytes on the wire count, not those that came out of the decompressor.
@@ -147,8 +152,8 @@ impl Transfer<'_> {
                 }
                 continue;
             };
-            let message = match next {
-                Ok(Some(message)) => message,
+            let piece = match next {
+                Ok(Some(piece)) => piece,
                 Ok(None) => return Err(self.ended_early().into()),
                 Err(status) => {
                     return Err(Failure {
@@ -157,12 +162,12 @@ impl Transfer<'_> {
                     });
                 }
             };
-            if watch.brought(message.data.len(), waited) {
+            if watch.brought(piece.len(), waited) {
                 return Err(self.stalled());
             }
             match &mut inflater {
-                None => self.take(message.data).await?,
-                Some(inflater) => self.inflate(inflater, &message.data).await?,
+                None => self.take(piece).await?,
+                Some(inflater) => self.inflate(inflater, &piece).await?,
             }
         }
         self.finish(stream, inflater.as_mut()).await
@@ -196,6 +201,9 @@ impl Transfer<'_> {
             .await
             .map_err(|message| RemoteError::new(RemoteErrorKind::Sink, self.context.clone(), message))?;
         self.offset += length;
+        if self.compressed == self.running.zstd() {
+            self.running.brought(length);
+        }
         Ok(())
     }
 
@@ -203,16 +211,16 @@ impl Transfer<'_> {
     /// (Bazel reads streams so too), and an end that does not come is not waited for.
     async fn finish(
         &mut self,
-        stream: &mut Streaming<Piece>,
+        stream: &mut Pieces,
         mut inflater: Option<&mut Inflater>,
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + END_GRACE.min(self.client.options.stall_timeout);
-        while let Ok(Ok(Some(message))) = tokio::time::timeout_at(deadline, guarded(stream.message())).await {
+        while let Ok(Ok(Some(piece))) = tokio::time::timeout_at(deadline, guarded(stream.next())).await {
             let excess = match &mut inflater {
-                None => !message.data.is_empty(),
+                None => true,
                 // The frame's own end is still to come.
                 Some(inflater) => {
-                    let mut rest = &*message.data;
+                    let mut rest = &*piece;
                     !inflater
                         .run(&mut rest, 0)
                         .map_err(|e| self.protocol(e))?

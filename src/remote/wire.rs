@@ -1,25 +1,21 @@
-//! The two answers that carry blobs, with their bytes left where they were received.
+//! Reading blobs, on the wire: what is asked and what is answered, with bytes left where they were received.
 //!
-//! The generated types copy every blob out of the received message into an allocation of its own. These have the same
-//! fields, and their bytes are slices of the message. The services' other calls and types are the generated ones.
+//! The generated types copy every blob out of the received message into an allocation of its own, and every hash of a
+//! request into another. These have the same fields. The services' other calls and types are the generated ones.
 
 use bazel_remote_apis::{
-    build::bazel::remote::execution::v2::{BatchReadBlobsRequest, Digest},
+    build::bazel::remote::execution::v2::BatchReadBlobsRequest,
     google::{bytestream::ReadRequest, rpc},
 };
 use bytes::Bytes;
-use http::uri::PathAndQuery;
-use tonic::{Request, Response, Status, Streaming, client::Grpc, transport::Channel};
-use tonic_prost::ProstCodec;
+use prost::{
+    Message as _,
+    encoding::{encode_varint, encoded_len_varint},
+};
+use tonic::{Request, Response, Status, transport::Channel};
 
-use super::client::MAX_MESSAGE;
-
-/// `google.bytestream.ReadResponse`.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Piece {
-    #[prost(bytes = "bytes", tag = "10")]
-    pub(super) data: Bytes,
-}
+use super::call::{self, Pieces};
+use crate::digest::{Digest, DigestFunction};
 
 /// `build.bazel.remote.execution.v2.BatchReadBlobsResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -32,7 +28,7 @@ pub(super) struct Batch {
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct BatchPart {
     #[prost(message, optional, tag = "1")]
-    pub(super) digest: Option<Digest>,
+    pub(super) digest: Option<RawDigest>,
     #[prost(bytes = "bytes", tag = "2")]
     pub(super) data: Bytes,
     #[prost(message, optional, tag = "3")]
@@ -42,58 +38,143 @@ pub(super) struct BatchPart {
     pub(super) compressor: i32,
 }
 
+/// `build.bazel.remote.execution.v2.Digest`, with the hash's digits as they came.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct RawDigest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) hash: Bytes,
+    #[prost(int64, tag = "2")]
+    pub(super) size_bytes: i64,
+}
+
+impl RawDigest {
+    /// Whether it is this one. Digits may be upper or lower case.
+    pub(super) fn is(&self, digest: &Digest) -> bool {
+        let mut hash = [0; 64];
+        u64::try_from(self.size_bytes) == Ok(digest.size())
+            && self.hash.len() == 2 * digest.hash().len()
+            && hash
+                .get_mut(..digest.hash().len())
+                .is_some_and(|to| hex::decode_to_slice(&self.hash, to).is_ok() && to == digest.hash())
+    }
+
+    /// A digest in an answer to a request about digests of `function`; `None` when it is none.
+    pub(super) fn parse(&self, function: DigestFunction) -> Option<Digest> {
+        let hash = std::str::from_utf8(&self.hash).ok()?;
+        Digest::from_hex(Some(function), hash, u64::try_from(self.size_bytes).ok()?).ok()
+    }
+}
+
+/// The body of a `BatchReadBlobsRequest`: its other fields, and these digests.
+pub(super) fn batch_request<'d>(
+    others: &BatchReadBlobsRequest,
+    digests: impl Iterator<Item = &'d Digest>,
+) -> Bytes {
+    let mut to = call::start();
+    // A vector has room for everything.
+    let _ = others.encode(&mut to);
+    let mut digits = [0; 128];
+    for digest in digests {
+        let digits = &mut digits[..2 * digest.hash().len()];
+        // As many digits as the hash has.
+        let _ = hex::encode_to_slice(digest.hash(), digits);
+        // 2: digests { 1: hash, 2: size_bytes }. No hash has more than 127 digits but those of SHA-512, and no size
+        // here is above i64::MAX.
+        let size = digest.size().min(i64::MAX as u64);
+        let length = digits.len() as u64;
+        let inside = 1 + encoded_len_varint(length) + digits.len() + 1 + encoded_len_varint(size);
+        to.push(0x12);
+        encode_varint(inside as u64, &mut to);
+        to.push(0x0a);
+        encode_varint(length, &mut to);
+        to.extend_from_slice(digits);
+        to.push(0x10);
+        encode_varint(size, &mut to);
+    }
+    call::with_prefix(to)
+}
+
 /// `ByteStream.Read`.
-pub(super) async fn read(
-    channel: Channel,
-    request: Request<ReadRequest>,
-) -> Result<Response<Streaming<Piece>>, Status> {
-    let mut client = ready(channel).await?;
-    let path = PathAndQuery::from_static("/google.bytestream.ByteStream/Read");
-    client
-        .server_streaming(request, path, ProstCodec::default())
-        .await
+pub(super) async fn read(channel: Channel, request: Request<Bytes>) -> Result<Response<Pieces>, Status> {
+    let answer = call::send(channel, "/google.bytestream.ByteStream/Read", request).await?;
+    Ok(answer.map(Pieces::new))
+}
+
+/// The body of a [`ReadRequest`].
+pub(super) fn read_request(request: &ReadRequest) -> Bytes {
+    let mut to = call::start();
+    // A vector has room for everything.
+    let _ = request.encode(&mut to);
+    call::with_prefix(to)
 }
 
 /// `ContentAddressableStorage.BatchReadBlobs`.
 pub(super) async fn batch_read_blobs(
     channel: Channel,
-    request: Request<BatchReadBlobsRequest>,
+    request: Request<Bytes>,
 ) -> Result<Response<Batch>, Status> {
-    let mut client = ready(channel).await?;
-    let path = PathAndQuery::from_static(
-        "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs",
-    );
-    client.unary(request, path, ProstCodec::default()).await
-}
-
-/// As the generated clients do before every call.
-async fn ready(channel: Channel) -> Result<Grpc<Channel>, Status> {
-    let mut client = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    client
-        .ready()
-        .await
-        .map_err(|e| Status::unknown(format!("Service was not ready: {e}")))?;
-    Ok(client)
+    let path = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
+    let answer = call::send(channel, path, request).await?;
+    Ok(Response::new(answer.into_inner().single().await?))
 }
 
 #[cfg(test)]
 mod tests {
-    use bazel_remote_apis::{
-        build::bazel::remote::execution::v2::{
-            BatchReadBlobsResponse, batch_read_blobs_response::Response, compressor,
-        },
-        google::bytestream::ReadResponse,
+    use bazel_remote_apis::build::bazel::remote::execution::v2::{
+        self as reapi, BatchReadBlobsResponse, batch_read_blobs_response::Response, compressor,
     };
-    use prost::Message as _;
 
     use super::*;
+    use crate::remote::client::to_wire;
 
     #[test]
-    fn a_read_answer_is_understood_as_the_generated_type_writes_it() {
-        let theirs = ReadResponse { data: vec![1, 2, 3] };
-        let ours = Piece::decode(&*theirs.encode_to_vec()).unwrap();
-        assert_eq!(ours.data, theirs.data);
-        assert_eq!(ours.encode_to_vec(), theirs.encode_to_vec());
+    fn a_batch_is_asked_for_as_the_generated_type_asks() {
+        for function in [
+            DigestFunction::Sha256,
+            DigestFunction::Sha512,
+            DigestFunction::Md5,
+        ] {
+            let digests = [&b"a"[..], &[0; 200]].map(|bytes| Digest::of(function, bytes));
+            let mut expected = BatchReadBlobsRequest {
+                instance_name: "main".into(),
+                digests: Vec::new(),
+                acceptable_compressors: vec![0, 1],
+                digest_function: function.wire(),
+            };
+            let body = batch_request(&expected, digests.iter());
+            assert_eq!(
+                &body[..5],
+                [&[0][..], &(body.len() as u32 - 5).to_be_bytes()].concat()
+            );
+            expected.digests = digests.iter().map(to_wire).collect();
+            assert_eq!(BatchReadBlobsRequest::decode(&body[5..]), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn a_digest_is_recognised_by_its_digits_and_size() {
+        let digest = Digest::of(DigestFunction::Sha256, b"a");
+        let raw = |hash: String, size_bytes| RawDigest {
+            hash: hash.into(),
+            size_bytes,
+        };
+        let hex = digest.hash_hex();
+        assert!(raw(hex.clone(), 1).is(&digest));
+        assert!(raw(hex.to_uppercase(), 1).is(&digest));
+        assert_eq!(
+            raw(hex.clone(), 1).parse(DigestFunction::Sha256),
+            Some(digest.clone())
+        );
+        for wrong in [
+            raw(hex.clone(), 2),
+            raw(hex.clone(), -1),
+            raw(hex[2..].into(), 1),
+            raw("z".repeat(64), 1),
+            raw("a".repeat(200), 1),
+            raw(String::new(), 1),
+        ] {
+            assert!(!wrong.is(&digest), "{wrong:?}");
+        }
     }
 
     #[test]
@@ -101,7 +182,7 @@ mod tests {
         let theirs = BatchReadBlobsResponse {
             responses: vec![
                 Response {
-                    digest: Some(Digest {
+                    digest: Some(reapi::Digest {
                         hash: "ab".to_owned(),
                         size_bytes: 2,
                     }),

@@ -123,7 +123,7 @@ async fn zstd_is_taken_where_offered_and_wanted() {
     let fake = Fake::new();
     fake.script().zstd = true;
     let a = fake.put(&blob(5000));
-    for wanted in [true, false] {
+    for wanted in [Compression::Always, Compression::Never] {
         let cache = client(&fake, |o| o.compression = wanted).await;
         let answers = cache
             .read_batch(std::slice::from_ref(&a), &attribution(), false)

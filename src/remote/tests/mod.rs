@@ -17,6 +17,7 @@ use crate::digest::DigestFunction;
 /// Options for tests: nothing waits long.
 fn options(endpoint: &str) -> RemoteOptions {
     let mut options = RemoteOptions::new(Endpoint::parse("--remote-cache", endpoint).unwrap());
+    options.compression = Compression::Always;
     options.stall_timeout = std::time::Duration::from_secs(20);
     options
 }
