@@ -1,8 +1,8 @@
 //! `ContentAddressableStorage`: batches and trees.
 
 use std::{
-    borrow::Cow,
     collections::{HashSet, VecDeque},
+    sync::Arc,
 };
 
 use bazel_remote_apis::build::bazel::remote::execution::v2::{
@@ -13,12 +13,14 @@ use bazel_remote_apis::build::bazel::remote::execution::v2::{
     SplitBlobRequest, SplitBlobResponse, batch_read_blobs_response, batch_update_blobs_request,
     batch_update_blobs_response, compressor, content_addressable_storage_server::ContentAddressableStorage,
 };
+use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use prost::Message as _;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     context::{Context, Shared, injected, inner_status},
+    direct::Part,
     faults::{BlobFault, Place},
     stats::{Rpc, add},
 };
@@ -96,39 +98,12 @@ impl ContentAddressableStorage for CasService {
         Ok(Response::new(BatchUpdateBlobsResponse { responses }))
     }
 
+    /// Answered by [`Direct`](super::direct::Direct).
     async fn batch_read_blobs(
         &self,
-        request: Request<BatchReadBlobsRequest>,
+        _: Request<BatchReadBlobsRequest>,
     ) -> Result<Response<BatchReadBlobsResponse>, Status> {
-        self.0.enter(Rpc::BatchRead, &request).await?;
-        let request = request.into_inner();
-        self.0.check_instance(&request.instance_name)?;
-        add(&self.0.counters.batch_read_blobs, request.digests.len() as u64);
-        let mut digests = Vec::with_capacity(request.digests.len());
-        for wire in &request.digests {
-            digests.push(self.0.digest(Some(wire), request.digest_function)?);
-        }
-        self.0.check_batch(total_size(&digests))?;
-        let zstd = self.0.zstd
-            && request
-                .acceptable_compressors
-                .contains(&compressor::Value::Zstd.into());
-        let context = self.0.clone();
-        let read = move || {
-            let mut packer = Packer::new(zstd);
-            let pairs = request.digests.into_iter().zip(&digests);
-            let responses =
-                pairs.filter_map(|(wire, digest)| context.read_for_batch(wire, digest, &mut packer));
-            responses.collect()
-        };
-        let responses = if self.0.store.directory().is_some() {
-            tokio::task::spawn_blocking(read)
-                .await
-                .map_err(|error| Status::internal(format!("reading a batch: {error}")))?
-        } else {
-            read()
-        };
-        Ok(Response::new(BatchReadBlobsResponse { responses }))
+        Err(Status::unimplemented("answered elsewhere"))
     }
 
     type GetTreeStream = BoxStream<'static, Result<GetTreeResponse, Status>>;
@@ -236,24 +211,55 @@ impl Packer {
 }
 
 impl Context {
+    /// The blobs' answers to a batch.
+    pub(super) async fn read_batch(
+        self: Arc<Self>,
+        request: Request<BatchReadBlobsRequest>,
+    ) -> Result<Vec<Part>, Status> {
+        self.enter(Rpc::BatchRead, &request).await?;
+        let request = request.into_inner();
+        self.check_instance(&request.instance_name)?;
+        add(&self.counters.batch_read_blobs, request.digests.len() as u64);
+        let mut digests = Vec::with_capacity(request.digests.len());
+        for wire in &request.digests {
+            digests.push(self.digest(Some(wire), request.digest_function)?);
+        }
+        self.check_batch(total_size(&digests))?;
+        let zstd = self.zstd
+            && request
+                .acceptable_compressors
+                .contains(&compressor::Value::Zstd.into());
+        let from_files = self.store.directory().is_some();
+        let read = move || {
+            let mut packer = Packer::new(zstd);
+            let pairs = request.digests.into_iter().zip(&digests);
+            pairs
+                .filter_map(|(wire, digest)| self.read_for_batch(wire, digest, &mut packer))
+                .collect()
+        };
+        if from_files {
+            tokio::task::spawn_blocking(read)
+                .await
+                .map_err(|error| Status::internal(format!("reading a batch: {error}")))
+        } else {
+            Ok(read())
+        }
+    }
+
     /// One blob's answer in a batch; none when a fault drops it.
-    fn read_for_batch(
-        &self,
-        wire: reapi::Digest,
-        digest: &Digest,
-        packer: &mut Packer,
-    ) -> Option<batch_read_blobs_response::Response> {
+    fn read_for_batch(&self, wire: reapi::Digest, digest: &Digest, packer: &mut Packer) -> Option<Part> {
         let place = Place {
             batch: true,
             compressed: packer.0.is_some(),
         };
         let fault = self.faults.on_blob(digest, place);
         let failed = |wire, code, message: String| {
-            Some(batch_read_blobs_response::Response {
+            let head = batch_read_blobs_response::Response {
                 digest: Some(wire),
                 status: Some(inner_status(code, message)),
                 ..Default::default()
-            })
+            };
+            Some((head, Bytes::new()))
         };
         match fault {
             Some(BlobFault::DropFromBatch) => return None,
@@ -264,26 +270,27 @@ impl Context {
             return failed(wire, Code::NotFound, format!("blob {digest} is not here"));
         };
         add(&self.counters.bytes_out, bytes.len() as u64);
-        let mut data = Cow::Borrowed(&*bytes);
+        let mut data = bytes;
         if let Some(fault) = fault {
-            spoil(data.to_mut(), fault);
+            let mut copy = Vec::from(data);
+            spoil(&mut copy, fault);
+            data = copy.into();
         }
-        let (data, compressor) = match packer.pack(&data) {
-            Some(mut packed) => {
-                if fault == Some(BlobFault::GarbleCompression) {
-                    garble(&mut packed);
-                }
-                (packed, compressor::Value::Zstd)
+        let mut compressor = compressor::Value::Identity;
+        if let Some(mut packed) = packer.pack(&data) {
+            if fault == Some(BlobFault::GarbleCompression) {
+                garble(&mut packed);
             }
-            None => (data.into_owned(), compressor::Value::Identity),
-        };
+            (data, compressor) = (packed.into(), compressor::Value::Zstd);
+        }
         add(&self.counters.wire_bytes_out, data.len() as u64);
-        Some(batch_read_blobs_response::Response {
+        let head = batch_read_blobs_response::Response {
             digest: Some(wire),
-            data,
+            data: Vec::new(),
             compressor: compressor.into(),
             status: Some(inner_status(Code::Ok, "")),
-        })
+        };
+        Some((head, data))
     }
 
     /// Takes one blob of a batch in.

@@ -13,6 +13,7 @@ mod capabilities;
 mod cas;
 mod connection;
 mod context;
+mod direct;
 mod directory;
 mod faults;
 mod memory;

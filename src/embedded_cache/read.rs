@@ -2,17 +2,17 @@
 
 use std::io::{self, Write as _};
 
-use bazel_remote_apis::google::bytestream::{ReadRequest, ReadResponse};
+use bazel_remote_apis::google::bytestream::ReadRequest;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
-use tonic::Status;
+use tonic::{Request, Status};
 
 use super::{
     cas::{ZSTD_LEVEL, garble, spoil},
     context::{Shared, injected},
     faults::{BlobFault, Place},
     resource::Resource,
-    stats::add,
+    stats::{Rpc, add},
     store::Blob,
 };
 use crate::digest::Digest;
@@ -26,8 +26,8 @@ const COMPRESSED_PIECE: usize = 256 << 10;
 /// Bytes that are compressed before a message is sent, however small they became: other tasks want the thread.
 const COMPRESSED_MESSAGE: usize = 8 << 20;
 
-/// A stream of messages.
-pub(super) type ReadStream = BoxStream<'static, Result<ReadResponse, Status>>;
+/// A stream of messages' data.
+pub(super) type ReadStream = BoxStream<'static, Result<Bytes, Status>>;
 
 /// Where a fault ends a stream.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +52,9 @@ struct Reading {
 }
 
 /// Checks a request and makes its stream.
-pub(super) fn read(context: &Shared, request: &ReadRequest) -> Result<ReadStream, Status> {
+pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Result<ReadStream, Status> {
+    context.enter(Rpc::StreamRead, &request).await?;
+    let request = request.into_inner();
     let resource = Resource::for_read(&request.resource_name)?;
     let digest = context.resource(&resource)?;
     if request.read_offset > 0 {
@@ -118,12 +120,12 @@ pub(super) fn read(context: &Shared, request: &ReadRequest) -> Result<ReadStream
 
 impl Reading {
     /// The next message, until there is none.
-    async fn next(mut self) -> Result<Option<(ReadResponse, Self)>, Status> {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, Status> {
         if self.done {
             return Ok(None);
         }
         let data = if self.encoder.is_some() {
-            self.compressed_message().await?
+            self.compressed_message().await?.into()
         } else {
             self.plain_message().await?
         };
@@ -132,10 +134,10 @@ impl Reading {
             return Ok(None);
         }
         add(&self.context.counters.wire_bytes_out, data.len() as u64);
-        Ok(Some((ReadResponse { data }, self)))
+        Ok(Some((data, self)))
     }
 
-    async fn plain_message(&mut self) -> Result<Vec<u8>, Status> {
+    async fn plain_message(&mut self) -> Result<Bytes, Status> {
         let piece = self.piece(MESSAGE).await?;
         if piece.is_empty() {
             self.at_limit().await?;
@@ -209,15 +211,16 @@ impl Reading {
     }
 
     /// The piece's bytes, changed where a fault asks for it.
-    fn spoiled(&self, piece: Bytes) -> Vec<u8> {
+    fn spoiled(&self, piece: Bytes) -> Bytes {
         let (first, last) = (self.sent == piece.len() as u64, self.position == self.end);
+        let fault = match self.fault {
+            Some(fault @ BlobFault::Corrupt) if first => fault,
+            Some(fault @ BlobFault::Resize(1..)) if last => fault,
+            _ => return piece,
+        };
         let mut data = Vec::from(piece);
-        match self.fault {
-            Some(fault @ BlobFault::Corrupt) if first => spoil(&mut data, fault),
-            Some(fault @ BlobFault::Resize(1..)) if last => spoil(&mut data, fault),
-            _ => {}
-        }
-        data
+        spoil(&mut data, fault);
+        data.into()
     }
 
     fn garbled(&self, mut data: Vec<u8>, from: u64) -> Vec<u8> {

@@ -24,6 +24,7 @@ use super::{
     cas::CasService,
     connection::Connection,
     context::{Context, Shared},
+    direct::Direct,
     faults::Faults,
     memory::{read, write},
     stats::{Stats, add},
@@ -212,13 +213,15 @@ impl Builder {
         let router = server
             .add_service(CapabilitiesServer::new(CapabilitiesService(context.clone())))
             .add_service(ActionCacheServer::new(ActionCacheService(context.clone())))
-            .add_service(
+            .add_service(Direct::new(
                 ContentAddressableStorageServer::new(CasService(context.clone()))
                     .max_decoding_message_size(message),
-            )
-            .add_service(
+                context.clone(),
+            ))
+            .add_service(Direct::new(
                 ByteStreamServer::new(ByteStreamService(context.clone())).max_decoding_message_size(message),
-            );
+                context.clone(),
+            ));
         let (listener, socket) = Listener::bind(&self.address).await?;
         let endpoint = listener.endpoint(&self.address, with_tls)?;
         let stopped = CancellationToken::new();

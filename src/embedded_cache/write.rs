@@ -1,14 +1,14 @@
 //! `ByteStream`: the service, and writing.
 
 use bazel_remote_apis::google::bytestream::{
-    QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, WriteRequest, WriteResponse,
-    byte_stream_server::ByteStream,
+    QueryWriteStatusRequest, QueryWriteStatusResponse, ReadRequest, ReadResponse, WriteRequest,
+    WriteResponse, byte_stream_server::ByteStream,
 };
+use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     context::{Context, Shared},
-    read::{self, ReadStream},
     resource::Resource,
     stats::{Rpc, add},
     upload::{Resumable, Upload, UploadError},
@@ -20,11 +20,11 @@ pub(super) struct ByteStreamService(pub(super) Shared);
 
 #[tonic::async_trait]
 impl ByteStream for ByteStreamService {
-    type ReadStream = ReadStream;
+    type ReadStream = BoxStream<'static, Result<ReadResponse, Status>>;
 
-    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<ReadStream>, Status> {
-        self.0.enter(Rpc::StreamRead, &request).await?;
-        Ok(Response::new(read::read(&self.0, request.get_ref())?))
+    /// Answered by [`Direct`](super::direct::Direct).
+    async fn read(&self, _: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        Err(Status::unimplemented("answered elsewhere"))
     }
 
     async fn write(
