@@ -192,11 +192,11 @@ impl Digest {
             digits: hash.len(),
             expected,
         };
-        if !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(DigestError::NotHex(hash.to_owned()));
-        }
+        let not_hex = || DigestError::NotHex(hash.to_owned());
+        let is_hex = || hash.bytes().all(|b| b.is_ascii_hexdigit());
         let function = match function {
             Some(function) if function.hash_len() * 2 == hash.len() => function,
+            _ if !is_hex() => return Err(not_hex()),
             Some(function) => {
                 return Err(length(format!("{function} has {}", function.hash_len() * 2)));
             }
@@ -205,8 +205,18 @@ impl Digest {
             None => return Err(length("no digest function has that many".to_owned())),
         };
         let bytes = &mut buffer[..function.hash_len()];
-        hex::decode_to_slice(hash, bytes).map_err(|_| DigestError::NotHex(hash.to_owned()))?;
+        if !decode_hex(hash.as_bytes(), bytes) {
+            return Err(not_hex());
+        }
         Self::new(function, bytes, size)
+    }
+
+    /// Whether the hash is written so, in digits of either case.
+    #[must_use]
+    pub fn is_hex(&self, digits: &[u8]) -> bool {
+        let mut hash = [0; 64];
+        let length = self.hash().len();
+        decode_hex(digits, &mut hash[..length]) && hash[..length] == *self.hash()
     }
 
     /// The digest of these bytes.
@@ -281,6 +291,30 @@ impl FromStr for Digest {
         let size = size.parse().map_err(|_| DigestError::Size(size.to_owned()))?;
         Self::from_hex(function, hash, size)
     }
+}
+
+/// The value of every hex digit, of either case; 0xff for what is none.
+const NIBBLES: [u8; 256] = {
+    let mut table = [0xff; 256];
+    let mut value = 0;
+    while value < 16 {
+        table[b"0123456789abcdef"[value] as usize] = value as u8;
+        table[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    table
+};
+
+/// Decodes two digits for each byte; `false` when there are not as many, or one is none. Every output of a build comes
+/// through here, some of them several times, so it has no branch a digit.
+fn decode_hex(digits: &[u8], to: &mut [u8]) -> bool {
+    let mut seen = 0;
+    for (pair, byte) in digits.chunks_exact(2).zip(to.iter_mut()) {
+        let (high, low) = (NIBBLES[usize::from(pair[0])], NIBBLES[usize::from(pair[1])]);
+        seen |= high | low;
+        *byte = high << 4 | low & 0xf;
+    }
+    digits.len() == 2 * to.len() && seen & 0xf0 == 0
 }
 
 /// Hashes a stream of bytes and counts them.
@@ -408,6 +442,19 @@ mod tests {
             assert_eq!(digest.to_string().parse(), Ok(digest.clone()));
             let long = format!("{function}/{}/{}", digest.hash_hex(), digest.size());
             assert_eq!(long.parse(), Ok(digest));
+        }
+    }
+
+    #[test]
+    fn digits_are_compared_in_either_case() {
+        for function in DigestFunction::ALL {
+            let digest = Digest::of(function, b"some bytes");
+            let hex = digest.hash_hex();
+            assert!(digest.is_hex(hex.as_bytes()) && digest.is_hex(hex.to_uppercase().as_bytes()));
+            for wrong in [&hex[2..], &hex.replace(['a', 'b'], "g"), &format!("{hex}00"), ""] {
+                assert!(!digest.is_hex(wrong.as_bytes()), "{wrong}");
+            }
+            assert!(!digest.is_hex(Digest::of(function, b"others").hash_hex().as_bytes()));
         }
     }
 

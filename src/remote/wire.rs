@@ -50,12 +50,7 @@ pub(super) struct RawDigest {
 impl RawDigest {
     /// Whether it is this one. Digits may be upper or lower case.
     pub(super) fn is(&self, digest: &Digest) -> bool {
-        let mut hash = [0; 64];
-        u64::try_from(self.size_bytes) == Ok(digest.size())
-            && self.hash.len() == 2 * digest.hash().len()
-            && hash
-                .get_mut(..digest.hash().len())
-                .is_some_and(|to| hex::decode_to_slice(&self.hash, to).is_ok() && to == digest.hash())
+        u64::try_from(self.size_bytes) == Ok(digest.size()) && digest.is_hex(&self.hash)
     }
 
     /// A digest in an answer to a request about digests of `function`; `None` when it is none.
