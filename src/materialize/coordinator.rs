@@ -13,6 +13,7 @@ mod fetching;
 mod jobs;
 mod nearby;
 mod placing;
+mod window;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -25,7 +26,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use self::{checking::Gathering, jobs::Jobs, nearby::NearbyBlobs};
+use self::{checking::Gathering, jobs::Jobs, nearby::NearbyBlobs, window::Window};
 use super::{
     MaterializeOptions,
     large::LargeError,
@@ -150,6 +151,7 @@ pub(super) struct Coordinator {
     batches_in_flight: usize,
     large_in_flight: usize,
     budget: Arc<Semaphore>,
+    window: Arc<Window>,
     fetched: mpsc::UnboundedSender<Fetched>,
     outbox: Vec<(Arc<Session>, Vec<Completion>)>,
     /// When the last report or command came: the clock is not asked for every file.
@@ -171,6 +173,7 @@ impl Coordinator {
         let (fetched_tx, mut fetched) = mpsc::unbounded_channel();
         let budget = usize::try_from(options.bytes_in_flight / BUDGET_UNIT).unwrap_or(usize::MAX);
         let mut this = Self {
+            window: Arc::new(Window::new(options.bytes_in_flight)),
             budget: Arc::new(Semaphore::new(budget.clamp(1, Semaphore::MAX_PERMITS))),
             options,
             metrics,

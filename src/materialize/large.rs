@@ -15,8 +15,10 @@ use crate::{
     remote::{Attribution, BlobStore, RemoteError, Sink},
 };
 
-/// Pieces that may wait between the network and the disk.
-const PIECES: usize = 4;
+/// Portions that may wait between the network and the disk.
+const PORTIONS: usize = 4;
+/// Bytes in a portion. Many servers send 16 KiB at a time, for which no thread is to be woken.
+const PORTION: usize = 512 << 10;
 
 /// Why a large blob did not arrive.
 pub(super) enum LargeError {
@@ -26,18 +28,40 @@ pub(super) enum LargeError {
     Cancelled,
 }
 
-/// Hands pieces to the thread that writes.
-struct Pipe(mpsc::Sender<Bytes>);
+/// Hands bytes to the thread that writes, in portions.
+struct Pipe {
+    portions: mpsc::Sender<Vec<Bytes>>,
+    portion: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Pipe {
+    const fn new(portions: mpsc::Sender<Vec<Bytes>>) -> Self {
+        Self {
+            portions,
+            portion: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Hands on what there is.
+    async fn flush(&mut self) -> Result<(), String> {
+        self.bytes = 0;
+        self.portions
+            .send(std::mem::take(&mut self.portion))
+            .await
+            .map_err(|_| "the file could not be written".to_owned())
+    }
+}
 
 impl Sink for Pipe {
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
-        async move {
-            self.0
-                .send(bytes)
-                .await
-                .map_err(|_| "the file could not be written".to_owned())
+        self.bytes += bytes.len();
+        self.portion.push(bytes);
+        if self.bytes < PORTION {
+            return std::future::ready(Ok(())).boxed();
         }
-        .boxed()
+        self.flush().boxed()
     }
 }
 
@@ -55,11 +79,17 @@ pub(super) async fn fetch(
         .await
         .map_err(|_| LargeError::Place(PlaceError::internal("a writer thread is gone")))?
         .map_err(LargeError::Place)?;
-    let (pieces, written) = mpsc::channel(PIECES);
+    let (portions, written) = mpsc::channel(PORTIONS);
     let writer = tokio::task::spawn_blocking(move || write(file, written));
+    let mut pipe = Pipe::new(portions);
     let read = store
-        .read_stream(&digest, 0, &attribution, avoid, &mut Pipe(pieces))
+        .read_stream(&digest, 0, &attribution, avoid, &mut pipe)
         .await;
+    if read.is_ok() {
+        // Why the writer takes no more is told below, by itself.
+        let _ = pipe.flush().await;
+    }
+    drop(pipe);
     // The pipe is closed now, so the writer comes to its end.
     let file = match writer.await {
         Ok(file) => file.map_err(LargeError::Place)?,
@@ -76,9 +106,34 @@ pub(super) async fn fetch(
         .map_err(LargeError::Place)
 }
 
-fn write(mut file: LargeFile, mut pieces: mpsc::Receiver<Bytes>) -> Result<LargeFile, PlaceError> {
-    while let Some(piece) = pieces.blocking_recv() {
-        file.write(&piece)?;
+fn write(mut file: LargeFile, mut portions: mpsc::Receiver<Vec<Bytes>>) -> Result<LargeFile, PlaceError> {
+    while let Some(portion) = portions.blocking_recv() {
+        for piece in portion {
+            file.write(&piece)?;
+        }
     }
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn small_pieces_are_handed_on_together() {
+        let (portions, mut received) = mpsc::channel(PORTIONS);
+        let mut pipe = Pipe::new(portions);
+        let piece = Bytes::from(vec![1; PORTION / 4]);
+        for _ in 0..3 {
+            pipe.write(piece.clone()).await.unwrap();
+        }
+        assert!(received.try_recv().is_err());
+        pipe.write(piece.clone()).await.unwrap();
+        pipe.write(piece).await.unwrap();
+        pipe.flush().await.unwrap();
+        let lengths = [received.recv().await, received.recv().await].map(|p| p.map(|p| p.len()));
+        assert_eq!(lengths, [Some(4), Some(1)]);
+        drop(received);
+        assert!(pipe.flush().await.is_err());
+    }
 }

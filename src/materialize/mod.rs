@@ -32,11 +32,11 @@ pub struct MaterializeOptions {
     pub writers: usize,
     /// Blobs up to this many bytes are fetched in batches, larger ones are streamed.
     pub small_limit: u64,
-    /// Sum of sizes in a batch.
+    /// Largest sum of sizes in a batch.
     pub batch_bytes: u64,
     /// Blobs in a batch.
     pub batch_count: usize,
-    /// Batches that may be under way.
+    /// Batches that may be under way, where the line is long enough for as many.
     pub batches_in_flight: usize,
     /// Bytes of small blobs that may be on their way between the cache and the disk.
     pub bytes_in_flight: u64,
@@ -54,7 +54,7 @@ impl Default for MaterializeOptions {
             small_limit: 1 << 20,
             batch_bytes: 1 << 20,
             batch_count: 4000,
-            batches_in_flight: 8,
+            batches_in_flight: 32,
             bytes_in_flight: 32 << 20,
             large_in_flight: 4,
             place: PlaceOptions::default(),

@@ -75,15 +75,17 @@ impl Coordinator {
     /// Starts as many fetches as budgets allow.
     pub(super) fn pump(&mut self) {
         while self.batches_in_flight < self.options.batches_in_flight && !self.small.is_empty() {
-            // A batch's bytes are asked for before its size is known exactly; what it did not need is given back.
-            let units = u32::try_from(self.options.batch_bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
+            let Some(most) = self.window.next_batch(self.options.batch_bytes) else {
+                break;
+            };
+            // A batch's bytes are asked for before its size is known exactly; what it did not need is given back. Its
+            // first blob comes whole, however large.
+            let reserved = most.max(self.options.small_limit.min(self.options.bytes_in_flight));
+            let units = u32::try_from(reserved.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
             let Ok(mut permit) = self.budget.clone().try_acquire_many_owned(units) else {
                 break;
             };
-            let Some((cache, digests)) = self
-                .small
-                .pop_batch(self.options.batch_bytes, self.options.batch_count)
-            else {
+            let Some((cache, digests)) = self.small.pop_batch(most, self.options.batch_count) else {
                 break;
             };
             let bytes: u64 = digests.iter().map(Digest::size).sum();
@@ -125,6 +127,9 @@ impl Coordinator {
         self.metrics.request("batch");
         let fetched = self.fetched.clone();
         let asked = digests.clone();
+        let window = self.window.clone();
+        let (begun, bytes) = (Instant::now(), digests.iter().map(Digest::size).sum());
+        window.begin(bytes);
         let task = tokio::spawn(async move {
             session
                 .store
@@ -141,6 +146,7 @@ impl Coordinator {
                 };
                 asked.into_iter().map(lost).collect()
             });
+            window.end(bytes, begun);
             // The coordinator outlives its fetches.
             let _ = fetched.send(Fetched::Batch(cache, answers, permit));
         });
