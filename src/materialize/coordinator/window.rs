@@ -14,8 +14,9 @@ use std::{
 
 /// The window to begin with, and at least.
 const LEAST: u64 = 4 << 20;
-/// Batches that share a window, so that one is always on its way while another is being taken in.
-const SHARES: u64 = 8;
+/// Batches that share a window, so that some are on their way while another is being taken in. More of them cost more
+/// than they hide.
+const SHARES: u64 = 4;
 /// The least sum of sizes in a batch, where the window would have it less.
 const LEAST_BATCH: u64 = 256 << 10;
 /// How long bytes are counted before the window is set anew.
