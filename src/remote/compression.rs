@@ -1,8 +1,8 @@
 //! Whether compression pays on the line to a cache.
 //!
-//! zstd makes a third of the bytes of what compilers write, and costs the server some 4 ns and us some 1.5 ns a byte:
-//! it pays on a line that carries less than about 100 MiB/s and loses on one that is as fast as memory. What the line
-//! is like shows in the bytes that blobs have after decompression, over the time in which anything was asked for. That
+//! zstd often halves what compilers write, and costs the server and us together 3 to 6 ns a byte: it pays on a line that
+//! carries less than about 100 MiB/s and loses on one that is as fast as memory. What the line is like shows in the
+//! bytes that blobs have after decompression, over the time in which anything was asked for. That
 //! *goodput* is measured over windows, in one way of sending at a time:
 //!
 //! * A plain transfer of [`FAST`] or more stays plain.
