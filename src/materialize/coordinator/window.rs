@@ -4,8 +4,7 @@
 //! per second while any is under way, over periods of [`PERIOD`], and the time of the fastest batch of the last
 //! [`FORGET`], which is the round trip with the server's share and no queue. Twice their product is asked for, so that
 //! a line which turns out to carry more is found out by asking it: on one that is long, the window doubles every
-//! period until it brings no more. On a short one it stays at [`LEAST`], and what comes is still in the processor's
-//! cache when it is written.
+//! period until it brings no more. On a short one it stays at [`LEAST`]: more would only wait for the writers.
 
 use std::{
     sync::{Mutex, PoisonError},
