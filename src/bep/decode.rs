@@ -3,6 +3,11 @@
 //! An event that can be read at all becomes an [`Event`]; a file whose digest makes no sense becomes a file of
 //! unknown content, not an error, so that one odd output does not cost a target its others.
 
+mod sets;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
 use prost::Message as _;
 use tracing::debug;
 
@@ -38,6 +43,10 @@ pub fn decode(bytes: &[u8]) -> Result<Framed, BepError> {
 /// # Errors
 /// As [`decode`].
 pub fn decode_with(bytes: &[u8], default_function: Option<DigestFunction>) -> Result<Framed, BepError> {
+    // Nearly all of a large stream is sets of files.
+    if let Some(framed) = sets::decode(bytes, Reader { default_function }) {
+        return Ok(framed);
+    }
     Ok(from_proto(proto::BuildEvent::decode(bytes)?, default_function))
 }
 
@@ -135,6 +144,10 @@ impl Reader {
             }
             (Payload::NamedSetOfFiles(set), Some(Id::NamedSet(id))) => Event::NamedSet(NamedSet {
                 id: id.id,
+                authority: set.files.iter().find_map(|file| match &file.file {
+                    Some(Oneof::Uri(uri)) => authority(uri),
+                    _ => None,
+                }),
                 files: self.files(set.files),
                 children: set.file_sets.into_iter().map(|set| set.id).collect(),
             }),
@@ -235,14 +248,26 @@ impl Reader {
             path.push('/');
             path.push_str(&file.name);
         }
-        let (content, uri) = match file.file {
-            Some(Oneof::SymlinkTargetPath(target)) => (Content::Symlink(target), None),
-            Some(Oneof::Contents(bytes)) => (Content::Inline(bytes), None),
-            Some(Oneof::Uri(uri)) => (self.blob(&path, &file.digest, file.length, &uri), Some(uri)),
-            None => (self.blob(&path, &file.digest, file.length, ""), None),
+        let is = match &file.file {
+            Some(Oneof::SymlinkTargetPath(target)) => Is::Symlink(target),
+            Some(Oneof::Contents(bytes)) => Is::Inline(bytes.clone()),
+            Some(Oneof::Uri(uri)) => Is::At(uri),
+            None => Is::Nowhere,
         };
+        self.file_of(&path, prefix_len, is, &file.digest, file.length)
+    }
+
+    /// A file of what its message says.
+    fn file_of(self, path: &str, prefix_len: usize, is: Is<'_>, digest: &str, length: i64) -> File {
+        let (content, uri) = match is {
+            Is::Symlink(target) => (Content::Symlink(target.to_owned()), ""),
+            Is::Inline(bytes) => (Content::Inline(bytes), ""),
+            Is::At(uri) => (self.blob(path, digest, length, uri), uri),
+            Is::Nowhere => (self.blob(path, digest, length, ""), ""),
+        };
+        let uri = (content == Content::Unknown && !uri.is_empty()).then(|| uri.into());
         File {
-            path,
+            path: Arc::from(path),
             prefix_len,
             content,
             uri,
@@ -251,6 +276,13 @@ impl Reader {
 
     /// The blob that the digest field and the URI agree upon, or that the one which is there names.
     fn blob(self, path: &str, hash: &str, length: i64, uri: &str) -> Content {
+        // Both say the same, letter by letter, as nearly always.
+        if let Ok(size) = u64::try_from(length)
+            && names(uri, hash, size)
+            && let Some(digest) = digest_of_field(hash, size, self.default_function)
+        {
+            return Content::Blob(digest);
+        }
         let named = if BytestreamUri::is_one(uri) {
             BytestreamUri::parse_with(uri, self.default_function)
                 .inspect_err(|error| debug!(path, %error, "uri names no blob"))
@@ -283,6 +315,49 @@ impl Reader {
             Content::Blob,
         )
     }
+}
+
+/// What a file's message says of where its content is.
+enum Is<'a> {
+    Symlink(&'a str),
+    Inline(Bytes),
+    At(&'a str),
+    Nowhere,
+}
+
+/// The host and port that a `bytestream://` URI names.
+fn authority(uri: &str) -> Option<Box<str>> {
+    let authority = uri.strip_prefix("bytestream://")?.split('/').next()?;
+    (!authority.is_empty()).then(|| authority.into())
+}
+
+/// Whether a URI is `bytestream://…/blobs/HASH/SIZE`, of this very hash and size and of no function in particular.
+fn names(uri: &str, hash: &str, size: u64) -> bool {
+    let without_size = || {
+        // By hand: this is asked of every file of a stream.
+        let mut rest = uri.as_bytes();
+        let mut left = size;
+        loop {
+            let (last, before) = rest.split_last()?;
+            if u64::from(last.wrapping_sub(b'0')) != left % 10 {
+                return None;
+            }
+            (rest, left) = (before, left / 10);
+            if left == 0 {
+                return uri.get(..rest.len());
+            }
+        }
+    };
+    !hash.is_empty()
+        && BytestreamUri::is_one(uri)
+        && without_size()
+            .and_then(|rest| {
+                rest.strip_suffix('/')?
+                    .strip_suffix(hash)?
+                    .strip_suffix("/blobs/")
+            })
+            // The slash before "blobs" may be the one behind the authority, but none of the scheme's.
+            .is_some_and(|rest| rest.len() >= "bytestream://".len())
 }
 
 fn digest_of_field(hash: &str, size: u64, default_function: Option<DigestFunction>) -> Option<Digest> {

@@ -1,6 +1,6 @@
 //! The build's events as the rest of Outhaul sees them: small, typed, free of wire formats.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
@@ -157,19 +157,22 @@ pub struct NamedSet {
     pub files: Vec<File>,
     /// Ids of the sets it includes.
     pub children: Vec<String>,
+    /// Where the first of its files that has a `bytestream://` URI is said to be: the host and port in it.
+    pub authority: Option<Box<str>>,
 }
 
 /// A file as an event names it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct File {
-    /// `path_prefix` and `name`, joined. For source files and old test results there is no prefix.
-    pub path: String,
+    /// `path_prefix` and `name`, joined. For source files and old test results there is no prefix. Shared with whatever
+    /// names the file later: a build of a million files has each path once.
+    pub path: Arc<str>,
     /// How many bytes of `path` are prefix, without the slash; 0 for none.
     pub prefix_len: usize,
     /// What is known of its content.
     pub content: Content,
-    /// The file's URI as the event gave it, if any.
-    pub uri: Option<String>,
+    /// The file's URI as the event gave it, where its content is [`Content::Unknown`]: else that says it all.
+    pub uri: Option<Box<str>>,
 }
 
 impl File {

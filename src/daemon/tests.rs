@@ -103,6 +103,7 @@ impl Fixture {
             id: id.to_owned(),
             files,
             children: children.iter().map(|c| (*c).to_owned()).collect(),
+            authority: None,
         }))
         .await
     }
@@ -148,7 +149,7 @@ fn target(label: &str) -> TargetId {
 
 fn output(name: &str, digest: &Digest) -> File {
     File {
-        path: format!("bazel-out/k8/bin/{name}"),
+        path: format!("bazel-out/k8/bin/{name}").into(),
         prefix_len: "bazel-out/k8/bin".len(),
         content: Content::Blob(digest.clone()),
         uri: None,
@@ -279,7 +280,7 @@ async fn a_test_is_settled_with_its_logs() {
             shard: 1,
             attempt: 1,
             files: vec![File {
-                path: "test.log".to_owned(),
+                path: "test.log".into(),
                 prefix_len: 0,
                 content: Content::Blob(log.clone()),
                 uri: None,

@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     bep::{
-        event::{Action, Completed, Content, ConvenienceSymlink, Event, File, Started, TargetId, TestResult},
+        event::{
+            Action, Completed, Content, ConvenienceSymlink, Event, File, NamedSet, Started, TargetId,
+            TestResult,
+        },
         named_sets::{NamedSets, SetBits, SetIndex, Ticket},
         uri::BytestreamUri,
     },
@@ -214,14 +217,8 @@ impl Build {
                     self.tests.insert(label);
                 }
             }
-            Event::NamedSet(mut set) => {
-                self.note_authority(&set.files, &mut effects);
-                for file in &mut set.files {
-                    // The digest says it all, and the sets stay for as long as the build goes on.
-                    if matches!(file.content, Content::Blob(_)) {
-                        file.uri = None;
-                    }
-                }
+            Event::NamedSet(set) => {
+                self.note_authority(&set, &mut effects);
                 let id = self.holds_sets.then(|| set.id.clone());
                 let released = self.sets.insert(set);
                 if let Some(set) = id.and_then(|id| self.sets.find(&id)) {
@@ -324,7 +321,7 @@ impl Build {
         let unnamed: Vec<ExecPath> = std::mem::take(&mut self.unreadable)
             .iter()
             .filter_map(|path| {
-                output_path(path.strip_prefix(root)?.strip_prefix('/')?)
+                output_path(&path.strip_prefix(root)?.strip_prefix('/')?.into())
                     .ok()
                     .flatten()
             })
@@ -336,15 +333,8 @@ impl Build {
     }
 
     /// Tells, once, where the stream says that blobs are.
-    fn note_authority(&mut self, files: &[File], effects: &mut Vec<Effect>) {
-        if self.authority_told {
-            return;
-        }
-        let authority = files.iter().find_map(|file| {
-            let rest = file.uri.as_deref()?.strip_prefix("bytestream://")?;
-            rest.split('/').next().filter(|authority| !authority.is_empty())
-        });
-        if let Some(authority) = authority {
+    fn note_authority(&mut self, set: &NamedSet, effects: &mut Vec<Effect>) {
+        if let Some(authority) = set.authority.as_deref().filter(|_| !self.authority_told) {
             self.authority_told = true;
             effects.push(Effect::Authority(authority.to_owned()));
         }
@@ -380,7 +370,7 @@ impl Build {
         let event: Arc<str> = format!("target_completed {target}").into();
         let trees: Vec<&File> = completed.directories.iter().filter(|d| d.has_prefix()).collect();
         let mut namer = Namer::new(&mut self.selector, sequence);
-        namer.trees = trees.iter().map(|d| (d.path.as_str(), false)).collect();
+        namer.trees = trees.iter().map(|d| (&*d.path, false)).collect();
         let mut directory_profile = None;
         let mut refers_to = Vec::new();
         for group in &completed.groups {
@@ -486,7 +476,7 @@ impl Build {
             .into();
             for file in &result.files {
                 if let Some(path) = test_outputs::exec_path(file, result, shape, last, mnemonic.as_deref()) {
-                    namer.name_at(&path, file, profile, &"".into(), &event);
+                    namer.name_at(&path.into(), file, profile, &"".into(), &event);
                 }
             }
         }
@@ -516,13 +506,13 @@ impl Build {
         });
         let mut namer = Namer::new(&mut self.selector, sequence);
         let file = File {
-            path: action.primary_output.clone(),
+            path: action.primary_output.as_str().into(),
             prefix_len: 1,
             content,
             uri: None,
         };
         let event = format!("action_completed {}", action.primary_output).into();
-        namer.name_at(&action.primary_output, &file, profile, &"".into(), &event);
+        namer.name(&file, profile, &"".into(), &event);
         if !namer.outputs.is_empty() {
             let target = TargetId {
                 label: action.label.clone(),
@@ -588,7 +578,14 @@ impl<'a> Namer<'a> {
         }
     }
 
-    fn name_at(&mut self, path: &str, file: &File, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
+    fn name_at(
+        &mut self,
+        path: &Arc<str>,
+        file: &File,
+        profile: ProfileId,
+        group: &Arc<str>,
+        event: &Arc<str>,
+    ) {
         let Some(path) = self.output_path(path) else {
             return;
         };
@@ -616,7 +613,7 @@ impl<'a> Namer<'a> {
     }
 
     fn directory(&mut self, path: &str, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
-        let Some(path) = self.output_path(path) else {
+        let Some(path) = self.output_path(&path.into()) else {
             return;
         };
         let verdict = self
@@ -646,7 +643,7 @@ impl<'a> Namer<'a> {
     }
 
     /// The path, if an output may be there.
-    fn output_path(&mut self, path: &str) -> Option<ExecPath> {
+    fn output_path(&mut self, path: &Arc<str>) -> Option<ExecPath> {
         match output_path(path) {
             Ok(path) => path,
             Err(error) => {
@@ -666,8 +663,8 @@ pub(crate) fn is_test(kind: &str) -> bool {
 
 /// The path, if an output may be there; `None` for a generated file elsewhere, such as in an external repository's
 /// sources.
-fn output_path(path: &str) -> Result<Option<ExecPath>, ExecPathError> {
-    let path = ExecPath::new(path)?;
+fn output_path(path: &Arc<str>) -> Result<Option<ExecPath>, ExecPathError> {
+    let path = ExecPath::shared(path)?;
     let is_one = path.starts_with(OUTPUT_DIRECTORY) && path.as_str() != OUTPUT_DIRECTORY;
     Ok(is_one.then_some(path))
 }

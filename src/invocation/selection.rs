@@ -129,7 +129,8 @@ struct Profile {
 #[derive(Debug)]
 pub struct Selector {
     policy: Policy,
-    profiles: Vec<Profile>,
+    /// With each, the reason of its base verdict.
+    profiles: Vec<(Profile, Arc<str>)>,
     ids: HashMap<Profile, ProfileId>,
     rule_texts: Vec<Arc<str>>,
     reasons: HashMap<Cow<'static, str>, Arc<str>>,
@@ -185,7 +186,8 @@ impl Selector {
             return id;
         }
         let id = self.profiles.len();
-        self.profiles.push(profile.clone());
+        let reason = intern(&mut self.reasons, Cow::Borrowed(profile.base.1));
+        self.profiles.push((profile.clone(), reason));
         self.ids.insert(profile, id);
         id
     }
@@ -199,7 +201,7 @@ impl Selector {
         tree_root: Option<&str>,
         size: Option<u64>,
     ) -> Verdict {
-        let Some(profile) = self.profiles.get(profile) else {
+        let Some((profile, reason)) = self.profiles.get(profile) else {
             return Verdict {
                 class: Class::Known,
                 rule: "".into(),
@@ -235,7 +237,7 @@ impl Selector {
                 }
             }
         }
-        let (class, reason) = profile.base;
+        let (class, _) = profile.base;
         if class > Class::Known
             && let (Some(max), Some(size)) = (self.policy.max_size, size)
             && size > max
@@ -247,7 +249,7 @@ impl Selector {
         }
         Verdict {
             class,
-            rule: intern(&mut self.reasons, Cow::Borrowed(reason)),
+            rule: reason.clone(),
         }
     }
 }

@@ -117,7 +117,7 @@ mod tests {
 
     fn file(name: &str) -> File {
         File {
-            path: name.to_owned(),
+            path: name.into(),
             prefix_len: 0,
             content: Content::Unknown,
             uri: None,
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn a_prefix_of_the_events_own_is_used() {
         let file = File {
-            path: "bazel-out/k8-opt/testlogs/test.log".to_owned(),
+            path: "bazel-out/k8-opt/testlogs/test.log".into(),
             prefix_len: "bazel-out/k8-opt/testlogs".len(),
             content: Content::Unknown,
             uri: None,

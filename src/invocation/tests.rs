@@ -277,7 +277,7 @@ fn digest(text: &str) -> Digest {
 
 fn file(name: &str) -> File {
     File {
-        path: format!("bazel-out/k8/bin/{name}"),
+        path: format!("bazel-out/k8/bin/{name}").into(),
         prefix_len: "bazel-out/k8/bin".len(),
         content: Content::Blob(digest(name)),
         uri: None,
@@ -301,6 +301,7 @@ fn set(id: &str, files: &[&str], children: &[&str]) -> Event {
         id: id.to_owned(),
         files: files.iter().map(|name| file(name)).collect(),
         children: children.iter().map(|c| (*c).to_owned()).collect(),
+        authority: None,
     })
 }
 
@@ -407,17 +408,18 @@ fn what_no_target_refers_to_is_still_known() {
 #[test]
 fn paths_that_lead_elsewhere_are_refused_or_left_alone() {
     let mut bad = file("x");
-    bad.path = "bazel-out/../../etc/passwd".to_owned();
+    bad.path = "bazel-out/../../etc/passwd".into();
     let mut source = file("y");
-    (source.path, source.prefix_len) = ("pkg/source.sh".to_owned(), 0);
+    (source.path, source.prefix_len) = ("pkg/source.sh".into(), 0);
     let mut external = file("z");
-    external.path = "external/repo/z".to_owned();
+    external.path = "external/repo/z".into();
     let mut all = file("all");
-    (all.path, all.prefix_len) = ("bazel-out".to_owned(), 3);
+    (all.path, all.prefix_len) = ("bazel-out".into(), 3);
     let set = NamedSet {
         id: "0".to_owned(),
         files: vec![bad, source, external, all, file("ok")],
         children: vec![],
+        authority: None,
     };
     let effects = play(vec![
         started(),
@@ -444,7 +446,7 @@ fn a_tests_files_wait_for_its_summary_or_the_end() {
             shard,
             attempt: 1,
             files: vec![File {
-                path: "test.log".to_owned(),
+                path: "test.log".into(),
                 prefix_len: 0,
                 content: Content::Blob(digest("log")),
                 uri: None,
@@ -552,7 +554,7 @@ fn a_test_result_is_open_until_the_summary_says_where_its_files_belong() {
         shard: 1,
         attempt: 1,
         files: vec![File {
-            path: "bazel-out/k8/testlogs/test.log".to_owned(),
+            path: "bazel-out/k8/testlogs/test.log".into(),
             prefix_len: "bazel-out/k8/testlogs".len(),
             content: Content::Blob(digest("log")),
             uri: None,

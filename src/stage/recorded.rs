@@ -130,7 +130,7 @@ impl Recorded {
             Event::Completed(completed) => completed.directories.as_slice(),
             _ => &[],
         });
-        directories.map(|directory| directory.path.as_str()).collect()
+        directories.map(|directory| &*directory.path).collect()
     }
 
     /// The canonical command line.
@@ -177,7 +177,7 @@ impl Recorded {
         });
         let paths: Vec<&str> = files
             .filter(|file| file.has_prefix() && file.content == Content::Unknown)
-            .map(|file| file.path.as_str())
+            .map(|file| &*file.path)
             .filter(|path| path.starts_with("bazel-out/"))
             .collect();
         (!paths.is_empty()).then(|| {

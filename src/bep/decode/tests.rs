@@ -40,14 +40,14 @@ fn a_file_is_named_by_prefix_and_name() {
         default_function: None,
     };
     let output = read.file(file(HASH, 4, None));
-    assert_eq!(output.path, "bazel-out/k8/bin/a/b.txt");
+    assert_eq!(&*output.path, "bazel-out/k8/bin/a/b.txt");
     assert_eq!(output.name(), "a/b.txt");
     assert!(output.has_prefix());
     let source = read.file(proto::File {
         path_prefix: vec![],
         ..file(HASH, 4, None)
     });
-    assert_eq!((source.path.as_str(), source.name()), ("a/b.txt", "a/b.txt"));
+    assert_eq!((&*source.path, source.name()), ("a/b.txt", "a/b.txt"));
     assert!(!source.has_prefix());
 }
 

@@ -20,7 +20,7 @@ fn numbers_and_strings_nulls_and_unknown_fields_are_read_alike() {
             panic!("{framed:?}");
         };
         assert_eq!(set.children, ["1"]);
-        assert_eq!(set.files[0].path, "p/q/a");
+        assert_eq!(&*set.files[0].path, "p/q/a");
         set.files[0].content.clone()
     };
     for (length, size) in [("\"4\"", 4), ("4", 4), ("4.0", 4), ("null", 0)] {

@@ -9,12 +9,13 @@ fn set(id: &str, children: &[&str]) -> NamedSet {
     NamedSet {
         id: id.to_owned(),
         files: vec![File {
-            path: format!("bazel-out/{id}"),
+            path: format!("bazel-out/{id}").into(),
             prefix_len: 9,
             content: Content::Unknown,
             uri: None,
         }],
         children: children.iter().map(|&c| c.to_owned()).collect(),
+        authority: None,
     }
 }
 
@@ -47,6 +48,7 @@ fn a_set_that_comes_again_is_counted_and_the_first_one_stays() {
         id: "0".to_owned(),
         files: vec![],
         children: vec!["9".to_owned()],
+        authority: None,
     });
     assert_eq!((sets.len(), sets.repeated()), (1, 1));
     assert_eq!(sets.files("0").unwrap().len(), 1);
@@ -132,6 +134,7 @@ fn a_very_long_chain_in_the_worst_order_is_expanded_and_released() {
         id: n.to_string(),
         files: vec![],
         children,
+        authority: None,
     };
     let mut ticket = None;
     for n in (1..SETS).rev() {

@@ -1,0 +1,342 @@
+//! Sets of files straight from the wire.
+//!
+//! A set's message is walked once and borrowed from, where generated code would allocate seven times for each of its
+//! files. Only what build tools really send is read here. Whatever is unusual, and whatever is wrong, is left to the
+//! generated code: other fields, a field that comes twice, text that is not UTF-8, a message that breaks off.
+
+use bytes::Bytes;
+
+use super::{Is, Reader, authority};
+use crate::bep::event::{Event, File, Framed, NamedSet};
+
+/// Segments of a path's prefix. Build tools send three.
+const PREFIX: usize = 8;
+
+/// Reads a `BuildEvent` that brings a named set; `None` leaves the message to others.
+pub(super) fn decode(bytes: &[u8], reader: Reader) -> Option<Framed> {
+    let (mut id, mut set, mut last) = (None, None, false);
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match field(&mut rest)? {
+            // The id comes first, and tells other events apart before more is read of them.
+            (1, Value::Bytes(bytes)) if id.is_none() => id = Some(set_id(bytes)?),
+            (15, Value::Bytes(bytes)) if set.is_none() => set = Some(bytes),
+            (20, Value::Number(number)) => last = number != 0,
+            _ => return None,
+        }
+    }
+    let mut set = Files {
+        reader,
+        path: String::new(),
+        set: NamedSet {
+            id: id?.to_owned(),
+            ..NamedSet::default()
+        },
+    }
+    .read(set?)?;
+    set.files.shrink_to_fit();
+    Some(Framed {
+        event: Event::NamedSet(set),
+        last,
+    })
+}
+
+/// The id of a set, out of a `BuildEventId`.
+fn set_id(mut bytes: &[u8]) -> Option<&str> {
+    match field(&mut bytes)? {
+        (13, Value::Bytes(id)) if bytes.is_empty() => only_text(id),
+        _ => None,
+    }
+}
+
+/// The text of a message of one field, a `NamedSetOfFilesId`.
+fn only_text(mut bytes: &[u8]) -> Option<&str> {
+    match field(&mut bytes)? {
+        (1, Value::Bytes(id)) if bytes.is_empty() => text(id),
+        _ => None,
+    }
+}
+
+/// A set on its way.
+struct Files {
+    reader: Reader,
+    /// Room for a path.
+    path: String,
+    set: NamedSet,
+}
+
+impl Files {
+    /// Reads a `NamedSetOfFiles`.
+    fn read(mut self, mut rest: &[u8]) -> Option<NamedSet> {
+        while !rest.is_empty() {
+            match field(&mut rest)? {
+                (1, Value::Bytes(bytes)) => {
+                    let file = self.file(bytes)?;
+                    self.set.files.push(file);
+                }
+                (2, Value::Bytes(bytes)) => self.set.children.push(only_text(bytes)?.to_owned()),
+                _ => return None,
+            }
+        }
+        Some(self.set)
+    }
+
+    /// Reads a `File`.
+    fn file(&mut self, mut rest: &[u8]) -> Option<File> {
+        let (mut name, mut digest, mut length) = (None, None, None);
+        let (mut prefix, mut segments) = ([""; PREFIX], 0);
+        let mut is = Is::Nowhere;
+        while !rest.is_empty() {
+            match field(&mut rest)? {
+                (1, Value::Bytes(bytes)) if name.is_none() => name = Some(text(bytes)?),
+                (4, Value::Bytes(bytes)) => {
+                    *prefix.get_mut(segments)? = text(bytes)?;
+                    segments += 1;
+                }
+                (5, Value::Bytes(bytes)) if digest.is_none() => digest = Some(text(bytes)?),
+                (6, Value::Number(number)) if length.is_none() => length = Some(number.cast_signed()),
+                (number, Value::Bytes(bytes)) if matches!(is, Is::Nowhere) => {
+                    is = match number {
+                        2 => Is::At(text(bytes)?),
+                        3 => Is::Inline(Bytes::copy_from_slice(bytes)),
+                        7 => Is::Symlink(text(bytes)?),
+                        _ => return None,
+                    }
+                }
+                _ => return None,
+            }
+        }
+        if self.set.authority.is_none()
+            && let Is::At(uri) = is
+        {
+            self.set.authority = authority(uri);
+        }
+        self.path.clear();
+        for (number, segment) in prefix.iter().take(segments).enumerate() {
+            if number > 0 {
+                self.path.push('/');
+            }
+            self.path.push_str(segment);
+        }
+        let prefix_len = self.path.len();
+        if prefix_len > 0 {
+            self.path.push('/');
+        }
+        self.path.push_str(name.unwrap_or_default());
+        let digest = digest.unwrap_or_default();
+        let length = length.unwrap_or_default();
+        Some(self.reader.file_of(&self.path, prefix_len, is, digest, length))
+    }
+}
+
+/// A field's value, of the two wire types that sets are made of.
+enum Value<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+}
+
+/// Takes the next field off: its number and its value.
+fn field<'a>(rest: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
+    let key = varint(rest)?;
+    let value = match key & 7 {
+        0 => Value::Number(varint(rest)?),
+        2 => {
+            let length = usize::try_from(varint(rest)?).ok()?;
+            let (bytes, after) = rest.split_at_checked(length)?;
+            *rest = after;
+            Value::Bytes(bytes)
+        }
+        _ => return None,
+    };
+    Some((key >> 3, value))
+}
+
+/// Takes a number off, of up to nine bytes: all but the negative ones.
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for (index, byte) in rest.iter().take(9).enumerate() {
+        number |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            *rest = &rest[index + 1..];
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::{
+        super::{from_proto, proto},
+        *,
+    };
+    use crate::{
+        digest::DigestFunction,
+        proto::build_event_stream::{
+            build_event::Payload,
+            build_event_id::{Id, NamedSetOfFilesId},
+            file::File as Oneof,
+        },
+    };
+
+    const SHA256: &str = "2c8b08da5ce60398e1f19af0e5dccc744df274b826abe585eaba68c525434806";
+
+    fn event(set: proto::NamedSetOfFiles) -> proto::BuildEvent {
+        let id = Id::NamedSet(NamedSetOfFilesId { id: "7".to_owned() });
+        proto::BuildEvent {
+            id: Some(proto::BuildEventId { id: Some(id) }),
+            payload: Some(Payload::NamedSetOfFiles(set)),
+            ..proto::BuildEvent::default()
+        }
+    }
+
+    fn read(bytes: &[u8], default_function: Option<DigestFunction>) -> Option<Framed> {
+        decode(bytes, Reader { default_function })
+    }
+
+    #[test]
+    fn what_build_tools_send_needs_no_generated_code() {
+        let file = proto::File {
+            path_prefix: ["bazel-out", "k8", "bin"].map(str::to_owned).to_vec(),
+            name: "a/b.txt".to_owned(),
+            file: Some(Oneof::Uri(format!("bytestream://h:1/i/blobs/{SHA256}/42"))),
+            digest: SHA256.to_owned(),
+            length: 42,
+        };
+        let message = event(proto::NamedSetOfFiles {
+            files: vec![file],
+            file_sets: vec![NamedSetOfFilesId { id: "3".to_owned() }],
+        });
+        let framed = read(&message.encode_to_vec(), None).unwrap();
+        assert_eq!(framed, from_proto(message, None));
+        let Event::NamedSet(set) = framed.event else {
+            panic!("{framed:?}");
+        };
+        assert_eq!(
+            (set.id.as_str(), set.children.as_slice()),
+            ("7", &["3".to_owned()][..])
+        );
+        assert_eq!(
+            (&*set.files[0].path, set.files[0].name()),
+            ("bazel-out/k8/bin/a/b.txt", "a/b.txt")
+        );
+        assert_eq!(set.authority.as_deref(), Some("h:1"));
+    }
+
+    #[test]
+    fn what_is_unusual_is_left_to_the_generated_code() {
+        let whole = event(proto::NamedSetOfFiles::default());
+        assert!(read(&whole.encode_to_vec(), None).is_some());
+        let child = proto::BuildEvent {
+            children: vec![proto::BuildEventId::default()],
+            ..whole.clone()
+        };
+        let without_id = proto::BuildEvent {
+            id: None,
+            ..whole.clone()
+        };
+        let without_payload = proto::BuildEvent {
+            payload: None,
+            ..whole.clone()
+        };
+        for message in [child, without_id, without_payload] {
+            assert_eq!(read(&message.encode_to_vec(), None), None, "{message:?}");
+        }
+        let twice = [whole.encode_to_vec(), whole.encode_to_vec()].concat();
+        assert_eq!(read(&twice, None), None);
+        let unknown = [whole.encode_to_vec(), vec![0xa0, 0x3f, 1]].concat();
+        assert_eq!(read(&unknown, None), None);
+    }
+
+    fn digests() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just(SHA256.to_owned()),
+            Just(SHA256.to_uppercase()),
+            Just(String::new()),
+            "[0-9a-fx]{0,6}",
+            "[0-9a-f]{40}",
+        ]
+    }
+
+    fn files() -> impl Strategy<Value = proto::File> {
+        let uris = (
+            "(bytestream://|file://)?[a-z]{0,3}(/[a-z]{1,3}|/blobs|/compressed-blobs/zstd|/blake3){0,3}/",
+            digests(),
+            "/(0|00|7|42|-1|42x)?",
+        )
+            .prop_map(|(start, digest, end)| Oneof::Uri(format!("{start}{digest}{end}")));
+        let content = prop_oneof![
+            4 => uris.prop_map(Some),
+            1 => "[a-z./]{0,5}".prop_map(|target| Some(Oneof::SymlinkTargetPath(target))),
+            1 => any::<Vec<u8>>().prop_map(|bytes| Some(Oneof::Contents(bytes.into()))),
+            1 => Just(None),
+        ];
+        let prefix = proptest::collection::vec("[a-zé]{0,3}", 0..10);
+        let length = prop_oneof![Just(0), Just(7), Just(42), Just(-1), any::<i64>()];
+        ("[a-z/é]{0,8}", content, prefix, digests(), length).prop_map(
+            |(name, file, path_prefix, digest, length)| proto::File {
+                name,
+                file,
+                path_prefix,
+                digest,
+                length,
+            },
+        )
+    }
+
+    fn functions() -> impl Strategy<Value = Option<DigestFunction>> {
+        prop_oneof![
+            Just(None),
+            Just(Some(DigestFunction::Blake3)),
+            Just(Some(DigestFunction::Sha1)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn both_ways_to_read_a_set_agree(
+            files in proptest::collection::vec(files(), 0..6),
+            children in proptest::collection::vec("[0-9]{0,3}", 0..4),
+            last_message in any::<bool>(),
+            function in functions(),
+        ) {
+            let message = proto::BuildEvent {
+                last_message,
+                ..event(proto::NamedSetOfFiles {
+                    files,
+                    file_sets: children.into_iter().map(|id| NamedSetOfFilesId { id }).collect(),
+                })
+            };
+            if let Some(framed) = read(&message.encode_to_vec(), function) {
+                prop_assert_eq!(framed, from_proto(message, function));
+            }
+        }
+
+        /// Whatever bytes are read here, the generated code reads as the same.
+        #[test]
+        fn damage_is_not_read_otherwise(
+            files in proptest::collection::vec(files(), 1..4),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            cut in any::<bool>(),
+        ) {
+            let mut bytes = event(proto::NamedSetOfFiles { files, file_sets: Vec::new() }).encode_to_vec();
+            let at = at.index(bytes.len());
+            if cut {
+                bytes.truncate(at);
+            } else {
+                bytes[at] = byte;
+            }
+            if let Some(framed) = read(&bytes, None) {
+                prop_assert_eq!(framed, from_proto(proto::BuildEvent::decode(&*bytes).unwrap(), None));
+            }
+        }
+    }
+}
