@@ -43,8 +43,9 @@ pub(super) struct Delivery {
     pub(super) undecodable: u64,
 }
 
-/// Events that the engine is handed at once.
+/// Events that the engine is handed at once, at most; fewer if they come to so many bytes.
 const AT_ONCE: usize = 64;
+const BYTES_AT_ONCE: usize = 256 << 10;
 /// So many undecodable events of a stream are logged.
 const LOGGED: u64 = 3;
 
@@ -88,27 +89,70 @@ impl Delivery {
         }
     }
 
-    /// Decoded events are far larger than their bytes, so they are handed over in pieces.
+    /// Decoded events hold no room of the budget, and one may name thousands of files: they are handed over in pieces
+    /// of which the engine's queue takes only a few.
     async fn deliver(&mut self, events: Vec<RawEvent>) {
-        let mut decoded = Vec::with_capacity(events.len().min(AT_ONCE));
-        for (sequence, bytes) in events {
-            match (self.decoder)(&bytes) {
-                Ok(event) => decoded.push((sequence, event)),
-                Err(error) => {
-                    Counters::add(&self.counters.undecodable);
-                    self.undecodable += 1;
-                    if self.undecodable <= LOGGED {
-                        tracing::warn!(stream = %self.key, sequence, %error, "event can't be decoded; skipped");
+        let mut events = events.into_iter();
+        loop {
+            let piece = piece(&mut events);
+            if piece.is_empty() {
+                return;
+            }
+            let mut decoded = Vec::with_capacity(piece.len());
+            for (sequence, bytes) in piece {
+                match (self.decoder)(&bytes) {
+                    Ok(event) => decoded.push((sequence, event)),
+                    Err(error) => {
+                        Counters::add(&self.counters.undecodable);
+                        self.undecodable += 1;
+                        if self.undecodable <= LOGGED {
+                            tracing::warn!(stream = %self.key, sequence, %error, "event can't be decoded; skipped");
+                        }
                     }
                 }
             }
-            if decoded.len() == AT_ONCE {
-                let piece = std::mem::replace(&mut decoded, Vec::with_capacity(AT_ONCE));
-                self.builds.events(&self.key, piece).await;
+            if !decoded.is_empty() {
+                self.builds.events(&self.key, decoded).await;
             }
         }
-        if !decoded.is_empty() {
-            self.builds.events(&self.key, decoded).await;
-        }
+    }
+}
+
+/// Takes what is handed over at once; nothing when nothing is left.
+fn piece(events: &mut impl Iterator<Item = RawEvent>) -> Vec<RawEvent> {
+    let mut piece = Vec::new();
+    let mut size = 0;
+    while piece.len() < AT_ONCE && size < BYTES_AT_ONCE {
+        let Some(event) = events.next() else { break };
+        size += event.1.len();
+        piece.push(event);
+    }
+    piece
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_bounded_in_events_and_in_bytes() {
+        let pieces = |sizes: &[usize]| {
+            let mut events = (1..).zip(sizes.iter().map(|&size| Bytes::from(vec![0; size])));
+            let mut lengths = Vec::new();
+            loop {
+                match piece(&mut events).len() {
+                    0 => return lengths,
+                    length => lengths.push(length),
+                }
+            }
+        };
+        assert!(pieces(&[]).is_empty());
+        assert_eq!(pieces(&[100; 150]), [64, 64, 22]);
+        // One that is larger than all of it goes as well.
+        let half = BYTES_AT_ONCE / 2;
+        assert_eq!(
+            pieces(&[half, half, 10 * half, 1, half - 1, half, 1]),
+            [2, 1, 3, 1]
+        );
     }
 }
