@@ -16,6 +16,8 @@ use std::{
     sync::Arc,
 };
 
+use foldhash::fast::RandomState;
+
 use crate::bep::event::{File, NamedSet};
 
 /// How many missing sets are named for one target at the end of a stream.
@@ -105,7 +107,7 @@ impl Node {
 #[derive(Debug, Default)]
 pub struct NamedSets {
     nodes: Vec<Node>,
-    index: HashMap<Arc<str>, SetIndex>,
+    index: HashMap<Arc<str>, SetIndex, RandomState>,
     /// Per parked ticket, how many edges lead to incomplete roots.
     parked: HashMap<Ticket, usize>,
     next_ticket: u64,
@@ -277,7 +279,7 @@ impl NamedSets {
             sets: self,
             skip,
             stack,
-            visited: HashSet::new(),
+            visited: HashSet::default(),
             missing,
         }
     }
@@ -384,7 +386,7 @@ pub struct Expansion<'s, S> {
     sets: &'s NamedSets,
     skip: S,
     stack: Vec<SetIndex>,
-    visited: HashSet<SetIndex>,
+    visited: HashSet<SetIndex, RandomState>,
     missing: Vec<String>,
 }
 

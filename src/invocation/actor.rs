@@ -56,6 +56,9 @@ const INBOX: usize = 16;
 /// beginning.
 const LINGER: Duration = Duration::from_secs(330);
 
+/// Hashes paths: there are so many of them. Seeded at random, since a stream is not to be trusted.
+type PathHasher = foldhash::fast::RandomState;
+
 /// What an invocation's task is told.
 pub(super) enum Message {
     /// Events with their numbers.
@@ -124,7 +127,7 @@ pub(super) struct Actor {
     /// Why outputs can't be placed at all.
     blocked: Option<String>,
     completions: mpsc::UnboundedSender<Vec<Completion>>,
-    wanted: HashMap<ExecPath, Wanted>,
+    wanted: HashMap<ExecPath, Wanted, PathHasher>,
     /// Where each flattened name came from.
     flattened: HashMap<ExecPath, ExecPath>,
     pending_required: u64,
@@ -141,8 +144,10 @@ pub(super) struct Actor {
     done: Vec<oneshot::Sender<()>>,
     /// Completions whose rows are not written yet.
     unwritten: Vec<Completion>,
-    /// What is on disk, or was when it was looked at.
+    /// What is on disk, or was when it was looked at, if that is looked at again.
     placed: Vec<Placed>,
+    /// Whether the build tool may delete at its end what is on disk.
+    look_after: bool,
     /// Outputs that are to be recorded, and then wanted if there is a way to have them.
     unasked: Vec<(Naming, Vec<Named>, bool)>,
     /// Whether that has been looked at again, behind the end of the stream.
@@ -195,7 +200,7 @@ impl Actor {
             session: None,
             blocked: None,
             completions,
-            wanted: HashMap::new(),
+            wanted: HashMap::default(),
             flattened: HashMap::new(),
             pending_required: 0,
             pending_optional: 0,
@@ -209,6 +214,7 @@ impl Actor {
             done: Vec::new(),
             unwritten: Vec::new(),
             placed: Vec::new(),
+            look_after: true,
             unasked: Vec::new(),
             looked_again: false,
             last_completion: Instant::now(),
@@ -424,13 +430,16 @@ impl Actor {
                 });
             }
             self.tally.add(&completion);
-            if !self.looked_again && completion.outcome.is_on_disk() {
+            if self.look_after && !self.looked_again && completion.outcome.is_on_disk() {
                 self.placed.push(Placed {
                     path: completion.path.clone(),
                     outcome: completion.outcome.clone(),
                 });
             }
-            self.unwritten.push(completion);
+            // Its stamp was recorded with it, and is still that of the file.
+            if !matches!(completion.outcome, Outcome::Present { hashed: false, .. }) {
+                self.unwritten.push(completion);
+            }
         }
     }
 
@@ -563,7 +572,7 @@ impl Actor {
         self.loaded = false;
         self.places = None;
         self.build = new_build(&self.shared);
-        self.wanted = HashMap::new();
+        self.wanted = HashMap::default();
         self.flattened = HashMap::new();
         self.targets = HashMap::new();
         self.session = None;

@@ -5,18 +5,27 @@
 //! present when its target was completed, or that was put there by us before, is gone when the command returns. They
 //! do so before they end the stream.
 
-use std::{
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+//!
+//! Newer ones leave what is there alone once they have told it, and are not looked after: it would cost a look at every
+//! output while the command waits.
 
+use std::{collections::HashMap, path::Path, thread};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use tokio::task::spawn_blocking;
 
 use super::{Actor, Placed};
 use crate::{
     materialize::{Outcome, Want},
-    output::Class,
+    output::{Class, Stamp},
 };
+
+/// The first version that deletes nothing at its end.
+const TIDY_SINCE: u32 = 6;
+/// So many looks are worth a thread of their own.
+const LOOKS: usize = 512;
+/// Threads beyond which the disk gains nothing.
+const THREADS: usize = 4;
 
 impl Actor {
     /// Wants once more what is not on disk any more. Once for each end of the stream.
@@ -32,12 +41,11 @@ impl Actor {
             // What a newer build does with its outputs is no business of this one.
             return;
         }
-        let root: PathBuf = place.root.place.path().to_owned();
-        let gone = spawn_blocking(move || {
-            let mut placed = placed;
-            placed.retain(|placed| !is_still_there(&root, placed));
-            placed
-        });
+        if placed.is_empty() {
+            return;
+        }
+        let root = place.root.place.path().to_owned();
+        let gone = spawn_blocking(move || gone(&root, placed));
         let mut wants = Vec::new();
         for placed in gone.await.unwrap_or_default() {
             let Some(wanted) = self.wanted.get_mut(&placed.path).filter(|w| w.done) else {
@@ -66,17 +74,150 @@ impl Actor {
     }
 }
 
-/// Whether it is the same file as before, or in the place of a link or a directory anything at all. Only decides
-/// whether there is a closer look, so links are followed wherever they lead.
-fn is_still_there(root: &Path, placed: &Placed) -> bool {
-    let path = root.join(placed.path.as_path());
-    let stamp = match &placed.outcome {
-        Outcome::Downloaded { stamp, .. } | Outcome::Present { stamp, .. } => stamp.as_ref(),
-        _ => None,
+/// Whether a build tool of this version may delete at the end of a command what is there. One that does not tell its
+/// version, or tells it in another way, may.
+pub(super) fn deletes_at_its_end(version: &str) -> bool {
+    let major = version.split(['.', '-', ' ']).next().unwrap_or_default();
+    major.parse::<u32>().map_or(true, |major| major < TIDY_SINCE)
+}
+
+/// What of this is not there any more, or is another file.
+fn gone(root: &Path, placed: Vec<Placed>) -> Vec<Placed> {
+    // A directory's outputs are looked at together, from its descriptor.
+    let mut directories: HashMap<String, Vec<Placed>> = HashMap::new();
+    for placed in placed {
+        let directory = placed.path.parent().unwrap_or_default();
+        match directories.get_mut(directory) {
+            Some(list) => list.push(placed),
+            None => {
+                directories.insert(directory.to_owned(), vec![placed]);
+            }
+        }
+    }
+    let looks = directories.values().map(Vec::len).sum::<usize>();
+    let available = thread::available_parallelism().map_or(1, usize::from);
+    let threads = looks.div_ceil(LOOKS).clamp(1, available.clamp(1, THREADS));
+    let mut shares: Vec<Vec<(String, Vec<Placed>)>> = (0..threads).map(|_| Vec::new()).collect();
+    for (number, directory) in directories.into_iter().enumerate() {
+        shares[number % threads].push(directory);
+    }
+    let look = |share: Vec<(String, Vec<Placed>)>| -> Vec<Placed> {
+        let lost = |(directory, placed): (String, Vec<Placed>)| gone_from(&root.join(directory), placed);
+        share.into_iter().flat_map(lost).collect()
     };
-    match stamp {
-        Some(stamp) => std::fs::metadata(path)
-            .is_ok_and(|now| (now.dev(), now.ino(), now.size()) == (stamp.device, stamp.inode, stamp.size)),
-        None => path.symlink_metadata().is_ok(),
+    thread::scope(|scope| {
+        let mut shares = shares.into_iter();
+        let mine = shares.next().unwrap_or_default();
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || look(share))).collect();
+        let mut gone = look(mine);
+        for other in others {
+            match other.join() {
+                Ok(more) => gone.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        gone
+    })
+}
+
+/// The same of one directory.
+fn gone_from(directory: &Path, mut placed: Vec<Placed>) -> Vec<Placed> {
+    // Only decides whether there is a closer look, so links on the way are followed wherever they lead.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(directory) = openat(CWD, directory, flags, Mode::empty()) {
+        placed.retain(|placed| {
+            let name = placed.path.file_name();
+            match placed.stamp() {
+                Some(stamp) => !statat(&directory, name, AtFlags::empty()).is_ok_and(|now| {
+                    (now.st_dev, now.st_ino, now.st_size.cast_unsigned())
+                        == (stamp.device, stamp.inode, stamp.size)
+                }),
+                // In the place of a link or a directory, anything at all.
+                None => statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).is_err(),
+            }
+        });
+    }
+    placed
+}
+
+impl Placed {
+    fn stamp(&self) -> Option<&Stamp> {
+        match &self.outcome {
+            Outcome::Downloaded { stamp, .. } | Outcome::Present { stamp, .. } => stamp.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt as _};
+
+    use super::*;
+    use crate::exec_path::ExecPath;
+
+    #[test]
+    fn only_old_and_unknown_build_tools_are_looked_after() {
+        for version in [
+            "",
+            "4.2.3",
+            "5.4.1",
+            "5.0.0-pre.20211011.2",
+            "no_version",
+            "head (@abc)",
+        ] {
+            assert!(deletes_at_its_end(version), "{version}");
+        }
+        for version in ["6.0.0", "6.0.0-pre.1", "7.7.1", "8.0.0rc1", "10.1.0", "9"] {
+            assert!(!deletes_at_its_end(version), "{version}");
+        }
+    }
+
+    #[test]
+    fn what_was_deleted_or_changed_since_is_found_among_many() {
+        let root = tempfile::tempdir().unwrap();
+        let mut placed = Vec::new();
+        for number in 0..3 * LOOKS {
+            let path = format!("d{}/f{number}", number % 7);
+            let on_disk = root.path().join(&path);
+            fs::create_dir_all(on_disk.parent().unwrap()).unwrap();
+            fs::write(&on_disk, "bytes").unwrap();
+            let seen = fs::metadata(&on_disk).unwrap();
+            let stamp = Stamp {
+                size: seen.len(),
+                inode: seen.ino(),
+                device: seen.dev(),
+                ..Stamp::default()
+            };
+            placed.push(Placed {
+                path: ExecPath::new(&path).unwrap(),
+                outcome: Outcome::Present {
+                    stamp: Some(stamp),
+                    hashed: false,
+                },
+            });
+        }
+        std::os::unix::fs::symlink("nowhere", root.path().join("link")).unwrap();
+        for path in ["link", "tree"] {
+            placed.push(Placed {
+                path: ExecPath::new(path).unwrap(),
+                outcome: Outcome::Present {
+                    stamp: None,
+                    hashed: true,
+                },
+            });
+        }
+        fs::remove_file(root.path().join("d3/f10")).unwrap();
+        fs::write(root.path().join("d4/f11"), "other bytes").unwrap();
+        fs::remove_dir_all(root.path().join("d0")).unwrap();
+        let mut gone: Vec<String> = gone(root.path(), placed)
+            .into_iter()
+            .map(|placed| placed.path.as_str().to_owned())
+            .collect();
+        gone.sort_unstable();
+        let mut expected: Vec<String> = (0..3 * LOOKS).step_by(7).map(|n| format!("d0/f{n}")).collect();
+        expected.extend(["d3/f10", "d4/f11", "tree"].map(str::to_owned));
+        expected.sort_unstable();
+        assert_eq!(gone, expected);
     }
 }

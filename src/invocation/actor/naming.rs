@@ -15,7 +15,7 @@ use super::{
         rows::{self, Naming},
         selection::builds,
     },
-    Actor, Place, Wanted,
+    Actor, PathHasher, Place, Wanted, again,
 };
 use crate::{
     bep::event::TargetId,
@@ -36,6 +36,17 @@ fn announced(target: &TargetId) -> TargetRow {
     }
 }
 
+/// Leaves the first of what has the same path.
+fn drop_repeated(named: &mut Vec<Named>) {
+    let mut seen = HashSet::with_capacity_and_hasher(named.len(), PathHasher::default());
+    let first: Vec<bool> = named.iter().map(|n| seen.insert(n.path.as_str())).collect();
+    // They are large; nearly always each is there once.
+    if first.contains(&false) {
+        let mut first = first.into_iter();
+        named.retain(|_| first.next().unwrap_or(true));
+    }
+}
+
 impl Actor {
     pub(super) async fn apply(&mut self, effects: Vec<Effect>) {
         for effect in effects {
@@ -45,6 +56,7 @@ impl Actor {
                     self.row.workspace = started.workspace;
                     self.row.started_ms = started.started_ms;
                     self.row.build_tool_version = started.build_tool_version;
+                    self.look_after = again::deletes_at_its_end(&self.row.build_tool_version);
                     self.save_row();
                     self.tell(Change::Begun {
                         workspace: self.row.workspace.clone(),
@@ -191,9 +203,10 @@ impl Actor {
             .entry(target.clone())
             .or_insert_with(|| announced(&target));
         // A path that one target names twice counts once, as the more that it is.
-        named.sort_by_key(|n| std::cmp::Reverse(n.class));
-        let mut seen = HashSet::new();
-        named.retain(|n| seen.insert(n.path.clone()));
+        if !named.is_sorted_by(|a, b| a.class >= b.class) {
+            named.sort_by_key(|n| std::cmp::Reverse(n.class));
+        }
+        drop_repeated(&mut named);
         // An output that is wanted already is not asked for again, nor made less than it is.
         let (wanted, course) = (&self.wanted, &mut self.course);
         named.retain(|n| {
