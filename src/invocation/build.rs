@@ -27,6 +27,9 @@ use crate::{
     output::{Class, OutputContent},
 };
 
+/// So few trees of a target are gone through one by one.
+const FEW_TREES: usize = 8;
+
 /// The directory that all outputs of a build lie in.
 const OUTPUT_DIRECTORY: &str = "bazel-out";
 
@@ -371,6 +374,7 @@ impl Build {
         let trees: Vec<&File> = completed.directories.iter().filter(|d| d.has_prefix()).collect();
         let mut namer = Namer::new(&mut self.selector, sequence);
         namer.trees = trees.iter().map(|d| (&*d.path, false)).collect();
+        namer.trees.sort_unstable();
         let mut directory_profile = None;
         let mut refers_to = Vec::new();
         for group in &completed.groups {
@@ -549,7 +553,7 @@ impl Build {
 /// Turns the files of one target into outputs.
 struct Namer<'a> {
     selector: &'a mut Selector,
-    /// Roots of the target's trees, and whether a file of theirs was named.
+    /// Roots of the target's trees in order, and whether a file of theirs was named.
     trees: Vec<(&'a str, bool)>,
     outputs: Vec<Named>,
     /// [`Effect::Unusable`].
@@ -603,13 +607,24 @@ impl<'a> Namer<'a> {
                 return;
             }
         };
-        let tree = self.trees.iter_mut().find(|(root, _)| path.starts_with(root));
-        let tree_root = tree.map(|(root, filled)| {
+        let tree_root = self.tree_of(&path).and_then(|tree| self.trees.get_mut(tree));
+        let tree_root = tree_root.map(|(root, filled)| {
             *filled = true;
             *root
         });
         let verdict = self.selector.select(profile, path.as_str(), tree_root, size);
         self.push(path, content, verdict, group, event);
+    }
+
+    /// Which tree a path belongs to. A target may have thousands of trees, and each of them as many files.
+    fn tree_of(&self, path: &ExecPath) -> Option<usize> {
+        if self.trees.len() < FEW_TREES {
+            return self.trees.iter().position(|(root, _)| path.starts_with(root));
+        }
+        std::iter::successors(Some(path.as_str()), |path| {
+            path.rsplit_once('/').map(|(directory, _)| directory)
+        })
+        .find_map(|path| self.trees.binary_search_by(|(root, _)| (*root).cmp(path)).ok())
     }
 
     fn directory(&mut self, path: &str, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {

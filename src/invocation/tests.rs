@@ -406,6 +406,45 @@ fn what_no_target_refers_to_is_still_known() {
 }
 
 #[test]
+fn among_many_trees_only_the_empty_ones_are_directories_of_their_own() {
+    let trees = 40;
+    let root_of = |tree: usize| file(&format!("t{tree}"));
+    let full = (0..trees).filter(|tree| tree % 3 > 0);
+    let set = NamedSet {
+        id: "0".to_owned(),
+        files: full.map(|tree| file(&format!("t{tree}/a/b"))).collect(),
+        children: vec![],
+        authority: None,
+    };
+    let complete = Completed {
+        target: TargetId {
+            label: "//x".to_owned(),
+            ..TargetId::default()
+        },
+        success: true,
+        groups: vec![OutputGroup {
+            name: "default".to_owned(),
+            sets: vec!["0".to_owned()],
+            ..OutputGroup::default()
+        }],
+        directories: (0..trees).map(root_of).collect(),
+    };
+    let effects = play(vec![
+        started(),
+        root(),
+        Event::NamedSet(set),
+        Event::Completed(complete),
+    ]);
+    let outputs = collect(effects);
+    for tree in 0..trees {
+        let found = outputs.get(&format!("bazel-out/k8/bin/t{tree}"));
+        let is_directory = found.is_some_and(|(_, named)| named.content == OutputContent::Directory);
+        assert_eq!(is_directory, tree % 3 == 0, "{tree}");
+    }
+    assert_eq!(outputs.len(), trees);
+}
+
+#[test]
 fn paths_that_lead_elsewhere_are_refused_or_left_alone() {
     let mut bad = file("x");
     bad.path = "bazel-out/../../etc/passwd".into();
