@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 /// Threads that write, as the daemon has on two cores.
@@ -25,7 +26,7 @@ pub(crate) struct Folder {
     /// Below the base.
     pub(crate) path: PathBuf,
     /// File names, and what is in them.
-    pub(crate) files: Vec<(String, Vec<u8>)>,
+    pub(crate) files: Vec<(String, Bytes)>,
 }
 
 /// Folders full of files with bytes of their own.
@@ -37,7 +38,7 @@ pub(crate) fn folders(count: usize, files: usize, size: usize) -> Vec<Folder> {
                 .map(|file| {
                     (
                         format!("f{file}.out"),
-                        noise((folder * files + file) as u64, size),
+                        noise((folder * files + file) as u64, size).into(),
                     )
                 })
                 .collect(),
@@ -114,17 +115,22 @@ pub(crate) fn look(base: &Path, folders: &[Folder]) -> io::Result<Duration> {
 
 /// A new directory to measure in: below `$OUTHAUL_BENCH_DIR`, else on tmpfs where there is one. It goes when dropped.
 pub(crate) fn directory() -> io::Result<tempfile::TempDir> {
-    let base = std::env::var_os("OUTHAUL_BENCH_DIR").map_or_else(
-        || {
+    directory_in(None)
+}
+
+/// The same below another directory, if one is given.
+pub(crate) fn directory_in(base: Option<&Path>) -> io::Result<tempfile::TempDir> {
+    let base = base
+        .map(Path::to_owned)
+        .or_else(|| std::env::var_os("OUTHAUL_BENCH_DIR").map(PathBuf::from))
+        .unwrap_or_else(|| {
             let tmpfs = PathBuf::from("/dev/shm");
             if tmpfs.is_dir() {
                 tmpfs
             } else {
                 std::env::temp_dir()
             }
-        },
-        PathBuf::from,
-    );
+        });
     tempfile::Builder::new().prefix("outhaul-bench-").tempdir_in(base)
 }
 

@@ -1,0 +1,256 @@
+//! The remote caches to measure with: the library's own in this process, or a real one in a process of its own.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use bazel_remote_apis::{
+    build::bazel::remote::execution::v2::{
+        BatchUpdateBlobsRequest, Digest as WireDigest, batch_update_blobs_request::Request,
+        content_addressable_storage_client::ContentAddressableStorageClient,
+    },
+    google::bytestream::{WriteRequest, byte_stream_client::ByteStreamClient},
+};
+use bytes::Bytes;
+use clap::ValueEnum;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use outhaul::{
+    digest::Digest,
+    embedded_cache::{EmbeddedCache, RunningCache},
+};
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+
+use crate::process::{Process, cpu_of_threads};
+
+/// Name of the threads of the embedded cache.
+const THREADS: &str = "cache";
+/// Bytes of a batch, below the 4 MiB that gRPC servers take.
+const BATCH: usize = 3 << 20;
+/// Bytes of a message of a stream.
+const PIECE: usize = 1 << 20;
+
+/// Which cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// The library's own, in memory, on threads of the benchmark's process
+    Embedded,
+    /// BuildStream's
+    BuildboxCasd,
+    /// The Go one
+    BazelRemote,
+}
+
+/// A cache that runs. It ends when this is dropped.
+pub(crate) struct Cache {
+    address: SocketAddr,
+    server: Server,
+}
+
+enum Server {
+    Embedded(RunningCache, Runtime),
+    Process(Process),
+}
+
+impl Kind {
+    /// The program, unless it is this one.
+    const fn program(self) -> Option<&'static str> {
+        match self {
+            Self::Embedded => None,
+            Self::BuildboxCasd => Some("buildbox-casd"),
+            Self::BazelRemote => Some("bazel-remote"),
+        }
+    }
+
+    /// What the cache is, for the table's head.
+    pub(crate) fn describe(self) -> Result<String> {
+        let Some(name) = self.program() else {
+            return Ok("embedded cache in the player's process".to_owned());
+        };
+        let output = Command::new(require(name)?).arg("--version").output()?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let last = said.lines().rfind(|line| !line.trim().is_empty());
+        let last = last.unwrap_or(name).trim();
+        Ok(last.rsplit('/').next().unwrap_or(last).to_owned())
+    }
+}
+
+impl Cache {
+    /// Starts an empty cache, which keeps what it has to keep below `base`.
+    pub(crate) fn start(kind: Kind, base: &Path) -> Result<Self> {
+        let Some(name) = kind.program() else {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .thread_name(THREADS)
+                .enable_all()
+                .build()?;
+            let running = runtime.block_on(EmbeddedCache::builder().start())?;
+            let endpoint = running.endpoint();
+            let address = endpoint.strip_prefix("grpc://").context("an address by TCP")?;
+            return Ok(Self {
+                address: address.parse()?,
+                server: Server::Embedded(running, runtime),
+            });
+        };
+        let store = base.join("cas");
+        std::fs::create_dir_all(&store)?;
+        let address = free_address()?;
+        let mut command = Command::new(require(name)?);
+        if kind == Kind::BuildboxCasd {
+            command.arg("--bind").arg(address.to_string());
+            command.args(["--log-level", "warning"]).arg(&store);
+        } else {
+            command.arg("--dir").arg(&store);
+            command.args(["--max_size=12", "--log_timezone=none", "--access_log_level=none"]);
+            command.arg(format!("--grpc_address={address}"));
+            command.arg(format!("--http_address={}", free_address()?));
+        }
+        let process = Process::start(command, &base.join("cache.log"), || {
+            TcpStream::connect(address).is_ok()
+        })?;
+        Ok(Self {
+            address,
+            server: Server::Process(process),
+        })
+    }
+
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// As `--remote_cache` takes it.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("grpc://{}", self.address)
+    }
+
+    /// The library's own.
+    pub(crate) const fn embedded(&self) -> Option<&RunningCache> {
+        match &self.server {
+            Server::Embedded(cache, _) => Some(cache),
+            Server::Process(_) => None,
+        }
+    }
+
+    /// Seconds of processor time so far.
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        match &self.server {
+            Server::Embedded(..) => cpu_of_threads(THREADS),
+            Server::Process(process) => process.cpu(),
+        }
+    }
+
+    /// Puts blobs in: into the embedded cache directly, else by uploading them.
+    pub(crate) fn fill(&self, runtime: &Runtime, blobs: impl Iterator<Item = (Digest, Bytes)>) -> Result<()> {
+        match &self.server {
+            Server::Embedded(cache, _) => {
+                // The digest is the bytes' own, just computed.
+                blobs.for_each(|(digest, bytes)| cache.store().put_unverified(digest, bytes));
+                Ok(())
+            }
+            Server::Process(_) => runtime.block_on(upload(self.address, blobs)),
+        }
+    }
+}
+
+async fn upload(address: SocketAddr, blobs: impl Iterator<Item = (Digest, Bytes)>) -> Result<()> {
+    let channel = Channel::from_shared(format!("http://{address}"))?
+        .connect()
+        .await?;
+    let (mut batches, mut batch, mut size) = (Vec::new(), Vec::new(), 0);
+    let mut large = Vec::new();
+    for (digest, bytes) in blobs {
+        if bytes.len() > BATCH / 2 {
+            large.push((digest, bytes));
+            continue;
+        }
+        // Each blob carries some bytes beside its own.
+        size += bytes.len() + 100;
+        batch.push((digest, bytes));
+        if size > BATCH / 2 {
+            batches.push(std::mem::take(&mut batch));
+            size = 0;
+        }
+    }
+    batches.push(batch);
+    stream::iter(batches.into_iter().map(anyhow::Ok))
+        .try_for_each_concurrent(4, |batch| update(channel.clone(), batch))
+        .await?;
+    stream::iter(large.into_iter().map(anyhow::Ok))
+        .try_for_each_concurrent(2, |(digest, bytes)| write(channel.clone(), digest, bytes))
+        .await
+}
+
+async fn update(channel: Channel, batch: Vec<(Digest, Bytes)>) -> Result<()> {
+    let requests = batch
+        .into_iter()
+        .map(|(digest, bytes)| Request {
+            digest: Some(WireDigest {
+                hash: digest.hash_hex(),
+                size_bytes: digest.size() as i64,
+            }),
+            data: bytes.into(),
+            ..Request::default()
+        })
+        .collect();
+    let request = BatchUpdateBlobsRequest {
+        requests,
+        ..BatchUpdateBlobsRequest::default()
+    };
+    let mut client = ContentAddressableStorageClient::new(channel).max_decoding_message_size(16 << 20);
+    let answer = client.batch_update_blobs(request).await?.into_inner();
+    let refused = answer
+        .responses
+        .iter()
+        .filter_map(|r| r.status.as_ref())
+        .find(|s| s.code != 0);
+    ensure!(refused.is_none(), "the cache took a blob not: {refused:?}");
+    Ok(())
+}
+
+async fn write(channel: Channel, digest: Digest, bytes: Bytes) -> Result<()> {
+    let name = format!(
+        "uploads/00000000-0000-4000-8000-{:012}/blobs/{digest}",
+        bytes.len()
+    );
+    let pieces = bytes.len().div_ceil(PIECE).max(1);
+    let requests = (0..pieces).map(move |n| {
+        let start = n * PIECE;
+        WriteRequest {
+            resource_name: name.clone(),
+            write_offset: start as i64,
+            finish_write: n + 1 == pieces,
+            data: bytes.slice(start..bytes.len().min(start + PIECE)).into(),
+        }
+    });
+    ByteStreamClient::new(channel)
+        .write(stream::iter(requests).boxed())
+        .await?;
+    Ok(())
+}
+
+/// A peer's program: what scripts/install-peers installed, or on the `PATH`.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    let installed = std::env::var_os("OUTHAUL_PEERS")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/outhaul-peers")));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    installed
+        .map(|directory| directory.join("bin"))
+        .into_iter()
+        .chain(std::env::split_paths(&path))
+        .map(|directory| directory.join(name))
+        .find(|program| program.is_file())
+}
+
+fn require(name: &str) -> Result<PathBuf> {
+    find(name).with_context(|| {
+        format!("there is no {name}, neither of scripts/install-peers ($OUTHAUL_PEERS) nor on the PATH")
+    })
+}
+
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}

@@ -1,0 +1,180 @@
+//! What a workload runs in: a directory, a cache, a daemon in a process of its own, and the player.
+
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Result, bail};
+use outhaul::demo::{Setting, play};
+use tokio::runtime::Runtime;
+
+use crate::{
+    cache::Cache,
+    events::Stream,
+    process::{Process, cpu_of_threads},
+};
+
+/// Name of the player's threads.
+const PLAYER: &str = "player";
+
+/// Where everything is, and who plays.
+pub(crate) struct Rig {
+    base: PathBuf,
+    outhaul: PathBuf,
+    pub(crate) player: Runtime,
+    /// Grows with every build that is played.
+    number: u64,
+}
+
+/// A running `outhaul serve`.
+pub(crate) struct Daemon {
+    pub(crate) process: Process,
+    door: String,
+    /// Until it took builds, in seconds.
+    pub(crate) start: f64,
+}
+
+/// What playing a build took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    /// Until the last acknowledgement, in seconds: as long as Bazel's command would have taken.
+    pub(crate) wall: f64,
+    /// Until the daemon had no more to do either.
+    pub(crate) rest: f64,
+    /// The daemon's processor time, in seconds.
+    pub(crate) cpu: f64,
+    /// The cache's.
+    pub(crate) cache_cpu: f64,
+    /// The player's.
+    pub(crate) player_cpu: f64,
+    /// The daemon's most memory during it, in bytes.
+    pub(crate) peak: f64,
+}
+
+impl Rig {
+    pub(crate) fn new(base: PathBuf, outhaul: PathBuf) -> Result<Self> {
+        let player = tokio::runtime::Builder::new_multi_thread()
+            .thread_name(PLAYER)
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            base,
+            outhaul,
+            player,
+            number: 0,
+        })
+    }
+
+    pub(crate) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    pub(crate) fn outhaul(&self) -> Command {
+        let mut command = Command::new(&self.outhaul);
+        // The user's own settings are not to be measured.
+        command.env("XDG_CONFIG_HOME", self.base.join("config"));
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("OUTHAUL_") || text == "RUST_LOG" {
+                command.env_remove(&name);
+            }
+        }
+        command
+    }
+
+    /// Where the build's outputs belong.
+    pub(crate) fn exec_root(&self) -> PathBuf {
+        self.base.join("execroot/_main")
+    }
+
+    /// What the builds' events say of themselves.
+    pub(crate) fn setting(&self, cache: &Cache) -> Setting {
+        Setting {
+            workspace: self.base.join("workspace").display().to_string(),
+            exec_root: self.exec_root().display().to_string(),
+            remote_cache: cache.endpoint(),
+            instance_name: String::new(),
+        }
+    }
+
+    /// Begins with no record and no outputs.
+    pub(crate) fn fresh(&self) -> Result<()> {
+        remove(&self.base.join("state"))?;
+        remove(&self.base.join("execroot"))?;
+        Ok(fs::create_dir_all(self.exec_root())?)
+    }
+
+    /// Starts a daemon on what record there is.
+    pub(crate) fn serve(&self, endpoint: &str, flags: &[&str]) -> Result<Daemon> {
+        let socket = self.base.join("bes.sock");
+        remove(&socket)?;
+        let mut command = self.outhaul();
+        command
+            .arg("serve")
+            .arg(format!("--bes-listen=unix:{}", socket.display()))
+            .arg(format!("--state-dir={}", self.state().display()))
+            .arg(format!("--remote-cache={endpoint}"))
+            .arg("--admin-listen=none")
+            .args(flags);
+        let begun = Instant::now();
+        let process = Process::start(command, &self.base.join("serve.log"), || {
+            UnixStream::connect(&socket).is_ok()
+        })?;
+        let start = begun.elapsed().as_secs_f64();
+        process.rest()?;
+        Ok(Daemon {
+            process,
+            door: format!("unix:{}", socket.display()),
+            start,
+        })
+    }
+
+    /// The daemon's journal and record.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.base.join("state")
+    }
+
+    /// Plays the build once more.
+    pub(crate) fn play(&mut self, daemon: &Daemon, cache: &Cache, stream: &Stream) -> Result<Cost> {
+        self.number += 1;
+        let (id, events) = stream.run(self.number);
+        daemon.process.reset_peak()?;
+        let (cpu, cache_cpu, player_cpu) = (daemon.process.cpu()?, cache.cpu()?, cpu_of_threads(PLAYER)?);
+        let door = daemon.door.clone();
+        let begun = Instant::now();
+        // On the player's threads, so that their time is the player's.
+        let played = self
+            .player
+            .spawn(async move { play(&door, &id, "b", events).await });
+        self.player.block_on(played)??;
+        let wall = begun.elapsed().as_secs_f64();
+        let rest = daemon.process.rest()?;
+        Ok(Cost {
+            wall,
+            rest: rest.saturating_duration_since(begun).as_secs_f64().max(wall),
+            cpu: daemon.process.cpu()? - cpu,
+            cache_cpu: cache.cpu()? - cache_cpu,
+            player_cpu: cpu_of_threads(PLAYER)? - player_cpu,
+            peak: daemon.process.peak()?,
+        })
+    }
+}
+
+/// Removes a file or a directory that may not be there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            bail!("removing {}: {error}", path.display())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,133 @@
+//! What was measured, and the tables of it.
+
+use std::{
+    collections::BTreeMap,
+    io::{Write as _, stdout},
+};
+
+use anyhow::Result;
+
+use crate::plain::spread;
+
+/// Figures by name, one of each round.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(BTreeMap<String, Vec<f64>>);
+
+impl Samples {
+    pub(crate) fn add(&mut self, name: impl Into<String>, value: f64) {
+        self.0.entry(name.into()).or_default().push(value);
+    }
+
+    pub(crate) fn get(&self, name: &str) -> &[f64] {
+        self.0.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Forgets a warm-up.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Takes over another round's.
+    pub(crate) fn extend(&mut self, other: Self) {
+        for (name, values) in other.0 {
+            self.0.entry(name).or_default().extend(values);
+        }
+    }
+
+    /// One figure over another, round by round.
+    pub(crate) fn ratio(&self, name: &str, other: &str) -> Vec<f64> {
+        let pairs = self.get(name).iter().zip(self.get(other));
+        pairs.map(|(one, two)| one / two).collect()
+    }
+}
+
+/// A Markdown table, printed row by row.
+#[derive(Debug)]
+pub(crate) struct Table;
+
+impl Table {
+    pub(crate) fn new(title: &str, columns: &[&str]) -> Result<Self> {
+        let mut out = stdout().lock();
+        writeln!(out, "\n### {title}\n")?;
+        writeln!(out, "| {} |", columns.join(" | "))?;
+        writeln!(out, "|{}", "---|".repeat(columns.len()))?;
+        Ok(Self)
+    }
+
+    /// A row of figures as `median (least to greatest)`; none if nothing was measured.
+    pub(crate) fn figures(&self, what: &str, values: &[f64], digits: usize, unit: &str) -> Result<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let figure = spread(values, digits);
+        Ok(self.row(&[what, &format!("{figure}{unit}")])?)
+    }
+
+    pub(crate) fn row(&self, cells: &[&str]) -> std::io::Result<()> {
+        let mut out = stdout().lock();
+        writeln!(out, "| {} |", cells.join(" | "))?;
+        out.flush()
+    }
+}
+
+/// The goals, with what came out.
+#[derive(Debug, Default)]
+pub(crate) struct Goals(Vec<Goal>);
+
+#[derive(Debug)]
+struct Goal {
+    what: String,
+    values: Vec<f64>,
+    limit: f64,
+    at_least: bool,
+    unit: &'static str,
+}
+
+impl Goals {
+    /// A figure that may at most be so much.
+    pub(crate) fn at_most(&mut self, what: &str, values: Vec<f64>, limit: f64, unit: &'static str) {
+        self.add(what, values, limit, unit, false);
+    }
+
+    /// A figure that must at least be so much.
+    pub(crate) fn at_least(&mut self, what: &str, values: Vec<f64>, limit: f64, unit: &'static str) {
+        self.add(what, values, limit, unit, true);
+    }
+
+    fn add(&mut self, what: &str, values: Vec<f64>, limit: f64, unit: &'static str, at_least: bool) {
+        if !values.is_empty() {
+            self.0.push(Goal {
+                what: what.to_owned(),
+                values,
+                limit,
+                at_least,
+                unit,
+            });
+        }
+    }
+
+    /// Prints the table; gives whether all were reached.
+    pub(crate) fn print(&self) -> Result<bool> {
+        let table = Table::new("Goals", &["what", "result", "goal", "reached"])?;
+        let mut all = true;
+        for goal in &self.0 {
+            let mut sorted = goal.values.clone();
+            sorted.sort_by(f64::total_cmp);
+            let median = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
+            let reached = if goal.at_least {
+                median >= goal.limit
+            } else {
+                median <= goal.limit
+            };
+            all &= reached;
+            let bound = if goal.at_least { "at least" } else { "at most" };
+            table.row(&[
+                &goal.what,
+                &format!("{}{}", spread(&goal.values, 2), goal.unit),
+                &format!("{bound} {}{}", goal.limit, goal.unit),
+                if reached { "yes" } else { "**no**" },
+            ])?;
+        }
+        Ok(all)
+    }
+}
