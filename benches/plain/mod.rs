@@ -134,11 +134,20 @@ pub(crate) fn directory_in(base: Option<&Path>) -> io::Result<tempfile::TempDir>
     tempfile::Builder::new().prefix("outhaul-bench-").tempdir_in(base)
 }
 
-/// The median with the least and the greatest.
-pub(crate) fn spread(values: &[f64], digits: usize) -> String {
+/// The middle one; of an even number, the mean of the middle two.
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
+    let upper = sorted.get(sorted.len() / 2)?;
+    let lower = sorted.get((sorted.len() - 1) / 2)?;
+    Some((lower + upper) / 2.0)
+}
+
+/// The median with the least and the greatest.
+pub(crate) fn spread(values: &[f64], digits: usize) -> String {
+    let least = values.iter().copied().reduce(f64::min);
+    let greatest = values.iter().copied().reduce(f64::max);
+    match (least, median(values), greatest) {
         (Some(least), Some(median), Some(greatest)) => {
             format!("{median:.digits$} ({least:.digits$} to {greatest:.digits$})")
         }

@@ -51,7 +51,11 @@ pub(crate) struct Cache {
 }
 
 enum Server {
-    Embedded(RunningCache, Runtime),
+    Embedded {
+        cache: RunningCache,
+        /// Its threads, which end with it.
+        _runtime: Runtime,
+    },
     Process(Process),
 }
 
@@ -92,7 +96,10 @@ impl Cache {
             let address = endpoint.strip_prefix("grpc://").context("an address by TCP")?;
             return Ok(Self {
                 address: address.parse()?,
-                server: Server::Embedded(running, runtime),
+                server: Server::Embedded {
+                    cache: running,
+                    _runtime: runtime,
+                },
             });
         };
         let store = base.join("cas");
@@ -126,10 +133,13 @@ impl Cache {
         format!("grpc://{}", self.address)
     }
 
-    /// The library's own.
-    pub(crate) const fn embedded(&self) -> Option<&RunningCache> {
+    /// How many blobs it was asked for so far; the library's own counts.
+    pub(crate) fn blobs_asked_for(&self) -> Option<u64> {
         match &self.server {
-            Server::Embedded(cache, _) => Some(cache),
+            Server::Embedded { cache, .. } => {
+                let stats = cache.stats();
+                Some(stats.batch_read_blobs + stats.stream_reads)
+            }
             Server::Process(_) => None,
         }
     }
@@ -137,7 +147,7 @@ impl Cache {
     /// Seconds of processor time so far.
     pub(crate) fn cpu(&self) -> Result<f64> {
         match &self.server {
-            Server::Embedded(..) => cpu_of_threads(THREADS),
+            Server::Embedded { .. } => cpu_of_threads(THREADS),
             Server::Process(process) => process.cpu(),
         }
     }
@@ -145,7 +155,7 @@ impl Cache {
     /// Puts blobs in: into the embedded cache directly, else by uploading them.
     pub(crate) fn fill(&self, runtime: &Runtime, blobs: impl Iterator<Item = (Digest, Bytes)>) -> Result<()> {
         match &self.server {
-            Server::Embedded(cache, _) => {
+            Server::Embedded { cache, .. } => {
                 // The digest is the bytes' own, just computed.
                 blobs.for_each(|(digest, bytes)| cache.store().put_unverified(digest, bytes));
                 Ok(())

@@ -6,19 +6,21 @@
 //! In every round, what a workload is compared with runs as well, and ratios are taken round by round. Every file's
 //! size is checked after every run, the contents in the warm-up.
 
-#![allow(dead_code, reason = "used by the workloads to come")]
-
 mod cache;
 mod events;
+mod fetched;
+mod known;
 #[path = "../net/mod.rs"]
 mod net;
 mod options;
+mod peers;
 #[allow(dead_code, reason = "shared with programs that use more of it")]
 #[path = "../plain/mod.rs"]
 mod plain;
 mod process;
 mod rig;
 mod samples;
+mod scale;
 mod small;
 mod tree;
 
@@ -50,6 +52,20 @@ fn main() -> Result<ExitCode> {
     {
         let (mut rig, cache) = ready(&options, directory.path())?;
         small::measure(&options, &mut rig, &cache, &mut goals)?;
+    }
+    for workload in [Workload::M, Workload::D, Workload::L] {
+        if options.has(workload) {
+            let (mut rig, cache) = ready(&options, directory.path())?;
+            fetched::measure(&options, workload, &mut rig, &cache, &mut goals)?;
+        }
+    }
+    if options.has(Workload::E) {
+        let (mut rig, cache) = ready(&options, directory.path())?;
+        known::measure(&options, &mut rig, &cache, &mut goals)?;
+    }
+    if options.has(Workload::Scale) {
+        let (mut rig, cache) = ready(&options, directory.path())?;
+        scale::measure(&options, &mut rig, &cache)?;
     }
     let reached = goals.print()?;
     Ok(ExitCode::from(u8::from(options.check && !reached)))

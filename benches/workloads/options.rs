@@ -122,9 +122,6 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// A line through the same proxy that adds nothing.
-    pub(crate) const NONE: Self = Self { rtt: 0, bits: None };
-
     pub(crate) const fn rtt(self) -> Duration {
         Duration::from_millis(self.rtt)
     }

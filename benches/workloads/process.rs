@@ -125,13 +125,8 @@ pub(crate) fn cpu_of_threads(name: &str) -> Result<f64> {
     Ok(sum)
 }
 
-/// What a one-shot program took.
-pub(crate) struct Ran {
-    pub(crate) wall: f64,
-}
-
-/// Runs a program to its end.
-pub(crate) fn run(command: &mut Command, log: &Path) -> Result<Ran> {
+/// Runs a program to its end; gives its wall time in seconds.
+pub(crate) fn run(command: &mut Command, log: &Path) -> Result<f64> {
     let log_file = fs::File::create(log)?;
     command
         .stdin(Stdio::null())
@@ -148,5 +143,5 @@ pub(crate) fn run(command: &mut Command, log: &Path) -> Result<Ran> {
         let end = said.get(end..).unwrap_or_default();
         bail!("{} ended with {status}: {end}", command.get_program().display());
     }
-    Ok(Ran { wall })
+    Ok(wall)
 }

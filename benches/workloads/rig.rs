@@ -30,6 +30,27 @@ pub(crate) struct Rig {
     number: u64,
 }
 
+/// The program that is measured.
+pub(crate) struct Outhaul {
+    program: PathBuf,
+    settings: PathBuf,
+}
+
+impl Outhaul {
+    /// A command without the user's own settings.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env("XDG_CONFIG_HOME", &self.settings);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("OUTHAUL_") || text == "RUST_LOG" {
+                command.env_remove(&name);
+            }
+        }
+        command
+    }
+}
+
 /// A running `outhaul serve`.
 pub(crate) struct Daemon {
     pub(crate) process: Process,
@@ -73,17 +94,12 @@ impl Rig {
         &self.base
     }
 
-    pub(crate) fn outhaul(&self) -> Command {
-        let mut command = Command::new(&self.outhaul);
-        // The user's own settings are not to be measured.
-        command.env("XDG_CONFIG_HOME", self.base.join("config"));
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text.starts_with("OUTHAUL_") || text == "RUST_LOG" {
-                command.env_remove(&name);
-            }
+    /// A command of `outhaul`.
+    pub(crate) fn outhaul(&self) -> Outhaul {
+        Outhaul {
+            program: self.outhaul.clone(),
+            settings: self.base.join("config"),
         }
-        command
     }
 
     /// Where the build's outputs belong.
@@ -112,7 +128,7 @@ impl Rig {
     pub(crate) fn serve(&self, endpoint: &str, flags: &[&str]) -> Result<Daemon> {
         let socket = self.base.join("bes.sock");
         remove(&socket)?;
-        let mut command = self.outhaul();
+        let mut command = self.outhaul().command();
         command
             .arg("serve")
             .arg(format!("--bes-listen=unix:{}", socket.display()))
@@ -136,6 +152,23 @@ impl Rig {
     /// The daemon's journal and record.
     pub(crate) fn state(&self) -> PathBuf {
         self.base.join("state")
+    }
+
+    /// Its size on disk.
+    pub(crate) fn state_bytes(&self) -> Result<f64> {
+        let mut bytes = 0;
+        let mut directories = vec![self.state()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    directories.push(entry.path());
+                } else {
+                    bytes += entry.metadata()?.len();
+                }
+            }
+        }
+        Ok(bytes as f64)
     }
 
     /// Plays the build once more.

@@ -7,7 +7,12 @@ use std::{
 
 use anyhow::Result;
 
-use crate::plain::spread;
+use crate::{
+    plain::{median, spread},
+    rig::Cost,
+};
+
+const MIB: f64 = (1 << 20) as f64;
 
 /// Figures by name, one of each round.
 #[derive(Debug, Default)]
@@ -25,13 +30,6 @@ impl Samples {
     /// Forgets a warm-up.
     pub(crate) fn clear(&mut self) {
         self.0.clear();
-    }
-
-    /// Takes over another round's.
-    pub(crate) fn extend(&mut self, other: Self) {
-        for (name, values) in other.0 {
-            self.0.entry(name).or_default().extend(values);
-        }
     }
 
     /// One figure over another, round by round.
@@ -68,6 +66,27 @@ impl Table {
         writeln!(out, "| {} |", cells.join(" | "))?;
         out.flush()
     }
+}
+
+/// Notes what a play took under names of its own.
+pub(crate) fn note(samples: &mut Samples, name: &str, cost: Cost) {
+    samples.add(format!("{name} wall"), cost.wall);
+    samples.add(format!("{name} rest"), cost.rest);
+    samples.add(format!("{name} cpu"), cost.cpu);
+    samples.add(format!("{name} cache"), cost.cache_cpu);
+    samples.add(format!("{name} player"), cost.player_cpu);
+    samples.add(format!("{name} peak"), cost.peak / MIB);
+}
+
+/// The rows that tell of a play.
+pub(crate) fn rows(table: &Table, samples: &Samples, name: &str, what: &str) -> Result<()> {
+    let get = |figure: &str| samples.get(&format!("{name} {figure}"));
+    table.figures(&format!("{what}: wall time"), get("wall"), 3, " s")?;
+    table.figures("… until the daemon is idle", get("rest"), 3, " s")?;
+    table.figures("… processor time of the daemon", get("cpu"), 2, " s")?;
+    table.figures("… of the cache", get("cache"), 2, " s")?;
+    table.figures("… of the player", get("player"), 2, " s")?;
+    table.figures("… peak memory of the daemon", get("peak"), 0, " MiB")
 }
 
 /// The goals, with what came out.
@@ -111,9 +130,7 @@ impl Goals {
         let table = Table::new("Goals", &["what", "result", "goal", "reached"])?;
         let mut all = true;
         for goal in &self.0 {
-            let mut sorted = goal.values.clone();
-            sorted.sort_by(f64::total_cmp);
-            let median = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
+            let median = median(&goal.values).unwrap_or(f64::NAN);
             let reached = if goal.at_least {
                 median >= goal.limit
             } else {

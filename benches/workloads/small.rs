@@ -8,9 +8,10 @@ use crate::{
     events::Stream,
     net::Delay,
     options::{Line, Options, Workload},
+    peers::Peers,
     plain,
     rig::{Cost, Daemon, Rig},
-    samples::{Goals, Samples, Table},
+    samples::{Goals, Samples, Table, note, rows},
     say,
     tree::{Shape, Tree},
 };
@@ -33,6 +34,8 @@ struct Small<'a> {
     folders: Vec<plain::Folder>,
     /// Lines to the cache, and the proxies that are them.
     lines: Vec<(Line, Delay)>,
+    /// Where they are installed and S is measured.
+    peers: Option<Peers>,
 }
 
 /// The shape of S.
@@ -70,6 +73,9 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
         .into_iter()
         .map(|line| Ok((line, Delay::start(cache.address(), line.rtt(), line.bits)?)))
         .collect::<Result<Vec<_>>>()?;
+    let peers = (options.has(Workload::S) && !options.no_peers)
+        .then(|| Peers::ready(rig, cache, &tree))
+        .transpose()?;
     let setting = rig.setting(cache);
     let mut small = Small {
         stream: Stream::new(&tree, setting.clone()),
@@ -81,6 +87,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
         tree,
         changed,
         lines,
+        peers,
     };
     let mut samples = Samples::default();
     for round in 0..=options.rounds {
@@ -94,27 +101,6 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
     small.report(&samples, goals)
 }
 
-/// Notes what a play took under names of its own.
-pub(crate) fn note(samples: &mut Samples, name: &str, cost: Cost) {
-    samples.add(format!("{name} wall"), cost.wall);
-    samples.add(format!("{name} rest"), cost.rest);
-    samples.add(format!("{name} cpu"), cost.cpu);
-    samples.add(format!("{name} cache"), cost.cache_cpu);
-    samples.add(format!("{name} player"), cost.player_cpu);
-    samples.add(format!("{name} peak"), cost.peak / MIB);
-}
-
-/// The rows that tell of a play.
-pub(crate) fn rows(table: &Table, samples: &Samples, name: &str, what: &str) -> Result<()> {
-    let get = |figure: &str| samples.get(&format!("{name} {figure}"));
-    table.figures(&format!("{what}: wall time"), get("wall"), 3, " s")?;
-    table.figures("… until the daemon is idle", get("rest"), 3, " s")?;
-    table.figures("… processor time of the daemon", get("cpu"), 2, " s")?;
-    table.figures("… of the cache", get("cache"), 2, " s")?;
-    table.figures("… of the player", get("player"), 2, " s")?;
-    table.figures("… peak memory of the daemon", get("peak"), 0, " MiB")
-}
-
 impl Small<'_> {
     fn round(&mut self, round: u32, samples: &mut Samples) -> Result<()> {
         // Who goes first changes from round to round.
@@ -124,6 +110,9 @@ impl Small<'_> {
         } else {
             self.ours(round, samples)?;
             self.limit(samples)?;
+        }
+        if let Some(peers) = &self.peers {
+            peers.round(self.rig, &self.tree, round, "S", samples)?;
         }
         self.distant(round, samples)
     }
@@ -227,6 +216,9 @@ impl Small<'_> {
                 );
                 goals.at_most(&format!("S, {} / 0 ms", line.name()), ratio, 1.5, "");
             }
+        }
+        if let Some(peers) = &self.peers {
+            peers.report(&table, samples, "S", goals)?;
         }
         self.report_again(samples, goals)
     }
