@@ -75,6 +75,10 @@ impl Kind {
             return Ok("embedded cache in the player's process".to_owned());
         };
         let output = Command::new(require(name)?).arg("--version").output()?;
+        if !output.status.success() {
+            // A build that does not know its own version.
+            return Ok(name.to_owned());
+        }
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
         let last = said.lines().rfind(|line| !line.trim().is_empty());

@@ -105,7 +105,7 @@ pub(crate) fn measure(
         )?),
         None => None,
     };
-    let peers = (plan.peers && !options.no_peers)
+    let mut peers = (plan.peers && !options.no_peers)
         .then(|| Peers::ready(rig, cache, &played.tree))
         .transpose()?;
     let folders = played.tree.plain();
@@ -119,7 +119,7 @@ pub(crate) fn measure(
         if let Some(undivided) = &undivided {
             ours(rig, cache, undivided, "undivided", warm_up, &mut samples)?;
         }
-        if let Some(peers) = &peers {
+        if let Some(peers) = &mut peers {
             peers.round(rig, &played.tree, round, name, &mut samples)?;
         }
         if !round.is_multiple_of(2) {

@@ -117,5 +117,8 @@ fn head(options: &Options, directory: &Path) -> Result<()> {
     if options.cache != Kind::Embedded {
         writeln!(stdout(), "The cache is a process of its own.")?;
     }
+    if !options.no_peers {
+        writeln!(stdout(), "Peers: {}.", peers::Peers::describe())?;
+    }
     Ok(())
 }

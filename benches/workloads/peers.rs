@@ -19,6 +19,7 @@ use crate::{
     process::run,
     rig::{Rig, remove},
     samples::{Goals, Samples, Table},
+    say,
     tree::{BIN, Tree},
 };
 
@@ -83,7 +84,7 @@ impl Peers {
                     "-cas-addr",
                     &address,
                     "-cas-instance",
-                    "default_instance",
+                    "projects/bench/instances/default_instance",
                 ]);
                 command.args(["-digest", &root, "-dir"]).arg(into);
                 command
@@ -96,9 +97,18 @@ impl Peers {
         Ok(Self(peers))
     }
 
-    /// Lets each fetch the tree; who begins changes from round to round.
+    /// Who they are.
+    pub(crate) fn describe() -> String {
+        let found = ["remotetool", "cas"].map(|name| {
+            find(name).map_or_else(|| format!("no {name}"), |program| program.display().to_string())
+        });
+        found.join(", ")
+    }
+
+    /// Lets each fetch the tree; who begins changes from round to round. One that can't do it with this cache in the
+    /// first round is left out of the others.
     pub(crate) fn round(
-        &self,
+        &mut self,
         rig: &Rig,
         tree: &Tree,
         round: u32,
@@ -106,16 +116,32 @@ impl Peers {
         samples: &mut Samples,
     ) -> Result<()> {
         let into: PathBuf = rig.base().join("peer");
-        for number in 0..self.0.len() {
-            let Some(peer) = self.0.get((number + round as usize) % self.0.len()) else {
+        let turn = round as usize % self.0.len().max(1);
+        let mut unable = Vec::new();
+        for number in (turn..self.0.len()).chain(0..turn) {
+            let Some(peer) = self.0.get(number) else {
                 continue;
             };
             std::fs::create_dir_all(&into)?;
-            let wall = run(&mut (peer.command)(&into), &rig.base().join("peer.log"))?;
-            samples.add(format!("{workload} {}", peer.name), wall);
-            tree.check(&into, round == 0)?;
+            match run(&mut (peer.command)(&into), &rig.base().join("peer.log")) {
+                Ok(wall) => {
+                    samples.add(format!("{workload} {}", peer.name), wall);
+                    tree.check(&into, round == 0)?;
+                }
+                Err(error) if round == 0 && number > 0 => {
+                    let said = format!("{error:#}");
+                    say(&format!(
+                        "{} is left out: {}",
+                        peer.name,
+                        said.lines().last().unwrap_or("")
+                    ));
+                    unable.push(peer.name);
+                }
+                Err(error) => return Err(error),
+            }
             remove(&into)?;
         }
+        self.0.retain(|peer| !unable.contains(&peer.name));
         Ok(())
     }
 

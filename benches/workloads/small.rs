@@ -111,7 +111,7 @@ impl Small<'_> {
             self.ours(round, samples)?;
             self.limit(samples)?;
         }
-        if let Some(peers) = &self.peers {
+        if let Some(peers) = &mut self.peers {
             peers.round(self.rig, &self.tree, round, "S", samples)?;
         }
         self.distant(round, samples)
