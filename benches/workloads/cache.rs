@@ -47,6 +47,7 @@ pub(crate) enum Kind {
 /// A cache that runs. It ends when this is dropped.
 pub(crate) struct Cache {
     address: SocketAddr,
+    instance: &'static str,
     server: Server,
 }
 
@@ -66,6 +67,15 @@ impl Kind {
             Self::Embedded => None,
             Self::BuildboxCasd => Some("buildbox-casd"),
             Self::BazelRemote => Some("bazel-remote"),
+        }
+    }
+
+    /// The instance name to ask under. LUCI's cas says this one to every cache of the same machine, and casd knows one
+    /// only.
+    const fn instance(self) -> &'static str {
+        match self {
+            Self::BuildboxCasd => "instance",
+            Self::Embedded | Self::BazelRemote => "",
         }
     }
 
@@ -100,6 +110,7 @@ impl Cache {
             let address = endpoint.strip_prefix("grpc://").context("an address by TCP")?;
             return Ok(Self {
                 address: address.parse()?,
+                instance: kind.instance(),
                 server: Server::Embedded {
                     cache: running,
                     _runtime: runtime,
@@ -112,7 +123,10 @@ impl Cache {
         let mut command = Command::new(require(name)?);
         if kind == Kind::BuildboxCasd {
             command.arg("--bind").arg(address.to_string());
-            command.args(["--log-level", "warning"]).arg(&store);
+            command.args(["--log-level", "warning"]);
+            command
+                .args(["--local-server-instance", kind.instance()])
+                .arg(&store);
         } else {
             command.arg("--dir").arg(&store);
             command.args(["--max_size=12", "--log_timezone=none", "--access_log_level=none"]);
@@ -124,12 +138,18 @@ impl Cache {
         })?;
         Ok(Self {
             address,
+            instance: kind.instance(),
             server: Server::Process(process),
         })
     }
 
     pub(crate) const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The instance name to ask under.
+    pub(crate) const fn instance(&self) -> &'static str {
+        self.instance
     }
 
     /// As `--remote_cache` takes it.
@@ -164,13 +184,13 @@ impl Cache {
                 blobs.for_each(|(digest, bytes)| cache.store().put_unverified(digest, bytes));
                 Ok(())
             }
-            Server::Process(_) => runtime.block_on(upload(self.address, blobs)),
+            Server::Process(_) => runtime.block_on(upload(self, blobs)),
         }
     }
 }
 
-async fn upload(address: SocketAddr, blobs: impl Iterator<Item = (Digest, Bytes)>) -> Result<()> {
-    let channel = Channel::from_shared(format!("http://{address}"))?
+async fn upload(cache: &Cache, blobs: impl Iterator<Item = (Digest, Bytes)>) -> Result<()> {
+    let channel = Channel::from_shared(format!("http://{}", cache.address))?
         .connect()
         .await?;
     let (mut batches, mut batch, mut size) = (Vec::new(), Vec::new(), 0);
@@ -190,14 +210,16 @@ async fn upload(address: SocketAddr, blobs: impl Iterator<Item = (Digest, Bytes)
     }
     batches.push(batch);
     stream::iter(batches.into_iter().map(anyhow::Ok))
-        .try_for_each_concurrent(4, |batch| update(channel.clone(), batch))
+        .try_for_each_concurrent(4, |batch| update(channel.clone(), cache.instance, batch))
         .await?;
     stream::iter(large.into_iter().map(anyhow::Ok))
-        .try_for_each_concurrent(2, |(digest, bytes)| write(channel.clone(), digest, bytes))
+        .try_for_each_concurrent(2, |(digest, bytes)| {
+            write(channel.clone(), cache.instance, digest, bytes)
+        })
         .await
 }
 
-async fn update(channel: Channel, batch: Vec<(Digest, Bytes)>) -> Result<()> {
+async fn update(channel: Channel, instance: &str, batch: Vec<(Digest, Bytes)>) -> Result<()> {
     let requests = batch
         .into_iter()
         .map(|(digest, bytes)| Request {
@@ -210,6 +232,7 @@ async fn update(channel: Channel, batch: Vec<(Digest, Bytes)>) -> Result<()> {
         })
         .collect();
     let request = BatchUpdateBlobsRequest {
+        instance_name: instance.to_owned(),
         requests,
         ..BatchUpdateBlobsRequest::default()
     };
@@ -224,9 +247,10 @@ async fn update(channel: Channel, batch: Vec<(Digest, Bytes)>) -> Result<()> {
     Ok(())
 }
 
-async fn write(channel: Channel, digest: Digest, bytes: Bytes) -> Result<()> {
+async fn write(channel: Channel, instance: &str, digest: Digest, bytes: Bytes) -> Result<()> {
+    let prefix = if instance.is_empty() { "" } else { "/" };
     let name = format!(
-        "uploads/00000000-0000-4000-8000-{:012}/blobs/{digest}",
+        "{instance}{prefix}uploads/00000000-0000-4000-8000-{:012}/blobs/{digest}",
         bytes.len()
     );
     let pieces = bytes.len().div_ceil(PIECE).max(1);

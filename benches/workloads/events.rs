@@ -30,15 +30,19 @@ pub(crate) struct Stream {
 
 impl Stream {
     pub(crate) fn new(tree: &Tree, setting: Setting) -> Self {
-        let authority = setting
+        let mut authority = setting
             .remote_cache
             .split_once("://")
-            .map_or("localhost", |(_, authority)| authority);
+            .map_or("localhost", |(_, authority)| authority)
+            .to_owned();
+        if !setting.instance_name.is_empty() {
+            authority = format!("{authority}/{}", setting.instance_name);
+        }
         let middle = tree
             .folders
             .iter()
             .enumerate()
-            .flat_map(|(number, folder)| target(number, folder, authority))
+            .flat_map(|(number, folder)| target(number, folder, &authority))
             .collect();
         Self {
             middle: Arc::new(middle),

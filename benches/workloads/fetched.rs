@@ -200,7 +200,7 @@ fn ours(
     samples: &mut Samples,
 ) -> Result<()> {
     rig.fresh()?;
-    let daemon = rig.serve(&cache.endpoint(), &[])?;
+    let daemon = rig.serve(cache, &[])?;
     let before = cache.blobs_asked_for();
     note(samples, name, rig.play(&daemon, cache, &played.stream)?);
     if let (Some(before), Some(now)) = (before, cache.blobs_asked_for()) {

@@ -37,7 +37,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
     let mut samples = Samples::default();
     for round in 0..=options.rounds {
         rig.fresh()?;
-        let daemon = rig.serve(&cache.endpoint(), &["--download=minimal"])?;
+        let daemon = rig.serve(cache, &["--download=minimal"])?;
         note(&mut samples, "E", rig.play(&daemon, cache, &stream)?);
         samples.add("state", rig.state_bytes()? / MIB);
         daemon.process.stop()?;

@@ -42,11 +42,13 @@ impl Peers {
         let (root, blobs) = directories(tree);
         cache.fill(&rig.player, blobs.into_iter())?;
         let (address, root) = (cache.address().to_string(), root.to_string());
+        let instance = cache.instance();
         let outhaul = {
             let (program, endpoint, root) = (rig.outhaul(), cache.endpoint(), root.clone());
             move |into: &Path| {
                 let mut command = program.command();
                 command.args(["fetch", "tree", &root, "--remote-cache", &endpoint]);
+                command.args(["--remote-instance-name", instance]);
                 command.arg("--output-dir").arg(into);
                 command
             }
@@ -67,7 +69,9 @@ impl Peers {
                 command
                     .arg(format!("--service={address}"))
                     .arg(format!("--digest={root}"));
-                command.arg(format!("--path={}", into.display()));
+                command
+                    .arg(format!("--instance={instance}"))
+                    .arg(format!("--path={}", into.display()));
                 command
             };
             peers.push(Peer {
@@ -75,7 +79,7 @@ impl Peers {
                 command: Box::new(command),
             });
         }
-        // LUCI's, which takes an address only of this machine without credentials.
+        // LUCI's, which wants an instance name to be given, and takes another where the cache is on this machine.
         if let Some(program) = find("cas") {
             let command = move |into: &Path| {
                 let mut command = Command::new(&program);

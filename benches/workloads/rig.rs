@@ -113,7 +113,7 @@ impl Rig {
             workspace: self.base.join("workspace").display().to_string(),
             exec_root: self.exec_root().display().to_string(),
             remote_cache: cache.endpoint(),
-            instance_name: String::new(),
+            instance_name: cache.instance().to_owned(),
         }
     }
 
@@ -125,7 +125,12 @@ impl Rig {
     }
 
     /// Starts a daemon on what record there is.
-    pub(crate) fn serve(&self, endpoint: &str, flags: &[&str]) -> Result<Daemon> {
+    pub(crate) fn serve(&self, cache: &Cache, flags: &[&str]) -> Result<Daemon> {
+        self.serve_through(cache, &cache.endpoint(), flags)
+    }
+
+    /// The same with a line to the cache that has an endpoint of its own.
+    pub(crate) fn serve_through(&self, cache: &Cache, endpoint: &str, flags: &[&str]) -> Result<Daemon> {
         let socket = self.base.join("bes.sock");
         remove(&socket)?;
         let mut command = self.outhaul().command();
@@ -134,6 +139,7 @@ impl Rig {
             .arg(format!("--bes-listen=unix:{}", socket.display()))
             .arg(format!("--state-dir={}", self.state().display()))
             .arg(format!("--remote-cache={endpoint}"))
+            .arg(format!("--remote-instance-name={}", cache.instance()))
             .arg("--admin-listen=none")
             .args(flags);
         let begun = Instant::now();

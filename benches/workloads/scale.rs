@@ -29,11 +29,11 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache) -> Result
             let stream = Stream::new(&tree, rig.setting(cache));
             for _ in 0..options.rounds {
                 rig.fresh()?;
-                let daemon = rig.serve(&cache.endpoint(), &[])?;
+                let daemon = rig.serve(cache, &[])?;
                 note(&mut samples, "S", rig.play(&daemon, cache, &stream)?);
                 tree.check(&rig.exec_root(), false)?;
                 daemon.process.stop()?;
-                let daemon = rig.serve(&cache.endpoint(), &[])?;
+                let daemon = rig.serve(cache, &[])?;
                 note(&mut samples, "N", rig.play(&daemon, cache, &stream)?);
             }
         }
@@ -42,7 +42,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache) -> Result
         drop(tree);
         for _ in 0..options.rounds {
             rig.fresh()?;
-            let daemon = rig.serve(&cache.endpoint(), &["--download=minimal"])?;
+            let daemon = rig.serve(cache, &["--download=minimal"])?;
             note(&mut samples, "E", rig.play(&daemon, cache, &stream)?);
         }
         rows.push((files, samples));

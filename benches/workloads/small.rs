@@ -126,17 +126,16 @@ impl Small<'_> {
     }
 
     fn ours(&mut self, round: u32, samples: &mut Samples) -> Result<()> {
-        let endpoint = self.cache.endpoint();
         let root = self.rig.exec_root();
         self.rig.fresh()?;
-        let daemon = self.rig.serve(&endpoint, &[])?;
+        let daemon = self.rig.serve(self.cache, &[])?;
         note(samples, "S", self.play(&daemon)?);
         self.tree.check(&root, round == 0)?;
         let more = self.options.has(Workload::N) || self.options.has(Workload::R);
         if more {
             note(samples, "warm", self.play(&daemon)?);
             daemon.process.stop()?;
-            let daemon = self.rig.serve(&endpoint, &[])?;
+            let daemon = self.rig.serve(self.cache, &[])?;
             samples.add("start", daemon.start);
             note(samples, "cold", self.play(&daemon)?);
             self.tree.remove_changed(&self.changed, &root)?;
@@ -155,7 +154,9 @@ impl Small<'_> {
                 continue;
             };
             self.rig.fresh()?;
-            let daemon = self.rig.serve(&format!("grpc://{}", proxy.addr()), &[])?;
+            let daemon = self
+                .rig
+                .serve_through(self.cache, &format!("grpc://{}", proxy.addr()), &[])?;
             let name = line.name();
             note(samples, &name, self.play(&daemon)?);
             self.tree.check(&self.rig.exec_root(), round == 0)?;
