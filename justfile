@@ -32,6 +32,14 @@ deny:
 peers *NAMES:
     scripts/install-peers {{NAMES}}
 
+# Whole workloads against their goals, on this machine: `just bench S N --rounds 3`; --help tells the rest
+bench *ARGS:
+    cargo bench --bench workloads -- {{ARGS}}
+
+# The same beside a real Bazel: `just bench-bazel --shape S`; --help tells the rest
+bench-bazel *ARGS:
+    scripts/bench {{ARGS}}
+
 # All that CI runs
 ci:
     bash .ci/run
