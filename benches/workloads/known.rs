@@ -6,7 +6,7 @@ use crate::{
     cache::Cache,
     events::Stream,
     options::Options,
-    rig::Rig,
+    rig::{Rig, bytes_below},
     samples::{Goals, Samples, Table, note, rows},
     say,
     tree::Shape,
@@ -39,8 +39,8 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
         rig.fresh()?;
         let daemon = rig.serve(cache, &["--download=minimal"])?;
         note(&mut samples, "E", rig.play(&daemon, cache, &stream)?);
-        samples.add("state", rig.state_bytes()? / MIB);
         daemon.process.stop()?;
+        samples.add("state", bytes_below(&rig.state())? / MIB);
         if round == 0 {
             samples.clear();
         } else {

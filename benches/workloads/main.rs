@@ -9,6 +9,7 @@
 mod cache;
 mod events;
 mod fetched;
+mod growth;
 mod known;
 #[path = "../net/mod.rs"]
 mod net;
@@ -66,6 +67,10 @@ fn main() -> Result<ExitCode> {
     if options.has(Workload::Scale) {
         let (mut rig, cache) = ready(&options, directory.path())?;
         scale::measure(&options, &mut rig, &cache)?;
+    }
+    if options.has(Workload::Growth) {
+        let (mut rig, cache) = ready(&options, directory.path())?;
+        growth::measure(&options, &mut rig, &cache)?;
     }
     let reached = goals.print()?;
     Ok(ExitCode::from(u8::from(options.check && !reached)))

@@ -14,7 +14,7 @@ use crate::cache::Kind;
 #[derive(Debug, Parser)]
 #[command(name = "workloads", bin_name = "cargo bench --bench workloads --")]
 pub(crate) struct Options {
-    /// What is measured; by default everything but `scale`
+    /// What is measured; by default everything but `scale` and `growth`
     #[arg(value_enum, ignore_case = true, value_name = "WORKLOAD")]
     pub(crate) workloads: Vec<Workload>,
 
@@ -78,13 +78,15 @@ pub(crate) enum Workload {
     R,
     /// Time and memory as builds grow
     Scale,
+    /// What lies on disk after 100 builds of R, one after the other
+    Growth,
 }
 
 impl Options {
     /// Whether a workload is to be measured.
     pub(crate) fn has(&self, workload: Workload) -> bool {
         if self.workloads.is_empty() {
-            workload != Workload::Scale
+            !matches!(workload, Workload::Scale | Workload::Growth)
         } else {
             self.workloads.contains(&workload)
         }

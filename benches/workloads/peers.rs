@@ -190,6 +190,12 @@ impl Peers {
                 GOAL,
                 "",
             );
+            goals.at_most(
+                &format!("{workload}: the daemon's build / the faster peer"),
+                daemon,
+                GOAL,
+                "",
+            );
         }
         Ok(())
     }

@@ -72,6 +72,8 @@ pub(crate) struct Cost {
     pub(crate) cache_cpu: f64,
     /// The player's.
     pub(crate) player_cpu: f64,
+    /// The daemon's memory before it, in bytes.
+    pub(crate) before: f64,
     /// The daemon's most memory during it, in bytes.
     pub(crate) peak: f64,
 }
@@ -160,29 +162,13 @@ impl Rig {
         self.base.join("state")
     }
 
-    /// Its size on disk.
-    pub(crate) fn state_bytes(&self) -> Result<f64> {
-        let mut bytes = 0;
-        let mut directories = vec![self.state()];
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    directories.push(entry.path());
-                } else {
-                    bytes += entry.metadata()?.len();
-                }
-            }
-        }
-        Ok(bytes as f64)
-    }
-
     /// Plays the build once more.
     pub(crate) fn play(&mut self, daemon: &Daemon, cache: &Cache, stream: &Stream) -> Result<Cost> {
         self.number += 1;
         let (id, events) = stream.run(self.number);
         daemon.process.reset_peak()?;
         let (cpu, cache_cpu, player_cpu) = (daemon.process.cpu()?, cache.cpu()?, cpu_of_threads(PLAYER)?);
+        let before = daemon.process.peak()?;
         let door = daemon.door.clone();
         let begun = Instant::now();
         // On the player's threads, so that their time is the player's.
@@ -198,6 +184,7 @@ impl Rig {
             cpu: daemon.process.cpu()? - cpu,
             cache_cpu: cache.cpu()? - cache_cpu,
             player_cpu: cpu_of_threads(PLAYER)? - player_cpu,
+            before,
             peak: daemon.process.peak()?,
         })
     }
@@ -216,4 +203,21 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The size of all files below a directory.
+pub(crate) fn bytes_below(directory: &Path) -> Result<f64> {
+    let mut bytes = 0;
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                directories.push(entry.path());
+            } else {
+                bytes += entry.metadata()?.len();
+            }
+        }
+    }
+    Ok(bytes as f64)
 }

@@ -76,6 +76,7 @@ pub(crate) fn note(samples: &mut Samples, name: &str, cost: Cost) {
     samples.add(format!("{name} cache"), cost.cache_cpu);
     samples.add(format!("{name} player"), cost.player_cpu);
     samples.add(format!("{name} peak"), cost.peak / MIB);
+    samples.add(format!("{name} grown"), cost.peak - cost.before);
 }
 
 /// The rows that tell of a play.
@@ -127,6 +128,9 @@ impl Goals {
 
     /// Prints the table; gives whether all were reached.
     pub(crate) fn print(&self) -> Result<bool> {
+        if self.0.is_empty() {
+            return Ok(true);
+        }
         let table = Table::new("Goals", &["what", "result", "goal", "reached"])?;
         let mut all = true;
         for goal in &self.0 {

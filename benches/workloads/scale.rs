@@ -62,7 +62,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache) -> Result
                 "a file",
                 "processor time",
                 "peak memory",
-                "a file",
+                "beyond an idle daemon's, a file",
             ],
         )?;
         for (files, samples) in &rows {
@@ -80,7 +80,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache) -> Result
                 &format!("{} µs", each(get("wall"), 1e6)),
                 &format!("{} s", spread(get("cpu"), 2)),
                 &format!("{} MiB", spread(get("peak"), 0)),
-                &format!("{} bytes", each(get("peak"), (1 << 20) as f64)),
+                &format!("{} bytes", each(get("grown"), 1.0)),
             ])?;
         }
     }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// One in so many files is changed by R.
-const CHANGED: usize = 100;
+pub(crate) const CHANGED: usize = 100;
 /// Most memory that S may take.
 pub(crate) const MEMORY: f64 = 256.0;
 const MIB: f64 = (1 << 20) as f64;
@@ -53,7 +53,7 @@ pub(crate) fn shape(folders: usize) -> Shape {
 pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &mut Goals) -> Result<()> {
     say("S: making the files");
     let tree = shape(options.scaled(1000)).make()?;
-    let changed = tree.changed(CHANGED);
+    let changed = tree.changed(CHANGED, 0);
     for tree in [&tree, &changed] {
         cache.fill(&rig.player, tree.blobs())?;
     }
@@ -244,7 +244,7 @@ impl Small<'_> {
         if self.options.has(Workload::R) {
             let table = Table::new("R: S with 1 % of its contents changed", &["what", "result"])?;
             rows(&table, samples, "R", "outhaul")?;
-            let bound = samples.get("S wall").iter().zip(samples.get("cold wall"));
+            let bound = samples.get("S wall").iter().zip(samples.get("warm wall"));
             let bound: Vec<f64> = bound.map(|(s, n)| 0.05 * s + n).collect();
             let ratio: Vec<f64> = samples
                 .get("R wall")

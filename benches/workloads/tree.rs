@@ -120,12 +120,12 @@ impl Shape {
 }
 
 impl Tree {
-    /// The same tree with another content in every so many-th file.
-    pub(crate) fn changed(&self, every: usize) -> Self {
+    /// The same tree with another content in every so many-th file; which, and what, differs from build to build.
+    pub(crate) fn changed(&self, every: usize, build: u64) -> Self {
         let mut tree = self.clone();
         for (index, file) in tree.folders.iter_mut().flat_map(|f| &mut f.files).enumerate() {
-            if index % every == 0 {
-                let bytes = Bytes::from(letters(index as u64 ^ 0xc4a6_0000_0000, file.bytes.len()));
+            if index % every == build as usize % every {
+                let bytes = Bytes::from(letters(index as u64 ^ ((build + 1) << 40), file.bytes.len()));
                 file.digest = Digest::of(DigestFunction::Sha256, &bytes);
                 file.bytes = bytes;
             }
