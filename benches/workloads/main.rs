@@ -82,7 +82,10 @@ fn ready(options: &Options, directory: &Path) -> Result<(Rig, Cache)> {
     rig::remove(&base)?;
     fs::create_dir_all(&base)?;
     let cache = Cache::start(options.cache, &base)?;
-    Ok((Rig::new(base, options.outhaul.clone())?, cache))
+    Ok((
+        Rig::new(base, options.outhaul.clone(), options.flag.clone())?,
+        cache,
+    ))
 }
 
 /// Says on standard error what goes on.

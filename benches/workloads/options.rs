@@ -54,6 +54,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PROGRAM", default_value = env!("CARGO_BIN_EXE_outhaul"))]
     pub(crate) outhaul: PathBuf,
 
+    /// A flag more for `outhaul serve`, to compare settings: --flag=--writers=4 (repeatable)
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    pub(crate) flag: Vec<String>,
+
     /// What `cargo bench` says
     #[arg(long, hide = true)]
     bench: bool,

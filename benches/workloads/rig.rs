@@ -25,6 +25,8 @@ const PLAYER: &str = "player";
 pub(crate) struct Rig {
     base: PathBuf,
     outhaul: PathBuf,
+    /// What every daemon is started with beside what a workload wants.
+    flags: Vec<String>,
     pub(crate) player: Runtime,
     /// Grows with every build that is played.
     number: u64,
@@ -79,7 +81,7 @@ pub(crate) struct Cost {
 }
 
 impl Rig {
-    pub(crate) fn new(base: PathBuf, outhaul: PathBuf) -> Result<Self> {
+    pub(crate) fn new(base: PathBuf, outhaul: PathBuf, flags: Vec<String>) -> Result<Self> {
         let player = tokio::runtime::Builder::new_multi_thread()
             .thread_name(PLAYER)
             .enable_all()
@@ -87,6 +89,7 @@ impl Rig {
         Ok(Self {
             base,
             outhaul,
+            flags,
             player,
             number: 0,
         })
@@ -143,7 +146,8 @@ impl Rig {
             .arg(format!("--remote-cache={endpoint}"))
             .arg(format!("--remote-instance-name={}", cache.instance()))
             .arg("--admin-listen=none")
-            .args(flags);
+            .args(flags)
+            .args(&self.flags);
         let begun = Instant::now();
         let process = Process::start(command, &self.base.join("serve.log"), || {
             UnixStream::connect(&socket).is_ok()
