@@ -10,7 +10,9 @@ use crate::cache::Kind;
 /// Measures whole workloads: `outhaul serve` in a process of its own, a player that sends a generated build's events as
 /// Bazel would, a cache, and in the same rounds the limit programs and the peers that are installed.
 ///
-/// Prints Markdown tables with medians, the least and the greatest, and the goals with what came out.
+/// Prints Markdown tables with medians, the least and the greatest, and the goals with what came out. buildbox-casd,
+/// bazel-remote and the peers (remotetool of remote-apis-sdks, cas of luci-go) are looked for where scripts/install-peers
+/// puts programs ($OUTHAUL_PEERS or ~/.cache/outhaul-peers, bin) and then on the PATH. L needs 16 GiB of memory.
 #[derive(Debug, Parser)]
 #[command(name = "workloads", bin_name = "cargo bench --bench workloads --")]
 pub(crate) struct Options {
@@ -42,7 +44,7 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', value_name = "BITS", value_parser = bits)]
     pub(crate) bandwidth: Vec<u64>,
 
-    /// No peers, also where they are installed
+    /// Without the peers that are installed
     #[arg(long)]
     pub(crate) no_peers: bool,
 
