@@ -1,6 +1,6 @@
 //! M, L and D: fetched with nothing there.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::{
     cache::{Cache, Kind},
@@ -201,12 +201,7 @@ fn ours(
 ) -> Result<()> {
     rig.fresh()?;
     let daemon = rig.serve(cache, &[])?;
-    let before = cache.blobs_asked_for();
     note(samples, name, rig.play(&daemon, cache, &played.stream)?);
-    if let (Some(before), Some(now)) = (before, cache.blobs_asked_for()) {
-        samples.add(format!("{name} blobs"), (now - before) as f64);
-        ensure!(now > before, "{name}: nothing was fetched");
-    }
     played.tree.check(&rig.exec_root(), contents)?;
     rig.fresh()
 }

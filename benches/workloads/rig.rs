@@ -74,6 +74,8 @@ pub(crate) struct Cost {
     pub(crate) cache_cpu: f64,
     /// The player's.
     pub(crate) player_cpu: f64,
+    /// Blobs that the cache was asked for, if it counts them.
+    pub(crate) blobs: Option<u64>,
     /// The daemon's memory before it, in bytes.
     pub(crate) before: f64,
     /// The daemon's most memory during it, in bytes.
@@ -173,6 +175,7 @@ impl Rig {
         daemon.process.reset_peak()?;
         let (cpu, cache_cpu, player_cpu) = (daemon.process.cpu()?, cache.cpu()?, cpu_of_threads(PLAYER)?);
         let before = daemon.process.peak()?;
+        let asked = cache.blobs_asked_for();
         let door = daemon.door.clone();
         let begun = Instant::now();
         // On the player's threads, so that their time is the player's.
@@ -188,6 +191,10 @@ impl Rig {
             cpu: daemon.process.cpu()? - cpu,
             cache_cpu: cache.cpu()? - cache_cpu,
             player_cpu: cpu_of_threads(PLAYER)? - player_cpu,
+            blobs: cache
+                .blobs_asked_for()
+                .zip(asked)
+                .map(|(now, before)| now - before),
             before,
             peak: daemon.process.peak()?,
         })

@@ -76,6 +76,9 @@ pub(crate) fn note(samples: &mut Samples, name: &str, cost: Cost) {
     samples.add(format!("{name} cache"), cost.cache_cpu);
     samples.add(format!("{name} player"), cost.player_cpu);
     samples.add(format!("{name} peak"), cost.peak / MIB);
+    if let Some(blobs) = cost.blobs {
+        samples.add(format!("{name} blobs"), blobs as f64);
+    }
     samples.add(format!("{name} grown"), cost.peak - cost.before);
 }
 
@@ -87,6 +90,7 @@ pub(crate) fn rows(table: &Table, samples: &Samples, name: &str, what: &str) -> 
     table.figures("… processor time of the daemon", get("cpu"), 2, " s")?;
     table.figures("… of the cache", get("cache"), 2, " s")?;
     table.figures("… of the player", get("player"), 2, " s")?;
+    table.figures("… blobs asked for", get("blobs"), 0, "")?;
     table.figures("… peak memory of the daemon", get("peak"), 0, " MiB")
 }
 
