@@ -9,7 +9,7 @@ use crate::{
     peers::Peers,
     plain,
     rig::Rig,
-    samples::{Goals, Samples, Table, note, rows},
+    samples::{Goals, Samples, Table, compare, note, rows},
     say,
     small::MEMORY,
     tree::{Shape, Tree},
@@ -115,7 +115,9 @@ pub(crate) fn measure(
         if round.is_multiple_of(2) {
             limit(rig, &folders, &mut samples)?;
         }
-        ours(rig, cache, &played, name, warm_up, &mut samples)?;
+        rig.in_turns(round, |rig| {
+            ours(rig, cache, &played, name, warm_up, &mut samples)
+        })?;
         if let Some(undivided) = &undivided {
             ours(rig, cache, undivided, "undivided", warm_up, &mut samples)?;
         }
@@ -182,7 +184,7 @@ pub(crate) fn measure(
     if let Some(peers) = &peers {
         peers.report(&table, &samples, name, goals)?;
     }
-    Ok(())
+    compare(&samples, &[(name, name)])
 }
 
 fn limit(rig: &Rig, folders: &[plain::Folder], samples: &mut Samples) -> Result<()> {
@@ -201,7 +203,11 @@ fn ours(
 ) -> Result<()> {
     rig.fresh()?;
     let daemon = rig.serve(cache, &[])?;
-    note(samples, name, rig.play(&daemon, cache, &played.stream)?);
+    note(
+        samples,
+        &rig.name(name),
+        rig.play(&daemon, cache, &played.stream)?,
+    );
     played.tree.check(&rig.exec_root(), contents)?;
     rig.fresh()
 }

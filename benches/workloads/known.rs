@@ -7,7 +7,7 @@ use crate::{
     events::Stream,
     options::Options,
     rig::{Rig, bytes_below},
-    samples::{Goals, Samples, Table, note, rows},
+    samples::{Goals, Samples, Table, compare, note, rows},
     say,
     tree::Shape,
 };
@@ -36,11 +36,14 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
     drop(tree);
     let mut samples = Samples::default();
     for round in 0..=options.rounds {
-        rig.fresh()?;
-        let daemon = rig.serve(cache, &["--download=minimal"])?;
-        note(&mut samples, "E", rig.play(&daemon, cache, &stream)?);
-        daemon.process.stop()?;
-        samples.add("state", bytes_below(&rig.state())? / MIB);
+        rig.in_turns(round, |rig| {
+            rig.fresh()?;
+            let daemon = rig.serve(cache, &["--download=minimal"])?;
+            note(&mut samples, &rig.name("E"), rig.play(&daemon, cache, &stream)?);
+            daemon.process.stop()?;
+            samples.add(rig.name("state"), bytes_below(&rig.state())? / MIB);
+            Ok(())
+        })?;
         if round == 0 {
             samples.clear();
         } else {
@@ -63,5 +66,5 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
     table.figures("**peak memory a file**", &memory, 0, " bytes")?;
     goals.at_least("E: known files a second", rate, 500.0, " thousand");
     goals.at_most("E: peak memory a file", memory, 400.0, " bytes");
-    Ok(())
+    compare(&samples, &[("E", "E")])
 }

@@ -82,10 +82,9 @@ fn ready(options: &Options, directory: &Path) -> Result<(Rig, Cache)> {
     rig::remove(&base)?;
     fs::create_dir_all(&base)?;
     let cache = Cache::start(options.cache, &base)?;
-    Ok((
-        Rig::new(base, options.outhaul.clone(), options.flag.clone())?,
-        cache,
-    ))
+    let programs = std::iter::once(&options.outhaul).chain(&options.against);
+    let rig = Rig::new(base, programs.cloned().collect(), options.flag.clone())?;
+    Ok((rig, cache))
 }
 
 /// Says on standard error what goes on.

@@ -56,6 +56,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PROGRAM", default_value = env!("CARGO_BIN_EXE_outhaul"))]
     pub(crate) outhaul: PathBuf,
 
+    /// Another build of outhaul to compare with, in the same rounds
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) against: Option<PathBuf>,
+
     /// A flag more for `outhaul serve`, to compare settings: --flag=--writers=4 (repeatable)
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     pub(crate) flag: Vec<String>,

@@ -16,6 +16,7 @@ use crate::{
     cache::Cache,
     events::Stream,
     process::{Process, cpu_of_threads},
+    samples::AGAINST,
 };
 
 /// Name of the player's threads.
@@ -24,7 +25,10 @@ const PLAYER: &str = "player";
 /// Where everything is, and who plays.
 pub(crate) struct Rig {
     base: PathBuf,
-    outhaul: PathBuf,
+    /// The program that is measured, and perhaps another that it is compared with.
+    programs: Vec<PathBuf>,
+    /// Which of them runs.
+    current: usize,
     /// What every daemon is started with beside what a workload wants.
     flags: Vec<String>,
     pub(crate) player: Runtime,
@@ -83,14 +87,15 @@ pub(crate) struct Cost {
 }
 
 impl Rig {
-    pub(crate) fn new(base: PathBuf, outhaul: PathBuf, flags: Vec<String>) -> Result<Self> {
+    pub(crate) fn new(base: PathBuf, programs: Vec<PathBuf>, flags: Vec<String>) -> Result<Self> {
         let player = tokio::runtime::Builder::new_multi_thread()
             .thread_name(PLAYER)
             .enable_all()
             .build()?;
         Ok(Self {
             base,
-            outhaul,
+            programs,
+            current: 0,
             flags,
             player,
             number: 0,
@@ -101,10 +106,34 @@ impl Rig {
         &self.base
     }
 
+    /// Lets each program have a turn; who begins changes from round to round.
+    pub(crate) fn in_turns(
+        &mut self,
+        round: u32,
+        mut turn: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let count = self.programs.len();
+        for number in 0..count {
+            self.current = (number + round as usize) % count;
+            turn(self)?;
+        }
+        self.current = 0;
+        Ok(())
+    }
+
+    /// What the figures of the program that runs are called.
+    pub(crate) fn name(&self, name: &str) -> String {
+        if self.current == 0 {
+            name.to_owned()
+        } else {
+            format!("{AGAINST}{name}")
+        }
+    }
+
     /// A command of `outhaul`.
     pub(crate) fn outhaul(&self) -> Outhaul {
         Outhaul {
-            program: self.outhaul.clone(),
+            program: self.programs.get(self.current).cloned().unwrap_or_default(),
             settings: self.base.join("config"),
         }
     }

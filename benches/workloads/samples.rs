@@ -82,6 +82,35 @@ pub(crate) fn note(samples: &mut Samples, name: &str, cost: Cost) {
     samples.add(format!("{name} grown"), cost.peak - cost.before);
 }
 
+/// Begins the names of the other program's figures.
+pub(crate) const AGAINST: &str = "against ";
+
+/// A table of what the other program took for the same, if there is one.
+pub(crate) fn compare(samples: &Samples, names: &[(&str, &str)]) -> Result<()> {
+    let there = |name: &str| !samples.get(&format!("{AGAINST}{name} wall")).is_empty();
+    if !names.iter().any(|(name, _)| there(name)) {
+        return Ok(());
+    }
+    let columns = ["what", "this program", "the other", "this / the other"];
+    let table = Table::new("Against another build of outhaul", &columns)?;
+    for (name, what) in names.iter().filter(|(name, _)| there(name)) {
+        for (figure, called, unit) in [
+            ("wall", "wall time", " s"),
+            ("cpu", "processor time", " s"),
+            ("peak", "peak memory", " MiB"),
+        ] {
+            let (mine, theirs) = (format!("{name} {figure}"), format!("{AGAINST}{name} {figure}"));
+            table.row(&[
+                &format!("{what}: {called}"),
+                &format!("{}{unit}", spread(samples.get(&mine), 3)),
+                &format!("{}{unit}", spread(samples.get(&theirs), 3)),
+                &spread(&samples.ratio(&mine, &theirs), 3),
+            ])?;
+        }
+    }
+    Ok(())
+}
+
 /// The rows that tell of a play.
 pub(crate) fn rows(table: &Table, samples: &Samples, name: &str, what: &str) -> Result<()> {
     let get = |figure: &str| samples.get(&format!("{name} {figure}"));

@@ -11,7 +11,7 @@ use crate::{
     peers::Peers,
     plain,
     rig::{Cost, Daemon, Rig},
-    samples::{Goals, Samples, Table, note, rows},
+    samples::{Goals, Samples, Table, compare, note, rows},
     say,
     tree::{Shape, Tree},
 };
@@ -126,24 +126,27 @@ impl Small<'_> {
     }
 
     fn ours(&mut self, round: u32, samples: &mut Samples) -> Result<()> {
-        let root = self.rig.exec_root();
-        self.rig.fresh()?;
-        let daemon = self.rig.serve(self.cache, &[])?;
-        note(samples, "S", self.play(&daemon)?);
-        self.tree.check(&root, round == 0)?;
         let more = self.options.has(Workload::N) || self.options.has(Workload::R);
-        if more {
-            note(samples, "warm", self.play(&daemon)?);
-            daemon.process.stop()?;
-            let daemon = self.rig.serve(self.cache, &[])?;
-            samples.add("start", daemon.start);
-            note(samples, "cold", self.play(&daemon)?);
-            self.tree.remove_changed(&self.changed, &root)?;
-            let cost = self.rig.play(&daemon, self.cache, &self.changed_stream)?;
-            note(samples, "R", cost);
-            self.changed.check(&root, round == 0)?;
-        }
-        self.rig.fresh()
+        let (cache, stream) = (self.cache, &self.stream);
+        let (tree, changed, changed_stream) = (&self.tree, &self.changed, &self.changed_stream);
+        self.rig.in_turns(round, |rig| {
+            let root = rig.exec_root();
+            rig.fresh()?;
+            let daemon = rig.serve(cache, &[])?;
+            note(samples, &rig.name("S"), rig.play(&daemon, cache, stream)?);
+            tree.check(&root, round == 0)?;
+            if more {
+                note(samples, &rig.name("warm"), rig.play(&daemon, cache, stream)?);
+                daemon.process.stop()?;
+                let daemon = rig.serve(cache, &[])?;
+                samples.add(rig.name("start"), daemon.start);
+                note(samples, &rig.name("cold"), rig.play(&daemon, cache, stream)?);
+                tree.remove_changed(changed, &root)?;
+                note(samples, &rig.name("R"), rig.play(&daemon, cache, changed_stream)?);
+                changed.check(&root, round == 0)?;
+            }
+            rig.fresh()
+        })
     }
 
     /// S once more through each line.
@@ -226,6 +229,13 @@ impl Small<'_> {
 
     /// N and R.
     fn report_again(&self, samples: &Samples, goals: &mut Goals) -> Result<()> {
+        let names = [
+            ("S", "S"),
+            ("warm", "N, warm"),
+            ("cold", "N, just started"),
+            ("R", "R"),
+        ];
+        compare(samples, &names)?;
         if samples.get("warm wall").is_empty() {
             return Ok(());
         }
