@@ -45,8 +45,10 @@ use crate::{
 /// How long a completion waits before its row is written, so that the file's stamp is older than the row by more
 /// than a clock tick (see [`crate::output::Stamp::vouches_for`]).
 const STAMP_AGE: Duration = Duration::from_millis(25);
-/// Rows of completions that are written at once.
-const ROWS_AT_ONCE: usize = 4096;
+/// For how long rows are put off while more come, and how many (some 200 bytes each): they are of no use to the build
+/// that waits, and would take its processor time.
+const ROWS_PUT_OFF: Duration = Duration::from_secs(1);
+const ROWS_AT_ONCE: usize = 1 << 16;
 /// Messages taken at once: their outputs are recorded and wanted together.
 const MESSAGES_AT_ONCE: usize = 8;
 /// Messages that may wait. Most are a good many events.
@@ -153,6 +155,8 @@ pub(super) struct Actor {
     /// Whether that has been looked at again, behind the end of the stream.
     looked_again: bool,
     last_completion: Instant,
+    /// When the first of the unwritten ones came.
+    unwritten_since: Instant,
     stream_open: bool,
     interrupted: bool,
     /// When the stream's last event came.
@@ -218,6 +222,7 @@ impl Actor {
             unasked: Vec::new(),
             looked_again: false,
             last_completion: Instant::now(),
+            unwritten_since: Instant::now(),
             stream_open: true,
             interrupted: false,
             ended_at: None,
@@ -380,6 +385,9 @@ impl Actor {
 
     fn on_completions(&mut self, list: Vec<Completion>) {
         self.last_completion = Instant::now();
+        if self.unwritten.is_empty() {
+            self.unwritten_since = self.last_completion;
+        }
         for completion in list {
             let Some(wanted) = self.wanted.get_mut(&completion.path) else {
                 continue;
@@ -446,7 +454,8 @@ impl Actor {
     async fn write_rows(&mut self, now: bool) {
         let due = now
             || self.unwritten.len() >= ROWS_AT_ONCE
-            || (!self.unwritten.is_empty() && self.last_completion.elapsed() >= STAMP_AGE);
+            || self.last_completion.elapsed() >= STAMP_AGE
+            || self.unwritten_since.elapsed() >= ROWS_PUT_OFF;
         let (true, Some(place)) = (due && !self.unwritten.is_empty(), &self.place) else {
             return;
         };

@@ -1,7 +1,7 @@
 //! Which blob is fetched next: two lanes, and packing of small blobs into batches. Plain data, no effects.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     hash::Hash,
 };
 
@@ -35,11 +35,13 @@ impl<K: Copy + Eq + Hash> BlobQueue<K> {
     pub(super) fn push(&mut self, cache: K, digest: &Digest, class: Class) {
         let key = (cache, digest.clone());
         let class = class.max(Class::Optional);
-        match self.lanes.get(&key) {
-            Some(&lane) if lane >= class => return,
-            _ => {}
+        match self.lanes.entry(key.clone()) {
+            Entry::Occupied(lane) if *lane.get() >= class => return,
+            Entry::Occupied(mut lane) => *lane.get_mut() = class,
+            Entry::Vacant(lane) => {
+                lane.insert(class);
+            }
         }
-        self.lanes.insert(key.clone(), class);
         if class == Class::Required {
             self.required_len += 1;
         }
@@ -73,32 +75,37 @@ impl<K: Copy + Eq + Hash> BlobQueue<K> {
         self.lanes.len()
     }
 
-    fn peek(&mut self) -> Option<(Class, &Key<K>)> {
-        for class in [Class::Required, Class::Optional] {
-            let lanes = &self.lanes;
-            let queue = match class {
-                Class::Required => &mut self.required,
-                _ => &mut self.optional,
-            };
-            while queue.front().is_some_and(|key| lanes.get(key) != Some(&class)) {
-                queue.pop_front();
+    /// Takes the next blob that `fits`. Every look into the map is a miss of the processor's caches, so there is one
+    /// for each blob.
+    fn pop_if(&mut self, fits: impl Fn(&Key<K>) -> bool) -> Option<Key<K>> {
+        for (class, queue) in [
+            (Class::Required, &mut self.required),
+            (Class::Optional, &mut self.optional),
+        ] {
+            while let Some(key) = queue.pop_front() {
+                let key = match self.lanes.entry(key) {
+                    Entry::Occupied(lane) if *lane.get() == class => {
+                        if !fits(lane.key()) {
+                            queue.push_front(lane.key().clone());
+                            return None;
+                        }
+                        lane.remove_entry().0
+                    }
+                    // It was taken out, or moved up.
+                    _ => continue,
+                };
+                if class == Class::Required {
+                    self.required_len -= 1;
+                }
+                return Some(key);
             }
         }
-        if let Some(key) = self.required.front() {
-            return Some((Class::Required, key));
-        }
-        self.optional.front().map(|key| (Class::Optional, key))
+        None
     }
 
     /// The next blob by itself.
     pub(super) fn pop(&mut self) -> Option<Key<K>> {
-        let (class, _) = self.peek()?;
-        let key = match class {
-            Class::Required => self.required.pop_front(),
-            _ => self.optional.pop_front(),
-        }?;
-        self.take(&key);
-        Some(key)
+        self.pop_if(|_| true)
     }
 
     /// The next blobs of one cache, in the order in which they came, up to a sum of sizes and a count. At least one
@@ -108,14 +115,11 @@ impl<K: Copy + Eq + Hash> BlobQueue<K> {
         let mut bytes = first.size();
         let mut batch = vec![first];
         while batch.len() < max_count {
-            let Some((_, (next_cache, digest))) = self.peek() else {
+            let fits = |(of, next): &Key<K>| *of == cache && bytes + next.size() <= max_bytes;
+            let Some((_, digest)) = self.pop_if(fits) else {
                 break;
             };
-            if *next_cache != cache || bytes + digest.size() > max_bytes {
-                break;
-            }
             bytes += digest.size();
-            let Some((_, digest)) = self.pop() else { break };
             batch.push(digest);
         }
         Some((cache, batch))
