@@ -459,9 +459,9 @@ impl Actor {
         let (true, Some(place)) = (due && !self.unwritten.is_empty(), &self.place) else {
             return;
         };
-        let (record, root) = (self.shared.record.clone(), place.id);
+        let (record, root, version) = (self.shared.record.clone(), place.id, place.version);
         let ends = std::mem::take(&mut self.unwritten);
-        if spawn_blocking(move || rows::conclude(&record, root, &ends))
+        if spawn_blocking(move || rows::conclude(&record, root, version, &ends))
             .await
             .is_err()
         {

@@ -124,7 +124,10 @@ fn compare(named: &Named, row: &SeenOutput<'_>, superseded: bool) -> Before {
 ///
 /// Call it a clock tick or more after the files were placed: the stamp counts as taken now, and one that is as young as
 /// its file would not be trusted later.
-pub(crate) fn conclude(record: &Record, root: RootId, ends: &[Completion]) {
+///
+/// `version` is that of the invocation whose wants they were. Behind a newer one, only rows that know nothing yet are
+/// written: the others tell what that one has found.
+pub(crate) fn conclude(record: &Record, root: RootId, version: u64, ends: &[Completion]) {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
@@ -132,7 +135,9 @@ pub(crate) fn conclude(record: &Record, root: RootId, ends: &[Completion]) {
         i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
         i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
     );
+    let superseded = record.root_row(root).is_some_and(|root| root.version > version);
     let mut end = End {
+        superseded,
         now_ms,
         now_ns,
         sources: Vec::new(),
@@ -152,6 +157,8 @@ pub(crate) fn conclude(record: &Record, root: RootId, ends: &[Completion]) {
 
 /// Makes rows of what became of wants.
 struct End {
+    /// A newer invocation of the root has begun.
+    superseded: bool,
     now_ms: i64,
     now_ns: i64,
     /// Sources that were named already: rows share the texts.
@@ -166,6 +173,7 @@ impl End {
             Outcome::Superseded => true,
             _ => false,
         };
+        let stays = stays || (self.superseded && old.state() != OutputState::Known);
         if stays || !old.content_is(&completion.content) {
             return None;
         }
@@ -303,6 +311,35 @@ mod tests {
     }
 
     #[test]
+    fn what_became_of_an_older_builds_wants_says_nothing_over_a_newer_ones() {
+        let f = Fixture::new();
+        let end = |outcome| Completion {
+            path: ExecPath::new("bazel-out/x").unwrap(),
+            content: blob("1"),
+            class: Class::Required,
+            outcome,
+            took: std::time::Duration::ZERO,
+        };
+        let present = Outcome::Present {
+            stamp: Some(Stamp::default()),
+            hashed: true,
+        };
+        let old = f.begin("old");
+        absorb(&f.record, &old, vec![named(blob("1"), Class::Required)]);
+        let new = f.begin("new");
+        conclude(&f.record, f.root, old.version, &[end(present.clone())]);
+        assert_eq!(f.row().state, OutputState::Materialized, "nothing was known");
+        conclude(
+            &f.record,
+            f.root,
+            new.version,
+            &[end(Outcome::Evicted("gone".to_owned()))],
+        );
+        conclude(&f.record, f.root, old.version, &[end(present)]);
+        assert_eq!(f.row().state, OutputState::Evicted);
+    }
+
+    #[test]
     fn a_stamp_is_handed_on_only_with_the_content_that_it_was_taken_of() {
         let f = Fixture::new();
         let naming = f.begin("one");
@@ -322,7 +359,12 @@ mod tests {
             },
             took: std::time::Duration::ZERO,
         };
-        conclude(&f.record, f.root, std::slice::from_ref(&completion));
+        conclude(
+            &f.record,
+            f.root,
+            naming.version,
+            std::slice::from_ref(&completion),
+        );
         assert_eq!(f.row().state, OutputState::Materialized);
         let naming = f.begin("two");
         let wants = absorb(&f.record, &naming, vec![named(blob("1"), Class::Required)]);
@@ -331,7 +373,7 @@ mod tests {
         assert_eq!(wants[0].recorded, None);
         assert_eq!(f.row().state, OutputState::Known);
         // What became of the old content is of no interest for the new.
-        conclude(&f.record, f.root, &[completion]);
+        conclude(&f.record, f.root, naming.version, &[completion]);
         assert_eq!(f.row().state, OutputState::Known);
     }
 }

@@ -83,6 +83,8 @@ pub(super) struct Block {
     contexts: Vec<Context>,
     offsets: Offsets,
     rows: Bytes,
+    /// Bytes of the texts of directories and contexts.
+    heads: usize,
 }
 
 /// Where each row begins.
@@ -132,6 +134,7 @@ impl Block {
             + self.offsets.bytes.len()
             + self.contexts.len() * size_of::<Context>()
             + self.directories.len() * 32
+            + self.heads
             + 256
     }
 

@@ -169,6 +169,8 @@ impl Record {
         let mut roots = locked(&self.shared().roots);
         let (id, made) = roots.get_or_create(path, device, inode);
         if made {
+            // A process that was killed while it forgot a root may have left rows under this number.
+            self.shared().forget_outputs(id);
             self.put_root(&roots, id);
         }
         id

@@ -17,6 +17,8 @@ const CHUNK: usize = 1000;
 
 /// Blocks of the store that are kept open: some 10 KB each.
 const KEPT_OPEN: usize = 256;
+/// A block with more bytes, such as a large file that came inside an event, is not kept.
+const KEPT_BYTES: usize = 64 << 10;
 
 /// Blocks that were opened lately, each with the value that it was opened from. A value that sled gives again, in the
 /// same memory, need not be checked and taken apart again; so nothing here is ever out of date.
@@ -35,6 +37,9 @@ impl OpenBlocks {
     }
 
     fn keep(&self, value: IVec, block: Arc<Block>) {
+        if value.len() > KEPT_BYTES {
+            return;
+        }
         let slot = Self::slot(&value);
         let mut kept = locked(&self.0);
         kept.resize(KEPT_OPEN, None);

@@ -8,8 +8,10 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use rustix::fs::statvfs;
 
 use super::{
     error::StoreError,
@@ -32,6 +34,9 @@ const MAX_LOST_OPENINGS: u32 = 3;
 
 /// Recovery of a million rows takes seconds; this is for a recovery that does not end.
 const OPENING_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long a store may have taken to open to be written anew, and how long that may take. Well within the deadline.
+const COMPACTING: Duration = Duration::from_secs(20);
 
 /// What was found where the record should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,8 +82,17 @@ impl Place {
         self.state_dir.join(MARKER_NAME)
     }
 
-    /// Opens the store, setting a damaged one aside.
+    /// Opens the store, setting a damaged one aside, and writing one anew that takes too much space.
     pub(super) fn open(&self) -> (Option<Store>, Opening) {
+        self.open_and(true)
+    }
+
+    /// The same without writing anything anew: the disk may be full.
+    pub(super) fn reopen(&self) -> (Option<Store>, Opening) {
+        self.open_and(false)
+    }
+
+    fn open_and(&self, compacts: bool) -> (Option<Store>, Opening) {
         let lost = self.lost_openings();
         let first = if lost >= MAX_LOST_OPENINGS {
             Err(StoreError::Damaged(format!(
@@ -86,7 +100,7 @@ impl Place {
             )))
         } else {
             self.mark(lost + 1);
-            self.try_open()
+            self.try_open(compacts)
         };
         let outcome = match first {
             Ok((store, found)) => (Some(store), found.into()),
@@ -106,7 +120,7 @@ impl Place {
                 return (None, Opening::Unavailable { reason });
             }
         };
-        match self.try_open() {
+        match self.try_open(false) {
             Ok((store, _)) => (Some(store), Opening::Quarantined { moved_to, reason }),
             Err(error) => {
                 let reason = format!("{reason}; moved away, but no new one can be made: {error}");
@@ -115,19 +129,26 @@ impl Place {
         }
     }
 
-    fn try_open(&self) -> Result<(Store, Found), StoreError> {
+    fn try_open(&self, compacts: bool) -> Result<(Store, Found), StoreError> {
         let (dir, compact) = (self.dir(), self.state_dir.join(COMPACT_NAME));
         let had_files = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some());
         let (send, receive) = mpsc::sync_channel(1);
         let wanted = Arc::new(Mutex::new(true));
         let still_wanted = wanted.clone();
+        let place = self.clone();
         thread::Builder::new()
             .name("outhaul-record-open".into())
             .spawn(move || {
+                let began = Instant::now();
                 let mut opened = open_patiently(&dir);
-                remove_compact(&compact);
+                if opened.is_ok() {
+                    remove_compact(&compact);
+                }
                 if let Ok((store, found)) = opened {
-                    opened = if store.is_bloated() {
+                    // One that takes its time to open is left alone: the deadline is for all of it.
+                    opened = if compacts && began.elapsed() < COMPACTING && store.is_bloated() {
+                        // It can be opened. Whoever is killed from here on has not lost it.
+                        place.unmark();
                         make_compact(store, &dir, &compact, &still_wanted)
                     } else {
                         Ok((store, found))
@@ -243,23 +264,36 @@ fn make_compact(
     wanted: &Mutex<bool>,
 ) -> Result<(Store, Found), StoreError> {
     let before = store.size_on_disk().unwrap_or(0);
-    if let Err(error) = store.copy_to(compact) {
+    let room = statvfs(dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    if room < before {
+        tracing::debug!(
+            room,
+            before,
+            "no room to write the record's store anew; it stays as large as it is"
+        );
+        return Ok((store, Found::Existing));
+    }
+    if let Err(error) = store.copy_to(compact, Instant::now() + COMPACTING) {
         tracing::debug!(%error, "the record's store cannot be written anew, and stays as large as it is");
         remove_compact(compact);
         return Ok((store, Found::Existing));
     }
     drop(store);
-    {
-        let wanted = locked(wanted);
-        // After the deadline there is another store in the place.
-        if *wanted && let Err(error) = exchange(compact, dir) {
-            tracing::debug!(%error, "the record's store cannot be exchanged, and stays as large as it is");
-        }
-        if !*wanted {
-            return Err(StoreError::Unavailable("it came too late".into()));
-        }
+    let wanted = locked(wanted);
+    // After the deadline there is another store in the place.
+    if !*wanted {
+        return Err(StoreError::Unavailable("it came too late".into()));
     }
-    let opened = open_patiently(dir);
+    let exchanged = exchange(compact, dir);
+    if let Err(error) = &exchanged {
+        tracing::debug!(%error, "the record's store cannot be exchanged, and stays as large as it is");
+    }
+    let mut opened = open_patiently(dir);
+    if exchanged.is_ok() && matches!(opened, Err(StoreError::Damaged(_))) && exchange(compact, dir).is_ok() {
+        tracing::warn!("the record's store that was written anew cannot be opened; the old one stays");
+        opened = open_patiently(dir);
+    }
+    drop(wanted);
     if let Ok((store, _)) = &opened {
         remove_compact(compact);
         let after = store.size_on_disk().unwrap_or(0);

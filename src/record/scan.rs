@@ -172,7 +172,9 @@ impl Shared {
             let mut name = Vec::new();
             while let Some((span, block)) = reading.at(directory.as_bytes(), &name) {
                 let mut remap = Remap::default();
-                let (Ok(at) | Err(at)) = block.find(directory, "", 0);
+                // From where the block before it ended: what it has of that is out of date.
+                let from = std::str::from_utf8(&name).unwrap_or("");
+                let (Ok(at) | Err(at)) = block.find(directory, from, 0);
                 let own = block.rows_from(at).take_while(|row| {
                     **row.directory() == *directory && span.reaches(directory.as_bytes(), row.name())
                 });

@@ -293,9 +293,11 @@ impl Shared {
         self.hand_over(rows, |queue| queue.add_outputs(root, blocks));
     }
 
-    /// Forgets a root's outputs, behind everything that was handed over before.
+    /// Forgets a root's outputs, behind everything that was handed over before. Taken whatever else waits: without it the
+    /// rows could be another root's some day.
     pub(super) fn forget_outputs(&self, root: RootId) {
-        self.hand_over(1, |queue| queue.forget_outputs(root));
+        self.state().queue.forget_outputs(root);
+        self.wake.notify_one();
     }
 
     fn hand_over(&self, rows: usize, add: impl FnOnce(&mut Queue)) {

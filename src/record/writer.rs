@@ -308,7 +308,7 @@ impl Writer {
     }
 
     fn reopen(&mut self) {
-        let opened = self.shared.place.open();
+        let opened = self.shared.place.reopen();
         self.take_over(opened);
     }
 

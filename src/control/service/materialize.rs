@@ -117,6 +117,7 @@ impl Service {
             .collect();
         let mut open = wants.len();
         self.materializer.want(&session, wants).await;
+        let version = session.version;
         drop(session);
         let mut ends: HashMap<ExecPath, Completion> = HashMap::new();
         while open > 0 {
@@ -126,7 +127,7 @@ impl Service {
         }
         tokio::time::sleep(STAMP_AGE).await;
         let (record, list) = (self.record.clone(), ends.values().cloned().collect::<Vec<_>>());
-        if spawn_blocking(move || rows::conclude(&record, id, &list))
+        if spawn_blocking(move || rows::conclude(&record, id, version, &list))
             .await
             .is_err()
         {

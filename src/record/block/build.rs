@@ -113,6 +113,7 @@ impl Builder {
                 wide,
             },
             rows: self.rows.into_boxed_slice().into(),
+            heads: self.heads,
         }
     }
 

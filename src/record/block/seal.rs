@@ -100,7 +100,9 @@ fn parse(reader: &mut Reader<'_>, value: &Bytes, known: &mut Texts) -> Option<Bl
     let rows = reader.index()?;
     let wide = reader.byte()? != 0;
     let offsets = reader.take(rows.checked_mul(Offsets::width(wide))?)?;
+    let of_texts: usize = texts.iter().map(|text| text.len()).sum();
     Some(Block {
+        heads: of_texts + directories.iter().map(|directory| directory.len()).sum::<usize>(),
         directories,
         contexts,
         offsets: Offsets {

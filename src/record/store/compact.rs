@@ -4,6 +4,8 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
+    thread,
+    time::Instant,
 };
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -48,24 +50,33 @@ impl Store {
         shield(alive).unwrap_or(false)
     }
 
-    /// Writes everything in it to a new store.
-    pub(in crate::record) fn copy_to(&self, dir: &Path) -> Result<(), StoreError> {
+    /// Writes everything in it to a new store, until a deadline.
+    pub(in crate::record) fn copy_to(&self, dir: &Path, deadline: Instant) -> Result<(), StoreError> {
         shield(|| {
             let from = self.open_db()?;
-            let db = super::config(dir).open().map_err(sort)?;
-            for id in TreeId::ALL {
-                copy_tree(&from.trees[id as usize], &db.open_tree(id.name()).map_err(sort)?)?;
+            // Never into what another attempt has left.
+            let db = super::config(dir).create_new(true).open().map_err(sort)?;
+            let copy = || {
+                for id in TreeId::ALL {
+                    let to = db.open_tree(id.name()).map_err(sort)?;
+                    copy_tree(&from.trees[id as usize], &to, deadline)?;
+                }
+                // At the end: without it the store is none.
+                let meta = from.db.open_tree(META_TREE).map_err(sort)?;
+                copy_tree(&meta, &db.open_tree(META_TREE).map_err(sort)?, deadline)?;
+                db.flush().map(drop).map_err(sort)
+            };
+            let copied = copy();
+            if copied.is_err() {
+                // Closing a broken sled may hang. Without a thread it is dropped here.
+                let _ = thread::Builder::new().spawn(move || drop(db));
             }
-            // At the end: without it the store is none.
-            let meta = from.db.open_tree(META_TREE).map_err(sort)?;
-            copy_tree(&meta, &db.open_tree(META_TREE).map_err(sort)?)?;
-            db.flush().map_err(sort)?;
-            Ok(())
+            copied
         })
     }
 }
 
-fn copy_tree(from: &sled::Tree, to: &sled::Tree) -> Result<(), StoreError> {
+fn copy_tree(from: &sled::Tree, to: &sled::Tree, deadline: Instant) -> Result<(), StoreError> {
     let mut batch = sled::Batch::default();
     let mut values = 0;
     for entry in from {
@@ -73,6 +84,9 @@ fn copy_tree(from: &sled::Tree, to: &sled::Tree) -> Result<(), StoreError> {
         batch.insert(key, value);
         values += 1;
         if values % VALUES_PER_BATCH == 0 {
+            if Instant::now() > deadline {
+                return Err(StoreError::Unavailable("copying it takes too long".into()));
+            }
             to.apply_batch(std::mem::take(&mut batch)).map_err(sort)?;
         }
     }
@@ -82,18 +96,31 @@ fn copy_tree(from: &sled::Tree, to: &sled::Tree) -> Result<(), StoreError> {
 /// Puts the closed store in `fresh` in the place of the closed one in `dir`, which is in `fresh` then. At no moment is
 /// there none in `dir`.
 pub(in crate::record) fn exchange(fresh: &Path, dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(fresh)? {
+    sync_all(fresh)?;
+    renameat_with(CWD, fresh, CWD, dir, RenameFlags::EXCHANGE)?;
+    match dir.parent() {
+        Some(above) => File::open(above)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Syncs a directory with all that is in it: sled keeps large pages in files of their own, in a directory below.
+fn sync_all(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.is_file() {
+        if path.is_dir() {
+            sync_all(&path)?;
+        } else {
             File::open(path)?.sync_all()?;
         }
     }
-    File::open(fresh)?.sync_all()?;
-    Ok(renameat_with(CWD, fresh, CWD, dir, RenameFlags::EXCHANGE)?)
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -110,6 +137,11 @@ mod tests {
         }
         assert!(!store.is_larger_than(0), "most of it is alive");
         assert!(!store.is_bloated(), "it is small");
+        let late = store.copy_to(&dir.path().join("late"), Instant::now());
+        assert!(
+            matches!(late, Err(StoreError::Unavailable(_))),
+            "no time is left for it"
+        );
         let gone: Vec<_> = (10..600u32).map(|n| (n.to_be_bytes().to_vec(), None)).collect();
         store
             .apply(TreeId::Invocations, gone.iter().map(|(k, v)| (k, v)))
@@ -117,7 +149,11 @@ mod tests {
         store.flush().unwrap();
         assert!(store.is_larger_than(0));
         let copy = dir.path().join("copy");
-        store.copy_to(&copy).unwrap();
+        store
+            .copy_to(&copy, Instant::now() + Duration::from_secs(60))
+            .unwrap();
+        let again = store.copy_to(&copy, Instant::now() + Duration::from_secs(60));
+        assert!(again.is_err(), "there is something already");
         let identity = store.identity().to_owned();
         let before = store.size_on_disk().unwrap();
         drop(store);

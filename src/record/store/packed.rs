@@ -23,6 +23,9 @@ const VALUES_PER_BATCH: usize = 64;
 /// What a row takes besides its value, roughly.
 const ROW_BYTES: usize = 24;
 
+/// What of a key is not counted.
+const LONG_KEY: usize = 256;
+
 type Row = (Vec<u8>, Vec<u8>);
 
 /// The key of the first value.
@@ -191,7 +194,8 @@ fn merge<'a>(
 /// Rows in parts that are small enough: full ones at the end of everything, where rows are added in order, and
 /// otherwise equal ones, which have room for more.
 fn split(rows: &[Row], is_end: bool) -> Vec<&[Row]> {
-    let size = |row: &Row| row.1.len() + ROW_BYTES;
+    // Keys mostly share their beginning with the one before; long ones do not have to.
+    let size = |row: &Row| row.1.len() + ROW_BYTES + row.0.len().saturating_sub(LONG_KEY);
     let all: usize = rows.iter().map(size).sum();
     let most = if is_end {
         MAX_VALUE
