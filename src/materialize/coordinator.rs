@@ -171,7 +171,7 @@ impl Coordinator {
         closed: watch::Sender<bool>,
     ) {
         let (fetched_tx, mut fetched) = mpsc::unbounded_channel();
-        let budget = usize::try_from(options.bytes_in_flight / BUDGET_UNIT).unwrap_or(usize::MAX);
+        let budget = usize::try_from(options.bytes_in_flight.div_ceil(BUDGET_UNIT)).unwrap_or(usize::MAX);
         let mut this = Self {
             window: Arc::new(Window::new(options.bytes_in_flight)),
             budget: Arc::new(Semaphore::new(budget.clamp(1, Semaphore::MAX_PERMITS))),
@@ -237,6 +237,7 @@ impl Coordinator {
         match command {
             Command::Begin(root, version, done) => {
                 self.supersede(&root, version);
+                self.deliver();
                 // The asker may have gone away.
                 let _ = done.send(());
             }

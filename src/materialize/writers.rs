@@ -338,11 +338,23 @@ fn join_places(item: &mut Work, work: &std_mpsc::Receiver<Work>) -> Option<Work>
     let Work::Place(root, version, jobs, permits) = item else {
         return None;
     };
+    // Links and directories are made before files: joined with files that came earlier, they would overtake one that
+    // they replace.
+    let are_files = |jobs: &[PlaceJob]| {
+        let is_file =
+            |job: &PlaceJob| !matches!(job.content, PlaceContent::Symlink(_) | PlaceContent::Directory);
+        jobs.iter().all(is_file)
+    };
+    if !are_files(jobs) {
+        return None;
+    }
     let bytes_of = |jobs: &[PlaceJob]| jobs.iter().map(|job| job.content.len()).sum::<usize>();
     let mut bytes = bytes_of(jobs);
     while jobs.len() < JOBS_TOGETHER && bytes < BYTES_TOGETHER {
         match work.try_recv() {
-            Ok(Work::Place(of, as_of, more, theirs)) if of.id == root.id && as_of == *version => {
+            Ok(Work::Place(of, as_of, more, theirs))
+                if of.id == root.id && as_of == *version && are_files(&more) =>
+            {
                 bytes += bytes_of(&more);
                 jobs.extend(more);
                 permits.extend(theirs);

@@ -67,12 +67,10 @@ pub(super) async fn send(
         .map_err(|e| Status::unknown(format!("Service was not ready: {e}")))?;
     let answer = ready.call(request).await.map_err(failed)?;
     let (parts, body) = answer.into_parts();
-    if !parts.status.is_success() {
-        return Err(of_http(parts.status));
-    }
-    // An answer without a message has its status here.
+    // An answer without a message has its status here, and says more than HTTP's.
     let ended = match Status::from_header_map(&parts.headers) {
         Some(status) if status.code() != Code::Ok => return Err(status),
+        _ if !parts.status.is_success() => return Err(of_http(parts.status)),
         Some(_) => true,
         None => false,
     };
@@ -149,7 +147,14 @@ impl Incoming {
             message.push(piece);
         }
         // An error may still follow, and takes the message back.
-        while self.more().await? {}
+        loop {
+            if self.received.has_remaining() {
+                return Err(Status::internal("there is more behind the answer"));
+            }
+            if !self.more().await? {
+                break;
+            }
+        }
         M::decode(message).map_err(|e| Status::internal(format!("the answer can't be decoded: {e}")))
     }
 }
@@ -380,7 +385,9 @@ mod tests {
             let read = incoming(&bytes, chunk, Some("0")).single::<ReadResponse>().await;
             assert_eq!(read.unwrap(), message);
         }
+        let more = [&*bytes, &[0; 9]].concat();
         for (bytes, status, code) in [
+            (&more[..], Some("0"), Code::Internal),
             (&bytes[..], Some("14"), Code::Unavailable),
             (&bytes[..200], Some("0"), Code::Internal),
             (&[], Some("0"), Code::Internal),

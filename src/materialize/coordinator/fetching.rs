@@ -81,7 +81,8 @@ impl Coordinator {
             // A batch's bytes are asked for before its size is known exactly; what it did not need is given back. Its
             // first blob comes whole, however large.
             let reserved = most.max(self.options.small_limit.min(self.options.bytes_in_flight));
-            let units = u32::try_from(reserved.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
+            let all = self.options.bytes_in_flight.div_ceil(BUDGET_UNIT).max(1);
+            let units = u32::try_from(reserved.div_ceil(BUDGET_UNIT).min(all)).unwrap_or(u32::MAX);
             let Ok(mut permit) = self.budget.clone().try_acquire_many_owned(units) else {
                 break;
             };

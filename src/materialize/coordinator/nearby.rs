@@ -56,6 +56,8 @@ pub(super) struct NearbyBlobs {
     older: HashMap<Key, Nearby, Hashing>,
     /// Jobs that are to have their bytes from what another one places.
     waiting: HashMap<JobId, Vec<JobId>>,
+    /// How many recent ones are too many, when that is more than [`KNOWN`].
+    most: usize,
 }
 
 impl NearbyBlobs {
@@ -65,22 +67,34 @@ impl NearbyBlobs {
 
     /// The bytes are going to be written for a job.
     pub(super) fn placing(&mut self, root: u32, digest: &Digest, lead: JobId) {
-        if self.recent.len() >= KNOWN {
-            self.older = std::mem::take(&mut self.recent);
-            let placing = self
-                .older
-                .extract_if(|_, nearby| matches!(nearby, Nearby::Placing(_)));
-            self.recent.extend(placing);
-        }
+        self.make_room();
         let key = self.key(root, digest);
         self.recent.entry(key).or_insert(Nearby::Placing(lead));
+    }
+
+    /// Lets the recent ones be older ones when there are too many. What is being placed stays among the recent ones; if
+    /// that is nearly all of them, the next time is only after as many more, or every file would be gone through again
+    /// for every file.
+    fn make_room(&mut self) {
+        if self.recent.len() < self.most.max(KNOWN) {
+            return;
+        }
+        self.older = std::mem::take(&mut self.recent);
+        let placing = self
+            .older
+            .extract_if(|_, nearby| matches!(nearby, Nearby::Placing(_)));
+        self.recent.extend(placing);
+        self.most = 2 * self.recent.len();
     }
 
     /// A job that had the bytes has ended. Gives the jobs that have waited for it.
     fn settle(&mut self, root: u32, digest: &Digest, id: JobId, file: Option<File>) -> Vec<JobId> {
         let key = self.key(root, digest);
         let old = match file {
-            Some(file) => self.recent.insert(key, Nearby::File(Box::new(file))),
+            Some(file) => {
+                self.make_room();
+                self.recent.insert(key, Nearby::File(Box::new(file)))
+            }
             // The others that have the same bytes may have more luck.
             None if matches!(self.recent.get(&key), Some(Nearby::Placing(lead)) if *lead != id) => None,
             None => self.recent.remove(&key),
@@ -188,5 +202,47 @@ impl Coordinator {
         for waiting in self.nearby.forget(job.root.id, digest) {
             self.enqueue(waiting);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::DigestFunction;
+
+    fn digest(n: usize) -> Digest {
+        Digest::of(DigestFunction::Sha256, &n.to_le_bytes())
+    }
+
+    #[test]
+    fn many_files_being_placed_are_not_gone_through_for_each_of_them() {
+        let mut nearby = NearbyBlobs::default();
+        let count = KNOWN + 1000;
+        let mut rotations = 0;
+        for n in 0..count {
+            let before = nearby.most;
+            nearby.placing(1, &digest(n), n as JobId);
+            rotations += usize::from(nearby.most != before);
+        }
+        assert_eq!(
+            (nearby.recent.len(), rotations),
+            (count, 1),
+            "all are being placed"
+        );
+    }
+
+    #[test]
+    fn what_is_known_of_files_is_bounded() {
+        let mut nearby = NearbyBlobs::default();
+        for n in 0..3 * KNOWN {
+            let file = File {
+                path: ExecPath::new("bazel-out/x").unwrap(),
+                stamp: Stamp::default(),
+                digest: digest(n),
+            };
+            let waiting = nearby.settle(1, &digest(n), n as JobId, Some(file));
+            assert!(waiting.is_empty());
+        }
+        assert!(nearby.recent.len() + nearby.older.len() <= 2 * KNOWN);
     }
 }

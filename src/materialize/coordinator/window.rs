@@ -1,10 +1,12 @@
 //! How many bytes of batches to ask for at once.
 //!
 //! A line is full when as many bytes are under way as it brings in a round trip. Both are measured: what batches bring
-//! per second while any is under way, over periods of [`PERIOD`], and the time of the fastest batch of the last
-//! [`FORGET`], which is the round trip with the server's share and no queue. Twice their product is asked for, so that
-//! a line which turns out to carry more is found out by asking it: on one that is long, the window doubles every
-//! period until it brings no more. On a short one it stays at [`LEAST`]: more would only wait for the writers.
+//! per second while any is under way, over periods of [`PERIOD`] and of a batch's time at least, and the time of the
+//! fastest batch of the last [`FORGET`], which is the round trip with the server's share and little of a queue. Twice
+//! their product is asked for, so that a line which turns out to carry more is found out by asking it: on one that is
+//! long, the window doubles every period until it brings no more. On a short one it stays at [`LEAST`]: more would only
+//! wait for the writers. Nor is more asked for than comes within [`QUEUE`]: on a slow line a batch's time is mostly that
+//! of the batches before it, and a window that went by that would grow without end.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -19,6 +21,8 @@ const SHARES: u64 = 8;
 const LEAST_BATCH: u64 = 256 << 10;
 /// How long bytes are counted before the window is set anew.
 const PERIOD: Duration = Duration::from_millis(50);
+/// The longest time for which bytes are asked for ahead. Longer round trips than half of it are rare.
+const QUEUE: Duration = Duration::from_millis(500);
 /// For how long a fast batch tells what the round trip is.
 const FORGET: Duration = Duration::from_secs(10);
 
@@ -104,13 +108,15 @@ impl State {
         {
             self.fastest = Some((took, now));
         }
-        if self.busy < PERIOD {
+        let fastest = self.fastest.map_or(took, |(fastest, _)| fastest);
+        // Batches that share the line end together; counted over less than one's time, they would be a torrent.
+        if self.busy < PERIOD.max(fastest) {
             return;
         }
         let per_second = self.brought as f64 / self.busy.as_secs_f64();
-        let fastest = self.fastest.map_or(took, |(fastest, _)| fastest);
+        let ahead = fastest.saturating_mul(2).min(QUEUE);
         // At most as large as what memory is set aside for.
-        let wanted = (2.0 * per_second * fastest.as_secs_f64()) as u64;
+        let wanted = (per_second * ahead.as_secs_f64()) as u64;
         // Errors and lone small files bring little, which says nothing about the line.
         self.bytes = wanted.max(self.bytes / 2).max(LEAST).min(self.most);
         (self.busy, self.brought) = (Duration::ZERO, 0);
@@ -125,12 +131,17 @@ mod tests {
 
     /// The window after a second on a line with so long a round trip that brings so many bytes a second.
     fn play(rtt: Duration, per_second: u64) -> u64 {
+        play_for(Duration::from_secs(1), rtt, per_second)
+    }
+
+    /// The same after another time: batches come one after the other.
+    fn play_for(time: Duration, rtt: Duration, per_second: u64) -> u64 {
         let window = Window::new(32 * MIB);
         let mut state = window.0.lock().unwrap();
         let start = Instant::now();
         let (mut now, mut free) = (start, start);
         let mut under_way = std::collections::VecDeque::new();
-        while now < start + Duration::from_secs(1) {
+        while now < start + time {
             while let Some(bytes) = state.next_batch(MIB) {
                 state.begin(bytes, now);
                 let sent = Duration::from_secs_f64(bytes as f64 / per_second as f64);
@@ -155,6 +166,40 @@ mod tests {
         assert_eq!(play(ms(100), 1000 * MIB), 32 * MIB);
         // 100 Mbit/s: a queue makes batches slower and brings no more.
         assert!(play(ms(25), 12 * MIB) <= 8 * MIB);
+    }
+
+    /// The largest window in so many rounds in which batches share the line, and end together.
+    fn share(rounds: usize, rtt: Duration, per_second: u64) -> u64 {
+        let window = Window::new(32 * MIB);
+        let mut state = window.0.lock().unwrap();
+        let mut now = Instant::now();
+        let mut most = 0;
+        for _ in 0..rounds {
+            let begun = now;
+            let batches: Vec<u64> = std::iter::from_fn(|| {
+                let bytes = state.next_batch(MIB)?;
+                state.begin(bytes, begun);
+                Some(bytes)
+            })
+            .collect();
+            let bytes: u64 = batches.iter().sum();
+            now += rtt + Duration::from_secs_f64(bytes as f64 / per_second as f64);
+            for bytes in batches {
+                state.end(bytes, begun, now);
+            }
+            most = most.max(state.bytes);
+        }
+        most
+    }
+
+    #[test]
+    fn a_slow_line_is_not_flooded_however_long_it_takes() {
+        let (ms, minutes) = (Duration::from_millis, Duration::from_secs(180));
+        for per_second in [MIB / 2, 2 * MIB, 12 * MIB] {
+            assert_eq!(play_for(minutes, ms(25), per_second), LEAST, "{per_second}");
+            assert_eq!(share(50, ms(25), per_second), LEAST, "{per_second}");
+        }
+        assert!(share(50, ms(25), 118 * MIB) <= 32 * MIB);
     }
 
     #[test]

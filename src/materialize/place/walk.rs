@@ -65,6 +65,8 @@ pub(super) fn make_dir(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Re
         Err(Errno::NOENT) => {
             if let Some((above, name)) = path.rsplit_once('/')
                 && let Ok(above) = make_dir(root, above, permit)
+                // A link may lead to the root itself.
+                && !above.path.as_os_str().is_empty()
                 && let Some(dir) = make_in(root, &above, name, permit)
             {
                 return Ok(dir);
