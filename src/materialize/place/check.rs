@@ -66,7 +66,28 @@ pub(super) enum Wanted<'a> {
     Bytes(&'a [u8]),
 }
 
-impl Wanted<'_> {
+impl<'a> Wanted<'a> {
+    /// `None` for a link or a directory.
+    fn of(content: &'a OutputContent) -> Option<Self> {
+        match content {
+            OutputContent::Blob(digest) => Some(Self::Digest(digest)),
+            OutputContent::Inline(bytes) => Some(Self::Bytes(bytes)),
+            OutputContent::Directory | OutputContent::Symlink(_) => None,
+        }
+    }
+
+    /// What is known without reading; `None` when the bytes have to tell.
+    fn at_first_sight(&self, seen: &Stat, taken: i64, recorded: Option<&Stamp>) -> Option<Check> {
+        let now = sys::stamp(seen, taken);
+        if sys::file_type(seen) != FileType::RegularFile || now.size != self.size() {
+            return Some(Check::Differs);
+        }
+        let how = Vouched::Stamp;
+        recorded
+            .is_some_and(|stamp| stamp.vouches_for(&now))
+            .then_some(Check::Present { stamp: now, how })
+    }
+
     fn size(&self) -> u64 {
         match self {
             Self::Digest(digest) => digest.size(),
@@ -152,23 +173,12 @@ impl Placer {
         let Some(seen) = sys::lstat(dir, path.file_name().as_ref()).map_err(error)? else {
             return Ok(Check::Absent);
         };
-        let wanted = match content {
-            OutputContent::Blob(digest) => Wanted::Digest(digest),
-            OutputContent::Inline(bytes) => Wanted::Bytes(bytes),
-            OutputContent::Directory | OutputContent::Symlink(_) => {
-                return self.check_seen(dir, seen, taken, path, content, recorded);
-            }
-        };
         // What nearly every file of a build that changes nothing comes to.
-        if sys::file_type(&seen) == FileType::RegularFile {
-            let now = sys::stamp(&seen, taken);
-            if now.size != wanted.size() {
-                return Ok(Check::Differs);
-            }
-            if recorded.is_some_and(|stamp| stamp.vouches_for(&now)) {
-                let how = Vouched::Stamp;
-                return Ok(Check::Present { stamp: now, how });
-            }
+        if let Some(wanted) = Wanted::of(content)
+            && sys::file_type(&seen) == FileType::RegularFile
+            && let Some(settled) = wanted.at_first_sight(&seen, taken, recorded)
+        {
+            return Ok(settled);
         }
         self.check_seen(dir, seen, taken, path, content, recorded)
     }
@@ -212,21 +222,12 @@ impl Placer {
                 None => return Ok(Check::Absent),
             }
         }
-        let wanted = match content {
-            OutputContent::Blob(digest) => Wanted::Digest(digest),
-            OutputContent::Inline(bytes) => Wanted::Bytes(bytes),
-            OutputContent::Directory | OutputContent::Symlink(_) => {
-                let is_it = sys::file_type(&seen) == FileType::Directory;
-                return Ok(present_if(is_it, &seen, taken));
-            }
+        let Some(wanted) = Wanted::of(content) else {
+            let is_it = sys::file_type(&seen) == FileType::Directory;
+            return Ok(present_if(is_it, &seen, taken));
         };
-        let now = sys::stamp(&seen, taken);
-        if sys::file_type(&seen) != FileType::RegularFile || now.size != wanted.size() {
-            return Ok(Check::Differs);
-        }
-        if recorded.is_some_and(|stamp| stamp.vouches_for(&now)) {
-            let how = Vouched::Stamp;
-            return Ok(Check::Present { stamp: now, how });
+        if let Some(settled) = wanted.at_first_sight(&seen, taken, recorded) {
+            return Ok(settled);
         }
         let how = Vouched::Content;
         Ok(hash_file(&spot, &wanted, &mut self.buffer)?
@@ -241,25 +242,16 @@ impl Placer {
         content: &OutputContent,
         recorded: Option<&Stamp>,
     ) -> Result<Check, PlaceError> {
-        let wanted = match content {
-            OutputContent::Blob(digest) => Wanted::Digest(digest),
-            OutputContent::Inline(bytes) => Wanted::Bytes(bytes),
-            OutputContent::Directory | OutputContent::Symlink(_) => return Ok(Check::Differs),
+        let Some(wanted) = Wanted::of(content) else {
+            return Ok(Check::Differs);
         };
         let taken = sys::now_ns();
         let Ok(seen) = fs::statat(&spot.dir, &spot.name, AtFlags::empty()) else {
             // Dangling, or closed to us: in any case not the content.
             return Ok(Check::Differs);
         };
-        let now = sys::stamp(&seen, taken);
-        if sys::file_type(&seen) != FileType::RegularFile || now.size != wanted.size() {
-            return Ok(Check::Differs);
-        }
-        if recorded.is_some_and(|stamp| stamp.vouches_for(&now)) {
-            return Ok(Check::Present {
-                stamp: now,
-                how: Vouched::Stamp,
-            });
+        if let Some(settled) = wanted.at_first_sight(&seen, taken, recorded) {
+            return Ok(settled);
         }
         let how = Vouched::Content;
         Ok(hash_opened(spot, OFlags::empty(), &wanted, &mut self.buffer)?
