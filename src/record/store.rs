@@ -217,14 +217,9 @@ impl Store {
             }
             let mut changes = changes.into_iter().peekable();
             while changes.peek().is_some() {
-                let mut batch = sled::Batch::default();
-                for (key, value) in changes.by_ref().take(ROWS_PER_BATCH) {
-                    match value {
-                        Some(value) => batch.insert(&key[..], &value[..]),
-                        None => batch.remove(&key[..]),
-                    }
-                }
-                tree.apply_batch(batch).map_err(sort)?;
+                let some = changes.by_ref().take(ROWS_PER_BATCH);
+                let some = some.map(|(key, value)| (&key[..], value.as_deref()));
+                tree.apply_batch(batch_of(some)).map_err(sort)?;
             }
             Ok(())
         })
@@ -246,6 +241,18 @@ fn config(dir: &Path) -> sled::Config {
         .path(dir)
         .cache_capacity(CACHE_BYTES)
         .flush_every_ms(None)
+}
+
+/// Changes as sled takes them: a key and its value, or none to remove it.
+fn batch_of<T: Into<sled::IVec>>(changes: impl IntoIterator<Item = (T, Option<T>)>) -> sled::Batch {
+    let mut batch = sled::Batch::default();
+    for (key, value) in changes {
+        match value {
+            Some(value) => batch.insert(key, value),
+            None => batch.remove(key),
+        }
+    }
+    batch
 }
 
 /// Reads both ends of every tree and all roots: damage there shows itself now rather than in a build.

@@ -10,7 +10,7 @@ use std::{iter::Peekable, ops::Bound};
 
 use sled::{IVec, Tree};
 
-use super::{Change, MAX_VALUE, sort};
+use super::{Change, MAX_VALUE, batch_of, sort};
 use crate::record::{
     error::StoreError,
     value::{ValueError, open_value, seal_value},
@@ -218,14 +218,7 @@ fn split(rows: &[Row], is_end: bool) -> Vec<&[Row]> {
 }
 
 fn write(tree: &Tree, changes: Vec<Change>) -> Result<(), StoreError> {
-    let mut batch = sled::Batch::default();
-    for (key, value) in changes {
-        match value {
-            Some(value) => batch.insert(key, value),
-            None => batch.remove(key),
-        }
-    }
-    tree.apply_batch(batch).map_err(sort)
+    tree.apply_batch(batch_of(changes)).map_err(sort)
 }
 
 #[cfg(test)]
