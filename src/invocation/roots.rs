@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -13,7 +13,7 @@ use std::{
 use crate::{
     materialize::{
         Root,
-        place::{Epoch, OutputRoot, is_allowed_root},
+        place::{Epoch, OutputRoot, is_allowed_open, is_allowed_root},
     },
     record::{Record, RootId},
 };
@@ -39,6 +39,9 @@ impl FromStr for PathMap {
         Ok(Self { from, to })
     }
 }
+
+/// Judges a directory that has just been opened.
+type Check<'a> = &'a dyn Fn(&OutputRoot) -> Result<(), String>;
 
 /// Where outputs go.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -86,7 +89,7 @@ impl RootRules {
 
 /// The output roots in use.
 pub struct Roots {
-    rules: RootRules,
+    rules: RwLock<Arc<RootRules>>,
     record: Record,
     open: Mutex<HashMap<PathBuf, (RootId, Arc<Root>)>>,
     /// Roots whose place another directory has taken.
@@ -99,7 +102,7 @@ impl Roots {
     #[must_use]
     pub fn new(rules: RootRules, record: Record) -> Self {
         Self {
-            rules,
+            rules: RwLock::new(Arc::new(rules)),
             record,
             open: Mutex::default(),
             retired: Mutex::default(),
@@ -109,8 +112,13 @@ impl Roots {
 
     /// The rules.
     #[must_use]
-    pub const fn rules(&self) -> &RootRules {
-        &self.rules
+    pub fn rules(&self) -> Arc<RootRules> {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Other rules, for builds from now on.
+    pub fn set_rules(&self, rules: RootRules) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
     }
 
     /// Lets go of the temporary directories of all roots, before the process ends.
@@ -128,9 +136,10 @@ impl Roots {
     /// Whether the root of a build is there, or will be made by [`open`](Self::open). Blocks on the file system.
     #[must_use]
     pub fn is_there(&self, exec_root: &str) -> bool {
-        match &self.rules.destination {
+        let rules = self.rules();
+        match &rules.destination {
             Destination::Directory { .. } => true,
-            Destination::ExecRoot => self.rules.translate(exec_root).exists(),
+            Destination::ExecRoot => rules.translate(exec_root).exists(),
         }
     }
 
@@ -139,13 +148,12 @@ impl Roots {
     /// # Errors
     /// In words: the directory is not there, or must not be written into.
     pub fn open(&self, exec_root: &str) -> Result<(RootId, Arc<Root>), String> {
-        match &self.rules.destination {
-            Destination::Directory { path, .. } => self.open_path(path, true),
+        let rules = self.rules();
+        match &rules.destination {
+            Destination::Directory { path, .. } => self.open_path(path, None),
             Destination::ExecRoot => {
-                let path = self.rules.translate(exec_root);
-                is_allowed_root(&path, &self.rules.allowed, rustix::process::geteuid().as_raw())
-                    .map_err(|e| format!("{e}; see --allow-exec-root and --path-map"))?;
-                self.open_path(&path, false)
+                let path = rules.translate(exec_root);
+                self.open_allowed(&path, &rules, "see --allow-exec-root and --path-map")
             }
         }
     }
@@ -155,19 +163,36 @@ impl Roots {
     /// # Errors
     /// In words: the directory is not there.
     pub fn reopen(&self, path: &Path) -> Result<(RootId, Arc<Root>), String> {
-        is_allowed_root(path, &self.rules.allowed, rustix::process::geteuid().as_raw())
-            .map_err(|e| format!("{e}; see --allow-exec-root"))?;
-        self.open_path(path, false)
+        self.open_allowed(path, &self.rules(), "see --allow-exec-root")
     }
 
-    fn open_path(&self, path: &Path, create: bool) -> Result<(RootId, Arc<Root>), String> {
+    fn open_allowed(
+        &self,
+        path: &Path,
+        rules: &RootRules,
+        advice: &str,
+    ) -> Result<(RootId, Arc<Root>), String> {
+        let user = rustix::process::geteuid().as_raw();
+        is_allowed_root(path, &rules.allowed, user).map_err(|e| format!("{e}; {advice}"))?;
+        // Another directory may have been put there since its path was looked at.
+        let check = |place: &OutputRoot| {
+            is_allowed_open(place, &rules.allowed, user).map_err(|e| format!("{e}; {advice}"))
+        };
+        self.open_path(path, Some(&check))
+    }
+
+    /// Opens a directory: an exec root, which is checked, or the user's own choice.
+    fn open_path(&self, path: &Path, check: Option<Check<'_>>) -> Result<(RootId, Arc<Root>), String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((id, root)) = open.get(path)
             && root.place.is_same()
         {
             return Ok((*id, root.clone()));
         }
-        let place = OutputRoot::open(path, create).map_err(|e| e.to_string())?;
+        let place = OutputRoot::open(path, check.is_none()).map_err(|e| e.to_string())?;
+        if let Some(check) = check {
+            check(&place)?;
+        }
         // A daemon that was killed may have left something here before its record knew of the root, or the record is
         // lost.
         match place.sweep() {

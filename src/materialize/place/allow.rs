@@ -5,23 +5,46 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::error::{PlaceError, PlaceErrorKind};
+use super::{
+    error::{PlaceError, PlaceErrorKind},
+    root::OutputRoot,
+};
 
 /// Checks that a directory, as a stream names it, may be written into.
 ///
-/// Without an allow-list, any directory that the user `uid` owns; with one, any directory that is in it or below
-/// one of its entries, whoever owns it. Never `/`, a home directory itself, or a directory that holds homes. What
-/// does not exist yet is judged by the nearest directory that does.
+/// Without an allow-list, any directory that the user `uid` owns, if neither it nor one above it can be changed by every
+/// user of the machine (a sticky one such as `/tmp` can't, as far as others' entries go); with one, any directory that
+/// is in it or below one of its entries, whoever owns it. Never `/`, a home directory itself, or a directory that holds
+/// homes. What does not exist yet is judged by the nearest directory that does.
 ///
 /// # Errors
 /// With [`PlaceErrorKind::NotAllowed`] and the reason; or when the path cannot be resolved.
 pub fn is_allowed_root(path: &Path, allowed: &[PathBuf], uid: u32) -> Result<(), PlaceError> {
-    // No lookup of other users' homes: those are theirs, and refused by owner.
-    let homes: Vec<PathBuf> = std::env::home_dir().into_iter().collect();
-    judge(path, allowed, uid, &homes)
+    judge(path, None, allowed, uid, &homes())
 }
 
-fn judge(path: &Path, allowed: &[PathBuf], uid: u32, homes: &[PathBuf]) -> Result<(), PlaceError> {
+/// The same of a root that is open: where it lies, and whose it is, is asked of the descriptor. What was at the path
+/// when that was checked may be another directory by now.
+///
+/// # Errors
+/// As [`is_allowed_root`].
+pub fn is_allowed_open(root: &OutputRoot, allowed: &[PathBuf], uid: u32) -> Result<(), PlaceError> {
+    let owner = root.owner()?;
+    judge(&root.place()?, Some(owner), allowed, uid, &homes())
+}
+
+/// No lookup of other users' homes: those are theirs, and refused by owner.
+fn homes() -> Vec<PathBuf> {
+    std::env::home_dir().into_iter().collect()
+}
+
+fn judge(
+    path: &Path,
+    owner: Option<u32>,
+    allowed: &[PathBuf],
+    uid: u32,
+    homes: &[PathBuf],
+) -> Result<(), PlaceError> {
     const OPERATION: &str = "check output root";
     let refused = |reason: String| {
         Err(PlaceError::new(
@@ -55,11 +78,24 @@ fn judge(path: &Path, allowed: &[PathBuf], uid: u32, homes: &[PathBuf]) -> Resul
         };
     }
     let existing = real.ancestors().find(|a| a.exists()).unwrap_or(&real);
-    let owner = existing.metadata().map_err(|e| io_error(&e))?.uid();
+    let owner = match owner {
+        Some(owner) => owner,
+        None => existing.metadata().map_err(|e| io_error(&e))?.uid(),
+    };
     if owner != uid {
         return refused(format!(
             "{existing:?} belongs to user {owner}, not to user {uid}; allow it with --allow-exec-root"
         ));
+    }
+    for directory in existing.ancestors() {
+        let mode = directory.metadata().map_err(|e| io_error(&e))?.mode();
+        if mode & 0o1002 == 0o002 {
+            return refused(format!(
+                "every user of this machine can change what is in {directory:?} (mode {:04o}); take that right away, or \
+                 allow the directory with --allow-exec-root",
+                mode & 0o7777
+            ));
+        }
     }
     Ok(())
 }
@@ -116,12 +152,12 @@ mod tests {
         ] {
             for allowed in [&[][..], &everything[..]] {
                 assert!(
-                    reason(judge(path, allowed, me, &homes)).contains("home"),
+                    reason(judge(path, None, allowed, me, &homes)).contains("home"),
                     "{path:?}"
                 );
             }
         }
-        judge(&home.join("cache"), &[], me, &homes).unwrap();
+        judge(&home.join("cache"), None, &[], me, &homes).unwrap();
     }
 
     #[test]
@@ -144,5 +180,58 @@ mod tests {
     fn relative_and_dotted_paths_are_refused() {
         assert!(reason(is_allowed_root(Path::new("a/b"), &[], 0)).contains("absolute"));
         assert!(reason(is_allowed_root(Path::new("/a/../b"), &[], 0)).contains("\"..\""));
+    }
+
+    #[test]
+    fn a_directory_is_not_written_into_where_everybody_can_replace_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let me = fs::metadata(dir.path()).unwrap().uid();
+        let (above, root) = (dir.path().join("above"), dir.path().join("above/root"));
+        fs::create_dir_all(&root).unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        for open in [&above, &root] {
+            mode(open, 0o777);
+            let told = reason(is_allowed_root(&root, &[], me));
+            assert!(
+                told.contains("0777") && told.contains("--allow-exec-root"),
+                "{told}"
+            );
+            assert!(reason(is_allowed_root(&root.join("not/there/yet"), &[], me)).contains("0777"));
+            // Who names it vouches for it.
+            is_allowed_root(&root, std::slice::from_ref(&root), me).unwrap();
+            // Nobody can take away or rename others' entries.
+            mode(open, 0o1777);
+            is_allowed_root(&root, &[], me).unwrap();
+            mode(open, 0o755);
+        }
+    }
+
+    #[test]
+    fn what_was_opened_is_judged_and_not_what_lies_at_its_path_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = fs::metadata(dir.path()).unwrap().uid();
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        fs::create_dir_all(inside.join("root")).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        let allowed = [inside.clone()];
+        // Checked, and then another directory was put there before it was opened.
+        let path = inside.join("root");
+        is_allowed_root(&path, &allowed, me).unwrap();
+        fs::remove_dir(&path).unwrap();
+        symlink(&outside, &path).unwrap();
+        let swapped = OutputRoot::open(&path, false).unwrap();
+        assert!(reason(is_allowed_open(&swapped, &allowed, me)).contains("--allow-exec-root"));
+        // Swapped back, so that a second look at the path would be deceived.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(reason(is_allowed_open(&swapped, &allowed, me)).contains("--allow-exec-root"));
+        let whose = reason(is_allowed_open(&swapped, &[], me + 1));
+        assert!(whose.contains("belongs to user"), "{whose}");
+        let right = OutputRoot::open(&path, false).unwrap();
+        is_allowed_open(&right, &allowed, me).unwrap();
+        // Taken away since: nothing is at its place that could be judged.
+        fs::remove_dir(&path).unwrap();
+        is_allowed_open(&right, &allowed, me).unwrap_err();
     }
 }

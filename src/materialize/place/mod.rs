@@ -39,7 +39,7 @@ mod writable;
 #[cfg(test)]
 mod tests;
 
-pub use allow::is_allowed_root;
+pub use allow::{is_allowed_open, is_allowed_root};
 pub use check::{Check, Vouched};
 pub use epoch::{Epoch, Permit};
 pub use error::{PlaceError, PlaceErrorKind};

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fmt,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -113,6 +113,30 @@ impl OutputRoot {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where the open directory lies now, as the system says. Without `/proc`, where it was when it was opened.
+    ///
+    /// # Errors
+    /// When it is not there any more.
+    pub(super) fn place(&self) -> Result<PathBuf, PlaceError> {
+        let gone = |errno| PlaceError::system_error("check output root", &self.path, errno);
+        let link = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let place = std::fs::read_link(link).unwrap_or_else(|_| self.canonical.clone());
+        // A deleted directory's name ends in " (deleted)", and one that is mounted over is not where it says.
+        let there = fs::lstat(&place).map_err(gone)?;
+        if sys::inode(&there) == self.inode {
+            Ok(place)
+        } else {
+            Err(gone(Errno::STALE))
+        }
+    }
+
+    /// The open directory's owner.
+    pub(super) fn owner(&self) -> Result<u32, PlaceError> {
+        fs::fstat(&self.fd)
+            .map(|stat| stat.st_uid)
+            .map_err(|errno| PlaceError::system_error("check output root", &self.path, errno))
     }
 
     /// Device number.
