@@ -12,7 +12,7 @@ mod progress;
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -168,7 +168,12 @@ pub(super) struct Actor {
 }
 
 fn new_build(shared: &Shared) -> Build {
-    Build::new(shared.policy.clone()).holding_sets(shared.holds_sets)
+    let policy = shared
+        .policy
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    Build::new(policy).holding_sets(shared.holds_sets)
 }
 
 impl Actor {

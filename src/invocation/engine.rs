@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -55,7 +55,7 @@ pub struct Report {
 
 /// What all invocations share.
 pub(super) struct Shared {
-    pub(super) policy: Policy,
+    pub(super) policy: RwLock<Policy>,
     pub(super) record: Record,
     pub(super) materializer: Materializer,
     pub(super) roots: Arc<Roots>,
@@ -118,7 +118,7 @@ impl Engine {
         let (reports, _) = broadcast::channel(64);
         Self {
             shared: Arc::new(Shared {
-                policy,
+                policy: RwLock::new(policy),
                 record,
                 materializer,
                 roots,
@@ -130,6 +130,11 @@ impl Engine {
                 holds_sets,
             }),
         }
+    }
+
+    /// Another selection, for builds that begin from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        *self.shared.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     /// Reports of invocations that settle from now on.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use crate::{
@@ -47,7 +47,7 @@ impl SourceCache {
 
 /// The caches in use.
 pub struct Sources {
-    rule: SourceRule,
+    rule: RwLock<SourceRule>,
     open: Mutex<HashMap<String, SourceCache>>,
 }
 
@@ -56,9 +56,20 @@ impl Sources {
     #[must_use]
     pub fn new(rule: SourceRule) -> Self {
         Self {
-            rule,
+            rule: RwLock::new(rule),
             open: Mutex::default(),
         }
+    }
+
+    /// Another rule, for builds from now on. Those that have found their cache keep it.
+    pub fn set_rule(&self, rule: SourceRule) {
+        *self.rule.write().unwrap_or_else(PoisonError::into_inner) = rule;
+        // They may hold credentials that do not count any more.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn rule(&self) -> SourceRule {
+        self.rule.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The cache for a build.
@@ -66,7 +77,7 @@ impl Sources {
     /// # Errors
     /// In words: the build names no gRPC cache, or one that is not allowed.
     pub fn of_build(&self, command_line: Option<&CommandLine>) -> Result<SourceCache, String> {
-        match &self.rule {
+        match &self.rule() {
             SourceRule::Fixed(cache) => Ok(named(cache)),
             SourceRule::FromBuild { template, allowed } => {
                 let line =
@@ -86,7 +97,7 @@ impl Sources {
     /// # Errors
     /// In words: nothing is recorded, it is not allowed, or it can't be used.
     pub fn of_record(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, String> {
-        match &self.rule {
+        match &self.rule() {
             SourceRule::Fixed(cache) => Ok(named(cache)),
             SourceRule::FromBuild { template, allowed } => {
                 let options = recorded(template, endpoint, instance_name)?;
@@ -109,7 +120,7 @@ impl Sources {
     /// # Errors
     /// In words: it names no cache, one that is not allowed, or one that credentials would go to.
     pub fn of_import(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, String> {
-        match &self.rule {
+        match &self.rule() {
             SourceRule::Fixed(cache) => Ok(named(cache)),
             SourceRule::FromBuild { template, allowed } => {
                 let options = recorded(template, endpoint, instance_name)?;

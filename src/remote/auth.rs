@@ -10,6 +10,7 @@ use std::{
     fmt,
     path::PathBuf,
     process::Stdio,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -24,9 +25,9 @@ use tonic::metadata::{Ascii, AsciiMetadataKey, MetadataMap, MetadataValue};
 
 use super::{
     Attribution,
+    conceal::Secrets,
     error::{RemoteError, RemoteErrorKind},
     options::{Header, RemoteOptions},
-    status::{clipped, readable},
 };
 
 /// The Remote Execution API's header for [`RequestMetadata`].
@@ -51,6 +52,8 @@ pub(crate) struct Auth {
     helper: Option<Helper>,
     /// The helper's last answer. The lock is held while it runs: one run serves all who wait.
     answer: Mutex<Option<Answer>>,
+    /// What requests were sent with, lately.
+    secrets: RwLock<Arc<Secrets>>,
 }
 
 /// A helper's answer, or why there is none.
@@ -84,7 +87,24 @@ impl Auth {
             headers: options.headers.clone(),
             helper: Helper::choose(options)?,
             answer: Mutex::new(None),
+            secrets: RwLock::new(Arc::new(Secrets::of(options.headers.iter().map(Header::value)))),
         })
+    }
+
+    /// What is not to be shown of what a server says.
+    pub(crate) fn secrets(&self) -> Arc<Secrets> {
+        self.secrets
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// A helper's answer is as secret, and the one before it may still be on its way.
+    fn keep_secret(&self, before: Option<&Answer>, now: &[Header]) {
+        let before = before.and_then(|answer| answer.result.as_ref().ok());
+        let all = self.headers.iter().chain(now).chain(before.into_iter().flatten());
+        *self.secrets.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(Secrets::of(all.map(Header::value)));
     }
 
     /// The metadata of a request, and which credentials it holds.
@@ -105,7 +125,10 @@ impl Auth {
         if answer.as_ref().is_none_or(|a| a.until <= Instant::now()) {
             let run = answer.as_ref().map_or(0, |a| a.run) + 1;
             let (result, kept) = match helper.run().await {
-                Ok((headers, kept)) => (Ok(headers), kept),
+                Ok((headers, kept)) => {
+                    self.keep_secret(answer.as_ref(), &headers);
+                    (Ok(headers), kept)
+                }
                 Err(error) => {
                     tracing::warn!(%error, "no credentials");
                     (Err(error), KEPT_AT_LEAST)
@@ -266,9 +289,10 @@ impl Helper {
         let mut headers = Vec::new();
         for (name, values) in printed.headers {
             for value in values {
+                // Its name may be anything, too.
                 headers.push(
                     Header::new(&name, &value)
-                        .map_err(|reason| self.error(&format!("gave the header {name:?}: {reason}")))?,
+                        .map_err(|_| self.error("gave a header whose name or value can't be one"))?,
                 );
             }
         }
@@ -293,7 +317,7 @@ impl Helper {
             .arg("get")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(Stdio::null())
             .kill_on_drop(true);
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
@@ -301,9 +325,7 @@ impl Helper {
         let mut child = command
             .spawn()
             .map_err(|e| self.error(&format!("can't be started: {e}")))?;
-        let (Some(mut stdin), Some(stdout), Some(stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
+        let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(self.error("has no pipes"));
         };
         let question = serde_json::json!({ "uri": self.uri }).to_string();
@@ -311,23 +333,22 @@ impl Helper {
             // A helper that needs no question may have closed its input.
             let _ = stdin.write_all(question.as_bytes()).await;
         };
-        let (mut answer, mut words) = (Vec::new(), Vec::new());
-        let (mut stdout, mut stderr) = (stdout.take(MAX_ANSWER), stderr.take(MAX_ANSWER));
-        let ((), read, _) = tokio::join!(
-            ask,
-            stdout.read_to_end(&mut answer),
-            stderr.read_to_end(&mut words)
-        );
+        let mut answer = Vec::new();
+        let mut stdout = stdout.take(MAX_ANSWER);
+        let ((), read) = tokio::join!(ask, stdout.read_to_end(&mut answer));
         read.map_err(|e| self.error(&format!("can't be read: {e}")))?;
         let status = child
             .wait()
             .await
             .map_err(|e| self.error(&format!("can't be waited for: {e}")))?;
         if !status.success() {
-            // Its standard error is what the helper means the user to see; credentials are on the other stream.
-            let words = readable(&String::from_utf8_lossy(&words));
-            let separator = if words.is_empty() { "" } else { ": " };
-            return Err(self.error(&clipped(format!("ended with {status}{separator}{words}"))));
+            // Nothing of what it has printed: a script that shows what it does shows its secrets.
+            return Err(self.error(&format!(
+                "ended with {status}; what it says is shown nowhere, so run it by hand: echo '{{\"uri\":\"{}\"}}' | {} \
+                 get",
+                self.uri,
+                self.path.display()
+            )));
         }
         Ok(answer)
     }

@@ -255,7 +255,7 @@ fn content(client: &Client, digest: &Digest, answer: BatchPart) -> Answer {
     let context = || client.context(format_args!("blob {digest}"));
     let protocol = |message: String| RemoteError::new(RemoteErrorKind::Protocol, context(), message);
     if let Some(status) = answer.status.filter(|s| s.code != Code::Ok as i32) {
-        return Err(from_rpc(&context(), &status));
+        return Err(from_rpc(&context(), &status, &client.secrets()));
     }
     let data = match compressor::Value::try_from(answer.compressor) {
         Ok(compressor::Value::Identity) => answer.data,

@@ -12,6 +12,7 @@ use super::{
     auth::Auth,
     channel::{Connections, Pool},
     compression::Chooser,
+    conceal::Secrets,
     error::{RemoteError, RemoteErrorKind},
     options::RemoteOptions,
     retry::{RetryPolicy, Timer},
@@ -71,6 +72,11 @@ impl Client {
     /// `what`, and where: the context of errors.
     pub(crate) fn context(&self, what: impl std::fmt::Display) -> String {
         format!("{what} from {}", self.place)
+    }
+
+    /// What a server's words are shown without.
+    pub(crate) fn secrets(&self) -> Arc<Secrets> {
+        self.auth.secrets()
     }
 
     /// The instance name for requests.
@@ -152,7 +158,7 @@ impl Client {
         match tokio::time::timeout(self.options.stall_timeout, guarded(step)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(status)) => Err(Failure {
-                error: from_status(context, &status),
+                error: from_status(context, &status, &self.secrets()),
                 code: Some(status.code()),
             }),
             Err(_) => Err(RemoteError::new(

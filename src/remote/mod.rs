@@ -23,6 +23,7 @@ mod capabilities;
 pub(crate) mod channel;
 mod client;
 mod compression;
+pub(crate) mod conceal;
 mod inflate;
 mod rope;
 mod status;

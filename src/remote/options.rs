@@ -177,7 +177,13 @@ impl Header {
         let Some((name, value)) = text.split_once('=') else {
             return Err(config(flag, "not of the form NAME=VALUE"));
         };
-        Self::new(name, value).map_err(|reason| config(format!("{flag}={}=…", name.escape_debug()), reason))
+        Self::new(name, value).map_err(|reason| {
+            // What is no header's name may hold the value: `authorization: Basic bWU6cGFzcw==`.
+            match http::HeaderName::from_bytes(name.trim().as_bytes()) {
+                Ok(name) => config(format!("{flag}={name}=…"), reason),
+                Err(_) => config(flag, reason),
+            }
+        })
     }
 
     /// From a name and a value.

@@ -6,7 +6,10 @@ use bazel_remote_apis::google::rpc;
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use super::error::{RemoteError, RemoteErrorKind};
+use super::{
+    conceal::Secrets,
+    error::{RemoteError, RemoteErrorKind},
+};
 
 /// How much of a server's message is kept. Proxies answer with whole web pages.
 const MAX_MESSAGE: usize = 500;
@@ -18,9 +21,9 @@ struct RetryInfo {
     retry_delay: Option<prost_types::Duration>,
 }
 
-/// The error for a failed call. `context` says what was tried on what.
+/// The error for a failed call. `context` says what was tried on what; `secrets` is what is not to be shown.
 #[must_use]
-pub(crate) fn from_status(context: &str, status: &Status) -> RemoteError {
+pub(crate) fn from_status(context: &str, status: &Status, secrets: &Secrets) -> RemoteError {
     let mut message = readable(status.message());
     // The connection's own errors hide what happened behind "transport error".
     let mut source = status.source();
@@ -41,7 +44,7 @@ pub(crate) fn from_status(context: &str, status: &Status) -> RemoteError {
     RemoteError {
         kind: kind(status.code(), &message),
         context: context.to_owned(),
-        message: clipped(message),
+        message: clipped(secrets.conceal(message)),
         retry_after: rpc::Status::decode(status.details())
             .ok()
             .and_then(|status| retry_delay(&status)),
@@ -50,7 +53,7 @@ pub(crate) fn from_status(context: &str, status: &Status) -> RemoteError {
 
 /// The error for one blob of a batch.
 #[must_use]
-pub(crate) fn from_rpc(context: &str, status: &rpc::Status) -> RemoteError {
+pub(crate) fn from_rpc(context: &str, status: &rpc::Status, secrets: &Secrets) -> RemoteError {
     let code = Code::from_i32(status.code);
     let mut message = readable(&status.message);
     if message.is_empty() {
@@ -59,7 +62,7 @@ pub(crate) fn from_rpc(context: &str, status: &rpc::Status) -> RemoteError {
     RemoteError {
         kind: kind(code, &message),
         context: context.to_owned(),
-        message: clipped(message),
+        message: clipped(secrets.conceal(message)),
         retry_after: retry_delay(status),
     }
 }
@@ -140,7 +143,7 @@ mod tests {
     use super::*;
 
     fn kind_of(code: Code, message: &str) -> RemoteErrorKind {
-        from_status("reading x", &Status::new(code, message)).kind
+        from_status("reading x", &Status::new(code, message), &Secrets::default()).kind
     }
 
     #[test]
@@ -183,6 +186,7 @@ mod tests {
         let error = from_status(
             "x",
             &Status::unavailable("invalid peer certificate: UnknownIssuer"),
+            &Secrets::default(),
         );
         assert_eq!(error.kind, RemoteErrorKind::Config);
         assert!(!error.is_retryable());
@@ -212,14 +216,14 @@ mod tests {
         };
         let status = Status::with_details(Code::Unavailable, "busy", details.encode_to_vec().into());
         let after = Some(Duration::from_millis(2500));
-        assert_eq!(from_status("x", &status).retry_after, after);
-        assert_eq!(from_rpc("x", &details).retry_after, after);
+        assert_eq!(from_status("x", &status, &Secrets::default()).retry_after, after);
+        assert_eq!(from_rpc("x", &details, &Secrets::default()).retry_after, after);
     }
 
     #[test]
     fn undecodable_details_and_negative_delays_are_passed_over() {
         let garbage = Status::with_details(Code::Unavailable, "busy", vec![0xff, 0xff].into());
-        assert_eq!(from_status("x", &garbage).retry_after, None);
+        assert_eq!(from_status("x", &garbage, &Secrets::default()).retry_after, None);
         let info = RetryInfo {
             retry_delay: Some(prost_types::Duration {
                 seconds: -1,
@@ -233,13 +237,13 @@ mod tests {
             }],
             ..rpc::Status::default()
         };
-        assert_eq!(from_rpc("x", &negative).retry_after, None);
+        assert_eq!(from_rpc("x", &negative, &Secrets::default()).retry_after, None);
     }
 
     #[test]
     fn a_servers_words_are_one_line_of_bounded_length() {
         let page = format!("<html>\r\n\x1b[31m{}", "é".repeat(1000));
-        let message = from_status("x", &Status::unknown(page)).message;
+        let message = from_status("x", &Status::unknown(page), &Secrets::default()).message;
         assert!(message.starts_with("<html> [31mé"), "{message}");
         assert!(message.len() <= MAX_MESSAGE + 3);
     }

@@ -157,7 +157,7 @@ impl Transfer<'_> {
                 Ok(None) => return Err(self.ended_early().into()),
                 Err(status) => {
                     return Err(Failure {
-                        error: from_status(&self.context, &status),
+                        error: from_status(&self.context, &status, &self.client.secrets()),
                         code: Some(status.code()),
                     });
                 }

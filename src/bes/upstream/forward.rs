@@ -8,14 +8,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
-    ForwardStatus, Inner, Surroundings,
+    Credentials, ForwardStatus, Inner, Surroundings,
     builds::Opened,
     call::{Answer, Call},
     headers,
     supply::{End, Ready, Source},
     window::{Room, Window},
 };
-use crate::bes::{counters::Counters, sink::StreamKey};
+use crate::{
+    bes::{counters::Counters, sink::StreamKey},
+    remote::conceal::Secrets,
+};
 
 /// Acknowledged numbers are kept at most this often.
 const SAVED_EVERY: Duration = Duration::from_millis(100);
@@ -35,6 +38,10 @@ pub(super) struct Forwarder {
     upstream: Arc<Inner>,
     counters: Arc<Counters>,
     channel: Channel,
+    /// Those that the channel was made with.
+    credentials: Arc<Credentials>,
+    /// What the last call was made with.
+    secrets: Secrets,
     source: Source,
     /// No more comes from the source.
     dry: bool,
@@ -105,11 +112,14 @@ impl Forwarder {
         room: Arc<Room>,
     ) -> Self {
         let acked = status.borrow().acked;
+        let credentials = upstream.credentials();
         Self {
             key: key.clone(),
             upstream: Arc::clone(upstream),
             counters: Arc::clone(&around.counters),
-            channel: upstream.channels.open(),
+            channel: credentials.channels.open(),
+            credentials,
+            secrets: Secrets::default(),
             source,
             dry: false,
             room,
@@ -163,7 +173,7 @@ impl Forwarder {
                     self.conclude().await;
                     continue;
                 }
-                Err(status) => status,
+                Err(status) => Status::new(status.code(), self.secrets.conceal(status.message().to_owned())),
             };
             Counters::add(&self.counters.reconnects);
             let upstream = Arc::clone(&self.upstream);
@@ -194,10 +204,16 @@ impl Forwarder {
     /// nothing to wait for on this call.
     async fn call(&mut self) -> Result<(), Status> {
         let upstream = Arc::clone(&self.upstream);
+        let credentials = upstream.credentials();
+        if !Arc::ptr_eq(&credentials, &self.credentials) {
+            self.channel = credentials.channels.open();
+            self.credentials = credentials;
+        }
         let headers = headers::upstream(
             &self.source.headers.borrow_and_update(),
-            &upstream.options.headers,
+            &self.credentials.headers,
         );
+        self.secrets = headers::secrets(&headers);
         let mut call = Call::open(self.channel.clone(), headers);
         self.window.rewind();
         let mut close_by = None;
@@ -338,7 +354,8 @@ impl Forwarder {
             )),
             Err(status) if self.window.is_empty() => {
                 // It has what there is; the next event brings another call.
-                tracing::debug!(stream = %self.key, code = ?status.code(), message = status.message(), "closed upstream");
+                let message = self.secrets.conceal(status.message().to_owned());
+                tracing::debug!(stream = %self.key, code = ?status.code(), message, "closed upstream");
                 Ok(true)
             }
             Err(status) => Err(status),

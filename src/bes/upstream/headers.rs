@@ -2,7 +2,7 @@
 
 use tonic::metadata::MetadataMap;
 
-use crate::remote::Header;
+use crate::remote::{Header, conceal::Secrets};
 
 /// The client's headers without those that are of its connection to us, and with the user's in place of the client's of
 /// the same names.
@@ -26,6 +26,13 @@ pub(super) fn upstream(client: &MetadataMap, own: &[Header]) -> MetadataMap {
         }
     }
     MetadataMap::from_headers(headers)
+}
+
+/// What upstream's words are shown without: what it was sent, in case that it quotes it.
+pub(super) fn secrets(sent: &MetadataMap) -> Secrets {
+    let headers = sent.clone().into_headers();
+    // The build tool's own word on the request is no secret, and is binary.
+    Secrets::of(headers.values().filter_map(|value| value.to_str().ok()))
 }
 
 /// gRPC's own and HTTP's hop-by-hop headers (RFC 9110, 7.6.1).

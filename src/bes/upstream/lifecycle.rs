@@ -35,7 +35,7 @@ pub(super) struct Caller {
 impl Caller {
     pub(super) fn new(upstream: Arc<Inner>, build_id: &str) -> Self {
         Self {
-            channel: upstream.channels.open(),
+            channel: upstream.credentials().channels.open(),
             upstream,
             build_id: build_id.to_owned(),
         }
@@ -104,7 +104,8 @@ impl Caller {
     async fn call(&self, event: &LifecycleEvent) -> Result<(), Status> {
         let options = &self.upstream.options;
         let mut request = Request::new(event.request.clone());
-        *request.metadata_mut() = headers::upstream(&event.headers, &options.headers);
+        *request.metadata_mut() = headers::upstream(&event.headers, &self.upstream.credentials().headers);
+        let secrets = headers::secrets(request.metadata());
         let mut client = Grpc::new(self.channel.clone()).max_encoding_message_size(usize::MAX);
         let call = async {
             client
@@ -116,7 +117,9 @@ impl Caller {
                 .await
         };
         match tokio::time::timeout(options.call_timeout, call).await {
-            Ok(answer) => answer.map(drop),
+            Ok(answer) => answer
+                .map(drop)
+                .map_err(|status| Status::new(status.code(), secrets.conceal(status.message().to_owned()))),
             Err(_) => Err(Status::new(
                 Code::DeadlineExceeded,
                 "no answer to a lifecycle call in time",

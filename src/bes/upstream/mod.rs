@@ -27,7 +27,11 @@ mod tests;
 mod window;
 mod wire;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -114,10 +118,35 @@ pub struct Upstream {
 /// What all streams share.
 struct Inner {
     options: UpstreamOptions,
-    channels: Channels,
+    /// The headers and the certificates of the options, or newer ones.
+    credentials: RwLock<Arc<Credentials>>,
     delays: RetryDelays,
     health: Health,
     calls: BuildCalls,
+}
+
+/// How upstream is told who we are.
+struct Credentials {
+    channels: Channels,
+    headers: Vec<Header>,
+}
+
+impl Credentials {
+    fn new(options: &UpstreamOptions) -> Result<Self, UpstreamError> {
+        Ok(Self {
+            channels: Channels::new(options)?,
+            headers: options.headers.clone(),
+        })
+    }
+}
+
+impl Inner {
+    fn credentials(&self) -> Arc<Credentials> {
+        self.credentials
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
 }
 
 /// What is around a stream's tasks.
@@ -150,7 +179,7 @@ impl Upstream {
     /// When an option can't work, naming its flag.
     pub fn new(options: UpstreamOptions) -> Result<Self, UpstreamError> {
         let inner = Inner {
-            channels: Channels::new(&options)?,
+            credentials: RwLock::new(Arc::new(Credentials::new(&options)?)),
             delays: RetryDelays::new(options.first_retry, options.longest_retry),
             health: Health::new(options.endpoint.to_string()),
             calls: BuildCalls::default(),
@@ -159,6 +188,16 @@ impl Upstream {
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    /// Takes over the headers and certificates of another client of the same service, for connections and calls from now
+    /// on. Nothing else of it.
+    pub fn take_credentials(&self, other: &Self) {
+        *self
+            .inner
+            .credentials
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = other.inner.credentials();
     }
 
     /// What tells this service from another one.
