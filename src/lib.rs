@@ -33,6 +33,7 @@
 //! * [`remote`] is the client of a Remote Execution API cache. It has never heard of Bazel.
 //! * [`record`] keeps what is known of outputs and builds, in sled, behind an interface that cannot fail a build.
 //! * [`stage`] picks outputs of a recorded build and copies them to a directory; it carries builds elsewhere.
+//! * [`doors`] says who may come in at the listening sockets: certificates, tokens, whose process it is.
 //! * [`control`] answers the other commands and shows health and metrics.
 //! * [`notify`] tells others, by HTTP or by a command, what is settled.
 //! * [`daemon`] puts the rooms together and opens the doors; [`config`] checks what the user set; [`cli`] has one file
@@ -65,6 +66,7 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod digest;
+pub mod doors;
 pub mod embedded_cache;
 pub mod exec_path;
 pub mod invocation;

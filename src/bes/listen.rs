@@ -14,6 +14,11 @@ use std::{
 
 use tokio::net::{TcpListener, UnixListener};
 
+use crate::{
+    doors::{Door, Listening},
+    remote::without_user_info,
+};
+
 /// An address to listen on: `HOST:PORT`, or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BesAddress {
@@ -36,6 +41,12 @@ pub enum ListenError {
     /// There is a file that is no socket.
     #[error("{} exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
+    /// Others could put a socket of theirs in the place of ours.
+    #[error(
+        "{} is in a directory that every user of this machine can write to; choose another, such as one with mode 0700",
+        .0.display()
+    )]
+    Exposed(PathBuf),
     /// The system refused.
     #[error("listen on {address}: {source}")]
     Io {
@@ -67,7 +78,7 @@ impl FromStr for BesAddress {
             .unwrap_or(text)
             .parse()
             .map(Self::Tcp)
-            .map_err(|_| ListenError::Form(text.to_owned()))
+            .map_err(|_| ListenError::Form(without_user_info(text).to_string()))
     }
 }
 
@@ -80,12 +91,14 @@ impl fmt::Display for BesAddress {
     }
 }
 
-/// A listening socket.
-#[derive(Debug)]
-pub struct BesListener(pub(super) Socket);
+/// A listening socket, and whom it is for: with [`Door`]'s defaults, our own user's processes.
+pub struct BesListener {
+    socket: Socket,
+    door: Door,
+}
 
 #[derive(Debug)]
-pub(super) enum Socket {
+enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener, Option<SocketFile>),
 }
@@ -122,10 +135,13 @@ impl BesListener {
                 Self::from_tcp(listener).map_err(failed)
             }
             BesAddress::Unix(path) => {
+                if is_exposed(path) {
+                    return Err(ListenError::Exposed(path.clone()));
+                }
                 refuse_unless_stale(path).map_err(|e| e.unwrap_or_else(failed))?;
                 let (listener, file) = bind_private(path).map_err(failed)?;
                 let listener = UnixListener::from_std(listener).map_err(failed)?;
-                Ok(Self(Socket::Unix(listener, Some(file))))
+                Ok(Self::new(Socket::Unix(listener, Some(file))))
             }
         }
     }
@@ -136,7 +152,7 @@ impl BesListener {
     /// When it can't be made non-blocking.
     pub fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener).map(|l| Self(Socket::Tcp(l)))
+        TcpListener::from_std(listener).map(|l| Self::new(Socket::Tcp(l)))
     }
 
     /// Takes over an inherited unix listener; its file is its maker's to remove.
@@ -145,14 +161,27 @@ impl BesListener {
     /// When it can't be made non-blocking.
     pub fn from_unix(listener: StdUnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        UnixListener::from_std(listener).map(|l| Self(Socket::Unix(l, None)))
+        UnixListener::from_std(listener).map(|l| Self::new(Socket::Unix(l, None)))
     }
 
-    /// The unix listener, with the file that goes with it; `None` for a TCP one.
-    pub(crate) fn into_unix(self) -> Option<(UnixListener, Option<SocketFile>)> {
-        match self.0 {
-            Socket::Unix(listener, file) => Some((listener, file)),
-            Socket::Tcp(_) => None,
+    /// With a door's rules.
+    #[must_use]
+    pub fn behind(self, door: Door) -> Self {
+        Self { door, ..self }
+    }
+
+    /// As what connections are taken from, and by which rules; with the file that goes with a unix socket.
+    pub(crate) fn into_parts(self) -> (Listening, Door, Option<SocketFile>) {
+        match self.socket {
+            Socket::Tcp(listener) => (Listening::Tcp(listener), self.door, None),
+            Socket::Unix(listener, file) => (Listening::Unix(listener), self.door, file),
+        }
+    }
+
+    fn new(socket: Socket) -> Self {
+        Self {
+            socket,
+            door: Door::default(),
         }
     }
 
@@ -161,7 +190,7 @@ impl BesListener {
     /// # Errors
     /// When the system does not say, or an inherited unix socket has no path.
     pub fn address(&self) -> io::Result<BesAddress> {
-        match &self.0 {
+        match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().map(BesAddress::Tcp),
             Socket::Unix(_, Some(file)) => Ok(BesAddress::Unix(file.path.clone())),
             Socket::Unix(listener, None) => match listener.local_addr()?.as_pathname() {
@@ -194,6 +223,16 @@ fn refuse_unless_stale(path: &Path) -> Result<(), Result<ListenError, io::Error>
         // Also when it may not be asked, or its queue is full: then somebody is there.
         _ => Err(Ok(ListenError::InUse(path.to_owned()))),
     }
+}
+
+/// Whether anybody can replace what is at a path: its directory is open to all, and not as `/tmp` is (sticky).
+fn is_exposed(path: &Path) -> bool {
+    let directory = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return false,
+    };
+    fs::metadata(directory).is_ok_and(|m| m.mode() & 0o1002 == 0o002)
 }
 
 /// Makes the socket in a private directory and moves it, so that nobody can connect before its mode is set, and a
@@ -267,5 +306,19 @@ mod tests {
         ));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+    #[tokio::test]
+    async fn a_socket_is_not_made_where_others_could_replace_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = BesAddress::Unix(dir.path().join("bes.sock"));
+        let mode = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o777);
+        assert!(matches!(
+            BesListener::bind(&address),
+            Err(ListenError::Exposed(_))
+        ));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        mode(0o1777);
+        BesListener::bind(&address).unwrap();
     }
 }

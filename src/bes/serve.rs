@@ -3,17 +3,15 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 use tonic_health::server::HealthReporter;
 
-use super::{
-    listen::{BesListener, Socket},
-    raw::PublishBuildEventServer,
-    server::BesService,
+use super::{listen::BesListener, raw::PublishBuildEventServer, server::BesService};
+use crate::{
+    doors::{Guard, Incoming, Protocol},
+    proto::DESCRIPTORS,
 };
-use crate::proto::DESCRIPTORS;
 
 /// Events can be far larger than gRPC's default of 4 MiB: sets of 5,000 files, chunks of output.
 const MAX_MESSAGE: usize = 256 << 20;
@@ -62,14 +60,13 @@ pub fn server() -> Server {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(1 << 20)
-        .tcp_nodelay(true)
         // Finds clients that are gone without a word, such as a machine that sleeps.
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
 }
 
-/// Serves until `shutdown`, then lets every client go ([`BesService::close`]) and returns. Unix sockets' files are
-/// removed.
+/// Serves whom the listeners' doors let in until `shutdown`, then lets every client go ([`BesService::close`]) and returns. Unix
+/// sockets' files are removed.
 ///
 /// # Errors
 /// When a listener fails; the others are shut down then.
@@ -82,20 +79,14 @@ pub async fn serve(
     // A failed listener stops the others, not the caller's token.
     let stop = shutdown.child_token();
     let serving = listeners.into_iter().map(|listener| {
-        let router = server().add_routes(routes.clone());
+        let (listener, door, file) = listener.into_parts();
+        let router = server().layer(Guard(door.clone())).add_routes(routes.clone());
+        let incoming = Incoming::new(listener, door, Protocol::Http2);
         let stop = stop.clone();
         async move {
             let stopped = stop.clone().cancelled_owned();
-            let served = match listener.0 {
-                Socket::Tcp(listener) => {
-                    let incoming = TcpListenerStream::new(listener);
-                    router.serve_with_incoming_shutdown(incoming, stopped).await
-                }
-                Socket::Unix(listener, _file) => {
-                    let incoming = UnixListenerStream::new(listener);
-                    router.serve_with_incoming_shutdown(incoming, stopped).await
-                }
-            };
+            let served = router.serve_with_incoming_shutdown(incoming, stopped).await;
+            drop(file);
             stop.cancel();
             served
         }

@@ -16,9 +16,10 @@ use tonic::{
 
 use super::exit::Failure;
 use crate::{
-    config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs},
-    control::{Service, Token},
+    config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, TlsFiles},
+    control::Service,
     daemon::Rooms,
+    doors::Token,
     invocation::{policy::Policy, roots::Destination},
     proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
     record::{Record, RecordError},
@@ -65,13 +66,13 @@ impl fmt::Display for Door {
 }
 
 impl Door {
-    /// The one that the flags name. `authorities` is the file of `--tls-certificate`.
+    /// The one that the flags name.
     pub(super) fn new(
         control: &ControlArgs,
         state: &StateArgs,
-        authorities: Option<&Path>,
+        files: &TlsFiles<'_>,
     ) -> Result<Self, Failure> {
-        match control.address(authorities)? {
+        match control.address(files)? {
             Some(address) => Ok(Self::Named(Box::new(address))),
             None => Ok(Self::Socket(state.socket()?)),
         }
@@ -144,7 +145,7 @@ impl Client {
         state: &StateArgs,
         cache: &CacheArgs,
     ) -> Result<Self, Failure> {
-        let door = Door::new(control, state, cache.tls_certificate.as_deref())?;
+        let door = Door::new(control, state, &cache.tls_files())?;
         match door.connect().await {
             Ok(daemon) => Ok(Self::Daemon(daemon)),
             Err(refused) => Self::here(&door, &refused, state, cache).await,
@@ -371,6 +372,12 @@ fn lost(status: Status) -> Lost {
 fn told(status: tonic::Status) -> Failure {
     match status.code() {
         tonic::Code::NotFound => Failure::not_found(status.message()),
-        code => Failure::failed(format!("the daemon answered {code}: {}", status.message())),
+        code => {
+            // What has befallen the connection is behind the words "transport error".
+            match std::error::Error::source(&status) {
+                Some(cause) => Failure::failed(crate::remote::channel::chain(cause)),
+                None => Failure::failed(format!("the daemon answered {code}: {}", status.message())),
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ mod import;
 mod is_staged;
 mod ls;
 mod paths;
+mod reload;
 mod run;
 mod serve;
 mod stage;

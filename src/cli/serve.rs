@@ -8,19 +8,27 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{exit, exit::Failure, runtime};
+use super::{
+    exit,
+    exit::Failure,
+    reload::{self, Doors, Hangup, Reload},
+    runtime,
+};
 use crate::{
     bes::{BesAddress, BesListener},
     config::{
-        CacheArgs, ConfigError, ControlListenArgs, HoldArgs, NotifyArgs, PlaceArgs, SelectionArgs, StateArgs,
-        UpstreamArgs,
+        CacheArgs, ConfigError, ControlListenArgs, DoorArgs, HoldArgs, NotifyArgs, PlaceArgs, SelectionArgs,
+        StateArgs, UpstreamArgs,
     },
     daemon::{
-        ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready, notify_stopping,
+        AdminDoor, ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready,
+        notify_stopping,
     },
+    doors::{Door, Rules},
     invocation::roots::Destination,
     notify::Notifier,
     record::{Opening, Record},
+    remote::without_user_info,
     units::{parse_duration, parse_size},
 };
 
@@ -68,25 +76,28 @@ pub(super) struct ServeArgs {
     retention_size: String,
 
     #[command(flatten)]
+    pub(super) doors: DoorArgs,
+
+    #[command(flatten)]
     state: StateArgs,
 
     #[command(flatten)]
-    control: ControlListenArgs,
+    pub(super) control: ControlListenArgs,
 
     #[command(flatten)]
-    hold: HoldArgs,
+    pub(super) hold: HoldArgs,
 
     #[command(flatten)]
-    selection: SelectionArgs,
+    pub(super) selection: SelectionArgs,
 
     #[command(flatten)]
-    place: PlaceArgs,
+    pub(super) place: PlaceArgs,
 
     #[command(flatten)]
-    cache: CacheArgs,
+    pub(super) cache: CacheArgs,
 
     #[command(flatten)]
-    upstream: UpstreamArgs,
+    pub(super) upstream: UpstreamArgs,
 
     #[command(flatten)]
     notify: NotifyArgs,
@@ -99,6 +110,11 @@ pub(super) fn main(args: ServeArgs) -> Result<u8, Failure> {
 }
 
 async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
+    // What would end the process is heeded from here on.
+    let hangup = Hangup::listen()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let values = reload::values();
     // Everything is checked before anything is opened.
     let hold = args.hold.policy()?;
     let upstream = args.upstream.upstream(&mut args.cache, hold)?;
@@ -109,7 +125,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     let notify = args.notify.options()?;
     let state_dir = args.state.directory()?;
     let socket = args.state.socket()?;
-    let control_port = args.control.port()?;
+    let control_port = args.control.port(&args.doors)?;
     let idle_timeout = args
         .idle_timeout
         .as_deref()
@@ -138,29 +154,43 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         "none" => None,
         text => Some(
             text.parse::<SocketAddr>()
-                .map_err(|e| ConfigError::new(format!("--admin-listen={text}"), e))?,
+                .map_err(|e| ConfigError::new(format!("--admin-listen={}", without_user_info(text)), e))?,
         ),
     };
 
+    args.guards(&addresses, admin)?;
+
     let record = open_record(&state_dir).await?;
     let bes = listeners(inherited, &addresses)?;
+    let addresses = bes
+        .iter()
+        .map(BesListener::address)
+        .collect::<Result<Vec<_>, _>>()?;
+    // Those that were handed over could not be looked at before.
+    let guards = args.guards(&addresses, admin)?;
+    let doors = Doors {
+        bes: Door::new(guards.bes),
+        admin: Door::new(guards.admin),
+        control: control_port.as_ref().map(|port| Door::new(port.rules.clone())),
+    };
+    let bes = bes.into_iter().map(|b| b.behind(doors.bes.clone())).collect();
     let control = BesListener::bind(&BesAddress::Unix(socket.clone()))
         .map_err(|e| Failure::usage(format!("--control-socket: {e}")))?;
-    let admin = match admin {
-        Some(address) => Some(
-            TcpListener::bind(address)
+    let admin_door = match admin {
+        Some(address) => Some(AdminDoor {
+            listener: TcpListener::bind(address)
                 .await
                 .map_err(|e| Failure::usage(format!("--admin-listen={address}: {e}")))?,
-        ),
+            door: doors.admin.clone(),
+        }),
         None => None,
     };
-    let control_door = match control_port {
-        Some(port) => Some(ControlDoor {
+    let control_door = match control_port.zip(doors.control.clone()) {
+        Some((port, door)) => Some(ControlDoor {
             listener: TcpListener::bind(port.address)
                 .await
                 .map_err(|e| Failure::usage(format!("--control-listen={}: {e}", port.address)))?,
-            tls: port.tls,
-            token: port.token,
+            door,
         }),
         None => None,
     };
@@ -171,15 +201,15 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         .transpose()
         .map_err(|e| Failure::usage(format!("--notify-url: {e}")))?;
     let mut daemon = Daemon::start(
-        rooms,
+        rooms.clone(),
         DaemonOptions {
             journal_dir: Some(state_dir.join("journal")),
             durable: args.durable,
             hold,
-            upstream,
+            upstream: upstream.clone(),
             bes,
             control: Some(control),
-            admin,
+            admin: admin_door,
             retention: Some(retention),
             idle_timeout,
             notifications: notifier.as_ref().map(Notifier::backlog),
@@ -191,7 +221,12 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         tracing::info!("taking build events on {address}");
     }
     if let Some(address) = daemon.admin {
-        tracing::info!("health and metrics on http://{address}");
+        let scheme = if doors.admin.rules().tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        tracing::info!("health and metrics on {scheme}://{address}");
     }
     if let Some(door) = control_door {
         let address = door.listener.local_addr()?;
@@ -205,8 +240,17 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     notify_ready();
 
     let shutdown = daemon.shutdown_token();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(hangup.heed(
+        Reload {
+            values,
+            doors,
+            addresses,
+            admin,
+            upstream,
+            rooms,
+        },
+        shutdown.clone(),
+    ));
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("ending: SIGTERM"),
@@ -226,6 +270,37 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     }
     ended.map_err(Failure::failed)?;
     Ok(exit::OK)
+}
+
+/// Whom the listeners are for, as far as it is told by flags of their own.
+pub(super) struct Guards {
+    pub(super) bes: Rules,
+    pub(super) admin: Rules,
+}
+
+impl ServeArgs {
+    /// The rules, if these addresses may be listened on by them.
+    pub(super) fn guards(
+        &self,
+        bes: &[BesAddress],
+        admin: Option<SocketAddr>,
+    ) -> Result<Guards, ConfigError> {
+        let guards = Guards {
+            bes: self.doors.bes()?,
+            admin: self.doors.admin()?,
+        };
+        for address in bes {
+            if let BesAddress::Tcp(at) = address {
+                let flag = format!("--bes-listen={at}");
+                self.doors.check(&flag, "--bes-token-file", *at, &guards.bes)?;
+            }
+        }
+        if let Some(at) = admin {
+            let flag = format!("--admin-listen={at}");
+            self.doors.check(&flag, "--admin-token-file", at, &guards.admin)?;
+        }
+        Ok(guards)
+    }
 }
 
 /// The sockets that were handed over, and those that were asked for; the default where there is neither.

@@ -16,7 +16,7 @@ use super::{
     paths, runtime, view,
 };
 use crate::{
-    config::{CacheArgs, ConfigError, ControlArgs, StateArgs},
+    config::{CacheArgs, ConfigError, ControlArgs, StateArgs, TlsFiles},
     control::wait::Judge,
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
     units::{now_ms, parse_duration, show_count, show_size},
@@ -62,6 +62,19 @@ pub(super) struct WaitArgs {
     #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CERTIFICATE")]
     tls_certificate: Option<PathBuf>,
 
+    /// PEM file of our certificate, for a daemon that wants one
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "OUTHAUL_TLS_CLIENT_CERTIFICATE",
+        requires = "tls_client_key"
+    )]
+    tls_client_certificate: Option<PathBuf>,
+
+    /// PEM file of the key of --tls-client-certificate
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_KEY")]
+    tls_client_key: Option<PathBuf>,
+
     #[command(flatten)]
     control: ControlArgs,
 
@@ -74,7 +87,14 @@ pub(super) fn main(args: &WaitArgs) -> Result<u8, Failure> {
     let choice = choice(args)?;
     let judge = Judge::new(&args.targets).map_err(Failure::usage)?;
     let timeout = timeout(args)?;
-    let door = Door::new(&args.control, &args.state, args.tls_certificate.as_deref())?;
+    let files = TlsFiles {
+        authorities: args.tls_certificate.as_deref(),
+        identity: args
+            .tls_client_certificate
+            .as_deref()
+            .zip(args.tls_client_key.as_deref()),
+    };
+    let door = Door::new(&args.control, &args.state, &files)?;
     let cache = CacheArgs::from_environment()?;
     let mut waiting = Waiting {
         args,

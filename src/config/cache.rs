@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 
-use super::ConfigError;
+use super::{ConfigError, TlsFiles};
 use crate::{
     digest::DigestFunction,
     invocation::sources::SourceRule,
@@ -132,6 +132,18 @@ impl CacheArgs {
         Alone::try_parse_from(["outhaul"])
             .map(|alone| alone.cache)
             .map_err(|e| ConfigError::new("the environment", e))
+    }
+
+    /// The TLS files, as far as they say something of a daemon that is asked.
+    #[must_use]
+    pub fn tls_files(&self) -> TlsFiles<'_> {
+        TlsFiles {
+            authorities: self.tls_certificate.as_deref(),
+            identity: self
+                .tls_client_certificate
+                .as_deref()
+                .zip(self.tls_client_key.as_deref()),
+        }
     }
 
     /// Whether a cache is named outright.

@@ -6,21 +6,28 @@ use std::{
 };
 
 use clap::Args;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
-use super::ConfigError;
-use crate::{bes::BesAddress, control::Token, remote::Endpoint};
+use super::{
+    ConfigError, DoorArgs,
+    doors::{server_tls, token},
+};
+use crate::{
+    bes::BesAddress,
+    doors::{Rules, Token},
+    remote::{Endpoint, without_user_info},
+};
 
 /// Flags of the daemon's control port.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Control API")]
 pub struct ControlListenArgs {
-    /// Serve the control API on TCP as well: IP:PORT. Needs --control-token-file, and TLS unless the address is a
-    /// loopback one
+    /// Serve the control API on TCP as well: IP:PORT. Needs --control-token-file or --listen-tls-client-ca, and TLS
+    /// unless the address is a loopback one
     #[arg(long, value_name = "ADDR", env = "OUTHAUL_CONTROL_LISTEN")]
     pub control_listen: Option<String>,
 
-    /// PEM file of the control port's certificate
+    /// PEM file of the control port's certificate, if it is another one than --listen-tls-certificate
     #[arg(long, value_name = "FILE", env = "OUTHAUL_CONTROL_TLS_CERTIFICATE")]
     pub control_tls_certificate: Option<PathBuf>,
 
@@ -34,14 +41,11 @@ pub struct ControlListenArgs {
 }
 
 /// A control port that can be opened.
-#[derive(Debug)]
 pub struct ControlPort {
     /// Where.
     pub address: SocketAddr,
-    /// With which certificate.
-    pub tls: Option<ServerTlsConfig>,
     /// For whom.
-    pub token: Token,
+    pub rules: Rules,
 }
 
 impl ControlListenArgs {
@@ -49,28 +53,27 @@ impl ControlListenArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong or missing.
-    pub fn port(&self) -> Result<Option<ControlPort>, ConfigError> {
-        let tls = match (&self.control_tls_certificate, &self.control_tls_key) {
-            (Some(certificate), Some(key)) => Some(identity(certificate, key)?),
-            (None, None) => None,
-            (Some(_), None) => {
-                return Err(ConfigError::new(
-                    "--control-tls-key",
-                    "is needed with --control-tls-certificate",
-                ));
-            }
-            (None, Some(_)) => {
-                return Err(ConfigError::new(
-                    "--control-tls-certificate",
-                    "is needed with --control-tls-key",
-                ));
-            }
+    pub fn port(&self, doors: &DoorArgs) -> Result<Option<ControlPort>, ConfigError> {
+        let own = [&self.control_tls_certificate, &self.control_tls_key];
+        let tls = if own.iter().any(|file| file.is_some()) {
+            server_tls(
+                ["--control-tls-certificate", "--control-tls-key"],
+                self.control_tls_certificate.as_deref(),
+                self.control_tls_key.as_deref(),
+                doors.listen_tls_client_ca.as_deref(),
+            )?
+        } else {
+            doors.tls()?
         };
-        let token = self.control_token_file.as_deref().map(token).transpose()?;
+        let token = self
+            .control_token_file
+            .as_deref()
+            .map(|file| token("--control-token-file", file))
+            .transpose()?;
         let Some(text) = &self.control_listen else {
             return Ok(None);
         };
-        let flag = || format!("--control-listen={text}");
+        let flag = || format!("--control-listen={}", without_user_info(text));
         let address = match text.parse() {
             Ok(BesAddress::Tcp(address)) => address,
             Ok(BesAddress::Unix(_)) => {
@@ -78,20 +81,28 @@ impl ControlListenArgs {
             }
             Err(_) => return Err(ConfigError::new(flag(), "is not an address: expected IP:PORT")),
         };
-        let token = token.ok_or_else(|| {
-            ConfigError::new(
-                "--control-token-file",
-                "is needed with --control-listen: whoever reaches the port could \
-                                                      ask for anything",
-            )
-        })?;
-        if tls.is_none() && !address.ip().is_loopback() {
+        let certified = tls.as_ref().is_some_and(|tls| tls.wants_certificates);
+        if token.is_none() && !certified {
             return Err(ConfigError::new(
-                flag(),
-                "needs --control-tls-certificate and --control-tls-key: others could read the token on its way",
+                "--control-token-file",
+                "is needed with --control-listen, or --listen-tls-client-ca: whoever reaches the port could ask for \
+                 anything",
             ));
         }
-        Ok(Some(ControlPort { address, tls, token }))
+        if tls.is_none() && !address.ip().to_canonical().is_loopback() && !doors.insecure {
+            return Err(ConfigError::new(
+                flag(),
+                "needs --control-tls-certificate and --control-tls-key, or --listen-tls-certificate and \
+                 --listen-tls-key: others could read the token on its way",
+            ));
+        }
+        let rules = Rules {
+            tls,
+            token,
+            // Of another user's process, a token was asked for.
+            strangers: false,
+        };
+        Ok(Some(ControlPort { address, rules }))
     }
 }
 
@@ -120,22 +131,26 @@ pub struct ControlAddress {
 }
 
 impl ControlArgs {
-    /// The daemon that `--control` names, if it names one. `authorities` is the file of `--tls-certificate`.
+    /// The daemon that `--control` names, if it names one.
     ///
     /// # Errors
     /// Naming the flag that is wrong or missing.
-    pub fn address(&self, authorities: Option<&Path>) -> Result<Option<ControlAddress>, ConfigError> {
+    pub fn address(&self, files: &TlsFiles<'_>) -> Result<Option<ControlAddress>, ConfigError> {
         let Some(text) = &self.control else {
             return Ok(None);
         };
         let endpoint = Endpoint::parse("--control", text)
             .map_err(|e| ConfigError::new(e.context.clone(), &e.message))?;
-        let token = self.control_token_file.as_deref().map(token).transpose()?;
+        let token = self
+            .control_token_file
+            .as_deref()
+            .map(|file| token("--control-token-file", file))
+            .transpose()?;
         if let Some(host) = endpoint.host() {
-            if token.is_none() {
+            if token.is_none() && files.identity.is_none() {
                 return Err(ConfigError::new(
                     "--control-token-file",
-                    "is needed to ask over TCP",
+                    "is needed to ask over TCP, or --tls-client-certificate",
                 ));
             }
             let loopback = host == "localhost"
@@ -149,40 +164,40 @@ impl ControlArgs {
                 ));
             }
         }
-        let tls = match authorities {
-            _ if !endpoint.is_tls() => None,
-            None => Some(ClientTlsConfig::new().with_native_roots()),
-            Some(file) => Some(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem(
-                "--tls-certificate",
-                file,
-                "CERTIFICATE",
-            )?))),
-        };
+        let tls = endpoint.is_tls().then(|| files.config()).transpose()?;
         // A socket is guarded by the system.
         let token = token.filter(|_| endpoint.host().is_some());
         Ok(Some(ControlAddress { endpoint, token, tls }))
     }
 }
 
-/// The port's certificate and key, as far as can be told by looking.
-fn identity(certificate: &Path, key: &Path) -> Result<ServerTlsConfig, ConfigError> {
-    let tls = ServerTlsConfig::new().identity(Identity::from_pem(
-        pem("--control-tls-certificate", certificate, "CERTIFICATE")?,
-        pem("--control-tls-key", key, "PRIVATE KEY")?,
-    ));
-    // What serving would say, while nothing is open yet.
-    Server::builder().tls_config(tls.clone()).map_err(|e| {
-        let reason = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-        ConfigError::new(
-            format!("--control-tls-certificate={}", certificate.display()),
-            reason,
-        )
-    })?;
-    Ok(tls)
+/// The files of `--tls-certificate`, and of `--tls-client-certificate` and `--tls-client-key`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TlsFiles<'a> {
+    /// The authorities that may sign the server's certificate, instead of the system's.
+    pub authorities: Option<&'a Path>,
+    /// Our own certificate and its key.
+    pub identity: Option<(&'a Path, &'a Path)>,
 }
 
-fn token(path: &Path) -> Result<Token, ConfigError> {
-    Token::read(path).map_err(|e| ConfigError::new(format!("--control-token-file={}", path.display()), e))
+impl TlsFiles<'_> {
+    fn config(&self) -> Result<ClientTlsConfig, ConfigError> {
+        let config = match self.authorities {
+            None => ClientTlsConfig::new().with_native_roots(),
+            Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem(
+                "--tls-certificate",
+                file,
+                "CERTIFICATE",
+            )?)),
+        };
+        Ok(match self.identity {
+            None => config,
+            Some((certificate, key)) => config.identity(Identity::from_pem(
+                pem("--tls-client-certificate", certificate, "CERTIFICATE")?,
+                pem("--tls-client-key", key, "PRIVATE KEY")?,
+            )),
+        })
+    }
 }
 
 /// The bytes of a PEM file that has a section of the kind.
@@ -205,6 +220,8 @@ mod tests {
     struct Serve {
         #[command(flatten)]
         args: ControlListenArgs,
+        #[command(flatten)]
+        doors: DoorArgs,
     }
 
     #[derive(Parser)]
@@ -215,12 +232,13 @@ mod tests {
 
     fn port(args: &[&str]) -> Result<Option<ControlPort>, ConfigError> {
         let args = std::iter::once("outhaul").chain(args.iter().copied());
-        Serve::parse_from(args).args.port()
+        let serve = Serve::parse_from(args);
+        serve.args.port(&serve.doors)
     }
 
     fn address(args: &[&str]) -> Result<Option<ControlAddress>, ConfigError> {
         let args = std::iter::once("outhaul").chain(args.iter().copied());
-        Ask::parse_from(args).args.address(None)
+        Ask::parse_from(args).args.address(&TlsFiles::default())
     }
 
     /// A directory with a token, a certificate and its key.
@@ -249,11 +267,12 @@ mod tests {
             port(&["--control-listen=127.0.0.1:0", &token])
                 .unwrap()
                 .unwrap()
+                .rules
                 .tls
                 .is_none()
         );
         let far = port(&["--control-listen=0.0.0.0:1", &token, &certificate, &key]);
-        assert!(far.unwrap().unwrap().tls.is_some());
+        assert!(far.unwrap().unwrap().rules.tls.is_some());
         let other = rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap();
         let other_key = dir.path().join("other.pem");
         std::fs::write(&other_key, other.signing_key.serialize_pem()).unwrap();
@@ -291,7 +310,7 @@ mod tests {
                 "--control-token-file=/nonexistent",
             ),
         ] {
-            let error = port(&args).expect_err("wrong").to_string();
+            let error = port(&args).err().expect("wrong").to_string();
             assert!(error.contains(flag), "{args:?}: {error}");
         }
     }

@@ -5,6 +5,7 @@
 
 mod cache;
 mod control;
+mod doors;
 mod file;
 mod notify;
 mod place;
@@ -14,7 +15,8 @@ mod upstream;
 
 pub use self::{
     cache::CacheArgs,
-    control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort},
+    control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort, TlsFiles},
+    doors::DoorArgs,
     file::with_config_file,
     notify::NotifyArgs,
     place::PlaceArgs,

@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::State,
+    extract::{Request, State},
     http::{StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::Metrics, record::Record};
+use crate::{
+    doors::{Caller, Door, Incoming, Listening, Protocol},
+    metrics::Metrics,
+    record::Record,
+};
 
 /// What the admin port shows.
 #[derive(Clone)]
@@ -38,19 +42,41 @@ impl Admin {
         self.ready.store(ready, std::sync::atomic::Ordering::Release);
     }
 
-    /// Serves until the token is cancelled.
+    /// Serves whom the door lets in until the token is cancelled.
     ///
     /// # Errors
     /// When the listener fails.
-    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> std::io::Result<()> {
+    pub async fn serve(
+        self,
+        listener: Listening,
+        door: Door,
+        shutdown: CancellationToken,
+    ) -> std::io::Result<()> {
+        let listener = Incoming::new(listener, door.clone(), Protocol::Http1);
         let router = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
+            .layer(middleware::from_fn(move |request, next| {
+                guard(door.clone(), request, next)
+            }))
             .with_state(self);
         axum::serve(listener, router)
             .with_graceful_shutdown(async move { shutdown.cancelled().await })
             .await
+    }
+}
+
+/// Whose process it is does not matter here: nothing can be changed, and what collects metrics is another user's as a
+/// rule.
+async fn guard(door: Door, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    match door.rules().judge(Caller::Remote, &path, request.headers_mut()) {
+        Ok(()) => next.run(request).await,
+        Err(refused) => {
+            let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+            (StatusCode::UNAUTHORIZED, challenge, format!("{refused}\n")).into_response()
+        }
     }
 }
 
@@ -63,7 +89,8 @@ async fn ready(State(admin): State<Admin>) -> Response {
     if health.is_ok() {
         "ready\n".into_response()
     } else {
-        format!("ready; the record is degraded: {:?}\n", health.state).into_response()
+        // No more of it: this is told to everybody who can connect. The log has the reason.
+        "ready; the record is degraded\n".into_response()
     }
 }
 

@@ -4,13 +4,7 @@ mod admin;
 mod server;
 mod service;
 pub(crate) mod staging;
-mod token;
 pub(crate) mod wait;
 
 pub(crate) use self::service::why::namer;
-pub use self::{
-    admin::Admin,
-    server::ControlServer,
-    service::Service,
-    token::{Token, TokenCheck, TokenError},
-};
+pub use self::{admin::Admin, server::ControlServer, service::Service};

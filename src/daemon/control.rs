@@ -1,13 +1,12 @@
-//! The control API's doors: the socket, and with TLS and a token also TCP.
+//! The control API's doors: the socket, and with a token or certificates also TCP.
 
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{service::interceptor::InterceptedService, transport::ServerTlsConfig};
 
 use crate::{
     bes::{self, BesListener},
-    control::{ControlServer, Service, Token, TokenCheck},
+    control::{ControlServer, Service},
+    doors::{Door, Guard, Incoming, Listening, Protocol},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
 };
 
@@ -18,10 +17,8 @@ const MAX_REQUEST: usize = 64 << 20;
 pub struct ControlDoor {
     /// Where it listens.
     pub listener: TcpListener,
-    /// Certificate and key; without, the port must not be reachable from elsewhere.
-    pub tls: Option<ServerTlsConfig>,
-    /// What callers must show.
-    pub token: Token,
+    /// Whom it lets in.
+    pub door: Door,
 }
 
 fn service(service: Service, stop: &CancellationToken) -> ControlService<ControlServer> {
@@ -34,31 +31,36 @@ pub(super) async fn serve_unix(
     listener: BesListener,
     stop: CancellationToken,
 ) -> Result<(), String> {
-    let Some((listener, _file)) = listener.into_unix() else {
+    let (listener, door, file) = listener.into_parts();
+    let Listening::Unix(_) = &listener else {
         return Err("the control API is served on unix sockets only".to_owned());
     };
-    bes::serve::server()
-        .add_service(service(rooms, &stop))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
-        .await
-        .map_err(|e| format!("the control socket: {e}"))
+    let served = serve(rooms, listener, door, stop).await;
+    drop(file);
+    served.map_err(|e| format!("the control socket: {e}"))
 }
 
-/// Serves on TCP to those who have the token.
+/// Serves on TCP to those whom the door lets in.
 pub(super) async fn serve_tcp(
     rooms: Service,
     door: ControlDoor,
     stop: CancellationToken,
 ) -> Result<(), String> {
-    let failed = |e| format!("the control port: {e}");
-    let mut server = bes::serve::server();
-    if let Some(tls) = door.tls {
-        server = server.tls_config(tls).map_err(failed)?;
-    }
-    let guarded = InterceptedService::new(service(rooms, &stop), TokenCheck(door.token));
-    server
-        .add_service(guarded)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(door.listener), stop.cancelled_owned())
+    serve(rooms, Listening::Tcp(door.listener), door.door, stop)
         .await
-        .map_err(failed)
+        .map_err(|e| format!("the control port: {e}"))
+}
+
+async fn serve(
+    rooms: Service,
+    listener: Listening,
+    door: Door,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = Incoming::new(listener, door.clone(), Protocol::Http2);
+    bes::serve::server()
+        .layer(Guard(door))
+        .add_service(service(rooms, &stop))
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await
 }

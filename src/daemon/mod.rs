@@ -27,6 +27,7 @@ use crate::{
         journal::JournalOptions,
     },
     control::{Admin, Service},
+    doors::{Door, Listening},
     invocation::{
         Engine,
         policy::Policy,
@@ -53,6 +54,8 @@ pub struct Rooms {
     pub engine: Engine,
     /// Answers questions.
     pub service: Service,
+    roots: Arc<Roots>,
+    sources: Arc<Sources>,
 }
 
 impl Rooms {
@@ -81,13 +84,28 @@ impl Rooms {
             sources.clone(),
             metrics.clone(),
         );
-        let service = Service::new(record.clone(), materializer, roots, sources, Some(engine.clone()));
+        let service = Service::new(
+            record.clone(),
+            materializer,
+            roots.clone(),
+            sources.clone(),
+            Some(engine.clone()),
+        );
         Ok(Self {
             record,
             metrics,
             engine,
             service,
+            roots,
+            sources,
         })
+    }
+
+    /// Other policies, for builds from now on.
+    pub fn reload(&self, policy: Policy, rules: RootRules, source: SourceRule) {
+        self.engine.set_policy(policy);
+        self.roots.set_rules(rules);
+        self.sources.set_rule(source);
     }
 
     /// The event service in front of the engine, and of the upstream service if there is one.
@@ -115,6 +133,14 @@ impl Rooms {
     }
 }
 
+/// A port for health and metrics.
+pub struct AdminDoor {
+    /// Where it listens.
+    pub listener: TcpListener,
+    /// Whom it lets in.
+    pub door: Door,
+}
+
 /// The daemon's doors and habits.
 pub struct DaemonOptions {
     /// Where the journal is kept; without one, nothing acknowledged outlives the process.
@@ -130,7 +156,7 @@ pub struct DaemonOptions {
     /// Where the control API is served.
     pub control: Option<BesListener>,
     /// Where the admin port is served.
-    pub admin: Option<TcpListener>,
+    pub admin: Option<AdminDoor>,
     /// What is kept of old builds; everything, if not told.
     pub retention: Option<Retention>,
     /// After how much idleness the daemon ends by itself.
@@ -183,7 +209,7 @@ impl Daemon {
         let admin = options
             .admin
             .as_ref()
-            .map(TcpListener::local_addr)
+            .map(|admin| admin.listener.local_addr())
             .transpose()
             .map_err(|e| e.to_string())?;
         interrupt_stale(&rooms.record).await;
@@ -206,10 +232,10 @@ impl Daemon {
             tasks.spawn(async move { control::serve_unix(service, listener, stop).await });
         }
         let page = Admin::new(rooms.metrics.clone(), rooms.record.clone());
-        if let Some(listener) = options.admin {
+        if let Some(admin) = options.admin {
             let (page, stop) = (page.clone(), shutdown.clone());
             tasks.spawn(async move {
-                page.serve(listener, stop)
+                page.serve(Listening::Tcp(admin.listener), admin.door, stop)
                     .await
                     .map_err(|e| format!("the admin port: {e}"))
             });

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod access;
 mod activation;
 mod admin;
 mod bad_endpoints;
@@ -14,6 +15,7 @@ mod notifying;
 mod python;
 mod reading;
 mod scripts;
+mod secrets;
 mod staging;
 mod support;
 mod waiting;

@@ -1,0 +1,294 @@
+//! Judges each call at a door.
+
+use std::task::{Context, Poll};
+
+use futures::future::{Either, Ready, ready};
+use http::{HeaderMap, Request, Response};
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+
+use super::{Caller, Door, Rules};
+
+/// What everybody may ask who may connect: whether we serve is no secret to them, and the probes of load balancers and
+/// clusters can show no token.
+const OPEN: &[&str] = &["/grpc.health.v1.Health/", "/healthz", "/readyz"];
+
+/// Why a call is not answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// It shows no token, or another one.
+    Token,
+    /// It is another user's process.
+    Stranger {
+        /// Whose.
+        uid: u32,
+        /// Whom it could come in for.
+        ours: u32,
+        /// Whether a token would let it in.
+        token: bool,
+    },
+    /// It is not told whose process it is.
+    Nobody,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Token => f.write_str(
+                "this door of outhaul wants the token of its token file, as authorization: Bearer TOKEN or as \
+                 x-outhaul-token: TOKEN",
+            ),
+            Self::Stranger { uid, ours, token } => {
+                write!(
+                    f,
+                    "this door of outhaul is for processes of user {ours} and of root; the caller is user {uid}"
+                )?;
+                if *token {
+                    f.write_str(", and shows no token")?;
+                }
+                Ok(())
+            }
+            Self::Nobody => f.write_str(
+                "this door of outhaul is for processes of its own user, and whose the caller is could not be told",
+            ),
+        }
+    }
+}
+
+impl Refused {
+    fn status(&self) -> Status {
+        let code = match self {
+            Self::Token => Code::Unauthenticated,
+            Self::Stranger { .. } | Self::Nobody => Code::PermissionDenied,
+        };
+        Status::new(code, self.to_string())
+    }
+}
+
+impl Rules {
+    /// Whether a call is answered. Our own token is taken out of its headers: it is nobody else's business, such as
+    /// that of whom headers are passed on to.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn judge(&self, caller: Caller, path: &str, headers: &mut HeaderMap) -> Result<(), Refused> {
+        let shown = self.token.as_ref().is_some_and(|token| token.take(headers));
+        if shown || OPEN.iter().any(|open| path.starts_with(open)) {
+            return Ok(());
+        }
+        let ours = rustix::process::geteuid().as_raw();
+        match caller {
+            Caller::Process { uid, unix } if uid == ours || uid == 0 => {
+                // The system vouches for a socket's peer. Over the loopback interface, a token is wanted for a reason.
+                if unix || self.token.is_none() {
+                    return Ok(());
+                }
+                Err(Refused::Token)
+            }
+            Caller::Process { uid, unix } => {
+                if !unix && self.strangers && self.token.is_none() {
+                    return Ok(());
+                }
+                Err(Refused::Stranger {
+                    uid,
+                    ours,
+                    token: self.token.is_some(),
+                })
+            }
+            Caller::Remote if self.token.is_none() => Ok(()),
+            Caller::Remote => Err(Refused::Token),
+            Caller::Unknown => Err(Refused::Nobody),
+        }
+    }
+}
+
+/// Puts [`Rules::judge`] before a gRPC service.
+#[derive(Clone)]
+pub struct Guard(pub Door);
+
+impl<S> Layer<S> for Guard {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded {
+            door: self.0.clone(),
+            inner,
+        }
+    }
+}
+
+/// A service behind a [`Guard`].
+#[derive(Clone)]
+pub struct Guarded<S> {
+    door: Door,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Guarded<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<Ready<Result<Response<Body>, S::Error>>, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        // Connections that are not ours (of tests, say) tell nothing, and are as good as remote ones.
+        let caller = request.extensions().get().copied().unwrap_or(Caller::Remote);
+        let path = request.uri().path().to_owned();
+        match self.door.rules().judge(caller, &path, request.headers_mut()) {
+            Ok(()) => Either::Right(self.inner.call(request)),
+            Err(refused) => {
+                self.door.tell(format_args!("a call was refused: {refused}"));
+                Either::Left(ready(Ok(refused.status().into_http())))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Token;
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef";
+
+    fn headers(all: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in all {
+            map.append(*name, value.parse().unwrap());
+        }
+        map
+    }
+
+    fn judge(rules: &Rules, caller: Caller, shown: &[(&'static str, &str)]) -> Result<(), Refused> {
+        rules.judge(caller, "/a.Service/Call", &mut headers(shown))
+    }
+
+    #[test]
+    fn a_door_without_a_token_is_for_our_own_user_and_root() {
+        let rules = Rules::default();
+        let ours = rustix::process::geteuid().as_raw();
+        for unix in [true, false] {
+            judge(&rules, Caller::Process { uid: ours, unix }, &[]).unwrap();
+            judge(&rules, Caller::Process { uid: 0, unix }, &[]).unwrap();
+            let stranger = Caller::Process { uid: ours + 7, unix };
+            let refused = judge(&rules, stranger, &[]).unwrap_err();
+            assert_eq!(refused.status().code(), Code::PermissionDenied);
+            assert!(
+                refused.to_string().contains(&format!("user {}", ours + 7)),
+                "{refused}"
+            );
+            let open = Rules {
+                strangers: true,
+                ..Rules::default()
+            };
+            // A socket is never open to others.
+            assert_eq!(judge(&open, stranger, &[]).is_ok(), !unix);
+        }
+        judge(&rules, Caller::Remote, &[]).unwrap();
+        assert_eq!(judge(&rules, Caller::Unknown, &[]), Err(Refused::Nobody));
+    }
+
+    #[test]
+    fn a_token_is_wanted_on_tcp_and_lets_strangers_in_everywhere() {
+        let rules = Rules {
+            token: Some(Token::new(SECRET).unwrap()),
+            ..Rules::default()
+        };
+        let ours = rustix::process::geteuid().as_raw();
+        let bearer = format!("Bearer {SECRET}");
+        let right: [&[(&'static str, &str)]; 2] =
+            [&[("authorization", &bearer)], &[("x-outhaul-token", SECRET)]];
+        let callers = [
+            Caller::Remote,
+            Caller::Unknown,
+            Caller::Process {
+                uid: ours,
+                unix: false,
+            },
+            Caller::Process {
+                uid: ours + 7,
+                unix: false,
+            },
+            Caller::Process {
+                uid: ours + 7,
+                unix: true,
+            },
+        ];
+        for caller in callers {
+            for shown in right {
+                judge(&rules, caller, shown).unwrap();
+            }
+            judge(&rules, caller, &[]).unwrap_err();
+            judge(&rules, caller, &[("authorization", "Bearer something-else-here")]).unwrap_err();
+        }
+        judge(
+            &rules,
+            Caller::Process {
+                uid: ours,
+                unix: true,
+            },
+            &[],
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn probes_need_no_token() {
+        let rules = Rules {
+            token: Some(Token::new(SECRET).unwrap()),
+            ..Rules::default()
+        };
+        for (path, open) in [
+            ("/grpc.health.v1.Health/Check", true),
+            ("/healthz", true),
+            ("/metrics", false),
+            ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", false),
+        ] {
+            let judged = rules.judge(Caller::Remote, path, &mut HeaderMap::new());
+            assert_eq!(judged.is_ok(), open, "{path}");
+        }
+    }
+
+    #[test]
+    fn our_token_goes_no_further_and_what_is_meant_for_others_does() {
+        let rules = Rules {
+            token: Some(Token::new(SECRET).unwrap()),
+            ..Rules::default()
+        };
+        let bearer = format!("Bearer {SECRET}");
+        let mut map = headers(&[
+            ("authorization", "Bearer the-upstream-services-own"),
+            ("authorization", &bearer),
+            ("x-outhaul-token", SECRET),
+            ("x-api-key", "key"),
+        ]);
+        rules.judge(Caller::Remote, "/a.Service/Call", &mut map).unwrap();
+        let mut left: Vec<_> = map
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.to_str().unwrap()))
+            .collect();
+        left.sort_unstable();
+        assert_eq!(
+            left,
+            [
+                ("authorization", "Bearer the-upstream-services-own"),
+                ("x-api-key", "key")
+            ]
+        );
+        // On a socket, where it is not needed, as well.
+        let ours = rustix::process::geteuid().as_raw();
+        let mut map = headers(&[("authorization", &bearer)]);
+        let caller = Caller::Process {
+            uid: ours,
+            unix: true,
+        };
+        rules.judge(caller, "/a.Service/Call", &mut map).unwrap();
+        assert!(map.is_empty());
+    }
+}
