@@ -67,7 +67,11 @@ impl Door {
     /// The rules at present.
     #[must_use]
     pub fn rules(&self) -> Arc<Rules> {
-        self.0.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .rules
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Logs why somebody was turned away, unless that was just done.

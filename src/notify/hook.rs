@@ -19,11 +19,15 @@ use crate::metrics::{Metrics, Notified};
 /// A command of the user's for the shell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hook {
-    /// What `sh -c` runs, with the document on standard input.
+    /// What the shell runs, with the document on standard input.
     pub command: String,
     /// It and its process group are killed after so long.
     pub timeout: Duration,
 }
+
+/// Takes the command from the environment, which only its user can read: every user can read command lines.
+const SHELL: &str =
+    "command=$OUTHAUL_ON_SETTLED_COMMAND; unset OUTHAUL_ON_SETTLED_COMMAND; eval \"$command\"";
 
 /// Runs the command until the queue is closed and empty. How it ends is logged, and changes nothing else.
 pub(super) async fn run(queue: Arc<Queue>, hook: Hook, metrics: Metrics) {
@@ -77,7 +81,8 @@ async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String>
         .try_clone_to_owned()
         .map_err(|e| format!("standard error can't be handed on: {e}"))?;
     let mut child = Command::new("sh")
-        .args(["-c", &hook.command])
+        .args(["-c", SHELL])
+        .env("OUTHAUL_ON_SETTLED_COMMAND", &hook.command)
         .env("OUTHAUL_EVENT", document.event.name())
         .env("OUTHAUL_INVOCATION_ID", &document.invocation_id)
         .stdin(Stdio::piped())

@@ -736,3 +736,77 @@ async fn tokens_certificates_and_settings_are_read_again_at_sighup() {
         assert!(!log.contains(secret), "{secret} in {log}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
+    let world = World::new().await;
+    let make = |name: &str| {
+        let path = world.path(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let (home, allowed, outside) = (make("home"), make("allowed"), make("outside/execroot"));
+    let open_to_all = make("open/execroot");
+    let above = std::path::Path::new(&open_to_all).parent().unwrap();
+    std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let link = format!("{allowed}/link");
+    std::os::unix::fs::symlink(&outside, &link).unwrap();
+    let dotted = format!("{allowed}/../outside/execroot");
+    let allow = format!("--allow-exec-root={allowed}");
+    for (n, (exec_root, flag, reason)) in [
+        ("/", None, "root, a home directory or above one"),
+        ("//", None, "root, a home directory or above one"),
+        (home.as_str(), None, "root, a home directory or above one"),
+        (&*world.path(""), None, "root, a home directory or above one"),
+        (&open_to_all, None, "can change what is in"),
+        ("outside/execroot", None, "not an absolute path"),
+        (&dotted, None, "\"..\""),
+        (
+            &outside,
+            Some(&allow),
+            "none of the directories given with --allow-exec-root",
+        ),
+        (
+            &link,
+            Some(&allow),
+            "none of the directories given with --allow-exec-root",
+        ),
+        (&dotted, Some(&allow), "\"..\""),
+        (
+            "/proc/self/cwd",
+            Some(&allow),
+            "none of the directories given with --allow-exec-root",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let setting = outhaul::demo::Setting {
+            workspace: world.path("workspace"),
+            exec_root: exec_root.to_owned(),
+            remote_cache: world.cache.endpoint(),
+            instance_name: String::new(),
+        };
+        let build = GeneratedBuild::new(world.cache.store(), setting, 1);
+        let mut command = outhaul();
+        command
+            .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
+            .args([
+                format!("--state-dir={}", world.path(&format!("state{n}"))),
+                world.cache_flag(),
+            ])
+            .args(flag)
+            .env("HOME", &home);
+        let server = Server::start(command).await;
+        // The build is not failed for it.
+        world.play(&build, server.door()).await;
+        let state = format!("--state-dir={}", world.path(&format!("state{n}")));
+        let status = run(["status", "--json", &state]).await.expect(0);
+        let told = status.json()[0].to_string().replace("\\\"", "\"");
+        assert!(told.contains(reason), "{exec_root}: {told}");
+    }
+    for root in [&home, &outside, &open_to_all, &allowed] {
+        assert!(!std::path::Path::new(root).join("bazel-out").exists(), "{root}");
+    }
+    assert!(!std::path::Path::new("/bazel-out").exists());
+}

@@ -190,6 +190,8 @@ impl Planted {
             ),
         );
         let state = format!("--state-dir={}", self.world.path(&format!("state-{name}")));
+        // What is started shows its command line to every user of the machine.
+        let started = self.world.path(&format!("{name}.started"));
         let mut command = outhaul();
         command
             .args([
@@ -231,7 +233,10 @@ impl Planted {
                 "--notify-secret-file={}",
                 file("signing", &plant("notify-secret"))
             ))
-            .arg(format!("--on-settled=TOKEN={} no-such-program", plant("command")))
+            .arg(format!(
+                "--on-settled=TOKEN={}; tr '\\0' ' ' < /proc/$$/cmdline >> {started}; no-such-program",
+                plant("command")
+            ))
             .env(
                 "OUTHAUL_BES_HEADER",
                 format!("x-upstream-key={}", plant("bes-header")),
@@ -317,6 +322,9 @@ impl Planted {
         let posted = posted.lock().unwrap().clone();
         assert!(posted.contains("invocation_settled"), "{posted}");
         self.shown.push((format!("{name}: notifications"), posted));
+        let started = std::fs::read_to_string(&started).unwrap();
+        assert!(started.contains("sh -c"), "{started}");
+        self.shown.push((format!("{name}: what was started"), started));
     }
 }
 
