@@ -216,6 +216,8 @@ async fn daemon(base: &Path, files: usize) -> Result<Cost, Failure> {
         durable: false,
         hold: HoldPolicy::default(),
         upstream: None,
+        limits: outhaul::config::Limits::default().bes,
+        control_message: outhaul::config::Limits::default().control_message,
         bes: vec![BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into()))?],
         control: None,
         admin: None,

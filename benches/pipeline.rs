@@ -94,6 +94,8 @@ async fn measure(name: &str, bench: &Bench) -> Result<(), Failure> {
         durable: false,
         hold: HoldPolicy::default(),
         upstream: None,
+        limits: outhaul::config::Limits::default().bes,
+        control_message: outhaul::config::Limits::default().control_message,
         bes: vec![listener],
         control: None,
         admin: None,

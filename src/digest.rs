@@ -288,7 +288,11 @@ impl FromStr for Digest {
             [function, hash, size] => (Some(function.parse()?), hash, size),
             _ => return Err(DigestError::Form(text.to_owned())),
         };
-        let size = size.parse().map_err(|_| DigestError::Size(size.to_owned()))?;
+        // `u64::from_str` takes a sign.
+        let size = Some(size)
+            .filter(|size| size.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|size| size.parse().ok())
+            .ok_or_else(|| DigestError::Size(size.to_owned()))?;
         Self::from_hex(function, hash, size)
     }
 }
@@ -465,6 +469,7 @@ mod tests {
             ("abcd/3", "4 hex digits"),
             ("zz/3", "not hexadecimal"),
             ("900150983cd24fb0d6963f7d28e17f72/-1", "\"-1\" is not a number"),
+            ("900150983cd24fb0d6963f7d28e17f72/+1", "\"+1\" is not a number"),
             ("crc32/900150983cd24fb0d6963f7d28e17f72/1", "crc32"),
             ("sha256/900150983cd24fb0d6963f7d28e17f72/1", "sha256 has 64"),
             ("é00150983cd24fb0d6963f7d28e17f7/1", "not hexadecimal"),

@@ -69,11 +69,15 @@ pub mod digest;
 pub mod doors;
 pub mod embedded_cache;
 pub mod exec_path;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod invocation;
 pub mod materialize;
 pub mod metrics;
 pub mod notify;
 pub mod output;
+mod printable;
 pub mod record;
 pub mod remote;
 pub mod stage;

@@ -10,6 +10,8 @@
 //! a whole stream, the work is linear in the graph. A set on a cycle, which no build tool sends, becomes complete
 //! only at the end of the stream.
 
+mod faults;
+
 use std::{
     collections::{HashMap, HashSet},
     fmt,
@@ -18,6 +20,7 @@ use std::{
 
 use foldhash::fast::RandomState;
 
+use self::faults::Faults;
 use crate::bep::event::{File, NamedSet};
 
 /// How many missing sets are named for one target at the end of a stream.
@@ -114,6 +117,8 @@ pub struct NamedSets {
     arrived: usize,
     repeated: u64,
     ended: bool,
+    /// From the first failure on.
+    faults: Option<Box<Faults>>,
 }
 
 impl NamedSets {
@@ -135,6 +140,9 @@ impl NamedSets {
         }
         self.arrived += 1;
         let children: Box<[SetIndex]> = set.children.iter().map(|id| self.intern(id)).collect();
+        if let Some(faults) = &mut self.faults {
+            faults.insert(index, &children);
+        }
         let mut open = 0;
         for &child in &children {
             let child = &mut self.nodes[child.0];
@@ -267,11 +275,15 @@ impl NamedSets {
     ) -> Expansion<'s, S> {
         let mut stack = Vec::new();
         let mut missing = Vec::new();
+        let mut unknown = HashSet::new();
         for root in roots {
             match self.index.get(root) {
                 Some(&index) => stack.push(index),
-                None if missing.iter().any(|id| id == root) => {}
-                None => missing.push(root.to_owned()),
+                None => {
+                    if unknown.insert(root) {
+                        missing.push(root.to_owned());
+                    }
+                }
             }
         }
         stack.reverse();

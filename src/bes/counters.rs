@@ -46,6 +46,8 @@ counters! {
     gaps,
     /// Events that could not be decoded.
     undecodable,
+    /// Calls and streams refused because they were beyond a limit.
+    refused,
     /// Lifecycle events received.
     lifecycle_events,
     /// Events that the upstream service has acknowledged.

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     counters::Counters,
     journal::Place,
+    server::Reserved,
     sink::{Builds, Decoder, StreamEnd, StreamKey},
 };
 
@@ -22,7 +23,7 @@ pub(super) enum Work {
     /// Events in memory, with their room in the budget.
     Events {
         events: Vec<RawEvent>,
-        room: Option<OwnedSemaphorePermit>,
+        room: Option<Reserved>,
     },
     /// Events in the journal.
     Journaled(Place),

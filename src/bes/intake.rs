@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::metadata::MetadataMap;
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     hold::HoldMode,
     journal::{self, Batch, JournalError, Place, Recovered, Writer},
     raw::Received,
-    server::Shared,
+    server::{Reserved, Shared},
     sink::{StreamEnd, StreamKey},
     upstream::{Outgoing, OutgoingEvent},
 };
@@ -36,7 +36,7 @@ pub(super) struct Intake {
     /// The same, on their way to the engine, with their weight and the room that they hold.
     fresh: Vec<RawEvent>,
     bytes: usize,
-    room: Option<OwnedSemaphorePermit>,
+    room: Option<Reserved>,
 }
 
 /// The way upstream.
@@ -169,7 +169,7 @@ impl Intake {
     }
 
     /// Takes a new event. All events between two flushes are of one connection.
-    pub(super) fn push(&mut self, received_ms: u64, event: Received, room: Option<OwnedSemaphorePermit>) {
+    pub(super) fn push(&mut self, received_ms: u64, event: Received, room: Option<Reserved>) {
         self.bytes += event.request.len();
         if self.journal.is_some() {
             if let Some(headers) = self.upstream.as_mut().and_then(|u| u.headers.take()) {

@@ -178,6 +178,11 @@ impl Lifecycle {
             .send_modify(|pending| *pending = pending.saturating_sub(1));
     }
 
+    /// How many calls upstream has not got.
+    pub(super) fn waiting(&self) -> usize {
+        *self.pending.borrow()
+    }
+
     /// Waits until upstream has all calls.
     pub(super) async fn drained(&self) {
         // The sender is ours, so it can't be gone.

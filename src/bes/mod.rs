@@ -7,10 +7,13 @@
 mod counters;
 mod delivery;
 mod following;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod hold;
 mod intake;
 pub mod journal;
 mod lifecycle;
+pub mod limits;
 pub mod listen;
 mod raw;
 pub mod serve;

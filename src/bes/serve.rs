@@ -7,14 +7,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 use tonic_health::server::HealthReporter;
 
-use super::{listen::BesListener, raw::PublishBuildEventServer, server::BesService};
+use super::{
+    limits::BesLimits, listen::BesListener, raw::PublishBuildEventServer, server::BesService,
+};
 use crate::{
     doors::{Guard, Incoming, Protocol},
     proto::DESCRIPTORS,
 };
 
-/// Events can be far larger than gRPC's default of 4 MiB: sets of 5,000 files, chunks of output.
-const MAX_MESSAGE: usize = 256 << 20;
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
 /// How long connections, and what goes upstream, may take to end after a shutdown; then they are cut.
@@ -41,8 +41,9 @@ pub async fn routes(service: BesService) -> Result<(Routes, HealthReporter), Ser
     health.set_serving::<PublishBuildEventServer<BesService>>().await;
     let reflection =
         || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let most = service.limits().message;
     let events = PublishBuildEventServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE)
+        .max_decoding_message_size(most)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd);
     let routes = Routes::new(events)
@@ -65,8 +66,15 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
 }
 
-/// Serves whom the listeners' doors let in until `shutdown`, then lets every client go ([`BesService::close`]) and returns. Unix
-/// sockets' files are removed.
+/// The same with what clients may ask for.
+fn limited(server: Server, limits: BesLimits) -> Server {
+    server
+        .max_concurrent_streams(limits.streams_per_connection)
+        .http2_max_header_list_size(limits.headers)
+}
+
+/// Serves whom the listeners' doors let in until `shutdown`, then lets every client go ([`BesService::close`]) and
+/// returns. Unix sockets' files are removed.
 ///
 /// # Errors
 /// When a listener fails; the others are shut down then.
@@ -80,7 +88,9 @@ pub async fn serve(
     let stop = shutdown.child_token();
     let serving = listeners.into_iter().map(|listener| {
         let (listener, door, file) = listener.into_parts();
-        let router = server().layer(Guard(door.clone())).add_routes(routes.clone());
+        let router = limited(server(), service.limits())
+            .layer(Guard(door.clone()))
+            .add_routes(routes.clone());
         let incoming = Incoming::new(listener, door, Protocol::Http2);
         let stop = stop.clone();
         async move {

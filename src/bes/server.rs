@@ -19,6 +19,7 @@ use super::{
     hold::HoldPolicy,
     journal::{Journal, JournalError},
     lifecycle::Lifecycle,
+    limits::BesLimits,
     raw::{Call, PublishBuildEvent, Received},
     sink::{Builds, Decoder, StreamKey},
     stream::{Command, Connection, Departure, Incoming, UPSTREAM_DRAIN},
@@ -42,6 +43,8 @@ pub struct BesOptions {
     /// Without a journal to overflow into, how long a reader waits for an engine that takes nothing before it goes
     /// on beyond `stream_bytes`.
     pub stall: Duration,
+    /// What clients may ask for.
+    pub limits: BesLimits,
 }
 
 impl Default for BesOptions {
@@ -52,6 +55,7 @@ impl Default for BesOptions {
             linger: Duration::from_secs(300),
             stream_bytes: 32 << 20,
             stall: Duration::from_secs(30),
+            limits: BesLimits::default(),
         }
     }
 }
@@ -72,6 +76,10 @@ pub(super) struct Shared {
     pub(super) lifecycle: Lifecycle,
     /// Bytes of events that may wait in memory for upstream, for all streams.
     pub(super) outgoing: Arc<Semaphore>,
+    /// Bytes of all streams' events that wait for the engine in memory.
+    queue: Arc<Semaphore>,
+    /// Streams that may still be opened.
+    openings: Arc<Semaphore>,
     /// Forwarders; they end at `halt`, which comes a moment after `shutdown`.
     pub(super) forwards: TaskTracker,
     pub(super) halt: CancellationToken,
@@ -88,6 +96,8 @@ pub struct BesService {
 const MAX_ID: usize = 1024;
 /// Bytes of events in memory that wait for upstream; the others are in the journal.
 const OUTGOING: usize = 32 << 20;
+/// How long a stream may be open without an event: it takes one of the places.
+const FIRST_EVENT: Duration = Duration::from_secs(120);
 /// A client half-closes right after its last event; the stream is closed when it has, or after so long.
 const HALF_CLOSE_WAIT: Duration = Duration::from_secs(1);
 
@@ -102,7 +112,10 @@ impl BesService {
         upstream: Option<Upstream>,
         options: BesOptions,
     ) -> Self {
+        let limits = options.limits;
         let shared = Shared {
+            queue: Arc::new(Semaphore::new(limits.queue)),
+            openings: Arc::new(Semaphore::new(limits.streams)),
             builds,
             decoder,
             journal,
@@ -172,6 +185,12 @@ impl BesService {
         &self.shared
     }
 
+    /// What clients may ask for.
+    #[must_use]
+    pub fn limits(&self) -> BesLimits {
+        self.shared.options.limits
+    }
+
     /// The counts.
     #[must_use]
     pub fn counters(&self) -> CountersNow {
@@ -238,6 +257,10 @@ impl PublishBuildEvent for BesService {
             if call.build_id.len() > MAX_ID {
                 return Err(Status::invalid_argument("build_id is too long"));
             }
+            let most = shared.options.limits.lifecycle_calls;
+            if shared.lifecycle.waiting() >= most {
+                return Err(shared.refused("lifecycle-calls", most, "lifecycle calls wait for upstream"));
+            }
             shared
                 .lifecycle
                 .take(shared, upstream, &call, request, headers)
@@ -256,6 +279,10 @@ impl PublishBuildEvent for BesService {
         if self.shared.shutdown.is_cancelled() {
             return Err(shutting_down());
         }
+        let most = self.shared.options.limits.streams;
+        let Ok(place) = Arc::clone(&self.shared.openings).try_acquire_owned() else {
+            return Err(self.shared.refused("streams", most, "streams are open"));
+        };
         // Unbounded, but of small items: a client has at most one acknowledgement per event that it sent.
         let (acks, responses) = mpsc::unbounded_channel();
         let reader = Reader {
@@ -263,6 +290,7 @@ impl PublishBuildEvent for BesService {
             id: self.shared.connections.fetch_add(1, Ordering::Relaxed),
             room: Arc::new(Semaphore::new(self.shared.options.stream_bytes)),
             stalled: false,
+            _place: place,
         };
         let (headers, _, inbound) = request.into_parts();
         self.shared.tasks.spawn(reader.run(headers, inbound, acks));
@@ -280,6 +308,19 @@ fn malformed(error: prost::DecodeError) -> Status {
 
 type Acks = mpsc::UnboundedSender<Result<PublishBuildToolEventStreamResponse, Status>>;
 
+/// Room for events: in the budget of their connection, and in that of all.
+pub(super) struct Reserved {
+    stream: OwnedSemaphorePermit,
+    queue: OwnedSemaphorePermit,
+}
+
+impl Reserved {
+    pub(super) fn merge(&mut self, other: Self) {
+        self.stream.merge(other.stream);
+        self.queue.merge(other.queue);
+    }
+}
+
 /// Reads one connection.
 struct Reader {
     shared: Arc<Shared>,
@@ -288,15 +329,19 @@ struct Reader {
     room: Arc<Semaphore>,
     /// The engine was waited for once, in vain.
     stalled: bool,
+    /// One of the streams that may be open.
+    _place: OwnedSemaphorePermit,
 }
 
 impl Reader {
     async fn run(mut self, headers: MetadataMap, mut inbound: Streaming<Bytes>, acks: Acks) {
         let shutdown = self.shared.shutdown.clone();
-        let first = match shutdown.run_until_cancelled(inbound.message()).await {
-            Some(Ok(Some(first))) => first,
-            Some(Ok(None)) => return,
-            Some(Err(status)) => return fail(&acks, status),
+        let first = tokio::time::timeout(FIRST_EVENT, inbound.message());
+        let first = match shutdown.run_until_cancelled(first).await {
+            Some(Ok(Ok(Some(first)))) => first,
+            Some(Ok(Ok(None))) => return,
+            Some(Ok(Err(status))) => return fail(&acks, self.shared.received(status)),
+            Some(Err(_)) => return fail(&acks, Status::deadline_exceeded("no event came")),
             None => return fail(&acks, shutting_down()),
         };
         let (key, event) = match open(first) {
@@ -304,7 +349,13 @@ impl Reader {
             Err(status) => return fail(&acks, status),
         };
         Counters::add(&self.shared.counters.connections);
-        let stream = self.shared.streams.sender(&key, &self.shared);
+        let most = self.shared.options.limits.streams;
+        let Some(stream) = self.shared.streams.open(&key, &self.shared, most) else {
+            return fail(
+                &acks,
+                self.shared.refused("streams", most, "builds are not settled"),
+            );
+        };
         let released = CancellationToken::new();
         let connection = Connection {
             id: self.id,
@@ -349,6 +400,7 @@ impl Reader {
                 },
                 Ok(None) => break Departure::HalfClosed,
                 Err(status) => {
+                    let status = self.shared.received(status);
                     let departure = departure(&status);
                     fail(&acks, status);
                     break departure;
@@ -360,17 +412,23 @@ impl Reader {
 
     /// Waits until there is room for an event. An engine that takes nothing for too long costs memory, not the
     /// build: an unread last event would hang it without a deadline.
-    async fn reserve(&mut self, event: &Received) -> Option<OwnedSemaphorePermit> {
+    async fn reserve(&mut self, event: &Received) -> Option<Reserved> {
         // Never more than a slow engine leaves: from half of it on, what comes is queued by its place in the journal.
-        let bytes = weight(event.request.len()).min(self.shared.options.stream_bytes / 2);
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let options = &self.shared.options;
+        let most = options.stream_bytes.min(options.limits.queue) / 2;
+        let bytes = u32::try_from(weight(event.request.len()).min(most)).unwrap_or(u32::MAX);
         if self.stalled {
             return None;
         }
-        let room = Arc::clone(&self.room).acquire_many_owned(bytes);
-        let room = tokio::time::timeout(self.shared.options.stall, room);
-        match self.shared.shutdown.run_until_cancelled(room).await? {
-            Ok(permit) => permit.ok(),
+        let (room, queue) = (Arc::clone(&self.room), Arc::clone(&self.shared.queue));
+        let reserved = async move {
+            let stream = room.acquire_many_owned(bytes).await.ok()?;
+            let queue = queue.acquire_many_owned(bytes).await.ok()?;
+            Some(Reserved { stream, queue })
+        };
+        let reserved = tokio::time::timeout(options.stall, reserved);
+        match self.shared.shutdown.run_until_cancelled(reserved).await? {
+            Ok(reserved) => reserved,
             Err(_) => {
                 self.stalled = true;
                 Counters::add(&self.shared.counters.stalls);
@@ -384,6 +442,45 @@ impl Reader {
     }
 }
 
+impl Shared {
+    /// Refuses one client that asks for more than there is for all; it may try again.
+    fn refused(&self, limit: &str, most: usize, what: &str) -> Status {
+        Counters::add(&self.counters.refused);
+        tracing::warn!("a client was refused: {most} {what} (--limit={limit}=NUMBER)");
+        Status::resource_exhausted(format!(
+            "{most} {what}, and outhaul takes no more (--limit={limit}=NUMBER)"
+        ))
+    }
+
+    /// What is told of a message that did not come. One that is too large will be so again: `INVALID_ARGUMENT` keeps a
+    /// build tool from trying.
+    fn received(&self, status: Status) -> Status {
+        if status.code() != Code::OutOfRange {
+            return status;
+        }
+        Counters::add(&self.counters.refused);
+        let most = self.options.limits.message;
+        tracing::warn!("a request was refused: it is larger than {most} bytes (--limit=message-size=SIZE)");
+        Status::invalid_argument(format!(
+            "the request is larger than {most} bytes, and outhaul takes no larger ones (--limit=message-size=SIZE)"
+        ))
+    }
+
+    /// How long a settled stream's task stays.
+    pub(super) fn linger(&self) -> Duration {
+        if self.streams.is_crowded(self.options.limits.streams) {
+            Duration::ZERO
+        } else {
+            self.options.linger
+        }
+    }
+
+    /// Whether little is left of the memory for events.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.queue.available_permits() < self.options.limits.queue / 2
+    }
+}
+
 /// Checks a stream's first message, and tells which stream it is.
 fn open(message: Bytes) -> Result<(StreamKey, Received), Status> {
     let event = read(message)?;
@@ -393,6 +490,13 @@ fn open(message: Bytes) -> Result<(StreamKey, Received), Status> {
         .ok_or_else(|| Status::invalid_argument("stream_id is missing"))?;
     if id.build_id.len().max(id.invocation_id.len()) > MAX_ID {
         return Err(Status::invalid_argument("stream_id is too long"));
+    }
+    // They are in every line of the log and on terminals.
+    if [&id.build_id, &id.invocation_id]
+        .iter()
+        .any(|id| id.contains(char::is_control))
+    {
+        return Err(Status::invalid_argument("stream_id has control characters"));
     }
     let key = StreamKey {
         build_id: id.build_id.clone(),
@@ -413,9 +517,17 @@ fn admit(message: Bytes, key: &StreamKey) -> Result<Received, Status> {
 }
 
 fn read(message: Bytes) -> Result<Received, Status> {
-    Received::read(message)
+    let event = Received::read(message)
         .map_err(malformed)?
-        .ok_or_else(|| Status::invalid_argument("ordered_build_event is missing"))
+        .ok_or_else(|| Status::invalid_argument("ordered_build_event is missing"))?;
+    // The protocol counts from 1. The largest number means "all of them" here.
+    if event.sequence < 1 || event.sequence == i64::MAX {
+        return Err(Status::invalid_argument(format!(
+            "sequence_number {} is none",
+            event.sequence
+        )));
+    }
+    Ok(event)
 }
 
 /// Bytes that a request of this size takes in memory, roughly.

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -23,7 +23,7 @@ use super::{
     intake::Intake,
     journal::{RecordKind, Recovered},
     raw::Received,
-    server::{Shared, shutting_down},
+    server::{Reserved, Shared, shutting_down},
     sink::{Settlement, StreamEnd, StreamKey},
 };
 use crate::proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId};
@@ -54,7 +54,7 @@ pub(super) struct Incoming {
     pub(super) connection: u64,
     pub(super) received_ms: u64,
     pub(super) event: Received,
-    pub(super) room: Option<OwnedSemaphorePermit>,
+    pub(super) room: Option<Reserved>,
 }
 
 /// How a connection's sending side ended.
@@ -108,6 +108,8 @@ pub(super) struct Stream {
     phase: Phase,
     /// The highest number seen.
     highest: Option<i64>,
+    /// How many times numbers were left out.
+    gaps: u64,
     connection: Option<Connection>,
     held: Option<Held>,
     intake: Intake,
@@ -122,6 +124,9 @@ pub(super) struct Stream {
 
 /// How long a healthy upstream service may take for the rest at a shutdown.
 pub(super) const UPSTREAM_DRAIN: Duration = Duration::from_secs(5);
+
+/// So many gaps of a stream are logged.
+const LOGGED: u64 = 3;
 
 /// Commands handled between two looks at everything else.
 const COMMANDS: usize = 512;
@@ -185,6 +190,7 @@ impl Stream {
             key,
             shared,
             highest: recovered.highest,
+            gaps: 0,
             connection: None,
             held: None,
             intake,
@@ -208,7 +214,7 @@ impl Stream {
             self.phase = Phase::Settled {
                 finish: recovered.finished,
                 settlement: Some(Settlement::default()),
-                forget: after(self.shared.options.linger),
+                forget: after(self.shared.linger()),
             };
             return;
         }
@@ -270,10 +276,13 @@ impl Stream {
         if self.is_new(sequence) {
             if sequence.checked_sub(1) != Some(self.highest.unwrap_or(0)) {
                 Counters::add(&self.shared.counters.gaps);
-                tracing::warn!(
-                    stream = %self.key, sequence, highest = self.highest,
-                    "events are missing; outputs that only they name won't be downloaded"
-                );
+                self.gaps += 1;
+                if self.gaps <= LOGGED {
+                    tracing::warn!(
+                        stream = %self.key, sequence, highest = self.highest,
+                        "events are missing; outputs that only they name won't be downloaded"
+                    );
+                }
             }
             Counters::add(&self.shared.counters.events);
             self.highest = Some(sequence);
@@ -320,7 +329,7 @@ impl Stream {
         let crowded = self
             .connection
             .as_ref()
-            .is_some_and(|c| c.room.available_permits() < half);
+            .is_some_and(|c| c.room.available_permits() < half || self.shared.is_crowded());
         self.intake.flush(crowded).await;
         if let Some(sequence) = self.finishing.take() {
             Counters::add(&self.shared.counters.finished);
@@ -388,7 +397,7 @@ impl Stream {
         self.phase = Phase::Settled {
             finish,
             settlement,
-            forget: after(self.shared.options.linger),
+            forget: after(self.shared.linger()),
         };
         self.conclude().await;
         self.try_release();
@@ -411,7 +420,7 @@ impl Stream {
         } = &mut self.phase
             && finished
         {
-            *forget = after(self.shared.options.linger);
+            *forget = after(self.shared.linger());
             self.intake.settle().await;
         }
     }
@@ -525,7 +534,7 @@ impl Stream {
         }
         match &mut self.phase {
             Phase::Open { give_up, .. } => *give_up = after(self.shared.options.reconnect_grace),
-            Phase::Settled { forget, .. } => *forget = after(self.shared.options.linger),
+            Phase::Settled { forget, .. } => *forget = after(self.shared.linger()),
             Phase::Settling { .. } => {}
         }
     }
@@ -560,7 +569,7 @@ impl Stream {
             Phase::Settling { .. } => false,
             Phase::Settled { forget, .. } => {
                 // In case that somebody is just about to attach.
-                *forget = after(self.shared.options.linger);
+                *forget = after(self.shared.linger());
                 true
             }
         }

@@ -38,6 +38,27 @@ impl Streams {
         sender
     }
 
+    /// The same for a client's stream, which is not begun when there are `most` already.
+    pub(super) fn open(
+        &self,
+        key: &StreamKey,
+        shared: &Arc<Shared>,
+        most: usize,
+    ) -> Option<mpsc::Sender<Command>> {
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = tasks.get(key).is_some_and(|sender| !sender.is_closed());
+        if !known && tasks.len() >= most {
+            return None;
+        }
+        drop(tasks);
+        Some(self.sender(key, shared))
+    }
+
+    /// Whether there are so many that settled ones go without lingering.
+    pub(super) fn is_crowded(&self, most: usize) -> bool {
+        self.len() > most / 2
+    }
+
     /// Forgets a stream, unless somebody holds or has used a way to it: senders are only made under this lock, so a
     /// task that is told `true` can't miss a command.
     pub(super) fn retire(&self, key: &StreamKey, commands: &mpsc::Receiver<Command>) -> bool {

@@ -13,7 +13,7 @@ use clap::Args;
 use super::{exit, exit::Failure, runtime};
 use crate::{
     bes::{BesAddress, BesListener, HoldPolicy},
-    config::PlaceArgs,
+    config::{Limits, PlaceArgs},
     daemon::{Daemon, DaemonOptions, Rooms},
     demo::{GeneratedBuild, GeneratedContent, Setting, play},
     embedded_cache::EmbeddedCache,
@@ -101,6 +101,8 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
             durable: false,
             hold: HoldPolicy::default(),
             upstream: None,
+            limits: Limits::default().bes,
+            control_message: Limits::default().control_message,
             bes: vec![listener],
             control: None,
             admin: None,

@@ -6,7 +6,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::{client::Client, exit, exit::Failure, paths, runtime, view};
-use crate::config::{CacheArgs, ControlArgs, StateArgs};
+use crate::{
+    config::{CacheArgs, ControlArgs, StateArgs},
+    printable::printable,
+};
 
 /// Arguments of `outhaul get`.
 #[derive(Debug, Args)]
@@ -55,9 +58,10 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
                 });
                 writeln!(out, "{value}")?;
             } else if result.error.is_empty() {
-                writeln!(out, "{}: {}", result.path, result.outcome)?;
+                writeln!(out, "{}: {}", printable(&result.path), result.outcome)?;
             } else {
-                writeln!(std::io::stderr(), "outhaul: {}: {}", result.path, result.error)?;
+                let (path, error) = (printable(&result.path), printable(&result.error));
+                writeln!(std::io::stderr(), "outhaul: {path}: {error}")?;
             }
         }
         Ok(code)

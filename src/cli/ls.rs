@@ -5,7 +5,10 @@ use std::io::Write as _;
 use clap::Args;
 
 use super::{client::Client, exit, exit::Failure, runtime, view};
-use crate::config::{CacheArgs, ControlArgs, StateArgs};
+use crate::{
+    config::{CacheArgs, ControlArgs, StateArgs},
+    printable::printable,
+};
 
 /// Arguments of `outhaul ls`.
 #[derive(Debug, Args)]
@@ -48,8 +51,8 @@ pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
                         "{:8}  {:12}  {:>10}  {}",
                         output.class,
                         output.state,
-                        view::content(&output),
-                        output.exec_path
+                        printable(&view::content(&output)),
+                        printable(&output.exec_path)
                     )?;
                 }
                 Ok(())

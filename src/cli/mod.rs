@@ -9,6 +9,7 @@ mod gc;
 mod get;
 mod import;
 mod is_staged;
+mod log;
 mod ls;
 mod paths;
 mod reload;
@@ -187,12 +188,13 @@ fn start_log(filter: &str, json: bool) -> Result<(), Failure> {
     };
     let filter = tracing_subscriber::EnvFilter::try_new(directives)
         .map_err(|e| Failure::usage(format!("--log={filter}: {e}")))?;
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(log::Lines { ansi })
         // Standard error may be a pipe whose reader has gone: without this, its failure is told by a panic.
         .log_internal_errors(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(ansi)
         .with_target(false);
     if json {
         log.json().init();

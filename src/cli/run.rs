@@ -24,7 +24,7 @@ use tokio::{
 use super::{exit::Failure, runtime};
 use crate::{
     bes::{BesAddress, BesListener},
-    config::{CacheArgs, HoldArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
+    config::{CacheArgs, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
     daemon::{Daemon, DaemonOptions, Retention, Rooms},
     invocation::{Report, roots::Destination},
     record::{Record, RecordError},
@@ -97,6 +97,9 @@ pub(super) struct RunArgs {
 
     #[command(flatten)]
     upstream: UpstreamArgs,
+
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 pub(super) fn main(args: RunArgs) -> Result<u8, Failure> {
@@ -113,7 +116,9 @@ async fn run(mut args: RunArgs) -> Result<u8, Failure> {
         upstream.bes_backend = Some(backend);
     }
     let upstream = upstream.upstream(&mut args.cache, hold)?;
-    let policy = args.selection.policy()?;
+    let limits = args.limits.limits()?;
+    let mut policy = args.selection.policy()?;
+    policy.limits = limits.build;
     let rules = args.place.rules(Destination::ExecRoot)?;
     let options = args.place.options()?;
     // The command is the user's own, so it may say where its cache is.
@@ -131,6 +136,8 @@ async fn run(mut args: RunArgs) -> Result<u8, Failure> {
             durable: false,
             hold,
             upstream,
+            limits: limits.bes,
+            control_message: limits.control_message,
             bes: vec![listener],
             control: None,
             admin: None,

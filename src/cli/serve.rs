@@ -17,7 +17,7 @@ use super::{
 use crate::{
     bes::{BesAddress, BesListener},
     config::{
-        CacheArgs, ConfigError, ControlListenArgs, DoorArgs, HoldArgs, NotifyArgs, PlaceArgs, SelectionArgs,
+        CacheArgs, ConfigError, ControlListenArgs, DoorArgs, HoldArgs, LimitArgs, NotifyArgs, PlaceArgs, SelectionArgs,
         StateArgs, UpstreamArgs,
     },
     daemon::{
@@ -100,6 +100,9 @@ pub(super) struct ServeArgs {
     pub(super) upstream: UpstreamArgs,
 
     #[command(flatten)]
+    limits: LimitArgs,
+
+    #[command(flatten)]
     notify: NotifyArgs,
 }
 
@@ -118,7 +121,9 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     // Everything is checked before anything is opened.
     let hold = args.hold.policy()?;
     let upstream = args.upstream.upstream(&mut args.cache, hold)?;
-    let policy = args.selection.policy()?;
+    let limits = args.limits.limits()?;
+    let mut policy = args.selection.policy()?;
+    policy.limits = limits.build;
     let rules = args.place.rules(Destination::ExecRoot)?;
     let options = args.place.options()?;
     let source = args.cache.source_rule(false)?;
@@ -207,6 +212,8 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
             durable: args.durable,
             hold,
             upstream: upstream.clone(),
+            limits: limits.bes,
+            control_message: limits.control_message,
             bes,
             control: Some(control),
             admin: admin_door,

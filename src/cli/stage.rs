@@ -13,6 +13,7 @@ use tonic::Status;
 use super::{client::Client, exit, exit::Failure, paths, runtime, view};
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
+    printable::printable,
     proto::outhaul::v1 as pb,
     units::show_size,
 };
@@ -209,14 +210,20 @@ async fn stage(args: &StageArgs, client: &mut Client, request: pb::StageRequest)
 fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
     let mut err = std::io::stderr();
     for note in &response.notes {
-        writeln!(err, "outhaul: {note}")?;
+        writeln!(err, "outhaul: {}", printable(note))?;
     }
     let mut out = std::io::stdout().lock();
     for output in &response.outputs {
         if args.json {
             writeln!(out, "{}", output_json(output))?;
         } else if args.dry_run {
-            writeln!(out, "{:8}  {:>10}  {}", output.class, size(output), output.path)?;
+            writeln!(
+                out,
+                "{:8}  {:>10}  {}",
+                output.class,
+                size(output),
+                printable(&output.path)
+            )?;
         }
     }
     if args.dry_run {
@@ -252,7 +259,9 @@ fn tell_failures(response: &pb::StageResponse) -> Result<(), Failure> {
         writeln!(
             err,
             "outhaul: {} ({}): {}",
-            output.exec_path, output.class, output.error
+            printable(&output.exec_path),
+            output.class,
+            printable(&output.error)
         )?;
     }
     if failed.len() > TOLD {

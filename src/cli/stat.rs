@@ -8,6 +8,7 @@ use super::{client::Client, exit, exit::Failure, get::resolved, runtime, view};
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
     control::namer,
+    printable::printable,
     proto::outhaul::v1 as pb,
 };
 
@@ -58,10 +59,10 @@ pub(super) fn stat(args: &StatArgs) -> Result<u8, Failure> {
                 writeln!(out, "  digest: {}", view::digest(digest))?;
                 writeln!(out, "  size: {}", digest.size)?;
             } else {
-                writeln!(out, "  content: {}", view::content(output))?;
+                writeln!(out, "  content: {}", printable(&view::content(output)))?;
             }
             writeln!(out, "  state: {}", output.state)?;
-            writeln!(out, "  target: {}", namer(output))?;
+            writeln!(out, "  target: {}", printable(&namer(output)))?;
             writeln!(out, "  invocation: {}", output.invocation_id)
         })
     })
@@ -79,7 +80,9 @@ pub(super) fn why(args: &WhyArgs) -> Result<u8, Failure> {
             .map(|answer| (answer.output.unwrap_or_default(), answer.lines))
             .unzip();
         show(question, &outputs, |out, n| {
-            lines[n].iter().try_for_each(|line| writeln!(out, "  {line}"))
+            lines[n]
+                .iter()
+                .try_for_each(|line| writeln!(out, "  {}", printable(line)))
         })
     })
 }
@@ -103,7 +106,7 @@ fn show(
         } else if question.json {
             writeln!(out, "{}", view::output_json(output))?;
         } else {
-            writeln!(out, "{}", view::absolute(output))?;
+            writeln!(out, "{}", printable(&view::absolute(output)))?;
             details(&mut out, n)?;
         }
     }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use crate::{
+    printable::printable,
     proto::outhaul::v1 as pb,
     units::{show_count, show_size},
 };
@@ -107,7 +108,10 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
     writeln!(
         out,
         "{}  {}  {}{code}  {}",
-        invocation.invocation_id, invocation.command, invocation.state, invocation.workspace
+        printable(&invocation.invocation_id),
+        printable(&invocation.command),
+        invocation.state,
+        printable(&invocation.workspace)
     )?;
     writeln!(out, "  {}", invocation.summary)?;
     if invocation.pending > 0 {
@@ -118,7 +122,7 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
         )?;
     }
     for error in &invocation.errors {
-        writeln!(out, "  ! {error}")?;
+        writeln!(out, "  ! {}", printable(error))?;
     }
     Ok(())
 }

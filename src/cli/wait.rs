@@ -18,6 +18,7 @@ use super::{
 use crate::{
     config::{CacheArgs, ConfigError, ControlArgs, StateArgs, TlsFiles},
     control::wait::Judge,
+    printable::printable,
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
     units::{now_ms, parse_duration, show_count, show_size},
 };
@@ -422,7 +423,7 @@ fn result_json(answer: &pb::WaitResponse, code: u8) -> Value {
 fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
     let mut err = std::io::stderr().lock();
     for failure in &answer.failures {
-        writeln!(err, "outhaul: {failure}")?;
+        writeln!(err, "outhaul: {}", printable(failure))?;
     }
     for pattern in &answer.not_found {
         writeln!(err, "outhaul: {pattern}: the build had no such target")?;
@@ -435,10 +436,10 @@ fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
     writeln!(
         out,
         "{}  {}  {}  {}",
-        invocation.invocation_id,
-        invocation.command,
+        printable(&invocation.invocation_id),
+        printable(&invocation.command),
         answer.result.replace('_', " "),
-        invocation.workspace
+        printable(&invocation.workspace)
     )?;
     if args.targets.is_empty() {
         writeln!(out, "  {}", invocation.summary)?;
@@ -448,7 +449,12 @@ fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
                 "" => String::new(),
                 aspect => format!(" ({aspect})"),
             };
-            writeln!(out, "  {:9} {}{aspect}", target.state, target.label)?;
+            writeln!(
+                out,
+                "  {:9} {}",
+                target.state,
+                printable(&format!("{}{aspect}", target.label))
+            )?;
         }
     }
     Ok(())

@@ -3,7 +3,11 @@
 //! It is turned into arguments that stand before the user's own, so that one parser checks both; keys whose
 //! environment variable is set are left out, so that the order flag, environment, file holds.
 
-use std::{ffi::OsString, fs, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::ConfigError;
 
@@ -33,6 +37,20 @@ pub fn with_config_file(
     let Some((path, text)) = read(&args)? else {
         return Ok(args);
     };
+    let inserted = file_arguments(&path, &text, &subcommand, subcommands, known, known_anywhere)?;
+    args.splice(position + 1..position + 1, inserted);
+    Ok(args)
+}
+
+/// A file's settings as a subcommand's arguments.
+pub(crate) fn file_arguments(
+    path: &Path,
+    text: &str,
+    subcommand: &str,
+    subcommands: &[String],
+    known: impl Fn(&str, &str) -> Option<bool>,
+    known_anywhere: impl Fn(&str) -> bool,
+) -> Result<Vec<OsString>, ConfigError> {
     let at = |key: &str, reason: &str| ConfigError::new(format!("{}: {key}", path.display()), reason);
     let table: toml::Table = text
         .parse()
@@ -40,7 +58,7 @@ pub fn with_config_file(
     let mut inserted = Vec::new();
     let mut add = |key: &str, value: &toml::Value, own: bool| -> Result<(), ConfigError> {
         let flag = key.replace('_', "-");
-        let Some(takes_value) = known(&subcommand, &flag) else {
+        let Some(takes_value) = known(subcommand, &flag) else {
             return if own || !known_anywhere(&flag) {
                 Err(at(key, "is no such flag"))
             } else {
@@ -79,7 +97,7 @@ pub fn with_config_file(
     for (key, value) in &table {
         match value {
             toml::Value::Table(own) if subcommands.contains(key) => {
-                if *key == subcommand {
+                if key == subcommand {
                     for (key, value) in own {
                         add(key, value, true)?;
                     }
@@ -88,8 +106,7 @@ pub fn with_config_file(
             value => add(key, value, false)?,
         }
     }
-    args.splice(position + 1..position + 1, inserted);
-    Ok(args)
+    Ok(inserted)
 }
 
 fn read(args: &[OsString]) -> Result<Option<(PathBuf, String)>, ConfigError> {

@@ -7,17 +7,21 @@ mod cache;
 mod control;
 mod doors;
 mod file;
+mod limits;
 mod notify;
 mod place;
 mod selection;
 mod state;
 mod upstream;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::file::file_arguments;
 pub use self::{
     cache::CacheArgs,
     control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort, TlsFiles},
     doors::DoorArgs,
     file::with_config_file,
+    limits::{LimitArgs, Limits},
     notify::NotifyArgs,
     place::PlaceArgs,
     selection::SelectionArgs,

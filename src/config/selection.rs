@@ -4,7 +4,10 @@ use clap::Args;
 
 use super::ConfigError;
 use crate::{
-    invocation::policy::{DownloadMode, Policy},
+    invocation::{
+        limits::BuildLimits,
+        policy::{DownloadMode, Policy},
+    },
     units::parse_size,
 };
 
@@ -89,6 +92,7 @@ impl SelectionArgs {
                 .as_deref()
                 .map(|text| parse_size(text).map_err(|e| ConfigError::new("--max-size", e)))
                 .transpose()?,
+            limits: BuildLimits::default(),
         })
     }
 }

@@ -10,9 +10,6 @@ use crate::{
     proto::outhaul::v1::control_server::ControlServer as ControlService,
 };
 
-/// Requests may name very many paths.
-const MAX_REQUEST: usize = 64 << 20;
-
 /// A TCP port for the control API.
 pub struct ControlDoor {
     /// Where it listens.
@@ -21,21 +18,23 @@ pub struct ControlDoor {
     pub door: Door,
 }
 
-fn service(service: Service, stop: &CancellationToken) -> ControlService<ControlServer> {
-    ControlService::new(ControlServer::new(service, stop.clone())).max_decoding_message_size(MAX_REQUEST)
+/// Takes requests of up to so many bytes.
+fn service(service: Service, most: usize, stop: &CancellationToken) -> ControlService<ControlServer> {
+    ControlService::new(ControlServer::new(service, stop.clone())).max_decoding_message_size(most)
 }
 
 /// Serves on a unix socket, which the system guards.
 pub(super) async fn serve_unix(
     rooms: Service,
     listener: BesListener,
+    most: usize,
     stop: CancellationToken,
 ) -> Result<(), String> {
     let (listener, door, file) = listener.into_parts();
     let Listening::Unix(_) = &listener else {
         return Err("the control API is served on unix sockets only".to_owned());
     };
-    let served = serve(rooms, listener, door, stop).await;
+    let served = serve(rooms, listener, door, most, stop).await;
     drop(file);
     served.map_err(|e| format!("the control socket: {e}"))
 }
@@ -44,9 +43,10 @@ pub(super) async fn serve_unix(
 pub(super) async fn serve_tcp(
     rooms: Service,
     door: ControlDoor,
+    most: usize,
     stop: CancellationToken,
 ) -> Result<(), String> {
-    serve(rooms, Listening::Tcp(door.listener), door.door, stop)
+    serve(rooms, Listening::Tcp(door.listener), door.door, most, stop)
         .await
         .map_err(|e| format!("the control port: {e}"))
 }
@@ -55,12 +55,13 @@ async fn serve(
     rooms: Service,
     listener: Listening,
     door: Door,
+    most: usize,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let incoming = Incoming::new(listener, door.clone(), Protocol::Http2);
     bes::serve::server()
         .layer(Guard(door))
-        .add_service(service(rooms, &stop))
+        .add_service(service(rooms, most, &stop))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }

@@ -24,7 +24,7 @@ pub use self::{
 use crate::{
     bes::{
         self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, Upstream,
-        journal::JournalOptions,
+        journal::JournalOptions, limits::BesLimits,
     },
     control::{Admin, Service},
     doors::{Door, Listening},
@@ -115,6 +115,7 @@ impl Rooms {
         hold: HoldPolicy,
         journal: Option<Journal>,
         upstream: Option<Upstream>,
+        limits: BesLimits,
     ) -> BesService {
         let metrics = self.metrics.clone();
         let decoder: bes::Decoder = Arc::new(move |bytes| {
@@ -125,6 +126,7 @@ impl Rooms {
         });
         let options = BesOptions {
             hold,
+            limits,
             ..BesOptions::default()
         };
         let service = BesService::new(Arc::new(self.engine.clone()), decoder, journal, upstream, options);
@@ -161,6 +163,10 @@ pub struct DaemonOptions {
     pub retention: Option<Retention>,
     /// After how much idleness the daemon ends by itself.
     pub idle_timeout: Option<Duration>,
+    /// What clients of the event service may ask for.
+    pub limits: BesLimits,
+    /// Bytes of one request of the control API.
+    pub control_message: usize,
     /// Notifications that are under way; a daemon that has some is not idle.
     pub notifications: Option<Backlog>,
 }
@@ -174,6 +180,7 @@ pub struct Daemon {
     shutdown: CancellationToken,
     tasks: JoinSet<Result<(), String>>,
     rooms: Rooms,
+    control_message: usize,
 }
 
 impl Daemon {
@@ -200,7 +207,8 @@ impl Daemon {
                 }
             }
         });
-        let events = rooms.events(options.hold, journal.clone(), options.upstream);
+        let control_message = options.control_message;
+        let events = rooms.events(options.hold, journal.clone(), options.upstream, options.limits);
         let bes = options
             .bes
             .iter()
@@ -229,7 +237,7 @@ impl Daemon {
         });
         if let Some(listener) = options.control {
             let (service, stop) = (rooms.service.clone(), shutdown.clone());
-            tasks.spawn(async move { control::serve_unix(service, listener, stop).await });
+            tasks.spawn(async move { control::serve_unix(service, listener, control_message, stop).await });
         }
         let page = Admin::new(rooms.metrics.clone(), rooms.record.clone());
         if let Some(admin) = options.admin {
@@ -266,6 +274,7 @@ impl Daemon {
             shutdown,
             tasks,
             rooms,
+            control_message,
         })
     }
 
@@ -278,8 +287,9 @@ impl Daemon {
     /// Opens a TCP port for the control API.
     pub fn open_control(&mut self, door: ControlDoor) {
         let (service, stop) = (self.rooms.service.clone(), self.shutdown.clone());
+        let most = self.control_message;
         self.tasks
-            .spawn(async move { control::serve_tcp(service, door, stop).await });
+            .spawn(async move { control::serve_tcp(service, door, most, stop).await });
     }
 
     /// Serves until the token is cancelled or a door fails; then lets everybody go and writes the record.

@@ -420,7 +420,10 @@ impl Actor {
                     "an output could not be had"
                 );
                 if wanted.class == Class::Required {
-                    self.course.fail(wanted.sequence, wanted.set);
+                    self.course.fail(wanted.sequence);
+                    if let Some(set) = wanted.set {
+                        self.build.fail_set(set);
+                    }
                     for target in sharers.iter().chain([&wanted.target]) {
                         if let Some(row) = self.targets.get_mut(target) {
                             row.failed += 1;

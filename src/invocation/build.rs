@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    limits::{Admission, Meter},
     policy::Policy,
     selection::{Command, GroupContext, Origin, ProfileId, Selector, Verdict},
     test_outputs::{self, TestShape},
@@ -104,6 +105,7 @@ pub enum Effect {
 
 /// One build's life.
 pub struct Build {
+    meter: Meter,
     selector: Selector,
     command: Command,
     started: bool,
@@ -120,7 +122,8 @@ pub struct Build {
     referenced: SetBits,
     /// Absolute paths of outputs that the build tool could not read for the stream.
     unreadable: Vec<String>,
-    results: HashMap<(String, String), Vec<(i64, TestResult)>>,
+    /// By label and configuration, then by run, shard and attempt: a repeated event replaces what it repeats.
+    results: HashMap<(String, String), HashMap<(u32, u32, u32), (i64, TestResult)>>,
     /// Completed targets that wait for the command and the exec root.
     backlog: Vec<(i64, Event)>,
     /// Completed targets that wait for sets.
@@ -141,6 +144,7 @@ impl Build {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         Self {
+            meter: Meter::new(policy.limits),
             selector: Selector::new(policy),
             command: Command::default(),
             started: false,
@@ -187,18 +191,32 @@ impl Build {
         self.open.first().copied()
     }
 
-    /// How many of a completed target's sets, of all that it refers to directly or through others, are among these.
-    /// Sums up what the sets stand for.
-    #[must_use]
-    pub fn sum_of_sets(&self, target: &TargetId, sets: &HashMap<SetIndex, u64>) -> u64 {
+    /// A required output that this set has could not be had.
+    pub fn fail_set(&mut self, set: SetIndex) {
+        self.sets.fail(set);
+    }
+
+    /// How many required outputs of the sets that a completed target refers to, directly or through others, could not
+    /// be had: see [`NamedSets::failures`].
+    pub fn failures(&mut self, target: &TargetId) -> u64 {
         let roots = self.roots.get(target).map_or(&[][..], |roots| roots);
-        let roots = roots.iter().map(|root| self.sets.id(*root));
-        let below = self.sets.expand(roots, |_| false);
-        below.filter_map(|(set, _)| sets.get(&set)).sum()
+        self.sets.failures(roots)
     }
 
     /// Takes the event of this number in. Numbers grow.
     pub fn handle(&mut self, sequence: i64, event: Event) -> Vec<Effect> {
+        match self.meter.admit(&event) {
+            Admission::Taken => self.take(sequence, event),
+            // As if an output that it may have named could not be had.
+            Admission::Skipped(reason) | Admission::Over(reason) => {
+                vec![Effect::Unusable(Class::Required, reason)]
+            }
+            Admission::Ignored => Vec::new(),
+        }
+    }
+
+    /// An event that is within the limits.
+    fn take(&mut self, sequence: i64, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
             Event::Started(started) => {
@@ -237,15 +255,10 @@ impl Build {
             Event::TestResult(result) => {
                 let key = (result.label.clone(), result.configuration.clone());
                 let results = self.results.entry(key).or_default();
-                // A repeated event replaces what it repeats.
-                results.retain(|(number, r)| {
-                    let repeated = (r.run, r.shard, r.attempt) == (result.run, result.shard, result.attempt);
-                    if repeated {
-                        self.open_results.remove(number);
-                    }
-                    !repeated
-                });
-                results.push((sequence, result));
+                let attempt = (result.run, result.shard, result.attempt);
+                if let Some((repeated, _)) = results.insert(attempt, (sequence, result)) {
+                    self.open_results.remove(&repeated);
+                }
                 self.open_results.insert(sequence);
             }
             Event::Completed(_) | Event::TestSummary { .. } | Event::Action(_) if !self.ready => {
@@ -305,7 +318,10 @@ impl Build {
         let mut open: Vec<_> = self
             .results
             .iter()
-            .filter_map(|(key, results)| Some((results.last()?.0, key.clone())))
+            .filter_map(|(key, results)| {
+                let last = results.values().map(|(number, _)| *number).max()?;
+                Some((last, key.clone()))
+            })
             .collect();
         open.sort_unstable();
         if self.ready {
@@ -352,7 +368,7 @@ impl Build {
         effects.push(Effect::ExecRoot(root.clone()));
         for (sequence, event) in std::mem::take(&mut self.backlog) {
             self.open.remove(&sequence);
-            effects.extend(self.handle(sequence, event));
+            effects.extend(self.take(sequence, event));
         }
     }
 
@@ -455,6 +471,8 @@ impl Build {
         let mnemonic = self.configurations.get(&configuration).cloned();
         let key = (label, configuration);
         let results = self.results.remove(&key).unwrap_or_default();
+        let mut results: Vec<(i64, TestResult)> = results.into_values().collect();
+        results.sort_unstable_by_key(|(number, _)| *number);
         let (label, configuration) = key;
         // A result may be shown when its files are there, which is not yet, now that their places are known.
         let (numbers, results): (Vec<i64>, Vec<TestResult>) = results.into_iter().unzip();
@@ -462,6 +480,7 @@ impl Build {
             self.open_results.remove(number);
         }
         let shape = TestShape::of(&results, shards, runs);
+        let last_attempts = test_outputs::last_attempts(&results);
         let profile = self.selector.profile(&GroupContext {
             command: self.command,
             label: &label,
@@ -472,7 +491,7 @@ impl Build {
         let mut namer = Namer::new(&mut self.selector, sequence);
         for (number, result) in numbers.iter().zip(&results) {
             namer.sequence = *number;
-            let last = test_outputs::is_last_attempt(result, &results);
+            let last = last_attempts.get(&(result.shard, result.run)) == Some(&result.attempt);
             let event: Arc<str> = format!(
                 "test_result {label} run {} shard {} attempt {}",
                 result.run, result.shard, result.attempt

@@ -7,6 +7,7 @@ mod actor;
 pub mod build;
 mod engine;
 pub mod feed;
+pub mod limits;
 pub mod pattern;
 pub mod policy;
 pub mod roots;

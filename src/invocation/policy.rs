@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use regex::Regex;
 
-use super::pattern::TargetPattern;
+use super::{limits::BuildLimits, pattern::TargetPattern};
 use crate::output::Class;
 
 /// The mode, with Bazel's names (`--remote_download_outputs`).
@@ -189,6 +189,8 @@ pub struct Policy {
     pub targets: Vec<TargetPattern>,
     /// Larger outputs are only known; in bytes.
     pub max_size: Option<u64>,
+    /// How much of a stream is looked at.
+    pub limits: BuildLimits,
 }
 
 #[cfg(test)]

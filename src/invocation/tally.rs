@@ -5,11 +5,14 @@ use std::time::Duration;
 use crate::{
     materialize::{Completion, Outcome},
     output::Class,
+    printable::clipped,
     units::{show_count, show_duration, show_size},
 };
 
 /// How many failures are kept in words.
 const MESSAGES: usize = 10;
+/// Bytes of one of them; a path alone may have 4,095.
+const MESSAGE: usize = 6000;
 
 /// Counts of one invocation's outputs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,8 +77,12 @@ impl Tally {
 
     /// Keeps a message, if there is room.
     pub fn note(&mut self, message: &str) {
-        if self.messages.len() < MESSAGES && !self.messages.iter().any(|m| m == message) {
-            self.messages.push(message.to_owned());
+        if self.messages.len() < MESSAGES {
+            // Names of others' choice are in it, and it goes to terminals.
+            let message = clipped(message, MESSAGE);
+            if !self.messages.iter().any(|m| *m == message) {
+                self.messages.push(message.into_owned());
+            }
         }
     }
 

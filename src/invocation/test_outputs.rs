@@ -6,6 +6,8 @@
 //! (measured with Bazel 4.2.3 and 7.7.1). How many shards and runs there are, and which attempt was the last, is only
 //! known once the test's summary has come.
 
+use std::collections::HashMap;
+
 use crate::bep::event::{File, TestResult};
 
 /// How many of each a test had.
@@ -26,12 +28,14 @@ impl TestShape {
     }
 }
 
-/// Whether a result is its shard's and run's last attempt.
-pub(super) fn is_last_attempt(result: &TestResult, results: &[TestResult]) -> bool {
-    results
-        .iter()
-        .filter(|r| r.shard == result.shard && r.run == result.run)
-        .all(|r| r.attempt <= result.attempt)
+/// The number of the last attempt of each shard and run.
+pub(super) fn last_attempts(results: &[TestResult]) -> HashMap<(u32, u32), u32> {
+    let mut last = HashMap::new();
+    for result in results {
+        let attempt: &mut u32 = last.entry((result.shard, result.run)).or_default();
+        *attempt = (*attempt).max(result.attempt);
+    }
+    last
 }
 
 /// The exec path of a test's file; `None` for one that has no place that we know of.
@@ -209,8 +213,7 @@ mod tests {
             result("//a", 1, 1, 2),
             result("//a", 2, 1, 1),
         ];
-        let last: Vec<bool> = results.iter().map(|r| is_last_attempt(r, &results)).collect();
-        assert_eq!(last, [false, true, true]);
+        assert_eq!(last_attempts(&results), HashMap::from([((1, 1), 2), ((2, 1), 1)]));
         assert_eq!(TestShape::of(&results, 0, 0), TestShape { shards: 2, runs: 1 });
     }
 }

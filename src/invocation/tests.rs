@@ -1,10 +1,6 @@
 //! Builds, as recorded streams of real Bazels and as events in every order that has been seen.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use super::{
     build::{Build, Effect, Named, TargetEnd},
@@ -673,13 +669,15 @@ fn what_a_set_stands_for_counts_for_every_target_that_reaches_it() {
     let Some(Effect::Outputs(_, named)) = effects.first() else {
         panic!("{effects:?}")
     };
-    let failed = HashMap::from([(named[0].set.unwrap(), 3)]);
-    let sum = |label: &str| {
+    for _ in 0..3 {
+        build.fail_set(named[0].set.unwrap());
+    }
+    let mut sum = |label: &str| {
         let target = TargetId {
             label: label.to_owned(),
             ..TargetId::default()
         };
-        build.sum_of_sets(&target, &failed)
+        build.failures(&target)
     };
     assert_eq!(
         (sum("//x"), sum("//y"), sum("//z"), sum("//unknown")),

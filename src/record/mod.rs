@@ -18,6 +18,8 @@
 
 mod block;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handle;
 mod invocations;
 mod keys;

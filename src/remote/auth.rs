@@ -283,32 +283,7 @@ impl Helper {
         let printed = tokio::time::timeout(HELPER_TIMEOUT, self.output())
             .await
             .map_err(|_| self.error("did not answer within 10 s"))??;
-        let printed: Printed =
-            // The decoder's words would quote the answer.
-            serde_json::from_slice(&printed).map_err(|_| self.error("did not print the JSON that is expected"))?;
-        let mut headers = Vec::new();
-        for (name, values) in printed.headers {
-            for value in values {
-                // Its name may be anything, too.
-                headers.push(
-                    Header::new(&name, &value)
-                        .map_err(|_| self.error("gave a header whose name or value can't be one"))?,
-                );
-            }
-        }
-        let kept = match printed.expires {
-            None => KEPT_FOR,
-            Some(text) => text
-                .parse::<prost_types::Timestamp>()
-                .ok()
-                .and_then(|time| SystemTime::try_from(time).ok())
-                .ok_or_else(|| self.error("gave an expiry that is no RFC 3339 time"))?
-                .duration_since(SystemTime::now())
-                .unwrap_or_default()
-                // A helper's year 9999 must not overflow the clock.
-                .min(Duration::from_secs(24 * 60 * 60)),
-        };
-        Ok((headers, kept))
+        read_answer(&printed, SystemTime::now()).map_err(|reason| self.error(&reason))
     }
 
     async fn output(&self) -> Result<Vec<u8>, RemoteError> {
@@ -360,6 +335,34 @@ impl Helper {
             message,
         )
     }
+}
+
+/// Headers, and for how long they are good, out of what a helper printed; or what is wrong with that.
+pub(super) fn read_answer(printed: &[u8], now: SystemTime) -> Result<(Vec<Header>, Duration), String> {
+    // The decoder's words would quote the answer.
+    let printed: Printed =
+        serde_json::from_slice(printed).map_err(|_| "did not print the JSON that is expected")?;
+    let mut headers = Vec::new();
+    for (name, values) in printed.headers {
+        for value in values {
+            // Its name may be anything, too.
+            let header = Header::new(&name, &value);
+            headers.push(header.map_err(|_| "gave a header whose name or value can't be one")?);
+        }
+    }
+    let kept = match printed.expires {
+        None => KEPT_FOR,
+        Some(text) => text
+            .parse::<prost_types::Timestamp>()
+            .ok()
+            .and_then(|time| SystemTime::try_from(time).ok())
+            .ok_or("gave an expiry that is no RFC 3339 time")?
+            .duration_since(now)
+            .unwrap_or_default()
+            // A helper's year 9999 must not overflow the clock.
+            .min(Duration::from_secs(24 * 60 * 60)),
+    };
+    Ok((headers, kept))
 }
 
 /// How closely a scope fits a host: the more, the closer; `None` when it does not.

@@ -280,33 +280,57 @@ fn of_http(status: http::StatusCode) -> Status {
     )
 }
 
+/// An answer of these bytes, so many at a time, and this status.
+#[cfg(any(test, fuzzing))]
+fn incoming(bytes: &[u8], chunk: usize, status: Option<&'static str>) -> Incoming {
+    let trailers = status.map(|code| {
+        let mut map = HeaderMap::new();
+        map.insert("grpc-status", HeaderValue::from_static(code));
+        http_body::Frame::trailers(map)
+    });
+    let frames: Vec<_> = bytes
+        .chunks(chunk)
+        .map(|c| http_body::Frame::data(Bytes::copy_from_slice(c)))
+        .chain(trailers)
+        .map(Ok::<_, Status>)
+        .collect();
+    Incoming {
+        body: Body::new(http_body_util::StreamBody::new(futures::stream::iter(frames))),
+        received: Rope::default(),
+        ended: false,
+    }
+}
+
+/// For [`super::fuzz`]: all data of such an answer.
+#[cfg(any(test, fuzzing))]
+pub(super) async fn fuzz_pieces(
+    bytes: &[u8],
+    chunk: usize,
+    status: Option<&'static str>,
+) -> Result<Vec<u8>, Status> {
+    let mut pieces = Pieces::new(incoming(bytes, chunk, status));
+    let mut all = Vec::new();
+    while let Some(piece) = pieces.next().await? {
+        all.extend(piece);
+    }
+    Ok(all)
+}
+
+/// For [`super::fuzz`]: the message of such an answer.
+#[cfg(any(test, fuzzing))]
+pub(super) async fn fuzz_single<M: Message + Default>(
+    bytes: &[u8],
+    chunk: usize,
+    status: Option<&'static str>,
+) -> Result<M, Status> {
+    incoming(bytes, chunk, status).single().await
+}
+
 #[cfg(test)]
 mod tests {
     use bazel_remote_apis::google::bytestream::ReadResponse;
-    use futures::stream;
-    use http_body::Frame;
-    use http_body_util::StreamBody;
 
     use super::*;
-
-    fn incoming(bytes: &[u8], chunk: usize, status: Option<&'static str>) -> Incoming {
-        let trailers = status.map(|code| {
-            let mut map = HeaderMap::new();
-            map.insert("grpc-status", HeaderValue::from_static(code));
-            Frame::trailers(map)
-        });
-        let frames: Vec<_> = bytes
-            .chunks(chunk)
-            .map(|c| Frame::data(Bytes::copy_from_slice(c)))
-            .chain(trailers)
-            .map(Ok::<_, Status>)
-            .collect();
-        Incoming {
-            body: Body::new(StreamBody::new(stream::iter(frames))),
-            received: Rope::default(),
-            ended: false,
-        }
-    }
 
     async fn all(incoming: Incoming) -> Result<Vec<u8>, Status> {
         let mut pieces = Pieces::new(incoming);

@@ -30,6 +30,8 @@ mod status;
 mod stream;
 mod wire;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 

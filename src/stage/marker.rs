@@ -318,6 +318,15 @@ pub fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
     Ok(found)
 }
 
+/// For [`crate::fuzzing`]: what is read of a marker reads back.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok(marker) = parse(data) {
+        let again = serde_json::to_vec(&marker).map_err(|e| e.to_string());
+        assert_eq!(again.and_then(|bytes| parse(&bytes)), Ok(marker));
+    }
+}
+
 fn parse(bytes: &[u8]) -> Result<Marker, String> {
     let marker: Marker = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if marker.version != VERSION {

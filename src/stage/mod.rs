@@ -28,6 +28,8 @@ pub mod stager;
 mod tests;
 mod work;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{archive::fuzz as archive_fuzz, marker::fuzz as marker_fuzz};
 pub use self::{
     error::{StageError, StageErrorKind},
     request::{Request, Which, Wish},

@@ -353,9 +353,13 @@ async fn upstream(world: &World) -> (String, Arc<Mutex<Vec<http::HeaderMap>>>) {
         MaterializeOptions::default(),
         false,
     );
-    let (routes, _) = routes(rooms.unwrap().events(HoldPolicy::default(), None, None))
-        .await
-        .unwrap();
+    let (routes, _) = routes(
+        rooms
+            .unwrap()
+            .events(HoldPolicy::default(), None, None, Default::default()),
+    )
+    .await
+    .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
     let heard = Arc::<Mutex<Vec<http::HeaderMap>>>::default();

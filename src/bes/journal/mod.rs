@@ -17,6 +17,8 @@ mod cursor;
 mod error;
 mod file;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 pub(super) mod headers;
 mod inlet;
 mod retention;

@@ -5,4 +5,5 @@ mod backend;
 mod forwarding;
 pub(super) mod harness;
 mod holding;
+mod hostile;
 mod restart;

@@ -14,6 +14,8 @@ mod builds;
 mod call;
 mod channel;
 mod forward;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod gate;
 mod headers;
 mod health;
@@ -48,6 +50,10 @@ use super::{
 };
 use crate::remote::{Endpoint, Header, RemoteError};
 
+#[cfg(any(test, fuzzing))]
+pub(super) use fuzz::{
+    blobs as fuzz_blobs, file_uri as fuzz_file_uri, kind as fuzz_kind, rewritten as fuzz_rewritten,
+};
 pub(in crate::bes) use lifecycle::LifecycleEvent;
 pub(in crate::bes) use outgoing::{ForwardStatus, Outgoing, OutgoingEvent};
 

@@ -190,7 +190,7 @@ fn with_uri(message: &[u8], path: &Path) -> Vec<u8> {
 }
 
 /// `file://` and the path, with escapes for what no path of a URI may hold (RFC 3986, 3.3).
-fn file_uri(path: &Path) -> String {
+pub(super) fn file_uri(path: &Path) -> String {
     let mut uri = "file://".to_owned();
     for byte in path.as_os_str().as_bytes() {
         if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(byte) {

@@ -244,7 +244,7 @@ impl Actor {
                 let reason = self.blocked.as_deref().unwrap_or("there is no output root");
                 self.tally.fail(n.class, &format!("{}: {reason}", n.path));
                 if n.class == Class::Required {
-                    self.course.fail(n.sequence, n.set);
+                    self.output_failed(n.sequence, n.set);
                     if let Some(row) = self.targets.get_mut(&target) {
                         row.failed += 1;
                     }
@@ -360,7 +360,7 @@ impl Actor {
                     let reason = format!("{} and {} have the same name", other, n.path);
                     self.tally.fail(n.class, &reason);
                     if n.class == Class::Required {
-                        self.course.fail(n.sequence, n.set);
+                        self.output_failed(n.sequence, n.set);
                     }
                     false
                 }
@@ -377,7 +377,7 @@ impl Actor {
     fn fail(&mut self, class: Class, reason: &str) {
         self.tally.fail(class, reason);
         if class == Class::Required {
-            self.course.fail(self.course.taken(), None);
+            self.output_failed(self.course.taken(), None);
         }
     }
 

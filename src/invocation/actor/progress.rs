@@ -28,8 +28,6 @@ pub(super) struct Course {
     failed_at: Option<i64>,
     /// Completed targets that are not settled, by the number of the event that completed them.
     unsettled: BTreeMap<i64, Vec<Arc<TargetId>>>,
-    /// Required outputs that could not be had, by the set that has them.
-    failed_sets: HashMap<SetIndex, u64>,
     /// Targets that named an output which another had asked for already.
     sharers: HashMap<ExecPath, Vec<Arc<TargetId>>>,
 }
@@ -60,11 +58,8 @@ impl Course {
     }
 
     /// It could not be had.
-    pub(super) fn fail(&mut self, sequence: i64, set: Option<SetIndex>) {
+    pub(super) fn fail(&mut self, sequence: i64) {
         self.failed_at = Some(self.failed_at.map_or(sequence, |at| at.min(sequence)));
-        if let Some(set) = set {
-            *self.failed_sets.entry(set).or_default() += 1;
-        }
     }
 
     /// A target is completed by the event of this number.
@@ -91,7 +86,7 @@ impl Course {
             (Some(pending), Some(open)) => Some(open.min(*pending)),
             (pending, open) => open.or(pending.copied()),
         };
-        lowest.map_or(self.taken, |lowest| self.taken.min(lowest - 1))
+        lowest.map_or(self.taken, |lowest| self.taken.min(lowest.saturating_sub(1)))
     }
 
     /// Targets that are settled now, in their order.
@@ -129,16 +124,21 @@ impl Actor {
         }
     }
 
+    /// A required output that the event of this number calls for could not be had.
+    pub(super) fn output_failed(&mut self, sequence: i64, set: Option<SetIndex>) {
+        self.course.fail(sequence);
+        if let Some(set) = set {
+            self.build.fail_set(set);
+        }
+    }
+
     /// All that is required of a target came to its end.
     pub(super) fn target_settled(&mut self, target: &Arc<TargetId>) {
         let Some(row) = self.targets.get_mut(target) else {
             return;
         };
-        if !self.course.failed_sets.is_empty() {
-            // Failures are told of whoever named the output first; they are as much of those who share it.
-            let shared = self.build.sum_of_sets(target, &self.course.failed_sets);
-            row.failed = row.failed.max(shared);
-        }
+        // Failures are told of whoever named the output first; they are as much of those who share it.
+        row.failed = row.failed.max(self.build.failures(target));
         if row.failed > 0 {
             row.state = TargetState::Failed;
         } else if row.state == TargetState::Completed {
@@ -210,9 +210,9 @@ mod tests {
     #[test]
     fn the_earliest_failure_counts() {
         let mut course = Course::default();
-        course.fail(7, None);
-        course.fail(3, None);
-        course.fail(5, None);
+        course.fail(7);
+        course.fail(3);
+        course.fail(5);
         assert_eq!(course.failed_at, Some(3));
     }
 }

@@ -156,6 +156,36 @@ impl<W: Write> Writer<W> {
     }
 }
 
+/// For [`super::fuzz`].
+#[cfg(any(test, fuzzing))]
+impl Writer<Vec<u8>> {
+    /// A file whose checksums are right, with a frame of these very bytes, and its end.
+    pub(super) fn forged(raw: &[u8]) -> Vec<u8> {
+        let forged = Self::new(Vec::new(), &Header::default()).and_then(|mut writer| {
+            writer.frame.extend_from_slice(raw);
+            Ok(writer.end()?.0)
+        });
+        forged.unwrap_or_default()
+    }
+
+    /// A file of some events with these bytes in them, and the events.
+    pub(super) fn sample(data: &[u8]) -> Option<(Vec<u8>, Vec<Line>)> {
+        let mut writer = Self::new(Vec::new(), &Header::default()).ok()?;
+        let mut lines = Vec::new();
+        for (sequence, event) in (1..).zip(data.chunks(50).take(8)) {
+            let line = Line {
+                kind: RecordKind::Event,
+                sequence,
+                received_ms: 7,
+                event: Bytes::copy_from_slice(event),
+            };
+            writer.line(&line).ok()?;
+            lines.push(line);
+        }
+        Some((writer.end().ok()?.0, lines))
+    }
+}
+
 /// Reads the file.
 pub(super) struct Reader<R> {
     input: R,

@@ -13,6 +13,8 @@
 
 mod export;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod import;
 mod redact;
 #[cfg(test)]

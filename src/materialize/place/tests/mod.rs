@@ -2,6 +2,7 @@
 
 mod checking;
 mod placing;
+mod planted;
 mod races;
 mod streams;
 mod temp_files;

@@ -1,0 +1,32 @@
+//! How much clients of the event service may ask of it.
+
+/// The limits of the event service. A client that passes one is told so, and nobody else notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BesLimits {
+    /// Bytes of one request. Events can be far larger than gRPC's default of 4 MiB: sets of 5,000 files, chunks of
+    /// output.
+    pub message: usize,
+    /// Bytes of one call's headers.
+    pub headers: u32,
+    /// Streams that are open, or are not settled, at a time.
+    pub streams: usize,
+    /// Streams that are open on one connection at a time.
+    pub streams_per_connection: u32,
+    /// Bytes of all streams' events in memory that wait for their turn; what finds no room waits in the journal.
+    pub queue: usize,
+    /// Lifecycle calls that wait for an upstream service.
+    pub lifecycle_calls: usize,
+}
+
+impl Default for BesLimits {
+    fn default() -> Self {
+        Self {
+            message: 256 << 20,
+            headers: 64 << 10,
+            streams: 4096,
+            streams_per_connection: 1024,
+            queue: 256 << 20,
+            lifecycle_calls: 100_000,
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Where the log goes: one line of standard error for each event, whatever is in it.
+
+use std::io::{self, Write};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Makes writers to standard error that are given one event at a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lines {
+    /// Whether colours are meant.
+    pub(super) ansi: bool,
+}
+
+/// See [`Lines`].
+pub(super) struct Line<W> {
+    out: W,
+    ansi: bool,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line<io::Stderr>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Line {
+            out: io::stderr(),
+            ansi: self.ansi,
+        }
+    }
+}
+
+impl<W: Write> Write for Line<W> {
+    /// Takes an event with its line end.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = event.strip_suffix(b"\n").unwrap_or(event);
+        let is_plain = |byte: u8| byte >= 0x20 && byte != 0x7f || byte == 0x1b && self.ansi;
+        if line.iter().all(|byte| is_plain(*byte)) {
+            self.out.write_all(event)?;
+            return Ok(event.len());
+        }
+        let mut shown = Vec::with_capacity(event.len() + 16);
+        for &byte in line {
+            if is_plain(byte) {
+                shown.push(byte);
+            } else {
+                shown.extend(byte.escape_ascii());
+            }
+        }
+        shown.extend_from_slice(&event[line.len()..]);
+        self.out.write_all(&shown)?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(event: &str, ansi: bool) -> String {
+        let mut line = Line {
+            out: Vec::new(),
+            ansi,
+        };
+        line.write_all(event.as_bytes()).unwrap();
+        String::from_utf8(line.out).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_is_in_it() {
+        assert_eq!(written("a é line\n", false), "a é line\n");
+        assert_eq!(
+            written("name x\n2026 ERROR forged\r\x1b[2J\n", false),
+            "name x\\n2026 ERROR forged\\r\\x1b[2J\n"
+        );
+        assert_eq!(
+            written("\x1b[32mINFO\x1b[0m x\ny\n", true),
+            "\x1b[32mINFO\x1b[0m x\\ny\n"
+        );
+    }
+}

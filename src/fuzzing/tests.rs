@@ -1,0 +1,109 @@
+//! The kept inputs, and damaged copies of them, on every target.
+//!
+//! `OUTHAUL_FUZZ_CASES` is how many damaged inputs each target gets, `OUTHAUL_FUZZ_SEED` repeats a run.
+
+use std::{fs, panic, path::Path};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::TARGETS;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
+    )
+}
+
+/// The inputs that are kept for a target, by name.
+fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/seeds")
+        .join(target);
+    let mut seeds: Vec<_> = fs::read_dir(&directory)
+        .unwrap_or_else(|e| panic!("{}: {e}", directory.display()))
+        .map(|entry| entry.unwrap())
+        .map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            (name, fs::read(entry.path()).unwrap())
+        })
+        .collect();
+    seeds.sort();
+    assert!(!seeds.is_empty(), "{target} has no seeds");
+    seeds
+}
+
+#[test]
+fn kept_inputs_do_no_harm() {
+    for (target, run) in TARGETS {
+        run(&[]);
+        for (name, data) in seeds(target) {
+            println!("{target} {name}");
+            run(&data);
+        }
+    }
+}
+
+/// One damage of those that files and networks do, or somebody who knows the format.
+fn damage(data: &mut Vec<u8>, other: &[u8], random: &mut StdRng) {
+    let at = random.random_range(0..=data.len());
+    let end = random.random_range(at..=data.len().min(at + 64));
+    match random.random_range(0..8) {
+        0 => data.truncate(at),
+        1 => {
+            data.drain(at..end);
+        }
+        2 => data[at..end].fill(random.random()),
+        3 => {
+            let piece = data[at..end].to_vec();
+            data.splice(at..at, piece);
+        }
+        4 => {
+            let from = random.random_range(0..=other.len());
+            let to = random.random_range(from..=other.len().min(from + 64));
+            data.splice(at..end, other[from..to].iter().copied());
+        }
+        5 => {
+            // Ends of the ranges of numbers.
+            let bytes: &[u8] = match random.random_range(0..4) {
+                0 => &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+                1 => &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01],
+                2 => &[0xff, 0xff, 0xff, 0xff, 0x0f],
+                _ => &[0],
+            };
+            data.splice(at..end, bytes.iter().copied());
+        }
+        _ => {
+            if let Some(byte) = data.get_mut(at) {
+                *byte ^= 1 << random.random_range(0..8);
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_inputs_do_no_harm() {
+    let cases = number("OUTHAUL_FUZZ_CASES").unwrap_or(100);
+    let first = number("OUTHAUL_FUZZ_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 32));
+    for (target, run) in TARGETS {
+        let seeds = seeds(target);
+        for seed in first..first.saturating_add(cases) {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut data = seeds[random.random_range(0..seeds.len())].1.clone();
+            // Most of a large one is more of the same.
+            data.truncate(1 << 14);
+            let other = &seeds[random.random_range(0..seeds.len())].1;
+            for _ in 0..random.random_range(1..6) {
+                damage(&mut data, other, &mut random);
+            }
+            if let Err(panic) = panic::catch_unwind(|| run(&data)) {
+                println!(
+                    "{target}: OUTHAUL_FUZZ_SEED={seed} OUTHAUL_FUZZ_CASES=1, input {}",
+                    hex::encode(&data)
+                );
+                panic::resume_unwind(panic);
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What the fuzz targets run of this room: see [`crate::fuzzing`].
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use bazel_remote_apis::{
+    build::bazel::remote::execution::v2::{ActionResult, BatchReadBlobsResponse, Directory, DirectoryNode},
+    google::rpc,
+};
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::{
+    auth, call,
+    client::to_wire,
+    expand::{Expanded, expand_result, expand_tree, trees_of},
+    inflate::Inflater,
+    status::{from_rpc, from_status},
+    trees::DirectoryTree,
+    wire::Batch,
+};
+use crate::{
+    digest::{Digest, DigestFunction},
+    exec_path::ExecPath,
+    fuzzing::{first, wait_for},
+    output::OutputContent,
+};
+
+/// Entries that an expansion may have here.
+const ENTRIES: usize = 2000;
+
+fn function(byte: u8) -> DigestFunction {
+    DigestFunction::ALL[usize::from(byte) % DigestFunction::ALL.len()]
+}
+
+/// A cache's answer to a batch: what the generated type reads.
+pub(crate) fn batch_answer(data: &[u8]) {
+    let ours = Batch::decode(data);
+    if let Ok(theirs) = BatchReadBlobsResponse::decode(data) {
+        let again = ours
+            .as_ref()
+            .map(|ours| BatchReadBlobsResponse::decode(&ours.encode_to_vec()[..]));
+        assert_eq!(again, Ok(Ok(theirs)));
+    }
+    for part in ours.iter().flat_map(|batch| &batch.responses) {
+        for function in DigestFunction::ALL {
+            if let Some(digest) = part.digest.as_ref().and_then(|d| d.parse(function)) {
+                assert!(part.digest.as_ref().is_some_and(|raw| raw.is(&digest)));
+            }
+        }
+        if let Some(status) = &part.status {
+            assert_readable(&from_rpc("context", status).message);
+        }
+    }
+}
+
+fn assert_readable(message: &str) {
+    assert!(
+        !message.contains(char::is_control) && message.len() < 600,
+        "{message:?}"
+    );
+}
+
+/// A cache's error, with its details.
+pub(crate) fn status(data: &[u8]) {
+    if let Ok(status) = rpc::Status::decode(data) {
+        assert_readable(&from_rpc("context", &status).message);
+    }
+    let (code, details) = first(data);
+    let details = Bytes::copy_from_slice(details);
+    let words = String::from_utf8_lossy(&details).into_owned();
+    let status = tonic::Status::with_details(tonic::Code::from_i32(code.into()), words, details);
+    assert_readable(&from_status("context", &status).message);
+}
+
+/// What a credential helper prints.
+pub(crate) fn credentials(data: &[u8]) {
+    let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    if let Ok((headers, kept)) = auth::read_answer(data, now) {
+        assert!(kept <= Duration::from_secs(24 * 60 * 60));
+        for header in headers {
+            assert!(!header.value().contains(['\r', '\n', '\0']));
+        }
+    }
+}
+
+/// An answer's frames: in pieces of any size they say the same.
+pub(crate) fn grpc_frames(data: &[u8]) {
+    let (choice, data) = first(data);
+    let status = match choice & 3 {
+        0 => Some("0"),
+        1 => Some("5"),
+        2 => Some("nonsense"),
+        _ => None,
+    };
+    let chunk = usize::from(choice >> 2) + 1;
+    let whole = wait_for(call::fuzz_pieces(data, usize::MAX, status));
+    let pieces = wait_for(call::fuzz_pieces(data, chunk, status));
+    assert_eq!(pieces.is_ok(), whole.is_ok());
+    if let (Ok(pieces), Ok(whole)) = (pieces, whole) {
+        assert_eq!(pieces, whole);
+        assert!(whole.len() <= data.len());
+    }
+    let whole = wait_for(call::fuzz_single::<Batch>(data, usize::MAX, status));
+    let pieces = wait_for(call::fuzz_single::<Batch>(data, chunk, status));
+    assert_eq!(pieces.ok(), whole.ok());
+}
+
+/// Compressed bytes: never more than a byte beyond what was promised, and what zstd itself makes of them.
+pub(crate) fn inflate(data: &[u8]) {
+    let (choice, packed) = first(data);
+    let promised = 1_u64 << (choice & 15);
+    let chunk = usize::from(choice >> 4) * 7 + 1;
+    let whole = inflated(packed, packed.len().max(1), promised);
+    let pieces = inflated(packed, chunk, promised);
+    assert_eq!(pieces.is_ok(), whole.is_ok());
+    let Ok(whole) = whole else { return };
+    assert_eq!(pieces, Ok(whole.clone()));
+    assert!(whole.len() as u64 <= promised + 1);
+    if whole.len() as u64 <= promised
+        && let Ok(theirs) = zstd::bulk::decompress(packed, whole.len() + 1)
+    {
+        assert_eq!(theirs, whole);
+    }
+}
+
+fn inflated(packed: &[u8], chunk: usize, promised: u64) -> Result<Vec<u8>, String> {
+    let mut inflater = Inflater::new()?;
+    let mut out = Vec::new();
+    for mut input in packed.chunks(chunk) {
+        loop {
+            let left = promised.saturating_sub(out.len() as u64);
+            let piece = inflater.run(&mut input, left)?;
+            out.extend_from_slice(&piece);
+            if out.len() as u64 > promised {
+                return Ok(out);
+            }
+            if piece.is_empty() {
+                break;
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// A cache's trees: whatever they say, all of it lies below its place, once.
+pub(crate) fn tree_message(data: &[u8]) {
+    let (choice, data) = first(data);
+    let function = function(choice);
+    if let Ok(tree) = DirectoryTree::decode(function, Bytes::copy_from_slice(data)) {
+        let _ = (tree.missing(), tree.weight(), tree.encoded_bytes());
+        check(&tree);
+    }
+    if let Some(tree) = knotted(function, data) {
+        let _ = tree.missing();
+        check(&tree);
+    }
+    if let Ok(result) = ActionResult::decode(data) {
+        let _ = trees_of(function, &result);
+        let trees: HashMap<_, Box<DirectoryTree>> = HashMap::new();
+        if let Ok(entries) = expand_result(function, &result, &trees, ENTRIES) {
+            once(&entries);
+        }
+    }
+}
+
+fn check(tree: &DirectoryTree) {
+    let base = "bazel-out/k8/tree.d";
+    if let Ok(entries) = expand_tree(ExecPath::new(base).ok(), tree, ENTRIES) {
+        assert!(entries.iter().all(|entry| entry.path.starts_with(base)));
+        once(&entries);
+    }
+}
+
+fn once(entries: &[Expanded]) {
+    assert!(entries.len() <= ENTRIES);
+    let paths: HashSet<_> = entries.iter().map(|entry| &entry.path).collect();
+    assert_eq!(paths.len(), entries.len());
+    for entry in entries {
+        if let OutputContent::Symlink(target) = &entry.content {
+            assert!(!target.is_empty() && !target.contains('\0'));
+        }
+    }
+}
+
+/// Directories that refer to later ones by their numbers, which no fuzzer could do by their digests.
+fn knotted(function: DigestFunction, mut data: &[u8]) -> Option<DirectoryTree> {
+    let mut directories = Vec::new();
+    while let Some((length, rest)) = data.split_first() {
+        let (bytes, rest) = rest.split_at_checked(usize::from(*length))?;
+        directories.push(Directory::decode(bytes).ok()?);
+        data = rest;
+    }
+    let mut digests: Vec<Digest> = Vec::new();
+    let mut encoded = Vec::new();
+    let count = directories.len();
+    for (at, mut directory) in directories.into_iter().enumerate().rev() {
+        let tie = |node: &mut DirectoryNode| {
+            let number = node
+                .digest
+                .as_ref()
+                .and_then(|d| usize::try_from(d.size_bytes).ok());
+            // The last one's digest came first.
+            let child = number.filter(|n| *n > at && *n < count).map(|n| count - 1 - n);
+            if let Some(digest) = child.and_then(|child| digests.get(child)) {
+                node.digest = Some(to_wire(digest));
+            }
+        };
+        directory.directories.iter_mut().for_each(tie);
+        let bytes = Bytes::from(directory.encode_to_vec());
+        digests.push(Digest::of(function, &bytes));
+        encoded.push(bytes);
+    }
+    let mut tree = DirectoryTree::rooted_at(digests.last()?.clone());
+    for bytes in encoded {
+        tree.add(bytes).ok()?;
+    }
+    Some(tree)
+}
