@@ -24,6 +24,10 @@ fmt:
 doc:
     RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
 
+# Every decoder on inputs that a fuzzer makes up, so many seconds each: `just fuzz 60 journal`
+fuzz *ARGS:
+    scripts/fuzz {{ARGS}}
+
 # Licences, duplicates, sources and known vulnerabilities of the dependencies
 deny:
     scripts/deny

@@ -1,5 +1,7 @@
 //! Builds through the rooms behind the doors, with the embedded cache.
 
+mod hostile;
+
 use std::time::Duration;
 
 use tokio::{

@@ -1,5 +1,7 @@
 //! Builds, as recorded streams of real Bazels and as events in every order that has been seen.
 
+mod hostile;
+
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use super::{

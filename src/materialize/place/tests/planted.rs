@@ -318,6 +318,10 @@ fn links_planted_into_the_temp_directory_lead_nobody_outside() {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     for process in fs::read_dir(&temp).into_iter().flatten().flatten() {
+                        // Not through what was planted before.
+                        if !process.file_type().is_ok_and(|t| t.is_dir()) {
+                            continue;
+                        }
                         // What is being filled.
                         for entry in fs::read_dir(process.path()).into_iter().flatten().flatten() {
                             let _ = fs::rename(entry.path(), f.base.path().join("stolen"));

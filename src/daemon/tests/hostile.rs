@@ -1,0 +1,307 @@
+//! Builds that no build tool reports, through all rooms: they settle, with a reason for whatever can't be had, and
+//! nothing appears where it does not belong.
+//!
+//! `OUTHAUL_HOSTILE_CASES` is how many random builds there are, `OUTHAUL_HOSTILE_SEED` repeats one.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::*;
+use crate::digest::DigestFunction;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+}
+
+/// Everything below a directory that is not in the exec root's `bazel-out`, our state or our temp directory.
+fn elsewhere(dir: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(path) = todo.pop() {
+        for entry in fs::read_dir(&path).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let below = path.strip_prefix(dir).unwrap();
+            let ours = ["state", ".outhaul-tmp", "execroot/_main/bazel-out"];
+            if ours.iter().any(|ours| below.starts_with(ours)) {
+                continue;
+            }
+            if fs::symlink_metadata(&path).unwrap().is_dir() {
+                todo.push(path.clone());
+            }
+            found.insert(path);
+        }
+    }
+    found
+}
+
+fn of(name: &str, content: Content) -> File {
+    File {
+        path: format!("bazel-out/k8/bin/{name}").into(),
+        prefix_len: "bazel-out/k8/bin".len(),
+        content,
+        uri: None,
+    }
+}
+
+async fn settlement(f: &Fixture) -> crate::bes::Settlement {
+    f.finish().await;
+    match timeout(PATIENCE * 3, f.rooms.engine.settled(&f.key)).await {
+        Ok(settlement) => settlement,
+        Err(_) => {
+            let now = timeout(PATIENCE, f.rooms.engine.snapshot(&f.key.invocation_id)).await;
+            panic!("it does not settle: {now:?}")
+        }
+    }
+}
+
+#[tokio::test]
+async fn evil_outputs_cost_themselves_alone() {
+    let mut f = Fixture::new(false).await;
+    let before = elsewhere(f.dir.path());
+    let good = f.cache.store().put("good");
+    let outside = f.dir.path().join("outside").display().to_string();
+    let huge = |size| Content::Blob(Digest::new(DigestFunction::Sha256, &[7; 32], size).unwrap());
+    let evil = vec![
+        of("../../../../../up", Content::Blob(good.clone())),
+        of("nul\0", Content::Blob(good.clone())),
+        of(&"n".repeat(300), Content::Blob(good.clone())),
+        of(&"d/".repeat(2100), Content::Blob(good.clone())),
+        of("size/a", huge(i64::MAX as u64)),
+        of("size/b", huge(u64::MAX)),
+        of("size/c", huge(1 << 50)),
+        of("functions/md5", Content::Blob(Digest::of(DigestFunction::Md5, b"x"))),
+        of("functions/sha512", Content::Blob(Digest::of(DigestFunction::Sha512, b"x"))),
+        of("functions/blake3", Content::Blob(Digest::of(DigestFunction::Blake3, b"x"))),
+    ];
+    let links = vec![
+        of("links/absolute", Content::Symlink(outside.clone())),
+        of("links/up", Content::Symlink("../../../../../../outside".to_owned())),
+        of("links/loop", Content::Symlink("loop".to_owned())),
+        // Files that lie behind them.
+        of("links/absolute/file", Content::Blob(good.clone())),
+        of("links/up/file", Content::Blob(good.clone())),
+        of("links/loop/file", Content::Blob(good.clone())),
+        of("links/nul", Content::Symlink("a\0b".to_owned())),
+        of("links/empty", Content::Symlink(String::new())),
+        of("links/long", Content::Symlink("x".repeat(5000))),
+    ];
+    let conflicts = vec![
+        of("conflict", Content::Blob(good.clone())),
+        of("conflict/below", Content::Blob(good.clone())),
+        of("conflict/below/further", Content::Blob(good.clone())),
+        of("Case", Content::Blob(good.clone())),
+        of("case", Content::Inline("inline".into())),
+    ];
+    let fine = vec![
+        of("line\nend", Content::Blob(good.clone())),
+        of("\u{1b}[2Jescape", Content::Blob(good.clone())),
+        of(".outhaul-tmp/1-2/3", Content::Blob(good.clone())),
+        of(".outhaul-tmp-1-2-3", Content::Blob(good.clone())),
+        of("fine", Content::Blob(good.clone())),
+    ];
+    for (n, files) in [evil, links, conflicts, fine.clone()].into_iter().enumerate() {
+        f.set(&n.to_string(), files, &[]).await;
+    }
+    f.complete("//evil", &["0", "1", "2", "3"]).await;
+    let settlement = settlement(&f).await;
+    assert!(settlement.failed >= 10, "{settlement:?}");
+    for message in &settlement.messages {
+        assert!(!message.contains(char::is_control), "{message:?}");
+    }
+    let exec_root = f.dir.path().join("execroot/_main");
+    for file in fine {
+        let bytes = fs::read_to_string(exec_root.join(&*file.path));
+        assert_eq!(bytes.ok().as_deref(), Some("good"), "{:?}", file.path);
+    }
+    assert_eq!(elsewhere(f.dir.path()), before);
+}
+
+#[tokio::test]
+async fn exec_roots_that_are_not_ours_get_nothing() {
+    let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
+    let roots = ["/", "", ".", "relative/execroot", "/proc/self", "/dev", "/etc", "/nowhere/at/all", "/\0", &home];
+    for root in roots {
+        let mut f = Fixture::new(false).await;
+        f.key.invocation_id = "another".to_owned();
+        let good = f.cache.store().put("good");
+        for event in [
+            Event::Started(Started {
+                command: "build".to_owned(),
+                ..Started::default()
+            }),
+            Event::ExecRoot(root.to_owned()),
+        ] {
+            f.send(event).await;
+        }
+        f.set("0", vec![of("outhaul-was-here", Content::Blob(good))], &[]).await;
+        f.complete("//x", &["0"]).await;
+        let settlement = settlement(&f).await;
+        assert!(settlement.failed > 0, "{root:?}: {settlement:?}");
+        let there = Path::new(root).join("bazel-out/k8/bin/outhaul-was-here");
+        assert!(!there.exists(), "{}", there.display());
+    }
+}
+
+#[tokio::test]
+async fn an_exec_root_outside_of_what_is_allowed_is_refused_however_it_is_spelled() {
+    let victim = tempfile::tempdir().unwrap();
+    fs::create_dir_all(victim.path().join("execroot/_main/bazel-out")).unwrap();
+    let name = victim.path().file_name().unwrap().to_str().unwrap().to_owned();
+    for spelled in ["link/execroot/_main".to_owned(), format!("../{name}/execroot/_main")] {
+        let mut f = Fixture::new(false).await;
+        std::os::unix::fs::symlink(victim.path(), f.dir.path().join("link")).unwrap();
+        f.key.invocation_id = "another".to_owned();
+        let good = f.cache.store().put("good");
+        let root = f.dir.path().join(spelled).display().to_string();
+        f.send(Event::Started(Started::default())).await;
+        f.send(Event::ExecRoot(root.clone())).await;
+        f.set("0", vec![of("file", Content::Blob(good))], &[]).await;
+        f.complete("//x", &["0"]).await;
+        let settlement = settlement(&f).await;
+        assert_eq!(settlement.failed, 1, "{root}: {settlement:?}");
+    }
+    let out = victim.path().join("execroot/_main/bazel-out");
+    assert_eq!(fs::read_dir(out).unwrap().count(), 0, "nothing was written there");
+}
+
+/// A name of few, so that they meet.
+fn name(random: &mut StdRng) -> String {
+    let odd = ["..", ".", "", "a\nb", "\u{7f}", "x\0", "A", "é", "link", "very", "deep", "a"];
+    let mut name = String::new();
+    for n in 0..random.random_range(1..4) {
+        if n > 0 {
+            name.push('/');
+        }
+        match random.random_range(0..8) {
+            0 => name.push_str(odd[random.random_range(0..odd.len())]),
+            _ => name.push_str(["a", "b", "c"][random.random_range(0..3)]),
+        }
+    }
+    name
+}
+
+fn content(f: &Fixture, random: &mut StdRng) -> Content {
+    let bytes = random.random_range(0..6_u32).to_string();
+    match random.random_range(0..10) {
+        0 => Content::Symlink(["../..", "/etc/passwd", "a", "loop", "", "b/../c"][random.random_range(0..6)].to_owned()),
+        1 => Content::Inline(bytes.into()),
+        2 => Content::Unknown,
+        3 => Content::Blob(absent(&bytes)),
+        4 => {
+            let hash = [random.random(); 32];
+            Content::Blob(Digest::new(DigestFunction::Sha256, &hash, random.random()).unwrap())
+        }
+        _ => Content::Blob(f.cache.store().put(bytes)),
+    }
+}
+
+fn event(f: &Fixture, random: &mut StdRng) -> Event {
+    let id = |random: &mut StdRng| random.random_range(0..12_u32).to_string();
+    let label = |random: &mut StdRng| match random.random_range(0..20) {
+        0 => "not a label\n".to_owned(),
+        1 => "/".repeat(random.random_range(0..40)),
+        _ => format!("//p:{}", random.random_range(0..6)),
+    };
+    let files = |random: &mut StdRng| -> Vec<File> {
+        (0..random.random_range(0..5))
+            .map(|_| {
+                let mut file = of(&name(random), content(f, random));
+                if random.random_range(0..12) == 0 {
+                    // Test logs and sources have no prefix.
+                    (file.path, file.prefix_len) = ("test.log".into(), 0);
+                }
+                file
+            })
+            .collect()
+    };
+    let ids = |random: &mut StdRng| -> Vec<String> { (0..random.random_range(0..4)).map(|_| id(random)).collect() };
+    let target = |random: &mut StdRng| TargetId {
+        label: label(random),
+        aspect: ["", "", "//x.bzl%a"][random.random_range(0..3)].to_owned(),
+        configuration: String::new(),
+    };
+    match random.random_range(0..14) {
+        0 => Event::Started(Started {
+            command: ["build", "test", "run", "", "query"][random.random_range(0..5)].to_owned(),
+            started_ms: random.random(),
+            ..Started::default()
+        }),
+        1 => Event::ExecRoot(f.dir.path().join("execroot/_main").display().to_string()),
+        2 => Event::TestResult(TestResult {
+            label: label(random),
+            run: random.random(),
+            shard: random.random_range(0..3),
+            attempt: random.random(),
+            files: files(random),
+            ..TestResult::default()
+        }),
+        3 => Event::TestSummary {
+            label: label(random),
+            configuration: String::new(),
+            shard_count: random.random(),
+            run_count: random.random_range(0..3),
+        },
+        4 => Event::Aborted {
+            target: random.random::<bool>().then(|| target(random)),
+            reason: "X".to_owned(),
+            description: "\u{1b}".to_owned(),
+        },
+        5 => Event::Configured {
+            label: label(random),
+            kind: "sh_test rule".to_owned(),
+        },
+        6 => Event::Unreadable(vec![format!("/{}", name(random))]),
+        7 => Event::Finished {
+            exit_code: random.random(),
+            name: String::new(),
+        },
+        8..=10 => Event::NamedSet(NamedSet {
+            id: id(random),
+            files: files(random),
+            children: ids(random),
+            authority: None,
+        }),
+        _ => Event::Completed(Completed {
+            target: target(random),
+            success: random.random(),
+            groups: vec![OutputGroup {
+                name: "default".to_owned(),
+                sets: ids(random),
+                files: files(random),
+                incomplete: random.random_range(0..4) == 0,
+            }],
+            directories: files(random),
+        }),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn builds_of_nonsense_settle_and_write_nothing_elsewhere() {
+    let cases = number("OUTHAUL_HOSTILE_CASES").unwrap_or(12);
+    let first = number("OUTHAUL_HOSTILE_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 32));
+    for seed in first..first.saturating_add(cases) {
+        println!("OUTHAUL_HOSTILE_SEED={seed} OUTHAUL_HOSTILE_CASES=1");
+        let random = &mut StdRng::seed_from_u64(seed);
+        let mut f = Fixture::new(random.random()).await;
+        let before = elsewhere(f.dir.path());
+        for _ in 0..random.random_range(1..80) {
+            let event = event(&f, random);
+            f.send(event).await;
+            if random.random_range(0..30) == 0 {
+                // The client goes, and comes back.
+                f.rooms.engine.ended(&f.key, StreamEnd::Broken("gone".to_owned())).await;
+            }
+        }
+        let settlement = settlement(&f).await;
+        for message in &settlement.messages {
+            assert!(!message.contains(char::is_control), "{message:?}");
+        }
+        assert_eq!(elsewhere(f.dir.path()), before, "OUTHAUL_HOSTILE_SEED={seed}");
+    }
+}
