@@ -80,6 +80,8 @@ pub mod output;
 mod printable;
 pub mod record;
 pub mod remote;
+#[cfg(test)]
+mod simulated;
 pub mod stage;
 pub mod units;
 

@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::Router};
 
 use super::{
     action_cache::ActionCacheService,
@@ -174,6 +174,58 @@ impl Builder {
     /// # Errors
     /// When the address, the directory or the certificates can't be used.
     pub async fn start(self) -> Result<RunningCache, EmbeddedCacheError> {
+        let (address, with_tls) = (self.address.clone(), self.tls.is_some());
+        let (router, context) = self.router()?;
+        let (listener, socket) = Listener::bind(&address).await?;
+        let endpoint = listener.endpoint(&address, with_tls)?;
+        let stopped = CancellationToken::new();
+        let incoming = listener.incoming(context.clone());
+        let task = tokio::spawn({
+            let stopped = stopped.clone();
+            async move {
+                let served = router
+                    .serve_with_incoming_shutdown(incoming, stopped.cancelled_owned())
+                    .await;
+                if let Err(error) = served {
+                    tracing::warn!(%error, "embedded cache stopped");
+                }
+            }
+        });
+        Ok(RunningCache {
+            endpoint,
+            context,
+            stopped,
+            task: Some(task),
+            socket,
+        })
+    }
+
+    /// As [`Self::start`], on a host of a simulated network.
+    #[cfg(test)]
+    pub(crate) async fn start_simulated(self, port: u16) -> Result<RunningCache, EmbeddedCacheError> {
+        let (router, context) = self.router()?;
+        let bind = |source| EmbeddedCacheError::Bind {
+            address: format!("port {port}"),
+            source,
+        };
+        let incoming = crate::simulated::net::incoming(port).await.map_err(bind)?;
+        let stopped = CancellationToken::new();
+        let stop = stopped.clone().cancelled_owned();
+        let task = tokio::spawn(async move {
+            // Fails with its last connection at most, and then the host is gone.
+            let _ = router.serve_with_incoming_shutdown(incoming, stop).await;
+        });
+        Ok(RunningCache {
+            endpoint: format!("grpc://cache:{port}"),
+            context,
+            stopped,
+            task: Some(task),
+            socket: None,
+        })
+    }
+
+    /// The services, and what they share.
+    fn router(self) -> Result<(Router, Shared), EmbeddedCacheError> {
         let function = *self
             .functions
             .first()
@@ -198,7 +250,6 @@ impl Builder {
         let mut server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let with_tls = self.tls.is_some();
         if let Some(tls) = self.tls {
             let mut config = ServerTlsConfig::new().identity(Identity::from_pem(&tls.certificate, &tls.key));
             if let Some(authority) = &tls.client_ca {
@@ -222,28 +273,7 @@ impl Builder {
                 ByteStreamServer::new(ByteStreamService(context.clone())).max_decoding_message_size(message),
                 context.clone(),
             ));
-        let (listener, socket) = Listener::bind(&self.address).await?;
-        let endpoint = listener.endpoint(&self.address, with_tls)?;
-        let stopped = CancellationToken::new();
-        let incoming = listener.incoming(context.clone());
-        let task = tokio::spawn({
-            let stopped = stopped.clone();
-            async move {
-                let served = router
-                    .serve_with_incoming_shutdown(incoming, stopped.cancelled_owned())
-                    .await;
-                if let Err(error) = served {
-                    tracing::warn!(%error, "embedded cache stopped");
-                }
-            }
-        });
-        Ok(RunningCache {
-            endpoint,
-            context,
-            stopped,
-            task: Some(task),
-            socket,
-        })
+        Ok((router, context))
     }
 }
 

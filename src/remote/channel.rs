@@ -118,6 +118,10 @@ impl Connector {
 
     /// A connection that is made when it is first used, and again when it broke. Must be called within the runtime.
     pub(crate) fn channel(&self) -> Channel {
+        #[cfg(test)]
+        if turmoil::in_simulation() {
+            return crate::simulated::net::channel(&self.endpoint);
+        }
         let Some(socket) = &self.socket else {
             return self.endpoint.connect_lazy();
         };

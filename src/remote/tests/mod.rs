@@ -5,6 +5,7 @@ mod fake;
 mod metadata;
 mod places;
 mod real;
+mod simulated;
 mod streams;
 
 use std::sync::Arc;
