@@ -7,11 +7,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 use tonic_health::server::HealthReporter;
 
-use super::{
-    limits::BesLimits, listen::BesListener, raw::PublishBuildEventServer, server::BesService,
-};
+use super::{limits::BesLimits, listen::BesListener, raw::PublishBuildEventServer, server::BesService};
 use crate::{
-    doors::{Guard, Incoming, Protocol},
+    doors::{Guard, Incoming, Protocol, greeted},
     proto::DESCRIPTORS,
 };
 
@@ -91,7 +89,7 @@ pub async fn serve(
         let router = limited(server(), service.limits())
             .layer(Guard(door.clone()))
             .add_routes(routes.clone());
-        let incoming = Incoming::new(listener, door, Protocol::Http2);
+        let incoming = greeted(Incoming::new(listener, door, Protocol::Http2));
         let stop = stop.clone();
         async move {
             let stopped = stop.clone().cancelled_owned();

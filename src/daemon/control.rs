@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bes::{self, BesListener},
     control::{ControlServer, Service},
-    doors::{Door, Guard, Incoming, Listening, Protocol},
+    doors::{Door, Guard, Incoming, Listening, Protocol, greeted},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
 };
 
@@ -58,7 +58,7 @@ async fn serve(
     most: usize,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = Incoming::new(listener, door.clone(), Protocol::Http2);
+    let incoming = greeted(Incoming::new(listener, door.clone(), Protocol::Http2));
     bes::serve::server()
         .layer(Guard(door))
         .add_service(service(rooms, most, &stop))

@@ -7,6 +7,7 @@
 //! Without a token or certificates, a door is for our own user's processes (and root's): the system says whose a unix
 //! socket's peer is, and [`peer`] finds the owner of a connection over the loopback interface.
 
+mod greeting;
 mod guard;
 mod incoming;
 mod peer;
@@ -18,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use self::greeting::greeted;
 pub use self::{
     guard::{Guard, Guarded, Refused},
     incoming::{Caller, Connection, Incoming, Listening},
