@@ -318,7 +318,9 @@ impl Actor {
                 for (sequence, framed) in events {
                     // The command's last words; whatever comes behind them (metrics, logs) names no outputs of targets.
                     let last = framed.last || matches!(framed.event, Event::Finished { .. });
-                    self.course.take(sequence);
+                    if !self.course.take(sequence) {
+                        continue;
+                    }
                     let effects = self.build.handle(sequence, framed.event);
                     self.apply(effects).await;
                     if last {

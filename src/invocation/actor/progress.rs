@@ -33,9 +33,12 @@ pub(super) struct Course {
 }
 
 impl Course {
-    /// An event was taken in.
-    pub(super) fn take(&mut self, sequence: i64) {
+    /// An event was taken in. `false` if it was before: a stream that broke off and is resumed after the event service
+    /// has forgotten it comes again from its first event.
+    pub(super) fn take(&mut self, sequence: i64) -> bool {
+        let new = sequence > self.taken || self.taken <= 0;
         self.taken = self.taken.max(sequence);
+        new
     }
 
     pub(super) const fn taken(&self) -> i64 {
@@ -187,6 +190,14 @@ mod tests {
         assert_eq!(course.through(Some(8)), 6);
         course.end(7);
         assert_eq!((course.through(Some(8)), course.through(None)), (7, 9));
+    }
+
+    #[test]
+    fn a_stream_that_comes_again_from_its_beginning_is_taken_once() {
+        let mut course = Course::default();
+        let taken: Vec<_> = [1, 2, 3, 1, 2, 3, 4].map(|n| course.take(n)).into();
+        assert_eq!(taken, [true, true, true, false, false, false, true]);
+        assert_eq!(course.through(None), 4);
     }
 
     #[test]
