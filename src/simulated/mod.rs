@@ -74,7 +74,15 @@ pub(crate) fn each_seed(test: &str, few: u64, one: impl Fn(u64) -> Result<Told, 
         })
     };
     let seeds = match given("OUTHAUL_SIM_SEED") {
-        Some(seed) => seed..=seed,
+        Some(seed) => {
+            // With RUST_LOG, what happened. There is one already if another test of the process was first.
+            let _ = tracing_subscriber::fmt()
+                .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+                .with_test_writer()
+                .without_time()
+                .try_init();
+            seed..=seed
+        }
         None => {
             let first = given("OUTHAUL_SIM_FIRST").unwrap_or(0);
             first..=first + given("OUTHAUL_SIM_CASES").unwrap_or(few).max(1) - 1
@@ -142,7 +150,7 @@ impl Verdict {
         }
     }
 
-    fn broken(&self) -> Option<String> {
+    pub(crate) fn broken(&self) -> Option<String> {
         self.0.lock().unwrap().clone()
     }
 }
@@ -161,9 +169,10 @@ pub(crate) fn run(
     schedule: &mut Schedule,
     verdict: &Verdict,
     limit: Duration,
-    mut done: impl FnMut() -> bool,
+    mut done: impl FnMut(Duration) -> bool,
 ) -> Result<Duration, String> {
     let failure = loop {
+        tracing::trace!(at = ?sim.elapsed(), "step");
         schedule.follow(sim);
         if let Err(error) = sim.step() {
             break format!("a host failed: {error}");
@@ -171,7 +180,7 @@ pub(crate) fn run(
         if let Some(broken) = verdict.broken() {
             break broken;
         }
-        if done() {
+        if done(sim.elapsed()) {
             return Ok(sim.elapsed());
         }
         if sim.elapsed() > limit {

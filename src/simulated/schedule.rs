@@ -26,6 +26,8 @@ pub(crate) enum Change {
     Slow(Link, Duration),
     /// At each message, all that is on its way is lost with this probability.
     Lossy(Link, f64),
+    /// All connections that there are die without a word, on whichever link.
+    Forget,
     /// The host's process is gone, its sockets are closed.
     Crash(&'static str),
     /// It is started again.
@@ -97,6 +99,15 @@ impl Schedule {
         }
     }
 
+    /// With more changes; those have no part in [`Self::healed`].
+    pub(crate) fn and(self, more: impl IntoIterator<Item = (Duration, Change)>) -> Self {
+        let healed = self.healed;
+        Self {
+            healed,
+            ..Self::of(self.to_come.into_iter().chain(more))
+        }
+    }
+
     /// Faults so far.
     pub(crate) fn faults(&self) -> u64 {
         self.done.iter().filter(|(_, change)| change.is_fault()).count() as u64
@@ -137,6 +148,7 @@ impl Change {
             Self::Release((a, b)) => sim.release(a, b),
             Self::Slow((a, b), latency) => sim.set_link_latency(a, b, latency),
             Self::Lossy((a, b), rate) => sim.set_link_fail_rate(a, b, rate),
+            Self::Forget => super::net::forget(),
             Self::Crash(host) => sim.crash(host),
             Self::Start(host) => sim.bounce(host),
         }
@@ -145,7 +157,7 @@ impl Change {
 
 fn fault(chance: &mut Chance, link: Link) -> (Change, Change) {
     let back = (link.1, link.0);
-    match chance.below(8) {
+    match chance.below(9) {
         0 | 1 => (Change::Cut(link), Change::Mend(link)),
         2 => (Change::CutOneWay(link), Change::Mend(link)),
         3 => (Change::CutOneWay(back), Change::Mend(link)),

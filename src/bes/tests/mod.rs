@@ -7,3 +7,4 @@ pub(super) mod harness;
 mod holding;
 mod hostile;
 mod restart;
+mod simulated;

@@ -260,7 +260,8 @@ impl World {
                     .into_iter()
                     .filter(|digest| self.missing.contains(digest))
                     .collect();
-                (found.sort(), expected.sort());
+                found.sort();
+                expected.sort();
                 self.verdict.check(found == expected, || {
                     format!("{found:?} are missing, not {expected:?}")
                 });
@@ -340,7 +341,7 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
         }
     });
     let limit = Duration::from_secs(7200);
-    let elapsed = run(&mut sim, &mut schedule, &world.verdict, limit, || {
+    let elapsed = run(&mut sim, &mut schedule, &world.verdict, limit, |_| {
         *finished.borrow()
     })?;
 
@@ -361,7 +362,6 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
     for life in lives.borrow().iter() {
         let stats = life.stats();
         told.count("resumed", stats.stream_reads_resumed);
-        told.count("connections", stats.connections);
     }
     told.count("retries", waits);
     told.count("bytes", received);
@@ -385,4 +385,84 @@ fn whatever_the_network_does_reads_end_and_what_they_bring_is_right() {
             assert!(told.get(what) > 0, "{what} was never met");
         }
     }
+}
+
+/// A cache with one blob, and something that is done with it.
+fn told<F: Future<Output = ()> + 'static>(
+    size: usize,
+    connections: usize,
+    mut schedule: Schedule,
+    test: impl FnOnce(GrpcCache, Rc<World>) -> F + 'static,
+) -> crate::embedded_cache::Stats {
+    let mut chance = Chance::new(1);
+    let mut sim = net::plain().build();
+    let mut world = World::new(&mut chance, schedule.healed);
+    let bytes = Bytes::from(chance.bytes(size));
+    world.blobs = vec![(digest(&bytes), bytes)];
+    let world = Rc::new(world);
+    let lives = host(&mut sim, &world, false);
+    let mut options = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://cache:8980").unwrap());
+    (options.compression, options.connections) = (Compression::Never, connections);
+    let finished = Rc::new(RefCell::new(false));
+    sim.client("outhaul", {
+        let (world, finished) = (Rc::clone(&world), Rc::clone(&finished));
+        async move {
+            let cache = GrpcCache::with_timer(options, world.waits.clone())?;
+            test(cache, world).await;
+            *finished.borrow_mut() = true;
+            Ok(())
+        }
+    });
+    let limit = Duration::from_secs(3600);
+    run(&mut sim, &mut schedule, &world.verdict, limit, |_| {
+        *finished.borrow()
+    })
+    .unwrap();
+    lives.borrow()[0].stats()
+}
+
+/// Reads it, and tells how long that took.
+async fn whole(cache: &GrpcCache, world: &World) -> Duration {
+    let (digest, expected) = &world.blobs[0];
+    let mut sink = Paced {
+        bytes: Vec::new(),
+        pace: Duration::ZERO,
+    };
+    let began = now();
+    cache
+        .read_stream(digest, 0, &attribution(), false, &mut sink)
+        .await
+        .unwrap();
+    assert!(sink.bytes == *expected);
+    now() - began
+}
+
+#[test]
+fn a_dead_connection_is_found_by_a_ping_and_the_transfer_goes_on_where_it_was() {
+    // For a moment only, but what was on its way is lost.
+    let schedule = Schedule::of([
+        (Duration::from_millis(400), Change::Cut(LINK)),
+        (Duration::from_millis(500), Change::Mend(LINK)),
+    ]);
+    let size = 8 << 20;
+    let stats = told(size, 4, schedule, |cache, world| async move {
+        let took = whole(&cache, &world).await;
+        let longest = PINGED + Duration::from_secs(4);
+        assert!((Duration::from_secs(40)..longest).contains(&took), "{took:?}");
+    });
+    assert_eq!((stats.stream_reads, stats.stream_reads_resumed), (2, 1));
+    let received = net::received();
+    assert!(received < size as u64 + (2 << 20), "{received} bytes came");
+}
+
+#[test]
+fn connections_that_died_unnoticed_cost_one_ping_and_not_one_each() {
+    let schedule = Schedule::of([(Duration::from_secs(50), Change::Forget)]);
+    // Each is pinged at once, since nothing came on it for so long, and has 10 s for its answer.
+    told(1000, 4, schedule, |cache, world| async move {
+        join_all((0..8).map(|_| whole(&cache, &world))).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let took = whole(&cache, &world).await;
+        assert!(took < PINGED + Duration::from_secs(2), "{took:?}");
+    });
 }

@@ -1,0 +1,218 @@
+//! A daemon's life, and its engine's.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    path::PathBuf,
+    rc::Rc,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use tokio::{sync::watch, time::sleep};
+
+use super::{ledger::Ledger, upstream};
+use crate::{
+    bep::event::{Event, Framed},
+    bes::{
+        BesOptions, BesService, Builds, Journal, JournalOptions, Progress, Settlement, StreamEnd, StreamKey,
+        Upstream, UpstreamOptions, serve, tests::harness::decode,
+    },
+    digest::Digest,
+    doors::greeted,
+    exec_path::ExecPath,
+    remote::Endpoint,
+    simulated::{
+        net::{self, Side},
+        now,
+    },
+};
+
+pub(super) const PORT: u16 = 8985;
+
+/// What can be seen of the daemon from outside, a moment ago.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Seen {
+    streams: usize,
+    undelivered: bool,
+    unfinished: usize,
+    connections: (usize, usize),
+    gaps: u64,
+    failures: u64,
+}
+
+impl Seen {
+    /// Nothing is left to do, and nothing is held on to.
+    pub(super) fn is_idle(&self, ledger: &Ledger) -> bool {
+        let endless = ledger.endless();
+        self.streams <= endless
+            && self.unfinished <= endless
+            // Forwarders of streams that may go on keep their way upstream.
+            && (endless > 0 || (!self.undelivered && self.connections == (0, 0)))
+    }
+}
+
+/// What a daemon is made of.
+#[derive(Clone)]
+pub(super) struct Daemon {
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) options: BesOptions,
+    pub(super) forwards: bool,
+    pub(super) seen: Rc<RefCell<Seen>>,
+}
+
+impl Daemon {
+    /// Until its host dies.
+    pub(super) async fn live(self) -> turmoil::Result {
+        let ledger = &self.ledger;
+        // What the one before it has left, before anything is mended.
+        ledger.check_journal();
+        let journal = Journal::open(&ledger.dir, JournalOptions::default())?;
+        let upstream = if self.forwards {
+            let place = format!("grpc://upstream:{}", upstream::PORT);
+            Some(Upstream::new(UpstreamOptions::new(Endpoint::parse(
+                "--bes-backend",
+                &place,
+            )?))?)
+        } else {
+            None
+        };
+        let engine = Arc::new(Engine {
+            ledger: Arc::clone(ledger),
+            lives: Mutex::default(),
+        });
+        let service = BesService::new(engine, Arc::new(decode), Some(journal), upstream, self.options);
+        service.recover().await?;
+        let (routes, _health) = serve::routes(service.clone()).await?;
+        let incoming = greeted(net::incoming(PORT).await?);
+        let serving = serve::server().add_routes(routes).serve_with_incoming(incoming);
+        let watching = async {
+            loop {
+                sleep(Duration::from_secs(1)).await;
+                let counters = service.counters();
+                let seen = Seen {
+                    streams: service.streams(),
+                    undelivered: service.has_undelivered(),
+                    unfinished: Journal::view(&ledger.dir).unfinished().map_or(0, |all| all.len()),
+                    connections: (
+                        net::open(PORT, Side::Server),
+                        net::open(upstream::PORT, Side::Client),
+                    ),
+                    gaps: counters.gaps,
+                    failures: counters.journal_failures,
+                };
+                ledger
+                    .verdict
+                    .check(seen.gaps == 0 && seen.failures == 0, || format!("{counters:?}"));
+                *self.seen.borrow_mut() = seen;
+            }
+        };
+        tokio::select! {
+            served = serving => served.map_err(Into::into),
+            () = watching => Ok(()),
+        }
+    }
+}
+
+/// An engine that settles a stream some time after its end.
+struct Engine {
+    ledger: Arc<Ledger>,
+    /// How far each stream is in this life.
+    lives: Mutex<HashMap<String, Life>>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Life {
+    highest: i64,
+    end: Option<StreamEnd>,
+}
+
+impl Engine {
+    fn take(&self, stream: &str, sequence: i64, event: &Event) {
+        let mut lives = self.lives.lock().unwrap();
+        let life = lives.entry(stream.to_owned()).or_default();
+        let verdict = &self.ledger.verdict;
+        if sequence == 1 && matches!(life.end, Some(StreamEnd::Broken(_))) {
+            // Resumed after the service had forgotten it, from the journal.
+            *life = Life::default();
+        }
+        verdict.check(sequence == life.highest + 1, || {
+            format!("{stream}: the engine gets {sequence} behind {}", life.highest)
+        });
+        verdict.check(life.end != Some(StreamEnd::Finished), || {
+            format!("{stream}: the engine gets {sequence} behind the end")
+        });
+        let right = matches!(event, Event::Started(started) if started.invocation_id == format!("{stream}/{sequence}"));
+        verdict.check(right, || format!("{stream}: {sequence} is {event:?}"));
+        (life.highest, life.end) = (sequence, None);
+    }
+}
+
+impl Builds for Engine {
+    fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
+        let stream = stream.to_string();
+        Box::pin(async move {
+            let pace = Duration::from_millis(self.ledger.plans[&stream].pace);
+            for (sequence, framed) in events {
+                sleep(pace).await;
+                self.take(&stream, sequence, &framed.event);
+            }
+        })
+    }
+
+    fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {
+        let stream = stream.to_string();
+        let mut lives = self.lives.lock().unwrap();
+        let life = lives.entry(stream.clone()).or_default();
+        let before = life.end.replace(end.clone());
+        // One that broke off may go on with nothing but its last event.
+        let resumed = end == StreamEnd::Finished && matches!(before, Some(StreamEnd::Broken(_)));
+        self.ledger.verdict.check(before.is_none() || resumed, || {
+            format!("{stream}: ended with {before:?}, then with {end:?}")
+        });
+        if end == StreamEnd::Finished {
+            let events = self.ledger.plans[&stream].requests.len() as i64 - 1;
+            self.ledger.verdict.check(life.highest == events, || {
+                format!("{stream}: finished with {} of {events}", life.highest)
+            });
+        }
+        Box::pin(async {})
+    }
+
+    fn done(&self, _: &StreamKey) -> BoxFuture<'static, ()> {
+        Box::pin(sleep(Duration::from_millis(50)))
+    }
+
+    fn settled(&self, stream: &StreamKey) -> BoxFuture<'static, Settlement> {
+        let (ledger, stream) = (Arc::clone(&self.ledger), stream.to_string());
+        Box::pin(async move {
+            match ledger.plans[&stream].settles {
+                Some(wait) => sleep(wait).await,
+                None => std::future::pending().await,
+            }
+            ledger.change(&stream, |fate| {
+                fate.settled.get_or_insert_with(now);
+            });
+            Settlement::default()
+        })
+    }
+
+    fn is_done(&self, stream: &StreamKey) -> bool {
+        self.ledger.remembers && self.ledger.fate(&stream.to_string()).settled.is_some()
+    }
+
+    fn progress(&self, _: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {
+        Box::pin(async { None })
+    }
+
+    fn local_files(
+        &self,
+        _: &StreamKey,
+        files: Vec<(Option<ExecPath>, Digest)>,
+    ) -> BoxFuture<'static, Vec<Option<PathBuf>>> {
+        Box::pin(async move { vec![None; files.len()] })
+    }
+
+    fn held(&self, _: &StreamKey, _: Duration, _: bool) {}
+}
