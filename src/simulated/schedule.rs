@@ -1,7 +1,13 @@
 //! What goes wrong, and when.
 
-use std::{collections::VecDeque, fmt, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    time::Duration,
+};
 
+use tokio_util::sync::CancellationToken;
 use turmoil::Sim;
 
 use super::Chance;
@@ -30,6 +36,8 @@ pub(crate) enum Change {
     Forget,
     /// The host's process is gone, its sockets are closed.
     Crash(&'static str),
+    /// It is asked to end, see [`asked_to_end`].
+    Stop(&'static str),
     /// It is started again.
     Start(&'static str),
 }
@@ -42,6 +50,20 @@ pub(crate) struct Schedule {
     /// When the last fault has ended.
     pub(crate) healed: Duration,
 }
+
+thread_local! {
+    static STOPS: RefCell<BTreeMap<&'static str, CancellationToken>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// What tells the process that begins now on a host that it is asked to end.
+pub(crate) fn asked_to_end(host: &'static str) -> CancellationToken {
+    let stop = CancellationToken::new();
+    STOPS.with_borrow_mut(|stops| stops.insert(host, stop.clone()));
+    stop
+}
+
+/// How long a process that is asked to end may take for it.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// Faults are one of these so long, at most.
 const LONGEST: [Duration; 4] = [
@@ -75,12 +97,17 @@ impl Schedule {
             let mut at = Duration::ZERO;
             for _ in 0..chance.below(4) {
                 at += chance.time(within);
-                let down = if chance.happens(0.5) {
+                let mut down = if chance.happens(0.5) {
                     Duration::ZERO
                 } else {
                     chance.time(LONGEST[2])
                 };
-                all.extend([(at, Change::Crash(host)), (at + down, Change::Start(host))]);
+                let mut end = Change::Crash(host);
+                if chance.happens(0.25) {
+                    down += ENDING;
+                    end = Change::Stop(host);
+                }
+                all.extend([(at, end), (at + down, Change::Start(host))]);
                 at += down + Duration::from_millis(1);
             }
         }
@@ -150,6 +177,11 @@ impl Change {
             Self::Lossy((a, b), rate) => sim.set_link_fail_rate(a, b, rate),
             Self::Forget => super::net::forget(),
             Self::Crash(host) => sim.crash(host),
+            Self::Stop(host) => STOPS.with_borrow(|stops| {
+                if let Some(stop) = stops.get(host) {
+                    stop.cancel();
+                }
+            }),
             Self::Start(host) => sim.bounce(host),
         }
     }

@@ -3,16 +3,21 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use prost::Message as _;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, transport::Endpoint};
 
 use super::{daemon::PORT, ledger::Ledger};
 use crate::{
-    bes::raw::PublishBuildEventClient,
+    bes::{raw::PublishBuildEventClient, tests::harness::key},
+    proto::google::devtools::build::v1::{
+        BuildEvent, OrderedBuildEvent, PublishLifecycleEventRequest, StreamId, build_event::Event,
+    },
     simulated::{Chance, net, now},
 };
 
@@ -50,6 +55,22 @@ pub(super) async fn play(ledger: Arc<Ledger>, name: String, manner: Manner, mut 
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
         .keep_alive_while_idle(true);
+    if ledger.plans[&name].calls {
+        call(
+            &ledger,
+            &name,
+            &endpoint,
+            Event::BuildEnqueued(Default::default()),
+        )
+        .await;
+        call(
+            &ledger,
+            &name,
+            &endpoint,
+            Event::InvocationAttemptStarted(Default::default()),
+        )
+        .await;
+    }
     let mut failures = 0;
     loop {
         let mut client = PublishBuildEventClient::new(net::channel(&endpoint));
@@ -124,6 +145,17 @@ pub(super) async fn play(ledger: Arc<Ledger>, name: String, manner: Manner, mut 
                         ledger.verdict.check(acked == last, || {
                             format!("{name}: closed with OK at {acked} of {last}")
                         });
+                        if ledger.plans[&name].calls {
+                            let finished = Event::InvocationAttemptFinished(Default::default());
+                            call(&ledger, &name, &endpoint, finished).await;
+                            call(
+                                &ledger,
+                                &name,
+                                &endpoint,
+                                Event::BuildFinished(Default::default()),
+                            )
+                            .await;
+                        }
                         ledger.change(&name, |fate| fate.over = true);
                         return;
                     }
@@ -145,5 +177,39 @@ pub(super) async fn play(ledger: Arc<Ledger>, name: String, manner: Manner, mut 
         // Bazel's waits.
         sleep(Duration::from_secs(1).mul_f64(1.6_f64.powi(failures.min(4)))).await;
         failures += 1;
+    }
+}
+
+/// Tells of the build's life, until that is answered.
+async fn call(ledger: &Ledger, name: &str, endpoint: &Endpoint, event: Event) {
+    let request = PublishLifecycleEventRequest {
+        build_event: Some(OrderedBuildEvent {
+            stream_id: Some(StreamId {
+                build_id: key(name).build_id,
+                component: 1,
+                invocation_id: name.to_owned(),
+            }),
+            sequence_number: 1,
+            event: Some(BuildEvent {
+                event_time: None,
+                event: Some(event),
+            }),
+        }),
+        ..PublishLifecycleEventRequest::default()
+    };
+    let request = Bytes::from(request.encode_to_vec());
+    loop {
+        let mut client = PublishBuildEventClient::new(net::channel(endpoint));
+        // Bazel's deadline.
+        let answer = timeout(
+            Duration::from_secs(15),
+            client.publish_lifecycle_event(request.clone()),
+        )
+        .await;
+        if let Ok(Ok(_)) = answer {
+            ledger.change(name, |fate| fate.calls += 1);
+            return;
+        }
+        sleep(Duration::from_secs(1)).await;
     }
 }

@@ -1,7 +1,7 @@
 //! A daemon's life, and its engine's.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     path::PathBuf,
     rc::Rc,
@@ -26,10 +26,14 @@ use crate::{
     simulated::{
         net::{self, Side},
         now,
+        schedule::asked_to_end,
     },
 };
 
 pub(super) const PORT: u16 = 8985;
+
+/// All that a daemon does when it is asked to end takes so long at most, see `serve`.
+const DRAINED: Duration = Duration::from_secs(8);
 
 /// What can be seen of the daemon from outside, a moment ago.
 #[derive(Debug, Default, Clone)]
@@ -86,7 +90,26 @@ impl Daemon {
         service.recover().await?;
         let (routes, _health) = serve::routes(service.clone()).await?;
         let incoming = greeted(net::incoming(PORT).await?);
-        let serving = serve::server().add_routes(routes).serve_with_incoming(incoming);
+        let stop = asked_to_end("outhaul");
+        let serving = serve::server()
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let closed = Cell::new(false);
+        let closing = async {
+            stop.cancelled().await;
+            ledger.stopped.lock().unwrap().get_or_insert_with(now);
+            service.close().await;
+            closed.set(true);
+        };
+        let drained = async {
+            stop.cancelled().await;
+            sleep(DRAINED).await;
+            // What is left are connections whose clients are gone; those are cut.
+            ledger
+                .verdict
+                .check(closed.get(), || format!("not closed within {DRAINED:?}"));
+        };
+        let all = async { tokio::join!(serving, closing).0 };
         let watching = async {
             loop {
                 sleep(Duration::from_secs(1)).await;
@@ -109,7 +132,8 @@ impl Daemon {
             }
         };
         tokio::select! {
-            served = serving => served.map_err(Into::into),
+            served = all => served.map_err(Into::into),
+            () = drained => Ok(()),
             () = watching => Ok(()),
         }
     }

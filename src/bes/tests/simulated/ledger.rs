@@ -33,6 +33,8 @@ pub(super) struct Plan {
     pub(super) settles: Option<Duration>,
     /// Milliseconds that the engine takes for an event.
     pub(super) pace: u64,
+    /// Whether its client tells of the build's life around it.
+    pub(super) calls: bool,
 }
 
 /// What has become of a stream.
@@ -48,6 +50,8 @@ pub(super) struct Fate {
     /// Connections that the client made.
     pub(super) connections: u64,
     pub(super) cancelled: bool,
+    /// Calls about its life that were answered.
+    pub(super) calls: u64,
 }
 
 pub(super) struct Ledger {
@@ -58,6 +62,8 @@ pub(super) struct Ledger {
     hold: HoldPolicy,
     /// Whether an engine knows what an earlier one has done.
     pub(super) remembers: bool,
+    /// When a daemon was first asked to end. It lets those go who wait.
+    pub(super) stopped: Mutex<Option<Duration>>,
     fates: Mutex<BTreeMap<String, Fate>>,
 }
 
@@ -98,6 +104,7 @@ impl Ledger {
             plans,
             hold,
             remembers,
+            stopped: Mutex::default(),
         }
     }
 
@@ -130,9 +137,10 @@ impl Ledger {
             // Not sooner in any life of the daemon, at least. Hosts' clocks differ by a tick or two.
             let now = now() + Duration::from_millis(100);
             let timed_out = fate.finished.is_some_and(|at| at + self.hold.timeout <= now);
-            self.verdict.check(fate.settled.is_some() || timed_out, || {
-                format!("{name}: let go before it was settled: {fate:?}")
-            });
+            let stopped = self.stopped.lock().unwrap().is_some_and(|at| at <= now);
+            let free = fate.settled.is_some() || timed_out || stopped;
+            self.verdict
+                .check(free, || format!("{name}: let go before it was settled: {fate:?}"));
         }
         self.change(name, |fate| fate.acked = sequence);
     }
@@ -199,6 +207,7 @@ impl Ledger {
             told.count("streams", 1);
             told.count("events acknowledged", fate.acked.unsigned_abs());
             told.count("connections", fate.connections);
+            told.count("calls", fate.calls);
             told.count("cancelled", u64::from(fate.cancelled));
             told.count(
                 "ghosts",

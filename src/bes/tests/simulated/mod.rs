@@ -74,15 +74,17 @@ impl Setting {
                 0 if options.hold.timeout < Duration::from_secs(60) => None,
                 _ => Some(chance.time(Duration::from_secs(20))),
             };
-            let plan = Plan {
-                requests: ledger::requests(chance, &name, count as i64),
-                settles,
-                pace: chance.pick(&[0, 0, 20, 500]),
-            };
             let manner = if name != "ghost" && chance.happens(0.15) {
                 bazel::Manner::Cancels(chance.below(count + 1) as i64)
             } else {
                 bazel::Manner::Stays
+            };
+            let stays = name != "ghost" && matches!(manner, bazel::Manner::Stays);
+            let plan = Plan {
+                calls: forwards && stays && chance.happens(0.5),
+                requests: ledger::requests(chance, &name, count as i64),
+                settles,
+                pace: chance.pick(&[0, 0, 20, 500]),
             };
             streams.push((name.clone(), manner, chance.another()));
             plans.insert(name, plan);
@@ -200,6 +202,10 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
         schedule.count(|c| *c == Change::Crash("outhaul")),
     );
     told.count(
+        "ends of the daemon",
+        schedule.count(|c| *c == Change::Stop("outhaul")),
+    );
+    told.count(
         "deaths of upstream",
         schedule.count(|c| *c == Change::Crash("upstream")),
     );
@@ -227,6 +233,8 @@ fn whatever_the_network_does_what_is_acknowledged_is_kept_and_arrives() {
             "cancelled",
             "deaths of the daemon",
             "deaths of upstream",
+            "ends of the daemon",
+            "calls",
         ] {
             assert!(told.get(what) > 0, "{what}: never met");
         }

@@ -1,7 +1,7 @@
 //! An upstream service that keeps what it has acknowledged, and nothing else, when it dies.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -16,12 +16,15 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::ledger::Ledger;
 use crate::{
-    bes::raw::{PublishBuildEvent, PublishBuildEventServer, Received},
+    bes::raw::{Call, PublishBuildEvent, PublishBuildEventServer, Received},
     proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse,
     simulated::{Chance, net},
 };
 
 pub(super) const PORT: u16 = 8981;
+
+/// Calls around a stream, half of them before it.
+const CALLS: usize = 4;
 
 /// When it acknowledges.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,6 +46,8 @@ struct State {
     chance: Mutex<Chance>,
     /// Events that were acknowledged, by streams.
     kept: Mutex<BTreeMap<String, Vec<Bytes>>>,
+    /// Calls about streams' lives that were answered.
+    calls: Mutex<BTreeSet<(String, &'static str)>>,
     received: AtomicU64,
     connections: AtomicU64,
 }
@@ -54,6 +59,7 @@ impl Service {
             answers,
             chance: Mutex::new(chance),
             kept: Mutex::default(),
+            calls: Mutex::default(),
             received: AtomicU64::new(0),
             connections: AtomicU64::new(0),
         }))
@@ -89,6 +95,11 @@ impl Service {
             .plans
             .keys()
             .all(|name| self.kept(name) == ledger.journaled(name))
+    }
+
+    fn calls(&self, stream: &str) -> usize {
+        let calls = self.0.calls.lock().unwrap();
+        calls.iter().filter(|(name, _)| name == stream).count()
     }
 
     fn wait(&self) -> Duration {
@@ -135,6 +146,10 @@ impl Service {
                 self.kept(stream)
             )
         });
+        ledger.verdict.check(
+            !ledger.plans[stream].calls || self.calls(stream) >= CALLS / 2,
+            || format!("{stream}: upstream gets {sequence} before it has heard of the build"),
+        );
         let sent = ledger.plans[stream].requests.get((sequence - 1) as usize);
         ledger.verdict.check(sent == Some(&event.request), || {
             format!("{stream}: {sequence} is not what was sent")
@@ -144,7 +159,23 @@ impl Service {
 
 #[tonic::async_trait]
 impl PublishBuildEvent for Service {
-    async fn publish_lifecycle_event(&self, _: Request<Bytes>) -> Result<Response<()>, Status> {
+    async fn publish_lifecycle_event(&self, request: Request<Bytes>) -> Result<Response<()>, Status> {
+        let Ok(call) = Call::read(request.into_inner()) else {
+            return Err(Status::invalid_argument("no call"));
+        };
+        let stream = &call.invocation_id;
+        let (kept, all) = (self.kept(stream), self.0.ledger.plans[stream].requests.len());
+        self.0.ledger.verdict.check(call.opening || kept == all, || {
+            format!(
+                "{stream}: upstream hears {} with {kept} of {all} events",
+                call.name
+            )
+        });
+        self.0
+            .calls
+            .lock()
+            .unwrap()
+            .insert((call.invocation_id, call.name));
         Ok(Response::new(()))
     }
 
