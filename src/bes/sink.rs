@@ -88,8 +88,8 @@ pub trait Builds: Send + Sync + 'static {
         files: Vec<(Option<ExecPath>, Digest)>,
     ) -> BoxFuture<'static, Vec<Option<PathBuf>>>;
 
-    /// Resolves when everything that the stream's build wants came to its end, what is optional as well. Asked after
-    /// [`Builds::settled`] has answered.
+    /// Resolves when everything that the stream's build wants came to its end, what is optional as well, and that is
+    /// known for good: its events are never handed over again. Asked after [`Builds::settled`] has answered.
     fn done(&self, stream: &StreamKey) -> BoxFuture<'static, ()>;
 
     /// A client that was kept waiting for its last acknowledgement is waiting no longer: how long it was, and whether

@@ -509,3 +509,41 @@ async fn who_fetches_or_follows_keeps_the_daemon_at_work() {
     assert!(fetched[0].error.is_empty() && path.exists(), "{fetched:?}");
     assert!(!service.is_busy());
 }
+
+#[tokio::test]
+async fn a_build_is_done_only_when_it_is_on_record_for_good() {
+    let mut f = Fixture::new(false).await;
+    let digest = f.cache.store().put("bytes");
+    f.set("0", vec![output("a", &digest)], &[]).await;
+    f.complete("//:a", &["0"]).await;
+    f.finish().await;
+    let engine = &f.rooms.engine;
+    timeout(PATIENCE, engine.settled(&f.key)).await.expect("in time");
+    timeout(PATIENCE, engine.done(&f.key)).await.expect("in time");
+    // What a process that is killed now would leave behind: the journal is let go of from here on.
+    let left = f.dir.path().join("left");
+    copy_dir(&f.dir.path().join("state/record"), &left.join("record"));
+    let (record, opening) = Record::open(&left).unwrap();
+    let row = record.invocation("invocation");
+    assert_eq!(
+        row.as_ref().map(|row| row.state),
+        Some(InvocationState::Settled),
+        "{opening:?}"
+    );
+    let path = ExecPath::new("bazel-out/k8/bin/a").unwrap();
+    let root = row.and_then(|row| row.root).unwrap();
+    assert!(record.output(root, &path).is_some());
+}
+
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}

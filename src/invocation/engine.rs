@@ -277,7 +277,7 @@ impl Builds for Engine {
     }
 
     fn done(&self, stream: &StreamKey) -> BoxFuture<'static, ()> {
-        let task = self.task(stream, false);
+        let (task, record) = (self.task(stream, false), self.shared.record.clone());
         async move {
             let (answer, done) = oneshot::channel();
             if let Some(task) = task
@@ -285,6 +285,11 @@ impl Builds for Engine {
             {
                 // A task that ends has nothing on its way any more.
                 let _ = done.await;
+            }
+            // The journal is let go of after this: were the process killed before the record has the build, nobody
+            // would know it. A record that can't be written is no reason to do all of it again.
+            if let Err(error) = record.flush().await {
+                tracing::debug!(%error, "a settled build is not on record for good yet");
             }
         }
         .boxed()

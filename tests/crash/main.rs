@@ -1,0 +1,25 @@
+//! Crashes of the real binary: SIGKILL at any moment, restarts, and what is on disk before and after them.
+//!
+//! The cache and the build tool are in this process, and survive. Settings are environment variables:
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `OUTHAUL_CRASH_CASES` | how many kills of a daemon there are, 6 if not set |
+//! | `OUTHAUL_CRASH_SEED` | the first world's seed, to repeat what a failure names |
+//! | `OUTHAUL_CRASH_DIR` | where the worlds are made, for another file system than that of cargo's target directory |
+#![allow(clippy::unwrap_used)]
+
+mod build;
+mod check;
+mod client;
+mod dice;
+mod kill;
+mod serving;
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "made for the tests of the command line, which use more of it"
+)]
+#[path = "../cli/support.rs"]
+mod support;
+mod world;
