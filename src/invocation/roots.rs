@@ -15,7 +15,7 @@ use crate::{
         Root,
         place::{Epoch, OutputRoot, is_allowed_open, is_allowed_root},
     },
-    record::{Record, RootId},
+    record::{Holder, Record, RootId},
 };
 
 /// `FROM=TO`: the build saw `FROM` where we see `TO`, because it ran in another mount namespace.
@@ -189,7 +189,8 @@ impl Roots {
         {
             return Ok((*id, root.clone()));
         }
-        let place = OutputRoot::open(path, check.is_none()).map_err(|e| e.to_string())?;
+        let is_own = check.is_none();
+        let place = OutputRoot::open(path, is_own).map_err(|e| e.to_string())?;
         if let Some(check) = check {
             check(&place)?;
         }
@@ -204,7 +205,13 @@ impl Roots {
             .to_str()
             .ok_or_else(|| format!("{}: is not UTF-8", path.display()))?;
         let id = self.record.root(name, place.device(), place.inode());
-        let epoch = Epoch::new();
+        let who = Holder {
+            since: None,
+            ..Holder::of_this_process()
+        };
+        // A directory of the user's own is nobody's output base, and nothing is left there.
+        let claim = (!is_own).then(|| place.claim(&who.to_string())).flatten();
+        let epoch = Epoch::shared(claim);
         // What an earlier run of the daemon gave out counts: an older build that comes again from the journal must
         // not pass for the newest.
         epoch.begin(self.record.root_row(id).map_or(0, |row| row.version));

@@ -207,8 +207,15 @@ impl Record {
     /// lost one. About the wall clock in milliseconds.
     #[must_use]
     pub fn next_version(&self, id: RootId) -> u64 {
+        self.next_version_above(id, 0)
+    }
+
+    /// The same, above one that another process has given out as well.
+    #[must_use]
+    pub fn next_version_above(&self, id: RootId, other: u64) -> u64 {
         let mut roots = locked(&self.shared().roots);
-        let version = roots.next_version(id, now_ms());
+        let floor = i64::try_from(other.saturating_add(1)).unwrap_or(i64::MAX);
+        let version = roots.next_version(id, now_ms().max(floor));
         self.put_root(&roots, id);
         version
     }

@@ -30,7 +30,8 @@ pub struct Holder {
 }
 
 impl Holder {
-    fn of_this_process() -> Self {
+    /// This process.
+    pub(crate) fn of_this_process() -> Self {
         let mut args = std::env::args_os()
             .take(2)
             .map(|a| a.to_string_lossy().into_owned());

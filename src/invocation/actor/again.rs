@@ -37,7 +37,7 @@ impl Actor {
         let (Some(place), Some(session)) = (&self.place, &self.session) else {
             return;
         };
-        if place.root.epoch.current() != place.version {
+        if !place.root.epoch.is_newest(place.version) {
             // What a newer build does with its outputs is no business of this one.
             return;
         }

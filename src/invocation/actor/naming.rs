@@ -124,12 +124,23 @@ impl Actor {
         self.row.root = Some(id);
         let replayed = self.row.version != 0;
         let version = match self.row.version {
-            0 => self.shared.record.next_version(id),
+            0 => {
+                let root = root.clone();
+                let claimed = spawn_blocking(move || root.epoch.claimed()).await;
+                self.shared
+                    .record
+                    .next_version_above(id, claimed.unwrap_or_default())
+            }
             replayed => replayed,
         };
         self.row.version = version;
         self.save_row();
         self.shared.materializer.begin(&root, version).await;
+        let (claimed, invocation_id) = (root.clone(), self.row.invocation_id.clone());
+        let claimed = spawn_blocking(move || claimed.epoch.claim(version, &invocation_id)).await;
+        if claimed.is_err() {
+            tracing::error!("claiming an output root panicked; this is a bug in outhaul");
+        }
         // Only now, when nothing older is placed any more: the build has just begun, and its bazel-out may still have
         // to be made. One that comes again from the journal has had its own; if that is gone, it was cleaned.
         if version >= root.epoch.current() {

@@ -29,7 +29,7 @@ pub(super) struct Gathering {
 
 impl Coordinator {
     pub(super) fn want(&mut self, session: &Arc<Session>, wants: Vec<Want>) {
-        if session.root.epoch.current() > session.version {
+        if !session.root.epoch.is_newest(session.version) {
             self.answer_wants(session, wants, &Outcome::Superseded);
             return;
         }

@@ -112,6 +112,7 @@ impl Placer {
                 return Err(PlaceError::mismatch(to.as_str(), digest, Some(actual)));
             }
         }
+        let _working = epoch.working();
         file.close_for_writing();
         publish_verified(&self.job(epoch, version), to, digest, file)
     }

@@ -32,6 +32,7 @@ impl Placer {
         epoch: &Epoch,
         version: u64,
     ) -> Result<Placed, PlaceError> {
+        let _working = epoch.working();
         let job = self.job(epoch, version);
         let dir = job.parent(path)?;
         let spot = Spot {
@@ -73,6 +74,7 @@ impl Placer {
         epoch: &Epoch,
         version: u64,
     ) -> Result<Placed, PlaceError> {
+        let _working = epoch.working();
         let job = self.job(epoch, version);
         job.root.guard(path.as_str())?;
         let permit = job.permit(path)?;

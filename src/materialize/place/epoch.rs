@@ -2,13 +2,20 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
+use super::claim::{Claim, Working};
+
 /// The newest invocation number of a root.
 ///
 /// Every publication happens while its [`Permit`] is held. [`begin`](Self::begin) waits for the permits that are
 /// out, so once it has returned, nothing of an older invocation appears any more. Permits are held for a link or a
 /// rename, not for a write, and a thread must never hold two: a waiting `begin` would come between them.
+///
+/// With a [`Claim`], that holds for the invocations of other processes as well.
 #[derive(Debug, Default)]
-pub struct Epoch(RwLock<u64>);
+pub struct Epoch {
+    newest: RwLock<u64>,
+    claim: Option<Claim>,
+}
 
 /// The right to publish, as long as it is held.
 #[derive(Debug)]
@@ -24,23 +31,61 @@ impl Epoch {
         Self::default()
     }
 
+    /// An epoch that is shared with other processes.
+    #[must_use]
+    pub fn shared(claim: Option<Claim>) -> Self {
+        Self {
+            newest: RwLock::default(),
+            claim,
+        }
+    }
+
     /// Makes `version` the newest, unless a newer one has begun already. When this returns, nothing older than the
     /// newest is being published or will be.
     pub fn begin(&self, version: u64) {
-        let mut newest = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = self.newest.write().unwrap_or_else(PoisonError::into_inner);
         *newest = version.max(*newest);
     }
 
     /// The right to publish for `version`; `None` when a newer one has begun.
     pub fn permit(&self, version: u64) -> Option<Permit<'_>> {
-        let newest = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        (version >= *newest).then_some(Permit { _held: newest })
+        let newest = self.newest.read().unwrap_or_else(PoisonError::into_inner);
+        let is_newest =
+            version >= *newest && self.claim.as_ref().is_none_or(|claim| claim.is_newest(version));
+        is_newest.then_some(Permit { _held: newest })
     }
 
-    /// The newest version that has begun.
+    /// Whether nothing newer than `version` has begun, here or in another process.
+    #[must_use]
+    pub fn is_newest(&self, version: u64) -> bool {
+        self.permit(version).is_some()
+    }
+
+    /// The newest version that any process has claimed. Blocks on the file system.
+    #[must_use]
+    pub fn claimed(&self) -> u64 {
+        self.claim.as_ref().map_or(0, Claim::newest)
+    }
+
+    /// Tells other processes that this invocation has begun, unless they have begun a newer one. When this returns,
+    /// nothing older than the newest is published by any of them. Blocks, for a second at most.
+    pub fn claim(&self, version: u64, invocation_id: &str) {
+        if let Some(claim) = &self.claim {
+            claim.begin(version, invocation_id);
+        }
+    }
+
+    /// To be held from before a permit is asked for until it is given back, for as many permits as there are: whoever
+    /// claims the root elsewhere meanwhile waits for it.
+    #[must_use]
+    pub fn working(&self) -> Option<Working> {
+        self.claim.as_ref()?.working()
+    }
+
+    /// The newest version that has begun in this process.
     #[must_use]
     pub fn current(&self) -> u64 {
-        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+        *self.newest.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -125,6 +125,7 @@ impl LargeFile {
                 Some(actual),
             ));
         }
+        let _working = epoch.working();
         self.file.close_for_writing();
         let job = Job {
             root: &self.root,

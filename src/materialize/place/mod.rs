@@ -11,6 +11,7 @@
 //! | `root` | a root on disk, and whether it and its `bazel-out` are still the ones that were there |
 //! | `allow` | which directories may be a root |
 //! | `epoch` | the newest invocation wins |
+//! | `claim` | also over those that other processes follow |
 //! | `walk` | finding and making directories beneath the root, links included |
 //! | `writable` | read-only directories, opened and restored |
 //! | `temp` | where files lie before they have a name; sweeping |
@@ -22,6 +23,7 @@
 
 mod allow;
 mod check;
+mod claim;
 mod copy;
 mod entries;
 mod epoch;
@@ -41,6 +43,7 @@ mod tests;
 
 pub use allow::{is_allowed_open, is_allowed_root};
 pub use check::{Check, Vouched};
+pub use claim::{Claim, Working};
 pub use epoch::{Epoch, Permit};
 pub use error::{PlaceError, PlaceErrorKind};
 pub use large::LargeFile;

@@ -17,6 +17,7 @@ use rustix::{
 };
 
 use super::{
+    claim::Claim,
     error::{PlaceError, PlaceErrorKind},
     sys::{self, Inode},
     temp::{TempDir, Unnamed},
@@ -301,6 +302,13 @@ impl OutputRoot {
     pub(super) fn output_base(&self) -> Option<&Path> {
         let parent = self.canonical.parent()?;
         parent.ends_with("execroot").then(|| parent.parent()).flatten()
+    }
+
+    /// What tells other processes of this root's builds; `None` where there is no output base to do so. `who` is this
+    /// process in words.
+    #[must_use]
+    pub fn claim(&self, who: &str) -> Option<Claim> {
+        Some(Claim::new(self.output_base()?, self.canonical.file_name()?, who))
     }
 
     /// Whether `openat2` is to be tried.

@@ -1,0 +1,436 @@
+//! Which build of an exec root is the newest, when more than one daemon writes there.
+//!
+//! An [`Epoch`](super::Epoch) knows the builds of its own process. Another process, with a state directory of its own,
+//! may follow the next build of the same root: `outhaul run` beside `outhaul serve`, or two users' daemons. So the
+//! newest build's version is also in a small file in the output base, where everybody looks before publishing. Nobody
+//! ever waits for somebody else's downloads: whoever begins a build writes its version, waits for the few system
+//! calls that others are in the middle of, and is alone from then on with what is older ending as superseded.
+//!
+//! The file is `.outhaul-newest.<workspace>`: a magic number, the version, a hash of the invocation's id and a
+//! checksum, 8 bytes each, and behind them who wrote it, in words. It outlives its writers, for a journal that is
+//! taken up again may have older builds in it. Two daemons that follow the same build (one passes it on to the other)
+//! both go on. A file that is not there, not ours, or makes no sense says nothing: then everybody may publish, as
+//! verified and whole as ever.
+
+use std::{
+    ffi::OsStr,
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+
+use crate::digest::{Digest, DigestFunction};
+
+const NAME: &str = ".outhaul-newest.";
+const MAGIC: [u8; 8] = *b"outhaul1";
+const LEN: usize = 32;
+/// The longest words that are read.
+const MAX_WORDS: u64 = 256;
+
+/// How long a new build waits for those who are publishing. They need microseconds, unless they were stopped.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    version: u64,
+    /// Of the invocation; 0 is nobody's.
+    build: u64,
+}
+
+impl Entry {
+    fn encode(self) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..16].copy_from_slice(&self.version.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.build.to_le_bytes());
+        let sum = first_bytes(&bytes[..24]);
+        bytes[24..].copy_from_slice(&sum);
+        bytes
+    }
+
+    fn decode(bytes: &[u8; LEN]) -> Option<Self> {
+        let (body, sum) = bytes.split_last_chunk::<8>()?;
+        let (version, build) = body.strip_prefix(&MAGIC)?.split_first_chunk::<8>()?;
+        (first_bytes(body) == *sum).then_some(Self {
+            version: u64::from_le_bytes(*version),
+            build: u64::from_le_bytes(build.try_into().ok()?),
+        })
+    }
+
+    fn is_same_build(self, other: Self) -> bool {
+        self.build != 0 && self.build == other.build
+    }
+}
+
+fn first_bytes(bytes: &[u8]) -> [u8; 8] {
+    let mut first = [0; 8];
+    let digest = Digest::of(DigestFunction::Blake3, bytes);
+    if let Some(hash) = digest.hash().first_chunk() {
+        first = *hash;
+    }
+    first
+}
+
+/// A number for an invocation's id.
+fn build_of(invocation_id: &str) -> u64 {
+    match invocation_id {
+        "" => 0,
+        id => u64::from_le_bytes(first_bytes(id.as_bytes())),
+    }
+}
+
+/// The file as it is open now.
+#[derive(Debug)]
+struct Open {
+    file: File,
+    /// What this process has claimed.
+    own: Entry,
+    /// How many threads are publishing: the first of them locks the file, the last one lets it go.
+    working: Mutex<usize>,
+}
+
+/// This process's part in one exec root.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    /// This process, in words.
+    who: String,
+    open: RwLock<Option<Arc<Open>>>,
+    /// The version of another's build that the log has told of.
+    told: AtomicU64,
+}
+
+/// While it lives, whoever begins a newer build elsewhere waits, for some time.
+#[derive(Debug)]
+pub struct Working(Arc<Open>);
+
+impl Claim {
+    /// For the exec root of this name in an output base. Nothing is read or written yet.
+    pub(super) fn new(output_base: &Path, name: &OsStr, who: &str) -> Self {
+        let mut file = std::ffi::OsString::from(NAME);
+        file.push(name);
+        Self {
+            path: output_base.join(file),
+            who: who.to_owned(),
+            open: RwLock::default(),
+            told: AtomicU64::new(0),
+        }
+    }
+
+    /// The newest version that anybody has claimed; 0 if nobody has.
+    pub(super) fn newest(&self) -> u64 {
+        let file = options().open(&self.path);
+        file.ok()
+            .filter(|file| is_ours(file).unwrap_or(false))
+            .and_then(|file| read(&file))
+            .map_or(0, |entry| entry.version)
+    }
+
+    /// Says that this build has begun, unless a newer one has. When this returns, nothing older than the newest is being
+    /// published by anybody, or will be.
+    pub(super) fn begin(&self, version: u64, invocation_id: &str) {
+        let own = Entry {
+            version,
+            build: build_of(invocation_id),
+        };
+        match self.write(own) {
+            Ok(file) => {
+                let open = Arc::new(Open {
+                    file,
+                    own,
+                    working: Mutex::default(),
+                });
+                *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(open);
+            }
+            Err(error) => {
+                // The build goes on: every file is still verified, and put in place whole.
+                tracing::info!(
+                    file = %self.path.display(), %error,
+                    "other daemons that write into this output root are not noticed"
+                );
+                *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+        }
+    }
+
+    fn write(&self, own: Entry) -> io::Result<File> {
+        let file = options().create(true).truncate(false).open(&self.path)?;
+        if !is_ours(&file)? {
+            return Err(io::Error::other("it is another user's, or no file"));
+        }
+        // Others may write at the same time. Each looks again, so that the highest version stays.
+        for _ in 0..10 {
+            match read(&file) {
+                Some(there) if there.is_same_build(own) || there.version > own.version => return Ok(file),
+                Some(there) if there == own => break,
+                _ => {}
+            }
+            file.write_all_at(&own.encode(), 0)?;
+            let words = self.who.as_bytes();
+            file.write_all_at(words, LEN as u64)?;
+            file.set_len((LEN + words.len()) as u64)?;
+            wait_for_others(&file);
+        }
+        Ok(file)
+    }
+
+    /// Whether nobody has begun a newer build.
+    pub(super) fn is_newest(&self, version: u64) -> bool {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = &*open else { return true };
+        let Some(there) = read(&open.file) else {
+            return true;
+        };
+        let is_own = version == open.own.version && there.is_same_build(open.own);
+        if there.version <= version || is_own {
+            return true;
+        }
+        if self.told.swap(there.version, Ordering::Relaxed) != there.version {
+            let mut words = String::new();
+            let mut rest = io::Read::take(Tail(&open.file, LEN as u64), MAX_WORDS);
+            // They may be just being written.
+            let _ = io::Read::read_to_string(&mut rest, &mut words);
+            tracing::info!(
+                file = %self.path.display(),
+                "a newer build of this output root is followed by another outhaul, {words}: what older builds still \
+                 want there is left to it"
+            );
+        }
+        false
+    }
+
+    /// Says that something is going to be published.
+    pub(super) fn working(&self) -> Option<Working> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let mut working = open.working.lock().unwrap_or_else(PoisonError::into_inner);
+        if *working == 0 {
+            // Refused only while somebody who begins a build has it: then its version is there to be seen.
+            let _ = flock(&open.file, FlockOperation::NonBlockingLockShared);
+        }
+        *working += 1;
+        drop(working);
+        Some(Working(open))
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        let mut working = self.0.working.lock().unwrap_or_else(PoisonError::into_inner);
+        *working -= 1;
+        if *working == 0 {
+            let _ = flock(&self.0.file, FlockOperation::Unlock);
+        }
+    }
+}
+
+/// A file from an offset on.
+struct Tail<'a>(&'a File, u64);
+
+impl io::Read for Tail<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.0.read_at(buffer, self.1)?;
+        self.1 += n as u64;
+        Ok(n)
+    }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    options
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(flags.bits() as i32);
+    options
+}
+
+/// Whether it is a file of this user's: what another user says ends no build of ours.
+fn is_ours(file: &File) -> io::Result<bool> {
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file() && metadata.uid() == rustix::process::geteuid().as_raw())
+}
+
+fn read(file: &File) -> Option<Entry> {
+    let mut bytes = [0; LEN];
+    // It may be just being written.
+    for _ in 0..3 {
+        if file.read_exact_at(&mut bytes, 0).is_ok()
+            && let Some(entry) = Entry::decode(&bytes)
+        {
+            return Some(entry);
+        }
+    }
+    None
+}
+
+/// Waits until nobody is in the middle of publishing who may not have seen what the file says now.
+fn wait_for_others(file: &File) {
+    let began = Instant::now();
+    let mut pause = Duration::from_micros(50);
+    while flock(file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if began.elapsed() > PATIENCE {
+            tracing::debug!("somebody is publishing for long; the build goes on");
+            return;
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
+    let _ = flock(file, FlockOperation::Unlock);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn claim(dir: &Path, who: &str) -> Claim {
+        Claim::new(dir, OsStr::new("_main"), who)
+    }
+
+    #[test]
+    fn what_a_process_begins_ends_what_others_began_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (claim(dir.path(), "one"), claim(dir.path(), "two"));
+        assert_eq!(one.newest(), 0);
+        assert!(one.is_newest(1), "nobody has said anything");
+        one.begin(5, "a");
+        assert!(one.is_newest(5) && one.newest() == 5);
+        two.begin(7, "b");
+        assert!(two.is_newest(7));
+        assert!(!one.is_newest(5));
+        // One that comes again from the journal later.
+        one.begin(6, "c");
+        assert!(!one.is_newest(6) && two.is_newest(7));
+        assert_eq!(two.newest(), 7);
+        let file = std::fs::read(dir.path().join(".outhaul-newest._main")).unwrap();
+        assert_eq!(&file[LEN..], b"two");
+        one.begin(8, "d");
+        assert!(one.is_newest(8) && !two.is_newest(7));
+    }
+
+    #[test]
+    fn who_follow_the_same_build_both_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (claim(dir.path(), "one"), claim(dir.path(), "two"));
+        one.begin(5, "a");
+        two.begin(9, "a");
+        assert!(one.is_newest(5) && two.is_newest(9));
+        one.begin(4, "a");
+        assert!(one.is_newest(4) && two.is_newest(9));
+        assert!(!one.is_newest(3), "nothing older comes with it");
+        // Without ids, nothing is the same.
+        one.begin(10, "");
+        two.begin(11, "");
+        assert!(!one.is_newest(10));
+    }
+
+    #[test]
+    fn a_file_that_makes_no_sense_holds_nobody_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".outhaul-newest._main");
+        let mut dead = Entry {
+            version: u64::MAX,
+            build: 1,
+        }
+        .encode();
+        dead[30] ^= 1;
+        for bytes in [&b""[..], b"outhaul1", &[0xff; 100], &dead] {
+            std::fs::write(&path, bytes).unwrap();
+            let one = claim(dir.path(), "one");
+            assert_eq!(one.newest(), 0);
+            one.begin(5, "a");
+            assert!(one.is_newest(5));
+            assert_eq!(one.newest(), 5);
+            std::fs::write(&path, bytes).unwrap();
+            assert!(one.is_newest(5));
+        }
+        // Neither does what cannot be a file of ours.
+        std::fs::remove_file(&path).unwrap();
+        for round in 0..3 {
+            match round {
+                0 => std::os::unix::fs::symlink("elsewhere", &path).unwrap(),
+                1 => std::fs::create_dir(&path).unwrap(),
+                _ => rustix::fs::mknodat(
+                    rustix::fs::CWD,
+                    &path,
+                    rustix::fs::FileType::Fifo,
+                    rustix::fs::Mode::from_raw_mode(0o600),
+                    0,
+                )
+                .unwrap(),
+            }
+            let one = claim(dir.path(), "one");
+            one.begin(5, "a");
+            assert!(one.is_newest(5) && one.is_newest(1) && one.newest() == 0);
+            assert!(one.working().is_none());
+            match round {
+                1 => std::fs::remove_dir(&path).unwrap(),
+                _ => std::fs::remove_file(&path).unwrap(),
+            }
+        }
+        assert!(!dir.path().join("elsewhere").exists());
+    }
+
+    #[test]
+    fn a_new_build_waits_for_those_who_are_publishing_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (claim(dir.path(), "one"), claim(dir.path(), "two"));
+        one.begin(1, "a");
+        let (first, second) = (one.working().unwrap(), one.working().unwrap());
+        drop(second);
+        let (begun, has_begun) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            two.begin(2, "b");
+            begun.send(()).unwrap();
+        });
+        let began = Instant::now();
+        // The word is out at once.
+        while one.is_newest(1) {
+            assert!(began.elapsed() < Duration::from_secs(20));
+        }
+        if began.elapsed() < PATIENCE / 4 {
+            assert!(has_begun.try_recv().is_err(), "it did not wait");
+        }
+        drop(first);
+        has_begun.recv_timeout(Duration::from_secs(20)).unwrap();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_new_build_does_not_wait_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (claim(dir.path(), "one"), claim(dir.path(), "two"));
+        one.begin(1, "a");
+        let _stuck = one.working().unwrap();
+        two.begin(2, "b");
+        assert!(two.is_newest(2) && !one.is_newest(1));
+    }
+
+    #[test]
+    fn of_many_who_begin_at_once_the_newest_stays() {
+        for _ in 0..50 {
+            let dir = tempfile::tempdir().unwrap();
+            let claims: Vec<_> = (1..=6).map(|n| (n, claim(dir.path(), &n.to_string()))).collect();
+            thread::scope(|scope| {
+                for (n, claim) in &claims {
+                    scope.spawn(move || claim.begin(*n, &n.to_string()));
+                }
+            });
+            for (n, claim) in &claims {
+                assert_eq!((claim.newest(), claim.is_newest(*n)), (6, *n == 6));
+            }
+        }
+    }
+}
