@@ -198,7 +198,6 @@ impl Builds {
             file: Some(file::File::Uri(format!(
                 "bytestream://{authority}/blobs/{digest}"
             ))),
-            ..File::default()
         }
     }
 }

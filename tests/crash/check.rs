@@ -34,7 +34,7 @@ impl World {
         });
         assert!(wrong.is_empty(), "world {}: {wrong:#?}", self.seed);
         let around: BTreeSet<_> = names(&self.output_base());
-        let known = [".outhaul-tmp", ".outhaul-lock", "execroot"];
+        let known = [".outhaul-newest._main", ".outhaul-tmp", "execroot"];
         assert!(
             around.iter().all(|name| known.contains(&name.as_str())),
             "world {}: {around:?}",
@@ -117,7 +117,11 @@ impl World {
 
     /// What is called present is there, with those bytes. Tells how many.
     pub(crate) async fn assert_honest(&self, invocation_id: &str) -> usize {
-        let ran = finish(self.command(&["ls", "--json", invocation_id]))
+        self.assert_honest_in("state", invocation_id).await
+    }
+
+    pub(crate) async fn assert_honest_in(&self, state: &str, invocation_id: &str) -> usize {
+        let ran = finish(self.command_in(state, &["ls", "--json", invocation_id]))
             .await
             .expect(0);
         let mut present = 0;
@@ -140,8 +144,8 @@ impl World {
     }
 
     /// Stores that were set aside.
-    pub(crate) fn quarantined(&self) -> usize {
-        let names = names(&self.state());
+    pub(crate) fn quarantined_in(&self, state: &str) -> usize {
+        let names = names(&self.dir.path().join(state));
         names.iter().filter(|name| name.contains("quarantined")).count()
     }
 }

@@ -14,6 +14,7 @@ mod check;
 mod client;
 mod dice;
 mod kill;
+mod one_shot;
 mod serving;
 #[allow(
     dead_code,
@@ -22,4 +23,6 @@ mod serving;
 )]
 #[path = "../cli/support.rs"]
 mod support;
+mod torn;
+mod two;
 mod world;

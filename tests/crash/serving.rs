@@ -42,7 +42,7 @@ async fn a_killed_daemon_leaves_whole_files_and_the_next_one_goes_on() {
             round(&mut world, &mut spans, &mut counts).await;
         }
         counts.worlds += 1;
-        counts.quarantined += world.quarantined();
+        counts.quarantined += world.quarantined_in("state");
     }
     eprintln!("{counts:?}, seeds from {seed}");
 }

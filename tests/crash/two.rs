@@ -1,0 +1,199 @@
+//! Two daemons: on one state directory, and on one output root.
+
+use std::time::{Duration, Instant};
+
+use outhaul::embedded_cache::{RequestFault, Rpc, Times};
+
+use crate::{
+    check::names,
+    client::Client,
+    dice::{cases, first_seed},
+    support::{PATIENCE, Server, finish},
+    world::World,
+};
+
+impl World {
+    fn claimed(&self) -> Vec<u8> {
+        std::fs::read(self.output_base().join(".outhaul-newest._main")).unwrap_or_default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_state_directory_is_named_to_whoever_else_wants_it() {
+    let mut world = World::new(first_seed()).await;
+    let mut dice = world.dice.clone();
+    let server = Server::start(world.serve()).await;
+    let client = Client::new(world.builds.next(&mut dice));
+    client.send(server.door(), Duration::ZERO).await.unwrap();
+    let holder = format!("pid {}", server.child.id().unwrap());
+    let file = world.dir.path().join("x.outhaul");
+    let export = format!("-o{}", file.display());
+    finish(world.command(&["export", &client.build.invocation_id, &export]))
+        .await
+        .expect(0);
+    let cache = world.cache_flag();
+    for args in [
+        vec!["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none", &cache],
+        vec!["gc"],
+        vec!["import", file.to_str().unwrap()],
+    ] {
+        let ran = finish(world.command(&args)).await;
+        assert!(ran.code.is_some_and(|code| code != 0), "{args:?}: {ran:?}");
+        for part in [&*holder, "outhaul serve", "--state-dir"] {
+            assert!(ran.err.contains(part), "{args:?}: no {part:?} in {}", ran.err);
+        }
+    }
+    // Those that only ask are answered by the daemon.
+    let some = client.build.files.keys().next().unwrap();
+    for args in [["status", "--json"], ["get", some], ["stat", some]] {
+        finish(world.command(&args)).await.expect(0);
+    }
+    // A command of the build tool's is never refused.
+    let mut run = world.command(&["run", &world.cache_flag()]);
+    run.current_dir(world.dir.path()).args(["--", "true", "build"]);
+    finish(run).await.expect(0);
+    // Nothing holds what a killed process held, whatever the file says.
+    drop(server);
+    std::fs::write(world.state().join("lock"), "pid 1\ncommand init\nsince 1\n").unwrap();
+    let _server = Server::start(world.serve()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_wants() {
+    let mut world = World::new(first_seed()).await;
+    let mut dice = world.dice.clone();
+    let (first, second) = (
+        Server::start(world.serve()).await,
+        Server::start(world.serve_in("other")).await,
+    );
+    for rpc in [Rpc::BatchRead, Rpc::StreamRead] {
+        world
+            .cache
+            .faults()
+            .request(rpc, RequestFault::Delay(Duration::from_secs(3)), Times::Always);
+    }
+    let older = Client::new(world.builds.next(&mut dice));
+    let (sending, door) = (older.clone(), first.door().to_owned());
+    let sent = tokio::spawn(async move { sending.send(&door, Duration::ZERO).await });
+    let began = Instant::now();
+    // Its last event is held, and its requests are on their way.
+    while older.acked() < older.messages() - 1 || world.cache.stats().batch_reads == 0 {
+        assert!(began.elapsed() < PATIENCE, "{}", older.acked());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.cache.faults().clear();
+    let newer = Client::new(world.builds.next(&mut dice));
+    let began = Instant::now();
+    tokio::time::timeout(PATIENCE, newer.send(second.door(), Duration::ZERO))
+        .await
+        .expect("in time")
+        .unwrap();
+    assert!(began.elapsed() < PATIENCE / 4, "nobody waits for the older one");
+    world.assert_complete(&newer.build);
+    // The older one's bytes come, and go nowhere; its client is let go.
+    tokio::time::timeout(PATIENCE, sent)
+        .await
+        .expect("in time")
+        .unwrap()
+        .unwrap();
+    world.assert_complete(&newer.build);
+    let log = first.logged("followed by another outhaul, pid").await;
+    assert!(log.contains("(outhaul serve)"), "{log}");
+    let status = world.status(&older.build.invocation_id).await.unwrap();
+    assert_eq!(status["state"], "superseded", "{status}");
+    assert_eq!(status["failed"], 0, "{status}");
+
+    // The first one's turn again, with what it knows.
+    let third = Client::new(world.builds.again(&older.build));
+    third.send(first.door(), Duration::ZERO).await.unwrap();
+    world.assert_complete(&third.build);
+    assert!(second.child.id().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_passed_on_to_another_daemon_is_followed_by_both() {
+    let mut world = World::new(first_seed()).await;
+    let mut dice = world.dice.clone();
+    let second = Server::start(world.serve_in("other")).await;
+    let mut command = world.serve();
+    command.arg(format!("--bes-backend={}", second.door()));
+    let first = Server::start(command).await;
+    for _ in 0..3 {
+        let client = Client::new(world.builds.next(&mut dice));
+        tokio::time::timeout(PATIENCE, client.send(first.door(), Duration::ZERO))
+            .await
+            .expect("in time")
+            .unwrap();
+        world.assert_complete(&client.build);
+        for state in ["state", "other"] {
+            let ran = finish(world.command_in(state, &["status", "--json", &client.build.invocation_id]));
+            let status = ran.await.expect(0).json().remove(0);
+            assert_eq!(
+                (&status["superseded"], &status["failed"]),
+                (&0.into(), &0.into()),
+                "{state}"
+            );
+        }
+    }
+}
+
+/// Older builds under way in one daemon while newer ones go through the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
+    let (seed, wanted) = (first_seed(), cases(6));
+    let mut world = World::new(seed).await;
+    eprintln!("world {seed} in {}", world.dir.path().display());
+    let mut dice = world.dice.clone();
+    let mut servers = [
+        Server::start(world.serve()).await,
+        Server::start(world.serve_in("other")).await,
+    ];
+    let mut overtaken = 0;
+    for round in 0..wanted {
+        // Slow enough that there is something to overtake.
+        world.cache.faults().clear();
+        let slow = RequestFault::Delay(Duration::from_millis(dice.below(150)));
+        for rpc in [Rpc::BatchRead, Rpc::StreamRead] {
+            world.cache.faults().request(rpc, slow, Times::Always);
+        }
+        let first = dice.below(2) as usize;
+        let older = Client::new(world.builds.next(&mut dice));
+        let before = world.claimed();
+        let (sending, door) = (older.clone(), servers[first].door().to_owned());
+        let pause = Duration::from_micros(dice.below(5000));
+        let sent = tokio::spawn(async move { sending.send(&door, pause).await });
+        let began = Instant::now();
+        while world.claimed() == before {
+            assert!(began.elapsed() < PATIENCE, "world {seed}: it never begins");
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        tokio::time::sleep(Duration::from_micros(dice.below(120_000))).await;
+        overtaken += u64::from(!older.is_done());
+        let newer = Client::new(match dice.percent(30) {
+            true => world.builds.again(&older.build),
+            false => world.builds.next(&mut dice),
+        });
+        let done =
+            tokio::time::timeout(PATIENCE, newer.send(servers[1 - first].door(), Duration::ZERO)).await;
+        done.expect("in time")
+            .unwrap_or_else(|e| panic!("world {seed}: {e}"));
+        world.assert_complete(&newer.build);
+        let done = tokio::time::timeout(PATIENCE, sent).await;
+        done.expect("in time")
+            .unwrap()
+            .unwrap_or_else(|e| panic!("world {seed}: {e}"));
+        world.assert_complete(&newer.build);
+        let alive = [0, 1].map(|n: usize| servers[n].child.id().unwrap());
+        world.assert_swept(&alive).await;
+        if round % 20 == 19 {
+            // One that comes again with older builds in its journal.
+            let state = ["state", "other"][first];
+            servers[first].child.kill().await.unwrap();
+            servers[first] = Server::start(world.serve_in(state)).await;
+            world.assert_complete(&newer.build);
+        }
+    }
+    let left = names(&world.output_base());
+    assert!(left.contains(".outhaul-newest._main"), "{left:?}");
+    eprintln!("two daemons: {wanted} pairs of builds, {overtaken} overtaken, seed {seed}");
+}
