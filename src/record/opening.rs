@@ -74,6 +74,12 @@ impl Place {
         }
     }
 
+    /// Where the store is, and where it is written anew.
+    #[cfg(test)]
+    pub(super) fn dirs(&self) -> (PathBuf, PathBuf) {
+        (self.dir(), self.state_dir.join(COMPACT_NAME))
+    }
+
     fn dir(&self) -> PathBuf {
         self.state_dir.join(DIR_NAME)
     }
@@ -257,7 +263,7 @@ fn open_patiently(dir: &Path) -> Result<(Store, Found), StoreError> {
 }
 
 /// Writes a store anew beside itself, and exchanges the two while `wanted`. Whatever fails, the store stays as it was.
-fn make_compact(
+pub(super) fn make_compact(
     store: Store,
     dir: &Path,
     compact: &Path,

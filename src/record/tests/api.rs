@@ -297,6 +297,8 @@ fn a_roots_newest_invocation_goes_by_version_not_by_arrival() {
     let root = record.root("/exec", 1, 2);
     assert_eq!(record.newest_invocation(root), None);
     let (old, new) = (record.next_version(root), record.next_version(root));
+    let above = record.next_version_above(root, new + 1_000_000);
+    assert!(above > new + 1_000_000 && record.next_version(root) > above);
     record.put_invocation(&invocation("new", 10, Some(root), new));
     record.put_invocation(&invocation("old", 20, Some(root), old));
     assert_eq!(record.newest_invocation(root).unwrap().invocation_id, "new");

@@ -417,6 +417,9 @@ fn all_files(dir: &Path) -> Vec<PathBuf> {
 /// Does one thing to a file of a store, and says what. `older` is the same store some time ago.
 fn damage(record: &Path, older: &Path, dice: &mut Dice) -> String {
     let files = all_files(record);
+    if files.is_empty() {
+        return "nothing is left".into();
+    }
     let path = &files[dice.below(files.len())];
     let name = path.strip_prefix(record).unwrap().display().to_string();
     let mut bytes = fs::read(path).unwrap();
@@ -458,7 +461,8 @@ fn damage(record: &Path, older: &Path, dice: &mut Dice) -> String {
             let from = &older[dice.below(older.len())];
             let to = record.join(from.file_name().unwrap());
             let _ = fs::remove_file(&to);
-            fs::copy(from, to).unwrap();
+            // A directory that is in its place by now stays.
+            let _ = fs::copy(from, to);
             return format!("{} from an earlier time", from.display());
         }
         _ => {

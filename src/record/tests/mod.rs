@@ -10,9 +10,11 @@ use crate::{
 };
 
 mod api;
+mod compacting;
 mod crash;
 mod damage;
 mod full_disk;
+mod unprivileged;
 
 fn open(dir: &Path) -> (Record, Opening) {
     Record::open(dir).unwrap()

@@ -1,6 +1,7 @@
 //! The promises of placing, on real file systems.
 
 mod checking;
+mod claims;
 mod placing;
 mod planted;
 mod races;
