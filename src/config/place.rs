@@ -7,7 +7,10 @@ use clap::Args;
 use super::ConfigError;
 use crate::{
     invocation::roots::{Destination, PathMap, RootRules},
-    materialize::{MaterializeOptions, place::PlaceOptions},
+    materialize::{
+        MaterializeOptions,
+        place::{Mark, PlaceOptions, SpaceRule},
+    },
     units::parse_size,
 };
 
@@ -44,6 +47,17 @@ pub struct PlaceArgs {
         default_value = "32MiB"
     )]
     pub bytes_in_flight: String,
+
+    /// What is to stay free of a file system that outputs go to, as 10GiB or 5%: nothing is downloaded that would
+    /// leave less, and nothing optional that would leave less than twice as much; by default 64MiB, or the twentieth
+    /// part of a file system that is smaller than 1.25GiB
+    #[arg(long, value_name = "SIZE|PERCENT", env = "OUTHAUL_MIN_FREE_SPACE")]
+    pub min_free_space: Option<String>,
+
+    /// The same for files (inodes), where their number is limited, as 5000 or 2%; by default 1000, or the twentieth
+    /// part of a smaller number
+    #[arg(long, value_name = "N|PERCENT", env = "OUTHAUL_MIN_FREE_INODES")]
+    pub min_free_inodes: Option<String>,
 }
 
 impl PlaceArgs {
@@ -75,6 +89,21 @@ impl PlaceArgs {
         })
     }
 
+    /// What is to stay free.
+    fn space(&self) -> Result<SpaceRule, ConfigError> {
+        let mut rule = SpaceRule::default();
+        if let Some(text) = &self.min_free_space {
+            rule.bytes =
+                Mark::of_bytes(text).map_err(|e| ConfigError::new(format!("--min-free-space={text}"), e))?;
+        }
+        if let Some(text) = &self.min_free_inodes {
+            rule.files = text
+                .parse()
+                .map_err(|e| ConfigError::new(format!("--min-free-inodes={text}"), e))?;
+        }
+        Ok(rule)
+    }
+
     /// How much is done at once, and how files are placed.
     ///
     /// # Errors
@@ -83,6 +112,7 @@ impl PlaceArgs {
         let mut options = MaterializeOptions {
             place: PlaceOptions {
                 writable: self.writable_outputs,
+                space: self.space()?,
                 ..PlaceOptions::default()
             },
             ..MaterializeOptions::default()

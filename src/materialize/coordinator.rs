@@ -13,6 +13,7 @@ mod fetching;
 mod jobs;
 mod nearby;
 mod placing;
+mod space;
 mod window;
 
 use std::{
@@ -156,6 +157,8 @@ pub(super) struct Coordinator {
     outbox: Vec<(Arc<Session>, Vec<Completion>)>,
     /// When the last report or command came: the clock is not asked for every file.
     now: Instant,
+    /// When a file was refused last because space is to stay free.
+    low_space: Option<Instant>,
     /// Ends that the metrics do not know of yet: source, outcome, how many.
     ends: Vec<(&'static str, &'static str, u64)>,
 }
@@ -193,6 +196,7 @@ impl Coordinator {
             fetched: fetched_tx,
             outbox: Vec::new(),
             now: Instant::now(),
+            low_space: None,
             ends: Vec::new(),
         };
         let mut open = true;

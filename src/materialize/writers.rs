@@ -23,7 +23,7 @@ use super::{
 use crate::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
-    output::{OutputContent, Stamp},
+    output::{Class, OutputContent, Stamp},
 };
 
 /// Work of placing that is joined while it is less than this: files, and bytes, which are in flight until all are placed.
@@ -56,6 +56,7 @@ pub(super) struct PlaceJob {
     pub(super) job: JobId,
     pub(super) path: ExecPath,
     pub(super) content: PlaceContent,
+    pub(super) class: Class,
     /// Nothing was there when it was looked for.
     pub(super) is_new: bool,
 }
@@ -100,11 +101,13 @@ pub(super) enum Work {
         stamp: Stamp,
         to: ExecPath,
         digest: Digest,
+        class: Class,
     },
     BeginLarge(
         Arc<Root>,
         ExecPath,
         Digest,
+        Class,
         oneshot::Sender<Result<LargeFile, PlaceError>>,
     ),
     /// The root is not used any more.
@@ -258,13 +261,21 @@ impl Writer {
                 stamp,
                 to,
                 digest,
+                class,
             } => {
                 let placer = self.placer(&root);
-                let placed = placer.copy_within(&from, &stamp, &to, &digest, &root.epoch, version);
+                let promised = placer.promise(&to, class < Class::Required, digest.size());
+                let placed = promised
+                    .and_then(|_held| placer.copy_within(&from, &stamp, &to, &digest, &root.epoch, version));
                 Some(Written::Placed(vec![(job, placed)]))
             }
-            Work::BeginLarge(root, path, digest, reply) => {
-                let file = self.placer(&root).begin_large(&path, &digest);
+            Work::BeginLarge(root, path, digest, class, reply) => {
+                let placer = self.placer(&root);
+                let promised = placer.promise(&path, class < Class::Required, digest.size());
+                let file = promised.and_then(|promised| {
+                    let file = placer.begin_large(&path, &digest)?;
+                    Ok(file.with_promise(promised))
+                });
                 let _ = reply.send(file);
                 None
             }
@@ -281,10 +292,19 @@ impl Writer {
         version: u64,
         jobs: Vec<PlaceJob>,
     ) -> Vec<(JobId, Result<Placed, PlaceError>)> {
+        let rule = self.options.space;
         let placer = self.placer(root);
         let mut placed = Vec::with_capacity(jobs.len());
         let mut files = Vec::with_capacity(jobs.len());
+        // Held until all are written.
+        let mut promised = placer.promised();
         for job in &jobs {
+            let bytes = u64::try_from(job.content.len()).unwrap_or(u64::MAX);
+            let is_optional = job.class < Class::Required;
+            if let Err(error) = promised.ask(&rule, is_optional, bytes, job.path.as_str()) {
+                placed.push((job.job, Err(error)));
+                continue;
+            }
             let mut file = |digest, bytes| {
                 files.push(File {
                     dir: job.path.parent().unwrap_or(""),

@@ -86,9 +86,13 @@ impl Coordinator {
             let Ok(mut permit) = self.budget.clone().try_acquire_many_owned(units) else {
                 break;
             };
-            let Some((cache, digests)) = self.small.pop_batch(most, self.options.batch_count) else {
+            let Some((cache, mut digests)) = self.small.pop_batch(most, self.options.batch_count) else {
                 break;
             };
+            digests.retain(|digest| !self.refuse(cache, digest));
+            if digests.is_empty() {
+                continue;
+            }
             let bytes: u64 = digests.iter().map(Digest::size).sum();
             let needed = usize::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(usize::MAX);
             if let Some(spare) = (units as usize).checked_sub(needed).filter(|n| *n > 0) {
@@ -100,7 +104,9 @@ impl Coordinator {
             let Some((cache, digest)) = self.large.pop() else {
                 break;
             };
-            self.start_large(cache, digest);
+            if !self.refuse(cache, &digest) {
+                self.start_large(cache, digest);
+            }
         }
         let (required, optional) = self.small.depths();
         self.metrics.queue_depth("required", required);
@@ -170,7 +176,13 @@ impl Coordinator {
         let shard = self.writers.shard(&job.root, &job.path);
         self.writers.send(
             shard,
-            Work::BeginLarge(job.root.clone(), job.path.clone(), digest.clone(), file_tx),
+            Work::BeginLarge(
+                job.root.clone(),
+                job.path.clone(),
+                digest.clone(),
+                job.class,
+                file_tx,
+            ),
         );
         let fetch = large::fetch(
             blob.session.store.clone(),
@@ -328,6 +340,7 @@ impl Coordinator {
                     stamp,
                     to: job.path.clone(),
                     digest: digest.clone(),
+                    class: job.class,
                 };
                 let shard = self.writers.shard(&job.root, &job.path);
                 self.writers.send(shard, work);

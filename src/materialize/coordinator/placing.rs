@@ -7,13 +7,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     super::{
-        place::{Check, PlaceError, Placed, Vouched},
+        place::{Check, PlaceError, PlaceErrorKind, Placed, Vouched},
         want::{Outcome, Root, Source},
         writers::{JobId, PlaceContent, PlaceJob, Work, Written},
     },
     Coordinator,
 };
-use crate::output::OutputContent;
+use crate::output::{Class, OutputContent};
 
 impl Coordinator {
     pub(super) fn on_written(&mut self, report: Written) {
@@ -95,7 +95,21 @@ impl Coordinator {
 
     pub(super) fn on_place_error(&mut self, id: JobId, error: &PlaceError) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        if job.source == Source::Copy && !error.is_superseded() {
+        if error.is_about_space() {
+            let kind = if matches!(error.kind, PlaceErrorKind::LowSpace(_)) {
+                self.low_space = Some(self.now);
+                "low_space"
+            } else {
+                "disk_full"
+            };
+            if error.is_for_required_only() && job.class == Class::Required {
+                // Somebody has come to wait for it while it was on its way.
+                self.enqueue(id);
+                return;
+            }
+            self.metrics.fault(kind);
+            self.fail(id, error);
+        } else if job.source == Source::Copy && !error.is_superseded() {
             // The origin was changed under our hands, or cannot be copied: fetch it like any other.
             tracing::debug!(path = %job.path, %error, "copying failed, fetching instead");
             job.source = Source::Inline;
@@ -134,6 +148,7 @@ impl Coordinator {
                 job: id,
                 path: job.path.clone(),
                 content,
+                class: job.class,
                 is_new: job.is_new,
             };
             // A few at most: threads, and mostly one build.

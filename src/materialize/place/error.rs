@@ -7,6 +7,7 @@ use std::{
 
 use rustix::io::Errno;
 
+use super::space::Shortage;
 use crate::digest::Digest;
 
 /// What went wrong, for decisions.
@@ -38,6 +39,9 @@ pub enum PlaceErrorKind {
     /// No space or no quota is left.
     #[error("no space left on the file system, or the quota is used up")]
     NoSpace,
+    /// There is space, but it is to stay free.
+    #[error("{0}")]
+    LowSpace(Box<Shortage>),
     /// The file system or the directory does not let us write.
     #[error("not writable")]
     ReadOnly,
@@ -128,6 +132,17 @@ impl PlaceError {
     #[must_use]
     pub const fn is_mismatch(&self) -> bool {
         matches!(self.kind, PlaceErrorKind::Mismatch { .. })
+    }
+
+    /// Whether there is no space for it, or none that may be used.
+    #[must_use]
+    pub const fn is_about_space(&self) -> bool {
+        matches!(self.kind, PlaceErrorKind::LowSpace(_) | PlaceErrorKind::NoSpace)
+    }
+
+    /// Whether there is space, but none for what is optional.
+    pub(in crate::materialize) fn is_for_required_only(&self) -> bool {
+        matches!(&self.kind, PlaceErrorKind::LowSpace(shortage) if shortage.is_optional())
     }
 
     pub(super) fn is_errno(&self, errno: Errno) -> bool {

@@ -13,6 +13,7 @@ use super::{
     placer::{PlaceOptions, Placed, Placer},
     publish::{How, Job, NewFile, Site},
     root::OutputRoot,
+    space::Promised,
     sys,
     writable::Writable,
 };
@@ -37,6 +38,10 @@ pub struct LargeFile {
     hasher: Hasher,
     /// Bytes that are hashed but not written.
     pending: Vec<u8>,
+    /// Whether its space is taken already.
+    is_reserved: bool,
+    /// What it was promised, where its space can't be taken beforehand.
+    promised: Option<Promised>,
 }
 
 impl Placer {
@@ -47,7 +52,7 @@ impl Placer {
     pub fn begin_large(&mut self, path: &ExecPath, digest: &Digest) -> Result<LargeFile, PlaceError> {
         self.root.guard(path.as_str())?;
         let file = NewFile::in_temp(&self.root, self.options)?;
-        reserve(&file, digest.size())
+        let is_reserved = reserve(&file, digest.size())
             .map_err(|errno| PlaceError::system_error("reserve space for", path.as_str(), errno))?;
         Ok(LargeFile {
             root: Arc::clone(&self.root),
@@ -57,11 +62,19 @@ impl Placer {
             file,
             hasher: Hasher::new(digest.function()),
             pending: Vec::new(),
+            is_reserved,
+            promised: None,
         })
     }
 }
 
 impl LargeFile {
+    /// Keeps the promise of its space for as long as it is needed.
+    pub(in crate::materialize) fn with_promise(mut self, promised: Promised) -> Self {
+        self.promised = (!self.is_reserved).then_some(promised);
+        self
+    }
+
     /// Where it will be.
     #[must_use]
     pub const fn path(&self) -> &ExecPath {
@@ -144,9 +157,13 @@ impl LargeFile {
         Ok(())
     }
 
-    fn write_out(&self, bytes: &[u8]) -> Result<(), PlaceError> {
+    fn write_out(&mut self, bytes: &[u8]) -> Result<(), PlaceError> {
         sys::write_all(&self.file, bytes)
-            .map_err(|errno| PlaceError::system_error("write", self.path.as_str(), errno))
+            .map_err(|errno| PlaceError::system_error("write", self.path.as_str(), errno))?;
+        if let Some(promised) = &mut self.promised {
+            promised.spend(bytes.len() as u64);
+        }
+        Ok(())
     }
 }
 
@@ -179,19 +196,23 @@ pub(super) fn publish_verified(
 }
 
 /// Reserves space where the file system can. tmpfs can only by filling pages with zeros, which takes as long as
-/// writing the file; there it is only looked whether there is enough.
-pub(super) fn reserve(file: &NewFile, size: u64) -> rustix::io::Result<()> {
+/// writing the file; there it is only looked whether there is enough. True if it is reserved.
+pub(super) fn reserve(file: &NewFile, size: u64) -> rustix::io::Result<bool> {
     if size == 0 {
-        return Ok(());
+        return Ok(true);
     }
     if let Some(free) = sys::free_on_tmpfs(file)? {
-        return if size <= free { Ok(()) } else { Err(Errno::NOSPC) };
+        return if size <= free {
+            Ok(false)
+        } else {
+            Err(Errno::NOSPC)
+        };
     }
     loop {
         match fs::fallocate(file, FallocateFlags::empty(), 0, size) {
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
-            other => return other,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(false),
+            other => return other.map(|()| true),
         }
     }
 }

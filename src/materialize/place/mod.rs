@@ -19,6 +19,7 @@
 //! | `check` | is it already there? |
 //! | `placer`, `staging`, `entries` | batches of small files; new directories whole; symlinks and directories |
 //! | `large`, `copy` | one big file as a stream; copies of one that is already there |
+//! | `space` | how much of a file system is to stay free |
 //! | `sys` | stamps and the few system calls with fallbacks |
 
 mod allow;
@@ -32,6 +33,7 @@ mod large;
 mod placer;
 mod publish;
 mod root;
+mod space;
 mod staging;
 mod sys;
 mod temp;
@@ -50,3 +52,4 @@ pub use large::LargeFile;
 pub use placer::{Item, PlaceOptions, Placed, Placer};
 pub use publish::How;
 pub use root::{OutputRoot, Presence};
+pub use space::{Free, Mark, Shortage, SpaceRule};

@@ -10,6 +10,7 @@ use super::{
     error::PlaceError,
     publish::{How, Job, NewFile, Site},
     root::OutputRoot,
+    space::{Promised, SpaceRule},
     staging,
     sys::{self, Dir},
     walk::{self, Spot},
@@ -28,6 +29,8 @@ pub struct PlaceOptions {
     /// A symlink in a file's place that leads to a place inside the root stays, and the file it names gets the bytes.
     /// Otherwise the link is replaced by the file.
     pub follow_links: bool,
+    /// What is to stay free.
+    pub space: SpaceRule,
 }
 
 impl Default for PlaceOptions {
@@ -35,6 +38,7 @@ impl Default for PlaceOptions {
         Self {
             writable: false,
             follow_links: true,
+            space: SpaceRule::default(),
         }
     }
 }
@@ -106,6 +110,23 @@ impl Placer {
     #[must_use]
     pub const fn root(&self) -> &Arc<OutputRoot> {
         &self.root
+    }
+
+    /// For asking for space. What nobody asks for is taken all the same.
+    pub(in crate::materialize) fn promised(&self) -> Promised {
+        Promised::new(Arc::clone(&self.root))
+    }
+
+    /// Asks for space for one file.
+    pub(in crate::materialize) fn promise(
+        &self,
+        path: &ExecPath,
+        is_optional: bool,
+        bytes: u64,
+    ) -> Result<Promised, PlaceError> {
+        let mut promised = self.promised();
+        promised.ask(&self.options.space, is_optional, bytes, path.as_str())?;
+        Ok(promised)
     }
 
     /// Verifies and places files. Every item gets its own answer, in the items' order. Items of one directory belong

@@ -19,10 +19,12 @@ use rustix::{
 use super::{
     claim::Claim,
     error::{PlaceError, PlaceErrorKind},
+    space::Space,
     sys::{self, Inode},
     temp::{TempDir, Unnamed},
     writable::Leases,
 };
+use crate::exec_path::ExecPath;
 
 /// The directory in an exec root that `bazel clean` deletes and every build fills.
 const BUILD_TREE: &str = "bazel-out";
@@ -50,6 +52,8 @@ pub struct OutputRoot {
     inode: Inode,
     build_tree: RwLock<BuildTree>,
     temp: Mutex<Option<Arc<TempDir>>>,
+    /// What its file system has.
+    pub(super) space: Space,
     /// Read-only directories that are open for writing just now.
     pub(super) leases: Arc<Leases>,
     /// Whether files come out with the mode that they are created with, umask and default ACLs notwithstanding.
@@ -100,6 +104,7 @@ impl OutputRoot {
                 BuildTree::Gone
             }),
             temp: Mutex::default(),
+            space: Space::default(),
             leases: Arc::default(),
             modes_hold: AtomicBool::new(false),
             no_openat2: AtomicBool::new(false),
@@ -285,6 +290,12 @@ impl OutputRoot {
     /// When a temp directory cannot be read, or something in it cannot be removed.
     pub fn sweep(&self) -> Result<usize, PlaceError> {
         super::temp::sweep(self)
+    }
+
+    /// Why a file for this root need not be fetched just now: one like it was refused a moment ago, for want of space.
+    #[must_use]
+    pub fn refuses(&self, path: &ExecPath, is_optional: bool) -> Option<PlaceError> {
+        self.space.refuses(is_optional, path.as_str())
     }
 
     /// Waits until everything in the root's file system is on the disk: one call, however many files.

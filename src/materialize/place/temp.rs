@@ -97,7 +97,11 @@ impl TempDir {
             match fs::mkdirat(&base, &*name, Mode::from_raw_mode(0o700)) {
                 Ok(()) => {}
                 Err(Errno::EXIST | Errno::NOENT) => continue,
-                Err(errno) => return Err(errno),
+                Err(errno) => {
+                    // On a full disk there was room for the first of the two only.
+                    let _ = fs::unlinkat(parent, NAME, AtFlags::REMOVEDIR);
+                    return Err(errno);
+                }
             }
             let Ok(fd) = fs::openat(&base, &*name, READ_DIRECTORY, Mode::empty()) else {
                 continue;

@@ -3,6 +3,7 @@
 
 mod checking;
 mod nearby;
+mod space;
 
 use std::{
     fs,
