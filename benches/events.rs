@@ -222,6 +222,7 @@ async fn daemon(base: &Path, files: usize) -> Result<Cost, Failure> {
         control: None,
         admin: None,
         retention: None,
+        leases: None,
         idle_timeout: None,
         notifications: None,
     };

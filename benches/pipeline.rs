@@ -100,6 +100,7 @@ async fn measure(name: &str, bench: &Bench) -> Result<(), Failure> {
         control: None,
         admin: None,
         retention: None,
+        leases: None,
         idle_timeout: None,
         notifications: None,
     };

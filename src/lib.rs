@@ -73,6 +73,7 @@ pub mod exec_path;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod invocation;
+pub mod lease;
 pub mod materialize;
 pub mod metrics;
 pub mod notify;

@@ -15,7 +15,7 @@ use prometheus_client::{
         MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::Gauge,
+        gauge::{ConstGauge, Gauge},
         histogram::{Histogram, exponential_buckets},
     },
     registry::{Registry, Unit},
@@ -84,6 +84,13 @@ impl Collector for Sources {
                 ConstCounter::new(count.value).encode(encoder)?;
             }
         }
+        // There is no runtime where nothing is served.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let tasks = runtime.metrics().num_alive_tasks() as u64;
+            let help = "Tasks of the daemon's runtime";
+            let encoder = encoder.encode_descriptor("tasks", help, None, MetricType::Gauge)?;
+            ConstGauge::new(tasks).encode(encoder)?;
+        }
         Ok(())
     }
 }
@@ -129,6 +136,10 @@ pub struct Metrics {
     pub faults: Family<KindLabels, Counter>,
     /// How long the end of a stream was held back.
     pub hold_seconds: Histogram,
+    /// Outputs that leases were asked for, and what was found: by kind.
+    pub leases: Family<KindLabels, Counter>,
+    /// Outputs of live builds that neither the cache nor the disk had when last asked for.
+    pub evicted: Gauge<i64, AtomicI64>,
     /// Invocations by the state that they reached.
     pub invocations: Family<StateLabels, Gauge>,
     /// Notifications by receiver and outcome.
@@ -150,6 +161,8 @@ impl Default for Metrics {
             faults: Family::default(),
             // 1 ms to about 17 minutes.
             hold_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 20)),
+            leases: Family::default(),
+            evicted: Gauge::default(),
             invocations: Family::default(),
             notifications: Family::default(),
         };
@@ -189,6 +202,16 @@ impl Default for Metrics {
             metrics.hold_seconds.clone(),
         );
         registry.register("invocations", "Invocations by state", metrics.invocations.clone());
+        registry.register(
+            "leases",
+            "Outputs that leases were asked for (renewed), and of these gone (lost) and back (returned)",
+            metrics.leases.clone(),
+        );
+        registry.register(
+            "evicted_outputs",
+            "Outputs of live builds that neither cache nor disk had when leases were renewed last",
+            metrics.evicted.clone(),
+        );
         registry.register_collector(Box::new(metrics.sources.clone()));
         registry.register(
             "notifications",
@@ -216,6 +239,13 @@ impl Metrics {
     /// One request.
     pub fn request(&self, kind: &'static str) {
         self.requests.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// So many outputs with their leases: `renewed`, `lost` or `returned`.
+    pub fn lease(&self, kind: &'static str, outputs: usize) {
+        self.leases
+            .get_or_create(&KindLabels { kind })
+            .inc_by(outputs as u64);
     }
 
     /// The length of a lane.

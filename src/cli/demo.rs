@@ -107,6 +107,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
             control: None,
             admin: None,
             retention: None,
+            leases: None,
             idle_timeout: None,
             notifications: None,
         },

@@ -142,6 +142,7 @@ async fn run(mut args: RunArgs) -> Result<u8, Failure> {
             control: None,
             admin: None,
             retention: Some(RETENTION),
+            leases: None,
             idle_timeout: None,
             notifications: None,
         },

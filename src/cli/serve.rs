@@ -17,7 +17,8 @@ use super::{
 use crate::{
     bes::{BesAddress, BesListener},
     config::{
-        CacheArgs, ConfigError, ControlListenArgs, DoorArgs, HoldArgs, LimitArgs, NotifyArgs, PlaceArgs, SelectionArgs,
+        CacheArgs, ConfigError, ControlListenArgs, DoorArgs, HoldArgs, LeaseArgs, LimitArgs, NotifyArgs, PlaceArgs,
+        SelectionArgs,
         StateArgs, UpstreamArgs,
     },
     daemon::{
@@ -97,6 +98,9 @@ pub(super) struct ServeArgs {
     pub(super) cache: CacheArgs,
 
     #[command(flatten)]
+    lease: LeaseArgs,
+
+    #[command(flatten)]
     pub(super) upstream: UpstreamArgs,
 
     #[command(flatten)]
@@ -147,6 +151,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         journal_bytes: parse_size(&args.retention_size)
             .map_err(|e| ConfigError::new(format!("--retention-size={}", args.retention_size), e))?,
     };
+    let leases = args.lease.options()?;
     let addresses = args
         .bes_listen
         .iter()
@@ -218,6 +223,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
             control: Some(control),
             admin: admin_door,
             retention: Some(retention),
+            leases,
             idle_timeout,
             notifications: notifier.as_ref().map(Notifier::backlog),
         },

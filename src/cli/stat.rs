@@ -62,6 +62,9 @@ pub(super) fn stat(args: &StatArgs) -> Result<u8, Failure> {
                 writeln!(out, "  content: {}", printable(&view::content(output)))?;
             }
             writeln!(out, "  state: {}", output.state)?;
+            if !output.error.is_empty() && output.state != "materialized" {
+                writeln!(out, "  reason: {}", printable(&output.error))?;
+            }
             writeln!(out, "  target: {}", printable(&namer(output)))?;
             writeln!(out, "  invocation: {}", output.invocation_id)
         })

@@ -56,6 +56,9 @@ pub(super) fn invocation_json(invocation: &pb::Invocation) -> Value {
         "pending": invocation.pending,
         "hold_us": invocation.hold_us,
         "errors": invocation.errors,
+        "evicted": invocation.evicted,
+        "evicted_target_count": invocation.evicted_target_count,
+        "evicted_targets": invocation.evicted_targets,
         "build_tool_version": invocation.build_tool_version,
         "remote_cache": invocation.remote_cache,
         "remote_instance_name": invocation.remote_instance_name,
@@ -119,6 +122,21 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
             out,
             "  {} required outputs are on their way",
             show_count(invocation.pending)
+        )?;
+    }
+    if invocation.evicted > 0 {
+        let more = usize::try_from(invocation.evicted_target_count)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(invocation.evicted_targets.len());
+        let more = match more {
+            0 => String::new(),
+            more => format!(" and {} more", show_count(more as u64)),
+        };
+        writeln!(
+            out,
+            "  {} outputs are not in the cache any more; to have them, build again: {}{more}",
+            show_count(invocation.evicted),
+            invocation.evicted_targets.join(" ")
         )?;
     }
     for error in &invocation.errors {

@@ -7,6 +7,7 @@ mod cache;
 mod control;
 mod doors;
 mod file;
+mod lease;
 mod limits;
 mod notify;
 mod place;
@@ -21,6 +22,7 @@ pub use self::{
     control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort, TlsFiles},
     doors::DoorArgs,
     file::with_config_file,
+    lease::LeaseArgs,
     limits::{LimitArgs, Limits},
     notify::NotifyArgs,
     place::PlaceArgs,

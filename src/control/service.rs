@@ -13,6 +13,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     invocation::{Engine, roots::Roots, sources::Sources, tally::Tally},
+    lease::Leases,
     materialize::Materializer,
     proto::outhaul::v1 as pb,
     record::{InvocationRow, InvocationState, Record},
@@ -33,6 +34,8 @@ pub struct Service {
     engine: Option<Engine>,
     /// None without a journal to stage from.
     stager: Option<Stager>,
+    /// What the cache has lost, as leases have found.
+    leases: Leases,
     /// Calls that wait for something.
     calls: calls::Calls,
 }
@@ -54,6 +57,7 @@ impl Service {
             sources,
             engine,
             stager: None,
+            leases: Leases::default(),
             calls: calls::Calls::default(),
         }
     }
@@ -68,6 +72,13 @@ impl Service {
             self.engine.clone(),
             directory,
         ));
+        self
+    }
+
+    /// With what leases find.
+    #[must_use]
+    pub fn with_leases(mut self, leases: Leases) -> Self {
+        self.leases = leases;
         self
     }
 
@@ -151,7 +162,14 @@ impl Service {
             superseded: row.superseded,
             ..Tally::default()
         };
+        let lost = row
+            .root
+            .and_then(|root| self.leases.lost(root, &row.invocation_id));
+        let lost = lost.unwrap_or_default();
         pb::Invocation {
+            evicted: lost.outputs,
+            evicted_target_count: lost.target_count(),
+            evicted_targets: lost.targets().map(str::to_owned).collect(),
             summary: tally.summary(Duration::from_micros(row.hold_us)),
             invocation_id: row.invocation_id,
             build_id: row.build_id,

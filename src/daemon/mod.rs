@@ -34,6 +34,7 @@ use crate::{
         roots::{RootRules, Roots},
         sources::{SourceRule, Sources},
     },
+    lease::{self, LeaseOptions, Leases},
     materialize::{MaterializeOptions, Materializer, place::OutputRoot},
     metrics::Metrics,
     notify::Backlog,
@@ -56,6 +57,8 @@ pub struct Rooms {
     pub service: Service,
     roots: Arc<Roots>,
     sources: Arc<Sources>,
+    /// What keeping leases needs.
+    leases: lease::Rooms,
 }
 
 impl Rooms {
@@ -84,6 +87,12 @@ impl Rooms {
             sources.clone(),
             metrics.clone(),
         );
+        let leases = lease::Rooms {
+            record: record.clone(),
+            roots: roots.clone(),
+            sources: sources.clone(),
+            metrics: metrics.clone(),
+        };
         let service = Service::new(
             record.clone(),
             materializer,
@@ -92,6 +101,7 @@ impl Rooms {
             Some(engine.clone()),
         );
         Ok(Self {
+            leases,
             record,
             metrics,
             engine,
@@ -161,6 +171,8 @@ pub struct DaemonOptions {
     pub admin: Option<AdminDoor>,
     /// What is kept of old builds; everything, if not told.
     pub retention: Option<Retention>,
+    /// Whether and how outputs that were not downloaded are kept in the cache.
+    pub leases: Option<LeaseOptions>,
     /// After how much idleness the daemon ends by itself.
     pub idle_timeout: Option<Duration>,
     /// What clients of the event service may ask for.
@@ -193,6 +205,8 @@ impl Daemon {
         if let Some(dir) = &options.journal_dir {
             rooms.service = rooms.service.with_journal(dir.clone());
         }
+        let leases = Leases::default();
+        rooms.service = rooms.service.with_leases(leases.clone());
         let journal = options.journal_dir.and_then(|dir| {
             let journal_options = JournalOptions {
                 durable: options.durable,
@@ -252,6 +266,13 @@ impl Daemon {
             let forgetting = retention::keep(rooms.record.clone(), journal, retention, shutdown.clone());
             tasks.spawn(async move {
                 forgetting.await;
+                Ok(())
+            });
+        }
+        if let Some(leasing) = options.leases {
+            let keeping = lease::keep(rooms.leases.clone(), leasing, leases, shutdown.clone());
+            tasks.spawn(async move {
+                keeping.await;
                 Ok(())
             });
         }

@@ -1,0 +1,97 @@
+//! Leases: asking the cache now and then for outputs that were not downloaded, so that it keeps them.
+//!
+//! A build that downloads little leaves its outputs to the cache, and a cache forgets what nobody asks for. The Remote
+//! Execution API wants `FindMissingBlobs` to prolong a blob's life, so that is what is called for all outputs of the
+//! newest build of each output root, as long as the build is young enough. What the cache does not have any more, and
+//! the disk does not either, is marked as evicted in the record; the mark goes when the blob is back. It is a note for
+//! people: whoever wants the output still asks the cache.
+//!
+//! One task, [`keep`], that nobody waits for. Rows are read page by page and asked for in batches, so memory does not
+//! grow with the build; the cache gets no more than so many digests in a second.
+
+mod lost;
+mod pass;
+mod schedule;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use self::lost::{Leases, Lost};
+use self::schedule::Schedule;
+use crate::{
+    invocation::{roots::Roots, sources::Sources},
+    metrics::Metrics,
+    record::Record,
+    units::now_ms,
+};
+
+/// How long it takes at most until a new build is noticed.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// How leases are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseOptions {
+    /// From one question about an output to the next, at most: less than the cache's own patience.
+    pub interval: Duration,
+    /// How long after its end a build's outputs are asked for.
+    pub age: Duration,
+    /// Digests in a second.
+    pub rate: u32,
+}
+
+/// What keeping leases needs of the other rooms.
+#[derive(Clone)]
+pub struct Rooms {
+    /// What is known of outputs.
+    pub record: Record,
+    /// Where they would lie.
+    pub roots: Arc<Roots>,
+    /// Whom to ask.
+    pub sources: Arc<Sources>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Keeps leases until the token is cancelled. What is found is shown by `leases`.
+pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: CancellationToken) {
+    let keeping = async {
+        let mut schedule = Schedule::new(options);
+        loop {
+            let record = rooms.record.clone();
+            let builds = tokio::task::spawn_blocking(move || schedule::newest_builds(&record)).await;
+            let Ok(builds) = builds else {
+                tracing::error!("looking for builds to keep leases for panicked; this is a bug in outhaul");
+                return;
+            };
+            leases.retain(|root| builds.iter().any(|build| build.root == root));
+            schedule.see(&builds, now_ms(), Instant::now());
+            while let Some(build) = schedule.next_due(&builds, Instant::now()) {
+                let begun = Instant::now();
+                let passed = pass::pass(&rooms, build, options.rate).await;
+                if let Err(reason) = &passed {
+                    rooms.metrics.fault("lease");
+                    tracing::warn!(
+                        invocation = build.row.invocation_id,
+                        "leases were not renewed: {reason}"
+                    );
+                }
+                schedule.passed(build, passed.is_ok(), begun, Instant::now());
+                if let Ok(lost) = passed {
+                    leases.put(build.root, lost, &rooms.metrics);
+                }
+            }
+            let until = schedule
+                .next()
+                .min(Instant::now() + LOOK.min(options.interval / 4));
+            tokio::time::sleep_until(until).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = keeping => {}
+    }
+}

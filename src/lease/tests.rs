@@ -1,0 +1,235 @@
+//! Leases with the embedded cache and a real record.
+
+use std::path::Path;
+
+use tokio_util::task::AbortOnDropHandle;
+
+use super::*;
+use crate::{
+    digest::{Digest, DigestFunction},
+    embedded_cache::{EmbeddedCache, RunningCache},
+    exec_path::ExecPath,
+    invocation::{roots::RootRules, sources::SourceRule},
+    output::OutputContent,
+    record::{InvocationRow, InvocationState, OutputRow, OutputState, RootId},
+    remote::{Endpoint, GrpcCache, RemoteOptions},
+};
+
+/// Nothing here takes so long; a hang fails instead of blocking.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    cache: RunningCache,
+    rooms: Rooms,
+    root: RootId,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let exec_root = dir.path().join("execroot/_main");
+        std::fs::create_dir_all(exec_root.join("bazel-out")).unwrap();
+        let cache = EmbeddedCache::builder().start().await.unwrap();
+        let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint()).unwrap();
+        let mut options = RemoteOptions::new(endpoint);
+        options.retries = 0;
+        let store = GrpcCache::new(options).unwrap();
+        let (record, _) = Record::open(&dir.path().join("state")).unwrap();
+        let rooms = Rooms {
+            roots: Arc::new(Roots::new(RootRules::default(), record.clone())),
+            sources: Arc::new(Sources::new(SourceRule::Fixed(store.into()))),
+            metrics: Metrics::default(),
+            record,
+        };
+        let (root, _) = rooms.roots.open(exec_root.to_str().unwrap()).unwrap();
+        let this = Self {
+            dir,
+            cache,
+            rooms,
+            root,
+        };
+        this.build("first");
+        this
+    }
+
+    /// A build that is settled just now is the root's newest.
+    fn build(&self, id: &str) {
+        self.rooms.record.put_invocation(&InvocationRow {
+            invocation_id: id.to_owned(),
+            root: Some(self.root),
+            version: self.rooms.record.next_version(self.root),
+            state: InvocationState::Settled,
+            started_ms: now_ms(),
+            settled_ms: now_ms(),
+            ..InvocationRow::default()
+        });
+    }
+
+    /// Blobs of the cache as outputs of a target, on record and nowhere else.
+    fn outputs(&self, target: &str, count: usize) -> Vec<(ExecPath, Digest)> {
+        let outputs: Vec<(ExecPath, Digest)> = (0..count)
+            .map(|n| {
+                let path = ExecPath::new(&format!("bazel-out/{target}/{n}")).unwrap();
+                (path, self.cache.store().put(format!("{target} {n}")))
+            })
+            .collect();
+        let rows = outputs.iter().map(|(path, digest)| {
+            let mut row = OutputRow::known(OutputContent::Blob(digest.clone()));
+            row.label = format!("//:{target}").into();
+            (path.clone(), row)
+        });
+        self.rooms.record.put_outputs(self.root, rows.collect());
+        outputs
+    }
+
+    fn state(&self, path: &ExecPath) -> OutputState {
+        self.rooms.record.output(self.root, path).unwrap().state
+    }
+
+    fn file(&self, path: &ExecPath) -> std::path::PathBuf {
+        let file = self.dir.path().join("execroot/_main").join(path.as_path());
+        std::fs::create_dir_all(file.parent().unwrap_or(Path::new("/"))).unwrap();
+        file
+    }
+
+    /// Keeps leases until the handle is dropped.
+    fn keep(&self, interval: Duration) -> (Leases, AbortOnDropHandle<()>) {
+        let leases = Leases::default();
+        let options = LeaseOptions {
+            interval,
+            age: Duration::from_secs(3600),
+            rate: 1_000_000,
+        };
+        let keeping = keep(
+            self.rooms.clone(),
+            options,
+            leases.clone(),
+            CancellationToken::new(),
+        );
+        (leases, AbortOnDropHandle::new(tokio::spawn(keeping)))
+    }
+
+    async fn lost(&self, leases: &Leases, outputs: u64) -> Lost {
+        let looking = async {
+            loop {
+                let newest = self.rooms.record.newest_invocation(self.root).unwrap();
+                if let Some(lost) = leases.lost(self.root, &newest.invocation_id)
+                    && lost.outputs == outputs
+                {
+                    return lost;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, looking).await.expect("in time")
+    }
+}
+
+const OFTEN: Duration = Duration::from_millis(40);
+
+#[tokio::test]
+async fn what_the_cache_loses_is_marked_and_unmarked_when_it_is_back() {
+    let f = Fixture::new().await;
+    let (a, b) = (f.outputs("a", 3), f.outputs("b", 2));
+    let (leases, _keeping) = f.keep(OFTEN);
+    f.lost(&leases, 0).await;
+    assert!(a.iter().chain(&b).all(|(p, _)| f.state(p) == OutputState::Known));
+
+    f.cache.store().remove(&a[1].1);
+    f.cache.store().remove(&b[0].1);
+    let lost = f.lost(&leases, 2).await;
+    assert_eq!(lost.targets().collect::<Vec<_>>(), ["//:a", "//:b"]);
+    assert_eq!(f.state(&a[1].0), OutputState::Evicted);
+    assert_eq!(f.state(&a[0].0), OutputState::Known);
+    let row = f.rooms.record.output(f.root, &a[1].0).unwrap();
+    assert!(row.error.contains("build its target again"), "{}", row.error);
+
+    f.cache.store().put("a 1");
+    let lost = f.lost(&leases, 1).await;
+    assert_eq!(lost.targets().collect::<Vec<_>>(), ["//:b"]);
+    let row = f.rooms.record.output(f.root, &a[1].0).unwrap();
+    assert_eq!((row.state, &*row.error), (OutputState::Known, ""));
+    let text = f.rooms.metrics.render();
+    for line in [
+        "outhaul_leases_total{kind=\"lost\"} 2",
+        "outhaul_leases_total{kind=\"returned\"} 1",
+        "outhaul_evicted_outputs 1",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
+    }
+
+    // A newer build of the root goes on with them.
+    f.build("second");
+    let lost = f.lost(&leases, 1).await;
+    assert_eq!(lost.invocation_id, "second");
+    assert_eq!(leases.lost(f.root, "first"), None);
+}
+
+#[tokio::test]
+async fn only_what_is_nowhere_else_is_asked_for_and_what_lies_on_disk_is_not_lost() {
+    let f = Fixture::new().await;
+    let outputs = f.outputs("a", 3);
+    // One was brought to disk, one was built here and never was in the cache.
+    let mut row = f.rooms.record.output(f.root, &outputs[0].0).unwrap();
+    row.state = OutputState::Materialized;
+    f.rooms
+        .record
+        .put_outputs(f.root, vec![(outputs[0].0.clone(), row)]);
+    f.cache.store().remove(&outputs[0].1);
+    std::fs::write(f.file(&outputs[1].0), "a 1").unwrap();
+    f.cache.store().remove(&outputs[1].1);
+    let empty = Digest::of(DigestFunction::Sha256, b"");
+    let path = ExecPath::new("bazel-out/a/empty").unwrap();
+    let row = OutputRow::known(OutputContent::Blob(empty));
+    f.rooms.record.put_outputs(f.root, vec![(path.clone(), row)]);
+
+    let (leases, _keeping) = f.keep(Duration::from_secs(600));
+    f.lost(&leases, 0).await;
+    assert_eq!(f.cache.stats().find_missing_blobs, 2);
+    assert_eq!(f.state(&outputs[0].0), OutputState::Materialized);
+    assert_eq!(f.state(&outputs[1].0), OutputState::Materialized, "adopted");
+    assert_eq!(f.state(&path), OutputState::Known);
+}
+
+#[tokio::test]
+async fn many_outputs_are_asked_for_in_few_requests_and_again_after_a_restart() {
+    let f = Fixture::new().await;
+    let outputs = f.outputs("many", 9001);
+    f.cache.store().remove(&outputs[8500].1);
+    {
+        let (leases, _keeping) = f.keep(Duration::from_secs(600));
+        f.lost(&leases, 1).await;
+    }
+    let stats = f.cache.stats();
+    assert_eq!((stats.find_missing, stats.find_missing_blobs), (3, 9001));
+    // Another daemon's life begins with the same record.
+    let (leases, _keeping) = f.keep(Duration::from_secs(600));
+    let lost = f.lost(&leases, 1).await;
+    assert_eq!(lost.targets().collect::<Vec<_>>(), ["//:many"]);
+    assert_eq!(f.cache.stats().find_missing_blobs, 18002);
+}
+
+#[tokio::test]
+async fn a_cache_that_cannot_be_asked_loses_nothing() {
+    let f = Fixture::new().await;
+    let outputs = f.outputs("a", 2);
+    let faults = f.cache.faults();
+    faults.request(
+        crate::embedded_cache::Rpc::FindMissing,
+        crate::embedded_cache::RequestFault::Status(tonic::Code::Internal),
+        crate::embedded_cache::Times::Always,
+    );
+    let (leases, _keeping) = f.keep(OFTEN);
+    let asked = async {
+        while f.cache.stats().find_missing < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.expect("in time");
+    assert!(outputs.iter().all(|(p, _)| f.state(p) == OutputState::Known));
+    assert_eq!(leases.lost(f.root, "first"), None);
+    f.cache.faults().clear();
+    f.cache.store().remove(&outputs[0].1);
+    f.lost(&leases, 1).await;
+}
