@@ -73,8 +73,9 @@ impl Stamp {
             && self.ctime_ns == now.ctime_ns
             && self.inode == now.inode
             && self.device == now.device
-            && self.ctime_ns + CLOCK_TICK_NS < self.taken_ns
-            && self.mtime_ns + CLOCK_TICK_NS < self.taken_ns
+            // A file's times may be as far in the future as its owner likes.
+            && self.ctime_ns.saturating_add(CLOCK_TICK_NS) < self.taken_ns
+            && self.mtime_ns.saturating_add(CLOCK_TICK_NS) < self.taken_ns
     }
 }
 
@@ -115,5 +116,30 @@ mod tests {
             ..OLD
         };
         assert!(!racy.vouches_for(&racy));
+    }
+
+    #[test]
+    fn a_file_from_the_future_or_of_before_the_clock_was_set_back_is_not_trusted() {
+        for times in [OLD.taken_ns + 1, i64::MAX - CLOCK_TICK_NS / 2, i64::MAX] {
+            for stamp in [
+                Stamp {
+                    mtime_ns: times,
+                    ..OLD
+                },
+                Stamp {
+                    ctime_ns: times,
+                    ..OLD
+                },
+            ] {
+                assert!(!stamp.vouches_for(&stamp), "{stamp:?}");
+            }
+        }
+        let before_everything = Stamp {
+            mtime_ns: i64::MIN,
+            ..OLD
+        };
+        assert!(before_everything.vouches_for(&before_everything));
+        let without_a_clock = Stamp { taken_ns: 0, ..OLD };
+        assert!(!without_a_clock.vouches_for(&without_a_clock));
     }
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod demo;
+mod ending;
 mod exit;
 mod export;
 mod fetch;

@@ -1,14 +1,12 @@
 //! `outhaul serve`: the daemon.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::net::TcpListener;
 
 use super::{
+    ending::Signals,
     exit,
     exit::Failure,
     reload::{self, Doors, Hangup, Reload},
@@ -17,9 +15,8 @@ use super::{
 use crate::{
     bes::{BesAddress, BesListener},
     config::{
-        CacheArgs, ConfigError, ControlListenArgs, DoorArgs, HoldArgs, LeaseArgs, LimitArgs, NotifyArgs, PlaceArgs,
-        SelectionArgs,
-        StateArgs, UpstreamArgs,
+        CacheArgs, ConfigError, ControlListenArgs, DoorArgs, HoldArgs, LeaseArgs, LimitArgs, NotifyArgs,
+        PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
     },
     daemon::{
         AdminDoor, ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready,
@@ -38,6 +35,9 @@ const BES_LISTEN: &str = "127.0.0.1:8985";
 /// Where the admin port is unless told otherwise.
 const ADMIN_LISTEN: &str = "127.0.0.1:8986";
 
+/// How long blocking work that is under way at the very end may take.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// Arguments of `outhaul serve`.
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -53,6 +53,10 @@ pub(super) struct ServeArgs {
     /// End after so long without a build; for daemons that a socket starts again
     #[arg(long, value_name = "DURATION", env = "OUTHAUL_IDLE_TIMEOUT")]
     idle_timeout: Option<String>,
+
+    /// How long a settled build's stream is remembered for a client that comes back to it; each takes some memory
+    #[arg(long, value_name = "DURATION", env = "OUTHAUL_LINGER", default_value = "5m")]
+    linger: String,
 
     /// Sync the journal to disk before an event is acknowledged: nothing is lost in a power cut either
     #[arg(long, env = "OUTHAUL_DURABLE")]
@@ -113,14 +117,17 @@ pub(super) struct ServeArgs {
 pub(super) fn main(args: ServeArgs) -> Result<u8, Failure> {
     // Before the runtime: the environment is changed, which other threads must not see halfway.
     let inherited = Inherited::take().map_err(|e| Failure::usage(format!("an inherited socket: {e}")))?;
-    runtime()?.block_on(serve(args, inherited))
+    let runtime = runtime()?;
+    let ended = runtime.block_on(serve(args, inherited));
+    // A thread that hangs in a file system of somebody else's is not waited for.
+    runtime.shutdown_timeout(LEAVING);
+    ended
 }
 
 async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
     // What would end the process is heeded from here on.
     let hangup = Hangup::listen()?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signals = Signals::listen()?;
     let values = reload::values();
     // Everything is checked before anything is opened.
     let hold = args.hold.policy()?;
@@ -152,6 +159,8 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
             .map_err(|e| ConfigError::new(format!("--retention-size={}", args.retention_size), e))?,
     };
     let leases = args.lease.options()?;
+    let linger =
+        parse_duration(&args.linger).map_err(|e| ConfigError::new(format!("--linger={}", args.linger), e))?;
     let addresses = args
         .bes_listen
         .iter()
@@ -204,7 +213,8 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         }),
         None => None,
     };
-    let rooms = Rooms::open(record, policy, rules, source, options, args.upstream.rewrite_uris)?;
+    let rooms =
+        Rooms::open(record, policy, rules, source, options, args.upstream.rewrite_uris)?.with_linger(linger);
     // Before the daemon starts: what it takes up from the journal is told of as well.
     let notifier = (!notify.is_empty())
         .then(|| Notifier::start(notify, rooms.engine.told(), &rooms.metrics))
@@ -253,6 +263,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     notify_ready();
 
     let shutdown = daemon.shutdown_token();
+    let at_once = signals.heed(shutdown.clone());
     tokio::spawn(hangup.heed(
         Reload {
             values,
@@ -262,25 +273,24 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
             upstream,
             rooms,
         },
-        shutdown.clone(),
+        shutdown,
     ));
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("ending: SIGTERM"),
-            _ = interrupt.recv() => tracing::info!("ending: SIGINT"),
-            () = shutdown.cancelled() => return,
-        }
-        shutdown.cancel();
-    });
     let closing = daemon.shutdown_token();
     tokio::spawn(async move {
         closing.cancelled().await;
         notify_stopping();
     });
-    let ended = daemon.join().await;
-    if let Some(notifier) = notifier {
-        notifier.close().await;
-    }
+    let ending = async {
+        let ended = daemon.join().await;
+        if let Some(notifier) = notifier {
+            notifier.close().await;
+        }
+        ended
+    };
+    let ended = tokio::select! {
+        ended = ending => ended,
+        () = at_once.cancelled() => Err("ended before all was tidied up".to_owned()),
+    };
     ended.map_err(Failure::failed)?;
     Ok(exit::OK)
 }

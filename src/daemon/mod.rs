@@ -5,6 +5,7 @@
 //! go, what is being placed is finished or left out whole, and the record is written.
 
 mod activation;
+mod clock;
 mod control;
 mod idle;
 mod retention;
@@ -44,6 +45,9 @@ use crate::{
 /// How long calls may go on once the doors are closed.
 const CLOSING: Duration = Duration::from_secs(10);
 
+/// How long the record and the output trees may take after that: a little longer than the record gives itself.
+const TIDYING: Duration = Duration::from_secs(11);
+
 /// The rooms behind the doors. Cheap to clone.
 #[derive(Clone)]
 pub struct Rooms {
@@ -59,6 +63,8 @@ pub struct Rooms {
     sources: Arc<Sources>,
     /// What keeping leases needs.
     leases: lease::Rooms,
+    /// How long settled builds are remembered for clients that come back.
+    linger: Duration,
 }
 
 impl Rooms {
@@ -101,6 +107,7 @@ impl Rooms {
             Some(engine.clone()),
         );
         Ok(Self {
+            linger: BesOptions::default().linger,
             leases,
             record,
             metrics,
@@ -116,6 +123,14 @@ impl Rooms {
         self.engine.set_policy(policy);
         self.roots.set_rules(rules);
         self.sources.set_rule(source);
+    }
+
+    /// With another time for which settled builds are remembered, for clients that come back to their stream.
+    #[must_use]
+    pub fn with_linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self.engine.linger(linger);
+        self
     }
 
     /// The event service in front of the engine, and of the upstream service if there is one.
@@ -137,6 +152,7 @@ impl Rooms {
         let options = BesOptions {
             hold,
             limits,
+            linger: self.linger,
             ..BesOptions::default()
         };
         let service = BesService::new(Arc::new(self.engine.clone()), decoder, journal, upstream, options);
@@ -263,7 +279,8 @@ impl Daemon {
             });
         }
         if let Some(retention) = options.retention {
-            let forgetting = retention::keep(rooms.record.clone(), journal, retention, shutdown.clone());
+            let (record, roots) = (rooms.record.clone(), rooms.leases.roots.clone());
+            let forgetting = retention::keep(record, journal, roots, retention, shutdown.clone());
             tasks.spawn(async move {
                 forgetting.await;
                 Ok(())
@@ -341,12 +358,17 @@ impl Daemon {
             self.shutdown.cancel();
         }
         let (record, service) = (self.rooms.record.clone(), self.rooms.service.clone());
-        // Blocks for some seconds at most.
-        let _ = tokio::task::spawn_blocking(move || {
-            service.let_go();
-            record.close();
-        })
-        .await;
+        // Side by side: an output tree may hang, which is no reason to write no record.
+        let tidying = [
+            tokio::task::spawn_blocking(move || record.close()),
+            tokio::task::spawn_blocking(move || service.let_go()),
+        ];
+        if tokio::time::timeout(TIDYING, futures::future::join_all(tidying))
+            .await
+            .is_err()
+        {
+            tracing::warn!("the record or an output tree does not let go in time");
+        }
         result
     }
 }

@@ -1,20 +1,28 @@
 //! Forgetting: journals and invocations that are old or too many, and output roots that are gone. Outputs of a root
 //! that is there stay known, for they tell what is on disk. Planned first, so that it can be shown, then executed.
 
-use std::{collections::HashSet, os::unix::fs::MetadataExt as _, time::Duration};
+use std::{
+    collections::HashSet,
+    os::unix::fs::MetadataExt as _,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio_util::sync::CancellationToken;
 
+use super::clock::{Clock, Moment};
 use crate::{
     bes::{
         Journal,
         journal::{self, JournalError},
     },
+    invocation::roots::Roots,
     record::{self, RetentionPlan, RootId},
 };
 
-/// How often it is looked whether there is something to forget.
+/// How often it is looked whether there is something to forget; more often where little is kept for long.
 const LOOK: Duration = Duration::from_secs(3600);
+const LOOK_OFTEN: Duration = Duration::from_secs(10);
 /// Invocations that are kept, however young.
 const MAX_INVOCATIONS: usize = 10_000;
 
@@ -45,10 +53,21 @@ impl Retention {
     /// # Errors
     /// When the journals cannot be listed.
     pub fn plan(&self, record: &record::Record, journal: Option<&Journal>) -> Result<Plan, JournalError> {
+        self.plan_with(record, journal, true)
+    }
+
+    /// The same; without `by_age`, nothing goes for its age.
+    fn plan_with(
+        &self,
+        record: &record::Record,
+        journal: Option<&Journal>,
+        by_age: bool,
+    ) -> Result<Plan, JournalError> {
+        let max_age = by_age.then_some(self.max_age);
         let mut plan = Plan::default();
         let mut in_use = HashSet::new();
         if let Some(journal) = journal {
-            plan.journals = journal.plan(Some(self.max_age), Some(self.journal_bytes))?;
+            plan.journals = journal.plan(max_age, Some(self.journal_bytes))?;
             let deleted: HashSet<_> = plan.journals.delete.iter().map(|entry| &entry.path).collect();
             for entry in journal.list()? {
                 if !deleted.contains(&entry.path) {
@@ -57,7 +76,7 @@ impl Retention {
             }
         }
         plan.invocations = record.plan_retention(&record::Retention {
-            max_age: Some(self.max_age),
+            max_age,
             max_invocations: Some(MAX_INVOCATIONS),
         });
         let planned = plan.invocations.remove.len();
@@ -93,24 +112,46 @@ impl Plan {
 pub(super) async fn keep(
     record: record::Record,
     journal: Option<Journal>,
+    roots: Arc<Roots>,
     retention: Retention,
     stop: CancellationToken,
 ) {
+    let mut clock = Clock::default();
     loop {
-        let (record, journal) = (record.clone(), journal.clone());
-        let done = tokio::task::spawn_blocking(move || forget(&record, journal.as_ref(), retention)).await;
-        if done.is_err() {
+        let (record, journal, roots) = (record.clone(), journal.clone(), roots.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            let by_age = clock.is_trusted(Moment::now(), last_use(&record, journal.as_ref()));
+            forget(&record, journal.as_ref(), retention, by_age);
+            roots.give_up_gone();
+            clock
+        });
+        clock = done.await.unwrap_or_else(|_| {
             tracing::error!("forgetting old builds panicked; this is a bug in outhaul");
-        }
+            Clock::default()
+        });
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep((retention.max_age / 4).clamp(LOOK_OFTEN, LOOK)) => {}
         }
     }
 }
 
-fn forget(record: &record::Record, journal: Option<&Journal>, retention: Retention) {
-    match retention.plan(record, journal) {
+/// When a build was recorded or a journal was used last. Blocks on the file system.
+fn last_use(record: &record::Record, journal: Option<&Journal>) -> Option<SystemTime> {
+    let newest = record.invocations(1).pop();
+    let began = newest.and_then(|row| {
+        let since = Duration::from_millis(u64::try_from(row.started_ms.max(row.settled_ms)).ok()?);
+        SystemTime::UNIX_EPOCH.checked_add(since)
+    });
+    let entries = journal
+        .and_then(|journal| journal.list().ok())
+        .unwrap_or_default();
+    let used = entries.iter().map(|entry| entry.modified).max();
+    began.max(used)
+}
+
+fn forget(record: &record::Record, journal: Option<&Journal>, retention: Retention, by_age: bool) {
+    match retention.plan_with(record, journal, by_age) {
         Ok(plan) => {
             let executed = plan.execute(record, journal);
             tracing::debug!(?executed, "old journals were removed");

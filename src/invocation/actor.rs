@@ -53,11 +53,6 @@ const ROWS_AT_ONCE: usize = 1 << 16;
 const MESSAGES_AT_ONCE: usize = 8;
 /// Messages that may wait. Most are a good many events.
 const INBOX: usize = 16;
-/// How long a task stays after its end, for a client that comes back to the same stream. Longer than the event service
-/// remembers the stream ([`crate::bes::BesOptions`]), so that one which resumes it finds the task that has heard its
-/// beginning.
-const LINGER: Duration = Duration::from_secs(330);
-
 /// Hashes paths: there are so many of them. Seeded at random, since a stream is not to be trusted.
 type PathHasher = foldhash::fast::RandomState;
 
@@ -257,7 +252,7 @@ impl Actor {
                 break;
             }
             let nap = if self.unwritten.is_empty() {
-                LINGER.saturating_sub(quiet_since.elapsed())
+                self.shared.linger().saturating_sub(quiet_since.elapsed())
             } else {
                 STAMP_AGE
             };
@@ -584,7 +579,7 @@ impl Actor {
         self.reported.is_some() && !self.interrupted
     }
 
-    /// Gives back what only a stream that goes on would need. The task itself stays for a while (see [`LINGER`]), and
+    /// Gives back what only a stream that goes on would need. The task itself stays for a while (see [`Shared::linger`]), and
     /// a build a few seconds must not add up to the memory of all builds of two minutes. Only a broken stream may go
     /// on: nothing comes behind the event that finishes one.
     fn unload(&mut self) {

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -68,9 +68,21 @@ pub(super) struct Shared {
     told: Mutex<Vec<mpsc::UnboundedSender<Told>>>,
     /// Whether the outputs of a set are settled as of the event that brings the set.
     pub(super) holds_sets: bool,
+    /// How long a task stays after its end.
+    linger: OnceLock<Duration>,
 }
 
+/// How long a task stays after its end, for a client that comes back to the same stream, unless told otherwise. Longer
+/// than the event service remembers the stream ([`crate::bes::BesOptions`]), so that one which resumes it finds the task
+/// that has heard its beginning.
+const LINGER: Duration = Duration::from_secs(330);
+
 impl Shared {
+    /// How long a task stays after its end.
+    pub(super) fn linger(&self) -> Duration {
+        self.linger.get().copied().unwrap_or(LINGER)
+    }
+
     pub(super) fn forget(&self, stream: &StreamKey) {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         if live.get(stream).is_some_and(mpsc::Sender::is_closed) {
@@ -128,6 +140,7 @@ impl Engine {
                 reports,
                 told: Mutex::default(),
                 holds_sets,
+                linger: OnceLock::new(),
             }),
         }
     }
@@ -135,6 +148,13 @@ impl Engine {
     /// Another selection, for builds that begin from now on.
     pub fn set_policy(&self, policy: Policy) {
         *self.shared.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+
+    /// How long the event service remembers a stream; the tasks of builds stay a little longer. To be called before there
+    /// are any.
+    pub fn linger(&self, streams: Duration) {
+        // The first word counts.
+        let _ = self.shared.linger.set(streams + streams / 10);
     }
 
     /// Reports of invocations that settle from now on.

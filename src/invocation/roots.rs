@@ -158,6 +158,22 @@ impl Roots {
         }
     }
 
+    /// Gives up roots that are gone, and their descriptors with them. What is under way in one ends by itself. Blocks on
+    /// the file system.
+    pub fn give_up_gone(&self) {
+        let mut gone: Vec<Arc<Root>> = {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.values().map(|(_, root)| root.clone()).collect()
+        };
+        // Without the lock: a file system may hang.
+        gone.retain(|root| !root.place.is_same());
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, (_, root)| !gone.iter().any(|gone| Arc::ptr_eq(gone, root)));
+        drop(open);
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.extend(gone);
+    }
+
     /// Opens a root that the record knows. Blocks on the file system.
     ///
     /// # Errors
@@ -245,6 +261,28 @@ mod tests {
         let roots = Roots::new(RootRules::default(), record.clone());
         roots.open(exec_root.to_str().unwrap()).unwrap();
         assert!(!left.exists());
+        record.close();
+    }
+
+    #[test]
+    fn roots_that_are_gone_are_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(&dir.path().join("state")).unwrap();
+        let roots = Roots::new(RootRules::default(), record.clone());
+        let paths = ["a", "b", "c"].map(|name| dir.path().join(name));
+        let opened = paths.each_ref().map(|path| {
+            std::fs::create_dir(path).unwrap();
+            roots.open(path.to_str().unwrap()).unwrap().1
+        });
+        std::fs::remove_dir(&paths[0]).unwrap();
+        std::fs::remove_dir(&paths[1]).unwrap();
+        std::fs::create_dir(&paths[1]).unwrap();
+        roots.give_up_gone();
+        let mut retired: Vec<u32> = roots.take_retired().iter().map(|root| root.id).collect();
+        retired.sort_unstable();
+        assert_eq!(retired, [opened[0].id, opened[1].id]);
+        let (_, again) = roots.open(paths[2].to_str().unwrap()).unwrap();
+        assert!(Arc::ptr_eq(&again, &opened[2]));
         record.close();
     }
 

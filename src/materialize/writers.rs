@@ -11,6 +11,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc as std_mpsc},
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,6 +30,9 @@ use crate::{
 /// Work of placing that is joined while it is less than this: files, and bytes, which are in flight until all are placed.
 const JOBS_TOGETHER: usize = 1024;
 const BYTES_TOGETHER: usize = 2 << 20;
+
+/// After how long without work a thread lets go of the roots that it worked in.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Number of a job in the coordinator.
 pub(super) type JobId = u64;
@@ -199,7 +203,7 @@ struct Writer {
 impl Writer {
     fn run(mut self, work: &std_mpsc::Receiver<Work>) {
         let mut next = None;
-        while let Some(mut item) = next.take().or_else(|| work.recv().ok()) {
+        while let Some(mut item) = next.take().or_else(|| self.receive(work)) {
             next = join_places(&mut item, work);
             // A panic below would be a bug; it must cost one piece of work, not every later one.
             let lost = Lost::of(&item);
@@ -217,6 +221,19 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// The next piece of work. Lets go of all roots when there is none for a while: descriptors of directories that
+    /// somebody has deleted, or wants to unmount, are not kept for nothing.
+    fn receive(&mut self, work: &std_mpsc::Receiver<Work>) -> Option<Work> {
+        if !self.placers.is_empty() {
+            match work.recv_timeout(IDLE) {
+                Ok(item) => return Some(item),
+                Err(std_mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(std_mpsc::RecvTimeoutError::Timeout) => self.placers.clear(),
+            }
+        }
+        work.recv().ok()
     }
 
     fn placer(&mut self, root: &Arc<Root>) -> &mut Placer {

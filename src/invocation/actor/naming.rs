@@ -54,7 +54,12 @@ impl Actor {
                 Effect::Started(started) => {
                     self.row.command = started.command;
                     self.row.workspace = started.workspace;
-                    self.row.started_ms = started.started_ms;
+                    // The build tool's word, as far as it can be true: a clock that is ahead must not make this the
+                    // newest build for years. Read again from the journal, it stays what it was.
+                    let now = crate::units::now_ms();
+                    if self.row.started_ms == 0 || started.started_ms <= now {
+                        self.row.started_ms = started.started_ms.clamp(0, now.max(0));
+                    }
                     self.row.build_tool_version = started.build_tool_version;
                     self.look_after = again::deletes_at_its_end(&self.row.build_tool_version);
                     self.save_row();

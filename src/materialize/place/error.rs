@@ -190,6 +190,12 @@ mod tests {
         assert!(text.contains("os error 28"), "{text}");
         assert!(!error.is_retryable());
 
+        for full in [Errno::DQUOT, Errno::FBIG] {
+            let error = PlaceError::system_error("write", "a", full);
+            assert!(error.is_about_space() && !error.is_retryable(), "{error}");
+            assert!(error.to_string().contains("quota"), "{error}");
+        }
+
         let digest = Digest::of(DigestFunction::Sha256, b"x");
         let error = PlaceError::mismatch("a", &digest, Some(Digest::of(DigestFunction::Sha256, b"y")));
         assert!(error.to_string().contains(&digest.to_string()), "{error}");

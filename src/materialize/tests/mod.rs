@@ -147,6 +147,23 @@ async fn one_blob_is_fetched_once_however_many_outputs_have_it() {
 }
 
 #[tokio::test]
+async fn writers_without_work_let_go_of_the_output_tree() {
+    let f = Fixture::new().await;
+    let digest = f.cache.store().put("bytes");
+    let mut asker = f.asker(1);
+    f.want(&asker, Class::Required, &[("a/x", &digest)]).await;
+    assert!(asker.end().await.is_on_disk());
+    assert!(Arc::strong_count(&f.root.place) > 1);
+    until("the last descriptor's end", || {
+        Arc::strong_count(&f.root.place) == 1
+    })
+    .await;
+    // They take it up again.
+    f.want(&asker, Class::Required, &[("a/y", &digest)]).await;
+    assert!(asker.end().await.is_on_disk());
+}
+
+#[tokio::test]
 async fn what_is_there_is_not_fetched() {
     let f = Fixture::new().await;
     let digest = f.cache.store().put("bytes");

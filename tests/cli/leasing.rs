@@ -1,0 +1,64 @@
+//! Leases, as users see them: what the cache has lost is told with the targets to build again, and comes back.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::support::{PATIENCE, World, run};
+
+/// The newest invocation, once so many of its outputs are lost.
+async fn status(world: &World, evicted: u64) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let ran = run(["status", "--json", &world.state()]).await.expect(0);
+        let status = ran.json().remove(0);
+        if status["evicted"] == evicted && status["state"] == "settled" {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "{status:#}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_cache_loses_is_told_and_can_be_had_again_once_it_is_back() {
+    let world = World::new().await;
+    let server = world
+        .serve(&["--lease-renewal=200ms", "--download=minimal"])
+        .await;
+    world.play(&world.build, server.door()).await;
+    status(&world, 0).await;
+    let (output, digest) = world.file("lib/liblib.a");
+    let bytes = world.cache.store().get(digest).unwrap();
+    let path = world.exec_root().join(&output.path).display().to_string();
+    world.cache.store().remove(digest);
+
+    let lost = status(&world, 1).await;
+    assert_eq!(lost["evicted_target_count"], 1);
+    let targets = lost["evicted_targets"].as_array().unwrap();
+    assert_eq!(targets.len(), 1, "{lost:#}");
+    let target = targets[0].as_str().unwrap();
+    let ran = run(["status", &world.state()]).await.expect(0);
+    assert!(
+        ran.out().contains(&format!(
+            "1 outputs are not in the cache any more; to have them, build again: {target}"
+        )),
+        "{}",
+        ran.out()
+    );
+    let ran = run(["stat", &path, &world.state()]).await.expect(0);
+    assert!(
+        ran.out().contains("state: evicted")
+            && ran.out().contains("reason: the remote cache does not have it"),
+        "{}",
+        ran.out()
+    );
+    // It is a note; who wants the output still asks the cache.
+    let ran = run(["get", &path, &world.state()]).await;
+    ran.says(1, &["evicted"]);
+    world.cache.store().put(bytes);
+    run(["get", &path, &world.state()]).await.expect(0);
+    let ran = run(["stat", "--json", &path, &world.state()]).await.expect(0);
+    assert_eq!(ran.json()[0]["state"], "materialized");
+    status(&world, 0).await;
+}
