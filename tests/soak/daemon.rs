@@ -26,7 +26,9 @@ pub struct Daemon {
 
 /// A command of the binary, with none of the caller's settings.
 pub fn outhaul() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_outhaul"));
+    // Another one than was built just now, such as an installed one.
+    let given = std::env::var_os("OUTHAUL_SOAK_BINARY");
+    let mut command = Command::new(given.unwrap_or_else(|| env!("CARGO_BIN_EXE_outhaul").into()));
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|n| n.starts_with("OUTHAUL_")) {
             command.env_remove(name);
