@@ -31,16 +31,21 @@ impl Capabilities for CapabilitiesService {
     ) -> Result<Response<ServerCapabilities>, Status> {
         self.0.enter(Rpc::Capabilities, &request).await?;
         self.0.check_instance(&request.get_ref().instance_name)?;
-        let compressors: Vec<i32> = self
-            .0
+        let pretence = self.0.faults.pretence();
+        let compressors: Vec<i32> = pretence
             .zstd
+            .unwrap_or(self.0.zstd)
             .then_some(compressor::Value::Zstd.into())
             .into_iter()
             .collect();
         let cache = CacheCapabilities {
-            digest_functions: self.0.functions.iter().map(|f| f.wire()).collect(),
+            digest_functions: pretence
+                .digest_functions
+                .unwrap_or_else(|| self.0.functions.iter().map(|f| f.wire()).collect()),
             action_cache_update_capabilities: Some(ActionCacheUpdateCapabilities { update_enabled: true }),
-            max_batch_total_size_bytes: i64::try_from(self.0.max_batch_bytes).unwrap_or(i64::MAX),
+            max_batch_total_size_bytes: pretence
+                .max_batch_bytes
+                .unwrap_or_else(|| i64::try_from(self.0.max_batch_bytes).unwrap_or(i64::MAX)),
             symlink_absolute_path_strategy: symlink_absolute_path_strategy::Value::Allowed.into(),
             supported_compressors: compressors.clone(),
             supported_batch_update_compressors: compressors,

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use bazel_remote_apis::build::bazel::remote::execution::v2::{
@@ -19,9 +20,9 @@ use prost::Message as _;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
-    context::{Context, Shared, injected, inner_status},
+    context::{Context, Shared, injected, inner_busy, inner_status},
     direct::Part,
-    faults::{BlobFault, Place},
+    faults::{BlobFault, Place, packed},
     stats::{Rpc, add},
 };
 use crate::digest::Digest;
@@ -188,6 +189,31 @@ fn total_size(digests: &[Digest]) -> u64 {
         .fold(0, |sum: u64, digest| sum.saturating_add(digest.size()))
 }
 
+/// An answer to a batch in the making.
+struct Batch {
+    packer: Packer,
+    parts: Vec<Part>,
+    /// What comes behind those.
+    last: Vec<Part>,
+    /// How long it is held back.
+    delay: Duration,
+}
+
+/// An answer about a blob that nobody can have asked for: its digest is made from another's.
+fn unasked(digest: &Digest) -> Part {
+    let bytes = Bytes::from(format!("not {digest}"));
+    let other = Digest::of(digest.function(), &bytes);
+    let head = batch_read_blobs_response::Response {
+        digest: Some(reapi::Digest {
+            hash: other.hash_hex(),
+            // Small enough.
+            size_bytes: i64::try_from(other.size()).unwrap_or(i64::MAX),
+        }),
+        ..Default::default()
+    };
+    (head, bytes)
+}
+
 /// Compresses the blobs of one answer, with one context for all of them.
 struct Packer(Option<zstd::bulk::Compressor<'static>>);
 
@@ -231,43 +257,65 @@ impl Context {
                 .contains(&compressor::Value::Zstd.into());
         let from_files = self.store.directory().is_some();
         let read = move || {
-            let mut packer = Packer::new(zstd);
-            let pairs = request.digests.into_iter().zip(&digests);
-            pairs
-                .filter_map(|(wire, digest)| self.read_for_batch(wire, digest, &mut packer))
-                .collect()
+            let mut batch = Batch {
+                packer: Packer::new(zstd),
+                parts: Vec::with_capacity(digests.len()),
+                last: Vec::new(),
+                delay: Duration::ZERO,
+            };
+            for (wire, digest) in request.digests.into_iter().zip(&digests) {
+                self.read_for_batch(wire, digest, &mut batch);
+            }
+            batch
         };
-        if from_files {
+        let mut batch = if from_files {
             tokio::task::spawn_blocking(read)
                 .await
-                .map_err(|error| Status::internal(format!("reading a batch: {error}")))
+                .map_err(|error| Status::internal(format!("reading a batch: {error}")))?
         } else {
-            Ok(read())
+            read()
+        };
+        if !batch.delay.is_zero() {
+            tokio::time::sleep(batch.delay).await;
         }
+        batch.parts.append(&mut batch.last);
+        Ok(batch.parts)
     }
 
-    /// One blob's answer in a batch; none when a fault drops it.
-    fn read_for_batch(&self, wire: reapi::Digest, digest: &Digest, packer: &mut Packer) -> Option<Part> {
+    /// Adds one blob's answer to a batch, or whatever a fault makes of it.
+    fn read_for_batch(&self, wire: reapi::Digest, digest: &Digest, batch: &mut Batch) {
         let place = Place {
             batch: true,
-            compressed: packer.0.is_some(),
+            compressed: batch.packer.0.is_some(),
         };
         let fault = self.faults.on_blob(digest, place);
-        let failed = |wire, code, message: String| {
+        let failed = |wire, status| {
             let head = batch_read_blobs_response::Response {
                 digest: Some(wire),
-                status: Some(inner_status(code, message)),
+                status: Some(status),
                 ..Default::default()
             };
-            Some((head, Bytes::new()))
+            (head, Bytes::new())
         };
         match fault {
-            Some(BlobFault::DropFromBatch) => return None,
-            Some(BlobFault::Status(code)) => return failed(wire, code, injected(code).message().to_owned()),
+            Some(BlobFault::DropFromBatch) => return,
+            Some(BlobFault::Status(code)) => {
+                let status = inner_status(code, injected(code).message());
+                return batch.parts.push(failed(wire, status));
+            }
+            Some(BlobFault::RetryAfter(patience)) => {
+                return batch.parts.push(failed(wire, inner_busy(patience)));
+            }
+            Some(BlobFault::Evict) => {
+                self.store.remove(digest);
+            }
+            Some(BlobFault::Delay(time)) => batch.delay = batch.delay.max(time),
+            Some(BlobFault::Unasked) => batch.parts.push(unasked(digest)),
             _ => {}
         }
         let Some(bytes) = self.store.get(digest) else {
-            return failed(wire, Code::NotFound, format!("blob {digest} is not here"));
+            let status = inner_status(Code::NotFound, format!("blob {digest} is not here"));
+            return batch.parts.push(failed(wire, status));
         };
         add(&self.counters.bytes_out, bytes.len() as u64);
         let mut data = bytes;
@@ -277,7 +325,10 @@ impl Context {
             data = copy.into();
         }
         let mut compressor = compressor::Value::Identity;
-        if let Some(mut packed) = packer.pack(&data) {
+        let lie = fault
+            .filter(|_| place.compressed)
+            .and_then(|fault| packed(&data, fault));
+        if let Some(mut packed) = lie.or_else(|| batch.packer.pack(&data)) {
             if fault == Some(BlobFault::GarbleCompression) {
                 garble(&mut packed);
             }
@@ -290,7 +341,19 @@ impl Context {
             compressor: compressor.into(),
             status: Some(inner_status(Code::Ok, "")),
         };
-        Some((head, data))
+        let part = (head, data);
+        match fault {
+            Some(BlobFault::Twice { wrong_first }) => {
+                let mut other = part.clone();
+                let mut bytes = Vec::from(other.1);
+                spoil(&mut bytes, BlobFault::Corrupt);
+                other.1 = bytes.into();
+                let pair = if wrong_first { [other, part] } else { [part, other] };
+                batch.parts.extend(pair);
+            }
+            Some(BlobFault::Last) => batch.last.push(part),
+            _ => batch.parts.push(part),
+        }
     }
 
     /// Takes one blob of a batch in.
@@ -366,6 +429,13 @@ pub(super) fn spoil(data: &mut Vec<u8>, fault: BlobFault) {
         BlobFault::Corrupt => {
             if let Some(first) = data.first_mut() {
                 *first ^= 0xff;
+            }
+        }
+        BlobFault::CorruptAt(offset) => {
+            let last = data.len().saturating_sub(1);
+            let at = usize::try_from(offset).unwrap_or(last).min(last);
+            if let Some(byte) = data.get_mut(at) {
+                *byte ^= 0xff;
             }
         }
         BlobFault::Resize(by) => {

@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
@@ -13,6 +13,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::faults::Line;
+
 /// A connection's socket.
 #[derive(Debug)]
 enum Socket {
@@ -20,38 +22,42 @@ enum Socket {
     Unix(UnixStream),
 }
 
-/// A connection that fails once its token is cancelled, as if its peer had gone.
+/// A connection that fails once it is severed, as if its peer had gone, and does nothing once it is dead.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Socket,
     severed: Pin<Box<WaitForCancellationFutureOwned>>,
+    dead: CancellationToken,
 }
 
 impl Connection {
-    pub(super) fn tcp(socket: TcpStream, token: CancellationToken) -> Self {
+    pub(super) fn tcp(socket: TcpStream, line: Line) -> Self {
         // Without it, small answers wait for the peer's delayed acknowledgement.
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "could not set TCP_NODELAY");
         }
-        Self::new(Socket::Tcp(socket), token)
+        Self::new(Socket::Tcp(socket), line)
     }
 
-    pub(super) fn unix(socket: UnixStream, token: CancellationToken) -> Self {
-        Self::new(Socket::Unix(socket), token)
+    pub(super) fn unix(socket: UnixStream, line: Line) -> Self {
+        Self::new(Socket::Unix(socket), line)
     }
 
-    fn new(socket: Socket, token: CancellationToken) -> Self {
+    fn new(socket: Socket, line: Line) -> Self {
         Self {
             socket,
-            severed: Box::pin(token.cancelled_owned()),
+            severed: Box::pin(line.severed.cancelled_owned()),
+            dead: line.dead,
         }
     }
 
-    /// Fails when the token is cancelled; else has the task woken when it will be.
-    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+    /// Fails when the connection is severed, and waits for that when it is dead; else has the task woken when it will be
+    /// severed.
+    fn check(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.severed.as_mut().poll(context) {
-            Poll::Ready(()) => Err(io::ErrorKind::ConnectionReset.into()),
-            Poll::Pending => Ok(()),
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Poll::Pending if self.dead.is_cancelled() => Poll::Pending,
+            Poll::Pending => Poll::Ready(Ok(())),
         }
     }
 }
@@ -68,7 +74,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(context)?;
+        ready!(self.check(context))?;
         match &mut self.socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_read(context, buffer),
             Socket::Unix(socket) => Pin::new(socket).poll_read(context, buffer),
@@ -82,7 +88,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check(context)?;
+        ready!(self.check(context))?;
         match &mut self.socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_write(context, bytes),
             Socket::Unix(socket) => Pin::new(socket).poll_write(context, bytes),
@@ -94,7 +100,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check(context)?;
+        ready!(self.check(context))?;
         match &mut self.socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(context, slices),
             Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(context, slices),

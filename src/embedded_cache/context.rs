@@ -3,10 +3,15 @@
 use std::{
     future::pending,
     sync::{Arc, RwLock},
+    time::Duration,
 };
 
-use bazel_remote_apis::{build::bazel::remote::execution::v2 as reapi, google::rpc};
+use bazel_remote_apis::{
+    build::bazel::remote::execution::v2 as reapi,
+    google::{protobuf::Any, rpc},
+};
 use http::HeaderMap;
+use prost::Message as _;
 use tonic::{Code, Request, Status};
 
 use super::{
@@ -67,8 +72,10 @@ impl Context {
         }
         match outcome {
             Some(RequestFault::Status(code)) => Err(injected(code)),
+            Some(RequestFault::RetryAfter(patience)) => Err(busy(patience)),
             Some(RequestFault::Stall) => pending().await,
-            Some(RequestFault::Delay(_)) | None => Ok(()),
+            // The rest is done on the wire.
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -146,6 +153,36 @@ impl Context {
 /// The status of a fault.
 pub(super) fn injected(code: Code) -> Status {
     Status::new(code, "injected fault")
+}
+
+/// `google.rpc.RetryInfo`, which `bazel-remote-apis` does not have.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
+}
+
+/// RESOURCE_EXHAUSTED, with the wish that it be tried again after this time.
+pub(super) fn inner_busy(patience: Duration) -> rpc::Status {
+    let info = RetryInfo {
+        // No test waits for longer than that can hold.
+        retry_delay: prost_types::Duration::try_from(patience).ok(),
+    };
+    rpc::Status {
+        code: Code::ResourceExhausted.into(),
+        message: "injected fault: busy".to_owned(),
+        details: vec![Any {
+            type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
+            value: info.encode_to_vec(),
+        }],
+    }
+}
+
+/// The same as the status of a call.
+pub(super) fn busy(patience: Duration) -> Status {
+    let inner = inner_busy(patience);
+    let details = inner.encode_to_vec().into();
+    Status::with_details(Code::ResourceExhausted, inner.message, details)
 }
 
 /// A status inside a batch's answer.

@@ -27,13 +27,18 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use super::{context::Shared, read};
+use super::{
+    context::Shared,
+    read::{self, Ending},
+};
 
 const READ: &str = "/google.bytestream.ByteStream/Read";
 const BATCH: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
 
 /// Largest request taken: 4 MiB, gRPC's default.
 const MAX_REQUEST: usize = 4 << 20;
+/// What a message that is broken off has promised.
+const PROMISED: usize = 1000;
 /// A flag, and the message's length.
 const PREFIX: usize = 5;
 /// Blobs from this size on are sent as they lie in memory; smaller ones are put together, a few bytes' copy being less
@@ -80,8 +85,8 @@ where
     }
 }
 
-/// Frames of an answer, the last of them its status.
-type Frames = BoxStream<'static, Result<Frame<Bytes>, Infallible>>;
+/// Frames of an answer, the last of them its status. An error resets it.
+type Frames = BoxStream<'static, Result<Frame<Bytes>, Status>>;
 
 fn answer(frames: Result<Frames, Status>) -> http::Response<Body> {
     match frames {
@@ -119,6 +124,7 @@ fn trailers(status: &Status) -> Frame<Bytes> {
 enum Next {
     Message,
     Data(Bytes),
+    Trailers(Status),
     Nothing,
 }
 
@@ -128,6 +134,7 @@ async fn read(context: Shared, request: http::Request<Body>) -> Result<Frames, S
     let frames = stream::unfold((pieces, Next::Message), async |(mut pieces, next)| {
         let (frame, next) = match next {
             Next::Nothing => return None,
+            Next::Trailers(status) => (trailers(&status), Next::Nothing),
             Next::Data(data) => (Frame::data(data), Next::Message),
             Next::Message => match pieces.next().await {
                 Some(Ok(data)) => {
@@ -137,7 +144,18 @@ async fn read(context: Shared, request: http::Request<Body>) -> Result<Frames, S
                     put_data(0x52, data.len(), &mut head);
                     (Frame::data(head.into()), Next::Data(data))
                 }
-                Some(Err(status)) => (trailers(&status), Next::Nothing),
+                Some(Err(Ending::Status(status))) => (trailers(&status), Next::Nothing),
+                Some(Err(Ending::Within(data, status))) => {
+                    let mut head = prefix(PROMISED + 1 + encoded_len_varint(PROMISED as u64));
+                    put_data(0x52, PROMISED, &mut head);
+                    head.extend_from_slice(&data);
+                    (Frame::data(head.into()), Next::Trailers(status))
+                }
+                Some(Err(Ending::Reset)) => {
+                    let reset = Status::internal("injected fault: reset");
+                    return Some((Err(reset), (pieces, Next::Nothing)));
+                }
+                Some(Err(Ending::Nothing)) => return None,
                 None => (trailers(&Status::ok("")), Next::Nothing),
             },
         };

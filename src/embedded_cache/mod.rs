@@ -23,12 +23,13 @@ mod server;
 mod stats;
 mod store;
 mod upload;
+mod wire;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
-pub use faults::{BlobFault, Faults, RequestFault, Times};
+pub use faults::{BlobFault, Faults, Pretence, RequestFault, Times};
 pub use server::{Builder, EmbeddedCache, EmbeddedCacheError, RunningCache, ServerTls};
 pub use stats::{Rpc, Stats};
 pub use store::Store;

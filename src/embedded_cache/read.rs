@@ -9,8 +9,8 @@ use tonic::{Request, Status};
 
 use super::{
     cas::{ZSTD_LEVEL, garble, spoil},
-    context::{Shared, injected},
-    faults::{BlobFault, Place},
+    context::{Shared, busy, injected},
+    faults::{BlobFault, Place, packed},
     resource::Resource,
     stats::{Rpc, add},
     store::Blob,
@@ -27,13 +27,46 @@ const COMPRESSED_PIECE: usize = 256 << 10;
 const COMPRESSED_MESSAGE: usize = 8 << 20;
 
 /// A stream of messages' data.
-pub(super) type ReadStream = BoxStream<'static, Result<Bytes, Status>>;
+pub(super) type ReadStream = BoxStream<'static, Result<Bytes, Ending>>;
 
-/// Where a fault ends a stream.
+/// How a stream ends that does not end well.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// With a status.
+    Status(Status),
+    /// With a status, behind the beginning of a message that has these bytes and promises more.
+    Within(Bytes, Status),
+    /// Reset by the transport.
+    Reset,
+    /// Without a status.
+    Nothing,
+}
+
+impl From<Status> for Ending {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+/// Where a fault ends a stream, in bytes before compression, and how.
 #[derive(Debug, Clone, Copy)]
-enum Limit {
-    Cut(u64),
-    Stall(u64),
+struct Limit {
+    at: u64,
+    how: BlobFault,
+}
+
+impl Limit {
+    const fn of(fault: BlobFault) -> Option<Self> {
+        let at = match fault {
+            BlobFault::CutAfter(at)
+            | BlobFault::CutWithin(at)
+            | BlobFault::EndAfter(at)
+            | BlobFault::ResetAfter(at)
+            | BlobFault::StallAfter(at) => at,
+            _ => return None,
+        };
+        Some(Self { at, how: fault })
+    }
 }
 
 /// A stream in the making.
@@ -68,8 +101,14 @@ pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Res
         compressed: resource.compressed,
     };
     let fault = context.faults.on_blob(&digest, place);
-    if let Some(BlobFault::Status(code)) = fault {
-        return Err(injected(code));
+    match fault {
+        Some(BlobFault::Status(code)) => return Err(injected(code)),
+        Some(BlobFault::RetryAfter(patience)) => return Err(busy(patience)),
+        Some(BlobFault::Evict) => {
+            context.store.remove(&digest);
+        }
+        Some(BlobFault::Delay(time)) => tokio::time::sleep(time).await,
+        _ => {}
     }
     let not_found = || Status::not_found(format!("blob {digest} is not here"));
     let blob = context.store.blob(&digest).ok_or_else(not_found)?;
@@ -93,16 +132,26 @@ pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Res
         Some(BlobFault::Resize(by @ ..0)) => end.saturating_add_signed(by).max(offset),
         _ => end,
     };
+    if let Some(fault) = fault.filter(|_| resource.compressed) {
+        let length = usize::try_from(size - offset).unwrap_or(usize::MAX);
+        let rest = blob
+            .read(offset, length)
+            .map_err(|error| failed(&digest, &error))?;
+        if let Some(packed) = packed(&rest, fault) {
+            add(&context.counters.wire_bytes_out, packed.len() as u64);
+            let mut packed = Bytes::from(packed);
+            let messages = std::iter::from_fn(move || {
+                let length = packed.len().min(MESSAGE);
+                (length > 0).then(|| Ok(packed.split_to(length)))
+            });
+            return Ok(stream::iter(messages).boxed());
+        }
+    }
     let encoder = resource
         .compressed
         .then(|| zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL))
         .transpose()
         .map_err(|error| failed(&digest, &error))?;
-    let limit = match fault {
-        Some(BlobFault::CutAfter(bytes)) => Some(Limit::Cut(bytes)),
-        Some(BlobFault::StallAfter(bytes)) => Some(Limit::Stall(bytes)),
-        _ => None,
-    };
     let reading = Reading {
         context: context.clone(),
         digest,
@@ -112,7 +161,7 @@ pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Res
         sent: 0,
         encoder,
         fault,
-        limit,
+        limit: fault.and_then(Limit::of),
         done: false,
     };
     Ok(stream::try_unfold(reading, Reading::next).boxed())
@@ -120,9 +169,9 @@ pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Res
 
 impl Reading {
     /// The next message, until there is none.
-    async fn next(mut self) -> Result<Option<(Bytes, Self)>, Status> {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, Ending> {
         if self.done {
-            return Ok(None);
+            return self.end();
         }
         let data = if self.encoder.is_some() {
             self.compressed_message().await?.into()
@@ -131,13 +180,21 @@ impl Reading {
         };
         // The empty blob needs no message, an empty frame is not empty.
         if data.is_empty() {
-            return Ok(None);
+            return self.end();
         }
         add(&self.context.counters.wire_bytes_out, data.len() as u64);
         Ok(Some((data, self)))
     }
 
-    async fn plain_message(&mut self) -> Result<Bytes, Status> {
+    /// The end of all bytes.
+    fn end(&self) -> Result<Option<(Bytes, Self)>, Ending> {
+        match self.fault {
+            Some(BlobFault::NoTrailers) => Err(Ending::Nothing),
+            _ => Ok(None),
+        }
+    }
+
+    async fn plain_message(&mut self) -> Result<Bytes, Ending> {
         let piece = self.piece(MESSAGE).await?;
         if piece.is_empty() {
             self.at_limit().await?;
@@ -146,7 +203,7 @@ impl Reading {
         Ok(self.spoiled(piece))
     }
 
-    async fn compressed_message(&mut self) -> Result<Vec<u8>, Status> {
+    async fn compressed_message(&mut self) -> Result<Vec<u8>, Ending> {
         let from = self.sent;
         loop {
             let piece = self.piece(COMPRESSED_PIECE).await?;
@@ -180,7 +237,7 @@ impl Reading {
     /// The next bytes of the blob; none at the end, or where a fault ends the stream.
     async fn piece(&mut self, most: usize) -> Result<Bytes, Status> {
         let allowed = match self.limit {
-            Some(Limit::Cut(bytes) | Limit::Stall(bytes)) => bytes - self.sent,
+            Some(limit) => limit.at - self.sent,
             None => u64::MAX,
         };
         let length = (self.end - self.position).min(allowed).min(most as u64);
@@ -202,11 +259,25 @@ impl Reading {
     }
 
     /// Ends the stream as the fault asks, if this is the place; at the blob's end, the fault came too late.
-    async fn at_limit(&mut self) -> Result<(), Status> {
-        match self.limit.take() {
-            Some(Limit::Cut(bytes)) if bytes == self.sent => Err(injected(tonic::Code::Unavailable)),
-            Some(Limit::Stall(bytes)) if bytes == self.sent => std::future::pending().await,
-            _ => Ok(()),
+    async fn at_limit(&mut self) -> Result<(), Ending> {
+        let Some(limit) = self.limit.take().filter(|limit| limit.at == self.sent) else {
+            return Ok(());
+        };
+        let broken = || injected(tonic::Code::Unavailable);
+        match limit.how {
+            BlobFault::StallAfter(_) => std::future::pending().await,
+            BlobFault::ResetAfter(_) => Err(Ending::Reset),
+            BlobFault::CutWithin(_) => {
+                // No bytes of a blob can be put between those of a compressed message.
+                let left = (self.end - self.position).min(if self.encoder.is_some() { 0 } else { 7 });
+                let more = self.blob.read(self.position, usize::try_from(left).unwrap_or(0));
+                Err(Ending::Within(more.unwrap_or_default(), broken()))
+            }
+            BlobFault::EndAfter(_) => {
+                self.end = self.position;
+                Ok(())
+            }
+            _ => Err(broken().into()),
         }
     }
 
@@ -214,7 +285,7 @@ impl Reading {
     fn spoiled(&self, piece: Bytes) -> Bytes {
         let (first, last) = (self.sent == piece.len() as u64, self.position == self.end);
         let fault = match self.fault {
-            Some(fault @ BlobFault::Corrupt) if first => fault,
+            Some(fault @ (BlobFault::Corrupt | BlobFault::CorruptAt(_))) if first => fault,
             Some(fault @ BlobFault::Resize(1..)) if last => fault,
             _ => return piece,
         };

@@ -29,6 +29,7 @@ use super::{
     memory::{read, write},
     stats::{Stats, add},
     store::Store,
+    wire::Wire,
     write::ByteStreamService,
 };
 use crate::digest::DigestFunction;
@@ -102,6 +103,7 @@ impl EmbeddedCache {
             address: "127.0.0.1:0".to_owned(),
             tls: None,
             required_header: None,
+            connection_age: None,
         }
     }
 }
@@ -117,6 +119,7 @@ pub struct Builder {
     address: String,
     tls: Option<ServerTls>,
     required_header: Option<(String, String)>,
+    connection_age: Option<Duration>,
 }
 
 impl Builder {
@@ -160,6 +163,12 @@ impl Builder {
     /// Speaks TLS, perhaps with client certificates.
     pub fn tls(mut self, tls: ServerTls) -> Self {
         self.tls = Some(tls);
+        self
+    }
+
+    /// After so long, a connection is told to go away: calls that are under way on it end well, new ones need a new one.
+    pub const fn connection_age(mut self, most: Duration) -> Self {
+        self.connection_age = Some(most);
         self
     }
 
@@ -250,6 +259,9 @@ impl Builder {
         let mut server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
+        if let Some(age) = self.connection_age {
+            server = server.max_connection_age(age);
+        }
         if let Some(tls) = self.tls {
             let mut config = ServerTlsConfig::new().identity(Identity::from_pem(&tls.certificate, &tls.key));
             if let Some(authority) = &tls.client_ca {
@@ -262,15 +274,28 @@ impl Builder {
             .saturating_add(1 << 20)
             .max(MAX_MESSAGE);
         let router = server
-            .add_service(CapabilitiesServer::new(CapabilitiesService(context.clone())))
-            .add_service(ActionCacheServer::new(ActionCacheService(context.clone())))
-            .add_service(Direct::new(
-                ContentAddressableStorageServer::new(CasService(context.clone()))
-                    .max_decoding_message_size(message),
+            .add_service(Wire::new(
+                CapabilitiesServer::new(CapabilitiesService(context.clone())),
                 context.clone(),
             ))
-            .add_service(Direct::new(
-                ByteStreamServer::new(ByteStreamService(context.clone())).max_decoding_message_size(message),
+            .add_service(Wire::new(
+                ActionCacheServer::new(ActionCacheService(context.clone())),
+                context.clone(),
+            ))
+            .add_service(Wire::new(
+                Direct::new(
+                    ContentAddressableStorageServer::new(CasService(context.clone()))
+                        .max_decoding_message_size(message),
+                    context.clone(),
+                ),
+                context.clone(),
+            ))
+            .add_service(Wire::new(
+                Direct::new(
+                    ByteStreamServer::new(ByteStreamService(context.clone()))
+                        .max_decoding_message_size(message),
+                    context.clone(),
+                ),
                 context.clone(),
             ));
         Ok((router, context))
@@ -398,16 +423,16 @@ impl Listener {
     /// Connections as they come, each held by the token that can break it.
     fn incoming(self, context: Shared) -> impl Stream<Item = io::Result<Connection>> {
         stream::unfold((self, context), async |(listener, context)| {
-            // The token is taken after the wait: one from before may have been cancelled meanwhile.
+            // The line is taken after the wait: one from before may have been severed meanwhile.
             let connection = match &listener {
                 Self::Tcp(listener) => listener
                     .accept()
                     .await
-                    .map(|(socket, _)| Connection::tcp(socket, context.faults.connection())),
+                    .map(|(socket, _)| Connection::tcp(socket, context.faults.line())),
                 Self::Unix(listener) => listener
                     .accept()
                     .await
-                    .map(|(socket, _)| Connection::unix(socket, context.faults.connection())),
+                    .map(|(socket, _)| Connection::unix(socket, context.faults.line())),
             };
             add(&context.counters.connections, 1);
             Some((connection, (listener, context)))

@@ -14,8 +14,9 @@ use zstd::bulk::Decompressor;
 use super::{
     Attribution, BatchAnswer, Capabilities, Sink,
     channel::Connections,
-    client::{Client, Failure},
+    client::{Client, MAX_MESSAGE},
     error::{RemoteError, RemoteErrorKind},
+    limits::{Halving, is_too_much},
     status::from_rpc,
     stream,
     wire::{self, Batch, BatchPart},
@@ -24,6 +25,11 @@ use crate::digest::{Digest, DigestFunction};
 
 /// The most digests in a request: 4,000 keep it under 400 KiB.
 pub(crate) const MAX_DIGESTS: usize = 4000;
+
+/// What one blob's answer has beside its bytes: digest and status, and the server's words about what went wrong.
+const ANSWER_EACH: u64 = 1024;
+/// What an answer may have beside all that.
+const ANSWER_ROOM: u64 = 128 << 10;
 
 type Answer = Result<Bytes, RemoteError>;
 
@@ -42,7 +48,8 @@ pub(crate) async fn read(
     attribution: &Attribution,
     avoid: bool,
 ) -> Vec<BatchAnswer> {
-    let avoid = if avoid {
+    let suspect = avoid;
+    let avoid = if suspect {
         client.pool.carriers(digests)
     } else {
         Connections::default()
@@ -51,6 +58,7 @@ pub(crate) async fn read(
         digests,
         answers: vec![None; digests.len()],
     };
+    let most = client.learned.batch_bytes(capabilities.max_batch_bytes);
     let mut first_of = HashMap::with_capacity(digests.len());
     let mut repeated = Vec::new();
     let mut groups: Vec<Vec<usize>> = Vec::new();
@@ -70,7 +78,7 @@ pub(crate) async fn read(
             unbatched.push(at);
             continue;
         }
-        let fits = bytes.saturating_add(digest.size()) <= capabilities.max_batch_bytes
+        let fits = bytes.saturating_add(digest.size()) <= most
             && group.len() < MAX_DIGESTS
             // A request names one digest function.
             && group.last().is_none_or(|&last: &usize| digests[last].function() == digest.function());
@@ -82,26 +90,26 @@ pub(crate) async fn read(
         group.push(at);
     }
     groups.push(group);
-    for group in groups {
-        if group.is_empty() {
-            continue;
-        }
-        let result = read_group(
-            client,
-            capabilities,
-            group.clone(),
-            attribution,
-            avoid,
-            &mut asked,
-        )
-        .await;
-        // The only failure: a server may well have streams only.
-        if result.is_err() {
+    let reader = Reader {
+        client,
+        capabilities,
+        attribution,
+        avoid,
+        suspect,
+    };
+    let mut hopeless = None;
+    for group in groups.into_iter().filter(|group| !group.is_empty()) {
+        // The only other failure: a server may well have streams only.
+        if reader
+            .read_in_parts(group.clone(), &mut asked, &mut hopeless)
+            .await
+            .is_err()
+        {
             unbatched.extend(group);
         }
     }
     for at in unbatched {
-        let answer = read_alone(client, capabilities, &digests[at], attribution, avoid).await;
+        let answer = reader.read_alone(&digests[at]).await;
         asked.answers[at] = Some(answer);
     }
     for (at, first) in repeated {
@@ -117,85 +125,188 @@ pub(crate) async fn read(
         .collect()
 }
 
-/// One request's worth of blobs, given by their places, tried again for those that may still come.
-///
-/// # Errors
-/// When the server does not know the call; every other failure is an answer.
-async fn read_group(
-    client: &Client,
-    capabilities: &Capabilities,
-    mut pending: Vec<usize>,
-    attribution: &Attribution,
-    mut avoid: Connections,
-    asked: &mut Asked<'_>,
-) -> Result<(), Failure> {
-    let digests = asked.digests;
-    let Some(function) = pending.first().map(|&at| digests[at].function()) else {
-        return Ok(());
-    };
-    let mut backoff = client.retry.start();
-    loop {
-        let context = client.context(format_args!("batch of {} blobs", pending.len()));
-        let running = client.batches.begin(capabilities.zstd_batches);
-        let others = BatchReadBlobsRequest {
-            instance_name: client.instance(),
-            digests: Vec::new(),
-            acceptable_compressors: if running.zstd() {
-                vec![compressor::Value::Identity as i32, compressor::Value::Zstd as i32]
-            } else {
-                Vec::new()
-            },
-            digest_function: function.wire(),
-        };
-        let request = wire::batch_request(&others, pending.iter().map(|&at| &digests[at]));
-        let answer = client
-            .once(
-                &context,
-                attribution,
-                &mut avoid,
-                &request,
-                wire::batch_read_blobs,
-            )
-            .await;
-        let error = match answer {
-            Ok((response, index)) => {
-                for &at in &pending {
-                    client.pool.note(&digests[at], index);
+/// Why a request was not even looked at.
+enum Refusal {
+    /// The server does not know the call.
+    Unknown,
+    /// It may be taken when it asks for less. With the places of the blobs that it is about.
+    TooMuch(RemoteError, Vec<usize>),
+}
+
+/// How requests are made.
+struct Reader<'a> {
+    client: &'a Client,
+    capabilities: &'a Capabilities,
+    attribution: &'a Attribution,
+    avoid: Connections,
+    /// Bytes that were wrong came for one of these blobs: compression is left out, in case that was to blame.
+    suspect: bool,
+}
+
+impl Reader<'_> {
+    /// One request's worth of blobs, in halves where the server refuses to give as much.
+    ///
+    /// # Errors
+    /// When the server does not know the call; every other failure is an answer.
+    async fn read_in_parts(
+        &self,
+        group: Vec<usize>,
+        asked: &mut Asked<'_>,
+        hopeless: &mut Option<RemoteError>,
+    ) -> Result<(), ()> {
+        let mut halving = Halving::default();
+        let mut refused = false;
+        let mut parts = vec![group];
+        while let Some(part) = parts.pop() {
+            let bytes = part.iter().map(|&at| asked.digests[at].size()).sum();
+            match self.read_group(part, asked).await {
+                Ok(()) => halving.taken(bytes),
+                Err(Refusal::Unknown) => return Err(()),
+                Err(Refusal::TooMuch(error, mut part)) => {
+                    refused = true;
+                    if let Some(error) = hopeless.as_ref() {
+                        part.iter()
+                            .for_each(|&at| asked.answers[at] = Some(Err(error.clone())));
+                    } else if part.len() > 1 {
+                        tracing::debug!(%error, blobs = part.len(), "a batch was refused; asking for half of it");
+                        let second = part.split_off(part.len() / 2);
+                        parts.extend([second, part]);
+                    } else if let [at] = *part {
+                        let digest = &asked.digests[at];
+                        halving.refused_alone(digest.size());
+                        let answer = self.read_alone(digest).await;
+                        // Neither way: it is not for how much was asked.
+                        if answer
+                            .as_ref()
+                            .is_err_and(|e| e.kind == RemoteErrorKind::Rejected)
+                        {
+                            *hopeless = Some(error);
+                        }
+                        asked.answers[at] = Some(answer);
+                    }
                 }
-                let came = sort_out(client, function, &pending, response, asked);
-                running.brought(came);
-                let retryable = |at: &usize| match &asked.answers[*at] {
-                    Some(Err(error)) if error.is_retryable() => Some(error),
-                    _ => None,
-                };
-                // They fail for one reason, mostly; the one that asks for the longest wait is obeyed.
-                let worst = pending
-                    .iter()
-                    .filter_map(retryable)
-                    .max_by_key(|e| e.retry_after)
-                    .cloned();
-                let Some(worst) = worst else {
-                    return Ok(());
-                };
-                pending.retain(|at| retryable(at).is_some());
-                worst
             }
-            Err(failure) if failure.code == Some(Code::Unimplemented) => return Err(failure),
-            Err(failure) => {
-                for &at in &pending {
-                    asked.answers[at] = Some(Err(failure.error.clone()));
-                }
-                if !failure.error.is_retryable() {
-                    return Ok(());
-                }
-                failure.error
-            }
-        };
-        drop(running);
-        if !backoff.wait(&error).await {
+        }
+        if refused {
+            halving.learn(&self.client.learned);
+        }
+        Ok(())
+    }
+
+    /// One request's worth of blobs, given by their places, tried again for those that may still come.
+    async fn read_group(&self, mut pending: Vec<usize>, asked: &mut Asked<'_>) -> Result<(), Refusal> {
+        let (client, digests) = (self.client, asked.digests);
+        let Some(function) = pending.first().map(|&at| digests[at].function()) else {
             return Ok(());
+        };
+        let mut avoid = self.avoid;
+        let mut plain = self.suspect || client.learned.plain_batches();
+        let mut refused_zstd = false;
+        let mut backoff = client.retry.start();
+        loop {
+            let context = client.context(format_args!("batch of {} blobs", pending.len()));
+            let running = client.batches.begin(self.capabilities.zstd_batches && !plain);
+            let others = BatchReadBlobsRequest {
+                instance_name: client.instance(),
+                digests: Vec::new(),
+                acceptable_compressors: if running.zstd() {
+                    vec![compressor::Value::Identity as i32, compressor::Value::Zstd as i32]
+                } else {
+                    Vec::new()
+                },
+                digest_function: function.wire(),
+            };
+            let request = wire::batch_request(&others, pending.iter().map(|&at| &digests[at]));
+            let most = largest_answer(pending.iter().map(|&at| &digests[at]));
+            let answer = client
+                .once(
+                    &context,
+                    self.attribution,
+                    &mut avoid,
+                    &request,
+                    |channel, request| wire::batch_read_blobs(channel, request, most),
+                )
+                .await;
+            let error = match answer {
+                Ok((response, line)) => {
+                    if refused_zstd {
+                        client.learned.found_plain();
+                    }
+                    for &at in &pending {
+                        client.pool.note(&digests[at], line.index);
+                    }
+                    let came = sort_out(client, function, &pending, response, asked);
+                    running.brought(came);
+                    let retryable = |at: &usize| match &asked.answers[*at] {
+                        Some(Err(error)) if error.is_retryable() => Some(error),
+                        _ => None,
+                    };
+                    // They fail for one reason, mostly; the one that asks for the longest wait is obeyed.
+                    let worst = pending
+                        .iter()
+                        .filter_map(retryable)
+                        .max_by_key(|e| e.retry_after)
+                        .cloned();
+                    let Some(worst) = worst else {
+                        return Ok(());
+                    };
+                    pending.retain(|at| retryable(at).is_some());
+                    worst
+                }
+                // A proxy that hands on its backend's capabilities may not take its compressors.
+                Err(failure)
+                    if running.zstd()
+                        && (is_too_much(&failure) || failure.code == Some(Code::Unimplemented)) =>
+                {
+                    (plain, refused_zstd) = (true, true);
+                    continue;
+                }
+                Err(failure) if failure.code == Some(Code::Unimplemented) => return Err(Refusal::Unknown),
+                Err(failure) if is_too_much(&failure) => {
+                    return Err(Refusal::TooMuch(failure.error, pending));
+                }
+                Err(failure) => {
+                    for &at in &pending {
+                        asked.answers[at] = Some(Err(failure.error.clone()));
+                    }
+                    if !failure.error.is_retryable() {
+                        return Ok(());
+                    }
+                    failure.error
+                }
+            };
+            drop(running);
+            if !backoff.wait(&error).await {
+                return Ok(());
+            }
         }
     }
+
+    /// A blob that no batch may hold, as a stream.
+    async fn read_alone(&self, digest: &Digest) -> Answer {
+        let mut sink = Collect(Vec::new());
+        stream::read(
+            self.client,
+            self.capabilities,
+            digest,
+            0,
+            self.attribution,
+            self.avoid,
+            &mut sink,
+        )
+        .await?;
+        Ok(sink.0.into())
+    }
+}
+
+/// The most that an answer about these blobs is taken for, in bytes: so much that a server may add a thing or two, or
+/// say everything twice; not so much that its answers, of which many are under way, fill the memory.
+fn largest_answer<'d>(digests: impl Iterator<Item = &'d Digest>) -> usize {
+    let blobs = digests.fold(0_u64, |sum, digest| {
+        sum.saturating_add(digest.size() + ANSWER_EACH)
+    });
+    let most = blobs.saturating_mul(2).saturating_add(ANSWER_ROOM);
+    usize::try_from(most).map_or(MAX_MESSAGE, |most| most.min(MAX_MESSAGE))
 }
 
 /// Matches a response with the digests asked for, each of which gets an answer. Tells how many bytes came.
@@ -301,19 +412,6 @@ fn unanswered(client: &Client, digest: &Digest) -> RemoteError {
         client.context(format_args!("blob {digest}")),
         "the server's answer leaves it out",
     )
-}
-
-/// A blob that no batch may hold, as a stream.
-async fn read_alone(
-    client: &Client,
-    capabilities: &Capabilities,
-    digest: &Digest,
-    attribution: &Attribution,
-    avoid: Connections,
-) -> Answer {
-    let mut sink = Collect(Vec::new());
-    stream::read(client, capabilities, digest, 0, attribution, avoid, &mut sink).await?;
-    Ok(sink.0.into())
 }
 
 /// Keeps a stream's bytes. The stream ends at the digest's size.

@@ -14,12 +14,14 @@ use prost::{
 use tonic::{Code, Request, Response, Status, body::Body, transport::Channel};
 use tower::{Service as _, ServiceExt as _};
 
-use super::{client::MAX_MESSAGE, rope::Rope};
+use super::rope::Rope;
 
 /// A flag, and the message's length.
 const PREFIX: usize = 5;
 /// The most that a field's key and length take.
 const FIELD_HEAD: usize = 20;
+/// The most that a stream has between two pieces of its data: heads, fields that nobody knows, empty messages.
+const BESIDE: usize = 64 << 10;
 /// `google.bytestream.ReadResponse.data`
 const DATA: u32 = 10;
 
@@ -72,6 +74,9 @@ pub(super) async fn send(
         Some(status) if status.code() != Code::Ok => return Err(status),
         _ if !parts.status.is_success() => return Err(of_http(parts.status)),
         Some(_) => true,
+        None if !is_grpc(&parts.headers) => {
+            return Err(Status::unknown("what answers is no gRPC service"));
+        }
         None => false,
     };
     Ok(Response::new(Incoming {
@@ -124,16 +129,17 @@ impl Incoming {
         Ok(self.received.get_u32() as usize)
     }
 
-    /// The only message, decoded; its bytes are slices of what was received where that is in one piece.
-    pub(super) async fn single<M: Message + Default>(mut self) -> Result<M, Status> {
+    /// The only message, of at most so many bytes, decoded; its bytes are slices of what was received where that is in
+    /// one piece.
+    pub(super) async fn single<M: Message + Default>(mut self, most: usize) -> Result<M, Status> {
         let absent = || Status::internal("the answer has no message");
         if !self.gather(PREFIX).await? {
             return Err(absent());
         }
         let length = self.prefix()?;
-        if length > MAX_MESSAGE {
-            return Err(Status::out_of_range(format!(
-                "the answer of {length} bytes is larger than {MAX_MESSAGE} bytes"
+        if length > most {
+            return Err(Status::data_loss(format!(
+                "the answer has {length} bytes, more than the {most} that what was asked for can have"
             )));
         }
         if !self.gather(length).await? {
@@ -168,6 +174,8 @@ pub(super) struct Pieces {
     field: usize,
     /// Whether the field is the data.
     data: bool,
+    /// What came since the last data, in bytes.
+    beside: usize,
 }
 
 impl Pieces {
@@ -177,6 +185,7 @@ impl Pieces {
             message: 0,
             field: 0,
             data: false,
+            beside: 0,
         }
     }
 
@@ -200,6 +209,9 @@ impl Pieces {
     /// The next bytes of what was received; `None` when more must come first.
     fn parse(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
+            if self.beside > BESIDE {
+                return Err(Status::data_loss("the stream has no end of what is no data"));
+            }
             let received = &mut self.incoming.received;
             if self.field > 0 {
                 let piece = received.front(self.field);
@@ -209,8 +221,10 @@ impl Pieces {
                 self.field -= piece.len();
                 self.message -= piece.len();
                 if self.data {
+                    self.beside = 0;
                     return Ok(Some(piece));
                 }
+                self.beside += piece.len();
             } else if self.message > 0 {
                 // A head that is cut can't be told from a bad one.
                 if received.remaining() < self.message.min(FIELD_HEAD) {
@@ -222,6 +236,7 @@ impl Pieces {
                     return Ok(None);
                 }
                 self.message = self.incoming.prefix()?;
+                self.beside += PREFIX;
             }
         }
     }
@@ -243,6 +258,7 @@ impl Pieces {
             WireType::StartGroup | WireType::EndGroup => return Err(malformed()),
         };
         let head = before - received.remaining();
+        self.beside += head;
         self.message = self.message.checked_sub(head).ok_or_else(malformed)?;
         self.field = usize::try_from(length)
             .ok()
@@ -251,6 +267,12 @@ impl Pieces {
         self.data = field == DATA && wire_type == WireType::LengthDelimited;
         Ok(())
     }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn of_trailers(trailers: &HeaderMap) -> Result<(), Status> {
@@ -323,7 +345,7 @@ pub(super) async fn fuzz_single<M: Message + Default>(
     chunk: usize,
     status: Option<&'static str>,
 ) -> Result<M, Status> {
-    incoming(bytes, chunk, status).single().await
+    incoming(bytes, chunk, status).single(usize::MAX).await
 }
 
 #[cfg(test)]
@@ -402,11 +424,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_stream_without_data_has_an_end() {
+        let empty = vec![0; PREFIX];
+        // A field that nobody knows, of 100 KiB.
+        let unknown = [&[0x12, 0x80, 0xa0, 0x06][..], &[9; 100 << 10]].concat();
+        let unknown = with_prefix([&[0; PREFIX][..], &unknown].concat());
+        for bytes in [empty.repeat(20_000), unknown.to_vec()] {
+            let read = all(incoming(&bytes, 1000, Some("0"))).await;
+            assert_eq!(read.unwrap_err().code(), Code::DataLoss);
+        }
+        assert!(
+            all(incoming(&empty.repeat(10_000), 1000, Some("0")))
+                .await
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[tokio::test]
     async fn a_single_message_needs_a_good_end_too() {
         let message = ReadResponse { data: vec![7; 300] };
         let bytes = with_prefix([vec![0; PREFIX], message.encode_to_vec()].concat());
         for chunk in [1, 7, 1000] {
-            let read = incoming(&bytes, chunk, Some("0")).single::<ReadResponse>().await;
+            let read = incoming(&bytes, chunk, Some("0"))
+                .single::<ReadResponse>(1000)
+                .await;
             assert_eq!(read.unwrap(), message);
         }
         let more = [&*bytes, &[0; 9]].concat();
@@ -415,10 +457,11 @@ mod tests {
             (&bytes[..], Some("14"), Code::Unavailable),
             (&bytes[..200], Some("0"), Code::Internal),
             (&[], Some("0"), Code::Internal),
-            (&[0, 0xff, 0, 0, 0], Some("0"), Code::OutOfRange),
+            (&[0, 0, 0, 3, 0xe9], Some("0"), Code::DataLoss),
+            (&[0, 0xff, 0, 0, 0], Some("0"), Code::DataLoss),
             (&[0, 0, 0, 0, 1, 0xff], Some("0"), Code::Internal),
         ] {
-            let read = incoming(bytes, 100, status).single::<ReadResponse>().await;
+            let read = incoming(bytes, 100, status).single::<ReadResponse>(1000).await;
             assert_eq!(read.unwrap_err().code(), code);
         }
     }

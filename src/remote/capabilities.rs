@@ -39,6 +39,7 @@ impl CapabilitiesCache {
         self.0
             .try_get_with((), async {
                 let answer = ask(client, true).await.map_err(|failure| failure.error)?;
+                client.learned.forget();
                 understood(client, answer)
             })
             .await

@@ -10,10 +10,11 @@ use tonic::{Code, Extensions, Request, Response, Status, transport::Channel};
 use super::{
     Attribution,
     auth::Auth,
-    channel::{Connections, Pool},
+    channel::{Connections, Line, Pool},
     compression::Chooser,
     conceal::Secrets,
     error::{RemoteError, RemoteErrorKind},
+    limits::Learned,
     options::RemoteOptions,
     retry::{RetryPolicy, Timer},
     status::from_status,
@@ -34,6 +35,8 @@ pub(crate) struct Client {
     pub(crate) batches: Chooser,
     /// Whether streams are compressed.
     pub(crate) streams: Chooser,
+    /// What the server turned out to refuse.
+    pub(crate) learned: Learned,
     place: String,
 }
 
@@ -59,6 +62,7 @@ impl Client {
             retry: RetryPolicy::new(options.retries, options.max_retry_delay, timer),
             batches: Chooser::new(options.compression, options.endpoint.is_local()),
             streams: Chooser::new(options.compression, options.endpoint.is_local()),
+            learned: Learned::default(),
             place: options.describe(),
             options,
         })
@@ -84,8 +88,8 @@ impl Client {
         self.options.instance_name.clone()
     }
 
-    /// One call over a connection that is not to be avoided; the connection's number comes with the answer, and is
-    /// added to `avoid` when it failed.
+    /// One call over a connection that is not to be avoided; the connection comes with the answer, and is what `avoid`
+    /// holds when it failed.
     pub(crate) async fn once<M, T, F, Fut>(
         &self,
         context: &str,
@@ -93,7 +97,7 @@ impl Client {
         avoid: &mut Connections,
         message: &M,
         call: F,
-    ) -> Result<(T, usize), Failure>
+    ) -> Result<(T, Line), Failure>
     where
         M: Clone,
         F: Fn(Channel, Request<M>) -> Fut,
@@ -103,9 +107,9 @@ impl Client {
         loop {
             let (metadata, credentials) = self.auth.metadata(attribution).await?;
             let request = Request::from_parts(metadata, Extensions::default(), message.clone());
-            let (index, channel) = self.pool.pick(*avoid);
+            let (line, channel) = self.pool.pick(*avoid);
             let failure = match self.within_deadline(context, call(channel, request)).await {
-                Ok(response) => return Ok((response.into_inner(), index)),
+                Ok(response) => return Ok((response.into_inner(), line)),
                 Err(failure) => failure,
             };
             if failure.code == Some(Code::Unauthenticated)
@@ -115,11 +119,22 @@ impl Client {
                 refreshed = true;
                 continue;
             }
-            // Only the last one, so that after a restart of the server not every connection counts as bad.
-            *avoid = Connections::default();
-            avoid.insert(index);
+            *avoid = self.after(line, &failure.error);
             return Err(failure);
         }
+    }
+
+    /// Which connections the next try avoids after one failed: only the last one, so that after a restart of the server
+    /// not every connection counts as bad. One on which nothing came is replaced, and of all of them only the new one is
+    /// known not to be dead.
+    pub(crate) fn after(&self, line: Line, error: &RemoteError) -> Connections {
+        if error.kind == RemoteErrorKind::Timeout {
+            self.pool.give_up(line);
+            return Connections::all_but(line);
+        }
+        let mut avoid = Connections::default();
+        avoid.insert(line.index);
+        avoid
     }
 
     /// One call, tried again while that may help.

@@ -25,6 +25,7 @@ mod client;
 mod compression;
 pub(crate) mod conceal;
 mod inflate;
+mod limits;
 mod rope;
 mod status;
 mod stream;

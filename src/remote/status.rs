@@ -89,7 +89,7 @@ fn kind(code: Code, message: &str) -> RemoteErrorKind {
 }
 
 /// Whether the message is about the instance name, and not about a blob that some instance does not have.
-fn refuses_instance(message: &str) -> bool {
+pub(crate) fn refuses_instance(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     message.contains("instance")
         && !["blob", "digest", "object", "action"]

@@ -53,7 +53,12 @@ pub(crate) async fn read(
     }
     let running = client
         .streams
-        .begin(capabilities.zstd_streams && digest.size() >= COMPRESSION_THRESHOLD);
+        // Where wrong bytes came before, compression is left out, in case that was to blame.
+        .begin(
+            capabilities.zstd_streams
+                && digest.size() >= COMPRESSION_THRESHOLD
+                && avoid == Connections::default(),
+        );
     let mut transfer = Transfer {
         client,
         context,
@@ -112,7 +117,7 @@ impl Transfer<'_> {
             read_limit: 0,
         };
         let request = wire::read_request(&request);
-        let (mut stream, index) = self
+        let (mut stream, line) = self
             .client
             .once(
                 &self.context,
@@ -122,11 +127,10 @@ impl Transfer<'_> {
                 wire::read,
             )
             .await?;
-        self.client.pool.note(self.digest, index);
+        self.client.pool.note(self.digest, line.index);
         let result = self.receive(&mut stream).await;
-        if result.is_err() {
-            self.avoid = Connections::default();
-            self.avoid.insert(index);
+        if let Err(failure) = &result {
+            self.avoid = self.client.after(line, &failure.error);
         }
         result
     }
@@ -141,6 +145,8 @@ impl Transfer<'_> {
             self.client.options.stall_timeout,
             self.client.options.min_throughput,
         );
+        let most = largest_stream(self.digest.size() - self.offset);
+        let mut wire = 0_u64;
         while self.offset < self.digest.size() {
             let before = Instant::now();
             let next = tokio::time::timeout(watch.left(), guarded(stream.next())).await;
@@ -167,7 +173,16 @@ impl Transfer<'_> {
             }
             match &mut inflater {
                 None => self.take(piece).await?,
-                Some(inflater) => self.inflate(inflater, &piece).await?,
+                Some(inflater) => {
+                    // Frames with nothing in them count as progress, and need not end.
+                    wire += piece.len() as u64;
+                    if wire > most {
+                        return Err(self
+                            .protocol("the server sends more bytes than compression makes of it")
+                            .into());
+                    }
+                    self.inflate(inflater, &piece).await?;
+                }
             }
         }
         self.finish(stream, inflater.as_mut()).await
@@ -278,6 +293,11 @@ impl Transfer<'_> {
             format!("the stream ended at byte {} without an error", self.offset),
         )
     }
+}
+
+/// The most bytes that compression makes of so many: some percents more, where they come in many frames.
+const fn largest_stream(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 8).saturating_add(1 << 20)
 }
 
 /// Measures what a stream brings over windows of waiting for the network. The time that the sink takes is not the

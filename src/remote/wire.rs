@@ -103,14 +103,15 @@ pub(super) fn read_request(request: &ReadRequest) -> Bytes {
     call::with_prefix(to)
 }
 
-/// `ContentAddressableStorage.BatchReadBlobs`.
+/// `ContentAddressableStorage.BatchReadBlobs`, with an answer of at most so many bytes.
 pub(super) async fn batch_read_blobs(
     channel: Channel,
     request: Request<Bytes>,
+    most: usize,
 ) -> Result<Response<Batch>, Status> {
     let path = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
     let answer = call::send(channel, path, request).await?;
-    Ok(Response::new(answer.into_inner().single().await?))
+    Ok(Response::new(answer.into_inner().single(most).await?))
 }
 
 #[cfg(test)]

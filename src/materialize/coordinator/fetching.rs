@@ -1,6 +1,6 @@
 //! Fetching: which blob is asked for next, and what its answer means for the jobs that wait for it.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -18,8 +18,26 @@ use crate::{
     digest::Digest,
     exec_path::ExecPath,
     output::{OutputContent, Stamp},
-    remote::{RemoteError, RemoteErrorKind},
+    remote::{BatchAnswer, RemoteError, RemoteErrorKind},
 };
+
+/// An answer for every digest that was asked for: somebody waits for each, whatever became of the question.
+fn all_answered(asked: Vec<Digest>, mut answers: Vec<BatchAnswer>) -> Vec<BatchAnswer> {
+    let same = |(digest, answer): (&Digest, &BatchAnswer)| *digest == answer.0;
+    if asked.len() == answers.len() && asked.iter().zip(&answers).all(same) {
+        return answers;
+    }
+    let answered: HashSet<Digest> = answers.iter().map(|(digest, _)| digest.clone()).collect();
+    for digest in asked {
+        if !answered.contains(&digest) {
+            let what = "fetching it ended without an answer; this is a bug in outhaul";
+            let context = format!("a batch with {digest}");
+            let error = RemoteError::new(RemoteErrorKind::Protocol, context, what);
+            answers.push((digest, Err(error)));
+        }
+    }
+    answers
+}
 
 impl Coordinator {
     /// Makes a job wait for its blob.
@@ -144,15 +162,8 @@ impl Coordinator {
                 .await
         });
         tokio::spawn(async move {
-            let answers = task.await.unwrap_or_else(|_| {
-                let lost = |digest: Digest| {
-                    let what = "fetching panicked; this is a bug in outhaul";
-                    let error =
-                        RemoteError::new(RemoteErrorKind::Protocol, format!("a batch with {digest}"), what);
-                    (digest, Err(error))
-                };
-                asked.into_iter().map(lost).collect()
-            });
+            let answers = task.await.unwrap_or_default();
+            let answers = all_answered(asked, answers);
             window.end(bytes, begun);
             // The coordinator outlives its fetches.
             let _ = fetched.send(Fetched::Batch(cache, answers, permit));
@@ -268,6 +279,13 @@ impl Coordinator {
                 let shard = self.writers.shard(&job.root, &job.path);
                 self.writers
                     .send(shard, Work::Check(job.root.clone(), vec![item]));
+            } else if error.kind == RemoteErrorKind::Protocol && !job.mismatched {
+                // No answer, or one of the wrong size or that can't be unpacked, is like wrong bytes: asked for once
+                // more, another way.
+                tracing::warn!(path = %job.path, %error, "the cache gave no usable answer; asking once more");
+                self.metrics.fault("unusable_answer");
+                job.mismatched = true;
+                self.enqueue(id);
             } else {
                 self.finish(id, Outcome::Failed(error.to_string()));
             }

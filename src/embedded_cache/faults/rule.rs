@@ -1,0 +1,102 @@
+//! A rule: what happens, to what, how often.
+
+/// How often a rule is applied before it is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// The first time only.
+    Once,
+    /// The first so many times.
+    First(u32),
+    /// Always.
+    Always,
+    /// By chance, and in the same way every time that the same seed is given.
+    Random {
+        /// Makes the chance.
+        seed: u64,
+        /// How often in a thousand.
+        per_mille: u32,
+        /// How many times at most.
+        most: u32,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Rule<Match, Fault> {
+    /// `None` matches everything.
+    on: Option<Match>,
+    pub(super) fault: Fault,
+    /// `None` is for ever.
+    left: Option<u32>,
+    /// State of the generator, and how often in a thousand it says yes.
+    chance: Option<(u64, u32)>,
+}
+
+impl<Match: PartialEq, Fault: Copy> Rule<Match, Fault> {
+    pub(super) const fn new(on: Option<Match>, fault: Fault, times: Times) -> Self {
+        let (left, chance) = match times {
+            Times::Once => (Some(1), None),
+            Times::First(times) => (Some(times), None),
+            Times::Always => (None, None),
+            Times::Random {
+                seed,
+                per_mille,
+                most,
+            } => (Some(most), Some((seed, per_mille))),
+        };
+        Self {
+            on,
+            fault,
+            left,
+            chance,
+        }
+    }
+
+    /// Whether it is its turn. Where chance decides, every question is another throw.
+    pub(super) fn matches(&mut self, candidate: &Match) -> bool {
+        self.left != Some(0) && self.on.as_ref().is_none_or(|on| on == candidate) && self.throws()
+    }
+
+    fn throws(&mut self) -> bool {
+        let Some((state, per_mille)) = &mut self.chance else {
+            return true;
+        };
+        // SplitMix64.
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % 1000 < u64::from(*per_mille)
+    }
+
+    /// Uses the rule once.
+    pub(super) fn take(&mut self) -> Fault {
+        self.left = self.left.map(|left| left.saturating_sub(1));
+        self.fault
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chance_is_repeated_by_its_seed_and_ends() {
+        let thrown = |seed| {
+            let times = Times::Random {
+                seed,
+                per_mille: 300,
+                most: 200,
+            };
+            let mut rule = Rule::new(None, (), times);
+            (0..2000)
+                .map(|_| rule.matches(&()).then(|| rule.take()).is_some())
+                .collect::<Vec<_>>()
+        };
+        let first = thrown(1);
+        assert_eq!(first, thrown(1));
+        assert_ne!(first, thrown(2));
+        assert_eq!(first.iter().filter(|hit| **hit).count(), 200);
+        let early = first[..300].iter().filter(|hit| **hit).count();
+        assert!((50..150).contains(&early), "{early}");
+    }
+}
