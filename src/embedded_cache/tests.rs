@@ -27,6 +27,7 @@ use crate::digest::{Digest, DigestFunction};
 mod access;
 mod cas;
 mod faults;
+mod odd;
 mod streams;
 
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -17,7 +17,6 @@ use super::{
     client::{Client, MAX_MESSAGE},
     error::{RemoteError, RemoteErrorKind},
     limits::{Halving, is_too_much},
-    status::from_rpc,
     stream,
     wire::{self, Batch, BatchPart},
 };
@@ -366,7 +365,7 @@ fn content(client: &Client, digest: &Digest, answer: BatchPart) -> Answer {
     let context = || client.context(format_args!("blob {digest}"));
     let protocol = |message: String| RemoteError::new(RemoteErrorKind::Protocol, context(), message);
     if let Some(status) = answer.status.filter(|s| s.code != Code::Ok as i32) {
-        return Err(from_rpc(&context(), &status, &client.secrets()));
+        return Err(client.told_of_blob(&context(), &status));
     }
     let data = match compressor::Value::try_from(answer.compressor) {
         Ok(compressor::Value::Identity) => answer.data,

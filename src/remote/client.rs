@@ -4,6 +4,7 @@
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
+use bazel_remote_apis::google::rpc;
 use futures::FutureExt as _;
 use tonic::{Code, Extensions, Request, Response, Status, transport::Channel};
 
@@ -17,13 +18,16 @@ use super::{
     limits::Learned,
     options::RemoteOptions,
     retry::{RetryPolicy, Timer},
-    status::from_status,
+    status::{from_rpc, from_status},
 };
 use crate::digest::{Digest, DigestFunction};
 
 /// The largest message that is taken. Batches are kept within gRPC's 4 MiB by what is asked for; what cannot be
 /// bounded so, trees and action results and the pieces of streams, gets some air.
 pub(crate) const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// How often in a row a call may meet a connection that is being ended, without that counting as a try.
+const SENT_AWAY: u32 = 4;
 
 /// The means to call the server.
 pub(crate) struct Client {
@@ -104,6 +108,7 @@ impl Client {
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let mut refreshed = false;
+        let mut sent_away = 0;
         loop {
             let (metadata, credentials) = self.auth.metadata(attribution).await?;
             let request = Request::from_parts(metadata, Extensions::default(), message.clone());
@@ -117,6 +122,11 @@ impl Client {
                 && self.auth.refresh(credentials).await
             {
                 refreshed = true;
+                continue;
+            }
+            // The server has not looked at it: it ends the connection, as servers do from time to time.
+            if sent_away < SENT_AWAY && is_sent_away(&failure.error) {
+                sent_away += 1;
                 continue;
             }
             *avoid = self.after(line, &failure.error);
@@ -164,6 +174,16 @@ impl Client {
         }
     }
 
+    /// The error for a failed call, without credentials that the server may have repeated.
+    pub(crate) fn told(&self, context: &str, status: &Status) -> RemoteError {
+        from_status(context, status, &self.secrets())
+    }
+
+    /// The error for one blob of a batch, likewise.
+    pub(crate) fn told_of_blob(&self, context: &str, status: &rpc::Status) -> RemoteError {
+        from_rpc(context, status, &self.secrets())
+    }
+
     /// A step of a call, cut at the deadline.
     pub(crate) async fn within_deadline<T>(
         &self,
@@ -173,7 +193,7 @@ impl Client {
         match tokio::time::timeout(self.options.stall_timeout, guarded(step)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(status)) => Err(Failure {
-                error: from_status(context, &status, &self.secrets()),
+                error: self.told(context, &status),
                 code: Some(status.code()),
             }),
             Err(_) => Err(RemoteError::new(
@@ -184,6 +204,14 @@ impl Client {
             .into()),
         }
     }
+}
+
+/// Whether a call was refused because its connection is being ended in good order (GOAWAY without an error) or has too
+/// many calls. HTTP/2's own words: its library's types are not ours to name.
+fn is_sent_away(error: &RemoteError) -> bool {
+    ["not a result of an error", "refused stream before processing"]
+        .iter()
+        .any(|words| error.message.contains(words))
 }
 
 /// A step of a call whose panic is a status. tonic 0.14 panics on a `grpc-status-details-bin` that is not base64, and

@@ -15,6 +15,7 @@ use prost::Message as _;
 use super::{
     auth, call,
     client::to_wire,
+    conceal::Secrets,
     expand::{Expanded, expand_result, expand_tree, trees_of},
     inflate::Inflater,
     status::{from_rpc, from_status},
@@ -51,7 +52,7 @@ pub(crate) fn batch_answer(data: &[u8]) {
             }
         }
         if let Some(status) = &part.status {
-            assert_readable(&from_rpc("context", status).message);
+            assert_readable(&from_rpc("context", status, &Secrets::default()).message);
         }
     }
 }
@@ -66,13 +67,13 @@ fn assert_readable(message: &str) {
 /// A cache's error, with its details.
 pub(crate) fn status(data: &[u8]) {
     if let Ok(status) = rpc::Status::decode(data) {
-        assert_readable(&from_rpc("context", &status).message);
+        assert_readable(&from_rpc("context", &status, &Secrets::default()).message);
     }
     let (code, details) = first(data);
     let details = Bytes::copy_from_slice(details);
     let words = String::from_utf8_lossy(&details).into_owned();
     let status = tonic::Status::with_details(tonic::Code::from_i32(code.into()), words, details);
-    assert_readable(&from_status("context", &status).message);
+    assert_readable(&from_status("context", &status, &Secrets::default()).message);
 }
 
 /// What a credential helper prints.

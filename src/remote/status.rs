@@ -118,9 +118,12 @@ fn retry_delay(status: &rpc::Status) -> Option<Duration> {
     Duration::try_from(delay).ok()
 }
 
-/// One line without control characters, so that a server's words can go to a terminal and a log.
+/// One line without control characters, nor those that turn the direction of what follows, so that a server's words can
+/// go to a terminal and a log.
 pub(crate) fn readable(text: &str) -> String {
-    text.split(|c: char| c.is_control() || c.is_whitespace())
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.split(|c: char| c.is_control() || c.is_whitespace() || turns(c))
         .filter(|word| !word.is_empty())
         .collect::<Vec<_>>()
         .join(" ")
@@ -242,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_servers_words_are_one_line_of_bounded_length() {
-        let page = format!("<html>\r\n\x1b[31m{}", "é".repeat(1000));
+        let page = format!("<html>\r\n\u{202e}\x1b[31m{}", "é".repeat(1000));
         let message = from_status("x", &Status::unknown(page), &Secrets::default()).message;
         assert!(message.starts_with("<html> [31mé"), "{message}");
         assert!(message.len() <= MAX_MESSAGE + 3);

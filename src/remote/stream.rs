@@ -18,7 +18,6 @@ use super::{
     compression::Running,
     error::{RemoteError, RemoteErrorKind},
     inflate::Inflater,
-    status::from_status,
     wire,
 };
 use crate::digest::Digest;
@@ -163,7 +162,7 @@ impl Transfer<'_> {
                 Ok(None) => return Err(self.ended_early().into()),
                 Err(status) => {
                     return Err(Failure {
-                        error: from_status(&self.context, &status, &self.client.secrets()),
+                        error: self.client.told(&self.context, &status),
                         code: Some(status.code()),
                     });
                 }

@@ -20,7 +20,7 @@ use crate::{
 const SWEEPING: Duration = Duration::from_secs(10);
 
 /// What holds of a build whatever went wrong.
-pub(crate) fn first(case: &Case, played: &Played, root: &Path) -> Result<(), String> {
+pub(crate) async fn first(case: &Case, played: &Played, root: &Path) -> Result<(), String> {
     answered(case, played)?;
     let hides = case.steps.iter().any(Step::hides);
     for output in &case.build.outputs {
@@ -40,12 +40,12 @@ pub(crate) fn first(case: &Case, played: &Played, root: &Path) -> Result<(), Str
             _ => {}
         }
     }
-    nothing_left_over(case, root)?;
+    nothing_left_over(case, root).await?;
     bounded(case, played)
 }
 
 /// What holds of a build after that, when nothing goes wrong any more.
-pub(crate) fn second(case: &Case, played: &Played, root: &Path) -> Result<(), String> {
+pub(crate) async fn second(case: &Case, played: &Played, root: &Path) -> Result<(), String> {
     answered(case, played)?;
     for output in &case.build.outputs {
         let outcome = outcome(played, output)?;
@@ -60,7 +60,7 @@ pub(crate) fn second(case: &Case, played: &Played, root: &Path) -> Result<(), St
             ));
         }
     }
-    nothing_left_over(case, root)?;
+    nothing_left_over(case, root).await?;
     bounded(case, played)
 }
 
@@ -166,7 +166,7 @@ fn look(root: &Path, output: &Output) -> Result<bool, String> {
 }
 
 /// Nothing is below the root that is no output and no parent of one.
-fn nothing_left_over(case: &Case, root: &Path) -> Result<(), String> {
+async fn nothing_left_over(case: &Case, root: &Path) -> Result<(), String> {
     let mut expected = BTreeSet::new();
     for output in &case.build.outputs {
         let path = root.join(&output.path);
@@ -183,7 +183,7 @@ fn nothing_left_over(case: &Case, root: &Path) -> Result<(), String> {
         if Instant::now() > end {
             return Err(format!("left over: {found:?}"));
         }
-        std::thread::sleep(Duration::from_millis(5));
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -2,6 +2,7 @@
 //! demand.
 
 mod checking;
+mod faults;
 mod nearby;
 mod space;
 

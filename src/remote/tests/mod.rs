@@ -2,6 +2,7 @@
 
 mod batches;
 mod fake;
+mod faults;
 mod metadata;
 mod places;
 mod real;

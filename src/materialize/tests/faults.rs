@@ -1,0 +1,167 @@
+//! What the coordinator makes of answers that are none, and bugs that others had there.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use futures::{FutureExt as _, future::BoxFuture};
+
+use super::*;
+use crate::remote::{BatchAnswer, BlobStore, Capabilities, RemoteError, Sink};
+
+#[tokio::test]
+async fn an_unusable_answer_is_asked_for_once_more_and_no_oftener() {
+    for (size, fault) in [
+        (10, BlobFault::DropFromBatch),
+        (10, BlobFault::Resize(-1)),
+        (10, BlobFault::Resize(1)),
+        (10, BlobFault::Twice { wrong_first: true }),
+        (10, BlobFault::CorruptAt(9)),
+        (3 << 20, BlobFault::Resize(1)),
+        (3 << 20, BlobFault::CorruptAt(1 << 19)),
+    ] {
+        let f = Fixture::new().await;
+        let once = f.cache.store().put(vec![1; size]);
+        let always = f.cache.store().put(vec![2; size]);
+        f.cache.faults().blob(&once, fault, Times::Once);
+        f.cache.faults().blob(&always, fault, Times::Always);
+        let mut asker = f.asker(1);
+        f.want(&asker, Class::Required, &[("always", &always), ("once", &once)])
+            .await;
+        let ends = asker.ends(2).await;
+        assert!(
+            matches!(&ends[0].1, Outcome::Failed(reason) if !reason.is_empty()),
+            "{size} {fault:?}: {ends:?}"
+        );
+        assert!(
+            matches!(ends[1].1, Outcome::Downloaded { .. }),
+            "{size} {fault:?}: {ends:?}"
+        );
+        assert!(!f.path("always").exists());
+        assert_eq!(fs::read(f.path("once")).unwrap(), vec![1; size]);
+        let asked = f.cache.stats();
+        assert_eq!(asked.batch_read_blobs + asked.stream_reads, 4, "{fault:?}");
+    }
+}
+
+/// A store that breaks its word.
+#[derive(Clone, Copy)]
+enum Broken {
+    Panics,
+    SaysNothing,
+    AnswersOthers,
+}
+
+impl BlobStore for Broken {
+    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
+        panic!("not asked for")
+    }
+
+    fn read_batch<'a>(
+        &'a self,
+        digests: &'a [Digest],
+        _: &'a Attribution,
+        _: bool,
+    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+        match self {
+            Self::Panics => panic!("a bug"),
+            Self::SaysNothing => std::future::ready(Vec::new()).boxed(),
+            Self::AnswersOthers => {
+                let other = |digest: &Digest| Digest::of(digest.function(), digest.hash());
+                let answers = digests.iter().map(|d| (other(d), Ok("bytes".into())));
+                std::future::ready(answers.collect()).boxed()
+            }
+        }
+    }
+
+    fn read_stream<'a>(
+        &'a self,
+        _: &'a Digest,
+        _: u64,
+        _: &'a Attribution,
+        _: bool,
+        _: &'a mut dyn Sink,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        match self {
+            Self::Panics => panic!("a bug"),
+            // All is well, it says, and has sent nothing.
+            Self::SaysNothing | Self::AnswersOthers => std::future::ready(Ok(())).boxed(),
+        }
+    }
+
+    fn find_missing<'a>(
+        &'a self,
+        _: &'a [Digest],
+        _: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
+        panic!("not asked for")
+    }
+
+    fn describe(&self) -> String {
+        "broken".to_owned()
+    }
+}
+
+#[tokio::test]
+async fn every_asker_is_answered_whatever_the_store_does() {
+    for store in [Broken::Panics, Broken::SaysNothing, Broken::AnswersOthers] {
+        let f = Fixture::new().await;
+        let (sender, completions) = mpsc::unbounded_channel();
+        let session = Arc::new(Session {
+            root: f.root.clone(),
+            version: 1,
+            store: Arc::new(store),
+            attribution: Arc::new(Attribution::default()),
+            completions: sender,
+        });
+        let mut asker = Asker { session, completions };
+        let small = Digest::of(crate::digest::DigestFunction::Sha256, b"small");
+        let large = Digest::of(crate::digest::DigestFunction::Sha256, &vec![1; 3 << 20]);
+        let wants = [("a", &small), ("b", &small), ("c", &large), ("d", &large)];
+        f.want(&asker, Class::Required, &wants).await;
+        for (path, outcome) in asker.ends(4).await {
+            assert!(
+                matches!(&outcome, Outcome::Failed(reason) if !reason.is_empty()),
+                "{path}: {outcome:?}"
+            );
+        }
+        assert_eq!(fs::read_dir(f.path("")).unwrap().count(), 0, "nothing is left");
+    }
+}
+
+#[tokio::test]
+async fn a_blob_evicted_before_it_is_read_is_told_and_asked_for_again_when_wanted_again() {
+    for size in [10, 3 << 20] {
+        let f = Fixture::new().await;
+        let digest = f.cache.store().put(vec![1; size]);
+        f.cache.faults().blob(&digest, BlobFault::Evict, Times::Once);
+        let mut asker = f.asker(1);
+        f.want(&asker, Class::Required, &[("x", &digest)]).await;
+        assert!(matches!(asker.end().await, Outcome::Evicted(reason) if reason.contains(&digest.hash_hex())));
+        assert!(!f.path("x").exists());
+        // Uploaded again: that it was missing is no fact to be remembered.
+        f.cache.store().put(vec![1; size]);
+        f.want(&asker, Class::Required, &[("x", &digest)]).await;
+        assert!(matches!(asker.end().await, Outcome::Downloaded { .. }));
+    }
+}
+
+#[tokio::test]
+async fn outputs_of_one_blob_share_nothing_that_a_user_could_change() {
+    for size in [10, 300 << 10, 3 << 20] {
+        let f = Fixture::new().await;
+        let digest = f.cache.store().put(vec![1; size]);
+        let mut asker = f.asker(1);
+        f.want(
+            &asker,
+            Class::Required,
+            &[("a/run", &digest), ("b/data", &digest)],
+        )
+        .await;
+        asker.ends(2).await;
+        let [one, other] = ["a/run", "b/data"].map(|name| fs::metadata(f.path(name)).unwrap());
+        // Whoever takes the right to execute from one does not take it from the other.
+        assert_ne!(one.ino(), other.ino());
+        for found in [one, other] {
+            assert_eq!((found.mode() & 0o7777, found.nlink()), (0o555, 1));
+        }
+    }
+}

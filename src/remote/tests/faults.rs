@@ -1,0 +1,447 @@
+//! Faults of servers and of what is before them, and bugs that other clients had with them.
+
+use std::{future::Future, time::Duration};
+
+use futures::{StreamExt as _, future::BoxFuture};
+use tonic::{Code, transport::Server, transport::server::TcpIncoming};
+
+use super::*;
+use crate::embedded_cache::{BlobFault, EmbeddedCache, Pretence, RequestFault, Rpc, RunningCache, Times};
+
+const SECRET: &str = "Bearer planted-secret-token";
+const SIZE: usize = 2_500_000;
+
+async fn start() -> RunningCache {
+    EmbeddedCache::builder().start().await.unwrap()
+}
+
+fn client_of(cache: &RunningCache, change: impl FnOnce(&mut RemoteOptions)) -> (GrpcCache, Arc<FakeTimer>) {
+    let mut options = options(&cache.endpoint());
+    change(&mut options);
+    let timer = Arc::new(FakeTimer::default());
+    (GrpcCache::with_timer(options, timer.clone()).unwrap(), timer)
+}
+
+#[derive(Default)]
+struct Collect(Vec<u8>);
+
+impl Sink for Collect {
+    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+        self.0.extend_from_slice(&bytes);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+async fn stream(client: &GrpcCache, digest: &Digest) -> (Vec<u8>, Result<(), RemoteError>) {
+    let mut sink = Collect::default();
+    let result = client
+        .read_stream(digest, 0, &attribution(), false, &mut sink)
+        .await;
+    (sink.0, result)
+}
+
+async fn batch(client: &GrpcCache, digest: &Digest) -> Result<Bytes, RemoteError> {
+    let digests = std::slice::from_ref(digest);
+    let mut answers = client.read_batch(digests, &attribution(), false).await;
+    answers.remove(0).1
+}
+
+/// Nothing here waits so long.
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("in time")
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_at_any_offset_is_resumed() {
+    let cache = start().await;
+    let bytes = blob(SIZE);
+    let digest = cache.store().put(bytes.clone());
+    let size = SIZE as u64;
+    for compression in [Compression::Never, Compression::Always] {
+        let (client, _) = client_of(&cache, |o| o.compression = compression);
+        // Nothing, a byte, within and around a message, around the end.
+        for at in [0, 1, 500_000, (1 << 20) - 1, 1 << 20, size - 1, size] {
+            for fault in [
+                BlobFault::CutAfter(at),
+                BlobFault::CutWithin(at),
+                BlobFault::EndAfter(at),
+                BlobFault::ResetAfter(at),
+            ] {
+                cache.faults().blob(&digest, fault, Times::Once);
+                let (read, result) = in_time(stream(&client, &digest)).await;
+                assert_eq!(result, Ok(()), "{fault:?}");
+                assert!(read == bytes, "{fault:?}");
+            }
+        }
+        cache.faults().blob(&digest, BlobFault::NoTrailers, Times::Once);
+        let (read, result) = in_time(stream(&client, &digest)).await;
+        assert!(result.is_ok() && read == bytes);
+    }
+    assert_eq!(cache.faults().fired(), 2 * (7 * 4 + 1));
+    assert!(cache.stats().stream_reads_resumed > 0);
+}
+
+#[tokio::test]
+async fn each_code_of_a_blob_is_told_and_harms_no_other() {
+    let cache = start().await;
+    let (bad, good) = (cache.store().put(&b"bad"[..]), cache.store().put(&b"good"[..]));
+    let (client, _) = client_of(&cache, |o| o.retries = 1);
+    for code in (1..=16).map(Code::from_i32) {
+        cache.faults().clear();
+        cache.faults().blob(&bad, BlobFault::Status(code), Times::Always);
+        let digests = [bad.clone(), good.clone()];
+        let answers = client.read_batch(&digests, &attribution(), false).await;
+        assert_eq!(answers[1].1.as_deref(), Ok(&b"good"[..]), "{code:?}");
+        let in_batch = answers[0].1.clone().unwrap_err();
+        let (_, streamed) = stream(&client, &bad).await;
+        let in_stream = streamed.unwrap_err();
+        assert_eq!(in_batch.kind, in_stream.kind, "{code:?}");
+        assert!(in_batch.to_string().contains("injected fault"), "{in_batch}");
+        assert_eq!(in_batch.is_not_found(), code == Code::NotFound);
+    }
+}
+
+#[tokio::test]
+async fn the_wait_that_a_server_asks_for_is_kept_within_limits() {
+    let cache = start().await;
+    let digest = cache.store().put(&b"blob"[..]);
+    let (client, timer) = client_of(&cache, |_| {});
+    let ask = Duration::from_secs(7);
+    let year = Duration::from_secs(365 * 24 * 60 * 60);
+    cache
+        .faults()
+        .blob(&digest, BlobFault::RetryAfter(ask), Times::Once);
+    batch(&client, &digest).await.unwrap();
+    cache
+        .faults()
+        .request(Rpc::BatchRead, RequestFault::RetryAfter(ask), Times::Once);
+    batch(&client, &digest).await.unwrap();
+    cache
+        .faults()
+        .blob(&digest, BlobFault::RetryAfter(year), Times::Once);
+    stream(&client, &digest).await.1.unwrap();
+    let longest = Duration::from_secs(30);
+    assert_eq!(*timer.slept.lock().unwrap(), [ask, ask, longest]);
+}
+
+#[tokio::test]
+async fn a_peer_that_accepts_and_never_answers_holds_nobody_for_long() {
+    let cache = start().await;
+    let digest = cache.store().put(&b"blob"[..]);
+    let (client, _) = client_of(&cache, |o| {
+        o.stall_timeout = Duration::from_millis(500);
+        o.connections = 4;
+        // One more than it takes: the connection is replaced, and the other dead ones are not tried.
+        o.retries = 2;
+    });
+    cache.faults().accept_dead(1);
+    assert_eq!(in_time(batch(&client, &digest)).await.unwrap().as_ref(), b"blob");
+    assert_eq!(cache.faults().fired(), 1);
+}
+
+#[tokio::test]
+async fn connections_that_died_without_a_word_are_replaced() {
+    let cache = start().await;
+    let small = cache.store().put(&b"blob"[..]);
+    let large = cache.store().put(blob(SIZE));
+    let (client, _) = client_of(&cache, |o| {
+        o.stall_timeout = Duration::from_millis(500);
+        o.retries = 2;
+    });
+    // All of them are in use.
+    for _ in 0..8 {
+        batch(&client, &small).await.unwrap();
+    }
+    assert_eq!(cache.stats().connections, 4);
+    // In the middle of a stream, which has one after another of them to find out about.
+    cache
+        .faults()
+        .blob(&large, BlobFault::StallAfter(1 << 20), Times::Once);
+    let dying = async {
+        while cache.faults().fired() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cache.faults().kill_connections();
+    };
+    let (read, ()) = in_time(async { tokio::join!(stream(&client, &large), dying) }).await;
+    assert_eq!(read.1, Ok(()));
+    assert!(read.0 == blob(SIZE));
+    for _ in 0..8 {
+        in_time(batch(&client, &small)).await.unwrap();
+    }
+    assert_eq!(cache.stats().connections, 8, "each is made anew once");
+}
+
+#[tokio::test]
+async fn a_slow_server_is_waited_for() {
+    let cache = start().await;
+    let digest = cache.store().put(blob(SIZE));
+    let (client, timer) = client_of(&cache, |_| {});
+    let late = RequestFault::Delay(Duration::from_millis(300));
+    cache.faults().every_request(late, Times::Always);
+    assert!(in_time(stream(&client, &digest)).await.0 == blob(SIZE));
+    in_time(batch(&client, &digest)).await.unwrap();
+    assert!(timer.slept.lock().unwrap().is_empty(), "nothing was tried again");
+}
+
+#[tokio::test]
+async fn connections_that_are_sent_away_cost_no_call() {
+    let cache = EmbeddedCache::builder()
+        .connection_age(Duration::from_millis(20))
+        .start()
+        .await
+        .unwrap();
+    let small = cache.store().put(&b"blob"[..]);
+    let large = cache.store().put(blob(SIZE));
+    let (client, _) = client_of(&cache, |_| {});
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_millis(500) {
+        let reads = (0..10).map(|_| batch(&client, &small));
+        for read in in_time(futures::future::join_all(reads)).await {
+            assert_eq!(read.as_deref(), Ok(&b"blob"[..]));
+        }
+        let (read, result) = in_time(stream(&client, &large)).await;
+        assert_eq!(result, Ok(()));
+        assert!(read == blob(SIZE));
+    }
+    let connections = cache.stats().connections;
+    assert!(connections > 4, "{connections}");
+}
+
+#[tokio::test]
+async fn more_streams_than_the_server_allows_wait_for_one_another() {
+    let fake = Fake::new();
+    let digest = fake.put(&blob(50_000));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = fake.router_on(Server::builder().max_concurrent_streams(3));
+    tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+    let mut options = options(&format!("grpc://{address}"));
+    options.connections = 1;
+    let client = GrpcCache::new(options).unwrap();
+    let reads = futures::stream::iter(0..120)
+        .map(|_| stream(&client, &digest))
+        .buffer_unordered(120)
+        .collect::<Vec<_>>();
+    for (bytes, result) in in_time(reads).await {
+        assert_eq!(result, Ok(()));
+        assert!(bytes == blob(50_000));
+    }
+    assert_eq!(fake.count("read"), 120);
+}
+
+#[tokio::test]
+async fn a_blob_evicted_between_the_question_and_the_read_is_missing_until_it_is_back() {
+    let cache = start().await;
+    let bytes = blob(SIZE);
+    let digest = cache.store().put(bytes.clone());
+    let (client, _) = client_of(&cache, |_| {});
+    for large in [false, true] {
+        cache.store().put(bytes.clone());
+        let asked = std::slice::from_ref(&digest);
+        assert_eq!(client.find_missing(asked, &attribution()).await, Ok(vec![]));
+        cache.faults().blob(&digest, BlobFault::Evict, Times::Once);
+        let read = async || match large {
+            true => stream(&client, &digest).await.1,
+            false => batch(&client, &digest).await.map(drop),
+        };
+        assert!(read().await.unwrap_err().is_not_found());
+        // That it is missing is not remembered.
+        cache.store().put(bytes.clone());
+        assert_eq!(read().await, Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn a_limit_lower_than_stated_is_found_out_once() {
+    let cache = EmbeddedCache::builder()
+        .max_batch_bytes(200_000)
+        .start()
+        .await
+        .unwrap();
+    cache.faults().pretend(Pretence {
+        max_batch_bytes: Some(1 << 20),
+        ..Pretence::default()
+    });
+    let digests: Vec<Digest> = (0..100)
+        .map(|n| cache.store().put([&blob(4990)[..], &[n; 10]].concat()))
+        .collect();
+    let (client, _) = client_of(&cache, |_| {});
+    let mut calls = Vec::new();
+    for _ in 0..2 {
+        let before = cache.stats();
+        for (digest, answer) in client.read_batch(&digests, &attribution(), false).await {
+            assert_eq!(answer.unwrap().len() as u64, digest.size());
+        }
+        calls.push(cache.stats().since(&before).batch_reads);
+    }
+    // 500,000 bytes in one and in two, with zstd and without, and in four.
+    assert_eq!(calls[1], 4, "{calls:?}");
+    assert!(calls[0] <= 10, "{calls:?}");
+    assert_eq!(cache.stats().stream_reads, 0);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_nothing_is_not_asked_for_every_blob() {
+    let cache = start().await;
+    let digests: Vec<Digest> = (0..1000_u32)
+        .map(|n| cache.store().put(n.to_le_bytes().to_vec()))
+        .collect();
+    let (client, _) = client_of(&cache, |_| {});
+    for rpc in [Rpc::BatchRead, Rpc::StreamRead] {
+        let no = RequestFault::Status(Code::InvalidArgument);
+        cache.faults().request(rpc, no, Times::Always);
+    }
+    for (_, answer) in client.read_batch(&digests, &attribution(), false).await {
+        assert_eq!(answer.unwrap_err().kind, RemoteErrorKind::Rejected);
+    }
+    let asked = cache.stats();
+    assert!(asked.batch_reads + asked.stream_reads < 50, "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_keep_its_offer_of_zstd_in_batches_is_asked_plainly() {
+    let fake = Fake::new();
+    fake.script().zstd = true;
+    let digest = fake.put(&blob(5000));
+    let cache = client(&fake, |_| {}).await;
+    fake.script().errors = [tonic::Status::invalid_argument("no compressors")].into();
+    let answer = batch(&cache, &digest).await;
+    assert_eq!(answer.unwrap(), blob(5000));
+    assert_eq!(fake.count("batch"), 2);
+    assert_eq!(fake.count("read"), 0);
+}
+
+#[tokio::test]
+async fn a_bomb_is_cut_at_the_size_that_was_asked_for() {
+    let cache = start().await;
+    let digest = cache.store().put(blob(SIZE));
+    let (client, _) = client_of(&cache, |_| {});
+    let bomb = BlobFault::Bomb(1 << 30);
+    cache.faults().blob(&digest, bomb, Times::First(2));
+    assert_eq!(
+        batch(&client, &digest).await.unwrap_err().kind,
+        RemoteErrorKind::Protocol
+    );
+    let (decoded, result) = stream(&client, &digest).await;
+    assert_eq!(result.unwrap_err().kind, RemoteErrorKind::Protocol);
+    assert!(decoded.len() <= SIZE, "{} bytes were decoded", decoded.len());
+    assert_eq!(cache.faults().fired(), 2);
+}
+
+#[tokio::test]
+async fn zstd_that_is_no_good_is_refused_and_what_is_odd_is_taken() {
+    let cache = start().await;
+    let digest = cache.store().put(blob(SIZE));
+    let (client, _) = client_of(&cache, |o| o.retries = 1);
+    for (fault, is_good) in [
+        (BlobFault::ManyFrames, true),
+        (BlobFault::EmptyFrames(90_000), true),
+        // More than the blob itself has.
+        (BlobFault::EmptyFrames(8 << 20), false),
+        (BlobFault::GarbleCompression, false),
+        (BlobFault::TruncateCompression, false),
+        (BlobFault::TrailingGarbage, false),
+        (BlobFault::Resize(-1), false),
+        (BlobFault::Resize(1), false),
+    ] {
+        cache.faults().clear();
+        cache.faults().blob(&digest, fault, Times::Always);
+        let (read, result) = in_time(stream(&client, &digest)).await;
+        assert_eq!(
+            result.is_ok() && read == blob(SIZE),
+            is_good,
+            "{fault:?}: {result:?}"
+        );
+        assert!(read.len() <= SIZE);
+        let batched = in_time(batch(&client, &digest)).await;
+        assert_eq!(batched.is_ok(), is_good, "{fault:?}: {batched:?}");
+        assert!(cache.faults().fired() > 0);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_much_larger_than_asked_for_is_not_taken() {
+    let fake = Fake::new();
+    let digest = fake.put(b"small");
+    fake.script().tamper = vec![
+        (|answers: &mut Vec<_>| {
+            let mut unasked = answers[0].clone();
+            unasked.data = vec![7; 3 << 20];
+            unasked.digest.as_mut().unwrap().size_bytes = 3 << 20;
+            answers.push(unasked);
+        }) as fake::Tamper;
+        2
+    ]
+    .into();
+    let cache = client(&fake, |_| {}).await;
+    let error = batch(&cache, &digest).await.unwrap_err();
+    assert_eq!(error.kind, RemoteErrorKind::Protocol);
+    assert!(error.to_string().contains("more than the"), "{error}");
+}
+
+#[tokio::test]
+async fn whatever_answers_instead_of_the_server_is_told_in_clean_words() {
+    let cache = start().await;
+    let digest = cache.store().put(blob(SIZE));
+    let (client, _) = client_of(&cache, |o| {
+        o.retries = 2;
+        o.headers.push(Header::new("authorization", SECRET).unwrap());
+    });
+    let codes = [200, 301, 400, 401, 403, 404, 429, 500, 502, 503, 504].map(RequestFault::Http);
+    let others = [
+        RequestFault::TrailersOnly(Code::Ok),
+        RequestFault::TrailersOnly(Code::DataLoss),
+        RequestFault::Babble(Code::PermissionDenied),
+        RequestFault::Babble(Code::Unavailable),
+        RequestFault::HugeHead(1 << 20),
+        RequestFault::AbsurdLength,
+        RequestFault::Garbage,
+        RequestFault::NoTrailers,
+        RequestFault::Reset,
+    ];
+    for fault in codes.into_iter().chain(others) {
+        for rpc in [Rpc::BatchRead, Rpc::StreamRead] {
+            cache.faults().clear();
+            let before = cache.stats();
+            cache.faults().request(rpc, fault, Times::Always);
+            let result = in_time(async {
+                match rpc {
+                    Rpc::BatchRead => batch(&client, &digest).await.map(drop),
+                    _ => stream(&client, &digest).await.1,
+                }
+            })
+            .await;
+            let asked = cache.stats().since(&before);
+            if (rpc, fault) == (Rpc::StreamRead, RequestFault::NoTrailers) {
+                // All bytes are there.
+                assert_eq!(result, Ok(()));
+                continue;
+            }
+            if (rpc, fault) == (Rpc::BatchRead, RequestFault::Http(404)) {
+                // A server that does not know the call: its streams are read.
+                assert_eq!(result, Ok(()));
+                continue;
+            }
+            // Reset streams bring some bytes every time.
+            if (rpc, fault) != (Rpc::StreamRead, RequestFault::Reset) {
+                let error = result.expect_err(&format!("{rpc:?} {fault:?}"));
+                let shown = error.to_string();
+                assert!(!shown.contains("planted"), "{shown}");
+                assert!(
+                    !shown.contains(|c: char| c.is_control() || c == '\u{202e}'),
+                    "{shown:?}"
+                );
+                assert!(shown.len() < 1000, "{shown}");
+                let calls = asked.batch_reads + asked.stream_reads;
+                assert!((1..=8).contains(&calls), "{fault:?}: {asked:?}");
+            }
+        }
+    }
+    // And none of it is remembered.
+    cache.faults().clear();
+    assert!(batch(&client, &digest).await.is_ok());
+    assert_eq!(stream(&client, &digest).await.1, Ok(()));
+}
