@@ -9,6 +9,7 @@
 //! ByteStream, ActionCache. [`EmbeddedCache::builder`] makes one, [`RunningCache`] is the handle on it.
 
 mod action_cache;
+mod batch_read;
 mod capabilities;
 mod cas;
 mod connection;

@@ -8,7 +8,8 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use tonic::{Request, Status};
 
 use super::{
-    cas::{ZSTD_LEVEL, garble, spoil},
+    batch_read::{garble, spoil},
+    cas::ZSTD_LEVEL,
     context::{Shared, busy, injected},
     faults::{BlobFault, Place, packed},
     resource::Resource,

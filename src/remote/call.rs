@@ -425,7 +425,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_without_data_has_an_end() {
-        let empty = vec![0; PREFIX];
+        let empty = [0; PREFIX];
         // A field that nobody knows, of 100 KiB.
         let unknown = [&[0x12, 0x80, 0xa0, 0x06][..], &[9; 100 << 10]].concat();
         let unknown = with_prefix([&[0; PREFIX][..], &unknown].concat());

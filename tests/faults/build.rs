@@ -6,7 +6,7 @@ use outhaul::{
     embedded_cache::Store,
 };
 
-use crate::schedule::Rng;
+use crate::steps::Rng;
 
 const PREFIX: &str = "bazel-out/k8-fastbuild/bin";
 

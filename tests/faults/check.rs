@@ -13,7 +13,8 @@ use outhaul::{daemon::Rooms, materialize::Outcome, metrics::BlobLabels};
 use crate::{
     build::{Output, Shall},
     run::{Counts, Played, SECRET},
-    schedule::{Case, Step},
+    schedule::Case,
+    steps::Step,
 };
 
 /// How long what is being put in place may take to be swept behind a build that is settled.

@@ -8,10 +8,14 @@
 //! * `OUTHAUL_FAULT_SEED`: the first case's seed; the others' follow it. Given out with every failure.
 //! * `OUTHAUL_FAULT_STEPS`: the only faults of the schedule that are used, by number, such as `0,3`.
 
+// What the cases came to is told with `--nocapture`.
+#![allow(clippy::print_stdout)]
+
 mod build;
 mod check;
 mod run;
 mod schedule;
+mod steps;
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +25,8 @@ use std::{
 use futures::StreamExt as _;
 
 use run::Counts;
-use schedule::{Case, Rng};
+use schedule::Case;
+use steps::Rng;
 
 /// Cases that run at the same time: most of their time, they wait.
 const AT_ONCE: usize = 6;
@@ -132,12 +137,9 @@ fn a_case_is_made_by_its_seed_alone() {
         }
     }
     // Every kind of fault there is comes up in so many cases.
-    for name in schedule::NAMES {
+    for name in steps::NAMES {
         assert!(kinds.contains_key(name), "{name}: {kinds:?}");
     }
-    let unknown: Vec<_> = kinds
-        .keys()
-        .filter(|name| !schedule::NAMES.contains(name))
-        .collect();
+    let unknown: Vec<_> = kinds.keys().filter(|name| !steps::NAMES.contains(name)).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
 }

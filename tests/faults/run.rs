@@ -30,10 +30,7 @@ use outhaul::{
 };
 use tokio::time::timeout;
 
-use crate::{
-    check,
-    schedule::{Case, Step},
-};
+use crate::{check, schedule::Case, steps::Step};
 
 /// A build that is not settled by then has somebody waiting for ever.
 const PATIENCE: Duration = Duration::from_secs(120);

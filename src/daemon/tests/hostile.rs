@@ -16,7 +16,10 @@ use crate::digest::DigestFunction;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
+    )
 }
 
 /// Everything below a directory that is not in the exec root's `bazel-out`, our state or our temp directory.
@@ -75,13 +78,25 @@ async fn evil_outputs_cost_themselves_alone() {
         of("size/a", huge(i64::MAX as u64)),
         of("size/b", huge(u64::MAX)),
         of("size/c", huge(1 << 50)),
-        of("functions/md5", Content::Blob(Digest::of(DigestFunction::Md5, b"x"))),
-        of("functions/sha512", Content::Blob(Digest::of(DigestFunction::Sha512, b"x"))),
-        of("functions/blake3", Content::Blob(Digest::of(DigestFunction::Blake3, b"x"))),
+        of(
+            "functions/md5",
+            Content::Blob(Digest::of(DigestFunction::Md5, b"x")),
+        ),
+        of(
+            "functions/sha512",
+            Content::Blob(Digest::of(DigestFunction::Sha512, b"x")),
+        ),
+        of(
+            "functions/blake3",
+            Content::Blob(Digest::of(DigestFunction::Blake3, b"x")),
+        ),
     ];
     let links = vec![
         of("links/absolute", Content::Symlink(outside.clone())),
-        of("links/up", Content::Symlink("../../../../../../outside".to_owned())),
+        of(
+            "links/up",
+            Content::Symlink("../../../../../../outside".to_owned()),
+        ),
         of("links/loop", Content::Symlink("loop".to_owned())),
         // Files that lie behind them.
         of("links/absolute/file", Content::Blob(good.clone())),
@@ -125,7 +140,18 @@ async fn evil_outputs_cost_themselves_alone() {
 #[tokio::test]
 async fn exec_roots_that_are_not_ours_get_nothing() {
     let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
-    let roots = ["/", "", ".", "relative/execroot", "/proc/self", "/dev", "/etc", "/nowhere/at/all", "/\0", &home];
+    let roots = [
+        "/",
+        "",
+        ".",
+        "relative/execroot",
+        "/proc/self",
+        "/dev",
+        "/etc",
+        "/nowhere/at/all",
+        "/\0",
+        &home,
+    ];
     for root in roots {
         let mut f = Fixture::new(false).await;
         f.key.invocation_id = "another".to_owned();
@@ -139,7 +165,8 @@ async fn exec_roots_that_are_not_ours_get_nothing() {
         ] {
             f.send(event).await;
         }
-        f.set("0", vec![of("outhaul-was-here", Content::Blob(good))], &[]).await;
+        f.set("0", vec![of("outhaul-was-here", Content::Blob(good))], &[])
+            .await;
         f.complete("//x", &["0"]).await;
         let settlement = settlement(&f).await;
         assert!(settlement.failed > 0, "{root:?}: {settlement:?}");
@@ -153,7 +180,10 @@ async fn an_exec_root_outside_of_what_is_allowed_is_refused_however_it_is_spelle
     let victim = tempfile::tempdir().unwrap();
     fs::create_dir_all(victim.path().join("execroot/_main/bazel-out")).unwrap();
     let name = victim.path().file_name().unwrap().to_str().unwrap().to_owned();
-    for spelled in ["link/execroot/_main".to_owned(), format!("../{name}/execroot/_main")] {
+    for spelled in [
+        "link/execroot/_main".to_owned(),
+        format!("../{name}/execroot/_main"),
+    ] {
         let mut f = Fixture::new(false).await;
         std::os::unix::fs::symlink(victim.path(), f.dir.path().join("link")).unwrap();
         f.key.invocation_id = "another".to_owned();
@@ -172,7 +202,9 @@ async fn an_exec_root_outside_of_what_is_allowed_is_refused_however_it_is_spelle
 
 /// A name of few, so that they meet.
 fn name(random: &mut StdRng) -> String {
-    let odd = ["..", ".", "", "a\nb", "\u{7f}", "x\0", "A", "é", "link", "very", "deep", "a"];
+    let odd = [
+        "..", ".", "", "a\nb", "\u{7f}", "x\0", "A", "é", "link", "very", "deep", "a",
+    ];
     let mut name = String::new();
     for n in 0..random.random_range(1..4) {
         if n > 0 {
@@ -189,7 +221,9 @@ fn name(random: &mut StdRng) -> String {
 fn content(f: &Fixture, random: &mut StdRng) -> Content {
     let bytes = random.random_range(0..6_u32).to_string();
     match random.random_range(0..10) {
-        0 => Content::Symlink(["../..", "/etc/passwd", "a", "loop", "", "b/../c"][random.random_range(0..6)].to_owned()),
+        0 => Content::Symlink(
+            ["../..", "/etc/passwd", "a", "loop", "", "b/../c"][random.random_range(0..6)].to_owned(),
+        ),
         1 => Content::Inline(bytes.into()),
         2 => Content::Unknown,
         3 => Content::Blob(absent(&bytes)),
@@ -220,7 +254,8 @@ fn event(f: &Fixture, random: &mut StdRng) -> Event {
             })
             .collect()
     };
-    let ids = |random: &mut StdRng| -> Vec<String> { (0..random.random_range(0..4)).map(|_| id(random)).collect() };
+    let ids =
+        |random: &mut StdRng| -> Vec<String> { (0..random.random_range(0..4)).map(|_| id(random)).collect() };
     let target = |random: &mut StdRng| TargetId {
         label: label(random),
         aspect: ["", "", "//x.bzl%a"][random.random_range(0..3)].to_owned(),
@@ -295,7 +330,10 @@ async fn builds_of_nonsense_settle_and_write_nothing_elsewhere() {
             f.send(event).await;
             if random.random_range(0..30) == 0 {
                 // The client goes, and comes back.
-                f.rooms.engine.ended(&f.key, StreamEnd::Broken("gone".to_owned())).await;
+                f.rooms
+                    .engine
+                    .ended(&f.key, StreamEnd::Broken("gone".to_owned()))
+                    .await;
             }
         }
         let settlement = settlement(&f).await;

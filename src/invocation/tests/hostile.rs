@@ -86,7 +86,10 @@ fn cycles_dangling_references_and_repetitions_come_to_an_end() {
         build.handle(3, set(id, &files, &children));
     }
     let mut effects = build.handle(4, completed("//cycle", &["self"], false));
-    effects.extend(build.handle(5, completed("//both", &["a", "a", "b", "nowhere", "nothing"], false)));
+    effects.extend(build.handle(
+        5,
+        completed("//both", &["a", "a", "b", "nowhere", "nothing"], false),
+    ));
     assert_eq!(ends(&effects), 0);
     effects.extend(build.end());
     assert_eq!((names(&effects), ends(&effects)), (3, 2));
@@ -111,7 +114,10 @@ fn very_many_results_of_one_test_all_find_their_places() {
     build.handle(2, root());
     let result = |run: usize| {
         let mut log = file("test.log");
-        (log.path, log.prefix_len) = ("bazel-out/k8/testlogs/test.log".into(), "bazel-out/k8/testlogs".len());
+        (log.path, log.prefix_len) = (
+            "bazel-out/k8/testlogs/test.log".into(),
+            "bazel-out/k8/testlogs".len(),
+        );
         Event::TestResult(TestResult {
             label: "//a:t".to_owned(),
             run: run as u32,
@@ -192,9 +198,25 @@ fn paths_that_lead_elsewhere_are_refused_and_the_others_named() {
     ];
     let long = ["n".repeat(256), "d/".repeat(2100) + "x"];
     // Odd, and files nevertheless.
-    let odd = ["a\nb", "\u{1b}[2J", "A", "a", ".outhaul-tmp/x", "..a", "con", " ", "é", "e\u{301}"];
+    let odd = [
+        "a\nb",
+        "\u{1b}[2J",
+        "A",
+        "a",
+        ".outhaul-tmp/x",
+        "..a",
+        "con",
+        " ",
+        "é",
+        "e\u{301}",
+    ];
     let mut files = Vec::new();
-    for name in bad.iter().copied().chain(long.iter().map(String::as_str)).chain(odd) {
+    for name in bad
+        .iter()
+        .copied()
+        .chain(long.iter().map(String::as_str))
+        .chain(odd)
+    {
         files.push(name);
     }
     let effects = play(vec![
@@ -204,6 +226,9 @@ fn paths_that_lead_elsewhere_are_refused_and_the_others_named() {
         completed("//x", &["0"], false),
     ]);
     assert_eq!(names(&effects), odd.len());
-    let refused = effects.iter().filter(|e| matches!(e, Effect::Unusable(..))).count();
+    let refused = effects
+        .iter()
+        .filter(|e| matches!(e, Effect::Unusable(..)))
+        .count();
     assert_eq!(refused, bad.len() + long.len(), "{effects:?}");
 }

@@ -6,16 +6,19 @@ use futures::{StreamExt as _, future::BoxFuture};
 use tonic::{Code, transport::Server, transport::server::TcpIncoming};
 
 use super::*;
-use crate::embedded_cache::{BlobFault, EmbeddedCache, Pretence, RequestFault, Rpc, RunningCache, Times};
+use crate::embedded_cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times};
 
 const SECRET: &str = "Bearer planted-secret-token";
-const SIZE: usize = 2_500_000;
+pub(super) const SIZE: usize = 2_500_000;
 
-async fn start() -> RunningCache {
+pub(super) async fn start() -> RunningCache {
     EmbeddedCache::builder().start().await.unwrap()
 }
 
-fn client_of(cache: &RunningCache, change: impl FnOnce(&mut RemoteOptions)) -> (GrpcCache, Arc<FakeTimer>) {
+pub(super) fn client_of(
+    cache: &RunningCache,
+    change: impl FnOnce(&mut RemoteOptions),
+) -> (GrpcCache, Arc<FakeTimer>) {
     let mut options = options(&cache.endpoint());
     change(&mut options);
     let timer = Arc::new(FakeTimer::default());
@@ -32,7 +35,7 @@ impl Sink for Collect {
     }
 }
 
-async fn stream(client: &GrpcCache, digest: &Digest) -> (Vec<u8>, Result<(), RemoteError>) {
+pub(super) async fn stream(client: &GrpcCache, digest: &Digest) -> (Vec<u8>, Result<(), RemoteError>) {
     let mut sink = Collect::default();
     let result = client
         .read_stream(digest, 0, &attribution(), false, &mut sink)
@@ -40,14 +43,14 @@ async fn stream(client: &GrpcCache, digest: &Digest) -> (Vec<u8>, Result<(), Rem
     (sink.0, result)
 }
 
-async fn batch(client: &GrpcCache, digest: &Digest) -> Result<Bytes, RemoteError> {
+pub(super) async fn batch(client: &GrpcCache, digest: &Digest) -> Result<Bytes, RemoteError> {
     let digests = std::slice::from_ref(digest);
     let mut answers = client.read_batch(digests, &attribution(), false).await;
     answers.remove(0).1
 }
 
 /// Nothing here waits so long.
-async fn in_time<T>(future: impl Future<Output = T>) -> T {
+pub(super) async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), future)
         .await
         .expect("in time")
@@ -252,134 +255,6 @@ async fn a_blob_evicted_between_the_question_and_the_read_is_missing_until_it_is
         cache.store().put(bytes.clone());
         assert_eq!(read().await, Ok(()));
     }
-}
-
-#[tokio::test]
-async fn a_limit_lower_than_stated_is_found_out_once() {
-    let cache = EmbeddedCache::builder()
-        .max_batch_bytes(200_000)
-        .start()
-        .await
-        .unwrap();
-    cache.faults().pretend(Pretence {
-        max_batch_bytes: Some(1 << 20),
-        ..Pretence::default()
-    });
-    let digests: Vec<Digest> = (0..100)
-        .map(|n| cache.store().put([&blob(4990)[..], &[n; 10]].concat()))
-        .collect();
-    let (client, _) = client_of(&cache, |_| {});
-    let mut calls = Vec::new();
-    for _ in 0..2 {
-        let before = cache.stats();
-        for (digest, answer) in client.read_batch(&digests, &attribution(), false).await {
-            assert_eq!(answer.unwrap().len() as u64, digest.size());
-        }
-        calls.push(cache.stats().since(&before).batch_reads);
-    }
-    // 500,000 bytes in one and in two, with zstd and without, and in four.
-    assert_eq!(calls[1], 4, "{calls:?}");
-    assert!(calls[0] <= 10, "{calls:?}");
-    assert_eq!(cache.stats().stream_reads, 0);
-}
-
-#[tokio::test]
-async fn a_server_that_takes_nothing_is_not_asked_for_every_blob() {
-    let cache = start().await;
-    let digests: Vec<Digest> = (0..1000_u32)
-        .map(|n| cache.store().put(n.to_le_bytes().to_vec()))
-        .collect();
-    let (client, _) = client_of(&cache, |_| {});
-    for rpc in [Rpc::BatchRead, Rpc::StreamRead] {
-        let no = RequestFault::Status(Code::InvalidArgument);
-        cache.faults().request(rpc, no, Times::Always);
-    }
-    for (_, answer) in client.read_batch(&digests, &attribution(), false).await {
-        assert_eq!(answer.unwrap_err().kind, RemoteErrorKind::Rejected);
-    }
-    let asked = cache.stats();
-    assert!(asked.batch_reads + asked.stream_reads < 50, "{asked:?}");
-}
-
-#[tokio::test]
-async fn a_server_that_does_not_keep_its_offer_of_zstd_in_batches_is_asked_plainly() {
-    let fake = Fake::new();
-    fake.script().zstd = true;
-    let digest = fake.put(&blob(5000));
-    let cache = client(&fake, |_| {}).await;
-    fake.script().errors = [tonic::Status::invalid_argument("no compressors")].into();
-    let answer = batch(&cache, &digest).await;
-    assert_eq!(answer.unwrap(), blob(5000));
-    assert_eq!(fake.count("batch"), 2);
-    assert_eq!(fake.count("read"), 0);
-}
-
-#[tokio::test]
-async fn a_bomb_is_cut_at_the_size_that_was_asked_for() {
-    let cache = start().await;
-    let digest = cache.store().put(blob(SIZE));
-    let (client, _) = client_of(&cache, |_| {});
-    let bomb = BlobFault::Bomb(1 << 30);
-    cache.faults().blob(&digest, bomb, Times::First(2));
-    assert_eq!(
-        batch(&client, &digest).await.unwrap_err().kind,
-        RemoteErrorKind::Protocol
-    );
-    let (decoded, result) = stream(&client, &digest).await;
-    assert_eq!(result.unwrap_err().kind, RemoteErrorKind::Protocol);
-    assert!(decoded.len() <= SIZE, "{} bytes were decoded", decoded.len());
-    assert_eq!(cache.faults().fired(), 2);
-}
-
-#[tokio::test]
-async fn zstd_that_is_no_good_is_refused_and_what_is_odd_is_taken() {
-    let cache = start().await;
-    let digest = cache.store().put(blob(SIZE));
-    let (client, _) = client_of(&cache, |o| o.retries = 1);
-    for (fault, is_good) in [
-        (BlobFault::ManyFrames, true),
-        (BlobFault::EmptyFrames(90_000), true),
-        // More than the blob itself has.
-        (BlobFault::EmptyFrames(8 << 20), false),
-        (BlobFault::GarbleCompression, false),
-        (BlobFault::TruncateCompression, false),
-        (BlobFault::TrailingGarbage, false),
-        (BlobFault::Resize(-1), false),
-        (BlobFault::Resize(1), false),
-    ] {
-        cache.faults().clear();
-        cache.faults().blob(&digest, fault, Times::Always);
-        let (read, result) = in_time(stream(&client, &digest)).await;
-        assert_eq!(
-            result.is_ok() && read == blob(SIZE),
-            is_good,
-            "{fault:?}: {result:?}"
-        );
-        assert!(read.len() <= SIZE);
-        let batched = in_time(batch(&client, &digest)).await;
-        assert_eq!(batched.is_ok(), is_good, "{fault:?}: {batched:?}");
-        assert!(cache.faults().fired() > 0);
-    }
-}
-
-#[tokio::test]
-async fn an_answer_much_larger_than_asked_for_is_not_taken() {
-    let fake = Fake::new();
-    let digest = fake.put(b"small");
-    fake.script().tamper = vec![
-        (|answers: &mut Vec<_>| {
-            let mut unasked = answers[0].clone();
-            unasked.data = vec![7; 3 << 20];
-            unasked.digest.as_mut().unwrap().size_bytes = 3 << 20;
-            answers.push(unasked);
-        }) as fake::Tamper;
-        2
-    ]
-    .into();
-    let cache = client(&fake, |_| {}).await;
-    let error = batch(&cache, &digest).await.unwrap_err();
-    assert_eq!(error.kind, RemoteErrorKind::Protocol);
-    assert!(error.to_string().contains("more than the"), "{error}");
 }
 
 #[tokio::test]

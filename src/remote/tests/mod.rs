@@ -3,6 +3,7 @@
 mod batches;
 mod fake;
 mod faults;
+mod lies;
 mod metadata;
 mod places;
 mod real;
