@@ -11,22 +11,34 @@ use std::{
 use outhaul::{daemon::Rooms, materialize::Outcome, metrics::BlobLabels};
 
 use crate::{
-    build::{Output, Shall},
+    build::{Build, Output, Shall},
     run::{Counts, Played, SECRET},
     schedule::Case,
     steps::Step,
 };
 
-/// How long what is being put in place may take to be swept behind a build that is settled.
+/// How long it may take behind a build that is settled until nothing of it is under way any more.
 const SWEEPING: Duration = Duration::from_secs(10);
 
-/// What holds of a build whatever went wrong.
-pub(crate) async fn first(case: &Case, played: &Played, root: &Path) -> Result<(), String> {
-    answered(case, played)?;
+/// What holds of a build whatever went wrong. In the place of what could not be had there may be what an older build
+/// has put there.
+pub(crate) async fn amid_faults(
+    case: &Case,
+    build: &Build,
+    older: Option<&Build>,
+    played: &Played,
+    root: &Path,
+) -> Result<(), String> {
+    answered(build, played)?;
+    all_told(build, played)?;
     let hides = case.steps.iter().any(Step::hides);
-    for output in &case.build.outputs {
+    for (index, output) in build.outputs.iter().enumerate() {
         let outcome = outcome(played, output)?;
-        let there = look(root, output)?;
+        let is_older = || older.is_some_and(|older| look(root, &older.outputs[index]) == Ok(true));
+        let there = match look(root, output) {
+            Err(_) if !outcome.is_on_disk() && is_older() => false,
+            found => found?,
+        };
         match outcome {
             Outcome::Downloaded { .. } | Outcome::Present { .. } if !there => {
                 return Err(format!("{} is told to be there and is not", output.path));
@@ -41,14 +53,25 @@ pub(crate) async fn first(case: &Case, played: &Played, root: &Path) -> Result<(
             _ => {}
         }
     }
-    nothing_left_over(case, root).await?;
-    bounded(case, played)
+    nothing_left_over(build, root).await?;
+    bounded(case, &[Some(build), older], played)
+}
+
+/// What holds of a build that another one has overtaken: whatever it wanted has an end.
+pub(crate) fn overtaken(build: &Build, played: &Played) -> Result<(), String> {
+    answered(build, played)
 }
 
 /// What holds of a build after that, when nothing goes wrong any more.
-pub(crate) async fn second(case: &Case, played: &Played, root: &Path) -> Result<(), String> {
-    answered(case, played)?;
-    for output in &case.build.outputs {
+pub(crate) async fn behind_faults(
+    case: &Case,
+    build: &Build,
+    played: &Played,
+    root: &Path,
+) -> Result<(), String> {
+    answered(build, played)?;
+    all_told(build, played)?;
+    for output in &build.outputs {
         let outcome = outcome(played, output)?;
         let right = match &output.shall {
             Shall::Missing(_) => matches!(outcome, Outcome::Evicted(_)),
@@ -61,14 +84,30 @@ pub(crate) async fn second(case: &Case, played: &Played, root: &Path) -> Result<
             ));
         }
     }
-    nothing_left_over(case, root).await?;
-    bounded(case, played)
+    nothing_left_over(build, root).await?;
+    bounded(case, &[Some(build)], played)
 }
 
-/// Every want has one end, failures say why, and the report says the same in numbers.
-fn answered(case: &Case, played: &Played) -> Result<(), String> {
-    let (mut on_disk, mut failed) = (0, 0);
-    for output in &case.build.outputs {
+/// Every output has an end.
+fn all_told(build: &Build, played: &Played) -> Result<(), String> {
+    if played.outcomes.len() == build.outputs.len() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} outputs have ends, {} were wanted",
+        played.outcomes.len(),
+        build.outputs.len()
+    ))
+}
+
+/// No want has two ends, failures say why, and the report says the same in numbers.
+fn answered(build: &Build, played: &Played) -> Result<(), String> {
+    let (mut on_disk, mut failed, mut superseded) = (0, 0, 0);
+    for output in &build.outputs {
+        if !played.outcomes.contains_key(&output.path) {
+            // Not even wanted, when the build was overtaken before.
+            continue;
+        }
         match outcome(played, output)? {
             Outcome::Failed(why) | Outcome::Evicted(why) => {
                 failed += 1;
@@ -77,25 +116,19 @@ fn answered(case: &Case, played: &Played) -> Result<(), String> {
                 }
                 proper(why)?;
             }
-            Outcome::Superseded => {}
+            Outcome::Superseded => superseded += 1,
             _ => on_disk += 1,
         }
-    }
-    if played.outcomes.len() != case.build.outputs.len() {
-        return Err(format!(
-            "{} outputs have ends, {} were wanted",
-            played.outcomes.len(),
-            case.build.outputs.len()
-        ));
     }
     let tally = &played.report.tally;
     let told = (
         tally.downloaded + tally.present,
         tally.failed + tally.optional_failed,
+        tally.superseded,
     );
-    if told != (on_disk, failed) || played.report.failed != failed {
+    if told != (on_disk, failed, superseded) || played.report.failed != failed {
         return Err(format!(
-            "{on_disk} are there and {failed} failed; the report says {tally:?}"
+            "{on_disk} are there, {failed} failed, {superseded} are superseded; the report says {tally:?}"
         ));
     }
     if failed > 0 && tally.messages.is_empty() {
@@ -167,9 +200,9 @@ fn look(root: &Path, output: &Output) -> Result<bool, String> {
 }
 
 /// Nothing is below the root that is no output and no parent of one.
-async fn nothing_left_over(case: &Case, root: &Path) -> Result<(), String> {
+async fn nothing_left_over(build: &Build, root: &Path) -> Result<(), String> {
     let mut expected = BTreeSet::new();
-    for output in &case.build.outputs {
+    for output in &build.outputs {
         let path = root.join(&output.path);
         expected.extend(path.ancestors().map(Path::to_path_buf));
     }
@@ -204,11 +237,11 @@ fn walk(directory: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
 }
 
 /// The cache is asked no more often than the options allow.
-fn bounded(case: &Case, played: &Played) -> Result<(), String> {
+fn bounded(case: &Case, builds: &[Option<&Build>], played: &Played) -> Result<(), String> {
     let tries = u64::from(case.retries) + 1;
     let mut jobs = HashMap::<_, (u64, u64)>::new();
-    for index in 0..case.build.outputs.len() {
-        if let Some(digest) = case.build.digest(index) {
+    for build in builds.iter().flatten() {
+        for digest in (0..build.outputs.len()).filter_map(|index| build.digest(index)) {
             let size = digest.size();
             jobs.entry(digest).or_insert((0, size)).0 += 1;
         }
@@ -232,7 +265,7 @@ fn bounded(case: &Case, played: &Played) -> Result<(), String> {
 }
 
 /// The metrics say what the builds came to.
-pub(crate) fn metrics(rooms: &Rooms, counts: &Counts) -> Result<(), String> {
+pub(crate) async fn metrics(rooms: &Rooms, counts: &Counts) -> Result<(), String> {
     for (outcome, expected) in &counts.outcomes {
         let sources = ["batch", "stream", "inline", "copy", "disk", "none"];
         let counted: u64 = sources
@@ -246,11 +279,14 @@ pub(crate) fn metrics(rooms: &Rooms, counts: &Counts) -> Result<(), String> {
             return Err(format!("{expected} {outcome}; the metrics say {counted}"));
         }
     }
-    if rooms.metrics.bytes_in_flight.get() != 0 {
-        return Err(format!(
-            "{} bytes in flight at the end",
-            rooms.metrics.bytes_in_flight.get()
-        ));
+    // What was asked for by a build that was overtaken may still come.
+    let end = Instant::now() + SWEEPING;
+    while rooms.metrics.bytes_in_flight.get() != 0 {
+        if Instant::now() > end {
+            let bytes = rooms.metrics.bytes_in_flight.get();
+            return Err(format!("{bytes} bytes are still in flight at the end"));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
 }

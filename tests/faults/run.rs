@@ -28,9 +28,9 @@ use outhaul::{
     record::Record,
     remote::{Endpoint, GrpcCache, Header, RemoteOptions, retry::Timer},
 };
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 
-use crate::{check, schedule::Case, steps::Step};
+use crate::{build::Build, check, schedule::Case, steps::Step};
 
 /// A build that is not settled by then has somebody waiting for ever.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -152,9 +152,27 @@ async fn run_here(case: &Case) -> Result<Counts, String> {
         cases: 1,
         ..Counts::default()
     };
-    let first = play(case, &rooms, &cache, &exec_root, 0).await?;
-    check::first(case, &first, &exec_root).await?;
-    count(&mut counts, case, &first);
+    let older = &case.build;
+    let mut newest = older.clone();
+    if let Some(after) = case.overtaken {
+        newest = older.changed();
+        newest.fill(cache.store());
+        let overtaking = async {
+            tokio::time::sleep(after).await;
+            play(&newest, &rooms, &cache, &exec_root, 1).await
+        };
+        let first = begin(older, &rooms, &cache, &exec_root, 0).await?;
+        let (first, second) = tokio::join!(first.settled(0), overtaking);
+        let (first, second) = (first?, second?);
+        check::overtaken(older, &first)?;
+        check::amid_faults(case, &newest, Some(older), &second, &exec_root).await?;
+        count(&mut counts, older, &first);
+        count(&mut counts, &newest, &second);
+    } else {
+        let first = play(older, &rooms, &cache, &exec_root, 0).await?;
+        check::amid_faults(case, older, None, &first, &exec_root).await?;
+        count(&mut counts, older, &first);
+    }
     counts.fired = cache.faults().fired_by_name();
     for step in &case.steps {
         if matches!(step, Step::Pretend(_) | Step::Sever(_)) {
@@ -164,18 +182,18 @@ async fn run_here(case: &Case) -> Result<Counts, String> {
 
     // The server is well again, and has everything.
     cache.faults().clear();
-    case.build.fill(cache.store());
-    for round in 1.. {
-        let next = play(case, &rooms, &cache, &exec_root, round).await?;
-        count(&mut counts, case, &next);
-        match check::second(case, &next, &exec_root).await {
+    newest.fill(cache.store());
+    for round in 2.. {
+        let next = play(&newest, &rooms, &cache, &exec_root, round).await?;
+        count(&mut counts, &newest, &next);
+        match check::behind_faults(case, &newest, &next, &exec_root).await {
             Ok(()) => break,
             // Where patience is short, a busy machine may try it once or twice without a fault of anybody's.
-            Err(why) if round < 3 && why.contains("within 700ms") => counts.again += 1,
+            Err(why) if round < 4 && why.contains("700ms") => counts.again += 1,
             Err(why) => return Err(why),
         }
     }
-    check::metrics(&rooms, &counts)?;
+    check::metrics(&rooms, &counts).await?;
     let most = memory.load(Ordering::Relaxed);
     let allowed = i64::try_from(case.bytes_in_flight + 1024).unwrap_or(i64::MAX);
     if most > allowed {
@@ -265,23 +283,38 @@ fn watch_memory(rooms: &Rooms) -> Arc<AtomicI64> {
     most
 }
 
-/// Plays the build, and waits until it is settled.
+/// A build all of whose events are sent and taken up.
+struct Playing<'a> {
+    changes: mpsc::Receiver<Change>,
+    before: Stats,
+    cache: &'a RunningCache,
+}
+
+/// Plays a build, and waits until it is settled.
 async fn play(
-    case: &Case,
+    build: &Build,
     rooms: &Rooms,
     cache: &RunningCache,
     exec_root: &Path,
     round: usize,
 ) -> Result<Played, String> {
+    let playing = begin(build, rooms, cache, exec_root, round).await?;
+    playing.settled(round).await
+}
+
+async fn begin<'a>(
+    build: &Build,
+    rooms: &Rooms,
+    cache: &'a RunningCache,
+    exec_root: &Path,
+    round: usize,
+) -> Result<Playing<'a>, String> {
     let key = StreamKey {
         build_id: format!("build {round}"),
         invocation_id: format!("invocation {round}"),
     };
     let before = cache.stats();
-    let mut events = case
-        .build
-        .events("/w", &exec_root.display().to_string())
-        .into_iter();
+    let mut events = build.events("/w", &exec_root.display().to_string()).into_iter();
     let mut sent = 0;
     let mut send = |event| {
         sent += 1;
@@ -290,7 +323,7 @@ async fn play(
     // The build is known from its first event on, and nothing is wanted yet.
     let first = events.next().ok_or("a build without events")?;
     rooms.engine.events(&key, send(first)).await;
-    let mut changes = rooms
+    let changes = rooms
         .engine
         .watch(&key.invocation_id)
         .await
@@ -299,38 +332,50 @@ async fn play(
         rooms.engine.events(&key, send(event)).await;
     }
     rooms.engine.ended(&key, StreamEnd::Finished).await;
-    let listening = async {
-        let mut outcomes = BTreeMap::<String, Vec<Outcome>>::new();
-        let mut report = None;
-        while let Some(change) = changes.recv().await {
-            match change {
-                Change::Output { path, outcome, .. } => {
-                    outcomes.entry(path.to_string()).or_default().push(outcome);
-                }
-                Change::Settled(last) => report = Some(last),
-                Change::Begun { .. } | Change::Target(_) => {}
-            }
-        }
-        (outcomes, report)
-    };
-    let (outcomes, report) = timeout(PATIENCE, listening)
-        .await
-        .map_err(|_| format!("round {round} is not settled after {PATIENCE:?}: somebody is not answered"))?;
-    Ok(Played {
-        outcomes,
-        report: report.ok_or("the build ended without a report")?,
-        asked: cache.stats().since(&before),
+    // Answered behind all that.
+    let _ = rooms.engine.snapshot(&key.invocation_id).await;
+    Ok(Playing {
+        changes,
+        before,
+        cache,
     })
 }
 
-fn count(counts: &mut Counts, case: &Case, played: &Played) {
+impl Playing<'_> {
+    async fn settled(mut self, round: usize) -> Result<Played, String> {
+        let listening = async {
+            let mut outcomes = BTreeMap::<String, Vec<Outcome>>::new();
+            let mut report = None;
+            while let Some(change) = self.changes.recv().await {
+                match change {
+                    Change::Output { path, outcome, .. } => {
+                        outcomes.entry(path.to_string()).or_default().push(outcome);
+                    }
+                    Change::Settled(last) => report = Some(last),
+                    Change::Begun { .. } | Change::Target(_) => {}
+                }
+            }
+            (outcomes, report)
+        };
+        let (outcomes, report) = timeout(PATIENCE, listening).await.map_err(|_| {
+            format!("round {round} is not settled after {PATIENCE:?}: somebody is not answered")
+        })?;
+        Ok(Played {
+            outcomes,
+            report: report.ok_or("the build ended without a report")?,
+            asked: self.cache.stats().since(&self.before),
+        })
+    }
+}
+
+fn count(counts: &mut Counts, build: &Build, played: &Played) {
     counts.builds += 1;
-    counts.wants += case.build.outputs.len() as u64;
+    counts.wants += build.outputs.len() as u64;
     for outcome in played.outcomes.values().flatten() {
         *counts.outcomes.entry(outcome.name()).or_default() += 1;
     }
     let calls = played.asked.batch_read_blobs + played.asked.stream_reads;
-    let blobs = case.build.outputs.len() as f64;
+    let blobs = build.outputs.len() as f64;
     counts.most_calls = counts.most_calls.max(calls as f64 / blobs);
-    counts.files_checked += case.build.outputs.len() as u64;
+    counts.files_checked += build.outputs.len() as u64;
 }

@@ -20,6 +20,8 @@ pub(crate) struct Case {
     pub(crate) steps: Vec<Step>,
     /// Nothing that trying again does not help against.
     pub(crate) passes: bool,
+    /// When the next build begins, while this one may still be on its way.
+    pub(crate) overtaken: Option<Duration>,
     /// Whether zstd is served.
     pub(crate) zstd: bool,
     /// The server's limit for batches; 0 for none.
@@ -55,6 +57,7 @@ impl Case {
             case.steps.push(step);
         }
         case.numbers = (0..case.steps.len()).collect();
+        case.overtaken = rng.one_in(4).then(|| Duration::from_millis(rng.below(50)));
         case
     }
 
@@ -117,6 +120,7 @@ impl Case {
             build: Build::new(&mut rng, small_limit, max_batch.max(1000)),
             steps: Vec::new(),
             passes: false,
+            overtaken: None,
             zstd: !rng.one_in(4),
             max_batch,
             age: rng.one_in(5).then(|| Duration::from_millis(5 + rng.below(60))),
@@ -170,6 +174,9 @@ impl fmt::Display for Case {
         )?;
         for (step, number) in self.steps.iter().zip(&self.numbers) {
             writeln!(f, "  {number}: {step:?}")?;
+        }
+        if let Some(after) = self.overtaken {
+            writeln!(f, "  overtaken after {after:?}")?;
         }
         writeln!(
             f,
