@@ -320,3 +320,34 @@ async fn whatever_answers_instead_of_the_server_is_told_in_clean_words() {
     assert!(batch(&client, &digest).await.is_ok());
     assert_eq!(stream(&client, &digest).await.1, Ok(()));
 }
+
+#[tokio::test]
+async fn credentials_that_expire_are_asked_for_once_by_all_who_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    // sh reads the script as its argument, so that nothing needs to be made executable while other tests fork.
+    let script = "cat > /dev/null; echo run >> runs; echo '{\"headers\": {\"authorization\": [\"'$(cat token)'\"]}}'\n";
+    std::fs::write(file("get"), script).unwrap();
+    let cache = start().await;
+    let digests: Vec<Digest> = (0..30_u8).map(|n| cache.store().put(vec![n; 100])).collect();
+    let (client, _) = client_of(&cache, |o| {
+        o.credential_helpers = vec!["sh".into()];
+        o.workspace = Some(dir.path().into());
+    });
+    for (runs, token) in [(1, "first-token"), (2, "second-token")] {
+        std::fs::write(file("token"), token).unwrap();
+        cache.require_header(Some(("authorization", token)));
+        let reads = digests.iter().map(|digest| batch(&client, digest));
+        for read in in_time(futures::future::join_all(reads)).await {
+            assert!(read.is_ok(), "{read:?}");
+        }
+        let ran = std::fs::read_to_string(file("runs")).unwrap().lines().count();
+        assert_eq!(ran, runs);
+    }
+    assert!(cache.stats().unauthenticated > 0);
+    // And one that nobody can give is no reason to ask for ever; its words are not told.
+    cache.require_header(Some(("authorization", "another-token")));
+    let error = in_time(batch(&client, &digests[0])).await.unwrap_err();
+    assert_eq!(error.kind, RemoteErrorKind::Unauthenticated);
+    assert!(!error.to_string().contains("second-token"), "{error}");
+}
