@@ -128,15 +128,16 @@ fn peak_memory() -> Option<u64> {
 
 #[test]
 fn a_case_is_made_by_its_seed_alone() {
-    let mut kinds = BTreeMap::<&str, u32>::new();
-    for seed in 0..150 {
-        let (one, other) = (Case::new(seed), Case::new(seed));
-        assert_eq!(one.to_string(), other.to_string());
-        for step in &one.steps {
-            *kinds.entry(step.name()).or_default() += 1;
-        }
+    for seed in 0..5 {
+        assert_eq!(Case::new(seed).to_string(), Case::new(seed).to_string());
+        assert_eq!(Case::passing(seed).to_string(), Case::passing(seed).to_string());
     }
-    // Every kind of fault there is comes up in so many cases.
+    let mut kinds = BTreeMap::<&str, u32>::new();
+    let mut rng = Rng::new(1);
+    for _ in 0..3000 {
+        *kinds.entry(steps::step(&mut rng, 20, 3).name()).or_default() += 1;
+    }
+    // Every kind of fault there is comes up among so many.
     for name in steps::NAMES {
         assert!(kinds.contains_key(name), "{name}: {kinds:?}");
     }
