@@ -23,7 +23,7 @@ use std::{
 use self::{
     daemon::Daemon,
     load::World,
-    samples::{Bound, Sample, table},
+    samples::{Bound, Sample, leak, table},
 };
 
 /// How long the daemon may take until all is quiet, once nobody asks anything of it.
@@ -92,8 +92,11 @@ async fn soak(time: Duration, seed: u64) -> Vec<String> {
     println!("{}", table("busy, now and then", &thinned(&samples)));
     println!("{}", table("quiet, after each quarter", &quiet));
     println!("{}", world.told());
-    if let ([first, .., last], false) = (&quiet[..], quiet.is_empty()) {
+    if let [first, .., before, last] = &quiet[..] {
         wrong.extend(Bound::check(first, last));
+        wrong.extend(leak(before, last));
+    } else {
+        wrong.push("there are too few quiet moments to compare".to_owned());
     }
     wrong.extend(world.last_builds(&daemon).await);
     if let Err(reason) = daemon.end(ENDING).await {

@@ -61,13 +61,15 @@ const BOUNDS: [Bound; 6] = [
         what: "memory (KiB)",
         of: |s| s.anon_kib,
         percent: 15,
-        plus: 16 << 10,
+        // What is bounded and fills up slowly: the store's cache (64 MiB), and what is remembered of 65,536 files.
+        plus: 80 << 10,
     },
     Bound {
         what: "threads",
         of: |s| s.threads,
         percent: 0,
-        plus: 4,
+        // The runtime's pool for blocking work keeps its threads as long as there is a little to do.
+        plus: 16,
     },
     Bound {
         what: "descriptors",
@@ -94,6 +96,19 @@ const BOUNDS: [Bound; 6] = [
         plus: 400,
     },
 ];
+
+/// How much memory the builds of the last quarter may have left behind, each, and on top of it all: a leak shows here
+/// whatever else fills up, if there are enough builds.
+const EACH_KIB: u64 = 3;
+const NOISE_KIB: u64 = 12 << 10;
+
+/// What was left behind by the builds between two quiet moments, if it is too much.
+pub fn leak(before: &Sample, after: &Sample) -> Option<String> {
+    let builds = after.invocations.saturating_sub(before.invocations);
+    let grew = after.anon_kib.saturating_sub(before.anon_kib);
+    let most = builds * EACH_KIB + NOISE_KIB;
+    (grew > most).then(|| format!("{builds} builds have left {grew} KiB of memory behind, beyond {most}"))
+}
 
 impl Bound {
     /// What has grown by more than it may.
