@@ -182,7 +182,7 @@ async fn a_killed_gc_is_done_again_and_forgets_nothing_else() {
         let mut dice = world.dice.clone();
         let mut server = Server::start(world.serve()).await;
         let mut clients = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..2 {
             let client = Client::new(world.builds.next(&mut dice));
             client.send(server.door(), Duration::ZERO).await.unwrap();
             clients.push(client);

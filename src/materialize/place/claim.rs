@@ -26,7 +26,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::{
+    fs::{FlockOperation, OFlags, flock},
+    io::Errno,
+};
 
 use crate::digest::{Digest, DigestFunction};
 
@@ -95,6 +98,8 @@ struct Open {
     file: File,
     /// What this process has claimed.
     own: Entry,
+    /// The same as the file has it, as long as nobody else has claimed anything.
+    own_bytes: [u8; LEN],
     /// How many threads are publishing: the first of them locks the file, the last one lets it go.
     working: Mutex<usize>,
 }
@@ -148,6 +153,7 @@ impl Claim {
                 let open = Arc::new(Open {
                     file,
                     own,
+                    own_bytes: own.encode(),
                     working: Mutex::default(),
                 });
                 *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(open);
@@ -188,6 +194,11 @@ impl Claim {
     pub(super) fn is_newest(&self, version: u64) -> bool {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let Some(open) = &*open else { return true };
+        let mut bytes = [0; LEN];
+        let is_unchanged = open.file.read_exact_at(&mut bytes, 0).is_ok() && bytes == open.own_bytes;
+        if is_unchanged && version >= open.own.version {
+            return true;
+        }
         let Some(there) = read(&open.file) else {
             return true;
         };
@@ -278,7 +289,14 @@ fn read(file: &File) -> Option<Entry> {
 fn wait_for_others(file: &File) {
     let began = Instant::now();
     let mut pause = Duration::from_micros(50);
-    while flock(file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {}
+            Err(Errno::INTR) => continue,
+            Ok(()) => break,
+            // A file system without locks: there is nothing to wait for.
+            Err(_) => return,
+        }
         if began.elapsed() > PATIENCE {
             tracing::debug!("somebody is publishing for long; the build goes on");
             return;
