@@ -9,6 +9,7 @@ use crate::{
     output::{Class, OutputContent, Stamp},
 };
 
+mod any_damage;
 mod api;
 mod compacting;
 mod crash;
