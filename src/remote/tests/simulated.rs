@@ -55,6 +55,15 @@ struct Paced {
     pace: Duration,
 }
 
+impl Paced {
+    const fn fast() -> Self {
+        Self {
+            bytes: Vec::new(),
+            pace: Duration::ZERO,
+        }
+    }
+}
+
 impl Sink for Paced {
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
         self.bytes.extend_from_slice(&bytes);
@@ -184,10 +193,7 @@ impl World {
 
     async fn stream_missing(&self, cache: &GrpcCache, chance: &mut Chance) -> bool {
         let digest = &self.missing[chance.below(self.missing.len() as u64) as usize];
-        let mut sink = Paced {
-            bytes: Vec::new(),
-            pace: Duration::ZERO,
-        };
+        let mut sink = Paced::fast();
         self.allow(0, 10);
         match cache
             .read_stream(digest, 0, &attribution(), false, &mut sink)
@@ -377,7 +383,7 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
 fn whatever_the_network_does_reads_end_and_what_they_bring_is_right() {
     let told = each_seed(
         "whatever_the_network_does_reads_end_and_what_they_bring_is_right",
-        40,
+        25,
         one_schedule,
     );
     if !is_custom() {
@@ -424,10 +430,7 @@ fn told<F: Future<Output = ()> + 'static>(
 /// Reads it, and tells how long that took.
 async fn whole(cache: &GrpcCache, world: &World) -> Duration {
     let (digest, expected) = &world.blobs[0];
-    let mut sink = Paced {
-        bytes: Vec::new(),
-        pace: Duration::ZERO,
-    };
+    let mut sink = Paced::fast();
     let began = now();
     cache
         .read_stream(digest, 0, &attribution(), false, &mut sink)
@@ -453,6 +456,32 @@ fn a_dead_connection_is_found_by_a_ping_and_the_transfer_goes_on_where_it_was() 
     assert_eq!((stats.stream_reads, stats.stream_reads_resumed), (2, 1));
     let received = net::received();
     assert!(received < size as u64 + (2 << 20), "{received} bytes came");
+}
+
+#[test]
+fn a_cache_that_is_gone_costs_so_many_tries_and_no_more() {
+    let schedule = Schedule::of([(Duration::ZERO, Change::Hold(LINK))]);
+    let stats = told(1000, 4, schedule, |cache, world| async move {
+        let options = cache.options().clone();
+        let began = now();
+        let error = cache
+            .read_stream(&world.blobs[0].0, 0, &attribution(), false, &mut Paced::fast())
+            .await
+            .unwrap_err();
+        world.judge("stream", &error);
+        let took = now() - began;
+        assert_eq!(
+            world.waits.count.load(Ordering::Relaxed),
+            u64::from(options.retries)
+        );
+        let each = options.connect_timeout + options.max_retry_delay;
+        let longest = each * (options.retries + 1);
+        assert!(
+            (options.connect_timeout * options.retries..longest).contains(&took),
+            "{took:?}"
+        );
+    });
+    assert_eq!(stats.connections, 0);
 }
 
 #[test]

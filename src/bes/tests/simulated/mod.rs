@@ -166,6 +166,8 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
 
     let healed = schedule.healed;
     let mut quiet = healed;
+    // Looking is reading journals.
+    let mut look = Duration::ZERO;
     let verdict = ledger.verdict.clone();
     let elapsed = {
         let limit = healed + Duration::from_secs(1200);
@@ -175,6 +177,10 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
                 quiet = at.max(healed);
                 return false;
             }
+            if at < look {
+                return false;
+            }
+            look = at + Duration::from_millis(500);
             at > healed
                 && seen.borrow().is_idle(ledger)
                 && service
