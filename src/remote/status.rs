@@ -73,6 +73,8 @@ fn kind(code: Code, message: &str) -> RemoteErrorKind {
         Code::NotFound | Code::InvalidArgument if refuses_instance(message) => RemoteErrorKind::Rejected,
         Code::NotFound => RemoteErrorKind::NotFound,
         _ if is_certificate_fault(message) => RemoteErrorKind::Config,
+        // Our own words for a connection whose peer does not answer pings.
+        _ if message.contains("keep-alive timed out") => RemoteErrorKind::Timeout,
         // Internal and Unknown too: servers and proxies use them for whatever broke, and Bazel retries them.
         Code::Unavailable
         | Code::Aborted
@@ -166,6 +168,8 @@ mod tests {
         ] {
             assert_eq!(kind_of(code, "words"), kind, "{code:?}");
         }
+        let dead = "http2 error: transport error: keep-alive timed out: operation timed out";
+        assert_eq!(kind_of(Code::Unknown, dead), K::Timeout);
     }
 
     #[test]
