@@ -103,6 +103,9 @@ pub enum Effect {
     },
 }
 
+/// A test's results with their events' numbers, by run, shard and attempt: a repeated event replaces what it repeats.
+type Attempts = HashMap<(u32, u32, u32), (i64, TestResult)>;
+
 /// One build's life.
 pub struct Build {
     meter: Meter,
@@ -122,8 +125,8 @@ pub struct Build {
     referenced: SetBits,
     /// Absolute paths of outputs that the build tool could not read for the stream.
     unreadable: Vec<String>,
-    /// By label and configuration, then by run, shard and attempt: a repeated event replaces what it repeats.
-    results: HashMap<(String, String), HashMap<(u32, u32, u32), (i64, TestResult)>>,
+    /// By label and configuration.
+    results: HashMap<(String, String), Attempts>,
     /// Completed targets that wait for the command and the exec root.
     backlog: Vec<(i64, Event)>,
     /// Completed targets that wait for sets.
