@@ -17,8 +17,11 @@ pub use self::{
     settings::config_file,
 };
 
+/// Runs a target's input.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("archive", archive),
     ("batch_answer", batch_answer),
     ("bes_request", bes_request),

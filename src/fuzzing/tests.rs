@@ -39,7 +39,7 @@ fn kept_inputs_do_no_harm() {
     for (target, run) in TARGETS {
         run(&[]);
         for (name, data) in seeds(target) {
-            println!("{target} {name}");
+            eprintln!("{target} {name}");
             run(&data);
         }
     }
@@ -98,7 +98,7 @@ fn damaged_inputs_do_no_harm() {
                 damage(&mut data, other, &mut random);
             }
             if let Err(panic) = panic::catch_unwind(|| run(&data)) {
-                println!(
+                eprintln!(
                     "{target}: OUTHAUL_FUZZ_SEED={seed} OUTHAUL_FUZZ_CASES=1, input {}",
                     hex::encode(&data)
                 );

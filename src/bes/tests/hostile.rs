@@ -341,7 +341,7 @@ async fn streams_of_nonsense_end_and_nobody_else_notices() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(options(HoldMode::None), Some(dir.path())).await;
     for seed in first..first.saturating_add(cases) {
-        println!("OUTHAUL_HOSTILE_SEED={seed} OUTHAUL_HOSTILE_CASES=1");
+        eprintln!("OUTHAUL_HOSTILE_SEED={seed} OUTHAUL_HOSTILE_CASES=1");
         let name = format!("nonsense {seed}");
         torment(&daemon, &name, &mut StdRng::seed_from_u64(seed)).await;
         daemon

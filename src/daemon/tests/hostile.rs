@@ -321,7 +321,7 @@ async fn builds_of_nonsense_settle_and_write_nothing_elsewhere() {
     let cases = number("OUTHAUL_HOSTILE_CASES").unwrap_or(12);
     let first = number("OUTHAUL_HOSTILE_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 32));
     for seed in first..first.saturating_add(cases) {
-        println!("OUTHAUL_HOSTILE_SEED={seed} OUTHAUL_HOSTILE_CASES=1");
+        eprintln!("OUTHAUL_HOSTILE_SEED={seed} OUTHAUL_HOSTILE_CASES=1");
         let random = &mut StdRng::seed_from_u64(seed);
         let mut f = Fixture::new(random.random()).await;
         let before = elsewhere(f.dir.path());

@@ -206,7 +206,7 @@ fn whatever_is_planted_while_everything_is_at_work_nothing_outside_changes() {
     let first = number("OUTHAUL_RACES_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 32));
     let total = std::sync::atomic::AtomicU64::new(0);
     for seed in first..first.saturating_add(rounds) {
-        println!("OUTHAUL_RACES_SEED={seed} OUTHAUL_RACES=1");
+        eprintln!("OUTHAUL_RACES_SEED={seed} OUTHAUL_RACES=1");
         everywhere(|mut f| {
             let mut random = StdRng::seed_from_u64(seed);
             let outside = make_outside(&f);
@@ -243,7 +243,7 @@ fn whatever_is_planted_while_everything_is_at_work_nothing_outside_changes() {
             );
         });
     }
-    println!("{total:?} links planted, nothing outside changed");
+    eprintln!("{total:?} links planted, nothing outside changed");
     assert!(total.into_inner() > rounds, "nothing was planted");
 }
 
