@@ -324,6 +324,10 @@ impl Actor {
                 }
             }
             Message::Ended(end) => {
+                // A stream that has broken off and been settled may still come to its end, and what waited for that has
+                // to be brought: there is another word of it.
+                self.reported = None;
+                self.looked_again = false;
                 // Behind a broken stream more may come: what waits for it goes on waiting.
                 if end == StreamEnd::Finished {
                     let effects = self.build.end();
@@ -576,7 +580,8 @@ impl Actor {
 
     /// Whether nothing more comes that would need what [`Self::unload`] gives back.
     fn is_unloadable(&self) -> bool {
-        self.reported.is_some() && !self.interrupted
+        let pending = self.pending_required + self.pending_optional > 0;
+        self.reported.is_some() && !self.interrupted && !pending
     }
 
     /// Gives back what only a stream that goes on would need. The task itself stays for a while (see [`Shared::linger`]), and

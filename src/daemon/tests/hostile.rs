@@ -58,7 +58,12 @@ async fn settlement(f: &Fixture) -> crate::bes::Settlement {
         Ok(settlement) => settlement,
         Err(_) => {
             let now = timeout(PATIENCE, f.rooms.engine.snapshot(&f.key.invocation_id)).await;
-            panic!("it does not settle: {now:?}")
+            let metrics = f.rooms.metrics.render();
+            let metrics = metrics
+                .lines()
+                .filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
+            let metrics: Vec<&str> = metrics.collect();
+            panic!("it does not settle: {now:?}\n{}", metrics.join("\n"))
         }
     }
 }
@@ -135,6 +140,38 @@ async fn evil_outputs_cost_themselves_alone() {
         assert_eq!(bytes.ok().as_deref(), Some("good"), "{:?}", file.path);
     }
     assert_eq!(elsewhere(f.dir.path()), before);
+}
+
+/// As a client does that comes back only to say that it had sent everything.
+#[tokio::test]
+async fn a_settled_broken_stream_that_still_comes_to_its_end_settles_again() {
+    let mut f = Fixture::new(false).await;
+    let good = f.cache.store().put("good");
+    // It waits for a set that never comes, to the very end.
+    f.set("0", vec![of("late", Content::Blob(good))], &["nowhere"])
+        .await;
+    f.complete("//x", &["0"]).await;
+    let mut reports = f.rooms.engine.reports();
+    let broken = StreamEnd::Broken("the connection was lost".to_owned());
+    for end in [broken.clone(), broken, StreamEnd::Finished] {
+        let finished = end == StreamEnd::Finished;
+        f.rooms.engine.ended(&f.key, end).await;
+        let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await;
+        assert_eq!(settled.expect("it settles").failed, 0);
+        let report = timeout(PATIENCE, reports.recv())
+            .await
+            .expect("a report")
+            .unwrap();
+        let (state, downloaded) = if finished {
+            (InvocationState::Settled, 1)
+        } else {
+            (InvocationState::Interrupted, 0)
+        };
+        assert_eq!((report.state, report.tally.downloaded), (state, downloaded));
+    }
+    let late = f.dir.path().join("execroot/_main/bazel-out/k8/bin/late");
+    assert_eq!(fs::read_to_string(late).unwrap(), "good");
+    assert!(!f.rooms.engine.is_busy().await);
 }
 
 #[tokio::test]
