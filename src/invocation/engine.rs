@@ -147,7 +147,11 @@ impl Engine {
 
     /// Another selection, for builds that begin from now on.
     pub fn set_policy(&self, policy: Policy) {
-        *self.shared.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
+        self.shared
+            .policy
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .reselect(policy);
     }
 
     /// How long the event service remembers a stream; the tasks of builds stay a little longer. To be called before there

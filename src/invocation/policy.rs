@@ -193,9 +193,28 @@ pub struct Policy {
     pub limits: BuildLimits,
 }
 
+impl Policy {
+    /// Another selection in the place of this one. The limits stay: they count for as long as the daemon runs.
+    pub fn reselect(&mut self, other: Self) {
+        let limits = self.limits;
+        *self = Self { limits, ..other };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_selection_leaves_the_limits_as_they_are() {
+        let mut policy = Policy::default();
+        policy.limits.targets = 7;
+        policy.reselect(Policy {
+            max_size: Some(3),
+            ..Policy::default()
+        });
+        assert_eq!((policy.max_size, policy.limits.targets), (Some(3), 7));
+    }
 
     #[test]
     fn rules_print_as_they_are_written() {
