@@ -103,13 +103,16 @@ const BOUNDS: [Bound; 6] = [
 /// whatever else fills up, if there are enough builds.
 const EACH_KIB: u64 = 3;
 const NOISE_KIB: u64 = 12 << 10;
+/// Of fewer builds nothing can be told: the allocator's own ups and downs are larger.
+const ENOUGH: u64 = 1000;
 
 /// What was left behind by the builds between two quiet moments, if it is too much.
 pub fn leak(before: &Sample, after: &Sample) -> Option<String> {
     let builds = after.invocations.saturating_sub(before.invocations);
     let grew = after.anon_kib.saturating_sub(before.anon_kib);
     let most = builds * EACH_KIB + NOISE_KIB;
-    (grew > most).then(|| format!("{builds} builds have left {grew} KiB of memory behind, beyond {most}"))
+    (builds >= ENOUGH && grew > most)
+        .then(|| format!("{builds} builds have left {grew} KiB of memory behind, beyond {most}"))
 }
 
 impl Bound {
