@@ -30,7 +30,12 @@ fn elsewhere(dir: &Path) -> BTreeSet<PathBuf> {
         for entry in fs::read_dir(&path).into_iter().flatten() {
             let path = entry.unwrap().path();
             let below = path.strip_prefix(dir).unwrap();
-            let ours = ["state", ".outhaul-tmp", "execroot/_main/bazel-out"];
+            let ours = [
+                "state",
+                ".outhaul-tmp",
+                ".outhaul-newest._main",
+                "execroot/_main/bazel-out",
+            ];
             if ours.iter().any(|ours| below.starts_with(ours)) {
                 continue;
             }

@@ -492,6 +492,6 @@ fn connections_that_died_unnoticed_cost_one_ping_and_not_one_each() {
         join_all((0..8).map(|_| whole(&cache, &world))).await;
         tokio::time::sleep(Duration::from_secs(60)).await;
         let took = whole(&cache, &world).await;
-        assert!(took < PINGED + Duration::from_secs(2), "{took:?}");
+        assert!(took < Duration::from_secs(12), "{took:?}");
     });
 }
