@@ -7,6 +7,7 @@
 mod blocks;
 mod compact;
 mod packed;
+mod unfinished;
 
 use std::{io, ops::Bound, path::Path};
 
@@ -121,6 +122,7 @@ impl Store {
     /// Opens or makes a store and checks that it is one of ours.
     pub(super) fn open(dir: &Path, now_ms: i64) -> Result<(Self, Found), StoreError> {
         shield(|| {
+            unfinished::remove(dir);
             let db = config(dir).open().map_err(sort)?;
             refuse_foreign(&db)?;
             let meta_tree = db.open_tree(META_TREE).map_err(sort)?;

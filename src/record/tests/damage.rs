@@ -385,3 +385,24 @@ fn a_store_is_one_of_its_trees_and_no_other() {
     assert_eq!((roots, others), (1, [0, 0, 0]));
     assert!((10..ROWS as usize / 10).contains(&blocks), "{blocks}");
 }
+
+/// As it is after a kill at the wrong moment; sled alone calls such a store corrupted.
+#[test]
+fn a_snapshot_that_a_killed_process_did_not_finish_costs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    healthy(dir.path());
+    let left = dir.path().join("record").join("snap.FFFFFFFFFFFFFFFF.generating");
+    for bytes in [&b""[..], b"half of a snapshot"] {
+        std::fs::write(&left, bytes).unwrap();
+        let (record, opening) = open(dir.path());
+        assert_eq!(opening, Opening::Existing);
+        assert!(!left.exists());
+        let root = record.root("/exec", 1, 2);
+        let (path, row) = numbered(0);
+        assert_eq!(record.output(root, &path), Some(row));
+        // Nobody's business while somebody has it open: it may be just being written.
+        std::fs::write(&left, bytes).unwrap();
+        assert!(Store::open(&dir.path().join("record"), 0).is_err());
+        assert!(left.exists());
+    }
+}
