@@ -104,7 +104,10 @@ impl Coordinator {
             };
             if error.is_for_required_only() && job.class == Class::Required {
                 // Somebody has come to wait for it while it was on its way.
-                self.enqueue(id);
+                let is_new = job.is_new;
+                let mut place = Vec::new();
+                self.bring(id, is_new, &mut place);
+                self.send_places(place, None);
                 return;
             }
             self.metrics.fault(kind);

@@ -137,6 +137,48 @@ fn keep_bytes(bytes: u64) -> SpaceRule {
 }
 
 #[tokio::test]
+async fn what_becomes_required_while_it_is_refused_as_optional_comes() {
+    let Some(small) = Small::new("size=32m", keep_bytes(10 * MIB)).await else {
+        return;
+    };
+    // Between the mark and twice as much.
+    fs::write(small.f.dir.path().join("ballast"), vec![1; 16 << 20]).unwrap();
+    for round in 0..40 {
+        let wants = |class| {
+            (0..25)
+                .map(|n| {
+                    let content = match n % 3 {
+                        0 => OutputContent::Symlink("elsewhere".to_owned()),
+                        1 => OutputContent::Directory,
+                        _ => OutputContent::Inline("bytes".into()),
+                    };
+                    Want::new(exec(&format!("{round}/{n}")), content, class, None)
+                })
+                .collect::<Vec<_>>()
+        };
+        let (mut optional, mut required) = (small.f.asker(1), small.f.asker(1));
+        small
+            .f
+            .materializer
+            .want(&optional.session, wants(Class::Optional))
+            .await;
+        // Somewhere between the question and its refusal.
+        for _ in 0..round {
+            tokio::task::yield_now().await;
+        }
+        small
+            .f
+            .materializer
+            .want(&required.session, wants(Class::Required))
+            .await;
+        for (path, outcome) in required.ends(25).await {
+            assert!(outcome.is_on_disk(), "{path}: {outcome:?}");
+        }
+        optional.ends(25).await;
+    }
+}
+
+#[tokio::test]
 async fn optional_downloads_end_at_twice_the_mark_and_required_ones_at_the_mark() {
     let Some(small) = Small::new("size=32m", keep_bytes(4 * MIB)).await else {
         return;
