@@ -280,10 +280,15 @@ impl Writer {
                 digest,
                 class,
             } => {
-                let placer = self.placer(&root);
-                let promised = placer.promise(&to, class < Class::Required, digest.size());
-                let placed = promised
-                    .and_then(|_held| placer.copy_within(&from, &stamp, &to, &digest, &root.epoch, version));
+                let origin = (&from, &stamp);
+                let placed = self.placer(&root).copy_within(
+                    origin,
+                    &to,
+                    &digest,
+                    class < Class::Required,
+                    &root.epoch,
+                    version,
+                );
                 Some(Written::Placed(vec![(job, placed)]))
             }
             Work::BeginLarge(root, path, digest, class, reply) => {

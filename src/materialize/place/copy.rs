@@ -66,17 +66,18 @@ impl Placer {
     /// together. Worth it from about 256 KiB; below that, writing the bytes is faster.
     ///
     /// The source must still have the stamp, before the copy and after it. The copy is hashed, unless it is a clone
-    /// and the stamp vouches for the source.
+    /// and the stamp vouches for the source. A clone takes no space, so only others are asked what is to stay free.
     ///
     /// # Errors
     /// With [`PlaceErrorKind::SourceChanged`] when the source is not what it was; with
-    /// [`PlaceErrorKind::Mismatch`] when it never had the blob; else as for [`place_many`](Self::place_many).
+    /// [`PlaceErrorKind::Mismatch`] when it never had the blob; with [`PlaceErrorKind::LowSpace`]; else as for
+    /// [`place_many`](Self::place_many).
     pub fn copy_within(
         &mut self,
-        from: &ExecPath,
-        from_stamp: &Stamp,
+        (from, from_stamp): (&ExecPath, &Stamp),
         to: &ExecPath,
         digest: &Digest,
+        is_optional: bool,
         epoch: &Epoch,
         version: u64,
     ) -> Result<Placed, PlaceError> {
@@ -102,7 +103,9 @@ impl Placer {
         let mut file = NewFile::in_temp(&self.root, self.options)?;
         let is_clone = fs::ioctl_ficlone(&file, &source).is_ok();
         if !is_clone {
-            reserve(&file, digest.size()).map_err(error)?;
+            let promised = self.promise(to, is_optional, digest.size())?;
+            // What is reserved is known to the file system.
+            let _promised = (!reserve(&file, digest.size()).map_err(error)?).then_some(promised);
             copy_bytes(&source, &file, digest.size(), &mut self.buffer).map_err(error)?;
         }
         look()?;

@@ -164,9 +164,14 @@ fn work(f: &mut Fixture, random: &mut StdRng, steps: usize) {
                 let content = OutputContent::Blob(digest(&bytes));
                 if let Ok(Check::Present { stamp, .. }) = f.placer.check(&exec(&path), &content, None) {
                     let to = any_path(random);
-                    let _ =
-                        f.placer
-                            .copy_within(&exec(&path), &stamp, &exec(&to), &digest(&bytes), &f.epoch, 1);
+                    let _ = f.placer.copy_within(
+                        (&exec(&path), &stamp),
+                        &exec(&to),
+                        &digest(&bytes),
+                        false,
+                        &f.epoch,
+                        1,
+                    );
                 }
                 f.placer.close_directories();
             }

@@ -175,7 +175,7 @@ fn a_copy_is_a_file_of_its_own_with_the_right_bytes() {
         let stamp = old_stamp(&f.path("bazel-out/from"));
         let placed = f
             .placer
-            .copy_within(&from, &stamp, &to, &digest(&bytes), &f.epoch, 1)
+            .copy_within((&from, &stamp), &to, &digest(&bytes), false, &f.epoch, 1)
             .unwrap();
         assert_eq!(placed.how, How::Created);
         assert!(fs::read(f.path("bazel-out/new/to")).unwrap() == bytes);
@@ -191,7 +191,7 @@ fn a_source_that_changed_or_never_had_the_blob_is_not_copied() {
         let (from, to) = (exec("bazel-out/from"), exec("bazel-out/to"));
         let result = f
             .placer
-            .copy_within(&from, stamp, &to, &digest(bytes), &f.epoch, 1);
+            .copy_within((&from, stamp), &to, &digest(bytes), false, &f.epoch, 1);
         result.unwrap_err().kind
     }
     everywhere(|mut f| {
