@@ -174,7 +174,10 @@ impl Claim {
         if !is_ours(&file)? {
             return Err(io::Error::other("it is another user's, or no file"));
         }
-        // Others may write at the same time. Each looks again, so that the highest version stays.
+        // Others may write at the same time. One after the other, where the file system has locks; else each looks
+        // again, so that the highest version stays.
+        let turn = self.path.parent().and_then(|base| File::open(base).ok());
+        let _turn = turn.filter(is_locked);
         for _ in 0..10 {
             match read(&file) {
                 Some(there) if there.is_same_build(own) || there.version > own.version => return Ok(file),
@@ -287,24 +290,30 @@ fn read(file: &File) -> Option<Entry> {
 
 /// Waits until nobody is in the middle of publishing who may not have seen what the file says now.
 fn wait_for_others(file: &File) {
+    if is_locked(file) {
+        let _ = flock(file, FlockOperation::Unlock);
+    }
+}
+
+/// Locks a file, if nobody else has it for longer than [`PATIENCE`]. Closing it gives the lock back.
+fn is_locked(file: &File) -> bool {
     let began = Instant::now();
     let mut pause = Duration::from_micros(50);
     loop {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => {}
             Err(Errno::INTR) => continue,
-            Ok(()) => break,
+            Ok(()) => return true,
             // A file system without locks: there is nothing to wait for.
-            Err(_) => return,
+            Err(_) => return false,
         }
         if began.elapsed() > PATIENCE {
-            tracing::debug!("somebody is publishing for long; the build goes on");
-            return;
+            tracing::debug!("another process takes long; the build goes on");
+            return false;
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(5));
     }
-    let _ = flock(file, FlockOperation::Unlock);
 }
 
 #[cfg(test)]
