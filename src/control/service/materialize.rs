@@ -86,6 +86,7 @@ impl Service {
             Err(reason) => return found.into_iter().map(|f| (f, Err(reason.clone()))).collect(),
         };
         let (completions, mut completed) = mpsc::unbounded_channel();
+        let epoch_of = root.clone();
         let session = Arc::new(Session {
             version: root.epoch.current(),
             root,
@@ -126,6 +127,8 @@ impl Service {
             ends.extend(list.into_iter().map(|c| (c.path.clone(), c)));
         }
         tokio::time::sleep(STAMP_AGE).await;
+        let claimed = spawn_blocking(move || epoch_of.epoch.claimed());
+        let is_followed_elsewhere = claimed.await.is_ok_and(|claimed| claimed > version);
         let (record, list) = (self.record.clone(), ends.values().cloned().collect::<Vec<_>>());
         if spawn_blocking(move || rows::conclude(&record, id, version, &list))
             .await
@@ -136,8 +139,15 @@ impl Service {
         found
             .into_iter()
             .map(|f| {
-                let end = ends.remove(&f.path).map(|c| c.outcome);
-                (f, end.ok_or_else(|| "it was asked for twice".to_owned()))
+                let end = match ends.remove(&f.path).map(|c| c.outcome) {
+                    Some(Outcome::Superseded) if is_followed_elsewhere => Err(
+                        "the newest build of this output root was followed by another outhaul, and what is known here \
+                         of its outputs is older; ask that one, or build once more"
+                            .to_owned(),
+                    ),
+                    end => end.ok_or_else(|| "it was asked for twice".to_owned()),
+                };
+                (f, end)
             })
             .collect()
     }

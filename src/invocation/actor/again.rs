@@ -37,15 +37,18 @@ impl Actor {
         let (Some(place), Some(session)) = (&self.place, &self.session) else {
             return;
         };
-        if !place.root.epoch.is_newest(place.version) {
-            // What a newer build does with its outputs is no business of this one.
-            return;
-        }
         if placed.is_empty() {
             return;
         }
-        let root = place.root.place.path().to_owned();
-        let gone = spawn_blocking(move || gone(&root, placed));
+        let (root, version) = (place.root.clone(), place.version);
+        let gone = spawn_blocking(move || {
+            // What a newer build does with its outputs is no business of this one.
+            if root.epoch.is_newest(version) {
+                gone(root.place.path(), placed)
+            } else {
+                Vec::new()
+            }
+        });
         let mut wants = Vec::new();
         for placed in gone.await.unwrap_or_default() {
             let Some(wanted) = self.wanted.get_mut(&placed.path).filter(|w| w.done) else {

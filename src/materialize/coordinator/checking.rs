@@ -29,7 +29,8 @@ pub(super) struct Gathering {
 
 impl Coordinator {
     pub(super) fn want(&mut self, session: &Arc<Session>, wants: Vec<Want>) {
-        if !session.root.epoch.is_newest(session.version) {
+        // Of this process's builds; those of others are looked for by the writers, who may block.
+        if session.root.epoch.current() > session.version {
             self.answer_wants(session, wants, &Outcome::Superseded);
             return;
         }
