@@ -129,7 +129,7 @@ impl Client {
                 sent_away += 1;
                 continue;
             }
-            *avoid = self.after(line, &failure.error);
+            *avoid = self.after(line, &failure);
             return Err(failure);
         }
     }
@@ -137,8 +137,9 @@ impl Client {
     /// Which connections the next try avoids after one failed: only the last one, so that after a restart of the server
     /// not every connection counts as bad. One on which nothing came is replaced, and of all of them only the new one is
     /// known not to be dead.
-    pub(crate) fn after(&self, line: Line, error: &RemoteError) -> Connections {
-        if error.kind == RemoteErrorKind::Timeout {
+    pub(crate) fn after(&self, line: Line, failure: &Failure) -> Connections {
+        // A server that says of itself that it was too slow is alive.
+        if failure.error.kind == RemoteErrorKind::Timeout && failure.code != Some(Code::DeadlineExceeded) {
             self.pool.give_up(line);
             return Connections::all_but(line);
         }

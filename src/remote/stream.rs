@@ -129,7 +129,7 @@ impl Transfer<'_> {
         self.client.pool.note(self.digest, line.index);
         let result = self.receive(&mut stream).await;
         if let Err(failure) = &result {
-            self.avoid = self.client.after(line, &failure.error);
+            self.avoid = self.client.after(line, failure);
         }
         result
     }
