@@ -38,6 +38,22 @@ struct Asked<'d> {
     answers: Vec<Option<Answer>>,
 }
 
+/// Blobs that were refused one after the other, alone as well, with nothing taken between them.
+#[derive(Default)]
+struct Refusals {
+    alone: u32,
+    last: Option<RemoteError>,
+}
+
+impl Refusals {
+    /// So many, and it is not for how much was asked, nor for one blob: what is left is not asked for one by one.
+    const ENOUGH: u32 = 3;
+
+    fn is_hopeless(&self) -> Option<&RemoteError> {
+        self.last.as_ref().filter(|_| self.alone >= Self::ENOUGH)
+    }
+}
+
 /// Reads blobs: as many requests as the limits ask for, one after the other. See
 /// [`super::BlobStore::read_batch`].
 pub(crate) async fn read(
@@ -96,11 +112,11 @@ pub(crate) async fn read(
         avoid,
         suspect,
     };
-    let mut hopeless = None;
+    let mut refusals = Refusals::default();
     for group in groups.into_iter().filter(|group| !group.is_empty()) {
         // The only other failure: a server may well have streams only.
         if reader
-            .read_in_parts(group.clone(), &mut asked, &mut hopeless)
+            .read_in_parts(group.clone(), &mut asked, &mut refusals)
             .await
             .is_err()
         {
@@ -151,7 +167,7 @@ impl Reader<'_> {
         &self,
         group: Vec<usize>,
         asked: &mut Asked<'_>,
-        hopeless: &mut Option<RemoteError>,
+        refusals: &mut Refusals,
     ) -> Result<(), ()> {
         let mut halving = Halving::default();
         let mut refused = false;
@@ -159,11 +175,14 @@ impl Reader<'_> {
         while let Some(part) = parts.pop() {
             let bytes = part.iter().map(|&at| asked.digests[at].size()).sum();
             match self.read_group(part, asked).await {
-                Ok(()) => halving.taken(bytes),
+                Ok(()) => {
+                    halving.taken(bytes);
+                    *refusals = Refusals::default();
+                }
                 Err(Refusal::Unknown) => return Err(()),
                 Err(Refusal::TooMuch(error, mut part)) => {
                     refused = true;
-                    if let Some(error) = hopeless.as_ref() {
+                    if let Some(error) = refusals.is_hopeless() {
                         part.iter()
                             .for_each(|&at| asked.answers[at] = Some(Err(error.clone())));
                     } else if part.len() > 1 {
@@ -179,7 +198,8 @@ impl Reader<'_> {
                             .as_ref()
                             .is_err_and(|e| e.kind == RemoteErrorKind::Rejected)
                         {
-                            *hopeless = Some(error);
+                            refusals.alone += 1;
+                            refusals.last = Some(error);
                         }
                         asked.answers[at] = Some(answer);
                     }

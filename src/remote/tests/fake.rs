@@ -52,6 +52,8 @@ pub(crate) struct Script {
     pub(crate) max_batch: i64,
     pub(crate) functions: Vec<i32>,
     pub(crate) no_batches: bool,
+    /// Hashes for which whatever call has them is refused as invalid.
+    pub(crate) detested: Vec<String>,
     pub(crate) no_get_tree: bool,
     /// Appended to every stream.
     pub(crate) excess: Vec<u8>,
@@ -177,6 +179,9 @@ impl byte_stream_server::ByteStream for Fake {
             return Err(Status::invalid_argument("Invalid instance name"));
         }
         let hash = parts[parts.len() - 2];
+        if script.detested.iter().any(|detested| detested == hash) {
+            return Err(Status::invalid_argument("no such digest can be"));
+        }
         let blob = script
             .blobs
             .get(hash)
@@ -273,6 +278,9 @@ impl cas::ContentAddressableStorage for Fake {
             return Err(Status::unimplemented("no batches"));
         }
         let request = request.into_inner();
+        if request.digests.iter().any(|d| script.detested.contains(&d.hash)) {
+            return Err(Status::invalid_argument("no such digest can be"));
+        }
         let zstd = script.zstd
             && request
                 .acceptable_compressors

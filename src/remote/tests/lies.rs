@@ -56,6 +56,23 @@ async fn a_server_that_takes_nothing_is_not_asked_for_every_blob() {
 }
 
 #[tokio::test]
+async fn blobs_that_are_refused_for_themselves_do_no_harm_to_others() {
+    let fake = Fake::new();
+    let digests: Vec<Digest> = (0..64_u32).map(|n| fake.put(&n.to_le_bytes())).collect();
+    let bad = [0, 1, 20, 40, 63];
+    fake.script().detested = bad.iter().map(|&n: &usize| digests[n].hash_hex()).collect();
+    let cache = client(&fake, |_| {}).await;
+    let answers = cache.read_batch(&digests, &attribution(), false).await;
+    for (n, (digest, answer)) in answers.into_iter().enumerate() {
+        assert_eq!(digest, digests[n]);
+        match answer {
+            Ok(bytes) => assert!(!bad.contains(&n) && bytes[..] == (n as u32).to_le_bytes(), "{n}"),
+            Err(error) => assert!(bad.contains(&n), "{n}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_keep_its_offer_of_zstd_in_batches_is_asked_plainly() {
     let fake = Fake::new();
     fake.script().zstd = true;
