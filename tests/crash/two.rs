@@ -70,7 +70,7 @@ async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_
         world
             .cache
             .faults()
-            .request(rpc, RequestFault::Delay(Duration::from_secs(3)), Times::Always);
+            .request(rpc, RequestFault::Delay(Duration::from_secs(8)), Times::Always);
     }
     let older = Client::new(world.builds.next(&mut dice));
     let (sending, door) = (older.clone(), first.door().to_owned());

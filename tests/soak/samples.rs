@@ -104,7 +104,7 @@ const BOUNDS: [Bound; 6] = [
 const EACH_KIB: u64 = 3;
 const NOISE_KIB: u64 = 12 << 10;
 /// Of fewer builds nothing can be told: the allocator's own ups and downs are larger.
-const ENOUGH: u64 = 1000;
+pub const ENOUGH: u64 = 1000;
 
 /// What was left behind by the builds between two quiet moments, if it is too much.
 pub fn leak(before: &Sample, after: &Sample) -> Option<String> {

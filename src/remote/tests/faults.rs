@@ -134,7 +134,7 @@ async fn a_peer_that_accepts_and_never_answers_holds_nobody_for_long() {
     let cache = start().await;
     let digest = cache.store().put(&b"blob"[..]);
     let (client, _) = client_of(&cache, |o| {
-        o.stall_timeout = Duration::from_secs(1);
+        o.stall_timeout = Duration::from_secs(2);
         o.retries = 3;
     });
     cache.faults().accept_dead(1);
@@ -148,7 +148,7 @@ async fn connections_that_died_without_a_word_are_replaced() {
     let small = cache.store().put(&b"blob"[..]);
     let large = cache.store().put(blob(SIZE));
     let (client, _) = client_of(&cache, |o| {
-        o.stall_timeout = Duration::from_secs(1);
+        o.stall_timeout = Duration::from_secs(2);
         o.retries = 3;
     });
     // All of them are in use.
