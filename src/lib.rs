@@ -85,6 +85,8 @@ pub mod remote;
 mod simulated;
 pub mod stage;
 pub mod units;
+#[cfg(test)]
+mod unprivileged;
 
 /// Types generated from `proto/`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

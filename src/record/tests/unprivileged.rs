@@ -1,46 +1,17 @@
 //! As a user who is not root: only then can a file be unreadable.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use super::*;
-
-/// Set in the process that has given up its privileges: where to work.
-const DIRECTORY: &str = "OUTHAUL_TEST_UNPRIVILEGED";
+use crate::unprivileged;
 
 #[test]
 fn a_store_that_must_not_be_read_or_written_is_left_alone_and_the_record_works_from_memory() {
-    if let Some(dir) = std::env::var_os(DIRECTORY) {
-        take_permissions_away(Path::new(&dir));
-        return;
-    }
-    if !rustix::process::geteuid().is_root() {
-        take_permissions_away(tempfile::tempdir().unwrap().path());
-        return;
-    }
-    let nobody = 65534;
-    let dir = tempfile::tempdir().unwrap();
-    std::os::unix::fs::chown(dir.path(), Some(nobody), Some(nobody)).unwrap();
-    // A copy: the build directory need not be readable for everybody.
-    let program = dir.path().join("tests");
-    fs::copy("/proc/self/exe", &program).unwrap();
     let name = "a_store_that_must_not_be_read_or_written_is_left_alone_and_the_record_works_from_memory";
-    let output = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(&program)
-        .args(["--exact", "--nocapture"])
-        .arg(format!("record::tests::unprivileged::{name}"))
-        .env(DIRECTORY, dir.path())
-        .env("TMPDIR", dir.path())
-        .current_dir(dir.path())
-        .output();
-    match output {
-        Ok(output) if output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(text.contains("1 passed"), "{text}");
-        }
-        Ok(output) => panic!("{output:?}"),
-        Err(error) => eprintln!("SKIPPED: no setpriv here: {error}"),
-    }
+    unprivileged::run(
+        &format!("record::tests::unprivileged::{name}"),
+        take_permissions_away,
+    );
 }
 
 fn take_permissions_away(dir: &Path) {

@@ -1,46 +1,15 @@
 //! As a user who is not root: only then does a read-only directory refuse.
 
-use std::process::Command;
-
 use super::*;
-
-/// Set in the process that has given up its privileges: where to work.
-const DIRECTORY: &str = "OUTHAUL_TEST_UNPRIVILEGED";
+use crate::unprivileged;
 
 #[test]
 fn without_privileges_read_only_trees_are_filled_too() {
-    if let Some(dir) = std::env::var_os(DIRECTORY) {
-        fill_a_read_only_tree(Path::new(&dir));
-        return;
-    }
-    if !rustix::process::geteuid().is_root() {
-        fill_a_read_only_tree(&std::env::temp_dir());
-        return;
-    }
-    let nobody = 65534;
-    let dir = tempfile::tempdir().unwrap();
-    std::os::unix::fs::chown(dir.path(), Some(nobody), Some(nobody)).unwrap();
-    // The build directory need not be readable for everybody; a copy in the temp directory is. By the link in `/proc`,
-    // for a build may have replaced the file that we were started from.
-    let program = dir.path().join("tests");
-    fs::copy("/proc/self/exe", &program).unwrap();
-    let output = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(&program)
-        .args(["--exact", "--nocapture"])
-        .arg("materialize::place::tests::unprivileged::without_privileges_read_only_trees_are_filled_too")
-        .env(DIRECTORY, dir.path())
-        .env("TMPDIR", dir.path())
-        .current_dir(dir.path())
-        .output();
-    match output {
-        Ok(output) if output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(text.contains("1 passed"), "{text}");
-        }
-        Ok(output) => panic!("{output:?}"),
-        Err(error) => eprintln!("SKIPPED: no setpriv here: {error}"),
-    }
+    let name = "without_privileges_read_only_trees_are_filled_too";
+    unprivileged::run(
+        &format!("materialize::place::tests::unprivileged::{name}"),
+        fill_a_read_only_tree,
+    );
 }
 
 fn fill_a_read_only_tree(dir: &Path) {
