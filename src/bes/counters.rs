@@ -50,6 +50,8 @@ counters! {
     refused,
     /// Lifecycle events received.
     lifecycle_events,
+    /// Lifecycle events that the upstream service does not get because too many waited for it.
+    lifecycle_dropped,
     /// Events that the upstream service has acknowledged.
     forwarded,
     /// Bytes of requests sent upstream, repetitions included.

@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
@@ -26,6 +29,8 @@ pub(super) struct Lifecycle {
     builds: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Build>>>>,
     /// Calls that upstream has not got.
     pending: watch::Sender<usize>,
+    /// It was told that there are too many.
+    overflowing: AtomicBool,
 }
 
 impl Default for Lifecycle {
@@ -33,6 +38,7 @@ impl Default for Lifecycle {
         Self {
             builds: Mutex::default(),
             pending: watch::Sender::new(0),
+            overflowing: AtomicBool::new(false),
         }
     }
 }
@@ -178,9 +184,23 @@ impl Lifecycle {
             .send_modify(|pending| *pending = pending.saturating_sub(1));
     }
 
-    /// How many calls upstream has not got.
-    pub(super) fn waiting(&self) -> usize {
-        *self.pending.borrow()
+    /// Whether one more call may wait for upstream. If not, it is counted as dropped; the log tells of the first one,
+    /// and again when half of the others had gone in between.
+    pub(super) fn has_room(&self, counters: &Counters, most: usize) -> bool {
+        let waiting = *self.pending.borrow();
+        if waiting <= most / 2 {
+            self.overflowing.store(false, Relaxed);
+        }
+        if waiting < most {
+            return true;
+        }
+        Counters::add(&counters.lifecycle_dropped);
+        if !self.overflowing.swap(true, Relaxed) {
+            tracing::warn!(
+                "{most} lifecycle calls wait for upstream: it does not get the next ones (--limit=lifecycle-calls=NUMBER)"
+            );
+        }
+        false
     }
 
     /// Waits until upstream has all calls.

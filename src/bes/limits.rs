@@ -8,13 +8,13 @@ pub struct BesLimits {
     pub message: usize,
     /// Bytes of one call's headers.
     pub headers: u32,
-    /// Streams that are open, or are not settled, at a time.
+    /// Streams that are open, or whose builds are not settled, at a time. Those that only wait for upstream don't count.
     pub streams: usize,
     /// Streams that are open on one connection at a time.
     pub streams_per_connection: u32,
     /// Bytes of all streams' events in memory that wait for their turn; what finds no room waits in the journal.
     pub queue: usize,
-    /// Lifecycle calls that wait for an upstream service.
+    /// Lifecycle calls that wait for an upstream service; it does not get those that come beyond.
     pub lifecycle_calls: usize,
 }
 

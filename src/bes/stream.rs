@@ -25,6 +25,7 @@ use super::{
     raw::Received,
     server::{Reserved, Shared, shutting_down},
     sink::{Settlement, StreamEnd, StreamKey},
+    streams::Place,
 };
 use crate::proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId};
 
@@ -120,6 +121,8 @@ pub(super) struct Stream {
     finishing: Option<i64>,
     /// What to acknowledge at the next flush; `true` for the event that finishes the stream.
     unacked: Vec<(PublishBuildToolEventStreamResponse, bool)>,
+    /// While a client is there, or the build is not settled.
+    place: Option<Place>,
 }
 
 /// How long a healthy upstream service may take for the rest at a shutdown.
@@ -144,11 +147,17 @@ enum Wake {
 
 impl Stream {
     /// A stream's task.
-    pub(super) async fn run(key: StreamKey, shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
-        let mut stream = Self::open(key, shared).await;
+    pub(super) async fn run(
+        key: StreamKey,
+        shared: Arc<Shared>,
+        mut commands: mpsc::Receiver<Command>,
+        place: Place,
+    ) {
+        let mut stream = Self::open(key, shared, place).await;
         let shutdown = stream.shared.shutdown.clone();
         let mut received = Vec::with_capacity(COMMANDS);
         loop {
+            stream.keep_place();
             let deadline = stream.deadline();
             let wake = tokio::select! {
                 biased;
@@ -180,7 +189,7 @@ impl Stream {
     }
 
     /// Takes up what the journal has of the stream.
-    async fn open(key: StreamKey, shared: Arc<Shared>) -> Self {
+    async fn open(key: StreamKey, shared: Arc<Shared>, place: Place) -> Self {
         let (intake, recovered, following) = Intake::open(&key, &shared).await;
         let mut stream = Self {
             phase: Phase::Open {
@@ -198,6 +207,7 @@ impl Stream {
             rest: None,
             finishing: None,
             unacked: Vec::new(),
+            place: Some(place),
         };
         let (builds, key) = (Arc::clone(&stream.shared.builds), stream.key.clone());
         let done = tokio::task::spawn_blocking(move || builds.is_done(&key)).await;
@@ -536,6 +546,16 @@ impl Stream {
             Phase::Open { give_up, .. } => *give_up = after(self.shared.options.reconnect_grace),
             Phase::Settled { forget, .. } => *forget = after(self.shared.linger()),
             Phase::Settling { .. } => {}
+        }
+    }
+
+    /// Holds a place while there is work, or events wait for upstream in memory alone.
+    fn keep_place(&mut self) {
+        let settled = matches!(self.phase, Phase::Settled { .. }) && self.connection.is_none();
+        if settled && (self.following.is_finished() || self.intake.is_journaled()) {
+            self.place = None;
+        } else if self.place.is_none() {
+            self.place = Some(self.shared.streams.place());
         }
     }
 

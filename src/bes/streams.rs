@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use tokio::sync::mpsc;
@@ -19,6 +22,23 @@ const QUEUED: usize = 1024;
 #[derive(Default)]
 pub(super) struct Streams {
     tasks: Mutex<HashMap<StreamKey, mpsc::Sender<Command>>>,
+    /// How many of them are at work on a build: see [`Place`].
+    at_work: Arc<AtomicUsize>,
+}
+
+/// One of the places that are for clients and for builds that are not settled.
+///
+/// A stream that only waits for upstream to have everything has none, else an upstream service that is away for long
+/// would fail builds. The journal keeps what such a stream waits with, so the disk bounds how many there are; without a
+/// journal, it keeps its place.
+pub(super) struct Place {
+    at_work: Arc<AtomicUsize>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.at_work.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Streams {
@@ -31,9 +51,8 @@ impl Streams {
             return sender.clone();
         }
         let (sender, commands) = mpsc::channel(QUEUED);
-        shared
-            .tasks
-            .spawn(Stream::run(key.clone(), Arc::clone(shared), commands));
+        let stream = Stream::run(key.clone(), Arc::clone(shared), commands, self.place());
+        shared.tasks.spawn(stream);
         tasks.insert(key.clone(), sender.clone());
         sender
     }
@@ -47,11 +66,19 @@ impl Streams {
     ) -> Option<mpsc::Sender<Command>> {
         let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let known = tasks.get(key).is_some_and(|sender| !sender.is_closed());
-        if !known && tasks.len() >= most {
+        if !known && self.at_work.load(Relaxed) >= most {
             return None;
         }
         drop(tasks);
         Some(self.sender(key, shared))
+    }
+
+    /// A place for a stream that is at work.
+    pub(super) fn place(&self) -> Place {
+        self.at_work.fetch_add(1, Relaxed);
+        Place {
+            at_work: Arc::clone(&self.at_work),
+        }
     }
 
     /// Whether there are so many that settled ones go without lingering.

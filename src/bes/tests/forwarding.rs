@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::{Message as _, encoding::encode_varint};
-use tonic::metadata::MetadataMap;
+use tonic::{Code, metadata::MetadataMap};
 
 use super::{
     backend::{Backend, Came, client, upload},
@@ -204,6 +204,103 @@ async fn a_dead_upstream_holds_nobody_and_gets_everything_when_it_is_back() {
         }
         daemon.stop().await;
     }
+}
+
+#[tokio::test]
+async fn builds_that_wait_for_a_dead_upstream_take_no_place_from_others_also_after_a_restart() {
+    const LIMIT: usize = 8;
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    let upstream = backend.upstream();
+    backend.stop().await;
+    let mut options = options(HoldMode::None);
+    options.limits.streams = LIMIT;
+    for daemon in 0..2 {
+        let service = Some(upstream.clone());
+        let daemon_now = Daemon::forwarding(options.clone(), Some(dir.path()), service).await;
+        daemon_now.engine.settle(0);
+        for build in 0..2 * LIMIT {
+            let mut upload = Upload::open(&daemon_now, &format!("{daemon} {build}")).await;
+            upload.send_all(1..=2);
+            upload.finish(3);
+            upload.acked(1..=3).await;
+            upload.closed().await;
+        }
+        assert_eq!(daemon_now.service.counters().refused, 0);
+        assert_eq!(
+            daemon_now.service.streams(),
+            (daemon + 1) * 2 * LIMIT,
+            "all wait for upstream"
+        );
+        daemon_now.stop().await;
+    }
+    // Nothing was given up for it.
+    backend.listen().await;
+    let daemon = start(&backend, options, Some(dir.path())).await;
+    daemon.engine.settle(0);
+    let ends = 4 * LIMIT;
+    let all = |came: &[Came]| came.iter().filter(|came| **came == Came::Closed).count() == ends;
+    backend.until("closed all", all).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_journal_builds_that_wait_for_a_dead_upstream_keep_their_places() {
+    let backend = Backend::start().await;
+    let upstream = backend.upstream();
+    backend.stop().await;
+    let mut options = options(HoldMode::None);
+    options.limits.streams = 2;
+    let daemon = Daemon::forwarding(options, None, Some(upstream)).await;
+    daemon.engine.settle(0);
+    for build in ["one", "two"] {
+        let mut upload = Upload::open(&daemon, build).await;
+        upload.finish(1);
+        upload.acked([1]).await;
+        upload.closed().await;
+    }
+    let mut upload = Upload::open(&daemon, "three").await;
+    upload.send(1, "x");
+    let status = upload.refused(Code::ResourceExhausted).await;
+    assert!(status.message().contains("--limit=streams="), "{status}");
+    backend.listen().await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn calls_beyond_those_that_may_wait_for_upstream_are_dropped_and_fail_no_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    let upstream = backend.upstream();
+    backend.stop().await;
+    let mut options = options(HoldMode::None);
+    options.limits.lifecycle_calls = 3;
+    let daemon = Daemon::forwarding(options, Some(dir.path()), Some(upstream)).await;
+    let mut calls = client(&daemon).await;
+    for _ in 0..5 {
+        let enqueued = call(build_event::Event::BuildEnqueued(Default::default()));
+        calls.publish_lifecycle_event(enqueued).await.unwrap();
+    }
+    assert_eq!(daemon.service.counters().lifecycle_dropped, 2);
+    assert_eq!(daemon.service.counters().refused, 0);
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.finish(1);
+    upload.acked([1]).await;
+    upload.closed().await;
+    backend.listen().await;
+    backend.until_closed().await;
+    let told = [
+        Came::Call("build enqueued"),
+        Came::Call("build enqueued"),
+        Came::Call("build enqueued"),
+    ];
+    assert_eq!(backend.came()[..3], told);
+    // There is room again.
+    let finished = call(build_event::Event::BuildFinished(Default::default()));
+    calls.publish_lifecycle_event(finished).await.unwrap();
+    let last = |came: &[Came]| came.contains(&Came::Call("build finished"));
+    backend.until("told the end", last).await;
+    daemon.stop().await;
 }
 
 #[tokio::test]
