@@ -492,10 +492,11 @@ fn open(message: Bytes) -> Result<(StreamKey, Received), Status> {
     if id.build_id.len().max(id.invocation_id.len()) > MAX_ID {
         return Err(Status::invalid_argument("stream_id is too long"));
     }
-    // They are in every line of the log and on terminals.
+    // They are in every line of the log. (A build tool may give each byte beyond ASCII as a character, so others are not
+    // refused.)
     if [&id.build_id, &id.invocation_id]
         .iter()
-        .any(|id| id.contains(char::is_control))
+        .any(|id| id.contains(|c: char| c.is_ascii_control()))
     {
         return Err(Status::invalid_argument("stream_id has control characters"));
     }

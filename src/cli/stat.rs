@@ -66,7 +66,7 @@ pub(super) fn stat(args: &StatArgs) -> Result<u8, Failure> {
                 writeln!(out, "  reason: {}", printable(&output.error))?;
             }
             writeln!(out, "  target: {}", printable(&namer(output)))?;
-            writeln!(out, "  invocation: {}", output.invocation_id)
+            writeln!(out, "  invocation: {}", printable(&output.invocation_id))
         })
     })
 }

@@ -89,16 +89,7 @@ async fn one(args: &StatusArgs, client: &mut Client, id: &str) -> Result<u8, Fai
     } else {
         view::invocation(&mut out, &invocation)?;
         for target in &targets {
-            let aspect = if target.aspect.is_empty() {
-                String::new()
-            } else {
-                format!(" ({})", target.aspect)
-            };
-            writeln!(
-                out,
-                "  {:9} {}{aspect}: {} required, {} optional, {} known, {} failed",
-                target.state, target.label, target.required, target.optional, target.known, target.failed
-            )?;
+            view::target(&mut out, target)?;
         }
     }
     Ok(exit::OK)

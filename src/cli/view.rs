@@ -136,11 +136,61 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
             out,
             "  {} outputs are not in the cache any more; to have them, build again: {}{more}",
             show_count(invocation.evicted),
-            invocation.evicted_targets.join(" ")
+            printable(&invocation.evicted_targets.join(" "))
         )?;
     }
     for error in &invocation.errors {
         writeln!(out, "  ! {}", printable(error))?;
     }
     Ok(())
+}
+
+/// A target of an invocation, for people.
+pub(super) fn target(out: &mut dyn Write, target: &pb::Target) -> io::Result<()> {
+    let aspect = match &*target.aspect {
+        "" => String::new(),
+        aspect => format!(" ({aspect})"),
+    };
+    writeln!(
+        out,
+        "  {:9} {}: {} required, {} optional, {} known, {} failed",
+        target.state,
+        printable(&format!("{}{aspect}", target.label)),
+        target.required,
+        target.optional,
+        target.known,
+        target.failed
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_others_choice_write_nothing_but_themselves_to_a_terminal() {
+        let name = "a\nb\u{1b}[2J\u{9b}".to_owned();
+        let shown_name = r"a\nb\u{1b}[2J\u{9b}";
+        let one = pb::Target {
+            label: name.clone(),
+            aspect: name.clone(),
+            ..pb::Target::default()
+        };
+        let all = pb::Invocation {
+            invocation_id: name.clone(),
+            command: name.clone(),
+            workspace: name.clone(),
+            errors: vec![name.clone()],
+            evicted: 1,
+            evicted_targets: vec![name],
+            ..pb::Invocation::default()
+        };
+        let mut out = Vec::new();
+        target(&mut out, &one).unwrap();
+        invocation(&mut out, &all).unwrap();
+        let shown = String::from_utf8(out).unwrap();
+        assert_eq!(shown.matches(shown_name).count(), 7, "{shown}");
+        assert!(!shown.replace('\n', "").contains(char::is_control), "{shown:?}");
+        assert_eq!(shown.lines().count(), 5, "{shown}");
+    }
 }

@@ -355,7 +355,7 @@ impl Shown {
         let _ = write!(
             std::io::stderr(),
             "\r\x1b[K{}: {} targets settled, {} outputs, {}",
-            self.invocation,
+            printable(&self.invocation),
             show_count(self.targets),
             show_count(self.outputs),
             show_size(self.bytes)
@@ -426,7 +426,11 @@ fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
         writeln!(err, "outhaul: {}", printable(failure))?;
     }
     for pattern in &answer.not_found {
-        writeln!(err, "outhaul: {pattern}: the build had no such target")?;
+        writeln!(
+            err,
+            "outhaul: {}: the build had no such target",
+            printable(pattern)
+        )?;
     }
     let Some(invocation) = &answer.invocation else {
         writeln!(err, "outhaul: timed out; no such build has begun")?;

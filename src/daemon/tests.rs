@@ -44,8 +44,13 @@ struct Fixture {
 
 impl Fixture {
     async fn new(holds_sets: bool) -> Self {
+        Self::at("execroot/_main", "/w", holds_sets).await
+    }
+
+    /// With an exec root of this name in a directory of its own.
+    async fn at(exec_root: &str, workspace: &str, holds_sets: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("execroot/_main")).unwrap();
+        std::fs::create_dir_all(dir.path().join(exec_root)).unwrap();
         let cache = EmbeddedCache::builder().start().await.unwrap();
         let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint()).unwrap();
         let store = GrpcCache::new(RemoteOptions::new(endpoint)).unwrap();
@@ -73,11 +78,11 @@ impl Fixture {
             },
             sent: 0,
         };
-        let root = fixture.dir.path().join("execroot/_main");
+        let root = fixture.dir.path().join(exec_root);
         fixture
             .send(Event::Started(Started {
                 command: "test".to_owned(),
-                workspace: "/w".to_owned(),
+                workspace: workspace.to_owned(),
                 ..Started::default()
             }))
             .await;

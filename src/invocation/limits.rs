@@ -65,8 +65,9 @@ struct Load {
     files: u64,
     memory: u64,
     longest_name: usize,
-    /// A name has control characters, which no build tool's have. (Files may.)
-    unprintable: bool,
+    /// A name has a NUL, which is what parts names in the record. Nothing else is refused for its looks: Bazel may give
+    /// each byte of a name as a character, so that "ß" comes as U+00C3 U+009F.
+    nul: bool,
 }
 
 impl Meter {
@@ -86,10 +87,8 @@ impl Meter {
             return Admission::Ignored;
         }
         let limits = self.limits;
-        if load.unprintable {
-            return Admission::Skipped(
-                "an event was left out: it has a name with control characters".to_owned(),
-            );
+        if load.nul {
+            return Admission::Skipped("an event was left out: it has a name with a NUL".to_owned());
         }
         if load.longest_name > limits.name {
             return Admission::Skipped(format!(
@@ -184,8 +183,13 @@ impl Load {
                 load.name(&started.command);
                 load.name(&started.build_tool_version);
                 load.name(&started.workspace);
+                // Without it nothing of the build is downloaded, and its names part nothing.
+                load.nul = false;
             }
-            Event::ExecRoot(path) => load.name(path),
+            Event::ExecRoot(path) => {
+                load.name(path);
+                load.nul = false;
+            }
             Event::Aborted { target: None, .. }
             | Event::ConvenienceSymlinks(_)
             | Event::Finished { .. }
@@ -197,7 +201,7 @@ impl Load {
     fn name(&mut self, name: &str) {
         self.memory += memory(name);
         self.longest_name = self.longest_name.max(name.len());
-        self.unprintable |= name.chars().any(char::is_control);
+        self.nul |= name.contains('\0');
     }
 
     fn target(&mut self, target: &TargetId) {
@@ -240,7 +244,7 @@ fn of_content(content: &Content) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bep::event::{Completed, NamedSet};
+    use crate::bep::event::{Completed, NamedSet, Started};
 
     fn set(id: &str, files: usize) -> Event {
         let file = File {
@@ -316,15 +320,32 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_write_to_a_terminal_cost_their_own_event_alone() {
+    fn no_name_is_refused_for_its_looks_but_for_a_nul() {
         let mut meter = Meter::new(BuildLimits::default());
-        for id in ["a\nb", "\u{1b}[2J", "\0"] {
-            assert!(
-                matches!(meter.admit(&set(id, 1)), Admission::Skipped(_)),
-                "{id:?}"
-            );
+        for id in ["a\nb", "\u{1b}[2J", "Stra\u{c3}\u{9f}e", "1"] {
+            assert_eq!(meter.admit(&set(id, 1)), Admission::Taken, "{id:?}");
         }
+        assert!(matches!(meter.admit(&set("a\0b", 1)), Admission::Skipped(_)));
         assert_eq!(meter.admit(&set("1", 1)), Admission::Taken);
+    }
+
+    #[test]
+    fn what_all_else_depends_on_is_taken_whatever_its_names_are() {
+        let mut meter = Meter::new(BuildLimits::default());
+        for name in ["Stra\u{c3}\u{9f}e", "a\nb", "\u{1b}[2J", "a\0b"] {
+            let started = Started {
+                workspace: name.to_owned(),
+                command: name.to_owned(),
+                ..Started::default()
+            };
+            assert_eq!(
+                meter.admit(&Event::Started(started)),
+                Admission::Taken,
+                "{name:?}"
+            );
+            let root = Event::ExecRoot(name.to_owned());
+            assert_eq!(meter.admit(&root), Admission::Taken, "{name:?}");
+        }
     }
 
     #[test]

@@ -147,6 +147,29 @@ async fn evil_outputs_cost_themselves_alone() {
     assert_eq!(elsewhere(f.dir.path()), before);
 }
 
+#[tokio::test]
+async fn names_with_control_characters_are_downloaded_to_like_any_other() {
+    // "Straße" as Bazel may give it: each byte as a character.
+    const STREET: &str = "Stra\u{c3}\u{9f}e";
+    let exec_root = format!("{STREET}/execroot/_main");
+    let mut f = Fixture::at(&exec_root, &format!("/home/x/{STREET}"), false).await;
+    let good = f.cache.store().put("good");
+    let names = [STREET, "a\nb", "\u{1b}[2J"];
+    for name in names {
+        let files = vec![of(name, Content::Blob(good.clone()))];
+        f.set(name, files, &[]).await;
+        f.complete(&format!("//{name}"), &[name]).await;
+    }
+    let settled = settlement(&f).await;
+    assert_eq!(settled.failed, 0, "{settled:?}");
+    for name in names {
+        let path = f.dir.path().join(&exec_root).join("bazel-out/k8/bin").join(name);
+        assert_eq!(fs::read_to_string(path).ok().as_deref(), Some("good"), "{name:?}");
+    }
+    let recorded = f.rooms.engine.snapshot(&f.key.invocation_id).await.unwrap();
+    assert_eq!(recorded.0.workspace, format!("/home/x/{STREET}"));
+}
+
 /// As a client does that comes back only to say that it had sent everything.
 #[tokio::test]
 async fn a_settled_broken_stream_that_still_comes_to_its_end_settles_again() {
