@@ -9,7 +9,12 @@ pub(crate) fn now_ms() -> i64 {
         .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`; a bare number is seconds, as in Bazel's flags.
+/// The longest duration that is read: 100 years. A moment that is so far from now, or a few times as far, can be reckoned
+/// with; one from now until the end of a clock's numbers can't.
+const LONGEST_SECONDS: f64 = 100.0 * 365.0 * 86400.0;
+
+/// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`; a bare number is seconds, as in Bazel's flags. What is
+/// longer than 100 years is as good as for ever, and is read as 100 years.
 ///
 /// # Errors
 /// When the text is not of that form.
@@ -30,7 +35,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     number
         .parse::<f64>()
         .ok()
-        .and_then(|n| Duration::try_from_secs_f64(n * seconds).ok())
+        .and_then(|n| Duration::try_from_secs_f64((n * seconds).min(LONGEST_SECONDS)).ok())
         .ok_or_else(|| format!("{text:?} is not a duration (write 500ms, 30s, 10m, 2h or 1d)"))
 }
 
@@ -138,6 +143,16 @@ mod tests {
         }
         for text in ["", "s", "-1s", "10 parsecs", "1e400s", "nan"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_duration_without_end_can_be_reckoned_with() {
+        for text in ["18446744073709551615s", "99999999999999d", &"9".repeat(400)] {
+            let read = parse_duration(text).unwrap();
+            assert_eq!(read.as_secs(), 100 * 365 * 86400, "{text}");
+            assert!(std::time::Instant::now().checked_add(read * 10).is_some());
+            assert!(i64::try_from(read.as_millis() * 10).is_ok());
         }
     }
 

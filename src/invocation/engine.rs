@@ -158,7 +158,7 @@ impl Engine {
     /// are any.
     pub fn linger(&self, streams: Duration) {
         // The first word counts.
-        let _ = self.shared.linger.set(streams + streams / 10);
+        let _ = self.shared.linger.set(streams.saturating_add(streams / 10));
     }
 
     /// Reports of invocations that settle from now on.
