@@ -13,6 +13,11 @@ use crate::exec_path::ExecPath;
 /// Bytes of rows that are handed over at once; others get at the queue in between.
 const HANDED_OVER: usize = 4 << 20;
 
+/// Rows that are read and changed as one: few, so that seldom somebody else writes meanwhile.
+const CHANGED_AT_ONCE: usize = 200;
+/// How often it is tried.
+const TRIES: usize = 20;
+
 impl Record {
     /// What is known of some outputs of a root, in their order. Fastest when a directory's follow each other.
     #[must_use]
@@ -78,6 +83,45 @@ impl Record {
         );
     }
 
+    /// Changes outputs of a root that are known: `change` sees a row and says what it is from now on, if it is to be
+    /// another. Unlike reading and then putting, this replaces nothing that it has not seen: when somebody else writes
+    /// meanwhile, `change` is asked again. Those that are written all the time stay as they are.
+    ///
+    /// Gives back which were changed.
+    pub(crate) fn update_outputs<T>(
+        &self,
+        root: RootId,
+        wanted: &[T],
+        path: impl Fn(&T) -> &ExecPath,
+        mut change: impl FnMut(usize, Row<'_>) -> Option<OutputRow>,
+    ) -> Vec<usize> {
+        let mut changed = Vec::new();
+        for (number, chunk) in wanted.chunks(CHANGED_AT_ONCE).enumerate() {
+            let first = number * CHANGED_AT_ONCE;
+            for _ in 0..TRIES {
+                let turn = self.shared().state().queue.outputs_turn(root);
+                let mut rows: Vec<(usize, OutputRow)> = Vec::new();
+                self.see_outputs(root, chunk, &path, |i, seen| {
+                    rows.extend(change(first + i, seen).map(|row| (i, row)));
+                });
+                let named: Vec<(&ExecPath, &OutputRow)> =
+                    rows.iter().map(|(i, row)| (path(&chunk[*i]), row)).collect();
+                let mut blocks = Vec::new();
+                in_blocks(
+                    &named,
+                    |(path, _)| *path,
+                    |builder, directory, name, (_, row)| builder.push(directory, name, row),
+                    |some| blocks.extend(some),
+                );
+                if self.shared().put_outputs_at(root, blocks, turn) {
+                    changed.extend(rows.iter().map(|(i, _)| first + i));
+                    break;
+                }
+            }
+        }
+        changed
+    }
+
     /// Forgets outputs of a root. The space on disk is used again.
     pub fn remove_outputs(&self, root: RootId, paths: &[ExecPath]) {
         self.hand_over(
@@ -90,48 +134,59 @@ impl Record {
         );
     }
 
-    /// Makes blocks of changes, one for each directory, and hands them over. The last change of a path wins.
     fn hand_over<T>(
         &self,
         root: RootId,
         changes: &[T],
         path: impl Fn(&T) -> &ExecPath,
-        mut push: impl FnMut(&mut Builder, &Arc<str>, &str, &T),
+        push: impl FnMut(&mut Builder, &Arc<str>, &str, &T),
     ) {
-        let mut order: Vec<(&str, &str, &T)> = changes
-            .iter()
-            .map(|change| {
-                let (directory, name) = split(path(change).as_str());
-                (directory, name, change)
-            })
-            .collect();
-        let in_order = |a: &(&str, &str, &T), b: &(&str, &str, &T)| (a.0, a.1) < (b.0, b.1);
-        if !order.is_sorted_by(in_order) {
-            // Stable, and turned around: the last of several of the same path comes first, and stays.
-            order.reverse();
-            order.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
-            order.dedup_by(|a, b| (a.0, a.1) == (b.0, b.1));
-        }
-        let mut blocks: Vec<Block> = Vec::new();
-        let mut bytes = 0;
-        for rows in order.chunk_by(|a, b| a.0 == b.0) {
-            let directory: Arc<str> = rows[0].0.into();
-            let mut builder = Builder::default();
-            for (_, name, change) in rows {
-                if builder.size() > HANDED_OVER {
-                    blocks.push(std::mem::take(&mut builder).finish());
-                    self.shared().put_outputs(root, std::mem::take(&mut blocks));
-                    bytes = 0;
-                }
-                push(&mut builder, &directory, name, change);
-            }
-            bytes += builder.size();
-            blocks.push(builder.finish());
-            if bytes > HANDED_OVER {
-                self.shared().put_outputs(root, std::mem::take(&mut blocks));
+        in_blocks(changes, path, push, |blocks| {
+            self.shared().put_outputs(root, blocks);
+        });
+    }
+}
+
+/// Makes blocks of changes, one for each directory, and hands them over. The last change of a path wins.
+fn in_blocks<T>(
+    changes: &[T],
+    path: impl Fn(&T) -> &ExecPath,
+    mut push: impl FnMut(&mut Builder, &Arc<str>, &str, &T),
+    mut hand_over: impl FnMut(Vec<Block>),
+) {
+    let mut order: Vec<(&str, &str, &T)> = changes
+        .iter()
+        .map(|change| {
+            let (directory, name) = split(path(change).as_str());
+            (directory, name, change)
+        })
+        .collect();
+    let in_order = |a: &(&str, &str, &T), b: &(&str, &str, &T)| (a.0, a.1) < (b.0, b.1);
+    if !order.is_sorted_by(in_order) {
+        // Stable, and turned around: the last of several of the same path comes first, and stays.
+        order.reverse();
+        order.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        order.dedup_by(|a, b| (a.0, a.1) == (b.0, b.1));
+    }
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut bytes = 0;
+    for rows in order.chunk_by(|a, b| a.0 == b.0) {
+        let directory: Arc<str> = rows[0].0.into();
+        let mut builder = Builder::default();
+        for (_, name, change) in rows {
+            if builder.size() > HANDED_OVER {
+                blocks.push(std::mem::take(&mut builder).finish());
+                hand_over(std::mem::take(&mut blocks));
                 bytes = 0;
             }
+            push(&mut builder, &directory, name, change);
         }
-        self.shared().put_outputs(root, blocks);
+        bytes += builder.size();
+        blocks.push(builder.finish());
+        if bytes > HANDED_OVER {
+            hand_over(std::mem::take(&mut blocks));
+            bytes = 0;
+        }
     }
+    hand_over(blocks);
 }

@@ -5,7 +5,11 @@
 
 mod outputs;
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::Arc,
+};
 
 pub(super) use outputs::{Outputs, Stack, Waiting};
 
@@ -60,6 +64,8 @@ pub(super) enum Pending {
 pub(super) struct Queue {
     filling: Changes,
     writing: Option<Arc<Changes>>,
+    /// How often outputs of a root were handed over or forgotten.
+    turns: HashMap<RootId, u64>,
 }
 
 impl Queue {
@@ -83,8 +89,14 @@ impl Queue {
         self.filling.tree_mut(tree).extend(changes);
     }
 
+    /// How often outputs of a root have changed: as long as it is the same, what was read of them still holds.
+    pub(super) fn outputs_turn(&self, root: RootId) -> u64 {
+        self.turns.get(&root).copied().unwrap_or(0)
+    }
+
     /// Takes rows of outputs. Each block is of one directory.
     pub(super) fn add_outputs(&mut self, root: RootId, blocks: impl IntoIterator<Item = Block>) {
+        *self.turns.entry(root).or_default() += 1;
         for block in blocks {
             self.filling.outputs.add(root, block);
         }
@@ -92,6 +104,7 @@ impl Queue {
 
     /// Forgets all outputs of a root.
     pub(super) fn forget_outputs(&mut self, root: RootId) {
+        *self.turns.entry(root).or_default() += 1;
         self.filling.outputs.forget(root);
     }
 

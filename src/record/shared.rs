@@ -293,6 +293,19 @@ impl Shared {
         self.hand_over(rows, |queue| queue.add_outputs(root, blocks));
     }
 
+    /// The same, unless outputs of the root have changed since `turn`. Tells whether they have not.
+    pub(super) fn put_outputs_at(&self, root: RootId, blocks: Vec<Block>, turn: u64) -> bool {
+        let rows = blocks.iter().map(Block::len).sum();
+        let mut has_changed = false;
+        self.hand_over(rows, |queue| {
+            has_changed = queue.outputs_turn(root) != turn;
+            if !has_changed {
+                queue.add_outputs(root, blocks);
+            }
+        });
+        !has_changed
+    }
+
     /// Forgets a root's outputs, behind everything that was handed over before. Taken whatever else waits: without it the
     /// rows could be another root's some day.
     pub(super) fn forget_outputs(&self, root: RootId) {

@@ -29,6 +29,80 @@ fn rows_are_read_back_at_once_and_after_a_restart() {
 }
 
 #[test]
+fn an_update_replaces_nothing_that_was_written_while_it_looked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (record, _) = open(dir.path());
+    let root = record.root("/exec", 1, 2);
+    let rows = numbered_rows(0..1000);
+    record.put_outputs(root, rows.clone());
+    run(record.flush()).unwrap();
+    let (taken, newer) = (rows[500].0.clone(), numbered(7).1);
+    assert_ne!(rows[500].1.content, newer.content);
+    let evict = |seen: SeenOutput<'_>| {
+        let mut row = seen.to_row()?;
+        row.state = OutputState::Evicted;
+        Some(row)
+    };
+    let mut asked = 0;
+    let changed = record.update_outputs(
+        root,
+        &rows,
+        |(path, _)| path,
+        |i, seen| {
+            if i != 500 {
+                return evict(seen);
+            }
+            asked += 1;
+            if asked == 1 {
+                record.put_outputs(root, vec![(taken.clone(), newer.clone())]);
+            }
+            if seen.content_is(&rows[500].1.content) {
+                evict(seen)
+            } else {
+                None
+            }
+        },
+    );
+    assert_eq!((changed.len(), changed.contains(&500), asked), (999, false, 2));
+    assert_eq!(record.output(root, &taken), Some(newer.clone()));
+    let states = |record: &Record| {
+        let all = record.scan_outputs(root, "");
+        all.filter(|(_, row)| row.state == OutputState::Evicted).count()
+    };
+    assert_eq!(states(&record), 999);
+
+    // Nor one that is forgotten meanwhile, nor one that is written all the time.
+    let one = std::slice::from_ref(&taken);
+    let mut versions = 0;
+    let changed = record.update_outputs(
+        root,
+        one,
+        |path| path,
+        |_, seen| {
+            versions += 1;
+            let mut newest = newer.clone();
+            newest.version = 100 + versions;
+            record.put_outputs(root, vec![(taken.clone(), newest)]);
+            evict(seen)
+        },
+    );
+    assert!(changed.is_empty());
+    let row = record.output(root, &taken).unwrap();
+    assert_eq!((row.version, row.state), (100 + versions, newer.state));
+    let changed = record.update_outputs(
+        root,
+        one,
+        |path| path,
+        |_, seen| {
+            record.remove_outputs(root, one);
+            evict(seen)
+        },
+    );
+    assert!(changed.is_empty());
+    assert_eq!(record.output(root, &taken), None);
+}
+
+#[test]
 fn closing_writes_what_is_queued_and_frees_the_directory() {
     let dir = tempfile::tempdir().unwrap();
     let (record, _) = open(dir.path());
