@@ -10,14 +10,14 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::clock::{Clock, Moment};
+use super::clock::{Clock, Moment, Trust};
 use crate::{
     bes::{
         Journal,
         journal::{self, JournalError},
     },
     invocation::roots::Roots,
-    record::{self, RetentionPlan, RootId},
+    record::{self, InvocationRow, RetentionPlan, RootId},
 };
 
 /// How often it is looked whether there is something to forget; more often where little is kept for long.
@@ -53,17 +53,17 @@ impl Retention {
     /// # Errors
     /// When the journals cannot be listed.
     pub fn plan(&self, record: &record::Record, journal: Option<&Journal>) -> Result<Plan, JournalError> {
-        self.plan_with(record, journal, true)
+        self.plan_with(record, journal, Trust::All)
     }
 
-    /// The same; without `by_age`, nothing goes for its age.
+    /// The same; only so much goes for its age.
     fn plan_with(
         &self,
         record: &record::Record,
         journal: Option<&Journal>,
-        by_age: bool,
+        trust: Trust,
     ) -> Result<Plan, JournalError> {
-        let max_age = by_age.then_some(self.max_age);
+        let max_age = (trust >= Trust::Old).then_some(self.max_age);
         let mut plan = Plan::default();
         let mut in_use = HashSet::new();
         if let Some(journal) = journal {
@@ -80,7 +80,15 @@ impl Retention {
             max_invocations: Some(MAX_INVOCATIONS),
         });
         let planned = plan.invocations.remove.len();
-        plan.invocations.remove.retain(|id| !in_use.contains(id));
+        let now = SystemTime::now();
+        plan.invocations.remove.retain(|id| {
+            let is_early = || {
+                record
+                    .invocation(id)
+                    .is_some_and(|row| times(&row).any(|at| at > now))
+            };
+            !in_use.contains(id) && (trust == Trust::All || !is_early())
+        });
         plan.invocations.kept += planned - plan.invocations.remove.len();
         for (id, row) in record.roots() {
             let gone = match std::fs::metadata(&row.path) {
@@ -120,8 +128,8 @@ pub(super) async fn keep(
     loop {
         let (record, journal, roots) = (record.clone(), journal.clone(), roots.clone());
         let done = tokio::task::spawn_blocking(move || {
-            let by_age = clock.is_trusted(Moment::now(), last_use(&record, journal.as_ref()));
-            forget(&record, journal.as_ref(), retention, by_age);
+            let trust = clock.trust(Moment::now(), || uses(&record, journal.as_ref()));
+            forget(&record, journal.as_ref(), retention, trust);
             roots.give_up_gone();
             clock
         });
@@ -136,26 +144,93 @@ pub(super) async fn keep(
     }
 }
 
-/// When a build was recorded or a journal was used last. Blocks on the file system.
-fn last_use(record: &record::Record, journal: Option<&Journal>) -> Option<SystemTime> {
-    let newest = record.invocations(1).pop();
-    let began = newest.and_then(|row| {
-        let since = Duration::from_millis(u64::try_from(row.started_ms.max(row.settled_ms)).ok()?);
-        SystemTime::UNIX_EPOCH.checked_add(since)
-    });
+/// When builds were recorded and journals were used. Blocks on the file system.
+fn uses(record: &record::Record, journal: Option<&Journal>) -> Vec<SystemTime> {
+    let mut uses: Vec<SystemTime> = record.invocations(usize::MAX).iter().flat_map(times).collect();
     let entries = journal
         .and_then(|journal| journal.list().ok())
         .unwrap_or_default();
-    let used = entries.iter().map(|entry| entry.modified).max();
-    began.max(used)
+    uses.extend(entries.iter().map(|entry| entry.modified));
+    uses
 }
 
-fn forget(record: &record::Record, journal: Option<&Journal>, retention: Retention, by_age: bool) {
-    match retention.plan_with(record, journal, by_age) {
+/// When a build began and was settled.
+fn times(row: &InvocationRow) -> impl Iterator<Item = SystemTime> + use<> {
+    [row.started_ms, row.settled_ms].into_iter().filter_map(|ms| {
+        let since = Duration::from_millis(u64::try_from(ms).ok().filter(|ms| *ms > 0)?);
+        SystemTime::UNIX_EPOCH.checked_add(since)
+    })
+}
+
+fn forget(record: &record::Record, journal: Option<&Journal>, retention: Retention, trust: Trust) {
+    match retention.plan_with(record, journal, trust) {
         Ok(plan) => {
             let executed = plan.execute(record, journal);
             tracing::debug!(?executed, "old journals were removed");
         }
         Err(error) => tracing::warn!("old builds cannot be looked for: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{record::InvocationState, units::now_ms};
+
+    const DAY_MS: i64 = 86_400_000;
+    const RETENTION: Retention = Retention {
+        max_age: Duration::from_secs(7 * 86_400),
+        journal_bytes: u64::MAX,
+    };
+
+    /// A record with builds that began so many days ago, each with its own number as its id.
+    fn record(days_ago: &[i64]) -> (tempfile::TempDir, record::Record) {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, _) = record::Record::open(dir.path()).unwrap();
+        for days in days_ago {
+            record.put_invocation(&InvocationRow {
+                invocation_id: days.to_string(),
+                state: InvocationState::Settled,
+                started_ms: now_ms() - days * DAY_MS,
+                settled_ms: now_ms() - days * DAY_MS,
+                ..InvocationRow::default()
+            });
+        }
+        (dir, record)
+    }
+
+    /// What a process forgets at its first look.
+    fn forgotten(record: &record::Record) -> Vec<String> {
+        let trust = Clock::default().trust(Moment::now(), || uses(record, None));
+        let plan = RETENTION.plan_with(record, None, trust).unwrap();
+        assert_eq!(
+            plan.invocations.kept + plan.invocations.remove.len(),
+            record.invocations(usize::MAX).len()
+        );
+        plan.invocations.remove
+    }
+
+    #[test]
+    fn one_build_of_the_future_stops_no_forgetting_of_old_ones() {
+        let (_dir, record) = record(&[0, 10, -1000]);
+        assert_eq!(
+            forgotten(&record),
+            ["10"],
+            "the clock may be behind: what is ahead stays"
+        );
+        let all = RETENTION.plan(&record, None).unwrap();
+        assert_eq!(
+            all.invocations.remove,
+            ["-1000", "10"],
+            "when it is known to go right"
+        );
+    }
+
+    #[test]
+    fn a_clock_that_is_far_from_all_builds_forgets_none() {
+        for days in [[10, 20, 30], [-10, -20, -1000], [10, 20, -1000]] {
+            let (_dir, record) = record(&days);
+            assert_eq!(forgotten(&record), Vec::<String>::new(), "{days:?}");
+        }
     }
 }
