@@ -7,6 +7,7 @@
 mod activation;
 mod clock;
 mod control;
+mod habit;
 mod idle;
 mod retention;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use self::habit::habit;
 pub use self::{
     activation::{Inherited, notify_ready, notify_stopping},
     control::ControlDoor,
@@ -281,17 +283,11 @@ impl Daemon {
         if let Some(retention) = options.retention {
             let (record, roots) = (rooms.record.clone(), rooms.leases.roots.clone());
             let forgetting = retention::keep(record, journal, roots, retention, shutdown.clone());
-            tasks.spawn(async move {
-                forgetting.await;
-                Ok(())
-            });
+            tasks.spawn(habit("forgetting old builds", forgetting, shutdown.clone()));
         }
         if let Some(leasing) = options.leases {
             let keeping = lease::keep(rooms.leases.clone(), leasing, leases, shutdown.clone());
-            tasks.spawn(async move {
-                keeping.await;
-                Ok(())
-            });
+            tasks.spawn(habit("keeping leases", keeping, shutdown.clone()));
         }
         if let Some(timeout) = options.idle_timeout {
             let work = idle::Work {
@@ -300,10 +296,8 @@ impl Daemon {
                 notifications: options.notifications,
             };
             let stop = shutdown.clone();
-            tasks.spawn(async move {
-                idle::watch(&work, timeout, &stop).await;
-                Ok(())
-            });
+            let watching = async move { idle::watch(&work, timeout, &stop).await };
+            tasks.spawn(habit("watching for idleness", watching, shutdown.clone()));
         }
         page.set_ready(true);
         Ok(Self {

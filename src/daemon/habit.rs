@@ -1,0 +1,38 @@
+//! What the daemon does besides serving: leases, forgetting, ending when idle.
+
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+/// Runs a habit until the daemon stops. One that breaks off is no reason to close the doors: builds go on without it.
+pub(super) async fn habit(
+    name: &'static str,
+    doing: impl Future<Output = ()> + Send + 'static,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    let ended = AbortOnDropHandle::new(tokio::spawn(doing)).await;
+    if !stop.is_cancelled() {
+        let reason = ended.err().map(|e| e.to_string()).unwrap_or_default();
+        tracing::error!("{name} has ended; this is a bug in outhaul: {reason}");
+        stop.cancelled().await;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_habit_that_breaks_off_ends_nothing_before_the_daemon_stops() {
+        for panics in [true, false] {
+            let stop = CancellationToken::new();
+            let doing = async move { assert!(!panics, "as it may happen") };
+            let mut running = tokio::spawn(habit("a habit", doing, stop.clone()));
+            let early = tokio::time::timeout(Duration::from_millis(100), &mut running).await;
+            assert!(early.is_err(), "it stays");
+            stop.cancel();
+            assert_eq!(running.await.unwrap(), Ok(()));
+        }
+    }
+}
