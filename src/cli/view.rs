@@ -134,7 +134,7 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
         };
         writeln!(
             out,
-            "  {} outputs are not in the cache any more; to have them, build again: {}{more}",
+            "  {} outputs of its output root are not in the cache any more; to have them, build again: {}{more}",
             show_count(invocation.evicted),
             printable(&invocation.evicted_targets.join(" "))
         )?;

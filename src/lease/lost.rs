@@ -11,7 +11,7 @@ use crate::{metrics::Metrics, record::RootId};
 const NAMED: usize = 20;
 const COUNTED: usize = 10_000;
 
-/// Outputs of a build that neither the cache nor the disk has.
+/// Outputs of a root, of whichever build, that neither the newest build's cache nor the disk has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lost {
     /// The build that was the root's newest.
@@ -69,7 +69,7 @@ impl Leases {
             let named: Vec<&str> = lost.targets().collect();
             tracing::warn!(
                 invocation = lost.invocation_id,
-                "the remote cache does not have {} outputs of {} targets any more; to have them, build again: {}",
+                "the remote cache does not have {} outputs of {} targets of this output root any more; to have them, build again: {}",
                 lost.outputs,
                 lost.target_count(),
                 named.join(" ")

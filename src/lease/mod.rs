@@ -6,10 +6,15 @@
 //! the disk does not either, is marked as evicted in the record; the mark goes when the blob is back. It is a note for
 //! people: whoever wants the output still asks the cache.
 //!
+//! The record does not tell which build named an output last when it stayed as it was, so all outputs of a root are
+//! asked for: whatever its newest build did not build anew, it may still rely on. But only of those that were brought
+//! to the cache that is asked, it can be said that it has lost them, and only while no build is bringing them back.
+//!
 //! One task, [`keep`], that nobody waits for. Rows are read page by page and asked for in batches, so memory does not
 //! grow with the build; the cache gets no more than so many digests in a second.
 
 mod lost;
+mod origin;
 mod pass;
 mod schedule;
 #[cfg(test)]
@@ -18,7 +23,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::lost::{Leases, Lost};
 use self::schedule::Schedule;
@@ -56,22 +61,26 @@ pub struct Rooms {
     pub metrics: Metrics,
 }
 
-/// Keeps leases until the token is cancelled. What is found is shown by `leases`.
+/// Keeps leases until the token is cancelled. What is found is shown by `leases`. Whatever fails, it goes on later.
 pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: CancellationToken) {
     let keeping = async {
         let mut schedule = Schedule::new(options);
         loop {
+            let look = LOOK.min(options.interval / 4);
             let record = rooms.record.clone();
             let builds = tokio::task::spawn_blocking(move || schedule::newest_builds(&record)).await;
             let Ok(builds) = builds else {
+                rooms.metrics.fault("lease");
                 tracing::error!("looking for builds to keep leases for panicked; this is a bug in outhaul");
-                return;
+                tokio::time::sleep(LOOK).await;
+                continue;
             };
             leases.retain(|root| builds.iter().any(|build| build.root == root));
             schedule.see(&builds, now_ms(), Instant::now());
-            while let Some(build) = schedule.next_due(&builds, Instant::now()) {
+            // One, and then the builds are looked at anew: there may be newer ones by then.
+            if let Some(build) = schedule.next_due(&builds, Instant::now()) {
                 let begun = Instant::now();
-                let passed = pass::pass(&rooms, build, options.rate).await;
+                let passed = caught(pass::pass(rooms.clone(), build.clone(), options.rate)).await;
                 if let Err(reason) = &passed {
                     rooms.metrics.fault("lease");
                     tracing::warn!(
@@ -80,18 +89,24 @@ pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: Can
                     );
                 }
                 schedule.passed(build, passed.is_ok(), begun, Instant::now());
-                if let Ok(lost) = passed {
+                if let Ok(Some(lost)) = passed {
                     leases.put(build.root, lost, &rooms.metrics);
                 }
             }
-            let until = schedule
-                .next()
-                .min(Instant::now() + LOOK.min(options.interval / 4));
-            tokio::time::sleep_until(until).await;
+            tokio::time::sleep_until(schedule.next().min(Instant::now() + look)).await;
         }
     };
     tokio::select! {
         () = stop.cancelled() => {}
         () = keeping => {}
     }
+}
+
+/// A panic as an error.
+async fn caught<T: Send + 'static>(
+    doing: impl Future<Output = Result<T, String>> + Send + 'static,
+) -> Result<T, String> {
+    AbortOnDropHandle::new(tokio::spawn(doing))
+        .await
+        .unwrap_or_else(|e| Err(format!("this is a bug in outhaul: {e}")))
 }

@@ -8,18 +8,23 @@ use std::{
 
 use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 
-use super::{Rooms, lost::Lost, schedule::Build};
+use super::{
+    Rooms,
+    lost::Lost,
+    origin::{Origin, Origins},
+    schedule::Build,
+};
 use crate::{
     digest::Digest,
     exec_path::ExecPath,
-    invocation::rows,
     materialize::{
-        Completion, Outcome, Root,
+        Root,
         place::{Check, PlaceOptions, Placer},
     },
-    output::{Class, OutputContent},
-    record::{OutputRow, OutputState, Record, RootId},
+    output::{OutputContent, Stamp},
+    record::{InvocationState, OutputRow, OutputState, Record, RootId, SeenOutput},
     remote::Attribution,
+    units::now_ms,
 };
 
 /// Outputs that are asked about together; some 300 KB on the wire.
@@ -33,12 +38,23 @@ struct Leased {
     content: OutputContent,
     digest: Digest,
     target: Arc<str>,
-    class: Class,
+    /// Who gave it its content, and who was the last to change its row.
+    invocation: Arc<str>,
+    version: u64,
+    origin: Origin,
     is_evicted: bool,
 }
 
-/// Asks for all outputs of a build that are not on disk, and marks what is gone, and what is back.
-pub(super) async fn pass(rooms: &Rooms, build: &Build, rate: u32) -> Result<Lost, String> {
+/// Outputs that are asked about together.
+struct Batch {
+    outputs: Vec<Leased>,
+    /// The root's version when they were read, unless a build was running.
+    quiet_at: Option<u64>,
+}
+
+/// Asks for all outputs of a root that are not on disk, in the newest build's cache, and marks what is gone, and what
+/// is back. Gives back what is lost, unless that cannot be told because there was a build meanwhile.
+pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option<Lost>, String> {
     let row = &build.row;
     let cache = rooms
         .sources
@@ -56,155 +72,279 @@ pub(super) async fn pass(rooms: &Rooms, build: &Build, rate: u32) -> Result<Lost
     };
     let store = cache.blobs();
     let mut lost = Lost::new(&row.invocation_id);
-    let mut batches = batches(rooms.record.clone(), build.root);
+    let mut can_tell = true;
+    let origins = Origins::new(&rooms, row);
+    let (sender, mut batches) = mpsc::channel(1);
+    let record = rooms.record.clone();
+    let reading = spawn_blocking(move || read(&record, id, origins, &sender));
     while let Some(batch) = batches.recv().await {
         let begun = Instant::now();
-        let digests: Vec<Digest> = batch.iter().map(|leased| leased.digest.clone()).collect();
+        let digests: Vec<Digest> = batch.outputs.iter().map(|leased| leased.digest.clone()).collect();
         rooms.metrics.request("find_missing");
         rooms.metrics.lease("renewed", digests.len());
         let missing = store
             .find_missing(&digests, &attribution)
             .await
             .map_err(|e| e.to_string())?;
-        let asked = batch.len();
+        let asked = digests.len();
         let (record, root) = (rooms.record.clone(), root.clone());
-        let (id, version) = (build.root, row.version);
         let missing: HashSet<Digest> = missing.into_iter().collect();
-        let noted = spawn_blocking(move || note(&record, id, version, &root, batch, &missing)).await;
+        let noted = spawn_blocking(move || note(&record, id, &root, batch, &missing)).await;
         let noted = noted.map_err(|e| e.to_string())?;
         rooms.metrics.lease("lost", noted.newly_lost);
         rooms.metrics.lease("returned", noted.returned);
+        can_tell &= noted.can_tell;
         for target in &noted.lost {
             lost.add(target);
         }
         let takes = Duration::from_secs_f64(asked as f64 / f64::from(rate.max(1)));
         tokio::time::sleep_until(begun + takes).await;
     }
-    Ok(lost)
+    // What was not read was not asked for.
+    reading.await.map_err(|e| e.to_string())?;
+    Ok(can_tell.then_some(lost))
 }
 
 /// Reads what is to be asked for, a batch ahead of whoever asks.
-fn batches(record: Record, root: RootId) -> mpsc::Receiver<Vec<Leased>> {
-    let (sender, batches) = mpsc::channel(1);
-    spawn_blocking(move || {
-        let mut batch = Vec::new();
-        for (path, row) in record.scan_outputs(root, "") {
-            let OutputContent::Blob(digest) = &row.content else {
-                continue;
-            };
-            if row.state == OutputState::Materialized || digest.is_empty() {
-                continue;
-            }
-            batch.push(Leased {
-                path,
-                digest: digest.clone(),
-                target: row.label.clone(),
-                class: row.class,
-                is_evicted: row.state == OutputState::Evicted,
-                content: row.content,
-            });
-            if batch.len() == BATCH && sender.blocking_send(std::mem::take(&mut batch)).is_err() {
-                return;
-            }
+fn read(record: &Record, root: RootId, mut origins: Origins, sender: &mpsc::Sender<Batch>) {
+    let mut outputs = Vec::new();
+    // False when nobody asks any more.
+    let send = |outputs: Vec<Leased>| {
+        let quiet_at = quiet_version(record, root);
+        sender.blocking_send(Batch { outputs, quiet_at }).is_ok()
+    };
+    for (path, row) in record.scan_outputs(root, "") {
+        let OutputContent::Blob(digest) = &row.content else {
+            continue;
+        };
+        if row.state == OutputState::Materialized || digest.is_empty() {
+            continue;
         }
-        if !batch.is_empty() {
-            // Nobody asks any more.
-            let _ = sender.blocking_send(batch);
+        let origin = origins.of(&row.invocation_id);
+        if origin == Origin::Elsewhere {
+            continue;
         }
-    });
-    batches
+        outputs.push(Leased {
+            path,
+            digest: digest.clone(),
+            target: row.label,
+            invocation: row.invocation_id,
+            version: row.version,
+            origin,
+            is_evicted: row.state == OutputState::Evicted,
+            content: row.content,
+        });
+        if outputs.len() == BATCH && !send(std::mem::take(&mut outputs)) {
+            return;
+        }
+    }
+    if !outputs.is_empty() {
+        send(outputs);
+    }
+}
+
+/// The root's version, unless a build is running in it: that one may just bring back what was missing.
+fn quiet_version(record: &Record, root: RootId) -> Option<u64> {
+    let version = record.root_row(root)?.version;
+    let newest = record.newest_invocation(root)?;
+    (newest.state != InvocationState::Running).then_some(version)
 }
 
 /// What was found of a batch.
-#[derive(Default)]
 struct Noted {
     /// The targets of outputs that are gone, one for each output.
     lost: Vec<Arc<str>>,
     newly_lost: usize,
     returned: usize,
+    /// Whether no build has changed what the cache has since it was asked.
+    can_tell: bool,
+}
+
+/// What was found of an output.
+#[derive(Clone, Copy)]
+enum Found {
+    Lost,
+    Returned,
+    OnDisk(Option<Stamp>),
 }
 
 /// Puts on record what is gone, what is back, and what has been on disk all the time: an output that was built here may
 /// never have been in the cache. Blocks on the file system and the record.
-fn note(
-    record: &Record,
-    id: RootId,
-    version: u64,
-    root: &Root,
-    batch: Vec<Leased>,
-    missing: &HashSet<Digest>,
-) -> Noted {
-    let mut noted = Noted::default();
+fn note(record: &Record, id: RootId, root: &Root, batch: Batch, missing: &HashSet<Digest>) -> Noted {
+    let can_tell = batch.quiet_at.is_some() && batch.quiet_at == quiet_version(record, id);
     let mut placer = Placer::new(root.place.clone(), PlaceOptions::default());
-    let mut present = Vec::new();
-    let mut changes = Vec::new();
-    for leased in batch {
+    let mut found = Vec::new();
+    for leased in batch.outputs {
         if !missing.contains(&leased.digest) {
             if leased.is_evicted {
-                noted.returned += 1;
-                changes.push((leased, OutputState::Known));
+                found.push((leased, Found::Returned));
             }
-            continue;
-        }
-        if let Ok(Check::Present { stamp, .. }) = placer.check(&leased.path, &leased.content, None) {
-            present.push(Completion {
-                path: leased.path,
-                content: leased.content,
-                class: leased.class,
-                outcome: Outcome::Present {
-                    stamp: is_older_than_a_tick(stamp.ctime_ns).then_some(stamp),
-                    hashed: true,
-                },
-                took: Duration::ZERO,
-            });
-            continue;
-        }
-        noted.lost.push(leased.target.clone());
-        if !leased.is_evicted {
-            noted.newly_lost += 1;
-            changes.push((leased, OutputState::Evicted));
+        } else if let Ok(Check::Present { stamp, .. }) = placer.check(&leased.path, &leased.content, None) {
+            let stamp = is_older_than_a_tick(stamp.ctime_ns).then_some(stamp);
+            found.push((leased, Found::OnDisk(stamp)));
+        } else if can_tell && (leased.is_evicted || leased.origin == Origin::Here) {
+            found.push((leased, Found::Lost));
         }
     }
-    rows::conclude(record, id, version, &present);
-    change(record, id, &changes);
-    noted
-}
-
-/// A stamp that is as young as its file proves nothing later, see [`rows::conclude`].
-fn is_older_than_a_tick(ctime_ns: i64) -> bool {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
-    now.saturating_sub(ctime_ns) > 25_000_000
-}
-
-/// Changes the states of outputs, unless somebody else has something newer to say of them.
-fn change(record: &Record, id: RootId, changes: &[(Leased, OutputState)]) {
-    let mut rows: Vec<(ExecPath, OutputRow)> = Vec::new();
-    record.see_outputs(
+    let mut is_lost = vec![false; found.len()];
+    let changed = record.update_outputs(
         id,
-        changes,
+        &found,
         |(leased, _)| &leased.path,
         |i, seen| {
-            let (leased, to) = &changes[i];
-            let from = seen.state();
-            let stays = match to {
-                OutputState::Evicted => !matches!(from, OutputState::Known | OutputState::Failed),
-                _ => from != OutputState::Evicted,
-            };
-            if stays || !seen.content_is(&leased.content) {
-                return;
-            }
-            if let Some(mut row) = seen.to_row() {
-                row.state = *to;
-                row.stamp = None;
-                row.error = match to {
-                    OutputState::Evicted => REASON.to_owned(),
-                    _ => String::new(),
-                };
-                rows.push((leased.path.clone(), row));
-            }
+            let (leased, found) = &found[i];
+            let row = as_it_was_read(leased, seen);
+            is_lost[i] = matches!(found, Found::Lost) && row.is_some();
+            row.and_then(|row| changed_by(*found, row))
         },
     );
-    record.put_outputs(id, rows);
+    let of = |kind: fn(&Found) -> bool| changed.iter().filter(|i| kind(&found[**i].1)).count();
+    let (newly_lost, returned) = (
+        of(|found| matches!(found, Found::Lost)),
+        of(|found| matches!(found, Found::Returned)),
+    );
+    let lost = found.iter().zip(is_lost).filter(|(_, is_lost)| *is_lost);
+    Noted {
+        lost: lost.map(|((leased, _), _)| leased.target.clone()).collect(),
+        newly_lost,
+        returned,
+        can_tell,
+    }
+}
+
+/// The row, unless somebody else has had something newer to say of it.
+fn as_it_was_read(leased: &Leased, seen: SeenOutput<'_>) -> Option<OutputRow> {
+    let was_evicted = seen.state() == OutputState::Evicted;
+    if seen.state() == OutputState::Materialized
+        || was_evicted != leased.is_evicted
+        || !seen.content_is(&leased.content)
+    {
+        return None;
+    }
+    seen.to_row()
+        .filter(|row| row.version == leased.version && row.invocation_id == leased.invocation)
+}
+
+/// The row from now on, if it is another.
+fn changed_by(found: Found, mut row: OutputRow) -> Option<OutputRow> {
+    match found {
+        Found::Lost if row.state == OutputState::Evicted => return None,
+        Found::Lost => {
+            row.state = OutputState::Evicted;
+            row.error = REASON.to_owned();
+            row.stamp = None;
+        }
+        Found::Returned => {
+            row.state = OutputState::Known;
+            row.error.clear();
+            row.stamp = None;
+        }
+        Found::OnDisk(stamp) => {
+            row.state = OutputState::Materialized;
+            row.error.clear();
+            row.stamp = stamp.map(|stamp| Stamp {
+                taken_ns: now_ns(),
+                ..stamp
+            });
+            row.source = "present".into();
+            row.materialized_at_ms = now_ms();
+            row.took_us = 0;
+        }
+    }
+    Some(row)
+}
+
+/// A stamp that is as young as its file proves nothing later.
+fn is_older_than_a_tick(ctime_ns: i64) -> bool {
+    now_ns().saturating_sub(ctime_ns) > 25_000_000
+}
+
+fn now_ns() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::{schedule, tests::Fixture};
+
+    fn build(f: &Fixture) -> Build {
+        schedule::newest_builds(&f.rooms.record).remove(0)
+    }
+
+    /// A pass over one batch whose outputs the cache all lacks; something happens while it answers.
+    fn interrupted(f: &Fixture, meanwhile: impl FnOnce()) -> Noted {
+        let (sender, mut batches) = mpsc::channel(1);
+        let build = build(f);
+        let record = &f.rooms.record;
+        read(record, f.root, Origins::new(&f.rooms, &build.row), &sender);
+        let batch = batches.blocking_recv().unwrap();
+        meanwhile();
+        let (_, root) = f.rooms.roots.reopen(build.path.as_ref()).unwrap();
+        let missing = batch.outputs.iter().map(|leased| leased.digest.clone()).collect();
+        note(record, f.root, &root, batch, &missing)
+    }
+
+    fn on_this_thread(f: impl FnOnce(Fixture)) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let fixture = runtime.block_on(Fixture::new());
+        f(fixture);
+    }
+
+    #[test]
+    fn what_a_build_writes_while_the_cache_answers_stays() {
+        on_this_thread(|f| {
+            let (outputs, record) = (f.outputs("a", 4), &f.rooms.record);
+            let row = |n: usize| record.output(f.root, &outputs[n].0).unwrap();
+            let mut newer = OutputRow::known(row(3).content);
+            newer.version = 77;
+            let mut reworded = row(1);
+            reworded.version = 77;
+            let noted = interrupted(&f, || {
+                let rows = [(0, &newer), (1, &reworded)];
+                let rows = rows.map(|(n, row): (usize, &OutputRow)| (outputs[n].0.clone(), row.clone()));
+                record.put_outputs(f.root, rows.into());
+                record.remove_outputs(f.root, &[outputs[2].0.clone()]);
+            });
+            assert_eq!((row(0), row(1)), (newer, reworded));
+            assert_eq!(record.output(f.root, &outputs[2].0), None);
+            assert_eq!(f.state(&outputs[3].0), OutputState::Evicted);
+            assert_eq!((noted.lost.len(), noted.newly_lost, noted.can_tell), (1, 1, true));
+        });
+    }
+
+    #[test]
+    fn nothing_is_lost_that_a_build_may_just_bring_back() {
+        on_this_thread(|f| {
+            let (outputs, record) = (f.outputs("a", 1), &f.rooms.record);
+            let noted = interrupted(&f, || f.build("second"));
+            assert!(!noted.can_tell && noted.lost.is_empty());
+            let mut running = record.invocation("second").unwrap();
+            running.state = InvocationState::Running;
+            record.put_invocation(&running);
+            let noted = interrupted(&f, || ());
+            assert!(!noted.can_tell && noted.lost.is_empty());
+            assert_eq!(f.state(&outputs[0].0), OutputState::Known);
+            running.state = InvocationState::Settled;
+            record.put_invocation(&running);
+            assert_eq!(interrupted(&f, || ()).newly_lost, 1);
+            // It is still lost, and no news.
+            let noted = interrupted(&f, || ());
+            assert_eq!((noted.lost.len(), noted.newly_lost), (1, 0));
+        });
+    }
+
+    #[tokio::test]
+    async fn a_pass_in_which_something_could_not_be_told_says_nothing_of_losses() {
+        let f = Fixture::new().await;
+        f.outputs("a", 1);
+        let passed = || pass(f.rooms.clone(), build(&f), 1_000_000);
+        assert_eq!(passed().await, Ok(Some(Lost::new("first"))));
+        let mut running = f.rooms.record.invocation("first").unwrap();
+        running.state = InvocationState::Running;
+        f.rooms.record.put_invocation(&running);
+        assert_eq!(passed().await, Ok(None));
+    }
 }

@@ -116,7 +116,8 @@ impl Schedule {
                 "asking for all outputs took {:?}, longer than --lease-renewal; see --lease-rate",
                 now - begun
             );
-            turn.due = now;
+            // Others have a turn, and the cache some rest.
+            turn.due = now + part(AGAIN.min(interval), 0.5);
         }
     }
 
@@ -191,9 +192,10 @@ mod tests {
             "sooner after a failure"
         );
         schedule.passed(&build, true, first, first + 2 * HOUR);
+        assert!(!is_due(&schedule, &build, first + 2 * HOUR), "a rest");
         assert!(
-            is_due(&schedule, &build, first + 2 * HOUR),
-            "at once when one look takes longer"
+            is_due(&schedule, &build, first + 2 * HOUR + AGAIN),
+            "but soon when one look takes longer"
         );
     }
 

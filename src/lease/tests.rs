@@ -7,7 +7,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::*;
 use crate::{
     digest::{Digest, DigestFunction},
-    embedded_cache::{EmbeddedCache, RunningCache},
+    embedded_cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,
     invocation::{roots::RootRules, sources::SourceRule},
     output::OutputContent,
@@ -18,15 +18,15 @@ use crate::{
 /// Nothing here takes so long; a hang fails instead of blocking.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Fixture {
+pub(super) struct Fixture {
     dir: tempfile::TempDir,
-    cache: RunningCache,
-    rooms: Rooms,
-    root: RootId,
+    pub(super) cache: RunningCache,
+    pub(super) rooms: Rooms,
+    pub(super) root: RootId,
 }
 
 impl Fixture {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let exec_root = dir.path().join("execroot/_main");
         std::fs::create_dir_all(exec_root.join("bazel-out")).unwrap();
@@ -54,7 +54,7 @@ impl Fixture {
     }
 
     /// A build that is settled just now is the root's newest.
-    fn build(&self, id: &str) {
+    pub(super) fn build(&self, id: &str) {
         self.rooms.record.put_invocation(&InvocationRow {
             invocation_id: id.to_owned(),
             root: Some(self.root),
@@ -67,7 +67,7 @@ impl Fixture {
     }
 
     /// Blobs of the cache as outputs of a target, on record and nowhere else.
-    fn outputs(&self, target: &str, count: usize) -> Vec<(ExecPath, Digest)> {
+    pub(super) fn outputs(&self, target: &str, count: usize) -> Vec<(ExecPath, Digest)> {
         let outputs: Vec<(ExecPath, Digest)> = (0..count)
             .map(|n| {
                 let path = ExecPath::new(&format!("bazel-out/{target}/{n}")).unwrap();
@@ -83,7 +83,7 @@ impl Fixture {
         outputs
     }
 
-    fn state(&self, path: &ExecPath) -> OutputState {
+    pub(super) fn state(&self, path: &ExecPath) -> OutputState {
         self.rooms.record.output(self.root, path).unwrap().state
     }
 
@@ -222,9 +222,9 @@ async fn a_cache_that_cannot_be_asked_loses_nothing() {
     let outputs = f.outputs("a", 2);
     let faults = f.cache.faults();
     faults.request(
-        crate::embedded_cache::Rpc::FindMissing,
-        crate::embedded_cache::RequestFault::Status(tonic::Code::Internal),
-        crate::embedded_cache::Times::Always,
+        Rpc::FindMissing,
+        RequestFault::Status(tonic::Code::Internal),
+        Times::Always,
     );
     let (leases, _keeping) = f.keep(OFTEN);
     let asked = async {
@@ -238,4 +238,74 @@ async fn a_cache_that_cannot_be_asked_loses_nothing() {
     f.cache.faults().clear();
     f.cache.store().remove(&outputs[0].1);
     f.lost(&leases, 1).await;
+}
+
+/// Whose cache is asked is up to the newest build.
+#[tokio::test]
+async fn what_was_brought_to_another_cache_is_not_lost_by_this_one() {
+    let mut f = Fixture::new().await;
+    let other = EmbeddedCache::builder().start().await.unwrap();
+    let template = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://unused:1").unwrap());
+    f.rooms.sources = Arc::new(Sources::new(SourceRule::FromBuild {
+        template: Box::new(template),
+        allowed: None,
+    }));
+    let build = |id: &str, cache: String, instance: &str| {
+        f.build(id);
+        let mut row = f.rooms.record.invocation(id).unwrap();
+        row.remote_cache = cache;
+        row.remote_instance_name = instance.to_owned();
+        f.rooms.record.put_invocation(&row);
+    };
+    let rows = |target: &str, invocation: &str| {
+        let outputs = f.outputs(target, 2);
+        let rows = outputs.iter().map(|(path, _)| {
+            let mut row = f.rooms.record.output(f.root, path).unwrap();
+            row.invocation_id = invocation.into();
+            (path.clone(), row)
+        });
+        f.rooms.record.put_outputs(f.root, rows.collect());
+        outputs
+    };
+    build("there", other.endpoint(), "");
+    build("instance", f.cache.endpoint(), "another");
+    build("before", f.cache.endpoint(), "");
+    build("here", f.cache.endpoint(), "");
+    let elsewhere = [rows("a", "there"), rows("b", "instance")].concat();
+    let unknown = rows("c", "forgotten");
+    let here = [rows("d", "before"), rows("e", "here")].concat();
+    for (_, digest) in elsewhere.iter().chain(&unknown).chain(&here) {
+        f.cache.store().remove(digest);
+    }
+    f.cache.store().put("c 0");
+
+    let (leases, _keeping) = f.keep(Duration::from_secs(600));
+    f.lost(&leases, 4).await;
+    for (path, _) in elsewhere.iter().chain(&unknown) {
+        assert_eq!(f.state(path), OutputState::Known, "{path:?}");
+    }
+    assert!(here.iter().all(|(p, _)| f.state(p) == OutputState::Evicted));
+    let asked = f.cache.stats().find_missing_blobs;
+    assert_eq!(asked, 6, "what may be here is kept, though nobody knows");
+    assert_eq!(other.stats().find_missing, 0);
+}
+
+#[tokio::test]
+async fn a_newer_build_is_seen_though_each_pass_takes_longer_than_the_interval() {
+    let f = Fixture::new().await;
+    f.outputs("a", 10);
+    let (leases, _keeping) = f.keep(Duration::from_micros(1));
+    f.lost(&leases, 0).await;
+    f.build("second");
+    assert_eq!(f.lost(&leases, 0).await.invocation_id, "second");
+}
+
+#[tokio::test]
+async fn a_pass_that_panics_is_one_that_failed() {
+    let panicking = async {
+        assert!(std::hint::black_box(false), "as it may happen");
+        Ok(())
+    };
+    let error = caught(panicking).await.unwrap_err();
+    assert!(error.contains("bug in outhaul"), "{error}");
 }

@@ -41,7 +41,7 @@ async fn what_the_cache_loses_is_told_and_can_be_had_again_once_it_is_back() {
     let ran = run(["status", &world.state()]).await.expect(0);
     assert!(
         ran.out().contains(&format!(
-            "1 outputs are not in the cache any more; to have them, build again: {target}"
+            "1 outputs of its output root are not in the cache any more; to have them, build again: {target}"
         )),
         "{}",
         ran.out()

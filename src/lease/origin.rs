@@ -1,0 +1,58 @@
+//! Whether an output was brought to the cache that is asked for it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::Rooms;
+use crate::record::{InvocationRow, Record};
+
+/// Where an output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// In the cache that is asked, or it was.
+    Here,
+    /// In another one.
+    Elsewhere,
+    /// Its build is forgotten, or named no cache.
+    Unknown,
+}
+
+/// By the invocations that gave outputs their content.
+pub(super) struct Origins {
+    record: Record,
+    /// Endpoint and instance name of the cache that is asked; `None` when there is one for all builds.
+    asked: Option<(String, String)>,
+    known: HashMap<Arc<str>, Origin>,
+}
+
+impl Origins {
+    /// When the cache of this build is asked.
+    pub(super) fn new(rooms: &Rooms, row: &InvocationRow) -> Self {
+        // Only one that is for all builds is for one that names none, too.
+        let is_one_for_all = rooms.sources.of_record("", "").is_ok();
+        Self {
+            record: rooms.record.clone(),
+            asked: (!is_one_for_all).then(|| (row.remote_cache.clone(), row.remote_instance_name.clone())),
+            known: HashMap::new(),
+        }
+    }
+
+    /// Where an invocation has its outputs. Blocks on the record when it is new.
+    pub(super) fn of(&mut self, invocation: &Arc<str>) -> Origin {
+        let Some((endpoint, instance_name)) = &self.asked else {
+            return Origin::Here;
+        };
+        if let Some(known) = self.known.get(invocation) {
+            return *known;
+        }
+        let origin = match self.record.invocation(invocation) {
+            Some(row) if row.remote_cache.is_empty() => Origin::Unknown,
+            Some(row) if row.remote_cache == *endpoint && row.remote_instance_name == *instance_name => {
+                Origin::Here
+            }
+            Some(_) => Origin::Elsewhere,
+            None => Origin::Unknown,
+        };
+        self.known.insert(invocation.clone(), origin);
+        origin
+    }
+}
