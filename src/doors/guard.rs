@@ -7,7 +7,7 @@ use http::{HeaderMap, Request, Response};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{Caller, Door, Rules};
+use super::{Caller, Door, Origin, Rules, token};
 
 /// What everybody may ask who may connect: whether we serve is no secret to them, and the probes of load balancers and
 /// clusters can show no token.
@@ -29,6 +29,8 @@ pub enum Refused {
     },
     /// It is not told whose process it is.
     Nobody,
+    /// Its connection was made by rules that asked for less.
+    Outdated,
 }
 
 impl std::fmt::Display for Refused {
@@ -51,6 +53,10 @@ impl std::fmt::Display for Refused {
             Self::Nobody => f.write_str(
                 "this door of outhaul is for processes of its own user, and whose the caller is could not be told",
             ),
+            Self::Outdated => f.write_str(
+                "this door of outhaul asks for more since this connection was made (TLS, or another certificate); connect \
+                 again",
+            ),
         }
     }
 }
@@ -60,43 +66,54 @@ impl Refused {
         let code = match self {
             Self::Token => Code::Unauthenticated,
             Self::Stranger { .. } | Self::Nobody => Code::PermissionDenied,
+            // Worth another try, on another connection.
+            Self::Outdated => Code::Unavailable,
         };
         Status::new(code, self.to_string())
     }
 }
 
 impl Rules {
-    /// Whether a call is answered. Our own token is taken out of its headers: it is nobody else's business, such as
-    /// that of whom headers are passed on to.
+    /// Whether a caller over TCP is listened to at all: not if no call of theirs could be answered.
+    pub(super) fn receive(&self, caller: Caller) -> Result<(), Refused> {
+        if self.token.is_some() {
+            Ok(())
+        } else {
+            self.admit(caller)
+        }
+    }
+
+    /// Whether a call is answered. Our own token is taken out of its headers, and what is meant to be one: they are
+    /// nobody else's business, such as that of whom headers are passed on to.
     ///
     /// # Errors
     /// When it is not.
     pub fn judge(&self, caller: Caller, path: &str, headers: &mut HeaderMap) -> Result<(), Refused> {
         let shown = self.token.as_ref().is_some_and(|token| token.take(headers));
+        headers.remove(token::OWN_HEADER);
         if shown || OPEN.iter().any(|open| path.starts_with(open)) {
             return Ok(());
         }
+        if self.token.is_some() && !matches!(caller, Caller::Process { unix: true, .. }) {
+            return Err(Refused::Token);
+        }
+        self.admit(caller)
+    }
+
+    /// Whether a caller may come in without a token: where none is wanted, or on a unix socket, for whose peers the
+    /// system vouches.
+    fn admit(&self, caller: Caller) -> Result<(), Refused> {
         let ours = rustix::process::geteuid().as_raw();
+        let certified = self.tls.as_ref().is_some_and(|tls| tls.wants_certificates);
         match caller {
-            Caller::Process { uid, unix } if uid == ours || uid == 0 => {
-                // The system vouches for a socket's peer. Over the loopback interface, a token is wanted for a reason.
-                if unix || self.token.is_none() {
-                    return Ok(());
-                }
-                Err(Refused::Token)
-            }
-            Caller::Process { uid, unix } => {
-                if !unix && self.strangers && self.token.is_none() {
-                    return Ok(());
-                }
-                Err(Refused::Stranger {
-                    uid,
-                    ours,
-                    token: self.token.is_some(),
-                })
-            }
-            Caller::Remote if self.token.is_none() => Ok(()),
-            Caller::Remote => Err(Refused::Token),
+            Caller::Remote => Ok(()),
+            Caller::Process { uid, .. } if uid == ours || uid == 0 => Ok(()),
+            Caller::Process { unix: false, .. } | Caller::Unknown if certified || self.strangers => Ok(()),
+            Caller::Process { uid, .. } => Err(Refused::Stranger {
+                uid,
+                ours,
+                token: self.token.is_some(),
+            }),
             Caller::Unknown => Err(Refused::Nobody),
         }
     }
@@ -138,9 +155,20 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         // Connections that are not ours (of tests, say) tell nothing, and are as good as remote ones.
-        let caller = request.extensions().get().copied().unwrap_or(Caller::Remote);
-        let path = request.uri().path().to_owned();
-        match self.door.rules().judge(caller, &path, request.headers_mut()) {
+        let origin = request.extensions().get::<Origin>().cloned();
+        let rules = self.door.rules();
+        let judged = match &origin {
+            Some(origin) if !origin.suffices(&rules) => {
+                origin.dismiss();
+                Err(Refused::Outdated)
+            }
+            _ => {
+                let caller = origin.map_or(Caller::Remote, |origin| origin.caller);
+                let path = request.uri().path().to_owned();
+                rules.judge(caller, &path, request.headers_mut())
+            }
+        };
+        match judged {
             Ok(()) => Either::Right(self.inner.call(request)),
             Err(refused) => {
                 self.door.tell(format_args!("a call was refused: {refused}"));
@@ -192,6 +220,32 @@ mod tests {
         }
         judge(&rules, Caller::Remote, &[]).unwrap();
         assert_eq!(judge(&rules, Caller::Unknown, &[]), Err(Refused::Nobody));
+    }
+
+    #[test]
+    fn whoever_could_get_no_answer_is_not_received() {
+        let ours = rustix::process::geteuid().as_raw();
+        let tcp = |uid| Caller::Process { uid, unix: false };
+        let strict = Rules::default();
+        let token = Rules {
+            token: Some(Token::new(SECRET).unwrap()),
+            ..Rules::default()
+        };
+        let open = Rules {
+            strangers: true,
+            ..Rules::default()
+        };
+        for (caller, by_default) in [
+            (tcp(ours), true),
+            (tcp(0), true),
+            (tcp(ours + 7), false),
+            (Caller::Unknown, false),
+            (Caller::Remote, true),
+        ] {
+            assert_eq!(strict.receive(caller).is_ok(), by_default, "{caller:?}");
+            token.receive(caller).unwrap();
+            open.receive(caller).unwrap();
+        }
     }
 
     #[test]
@@ -290,5 +344,15 @@ mod tests {
         };
         rules.judge(caller, "/a.Service/Call", &mut map).unwrap();
         assert!(map.is_empty());
+        // What is for us alone stays with us, whether or not it is asked for or right.
+        for (rules, path) in [
+            (&Rules::default(), "/a.Service/Call"),
+            (&rules, "/a.Service/Call"),
+            (&rules, "/grpc.health.v1.Health/Check"),
+        ] {
+            let mut map = headers(&[("x-outhaul-token", "of-another-door-than-this")]);
+            rules.judge(caller, path, &mut map).unwrap();
+            assert!(map.is_empty(), "{path}");
+        }
     }
 }

@@ -4,6 +4,10 @@ use std::{
     future::Future as _,
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -17,9 +21,9 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use super::{Door, Protocol, peer};
+use super::{Door, Protocol, Rules, peer, tls::Shown};
 
-/// How long a caller may take to agree on TLS.
+/// How long it may take until a connection is agreed on, which is mostly TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How many may be at it at once. More wait in the system's queue.
 const AGREEING: usize = 128;
@@ -36,10 +40,41 @@ pub enum Caller {
         /// Whether it came by a unix socket.
         unix: bool,
     },
-    /// A process of this machine, and nobody says whose.
+    /// A process of this machine that came over the loopback interface, and nobody says whose.
     Unknown,
-    /// Somebody over the network, or who has been let in otherwise.
+    /// Somebody over the network, or one who is treated so because it can't be told here who it is.
     Remote,
+}
+
+/// What is known of a connection's other end.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    pub(super) caller: Caller,
+    /// On TCP.
+    shown: Shown,
+    /// Nothing more is heard from it.
+    dismissed: Arc<AtomicBool>,
+}
+
+impl Origin {
+    fn new(caller: Caller, shown: Shown) -> Self {
+        Self {
+            caller,
+            shown,
+            dismissed: Arc::default(),
+        }
+    }
+
+    /// Whether a connection that has shown no more could be made by these rules.
+    pub(super) fn suffices(&self, rules: &Rules) -> bool {
+        matches!(self.caller, Caller::Process { unix: true, .. })
+            || self.shown.suffices(&Shown::by(rules.tls.as_ref()))
+    }
+
+    /// Ends the connection as if its client had: the next call comes on a new one.
+    pub(super) fn dismiss(&self) {
+        self.dismissed.store(true, Ordering::Relaxed);
+    }
 }
 
 /// What connections come from.
@@ -54,7 +89,7 @@ pub enum Listening {
 /// A connection, through TLS if the door has that.
 pub struct Connection {
     stream: AnyStream,
-    caller: Caller,
+    origin: Origin,
 }
 
 enum AnyStream {
@@ -107,10 +142,20 @@ impl Incoming {
                     self.agreeing
                         .push(take(stream, self.door.clone(), self.protocol).boxed());
                 }
-                Ok(stream) => {
-                    let caller = unix_caller(&stream);
-                    return Poll::Ready(Connection { stream, caller });
-                }
+                Ok(AnyStream::Unix(stream)) => match stream.peer_cred() {
+                    Ok(peer) => {
+                        let uid = peer.uid();
+                        let caller = Caller::Process { uid, unix: true };
+                        return Poll::Ready(Connection {
+                            stream: AnyStream::Unix(stream),
+                            origin: Origin::new(caller, Shown::default()),
+                        });
+                    }
+                    Err(error) => self
+                        .door
+                        .tell(format_args!("a connection was not taken: whose it is: {error}")),
+                },
+                Ok(AnyStream::Tls(_)) => {}
                 Err(error) => {
                     // Of one connection, which is gone already; or of all, and then it helps to wait.
                     if !matches!(
@@ -150,21 +195,9 @@ async fn take(stream: TcpStream, door: Door, protocol: Protocol) -> Option<Conne
             None
         }
         Err(_) => {
-            door.tell("a connection was not taken: no agreement on TLS within 10 s");
+            door.tell("a connection was not taken: not agreed on within 10 s");
             None
         }
-    }
-}
-
-fn unix_caller(stream: &AnyStream) -> Caller {
-    match stream {
-        AnyStream::Unix(stream) => stream
-            .peer_cred()
-            .map_or(Caller::Unknown, |peer| Caller::Process {
-                uid: peer.uid(),
-                unix: true,
-            }),
-        AnyStream::Tcp(_) | AnyStream::Tls(_) => Caller::Remote,
     }
 }
 
@@ -173,12 +206,16 @@ async fn agree(stream: TcpStream, door: &Door, protocol: Protocol) -> io::Result
     // Acknowledgements are small, and each is waited for.
     stream.set_nodelay(true)?;
     let rules = door.rules();
-    let certified = rules.tls.as_ref().is_some_and(|tls| tls.wants_certificates);
-    let caller = if certified || rules.strangers || rules.token.is_some() {
-        Caller::Remote
-    } else {
-        caller(&stream).await?
+    let caller = match protocol {
+        Protocol::Http2 => caller(&stream).await?,
+        // Everybody is judged alike there.
+        Protocol::Http1 => Caller::Remote,
     };
+    // Before a word is said: who asks whether there is an event service for them shall not take this for a yes, and who
+    // could not be told gets another try by connecting again.
+    rules
+        .receive(caller)
+        .map_err(|refused| io::Error::new(io::ErrorKind::PermissionDenied, refused.to_string()))?;
     let stream = match &rules.tls {
         None => AnyStream::Tcp(stream),
         Some(tls) => {
@@ -186,21 +223,29 @@ async fn agree(stream: TcpStream, door: &Door, protocol: Protocol) -> io::Result
             AnyStream::Tls(Box::new(acceptor.accept(stream).await?))
         }
     };
-    Ok(Connection { stream, caller })
+    let origin = Origin::new(caller, Shown::by(rules.tls.as_ref()));
+    Ok(Connection { stream, origin })
 }
 
+/// Looked up whatever the rules are: others may hold while the connection is open.
 async fn caller(stream: &TcpStream) -> io::Result<Caller> {
     let (local, remote) = (stream.local_addr()?, stream.peer_addr()?);
     if !local.ip().to_canonical().is_loopback() {
         return Ok(Caller::Remote);
     }
     Ok(match peer::owner(local, remote).await {
-        Ok(Some(uid)) => Caller::Process { uid, unix: false },
-        Ok(None) => Caller::Unknown,
-        Err(error) => {
+        Ok(peer::Owner::User(uid)) => Caller::Process { uid, unix: false },
+        Ok(peer::Owner::Unknown) => Caller::Unknown,
+        Ok(peer::Owner::Untold(why)) => {
+            // A connection that its client has reset is in no table either, and may still hold what it has sent.
+            stream.peer_addr()?;
             // No build shall suffer where the system has no such tables.
-            tracing::debug!("whose a connection is can't be told here: {error}");
+            tracing::debug!("whose a connection is can't be told here: {why}");
             Caller::Remote
+        }
+        Err(error) => {
+            tracing::debug!("whose a connection is could not be read: {error}");
+            Caller::Unknown
         }
     })
 }
@@ -227,10 +272,10 @@ impl axum::serve::Listener for Incoming {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Caller;
+    type ConnectInfo = Origin;
 
-    fn connect_info(&self) -> Caller {
-        self.caller
+    fn connect_info(&self) -> Origin {
+        self.origin.clone()
     }
 }
 
@@ -247,6 +292,9 @@ macro_rules! any {
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.origin.dismissed.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         any!(self, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
@@ -278,5 +326,57 @@ impl AsyncWrite for Connection {
             AnyStream::Tls(stream) => stream.is_write_vectored(),
             AnyStream::Unix(stream) => stream.is_write_vectored(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Token;
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (client, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn whose_a_connection_is_is_known_whatever_its_door_asks_for() {
+        let uid = rustix::process::geteuid().as_raw();
+        for token in [None, Some(Token::new("0123456789abcdef").unwrap())] {
+            let door = Door::new(Rules {
+                token,
+                ..Rules::default()
+            });
+            let (_client, accepted) = pair().await;
+            let connection = agree(accepted, &door, Protocol::Http2).await.unwrap();
+            assert_eq!(connection.origin.caller, Caller::Process { uid, unix: false });
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_client_that_has_gone_left_behind_is_not_taken() {
+        use tokio::io::AsyncWriteExt as _;
+        for resets in [false, true] {
+            let (mut client, accepted) = pair().await;
+            client.write_all(b"PRI * HTTP/2.0").await.unwrap();
+            if resets {
+                client.set_zero_linger().unwrap();
+            }
+            drop(client);
+            let taken = agree(accepted, &Door::default(), Protocol::Http2).await;
+            assert!(taken.is_err(), "{resets}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_dismissed_ends() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (mut client, accepted) = pair().await;
+        let mut connection = agree(accepted, &Door::default(), Protocol::Http2).await.unwrap();
+        client.write_all(b"ab").await.unwrap();
+        assert_eq!(connection.read_u8().await.unwrap(), b'a');
+        connection.connect_info().dismiss();
+        assert!(connection.read_u8().await.is_err());
     }
 }

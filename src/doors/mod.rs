@@ -2,10 +2,11 @@
 //!
 //! A [`Door`] holds the rules: a certificate, whose certificates callers must have, a token that they must show. An
 //! [`Incoming`] takes connections by them, and a [`Guard`] judges each call. The rules can be changed while the door is
-//! open; what comes in afterwards goes by the new ones.
+//! open; what comes in afterwards goes by the new ones, calls on connections that are open already as well.
 //!
 //! Without a token or certificates, a door is for our own user's processes (and root's): the system says whose a unix
-//! socket's peer is, and [`peer`] finds the owner of a connection over the loopback interface.
+//! socket's peer is, and `peer` finds the owner of a connection over the loopback interface. There, others are not
+//! even greeted.
 
 mod greeting;
 mod guard;
@@ -22,7 +23,7 @@ use std::{
 pub(crate) use self::greeting::greeted;
 pub use self::{
     guard::{Guard, Guarded, Refused},
-    incoming::{Caller, Connection, Incoming, Listening},
+    incoming::{Caller, Connection, Incoming, Listening, Origin},
     tls::{Protocol, ServerTls, TlsError, TlsFile},
     token::{Token, TokenError},
 };

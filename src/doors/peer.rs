@@ -12,55 +12,107 @@ const ESTABLISHED: &str = "01";
 /// How often the tables are looked at: they change while they are read, and a line may be missed then.
 const TRIES: u32 = 5;
 
-/// The user of the process that has connected from `peer` to `local`; `None` if there is no such open connection.
+/// What the tables say of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The user whose process has made it.
+    User(u32),
+    /// Nobody's process has it open.
+    Unknown,
+    /// They can't say: there are none, or they are about other sockets than ours. Why, in words.
+    Untold(String),
+}
+
+/// The user of the process that has connected from `peer` to `local`.
 ///
 /// # Errors
-/// When the system has no such tables.
-pub(super) async fn owner(local: SocketAddr, peer: SocketAddr) -> io::Result<Option<u32>> {
+/// When the tables could not be read this time.
+pub(super) async fn owner(local: SocketAddr, peer: SocketAddr) -> io::Result<Owner> {
+    let mut failure = None;
+    let mut own_end = false;
     for attempt in 0..TRIES {
         if attempt > 0 {
             tokio::time::sleep(Duration::from_millis(10 * u64::from(attempt))).await;
         }
-        let found = tokio::task::spawn_blocking(move || look(local, peer)).await;
-        if let Some(uid) = found.map_err(io::Error::other)?? {
-            return Ok(Some(uid));
+        let seen = tokio::task::spawn_blocking(move || look(local, peer)).await;
+        match seen.map_err(io::Error::other)? {
+            Ok(Seen { owner: Some(uid), .. }) => return Ok(Owner::User(uid)),
+            Ok(seen) => own_end |= seen.own_end,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                return Ok(Owner::Untold(error.to_string()));
+            }
+            // Such as no room for another open file, which comes and goes and must not open a door.
+            Err(error) => failure = Some(error),
         }
     }
-    Ok(None)
+    match failure {
+        Some(error) => Err(error),
+        None if own_end => Ok(Owner::Unknown),
+        // A socket keeps the network namespace that it was made in; the tables are those of ours.
+        None => Ok(Owner::Untold("the socket is not in the tables".to_owned())),
+    }
 }
 
-fn look(local: SocketAddr, peer: SocketAddr) -> io::Result<Option<u32>> {
-    // An IPv4 connection of a socket that can do both (Java's) is in the second table.
-    let mut readable = Err(io::ErrorKind::NotFound.into());
+fn look(local: SocketAddr, peer: SocketAddr) -> io::Result<Seen> {
+    // An IPv4 connection of a socket that can do both (Java's) is in the second table, which is not there without IPv6.
+    let mut all = Seen::default();
+    let (mut failure, mut tables) = (None, 0);
     for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
         match std::fs::read_to_string(table) {
             Ok(text) => {
-                if let Some(uid) = find(&text, local, peer) {
-                    return Ok(Some(uid));
+                let seen = find(&text, local, peer);
+                if seen.owner.is_some() {
+                    return Ok(seen);
                 }
-                readable = Ok(None);
+                all.own_end |= seen.own_end;
+                tables += 1;
             }
-            Err(error) => {
-                if readable.is_err() {
-                    readable = Err(error);
-                }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) => Err(error),
+        None if tables == 0 => Err(io::Error::new(io::ErrorKind::NotFound, "no tables of sockets")),
+        None => Ok(all),
+    }
+}
+
+/// What was found in a table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Seen {
+    /// The owner of the peer's end.
+    owner: Option<u32>,
+    /// Whether our own end is there, in whatever state: then the table is about this connection.
+    own_end: bool,
+}
+
+/// The peer's end is the line whose own address is `peer` and whose other one is `local`; ours is the reverse.
+fn find(table: &str, local: SocketAddr, peer: SocketAddr) -> Seen {
+    let (local, peer) = (canonical(local), canonical(peer));
+    let mut seen = Seen::default();
+    for line in table.lines().skip(1) {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let mut end = || address(fields.next()?);
+        let (Some(own), Some(other)) = (end(), end()) else {
+            continue;
+        };
+        if own == local && other == peer {
+            seen.own_end = true;
+        } else if own == peer && other == local && fields.next() == Some(ESTABLISHED) {
+            // Behind the queues, the timer and the retransmissions.
+            seen.owner = fields.nth(3).and_then(|uid| uid.parse().ok());
+            if seen.owner.is_some() {
+                break;
             }
         }
     }
-    readable
-}
-
-/// The owner that a table tells: from the line whose own end is `peer` and whose other end is `local`.
-fn find(table: &str, local: SocketAddr, peer: SocketAddr) -> Option<u32> {
-    table.lines().skip(1).find_map(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let (own, other, state) = (fields.next()?, fields.next()?, fields.next()?);
-        if state != ESTABLISHED || address(own)? != canonical(peer) || address(other)? != canonical(local) {
-            return None;
-        }
-        // Behind the queues, the timer and the retransmissions.
-        fields.nth(3)?.parse().ok()
-    })
+    seen
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -107,15 +159,19 @@ mod tests {
             1: 00000000000000000000000001000000:D434 00000000000000000000000001000000:2319 01 0:0 00:0 0  1002 0 3\n";
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
         let local = at("127.0.0.1:8985");
-        assert_eq!(find(four, local, at("127.0.0.1:54321")), Some(1000));
+        assert_eq!(find(four, local, at("127.0.0.1:54321")).owner, Some(1000));
         assert_eq!(
-            find(four, local, at("127.0.0.1:54322")),
+            find(four, local, at("127.0.0.1:54322")).owner,
             None,
             "its process has closed it"
         );
-        assert_eq!(find(four, at("127.0.0.1:8986"), at("127.0.0.1:54321")), None);
-        assert_eq!(find(six, local, at("127.0.0.1:54323")), Some(1001));
-        assert_eq!(find(six, at("[::1]:8985"), at("[::1]:54324")), Some(1002));
+        let elsewhere = find(four, at("127.0.0.1:8986"), at("127.0.0.1:54321"));
+        assert_eq!(elsewhere, Seen::default());
+        // From the other end, the same line is one's own; in any state.
+        assert!(find(four, at("127.0.0.1:54321"), local).own_end);
+        assert!(find(four, at("127.0.0.1:54322"), local).own_end);
+        assert_eq!(find(six, local, at("127.0.0.1:54323")).owner, Some(1001));
+        assert_eq!(find(six, at("[::1]:8985"), at("[::1]:54324")).owner, Some(1002));
         for torn in [
             "",
             "\n",
@@ -123,7 +179,7 @@ mod tests {
             "x\n 0: 0100007:2319 0100007F:D431 01",
             "x\n 0: a b 01 c",
         ] {
-            assert_eq!(find(torn, local, at("127.0.0.1:54321")), None);
+            assert_eq!(find(torn, local, at("127.0.0.1:54321")), Seen::default());
         }
     }
 
@@ -138,13 +194,21 @@ mod tests {
             let stream = TcpStream::connect(local).await.unwrap();
             let (_accepted, peer) = listener.accept().await.unwrap();
             let ours = rustix::process::geteuid().as_raw();
-            assert_eq!(owner(local, peer).await.unwrap(), Some(ours));
+            assert_eq!(owner(local, peer).await.unwrap(), Owner::User(ours));
             drop(stream);
             assert_eq!(
                 owner(local, peer).await.unwrap(),
-                None,
+                Owner::Unknown,
                 "whose it was can't be told any more"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn tables_without_our_own_end_say_nothing() {
+        // As of a socket that was handed over from another network namespace.
+        let (local, peer) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
+        let told = owner(local, peer).await.unwrap();
+        assert!(matches!(told, Owner::Untold(_)), "{told:?}");
     }
 }

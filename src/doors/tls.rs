@@ -25,6 +25,32 @@ pub struct ServerTls {
     http1: Arc<ServerConfig>,
     /// Whether callers must have a certificate.
     pub wants_certificates: bool,
+    /// Of which authorities.
+    authorities: Option<Arc<Vec<CertificateDer<'static>>>>,
+}
+
+/// What a connection's TLS has shown, for as long as the connection is open.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Shown {
+    encrypted: bool,
+    /// The authorities of one of which the caller has a certificate.
+    authorities: Option<Arc<Vec<CertificateDer<'static>>>>,
+}
+
+impl Shown {
+    /// What one shows that is taken by these rules.
+    pub(super) fn by(tls: Option<&ServerTls>) -> Self {
+        Self {
+            encrypted: tls.is_some(),
+            authorities: tls.and_then(|tls| tls.authorities.clone()),
+        }
+    }
+
+    /// Whether that is enough where `wanted` is wanted.
+    pub(super) fn suffices(&self, wanted: &Self) -> bool {
+        (self.encrypted || !wanted.encrypted)
+            && (wanted.authorities.is_none() || self.authorities == wanted.authorities)
+    }
 }
 
 impl fmt::Debug for ServerTls {
@@ -68,14 +94,17 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| error(TlsFile::Certificate, e.to_string()))?;
+        let mut trusted = None;
         let builder = match client_authorities {
             None => builder.with_no_client_auth(),
             Some(file) => {
                 let failed = |reason| error(TlsFile::ClientAuthorities, reason);
                 let mut roots = RootCertStore::empty();
-                for authority in certificates(file).map_err(failed)? {
-                    roots.add(authority).map_err(|e| failed(e.to_string()))?;
+                let authorities = certificates(file).map_err(failed)?;
+                for authority in &authorities {
+                    roots.add(authority.clone()).map_err(|e| failed(e.to_string()))?;
                 }
+                trusted = Some(Arc::new(authorities));
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                     .build()
                     .map_err(|e| failed(e.to_string()))?;
@@ -94,6 +123,7 @@ impl ServerTls {
             http2: speaking(b"h2"),
             http1: speaking(b"http/1.1"),
             wants_certificates: client_authorities.is_some(),
+            authorities: trusted,
         })
     }
 

@@ -10,7 +10,7 @@ use tonic::{Request, Status, metadata::MetadataValue};
 const SHORTEST: usize = 16;
 
 /// The header for callers whose `authorization` is for somebody else, to whom it is passed on.
-const OWN_HEADER: &str = "x-outhaul-token";
+pub(super) const OWN_HEADER: &str = "x-outhaul-token";
 
 /// A secret that callers send as `authorization: Bearer TOKEN`, or as `x-outhaul-token: TOKEN`. Never shown.
 #[derive(Clone)]
