@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Cli, configured, exit::Failure, serve::ServeArgs};
 use crate::{
     bes::{BesAddress, Upstream},
-    config::{CacheArgs, DoorArgs, SelectionArgs},
+    config::{CacheArgs, ControlListenArgs, DoorArgs, SelectionArgs, naming_the_file},
     daemon::Rooms,
     doors::Door,
     invocation::roots::Destination,
@@ -37,7 +37,7 @@ const AT_ONCE: &[&str] = &[
 ];
 
 /// What every flag has been given.
-pub(super) type Values = BTreeMap<String, Vec<OsString>>;
+type Values = BTreeMap<String, Vec<OsString>>;
 
 /// The rules of the open doors.
 pub(super) struct Doors {
@@ -46,15 +46,34 @@ pub(super) struct Doors {
     pub(super) control: Option<Door>,
 }
 
+/// What the daemon was started with.
+pub(super) struct Settings {
+    /// The command line. It names the configuration file that was read: if that is gone when it is read again, all stays
+    /// as it is, for no settings are not what anybody has asked for.
+    args: Vec<OsString>,
+    /// What was read last.
+    values: Values,
+}
+
+impl Settings {
+    /// As they are now, as far as that can be told.
+    pub(super) fn at_start() -> Self {
+        let args = naming_the_file(std::env::args_os().collect());
+        let values = parse(&args).map(|(values, _)| values).unwrap_or_default();
+        Self { args, values }
+    }
+}
+
 /// What can be changed while the daemon runs.
 pub(super) struct Reload {
-    /// What was read last.
-    pub(super) values: Values,
+    pub(super) settings: Settings,
     pub(super) doors: Doors,
     /// Where build events are taken.
     pub(super) addresses: Vec<BesAddress>,
     /// Where the admin port is.
     pub(super) admin: Option<SocketAddr>,
+    /// Where the control port is.
+    pub(super) control: Option<SocketAddr>,
     pub(super) upstream: Option<Upstream>,
     pub(super) rooms: Rooms,
 }
@@ -99,8 +118,8 @@ impl Hangup {
 
 impl Reload {
     fn run(&mut self) -> Result<(), Failure> {
-        let (values, mut args) = parse()?;
-        let changed = changed(&self.values, &values);
+        let (values, mut args) = parse(&self.settings.args)?;
+        let changed = changed(&self.settings.values, &values);
         let at_once = at_once();
         // Everything is checked before anything is changed.
         let hold = args.hold.policy()?;
@@ -110,6 +129,11 @@ impl Reload {
         let source = args.cache.source_rule(false)?;
         let guards = args.guards(&self.addresses, self.admin)?;
         let control = args.control.port(&args.doors)?;
+        // Where it is open, which a changed flag alters at a restart only.
+        if let Some((at, port)) = self.control.zip(control.as_ref()) {
+            let flag = format!("--control-listen={at}");
+            ControlListenArgs::check(&flag, &args.doors, at, &port.rules)?;
+        }
 
         self.doors.bes.set(guards.bes);
         self.doors.admin.set(guards.admin);
@@ -129,21 +153,17 @@ impl Reload {
             );
         }
         // What waits for a restart is told of each time.
-        self.values
+        self.settings
+            .values
             .extend(values.into_iter().filter(|(id, _)| at_once.contains(id)));
         Ok(())
     }
 }
 
-/// What the flags have been given, as far as that can be told.
-pub(super) fn values() -> Values {
-    parse().map(|(values, _)| values).unwrap_or_default()
-}
-
 /// Reads flags, environment and configuration file.
-fn parse() -> Result<(Values, ServeArgs), Failure> {
+fn parse(args: &[OsString]) -> Result<(Values, ServeArgs), Failure> {
     let command = Cli::command();
-    let args = configured(&command, std::env::args_os().collect())?;
+    let args = configured(&command, args.to_vec())?;
     let words = |error: clap::Error| {
         let text = error.to_string();
         let line = text.lines().next().unwrap_or_default();

@@ -4,12 +4,13 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ending::Signals,
     exit,
     exit::Failure,
-    reload::{self, Doors, Hangup, Reload},
+    reload::{Doors, Hangup, Reload, Settings},
     runtime,
 };
 use crate::{
@@ -35,6 +36,9 @@ const BES_LISTEN: &str = "127.0.0.1:8985";
 /// Where the admin port is unless told otherwise.
 const ADMIN_LISTEN: &str = "127.0.0.1:8986";
 
+/// How long a record that is being opened when the daemon is told to end is waited for: ends in the midst of it are
+/// counted, and after some of them in a row it is taken for the reason.
+const OPENING: Duration = Duration::from_secs(5);
 /// How long blocking work that is under way at the very end may take.
 const LEAVING: Duration = Duration::from_secs(1);
 
@@ -127,8 +131,9 @@ pub(super) fn main(args: ServeArgs) -> Result<u8, Failure> {
 async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure> {
     // What would end the process is heeded from here on.
     let hangup = Hangup::listen()?;
-    let signals = Signals::listen()?;
-    let values = reload::values();
+    let shutdown = CancellationToken::new();
+    let at_once = Signals::listen()?.heed(shutdown.clone());
+    let settings = Settings::at_start();
     // Everything is checked before anything is opened.
     let hold = args.hold.policy()?;
     let upstream = args.upstream.upstream(&mut args.cache, hold)?;
@@ -179,7 +184,24 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
 
     args.guards(&addresses, admin)?;
 
-    let record = open_record(&state_dir).await?;
+    // Whoever ends it during the start need not wait for that: nothing was promised to anybody yet.
+    let opening = open_record(&state_dir);
+    let Some(record) = unless(ended_for(&shutdown, &at_once), opening).await else {
+        tracing::warn!("the record was still being opened");
+        return Ok(exit::OK);
+    };
+    let record = record?;
+    let ended_early = {
+        let record = record.clone();
+        async || {
+            let closing = tokio::task::spawn_blocking(move || record.close());
+            let _ = tokio::time::timeout(OPENING, closing).await;
+            Ok(exit::OK)
+        }
+    };
+    if shutdown.is_cancelled() {
+        return ended_early().await;
+    }
     let bes = listeners(inherited, &addresses)?;
     let addresses = bes
         .iter()
@@ -204,6 +226,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         }),
         None => None,
     };
+    let control_address = control_port.as_ref().map(|port| port.address);
     let control_door = match control_port.zip(doors.control.clone()) {
         Some((port, door)) => Some(ControlDoor {
             listener: TcpListener::bind(port.address)
@@ -220,7 +243,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         .then(|| Notifier::start(notify, rooms.engine.told(), &rooms.metrics))
         .transpose()
         .map_err(|e| Failure::usage(format!("--notify-url: {e}")))?;
-    let mut daemon = Daemon::start(
+    let starting = Daemon::start(
         rooms.clone(),
         DaemonOptions {
             journal_dir: Some(state_dir.join("journal")),
@@ -237,9 +260,11 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
             idle_timeout,
             notifications: notifier.as_ref().map(Notifier::backlog),
         },
-    )
-    .await
-    .map_err(Failure::failed)?;
+    );
+    let Some(started) = unless(shutdown.cancelled(), starting).await else {
+        return ended_early().await;
+    };
+    let mut daemon = started.map_err(Failure::failed)?;
     for address in &daemon.bes {
         tracing::info!("taking build events on {address}");
     }
@@ -262,14 +287,21 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     }
     notify_ready();
 
-    let shutdown = daemon.shutdown_token();
-    let at_once = signals.heed(shutdown.clone());
+    // It ends by a signal, or by itself.
+    let (closing, asked) = (daemon.shutdown_token(), shutdown.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = asked.cancelled() => closing.cancel(),
+            () = closing.cancelled() => asked.cancel(),
+        }
+    });
     tokio::spawn(hangup.heed(
         Reload {
-            values,
+            settings,
             doors,
             addresses,
             admin,
+            control: control_address,
             upstream,
             rooms,
         },
@@ -324,6 +356,21 @@ impl ServeArgs {
         }
         Ok(guards)
     }
+}
+
+/// What comes of a part of the start, unless the other is done first.
+async fn unless<T>(called_off: impl Future<Output = ()>, part: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = called_off => None,
+        done = part => Some(done),
+    }
+}
+
+/// Until the daemon was told to end and some time has passed, or it was told twice.
+async fn ended_for(shutdown: &CancellationToken, at_once: &CancellationToken) {
+    shutdown.cancelled().await;
+    let _ = tokio::time::timeout(OPENING, at_once.cancelled()).await;
 }
 
 /// The sockets that were handed over, and those that were asked for; the default where there is neither.

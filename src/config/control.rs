@@ -81,28 +81,42 @@ impl ControlListenArgs {
             }
             Err(_) => return Err(ConfigError::new(flag(), "is not an address: expected IP:PORT")),
         };
-        let certified = tls.as_ref().is_some_and(|tls| tls.wants_certificates);
-        if token.is_none() && !certified {
-            return Err(ConfigError::new(
-                "--control-token-file",
-                "is needed with --control-listen, or --listen-tls-client-ca: whoever reaches the port could ask for \
-                 anything",
-            ));
-        }
-        if tls.is_none() && !address.ip().to_canonical().is_loopback() && !doors.insecure {
-            return Err(ConfigError::new(
-                flag(),
-                "needs --control-tls-certificate and --control-tls-key, or --listen-tls-certificate and \
-                 --listen-tls-key: others could read the token on its way",
-            ));
-        }
         let rules = Rules {
             tls,
             token,
             // Of another user's process, a token was asked for.
             strangers: false,
         };
+        Self::check(&flag(), doors, address, &rules)?;
         Ok(Some(ControlPort { address, rules }))
+    }
+
+    /// Whether a port may be open at an address by these rules.
+    ///
+    /// # Errors
+    /// Naming the listener's flag, or the one that is missing.
+    pub fn check(
+        listener: &str,
+        doors: &DoorArgs,
+        address: SocketAddr,
+        rules: &Rules,
+    ) -> Result<(), ConfigError> {
+        let certified = rules.tls.as_ref().is_some_and(|tls| tls.wants_certificates);
+        if rules.token.is_none() && !certified {
+            return Err(ConfigError::new(
+                "--control-token-file",
+                "is needed with --control-listen, or --listen-tls-client-ca: whoever reaches the port could ask for \
+                 anything",
+            ));
+        }
+        if rules.tls.is_none() && !address.ip().to_canonical().is_loopback() && !doors.insecure {
+            return Err(ConfigError::new(
+                listener,
+                "needs --control-tls-certificate and --control-tls-key, or --listen-tls-certificate and \
+                 --listen-tls-key: others could read the token on its way",
+            ));
+        }
+        Ok(())
     }
 }
 

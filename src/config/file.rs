@@ -109,7 +109,22 @@ pub(crate) fn file_arguments(
     Ok(inserted)
 }
 
-fn read(args: &[OsString]) -> Result<Option<(PathBuf, String)>, ConfigError> {
+/// Arguments that name the default configuration file, if they name none and there is one at present: whoever reads it
+/// again with them is told when it is gone, which is something else than no settings.
+#[must_use]
+pub fn naming_the_file(mut args: Vec<OsString>) -> Vec<OsString> {
+    if named(&args).is_none()
+        && let Some(path) = default_file().filter(|path| path.exists())
+    {
+        let mut flag = OsString::from("--config=");
+        flag.push(path);
+        args.insert(args.len().min(1), flag);
+    }
+    args
+}
+
+/// The file that arguments or the environment name.
+fn named(args: &[OsString]) -> Option<PathBuf> {
     let mut named = None;
     let mut rest = args.iter().take_while(|arg| *arg != "--");
     while let Some(arg) = rest.next() {
@@ -120,20 +135,23 @@ fn read(args: &[OsString]) -> Result<Option<(PathBuf, String)>, ConfigError> {
             named = rest.next().map(PathBuf::from);
         }
     }
-    let named = named.or_else(|| std::env::var_os("OUTHAUL_CONFIG").map(PathBuf::from));
-    let path = match &named {
-        Some(path) => path.clone(),
-        None => {
-            let absolute = |name: &str| {
-                std::env::var_os(name)
-                    .map(PathBuf::from)
-                    .filter(|p| p.is_absolute())
-            };
-            let base =
-                absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-            let Some(base) = base else { return Ok(None) };
-            base.join("outhaul/config.toml")
-        }
+    named.or_else(|| std::env::var_os("OUTHAUL_CONFIG").map(PathBuf::from))
+}
+
+fn default_file() -> Option<PathBuf> {
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
+    let base = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")))?;
+    Some(base.join("outhaul/config.toml"))
+}
+
+fn read(args: &[OsString]) -> Result<Option<(PathBuf, String)>, ConfigError> {
+    let named = named(args);
+    let Some(path) = named.clone().or_else(default_file) else {
+        return Ok(None);
     };
     match fs::read_to_string(&path) {
         Ok(text) => Ok(Some((path, text))),

@@ -21,7 +21,7 @@ pub use self::{
     cache::CacheArgs,
     control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort, TlsFiles},
     doors::DoorArgs,
-    file::with_config_file,
+    file::{naming_the_file, with_config_file},
     lease::LeaseArgs,
     limits::{LimitArgs, Limits},
     notify::NotifyArgs,
