@@ -38,7 +38,7 @@ use tonic::{
 
 use crate::support::{PATIENCE, Server, World, clean, finish, outhaul, run};
 
-const TOKEN: &str = "a-token-that-nobody-guesses";
+pub const TOKEN: &str = "a-token-that-nobody-guesses";
 
 /// An authority, and what it has signed for `localhost` and for a caller, as files and as text.
 pub struct Pki {
@@ -87,7 +87,7 @@ impl Pki {
     }
 
     /// What a caller who trusts the authority says, with the client's certificate or without.
-    fn trusting(&self, with_certificate: bool) -> ClientTlsConfig {
+    pub fn trusting(&self, with_certificate: bool) -> ClientTlsConfig {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.ca_pem))
             .domain_name("localhost");
@@ -109,7 +109,7 @@ pub async fn channel(door: &str, tls: Option<ClientTlsConfig>) -> Result<Channel
 }
 
 /// Sends a build's events with headers.
-async fn publish(
+pub async fn publish(
     channel: Channel,
     build: &GeneratedBuild,
     headers: &[(&'static str, &str)],
@@ -554,7 +554,28 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
         .await
         .says(1, &said);
     cache(&format!("unix:{socket}")).await.says(1, &said);
-    cache(&serving.doors[0]).await.says(1, &said);
+    // On a port, which is not as private as a socket's file, they are not greeted at all: to them, nobody serves there.
+    let refused = cache(&serving.doors[0]).await;
+    assert!(
+        refused.code != Some(0) && !refused.err.contains("this door"),
+        "{refused:?}"
+    );
+    let log = serving.logged("a connection was not taken").await;
+    let line = log.lines().find(|line| line.contains("was not taken")).unwrap();
+    assert!(said.iter().all(|part| line.contains(part)), "{line}");
+    let wrapper = world.path("bazel");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel"), &wrapper).unwrap();
+    open(&wrapper);
+    for (uid, is_theirs) in [(0, true), (NOBODY, false)] {
+        let mut command = std::process::Command::new(&wrapper);
+        command.uid(uid).gid(uid).current_dir("/").arg("build");
+        let mut command = clean(command.into());
+        command
+            .env("BAZEL_REAL", "/bin/echo")
+            .env("OUTHAUL_BES", &serving.doors[0]);
+        let given = finish(command).await.expect(0).out();
+        assert_eq!(given.contains("--bes_backend"), is_theirs, "{uid}: {given}");
+    }
     drop(serving);
 
     // With a token, or if all may, they get on: to where such a call is not known.
@@ -617,14 +638,14 @@ async fn what_the_daemon_keeps_is_its_users_alone() {
 }
 
 /// Replaces a file as tools do: whole.
-fn replace(path: &str, text: &str) {
+pub fn replace(path: &str, text: &str) {
     let beside = format!("{path}.new");
     std::fs::write(&beside, text).unwrap();
     std::fs::rename(beside, path).unwrap();
 }
 
 /// Sends SIGHUP, and waits for the daemon's word on it.
-async fn reload(server: &Server, word: &str) -> String {
+pub async fn reload(server: &Server, word: &str) -> String {
     let before = server.logged("").await.matches(word).count();
     server.signal(Signal::HUP);
     let told = tokio::time::timeout(PATIENCE, async {

@@ -116,28 +116,40 @@ async fn an_upstream_service_that_hangs_does_not_keep_it() {
     assert!(kept, "what upstream has not got is kept for the next daemon");
 }
 
+/// A program for which a directory is a file system whose process never answers, in a namespace of its own.
+fn behind_hung(directory: impl AsRef<std::ffi::OsStr>, program: &str) -> Command {
+    let script = "exec 3<>/dev/fuse; mount -i -t fuse \
+                  -o fd=3,rootmode=40000,user_id=0,group_id=0 outhaul-test \"$0\" && exec \"$@\"";
+    let mut command = clean(Command::new("unshare"));
+    command
+        .args(["--mount", "--propagation=private", "sh", "-c", script])
+        .arg(directory)
+        .arg(program);
+    command
+}
+
+/// Whether that can be had here.
+async fn may_hang(directory: impl AsRef<std::ffi::OsStr>) -> bool {
+    let tried = behind_hung(directory, "true")
+        .stderr(Stdio::null())
+        .status()
+        .await;
+    let may = tried.as_ref().is_ok_and(std::process::ExitStatus::success);
+    if !may {
+        eprintln!("SKIPPED: it may not mount a FUSE file system: {tried:?}");
+    }
+    may
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_output_tree_that_hangs_does_not_keep_it() {
     let world = World::new().await;
-    // A file system whose process never answers, in a namespace of the daemon's own.
     let hung = world.exec_root().join("bazel-out/k8-fastbuild/bin/lib");
     std::fs::create_dir_all(&hung).unwrap();
-    let script = "exec 3<>/dev/fuse; mount -i -t fuse \
-                  -o fd=3,rootmode=40000,user_id=0,group_id=0 outhaul-test \"$0\" && exec \"$@\"";
-    let behind = |program: &str| {
-        let mut command = clean(Command::new("unshare"));
-        command
-            .args(["--mount", "--propagation=private", "sh", "-c", script])
-            .arg(&hung)
-            .arg(program);
-        command
-    };
-    let tried = behind("true").stderr(Stdio::null()).status().await;
-    if !tried.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        eprintln!("SKIPPED: it may not mount a FUSE file system: {tried:?}");
+    if !may_hang(&hung).await {
         return;
     }
-    let mut command = behind(env!("CARGO_BIN_EXE_outhaul"));
+    let mut command = behind_hung(&hung, env!("CARGO_BIN_EXE_outhaul"));
     command
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
         // Of so many some do not hang.
@@ -155,6 +167,31 @@ async fn an_output_tree_that_hangs_does_not_keep_it() {
         .expect("the client is let go")
         .unwrap();
     is_completed_by_the_next(&world, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_does_not_open_does_not_keep_it() {
+    let world = World::new().await;
+    let record = world.path("state/record");
+    std::fs::create_dir_all(&record).unwrap();
+    if !may_hang(&record).await {
+        return;
+    }
+    let mut command = behind_hung(&record, env!("CARGO_BIN_EXE_outhaul"));
+    command
+        .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
+        .args([world.state(), world.cache_flag()])
+        .stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    // Written right before the store is opened.
+    until("the record is being opened", || {
+        std::path::Path::new(&world.path("state/record.opening")).exists()
+    })
+    .await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    let ended = tokio::time::timeout(DEADLINE, child.wait()).await;
+    assert_eq!(ended.expect("it ends").unwrap().code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

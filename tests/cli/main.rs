@@ -17,6 +17,7 @@ mod leasing;
 mod notifying;
 mod python;
 mod reading;
+mod reloading;
 mod scripts;
 mod secrets;
 mod staging;

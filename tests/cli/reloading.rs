@@ -1,0 +1,94 @@
+//! SIGHUP opens no door wider than it may be open.
+
+use tonic::Code;
+
+use crate::{
+    access::{Pki, TOKEN, channel, publish, reload, replace},
+    support::{PATIENCE, Server, World, outhaul},
+};
+
+const RELOADED: &str = "reloaded:";
+const NOT_RELOADED: &str = "not reloaded";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_control_port_is_judged_by_where_it_is_open() {
+    let world = World::new().await;
+    let pki = Pki::new(&world);
+    let config = world.path("config.toml");
+    let token = format!("control_token_file = '{}'\n", pki.token);
+    let tls = format!(
+        "control_tls_certificate = '{}'\ncontrol_tls_key = '{}'\n",
+        pki.certificate, pki.key
+    );
+    let write = |address: &str, rest: &[&str]| {
+        let listen = format!("control_listen = '{address}'\n");
+        replace(&config, &[&["[serve]\n", &listen], rest].concat().concat());
+    };
+    write("0.0.0.0:0", &[&token, &tls]);
+    let server = world.serve(&[&format!("--config={config}")]).await;
+    // Right where it will be open, and wrong where it is.
+    write("127.0.0.1:0", &[&token]);
+    let log = reload(&server, NOT_RELOADED).await;
+    assert!(log.contains("--control-listen=0.0.0.0:0: needs"), "{log}");
+    write("127.0.0.1:0", &[&token, &tls]);
+    let log = reload(&server, RELOADED).await;
+    assert!(
+        log.contains("--control-listen has changed: that counts after a restart"),
+        "{log}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_was_made_by_laxer_rules_is_made_anew() {
+    let world = World::new().await;
+    let (pki, other) = (Pki::new(&world).ca_pem, Pki::new(&world));
+    let [certificate, key] = &other.listen();
+    let authorities = format!("--listen-tls-client-ca={}", other.ca);
+    let token = format!("--bes-token-file={}", other.token);
+    let server = world.serve(&[certificate, key, &authorities, &token]).await;
+    let open = channel(server.door(), Some(other.trusting(true))).await.unwrap();
+    let right: &[(&'static str, &str)] = &[("x-outhaul-token", TOKEN)];
+    let mut build = world.build.incremental();
+    publish(open.clone(), &build, right).await.unwrap();
+
+    // Another certificate and token of the same kind change nothing for who is in.
+    reload(&server, RELOADED).await;
+    build = build.incremental();
+    publish(open.clone(), &build, right).await.unwrap();
+
+    // With other authorities, nobody knows whether they would have let this one in.
+    replace(&other.ca, &format!("{}{pki}", other.ca_pem));
+    reload(&server, RELOADED).await;
+    build = build.incremental();
+    let refused = publish(open.clone(), &build, right).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    // That connection is no more, so that who tries again gets on.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while let Err(status) = publish(open.clone(), &build, right).await {
+        assert!(tokio::time::Instant::now() < deadline, "{status:?}");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_file_that_is_gone_is_not_one_without_settings() {
+    let world = World::new().await;
+    let dir = world.path("config");
+    std::fs::create_dir_all(format!("{dir}/outhaul")).unwrap();
+    let file = format!("{dir}/outhaul/config.toml");
+    let settings = format!("[serve]\nallow_exec_root = ['{}']\n", world.path("allowed"));
+    replace(&file, &settings);
+    let mut command = outhaul();
+    command
+        .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
+        .args([world.state(), world.cache_flag()])
+        .env("XDG_CONFIG_HOME", &dir);
+    let server = Server::start(command).await;
+    std::fs::remove_file(&file).unwrap();
+    let log = reload(&server, NOT_RELOADED).await;
+    assert!(log.contains(&format!("--config={file}")), "{log}");
+    replace(&file, &settings);
+    let log = reload(&server, RELOADED).await;
+    assert!(!log.contains("has changed"), "{log}");
+}
