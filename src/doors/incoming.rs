@@ -27,6 +27,8 @@ use super::{Door, Protocol, Rules, peer, tls::Shown};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How many may be at it at once. More wait in the system's queue.
 const AGREEING: usize = 128;
+/// How long a connection that is dismissed is still heard: what it was answered is to arrive.
+const PARTING: Duration = Duration::from_millis(200);
 /// How long nothing is accepted when the system has no room for another connection.
 const NO_ROOM: Duration = Duration::from_millis(100);
 
@@ -52,7 +54,7 @@ pub struct Origin {
     pub(super) caller: Caller,
     /// On TCP.
     shown: Shown,
-    /// Nothing more is heard from it.
+    /// Nothing more is heard from it soon.
     dismissed: Arc<AtomicBool>,
 }
 
@@ -71,7 +73,7 @@ impl Origin {
             || self.shown.suffices(&Shown::by(rules.tls.as_ref()))
     }
 
-    /// Ends the connection as if its client had: the next call comes on a new one.
+    /// Ends the connection, in a moment, as if its client had: then calls come on a new one.
     pub(super) fn dismiss(&self) {
         self.dismissed.store(true, Ordering::Relaxed);
     }
@@ -90,6 +92,18 @@ pub enum Listening {
 pub struct Connection {
     stream: AnyStream,
     origin: Origin,
+    /// Until when it is still heard, if it is dismissed.
+    parting: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection {
+    fn new(stream: AnyStream, origin: Origin) -> Self {
+        Self {
+            stream,
+            origin,
+            parting: None,
+        }
+    }
 }
 
 enum AnyStream {
@@ -146,10 +160,8 @@ impl Incoming {
                     Ok(peer) => {
                         let uid = peer.uid();
                         let caller = Caller::Process { uid, unix: true };
-                        return Poll::Ready(Connection {
-                            stream: AnyStream::Unix(stream),
-                            origin: Origin::new(caller, Shown::default()),
-                        });
+                        let origin = Origin::new(caller, Shown::default());
+                        return Poll::Ready(Connection::new(AnyStream::Unix(stream), origin));
                     }
                     Err(error) => self
                         .door
@@ -224,7 +236,7 @@ async fn agree(stream: TcpStream, door: &Door, protocol: Protocol) -> io::Result
         }
     };
     let origin = Origin::new(caller, Shown::by(rules.tls.as_ref()));
-    Ok(Connection { stream, origin })
+    Ok(Connection::new(stream, origin))
 }
 
 /// Looked up whatever the rules are: others may hold while the connection is open.
@@ -291,9 +303,18 @@ macro_rules! any {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.origin.dismissed.load(Ordering::Relaxed) {
-            return Poll::Ready(Ok(()));
+            let parting = self
+                .parting
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(PARTING)));
+            if parting.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
         }
         any!(self, stream => Pin::new(stream).poll_read(cx, buf))
     }
@@ -374,9 +395,11 @@ mod tests {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let (mut client, accepted) = pair().await;
         let mut connection = agree(accepted, &Door::default(), Protocol::Http2).await.unwrap();
-        client.write_all(b"ab").await.unwrap();
+        client.write_all(b"a").await.unwrap();
         assert_eq!(connection.read_u8().await.unwrap(), b'a');
         connection.connect_info().dismiss();
         assert!(connection.read_u8().await.is_err());
+        connection.write_all(b"b").await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'b');
     }
 }

@@ -62,11 +62,11 @@ async fn a_connection_that_was_made_by_laxer_rules_is_made_anew() {
     build = build.incremental();
     let refused = publish(open.clone(), &build, right).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(refused.message().contains("connect again"), "{refused:?}");
     // That connection is no more, so that who tries again gets on.
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while let Err(status) = publish(open.clone(), &build, right).await {
         assert!(tokio::time::Instant::now() < deadline, "{status:?}");
-        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
