@@ -3,6 +3,7 @@
 //! An event that can be read at all becomes an [`Event`]; a file whose digest makes no sense becomes a file of
 //! unknown content, not an error, so that one odd output does not cost a target its others.
 
+mod as_meant;
 mod sets;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tracing::debug;
 
+use self::as_meant::{as_meant, files_as_meant};
 use crate::{
     bep::{
         error::BepError,
@@ -126,7 +128,7 @@ impl Reader {
                 invocation_id: started.uuid,
                 command: started.command,
                 build_tool_version: started.build_tool_version,
-                workspace: started.workspace_directory,
+                workspace: as_meant(started.workspace_directory),
                 started_ms: started.start_time_millis,
             }),
             (Payload::WorkspaceInfo(info), _) => Event::ExecRoot(info.local_exec_root),
@@ -138,7 +140,7 @@ impl Reader {
             // The same event for an aspect has no kind and would hide the target's.
             (Payload::Configured(configured), Some(Id::TargetConfigured(id))) if id.aspect.is_empty() => {
                 Event::Configured {
-                    label: id.label,
+                    label: as_meant(id.label),
                     kind: configured.target_kind,
                 }
             }
@@ -155,12 +157,12 @@ impl Reader {
                 Event::Completed(self.completed(target_id(id), completed))
             }
             (Payload::TestResult(result), Some(Id::TestResult(id))) => Event::TestResult(TestResult {
-                label: id.label,
+                label: as_meant(id.label),
                 configuration: configuration_id(id.configuration),
                 run: u32::try_from(id.run).unwrap_or(0),
                 shard: u32::try_from(id.shard).unwrap_or(0),
                 attempt: u32::try_from(id.attempt).unwrap_or(0),
-                files: self.files(result.test_action_output),
+                files: self.files(files_as_meant(result.test_action_output)),
             }),
             (Payload::Progress(progress), _) => {
                 match unreadable(&String::from_utf8_lossy(&progress.stderr)) {
@@ -169,15 +171,15 @@ impl Reader {
                 }
             }
             (Payload::TestSummary(summary), Some(Id::TestSummary(id))) => Event::TestSummary {
-                label: id.label,
+                label: as_meant(id.label),
                 configuration: configuration_id(id.configuration),
                 shard_count: u32::try_from(summary.shard_count).unwrap_or(0),
                 run_count: u32::try_from(summary.run_count).unwrap_or(0),
             },
             (Payload::Action(action), Some(Id::ActionCompleted(id))) => Event::Action(Action {
                 content: action.primary_output.map(|file| self.file(file).content),
-                primary_output: id.primary_output,
-                label: id.label,
+                primary_output: as_meant(id.primary_output),
+                label: as_meant(id.label),
                 success: action.success,
             }),
             (Payload::Aborted(aborted), id) => Event::Aborted {
@@ -212,7 +214,7 @@ impl Reader {
             .map(|group| OutputGroup {
                 name: group.name,
                 sets: group.file_sets.into_iter().map(|set| set.id).collect(),
-                files: self.files(group.inline_files),
+                files: self.files(files_as_meant(group.inline_files)),
                 incomplete: group.incomplete,
             })
             .collect();
@@ -222,7 +224,7 @@ impl Reader {
             groups.push(OutputGroup {
                 name: "default".to_owned(),
                 sets: Vec::new(),
-                files: self.files(completed.important_output),
+                files: self.files(files_as_meant(completed.important_output)),
                 incomplete: !completed.success,
             });
         }
@@ -230,7 +232,7 @@ impl Reader {
             target,
             success: completed.success,
             groups,
-            directories: self.files(completed.directory_output),
+            directories: self.files(files_as_meant(completed.directory_output)),
         }
     }
 
@@ -371,8 +373,8 @@ fn configuration_id(id: Option<ConfigurationId>) -> String {
 
 fn target_id(id: proto::build_event_id::TargetCompletedId) -> TargetId {
     TargetId {
-        label: id.label,
-        aspect: id.aspect,
+        label: as_meant(id.label),
+        aspect: as_meant(id.aspect),
         configuration: configuration_id(id.configuration),
     }
 }

@@ -452,6 +452,60 @@ fn files_that_the_build_tool_could_not_read_are_told() {
     }
 }
 
+/// As Bazel 4 reports `genrule(name = "süß", outs = ["straße.txt"])` in a workspace called "Straße".
+#[test]
+fn names_that_the_build_tool_encoded_twice_are_read_as_they_are_meant() {
+    let started = proto::BuildStarted {
+        workspace_directory: "/home/x/Stra\u{c3}\u{9f}e".into(),
+        ..Default::default()
+    };
+    match read(
+        Id::Started(ids::BuildStartedId::default()),
+        Payload::Started(started),
+    ) {
+        Event::Started(started) => assert_eq!(started.workspace, "/home/x/Straße"),
+        event => panic!("{event:?}"),
+    }
+    let label = "//:s\u{c3}\u{bc}\u{c3}\u{9f}";
+    let file = |name: &str| proto::File {
+        name: name.into(),
+        path_prefix: vec!["bazel-out".into(), "k8-fastbuild".into(), "bin".into()],
+        file: Some(Oneof::Contents(Bytes::new())),
+        ..Default::default()
+    };
+    let completed = proto::TargetComplete {
+        important_output: vec![file("stra\u{c3}\u{9f}e.txt")],
+        directory_output: vec![file("stra\u{c3}\u{9f}e.d")],
+        ..Default::default()
+    };
+    let id = ids::TargetCompletedId {
+        label: label.into(),
+        ..Default::default()
+    };
+    match read(Id::TargetCompleted(id), Payload::Completed(completed)) {
+        Event::Completed(completed) => {
+            assert_eq!(completed.target.label, "//:süß");
+            let path = &completed.groups[0].files[0].path;
+            assert_eq!(&**path, "bazel-out/k8-fastbuild/bin/straße.txt");
+            let path = &completed.directories[0].path;
+            assert_eq!(&**path, "bazel-out/k8-fastbuild/bin/straße.d");
+        }
+        event => panic!("{event:?}"),
+    }
+    let id = ids::ActionCompletedId {
+        primary_output: "bazel-out/k8-fastbuild/bin/stra\u{c3}\u{9f}e.txt".into(),
+        label: label.into(),
+        ..Default::default()
+    };
+    match read(Id::ActionCompleted(id), Payload::Action(Default::default())) {
+        Event::Action(action) => {
+            assert_eq!(action.label, "//:süß");
+            assert_eq!(action.primary_output, "bazel-out/k8-fastbuild/bin/straße.txt");
+        }
+        event => panic!("{event:?}"),
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn any_bytes_are_decoded_without_a_panic(bytes: Vec<u8>) {
