@@ -2,7 +2,7 @@
 //!
 //! Each takes any bytes at all, must return, and checks what can be checked of the answer: that it is the one of a
 //! plainer decoder, that it reads back, that nothing is made up. Decoders that are nobody's business outside of their
-//! room have theirs there. `fuzz/` makes a program of each; the tests here run them over the inputs that are kept in
+//! room have theirs there. `fuzz/` makes a program of them; the tests here run them over the inputs that are kept in
 //! `fuzz/seeds`, and over damaged copies of these, so that what was found once stays found without a fuzzer.
 
 mod events;
