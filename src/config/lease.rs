@@ -9,12 +9,13 @@ use crate::lease::LeaseOptions;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Leases")]
 pub struct LeaseArgs {
-    /// Ask the remote cache so often for the newest builds' outputs that were not downloaded, so that it keeps them,
-    /// and tell what it has lost; choose less than the time after which it forgets what nobody asks for
+    /// Ask the cache of each output root's newest build so often for the root's outputs that were not downloaded, so
+    /// that it keeps them, and tell what it has lost; choose less than the time after which it forgets what nobody
+    /// asks for
     #[arg(long, value_name = "DURATION", env = "OUTHAUL_LEASE_RENEWAL")]
     pub lease_renewal: Option<String>,
 
-    /// How long after a build's end its outputs are asked for
+    /// How long after the end of an output root's newest build the root's outputs are asked for
     #[arg(
         long,
         value_name = "DURATION",

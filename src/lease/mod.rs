@@ -1,8 +1,8 @@
 //! Leases: asking the cache now and then for outputs that were not downloaded, so that it keeps them.
 //!
 //! A build that downloads little leaves its outputs to the cache, and a cache forgets what nobody asks for. The Remote
-//! Execution API wants `FindMissingBlobs` to prolong a blob's life, so that is what is called for all outputs of the
-//! newest build of each output root, as long as the build is young enough. What the cache does not have any more, and
+//! Execution API wants `FindMissingBlobs` to prolong a blob's life, so that is what is called for all outputs of each
+//! output root, at its newest build's cache, as long as that build is young enough. What the cache does not have any more, and
 //! the disk does not either, is marked as evicted in the record; the mark goes when the blob is back. It is a note for
 //! people: whoever wants the output still asks the cache.
 //!
