@@ -6,7 +6,7 @@ default:
 
 # Show the whole thing without a build tool or a server
 demo:
-    cargo run --release -- demo
+    cargo run -- demo
 
 # Before a commit: formatting, lints, tests (arguments go to cargo test)
 check *ARGS:
@@ -27,6 +27,14 @@ doc:
 # Every decoder on inputs that a fuzzer makes up, so many seconds each: `just fuzz 60 journal`
 fuzz *ARGS:
     scripts/fuzz {{ARGS}}
+
+# Kill, damage and double the daemon many times: `just crash 300 /some/ext4`
+crash *ARGS:
+    scripts/crash {{ARGS}}
+
+# The daemon for so many minutes, with everything that goes wrong
+soak *ARGS:
+    scripts/soak {{ARGS}}
 
 # Licences, duplicates, sources and known vulnerabilities of the dependencies
 deny:
