@@ -6,7 +6,7 @@ use outhaul::embedded_cache::{RequestFault, Rpc, Times};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::{Ran, Server, World, finish, outhaul, run};
+use crate::support::{PATIENCE, Ran, Server, World, finish, outhaul, run};
 
 const OUTPUT: &[&str] = &[
     "aspect",
@@ -116,8 +116,17 @@ async fn questions(world: &World) {
     assert_eq!(answers[1]["size"], digest.size());
     assert_eq!(answers[1]["label"], "//app:app");
 
-    let ran = asked(world, &["why", "--json", &wanted]).await.expect(0);
-    assert_keys(&ran.json()[0], OUTPUT);
+    // How it came is on record a moment after the build's end.
+    let began = std::time::Instant::now();
+    loop {
+        let ran = asked(world, &["why", "--json", &wanted]).await.expect(0);
+        let answer = ran.json().remove(0);
+        assert_keys(&answer, OUTPUT);
+        if !answer["source"].is_null() {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{answer}");
+    }
     let text = asked(world, &["why", &wanted, &skipped]).await.expect(0).out();
     assert!(text.contains("downloaded") && text.contains("skipped"), "{text}");
 
