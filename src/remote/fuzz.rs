@@ -124,7 +124,11 @@ pub(crate) fn inflate(data: &[u8]) {
         }
         Err(_) => None,
     };
-    assert_eq!(taken(&pieces), taken(&whole));
+    // Of data that ends early it is up to the pieces, too, whether that is seen: then nothing comes of it, and it is
+    // found to be too short.
+    if let (Some(pieces), Some(whole)) = (taken(&pieces), taken(&whole)) {
+        assert_eq!(pieces, whole);
+    }
     if let Some(whole) = taken(&whole)
         && let Ok(theirs) = zstd::bulk::decompress(packed, whole.len() + 1)
     {
