@@ -60,6 +60,7 @@
 
 pub mod bep;
 pub mod bes;
+pub mod chance;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt::Write as _};
 
 /// Whether a character is shown as what it is. Those that change the direction of writing reorder what stands around
 /// them.
-fn is_plain(c: char) -> bool {
+pub(crate) fn is_plain(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use prost::Message as _;
 
 use crate::{
+    chance::Chance,
     digest::Digest,
     proto::build_event_stream::{
         BuildEvent, BuildEventId, BuildFinished, BuildStarted, ChunkList, CommandLine, CommandLineSection,
@@ -274,18 +275,13 @@ pub(super) fn closing(exit_code: i32) -> Vec<Vec<u8>> {
     ]
 }
 
-/// Deterministic bytes that compress to about half, different for every seed (SplitMix64).
+/// Deterministic bytes that compress to about half, different for every seed.
 pub(super) fn content(seed: u64, size: usize) -> Vec<u8> {
-    let mut state = seed;
+    let mut chance = Chance::new(seed);
     let mut bytes = Vec::with_capacity(size + 8);
     while bytes.len() < size {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^= word >> 31;
         // Letters only: half a byte of entropy each, as in text.
-        let letters = (word & 0x0f0f_0f0f_0f0f_0f0f) | 0x6060_6060_6060_6060;
+        let letters = (chance.number() & 0x0f0f_0f0f_0f0f_0f0f) | 0x6060_6060_6060_6060;
         bytes.extend_from_slice(&letters.to_le_bytes());
     }
     bytes.truncate(size);

@@ -10,6 +10,7 @@ use super::{
     conceal::Secrets,
     error::{RemoteError, RemoteErrorKind},
 };
+use crate::printable::is_plain;
 
 /// How much of a server's message is kept. Proxies answer with whole web pages.
 const MAX_MESSAGE: usize = 500;
@@ -123,9 +124,7 @@ fn retry_delay(status: &rpc::Status) -> Option<Duration> {
 /// One line without control characters, nor those that turn the direction of what follows, so that a server's words can
 /// go to a terminal and a log.
 pub(crate) fn readable(text: &str) -> String {
-    let turns =
-        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.split(|c: char| c.is_control() || c.is_whitespace() || turns(c))
+    text.split(|c: char| c.is_whitespace() || !is_plain(c))
         .filter(|word| !word.is_empty())
         .collect::<Vec<_>>()
         .join(" ")

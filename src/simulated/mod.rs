@@ -9,7 +9,6 @@
 //! * `OUTHAUL_SIM_SEED=N` runs that schedule only.
 //! * `OUTHAUL_SIM_CASES=N` runs so many, `OUTHAUL_SIM_FIRST=N` begins elsewhere than at 0.
 
-pub(crate) mod chance;
 pub(crate) mod net;
 pub(crate) mod schedule;
 
@@ -20,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use chance::Chance;
+pub(crate) use crate::chance::Chance;
 pub(crate) use schedule::Schedule;
 
 /// Failed schedules that are told of before a test gives up.

@@ -2,28 +2,27 @@
 
 use std::time::Duration;
 
-use outhaul::embedded_cache::{BlobFault, Pretence, RequestFault, Rpc, Times};
+use outhaul::{
+    chance::Chance,
+    embedded_cache::{BlobFault, Pretence, RequestFault, Rpc, Times},
+};
 use tonic::Code;
 
-/// SplitMix64: the same numbers everywhere and for ever.
+/// The same choices everywhere and for ever.
 #[derive(Debug, Clone)]
-pub(crate) struct Rng(u64);
+pub(crate) struct Rng(Chance);
 
 impl Rng {
     pub(crate) const fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(Chance::new(seed))
     }
 
     pub(crate) const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.number()
     }
 
     pub(crate) const fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.0.below(end)
     }
 
     pub(crate) const fn one_in(&mut self, n: u64) -> bool {
@@ -31,7 +30,7 @@ impl Rng {
     }
 
     pub(crate) fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u64) as usize]
+        self.0.pick(all)
     }
 }
 

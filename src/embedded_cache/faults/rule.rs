@@ -1,5 +1,7 @@
 //! A rule: what happens, to what, how often.
 
+use crate::chance::Chance;
+
 /// How often a rule is applied before it is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Times {
@@ -28,7 +30,7 @@ pub(super) struct Rule<Match, Fault> {
     /// `None` is for ever.
     left: Option<u32>,
     /// State of the generator, and how often in a thousand it says yes.
-    chance: Option<(u64, u32)>,
+    chance: Option<(Chance, u32)>,
 }
 
 impl<Match: PartialEq, Fault: Copy> Rule<Match, Fault> {
@@ -41,7 +43,7 @@ impl<Match: PartialEq, Fault: Copy> Rule<Match, Fault> {
                 seed,
                 per_mille,
                 most,
-            } => (Some(most), Some((seed, per_mille))),
+            } => (Some(most), Some((Chance::new(seed), per_mille))),
         };
         Self {
             on,
@@ -57,15 +59,9 @@ impl<Match: PartialEq, Fault: Copy> Rule<Match, Fault> {
     }
 
     fn throws(&mut self) -> bool {
-        let Some((state, per_mille)) = &mut self.chance else {
-            return true;
-        };
-        // SplitMix64.
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = *state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % 1000 < u64::from(*per_mille)
+        self.chance
+            .as_mut()
+            .is_none_or(|(chance, per_mille)| chance.below(1000) < u64::from(*per_mille))
     }
 
     /// Uses the rule once.

@@ -1,5 +1,6 @@
 //! Stores damaged by chance, in every way that comes to mind.
 
+use crate::chance::Chance;
 use std::{fs, path::PathBuf};
 
 use super::{
@@ -7,20 +8,12 @@ use super::{
     *,
 };
 
-/// Chance that can be repeated (SplitMix64).
-struct Dice(u64);
+/// Chance that can be repeated.
+struct Dice(Chance);
 
 impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
     fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
+        self.0.below(end.max(1) as u64) as usize
     }
 }
 
@@ -119,7 +112,7 @@ fn a_store_damaged_in_any_way_costs_at_most_the_record() {
     let mut quarantined = 0;
     let rounds = rounds(12) as u64;
     for round in 0..rounds {
-        let mut dice = Dice(seed.wrapping_add(round));
+        let mut dice = Dice(Chance::new(seed.wrapping_add(round)));
         let copy = tempfile::tempdir().unwrap();
         copy_dir(base.path(), copy.path());
         let what: Vec<_> = (0..=dice.below(2))

@@ -1,6 +1,7 @@
 //! A journal file damaged by chance.
 
 use super::*;
+use crate::chance::Chance;
 
 /// Repeated with `OUTHAUL_DAMAGE_SEED`; `OUTHAUL_DAMAGE_ROUNDS` says how many.
 #[test]
@@ -26,13 +27,8 @@ fn a_file_damaged_in_any_way_gives_what_came_before_the_damage_and_can_be_contin
     let mut shortened = 0;
     for round in 0..rounds {
         let seed = seed.wrapping_add(round);
-        let mut state = seed;
-        let mut below = |end: usize| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let word = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((word ^ (word >> 31)) % end.max(1) as u64) as usize
-        };
+        let mut chance = Chance::new(seed);
+        let mut below = |end: usize| chance.below(end.max(1) as u64) as usize;
         let mut bytes = whole.clone();
         let at = below(bytes.len());
         let len = (1 + below(500)).min(bytes.len() - at);
