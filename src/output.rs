@@ -58,14 +58,34 @@ pub struct Stamp {
     pub taken_ns: i64,
 }
 
-/// The coarsest step of a file system's clock that is reckoned with: Linux stamps inodes with the time of the
-/// last timer tick, at most 10 ms apart.
+/// How far apart the times are that Linux gives to changes of files: it takes that of the last timer tick, at most 10 ms
+/// ago, however fine the file system's own steps are.
 pub const CLOCK_TICK_NS: i64 = 10_000_000;
+
+/// Steps in which file systems keep times that are coarser than a tick: vfat's two seconds, the second of ext3, of ext4
+/// with small inodes and of old NFS servers, and whatever else there may be.
+const COARSE_STEPS_NS: [i64; 3] = [2_000_000_000, 1_000_000_000, 100_000_000];
+
+/// How long after a time of a file another change may still have left the same time. Which steps a file system has, its
+/// times tell: all of them are multiples of a step, and on one with fine steps next to none is.
+const fn step_of(time_ns: i64) -> i64 {
+    let [two_seconds, second, tenth] = COARSE_STEPS_NS;
+    if time_ns % two_seconds == 0 {
+        two_seconds + CLOCK_TICK_NS
+    } else if time_ns % second == 0 {
+        second + CLOCK_TICK_NS
+    } else if time_ns % tenth == 0 {
+        tenth + CLOCK_TICK_NS
+    } else {
+        CLOCK_TICK_NS
+    }
+}
 
 impl Stamp {
     /// Whether a file with the stamp `now` is still the one that this stamp was taken of, without a look at its
-    /// bytes. A file whose times lie within a clock tick of when its stamp was taken could have been changed after
-    /// that without a trace, and is not trusted (git's rule for its index).
+    /// bytes. A file that may have been changed after its stamp was taken and have the same times, because the clock has
+    /// made no step in between, is not trusted (git's rule for its index). The times of a file server count as those of
+    /// our clock: if it is behind by more than a step, that is not noticed.
     #[must_use]
     pub const fn vouches_for(&self, now: &Self) -> bool {
         self.size == now.size
@@ -74,8 +94,24 @@ impl Stamp {
             && self.inode == now.inode
             && self.device == now.device
             // A file's times may be as far in the future as its owner likes.
-            && self.ctime_ns.saturating_add(CLOCK_TICK_NS) < self.taken_ns
-            && self.mtime_ns.saturating_add(CLOCK_TICK_NS) < self.taken_ns
+            && self.ctime_ns.saturating_add(step_of(self.ctime_ns)) < self.taken_ns
+            && self.mtime_ns.saturating_add(step_of(self.mtime_ns)) < self.taken_ns
+    }
+
+    /// The stamp of a file that was placed, for a row that is written now, a clock tick or more after that. It counts as
+    /// taken now, since nobody changes a file within the tick in which it was placed. Where times have coarser steps,
+    /// such a change must be reckoned with: there it counts as taken when it was. The next look at the file reads it,
+    /// and the stamp of that look is old enough.
+    #[must_use]
+    pub const fn recorded_at(self, now_ns: i64) -> Self {
+        if step_of(self.ctime_ns) > CLOCK_TICK_NS || step_of(self.mtime_ns) > CLOCK_TICK_NS {
+            self
+        } else {
+            Self {
+                taken_ns: now_ns,
+                ..self
+            }
+        }
     }
 }
 
@@ -85,8 +121,8 @@ mod tests {
 
     const OLD: Stamp = Stamp {
         size: 5,
-        mtime_ns: 1_000_000_000,
-        ctime_ns: 2_000_000_000,
+        mtime_ns: 1_000_000_001,
+        ctime_ns: 2_000_000_001,
         inode: 7,
         device: 1,
         taken_ns: 3_000_000_000,
@@ -116,6 +152,45 @@ mod tests {
             ..OLD
         };
         assert!(!racy.vouches_for(&racy));
+    }
+
+    #[test]
+    fn where_times_have_coarse_steps_a_stamp_is_trusted_a_step_later_and_not_before() {
+        const SECOND: i64 = 1_000_000_000;
+        let of = |changed_ns: i64, after_ns: i64| Stamp {
+            mtime_ns: changed_ns,
+            ctime_ns: changed_ns,
+            taken_ns: changed_ns + after_ns,
+            ..OLD
+        };
+        for (changed_ns, step_ns) in [
+            // vfat; it may as well be a second's.
+            (1_700_000_000 * SECOND, 2 * SECOND),
+            // ext3, ext4 with inodes of 128 bytes, some NFS.
+            (1_700_000_001 * SECOND, SECOND),
+            (1_700_000_001 * SECOND + 300_000_000, SECOND / 10),
+            (1_700_000_001 * SECOND + 123_456_789, 0),
+            // Before the epoch.
+            (-SECOND, SECOND),
+        ] {
+            for after_ns in [0, step_ns / 2, step_ns, step_ns + CLOCK_TICK_NS] {
+                let young = of(changed_ns, after_ns);
+                assert!(!young.vouches_for(&young), "{young:?}");
+                // Writing it down later makes it no older.
+                let recorded = young.recorded_at(changed_ns + 60 * SECOND);
+                assert_eq!(recorded.vouches_for(&young), step_ns == 0, "{young:?}");
+            }
+            let old = of(changed_ns, step_ns + CLOCK_TICK_NS + 1);
+            assert!(old.vouches_for(&old), "{old:?}");
+            assert!(old.recorded_at(changed_ns + 60 * SECOND).vouches_for(&old));
+        }
+        // Either time may be the one with coarse steps.
+        let mtime_alone = Stamp {
+            ctime_ns: 1_700_000_001 * SECOND + 5,
+            ..of(1_700_000_001 * SECOND, SECOND / 2)
+        };
+        assert!(!mtime_alone.vouches_for(&mtime_alone));
+        assert_eq!(mtime_alone.recorded_at(i64::MAX), mtime_alone);
     }
 
     #[test]

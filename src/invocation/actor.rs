@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// How long a completion waits before its row is written, so that the file's stamp is older than the row by more
-/// than a clock tick (see [`crate::output::Stamp::vouches_for`]).
+/// than a clock tick (see [`crate::output::Stamp::recorded_at`]).
 const STAMP_AGE: Duration = Duration::from_millis(25);
 /// For how long rows are put off while more come, and how many (some 200 bytes each): they are of no use to the build
 /// that waits, and would take its processor time.

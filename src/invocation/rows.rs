@@ -122,8 +122,7 @@ fn compare(named: &Named, row: &SeenOutput<'_>, superseded: bool) -> Before {
 /// Records what became of wants. A row that meanwhile has other content belongs to somebody newer and is left alone.
 /// Blocks on the record.
 ///
-/// Call it a clock tick or more after the files were placed: the stamp counts as taken now, and one that is as young as
-/// its file would not be trusted later.
+/// Call it a clock tick or more after the files were placed: see [`Stamp::recorded_at`].
 ///
 /// `version` is that of the invocation whose wants they were. Behind a newer one, only rows that know nothing yet are
 /// written: the others tell what that one has found.
@@ -182,7 +181,7 @@ impl End {
         match &completion.outcome {
             Outcome::Downloaded { source, stamp, .. } => {
                 row.state = OutputState::Materialized;
-                row.stamp = self.stamped(*stamp);
+                row.stamp = stamp.map(|stamp| stamp.recorded_at(self.now_ns));
                 row.source = self.source(source.name());
                 row.materialized_at_ms = self.now_ms;
                 row.took_us = took_us;
@@ -195,7 +194,8 @@ impl End {
                     row.took_us = took_us;
                 }
                 row.state = OutputState::Materialized;
-                row.stamp = self.stamped(*stamp);
+                // As old as the look was: whoever made the file may have changed it right after.
+                row.stamp = *stamp;
                 row.error.clear();
             }
             Outcome::Evicted(reason) => {
@@ -211,13 +211,6 @@ impl End {
             Outcome::Superseded => return None,
         }
         Some(row)
-    }
-
-    fn stamped(&self, stamp: Option<Stamp>) -> Option<Stamp> {
-        stamp.map(|stamp| Stamp {
-            taken_ns: self.now_ns,
-            ..stamp
-        })
     }
 
     fn source(&mut self, name: &str) -> Arc<str> {
@@ -337,6 +330,50 @@ mod tests {
         );
         conclude(&f.record, f.root, old.version, &[end(present)]);
         assert_eq!(f.row().state, OutputState::Evicted);
+    }
+
+    #[test]
+    fn a_stamp_with_coarse_times_is_as_old_as_the_look_at_its_file() {
+        let f = Fixture::new();
+        let naming = f.begin("one");
+        absorb(&f.record, &naming, vec![named(blob("1"), Class::Required)]);
+        // Of years ago: what counts is when it was looked at.
+        let second = 1_000_000_000;
+        for (ctime_ns, after_ns, is_trusted) in [
+            (1_700_000_001 * second, second / 2, false),
+            (1_700_000_001 * second, 3 * second, true),
+            (1_700_000_001 * second + 1, 0, false),
+        ] {
+            let stamp = Stamp {
+                mtime_ns: ctime_ns,
+                ctime_ns,
+                taken_ns: ctime_ns + after_ns,
+                ..Stamp::default()
+            };
+            let downloaded = Outcome::Downloaded {
+                source: crate::materialize::Source::Batch,
+                stamp: Some(stamp),
+                bytes: 1,
+            };
+            let present = Outcome::Present {
+                stamp: Some(stamp),
+                hashed: true,
+            };
+            // What was placed by us is changed by nobody within a tick.
+            let is_ours = is_trusted || ctime_ns % second > 0;
+            for (outcome, is_trusted) in [(downloaded, is_ours), (present, is_trusted)] {
+                let end = Completion {
+                    path: ExecPath::new("bazel-out/x").unwrap(),
+                    content: blob("1"),
+                    class: Class::Required,
+                    outcome,
+                    took: std::time::Duration::ZERO,
+                };
+                conclude(&f.record, f.root, naming.version, std::slice::from_ref(&end));
+                let recorded = f.row().stamp.unwrap();
+                assert_eq!(recorded.vouches_for(&stamp), is_trusted, "{end:?}");
+            }
+        }
     }
 
     #[test]

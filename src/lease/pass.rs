@@ -1,10 +1,6 @@
 //! One look at everything that a root's newest build has in the cache.
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 
@@ -165,7 +161,7 @@ struct Noted {
 enum Found {
     Lost,
     Returned,
-    OnDisk(Option<Stamp>),
+    OnDisk(Stamp),
 }
 
 /// Puts on record what is gone, what is back, and what has been on disk all the time: an output that was built here may
@@ -180,7 +176,6 @@ fn note(record: &Record, id: RootId, root: &Root, batch: Batch, missing: &HashSe
                 found.push((leased, Found::Returned));
             }
         } else if let Ok(Check::Present { stamp, .. }) = placer.check(&leased.path, &leased.content, None) {
-            let stamp = is_older_than_a_tick(stamp.ctime_ns).then_some(stamp);
             found.push((leased, Found::OnDisk(stamp)));
         } else if can_tell && (leased.is_evicted || leased.origin == Origin::Here) {
             found.push((leased, Found::Lost));
@@ -242,27 +237,13 @@ fn changed_by(found: Found, mut row: OutputRow) -> Option<OutputRow> {
         Found::OnDisk(stamp) => {
             row.state = OutputState::Materialized;
             row.error.clear();
-            row.stamp = stamp.map(|stamp| Stamp {
-                taken_ns: now_ns(),
-                ..stamp
-            });
+            row.stamp = Some(stamp);
             row.source = "present".into();
             row.materialized_at_ms = now_ms();
             row.took_us = 0;
         }
     }
     Some(row)
-}
-
-/// A stamp that is as young as its file proves nothing later.
-fn is_older_than_a_tick(ctime_ns: i64) -> bool {
-    now_ns().saturating_sub(ctime_ns) > 25_000_000
-}
-
-fn now_ns() -> i64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::{
     remote::{Attribution, BlobStore as _, RemoteErrorKind},
 };
 
-/// How long stamps wait, see `Stamp::vouches_for`.
+/// How long stamps wait, see `Stamp::recorded_at`.
 const STAMP_AGE: Duration = Duration::from_millis(25);
 
 /// One stage on its way.
@@ -306,15 +306,10 @@ impl Work {
         for ended in self.outputs() {
             if !ended.outcome.is_empty() {
                 // What was there before has been looked at just now, so its stamp is as old as it says.
-                let taken_ns = if ended.outcome == "present" {
-                    None
-                } else {
-                    Some(now_ns)
+                let stamp = match ended.stamp {
+                    Some(stamp) if ended.outcome != "present" => Some(stamp.recorded_at(now_ns)),
+                    stamp => stamp,
                 };
-                let stamp = ended.stamp.map(|stamp| Stamp {
-                    taken_ns: taken_ns.unwrap_or(stamp.taken_ns),
-                    ..stamp
-                });
                 marker.files.push(marker::File::new(&ended.artifact, stamp));
             } else if !ended.error.is_empty() {
                 marker.missing.push(Missing {

@@ -15,7 +15,7 @@ use crate::{
     remote::Attribution,
 };
 
-/// How long row updates wait, see `Stamp::vouches_for`.
+/// How long row updates wait, see `Stamp::recorded_at`.
 const STAMP_AGE: Duration = Duration::from_millis(25);
 
 impl Service {

@@ -351,6 +351,8 @@ impl NewFile {
 
     /// The stamp after publishing: both a link and a rename change the change time.
     fn stamp(&self, root: &OutputRoot) -> io::Result<Stamp> {
+        // No later than the look: see `Stamp::recorded_at`.
+        let taken = sys::now_ns();
         let mut stat = fs::fstat(&self.fd)?;
         // A directory's default ACL may say otherwise than the umask.
         if stat.st_mode & 0o777 != self.mode {
@@ -358,7 +360,7 @@ impl NewFile {
             fs::fchmod(&self.fd, Mode::from_raw_mode(self.mode))?;
             stat = fs::fstat(&self.fd)?;
         }
-        Ok(sys::stamp(&stat, sys::now_ns()))
+        Ok(sys::stamp(&stat, taken))
     }
 }
 

@@ -90,12 +90,13 @@ impl Staging {
         let mode = job.options.mode();
         let name = OsStr::new(item.path.file_name());
         let fd = fs::openat(&self.fd, name, create_flags(), Mode::from_raw_mode(mode))?;
+        let taken = sys::now_ns();
         let written = sys::write_all(&fd, item.bytes)
             .and_then(|()| settle_mode(job.root, &fd, mode))
             .and_then(|()| fs::fstat(&fd));
         match written {
             // The directory's rename does not touch the file, so this is the stamp of the published one as well.
-            Ok(stat) => Ok(sys::stamp(&stat, sys::now_ns())),
+            Ok(stat) => Ok(sys::stamp(&stat, taken)),
             Err(errno) => {
                 fs::unlinkat(&self.fd, name, AtFlags::empty())?;
                 Err(errno)

@@ -2,6 +2,7 @@
 
 mod checking;
 mod claims;
+mod coarse;
 mod placing;
 mod planted;
 mod races;
