@@ -315,6 +315,12 @@ impl NamedSets {
         self.nodes[index.0].files.as_ref()
     }
 
+    /// The same by its number.
+    #[must_use]
+    pub fn files_of(&self, index: SetIndex) -> Option<&Arc<[File]>> {
+        self.nodes.get(index.0)?.files.as_ref()
+    }
+
     /// Every set that has come, with its own files, in the order in which they were first heard of.
     pub fn iter(&self) -> impl Iterator<Item = (SetIndex, &Arc<[File]>)> {
         let nodes = self.nodes.iter().enumerate();

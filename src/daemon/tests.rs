@@ -552,3 +552,42 @@ fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
         }
     }
 }
+
+#[tokio::test]
+async fn an_output_counts_once_however_many_groups_and_targets_name_it() {
+    let mut f = Fixture::new(false).await;
+    let digest = f.cache.store().put("bytes");
+    let files: Vec<File> = (0..30).map(|n| output(&format!("t{n}.d/x"), &digest)).collect();
+    let trees: Vec<File> = (0..31).map(|n| output(&format!("t{n}.d"), &digest)).collect();
+    f.set("0", files.clone(), &[]).await;
+    f.set("1", files, &[]).await;
+    for (n, set) in ["0", "1"].into_iter().cycle().take(40).enumerate() {
+        // Known by two rules of their own, and the last ones required.
+        let (name, incomplete) = [("_hidden_x", false), ("default", true)][n / 2 % 2];
+        let is_last = n >= 38;
+        f.send(Event::Completed(Completed {
+            target: target(&format!("//:t{n}")),
+            success: true,
+            groups: vec![OutputGroup {
+                name: if is_last { "default" } else { name }.to_owned(),
+                sets: vec![set.to_owned()],
+                incomplete: incomplete && !is_last,
+                ..OutputGroup::default()
+            }],
+            directories: trees.clone(),
+        }))
+        .await;
+        if n == 37 {
+            let row = f.rooms.engine.snapshot("invocation").await.unwrap().0;
+            // Of each tree the file, and the empty one.
+            assert_eq!((row.known, row.present, row.failed), (31, 0, 0));
+            let targets = f.rooms.engine.targets("invocation").await.unwrap();
+            assert_eq!(targets.iter().map(|row| row.known).sum::<u64>(), 31);
+        }
+    }
+    f.finish().await;
+    let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    assert_eq!(settled.failed, 0);
+    let row = f.rooms.engine.snapshot("invocation").await.unwrap().0;
+    assert_eq!((row.known, row.downloaded + row.present), (0, 31));
+}

@@ -112,6 +112,12 @@ pub fn whole_build(data: &[u8]) {
             1 => DownloadMode::All,
             _ => DownloadMode::Minimal,
         },
+        // Files are judged again when the tree that they lie in is known.
+        regexes: (choice & 0x20 != 0)
+            .then(|| "[^.]*".parse().ok())
+            .into_iter()
+            .flatten()
+            .collect(),
         ..Policy::default()
     };
     let mut build = Build::new(policy).holding_sets(choice & 0x80 != 0);

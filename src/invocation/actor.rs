@@ -10,7 +10,7 @@ mod naming;
 mod progress;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
@@ -127,6 +127,8 @@ pub(super) struct Actor {
     wanted: HashMap<ExecPath, Wanted, PathHasher>,
     /// Where each flattened name came from.
     flattened: HashMap<ExecPath, ExecPath>,
+    /// Hashes of the paths that are only known, so that each counts once.
+    known: HashSet<u64, PathHasher>,
     pending_required: u64,
     pending_optional: u64,
     targets: HashMap<Arc<TargetId>, TargetRow>,
@@ -210,6 +212,7 @@ impl Actor {
             pending_optional: 0,
             targets: HashMap::new(),
             tally: Tally::default(),
+            known: HashSet::default(),
             course: Course::default(),
             progress: watch::Sender::new(Progress::default()),
             listeners: Listeners::default(),
@@ -606,6 +609,7 @@ impl Actor {
             .invocation(self.state.map(InvocationState::name), state.name());
         self.state = Some(state);
         self.save_row();
+        self.known = HashSet::default();
     }
 
     fn fill_row(&mut self) {

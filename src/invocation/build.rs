@@ -5,7 +5,7 @@
 //! files until its summary says where they belong; what has not come by the end of the stream is done without.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -14,6 +14,7 @@ use super::{
     policy::Policy,
     selection::{Command, GroupContext, Origin, ProfileId, Selector, Verdict},
     test_outputs::{self, TestShape},
+    trees::{Holder, Inline, Trees},
 };
 use crate::{
     bep::{
@@ -27,9 +28,6 @@ use crate::{
     exec_path::{ExecPath, ExecPathError},
     output::{Class, OutputContent},
 };
-
-/// So few trees of a target are gone through one by one.
-const FEW_TREES: usize = 8;
 
 /// The directory that all outputs of a build lie in.
 const OUTPUT_DIRECTORY: &str = "bazel-out";
@@ -106,6 +104,13 @@ pub enum Effect {
 /// A test's results with their events' numbers, by run, shard and attempt: a repeated event replaces what it repeats.
 type Attempts = HashMap<(u32, u32, u32), (i64, TestResult)>;
 
+/// What was gone through under a profile.
+struct Visited {
+    sets: SetBits,
+    /// A group that has it.
+    group: Arc<str>,
+}
+
 /// One build's life.
 pub struct Build {
     meter: Meter,
@@ -119,8 +124,8 @@ pub struct Build {
     tests: std::collections::HashSet<String>,
     configurations: HashMap<String, String>,
     sets: NamedSets,
-    /// For each profile, the sets that have been gone through under it.
-    visited: HashMap<ProfileId, SetBits>,
+    visited: BTreeMap<ProfileId, Visited>,
+    trees: Trees,
     /// Sets that any target refers to.
     referenced: SetBits,
     /// Absolute paths of outputs that the build tool could not read for the stream.
@@ -157,7 +162,8 @@ impl Build {
             tests: std::collections::HashSet::new(),
             configurations: HashMap::new(),
             sets: NamedSets::default(),
-            visited: HashMap::new(),
+            visited: BTreeMap::new(),
+            trees: Trees::default(),
             referenced: SetBits::default(),
             unreadable: Vec::new(),
             results: HashMap::new(),
@@ -243,11 +249,18 @@ impl Build {
             }
             Event::NamedSet(set) => {
                 self.note_authority(&set, &mut effects);
-                let id = self.holds_sets.then(|| set.id.clone());
+                let is_noted = self.holds_sets || self.trees.are_known();
+                let id = is_noted.then(|| set.id.clone());
+                let is_new = self.sets.files(&set.id).is_none();
                 let released = self.sets.insert(set);
                 if let Some(set) = id.and_then(|id| self.sets.find(&id)) {
-                    self.set_numbers.insert(set, sequence);
-                    self.open.insert(sequence);
+                    if self.holds_sets {
+                        self.set_numbers.insert(set, sequence);
+                        self.open.insert(sequence);
+                    }
+                    if let Some(files) = self.sets.files_of(set).filter(|_| is_new) {
+                        self.trees.set_came(set, files);
+                    }
                 }
                 for ticket in released {
                     if let Some((sequence, completed)) = self.parked.remove(&ticket) {
@@ -386,18 +399,18 @@ impl Build {
         }
     }
 
-    fn expand(&mut self, sequence: i64, completed: Completed, effects: &mut Vec<Effect>) {
+    fn expand(&mut self, sequence: i64, mut completed: Completed, effects: &mut Vec<Effect>) {
         self.open.remove(&sequence);
-        let target = Arc::new(completed.target);
+        let target = Arc::new(std::mem::take(&mut completed.target));
         let event: Arc<str> = format!("target_completed {target}").into();
         let trees: Vec<&File> = completed.directories.iter().filter(|d| d.has_prefix()).collect();
-        let mut namer = Namer::new(&mut self.selector, sequence);
-        namer.trees = trees.iter().map(|d| (&*d.path, false)).collect();
-        namer.trees.sort_unstable();
-        let mut directory_profile = None;
-        let mut refers_to = Vec::new();
-        for group in &completed.groups {
-            let context = GroupContext {
+        let mut again = Vec::new();
+        for tree in &trees {
+            again.extend(self.trees.add(&tree.path, &self.sets));
+        }
+        let mut groups = Vec::with_capacity(completed.groups.len());
+        for group in completed.groups {
+            let profile = self.selector.profile(&GroupContext {
                 command: self.command,
                 label: &target.label,
                 aspect: &target.aspect,
@@ -406,14 +419,56 @@ impl Build {
                     incomplete: group.incomplete,
                     test_rule: self.tests.contains(&target.label),
                 },
+            });
+            let name: Arc<str> = group.name.into();
+            let files: Arc<[File]> = group.files.into();
+            if !files.is_empty() {
+                self.trees.event_came(Inline {
+                    files: files.clone(),
+                    profile,
+                    group: name.clone(),
+                    event: event.clone(),
+                });
+            }
+            groups.push((profile, name, group.sets, files, group.incomplete));
+        }
+        let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
+        // Under every profile that they were gone through under, for what this event tells of them is true of all.
+        for run in again {
+            let files = match run.of {
+                Holder::Set(set) => self.sets.files_of(set),
+                Holder::Event(number) => self.trees.inline(number).map(|inline| &inline.files),
             };
-            let profile = namer.selector.profile(&context);
-            let name: Arc<str> = group.name.as_str().into();
-            let visited = self.visited.entry(profile).or_default();
-            refers_to.extend(group.sets.iter().filter_map(|id| self.sets.find(id)));
-            let roots = group.sets.iter().map(String::as_str);
+            let Some(files) = files.and_then(|files| files.get(run.files)) else {
+                continue;
+            };
+            match run.of {
+                Holder::Set(set) => {
+                    let event: Arc<str> = format!("named_set {}", self.sets.id(set)).into();
+                    namer.set = Some(set);
+                    for (profile, visited) in self.visited.iter().filter(|(_, v)| v.sets.contains(set)) {
+                        namer.again(files, *profile, &visited.group, &event);
+                    }
+                    namer.set = None;
+                }
+                Holder::Event(number) => {
+                    if let Some(inline) = self.trees.inline(number) {
+                        namer.again(files, inline.profile, &inline.group, &inline.event);
+                    }
+                }
+            }
+        }
+        let mut directory_profile = None;
+        let mut refers_to = Vec::new();
+        for (profile, name, sets, own, incomplete) in groups {
+            let visited = self.visited.entry(profile).or_insert_with(|| Visited {
+                sets: SetBits::default(),
+                group: name.clone(),
+            });
+            refers_to.extend(sets.iter().filter_map(|id| self.sets.find(id)));
+            let roots = sets.iter().map(String::as_str);
             let referenced = &mut self.referenced;
-            for (set, files) in self.sets.expand(roots, |set| visited.test_and_set(set)) {
+            for (set, files) in self.sets.expand(roots, |set| visited.sets.test_and_set(set)) {
                 referenced.test_and_set(set);
                 let event: Arc<str> = format!("named_set {}", self.sets.id(set)).into();
                 namer.set = Some(set);
@@ -426,23 +481,19 @@ impl Build {
                 }
             }
             (namer.set, namer.sequence) = (None, sequence);
-            for file in &group.files {
+            for file in own.iter() {
                 namer.name(file, profile, &name, &event);
             }
-            if !group.incomplete {
-                directory_profile = Some(directory_profile.map_or((profile, name.clone()), |found| found));
+            if !incomplete {
+                directory_profile = directory_profile.or(Some((profile, name)));
             }
         }
-        // Files of a tree name it; an empty tree is named by nothing but its root.
+        // Files of a tree name it, whoever has them; an empty tree has only its root.
         if let Some((profile, name)) = directory_profile {
-            let empty: Vec<String> = namer
-                .trees
-                .iter()
-                .filter(|(_, filled)| !filled)
-                .map(|(root, _)| (*root).to_owned())
-                .collect();
-            for root in empty {
-                namer.directory(&root, profile, &name, &event);
+            for tree in trees {
+                if self.trees.is_empty(&tree.path) {
+                    namer.directory(&tree.path, profile, &name, &event);
+                }
             }
         }
         let (outputs, unusable) = (namer.outputs, namer.unusable);
@@ -491,7 +542,7 @@ impl Build {
             group: "",
             origin: Origin::TestOutput,
         });
-        let mut namer = Namer::new(&mut self.selector, sequence);
+        let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
         for (number, result) in numbers.iter().zip(&results) {
             namer.sequence = *number;
             let last = last_attempts.get(&(result.shard, result.run)) == Some(&result.attempt);
@@ -530,7 +581,7 @@ impl Build {
             group: "",
             origin: Origin::Action,
         });
-        let mut namer = Namer::new(&mut self.selector, sequence);
+        let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
         let file = File {
             path: action.primary_output.as_str().into(),
             prefix_len: 1,
@@ -556,7 +607,7 @@ impl Build {
             group: "",
             origin: Origin::Unreferenced,
         });
-        let mut namer = Namer::new(&mut self.selector, 0);
+        let mut namer = Namer::new(&mut self.selector, &self.trees, 0);
         for (set, files) in self.sets.iter() {
             if self.referenced.contains(set) {
                 continue;
@@ -575,8 +626,9 @@ impl Build {
 /// Turns the files of one target into outputs.
 struct Namer<'a> {
     selector: &'a mut Selector,
-    /// Roots of the target's trees in order, and whether a file of theirs was named.
-    trees: Vec<(&'a str, bool)>,
+    trees: &'a Trees,
+    /// The directory of the file that was named last, and the tree that it lies in.
+    near: Option<(String, Option<&'a str>)>,
     outputs: Vec<Named>,
     /// [`Effect::Unusable`].
     unusable: Vec<Effect>,
@@ -586,10 +638,11 @@ struct Namer<'a> {
 }
 
 impl<'a> Namer<'a> {
-    const fn new(selector: &'a mut Selector, sequence: i64) -> Self {
+    const fn new(selector: &'a mut Selector, trees: &'a Trees, sequence: i64) -> Self {
         Self {
             selector,
-            trees: Vec::new(),
+            trees,
+            near: None,
             outputs: Vec::new(),
             unusable: Vec::new(),
             sequence,
@@ -615,38 +668,53 @@ impl<'a> Namer<'a> {
         let Some(path) = self.output_path(path) else {
             return;
         };
-        let (content, size) = match &file.content {
-            Content::Blob(digest) => (OutputContent::Blob(digest.clone()), Some(digest.size())),
-            Content::Inline(bytes) => (OutputContent::Inline(bytes.clone()), Some(bytes.len() as u64)),
-            Content::Symlink(target) => (OutputContent::Symlink(target.clone()), None),
-            Content::Unknown => {
-                // Else it is a local file of a build tool that does not tell digests, and is on its disk.
-                if let Some(uri) = file.uri.as_deref().filter(|uri| BytestreamUri::is_one(uri)) {
-                    let class = self.selector.select(profile, path.as_str(), None, None).class;
-                    let reason = format!("{path}: its digest is none, or is not that of {uri}");
-                    self.unusable.push(Effect::Unusable(class, reason));
-                }
-                return;
+        let Some((content, size)) = content_of(file) else {
+            // Else it is a local file of a build tool that does not tell digests, and is on its disk.
+            if let Some(uri) = file.uri.as_deref().filter(|uri| BytestreamUri::is_one(uri)) {
+                let class = self.selector.select(profile, path.as_str(), None, None).class;
+                let reason = format!("{path}: its digest is none, or is not that of {uri}");
+                self.unusable.push(Effect::Unusable(class, reason));
             }
+            return;
         };
-        let tree_root = self.tree_of(&path).and_then(|tree| self.trees.get_mut(tree));
-        let tree_root = tree_root.map(|(root, filled)| {
-            *filled = true;
-            *root
-        });
+        let tree_root = self.tree_of(&path, profile);
         let verdict = self.selector.select(profile, path.as_str(), tree_root, size);
         self.push(path, content, verdict, group, event);
     }
 
-    /// Which tree a path belongs to. A target may have thousands of trees, and each of them as many files.
-    fn tree_of(&self, path: &ExecPath) -> Option<usize> {
-        if self.trees.len() < FEW_TREES {
-            return self.trees.iter().position(|(root, _)| path.starts_with(root));
+    /// Names files once more if they are judged in another way now that the tree that they lie in is known. What was
+    /// said of those that can't be outputs stays said.
+    fn again(&mut self, files: &[File], profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
+        if !self.selector.looks_at_trees(profile) {
+            return;
         }
-        std::iter::successors(Some(path.as_str()), |path| {
-            path.rsplit_once('/').map(|(directory, _)| directory)
-        })
-        .find_map(|path| self.trees.binary_search_by(|(root, _)| (*root).cmp(path)).ok())
+        for file in files.iter().filter(|file| file.has_prefix()) {
+            let (Ok(Some(path)), Some((content, size))) = (output_path(&file.path), content_of(file)) else {
+                continue;
+            };
+            let before = self.selector.select(profile, path.as_str(), None, size);
+            let tree_root = self.tree_of(&path, profile);
+            let verdict = self.selector.select(profile, path.as_str(), tree_root, size);
+            if verdict != before {
+                self.push(path, content, verdict, group, event);
+            }
+        }
+    }
+
+    /// The root of the tree that a file lies in, if the profile asks for that.
+    fn tree_of(&mut self, path: &ExecPath, profile: ProfileId) -> Option<&'a str> {
+        if !self.trees.are_known() || !self.selector.looks_at_trees(profile) {
+            return None;
+        }
+        let directory = path.parent().unwrap_or_default();
+        match &self.near {
+            Some((near, root)) if near == directory => *root,
+            _ => {
+                let root = self.trees.root_of(directory);
+                self.near = Some((directory.to_owned(), root));
+                root
+            }
+        }
     }
 
     fn directory(&mut self, path: &str, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
@@ -689,6 +757,16 @@ impl<'a> Namer<'a> {
                 None
             }
         }
+    }
+}
+
+/// What a file is, if the stream tells it, and its size, if it has one.
+fn content_of(file: &File) -> Option<(OutputContent, Option<u64>)> {
+    match &file.content {
+        Content::Blob(digest) => Some((OutputContent::Blob(digest.clone()), Some(digest.size()))),
+        Content::Inline(bytes) => Some((OutputContent::Inline(bytes.clone()), Some(bytes.len() as u64))),
+        Content::Symlink(target) => Some((OutputContent::Symlink(target.clone()), None)),
+        Content::Unknown => None,
     }
 }
 

@@ -192,6 +192,15 @@ impl Selector {
         id
     }
 
+    /// Whether the verdict on a file may depend on the tree that it lies in.
+    #[must_use]
+    pub fn looks_at_trees(&self, profile: ProfileId) -> bool {
+        self.profiles.get(profile).is_some_and(|(profile, _)| {
+            let has_path = |&i: &usize| self.policy.rules[i].path.is_some();
+            (profile.regexes && !self.policy.regexes.is_empty()) || profile.rules.iter().any(has_path)
+        })
+    }
+
     /// The verdict on one output of a group. `tree_root` is the root of the tree artifact that it lies in; `size` is
     /// unknown for symlinks and directories.
     pub fn select(

@@ -1,6 +1,7 @@
 //! Builds, as recorded streams of real Bazels and as events in every order that has been seen.
 
 mod hostile;
+mod trees;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 

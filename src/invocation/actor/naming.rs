@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    hash::BuildHasher as _,
     sync::Arc,
 };
 
@@ -240,12 +241,26 @@ impl Actor {
             anew
         });
         for n in &named {
+            let hash = || self.known.hasher().hash_one(n.path.as_str());
             match n.class {
-                Class::Required => counts.required += 1,
-                Class::Optional => counts.optional += 1,
+                // Other sets, groups and targets may have named it before.
                 Class::Known => {
-                    counts.known += 1;
-                    self.tally.known += 1;
+                    let hash = hash();
+                    if self.known.insert(hash) {
+                        counts.known += 1;
+                        self.tally.known += 1;
+                    }
+                }
+                class => {
+                    if class == Class::Required {
+                        counts.required += 1;
+                    } else {
+                        counts.optional += 1;
+                    }
+                    let hash = if self.known.is_empty() { None } else { Some(hash()) };
+                    if hash.is_some_and(|hash| self.known.remove(&hash)) {
+                        self.tally.known -= 1;
+                    }
                 }
             }
         }
