@@ -100,7 +100,7 @@ impl Stamp {
 
     /// The stamp of a file that was placed, for a row that is written now, a clock tick or more after that. It counts as
     /// taken now, since nobody changes a file within the tick in which it was placed. Where times have coarser steps,
-    /// such a change must be reckoned with: there it counts as taken when it was. The next look at the file reads it,
+    /// such a change is possible: there it counts as taken when it was. The next look at the file reads it,
     /// and the stamp of that look is old enough.
     #[must_use]
     pub const fn recorded_at(self, now_ns: i64) -> Self {

@@ -7,6 +7,7 @@
 mod again;
 mod local;
 mod naming;
+mod others;
 mod progress;
 
 use std::{
@@ -18,10 +19,10 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::spawn_blocking,
+    task::{JoinSet, spawn_blocking},
 };
 
-use self::progress::Course;
+use self::{others::Doubt, progress::Course};
 use super::{
     build::{Build, Named},
     engine::{Report, Shared},
@@ -87,6 +88,7 @@ pub(super) enum Message {
 }
 
 /// An output that is on disk.
+#[derive(Clone)]
 struct Placed {
     path: ExecPath,
     outcome: Outcome,
@@ -125,10 +127,10 @@ pub(super) struct Actor {
     blocked: Option<String>,
     completions: mpsc::UnboundedSender<Vec<Completion>>,
     wanted: HashMap<ExecPath, Wanted, PathHasher>,
-    /// Where each flattened name came from.
-    flattened: HashMap<ExecPath, ExecPath>,
     /// Hashes of the paths that are only known, so that each counts once.
     known: HashSet<u64, PathHasher>,
+    /// Where each flattened name came from.
+    flattened: HashMap<ExecPath, ExecPath>,
     pending_required: u64,
     pending_optional: u64,
     targets: HashMap<Arc<TargetId>, TargetRow>,
@@ -145,8 +147,11 @@ pub(super) struct Actor {
     unwritten: Vec<Completion>,
     /// What is on disk, or was when it was looked at, if that is looked at again.
     placed: Vec<Placed>,
-    /// Whether the build tool may delete at its end what is on disk.
+    /// Whether the build tool may delete at its end what is on disk, or another process may replace it.
     look_after: bool,
+    /// Whether another process may still place an older build's files here, and the task that watches it.
+    doubt: Option<Doubt>,
+    others: JoinSet<bool>,
     /// Outputs that are to be recorded, and then wanted if there is a way to have them.
     unasked: Vec<(Naming, Vec<Named>, bool)>,
     /// Whether that has been looked at again, behind the end of the stream.
@@ -207,12 +212,12 @@ impl Actor {
             blocked: None,
             completions,
             wanted: HashMap::default(),
+            known: HashSet::default(),
             flattened: HashMap::new(),
             pending_required: 0,
             pending_optional: 0,
             targets: HashMap::new(),
             tally: Tally::default(),
-            known: HashSet::default(),
             course: Course::default(),
             progress: watch::Sender::new(Progress::default()),
             listeners: Listeners::default(),
@@ -222,6 +227,8 @@ impl Actor {
             unwritten: Vec::new(),
             placed: Vec::new(),
             look_after: true,
+            doubt: None,
+            others: JoinSet::new(),
             unasked: Vec::new(),
             looked_again: false,
             last_completion: Instant::now(),
@@ -254,6 +261,7 @@ impl Actor {
             if idle && self.unwritten.is_empty() && !open {
                 break;
             }
+            let idle = idle && self.doubt.is_none();
             let nap = if self.unwritten.is_empty() {
                 self.shared.linger().saturating_sub(quiet_since.elapsed())
             } else {
@@ -278,6 +286,7 @@ impl Actor {
                     }
                     self.ask().await;
                 }
+                Some(alone) = self.others.join_next() => self.on_others(alone.unwrap_or(true)),
                 () = self.progress.closed(), if self.loaded && self.is_unloadable() => self.unload(),
                 () = tokio::time::sleep(nap) => {
                     if self.unwritten.is_empty() && idle {
@@ -289,6 +298,7 @@ impl Actor {
                 }
             }
             self.write_rows(false).await;
+            self.look_after_others().await;
             self.tell_progress();
             self.settle().await;
         }
@@ -450,7 +460,10 @@ impl Actor {
                 });
             }
             self.tally.add(&completion);
-            if self.look_after && !self.looked_again && completion.outcome.is_on_disk() {
+            if self.look_after
+                && (!self.looked_again || self.doubt.is_some())
+                && completion.outcome.is_on_disk()
+            {
                 self.placed.push(Placed {
                     path: completion.path.clone(),
                     outcome: completion.outcome.clone(),
@@ -483,7 +496,8 @@ impl Actor {
 
     /// Answers whoever waits, once nothing required is on its way any more.
     async fn settle(&mut self) {
-        if self.stream_open && self.waiters.is_empty() || self.pending_required > 0 {
+        let waits = self.pending_required > 0 || self.is_in_doubt();
+        if self.stream_open && self.waiters.is_empty() || waits {
             return;
         }
         self.look_again().await;
@@ -584,7 +598,7 @@ impl Actor {
     /// Whether nothing more comes that would need what [`Self::unload`] gives back.
     fn is_unloadable(&self) -> bool {
         let pending = self.pending_required + self.pending_optional > 0;
-        self.reported.is_some() && !self.interrupted && !pending
+        self.reported.is_some() && !self.interrupted && !pending && self.doubt.is_none()
     }
 
     /// Gives back what only a stream that goes on would need. The task itself stays for a while (see [`Shared::linger`]), and
@@ -595,6 +609,7 @@ impl Actor {
         self.places = None;
         self.build = new_build(&self.shared);
         self.wanted = HashMap::default();
+        self.known = HashSet::default();
         self.flattened = HashMap::new();
         self.targets = HashMap::new();
         self.session = None;
@@ -609,7 +624,6 @@ impl Actor {
             .invocation(self.state.map(InvocationState::name), state.name());
         self.state = Some(state);
         self.save_row();
-        self.known = HashSet::default();
     }
 
     fn fill_row(&mut self) {

@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use outhaul::embedded_cache::{RequestFault, Rpc, Times};
+use tokio::task::JoinHandle;
 
 use crate::{
+    build::Build,
     check::names,
     client::Client,
     dice::{cases, first_seed},
@@ -15,6 +17,28 @@ use crate::{
 impl World {
     fn claimed(&self) -> Vec<u8> {
         std::fs::read(self.output_base().join(".outhaul-newest._main")).unwrap_or_default()
+    }
+
+    /// As a process that is in the middle of placing older files, until this is closed.
+    fn placing(&self) -> std::fs::File {
+        let newest = std::fs::File::open(self.output_base().join(".outhaul-newest._main")).unwrap();
+        rustix::fs::flock(&newest, rustix::fs::FlockOperation::LockShared).unwrap();
+        newest
+    }
+
+    /// Such a process, which places some files of a build after a pause, all with other bytes, and is done.
+    fn place_late(&self, build: &Build, pause: Duration, from: usize) -> JoinHandle<()> {
+        let (placing, late, root) = (self.placing(), self.dir.path().join("late"), self.exec_root());
+        let paths: Vec<String> = build.files.keys().skip(from).step_by(7).cloned().collect();
+        tokio::task::spawn_blocking(move || {
+            std::thread::sleep(pause);
+            for path in paths {
+                std::fs::write(&late, "older").unwrap();
+                // Its directory may not be there yet.
+                let _ = std::fs::rename(&late, root.join(path));
+            }
+            drop(placing);
+        })
     }
 }
 
@@ -137,6 +161,40 @@ async fn a_build_that_is_passed_on_to_another_daemon_is_followed_by_both() {
     }
 }
 
+/// A process that has the lock for so long that the newer build is not held any more: what it places then is put right
+/// when it is done, by the daemon that has said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_process_places_after_the_end_of_a_newer_build_is_put_right() {
+    let mut world = World::new(first_seed()).await;
+    let mut dice = world.dice.clone();
+    let server = Server::start(world.serve()).await;
+    let older = Client::new(world.builds.next(&mut dice));
+    older.send(server.door(), Duration::ZERO).await.unwrap();
+    let placing = world.placing();
+    let began = Instant::now();
+    let newer = Client::new(world.builds.next(&mut dice));
+    tokio::time::timeout(PATIENCE, newer.send(server.door(), Duration::ZERO))
+        .await
+        .expect("in time")
+        .unwrap();
+    assert!(began.elapsed() > Duration::from_secs(5), "it was not held");
+    world.assert_complete(&newer.build);
+    server
+        .logged("in the middle of placing a file of an older build")
+        .await;
+    world.place_late(&newer.build, Duration::ZERO, 0).await.unwrap();
+    drop(placing);
+    server.logged("what it may have replaced is checked again").await;
+    let began = Instant::now();
+    let is_older =
+        |path: &String| std::fs::read(world.exec_root().join(path)).is_ok_and(|bytes| bytes == b"older");
+    while newer.build.files.keys().any(is_older) {
+        assert!(began.elapsed() < PATIENCE, "it is not put right");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.assert_complete(&newer.build);
+}
+
 /// Older builds under way in one daemon while newer ones go through the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
@@ -148,7 +206,7 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
         Server::start(world.serve()).await,
         Server::start(world.serve_in("other")).await,
     ];
-    let mut overtaken = 0;
+    let (mut overtaken, mut late) = (0, 0);
     for round in 0..wanted {
         // Slow enough that there is something to overtake.
         world.cache.faults().clear();
@@ -173,10 +231,19 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
             true => world.builds.again(&older.build),
             false => world.builds.next(&mut dice),
         });
+        // A third process may be in the middle of placing older files, and place them late.
+        let late = dice.percent(35).then(|| {
+            late += 1;
+            let pause = Duration::from_millis(1000 + dice.below(1500));
+            world.place_late(&newer.build, pause, dice.below(30) as usize)
+        });
         let done =
             tokio::time::timeout(PATIENCE, newer.send(servers[1 - first].door(), Duration::ZERO)).await;
         done.expect("in time")
             .unwrap_or_else(|e| panic!("world {seed}: {e}"));
+        if let Some(late) = late {
+            late.await.unwrap();
+        }
         world.assert_complete(&newer.build);
         let done = tokio::time::timeout(PATIENCE, sent).await;
         done.expect("in time")
@@ -195,5 +262,7 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
     }
     let left = names(&world.output_base());
     assert!(left.contains(".outhaul-newest._main"), "{left:?}");
-    eprintln!("two daemons: {wanted} pairs of builds, {overtaken} overtaken, seed {seed}");
+    eprintln!(
+        "two daemons: {wanted} pairs of builds, {overtaken} overtaken, {late} with a third, seed {seed}"
+    );
 }

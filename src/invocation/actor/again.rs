@@ -28,17 +28,35 @@ const LOOKS: usize = 512;
 const THREADS: usize = 4;
 
 impl Actor {
-    /// Wants once more what is not on disk any more. Once for each end of the stream.
+    /// Wants once more what the build tool has deleted. Once for each end of the stream.
     pub(super) async fn look_again(&mut self) {
         if self.stream_open || std::mem::replace(&mut self.looked_again, true) {
             return;
         }
-        let placed = std::mem::take(&mut self.placed);
-        let (Some(place), Some(session)) = (&self.place, &self.session) else {
+        if !deletes_at_its_end(&self.row.build_tool_version) {
             return;
+        }
+        let placed = match self.doubt {
+            Some(_) => self.placed.clone(),
+            None => std::mem::take(&mut self.placed),
+        };
+        let outputs = self.want_again(placed).await;
+        if outputs > 0 {
+            tracing::debug!(
+                invocation = %self.row.invocation_id,
+                outputs,
+                "the build tool has deleted or changed outputs at its end; they are fetched again"
+            );
+        }
+    }
+
+    /// Wants once more what of this is not on disk any more. Gives how many that are.
+    pub(super) async fn want_again(&mut self, placed: Vec<Placed>) -> usize {
+        let (Some(place), Some(session)) = (&self.place, &self.session) else {
+            return 0;
         };
         if placed.is_empty() {
-            return;
+            return 0;
         }
         let (root, version) = (place.root.clone(), place.version);
         let gone = spawn_blocking(move || {
@@ -66,14 +84,11 @@ impl Actor {
             self.tally.take_back(&placed.outcome);
             wants.push(Want::new(placed.path, wanted.content.clone(), wanted.class, None));
         }
-        if !wants.is_empty() {
-            tracing::debug!(
-                invocation = %self.row.invocation_id,
-                outputs = wants.len(),
-                "the build tool has deleted or changed outputs at its end; they are fetched again"
-            );
+        let outputs = wants.len();
+        if outputs > 0 {
             self.shared.materializer.want(session, wants).await;
         }
+        outputs
     }
 }
 

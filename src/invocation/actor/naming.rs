@@ -62,7 +62,8 @@ impl Actor {
                         self.row.started_ms = started.started_ms.clamp(0, now.max(0));
                     }
                     self.row.build_tool_version = started.build_tool_version;
-                    self.look_after = again::deletes_at_its_end(&self.row.build_tool_version);
+                    self.look_after =
+                        self.doubt.is_some() || again::deletes_at_its_end(&self.row.build_tool_version);
                     self.save_row();
                     self.tell(Change::Begun {
                         workspace: self.row.workspace.clone(),
@@ -143,9 +144,10 @@ impl Actor {
         self.save_row();
         self.shared.materializer.begin(&root, version).await;
         let (claimed, invocation_id) = (root.clone(), self.row.invocation_id.clone());
-        let claimed = spawn_blocking(move || claimed.epoch.claim(version, &invocation_id)).await;
-        if claimed.is_err() {
-            tracing::error!("claiming an output root panicked; this is a bug in outhaul");
+        match spawn_blocking(move || claimed.epoch.claim(version, &invocation_id)).await {
+            Ok(true) => {}
+            Ok(false) => self.doubt(root.clone()),
+            Err(_) => tracing::error!("claiming an output root panicked; this is a bug in outhaul"),
         }
         // Only now, when nothing older is placed any more: the build has just begun, and its bazel-out may still have
         // to be made. One that comes again from the journal has had its own; if that is gone, it was cleaned.

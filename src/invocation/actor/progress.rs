@@ -105,6 +105,9 @@ impl Course {
 impl Actor {
     /// Tells how far the build is settled, if that has changed.
     pub(super) fn tell_progress(&mut self) {
+        if self.is_in_doubt() {
+            return;
+        }
         // What has not come by the end of a broken stream is not waited for.
         let open = self.build.lowest_open().filter(|_| self.stream_open);
         let open_target = self.build.lowest_open_target().filter(|_| self.stream_open);

@@ -4,7 +4,9 @@
 //! may follow the next build of the same root: `outhaul run` beside `outhaul serve`, or two users' daemons. So the
 //! newest build's version is also in a small file in the output base, where everybody looks before publishing. Nobody
 //! ever waits for somebody else's downloads: whoever begins a build writes its version, waits for the few system
-//! calls that others are in the middle of, and is alone from then on with what is older ending as superseded.
+//! calls that others are in the middle of, and is alone from then on with what is older ending as superseded. Somebody
+//! may be stuck in such a call, on a disk that stalls or because the process was stopped. That is not waited for: whoever
+//! begins is told, and looks at its own outputs once more when the others are done.
 //!
 //! The file is `.outhaul-newest.<workspace>`: a magic number, the version, a hash of the invocation's id and a
 //! checksum, 8 bytes each, and behind them who wrote it, in words. It outlives its writers, for a journal that is
@@ -41,6 +43,9 @@ const MAX_WORDS: u64 = 256;
 
 /// How long a new build waits for those who are publishing. They need microseconds, unless they were stopped.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long somebody who publishes waits for the lock. Others have it for as long as it takes to see that they are alone.
+const TURN: Duration = Duration::from_millis(10);
 
 /// What the file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +101,7 @@ fn build_of(invocation_id: &str) -> u64 {
 #[derive(Debug)]
 struct Open {
     file: File,
+    path: PathBuf,
     /// What this process has claimed.
     own: Entry,
     /// The same as the file has it, as long as nobody else has claimed anything.
@@ -117,7 +123,20 @@ pub struct Claim {
 
 /// While it lives, whoever begins a newer build elsewhere waits, for some time.
 #[derive(Debug)]
-pub struct Working(Arc<Open>);
+pub struct Working {
+    open: Arc<Open>,
+    since: Instant,
+}
+
+/// What came of a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lock {
+    Held,
+    /// Somebody else has it.
+    Busy,
+    /// The file system has no locks.
+    Unsupported,
+}
 
 impl Claim {
     /// For the exec root of this name in an output base. Nothing is read or written yet.
@@ -141,22 +160,25 @@ impl Claim {
             .map_or(0, |entry| entry.version)
     }
 
-    /// Says that this build has begun, unless a newer one has. When this returns, nothing older than the newest is being
-    /// published by anybody, or will be.
-    pub(super) fn begin(&self, version: u64, invocation_id: &str) {
+    /// Says that this build has begun, unless a newer one has. When this returns true, nothing older than the newest is
+    /// being published by anybody, or will be. When it returns false, somebody is still in the middle of that: see
+    /// [`is_alone`](Self::is_alone).
+    pub(super) fn begin(&self, version: u64, invocation_id: &str) -> bool {
         let own = Entry {
             version,
             build: build_of(invocation_id),
         };
         match self.write(own) {
-            Ok(file) => {
+            Ok((file, alone)) => {
                 let open = Arc::new(Open {
                     file,
+                    path: self.path.clone(),
                     own,
                     own_bytes: own.encode(),
                     working: Mutex::default(),
                 });
                 *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(open);
+                alone
             }
             Err(error) => {
                 // The build goes on: every file is still verified, and put in place whole.
@@ -165,11 +187,27 @@ impl Claim {
                     "other daemons that write into this output root are not noticed"
                 );
                 *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
+                true
             }
         }
     }
 
-    fn write(&self, own: Entry) -> io::Result<File> {
+    /// Whether nobody is in the middle of publishing any more who may not have seen the newest version.
+    pub(super) fn is_alone(&self) -> bool {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // Our own threads have the same lock.
+        let working = open
+            .as_ref()
+            .map(|open| open.working.lock().unwrap_or_else(PoisonError::into_inner));
+        if working.is_some_and(|working| *working > 0) {
+            return false;
+        }
+        options()
+            .open(&self.path)
+            .map_or(true, |file| is_free(&file, Duration::ZERO))
+    }
+
+    fn write(&self, own: Entry) -> io::Result<(File, bool)> {
         let file = options().create(true).truncate(false).open(&self.path)?;
         if !is_ours(&file)? {
             return Err(io::Error::other("it is another user's, or no file"));
@@ -177,10 +215,16 @@ impl Claim {
         // Others may write at the same time. One after the other, where the file system has locks; else each looks
         // again, so that the highest version stays.
         let turn = self.path.parent().and_then(|base| File::open(base).ok());
-        let _turn = turn.filter(is_locked);
+        let _turn = turn.filter(|base| lock(base, EXCLUSIVE, PATIENCE) == Lock::Held);
+        let mut alone = true;
         for _ in 0..10 {
             match read(&file) {
-                Some(there) if there.is_same_build(own) || there.version > own.version => return Ok(file),
+                // Others follow the same build, or this process did: they may not have been alone either.
+                Some(there) if there.is_same_build(own) => {
+                    alone = is_free(&file, Duration::ZERO);
+                    break;
+                }
+                Some(there) if there.version > own.version => break,
                 Some(there) if there == own => break,
                 _ => {}
             }
@@ -188,9 +232,9 @@ impl Claim {
             let words = self.who.as_bytes();
             file.write_all_at(words, LEN as u64)?;
             file.set_len((LEN + words.len()) as u64)?;
-            wait_for_others(&file);
+            alone = is_free(&file, PATIENCE);
         }
-        Ok(file)
+        Ok((file, alone))
     }
 
     /// Whether nobody has begun a newer build.
@@ -229,20 +273,36 @@ impl Claim {
         let mut working = open.working.lock().unwrap_or_else(PoisonError::into_inner);
         if *working == 0 {
             // Refused only while somebody who begins a build has it: then its version is there to be seen.
-            let _ = flock(&open.file, FlockOperation::NonBlockingLockShared);
+            lock(&open.file, FlockOperation::NonBlockingLockShared, TURN);
         }
         *working += 1;
         drop(working);
-        Some(Working(open))
+        let since = Instant::now();
+        Some(Working { open, since })
     }
 }
 
 impl Drop for Working {
     fn drop(&mut self) {
-        let mut working = self.0.working.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = &self.open;
+        // Whoever has begun a newer build meanwhile was told that it is not alone.
+        if self.since.elapsed() > PATIENCE
+            && let Some(there) = read(&open.file)
+            && there.version > open.own.version
+            && !there.is_same_build(open.own)
+        {
+            tracing::error!(
+                file = %open.path.display(),
+                "putting files in place took {} s, and meanwhile another outhaul began a newer build of the same output \
+                 root: a file of the older build may have come late. That outhaul puts it right if it still runs; else \
+                 build once more",
+                self.since.elapsed().as_secs()
+            );
+        }
+        let mut working = open.working.lock().unwrap_or_else(PoisonError::into_inner);
         *working -= 1;
         if *working == 0 {
-            let _ = flock(&self.0.file, FlockOperation::Unlock);
+            let _ = flock(&open.file, FlockOperation::Unlock);
         }
     }
 }
@@ -288,28 +348,35 @@ fn read(file: &File) -> Option<Entry> {
     None
 }
 
-/// Waits until nobody is in the middle of publishing who may not have seen what the file says now.
-fn wait_for_others(file: &File) {
-    if is_locked(file) {
-        let _ = flock(file, FlockOperation::Unlock);
+const EXCLUSIVE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
+
+/// Whether nobody is in the middle of publishing who may not have seen what the file says now; if need be after some
+/// time.
+fn is_free(file: &File, patience: Duration) -> bool {
+    match lock(file, EXCLUSIVE, patience) {
+        Lock::Held => {
+            let _ = flock(file, FlockOperation::Unlock);
+            true
+        }
+        Lock::Busy => false,
+        // There is nothing to wait for.
+        Lock::Unsupported => true,
     }
 }
 
-/// Locks a file, if nobody else has it for longer than [`PATIENCE`]. Closing it gives the lock back.
-fn is_locked(file: &File) -> bool {
+/// Locks a file, if nobody else has it for longer than that. Closing it gives the lock back.
+fn lock(file: &File, operation: FlockOperation, patience: Duration) -> Lock {
     let began = Instant::now();
     let mut pause = Duration::from_micros(50);
     loop {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        match flock(file, operation) {
             Err(Errno::WOULDBLOCK) => {}
             Err(Errno::INTR) => continue,
-            Ok(()) => return true,
-            // A file system without locks: there is nothing to wait for.
-            Err(_) => return false,
+            Ok(()) => return Lock::Held,
+            Err(_) => return Lock::Unsupported,
         }
-        if began.elapsed() > PATIENCE {
-            tracing::debug!("another process takes long; the build goes on");
-            return false;
+        if began.elapsed() >= patience {
+            return Lock::Busy;
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(5));

@@ -67,12 +67,21 @@ impl Epoch {
         self.claim.as_ref().map_or(0, Claim::newest)
     }
 
-    /// Tells other processes that this invocation has begun, unless they have begun a newer one. When this returns,
-    /// nothing older than the newest is published by any of them. Blocks, for a second at most.
-    pub fn claim(&self, version: u64, invocation_id: &str) {
-        if let Some(claim) = &self.claim {
-            claim.begin(version, invocation_id);
-        }
+    /// Tells other processes that this invocation has begun, unless they have begun a newer one. When this returns true,
+    /// nothing older than the newest is published by any of them; when false, one of them is still in the middle of it,
+    /// and what it publishes may come late, until [`is_alone`](Self::is_alone). Blocks, for a second at most.
+    #[must_use]
+    pub fn claim(&self, version: u64, invocation_id: &str) -> bool {
+        self.claim
+            .as_ref()
+            .is_none_or(|claim| claim.begin(version, invocation_id))
+    }
+
+    /// Whether no other process is in the middle of publishing any more that was when this one claimed the root. Not
+    /// known, and so false, while this process publishes. Blocks on the file system.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.claim.as_ref().is_none_or(Claim::is_alone)
     }
 
     /// To be held from before a permit is asked for until it is given back, for as many permits as there are: whoever

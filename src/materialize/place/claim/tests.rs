@@ -121,10 +121,23 @@ fn a_new_build_waits_for_those_who_are_publishing_elsewhere() {
 fn a_new_build_does_not_wait_for_ever() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (claim(dir.path(), "one"), claim(dir.path(), "two"));
-    one.begin(1, "a");
-    let _stuck = one.working().unwrap();
-    two.begin(2, "b");
+    assert!(one.begin(1, "a"));
+    let stuck = one.working().unwrap();
+    assert!(!two.begin(2, "b"), "it is told that it is not alone");
     assert!(two.is_newest(2) && !one.is_newest(1));
+    // Neither is who follows the same build, nor who began it and comes again.
+    assert!(!claim(dir.path(), "three").begin(2, "b"));
+    assert!(!two.is_alone());
+    drop(stuck);
+    assert!(two.is_alone());
+    // What is published here says nothing of others.
+    let own = two.working().unwrap();
+    assert!(!two.is_alone());
+    drop(own);
+    assert!(two.is_alone() && two.begin(3, "c"));
+    // One that is older than the newest has nothing to look after.
+    let _working = two.working();
+    assert!(one.begin(2, "d"));
 }
 
 #[test]

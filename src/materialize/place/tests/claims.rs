@@ -8,7 +8,7 @@ fn nothing_is_published_once_another_process_has_begun_a_newer_build() {
     let mine = Epoch::shared(f.root.claim("one"));
     let theirs = Epoch::shared(f.root.claim("two"));
     mine.begin(1);
-    mine.claim(1, "a");
+    assert!(mine.claim(1, "a"));
     let (small, large) = (b"small".as_slice(), vec![7; 2_000_000]);
     let digest = |bytes: &[u8]| Digest::of(DigestFunction::Sha256, bytes);
     let (of_small, of_large) = (digest(small), digest(&large));
@@ -36,7 +36,7 @@ fn nothing_is_published_once_another_process_has_begun_a_newer_build() {
     assert!(mine.is_newest(1));
     assert_eq!((mine.claimed(), theirs.claimed()), (1, 1));
     theirs.begin(2);
-    theirs.claim(2, "b");
+    assert!(theirs.claim(2, "b"));
     assert!(!mine.is_newest(1) && mine.claimed() == 2);
     for (n, outcome) in place(2, 1).into_iter().enumerate() {
         assert!(outcome.is_err_and(|e| e.is_superseded()), "{n}");
@@ -44,7 +44,7 @@ fn nothing_is_published_once_another_process_has_begun_a_newer_build() {
     assert!(!second.exists());
     // Ours again.
     mine.begin(3);
-    mine.claim(3, "c");
+    assert!(mine.claim(3, "c"));
     assert!(!theirs.is_newest(2));
     for (n, outcome) in place(3, 3).into_iter().enumerate() {
         outcome.unwrap_or_else(|e| panic!("{n}: {e}"));
@@ -58,7 +58,7 @@ fn a_directory_without_an_output_base_is_nobody_elses_and_nothing_is_left_there(
     let root = OutputRoot::open(dir.path(), true).unwrap();
     assert!(root.claim("one").is_none());
     let epoch = Epoch::shared(root.claim("one"));
-    epoch.claim(1, "a");
+    assert!(epoch.claim(1, "a"));
     assert!(epoch.is_newest(0) && epoch.working().is_none());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -1,0 +1,114 @@
+//! Another process that was in the middle of placing an older build's file when this build began.
+//!
+//! Its file may come late, over what this build has found in its place or put there. So nothing is told to be on disk
+//! until the other process is done and all of it was looked at once more. A process that was stopped must not stop
+//! builds, though: after [`HELD`] this one goes on with a warning, and looks when the other one is done.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::task::spawn_blocking;
+
+use super::{Actor, again::deletes_at_its_end};
+use crate::{materialize::Root, units::show_duration};
+
+/// For how long a build is held for others who are placing files.
+const HELD: Duration = Duration::from_secs(10);
+/// For how long they are watched after that, and how often while the build is held, and when it is not.
+const WATCHED: Duration = Duration::from_secs(600);
+const SOON: Duration = Duration::from_millis(20);
+const LATER: Duration = Duration::from_millis(500);
+
+/// Why what is on disk may not be what was placed or found there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Somebody else is in the middle of placing files.
+    Placing,
+    /// The same, for so long that the build is not held any more.
+    Stuck,
+    /// They are done, and what is on disk is to be looked at; once more if what is optional was still on its way.
+    Done { looked: bool },
+}
+
+impl Actor {
+    /// Somebody else is in the middle of placing files in this root.
+    pub(super) fn doubt(&mut self, root: Arc<Root>) {
+        self.doubt = Some(Doubt::Placing);
+        self.look_after = true;
+        self.watch_others(root, HELD, SOON);
+    }
+
+    /// Finds out when they are done, or after some time that they are not.
+    fn watch_others(&mut self, root: Arc<Root>, patience: Duration, pause: Duration) {
+        let began = Instant::now();
+        self.others.spawn(async move {
+            loop {
+                let root = root.clone();
+                if spawn_blocking(move || root.epoch.is_alone())
+                    .await
+                    .unwrap_or(true)
+                {
+                    return true;
+                }
+                if began.elapsed() > patience {
+                    return false;
+                }
+                tokio::time::sleep(pause).await;
+            }
+        });
+    }
+
+    /// They are done, or are not after all this time.
+    pub(super) fn on_others(&mut self, alone: bool) {
+        match (self.doubt, &self.place) {
+            (Some(_), _) if alone => self.doubt = Some(Doubt::Done { looked: false }),
+            (Some(Doubt::Placing), Some(place)) => {
+                let message = format!(
+                    "another outhaul has been in the middle of placing a file of an older build for {}, and is not \
+                     waited for any longer; what it places late is put right as long as this outhaul runs",
+                    show_duration(HELD)
+                );
+                tracing::warn!(invocation = %self.row.invocation_id, "{message}");
+                self.tally.note(&message);
+                self.doubt = Some(Doubt::Stuck);
+                self.watch_others(place.root.clone(), WATCHED, LATER);
+            }
+            _ => self.doubt = None,
+        }
+    }
+
+    /// Whether nothing may be told to be on disk yet.
+    pub(super) const fn is_in_doubt(&self) -> bool {
+        matches!(self.doubt, Some(Doubt::Placing | Doubt::Done { looked: false }))
+    }
+
+    /// Looks at what is on disk once the others are done, and wants once more what they have replaced.
+    pub(super) async fn look_after_others(&mut self) {
+        let Some(Doubt::Done { looked }) = self.doubt else {
+            return;
+        };
+        // What is on its way may have been looked at before they were done.
+        let is_last = self.pending_optional == 0;
+        if self.pending_required > 0 || (looked && !is_last) {
+            return;
+        }
+        self.doubt = (!is_last).then_some(Doubt::Done { looked: true });
+        let outputs = self.want_again(self.placed.clone()).await;
+        if is_last && !deletes_at_its_end(&self.row.build_tool_version) {
+            self.look_after = false;
+            self.placed = Vec::new();
+        }
+        if outputs > 0 {
+            // A build that was reported as settled is reported again.
+            self.reported = None;
+            tracing::warn!(
+                invocation = %self.row.invocation_id,
+                outputs,
+                "another outhaul was in the middle of placing files of an older build when this one began: what it may \
+                 have replaced is checked again"
+            );
+        }
+    }
+}
