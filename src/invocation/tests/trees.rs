@@ -164,6 +164,60 @@ fn what_was_said_of_a_file_is_not_said_again_when_its_tree_is_known() {
     assert_eq!(required(&effects), ["t.d/x"]);
 }
 
+/// So many that a step for each pair of them would never end.
+const MANY: usize = 30_000;
+
+#[test]
+fn trees_of_very_many_targets_take_time_in_proportion_to_their_number() {
+    let mut events = vec![set("all", &["shared"], &[])];
+    for n in 0..MANY {
+        events.push(set(
+            &n.to_string(),
+            &[&format!("t{n}.d/x"), &format!("y{n}")],
+            &["all"],
+        ));
+        let id = n.to_string();
+        let aspect = complete(&format!("//:t{n}"), ASPECT, group("report", &[&id]), &[]);
+        events.push(Event::Completed(aspect));
+    }
+    // All have the last one's trees, one after the other, in a target and its set that has everything.
+    let ids: Vec<String> = (0..MANY).map(|n| n.to_string()).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    events.push(set("top", &[], &ids));
+    for n in 0..MANY {
+        let tree = format!("t{n}.d");
+        let target = complete(&format!("//:t{n}"), "", group("default", &["top"]), &[&tree]);
+        events.push(Event::Completed(target));
+    }
+    let effects = play_with(&picks(r".*/t\d+\.d"), events);
+    assert_eq!(required(&effects).len(), MANY);
+    // Known at first, and then wanted.
+    assert_eq!(times(&effects).values().sum::<usize>(), 3 * MANY + 1);
+}
+
+#[test]
+fn trees_in_each_other_take_no_time_of_their_own() {
+    let deep: Vec<String> = (1..1000).map(|n| vec!["d"; n].join("/")).collect();
+    let roots: Vec<&str> = deep.iter().map(String::as_str).collect();
+    let files: Vec<String> = (0..300)
+        .map(|n| format!("{}/x{n}", deep.last().unwrap()))
+        .collect();
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    for roots in [roots.clone(), roots.iter().rev().copied().collect()] {
+        let mut events = vec![
+            set("0", &files, &[]),
+            Event::Completed(complete("//:t", ASPECT, group("report", &["0"]), &[])),
+        ];
+        for root in roots {
+            let target = complete("//:t", "", group("default", &["0"]), &[root]);
+            events.push(Event::Completed(target));
+        }
+        let effects = play_with(&picks(".*/d"), events);
+        assert_eq!(required(&effects).len(), files.len());
+        assert!(times(&effects).values().all(|times| *times <= 2));
+    }
+}
+
 /// Policies by which a tree's root can only add to what is wanted.
 fn policy(chance: &mut Chance) -> Policy {
     let regex = |text: &str| -> Vec<PathRegex> { vec![text.parse().unwrap()] };
