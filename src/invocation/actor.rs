@@ -38,7 +38,7 @@ use crate::{
     digest::Digest,
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Root, Session},
-    output::{Class, OutputContent},
+    output::{Class, Directories, OutputContent},
     record::{InvocationRow, InvocationState, RootId, TargetRow, TargetState},
 };
 
@@ -125,6 +125,8 @@ pub(super) struct Actor {
     blocked: Option<String>,
     completions: mpsc::UnboundedSender<Vec<Completion>>,
     wanted: HashMap<ExecPath, Wanted, PathHasher>,
+    /// Where all of that lies.
+    directories: Directories,
     /// Where each flattened name came from.
     flattened: HashMap<ExecPath, ExecPath>,
     pending_required: u64,
@@ -205,6 +207,7 @@ impl Actor {
             blocked: None,
             completions,
             wanted: HashMap::default(),
+            directories: Directories::default(),
             flattened: HashMap::new(),
             pending_required: 0,
             pending_optional: 0,
@@ -592,6 +595,7 @@ impl Actor {
         self.places = None;
         self.build = new_build(&self.shared);
         self.wanted = HashMap::default();
+        self.directories = Directories::default();
         self.flattened = HashMap::new();
         self.targets = HashMap::new();
         self.session = None;
