@@ -179,7 +179,7 @@ async fn round(
     filled: &FilledShape,
     folders: &[Folder],
 ) -> Result<Round, Failure> {
-    let exec_root = base.join(format!("execroot{number}/_main"));
+    let exec_root = base.join(format!("{number}/execroot/_main"));
     fs::create_dir_all(&exec_root)?;
     let setting = Setting {
         workspace: base.join("workspace").display().to_string(),
@@ -201,7 +201,7 @@ async fn round(
             }
         }
     }
-    fs::remove_dir_all(base.join(format!("execroot{number}")))?;
+    fs::remove_dir_all(base.join(number.to_string()))?;
     let plain = base.join("plain");
     let created = create(&plain, folders)?;
     let looked = look(&plain, folders)?;

@@ -47,7 +47,7 @@
 //! 1. **The build never suffers.** No fault here (a dead cache, a full disk, a damaged record, a crash) fails or hangs the
 //!    user's build, unless they asked for `--strict`. Everything that holds has a deadline: [`bes::HoldPolicy`].
 //! 2. **Nothing partial, nothing wrong.** A final path only ever holds bytes whose digest was verified. Nothing is written
-//!    through a link that leads out of the output root, or outside of it: [`materialize::place`].
+//!    through a link in an output's place, or outside of the output tree: [`materialize::place`].
 //! 3. **Metadata first.** Path, digest and size of every output that the stream names are on record before a byte of it is
 //!    asked for, selected or not.
 //! 4. **The newest build wins.** Nothing that an older build wanted overwrites or resurrects what a newer one owns:

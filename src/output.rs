@@ -1,8 +1,10 @@
 //! An output: what should lie at a path, how much it is wanted, and what the disk said of it.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
-use crate::digest::Digest;
+use crate::{digest::Digest, exec_path::ExecPath};
 
 /// What should be at an output's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +17,44 @@ pub enum OutputContent {
     Symlink(String),
     /// A directory of its own: the root of an empty tree.
     Directory,
+}
+
+/// The directories that outputs lie in: none of them can be another output's file or link.
+#[derive(Debug, Default)]
+pub struct Directories(HashSet<Box<str>, foldhash::fast::RandomState>);
+
+impl Directories {
+    /// Takes an output in, unless it contradicts others. `is_file` tells of a path whether an output that was taken in
+    /// has it, other than as a directory.
+    ///
+    /// # Errors
+    /// In words: what it contradicts.
+    pub fn take_in(
+        &mut self,
+        path: &ExecPath,
+        content: &OutputContent,
+        is_file: impl Fn(&str) -> bool,
+    ) -> Result<(), String> {
+        if *content != OutputContent::Directory && self.0.contains(path.as_str()) {
+            return Err(format!(
+                "{path}: it is a directory of other outputs of this build as well"
+            ));
+        }
+        // What is in here has been looked at, with all that is above it.
+        let mut new: Vec<Box<str>> = Vec::new();
+        let mut above = path.parent();
+        while let Some(directory) = above.filter(|directory| !self.0.contains(*directory)) {
+            if is_file(directory) {
+                return Err(format!(
+                    "{path}: {directory} is an output of this build as well, and no directory"
+                ));
+            }
+            new.push(directory.into());
+            above = directory.rsplit_once('/').map(|(above, _)| above);
+        }
+        self.0.extend(new);
+        Ok(())
+    }
 }
 
 /// How much an output is wanted. Ordered: more wanted is greater.

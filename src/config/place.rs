@@ -18,7 +18,8 @@ use crate::{
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output trees")]
 pub struct PlaceArgs {
-    /// Directory that exec roots must lie in (repeatable); by default any that the daemon's user owns
+    /// Directory that exec roots must lie in (repeatable); by default any that the daemon's user owns and that looks like
+    /// one: `…/execroot/NAME`
     #[arg(
         long,
         value_name = "DIR",
@@ -113,7 +114,6 @@ impl PlaceArgs {
             place: PlaceOptions {
                 writable: self.writable_outputs,
                 space: self.space()?,
-                ..PlaceOptions::default()
             },
             ..MaterializeOptions::default()
         };

@@ -50,6 +50,17 @@ impl Fixture {
     /// With an exec root of this name in a directory of its own.
     async fn at(exec_root: &str, workspace: &str, holds_sets: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        Self::within(dir, exec_root, workspace, Destination::ExecRoot, holds_sets).await
+    }
+
+    /// The same in a directory that is there, with outputs that go elsewhere.
+    async fn within(
+        dir: tempfile::TempDir,
+        exec_root: &str,
+        workspace: &str,
+        destination: Destination,
+        holds_sets: bool,
+    ) -> Self {
         std::fs::create_dir_all(dir.path().join(exec_root)).unwrap();
         let cache = EmbeddedCache::builder().start().await.unwrap();
         let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint()).unwrap();
@@ -59,7 +70,7 @@ impl Fixture {
             record,
             Policy::default(),
             RootRules {
-                destination: Destination::ExecRoot,
+                destination,
                 path_maps: Vec::new(),
                 allowed: vec![dir.path().to_owned()],
             },
@@ -79,15 +90,26 @@ impl Fixture {
             sent: 0,
         };
         let root = fixture.dir.path().join(exec_root);
+        fixture.begin(&root, workspace).await;
         fixture
-            .send(Event::Started(Started {
-                command: "test".to_owned(),
-                workspace: workspace.to_owned(),
-                ..Started::default()
-            }))
-            .await;
-        fixture.send(Event::ExecRoot(root.display().to_string())).await;
-        fixture
+    }
+
+    /// A build begins.
+    async fn begin(&mut self, exec_root: &std::path::Path, workspace: &str) {
+        self.send(Event::Started(Started {
+            command: "test".to_owned(),
+            workspace: workspace.to_owned(),
+            ..Started::default()
+        }))
+        .await;
+        self.send(Event::ExecRoot(exec_root.display().to_string())).await;
+    }
+
+    /// Another build of the same root begins.
+    async fn again(&mut self, invocation_id: &str) {
+        self.key.invocation_id = invocation_id.to_owned();
+        let root = self.dir.path().join("execroot/_main");
+        self.begin(&root, "/w").await;
     }
 
     /// Hands the engine the next event, and says its number.

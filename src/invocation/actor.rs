@@ -39,7 +39,7 @@ use crate::{
     digest::Digest,
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Root, Session},
-    output::{Class, OutputContent},
+    output::{Class, Directories, OutputContent},
     record::{InvocationRow, InvocationState, RootId, TargetRow, TargetState},
 };
 
@@ -129,6 +129,8 @@ pub(super) struct Actor {
     wanted: HashMap<ExecPath, Wanted, PathHasher>,
     /// Hashes of the paths that are only known, so that each counts once.
     known: HashSet<u64, PathHasher>,
+    /// Where all of that lies.
+    directories: Directories,
     /// Where each flattened name came from.
     flattened: HashMap<ExecPath, ExecPath>,
     pending_required: u64,
@@ -213,6 +215,7 @@ impl Actor {
             completions,
             wanted: HashMap::default(),
             known: HashSet::default(),
+            directories: Directories::default(),
             flattened: HashMap::new(),
             pending_required: 0,
             pending_optional: 0,
@@ -610,6 +613,7 @@ impl Actor {
         self.build = new_build(&self.shared);
         self.wanted = HashMap::default();
         self.known = HashSet::default();
+        self.directories = Directories::default();
         self.flattened = HashMap::new();
         self.targets = HashMap::new();
         self.session = None;

@@ -13,7 +13,7 @@ use std::{
 use crate::{
     materialize::{
         Root,
-        place::{Epoch, OutputRoot, is_allowed_open, is_allowed_root},
+        place::{Allowance, Epoch, OutputRoot, is_allowed_open, is_allowed_root},
     },
     record::{Holder, Record, RootId},
 };
@@ -37,6 +37,19 @@ impl FromStr for PathMap {
             return Err(format!("{text:?} needs two absolute paths"));
         }
         Ok(Self { from, to })
+    }
+}
+
+impl PathMap {
+    /// Whether this is where the user says that an exec root is, as we see it: it, or what they lie in, is mapped by
+    /// itself.
+    fn names(&self, path: &Path) -> bool {
+        let mut from = self.from.iter().rev().map(|name| name == "execroot");
+        match (from.next(), from.next()) {
+            (Some(true), _) => path.parent() == Some(&self.to),
+            (_, Some(true)) => path == self.to,
+            _ => false,
+        }
     }
 }
 
@@ -65,7 +78,7 @@ pub struct RootRules {
     pub destination: Destination,
     /// Translations, the first that fits counts.
     pub path_maps: Vec<PathMap>,
-    /// Directories that exec roots must lie in; empty for any that the daemon's user owns.
+    /// Directories that exec roots must lie in; empty for any that looks like one and that the daemon's user owns.
     pub allowed: Vec<PathBuf>,
 }
 
@@ -188,12 +201,15 @@ impl Roots {
         rules: &RootRules,
         advice: &str,
     ) -> Result<(RootId, Arc<Root>), String> {
-        let user = rustix::process::geteuid().as_raw();
-        is_allowed_root(path, &rules.allowed, user).map_err(|e| format!("{e}; {advice}"))?;
-        // Another directory may have been put there since its path was looked at.
-        let check = |place: &OutputRoot| {
-            is_allowed_open(place, &rules.allowed, user).map_err(|e| format!("{e}; {advice}"))
+        let allowance = Allowance {
+            listed: &rules.allowed,
+            is_mapped: rules.path_maps.iter().any(|map| map.names(path)),
+            uid: rustix::process::geteuid().as_raw(),
         };
+        is_allowed_root(path, allowance).map_err(|e| format!("{e}; {advice}"))?;
+        // Another directory may have been put there since its path was looked at.
+        let check =
+            |place: &OutputRoot| is_allowed_open(place, allowance).map_err(|e| format!("{e}; {advice}"));
         self.open_path(path, Some(&check))
     }
 
@@ -269,9 +285,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (record, _) = Record::open(&dir.path().join("state")).unwrap();
         let roots = Roots::new(RootRules::default(), record.clone());
-        let paths = ["a", "b", "c"].map(|name| dir.path().join(name));
+        let paths = ["a", "b", "c"].map(|name| dir.path().join("execroot").join(name));
         let opened = paths.each_ref().map(|path| {
-            std::fs::create_dir(path).unwrap();
+            std::fs::create_dir_all(path).unwrap();
             roots.open(path.to_str().unwrap()).unwrap().1
         });
         std::fs::remove_dir(&paths[0]).unwrap();
@@ -295,6 +311,19 @@ mod tests {
         assert_eq!(rules.translate("/build/x"), Path::new("/mnt/vm/build/x"));
         assert_eq!(rules.translate("/build"), Path::new("/mnt/vm/build"));
         assert_eq!(rules.translate("/builder/x"), Path::new("/builder/x"));
+        // Who maps an exec root, or what it lies in, says what it is.
+        let names = |map: &str, path: &str| map.parse::<PathMap>().unwrap().names(Path::new(path));
+        for (map, path, expected) in [
+            ("/ob/execroot/ws=/mnt/ws", "/mnt/ws", true),
+            ("/ob/execroot/ws=/mnt/ws", "/mnt/ws/sub", false),
+            ("/ob/execroot=/mnt/roots", "/mnt/roots/ws", true),
+            ("/ob/execroot=/mnt/roots", "/mnt/roots", false),
+            ("/ob/execroot=/mnt/roots", "/mnt/roots/ws/sub", false),
+            ("/=/mnt/vm", "/mnt/vm/home/user/.ssh", false),
+            ("/ob=/mnt", "/mnt", false),
+        ] {
+            assert_eq!(names(map, path), expected, "{map} {path}");
+        }
         for bad in ["/a", "a=/b", "/a=b", "="] {
             assert!(bad.parse::<PathMap>().unwrap_err().contains(bad), "{bad}");
         }

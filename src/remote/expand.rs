@@ -12,7 +12,7 @@ use super::{client::from_wire, trees::DirectoryTree};
 use crate::{
     digest::{Digest, DigestFunction},
     exec_path::{ExecPath, ExecPathError},
-    output::OutputContent,
+    output::{Directories, OutputContent},
 };
 
 /// The most entries of one expansion, directories counted.
@@ -260,10 +260,24 @@ impl Expansion {
     fn finish(mut self) -> Result<Vec<Expanded>, ExpandError> {
         self.entries.sort_by(|a, b| a.path.cmp(&b.path));
         self.entries.dedup();
-        match self.entries.windows(2).find(|pair| pair[0].path == pair[1].path) {
-            Some(pair) => Err(ExpandError::Twice(pair[0].path.as_str().to_owned())),
-            None => Ok(self.entries),
+        let twice = |path: &ExecPath| Err(ExpandError::Twice(path.as_str().to_owned()));
+        if let Some(pair) = self.entries.windows(2).find(|pair| pair[0].path == pair[1].path) {
+            return twice(&pair[0].path);
         }
+        // Another output's directory is no file.
+        let mut directories = Directories::default();
+        for entry in &self.entries {
+            let is_file = |path: &str| {
+                let found = self
+                    .entries
+                    .binary_search_by(|other| other.path.as_str().cmp(path));
+                found.is_ok_and(|found| self.entries[found].content != OutputContent::Directory)
+            };
+            if directories.take_in(&entry.path, &entry.content, is_file).is_err() {
+                return twice(&entry.path);
+            }
+        }
+        Ok(self.entries)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Where markers lie, below the directory.
-pub(super) const DIRECTORY: &str = ".outhaul";
+pub(super) use crate::materialize::place::MARKERS as DIRECTORY;
 const TIMESTAMP: &str = "staged.timestamp";
 const PREFIX: &str = "staged-";
 const SUFFIX: &str = ".json";

@@ -239,7 +239,6 @@ impl Stager {
         });
         let mut work = Work::new(plan, directory.to_owned(), store, working);
         work.find_present().await?;
-        work.refuse_reserved().await?;
         work.find_evicted(&attribution).await;
         if work.failed() {
             return Ok(work.staged(false, None));

@@ -18,7 +18,7 @@ use super::{
     error::StageError,
     local::LocalFirst,
     marker::{self, Marker, Missing},
-    select::{Artifact, RESERVED},
+    select::Artifact,
     stager::{Ended, Plan, Staged},
 };
 use crate::{
@@ -148,33 +148,6 @@ impl Work {
             }
         }
         Ok(())
-    }
-
-    /// Refuses places that links in the directory turn into Outhaul's own: a marker would hold what a build says.
-    pub(super) async fn refuse_reserved(&self) -> Result<(), StageError> {
-        let directory = self.directory.clone();
-        let places: Vec<ExecPath> = self.left().map(|artifact| artifact.place.clone()).collect();
-        let looked = spawn_blocking(move || {
-            let mut seen = HashSet::new();
-            for place in places {
-                let path = directory.join(place.as_path());
-                let above = path.parent().unwrap_or(&directory);
-                if seen.insert(above.to_owned()) && leads_to_reserved(&directory, above) {
-                    return Err(StageError::Setting {
-                        flag: format!("--to={}", directory.display()),
-                        reason: format!(
-                            "{place} would be staged through a link to what Outhaul keeps for itself"
-                        ),
-                    });
-                }
-            }
-            Ok(())
-        });
-        looked.await.unwrap_or_else(|_| {
-            Err(StageError::Internal(
-                "looking at the directory panicked".to_owned(),
-            ))
-        })
     }
 
     /// What nobody has any more. A cache that does not answer says nothing of that.
@@ -331,31 +304,6 @@ impl Work {
     }
 }
 
-/// Whether a directory below another is one that Outhaul keeps there, or lies in it. Blocks.
-fn leads_to_reserved(directory: &Path, path: &Path) -> bool {
-    let is_reserved = |real: &Path| {
-        RESERVED.iter().any(|name| {
-            let own = directory.join(name);
-            directory
-                .canonicalize()
-                .is_ok_and(|directory| real.starts_with(directory.join(name)))
-                || own.canonicalize().is_ok_and(|own| real.starts_with(own))
-        })
-    };
-    for path in path.ancestors().take_while(|path| *path != directory) {
-        if let Ok(real) = path.canonicalize() {
-            return is_reserved(&real);
-        }
-        // It leads nowhere yet.
-        if let Ok(target) = path.read_link() {
-            return target
-                .components()
-                .any(|part| RESERVED.iter().any(|name| part.as_os_str() == *name));
-        }
-    }
-    false
-}
-
 /// What was staged from lately is not forgotten: retention goes by the time of the file.
 fn use_journal(path: &Path) {
     let touched = File::options()
@@ -365,39 +313,5 @@ fn use_journal(path: &Path) {
     if let Err(error) = touched {
         // It may have become settled, or is another user's.
         tracing::debug!(journal = %path.display(), %error, "the journal's time cannot be set");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    #[test]
-    fn links_to_outhauls_own_directories_are_known() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path();
-        std::fs::create_dir_all(dir.join(".outhaul/below")).unwrap();
-        std::fs::create_dir_all(dir.join("a/b")).unwrap();
-        symlink("../.outhaul", dir.join("a/own")).unwrap();
-        symlink(dir.join("a/own"), dir.join("again")).unwrap();
-        symlink("../.outhaul-tmp", dir.join("a/temporary")).unwrap();
-        symlink("b", dir.join("a/fine")).unwrap();
-        for (path, expected) in [
-            ("a", false),
-            ("a/b/c", false),
-            ("a/fine", false),
-            ("a/fine/c/d", false),
-            ("a/own", true),
-            ("a/own/below", true),
-            ("again", true),
-            ("again/not/yet", true),
-            ("a/temporary", true),
-            ("a/temporary/x", true),
-        ] {
-            assert_eq!(leads_to_reserved(dir, &dir.join(path)), expected, "{path}");
-        }
-        assert!(!leads_to_reserved(dir, dir));
     }
 }

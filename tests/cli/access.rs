@@ -780,6 +780,7 @@ async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
     };
     let (home, allowed, outside) = (make("home"), make("allowed"), make("outside/execroot"));
     let open_to_all = make("open/execroot");
+    let (keys, repository) = (make("user/.ssh"), make("src/project"));
     let above = std::path::Path::new(&open_to_all).parent().unwrap();
     std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o777)).unwrap();
     let link = format!("{allowed}/link");
@@ -792,6 +793,9 @@ async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
         (home.as_str(), None, "root, a home directory or above one"),
         (&*world.path(""), None, "root, a home directory or above one"),
         (&open_to_all, None, "can change what is in"),
+        (&keys, None, "does not look like an exec root"),
+        (&repository, None, "allow it with --allow-exec-root"),
+        (&outside, None, "does not look like an exec root"),
         ("outside/execroot", None, "not an absolute path"),
         (&dotted, None, "\"..\""),
         (
@@ -838,7 +842,7 @@ async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
         let told = status.json()[0].to_string().replace("\\\"", "\"");
         assert!(told.contains(reason), "{exec_root}: {told}");
     }
-    for root in [&home, &outside, &open_to_all, &allowed] {
+    for root in [&home, &outside, &open_to_all, &allowed, &keys, &repository] {
         assert!(!std::path::Path::new(root).join("bazel-out").exists(), "{root}");
     }
     assert!(!std::path::Path::new("/bazel-out").exists());

@@ -12,7 +12,7 @@ use std::{
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
-use crate::digest::DigestFunction;
+use crate::{digest::DigestFunction, output::OutputContent};
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -265,6 +265,188 @@ async fn an_exec_root_outside_of_what_is_allowed_is_refused_however_it_is_spelle
     assert_eq!(fs::read_dir(out).unwrap().count(), 0, "nothing was written there");
 }
 
+/// An output by its exec path.
+fn at(path: &str, content: Content) -> File {
+    File {
+        path: path.into(),
+        prefix_len: "bazel-out".len(),
+        content,
+        uri: None,
+    }
+}
+
+/// One build of files that are named in this order, to its end.
+async fn build(f: &mut Fixture, invocation_id: &str, files: Vec<File>) -> crate::bes::Settlement {
+    f.again(invocation_id).await;
+    for (n, file) in files.into_iter().enumerate() {
+        let id = n.to_string();
+        f.set(&id, vec![file], &[]).await;
+        f.complete(&format!("//x:{n}"), &[&id]).await;
+    }
+    settlement(f).await
+}
+
+#[tokio::test]
+async fn links_of_builds_lead_no_output_to_sources_or_to_our_own_files() {
+    let mut f = Fixture::new(false).await;
+    settlement(&f).await;
+    let base = f.dir.path().to_owned();
+    let exec_root = base.join("execroot/_main");
+    fs::create_dir_all(exec_root.join("sources")).unwrap();
+    fs::create_dir_all(exec_root.join("bazel-out")).unwrap();
+    let precious = ["execroot/_main/BUILD", "execroot/_main/sources/a.c"];
+    for path in precious {
+        fs::write(base.join(path), "precious").unwrap();
+    }
+    let before = elsewhere(&base);
+    let newest = ".outhaul-newest._main";
+    let evil = |path: &str| at(path, Content::Inline("evil".into()));
+    let link = |path: &str, target: &str| at(path, Content::Symlink(target.to_owned()));
+    let exec_root = exec_root.display().to_string();
+    for (n, (target, names)) in [
+        ("..", ["BUILD", "sources/a.c", "new"]),
+        (&*exec_root, ["BUILD", "sources/a.c", "new"]),
+        ("../sources", ["a.c", "new", "new/deep"]),
+        ("m", ["BUILD", "sources/a.c", "new"]),
+        ("../../..", [newest, ".outhaul-tmp/x", "state/x"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let m = if target == "m" { ".." } else { "nowhere" };
+        let mut files = vec![link("bazel-out/l", target), link("bazel-out/m", m)];
+        let behind = names.map(|name| evil(&format!("bazel-out/l/{name}")));
+        // In the same build, and in one after it.
+        files.extend(behind.clone());
+        let settled = build(&mut f, &format!("same {n}"), files).await;
+        assert_eq!(settled.failed, 3, "{target}: {settled:?}");
+        let settled = build(&mut f, &format!("next {n}"), behind.to_vec()).await;
+        assert_eq!(settled.failed, 3, "{target}: {settled:?}");
+        // With a link in the place of the file itself.
+        let name = format!("bazel-out/own{n}");
+        let settled = build(
+            &mut f,
+            &format!("link {n}"),
+            vec![link(&name, &format!("{target}/{}", names[0]))],
+        )
+        .await;
+        assert_eq!(settled.failed, 0, "{settled:?}");
+        let settled = build(&mut f, &format!("file {n}"), vec![evil(&name)]).await;
+        assert_eq!(settled.failed, 0, "{settled:?}");
+        assert!(!Path::new(&exec_root).join(&name).is_symlink());
+    }
+    for path in precious {
+        assert_eq!(fs::read_to_string(base.join(path)).unwrap(), "precious");
+    }
+    assert_eq!(elsewhere(&base), before);
+    // Nobody has made a later build an old one.
+    let settled = build(&mut f, "honest", vec![evil("bazel-out/honest")]).await;
+    assert_eq!(settled.failed, 0, "{settled:?}");
+}
+
+#[tokio::test]
+async fn a_file_in_the_place_of_an_earlier_builds_link_leaves_alone_what_that_led_to() {
+    for into_directory in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let (destination, top) = if into_directory {
+            let (path, flatten) = (out.clone(), false);
+            (Destination::Directory { path, flatten }, out)
+        } else {
+            (Destination::ExecRoot, dir.path().join("execroot/_main"))
+        };
+        let mut f = Fixture::within(dir, "execroot/_main", "/w", destination, false).await;
+        settlement(&f).await;
+        let [one, two] = ["one", "two"].map(|bytes| Content::Blob(f.cache.store().put(bytes)));
+        let bytes = |name: &str| fs::read_to_string(top.join("bazel-out").join(name)).unwrap();
+        let real = |content: &Content| at("bazel-out/real", content.clone());
+        let alias = |content: &Content| at("bazel-out/alias", content.clone());
+        for (n, swapped) in [false, true, false, true].into_iter().enumerate() {
+            let link = Content::Symlink("real".to_owned());
+            let settled = build(&mut f, &format!("link {n}"), vec![alias(&link), real(&one)]).await;
+            assert_eq!((settled.failed, &*bytes("alias")), (0, "one"));
+            for round in 0..2 {
+                let mut files = vec![alias(&one), real(&two)];
+                if swapped {
+                    files.reverse();
+                }
+                let settled = build(&mut f, &format!("files {n} {round}"), files).await;
+                assert_eq!(settled.failed, 0, "{settled:?}");
+                assert_eq!((&*bytes("alias"), &*bytes("real")), ("one", "two"));
+            }
+        }
+        // A directory where a link was.
+        let link = at("bazel-out/dir", Content::Symlink("tree".to_owned()));
+        let tree = |content: &Content| at("bazel-out/tree/file", content.clone());
+        build(&mut f, "directory link", vec![link, tree(&one)]).await;
+        let files = vec![at("bazel-out/dir/file", two.clone()), tree(&one)];
+        let settled = build(&mut f, "directory", files).await;
+        assert_eq!(bytes("tree/file"), "one");
+        // In an exec root the link may be the build tool's own, which others go through as well.
+        if into_directory {
+            assert_eq!((settled.failed, &*bytes("dir/file")), (0, "two"), "{settled:?}");
+        } else {
+            assert_eq!(settled.failed, 1, "{settled:?}");
+            assert!(settled.messages[0].contains("symlink"), "{settled:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_outputs_that_contradict_each_other_the_first_is_there_and_the_others_fail() {
+    let mut f = Fixture::new(false).await;
+    settlement(&f).await;
+    let one = Content::Blob(f.cache.store().put("one"));
+    let link = Content::Symlink("elsewhere".to_owned());
+    let top = f.dir.path().join("execroot/_main/bazel-out");
+    for (n, (files, failed)) in [
+        (
+            vec![at("bazel-out/x", one.clone()), at("bazel-out/x/y", one.clone())],
+            "x/y",
+        ),
+        (
+            vec![at("bazel-out/x/y", one.clone()), at("bazel-out/x", one.clone())],
+            "x:",
+        ),
+        (
+            vec![
+                at("bazel-out/x/y/z", one.clone()),
+                at("bazel-out/x", link.clone()),
+            ],
+            "x:",
+        ),
+        (
+            vec![at("bazel-out/x", link), at("bazel-out/x/y/z", one.clone())],
+            "x/y/z",
+        ),
+        (
+            vec![
+                at("bazel-out/x", Content::Inline("one".into())),
+                at("bazel-out/x/y", one),
+            ],
+            "x/y",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (first, of) = (top.join(&files[0].path["bazel-out/".len()..]), files.len());
+        let settled = build(&mut f, &format!("build {n}"), files).await;
+        assert_eq!((settled.failed, of), (1, 2), "{n}: {settled:?}");
+        assert!(
+            settled.messages[0].contains(&format!("bazel-out/{failed}")),
+            "{settled:?}"
+        );
+        assert!(
+            settled.messages[0].contains("of this build as well"),
+            "{settled:?}"
+        );
+        assert!(fs::symlink_metadata(first).is_ok(), "{n}");
+        let _ = fs::remove_file(top.join("x"));
+        let _ = fs::remove_dir_all(top.join("x"));
+    }
+}
+
 /// A name of few, so that they meet.
 fn name(random: &mut StdRng) -> String {
     let odd = [
@@ -283,11 +465,68 @@ fn name(random: &mut StdRng) -> String {
     name
 }
 
+/// Links, files and directories that earlier builds may have left where this one has outputs.
+fn plant(bin: &Path, random: &mut StdRng) {
+    let names = ["a", "b", "c", "a/b", "b/c", "c/a"];
+    for _ in 0..random.random_range(0..8) {
+        let path = bin.join(names[random.random_range(0..names.len())]);
+        let to = names[random.random_range(0..names.len())];
+        fs::create_dir_all(bin).unwrap();
+        let _ = match random.random_range(0..5) {
+            0 => std::os::unix::fs::symlink(bin.join(to), path),
+            1 => std::os::unix::fs::symlink(to, path),
+            2 => fs::hard_link(bin.join(to), path),
+            3 => fs::create_dir(path),
+            _ => fs::write(path, random.random_range(0..6_u32).to_string()),
+        };
+    }
+}
+
+/// Outputs that are said to be on disk and have other bytes there.
+async fn wrong(f: &Fixture) -> Vec<String> {
+    let Some((row, _)) = f.rooms.engine.snapshot(&f.key.invocation_id).await else {
+        return Vec::new();
+    };
+    let Some(root) = row.root else { return Vec::new() };
+    let exec_root = f.dir.path().join("execroot/_main");
+    let outputs = f.rooms.record.scan_outputs(root, "");
+    let there = outputs.filter(|(_, row)| row.state == crate::record::OutputState::Materialized);
+    there
+        .filter_map(|(path, row)| {
+            let found = fs::read(exec_root.join(path.as_path()));
+            let is_right = match &row.content {
+                OutputContent::Blob(digest) => {
+                    found.is_ok_and(|bytes| Digest::of(digest.function(), &bytes) == *digest)
+                }
+                OutputContent::Inline(bytes) => found.is_ok_and(|found| found == *bytes),
+                OutputContent::Symlink(target) => fs::read_link(exec_root.join(path.as_path()))
+                    .is_ok_and(|found| found == Path::new(target)),
+                OutputContent::Directory => exec_root.join(path.as_path()).is_dir(),
+            };
+            (!is_right).then(|| format!("{path}: {row:?}"))
+        })
+        .collect()
+}
+
 fn content(f: &Fixture, random: &mut StdRng) -> Content {
     let bytes = random.random_range(0..6_u32).to_string();
     match random.random_range(0..10) {
         0 => Content::Symlink(
-            ["../..", "/etc/passwd", "a", "loop", "", "b/../c"][random.random_range(0..6)].to_owned(),
+            [
+                "../..",
+                "/etc/passwd",
+                "a",
+                "loop",
+                "",
+                "b/../c",
+                "../../..",
+                "../../../..",
+                "../../../../sources",
+                "a/b",
+                "../b",
+                "c",
+            ][random.random_range(0..12)]
+            .to_owned(),
         ),
         1 => Content::Inline(bytes.into()),
         2 => Content::Unknown,
@@ -389,6 +628,10 @@ async fn builds_of_nonsense_settle_and_write_nothing_elsewhere() {
         eprintln!("OUTHAUL_HOSTILE_SEED={seed} OUTHAUL_HOSTILE_CASES=1");
         let random = &mut StdRng::seed_from_u64(seed);
         let mut f = Fixture::new(random.random()).await;
+        let exec_root = f.dir.path().join("execroot/_main");
+        fs::create_dir_all(exec_root.join("sources")).unwrap();
+        fs::write(exec_root.join("a"), "a source").unwrap();
+        plant(&exec_root.join("bazel-out/k8/bin"), random);
         let before = elsewhere(f.dir.path());
         for _ in 0..random.random_range(1..80) {
             let event = event(&f, random);
@@ -406,5 +649,11 @@ async fn builds_of_nonsense_settle_and_write_nothing_elsewhere() {
             assert!(!message.contains(char::is_control), "{message:?}");
         }
         assert_eq!(elsewhere(f.dir.path()), before, "OUTHAUL_HOSTILE_SEED={seed}");
+        assert_eq!(fs::read_to_string(exec_root.join("a")).unwrap(), "a source");
+        assert_eq!(
+            wrong(&f).await,
+            Vec::<String>::new(),
+            "OUTHAUL_HOSTILE_SEED={seed}"
+        );
     }
 }

@@ -272,10 +272,24 @@ impl Actor {
         } else {
             None
         };
+        let mut refused = HashSet::new();
         for n in named.iter().filter(|n| n.class > Class::Known) {
-            if session.is_none() {
+            let wanted = &self.wanted;
+            let is_file = |path: &str| {
+                let there = wanted.get(path);
+                there.is_some_and(|there| there.content != OutputContent::Directory)
+            };
+            let reason = if session.is_none() {
                 let reason = self.blocked.as_deref().unwrap_or("there is no output root");
-                self.tally.fail(n.class, &format!("{}: {reason}", n.path));
+                Some(format!("{}: {reason}", n.path))
+            } else {
+                let taken_in = self.directories.take_in(&n.path, &n.content, is_file);
+                taken_in.err().inspect(|_| {
+                    refused.insert(n.path.clone());
+                })
+            };
+            if let Some(reason) = reason {
+                self.tally.fail(n.class, &reason);
                 if n.class == Class::Required {
                     self.output_failed(n.sequence, n.set);
                     if let Some(row) = self.targets.get_mut(&target) {
@@ -310,6 +324,10 @@ impl Actor {
                 }
                 _ => self.pending_optional += 1,
             }
+        }
+        // Of two that contradict each other, the one that was named first counts.
+        if !refused.is_empty() {
+            named.retain(|n| !refused.contains(&n.path));
         }
         let Some(place) = &self.place else { return };
         let naming = Naming {

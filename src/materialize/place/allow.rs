@@ -10,17 +10,32 @@ use super::{
     root::OutputRoot,
 };
 
+/// What Bazel, in every version, calls the directory in its output base that exec roots lie in.
+const EXEC_ROOTS: &str = "execroot";
+
+/// Who may write where.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowance<'a> {
+    /// The directories of `--allow-exec-root`.
+    pub listed: &'a [PathBuf],
+    /// The user has said by `--path-map` that this very directory is an exec root.
+    pub is_mapped: bool,
+    /// Whose directories may be written into.
+    pub uid: u32,
+}
+
 /// Checks that a directory, as a stream names it, may be written into.
 ///
-/// Without an allow-list, any directory that the user `uid` owns, if neither it nor one above it can be changed by every
-/// user of the machine (a sticky one such as `/tmp` can't, as far as others' entries go); with one, any directory that
-/// is in it or below one of its entries, whoever owns it. Never `/`, a home directory itself, or a directory that holds
-/// homes. What does not exist yet is judged by the nearest directory that does.
+/// Without an allow-list, any directory that looks like an exec root, `…/execroot/NAME` with links resolved, and that the
+/// user owns, if neither it nor one above it can be changed by every user of the machine (a sticky one such as `/tmp`
+/// can't, as far as others' entries go); with one, any directory that is in it or below one of its entries, whatever it
+/// is and whoever owns it. Never `/`, a home directory itself, or a directory that holds homes. What does not exist yet is
+/// judged by the nearest directory that does.
 ///
 /// # Errors
 /// With [`PlaceErrorKind::NotAllowed`] and the reason; or when the path cannot be resolved.
-pub fn is_allowed_root(path: &Path, allowed: &[PathBuf], uid: u32) -> Result<(), PlaceError> {
-    judge(path, None, allowed, uid, &homes())
+pub fn is_allowed_root(path: &Path, allowance: Allowance<'_>) -> Result<(), PlaceError> {
+    judge(path, None, allowance, &homes())
 }
 
 /// The same of a root that is open: where it lies, and whose it is, is asked of the descriptor. What was at the path
@@ -28,9 +43,9 @@ pub fn is_allowed_root(path: &Path, allowed: &[PathBuf], uid: u32) -> Result<(),
 ///
 /// # Errors
 /// As [`is_allowed_root`].
-pub fn is_allowed_open(root: &OutputRoot, allowed: &[PathBuf], uid: u32) -> Result<(), PlaceError> {
+pub fn is_allowed_open(root: &OutputRoot, allowance: Allowance<'_>) -> Result<(), PlaceError> {
     let owner = root.owner()?;
-    judge(&root.place()?, Some(owner), allowed, uid, &homes())
+    judge(&root.place()?, Some(owner), allowance, &homes())
 }
 
 /// No lookup of other users' homes: those are theirs, and refused by owner.
@@ -41,10 +56,14 @@ fn homes() -> Vec<PathBuf> {
 fn judge(
     path: &Path,
     owner: Option<u32>,
-    allowed: &[PathBuf],
-    uid: u32,
+    allowance: Allowance<'_>,
     homes: &[PathBuf],
 ) -> Result<(), PlaceError> {
+    let Allowance {
+        listed,
+        is_mapped,
+        uid,
+    } = allowance;
     const OPERATION: &str = "check output root";
     let refused = |reason: String| {
         Err(PlaceError::new(
@@ -67,8 +86,8 @@ fn judge(
             "{real:?} is the file system's root, a home directory or above one"
         ));
     }
-    if !allowed.is_empty() {
-        let is_listed = allowed
+    if !listed.is_empty() {
+        let is_listed = listed
             .iter()
             .any(|a| resolve(a).is_ok_and(|a| real.starts_with(a)));
         return if is_listed {
@@ -97,6 +116,13 @@ fn judge(
             ));
         }
     }
+    let above = real.parent().and_then(Path::file_name);
+    if !is_mapped && above.is_none_or(|name| name != EXEC_ROOTS) {
+        return refused(format!(
+            "{real:?} does not look like an exec root of Bazel's, which lies in a directory named \"{EXEC_ROOTS}\"; if it \
+             is one, allow it with --allow-exec-root"
+        ));
+    }
     Ok(())
 }
 
@@ -122,6 +148,22 @@ mod tests {
 
     use super::*;
 
+    fn allowance(listed: &[PathBuf], uid: u32) -> Allowance<'_> {
+        Allowance {
+            listed,
+            is_mapped: false,
+            uid,
+        }
+    }
+
+    fn is_allowed_root(path: &Path, listed: &[PathBuf], uid: u32) -> Result<(), PlaceError> {
+        super::is_allowed_root(path, allowance(listed, uid))
+    }
+
+    fn is_allowed_open(root: &OutputRoot, listed: &[PathBuf], uid: u32) -> Result<(), PlaceError> {
+        super::is_allowed_open(root, allowance(listed, uid))
+    }
+
     fn reason(result: Result<(), PlaceError>) -> String {
         result.unwrap_err().to_string()
     }
@@ -130,9 +172,59 @@ mod tests {
     fn a_directory_of_the_user_is_allowed_by_default_and_of_another_not() {
         let dir = tempfile::tempdir().unwrap();
         let me = fs::metadata(dir.path()).unwrap().uid();
-        is_allowed_root(dir.path(), &[], me).unwrap();
-        is_allowed_root(&dir.path().join("not/there/yet"), &[], me).unwrap();
-        assert!(reason(is_allowed_root(dir.path(), &[], me + 1)).contains("belongs to user"));
+        let root = dir.path().join("execroot/_main");
+        fs::create_dir_all(&root).unwrap();
+        is_allowed_root(&root, &[], me).unwrap();
+        is_allowed_root(&dir.path().join("not/there/execroot/yet"), &[], me).unwrap();
+        assert!(reason(is_allowed_root(&root, &[], me + 1)).contains("belongs to user"));
+    }
+
+    #[test]
+    fn what_does_not_look_like_an_exec_root_is_none_unless_the_user_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = fs::metadata(dir.path()).unwrap().uid();
+        let base = dir.path().join("base");
+        let plain = [
+            ".ssh",
+            "src/.git",
+            "src",
+            ".config",
+            "base",
+            "base/execroot",
+            "base/external/x",
+            "base/execroot/_main/bazel-out",
+            "execroots/_main",
+        ];
+        for name in plain {
+            fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        // By a link's name alone it is none either.
+        symlink(dir.path().join(".ssh"), base.join("execroot/link")).unwrap();
+        fs::create_dir(dir.path().join("links")).unwrap();
+        symlink(dir.path(), dir.path().join("links/execroot")).unwrap();
+        for name in plain
+            .into_iter()
+            .chain(["base/execroot/link", "links/execroot/.ssh"])
+        {
+            let path = dir.path().join(name);
+            let told = reason(is_allowed_root(&path, &[], me));
+            assert!(
+                told.contains("does not look like an exec root") && told.contains("--allow-exec-root"),
+                "{name}: {told}"
+            );
+            let open = OutputRoot::open(&path, false).unwrap();
+            reason(is_allowed_open(&open, &[], me));
+            is_allowed_root(&path, &[dir.path().to_owned()], me).unwrap();
+            let mapped = Allowance {
+                is_mapped: true,
+                ..allowance(&[], me)
+            };
+            super::is_allowed_root(&path, mapped).unwrap();
+        }
+        is_allowed_root(&base.join("execroot/_main"), &[], me).unwrap();
+        // By another way to it, it is.
+        symlink(base.join("execroot/_main"), dir.path().join("way")).unwrap();
+        is_allowed_root(&dir.path().join("way"), &[], me).unwrap();
     }
 
     #[test]
@@ -152,12 +244,18 @@ mod tests {
         ] {
             for allowed in [&[][..], &everything[..]] {
                 assert!(
-                    reason(judge(path, None, allowed, me, &homes)).contains("home"),
+                    reason(judge(path, None, allowance(allowed, me), &homes)).contains("home"),
                     "{path:?}"
                 );
             }
         }
-        judge(&home.join("cache"), None, &[], me, &homes).unwrap();
+        judge(
+            &home.join("cache/execroot/_main"),
+            None,
+            allowance(&[], me),
+            &homes,
+        )
+        .unwrap();
     }
 
     #[test]
@@ -187,7 +285,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         let me = fs::metadata(dir.path()).unwrap().uid();
-        let (above, root) = (dir.path().join("above"), dir.path().join("above/root"));
+        let (above, root) = (dir.path().join("above"), dir.path().join("above/execroot/root"));
         fs::create_dir_all(&root).unwrap();
         let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         for open in [&above, &root] {
@@ -197,7 +295,7 @@ mod tests {
                 told.contains("0777") && told.contains("--allow-exec-root"),
                 "{told}"
             );
-            assert!(reason(is_allowed_root(&root.join("not/there/yet"), &[], me)).contains("0777"));
+            assert!(reason(is_allowed_root(&root.join("not/execroot/yet"), &[], me)).contains("0777"));
             // Who names it vouches for it.
             is_allowed_root(&root, std::slice::from_ref(&root), me).unwrap();
             // Nobody can take away or rename others' entries.

@@ -160,6 +160,7 @@ impl Placer {
         recorded: Option<&Stamp>,
     ) -> Result<Check, PlaceError> {
         let error = |errno| PlaceError::system_error("check", path.as_str(), errno);
+        self.root.admit(path.as_str())?;
         let dir = match dir {
             Ok(Some(dir)) => dir,
             Ok(None) => return Ok(Check::Absent),
@@ -175,6 +176,7 @@ impl Placer {
         };
         // What nearly every file of a build that changes nothing comes to.
         if let Some(wanted) = Wanted::of(content)
+            && dir.through.is_empty()
             && sys::file_type(&seen) == FileType::RegularFile
             && let Some(settled) = wanted.at_first_sight(&seen, taken, recorded)
         {
@@ -198,13 +200,15 @@ impl Placer {
             dir: Arc::clone(dir),
             name: path.file_name().into(),
         };
-        if let OutputContent::Symlink(target) = content {
-            let is_it = sys::file_type(&seen) == FileType::Symlink
-                && sys::read_link(&spot.dir, &spot.name).is_ok_and(|t| t == Path::new(target));
-            return Ok(present_if(is_it, &seen, taken));
-        }
-        if sys::file_type(&seen) == FileType::Symlink {
-            match walk::follow(&self.root, path.as_str(), None) {
+        let link = match content {
+            OutputContent::Symlink(target) => Some(Path::new(target)),
+            _ => None,
+        };
+        if sys::file_type(&seen) == FileType::Symlink && link.is_none() {
+            if !self.root.is_exec_root() {
+                return Ok(Check::Differs);
+            }
+            match walk::follow(&self.root, path.as_str()) {
                 Ok(Some(found)) => spot = found,
                 Ok(None) => return Ok(Check::Absent),
                 Err(e)
@@ -222,16 +226,31 @@ impl Placer {
                 None => return Ok(Check::Absent),
             }
         }
-        let Some(wanted) = Wanted::of(content) else {
-            let is_it = sys::file_type(&seen) == FileType::Directory;
-            return Ok(present_if(is_it, &seen, taken));
+        let check = match Wanted::of(content) {
+            None if link.is_some() => {
+                let is_it = sys::file_type(&seen) == FileType::Symlink
+                    && sys::read_link(&spot.dir, &spot.name).is_ok_and(|t| Some(&*t) == link);
+                present_if(is_it, &seen, taken)
+            }
+            None => {
+                let is_it = sys::file_type(&seen) == FileType::Directory;
+                present_if(is_it, &seen, taken)
+            }
+            Some(wanted) => match wanted.at_first_sight(&seen, taken, recorded) {
+                Some(settled) => settled,
+                None => {
+                    let how = Vouched::Content;
+                    hash_file(&spot, &wanted, &mut self.buffer)?
+                        .map_or(Check::Differs, |stamp| Check::Present { stamp, how })
+                }
+            },
         };
-        if let Some(settled) = wanted.at_first_sight(&seen, taken, recorded) {
-            return Ok(settled);
-        }
-        let how = Vouched::Content;
-        Ok(hash_file(&spot, &wanted, &mut self.buffer)?
-            .map_or(Check::Differs, |stamp| Check::Present { stamp, how }))
+        Ok(match check {
+            Check::Present { stamp, .. } if !leans(&self.root, path, &|| content.clone(), &spot, &stamp) => {
+                Check::Differs
+            }
+            check => check,
+        })
     }
 
     /// Looks through a symlink that leads out of the root. Nothing is ever written through one, but Bazel makes some
@@ -250,6 +269,15 @@ impl Placer {
             // Dangling, or closed to us: in any case not the content.
             return Ok(Check::Differs);
         };
+        // By a way around, such as the workspace's own links, to an output that may be another's.
+        let real = self.root.path().join(spot.path()).canonicalize();
+        if real.is_ok_and(|real| {
+            self.root
+                .below(&real)
+                .is_some_and(|real| self.root.may_end_in(real))
+        }) {
+            return Ok(Check::Differs);
+        }
         if let Some(settled) = wanted.at_first_sight(&seen, taken, recorded) {
             return Ok(settled);
         }
@@ -262,6 +290,21 @@ impl Placer {
     pub fn close_directories(&mut self) {
         self.dirs = DirCache::default();
     }
+}
+
+/// Whether an output that was found at a spot is there still. If links led to it, it is noted what it leans on.
+pub(super) fn leans(
+    root: &OutputRoot,
+    path: &ExecPath,
+    content: &dyn Fn() -> OutputContent,
+    spot: &Spot,
+    stamp: &Stamp,
+) -> bool {
+    let is_still_there = || {
+        sys::lstat(&spot.dir, &spot.name)
+            .is_ok_and(|seen| seen.is_some_and(|seen| sys::is_same_file(&sys::stamp(&seen, 0), stamp)))
+    };
+    spot.dir.through.is_empty() || root.aliases.found(path, &content(), spot, is_still_there)
 }
 
 fn present_if(is_it: bool, seen: &Stat, taken: i64) -> Check {

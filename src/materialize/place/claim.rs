@@ -35,7 +35,7 @@ use rustix::{
 
 use crate::digest::{Digest, DigestFunction};
 
-const NAME: &str = ".outhaul-newest.";
+pub(super) const NAME: &str = ".outhaul-newest.";
 const MAGIC: [u8; 8] = *b"outhaul1";
 const LEN: usize = 32;
 /// The longest words that are read.

@@ -84,7 +84,7 @@ impl Placer {
         let error = |errno| PlaceError::system_error("copy to", to.as_str(), errno);
         let changed = || PlaceError::new("copy from", from.as_str(), PlaceErrorKind::SourceChanged);
         self.root.guard(to.as_str())?;
-        let spot = walk::follow(&self.root, from.as_str(), None)?.ok_or_else(changed)?;
+        let spot = walk::follow(&self.root, from.as_str())?.ok_or_else(changed)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let source = match fs::openat(&spot.dir, &spot.name, flags, Mode::empty()) {
             Ok(source) => source,

@@ -17,7 +17,7 @@ use super::{
     walk::{self, Spot},
     writable::Writable,
 };
-use crate::exec_path::ExecPath;
+use crate::{exec_path::ExecPath, output::OutputContent};
 
 impl Placer {
     /// Makes a symlink with this target, as it is: nothing is ever written through it. What is in its place is
@@ -42,14 +42,27 @@ impl Placer {
         let error = |errno| PlaceError::system_error("make symlink", path.as_str(), errno);
         let _permit = job.permit(path)?;
         let _open = Writable::open(&job.root.leases, &spot.dir).map_err(error)?;
+        let is_it = || sys::read_link(&spot.dir, &spot.name).is_ok_and(|t| t == Path::new(target));
+        if !spot.dir.through.is_empty() && is_it() {
+            return placed(&spot, How::Kept).map_err(error);
+        }
         let mut how = How::Created;
         for _ in 0..100 {
+            let mut changing = job.root.aliases.change(&job, &spot, path)?;
             match fs::symlinkat(target, &spot.dir, &spot.name) {
-                Ok(()) => return placed(&spot, how).map_err(error),
+                Ok(()) => {
+                    changing.placed(path, None, &spot);
+                    return placed(&spot, how).map_err(error);
+                }
+                // It came there meanwhile; the next round says whose it is.
+                Err(Errno::EXIST) if !spot.dir.through.is_empty() && how == How::Created => {
+                    how = How::Replaced;
+                    continue;
+                }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(error(errno)),
             }
-            if sys::read_link(&spot.dir, &spot.name).is_ok_and(|t| t == Path::new(target)) {
+            if is_it() {
                 return placed(&spot, How::Kept).map_err(error);
             }
             how = How::Replaced;
@@ -64,7 +77,8 @@ impl Placer {
         Err(error(Errno::BUSY))
     }
 
-    /// Makes a directory and its parents. A file in its place is replaced, a symlink followed inside the root.
+    /// Makes a directory and its parents. A file in its place is replaced; a symlink is followed in an exec root, and
+    /// replaced elsewhere.
     ///
     /// # Errors
     /// As for [`place_many`](Self::place_many).
@@ -80,6 +94,13 @@ impl Placer {
         let permit = job.permit(path)?;
         let is_there = walk::find_dir(job.root, path.as_str()).is_ok_and(|dir| dir.is_some());
         let dir = walk::make_dir(job.root, path.as_str(), &permit)?;
+        if !dir.through.is_empty() {
+            let (dir, name) = (dir.clone(), ".".into());
+            let spot = Spot { dir, name };
+            job.root
+                .aliases
+                .found(path, &OutputContent::Directory, &spot, || true);
+        }
         let stat =
             fs::fstat(&dir.fd).map_err(|errno| PlaceError::system_error("stat", path.as_str(), errno))?;
         Ok(Placed {

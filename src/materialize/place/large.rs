@@ -188,11 +188,11 @@ pub(super) fn publish_verified(
     let _open = Writable::open(&job.root.leases, &dir)
         .map_err(|e| PlaceError::system_error("open read-only directory for", path.as_str(), e))?;
     let site = Site::find(job, path, &dir)?;
-    if let Some(stamp) = site.is_already(digest, &mut Vec::new())? {
+    if let Some(stamp) = site.is_already(job, digest, &mut Vec::new())? {
         let how = How::Kept;
         return Ok(Placed { stamp, how });
     }
-    site.publish(job, path, file)
+    site.publish(job, digest, file)
 }
 
 /// Reserves space where the file system can. tmpfs can only by filling pages with zeros, which takes as long as

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `root` | a root on disk, and whether it and its `bazel-out` are still the ones that were there |
 //! | `allow` | which directories may be a root |
+//! | `aliases` | outputs that lie where links lead |
 //! | `epoch` | the newest invocation wins |
 //! | `claim` | also over those that other processes follow |
 //! | `walk` | finding and making directories beneath the root, links included |
@@ -22,6 +23,7 @@
 //! | `space` | how much of a file system is to stay free |
 //! | `sys` | stamps and the few system calls with fallbacks |
 
+mod aliases;
 mod allow;
 mod check;
 mod claim;
@@ -43,7 +45,7 @@ mod writable;
 #[cfg(test)]
 mod tests;
 
-pub use allow::{is_allowed_open, is_allowed_root};
+pub use allow::{Allowance, is_allowed_open, is_allowed_root};
 pub use check::{Check, Vouched};
 pub use claim::{Claim, Working};
 pub use epoch::{Epoch, Permit};
@@ -51,5 +53,5 @@ pub use error::{PlaceError, PlaceErrorKind};
 pub use large::LargeFile;
 pub use placer::{Item, PlaceOptions, Placed, Placer};
 pub use publish::How;
-pub use root::{OutputRoot, Presence};
+pub use root::{MARKERS, OutputRoot, Presence, is_own_name};
 pub use space::{Free, Mark, Shortage, SpaceRule};

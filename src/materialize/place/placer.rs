@@ -22,25 +22,12 @@ use crate::{digest::Digest, exec_path::ExecPath, output::Stamp};
 const STAGED: usize = 6;
 
 /// How files are placed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PlaceOptions {
     /// Files get the mode 0755 instead of 0555.
     pub writable: bool,
-    /// A symlink in a file's place that leads to a place inside the root stays, and the file it names gets the bytes.
-    /// Otherwise the link is replaced by the file.
-    pub follow_links: bool,
     /// What is to stay free.
     pub space: SpaceRule,
-}
-
-impl Default for PlaceOptions {
-    fn default() -> Self {
-        Self {
-            writable: false,
-            follow_links: true,
-            space: SpaceRule::default(),
-        }
-    }
 }
 
 impl PlaceOptions {
@@ -259,18 +246,16 @@ fn destination(job: &Job<'_>, path: &ExecPath, stage: bool) -> Result<Destinatio
     if let Ok(Some(dir)) = walk::find_dir(job.root, dir) {
         return Ok(Destination::Live(dir));
     }
-    let (above, name) = dir.rsplit_once('/').unwrap_or(("", dir));
+    // The root's own directories are made in the one way that looks after `bazel-out`.
+    let Some((above, name)) = dir.rsplit_once('/') else {
+        return walk::make_dir(job.root, dir, &permit).map(Destination::Live);
+    };
     let above = walk::make_dir(job.root, above, &permit)?;
     let error = |errno| PlaceError::system_error("stat", dir, errno);
-    // The root's own directories are made in the one way that looks after `bazel-out`.
-    let is_root = above.path.as_os_str().is_empty();
-    if !is_root
-        && !stage
-        && let Some(dir) = walk::make_in(job.root, &above, name, &permit)
-    {
+    if !stage && let Some(dir) = walk::make_in(job.root, &above, name, &permit) {
         return Ok(Destination::Live(dir));
     }
-    if !is_root && sys::lstat(&above, name.as_ref()).map_err(error)?.is_none() {
+    if above.through.is_empty() && sys::lstat(&above, name.as_ref()).map_err(error)?.is_none() {
         let name = name.into();
         return Ok(Destination::New(Spot { dir: above, name }));
     }
@@ -298,12 +283,13 @@ fn place_one(
     buffer: &mut Vec<u8>,
 ) -> Result<Placed, PlaceError> {
     if item.is_new
+        && dir.through.is_empty()
         && let Some(placed) = try_new(job, item, dir)?
     {
         return Ok(placed);
     }
     let site = Site::find(job, item.path, dir)?;
-    if let Some(stamp) = site.is_already(item.digest, buffer)? {
+    if let Some(stamp) = site.is_already(job, item.digest, buffer)? {
         let how = How::Kept;
         return Ok(Placed { stamp, how });
     }
@@ -314,7 +300,7 @@ fn place_one(
     };
     sys::write_all(&file, item.bytes)
         .map_err(|errno| PlaceError::system_error("write", item.path.as_str(), errno))?;
-    site.publish(job, item.path, file)
+    site.publish(job, item.digest, file)
 }
 
 /// Places one verified file where nothing is. `None` when something is there, or for any reason that the long way knows

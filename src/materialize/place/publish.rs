@@ -14,15 +14,18 @@ use rustix::{
 use super::{
     check,
     epoch::{Epoch, Permit},
-    error::{PlaceError, PlaceErrorKind},
+    error::PlaceError,
     placer::{PlaceOptions, Placed},
     root::OutputRoot,
     sys::{self, Dir},
     temp::{self, TempName, Unnamed},
     walk::{self, Spot},
-    writable::Writable,
 };
-use crate::{digest::Digest, exec_path::ExecPath, output::Stamp};
+use crate::{
+    digest::Digest,
+    exec_path::ExecPath,
+    output::{OutputContent, Stamp},
+};
 
 /// What placing did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,73 +64,73 @@ impl<'a> Job<'a> {
 }
 
 /// Where a file goes, and what is there.
-pub(super) struct Site {
+pub(super) struct Site<'a> {
     pub(super) spot: Spot,
     pub(super) seen: Option<Stat>,
-    /// When a link led to another directory than the caller's.
-    _open: Option<Writable>,
+    path: &'a ExecPath,
+    /// Where the link leads that is there.
+    linked: Option<Spot>,
 }
 
-impl Site {
-    /// Looks at a name in its directory. A symlink there is followed inside the root; one that leads out of it is
-    /// not ours, and will itself be replaced. The caller holds the directory [`Writable`].
-    pub(super) fn find(job: &Job<'_>, path: &ExecPath, dir: &Arc<Dir>) -> Result<Self, PlaceError> {
-        let mut spot = Spot {
+impl<'a> Site<'a> {
+    /// Looks at a name in its directory. The caller holds the directory [`Writable`].
+    pub(super) fn find(job: &Job<'_>, path: &'a ExecPath, dir: &Arc<Dir>) -> Result<Self, PlaceError> {
+        let spot = Spot {
             dir: Arc::clone(dir),
             name: path.file_name().into(),
         };
-        let error = |operation, errno| PlaceError::system_error(operation, path.as_str(), errno);
-        let mut seen = sys::lstat(&spot.dir, &spot.name).map_err(|e| error("stat", e))?;
+        let seen = sys::lstat(&spot.dir, &spot.name)
+            .map_err(|errno| PlaceError::system_error("stat", path.as_str(), errno))?;
         let is_link = seen.is_some_and(|stat| sys::file_type(&stat) == FileType::Symlink);
-        if is_link && job.options.follow_links {
-            let permit = job.permit(path)?;
-            match walk::follow(job.root, path.as_str(), Some(&permit)) {
-                Ok(Some(found)) => {
-                    let named = sys::lstat(&found.dir, &found.name).map_err(|e| error("stat", e))?;
-                    // A link to a directory is no file's: the directory has its own use, the link goes.
-                    if !named.is_some_and(|stat| sys::file_type(&stat) == FileType::Directory) {
-                        (seen, spot) = (named, found);
-                    }
-                }
-                Ok(None) => {}
-                Err(e) if matches!(e.kind, PlaceErrorKind::Escapes { .. }) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        let open = (!Arc::ptr_eq(&spot.dir, dir))
-            .then(|| Writable::open(&job.root.leases, &spot.dir))
-            .transpose()
-            .map_err(|e| error("open read-only directory for", e))?;
+        // One that leads nowhere, or out, is not ours, and will be replaced like any other.
+        let linked = is_link.then(|| walk::follow(job.root, path.as_str()).ok().flatten());
         Ok(Self {
             spot,
             seen,
-            _open: open,
+            path,
+            linked: linked.flatten(),
         })
     }
 
-    /// The stamp of what is there, if it is the blob already.
+    /// The stamp of what is there, if it is the blob already. A link counts if it leads to the blob.
     pub(super) fn is_already(
         &self,
+        job: &Job<'_>,
         digest: &Digest,
         buffer: &mut Vec<u8>,
     ) -> Result<Option<Stamp>, PlaceError> {
-        match self.seen {
-            Some(stat) if sys::file_type(&stat) == FileType::RegularFile => {
-                check::hash_file(&self.spot, &check::Wanted::Digest(digest), buffer)
-            }
-            _ => Ok(None),
-        }
+        let is_file = self
+            .seen
+            .is_some_and(|stat| sys::file_type(&stat) == FileType::RegularFile);
+        let spot = match &self.linked {
+            Some(linked) => linked,
+            None if is_file => &self.spot,
+            None => return Ok(None),
+        };
+        let wanted = check::Wanted::Digest(digest);
+        let stamp = check::hash_file(spot, &wanted, buffer)?;
+        let content = || OutputContent::Blob(digest.clone());
+        Ok(stamp.filter(|stamp| check::leans(job.root, self.path, &content, spot, stamp)))
     }
 
-    /// Publishes a written file here. The caller has verified it and asked for a permit no earlier than it needs.
+    /// Publishes a written file here. The caller has verified it and asked for a permit no earlier than it needs. A link
+    /// is replaced, whatever it leads to.
     pub(super) fn publish(
         &self,
         job: &Job<'_>,
-        path: &ExecPath,
+        digest: &Digest,
         file: NewFile,
     ) -> Result<Placed, PlaceError> {
-        let _permit = job.permit(path)?;
-        let (stamp, how) = file.publish(job.root, &self.spot, self.seen.is_some())?;
+        let _permit = job.permit(self.path)?;
+        let mut changing = job.root.aliases.change(job, &self.spot, self.path)?;
+        let is_through = !self.spot.dir.through.is_empty();
+        let (stamp, how) = if is_through && self.seen.is_none() {
+            // What has come there meanwhile is another output's.
+            file.publish_only_new(job.root, &self.spot)?
+        } else {
+            file.publish(job.root, &self.spot, self.seen.is_some())?
+        };
+        changing.placed(self.path, Some(digest), &self.spot);
         Ok(Placed { stamp, how })
     }
 }
@@ -217,7 +220,12 @@ impl NewFile {
 
     /// Gives the file its name and returns its stamp. `exists` says that something was seen there, so that no link
     /// is tried in vain; a directory there is removed if it holds no files.
-    fn publish(mut self, root: &OutputRoot, spot: &Spot, exists: bool) -> Result<(Stamp, How), PlaceError> {
+    pub(super) fn publish(
+        mut self,
+        root: &OutputRoot,
+        spot: &Spot,
+        exists: bool,
+    ) -> Result<(Stamp, How), PlaceError> {
         let error = |operation, errno| PlaceError::system_error(operation, spot.path(), errno);
         settle_mode(root, &self.fd, self.mode).map_err(|e| error("set mode of", e))?;
         let mut exists = exists;
@@ -246,6 +254,15 @@ impl NewFile {
             }
         }
         Err(error("publish", Errno::BUSY))
+    }
+
+    /// Gives the file its name unless something has it, and returns its stamp.
+    fn publish_only_new(mut self, root: &OutputRoot, spot: &Spot) -> Result<(Stamp, How), PlaceError> {
+        settle_mode(root, &self.fd, self.mode)
+            .and_then(|()| self.link(root, &spot.dir, &spot.name))
+            .and_then(|()| self.stamp(root))
+            .map(|stamp| (stamp, How::Created))
+            .map_err(|errno| PlaceError::system_error("publish", spot.path(), errno))
     }
 
     /// Gives the file its name if that works at once and nothing has it. The caller holds a permit.

@@ -17,17 +17,21 @@ use rustix::{
 };
 
 use super::{
-    claim::Claim,
+    aliases::Aliases,
+    claim::{self, Claim},
     error::{PlaceError, PlaceErrorKind},
     space::Space,
     sys::{self, Inode},
-    temp::{TempDir, Unnamed},
+    temp::{self, TempDir, Unnamed},
     writable::Leases,
 };
 use crate::exec_path::ExecPath;
 
 /// The directory in an exec root that `bazel clean` deletes and every build fills.
-const BUILD_TREE: &str = "bazel-out";
+pub(super) const BUILD_TREE: &str = "bazel-out";
+
+/// The directory that staging keeps its markers in.
+pub const MARKERS: &str = ".outhaul";
 
 /// What was at a root's path at one moment. Two that are equal are of the same directories, as long as the root
 /// that they came from is kept open.
@@ -51,6 +55,9 @@ pub struct OutputRoot {
     canonical: PathBuf,
     inode: Inode,
     build_tree: RwLock<BuildTree>,
+    is_exec_root: bool,
+    /// Outputs that lie where links lead.
+    pub(super) aliases: Aliases,
     temp: Mutex<Option<Arc<TempDir>>>,
     /// What its file system has.
     pub(super) space: Space,
@@ -103,6 +110,8 @@ impl OutputRoot {
             } else {
                 BuildTree::Gone
             }),
+            is_exec_root: !create,
+            aliases: Aliases::default(),
             temp: Mutex::default(),
             space: Space::default(),
             leases: Arc::default(),
@@ -185,6 +194,7 @@ impl OutputRoot {
     /// # Errors
     /// When the root cannot be read.
     pub fn begin_build(&self, fresh: bool) -> Result<(), PlaceError> {
+        self.aliases.clear();
         let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*build_tree, BuildTree::Unguarded) {
             return Ok(());
@@ -197,13 +207,41 @@ impl OutputRoot {
         Ok(())
     }
 
-    /// Refuses when the root, or for a path below it `bazel-out`, is not the one that work began on.
+    /// Whether it is a build's; else it is a directory of the user's own.
+    pub(super) const fn is_exec_root(&self) -> bool {
+        self.is_exec_root
+    }
+
+    /// Whether a way may end in a directory at this path, links resolved.
+    pub(super) fn may_end_in(&self, path: &Path) -> bool {
+        !self.is_exec_root || path.starts_with(BUILD_TREE)
+    }
+
+    /// Refuses places that no output may have: in an exec root all but what is below `bazel-out`, in a directory of the
+    /// user's own what we keep there ourselves. No link leads there either, see [`super::walk`].
+    pub(super) fn admit(&self, path: &str) -> Result<(), PlaceError> {
+        let (first, is_below) = path
+            .split_once('/')
+            .map_or((path, false), |(first, _)| (first, true));
+        let refusal = if self.is_exec_root {
+            (first != BUILD_TREE || !is_below).then_some("in an exec root, outputs are below bazel-out only")
+        } else {
+            is_own_name(first).then_some("Outhaul keeps this name for itself")
+        };
+        refusal.map_or(Ok(()), |why| {
+            Err(PlaceError::new("place", path, PlaceErrorKind::Conflict(why)))
+        })
+    }
+
+    /// Refuses when nothing may be put at the path, or the root, or for an exec root its `bazel-out`, is not the one that
+    /// work began on.
     pub(super) fn guard(&self, path: &str) -> Result<(), PlaceError> {
         let gone = |what| Err(PlaceError::new("place", path, PlaceErrorKind::RootGone(what)));
         if !self.is_same() {
             return gone("it was deleted or replaced");
         }
-        if path.split('/').next() != Some(BUILD_TREE) {
+        self.admit(path)?;
+        if !self.is_exec_root {
             return Ok(());
         }
         // First the lock: what another writer makes between the look and the lock would seem to have been deleted.
@@ -365,6 +403,17 @@ impl fmt::Debug for OutputRoot {
     }
 }
 
+/// Whether a name in a directory of the user's own is one of ours: temporary files, and what staging leaves there. In
+/// either case, for file systems to which that is the same.
+#[must_use]
+pub fn is_own_name(name: &str) -> bool {
+    let begins = |own: &str| {
+        name.get(..own.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(own))
+    };
+    begins(temp::NAME) || begins(claim::NAME) || name.eq_ignore_ascii_case(MARKERS)
+}
+
 /// The error number in an error of the standard library's.
 pub(super) fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
@@ -395,11 +444,11 @@ mod tests {
         assert!(root.is_same());
         let before = root.presence();
         std_fs::rename(&path, dir.path().join("old")).unwrap();
-        assert!(is_gone(root.guard("a")));
+        assert!(is_gone(root.guard("bazel-out/a")));
         std_fs::create_dir(&path).unwrap();
         assert!(!root.is_same());
         assert_ne!(root.presence(), before);
-        assert!(is_gone(root.guard("a")));
+        assert!(is_gone(root.guard("bazel-out/a")));
     }
 
     #[test]
@@ -412,7 +461,6 @@ mod tests {
         assert!(!root.may_make(OsStr::new("bazel-out")));
         std_fs::remove_dir(&out).unwrap();
         assert!(is_gone(root.guard("bazel-out/x")));
-        root.guard("other/x").unwrap();
         std_fs::create_dir(&out).unwrap();
         assert!(
             is_gone(root.guard("bazel-out/x")),

@@ -35,8 +35,10 @@ pub(super) struct Inode {
 pub(super) struct Dir {
     pub(super) fd: OwnedFd,
     pub(super) inode: Inode,
-    /// Below the root, links resolved; for messages.
+    /// Below the root, links resolved.
     pub(super) path: PathBuf,
+    /// The links that led here, below the root; none nearly always.
+    pub(super) through: Box<[PathBuf]>,
 }
 
 impl AsFd for Dir {

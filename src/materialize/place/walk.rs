@@ -2,8 +2,13 @@
 //!
 //! The common case is one `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`. Where that meets a symlink, or there is
 //! no `openat2`, the way is walked one component at a time, every component opened without following it from the
-//! descriptor of the one before. A link is read, and where it leads is walked in the same manner from the root, if
-//! it is below the root: Bazel makes absolute links to places inside the exec root for symlinked directories.
+//! descriptor of the one before.
+//!
+//! In an exec root, a link on the way is read, and where it leads is walked in the same manner from the root, for Bazel
+//! makes absolute links for symlinked directories. But a walk ends below `bazel-out`, whoever made the links: nothing
+//! else in the root is ever entered, neither sources nor `external`, and `bazel-out` itself is no link. In a directory
+//! of the user's own no link is followed: one that an earlier build has left in a directory's place is replaced, and
+//! one that leads out is refused.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -20,7 +25,7 @@ use rustix::{
 use super::{
     epoch::Permit,
     error::{PlaceError, PlaceErrorKind},
-    root::OutputRoot,
+    root::{BUILD_TREE, OutputRoot},
     sys::{self, Dir},
     writable::Writable,
 };
@@ -52,7 +57,10 @@ pub(super) fn find_dir(root: &OutputRoot, path: &str) -> Result<Option<Arc<Dir>>
         Ok(None) | Err(_) => {}
     }
     let mut walk = Walk::new(root, path, None)?;
-    Ok(walk.descend(0)?.then(|| walk.top()))
+    if !walk.descend(0)? {
+        return Ok(None);
+    }
+    walk.end().map(Some)
 }
 
 /// The directory at a path below the root, made with its parents where it is missing. A file in the way is removed;
@@ -65,8 +73,6 @@ pub(super) fn make_dir(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Re
         Err(Errno::NOENT) => {
             if let Some((above, name)) = path.rsplit_once('/')
                 && let Ok(above) = make_dir(root, above, permit)
-                // A link may lead to the root itself.
-                && !above.path.as_os_str().is_empty()
                 && let Some(dir) = make_in(root, &above, name, permit)
             {
                 return Ok(dir);
@@ -77,7 +83,7 @@ pub(super) fn make_dir(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Re
     }
     let mut walk = Walk::new(root, path, Some(permit))?;
     walk.descend(0)?;
-    Ok(walk.top())
+    walk.end()
 }
 
 /// Makes and opens a directory in one that is not the root itself. `None` when that does not work at once: then the walk
@@ -98,22 +104,24 @@ pub(super) fn make_in(root: &OutputRoot, above: &Arc<Dir>, name: &str, _: &Permi
     }
     let inode = sys::inode(&stat);
     let path = above.path.join(name);
-    Some(Arc::new(Dir { fd, inode, path }))
+    let through = above.through.clone();
+    Some(Arc::new(Dir {
+        fd,
+        inode,
+        path,
+        through,
+    }))
 }
 
-/// Where the file at a path really is, or would be: the links that the path ends in are followed inside the root.
-/// `None` when a directory on the way is missing and there is no permit to make it.
-pub(super) fn follow(
-    root: &OutputRoot,
-    path: &str,
-    permit: Option<&Permit<'_>>,
-) -> Result<Option<Spot>, PlaceError> {
-    let mut walk = Walk::new(root, path, permit)?;
+/// Where the file at a path really is, or would be: the links that the path ends in are followed. `None` when a
+/// directory on the way is missing. The links are among those that the spot's directory was reached through.
+pub(super) fn follow(root: &OutputRoot, path: &str) -> Result<Option<Spot>, PlaceError> {
+    let mut walk = Walk::new(root, path, None)?;
     loop {
         if !walk.descend(1)? {
             return Ok(None);
         }
-        let dir = walk.top();
+        let dir = walk.end()?;
         let Some(name) = walk.pending.pop().filter(|name| name != "..") else {
             let kind = PlaceErrorKind::Conflict("the symlink in its place leads to a directory");
             return Err(PlaceError::new("follow", path, kind));
@@ -123,6 +131,7 @@ pub(super) fn follow(
             return Ok(Some(Spot { dir, name }));
         }
         match sys::read_link(&dir, &name) {
+            Ok(target) if !root.is_exec_root() => return Err(walk.escapes(&name, &target)),
             Ok(target) => walk.turn(&name, &target)?,
             // It is no link any more: look again.
             Err(Errno::INVAL | Errno::NOENT) => walk.pending.push(name),
@@ -133,7 +142,9 @@ pub(super) fn follow(
 
 /// One call for the whole path; `None` when that cannot be done on this kernel.
 fn open_beneath(root: &OutputRoot, path: &str) -> rustix::io::Result<Option<Dir>> {
-    let fd = if path.is_empty() {
+    let fd = if !root.may_end_in(Path::new(path)) {
+        return Ok(None);
+    } else if path.is_empty() {
         fs::openat(root, ".", sys::DIRECTORY, Mode::empty())?
     } else if !root.has_openat2() {
         return Ok(None);
@@ -147,9 +158,12 @@ fn open_beneath(root: &OutputRoot, path: &str) -> rustix::io::Result<Option<Dir>
             other => other?,
         }
     };
-    let inode = sys::inode(&fs::fstat(&fd)?);
-    let path = PathBuf::from(path);
-    Ok(Some(Dir { fd, inode, path }))
+    Ok(Some(Dir {
+        inode: sys::inode(&fs::fstat(&fd)?),
+        fd,
+        path: PathBuf::from(path),
+        through: Box::default(),
+    }))
 }
 
 /// A way from the root, as far as it has been walked.
@@ -164,22 +178,27 @@ struct Walk<'a> {
     stack: Vec<Arc<Dir>>,
     /// The components to come, the next one last.
     pending: Vec<OsString>,
-    hops: usize,
+    /// The links that were followed, below the root.
+    through: Vec<PathBuf>,
 }
 
 impl<'a> Walk<'a> {
     fn new(root: &'a OutputRoot, asked: &'a str, permit: Option<&'a Permit<'a>>) -> Result<Self, PlaceError> {
         let error = |errno| PlaceError::system_error("open output root for", asked, errno);
         let fd = fs::openat(root, ".", sys::DIRECTORY, Mode::empty()).map_err(error)?;
-        let inode = sys::inode(&fs::fstat(&fd).map_err(error)?);
-        let path = PathBuf::new();
+        let top = Dir {
+            inode: sys::inode(&fs::fstat(&fd).map_err(error)?),
+            fd,
+            path: PathBuf::new(),
+            through: Box::default(),
+        };
         let mut walk = Self {
             root,
             asked,
             permit,
-            stack: vec![Arc::new(Dir { fd, inode, path })],
+            stack: vec![Arc::new(top)],
             pending: Vec::new(),
-            hops: 0,
+            through: Vec::new(),
         };
         walk.push(Path::new(asked));
         Ok(walk)
@@ -188,6 +207,30 @@ impl<'a> Walk<'a> {
     /// The directory that has been reached.
     fn top(&self) -> Arc<Dir> {
         Arc::clone(&self.stack[self.stack.len() - 1])
+    }
+
+    /// The same as the end of the walk, if one may end there.
+    fn end(&self) -> Result<Arc<Dir>, PlaceError> {
+        let top = self.top();
+        if !self.root.may_end_in(&top.path) {
+            return Err(self.escapes(OsStr::new(""), self.root.path()));
+        }
+        if top.through.len() == self.through.len() {
+            return Ok(top);
+        }
+        // A link has led back to where the walk had been before.
+        let error = |errno| PlaceError::system_error("open directory for", self.asked, errno);
+        Ok(Arc::new(Dir {
+            fd: fs::openat(&top, ".", sys::DIRECTORY, Mode::empty()).map_err(error)?,
+            inode: top.inode,
+            path: top.path.clone(),
+            through: self.through.as_slice().into(),
+        }))
+    }
+
+    /// Whether the directory that has been reached is the root of a build.
+    fn is_in_exec_root(&self) -> bool {
+        self.stack.len() == 1 && self.root.is_exec_root()
     }
 
     fn push(&mut self, path: &Path) {
@@ -202,13 +245,13 @@ impl<'a> Walk<'a> {
 
     /// Goes on where a link in the present directory leads.
     fn turn(&mut self, link: &OsStr, target: &Path) -> Result<(), PlaceError> {
-        self.hops += 1;
+        self.through.push(self.top().path.join(link));
         let below = if target.is_absolute() {
             self.root.below(target)
         } else {
             Some(target)
         };
-        let Some(below) = below.filter(|_| self.hops <= MAX_HOPS) else {
+        let Some(below) = below.filter(|_| self.through.len() <= MAX_HOPS) else {
             return Err(self.escapes(link, target));
         };
         if target.is_absolute() {
@@ -219,8 +262,11 @@ impl<'a> Walk<'a> {
     }
 
     fn escapes(&self, link: &OsStr, target: &Path) -> PlaceError {
+        // What was followed last has led here, if anything was.
+        let last = self.through.last().filter(|_| self.stack.len() == 1);
+        let link = last.map_or_else(|| self.top().path.join(link), Clone::clone);
         let kind = PlaceErrorKind::Escapes {
-            link: self.top().path.join(link).display().to_string(),
+            link: link.display().to_string(),
             target: target.display().to_string(),
         };
         PlaceError::new("walk to", self.asked, kind)
@@ -248,6 +294,9 @@ impl<'a> Walk<'a> {
     fn enter(&mut self, name: OsString) -> Result<bool, PlaceError> {
         let here = self.top();
         let error = |operation, errno| PlaceError::system_error(operation, self.asked, errno);
+        if self.is_in_exec_root() && name != BUILD_TREE {
+            return Err(self.escapes(&name, &self.root.path().join(&name)));
+        }
         // A component may change between the steps while others work here, but not for ever.
         for _ in 0..100 {
             let fd = match open_component(here.as_fd(), &name) {
@@ -262,28 +311,64 @@ impl<'a> Walk<'a> {
             let stat = fs::fstat(&fd).map_err(|e| error("stat directory for", e))?;
             match sys::file_type(&stat) {
                 FileType::Directory => {
-                    let path = here.path.join(&name);
-                    let inode = sys::inode(&stat);
-                    self.stack.push(Arc::new(Dir { fd, inode, path }));
+                    self.stack.push(Arc::new(Dir {
+                        inode: sys::inode(&stat),
+                        fd,
+                        path: here.path.join(&name),
+                        through: self.through.as_slice().into(),
+                    }));
                     return Ok(true);
                 }
                 FileType::Symlink => {
                     let target =
                         sys::read_link(&fd, OsStr::new("")).map_err(|e| error("read link for", e))?;
-                    return self.turn(&name, &target).map(|()| true);
-                }
-                _ if self.permit.is_some() => {
-                    let _open = Writable::open(&self.root.leases, &here)
-                        .map_err(|e| error("open read-only directory for", e))?;
-                    match fs::unlinkat(&here, &name, AtFlags::empty()) {
-                        Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
-                        Err(errno) => return Err(error("replace a file by a directory for", errno)),
+                    if self.is_in_exec_root() || !self.root.is_exec_root() && self.leads_out(&target) {
+                        return Err(self.escapes(&name, &target));
                     }
+                    if self.root.is_exec_root() {
+                        return self.turn(&name, &target).map(|()| true);
+                    }
+                    if self.permit.is_none() {
+                        return Ok(false);
+                    }
+                    self.clear(&here, &name)?;
                 }
+                _ if self.permit.is_some() => self.clear(&here, &name)?,
                 _ => return Err(error("open directory for", Errno::NOTDIR)),
             }
         }
         Err(error("open directory for", Errno::BUSY))
+    }
+
+    /// Whether a link's target in the present directory is not below the root, as far as its text tells.
+    fn leads_out(&self, target: &Path) -> bool {
+        if target.is_absolute() && self.root.below(target).is_none() {
+            return true;
+        }
+        let below = self.root.below(target);
+        let start = if below.is_some() { 0 } else { self.stack.len() - 1 };
+        let mut depth = Some(start);
+        for component in below.unwrap_or(target).components() {
+            depth = match component {
+                Component::ParentDir => depth.and_then(|depth| depth.checked_sub(1)),
+                Component::Normal(_) => depth.map(|depth| depth + 1),
+                _ => depth,
+            };
+        }
+        depth.is_none()
+    }
+
+    /// Removes what is in a directory's place.
+    fn clear(&self, here: &Arc<Dir>, name: &OsStr) -> Result<(), PlaceError> {
+        let error = |operation, errno| PlaceError::system_error(operation, self.asked, errno);
+        let path = here.path.join(name);
+        let _changing = self.root.aliases.refuse(&path)?;
+        let _open =
+            Writable::open(&self.root.leases, here).map_err(|e| error("open read-only directory for", e))?;
+        match fs::unlinkat(here, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => Ok(()),
+            Err(errno) => Err(error("replace a file by a directory for", errno)),
+        }
     }
 
     fn make(&self, here: &Arc<Dir>, name: &OsStr) -> Result<(), PlaceError> {
@@ -331,115 +416,4 @@ pub(super) fn settle_dir_mode(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::
         fs::chmodat(&fd, ".", Mode::from_raw_mode(0o755), AtFlags::empty())?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{fs as std_fs, os::unix::fs::symlink};
-
-    use super::*;
-    use crate::materialize::place::Epoch;
-
-    fn root() -> (tempfile::TempDir, OutputRoot) {
-        let dir = tempfile::tempdir().unwrap();
-        let root = OutputRoot::open(&dir.path().join("root"), true).unwrap();
-        (dir, root)
-    }
-
-    fn escapes<T: std::fmt::Debug>(result: Result<T, PlaceError>) -> bool {
-        matches!(result.unwrap_err().kind, PlaceErrorKind::Escapes { .. })
-    }
-
-    /// Every promise of the walk holds with and without `openat2`.
-    fn both(test: impl Fn(&Path, &OutputRoot)) {
-        for with_openat2 in [true, false] {
-            let (_dir, root) = root();
-            if !with_openat2 {
-                root.forget_openat2();
-            }
-            test(root.path(), &root);
-        }
-    }
-
-    #[test]
-    fn directories_are_found_or_missing() {
-        both(|path, root| {
-            std_fs::create_dir_all(path.join("a/b")).unwrap();
-            assert!(find_dir(root, "a/b").unwrap().is_some());
-            assert!(find_dir(root, "").unwrap().is_some());
-            assert!(find_dir(root, "a/c").unwrap().is_none());
-            std_fs::write(path.join("a/file"), "").unwrap();
-            let error = find_dir(root, "a/file/x").unwrap_err();
-            assert!(matches!(error.kind, PlaceErrorKind::Conflict(_)), "{error}");
-        });
-    }
-
-    #[test]
-    fn links_inside_the_root_are_followed_absolute_ones_too() {
-        both(|path, root| {
-            std_fs::create_dir_all(path.join("real/deep")).unwrap();
-            std_fs::create_dir(path.join("links")).unwrap();
-            symlink(path.join("real"), path.join("links/absolute")).unwrap();
-            symlink("../real", path.join("links/relative")).unwrap();
-            symlink("links/../links/relative/deep/..", path.join("twisted")).unwrap();
-            let real = find_dir(root, "real/deep").unwrap().unwrap();
-            for way in ["links/absolute/deep", "links/relative/deep", "twisted/deep"] {
-                let found = find_dir(root, way).unwrap().unwrap();
-                assert_eq!(found.inode, real.inode, "{way}");
-                assert_eq!(found.path, Path::new("real/deep"));
-            }
-        });
-    }
-
-    #[test]
-    fn links_out_of_the_root_are_refused() {
-        both(|path, root| {
-            let outside = path.parent().unwrap().join("outside");
-            std_fs::create_dir(&outside).unwrap();
-            symlink(&outside, path.join("absolute")).unwrap();
-            symlink("../outside", path.join("relative")).unwrap();
-            symlink(path.join("../outside"), path.join("dotted")).unwrap();
-            symlink("circle", path.join("circle")).unwrap();
-            let epoch = Epoch::new();
-            let permit = epoch.permit(0).unwrap();
-            for way in ["absolute/x", "relative/x", "dotted/x", "circle/x"] {
-                assert!(escapes(find_dir(root, way)), "{way}");
-                assert!(escapes(make_dir(root, way, &permit)), "{way}");
-                assert!(escapes(follow(root, way, Some(&permit))), "{way}");
-            }
-            assert_eq!(std_fs::read_dir(&outside).unwrap().count(), 0);
-        });
-    }
-
-    #[test]
-    fn missing_directories_are_made_where_links_lead() {
-        both(|path, root| {
-            symlink(path.join("real/there"), path.join("link")).unwrap();
-            std_fs::write(path.join("file"), "in the way").unwrap();
-            let epoch = Epoch::new();
-            let permit = epoch.permit(0).unwrap();
-            assert!(find_dir(root, "link/x").unwrap().is_none());
-            make_dir(root, "link/x", &permit).unwrap();
-            assert!(path.join("real/there/x").is_dir());
-            make_dir(root, "file/x", &permit).unwrap();
-            assert!(path.join("file/x").is_dir());
-        });
-    }
-
-    #[test]
-    fn a_link_in_a_files_place_is_followed_to_the_file_that_it_names() {
-        both(|path, root| {
-            std_fs::create_dir(path.join("d")).unwrap();
-            symlink(path.join("d/second"), path.join("first")).unwrap();
-            symlink("../third", path.join("d/second")).unwrap();
-            let spot = follow(root, "first", None).unwrap().unwrap();
-            assert_eq!(spot.path(), Path::new("third"));
-            symlink("nowhere/x", path.join("dangling")).unwrap();
-            assert!(follow(root, "dangling", None).unwrap().is_none());
-            symlink("d/..", path.join("updir")).unwrap();
-            assert!(follow(root, "updir", None).is_err());
-            symlink("/etc/passwd", path.join("out")).unwrap();
-            assert!(escapes(follow(root, "out", None)));
-        });
-    }
 }

@@ -104,6 +104,7 @@ mod tests {
             fd,
             inode,
             path: path.to_owned(),
+            through: Box::default(),
         })
     }
 

@@ -164,7 +164,11 @@ fn a_directory_that_was_replaced_is_not_remembered_for_long() {
         fs::remove_dir_all(f.root.path()).unwrap();
         f.placer.close_directories();
         let content = OutputContent::Blob(digest("x"));
-        assert!(is_gone(&f.placer.check(&exec("moved/file"), &content, None)));
+        assert!(is_gone(&f.placer.check(
+            &exec("bazel-out/d/file"),
+            &content,
+            None
+        )));
     });
 }
 

@@ -1,5 +1,7 @@
 //! The promises of placing, on real file systems.
 
+mod aliases;
+mod bounds;
 mod checking;
 mod claims;
 mod coarse;
@@ -9,6 +11,7 @@ mod races;
 mod streams;
 mod temp_files;
 mod unprivileged;
+mod walking;
 
 use std::{
     fs,

@@ -88,7 +88,7 @@ fn every_item_is_answered_in_order_whatever_directory_it_is_for() {
             ("bazel-out/x/2", "2"),
             ("bazel-out/x/1", "again"),
             ("bazel-out/live/3", "3"),
-            ("top", "4"),
+            ("bazel-out/top", "4"),
             ("bazel-out/x/5", "5"),
         ];
         let results = f.place_all(&files);
@@ -97,7 +97,7 @@ fn every_item_is_answered_in_order_whatever_directory_it_is_for() {
             assert_eq!(result.as_ref().unwrap().stamp.size, bytes.len() as u64, "{path}");
         }
         assert_eq!(f.read("bazel-out/x/1"), "again");
-        assert_eq!(f.read("top"), "4");
+        assert_eq!(f.read("bazel-out/top"), "4");
     });
 }
 
@@ -128,25 +128,21 @@ fn a_replaced_file_keeps_its_bytes_for_those_who_have_it_open_or_linked() {
 }
 
 #[test]
-fn a_link_inside_the_root_stays_and_the_file_it_names_gets_the_bytes() {
+fn a_link_in_a_files_place_stays_if_it_leads_to_the_right_bytes_and_is_replaced_if_not() {
     everywhere(|mut f| {
+        f.place("bazel-out/real/file", "one").unwrap();
         symlink(f.path("bazel-out/real/file"), f.path("bazel-out/link")).unwrap();
-        for (bytes, how) in [("one", How::Created), ("two", How::Replaced), ("two", How::Kept)] {
-            assert_eq!(f.place("bazel-out/link", bytes).unwrap().how, how);
-            assert!(f.path("bazel-out/link").is_symlink());
-            assert!(!f.path("bazel-out/real/file").is_symlink());
-            assert_eq!(f.read("bazel-out/real/file"), bytes);
-        }
-        f.placer = Placer::new(
-            Arc::clone(&f.root),
-            PlaceOptions {
-                follow_links: false,
-                ..PlaceOptions::default()
-            },
-        );
-        f.place("bazel-out/link", "three").unwrap();
+        assert_eq!(f.place("bazel-out/link", "one").unwrap().how, How::Kept);
+        assert!(f.path("bazel-out/link").is_symlink());
+        assert_eq!(f.place("bazel-out/link", "two").unwrap().how, How::Replaced);
         assert!(!f.path("bazel-out/link").is_symlink());
-        assert_eq!(f.read("bazel-out/real/file"), "two");
+        assert_eq!(f.read("bazel-out/link"), "two");
+        assert_eq!(f.read("bazel-out/real/file"), "one");
+        // Nor is anything made where it leads to.
+        symlink("real/missing", f.path("bazel-out/dangling")).unwrap();
+        f.place("bazel-out/dangling", "one").unwrap();
+        assert!(!f.path("bazel-out/dangling").is_symlink());
+        assert!(!f.path("bazel-out/real/missing").exists());
     });
 }
 

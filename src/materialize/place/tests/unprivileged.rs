@@ -36,7 +36,7 @@ fn fill_a_read_only_tree(dir: &Path) {
     assert_eq!(f.read("bazel-out/tree/file"), "two");
     assert_eq!(mode(&tree), 0o555);
 
-    let foreign = OutputRoot::open(Path::new("/"), false).unwrap();
+    let foreign = OutputRoot::open(Path::new("/"), true).unwrap();
     let mut placer = Placer::new(Arc::new(foreign), PlaceOptions::default());
     let file = (exec("not-ours/file"), digest("x"), "x");
     let error = placer
