@@ -28,6 +28,8 @@ pub enum Event {
         label: String,
         /// Its kind, such as `sh_test rule`.
         kind: String,
+        /// Its completions that are to come: one in each of its configurations.
+        completions: Vec<TargetId>,
     },
     /// A node of the graph of named sets.
     NamedSet(NamedSet),
@@ -59,6 +61,8 @@ pub enum Event {
     },
     /// The build tool's links into the output base.
     ConvenienceSymlinks(Vec<ConvenienceSymlink>),
+    /// The report of all tests' coverage together, of `--combined_report=lcov`, which comes among the build tool's logs.
+    CombinedReport(File),
     /// The build ended.
     Finished {
         /// The build tool's exit code.

@@ -75,6 +75,7 @@ impl Fixture {
             key: StreamKey {
                 build_id: "build".to_owned(),
                 invocation_id: "invocation".to_owned(),
+                ..StreamKey::default()
             },
             sent: 0,
         };
@@ -88,6 +89,10 @@ impl Fixture {
             .await;
         fixture.send(Event::ExecRoot(root.display().to_string())).await;
         fixture
+    }
+
+    fn exec_root(&self) -> std::path::PathBuf {
+        self.dir.path().join("execroot/_main")
     }
 
     /// Hands the engine the next event, and says its number.
@@ -269,6 +274,7 @@ async fn a_test_is_settled_with_its_logs() {
     f.send(Event::Configured {
         label: "//:t".to_owned(),
         kind: "sh_test rule".to_owned(),
+        completions: Vec::new(),
     })
     .await;
     f.send(Event::Configuration {
@@ -416,6 +422,7 @@ async fn who_asks_about_a_build_that_is_taken_up_is_told_which_it_is() {
     let key = StreamKey {
         build_id: "build".to_owned(),
         invocation_id: "before".to_owned(),
+        ..StreamKey::default()
     };
     f.rooms.record.put_invocation(&InvocationRow {
         invocation_id: key.invocation_id.clone(),
@@ -550,5 +557,89 @@ fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
         } else {
             std::fs::copy(entry.path(), target).unwrap();
         }
+    }
+}
+
+/// A file that the stream names without saying what is in it.
+fn local(name: &str) -> File {
+    File {
+        content: Content::Unknown,
+        uri: Some(format!("file:///elsewhere/bazel-out/k8/bin/{name}").into()),
+        ..output(name, &absent(""))
+    }
+}
+
+#[tokio::test]
+async fn what_is_named_without_a_digest_is_present_or_has_failed_and_is_never_left_out() {
+    let mut f = Fixture::new(false).await;
+    let bin = f.exec_root().join("bazel-out/k8/bin");
+    std::fs::create_dir_all(bin.join("directory")).unwrap();
+    std::fs::write(bin.join("there"), "").unwrap();
+    std::os::unix::fs::symlink("there", bin.join("link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", bin.join("dangling")).unwrap();
+    // What another event names with its digest counts as that.
+    let both = f.cache.store().put("both");
+    let names = ["there", "directory", "link", "dangling", "absent", "both"];
+    f.set("0", names.iter().map(|name| local(name)).collect(), &[])
+        .await;
+    f.set("1", vec![output("both", &both)], &[]).await;
+    f.complete("//:t", &["0", "1"]).await;
+    f.finish().await;
+    let settlement = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    assert_eq!(settlement.failed, 2, "{settlement:?}");
+    for name in ["dangling", "absent"] {
+        let path = format!("bazel-out/k8/bin/{name}: ");
+        let said = settlement
+            .messages
+            .iter()
+            .find(|message| message.starts_with(&path));
+        assert!(
+            said.is_some_and(|said| said.contains("without a digest")),
+            "{settlement:?}"
+        );
+    }
+    let (row, _) = f.rooms.engine.snapshot("invocation").await.unwrap();
+    assert_eq!((row.present, row.downloaded, row.failed), (3, 1, 2));
+    f.rooms.engine.done(&f.key).await;
+    assert_eq!(f.rooms.record.targets("invocation")[0].failed, 2);
+}
+
+#[tokio::test]
+async fn a_combined_coverage_report_is_brought_to_its_place() {
+    let mut f = Fixture::new(false).await;
+    let report = f.cache.store().put("report");
+    f.send(Event::CombinedReport(File {
+        path: "coverage_report.lcov".into(),
+        prefix_len: 0,
+        content: Content::Blob(report),
+        uri: None,
+    }))
+    .await;
+    f.finish().await;
+    timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    let placed = f.exec_root().join("bazel-out/_coverage/_coverage_report.dat");
+    assert_eq!(std::fs::read(placed).unwrap(), b"report");
+}
+
+#[tokio::test]
+async fn every_configuration_of_a_label_is_told_before_one_of_them_is_complete() {
+    let mut f = Fixture::new(false).await;
+    let configured = |configuration: &str| TargetId {
+        configuration: configuration.to_owned(),
+        ..target("//:a")
+    };
+    f.send(Event::Configured {
+        label: "//:a".to_owned(),
+        kind: "genrule rule".to_owned(),
+        completions: vec![configured("one"), configured("two")],
+    })
+    .await;
+    let mut changes = f.watch().await;
+    for configuration in ["one", "two"] {
+        let Some(Change::Target(row)) = timeout(PATIENCE, changes.recv()).await.unwrap() else {
+            panic!("no target");
+        };
+        assert_eq!(row.label, "//:a");
+        assert_eq!(row.state, TargetState::Announced, "{configuration}");
     }
 }

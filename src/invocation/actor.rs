@@ -8,6 +8,7 @@ mod again;
 mod local;
 mod naming;
 mod progress;
+mod undigested;
 
 use std::{
     collections::HashMap,
@@ -145,6 +146,8 @@ pub(super) struct Actor {
     placed: Vec<Placed>,
     /// Whether the build tool may delete at its end what is on disk.
     look_after: bool,
+    /// What the stream has named without its content, and nobody has looked for yet.
+    undigested: HashMap<ExecPath, (Class, Arc<TargetId>), PathHasher>,
     /// Outputs that are to be recorded, and then wanted if there is a way to have them.
     unasked: Vec<(Naming, Vec<Named>, bool)>,
     /// Whether that has been looked at again, behind the end of the stream.
@@ -185,6 +188,7 @@ impl Actor {
         let row = InvocationRow {
             invocation_id: key.invocation_id.clone(),
             build_id: key.build_id.clone(),
+            attempt: key.attempt,
             version: recorded.version,
             command: recorded.command,
             workspace: recorded.workspace,
@@ -219,6 +223,7 @@ impl Actor {
             unwritten: Vec::new(),
             placed: Vec::new(),
             look_after: true,
+            undigested: HashMap::default(),
             unasked: Vec::new(),
             looked_again: false,
             last_completion: Instant::now(),
@@ -294,6 +299,7 @@ impl Actor {
         self.shared.forget(&StreamKey {
             build_id: self.row.build_id.clone(),
             invocation_id: self.row.invocation_id.clone(),
+            attempt: self.row.attempt,
         });
     }
 
@@ -487,6 +493,7 @@ impl Actor {
         if self.pending_required > 0 {
             return;
         }
+        self.look_for_undigested().await;
         if !self.waiters.is_empty() {
             let settlement = Settlement {
                 failed: self.tally.failed,

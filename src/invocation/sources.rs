@@ -68,6 +68,15 @@ impl Sources {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// The function of digests whose build does not tell which it is.
+    #[must_use]
+    pub fn digest_function(&self) -> DigestFunction {
+        match self.rule() {
+            SourceRule::Fixed(cache) => cache.options().digest_function,
+            SourceRule::FromBuild { template, .. } => template.digest_function,
+        }
+    }
+
     fn rule(&self) -> SourceRule {
         self.rule.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

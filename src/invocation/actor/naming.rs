@@ -70,6 +70,7 @@ impl Actor {
                 }
                 Effect::ExecRoot(path) => self.exec_root(path).await,
                 Effect::CommandLine(line) => self.command_line = Some(line),
+                Effect::Announced(targets) => self.announce(targets),
                 Effect::Outputs(target, named) => self.outputs(target, named).await,
                 Effect::Target(target, end, sequence) => self.target_ended(target, end, sequence),
                 Effect::Tested(target, sequence) => self.course.completed(sequence, target),
@@ -80,6 +81,7 @@ impl Actor {
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
                     self.tally.note(&reason);
                 }
+                Effect::Undigested(target, outputs) => self.undigested(&target, outputs),
                 Effect::Unusable(class, reason) => {
                     self.shared.metrics.fault("refused_output");
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
@@ -112,7 +114,7 @@ impl Actor {
         }
     }
 
-    async fn open_root(&mut self, path: String) {
+    pub(super) async fn open_root(&mut self, path: String) {
         let shared = self.shared.clone();
         let opened = spawn_blocking(move || shared.roots.open(&path)).await;
         let (id, root) = match opened.unwrap_or_else(|_| Err("opening the output root panicked".to_owned())) {
@@ -390,10 +392,22 @@ impl Actor {
     }
 
     /// Counts what can't be had whatever the cache does, as of the event that was taken in last.
-    fn fail(&mut self, class: Class, reason: &str) {
+    pub(super) fn fail(&mut self, class: Class, reason: &str) {
         self.tally.fail(class, reason);
         if class == Class::Required {
             self.output_failed(self.course.taken(), None);
+        }
+    }
+
+    /// Who waits for a label waits for it in all its configurations.
+    fn announce(&mut self, targets: Vec<TargetId>) {
+        for target in targets {
+            if self.targets.contains_key(&target) {
+                continue;
+            }
+            let row = announced(&target);
+            self.targets.insert(Arc::new(target), row.clone());
+            self.tell_target(row);
         }
     }
 
