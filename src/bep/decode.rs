@@ -138,6 +138,7 @@ impl Reader {
                 command: started.command,
                 build_tool_version: started.build_tool_version,
                 workspace: as_meant(started.workspace_directory),
+                working_directory: as_meant(started.working_directory),
                 started_ms: started.start_time_millis,
             }),
             (Payload::WorkspaceInfo(info), _) => Event::ExecRoot(info.local_exec_root),

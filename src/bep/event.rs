@@ -119,6 +119,8 @@ pub struct Started {
     pub build_tool_version: String,
     /// The workspace's absolute path.
     pub workspace: String,
+    /// Where the build tool's client was started; absolute.
+    pub working_directory: String,
     /// When it began, in milliseconds since the epoch.
     pub started_ms: i64,
 }

@@ -102,6 +102,7 @@ messages! {
         build_tool_version: String,
         command: String,
         workspace_directory: String,
+        working_directory: String,
     }
     struct Action { success: bool, primary_output: Option<File>, }
     struct Completed {
@@ -407,6 +408,7 @@ convert! {
         build_tool_version: m.build_tool_version,
         command: m.command,
         workspace_directory: m.workspace_directory,
+        working_directory: m.working_directory,
     }
     Action => ActionExecuted: |m| {
         success: m.success,

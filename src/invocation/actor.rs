@@ -118,6 +118,8 @@ pub(super) struct Actor {
     state: Option<InvocationState>,
     build: Build,
     command_line: Option<CommandLine>,
+    /// Where the build's client was started, as the build tool sees it.
+    working_directory: String,
     /// The exec root that the stream names, while it is not there yet.
     awaited_root: Option<String>,
     place: Option<Place>,
@@ -203,6 +205,7 @@ impl Actor {
             row,
             state: None,
             command_line: None,
+            working_directory: String::new(),
             awaited_root: None,
             place: None,
             session: None,

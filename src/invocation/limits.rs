@@ -191,6 +191,7 @@ impl Load {
                 load.name(&started.command);
                 load.name(&started.build_tool_version);
                 load.name(&started.workspace);
+                load.name(&started.working_directory);
                 // Without it nothing of the build is downloaded, and its names part nothing.
                 load.nul = false;
             }

@@ -16,6 +16,7 @@ use crate::{
     invocation::{
         build::{Build, Effect, TargetEnd, is_test},
         policy::{DownloadMode, Policy, Rule},
+        sources::BuildDirectories,
     },
     record::{InvocationRow, InvocationState},
 };
@@ -135,6 +136,21 @@ impl Recorded {
             _ => &[],
         });
         directories.map(|directory| &*directory.path).collect()
+    }
+
+    /// The directories that relative paths of the command line start from.
+    pub(super) fn directories(&self) -> BuildDirectories {
+        let started = self.events().find_map(|event| match event {
+            Event::Started(started) => Some(started),
+            _ => None,
+        });
+        started.map_or_else(BuildDirectories::default, |started| BuildDirectories {
+            workspace: started.workspace.as_str().into(),
+            working_directory: match started.working_directory.as_str() {
+                "" => started.workspace.as_str().into(),
+                directory => directory.into(),
+            },
+        })
     }
 
     /// The canonical command line.

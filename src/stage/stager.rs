@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     error::StageError,
-    local::{self, LocalFirst, Nowhere},
+    local::{self, LocalFirst},
     recorded::Recorded,
     request::{Request, Which, Wish},
     select::{Artifact, Selection},
@@ -43,7 +43,7 @@ use crate::{
     },
     output::{OutputContent, Stamp},
     record::{InvocationRow, InvocationState, OutputState, Record},
-    remote::{Attribution, BlobStore},
+    remote::{Attribution, BlobStore, Nowhere},
 };
 
 /// Numbers of staged directories among output roots: above all that builds are given.
@@ -338,7 +338,10 @@ impl Stager {
             self.sources.of_import(&endpoint, &instance_name)
         } else if row.remote_cache.is_empty() {
             // Nothing was downloaded, so nobody has needed it.
-            self.sources.of_build(plan.recorded.command_line().as_ref())
+            self.sources.of_build(
+                plan.recorded.command_line().as_ref(),
+                &plan.recorded.directories(),
+            )
         } else {
             self.sources
                 .of_record(&row.remote_cache, &row.remote_instance_name)

@@ -14,6 +14,7 @@ use super::{
         roots::Destination,
         rows::{self, Naming},
         selection::builds,
+        sources::{BuildDirectories, SourceCache},
     },
     Actor, PathHasher, Place, Wanted, again,
 };
@@ -23,7 +24,7 @@ use crate::{
     materialize::{Session, Want},
     output::{Class, OutputContent},
     record::{TargetRow, TargetState},
-    remote::Attribution,
+    remote::{Attribution, Nowhere},
 };
 
 /// The row of a target of which nothing more is known.
@@ -54,6 +55,7 @@ impl Actor {
                 Effect::Started(started) => {
                     self.row.command = started.command;
                     self.row.workspace = started.workspace;
+                    self.working_directory = started.working_directory;
                     // The build tool's word, as far as it can be true: a clock that is ahead must not make this the
                     // newest build for years. Read again from the journal, it stays what it was.
                     let now = crate::units::now_ms();
@@ -173,19 +175,28 @@ impl Actor {
             return Some(session.clone());
         }
         let place = self.place.as_ref()?;
-        let cache = match self.shared.sources.of_build(self.command_line.as_ref()) {
-            Ok(cache) => cache,
+        let store = match self.source() {
+            Ok(cache) => {
+                self.row.remote_cache.clone_from(&cache.endpoint);
+                self.row.remote_instance_name.clone_from(&cache.instance_name);
+                for option in cache.left_out() {
+                    let told =
+                        format!("an option of the build's is left out when its cache is asked: {option}");
+                    tracing::warn!(invocation = %self.row.invocation_id, "{told}");
+                    self.tally.note(&told);
+                }
+                cache.blobs()
+            }
+            // What is there is there, whoever brought it. What is not fails, and for this reason.
             Err(reason) => {
-                self.block(reason);
-                return None;
+                tracing::warn!(invocation = %self.row.invocation_id, "there is no cache to ask: {reason}");
+                Arc::new(Nowhere(reason))
             }
         };
-        self.row.remote_cache.clone_from(&cache.endpoint);
-        self.row.remote_instance_name.clone_from(&cache.instance_name);
         let session = Arc::new(Session {
             root: place.root.clone(),
             version: place.version,
-            store: cache.blobs(),
+            store,
             attribution: Arc::new(Attribution {
                 invocation_id: self.row.invocation_id.clone(),
                 build_id: self.row.build_id.clone(),
@@ -197,9 +208,28 @@ impl Actor {
         Some(session)
     }
 
+    /// The build's cache, by its own command line or by our settings.
+    fn source(&self) -> Result<SourceCache, String> {
+        let rules = self.shared.roots.rules();
+        let workspace = rules.translate(&self.row.workspace);
+        let working_directory = match self.working_directory.as_str() {
+            "" => workspace.clone(),
+            directory => rules.translate(directory),
+        };
+        let directories = BuildDirectories {
+            workspace,
+            working_directory,
+        };
+        self.shared
+            .sources
+            .of_build(self.command_line.as_ref(), &directories)
+    }
+
     fn check_authority(&self, authority: &str) {
-        if let Ok(cache) = self.shared.sources.of_build(self.command_line.as_ref())
-            && cache.store.options().endpoint.authority() != authority
+        if let Ok(cache) = self.source()
+            && cache
+                .address()
+                .is_some_and(|address| address.authority() != authority)
         {
             tracing::info!(
                 invocation = %self.row.invocation_id,
