@@ -31,20 +31,16 @@ use crate::{
     },
 };
 
-/// Reads one `build_event_stream.BuildEvent` message.
+/// Reads one `build_event_stream.BuildEvent` message of a build whose digest function may be known, as by its
+/// `--digest_function`. It is what tells BLAKE3 from SHA-256 when a file has no `bytestream://` URI; a function that a URI
+/// names goes first.
 ///
 /// # Errors
 /// When the bytes are no such message. Unknown fields and payloads are fine; a string that is not UTF-8 is not.
-pub fn decode(bytes: &[u8]) -> Result<Framed, BepError> {
-    decode_with(bytes, None)
-}
-
-/// Reads one message of a build whose digest function is known, as by its `--digest_function`. It is what tells
-/// BLAKE3 from SHA-256 when a file has no `bytestream://` URI; a function that a URI names goes first.
-///
-/// # Errors
-/// As [`decode`].
-pub fn decode_with(bytes: &[u8], default_function: Option<DigestFunction>) -> Result<Framed, BepError> {
+pub(crate) fn decode_with(
+    bytes: &[u8],
+    default_function: Option<DigestFunction>,
+) -> Result<Framed, BepError> {
     // Nearly all of a large stream is sets of files.
     if let Some(framed) = sets::decode(bytes, Reader { default_function }) {
         return Ok(framed);
@@ -76,7 +72,7 @@ impl Decoder {
     /// Reads one `BuildEvent` message.
     ///
     /// # Errors
-    /// As [`decode`].
+    /// When the bytes are no such message. Unknown fields and payloads are fine; a string that is not UTF-8 is not.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<Framed, BepError> {
         Ok(self.learn(decode_with(bytes, self.function)?))
     }
@@ -103,16 +99,29 @@ impl Decoder {
 #[must_use]
 pub fn from_proto(message: proto::BuildEvent, default_function: Option<DigestFunction>) -> Framed {
     let id = message.id.and_then(|id| id.id);
-    let event = message.payload.map_or(Event::Other, |payload| {
+    let mut event = message.payload.map_or(Event::Other, |payload| {
         Reader { default_function }
             .event(id, payload)
             .unwrap_or(Event::Other)
     });
+    if let Event::Configured {
+        label, completions, ..
+    } = &mut event
+    {
+        let announced = message.children.into_iter().filter_map(|child| match child.id {
+            Some(Id::TargetCompleted(id)) => Some(target_id(id)),
+            _ => None,
+        });
+        completions.extend(announced.filter(|target| target.label == *label && target.aspect.is_empty()));
+    }
     Framed {
         event,
         last: message.last_message,
     }
 }
+
+/// What Bazel calls the combined coverage report among its logs (`BazelCoverageReportModule`).
+const COMBINED_REPORT: &str = "coverage_report.lcov";
 
 /// Reads the messages of one build.
 #[derive(Clone, Copy)]
@@ -129,6 +138,7 @@ impl Reader {
                 command: started.command,
                 build_tool_version: started.build_tool_version,
                 workspace: as_meant(started.workspace_directory),
+                working_directory: as_meant(started.working_directory),
                 started_ms: started.start_time_millis,
             }),
             (Payload::WorkspaceInfo(info), _) => Event::ExecRoot(info.local_exec_root),
@@ -142,6 +152,7 @@ impl Reader {
                 Event::Configured {
                     label: as_meant(id.label),
                     kind: configured.target_kind,
+                    completions: Vec::new(),
                 }
             }
             (Payload::NamedSetOfFiles(set), Some(Id::NamedSet(id))) => Event::NamedSet(NamedSet {
@@ -195,6 +206,10 @@ impl Reader {
             },
             (Payload::ConvenienceSymlinksIdentified(links), _) => {
                 Event::ConvenienceSymlinks(links.convenience_symlinks.into_iter().filter_map(link).collect())
+            }
+            (Payload::BuildToolLogs(logs), _) => {
+                let report = logs.log.into_iter().find(|log| log.name == COMBINED_REPORT)?;
+                Event::CombinedReport(self.file(report))
             }
             (Payload::Finished(finished), _) => {
                 let code = finished.exit_code.unwrap_or_default();

@@ -28,6 +28,8 @@ pub enum Event {
         label: String,
         /// Its kind, such as `sh_test rule`.
         kind: String,
+        /// Its completions that are to come: one in each of its configurations.
+        completions: Vec<TargetId>,
     },
     /// A node of the graph of named sets.
     NamedSet(NamedSet),
@@ -59,6 +61,8 @@ pub enum Event {
     },
     /// The build tool's links into the output base.
     ConvenienceSymlinks(Vec<ConvenienceSymlink>),
+    /// The report of all tests' coverage together, of `--combined_report=lcov`, which comes among the build tool's logs.
+    CombinedReport(File),
     /// The build ended.
     Finished {
         /// The build tool's exit code.
@@ -115,6 +119,8 @@ pub struct Started {
     pub build_tool_version: String,
     /// The workspace's absolute path.
     pub workspace: String,
+    /// Where the build tool's client was started; absolute.
+    pub working_directory: String,
     /// When it began, in milliseconds since the epoch.
     pub started_ms: i64,
 }

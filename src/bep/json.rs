@@ -24,7 +24,7 @@ pub fn decode_json(line: &str) -> Result<Framed, BepError> {
     decode_json_with(line.as_bytes(), None)
 }
 
-/// Reads one line of a build whose digest function is known: see [`decode_with`](super::decode::decode_with).
+/// Reads one line of a build whose digest function is known: see [`Decoder`](super::Decoder).
 ///
 /// # Errors
 /// As [`decode_json`], and when the line is not UTF-8.
@@ -51,6 +51,7 @@ macro_rules! messages {
 messages! {
     struct BuildEvent {
         id: EventId,
+        children: Vec<EventId>,
         last_message: bool,
         progress: Option<Progress>,
         aborted: Option<Aborted>,
@@ -66,7 +67,9 @@ messages! {
         structured_command_line: Option<CommandLine>,
         workspace_info: Option<WorkspaceInfo>,
         convenience_symlinks_identified: Option<ConvenienceSymlinks>,
+        build_tool_logs: Option<BuildToolLogs>,
     }
+    struct BuildToolLogs { log: Vec<File>, }
     // The ids that are read have their fields together in one struct: no two share a name for different things.
     struct EventId {
         target_completed: Option<IdFields>,
@@ -99,6 +102,7 @@ messages! {
         build_tool_version: String,
         command: String,
         workspace_directory: String,
+        working_directory: String,
     }
     struct Action { success: bool, primary_output: Option<File>, }
     struct Completed {
@@ -292,9 +296,21 @@ impl From<BuildEvent> for proto::BuildEvent {
                 event
                     .convenience_symlinks_identified
                     .map(|m| Payload::ConvenienceSymlinksIdentified(m.into()))
+            })
+            .or_else(|| {
+                event.build_tool_logs.map(|logs| {
+                    Payload::BuildToolLogs(proto::BuildToolLogs {
+                        log: logs.log.into_iter().map(Into::into).collect(),
+                    })
+                })
             });
         Self {
             id: Some(proto::BuildEventId { id: event.id.into() }),
+            children: event
+                .children
+                .into_iter()
+                .map(|child| proto::BuildEventId { id: child.into() })
+                .collect(),
             last_message: event.last_message,
             payload,
             ..Self::default()
@@ -392,6 +408,7 @@ convert! {
         build_tool_version: m.build_tool_version,
         command: m.command,
         workspace_directory: m.workspace_directory,
+        working_directory: m.working_directory,
     }
     Action => ActionExecuted: |m| {
         success: m.success,

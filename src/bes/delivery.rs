@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     counters::Counters,
+    hold::Patience,
     journal::Place,
     server::Reserved,
     sink::{Builds, Decoder, StreamEnd, StreamKey},
@@ -39,6 +40,7 @@ pub(super) struct Delivery {
     pub(super) key: StreamKey,
     pub(super) builds: Arc<dyn Builds>,
     pub(super) decoder: Decoder,
+    pub(super) patience: Patience,
     pub(super) counters: Arc<Counters>,
     /// Undecodable events of this stream so far.
     pub(super) undecodable: u64,
@@ -102,7 +104,10 @@ impl Delivery {
             let mut decoded = Vec::with_capacity(piece.len());
             for (sequence, bytes) in piece {
                 match (self.decoder)(&bytes) {
-                    Ok(event) => decoded.push((sequence, event)),
+                    Ok(event) => {
+                        self.patience.learn(&event.event);
+                        decoded.push((sequence, event));
+                    }
                     Err(error) => {
                         Counters::add(&self.counters.undecodable);
                         self.undecodable += 1;

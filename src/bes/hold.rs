@@ -1,8 +1,84 @@
 //! Whether and how long a client waits for its last acknowledgement, and what it is then told.
 
-use std::time::Duration;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use super::sink::Settlement;
+use crate::{
+    bep::event::{CommandLine, Event},
+    units::parse_duration,
+};
+
+/// How long a stream's client itself waits for the acknowledgement: what the build says with `--bes_timeout`. Bazel fails
+/// the command with exit code 38 when that is over, however good the build was. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Patience(Arc<AtomicU64>);
+
+impl Patience {
+    /// Looks whether an event tells it.
+    pub(super) fn learn(&self, event: &Event) {
+        if let Event::CommandLine(line) = event
+            && let Some(timeout) = bes_timeout(line)
+        {
+            let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            self.0.store(milliseconds, Relaxed);
+        }
+    }
+
+    /// What ends a hold: the policy's time, or the client's own if that is shorter. The client has counted since it sent
+    /// its last event, and has its closing calls to make, so that it is let go a little earlier.
+    pub(super) fn limit(&self, policy: &HoldPolicy) -> Limit {
+        let hold = Limit {
+            flag: "--hold-timeout",
+            timeout: policy.timeout,
+            after: policy.timeout,
+        };
+        let timeout = Duration::from_millis(self.0.load(Relaxed));
+        let after = timeout.saturating_sub((timeout / 5).min(LEAD));
+        if timeout.is_zero() || policy.timeout <= after {
+            return hold;
+        }
+        Limit {
+            flag: "the build's --bes_timeout",
+            timeout,
+            after,
+        }
+    }
+}
+
+/// What ends a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limit {
+    flag: &'static str,
+    timeout: Duration,
+    /// When it does, counted from the stream's last event.
+    pub(super) after: Duration,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}s", self.flag, self.timeout.as_secs_f64())
+    }
+}
+
+/// What is left of `--bes_timeout` for the acknowledgement's way and the client's closing calls, at most: a fifth of it
+/// where that is less.
+const LEAD: Duration = Duration::from_secs(2);
+
+/// The effective `--bes_timeout`; `None` where no line says so, or says 0, which is no limit.
+fn bes_timeout(line: &CommandLine) -> Option<Duration> {
+    if line.label != "canonical" {
+        return None;
+    }
+    let timeout = parse_duration(line.last("bes_timeout")?).ok()?;
+    (!timeout.is_zero()).then_some(timeout)
+}
 
 /// What holds an acknowledgement back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,7 +100,7 @@ pub enum HoldMode {
 pub struct HoldPolicy {
     /// What holds.
     pub mode: HoldMode,
-    /// The longest wait, counted from the stream's last event.
+    /// The longest wait, counted from the stream's last event; a shorter `--bes_timeout` of the build goes first.
     pub timeout: Duration,
     /// Whether required outputs that are missing after the wait fail the stream, and so the build tool's command. Has
     /// no effect where nothing holds.
@@ -47,7 +123,7 @@ pub(super) enum Waited<'a> {
     /// The engine answered.
     Settled(&'a Settlement),
     /// The deadline passed.
-    TimedOut,
+    TimedOut(Limit),
     /// The engine will not answer: its task died.
     Unanswered,
 }
@@ -81,9 +157,8 @@ impl HoldPolicy {
                 }
                 Release::Fail(text)
             }
-            Waited::TimedOut => Release::Fail(format!(
-                "outhaul: required outputs were not downloaded within --hold-timeout={}s",
-                self.timeout.as_secs_f64()
+            Waited::TimedOut(limit) => Release::Fail(format!(
+                "outhaul: required outputs were not downloaded within {limit}"
             )),
             Waited::Unanswered => {
                 Release::Fail("outhaul: internal error while downloading required outputs".to_owned())
@@ -100,6 +175,47 @@ const MAX_MESSAGE_CHARS: usize = 200;
 mod tests {
     use super::*;
 
+    const LIMIT: Limit = Limit {
+        flag: "--hold-timeout",
+        timeout: Duration::from_secs(600),
+        after: Duration::from_secs(600),
+    };
+
+    fn line(label: &str, timeout: &str) -> Event {
+        Event::CommandLine(CommandLine {
+            label: label.to_owned(),
+            options: vec![("bes_timeout".to_owned(), timeout.to_owned())],
+        })
+    }
+
+    #[test]
+    fn a_client_is_let_go_before_its_own_patience_ends() {
+        let policy = HoldPolicy::default();
+        for (label, timeout, after, shown) in [
+            ("canonical", "0s", 600.0, "--hold-timeout=600s"),
+            ("canonical", "20m", 600.0, "--hold-timeout=600s"),
+            ("canonical", "30s", 28.0, "the build's --bes_timeout=30s"),
+            ("canonical", "5", 4.0, "the build's --bes_timeout=5s"),
+            ("canonical", "500ms", 0.4, "the build's --bes_timeout=0.5s"),
+            ("canonical", "soon", 600.0, "--hold-timeout=600s"),
+            // The line as it was typed may be overruled by a later option.
+            ("original", "1s", 600.0, "--hold-timeout=600s"),
+        ] {
+            let patience = Patience::default();
+            patience.learn(&line(label, timeout));
+            let limit = patience.limit(&policy);
+            assert_eq!(limit.after.as_secs_f64(), after, "{label} {timeout}");
+            assert_eq!(limit.to_string(), shown);
+        }
+        let short = HoldPolicy {
+            timeout: Duration::from_secs(1),
+            ..policy
+        };
+        let patience = Patience::default();
+        patience.learn(&line("canonical", "30s"));
+        assert_eq!(patience.limit(&short).after, short.timeout);
+    }
+
     fn failed(n: u64) -> Settlement {
         Settlement {
             failed: n,
@@ -111,7 +227,11 @@ mod tests {
     #[test]
     fn without_strict_nothing_fails_the_build() {
         let policy = HoldPolicy::default();
-        for waited in [Waited::Settled(&failed(3)), Waited::TimedOut, Waited::Unanswered] {
+        for waited in [
+            Waited::Settled(&failed(3)),
+            Waited::TimedOut(LIMIT),
+            Waited::Unanswered,
+        ] {
             assert_eq!(policy.release(&waited), Release::Ack);
         }
     }
@@ -130,7 +250,7 @@ mod tests {
             text.contains("2 required outputs") && text.contains("a: evicted"),
             "{text}"
         );
-        assert!(matches!(policy.release(&Waited::TimedOut), Release::Fail(t) if t.contains("600s")));
+        assert!(matches!(policy.release(&Waited::TimedOut(LIMIT)), Release::Fail(t) if t.contains("600s")));
         assert!(matches!(policy.release(&Waited::Unanswered), Release::Fail(_)));
     }
 

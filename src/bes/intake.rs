@@ -10,8 +10,8 @@ use super::{
     counters::Counters,
     delivery::{Delivery, RawEvent, Work},
     following::Following,
-    hold::HoldMode,
-    journal::{self, Batch, JournalError, Place, Recovered, Writer},
+    hold::{HoldMode, HoldPolicy, Limit, Patience},
+    journal::{self, Batch, FrameAt, JournalError, Place, RecordKind, Recovered, Writer},
     raw::Received,
     server::{Reserved, Shared},
     sink::{StreamEnd, StreamKey},
@@ -37,6 +37,10 @@ pub(super) struct Intake {
     fresh: Vec<RawEvent>,
     bytes: usize,
     room: Option<Reserved>,
+    /// As far as the engine has got with the events.
+    patience: Patience,
+    /// Where the journal that was there already begins.
+    first_frame: Option<FrameAt>,
 }
 
 /// The way upstream.
@@ -55,10 +59,12 @@ impl Intake {
     /// it can't be opened, the stream goes on without one.
     pub(super) async fn open(key: &StreamKey, shared: &Shared) -> (Self, Recovered, Following) {
         let (delivery, queue) = mpsc::unbounded_channel();
+        let patience = Patience::default();
         let task = Delivery {
             key: key.clone(),
             builds: Arc::clone(&shared.builds),
-            decoder: Arc::clone(&shared.decoder),
+            decoder: (shared.decoders)(),
+            patience: patience.clone(),
             counters: Arc::clone(&shared.counters),
             undecodable: 0,
         };
@@ -74,8 +80,11 @@ impl Intake {
             fresh: Vec::new(),
             bytes: 0,
             room: None,
+            patience,
+            first_frame: None,
         };
         let recovered = intake.open_journal(shared).await;
+        intake.first_frame = recovered.frames.first().copied();
         let following = intake.open_upstream(shared, &recovered).await;
         (intake, recovered, following)
     }
@@ -131,6 +140,17 @@ impl Intake {
         let mut following = Following::forwarder(status, hold.mode == HoldMode::Target && hold.strict);
         following.handed(recovered.highest.unwrap_or(0));
         following
+    }
+
+    /// The hash of the request with number 1, if the journal was there already and begins with it.
+    pub(super) async fn first(&self) -> Option<blake3::Hash> {
+        let place = self.journal.as_ref()?.place(self.first_frame?);
+        let first = tokio::task::spawn_blocking(move || {
+            let mut records = place.read().ok()?.into_iter();
+            let first = records.find(|record| record.sequence == 1 && record.kind != RecordKind::Headers)?;
+            Some(blake3::hash(&first.payload))
+        });
+        first.await.ok().flatten()
     }
 
     /// Hands the journal's events to the engine again, and upstream what it has not got.
@@ -198,6 +218,11 @@ impl Intake {
             (Some(held), Some(more)) => held.merge(more),
             (held, more) => *held = held.take().or(more),
         }
+    }
+
+    /// What ends the client's hold.
+    pub(super) fn limit(&self, policy: &HoldPolicy) -> Limit {
+        self.patience.limit(policy)
     }
 
     /// Whether a restart can go on with the stream.
@@ -373,7 +398,7 @@ mod tests {
         let journal = Journal::open(dir, JournalOptions::default()).unwrap();
         BesService::new(
             engine.clone(),
-            Arc::new(decode),
+            Arc::new(|| Box::new(decode)),
             Some(journal),
             None,
             options(HoldMode::None),

@@ -219,6 +219,7 @@ fn key(build_id: &str) -> StreamKey {
     StreamKey {
         build_id: build_id.to_owned(),
         invocation_id: String::new(),
+        ..StreamKey::default()
     }
 }
 

@@ -31,5 +31,5 @@ pub use journal::{Journal, JournalOptions};
 pub use listen::{BesAddress, BesListener, ListenError};
 pub use serve::{ServeError, serve};
 pub use server::{BesOptions, BesService};
-pub use sink::{Builds, Decoder, Progress, Settlement, StreamEnd, StreamKey};
+pub use sink::{Builds, Decoder, Decoders, Progress, Settlement, StreamEnd, StreamKey};
 pub use upstream::{Upstream, UpstreamOptions};

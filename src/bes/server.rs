@@ -21,7 +21,7 @@ use super::{
     lifecycle::Lifecycle,
     limits::BesLimits,
     raw::{Call, PublishBuildEvent, Received},
-    sink::{Builds, Decoder, StreamKey},
+    sink::{Builds, Decoders, StreamKey},
     stream::{Command, Connection, Departure, Incoming, UPSTREAM_DRAIN},
     streams::Streams,
     upstream::Upstream,
@@ -63,7 +63,7 @@ impl Default for BesOptions {
 /// What every connection and stream shares.
 pub(super) struct Shared {
     pub(super) builds: Arc<dyn Builds>,
-    pub(super) decoder: Decoder,
+    pub(super) decoders: Decoders,
     pub(super) journal: Option<Journal>,
     pub(super) options: BesOptions,
     pub(super) counters: Arc<Counters>,
@@ -107,7 +107,7 @@ impl BesService {
     #[must_use]
     pub fn new(
         builds: Arc<dyn Builds>,
-        decoder: Decoder,
+        decoders: Decoders,
         journal: Option<Journal>,
         upstream: Option<Upstream>,
         options: BesOptions,
@@ -117,7 +117,7 @@ impl BesService {
             queue: Arc::new(Semaphore::new(limits.queue)),
             openings: Arc::new(Semaphore::new(limits.streams)),
             builds,
-            decoder,
+            decoders,
             journal,
             options,
             counters: Arc::default(),
@@ -351,7 +351,7 @@ impl Reader {
         };
         Counters::add(&self.shared.counters.connections);
         let most = self.shared.options.limits.streams;
-        let Some(stream) = self.shared.streams.open(&key, &self.shared, most) else {
+        let Some((key, stream)) = self.stream(key, &event, most).await else {
             return fail(
                 &acks,
                 self.shared.refused("streams", most, "builds are not settled"),
@@ -409,6 +409,33 @@ impl Reader {
             }
         };
         let _ = stream.send(Command::Gone(self.id, departure)).await;
+    }
+
+    /// The way to the stream that a client's first event belongs to: the newest with its ids, or a new one where that
+    /// has begun with another event.
+    async fn stream(
+        &self,
+        key: StreamKey,
+        event: &Received,
+        most: usize,
+    ) -> Option<(StreamKey, mpsc::Sender<Command>)> {
+        let shared = Arc::clone(&self.shared);
+        let newest =
+            tokio::task::spawn_blocking(move || shared.streams.newest(&key, shared.journal.as_ref()));
+        let mut key = newest.await.ok()?;
+        loop {
+            let stream = self.shared.streams.open(&key, &self.shared, most)?;
+            if event.sequence != 1 {
+                return Some((key, stream));
+            }
+            let (answer, answered) = oneshot::channel();
+            let request = event.request.clone();
+            // A stream that does not answer is at its end with the process.
+            if stream.send(Command::Begins(request, answer)).await.is_err() || answered.await != Ok(true) {
+                return Some((key, stream));
+            }
+            key = key.next_attempt();
+        }
     }
 
     /// Waits until there is room for an event. An engine that takes nothing for too long costs memory, not the
@@ -503,6 +530,7 @@ fn open(message: Bytes) -> Result<(StreamKey, Received), Status> {
     let key = StreamKey {
         build_id: id.build_id.clone(),
         invocation_id: id.invocation_id.clone(),
+        ..StreamKey::default()
     };
     Ok((key, event))
 }

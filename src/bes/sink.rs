@@ -14,6 +14,26 @@ pub struct StreamKey {
     pub build_id: String,
     /// One run of the build tool.
     pub invocation_id: String,
+    /// How many streams have begun under these ids before: a retried step of CI, a fixed `--invocation_id`, and Bazel's
+    /// own retries after an eviction begin again from the first event.
+    pub attempt: u32,
+}
+
+impl StreamKey {
+    /// Whether both are of one build and invocation, whichever attempt.
+    #[must_use]
+    pub fn has_ids_of(&self, other: &Self) -> bool {
+        self.build_id == other.build_id && self.invocation_id == other.invocation_id
+    }
+
+    /// The next stream under the same ids.
+    #[must_use]
+    pub fn next_attempt(&self) -> Self {
+        Self {
+            attempt: self.attempt.saturating_add(1),
+            ..self.clone()
+        }
+    }
 }
 
 impl fmt::Display for StreamKey {
@@ -97,5 +117,9 @@ pub trait Builds: Send + Sync + 'static {
     fn held(&self, stream: &StreamKey, took: Duration, timed_out: bool);
 }
 
-/// Turns one `build_event_stream.BuildEvent`'s bytes into an event, or says why it can't.
-pub type Decoder = Arc<dyn Fn(&[u8]) -> Result<Framed, String> + Send + Sync>;
+/// Turns one `build_event_stream.BuildEvent`'s bytes into an event, or says why it can't. It has the events of one stream
+/// in order, and may learn from one how to read the next.
+pub type Decoder = Box<dyn FnMut(&[u8]) -> Result<Framed, String> + Send>;
+
+/// Makes the decoder of a stream, whose first event comes next.
+pub type Decoders = Arc<dyn Fn() -> Decoder + Send + Sync>;

@@ -8,6 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::FutureExt as _;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -36,6 +37,9 @@ pub(super) enum Command {
     Gone(u64, Departure),
     /// Answered as soon as the stream has taken up what the journal has of it.
     Opened(oneshot::Sender<()>),
+    /// Asks whether a client's first event, with number 1, is another one than this stream began with: then it belongs to a
+    /// new attempt under the same ids.
+    Begins(Bytes, oneshot::Sender<bool>),
 }
 
 /// The way back to a client.
@@ -77,7 +81,7 @@ enum Phase {
     /// else the client went away, and a new event re-opens the stream.
     Settling {
         finish: Option<i64>,
-        deadline: Instant,
+        since: Instant,
         settling: AbortOnDropHandle<Option<Settlement>>,
     },
     /// Every required output is there or has failed; `None` if the engine never said. The task goes at `forget`, if
@@ -100,7 +104,8 @@ impl Drop for Connection {
 struct Held {
     ack: PublishBuildToolEventStreamResponse,
     since: Instant,
-    deadline: Instant,
+    /// What the time that ends the hold is counted from.
+    counted_from: Instant,
 }
 
 pub(super) struct Stream {
@@ -109,6 +114,8 @@ pub(super) struct Stream {
     phase: Phase,
     /// The highest number seen.
     highest: Option<i64>,
+    /// The hash of the request with number 1, once it was seen or looked up.
+    first: Option<blake3::Hash>,
     /// How many times numbers were left out.
     gaps: u64,
     connection: Option<Connection>,
@@ -199,6 +206,7 @@ impl Stream {
             key,
             shared,
             highest: recovered.highest,
+            first: None,
             gaps: 0,
             connection: None,
             held: None,
@@ -259,6 +267,14 @@ impl Stream {
                 Command::Opened(answer) => {
                     let _ = answer.send(());
                 }
+                Command::Begins(request, answer) => {
+                    self.flush().await;
+                    let is_another = self.began_with_another(&request).await;
+                    if is_another {
+                        self.make_way();
+                    }
+                    let _ = answer.send(is_another);
+                }
             }
         }
         self.flush().await;
@@ -301,6 +317,9 @@ impl Stream {
                 self.finishing = Some(sequence);
             }
             self.following.handed(sequence);
+            if sequence == 1 {
+                self.first = Some(blake3::hash(&event.request));
+            }
             self.intake.push(received_ms, event, room);
         } else {
             Counters::add(&self.shared.counters.duplicates);
@@ -310,6 +329,30 @@ impl Stream {
             sequence_number: sequence,
         };
         self.unacked.push((ack, finishes));
+    }
+
+    /// Whether the stream has begun with another request of number 1 than this one. What is sent again after a lost
+    /// connection is the same to the byte; a new attempt's has another time in it at least.
+    async fn began_with_another(&mut self, request: &Bytes) -> bool {
+        if self.first.is_none() {
+            self.first = self.intake.first().await;
+        }
+        self.first.is_some_and(|first| first != blake3::hash(request))
+    }
+
+    /// The build tool has begun again under the same ids: nobody comes back to this stream.
+    fn make_way(&mut self) {
+        tracing::info!(stream = %self.key, attempt = self.key.attempt + 2, "the build tool begins again under the same ids");
+        if let Some(connection) = &self.connection {
+            let _ = connection.acks.send(Err(Status::aborted(
+                "another stream has begun under the same ids",
+            )));
+        }
+        self.leave();
+        if matches!(self.phase, Phase::Open { .. }) {
+            let why = "the build tool began again under the same ids".to_owned();
+            self.end(StreamEnd::Broken(why), None);
+        }
     }
 
     /// Whether an event was not seen before. Nothing is new behind the event that finishes a stream.
@@ -347,15 +390,16 @@ impl Stream {
         }
         for (ack, finishes) in std::mem::take(&mut self.unacked) {
             if finishes {
-                let deadline = match &self.phase {
-                    Phase::Settling { deadline, .. } => *deadline,
+                let since = Instant::now();
+                let counted_from = match &self.phase {
+                    Phase::Settling { since, .. } => *since,
                     // Upstream may still be waited for.
-                    Phase::Open { .. } | Phase::Settled { .. } => after(self.shared.options.hold.timeout),
+                    Phase::Open { .. } | Phase::Settled { .. } => since,
                 };
                 self.held = Some(Held {
                     ack,
-                    since: Instant::now(),
-                    deadline,
+                    since,
+                    counted_from,
                 });
                 self.try_release();
             } else if let Some(connection) = &self.connection {
@@ -386,7 +430,7 @@ impl Stream {
         });
         self.phase = Phase::Settling {
             finish,
-            deadline: after(self.shared.options.hold.timeout),
+            since: Instant::now(),
             settling: AbortOnDropHandle::new(settling),
         };
     }
@@ -442,26 +486,27 @@ impl Stream {
             return;
         };
         let policy = self.shared.options.hold;
-        let overdue = held.deadline <= Instant::now();
+        let limit = self.intake.limit(&policy);
+        let overdue = held.counted_from.elapsed() >= limit.after;
         let waited = match &self.phase {
             _ if policy.mode == HoldMode::None => None,
             Phase::Settled { settlement, .. } => {
                 Some(settlement.as_ref().map_or(Waited::Unanswered, Waited::Settled))
             }
-            Phase::Settling { .. } if overdue => Some(Waited::TimedOut),
+            Phase::Settling { .. } if overdue => Some(Waited::TimedOut(limit)),
             Phase::Settling { .. } => return,
             // Not reached: the event that finishes a stream ends this phase before it is acknowledged.
             Phase::Open { .. } => None,
         };
         let release = waited.as_ref().map_or(Release::Ack, |w| policy.release(w));
-        let timed_out = matches!(waited, Some(Waited::TimedOut));
+        let timed_out = matches!(waited, Some(Waited::TimedOut(_)));
         if waited.is_some() && release == Release::Ack && self.following.is_expected(held.ack.sequence_number)
         {
             if !overdue {
                 return;
             }
             tracing::warn!(
-                stream = %self.key, timeout = ?policy.timeout,
+                stream = %self.key, %limit,
                 "the upstream event service is slow; the rest goes there behind the build"
             );
         }
@@ -470,7 +515,7 @@ impl Stream {
         };
         if timed_out {
             Counters::add(&self.shared.counters.hold_timeouts);
-            tracing::warn!(stream = %self.key, timeout = ?policy.timeout, "held for too long; downloads go on");
+            tracing::warn!(stream = %self.key, %limit, "held for too long; downloads go on");
         }
         if waited.is_some() {
             self.shared
@@ -562,7 +607,8 @@ impl Stream {
     /// When to wake if nothing happens.
     fn deadline(&self) -> Option<Instant> {
         if let Some(held) = &self.held {
-            return Some(held.deadline);
+            let limit = self.intake.limit(&self.shared.options.hold);
+            return Some(later(held.counted_from, limit.after));
         }
         match &self.phase {
             Phase::Open { give_up, .. } => self.connection.is_none().then_some(*give_up),
@@ -642,9 +688,12 @@ impl Stream {
 
 /// A moment from now, or so late that it does not matter.
 fn after(duration: Duration) -> Instant {
-    let now = Instant::now();
-    now.checked_add(duration)
-        .unwrap_or_else(|| now + Duration::from_secs(1 << 30))
+    later(Instant::now(), duration)
+}
+
+fn later(from: Instant, duration: Duration) -> Instant {
+    from.checked_add(duration)
+        .unwrap_or_else(|| from + Duration::from_secs(1 << 30))
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

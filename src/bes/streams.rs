@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
+    journal::Journal,
     server::Shared,
     sink::StreamKey,
     stream::{Command, Stream},
@@ -71,6 +72,22 @@ impl Streams {
         }
         drop(tasks);
         Some(self.sender(key, shared))
+    }
+
+    /// The newest stream with a key's ids that has a task or a journal. Blocks.
+    pub(super) fn newest(&self, key: &StreamKey, journal: Option<&Journal>) -> StreamKey {
+        let mut newest = key.clone();
+        loop {
+            let next = newest.next_attempt();
+            let has_task = {
+                let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+                tasks.contains_key(&next)
+            };
+            if !has_task && !journal.is_some_and(|journal| journal.has(&next)) {
+                return newest;
+            }
+            newest = next;
+        }
     }
 
     /// A place for a stream that is at work.

@@ -63,6 +63,7 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
     let key = StreamKey {
         build_id: row.build_id.clone(),
         invocation_id: row.invocation_id.clone(),
+        ..StreamKey::default()
     };
     let entry = journal.find_stream(&key).map_err(Failure::not_found)?;
     let output = args

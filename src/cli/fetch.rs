@@ -167,6 +167,7 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
             stream = Some(StreamKey {
                 build_id: String::new(),
                 invocation_id: started.invocation_id.clone(),
+                ..StreamKey::default()
             });
         }
         backlog.push(framed);

@@ -261,3 +261,15 @@ fn what_is_no_pattern_is_refused() {
         Judge::new(&[text]).expect_err(text);
     }
 }
+
+#[test]
+fn a_label_is_over_when_it_is_in_all_its_configurations() {
+    let in_configuration = |configuration: &str, state: &str| pb::Target {
+        configuration: configuration.to_owned(),
+        ..target("//:a", "", state)
+    };
+    let announced = |configuration| Event::TargetKnown(in_configuration(configuration, "announced"));
+    let settled = |configuration| Event::TargetSettled(in_configuration(configuration, "settled"));
+    let events = [announced("one"), announced("two"), settled("two"), settled("one")];
+    assert_eq!(result(&["//:a"], &events), "settled");
+}

@@ -25,6 +25,7 @@ pub use self::{
     retention::{Plan as RetentionPlan, Retention},
 };
 use crate::{
+    bep,
     bes::{
         self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, Upstream,
         journal::JournalOptions, limits::BesLimits,
@@ -144,11 +145,15 @@ impl Rooms {
         upstream: Option<Upstream>,
         limits: BesLimits,
     ) -> BesService {
-        let metrics = self.metrics.clone();
-        let decoder: bes::Decoder = Arc::new(move |bytes| {
-            crate::bep::decode::decode(bytes).map_err(|e| {
-                metrics.fault("undecodable_event");
-                e.to_string()
+        let (metrics, sources) = (self.metrics.clone(), Arc::clone(&self.sources));
+        let decoders: bes::Decoders = Arc::new(move || {
+            let metrics = metrics.clone();
+            let mut decoder = bep::Decoder::new(Some(sources.digest_function()));
+            Box::new(move |bytes| {
+                decoder.decode(bytes).map_err(|e| {
+                    metrics.fault("undecodable_event");
+                    e.to_string()
+                })
             })
         });
         let options = BesOptions {
@@ -157,7 +162,13 @@ impl Rooms {
             linger: self.linger,
             ..BesOptions::default()
         };
-        let service = BesService::new(Arc::new(self.engine.clone()), decoder, journal, upstream, options);
+        let service = BesService::new(
+            Arc::new(self.engine.clone()),
+            decoders,
+            journal,
+            upstream,
+            options,
+        );
         self.metrics.also("bes", service.counting());
         service
     }

@@ -86,6 +86,7 @@ impl Fixture {
             key: StreamKey {
                 build_id: "build".to_owned(),
                 invocation_id: "invocation".to_owned(),
+                ..StreamKey::default()
             },
             sent: 0,
         };
@@ -110,6 +111,10 @@ impl Fixture {
         self.key.invocation_id = invocation_id.to_owned();
         let root = self.dir.path().join("execroot/_main");
         self.begin(&root, "/w").await;
+    }
+
+    fn exec_root(&self) -> std::path::PathBuf {
+        self.dir.path().join("execroot/_main")
     }
 
     /// Hands the engine the next event, and says its number.
@@ -291,6 +296,7 @@ async fn a_test_is_settled_with_its_logs() {
     f.send(Event::Configured {
         label: "//:t".to_owned(),
         kind: "sh_test rule".to_owned(),
+        completions: Vec::new(),
     })
     .await;
     f.send(Event::Configuration {
@@ -438,6 +444,7 @@ async fn who_asks_about_a_build_that_is_taken_up_is_told_which_it_is() {
     let key = StreamKey {
         build_id: "build".to_owned(),
         invocation_id: "before".to_owned(),
+        ..StreamKey::default()
     };
     f.rooms.record.put_invocation(&InvocationRow {
         invocation_id: key.invocation_id.clone(),
@@ -585,15 +592,27 @@ async fn an_output_counts_once_however_many_groups_and_targets_name_it() {
     f.set("1", files, &[]).await;
     for (n, set) in ["0", "1"].into_iter().cycle().take(40).enumerate() {
         // Known by two rules of their own, and the last ones required.
-        let (name, incomplete) = [("_hidden_x", false), ("default", true)][n / 2 % 2];
         let is_last = n >= 38;
+        let is_test = !is_last && n / 2 % 2 == 1;
+        if is_test {
+            f.send(Event::Configured {
+                label: format!("//:t{n}"),
+                kind: "sh_test rule".to_owned(),
+                completions: Vec::new(),
+            })
+            .await;
+        }
         f.send(Event::Completed(Completed {
             target: target(&format!("//:t{n}")),
             success: true,
             groups: vec![OutputGroup {
-                name: if is_last { "default" } else { name }.to_owned(),
+                name: if is_last || is_test {
+                    "default"
+                } else {
+                    "_hidden_x"
+                }
+                .to_owned(),
                 sets: vec![set.to_owned()],
-                incomplete: incomplete && !is_last,
                 ..OutputGroup::default()
             }],
             directories: trees.clone(),
@@ -674,5 +693,89 @@ async fn what_another_process_places_late_is_put_right_before_anything_is_told_t
         assert_eq!((settled.failed, settled.messages.len()), (0, 0));
         let row = f.rooms.engine.snapshot("newer").await.unwrap().0;
         assert_eq!(row.downloaded + row.present, 2, "each counts once");
+    }
+}
+
+/// A file that the stream names without saying what is in it.
+fn local(name: &str) -> File {
+    File {
+        content: Content::Unknown,
+        uri: Some(format!("file:///elsewhere/bazel-out/k8/bin/{name}").into()),
+        ..output(name, &absent(""))
+    }
+}
+
+#[tokio::test]
+async fn what_is_named_without_a_digest_is_present_or_has_failed_and_is_never_left_out() {
+    let mut f = Fixture::new(false).await;
+    let bin = f.exec_root().join("bazel-out/k8/bin");
+    std::fs::create_dir_all(bin.join("directory")).unwrap();
+    std::fs::write(bin.join("there"), "").unwrap();
+    std::os::unix::fs::symlink("there", bin.join("link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", bin.join("dangling")).unwrap();
+    // What another event names with its digest counts as that.
+    let both = f.cache.store().put("both");
+    let names = ["there", "directory", "link", "dangling", "absent", "both"];
+    f.set("0", names.iter().map(|name| local(name)).collect(), &[])
+        .await;
+    f.set("1", vec![output("both", &both)], &[]).await;
+    f.complete("//:t", &["0", "1"]).await;
+    f.finish().await;
+    let settlement = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    assert_eq!(settlement.failed, 2, "{settlement:?}");
+    for name in ["dangling", "absent"] {
+        let path = format!("bazel-out/k8/bin/{name}: ");
+        let said = settlement
+            .messages
+            .iter()
+            .find(|message| message.starts_with(&path));
+        assert!(
+            said.is_some_and(|said| said.contains("without a digest")),
+            "{settlement:?}"
+        );
+    }
+    let (row, _) = f.rooms.engine.snapshot("invocation").await.unwrap();
+    assert_eq!((row.present, row.downloaded, row.failed), (3, 1, 2));
+    f.rooms.engine.done(&f.key).await;
+    assert_eq!(f.rooms.record.targets("invocation")[0].failed, 2);
+}
+
+#[tokio::test]
+async fn a_combined_coverage_report_is_brought_to_its_place() {
+    let mut f = Fixture::new(false).await;
+    let report = f.cache.store().put("report");
+    f.send(Event::CombinedReport(File {
+        path: "coverage_report.lcov".into(),
+        prefix_len: 0,
+        content: Content::Blob(report),
+        uri: None,
+    }))
+    .await;
+    f.finish().await;
+    timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    let placed = f.exec_root().join("bazel-out/_coverage/_coverage_report.dat");
+    assert_eq!(std::fs::read(placed).unwrap(), b"report");
+}
+
+#[tokio::test]
+async fn every_configuration_of_a_label_is_told_before_one_of_them_is_complete() {
+    let mut f = Fixture::new(false).await;
+    let configured = |configuration: &str| TargetId {
+        configuration: configuration.to_owned(),
+        ..target("//:a")
+    };
+    f.send(Event::Configured {
+        label: "//:a".to_owned(),
+        kind: "genrule rule".to_owned(),
+        completions: vec![configured("one"), configured("two")],
+    })
+    .await;
+    let mut changes = f.watch().await;
+    for configuration in ["one", "two"] {
+        let Some(Change::Target(row)) = timeout(PATIENCE, changes.recv()).await.unwrap() else {
+            panic!("no target");
+        };
+        assert_eq!(row.label, "//:a");
+        assert_eq!(row.state, TargetState::Announced, "{configuration}");
     }
 }

@@ -9,6 +9,7 @@ mod local;
 mod naming;
 mod others;
 mod progress;
+mod undigested;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -119,6 +120,8 @@ pub(super) struct Actor {
     state: Option<InvocationState>,
     build: Build,
     command_line: Option<CommandLine>,
+    /// Where the build's client was started, as the build tool sees it.
+    working_directory: String,
     /// The exec root that the stream names, while it is not there yet.
     awaited_root: Option<String>,
     place: Option<Place>,
@@ -154,6 +157,8 @@ pub(super) struct Actor {
     /// Whether another process may still place an older build's files here, and the task that watches it.
     doubt: Option<Doubt>,
     others: JoinSet<bool>,
+    /// What the stream has named without its content, and nobody has looked for yet.
+    undigested: HashMap<ExecPath, (Class, Arc<TargetId>), PathHasher>,
     /// Outputs that are to be recorded, and then wanted if there is a way to have them.
     unasked: Vec<(Naming, Vec<Named>, bool)>,
     /// Whether that has been looked at again, behind the end of the stream.
@@ -194,6 +199,7 @@ impl Actor {
         let row = InvocationRow {
             invocation_id: key.invocation_id.clone(),
             build_id: key.build_id.clone(),
+            attempt: key.attempt,
             version: recorded.version,
             command: recorded.command,
             workspace: recorded.workspace,
@@ -208,6 +214,7 @@ impl Actor {
             row,
             state: None,
             command_line: None,
+            working_directory: String::new(),
             awaited_root: None,
             place: None,
             session: None,
@@ -232,6 +239,7 @@ impl Actor {
             look_after: true,
             doubt: None,
             others: JoinSet::new(),
+            undigested: HashMap::default(),
             unasked: Vec::new(),
             looked_again: false,
             last_completion: Instant::now(),
@@ -310,6 +318,7 @@ impl Actor {
         self.shared.forget(&StreamKey {
             build_id: self.row.build_id.clone(),
             invocation_id: self.row.invocation_id.clone(),
+            attempt: self.row.attempt,
         });
     }
 
@@ -507,6 +516,7 @@ impl Actor {
         if self.pending_required > 0 {
             return;
         }
+        self.look_for_undigested().await;
         if !self.waiters.is_empty() {
             let settlement = Settlement {
                 failed: self.tally.failed,

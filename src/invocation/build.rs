@@ -32,6 +32,9 @@ use crate::{
 /// The directory that all outputs of a build lie in.
 const OUTPUT_DIRECTORY: &str = "bazel-out";
 
+/// Where Bazel makes the report of all tests' coverage (`CoverageReportActionBuilder`).
+const COMBINED_REPORT: &str = "bazel-out/_coverage/_coverage_report.dat";
+
 /// An output that the stream names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Named {
@@ -77,6 +80,8 @@ pub enum Effect {
     ExecRoot(String),
     /// The effective command line is known.
     CommandLine(crate::bep::event::CommandLine),
+    /// Targets that are to be completed.
+    Announced(Vec<TargetId>),
     /// Outputs of one target.
     Outputs(Arc<TargetId>, Vec<Named>),
     /// A target came to its end, by the event of this number; its outputs came before.
@@ -90,6 +95,9 @@ pub enum Effect {
     Unnamed(Vec<ExecPath>),
     /// Something named can't be an output: why, in words.
     Refused(String),
+    /// Outputs of one target that the build tool names without telling their content: a local file of one that tells no
+    /// digests there. They are on its disk, or nobody can bring them.
+    Undigested(Arc<TargetId>, Vec<(Class, ExecPath)>),
     /// An output that can't be had, whatever the cache does: its path or its digest is none.
     Unusable(Class, String),
     /// The first blob's `bytestream://` authority, once.
@@ -242,9 +250,16 @@ impl Build {
             Event::Configuration { id, mnemonic } => {
                 self.configurations.insert(id, mnemonic);
             }
-            Event::Configured { label, kind } => {
+            Event::Configured {
+                label,
+                kind,
+                completions,
+            } => {
                 if is_test(&kind) {
                     self.tests.insert(label);
+                }
+                if !completions.is_empty() {
+                    effects.push(Effect::Announced(completions));
                 }
             }
             Event::NamedSet(set) => {
@@ -277,7 +292,9 @@ impl Build {
                 }
                 self.open_results.insert(sequence);
             }
-            Event::Completed(_) | Event::TestSummary { .. } | Event::Action(_) if !self.ready => {
+            Event::Completed(_) | Event::TestSummary { .. } | Event::Action(_) | Event::CombinedReport(_)
+                if !self.ready =>
+            {
                 self.open.insert(sequence);
                 self.backlog.push((sequence, event));
             }
@@ -303,6 +320,7 @@ impl Build {
             } => {
                 effects.push(Effect::Target(Arc::new(target), TargetEnd::Aborted, sequence));
             }
+            Event::CombinedReport(file) => self.combined_report(sequence, &file, &mut effects),
             Event::Unreadable(paths) => self.unreadable.extend(paths),
             Event::ConvenienceSymlinks(links) => effects.push(Effect::ConvenienceSymlinks(links)),
             Event::Finished { exit_code, .. } => effects.push(Effect::Finished { exit_code }),
@@ -416,7 +434,6 @@ impl Build {
                 aspect: &target.aspect,
                 group: &group.name,
                 origin: Origin::Group {
-                    incomplete: group.incomplete,
                     test_rule: self.tests.contains(&target.label),
                 },
             });
@@ -496,12 +513,8 @@ impl Build {
                 }
             }
         }
-        let (outputs, unusable) = (namer.outputs, namer.unusable);
+        namer.tell(&target, effects);
         self.roots.insert(target.clone(), refers_to.into());
-        effects.extend(unusable);
-        if !outputs.is_empty() {
-            effects.push(Effect::Outputs(target.clone(), outputs));
-        }
         let awaits_tests = completed.success
             && target.aspect.is_empty()
             && self.command.tests()
@@ -562,11 +575,7 @@ impl Build {
             aspect: String::new(),
             configuration,
         });
-        let (outputs, unusable) = (namer.outputs, namer.unusable);
-        effects.extend(unusable);
-        if !outputs.is_empty() {
-            effects.push(Effect::Outputs(target.clone(), outputs));
-        }
+        namer.tell(&target, effects);
         effects.push(Effect::Tested(target, sequence));
     }
 
@@ -597,6 +606,20 @@ impl Build {
             };
             effects.push(Effect::Outputs(Arc::new(target), namer.outputs));
         }
+    }
+
+    fn combined_report(&mut self, sequence: i64, file: &File, effects: &mut Vec<Effect>) {
+        let profile = self.selector.profile(&GroupContext {
+            command: self.command,
+            label: "",
+            aspect: "",
+            group: "",
+            origin: Origin::TestOutput,
+        });
+        let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
+        let event = "build_tool_logs".into();
+        namer.name_at(&COMBINED_REPORT.into(), file, profile, &"".into(), &event);
+        namer.tell(&Arc::default(), effects);
     }
 
     fn unreferenced(&mut self, effects: &mut Vec<Effect>) {
@@ -632,6 +655,8 @@ struct Namer<'a> {
     outputs: Vec<Named>,
     /// [`Effect::Unusable`].
     unusable: Vec<Effect>,
+    /// [`Effect::Undigested`].
+    undigested: Vec<(Class, ExecPath)>,
     /// What [`Named`] says of them.
     sequence: i64,
     set: Option<SetIndex>,
@@ -645,8 +670,20 @@ impl<'a> Namer<'a> {
             near: None,
             outputs: Vec::new(),
             unusable: Vec::new(),
+            undigested: Vec::new(),
             sequence,
             set: None,
+        }
+    }
+
+    /// What has been named, as effects.
+    fn tell(self, target: &Arc<TargetId>, effects: &mut Vec<Effect>) {
+        effects.extend(self.unusable);
+        if !self.outputs.is_empty() {
+            effects.push(Effect::Outputs(target.clone(), self.outputs));
+        }
+        if !self.undigested.is_empty() {
+            effects.push(Effect::Undigested(target.clone(), self.undigested));
         }
     }
 
@@ -669,11 +706,13 @@ impl<'a> Namer<'a> {
             return;
         };
         let Some((content, size)) = content_of(file) else {
-            // Else it is a local file of a build tool that does not tell digests, and is on its disk.
-            if let Some(uri) = file.uri.as_deref().filter(|uri| BytestreamUri::is_one(uri)) {
-                let class = self.selector.select(profile, path.as_str(), None, None).class;
-                let reason = format!("{path}: its digest is none, or is not that of {uri}");
-                self.unusable.push(Effect::Unusable(class, reason));
+            let class = self.selector.select(profile, path.as_str(), None, None).class;
+            match file.uri.as_deref().filter(|uri| BytestreamUri::is_one(uri)) {
+                Some(uri) => {
+                    let reason = format!("{path}: its digest is none, or is not that of {uri}");
+                    self.unusable.push(Effect::Unusable(class, reason));
+                }
+                None => self.undigested.push((class, path)),
             }
             return;
         };

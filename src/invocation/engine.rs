@@ -211,13 +211,16 @@ impl Engine {
                 .filter(|(stream, _)| stream.invocation_id == invocation_id);
             of_it
                 .filter(|(_, task)| !task.is_closed())
-                .map(|(stream, task)| (stream.build_id.clone(), task.clone()))
+                .map(|(stream, task)| (stream.clone(), task.clone()))
                 .collect()
         };
         if tasks.len() > 1 {
-            // The id was used again; the record knows for which build.
+            // The id was used again; the record knows for which build, and the newest attempt at that counts.
             let newest = self.shared.record.invocation(invocation_id);
-            tasks.sort_by_key(|(build_id, _)| newest.as_ref().is_some_and(|row| row.build_id == *build_id));
+            tasks.sort_by_key(|(stream, _)| {
+                let of_newest = newest.as_ref().is_some_and(|row| row.build_id == stream.build_id);
+                (of_newest, stream.attempt)
+            });
         }
         let (_, task) = tasks.pop()?;
         let (answer, answered) = oneshot::channel();
@@ -249,7 +252,7 @@ impl Engine {
         }
         // An invocation that has been here before, and comes again from the journal, keeps its place in the order.
         let recorded = self.shared.record.invocation(&stream.invocation_id);
-        let recorded = recorded.filter(|row| row.build_id == stream.build_id);
+        let recorded = recorded.filter(|row| is_of(row, stream));
         let task = Actor::start(self.shared.clone(), stream, recorded);
         live.insert(stream.clone(), task.clone());
         Some(task)
@@ -261,6 +264,11 @@ impl Engine {
             let _ = task.send(message).await;
         }
     }
+}
+
+/// Whether a row is a stream's.
+fn is_of(row: &InvocationRow, stream: &StreamKey) -> bool {
+    row.build_id == stream.build_id && row.attempt == stream.attempt
 }
 
 impl Builds for Engine {
@@ -290,7 +298,7 @@ impl Builds for Engine {
             shared
                 .record
                 .invocation(&stream.invocation_id)
-                .filter(|row| row.build_id == stream.build_id)
+                .filter(|row| is_of(row, &stream))
                 .map_or_else(Settlement::default, |row| Settlement {
                     failed: row.failed,
                     messages: row.errors,
@@ -322,7 +330,7 @@ impl Builds for Engine {
     fn is_done(&self, stream: &StreamKey) -> bool {
         let row = self.shared.record.invocation(&stream.invocation_id);
         let done = |state| matches!(state, InvocationState::Settled | InvocationState::Superseded);
-        row.is_some_and(|row| row.build_id == stream.build_id && done(row.state))
+        row.is_some_and(|row| is_of(&row, stream) && done(row.state))
     }
 
     fn progress(&self, stream: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {

@@ -158,9 +158,16 @@ impl Load {
                 load.name(id);
                 load.name(mnemonic);
             }
-            Event::Configured { label, kind } => {
+            Event::Configured {
+                label,
+                kind,
+                completions,
+            } => {
                 load.name(label);
                 load.name(kind);
+                for target in completions {
+                    load.target(target);
+                }
             }
             Event::Action(action) => {
                 load.name(&action.label);
@@ -170,6 +177,7 @@ impl Load {
                     load.memory += of_content(content);
                 }
             }
+            Event::CombinedReport(file) => load.files(std::slice::from_ref(file)),
             // No names, but as much as the build tool likes.
             Event::CommandLine(line) => {
                 load.memory += line
@@ -183,6 +191,7 @@ impl Load {
                 load.name(&started.command);
                 load.name(&started.build_tool_version);
                 load.name(&started.workspace);
+                load.name(&started.working_directory);
                 // Without it nothing of the build is downloaded, and its names part nothing.
                 load.nul = false;
             }

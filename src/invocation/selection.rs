@@ -72,9 +72,10 @@ pub fn builds(command: &str) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// By an output group of a completed target or aspect.
+    ///
+    /// Where some of the group's artifacts were not built, it names those that were, and Bazel's own top-level mode
+    /// brings them, too (7.7.1; 4.2.3 does not name such groups).
     Group {
-        /// Some of the group's artifacts were not built.
-        incomplete: bool,
         /// The target is a test rule.
         test_rule: bool,
     },
@@ -276,7 +277,6 @@ fn intern(reasons: &mut HashMap<Cow<'static, str>, Arc<str>>, reason: Cow<'stati
 fn base(policy: &Policy, context: &GroupContext<'_>) -> (Class, &'static str) {
     if policy.mode == DownloadMode::All {
         return match context.origin {
-            Origin::Group { incomplete: true, .. } => (Class::Known, "its output group is incomplete"),
             Origin::Action => (Class::Optional, "--download=all, action output"),
             _ => (Class::Required, "--download=all"),
         };
@@ -292,7 +292,6 @@ fn base(policy: &Policy, context: &GroupContext<'_>) -> (Class, &'static str) {
             (_, Command::Test | Command::Coverage) => (Class::Required, "top-level: output of a test"),
             _ => (Class::Known, "output of a test in a command that does not test"),
         },
-        Origin::Group { incomplete: true, .. } => (Class::Known, "its output group is incomplete"),
         Origin::Group { test_rule, .. } => {
             // Hidden groups are built for their side effects; Bazel does not count them as important outputs.
             if context.group.starts_with("_hidden_") {
@@ -320,11 +319,8 @@ mod tests {
 
     const PATH: &str = "bazel-out/k8/bin/a/x.bin";
 
-    fn group(incomplete: bool, test_rule: bool) -> Origin {
-        Origin::Group {
-            incomplete,
-            test_rule,
-        }
+    fn group(test_rule: bool) -> Origin {
+        Origin::Group { test_rule }
     }
 
     fn policy(mode: DownloadMode) -> Policy {
@@ -351,13 +347,12 @@ mod tests {
     fn bazels_rules() {
         use Class::{Known, Optional, Required};
         use DownloadMode::{All, Minimal, Toplevel};
-        let plain = group(false, false);
-        let test = group(false, true);
+        let plain = group(false);
+        let test = group(true);
         for (mode, command, group_name, origin, expected) in [
             (Toplevel, "build", "default", plain, Required),
             (Toplevel, "build", "default", test, Required),
             (Toplevel, "fetch", "default", plain, Required),
-            (Toplevel, "build", "default", group(true, false), Known),
             (Toplevel, "build", "_hidden_top_level_INTERNAL_", plain, Known),
             (Toplevel, "build", "_validation", plain, Required),
             (Toplevel, "test", "default", plain, Required),
@@ -374,7 +369,6 @@ mod tests {
             (Minimal, "run", "default", plain, Required),
             (All, "build", "default", plain, Required),
             (All, "test", "default", test, Required),
-            (All, "build", "default", group(true, false), Known),
             (All, "build", "", Origin::Unreferenced, Required),
             (All, "build", "", Origin::Action, Optional),
         ] {
@@ -388,7 +382,7 @@ mod tests {
 
     #[test]
     fn filters_narrow_the_top_level_and_regexes_widen_it() {
-        let plain = group(false, false);
+        let plain = group(false);
         let mut p = policy(DownloadMode::Toplevel);
         p.targets = vec!["//b/...".parse().unwrap()];
         assert_eq!(verdict(&p, "build", "default", plain), Class::Known);
@@ -408,10 +402,7 @@ mod tests {
 
         let mut p = policy(DownloadMode::Minimal);
         p.regexes = vec![".*\\.bin".parse().unwrap()];
-        assert_eq!(
-            verdict(&p, "build", "default", group(true, false)),
-            Class::Required
-        );
+        assert_eq!(verdict(&p, "build", "default", group(false)), Class::Required);
     }
 
     #[test]
@@ -431,7 +422,7 @@ mod tests {
             label: "//a:x",
             aspect: "",
             group: "default",
-            origin: group(false, false),
+            origin: group(false),
         });
         let got = selector.select(profile, PATH, None, Some(5));
         assert_eq!(got.class, Class::Optional);
@@ -460,7 +451,7 @@ mod tests {
                 label,
                 aspect: "",
                 group: "default",
-                origin: group(false, false),
+                origin: group(false),
             })
         };
         assert_eq!(of("//a:x"), of("//a:y"));

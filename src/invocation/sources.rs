@@ -2,13 +2,17 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
-    remote::{BlobStore, Endpoint, GrpcCache, Header, RemoteOptions, without_user_info},
+    remote::{
+        BlobStore, Chain, DiskCache, Endpoint, GrpcCache, Header, Nowhere, RemoteOptions, auth::check_helper,
+        channel::check_tls, netrc, split_user_info, without_user_info,
+    },
 };
 
 /// Where to fetch from.
@@ -29,9 +33,9 @@ pub enum SourceRule {
 /// A cache in use, and how to name it in the record.
 #[derive(Clone)]
 pub struct SourceCache {
-    /// The cache.
-    pub store: Arc<GrpcCache>,
-    /// Its endpoint.
+    store: Option<Arc<GrpcCache>>,
+    blobs: Arc<dyn BlobStore>,
+    /// Its endpoint; empty where there is a disk cache alone.
     pub endpoint: String,
     /// Its instance name.
     pub instance_name: String,
@@ -41,8 +45,31 @@ impl SourceCache {
     /// As what fetching needs.
     #[must_use]
     pub fn blobs(&self) -> Arc<dyn BlobStore> {
-        self.store.clone()
+        Arc::clone(&self.blobs)
     }
+
+    /// Options of the build's own that could not be used.
+    #[must_use]
+    pub fn left_out(&self) -> &[String] {
+        self.store
+            .as_ref()
+            .map_or(&[], |store| store.options().left_out.as_slice())
+    }
+
+    /// The address, if there is one.
+    #[must_use]
+    pub fn address(&self) -> Option<&Endpoint> {
+        self.store.as_ref().map(|store| &store.options().endpoint)
+    }
+}
+
+/// The directories that relative paths on a build's command line start from, as they are for us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BuildDirectories {
+    /// The workspace, where Bazel's server runs.
+    pub workspace: PathBuf,
+    /// Where the build's client was started.
+    pub working_directory: PathBuf,
 }
 
 /// The caches in use.
@@ -68,28 +95,61 @@ impl Sources {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// The function of digests whose build does not tell which it is.
+    #[must_use]
+    pub fn digest_function(&self) -> DigestFunction {
+        match self.rule() {
+            SourceRule::Fixed(cache) => cache.options().digest_function,
+            SourceRule::FromBuild { template, .. } => template.digest_function,
+        }
+    }
+
     fn rule(&self) -> SourceRule {
         self.rule.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The cache for a build.
+    /// The cache for a build: its disk cache, if it has one that can be read, and then the remote one.
     ///
     /// # Errors
-    /// In words: the build names no gRPC cache, or one that is not allowed.
-    pub fn of_build(&self, command_line: Option<&CommandLine>) -> Result<SourceCache, String> {
-        match &self.rule() {
+    /// In words: the build names no gRPC cache, or one that is not allowed, and no disk cache.
+    pub fn of_build(
+        &self,
+        command_line: Option<&CommandLine>,
+        directories: &BuildDirectories,
+    ) -> Result<SourceCache, String> {
+        let remote = match &self.rule() {
             SourceRule::Fixed(cache) => Ok(named(cache)),
-            SourceRule::FromBuild { template, allowed } => {
-                let line =
-                    command_line.ok_or("the build told no command line to take the remote cache from")?;
-                let options = options_of(line, template)?;
-                check(allowed.as_deref(), &options.endpoint)?;
-                self.open(
-                    key(&options.endpoint.to_string(), &options.instance_name),
-                    options,
-                )
+            SourceRule::FromBuild { template, allowed } => command_line
+                .ok_or_else(|| "the build told no command line to take the remote cache from".to_owned())
+                .and_then(|line| options_of(line, template, directories))
+                .and_then(|options| {
+                    check(allowed.as_deref(), &options.endpoint)?;
+                    let key = key(&options.endpoint.to_string(), &options.instance_name);
+                    self.open(key, options)
+                }),
+        };
+        let Some(path) = command_line.and_then(|line| disk_cache(line, directories)) else {
+            return remote;
+        };
+        let disk = match DiskCache::open(&path) {
+            Ok(disk) => Arc::new(disk),
+            Err(error) => {
+                tracing::debug!("the build's --disk_cache is not read: {error}");
+                return remote;
             }
-        }
+        };
+        Ok(match remote {
+            Ok(remote) => SourceCache {
+                blobs: Arc::new(Chain::new(vec![disk, remote.blobs()])),
+                ..remote
+            },
+            Err(reason) => SourceCache {
+                store: None,
+                blobs: Arc::new(Chain::new(vec![disk, Arc::new(Nowhere(reason))])),
+                endpoint: String::new(),
+                instance_name: String::new(),
+            },
+        })
     }
 
     /// The cache that a recorded invocation used.
@@ -142,7 +202,10 @@ impl Sources {
     fn open(&self, key: String, options: RemoteOptions) -> Result<SourceCache, String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // Another build may come with other credentials for the same place.
-        if let Some(cache) = open.get(&key).filter(|cache| *cache.store.options() == options) {
+        if let Some(cache) = open.get(&key).filter(|cache| {
+            let store = cache.store.as_ref();
+            store.is_some_and(|store| *store.options() == options)
+        }) {
             return Ok(cache.clone());
         }
         let cache = Arc::new(GrpcCache::new(options).map_err(|e| e.to_string())?);
@@ -188,23 +251,47 @@ fn has_credentials(options: &RemoteOptions) -> bool {
 #[must_use]
 pub fn address_of(line: &CommandLine) -> Option<(String, String)> {
     let placeholder = Endpoint::parse("--remote-cache", "grpc://localhost:1").ok()?;
-    let options = options_of(line, &RemoteOptions::new(placeholder)).ok()?;
+    let options = options_of(
+        line,
+        &RemoteOptions::new(placeholder),
+        &BuildDirectories::default(),
+    )
+    .ok()?;
     Some((options.endpoint.to_string(), options.instance_name))
 }
 
 fn named(cache: &Arc<GrpcCache>) -> SourceCache {
     SourceCache {
-        store: cache.clone(),
+        store: Some(cache.clone()),
+        blobs: cache.clone(),
         endpoint: cache.options().endpoint.to_string(),
         instance_name: cache.options().instance_name.clone(),
     }
 }
 
+/// Where the build's `--disk_cache` is. A relative one lies below the directory that the client was started in, and `~/`
+/// is the home directory, as for Bazel.
+fn disk_cache(line: &CommandLine, directories: &BuildDirectories) -> Option<PathBuf> {
+    let text = line.last("disk_cache").filter(|value| !value.is_empty())?;
+    let path = match text.strip_prefix("~/") {
+        Some(below) => std::env::home_dir()?.join(below),
+        None => directories.working_directory.join(text),
+    };
+    path.is_absolute().then_some(path)
+}
+
 /// The cache that a build's canonical command line names.
+///
+/// One option of the build's that cannot be used does not cost the cache: it is left out, noted in
+/// [`RemoteOptions::left_out`], and told if the server refuses us then.
 ///
 /// # Errors
 /// In words, naming the build's own flag.
-pub fn options_of(line: &CommandLine, template: &RemoteOptions) -> Result<RemoteOptions, String> {
+pub fn options_of(
+    line: &CommandLine,
+    template: &RemoteOptions,
+    directories: &BuildDirectories,
+) -> Result<RemoteOptions, String> {
     // As Bazel: a remote executor is its own cache unless another is named.
     let endpoint = ["remote_cache", "remote_executor"]
         .into_iter()
@@ -226,37 +313,148 @@ pub fn options_of(line: &CommandLine, template: &RemoteOptions) -> Result<Remote
         ));
     }
     let mut options = template.clone();
-    options.endpoint = Endpoint::parse(&format!("--{flag}"), endpoint).map_err(|e| e.to_string())?;
+    let (address, user_info) = split_user_info(endpoint);
+    options.endpoint = Endpoint::parse(&format!("--{flag}"), &address).map_err(|e| e.to_string())?;
     if let Some(instance) = line.last("remote_instance_name") {
         instance.clone_into(&mut options.instance_name);
     }
-    for name in ["remote_header", "remote_cache_header"] {
-        for header in line.all(name) {
-            options
-                .headers
-                .push(Header::parse(&format!("--{name}"), header).map_err(|e| e.to_string())?);
-        }
+    if let Some(proxy) = line
+        .last("remote_proxy")
+        .and_then(|value| value.strip_prefix("unix:"))
+    {
+        options.proxy = Some(PathBuf::from(proxy));
     }
+    if !directories.workspace.as_os_str().is_empty() {
+        options.workspace = Some(directories.workspace.clone());
+    }
+    add_headers(line, &mut options);
     if options.endpoint.is_tls() {
-        let path = |name| line.last(name).filter(|v| !v.is_empty()).map(Into::into);
-        options.tls_certificate = options.tls_certificate.or_else(|| path("tls_certificate"));
-        options.tls_client_certificate = options
-            .tls_client_certificate
-            .or_else(|| path("tls_client_certificate"));
-        options.tls_client_key = options.tls_client_key.or_else(|| path("tls_client_key"));
+        add_tls(line, directories, &mut options);
     }
-    for name in ["credential_helper", "experimental_credential_helper"] {
-        options
-            .credential_helpers
-            .extend(line.all(name).map(str::to_owned));
-    }
+    add_helpers(line, &mut options);
+    add_login(line, user_info, &mut options);
     if let Some(function) = line.last("digest_function").filter(|v| !v.is_empty()) {
-        options.digest_function = function
-            .parse::<DigestFunction>()
-            .map_err(|e| format!("the build's --digest_function: {e}"))?;
+        match function.parse::<DigestFunction>() {
+            Ok(function) => options.digest_function = function,
+            Err(error) => options.left_out.push(format!("--digest_function: {error}")),
+        }
     }
     options.validate().map_err(|e| e.to_string())?;
     Ok(options)
+}
+
+/// What newer Bazels, and forks that redact, put into the stream in the place of a secret.
+const REDACTED: &str = "<REDACTED>";
+
+fn add_headers(line: &CommandLine, options: &mut RemoteOptions) {
+    for name in ["remote_header", "remote_cache_header"] {
+        for text in line.all(name) {
+            let redacted =
+                text == REDACTED || text.split_once('=').is_some_and(|(_, value)| value == REDACTED);
+            if redacted {
+                let header = text.split_once('=').map_or("", |(header, _)| header);
+                options.left_out.push(format!(
+                    "--{name}={header}: its value is redacted in the build's events"
+                ));
+                continue;
+            }
+            match Header::parse(&format!("--{name}"), text) {
+                Ok(header) => options.headers.push(header),
+                Err(error) => options.left_out.push(error.to_string()),
+            }
+        }
+    }
+}
+
+/// Bazel's server runs in the workspace, where relative files are looked for.
+fn add_tls(line: &CommandLine, directories: &BuildDirectories, options: &mut RemoteOptions) {
+    let path = |name| {
+        let text = line.last(name).filter(|value| !value.is_empty())?;
+        Some(directories.workspace.join(text))
+    };
+    let mut tried = options.clone();
+    let authorities = path("tls_certificate").filter(|_| tried.tls_certificate.is_none());
+    if let Some(file) = authorities {
+        tried.tls_certificate = Some(file);
+        tried.tls_client_certificate = None;
+        tried.tls_client_key = None;
+        match check_tls(&tried) {
+            Ok(()) => options.tls_certificate.clone_from(&tried.tls_certificate),
+            Err(error) => options.left_out.push(error.to_string()),
+        }
+    }
+    if options.tls_client_certificate.is_some() || options.tls_client_key.is_some() {
+        return;
+    }
+    match (path("tls_client_certificate"), path("tls_client_key")) {
+        (Some(certificate), Some(key)) => {
+            let mut tried = options.clone();
+            tried.tls_client_certificate = Some(certificate);
+            tried.tls_client_key = Some(key);
+            match check_tls(&tried) {
+                Ok(()) => {
+                    options.tls_client_certificate = tried.tls_client_certificate;
+                    options.tls_client_key = tried.tls_client_key;
+                }
+                Err(error) => options.left_out.push(error.to_string()),
+            }
+        }
+        (Some(file), None) => options.left_out.push(format!(
+            "--tls_client_certificate={}: there is no --tls_client_key",
+            file.display()
+        )),
+        (None, Some(file)) => options.left_out.push(format!(
+            "--tls_client_key={}: there is no --tls_client_certificate",
+            file.display()
+        )),
+        (None, None) => {}
+    }
+}
+
+fn add_helpers(line: &CommandLine, options: &mut RemoteOptions) {
+    for name in ["credential_helper", "experimental_credential_helper"] {
+        for text in line.all(name) {
+            match check_helper(options, text) {
+                Ok(()) => options.credential_helpers.push(text.to_owned()),
+                Err(error) => options.left_out.push(error.to_string()),
+            }
+        }
+    }
+}
+
+/// User name and password: of the address itself, or of the user's `.netrc`, which Bazel reads where no other flag says
+/// who it is.
+fn add_login(line: &CommandLine, user_info: Option<(String, String)>, options: &mut RemoteOptions) {
+    let google = |name: &str| {
+        line.last(name)
+            .is_some_and(|value| !matches!(value, "" | "0" | "false"))
+    };
+    for name in ["google_default_credentials", "google_credentials"] {
+        if google(name) {
+            options
+                .left_out
+                .push(format!("--{name}: Google's credentials are not supported"));
+            return;
+        }
+    }
+    let says_who = |header: &Header| header.name() == "authorization";
+    if options.headers.iter().any(says_who) {
+        return;
+    }
+    let login = user_info.or_else(|| {
+        let host = options
+            .endpoint
+            .host()
+            .filter(|_| options.credential_helpers.is_empty())?;
+        let file = match std::env::var_os("NETRC") {
+            Some(file) => PathBuf::from(file),
+            None => std::env::home_dir()?.join(".netrc"),
+        };
+        netrc::login(&std::fs::read_to_string(file).ok()?, host)
+    });
+    if let Some((user, password)) = login {
+        options.headers.push(Header::basic(&user, &password));
+    }
 }
 
 #[cfg(test)]
@@ -286,7 +484,7 @@ mod tests {
             ("remote_instance_name", "main/x"),
             ("remote_header", "x-token=abc"),
         ]);
-        let options = options_of(&line, &template()).unwrap();
+        let options = options_of(&line, &template(), &BuildDirectories::default()).unwrap();
         assert_eq!(options.endpoint.to_string(), "grpc://cache:9092");
         assert_eq!(options.instance_name, "main/x");
         assert_eq!(options.headers.len(), 1);
@@ -301,12 +499,8 @@ mod tests {
             (vec![("remote_cache", "http://h/c")], "HTTP cache"),
             (vec![("remote_cache", "https://user:secret@h/c")], "***@h/c"),
             (vec![("remote_cache", "ftp://h/c")], "--remote_cache"),
-            (
-                vec![("remote_cache", "grpc://h:1"), ("digest_function", "crc")],
-                "crc",
-            ),
         ] {
-            let error = options_of(&line(&options), &template()).unwrap_err();
+            let error = options_of(&line(&options), &template(), &BuildDirectories::default()).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
     }
@@ -328,7 +522,10 @@ mod tests {
         let sources = sources(true, Some("grpc://good:1"));
         sources.of_record("grpc://good:1", "main").unwrap();
         let told = sources
-            .of_build(Some(&line(&[("remote_cache", "grpc://evil:1")])))
+            .of_build(
+                Some(&line(&[("remote_cache", "grpc://evil:1")])),
+                &BuildDirectories::default(),
+            )
             .err();
         assert!(told.as_ref().unwrap().contains("--allow-remote-cache"));
         assert_eq!(sources.of_record("grpc://evil:1", "main").err(), told);
@@ -346,12 +543,22 @@ mod tests {
         let sources = sources(false, None);
         let own = line(&[("remote_cache", "grpc://h:1"), ("remote_header", "x-token=abc")]);
         assert!(has_credentials(
-            sources.of_build(Some(&own)).unwrap().store.options()
+            sources
+                .of_build(Some(&own), &BuildDirectories::default())
+                .unwrap()
+                .store
+                .unwrap()
+                .options()
         ));
         let imported = sources.of_import("grpc://h:1", "").unwrap();
-        assert!(!has_credentials(imported.store.options()));
+        assert!(!has_credentials(imported.store.unwrap().options()));
         assert!(has_credentials(
-            sources.of_record("grpc://h:1", "").unwrap().store.options()
+            sources
+                .of_record("grpc://h:1", "")
+                .unwrap()
+                .store
+                .unwrap()
+                .options()
         ));
         let error = sources.of_import("", "").err().unwrap();
         assert!(error.contains("give --remote-cache"), "{error}");
@@ -359,7 +566,166 @@ mod tests {
 
     #[test]
     fn an_executor_is_its_own_cache() {
-        let options = options_of(&line(&[("remote_executor", "grpc://exec:1")]), &template()).unwrap();
+        let options = options_of(
+            &line(&[("remote_executor", "grpc://exec:1")]),
+            &template(),
+            &BuildDirectories::default(),
+        )
+        .unwrap();
         assert_eq!(options.endpoint.to_string(), "grpc://exec:1");
+    }
+
+    /// The options of a build with a cache at `grpcs://h` and these.
+    fn with(options: &[(&str, &str)], directories: &BuildDirectories) -> RemoteOptions {
+        let all: Vec<_> = std::iter::once(("remote_cache", "grpcs://h"))
+            .chain(options.iter().copied())
+            .collect();
+        options_of(&line(&all), &template(), directories).unwrap()
+    }
+
+    #[test]
+    fn one_option_that_cannot_be_used_is_left_out_and_never_costs_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("no.pem"), "hello").unwrap();
+        let directories = BuildDirectories {
+            workspace: dir.path().to_owned(),
+            working_directory: dir.path().to_owned(),
+        };
+        for (name, value, told) in [
+            ("remote_header", "<REDACTED>", "redacted"),
+            ("remote_header", "x-key=<REDACTED>", "--remote_header=x-key"),
+            ("remote_cache_header", "no header", "NAME=VALUE"),
+            ("remote_header", "te=s3cret", "gRPC's own"),
+            ("remote_header", "x-bin=s3cret", "binary"),
+            ("remote_header", "x=s3cret\u{1}\u{e9}", "printable"),
+            ("credential_helper", "tools/helper", "absolute"),
+            ("credential_helper", "a.*.b=/bin/helper", "scope"),
+            ("credential_helper", "example.com=", "no program"),
+            ("tls_certificate", "no.pem", "no PEM section"),
+            ("tls_certificate", "/nonexistent/ca.pem", "/nonexistent/ca.pem"),
+            ("tls_client_certificate", "no.pem", "no --tls_client_key"),
+            ("tls_client_key", "no.pem", "no --tls_client_certificate"),
+            ("google_default_credentials", "1", "Google"),
+            ("digest_function", "crc", "crc"),
+        ] {
+            let options = with(&[("remote_header", "x-good=1"), (name, value)], &directories);
+            assert_eq!(
+                options.left_out.len(),
+                1,
+                "{name}={value}: {:?}",
+                options.left_out
+            );
+            let left_out = &options.left_out[0];
+            assert!(
+                left_out.contains(told) && !left_out.contains("s3cret"),
+                "{left_out}"
+            );
+            assert_eq!(options.headers.len(), 1, "the others are sent");
+            assert!(options.credential_helpers.is_empty() && options.tls_certificate.is_none());
+        }
+        // For other hosts, and of forms that only newer Bazels know: nothing to be said.
+        for value in ["example.com/team=/bin/helper", "*.example.com=/bin/helper"] {
+            assert_eq!(
+                with(&[("credential_helper", value)], &directories).left_out,
+                Vec::<String>::new()
+            );
+        }
+    }
+
+    #[test]
+    fn files_and_helpers_lie_where_bazel_looks_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (workspace, below) = (dir.path().join("ws"), dir.path().join("ws/below"));
+        std::fs::create_dir_all(&below).unwrap();
+        let authority = rcgen::generate_simple_self_signed(vec!["h".to_owned()]).unwrap();
+        std::fs::write(workspace.join("ca.pem"), authority.cert.pem()).unwrap();
+        let directories = BuildDirectories {
+            workspace: workspace.clone(),
+            working_directory: below.clone(),
+        };
+        let options = with(
+            &[
+                ("tls_certificate", "ca.pem"),
+                ("credential_helper", "%workspace%/tools/helper"),
+                ("remote_proxy", "unix:/run/proxy.sock"),
+            ],
+            &directories,
+        );
+        assert_eq!(options.left_out, Vec::<String>::new());
+        assert_eq!(options.tls_certificate, Some(workspace.join("ca.pem")));
+        assert_eq!(options.workspace, Some(workspace));
+        assert_eq!(options.proxy, Some("/run/proxy.sock".into()));
+        let disk = |value| disk_cache(&line(&[("disk_cache", value)]), &directories);
+        assert_eq!(disk("cache"), Some(below.join("cache")));
+        assert_eq!(disk("/cache"), Some("/cache".into()));
+        assert_eq!(
+            disk("~/cache"),
+            std::env::home_dir().map(|home| home.join("cache"))
+        );
+        assert_eq!(disk(""), None);
+    }
+
+    #[test]
+    fn an_address_may_have_a_user_and_need_not_have_a_port() {
+        for (address, shown, header) in [
+            ("grpc://me:s3cret@h:9", "grpc://h:9", Some("Basic bWU6czNjcmV0")),
+            (
+                "grpcs://me%40x:s%3Acret@h",
+                "grpcs://h:443",
+                Some("Basic bWVAeDpzOmNyZXQ="),
+            ),
+            ("grpc://h", "grpc://h:80", None),
+            ("GRPC://h:9/", "grpc://h:9", None),
+            ("dns:///h:9", "grpcs://h:9", None),
+            ("h", "grpcs://h:443", None),
+        ] {
+            let line = line(&[("remote_cache", address)]);
+            let options = options_of(&line, &template(), &BuildDirectories::default()).expect(address);
+            assert_eq!(options.endpoint.to_string(), shown);
+            assert_eq!(options.headers.first().map(Header::value), header, "{address}");
+        }
+        // What is said outright goes first.
+        let line = line(&[
+            ("remote_cache", "grpc://me:s3cret@h:9"),
+            ("remote_header", "Authorization=mine"),
+        ]);
+        let options = options_of(&line, &template(), &BuildDirectories::default()).unwrap();
+        assert_eq!(options.headers.len(), 1);
+        assert_eq!(options.headers[0].value(), "mine");
+    }
+
+    #[tokio::test]
+    async fn a_disk_cache_stands_before_the_remote_one_or_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = crate::digest::Digest::of(DigestFunction::Sha256, b"alpha");
+        let place = dir.path().join("cas").join(&digest.hash_hex()[..2]);
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join(digest.hash_hex()), "alpha").unwrap();
+        let disk = dir.path().display().to_string();
+        let absent = crate::digest::Digest::of(DigestFunction::Sha256, b"x-ray");
+        let nobody = crate::remote::Attribution::default();
+        let cases: [(&[(&str, &str)], &str); 2] = [
+            (&[("disk_cache", &disk)], "no remote cache"),
+            (
+                &[("disk_cache", &disk), ("remote_cache", "http://h/c")],
+                "HTTP cache",
+            ),
+        ];
+        for (options, reason) in cases {
+            let cache = sources(false, None)
+                .of_build(Some(&line(options)), &BuildDirectories::default())
+                .unwrap();
+            let asked = [digest.clone(), absent.clone()];
+            let mut answers = cache.blobs().read_batch(&asked, &nobody, false).await;
+            let error = answers.pop().unwrap().1.unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+            assert_eq!(&answers[0].1.as_ref().unwrap()[..], b"alpha");
+        }
+        // One that cannot be read is as if it were not named.
+        let options = [("disk_cache", "/nonexistent"), ("remote_cache", "grpc://h:1")];
+        let cache = sources(false, None)
+            .of_build(Some(&line(&options)), &BuildDirectories::default())
+            .unwrap();
+        assert_eq!(cache.blobs().describe(), "grpc://h:1");
     }
 }

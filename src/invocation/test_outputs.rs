@@ -101,8 +101,20 @@ fn package_and_name(label: &str) -> Option<String> {
     Some(path)
 }
 
+/// The symbolic names whose file is called otherwise (Bazel's `TestFileNameConstants` and `TestRunnerAction`, the same in
+/// 4.2.3 and 7.7.1).
+const CALLED_OTHERWISE: &[(&str, &str)] = &[
+    ("test.lcov", "coverage.dat"),
+    ("test.stderr", "test.err"),
+    ("test.splitlogs", "test.raw_splitlogs/test.splitlogs"),
+    ("baseline.lcov", "baseline_coverage.dat"),
+];
+
 /// The symbolic name's place below the test's directory.
 fn file_name(name: &str) -> Option<String> {
+    if let Some((_, file)) = CALLED_OTHERWISE.iter().find(|(symbol, _)| *symbol == name) {
+        return Some((*file).to_owned());
+    }
     for directory in ["test.outputs", "test.outputs_manifest"] {
         if let Some(below) = name
             .strip_prefix(directory)
@@ -173,6 +185,20 @@ mod tests {
                 "test.outputs_manifest/MANIFEST",
             ),
             ("test.outputs/x/y.txt", 0, 1, true, "test.outputs/x/y.txt"),
+            ("test.outputs", 0, 1, true, "test.outputs"),
+            ("test.lcov", 0, 1, true, "coverage.dat"),
+            ("test.lcov", 2, 1, true, "shard_1_of_2/coverage.dat"),
+            ("test.stderr", 0, 1, true, "test.err"),
+            ("test.splitlogs", 0, 1, true, "test.raw_splitlogs/test.splitlogs"),
+            ("baseline.lcov", 0, 1, true, "baseline_coverage.dat"),
+            ("test.warnings", 0, 1, true, "test.warnings"),
+            (
+                "test.infrastructure_failure",
+                0,
+                1,
+                true,
+                "test.infrastructure_failure",
+            ),
         ] {
             let expected = format!("bazel-out/k8/testlogs/a/b/t/{expected}");
             assert_eq!(place(name, &t, shards, runs, last), Some(expected), "{name}");

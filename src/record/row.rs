@@ -214,6 +214,8 @@ pub struct InvocationRow {
     pub version: u64,
     /// Whether it was brought here from elsewhere.
     pub imported: bool,
+    /// How many streams had begun under the same ids before.
+    pub attempt: u32,
 }
 
 /// How far a target has come.

@@ -135,6 +135,7 @@ pub(super) fn encode_invocation(row: &InvocationRow) -> Vec<u8> {
         remote_instance_name: row.remote_instance_name.clone(),
         version: row.version,
         imported: row.imported,
+        attempt: row.attempt,
     })
 }
 
@@ -174,6 +175,7 @@ pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueErro
         remote_instance_name: row.remote_instance_name,
         version: row.version,
         imported: row.imported,
+        attempt: row.attempt,
     })
 }
 
@@ -258,7 +260,8 @@ mod tests {
                 started_ms: times.0, settled_ms: times.1, exit_code: times.2, finished: yes, downloaded: n[0],
                 downloaded_bytes: n[1], present: n[2], failed: n[3], known: n[4], superseded: n[5], hold_us: n[6],
                 errors: vec![f.clone(), g.clone()], build_tool_version: f, remote_cache: g,
-                remote_instance_name: h, version: n[7], imported: n[7] % 2 == 1 };
+                remote_instance_name: h, version: n[7], imported: n[7] % 2 == 1,
+                attempt: root };
             prop_assert_eq!(decode_invocation(&encode_invocation(&invocation)), Ok(invocation));
         }
     }

@@ -205,6 +205,18 @@ fn request_metadata(attribution: &Attribution) -> RequestMetadata {
     }
 }
 
+/// Whether a credential helper, as `[SCOPE=]PATH`, can be one.
+///
+/// # Errors
+/// [`RemoteErrorKind::Config`] when its scope or path can't be.
+pub(crate) fn check_helper(options: &RemoteOptions, text: &str) -> Result<(), RemoteError> {
+    let alone = RemoteOptions {
+        credential_helpers: vec![text.to_owned()],
+        ..options.clone()
+    };
+    Helper::choose(&alone).map(|_| ())
+}
+
 /// The credential helper for one endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Helper {
@@ -368,9 +380,14 @@ pub(super) fn read_answer(printed: &[u8], now: SystemTime) -> Result<(Vec<Header
 /// How closely a scope fits a host: the more, the closer; `None` when it does not.
 fn fit(scope: &str, host: &str) -> Result<Option<usize>, &'static str> {
     let scope = scope.to_ascii_lowercase();
-    let domain = scope.strip_prefix("*.").unwrap_or(&scope);
-    if domain.is_empty() || domain.contains(['*', '/', ':']) {
+    // Newer Bazels know scopes with a path (`example.com/team`). A cache's calls are asked about at the host's root.
+    let (scope, path) = scope.split_once('/').unwrap_or((&scope, ""));
+    let domain = scope.strip_prefix("*.").unwrap_or(scope);
+    if domain.is_empty() || domain.contains(['*', ':']) {
         return Err("the scope is no host name and no *.domain");
+    }
+    if !path.is_empty() {
+        return Ok(None);
     }
     if scope == host {
         return Ok(Some(usize::MAX));

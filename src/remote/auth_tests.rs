@@ -103,7 +103,7 @@ fn helpers_that_cannot_be_are_refused_by_name() {
         ("relative/path", "absolute"),
         ("%workspace%/x", "not known"),
         ("*=/x", "scope"),
-        ("a/b=/x", "scope"),
+        ("a:b=/x", "scope"),
     ] {
         let mut options = options("grpcs://a.example");
         options.credential_helpers = vec![text.to_owned()];

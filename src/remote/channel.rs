@@ -121,7 +121,10 @@ impl Connector {
         }
         Ok(Self {
             endpoint,
-            socket: options.endpoint.unix_path().map(Path::to_owned),
+            socket: options
+                .proxy
+                .clone()
+                .or_else(|| options.endpoint.unix_path().map(Path::to_owned)),
         })
     }
 
@@ -244,6 +247,14 @@ fn tls(options: &RemoteOptions) -> Result<ClientTlsConfig, RemoteError> {
         ))),
         _ => Ok(config),
     }
+}
+
+/// Whether a file of authorities, or a certificate and its key, can be used.
+///
+/// # Errors
+/// [`RemoteErrorKind::Config`], naming the file.
+pub(crate) fn check_tls(options: &RemoteOptions) -> Result<(), RemoteError> {
+    tls(options).map(|_| ())
 }
 
 /// The bytes of a PEM file that has at least one section of the kind.

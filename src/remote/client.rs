@@ -177,7 +177,24 @@ impl Client {
 
     /// The error for a failed call, without credentials that the server may have repeated.
     pub(crate) fn told(&self, context: &str, status: &Status) -> RemoteError {
-        from_status(context, status, &self.secrets())
+        self.with_left_out(from_status(context, status, &self.secrets()))
+    }
+
+    /// A refusal, with what might have prevented it.
+    fn with_left_out(&self, mut error: RemoteError) -> RemoteError {
+        let refused = matches!(
+            error.kind,
+            RemoteErrorKind::Unauthenticated | RemoteErrorKind::Denied
+        );
+        if refused && !self.options.left_out.is_empty() {
+            error.message = format!(
+                "{} (not sent, as they can't be used: {}; give --remote-header, --credential-helper or --tls-certificate \
+                 to outhaul)",
+                error.message,
+                self.options.left_out.join("; ")
+            );
+        }
+        error
     }
 
     /// The error for one blob of a batch, likewise.

@@ -9,6 +9,8 @@ use super::error::{RemoteError, RemoteErrorKind};
 
 /// The port of `grpcs://` without one.
 const TLS_PORT: u16 = 443;
+/// The port of `grpc://` without one, as gRPC has it.
+const PLAIN_PORT: u16 = 80;
 
 /// The address of a remote cache that speaks gRPC. Holds no credentials, so it may be shown anywhere.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -50,10 +52,12 @@ impl Endpoint {
             return Ok(Self(Place::Unix(PathBuf::from(path))));
         }
         let (tls, rest) = match text.split_once("://") {
-            Some(("grpc", rest)) => (false, rest),
-            Some(("grpcs", rest)) => (true, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("grpc") => (false, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("grpcs") => (true, rest),
+            // gRPC's own spelling of a name to look up, which Bazel passes on.
+            Some(("dns", rest)) if rest.starts_with('/') => (true, rest.trim_start_matches('/')),
             Some(_) => return Err(error("unknown scheme; use grpc://, grpcs:// or unix:")),
-            None => (true, text),
+            None => (true, text.strip_prefix("dns:").unwrap_or(text)),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains('@') {
@@ -75,7 +79,7 @@ impl Endpoint {
                 .filter(|&p| p != 0 && !port.starts_with('+'))
                 .ok_or_else(|| error("the port is not a number from 1 to 65535"))?,
             None if tls => TLS_PORT,
-            None => return Err(error("grpc:// needs a port")),
+            None => PLAIN_PORT,
         };
         if !is_host(host) {
             return Err(error(
@@ -223,6 +227,27 @@ fn is_host(host: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
 }
 
+/// An address without the user name and password in it, and those.
+pub(crate) fn split_user_info(text: &str) -> (String, Option<(String, String)>) {
+    let Some((before, host)) = text.rsplit_once('@') else {
+        return (text.to_owned(), None);
+    };
+    let (scheme, user_info) = match before.split_once("://") {
+        Some((scheme, user_info)) => (format!("{scheme}://"), user_info),
+        None => (String::new(), before),
+    };
+    let (user, password) = user_info.split_once(':').unwrap_or((user_info, ""));
+    let decoded = |text: &str| {
+        percent_encoding::percent_decode_str(text)
+            .decode_utf8_lossy()
+            .into_owned()
+    };
+    (
+        format!("{scheme}{host}"),
+        Some((decoded(user), decoded(password))),
+    )
+}
+
 /// The text with what might be a user name and password blotted out. Everything before the last `@` goes, since
 /// what stands there is wrong in an address whatever it is.
 /// An address as it may be shown: a user name and password are left out.
@@ -307,7 +332,6 @@ mod tests {
     fn errors_name_the_flag_the_text_and_the_fault() {
         for (text, part) in [
             ("http://cache:80", "unknown scheme"),
-            ("grpc://cache", "needs a port"),
             ("grpc://cache:0", "1 to 65535"),
             ("grpc://cache:+1", "1 to 65535"),
             ("grpc://cache:99999", "1 to 65535"),

@@ -20,12 +20,16 @@ mod actions;
 mod batch;
 mod call;
 mod capabilities;
+mod chain;
 pub(crate) mod channel;
 mod client;
 mod compression;
 pub(crate) mod conceal;
+mod disk;
 mod inflate;
 mod limits;
+pub(crate) mod netrc;
+mod nowhere;
 mod rope;
 mod status;
 mod stream;
@@ -36,12 +40,16 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 
+pub use chain::Chain;
 pub use compression::Compression;
+pub use disk::DiskCache;
+pub(crate) use disk::piece;
 pub use endpoint::Endpoint;
-pub(crate) use endpoint::without_user_info;
+pub(crate) use endpoint::{split_user_info, without_user_info};
 pub use error::{RemoteError, RemoteErrorKind};
 pub use expand::{ExpandError, Expanded, TreeRef};
 pub use grpc::GrpcCache;
+pub use nowhere::Nowhere;
 pub use options::{Header, RemoteOptions};
 pub use trees::DirectoryTree;
 

@@ -60,6 +60,10 @@ pub struct RemoteOptions {
     pub digest_function: DigestFunction,
     /// The directory that `%workspace%` in a credential helper's path stands for.
     pub workspace: Option<PathBuf>,
+    /// A unix socket through which the cache is reached, instead of by its address.
+    pub proxy: Option<PathBuf>,
+    /// What of the build's own options could not be used, and why. Told if the server refuses us.
+    pub left_out: Vec<String>,
 }
 
 impl RemoteOptions {
@@ -83,6 +87,8 @@ impl RemoteOptions {
             connect_timeout: Duration::from_secs(10),
             digest_function: DigestFunction::Sha256,
             workspace: None,
+            proxy: None,
+            left_out: Vec::new(),
         }
     }
 
@@ -184,6 +190,17 @@ impl Header {
                 Err(_) => config(flag, reason),
             }
         })
+    }
+
+    /// The header that user name and password make.
+    #[must_use]
+    pub(crate) fn basic(user: &str, password: &str) -> Self {
+        use base64::Engine as _;
+        let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        Self {
+            name: "authorization".to_owned(),
+            value: format!("Basic {encoded}"),
+        }
     }
 
     /// From a name and a value.

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io::{self, Read as _},
-    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -16,11 +16,8 @@ use rustix::fs::OFlags;
 use crate::{
     digest::Digest,
     output::Stamp,
-    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink},
+    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink, piece},
 };
-
-/// Pieces in which large files are read.
-const PIECE: usize = 1 << 20;
 
 /// A file that the record says has a blob's bytes.
 #[derive(Debug, Clone)]
@@ -190,8 +187,7 @@ impl BlobStore for LocalFirst {
                     let file = Arc::new(file);
                     self.note(digest, true);
                     while at < size {
-                        let want = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
-                        let Some(piece) = piece(&file, at, want).await else {
+                        let Some(piece) = piece(&file, at, size).await else {
                             // The rest from the cache. If the file was changed meanwhile, the hash will tell.
                             break;
                         };
@@ -222,67 +218,6 @@ impl BlobStore for LocalFirst {
 
     fn describe(&self) -> String {
         self.cache.describe()
-    }
-}
-
-async fn piece(file: &Arc<File>, at: u64, want: usize) -> Option<Bytes> {
-    let file = file.clone();
-    let read = tokio::task::spawn_blocking(move || {
-        let mut buffer = vec![0; want];
-        file.read_exact_at(&mut buffer, at)
-            .ok()
-            .map(|()| Bytes::from(buffer))
-    });
-    read.await.ok().flatten()
-}
-
-/// No cache to ask: what is not on disk cannot be had.
-pub(super) struct Nowhere(pub(super) String);
-
-impl Nowhere {
-    fn error(&self, what: &str) -> RemoteError {
-        RemoteError::new(RemoteErrorKind::Config, what, self.0.clone())
-    }
-}
-
-impl BlobStore for Nowhere {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        async { Err(self.error("the remote cache")) }.boxed()
-    }
-
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-        _: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
-        let answers = digests
-            .iter()
-            .map(|d| (d.clone(), Err(self.error(&d.to_string()))));
-        futures::future::ready(answers.collect()).boxed()
-    }
-
-    fn read_stream<'a>(
-        &'a self,
-        digest: &'a Digest,
-        _: u64,
-        _: &'a Attribution,
-        _: bool,
-        _: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        futures::future::ready(Err(self.error(&digest.to_string()))).boxed()
-    }
-
-    fn find_missing<'a>(
-        &'a self,
-        _: &'a [Digest],
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        async { Err(self.error("the remote cache")) }.boxed()
-    }
-
-    fn describe(&self) -> String {
-        "no cache".to_owned()
     }
 }
 

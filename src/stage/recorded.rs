@@ -16,6 +16,7 @@ use crate::{
     invocation::{
         build::{Build, Effect, TargetEnd, is_test},
         policy::{DownloadMode, Policy, Rule},
+        sources::BuildDirectories,
     },
     record::{InvocationRow, InvocationState},
 };
@@ -34,13 +35,17 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// Reads a journal. Events that can't be decoded are left out and told.
+    /// Reads a journal, as the build's events were read when they came: `function` is that of digests whose build does
+    /// not tell which it is. Events that can't be decoded are left out and told.
     ///
     /// # Errors
     /// When the journal can't be read, or is damaged.
-    pub fn read(records: impl Iterator<Item = Result<Record, JournalError>>) -> Result<Self, JournalError> {
+    pub fn read(
+        records: impl Iterator<Item = Result<Record, JournalError>>,
+        function: Option<DigestFunction>,
+    ) -> Result<Self, JournalError> {
         let mut recorded = Self::default();
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::new(function);
         for record in records {
             let record = record?;
             let Some(bytes) = record.build_event() else {
@@ -96,7 +101,7 @@ impl Recorded {
                 Event::Completed(completed) => !without.contains(&*completed.target.label),
                 _ => true,
             })
-            .flat_map(|(sequence, event)| build.handle(*sequence, event.clone()))
+            .flat_map(|(sequence, event)| build.handle(*sequence, whole(event.clone())))
             .collect();
         effects.extend(build.end());
         effects
@@ -118,7 +123,7 @@ impl Recorded {
             return HashSet::new();
         }
         let tests = self.events().filter_map(|event| match event {
-            Event::Configured { label, kind } if is_test(kind) => Some(label.as_str()),
+            Event::Configured { label, kind, .. } if is_test(kind) => Some(label.as_str()),
             _ => None,
         });
         tests.collect()
@@ -131,6 +136,21 @@ impl Recorded {
             _ => &[],
         });
         directories.map(|directory| &*directory.path).collect()
+    }
+
+    /// The directories that relative paths of the command line start from.
+    pub(super) fn directories(&self) -> BuildDirectories {
+        let started = self.events().find_map(|event| match event {
+            Event::Started(started) => Some(started),
+            _ => None,
+        });
+        started.map_or_else(BuildDirectories::default, |started| BuildDirectories {
+            workspace: started.workspace.as_str().into(),
+            working_directory: match started.working_directory.as_str() {
+                "" => started.workspace.as_str().into(),
+                directory => directory.into(),
+            },
+        })
     }
 
     /// The canonical command line.
@@ -188,4 +208,12 @@ impl Recorded {
             )
         })
     }
+}
+
+/// An event without the output groups of which a part was not built: what is staged is whole.
+fn whole(mut event: Event) -> Event {
+    if let Event::Completed(completed) = &mut event {
+        completed.groups.retain(|group| !group.incomplete);
+    }
+    event
 }

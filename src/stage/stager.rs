@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     error::StageError,
-    local::{self, LocalFirst, Nowhere},
+    local::{self, LocalFirst},
     recorded::Recorded,
     request::{Request, Which, Wish},
     select::{Artifact, Selection},
@@ -31,7 +31,7 @@ use crate::{
         Journal, StreamKey,
         journal::{Entry, JournalError},
     },
-    digest::Digest,
+    digest::{Digest, DigestFunction},
     exec_path::ExecPath,
     invocation::{
         Engine,
@@ -43,7 +43,7 @@ use crate::{
     },
     output::{OutputContent, Stamp},
     record::{InvocationRow, InvocationState, OutputState, Record},
-    remote::{Attribution, BlobStore},
+    remote::{Attribution, BlobStore, Nowhere},
 };
 
 /// Numbers of staged directories among output roots: above all that builds are given.
@@ -138,8 +138,9 @@ impl Stager {
     pub async fn plan(&self, which: &Which, wish: &Wish) -> Result<Plan, StageError> {
         let request = Request::new(wish.clone())?;
         let (row, entry) = self.find(which).await?;
+        let function = self.sources.digest_function();
         let plan = spawn_blocking(move || {
-            let recorded = read(&entry)?;
+            let recorded = read(&entry, function)?;
             let mut selection = recorded.select(&row.invocation_id, &request)?;
             if !recorded.finished {
                 selection
@@ -171,6 +172,7 @@ impl Stager {
                 .find_stream(&StreamKey {
                     build_id: row.build_id.clone(),
                     invocation_id: row.invocation_id.clone(),
+                    ..StreamKey::default()
                 })
                 .map_err(|source| StageError::Journal {
                     invocation_id: row.invocation_id.clone(),
@@ -221,7 +223,9 @@ impl Stager {
     /// The record may be lost; the journal tells the most important things too.
     fn row_from_journal(&self, id: &str) -> Option<InvocationRow> {
         let entry = Journal::view(&self.journal).find(id).ok()?;
-        read(&entry).ok().map(|recorded| recorded.row(&entry.key))
+        read(&entry, self.sources.digest_function())
+            .ok()
+            .map(|recorded| recorded.row(&entry.key))
     }
 
     /// Stages what was planned. Answers when what is required is there.
@@ -333,7 +337,10 @@ impl Stager {
             self.sources.of_import(&endpoint, &instance_name)
         } else if row.remote_cache.is_empty() {
             // Nothing was downloaded, so nobody has needed it.
-            self.sources.of_build(plan.recorded.command_line().as_ref())
+            self.sources.of_build(
+                plan.recorded.command_line().as_ref(),
+                &plan.recorded.directories(),
+            )
         } else {
             self.sources
                 .of_record(&row.remote_cache, &row.remote_instance_name)
@@ -396,10 +403,10 @@ async fn required(
 }
 
 /// Reads all of a journal. Blocks.
-fn read(entry: &Entry) -> Result<Recorded, StageError> {
+fn read(entry: &Entry, function: DigestFunction) -> Result<Recorded, StageError> {
     let error = |source: JournalError| StageError::Journal {
         invocation_id: entry.key.invocation_id.clone(),
         source,
     };
-    Recorded::read(entry.read().map_err(error)?).map_err(error)
+    Recorded::read(entry.read().map_err(error)?, Some(function)).map_err(error)
 }

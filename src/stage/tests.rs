@@ -47,6 +47,7 @@ pub(super) fn journalled(dir: &Path, events: impl Iterator<Item = Vec<u8>>) -> (
     let key = StreamKey {
         build_id: "b".to_owned(),
         invocation_id: "inv".to_owned(),
+        ..StreamKey::default()
     };
     let mut inlet = journal.inlet(&key, 1).unwrap();
     let mut number = 0;
@@ -65,7 +66,7 @@ pub(super) fn journalled(dir: &Path, events: impl Iterator<Item = Vec<u8>>) -> (
 fn recorded() -> Recorded {
     let dir = tempfile::tempdir().unwrap();
     let (_journal, entry) = journalled(dir.path(), build().events());
-    Recorded::read(entry.read().unwrap()).unwrap()
+    Recorded::read(entry.read().unwrap(), None).unwrap()
 }
 
 fn select(wish: Wish) -> Result<Selection, StageError> {
@@ -275,7 +276,7 @@ fn names_that_collide_are_an_error_that_names_both() {
         replace(&text, b"lib/include/part1.h", b"lib/incl.de/part0.h")
     });
     let (_journal, entry) = journalled(dir.path(), events);
-    let recorded = Recorded::read(entry.read().unwrap()).unwrap();
+    let recorded = Recorded::read(entry.read().unwrap(), None).unwrap();
     let request = Request::new(Wish {
         flatten: true,
         ..Wish::default()

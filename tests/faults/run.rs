@@ -312,6 +312,7 @@ async fn begin<'a>(
     let key = StreamKey {
         build_id: format!("build {round}"),
         invocation_id: format!("invocation {round}"),
+        ..StreamKey::default()
     };
     let before = cache.stats();
     let mut events = build.events("/w", &exec_root.display().to_string()).into_iter();

@@ -11,6 +11,10 @@ fn blake3(size: u64) -> Content {
     Content::Blob(Digest::from_hex(Some(DigestFunction::Blake3), HASH, size).unwrap())
 }
 
+fn decode(bytes: &[u8]) -> Result<Framed, BepError> {
+    decode_with(bytes, None)
+}
+
 fn read(id: Id, payload: Payload) -> Event {
     let message = proto::BuildEvent {
         id: Some(proto::BuildEventId { id: Some(id) }),
@@ -279,10 +283,55 @@ fn an_aspects_configured_event_does_not_hide_the_targets_kind() {
         configured("", "sh_test rule"),
         Event::Configured {
             label: "//a".into(),
-            kind: "sh_test rule".into()
+            kind: "sh_test rule".into(),
+            completions: Vec::new(),
         }
     );
     assert_eq!(configured("//d.bzl%x", ""), Event::Other);
+}
+
+#[test]
+fn a_configured_target_tells_the_configurations_that_it_is_to_be_completed_in() {
+    let completion = |label: &str, aspect: &str, configuration: &str| proto::BuildEventId {
+        id: Some(Id::TargetCompleted(ids::TargetCompletedId {
+            label: label.into(),
+            aspect: aspect.into(),
+            configuration: Some(ConfigurationId {
+                id: configuration.into(),
+            }),
+        })),
+    };
+    let event = proto::BuildEvent {
+        id: Some(proto::BuildEventId {
+            id: Some(Id::TargetConfigured(ids::TargetConfiguredId {
+                label: "//a".into(),
+                aspect: String::new(),
+            })),
+        }),
+        children: vec![
+            completion("//a", "", "one"),
+            completion("//a", "//d.bzl%x", "one"),
+            completion("//other", "", "one"),
+            completion("//a", "", "two"),
+        ],
+        payload: Some(Payload::Configured(proto::TargetConfigured::default())),
+        ..Default::default()
+    };
+    let json = r#"{"id": {"targetConfigured": {"label": "//a"}}, "children": [
+        {"targetCompleted": {"label": "//a", "configuration": {"id": "one"}}},
+        {"targetCompleted": {"label": "//a", "aspect": "//d.bzl%x", "configuration": {"id": "one"}}},
+        {"targetCompleted": {"label": "//other", "configuration": {"id": "one"}}},
+        {"targetCompleted": {"label": "//a", "configuration": {"id": "two"}}}], "configured": {}}"#;
+    for event in [
+        decode(&event.encode_to_vec()).unwrap().event,
+        json::decode_json(&json.replace('\n', " ")).unwrap().event,
+    ] {
+        let Event::Configured { completions, .. } = event else {
+            panic!("{event:?}");
+        };
+        let configurations: Vec<_> = completions.iter().map(|target| &*target.configuration).collect();
+        assert_eq!(configurations, ["one", "two"]);
+    }
 }
 
 #[test]

@@ -58,6 +58,9 @@ impl Head {
             encode_varint(id.len() as u64, &mut payload);
             payload.extend_from_slice(id.as_bytes());
         }
+        if self.key.attempt > 0 {
+            encode_varint(self.key.attempt.into(), &mut payload);
+        }
         let sum = checksum(&[&payload]);
         payload.extend_from_slice(&sum);
         let mut out = Vec::with_capacity(payload.len() + SKIP_LEN);
@@ -100,9 +103,15 @@ impl Head {
             rest = after;
             String::from_utf8(id.to_vec()).map_err(|_| "bad id")
         };
+        let (build_id, invocation_id) = (id()?, id()?);
+        let attempt = match rest {
+            [] => 0,
+            mut rest => decode_varint(&mut rest).map_err(|_| "bad attempt")?,
+        };
         let key = StreamKey {
-            build_id: id()?,
-            invocation_id: id()?,
+            build_id,
+            invocation_id,
+            attempt: u32::try_from(attempt).map_err(|_| "bad attempt")?,
         };
         Ok(Self { key, created_ms })
     }
@@ -326,8 +335,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn heads_read_back(build_id in ".{0,60}", invocation_id in ".{0,60}", created_ms: u64) {
-            let head = Head { key: StreamKey { build_id, invocation_id }, created_ms };
+        fn heads_read_back(build_id in ".{0,60}", invocation_id in ".{0,60}", attempt: u32, created_ms: u64) {
+            let head = Head { key: StreamKey { build_id, invocation_id, attempt }, created_ms };
             let bytes = head.encode();
             let (start, payload) = bytes.split_first_chunk::<SKIP_LEN>().unwrap();
             prop_assert_eq!(Head::payload_len(*start), Ok(payload.len()));

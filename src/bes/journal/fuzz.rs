@@ -27,6 +27,7 @@ fn head() -> Vec<u8> {
     let key = StreamKey {
         build_id: "b".to_owned(),
         invocation_id: "i".to_owned(),
+        ..StreamKey::default()
     };
     Head { key, created_ms: 1 }.encode()
 }

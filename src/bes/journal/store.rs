@@ -147,6 +147,14 @@ impl Journal {
         Cursor::of(&self.dir.join(file_stem(key)))
     }
 
+    /// Whether there is a file of a stream.
+    pub(in super::super) fn has(&self, key: &StreamKey) -> bool {
+        let stem = self.dir.join(file_stem(key));
+        [UNFINISHED, SETTLED]
+            .iter()
+            .any(|extension| stem.with_extension(extension).exists())
+    }
+
     /// Opens or creates a stream's file, and says what it holds.
     pub(in super::super) fn stream(&self, key: &StreamKey) -> Result<(Writer, Recovered), JournalError> {
         if self.lock.is_none() {
@@ -223,12 +231,16 @@ impl Journal {
         })
     }
 
-    /// The journal of one stream: an invocation's id alone may have been used again.
+    /// The journal of the newest stream with these ids: an invocation's id alone may have been used again.
     ///
     /// # Errors
     /// When there is none.
     pub fn find_stream(&self, key: &StreamKey) -> Result<Entry, JournalError> {
-        let found = self.list()?.into_iter().find(|e| e.key == *key);
+        let found = self
+            .list()?
+            .into_iter()
+            .filter(|e| e.key.has_ids_of(key))
+            .max_by_key(|e| e.key.attempt);
         found.ok_or_else(|| JournalError::Unknown {
             invocation_id: key.invocation_id.clone(),
         })
@@ -293,6 +305,9 @@ fn file_stem(key: &StreamKey) -> String {
     hasher.update(&(key.build_id.len() as u64).to_le_bytes());
     hasher.update(key.build_id.as_bytes());
     hasher.update(key.invocation_id.as_bytes());
+    if key.attempt > 0 {
+        hasher.update(&key.attempt.to_le_bytes());
+    }
     stem.push('-');
     stem.push_str(&hex::encode(&hasher.finalize().as_bytes()[..8]));
     stem

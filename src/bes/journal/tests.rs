@@ -24,6 +24,7 @@ fn key(invocation: &str) -> StreamKey {
     StreamKey {
         build_id: "b".to_owned(),
         invocation_id: invocation.to_owned(),
+        ..StreamKey::default()
     }
 }
 
@@ -319,6 +320,7 @@ fn calls_about_a_build_are_no_invocation() {
     let build = StreamKey {
         build_id: "b".to_owned(),
         invocation_id: String::new(),
+        ..StreamKey::default()
     };
     let (mut writer, _) = calls.stream(&build).unwrap();
     let mut batch = Batch::default();

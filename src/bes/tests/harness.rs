@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
-    bep::event::{Event, Framed, Started},
+    bep::event::{CommandLine, Event, Framed, Started},
     bes::{
-        BesAddress, BesListener, BesOptions, BesService, Builds, Decoder, HoldMode, HoldPolicy, Journal,
+        BesAddress, BesListener, BesOptions, BesService, Builds, Decoders, HoldMode, HoldPolicy, Journal,
         Progress, Settlement, StreamEnd, StreamKey, Upstream, journal::JournalOptions, serve,
     },
     digest::Digest,
@@ -41,6 +41,7 @@ pub(in crate::bes) fn key(invocation: &str) -> StreamKey {
     StreamKey {
         build_id: "build".to_owned(),
         invocation_id: invocation.to_owned(),
+        ..StreamKey::default()
     }
 }
 
@@ -112,6 +113,14 @@ impl Engine {
         self.seen().into_iter().filter_map(number).collect()
     }
 
+    pub(in crate::bes) fn texts(&self) -> Vec<String> {
+        let text = |seen| match seen {
+            Seen::Event(_, _, text) => Some(text),
+            _ => None,
+        };
+        self.seen().into_iter().filter_map(text).collect()
+    }
+
     /// Waits until what was seen satisfies the condition.
     pub(in crate::bes) async fn until(&self, what: &str, condition: impl Fn(&[Seen]) -> bool) {
         let mut changed = self.changed.subscribe();
@@ -142,11 +151,13 @@ impl Builds for Engine {
                 if let Ok(permit) = self.gate.acquire().await {
                     permit.forget();
                 }
-                let Event::Started(started) = event.event else {
-                    panic!("not what was sent")
+                let text = match event.event {
+                    Event::Started(started) => started.invocation_id,
+                    Event::CommandLine(line) => line.label,
+                    _ => panic!("not what was sent"),
                 };
-                assert_ne!(started.invocation_id, "panic", "as ordered");
-                self.note(Seen::Event(stream.clone(), sequence, started.invocation_id));
+                assert_ne!(text, "panic", "as ordered");
+                self.note(Seen::Event(stream.clone(), sequence, text));
             }
         })
     }
@@ -206,12 +217,23 @@ impl Builds for Engine {
     }
 }
 
-/// Reads the test's own events: text, except `bad`.
+/// Reads the test's own events: text, except `bad`; `--name=value` is a command line with that option.
 pub(in crate::bes) fn decode(bytes: &[u8]) -> Result<Framed, String> {
     // Long events are padded.
     let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
     match std::str::from_utf8(text) {
         Ok("bad") | Err(_) => Err("as ordered".to_owned()),
+        Ok(text) if text.starts_with("--") => Ok(Framed {
+            event: Event::CommandLine(CommandLine {
+                label: "canonical".to_owned(),
+                options: text[2..]
+                    .split_once('=')
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into_iter()
+                    .collect(),
+            }),
+            last: false,
+        }),
         Ok(text) => Ok(Framed {
             event: Event::Started(Started {
                 invocation_id: text.to_owned(),
@@ -300,8 +322,8 @@ impl Daemon {
         upstream: Option<Upstream>,
     ) -> Self {
         let journal = journal.map(|dir| Journal::open(dir, JournalOptions::default()).unwrap());
-        let decoder: Decoder = Arc::new(decode);
-        let service = BesService::new(engine.clone(), decoder, journal, upstream, options);
+        let decoders: Decoders = Arc::new(|| Box::new(decode));
+        let service = BesService::new(engine.clone(), decoders, journal, upstream, options);
         service.recover().await.unwrap();
         let listener = BesListener::bind(address).unwrap();
         let address = listener.address().unwrap();

@@ -1,6 +1,6 @@
 //! The last acknowledgement waits for the outputs, never for ever.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic::Code;
 
@@ -46,6 +46,29 @@ async fn the_deadline_ends_the_hold_with_an_ack() {
     upload.closed().await;
     daemon.engine.until("timed out", held(true)).await;
     assert_eq!(daemon.service.counters().hold_timeouts, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_less_long_is_let_go_before_it_gives_up() {
+    for (strict, expected) in [(false, None), (true, Some("the build's --bes_timeout=0.5s"))] {
+        let daemon = Daemon::start(with_timeout(PATIENCE * 10, strict), None).await;
+        let mut upload = Upload::open(&daemon, "one").await;
+        upload.send(1, "--bes_timeout=500ms");
+        upload.acked([1]).await;
+        daemon.engine.until("taken in", |seen| !seen.is_empty()).await;
+        let began = Instant::now();
+        upload.finish(2);
+        match expected {
+            None => upload.acked([2]).await,
+            Some(limit) => {
+                let status = upload.refused(Code::FailedPrecondition).await;
+                assert!(status.message().contains(limit), "{status}");
+            }
+        }
+        // The machine may be slow, but the hold does not end by the policy's time.
+        assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+        daemon.engine.until("timed out", held(true)).await;
+    }
 }
 
 #[tokio::test]

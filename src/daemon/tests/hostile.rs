@@ -594,6 +594,7 @@ fn event(f: &Fixture, random: &mut StdRng) -> Event {
         5 => Event::Configured {
             label: label(random),
             kind: "sh_test rule".to_owned(),
+            completions: (0..random.random_range(0..3)).map(|_| target(random)).collect(),
         },
         6 => Event::Unreadable(vec![format!("/{}", name(random))]),
         7 => Event::Finished {

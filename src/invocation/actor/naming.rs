@@ -15,6 +15,7 @@ use super::{
         roots::Destination,
         rows::{self, Naming},
         selection::builds,
+        sources::{BuildDirectories, SourceCache},
     },
     Actor, PathHasher, Place, Wanted, again,
 };
@@ -24,7 +25,7 @@ use crate::{
     materialize::{Session, Want},
     output::{Class, OutputContent},
     record::{TargetRow, TargetState},
-    remote::Attribution,
+    remote::{Attribution, Nowhere},
 };
 
 /// The row of a target of which nothing more is known.
@@ -55,6 +56,7 @@ impl Actor {
                 Effect::Started(started) => {
                     self.row.command = started.command;
                     self.row.workspace = started.workspace;
+                    self.working_directory = started.working_directory;
                     // The build tool's word, as far as it can be true: a clock that is ahead must not make this the
                     // newest build for years. Read again from the journal, it stays what it was.
                     let now = crate::units::now_ms();
@@ -72,6 +74,7 @@ impl Actor {
                 }
                 Effect::ExecRoot(path) => self.exec_root(path).await,
                 Effect::CommandLine(line) => self.command_line = Some(line),
+                Effect::Announced(targets) => self.announce(targets),
                 Effect::Outputs(target, named) => self.outputs(target, named).await,
                 Effect::Target(target, end, sequence) => self.target_ended(target, end, sequence),
                 Effect::Tested(target, sequence) => self.course.completed(sequence, target),
@@ -82,6 +85,7 @@ impl Actor {
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
                     self.tally.note(&reason);
                 }
+                Effect::Undigested(target, outputs) => self.undigested(&target, outputs),
                 Effect::Unusable(class, reason) => {
                     self.shared.metrics.fault("refused_output");
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
@@ -114,7 +118,7 @@ impl Actor {
         }
     }
 
-    async fn open_root(&mut self, path: String) {
+    pub(super) async fn open_root(&mut self, path: String) {
         let shared = self.shared.clone();
         let opened = spawn_blocking(move || shared.roots.open(&path)).await;
         let (id, root) = match opened.unwrap_or_else(|_| Err("opening the output root panicked".to_owned())) {
@@ -174,19 +178,28 @@ impl Actor {
             return Some(session.clone());
         }
         let place = self.place.as_ref()?;
-        let cache = match self.shared.sources.of_build(self.command_line.as_ref()) {
-            Ok(cache) => cache,
+        let store = match self.source() {
+            Ok(cache) => {
+                self.row.remote_cache.clone_from(&cache.endpoint);
+                self.row.remote_instance_name.clone_from(&cache.instance_name);
+                for option in cache.left_out() {
+                    let told =
+                        format!("an option of the build's is left out when its cache is asked: {option}");
+                    tracing::warn!(invocation = %self.row.invocation_id, "{told}");
+                    self.tally.note(&told);
+                }
+                cache.blobs()
+            }
+            // What is there is there, whoever brought it. What is not fails, and for this reason.
             Err(reason) => {
-                self.block(reason);
-                return None;
+                tracing::warn!(invocation = %self.row.invocation_id, "there is no cache to ask: {reason}");
+                Arc::new(Nowhere(reason))
             }
         };
-        self.row.remote_cache.clone_from(&cache.endpoint);
-        self.row.remote_instance_name.clone_from(&cache.instance_name);
         let session = Arc::new(Session {
             root: place.root.clone(),
             version: place.version,
-            store: cache.blobs(),
+            store,
             attribution: Arc::new(Attribution {
                 invocation_id: self.row.invocation_id.clone(),
                 build_id: self.row.build_id.clone(),
@@ -198,9 +211,28 @@ impl Actor {
         Some(session)
     }
 
+    /// The build's cache, by its own command line or by our settings.
+    fn source(&self) -> Result<SourceCache, String> {
+        let rules = self.shared.roots.rules();
+        let workspace = rules.translate(&self.row.workspace);
+        let working_directory = match self.working_directory.as_str() {
+            "" => workspace.clone(),
+            directory => rules.translate(directory),
+        };
+        let directories = BuildDirectories {
+            workspace,
+            working_directory,
+        };
+        self.shared
+            .sources
+            .of_build(self.command_line.as_ref(), &directories)
+    }
+
     fn check_authority(&self, authority: &str) {
-        if let Ok(cache) = self.shared.sources.of_build(self.command_line.as_ref())
-            && cache.store.options().endpoint.authority() != authority
+        if let Ok(cache) = self.source()
+            && cache
+                .address()
+                .is_some_and(|address| address.authority() != authority)
         {
             tracing::info!(
                 invocation = %self.row.invocation_id,
@@ -425,10 +457,22 @@ impl Actor {
     }
 
     /// Counts what can't be had whatever the cache does, as of the event that was taken in last.
-    fn fail(&mut self, class: Class, reason: &str) {
+    pub(super) fn fail(&mut self, class: Class, reason: &str) {
         self.tally.fail(class, reason);
         if class == Class::Required {
             self.output_failed(self.course.taken(), None);
+        }
+    }
+
+    /// Who waits for a label waits for it in all its configurations.
+    fn announce(&mut self, targets: Vec<TargetId>) {
+        for target in targets {
+            if self.targets.contains_key(&target) {
+                continue;
+            }
+            let row = announced(&target);
+            self.targets.insert(Arc::new(target), row.clone());
+            self.tell_target(row);
         }
     }
 

@@ -269,10 +269,7 @@ fn expected(policy: &Policy, sets: &[Vec<String>], completions: &[Completed]) ->
                 label: &completed.target.label,
                 aspect: &completed.target.aspect,
                 group: &group.name,
-                origin: Origin::Group {
-                    incomplete: group.incomplete,
-                    test_rule: false,
-                },
+                origin: Origin::Group { test_rule: false },
             });
             let in_sets = group
                 .sets

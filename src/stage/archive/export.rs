@@ -33,7 +33,7 @@ pub fn export<W: Write>(entry: &Entry, row: &InvocationRow, out: W) -> Result<(E
         invocation_id: entry.key.invocation_id.clone(),
         source,
     };
-    let recorded = Recorded::read(entry.read().map_err(journal)?).map_err(journal)?;
+    let recorded = Recorded::read(entry.read().map_err(journal)?, None).map_err(journal)?;
     let header = header(entry, row, &recorded);
     let failed = |error| StageError::io("write", "the exported build")(error);
     let mut writer = Writer::new(out, &header).map_err(failed)?;

@@ -35,6 +35,7 @@ pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Importe
     let key = StreamKey {
         build_id: header.build_id.clone(),
         invocation_id: header.invocation_id.clone(),
+        ..StreamKey::default()
     };
     if key.invocation_id.is_empty() {
         return Err(StageError::Archive {
@@ -63,7 +64,7 @@ pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Importe
     let known = !inlet.settle().map_err(failed)?;
     if record.invocation(&key.invocation_id).is_none() {
         let entry = journal.find_stream(&key).map_err(failed)?;
-        let recorded = Recorded::read(entry.read().map_err(failed)?).map_err(failed)?;
+        let recorded = Recorded::read(entry.read().map_err(failed)?, None).map_err(failed)?;
         record.put_invocation(&row(&header));
         record.put_targets(&key.invocation_id, &targets(&recorded));
     }

@@ -231,7 +231,7 @@ fn what_is_exported_can_be_imported_twice_and_selects_the_same() {
     let raw: Vec<_> = journal.read("inv").unwrap().map(Result::unwrap).collect();
     assert!(raw.iter().all(|record| !contains(&record.payload, SECRET)));
     assert!(!contains(&zstd_less(&bytes), SECRET));
-    let read = |records| Recorded::read(records).unwrap().everything("inv").unwrap();
+    let read = |records| Recorded::read(records, None).unwrap().everything("inv").unwrap();
     let original = Journal::view(&here.path().join("journal"));
     assert_eq!(
         read(journal.read("inv").unwrap()).artifacts,
@@ -248,6 +248,7 @@ fn a_file_with_the_id_of_another_build_that_is_here_is_refused() {
     let own = StreamKey {
         build_id: "own".to_owned(),
         invocation_id: "inv".to_owned(),
+        ..StreamKey::default()
     };
     for in_record in [true, false] {
         let dir = there

@@ -86,7 +86,13 @@ impl Daemon {
             ledger: Arc::clone(ledger),
             lives: Mutex::default(),
         });
-        let service = BesService::new(engine, Arc::new(decode), Some(journal), upstream, self.options);
+        let service = BesService::new(
+            engine,
+            Arc::new(|| Box::new(decode)),
+            Some(journal),
+            upstream,
+            self.options,
+        );
         service.recover().await?;
         let (routes, _health) = serve::routes(service.clone()).await?;
         let incoming = greeted(net::incoming(PORT).await?);

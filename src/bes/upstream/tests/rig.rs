@@ -132,6 +132,7 @@ impl Rig {
         let key = StreamKey {
             build_id: "build".to_owned(),
             invocation_id: "invocation".to_owned(),
+            ..StreamKey::default()
         };
         let room = Arc::new(Room::new(options.window_bytes));
         let upstream = Upstream::new(options).unwrap();

@@ -1,0 +1,78 @@
+//! Outputs that the stream names without a digest.
+//!
+//! A build tool tells no digest of what it keeps as a local file: Bazel 4 with an HTTP or a disk cache, any with
+//! `--experimental_build_event_upload_strategy=local`, and of a directory that is no tree artifact. Nobody can bring them,
+//! and whoever made them, they are what the build says they are if they are there.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tokio::task::spawn_blocking;
+
+use super::{super::roots::Destination, Actor};
+use crate::{bep::event::TargetId, exec_path::ExecPath, output::Class};
+
+impl Actor {
+    /// Takes note of some. They are looked for when the build tool is done.
+    pub(super) fn undigested(&mut self, target: &Arc<TargetId>, outputs: Vec<(Class, ExecPath)>) {
+        for (class, path) in outputs {
+            if class == Class::Known {
+                continue;
+            }
+            let noted = self
+                .undigested
+                .entry(path)
+                .or_insert_with(|| (class, target.clone()));
+            noted.0 = noted.0.max(class);
+        }
+    }
+
+    /// Counts each as present or as failed. What another event has named with its content is looked after as that.
+    pub(super) async fn look_for_undigested(&mut self) {
+        if self.undigested.is_empty() {
+            return;
+        }
+        if let Some(path) = self.awaited_root.take() {
+            self.open_root(path).await;
+        }
+        let mut noted: Vec<_> = std::mem::take(&mut self.undigested).into_iter().collect();
+        noted.retain(|(path, _)| !self.wanted.contains_key(path));
+        noted.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let flatten = matches!(
+            self.shared.roots.rules().destination,
+            Destination::Directory { flatten: true, .. }
+        );
+        let root = self
+            .place
+            .as_ref()
+            .map(|place| place.root.place.path().to_owned());
+        let places: Vec<Option<PathBuf>> = noted
+            .iter()
+            .map(|(path, _)| {
+                let below = if flatten { path.file_name() } else { path.as_str() };
+                Some(root.as_ref()?.join(below))
+            })
+            .collect();
+        // Only whether anything is there, so links are followed wherever they lead.
+        let looked = spawn_blocking(move || -> Vec<bool> {
+            let is_there = |place: Option<PathBuf>| place.is_some_and(|place| place.metadata().is_ok());
+            places.into_iter().map(is_there).collect()
+        });
+        let there = looked.await.unwrap_or_default();
+        let blocked = self.blocked.clone();
+        let why = blocked.as_deref().unwrap_or(
+            "the build names it without a digest, as a local file of its own, and it is not on disk",
+        );
+        for (number, (path, (class, target))) in noted.into_iter().enumerate() {
+            if there.get(number) == Some(&true) {
+                self.tally.present += 1;
+                continue;
+            }
+            self.fail(class, &format!("{path}: {why}"));
+            if class == Class::Required
+                && let Some(row) = self.targets.get_mut(&target)
+            {
+                row.failed += 1;
+            }
+        }
+    }
+}
