@@ -22,7 +22,7 @@ use super::{
     walk::{self, Spot},
     writable::Writable,
 };
-use crate::{digest::Digest, exec_path::ExecPath, output::Stamp};
+use crate::{digest::Digest, exec_path::ExecPath, output::Stamp, removal::remove_empty};
 
 /// What placing did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +235,7 @@ impl NewFile {
                 }
                 Err(Errno::EXIST) if !exists => exists = true,
                 Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                    sys::remove_empty(spot.dir.as_fd(), &spot.name).map_err(|e| error("replace", e))?;
+                    remove_empty(&*spot.dir, &spot.name).map_err(|e| error("replace", e))?;
                 }
                 Err(Errno::XDEV) => {
                     self = self
