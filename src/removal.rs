@@ -150,13 +150,15 @@ fn remove_directory(dir: BorrowedFd<'_>, name: &OsStr, files: Files) -> io::Resu
 /// For tests: so many directories, each in the one before. Only the first is told by its path: the others' would be too
 /// long.
 #[cfg(test)]
-pub(crate) fn nest(path: &Path, depth: usize) {
-    std::fs::create_dir_all(path).unwrap();
-    let mut here = fs::open(path, OFlags::PATH, Mode::empty()).unwrap();
+pub(crate) fn nest(path: &Path, depth: usize) -> io::Result<()> {
+    let (mode, flags) = (Mode::from_raw_mode(0o755), OFlags::PATH | OFlags::NOFOLLOW);
+    fs::mkdir(path, mode)?;
+    let mut here = fs::open(path, flags, Mode::empty())?;
     for _ in 1..depth {
-        fs::mkdirat(&here, "d", Mode::from_raw_mode(0o755)).unwrap();
-        here = fs::openat(&here, "d", OFlags::PATH, Mode::empty()).unwrap();
+        fs::mkdirat(&here, "d", mode)?;
+        here = fs::openat(&here, "d", flags, Mode::empty())?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -213,10 +215,10 @@ mod tests {
         // A stack that would not do for a hundredth of it.
         let worker = std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
             let (fd, name) = (open(&path), OsStr::new("deep"));
-            nest(&path.join(name), 20_000);
+            nest(&path.join(name), 8_000).unwrap();
             remove_empty(&fd, name).unwrap();
             assert!(!path.join(name).exists());
-            nest(&path.join(name), 20_000);
+            nest(&path.join(name), 8_000).unwrap();
             remove_tree(&fd, name).unwrap();
             assert!(!path.join(name).exists());
         });

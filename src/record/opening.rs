@@ -343,6 +343,7 @@ mod tests {
         for _ in 0..6 {
             fs::create_dir(place.dir()).unwrap();
             fs::write(place.dir().join("db"), "x").unwrap();
+            crate::removal::nest(&place.dir().join("deep"), 5000).unwrap();
             last = place.quarantine().unwrap();
         }
         fs::create_dir(dir.path().join("record.quarantined-by-me")).unwrap();
@@ -351,6 +352,9 @@ mod tests {
         assert_eq!(kept, KEPT_QUARANTINED + 1, "and what is not ours");
         assert!(last.exists());
         assert!(!place.dir().exists());
+        for (_, path) in place.quarantined() {
+            remove_all(&path).unwrap();
+        }
     }
 
     #[test]
