@@ -378,7 +378,7 @@ fn links_planted_into_the_temp_directory_lead_nobody_outside() {
 
 #[test]
 fn depth_costs_neither_stack_nor_descriptors() {
-    const DEPTH: usize = 4000;
+    const DEPTH: usize = 1500;
     everywhere(|mut f| {
         let tree = f.path("bazel-out/k8");
         fs::create_dir_all(&tree).unwrap();
@@ -398,7 +398,7 @@ fn depth_costs_neither_stack_nor_descriptors() {
         )
         .unwrap();
         // As small as a thread's stack ever is.
-        let worker = thread::Builder::new().stack_size(256 << 10).spawn(move || {
+        let worker = thread::Builder::new().stack_size(192 << 10).spawn(move || {
             f.place("bazel-out/k8/file", "x").unwrap();
             f.placer
                 .place_symlink(&exec("bazel-out/k8/link"), "file", &f.epoch, 1)
