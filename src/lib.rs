@@ -82,6 +82,7 @@ pub mod output;
 mod printable;
 pub mod record;
 pub mod remote;
+mod removal;
 #[cfg(test)]
 mod simulated;
 pub mod stage;

@@ -11,7 +11,7 @@ use super::{
     delivery::{Delivery, RawEvent, Work},
     following::Following,
     hold::{HoldMode, HoldPolicy, Limit, Patience},
-    journal::{self, Batch, FrameAt, JournalError, Place, RecordKind, Recovered, Writer},
+    journal::{self, Batch, FrameAt, JournalError, Place, RecordKind, Recovered, Replaying, Writer},
     raw::Received,
     server::{Reserved, Shared},
     sink::{StreamEnd, StreamKey},
@@ -29,6 +29,8 @@ pub(super) struct Intake {
     journal: Option<Writer>,
     /// The journal after it failed: it can still be marked when nothing is left to do.
     failed: Option<Writer>,
+    /// While the build is gone on with from the journal.
+    replaying: Option<Replaying>,
     delivery: mpsc::UnboundedSender<Work>,
     upstream: Option<Way>,
     /// New events on their way to the journal.
@@ -74,6 +76,7 @@ impl Intake {
             counters: Arc::clone(&shared.counters),
             journal: None,
             failed: None,
+            replaying: None,
             delivery,
             upstream: None,
             batch: Batch::default(),
@@ -94,10 +97,15 @@ impl Intake {
             return Recovered::default();
         };
         let stream = self.key.clone();
-        let opened = tokio::task::spawn_blocking(move || journal.stream(&stream)).await;
-        match opened {
-            Ok(Ok((writer, recovered))) => {
+        let opened = tokio::task::spawn_blocking(move || {
+            // Before it is read.
+            let replaying = journal.replaying(&stream);
+            Ok::<_, JournalError>((replaying, journal.stream(&stream)?))
+        });
+        match opened.await {
+            Ok(Ok((replaying, (writer, recovered)))) => {
                 self.journal = Some(writer);
+                self.replaying = replaying.filter(|_| recovered.highest.is_some());
                 return recovered;
             }
             Ok(Err(error)) => self.journal_failed(&error.to_string()),
@@ -166,6 +174,16 @@ impl Intake {
             }
             self.pass(Work::Journaled(place));
         }
+    }
+
+    /// Whether the build is being gone on with from the journal.
+    pub(super) const fn is_replaying(&self) -> bool {
+        self.replaying.is_some()
+    }
+
+    /// What the journal has asked for came to its end, and nobody has died of it.
+    pub(super) fn replayed(&mut self) {
+        self.replaying = None;
     }
 
     /// Hands upstream what it has not got of a stream that the engine is done with, and its end.

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::{
     doors::{Door, Listening},
     remote::without_user_info,
+    removal::remove_all,
 };
 
 /// An address to listen on: `HOST:PORT`, or `unix:PATH`.
@@ -246,7 +247,7 @@ fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     );
     let dir = path.parent().unwrap_or_else(|| Path::new("")).join(name);
     // Left by a killed process that had our id.
-    let _ = fs::remove_dir_all(&dir);
+    let _ = remove_all(&dir);
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
     let made = (|| {
         let inside = dir.join("s");
@@ -258,7 +259,7 @@ fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
         let path = path.to_owned();
         Ok((listener, SocketFile { path, inode }))
     })();
-    let _ = fs::remove_dir_all(&dir);
+    let _ = remove_all(&dir);
     made
 }
 

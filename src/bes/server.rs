@@ -17,7 +17,7 @@ use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 use super::{
     counters::{Counters, CountersNow},
     hold::HoldPolicy,
-    journal::{Journal, JournalError},
+    journal::{Entry, Journal, JournalError, MOST_LOST},
     lifecycle::Lifecycle,
     limits::BesLimits,
     raw::{Call, PublishBuildEvent, Received},
@@ -100,6 +100,12 @@ const OUTGOING: usize = 32 << 20;
 const FIRST_EVENT: Duration = Duration::from_secs(120);
 /// A client half-closes right after its last event; the stream is closed when it has, or after so long.
 const HALF_CLOSE_WAIT: Duration = Duration::from_secs(1);
+/// How long the daemon has been up before it goes on with a build in whose replay another one died, and how long it has
+/// eyes for that one alone. Whoever ends it during the start ends it for another reason.
+const CAREFUL: Duration = Duration::from_secs(3);
+const ALONE: Duration = Duration::from_secs(30);
+/// How often it looks whether that is over.
+const LOOK: Duration = Duration::from_millis(200);
 
 impl BesService {
     /// A service without connections. Without a journal, nothing outlives the process. With an upstream service,
@@ -138,7 +144,8 @@ impl BesService {
 
     /// Goes on from the journal: the events of every unfinished stream are handed to the engine again, then their
     /// end, unless their client comes back in time. What upstream has not got is sent there. Call it once, before
-    /// serving. Returns how many streams it was.
+    /// serving. Returns how many streams it was. Those that a process has died of are gone on with a little later, one
+    /// after the other, so that it is known which one it was if that happens again.
     ///
     /// # Errors
     /// When the journal can't be listed.
@@ -147,17 +154,24 @@ impl BesService {
             return Ok(0);
         };
         let dir = journal.dir().to_owned();
-        let unfinished = tokio::task::spawn_blocking(move || journal.unfinished())
+        let listed = tokio::task::spawn_blocking(move || {
+            let listed = journal.unfinished()?.into_iter();
+            let counted = listed.map(|entry| (journal.lost_replays(&entry), entry));
+            // What could not be set aside stays where it is.
+            Ok(counted.filter(|(lost, _)| *lost < MOST_LOST).collect::<Vec<_>>())
+        });
+        let unfinished = listed
             .await
             .map_err(|e| JournalError::io("list", dir)(e.into()))??;
+        let streams = unfinished.len();
         let shared = &self.shared;
         // Calls that open a build go before its streams, those that close it behind them; so these have to be known.
         let left = match &shared.upstream {
             Some(upstream) => shared.lifecycle.recover(shared, upstream).await,
             None => Vec::new(),
         };
-        let mut opened = Vec::new();
-        for entry in &unfinished {
+        let (mut opened, mut suspects) = (Vec::new(), Vec::new());
+        for (lost, entry) in unfinished {
             // Whoever asks about the build as soon as the doors are open must find it at work, however long its journal
             // takes to read: asking for its progress makes the engine know it.
             let (builds, key) = (Arc::clone(&shared.builds), entry.key.clone());
@@ -165,19 +179,32 @@ impl BesService {
             if !done.unwrap_or(false) {
                 let _ = shared.builds.progress(&entry.key).await;
             }
-            let stream = shared.streams.sender(&entry.key, shared);
-            let (answer, answered) = oneshot::channel();
-            let _ = stream.send(Command::Opened(answer)).await;
-            opened.push(answered);
+            if lost > 0 {
+                suspects.push(entry);
+            } else {
+                opened.push(shared.take_up(&entry.key).await);
+            }
         }
+        let has_suspects = !suspects.is_empty();
         for answered in opened {
             // It does not answer only if it panicked.
             let _ = answered.await;
         }
-        if let Some(upstream) = &shared.upstream {
-            shared.lifecycle.close(shared, upstream, &left);
+        let (shared, stop) = (Arc::clone(shared), shared.shutdown.clone());
+        let rest = async move {
+            for entry in &suspects {
+                shared.take_up_alone(entry).await;
+            }
+            if let Some(upstream) = &shared.upstream {
+                shared.lifecycle.close(&shared, upstream, &left);
+            }
+        };
+        if has_suspects {
+            self.shared.tasks.spawn(stop.run_until_cancelled_owned(rest));
+        } else {
+            rest.await;
         }
-        Ok(unfinished.len())
+        Ok(streams)
     }
 
     #[cfg(test)]
@@ -235,6 +262,9 @@ impl BesService {
         self.shared.halt.cancel();
         self.shared.forwards.close();
         self.shared.forwards.wait().await;
+        if let Some(journal) = self.shared.journal.clone() {
+            let _ = tokio::task::spawn_blocking(move || journal.forget_replays()).await;
+        }
     }
 }
 
@@ -471,6 +501,35 @@ impl Reader {
 }
 
 impl Shared {
+    /// Makes a stream take up its journal; answered when it has.
+    async fn take_up(self: &Arc<Self>, key: &StreamKey) -> oneshot::Receiver<()> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.streams.sender(key, self).send(Command::Opened(answer)).await;
+        answered
+    }
+
+    /// The same of one that a process has died of, after a while; returns when it has come through, or a while later.
+    async fn take_up_alone(self: &Arc<Self>, entry: &Entry) {
+        tracing::warn!(
+            stream = %entry.key,
+            "outhaul died while it went on with this build; it is gone on with in {CAREFUL:?}, and if outhaul dies of that \
+             again, its journal is set aside"
+        );
+        tokio::time::sleep(CAREFUL).await;
+        let _ = self.take_up(&entry.key).await.await;
+        let through = async {
+            while let Some(journal) = self.journal.clone() {
+                let entry = entry.clone();
+                let lost = tokio::task::spawn_blocking(move || journal.lost_replays(&entry)).await;
+                if lost.unwrap_or(0) == 0 {
+                    return;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(ALONE, through).await;
+    }
+
     /// Refuses one client that asks for more than there is for all; it may try again.
     fn refused(&self, limit: &str, most: usize, what: &str) -> Status {
         Counters::add(&self.counters.refused);

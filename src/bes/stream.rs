@@ -25,7 +25,7 @@ use super::{
     journal::{RecordKind, Recovered},
     raw::Received,
     server::{Reserved, Shared, shutting_down},
-    sink::{Settlement, StreamEnd, StreamKey},
+    sink::{Progress, Settlement, StreamEnd, StreamKey},
     streams::Place,
 };
 use crate::proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId};
@@ -124,6 +124,8 @@ pub(super) struct Stream {
     following: Following,
     /// While optional outputs of a settled build are on their way.
     rest: Option<AbortOnDropHandle<()>>,
+    /// While what the journal of a stream that may go on has asked for is on its way.
+    replaying: Option<AbortOnDropHandle<()>>,
     /// The number of the finishing event, until it is flushed.
     finishing: Option<i64>,
     /// What to acknowledge at the next flush; `true` for the event that finishes the stream.
@@ -134,6 +136,9 @@ pub(super) struct Stream {
 
 /// How long a healthy upstream service may take for the rest at a shutdown.
 pub(super) const UPSTREAM_DRAIN: Duration = Duration::from_secs(5);
+
+/// How long a build that may go on must have survived what its journal asked for.
+const CAUGHT_UP: Duration = Duration::from_secs(2);
 
 /// So many gaps of a stream are logged.
 const LOGGED: u64 = 3;
@@ -147,6 +152,7 @@ enum Wake {
     Settled(Option<Settlement>),
     Upstream,
     Done,
+    Replayed,
     Deadline,
     ClientLeft,
     Shutdown,
@@ -173,6 +179,7 @@ impl Stream {
                 settlement = settled(&mut stream.phase) => Wake::Settled(settlement),
                 () = stream.following.changed() => Wake::Upstream,
                 () = done(&mut stream.rest) => Wake::Done,
+                () = done(&mut stream.replaying) => Wake::Replayed,
                 () = sleep_until(deadline) => Wake::Deadline,
                 () = left(stream.held.as_ref().and(stream.connection.as_ref())) => Wake::ClientLeft,
             };
@@ -183,6 +190,10 @@ impl Stream {
                 Wake::Done => {
                     stream.rest = None;
                     stream.conclude().await;
+                }
+                Wake::Replayed => {
+                    stream.replaying = None;
+                    stream.intake.replayed();
                 }
                 Wake::Deadline => {
                     if stream.overdue() && stream.shared.streams.retire(&stream.key, &commands) {
@@ -213,6 +224,7 @@ impl Stream {
             intake,
             following,
             rest: None,
+            replaying: None,
             finishing: None,
             unacked: Vec::new(),
             place: Some(place),
@@ -228,6 +240,9 @@ impl Stream {
     /// upstream has not got yet, must not be done again: its outputs may have changed since.
     fn take_up(&mut self, recovered: Recovered, done: bool) {
         let settled = recovered.settled && recovered.finished.is_some();
+        if settled || (done && recovered.finished.is_some()) {
+            self.intake.replayed();
+        }
         if settled && !self.shared.options.hold.strict {
             self.phase = Phase::Settled {
                 finish: recovered.finished,
@@ -244,6 +259,11 @@ impl Stream {
         self.intake.replay(&recovered);
         if recovered.finished.is_some() {
             self.end(StreamEnd::Finished, recovered.finished);
+        } else if let Some(highest) = recovered.highest.filter(|_| self.intake.is_replaying()) {
+            self.replaying = Some(AbortOnDropHandle::new(tokio::spawn(caught_up(
+                self.shared.builds.progress(&self.key),
+                highest,
+            ))));
         }
     }
 
@@ -369,6 +389,7 @@ impl Stream {
         if !matches!(self.phase, Phase::Open { .. }) {
             tracing::info!(stream = %self.key, "broken stream resumed");
             self.rest = None;
+            self.intake.replayed();
             self.phase = Phase::Open {
                 give_up: after(self.shared.options.reconnect_grace),
                 why: String::new(),
@@ -467,6 +488,14 @@ impl Stream {
     /// everything.
     async fn conclude(&mut self) {
         let finished = self.following.is_finished() && self.rest.is_none();
+        if let Phase::Settled {
+            settlement: Some(_), ..
+        } = &self.phase
+            && self.rest.is_none()
+        {
+            self.replaying = None;
+            self.intake.replayed();
+        }
         if let Phase::Settled {
             settlement: Some(_),
             forget,
@@ -719,6 +748,18 @@ async fn done(rest: &mut Option<AbortOnDropHandle<()>>) {
         }
         None => std::future::pending().await,
     }
+}
+
+/// Resolves when what events up to a number ask for is there or has failed, and a moment after, for what is optional.
+async fn caught_up(
+    progress: impl Future<Output = Option<tokio::sync::watch::Receiver<Progress>>>,
+    highest: i64,
+) {
+    if let Some(mut progress) = progress.await {
+        // Its sender goes when nothing is on its way any more.
+        let _ = progress.wait_for(|progress| progress.through >= highest).await;
+    }
+    tokio::time::sleep(CAUGHT_UP).await;
 }
 
 /// Resolves when a client that waits has gone.

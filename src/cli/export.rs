@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     client::Client,
@@ -111,7 +112,7 @@ async fn find(
     let planned = match client {
         Client::Daemon(client) => client.stage(request).await.map(tonic::Response::into_inner),
         Client::Here(service, _) => service
-            .begin_stage(request)
+            .begin_stage(request, &CancellationToken::new())
             .await
             .map(|answered| answered.response),
     };

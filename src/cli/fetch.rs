@@ -27,6 +27,7 @@ use crate::{
     metrics::Metrics,
     output::{Class, OutputContent},
     remote::{Attribution, BlobStore as _, GrpcCache, RemoteError},
+    removal::remove_all,
     units::show_size,
 };
 
@@ -399,6 +400,6 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What is left in the temporary directory is the system's to clean.
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = remove_all(&self.0);
     }
 }

@@ -233,6 +233,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
                 .await
                 .map_err(|e| Failure::usage(format!("--control-listen={}: {e}", port.address)))?,
             door,
+            reach: port.reach,
         }),
         None => None,
     };

@@ -8,6 +8,7 @@ use std::{
 
 use clap::Args;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{client::Client, exit, exit::Failure, paths, runtime, view};
@@ -190,7 +191,10 @@ async fn stage(args: &StageArgs, client: &mut Client, request: pb::StageRequest)
             (answer.into_inner(), None)
         }
         Client::Here(service, _) => {
-            let answered = service.begin_stage(request).await.map_err(|s| told(&s))?;
+            let answered = service
+                .begin_stage(request, &CancellationToken::new())
+                .await
+                .map_err(|s| told(&s))?;
             if args.wait_all {
                 (answered.finish().await, None)
             } else {

@@ -16,6 +16,7 @@ use crate::{
     bes::BesAddress,
     doors::{Rules, Token},
     remote::{Endpoint, without_user_info},
+    stage::Reach,
 };
 
 /// Flags of the daemon's control port.
@@ -38,6 +39,16 @@ pub struct ControlListenArgs {
     /// File with the token that callers of the control port must show
     #[arg(long, value_name = "FILE", env = "OUTHAUL_CONTROL_TOKEN_FILE")]
     pub control_token_file: Option<PathBuf>,
+
+    /// Directory that callers of the control port may have outputs staged into, and into those below it (repeatable);
+    /// without it, they can't stage
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "OUTHAUL_CONTROL_STAGE_DIR",
+        value_delimiter = ','
+    )]
+    pub control_stage_dir: Vec<PathBuf>,
 }
 
 /// A control port that can be opened.
@@ -46,6 +57,8 @@ pub struct ControlPort {
     pub address: SocketAddr,
     /// For whom.
     pub rules: Rules,
+    /// What they may have something staged into.
+    pub reach: Reach,
 }
 
 impl ControlListenArgs {
@@ -88,7 +101,16 @@ impl ControlListenArgs {
             strangers: false,
         };
         Self::check(&flag(), doors, address, &rules)?;
-        Ok(Some(ControlPort { address, rules }))
+        let absolute = |dir: &PathBuf| {
+            std::path::absolute(dir)
+                .map_err(|e| ConfigError::new(format!("--control-stage-dir={}", dir.display()), e))
+        };
+        let reach: Result<Vec<_>, _> = self.control_stage_dir.iter().map(absolute).collect();
+        Ok(Some(ControlPort {
+            address,
+            rules,
+            reach: Reach::Below(reach?.into()),
+        }))
     }
 
     /// Whether a port may be open at an address by these rules.
@@ -326,6 +348,28 @@ mod tests {
         ] {
             let error = port(&args).err().expect("wrong").to_string();
             assert!(error.contains(flag), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn callers_of_the_port_reach_the_directories_that_are_named_and_none_by_default() {
+        let (_dir, token, ..) = files();
+        let token = format!("--control-token-file={token}");
+        for (args, expected) in [
+            (vec![], vec![]),
+            (
+                vec!["--control-stage-dir=/a", "--control-stage-dir=/b/c"],
+                vec!["/a", "/b/c"],
+            ),
+        ] {
+            let args: Vec<&str> = ["--control-listen=127.0.0.1:0", &token]
+                .into_iter()
+                .chain(args)
+                .collect();
+            let Reach::Below(dirs) = port(&args).unwrap().unwrap().reach else {
+                panic!("anywhere")
+            };
+            assert_eq!(*dirs, *expected.iter().map(PathBuf::from).collect::<Vec<_>>());
         }
     }
 

@@ -31,6 +31,21 @@ impl ControlServer {
 /// Messages of a stream that are packed into frames together.
 const PACKED: usize = 256;
 
+/// Paths of one request, and target patterns.
+const PATHS: usize = 100_000;
+const PATTERNS: usize = 10_000;
+
+/// Refuses a request that asks for too much at once.
+fn within<T>(what: &str, asked: &[T], most: usize) -> Result<(), Status> {
+    if asked.len() <= most {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "{what}: the request has {}, and outhaul takes {most} at most",
+        asked.len()
+    )))
+}
+
 fn ended() -> Status {
     Status::unavailable("the daemon is ending")
 }
@@ -99,6 +114,7 @@ impl Control for ControlServer {
 
     async fn wait(&self, request: Request<pb::WaitRequest>) -> Result<Response<pb::WaitResponse>, Status> {
         let request = request.into_inner();
+        within("targets", &request.targets, PATTERNS)?;
         let mut judge =
             Judge::new(&request.targets).map_err(|e| Status::invalid_argument(format!("targets: {e}")))?;
         let mut heard = self.service.watch(request.invocation.unwrap_or_default(), true);
@@ -140,6 +156,7 @@ impl Control for ControlServer {
         request: Request<pb::BatchStatRequest>,
     ) -> Result<Response<pb::BatchStatResponse>, Status> {
         let request = request.into_inner();
+        within("paths", &request.paths, PATHS)?;
         let outputs = self.service.stat(request.paths, &request.invocation_id).await;
         let outputs = outputs.map_err(Status::not_found)?;
         Ok(Response::new(pb::BatchStatResponse { outputs }))
@@ -149,13 +166,17 @@ impl Control for ControlServer {
         &self,
         request: Request<pb::OutputsRequest>,
     ) -> Result<Response<pb::OutputsResponse>, Status> {
-        let outputs = self.service.stat(request.into_inner().paths, "").await;
+        let paths = request.into_inner().paths;
+        within("paths", &paths, PATHS)?;
+        let outputs = self.service.stat(paths, "").await;
         let outputs = outputs.map_err(Status::not_found)?;
         Ok(Response::new(pb::OutputsResponse { outputs }))
     }
 
     async fn why(&self, request: Request<pb::WhyRequest>) -> Result<Response<pb::WhyResponse>, Status> {
-        let answers = self.service.why(request.into_inner().paths).await;
+        let paths = request.into_inner().paths;
+        within("paths", &paths, PATHS)?;
+        let answers = self.service.why(paths).await;
         Ok(Response::new(pb::WhyResponse { answers }))
     }
 
@@ -163,7 +184,9 @@ impl Control for ControlServer {
         &self,
         request: Request<pb::OutputsRequest>,
     ) -> Result<Response<pb::MaterializeResponse>, Status> {
-        let results = self.service.materialize(request.into_inner().paths).await;
+        let paths = request.into_inner().paths;
+        within("paths", &paths, PATHS)?;
+        let results = self.service.materialize(paths).await;
         Ok(Response::new(pb::MaterializeResponse { results }))
     }
 
@@ -190,7 +213,8 @@ impl Control for ControlServer {
         &self,
         request: Request<pb::IsStagedRequest>,
     ) -> Result<Response<pb::IsStagedResponse>, Status> {
-        super::staging::is_staged(request.into_inner())
+        self.service
+            .is_staged(request.into_inner())
             .await
             .map(Response::new)
     }

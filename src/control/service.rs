@@ -11,17 +11,21 @@ pub(crate) mod why;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use tokio::sync::Semaphore;
+
 use crate::{
     invocation::{Engine, roots::Roots, sources::Sources, tally::Tally},
     lease::Leases,
     materialize::Materializer,
     proto::outhaul::v1 as pb,
     record::{InvocationRow, InvocationState, Record},
-    stage::Stager,
+    stage::{Reach, Stager},
 };
 
 /// Invocations that are listed unless asked otherwise.
 const LIST: usize = 50;
+/// Invocations that are listed at most.
+const LISTED: usize = 10_000;
 
 /// The control API's answers. Cheap to clone.
 #[derive(Clone)]
@@ -38,6 +42,8 @@ pub struct Service {
     leases: Leases,
     /// Calls that wait for something.
     calls: calls::Calls,
+    /// Those that may read now.
+    places: Arc<Semaphore>,
 }
 
 impl Service {
@@ -59,6 +65,7 @@ impl Service {
             stager: None,
             leases: Leases::default(),
             calls: calls::Calls::default(),
+            places: Arc::new(Semaphore::new(calls::READING)),
         }
     }
 
@@ -73,6 +80,17 @@ impl Service {
             directory,
         ));
         self
+    }
+
+    /// As the callers of one door see it: they may have something staged into what is in their reach, and wait for each
+    /// other alone.
+    #[must_use]
+    pub fn at_door(&self, reach: Reach) -> Self {
+        Self {
+            stager: self.stager.clone().map(|stager| stager.within(reach)),
+            places: Arc::new(Semaphore::new(calls::READING)),
+            ..self.clone()
+        }
     }
 
     /// With what leases find.
@@ -101,15 +119,21 @@ impl Service {
 
     /// The newest invocations.
     pub async fn invocations(&self, limit: u32) -> Vec<pb::Invocation> {
-        let limit = if limit == 0 { LIST } else { limit as usize };
+        let limit = match limit as usize {
+            0 => LIST,
+            limit => limit.min(LISTED),
+        };
         let mut list = Vec::new();
-        for row in self.record.invocations(limit) {
+        let rows = self
+            .read(move |service, _| service.record.invocations(limit))
+            .await;
+        for row in rows.unwrap_or_default() {
             list.push(self.present(row).await);
         }
         list
     }
 
-    /// The newest invocation. One that was brought here from elsewhere is newest only where there are no others.
+    /// The newest invocation. Blocks. One that was brought here from elsewhere is newest only where there are no others.
     fn newest(&self) -> Option<InvocationRow> {
         let first = self.record.invocations(1).pop()?;
         if !first.imported {
@@ -121,21 +145,32 @@ impl Service {
 
     /// One invocation with its targets; the newest for an empty id.
     pub async fn invocation(&self, id: &str) -> Option<(pb::Invocation, Vec<pb::Target>)> {
-        let row = if id.is_empty() {
-            self.newest()?
-        } else {
-            self.record.invocation(id)?
-        };
+        let row = self.row_of(id).await?;
         // A task that is settled has given its targets back.
         let live = match &self.engine {
             Some(engine) => engine.targets(&row.invocation_id).await,
             None => None,
         };
-        let targets = live
-            .filter(|targets| !targets.is_empty())
-            .unwrap_or_else(|| self.record.targets(&row.invocation_id));
+        let targets = match live.filter(|targets| !targets.is_empty()) {
+            Some(targets) => targets,
+            None => {
+                let id = row.invocation_id.clone();
+                let targets = self.read(move |service, _| service.record.targets(&id)).await;
+                targets.unwrap_or_default()
+            }
+        };
         let targets = targets.into_iter().map(show::target).collect();
         Some((self.present(row).await, targets))
+    }
+
+    /// The row of an invocation, the newest for an empty id.
+    async fn row_of(&self, id: &str) -> Option<InvocationRow> {
+        let id = id.to_owned();
+        let row = self.read(move |service, _| match id.as_str() {
+            "" => service.newest(),
+            id => service.record.invocation(id),
+        });
+        row.await.flatten()
     }
 
     /// A row as it is now, if its task still runs.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::service::Service;
@@ -19,6 +20,7 @@ fn told(error: &StageError) -> Status {
     let code = match error.kind() {
         StageErrorKind::NotFound => Code::NotFound,
         StageErrorKind::Request => Code::InvalidArgument,
+        StageErrorKind::Denied => Code::PermissionDenied,
         StageErrorKind::Failed => Code::FailedPrecondition,
     };
     let mut status = Status::new(code, error.to_string());
@@ -73,9 +75,12 @@ impl Service {
     /// When there is nothing to stage from, or the request does not fit the build.
     pub(super) async fn stage(&self, request: pb::StageRequest) -> Result<pb::StageResponse, Status> {
         let (service, wait) = (self.clone(), request.wait_all);
-        // A task of its own, so that an asker who goes away leaves nothing half done.
+        let gone = CancellationToken::new();
+        let _asked = gone.clone().drop_guard();
+        // A task of its own, so that an asker who goes away leaves nothing half done: what is not needed any more is given
+        // up in good order.
         let staging = tokio::spawn(async move {
-            let answered = service.begin_stage(request).await?;
+            let answered = service.begin_stage(request, &gone).await?;
             Ok(if wait {
                 answered.finish().await
             } else {
@@ -88,7 +93,11 @@ impl Service {
     }
 
     /// As [`Service::stage`], but the rest is left to the caller.
-    pub(crate) async fn begin_stage(&self, request: pb::StageRequest) -> Result<Answered, Status> {
+    pub(crate) async fn begin_stage(
+        &self,
+        request: pb::StageRequest,
+        gone: &CancellationToken,
+    ) -> Result<Answered, Status> {
         let stager = self
             .stager()
             .ok_or_else(|| Status::failed_precondition("there is no journal to stage from"))?;
@@ -97,7 +106,15 @@ impl Service {
             workspace: request.workspace,
         };
         let wish = wish(request.wish.unwrap_or_default());
-        let plan = stager.plan(&which, &wish).await.map_err(|e| told(&e))?;
+        // Before anything is read.
+        if !request.dry_run {
+            let directory = absolute(&request.directory)?;
+            let may = stager.destination(&directory, false).await;
+            may.map_err(|e| told(&e))?;
+        }
+        let plan = gone.run_until_cancelled(stager.plan(&which, &wish)).await;
+        let plan = plan.ok_or_else(|| Status::cancelled("whoever asked has gone"))?;
+        let plan = plan.map_err(|e| told(&e))?;
         let invocation_id = plan.build.invocation_id.clone();
         if request.dry_run {
             let outputs = plan.selection.artifacts.iter().map(artifact).collect();
@@ -118,7 +135,7 @@ impl Service {
             outputs,
             notes,
             rest,
-        } = stager.stage(plan, &directory).await.map_err(|e| told(&e))?;
+        } = stager.stage(plan, &directory, gone).await.map_err(|e| told(&e))?;
         let open = |ended: &&Ended| ended.outcome.is_empty() && ended.error.is_empty();
         let pending = if rest.is_some() {
             outputs.iter().filter(open).count()
@@ -133,6 +150,38 @@ impl Service {
             notes,
         };
         Ok(Answered { response, rest })
+    }
+
+    /// Whether what was staged is there still, in a directory that may be asked about.
+    pub(super) async fn is_staged(
+        &self,
+        request: pb::IsStagedRequest,
+    ) -> Result<pb::IsStagedResponse, Status> {
+        let stager = self
+            .stager()
+            .ok_or_else(|| Status::failed_precondition("there is no journal to stage from"))?;
+        let directory = absolute(&request.directory)?;
+        let opened = stager.destination(&directory, false).await;
+        let Some(opened) = opened.map_err(|e| told(&e))? else {
+            return Ok(pb::IsStagedResponse {
+                problems: vec![format!("{}: no such directory", directory.display())],
+                ..pb::IsStagedResponse::default()
+            });
+        };
+        let looked = self.read(move |_, _| {
+            let answer = look(&opened.path(), request);
+            let named = |text: String| opened.named(&text);
+            match answer {
+                Ok(mut answer) => {
+                    answer.problems = answer.problems.into_iter().map(named).collect();
+                    Ok(answer)
+                }
+                Err(status) => Err(Status::new(status.code(), opened.named(status.message()))),
+            }
+        });
+        looked
+            .await
+            .unwrap_or_else(|| Err(Status::internal("looking at the directory panicked")))
     }
 
     /// Every output that a build without an output root names: its journal tells.
@@ -180,15 +229,18 @@ pub(super) async fn tell(outputs: Vec<pb::Output>, class: String, answer: mpsc::
 /// Whether what was staged is there still.
 pub(crate) async fn is_staged(request: pb::IsStagedRequest) -> Result<pb::IsStagedResponse, Status> {
     let directory = absolute(&request.directory)?;
+    spawn_blocking(move || look(&directory, request))
+        .await
+        .unwrap_or_else(|_| Err(Status::internal("looking at the directory panicked")))
+}
+
+fn look(directory: &Path, request: pb::IsStagedRequest) -> Result<pb::IsStagedResponse, Status> {
     let which = Which {
         invocation_id: request.invocation_id,
         workspace: request.workspace,
     };
     let wish = request.wish.map(wish);
-    let looked = spawn_blocking(move || check::is_staged(&directory, &which, wish.as_ref())).await;
-    let answer = looked
-        .map_err(|_| Status::internal("looking at the directory panicked"))?
-        .map_err(|e| told(&e))?;
+    let answer = check::is_staged(directory, &which, wish.as_ref()).map_err(|e| told(&e))?;
     Ok(pb::IsStagedResponse {
         staged: answer.is_staged(),
         problems: answer.problems,

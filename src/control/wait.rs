@@ -23,6 +23,9 @@ struct Asked {
     text: String,
     pattern: TargetPattern,
     aspect: Option<String>,
+    /// Whether a target was told of that it covers, and one that it stands for first of all.
+    found: bool,
+    named: bool,
 }
 
 impl Asked {
@@ -36,6 +39,8 @@ impl Asked {
             text: text.to_owned(),
             pattern: label.parse()?,
             aspect,
+            found: false,
+            named: false,
         })
     }
 
@@ -64,6 +69,8 @@ pub(crate) struct Judge {
     invocation: Option<pb::Invocation>,
     /// By label, aspect and configuration; only those that are waited for.
     targets: BTreeMap<(String, String, String), Seen>,
+    /// How many of them have not come to their end.
+    open: usize,
     /// Outputs of these that could not be had.
     failed_outputs: Vec<String>,
     /// Whether outputs were left to a newer build: what settles from then on may lack some.
@@ -75,6 +82,8 @@ pub(crate) struct Judge {
 struct Seen {
     target: pb::Target,
     superseded: bool,
+    /// Whether it was asked for by its name.
+    named: bool,
 }
 
 fn is_over(target: &pb::Target) -> bool {
@@ -92,6 +101,7 @@ impl Judge {
             asked: asked.collect::<Result<_, _>>()?,
             invocation: None,
             targets: BTreeMap::new(),
+            open: 0,
             failed_outputs: Vec::new(),
             superseded: false,
         })
@@ -142,22 +152,43 @@ impl Judge {
     }
 
     fn target(&mut self, target: &pb::Target) {
-        if !self.covers(&target.label, &target.aspect) {
-            return;
-        }
         let key = (
             target.label.clone(),
             target.aspect.clone(),
             target.configuration.clone(),
         );
-        let settled_before = self
-            .targets
-            .get(&key)
-            .is_some_and(|seen| seen.target.state == "settled" && !seen.superseded);
+        let before = self.targets.get(&key);
+        // There may be as many patterns as targets: they are compared once, however often a target is told of.
+        let named = match before {
+            Some(before) => before.named,
+            None if self.covers(&target.label, &target.aspect) => self.find(target),
+            None => return,
+        };
+        let before = self.targets.get(&key);
+        let settled_before = before.is_some_and(|seen| seen.target.state == "settled" && !seen.superseded);
         let superseded =
             self.superseded && target.state == "settled" && target.required > 0 && !settled_before;
+        self.open -= usize::from(before.is_some_and(|seen| !is_over(&seen.target)));
+        self.open += usize::from(!is_over(target));
         let target = target.clone();
-        self.targets.insert(key, Seen { target, superseded });
+        let seen = Seen {
+            target,
+            superseded,
+            named,
+        };
+        self.targets.insert(key, seen);
+    }
+
+    /// Notes which patterns a new target is about; true if one names it.
+    fn find(&mut self, target: &pb::Target) -> bool {
+        let mut named = false;
+        for asked in &mut self.asked {
+            let covers = asked.covers(&target.label, &target.aspect);
+            asked.found |= covers;
+            asked.named |= asked.names(target);
+            named |= covers && asked.pattern.is_exact();
+        }
+        named
     }
 
     fn output(&mut self, output: &pb::OutputEnd) {
@@ -183,11 +214,8 @@ impl Judge {
                 .asked
                 .iter()
                 .all(|asked| asked.pattern.is_exact() && !asked.pattern.is_negative())
-            && self.targets.values().all(|seen| is_over(&seen.target))
-            && self
-                .asked
-                .iter()
-                .all(|asked| self.targets.values().any(|seen| asked.names(&seen.target)))
+            && self.open == 0
+            && self.asked.iter().all(|asked| asked.named)
     }
 
     /// What there is when time is up.
@@ -220,12 +248,7 @@ impl Judge {
             .asked
             .iter()
             .filter(|asked| build_is_over && !asked.pattern.is_negative())
-            .filter(|asked| {
-                !self
-                    .targets
-                    .values()
-                    .any(|seen| asked.covers(&seen.target.label, &seen.target.aspect))
-            })
+            .filter(|asked| !asked.found)
             .map(|asked| asked.text.clone())
             .collect();
         // That something could not be had weighs more than that something else is not known.
@@ -256,10 +279,6 @@ impl Judge {
             "" => target.label.clone(),
             aspect => format!("{}%{aspect}", target.label),
         };
-        let named = self
-            .asked
-            .iter()
-            .any(|asked| asked.pattern.is_exact() && asked.covers(&target.label, &target.aspect));
         match &*target.state {
             "settled" if seen.superseded => Some(format!("{name}: outputs were left to a newer build")),
             "settled" => None,
@@ -269,7 +288,7 @@ impl Judge {
                 target.failed, target.required
             )),
             // What the build tool skips, as incompatible with the platform, fails no build that asks for everything.
-            "aborted" if !named && self.exit_code() == Some(0) => None,
+            "aborted" if !seen.named && self.exit_code() == Some(0) => None,
             "aborted" => Some(format!("{name}: was not built")),
             _ if build_is_over => Some(format!("{name}: was not completed")),
             _ => None,

@@ -8,6 +8,7 @@ use crate::{
     control::{ControlServer, Service},
     doors::{Door, Guard, Incoming, Listening, Protocol, greeted},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
+    stage::Reach,
 };
 
 /// A TCP port for the control API.
@@ -16,11 +17,19 @@ pub struct ControlDoor {
     pub listener: TcpListener,
     /// Whom it lets in.
     pub door: Door,
+    /// What its callers may have something staged into.
+    pub reach: Reach,
 }
 
 /// Takes requests of up to so many bytes.
-fn service(service: Service, most: usize, stop: &CancellationToken) -> ControlService<ControlServer> {
-    ControlService::new(ControlServer::new(service, stop.clone())).max_decoding_message_size(most)
+fn service(
+    service: &Service,
+    reach: Reach,
+    most: usize,
+    stop: &CancellationToken,
+) -> ControlService<ControlServer> {
+    let service = ControlServer::new(service.at_door(reach), stop.clone());
+    ControlService::new(service).max_decoding_message_size(most)
 }
 
 /// Serves on a unix socket, which the system guards.
@@ -34,7 +43,7 @@ pub(super) async fn serve_unix(
     let Listening::Unix(_) = &listener else {
         return Err("the control API is served on unix sockets only".to_owned());
     };
-    let served = serve(rooms, listener, door, most, stop).await;
+    let served = serve(rooms, listener, door, Reach::Anywhere, most, stop).await;
     drop(file);
     served.map_err(|e| format!("the control socket: {e}"))
 }
@@ -46,7 +55,8 @@ pub(super) async fn serve_tcp(
     most: usize,
     stop: CancellationToken,
 ) -> Result<(), String> {
-    serve(rooms, Listening::Tcp(door.listener), door.door, most, stop)
+    let listening = Listening::Tcp(door.listener);
+    serve(rooms, listening, door.door, door.reach, most, stop)
         .await
         .map_err(|e| format!("the control port: {e}"))
 }
@@ -55,13 +65,14 @@ async fn serve(
     rooms: Service,
     listener: Listening,
     door: Door,
+    reach: Reach,
     most: usize,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let incoming = greeted(Incoming::new(listener, door.clone(), Protocol::Http2));
     bes::serve::server()
         .layer(Guard(door))
-        .add_service(service(rooms, most, &stop))
+        .add_service(service(&rooms, reach, most, &stop))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }

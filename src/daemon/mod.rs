@@ -28,7 +28,8 @@ use crate::{
     bep,
     bes::{
         self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, Upstream,
-        journal::JournalOptions, limits::BesLimits,
+        journal::{JournalOptions, SetAside},
+        limits::BesLimits,
     },
     control::{Admin, Service},
     doors::{Door, Listening},
@@ -264,7 +265,14 @@ impl Daemon {
             .transpose()
             .map_err(|e| e.to_string())?;
         interrupt_stale(&rooms.record).await;
-        match events.recover().await {
+        if let Some(journal) = &journal {
+            set_aside(&rooms, journal).await;
+        }
+        // Whoever ends the daemon while it starts has not died of a build.
+        let unharmed = Unharmed(journal.clone());
+        let recovered = events.recover().await;
+        unharmed.done();
+        match recovered {
             Ok(0) => {}
             Ok(streams) => tracing::info!(streams, "going on with builds that were not settled"),
             Err(error) => tracing::error!("the journal cannot be read: {error}"),
@@ -375,6 +383,47 @@ impl Daemon {
             tracing::warn!("the record or an output tree does not let go in time");
         }
         result
+    }
+}
+
+/// Dropped in the midst of a start that is called off: no journal was the end of it.
+struct Unharmed(Option<Journal>);
+
+impl Unharmed {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unharmed {
+    fn drop(&mut self) {
+        if let Some(journal) = &self.0 {
+            journal.forget_replays();
+        }
+    }
+}
+
+/// Sets aside journals that the daemon died of, and says so in the log and with their builds.
+async fn set_aside(rooms: &Rooms, journal: &Journal) {
+    let (rooms, journal) = (rooms.clone(), journal.clone());
+    let done = tokio::task::spawn_blocking(move || {
+        let all = match journal.set_aside() {
+            Ok(all) => all,
+            Err(error) => return tracing::error!("the journal cannot be read: {error}"),
+        };
+        for SetAside { key, message } in all {
+            tracing::error!("build {key} is not gone on with: {message}");
+            rooms.metrics.fault("journal");
+            if let Some(mut row) = rooms.record.invocation(&key.invocation_id)
+                && row.build_id == key.build_id
+            {
+                row.errors.push(message);
+                rooms.record.put_invocation(&row);
+            }
+        }
+    });
+    if done.await.is_err() {
+        tracing::error!("setting journals aside panicked; this is a bug in outhaul");
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::digest::{Digest, DigestFunction};
+use crate::{
+    digest::{Digest, DigestFunction},
+    removal::remove_all,
+};
 
 /// What a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +43,8 @@ impl Directory {
     /// Makes what is missing of the directory and drops what an earlier process left unfinished.
     pub(super) fn open(root: PathBuf) -> io::Result<Self> {
         let unfinished = root.join("tmp");
-        match fs::remove_dir_all(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(unfinished)?,
-        }
+        remove_all(&unfinished)?;
+        fs::create_dir_all(unfinished)?;
         Ok(Self {
             root,
             next_temporary: AtomicU64::new(0),

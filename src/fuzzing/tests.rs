@@ -107,3 +107,55 @@ fn damaged_inputs_do_no_harm() {
         }
     }
 }
+
+/// What opens, and opens, and is never closed; and the same closed again.
+fn deep(opening: &str, middle: &str, closing: &str) -> Vec<u8> {
+    const DEPTH: usize = 50_000;
+    [&*opening.repeat(DEPTH), middle, &*closing.repeat(DEPTH)]
+        .concat()
+        .into_bytes()
+}
+
+#[test]
+fn no_depth_overflows_the_stack() {
+    let mut inputs = vec![
+        deep("[", "", ""),
+        deep("[", "1", "]"),
+        deep("{\"a\":", "1", "}"),
+        deep("x={a=", "1", "}"),
+        deep("a.", "a = 1", ""),
+        [b"a = ".to_vec(), deep("[", "1", "]")].concat(),
+        [b"[".to_vec(), deep("a.", "a]", "")].concat(),
+        [
+            b"{\"progress\":{\"more\":".to_vec(),
+            deep("[", "1", "]"),
+            b"}}".to_vec(),
+        ]
+        .concat(),
+        [b"{\"more\":".to_vec(), deep("{\"a\":", "1", "}"), b"}".to_vec()].concat(),
+        deep("(", "a", ")"),
+        deep("d/", "d", ""),
+        deep("%25", "41", ""),
+    ];
+    // Groups of protocol buffers, which nest without telling their length, by several numbers.
+    for number in [1_u8, 3, 5, 15] {
+        let (opening, closing) = (number << 3 | 3, number << 3 | 4);
+        inputs.push(vec![opening; 100_000]);
+        inputs.push([vec![opening; 50_000], vec![closing; 50_000]].concat());
+    }
+    // Messages in messages, as far as their lengths have two bytes.
+    let mut message = Vec::new();
+    while message.len() < 16_000 {
+        let mut outer = vec![0x0a];
+        prost::encode_length_delimiter(message.len(), &mut outer).unwrap();
+        outer.extend_from_slice(&message);
+        message = outer;
+    }
+    inputs.push(message);
+    for (target, run) in TARGETS {
+        for (number, input) in inputs.iter().enumerate() {
+            eprintln!("{target} {number}");
+            run(input);
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use super::{limits::BuildLimits, pattern::TargetPattern};
 use crate::output::Class;
@@ -50,6 +50,32 @@ pub struct PathRegex {
 }
 
 impl PathRegex {
+    /// What one may come to, in bytes.
+    pub const SIZE: usize = 10 << 20;
+
+    /// Reads an expression that comes to so many bytes at most once it is compiled, and to as many again while it is
+    /// used.
+    ///
+    /// # Errors
+    /// In words, when it is none, or a larger one.
+    pub fn within(text: &str, size: usize) -> Result<Self, String> {
+        let compiled = |text: &str| {
+            let mut builder = RegexBuilder::new(text);
+            builder.size_limit(size).dfa_size_limit(size.min(2 << 20));
+            builder.build().map_err(|e| e.to_string())
+        };
+        let whole = compiled(&format!("^(?:{text})$"));
+        // Alone as well, so that the message shows the user's own text, and an unbalanced group does not pair up with
+        // ours.
+        if whole.is_err() || text.contains(')') {
+            compiled(text)?;
+        }
+        Ok(Self {
+            regex: whole?,
+            text: text.to_owned(),
+        })
+    }
+
     /// Whether the whole path matches.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
@@ -61,14 +87,7 @@ impl FromStr for PathRegex {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // Checked alone first, so that the message shows the user's own text and an unbalanced group cannot pair
-        // up with ours.
-        Regex::new(text).map_err(|e| e.to_string())?;
-        let regex = Regex::new(&format!("^(?:{text})$")).map_err(|e| e.to_string())?;
-        Ok(Self {
-            regex,
-            text: text.to_owned(),
-        })
+        Self::within(text, Self::SIZE)
     }
 }
 
@@ -250,5 +269,9 @@ mod tests {
         assert!(!regex.matches("bazel-out/k8/xy"));
         assert!(!regex.matches("ab"));
         assert!("a)(b".parse::<PathRegex>().is_err());
+        let deep = format!("{}a{}", "(".repeat(50_000), ")".repeat(50_000));
+        assert!(deep.parse::<PathRegex>().is_err());
+        assert!(PathRegex::within(r"\pL{200}", 100_000).is_err());
+        assert!(PathRegex::within("bazel-out/.*\\.so", 100_000).is_ok());
     }
 }

@@ -18,7 +18,7 @@ use super::{
     shared::locked,
     store::{Found, Store, exchange},
 };
-use crate::units::now_ms;
+use crate::{removal::remove_all, units::now_ms};
 
 const DIR_NAME: &str = "record";
 const COMPACT_NAME: &str = "record.compact";
@@ -201,11 +201,7 @@ impl Place {
         let mut found = self.quarantined();
         let surplus = found.len().saturating_sub(KEPT_QUARANTINED);
         for (_, path) in found.drain(..surplus) {
-            let removed = match path.symlink_metadata() {
-                Ok(meta) if meta.is_dir() => fs::remove_dir_all(&path),
-                _ => fs::remove_file(&path),
-            };
-            if let Err(error) = removed {
+            if let Err(error) = remove_all(&path) {
                 tracing::warn!(path = %path.display(), %error, "cannot delete an old quarantined record");
             }
         }
@@ -310,11 +306,8 @@ pub(super) fn make_compact(
 
 /// Removes what an exchange left behind, or did not come to.
 fn remove_compact(compact: &Path) {
-    match fs::remove_dir_all(compact) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::debug!(%error, "cannot remove what was left of a store that was written anew");
-        }
-        _ => {}
+    if let Err(error) = remove_all(compact) {
+        tracing::debug!(%error, "cannot remove what was left of a store that was written anew");
     }
 }
 
@@ -350,6 +343,7 @@ mod tests {
         for _ in 0..6 {
             fs::create_dir(place.dir()).unwrap();
             fs::write(place.dir().join("db"), "x").unwrap();
+            crate::removal::nest(&place.dir().join("deep"), 5000).unwrap();
             last = place.quarantine().unwrap();
         }
         fs::create_dir(dir.path().join("record.quarantined-by-me")).unwrap();
@@ -358,6 +352,9 @@ mod tests {
         assert_eq!(kept, KEPT_QUARANTINED + 1, "and what is not ours");
         assert!(last.exists());
         assert!(!place.dir().exists());
+        for (_, path) in place.quarantined() {
+            remove_all(&path).unwrap();
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub enum StageErrorKind {
     NotFound,
     /// The request makes no sense as it is.
     Request,
+    /// It is not for whoever asked.
+    Denied,
     /// It should have worked.
     Failed,
 }
@@ -66,6 +68,14 @@ pub enum StageError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The directory is not for whoever asked, or for nobody.
+    #[error("nothing is staged into {}: {reason}", .directory.display())]
+    Denied {
+        /// Which.
+        directory: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The file is no archive, or a damaged one.
     #[error("{path} is damaged at byte {offset}: {reason}")]
     Archive {
@@ -113,6 +123,7 @@ impl StageError {
         match self {
             Self::Unknown(_) | Self::NoMatch { .. } | Self::Nothing(_) => StageErrorKind::NotFound,
             Self::Setting { .. } => StageErrorKind::Request,
+            Self::Denied { .. } => StageErrorKind::Denied,
             _ => StageErrorKind::Failed,
         }
     }

@@ -8,6 +8,7 @@
 //!   spoken.
 //! * [`stager`] brings the outputs to the directory through [`crate::materialize`]; `local` is a store of blobs that
 //!   offers what the output tree still has before it asks the cache.
+//! * `destination` says which directories may be named, and holds on to the one that was.
 //! * [`marker`] is the note left in the directory of what was put there, and [`check`] says whether it still holds.
 //!
 //! Two stages into one directory need no lock: every file is put in place whole by a rename, every marker too, and
@@ -17,6 +18,7 @@
 
 pub mod archive;
 pub mod check;
+mod destination;
 mod error;
 mod local;
 pub mod marker;
@@ -31,6 +33,7 @@ mod work;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::{archive::fuzz as archive_fuzz, marker::fuzz as marker_fuzz};
 pub use self::{
+    destination::Reach,
     error::{StageError, StageErrorKind},
     request::{Request, Which, Wish},
     stager::{Ended, Plan, Staged, Stager},

@@ -3,12 +3,36 @@
 use std::{collections::HashMap, path::Path};
 
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::error::StageError;
 use crate::{
-    invocation::{pattern::TargetPattern, policy::PathRegex},
+    invocation::{
+        pattern::{PatternError, TargetPattern},
+        policy::PathRegex,
+    },
     output::Class,
 };
+
+/// Regular expressions of one request, and what all of them may come to once they are compiled: memory, and the time
+/// that it takes.
+const REGEXES: usize = 1000;
+const COMPILED: usize = 32 << 20;
+/// Target patterns and output groups of one request.
+const NAMES: usize = 10_000;
+/// Bytes of all texts of one request.
+const TEXT: usize = 1 << 20;
+
+/// Whoever waits for the answer; what is done for them ends with this.
+#[derive(Debug)]
+pub(super) struct Caller(pub(super) CancellationToken, #[allow(dead_code)] DropGuard);
+
+impl Default for Caller {
+    fn default() -> Self {
+        let token = CancellationToken::new();
+        Self(token.clone(), token.drop_guard())
+    }
+}
 
 /// Which outputs of a build are wished for, as the user wrote it. Part of a marker, so its fields' names stay.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -40,6 +64,7 @@ pub struct Request {
     pub(super) exclude: Vec<PathRegex>,
     pub(super) required: Vec<PathRegex>,
     pub(super) optional: Vec<PathRegex>,
+    caller: CancellationToken,
 }
 
 /// Which build.
@@ -57,26 +82,46 @@ impl Request {
     /// # Errors
     /// Naming the flag whose value makes no sense.
     pub fn new(wish: Wish) -> Result<Self, StageError> {
-        fn all<T: std::str::FromStr>(flag: &str, texts: &[String]) -> Result<Vec<T>, StageError>
-        where
-            T::Err: std::fmt::Display,
-        {
+        Self::for_caller(wish, CancellationToken::new())
+    }
+
+    /// The same for a caller who may go away. May take some tenths of a second.
+    pub(super) fn for_caller(wish: Wish, caller: CancellationToken) -> Result<Self, StageError> {
+        wish.check()?;
+        let count = wish.regexes().map(|(_, list)| list.len()).sum::<usize>();
+        let size = COMPILED / count.max(1);
+        let regexes = |flag: &str, texts: &[String]| -> Result<Vec<PathRegex>, StageError> {
             let read = |text: &String| {
-                text.parse().map_err(|e: T::Err| StageError::Setting {
-                    flag: format!("{flag}={text}"),
-                    reason: e.to_string(),
-                })
+                if caller.is_cancelled() {
+                    return Err(gone());
+                }
+                PathRegex::within(text, size.min(PathRegex::SIZE))
+                    .map_err(|e| setting(flag, text, format!("{e} (for one of the request's {count})")))
             };
             texts.iter().map(read).collect()
-        }
+        };
+        let target = |text: &String| {
+            text.parse()
+                .map_err(|e: PatternError| setting("TARGET", text, e.to_string()))
+        };
         Ok(Self {
-            targets: all("TARGET", &wish.targets)?,
-            include: all("--include", &wish.include)?,
-            exclude: all("--exclude", &wish.exclude)?,
-            required: all("--required", &wish.required)?,
-            optional: all("--optional", &wish.optional)?,
+            targets: wish.targets.iter().map(target).collect::<Result<_, _>>()?,
+            include: regexes("--include", &wish.include)?,
+            exclude: regexes("--exclude", &wish.exclude)?,
+            required: regexes("--required", &wish.required)?,
+            optional: regexes("--optional", &wish.optional)?,
             wish,
+            caller,
         })
+    }
+
+    /// Fails once nobody waits for what is found any more.
+    pub(super) fn still_asked(&self) -> Result<(), StageError> {
+        if self.caller.is_cancelled() {
+            Err(gone())
+        } else {
+            Ok(())
+        }
     }
 
     /// How much an output is wanted that any of these paths stands for: its own and that of its tree.
@@ -91,11 +136,66 @@ impl Request {
     }
 }
 
+fn setting(flag: &str, text: &str, reason: String) -> StageError {
+    StageError::Setting {
+        flag: format!("{flag}={text}"),
+        reason,
+    }
+}
+
+pub(super) fn gone() -> StageError {
+    StageError::Internal("whoever asked has gone".to_owned())
+}
+
 pub(super) fn hits(regex: &PathRegex, paths: &[&str]) -> bool {
     paths.iter().any(|path| regex.matches(path))
 }
 
 impl Wish {
+    /// Its lists of regular expressions, with their flags.
+    fn regexes(&self) -> impl Iterator<Item = (&'static str, &[String])> {
+        [
+            ("--include", &*self.include),
+            ("--exclude", &*self.exclude),
+            ("--required", &*self.required),
+            ("--optional", &*self.optional),
+        ]
+        .into_iter()
+    }
+
+    /// Refuses what is too much for one request, before any of it is read.
+    fn check(&self) -> Result<(), StageError> {
+        let names = [
+            ("TARGET", &*self.targets),
+            ("--output-group", &*self.output_groups),
+        ];
+        let text = names.into_iter().chain(self.regexes());
+        let text: usize = text.flat_map(|(_, list)| list).map(String::len).sum();
+        for (flag, found, most, what) in [
+            (
+                "--include",
+                self.regexes().map(|(_, list)| list.len()).sum(),
+                REGEXES,
+                "regular expressions",
+            ),
+            (
+                "TARGET",
+                names.iter().map(|(_, list)| list.len()).sum(),
+                NAMES,
+                "targets and output groups",
+            ),
+            ("TARGET", text, TEXT, "bytes of patterns"),
+        ] {
+            if found > most {
+                return Err(StageError::Setting {
+                    flag: flag.to_owned(),
+                    reason: format!("the request has {found} {what}, and outhaul takes {most} at most"),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// With lists whose order means nothing in one order, to be compared. That of target patterns means something.
     pub(super) fn sorted(&self) -> Self {
         let mut wish = self.clone();
@@ -154,6 +254,39 @@ impl Which {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_request_may_cost_so_much_and_no_more() {
+        let wish = |include: Vec<String>, targets: usize| Wish {
+            include,
+            targets: vec!["//a:b".to_owned(); targets],
+            ..Wish::default()
+        };
+        let plain = |n: usize| {
+            (0..n)
+                .map(|n| format!("bazel-out/.*/lib{n}\\.(so|a)"))
+                .collect::<Vec<_>>()
+        };
+        Request::new(wish(plain(REGEXES), NAMES)).unwrap();
+        Request::new(wish(vec![r"\w+/.*\.so".to_owned(); 100], 0)).unwrap();
+        for (wish, part) in [
+            (wish(vec![r"\pL{200}".to_owned(); 200], 0), "size limit"),
+            (wish(plain(REGEXES + 1), 0), "1001 regular expressions"),
+            (wish(Vec::new(), NAMES + 1), "10001 targets"),
+            (wish(vec!["a".repeat(TEXT + 1)], 0), "bytes of patterns"),
+        ] {
+            let error = Request::new(wish).unwrap_err();
+            assert!(matches!(error, StageError::Setting { .. }), "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let caller = Caller::default();
+        let token = caller.0.clone();
+        let request = Request::for_caller(wish(plain(1), 1), token.clone()).unwrap();
+        request.still_asked().unwrap();
+        drop(caller);
+        assert!(request.still_asked().is_err());
+        assert!(Request::for_caller(wish(plain(1), 1), token).is_err());
+    }
 
     #[test]
     fn a_workspace_within_another_has_its_own_builds() {

@@ -95,6 +95,7 @@ impl Recorded {
             match effect {
                 Effect::Outputs(target, named) => {
                     for output in named {
+                        request.still_asked()?;
                         picked.offer(&target, output, &trees);
                     }
                 }

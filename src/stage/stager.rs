@@ -14,15 +14,17 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinHandle, spawn_blocking},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    destination::{Destination, Reach},
     error::StageError,
     local::{self, LocalFirst},
     recorded::Recorded,
-    request::{Request, Which, Wish},
+    request::{Caller, Request, Which, Wish},
     select::{Artifact, Selection},
     work::{Work, Working},
 };
@@ -39,7 +41,7 @@ use crate::{
     },
     materialize::{
         Completion, Materializer, Root, Session,
-        place::{Epoch, OutputRoot, PlaceError},
+        place::{Epoch, OutputRoot},
     },
     output::{OutputContent, Stamp},
     record::{InvocationRow, InvocationState, OutputState, Record},
@@ -52,6 +54,8 @@ const FIRST_ROOT: u32 = 1 << 31;
 const WANTED: u64 = 0;
 const GIVEN_UP: u64 = WANTED + 1;
 /// Commands that build nothing.
+/// Builds that are read and staged at a time; others wait.
+const PLACES: usize = 8;
 const ASKING: [&str; 4] = ["query", "cquery", "aquery", "fetch"];
 
 /// Stages outputs of recorded builds. Cheap to clone.
@@ -63,6 +67,10 @@ pub struct Stager {
     /// Tells which builds are still running; none where no builds are followed.
     engine: Option<Engine>,
     journal: PathBuf,
+    /// Which directories may be named.
+    reach: Reach,
+    /// Builds that are read, or staged, at a time: all that their journals tell is in memory.
+    places: Arc<Semaphore>,
     next: Arc<AtomicU32>,
     /// How many stages are on their way.
     working: Arc<AtomicUsize>,
@@ -78,6 +86,7 @@ pub struct Plan {
     /// Where the build said that its blobs are, if the record does not know.
     recorded: Recorded,
     pub(super) journal: PathBuf,
+    _place: OwnedSemaphorePermit,
 }
 
 /// An output's end.
@@ -120,8 +129,20 @@ impl Stager {
             sources,
             engine,
             journal,
+            reach: Reach::default(),
+            places: Arc::new(Semaphore::new(PLACES)),
             next: Arc::new(AtomicU32::new(FIRST_ROOT)),
             working: Arc::default(),
+        }
+    }
+
+    /// The same for callers with a reach of their own, who wait for each other and keep nobody else waiting.
+    #[must_use]
+    pub fn within(self, reach: Reach) -> Self {
+        Self {
+            reach,
+            places: Arc::new(Semaphore::new(PLACES)),
+            ..self
         }
     }
 
@@ -131,12 +152,36 @@ impl Stager {
         self.working.load(Ordering::Relaxed) > 0
     }
 
-    /// Finds out what a wish comes to. Writes nothing.
+    /// Opens a directory that is to be staged into, or was, if it may be named; `None` if it is not there.
+    ///
+    /// # Errors
+    /// When it may not be named, or not be opened.
+    pub(crate) async fn destination(
+        &self,
+        directory: &Path,
+        make: bool,
+    ) -> Result<Option<Destination>, StageError> {
+        let (reach, directory) = (self.reach.clone(), directory.to_owned());
+        let state = self.journal.parent().map(Path::to_owned);
+        let opened = spawn_blocking(move || reach.open(&directory, state.as_deref(), make));
+        opened
+            .await
+            .unwrap_or_else(|_| Err(StageError::Internal("opening the directory panicked".to_owned())))
+    }
+
+    /// Finds out what a wish comes to. Writes nothing, and ends when nobody waits for it any more.
     ///
     /// # Errors
     /// When there is no such build, it still runs, its journal can't be read, or the wish does not fit it.
     pub async fn plan(&self, which: &Which, wish: &Wish) -> Result<Plan, StageError> {
-        let request = Request::new(wish.clone())?;
+        let panicked = |what| StageError::Internal(format!("{what} panicked"));
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let place = place.map_err(|e| StageError::Internal(e.to_string()))?;
+        let caller = Caller::default();
+        let (wish, still) = (wish.clone(), caller.0.clone());
+        let request = spawn_blocking(move || Request::for_caller(wish, still))
+            .await
+            .unwrap_or_else(|_| Err(panicked("reading the patterns")))?;
         let (row, entry) = self.find(which).await?;
         let function = self.sources.digest_function();
         let plan = spawn_blocking(move || {
@@ -153,10 +198,11 @@ impl Stager {
                 wish: request.wish,
                 recorded,
                 journal: entry.path,
+                _place: place,
             })
         });
         plan.await
-            .unwrap_or_else(|_| Err(StageError::Internal("reading the journal panicked".to_owned())))
+            .unwrap_or_else(|_| Err(panicked("reading the journal")))
     }
 
     /// The build that is meant, and its journal.
@@ -228,41 +274,55 @@ impl Stager {
             .map(|recorded| recorded.row(&entry.key))
     }
 
-    /// Stages what was planned. Answers when what is required is there.
+    /// Stages what was planned. Answers when what is required is there; if whoever asked is `gone` before that, the rest is
+    /// given up.
     ///
     /// # Errors
     /// When the directory can't be used, or a marker can't be written. That an output could not be had is no error
     /// but an [`Ended`] that says so.
-    pub async fn stage(&self, plan: Plan, directory: &Path) -> Result<Staged, StageError> {
+    pub async fn stage(
+        &self,
+        plan: Plan,
+        directory: &Path,
+        gone: &CancellationToken,
+    ) -> Result<Staged, StageError> {
         let working = Working::begin(&self.working);
+        let destination = self.destination(directory, false).await?;
         let store = Arc::new(self.store(&plan).await);
         let attribution = Arc::new(Attribution {
             invocation_id: plan.build.invocation_id.clone(),
             build_id: plan.build.build_id.clone(),
             ..Attribution::default()
         });
-        let mut work = Work::new(plan, directory.to_owned(), store, working);
+        let mut work = Work::new(plan, directory, destination, store, working);
         work.find_present().await?;
         work.find_evicted(&attribution).await;
         if work.failed() {
             return Ok(work.staged(false, None));
         }
-        let opened = directory.to_owned();
-        let place = spawn_blocking(move || {
-            let place = OutputRoot::open(&opened, true)?;
+        let failed = |reason: String| StageError::Setting {
+            flag: format!("--to={}", directory.display()),
+            reason,
+        };
+        let made = self.destination(directory, true).await?;
+        let made = made.ok_or_else(|| failed("cannot be made".to_owned()))?;
+        let opened = spawn_blocking(move || {
+            let place = OutputRoot::open(&made.real, true).map_err(|e| e.to_string())?;
+            // Another directory may have come into its place since it was judged.
+            if !made.is(place.device(), place.inode()) {
+                return Err("was replaced by another directory just now".to_owned());
+            }
             // What a stage that was killed has left; what a living one uses stays.
             if let Err(error) = place.sweep() {
-                tracing::debug!(directory = %opened.display(), "not swept: {error}");
+                tracing::debug!(directory = %made.real.display(), "not swept: {error}");
             }
-            Ok(place)
+            Ok((made, place))
         })
         .await;
-        let place = place
+        let (made, place) = opened
             .map_err(|e| StageError::Internal(e.to_string()))?
-            .map_err(|e: PlaceError| StageError::Setting {
-                flag: format!("--to={}", directory.display()),
-                reason: e.to_string(),
-            })?;
+            .map_err(failed)?;
+        work.opened(made);
         let root = Arc::new(Root {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             place: Arc::new(place),
@@ -279,7 +339,10 @@ impl Stager {
         let wants = work.wants();
         self.materializer.want(&session, wants).await;
         drop(session);
-        let ended = required(&mut work, &mut completed).await;
+        let ended = gone
+            .run_until_cancelled(required(&mut work, &mut completed))
+            .await;
+        let ended = ended.unwrap_or_else(|| Err(super::request::gone()));
         if !matches!(ended, Ok(true)) {
             // Optional outputs may still be on their way, and nothing may come behind the answer.
             self.materializer.begin(&root, GIVEN_UP).await;

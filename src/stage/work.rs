@@ -15,6 +15,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{
     check::{self, Wanted},
+    destination::Destination,
     error::StageError,
     local::LocalFirst,
     marker::{self, Marker, Missing},
@@ -35,7 +36,10 @@ const STAMP_AGE: Duration = Duration::from_millis(25);
 /// One stage on its way.
 pub(super) struct Work {
     pub(super) plan: Plan,
-    pub(super) directory: PathBuf,
+    /// Where it is read and written: by the path that was asked for as long as it is not there, and then by its
+    /// descriptor.
+    directory: PathBuf,
+    destination: Option<Destination>,
     pub(super) store: Arc<LocalFirst>,
     /// By place.
     ends: HashMap<ExecPath, End>,
@@ -90,16 +94,39 @@ impl End {
 }
 
 impl Work {
-    pub(super) fn new(plan: Plan, directory: PathBuf, store: Arc<LocalFirst>, working: Working) -> Self {
+    pub(super) fn new(
+        plan: Plan,
+        asked: &Path,
+        destination: Option<Destination>,
+        store: Arc<LocalFirst>,
+        working: Working,
+    ) -> Self {
         Self {
             ends: HashMap::new(),
             notes: plan.selection.notes.clone(),
-            directory,
+            directory: destination
+                .as_ref()
+                .map_or_else(|| asked.to_owned(), Destination::path),
+            destination,
             plan,
             store,
             required_open: 0,
             optional_open: 0,
             _working: working,
+        }
+    }
+
+    /// It is there now.
+    pub(super) fn opened(&mut self, destination: Destination) {
+        self.directory = destination.path();
+        self.destination = Some(destination);
+    }
+
+    /// An error in the words of whoever asked.
+    fn told(&self, error: StageError) -> StageError {
+        match &self.destination {
+            Some(destination) => destination.name_in(error),
+            None => error,
         }
     }
 
@@ -141,7 +168,8 @@ impl Work {
             Err(StageError::Internal(
                 "looking at the directory panicked".to_owned(),
             ))
-        })?;
+        });
+        let looked = looked.map_err(|e| self.told(e))?;
         for (path, check) in looked {
             if let Ok(Check::Present { stamp, .. }) = check {
                 self.ends.insert(path, End::there("present", Some(stamp)));
@@ -298,9 +326,10 @@ impl Work {
             use_journal(&journal);
             Ok(())
         });
-        written
+        let written = written
             .await
-            .unwrap_or_else(|_| Err(StageError::Internal("writing the marker panicked".to_owned())))
+            .unwrap_or_else(|_| Err(StageError::Internal("writing the marker panicked".to_owned())));
+        written.map_err(|e| self.told(e))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The control API over gRPC: what the commands do not show of it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use hyper_util::rt::TokioIo;
 use outhaul::{
@@ -15,7 +15,7 @@ use tonic::{
 };
 
 use crate::{
-    support::{PATIENCE, World, finish, outhaul},
+    support::{PATIENCE, Server, World, finish, outhaul},
     waiting::{PERSISTENT, unblock},
 };
 
@@ -389,4 +389,154 @@ async fn a_daemon_does_not_open_a_port_that_is_not_guarded() {
             .args(args);
         finish(command).await.says(2, &[part]);
     }
+}
+
+/// A client of the control port, with the token.
+async fn over_tcp(
+    server: &Server,
+) -> impl AsyncFn(pb::StageRequest) -> Result<pb::StageResponse, tonic::Status> + use<> {
+    let log = server.logged("control API on").await;
+    let line = log.lines().find(|line| line.contains("control API on")).unwrap();
+    let port = line.rsplit(':').next().unwrap().trim().to_owned();
+    let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
+    let client = ControlClient::new(channel.connect().await.unwrap());
+    async move |request| {
+        let mut request = tonic::Request::new(request);
+        let token = "Bearer a-token-that-nobody-guesses".parse().unwrap();
+        request.metadata_mut().insert("authorization", token);
+        client
+            .clone()
+            .stage(request)
+            .await
+            .map(tonic::Response::into_inner)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tcp_nothing_is_staged_but_where_a_flag_says_and_never_into_the_state_directory() {
+    let world = World::new().await;
+    let (.., token) = credentials(&world);
+    let to = |directory: &str| pb::StageRequest {
+        directory: world.path(directory),
+        wait_all: true,
+        ..pb::StageRequest::default()
+    };
+    for name in ["allowed", "precious"] {
+        std::fs::create_dir(world.path(name)).unwrap();
+    }
+    std::os::unix::fs::symlink("../precious", world.path("allowed/out")).unwrap();
+    let token = format!("--control-token-file={token}");
+    let allowed = format!("--control-stage-dir={}", world.path("allowed"));
+    for dirs in [vec![], vec![&*allowed]] {
+        let mut args = vec!["--control-listen=127.0.0.1:0", &token];
+        args.extend(&dirs);
+        let mut server = world.serve(&args).await;
+        world.play(&world.build, server.door()).await;
+        let stage = over_tcp(&server).await;
+        let mut denied = vec![
+            "precious",
+            "allowed/out",
+            "allowed/out/new",
+            "state/journal",
+            "state",
+        ];
+        if dirs.is_empty() {
+            denied.extend(["allowed", "allowed/new"]);
+        } else {
+            let staged = stage(to("allowed/new/one")).await.unwrap();
+            assert!(staged.staged, "{staged:?}");
+            assert_eq!(
+                world.wrong_below(Path::new(&world.path("allowed/new/one"))),
+                Vec::<String>::new()
+            );
+        }
+        for directory in denied {
+            let status = stage(to(directory)).await.unwrap_err();
+            assert_eq!(status.code(), Code::PermissionDenied, "{directory}: {status}");
+            assert!(status.message().contains("--control-stage-dir"), "{status}");
+        }
+        // To look at what would be staged, no directory is written.
+        let plan = pb::StageRequest {
+            dry_run: true,
+            ..pb::StageRequest::default()
+        };
+        stage(plan).await.unwrap();
+        let mut client = client(&world).await;
+        for directory in ["state", "state/journal", "state/new/one", "."] {
+            let status = client.stage(to(directory)).await.unwrap_err();
+            assert_eq!(status.code(), Code::PermissionDenied, "{directory}: {status}");
+            assert!(status.message().contains("state directory"), "{status}");
+        }
+        client.stage(to("anywhere/else")).await.unwrap();
+        assert_eq!(std::fs::read_dir(world.path("precious")).unwrap().count(), 0);
+        assert!(!Path::new(&world.path("state/new")).exists());
+        server.signal(rustix::process::Signal::TERM);
+        assert_eq!(server.end().await, Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_call_may_cost_is_bounded_and_keeps_no_build_waiting() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    world.play(&world.build, server.door()).await;
+    let mut client = client(&world).await;
+    let wish = |include: Vec<String>| pb::StageRequest {
+        wish: Some(pb::StageWish {
+            include,
+            ..pb::StageWish::default()
+        }),
+        dry_run: true,
+        ..pb::StageRequest::default()
+    };
+    // All at once, and nobody waits for the answers.
+    for _ in 0..64 {
+        let mut client = client.clone();
+        let request = wish((0..1000).map(|n| format!("{n}\\pL{{{n}}}.*")).collect());
+        let call = tokio::spawn(async move { client.stage(request).await });
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        call.abort();
+    }
+    world.play(&world.build, server.door()).await;
+    for request in [
+        wish(vec![r"\pL{200}".to_owned(); 200]),
+        wish(vec!["a".to_owned(); 1001]),
+    ] {
+        let status = client.stage(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    }
+    let paths = vec!["x".to_owned(); 100_001];
+    let stat = pb::BatchStatRequest {
+        paths: paths.clone(),
+        invocation_id: String::new(),
+    };
+    let outputs = || pb::OutputsRequest { paths: paths.clone() };
+    let wait = pb::WaitRequest {
+        targets: vec!["//a:b".to_owned(); 10_001],
+        ..pb::WaitRequest::default()
+    };
+    for status in [
+        client.batch_stat(stat).await.unwrap_err(),
+        client.stat_outputs(outputs()).await.unwrap_err(),
+        client.materialize(outputs()).await.unwrap_err(),
+        client
+            .why(pb::WhyRequest { paths: paths.clone() })
+            .await
+            .unwrap_err(),
+        client.wait(wait).await.unwrap_err(),
+    ] {
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("at most"), "{status}");
+    }
+    let all = pb::ListInvocationsRequest { limit: u32::MAX };
+    assert_eq!(
+        client
+            .list_invocations(all)
+            .await
+            .unwrap()
+            .into_inner()
+            .invocations
+            .len(),
+        1
+    );
 }

@@ -8,7 +8,8 @@
 //!
 //! `NAME.journal` is unfinished: there may be outputs to fetch, or events that an upstream service still has to get. It
 //! becomes `NAME.settled` when there is nothing left to do. `NAME.acked` says how much upstream has. A file of another
-//! version, or with a damaged head, is moved aside as `NAME.damaged` and never read.
+//! version, or with a damaged head, is moved aside as `NAME.damaged` and never read. One that processes died of is
+//! `NAME.set-aside`.
 //!
 //! The calls about a build's life that go upstream have files of their own, one per build, in the directory
 //! `lifecycle`: they are no invocation's.
@@ -21,6 +22,7 @@ mod format;
 pub(super) mod fuzz;
 pub(super) mod headers;
 mod inlet;
+mod replay;
 mod retention;
 mod store;
 #[cfg(test)]
@@ -31,6 +33,7 @@ pub use error::JournalError;
 pub use file::Records;
 pub use format::{Record, RecordKind};
 pub use inlet::Inlet;
+pub use replay::SetAside;
 pub use retention::{Executed, Plan};
 pub(super) use store::now_ms;
 pub use store::{Entry, Journal, JournalOptions};
@@ -39,4 +42,5 @@ pub use writer::Writer;
 pub(super) use cursor::Cursor;
 pub(super) use file::{FrameAt, Place, read_frame};
 pub(super) use format::Batch;
+pub(super) use replay::{MOST_LOST, Replaying};
 pub(super) use writer::Recovered;

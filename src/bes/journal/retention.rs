@@ -89,7 +89,7 @@ impl Journal {
         executed
     }
 
-    /// Deletes cursors whose journals are gone: of those just deleted, and of a process that ended between the two.
+    /// Deletes cursors and marks whose journals are gone: of those just deleted, and of a process that ended between the two.
     fn sweep_cursors(&self) {
         let cursors = fs::read_dir(self.dir())
             .into_iter()
@@ -97,7 +97,7 @@ impl Journal {
             .filter_map(Result::ok)
             .map(|item| item.path())
             .filter(|path| path.extension().is_some_and(|e| e == ACKED));
-        for path in cursors {
+        for path in cursors.chain(self.marks()) {
             let journal = [UNFINISHED, SETTLED]
                 .iter()
                 .any(|extension| path.with_extension(extension).exists());
@@ -105,7 +105,7 @@ impl Journal {
                 && !self.open.contains(&path)
                 && let Err(e) = fs::remove_file(&path)
             {
-                tracing::warn!(file = %path.display(), error = %e, "a journal's cursor was not deleted");
+                tracing::warn!(file = %path.display(), error = %e, "what belonged to a journal was not deleted");
             }
         }
     }

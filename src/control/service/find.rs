@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::Service;
 use crate::{
     exec_path::ExecPath,
@@ -51,7 +53,7 @@ impl Service {
     }
 
     /// The output at a path, or all outputs below it.
-    pub(super) fn find_all(&self, path: &str) -> Vec<Found> {
+    pub(super) fn find_all(&self, path: &str, gone: &CancellationToken) -> Vec<Found> {
         if let Some(found) = self.find(path, None)
             && found.row.content != OutputContent::Directory
         {
@@ -63,6 +65,7 @@ impl Service {
             let below: Vec<Found> = self
                 .record
                 .scan_outputs(root, &exec_path)
+                .take_while(|_| !gone.is_cancelled())
                 .filter(|(path, _)| path.starts_with(&exec_path))
                 .map(|(path, row)| Found {
                     root,

@@ -15,6 +15,8 @@ use crate::{
     remote::Attribution,
 };
 
+/// Outputs that one call brings to disk.
+const RESULTS: usize = 1_000_000;
 /// How long row updates wait, see `Stamp::recorded_at`.
 const STAMP_AGE: Duration = Duration::from_millis(25);
 
@@ -24,14 +26,23 @@ impl Service {
         let _call = self.calls.begin();
         let mut results = Vec::new();
         for path in paths {
-            let service = self.clone();
             let asked = path.clone();
-            let found = spawn_blocking(move || service.find_all(&asked))
+            let found = self
+                .read(move |service, gone| service.find_all(&asked, gone))
                 .await
                 .unwrap_or_default();
-            if found.is_empty() {
+            let refused = if found.is_empty() {
+                Some("no build recorded here has named it".to_owned())
+            } else if results.len() + found.len() > RESULTS {
+                Some(format!(
+                    "one call brings {RESULTS} outputs at most; ask for the rest in another"
+                ))
+            } else {
+                None
+            };
+            if let Some(error) = refused {
                 results.push(pb::materialize_response::Result {
-                    error: "no build recorded here has named it".to_owned(),
+                    error,
                     path,
                     ..Default::default()
                 });

@@ -2,14 +2,19 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::sync::mpsc;
 
 use super::{Service, find::Found, show};
 use crate::{
     control::staging,
+    exec_path::ExecPath,
+    materialize::place::Placer,
     proto::outhaul::v1 as pb,
-    record::{InvocationRow, OutputState},
+    record::{InvocationRow, OutputRow, OutputState, RootId},
 };
+
+/// Rows that are looked at in one go.
+const PAGE: usize = 1024;
 
 impl Service {
     /// What is recorded of outputs, with their state checked against the disk; an empty entry for what is not found.
@@ -20,13 +25,18 @@ impl Service {
     pub async fn stat(&self, paths: Vec<String>, invocation: &str) -> Result<Vec<pb::Output>, String> {
         let only = match invocation {
             "" => None,
-            id => Some(self.row_of(id)?.root.ok_or("the invocation has no output root")?),
+            id => Some(
+                self.named_row(id)
+                    .await?
+                    .root
+                    .ok_or("the invocation has no output root")?,
+            ),
         };
-        let service = self.clone();
-        let answer = spawn_blocking(move || {
+        let answer = self.read(move |service, gone| {
             let mut placers = HashMap::new();
             paths
                 .iter()
+                .take_while(|_| !gone.is_cancelled())
                 .map(|path| match service.find(path, only) {
                     Some(found) => {
                         let present = service.is_present(&mut placers, &found);
@@ -40,13 +50,8 @@ impl Service {
     }
 
     /// An invocation, the newest for an empty id.
-    fn row_of(&self, id: &str) -> Result<InvocationRow, String> {
-        let row = if id.is_empty() {
-            self.newest()
-        } else {
-            self.record.invocation(id)
-        };
-        row.ok_or_else(|| match id {
+    async fn named_row(&self, id: &str) -> Result<InvocationRow, String> {
+        self.row_of(id).await.ok_or_else(|| match id {
             "" => "no invocation is recorded".to_owned(),
             id => format!("no invocation {id:?} is recorded"),
         })
@@ -58,7 +63,7 @@ impl Service {
     /// # Errors
     /// In words: there is no such invocation, or it has no output root.
     pub async fn outputs(&self, id: &str, class: &str) -> Result<mpsc::Receiver<pb::Output>, String> {
-        let row = self.row_of(id)?;
+        let row = self.named_row(id).await?;
         let exec_root = PathBuf::from(&row.exec_root);
         let (answer, outputs) = mpsc::channel(256);
         let Some(root) = row.root else {
@@ -66,26 +71,71 @@ impl Service {
             tokio::spawn(staging::tell(named, class.to_owned(), answer));
             return Ok(outputs);
         };
-        let (service, class) = (self.clone(), class.to_owned());
-        spawn_blocking(move || {
-            let mut placers = HashMap::new();
-            for (path, row) in service.record.scan_outputs(root, "") {
-                if !class.is_empty() && row.class.name() != class {
-                    continue;
-                }
-                let found = Found {
-                    root,
-                    exec_root: exec_root.clone(),
-                    path,
-                    row,
+        let mut listing = Listing {
+            root,
+            exec_root,
+            class: class.to_owned(),
+            rows: None,
+            placers: HashMap::new(),
+        };
+        let service = self.clone();
+        tokio::spawn(async move {
+            // Page by page: whoever takes them slowly keeps nobody else from reading.
+            loop {
+                let read = service.read(move |service, _| {
+                    let page = listing.page(service);
+                    (listing, page)
+                });
+                let Some((rest, (page, is_last))) = read.await else {
+                    return;
                 };
-                let present =
-                    found.row.state == OutputState::Materialized && service.is_present(&mut placers, &found);
-                if answer.blocking_send(show::output(&found, present)).is_err() {
-                    break;
+                listing = rest;
+                for output in page {
+                    if answer.send(output).await.is_err() {
+                        return;
+                    }
+                }
+                if is_last {
+                    return;
                 }
             }
         });
         Ok(outputs)
+    }
+}
+
+/// A root's outputs on their way to who asked for them.
+struct Listing {
+    root: RootId,
+    exec_root: PathBuf,
+    class: String,
+    rows: Option<Box<dyn Iterator<Item = (ExecPath, OutputRow)> + Send>>,
+    placers: HashMap<RootId, Option<Placer>>,
+}
+
+impl Listing {
+    /// The next of them, and whether they are the last. Blocks.
+    fn page(&mut self, service: &Service) -> (Vec<pb::Output>, bool) {
+        let root = self.root;
+        let rows = self
+            .rows
+            .get_or_insert_with(|| Box::new(service.record.scan_outputs(root, "")));
+        let (mut page, mut seen) = (Vec::new(), 0);
+        for (path, row) in rows.take(PAGE) {
+            seen += 1;
+            if !self.class.is_empty() && row.class.name() != self.class {
+                continue;
+            }
+            let found = Found {
+                root,
+                exec_root: self.exec_root.clone(),
+                path,
+                row,
+            };
+            let present =
+                found.row.state == OutputState::Materialized && service.is_present(&mut self.placers, &found);
+            page.push(show::output(&found, present));
+        }
+        (page, seen < PAGE)
     }
 }

@@ -127,7 +127,7 @@ fn judge(
 }
 
 /// The path without symlinks; what does not exist is appended as it is.
-fn resolve(path: &Path) -> std::io::Result<PathBuf> {
+pub(crate) fn resolve(path: &Path) -> std::io::Result<PathBuf> {
     for existing in path.ancestors() {
         match existing.canonicalize() {
             Ok(real) => {

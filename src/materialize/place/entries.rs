@@ -1,6 +1,6 @@
 //! Symlinks and directories.
 
-use std::{os::fd::AsFd as _, path::Path};
+use std::path::Path;
 
 use rustix::{
     fs::{self, FileType},
@@ -17,7 +17,7 @@ use super::{
     walk::{self, Spot},
     writable::Writable,
 };
-use crate::{exec_path::ExecPath, output::OutputContent};
+use crate::{exec_path::ExecPath, output::OutputContent, removal::remove_empty};
 
 impl Placer {
     /// Makes a symlink with this target, as it is: nothing is ever written through it. What is in its place is
@@ -69,7 +69,7 @@ impl Placer {
             match replace_by_symlink(&job, &spot, target)? {
                 Ok(()) => return placed(&spot, how).map_err(error),
                 Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                    sys::remove_empty(spot.dir.as_fd(), &spot.name).map_err(error)?;
+                    remove_empty(&*spot.dir, &spot.name).map_err(error)?;
                 }
                 Err(errno) => return Err(error(errno)),
             }

@@ -45,6 +45,7 @@ mod writable;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use allow::resolve;
 pub use allow::{Allowance, is_allowed_open, is_allowed_root};
 pub use check::{Check, Vouched};
 pub use claim::{Claim, Working};

@@ -25,6 +25,7 @@ use crate::{
     digest::Digest,
     exec_path::ExecPath,
     output::{OutputContent, Stamp},
+    removal::remove_empty,
 };
 
 /// What placing did.
@@ -243,7 +244,7 @@ impl NewFile {
                 }
                 Err(Errno::EXIST) if !exists => exists = true,
                 Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                    sys::remove_empty(spot.dir.as_fd(), &spot.name).map_err(|e| error("replace", e))?;
+                    remove_empty(&*spot.dir, &spot.name).map_err(|e| error("replace", e))?;
                 }
                 Err(Errno::XDEV) => {
                     self = self

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, AtFlags, FileType, Mode, OFlags, Stat},
+    fs::{self, AtFlags, FileType, OFlags, Stat},
     io::{self, Errno},
 };
 
@@ -151,102 +151,5 @@ pub(super) fn read_pieces(
             Err(Errno::INTR) => {}
             Err(error) => return Err(error),
         }
-    }
-}
-
-/// Removes what a name stands for: a file, a link (not what it leads to), or a directory with everything in it.
-/// Nothing is no error.
-pub(super) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    match fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        // Linux says ISDIR, POSIX allows PERM.
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let inner = fs::openat(dir, name, flags, Mode::empty())?;
-    for entry in fs::Dir::read_from(&inner)? {
-        let entry = entry?;
-        let entry_name = entry.file_name().to_bytes();
-        if entry_name != b"." && entry_name != b".." {
-            remove_tree(inner.as_fd(), OsStr::from_bytes(entry_name))?;
-        }
-    }
-    match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// Removes a directory that holds nothing but empty directories, such as the roots of trees that Bazel makes
-/// beforehand. Fails with `NOTEMPTY` at the first file; what was removed before that was empty.
-pub(super) fn remove_empty(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-        Err(error) => return Err(error),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let inner = fs::openat(dir, name, flags, Mode::empty())?;
-    let mut below = Vec::new();
-    for entry in fs::Dir::read_from(&inner)? {
-        let entry = entry?;
-        let entry_name = entry.file_name().to_bytes();
-        if entry_name == b"." || entry_name == b".." {
-            continue;
-        }
-        let entry_name = OsStr::from_bytes(entry_name).to_owned();
-        match lstat(&inner, &entry_name)? {
-            Some(stat) if file_type(&stat) == FileType::Directory => below.push(entry_name),
-            Some(_) => return Err(Errno::NOTEMPTY),
-            None => {}
-        }
-    }
-    for entry_name in below {
-        remove_empty(inner.as_fd(), &entry_name)?;
-    }
-    match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{fs as std_fs, os::unix::fs::symlink};
-
-    use super::*;
-
-    fn open(path: &Path) -> OwnedFd {
-        fs::open(path, DIRECTORY, Mode::empty()).unwrap()
-    }
-
-    #[test]
-    fn removing_a_tree_does_not_follow_links() {
-        let dir = tempfile::tempdir().unwrap();
-        std_fs::create_dir_all(dir.path().join("tree/sub")).unwrap();
-        std_fs::create_dir(dir.path().join("kept")).unwrap();
-        std_fs::write(dir.path().join("kept/file"), "x").unwrap();
-        std_fs::write(dir.path().join("tree/sub/file"), "x").unwrap();
-        symlink("../../kept", dir.path().join("tree/sub/link")).unwrap();
-        let fd = open(dir.path());
-        remove_tree(fd.as_fd(), OsStr::new("tree")).unwrap();
-        remove_tree(fd.as_fd(), OsStr::new("tree")).unwrap();
-        assert!(!dir.path().join("tree").exists());
-        assert!(dir.path().join("kept/file").exists());
-    }
-
-    #[test]
-    fn only_directories_without_files_are_removed_as_empty() {
-        let dir = tempfile::tempdir().unwrap();
-        std_fs::create_dir_all(dir.path().join("empty/a/b")).unwrap();
-        std_fs::create_dir_all(dir.path().join("full/a")).unwrap();
-        std_fs::write(dir.path().join("full/file"), "x").unwrap();
-        let fd = open(dir.path());
-        remove_empty(fd.as_fd(), OsStr::new("empty")).unwrap();
-        assert!(!dir.path().join("empty").exists());
-        assert_eq!(remove_empty(fd.as_fd(), OsStr::new("full")), Err(Errno::NOTEMPTY));
-        assert!(dir.path().join("full/file").exists());
-        assert!(dir.path().join("full/a").exists());
     }
 }

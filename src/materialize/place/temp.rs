@@ -26,6 +26,7 @@ use super::{
     root::OutputRoot,
     sys::{self, Inode},
 };
+use crate::removal::remove_tree;
 
 /// Name of the directory that holds every process's own.
 pub(super) const NAME: &str = ".outhaul-tmp";
@@ -170,7 +171,7 @@ impl Drop for TempDir {
     fn drop(&mut self) {
         // Whatever stays is swept at the next start.
         if self.is_there() {
-            let _ = sys::remove_tree(self.base.as_fd(), OsStr::new(&self.name));
+            let _ = remove_tree(&self.base, OsStr::new(&self.name));
         }
         let _ = fs::unlinkat(&self.parent, NAME, AtFlags::REMOVEDIR);
     }
@@ -206,13 +207,14 @@ impl Drop for TempName {
         if self.is_renamed {
             return;
         }
-        let _ = sys::remove_tree(self.temp.as_fd(), &self.name);
+        let _ = remove_tree(&*self.temp, &self.name);
     }
 }
 
-/// Removes what dead processes left. Returns how many had left something.
+/// Removes what dead processes left. Returns how many had left something. What can't be removed keeps nothing else from
+/// being; the error is the first.
 pub(super) fn sweep(root: &OutputRoot) -> Result<usize, PlaceError> {
-    let mut swept = 0;
+    let (mut swept, mut failed) = (0, None);
     for parent in parents(root) {
         let error = |errno| PlaceError::system_error("sweep temp directory", root.path().join(NAME), errno);
         let base = match fs::openat(&parent, NAME, READ_DIRECTORY, Mode::empty()) {
@@ -234,19 +236,21 @@ pub(super) fn sweep(root: &OutputRoot) -> Result<usize, PlaceError> {
                     if fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err() {
                         continue;
                     }
-                    sys::remove_tree(base.as_fd(), name).map_err(error)?;
-                    swept += 1;
+                    match remove_tree(&base, name) {
+                        Ok(()) => swept += 1,
+                        Err(errno) => failed = failed.or_else(|| Some(error(errno))),
+                    }
                 }
                 Err(Errno::NOENT) => {}
                 // Not a directory, so none of ours.
                 Err(Errno::NOTDIR | Errno::LOOP) => {}
-                Err(errno) => return Err(error(errno)),
+                Err(errno) => failed = failed.or_else(|| Some(error(errno))),
             }
         }
         // Only when nothing is left in it.
         let _ = fs::unlinkat(&parent, NAME, AtFlags::REMOVEDIR);
     }
-    Ok(swept)
+    failed.map_or(Ok(swept), Err)
 }
 
 /// The directories that may hold [`NAME`], best first; the root itself is the last.

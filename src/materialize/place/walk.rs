@@ -32,6 +32,8 @@ use super::{
 
 /// How many symlinks are followed for one path, as in Bazel's own download of a dangling link's target.
 const MAX_HOPS: usize = 32;
+/// How many directories deep a walk goes: it holds the descriptors of all of them, for the way back.
+const MAX_DEPTH: usize = 256;
 
 /// A name in an open directory.
 #[derive(Debug, Clone)]
@@ -71,10 +73,7 @@ pub(super) fn make_dir(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Re
         // No link on the way so far, and mostly only the last component is missing. Those in the root itself are made
         // in the one way that looks after `bazel-out`.
         Err(Errno::NOENT) => {
-            if let Some((above, name)) = path.rsplit_once('/')
-                && let Ok(above) = make_dir(root, above, permit)
-                && let Some(dir) = make_in(root, &above, name, permit)
-            {
+            if let Some(dir) = make_below(root, path, permit) {
                 return Ok(dir);
             }
         }
@@ -84,6 +83,35 @@ pub(super) fn make_dir(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Re
     let mut walk = Walk::new(root, path, Some(permit))?;
     walk.descend(0)?;
     walk.end()
+}
+
+/// Makes a directory of which one above it, but not in the root itself, is there or can be walked to. `None` when that
+/// does not work at once: then the walk finds out why.
+fn make_below(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Option<Arc<Dir>> {
+    let mut missing = Vec::new();
+    let mut above = path;
+    let mut dir = loop {
+        let (parent, name) = above.rsplit_once('/')?;
+        missing.push(name);
+        above = parent;
+        match open_beneath(root, above) {
+            Ok(Some(dir)) => break Arc::new(dir),
+            Err(Errno::NOENT) if above.contains('/') => {}
+            _ => {
+                let mut walk = Walk::new(root, above, Some(permit)).ok()?;
+                walk.descend(0).ok()?;
+                break walk.end().ok()?;
+            }
+        }
+    };
+    // A link may lead to the root itself.
+    if dir.path.as_os_str().is_empty() {
+        return None;
+    }
+    for name in missing.into_iter().rev() {
+        dir = make_in(root, &dir, name, permit)?;
+    }
+    Some(dir)
 }
 
 /// Makes and opens a directory in one that is not the root itself. `None` when that does not work at once: then the walk
@@ -310,6 +338,10 @@ impl<'a> Walk<'a> {
             };
             let stat = fs::fstat(&fd).map_err(|e| error("stat directory for", e))?;
             match sys::file_type(&stat) {
+                FileType::Directory if self.stack.len() > MAX_DEPTH => {
+                    let kind = PlaceErrorKind::Conflict("the way to it is more than 256 directories deep");
+                    return Err(PlaceError::new("walk to", self.asked, kind));
+                }
                 FileType::Directory => {
                     self.stack.push(Arc::new(Dir {
                         inode: sys::inode(&stat),

@@ -106,15 +106,19 @@ pub(in crate::record) fn exchange(fresh: &Path, dir: &Path) -> io::Result<()> {
 
 /// Syncs a directory with all that is in it: sled keeps large pages in files of their own, in a directory below.
 fn sync_all(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            sync_all(&path)?;
-        } else {
-            File::open(path)?.sync_all()?;
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                open.push(entry.path());
+            } else {
+                File::open(entry.path())?.sync_all()?;
+            }
         }
+        File::open(dir)?.sync_all()?;
     }
-    File::open(dir)?.sync_all()
+    Ok(())
 }
 
 #[cfg(test)]

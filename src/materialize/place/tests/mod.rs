@@ -29,12 +29,29 @@ use crate::{
 
 /// An exec root in an output base, with an empty `bazel-out`.
 struct Fixture {
-    base: tempfile::TempDir,
+    base: Base,
     root: Arc<OutputRoot>,
     epoch: Epoch,
     placer: Placer,
     /// Whether to say of everything that is placed that nothing was there, be it so or not.
     all_new: bool,
+}
+
+/// A directory that is removed however deep it has become: left to itself, it would go by the stack.
+struct Base(tempfile::TempDir);
+
+impl std::ops::Deref for Base {
+    type Target = tempfile::TempDir;
+
+    fn deref(&self) -> &tempfile::TempDir {
+        &self.0
+    }
+}
+
+impl Drop for Base {
+    fn drop(&mut self) {
+        let _ = crate::removal::remove_all(self.0.path());
+    }
 }
 
 impl Fixture {
@@ -43,7 +60,7 @@ impl Fixture {
     }
 
     fn beneath(dir: &Path) -> Self {
-        let base = tempfile::tempdir_in(dir).unwrap();
+        let base = Base(tempfile::tempdir_in(dir).unwrap());
         let exec_root = base.path().join("execroot/_main");
         fs::create_dir_all(exec_root.join("bazel-out")).unwrap();
         let root = Arc::new(OutputRoot::open(&exec_root, false).unwrap());

@@ -5,14 +5,18 @@
 
 use std::{
     collections::BTreeMap,
-    os::unix::fs::{MetadataExt as _, symlink},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::{MetadataExt as _, symlink},
+    },
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::*;
+use super::{super::temp::TempName, *};
+use crate::removal::{nest, remove_all};
 
 pub(super) fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -76,7 +80,20 @@ fn plant(tree: &Path, base: &Path, outside: &Path, stop: &AtomicBool, random: &m
     fs::create_dir_all(&away).unwrap();
     let mut planted = 0;
     while !stop.load(Ordering::Relaxed) {
-        match random.random_range(0..8) {
+        match random.random_range(0..9) {
+            // Deeper than any stack, in a file's place.
+            8 if random.random_range(0..50) == 0 => {
+                let directory = tree.join(SWAPPED[random.random_range(0..SWAPPED.len())]);
+                let spare = away.join("deep");
+                if fs::canonicalize(&directory).is_ok_and(|real| real.starts_with(base.join("execroot")))
+                    && nest(&spare, random.random_range(1..5000)).is_ok()
+                {
+                    let name = FILES[random.random_range(0..FILES.len())];
+                    let _ = fs::remove_file(directory.join(name));
+                    planted += u64::from(fs::rename(&spare, directory.join(name)).is_ok());
+                }
+                let _ = remove_all(&spare);
+            }
             // A file.
             0 => {
                 let directory = SWAPPED[random.random_range(0..SWAPPED.len())];
@@ -356,5 +373,58 @@ fn links_planted_into_the_temp_directory_lead_nobody_outside() {
         });
         assert_eq!(look(&outside), before);
         let _ = f.place("bazel-out/end", "x");
+    });
+}
+
+#[test]
+fn depth_costs_neither_stack_nor_descriptors() {
+    const DEPTH: usize = 1500;
+    everywhere(|mut f| {
+        let tree = f.path("bazel-out/k8");
+        fs::create_dir_all(&tree).unwrap();
+        for name in ["file", "link", "large"] {
+            nest(&tree.join(name), DEPTH).unwrap();
+        }
+        nest(&tree.join("full"), DEPTH).unwrap();
+        fs::write(tree.join("full/d/d/file"), "x").unwrap();
+        let left = f.base.path().join(".outhaul-tmp/4711-dead");
+        fs::create_dir_all(left.parent().unwrap()).unwrap();
+        nest(&left, DEPTH).unwrap();
+        let temp = f.root.temp().unwrap();
+        let own = TempName::new(temp);
+        nest(
+            &PathBuf::from(format!("/proc/self/fd/{}", own.temp.as_fd().as_raw_fd())).join(&own.name),
+            DEPTH,
+        )
+        .unwrap();
+        // As small as a thread's stack ever is.
+        let worker = thread::Builder::new().stack_size(192 << 10).spawn(move || {
+            f.place("bazel-out/k8/file", "x").unwrap();
+            f.placer
+                .place_symlink(&exec("bazel-out/k8/link"), "file", &f.epoch, 1)
+                .unwrap();
+            let mut large = f
+                .placer
+                .begin_large(&exec("bazel-out/k8/large"), &digest("x"))
+                .unwrap();
+            large.write(b"x").unwrap();
+            large.finish(&f.epoch, 1).unwrap();
+            let error = f.place("bazel-out/k8/full", "x").unwrap_err().to_string();
+            assert!(error.contains("a directory with files"), "{error}");
+            drop(own);
+            f.root.sweep().unwrap();
+            assert!(!left.exists());
+            // As deep as a path can say, and by a link, for which the way is walked.
+            let deep = format!("bazel-out/{}", "d/".repeat(1900));
+            let placed = f.place(&format!("{deep}file"), "x");
+            // Without `openat2`, every way is walked.
+            assert_eq!(placed.is_ok(), f.root.has_openat2());
+            symlink("d", f.path("bazel-out/way")).unwrap();
+            let error = f.place(&format!("bazel-out/way/{}file", "d/".repeat(1800)), "x");
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("more than 256 directories deep"), "{error}");
+            drop(f);
+        });
+        worker.unwrap().join().unwrap();
     });
 }
