@@ -1,6 +1,6 @@
 //! The admin port: is the daemon alive, is it ready, what has it counted.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -10,13 +10,30 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::StreamExt as _;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    doors::{Caller, Door, Incoming, Listening, Protocol},
+    doors::{Caller, Connection, Door, Incoming, Listening, Protocol, places},
     metrics::Metrics,
     record::Record,
 };
+
+/// How long a request's head may take, and the wait for it on a connection that is kept alive.
+const HEAD: Duration = Duration::from_secs(20);
+/// Bytes of a head. hyper's least.
+const BUFFER: usize = 8 << 10;
+/// Connections that are open at a time: at most this part of the files that may be. Everybody on the machine can connect.
+const FILES_SHARE: usize = 32;
+const CONNECTIONS: usize = 64;
+/// How long what is under way may take once the token is cancelled.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// What the admin port shows.
 #[derive(Clone)]
@@ -43,16 +60,9 @@ impl Admin {
     }
 
     /// Serves whom the door lets in until the token is cancelled.
-    ///
-    /// # Errors
-    /// When the listener fails.
-    pub async fn serve(
-        self,
-        listener: Listening,
-        door: Door,
-        shutdown: CancellationToken,
-    ) -> std::io::Result<()> {
-        let listener = Incoming::new(listener, door.clone(), Protocol::Http1);
+    pub async fn serve(self, listener: Listening, door: Door, shutdown: CancellationToken) {
+        let places = places(FILES_SHARE, CONNECTIONS);
+        let mut incoming = Incoming::new(listener, door.clone(), Protocol::Http1, places);
         let router = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
@@ -61,9 +71,40 @@ impl Admin {
                 guard(door.clone(), request, next)
             }))
             .with_state(self);
-        axum::serve(listener, router)
-            .with_graceful_shutdown(async move { shutdown.cancelled().await })
-            .await
+        let mut open = JoinSet::new();
+        loop {
+            tokio::select! {
+                Some(Ok(connection)) = incoming.next() => {
+                    open.spawn(converse(connection, router.clone(), shutdown.clone()));
+                }
+                Some(_) = open.join_next() => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        drop(incoming);
+        while open.join_next().await.is_some() {}
+    }
+}
+
+/// Answers one connection's requests.
+async fn converse(connection: Connection, router: Router, shutdown: CancellationToken) {
+    let mut serving = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(BUFFER)
+            .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router))
+    );
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            let Ok(ended) = tokio::time::timeout(PARTING, serving).await else { return };
+            ended
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!("a connection of the admin port: {error}");
     }
 }
 
