@@ -139,3 +139,48 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], admin.metrics.render()).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// What the other end still says.
+    async fn rest(client: &mut TcpStream) -> String {
+        let mut said = String::new();
+        let _ = client.read_to_string(&mut said).await;
+        said
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_request_and_none_are_waited_for_to_a_deadline_and_not_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(dir.path()).unwrap();
+        let page = Admin::new(Metrics::default(), record);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let serving = page.serve(Listening::Tcp(listener), Door::default(), stop.clone());
+        let serving = tokio::spawn(serving);
+        let whole = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        for (said, answer) in [("", ""), ("GET /healthz HTTP/1.1\r\nA: ", ""), (whole, "ok\n")] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let began = Instant::now();
+            client.write_all(said.as_bytes()).await.unwrap();
+            assert!(rest(&mut client).await.ends_with(answer), "{said}");
+            let waited = began.elapsed();
+            assert!(waited >= HEAD && waited < 2 * HEAD, "{said}: {waited:?}");
+        }
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET").await.unwrap();
+        let began = Instant::now();
+        stop.cancel();
+        serving.await.unwrap();
+        assert!(began.elapsed() <= PARTING);
+    }
+}

@@ -19,7 +19,7 @@ use crate::{
     waiting::{PERSISTENT, unblock},
 };
 
-async fn client(world: &World) -> ControlClient<Channel> {
+pub async fn client(world: &World) -> ControlClient<Channel> {
     let socket = world.path("state/control.sock");
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();

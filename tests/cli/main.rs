@@ -9,6 +9,7 @@ mod bad_endpoints;
 mod bad_events;
 mod bad_settings;
 mod control;
+mod crowding;
 mod ending;
 mod fetching;
 mod full_disk;

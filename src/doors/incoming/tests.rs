@@ -1,5 +1,8 @@
 //! Connections: whose they are, and how they end.
 
+use std::sync::atomic::AtomicUsize;
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -195,4 +198,117 @@ async fn silence_ends() {
     assert_eq!(read.unwrap(), 0);
     drop(connection);
     assert!(is_closed(&mut client).await);
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
+    )
+}
+
+/// A served connection: with a call of a random kind at times, read to its end, then dropped.
+async fn serve(mut connection: Connection, mut random: StdRng, open: Arc<AtomicUsize>) {
+    let leave = connection._place.leave();
+    let mut call = match random.random_range(0..4) {
+        0 => Some(connection.origin.visit.admitted()),
+        1 => {
+            connection.origin.visit.heard();
+            None
+        }
+        _ => None,
+    };
+    let asked_before = leave.is_cancelled();
+    let (mut bytes, mut read) = ([0; 16], 0);
+    let until = tokio::time::sleep(Duration::from_millis(random.random_range(0..40)));
+    tokio::pin!(until);
+    loop {
+        tokio::select! {
+            next = connection.read(&mut bytes) => match next {
+                Ok(0) | Err(_) => break,
+                Ok(more) => read += more,
+            },
+            () = &mut until, if call.is_some() => {
+                assert!(asked_before || !leave.is_cancelled(), "nobody with a call under way is asked to leave");
+                call = None;
+            }
+        }
+    }
+    if read > 64 && random.random() {
+        let _ = connection.write_all(&[0; 1 << 20]).await;
+    }
+    open.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// `OUTHAUL_HOSTILE_CASES` is how many crowds there are, `OUTHAUL_HOSTILE_SEED` repeats one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crowds_of_all_kinds_stay_within_the_places_and_keep_nobody_out() {
+    let cases = number("OUTHAUL_HOSTILE_CASES").unwrap_or(12);
+    let first = number("OUTHAUL_HOSTILE_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 32));
+    for seed in first..first.saturating_add(cases) {
+        eprintln!("OUTHAUL_HOSTILE_SEED={seed} OUTHAUL_HOSTILE_CASES=1");
+        let random = &mut StdRng::seed_from_u64(seed);
+        let places = random.random_range(1..12);
+        let protocol = [Protocol::Http1, Protocol::Http2][random.random_range(0..2)];
+        let (mut incoming, address) = open(protocol, places).await;
+        let room = incoming.room.clone();
+        let (open, mut seeds) = (Arc::<AtomicUsize>::default(), StdRng::seed_from_u64(seed));
+        let door = tokio::spawn(async move {
+            let mut serving = tokio::task::JoinSet::new();
+            loop {
+                let connection = tokio::select! {
+                    next = incoming.next() => next.unwrap().unwrap(),
+                    Some(served) = serving.join_next() => {
+                        served.unwrap();
+                        continue;
+                    }
+                };
+                let now = open.fetch_add(1, Ordering::Relaxed);
+                assert!(now < places, "{now} are open already");
+                let random = StdRng::seed_from_u64(seeds.random());
+                serving.spawn(serve(connection, random, open.clone()));
+            }
+        });
+        let mut held = Vec::new();
+        for _ in 0..random.random_range(1..60) {
+            let connecting = timeout(PATIENCE, TcpStream::connect(address)).await;
+            let mut client = connecting.expect("a place in the queue").unwrap();
+            let _ = client.write_all(&vec![b'x'; random.random_range(0..100)]).await;
+            match random.random_range(0..5) {
+                0 => {}
+                1 => client.set_zero_linger().unwrap(),
+                2 => {
+                    let _ = client.shutdown().await;
+                    held.push(client);
+                }
+                _ => held.push(client),
+            }
+        }
+        // As soon as calls have ended, all places are for whoever comes.
+        let mut last = loop {
+            let mut client = timeout(PATIENCE, TcpStream::connect(address))
+                .await
+                .unwrap()
+                .unwrap();
+            let refused = timeout(Duration::from_millis(100), client.read(&mut [0])).await;
+            if refused.is_err() {
+                break client;
+            }
+        };
+        assert!(!door.is_finished(), "OUTHAUL_HOSTILE_SEED={seed}");
+        let _ = last.write_all(b"x").await;
+        drop(held);
+        drop(last);
+        let all_free = async {
+            while room.seats().available_permits() < places {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let all_free = timeout(PATIENCE, all_free).await;
+        assert!(all_free.is_ok(), "OUTHAUL_HOSTILE_SEED={seed}");
+        door.abort();
+        let ended = door.await.unwrap_err();
+        assert!(ended.is_cancelled(), "{ended}, OUTHAUL_HOSTILE_SEED={seed}");
+    }
 }
