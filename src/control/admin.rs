@@ -153,7 +153,8 @@ mod tests {
     /// What the other end still says.
     async fn rest(client: &mut TcpStream) -> String {
         let mut said = String::new();
-        let _ = client.read_to_string(&mut said).await;
+        let reading = client.read_to_string(&mut said);
+        let _ = tokio::time::timeout(10 * HEAD, reading).await;
         said
     }
 

@@ -19,7 +19,7 @@ use tokio::{
     time::Sleep,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_util::sync::{PollSemaphore, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
 use super::{
@@ -141,7 +141,6 @@ pub struct Incoming {
     agreeing: FuturesUnordered<BoxFuture<'static, Option<Connection>>>,
     peers: Peers,
     room: Room,
-    seats: PollSemaphore,
     /// One that waits until another has left.
     waiting: Option<AnyStream>,
     /// When it is looked for connections whose time is up, if there are any.
@@ -155,15 +154,13 @@ impl Incoming {
     #[must_use]
     pub fn new(listener: Listening, door: Door, protocol: Protocol, places: usize) -> Self {
         let silence = (protocol == Protocol::Http1).then_some(ADMIN);
-        let room = Room::new(places, silence);
         Self {
             listener,
             door,
             protocol,
             agreeing: FuturesUnordered::new(),
             peers: Peers::default(),
-            seats: PollSemaphore::new(room.seats()),
-            room,
+            room: Room::new(places, silence),
             waiting: None,
             tidying: None,
             pause: None,
@@ -216,21 +213,20 @@ impl Incoming {
                     }
                 },
             };
-            let seat = match self.seats.poll_acquire(cx) {
-                Poll::Ready(Some(seat)) => seat,
-                Poll::Pending if self.room.make_place() => {
+            let place = match self.room.poll_enter(cx) {
+                Poll::Ready(Some(place)) => place,
+                Poll::Pending => {
                     self.waiting = Some(stream);
                     return Poll::Pending;
                 }
                 // Better than to let it wait for an answer.
-                Poll::Pending | Poll::Ready(None) => {
+                Poll::Ready(None) => {
                     self.door.tell(
                         "a connection was not taken: there are as many as this door holds, and all have calls under way",
                     );
                     continue;
                 }
             };
-            let place = self.room.enter(seat);
             if self.tidying.is_none() {
                 self.tidying = Some(Box::pin(tokio::time::sleep(TIDYING)));
                 self.poll_tidying(cx);

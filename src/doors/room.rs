@@ -7,11 +7,11 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use rustix::process::{Resource, getrlimit};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection may be open without any call. A client connects when it has one to make.
@@ -45,7 +45,7 @@ pub(super) enum Standing {
 pub(super) struct Room(Arc<Shared>);
 
 struct Shared {
-    seats: Arc<Semaphore>,
+    places: usize,
     silence: Duration,
     present: Mutex<Present>,
 }
@@ -59,6 +59,8 @@ struct Present {
     idle: BTreeMap<(Standing, u64), u64>,
     /// How many were asked to leave and have not left yet.
     leaving: usize,
+    /// Whom to tell when one has.
+    comer: Option<Waker>,
 }
 
 struct Guest {
@@ -75,21 +77,23 @@ impl Room {
     /// With so many places, and a time that a connection may be open without any call, if not the usual one.
     pub(super) fn new(places: usize, silence: Option<Duration>) -> Self {
         Self(Arc::new(Shared {
-            seats: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
+            places,
             silence: silence.unwrap_or(SILENCE),
             present: Mutex::default(),
         }))
     }
 
-    /// One of these for each connection.
-    pub(super) fn seats(&self) -> Arc<Semaphore> {
-        self.0.seats.clone()
-    }
-
-    /// Somebody comes in.
-    pub(super) fn enter(&self, seat: OwnedSemaphorePermit) -> Place {
-        let leave = CancellationToken::new();
+    /// A place for one more connection, once one has left for it; none if all have calls under way.
+    pub(super) fn poll_enter(&self, cx: &mut Context<'_>) -> Poll<Option<Place>> {
         let mut present = self.0.present();
+        if present.guests.len() >= self.0.places {
+            if !present.make_place() {
+                return Poll::Ready(None);
+            }
+            present.comer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let leave = CancellationToken::new();
         present.moments += 1;
         let id = present.moments;
         present.guests.insert(
@@ -103,24 +107,23 @@ impl Room {
             },
         );
         present.idle.insert((Standing::Silent, id), id);
-        Place {
+        Poll::Ready(Some(Place {
             visit: Visit {
                 room: self.0.clone(),
                 id,
             },
             leave,
-            _seat: seat,
-        }
+        }))
     }
 
     /// Asks one to leave, unless somebody is on the way out already. Not if all have calls under way.
     pub(super) fn make_place(&self) -> bool {
-        let mut present = self.0.present();
-        if present.leaving > 0 {
-            return true;
-        }
-        let first = present.idle.first_key_value().map(|(key, _)| *key);
-        first.is_some_and(|key| present.dismiss(key))
+        self.0.present().make_place()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.present().guests.is_empty()
     }
 
     /// Asks those to leave that have been idle for too long. Whether anybody is there at all.
@@ -152,6 +155,14 @@ impl Shared {
 }
 
 impl Present {
+    fn make_place(&mut self) -> bool {
+        if self.leaving > 0 {
+            return true;
+        }
+        let first = self.idle.first_key_value().map(|(key, _)| *key);
+        first.is_some_and(|key| self.dismiss(key))
+    }
+
     fn dismiss(&mut self, key: (Standing, u64)) -> bool {
         let Some(guest) = self.idle.remove(&key).and_then(|id| self.guests.get(&id)) else {
             return false;
@@ -179,7 +190,6 @@ impl Present {
 pub(super) struct Place {
     visit: Visit,
     leave: CancellationToken,
-    _seat: OwnedSemaphorePermit,
 }
 
 impl Place {
@@ -202,6 +212,11 @@ impl Drop for Place {
             if guest.leave.is_cancelled() {
                 present.leaving -= 1;
             }
+        }
+        let comer = present.comer.take();
+        drop(present);
+        if let Some(comer) = comer {
+            comer.wake();
         }
     }
 }
@@ -267,8 +282,15 @@ impl Drop for Call {
 mod tests {
     use super::*;
 
+    fn enter(room: &Room) -> Poll<Option<Place>> {
+        room.poll_enter(&mut Context::from_waker(Waker::noop()))
+    }
+
     fn come(room: &Room) -> Place {
-        room.enter(room.seats().try_acquire_owned().unwrap())
+        match enter(room) {
+            Poll::Ready(Some(place)) => place,
+            _ => panic!("it is full"),
+        }
     }
 
     fn asked(place: &Place) -> bool {
@@ -279,10 +301,12 @@ mod tests {
     fn whoever_has_had_no_call_for_longest_goes_first_and_one_for_each_who_comes() {
         let room = Room::new(4, None);
         let (a, b, c, d) = (come(&room), come(&room), come(&room), come(&room));
-        assert!(room.seats().try_acquire_owned().is_err());
         drop(a.visit().admitted());
         b.visit().heard();
-        assert!(room.make_place() && room.make_place(), "one is enough");
+        assert!(
+            enter(&room).is_pending() && enter(&room).is_pending(),
+            "one is enough"
+        );
         assert_eq!([&a, &b, &c, &d].map(asked), [false, false, true, false]);
         drop(c);
         assert!(room.make_place() && asked(&d));
@@ -292,7 +316,7 @@ mod tests {
         assert!(room.make_place() && asked(&a));
         drop(a);
         assert!(!room.make_place(), "nobody is there");
-        assert_eq!(room.seats().available_permits(), 4);
+        assert!(room.is_empty());
         assert!(!room.tidy(Instant::now()));
     }
 
@@ -301,7 +325,7 @@ mod tests {
         let room = Room::new(2, None);
         let (a, b) = (come(&room), come(&room));
         let calls = [a.visit().admitted(), a.visit().admitted(), b.visit().admitted()];
-        assert!(!room.make_place());
+        assert!(matches!(enter(&room), Poll::Ready(None)));
         assert!(room.tidy(Instant::now() + 2 * IDLENESS));
         a.visit().heard();
         assert!(!room.make_place());

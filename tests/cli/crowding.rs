@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outhaul::proto::outhaul::v1::ListInvocationsRequest;
+use outhaul::proto::outhaul::v1::{ListInvocationsRequest, watch_invocation_response::Event};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    control::client,
+    control::{all, by_id, client, watch},
     support::{PATIENCE, Server, World, clean},
 };
 
@@ -32,6 +32,9 @@ async fn held_connections_at_every_door_keep_nobody_out_and_leave_files_for_buil
     let admin = log.split("health and metrics on http://").nth(1).unwrap();
     let admin = admin.lines().next().unwrap().trim();
     let events = server.door().trim_start_matches("grpc://").to_owned();
+    // Who has a call under way keeps the place.
+    let mut waiter = client(&world).await;
+    let watched = watch(&mut waiter, by_id(&world.build.invocation_id())).await;
     let mut tcp = Vec::new();
     let mut unix = Vec::new();
     for n in 0..3 * FILES {
@@ -52,6 +55,7 @@ async fn held_connections_at_every_door_keep_nobody_out_and_leave_files_for_buil
 
     world.play(&world.build, server.door()).await;
     world.assert_complete();
+    assert!(matches!(all(watched).await.last(), Some(Event::Settled(_))));
     let mut probe = connect(admin).await;
     let request = format!("GET /healthz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
     probe.write_all(request.as_bytes()).await.unwrap();
