@@ -175,7 +175,7 @@ mod tests {
             client.write_all(said.as_bytes()).await.unwrap();
             assert!(rest(&mut client).await.ends_with(answer), "{said}");
             let waited = began.elapsed();
-            assert!(waited >= HEAD && waited < 2 * HEAD, "{said}: {waited:?}");
+            assert!(waited >= HEAD && waited < HEAD + PARTING, "{said}: {waited:?}");
         }
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(b"GET").await.unwrap();
