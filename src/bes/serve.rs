@@ -9,12 +9,16 @@ use tonic_health::server::HealthReporter;
 
 use super::{limits::BesLimits, listen::BesListener, raw::PublishBuildEventServer, server::BesService};
 use crate::{
-    doors::{Guard, Incoming, Protocol, greeted},
+    doors::{Guard, Incoming, Protocol, greeted, places},
     proto::DESCRIPTORS,
 };
 
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
+/// Connections of build tools that are open at a time: as many as a quarter of the files that may be, for all listeners.
+/// Each has a stream with its journal, and directories that its build's outputs are written to.
+const FILES_SHARE: usize = 4;
+const CONNECTIONS: usize = 4096;
 /// How long connections, and what goes upstream, may take to end after a shutdown; then they are cut.
 const DRAIN: Duration = Duration::from_secs(8);
 
@@ -84,12 +88,13 @@ pub async fn serve(
     let (routes, health) = routes(service.clone()).await?;
     // A failed listener stops the others, not the caller's token.
     let stop = shutdown.child_token();
+    let places = places(FILES_SHARE * listeners.len(), CONNECTIONS);
     let serving = listeners.into_iter().map(|listener| {
         let (listener, door, file) = listener.into_parts();
         let router = limited(server(), service.limits())
             .layer(Guard(door.clone()))
             .add_routes(routes.clone());
-        let incoming = greeted(Incoming::new(listener, door, Protocol::Http2));
+        let incoming = greeted(Incoming::new(listener, door, Protocol::Http2, places));
         let stop = stop.clone();
         async move {
             let stopped = stop.clone().cancelled_owned();

@@ -1,6 +1,6 @@
 //! The admin port: is the daemon alive, is it ready, what has it counted.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -10,13 +10,30 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::StreamExt as _;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    doors::{Caller, Door, Incoming, Listening, Protocol},
+    doors::{Caller, Connection, Door, Incoming, Listening, Protocol, places},
     metrics::Metrics,
     record::Record,
 };
+
+/// How long a request's head may take, and the wait for it on a connection that is kept alive.
+const HEAD: Duration = Duration::from_secs(20);
+/// Bytes of a head. hyper's least.
+const BUFFER: usize = 8 << 10;
+/// Connections that are open at a time: at most this part of the files that may be. Everybody on the machine can connect.
+const FILES_SHARE: usize = 32;
+const CONNECTIONS: usize = 64;
+/// How long what is under way may take once the token is cancelled.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// What the admin port shows.
 #[derive(Clone)]
@@ -43,16 +60,9 @@ impl Admin {
     }
 
     /// Serves whom the door lets in until the token is cancelled.
-    ///
-    /// # Errors
-    /// When the listener fails.
-    pub async fn serve(
-        self,
-        listener: Listening,
-        door: Door,
-        shutdown: CancellationToken,
-    ) -> std::io::Result<()> {
-        let listener = Incoming::new(listener, door.clone(), Protocol::Http1);
+    pub async fn serve(self, listener: Listening, door: Door, shutdown: CancellationToken) {
+        let places = places(FILES_SHARE, CONNECTIONS);
+        let mut incoming = Incoming::new(listener, door.clone(), Protocol::Http1, places);
         let router = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
@@ -61,9 +71,40 @@ impl Admin {
                 guard(door.clone(), request, next)
             }))
             .with_state(self);
-        axum::serve(listener, router)
-            .with_graceful_shutdown(async move { shutdown.cancelled().await })
-            .await
+        let mut open = JoinSet::new();
+        loop {
+            tokio::select! {
+                Some(Ok(connection)) = incoming.next() => {
+                    open.spawn(converse(connection, router.clone(), shutdown.clone()));
+                }
+                Some(_) = open.join_next() => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        drop(incoming);
+        while open.join_next().await.is_some() {}
+    }
+}
+
+/// Answers one connection's requests.
+async fn converse(connection: Connection, router: Router, shutdown: CancellationToken) {
+    let mut serving = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(BUFFER)
+            .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router))
+    );
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            let Ok(ended) = tokio::time::timeout(PARTING, serving).await else { return };
+            ended
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!("a connection of the admin port: {error}");
     }
 }
 
@@ -97,4 +138,50 @@ async fn ready(State(admin): State<Admin>) -> Response {
 async fn metrics(State(admin): State<Admin>) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], admin.metrics.render()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// What the other end still says.
+    async fn rest(client: &mut TcpStream) -> String {
+        let mut said = String::new();
+        let reading = client.read_to_string(&mut said);
+        let _ = tokio::time::timeout(10 * HEAD, reading).await;
+        said
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_request_and_none_are_waited_for_to_a_deadline_and_not_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(dir.path()).unwrap();
+        let page = Admin::new(Metrics::default(), record);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let serving = page.serve(Listening::Tcp(listener), Door::default(), stop.clone());
+        let serving = tokio::spawn(serving);
+        let whole = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        for (said, answer) in [("", ""), ("GET /healthz HTTP/1.1\r\nA: ", ""), (whole, "ok\n")] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let began = Instant::now();
+            client.write_all(said.as_bytes()).await.unwrap();
+            assert!(rest(&mut client).await.ends_with(answer), "{said}");
+            let waited = began.elapsed();
+            assert!(waited >= HEAD && waited < HEAD + PARTING, "{said}: {waited:?}");
+        }
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET").await.unwrap();
+        let began = Instant::now();
+        stop.cancel();
+        serving.await.unwrap();
+        assert!(began.elapsed() <= PARTING);
+    }
 }

@@ -6,10 +6,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bes::{self, BesListener},
     control::{ControlServer, Service},
-    doors::{Door, Guard, Incoming, Listening, Protocol, greeted},
+    doors::{Door, Guard, Incoming, Listening, Protocol, greeted, places},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
     stage::Reach,
 };
+
+/// Connections of each of the two doors that are open at a time: at most this part of the files that may be, so that those
+/// that builds need are left.
+const FILES_SHARE: usize = 16;
+const CONNECTIONS: usize = 1024;
 
 /// A TCP port for the control API.
 pub struct ControlDoor {
@@ -69,7 +74,8 @@ async fn serve(
     most: usize,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = greeted(Incoming::new(listener, door.clone(), Protocol::Http2));
+    let places = places(FILES_SHARE, CONNECTIONS);
+    let incoming = greeted(Incoming::new(listener, door.clone(), Protocol::Http2, places));
     bes::serve::server()
         .layer(Guard(door))
         .add_service(service(&rooms, reach, most, &stop))

@@ -294,9 +294,8 @@ impl Daemon {
         if let Some(admin) = options.admin {
             let (page, stop) = (page.clone(), shutdown.clone());
             tasks.spawn(async move {
-                page.serve(Listening::Tcp(admin.listener), admin.door, stop)
-                    .await
-                    .map_err(|e| format!("the admin port: {e}"))
+                page.serve(Listening::Tcp(admin.listener), admin.door, stop).await;
+                Ok(())
             });
         }
         if let Some(retention) = options.retention {

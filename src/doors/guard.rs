@@ -2,8 +2,9 @@
 
 use std::task::{Context, Poll};
 
-use futures::future::{Either, Ready, ready};
+use futures::future::{BoxFuture, Either, Ready, ready};
 use http::{HeaderMap, Request, Response};
+use http_body_util::BodyExt as _;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
@@ -12,6 +13,10 @@ use super::{Caller, Door, Origin, Rules, token};
 /// What everybody may ask who may connect: whether we serve is no secret to them, and the probes of load balancers and
 /// clusters can show no token.
 const OPEN: &[&str] = &["/grpc.health.v1.Health/", "/healthz", "/readyz"];
+
+fn is_open(path: &str) -> bool {
+    OPEN.iter().any(|open| path.starts_with(open))
+}
 
 /// Why a call is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +96,7 @@ impl Rules {
     pub fn judge(&self, caller: Caller, path: &str, headers: &mut HeaderMap) -> Result<(), Refused> {
         let shown = self.token.as_ref().is_some_and(|token| token.take(headers));
         headers.remove(token::OWN_HEADER);
-        if shown || OPEN.iter().any(|open| path.starts_with(open)) {
+        if shown || is_open(path) {
             return Ok(());
         }
         if self.token.is_some() && !matches!(caller, Caller::Process { unix: true, .. }) {
@@ -144,10 +149,14 @@ pub struct Guarded<S> {
 impl<S, B> Service<Request<B>> for Guarded<S>
 where
     S: Service<Request<B>, Response = Response<Body>>,
+    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Either<Ready<Result<Response<Body>, S::Error>>, S::Future>;
+    type Future = Either<
+        Ready<Result<Response<Body>, S::Error>>,
+        Either<BoxFuture<'static, Result<Response<Body>, S::Error>>, S::Future>,
+    >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -163,13 +172,38 @@ where
                 Err(Refused::Outdated)
             }
             _ => {
-                let caller = origin.map_or(Caller::Remote, |origin| origin.caller);
+                let caller = origin.as_ref().map_or(Caller::Remote, |origin| origin.caller);
                 let path = request.uri().path().to_owned();
-                rules.judge(caller, &path, request.headers_mut())
+                rules
+                    .judge(caller, &path, request.headers_mut())
+                    .map(|()| is_open(&path))
             }
         };
         match judged {
-            Ok(()) => Either::Right(self.inner.call(request)),
+            Ok(open) => {
+                let call = match &origin {
+                    Some(origin) if open => {
+                        origin.visit.heard();
+                        None
+                    }
+                    Some(origin) => Some(origin.visit.admitted()),
+                    None => None,
+                };
+                let answering = self.inner.call(request);
+                Either::Right(match call {
+                    None => Either::Right(answering),
+                    Some(call) => Either::Left(Box::pin(async move {
+                        let answer = answering.await?;
+                        // It is under way until all of its answer is.
+                        Ok(answer.map(|body| {
+                            Body::new(body.map_frame(move |frame| {
+                                let _ = &call;
+                                frame
+                            }))
+                        }))
+                    })),
+                })
+            }
             Err(refused) => {
                 self.door.tell(format_args!("a call was refused: {refused}"));
                 Either::Left(ready(Ok(refused.status().into_http())))

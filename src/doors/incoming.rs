@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
@@ -19,18 +19,26 @@ use tokio::{
     time::Sleep,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
-use super::{Door, Protocol, Rules, peer, tls::Shown};
+use super::{
+    Door, Protocol, Rules,
+    peer::{Owner, Peers},
+    room::{Place, Room, Visit},
+    tls::Shown,
+};
 
 /// How long it may take until a connection is agreed on, which is mostly TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How many may be at it at once. More wait in the system's queue.
-const AGREEING: usize = 128;
 /// How long a connection that is dismissed is still heard: what it was answered is to arrive.
 const PARTING: Duration = Duration::from_millis(200);
 /// How long nothing is accepted when the system has no room for another connection.
 const NO_ROOM: Duration = Duration::from_millis(100);
+/// How often it is looked for connections whose time is up.
+const TIDYING: Duration = Duration::from_secs(5);
+/// How long a connection of the admin port lasts: its calls are not known here, and each takes a moment.
+const ADMIN: Duration = Duration::from_secs(300);
 
 /// Who has connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,17 +64,10 @@ pub struct Origin {
     shown: Shown,
     /// Nothing more is heard from it soon.
     dismissed: Arc<AtomicBool>,
+    pub(super) visit: Visit,
 }
 
 impl Origin {
-    fn new(caller: Caller, shown: Shown) -> Self {
-        Self {
-            caller,
-            shown,
-            dismissed: Arc::default(),
-        }
-    }
-
     /// Whether a connection that has shown no more could be made by these rules.
     pub(super) fn suffices(&self, rules: &Rules) -> bool {
         matches!(self.caller, Caller::Process { unix: true, .. })
@@ -94,15 +95,34 @@ pub struct Connection {
     origin: Origin,
     /// Until when it is still heard, if it is dismissed.
     parting: Option<Pin<Box<Sleep>>>,
+    /// When it is to end at once.
+    leave: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Free when all else is dropped.
+    _place: Place,
 }
 
 impl Connection {
-    fn new(stream: AnyStream, origin: Origin) -> Self {
+    fn new(stream: AnyStream, caller: Caller, shown: Shown, place: Place) -> Self {
         Self {
             stream,
-            origin,
+            origin: Origin {
+                caller,
+                shown,
+                dismissed: Arc::default(),
+                visit: place.visit(),
+            },
             parting: None,
+            leave: Box::pin(place.leave().cancelled_owned()),
+            _place: place,
         }
+    }
+
+    /// What is written, unless the other end lets it wait and the connection is to end.
+    fn or_leave<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_pending() && self.leave.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        written
     }
 }
 
@@ -119,24 +139,47 @@ pub struct Incoming {
     protocol: Protocol,
     /// Connections that are not agreed on yet.
     agreeing: FuturesUnordered<BoxFuture<'static, Option<Connection>>>,
+    peers: Peers,
+    room: Room,
+    /// One that waits until another has left.
+    waiting: Option<AnyStream>,
+    /// When it is looked for connections whose time is up, if there are any.
+    tidying: Option<Pin<Box<Sleep>>>,
     /// Until when nothing is accepted.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Incoming {
-    /// Takes connections from now on.
+    /// Takes connections from now on, so many at a time.
     #[must_use]
-    pub fn new(listener: Listening, door: Door, protocol: Protocol) -> Self {
+    pub fn new(listener: Listening, door: Door, protocol: Protocol, places: usize) -> Self {
+        let silence = (protocol == Protocol::Http1).then_some(ADMIN);
         Self {
             listener,
             door,
             protocol,
             agreeing: FuturesUnordered::new(),
+            peers: Peers::default(),
+            room: Room::new(places, silence),
+            waiting: None,
+            tidying: None,
             pause: None,
         }
     }
 
+    /// Has those leave whose time is up.
+    fn poll_tidying(&mut self, cx: &mut Context<'_>) {
+        while let Some(tidying) = &mut self.tidying {
+            if tidying.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            let again = self.room.tidy(Instant::now());
+            self.tidying = again.then(|| Box::pin(tokio::time::sleep(TIDYING)));
+        }
+    }
+
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<Connection> {
+        self.poll_tidying(cx);
         loop {
             match self.agreeing.poll_next_unpin(cx) {
                 Poll::Ready(Some(Some(connection))) => return Poll::Ready(connection),
@@ -148,39 +191,64 @@ impl Incoming {
                 ready!(pause.as_mut().poll(cx));
                 self.pause = None;
             }
-            if self.agreeing.len() >= AGREEING {
-                return Poll::Pending;
-            }
-            match ready!(self.listener.poll_accept(cx)) {
-                Ok(AnyStream::Tcp(stream)) => {
-                    self.agreeing
-                        .push(take(stream, self.door.clone(), self.protocol).boxed());
+            let stream = match self.waiting.take() {
+                Some(stream) => stream,
+                None => match ready!(self.listener.poll_accept(cx)) {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        // Of one connection, which is gone already; or of all, and then it helps to have fewer and to wait.
+                        if !matches!(
+                            error.kind(),
+                            io::ErrorKind::ConnectionAborted
+                                | io::ErrorKind::ConnectionReset
+                                | io::ErrorKind::ConnectionRefused
+                                | io::ErrorKind::Interrupted
+                        ) {
+                            self.room.make_place();
+                            self.door
+                                .tell(format_args!("a connection can't be accepted: {error}"));
+                            self.pause = Some(Box::pin(tokio::time::sleep(NO_ROOM)));
+                        }
+                        continue;
+                    }
+                },
+            };
+            let place = match self.room.poll_enter(cx) {
+                Poll::Ready(Some(place)) => place,
+                Poll::Pending => {
+                    self.waiting = Some(stream);
+                    return Poll::Pending;
                 }
-                Ok(AnyStream::Unix(stream)) => match stream.peer_cred() {
+                // Better than to let it wait for an answer.
+                Poll::Ready(None) => {
+                    self.door.tell(
+                        "a connection was not taken: there are as many as this door holds, and all have calls under way",
+                    );
+                    continue;
+                }
+            };
+            if self.tidying.is_none() {
+                self.tidying = Some(Box::pin(tokio::time::sleep(TIDYING)));
+                self.poll_tidying(cx);
+            }
+            match stream {
+                AnyStream::Tcp(stream) => {
+                    let (door, peers) = (self.door.clone(), self.peers.clone());
+                    let taking = take(stream, door, self.protocol, peers, place);
+                    self.agreeing.push(taking.boxed());
+                }
+                AnyStream::Unix(stream) => match stream.peer_cred() {
                     Ok(peer) => {
                         let uid = peer.uid();
                         let caller = Caller::Process { uid, unix: true };
-                        let origin = Origin::new(caller, Shown::default());
-                        return Poll::Ready(Connection::new(AnyStream::Unix(stream), origin));
+                        let stream = AnyStream::Unix(stream);
+                        return Poll::Ready(Connection::new(stream, caller, Shown::default(), place));
                     }
                     Err(error) => self
                         .door
                         .tell(format_args!("a connection was not taken: whose it is: {error}")),
                 },
-                Ok(AnyStream::Tls(_)) => {}
-                Err(error) => {
-                    // Of one connection, which is gone already; or of all, and then it helps to wait.
-                    if !matches!(
-                        error.kind(),
-                        io::ErrorKind::ConnectionAborted
-                            | io::ErrorKind::ConnectionReset
-                            | io::ErrorKind::ConnectionRefused
-                            | io::ErrorKind::Interrupted
-                    ) {
-                        tracing::error!("a connection can't be accepted: {error}");
-                        self.pause = Some(Box::pin(tokio::time::sleep(NO_ROOM)));
-                    }
-                }
+                AnyStream::Tls(_) => {}
             }
         }
     }
@@ -199,9 +267,24 @@ impl Listening {
     }
 }
 
-async fn take(stream: TcpStream, door: Door, protocol: Protocol) -> Option<Connection> {
-    match tokio::time::timeout(HANDSHAKE, agree(stream, &door, protocol)).await {
-        Ok(Ok(connection)) => Some(connection),
+async fn take(
+    stream: TcpStream,
+    door: Door,
+    protocol: Protocol,
+    peers: Peers,
+    place: Place,
+) -> Option<Connection> {
+    let agreeing = tokio::time::timeout(HANDSHAKE, agree(stream, &door, protocol, &peers));
+    let leave = place.leave();
+    let agreed = tokio::select! {
+        agreed = agreeing => agreed,
+        () = leave.cancelled() => {
+            door.tell("a connection was not taken: another one came, and there are as many as this door holds");
+            return None;
+        }
+    };
+    match agreed {
+        Ok(Ok((stream, caller, shown))) => Some(Connection::new(stream, caller, shown, place)),
         Ok(Err(error)) => {
             door.tell(format_args!("a connection was not taken: {error}"));
             None
@@ -214,12 +297,17 @@ async fn take(stream: TcpStream, door: Door, protocol: Protocol) -> Option<Conne
 }
 
 /// Finds out who has connected over TCP, and agrees on TLS.
-async fn agree(stream: TcpStream, door: &Door, protocol: Protocol) -> io::Result<Connection> {
+async fn agree(
+    stream: TcpStream,
+    door: &Door,
+    protocol: Protocol,
+    peers: &Peers,
+) -> io::Result<(AnyStream, Caller, Shown)> {
     // Acknowledgements are small, and each is waited for.
     stream.set_nodelay(true)?;
     let rules = door.rules();
     let caller = match protocol {
-        Protocol::Http2 => caller(&stream).await?,
+        Protocol::Http2 => caller(&stream, peers).await?,
         // Everybody is judged alike there.
         Protocol::Http1 => Caller::Remote,
     };
@@ -235,20 +323,19 @@ async fn agree(stream: TcpStream, door: &Door, protocol: Protocol) -> io::Result
             AnyStream::Tls(Box::new(acceptor.accept(stream).await?))
         }
     };
-    let origin = Origin::new(caller, Shown::by(rules.tls.as_ref()));
-    Ok(Connection::new(stream, origin))
+    Ok((stream, caller, Shown::by(rules.tls.as_ref())))
 }
 
 /// Looked up whatever the rules are: others may hold while the connection is open.
-async fn caller(stream: &TcpStream) -> io::Result<Caller> {
+async fn caller(stream: &TcpStream, peers: &Peers) -> io::Result<Caller> {
     let (local, remote) = (stream.local_addr()?, stream.peer_addr()?);
     if !local.ip().to_canonical().is_loopback() {
         return Ok(Caller::Remote);
     }
-    Ok(match peer::owner(local, remote).await {
-        Ok(peer::Owner::User(uid)) => Caller::Process { uid, unix: false },
-        Ok(peer::Owner::Unknown) => Caller::Unknown,
-        Ok(peer::Owner::Untold(why)) => {
+    Ok(match peers.owner(local, remote).await {
+        Ok(Owner::User(uid)) => Caller::Process { uid, unix: false },
+        Ok(Owner::Unknown) => Caller::Unknown,
+        Ok(Owner::Untold(why)) => {
             // A connection that its client has reset is in no table either, and may still hold what it has sent.
             stream.peer_addr()?;
             // No build shall suffer where the system has no such tables.
@@ -270,19 +357,6 @@ impl Stream for Incoming {
     }
 }
 
-impl axum::serve::Listener for Incoming {
-    type Io = Connection;
-    type Addr = ();
-
-    async fn accept(&mut self) -> (Connection, ()) {
-        (std::future::poll_fn(|cx| self.poll_connection(cx)).await, ())
-    }
-
-    fn local_addr(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Connected for Connection {
     type ConnectInfo = Origin;
 
@@ -294,7 +368,7 @@ impl Connected for Connection {
 /// The same for whichever stream it is.
 macro_rules! any {
     ($self:expr, $stream:ident => $call:expr) => {
-        match &mut $self.get_mut().stream {
+        match &mut $self.stream {
             AnyStream::Tcp($stream) => $call,
             AnyStream::Tls($stream) => $call,
             AnyStream::Unix($stream) => $call,
@@ -316,29 +390,37 @@ impl AsyncRead for Connection {
                 return Poll::Ready(Ok(()));
             }
         }
-        any!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        let read = any!(self, stream => Pin::new(stream).poll_read(cx, buf));
+        if read.is_pending() && self.leave.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        read
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        any!(self, stream => Pin::new(stream).poll_write(cx, buf))
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = any!(self, stream => Pin::new(stream).poll_write(cx, buf));
+        self.or_leave(cx, written)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        any!(self, stream => Pin::new(stream).poll_flush(cx))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = any!(self, stream => Pin::new(stream).poll_flush(cx));
+        self.or_leave(cx, flushed)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        any!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = any!(self, stream => Pin::new(stream).poll_shutdown(cx));
+        self.or_leave(cx, shut)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        any!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+        let written = any!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs));
+        self.or_leave(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -351,55 +433,4 @@ impl AsyncWrite for Connection {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::Token;
-    use super::*;
-
-    async fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (client, listener.accept().await.unwrap().0)
-    }
-
-    #[tokio::test]
-    async fn whose_a_connection_is_is_known_whatever_its_door_asks_for() {
-        let uid = rustix::process::geteuid().as_raw();
-        for token in [None, Some(Token::new("0123456789abcdef").unwrap())] {
-            let door = Door::new(Rules {
-                token,
-                ..Rules::default()
-            });
-            let (_client, accepted) = pair().await;
-            let connection = agree(accepted, &door, Protocol::Http2).await.unwrap();
-            assert_eq!(connection.origin.caller, Caller::Process { uid, unix: false });
-        }
-    }
-
-    #[tokio::test]
-    async fn what_a_client_that_has_gone_left_behind_is_not_taken() {
-        use tokio::io::AsyncWriteExt as _;
-        for resets in [false, true] {
-            let (mut client, accepted) = pair().await;
-            client.write_all(b"PRI * HTTP/2.0").await.unwrap();
-            if resets {
-                client.set_zero_linger().unwrap();
-            }
-            drop(client);
-            let taken = agree(accepted, &Door::default(), Protocol::Http2).await;
-            assert!(taken.is_err(), "{resets}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_is_dismissed_ends() {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let (mut client, accepted) = pair().await;
-        let mut connection = agree(accepted, &Door::default(), Protocol::Http2).await.unwrap();
-        client.write_all(b"a").await.unwrap();
-        assert_eq!(connection.read_u8().await.unwrap(), b'a');
-        connection.connect_info().dismiss();
-        assert!(connection.read_u8().await.is_err());
-        connection.write_all(b"b").await.unwrap();
-        assert_eq!(client.read_u8().await.unwrap(), b'b');
-    }
-}
+mod tests;

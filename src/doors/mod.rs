@@ -2,7 +2,7 @@
 //!
 //! A [`Door`] holds the rules: a certificate, whose certificates callers must have, a token that they must show. An
 //! [`Incoming`] takes connections by them, and a [`Guard`] judges each call. The rules can be changed while the door is
-//! open; what comes in afterwards goes by the new ones, calls on connections that are open already as well.
+//! open; what comes in afterwards goes by the new ones, calls on connections that are open already as well. There are only so many places, and deadlines for who is in one without a call: see `room`.
 //!
 //! Without a token or certificates, a door is for our own user's processes (and root's): the system says whose a unix
 //! socket's peer is, and `peer` finds the owner of a connection over the loopback interface. There, others are not
@@ -12,6 +12,9 @@ mod greeting;
 mod guard;
 mod incoming;
 mod peer;
+mod room;
+mod sock_diag;
+mod tables;
 mod tls;
 mod token;
 
@@ -20,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use self::greeting::greeted;
+pub(crate) use self::{greeting::greeted, room::places};
 pub use self::{
     guard::{Guard, Guarded, Refused},
     incoming::{Caller, Connection, Incoming, Listening, Origin},

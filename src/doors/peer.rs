@@ -1,144 +1,187 @@
 //! Whose process is at the other end of a connection over the loopback interface.
 //!
 //! Any user of the machine can connect to a loopback port, and what is told there makes us write files with our user's
-//! rights. The kernel's tables of TCP sockets (`/proc/self/net/tcp`, proc_pid_net(5)) have the owner of each; the peer's
-//! end of the connection is a socket of this machine as well.
+//! rights. The peer's end of the connection is a socket of this machine as well, and the kernel knows whose. It is asked
+//! for that socket ([`super::sock_diag`]), or, where a sandbox or an old kernel does not have that, for all
+//! ([`super::tables`]).
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-/// The state of a connection that is open at both ends. Others are left out: the kernel calls root the owner of a
-/// socket that its process has closed already.
-const ESTABLISHED: &str = "01";
+use rustix::io::Errno;
+use tokio::sync::Mutex;
+
+use super::{
+    sock_diag::{Found, SockDiag},
+    tables::Tables,
+};
+
 /// How often the tables are looked at: they change while they are read, and a line may be missed then.
 const TRIES: u32 = 5;
 
-/// What the tables say of a connection.
+/// What the kernel says of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Owner {
     /// The user whose process has made it.
     User(u32),
     /// Nobody's process has it open.
     Unknown,
-    /// They can't say: there are none, or they are about other sockets than ours. Why, in words.
+    /// It can't say: it can't be asked, or knows other sockets than ours only. Why, in words.
     Untold(String),
 }
 
-/// The user of the process that has connected from `peer` to `local`.
-///
-/// # Errors
-/// When the tables could not be read this time.
-pub(super) async fn owner(local: SocketAddr, peer: SocketAddr) -> io::Result<Owner> {
-    let mut failure = None;
-    let mut own_end = false;
-    for attempt in 0..TRIES {
-        if attempt > 0 {
-            tokio::time::sleep(Duration::from_millis(10 * u64::from(attempt))).await;
-        }
-        let seen = tokio::task::spawn_blocking(move || look(local, peer)).await;
-        match seen.map_err(io::Error::other)? {
-            Ok(Seen { owner: Some(uid), .. }) => return Ok(Owner::User(uid)),
-            Ok(seen) => own_end |= seen.own_end,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-                ) =>
-            {
-                return Ok(Owner::Untold(error.to_string()));
-            }
-            // Such as no room for another open file, which comes and goes and must not open a door.
-            Err(error) => failure = Some(error),
-        }
-    }
-    match failure {
-        Some(error) => Err(error),
-        None if own_end => Ok(Owner::Unknown),
-        // A socket keeps the network namespace that it was made in; the tables are those of ours.
-        None => Ok(Owner::Untold("the socket is not in the tables".to_owned())),
-    }
+/// Tells whose connections are. One question is asked at a time, on one thread, however many wait. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Peers(Arc<Mutex<Sources>>);
+
+#[derive(Default)]
+struct Sources {
+    kernel: Kernel,
+    tables: Option<Tables>,
 }
 
-fn look(local: SocketAddr, peer: SocketAddr) -> io::Result<Seen> {
-    // An IPv4 connection of a socket that can do both (Java's) is in the second table, which is not there without IPv6.
-    let mut all = Seen::default();
-    let (mut failure, mut tables) = (None, 0);
-    for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-        match std::fs::read_to_string(table) {
-            Ok(text) => {
-                let seen = find(&text, local, peer);
-                if seen.owner.is_some() {
-                    return Ok(seen);
+#[derive(Default)]
+enum Kernel {
+    #[default]
+    Unasked,
+    Open(SockDiag),
+    /// It does not answer, and will not.
+    Closed,
+}
+
+/// What is known after one look.
+enum Seen {
+    /// This.
+    Owner(Owner),
+    /// The peer's end was not there; whether our own was, which says that the tables are about this connection.
+    NotYet { own_end: bool },
+}
+
+impl Peers {
+    /// The user of the process that has connected from `peer` to `local`.
+    ///
+    /// # Errors
+    /// When it could not be found out this time.
+    pub(super) async fn owner(&self, local: SocketAddr, peer: SocketAddr) -> io::Result<Owner> {
+        let (local, peer) = (canonical(local), canonical(peer));
+        let mut failure = None;
+        let mut own_end = false;
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                tokio::time::sleep(Duration::from_millis(10 * u64::from(attempt))).await;
+            }
+            let came = Instant::now();
+            let mut sources = self.0.clone().lock_owned().await;
+            let seen = tokio::task::spawn_blocking(move || sources.look(local, peer, came)).await;
+            match seen.map_err(io::Error::other)? {
+                Ok(Seen::Owner(owner)) => return Ok(owner),
+                Ok(Seen::NotYet { own_end: seen }) => own_end |= seen,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                    ) =>
+                {
+                    return Ok(Owner::Untold(error.to_string()));
                 }
-                all.own_end |= seen.own_end;
-                tables += 1;
+                // Such as no room for another open file, which comes and goes and must not open a door.
+                Err(error) => failure = Some(error),
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => failure = Some(error),
+        }
+        match failure {
+            Some(error) => Err(error),
+            None if own_end => Ok(Owner::Unknown),
+            None => Ok(elsewhere()),
         }
     }
-    match failure {
-        Some(error) => Err(error),
-        None if tables == 0 => Err(io::Error::new(io::ErrorKind::NotFound, "no tables of sockets")),
-        None => Ok(all),
+}
+
+impl Sources {
+    /// Blocks, if only for the tables.
+    fn look(&mut self, local: SocketAddr, peer: SocketAddr, came: Instant) -> io::Result<Seen> {
+        if let Some(owner) = self.kernel.ask(local, peer) {
+            return Ok(Seen::Owner(owner));
+        }
+        let tables = Tables::since(self.tables.take(), came)?;
+        let (own, other) = (tables.find(local, peer), tables.find(peer, local));
+        self.tables = Some(tables);
+        if own.is_some() && matches!(self.kernel, Kernel::Open(_)) {
+            // It knows nothing of a connection that is there: the module that could tell is missing. Each question would
+            // have the system look for it once more.
+            self.kernel = Kernel::Closed;
+        }
+        Ok(match (own, other) {
+            (_, Some(end)) if end.established => Seen::Owner(Owner::User(end.uid)),
+            (Some(end), _) if !end.established => Seen::Owner(Owner::Unknown),
+            _ => Seen::NotYet {
+                own_end: own.is_some(),
+            },
+        })
     }
 }
 
-/// What was found in a table.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Seen {
-    /// The owner of the peer's end.
-    owner: Option<u32>,
-    /// Whether our own end is there, in whatever state: then the table is about this connection.
-    own_end: bool,
-}
-
-/// The peer's end is the line whose own address is `peer` and whose other one is `local`; ours is the reverse.
-fn find(table: &str, local: SocketAddr, peer: SocketAddr) -> Seen {
-    let (local, peer) = (canonical(local), canonical(peer));
-    let mut seen = Seen::default();
-    for line in table.lines().skip(1) {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let mut end = || address(fields.next()?);
-        let (Some(own), Some(other)) = (end(), end()) else {
-            continue;
+impl Kernel {
+    /// Nothing where it does not say.
+    fn ask(&mut self, local: SocketAddr, peer: SocketAddr) -> Option<Owner> {
+        let asked = match self {
+            Self::Unasked => SockDiag::open().and_then(|mut open| {
+                let asked = ask(&mut open, local, peer);
+                *self = Self::Open(open);
+                asked
+            }),
+            Self::Open(open) => ask(open, local, peer),
+            Self::Closed => return None,
         };
-        if own == local && other == peer {
-            seen.own_end = true;
-        } else if own == peer && other == local && fields.next() == Some(ESTABLISHED) {
-            // Behind the queues, the timer and the retransmissions.
-            seen.owner = fields.nth(3).and_then(|uid| uid.parse().ok());
-            if seen.owner.is_some() {
-                break;
+        match asked {
+            Ok(owner) => owner,
+            Err(error) => {
+                tracing::debug!("the kernel can't be asked whose a connection is: {error}");
+                // No room at present.
+                let passes = Errno::from_io_error(&error).is_some_and(|errno| {
+                    [
+                        Errno::MFILE,
+                        Errno::NFILE,
+                        Errno::NOMEM,
+                        Errno::NOBUFS,
+                        Errno::INTR,
+                    ]
+                    .contains(&errno)
+                });
+                *self = if passes { Self::Unasked } else { Self::Closed };
+                None
             }
         }
     }
-    seen
+}
+
+fn ask(kernel: &mut SockDiag, local: SocketAddr, peer: SocketAddr) -> io::Result<Option<Owner>> {
+    // In another state it calls root the owner: the process has closed its end.
+    if let Found::Socket {
+        established: true,
+        uid,
+    } = kernel.find(peer, local)?
+    {
+        return Ok(Some(Owner::User(uid)));
+    }
+    Ok(match kernel.find(local, peer)? {
+        Found::Socket { .. } => Some(Owner::Unknown),
+        Found::Listener => Some(elsewhere()),
+        // Perhaps it knows of no TCP socket at all.
+        Found::Nothing => None,
+    })
+}
+
+/// A socket keeps the network namespace that it was made in; the kernel tells of those in ours.
+fn elsewhere() -> Owner {
+    Owner::Untold("the socket is not in the tables".to_owned())
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// `0100007F:2319`: words of the address as this machine has them in memory, and the port.
-fn address(text: &str) -> Option<SocketAddr> {
-    let (hex, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |n: usize| {
-        Some(
-            u32::from_str_radix(hex.get(8 * n..8 * n + 8)?, 16)
-                .ok()?
-                .to_ne_bytes(),
-        )
-    };
-    let ip = match hex.len() {
-        8 => std::net::IpAddr::from(word(0)?),
-        32 => {
-            let words = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
-            <[u8; 16]>::try_from(words).ok()?.into()
-        }
-        _ => return None,
-    };
-    Some(canonical(SocketAddr::new(ip, port)))
 }
 
 #[cfg(test)]
@@ -147,45 +190,21 @@ mod tests {
 
     use super::*;
 
-    #[cfg(target_endian = "little")]
-    #[test]
-    fn the_tables_are_read_as_the_kernel_writes_them() {
-        let four = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
-            0: 0100007F:2319 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 x 100\n   \
-            1: 0100007F:D431 0100007F:2319 01 00000000:00000000 00:00000000 00000000  1000        0 2 1 x 20\n   \
-            2: 0100007F:D432 0100007F:2319 04 00000000:00000000 00:00000000 00000000     0        0 0 1 x 20\n";
-        let six = "  sl  local_address                         remote_address                        st ...\n   \
-            0: 0000000000000000FFFF00000100007F:D433 0000000000000000FFFF00000100007F:2319 01 0:0 00:0 0  1001 0 3\n   \
-            1: 00000000000000000000000001000000:D434 00000000000000000000000001000000:2319 01 0:0 00:0 0  1002 0 3\n";
-        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
-        let local = at("127.0.0.1:8985");
-        assert_eq!(find(four, local, at("127.0.0.1:54321")).owner, Some(1000));
-        assert_eq!(
-            find(four, local, at("127.0.0.1:54322")).owner,
-            None,
-            "its process has closed it"
-        );
-        let elsewhere = find(four, at("127.0.0.1:8986"), at("127.0.0.1:54321"));
-        assert_eq!(elsewhere, Seen::default());
-        // From the other end, the same line is one's own; in any state.
-        assert!(find(four, at("127.0.0.1:54321"), local).own_end);
-        assert!(find(four, at("127.0.0.1:54322"), local).own_end);
-        assert_eq!(find(six, local, at("127.0.0.1:54323")).owner, Some(1001));
-        assert_eq!(find(six, at("[::1]:8985"), at("[::1]:54324")).owner, Some(1002));
-        for torn in [
-            "",
-            "\n",
-            "x\n 0: 0100007F",
-            "x\n 0: 0100007:2319 0100007F:D431 01",
-            "x\n 0: a b 01 c",
-        ] {
-            assert_eq!(find(torn, local, at("127.0.0.1:54321")), Seen::default());
-        }
+    /// That asks the kernel, and that can't.
+    fn both() -> [Peers; 2] {
+        let tables = Sources {
+            kernel: Kernel::Closed,
+            tables: None,
+        };
+        [Peers::default(), Peers(Arc::new(Mutex::new(tables)))]
     }
 
     #[tokio::test]
     async fn a_connection_of_our_own_is_ours() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
+        for (peers, address) in both().into_iter().flat_map(|peers| {
+            let and = move |address| (peers.clone(), address);
+            ["127.0.0.1:0", "[::1]:0"].map(and)
+        }) {
             // Not every machine has IPv6.
             let Ok(listener) = TcpListener::bind(address).await else {
                 continue;
@@ -194,10 +213,10 @@ mod tests {
             let stream = TcpStream::connect(local).await.unwrap();
             let (_accepted, peer) = listener.accept().await.unwrap();
             let ours = rustix::process::geteuid().as_raw();
-            assert_eq!(owner(local, peer).await.unwrap(), Owner::User(ours));
+            assert_eq!(peers.owner(local, peer).await.unwrap(), Owner::User(ours));
             drop(stream);
             assert_eq!(
-                owner(local, peer).await.unwrap(),
+                peers.owner(local, peer).await.unwrap(),
                 Owner::Unknown,
                 "whose it was can't be told any more"
             );
@@ -208,7 +227,36 @@ mod tests {
     async fn tables_without_our_own_end_say_nothing() {
         // As of a socket that was handed over from another network namespace.
         let (local, peer) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
-        let told = owner(local, peer).await.unwrap();
-        assert!(matches!(told, Owner::Untold(_)), "{told:?}");
+        for peers in both() {
+            let told = peers.owner(local, peer).await.unwrap();
+            assert!(matches!(told, Owner::Untold(_)), "{told:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn many_who_come_and_go_are_told_of_with_few_readings_and_none_where_the_kernel_answers() {
+        let [kernel, tables] = both();
+        // Neither every kernel nor every sandbox can be asked.
+        let mut can_ask = false;
+        for peers in [kernel, tables] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let local = listener.local_addr().unwrap();
+            let mut gone = Vec::new();
+            for _ in 0..100 {
+                drop(TcpStream::connect(local).await.unwrap());
+                gone.push(listener.accept().await.unwrap());
+            }
+            if let Ok(mut asked) = SockDiag::open() {
+                let found = asked.find(local, gone[0].1);
+                can_ask = matches!(found, Ok(Found::Socket { .. })) && !can_ask;
+            }
+            let asked = gone.iter().map(|(_, peer)| peers.owner(local, *peer));
+            for owner in futures::future::join_all(asked).await {
+                assert_eq!(owner.unwrap(), Owner::Unknown);
+            }
+            let sources = peers.0.lock().await;
+            assert_eq!(matches!(sources.kernel, Kernel::Open(_)), can_ask);
+            assert_eq!(sources.tables.is_none(), can_ask);
+        }
     }
 }

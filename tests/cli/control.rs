@@ -19,7 +19,7 @@ use crate::{
     waiting::{PERSISTENT, unblock},
 };
 
-async fn client(world: &World) -> ControlClient<Channel> {
+pub async fn client(world: &World) -> ControlClient<Channel> {
     let socket = world.path("state/control.sock");
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
@@ -31,14 +31,14 @@ async fn client(world: &World) -> ControlClient<Channel> {
     ControlClient::new(channel.unwrap())
 }
 
-fn by_id(id: &str) -> Option<pb::InvocationChoice> {
+pub fn by_id(id: &str) -> Option<pb::InvocationChoice> {
     Some(pb::InvocationChoice {
         invocation_id: id.to_owned(),
         ..pb::InvocationChoice::default()
     })
 }
 
-async fn watch(
+pub async fn watch(
     client: &mut ControlClient<Channel>,
     invocation: Option<pb::InvocationChoice>,
 ) -> Streaming<pb::WatchInvocationResponse> {
@@ -46,7 +46,7 @@ async fn watch(
     client.watch_invocation(request).await.unwrap().into_inner()
 }
 
-async fn all(mut events: Streaming<pb::WatchInvocationResponse>) -> Vec<Event> {
+pub async fn all(mut events: Streaming<pb::WatchInvocationResponse>) -> Vec<Event> {
     let mut all = Vec::new();
     loop {
         let next = tokio::time::timeout(PATIENCE, events.message()).await;

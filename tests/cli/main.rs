@@ -9,6 +9,7 @@ mod bad_endpoints;
 mod bad_events;
 mod bad_settings;
 mod control;
+mod crowding;
 mod depth;
 mod ending;
 mod fetching;
