@@ -12,12 +12,16 @@ pub(super) const USAGE: u8 = 2;
 pub(super) const NOT_FOUND: u8 = 3;
 /// What was waited for did not come in time.
 pub(super) const TIMED_OUT: u8 = 4;
+/// Of `outhaul run`: there is the command, but it can't be run. As shells have it, and so is the next.
+pub(super) const NOT_RUN: u8 = 126;
+/// Of `outhaul run`: there is no such command.
+pub(super) const NO_COMMAND: u8 = 127;
 
 /// Shown under `--help`.
 pub(super) const HELP: &str = "Exit codes: 0 everything asked for is there; 1 something could not be had; \
 2 the command line or a setting is wrong; 3 nothing of that name is recorded; \
 4 it did not come in time. \
-`outhaul run` exits with the wrapped command's own code.";
+`outhaul run` exits with the wrapped command's own code; 126 it cannot be run; 127 there is no such command.";
 
 /// Why a command ends without success.
 #[derive(Debug)]

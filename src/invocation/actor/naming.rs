@@ -143,7 +143,7 @@ impl Actor {
         self.shared.materializer.begin(&root, version).await;
         let (claimed, invocation_id) = (root.clone(), self.row.invocation_id.clone());
         let claimed = spawn_blocking(move || claimed.epoch.claim(version, &invocation_id)).await;
-        if claimed.is_err() {
+        if claimed.is_err_and(|e| e.is_panic()) {
             tracing::error!("claiming an output root panicked; this is a bug in outhaul");
         }
         // Only now, when nothing older is placed any more: the build has just begun, and its bazel-out may still have
@@ -321,9 +321,14 @@ impl Actor {
             }
             all
         };
-        let Ok(wants) = spawn_blocking(absorb).await else {
-            tracing::error!("recording outputs panicked; this is a bug in outhaul");
-            return;
+        let wants = match spawn_blocking(absorb).await {
+            Ok(wants) => wants,
+            Err(error) => {
+                if error.is_panic() {
+                    tracing::error!("recording outputs panicked; this is a bug in outhaul");
+                }
+                return;
+            }
         };
         if let Some(session) = &self.session {
             self.shared.materializer.want(session, wants).await;
