@@ -21,7 +21,7 @@ use super::{
     error::{PlaceError, PlaceErrorKind},
     space::Space,
     sys::{self, Inode},
-    temp::{TempDir, Unnamed},
+    temp::{self, TempDir, Unnamed},
     writable::Leases,
 };
 use crate::exec_path::ExecPath;
@@ -52,6 +52,8 @@ pub struct OutputRoot {
     inode: Inode,
     build_tree: RwLock<BuildTree>,
     temp: Mutex<Option<Arc<TempDir>>>,
+    /// Temp directories on other mounts below the root, by mount.
+    beside: Mutex<Vec<(u64, Arc<TempDir>)>>,
     /// What its file system has.
     pub(super) space: Space,
     /// Read-only directories that are open for writing just now.
@@ -104,6 +106,7 @@ impl OutputRoot {
                 BuildTree::Gone
             }),
             temp: Mutex::default(),
+            beside: Mutex::default(),
             space: Space::default(),
             leases: Arc::default(),
             modes_hold: AtomicBool::new(false),
@@ -261,10 +264,24 @@ impl OutputRoot {
         Ok(made)
     }
 
-    /// Lets go of this process's temp directory, which is removed with the last file in it. It is made again when
-    /// something is placed after that.
+    /// This process's temp directory on the mount that a directory below the root is on.
+    pub(super) fn temp_beside(&self, dir: BorrowedFd<'_>) -> rustix::io::Result<Arc<TempDir>> {
+        let mount = temp::mount(dir)?;
+        let mut all = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(_, temp)| temp.is_there());
+        if let Some((_, temp)) = all.iter().find(|(of, _)| *of == mount) {
+            return Ok(Arc::clone(temp));
+        }
+        let made = Arc::new(TempDir::create_beside(self, dir)?);
+        all.push((mount, Arc::clone(&made)));
+        Ok(made)
+    }
+
+    /// Lets go of this process's temp directories, which are removed with the last file in each. They are made again
+    /// when something is placed after that.
     pub fn let_go(&self) {
         self.temp.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// How unnamed files get their names here; tried out once, in the temp directory.
@@ -307,6 +324,11 @@ impl OutputRoot {
         fs::openat(&self.fd, ".", flags, Mode::empty())
             .and_then(fs::syncfs)
             .map_err(|errno| PlaceError::system_error("sync", &self.path, errno))
+    }
+
+    /// The path without symlinks.
+    pub(super) fn canonical(&self) -> &Path {
+        &self.canonical
     }
 
     /// The output base, when this is `<output base>/execroot/<workspace>`.
