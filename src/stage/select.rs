@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     bep::{Event, event::TargetId},
-    exec_path::ExecPath,
+    exec_path::{ExecPath, is_reserved},
     invocation::{
         build::{Effect, Named, TargetEnd},
         pattern,
@@ -29,9 +29,6 @@ use crate::{
 const HIDDEN: &str = "_hidden_";
 /// How many outputs a message names.
 const NAMED: usize = 3;
-/// Names that the directory keeps for Outhaul's own.
-pub(super) const RESERVED: [&str; 2] = [super::marker::DIRECTORY, ".outhaul-tmp"];
-
 /// An output that can be staged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Artifact {
@@ -321,7 +318,7 @@ fn placed(artifacts: BTreeMap<ExecPath, Artifact>, flatten: bool) -> Result<Vec<
                 ExecPath::new(path.file_name()).map_err(|e| StageError::Internal(e.to_string()))?;
         }
         let first_component = artifact.place.components().next().unwrap_or_default();
-        if RESERVED.contains(&first_component) {
+        if is_reserved(first_component) {
             return Err(StageError::Setting {
                 flag: "--flatten".to_owned(),
                 reason: format!(

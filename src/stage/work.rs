@@ -18,12 +18,12 @@ use super::{
     error::StageError,
     local::LocalFirst,
     marker::{self, Marker, Missing},
-    select::{Artifact, RESERVED},
+    select::Artifact,
     stager::{Ended, Plan, Staged},
 };
 use crate::{
     digest::Digest,
-    exec_path::ExecPath,
+    exec_path::{ExecPath, is_reserved},
     materialize::{Completion, Outcome, Want, place::Check},
     output::{Class, OutputContent, Stamp},
     remote::{Attribution, BlobStore as _, RemoteErrorKind},
@@ -336,26 +336,30 @@ impl Work {
     }
 }
 
+/// Directories of ours in a directory that is staged into.
+const RESERVED: [&str; 2] = [marker::DIRECTORY, ".outhaul-tmp"];
+
 /// Whether a directory below another is one that Outhaul keeps there, or lies in it. Blocks.
 fn leads_to_reserved(directory: &Path, path: &Path) -> bool {
-    let is_reserved = |real: &Path| {
-        RESERVED.iter().any(|name| {
-            let own = directory.join(name);
-            directory
-                .canonicalize()
-                .is_ok_and(|directory| real.starts_with(directory.join(name)))
-                || own.canonicalize().is_ok_and(|own| real.starts_with(own))
-        })
+    let names = |part: std::path::Component<'_>| part.as_os_str().to_str().is_some_and(is_reserved);
+    let is_ours = |real: &Path| {
+        let below = |directory: &Path| real.strip_prefix(directory).ok()?.components().next();
+        let named = directory
+            .canonicalize()
+            .is_ok_and(|directory| below(&directory).is_some_and(names));
+        named
+            || RESERVED.iter().any(|name| {
+                let own = directory.join(name).canonicalize();
+                own.is_ok_and(|own| real.starts_with(own))
+            })
     };
     for path in path.ancestors().take_while(|path| *path != directory) {
         if let Ok(real) = path.canonicalize() {
-            return is_reserved(&real);
+            return is_ours(&real);
         }
         // It leads nowhere yet.
         if let Ok(target) = path.read_link() {
-            return target
-                .components()
-                .any(|part| RESERVED.iter().any(|name| part.as_os_str() == *name));
+            return target.components().any(names);
         }
     }
     false

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     bep::event::TargetId,
-    exec_path::ExecPath,
+    exec_path::{ExecPath, is_reserved},
     materialize::{Session, Want},
     output::{Class, OutputContent},
     record::{TargetRow, TargetState},
@@ -376,21 +376,25 @@ impl Actor {
             let Ok(flat) = ExecPath::new(n.path.file_name()) else {
                 return false;
             };
-            match self.flattened.get(&flat) {
-                Some(other) if *other != n.path => {
-                    let reason = format!("{} and {} have the same name", other, n.path);
-                    self.tally.fail(n.class, &reason);
-                    if n.class == Class::Required {
-                        self.output_failed(n.sequence, n.set);
-                    }
-                    false
+            let refused = match self.flattened.get(&flat) {
+                Some(other) if *other != n.path => format!("{other} and {} have the same name", n.path),
+                _ if is_reserved(flat.as_str()) => {
+                    format!(
+                        "{} has a name that outhaul keeps for itself; leave --flatten out",
+                        n.path
+                    )
                 }
                 _ => {
                     self.flattened.insert(flat.clone(), n.path.clone());
                     n.path = flat;
-                    true
+                    return true;
                 }
+            };
+            self.tally.fail(n.class, &refused);
+            if n.class == Class::Required {
+                self.output_failed(n.sequence, n.set);
             }
+            false
         });
     }
 
