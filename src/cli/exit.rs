@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use crate::printable::printable;
+
 /// Everything asked for is there.
 pub(super) const OK: u8 = 0;
 /// Something asked for could not be had.
@@ -34,10 +36,11 @@ pub(super) struct Failure {
 }
 
 impl Failure {
+    /// On one line, whatever names it quotes.
     pub(super) fn new(code: u8, message: impl Display) -> Self {
         Self {
             code,
-            message: message.to_string(),
+            message: printable(&message.to_string()).into_owned(),
             held: false,
         }
     }
@@ -54,8 +57,13 @@ impl Failure {
         Self::new(FAILED, message)
     }
 
+    /// The user's own flags and files are to blame, some of which are shown with lines of theirs.
     pub(super) fn usage(message: impl Display) -> Self {
-        Self::new(USAGE, message)
+        Self {
+            code: USAGE,
+            message: message.to_string(),
+            held: false,
+        }
     }
 
     pub(super) fn not_found(message: impl Display) -> Self {

@@ -13,6 +13,7 @@ mod is_staged;
 mod log;
 mod ls;
 mod paths;
+mod print;
 mod reload;
 mod run;
 mod serve;
@@ -141,7 +142,7 @@ pub fn main() -> ExitCode {
 fn report(failure: &Failure) -> ExitCode {
     if !failure.message.is_empty() {
         // Nowhere to say that standard error is closed.
-        let _ = writeln!(std::io::stderr(), "outhaul: {}", failure.message);
+        let _ = writeln!(print::err(), "outhaul: {}", failure.message);
     }
     ExitCode::from(failure.code)
 }

@@ -22,13 +22,14 @@ use self::{
     child::Signals,
     words::{flags, with_flags, without_backend},
 };
-use super::{bare_runtime, exit::Failure};
+use super::{bare_runtime, exit::Failure, print};
 use crate::{
     bes::{BesAddress, BesListener},
     config::{CacheArgs, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
     daemon::{Daemon, DaemonOptions, Retention, Rooms},
     invocation::{Report, roots::Destination},
     open_files,
+    printable::printable,
     record::{Record, RecordError},
 };
 
@@ -124,7 +125,7 @@ async fn run(mut args: RunArgs) -> Result<u8, Failure> {
     let command = if unheard {
         // A reader that has gone is no reason not to build.
         let _ = writeln!(
-            std::io::stderr(),
+            print::err(),
             "outhaul: the command has an empty --bes_backend, so its events go nowhere; it is run as it is, and nothing \
              is brought to disk"
         );
@@ -212,14 +213,14 @@ async fn record(state_dir: &Path) -> Result<Record, Failure> {
 
 /// One summary line for each invocation (Bazel starts another one in the same command after an eviction).
 fn tell(reports: &mut broadcast::Receiver<Report>) -> Result<(), Failure> {
-    let mut err = std::io::stderr().lock();
+    let mut err = print::err();
     loop {
         match reports.try_recv() {
             Ok(report) => {
                 for message in &report.messages {
-                    writeln!(err, "outhaul: {message}")?;
+                    writeln!(err, "outhaul: {}", printable(message))?;
                 }
-                writeln!(err, "{}", report.line)?;
+                writeln!(err, "{}", printable(&report.line))?;
             }
             Err(broadcast::error::TryRecvError::Lagged(_)) => {}
             Err(_) => return Ok(()),

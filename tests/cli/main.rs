@@ -8,6 +8,7 @@ mod admin;
 mod bad_endpoints;
 mod bad_events;
 mod bad_settings;
+mod carrying;
 mod control;
 mod ending;
 mod fetching;
