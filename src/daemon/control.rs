@@ -2,11 +2,12 @@
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower::util::MapResponseLayer;
 
 use crate::{
     bes::{self, BesListener},
     control::{ControlServer, Service},
-    doors::{Door, Guard, Incoming, Listening, Protocol, greeted},
+    doors::{Door, Guard, Incoming, Listening, Protocol, dated, greeted},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
 };
 
@@ -60,6 +61,7 @@ async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let incoming = greeted(Incoming::new(listener, door.clone(), Protocol::Http2));
     bes::serve::server()
+        .layer(MapResponseLayer::new(dated))
         .layer(Guard(door))
         .add_service(service(rooms, most, &stop))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

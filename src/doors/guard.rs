@@ -1,20 +1,13 @@
 //! Judges each call at a door.
 
-use std::{
-    task::{Context, Poll},
-    time::SystemTime,
-};
+use std::task::{Context, Poll};
 
-use futures::{
-    FutureExt as _,
-    future::{Either, Map, Ready, ready},
-};
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use futures::future::{Either, Ready, ready};
+use http::{HeaderMap, Request, Response};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{Caller, Door, Origin, Rules, token};
-use crate::units::has_date;
 
 /// What everybody may ask who may connect: whether we serve is no secret to them, and the probes of load balancers and
 /// clusters can show no token.
@@ -141,23 +134,6 @@ impl<S> Layer<S> for Guard {
     }
 }
 
-type Answer<E> = Result<Response<Body>, E>;
-
-/// An answer with a date, where the HTTP library could not put one and would panic.
-fn dated<E>(answer: Answer<E>) -> Answer<E> {
-    dated_at(answer, SystemTime::now())
-}
-
-fn dated_at<E>(mut answer: Answer<E>, now: SystemTime) -> Answer<E> {
-    if let Ok(response) = &mut answer
-        && !has_date(now)
-    {
-        let epoch = HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT");
-        response.headers_mut().insert(header::DATE, epoch);
-    }
-    answer
-}
-
 /// A service behind a [`Guard`].
 #[derive(Clone)]
 pub struct Guarded<S> {
@@ -171,7 +147,7 @@ where
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Either<Ready<Answer<S::Error>>, Map<S::Future, fn(Answer<S::Error>) -> Answer<S::Error>>>;
+    type Future = Either<Ready<Result<Response<Body>, S::Error>>, S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -193,10 +169,10 @@ where
             }
         };
         match judged {
-            Ok(()) => Either::Right(self.inner.call(request).map(dated)),
+            Ok(()) => Either::Right(self.inner.call(request)),
             Err(refused) => {
                 self.door.tell(format_args!("a call was refused: {refused}"));
-                Either::Left(ready(dated(Ok(refused.status().into_http()))))
+                Either::Left(ready(Ok(refused.status().into_http())))
             }
         }
     }
@@ -219,21 +195,6 @@ mod tests {
 
     fn judge(rules: &Rules, caller: Caller, shown: &[(&'static str, &str)]) -> Result<(), Refused> {
         rules.judge(caller, "/a.Service/Call", &mut headers(shown))
-    }
-
-    #[test]
-    fn an_answer_has_a_date_where_the_library_has_none() {
-        for (now, has) in [
-            (SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1), true),
-            (SystemTime::now(), false),
-            (
-                SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1 << 40),
-                true,
-            ),
-        ] {
-            let answer = dated_at::<()>(Ok(Response::new(Body::default())), now).unwrap();
-            assert_eq!(answer.headers().contains_key(header::DATE), has, "{now:?}");
-        }
     }
 
     #[test]
