@@ -200,7 +200,6 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     if let Some(report) = report {
         writeln!(err, "{}", report.line)?;
     }
-    drop(err);
     // Blocks for some seconds at most.
     let _ = tokio::task::spawn_blocking(move || record.close()).await;
     Ok(if settlement.failed == 0 && trouble.is_empty() {

@@ -1,10 +1,13 @@
 //! Standard output and error for what people and programs read, whatever names and messages hold.
 
-use std::io::{self, Stderr, StdoutLock, Write};
+use std::{
+    fmt,
+    io::{self, Stderr, StdoutLock, Write},
+};
 
 use crate::printable::escaped;
 
-/// Escapes what a terminal would not just show. It is written to in whole characters, as by `write!`.
+/// Escapes what a terminal would not just show. What is given to it by `write!` is written at once.
 pub(super) struct Shown<W>(W);
 
 /// Standard output, for all but files' bytes.
@@ -21,6 +24,10 @@ impl<W: Write> Write for Shown<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write_all(&escaped(bytes, false, true))?;
         Ok(bytes.len())
+    }
+
+    fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> io::Result<()> {
+        self.write_all(text.to_string().as_bytes())
     }
 
     fn flush(&mut self) -> io::Result<()> {

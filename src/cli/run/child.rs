@@ -130,7 +130,7 @@ pub(super) fn start(command: &[OsString]) -> Result<Child, Failure> {
     let started = match Command::new(program).args(args).spawn() {
         // No binary, and no `#!` line: for shells, `env` and their like a script of the shell's.
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
-            match found(program).filter(|path| is_text(path)) {
+            match found(program).filter(is_text) {
                 Some(path) => Command::new("sh").arg(path).args(args).spawn(),
                 None => Err(error),
             }

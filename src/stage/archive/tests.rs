@@ -265,8 +265,8 @@ fn a_file_holds_no_more_than_its_size_allows_and_what_is_written_can_be_read() {
 
     for raw in [
         // Events of no bytes at all, in one frame and in many; one event; no events, but a huge frame.
-        vec![vec![0, b'e', 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(25 << 20)],
-        vec![vec![0, b'e', 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(90_000); 300],
+        vec![[0, b'e', 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(25 << 20)],
+        vec![[0, b'e', 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(90_000); 300],
         vec![[&[0x80, 0x80, 0x80, 0x7d, b'e'][..], &vec![0; 262_144_009]].concat()],
         vec![vec![0x80; 290 << 20]],
     ] {
