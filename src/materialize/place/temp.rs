@@ -11,11 +11,14 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
+        mpsc,
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -216,9 +219,56 @@ impl Drop for TempName {
 
 /// Removes what dead processes left. Returns how many had left something.
 pub(super) fn sweep(root: &OutputRoot) -> Result<usize, PlaceError> {
+    Ok(sweep_in(parents(root), root.path())? + sweep_mounts(root))
+}
+
+/// How long a sweep waits for other mounts.
+const MOUNTS: Duration = Duration::from_secs(1);
+
+/// The same at the tops of other mounts below the root. One whose file system hangs holds nobody up.
+fn sweep_mounts(root: &OutputRoot) -> usize {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let below = mount_points(&table).filter_map(|point| {
+        let below = point.strip_prefix(root.canonical()).ok()?;
+        below.components().next().map(|_| below.to_owned())
+    });
+    let (send, swept) = mpsc::channel();
+    for point in below {
+        let (Ok(fd), path, send) = (
+            root.as_fd().try_clone_to_owned(),
+            root.path().join(&point),
+            send.clone(),
+        ) else {
+            continue;
+        };
+        let sweeping = move || {
+            // Links on the way are none of the table's.
+            let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let top = fs::openat2(fd, &point, ABOVE, Mode::empty(), how).ok();
+            let done = sweep_in(top.into_iter().collect(), &path);
+            let _ = send.send(done.unwrap_or_else(|error| {
+                tracing::debug!("not swept: {error}");
+                0
+            }));
+        };
+        let _ = thread::Builder::new()
+            .name("outhaul-sweep".into())
+            .spawn(sweeping);
+    }
+    drop(send);
+    let until = Instant::now() + MOUNTS;
+    let next = || {
+        swept
+            .recv_timeout(until.saturating_duration_since(Instant::now()))
+            .ok()
+    };
+    std::iter::from_fn(next).sum()
+}
+
+fn sweep_in(parents: Vec<OwnedFd>, path: &Path) -> Result<usize, PlaceError> {
     let mut swept = 0;
-    for parent in parents(root).into_iter().chain(mounts_below(root)) {
-        let error = |errno| PlaceError::system_error("sweep temp directory", root.path().join(NAME), errno);
+    for parent in parents {
+        let error = |errno| PlaceError::system_error("sweep temp directory", path.join(NAME), errno);
         let base = match fs::openat(&parent, NAME, READ_DIRECTORY, Mode::empty()) {
             Ok(base) => base,
             Err(Errno::NOENT) => continue,
@@ -278,20 +328,6 @@ fn top_of_mount(root: &OutputRoot, dir: BorrowedFd<'_>) -> rustix::io::Result<Ow
         }
         top = above;
     }
-}
-
-/// The tops of other mounts below the root.
-fn mounts_below(root: &OutputRoot) -> Vec<OwnedFd> {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    mount_points(&table)
-        .filter_map(|point| {
-            let below = point.strip_prefix(root.canonical()).ok()?;
-            let below = below.components().next().map(|_| below)?;
-            // Links on the way are none of the table's.
-            let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-            fs::openat2(root, below, ABOVE, Mode::empty(), how).ok()
-        })
-        .collect()
 }
 
 /// Where mounts are, by the text of `/proc/self/mountinfo`.
