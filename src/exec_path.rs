@@ -87,6 +87,18 @@ impl ExecPath {
     }
 }
 
+/// Whether a name is one that Outhaul keeps for its own files: `.outhaul`, `.outhaul-tmp`, `.outhaul-newest.…`. In any
+/// case, since some file systems make no difference.
+#[must_use]
+pub fn is_reserved(name: &str) -> bool {
+    const OURS: &[u8] = b".outhaul";
+    name.as_bytes()
+        .split_at_checked(OURS.len())
+        .is_some_and(|(start, rest)| {
+            start.eq_ignore_ascii_case(OURS) && matches!(rest.first(), None | Some(b'-'))
+        })
+}
+
 /// Whether a path is right at first sight, as nearly all of a build's million are: short, without NUL, no component
 /// empty or with a dot in front. In one pass without branches.
 fn is_plain(path: &[u8]) -> bool {
@@ -164,6 +176,30 @@ impl AsRef<str> for ExecPath {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn our_own_names_are_known_in_any_case() {
+        for name in [
+            ".outhaul",
+            ".outhaul-tmp",
+            ".outhaul-newest.ws",
+            ".OutHaul-TMP",
+            ".outhaul-",
+        ] {
+            assert!(is_reserved(name), "{name}");
+        }
+        for name in [
+            "",
+            "outhaul",
+            ".outhau",
+            ".outhaulish",
+            ".outhaul.toml",
+            "x.outhaul-tmp",
+            ".\u{f6}uthaul",
+        ] {
+            assert!(!is_reserved(name), "{name}");
+        }
+    }
 
     #[test]
     fn escaping_paths_are_refused_with_a_reason() {

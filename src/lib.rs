@@ -78,6 +78,7 @@ pub mod lease;
 pub mod materialize;
 pub mod metrics;
 pub mod notify;
+mod open_files;
 pub mod output;
 mod printable;
 pub mod record;

@@ -3,7 +3,7 @@
 //! A file's name may hold line ends, or what moves a terminal's cursor and changes its title. Nobody shall make a line
 //! look like one of ours.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{borrow::Cow, fmt::Write as _, io::Write as _};
 
 /// Whether a character is shown as what it is. Those that change the direction of writing reorder what stands around
 /// them.
@@ -38,6 +38,48 @@ pub(crate) fn clipped(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}…", printable(&text[..end])))
 }
 
+/// Whole pieces of output with everything escaped that is not just shown, as JSON has it, so that JSON stays what it is:
+/// the last look at what goes to a terminal or a log, whoever forgot [`printable`]. Colours (`ESC [ … m`) and line ends
+/// may be let through.
+pub(crate) fn escaped(bytes: &[u8], colours: bool, line_ends: bool) -> Cow<'_, [u8]> {
+    if bytes.iter().all(|byte| (0x20..0x7f).contains(byte)) {
+        return Cow::Borrowed(bytes);
+    }
+    let mut shown = Vec::with_capacity(bytes.len() + 16);
+    for chunk in bytes.utf8_chunks() {
+        let mut rest = chunk.valid();
+        while let Some(c) = rest.chars().next() {
+            let mut taken = c.len_utf8();
+            if c == '\u{1b}' && colours {
+                taken = colour(rest).unwrap_or(taken);
+            }
+            let (piece, after) = rest.split_at(taken);
+            rest = after;
+            // Writing to a vector can't fail.
+            let _ = match c {
+                _ if is_plain(c) || taken > c.len_utf8() || c == '\n' && line_ends => {
+                    shown.write_all(piece.as_bytes())
+                }
+                '\n' => shown.write_all(b"\\n"),
+                '\r' => shown.write_all(b"\\r"),
+                '\t' => shown.write_all(b"\\t"),
+                c => write!(shown, "\\u{:04x}", u32::from(c)),
+            };
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(shown, "\\x{byte:02x}");
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// The length of a sequence that sets a colour, at the beginning of a text.
+fn colour(text: &str) -> Option<usize> {
+    let parameters = text.strip_prefix("\u{1b}[")?;
+    let end = parameters.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+    parameters.get(end..)?.starts_with('m').then_some(2 + end + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -58,7 +100,36 @@ mod tests {
         assert_eq!(clipped("aé\n", 9), "aé\\n");
     }
 
+    #[test]
+    fn what_goes_out_is_escaped_as_json_has_it() {
+        let out = |text: &str, colours, line_ends| {
+            String::from_utf8(escaped(text.as_bytes(), colours, line_ends).into_owned()).unwrap()
+        };
+        assert_eq!(out("a é\n", false, true), "a é\n");
+        assert_eq!(out("a\nb\r\t", false, false), "a\\nb\\r\\t");
+        assert_eq!(
+            out("\u{1b}[31mx\u{1b}[2J\u{1b}", true, false),
+            "\u{1b}[31mx\\u001b[2J\\u001b"
+        );
+        assert_eq!(
+            out("\u{1b}[31m\u{9b}\u{202e}\u{7f}", false, false),
+            "\\u001b[31m\\u009b\\u202e\\u007f"
+        );
+        assert_eq!(&*escaped(b"a\xc2\xff", false, false), b"a\\xc2\\xff");
+        let text = "a\u{1b}\u{9b}\u{202e}\u{7f}\n日";
+        let json = serde_json::json!({ "x": text }).to_string();
+        let shown: serde_json::Value =
+            serde_json::from_slice(&escaped(json.as_bytes(), false, true)).unwrap();
+        assert_eq!(shown["x"], text);
+    }
+
     proptest! {
+        #[test]
+        fn nothing_that_goes_out_moves_a_cursor(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            let shown = String::from_utf8(escaped(&bytes, false, false).into_owned()).unwrap();
+            prop_assert!(shown.chars().all(is_plain));
+        }
+
         #[test]
         fn nothing_that_is_shown_moves_a_cursor(text in ".{0,40}", most in 0..60_usize) {
             for shown in [printable(&text), clipped(&text, most)] {

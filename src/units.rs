@@ -9,6 +9,13 @@ pub(crate) fn now_ms() -> i64 {
         .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// Whether HTTP's `date` can tell a time: from 1970 to 9999. The HTTP library panics at others.
+pub(crate) fn has_date(time: SystemTime) -> bool {
+    const YEAR_10000: u64 = 253_402_300_800;
+    time.duration_since(UNIX_EPOCH)
+        .is_ok_and(|since| since.as_secs() < YEAR_10000)
+}
+
 /// The longest duration that is read: 100 years. A moment that is so far from now, or a few times as far, can be reckoned
 /// with; one from now until the end of a clock's numbers can't.
 const LONGEST_SECONDS: f64 = 100.0 * 365.0 * 86400.0;
@@ -127,6 +134,24 @@ pub fn show_duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dates_are_told_as_far_as_the_library_can() {
+        let day = Duration::from_secs(86_400);
+        let last = httpdate::parse_http_date("Fri, 31 Dec 9999 23:59:59 GMT").unwrap();
+        for (time, told) in [
+            (UNIX_EPOCH - Duration::from_nanos(1), false),
+            (UNIX_EPOCH - 20_000 * day, false),
+            (UNIX_EPOCH, true),
+            (SystemTime::now(), true),
+            (last, true),
+            (last + Duration::from_secs(1), false),
+        ] {
+            assert_eq!(has_date(time), told, "{time:?}");
+            let shown = std::panic::catch_unwind(|| httpdate::fmt_http_date(time));
+            assert_eq!(shown.is_ok(), told, "{time:?}: what it is for");
+        }
+    }
 
     #[test]
     fn durations_read_as_written() {

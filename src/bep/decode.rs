@@ -430,7 +430,7 @@ fn command_line(id: Option<Id>, line: proto::CommandLine) -> CommandLine {
 
 /// An option's name and value. Startup options of the original command line have only their combined form, and
 /// those from a bazelrc nothing at all.
-fn option(option: proto::Option) -> Option<(String, String)> {
+pub(crate) fn option(option: proto::Option) -> Option<(String, String)> {
     if !option.option_name.is_empty() {
         return Some((option.option_name, option.option_value));
     }
@@ -439,11 +439,16 @@ fn option(option: proto::Option) -> Option<(String, String)> {
     Some((name.to_owned(), value.to_owned()))
 }
 
-/// The files that a piece of Bazel's output says it could not read for the stream: `Uploading BEP referenced local
-/// file PATH: PATH (No such file or directory)`.
-fn unreadable(output: &str) -> Vec<String> {
-    const WORDS: &str = "Uploading BEP referenced local file ";
-    const MISSING: &str = " (No such file or directory)";
+const WORDS: &str = "Uploading BEP referenced local file ";
+const MISSING: &str = " (No such file or directory)";
+
+/// What Bazel says of a file that it could not read for the stream.
+pub(crate) fn unreadable_line(path: &str) -> String {
+    format!("{WORDS}{path}: {path}{MISSING}\n")
+}
+
+/// The files of which a piece of Bazel's output says that.
+pub(crate) fn unreadable(output: &str) -> Vec<String> {
     let mut files: Vec<String> = output
         .lines()
         .filter_map(|line| {

@@ -6,10 +6,11 @@ use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 use tonic_health::server::HealthReporter;
+use tower::util::MapResponseLayer;
 
 use super::{limits::BesLimits, listen::BesListener, raw::PublishBuildEventServer, server::BesService};
 use crate::{
-    doors::{Guard, Incoming, Protocol, greeted, places},
+    doors::{Guard, Incoming, Protocol, dated, greeted, places},
     proto::DESCRIPTORS,
 };
 
@@ -92,6 +93,7 @@ pub async fn serve(
     let serving = listeners.into_iter().map(|listener| {
         let (listener, door, file) = listener.into_parts();
         let router = limited(server(), service.limits())
+            .layer(MapResponseLayer::new(dated))
             .layer(Guard(door.clone()))
             .add_routes(routes.clone());
         let incoming = greeted(Incoming::new(listener, door, Protocol::Http2, places));

@@ -10,7 +10,7 @@ use std::{
 
 use clap::Args;
 
-use super::{exit, exit::Failure, runtime};
+use super::{exit, exit::Failure, print, runtime};
 use crate::{
     bes::{BesAddress, BesListener, HoldPolicy},
     config::{Limits, PlaceArgs},
@@ -60,7 +60,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
     };
     let exec_root = base.join("execroot/_main");
     std::fs::create_dir_all(&exec_root).map_err(|e| Failure::usage(format!("{}: {e}", base.display())))?;
-    let mut out = std::io::stdout();
+    let mut out = print::out();
 
     let cache = EmbeddedCache::builder()
         .zstd(true)
@@ -189,11 +189,7 @@ fn check(build: &GeneratedBuild, exec_root: &Path) -> Result<usize, Failure> {
         };
         if !right {
             missing += 1;
-            writeln!(
-                std::io::stderr(),
-                "outhaul: {} is missing or wrong",
-                path.display()
-            )?;
+            writeln!(print::err(), "outhaul: {} is missing or wrong", path.display())?;
         }
     }
     Ok(missing)
@@ -221,7 +217,7 @@ pub(super) fn cache(args: CacheServerArgs) -> Result<u8, Failure> {
             .start()
             .await
             .map_err(Failure::usage)?;
-        let mut out = std::io::stdout();
+        let mut out = print::out();
         writeln!(out, "{}", cache.endpoint())?;
         out.flush()?;
         tokio::signal::ctrl_c().await?;

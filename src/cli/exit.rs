@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use crate::printable::printable;
+
 /// Everything asked for is there.
 pub(super) const OK: u8 = 0;
 /// Something asked for could not be had.
@@ -12,12 +14,16 @@ pub(super) const USAGE: u8 = 2;
 pub(super) const NOT_FOUND: u8 = 3;
 /// What was waited for did not come in time.
 pub(super) const TIMED_OUT: u8 = 4;
+/// Of `outhaul run`: there is the command, but it can't be run. As shells have it, and so is the next.
+pub(super) const NOT_RUN: u8 = 126;
+/// Of `outhaul run`: there is no such command.
+pub(super) const NO_COMMAND: u8 = 127;
 
 /// Shown under `--help`.
 pub(super) const HELP: &str = "Exit codes: 0 everything asked for is there; 1 something could not be had; \
 2 the command line or a setting is wrong; 3 nothing of that name is recorded; \
 4 it did not come in time. \
-`outhaul run` exits with the wrapped command's own code.";
+`outhaul run` exits with the wrapped command's own code; 126 it cannot be run; 127 there is no such command.";
 
 /// Why a command ends without success.
 #[derive(Debug)]
@@ -30,10 +36,11 @@ pub(super) struct Failure {
 }
 
 impl Failure {
+    /// On one line, whatever names it quotes.
     pub(super) fn new(code: u8, message: impl Display) -> Self {
         Self {
             code,
-            message: message.to_string(),
+            message: printable(&message.to_string()).into_owned(),
             held: false,
         }
     }
@@ -50,8 +57,13 @@ impl Failure {
         Self::new(FAILED, message)
     }
 
+    /// The user's own flags and files are to blame, some of which are shown with lines of theirs.
     pub(super) fn usage(message: impl Display) -> Self {
-        Self::new(USAGE, message)
+        Self {
+            code: USAGE,
+            message: message.to_string(),
+            held: false,
+        }
     }
 
     pub(super) fn not_found(message: impl Display) -> Self {

@@ -14,13 +14,14 @@ use super::{
     client::Client,
     exit,
     exit::Failure,
-    runtime,
+    print, runtime,
     stage::{WhichArgs, told},
 };
 use crate::{
     bes::{Journal, StreamKey, journal::Entry},
     config::{CacheArgs, ControlArgs, StateArgs},
     control::staging::nothing_of,
+    printable::printable,
     proto::outhaul::v1 as pb,
     record::InvocationRow,
     stage::archive::{self, Exported},
@@ -77,7 +78,7 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
     } else {
         to_file(&entry, &row, &output)?
     };
-    let mut err = std::io::stderr();
+    let mut err = print::err();
     if exported.left_out > 0 {
         writeln!(
             err,
@@ -89,7 +90,7 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
         writeln!(
             err,
             "outhaul: build {} with {} events is in {}",
-            exported.header.invocation_id,
+            printable(&exported.header.invocation_id),
             exported.events,
             output.display()
         )?;

@@ -11,14 +11,14 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
-use super::{exit, exit::Failure, runtime};
+use super::{exit, exit::Failure, print, runtime};
 use crate::{
     bep::{Event, EventFile},
     bes::{Builds as _, StreamEnd, StreamKey},
     config::{CacheArgs, PlaceArgs, SelectionArgs},
     daemon::Rooms,
     digest::Digest,
-    exec_path::ExecPath,
+    exec_path::{ExecPath, is_reserved},
     invocation::{Report, roots::Destination, tally::Tally},
     materialize::{
         Materializer, Outcome, Root, Session, Want,
@@ -26,6 +26,7 @@ use crate::{
     },
     metrics::Metrics,
     output::{Class, OutputContent},
+    printable::printable,
     remote::{Attribution, BlobStore as _, GrpcCache, RemoteError},
     removal::remove_all,
     units::show_size,
@@ -194,14 +195,13 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     let settlement = rooms.engine.settled(&stream).await;
     let report = wait_for_report(&mut reports).await;
     bar.finish_and_clear();
-    let mut err = std::io::stderr().lock();
+    let mut err = print::err();
     for message in trouble.iter().chain(report.iter().flat_map(|r| &r.messages)) {
-        writeln!(err, "outhaul: {message}")?;
+        writeln!(err, "outhaul: {}", printable(message))?;
     }
     if let Some(report) = report {
         writeln!(err, "{}", report.line)?;
     }
-    drop(err);
     // Blocks for some seconds at most.
     let _ = tokio::task::spawn_blocking(move || record.close()).await;
     Ok(if settlement.failed == 0 && trouble.is_empty() {
@@ -330,6 +330,14 @@ async fn into_directory(
         completions,
     });
     let bar = progress();
+    let mut tally = Tally::default();
+    let (ours, outputs): (Vec<_>, Vec<_>) = outputs
+        .into_iter()
+        .partition(|(path, _)| path.components().next().is_some_and(is_reserved));
+    for (path, _) in ours {
+        let reason = format!("{path} has a name that outhaul keeps for itself");
+        tally.fail(Class::Required, &reason);
+    }
     let mut open = outputs.len();
     let wants = outputs
         .into_iter()
@@ -338,7 +346,6 @@ async fn into_directory(
     let begun = std::time::Instant::now();
     materializer.want(&session, wants).await;
     drop(session);
-    let mut tally = Tally::default();
     let mut evicted = 0;
     while open > 0 {
         let Some(list) = completed.recv().await else { break };
@@ -358,9 +365,9 @@ async fn into_directory(
     bar.finish_and_clear();
     // Temporary files' directory goes with it.
     materializer.close().await;
-    let mut err = std::io::stderr().lock();
+    let mut err = print::err();
     for message in &tally.messages {
-        writeln!(err, "outhaul: {message}")?;
+        writeln!(err, "outhaul: {}", printable(message))?;
     }
     writeln!(err, "{}", tally.summary(begun.elapsed()))?;
     Ok(Ended {

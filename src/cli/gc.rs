@@ -5,11 +5,12 @@ use std::io::Write as _;
 use clap::Args;
 use serde_json::json;
 
-use super::{exit, exit::Failure, runtime};
+use super::{exit, exit::Failure, print, runtime};
 use crate::{
     bes::{Journal, JournalOptions},
     config::{ConfigError, StateArgs},
     daemon::{Retention, RetentionPlan},
+    printable::printable,
     record::{Record, RecordError},
     units::{parse_duration, parse_size, show_size},
 };
@@ -102,7 +103,7 @@ fn collect(args: &GcArgs, retention: Retention, record: &Record) -> Result<u8, F
 }
 
 fn show(args: &GcArgs, plan: &RetentionPlan) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
+    let mut out = print::out();
     for entry in &plan.journals.delete {
         if args.json {
             let value = json!({
@@ -117,7 +118,7 @@ fn show(args: &GcArgs, plan: &RetentionPlan) -> Result<(), Failure> {
                 out,
                 "journal     {:>10}  {}",
                 show_size(entry.bytes),
-                entry.key.invocation_id
+                printable(&entry.key.invocation_id)
             )?;
         }
     }
@@ -125,19 +126,19 @@ fn show(args: &GcArgs, plan: &RetentionPlan) -> Result<(), Failure> {
         if args.json {
             writeln!(out, "{}", json!({"kind": "invocation", "invocation_id": id}))?;
         } else {
-            writeln!(out, "invocation  {:>10}  {id}", "")?;
+            writeln!(out, "invocation  {:>10}  {}", "", printable(id))?;
         }
     }
     for (_, path) in &plan.roots {
         if args.json {
             writeln!(out, "{}", json!({"kind": "root", "path": path}))?;
         } else {
-            writeln!(out, "root        {:>10}  {path}", "")?;
+            writeln!(out, "root        {:>10}  {}", "", printable(path))?;
         }
     }
     let bytes: u64 = plan.journals.delete.iter().map(|entry| entry.bytes).sum();
     writeln!(
-        std::io::stderr(),
+        print::err(),
         "outhaul: {} {} journals ({}), {} invocations and {} output roots that are gone; {} of journals stay",
         if args.dry_run {
             "would forget"

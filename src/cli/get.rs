@@ -5,7 +5,7 @@ use std::{io::Write as _, path::PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::{client::Client, exit, exit::Failure, paths, runtime, view};
+use super::{client::Client, exit, exit::Failure, paths, print, runtime, view};
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
     printable::printable,
@@ -39,7 +39,7 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
         let mut client = Client::open(&args.control, &args.state, &args.cache).await?;
         let results = client.materialize(paths).await?;
         client.close().await;
-        let mut out = std::io::stdout().lock();
+        let mut out = print::out();
         let mut code = exit::OK;
         for result in results {
             if !result.error.is_empty() {
@@ -61,7 +61,7 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
                 writeln!(out, "{}: {}", printable(&result.path), result.outcome)?;
             } else {
                 let (path, error) = (printable(&result.path), printable(&result.error));
-                writeln!(std::io::stderr(), "outhaul: {path}: {error}")?;
+                writeln!(print::err(), "outhaul: {path}: {error}")?;
             }
         }
         Ok(code)

@@ -4,10 +4,11 @@ use std::{io::Write as _, path::PathBuf};
 
 use clap::Args;
 
-use super::{exit, exit::Failure, runtime};
+use super::{exit, exit::Failure, print, runtime};
 use crate::{
     bes::{Journal, JournalOptions},
     config::StateArgs,
+    printable::printable,
     record::{Record, RecordError},
     stage::{StageError, archive},
 };
@@ -39,15 +40,15 @@ pub(super) fn main(args: &ImportArgs) -> Result<u8, Failure> {
         .and_then(|journal| archive::import(&args.file, &journal, &record).map_err(|e| failed(&e)));
     record.close();
     let imported = imported?;
-    let mut err = std::io::stderr();
-    let header = &imported.header;
+    let mut err = print::err();
+    let id = printable(&imported.header.invocation_id);
     if imported.known {
-        writeln!(err, "outhaul: build {} is here already", header.invocation_id)?;
+        writeln!(err, "outhaul: build {id} is here already")?;
     } else {
         writeln!(
             err,
-            "outhaul: build {} with {} events taken in; see `outhaul stage --invocation {}`",
-            header.invocation_id, imported.events, header.invocation_id
+            "outhaul: build {id} with {} events taken in; see `outhaul stage --invocation {id}`",
+            imported.events
         )?;
     }
     Ok(exit::OK)

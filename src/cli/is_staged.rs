@@ -8,10 +8,10 @@ use serde_json::json;
 use super::{
     exit,
     exit::Failure,
-    runtime,
+    print, runtime,
     stage::{WhichArgs, WishArgs, text, told},
 };
-use crate::{control::staging, proto::outhaul::v1 as pb};
+use crate::{control::staging, printable::printable, proto::outhaul::v1 as pb};
 
 /// Arguments of `outhaul is-staged`.
 #[derive(Debug, Args)]
@@ -45,7 +45,7 @@ pub(super) fn main(args: &IsStagedArgs) -> Result<u8, Failure> {
     let answer = runtime()?
         .block_on(staging::is_staged(request))
         .map_err(|status| told(&status))?;
-    let mut out = std::io::stdout().lock();
+    let mut out = print::out();
     if args.json {
         let value = json!({
             "staged": answer.staged,
@@ -65,7 +65,7 @@ pub(super) fn main(args: &IsStagedArgs) -> Result<u8, Failure> {
     }
     if !args.json {
         for problem in &answer.problems {
-            writeln!(std::io::stderr(), "outhaul: {problem}")?;
+            writeln!(print::err(), "outhaul: {}", printable(problem))?;
         }
     }
     Ok(if answer.staged { exit::OK } else { exit::FAILED })

@@ -1,8 +1,13 @@
 //! Where the log goes: one line of standard error for each event, whatever is in it.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::printable::escaped;
 
 /// Makes writers to standard error that are given one event at a time.
 #[derive(Debug, Clone, Copy)]
@@ -32,33 +37,19 @@ impl<W: Write> Write for Line<W> {
     /// Takes an event with its line end.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = event.strip_suffix(b"\n").unwrap_or(event);
-        let is_plain = |byte: u8| byte >= 0x20 && byte != 0x7f || byte == 0x1b && self.ansi;
-        // U+0080 to U+009F are control characters as well, each of two bytes.
-        let (mut shown, mut rest) = (Vec::new(), line);
-        while let Some(odd) = (0..rest.len()).find(|&n| !is_plain(rest[n]) || is_c1(&rest[n..])) {
-            shown.extend_from_slice(&rest[..odd]);
-            let end = odd + if is_c1(&rest[odd..]) { 2 } else { 1 };
-            shown.extend(rest[odd..end].escape_ascii());
-            rest = &rest[end..];
+        match escaped(line, self.ansi, false) {
+            Cow::Borrowed(_) => self.out.write_all(event)?,
+            Cow::Owned(mut shown) => {
+                shown.extend_from_slice(&event[line.len()..]);
+                self.out.write_all(&shown)?;
+            }
         }
-        if shown.is_empty() && rest.len() == line.len() {
-            self.out.write_all(event)?;
-            return Ok(event.len());
-        }
-        shown.extend_from_slice(rest);
-        shown.extend_from_slice(&event[line.len()..]);
-        self.out.write_all(&shown)?;
         Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
-}
-
-/// Whether these bytes begin with a control character beyond ASCII. In UTF-8, 0xC2 is never inside of another character.
-const fn is_c1(bytes: &[u8]) -> bool {
-    matches!(bytes, [0xc2, 0x80..=0x9f, ..])
 }
 
 #[cfg(test)]
@@ -79,11 +70,11 @@ mod tests {
         assert_eq!(written("a é line\n", false), "a é line\n");
         assert_eq!(
             written("name x\n2026 ERROR forged\r\x1b[2J\n", false),
-            "name x\\n2026 ERROR forged\\r\\x1b[2J\n"
+            "name x\\n2026 ERROR forged\\r\\u001b[2J\n"
         );
         assert_eq!(
             written("Stra\u{c3}\u{9f}e \u{9b}2J \u{a0}\u{85}\n", false),
-            "Stra\u{c3}\\xc2\\x9fe \\xc2\\x9b2J \u{a0}\\xc2\\x85\n"
+            "Stra\u{c3}\\u009fe \\u009b2J \u{a0}\\u0085\n"
         );
         assert_eq!(
             written("\x1b[32mINFO\x1b[0m x\ny\n", true),

@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use clap::Args;
 
-use super::{client::Client, exit, exit::Failure, runtime, view};
+use super::{client::Client, exit, exit::Failure, print, runtime, view};
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
     printable::printable,
@@ -42,7 +42,7 @@ pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
         let class = args.class.as_deref().unwrap_or("");
         let result = client
             .outputs(id, class, |output| {
-                let mut out = std::io::stdout().lock();
+                let mut out = print::out();
                 if args.json {
                     writeln!(out, "{}", view::output_json(&output))?;
                 } else {

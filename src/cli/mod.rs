@@ -13,6 +13,7 @@ mod is_staged;
 mod log;
 mod ls;
 mod paths;
+mod print;
 mod reload;
 mod run;
 mod serve;
@@ -27,7 +28,7 @@ use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use self::exit::Failure;
-use crate::config::with_config_file;
+use crate::{config::with_config_file, open_files};
 
 /// Brings a remote build's top-level outputs to disk, in the background.
 #[derive(Debug, Parser)]
@@ -141,7 +142,7 @@ pub fn main() -> ExitCode {
 fn report(failure: &Failure) -> ExitCode {
     if !failure.message.is_empty() {
         // Nowhere to say that standard error is closed.
-        let _ = writeln!(std::io::stderr(), "outhaul: {}", failure.message);
+        let _ = writeln!(print::err(), "outhaul: {}", failure.message);
     }
     ExitCode::from(failure.code)
 }
@@ -205,27 +206,17 @@ fn start_log(filter: &str, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A runtime for the commands that need one.
+/// A runtime for the commands that need one, with as many open files as we may have.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    raise_open_files();
+    open_files::raise();
+    bare_runtime()
+}
+
+fn bare_runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::failed(format!("the runtime cannot be started: {e}")))
-}
-
-/// Takes as many open files as we may: the usual 1024 are few for many builds, writer threads and their directories.
-fn raise_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    // If not, the limit stays what it is.
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    );
 }
 
 #[cfg(test)]

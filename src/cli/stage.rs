@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{client::Client, exit, exit::Failure, paths, runtime, view};
+use super::{client::Client, exit, exit::Failure, paths, print, runtime, view};
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
     printable::printable,
@@ -174,7 +174,7 @@ async fn patiently(args: &StageArgs) -> Result<Client, Failure> {
         match Client::open(&ControlArgs::default(), &args.state, &args.cache).await {
             Err(failure) if failure.held && begun.elapsed() < PATIENCE => {
                 if !told && begun.elapsed() > Duration::from_secs(1) {
-                    writeln!(std::io::stderr(), "outhaul: waiting: {}", failure.message)?;
+                    writeln!(print::err(), "outhaul: waiting: {}", failure.message)?;
                     told = true;
                 }
                 tokio::time::sleep(LOOK).await;
@@ -212,11 +212,11 @@ async fn stage(args: &StageArgs, client: &mut Client, request: pb::StageRequest)
 }
 
 fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
-    let mut err = std::io::stderr();
+    let mut err = print::err();
     for note in &response.notes {
         writeln!(err, "outhaul: {}", printable(note))?;
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = print::out();
     for output in &response.outputs {
         if args.json {
             writeln!(out, "{}", output_json(output))?;
@@ -257,7 +257,7 @@ fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
 }
 
 fn tell_failures(response: &pb::StageResponse) -> Result<(), Failure> {
-    let mut err = std::io::stderr();
+    let mut err = print::err();
     let failed: Vec<&pb::StagedOutput> = response.outputs.iter().filter(|o| !o.error.is_empty()).collect();
     for output in failed.iter().take(TOLD) {
         writeln!(

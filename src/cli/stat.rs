@@ -4,7 +4,7 @@ use std::{io::Write, path::PathBuf};
 
 use clap::Args;
 
-use super::{client::Client, exit, exit::Failure, get::resolved, runtime, view};
+use super::{client::Client, exit, exit::Failure, get::resolved, print, runtime, view};
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
     control::namer,
@@ -56,12 +56,12 @@ pub(super) fn stat(args: &StatArgs) -> Result<u8, Failure> {
         show(question, &outputs, |out, n| {
             let output = &outputs[n];
             if let Some(digest) = &output.digest {
-                writeln!(out, "  digest: {}", view::digest(digest))?;
+                writeln!(out, "  digest: {}", printable(&view::digest(digest)))?;
                 writeln!(out, "  size: {}", digest.size)?;
             } else {
                 writeln!(out, "  content: {}", printable(&view::content(output)))?;
             }
-            writeln!(out, "  state: {}", output.state)?;
+            writeln!(out, "  state: {}", printable(&output.state))?;
             if !output.error.is_empty() && output.state != "materialized" {
                 writeln!(out, "  reason: {}", printable(&output.error))?;
             }
@@ -96,13 +96,13 @@ fn show(
     outputs: &[pb::Output],
     details: impl Fn(&mut dyn Write, usize) -> std::io::Result<()>,
 ) -> Result<u8, Failure> {
-    let mut out = std::io::stdout().lock();
+    let mut out = print::out();
     let mut code = exit::OK;
     for (n, (asked, output)) in question.paths.iter().zip(outputs).enumerate() {
         if output.exec_path.is_empty() {
             code = exit::NOT_FOUND;
             writeln!(
-                std::io::stderr(),
+                print::err(),
                 "outhaul: {}: no build recorded here has named it",
                 asked.display()
             )?;

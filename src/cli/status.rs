@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use serde_json::json;
 
-use super::{client::Client, exit, exit::Failure, runtime, view};
+use super::{client::Client, exit, exit::Failure, print, runtime, view};
 use crate::config::{CacheArgs, ControlArgs, StateArgs};
 
 /// How often `--watch` looks.
@@ -60,7 +60,7 @@ pub(super) fn main(args: &StatusArgs) -> Result<u8, Failure> {
 
 async fn list(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
     let invocations = client.invocations(args.limit).await?;
-    let mut out = std::io::stdout().lock();
+    let mut out = print::out();
     for invocation in &invocations {
         if args.json {
             writeln!(out, "{}", view::invocation_json(invocation))?;
@@ -76,7 +76,7 @@ async fn list(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
 
 async fn one(args: &StatusArgs, client: &mut Client, id: &str) -> Result<u8, Failure> {
     let (invocation, targets) = client.invocation(id).await?;
-    let mut out = std::io::stdout().lock();
+    let mut out = print::out();
     if args.json {
         let mut value = view::invocation_json(&invocation);
         if let Some(object) = value.as_object_mut() {
@@ -102,15 +102,15 @@ async fn watch(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
     loop {
         let (invocation, _) = client.invocation(id).await?;
         if shown.as_ref() != Some(&invocation) {
-            let mut out = std::io::stdout().lock();
+            let mut out = print::out();
             if args.json {
                 writeln!(out, "{}", view::invocation_json(&invocation))?;
             } else {
                 if terminal && shown.is_some() {
                     // Back to the top left, and clear what was there.
-                    write!(out, "\x1b[H\x1b[J")?;
+                    write!(std::io::stdout(), "\x1b[H\x1b[J")?;
                 } else if terminal {
-                    write!(out, "\x1b[2J\x1b[H")?;
+                    write!(std::io::stdout(), "\x1b[2J\x1b[H")?;
                 }
                 view::invocation(&mut out, &invocation)?;
             }

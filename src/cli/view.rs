@@ -113,10 +113,10 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
         "{}  {}  {}{code}  {}",
         printable(&invocation.invocation_id),
         printable(&invocation.command),
-        invocation.state,
+        printable(&invocation.state),
         printable(&invocation.workspace)
     )?;
-    writeln!(out, "  {}", invocation.summary)?;
+    writeln!(out, "  {}", printable(&invocation.summary))?;
     if invocation.pending > 0 {
         writeln!(
             out,

@@ -13,7 +13,7 @@ use super::{
     client::{Client, Door, Lost},
     exit,
     exit::Failure,
-    paths, runtime, view,
+    paths, print, runtime, view,
 };
 use crate::{
     config::{CacheArgs, ConfigError, ControlArgs, StateArgs, TlsFiles},
@@ -122,7 +122,7 @@ pub(super) fn main(args: &WaitArgs) -> Result<u8, Failure> {
             _ => exit::FAILED,
         };
         if args.json {
-            print(&result_json(&answer, code))?;
+            object(&result_json(&answer, code))?;
         } else {
             tell(args, &answer)?;
         }
@@ -296,10 +296,10 @@ impl Shown {
         }
         self.clear();
         if self.json {
-            return print(&json!({"event": "lost", "reason": reason}));
+            return object(&json!({"event": "lost", "reason": reason}));
         }
         writeln!(
-            std::io::stderr(),
+            print::err(),
             "outhaul: the daemon does not answer any more ({reason}); waiting for it to come back"
         )
     }
@@ -310,14 +310,14 @@ impl Shown {
             return Ok(());
         }
         self.held = true;
-        writeln!(std::io::stderr(), "outhaul: waiting: {reason}")
+        writeln!(print::err(), "outhaul: waiting: {}", printable(reason))
     }
 
     /// A daemon listens: from now on nothing is missed.
     fn found(&mut self) -> std::io::Result<()> {
         self.lost = false;
         if self.json {
-            return print(&json!({"event": "waiting"}));
+            return object(&json!({"event": "waiting"}));
         }
         Ok(())
     }
@@ -340,7 +340,7 @@ impl Shown {
             _ => {}
         }
         if self.json {
-            print(&event_json(event))?;
+            object(&event_json(event))?;
         }
         self.draw();
         Ok(())
@@ -370,8 +370,8 @@ impl Shown {
 }
 
 /// One object, at once: whoever reads may be waiting for it.
-fn print(value: &Value) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn object(value: &Value) -> std::io::Result<()> {
+    let mut out = print::out();
     writeln!(out, "{value}")?;
     out.flush()
 }
@@ -421,7 +421,7 @@ fn result_json(answer: &pb::WaitResponse, code: u8) -> Value {
 
 /// The result for people.
 fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
-    let mut err = std::io::stderr().lock();
+    let mut err = print::err();
     for failure in &answer.failures {
         writeln!(err, "outhaul: {}", printable(failure))?;
     }
@@ -436,7 +436,7 @@ fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
         writeln!(err, "outhaul: timed out; no such build has begun")?;
         return Ok(());
     };
-    let mut out = std::io::stdout().lock();
+    let mut out = print::out();
     writeln!(
         out,
         "{}  {}  {}  {}",
@@ -446,7 +446,7 @@ fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
         printable(&invocation.workspace)
     )?;
     if args.targets.is_empty() {
-        writeln!(out, "  {}", invocation.summary)?;
+        writeln!(out, "  {}", printable(&invocation.summary))?;
     } else {
         for target in &answer.targets {
             let aspect = match &*target.aspect {

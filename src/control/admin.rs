@@ -1,11 +1,16 @@
 //! The admin port: is the daemon alive, is it ready, what has it counted.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     Router,
     extract::{Request, State},
-    http::{StatusCode, header},
+    http::{StatusCode, header, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -23,6 +28,7 @@ use crate::{
     doors::{Caller, Connection, Door, Incoming, Listening, Protocol, places},
     metrics::Metrics,
     record::Record,
+    units::has_date,
 };
 
 /// How long a request's head may take, and the wait for it on a connection that is kept alive.
@@ -93,6 +99,8 @@ async fn converse(connection: Connection, router: Router, shutdown: Cancellation
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
             .max_buf_size(BUFFER)
+            // hyper panics where the clock is out of what a date can tell.
+            .auto_date_header(has_date(SystemTime::now()))
             .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router))
     );
     let ended = tokio::select! {
@@ -108,11 +116,35 @@ async fn converse(connection: Connection, router: Router, shutdown: Cancellation
     }
 }
 
+/// Whether a request is for this port by an address or as `localhost`. Who is led here by a name that is another's (DNS
+/// rebinding) has a web page's script read what is answered.
+fn is_for_us(request: &Request) -> bool {
+    let named = request.headers().get_all(header::HOST).into_iter();
+    let mut hosts = named
+        .map(|host| host.as_bytes().try_into().ok())
+        .chain(request.uri().authority().map(|authority| Some(authority.clone())));
+    hosts.all(|host: Option<Authority>| {
+        host.is_some_and(|host| !host.as_str().contains('@') && is_ours(host.host()))
+    })
+}
+
+fn is_ours(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches([']', '.']);
+    let name = host.rsplit('.').next().unwrap_or_default();
+    host.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost")
+}
+
 /// Whose process it is does not matter here: nothing can be changed, and what collects metrics is another user's as a
-/// rule.
+/// rule. Without a token or TLS, which a web page has not, it must know where it is.
 async fn guard(door: Door, mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
-    match door.rules().judge(Caller::Remote, &path, request.headers_mut()) {
+    let rules = door.rules();
+    if rules.token.is_none() && rules.tls.is_none() && !rules.strangers && !is_for_us(&request) {
+        let refused = "this port of outhaul answers to its address and to localhost; with --admin-token-file, TLS or \
+                       --insecure it answers to other names\n";
+        return (StatusCode::MISDIRECTED_REQUEST, refused).into_response();
+    }
+    match rules.judge(Caller::Remote, &path, request.headers_mut()) {
         Ok(()) => next.run(request).await,
         Err(refused) => {
             let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
@@ -183,5 +215,43 @@ mod tests {
         stop.cancel();
         serving.await.unwrap();
         assert!(began.elapsed() <= PARTING);
+    }
+
+    #[test]
+    fn a_name_that_is_anothers_is_not_ours() {
+        let request = |uri: &str, hosts: &[&str]| {
+            let mut request = Request::builder().uri(uri);
+            for host in hosts {
+                request = request.header(header::HOST, *host);
+            }
+            is_for_us(&request.body(axum::body::Body::empty()).unwrap())
+        };
+        for host in [
+            "127.0.0.1:8986",
+            "localhost",
+            "LocalHost:8986",
+            "localhost.:1",
+            "a.localhost",
+            "[::1]:8986",
+            "10.1.2.3",
+        ] {
+            assert!(request("/metrics", &[host]), "{host}");
+        }
+        assert!(request("/metrics", &[]), "HTTP/1.0");
+        for host in [
+            "evil.example",
+            "evil.example:8986",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "notlocalhost",
+            "127.0.0.1@evil.example",
+            "evil.example@127.0.0.1",
+            "",
+            "a b",
+        ] {
+            assert!(!request("/metrics", &[host]), "{host}");
+        }
+        assert!(!request("/metrics", &["127.0.0.1", "evil.example"]));
+        assert!(!request("http://evil.example/metrics", &["127.0.0.1"]));
     }
 }

@@ -87,9 +87,13 @@ impl Service {
                 answered.response
             })
         });
-        staging
-            .await
-            .unwrap_or_else(|_| Err(Status::internal("staging panicked; this is a bug in outhaul")))
+        staging.await.unwrap_or_else(|error| {
+            Err(if error.is_panic() {
+                Status::internal("staging panicked; this is a bug in outhaul")
+            } else {
+                Status::unavailable("the daemon is ending")
+            })
+        })
     }
 
     /// As [`Service::stage`], but the rest is left to the caller.

@@ -2,11 +2,12 @@
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower::util::MapResponseLayer;
 
 use crate::{
     bes::{self, BesListener},
     control::{ControlServer, Service},
-    doors::{Door, Guard, Incoming, Listening, Protocol, greeted, places},
+    doors::{Door, Guard, Incoming, Listening, Protocol, dated, greeted, places},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
     stage::Reach,
 };
@@ -77,6 +78,7 @@ async fn serve(
     let places = places(FILES_SHARE, CONNECTIONS);
     let incoming = greeted(Incoming::new(listener, door.clone(), Protocol::Http2, places));
     bes::serve::server()
+        .layer(MapResponseLayer::new(dated))
         .layer(Guard(door))
         .add_service(service(&rooms, reach, most, &stop))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

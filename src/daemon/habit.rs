@@ -9,7 +9,9 @@ pub(super) async fn habit(
     stop: CancellationToken,
 ) -> Result<(), String> {
     let ended = AbortOnDropHandle::new(tokio::spawn(doing)).await;
-    if !stop.is_cancelled() {
+    // Nobody but an ending runtime cancels it: then the process ends without having stopped its daemon.
+    let is_cut_off = ended.as_ref().is_err_and(tokio::task::JoinError::is_cancelled);
+    if !stop.is_cancelled() && !is_cut_off {
         let reason = ended.err().map(|e| e.to_string()).unwrap_or_default();
         tracing::error!("{name} has ended; this is a bug in outhaul: {reason}");
         stop.cancelled().await;

@@ -442,7 +442,7 @@ async fn sweep(record: &Record) {
             }
         }
     });
-    if swept.await.is_err() {
+    if swept.await.is_err_and(|e| e.is_panic()) {
         tracing::error!("sweeping panicked; this is a bug in outhaul");
     }
 }
@@ -459,7 +459,7 @@ async fn interrupt_stale(record: &Record) {
             }
         }
     });
-    if marked.await.is_err() {
+    if marked.await.is_err_and(|e| e.is_panic()) {
         tracing::error!("looking for interrupted builds panicked; this is a bug in outhaul");
     }
 }

@@ -133,8 +133,10 @@ pub(super) async fn keep(
             roots.give_up_gone();
             clock
         });
-        clock = done.await.unwrap_or_else(|_| {
-            tracing::error!("forgetting old builds panicked; this is a bug in outhaul");
+        clock = done.await.unwrap_or_else(|error| {
+            if error.is_panic() {
+                tracing::error!("forgetting old builds panicked; this is a bug in outhaul");
+            }
             Clock::default()
         });
         tokio::select! {

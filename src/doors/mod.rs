@@ -8,6 +8,7 @@
 //! socket's peer is, and `peer` finds the owner of a connection over the loopback interface. There, others are not
 //! even greeted.
 
+mod dated;
 mod greeting;
 mod guard;
 mod incoming;
@@ -23,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use self::{greeting::greeted, room::places};
+pub(crate) use self::{dated::dated, greeting::greeted, room::places};
 pub use self::{
     guard::{Guard, Guarded, Refused},
     incoming::{Caller, Connection, Incoming, Listening, Origin},

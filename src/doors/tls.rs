@@ -1,12 +1,13 @@
 //! TLS of our own listeners.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc, time::SystemTime};
 
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
     server::WebPkiClientVerifier,
+    time_provider::TimeProvider,
 };
 
 /// What is spoken inside of TLS.
@@ -27,6 +28,17 @@ pub struct ServerTls {
     pub wants_certificates: bool,
     /// Of which authorities.
     authorities: Option<Arc<Vec<CertificateDer<'static>>>>,
+}
+
+/// The wall clock, which may be before 1970: then connections that depend on it fail, where the library's own panics.
+#[derive(Debug)]
+struct Clock;
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        Some(UnixTime::since_unix_epoch(since))
+    }
 }
 
 /// What a connection's TLS has shown, for as long as the connection is open.
@@ -91,7 +103,7 @@ impl ServerTls {
         let secret =
             PrivateKeyDer::from_pem_file(key).map_err(|e| error(TlsFile::Key, words(&e, "PRIVATE KEY")))?;
         let provider = Arc::new(ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone())
+        let builder = ServerConfig::builder_with_details(provider.clone(), Arc::new(Clock))
             .with_safe_default_protocol_versions()
             .map_err(|e| error(TlsFile::Certificate, e.to_string()))?;
         let mut trusted = None;

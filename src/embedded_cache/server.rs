@@ -16,7 +16,14 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::Router};
+use tonic::{
+    body::Body,
+    transport::{Certificate, Identity, Server, ServerTlsConfig, server::Router},
+};
+use tower::{
+    layer::util::{Identity as NoLayer, Stack},
+    util::MapResponseLayer,
+};
 
 use super::{
     action_cache::ActionCacheService,
@@ -32,7 +39,10 @@ use super::{
     wire::Wire,
     write::ByteStreamService,
 };
-use crate::digest::DigestFunction;
+use crate::{digest::DigestFunction, doors::dated};
+
+/// Its services with [`dated`] around them.
+type Services = Router<Stack<MapResponseLayer<fn(http::Response<Body>) -> http::Response<Body>>, NoLayer>>;
 
 /// gRPC's default limit of 4 MiB for a message, less room for what 4,000 blobs carry beside their bytes: some 96 bytes
 /// each for digest, status and tags.
@@ -234,7 +244,7 @@ impl Builder {
     }
 
     /// The services, and what they share.
-    fn router(self) -> Result<(Router, Shared), EmbeddedCacheError> {
+    fn router(self) -> Result<(Services, Shared), EmbeddedCacheError> {
         let function = *self
             .functions
             .first()
@@ -274,6 +284,7 @@ impl Builder {
             .saturating_add(1 << 20)
             .max(MAX_MESSAGE);
         let router = server
+            .layer(MapResponseLayer::new(dated as fn(_) -> _))
             .add_service(Wire::new(
                 CapabilitiesServer::new(CapabilitiesService(context.clone())),
                 context.clone(),

@@ -500,7 +500,7 @@ impl Actor {
         let ends = std::mem::take(&mut self.unwritten);
         if spawn_blocking(move || rows::conclude(&record, root, version, &ends))
             .await
-            .is_err()
+            .is_err_and(|e| e.is_panic())
         {
             tracing::error!("recording completions panicked; this is a bug in outhaul");
         }

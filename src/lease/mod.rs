@@ -69,11 +69,18 @@ pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: Can
             let look = LOOK.min(options.interval / 4);
             let record = rooms.record.clone();
             let builds = tokio::task::spawn_blocking(move || schedule::newest_builds(&record)).await;
-            let Ok(builds) = builds else {
-                rooms.metrics.fault("lease");
-                tracing::error!("looking for builds to keep leases for panicked; this is a bug in outhaul");
-                tokio::time::sleep(LOOK).await;
-                continue;
+            let builds = match builds {
+                Ok(builds) => builds,
+                Err(error) => {
+                    if error.is_panic() {
+                        rooms.metrics.fault("lease");
+                        tracing::error!(
+                            "looking for builds to keep leases for panicked; this is a bug in outhaul"
+                        );
+                    }
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
             };
             leases.retain(|root| builds.iter().any(|build| build.root == root));
             schedule.see(&builds, now_ms(), Instant::now());
@@ -108,5 +115,11 @@ async fn caught<T: Send + 'static>(
 ) -> Result<T, String> {
     AbortOnDropHandle::new(tokio::spawn(doing))
         .await
-        .unwrap_or_else(|e| Err(format!("this is a bug in outhaul: {e}")))
+        .unwrap_or_else(|e| {
+            Err(if e.is_panic() {
+                format!("this is a bug in outhaul: {e}")
+            } else {
+                "the process is ending".to_owned()
+            })
+        })
 }

@@ -1,10 +1,9 @@
 //! A command that is run for each document.
 
 use std::{
-    os::fd::AsFd as _,
     process::{ExitStatus, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -13,8 +12,11 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{document::Document, queue::Queue};
-use crate::metrics::{Metrics, Notified};
+use super::{document::Document, printed::Printed, queue::Queue};
+use crate::{
+    metrics::{Metrics, Notified},
+    open_files,
+};
 
 /// A command of the user's for the shell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,18 +77,21 @@ impl Drop for Group {
 }
 
 async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String> {
-    // Standard output is for the daemon's answers; what a command prints goes where the log goes.
-    let log = std::io::stderr()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|e| format!("standard error can't be handed on: {e}"))?;
+    let began = Instant::now();
+    // Both into one pipe, so that what it prints stays in order.
+    let (mut printed, writer) = Printed::pipe(document)
+        .and_then(|(printed, writer)| Ok((printed, [writer.try_clone()?, writer])))
+        .map_err(|e| format!("failed to make a pipe for what it prints: {e}"))?;
+    let [stdout, stderr] = writer;
+    let shell = format!("{}{SHELL}", open_files::lowering().unwrap_or_default());
     let mut child = Command::new("sh")
-        .args(["-c", SHELL])
+        .args(["-c", &shell])
         .env("OUTHAUL_ON_SETTLED_COMMAND", &hook.command)
         .env("OUTHAUL_EVENT", document.event.name())
         .env("OUTHAUL_INVOCATION_ID", &document.invocation_id)
         .stdin(Stdio::piped())
-        .stdout(log)
+        .stdout(stdout)
+        .stderr(stderr)
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
@@ -97,8 +102,14 @@ async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String>
             .and_then(|id| i32::try_from(id).ok())
             .and_then(Pid::from_raw),
     );
-    let ended = tokio::time::timeout(hook.timeout, feed(&mut child, document)).await;
-    match ended {
+    let fed = async {
+        tokio::select! {
+            status = feed(&mut child, document) => status,
+            () = async { printed.read().await; std::future::pending().await } => unreachable!("waits for ever"),
+        }
+    };
+    let ended = tokio::time::timeout(hook.timeout, fed).await;
+    let ended = match ended {
         Ok(status) => {
             // What it has left running in the background is its own business.
             group.0 = None;
@@ -113,7 +124,9 @@ async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String>
                 crate::units::show_duration(hook.timeout)
             ))
         }
-    }
+    };
+    printed.end(hook.timeout.saturating_sub(began.elapsed()));
+    ended
 }
 
 /// Writes the document while the command runs. One that does not read it need not.
@@ -179,6 +192,19 @@ mod tests {
             .await
             .unwrap();
         assert!(status.success());
+    }
+
+    #[tokio::test]
+    async fn what_is_printed_without_end_holds_nobody_up_and_a_background_process_may_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let done = dir.path().join("done");
+        let command = format!(
+            "head -c 10000000 /dev/zero; printf '\\033[2J\\nlast'; (sleep 0.3; echo late; echo late; touch '{}') &",
+            done.display()
+        );
+        let status = run_one(&hook(command), &document(String::new())).await.unwrap();
+        assert!(status.success());
+        until(|| done.exists()).await;
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ mod document;
 mod hook;
 mod http;
 mod notifier;
+mod printed;
 mod queue;
 mod retry;
 mod signature;

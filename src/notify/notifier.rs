@@ -150,7 +150,7 @@ impl Notifier {
     /// Takes in what was told until now, and gives the receivers a few seconds for what they have not got yet.
     pub async fn close(self) {
         self.stop.cancel();
-        if self.listening.await.is_err() {
+        if self.listening.await.is_err_and(|e| e.is_panic()) {
             tracing::error!("telling of settled builds panicked; this is a bug in outhaul");
         }
     }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::fs::statvfs;
@@ -65,12 +65,14 @@ pub enum Opening {
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     state_dir: PathBuf,
+    clock: fn() -> SystemTime,
 }
 
 impl Place {
     pub(super) fn new(state_dir: &Path) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
+            clock: SystemTime::now,
         }
     }
 
@@ -136,6 +138,11 @@ impl Place {
     }
 
     fn try_open(&self, compacts: bool) -> Result<(Store, Found), StoreError> {
+        // sled panics then before it looks at the store, which is as good as ever.
+        if (self.clock)() < SystemTime::UNIX_EPOCH {
+            let reason = "the clock is before 1970, and the record's store can't be opened until it is set";
+            return Err(StoreError::Unavailable(reason.into()));
+        }
         let (dir, compact) = (self.dir(), self.state_dir.join(COMPACT_NAME));
         let had_files = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some());
         let (send, receive) = mpsc::sync_channel(1);
@@ -324,11 +331,8 @@ impl From<Found> for Opening {
 fn age_key(name: &str) -> Option<(u64, u64)> {
     let rest = name.strip_prefix(QUARANTINE_PREFIX)?;
     let (time, n) = rest.split_once('-').unwrap_or((rest, "1"));
-    // Numbers of 32 bits: adding to them is safe, and larger ones are not ours.
-    Some((
-        u64::from(time.parse::<u32>().ok()?),
-        u64::from(n.parse::<u32>().ok()?),
-    ))
+    // A number of 32 bits: adding to it is safe, and larger ones are not ours. The clock may say anything.
+    Some((time.parse().ok()?, u64::from(n.parse::<u32>().ok()?)))
 }
 
 #[cfg(test)]
@@ -355,6 +359,37 @@ mod tests {
         for (_, path) in place.quarantined() {
             remove_all(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn before_1970_a_store_is_left_alone_and_found_again_after_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut place = Place::new(dir.path());
+        let (store, _) = place.open();
+        let identity = store.unwrap().identity().to_owned();
+        place.clock = || SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        for _ in 0..5 {
+            let (store, opening) = place.open();
+            assert!(store.is_none());
+            assert!(
+                matches!(&opening, Opening::Unavailable { reason } if reason.contains("1970")),
+                "{opening:?}"
+            );
+        }
+        place.clock = || SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
+        let (store, opening) = place.open();
+        assert_eq!(opening, Opening::Existing);
+        assert_eq!(store.unwrap().identity(), identity);
+    }
+
+    #[test]
+    fn quarantined_stores_of_any_time_are_known() {
+        assert_eq!(age_key("record.quarantined-1-2"), Some((1, 2)));
+        assert_eq!(
+            age_key("record.quarantined-253402300800"),
+            Some((253_402_300_800, 1))
+        );
+        assert_eq!(age_key("record.quarantined-x"), None);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use super::{
     error::{RemoteError, RemoteErrorKind},
     options::{Header, RemoteOptions},
 };
+use crate::open_files;
 
 /// The Remote Execution API's header for [`RequestMetadata`].
 const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
@@ -299,7 +300,7 @@ impl Helper {
     }
 
     async fn output(&self) -> Result<Vec<u8>, RemoteError> {
-        let mut command = tokio::process::Command::new(&self.path);
+        let mut command = open_files::command(self.path.as_os_str());
         command
             .arg("get")
             .stdin(Stdio::piped())
@@ -328,6 +329,12 @@ impl Helper {
             .wait()
             .await
             .map_err(|e| self.error(&format!("can't be waited for: {e}")))?;
+        if matches!(status.code(), Some(126 | 127)) {
+            return Err(self.error(&format!(
+                "can't be started, as its exit code {} says",
+                status.code().unwrap_or_default()
+            )));
+        }
         if !status.success() {
             // Nothing of what it has printed: a script that shows what it does shows its secrets.
             return Err(self.error(&format!(

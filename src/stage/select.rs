@@ -16,13 +16,12 @@ use super::{
 };
 use crate::{
     bep::{Event, event::TargetId},
-    exec_path::ExecPath,
+    exec_path::{ExecPath, is_reserved},
     invocation::{
         build::{Effect, Named, TargetEnd},
         pattern,
         policy::{PathRegex, Rule},
     },
-    materialize::place::is_own_name,
     output::{Class, OutputContent},
 };
 
@@ -321,7 +320,7 @@ fn placed(artifacts: BTreeMap<ExecPath, Artifact>, flatten: bool) -> Result<Vec<
                 ExecPath::new(path.file_name()).map_err(|e| StageError::Internal(e.to_string()))?;
         }
         let first_component = artifact.place.components().next().unwrap_or_default();
-        if is_own_name(first_component) {
+        if is_reserved(first_component) {
             return Err(StageError::Setting {
                 flag: "--flatten".to_owned(),
                 reason: format!(

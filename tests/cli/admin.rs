@@ -9,8 +9,13 @@ use crate::support::World;
 
 /// Status line and body of a plain request.
 async fn get(address: &str, path: &str) -> (String, String) {
+    get_from(address, address, path, "").await
+}
+
+/// The same as if the address were known by this name, with more headers.
+async fn get_from(address: &str, host: &str, path: &str, headers: &str) -> (String, String) {
     let mut connection = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n");
     connection.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).await.unwrap();
@@ -50,5 +55,47 @@ async fn health_readiness_and_counts_are_served() {
         "# EOF",
     ] {
         assert!(body.contains(part), "{part} is missing in\n{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_whose_name_was_made_to_lead_here_reads_nothing() {
+    let world = World::new().await;
+    let token = world.path("token");
+    std::fs::write(&token, "0123456789abcdef").unwrap();
+    for with_token in [false, true] {
+        let flag = format!("--admin-token-file={token}");
+        let mut args = vec!["--admin-listen=127.0.0.1:0"];
+        args.extend(with_token.then_some(flag.as_str()));
+        let server = world.serve(&args).await;
+        let log = server.logged("health and metrics on http://").await;
+        let address = log.split("health and metrics on http://").nth(1).unwrap();
+        let address = address.lines().next().unwrap().trim();
+        let port = address.rsplit(':').next().unwrap();
+        let headers = if with_token {
+            "Authorization: Bearer 0123456789abcdef\r\n"
+        } else {
+            ""
+        };
+        for path in ["/metrics", "/healthz", "/readyz"] {
+            for host in [address, "localhost", &format!("localhost:{port}"), "[::1]:1"] {
+                let (head, _) = get_from(address, host, path, headers).await;
+                assert!(head.starts_with("HTTP/1.1 200"), "{host}{path}: {head}");
+            }
+            for host in [
+                "evil.example",
+                &format!("evil.example:{port}"),
+                "127.0.0.1.evil.example",
+            ] {
+                let (head, body) = get_from(address, host, path, headers).await;
+                // With a token, whoever shows it may call us as he likes.
+                let code = if with_token { "200" } else { "421" };
+                assert!(
+                    head.starts_with(&format!("HTTP/1.1 {code}")),
+                    "{host}{path}: {head}"
+                );
+                assert!(with_token || body.contains("--admin-token-file"), "{body}");
+            }
+        }
     }
 }

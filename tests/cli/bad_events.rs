@@ -232,3 +232,39 @@ async fn an_exec_root_that_the_build_makes_only_later_is_found() {
     ran.expect(0);
     world.assert_complete();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_ours_are_never_flattened_to() {
+    let world = World::new().await;
+    let bin = ["bazel-out", "k8-fastbuild", "bin"];
+    let names = [
+        ".outhaul-tmp",
+        "a/.outhaul-tmp",
+        ".outhaul",
+        "b/.outhaul-newest.ws",
+        "c/.OutHaul-Tmp",
+    ];
+    let files: Vec<File> = names.iter().map(|name| file_named(&world, &bin, name)).collect();
+    let path = world.path("ours.bin");
+    std::fs::write(&path, delimited(with_files(&world, &files))).unwrap();
+    let flat = world.path("flat");
+    let args = [
+        "fetch",
+        "bep",
+        &path,
+        "--output-dir",
+        &flat,
+        "--flatten",
+        "--target=//lib:lib",
+    ];
+    let ran = run(args).await;
+    let ran = ran.says(1, &["keeps for itself", "5 failed"]);
+    assert!(ran.err.contains("c/.OutHaul-Tmp"), "{}", ran.err);
+    let mut found = Vec::new();
+    everything_below(Path::new(&flat), &mut found);
+    assert!(found.iter().any(|path| path.ends_with("/part0.h")), "{found:?}");
+    assert!(
+        !found.iter().any(|path| path.to_lowercase().contains("outhaul")),
+        "{found:?}"
+    );
+}

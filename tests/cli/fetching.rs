@@ -259,6 +259,16 @@ async fn actions_and_trees_are_fetched_by_digest() {
         ran.says(3, &[&none[..16]]);
         assert_eq!(listed(out.as_ref()), Vec::<String>::new());
     }
+    // Names that are ours, right in the directory.
+    let ours = Directory {
+        files: vec![file("a", &a), file(".outhaul-tmp", &a), file(".outhaul", &a)],
+        ..Directory::default()
+    };
+    let ours = store.put(ours.encode_to_vec()).to_string();
+    let out = world.path("ours");
+    let ran = run(["fetch", "tree", &ours, &cache, "--output-dir", &out]).await;
+    ran.says(1, &[".outhaul-tmp", "keeps for itself"]);
+    assert_eq!(listed(out.as_ref()), ["a"]);
     // A blob that is no tree.
     let out = world.path("no");
     let ran = run(["fetch", "tree", &b.to_string(), &cache, "--output-dir", &out]).await;

@@ -76,7 +76,7 @@ async fn a_builds_targets_and_its_end_are_posted_and_given_to_a_command() {
     eventually("the end is posted", || posted().iter().any(is_end)).await;
 
     // What it prints is with the log.
-    server.logged("the command speaks").await;
+    server.logged("--on-settled prints: the command speaks").await;
 
     let documents = posted();
     assert_eq!(

@@ -143,7 +143,7 @@ impl Service {
         let (record, list) = (self.record.clone(), ends.values().cloned().collect::<Vec<_>>());
         if spawn_blocking(move || rows::conclude(&record, id, version, &list))
             .await
-            .is_err()
+            .is_err_and(|e| e.is_panic())
         {
             tracing::error!("recording completions panicked; this is a bug in outhaul");
         }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     bep::event::TargetId,
-    exec_path::ExecPath,
+    exec_path::{ExecPath, is_reserved},
     materialize::{Session, Want},
     output::{Class, OutputContent},
     record::{TargetRow, TargetState},
@@ -151,7 +151,10 @@ impl Actor {
         match spawn_blocking(move || claimed.epoch.claim(version, &invocation_id)).await {
             Ok(true) => {}
             Ok(false) => self.doubt(root.clone()),
-            Err(_) => tracing::error!("claiming an output root panicked; this is a bug in outhaul"),
+            Err(error) if error.is_panic() => {
+                tracing::error!("claiming an output root panicked; this is a bug in outhaul");
+            }
+            Err(_) => {}
         }
         // Only now, when nothing older is placed any more: the build has just begun, and its bazel-out may still have
         // to be made. One that comes again from the journal has had its own; if that is gone, it was cleaned.
@@ -388,9 +391,14 @@ impl Actor {
             }
             all
         };
-        let Ok(wants) = spawn_blocking(absorb).await else {
-            tracing::error!("recording outputs panicked; this is a bug in outhaul");
-            return;
+        let wants = match spawn_blocking(absorb).await {
+            Ok(wants) => wants,
+            Err(error) => {
+                if error.is_panic() {
+                    tracing::error!("recording outputs panicked; this is a bug in outhaul");
+                }
+                return;
+            }
         };
         if let Some(session) = &self.session {
             self.shared.materializer.want(session, wants).await;
@@ -438,21 +446,25 @@ impl Actor {
             let Ok(flat) = ExecPath::new(n.path.file_name()) else {
                 return false;
             };
-            match self.flattened.get(&flat) {
-                Some(other) if *other != n.path => {
-                    let reason = format!("{} and {} have the same name", other, n.path);
-                    self.tally.fail(n.class, &reason);
-                    if n.class == Class::Required {
-                        self.output_failed(n.sequence, n.set);
-                    }
-                    false
+            let refused = match self.flattened.get(&flat) {
+                Some(other) if *other != n.path => format!("{other} and {} have the same name", n.path),
+                _ if is_reserved(flat.as_str()) => {
+                    format!(
+                        "{} has a name that outhaul keeps for itself; leave --flatten out",
+                        n.path
+                    )
                 }
                 _ => {
                     self.flattened.insert(flat.clone(), n.path.clone());
                     n.path = flat;
-                    true
+                    return true;
                 }
+            };
+            self.tally.fail(n.class, &refused);
+            if n.class == Class::Required {
+                self.output_failed(n.sequence, n.set);
             }
+            false
         });
     }
 

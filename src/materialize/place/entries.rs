@@ -1,6 +1,6 @@
 //! Symlinks and directories.
 
-use std::path::Path;
+use std::{os::fd::AsFd as _, path::Path};
 
 use rustix::{
     fs::{self, FileType},
@@ -121,14 +121,15 @@ fn replace_by_symlink(
         .and_then(|()| fs::renameat(&name.temp, &name.name, &spot.dir, &spot.name));
     match renamed {
         Ok(()) => name.was_renamed(),
-        // The directory is on another mount: the link is made beside its place.
+        // The directory is on another mount: the link is made there.
         Err(Errno::XDEV) => {
-            let beside = name.temp.foreign_name();
-            return Ok(fs::symlinkat(target, &spot.dir, &beside)
-                .and_then(|()| fs::renameat(&spot.dir, &beside, &spot.dir, &spot.name))
-                .inspect_err(|_| {
-                    let _ = fs::unlinkat(&spot.dir, &beside, fs::AtFlags::empty());
-                }));
+            return Ok(job.root.temp_beside(spot.dir.as_fd()).and_then(|temp| {
+                let mut near = TempName::new(temp);
+                fs::symlinkat(target, &near.temp, &near.name)?;
+                fs::renameat(&near.temp, &near.name, &spot.dir, &spot.name)?;
+                near.was_renamed();
+                Ok(())
+            }));
         }
         Err(_) => {}
     }

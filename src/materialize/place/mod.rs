@@ -54,5 +54,5 @@ pub use error::{PlaceError, PlaceErrorKind};
 pub use large::LargeFile;
 pub use placer::{Item, PlaceOptions, Placed, Placer};
 pub use publish::How;
-pub use root::{MARKERS, OutputRoot, Presence, is_own_name};
+pub use root::{MARKERS, OutputRoot, Presence};
 pub use space::{Free, Mark, Shortage, SpaceRule};

@@ -140,26 +140,8 @@ impl<'a> Site<'a> {
 pub(super) struct NewFile {
     fd: OwnedFd,
     /// Its name among the temp files, if it has one.
-    name: Option<Interim>,
+    name: Option<TempName>,
     mode: u32,
-}
-
-/// A temporary name.
-enum Interim {
-    /// In this process's temp directory.
-    Temp(TempName),
-    /// Beside the final name, where that is on another mount than the temp directory. It has this name for no
-    /// longer than it takes to rename it.
-    Near(Spot),
-}
-
-impl Interim {
-    fn spot(&self) -> (BorrowedFd<'_>, &OsStr) {
-        match self {
-            Self::Temp(name) => (name.temp.as_fd(), &name.name),
-            Self::Near(spot) => (spot.dir.as_fd(), &spot.name),
-        }
-    }
 }
 
 impl NewFile {
@@ -196,7 +178,7 @@ impl NewFile {
         .map_err(|e| PlaceError::system_error("create temp file", &name.name, e))?;
         Ok(Self {
             fd,
-            name: Some(Interim::Temp(name)),
+            name: Some(name),
             mode: options.mode(),
         })
     }
@@ -229,7 +211,7 @@ impl NewFile {
     ) -> Result<(Stamp, How), PlaceError> {
         let error = |operation, errno| PlaceError::system_error(operation, spot.path(), errno);
         settle_mode(root, &self.fd, self.mode).map_err(|e| error("set mode of", e))?;
-        let mut exists = exists;
+        let (mut exists, mut copied) = (exists, false);
         for _ in 0..100 {
             let outcome = if exists {
                 self.replace(root, spot)
@@ -246,7 +228,8 @@ impl NewFile {
                 Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
                     remove_empty(&*spot.dir, &spot.name).map_err(|e| error("replace", e))?;
                 }
-                Err(Errno::XDEV) => {
+                Err(Errno::XDEV) if !copied => {
+                    copied = true;
                     self = self
                         .copied_beside(root, spot)
                         .map_err(|e| error("copy to another mount for", e))?;
@@ -281,7 +264,7 @@ impl NewFile {
             let way = root.unnamed().map_err(|_| Errno::IO)?;
             return temp::link_unnamed(way, &self.fd, dir, to);
         };
-        let (from, interim) = name.spot();
+        let (from, interim) = (&name.temp, &name.name);
         match fs::renameat_with(from, interim, dir, to, RenameFlags::NOREPLACE) {
             // NFS and others have no such rename; a second link says the same, and the first goes with `self`.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
@@ -299,48 +282,37 @@ impl NewFile {
         let Some(name) = &self.name else {
             return Err(Errno::NOENT);
         };
-        let (dir, interim) = name.spot();
-        fs::renameat(dir, interim, &spot.dir, &spot.name)?;
+        fs::renameat(&name.temp, &name.name, &spot.dir, &spot.name)?;
         self.forget_name();
         Ok(())
     }
 
-    /// Gives an unnamed file an interim name, in the temp directory or else beside its final one.
-    fn name_unnamed(&self, root: &OutputRoot, spot: &Spot) -> io::Result<Interim> {
-        let temp = root.temp().map_err(|_| Errno::IO)?;
-        let way = temp.unnamed();
-        let name = TempName::new(Arc::clone(&temp));
-        match temp::link_unnamed(way, &self.fd, &name.temp, &name.name) {
-            Ok(()) => return Ok(Interim::Temp(name)),
-            Err(Errno::XDEV) => {}
-            Err(errno) => return Err(errno),
+    /// Gives an unnamed file an interim name, in a temp directory on its mount.
+    fn name_unnamed(&self, root: &OutputRoot, spot: &Spot) -> io::Result<TempName> {
+        let mut temp = root.temp().map_err(|_| Errno::IO)?;
+        for _ in 0..2 {
+            let name = TempName::new(Arc::clone(&temp));
+            match temp::link_unnamed(temp.unnamed(), &self.fd, &name.temp, &name.name) {
+                Ok(()) => return Ok(name),
+                Err(Errno::XDEV) => temp = root.temp_beside(spot.dir.as_fd())?,
+                Err(errno) => return Err(errno),
+            }
         }
-        let near = Spot {
-            dir: Arc::clone(&spot.dir),
-            name: temp.foreign_name(),
-        };
-        temp::link_unnamed(way, &self.fd, &near.dir, &near.name)?;
-        Ok(Interim::Near(near))
+        Err(Errno::XDEV)
     }
 
     /// The same bytes in a file on the final name's own mount.
     fn copied_beside(self, root: &OutputRoot, spot: &Spot) -> io::Result<Self> {
-        if matches!(self.name, Some(Interim::Near(_))) {
-            return Err(Errno::XDEV);
-        }
-        let near = Spot {
-            dir: Arc::clone(&spot.dir),
-            name: root.temp().map_err(|_| Errno::IO)?.foreign_name(),
-        };
+        let near = TempName::new(root.temp_beside(spot.dir.as_fd())?);
         let fd = fs::openat(
-            &near.dir,
+            &near.temp,
             &near.name,
             create_flags(),
             Mode::from_raw_mode(self.mode),
         )?;
         let copy = Self {
             fd,
-            name: Some(Interim::Near(near)),
+            name: Some(near),
             mode: self.mode,
         };
         let mut from = 0;
@@ -362,7 +334,7 @@ impl NewFile {
 
     /// It has its final name now; there is nothing to clear away.
     fn forget_name(&mut self) {
-        if let Some(Interim::Temp(mut name)) = self.name.take() {
+        if let Some(mut name) = self.name.take() {
             name.was_renamed();
         }
     }
@@ -385,14 +357,6 @@ impl NewFile {
 impl AsFd for NewFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if let Some(Interim::Near(spot)) = &self.name {
-            let _ = fs::unlinkat(&spot.dir, &spot.name, AtFlags::empty());
-        }
     }
 }
 

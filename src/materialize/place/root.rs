@@ -18,14 +18,14 @@ use rustix::{
 
 use super::{
     aliases::Aliases,
-    claim::{self, Claim},
+    claim::Claim,
     error::{PlaceError, PlaceErrorKind},
     space::Space,
     sys::{self, Inode},
     temp::{self, TempDir, Unnamed},
     writable::Leases,
 };
-use crate::exec_path::ExecPath;
+use crate::exec_path::{ExecPath, is_reserved};
 
 /// The directory in an exec root that `bazel clean` deletes and every build fills.
 pub(super) const BUILD_TREE: &str = "bazel-out";
@@ -59,6 +59,8 @@ pub struct OutputRoot {
     /// Outputs that lie where links lead.
     pub(super) aliases: Aliases,
     temp: Mutex<Option<Arc<TempDir>>>,
+    /// Temp directories on other mounts below the root, by mount.
+    beside: Mutex<Vec<(u64, Arc<TempDir>)>>,
     /// What its file system has.
     pub(super) space: Space,
     /// Read-only directories that are open for writing just now.
@@ -113,6 +115,7 @@ impl OutputRoot {
             is_exec_root: !create,
             aliases: Aliases::default(),
             temp: Mutex::default(),
+            beside: Mutex::default(),
             space: Space::default(),
             leases: Arc::default(),
             modes_hold: AtomicBool::new(false),
@@ -226,7 +229,7 @@ impl OutputRoot {
         let refusal = if self.is_exec_root {
             (first != BUILD_TREE || !is_below).then_some("in an exec root, outputs are below bazel-out only")
         } else {
-            is_own_name(first).then_some("Outhaul keeps this name for itself")
+            is_reserved(first).then_some("Outhaul keeps this name for itself")
         };
         refusal.map_or(Ok(()), |why| {
             Err(PlaceError::new("place", path, PlaceErrorKind::Conflict(why)))
@@ -299,10 +302,24 @@ impl OutputRoot {
         Ok(made)
     }
 
-    /// Lets go of this process's temp directory, which is removed with the last file in it. It is made again when
-    /// something is placed after that.
+    /// This process's temp directory on the mount that a directory below the root is on.
+    pub(super) fn temp_beside(&self, dir: BorrowedFd<'_>) -> rustix::io::Result<Arc<TempDir>> {
+        let mount = temp::mount(dir)?;
+        let mut all = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(_, temp)| temp.is_there());
+        if let Some((_, temp)) = all.iter().find(|(of, _)| *of == mount) {
+            return Ok(Arc::clone(temp));
+        }
+        let made = Arc::new(TempDir::create_beside(self, dir)?);
+        all.push((mount, Arc::clone(&made)));
+        Ok(made)
+    }
+
+    /// Lets go of this process's temp directories, which are removed with the last file in each. They are made again
+    /// when something is placed after that.
     pub fn let_go(&self) {
         self.temp.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// How unnamed files get their names here; tried out once, in the temp directory.
@@ -345,6 +362,11 @@ impl OutputRoot {
         fs::openat(&self.fd, ".", flags, Mode::empty())
             .and_then(fs::syncfs)
             .map_err(|errno| PlaceError::system_error("sync", &self.path, errno))
+    }
+
+    /// The path without symlinks.
+    pub(super) fn canonical(&self) -> &Path {
+        &self.canonical
     }
 
     /// The output base, when this is `<output base>/execroot/<workspace>`.
@@ -401,17 +423,6 @@ impl fmt::Debug for OutputRoot {
             .field("inode", &self.inode)
             .finish_non_exhaustive()
     }
-}
-
-/// Whether a name in a directory of the user's own is one of ours: temporary files, and what staging leaves there. In
-/// either case, for file systems to which that is the same.
-#[must_use]
-pub fn is_own_name(name: &str) -> bool {
-    let begins = |own: &str| {
-        name.get(..own.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(own))
-    };
-    begins(temp::NAME) || begins(claim::NAME) || name.eq_ignore_ascii_case(MARKERS)
 }
 
 /// The error number in an error of the standard library's.

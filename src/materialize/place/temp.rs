@@ -1,23 +1,28 @@
 //! Where files and directories lie before they have their names.
 //!
 //! One directory for all, [`NAME`], in the output base of an exec root (so outside what the build tool looks at), or
-//! in the root itself where the output base is on another device or there is none. In it every process has a
-//! directory of its own and holds a lock on it: what can be locked belongs to nobody alive, and is swept.
+//! in the root itself where the output base is on another device or there is none. What goes to another mount below the
+//! root has one at the top of that mount. In it every process has a directory of its own and holds a lock on it: what can
+//! be locked belongs to nobody alive, and is swept.
 
 use std::{
     ffi::{OsStr, OsString},
     os::{
-        fd::{AsFd, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
+        mpsc,
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{self, AtFlags, FlockOperation, Mode, OFlags},
+    fs::{self, AtFlags, FlockOperation, Mode, OFlags, ResolveFlags, StatxFlags},
     io::Errno,
 };
 
@@ -73,6 +78,15 @@ impl TempDir {
             }
         }
         Self::create_in(last, root.device()).map_err(error)
+    }
+
+    /// One on the mount of a directory below the root: at its top, where a sweep looks for it, or in the directory itself
+    /// where that is not ours to write to.
+    pub(super) fn create_beside(root: &OutputRoot, dir: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+        let device = sys::inode(&fs::fstat(dir)?).device;
+        let top = top_of_mount(root, dir)?;
+        Self::create_in(&top, device)
+            .or_else(|_| Self::create_in(&fs::openat(dir, ".", ABOVE, Mode::empty())?, device))
     }
 
     fn create_in(parent: &OwnedFd, device: u64) -> rustix::io::Result<Self> {
@@ -152,13 +166,6 @@ impl TempDir {
     pub(super) fn next_name(&self) -> OsString {
         format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
     }
-
-    /// A name for another directory than this, unique there as well.
-    pub(super) fn foreign_name(&self) -> OsString {
-        let mut name = OsString::from(format!("{NAME}-{}-", self.name));
-        name.push(self.next_name());
-        name
-    }
 }
 
 impl AsFd for TempDir {
@@ -214,9 +221,56 @@ impl Drop for TempName {
 /// Removes what dead processes left. Returns how many had left something. What can't be removed keeps nothing else from
 /// being; the error is the first.
 pub(super) fn sweep(root: &OutputRoot) -> Result<usize, PlaceError> {
+    Ok(sweep_in(parents(root), root.path())? + sweep_mounts(root))
+}
+
+/// How long a sweep waits for other mounts.
+const MOUNTS: Duration = Duration::from_secs(1);
+
+/// The same at the tops of other mounts below the root. One whose file system hangs holds nobody up.
+fn sweep_mounts(root: &OutputRoot) -> usize {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let below = mount_points(&table).filter_map(|point| {
+        let below = point.strip_prefix(root.canonical()).ok()?;
+        below.components().next().map(|_| below.to_owned())
+    });
+    let (send, swept) = mpsc::channel();
+    for point in below {
+        let (Ok(fd), path, send) = (
+            root.as_fd().try_clone_to_owned(),
+            root.path().join(&point),
+            send.clone(),
+        ) else {
+            continue;
+        };
+        let sweeping = move || {
+            // Links on the way are none of the table's.
+            let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let top = fs::openat2(fd, &point, ABOVE, Mode::empty(), how).ok();
+            let done = sweep_in(top.into_iter().collect(), &path);
+            let _ = send.send(done.unwrap_or_else(|error| {
+                tracing::debug!("not swept: {error}");
+                0
+            }));
+        };
+        let _ = thread::Builder::new()
+            .name("outhaul-sweep".into())
+            .spawn(sweeping);
+    }
+    drop(send);
+    let until = Instant::now() + MOUNTS;
+    let next = || {
+        swept
+            .recv_timeout(until.saturating_duration_since(Instant::now()))
+            .ok()
+    };
+    std::iter::from_fn(next).sum()
+}
+
+fn sweep_in(parents: Vec<OwnedFd>, path: &Path) -> Result<usize, PlaceError> {
     let (mut swept, mut failed) = (0, None);
-    for parent in parents(root) {
-        let error = |errno| PlaceError::system_error("sweep temp directory", root.path().join(NAME), errno);
+    for parent in parents {
+        let error = |errno| PlaceError::system_error("sweep temp directory", path.join(NAME), errno);
         let base = match fs::openat(&parent, NAME, READ_DIRECTORY, Mode::empty()) {
             Ok(base) => base,
             Err(Errno::NOENT) => continue,
@@ -251,6 +305,50 @@ pub(super) fn sweep(root: &OutputRoot) -> Result<usize, PlaceError> {
         let _ = fs::unlinkat(&parent, NAME, AtFlags::REMOVEDIR);
     }
     failed.map_or(Ok(swept), Err)
+}
+
+const ABOVE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// What tells a mount from others; the device, where the kernel is too old to say.
+pub(super) fn mount(dir: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    match fs::statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID) {
+        Ok(stat) if stat.stx_mask & StatxFlags::MNT_ID.bits() != 0 => Ok(stat.stx_mnt_id),
+        Ok(_) | Err(Errno::NOSYS | Errno::PERM) => Ok(sys::inode(&fs::fstat(dir)?).device),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The highest directory above this one on the same mount, and no higher than the root.
+fn top_of_mount(root: &OutputRoot, dir: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    let of = mount(dir)?;
+    let limit = sys::inode(&fs::fstat(root)?);
+    let mut top = fs::openat(dir, ".", ABOVE, Mode::empty())?;
+    loop {
+        let here = sys::inode(&fs::fstat(&top)?);
+        let above = fs::openat(&top, "..", ABOVE, Mode::empty())?;
+        let is_end = here == limit || here == sys::inode(&fs::fstat(&above)?) || mount(above.as_fd())? != of;
+        if is_end {
+            return Ok(top);
+        }
+        top = above;
+    }
+}
+
+/// Where mounts are, by the text of `/proc/self/mountinfo`.
+fn mount_points(table: &[u8]) -> impl Iterator<Item = PathBuf> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut escaped = line.split(|byte| *byte == b' ').nth(4)?;
+        let mut path = Vec::with_capacity(escaped.len());
+        while let Some((byte, rest)) = escaped.split_first() {
+            // Spaces and their like are octal numbers.
+            let octal = rest.get(..3).filter(|_| *byte == b'\\');
+            let octal =
+                octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+            path.push(octal.unwrap_or(*byte));
+            escaped = rest.get(if octal.is_some() { 3 } else { 0 }..)?;
+        }
+        Some(OsString::from_vec(path).into())
+    })
 }
 
 /// The directories that may hold [`NAME`], best first; the root itself is the last.
@@ -300,5 +398,17 @@ pub(super) fn link_unnamed(
             fs::linkat(fs::CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)
         }
         Unnamed::Unsupported => Err(Errno::OPNOTSUPP),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_from_the_systems_table() {
+        let table = b"22 1 8:1 / / rw - ext4 /dev/sda rw\n40 22 0:33 / /a\\040b/c\\134d rw,nosuid - tmpfs tmpfs rw\nx\n";
+        let points: Vec<PathBuf> = mount_points(table).collect();
+        assert_eq!(points, [PathBuf::from("/"), PathBuf::from("/a b/c\\d")]);
     }
 }

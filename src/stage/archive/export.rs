@@ -1,11 +1,11 @@
 //! Writing the file.
 
-use std::{borrow::Cow, io::Write};
+use std::io::Write;
 
 use super::{
     super::{error::StageError, recorded::Recorded},
     format::{Header, Line, Writer},
-    redact::Secrets,
+    redact::redact,
 };
 use crate::{
     bes::journal::{Entry, JournalError, RecordKind},
@@ -24,7 +24,7 @@ pub struct Exported {
     pub left_out: u64,
 }
 
-/// Writes a build's events to a file, without what is secret in them. Blocks.
+/// Writes what is needed of a build's events to a file. Blocks.
 ///
 /// # Errors
 /// When the journal can't be read or the file not be written.
@@ -37,17 +37,13 @@ pub fn export<W: Write>(entry: &Entry, row: &InvocationRow, out: W) -> Result<(E
     let header = header(entry, row, &recorded);
     let failed = |error| StageError::io("write", "the exported build")(error);
     let mut writer = Writer::new(out, &header).map_err(failed)?;
-    let events = entry.read().map_err(journal)?.filter_map(|record| {
-        let record = record.ok().filter(|record| record.kind == RecordKind::Event)?;
-        Some(Cow::Owned(record.build_event()?.to_vec()))
-    });
-    let secrets = Secrets::learn(events);
     let mut left_out = 0;
     for record in entry.read().map_err(journal)? {
         let record = record.map_err(journal)?;
         // Whatever else a journal keeps, such as the client's headers, is nobody else's business.
         let event = match record.kind {
-            RecordKind::Event => match record.build_event().map(|event| secrets.redact(&event)) {
+            RecordKind::Event => match record.build_event().map(|event| redact(&event)) {
+                Some(Ok(event)) if event.is_empty() => continue,
                 Some(Ok(event)) => event,
                 _ => {
                     left_out += 1;

@@ -23,6 +23,15 @@ const SUM: usize = 8;
 const FRAME: usize = 1 << 20;
 /// A single event may be 256 MiB.
 const MAX_FRAME: usize = 300 << 20;
+/// What a file may make its reader hold goes by the file's own size: so much for each byte of it that is packed, and some
+/// for nothing. What a writer packs more tightly, it fills up.
+const PER_BYTE: u64 = 256;
+const FREE: u64 = 8 << 20;
+/// What an event takes besides its bytes, and what a byte of it may become once it is decoded.
+const EVENT: u64 = 256;
+const DECODED: u64 = 8;
+/// Of a frame that decoders of zstd pass over.
+const SKIPPED: u32 = 0x184D_2A50;
 const LEVEL: i32 = 9;
 
 /// What is known of the build besides its events.
@@ -99,6 +108,33 @@ pub(super) struct Writer<W> {
     out: W,
     frame: Vec<u8>,
     lines: u64,
+    account: Account,
+}
+
+/// What was packed, and what it costs to hold that unpacked.
+#[derive(Debug, Default)]
+struct Account {
+    packed: u64,
+    cost: u64,
+}
+
+impl Account {
+    fn add(&mut self, event: usize) {
+        self.cost += EVENT + DECODED * event as u64;
+    }
+
+    /// What it may still cost.
+    const fn left(&self) -> u64 {
+        (FREE + PER_BYTE * self.packed).saturating_sub(self.cost)
+    }
+
+    /// Bytes that must be packed besides, for what it costs.
+    const fn lacks(&self) -> u64 {
+        self.cost
+            .saturating_sub(FREE)
+            .div_ceil(PER_BYTE)
+            .saturating_sub(self.packed)
+    }
 }
 
 impl<W: Write> Writer<W> {
@@ -109,6 +145,7 @@ impl<W: Write> Writer<W> {
             out,
             frame: vec![HEADER],
             lines: 0,
+            account: Account::default(),
         };
         serde_json::to_writer(&mut writer.frame, header)?;
         writer.flush()?;
@@ -125,6 +162,7 @@ impl<W: Write> Writer<W> {
         encode_varint(line.received_ms, &mut self.frame);
         self.frame.extend_from_slice(&line.event);
         self.lines += 1;
+        self.account.add(line.event.len());
         if self.frame.len() >= FRAME {
             self.flush()
         } else {
@@ -146,7 +184,16 @@ impl<W: Write> Writer<W> {
         if self.frame.is_empty() {
             return Ok(());
         }
-        let body = zstd::bulk::compress(&self.frame, LEVEL)?;
+        let mut body = zstd::bulk::compress(&self.frame, LEVEL)?;
+        self.account.packed += body.len() as u64;
+        let lacks = self.account.lacks();
+        if lacks > 0 {
+            let filling = u32::try_from(lacks).map_err(io::Error::other)?;
+            body.extend(SKIPPED.to_le_bytes());
+            body.extend(filling.to_le_bytes());
+            body.resize(body.len() + filling as usize, 0);
+            self.account.packed += 8 + lacks;
+        }
         let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes();
         self.out.write_all(&length)?;
         self.out.write_all(&checksum(length, &body))?;
@@ -186,6 +233,27 @@ impl Writer<Vec<u8>> {
     }
 }
 
+/// A file whose checksums are right, with frames of records of these bytes, as tight as they get.
+#[cfg(test)]
+pub(super) fn bomb(frames: &[Vec<u8>]) -> Vec<u8> {
+    let header = Header {
+        invocation_id: "bomb".to_owned(),
+        ..Header::default()
+    };
+    let mut out = Writer::new(Vec::new(), &header).unwrap().out;
+    let mut packed = std::collections::HashMap::new();
+    for raw in frames {
+        let body = packed
+            .entry(raw)
+            .or_insert_with(|| zstd::bulk::compress(&[&[RECORDS], &raw[..]].concat(), LEVEL).unwrap());
+        let length = u32::try_from(body.len()).unwrap().to_le_bytes();
+        out.extend(length);
+        out.extend(checksum(length, body));
+        out.extend_from_slice(body);
+    }
+    out
+}
+
 /// Reads the file.
 pub(super) struct Reader<R> {
     input: R,
@@ -193,6 +261,7 @@ pub(super) struct Reader<R> {
     /// Where the next frame begins.
     at: u64,
     lines: u64,
+    account: Account,
 }
 
 impl<R: Read> Reader<R> {
@@ -202,6 +271,7 @@ impl<R: Read> Reader<R> {
             path: path.to_owned(),
             at: 0,
             lines: 0,
+            account: Account::default(),
         };
         let mut start = [0; MAGIC.len() + 1];
         if !reader.fill(&mut start)? || !start.starts_with(MAGIC) {
@@ -230,7 +300,8 @@ impl<R: Read> Reader<R> {
         let (frame, next) = self.frame()?;
         match frame.split_first() {
             Some((&RECORDS, rest)) => {
-                let lines = lines(frame.slice_ref(rest)).map_err(|reason| self.damaged(reason))?;
+                let rest = frame.slice_ref(rest);
+                let lines = lines(rest, &mut self.account).map_err(|reason| self.damaged(reason))?;
                 self.lines += lines.len() as u64;
                 self.at = next;
                 Ok(Some(lines))
@@ -271,12 +342,17 @@ impl<R: Read> Reader<R> {
         if checksum(length, &body)[..] != head[4..] {
             return Err(self.damaged("wrong checksum"));
         }
+        self.account.packed += body.len() as u64;
         let mut raw = Vec::new();
-        // A small frame can claim to be a huge one.
-        let unpacked = zstd::Decoder::new(&*body)
-            .and_then(|decoder| decoder.take(MAX_FRAME as u64 + 1).read_to_end(&mut raw));
-        if unpacked.is_err() || raw.len() > MAX_FRAME {
+        // A small frame can be a huge one. What parts events in it is not in the account.
+        let most = (self.account.left() / DECODED + FRAME as u64).min(MAX_FRAME as u64);
+        let unpacked =
+            zstd::Decoder::new(&*body).and_then(|decoder| decoder.take(most + 1).read_to_end(&mut raw));
+        if unpacked.is_err() {
             return Err(self.damaged("it can't be decompressed"));
+        }
+        if raw.len() as u64 > most {
+            return Err(self.damaged(TOO_MUCH));
         }
         Ok((raw.into(), self.at + (head.len() + size) as u64))
     }
@@ -299,7 +375,9 @@ impl<R: Read> Reader<R> {
     }
 }
 
-fn lines(mut raw: Bytes) -> Result<Vec<Line>, &'static str> {
+const TOO_MUCH: &str = "it holds far more than a file of its size can";
+
+fn lines(mut raw: Bytes, account: &mut Account) -> Result<Vec<Line>, &'static str> {
     let mut lines = Vec::new();
     while raw.has_remaining() {
         let length = decode_varint(&mut raw).map_err(|_| "bad length of an event")?;
@@ -313,6 +391,10 @@ fn lines(mut raw: Bytes) -> Result<Vec<Line>, &'static str> {
         let length = usize::try_from(length).map_err(|_| "bad length of an event")?;
         if raw.len() < length {
             return Err("short event");
+        }
+        account.add(length);
+        if account.lacks() > 0 {
+            return Err(TOO_MUCH);
         }
         lines.push(Line {
             kind,

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The first frame is the header, the last one the end: a file that was cut short is known by its lack. Events are
-//! those of the journal, but what is secret in command lines is taken out (`redact`), and the headers of the client's
-//! connection are no part of it.
+//! those of the journal with what staging, `status` and `ls` read of them (`redact`); all else, such as command lines, what
+//! the build prints and the headers of the client's connection, is no part of it.
 
 mod export;
 mod format;
@@ -24,5 +24,4 @@ pub use self::{
     export::{Exported, export},
     format::Header,
     import::{Imported, import},
-    redact::REDACTED,
 };

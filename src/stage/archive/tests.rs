@@ -1,6 +1,6 @@
 //! There and back again, secrets, and damage.
 
-use std::{borrow::Cow, path::Path};
+use std::path::Path;
 
 use prost::Message as _;
 
@@ -10,11 +10,15 @@ use super::{
         recorded::Recorded,
         tests::{build, journalled},
     },
-    export, import,
-    redact::Secrets,
+    export,
+    format::bomb,
+    import,
+    redact::redact,
 };
 use crate::{
+    bep::{Event, decode::decode_with, event::File},
     bes::{Journal, JournalOptions, StreamKey},
+    invocation::sources::address_of,
     proto::build_event_stream::{
         BuildEvent, ChunkList, CommandLine, CommandLineSection, Option as CommandOption, OptionList,
         Progress, build_event::Payload, command_line_section::SectionType,
@@ -41,115 +45,95 @@ fn event(payload: Payload) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// Events with a secret in every place that is known to have them, in the forms in which options are written.
+/// Events with a secret in every field that is not read: in all numbers that the protocol has or may come to have, on
+/// every level, and in what is read but holds more than is needed.
 fn secrets() -> Vec<Vec<u8>> {
-    let arguments = [
-        format!("--remote_header=x-token={SECRET}"),
-        format!("--bes_header=authorization=Bearer {SECRET}"),
-        format!("--remote_cache_header={SECRET}"),
-        format!("--client_env=HOME={SECRET}"),
-        format!("--action_env=K={SECRET}"),
-        format!("--test_env=K={SECRET}"),
-        format!("--host_action_env=K={SECRET}"),
-        format!("--repo_env=K={SECRET}"),
-        format!("--remote_cache=grpcs://me:{SECRET}@host:1"),
-        format!("--//my:token={SECRET}"),
-        format!("--define=PASSWORD={SECRET}"),
-        "--remote_header".to_owned(),
-        format!("x={SECRET}"),
-        format!("--test_env K={SECRET}"),
-        // Of these, only the names are known: the values are the environment's.
-        "--action_env=INHERITED".to_owned(),
-        "--action_env=HARMLESS=x".to_owned(),
-        format!("export API_TOKEN={SECRET}; HARMLESS='{SECRET} {SECRET}' ./t"),
-        format!("K={SECRET} {SECRET}"),
-        "--jobs=8".to_owned(),
-    ];
-    let list = |number: u32| -> Vec<u8> {
-        arguments
-            .iter()
-            .flat_map(|a| field(number, a.as_bytes()))
+    let all = |read: &[u32]| -> Vec<u8> {
+        let unread = (1..40).filter(|number| !read.contains(number));
+        unread
+            .flat_map(|number| field(number, SECRET.as_bytes()))
             .collect()
+    };
+    let uris = [
+        format!("bytestream://me:{SECRET}@host/i/blobs/ab/1"),
+        format!("bytestream://host/i/blobs/ab/1?X-Amz-Signature={SECRET}"),
+        format!("bytestream://host/i/blobs/ab/1?sig={SECRET}#{SECRET}"),
+        format!("https://me:{SECRET}@host/x?token={SECRET}"),
+        format!("s3://key:{SECRET}@bucket/x"),
+        format!("file:///home/{SECRET}/x"),
+        SECRET.to_owned(),
+    ];
+    let files = |number: u32| -> Vec<u8> {
+        let file = |uri: &String| {
+            [
+                field(1, b"name"),
+                field(2, uri.as_bytes()),
+                all(&[1, 2, 3, 4, 5, 6, 7]),
+            ]
+            .concat()
+        };
+        uris.iter().flat_map(|uri| field(number, &file(uri))).collect()
     };
     let option = |name: &str, value: String| CommandOption {
         combined_form: format!("--{name}={value}"),
         option_name: name.to_owned(),
         option_value: value,
     };
-    let section = |section_type| CommandLineSection {
-        section_label: "command options".to_owned(),
-        section_type: Some(section_type),
-    };
-    let line = |label: &str, section_type| {
-        event(Payload::StructuredCommandLine(CommandLine {
-            command_line_label: label.to_owned(),
-            sections: vec![section(section_type)],
-        }))
+    let unnamed = |combined_form: String| CommandOption {
+        combined_form,
+        ..CommandOption::default()
     };
     let options = OptionList {
         option: vec![
             option("remote_header", format!("x={SECRET}")),
             option("action_env", format!("K={SECRET}")),
             option("remote_cache", format!("grpc://me:{SECRET}@h:1")),
-            option("jobs", "8".to_owned()),
+            option("remote_executor", format!("{SECRET}@h:1")),
+            option("remote_cache", "h:1".to_owned()),
+            option("remote_instance_name", "main".to_owned()),
+            option("digest_function", "sha256".to_owned()),
+            option("define", format!("HARMLESS={SECRET}")),
+            unnamed(format!("--remote_cache=grpcs://me:{SECRET}@h:1")),
+            unnamed(format!("--host_jvm_args={SECRET}")),
         ],
     };
-    let pair = |key: &str, value: &str| [field(1, key.as_bytes()), field(2, value.as_bytes())].concat();
-    let texts = format!(
-        "Inherited 'build' options: --remote_header=x={SECRET} --jobs=8\nAuthorization: Bearer {SECRET}\n\
-         git clone https://me:{SECRET}@host/x\n\
-         (cd /x && \\\n  exec env - \\\n    API_TOKEN={SECRET} \\\n    INHERITED='a {SECRET}' \\\n    \
-         HARMLESS={SECRET} \\\n  K={SECRET} PATH=/bin ./t)"
-    );
+    let line = |section_type| {
+        event(Payload::StructuredCommandLine(CommandLine {
+            command_line_label: "canonical".to_owned(),
+            sections: vec![CommandLineSection {
+                section_label: SECRET.to_owned(),
+                section_type: Some(section_type),
+            }],
+        }))
+    };
+    let chunks = ChunkList {
+        chunk: vec![format!("--remote_header=x={SECRET}"), SECRET.to_owned()],
+    };
+    let missing = "Uploading BEP referenced local file /x/y: /x/y (No such file or directory)";
+    let output = format!("{SECRET}\n{SECRET} {missing} {SECRET}\n--remote_header=x={SECRET}");
     vec![
-        line("original", SectionType::OptionList(options.clone())),
-        line("canonical", SectionType::OptionList(options)),
-        line(
-            "original",
-            SectionType::ChunkList(ChunkList {
-                chunk: arguments.to_vec(),
-            }),
-        ),
+        line(SectionType::OptionList(options)),
+        line(SectionType::ChunkList(chunks)),
         event(Payload::Progress(Progress {
-            stderr: texts.clone().into(),
+            stderr: output.into(),
         })),
-        field(12, &list(1)),
+        all(&[1, 3, 4, 5, 7, 8, 9, 10, 14, 15, 17, 18, 20, 22, 25]),
+        field(1, &all(&[1, 5, 6, 7, 8, 13, 15, 16, 18])),
+        field(5, &all(&[1, 2, 3, 5, 7])),
+        field(4, &all(&[1])),
+        field(7, &[all(&[1, 6]), files(6), files(3), files(4)].concat()),
         field(
-            13,
-            &[list(1), list(2), list(3), list(4), field(5, SECRET.as_bytes())].concat(),
+            8,
+            &[all(&[1, 2, 4, 8]), files(4), files(8), field(2, &files(5))].concat(),
         ),
-        field(5, &field(4, texts.as_bytes())),
-        field(4, &field(2, texts.as_bytes())),
-        field(7, &list(9)),
-        field(
-            16,
-            &field(1, &pair("BUILD_SCM_URL", &format!("https://u:{SECRET}@host/x"))),
-        ),
-        field(17, &field(4, &pair("MY_PASSWORD", SECRET))),
-        field(26, &field(1, &pair("api_key", SECRET))),
-        field(26, &field(1, &pair("INHERITED", SECRET))),
-        field(
-            7,
-            &[
-                field(9, b"bash"),
-                field(9, b"-c"),
-                field(9, format!("API_TOKEN={SECRET} ./t").as_bytes()),
-                field(
-                    9,
-                    format!("./t; INHERITED={SECRET} HARMLESS={SECRET} ./t").as_bytes(),
-                ),
-            ]
-            .concat(),
-        ),
-        field(29, &[list(2), field(3, &pair("HOME", SECRET))].concat()),
-        field(
-            1,
-            &field(17, &field(1, format!("https://u:{SECRET}@h/f.zip").as_bytes())),
-        ),
-        field(
-            2,
-            &field(17, &field(1, format!("https://u:{SECRET}@h/f.zip").as_bytes())),
-        ),
+        field(9, &[all(&[10, 11]), files(3), files(4)].concat()),
+        field(10, &[all(&[2]), files(2)].concat()),
+        field(14, &all(&[3])),
+        field(15, &[all(&[1, 2]), files(1)].concat()),
+        field(17, &all(&[1])),
+        field(18, &all(&[1])),
+        field(23, &files(1)),
+        field(25, &all(&[1])),
     ]
 }
 
@@ -158,24 +142,141 @@ fn contains(bytes: &[u8], text: &str) -> bool {
 }
 
 #[test]
-fn no_secret_leaves_and_all_else_stays_byte_for_byte() {
-    let learned = Secrets::learn(secrets().into_iter().map(Cow::Owned));
+fn nothing_leaves_but_what_is_read() {
     for event in secrets() {
         assert!(contains(&event, SECRET));
-        // A field that nobody knows, with something in it.
-        let event = [event, field(900, b"unknown")].concat();
-        let redacted = learned.redact(&event).unwrap();
+        let redacted = redact(&event).unwrap();
         let shown = String::from_utf8_lossy(&redacted).into_owned();
-        assert!(!contains(&redacted, SECRET), "{shown}");
-        assert!(contains(&redacted, "unknown"), "{shown}");
+        assert!(!contains(&redacted, SECRET), "{event:?}: {shown}");
         BuildEvent::decode(&*redacted).unwrap();
-        // All of the field with a build's beginning (5) goes that has its options.
-        let stays = contains(&event, "--jobs=8") && event[0] != 5 << 3 | 2;
-        assert!(!stays || contains(&redacted, "--jobs=8"), "{shown}");
+        assert_eq!(
+            redact(&redacted).unwrap(),
+            redacted,
+            "nothing is left to take out"
+        );
     }
-    for event in build().events() {
-        assert_eq!(learned.redact(&event).unwrap(), event, "nothing secret in it");
+    let all: Vec<u8> = secrets()
+        .iter()
+        .flat_map(|event| redact(event).unwrap())
+        .collect();
+    for kept in [
+        "remote_cache",
+        "h:1",
+        "main",
+        "sha256",
+        "bytestream://host/i/blobs/ab/1",
+        "/x/y",
+        "name",
+    ] {
+        assert!(contains(&all, kept), "{kept}");
     }
+}
+
+#[test]
+fn what_is_read_of_a_real_build_stays() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bep");
+    let mut events = 0;
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        if entry
+            .path()
+            .extension()
+            .is_none_or(|extension| extension != "bin")
+        {
+            continue;
+        }
+        let bytes = std::fs::read(entry.path()).unwrap();
+        let mut rest = &*bytes;
+        while !rest.is_empty() {
+            let length = prost::encoding::decode_varint(&mut rest).unwrap() as usize;
+            let (event, after) = rest.split_at(length);
+            rest = after;
+            events += 1;
+            let read = |event: &[u8]| decode_with(event, None).unwrap();
+            let (before, after) = (read(event), read(&redact(event).unwrap()));
+            assert_eq!(before.last, after.last);
+            match (before.event, after.event) {
+                (Event::CommandLine(before), Event::CommandLine(after)) => {
+                    assert_eq!(address_of(&before), address_of(&after));
+                    for name in ["digest_function", "remote_instance_name"] {
+                        assert_eq!(before.last(name), after.last(name));
+                    }
+                }
+                (
+                    Event::Aborted { target, reason, .. },
+                    Event::Aborted {
+                        target: same,
+                        reason: why,
+                        ..
+                    },
+                ) => {
+                    assert_eq!((target, reason), (same, why));
+                }
+                // Where links lead to here is nothing for elsewhere.
+                (Event::ConvenienceSymlinks(_), after) => assert_eq!(after, Event::Other),
+                (Event::NamedSet(before), Event::NamedSet(after)) => {
+                    assert_eq!(before.children, after.children);
+                    assert!(same_files(&before.files, &after.files), "{before:?}\n{after:?}");
+                }
+                (Event::Completed(before), Event::Completed(after)) => {
+                    assert_eq!((before.target, before.success), (after.target, after.success));
+                    assert!(same_files(&before.directories, &after.directories));
+                    assert_eq!(before.groups.len(), after.groups.len());
+                    for (before, after) in before.groups.iter().zip(&after.groups) {
+                        assert_eq!((&before.name, &before.sets), (&after.name, &after.sets));
+                        assert!(same_files(&before.files, &after.files));
+                    }
+                }
+                (Event::TestResult(before), Event::TestResult(after)) => {
+                    assert_eq!((before.label, before.run), (after.label, after.run));
+                    assert!(same_files(&before.files, &after.files));
+                }
+                (before, after) => assert_eq!(before, after),
+            }
+        }
+    }
+    assert!(events > 100, "{events}");
+}
+
+/// But for where files of the build's own machine were.
+fn same_files(before: &[File], after: &[File]) -> bool {
+    let seen = |files: &[File]| -> Vec<_> {
+        let files = files.iter();
+        files
+            .map(|file| (file.path.clone(), file.prefix_len, file.content.clone()))
+            .collect()
+    };
+    seen(before) == seen(after)
+}
+
+#[test]
+fn a_file_holds_no_more_than_its_size_allows_and_what_is_written_can_be_read() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = there.path().join("file");
+    let (record, _) = Record::open(there.path()).unwrap();
+    let journal = Journal::open(&there.path().join("journal"), JournalOptions::default()).unwrap();
+    // Whatever zstd makes of it: very many small events, and a large one of one byte.
+    let small = field(14, &field(3, &field(1, b"x")));
+    let large = field(15, &field(1, &field(3, &vec![0; 40 << 20])));
+    let events = std::iter::repeat_n(small, 200_000).chain([large]);
+    let (_journal, entry) = journalled(here.path(), build().events().chain(events));
+    let (exported, bytes) = export(&entry, &InvocationRow::default(), Vec::new()).unwrap();
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(import(&path, &journal, &record).unwrap().events, exported.events);
+
+    for raw in [
+        // Events of no bytes at all, in one frame and in many; one event; no events, but a huge frame.
+        vec![[0, b'e', 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(25 << 20)],
+        vec![[0, b'e', 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(90_000); 300],
+        vec![[&[0x80, 0x80, 0x80, 0x7d, b'e'][..], &vec![0; 262_144_009]].concat()],
+        vec![vec![0x80; 290 << 20]],
+    ] {
+        let bytes = bomb(&raw);
+        assert!(bytes.len() < 100_000, "{}", bytes.len());
+        std::fs::write(&path, bytes).unwrap();
+        let error = import(&path, &journal, &record).unwrap_err().to_string();
+        assert!(error.contains("far more than a file of its size can"), "{error}");
+    }
+    record.close();
 }
 
 /// A file of the demo's build with secrets in it.

@@ -150,8 +150,52 @@ fn files_reach_directories_on_other_mounts() {
         assert_eq!(f.read("bazel-out/mounted/file"), "two");
         assert_eq!(f.read("bazel-out/mounted/new/file"), "three");
         assert_eq!(f.read("bazel-out/mounted/large"), "big");
-        assert_eq!(fs::read_dir(&at).unwrap().count(), 4, "nothing beside them");
         f.placer.close_directories();
+        f.root.let_go();
+        assert_eq!(fs::read_dir(&at).unwrap().count(), 4, "nothing beside them");
         drop(mount);
     });
+}
+
+#[test]
+fn what_a_killed_process_left_on_another_mount_is_swept() {
+    // Somewhere in bazel-out, deep in it, with a blank; and bazel-out itself.
+    for at in ["bazel-out/mounted", "bazel-out/a b/c", "bazel-out"] {
+        let mut f = Fixture::new();
+        let top = f.path(at);
+        fs::create_dir_all(&top).unwrap();
+        let Some(mount) = Mount::new(&["-t", "tmpfs", "tmpfs"], &top) else {
+            return;
+        };
+        f.root.begin_build(false).unwrap();
+        let below = format!("{at}/new/dir");
+        f.place(&format!("{below}/file"), "one").unwrap();
+        f.place(&format!("{below}/file"), "two").unwrap();
+        let link = exec(&format!("{below}/link"));
+        f.placer.place_symlink(&link, "a", &f.epoch, 1).unwrap();
+        f.placer.place_symlink(&link, "b", &f.epoch, 1).unwrap();
+        let names = |dir: &Path| -> Vec<_> {
+            let mut names: Vec<_> = fs::read_dir(dir)
+                .unwrap()
+                .map(|e| e.unwrap().file_name())
+                .collect();
+            names.sort();
+            names
+        };
+        // Wherever it is killed: what it has begun lies in one place, and nothing of the kind beside outputs.
+        assert_eq!(names(&f.path(&below)), ["file", "link"], "{at}");
+        assert_eq!(names(&top), [".outhaul-tmp", "new"], "{at}");
+        let dead = top.join(".outhaul-tmp/4711-dead");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join("0"), "half").unwrap();
+        let other = OutputRoot::open(f.root.path(), false).unwrap();
+        assert_eq!(other.sweep().unwrap(), 1, "{at}");
+        assert!(!dead.exists());
+        f.place(&format!("{below}/file"), "three").unwrap();
+        f.placer.close_directories();
+        f.root.let_go();
+        assert_eq!(names(&top), ["new"], "{at}");
+        drop((f, other));
+        drop(mount);
+    }
 }
