@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    budget::Budget,
     counters::Counters,
     journal::Place,
     server::Reserved,
@@ -27,6 +28,8 @@ pub(super) enum Work {
     },
     /// Events in the journal.
     Journaled(Place),
+    /// What comes next is beyond a limit, for this reason.
+    Limited(String),
     /// No more events. The answer comes when the engine has been told.
     Ended {
         end: StreamEnd,
@@ -40,6 +43,8 @@ pub(super) struct Delivery {
     pub(super) builds: Arc<dyn Builds>,
     pub(super) decoder: Decoder,
     pub(super) counters: Arc<Counters>,
+    /// Memory for what is read back.
+    pub(super) budget: Budget,
     /// Undecodable events of this stream so far.
     pub(super) undecodable: u64,
 }
@@ -67,7 +72,10 @@ impl Delivery {
                 self.deliver(events).await;
                 drop(room);
             }
+            Work::Limited(reason) => self.builds.limited(&self.key, reason).await,
             Work::Journaled(place) => {
+                // Until its events are handed over.
+                let _room = self.budget.read_back(place.at.weight()).await;
                 let read = tokio::task::spawn_blocking(move || {
                     place.read().map(|records| {
                         let events = records.into_iter();

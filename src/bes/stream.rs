@@ -341,6 +341,9 @@ impl Stream {
             .as_ref()
             .is_some_and(|c| c.room.available_permits() < half || self.shared.is_crowded());
         self.intake.flush(crowded).await;
+        if self.intake.has_given_up() {
+            self.following = Following::nothing();
+        }
         if let Some(sequence) = self.finishing.take() {
             Counters::add(&self.shared.counters.finished);
             self.end(StreamEnd::Finished, Some(sequence));

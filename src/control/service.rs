@@ -5,8 +5,8 @@ mod calls;
 mod find;
 mod materialize;
 mod outputs;
-mod show;
-mod watch;
+pub(super) mod show;
+pub(crate) mod watch;
 pub(crate) mod why;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -134,7 +134,7 @@ impl Service {
         let targets = live
             .filter(|targets| !targets.is_empty())
             .unwrap_or_else(|| self.record.targets(&row.invocation_id));
-        let targets = targets.into_iter().map(show::target).collect();
+        let targets = targets.iter().map(show::target).collect();
         Some((self.present(row).await, targets))
     }
 

@@ -2,11 +2,13 @@
 //!
 //! The daemon's `Wait` and the command line feed the same [`Judge`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use super::service::{show, watch::News};
 use crate::{
     invocation::pattern::{PatternError, TargetPattern},
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
+    record::{TargetRow, TargetState},
 };
 
 /// Targets in an answer: within what gRPC clients take in one message.
@@ -52,7 +54,7 @@ impl Asked {
     }
 
     /// Whether a target is what it stands for first of all: an aspect for one that names it, else the target itself.
-    fn names(&self, target: &pb::Target) -> bool {
+    fn names(&self, target: &TargetRow) -> bool {
         self.covers(&target.label, &target.aspect) && (self.aspect.is_some() || target.aspect.is_empty())
     }
 }
@@ -62,23 +64,58 @@ impl Asked {
 pub(crate) struct Judge {
     asked: Vec<Asked>,
     invocation: Option<pb::Invocation>,
-    /// By label, aspect and configuration; only those that are waited for.
-    targets: BTreeMap<(String, String, String), Seen>,
+    /// Only those that are waited for, and whether each was settled only after a newer build had begun. In the daemon,
+    /// all who wait share the rows.
+    targets: BTreeMap<Seen, bool>,
     /// Outputs of these that could not be had.
     failed_outputs: Vec<String>,
     /// Whether outputs were left to a newer build: what settles from then on may lack some.
     superseded: bool,
 }
 
-/// A target, and whether it was settled only after a newer build had begun.
+/// A target, known by label, aspect and configuration.
 #[derive(Debug)]
-struct Seen {
-    target: pb::Target,
-    superseded: bool,
+struct Seen(Arc<TargetRow>);
+
+impl Seen {
+    fn key(&self) -> (&str, &str, &str) {
+        (&self.0.label, &self.0.aspect, &self.0.configuration)
+    }
 }
 
-fn is_over(target: &pb::Target) -> bool {
-    matches!(&*target.state, "settled" | "failed" | "aborted")
+impl PartialEq for Seen {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Seen {}
+
+impl PartialOrd for Seen {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Seen {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+/// A target as another process tells it.
+fn row_of(target: &pb::Target) -> TargetRow {
+    TargetRow {
+        label: target.label.clone(),
+        aspect: target.aspect.clone(),
+        configuration: target.configuration.clone(),
+        state: TargetState::from_name(&target.state),
+        success: target.success,
+        required: target.required,
+        optional: target.optional,
+        failed: target.failed,
+        known: target.known,
+    }
 }
 
 impl Judge {
@@ -116,6 +153,19 @@ impl Judge {
                 .any(|asked| asked.aspect.is_some() && asked.pattern.covers(&output.label))
     }
 
+    /// The same from the daemon's own rows.
+    pub(crate) fn hear(&mut self, news: &News) -> Option<pb::WaitResponse> {
+        match news {
+            News::Target(row) => {
+                if self.covers(&row.label, &row.aspect) {
+                    self.target(row.clone());
+                }
+                self.all_named_are_over().then(|| self.answer(false))
+            }
+            News::Other(event) => self.take(event),
+        }
+    }
+
     /// Takes what was heard; answers once the wait is over.
     pub(crate) fn take(&mut self, event: &Event) -> Option<pb::WaitResponse> {
         match event {
@@ -125,7 +175,9 @@ impl Judge {
                 None
             }
             Event::TargetKnown(target) | Event::TargetSettled(target) => {
-                self.target(target);
+                if self.covers(&target.label, &target.aspect) {
+                    self.target(Arc::new(row_of(target)));
+                }
                 self.all_named_are_over().then(|| self.answer(false))
             }
             Event::Output(output) => {
@@ -141,23 +193,14 @@ impl Judge {
         }
     }
 
-    fn target(&mut self, target: &pb::Target) {
-        if !self.covers(&target.label, &target.aspect) {
-            return;
-        }
-        let key = (
-            target.label.clone(),
-            target.aspect.clone(),
-            target.configuration.clone(),
-        );
-        let settled_before = self
-            .targets
-            .get(&key)
-            .is_some_and(|seen| seen.target.state == "settled" && !seen.superseded);
-        let superseded =
-            self.superseded && target.state == "settled" && target.required > 0 && !settled_before;
-        let target = target.clone();
-        self.targets.insert(key, Seen { target, superseded });
+    fn target(&mut self, row: Arc<TargetRow>) {
+        let (settled, required) = (row.state == TargetState::Settled, row.required);
+        let seen = Seen(row);
+        let before = self.targets.remove_entry(&seen);
+        let settled_before =
+            before.is_some_and(|(seen, superseded)| seen.0.state == TargetState::Settled && !superseded);
+        let superseded = self.superseded && settled && required > 0 && !settled_before;
+        self.targets.insert(seen, superseded);
     }
 
     fn output(&mut self, output: &pb::OutputEnd) {
@@ -183,11 +226,11 @@ impl Judge {
                 .asked
                 .iter()
                 .all(|asked| asked.pattern.is_exact() && !asked.pattern.is_negative())
-            && self.targets.values().all(|seen| is_over(&seen.target))
+            && self.targets.keys().all(|seen| seen.0.state.is_over())
             && self
                 .asked
                 .iter()
-                .all(|asked| self.targets.values().any(|seen| asked.names(&seen.target)))
+                .all(|asked| self.targets.keys().any(|seen| asked.names(&seen.0)))
     }
 
     /// What there is when time is up.
@@ -200,10 +243,10 @@ impl Judge {
 
     fn answer(&self, build_is_over: bool) -> pb::WaitResponse {
         let mut failures = Vec::new();
-        let mut targets: Vec<(bool, pb::Target)> = Vec::new();
-        for seen in self.targets.values() {
-            let failure = self.failure_of(seen, build_is_over);
-            targets.push((failure.is_none(), seen.target.clone()));
+        let mut targets: Vec<(bool, &TargetRow)> = Vec::new();
+        for (seen, superseded) in &self.targets {
+            let failure = self.failure_of(&seen.0, *superseded, build_is_over);
+            targets.push((failure.is_none(), &seen.0));
             failures.extend(failure);
         }
         if build_is_over {
@@ -223,8 +266,8 @@ impl Judge {
             .filter(|asked| {
                 !self
                     .targets
-                    .values()
-                    .any(|seen| asked.covers(&seen.target.label, &seen.target.aspect))
+                    .keys()
+                    .any(|seen| asked.covers(&seen.0.label, &seen.0.aspect))
             })
             .map(|asked| asked.text.clone())
             .collect();
@@ -242,7 +285,7 @@ impl Judge {
         pb::WaitResponse {
             result: result.to_owned(),
             invocation: self.invocation.clone(),
-            targets: targets.into_iter().map(|(_, target)| target).collect(),
+            targets: targets.into_iter().map(|(_, row)| show::target(row)).collect(),
             targets_left_out: left_out as u64,
             failures,
             not_found,
@@ -250,8 +293,7 @@ impl Judge {
     }
 
     /// Why a target is not there, if it is not.
-    fn failure_of(&self, seen: &Seen, build_is_over: bool) -> Option<String> {
-        let target = &seen.target;
+    fn failure_of(&self, target: &TargetRow, superseded: bool, build_is_over: bool) -> Option<String> {
         let name = match &*target.aspect {
             "" => target.label.clone(),
             aspect => format!("{}%{aspect}", target.label),
@@ -260,17 +302,17 @@ impl Judge {
             .asked
             .iter()
             .any(|asked| asked.pattern.is_exact() && asked.covers(&target.label, &target.aspect));
-        match &*target.state {
-            "settled" if seen.superseded => Some(format!("{name}: outputs were left to a newer build")),
-            "settled" => None,
-            "failed" if !target.success => Some(format!("{name}: was not built")),
-            "failed" => Some(format!(
+        match target.state {
+            TargetState::Settled if superseded => Some(format!("{name}: outputs were left to a newer build")),
+            TargetState::Settled => None,
+            TargetState::Failed if !target.success => Some(format!("{name}: was not built")),
+            TargetState::Failed => Some(format!(
                 "{name}: {} of {} required outputs could not be had",
                 target.failed, target.required
             )),
             // What the build tool skips, as incompatible with the platform, fails no build that asks for everything.
-            "aborted" if !named && self.exit_code() == Some(0) => None,
-            "aborted" => Some(format!("{name}: was not built")),
+            TargetState::Aborted if !named && self.exit_code() == Some(0) => None,
+            TargetState::Aborted => Some(format!("{name}: was not built")),
             _ if build_is_over => Some(format!("{name}: was not completed")),
             _ => None,
         }

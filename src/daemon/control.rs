@@ -2,9 +2,10 @@
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::service::LayerExt as _;
 
 use crate::{
-    bes::{self, BesListener},
+    bes::{self, BesListener, counted::CountedLayer},
     control::{ControlServer, Service},
     doors::{Door, Guard, Incoming, Listening, Protocol, greeted},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
@@ -18,7 +19,7 @@ pub struct ControlDoor {
     pub door: Door,
 }
 
-/// Takes requests of up to so many bytes.
+/// Takes requests as it is told.
 fn service(service: Service, most: usize, stop: &CancellationToken) -> ControlService<ControlServer> {
     ControlService::new(ControlServer::new(service, stop.clone())).max_decoding_message_size(most)
 }
@@ -27,14 +28,14 @@ fn service(service: Service, most: usize, stop: &CancellationToken) -> ControlSe
 pub(super) async fn serve_unix(
     rooms: Service,
     listener: BesListener,
-    most: usize,
+    requests: CountedLayer,
     stop: CancellationToken,
 ) -> Result<(), String> {
     let (listener, door, file) = listener.into_parts();
     let Listening::Unix(_) = &listener else {
         return Err("the control API is served on unix sockets only".to_owned());
     };
-    let served = serve(rooms, listener, door, most, stop).await;
+    let served = serve(rooms, listener, door, requests, stop).await;
     drop(file);
     served.map_err(|e| format!("the control socket: {e}"))
 }
@@ -43,10 +44,10 @@ pub(super) async fn serve_unix(
 pub(super) async fn serve_tcp(
     rooms: Service,
     door: ControlDoor,
-    most: usize,
+    requests: CountedLayer,
     stop: CancellationToken,
 ) -> Result<(), String> {
-    serve(rooms, Listening::Tcp(door.listener), door.door, most, stop)
+    serve(rooms, Listening::Tcp(door.listener), door.door, requests, stop)
         .await
         .map_err(|e| format!("the control port: {e}"))
 }
@@ -55,13 +56,13 @@ async fn serve(
     rooms: Service,
     listener: Listening,
     door: Door,
-    most: usize,
+    requests: CountedLayer,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let incoming = greeted(Incoming::new(listener, door.clone(), Protocol::Http2));
     bes::serve::server()
         .layer(Guard(door))
-        .add_service(service(rooms, most, &stop))
+        .add_service(requests.named_layer(service(rooms, requests.most, &stop)))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }

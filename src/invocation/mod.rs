@@ -18,5 +18,6 @@ pub mod tally;
 mod test_outputs;
 #[cfg(test)]
 mod tests;
+pub mod watching;
 
 pub use self::engine::{Engine, Report};

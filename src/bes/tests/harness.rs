@@ -48,6 +48,7 @@ pub(in crate::bes) fn key(invocation: &str) -> StreamKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::bes) enum Seen {
     Event(String, i64, String),
+    Limited(String, String),
     Ended(String, StreamEnd),
     Held(String, bool),
 }
@@ -149,6 +150,11 @@ impl Builds for Engine {
                 self.note(Seen::Event(stream.clone(), sequence, started.invocation_id));
             }
         })
+    }
+
+    fn limited(&self, stream: &StreamKey, reason: String) -> BoxFuture<'_, ()> {
+        self.note(Seen::Limited(stream.to_string(), reason));
+        Box::pin(async {})
     }
 
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {
@@ -299,7 +305,11 @@ impl Daemon {
         address: &BesAddress,
         upstream: Option<Upstream>,
     ) -> Self {
-        let journal = journal.map(|dir| Journal::open(dir, JournalOptions::default()).unwrap());
+        let journal_options = JournalOptions {
+            most: options.limits.journal,
+            ..JournalOptions::default()
+        };
+        let journal = journal.map(|dir| Journal::open(dir, journal_options).unwrap());
         let decoder: Decoder = Arc::new(decode);
         let service = BesService::new(engine.clone(), decoder, journal, upstream, options);
         service.recover().await.unwrap();
