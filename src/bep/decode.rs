@@ -175,12 +175,10 @@ impl Reader {
                 attempt: u32::try_from(id.attempt).unwrap_or(0),
                 files: self.files(files_as_meant(result.test_action_output)),
             }),
-            (Payload::Progress(progress), _) => {
-                match unreadable(&String::from_utf8_lossy(&progress.stderr)) {
-                    files if files.is_empty() => Event::Other,
-                    files => Event::Unreadable(files),
-                }
-            }
+            (Payload::Progress(progress), _) => match unreadable(&progress.stderr) {
+                files if files.is_empty() => Event::Other,
+                files => Event::Unreadable(files),
+            },
             (Payload::TestSummary(summary), Some(Id::TestSummary(id))) => Event::TestSummary {
                 label: as_meant(id.label),
                 configuration: configuration_id(id.configuration),
@@ -448,10 +446,14 @@ pub(crate) fn unreadable_line(path: &str) -> String {
 }
 
 /// The files of which a piece of Bazel's output says that.
-pub(crate) fn unreadable(output: &str) -> Vec<String> {
+pub(crate) fn unreadable(output: &[u8]) -> Vec<String> {
+    /// No line that names a path twice is longer. What commands print may be, and is not copied.
+    const LONGEST: usize = 16 << 10;
     let mut files: Vec<String> = output
-        .lines()
+        .split(|byte| *byte == b'\n')
+        .filter(|line| line.len() <= LONGEST)
         .filter_map(|line| {
+            let line = String::from_utf8_lossy(line);
             let rest = line.split_once(WORDS)?.1;
             let (twice, _) = rest.split_once(MISSING)?;
             // The path stands there twice, with a colon and a space between.

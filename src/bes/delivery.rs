@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    budget::Budget,
     counters::Counters,
     hold::Patience,
     journal::Place,
@@ -28,6 +29,8 @@ pub(super) enum Work {
     },
     /// Events in the journal.
     Journaled(Place),
+    /// What comes next is beyond a limit, for this reason.
+    Limited(String),
     /// No more events. The answer comes when the engine has been told.
     Ended {
         end: StreamEnd,
@@ -42,6 +45,8 @@ pub(super) struct Delivery {
     pub(super) decoder: Decoder,
     pub(super) patience: Patience,
     pub(super) counters: Arc<Counters>,
+    /// Memory for what is read back.
+    pub(super) budget: Budget,
     /// Undecodable events of this stream so far.
     pub(super) undecodable: u64,
 }
@@ -69,7 +74,10 @@ impl Delivery {
                 self.deliver(events).await;
                 drop(room);
             }
+            Work::Limited(reason) => self.builds.limited(&self.key, reason).await,
             Work::Journaled(place) => {
+                // Until its events are handed over.
+                let _room = self.budget.read_back(place.at.weight()).await;
                 let read = tokio::task::spawn_blocking(move || {
                     place.read().map(|records| {
                         let events = records.into_iter();

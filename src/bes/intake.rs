@@ -1,6 +1,6 @@
 //! A stream's new events on their way: into the journal first, then to the engine's queue and the upstream service's.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -11,7 +11,7 @@ use super::{
     delivery::{Delivery, RawEvent, Work},
     following::Following,
     hold::{HoldMode, HoldPolicy, Limit, Patience},
-    journal::{self, Batch, FrameAt, JournalError, Place, RecordKind, Recovered, Replaying, Writer},
+    journal::{self, Batch, JournalError, Place, RecordKind, Recovered, Replaying, Writer},
     raw::Received,
     server::{Reserved, Shared},
     sink::{StreamEnd, StreamKey},
@@ -33,6 +33,8 @@ pub(super) struct Intake {
     replaying: Option<Replaying>,
     delivery: mpsc::UnboundedSender<Work>,
     upstream: Option<Way>,
+    /// The upstream service does not get the rest, which was not told yet.
+    given_up: bool,
     /// New events on their way to the journal.
     batch: Batch,
     /// The same, on their way to the engine, with their weight and the room that they hold.
@@ -41,8 +43,8 @@ pub(super) struct Intake {
     room: Option<Reserved>,
     /// As far as the engine has got with the events.
     patience: Patience,
-    /// Where the journal that was there already begins.
-    first_frame: Option<FrameAt>,
+    /// The hash of the request with number 1 of a journal that was there already.
+    first: Option<blake3::Hash>,
 }
 
 /// The way upstream.
@@ -50,6 +52,12 @@ struct Way {
     queue: mpsc::UnboundedSender<Outgoing>,
     /// Bytes of all streams' events that may wait in memory; what finds no room is read back from the journal.
     budget: Arc<Semaphore>,
+    /// The same where there is no journal to read them back from.
+    unjournaled: Arc<Semaphore>,
+    /// Bytes that it is for.
+    most: usize,
+    /// How long the build waits for room there.
+    stall: Duration,
     /// New events on their way.
     fresh: Vec<OutgoingEvent>,
     /// Headers of the newest connection that the journal has not got.
@@ -68,6 +76,7 @@ impl Intake {
             decoder: (shared.decoders)(),
             patience: patience.clone(),
             counters: Arc::clone(&shared.counters),
+            budget: shared.budget.clone(),
             undecodable: 0,
         };
         shared.tasks.spawn(task.run(queue, shared.shutdown.clone()));
@@ -79,15 +88,15 @@ impl Intake {
             replaying: None,
             delivery,
             upstream: None,
+            given_up: false,
             batch: Batch::default(),
             fresh: Vec::new(),
             bytes: 0,
             room: None,
             patience,
-            first_frame: None,
+            first: None,
         };
         let recovered = intake.open_journal(shared).await;
-        intake.first_frame = recovered.frames.first().copied();
         let following = intake.open_upstream(shared, &recovered).await;
         (intake, recovered, following)
     }
@@ -98,12 +107,17 @@ impl Intake {
         };
         let stream = self.key.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            // Before it is read.
-            let replaying = journal.replaying(&stream);
-            Ok::<_, JournalError>((replaying, journal.stream(&stream)?))
+            patient(|| {
+                // Before it is read.
+                let replaying = journal.replaying(&stream);
+                let (writer, recovered) = journal.stream(&stream)?;
+                let first = first(&writer, &recovered);
+                Ok::<_, JournalError>((replaying, first, writer, recovered))
+            })
         });
         match opened.await {
-            Ok(Ok((replaying, (writer, recovered)))) => {
+            Ok(Ok((replaying, first, writer, recovered))) => {
+                self.first = first;
                 self.journal = Some(writer);
                 self.replaying = replaying.filter(|_| recovered.highest.is_some());
                 return recovered;
@@ -141,6 +155,9 @@ impl Intake {
         self.upstream = Some(Way {
             queue,
             budget: Arc::clone(&shared.outgoing),
+            unjournaled: Arc::clone(&shared.unjournaled),
+            most: shared.options.limits.queue,
+            stall: shared.options.stall,
             fresh: Vec::new(),
             headers: None,
         });
@@ -151,14 +168,8 @@ impl Intake {
     }
 
     /// The hash of the request with number 1, if the journal was there already and begins with it.
-    pub(super) async fn first(&self) -> Option<blake3::Hash> {
-        let place = self.journal.as_ref()?.place(self.first_frame?);
-        let first = tokio::task::spawn_blocking(move || {
-            let mut records = place.read().ok()?.into_iter();
-            let first = records.find(|record| record.sequence == 1 && record.kind != RecordKind::Headers)?;
-            Some(blake3::hash(&first.payload))
-        });
-        first.await.ok().flatten()
+    pub(super) const fn first(&self) -> Option<blake3::Hash> {
+        self.first
     }
 
     /// Hands the journal's events to the engine again, and upstream what it has not got.
@@ -168,7 +179,7 @@ impl Intake {
         };
         tracing::info!(stream = %self.key, highest, "stream taken up from the journal");
         for at in &recovered.frames {
-            let place = writer.place(*at);
+            let Some(place) = writer.place(*at) else { return };
             if let Some(upstream) = &self.upstream {
                 upstream.pass(Outgoing::from(place.clone()));
             }
@@ -193,7 +204,9 @@ impl Intake {
         };
         tracing::info!(stream = %self.key, "the rest of a settled build goes upstream");
         for at in &recovered.frames {
-            upstream.pass(Outgoing::from(writer.place(*at)));
+            if let Some(place) = writer.place(*at) {
+                upstream.pass(Outgoing::from(place));
+            }
         }
         upstream.pass(Outgoing::Ended(StreamEnd::Finished));
     }
@@ -248,6 +261,11 @@ impl Intake {
         self.journal.is_some()
     }
 
+    /// Whether the upstream service does not get the rest. Told once.
+    pub(super) fn has_given_up(&mut self) -> bool {
+        std::mem::take(&mut self.given_up)
+    }
+
     /// Whether it is time to flush.
     pub(super) const fn is_full(&self) -> bool {
         self.bytes >= FRAME_BYTES
@@ -258,11 +276,20 @@ impl Intake {
     pub(super) async fn flush(&mut self, crowded: bool) {
         let place = self.append().await;
         self.bytes = 0;
-        if let Some(upstream) = &mut self.upstream {
-            upstream.flush(place.as_ref());
+        if let Some(upstream) = &mut self.upstream
+            && !upstream.flush(place.as_ref()).await
+        {
+            tracing::error!(
+                stream = %self.key,
+                "the upstream event service takes too little, and there is no journal for the rest: it does not get the \
+                 rest of this build (--limit=queue-memory=SIZE)"
+            );
+            self.upstream = None;
+            self.given_up = true;
         }
         let events = std::mem::take(&mut self.fresh);
         let room = self.room.take();
+        let crowded = crowded || room.as_ref().is_some_and(Reserved::is_large);
         if events.is_empty() {
             return;
         }
@@ -292,11 +319,17 @@ impl Intake {
                 self.batch = batch;
                 let place = writer.place(at);
                 self.journal = Some(writer);
-                return Some(place);
+                return place;
             }
             Ok((writer, _, Err(error))) => {
                 self.failed = Some(writer);
-                JournalError::to_string(&error)
+                if let JournalError::Full { limit, .. } = error {
+                    self.pass(Work::Limited(format!(
+                        "the build's journal would be larger than {limit} bytes: what it names from there on is not \
+                         downloaded (--limit=journal-size=SIZE)"
+                    )));
+                }
+                error.to_string()
             }
             Err(error) => error.to_string(),
         };
@@ -353,21 +386,60 @@ impl Intake {
     }
 }
 
+/// How often, and how long apart, a file is opened while there are no descriptors. Roots that are not used let go of
+/// theirs within that time.
+const TRIES: usize = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Tries again while the process, or the system, has no descriptors. Blocks.
+fn patient<T>(mut open: impl FnMut() -> Result<T, JournalError>) -> Result<T, JournalError> {
+    for _ in 0..TRIES {
+        match open() {
+            Err(error) if error.is_want_of_descriptors() => std::thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
+    open()
+}
+
+/// The hash of the request with number 1, if a journal begins with it. Blocks.
+fn first(writer: &Writer, recovered: &Recovered) -> Option<blake3::Hash> {
+    let place = writer.place(*recovered.frames.first()?)?;
+    let mut records = place.read().ok()?.into_iter();
+    let first = records.find(|record| record.sequence == 1 && record.kind != RecordKind::Headers)?;
+    Some(blake3::hash(&first.payload))
+}
+
 impl Way {
-    /// Queues what is new. It waits for nobody: without room in memory the journal has it, and without a journal
-    /// memory is all there is.
-    fn flush(&mut self, place: Option<&Place>) {
+    /// Queues what is new. Without room in memory the journal has it, which nobody waits for; without a journal, the
+    /// build waits for room as it would for an event service that is slow. `false` if there is none for too long.
+    async fn flush(&mut self, place: Option<&Place>) -> bool {
         if self.fresh.is_empty() {
-            return;
+            return true;
         }
         let events = std::mem::take(&mut self.fresh);
         let bytes: usize = events
             .iter()
             .map(|e| super::server::weight(e.request.len()))
             .sum();
-        let room = u32::try_from(bytes)
-            .ok()
-            .and_then(|bytes| Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok());
+        let permits = u32::try_from(bytes);
+        let room = match (permits, place) {
+            (Ok(permits), Some(_)) => Arc::clone(&self.budget).try_acquire_many_owned(permits).ok(),
+            (Err(_), Some(_)) => None,
+            (_, None) => {
+                // More than there is at all has to do with that.
+                let permits = u32::try_from(bytes.min(self.most)).unwrap_or(u32::MAX);
+                let room = Arc::clone(&self.unjournaled).acquire_many_owned(permits);
+                match tokio::time::timeout(self.stall, room).await {
+                    Ok(room) => room.ok(),
+                    Err(_) => {
+                        let why = "outhaul has no room for what comes next".to_owned();
+                        self.pass(Outgoing::Ended(StreamEnd::Broken(why)));
+                        return false;
+                    }
+                }
+            }
+        };
         self.pass(match (room, place) {
             (None, Some(place)) => Outgoing::from(place.clone()),
             (room, _) => Outgoing::Events {
@@ -375,6 +447,7 @@ impl Way {
                 room: room.map(Arc::new),
             },
         });
+        true
     }
 
     fn pass(&self, outgoing: Outgoing) {
@@ -392,7 +465,7 @@ impl From<Place> for Outgoing {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, time::Duration};
+    use std::path::Path;
 
     use prost::Message as _;
 

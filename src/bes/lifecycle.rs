@@ -24,10 +24,15 @@ use super::{
     upstream::{LifecycleEvent, Upstream},
 };
 
+/// As how many calls one counts: they are small, and a client that makes large ones can have fewer of them waiting.
+fn weight(request: &Bytes) -> usize {
+    1 + request.len() / (4 << 10)
+}
+
 /// Every build that upstream still has to get calls of.
 pub(super) struct Lifecycle {
     builds: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Build>>>>,
-    /// Calls that upstream has not got.
+    /// Calls that upstream has not got, by their [`weight`].
     pending: watch::Sender<usize>,
     /// It was told that there are too many.
     overflowing: AtomicBool,
@@ -138,7 +143,8 @@ impl Lifecycle {
         request: Bytes,
         headers: MetadataMap,
     ) {
-        self.pending.send_modify(|pending| *pending += 1);
+        let weight = weight(&request);
+        self.pending.send_modify(|pending| *pending += weight);
         let event = LifecycleEvent {
             number: number.unsigned_abs(),
             opening: call.opening,
@@ -150,14 +156,14 @@ impl Lifecycle {
         let done = Box::new(move || {
             if let Some(shared) = sharing.upgrade() {
                 let forwards = shared.forwards.clone();
-                forwards.spawn(async move { shared.lifecycle.done(&build_id, number).await });
+                forwards.spawn(async move { shared.lifecycle.done(&build_id, number, weight).await });
             }
         });
         upstream.lifecycle(shared, &call.build_id, event, done);
     }
 
     /// Upstream has a call.
-    async fn done(&self, build_id: &str, number: i64) {
+    async fn done(&self, build_id: &str, number: i64, weight: usize) {
         let entry = self.build(build_id);
         let mut build = entry.lock().await;
         build.done.insert(number);
@@ -181,7 +187,7 @@ impl Lifecycle {
         }
         drop(build);
         self.pending
-            .send_modify(|pending| *pending = pending.saturating_sub(1));
+            .send_modify(|pending| *pending = pending.saturating_sub(weight));
     }
 
     /// Whether one more call may wait for upstream. If not, it is counted as dropped; the log tells of the first one,

@@ -12,8 +12,11 @@ pub struct BesLimits {
     pub streams: usize,
     /// Streams that are open on one connection at a time.
     pub streams_per_connection: u32,
-    /// Bytes of all streams' events in memory that wait for their turn; what finds no room waits in the journal.
+    /// Bytes of all clients' messages in memory, finished or not, of this service and of those beside it. What finds no
+    /// room for its turn waits in the journal, and clients wait where there is none for what they send.
     pub queue: usize,
+    /// Bytes of one stream's journal on disk.
+    pub journal: u64,
     /// Lifecycle calls that wait for an upstream service; it does not get those that come beyond.
     pub lifecycle_calls: usize,
 }
@@ -26,6 +29,7 @@ impl Default for BesLimits {
             streams: 4096,
             streams_per_connection: 1024,
             queue: 256 << 20,
+            journal: 4 << 30,
             lifecycle_calls: 100_000,
         }
     }

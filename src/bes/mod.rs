@@ -4,12 +4,15 @@
 //! hold (`stream`), and writes its events to the [`journal`] before it acknowledges them (`intake`). Another one hands
 //! the events over, so that a slow engine holds nobody back (`delivery`).
 
+pub mod budget;
+pub(crate) mod counted;
 mod counters;
 mod delivery;
 mod following;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 pub mod hold;
+mod inbound;
 mod intake;
 pub mod journal;
 mod lifecycle;
@@ -25,6 +28,7 @@ mod streams;
 mod tests;
 pub mod upstream;
 
+pub use budget::Budget;
 pub use counters::{Counters, CountersNow};
 pub use hold::{HoldMode, HoldPolicy};
 pub use journal::{Journal, JournalOptions};

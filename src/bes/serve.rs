@@ -4,18 +4,28 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
-use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
+use tonic::{
+    codec::CompressionEncoding,
+    service::{LayerExt as _, Routes},
+    transport::Server,
+};
 use tonic_health::server::HealthReporter;
 use tower::util::MapResponseLayer;
 
-use super::{limits::BesLimits, listen::BesListener, raw::PublishBuildEventServer, server::BesService};
+use super::{
+    counted::CountedLayer, limits::BesLimits, listen::BesListener, raw::PublishBuildEventServer,
+    server::BesService,
+};
 use crate::{
     doors::{Guard, Incoming, Protocol, dated, greeted, places},
     proto::DESCRIPTORS,
 };
 
-const STREAM_WINDOW: u32 = 8 << 20;
-const CONNECTION_WINDOW: u32 = 32 << 20;
+/// Bytes that a client may send ahead of those that are read, which no budget counts.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Largest request about health, or of a reflection.
+const ASIDE: usize = 64 << 10;
 /// Connections of build tools that are open at a time: as many as a quarter of the files that may be, for all listeners.
 /// Each has a stream with its journal, and directories that its build's outputs are written to.
 const FILES_SHARE: usize = 4;
@@ -41,18 +51,23 @@ pub enum ServeError {
 /// When the reflection service can't be made.
 pub async fn routes(service: BesService) -> Result<(Routes, HealthReporter), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
+    let health_service = health_service.max_decoding_message_size(ASIDE);
     health.set_serving::<PublishBuildEventServer<BesService>>().await;
     let reflection =
         || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
     let most = service.limits().message;
+    let counted = CountedLayer {
+        budget: service.budget(),
+        most,
+    };
     let events = PublishBuildEventServer::new(service)
         .max_decoding_message_size(most)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd);
-    let routes = Routes::new(events)
+    let routes = Routes::new(counted.named_layer(events))
         .add_service(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
+        .add_service(reflection().build_v1()?.max_decoding_message_size(ASIDE))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(ASIDE));
     Ok((routes, health))
 }
 

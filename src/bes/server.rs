@@ -15,8 +15,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
+    budget::{Budget, Room},
+    counted::Handed,
     counters::{Counters, CountersNow},
     hold::HoldPolicy,
+    inbound::{Inbound, Message},
     journal::{Entry, Journal, JournalError, MOST_LOST},
     lifecycle::Lifecycle,
     limits::BesLimits,
@@ -76,8 +79,10 @@ pub(super) struct Shared {
     pub(super) lifecycle: Lifecycle,
     /// Bytes of events that may wait in memory for upstream, for all streams.
     pub(super) outgoing: Arc<Semaphore>,
-    /// Bytes of all streams' events that wait for the engine in memory.
-    queue: Arc<Semaphore>,
+    /// The same of streams without a journal, which is all there is of them.
+    pub(super) unjournaled: Arc<Semaphore>,
+    /// Memory for what clients send, until it has gone on.
+    pub(super) budget: Budget,
     /// Streams that may still be opened.
     openings: Arc<Semaphore>,
     /// Forwarders; they end at `halt`, which comes a moment after `shutdown`.
@@ -120,7 +125,7 @@ impl BesService {
     ) -> Self {
         let limits = options.limits;
         let shared = Shared {
-            queue: Arc::new(Semaphore::new(limits.queue)),
+            budget: Budget::new(limits.queue),
             openings: Arc::new(Semaphore::new(limits.streams)),
             builds,
             decoders,
@@ -133,6 +138,7 @@ impl BesService {
             upstream,
             lifecycle: Lifecycle::default(),
             outgoing: Arc::new(Semaphore::new(OUTGOING)),
+            unjournaled: Arc::new(Semaphore::new(limits.queue)),
             forwards: TaskTracker::new(),
             halt: CancellationToken::new(),
             connections: AtomicU64::new(0),
@@ -216,6 +222,12 @@ impl BesService {
     #[must_use]
     pub fn limits(&self) -> BesLimits {
         self.shared.options.limits
+    }
+
+    /// Memory for what clients send. Other services beside this one share it.
+    #[must_use]
+    pub fn budget(&self) -> Budget {
+        self.shared.budget.clone()
     }
 
     /// The counts.
@@ -323,7 +335,12 @@ impl PublishBuildEvent for BesService {
             stalled: false,
             _place: place,
         };
-        let (headers, _, inbound) = request.into_parts();
+        let (headers, extensions, _) = request.into_parts();
+        let mut inbound = extensions
+            .get::<Handed>()
+            .and_then(Handed::take)
+            .ok_or_else(|| Status::internal("the stream has no messages; this is a bug in outhaul"))?;
+        inbound.stalling(self.shared.options.stall, self.shared.journal.is_some());
         self.shared.tasks.spawn(reader.run(headers, inbound, acks));
         Ok(Response::new(UnboundedReceiverStream::new(responses)))
     }
@@ -341,14 +358,22 @@ type Acks = mpsc::UnboundedSender<Result<PublishBuildToolEventStreamResponse, St
 
 /// Room for events: in the budget of their connection, and in that of all.
 pub(super) struct Reserved {
-    stream: OwnedSemaphorePermit,
-    queue: OwnedSemaphorePermit,
+    stream: Option<OwnedSemaphorePermit>,
+    all: Room,
 }
 
 impl Reserved {
+    /// See [`Room::is_large`].
+    pub(super) const fn is_large(&self) -> bool {
+        self.all.is_large()
+    }
+
     pub(super) fn merge(&mut self, other: Self) {
-        self.stream.merge(other.stream);
-        self.queue.merge(other.queue);
+        match (&mut self.stream, other.stream) {
+            (Some(held), Some(more)) => held.merge(more),
+            (held, more) => *held = held.take().or(more),
+        }
+        self.all.merge(other.all);
     }
 }
 
@@ -365,7 +390,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(mut self, headers: MetadataMap, mut inbound: Streaming<Bytes>, acks: Acks) {
+    async fn run(mut self, headers: MetadataMap, mut inbound: Inbound, acks: Acks) {
         let shutdown = self.shared.shutdown.clone();
         let first = tokio::time::timeout(FIRST_EVENT, inbound.message());
         let first = match shutdown.run_until_cancelled(first).await {
@@ -375,7 +400,8 @@ impl Reader {
             Some(Err(_)) => return fail(&acks, Status::deadline_exceeded("no event came")),
             None => return fail(&acks, shutting_down()),
         };
-        let (key, event) = match open(first) {
+        let Message { bytes, room } = first;
+        let (key, event) = match open(bytes) {
             Ok(admitted) => admitted,
             Err(status) => return fail(&acks, status),
         };
@@ -400,12 +426,12 @@ impl Reader {
         if stream.send(Command::Attach(connection)).await.is_err() {
             return fail(&acks, shutting_down());
         }
-        let mut event = Some(event);
+        let mut event = Some((event, room));
         let closing = released_for(&released);
         tokio::pin!(closing);
         let departure = loop {
-            if let Some(event) = event.take() {
-                let room = self.reserve(&event).await;
+            if let Some((event, room)) = event.take() {
+                let room = self.reserve(&event, room).await;
                 let incoming = Incoming {
                     connection: self.id,
                     received_ms: super::journal::now_ms(),
@@ -421,8 +447,8 @@ impl Reader {
                 () = &mut closing => break Departure::HalfClosed,
             };
             match message {
-                Ok(Some(message)) => match admit(message, &key) {
-                    Ok(next) => event = Some(next),
+                Ok(Some(Message { bytes, room })) => match admit(bytes, &key) {
+                    Ok(next) => event = Some((next, room)),
                     Err(status) => {
                         let why = status.message().to_owned();
                         fail(&acks, status);
@@ -468,35 +494,41 @@ impl Reader {
         }
     }
 
-    /// Waits until there is room for an event. An engine that takes nothing for too long costs memory, not the
-    /// build: an unread last event would hang it without a deadline.
-    async fn reserve(&mut self, event: &Received) -> Option<Reserved> {
+    /// Waits until the connection may have one more event in memory, which has its room in the budget of all already. An
+    /// engine that takes nothing for too long costs memory, not the build: an unread last event would hang it without a
+    /// deadline.
+    async fn reserve(&mut self, event: &Received, all: Option<Room>) -> Option<Reserved> {
         // Never more than a slow engine leaves: from half of it on, what comes is queued by its place in the journal.
         let options = &self.shared.options;
-        let most = options.stream_bytes.min(options.limits.queue) / 2;
+        let most = options.stream_bytes / 2;
         let bytes = u32::try_from(weight(event.request.len()).min(most)).unwrap_or(u32::MAX);
-        if self.stalled {
+        let Some(all) = all else {
+            self.stall();
             return None;
-        }
-        let (room, queue) = (Arc::clone(&self.room), Arc::clone(&self.shared.queue));
-        let reserved = async move {
-            let stream = room.acquire_many_owned(bytes).await.ok()?;
-            let queue = queue.acquire_many_owned(bytes).await.ok()?;
-            Some(Reserved { stream, queue })
         };
-        let reserved = tokio::time::timeout(options.stall, reserved);
-        match self.shared.shutdown.run_until_cancelled(reserved).await? {
-            Ok(reserved) => reserved,
+        if self.stalled {
+            return Some(Reserved { stream: None, all });
+        }
+        let reserved = tokio::time::timeout(options.stall, Arc::clone(&self.room).acquire_many_owned(bytes));
+        let stream = match self.shared.shutdown.run_until_cancelled(reserved).await? {
+            Ok(stream) => stream.ok(),
             Err(_) => {
-                self.stalled = true;
-                Counters::add(&self.shared.counters.stalls);
-                tracing::warn!(
-                    connection = self.id,
-                    "events are taken too slowly; memory use is not bounded now"
-                );
+                self.stall();
                 None
             }
+        };
+        Some(Reserved { stream, all })
+    }
+
+    fn stall(&mut self) {
+        if std::mem::replace(&mut self.stalled, true) {
+            return;
         }
+        Counters::add(&self.shared.counters.stalls);
+        tracing::warn!(
+            connection = self.id,
+            "events are taken too slowly; memory use goes beyond what is meant for them"
+        );
     }
 }
 
@@ -564,7 +596,7 @@ impl Shared {
 
     /// Whether little is left of the memory for events.
     pub(super) fn is_crowded(&self) -> bool {
-        self.queue.available_permits() < self.options.limits.queue / 2
+        self.budget.is_crowded()
     }
 }
 

@@ -85,6 +85,9 @@ pub trait Builds: Send + Sync + 'static {
     /// first. Waiting here delays no acknowledgement.
     fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()>;
 
+    /// The stream went beyond a limit, in words: what its next events name is not to be had.
+    fn limited(&self, stream: &StreamKey, reason: String) -> BoxFuture<'_, ()>;
+
     /// No more events, see [`StreamEnd`].
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()>;
 

@@ -114,7 +114,7 @@ pub(super) struct Stream {
     phase: Phase,
     /// The highest number seen.
     highest: Option<i64>,
-    /// The hash of the request with number 1, once it was seen or looked up.
+    /// The hash of the request with number 1, once it was seen in this life of the process.
     first: Option<blake3::Hash>,
     /// How many times numbers were left out.
     gaps: u64,
@@ -289,7 +289,7 @@ impl Stream {
                 }
                 Command::Begins(request, answer) => {
                     self.flush().await;
-                    let is_another = self.began_with_another(&request).await;
+                    let is_another = self.began_with_another(&request);
                     if is_another {
                         self.make_way();
                     }
@@ -353,11 +353,9 @@ impl Stream {
 
     /// Whether the stream has begun with another request of number 1 than this one. What is sent again after a lost
     /// connection is the same to the byte; a new attempt's has another time in it at least.
-    async fn began_with_another(&mut self, request: &Bytes) -> bool {
-        if self.first.is_none() {
-            self.first = self.intake.first().await;
-        }
-        self.first.is_some_and(|first| first != blake3::hash(request))
+    fn began_with_another(&self, request: &Bytes) -> bool {
+        let first = self.first.or_else(|| self.intake.first());
+        first.is_some_and(|first| first != blake3::hash(request))
     }
 
     /// The build tool has begun again under the same ids: nobody comes back to this stream.
@@ -405,6 +403,9 @@ impl Stream {
             .as_ref()
             .is_some_and(|c| c.room.available_permits() < half || self.shared.is_crowded());
         self.intake.flush(crowded).await;
+        if self.intake.has_given_up() {
+            self.following = Following::nothing();
+        }
         if let Some(sequence) = self.finishing.take() {
             Counters::add(&self.shared.counters.finished);
             self.end(StreamEnd::Finished, Some(sequence));

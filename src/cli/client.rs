@@ -17,7 +17,7 @@ use tonic::{
 use super::exit::Failure;
 use crate::{
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, TlsFiles},
-    control::Service,
+    control::{Heard, Service},
     daemon::Rooms,
     doors::Token,
     invocation::{policy::Policy, roots::Destination},
@@ -106,7 +106,7 @@ pub(super) enum Lost {
 /// What is heard of one invocation.
 pub(super) enum Following {
     Daemon(Box<Streaming<pb::WatchInvocationResponse>>),
-    Here(mpsc::Receiver<Result<Event, String>>),
+    Here(mpsc::Receiver<Heard>),
 }
 
 impl Following {
@@ -122,7 +122,7 @@ impl Following {
                 }
             },
             Self::Here(events) => match events.recv().await {
-                Some(Ok(event)) => Ok(Some(event)),
+                Some(Ok(news)) => Ok(Some(news.into_event())),
                 Some(Err(reason)) => Err(Lost::Refused(Failure::not_found(reason))),
                 None => Ok(None),
             },

@@ -14,7 +14,8 @@ const NAMES: &[(&str, &str, bool)] = &[
     ("header-size", "bytes of a call's headers", true),
     ("streams", "builds whose events come at a time", false),
     ("streams-per-connection", "the same on one connection", false),
-    ("queue-memory", "bytes of events that wait in memory", true),
+    ("queue-memory", "bytes of clients' messages in memory", true),
+    ("journal-size", "bytes of a build's journal on disk", true),
     (
         "lifecycle-calls",
         "lifecycle calls that wait for --bes-backend",
@@ -37,7 +38,7 @@ const NAMES: &[(&str, &str, bool)] = &[
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
     /// Change a limit (repeatable): message-size, header-size, streams, streams-per-connection, queue-memory,
-    /// lifecycle-calls, targets, sets, files, build-memory, name-length, control-message-size
+    /// journal-size, lifecycle-calls, targets, sets, files, build-memory, name-length, control-message-size
     #[arg(long, value_name = "NAME=VALUE", env = "OUTHAUL_LIMIT", value_delimiter = ',')]
     pub limit: Vec<String>,
 }
@@ -110,6 +111,7 @@ impl Limits {
             "streams" => self.bes.streams = size(within(1, 1 << 20)?),
             "streams-per-connection" => self.bes.streams_per_connection = within(1, 1 << 20)? as u32,
             "queue-memory" => self.bes.queue = size(within(1 << 20, 1 << 31)?),
+            "journal-size" => self.bes.journal = within(1 << 20, u64::MAX)?,
             "lifecycle-calls" => self.bes.lifecycle_calls = size(within(1, 1 << 30)?),
             "targets" => self.build.targets = within(1, u64::MAX)?,
             "sets" => self.build.sets = within(1, u64::MAX)?,

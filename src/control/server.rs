@@ -91,7 +91,9 @@ impl Control for ControlServer {
             loop {
                 let next = tokio::select! {
                     next = heard.recv() => match next {
-                        Some(Ok(event)) => Ok(pb::WatchInvocationResponse { event: Some(event) }),
+                        Some(Ok(news)) => Ok(pb::WatchInvocationResponse {
+                            event: Some(news.into_event()),
+                        }),
                         Some(Err(reason)) => Err(Status::not_found(reason)),
                         None => return,
                     },
@@ -128,8 +130,8 @@ impl Control for ControlServer {
         loop {
             tokio::select! {
                 next = heard.recv() => match next {
-                    Some(Ok(event)) => {
-                        if let Some(answer) = judge.take(&event) {
+                    Some(Ok(news)) => {
+                        if let Some(answer) = judge.hear(&news) {
                             return Ok(Response::new(answer));
                         }
                     }

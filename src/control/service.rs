@@ -5,8 +5,8 @@ mod calls;
 mod find;
 mod materialize;
 mod outputs;
-mod show;
-mod watch;
+pub(super) mod show;
+pub(crate) mod watch;
 pub(crate) mod why;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -159,7 +159,7 @@ impl Service {
                 targets.unwrap_or_default()
             }
         };
-        let targets = targets.into_iter().map(show::target).collect();
+        let targets = targets.iter().map(show::target).collect();
         Some((self.present(row).await, targets))
     }
 

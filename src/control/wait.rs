@@ -2,11 +2,13 @@
 //!
 //! The daemon's `Wait` and the command line feed the same [`Judge`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use super::service::{show, watch::News};
 use crate::{
     invocation::pattern::{PatternError, TargetPattern},
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
+    record::{TargetRow, TargetState},
 };
 
 /// Targets in an answer: within what gRPC clients take in one message.
@@ -57,7 +59,7 @@ impl Asked {
     }
 
     /// Whether a target is what it stands for first of all: an aspect for one that names it, else the target itself.
-    fn names(&self, target: &pb::Target) -> bool {
+    fn names(&self, target: &TargetRow) -> bool {
         self.covers(&target.label, &target.aspect) && (self.aspect.is_some() || target.aspect.is_empty())
     }
 }
@@ -67,8 +69,8 @@ impl Asked {
 pub(crate) struct Judge {
     asked: Vec<Asked>,
     invocation: Option<pb::Invocation>,
-    /// By label, aspect and configuration; only those that are waited for.
-    targets: BTreeMap<(String, String, String), Seen>,
+    /// Only those that are waited for. In the daemon, all who wait share the rows.
+    targets: BTreeMap<Seen, Note>,
     /// How many of them have not come to their end.
     open: usize,
     /// Outputs of these that could not be had.
@@ -77,17 +79,58 @@ pub(crate) struct Judge {
     superseded: bool,
 }
 
-/// A target, and whether it was settled only after a newer build had begun.
+/// What is noted of a target that is waited for.
 #[derive(Debug)]
-struct Seen {
-    target: pb::Target,
+struct Note {
+    /// It was settled only after a newer build had begun.
     superseded: bool,
-    /// Whether it was asked for by its name.
+    /// It was asked for by its name.
     named: bool,
 }
 
-fn is_over(target: &pb::Target) -> bool {
-    matches!(&*target.state, "settled" | "failed" | "aborted")
+/// A target, known by label, aspect and configuration.
+#[derive(Debug)]
+struct Seen(Arc<TargetRow>);
+
+impl Seen {
+    fn key(&self) -> (&str, &str, &str) {
+        (&self.0.label, &self.0.aspect, &self.0.configuration)
+    }
+}
+
+impl PartialEq for Seen {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Seen {}
+
+impl PartialOrd for Seen {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Seen {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+/// A target as another process tells it.
+fn row_of(target: &pb::Target) -> TargetRow {
+    TargetRow {
+        label: target.label.clone(),
+        aspect: target.aspect.clone(),
+        configuration: target.configuration.clone(),
+        state: TargetState::from_name(&target.state),
+        success: target.success,
+        required: target.required,
+        optional: target.optional,
+        failed: target.failed,
+        known: target.known,
+    }
 }
 
 impl Judge {
@@ -126,6 +169,17 @@ impl Judge {
                 .any(|asked| asked.aspect.is_some() && asked.pattern.covers(&output.label))
     }
 
+    /// The same from the daemon's own rows.
+    pub(crate) fn hear(&mut self, news: &News) -> Option<pb::WaitResponse> {
+        match news {
+            News::Target(row) => {
+                self.target(row.clone());
+                self.all_named_are_over().then(|| self.answer(false))
+            }
+            News::Other(event) => self.take(event),
+        }
+    }
+
     /// Takes what was heard; answers once the wait is over.
     pub(crate) fn take(&mut self, event: &Event) -> Option<pb::WaitResponse> {
         match event {
@@ -135,7 +189,7 @@ impl Judge {
                 None
             }
             Event::TargetKnown(target) | Event::TargetSettled(target) => {
-                self.target(target);
+                self.target(Arc::new(row_of(target)));
                 self.all_named_are_over().then(|| self.answer(false))
             }
             Event::Output(output) => {
@@ -151,36 +205,28 @@ impl Judge {
         }
     }
 
-    fn target(&mut self, target: &pb::Target) {
-        let key = (
-            target.label.clone(),
-            target.aspect.clone(),
-            target.configuration.clone(),
-        );
-        let before = self.targets.get(&key);
+    /// Takes what a target has come to, if it is waited for.
+    fn target(&mut self, row: Arc<TargetRow>) {
+        let seen = Seen(row);
+        let before = self.targets.remove_entry(&seen);
         // There may be as many patterns as targets: they are compared once, however often a target is told of.
-        let named = match before {
-            Some(before) => before.named,
-            None if self.covers(&target.label, &target.aspect) => self.find(target),
+        let named = match &before {
+            Some((_, note)) => note.named,
+            None if self.covers(&seen.0.label, &seen.0.aspect) => self.find(&seen.0),
             None => return,
         };
-        let before = self.targets.get(&key);
-        let settled_before = before.is_some_and(|seen| seen.target.state == "settled" && !seen.superseded);
-        let superseded =
-            self.superseded && target.state == "settled" && target.required > 0 && !settled_before;
-        self.open -= usize::from(before.is_some_and(|seen| !is_over(&seen.target)));
-        self.open += usize::from(!is_over(target));
-        let target = target.clone();
-        let seen = Seen {
-            target,
-            superseded,
-            named,
-        };
-        self.targets.insert(key, seen);
+        let settled_before = before
+            .as_ref()
+            .is_some_and(|(seen, note)| seen.0.state == TargetState::Settled && !note.superseded);
+        let is_settled = seen.0.state == TargetState::Settled && seen.0.required > 0;
+        let superseded = self.superseded && is_settled && !settled_before;
+        self.open -= usize::from(before.is_some_and(|(seen, _)| !seen.0.state.is_over()));
+        self.open += usize::from(!seen.0.state.is_over());
+        self.targets.insert(seen, Note { superseded, named });
     }
 
     /// Notes which patterns a new target is about; true if one names it.
-    fn find(&mut self, target: &pb::Target) -> bool {
+    fn find(&mut self, target: &TargetRow) -> bool {
         let mut named = false;
         for asked in &mut self.asked {
             let covers = asked.covers(&target.label, &target.aspect);
@@ -228,10 +274,10 @@ impl Judge {
 
     fn answer(&self, build_is_over: bool) -> pb::WaitResponse {
         let mut failures = Vec::new();
-        let mut targets: Vec<(bool, pb::Target)> = Vec::new();
-        for seen in self.targets.values() {
-            let failure = self.failure_of(seen, build_is_over);
-            targets.push((failure.is_none(), seen.target.clone()));
+        let mut targets: Vec<(bool, &TargetRow)> = Vec::new();
+        for (seen, note) in &self.targets {
+            let failure = self.failure_of(&seen.0, note, build_is_over);
+            targets.push((failure.is_none(), &seen.0));
             failures.extend(failure);
         }
         if build_is_over {
@@ -265,7 +311,7 @@ impl Judge {
         pb::WaitResponse {
             result: result.to_owned(),
             invocation: self.invocation.clone(),
-            targets: targets.into_iter().map(|(_, target)| target).collect(),
+            targets: targets.into_iter().map(|(_, row)| show::target(row)).collect(),
             targets_left_out: left_out as u64,
             failures,
             not_found,
@@ -273,23 +319,24 @@ impl Judge {
     }
 
     /// Why a target is not there, if it is not.
-    fn failure_of(&self, seen: &Seen, build_is_over: bool) -> Option<String> {
-        let target = &seen.target;
+    fn failure_of(&self, target: &TargetRow, note: &Note, build_is_over: bool) -> Option<String> {
         let name = match &*target.aspect {
             "" => target.label.clone(),
             aspect => format!("{}%{aspect}", target.label),
         };
-        match &*target.state {
-            "settled" if seen.superseded => Some(format!("{name}: outputs were left to a newer build")),
-            "settled" => None,
-            "failed" if !target.success => Some(format!("{name}: was not built")),
-            "failed" => Some(format!(
+        match target.state {
+            TargetState::Settled if note.superseded => {
+                Some(format!("{name}: outputs were left to a newer build"))
+            }
+            TargetState::Settled => None,
+            TargetState::Failed if !target.success => Some(format!("{name}: was not built")),
+            TargetState::Failed => Some(format!(
                 "{name}: {} of {} required outputs could not be had",
                 target.failed, target.required
             )),
             // What the build tool skips, as incompatible with the platform, fails no build that asks for everything.
-            "aborted" if !seen.named && self.exit_code() == Some(0) => None,
-            "aborted" => Some(format!("{name}: was not built")),
+            TargetState::Aborted if !note.named && self.exit_code() == Some(0) => None,
+            TargetState::Aborted => Some(format!("{name}: was not built")),
             _ if build_is_over => Some(format!("{name}: was not completed")),
             _ => None,
         }

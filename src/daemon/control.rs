@@ -2,10 +2,11 @@
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::service::LayerExt as _;
 use tower::util::MapResponseLayer;
 
 use crate::{
-    bes::{self, BesListener},
+    bes::{self, BesListener, counted::CountedLayer},
     control::{ControlServer, Service},
     doors::{Door, Guard, Incoming, Listening, Protocol, dated, greeted, places},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
@@ -42,14 +43,14 @@ fn service(
 pub(super) async fn serve_unix(
     rooms: Service,
     listener: BesListener,
-    most: usize,
+    requests: CountedLayer,
     stop: CancellationToken,
 ) -> Result<(), String> {
     let (listener, door, file) = listener.into_parts();
     let Listening::Unix(_) = &listener else {
         return Err("the control API is served on unix sockets only".to_owned());
     };
-    let served = serve(rooms, listener, door, Reach::Anywhere, most, stop).await;
+    let served = serve(rooms, listener, door, Reach::Anywhere, requests, stop).await;
     drop(file);
     served.map_err(|e| format!("the control socket: {e}"))
 }
@@ -58,11 +59,11 @@ pub(super) async fn serve_unix(
 pub(super) async fn serve_tcp(
     rooms: Service,
     door: ControlDoor,
-    most: usize,
+    requests: CountedLayer,
     stop: CancellationToken,
 ) -> Result<(), String> {
     let listening = Listening::Tcp(door.listener);
-    serve(rooms, listening, door.door, door.reach, most, stop)
+    serve(rooms, listening, door.door, door.reach, requests, stop)
         .await
         .map_err(|e| format!("the control port: {e}"))
 }
@@ -72,7 +73,7 @@ async fn serve(
     listener: Listening,
     door: Door,
     reach: Reach,
-    most: usize,
+    requests: CountedLayer,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let places = places(FILES_SHARE, CONNECTIONS);
@@ -80,7 +81,7 @@ async fn serve(
     bes::serve::server()
         .layer(MapResponseLayer::new(dated))
         .layer(Guard(door))
-        .add_service(service(&rooms, reach, most, &stop))
+        .add_service(requests.named_layer(service(&rooms, reach, requests.most, &stop)))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }

@@ -28,6 +28,7 @@ use crate::{
     bep,
     bes::{
         self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, Upstream,
+        counted::CountedLayer,
         journal::{JournalOptions, SetAside},
         limits::BesLimits,
     },
@@ -222,7 +223,8 @@ pub struct Daemon {
     shutdown: CancellationToken,
     tasks: JoinSet<Result<(), String>>,
     rooms: Rooms,
-    control_message: usize,
+    /// How requests of the control API are counted.
+    requests: CountedLayer,
 }
 
 impl Daemon {
@@ -240,6 +242,7 @@ impl Daemon {
         let journal = options.journal_dir.and_then(|dir| {
             let journal_options = JournalOptions {
                 durable: options.durable,
+                most: options.limits.journal,
             };
             match Journal::open(&dir, journal_options) {
                 Ok(journal) => Some(journal),
@@ -251,8 +254,11 @@ impl Daemon {
                 }
             }
         });
-        let control_message = options.control_message;
         let events = rooms.events(options.hold, journal.clone(), options.upstream, options.limits);
+        let requests = CountedLayer {
+            budget: events.budget(),
+            most: options.control_message,
+        };
         let bes = options
             .bes
             .iter()
@@ -288,7 +294,8 @@ impl Daemon {
         });
         if let Some(listener) = options.control {
             let (service, stop) = (rooms.service.clone(), shutdown.clone());
-            tasks.spawn(async move { control::serve_unix(service, listener, control_message, stop).await });
+            let requests = requests.clone();
+            tasks.spawn(async move { control::serve_unix(service, listener, requests, stop).await });
         }
         let page = Admin::new(rooms.metrics.clone(), rooms.record.clone());
         if let Some(admin) = options.admin {
@@ -324,7 +331,7 @@ impl Daemon {
             shutdown,
             tasks,
             rooms,
-            control_message,
+            requests,
         })
     }
 
@@ -337,9 +344,9 @@ impl Daemon {
     /// Opens a TCP port for the control API.
     pub fn open_control(&mut self, door: ControlDoor) {
         let (service, stop) = (self.rooms.service.clone(), self.shutdown.clone());
-        let most = self.control_message;
+        let requests = self.requests.clone();
         self.tasks
-            .spawn(async move { control::serve_tcp(service, door, most, stop).await });
+            .spawn(async move { control::serve_tcp(service, door, requests, stop).await });
     }
 
     /// Serves until the token is cancelled or a door fails; then lets everybody go and writes the record.

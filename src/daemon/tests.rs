@@ -4,10 +4,7 @@ mod hostile;
 
 use std::time::Duration;
 
-use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 
 use super::Rooms;
 use crate::{
@@ -24,6 +21,7 @@ use crate::{
         policy::Policy,
         roots::{Destination, RootRules},
         sources::SourceRule,
+        watching::Watch,
     },
     materialize::{MaterializeOptions, Outcome},
     proto::outhaul::v1 as pb,
@@ -160,7 +158,7 @@ impl Fixture {
         self.rooms.engine.progress(&self.key).await.unwrap()
     }
 
-    async fn watch(&self) -> mpsc::Receiver<Change> {
+    async fn watch(&self) -> Watch {
         self.rooms.engine.watch(&self.key.invocation_id).await.unwrap()
     }
 
@@ -204,7 +202,7 @@ async fn reached(progress: &mut watch::Receiver<Progress>, through: i64) -> Prog
 }
 
 /// Everything that a listener is told until the end.
-async fn heard(mut changes: mpsc::Receiver<Change>) -> Vec<Change> {
+async fn heard(mut changes: Watch) -> Vec<Change> {
     let mut heard = Vec::new();
     while let Some(change) = timeout(PATIENCE, changes.recv()).await.expect("in time") {
         heard.push(change);
@@ -488,7 +486,7 @@ async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
             .change
         {
             Change::Target(row) if row.state == TargetState::Settled => {
-                assert!(settled.insert(row.label), "each is told of once");
+                assert!(settled.insert(row.label.clone()), "each is told of once");
             }
             Change::Settled(_) => break,
             Change::Output { .. } => panic!("single outputs are not for everybody"),
@@ -778,4 +776,48 @@ async fn every_configuration_of_a_label_is_told_before_one_of_them_is_complete()
         assert_eq!(row.label, "//:a");
         assert_eq!(row.state, TargetState::Announced, "{configuration}");
     }
+}
+
+#[tokio::test]
+async fn whoever_follows_slowly_hears_of_each_target_in_order_and_keeps_a_page_of_them() {
+    let mut f = Fixture::new(false).await;
+    let digest = f.cache.store().put("bytes");
+    f.stall();
+    f.set("0", vec![output("a", &digest)], &[]).await;
+    let many = 3 * crate::invocation::watching::PAGE + 10;
+    let mut last = 0;
+    for n in 0..many {
+        last = f.complete(&format!("//:{n}"), &["0"]).await;
+    }
+    let mut progress = f.progress().await;
+    let mut slow = f.watch().await;
+    let mut heard = Vec::new();
+    for _ in 0..10 {
+        heard.push(timeout(PATIENCE, slow.recv()).await.unwrap().unwrap());
+    }
+    let unread = f.watch().await;
+    // All others change while it has not heard of them.
+    f.cache.faults().clear();
+    f.cache.faults().sever_connections();
+    reached(&mut progress, last).await;
+    f.finish().await;
+    heard.extend(self::heard(slow).await);
+    let mut told: std::collections::HashMap<String, Vec<TargetState>> = Default::default();
+    for change in &heard {
+        if let Change::Target(row) = change {
+            told.entry(row.label.clone()).or_default().push(row.state);
+        }
+    }
+    assert_eq!(told.len(), many);
+    for (label, mut states) in told {
+        // It is told once more by the record, where the task has given back its targets meanwhile.
+        states.dedup();
+        let is_right = matches!(
+            states[..],
+            [TargetState::Settled] | [TargetState::Completed, TargetState::Settled]
+        );
+        assert!(is_right, "{label}: {states:?}");
+    }
+    assert!(report(&heard).failed == 0);
+    drop(unread);
 }

@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use indexmap::IndexMap;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{JoinSet, spawn_blocking},
@@ -30,6 +31,7 @@ use super::{
     feed::{Change, Listeners},
     rows::{self, Naming},
     tally::Tally,
+    watching::{Begun, PAGE, Page, Recorded},
 };
 use crate::{
     bep::{
@@ -62,6 +64,8 @@ type PathHasher = foldhash::fast::RandomState;
 pub(super) enum Message {
     /// Events with their numbers.
     Events(Vec<(i64, Framed)>),
+    /// What comes next is beyond a limit of the event service, for this reason.
+    Limited(String),
     Ended(StreamEnd),
     /// Answer when everything required is there or has failed.
     Settled(oneshot::Sender<Settlement>),
@@ -75,8 +79,10 @@ pub(super) enum Message {
     Busy(oneshot::Sender<bool>),
     /// Answer with the targets so far.
     Targets(oneshot::Sender<Vec<TargetRow>>),
-    /// Answer with a channel that tells every change.
-    Watch(oneshot::Sender<mpsc::Receiver<Change>>),
+    /// Let somebody follow the build.
+    Watch(oneshot::Sender<Begun>),
+    /// Answer with the targets from this one on, as many as are in a page.
+    Page(usize, oneshot::Sender<Result<Page, Begun>>),
     /// Answer with how far the build is settled.
     Progress(oneshot::Sender<watch::Receiver<Progress>>),
     /// Answer with where these files are on disk.
@@ -138,7 +144,8 @@ pub(super) struct Actor {
     flattened: HashMap<ExecPath, ExecPath>,
     pending_required: u64,
     pending_optional: u64,
-    targets: HashMap<Arc<TargetId>, TargetRow>,
+    /// In the order in which they were named; what follows the build shares them.
+    targets: IndexMap<Arc<TargetId>, Arc<TargetRow>>,
     tally: Tally,
     course: Course,
     progress: watch::Sender<Progress>,
@@ -226,7 +233,7 @@ impl Actor {
             flattened: HashMap::new(),
             pending_required: 0,
             pending_optional: 0,
-            targets: HashMap::new(),
+            targets: IndexMap::new(),
             tally: Tally::default(),
             course: Course::default(),
             progress: watch::Sender::new(Progress::default()),
@@ -348,6 +355,10 @@ impl Actor {
                     }
                 }
             }
+            Message::Limited(reason) => {
+                let effects = self.build.limit(reason);
+                self.apply(effects).await;
+            }
             Message::Ended(end) => {
                 // A stream that has broken off and been settled may still come to its end, and what waited for that has
                 // to be brought: there is another word of it.
@@ -397,7 +408,18 @@ impl Actor {
             Message::Targets(answer) => {
                 let _ = answer.send(self.target_rows());
             }
-            Message::Watch(answer) => self.watch(answer),
+            Message::Watch(answer) => {
+                // Who asked may have gone.
+                let _ = answer.send(self.begin_watch());
+            }
+            Message::Page(from, answer) => {
+                let page = if self.loaded {
+                    Ok(self.page(from))
+                } else {
+                    Err(self.begin_watch())
+                };
+                let _ = answer.send(page);
+            }
             Message::Progress(answer) => {
                 let _ = answer.send(self.progress.subscribe());
             }
@@ -452,7 +474,7 @@ impl Actor {
                     }
                     for target in sharers.iter().chain([&wanted.target]) {
                         if let Some(row) = self.targets.get_mut(target) {
-                            row.failed += 1;
+                            Arc::make_mut(row).failed += 1;
                         }
                     }
                 }
@@ -464,12 +486,13 @@ impl Actor {
                 places.insert(digest.clone(), completion.path.clone());
             }
             if !self.listeners.is_empty() {
-                self.listeners.tell(&Change::Output {
+                let change = Change::Output {
                     path: completion.path.clone(),
                     label: wanted.target.label.as_str().into(),
                     class: completion.class,
                     outcome: completion.outcome.clone(),
-                });
+                };
+                self.listeners.tell(None, &change);
             }
             self.tally.add(&completion);
             if self.look_after
@@ -503,6 +526,9 @@ impl Actor {
             .is_err_and(|e| e.is_panic())
         {
             tracing::error!("recording completions panicked; this is a bug in outhaul");
+        }
+        if !self.loaded {
+            self.place = None;
         }
     }
 
@@ -579,7 +605,7 @@ impl Actor {
             let _ = waiter.send(());
         }
         self.shared.report(report.clone());
-        self.tell(Change::Settled(report));
+        self.tell(None, &Change::Settled(report));
         self.listeners.dismiss();
         if self.is_unloadable() && (!self.shared.holds_sets || self.progress.receiver_count() == 0) {
             self.unload();
@@ -589,23 +615,29 @@ impl Actor {
     /// A row for each target so far.
     fn target_rows(&self) -> Vec<TargetRow> {
         let rows = self.targets.values().filter(|t| !t.label.is_empty());
-        rows.cloned().collect()
+        rows.map(|row| TargetRow::clone(row)).collect()
     }
 
-    /// Answers with a channel that tells the targets so far and every change.
-    fn watch(&mut self, answer: oneshot::Sender<mpsc::Receiver<Change>>) {
-        let rows = if self.loaded {
-            self.target_rows()
-        } else {
-            self.shared.record.targets(&self.row.invocation_id)
-        };
-        let changes = self.listeners.add(rows);
-        if let Some(report) = &self.reported {
-            self.listeners.tell(&Change::Settled(report.clone()));
-            self.listeners.dismiss();
+    /// Lets somebody follow the build: its targets so far are asked for page by page.
+    fn begin_watch(&mut self) -> Begun {
+        Begun {
+            changes: self.reported.is_none().then(|| self.listeners.add()),
+            report: self.reported.clone(),
+            page: self.loaded.then(|| self.page(0)),
+            recorded: (!self.loaded).then(|| Recorded::new(&self.shared.record, &self.row.invocation_id)),
         }
-        // Who asked may have gone.
-        let _ = answer.send(changes);
+    }
+
+    /// Targets from this one on.
+    fn page(&self, from: usize) -> Page {
+        let end = self.targets.len().min(from + PAGE);
+        let rows = self.targets.get_range(from..end).into_iter();
+        let rows = rows.flat_map(|page| page.values());
+        Page {
+            rows: rows.filter(|row| !row.label.is_empty()).cloned().collect(),
+            number: self.listeners.number(),
+            full: self.targets.len() > end,
+        }
     }
 
     /// Whether nothing more comes that would need what [`Self::unload`] gives back.
@@ -625,8 +657,11 @@ impl Actor {
         self.known = HashSet::default();
         self.directories = Directories::default();
         self.flattened = HashMap::new();
-        self.targets = HashMap::new();
+        self.targets = IndexMap::new();
         self.session = None;
+        if self.unwritten.is_empty() {
+            self.place = None;
+        }
     }
 
     fn enter(&mut self, state: InvocationState) {

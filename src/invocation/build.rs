@@ -232,6 +232,15 @@ impl Build {
         }
     }
 
+    /// What comes next is beyond a limit of somebody else's.
+    pub fn limit(&mut self, reason: String) -> Vec<Effect> {
+        if self.meter.close() {
+            vec![Effect::Unusable(Class::Required, reason)]
+        } else {
+            Vec::new()
+        }
+    }
+
     /// An event that is within the limits.
     fn take(&mut self, sequence: i64, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();

@@ -17,6 +17,7 @@ use super::{
     roots::Roots,
     sources::Sources,
     tally::Tally,
+    watching::Watch,
 };
 use crate::{
     bep::event::Framed,
@@ -108,6 +109,15 @@ impl Shared {
     }
 }
 
+async fn ask<T>(
+    task: &mpsc::Sender<Message>,
+    question: impl FnOnce(oneshot::Sender<T>) -> Message,
+) -> Option<T> {
+    let (answer, answered) = oneshot::channel();
+    task.send(question(answer)).await.ok()?;
+    answered.await.ok()
+}
+
 /// Follows builds. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
@@ -188,10 +198,11 @@ impl Engine {
         self.ask(invocation_id, Message::Targets).await
     }
 
-    /// Follows an invocation that has a task: its targets so far, then every change. The channel ends behind
-    /// [`Change::Settled`], or without it if the listener fell behind.
-    pub async fn watch(&self, invocation_id: &str) -> Option<mpsc::Receiver<Change>> {
-        self.ask(invocation_id, Message::Watch).await
+    /// Follows an invocation that has a task: its targets so far, then every change.
+    pub async fn watch(&self, invocation_id: &str) -> Option<Watch> {
+        let task = self.task_of(invocation_id)?;
+        let begun = ask(&task, Message::Watch).await?;
+        Some(Watch::new(task, begun))
     }
 
     /// Gives up what an invocation still wants. False if it has no task.
@@ -204,6 +215,10 @@ impl Engine {
         invocation_id: &str,
         question: impl FnOnce(oneshot::Sender<T>) -> Message,
     ) -> Option<T> {
+        ask(&self.task_of(invocation_id)?, question).await
+    }
+
+    fn task_of(&self, invocation_id: &str) -> Option<mpsc::Sender<Message>> {
         let mut tasks: Vec<_> = {
             let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
             let of_it = live
@@ -222,10 +237,7 @@ impl Engine {
                 (of_newest, stream.attempt)
             });
         }
-        let (_, task) = tasks.pop()?;
-        let (answer, answered) = oneshot::channel();
-        task.send(question(answer)).await.ok()?;
-        answered.await.ok()
+        tasks.pop().map(|(_, task)| task)
     }
 
     /// Whether anything is still on its way for any invocation.
@@ -275,6 +287,11 @@ impl Builds for Engine {
     fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
         let stream = stream.clone();
         async move { self.tell(&stream, true, Message::Events(events)).await }.boxed()
+    }
+
+    fn limited(&self, stream: &StreamKey, reason: String) -> BoxFuture<'_, ()> {
+        let stream = stream.clone();
+        async move { self.tell(&stream, true, Message::Limited(reason)).await }.boxed()
     }
 
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::broadcast;
 
 use super::engine::Report;
 use crate::{exec_path::ExecPath, materialize::Outcome, output::Class, record::TargetRow};
@@ -20,7 +20,7 @@ pub enum Change {
     /// A target was completed, settled, has failed or was aborted: the row says which. A target is settled when all
     /// that is required of it is on disk, and failed when some of that could not be had or was not built; the outputs
     /// of its tests are part of it.
-    Target(TargetRow),
+    Target(Arc<TargetRow>),
     /// A wanted output came to its end.
     Output {
         /// Which, below the exec root.
@@ -45,69 +45,104 @@ pub struct Told {
     pub change: Change,
 }
 
-/// Changes that a listener may be behind; then it is left alone.
+/// Changes that listeners may be behind; who is further behind is let go.
 const BACKLOG: usize = 16_384;
 
-/// Who listens to one build.
+/// A change of one build, with its number and the place of the target that it is about, among all of the build's.
+#[derive(Debug)]
+pub(super) struct Numbered {
+    pub(super) number: u64,
+    pub(super) target: Option<usize>,
+    pub(super) change: Change,
+}
+
+/// Who listens to one build. All of them hear the same copy of a change, so that what waits for those who take nothing
+/// is as much for one as for thousands.
 #[derive(Debug, Default)]
-pub(super) struct Listeners(Vec<mpsc::Sender<Change>>);
+pub(super) struct Listeners {
+    /// While somebody listens.
+    changes: Option<broadcast::Sender<Arc<Numbered>>>,
+    /// Changes so far.
+    number: u64,
+}
 
 impl Listeners {
-    /// Adds one, who hears the targets so far first.
-    pub(super) fn add(&mut self, so_far: Vec<TargetRow>) -> mpsc::Receiver<Change> {
-        let (sender, receiver) = mpsc::channel(BACKLOG.saturating_add(so_far.len()));
-        for row in so_far {
-            // There is room for all of them.
-            let _ = sender.try_send(Change::Target(row));
+    /// Adds one, who hears what changes from now on.
+    pub(super) fn add(&mut self) -> broadcast::Receiver<Arc<Numbered>> {
+        self.changes
+            .get_or_insert_with(|| broadcast::Sender::new(BACKLOG))
+            .subscribe()
+    }
+
+    /// Whether nobody listens.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.changes.is_none()
+    }
+
+    /// How many changes there were so far.
+    pub(super) const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Tells everybody.
+    pub(super) fn tell(&mut self, target: Option<usize>, change: &Change) {
+        self.number += 1;
+        let Some(changes) = &self.changes else { return };
+        let numbered = Numbered {
+            number: self.number,
+            target,
+            change: change.clone(),
+        };
+        if changes.send(Arc::new(numbered)).is_err() {
+            // All of them have gone.
+            self.changes = None;
         }
-        self.0.push(sender);
-        receiver
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Tells everybody. Who has gone or fell too far behind is told no more.
-    pub(super) fn tell(&mut self, change: &Change) {
-        self.0
-            .retain(|listener| listener.try_send(change.clone()).is_ok());
     }
 
     /// Lets everybody go.
     pub(super) fn dismiss(&mut self) {
-        self.0.clear();
+        self.changes = None;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use broadcast::error::TryRecvError;
 
-    fn row(n: usize) -> TargetRow {
-        TargetRow {
+    fn change(n: usize) -> Change {
+        Change::Target(Arc::new(TargetRow {
             label: format!("//:{n}"),
             ..TargetRow::default()
-        }
+        }))
     }
 
     #[test]
-    fn a_listener_that_falls_behind_is_let_go_and_the_others_hear_everything() {
+    fn listeners_share_one_copy_and_one_that_falls_behind_is_told_so() {
         let mut listeners = Listeners::default();
-        let slow = listeners.add(Vec::new());
-        for n in 0..=BACKLOG {
-            listeners.tell(&Change::Target(row(n)));
+        let mut slow = listeners.add();
+        let mut quick: Vec<_> = (0..100).map(|_| listeners.add()).collect();
+        let first = change(0);
+        listeners.tell(None, &first);
+        let Change::Target(row) = &first else { panic!() };
+        // Here, and once for all of them.
+        assert_eq!(Arc::strong_count(row), 2);
+        for n in 1..=BACKLOG {
+            for quick in &mut quick {
+                assert_eq!(quick.try_recv().unwrap().number, n as u64);
+            }
+            listeners.tell(Some(n), &change(n));
         }
-        assert!(listeners.is_empty());
-        assert_eq!(slow.len(), BACKLOG);
-        let mut late = listeners.add((0..3).map(row).collect());
-        listeners.tell(&Change::Target(row(9)));
+        assert_eq!(Arc::strong_count(row), 1, "nobody is waited for");
+        assert_eq!(slow.try_recv().unwrap_err(), TryRecvError::Lagged(1));
+        drop((slow, quick));
+        listeners.tell(None, &first);
+        assert!(listeners.is_empty() && Arc::strong_count(row) == 1);
+        assert_eq!(listeners.number(), BACKLOG as u64 + 2);
+        let mut late = listeners.add();
+        listeners.tell(None, &first);
         listeners.dismiss();
-        let mut heard = Vec::new();
-        while let Ok(Change::Target(row)) = late.try_recv() {
-            heard.push(row.label);
-        }
-        assert_eq!(heard, ["//:0", "//:1", "//:2", "//:9"]);
-        assert!(late.is_closed());
+        assert!(late.try_recv().is_ok());
+        assert_eq!(late.try_recv().unwrap_err(), TryRecvError::Closed);
     }
 }

@@ -78,6 +78,11 @@ impl Meter {
         }
     }
 
+    /// From here on as behind a limit; whether none was reached before.
+    pub(super) const fn close(&mut self) -> bool {
+        !std::mem::replace(&mut self.over, true)
+    }
+
     /// Whether an event is taken in. One that keeps nothing always is.
     pub(super) fn admit(&mut self, event: &Event) -> Admission {
         let Some(load) = Load::of(event) else {

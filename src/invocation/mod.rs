@@ -19,5 +19,6 @@ mod test_outputs;
 #[cfg(test)]
 mod tests;
 mod trees;
+pub mod watching;
 
 pub use self::engine::{Engine, Report};

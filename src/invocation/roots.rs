@@ -6,14 +6,15 @@ use std::{
     str::FromStr,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use crate::{
     materialize::{
         Root,
-        place::{Allowance, Epoch, OutputRoot, is_allowed_open, is_allowed_root},
+        place::{Allowance, Epoch, OutputRoot, PlaceError, is_allowed_open, is_allowed_root},
     },
     record::{Holder, Record, RootId},
 };
@@ -100,11 +101,33 @@ impl RootRules {
     }
 }
 
+/// How often, and how long apart, a root is opened while there are no descriptors.
+const TRIES: usize = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+/// Roots that are kept open although nobody uses them just now.
+const IDLE: usize = 32;
+
+/// An open root.
+struct Opened {
+    id: RootId,
+    root: Arc<Root>,
+    /// Counts the uses of all roots.
+    used: u64,
+}
+
+impl Opened {
+    /// Whether nobody else has it. Who gets it does so under the lock of all roots.
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.root) == 1
+    }
+}
+
 /// The output roots in use.
 pub struct Roots {
     rules: RwLock<Arc<RootRules>>,
     record: Record,
-    open: Mutex<HashMap<PathBuf, (RootId, Arc<Root>)>>,
+    open: Mutex<HashMap<PathBuf, Opened>>,
+    uses: AtomicU64,
     /// Roots whose place another directory has taken.
     retired: Mutex<Vec<Arc<Root>>>,
     next: AtomicU32,
@@ -118,6 +141,7 @@ impl Roots {
             rules: RwLock::new(Arc::new(rules)),
             record,
             open: Mutex::default(),
+            uses: AtomicU64::new(0),
             retired: Mutex::default(),
             next: AtomicU32::new(1),
         }
@@ -136,8 +160,8 @@ impl Roots {
 
     /// Lets go of the temporary directories of all roots, before the process ends.
     pub fn let_go(&self) {
-        for (_, root) in self.open.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            root.place.let_go();
+        for opened in self.open.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            opened.root.place.let_go();
         }
     }
 
@@ -176,12 +200,12 @@ impl Roots {
     pub fn give_up_gone(&self) {
         let mut gone: Vec<Arc<Root>> = {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            open.values().map(|(_, root)| root.clone()).collect()
+            open.values().map(|opened| opened.root.clone()).collect()
         };
         // Without the lock: a file system may hang.
         gone.retain(|root| !root.place.is_same());
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|_, (_, root)| !gone.iter().any(|gone| Arc::ptr_eq(gone, root)));
+        open.retain(|_, opened| !gone.iter().any(|gone| Arc::ptr_eq(gone, &opened.root)));
         drop(open);
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         retired.extend(gone);
@@ -216,13 +240,28 @@ impl Roots {
     /// Opens a directory: an exec root, which is checked, or the user's own choice.
     fn open_path(&self, path: &Path, check: Option<Check<'_>>) -> Result<(RootId, Arc<Root>), String> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((id, root)) = open.get(path)
-            && root.place.is_same()
+        let used = self.uses.fetch_add(1, Ordering::Relaxed);
+        if let Some(opened) = open.get_mut(path)
+            && opened.root.place.is_same()
         {
-            return Ok((*id, root.clone()));
+            opened.used = used;
+            return Ok((opened.id, opened.root.clone()));
         }
+        close_idle(&mut open, IDLE);
         let is_own = check.is_none();
-        let place = OutputRoot::open(path, is_own).map_err(|e| e.to_string())?;
+        let mut place = OutputRoot::open(path, is_own);
+        if place.as_ref().is_err_and(PlaceError::is_want_of_descriptors) {
+            tracing::warn!(root = %path.display(), "there are no descriptors left: output roots that nobody uses are closed");
+            close_idle(&mut open, 0);
+            for _ in 0..TRIES {
+                place = OutputRoot::open(path, is_own);
+                if !place.as_ref().is_err_and(PlaceError::is_want_of_descriptors) {
+                    break;
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
+        let place = place.map_err(|e| e.to_string())?;
         if let Some(check) = check {
             check(&place)?;
         }
@@ -252,19 +291,68 @@ impl Roots {
             place: Arc::new(place),
             epoch,
         });
-        if let Some((_, old)) = open.insert(path.to_owned(), (id, root.clone())) {
+        let opened = Opened {
+            id,
+            root: root.clone(),
+            used,
+        };
+        if let Some(old) = open.insert(path.to_owned(), opened) {
             self.retired
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(old);
+                .push(old.root);
         }
         Ok((id, root))
     }
 }
 
+/// Closes roots that nobody uses, but for so many that were used last. Each has three descriptors or more, and what is
+/// to be known of it is on record.
+fn close_idle(open: &mut HashMap<PathBuf, Opened>, kept: usize) {
+    let mut idle: Vec<u64> = open
+        .values()
+        .filter(|opened| opened.is_idle())
+        .map(|opened| opened.used)
+        .collect();
+    let Some(surplus) = idle.len().checked_sub(kept).filter(|n| *n > 0) else {
+        return;
+    };
+    idle.sort_unstable();
+    let oldest = idle[surplus - 1];
+    open.retain(|_, opened| opened.used > oldest || !opened.is_idle());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn roots_that_nobody_uses_are_closed_and_opened_again_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(&dir.path().join("state")).unwrap();
+        let roots = Roots::new(RootRules::default(), record.clone());
+        let path = |n: usize| dir.path().join(n.to_string());
+        let open = |n: usize| roots.open(path(n).to_str().unwrap()).unwrap();
+        std::fs::create_dir(path(0)).unwrap();
+        let (id, used) = open(0);
+        for n in 1..=3 * IDLE {
+            std::fs::create_dir(path(n)).unwrap();
+            open(n);
+            // The second is used again and again.
+            open(1);
+        }
+        let first = |n: usize| roots.open.lock().unwrap().contains_key(&path(n));
+        assert!(first(0) && first(1) && !first(2) && first(3 * IDLE));
+        assert!(roots.open.lock().unwrap().len() <= IDLE + 2);
+        assert!(Arc::ptr_eq(&open(0).1, &used), "it is in use");
+        close_idle(&mut roots.open.lock().unwrap(), 0);
+        assert!(first(0) && !first(1));
+        drop(used);
+        close_idle(&mut roots.open.lock().unwrap(), 0);
+        assert!(roots.open.lock().unwrap().is_empty());
+        assert_eq!(open(0).0, id);
+        record.close();
+    }
 
     #[test]
     fn what_a_dead_process_left_is_swept_from_a_root_that_no_record_knows() {

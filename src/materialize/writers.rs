@@ -230,7 +230,12 @@ impl Writer {
             match work.recv_timeout(IDLE) {
                 Ok(item) => return Some(item),
                 Err(std_mpsc::RecvTimeoutError::Disconnected) => return None,
-                Err(std_mpsc::RecvTimeoutError::Timeout) => self.placers.clear(),
+                Err(std_mpsc::RecvTimeoutError::Timeout) => {
+                    for (_, placer) in self.placers.drain() {
+                        // Whoever still places something there has it, or makes another one.
+                        placer.root().let_go();
+                    }
+                }
             }
         }
         work.recv().ok()

@@ -279,6 +279,8 @@ fn filled(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -302,7 +304,7 @@ mod tests {
     }
 
     fn target(state: TargetState) -> Change {
-        Change::Target(TargetRow {
+        Change::Target(Arc::new(TargetRow {
             label: "//a:b".to_owned(),
             configuration: "c".to_owned(),
             state,
@@ -310,7 +312,7 @@ mod tests {
             required: 3,
             failed: 1,
             ..TargetRow::default()
-        })
+        }))
     }
 
     /// A document's JSON, with the time taken out.

@@ -169,11 +169,11 @@ impl World {
     }
 
     fn target(&self, label: &str) {
-        self.tell(Change::Target(TargetRow {
+        self.tell(Change::Target(Arc::new(TargetRow {
             label: label.to_owned(),
             state: TargetState::Settled,
             ..TargetRow::default()
-        }));
+        })));
     }
 
     fn settled(&self) {

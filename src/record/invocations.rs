@@ -94,12 +94,17 @@ impl Record {
     /// The targets of an invocation, in the order of their labels.
     #[must_use]
     pub fn targets(&self, invocation: &str) -> Vec<TargetRow> {
-        self.scan(TreeId::Targets, keys::targets(invocation))
-            .filter_map(|(key, value)| {
-                let mut row = self.shared().readable(decode_target(&value))?;
-                keys::name_target(&key, invocation, &mut row)?;
+        self.scan_targets(invocation).collect()
+    }
+
+    /// The same one by one.
+    pub fn scan_targets(&self, invocation: &str) -> impl Iterator<Item = TargetRow> + Send + use<> {
+        let (shared, invocation) = (self.shared().clone(), invocation.to_owned());
+        self.scan(TreeId::Targets, keys::targets(&invocation))
+            .filter_map(move |(key, value)| {
+                let mut row = shared.readable(decode_target(&value))?;
+                keys::name_target(&key, &invocation, &mut row)?;
                 Some(row)
             })
-            .collect()
     }
 }

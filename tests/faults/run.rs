@@ -23,12 +23,13 @@ use outhaul::{
         policy::Policy,
         roots::{Destination, RootRules},
         sources::SourceRule,
+        watching::Watch,
     },
     materialize::{MaterializeOptions, Outcome},
     record::Record,
     remote::{Endpoint, GrpcCache, Header, RemoteOptions, retry::Timer},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::time::timeout;
 
 use crate::{build::Build, check, schedule::Case, steps::Step};
 
@@ -285,7 +286,7 @@ fn watch_memory(rooms: &Rooms) -> Arc<AtomicI64> {
 
 /// A build all of whose events are sent and taken up.
 struct Playing<'a> {
-    changes: mpsc::Receiver<Change>,
+    changes: Watch,
     before: Stats,
     cache: &'a RunningCache,
 }

@@ -54,6 +54,14 @@ pub enum JournalError {
         /// Bytes of the records before compression.
         size: usize,
     },
+    /// A file would become larger than it may.
+    #[error("{path} would be larger than {limit} bytes (--limit=journal-size=SIZE)")]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it may have.
+        limit: u64,
+    },
     /// No journal for that invocation.
     #[error("no journal for invocation {invocation_id}")]
     Unknown {
@@ -69,6 +77,13 @@ impl JournalError {
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// Whether the process, or the system, has no descriptors just now.
+    pub(in super::super) fn is_want_of_descriptors(&self) -> bool {
+        matches!(self, Self::Io { source, .. }
+            if rustix::io::Errno::from_io_error(source)
+                .is_some_and(|errno| matches!(errno, rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)))
     }
 
     /// Whether the same call may succeed later without a change by the user.

@@ -20,6 +20,17 @@ use super::{
 pub(in super::super) struct FrameAt {
     pub(super) offset: u64,
     pub(super) len: u64,
+    /// Bytes of its records.
+    pub(super) raw: usize,
+}
+
+impl FrameAt {
+    /// Bytes that reading it takes in memory.
+    pub(in super::super) fn weight(self) -> usize {
+        usize::try_from(self.len)
+            .unwrap_or(usize::MAX)
+            .saturating_add(self.raw)
+    }
 }
 
 /// A file's head and where the frames begin.
@@ -75,6 +86,7 @@ pub(super) fn read_whole(file: &File, path: &Path, offset: u64) -> Result<Option
         at: FrameAt {
             offset,
             len: end - offset,
+            raw: decoded.raw_len,
         },
         head: decoded,
         body,

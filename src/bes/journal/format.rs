@@ -185,10 +185,17 @@ impl Record {
     }
 }
 
+/// A payload of so many bytes is not copied into its batch.
+const LARGE: usize = 256 << 10;
+
 /// Records on their way into one frame.
 #[derive(Debug, Default)]
 pub(in super::super) struct Batch {
+    /// All bytes but those of large payloads.
     raw: Vec<u8>,
+    /// Those, and before which byte of the others they belong.
+    large: Vec<(usize, Bytes)>,
+    len: usize,
     count: u32,
     lowest: i64,
     highest: i64,
@@ -197,7 +204,18 @@ pub(in super::super) struct Batch {
 
 impl Batch {
     pub(in super::super) fn push(&mut self, received_ms: u64, event: &Received) {
-        self.add(received_ms, event.kind, event.sequence, &event.request);
+        let Received {
+            kind,
+            sequence,
+            request,
+            ..
+        } = event;
+        if request.len() < LARGE {
+            return self.add(received_ms, *kind, *sequence, request);
+        }
+        self.begin(received_ms, *kind, *sequence, request.len());
+        self.large.push((self.raw.len(), request.clone()));
+        self.len += request.len();
     }
 
     /// Headers of the connection that the event of this number, pushed next, came on.
@@ -210,11 +228,19 @@ impl Batch {
     }
 
     pub(super) fn add(&mut self, received_ms: u64, kind: RecordKind, sequence: i64, payload: &[u8]) {
-        encode_varint(payload.len() as u64, &mut self.raw);
+        self.begin(received_ms, kind, sequence, payload.len());
+        self.raw.extend_from_slice(payload);
+        self.len += payload.len();
+    }
+
+    /// All of a record but its payload.
+    fn begin(&mut self, received_ms: u64, kind: RecordKind, sequence: i64, payload: usize) {
+        let before = self.raw.len();
+        encode_varint(payload as u64, &mut self.raw);
         self.raw.push(kind.wire());
         self.raw.extend_from_slice(&sequence.to_le_bytes());
         encode_varint(received_ms, &mut self.raw);
-        self.raw.extend_from_slice(payload);
+        self.len += self.raw.len() - before;
         if self.count == 0 {
             (self.lowest, self.highest) = (sequence, sequence);
         }
@@ -226,7 +252,7 @@ impl Batch {
 
     /// Bytes before compression.
     pub(in super::super) const fn len(&self) -> usize {
-        self.raw.len()
+        self.len
     }
 
     pub(in super::super) const fn is_empty(&self) -> bool {
@@ -237,12 +263,27 @@ impl Batch {
     pub(in super::super) fn clear(&mut self) {
         self.count = 0;
         self.finished = false;
+        self.len = 0;
+        self.large.clear();
         self.raw.clear();
         self.raw.shrink_to(256 << 10);
     }
 
-    pub(super) fn raw(&self) -> &[u8] {
-        &self.raw
+    /// The bytes, in one piece if there are no large payloads.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let mut from = 0;
+        let before = self.large.iter().flat_map(move |(at, payload)| {
+            let piece = &self.raw[from..*at];
+            from = *at;
+            [piece, &payload[..]]
+        });
+        let rest = self.large.last().map_or(0, |(at, _)| *at);
+        before.chain(std::iter::once(&self.raw[rest..]))
+    }
+
+    /// The bytes, if they are in one piece.
+    pub(super) fn whole(&self) -> Option<&[u8]> {
+        self.large.is_empty().then_some(&self.raw)
     }
 
     /// The frame's head for this compressed body.
@@ -251,7 +292,7 @@ impl Batch {
         out.extend_from_slice(&FRAME_MAGIC.to_le_bytes());
         out.extend_from_slice(&(FRAME_HEAD_PAYLOAD as u32).to_le_bytes());
         out.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        out.extend_from_slice(&(self.raw.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(self.len as u32).to_le_bytes());
         out.extend_from_slice(&self.count.to_le_bytes());
         out.extend_from_slice(&(if self.finished { FLAG_FINISHED } else { 0 }).to_le_bytes());
         out.extend_from_slice(&self.lowest.to_le_bytes());
@@ -358,7 +399,7 @@ mod tests {
             for sequence_number in &sequences {
                 batch.add(received_ms, RecordKind::Other, *sequence_number, b"x");
             }
-            let read = records(Bytes::copy_from_slice(batch.raw())).unwrap();
+            let read = records(Bytes::copy_from_slice(batch.whole().unwrap())).unwrap();
             prop_assert_eq!(read.iter().map(|r| r.sequence).collect::<Vec<_>>(), sequences.clone());
             prop_assert!(read.iter().all(|r| r.received_ms == received_ms && r.kind == RecordKind::Other));
             let head = batch.head(b"body");

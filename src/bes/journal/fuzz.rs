@@ -71,7 +71,7 @@ fn damaged(choice: u8, data: &[u8]) {
     for (n, payload) in (1..).zip(data.chunks(16 + usize::from(choice)).take(8)) {
         let mut batch = Batch::default();
         batch.add(7, RecordKind::Event, n, payload);
-        bytes.extend(frame(&batch, batch.raw()));
+        bytes.extend(frame(&batch, batch.whole().unwrap_or_default()));
         written.push((n, Bytes::copy_from_slice(payload)));
     }
     assert_eq!(read(&bytes), written);

@@ -15,6 +15,7 @@ use super::{
     error::JournalError,
     format::{Batch, Head, RecordKind},
     store::{Journal, SETTLED, UNFINISHED},
+    writer::compressed_in_pieces,
 };
 use crate::proto::google::devtools::build::v1::{
     BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
@@ -144,7 +145,7 @@ impl Inlet {
         }
         let path = self.stem.with_extension(TAKEN_IN);
         let body =
-            zstd::bulk::compress(self.batch.raw(), LEVEL).map_err(JournalError::io("compress for", path))?;
+            compressed_in_pieces(&self.batch, LEVEL).map_err(JournalError::io("compress for", path))?;
         let head = self.batch.head(&body);
         self.write(&head)?;
         self.write(&body)?;

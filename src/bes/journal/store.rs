@@ -26,10 +26,21 @@ pub(super) const DAMAGED: &str = "damaged";
 const CALLS: &str = "lifecycle";
 
 /// How the journal writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JournalOptions {
     /// Whether events are on the disk, not only with the operating system, before they are acknowledged.
     pub durable: bool,
+    /// Bytes of one file, at most.
+    pub most: u64,
+}
+
+impl Default for JournalOptions {
+    fn default() -> Self {
+        Self {
+            durable: false,
+            most: 4 << 30,
+        }
+    }
 }
 
 /// A directory of journal files. Cheap to clone. All calls block.
@@ -169,7 +180,7 @@ impl Journal {
         };
         let name = file_stem(key);
         let mark = self.open.mark(&name);
-        Writer::open(&self.dir.join(name), &head, self.options.durable, mark)
+        Writer::open(&self.dir.join(name), &head, self.options, mark)
     }
 
     /// A stream's file, without its extension.

@@ -67,14 +67,21 @@ fn numbers(journal: &Journal, invocation: &str) -> Vec<i64> {
 fn what_is_appended_reads_back_and_frames_can_be_read_alone() {
     let dir = tempfile::tempdir().unwrap();
     for durable in [false, true] {
-        let journal = Journal::open(&dir.path().join("x"), JournalOptions { durable }).unwrap();
+        let journal = Journal::open(
+            &dir.path().join("x"),
+            JournalOptions {
+                durable,
+                ..JournalOptions::default()
+            },
+        )
+        .unwrap();
         let name = format!("durable {durable}");
         let (mut writer, recovered) = journal.stream(&key(&name)).unwrap();
         assert_eq!((recovered.highest, recovered.frames.len()), (None, 0));
         append(&mut writer, 1..=3);
         let second = append(&mut writer, 4..=5);
         assert_eq!(numbers(&journal, &name), [1, 2, 3, 4, 5]);
-        let records = writer.place(second).read().unwrap();
+        let records = writer.place(second).unwrap().read().unwrap();
         assert_eq!(records.len(), 2);
         assert_eq!((records[0].received_ms, records[0].kind), (7, RecordKind::Event));
         assert_eq!(records[1].build_event().unwrap(), "event 5");
@@ -384,4 +391,37 @@ fn what_was_used_lately_outlives_what_is_younger() {
     let plan = journal.plan(None, Some(bytes)).unwrap();
     let gone: Vec<_> = plan.delete.iter().map(|e| e.key.invocation_id.as_str()).collect();
     assert_eq!(gone, ["second"]);
+}
+
+#[test]
+fn large_events_are_not_copied_into_their_frame_and_read_back_among_small_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    let (mut writer, _) = journal.stream(&key("large")).unwrap();
+    let mut batch = Batch::default();
+    let events: Vec<Received> = [10, 300_000, 400_000, 5, 1 << 20]
+        .iter()
+        .zip(1..)
+        .map(|(length, n)| event(n, &n.to_string().repeat(*length)))
+        .collect();
+    for event in &events {
+        batch.push(7, event);
+    }
+    let sum: usize = events.iter().map(|event| event.request.len()).sum();
+    assert!(batch.len() > sum && batch.len() < sum + 100);
+    assert_eq!(batch.pieces().map(<[u8]>::len).sum::<usize>(), batch.len());
+    assert!(
+        batch
+            .pieces()
+            .any(|piece| piece.as_ptr() == events[1].request.as_ptr())
+    );
+    writer.append(&batch).unwrap();
+    batch.clear();
+    assert!(batch.is_empty() && batch.pieces().all(<[u8]>::is_empty));
+    let read: Vec<_> = journal
+        .read("large")
+        .unwrap()
+        .map(|record| record.unwrap().payload)
+        .collect();
+    assert_eq!(read, events.iter().map(|e| e.request.clone()).collect::<Vec<_>>());
 }

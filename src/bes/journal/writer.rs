@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, IoSlice, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -11,8 +11,8 @@ use std::{
 use super::{
     error::JournalError,
     file::{FrameAt, Place, read_head, read_whole},
-    format::{Batch, FRAME_HEAD_LEN, Head, MAX_RAW},
-    store::{DAMAGED, OpenMark, SETTLED, UNFINISHED},
+    format::{Batch, Head, MAX_RAW},
+    store::{DAMAGED, JournalOptions, OpenMark, SETTLED, UNFINISHED},
 };
 
 /// zstd's fastest regular level: events are repetitive, so more effort buys little.
@@ -24,7 +24,10 @@ static IDLE: Mutex<Vec<zstd::bulk::Compressor<'static>>> = Mutex::new(Vec::new()
 /// So many are kept.
 const KEPT: usize = 4;
 
-fn compressed(raw: &[u8]) -> io::Result<Vec<u8>> {
+fn compressed(batch: &Batch) -> io::Result<Vec<u8>> {
+    let Some(raw) = batch.whole() else {
+        return compressed_in_pieces(batch, LEVEL);
+    };
     let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let mut compressor = match idle {
         Some(compressor) => compressor,
@@ -36,6 +39,33 @@ fn compressed(raw: &[u8]) -> io::Result<Vec<u8>> {
         idle.push(compressor);
     }
     Ok(body)
+}
+
+/// Large events are compressed from where they are.
+pub(super) fn compressed_in_pieces(batch: &Batch, level: i32) -> io::Result<Vec<u8>> {
+    // Not moved while it grows; the system gives it page by page.
+    let body = Vec::with_capacity(zstd::zstd_safe::compress_bound(batch.len()));
+    let mut encoder = zstd::stream::write::Encoder::new(body, level)?;
+    encoder.set_pledged_src_size(Some(batch.len() as u64))?;
+    for piece in batch.pieces() {
+        encoder.write_all(piece)?;
+    }
+    encoder.finish()
+}
+
+/// Writes two pieces with one call, as a rule.
+fn write_both(mut file: &File, head: &[u8], body: &[u8]) -> io::Result<()> {
+    let written = loop {
+        match file.write_vectored(&[IoSlice::new(head), IoSlice::new(body)]) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if written == 0 {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    file.write_all(head.get(written..).unwrap_or_default())?;
+    file.write_all(&body[written.saturating_sub(head.len())..])
 }
 
 /// What a file held when it was opened.
@@ -53,13 +83,16 @@ pub(in super::super) struct Recovered {
 
 /// Appends to one stream's file. All calls block.
 pub struct Writer {
-    file: Arc<File>,
+    /// Closed while nothing is left to do.
+    file: Option<Arc<File>>,
     /// The file's path without extension.
     stem: PathBuf,
     settled: bool,
     /// Where the next frame goes: everything before is whole.
     offset: u64,
     durable: bool,
+    /// Bytes of the file, at most.
+    most: u64,
     /// Keeps retention away from the file.
     _open: OpenMark,
 }
@@ -72,7 +105,7 @@ impl Writer {
     pub(super) fn open(
         stem: &Path,
         head: &Head,
-        durable: bool,
+        JournalOptions { durable, most }: JournalOptions,
         mark: OpenMark,
     ) -> Result<(Self, Recovered), JournalError> {
         let (file, settled, offset, recovered) = match existing(stem, head)? {
@@ -80,11 +113,12 @@ impl Writer {
             None => create(stem, head, durable)?,
         };
         let writer = Self {
-            file: Arc::new(file),
+            file: Some(Arc::new(file)),
             stem: stem.to_owned(),
             settled,
             offset,
             durable,
+            most,
             _open: mark,
         };
         Ok((writer, recovered))
@@ -100,16 +134,25 @@ impl Writer {
     /// Nothing can be written from now on.
     #[cfg(test)]
     pub(in super::super) fn fill_the_disk(&mut self) {
-        self.file = Arc::new(options().open("/dev/full").unwrap());
+        self.file = Some(Arc::new(options().open("/dev/full").unwrap()));
     }
 
-    /// A frame of this file, for reading it back.
-    pub(in super::super) fn place(&self, at: FrameAt) -> Place {
-        Place {
-            file: Arc::clone(&self.file),
+    /// A frame of this file, for reading it back; none of one that is closed.
+    pub(in super::super) fn place(&self, at: FrameAt) -> Option<Place> {
+        Some(Place {
+            file: self.file.clone()?,
             path: self.path(),
             at,
+        })
+    }
+
+    fn opened(&mut self) -> Result<Arc<File>, JournalError> {
+        if let Some(file) = &self.file {
+            return Ok(Arc::clone(file));
         }
+        let path = self.path();
+        let file = options().open(&path).map_err(JournalError::io("open", path))?;
+        Ok(Arc::clone(self.file.insert(Arc::new(file))))
     }
 
     /// Appends a frame. When this returns, the operating system has it; with `durable`, the disk.
@@ -128,24 +171,29 @@ impl Writer {
             // Events after all: a stream that was thought broken came back.
             self.rename(false)?;
         }
-        let body = compressed(batch.raw()).map_err(JournalError::io("compress for", &path))?;
-        // In one piece, so that one write has it.
-        let mut frame = Vec::with_capacity(FRAME_HEAD_LEN + body.len());
-        frame.extend_from_slice(&batch.head(&body));
-        frame.extend_from_slice(&body);
-        let mut written = (&*self.file).write_all(&frame);
-        if written.is_ok() && self.durable {
-            written = self.file.sync_data();
+        let body = compressed(batch).map_err(JournalError::io("compress for", &path))?;
+        let head = batch.head(&body);
+        let len = (head.len() + body.len()) as u64;
+        if self.offset + len > self.most {
+            return Err(JournalError::Full {
+                path,
+                limit: self.most,
+            });
         }
-        let len = frame.len() as u64;
+        let file = self.opened()?;
+        let mut written = write_both(&file, &head, &body);
+        if written.is_ok() && self.durable {
+            written = file.sync_data();
+        }
         if let Err(e) = written {
             // A torn frame would be cut at the next start anyway, but nothing could be appended behind it.
-            let _ = self.file.set_len(self.offset);
+            let _ = file.set_len(self.offset);
             return Err(JournalError::io("append to", path)(e));
         }
         let at = FrameAt {
             offset: self.offset,
             len,
+            raw: batch.len(),
         };
         self.offset += len;
         Ok(at)
@@ -156,7 +204,12 @@ impl Writer {
     /// # Errors
     /// When the file can't be renamed.
     pub fn settle(&mut self) -> Result<(), JournalError> {
-        if self.settled { Ok(()) } else { self.rename(true) }
+        if !self.settled {
+            self.rename(true)?;
+        }
+        // Streams that are settled are remembered for a while, and may be many.
+        self.file = None;
+        Ok(())
     }
 
     fn rename(&mut self, settled: bool) -> Result<(), JournalError> {

@@ -49,6 +49,7 @@ pub(in crate::bes) fn key(invocation: &str) -> StreamKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::bes) enum Seen {
     Event(String, i64, String),
+    Limited(String, String),
     Ended(String, StreamEnd),
     Held(String, bool),
 }
@@ -160,6 +161,11 @@ impl Builds for Engine {
                 self.note(Seen::Event(stream.clone(), sequence, text));
             }
         })
+    }
+
+    fn limited(&self, stream: &StreamKey, reason: String) -> BoxFuture<'_, ()> {
+        self.note(Seen::Limited(stream.to_string(), reason));
+        Box::pin(async {})
     }
 
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {
@@ -321,7 +327,11 @@ impl Daemon {
         address: &BesAddress,
         upstream: Option<Upstream>,
     ) -> Self {
-        let journal = journal.map(|dir| Journal::open(dir, JournalOptions::default()).unwrap());
+        let journal_options = JournalOptions {
+            most: options.limits.journal,
+            ..JournalOptions::default()
+        };
+        let journal = journal.map(|dir| Journal::open(dir, journal_options).unwrap());
         let decoders: Decoders = Arc::new(|| Box::new(decode));
         let service = BesService::new(engine.clone(), decoders, journal, upstream, options);
         service.recover().await.unwrap();

@@ -7,5 +7,6 @@ mod forwarding;
 pub(super) mod harness;
 mod holding;
 mod hostile;
+mod memory;
 mod restart;
 mod simulated;

@@ -11,12 +11,12 @@ use crate::{
 };
 
 /// A target.
-pub(super) fn target(row: TargetRow) -> pb::Target {
+pub(in crate::control) fn target(row: &TargetRow) -> pb::Target {
     pb::Target {
         state: row.state.name().to_owned(),
-        label: row.label,
-        aspect: row.aspect,
-        configuration: row.configuration,
+        label: row.label.clone(),
+        aspect: row.aspect.clone(),
+        configuration: row.configuration.clone(),
         success: row.success,
         required: row.required,
         optional: row.optional,
@@ -26,7 +26,7 @@ pub(super) fn target(row: TargetRow) -> pb::Target {
 }
 
 /// A target, as those who watch are told of it.
-pub(super) fn target_event(row: TargetRow) -> pb::watch_invocation_response::Event {
+pub(super) fn target_event(row: &TargetRow) -> pb::watch_invocation_response::Event {
     use pb::watch_invocation_response::Event;
     match row.state {
         TargetState::Announced | TargetState::Completed => Event::TargetKnown(target(row)),

@@ -1,17 +1,18 @@
 //! Following one build: which one is meant, and what happens to it until it is settled.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::sync::mpsc;
 
 use super::{Service, show};
 use crate::{
     invocation::{
         feed::{Change, Told},
         selection::builds,
+        watching::Recorded,
     },
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
-    record::InvocationRow,
+    record::{InvocationRow, TargetRow},
 };
 
 /// Invocations that are looked through for the one that is meant.
@@ -20,7 +21,32 @@ const LOOKED_AT: usize = 1000;
 const WAITING: usize = 256;
 
 /// What a follower hears; an error, in words, is the last it hears.
-pub(crate) type Heard = Result<Event, String>;
+pub(crate) type Heard = Result<News, String>;
+
+/// Something about a build.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// A target as it is now: the one copy that all followers share.
+    Target(Arc<TargetRow>),
+    /// Anything else.
+    Other(Box<Event>),
+}
+
+impl From<Event> for News {
+    fn from(event: Event) -> Self {
+        Self::Other(Box::new(event))
+    }
+}
+
+impl News {
+    /// As the protocol has it.
+    pub(crate) fn into_event(self) -> Event {
+        match self {
+            Self::Target(row) => show::target_event(&row),
+            Self::Other(event) => *event,
+        }
+    }
+}
 
 /// Whether a begun invocation is one of those that a choice without an id is about.
 fn fits(row: &InvocationRow, workspace: &str) -> bool {
@@ -174,31 +200,31 @@ impl Service {
                 Event::Lagged(pb::Lagged {})
             };
             first = false;
-            if listener.send(Ok(opening)).await.is_err() {
+            if listener.send(Ok(News::from(opening))).await.is_err() {
                 return Ok(());
             }
             let Some(mut changes) = changes else {
                 self.recorded(id, listener).await;
-                let _ = listener.send(Ok(Event::Settled(invocation))).await;
+                let _ = listener.send(Ok(News::from(Event::Settled(invocation)))).await;
                 return Ok(());
             };
             while let Some(change) = changes.recv().await {
-                let event = match change {
+                let news = match change {
                     Change::Begun { .. } => continue,
-                    Change::Target(row) => show::target_event(row),
+                    Change::Target(row) => News::Target(row),
                     Change::Output {
                         path,
                         label,
                         class,
                         outcome,
-                    } => Event::Output(show::output_end(&path, &label, class, &outcome)),
+                    } => News::from(Event::Output(show::output_end(&path, &label, class, &outcome))),
                     Change::Settled(_) => {
                         let invocation = self.now(id).await.ok_or_else(forgotten)?;
-                        let _ = listener.send(Ok(Event::Settled(invocation))).await;
+                        let _ = listener.send(Ok(News::from(Event::Settled(invocation)))).await;
                         return Ok(());
                     }
                 };
-                if listener.send(Ok(event)).await.is_err() {
+                if listener.send(Ok(news)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -207,11 +233,12 @@ impl Service {
 
     /// Tells the targets that are on record.
     async fn recorded(&self, id: &str, listener: &mpsc::Sender<Heard>) {
-        let (record, id) = (self.record.clone(), id.to_owned());
-        let targets = spawn_blocking(move || record.targets(&id)).await;
-        for row in targets.unwrap_or_default() {
-            if listener.send(Ok(show::target_event(row))).await.is_err() {
-                return;
+        let mut recorded = Recorded::new(&self.record, id);
+        while let Some(rows) = recorded.page().await {
+            for row in rows {
+                if listener.send(Ok(News::Target(row))).await.is_err() {
+                    return;
+                }
             }
         }
     }

@@ -67,10 +67,11 @@ impl Actor {
                     self.look_after =
                         self.doubt.is_some() || again::deletes_at_its_end(&self.row.build_tool_version);
                     self.save_row();
-                    self.tell(Change::Begun {
+                    let begun = Change::Begun {
                         workspace: self.row.workspace.clone(),
                         command: self.row.command.clone(),
-                    });
+                    };
+                    self.tell(None, &begun);
                 }
                 Effect::ExecRoot(path) => self.exec_root(path).await,
                 Effect::CommandLine(line) => self.command_line = Some(line),
@@ -255,7 +256,8 @@ impl Actor {
         let counts = self
             .targets
             .entry(target.clone())
-            .or_insert_with(|| announced(&target));
+            .or_insert_with(|| Arc::new(announced(&target)));
+        let counts = Arc::make_mut(counts);
         // A path that one target names twice counts once, as the more that it is.
         if !named.is_sorted_by(|a, b| a.class >= b.class) {
             named.sort_by_key(|n| std::cmp::Reverse(n.class));
@@ -328,7 +330,7 @@ impl Actor {
                 if n.class == Class::Required {
                     self.output_failed(n.sequence, n.set);
                     if let Some(row) = self.targets.get_mut(&target) {
-                        row.failed += 1;
+                        Arc::make_mut(row).failed += 1;
                     }
                 }
                 continue;
@@ -482,17 +484,16 @@ impl Actor {
             if self.targets.contains_key(&target) {
                 continue;
             }
-            let row = announced(&target);
-            self.targets.insert(Arc::new(target), row.clone());
-            self.tell_target(row);
+            let row = Arc::new(announced(&target));
+            let (index, _) = self.targets.insert_full(Arc::new(target), row);
+            self.tell_target(index);
         }
     }
 
     fn target_ended(&mut self, target: Arc<TargetId>, end: TargetEnd, sequence: i64) {
-        let row = self
-            .targets
-            .entry(target.clone())
-            .or_insert_with(|| announced(&target));
+        let entry = self.targets.entry(target.clone());
+        let index = entry.index();
+        let row = Arc::make_mut(entry.or_insert_with(|| Arc::new(announced(&target))));
         match end {
             TargetEnd::Completed {
                 success,
@@ -512,7 +513,6 @@ impl Actor {
             TargetEnd::Aborted if row.state == TargetState::Announced => row.state = TargetState::Aborted,
             TargetEnd::Aborted => return,
         }
-        let row = row.clone();
-        self.tell_target(row);
+        self.tell_target(index);
     }
 }

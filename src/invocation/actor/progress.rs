@@ -15,7 +15,7 @@ use crate::{
     bes::Progress,
     exec_path::ExecPath,
     invocation::feed::Change,
-    record::{TargetRow, TargetState},
+    record::TargetState,
 };
 
 /// What is kept for it.
@@ -140,32 +140,36 @@ impl Actor {
 
     /// All that is required of a target came to its end.
     pub(super) fn target_settled(&mut self, target: &Arc<TargetId>) {
-        let Some(row) = self.targets.get_mut(target) else {
+        let Some((index, _, row)) = self.targets.get_full_mut(target) else {
             return;
         };
+        let failed = self.build.failures(target);
+        let row = Arc::make_mut(row);
         // Failures are told of whoever named the output first; they are as much of those who share it.
-        row.failed = row.failed.max(self.build.failures(target));
+        row.failed = row.failed.max(failed);
         if row.failed > 0 {
             row.state = TargetState::Failed;
         } else if row.state == TargetState::Completed {
             row.state = TargetState::Settled;
         }
-        let row = row.clone();
-        self.tell_target(row);
+        self.tell_target(index);
     }
 
     /// Tells whoever listens what a target is now.
-    pub(super) fn tell_target(&mut self, row: TargetRow) {
-        if !row.label.is_empty() {
-            self.tell(Change::Target(row));
+    pub(super) fn tell_target(&mut self, index: usize) {
+        if let Some((_, row)) = self.targets.get_index(index)
+            && !row.label.is_empty()
+        {
+            let change = Change::Target(row.clone());
+            self.tell(Some(index), &change);
         }
     }
 
     /// Tells whoever listens.
-    pub(super) fn tell(&mut self, change: Change) {
-        self.listeners.tell(&change);
+    pub(super) fn tell(&mut self, target: Option<usize>, change: &Change) {
+        self.listeners.tell(target, change);
         if !matches!(change, Change::Output { .. }) {
-            self.shared.tell(&self.row.invocation_id, &change);
+            self.shared.tell(&self.row.invocation_id, change);
         }
     }
 }

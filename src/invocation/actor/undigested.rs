@@ -71,7 +71,7 @@ impl Actor {
             if class == Class::Required
                 && let Some(row) = self.targets.get_mut(&target)
             {
-                row.failed += 1;
+                Arc::make_mut(row).failed += 1;
             }
         }
     }

@@ -59,8 +59,6 @@ pub(super) struct TempDir {
     fd: OwnedFd,
     inode: Inode,
     base: OwnedFd,
-    /// What `base` lies in, to remove it when it is empty.
-    parent: OwnedFd,
     name: String,
     next: AtomicU64,
     unnamed: Unnamed,
@@ -130,13 +128,11 @@ impl TempDir {
             if !is_there {
                 continue;
             }
-            let parent = parent.try_clone().map_err(|e| super::root::errno_of(&e))?;
             let unnamed = probe_unnamed(&fd);
             return Ok(Self {
                 fd,
                 inode,
                 base,
-                parent,
                 name,
                 next: AtomicU64::new(0),
                 unnamed,
@@ -180,7 +176,11 @@ impl Drop for TempDir {
         if self.is_there() {
             let _ = remove_tree(&self.base, OsStr::new(&self.name));
         }
-        let _ = fs::unlinkat(&self.parent, NAME, AtFlags::REMOVEDIR);
+        // Only if it is empty.
+        let above = fs::openat(&self.base, "..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        if let Ok(above) = above {
+            let _ = fs::unlinkat(&above, NAME, AtFlags::REMOVEDIR);
+        }
     }
 }
 

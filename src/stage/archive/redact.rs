@@ -241,7 +241,7 @@ fn kept_option(content: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
 /// What the build tool says of files that it could not name.
 fn progress(content: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
     let progress = Progress::decode(content).map_err(|_| Malformed)?;
-    let lines: String = unreadable(&String::from_utf8_lossy(&progress.stderr))
+    let lines: String = unreadable(&progress.stderr)
         .iter()
         .map(|path| unreadable_line(path))
         .collect();

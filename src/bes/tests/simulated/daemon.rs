@@ -191,6 +191,10 @@ impl Builds for Engine {
         })
     }
 
+    fn limited(&self, _: &StreamKey, _: String) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {
         let stream = stream.to_string();
         let mut lives = self.lives.lock().unwrap();

@@ -44,6 +44,10 @@ impl Builds for Engine {
         Box::pin(async {})
     }
 
+    fn limited(&self, _: &StreamKey, _: String) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     fn ended(&self, _: &StreamKey, _: StreamEnd) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }

@@ -265,7 +265,7 @@ async fn what_is_only_in_the_journal_is_read_back_with_the_headers_that_came_wit
             batch.push(7, &Received::read(event.clone()).unwrap().unwrap());
         }
         let at = writer.append(&batch).unwrap();
-        Outgoing::from(writer.place(at))
+        Outgoing::from(writer.place(at).unwrap())
     };
     let fake = Fake::new([Plan::CloseAt(60)], Plan::Good);
     let mut rig = Rig::start(&fake).await;
