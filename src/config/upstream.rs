@@ -108,7 +108,7 @@ mod tests {
     fn wrong_values_name_their_flag() {
         for (args, part) in [
             (vec!["--bes-backend=ftp://x"], "--bes-backend"),
-            (vec!["--bes-backend=grpc://x"], "--bes-backend"),
+            (vec!["--bes-backend=grpc://"], "--bes-backend"),
             (vec!["--bes-backend=grpc://h:1", "--bes-header=x"], "--bes-header"),
             (vec!["--bes-header=a=b"], "--bes-backend"),
             (vec!["--rewrite-uris", "--hold=target"], "--bes-backend"),

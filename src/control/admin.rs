@@ -200,7 +200,7 @@ mod tests {
         let stop = CancellationToken::new();
         let serving = page.serve(Listening::Tcp(listener), Door::default(), stop.clone());
         let serving = tokio::spawn(serving);
-        let whole = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        let whole = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
         for (said, answer) in [("", ""), ("GET /healthz HTTP/1.1\r\nA: ", ""), (whole, "ok\n")] {
             let mut client = TcpStream::connect(address).await.unwrap();
             let began = Instant::now();

@@ -331,9 +331,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (record, _) = Record::open(&dir.path().join("state")).unwrap();
         let roots = Roots::new(RootRules::default(), record.clone());
-        let path = |n: usize| dir.path().join(n.to_string());
+        let path = |n: usize| dir.path().join("execroot").join(n.to_string());
         let open = |n: usize| roots.open(path(n).to_str().unwrap()).unwrap();
-        std::fs::create_dir(path(0)).unwrap();
+        std::fs::create_dir_all(path(0)).unwrap();
         let (id, used) = open(0);
         for n in 1..=3 * IDLE {
             std::fs::create_dir(path(n)).unwrap();
