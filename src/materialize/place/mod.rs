@@ -32,6 +32,7 @@ mod entries;
 mod epoch;
 mod error;
 mod large;
+mod modes;
 mod placer;
 mod publish;
 mod root;

@@ -129,6 +129,7 @@ impl Placer {
         version: u64,
     ) -> Vec<Result<Placed, PlaceError>> {
         let _working = epoch.working();
+        self.root.learn_modes();
         let mut results = Vec::with_capacity(items.len());
         for group in items.chunk_by(|a, b| a.path.parent() == b.path.parent()) {
             self.place_group(group, epoch, version, &mut results);

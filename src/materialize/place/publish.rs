@@ -148,7 +148,7 @@ impl NewFile {
     /// A file with no name in the directory where it will have one, or in the temp directory where the file system
     /// has no such files.
     pub(super) fn unnamed(root: &OutputRoot, dir: &Dir, options: PlaceOptions) -> Result<Self, PlaceError> {
-        match Self::unnamed_in(root.unnamed()?, dir.as_fd(), options.mode()) {
+        match Self::unnamed_in(root.unnamed()?, dir.as_fd(), root.modes.file(options)) {
             Ok(file) => Ok(file),
             // This file system, or this mount of it, cannot.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(root, options),
@@ -159,7 +159,7 @@ impl NewFile {
     /// A file in the temp directory, without a name if possible: a crash leaves nothing then.
     pub(super) fn in_temp(root: &OutputRoot, options: PlaceOptions) -> Result<Self, PlaceError> {
         let temp = root.temp()?;
-        match Self::unnamed_in(temp.unnamed(), temp.as_fd(), options.mode()) {
+        match Self::unnamed_in(temp.unnamed(), temp.as_fd(), root.modes.file(options)) {
             Ok(file) => Ok(file),
             Err(_) => Self::named(root, options),
         }
@@ -173,13 +173,13 @@ impl NewFile {
             &name.temp,
             &name.name,
             create_flags(),
-            Mode::from_raw_mode(options.mode()),
+            Mode::from_raw_mode(root.modes.file(options)),
         )
         .map_err(|e| PlaceError::system_error("create temp file", &name.name, e))?;
         Ok(Self {
             fd,
             name: Some(name),
-            mode: options.mode(),
+            mode: root.modes.file(options),
         })
     }
 

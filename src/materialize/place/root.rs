@@ -20,6 +20,7 @@ use super::{
     aliases::Aliases,
     claim::Claim,
     error::{PlaceError, PlaceErrorKind},
+    modes::Modes,
     space::Space,
     sys::{self, Inode},
     temp::{self, TempDir, Unnamed},
@@ -65,6 +66,8 @@ pub struct OutputRoot {
     pub(super) space: Space,
     /// Read-only directories that are open for writing just now.
     pub(super) leases: Arc<Leases>,
+    /// The modes of its outputs.
+    pub(super) modes: Modes,
     /// Whether files come out with the mode that they are created with, umask and default ACLs notwithstanding.
     pub(super) modes_hold: AtomicBool,
     no_openat2: AtomicBool,
@@ -118,6 +121,7 @@ impl OutputRoot {
             beside: Mutex::default(),
             space: Space::default(),
             leases: Arc::default(),
+            modes: Modes::default(),
             modes_hold: AtomicBool::new(false),
             no_openat2: AtomicBool::new(false),
         };
@@ -198,6 +202,7 @@ impl OutputRoot {
     /// When the root cannot be read.
     pub fn begin_build(&self, fresh: bool) -> Result<(), PlaceError> {
         self.aliases.clear();
+        self.modes.forget();
         let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*build_tree, BuildTree::Unguarded) {
             return Ok(());
@@ -208,6 +213,13 @@ impl OutputRoot {
             None => BuildTree::Gone,
         };
         Ok(())
+    }
+
+    /// Looks at the modes of what the build tool has made, as long as they are not known.
+    pub(super) fn learn_modes(&self) {
+        if self.is_exec_root && self.modes.learn(&self.fd) {
+            self.modes_hold.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Whether it is a build's; else it is a directory of the user's own.

@@ -79,15 +79,16 @@ impl Staging {
     fn new(job: &Job<'_>) -> Result<Self, PlaceError> {
         let name = TempName::new(job.root.temp()?);
         let error = |errno| PlaceError::system_error("make staging directory", &name.name, errno);
-        fs::mkdirat(&name.temp, &name.name, Mode::from_raw_mode(0o755)).map_err(error)?;
-        settle_dir_mode(name.temp.as_fd(), &name.name).map_err(error)?;
+        let mode = job.root.modes.directory();
+        fs::mkdirat(&name.temp, &name.name, Mode::from_raw_mode(mode)).map_err(error)?;
+        settle_dir_mode(name.temp.as_fd(), &name.name, mode).map_err(error)?;
         let fd = fs::openat(&name.temp, &name.name, sys::DIRECTORY, Mode::empty()).map_err(error)?;
         Ok(Self { name, fd })
     }
 
     /// Writes one file. A file that could not be written whole is not left for the rename to publish.
     fn write(&self, job: &Job<'_>, item: &Item<'_>) -> io::Result<Stamp> {
-        let mode = job.options.mode();
+        let mode = job.root.modes.file(job.options);
         let name = OsStr::new(item.path.file_name());
         let fd = fs::openat(&self.fd, name, create_flags(), Mode::from_raw_mode(mode))?;
         let taken = sys::now_ns();
@@ -106,7 +107,7 @@ impl Staging {
 
     /// Gives the directory its final name, if nothing has it.
     fn publish(mut self, job: &Job<'_>, spot: &Spot) -> io::Result<()> {
-        let _open = Writable::open(&job.root.leases, &spot.dir)?;
+        let open = Writable::open(&job.root.leases, &spot.dir)?;
         let (from, name) = (self.name.temp.as_fd(), &self.name.name);
         match fs::renameat_with(from, name, &spot.dir, &spot.name, RenameFlags::NOREPLACE) {
             // A plain rename replaces a directory only when that is empty, which is as good.
@@ -116,6 +117,10 @@ impl Staging {
             other => other?,
         }
         self.name.was_renamed();
+        // In a tree, all directories are as its root is.
+        if let Some(mode) = open.before() {
+            fs::chmodat(&self.fd, ".", Mode::from_raw_mode(mode), AtFlags::empty())?;
+        }
         Ok(())
     }
 }

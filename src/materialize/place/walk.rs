@@ -117,8 +117,10 @@ fn make_below(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Option<Arc<
 /// Makes and opens a directory in one that is not the root itself. `None` when that does not work at once: then the walk
 /// finds out why.
 pub(super) fn make_in(root: &OutputRoot, above: &Arc<Dir>, name: &str, _: &Permit<'_>) -> Option<Arc<Dir>> {
-    let _open = Writable::open(&root.leases, above).ok()?;
-    let is_ours = match fs::mkdirat(above, name, Mode::from_raw_mode(0o755)) {
+    let open = Writable::open(&root.leases, above).ok()?;
+    // In a tree, all directories are as its root is.
+    let mode = open.before().unwrap_or_else(|| root.modes.directory());
+    let is_ours = match fs::mkdirat(above, name, Mode::from_raw_mode(mode)) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
         Err(_) => return None,
@@ -127,8 +129,8 @@ pub(super) fn make_in(root: &OutputRoot, above: &Arc<Dir>, name: &str, _: &Permi
     let fd = fs::openat(above, name, flags, Mode::empty()).ok()?;
     let stat = fs::fstat(&fd).ok()?;
     // As `settle_dir_mode`, with the descriptor that is open anyway.
-    if is_ours && stat.st_mode & 0o777 != 0o755 {
-        fs::chmodat(&fd, ".", Mode::from_raw_mode(0o755), AtFlags::empty()).ok()?;
+    if is_ours && stat.st_mode & 0o777 != mode {
+        fs::chmodat(&fd, ".", Mode::from_raw_mode(mode), AtFlags::empty()).ok()?;
     }
     let inode = sys::inode(&stat);
     let path = above.path.join(name);
@@ -429,23 +431,24 @@ fn open_component(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Owned
     fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// Makes one directory, 0755 whatever the umask. That it is there already is no error.
+/// Makes one directory, with its mode whatever the umask. That it is there already is no error.
 fn make_one(root: &OutputRoot, dir: &Arc<Dir>, name: &OsStr) -> rustix::io::Result<()> {
-    let _open = Writable::open(&root.leases, dir)?;
-    match fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) => settle_dir_mode(dir.as_fd(), name),
+    let open = Writable::open(&root.leases, dir)?;
+    let mode = open.before().unwrap_or_else(|| root.modes.directory());
+    match fs::mkdirat(dir, name, Mode::from_raw_mode(mode)) {
+        Ok(()) => settle_dir_mode(dir.as_fd(), name, mode),
         Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno),
     }
 }
 
-/// Gives a directory that was just made the mode 0755, if umask or a default ACL took some of it away.
-pub(super) fn settle_dir_mode(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+/// Gives a directory that was just made its mode, if umask or a default ACL took some of it away.
+pub(super) fn settle_dir_mode(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> rustix::io::Result<()> {
     let Ok(fd) = fs::openat(dir, name, sys::DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) else {
         return Ok(());
     };
-    if fs::fstat(&fd)?.st_mode & 0o777 != 0o755 {
-        fs::chmodat(&fd, ".", Mode::from_raw_mode(0o755), AtFlags::empty())?;
+    if fs::fstat(&fd)?.st_mode & 0o777 != mode {
+        fs::chmodat(&fd, ".", Mode::from_raw_mode(mode), AtFlags::empty())?;
     }
     Ok(())
 }

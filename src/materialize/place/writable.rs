@@ -62,6 +62,15 @@ impl Writable {
     }
 }
 
+impl Writable {
+    /// The mode that the directory gets back: of one that is read-only, as those of trees are.
+    pub(super) fn before(&self) -> Option<u32> {
+        let (leases, dir) = self.lease.as_ref()?;
+        let held = leases.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(held.get(&dir.inode)?.before)
+    }
+}
+
 impl Drop for Writable {
     fn drop(&mut self) {
         let Some((leases, dir)) = self.lease.take() else {
