@@ -90,8 +90,11 @@ async fn living(world: &World, before: &str) -> (Child, String) {
     );
     let living = script(world, "living", &text);
     let _ = std::fs::remove_file(format!("{told}.pid"));
-    let mut command = Command::new("sh");
+    // What runs the tests may ignore signals itself, as behind `nohup` or in a shell's background.
+    let mut command = Command::new("env");
     command.args([
+        "--default-signal=HUP,INT,QUIT,TERM,USR1,USR2,ALRM",
+        "sh",
         "-c",
         &format!(
             "{before} exec '{}' run {} -- {living}",
