@@ -7,13 +7,20 @@
 mod activation;
 mod clock;
 mod control;
+mod events;
 mod habit;
 mod idle;
 mod retention;
 #[cfg(test)]
 mod tests;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -22,9 +29,11 @@ use self::habit::habit;
 pub use self::{
     activation::{Inherited, notify_ready, notify_stopping},
     control::ControlDoor,
+    events::{EventDoor, EventDoors},
     retention::{Plan as RetentionPlan, Retention},
 };
 use crate::{
+    bep::event::CommandLine,
     bes::{
         self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, Upstream,
         journal::JournalOptions, limits::BesLimits,
@@ -127,6 +136,23 @@ impl Rooms {
         self.sources.set_rule(source);
     }
 
+    /// Whether outputs may be brought to an exec root there.
+    ///
+    /// # Errors
+    /// In words, which rule forbids it.
+    pub fn allows(&self, exec_root: &Path) -> Result<(), String> {
+        self.roots.allows(exec_root)
+    }
+
+    /// Whether the cache that a build with this command line uses answers us.
+    ///
+    /// # Errors
+    /// In words: it uses none, one that is not allowed, or one that does not answer.
+    pub async fn reaches_cache(&self, line: &CommandLine) -> Result<(), String> {
+        let cache = self.sources.of_build(Some(line))?;
+        cache.store.probe().await.map(|_| ()).map_err(|e| e.to_string())
+    }
+
     /// With another time for which settled builds are remembered, for clients that come back to their stream.
     #[must_use]
     pub fn with_linger(mut self, linger: Duration) -> Self {
@@ -181,7 +207,8 @@ pub struct DaemonOptions {
     pub hold: HoldPolicy,
     /// Where events are forwarded to.
     pub upstream: Option<Upstream>,
-    /// Where build tools connect.
+    /// Where build tools connect. Without any, they connect where [`Daemon::event_doors`] opens doors, and the journal
+    /// is gone on with when the first one is open.
     pub bes: Vec<BesListener>,
     /// Where the control API is served.
     pub control: Option<BesListener>,
@@ -211,6 +238,7 @@ pub struct Daemon {
     tasks: JoinSet<Result<(), String>>,
     rooms: Rooms,
     control_message: usize,
+    doors: EventDoors,
 }
 
 impl Daemon {
@@ -253,20 +281,21 @@ impl Daemon {
             .transpose()
             .map_err(|e| e.to_string())?;
         interrupt_stale(&rooms.record).await;
-        match events.recover().await {
-            Ok(0) => {}
-            Ok(streams) => tracing::info!(streams, "going on with builds that were not settled"),
-            Err(error) => tracing::error!("the journal cannot be read: {error}"),
-        }
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let stop = shutdown.clone();
-        let service = events.clone();
-        tasks.spawn(async move {
-            bes::serve(service, options.bes, stop)
-                .await
-                .map_err(|e| e.to_string())
-        });
+        let (doors, opened) = EventDoors::new(rooms.clone(), journal.clone(), options.hold, options.limits);
+        if options.bes.is_empty() {
+            tasks.spawn(async move { events::serve(opened, stop).await });
+        } else {
+            recover(&events).await;
+            let service = events.clone();
+            tasks.spawn(async move {
+                bes::serve(service, options.bes, stop)
+                    .await
+                    .map_err(|e| e.to_string())
+            });
+        }
         if let Some(listener) = options.control {
             let (service, stop) = (rooms.service.clone(), shutdown.clone());
             tasks.spawn(async move { control::serve_unix(service, listener, control_message, stop).await });
@@ -307,7 +336,14 @@ impl Daemon {
             tasks,
             rooms,
             control_message,
+            doors,
         })
+    }
+
+    /// For opening further doors for build tools' events, if the daemon was started without any.
+    #[must_use]
+    pub fn event_doors(&self) -> EventDoors {
+        self.doors.clone()
     }
 
     /// Cancelled, it closes the doors.
@@ -364,6 +400,15 @@ impl Daemon {
             tracing::warn!("the record or an output tree does not let go in time");
         }
         result
+    }
+}
+
+/// Goes on from the journal.
+async fn recover(events: &BesService) {
+    match events.recover().await {
+        Ok(0) => {}
+        Ok(streams) => tracing::info!(streams, "going on with builds that were not settled"),
+        Err(error) => tracing::error!("the journal cannot be read: {error}"),
     }
 }
 

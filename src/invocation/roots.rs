@@ -40,6 +40,9 @@ impl FromStr for PathMap {
     }
 }
 
+/// What to do about a root that is not allowed.
+const ADVICE: &str = "see --allow-exec-root and --path-map";
+
 /// Judges a directory that has just been opened.
 type Check<'a> = &'a dyn Fn(&OutputRoot) -> Result<(), String>;
 
@@ -153,9 +156,20 @@ impl Roots {
             Destination::Directory { path, .. } => self.open_path(path, None),
             Destination::ExecRoot => {
                 let path = rules.translate(exec_root);
-                self.open_allowed(&path, &rules, "see --allow-exec-root and --path-map")
+                self.open_allowed(&path, &rules, ADVICE)
             }
         }
+    }
+
+    /// Whether the root of a build may be at this path, as the build sees it. Blocks on the file system.
+    ///
+    /// # Errors
+    /// In words, which rule forbids it.
+    pub fn allows(&self, exec_root: &Path) -> Result<(), String> {
+        let rules = self.rules();
+        let path = rules.translate(&exec_root.to_string_lossy());
+        let user = rustix::process::geteuid().as_raw();
+        is_allowed_root(&path, &rules.allowed, user).map_err(|e| format!("{e}; {ADVICE}"))
     }
 
     /// Gives up roots that are gone, and their descriptors with them. What is under way in one ends by itself. Blocks on
