@@ -11,6 +11,9 @@ use crate::{
     remote::{BlobStore, Endpoint, GrpcCache, Header, RemoteOptions, without_user_info},
 };
 
+/// What some build tools write in the place of a secret.
+const REDACTED: &str = "<REDACTED>";
+
 /// Where to fetch from.
 #[derive(Clone)]
 pub enum SourceRule {
@@ -232,9 +235,15 @@ pub fn options_of(line: &CommandLine, template: &RemoteOptions) -> Result<Remote
     }
     for name in ["remote_header", "remote_cache_header"] {
         for header in line.all(name) {
-            options
-                .headers
-                .push(Header::parse(&format!("--{name}"), header).map_err(|e| e.to_string())?);
+            let header = Header::parse(&format!("--{name}"), header).map_err(|e| e.to_string())?;
+            // `run` knows it from the command itself already; some Bazels tell no value here.
+            let is_known = template.headers.iter().any(|known| {
+                known.name() == header.name()
+                    && (known.value() == header.value() || header.value() == REDACTED)
+            });
+            if !is_known {
+                options.headers.push(header);
+            }
         }
     }
     if options.endpoint.is_tls() {

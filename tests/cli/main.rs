@@ -18,6 +18,7 @@ mod notifying;
 mod python;
 mod reading;
 mod reloading;
+mod running;
 mod scripts;
 mod secrets;
 mod staging;
