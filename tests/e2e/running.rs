@@ -19,6 +19,7 @@ use crate::harness::{Bazel, Daemon, Outhaul, Run, Scratch, Stage, Upstream, Vers
 for_each_bazel!(embedded:
     nothing_is_missing_with_any_kind_of_cache,
     a_backend_of_the_rc_files_gets_every_event,
+    what_a_backend_has_not_got_is_sent_by_the_next_run,
     what_is_asked_of_bazel_costs_the_build_nothing,
     programs_that_call_bazel_have_their_builds_brought,
     what_was_run_can_be_staged_and_exported,
@@ -154,6 +155,30 @@ fn a_backend_of_the_rc_files_gets_every_event(stage: &Stage) {
     }
 }
 
+fn what_a_backend_has_not_got_is_sent_by_the_next_run(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let mut upstream = Upstream::start();
+    let backend = upstream.flag().replace("--bes-backend", "--bes_backend");
+    let id = "11111111-2222-3333-4444-555555555555";
+    let id_flag = format!("--invocation_id={id}");
+    upstream.go_down();
+    wrapped(
+        &outhaul,
+        &bazel,
+        &["--hold-timeout=3s"],
+        "build",
+        &["//:a", &backend, &id_flag],
+    )
+    .ok();
+    upstream.come_back();
+    assert!(upstream.invocations().is_empty());
+    wrapped(&outhaul, &bazel, &[], "build", &["//:b", &backend]).ok();
+    upstream.complete(id, String::new);
+    assert_eq!(upstream.invocations().len(), 2, "{:?}", upstream.invocations());
+}
+
 fn what_is_asked_of_bazel_costs_the_build_nothing(stage: &Stage) {
     let cache = stage.cache();
     let bazel = stage.bazel(&cache);
@@ -179,9 +204,27 @@ fn what_is_asked_of_bazel_costs_the_build_nothing(stage: &Stage) {
     assert_eq!(run.executed() + run.remote_hits(), 0, "{run}");
     for name in names {
         assert!(dir.join(name).is_file(), "{name}");
+        std::fs::remove_file(dir.join(name)).unwrap();
     }
-    let events = std::fs::read_to_string(dir.join("events")).unwrap();
-    assert!(events.contains("//gen:one"), "the file is the build's");
+    // One that is asked, and does not build: nothing is written.
+    let probing = Scratch::new("probing");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in --version|*/dev/null/outhaul*) exec {} \"$@\";; esac\n",
+        bazel.command_line("build")[0]
+    );
+    let only_asked = probing.join("bazel");
+    std::fs::write(&only_asked, script).unwrap();
+    std::fs::set_permissions(&only_asked, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut line = bazel.command_line("build");
+    line[0] = only_asked.display().to_string();
+    let all: Vec<&str> = std::iter::once("--")
+        .chain(line.iter().map(String::as_str))
+        .chain(args.iter().copied())
+        .collect();
+    let run = outhaul.run(bazel.workspace(), "run", &all).ok();
+    assert!(!run.stderr.contains("not known"), "{run}");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 fn programs_that_call_bazel_have_their_builds_brought(stage: &Stage) {

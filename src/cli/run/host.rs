@@ -98,7 +98,7 @@ impl Host {
         let heard = Heard {
             name: format!("`bazel {}` in {}", told.word, told.directory.display()),
             events,
-            waits: line.as_ref().is_none_or(waits),
+            waits: line.as_ref().is_some_and(waits),
         };
         self.heard
             .lock()
@@ -135,6 +135,10 @@ impl Host {
                 let helper = helper.ok_or("there is no directory for a credential helper")?;
                 more.push(format!("--{name}=127.0.0.1={helper}"));
             }
+        }
+        if line.is_none() {
+            // Bazel may be where our port cannot be reached, and must not fail for that: `run` waits in its place.
+            more.push("--bes_upload_mode=nowait_for_upload_complete".to_owned());
         }
         let door = self.doors.open(upstream).await?;
         flags.push(format!("--bes_backend=grpc://{}", door.address));

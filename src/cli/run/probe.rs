@@ -39,21 +39,22 @@ const STOPPING: &[&str] = &[
     "--experimental_workspace_rules_log_file=/",
     "--disk_cache=/dev/null/outhaul",
 ];
-/// Nothing is built, asked or written.
+/// Nothing is built, asked or written. Where Bazel does not know an option, what stands before it counts all the same, and
+/// what follows does not: first those that every version knows.
 const QUIET: &[&str] = &[
-    "--nobuild",
-    "--profile=/dev/null",
-    "--memory_profile=/dev/null",
-    "--starlark_cpu_profile=",
-    "--experimental_repository_resolved_file=",
-    "--execution_log_binary_file=",
-    "--execution_log_json_file=",
-    "--explain=",
-    "--remote_cache=",
-    "--remote_executor=",
     "--bes_backend=",
     "--build_event_text_file=",
     "--build_event_binary_file=",
+    "--profile=/dev/null",
+    "--nobuild",
+    "--remote_cache=",
+    "--remote_executor=",
+    "--explain=",
+    "--execution_log_binary_file=",
+    "--execution_log_json_file=",
+    "--starlark_cpu_profile=",
+    "--memory_profile=/dev/null",
+    "--experimental_repository_resolved_file=",
 ];
 /// The same for what only newer Bazels, or only older ones, write.
 const NEWER: &[&str] = &["--execution_log_compact_file=", "--remote_grpc_log="];
@@ -159,12 +160,8 @@ impl Probe<'_> {
         let number = rand::random::<u64>();
         let events = self.scratch.join(format!("{number:016x}.json"));
         let said = self.scratch.join(format!("{number:016x}.txt"));
-        let mut flags: Vec<String> = [NEWER, QUIET, STOPPING]
-            .concat()
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
-        flags.push(format!("--build_event_json_file={}", events.display()));
+        let mut flags = vec![format!("--build_event_json_file={}", events.display())];
+        flags.extend([QUIET, STOPPING, NEWER].concat().into_iter().map(str::to_owned));
         let told = loop {
             self.run(line, &flags, &said).await?;
             let told = read(&events, &flags);
@@ -240,12 +237,13 @@ fn version(said: &str) -> Option<u32> {
 fn without_unrecognized(flags: &[String], said: &str) -> Option<Vec<String>> {
     let unknown = said.split_once(UNRECOGNIZED)?.1.lines().next()?.trim();
     if NEWER.contains(&unknown) {
-        let newer = |flag: &&String| !NEWER.contains(&flag.as_str());
+        let others = flags
+            .iter()
+            .filter(|flag| !NEWER.contains(&flag.as_str()))
+            .cloned();
         return Some(
-            OLDER
-                .iter()
-                .map(|flag| (*flag).to_owned())
-                .chain(flags.iter().filter(newer).cloned())
+            others
+                .chain(OLDER.iter().map(|flag| (*flag).to_owned()))
                 .collect(),
         );
     }
