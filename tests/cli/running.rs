@@ -221,6 +221,17 @@ async fn events_that_cannot_be_forwarded_are_left_to_bazel() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backend_of_the_build_comes_before_our_own_and_that_is_said() {
+    let place = Place::new()
+        .with("RC", "\"--bes_backend=grpc://127.0.0.1:1\"")
+        .arg("--bes-backend=grpc://127.0.0.1:2")
+        .arg("--bes-header=a=b");
+    let ran = place.run(&["bazel", "build", "//a"]).await;
+    ran.says(0, &["grpc://127.0.0.1:1, not to --bes-backend"]);
+    assert_eq!(place.calls(), [format!("<build><//a>{OURS}")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commands_that_build_nothing_and_programs_that_are_no_bazel_run_as_they_are() {
     let place = Place::new();
     for words in [

@@ -17,6 +17,7 @@ use crate::{
     bes::{BesService, HoldPolicy, Upstream},
     config::{CacheArgs, UpstreamArgs},
     daemon::{EventDoors, Rooms},
+    remote::without_user_info,
 };
 
 /// How long a cache may take to answer at all before Bazel's downloads are left to Bazel.
@@ -82,7 +83,7 @@ impl Host {
     pub(super) async fn answer(&self, told: &Told) -> Answer {
         let line = told.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
-        let events = match self.door(told, line.as_ref(), &mut answer.flags).await {
+        let events = match self.door(told, line.as_ref(), &mut answer).await {
             Ok(events) => {
                 self.downloads(told, line.as_ref(), &mut answer).await;
                 Some(events)
@@ -112,7 +113,7 @@ impl Host {
         &self,
         told: &Told,
         line: Option<&CommandLine>,
-        flags: &mut Vec<String>,
+        answer: &mut Answer,
     ) -> Result<BesService, String> {
         let mut upstream = self.upstream(told.backend.as_deref(), None)?;
         let mut more = Vec::new();
@@ -125,6 +126,15 @@ impl Host {
                 );
             }
             upstream = self.upstream(named("bes_backend"), Some(line))?;
+            if let (Some(theirs), Some(ours)) = (named("bes_backend"), &self.upstream.bes_backend)
+                && theirs != ours
+                && self.own.is_some()
+            {
+                answer.messages.push(format!(
+                    "events go to the build's own event service {}, not to --bes-backend",
+                    without_user_info(theirs)
+                ));
+            }
             if named("bes_proxy").is_some() {
                 more.push("--bes_proxy=".to_owned());
             }
@@ -141,8 +151,10 @@ impl Host {
             more.push("--bes_upload_mode=nowait_for_upload_complete".to_owned());
         }
         let door = self.doors.open(upstream).await?;
-        flags.push(format!("--bes_backend=grpc://{}", door.address));
-        flags.append(&mut more);
+        answer
+            .flags
+            .push(format!("--bes_backend=grpc://{}", door.address));
+        answer.flags.append(&mut more);
         Ok(door.service)
     }
 
