@@ -25,6 +25,8 @@ for_each_bazel!(embedded:
     what_was_run_can_be_staged_and_exported,
 );
 
+for_each_bazel!(casd: nothing_is_missing_with_any_kind_of_cache);
+
 /// `outhaul run` of a Bazel's command.
 fn wrapped(outhaul: &Outhaul, bazel: &Bazel, flags: &[&str], command: &str, args: &[&str]) -> Run {
     let mut all: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
