@@ -4,10 +4,11 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fs::File,
     io::{Read as _, Write as _},
     os::unix::{
         ffi::OsStrExt as _,
-        fs::{DirBuilderExt as _, symlink},
+        fs::{DirBuilderExt as _, MetadataExt as _, symlink},
         net::UnixStream as StdUnixStream,
         process::CommandExt as _,
     },
@@ -17,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::fs::{FlockOperation, flock};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
@@ -43,9 +45,17 @@ const ASKING: Duration = Duration::from_secs(10);
 /// Bytes that it may say.
 const MOST: u64 = 64 << 20;
 
+/// The beginning of the directories' names.
+const PREFIX: &str = "outhaul-run-";
+/// A file that is locked for as long as its `run` lives.
+const LOCK: &str = "lock";
+/// How old a directory without a `run` is before it is swept: one that is being made has no lock yet.
+const ABANDONED: Duration = Duration::from_secs(60);
+
 /// A directory that goes with this `run`.
 pub(super) struct Shims {
     dir: PathBuf,
+    lock: Option<File>,
 }
 
 impl Shims {
@@ -65,19 +75,29 @@ impl Shims {
             .into_iter()
             .flatten()
         {
-            let shims = Self {
+            let mut shims = Self {
                 dir: base.join(&name),
+                lock: None,
             };
             match shims.make() {
-                Ok(()) => return Ok(shims),
+                Ok(()) => {
+                    sweep(&base);
+                    return Ok(shims);
+                }
                 Err(error) => failed = format!("failed to make {}: {error}", shims.dir.display()),
             }
         }
         Err(failed)
     }
 
-    fn make(&self) -> std::io::Result<()> {
+    fn make(&mut self) -> std::io::Result<()> {
         std::fs::DirBuilder::new().mode(0o700).create(&self.dir)?;
+        let mut lock = File::create(self.dir.join(LOCK))?;
+        // Where there are no locks, nothing is swept either.
+        let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        // A file system that is full takes links all the same, but nothing that a Bazel tells.
+        lock.write_all(&[0; 4096])?;
+        self.lock = Some(lock);
         let ours = std::env::current_exe()?;
         symlink(&ours, self.dir.join(HELPER))?;
         symlink(&ours, self.dir.join(NAMED))?;
@@ -89,8 +109,7 @@ impl Shims {
                 symlink(&ours, self.bin().join(name))?;
             }
         }
-        // A file system that is full takes links all the same, but nothing that a Bazel tells.
-        std::fs::write(self.dir.join("space"), [0; 4096])
+        Ok(())
     }
 
     fn bin(&self) -> PathBuf {
@@ -135,6 +154,25 @@ impl Shims {
 impl Drop for Shims {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Removes directories of ours whose `run` was killed.
+fn sweep(base: &Path) {
+    let user = rustix::process::geteuid().as_raw();
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+            && entry.metadata().is_ok_and(|meta| {
+                let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
+                meta.is_dir() && meta.uid() == user && age.is_some_and(|age| age > ABANDONED)
+            });
+        if !is_ours {
+            continue;
+        }
+        let lock = File::open(entry.path().join(LOCK));
+        if lock.is_ok_and(|lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -267,4 +305,41 @@ fn ask(socket: &Path, told: &Told) -> std::io::Result<Answer> {
     let mut answer = Vec::new();
     stream.take(MOST).read_to_end(&mut answer)?;
     Ok(serde_json::from_slice(&answer)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn directories_of_killed_runs_are_swept_and_no_others() {
+        let base = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let mut shims = Shims {
+                dir: base.path().join(name),
+                lock: None,
+            };
+            shims.make().unwrap();
+            shims
+        };
+        let [killed, alive, young, other] =
+            ["outhaul-run-1-a", "outhaul-run-2-b", "outhaul-run-3-c", "another"].map(make);
+        let directories = [&killed, &alive, &young, &other].map(|shims| shims.dir.clone());
+        let lives = [killed, young, other].map(|mut shims| {
+            shims.lock = None;
+            std::mem::ManuallyDrop::new(shims)
+        });
+        for directory in [&directories[0], &directories[1], &directories[3]] {
+            let old = SystemTime::now() - 2 * ABANDONED;
+            File::open(directory).unwrap().set_modified(old).unwrap();
+        }
+        sweep(base.path());
+        assert_eq!(
+            directories.map(|directory| directory.exists()),
+            [false, true, true, true]
+        );
+        drop((lives, alive));
+    }
 }
