@@ -14,7 +14,7 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::exit::Failure;
+use super::{exit::Failure, run::own_states};
 use crate::{
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, TlsFiles},
     control::{Heard, Service},
@@ -31,6 +31,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Trees of many outputs are listed in one message.
 const MAX_ANSWER: usize = 256 << 20;
+
+/// How many builds are looked through for the newest of a workspace.
+const NEWEST: u32 = 1000;
 
 /// A daemon's control API.
 pub(super) type Daemon = ControlClient<InterceptedService<Channel, WithToken>>;
@@ -150,6 +153,74 @@ impl Client {
             Ok(daemon) => Ok(Self::Daemon(daemon)),
             Err(refused) => Self::here(&door, &refused, state, cache).await,
         }
+    }
+
+    /// The client that knows a build, by its id or as the newest of a workspace, and the state directory that it is of.
+    /// While another process has the state directory, a wrapped build keeps what is its own in a directory below it.
+    pub(super) async fn of_build(
+        control: &ControlArgs,
+        state: &StateArgs,
+        cache: &CacheArgs,
+        invocation_id: &str,
+        workspace: &str,
+    ) -> Result<(Self, StateArgs), Failure> {
+        let mut best = Self::open(control, state, cache)
+            .await
+            .map(|client| (client, state.clone()));
+        if control.address(&cache.tls_files())?.is_some() {
+            return best;
+        }
+        let directory = state.directory()?;
+        let others: Vec<PathBuf> = if workspace.is_empty() {
+            let entries = std::fs::read_dir(directory.join("run"));
+            entries
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .collect()
+        } else {
+            own_states(&directory, Path::new(workspace)).collect()
+        };
+        let mut newest = None;
+        for (number, directory) in others.into_iter().filter(|other| other.is_dir()).enumerate() {
+            if let (0, Ok((client, _))) = (number, &mut best) {
+                newest = client.newest(invocation_id, workspace).await;
+            }
+            let other = StateArgs {
+                state_dir: Some(directory),
+                control_socket: None,
+            };
+            // One that is in use is of a build that still runs.
+            let Ok(mut client) = Self::open(&ControlArgs::default(), &other, cache).await else {
+                continue;
+            };
+            let found = client.newest(invocation_id, workspace).await;
+            let replaced = if found > newest {
+                newest = found;
+                std::mem::replace(&mut best, Ok((client, other)))
+            } else {
+                Ok((client, other))
+            };
+            if let Ok((client, _)) = replaced {
+                client.close().await;
+            }
+        }
+        best
+    }
+
+    /// When the newest build began that is meant by an id or a workspace.
+    async fn newest(&mut self, invocation_id: &str, workspace: &str) -> Option<i64> {
+        if !invocation_id.is_empty() {
+            return self
+                .invocation(invocation_id)
+                .await
+                .ok()
+                .map(|(row, _)| row.started_ms);
+        }
+        let rows = self.invocations(NEWEST).await.ok()?;
+        let of_it = |row: &&pb::Invocation| workspace.is_empty() || row.workspace == workspace;
+        rows.iter().filter(of_it).map(|row| row.started_ms).max()
     }
 
     /// This process, since no daemon answers: opens the record, unless another one was asked for. The failure tells

@@ -55,13 +55,20 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
         workspace: args.workspace,
     };
     let (invocation_id, workspace) = which.or_around()?;
-    let row = runtime()?.block_on(async {
-        let mut client = Client::open(&ControlArgs::default(), &args.state, &args.cache).await?;
+    let (row, state) = runtime()?.block_on(async {
+        let (mut client, state) = Client::of_build(
+            &ControlArgs::default(),
+            &args.state,
+            &args.cache,
+            &invocation_id,
+            &workspace,
+        )
+        .await?;
         let result = find(&mut client, invocation_id, workspace).await;
         client.close().await;
-        result
+        result.map(|row| (row, state))
     })?;
-    let journal = Journal::view(&args.state.directory()?.join("journal"));
+    let journal = Journal::view(&state.directory()?.join("journal"));
     let key = StreamKey {
         build_id: row.build_id.clone(),
         invocation_id: row.invocation_id.clone(),

@@ -37,7 +37,14 @@ pub(super) struct LsArgs {
 
 pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
     runtime()?.block_on(async {
-        let mut client = Client::open(&args.control, &args.state, &args.cache).await?;
+        let mut client = match &args.id {
+            Some(id) => {
+                Client::of_build(&args.control, &args.state, &args.cache, id, "")
+                    .await?
+                    .0
+            }
+            None => Client::open(&args.control, &args.state, &args.cache).await?,
+        };
         let id = args.id.as_deref().unwrap_or("");
         let class = args.class.as_deref().unwrap_or("");
         let result = client

@@ -91,6 +91,9 @@ enum Command {
 /// Parses the arguments and runs the command.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(code) = run::called_as_another() {
+        return code;
+    }
     let args: Vec<OsString> = std::env::args_os().collect();
     let command = Cli::command();
     let cli = match configured(&command, args) {

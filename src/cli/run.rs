@@ -1,45 +1,58 @@
 //! `outhaul run -- bazel build //…`: a build tool's command with a daemon of its own.
 //!
-//! The daemon lives in this process, on a free port of the loopback interface; nothing else has to run, and nothing
-//! stays behind. Bazel is told of it by flags put right behind its command word, so that the user's own flags, which
-//! come later, win where they disagree.
+//! The daemon lives in this process, on free ports of the loopback interface; nothing else has to run, and nothing
+//! stays behind. A Bazel is asked what its options come to ([`probe`]), gets a door for its events and flags that lead
+//! there ([`host`]), and is told to download nothing only where all of it is sure to come by us ([`mode`]). Any other
+//! program runs as it is, with a `PATH` on which Bazels below it are found by us first ([`shims`]).
 
 mod child;
-mod words;
+mod host;
+mod line;
+mod mode;
+mod probe;
+mod program;
+mod shims;
+mod state;
 
 use std::{
     ffi::OsString,
-    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
     io::Write as _,
     path::Path,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use clap::Args;
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 
 use self::{
     child::Signals,
-    words::{flags, with_flags, without_backend},
+    host::Host,
+    line::Line,
+    probe::Probe,
+    shims::{Shims, is_ours, path_without},
 };
-use super::{bare_runtime, exit::Failure, print};
+pub(super) use self::{shims::called_as_another, state::own as own_states};
+use super::{bare_runtime, exit::Failure, paths::workspace_around, print};
 use crate::{
-    bes::{BesAddress, BesListener},
     config::{CacheArgs, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
     daemon::{Daemon, DaemonOptions, Retention, Rooms},
     invocation::{Report, roots::Destination},
     open_files,
     printable::printable,
-    record::{Record, RecordError},
+    remote::Header,
 };
 
-/// What is kept of old builds where no daemon looks after that.
+/// What is kept of old builds, as `serve` does by default.
 const RETENTION: Retention = Retention {
     max_age: Duration::from_secs(14 * 24 * 3600),
-    journal_bytes: 0,
+    journal_bytes: 1 << 30,
 };
 /// How long optional outputs may still take after the command has ended.
 const OPTIONAL_WAIT: Duration = Duration::from_secs(600);
+/// What Bazel's commands end with when --strict fails them.
+const STRICT: u8 = 45;
 
 /// Arguments of `outhaul run`.
 #[derive(Debug, Args)]
@@ -48,7 +61,7 @@ pub(super) struct RunArgs {
     #[arg(long, env = "OUTHAUL_KEEP_DOWNLOAD_MODE")]
     keep_download_mode: bool,
 
-    /// The command: Bazel with its arguments
+    /// The command: Bazel with its arguments, or a program that calls Bazel
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 
@@ -78,104 +91,128 @@ pub(super) fn main(args: RunArgs) -> Result<u8, Failure> {
     bare_runtime()?.block_on(run(args))
 }
 
-async fn run(mut args: RunArgs) -> Result<u8, Failure> {
-    let hold = args.hold.policy()?;
-    let (command, backend) = without_backend(&args.command);
-    let mut upstream = args.upstream.clone();
-    // An empty one says that events are to go nowhere.
-    let unheard = backend.as_deref().is_some_and(str::is_empty);
-    if let Some(backend) = backend.filter(|backend| !backend.is_empty()) {
-        upstream.bes_backend = Some(backend);
-    }
-    let upstream = upstream.upstream(&mut args.cache, hold)?;
-    let limits = args.limits.limits()?;
-    let mut policy = args.selection.policy()?;
-    policy.limits = limits.build;
-    let rules = args.place.rules(Destination::ExecRoot)?;
-    let options = args.place.options()?;
-    // The command is the user's own, so it may say where its cache is.
-    let source = args.cache.source_rule(true)?;
-    let record = record(&args.state.directory()?).await?;
-    let listener =
-        BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into())).map_err(Failure::failed)?;
-    let rooms = Rooms::open(record, policy, rules, source, options, args.upstream.rewrite_uris)?;
-    let mut reports = rooms.engine.reports();
-    let daemon = Daemon::start(
-        rooms.clone(),
-        DaemonOptions {
-            // Nobody comes back to a port that ends with the command.
-            journal_dir: None,
-            durable: false,
-            hold,
-            upstream,
-            limits: limits.bes,
-            control_message: limits.control_message,
-            bes: vec![listener],
-            control: None,
-            admin: None,
-            retention: Some(RETENTION),
-            leases: None,
-            idle_timeout: None,
-            notifications: None,
-        },
-    )
-    .await
-    .map_err(Failure::failed)?;
-    let address = daemon.bes.first().map(ToString::to_string).unwrap_or_default();
-    let command = if unheard {
-        // A reader that has gone is no reason not to build.
-        let _ = writeln!(
-            print::err(),
-            "outhaul: the command has an empty --bes_backend, so its events go nowhere; it is run as it is, and nothing \
-             is brought to disk"
-        );
-        args.command.clone()
-    } else {
-        let flagged = with_flags(&command, &flags(&address, args.keep_download_mode));
-        // Without a word of Bazel's to put them behind, the command is the user's as it was.
-        if flagged == command {
-            args.command.clone()
-        } else {
-            flagged
+/// A daemon of our own.
+struct Started {
+    host: Arc<Host>,
+    shims: Shims,
+    reports: Arc<Mutex<Vec<Report>>>,
+    shutdown: CancellationToken,
+    serving: JoinHandle<Result<(), String>>,
+}
+
+async fn run(args: RunArgs) -> Result<u8, Failure> {
+    let mut signals = Signals::listen()?;
+    let strict = args.hold.strict;
+    let command = args.command.clone();
+    let path = path_without();
+    let name = command.first().cloned().unwrap_or_default();
+    let bazel = program::find(&name, &path, is_ours).filter(|file| program::is_bazel(file));
+    let is_building = bazel.is_some() && Line::building(&command).is_some();
+    let started = match start(args).await? {
+        Ok(started) => started,
+        Err(reason) => {
+            // The build comes first, whatever we can do for it.
+            say(&format!(
+                "{reason}; the command runs by itself, and nothing is brought to disk"
+            ));
+            let code = see_through(&command, &[], &mut signals).await?;
+            return Ok(if strict && is_building && code == 0 {
+                STRICT
+            } else {
+                code
+            });
         }
     };
-    let shutdown = daemon.shutdown_token();
-    let serving = tokio::spawn(daemon.join());
-    let started = Signals::listen().map_err(Failure::from).and_then(|signals| {
-        let child = child::start(&command)?;
-        // Only now: the command is to have the limit that it would have without us.
-        open_files::raise();
-        Ok((signals, child))
-    });
-    let ended = match started {
-        Ok((mut signals, mut child)) => match signals.see_through(&mut child).await {
-            Ok(status) => {
-                wait_for_optional(&rooms, &mut signals).await;
-                Ok(child::code(status))
-            }
-            Err(error) => Err(Failure::failed(format!(
-                "failed to wait for the command: {error}"
-            ))),
-        },
-        Err(failure) => Err(failure),
-    };
-    // The command's code counts, also when nobody reads what we say.
-    let _ = tell(&mut reports);
+    let ended = wrapped(
+        &started,
+        command,
+        bazel.as_deref(),
+        &path,
+        is_building,
+        &mut signals,
+    )
+    .await;
+    let Started {
+        host,
+        shims,
+        reports,
+        shutdown,
+        serving,
+    } = started;
+    if ended.is_ok() {
+        wait_for_rest(&host, &mut signals).await;
+    }
     // Whatever came of the command: a daemon whose runtime is taken away would take that for a fault of its own.
     shutdown.cancel();
-    drop(rooms);
+    let has_failed = ended.is_ok() && outcome(&host, &reports, bazel.is_none().then_some(&name));
+    drop(host);
     match serving.await {
         Ok(Ok(())) => {}
         Ok(Err(reason)) => tracing::error!("{reason}"),
         Err(error) => tracing::error!("{error}"),
     }
-    ended
+    drop(shims);
+    let code = ended?;
+    Ok(if strict && has_failed && code == 0 {
+        STRICT
+    } else {
+        code
+    })
+}
+
+/// Runs the command beside the daemon, with what it needs to be heard, to its end.
+async fn wrapped(
+    started: &Started,
+    mut command: Vec<OsString>,
+    bazel: Option<&Path>,
+    path: &OsString,
+    is_building: bool,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let mut environment = Vec::new();
+    if let Some(bazel) = bazel {
+        if *path != program::path() {
+            // Below another `run`: this one's events come here.
+            command[0] = bazel.into();
+            environment.push(("PATH", Some(path.clone())));
+        }
+        environment.push((shims::VARIABLE, None));
+        if is_building {
+            let asking = flagged(&command, bazel, path, started);
+            tokio::select! {
+                flagged = asking => command = flagged,
+                signal = signals.end() => return Ok(child::code_of(signal)),
+            }
+        }
+    } else {
+        match started.shims.serve(started.host.clone()) {
+            Ok(()) => environment = started.shims.environment(),
+            Err(error) => say(&format!("failed to listen for Bazels below the command: {error}")),
+        }
+    }
+    see_through(&command, &environment, signals).await
+}
+
+/// Runs a command to its end.
+async fn see_through(
+    command: &[OsString],
+    environment: &[(&str, Option<OsString>)],
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let mut child = child::start(command, environment)?;
+    // Only now: the command is to have the limit that it would have without us.
+    open_files::raise();
+    let status = signals.see_through(&mut child).await;
+    let status =
+        status.map_err(|error| Failure::failed(format!("failed to wait for the command: {error}")))?;
+    Ok(child::code(status))
 }
 
 /// What is optional, or was let go at the deadline, may still be on its way when the command has ended.
-async fn wait_for_optional(rooms: &Rooms, signals: &mut Signals) {
+async fn wait_for_rest(host: &Host, signals: &mut Signals) {
     let waited = tokio::time::timeout(OPTIONAL_WAIT, async {
-        while rooms.engine.is_busy().await {
+        host.streams_end().await;
+        while host.rooms.engine.is_busy().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
@@ -185,45 +222,191 @@ async fn wait_for_optional(rooms: &Rooms, signals: &mut Signals) {
                 tracing::error!("giving up on outputs that are still on their way");
             }
         }
-        () = signals.end() => {}
+        _ = signals.end() => {}
     }
 }
 
-/// The record of the state directory; one of the workspace's own where a daemon, or another `run`, has that.
-async fn record(state_dir: &Path) -> Result<Record, Failure> {
-    let here = std::env::current_dir()?;
-    let number = BuildHasherDefault::<DefaultHasher>::default().hash_one(&here);
-    let own = state_dir.join("run").join(format!("{number:016x}"));
-    let alone = state_dir.join("run").join(format!("pid-{}", std::process::id()));
-    let elsewhere = std::env::temp_dir().join(format!("outhaul-run-{}", std::process::id()));
-    for directory in [state_dir.to_owned(), own, alone, elsewhere] {
-        match tokio::task::spawn_blocking(move || Record::open(&directory)).await {
-            Ok(Ok((record, _))) => return Ok(record),
-            Ok(Err(RecordError::Held { .. })) => {}
-            // No record is worth a build.
-            Ok(Err(error)) => tracing::warn!("{error}"),
-            Err(error) => return Err(Failure::failed(error)),
+/// Says what came of it, and whether something did not come that the exit code of a Bazel does not tell of. `wrapped` is
+/// the program, if it is no Bazel.
+fn outcome(host: &Host, reports: &Mutex<Vec<Report>>, wrapped: Option<&OsString>) -> bool {
+    let reports = std::mem::take(&mut *reports.lock().unwrap_or_else(PoisonError::into_inner));
+    // The command's code counts, also when nobody reads what we say.
+    let _ = tell(&reports);
+    let unheard = host.unheard();
+    for name in &unheard.silent {
+        say(&format!(
+            "no event of {name} came, so nothing of it was brought to disk"
+        ));
+    }
+    if let Some(program) = wrapped.filter(|_| !host.has_heard_any()) {
+        say(&format!(
+            "no Bazel that builds was heard of below {}. It is heard of when it is called as `bazel` or `bazelisk` by way \
+             of PATH, or when its workspace has outhaul's tools/bazel",
+            Path::new(program).display()
+        ));
+    }
+    let has_failed = !host.all_wait() && reports.last().is_some_and(|report| report.failed > 0);
+    has_failed || unheard.any
+}
+
+/// Says something, if anybody hears it.
+fn say(message: &str) {
+    let _ = writeln!(print::err(), "outhaul: {message}");
+}
+
+/// Starts a daemon. The inner error is the environment's: a reason to run the command without one.
+async fn start(mut args: RunArgs) -> Result<Result<Started, String>, Failure> {
+    let hold = args.hold.policy()?;
+    // What these are for may be the build's own event service.
+    let own = match &args.upstream.bes_backend {
+        Some(_) => args.upstream.upstream(&mut args.cache, hold)?,
+        None => None,
+    };
+    let limits = args.limits.limits()?;
+    let mut policy = args.selection.policy()?;
+    policy.limits = limits.build;
+    let rules = args.place.rules(Destination::ExecRoot)?;
+    let options = args.place.options()?;
+    // The command is the user's own, so it may say where its cache is.
+    let mut cache = args.cache.clone();
+    cache.remote_header.extend(own_headers(&args.command));
+    let source = cache.source_rule(true)?;
+    let state_dir = args.state.directory().map_err(|e| e.to_string());
+    let shims = match Shims::new(state_dir.as_deref().ok()) {
+        Ok(shims) => shims,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let last = shims.scratch().join("state");
+    let opened = tokio::task::spawn_blocking(move || {
+        let here = std::env::current_dir().unwrap_or_default();
+        let workspace = workspace_around(&here).unwrap_or(here);
+        state::open(state_dir, &workspace, &last)
+    });
+    let kept = match opened.await.map_err(Failure::failed)? {
+        Ok(kept) => kept,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    if let Some(reason) = kept.lost {
+        say(&format!(
+            "nothing is kept of this build for later commands: {reason}"
+        ));
+    }
+    let rooms = match Rooms::open(
+        kept.record,
+        policy,
+        rules,
+        source,
+        options,
+        args.upstream.rewrite_uris,
+    ) {
+        Ok(rooms) => rooms,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let collected = Arc::<Mutex<Vec<Report>>>::default();
+    tokio::spawn(collect(rooms.engine.reports(), collected.clone()));
+    let options = DaemonOptions {
+        journal_dir: kept.journal,
+        durable: false,
+        hold,
+        upstream: None,
+        limits: limits.bes,
+        control_message: limits.control_message,
+        // Each Bazel gets a door of its own.
+        bes: Vec::new(),
+        control: None,
+        admin: None,
+        retention: Some(RETENTION),
+        leases: None,
+        idle_timeout: None,
+        notifications: None,
+    };
+    let daemon = match Daemon::start(rooms.clone(), options).await {
+        Ok(daemon) => daemon,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let host = Host {
+        doors: daemon.event_doors(),
+        rooms,
+        hold,
+        keep: args.keep_download_mode,
+        cache: args.cache,
+        upstream: args.upstream,
+        own,
+        helper: Some(shims.helper()),
+        heard: Mutex::default(),
+    };
+    Ok(Ok(Started {
+        host: Arc::new(host),
+        shims,
+        reports: collected,
+        shutdown: daemon.shutdown_token(),
+        serving: tokio::spawn(daemon.join()),
+    }))
+}
+
+/// Headers for the cache that the command itself names: some Bazels leave their values out of what they tell.
+fn own_headers(command: &[OsString]) -> Vec<String> {
+    let Some(line) = Line::building(command) else {
+        return Vec::new();
+    };
+    let mut headers = ["remote_header", "remote_cache_header"]
+        .map(|name| line.own_values(name))
+        .concat();
+    headers.retain(|header| Header::parse("--remote-header", header).is_ok());
+    headers
+}
+
+/// The command of a Bazel with what it needs to be heard.
+async fn flagged(command: &[OsString], bazel: &Path, path: &OsString, started: &Started) -> Vec<OsString> {
+    let (Some(line), Some(program)) = (Line::building(command), command.first()) else {
+        return command.to_vec();
+    };
+    let probe = Probe {
+        program: bazel,
+        path,
+        scratch: started.shims.scratch(),
+    };
+    let answer = started.host.answer(&probe.ask(&line).await).await;
+    for message in &answer.messages {
+        say(message);
+    }
+    std::iter::once(program.clone())
+        .chain(line.with(&answer.flags))
+        .collect()
+}
+
+async fn collect(mut reports: broadcast::Receiver<Report>, into: Arc<Mutex<Vec<Report>>>) {
+    loop {
+        match reports.recv().await {
+            Ok(report) => into.lock().unwrap_or_else(PoisonError::into_inner).push(report),
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
         }
     }
-    Err(Failure::failed(format!(
-        "every record below {} is held",
-        state_dir.display()
-    )))
 }
 
 /// One summary line for each invocation (Bazel starts another one in the same command after an eviction).
-fn tell(reports: &mut broadcast::Receiver<Report>) -> Result<(), Failure> {
+fn tell(reports: &[Report]) -> std::io::Result<()> {
     let mut err = print::err();
-    loop {
-        match reports.try_recv() {
-            Ok(report) => {
-                for message in &report.messages {
-                    writeln!(err, "outhaul: {}", printable(message))?;
-                }
-                writeln!(err, "{}", printable(&report.line))?;
-            }
-            Err(broadcast::error::TryRecvError::Lagged(_)) => {}
-            Err(_) => return Ok(()),
+    for report in reports {
+        for message in &report.messages {
+            writeln!(err, "outhaul: {}", printable(message))?;
         }
+        writeln!(err, "{}", printable(&report.line))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_that_can_be_sent_are_taken_from_the_command_itself() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let command =
+            words("bazel build --remote_header=a=b --remote_cache_header c=d --remote_header=x //a");
+        assert_eq!(own_headers(&command), ["a=b", "c=d"]);
+        assert!(own_headers(&words("make --remote_header=a=b")).is_empty());
     }
 }

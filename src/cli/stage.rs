@@ -150,6 +150,7 @@ pub(super) struct StageArgs {
 
 pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
     let (invocation_id, workspace) = args.which.or_around()?;
+    let known = (invocation_id.clone(), workspace.clone());
     let request = pb::StageRequest {
         invocation_id,
         workspace,
@@ -159,7 +160,7 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
         dry_run: args.dry_run,
     };
     runtime()?.block_on(async {
-        let mut client = patiently(args).await?;
+        let mut client = patiently(args, &known.0, &known.1).await?;
         let result = stage(args, &mut client, request).await;
         client.close().await;
         result
@@ -167,11 +168,19 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
 }
 
 /// The daemon, or the record; where another process has that, such as a second `stage` or a wrapped build, behind it.
-async fn patiently(args: &StageArgs) -> Result<Client, Failure> {
+async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Result<Client, Failure> {
     let begun = Instant::now();
     let mut told = false;
     loop {
-        match Client::open(&ControlArgs::default(), &args.state, &args.cache).await {
+        match Client::of_build(
+            &ControlArgs::default(),
+            &args.state,
+            &args.cache,
+            invocation_id,
+            workspace,
+        )
+        .await
+        {
             Err(failure) if failure.held && begun.elapsed() < PATIENCE => {
                 if !told && begun.elapsed() > Duration::from_secs(1) {
                     writeln!(print::err(), "outhaul: waiting: {}", failure.message)?;
@@ -179,7 +188,7 @@ async fn patiently(args: &StageArgs) -> Result<Client, Failure> {
                 }
                 tokio::time::sleep(LOOK).await;
             }
-            opened => return opened,
+            opened => return opened.map(|(client, _)| client),
         }
     }
 }

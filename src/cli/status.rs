@@ -45,7 +45,14 @@ pub(super) struct StatusArgs {
 
 pub(super) fn main(args: &StatusArgs) -> Result<u8, Failure> {
     runtime()?.block_on(async {
-        let mut client = Client::open(&args.control, &args.state, &args.cache).await?;
+        let mut client = match &args.id {
+            Some(id) => {
+                Client::of_build(&args.control, &args.state, &args.cache, id, "")
+                    .await?
+                    .0
+            }
+            None => Client::open(&args.control, &args.state, &args.cache).await?,
+        };
         let result = if args.watch {
             watch(args, &mut client).await
         } else if let Some(id) = &args.id {

@@ -155,7 +155,8 @@ fn read(args: &[OsString]) -> Result<Option<(PathBuf, String)>, ConfigError> {
     };
     match fs::read_to_string(&path) {
         Ok(text) => Ok(Some((path, text))),
-        Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // Where homes are missing, or somebody else's, nobody has put one there.
+        Err(_) if named.is_none() && fs::symlink_metadata(&path).is_err() => Ok(None),
         Err(error) => Err(ConfigError::new(format!("--config={}", path.display()), error)),
     }
 }

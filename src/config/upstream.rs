@@ -29,6 +29,10 @@ pub struct UpstreamArgs {
     /// Call files in what is passed on by their place on disk (file://) where they are there; needs --hold=target
     #[arg(long, env = "OUTHAUL_REWRITE_URIS")]
     pub rewrite_uris: bool,
+
+    /// Credential helpers of a build whose own event service this is.
+    #[arg(skip)]
+    pub credential_helper: Vec<String>,
 }
 
 impl UpstreamArgs {
@@ -67,6 +71,7 @@ impl UpstreamArgs {
             options.tls_client_key.clone_from(&cache.tls_client_key);
             cache.tls_for_upstream = true;
         }
+        options.credential_helpers.clone_from(&self.credential_helper);
         options.rewrite_uris = self.rewrite_uris;
         Upstream::new(options).map(Some).map_err(|e| {
             ConfigError::new(

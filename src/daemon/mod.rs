@@ -7,13 +7,20 @@
 mod activation;
 mod clock;
 mod control;
+mod events;
 mod habit;
 mod idle;
 mod retention;
 #[cfg(test)]
 mod tests;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -22,10 +29,11 @@ use self::habit::habit;
 pub use self::{
     activation::{Inherited, notify_ready, notify_stopping},
     control::ControlDoor,
+    events::{EventDoor, EventDoors},
     retention::{Plan as RetentionPlan, Retention},
 };
 use crate::{
-    bep,
+    bep::{self, event::CommandLine},
     bes::{
         self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, Upstream,
         counted::CountedLayer,
@@ -38,7 +46,7 @@ use crate::{
         Engine,
         policy::Policy,
         roots::{RootRules, Roots},
-        sources::{SourceRule, Sources},
+        sources::{BuildDirectories, SourceRule, Sources},
     },
     lease::{self, LeaseOptions, Leases},
     materialize::{MaterializeOptions, Materializer, place::OutputRoot},
@@ -130,6 +138,27 @@ impl Rooms {
         self.sources.set_rule(source);
     }
 
+    /// Whether outputs may be brought to an exec root there.
+    ///
+    /// # Errors
+    /// In words, which rule forbids it.
+    pub fn allows(&self, exec_root: &Path) -> Result<(), String> {
+        self.roots.allows(exec_root)
+    }
+
+    /// Whether the cache that a build with this command line uses answers us.
+    ///
+    /// # Errors
+    /// In words: it uses none, one that is not allowed, or one that does not answer.
+    pub async fn reaches_cache(
+        &self,
+        line: &CommandLine,
+        directories: &BuildDirectories,
+    ) -> Result<(), String> {
+        let cache = self.sources.of_build(Some(line), directories)?;
+        cache.probe().await.map_err(|e| e.to_string())
+    }
+
     /// With another time for which settled builds are remembered, for clients that come back to their stream.
     #[must_use]
     pub fn with_linger(mut self, linger: Duration) -> Self {
@@ -194,7 +223,8 @@ pub struct DaemonOptions {
     pub hold: HoldPolicy,
     /// Where events are forwarded to.
     pub upstream: Option<Upstream>,
-    /// Where build tools connect.
+    /// Where build tools connect. Without any, they connect where [`Daemon::event_doors`] opens doors, and the journal
+    /// is gone on with when the first one is open.
     pub bes: Vec<BesListener>,
     /// Where the control API is served.
     pub control: Option<BesListener>,
@@ -225,6 +255,7 @@ pub struct Daemon {
     rooms: Rooms,
     /// How requests of the control API are counted.
     requests: CountedLayer,
+    doors: EventDoors,
 }
 
 impl Daemon {
@@ -274,24 +305,21 @@ impl Daemon {
         if let Some(journal) = &journal {
             set_aside(&rooms, journal).await;
         }
-        // Whoever ends the daemon while it starts has not died of a build.
-        let unharmed = Unharmed(journal.clone());
-        let recovered = events.recover().await;
-        unharmed.done();
-        match recovered {
-            Ok(0) => {}
-            Ok(streams) => tracing::info!(streams, "going on with builds that were not settled"),
-            Err(error) => tracing::error!("the journal cannot be read: {error}"),
-        }
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let stop = shutdown.clone();
-        let service = events.clone();
-        tasks.spawn(async move {
-            bes::serve(service, options.bes, stop)
-                .await
-                .map_err(|e| e.to_string())
-        });
+        let (doors, opened) = EventDoors::new(rooms.clone(), journal.clone(), options.hold, options.limits);
+        if options.bes.is_empty() {
+            tasks.spawn(async move { events::serve(opened, stop).await });
+        } else {
+            recover(&events, journal.as_ref()).await;
+            let service = events.clone();
+            tasks.spawn(async move {
+                bes::serve(service, options.bes, stop)
+                    .await
+                    .map_err(|e| e.to_string())
+            });
+        }
         if let Some(listener) = options.control {
             let (service, stop) = (rooms.service.clone(), shutdown.clone());
             let requests = requests.clone();
@@ -332,7 +360,14 @@ impl Daemon {
             tasks,
             rooms,
             requests,
+            doors,
         })
+    }
+
+    /// For opening further doors for build tools' events, if the daemon was started without any.
+    #[must_use]
+    pub fn event_doors(&self) -> EventDoors {
+        self.doors.clone()
     }
 
     /// Cancelled, it closes the doors.
@@ -406,6 +441,19 @@ impl Drop for Unharmed {
         if let Some(journal) = &self.0 {
             journal.forget_replays();
         }
+    }
+}
+
+/// Goes on from the journal.
+async fn recover(events: &BesService, journal: Option<&Journal>) {
+    // Whoever ends the daemon while it starts has not died of a build.
+    let unharmed = Unharmed(journal.cloned());
+    let recovered = events.recover().await;
+    unharmed.done();
+    match recovered {
+        Ok(0) => {}
+        Ok(streams) => tracing::info!(streams, "going on with builds that were not settled"),
+        Err(error) => tracing::error!("the journal cannot be read: {error}"),
     }
 }
 

@@ -54,6 +54,18 @@ impl PathMap {
     }
 }
 
+/// What the rules say of a path.
+fn allowance<'a>(rules: &'a RootRules, path: &Path) -> Allowance<'a> {
+    Allowance {
+        listed: &rules.allowed,
+        is_mapped: rules.path_maps.iter().any(|map| map.names(path)),
+        uid: rustix::process::geteuid().as_raw(),
+    }
+}
+
+/// What to do about a root that is not allowed.
+const ADVICE: &str = "see --allow-exec-root and --path-map";
+
 /// Judges a directory that has just been opened.
 type Check<'a> = &'a dyn Fn(&OutputRoot) -> Result<(), String>;
 
@@ -190,9 +202,19 @@ impl Roots {
             Destination::Directory { path, .. } => self.open_path(path, None),
             Destination::ExecRoot => {
                 let path = rules.translate(exec_root);
-                self.open_allowed(&path, &rules, "see --allow-exec-root and --path-map")
+                self.open_allowed(&path, &rules, ADVICE)
             }
         }
+    }
+
+    /// Whether the root of a build may be at this path, as the build sees it. Blocks on the file system.
+    ///
+    /// # Errors
+    /// In words, which rule forbids it.
+    pub fn allows(&self, exec_root: &Path) -> Result<(), String> {
+        let rules = self.rules();
+        let path = rules.translate(&exec_root.to_string_lossy());
+        is_allowed_root(&path, allowance(&rules, &path)).map_err(|e| format!("{e}; {ADVICE}"))
     }
 
     /// Gives up roots that are gone, and their descriptors with them. What is under way in one ends by itself. Blocks on
@@ -225,11 +247,7 @@ impl Roots {
         rules: &RootRules,
         advice: &str,
     ) -> Result<(RootId, Arc<Root>), String> {
-        let allowance = Allowance {
-            listed: &rules.allowed,
-            is_mapped: rules.path_maps.iter().any(|map| map.names(path)),
-            uid: rustix::process::geteuid().as_raw(),
-        };
+        let allowance = allowance(rules, path);
         is_allowed_root(path, allowance).map_err(|e| format!("{e}; {advice}"))?;
         // Another directory may have been put there since its path was looked at.
         let check =

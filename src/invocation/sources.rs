@@ -10,10 +10,13 @@ use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
     remote::{
-        BlobStore, Chain, DiskCache, Endpoint, GrpcCache, Header, Nowhere, RemoteOptions, auth::check_helper,
-        channel::check_tls, netrc, split_user_info, without_user_info,
+        BlobStore, Chain, DiskCache, Endpoint, GrpcCache, Header, Nowhere, RemoteError, RemoteOptions,
+        auth::check_helper, channel::check_tls, netrc, split_user_info, without_user_info,
     },
 };
+
+/// What newer Bazels, and forks that redact, write in the place of a secret.
+const REDACTED: &str = "<REDACTED>";
 
 /// Where to fetch from.
 #[derive(Clone)]
@@ -46,6 +49,17 @@ impl SourceCache {
     #[must_use]
     pub fn blobs(&self) -> Arc<dyn BlobStore> {
         Arc::clone(&self.blobs)
+    }
+
+    /// Asks the remote cache whether it is there, and lets us in.
+    ///
+    /// # Errors
+    /// When there is none, or it does not answer.
+    pub async fn probe(&self) -> Result<(), RemoteError> {
+        match &self.store {
+            Some(store) => store.probe().await.map(|_| ()),
+            None => self.blobs.capabilities().await.map(|_| ()),
+        }
     }
 
     /// Options of the build's own that could not be used.
@@ -343,22 +357,23 @@ pub fn options_of(
     Ok(options)
 }
 
-/// What newer Bazels, and forks that redact, put into the stream in the place of a secret.
-const REDACTED: &str = "<REDACTED>";
-
 fn add_headers(line: &CommandLine, options: &mut RemoteOptions) {
+    // `run` knows some from the command itself already.
+    let own = options.headers.clone();
+    let is_known = |name: &str| own.iter().any(|known| known.name().eq_ignore_ascii_case(name));
     for name in ["remote_header", "remote_cache_header"] {
         for text in line.all(name) {
-            let redacted =
-                text == REDACTED || text.split_once('=').is_some_and(|(_, value)| value == REDACTED);
-            if redacted {
-                let header = text.split_once('=').map_or("", |(header, _)| header);
-                options.left_out.push(format!(
-                    "--{name}={header}: its value is redacted in the build's events"
-                ));
+            let (header, value) = text.split_once('=').unwrap_or(("", text));
+            if value == REDACTED {
+                if !is_known(header) {
+                    options.left_out.push(format!(
+                        "--{name}={header}: its value is redacted in the build's events"
+                    ));
+                }
                 continue;
             }
             match Header::parse(&format!("--{name}"), text) {
+                Ok(header) if own.contains(&header) => {}
                 Ok(header) => options.headers.push(header),
                 Err(error) => options.left_out.push(error.to_string()),
             }

@@ -118,9 +118,15 @@ impl Auth {
             METADATA_HEADER,
             MetadataValue::from_bytes(&request_metadata(attribution).encode_to_vec()),
         );
+        let (headers, run) = self.headers().await?;
+        insert(&mut map, headers.iter())?;
+        Ok((map, run))
+    }
+
+    /// The user's headers and the helper's, and which credentials they hold.
+    pub(crate) async fn headers(&self) -> Result<(Vec<Header>, Option<Run>), RemoteError> {
         let Some(helper) = &self.helper else {
-            insert(&mut map, self.headers.iter())?;
-            return Ok((map, None));
+            return Ok((self.headers.clone(), None));
         };
         let mut answer = self.answer.lock().await;
         if answer.as_ref().is_none_or(|a| a.until <= Instant::now()) {
@@ -142,8 +148,7 @@ impl Auth {
             });
         }
         let Some(Answer { result, run, .. }) = &*answer else {
-            insert(&mut map, self.headers.iter())?;
-            return Ok((map, None));
+            return Ok((self.headers.clone(), None));
         };
         // A header of both is the helper's: it is the newer word.
         let own = result.as_ref().map_err(Clone::clone)?;
@@ -151,8 +156,7 @@ impl Auth {
             .headers
             .iter()
             .filter(|h| own.iter().all(|o| o.name() != h.name()));
-        insert(&mut map, users.chain(own))?;
-        Ok((map, Some(Run(*run))))
+        Ok((users.chain(own).cloned().collect(), Some(Run(*run))))
     }
 
     /// After a request was refused as unauthenticated: whether another one may fare better, because there is a

@@ -9,6 +9,7 @@ mod bad_endpoints;
 mod bad_events;
 mod bad_settings;
 mod carrying;
+mod commands;
 mod control;
 mod crowding;
 mod depth;

@@ -1,237 +1,378 @@
-//! `outhaul run`: the command's own code, its signals, its limits, and another `outhaul run` inside.
+//! `outhaul run`, in front of a Bazel of a few lines, and in front of other programs.
 
 use std::{
     os::unix::fs::PermissionsExt as _,
-    process::Stdio,
-    time::{Duration, Instant},
+    path::{Path, PathBuf},
 };
 
-use rustix::process::Signal;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
-use crate::support::{PATIENCE, World, clean, finish, outhaul, run};
+use crate::support::{Ran, World, clean, finish, outhaul};
 
-/// A program of this text.
-fn script(world: &World, name: &str, text: &str) -> String {
-    let path = world.path(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
+/// A Bazel that tells its options as a real one does, the rc file's first, and writes down how it was called. With
+/// `SEND`, it sends that event file to where its events go.
+const BAZEL: &str = r#"#!/bin/bash
+here=${BASH_SOURCE%/*}
+[ "$1" = --version ] && { echo "bazel $VERSION"; exit; }
+list=$RC
+for arg; do case "$arg" in
+  --build_event_json_file=*) file=${arg#*=}; list="$list,\"$arg\"" ;;
+  --*) list="$list,\"$arg\"" ;;
+esac; done
+if [ -n "$file" ]; then
+  echo asked >> "$here/asked"
+  [ -n "$SILENT" ] && exit 2
+  echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=$BASE\"],\"cmdLine\":[${list#,}]}}" > "$file"
+  exit 2
+fi
+for arg; do printf '<%s>' "$arg"; done >> "$here/calls"
+echo >> "$here/calls"
+echo "$PATH|$OUTHAUL_RUN" >> "$here/environment"
+exit ${CODE:-0}
+"#;
+
+/// A directory with programs, and the variables that the fake Bazel goes by.
+struct Place {
+    dir: tempfile::TempDir,
+    variables: Vec<(&'static str, String)>,
+    args: Vec<String>,
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_cannot_be_run_is_told_as_by_a_shell_and_never_called_a_bug() {
-    let world = World::new().await;
-    let plain = world.path("plain");
-    std::fs::write(&plain, "echo x").unwrap();
-    let binary = script(&world, "binary", "\u{7f}ELF\0\0nothing of the kind");
-    let lost = script(&world, "lost", "#!/nonexistent/interpreter\n");
-    let directory = world.dir.path().display().to_string();
-    // The faults were of a race with the process's end.
-    for _ in 0..5 {
-        for (command, code, part) in [
-            ("/nonexistent", 127, "no such command"),
-            ("no-such-command-anywhere", 127, "no such command"),
-            ("", 127, "no such command"),
-            (&*lost, 127, "interpreter"),
-            (&*plain, 126, "ermission denied"),
-            (&*directory, 126, "is a directory"),
-            (&*binary, 126, "xec format"),
-        ] {
-            let ran = run(["run", &world.state(), "--", command]).await.expect(code);
-            assert!(
-                ran.err.contains(part) && ran.err.contains("failed to run"),
-                "{}",
-                ran.err
-            );
-            assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
-        }
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("bin")).unwrap();
+        let place = Self {
+            dir,
+            variables: vec![("VERSION", "7.7.1".to_owned())],
+            args: Vec::new(),
+        };
+        place.program("bazel", BAZEL);
+        place
     }
-    let script = script(&world, "script", "echo \"$1\"; exit 9\n");
-    let ran = run(["run", &world.state(), "--", &script, "a b"]).await.expect(9);
-    assert_eq!(
-        ran.out(),
-        "a b\n",
-        "a script without a first line for the system is one of the shell's"
-    );
-    run(["run", &world.state(), "--", "sh", "-c", "kill -9 $$"])
-        .await
-        .expect(137);
-}
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_command_has_the_limit_of_open_files_that_it_would_have_alone() {
-    let world = World::new().await;
-    let shown = script(&world, "shown", "#!/bin/sh\nulimit -S -n; ulimit -H -n\n");
-    let mut alone = Command::new("sh");
-    alone.args(["-c", &format!("ulimit -S -n 256; exec {shown}")]);
-    let expected = finish(clean(alone)).await.expect(0).out();
-    assert!(expected.starts_with("256\n"));
-    let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        &format!(
-            "ulimit -S -n 256; exec '{}' run {} -- {shown}",
-            env!("CARGO_BIN_EXE_outhaul"),
-            world.state()
-        ),
-    ]);
-    assert_eq!(finish(clean(command)).await.expect(0).out(), expected);
-}
-
-/// `outhaul run` of a command that lives until it is told to end, and tells of signals.
-async fn living(world: &World, before: &str) -> (Child, String) {
-    let told = world.path("told");
-    let _ = std::fs::remove_file(&told);
-    let text = format!(
-        "#!/bin/bash\nfor s in HUP INT QUIT TERM USR1 USR2 ALRM; do trap \"echo $s >> '{told}'; exit 33\" $s; done\n\
-         trap 'echo CONT >> {told}' CONT\necho $$ > '{told}.part'; mv '{told}.part' '{told}.pid'\n\
-         while :; do sleep 0.05; done\n"
-    );
-    let living = script(world, "living", &text);
-    let _ = std::fs::remove_file(format!("{told}.pid"));
-    // What runs the tests may ignore signals itself, as behind `nohup` or in a shell's background.
-    let mut command = Command::new("env");
-    command.args([
-        "--default-signal=HUP,INT,QUIT,TERM,USR1,USR2,ALRM",
-        "sh",
-        "-c",
-        &format!(
-            "{before} exec '{}' run {} -- {living}",
-            env!("CARGO_BIN_EXE_outhaul"),
-            world.state()
-        ),
-    ]);
-    let mut command = clean(command);
-    // A group of its own, which is in no terminal's foreground.
-    let child = command.process_group(0).stderr(Stdio::inherit()).spawn().unwrap();
-    let pid = format!("{told}.pid");
-    let deadline = Instant::now() + PATIENCE;
-    while !std::path::Path::new(&pid).exists() {
-        assert!(Instant::now() < deadline, "the command never began");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.push((name, value.to_owned()));
+        self
     }
-    (child, told)
+
+    fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.dir.path().join("bin")
+    }
+
+    fn program(&self, name: &str, text: &str) -> String {
+        let path = self.bin().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path.display().to_string()
+    }
+
+    fn path(&self) -> String {
+        format!("{}:/usr/bin:/bin", self.bin().display())
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = outhaul();
+        command
+            .arg("run")
+            .args(&self.args)
+            .arg("--")
+            .args(words)
+            .current_dir(self.dir.path())
+            .env("PATH", self.path())
+            .env("HOME", self.dir.path())
+            .env("BASE", self.dir.path().join("base"))
+            .envs(self.variables.iter().map(|(name, value)| (*name, value)));
+        command
+    }
+
+    async fn run(&self, words: &[&str]) -> Ran {
+        finish(self.command(words)).await
+    }
+
+    fn lines(&self, name: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.bin().join(name)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// How the Bazel was called, its door's port left out.
+    fn calls(&self) -> Vec<String> {
+        let port = regex::Regex::new("grpc://127.0.0.1:[0-9]+>").unwrap();
+        let calls = self.lines("calls");
+        calls
+            .iter()
+            .map(|call| port.replace_all(call, "grpc://OURS>").into_owned())
+            .collect()
+    }
 }
 
-fn send(child: &Child, signal: Signal) {
-    let pid = i32::try_from(child.id().unwrap()).unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
-}
-
-async fn end(mut child: Child) -> Option<i32> {
-    tokio::time::timeout(PATIENCE, child.wait())
-        .await
-        .expect("it ends")
-        .unwrap()
-        .code()
-}
+const OURS: &str = "<--bes_backend=grpc://OURS>";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_for_run_alone_reaches_the_command_which_is_never_left_behind() {
+async fn flags_stand_last_whatever_the_rc_files_say() {
     let world = World::new().await;
-    for (signal, name) in [
-        (Signal::HUP, "HUP"),
-        (Signal::INT, "INT"),
-        (Signal::QUIT, "QUIT"),
-        (Signal::TERM, "TERM"),
-        (Signal::USR1, "USR1"),
-        (Signal::USR2, "USR2"),
-        (Signal::ALARM, "ALRM"),
+    let cache = format!("\"--remote_cache={}\"", world.cache.endpoint());
+    for (rc, more) in [
+        ("", ""),
+        (
+            "\"--config=ci\",\"--bes_upload_mode=nowait_for_upload_complete\"",
+            "",
+        ),
+        (
+            "\"--bes_timeout=30s\",\"--bes_header=a=b\",\"--bes_keywords=k\"",
+            "",
+        ),
+        (
+            "\"--bes_backend=grpc://127.0.0.1:1\",\"--bes_proxy=unix:/x\"",
+            "<--bes_proxy=>",
+        ),
+        ("\"--bes_backend=\"", ""),
+        (&*cache, "<--remote_download_minimal>"),
+        (
+            &*format!("{cache},\"--remote_download_toplevel\""),
+            "<--remote_download_minimal>",
+        ),
+        (&*format!("{cache},\"--remote_download_all\""), ""),
+        (&*format!("{cache},\"--disk_cache=/d\""), ""),
+        ("\"--remote_cache=http://127.0.0.1:1\"", ""),
     ] {
-        let (child, told) = living(&world, "").await;
-        send(&child, signal);
-        assert_eq!(end(child).await, Some(33), "{name}");
-        assert_eq!(std::fs::read_to_string(&told).unwrap(), format!("{name}\n"));
+        let place = Place::new().with("RC", rc).with("CODE", "1");
+        let ran = place
+            .run(&["bazel", "build", "//a", "--config=late", "--", "-//b"])
+            .await
+            .expect(1);
+        let expected = format!("<build><//a><--config=late>{OURS}{more}<--><-//b>");
+        assert_eq!(place.calls(), [expected], "{rc}");
+        ran.says(1, &["no event of `bazel build`"]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_run_was_started_to_ignore_stays_ignored() {
+async fn what_cannot_be_known_leaves_bazels_mode_alone() {
     let world = World::new().await;
-    let (child, told) = living(&world, "trap '' HUP;").await;
-    send(&child, Signal::HUP);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!std::path::Path::new(&told).exists());
-    send(&child, Signal::TERM);
-    assert_eq!(end(child).await, Some(33));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn run_stops_with_its_command_and_goes_on_with_it() {
-    let world = World::new().await;
-    let (child, told) = living(&world, "").await;
-    let command: String = std::fs::read_to_string(format!("{told}.pid")).unwrap();
-    let state = |pid: &str| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.rsplit(") ").next().unwrap().chars().next().unwrap()
-    };
-    let run = child.id().unwrap().to_string();
-    let deadline = Instant::now() + PATIENCE;
-    send(&child, Signal::TSTP);
-    while state(&run) != 'T' || state(command.trim()) != 'T' {
-        assert!(Instant::now() < deadline, "one of them goes on");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    let cache = format!("\"--remote_cache={}\"", world.cache.endpoint());
+    let own = format!("<build><//a>{OURS}");
+    let place = Place::new().with("RC", &cache).with("SILENT", "1");
+    let ran = place.run(&["bazel", "build", "//a"]).await;
+    ran.says(0, &["options are not known"]);
+    // Our port may be out of its reach, too, which must not fail it.
+    let waits_not = "<--bes_upload_mode=nowait_for_upload_complete>";
+    assert_eq!(place.calls(), [format!("{own}{waits_not}")]);
+    for version in ["no_version", "6.5.0", "4.2.3"] {
+        let place = Place::new().with("RC", &cache).with("VERSION", version);
+        place.run(&["bazel", "build", "//a"]).await.expect(0);
+        assert_eq!(place.calls(), [own.as_str()], "{version}");
     }
-    send(&child, Signal::CONT);
-    while state(&run) == 'T' || state(command.trim()) == 'T' {
-        assert!(Instant::now() < deadline, "one of them stays stopped");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    send(&child, Signal::TERM);
-    assert_eq!(end(child).await, Some(33));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn outhaul_may_run_outhaul() {
-    let world = World::new().await;
-    let bazel = script(
-        &world,
-        "bazel",
-        "#!/bin/sh\nfor arg; do echo \"$arg\"; done\nexit 5\n",
+    let gone = "\"--remote_cache=grpc://127.0.0.1:1\"";
+    let place = Place::new().with("RC", gone);
+    let ran = place.run(&["bazel", "build", "//a"]).await;
+    ran.says(0, &["Bazel downloads by itself", "127.0.0.1:1"]);
+    assert_eq!(place.calls(), [own.as_str()]);
+    // Every user may write there.
+    let place = Place::new().with("RC", &cache);
+    let base = place.dir.path().join("base");
+    std::fs::create_dir(&base).unwrap();
+    std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let ran = place.run(&["bazel", "build", "//a"]).await;
+    ran.says(
+        0,
+        &["Bazel downloads by itself", "mode 0777", "--allow-exec-root"],
     );
-    let own = env!("CARGO_BIN_EXE_outhaul");
-    let mut command = outhaul();
-    command.args(["run", &world.state(), "--", own, "run", &world.state(), "--"]);
-    command.args([own, "run", &world.state()]);
-    command.args(["--", &bazel, "build", "//a"]);
-    let ran = finish(command).await.expect(5);
-    let out = ran.out();
-    let given: Vec<&str> = out.lines().collect();
-    assert_eq!(given.first(), Some(&"build"));
-    assert_eq!(given.last(), Some(&"//a"));
-    let backends = given
-        .iter()
-        .filter(|arg| arg.starts_with("--bes_backend="))
-        .count();
-    assert_eq!(
-        backends, 1,
-        "each passes events on to the one around it: {given:?}"
-    );
+    assert_eq!(place.calls(), [own.as_str()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_credential_helper_has_the_limit_of_open_files_that_it_would_have_alone() {
-    let world = World::new().await;
-    let shown = world.path("shown");
-    let text = format!("#!/bin/sh\nulimit -S -n > '{shown}'\ncat >/dev/null\necho '{{\"headers\":{{}}}}'\n");
-    let helper = script(&world, "helper", &text);
-    let digest = world.file("").1.to_string();
-    let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        &format!(
-            "ulimit -S -n 256; exec '{}' fetch blob {digest} {} --credential-helper={helper} -o /dev/null",
-            env!("CARGO_BIN_EXE_outhaul"),
-            world.cache_flag()
+async fn events_that_cannot_be_forwarded_are_left_to_bazel() {
+    for (rc, part) in [
+        ("\"--google_default_credentials\"", "Google"),
+        ("\"--google_credentials=/x\"", "Google"),
+        (
+            "\"--bes_backend=grpcs://h\",\"--bes_proxy=unix:/x\"",
+            "--bes_proxy=unix:/x",
         ),
-    ]);
-    finish(clean(command)).await;
-    assert_eq!(std::fs::read_to_string(&shown).unwrap(), "256\n");
-    let mut missing = outhaul();
-    missing.args(["fetch", "blob", &digest, &world.cache_flag(), "-o", "-"]);
-    missing.arg("--credential-helper=/nonexistent/helper");
-    finish(missing)
+        ("\"--bes_backend=ftp://h\"", "ftp://h"),
+        (
+            "\"--bes_backend=grpcs://h\",\"--tls_certificate=/no/such/file\"",
+            "/no/such/file",
+        ),
+    ] {
+        let place = Place::new().with("RC", rc);
+        place
+            .run(&["bazel", "test", "//a"])
+            .await
+            .says(0, &[part, "brings nothing"]);
+        assert_eq!(place.calls(), ["<test><//a>"], "{rc}");
+        let strict = Place::new().with("RC", rc).arg("--strict");
+        strict.run(&["bazel", "test", "//a"]).await.expect(45);
+    }
+    let helped = Place::new().with("RC", "\"--credential_helper=/h\"");
+    helped.run(&["bazel", "test", "//a"]).await.expect(0);
+    let call = helped.calls().remove(0);
+    let start = format!("<test><//a>{OURS}<--credential_helper=127.0.0.1=/");
+    assert!(
+        call.starts_with(&start) && call.ends_with("no-credentials>"),
+        "{call}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_of_the_build_comes_before_our_own_and_that_is_said() {
+    let place = Place::new()
+        .with("RC", "\"--bes_backend=grpc://127.0.0.1:1\"")
+        .arg("--bes-backend=grpc://127.0.0.1:2")
+        .arg("--bes-header=a=b");
+    let ran = place.run(&["bazel", "build", "//a"]).await;
+    ran.says(0, &["grpc://127.0.0.1:1, not to --bes-backend"]);
+    assert_eq!(place.calls(), [format!("<build><//a>{OURS}")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_build_nothing_and_programs_that_are_no_bazel_run_as_they_are() {
+    let place = Place::new();
+    for words in [
+        &["bazel"][..],
+        &["bazel", "info"],
+        &["bazel", "query", "build"],
+        &["bazel", "--output_base", "build", "shutdown"],
+    ] {
+        let ran = place.run(words).await.expect(0);
+        assert_eq!(ran.err, "", "{words:?}");
+    }
+    assert_eq!(
+        place.calls(),
+        ["", "<info>", "<query><build>", "<--output_base><build><shutdown>"]
+    );
+    assert_eq!(place.lines("asked"), Vec::<String>::new());
+    for name in ["make", "bazel-ci.sh", "bazel-remote"] {
+        let program = place.program(name, "#!/bin/sh\nprintf '<%s>' \"$@\"\nexit 7\n");
+        let ran = place.run(&[&program, "build", "//a"]).await;
+        let ran = ran.says(7, &["no Bazel that builds was heard of", "tools/bazel"]);
+        assert_eq!(ran.out(), "<build><//a>");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bazels_below_a_wrapped_program_are_heard_with_the_environment_that_they_would_have() {
+    let place = Place::new().with("CODE", "3");
+    let script = "bazel build //a; env X=1 bazel --batch test //b -- -//c & wait; bazel info; bazelisk build; \
+                  env -i PATH=\"$PATH\" bazel build //d";
+    let ran = place.run(&["sh", "-c", script]).await.expect(0);
+    assert!(
+        ran.err.contains("bazelisk: not found"),
+        "no other Bazel than those that there are: {}",
+        ran.err
+    );
+    let mut calls = place.calls();
+    calls.sort();
+    assert_eq!(
+        calls,
+        [
+            format!("<--batch><test><//b>{OURS}<--><-//c>"),
+            format!("<build><//a>{OURS}"),
+            format!("<build><//d>{OURS}"),
+            "<info>".to_owned(),
+        ]
+    );
+    assert_eq!(place.lines("asked").len(), 3);
+    for environment in place.lines("environment") {
+        assert_eq!(environment, format!("{}|", place.path()));
+    }
+    assert_eq!(ran.err.matches("no event of `bazel").count(), 3, "{}", ran.err);
+    let strict = Place::new().arg("--strict");
+    strict.run(&["sh", "-c", "bazel build //a"]).await.expect(45);
+    let failing = Place::new().arg("--strict");
+    failing
+        .run(&["sh", "-c", "bazel build //a; exit 9"])
         .await
-        .says(1, &["/nonexistent/helper", "can't be started"]);
+        .expect(9);
+    let none = Place::new().arg("--strict");
+    none.run(&["true"]).await.expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_below_another_one_hears_its_own_bazel() {
+    let place = Place::new();
+    let outer = "\"$0\" run --strict -- bazel build //a; echo inner $?";
+    let ran = place
+        .run(&["sh", "-c", outer, env!("CARGO_BIN_EXE_outhaul")])
+        .await
+        .expect(0);
+    assert_eq!(ran.out(), "inner 45\n", "the fake one sends nothing");
+    assert_eq!(place.calls(), [format!("<build><//a>{OURS}")]);
+    assert_eq!(place.lines("environment"), [format!("{}|", place.path())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bazel_that_is_called_by_its_path_is_heard_through_tools_bazel() {
+    let place = Place::new();
+    let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel");
+    let launcher = format!(
+        "#!/bin/sh\nBAZEL_REAL={0}/bazel exec {wrapper} \"$@\"\n",
+        place.bin().display()
+    );
+    let launcher = place.program("launcher", &launcher);
+    place
+        .run(&["sh", "-c", &format!("{launcher} build //a")])
+        .await
+        .expect(0);
+    assert_eq!(place.calls(), [format!("<build><//a>{OURS}")]);
+    assert_eq!(place.lines("environment"), [format!("{}|", place.path())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_runs_in_poor_environments() {
+    let place = Place::new().with("CODE", "5");
+    let full = tempfile::tempdir().unwrap();
+    let nowhere = full.path().join("none");
+    let unwritable = Path::new("/proc/self");
+    for (home, temp, said) in [
+        (None, None, "nothing is kept"),
+        (Some(Path::new("/dev/null/x")), None, "nothing is kept"),
+        (Some(unwritable), None, "nothing is kept"),
+        (None, Some(&*nowhere), "runs by itself"),
+        (Some(unwritable), Some(unwritable), "runs by itself"),
+    ] {
+        let mut command = place.command(&["bazel", "build", "//a"]);
+        match home {
+            Some(home) => command.env("HOME", home),
+            None => command.env_remove("HOME"),
+        };
+        if let Some(temp) = temp {
+            command.env("TMPDIR", temp);
+        }
+        finish(command).await.says(5, &[said]);
+    }
+    assert_eq!(place.calls().len(), 5);
+    let heard = place.calls().iter().filter(|call| call.contains(OURS)).count();
+    assert_eq!(heard, 3, "{:?}", place.calls());
+    // The state directory serves where the temporary one is full.
+    let mut command = place.command(&["bazel", "build", "//a"]);
+    command.env("TMPDIR", &nowhere);
+    finish(command).await.says(5, &["no event of"]);
+    let mut few = clean(Command::new("sh"));
+    let line = format!(
+        "ulimit -n 64; exec {} run -- bazel build //a",
+        env!("CARGO_BIN_EXE_outhaul")
+    );
+    few.args(["-c", &line])
+        .env("PATH", place.path())
+        .env("HOME", place.dir.path());
+    few.env("CODE", "5").current_dir(place.dir.path());
+    finish(few).await.says(5, &["no event of"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_are_wrong_are_still_errors() {
+    let place = Place::new().arg("--hold=never");
+    place.run(&["bazel", "build"]).await.says(2, &["--hold"]);
+    assert!(place.calls().is_empty());
+    let place = Place::new();
+    let mut command = place.command(&["bazel", "build"]);
+    command.env("OUTHAUL_REMOTE_CACHE", "ftp://x");
+    finish(command).await.says(2, &["--remote-cache=ftp://x"]);
 }

@@ -55,18 +55,19 @@ async fn closed() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn building_commands_get_the_flags_behind_the_command_word() {
+async fn building_commands_get_the_flags_behind_their_options() {
     let (world, wrapper) = (World::new().await, Wrapper::new());
     let server = world.serve(&[]).await;
     let door = server.door();
     let backend = format!("--bes_backend={door}");
     let flags = [backend.as_str(), "--remote_download_minimal"];
+    let run_flags = [backend.as_str()];
     for (before, after) in [
-        (vec!["build"], vec!["//a b", "", "--x= y", "*", "--", "-//c"]),
-        (vec!["--batch", "test"], vec!["//..."]),
+        (vec!["build", "//a b", "", "--x= y", "*"], vec!["--", "-//c"]),
+        (vec!["--batch", "test", "//...", "--config=late"], vec![]),
         (
-            vec!["--output_base", "build", "run"],
-            vec!["//a", "--", "--bes_backend=x", "build"],
+            vec!["--output_base", "build", "run", "//a"],
+            vec!["--", "--bes_backend=x", "build"],
         ),
         (
             vec!["--bazelrc=x", "--host_jvm_args", "-Xmx1g", "coverage"],
@@ -74,7 +75,13 @@ async fn building_commands_get_the_flags_behind_the_command_word() {
         ),
     ] {
         let args = [&before[..], &after[..]].concat();
-        let expected = shown(&[&before[..], &flags[..], &after[..]].concat());
+        // What is run must be there before our turn comes.
+        let added = if before.contains(&"run") {
+            &run_flags[..]
+        } else {
+            &flags[..]
+        };
+        let expected = shown(&[&before[..], added, &after[..]].concat());
         assert_eq!(wrapper.given(door, &args).await, expected);
         let bare = door.strip_prefix("grpc://").unwrap();
         let given = wrapper.given(bare, &args).await;
@@ -158,10 +165,10 @@ async fn unix_sockets_are_reached_by_bazels_proxy_flag() {
     let proxy = format!("--bes_proxy=unix:{path}");
     let expected = shown(&[
         "build",
+        "//a",
         "--bes_backend=grpc://localhost",
         &proxy,
         "--remote_download_minimal",
-        "//a",
     ]);
     let has = |tool: &str| {
         let found = std::process::Command::new("sh")

@@ -97,9 +97,15 @@ impl Backend {
     }
 
     pub(super) fn upstream(&self) -> Upstream {
+        self.upstream_with(|_| {})
+    }
+
+    pub(super) fn upstream_with(&self, change: impl FnOnce(&mut UpstreamOptions)) -> Upstream {
         let address = self.address.lock().unwrap().unwrap();
         let endpoint = Endpoint::parse("--bes-backend", &format!("grpc://{address}")).unwrap();
-        Upstream::new(UpstreamOptions::new(endpoint)).unwrap()
+        let mut options = UpstreamOptions::new(endpoint);
+        change(&mut options);
+        Upstream::new(options).unwrap()
     }
 
     fn note(&self, came: Came) {

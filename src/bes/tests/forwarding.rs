@@ -304,6 +304,36 @@ async fn calls_beyond_those_that_may_wait_for_upstream_are_dropped_and_fail_no_b
 }
 
 #[tokio::test]
+async fn a_credential_helper_is_asked_for_headers() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let helper = dir.path().join("helper");
+    let text = "#!/bin/sh\ncat > /dev/null\necho '{\"headers\":{\"x-api-key\":[\"helped\"]}}'\n";
+    std::fs::write(&helper, text).unwrap();
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let backend = Backend::start().await;
+    let upstream = backend.upstream_with(|options| {
+        options.credential_helpers = vec![
+            "elsewhere.example.com=/no/such/helper".to_owned(),
+            helper.display().to_string(),
+        ];
+    });
+    let daemon = Daemon::forwarding(options(HoldMode::None), None, Some(upstream)).await;
+    daemon.engine.settle(0);
+    let mut headers = MetadataMap::new();
+    headers.insert("x-api-key", "sent".parse().unwrap());
+    let (sender, mut answers) = upload(&daemon, headers).await;
+    sender.send(strange(1, b"x")).unwrap();
+    sender.send(finish(2)).unwrap();
+    drop(sender);
+    while answers.message().await.unwrap().is_some() {}
+    backend.until_closed().await;
+    let seen = backend.headers();
+    assert_eq!(seen[0].get("x-api-key").unwrap(), "helped");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn the_next_daemon_sends_what_upstream_has_not_got() {
     let dir = tempfile::tempdir().unwrap();
     let backend = Backend::start().await;

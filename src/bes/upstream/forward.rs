@@ -209,10 +209,8 @@ impl Forwarder {
             self.channel = credentials.channels.open();
             self.credentials = credentials;
         }
-        let headers = headers::upstream(
-            &self.source.headers.borrow_and_update(),
-            &self.credentials.headers,
-        );
+        let own = self.credentials.headers().await?;
+        let headers = headers::upstream(&self.source.headers.borrow_and_update(), &own);
         self.secrets = headers::secrets(&headers);
         let mut call = Call::open(self.channel.clone(), headers);
         self.window.rewind();

@@ -104,7 +104,8 @@ impl Caller {
     async fn call(&self, event: &LifecycleEvent) -> Result<(), Status> {
         let options = &self.upstream.options;
         let mut request = Request::new(event.request.clone());
-        *request.metadata_mut() = headers::upstream(&event.headers, &self.upstream.credentials().headers);
+        let own = self.upstream.credentials().headers().await?;
+        *request.metadata_mut() = headers::upstream(&event.headers, &own);
         let secrets = headers::secrets(request.metadata());
         let mut client = Grpc::new(self.channel.clone()).max_encoding_message_size(usize::MAX);
         let call = async {

@@ -37,6 +37,7 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
 
 use self::{
     backoff::RetryDelays, builds::BuildCalls, channel::Channels, forward::Forwarder, health::Health,
@@ -48,7 +49,7 @@ use super::{
     server::Shared,
     sink::{Builds, StreamKey},
 };
-use crate::remote::{Endpoint, Header, RemoteError};
+use crate::remote::{Endpoint, Header, RemoteError, RemoteOptions, auth::Auth};
 
 #[cfg(any(test, fuzzing))]
 pub(super) use fuzz::{
@@ -70,6 +71,8 @@ pub struct UpstreamOptions {
     pub tls_client_certificate: Option<PathBuf>,
     /// PEM file of its key.
     pub tls_client_key: Option<PathBuf>,
+    /// Credential helpers, as `[SCOPE=]PATH`.
+    pub credential_helpers: Vec<String>,
     /// Whether forwarded events name files on disk instead of blobs, where they are there.
     pub rewrite_uris: bool,
     /// How long connecting may take, and then TLS.
@@ -98,6 +101,7 @@ impl UpstreamOptions {
             tls_certificate: None,
             tls_client_certificate: None,
             tls_client_key: None,
+            credential_helpers: Vec::new(),
             rewrite_uris: false,
             connect_timeout: Duration::from_secs(10),
             keepalive: Duration::from_secs(60),
@@ -134,15 +138,27 @@ struct Inner {
 /// How upstream is told who we are.
 struct Credentials {
     channels: Channels,
-    headers: Vec<Header>,
+    auth: Auth,
 }
 
 impl Credentials {
     fn new(options: &UpstreamOptions) -> Result<Self, UpstreamError> {
+        let mut remote = RemoteOptions::new(options.endpoint.clone());
+        remote.headers.clone_from(&options.headers);
+        remote.credential_helpers.clone_from(&options.credential_helpers);
+        remote.workspace = std::env::current_dir().ok();
         Ok(Self {
             channels: Channels::new(options)?,
-            headers: options.headers.clone(),
+            auth: Auth::new(&remote)?,
         })
+    }
+
+    /// The user's headers, and those of a credential helper.
+    async fn headers(&self) -> Result<Vec<Header>, Status> {
+        match self.auth.headers().await {
+            Ok((headers, _)) => Ok(headers),
+            Err(error) => Err(Status::unauthenticated(error.to_string())),
+        }
     }
 }
 

@@ -65,12 +65,12 @@ impl Signals {
         .await
     }
 
-    /// Waits for one that asks for an end. Being stopped is taken as ever.
-    pub(super) async fn end(&mut self) {
+    /// Waits for one that asks for an end, and says which. Being stopped is taken as ever.
+    pub(super) async fn end(&mut self) -> Signal {
         loop {
             match self.next().await {
                 Signal::TSTP => stop(),
-                Signal::HUP | Signal::INT | Signal::QUIT | Signal::TERM => return,
+                signal @ (Signal::HUP | Signal::INT | Signal::QUIT | Signal::TERM) => return signal,
                 _ => {}
             }
         }
@@ -123,15 +123,28 @@ fn is_in_foreground() -> bool {
         .is_some_and(|group| group == getpgrp())
 }
 
-/// Starts the command. One that can't be started has the exit codes that shells have for it.
-pub(super) fn start(command: &[OsString]) -> Result<Child, Failure> {
+/// Starts the command, with these changes of its environment. One that can't be started has the exit codes that shells
+/// have for it.
+pub(super) fn start(
+    command: &[OsString],
+    environment: &[(&str, Option<OsString>)],
+) -> Result<Child, Failure> {
     let program: &OsStr = command.first().map_or(OsStr::new(""), OsString::as_os_str);
     let args = command.get(1..).unwrap_or_default();
-    let started = match Command::new(program).args(args).spawn() {
+    let spawn = |process: &mut Command| {
+        for (name, value) in environment {
+            match value {
+                Some(value) => process.env(name, value),
+                None => process.env_remove(name),
+            };
+        }
+        process.args(args).spawn()
+    };
+    let started = match spawn(&mut Command::new(program)) {
         // No binary, and no `#!` line: for shells, `env` and their like a script of the shell's.
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             match found(program).filter(is_text) {
-                Some(path) => Command::new("sh").arg(path).args(args).spawn(),
+                Some(path) => spawn(Command::new("sh").arg(path)),
                 None => Err(error),
             }
         }
@@ -184,6 +197,11 @@ pub(super) fn code(status: ExitStatus) -> u8 {
         .or_else(|| status.signal().map(|signal| 128 + signal))
         .unwrap_or(1);
     u8::try_from(code & 0xff).unwrap_or(1)
+}
+
+/// The same for a signal that came before the command began.
+pub(super) fn code_of(signal: Signal) -> u8 {
+    u8::try_from(128 + signal.as_raw()).unwrap_or(1)
 }
 
 #[cfg(test)]

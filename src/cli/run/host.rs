@@ -1,0 +1,301 @@
+//! What a `run` answers each Bazel command below it: a door for its events, and the flags that bring them there.
+
+use std::{
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    super::paths::workspace_around,
+    mode::{Mode, Setting, decide, is_on},
+    probe::Told,
+};
+use crate::{
+    bep::event::CommandLine,
+    bes::{BesService, HoldPolicy, Upstream},
+    config::{CacheArgs, UpstreamArgs},
+    daemon::{EventDoors, Rooms},
+    invocation::sources::BuildDirectories,
+    remote::without_user_info,
+};
+
+/// How long a cache may take to answer at all before Bazel's downloads are left to Bazel.
+const CACHE: Duration = Duration::from_secs(10);
+/// How long a stream of a command that does not wait for it may take to begin.
+const BEGINNING: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a Bazel command is to be run with.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Answer {
+    /// Flags for the end of its options.
+    pub(super) flags: Vec<String>,
+    /// What the user should hear.
+    pub(super) messages: Vec<String>,
+}
+
+/// The daemon of this `run`, as its Bazels meet it.
+pub(super) struct Host {
+    pub(super) doors: EventDoors,
+    pub(super) rooms: Rooms,
+    pub(super) hold: HoldPolicy,
+    /// Whether Bazel's download mode is left alone.
+    pub(super) keep: bool,
+    /// What was said to us of caches and event services; a command's own words come first.
+    pub(super) cache: CacheArgs,
+    pub(super) upstream: UpstreamArgs,
+    /// The event service that was named to us.
+    pub(super) own: Option<Upstream>,
+    /// A credential helper that has no credentials.
+    pub(super) helper: Option<PathBuf>,
+    /// The commands that were answered.
+    pub(super) heard: Mutex<Vec<Heard>>,
+}
+
+/// A command that was answered.
+pub(super) struct Heard {
+    /// As users know it.
+    name: String,
+    /// What came through its door, if it got one.
+    events: Option<BesService>,
+    /// Whether Bazel waits for the end of its stream.
+    waits: bool,
+}
+
+impl Heard {
+    fn came(&self) -> bool {
+        self.events.as_ref().is_some_and(|e| e.counters().connections > 0)
+    }
+
+    /// Whether its stream has come, and is over.
+    fn is_over(&self) -> bool {
+        let over = |events: &BesService| {
+            let counts = events.counters();
+            counts.connections > 0 && counts.finished + counts.broken > 0
+        };
+        self.events.as_ref().is_none_or(over)
+    }
+}
+
+impl Host {
+    /// Opens a door for a command, if its events may be taken, and decides who downloads.
+    pub(super) async fn answer(&self, told: &Told) -> Answer {
+        let line = told.options.as_ref().ok().map(super::probe::Options::line);
+        let mut answer = Answer::default();
+        let events = match self.door(told, line.as_ref(), &mut answer).await {
+            Ok(events) => {
+                self.downloads(told, line.as_ref(), &mut answer).await;
+                Some(events)
+            }
+            Err(reason) => {
+                answer.flags.clear();
+                answer.messages.push(format!(
+                    "{reason}; Bazel's events go where it sends them, and outhaul brings nothing to disk"
+                ));
+                None
+            }
+        };
+        let heard = Heard {
+            name: format!("`bazel {}` in {}", told.word, told.directory.display()),
+            events,
+            waits: line.as_ref().is_some_and(waits),
+        };
+        self.heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(heard);
+        answer
+    }
+
+    /// A door for the command's events, with the flags that lead there.
+    async fn door(
+        &self,
+        told: &Told,
+        line: Option<&CommandLine>,
+        answer: &mut Answer,
+    ) -> Result<BesService, String> {
+        let mut upstream = self.upstream(told.backend.as_deref(), None)?;
+        let mut more = Vec::new();
+        if let Some(line) = line {
+            let named = |name: &str| line.last(name).filter(|value| !value.is_empty());
+            if is_on(line, "google_default_credentials") || named("google_credentials").is_some() {
+                return Err(
+                    "with Google's credentials, Bazel sends events only over encrypted connections"
+                        .to_owned(),
+                );
+            }
+            upstream = self.upstream(named("bes_backend"), Some(line))?;
+            if let (Some(theirs), Some(ours)) = (named("bes_backend"), &self.upstream.bes_backend)
+                && theirs != ours
+                && self.own.is_some()
+            {
+                answer.messages.push(format!(
+                    "events go to the build's own event service {}, not to --bes-backend",
+                    without_user_info(theirs)
+                ));
+            }
+            if named("bes_proxy").is_some() {
+                more.push("--bes_proxy=".to_owned());
+            }
+            let helpers = ["credential_helper", "experimental_credential_helper"];
+            if let Some(name) = helpers.into_iter().find(|name| named(name).is_some()) {
+                // One that does not know our address would fail the upload, and so the command.
+                let helper = self.helper.as_deref().and_then(std::path::Path::to_str);
+                let helper = helper.ok_or("there is no directory for a credential helper")?;
+                more.push(format!("--{name}=127.0.0.1={helper}"));
+            }
+        }
+        if line.is_none() {
+            // Bazel may be where our port cannot be reached, and must not fail for that: `run` waits in its place.
+            more.push("--bes_upload_mode=nowait_for_upload_complete".to_owned());
+        }
+        let door = self.doors.open(upstream).await?;
+        answer
+            .flags
+            .push(format!("--bes_backend=grpc://{}", door.address));
+        answer.flags.append(&mut more);
+        Ok(door.service)
+    }
+
+    /// The event service that the command's events would go to without us; or else the one that was named to us.
+    fn upstream(
+        &self,
+        backend: Option<&str>,
+        line: Option<&CommandLine>,
+    ) -> Result<Option<Upstream>, String> {
+        let Some(backend) = backend.filter(|backend| !backend.is_empty()) else {
+            return Ok(self.own.clone());
+        };
+        let named = |name: &str| {
+            line.and_then(|line| line.last(name))
+                .filter(|value| !value.is_empty())
+        };
+        let (mut upstream, mut cache) = (self.upstream.clone(), self.cache.clone());
+        upstream.bes_backend = Some(match named("bes_proxy") {
+            None => backend.to_owned(),
+            Some(proxy) if proxy.starts_with("unix:") && backend.starts_with("grpc://") => proxy.to_owned(),
+            Some(proxy) => {
+                return Err(format!(
+                    "outhaul cannot forward events through --bes_proxy={proxy}"
+                ));
+            }
+        });
+        if let Some(line) = line {
+            let path = |name| line.last(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+            cache.tls_certificate = cache.tls_certificate.or_else(|| path("tls_certificate"));
+            cache.tls_client_certificate = cache
+                .tls_client_certificate
+                .or_else(|| path("tls_client_certificate"));
+            cache.tls_client_key = cache.tls_client_key.or_else(|| path("tls_client_key"));
+            upstream.credential_helper = ["credential_helper", "experimental_credential_helper"]
+                .into_iter()
+                .flat_map(|name| line.all(name))
+                .map(str::to_owned)
+                .collect();
+        }
+        upstream
+            .upstream(&mut cache, self.hold)
+            .map_err(|e| format!("outhaul cannot forward events to the build's own event service: {e}"))
+    }
+
+    /// Whether Bazel is told to download nothing.
+    async fn downloads(&self, told: &Told, line: Option<&CommandLine>, answer: &mut Answer) {
+        let base = told
+            .options
+            .as_ref()
+            .ok()
+            .and_then(|options| options.output_base.as_ref());
+        let mut setting = Setting {
+            keep: self.keep,
+            word: &told.word,
+            version: told.version,
+            options: line.ok_or_else(|| told.options.as_ref().err().map_or("", String::as_str)),
+            place: base.map_or(Ok(()), |base| self.rooms.allows(&base.join("execroot/_main"))),
+            cache: Ok(()),
+        };
+        let mut mode = decide(&setting);
+        if let (Mode::Minimal, Some(line)) = (&mode, line) {
+            let working_directory = told.directory.clone();
+            let workspace = workspace_around(&working_directory);
+            let directories = BuildDirectories {
+                workspace: workspace.unwrap_or_else(|| working_directory.clone()),
+                working_directory,
+            };
+            let asking = tokio::time::timeout(CACHE, self.rooms.reaches_cache(line, &directories));
+            setting.cache = asking
+                .await
+                .unwrap_or_else(|_| Err("the remote cache does not answer".to_owned()));
+            mode = decide(&setting);
+        }
+        match mode {
+            // Not --remote_download_outputs=minimal, which some versions refuse without what only this one expands into.
+            Mode::Minimal => answer.flags.push("--remote_download_minimal".to_owned()),
+            Mode::Own(reason) => tracing::info!("Bazel's download mode is left alone: {reason}"),
+            Mode::Unable(reason) => answer.messages.push(reason),
+        }
+    }
+
+    /// Waits for the end of streams that their commands did not wait for.
+    pub(super) async fn streams_end(&self) {
+        let begun = Instant::now();
+        loop {
+            let over = {
+                let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+                heard
+                    .iter()
+                    .filter(|heard| !heard.waits)
+                    .all(|heard| heard.is_over() || (!heard.came() && begun.elapsed() > BEGINNING))
+            };
+            if over {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whether any command that builds was answered.
+    pub(super) fn has_heard_any(&self) -> bool {
+        !self
+            .heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+
+    /// Whether every command waited for its stream, and so for its outputs, and told the outcome in its exit code.
+    pub(super) fn all_wait(&self) -> bool {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.iter().all(|heard| heard.waits)
+    }
+
+    /// The commands of which no stream came.
+    pub(super) fn unheard(&self) -> Unheard {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let silent: Vec<&Heard> = heard.iter().filter(|heard| !heard.came()).collect();
+        Unheard {
+            any: !silent.is_empty(),
+            silent: silent
+                .into_iter()
+                .filter(|heard| heard.events.is_some())
+                .map(|heard| heard.name.clone())
+                .collect(),
+        }
+    }
+}
+
+/// Commands that build, and of which nothing came.
+pub(super) struct Unheard {
+    /// Whether there are any.
+    pub(super) any: bool,
+    /// Those of which that was not said yet.
+    pub(super) silent: Vec<String>,
+}
+
+/// Whether Bazel waits until its stream is acknowledged to the end.
+fn waits(line: &CommandLine) -> bool {
+    line.last("bes_upload_mode")
+        .is_none_or(|mode| mode == "wait_for_upload_complete")
+}

@@ -1,0 +1,233 @@
+//! Whether Bazel's own downloads may be taken away from it: only where everything that it would bring is sure to come
+//! by us.
+
+use crate::bep::event::CommandLine;
+
+/// The oldest Bazel that tells in its events, and keeps on its disk, what all of its own download mode needs.
+const OLDEST: u32 = 7;
+
+/// What counts for the decision, and is not among the options.
+#[derive(Debug)]
+pub(super) struct Setting<'a> {
+    /// Whether the user wants the mode left as it is.
+    pub(super) keep: bool,
+    /// The command word.
+    pub(super) word: &'a str,
+    /// Bazel's major version.
+    pub(super) version: Option<u32>,
+    /// The options; or why they are not known.
+    pub(super) options: Result<&'a CommandLine, &'a str>,
+    /// Whether the output tree may be written into; or why not.
+    pub(super) place: Result<(), String>,
+    /// Whether the remote cache answers us; or why not.
+    pub(super) cache: Result<(), String>,
+}
+
+/// Who downloads.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// We: Bazel is told to download nothing.
+    Minimal,
+    /// Bazel, as its user has it; the reason is nothing to complain of.
+    Own(&'static str),
+    /// The same, and the user should hear why nothing comes by us, or only what Bazel leaves.
+    Unable(String),
+}
+
+/// Decides.
+pub(super) fn decide(setting: &Setting<'_>) -> Mode {
+    if setting.keep {
+        return Mode::Own("--keep-download-mode");
+    }
+    let options = match setting.options {
+        Ok(options) => options,
+        Err(reason) => {
+            return Mode::Unable(format!(
+                "Bazel's options are not known ({reason}), so Bazel downloads by itself"
+            ));
+        }
+    };
+    if let Err(reason) = &setting.place {
+        return Mode::Unable(format!("Bazel downloads by itself: {reason}"));
+    }
+    if setting.version.is_none_or(|version| version < OLDEST) {
+        return Mode::Own("this Bazel is older than 7, or does not tell its version");
+    }
+    if setting.word == "mobile-install" {
+        return Mode::Own("mobile-install needs its outputs while it runs");
+    }
+    let wanted = asked_mode(options);
+    match wanted {
+        Some("minimal") => return Mode::Own("the command downloads nothing anyway"),
+        Some("toplevel") | None => {}
+        Some(_) => return Mode::Own("the command asks for all outputs"),
+    }
+    let given = |name: &str| options.last(name).is_some_and(|value| !value.is_empty());
+    for (name, reason) in [
+        ("disk_cache", "outputs may be in a disk cache"),
+        (
+            "experimental_remote_output_service",
+            "an output service has the outputs",
+        ),
+        ("remote_proxy", "the remote cache is behind a proxy"),
+    ] {
+        if given(name) {
+            return Mode::Own(reason);
+        }
+    }
+    let endpoint = ["remote_cache", "remote_executor"]
+        .into_iter()
+        .find_map(|name| options.last(name).filter(|value| !value.is_empty()));
+    match endpoint {
+        None => return Mode::Own("the command uses no remote cache"),
+        Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
+            return Mode::Own("the remote cache speaks HTTP");
+        }
+        Some(_) => {}
+    }
+    if options.last("experimental_build_event_upload_strategy") == Some("local") {
+        return Mode::Own("the events name local files");
+    }
+    match &setting.cache {
+        Ok(()) => Mode::Minimal,
+        Err(reason) => Mode::Unable(format!("Bazel downloads by itself: {reason}")),
+    }
+}
+
+/// The download mode that the last option about it asks for.
+fn asked_mode(options: &CommandLine) -> Option<&str> {
+    options
+        .options
+        .iter()
+        .rev()
+        .find_map(|(name, value)| match name.as_str() {
+            "remote_download_outputs" | "experimental_remote_download_outputs" => Some(value.as_str()),
+            "remote_download_minimal" => Some("minimal"),
+            "remote_download_toplevel" => Some("toplevel"),
+            "remote_download_all" => Some("all"),
+            _ => None,
+        })
+}
+
+/// Whether a switch is on.
+pub(super) fn is_on(options: &CommandLine, name: &str) -> bool {
+    let last = options.options.iter().rev().find_map(|(option, value)| {
+        if option == name {
+            Some(!matches!(
+                &*value.to_ascii_lowercase(),
+                "0" | "false" | "no" | "n" | "f"
+            ))
+        } else {
+            (option.strip_prefix("no") == Some(name)).then_some(false)
+        }
+    });
+    last.unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::probe::Options, *};
+
+    const CACHE: &str = "--remote_cache=grpc://h:1";
+
+    fn decided(options: &[&str], change: impl FnOnce(&mut Setting<'_>)) -> Mode {
+        let line = Options::of(options).line();
+        let mut setting = Setting {
+            keep: false,
+            word: "build",
+            version: Some(7),
+            options: Ok(&line),
+            place: Ok(()),
+            cache: Ok(()),
+        };
+        change(&mut setting);
+        decide(&setting)
+    }
+
+    #[test]
+    fn downloads_are_taken_over_only_where_all_of_them_are_sure_to_come() {
+        for (options, taken) in [
+            (vec![], false),
+            (vec![CACHE], true),
+            (vec!["--remote_executor=grpc://h:1"], true),
+            (vec![CACHE, "--remote_cache="], false),
+            (
+                vec!["--remote_cache=http://h", "--remote_executor=grpc://h:1"],
+                false,
+            ),
+            (vec!["--remote_cache=https://h/x"], false),
+            (vec![CACHE, "--remote_download_toplevel"], true),
+            (vec![CACHE, "--remote_download_outputs=toplevel"], true),
+            (vec![CACHE, "--remote_download_outputs=all"], false),
+            (vec![CACHE, "--remote_download_all"], false),
+            (
+                vec![
+                    CACHE,
+                    "--remote_download_all",
+                    "--remote_download_outputs=toplevel",
+                ],
+                true,
+            ),
+            (
+                vec![
+                    CACHE,
+                    "--remote_download_outputs=toplevel",
+                    "--remote_download_all",
+                ],
+                false,
+            ),
+            (vec![CACHE, "--remote_download_minimal"], false),
+            (vec![CACHE, "--remote_download_outputs=minimal"], false),
+            (vec![CACHE, "--remote_download_outputs=something-new"], false),
+            (vec![CACHE, "--disk_cache=/d"], false),
+            (vec![CACHE, "--disk_cache=/d", "--disk_cache="], true),
+            (vec![CACHE, "--experimental_remote_output_service=unix:/s"], false),
+            (vec![CACHE, "--remote_proxy=unix:/s"], false),
+            (
+                vec![CACHE, "--experimental_build_event_upload_strategy=local"],
+                false,
+            ),
+            (vec![CACHE, "--remote_download_regex=.*"], true),
+        ] {
+            let mode = decided(&options, |_| {});
+            assert!(!matches!(mode, Mode::Unable(_)), "{options:?}: {mode:?}");
+            assert_eq!(mode == Mode::Minimal, taken, "{options:?}: {mode:?}");
+        }
+    }
+
+    #[test]
+    fn version_word_and_wish_count() {
+        let kept = |change: fn(&mut Setting<'_>)| matches!(decided(&[CACHE], change), Mode::Own(_));
+        assert!(kept(|s| s.keep = true));
+        assert!(kept(|s| s.version = None));
+        assert!(kept(|s| s.version = Some(6)));
+        assert!(!kept(|s| s.version = Some(8)));
+        assert!(kept(|s| s.word = "mobile-install"));
+        assert!(!kept(|s| s.word = "run"));
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_said() {
+        let why = |change: fn(&mut Setting<'_>)| match decided(&[CACHE], change) {
+            Mode::Unable(reason) => reason,
+            mode => panic!("{mode:?}"),
+        };
+        assert!(why(|s| s.options = Err("slow")).contains("slow"));
+        assert!(why(|s| s.place = Err("mode 0777".to_owned())).contains("mode 0777"));
+        assert!(why(|s| s.cache = Err("refused".to_owned())).contains("refused"));
+    }
+
+    #[test]
+    fn the_last_word_on_a_switch_counts() {
+        for (options, on) in [
+            (vec![], false),
+            (vec!["--x"], true),
+            (vec!["--x=1"], true),
+            (vec!["--x=false"], false),
+            (vec!["--x", "--nox"], false),
+            (vec!["--nox", "--x=true"], true),
+        ] {
+            assert_eq!(is_on(&Options::of(&options).line(), "x"), on, "{options:?}");
+        }
+    }
+}

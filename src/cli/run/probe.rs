@@ -1,0 +1,407 @@
+//! What a Bazel command's options come to, rc files and configs included, as Bazel itself tells it.
+//!
+//! The same command is run once more, told to write its events to a file, and with two options that Bazel cannot start
+//! a command with. It gives up after it has told all its options, within a tenth of a second, and before it reads a
+//! package: it needs no network, its knowledge of the build stays as it is, and nothing is built. What users have it write
+//! is switched off, so that no file of theirs is touched.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _},
+    path::{Path, PathBuf},
+    process::{Command as Process, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::process::{Child, Command};
+
+use super::line::Line;
+use crate::bep::event::CommandLine;
+
+/// How long it may take; most of it is for a server that has to start first.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a Bazel that took too long may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+/// How often it is looked whether Bazel only waits for another command.
+const LOOK: Duration = Duration::from_millis(500);
+/// What Bazel says while it waits for another command of the same output base, which may take hours. So does the command
+/// itself then.
+const WAITING: &str = "Another command";
+const UNRECOGNIZED: &str = "Unrecognized option: ";
+/// Bytes that are read of what Bazel says, and of the file of its events.
+const MOST: u64 = 64 << 20;
+
+/// With these no command starts. One would do; a Bazel may not know one of them.
+const STOPPING: &[&str] = &[
+    "--experimental_workspace_rules_log_file=/",
+    "--disk_cache=/dev/null/outhaul",
+];
+/// Nothing is built, asked or written. Where Bazel does not know an option, what stands before it counts all the same, and
+/// what follows does not: first those that every version knows.
+const QUIET: &[&str] = &[
+    "--bes_backend=",
+    "--build_event_text_file=",
+    "--build_event_binary_file=",
+    "--profile=/dev/null",
+    "--nobuild",
+    "--remote_cache=",
+    "--remote_executor=",
+    "--explain=",
+    "--execution_log_binary_file=",
+    "--execution_log_json_file=",
+    "--starlark_cpu_profile=",
+    "--memory_profile=/dev/null",
+    "--experimental_repository_resolved_file=",
+];
+/// The same for what only newer Bazels, or only older ones, write.
+const NEWER: &[&str] = &["--execution_log_compact_file=", "--remote_grpc_log="];
+const OLDER: &[&str] = &[
+    "--experimental_execution_log_file=",
+    "--experimental_remote_grpc_log=",
+];
+
+/// What is known of a Bazel command before it runs.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Told {
+    /// The command word.
+    pub(super) word: String,
+    /// Where it is called.
+    pub(super) directory: PathBuf,
+    /// Bazel's major version, if it tells one.
+    pub(super) version: Option<u32>,
+    /// The event service that its own arguments name.
+    pub(super) backend: Option<String>,
+    /// Its options, or why they are not known.
+    pub(super) options: Result<Options, String>,
+}
+
+/// The options of a command, the rc files' included, in their order.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Options {
+    /// As Bazel writes them.
+    list: Vec<String>,
+    /// Where the output tree is.
+    pub(super) output_base: Option<PathBuf>,
+}
+
+impl Options {
+    /// As names and values, such as events have them. `--noname` is a name, too.
+    pub(super) fn line(&self) -> CommandLine {
+        let options = self.list.iter().map(|option| {
+            let option = option.strip_prefix("--").unwrap_or(option);
+            let (name, value) = option.split_once(['=', ' ']).unwrap_or((option, ""));
+            (name.to_owned(), value.to_owned())
+        });
+        CommandLine {
+            label: "canonical".to_owned(),
+            options: options.collect(),
+        }
+    }
+
+    /// For tests of what is made of them.
+    #[cfg(test)]
+    pub(super) fn of(list: &[&str]) -> Self {
+        Self {
+            list: list.iter().map(|option| (*option).to_owned()).collect(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A Bazel that can be asked.
+pub(super) struct Probe<'a> {
+    /// The program.
+    pub(super) program: &'a Path,
+    /// The `PATH` that it is to have.
+    pub(super) path: &'a OsString,
+    /// A directory for what it writes.
+    pub(super) scratch: &'a Path,
+}
+
+impl Probe<'_> {
+    /// Asks for the options of a command.
+    pub(super) async fn ask(&self, line: &Line<'_>) -> Told {
+        let (version, options) = tokio::join!(self.version(), self.options(line));
+        Told {
+            word: line.word().to_owned(),
+            directory: std::env::current_dir().unwrap_or_default(),
+            version,
+            backend: line.own_values("bes_backend").pop(),
+            options,
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Process::new(self.program);
+        command
+            .env("PATH", self.path)
+            .env_remove(super::shims::VARIABLE)
+            .stdin(Stdio::null());
+        let mut command = Command::from(command);
+        command.kill_on_drop(true);
+        command
+    }
+
+    /// The client alone knows it.
+    async fn version(&self) -> Option<u32> {
+        let mut command = self.command();
+        command.arg("--version").stderr(Stdio::null());
+        let said = tokio::time::timeout(PATIENCE, command.output())
+            .await
+            .ok()?
+            .ok()?;
+        version(&String::from_utf8_lossy(&said.stdout))
+    }
+
+    async fn options(&self, line: &Line<'_>) -> Result<Options, String> {
+        let number = rand::random::<u64>();
+        let events = self.scratch.join(format!("{number:016x}.json"));
+        let said = self.scratch.join(format!("{number:016x}.txt"));
+        let mut flags = vec![format!("--build_event_json_file={}", events.display())];
+        flags.extend([QUIET, STOPPING, NEWER].concat().into_iter().map(str::to_owned));
+        let told = loop {
+            self.run(line, &flags, &said).await?;
+            let told = read(&events, &flags);
+            let _ = std::fs::remove_file(&events);
+            if told.is_ok() {
+                break told;
+            }
+            match without_unrecognized(&flags, &excerpt(&said)) {
+                Some(fewer) if STOPPING.iter().any(|stop| fewer.iter().any(|flag| flag == stop)) => {
+                    flags = fewer
+                }
+                _ => break told,
+            }
+        };
+        let _ = std::fs::remove_file(&said);
+        told
+    }
+
+    async fn run(&self, line: &Line<'_>, flags: &[String], said: &Path) -> Result<(), String> {
+        let failed = |e: std::io::Error| format!("failed to ask it: {e}");
+        let file = File::create(said).map_err(failed)?;
+        let mut command = self.command();
+        // Files, not pipes: a server that Bazel leaves behind would keep those open.
+        command
+            .args(line.up_to_end(flags))
+            .stdout(Stdio::null())
+            .stderr(file);
+        let mut child = command.spawn().map_err(failed)?;
+        let mut begun = Instant::now();
+        loop {
+            if let Ok(ended) = tokio::time::timeout(LOOK, child.wait()).await {
+                return ended.map(|_| ()).map_err(failed);
+            }
+            if excerpt(said).contains(WAITING) {
+                begun = Instant::now();
+            }
+            if begun.elapsed() > PATIENCE {
+                end(&mut child).await;
+                return Err(format!("it did not tell them within {} s", PATIENCE.as_secs()));
+            }
+        }
+    }
+}
+
+/// As Ctrl-C does it: Bazel's server ends the command, too.
+async fn end(child: &mut Child) {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok());
+    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        // It may have ended just now.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+    }
+    if tokio::time::timeout(ENDING, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}
+
+fn excerpt(file: &Path) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(file) {
+        // What cannot be read is missing.
+        let _ = file.take(MOST).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The major version in what `--version` prints: `bazel 7.7.1`.
+fn version(said: &str) -> Option<u32> {
+    let text = said.lines().find_map(|line| line.strip_prefix("bazel "))?;
+    text.split(['.', '-', ' ']).next()?.parse().ok()
+}
+
+/// The flags without one that Bazel does not know, or with the old names instead of the new ones.
+fn without_unrecognized(flags: &[String], said: &str) -> Option<Vec<String>> {
+    let unknown = said.split_once(UNRECOGNIZED)?.1.lines().next()?.trim();
+    if NEWER.contains(&unknown) {
+        let others = flags
+            .iter()
+            .filter(|flag| !NEWER.contains(&flag.as_str()))
+            .cloned();
+        return Some(
+            others
+                .chain(OLDER.iter().map(|flag| (*flag).to_owned()))
+                .collect(),
+        );
+    }
+    let fewer: Vec<String> = flags.iter().filter(|flag| *flag != unknown).cloned().collect();
+    (fewer.len() < flags.len()).then_some(fewer)
+}
+
+/// Reads what Bazel tells: our own flags must be its last ones.
+fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
+    let file = File::open(events).map_err(|_| "it did not tell them".to_owned())?;
+    let mut options = Options::default();
+    let mut is_told = false;
+    for line in BufReader::new(file.take(MOST)).split(b'\n') {
+        let line = line.map_err(|e| format!("failed to read what it told: {e}"))?;
+        let Ok(event) = serde_json::from_slice::<Value>(&line) else {
+            continue;
+        };
+        if let Some(parsed) = event.get("optionsParsed") {
+            is_told = true;
+            if parsed
+                .get("invocationPolicy")
+                .and_then(Value::as_object)
+                .is_some_and(|policy| !policy.is_empty())
+            {
+                return Err("it has an invocation policy, which may change them".to_owned());
+            }
+            let list = |name| strings(parsed.get(name));
+            options.list = list("cmdLine");
+            options.output_base = list("startupOptions")
+                .iter()
+                .rev()
+                .find_map(|option| option.strip_prefix("--output_base="))
+                .map(PathBuf::from);
+        }
+    }
+    if !is_told {
+        return Err("it did not tell them".to_owned());
+    }
+    if !options.list.ends_with(flags) {
+        return Err("it tells others than it was given".to_owned());
+    }
+    options.list.truncate(options.list.len() - flags.len());
+    Ok(options)
+}
+
+fn strings(value: Option<&Value>) -> Vec<String> {
+    let list = value.and_then(Value::as_array).into_iter().flatten();
+    list.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn versions_are_read_where_there_is_one() {
+        for (said, expected) in [
+            ("bazel 7.7.1\n", Some(7)),
+            ("bazel 8.0.0-pre.20240101\n", Some(8)),
+            ("WARNING: x\nbazel 6.4.0- (@non-git)\n", Some(6)),
+            ("bazel 10\n", Some(10)),
+            ("bazel no_version\n", None),
+            ("GNU Make 4.3\n", None),
+            ("", None),
+        ] {
+            assert_eq!(version(said), expected, "{said}");
+        }
+    }
+
+    /// A Bazel of 20 lines. It knows the flags `known`, tells its options and the rc file's, and writes down how it was
+    /// called.
+    fn fake(dir: &Path, body: &str) -> PathBuf {
+        let path = dir.join("bazel");
+        std::fs::write(&path, format!("#!/bin/bash\n{body}")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    const TELLING: &str = r#"
+[ "$1" = --version ] && { echo "bazel $VERSION"; exit; }
+printf '%s\n' "$*" >> "$0.calls"
+list='"--config=ci","--bes_backend=grpc://rc:1","--jobs=4"'
+for arg; do
+[[ -n "$UNKNOWN" && "$arg" =~ $UNKNOWN ]] && { echo "ERROR: $arg :: Unrecognized option: $arg" >&2; exit 2; }
+case "$arg" in
+  --build_event_json_file=*) file=${arg#*=}; list="$list,\"$arg\"" ;;
+  --*) list="$list,\"$arg\"" ;;
+esac; done
+echo "{\"id\":{\"started\":{}},\"aborted\":{}}" > "$file"
+echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=/ob\"],\"cmdLine\":[$list]$POLICY}}" >> "$file"
+exit 2
+"#;
+
+    async fn asked(dir: &Path, variables: &str, command: &str) -> Told {
+        let program = fake(dir, &format!("{variables}\n{TELLING}"));
+        let command: Vec<OsString> = command.split(' ').map(OsString::from).collect();
+        let path = super::super::program::path();
+        let probe = Probe {
+            program: &program,
+            path: &path,
+            scratch: dir,
+        };
+        probe.ask(&Line::building(&command).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn options_are_told_with_those_of_rc_files_and_without_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        for variables in [
+            "VERSION=7.7.1",
+            "VERSION=7.7.1 UNKNOWN=--execution_log_compact",
+            "VERSION=7.7.1 UNKNOWN=--memory_profile",
+            "VERSION=7.7.1 UNKNOWN=--experimental_workspace_rules",
+        ] {
+            let told = asked(dir.path(), variables, "bazel build --x=1 //a -- //b").await;
+            assert_eq!((told.version, &*told.word), (Some(7), "build"));
+            let options = told.options.unwrap();
+            assert_eq!(
+                options.list,
+                ["--config=ci", "--bes_backend=grpc://rc:1", "--jobs=4", "--x=1"]
+            );
+            assert_eq!(options.output_base.as_deref(), Some(Path::new("/ob")));
+            assert_eq!(options.line().last("bes_backend"), Some("grpc://rc:1"));
+        }
+        let left: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(
+            !std::fs::read_to_string(dir.path().join("bazel.calls"))
+                .unwrap()
+                .contains("//b")
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_not_told_for_certain_is_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        for (variables, command, part) in [
+            ("UNKNOWN=--x=1", "bazel build --x=1", "did not tell"),
+            (
+                "UNKNOWN='--disk_cache=|--experimental_workspace_rules'",
+                "bazel build",
+                "did not tell",
+            ),
+            (
+                "POLICY=',\"invocationPolicy\":{\"flagPolicies\":[]}'",
+                "bazel build",
+                "policy",
+            ),
+        ] {
+            let told = asked(dir.path(), variables, command).await;
+            let error = told.options.unwrap_err();
+            assert!(error.contains(part), "{variables}: {error}");
+            assert_eq!(told.version, None);
+        }
+    }
+}

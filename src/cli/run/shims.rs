@@ -1,0 +1,345 @@
+//! Bazels inside a wrapped program: a directory first on its `PATH` has links to this program by Bazel's names. Called by
+//! such a name, it asks the `outhaul run` above it what to add, and becomes the Bazel that is meant, with the environment
+//! that it would have had.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{Read as _, Write as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{DirBuilderExt as _, MetadataExt as _, symlink},
+        net::UnixStream as StdUnixStream,
+        process::CommandExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::fs::{FlockOperation, flock};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+};
+
+use super::{
+    host::{Answer, Host},
+    line::Line,
+    probe::{Probe, Told},
+    program,
+};
+
+/// Where the directory of the `outhaul run` around a program is. A `tools/bazel` calls `outhaul-bazel` in it.
+pub(super) const VARIABLE: &str = "OUTHAUL_RUN";
+/// Names that Bazels are called by.
+const NAMES: &[&str] = &["bazel", "bazelisk"];
+/// Called so, the first argument is the Bazel.
+const NAMED: &str = "outhaul-bazel";
+/// Called so, it is a credential helper without credentials.
+const HELPER: &str = "outhaul-no-credentials";
+const SOCKET: &str = "socket";
+/// How long a client may take to say what it is.
+const ASKING: Duration = Duration::from_secs(10);
+/// Bytes that it may say.
+const MOST: u64 = 64 << 20;
+
+/// The beginning of the directories' names.
+const PREFIX: &str = "outhaul-run-";
+/// A file that is locked for as long as its `run` lives.
+const LOCK: &str = "lock";
+/// How old a directory without a `run` is before it is swept: one that is being made has no lock yet.
+const ABANDONED: Duration = Duration::from_secs(60);
+
+/// A directory that goes with this `run`.
+pub(super) struct Shims {
+    dir: PathBuf,
+    lock: Option<File>,
+}
+
+impl Shims {
+    /// Makes the directory, for this user alone: in the temporary directory or, where that is full or not to be
+    /// written, in another one.
+    pub(super) fn new(other: Option<&Path>) -> Result<Self, String> {
+        let name = format!("outhaul-run-{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let mut failed = String::new();
+        if let Some(other) = other {
+            // If not, this is said below.
+            let _ = std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(other);
+        }
+        for base in [Some(std::env::temp_dir()), other.map(Path::to_owned)]
+            .into_iter()
+            .flatten()
+        {
+            let mut shims = Self {
+                dir: base.join(&name),
+                lock: None,
+            };
+            match shims.make() {
+                Ok(()) => {
+                    sweep(&base);
+                    return Ok(shims);
+                }
+                Err(error) => failed = format!("failed to make {}: {error}", shims.dir.display()),
+            }
+        }
+        Err(failed)
+    }
+
+    fn make(&mut self) -> std::io::Result<()> {
+        std::fs::DirBuilder::new().mode(0o700).create(&self.dir)?;
+        let mut lock = File::create(self.dir.join(LOCK))?;
+        // Where there are no locks, nothing is swept either.
+        let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        // A file system that is full takes links all the same, but nothing that a Bazel tells.
+        lock.write_all(&[0; 4096])?;
+        self.lock = Some(lock);
+        let ours = std::env::current_exe()?;
+        symlink(&ours, self.dir.join(HELPER))?;
+        symlink(&ours, self.dir.join(NAMED))?;
+        std::fs::create_dir(self.bin())?;
+        let path = program::path();
+        for name in NAMES {
+            // Scripts look which of them there are.
+            if program::find(OsStr::new(name), &path, is_ours).is_some() {
+                symlink(&ours, self.bin().join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.dir.join("bin")
+    }
+
+    /// For what a Bazel writes when it is asked.
+    pub(super) fn scratch(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The credential helper without credentials.
+    pub(super) fn helper(&self) -> PathBuf {
+        self.dir.join(HELPER)
+    }
+
+    /// Answers Bazels below this directory from now on.
+    pub(super) fn serve(&self, host: Arc<Host>) -> std::io::Result<()> {
+        let listener = UnixListener::bind(self.dir.join(SOCKET))?;
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let host = host.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = answer(stream, &host).await {
+                        tracing::debug!("a Bazel was not answered: {error}");
+                    }
+                });
+            }
+        });
+        Ok(())
+    }
+
+    /// What the environment of a wrapped program differs in.
+    pub(super) fn environment(&self) -> Vec<(&'static str, Option<OsString>)> {
+        let mut path = self.bin().into_os_string();
+        path.push(":");
+        path.push(program::path());
+        vec![("PATH", Some(path)), (VARIABLE, Some(self.dir.clone().into()))]
+    }
+}
+
+impl Drop for Shims {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Removes directories of ours whose `run` was killed.
+fn sweep(base: &Path) {
+    let user = rustix::process::geteuid().as_raw();
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+            && entry.metadata().is_ok_and(|meta| {
+                let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
+                meta.is_dir() && meta.uid() == user && age.is_some_and(|age| age > ABANDONED)
+            });
+        if !is_ours {
+            continue;
+        }
+        let lock = File::open(entry.path().join(LOCK));
+        if lock.is_ok_and(|lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, host: &Host) -> std::io::Result<()> {
+    let mut asked = Vec::new();
+    let (reading, mut writing) = stream.split();
+    tokio::time::timeout(ASKING, reading.take(MOST).read_to_end(&mut asked)).await??;
+    let told: Told = serde_json::from_slice(&asked)?;
+    let answer = host.answer(&told).await;
+    writing.write_all(&serde_json::to_vec(&answer)?).await
+}
+
+/// Whether a file is this program, by whatever name.
+pub(super) fn is_ours(file: &Path) -> bool {
+    let ours = std::env::current_exe().and_then(std::fs::canonicalize);
+    ours.is_ok_and(|ours| file.canonicalize().is_ok_and(|file| file == ours))
+}
+
+/// A `PATH` without directories such as [`Shims`] puts first, as it was.
+pub(super) fn path_without() -> OsString {
+    let path = program::path();
+    let is_shim = |directory: &PathBuf| NAMES.iter().any(|name| is_ours(&directory.join(name)));
+    let others = std::env::split_paths(&path).filter(|directory| !is_shim(directory));
+    std::env::join_paths(others).unwrap_or(path)
+}
+
+/// Runs what this program is called as, if it is called by one of the names above.
+pub(in crate::cli) fn called_as_another() -> Option<ExitCode> {
+    let mut args = std::env::args_os();
+    let called = args.next()?;
+    let name = Path::new(&called).file_name()?.to_str()?;
+    let args: Vec<OsString> = args.collect();
+    if NAMES.contains(&name) {
+        return Some(become_bazel(&called, OsStr::new(name), args));
+    }
+    match name {
+        NAMED => {
+            let (program, args) = args.split_first()?;
+            Some(become_bazel(program, program, args.to_vec()))
+        }
+        HELPER => Some(tell_no_credentials()),
+        _ => None,
+    }
+}
+
+/// Speaks the protocol of credential helpers.
+fn tell_no_credentials() -> ExitCode {
+    let _ = std::io::stdin().take(MOST).read_to_end(&mut Vec::new());
+    match writeln!(std::io::stdout(), "{{\"headers\":{{}}}}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Does not come back if there is such a Bazel.
+fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>) -> ExitCode {
+    let mut err = std::io::stderr();
+    let path = path_without();
+    let Some(bazel) = program::find(name, &path, is_ours) else {
+        let _ = writeln!(err, "outhaul: {}: command not found", Path::new(name).display());
+        return ExitCode::from(127);
+    };
+    let mut command = vec![bazel.clone().into_os_string()];
+    command.extend(args);
+    let args = match asked(&bazel, &path, &command) {
+        Ok((args, messages)) => {
+            for message in messages {
+                let _ = writeln!(err, "outhaul: {message}");
+            }
+            args
+        }
+        Err(reason) => {
+            let _ = writeln!(err, "outhaul: {reason}; Bazel runs as it was called");
+            command.split_off(1)
+        }
+    };
+    let mut process = Command::new(&bazel);
+    process.args(args).env("PATH", &path).env_remove(VARIABLE);
+    if !called.as_bytes().contains(&b'/') {
+        process.arg0(called);
+    }
+    let error = process.exec();
+    let _ = writeln!(err, "outhaul: failed to run {}: {error}", bazel.display());
+    ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound {
+        127
+    } else {
+        126
+    })
+}
+
+/// The arguments for a Bazel, and what the user should hear.
+fn asked(
+    bazel: &Path,
+    path: &OsString,
+    command: &[OsString],
+) -> Result<(Vec<OsString>, Vec<String>), String> {
+    let Some(line) = Line::building(command).filter(|_| program::is_bazel(bazel)) else {
+        return Ok((command.get(1..).unwrap_or_default().to_vec(), Vec::new()));
+    };
+    let directory = directory().ok_or("failed to find the `outhaul run` around this Bazel")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("failed to start: {e}"))?;
+    let probe = Probe {
+        program: bazel,
+        path,
+        scratch: &directory,
+    };
+    let told = runtime.block_on(probe.ask(&line));
+    let answer = ask(&directory.join(SOCKET), &told)
+        .map_err(|e| format!("failed to ask the `outhaul run` around this Bazel: {e}"))?;
+    Ok((line.with(&answer.flags), answer.messages))
+}
+
+/// The directory of the `outhaul run` above: the environment tells it, or else the `PATH` that led here.
+fn directory() -> Option<PathBuf> {
+    if let Some(directory) = std::env::var_os(VARIABLE) {
+        return Some(directory.into());
+    }
+    std::env::split_paths(&program::path())
+        .filter_map(|bin| bin.parent().map(Path::to_owned))
+        .find(|directory| is_ours(&directory.join(NAMED)))
+}
+
+fn ask(socket: &Path, told: &Told) -> std::io::Result<Answer> {
+    let mut stream = StdUnixStream::connect(socket)?;
+    stream.write_all(&serde_json::to_vec(told)?)?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.take(MOST).read_to_end(&mut answer)?;
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn directories_of_killed_runs_are_swept_and_no_others() {
+        let base = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let mut shims = Shims {
+                dir: base.path().join(name),
+                lock: None,
+            };
+            shims.make().unwrap();
+            shims
+        };
+        let [killed, alive, young, other] =
+            ["outhaul-run-1-a", "outhaul-run-2-b", "outhaul-run-3-c", "another"].map(make);
+        let directories = [&killed, &alive, &young, &other].map(|shims| shims.dir.clone());
+        let lives = [killed, young, other].map(|mut shims| {
+            shims.lock = None;
+            std::mem::ManuallyDrop::new(shims)
+        });
+        for directory in [&directories[0], &directories[1], &directories[3]] {
+            let old = SystemTime::now() - 2 * ABANDONED;
+            File::open(directory).unwrap().set_modified(old).unwrap();
+        }
+        sweep(base.path());
+        assert_eq!(
+            directories.map(|directory| directory.exists()),
+            [false, true, true, true]
+        );
+        drop((lives, alive));
+    }
+}

@@ -1,0 +1,71 @@
+//! Where a `run` keeps its record and its journal: in the state directory, as `serve` does; or, where another process has
+//! that, in a directory of the workspace's own below it, where commands that ask about the workspace look, too.
+
+use std::path::{Path, PathBuf};
+
+use crate::record::{Opening, Record, RecordError};
+
+/// Directories of one workspace: as many builds of it can run side by side and be kept.
+const SIDE_BY_SIDE: usize = 16;
+
+/// The directories of a workspace's own below a state directory.
+pub(in crate::cli) fn own(state_dir: &Path, workspace: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let hash = blake3::hash(workspace.as_os_str().as_encoded_bytes());
+    let name = hex::encode(&hash.as_bytes()[..8]);
+    let base = state_dir.join("run");
+    (0..SIDE_BY_SIDE).map(move |number| base.join(format!("{name}-{number}")))
+}
+
+/// What is kept, and where.
+pub(super) struct Kept {
+    pub(super) record: Record,
+    /// None where nobody will look for it.
+    pub(super) journal: Option<PathBuf>,
+    /// Why it is not kept behind this process.
+    pub(super) lost: Option<String>,
+}
+
+/// Opens the first directory that is free. `last` goes with this process.
+pub(super) fn open(
+    state_dir: Result<PathBuf, String>,
+    workspace: &Path,
+    last: &Path,
+) -> Result<Kept, String> {
+    let mut lost = None;
+    match state_dir {
+        Ok(state_dir) => {
+            for directory in std::iter::once(state_dir.clone()).chain(own(&state_dir, workspace)) {
+                match Record::open(&directory) {
+                    Ok((record, Opening::Unavailable { reason })) => {
+                        return Ok(Kept {
+                            record,
+                            journal: None,
+                            lost: Some(reason),
+                        });
+                    }
+                    Ok((record, _)) => {
+                        return Ok(Kept {
+                            record,
+                            journal: Some(directory.join("journal")),
+                            lost: None,
+                        });
+                    }
+                    Err(error @ RecordError::Held { .. }) => lost = Some(error.to_string()),
+                    Err(error) => {
+                        lost = Some(error.to_string());
+                        break;
+                    }
+                }
+            }
+        }
+        Err(reason) => lost = Some(reason),
+    }
+    match Record::open(last) {
+        Ok((record, _)) => Ok(Kept {
+            record,
+            journal: None,
+            lost,
+        }),
+        Err(error) => Err(error.to_string()),
+    }
+}

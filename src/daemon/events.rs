@@ -1,0 +1,101 @@
+//! Doors for build tools' events that are opened while the daemon runs: one for each command, each with its own way
+//! upstream.
+
+use std::sync::Arc;
+
+use tokio::{
+    sync::{OnceCell, mpsc},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Rooms, recover};
+use crate::bes::{
+    self, BesAddress, BesListener, BesService, HoldPolicy, Journal, Upstream, limits::BesLimits,
+};
+
+/// Opens doors. Cheap to clone.
+#[derive(Clone)]
+pub struct EventDoors {
+    rooms: Rooms,
+    journal: Option<Journal>,
+    hold: HoldPolicy,
+    limits: BesLimits,
+    /// What the journal has of builds that were not settled is gone on with once, by the first door.
+    recovered: Arc<OnceCell<()>>,
+    opened: mpsc::UnboundedSender<(BesService, BesListener)>,
+}
+
+/// An open door.
+pub struct EventDoor {
+    /// Where it is.
+    pub address: BesAddress,
+    /// What came through it.
+    pub service: BesService,
+}
+
+impl EventDoors {
+    pub(super) fn new(
+        rooms: Rooms,
+        journal: Option<Journal>,
+        hold: HoldPolicy,
+        limits: BesLimits,
+    ) -> (Self, mpsc::UnboundedReceiver<(BesService, BesListener)>) {
+        let (opened, opening) = mpsc::unbounded_channel();
+        let doors = Self {
+            rooms,
+            journal,
+            hold,
+            limits,
+            recovered: Arc::default(),
+            opened,
+        };
+        (doors, opening)
+    }
+
+    /// Opens a door on a free port of the loopback interface. What comes through it is passed on upstream, if there is
+    /// such a service.
+    ///
+    /// # Errors
+    /// In words, what the system refused; or the daemon has doors of its own, or is ending.
+    pub async fn open(&self, upstream: Option<Upstream>) -> Result<EventDoor, String> {
+        let any = BesAddress::Tcp(([127, 0, 0, 1], 0).into());
+        let listener = BesListener::bind(&any).map_err(|e| e.to_string())?;
+        let address = listener.address().map_err(|e| e.to_string())?;
+        let service = self
+            .rooms
+            .events(self.hold, self.journal.clone(), upstream, self.limits);
+        let journal = self.journal.as_ref();
+        self.recovered.get_or_init(|| recover(&service, journal)).await;
+        self.opened
+            .send((service.clone(), listener))
+            .map_err(|_| "the daemon takes no further doors".to_owned())?;
+        Ok(EventDoor { address, service })
+    }
+}
+
+/// Serves doors as they are opened, until the end. One that fails fails alone.
+pub(super) async fn serve(
+    mut opened: mpsc::UnboundedReceiver<(BesService, BesListener)>,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    let mut serving = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some((service, listener)) = opened.recv() => {
+                serving.spawn(bes::serve(service, vec![listener], stop.clone()));
+            }
+        }
+    }
+    while let Some(served) = serving.join_next().await {
+        let failed = match served {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!("a door for events failed: {failed}");
+    }
+    Ok(())
+}

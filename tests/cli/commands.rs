@@ -1,0 +1,237 @@
+//! `outhaul run`: the command's own code, its signals, its limits, and another `outhaul run` inside.
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use tokio::process::{Child, Command};
+
+use crate::support::{PATIENCE, World, clean, finish, outhaul, run};
+
+/// A program of this text.
+fn script(world: &World, name: &str, text: &str) -> String {
+    let path = world.path(name);
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_cannot_be_run_is_told_as_by_a_shell_and_never_called_a_bug() {
+    let world = World::new().await;
+    let plain = world.path("plain");
+    std::fs::write(&plain, "echo x").unwrap();
+    let binary = script(&world, "binary", "\u{7f}ELF\0\0nothing of the kind");
+    let lost = script(&world, "lost", "#!/nonexistent/interpreter\n");
+    let directory = world.dir.path().display().to_string();
+    // The faults were of a race with the process's end.
+    for _ in 0..5 {
+        for (command, code, part) in [
+            ("/nonexistent", 127, "no such command"),
+            ("no-such-command-anywhere", 127, "no such command"),
+            ("", 127, "no such command"),
+            (&*lost, 127, "interpreter"),
+            (&*plain, 126, "ermission denied"),
+            (&*directory, 126, "is a directory"),
+            (&*binary, 126, "xec format"),
+        ] {
+            let ran = run(["run", &world.state(), "--", command]).await.expect(code);
+            assert!(
+                ran.err.contains(part) && ran.err.contains("failed to run"),
+                "{}",
+                ran.err
+            );
+            assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+        }
+    }
+    let script = script(&world, "script", "echo \"$1\"; exit 9\n");
+    let ran = run(["run", &world.state(), "--", &script, "a b"]).await.expect(9);
+    assert_eq!(
+        ran.out(),
+        "a b\n",
+        "a script without a first line for the system is one of the shell's"
+    );
+    run(["run", &world.state(), "--", "sh", "-c", "kill -9 $$"])
+        .await
+        .expect(137);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_has_the_limit_of_open_files_that_it_would_have_alone() {
+    let world = World::new().await;
+    let shown = script(&world, "shown", "#!/bin/sh\nulimit -S -n; ulimit -H -n\n");
+    let mut alone = Command::new("sh");
+    alone.args(["-c", &format!("ulimit -S -n 256; exec {shown}")]);
+    let expected = finish(clean(alone)).await.expect(0).out();
+    assert!(expected.starts_with("256\n"));
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        &format!(
+            "ulimit -S -n 256; exec '{}' run {} -- {shown}",
+            env!("CARGO_BIN_EXE_outhaul"),
+            world.state()
+        ),
+    ]);
+    assert_eq!(finish(clean(command)).await.expect(0).out(), expected);
+}
+
+/// `outhaul run` of a command that lives until it is told to end, and tells of signals.
+async fn living(world: &World, before: &str) -> (Child, String) {
+    let told = world.path("told");
+    let _ = std::fs::remove_file(&told);
+    let text = format!(
+        "#!/bin/bash\nfor s in HUP INT QUIT TERM USR1 USR2 ALRM; do trap \"echo $s >> '{told}'; exit 33\" $s; done\n\
+         trap 'echo CONT >> {told}' CONT\necho $$ > '{told}.part'; mv '{told}.part' '{told}.pid'\n\
+         while :; do sleep 0.05; done\n"
+    );
+    let living = script(world, "living", &text);
+    let _ = std::fs::remove_file(format!("{told}.pid"));
+    // What runs the tests may ignore signals itself, as behind `nohup` or in a shell's background.
+    let mut command = Command::new("env");
+    command.args([
+        "--default-signal=HUP,INT,QUIT,TERM,USR1,USR2,ALRM",
+        "sh",
+        "-c",
+        &format!(
+            "{before} exec '{}' run {} -- {living}",
+            env!("CARGO_BIN_EXE_outhaul"),
+            world.state()
+        ),
+    ]);
+    let mut command = clean(command);
+    // A group of its own, which is in no terminal's foreground.
+    let child = command.process_group(0).stderr(Stdio::inherit()).spawn().unwrap();
+    let pid = format!("{told}.pid");
+    let deadline = Instant::now() + PATIENCE;
+    while !std::path::Path::new(&pid).exists() {
+        assert!(Instant::now() < deadline, "the command never began");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    (child, told)
+}
+
+fn send(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+async fn end(mut child: Child) -> Option<i32> {
+    tokio::time::timeout(PATIENCE, child.wait())
+        .await
+        .expect("it ends")
+        .unwrap()
+        .code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_for_run_alone_reaches_the_command_which_is_never_left_behind() {
+    let world = World::new().await;
+    for (signal, name) in [
+        (Signal::HUP, "HUP"),
+        (Signal::INT, "INT"),
+        (Signal::QUIT, "QUIT"),
+        (Signal::TERM, "TERM"),
+        (Signal::USR1, "USR1"),
+        (Signal::USR2, "USR2"),
+        (Signal::ALARM, "ALRM"),
+    ] {
+        let (child, told) = living(&world, "").await;
+        send(&child, signal);
+        assert_eq!(end(child).await, Some(33), "{name}");
+        assert_eq!(std::fs::read_to_string(&told).unwrap(), format!("{name}\n"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_run_was_started_to_ignore_stays_ignored() {
+    let world = World::new().await;
+    let (child, told) = living(&world, "trap '' HUP;").await;
+    send(&child, Signal::HUP);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!std::path::Path::new(&told).exists());
+    send(&child, Signal::TERM);
+    assert_eq!(end(child).await, Some(33));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_stops_with_its_command_and_goes_on_with_it() {
+    let world = World::new().await;
+    let (child, told) = living(&world, "").await;
+    let command: String = std::fs::read_to_string(format!("{told}.pid")).unwrap();
+    let state = |pid: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(") ").next().unwrap().chars().next().unwrap()
+    };
+    let run = child.id().unwrap().to_string();
+    let deadline = Instant::now() + PATIENCE;
+    send(&child, Signal::TSTP);
+    while state(&run) != 'T' || state(command.trim()) != 'T' {
+        assert!(Instant::now() < deadline, "one of them goes on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    send(&child, Signal::CONT);
+    while state(&run) == 'T' || state(command.trim()) == 'T' {
+        assert!(Instant::now() < deadline, "one of them stays stopped");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    send(&child, Signal::TERM);
+    assert_eq!(end(child).await, Some(33));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outhaul_may_run_outhaul() {
+    let world = World::new().await;
+    let bazel = script(
+        &world,
+        "bazel",
+        "#!/bin/sh\nfor arg; do echo \"$arg\"; done\nexit 5\n",
+    );
+    let own = env!("CARGO_BIN_EXE_outhaul");
+    let mut command = outhaul();
+    command.args(["run", &world.state(), "--", own, "run", &world.state(), "--"]);
+    command.args([own, "run", &world.state()]);
+    command.args(["--", &bazel, "build", "//a"]);
+    let ran = finish(command).await.expect(5);
+    let out = ran.out();
+    let given: Vec<&str> = out.lines().collect();
+    assert_eq!(given.first(), Some(&"build"));
+    assert_eq!(given.last(), Some(&"//a"));
+    let backends = given
+        .iter()
+        .filter(|arg| arg.starts_with("--bes_backend="))
+        .count();
+    assert_eq!(
+        backends, 1,
+        "each passes events on to the one around it: {given:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_helper_has_the_limit_of_open_files_that_it_would_have_alone() {
+    let world = World::new().await;
+    let shown = world.path("shown");
+    let text = format!("#!/bin/sh\nulimit -S -n > '{shown}'\ncat >/dev/null\necho '{{\"headers\":{{}}}}'\n");
+    let helper = script(&world, "helper", &text);
+    let digest = world.file("").1.to_string();
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        &format!(
+            "ulimit -S -n 256; exec '{}' fetch blob {digest} {} --credential-helper={helper} -o /dev/null",
+            env!("CARGO_BIN_EXE_outhaul"),
+            world.cache_flag()
+        ),
+    ]);
+    finish(clean(command)).await;
+    assert_eq!(std::fs::read_to_string(&shown).unwrap(), "256\n");
+    let mut missing = outhaul();
+    missing.args(["fetch", "blob", &digest, &world.cache_flag(), "-o", "-"]);
+    missing.arg("--credential-helper=/nonexistent/helper");
+    finish(missing)
+        .await
+        .says(1, &["/nonexistent/helper", "can't be started"]);
+}

@@ -1,0 +1,293 @@
+//! `outhaul run`: its Bazel leaves on disk what it would have left alone, whatever it is configured to.
+
+use std::{
+    collections::HashMap,
+    os::unix::fs::symlink,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{Path as UrlPath, State},
+    http::StatusCode,
+    routing::get,
+};
+
+use crate::harness::{Bazel, Daemon, Outhaul, Run, Scratch, Stage, Upstream, Version};
+
+for_each_bazel!(embedded:
+    nothing_is_missing_with_any_kind_of_cache,
+    a_backend_of_the_rc_files_gets_every_event,
+    what_a_backend_has_not_got_is_sent_by_the_next_run,
+    what_is_asked_of_bazel_costs_the_build_nothing,
+    programs_that_call_bazel_have_their_builds_brought,
+    what_was_run_can_be_staged_and_exported,
+);
+
+for_each_bazel!(casd: nothing_is_missing_with_any_kind_of_cache);
+
+/// `outhaul run` of a Bazel's command.
+fn wrapped(outhaul: &Outhaul, bazel: &Bazel, flags: &[&str], command: &str, args: &[&str]) -> Run {
+    let mut all: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    all.push("--".to_owned());
+    all.extend(bazel.command_line(command));
+    all.extend(args.iter().map(|arg| (*arg).to_owned()));
+    outhaul.run(bazel.workspace(), "run", &all)
+}
+
+/// A cache behind HTTP, as Bazel wants it.
+fn http_cache(runtime: &tokio::runtime::Runtime) -> String {
+    type Blobs = Arc<Mutex<HashMap<String, Bytes>>>;
+    async fn load(State(blobs): State<Blobs>, UrlPath(path): UrlPath<String>) -> Result<Bytes, StatusCode> {
+        blobs
+            .lock()
+            .unwrap()
+            .get(&path)
+            .cloned()
+            .ok_or(StatusCode::NOT_FOUND)
+    }
+    async fn store(State(blobs): State<Blobs>, UrlPath(path): UrlPath<String>, body: Bytes) {
+        blobs.lock().unwrap().insert(path, body);
+    }
+    let app = Router::new()
+        .route("/{*path}", get(load).put(store))
+        .layer(axum::extract::DefaultBodyLimit::disable())
+        .with_state(Blobs::default());
+    let listener = runtime
+        .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    runtime.spawn(async move { axum::serve(listener, app).await });
+    format!("http://{address}")
+}
+
+fn nothing_is_missing_with_any_kind_of_cache(stage: &Stage) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let dir = Scratch::new("disk-cache");
+    let grpc = format!("--remote_cache={}", cache.url());
+    let http = format!("--remote_cache={}", http_cache(&runtime));
+    let disk = format!("--disk_cache={}", dir.path().display());
+    let targets = ["//:all", "//gen:all"];
+    for flags in [
+        vec![grpc.as_str()],
+        vec![http.as_str()],
+        vec![disk.as_str()],
+        vec![grpc.as_str(), disk.as_str()],
+        vec![],
+    ] {
+        let args = [&targets[..], &flags[..]].concat();
+        let alone = |command: &str| {
+            let mut line = bazel.command_line(command);
+            let program = line.remove(0);
+            let mut process = std::process::Command::new(program);
+            process
+                .args(line)
+                .args(if command == "clean" { &[][..] } else { &args[..] });
+            process.current_dir(bazel.workspace());
+            crate::harness::Running::start(process, dir.path()).wait().ok()
+        };
+        alone("build");
+        alone("clean");
+        alone("build");
+        let expected = bazel.bin();
+        alone("clean");
+        let run = wrapped(&outhaul, &bazel, &[], "build", &args).ok();
+        assert_eq!(
+            expected.differences(&bazel.bin()),
+            Vec::<String>::new(),
+            "{flags:?}: {run}"
+        );
+        assert!(!run.stderr.contains("no event of"), "{run}");
+        let takes_over = stage.version == Version::Seven && flags == [grpc.as_str()];
+        let brought = run.stderr.contains("outhaul: 0 downloaded");
+        assert_eq!(!brought, takes_over, "who downloads; {run}");
+        // What is run must be there while Bazel still runs.
+        alone("clean");
+        let run = wrapped(
+            &outhaul,
+            &bazel,
+            &[],
+            "run",
+            &[&flags[..], &["//gen:tool"]].concat(),
+        )
+        .ok();
+        assert!(run.stdout.ends_with("tool\n"), "{run}");
+    }
+}
+
+fn a_backend_of_the_rc_files_gets_every_event(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let grpc = format!("--remote_cache={}", cache.url());
+    let own = std::fs::read_to_string(bazel.workspace().join(".bazelrc")).unwrap();
+    for mode in [
+        "wait_for_upload_complete",
+        "nowait_for_upload_complete",
+        "fully_async",
+    ] {
+        let upstream = Upstream::start();
+        let backend = upstream.flag().replace("--bes-backend", "--bes_backend");
+        let extra = "\ntry-import %workspace%/more.bazelrc\nbuild:linux --bes_keywords=seen\n\
+                     build --enable_platform_specific_config\n";
+        bazel.write(".bazelrc", &format!("{own}{extra}"));
+        bazel.write(
+            "more.bazelrc",
+            &format!(
+                "build:ci --config=inner\nbuild:inner {backend} --bes_upload_mode={mode} --bes_timeout=60s\n"
+            ),
+        );
+        bazel.clean();
+        let id = format!("11111111-2222-3333-4444-{:012}", mode.len());
+        let id_flag = format!("--invocation_id={id}");
+        wrapped(
+            &outhaul,
+            &bazel,
+            &["--strict"],
+            "build",
+            &["//:all", &grpc, "--config=ci", &id_flag],
+        )
+        .ok();
+        assert_eq!(bazel.text("bazel-bin/a.txt"), "this is a\n", "{mode}");
+        upstream.complete(&id, String::new);
+    }
+}
+
+fn what_a_backend_has_not_got_is_sent_by_the_next_run(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let mut upstream = Upstream::start();
+    let backend = upstream.flag().replace("--bes-backend", "--bes_backend");
+    let id = "11111111-2222-3333-4444-555555555555";
+    let id_flag = format!("--invocation_id={id}");
+    upstream.go_down();
+    wrapped(
+        &outhaul,
+        &bazel,
+        &["--hold-timeout=3s"],
+        "build",
+        &["//:a", &backend, &id_flag],
+    )
+    .ok();
+    upstream.come_back();
+    assert!(upstream.invocations().is_empty());
+    wrapped(&outhaul, &bazel, &[], "build", &["//:b", &backend]).ok();
+    upstream.complete(id, String::new);
+    assert_eq!(upstream.invocations().len(), 2, "{:?}", upstream.invocations());
+}
+
+fn what_is_asked_of_bazel_costs_the_build_nothing(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let grpc = format!("--remote_cache={}", cache.url());
+    let dir = Scratch::new("files");
+    let file = |name: &str| dir.join(name).display().to_string();
+    wrapped(&outhaul, &bazel, &[], "build", &["//gen:all", &grpc]).ok();
+    let names = ["profile", "log", "explain", "events"];
+    let flags = [
+        format!("--profile={}", file("profile")),
+        format!("--execution_log_json_file={}", file("log")),
+        format!("--explain={}", file("explain")),
+        format!("--build_event_json_file={}", file("events")),
+    ];
+    let mut args = vec!["//gen:all", &grpc];
+    args.extend(flags.iter().map(String::as_str));
+    let run = wrapped(&outhaul, &bazel, &[], "build", &args).ok();
+    assert!(
+        run.stderr.contains("(0 packages loaded, 0 targets configured)"),
+        "{run}"
+    );
+    assert_eq!(run.executed() + run.remote_hits(), 0, "{run}");
+    for name in names {
+        assert!(dir.join(name).is_file(), "{name}");
+        std::fs::remove_file(dir.join(name)).unwrap();
+    }
+    // One that is asked, and does not build: nothing is written.
+    let probing = Scratch::new("probing");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in --version|*/dev/null/outhaul*) exec {} \"$@\";; esac\n",
+        bazel.command_line("build")[0]
+    );
+    let only_asked = probing.join("bazel");
+    std::fs::write(&only_asked, script).unwrap();
+    std::fs::set_permissions(&only_asked, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut line = bazel.command_line("build");
+    line[0] = only_asked.display().to_string();
+    let all: Vec<&str> = std::iter::once("--")
+        .chain(line.iter().map(String::as_str))
+        .chain(args.iter().copied())
+        .collect();
+    let run = outhaul.run(bazel.workspace(), "run", &all).ok();
+    assert!(!run.stderr.contains("not known"), "{run}");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn programs_that_call_bazel_have_their_builds_brought(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let bin = Scratch::new("bin");
+    let mut line = bazel.command_line("build");
+    symlink(line.remove(0), bin.join("bazel")).unwrap();
+    let line = line.join(" ");
+    let grpc = format!("--remote_cache={}", cache.url());
+    bazel.write(
+        "Makefile",
+        &format!("all: x y\nx:\n\tbazel {line} {grpc} //:a\ny:\n\tenv A=b bazel {line} {grpc} //gen:one -- -//gen:many\n"),
+    );
+    bazel.build(&["//:a", "//gen:one"]).ok();
+    bazel.clean();
+    let outhaul = Outhaul::new();
+    let path = format!("{}:{}", bin.path().display(), std::env::var("PATH").unwrap());
+    let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_outhaul"));
+    process
+        .args(["run", "--strict", "--", "make", "-j2"])
+        .env("PATH", path)
+        .env("OUTHAUL_STATE_DIR", outhaul.state_dir())
+        .current_dir(bazel.workspace());
+    let run = crate::harness::Running::start(process, bin.path()).wait().ok();
+    assert_eq!(
+        run.stderr.matches("outhaul: ").count(),
+        2,
+        "a line for each build; {run}"
+    );
+    assert!(
+        bazel.has("bazel-bin/a.txt") && bazel.has("bazel-bin/gen/one.txt"),
+        "{run}"
+    );
+}
+
+fn what_was_run_can_be_staged_and_exported(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let grpc = format!("--remote_cache={}", cache.url());
+    let dir = Scratch::new("staged");
+    let check = |outhaul: &Outhaul, name: &str| {
+        let run = wrapped(outhaul, &bazel, &[], "build", &["//:a", &grpc]).ok();
+        assert!(!run.stderr.contains("nothing is kept"), "{run}");
+        let to = dir.join(name);
+        let to_flag = to.display().to_string();
+        outhaul
+            .run(
+                bazel.workspace(),
+                "stage",
+                &["--flatten", "--to", &to_flag, "//:a"],
+            )
+            .ok();
+        assert_eq!(std::fs::read_to_string(to.join("a.txt")).unwrap(), "this is a\n");
+        let file = dir.join(format!("{name}.outhaul")).display().to_string();
+        outhaul.run(bazel.workspace(), "export", &["-o", &file]).ok();
+    };
+    let outhaul = Outhaul::new();
+    check(&outhaul, "alone");
+    // While a daemon has the state directory, and knows an older build of the workspace.
+    let daemon = Daemon::start(&cache);
+    bazel.build(&[&daemon.bes(), "//:b"]).ok();
+    check(daemon.outhaul(), "beside");
+}
