@@ -22,6 +22,7 @@ pub type Target = fn(&[u8]);
 
 /// Every target by its name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("action_cache", action_cache),
     ("archive", archive),
     ("batch_answer", batch_answer),
     ("bes_request", bes_request),
@@ -56,6 +57,8 @@ macro_rules! elsewhere {
 }
 
 elsewhere! {
+    /// A build tool's action cache.
+    action_cache = crate::action_cache::fuzz::action_cache;
     /// An exported build's file.
     archive = crate::stage::archive_fuzz::archive;
     /// A marker of staged files.
