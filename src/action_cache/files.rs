@@ -217,7 +217,7 @@ impl Directory<'_> {
     }
 
     /// Whether all that has changed is that a journal has grown, by actions that had and have nothing to tell. Every
-    /// build writes one anew: that of the workspace's status.
+    /// build writes one again: that of the workspace's status.
     fn is_unchanged(&self, names: &Names, known: &State, now: &Inodes) -> Result<bool, ActionCacheError> {
         let [actions, journal, index, index_journal] = &*known.files;
         if [actions, index, index_journal] != [&now[0], &now[2], &now[3]] {

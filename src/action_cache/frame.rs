@@ -18,7 +18,8 @@ pub(super) fn format(file: &[u8]) -> Result<i64, Fault> {
     cursor.int64()
 }
 
-/// Goes through a file's records from a place on, or from behind the header. `value` takes a key, and with `true` a value behind it; without, the key is removed.
+/// Goes through a file's records, from a place on or from the end of the header. `value` takes a key, and with `true` the
+/// place of its value; with `false` the key is removed.
 ///
 /// A record that the file's end cuts off is a fault in a journal, too: Bazel has written all of it when a build has
 /// come to its end.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::digest::DigestFunction;
 
-/// The four files, each behind its length in two bytes: what is decoded makes sense, and reads back.
+/// The four files, each after its length in two bytes: what is decoded makes sense, and reads back.
 pub(crate) fn action_cache(data: &[u8]) {
     let mut rest = data;
     let mut next = || {

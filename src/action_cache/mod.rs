@@ -16,7 +16,7 @@
 //!
 //! # What protects the reader
 //!
-//! The files have no checksum, no lock, and are not replaced in one step. So they are read like a value behind a
+//! The files have no checksum, no lock, and are not replaced in one step. So they are read like a value under a
 //! sequence lock: looked at, read (actions before the strings, which are written first), looked at again. All of it is
 //! decoded, or none of it is taken. Whether it is of the build that has just ended, files cannot tell: Bazel does not
 //! write them after Ctrl-C. Who uses the facts holds them against what the same build's events name.
@@ -39,7 +39,7 @@ mod index;
 #[cfg(test)]
 mod tests;
 #[cfg(any(test, fuzzing))]
-mod write;
+pub(crate) mod write;
 
 pub use self::{
     error::ActionCacheError,

@@ -272,7 +272,7 @@ fn files_of_bazel_7_are_read_as_bazel_itself_reads_them() {
     }
 }
 
-/// Each build writes anew what the workspace's status is: that alone is no reason to read all of it again.
+/// Each build writes the workspace's status again: that alone is no reason to read all of it again.
 #[test]
 fn a_journal_that_grows_by_what_has_no_outputs_changes_nothing() {
     let mut written = some(16);

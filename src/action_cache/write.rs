@@ -70,6 +70,13 @@ impl Written {
         }
     }
 
+    /// What is told by them.
+    #[cfg(test)]
+    pub(crate) fn facts(&self) -> super::Facts {
+        let decoded = super::Facts::decode(&self.files(), crate::digest::DigestFunction::Sha256);
+        decoded.map(|(facts, _)| facts).unwrap()
+    }
+
     /// A string's number; a new one is written to the index.
     pub(crate) fn string(&mut self, text: &str) -> i32 {
         if let Some(id) = self.strings.get(text) {

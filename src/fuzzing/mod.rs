@@ -41,6 +41,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("marker", marker),
     ("record_block", record_block),
     ("record_value", record_value),
+    ("runfiles_manifest", runfiles_manifest),
     ("status", status),
     ("tree_message", tree_message),
     ("uri", uri),
@@ -83,6 +84,8 @@ elsewhere! {
     headers = crate::bes::fuzz::headers;
     /// A journal's file.
     journal = crate::bes::fuzz::journal;
+    /// A program's manifest of runfiles.
+    runfiles_manifest = crate::invocation::runfiles::fuzz;
     /// A block of the record's outputs.
     record_block = crate::record::fuzz::block;
     /// The record's other values.

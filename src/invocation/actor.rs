@@ -4,10 +4,12 @@
 //! Everything about an invocation is owned by its task; others send it a [`Message`]. The order of things is the
 //! promise: an output's metadata is in the record before the coordinator hears of it.
 
+pub(super) mod action_cache;
 mod again;
 mod local;
 mod naming;
 mod progress;
+mod runfiles;
 
 use std::{
     collections::HashMap,
@@ -21,7 +23,10 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use self::progress::Course;
+use self::{
+    action_cache::{Known, NamedPaths},
+    progress::Course,
+};
 use super::{
     build::{Build, Named},
     engine::{Report, Shared},
@@ -149,6 +154,12 @@ pub(super) struct Actor {
     unasked: Vec<(Naming, Vec<Named>, bool)>,
     /// Whether that has been looked at again, behind the end of the stream.
     looked_again: bool,
+    /// Whether what programs need at run time was asked for, after the end of the stream.
+    brought_runfiles: bool,
+    /// What the action cache told then, until it is on record.
+    known: Option<Known>,
+    /// What the stream named without asking for it.
+    named: NamedPaths,
     last_completion: Instant,
     /// When the first of the unwritten ones came.
     unwritten_since: Instant,
@@ -221,6 +232,9 @@ impl Actor {
             look_after: true,
             unasked: Vec::new(),
             looked_again: false,
+            brought_runfiles: false,
+            known: None,
+            named: NamedPaths::default(),
             last_completion: Instant::now(),
             unwritten_since: Instant::now(),
             stream_open: true,
@@ -308,6 +322,7 @@ impl Actor {
                 self.reported = None;
                 self.loaded = true;
                 self.looked_again = false;
+                self.brought_runfiles = false;
                 self.shared.metrics.events.inc_by(events.len() as u64);
                 self.enter(InvocationState::Running);
                 for (sequence, framed) in events {
@@ -328,6 +343,7 @@ impl Actor {
                 // to be brought: there is another word of it.
                 self.reported = None;
                 self.looked_again = false;
+                self.brought_runfiles = false;
                 // Behind a broken stream more may come: what waits for it goes on waiting.
                 if end == StreamEnd::Finished {
                     let effects = self.build.end();
@@ -480,6 +496,8 @@ impl Actor {
 
     /// Answers whoever waits, once nothing required is on its way any more.
     async fn settle(&mut self) {
+        // At once, while what the stream names is still on its way.
+        self.bring_runfiles().await;
         if self.stream_open && self.waiters.is_empty() || self.pending_required > 0 {
             return;
         }
@@ -500,6 +518,7 @@ impl Actor {
         if self.stream_open || self.reported.is_some() || self.pending_optional > 0 {
             return;
         }
+        self.take_in_action_cache().await;
         self.enter(if self.tally.superseded > 0 {
             InvocationState::Superseded
         } else if self.interrupted {
@@ -593,6 +612,7 @@ impl Actor {
         self.build = new_build(&self.shared);
         self.wanted = HashMap::default();
         self.flattened = HashMap::new();
+        self.named = NamedPaths::default();
         self.targets = HashMap::new();
         self.session = None;
     }

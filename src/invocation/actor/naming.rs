@@ -207,7 +207,7 @@ impl Actor {
         }
     }
 
-    async fn outputs(&mut self, target: Arc<TargetId>, mut named: Vec<Named>) {
+    pub(super) async fn outputs(&mut self, target: Arc<TargetId>, mut named: Vec<Named>) {
         if let Destination::Directory { flatten: true, .. } = self.shared.roots.rules().destination {
             self.flatten(&mut named);
         }
@@ -246,6 +246,7 @@ impl Actor {
                 Class::Known => {
                     counts.known += 1;
                     self.tally.known += 1;
+                    self.named.insert(&n.path);
                 }
             }
         }
@@ -390,7 +391,7 @@ impl Actor {
     }
 
     /// Counts what can't be had whatever the cache does, as of the event that was taken in last.
-    fn fail(&mut self, class: Class, reason: &str) {
+    pub(super) fn fail(&mut self, class: Class, reason: &str) {
         self.tally.fail(class, reason);
         if class == Class::Required {
             self.output_failed(self.course.taken(), None);

@@ -19,6 +19,7 @@ use rustix::{
 use super::{
     claim::Claim,
     error::{PlaceError, PlaceErrorKind},
+    runfiles::WithoutManifests,
     space::Space,
     sys::{self, Inode},
     temp::{TempDir, Unnamed},
@@ -54,6 +55,8 @@ pub struct OutputRoot {
     temp: Mutex<Option<Arc<TempDir>>>,
     /// What its file system has.
     pub(super) space: Space,
+    /// Directories in which no program with runfiles was found.
+    pub(super) without_manifests: Mutex<WithoutManifests>,
     /// Read-only directories that are open for writing just now.
     pub(super) leases: Arc<Leases>,
     /// Whether files come out with the mode that they are created with, umask and default ACLs notwithstanding.
@@ -105,6 +108,7 @@ impl OutputRoot {
             }),
             temp: Mutex::default(),
             space: Space::default(),
+            without_manifests: Mutex::default(),
             leases: Arc::default(),
             modes_hold: AtomicBool::new(false),
             no_openat2: AtomicBool::new(false),
@@ -310,7 +314,8 @@ impl OutputRoot {
     }
 
     /// The output base, when this is `<output base>/execroot/<workspace>`.
-    pub(super) fn output_base(&self) -> Option<&Path> {
+    #[must_use]
+    pub fn output_base(&self) -> Option<&Path> {
         let parent = self.canonical.parent()?;
         parent.ends_with("execroot").then(|| parent.parent()).flatten()
     }
