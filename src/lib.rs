@@ -31,6 +31,7 @@
 //! * [`materialize`] gets wanted outputs to disk. One coordinator task owns all state; [`materialize::place`] is
 //!   everything that touches an output tree, on threads of its own.
 //! * [`remote`] is the client of a Remote Execution API cache. It has never heard of Bazel.
+//! * [`action_cache`] reads what Bazel itself has on disk of outputs that no event names: files to facts, nothing else.
 //! * [`record`] keeps what is known of outputs and builds, in sled, behind an interface that cannot fail a build.
 //! * [`stage`] picks outputs of a recorded build and copies them to a directory; it carries builds elsewhere.
 //! * [`doors`] says who may come in at the listening sockets: certificates, tokens, whose process it is.
@@ -58,6 +59,7 @@
 //!    there: [`bes::journal`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod action_cache;
 pub mod bep;
 pub mod bes;
 pub mod chance;

@@ -55,6 +55,12 @@ impl Directories {
         self.0.extend(new);
         Ok(())
     }
+
+    /// Whether outputs lie below a path.
+    #[must_use]
+    pub fn contains(&self, path: &ExecPath) -> bool {
+        self.0.contains(path.as_str())
+    }
 }
 
 /// How much an output is wanted. Ordered: more wanted is greater.

@@ -313,7 +313,6 @@ impl From<BuildEvent> for proto::BuildEvent {
                 .collect(),
             last_message: event.last_message,
             payload,
-            ..Self::default()
         }
     }
 }

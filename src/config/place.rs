@@ -32,6 +32,11 @@ pub struct PlaceArgs {
     #[arg(long, value_name = "FROM=TO", env = "OUTHAUL_PATH_MAP", value_delimiter = ',')]
     pub path_map: Vec<String>,
 
+    /// Do not read Bazel's own action cache, which tells digests of outputs that no event names: of what programs need at
+    /// run time, and of intermediate outputs
+    #[arg(long, env = "OUTHAUL_NO_ACTION_CACHE")]
+    pub no_action_cache: bool,
+
     /// Make output files writable (0755 instead of 0555), as Bazel's --experimental_writable_outputs
     #[arg(long, env = "OUTHAUL_WRITABLE_OUTPUTS")]
     pub writable_outputs: bool,
@@ -87,6 +92,7 @@ impl PlaceArgs {
             destination,
             path_maps,
             allowed: self.allow_exec_root.clone(),
+            no_action_cache: self.no_action_cache,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Builds through the rooms behind the doors, with the embedded cache.
 
 mod hostile;
+mod runfiles;
 
 use std::time::Duration;
 
@@ -71,6 +72,7 @@ impl Fixture {
                 destination,
                 path_maps: Vec::new(),
                 allowed: vec![dir.path().to_owned()],
+                ..RootRules::default()
             },
             SourceRule::Fixed(store.into()),
             MaterializeOptions::default(),

@@ -22,6 +22,7 @@ pub type Target = fn(&[u8]);
 
 /// Every target by its name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("action_cache", action_cache),
     ("archive", archive),
     ("batch_answer", batch_answer),
     ("bes_request", bes_request),
@@ -40,6 +41,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("marker", marker),
     ("record_block", record_block),
     ("record_value", record_value),
+    ("runfiles_manifest", runfiles_manifest),
     ("status", status),
     ("tree_message", tree_message),
     ("uri", uri),
@@ -56,6 +58,8 @@ macro_rules! elsewhere {
 }
 
 elsewhere! {
+    /// A build tool's action cache.
+    action_cache = crate::action_cache::fuzz::action_cache;
     /// An exported build's file.
     archive = crate::stage::archive_fuzz::archive;
     /// A marker of staged files.
@@ -80,6 +84,8 @@ elsewhere! {
     headers = crate::bes::fuzz::headers;
     /// A journal's file.
     journal = crate::bes::fuzz::journal;
+    /// A program's manifest of runfiles.
+    runfiles_manifest = crate::invocation::runfiles::fuzz;
     /// A block of the record's outputs.
     record_block = crate::record::fuzz::block;
     /// The record's other values.

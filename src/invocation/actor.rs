@@ -4,11 +4,13 @@
 //! Everything about an invocation is owned by its task; others send it a [`Message`]. The order of things is the
 //! promise: an output's metadata is in the record before the coordinator hears of it.
 
+pub(super) mod action_cache;
 mod again;
 mod local;
 mod naming;
 mod others;
 mod progress;
+mod runfiles;
 mod undigested;
 
 use std::{
@@ -24,7 +26,7 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
 };
 
-use self::{others::Doubt, progress::Course};
+use self::{action_cache::Known, others::Doubt, progress::Course};
 use super::{
     build::{Build, Named},
     engine::{Report, Shared},
@@ -170,6 +172,10 @@ pub(super) struct Actor {
     unasked: Vec<(Naming, Vec<Named>, bool)>,
     /// Whether that has been looked at again, behind the end of the stream.
     looked_again: bool,
+    /// Whether what programs need at run time was asked for, after the end of the stream.
+    brought_runfiles: bool,
+    /// What the action cache told then, until it is on record.
+    told: Option<Known>,
     last_completion: Instant,
     /// When the first of the unwritten ones came.
     unwritten_since: Instant,
@@ -249,6 +255,8 @@ impl Actor {
             undigested: HashMap::default(),
             unasked: Vec::new(),
             looked_again: false,
+            brought_runfiles: false,
+            told: None,
             last_completion: Instant::now(),
             unwritten_since: Instant::now(),
             stream_open: true,
@@ -340,6 +348,7 @@ impl Actor {
                 self.reported = None;
                 self.loaded = true;
                 self.looked_again = false;
+                self.brought_runfiles = false;
                 self.shared.metrics.events.inc_by(events.len() as u64);
                 self.enter(InvocationState::Running);
                 for (sequence, framed) in events {
@@ -364,6 +373,7 @@ impl Actor {
                 // to be brought: there is another word of it.
                 self.reported = None;
                 self.looked_again = false;
+                self.brought_runfiles = false;
                 // Behind a broken stream more may come: what waits for it goes on waiting.
                 if end == StreamEnd::Finished {
                     let effects = self.build.end();
@@ -534,6 +544,8 @@ impl Actor {
 
     /// Answers whoever waits, once nothing required is on its way any more.
     async fn settle(&mut self) {
+        // At once, while what the stream names is still on its way.
+        self.bring_runfiles().await;
         let waits = self.pending_required > 0 || self.is_in_doubt();
         if self.stream_open && self.waiters.is_empty() || waits {
             return;
@@ -556,6 +568,7 @@ impl Actor {
         if self.stream_open || self.reported.is_some() || self.pending_optional > 0 {
             return;
         }
+        self.take_in_action_cache().await;
         self.enter(if self.tally.superseded > 0 {
             InvocationState::Superseded
         } else if self.interrupted {

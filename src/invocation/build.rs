@@ -128,8 +128,10 @@ pub struct Build {
     exec_root: Option<String>,
     ready: bool,
     authority_told: bool,
-    /// Kinds of configured targets that are tests.
+    /// Configured targets that are tests.
     tests: std::collections::HashSet<String>,
+    /// Those that are groups of files.
+    filegroups: std::collections::HashSet<String>,
     configurations: HashMap<String, String>,
     sets: NamedSets,
     visited: BTreeMap<ProfileId, Visited>,
@@ -168,6 +170,7 @@ impl Build {
             ready: false,
             authority_told: false,
             tests: std::collections::HashSet::new(),
+            filegroups: std::collections::HashSet::new(),
             configurations: HashMap::new(),
             sets: NamedSets::default(),
             visited: BTreeMap::new(),
@@ -220,6 +223,42 @@ impl Build {
         self.sets.failures(roots)
     }
 
+    /// The exec root as the build tool calls it.
+    pub(super) fn exec_root(&self) -> Option<&str> {
+        self.exec_root.as_deref()
+    }
+
+    /// Whether a target is a group of files, which hands on what others make.
+    pub(super) fn is_filegroup(&self, label: &str) -> bool {
+        self.filegroups.contains(label)
+    }
+
+    /// Where binaries of a configuration lie, below the exec root.
+    pub(super) fn binaries(&self, configuration: &str) -> Option<String> {
+        let mnemonic = self.configurations.get(configuration)?;
+        Some(format!("{OUTPUT_DIRECTORY}/{mnemonic}/bin"))
+    }
+
+    /// How much one of a target's runfiles is wanted, and why. The size is unknown for what was not found.
+    pub(super) fn select_runfile(
+        &mut self,
+        label: &str,
+        path: &str,
+        tree: Option<&str>,
+        size: Option<u64>,
+    ) -> Verdict {
+        let profile = self.selector.profile(&GroupContext {
+            command: self.command,
+            label,
+            aspect: "",
+            group: "",
+            origin: Origin::Runfiles {
+                test_rule: self.tests.contains(label),
+            },
+        });
+        self.selector.select(profile, path, tree, size)
+    }
+
     /// Takes the event of this number in. Numbers grow.
     pub fn handle(&mut self, sequence: i64, event: Event) -> Vec<Effect> {
         match self.meter.admit(&event) {
@@ -266,6 +305,8 @@ impl Build {
             } => {
                 if is_test(&kind) {
                     self.tests.insert(label);
+                } else if kind == "filegroup rule" {
+                    self.filegroups.insert(label);
                 }
                 if !completions.is_empty() {
                     effects.push(Effect::Announced(completions));

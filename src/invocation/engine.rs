@@ -1,7 +1,7 @@
 //! The engine behind the doors: one task for each invocation, and what they share.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
@@ -11,7 +11,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::{
-    actor::{Actor, Message},
+    actor::{Actor, Message, action_cache::Remembered},
     feed::{Change, Told},
     policy::Policy,
     roots::Roots,
@@ -26,7 +26,7 @@ use crate::{
     exec_path::ExecPath,
     materialize::Materializer,
     metrics::Metrics,
-    record::{InvocationRow, InvocationState, Record, TargetRow},
+    record::{InvocationRow, InvocationState, Record, RootId, TargetRow},
 };
 
 /// What became of an invocation, told once it is settled.
@@ -71,6 +71,10 @@ pub(super) struct Shared {
     pub(super) holds_sets: bool,
     /// How long a task stays after its end.
     linger: OnceLock<Duration>,
+    /// What was read of the build tool's action caches last.
+    action_caches: Mutex<HashMap<RootId, Remembered>>,
+    /// Why they are not read, as it was said.
+    said: Mutex<HashSet<String>>,
 }
 
 /// How long a task stays after its end, for a client that comes back to the same stream, unless told otherwise. Longer
@@ -82,6 +86,25 @@ impl Shared {
     /// How long a task stays after its end.
     pub(super) fn linger(&self) -> Duration {
         self.linger.get().copied().unwrap_or(LINGER)
+    }
+
+    /// Whether this was not said before.
+    pub(super) fn is_first(&self, message: &str) -> bool {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.insert(message.to_owned())
+    }
+
+    pub(super) fn action_cache(&self, root: RootId) -> Option<Remembered> {
+        let caches = self.action_caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.get(&root).cloned()
+    }
+
+    pub(super) fn remember_action_cache(&self, root: RootId, read: Option<Remembered>) {
+        let mut caches = self.action_caches.lock().unwrap_or_else(PoisonError::into_inner);
+        match read {
+            Some(read) => caches.insert(root, read),
+            None => caches.remove(&root),
+        };
     }
 
     pub(super) fn forget(&self, stream: &StreamKey) {
@@ -151,6 +174,8 @@ impl Engine {
                 told: Mutex::default(),
                 holds_sets,
                 linger: OnceLock::new(),
+                action_caches: Mutex::default(),
+                said: Mutex::default(),
             }),
         }
     }

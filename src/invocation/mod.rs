@@ -12,6 +12,7 @@ pub mod pattern;
 pub mod policy;
 pub mod roots;
 pub(crate) mod rows;
+pub(crate) mod runfiles;
 pub mod selection;
 pub mod sources;
 pub mod tally;

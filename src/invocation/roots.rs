@@ -93,6 +93,8 @@ pub struct RootRules {
     pub path_maps: Vec<PathMap>,
     /// Directories that exec roots must lie in; empty for any that looks like one and that the daemon's user owns.
     pub allowed: Vec<PathBuf>,
+    /// Whether the build tool's action cache is left unread.
+    pub no_action_cache: bool,
 }
 
 impl RootRules {

@@ -4,11 +4,25 @@ use std::{sync::Arc, time::SystemTime};
 
 use super::build::Named;
 use crate::{
+    action_cache::Facts,
     bep::event::TargetId,
+    exec_path::ExecPath,
     materialize::{Completion, Outcome, Want},
-    output::{Class, Stamp},
+    output::{Class, OutputContent, Stamp},
     record::{OutputRow, OutputState, Record, RootId, SeenOutput},
 };
+
+/// In the place of the event that has named an output: Bazel's action cache tells of it.
+pub(crate) const ACTION_CACHE: &str = "action_cache";
+/// Why these are known.
+const NAMED_BY_NONE: &str = "in Bazel's action cache; no event names it";
+/// Rows that are made at once, some hundred bytes each.
+const TAKEN_IN_AT_ONCE: usize = 10_000;
+
+/// Whether nobody has asked for an output, nor named it: it is only in Bazel's action cache.
+pub(crate) fn is_unasked(row: &OutputRow) -> bool {
+    *row.event == *ACTION_CACHE && row.class == Class::Known
+}
 
 /// Who names outputs.
 #[derive(Debug, Clone)]
@@ -117,6 +131,71 @@ fn compare(named: &Named, row: &SeenOutput<'_>, superseded: bool) -> Before {
         Some(old) => Before::Reworded(Box::new(old)),
         None => Before::Other,
     }
+}
+
+/// Records what the action cache tells of outputs that no event names, and forgets what it told before and does not tell
+/// any more. What a stream has told stays, whichever build's; where it is this build's (`is_named`), and says something
+/// else, nothing is recorded, and that output is given back. Blocks on the record.
+pub(super) fn take_in(
+    record: &Record,
+    root: RootId,
+    version: u64,
+    invocation: &Arc<str>,
+    facts: &Facts,
+    is_named: impl Fn(&ExecPath) -> bool,
+) -> Result<(), ExecPath> {
+    // What a newer invocation has told is its own.
+    if record.root_row(root).is_some_and(|root| root.version > version) {
+        return Ok(());
+    }
+    let outputs = facts.outputs();
+    let mut is_new = vec![true; outputs.len()];
+    let mut contradicts = None;
+    record.see_outputs(
+        root,
+        outputs,
+        |output| &output.path,
+        |i, row| {
+            let output = &outputs[i];
+            let is_same = row.content_is(&OutputContent::Blob(output.digest.clone()));
+            if !is_same && is_named(&output.path) {
+                contradicts.get_or_insert_with(|| output.path.clone());
+            }
+            is_new[i] = !is_same && row.event() == ACTION_CACHE;
+        },
+    );
+    if let Some(path) = contradicts {
+        return Err(path);
+    }
+    let known = OutputRow {
+        rule: NAMED_BY_NONE.into(),
+        event: ACTION_CACHE.into(),
+        invocation_id: invocation.clone(),
+        version,
+        ..OutputRow::known(OutputContent::Directory)
+    };
+    let new = outputs.iter().zip(is_new).filter(|(_, is_new)| *is_new);
+    let mut new = new.map(|(output, _)| {
+        let content = OutputContent::Blob(output.digest.clone());
+        (
+            output.path.clone(),
+            OutputRow {
+                content,
+                ..known.clone()
+            },
+        )
+    });
+    loop {
+        let rows: Vec<(ExecPath, OutputRow)> = new.by_ref().take(TAKEN_IN_AT_ONCE).collect();
+        if rows.is_empty() {
+            break;
+        }
+        record.put_outputs(root, rows);
+    }
+    let mut gone = record.outputs_named_by(root, ACTION_CACHE);
+    gone.retain(|path| facts.get(path.as_str()).is_none() && !is_named(path));
+    record.remove_outputs(root, &gone);
+    Ok(())
 }
 
 /// Records what became of wants. A row that meanwhile has other content belongs to somebody newer and is left alone.
@@ -228,8 +307,6 @@ mod tests {
     use super::*;
     use crate::{
         digest::{Digest, DigestFunction},
-        exec_path::ExecPath,
-        output::OutputContent,
         record::InvocationRow,
     };
 
@@ -412,5 +489,63 @@ mod tests {
         // What became of the old content is of no interest for the new.
         conclude(&f.record, f.root, naming.version, &[completion]);
         assert_eq!(f.row().state, OutputState::Known);
+    }
+
+    #[test]
+    fn what_the_action_cache_tells_takes_nothing_back_that_a_stream_has_said() {
+        use crate::action_cache::write::{Action, Metadata, Written};
+        let f = Fixture::new();
+        let path = |name: &str| ExecPath::new(&format!("bazel-out/{name}")).unwrap();
+        let facts = |files: &[(&str, &str)]| {
+            let mut written = Written::new(16);
+            for (name, text) in files {
+                let digest = Digest::of(DigestFunction::Sha256, text.as_bytes());
+                let metadata = Metadata {
+                    hash: digest.hash().to_vec(),
+                    size: i64::try_from(digest.size()).unwrap(),
+                    expires_ms: -1,
+                    link_to: None,
+                };
+                written.put(
+                    &Action {
+                        primary: path(name).as_str().to_owned(),
+                        files: vec![(path(name).as_str().to_owned(), metadata)],
+                        ..Action::default()
+                    },
+                    false,
+                );
+            }
+            written.facts()
+        };
+        let state = |name: &str| {
+            let row = f.record.output(f.root, &path(name))?;
+            Some((row.content.clone(), is_unasked(&row)))
+        };
+        let one = f.begin("one");
+        absorb(&f.record, &one, vec![named(blob("stream"), Class::Known)]);
+        let take_in = |naming: &Naming, facts: &Facts, is_named: &dyn Fn(&ExecPath) -> bool| {
+            take_in(
+                &f.record,
+                f.root,
+                naming.version,
+                &naming.invocation,
+                facts,
+                is_named,
+            )
+        };
+        // That of another build stays; and what this one's stream says otherwise spoils all of it.
+        let first = facts(&[("x", "cache"), ("y", "y1"), ("z", "z1")]);
+        let said = take_in(&one, &first, &|named| *named == path("x"));
+        assert_eq!((said, state("y")), (Err(path("x")), None));
+        assert_eq!(take_in(&one, &first, &|_| false), Ok(()));
+        assert_eq!(state("x"), Some((blob("stream"), false)));
+        assert_eq!(state("y"), Some((blob("y1"), true)));
+        // The next tells more of one, nothing of another.
+        let two = f.begin("two");
+        assert_eq!(take_in(&two, &facts(&[("y", "y2")]), &|_| false), Ok(()));
+        assert_eq!((state("y"), state("z")), (Some((blob("y2"), true)), None));
+        // And what the older build has read comes too late.
+        assert_eq!(take_in(&one, &first, &|_| false), Ok(()));
+        assert_eq!((state("y"), state("z")), (Some((blob("y2"), true)), None));
     }
 }

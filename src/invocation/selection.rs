@@ -81,6 +81,11 @@ pub enum Origin {
     },
     /// By a test's result.
     TestOutput,
+    /// By the manifest of a target's runfiles.
+    Runfiles {
+        /// The target is a test rule.
+        test_rule: bool,
+    },
     /// By a set that no completed target refers to.
     Unreferenced,
     /// As the output of an action that was reported by itself.
@@ -287,6 +292,22 @@ fn base(policy: &Policy, context: &GroupContext<'_>) -> (Class, &'static str) {
     match context.origin {
         Origin::Unreferenced => (Class::Known, "no completed target refers to it"),
         Origin::Action => (Class::Known, "an action's output, not a target's"),
+        // They are in a hidden output group, which is built beside the default ones.
+        Origin::Runfiles { .. }
+            if !policy.output_groups.is_empty() && !policy.output_groups.iter().any(|g| g == "default") =>
+        {
+            (Class::Known, "its output group is not among --output-group")
+        }
+        Origin::Runfiles { .. } if context.command == Command::Run => {
+            (Class::Required, "top-level: runfiles of what is about to be run")
+        }
+        Origin::Runfiles { .. } if policy.mode == DownloadMode::Minimal => {
+            (Class::Known, "--download=minimal")
+        }
+        Origin::Runfiles { test_rule: true } if context.command.tests() => {
+            (Class::Known, "a test's own runfiles, in a command that tests")
+        }
+        Origin::Runfiles { .. } => (Class::Required, "top-level: runfiles of a target asked for"),
         Origin::TestOutput => match (policy.mode, context.command) {
             (DownloadMode::Minimal, _) => (Class::Known, "--download=minimal"),
             (_, Command::Test | Command::Coverage) => (Class::Required, "top-level: output of a test"),

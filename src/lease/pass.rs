@@ -13,6 +13,7 @@ use super::{
 use crate::{
     digest::Digest,
     exec_path::ExecPath,
+    invocation::rows,
     materialize::{
         Root,
         place::{Check, PlaceOptions, Placer},
@@ -114,6 +115,9 @@ fn read(record: &Record, root: RootId, mut origins: Origins, sender: &mpsc::Send
             continue;
         };
         if row.state == OutputState::Materialized || digest.is_empty() {
+            continue;
+        }
+        if rows::is_unasked(&row) {
             continue;
         }
         let origin = origins.of(&row.invocation_id);

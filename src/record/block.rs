@@ -258,6 +258,11 @@ impl<'a> Row<'a> {
         self.context.text(Text::Group)
     }
 
+    /// The event that named it.
+    pub(crate) fn event(&self) -> &'a str {
+        self.context.text(Text::Event)
+    }
+
     /// Its stamp.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         self.parts()?.1

@@ -63,6 +63,16 @@ impl Record {
         })
     }
 
+    /// The outputs of a root that were named by an event of this name. Walks over all of them.
+    pub(crate) fn outputs_named_by(&self, root: RootId, event: &str) -> Vec<ExecPath> {
+        let mut scan = OutputScan::new(self.shared().clone(), root, "");
+        let mut found = Vec::new();
+        while let Some(path) = scan.next_with(|row| (row.event() == event).then(|| row.path()).flatten()) {
+            found.extend(path);
+        }
+        found
+    }
+
     /// How many outputs of a root begin with `prefix`. Walks over them.
     #[must_use]
     pub fn count_outputs(&self, root: RootId, prefix: &str) -> usize {

@@ -23,6 +23,7 @@ mod proxy_bytes;
 mod proxy_ends;
 mod proxy_faults;
 mod proxy_many;
+mod runfiles;
 mod running;
 mod staging;
 mod testing;

@@ -234,6 +234,7 @@ fn rooms(case: &Case, cache: &RunningCache, dir: &Path, timer: Arc<Quick>) -> Re
         destination: Destination::ExecRoot,
         path_maps: Vec::new(),
         allowed: vec![dir.to_owned()],
+        ..RootRules::default()
     };
     let source = SourceRule::Fixed(store.into());
     Rooms::open(record, Policy::default(), rules, source, options, false).map_err(|e| e.to_string())

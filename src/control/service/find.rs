@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Service;
 use crate::{
     exec_path::ExecPath,
+    invocation::rows,
     materialize::place::{Check, PlaceOptions, Placer},
     output::OutputContent,
     record::{OutputRow, RootId},
@@ -62,7 +63,7 @@ impl Service {
         let mut places = self.places(path);
         places.sort_by_key(|(.., version)| std::cmp::Reverse(*version));
         for (root, exec_path, exec_root, _) in places {
-            let below: Vec<Found> = self
+            let mut below: Vec<Found> = self
                 .record
                 .scan_outputs(root, &exec_path)
                 .take_while(|_| !gone.is_cancelled())
@@ -74,6 +75,10 @@ impl Service {
                     row,
                 })
                 .collect();
+            // What no event names is brought with a tree of its own, but not with everything around it.
+            if below.iter().any(|found| !rows::is_unasked(&found.row)) {
+                below.retain(|found| !rows::is_unasked(&found.row));
+            }
             if !below.is_empty() {
                 return below;
             }
@@ -100,13 +105,24 @@ impl Service {
     }
 
     pub(super) fn is_present(&self, placers: &mut HashMap<RootId, Option<Placer>>, found: &Found) -> bool {
+        matches!(self.check(placers, found), Some(Check::Present { .. }))
+    }
+
+    /// Whether something lies in an output's place that is newer than what is known of it: what the action cache alone
+    /// tells replaces nothing.
+    pub(super) fn is_outdated(&self, placers: &mut HashMap<RootId, Option<Placer>>, found: &Found) -> bool {
+        *found.row.event == *rows::ACTION_CACHE && self.check(placers, found) == Some(Check::Differs)
+    }
+
+    fn check(&self, placers: &mut HashMap<RootId, Option<Placer>>, found: &Found) -> Option<Check> {
         let placer = placers.entry(found.root).or_insert_with(|| {
             let (_, root) = self.roots.reopen(&found.exec_root).ok()?;
             Some(Placer::new(root.place.clone(), PlaceOptions::default()))
         });
-        placer.as_mut().is_some_and(|placer| {
-            let check = placer.check(&found.path, &found.row.content, found.row.stamp.as_ref());
-            matches!(check, Ok(Check::Present { .. }))
-        })
+        let stamp = found.row.stamp.as_ref();
+        placer
+            .as_mut()?
+            .check(&found.path, &found.row.content, stamp)
+            .ok()
     }
 }

@@ -120,6 +120,14 @@ impl Service {
                 found.row = row;
             }
         }
+        let service = self.clone();
+        let looked = spawn_blocking(move || {
+            let mut placers = HashMap::new();
+            found
+                .into_iter()
+                .partition::<Vec<Found>, _>(|found| service.is_outdated(&mut placers, found))
+        });
+        let (outdated, found) = looked.await.unwrap_or_default();
         let wants: Vec<Want> = found
             .iter()
             .map(|f| {
@@ -147,7 +155,12 @@ impl Service {
         {
             tracing::error!("recording completions panicked; this is a bug in outhaul");
         }
-        found
+        let outdated = outdated.into_iter().map(|found| {
+            let reason = "something else lies there and is left as it is: only Bazel's action cache tells of this output, \
+                          and what lies there is newer";
+            (found, Err(reason.to_owned()))
+        });
+        let fetched = found
             .into_iter()
             .map(|f| {
                 let end = match ends.remove(&f.path).map(|c| c.outcome) {
@@ -159,7 +172,7 @@ impl Service {
                     end => end.ok_or_else(|| "it was asked for twice".to_owned()),
                 };
                 (f, end)
-            })
-            .collect()
+            });
+        fetched.chain(outdated).collect()
     }
 }

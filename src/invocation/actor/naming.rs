@@ -246,7 +246,7 @@ impl Actor {
         }
     }
 
-    async fn outputs(&mut self, target: Arc<TargetId>, mut named: Vec<Named>) {
+    pub(super) async fn outputs(&mut self, target: Arc<TargetId>, mut named: Vec<Named>) {
         if let Destination::Directory { flatten: true, .. } = self.shared.roots.rules().destination {
             self.flatten(&mut named);
         }

@@ -20,6 +20,7 @@
 //! | `check` | is it already there? |
 //! | `placer`, `staging`, `entries` | batches of small files; new directories whole; symlinks and directories |
 //! | `large`, `copy` | one big file as a stream; copies of one that is already there |
+//! | `runfiles` | manifests of runfiles, and what is there of what they name |
 //! | `space` | how much of a file system is to stay free |
 //! | `sys` | stamps and the few system calls with fallbacks |
 
@@ -36,6 +37,7 @@ mod modes;
 mod placer;
 mod publish;
 mod root;
+mod runfiles;
 mod space;
 mod staging;
 mod sys;
@@ -56,4 +58,5 @@ pub use large::LargeFile;
 pub use placer::{Item, PlaceOptions, Placed, Placer};
 pub use publish::How;
 pub use root::{MARKERS, OutputRoot, Presence};
+pub use runfiles::Seen;
 pub use space::{Free, Mark, Shortage, SpaceRule};

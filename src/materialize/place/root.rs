@@ -21,6 +21,7 @@ use super::{
     claim::Claim,
     error::{PlaceError, PlaceErrorKind},
     modes::Modes,
+    runfiles::WithoutManifests,
     space::Space,
     sys::{self, Inode},
     temp::{self, TempDir, Unnamed},
@@ -64,6 +65,8 @@ pub struct OutputRoot {
     beside: Mutex<Vec<(u64, Arc<TempDir>)>>,
     /// What its file system has.
     pub(super) space: Space,
+    /// Directories in which no program with runfiles was found.
+    pub(super) without_manifests: Mutex<WithoutManifests>,
     /// Read-only directories that are open for writing just now.
     pub(super) leases: Arc<Leases>,
     /// The modes of its outputs.
@@ -120,6 +123,7 @@ impl OutputRoot {
             temp: Mutex::default(),
             beside: Mutex::default(),
             space: Space::default(),
+            without_manifests: Mutex::default(),
             leases: Arc::default(),
             modes: Modes::default(),
             modes_hold: AtomicBool::new(false),
@@ -382,7 +386,8 @@ impl OutputRoot {
     }
 
     /// The output base, when this is `<output base>/execroot/<workspace>`.
-    pub(super) fn output_base(&self) -> Option<&Path> {
+    #[must_use]
+    pub fn output_base(&self) -> Option<&Path> {
         let parent = self.canonical.parent()?;
         parent.ends_with("execroot").then(|| parent.parent()).flatten()
     }

@@ -108,3 +108,47 @@ made_test = rule(
     implementation = _made_test_impl,
     test = True,
 )
+
+def _runnable_impl(ctx):
+    name = ctx.label.name
+
+    # In a directory of its own, as go_binary has it: nothing about its place follows from the label.
+    program = ctx.actions.declare_file("%s_/%s.sh" % (name, name))
+    _shell(ctx, [program], """cat > $1 <<'END'
+#!/bin/sh
+cd "$0.runfiles" || exit 1
+find -L . -type f ! -name MANIFEST ! -name _repo_mapping | LC_ALL=C sort | while read -r file; do
+    echo "$file: $(tail -n 1 "$file")"
+done
+END
+""", "Runnable")
+    data = ctx.actions.declare_file(name + ".data.txt")
+    other = ctx.actions.declare_file(name + ".other.txt")
+    _shell(ctx, [data, other], "echo data > $1; echo other > $2", "Data")
+    tree = ctx.actions.declare_directory(name + ".tree")
+    _shell(ctx, [tree], "mkdir $1/sub; echo top > $1/top.txt; echo sub > $1/sub/with\\ space.txt", "DataTree")
+    link = ctx.actions.declare_file(name + ".link.txt")
+    ctx.actions.symlink(output = link, target_file = data)
+    files = [data, tree, link] + ctx.files.data
+    if ctx.attr.links_tree:
+        tree_link = ctx.actions.declare_directory(name + ".tree_link")
+        ctx.actions.symlink(output = tree_link, target_file = tree)
+        files.append(tree_link)
+    runfiles = ctx.runfiles(
+        files = files,
+        symlinks = {"elsewhere/%s.txt" % name: data},
+        root_symlinks = {name + ".at_the_root.txt": other},
+    )
+    for one in ctx.attr.data:
+        runfiles = runfiles.merge(one[DefaultInfo].default_runfiles)
+    return [DefaultInfo(executable = program, files = depset([program]), runfiles = runfiles)]
+
+runnable = rule(
+    doc = "A program that shows its runfiles: generated files, a tree, links, and what `data` has.",
+    implementation = _runnable_impl,
+    attrs = {
+        "data": attr.label_list(allow_files = True),
+        "links_tree": attr.bool(doc = "A link to a tree as well, which Bazel 4 can't make."),
+    },
+    executable = True,
+)

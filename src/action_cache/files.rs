@@ -1,0 +1,373 @@
+//! The directory, and reading it while somebody may write.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::{AsFd as _, BorrowedFd},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use rustix::{
+    fs::{self, AtFlags, Dir, FileType, Mode, OFlags},
+    io::Errno,
+};
+
+use super::{
+    ActionCacheError, FORMATS,
+    cursor::Fault,
+    facts::{self, Facts, Files},
+    frame, index,
+};
+use crate::digest::DigestFunction;
+
+/// Below the output base.
+const DIRECTORY: &str = "action_cache";
+/// Bytes of one file. One with a million actions is about as large.
+const LARGEST: u64 = 512 << 20;
+/// How often it is tried, and how long is waited in between: writing takes milliseconds.
+const TRIES: usize = 5;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The files as they were when they were read.
+#[derive(Debug, Clone)]
+pub struct State {
+    files: Box<Inodes>,
+    /// The actions that had outputs in the remote cache, by the numbers of their names, in order.
+    with_outputs: Vec<i32>,
+}
+
+/// The files at one moment. Two that are equal are of the same bytes.
+type Inodes = [Option<Inode>; 4];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Inode {
+    device: u64,
+    inode: u64,
+    size: u64,
+    mtime: (i64, i64),
+    ctime: (i64, i64),
+}
+
+/// What came of reading.
+#[derive(Debug)]
+pub enum Reading {
+    /// There is no action cache.
+    Absent,
+    /// It tells the same as before of every output.
+    Unchanged,
+    /// It has these facts.
+    Read(Facts, State),
+}
+
+/// Reads the action cache of an output base, unless it still is as it was. `function` is the digest function of the
+/// build. Blocks on the file system.
+///
+/// # Errors
+/// When it is somebody else's, too large, of a format that is not known, damaged, or written all the time.
+pub fn read(
+    output_base: &Path,
+    function: DigestFunction,
+    known: Option<&State>,
+) -> Result<Reading, ActionCacheError> {
+    let path = output_base.join(DIRECTORY);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = match fs::open(&path, flags, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(Errno::NOENT) => return Ok(Reading::Absent),
+        Err(errno) => return Err(system("open", &path, errno)),
+    };
+    let directory = Directory {
+        fd: directory.as_fd(),
+        path,
+    };
+    let stat = fs::fstat(directory.fd).map_err(|errno| system("look at", &directory.path, errno))?;
+    directory.is_ours(&directory.path, stat.st_uid)?;
+    for again in 0..TRIES {
+        if again > 0 {
+            thread::sleep(PAUSE);
+        }
+        let names = match directory.names()? {
+            Found::Names(names) => names,
+            Found::Nothing => return Ok(Reading::Absent),
+            // The file of actions is removed before its new one is put there.
+            Found::NoActions => continue,
+        };
+        let before = directory.look(&names)?;
+        // Removed before the new one is put there: the actions, or the strings.
+        if before[0].is_none() || before[2].is_none() {
+            continue;
+        }
+        if let Some(known) = known
+            && directory.is_unchanged(&names, known, &before)?
+        {
+            return Ok(Reading::Unchanged);
+        }
+        let Some(files) = directory.bytes(&names, &before)? else {
+            continue;
+        };
+        if directory.look(&names)? == before {
+            let (facts, with_outputs) = directory.decode(&names, &files, function)?;
+            let files = Box::new(before);
+            return Ok(Reading::Read(facts, State { files, with_outputs }));
+        }
+    }
+    Err(ActionCacheError::Busy { path: directory.path })
+}
+
+struct Directory<'a> {
+    fd: BorrowedFd<'a>,
+    path: PathBuf,
+}
+
+/// Names of the actions, their journal, the strings, and theirs; and the format that the names tell.
+struct Names {
+    names: [String; 4],
+    format: Option<i64>,
+}
+
+enum Found {
+    Names(Names),
+    Nothing,
+    NoActions,
+}
+
+impl Names {
+    /// Of the format with this number in the names; `None` for that without.
+    fn of(format: Option<i64>) -> Self {
+        let names = match format {
+            Some(number) => [
+                format!("action_cache_v{number}.blaze"),
+                format!("action_journal_v{number}.blaze"),
+                format!("filename_index_v{number}.blaze"),
+                format!("filename_index_v{number}.journal"),
+            ],
+            None => [
+                "action_cache.blaze",
+                "action_journal.blaze",
+                "filename_index.blaze",
+                "filename_index_journal.blaze",
+            ]
+            .map(str::to_owned),
+        };
+        Self { names, format }
+    }
+}
+
+/// The format that the name of a file of actions, or of their journal, tells; the inner `None` for one without number.
+fn format_of(name: &str) -> Option<(bool, Option<i64>)> {
+    let (is_actions, rest) = match name.strip_prefix("action_cache") {
+        Some(rest) => (true, rest),
+        None => (false, name.strip_prefix("action_journal")?),
+    };
+    let rest = rest.strip_suffix(".blaze")?;
+    if rest.is_empty() {
+        return Some((is_actions, None));
+    }
+    let number = rest.strip_prefix("_v")?;
+    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    is_number
+        .then(|| number.parse().ok())
+        .flatten()
+        .map(|number| (is_actions, Some(number)))
+}
+
+impl Directory<'_> {
+    /// Finds out which format is in use. Another version of Bazel may have left files of another one: the newest counts.
+    fn names(&self) -> Result<Found, ActionCacheError> {
+        let error = |errno| system("read", &self.path, errno);
+        let mut newest: Option<((i64, i64), Option<i64>)> = None;
+        let mut has_journal = false;
+        for entry in Dir::read_from(self.fd).map_err(error)? {
+            let entry = entry.map_err(error)?;
+            let Some((is_actions, format)) = entry.file_name().to_str().ok().and_then(format_of) else {
+                continue;
+            };
+            has_journal |= !is_actions;
+            if !is_actions {
+                continue;
+            }
+            let Ok(stat) = fs::statat(self.fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else {
+                has_journal = true;
+                continue;
+            };
+            let written = (stat.st_mtime, stat.st_mtime_nsec.cast_signed());
+            if newest.is_none_or(|(time, _)| written > time) {
+                newest = Some((written, format));
+            }
+        }
+        Ok(match newest {
+            Some((_, format)) => Found::Names(Names::of(format)),
+            None if has_journal => Found::NoActions,
+            None => Found::Nothing,
+        })
+    }
+
+    fn look(&self, names: &Names) -> Result<Inodes, ActionCacheError> {
+        let mut files = [None; 4];
+        for (file, name) in files.iter_mut().zip(&names.names) {
+            match fs::statat(self.fd, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => *file = Some(inode(&stat)),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(system("look at", &self.path.join(name), errno)),
+            }
+        }
+        Ok(files)
+    }
+
+    /// Whether all that has changed is that a journal has grown, by actions that had and have nothing to tell. Every
+    /// build writes one again: that of the workspace's status.
+    fn is_unchanged(&self, names: &Names, known: &State, now: &Inodes) -> Result<bool, ActionCacheError> {
+        let [actions, journal, index, index_journal] = &*known.files;
+        if [actions, index, index_journal] != [&now[0], &now[2], &now[3]] {
+            return Ok(false);
+        }
+        let (Some(now_journal), before) = (&now[1], journal) else {
+            return Ok(journal.is_none());
+        };
+        if Some(now_journal) == before.as_ref() {
+            return Ok(true);
+        }
+        let from = match before {
+            Some(before) if (before.device, before.inode) == (now_journal.device, now_journal.inode) => {
+                before.size
+            }
+            Some(_) => return Ok(false),
+            None => 0,
+        };
+        let Some(bytes) = self.file(&names.names[1], now_journal)? else {
+            return Ok(false);
+        };
+        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        // What makes no sense is said when all of it is read.
+        Ok(facts::tells_nothing(&bytes, from, &known.with_outputs))
+    }
+
+    /// The files' bytes, actions first; `None` if one is not what it was.
+    fn bytes(&self, names: &Names, before: &Inodes) -> Result<Option<[Vec<u8>; 4]>, ActionCacheError> {
+        if let Some(number) = names.format.filter(|number| !FORMATS.contains(number)) {
+            let path = self.path.join(&names.names[0]);
+            return Err(ActionCacheError::Format { path, number });
+        }
+        let mut files: [Vec<u8>; 4] = Default::default();
+        for ((file, name), state) in files.iter_mut().zip(&names.names).zip(before) {
+            let Some(state) = state else { continue };
+            match self.file(name, state)? {
+                Some(bytes) => *file = bytes,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(files))
+    }
+
+    fn file(&self, name: &str, before: &Inode) -> Result<Option<Vec<u8>>, ActionCacheError> {
+        let path = self.path.join(name);
+        let unfit = |reason: String| ActionCacheError::Unfit {
+            path: path.clone(),
+            reason,
+        };
+        // A fifo must not block us.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = match fs::openat(self.fd, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(unfit("it is a symlink".to_owned())),
+            Err(errno) => return Err(system("open", &path, errno)),
+        };
+        let stat = fs::fstat(&file).map_err(|errno| system("look at", &path, errno))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(unfit("it is not a regular file".to_owned()));
+        }
+        self.is_ours(&path, stat.st_uid)?;
+        if inode(&stat) != *before {
+            return Ok(None);
+        }
+        if before.size > LARGEST {
+            let (size, most) = (
+                crate::units::show_size(before.size),
+                crate::units::show_size(LARGEST),
+            );
+            return Err(unfit(format!("it has {size}, which is more than {most}")));
+        }
+        let len = usize::try_from(before.size).unwrap_or(usize::MAX);
+        let mut bytes = Vec::with_capacity(len);
+        File::from(file)
+            .take(before.size)
+            .read_to_end(&mut bytes)
+            .map_err(|source| ActionCacheError::System {
+                operation: "read",
+                path,
+                source,
+            })?;
+        Ok((bytes.len() == len).then_some(bytes))
+    }
+
+    fn is_ours(&self, path: &Path, owner: u32) -> Result<(), ActionCacheError> {
+        let user = rustix::process::geteuid().as_raw();
+        if owner == user {
+            return Ok(());
+        }
+        Err(ActionCacheError::Unfit {
+            path: path.to_owned(),
+            reason: format!("it belongs to user {owner}, not to user {user}"),
+        })
+    }
+
+    fn decode(
+        &self,
+        names: &Names,
+        files: &[Vec<u8>; 4],
+        function: DigestFunction,
+    ) -> Result<(Facts, Vec<i32>), ActionCacheError> {
+        let damaged = |(number, fault): (usize, Fault)| ActionCacheError::Damaged {
+            path: self.path.join(&names.names[number]),
+            at: fault.at,
+            what: fault.what,
+        };
+        for (number, file) in files.iter().enumerate() {
+            // A journal has nothing in it as long as its header is not written out; and there may be none.
+            if number % 2 == 1 && file.len() < frame::HEADER {
+                continue;
+            }
+            let format = frame::format(file).map_err(|fault| damaged((number, fault)))?;
+            let is_known = if number < 2 {
+                FORMATS.contains(&format) && names.format.is_none_or(|told| told == format)
+            } else {
+                format == index::FORMAT
+            };
+            if !is_known {
+                return Err(ActionCacheError::Format {
+                    path: self.path.join(&names.names[number]),
+                    number: format,
+                });
+            }
+        }
+        let [actions, journal, index, index_journal] = files;
+        let files = Files {
+            actions,
+            journal,
+            index,
+            index_journal,
+        };
+        Facts::decode(&files, function).map_err(damaged)
+    }
+}
+
+const fn inode(stat: &fs::Stat) -> Inode {
+    Inode {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size: stat.st_size.cast_unsigned(),
+        mtime: (stat.st_mtime, stat.st_mtime_nsec.cast_signed()),
+        ctime: (stat.st_ctime, stat.st_ctime_nsec.cast_signed()),
+    }
+}
+
+fn system(operation: &'static str, path: &Path, errno: Errno) -> ActionCacheError {
+    ActionCacheError::System {
+        operation,
+        path: path.to_owned(),
+        source: io::Error::from(errno),
+    }
+}

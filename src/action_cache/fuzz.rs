@@ -1,0 +1,55 @@
+//! What the fuzz target runs of this room: see [`crate::fuzzing`].
+
+use super::{
+    facts::{self, Facts, Files},
+    write::{Action, Metadata, Written},
+};
+use crate::digest::DigestFunction;
+
+/// The four files, each after its length in two bytes: what is decoded makes sense, and reads back.
+pub(crate) fn action_cache(data: &[u8]) {
+    let mut rest = data;
+    let mut next = || {
+        let Some((len, behind)) = rest.split_first_chunk::<2>() else {
+            return &[][..];
+        };
+        let len = usize::from(u16::from_be_bytes(*len)).min(behind.len());
+        let (file, behind) = behind.split_at(len);
+        rest = behind;
+        file
+    };
+    let files = Files {
+        actions: next(),
+        journal: next(),
+        index: next(),
+        index_journal: next(),
+    };
+    let _ = facts::tells_nothing(files.journal, files.actions.len(), &[]);
+    let Ok((facts, _)) = Facts::decode(&files, DigestFunction::Sha256) else {
+        return;
+    };
+    assert!(facts.outputs().is_sorted_by(|a, b| a.path < b.path));
+    let mut written = Written::new(16);
+    for output in facts.outputs() {
+        assert!(output.path.starts_with("bazel-out"));
+        assert_eq!(facts.get(output.path.as_str()), Some(output));
+        assert!(!facts.is_ambiguous(&output.path));
+        let (path, metadata) = (output.path.as_str().to_owned(), Metadata::of(output));
+        let mut action = Action {
+            primary: path.clone(),
+            ..Action::default()
+        };
+        match &output.tree {
+            Some(tree) => {
+                assert!(facts.tree(tree.as_str()).any(|child| child == output));
+                let below = path[tree.as_str().len() + 1..].to_owned();
+                action.trees = vec![(tree.as_str().to_owned(), vec![(below, metadata)])];
+            }
+            None => action.files = vec![(path, metadata)],
+        }
+        written.put(&action, false);
+    }
+    let again =
+        Facts::decode(&written.files(), DigestFunction::Sha256).map(|(again, _)| again.outputs().to_vec());
+    assert_eq!(again, Ok(facts.outputs().to_vec()));
+}

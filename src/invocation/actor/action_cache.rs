@@ -1,0 +1,178 @@
+//! What Bazel itself has on disk of outputs that no event names: when it is believed, and taking it on record.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::BuildHasher as _,
+    sync::Arc,
+};
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    super::{roots::Destination, rows, runfiles},
+    Actor, Place,
+};
+use crate::{
+    action_cache::{self, Facts, Reading, State},
+    digest::DigestFunction,
+    exec_path::ExecPath,
+    output::OutputContent,
+};
+
+/// Exit codes of Bazel after which its action cache is not written: interrupted, and an internal error.
+const UNSAVED: [i32; 2] = [8, 37];
+
+/// What the action cache tells.
+pub(super) enum Known {
+    /// These facts.
+    Facts(Facts, Arc<State>),
+    /// What it told before.
+    Unchanged,
+    /// Nothing, for this reason.
+    Nothing(String),
+}
+
+/// What was read of an output root's action cache last.
+#[derive(Clone)]
+pub(in super::super) struct Remembered {
+    pub(super) state: Arc<State>,
+    /// The files of trees that programs need.
+    pub(super) trees: Arc<HashMap<ExecPath, Vec<ExecPath>>>,
+}
+
+impl Actor {
+    /// What the action cache tells. It is believed only after a build that has written it, and if it agrees with
+    /// whatever this build's events name.
+    pub(super) async fn action_cache(&self, before: Option<Arc<State>>) -> Known {
+        let nothing = |reason: &str| Known::Nothing(reason.to_owned());
+        let Some(place) = &self.place else {
+            return nothing("there is no output root");
+        };
+        let rules = self.shared.roots.rules();
+        let output_base = place.root.place.output_base();
+        let output_base = output_base.filter(|_| rules.destination == Destination::ExecRoot);
+        let Some(output_base) = output_base.map(ToOwned::to_owned) else {
+            return nothing("the output root is not in an output base");
+        };
+        if rules.no_action_cache {
+            return nothing("Bazel's action cache is not read (--no-action-cache)");
+        }
+        if !self.row.finished || self.interrupted || UNSAVED.contains(&self.row.exit_code) {
+            return nothing("the build was interrupted, and has not written its action cache");
+        }
+        if runfiles::is_off(self.command_line.as_ref(), "use_action_cache") {
+            return nothing("the build has no action cache (--nouse_action_cache)");
+        }
+        let (function, root, version) = (self.digest_function(), place.root.clone(), place.version);
+        let read = spawn_blocking(move || {
+            let reading = action_cache::read(&output_base, function, before.as_deref());
+            // A newer build may have begun to write its own.
+            (reading, root.epoch.is_newest(version))
+        });
+        let reading = match read.await {
+            Ok((reading, true)) => reading,
+            Ok((_, false)) => return nothing("a newer build has begun"),
+            Err(_) => return nothing("reading the action cache panicked; this is a bug in outhaul"),
+        };
+        match reading {
+            Ok(Reading::Absent) => nothing("there is no action cache"),
+            Ok(Reading::Unchanged) => Known::Unchanged,
+            Ok(Reading::Read(facts, state)) => match self.contradiction(&facts) {
+                None => Known::Facts(facts, Arc::new(state)),
+                Some(path) => self.contradicted(&path),
+            },
+            Err(error) => {
+                if error.is_lasting() {
+                    // Once is enough.
+                    if self.shared.is_first(&error.to_string()) {
+                        tracing::info!("{error}; what programs need at run time may stay in the cache");
+                    }
+                } else {
+                    self.shared.metrics.fault("action_cache");
+                    tracing::warn!(invocation = %self.row.invocation_id, "{error}");
+                }
+                Known::Nothing(error.to_string())
+            }
+        }
+    }
+
+    fn contradicted(&self, path: &ExecPath) -> Known {
+        let reason = format!(
+            "Bazel's action cache is not used: of {path} it says something else than this build's events"
+        );
+        self.shared.metrics.fault("action_cache");
+        tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
+        Known::Nothing(reason)
+    }
+
+    /// An output of which the action cache says something else than the stream.
+    fn contradiction(&self, facts: &Facts) -> Option<ExecPath> {
+        let contradicts = |output: &&action_cache::Output| {
+            let wanted = self.wanted.get(&output.path).map(|wanted| &wanted.content);
+            // What Bazel has in the cache is no file that came in an event.
+            matches!(wanted, Some(OutputContent::Blob(digest)) if *digest != output.digest)
+        };
+        facts
+            .outputs()
+            .iter()
+            .find(contradicts)
+            .map(|output| output.path.clone())
+    }
+
+    /// The build's digest function: that of whatever it names.
+    fn digest_function(&self) -> DigestFunction {
+        let of_outputs = self.wanted.values().find_map(|wanted| match &wanted.content {
+            OutputContent::Blob(digest) => Some(digest.function()),
+            _ => None,
+        });
+        let told = || {
+            let name = self.command_line.as_ref()?.last("digest_function")?;
+            name.parse().ok()
+        };
+        of_outputs.or_else(told).unwrap_or(DigestFunction::Sha256)
+    }
+
+    /// Takes what the action cache tells on record, after everything that the build waits for.
+    pub(super) async fn take_in_action_cache(&mut self) {
+        let Some(place) = &self.place else { return };
+        let Place { id, version, .. } = *place;
+        let before = self.shared.action_cache(id);
+        let known = match self.told.take() {
+            Some(known) => known,
+            None => {
+                self.action_cache(before.as_ref().map(|before| before.state.clone()))
+                    .await
+            }
+        };
+        let Known::Facts(facts, state) = known else { return };
+        let known = std::mem::take(&mut self.known);
+        let hash = |path: &ExecPath| known.hasher().hash_one(path.as_str());
+        let wanted: HashSet<u64> = self.wanted.keys().map(hash).collect();
+        let (record, invocation) = (self.shared.record.clone(), self.row.invocation_id.as_str().into());
+        let take_in = move || {
+            let is_named = |path: &ExecPath| {
+                let hash = known.hasher().hash_one(path.as_str());
+                known.contains(&hash) || wanted.contains(&hash)
+            };
+            let taken = rows::take_in(&record, id, version, &invocation, &facts, is_named);
+            (taken, known)
+        };
+        let Ok((taken, known)) = spawn_blocking(take_in).await else {
+            tracing::error!("recording the action cache panicked; this is a bug in outhaul");
+            return;
+        };
+        self.known = known;
+        match taken {
+            Ok(()) => {
+                let same = before.filter(|before| Arc::ptr_eq(&before.state, &state));
+                let trees = same.map(|same| same.trees).unwrap_or_default();
+                self.shared
+                    .remember_action_cache(id, Some(Remembered { state, trees }));
+            }
+            Err(path) => {
+                self.shared.remember_action_cache(id, None);
+                self.contradicted(&path);
+            }
+        }
+    }
+}

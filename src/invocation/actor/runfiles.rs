@@ -1,0 +1,449 @@
+//! After the end of the stream: what programs that were asked for need at run time.
+//!
+//! Bazel's top-level mode brings the runfiles of what is asked for. The manifests tell their names; their digests are
+//! those of the stream, or of Bazel's action cache ([`crate::action_cache`]). Only what is absent is brought: a file that
+//! lies there is newer than what the action cache says. What is absent and has no digest has failed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::BuildHasher as _,
+    sync::Arc,
+};
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    super::{
+        build::Named,
+        roots::Destination,
+        rows::ACTION_CACHE,
+        runfiles::{self, Needed},
+    },
+    Actor, PathHasher,
+    action_cache::{Known, Remembered},
+};
+use crate::{
+    action_cache::{self, Facts},
+    bep::event::TargetId,
+    exec_path::ExecPath,
+    materialize::place::Seen,
+    output::{Class, OutputContent},
+    record::{Record, RootId},
+};
+
+/// What a program needs, and the stream does not bring, and is no file on disk.
+struct Missing {
+    target: Arc<TargetId>,
+    /// Whether the program is this target's.
+    is_sure: bool,
+    program: Arc<str>,
+    path: ExecPath,
+    seen: Seen,
+}
+
+/// What is known of that.
+struct Found {
+    missing: Missing,
+    /// The outputs there: itself, or the files of a tree.
+    outputs: Vec<(ExecPath, OutputContent)>,
+    /// Those that are not on disk.
+    absent: Vec<usize>,
+    /// It is a directory with nothing in it.
+    is_empty: bool,
+}
+
+impl Actor {
+    /// Wants the runfiles of the programs that were asked for. Once for each end of the stream.
+    pub(super) async fn bring_runfiles(&mut self) {
+        if self.stream_open || std::mem::replace(&mut self.brought_runfiles, true) || self.interrupted {
+            return;
+        }
+        let is_exec_root = self.shared.roots.rules().destination == Destination::ExecRoot;
+        let is_blocked = self.blocked.is_some() || self.tally.superseded > 0;
+        if !is_exec_root || is_blocked || !runfiles::are_built(self.command_line.as_ref()) {
+            return;
+        }
+        if runfiles::is_off(self.command_line.as_ref(), "build_runfile_manifests") {
+            if !self.wanted.is_empty() {
+                self.tally.note(
+                    "with --nobuild_runfile_manifests nothing tells what programs need at run time; it was not downloaded",
+                );
+            }
+            return;
+        }
+        let Some(missing) = self.missing_runfiles().await else {
+            return;
+        };
+        if missing.is_empty() {
+            return;
+        }
+        if self.trees_are_whole(&missing).await {
+            return;
+        }
+        let told = self.action_cache(None).await;
+        self.want_runfiles(missing, told).await;
+    }
+
+    /// The programs that have manifests, with the targets that they are of, and whether that is sure.
+    async fn programs(&self) -> Vec<(String, Arc<TargetId>, bool)> {
+        let Some(place) = &self.place else {
+            return Vec::new();
+        };
+        let wanted = self
+            .wanted
+            .iter()
+            .filter(|(_, wanted)| wanted.class > Class::Known && wanted.target.aspect.is_empty());
+        let mut directories: HashSet<&str> = wanted.filter_map(|(path, _)| path.parent()).collect();
+        // A target whose program is not among its outputs.
+        let mut own = HashSet::new();
+        for (target, row) in &self.targets {
+            if row.required == 0
+                && row.success
+                && target.aspect.is_empty()
+                && let Some(binaries) = self.build.binaries(&target.configuration)
+                && let Some((package, name)) = runfiles::place_of(&target.label)
+            {
+                let path = format!("{binaries}/{package}{name}");
+                own.extend(path.rsplit_once('/').map(|(directory, _)| directory.to_owned()));
+            }
+        }
+        directories.extend(own.iter().map(String::as_str));
+        let mut directories: Vec<String> = directories.into_iter().map(str::to_owned).collect();
+        directories.sort_unstable();
+        let root = place.root.clone();
+        let found = spawn_blocking(move || root.place.programs(&directories)).await;
+        let found = found.unwrap_or_default();
+        if found.is_empty() {
+            return Vec::new();
+        }
+        let owners = Owners::of(self);
+        let with_targets = found.into_iter().filter_map(|program| {
+            let (target, is_sure) = owners.of_program(self, &program)?;
+            Some((program, target, is_sure))
+        });
+        with_targets.collect()
+    }
+
+    /// What the programs need and is not known to be there; `None` without programs.
+    async fn missing_runfiles(&mut self) -> Option<Vec<Missing>> {
+        let mut programs = self.programs().await;
+        programs.retain(|(program, target, _)| {
+            // A test's own program, in a command that tests, for one.
+            let verdict = self.build.select_runfile(&target.label, program, None, None);
+            verdict.class > Class::Known
+        });
+        let place = self.place.as_ref().filter(|_| !programs.is_empty())?;
+        let (root, version) = (place.root.clone(), place.version);
+        let exec_root = self
+            .build
+            .exec_root()
+            .unwrap_or_default()
+            .trim_end_matches('/')
+            .to_owned();
+        let look = move || {
+            // What a newer build does with its outputs is no business of this one.
+            if !root.epoch.is_newest(version) {
+                return None;
+            }
+            let here = root.place.path().to_string_lossy().into_owned();
+            let mut looked_at = HashSet::with_hasher(PathHasher::default());
+            let mut missing = Vec::new();
+            let mut odd = Vec::new();
+            for (program, target, is_sure) in programs {
+                let mut needed = Needed::default();
+                match root.place.runfiles_manifest(&program) {
+                    Ok(manifest) => needed.take_in(&manifest, &[&exec_root, &here]),
+                    Err(error) => {
+                        let reason =
+                            format!("failed to read the manifest of the runfiles of {program}: {error}");
+                        odd.push((target, is_sure, reason));
+                        continue;
+                    }
+                }
+                for path in needed.odd {
+                    let reason = format!("{path}, which {program} needs, can't be an output's path");
+                    odd.push((target.clone(), is_sure, reason));
+                }
+                let program: Arc<str> = program.into();
+                for path in needed.outputs {
+                    if !looked_at.insert(path.clone()) {
+                        continue;
+                    }
+                    let seen = root.place.see(&path);
+                    if seen != Seen::File {
+                        missing.push(Missing {
+                            target: target.clone(),
+                            is_sure,
+                            program: program.clone(),
+                            path,
+                            seen,
+                        });
+                    }
+                }
+            }
+            Some((missing, odd))
+        };
+        let (mut missing, odd) = spawn_blocking(look).await.ok()??;
+        for (target, is_sure, reason) in odd {
+            self.runfile_failed(&target, is_sure, Class::Required, &reason);
+        }
+        // The stream brings what it names, or has said that it can't be had.
+        missing.retain(|missing| !self.wanted.contains_key(&missing.path));
+        Some(missing)
+    }
+
+    /// Whether only trees are missing, and all that the action cache told of them before is there.
+    async fn trees_are_whole(&self, missing: &[Missing]) -> bool {
+        let Some(place) = &self.place else { return false };
+        let Some(Remembered { state, trees }) = self.shared.action_cache(place.id) else {
+            return false;
+        };
+        let is_known =
+            |missing: &Missing| missing.seen == Seen::Directory && trees.contains_key(&missing.path);
+        if !missing.iter().all(is_known) || !matches!(self.action_cache(Some(state)).await, Known::Unchanged)
+        {
+            return false;
+        }
+        let root = place.root.clone();
+        let asked: Vec<ExecPath> = missing.iter().map(|missing| missing.path.clone()).collect();
+        let are_there = spawn_blocking(move || {
+            let files = asked.iter().filter_map(|tree| trees.get(tree)).flatten();
+            files
+                .into_iter()
+                .all(|path| root.place.see(path) != Seen::Nothing)
+        });
+        are_there.await.unwrap_or(false)
+    }
+
+    async fn want_runfiles(&mut self, missing: Vec<Missing>, told: Known) {
+        let Some(place) = &self.place else { return };
+        let (record, root, id) = (self.shared.record.clone(), place.root.clone(), place.id);
+        let known = std::mem::take(&mut self.known);
+        let is_on_its_way: Vec<bool> = missing
+            .iter()
+            .map(|missing| self.directories.contains(&missing.path))
+            .collect();
+        let look = move || {
+            let look = |(missing, is_on_its_way): (Missing, bool)| {
+                let outputs = match &told {
+                    Known::Facts(facts, _) => of_facts(facts, &missing.path),
+                    _ => Vec::new(),
+                };
+                let outputs = match outputs.is_empty() {
+                    // What the stream names without asking for it is on record.
+                    true => of_stream(&record, id, &known, &missing.path),
+                    false => outputs,
+                };
+                let is_absent = |path: &ExecPath| match missing.seen {
+                    Seen::Directory => *path != missing.path && root.place.see(path) == Seen::Nothing,
+                    _ => true,
+                };
+                let absent = outputs
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, (path, _))| is_absent(path));
+                Found {
+                    absent: absent.map(|(at, _)| at).collect(),
+                    is_empty: missing.seen == Seen::Directory
+                        && !is_on_its_way
+                        && root.place.is_empty(&missing.path),
+                    outputs,
+                    missing,
+                }
+            };
+            let found: Vec<Found> = missing.into_iter().zip(is_on_its_way).map(look).collect();
+            (found, told, known)
+        };
+        let Ok((found, told, known)) = spawn_blocking(look).await else {
+            tracing::error!("looking for runfiles panicked; this is a bug in outhaul");
+            return;
+        };
+        self.known = known;
+        let mut wants: HashMap<Arc<TargetId>, Vec<Named>> = HashMap::new();
+        let mut trees = HashMap::new();
+        for found in found {
+            let Missing {
+                target,
+                program,
+                path,
+                ..
+            } = &found.missing;
+            let is_tree =
+                found.missing.seen == Seen::Directory || found.outputs.iter().any(|(of, _)| of != path);
+            let tree = Some(path.as_str()).filter(|_| is_tree);
+            if let Some(reason) = found.is_lost(&told) {
+                let verdict = self
+                    .build
+                    .select_runfile(&target.label, path.as_str(), tree, None);
+                let reason = format!("{path}, which {program} needs at run time: {reason}");
+                self.runfile_failed(target, found.missing.is_sure, verdict.class, &reason);
+                continue;
+            }
+            for at in &found.absent {
+                let Some((path, content)) = found.outputs.get(*at) else {
+                    continue;
+                };
+                let size = match content {
+                    OutputContent::Blob(digest) => Some(digest.size()),
+                    _ => None,
+                };
+                let verdict = self
+                    .build
+                    .select_runfile(&target.label, path.as_str(), tree, size);
+                if verdict.class > Class::Known {
+                    wants.entry(target.clone()).or_default().push(Named {
+                        path: path.clone(),
+                        content: content.clone(),
+                        class: verdict.class,
+                        rule: verdict.rule,
+                        group: Arc::default(),
+                        event: ACTION_CACHE.into(),
+                        sequence: self.course.taken(),
+                        set: None,
+                    });
+                }
+            }
+            if is_tree {
+                let files = found.outputs.into_iter().map(|(path, _)| path);
+                trees.insert(found.missing.path, files.collect());
+            }
+        }
+        if let Known::Facts(_, state) = &told {
+            let (state, trees) = (state.clone(), Arc::new(trees));
+            self.shared
+                .remember_action_cache(id, Some(Remembered { state, trees }));
+        }
+        self.told = Some(told);
+        for (target, named) in wants {
+            self.outputs(target, named).await;
+        }
+        self.ask().await;
+    }
+
+    fn runfile_failed(&mut self, target: &Arc<TargetId>, is_sure: bool, class: Class, reason: &str) {
+        if class == Class::Known {
+            return;
+        }
+        // Not all of a target that failed was made; and a manifest may be left from another build.
+        let row = self.targets.get_mut(target);
+        if !is_sure || row.as_ref().is_some_and(|row| !row.success) {
+            self.tally.note(reason);
+            return;
+        }
+        if class == Class::Required
+            && let Some(row) = row
+        {
+            Arc::make_mut(row).failed += 1;
+        }
+        tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
+        self.fail(class, reason);
+    }
+}
+
+/// Whose a program may be.
+struct Owners<'a> {
+    /// By the places of their names.
+    by_name: HashMap<String, &'a Arc<TargetId>>,
+    /// By their packages.
+    by_package: HashMap<String, &'a Arc<TargetId>>,
+}
+
+impl<'a> Owners<'a> {
+    fn of(actor: &'a Actor) -> Self {
+        let mut owners = Self {
+            by_name: HashMap::new(),
+            by_package: HashMap::new(),
+        };
+        for (target, row) in &actor.targets {
+            if row.success
+                && owners.may_own(actor, target)
+                && let Some((package, name)) = runfiles::place_of(&target.label)
+            {
+                owners.by_name.insert(format!("{package}{name}"), target);
+                owners.by_package.insert(package, target);
+            }
+        }
+        owners
+    }
+
+    /// A group of files hands on what is others'. Their runfiles are none of what is built for it.
+    fn may_own(&self, actor: &Actor, target: &TargetId) -> bool {
+        target.aspect.is_empty() && !actor.build.is_filegroup(&target.label)
+    }
+
+    /// The target that a program is of, and whether that is sure; `None` for one that was asked for by nobody but groups
+    /// of files, or in an earlier build.
+    fn of_program(&self, actor: &Actor, program: &str) -> Option<(Arc<TargetId>, bool)> {
+        let named = actor
+            .wanted
+            .get(program)
+            .filter(|wanted| wanted.class > Class::Known);
+        if let Some(wanted) = named
+            && self.may_own(actor, &wanted.target)
+            && let Some((package, _)) = runfiles::place_of(&wanted.target.label)
+            && program.contains(&format!("/{package}"))
+        {
+            return Some((wanted.target.clone(), true));
+        }
+        // After `bazel-out`, the configuration and `bin`.
+        let place = program.splitn(4, '/').nth(3)?;
+        if let Some(target) = self.by_name.get(place) {
+            return Some(((*target).clone(), true));
+        }
+        // It is wanted, but another one has named it first.
+        named?;
+        let ends = place.rmatch_indices('/').map(|(at, _)| at + 1).chain([0]);
+        let mut packages = ends.filter_map(|end| self.by_package.get(&place[..end]));
+        packages.next().map(|target| ((*target).clone(), false))
+    }
+}
+
+impl Found {
+    /// Why it can't be had, if it can't.
+    fn is_lost(&self, known: &Known) -> Option<String> {
+        if !self.outputs.is_empty() {
+            return None;
+        }
+        let path = &self.missing.path;
+        match known {
+            // What is in a tree is not known, and Bazel makes the directories of trees beforehand.
+            Known::Nothing(reason) if self.is_empty => Some(format!(
+                "it is an empty directory, but may not be one in the build; {reason}"
+            )),
+            _ if self.missing.seen == Seen::Directory => None,
+            Known::Nothing(reason) => Some(reason.clone()),
+            Known::Facts(facts, _) if facts.is_ambiguous(path) => Some(
+                "Bazel's action cache has two digests for it, and does not tell which is newer".to_owned(),
+            ),
+            _ => Some("neither the build's events nor Bazel's action cache tell its digest".to_owned()),
+        }
+    }
+}
+
+/// What the action cache tells of a path: a file, or the files of a tree.
+fn of_facts(facts: &Facts, path: &ExecPath) -> Vec<(ExecPath, OutputContent)> {
+    let output =
+        |output: &action_cache::Output| (output.path.clone(), OutputContent::Blob(output.digest.clone()));
+    match facts.get(path.as_str()) {
+        Some(file) => vec![output(file)],
+        None => facts.tree(path.as_str()).map(output).collect(),
+    }
+}
+
+/// What the stream has told of a path without asking for it.
+fn of_stream(
+    record: &Record,
+    root: RootId,
+    known: &HashSet<u64, PathHasher>,
+    path: &ExecPath,
+) -> Vec<(ExecPath, OutputContent)> {
+    let is_known = |path: &ExecPath| known.contains(&known.hasher().hash_one(path.as_str()));
+    if is_known(path)
+        && let Some(row) = record.output(root, path)
+    {
+        return vec![(path.clone(), row.content)];
+    }
+    let below = record.scan_outputs(root, &format!("{path}/"));
+    let of_it = below.filter(|(path, _)| is_known(path));
+    of_it.map(|(path, row)| (path, row.content)).collect()
+}

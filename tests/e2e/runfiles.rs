@@ -1,0 +1,269 @@
+//! What programs need at run time, which no event names.
+
+use std::{collections::BTreeSet, process::Command};
+
+use crate::harness::{Bazel, Daemon, Entry, Outhaul, Stage, Tree, Version};
+
+for_each_bazel!(real:
+    a_program_is_brought_with_its_runfiles_as_bazel_itself_would,
+    what_no_digest_is_known_of_is_counted,
+    output_groups_that_leave_the_default_ones_out_bring_no_runfiles,
+    what_the_action_cache_holds_is_known_and_can_be_had,
+    what_an_interrupted_build_left_is_not_believed,
+);
+
+/// Version 4 makes no links to trees, and tells nobody what it has in the cache.
+const PROGRAM: &str = "//runfiles:linked";
+
+fn path_of(target: &str) -> String {
+    let name = target.rsplit(':').next().unwrap();
+    format!("bazel-bin/runfiles/{name}_/{name}.sh")
+}
+
+/// What a program prints, if it runs.
+fn printed(bazel: &Bazel, target: &str) -> Result<String, String> {
+    let run = Command::new(bazel.path(&path_of(target))).output();
+    let run = run.map_err(|e| e.to_string())?;
+    if run.status.success() && run.stderr.is_empty() {
+        Ok(String::from_utf8(run.stdout).unwrap())
+    } else {
+        Err(String::from_utf8_lossy(&run.stderr).into_owned())
+    }
+}
+
+/// Everything that Bazel's own top-level mode brings, whatever the output base is called: not the manifests, and where
+/// links lead to below it.
+fn brought(bazel: &Bazel) -> Tree {
+    let is_manifest = |path: &str| path.ends_with("MANIFEST") || path.ends_with(".runfiles_manifest");
+    let mut tree = bazel.bin().only(|path| !is_manifest(path));
+    for entry in tree.0.values_mut() {
+        if let Entry::Link { target, .. } = entry
+            && let Some((_, below)) = target.split_once("/execroot/")
+        {
+            *target = below.to_owned();
+        }
+    }
+    tree
+}
+
+#[track_caller]
+fn assert_like(reference: &Tree, bazel: &Bazel, why: &dyn std::fmt::Display) {
+    let differences = reference.differences(&brought(bazel));
+    assert!(differences.is_empty(), "{}\n{why}", differences.join("\n"));
+}
+
+fn a_program_is_brought_with_its_runfiles_as_bazel_itself_would(stage: &Stage) {
+    if stage.version == Version::Four {
+        return;
+    }
+    let cache = stage.cache();
+    let reference = stage.bazel(&cache);
+    for _ in 0..2 {
+        // The second time, everything comes from the cache.
+        reference.clean();
+        reference.build(&["--remote_download_toplevel", PROGRAM]).ok();
+    }
+    let expected = brought(&reference);
+    let says = printed(&reference, PROGRAM).unwrap();
+    assert!(
+        says.contains("with space.txt: sub") && says.contains("elsewhere/app.txt: data"),
+        "{says}"
+    );
+
+    let mut daemon = Daemon::start(&cache);
+    let bazel = stage.bazel(&cache);
+    let build = |daemon: &Daemon| bazel.build(&[&daemon.bes(), PROGRAM]).ok();
+    let run = build(&daemon);
+    assert_eq!(run.executed(), 0, "{run}");
+    assert_like(&expected, &bazel, &daemon.log());
+    assert_eq!(printed(&bazel, PROGRAM).as_ref(), Ok(&says), "{}", daemon.log());
+    let status = daemon.settled();
+    assert!(status["downloaded"].as_u64() >= Some(12), "{status:#}");
+
+    // Nothing is executed for it, nothing is missing, and nothing is asked for twice.
+    let run = build(&daemon);
+    assert_eq!(run.executed(), 0, "{run}");
+    assert_like(&expected, &bazel, &daemon.log());
+    let status = daemon.settled();
+    assert_eq!(status["downloaded"], 0, "{status:#}");
+
+    // A file of a tree, one behind a link, and an intermediate one are gone.
+    for path in [
+        "runfiles/linked.tree/top.txt",
+        "rules/link.real.txt",
+        "gen/middle.txt",
+    ] {
+        bazel.delete(&format!("bazel-bin/{path}"));
+    }
+    let run = build(&daemon);
+    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(printed(&bazel, PROGRAM).as_ref(), Ok(&says), "{}", daemon.log());
+    daemon.settled();
+
+    // What is in the runfiles changes, and the daemon was another one before.
+    daemon.restart();
+    bazel.write("runfiles/source.txt", "another source\n");
+    bazel.write(
+        "gen/BUILD",
+        &bazel.text("gen/BUILD").replace("echo middle", "echo changed"),
+    );
+    let run = build(&daemon);
+    let changed = says.replace("middle.txt: middle", "middle.txt: changed");
+    let changed = changed.replace("source.txt: a source", "source.txt: another source");
+    assert_ne!(changed, says);
+    assert_eq!(
+        printed(&bazel, PROGRAM).as_ref(),
+        Ok(&changed),
+        "{run}\n{}",
+        daemon.log()
+    );
+
+    // With everything gone, and by the wrapper.
+    bazel.clean();
+    let outhaul = Outhaul::new();
+    let mut line = vec!["--".to_owned()];
+    line.extend(bazel.command_line("build"));
+    line.extend([format!("--remote_cache={}", cache.url()), PROGRAM.to_owned()]);
+    let run = outhaul.run(bazel.workspace(), "run", &line).ok();
+    assert_eq!(printed(&bazel, PROGRAM).as_ref(), Ok(&changed), "{run}");
+    assert!(run.stderr.contains(" 0 failed"), "{run}");
+}
+
+fn what_no_digest_is_known_of_is_counted(stage: &Stage) {
+    let target = "//runfiles:app";
+    let cache = stage.cache();
+    let daemon = Daemon::with(&[&format!("--remote-cache={}", cache.url()), "--no-action-cache"]);
+    let bazel = stage.bazel(&cache);
+    bazel.build(&[target]).ok();
+    bazel.clean();
+    let run = bazel.build(&[&daemon.bes(), target]).ok();
+    assert!(bazel.has(&path_of(target)), "{run}");
+    assert!(!bazel.has("bazel-bin/runfiles/app.data.txt"));
+    let status = daemon.outhaul().status();
+    assert!(status["failed"].as_u64() >= Some(3), "{status:#}");
+    let log = daemon.log();
+    assert!(
+        log.contains("app.data.txt, which ") && log.contains("needs at run time"),
+        "{log}"
+    );
+}
+
+fn output_groups_that_leave_the_default_ones_out_bring_no_runfiles(stage: &Stage) {
+    let target = "//runfiles:app";
+    let cache = stage.cache();
+    let daemon = Daemon::start(&cache);
+    let bazel = stage.bazel(&cache);
+    bazel.build(&[target]).ok();
+    bazel.clean();
+    // The manifest of this one stays there for the next.
+    bazel.build(&[target]).ok();
+    bazel
+        .build(&[&daemon.bes(), "--output_groups=default", target])
+        .ok();
+    daemon.settled();
+    assert!(!bazel.has("bazel-bin/runfiles/app.data.txt"));
+}
+
+/// What `bazel dump --action_cache` tells: path, digest and size of each output, and of each file of a tree.
+fn dumped(bazel: &Bazel) -> BTreeSet<String> {
+    let run = bazel.run("dump", &["--action_cache"]).ok();
+    let mut told = BTreeSet::new();
+    for line in run
+        .stdout
+        .lines()
+        .filter_map(|line| line.strip_prefix("      bazel-out/"))
+    {
+        let Some((path, value)) = line.split_once(" = ") else {
+            continue;
+        };
+        let mut take = |path: &str, value: &str| {
+            let field = |name: &str| {
+                let (_, rest) = value.split_once(name)?;
+                rest.split([',', '}']).next().map(str::to_lowercase)
+            };
+            if let (Some(digest), Some(size)) = (field("digest=0x"), field("size=")) {
+                told.insert(format!("bazel-out/{path} {digest} {size}"));
+            }
+        };
+        match value.split_once("childValues={") {
+            None => take(path, value),
+            Some((_, children)) => {
+                // `a=Value{…}, b=Value{…}}, archived…`
+                for child in children
+                    .split("}, ")
+                    .take_while(|child| !child.starts_with("archived"))
+                {
+                    if let Some((below, value)) = child.split_once('=') {
+                        take(&format!("{path}/{below}"), value);
+                    }
+                }
+            }
+        }
+    }
+    told
+}
+
+fn what_the_action_cache_holds_is_known_and_can_be_had(stage: &Stage) {
+    if stage.version == Version::Four {
+        return;
+    }
+    let asked = [PROGRAM, "//gen:top", "//rules:flat", "//rules:link"];
+    let cache = stage.cache();
+    let daemon = Daemon::start(&cache);
+    let bazel = stage.bazel(&cache);
+    bazel.build(&asked).ok();
+    bazel.clean();
+    bazel.build(&[&[daemon.bes().as_str()], &asked[..]].concat()).ok();
+    daemon.settled();
+    let dumped = dumped(&bazel);
+    assert!(dumped.len() > 15, "{dumped:?}");
+    let stated = |path: &str| {
+        let stat = daemon.outhaul().stat(bazel.workspace(), path);
+        let digest = stat["digest"].as_str().unwrap_or_default().replace("sha256:", "");
+        format!("{path} {digest} {}", stat["size"])
+    };
+    for line in &dumped {
+        // A path may have spaces; digests and sizes have none.
+        let path = line.rsplitn(3, ' ').last().unwrap();
+        assert_eq!(stated(path), *line);
+    }
+    // One that nobody has asked for.
+    let middle = "bazel-bin/gen/middle.txt";
+    bazel.delete(middle);
+    let why = daemon.outhaul().why(bazel.workspace(), middle);
+    assert_eq!(why["event"], "action_cache", "{why:#}");
+    let got = daemon.outhaul().json(bazel.workspace(), "get", &[middle]);
+    assert_eq!(got[0]["outcome"], "downloaded", "{got:#?}");
+    assert_eq!(bazel.text(middle), "middle\n");
+
+    // A file that lies there and is another one is newer than what the action cache says.
+    let real = bazel.path(middle).canonicalize().unwrap();
+    bazel.delete(middle);
+    std::fs::write(&real, "by hand\n").unwrap();
+    let run = daemon.outhaul().run(bazel.workspace(), "get", &[middle]);
+    assert!(run.stderr.contains("is left as it is"), "{run}");
+    assert_eq!(bazel.text(middle), "by hand\n");
+}
+
+fn what_an_interrupted_build_left_is_not_believed(stage: &Stage) {
+    if stage.version == Version::Four {
+        return;
+    }
+    let cache = stage.cache();
+    let daemon = Daemon::start(&cache);
+    let bazel = stage.bazel(&cache);
+    bazel.build(&["//runfiles:app"]).ok();
+    bazel.clean();
+    bazel.build(&["//runfiles:app"]).ok();
+    // Nothing is read or written in this one: what lies there is that of the build before.
+    bazel
+        .build(&[&daemon.bes(), "--nouse_action_cache", "//runfiles:app"])
+        .ok();
+    let status = daemon.outhaul().status();
+    assert!(status["failed"].as_u64() >= Some(3), "{status:#}");
+    assert!(daemon.log().contains("--nouse_action_cache"), "{}", daemon.log());
+    // And in the next they come.
+    bazel.build(&[&daemon.bes(), "//runfiles:app"]).ok();
+    daemon.settled();
+    printed(&bazel, "//runfiles:app").unwrap();
+}
