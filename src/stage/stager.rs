@@ -323,6 +323,7 @@ impl Stager {
             .map_err(|e| StageError::Internal(e.to_string()))?
             .map_err(failed)?;
         work.opened(made);
+        work.make_way().await?;
         let root = Arc::new(Root {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             place: Arc::new(place),

@@ -89,8 +89,9 @@ async fn flattened_outputs_lie_side_by_side_and_collisions_name_both() {
     }
     bep(&file, &["--flatten"]).await.says(2, &["--output-dir"]);
 
-    // Two outputs of one name in different directories.
-    let (first, digest) = world.file("part0.h");
+    // Two outputs of one name in different directories, with different bytes.
+    let (first, _) = world.file("part0.h");
+    let (_, digest) = world.file("part1.h");
     let second = first.path.replace("lib/include/", "app/");
     let events = world.build.events().map(|event| {
         let mut event = outhaul::proto::build_event_stream::BuildEvent::decode(&*event).unwrap();
@@ -389,4 +390,46 @@ async fn a_json_event_file_is_as_good() {
     let ran = bep(&path, &[&world.cache_flag()]).await;
     ran.says(1, &[&path, &format!("byte {offset}")]);
     assert!(placed.exists(), "what came before is brought");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_name_twice_with_the_same_bytes_is_flattened_once() {
+    let world = World::new().await;
+    let (_, digest) = world.file("part0.h");
+    let (_, other) = world.file("part1.h");
+    for (second, code) in [(digest, 0), (other, 1)] {
+        let file = |name: &str, digest: &outhaul::digest::Digest| {
+            serde_json::json!({
+                "name": name,
+                "pathPrefix": ["bazel-out", "k8-fastbuild", "bin"],
+                "digest": digest.hash_hex(),
+                "length": digest.size().to_string(),
+                "uri": format!("bytestream://h/blobs/{digest}"),
+            })
+        };
+        let files = [file("p/LICENSE", digest), file("q/LICENSE", second)];
+        let lines = [
+            serde_json::json!({"id": {"started": {}}, "started": {
+                "uuid": world.build.invocation_id(), "command": "build", "workspaceDirectory": "/w"}}),
+            serde_json::json!({"id": {"workspace": {}}, "workspaceInfo": {"localExecRoot": world.exec_root()}}),
+            serde_json::json!({"id": {"namedSet": {"id": "0"}}, "namedSetOfFiles": {"files": files}}),
+            serde_json::json!({"id": {"targetCompleted": {"label": "//:a", "configuration": {"id": "c"}}}, "completed": {
+                "success": true, "outputGroup": [{"name": "default", "fileSets": [{"id": "0"}]}]}}),
+            serde_json::json!({"id": {"buildFinished": {}}, "finished": {"exitCode": {"name": "SUCCESS"}}, "lastMessage": true}),
+        ];
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let path = world.path("events.json");
+        std::fs::write(&path, &text).unwrap();
+        let to = world.path(&format!("out{code}"));
+        let ran = bep(&path, &[&world.cache_flag(), "--output-dir", &to, "--flatten"]).await;
+        if code == 0 {
+            ran.expect(0);
+            assert_eq!(
+                std::fs::read(format!("{to}/LICENSE")).unwrap(),
+                world.cache.store().get(digest).unwrap()
+            );
+        } else {
+            ran.says(1, &["p/LICENSE", "q/LICENSE", "the same name"]);
+        }
+    }
 }
