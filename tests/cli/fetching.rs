@@ -433,3 +433,54 @@ async fn one_name_twice_with_the_same_bytes_is_flattened_once() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_containers_absolute_links_are_translated_and_stay_as_they_are() {
+    let world = World::new().await;
+    let (_, digest) = world.file("part0.h");
+    let file = |name: &str| {
+        serde_json::json!({
+            "name": name,
+            "pathPrefix": ["bazel-out", "k8-fastbuild", "bin"],
+            "digest": digest.hash_hex(),
+            "length": digest.size().to_string(),
+            "uri": format!("bytestream://h/blobs/{digest}"),
+        })
+    };
+    let there = "/from/execroot/_main";
+    let lines = [
+        serde_json::json!({"id": {"started": {}}, "started": {
+            "uuid": world.build.invocation_id(), "command": "build", "workspaceDirectory": "/w"}}),
+        serde_json::json!({"id": {"workspace": {}}, "workspaceInfo": {"localExecRoot": there}}),
+        serde_json::json!({"id": {"namedSet": {"id": "0"}}, "namedSetOfFiles": {"files": [file("link.d/x"), file("alias")]}}),
+        serde_json::json!({"id": {"targetCompleted": {"label": "//:a", "configuration": {"id": "c"}}}, "completed": {
+            "success": true, "outputGroup": [{"name": "default", "fileSets": [{"id": "0"}]}],
+            "directoryOutput": [{"pathPrefix": ["bazel-out", "k8-fastbuild", "bin"], "name": "link.d"}]}}),
+        serde_json::json!({"id": {"buildFinished": {}}, "finished": {"exitCode": {"name": "SUCCESS"}}, "lastMessage": true}),
+    ];
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let path = world.path("events.json");
+    std::fs::write(&path, &text).unwrap();
+    let bin = world.exec_root().join("bazel-out/k8-fastbuild/bin");
+    std::fs::create_dir_all(bin.join("real.d")).unwrap();
+    let links = [("link.d", "real.d"), ("alias", "real")];
+    let target = |to: &str| format!("{there}/bazel-out/k8-fastbuild/bin/{to}");
+    for (link, to) in links {
+        std::os::unix::fs::symlink(target(to), bin.join(link)).unwrap();
+    }
+    let map = format!("--path-map=/from={}", world.dir.path().display());
+    let bytes = world.cache.store().get(digest).unwrap();
+    std::fs::write(bin.join("real"), &bytes).unwrap();
+    for _ in 0..2 {
+        bep(&path, &[&world.cache_flag(), &map]).await.expect(0);
+    }
+    for (link, to) in links {
+        assert_eq!(
+            std::fs::read_link(bin.join(link)).unwrap(),
+            std::path::Path::new(&target(to))
+        );
+    }
+    for place in ["real.d/x", "real"] {
+        assert_eq!(std::fs::read(bin.join(place)).unwrap(), bytes, "{place}");
+    }
+}
