@@ -204,7 +204,7 @@ impl Marker {
 
     /// Writes it into a staged directory, and takes away markers that it supersedes, with the files that only they list.
     /// Of a place that is `open`, for its output is still on its way, the decision is left for later: the files are
-    /// added to `stale`, which is to be given to the next call. Answers what stays though it should not, in words. Blocks.
+    /// added to `stale`, which is to be given to the next call. What `others` name, who stage at the same time, stays. Answers what stays though it should not, in words. Blocks.
     ///
     /// # Errors
     /// When that fails; the marker that was there before, if any, is there still.
@@ -213,6 +213,7 @@ impl Marker {
         directory: &Path,
         open: &HashSet<String>,
         stale: &mut Vec<File>,
+        others: HashSet<String>,
     ) -> Result<Vec<String>, StageError> {
         let own = own_directory(directory)?;
         let before = read_all(directory)?;
@@ -227,7 +228,7 @@ impl Marker {
             return Err(StageError::io("write", path)(error));
         }
         let ours = Places::of(self, open);
-        let mut kept: HashSet<String> = HashSet::new();
+        let mut kept = others;
         let mut superseded = Vec::new();
         for (path, marker) in before {
             let is_own = path.file_name().is_some_and(|other| other == &*name);

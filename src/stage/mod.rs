@@ -13,8 +13,9 @@
 //!
 //! What is staged is a set: what an earlier marker lists and a later one of the same request does not is removed.
 //!
-//! Two stages into one directory need no lock: every file is put in place whole by a rename, every marker too, and
-//! [`check`] believes a marker only as far as the files bear it out.
+//! Two stages into one directory need no lock for what they put there: every file is put in place whole by a rename,
+//! every marker too, and [`check`] believes a marker only as far as the files bear it out. What one of them names, no other
+//! removes (`together`).
 //!
 //! Knows nothing of gRPC or of the command line.
 
@@ -30,6 +31,7 @@ pub mod select;
 pub mod stager;
 #[cfg(test)]
 mod tests;
+mod together;
 mod work;
 
 #[cfg(any(test, fuzzing))]

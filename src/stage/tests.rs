@@ -17,6 +17,7 @@ use super::{
     recorded::Recorded,
     request::Request,
     select::{Artifact, Selection, placed},
+    together::Directories,
 };
 use crate::{
     bes::{
@@ -138,6 +139,25 @@ fn groups_and_regexes_pick_and_leave_out() {
     });
     let expected = ["part0.h", "part3.h", "index.html", "style.css"];
     assert_eq!(names(&found.unwrap(), Class::Required), set(&expected));
+}
+
+#[test]
+fn trees_are_whole_unless_something_of_them_is_left_out() {
+    let trees = |wish: Wish| select(wish).unwrap().trees;
+    let ends = |trees: &[String], end: &str| trees.iter().any(|tree| tree.ends_with(end));
+    assert!(ends(&trees(Wish::default()), "/assets/tree.d"));
+    let of = |include: &[&str], exclude: &[&str], flatten: bool| {
+        trees(Wish {
+            include: texts(include),
+            exclude: texts(exclude),
+            flatten,
+            ..Wish::default()
+        })
+    };
+    assert!(ends(&of(&[".*/assets/tree.d"], &[], false), "/assets/tree.d"));
+    assert!(!ends(&of(&[], &[".*/style.css"], false), "/assets/tree.d"));
+    assert!(!ends(&of(&[".*/style.css"], &[], false), "/assets/tree.d"));
+    assert_eq!(of(&[], &[], true), [""; 0]);
 }
 
 #[test]
@@ -375,7 +395,9 @@ fn leave_for(dir: &Path, invocation: &str, wish: &Wish, files: &[(&str, &[u8])])
 
 /// Writes a marker whose outputs have all come to their end, and answers what stays though it should not.
 fn write(marker: &Marker, dir: &Path) -> Vec<String> {
-    marker.write(dir, &HashSet::new(), &mut Vec::new()).unwrap()
+    marker
+        .write(dir, &HashSet::new(), &mut Vec::new(), HashSet::new())
+        .unwrap()
 }
 
 #[test]
@@ -494,11 +516,37 @@ fn what_is_still_on_its_way_is_decided_when_it_has_ended() {
         .files
         .push(marker::File::new(&artifact("x", blob(b"1")), None));
     let (open, mut stale) = (HashSet::from(["later".to_owned()]), Vec::new());
-    marker.write(dir.path(), &open, &mut stale).unwrap();
+    marker
+        .write(dir.path(), &open, &mut stale, HashSet::new())
+        .unwrap();
     assert!(dir.path().join("later").exists() && !dir.path().join("old").exists());
     // It could not be had: an older build's is not taken for it.
-    marker.write(dir.path(), &HashSet::new(), &mut stale).unwrap();
+    marker
+        .write(dir.path(), &HashSet::new(), &mut stale, HashSet::new())
+        .unwrap();
     assert!(dir.path().join("x").exists() && !dir.path().join("later").exists());
+}
+
+#[test]
+fn what_another_stage_names_meanwhile_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    leave(dir.path(), "one", &[("shared", b"1"), ("old", b"2")]);
+    let together = Directories::default();
+    let names = |list: &[&str]| Arc::new(texts(list).into_iter().collect::<HashSet<_>>());
+    let (own, other, gone) = (names(&["old"]), names(&["shared"]), names(&["old"]));
+    let here = together.at(dir.path());
+    for names in [&own, &other, &gone] {
+        together.at(dir.path()).join(names);
+    }
+    drop(gone);
+    together.at("/elsewhere".as_ref()).join(&names(&["old"]));
+    let marker = Marker::new("two", "/w", &Wish::default());
+    here.without_others(&own, |others| {
+        assert_eq!(others, *other);
+        marker.write(dir.path(), &HashSet::new(), &mut Vec::new(), others)
+    })
+    .unwrap();
+    assert!(dir.path().join("shared").exists() && !dir.path().join("old").exists());
 }
 
 #[test]

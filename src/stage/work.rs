@@ -21,6 +21,7 @@ use super::{
     marker::{self, Marker, Missing},
     select::Artifact,
     stager::{Ended, Plan, Staged},
+    together::Together,
 };
 use crate::{
     digest::Digest,
@@ -51,6 +52,9 @@ pub(super) struct Work {
     /// Optional ones.
     pub(super) optional_open: usize,
     _working: Working,
+    /// The stages into this directory, and what this one names.
+    together: Arc<Together>,
+    names: Arc<HashSet<String>>,
 }
 
 /// Counts a stage while it lives.
@@ -102,8 +106,13 @@ impl Work {
         destination: Option<Destination>,
         store: Arc<LocalFirst>,
         working: Working,
+        together: Arc<Together>,
     ) -> Self {
+        let artifacts = &plan.selection.artifacts;
+        let names = artifacts.iter().map(|artifact| artifact.place.to_string());
         Self {
+            names: Arc::new(names.collect()),
+            together,
             ends: HashMap::new(),
             notes: plan.selection.notes.clone(),
             stale: Vec::new(),
@@ -143,7 +152,9 @@ impl Work {
             .iter()
             .map(|artifact| (artifact.place.clone(), artifact.content.clone()))
             .collect();
+        let (together, names) = (self.together.clone(), self.names.clone());
         let looked = spawn_blocking(move || {
+            together.join(&names);
             if !directory.is_dir() {
                 return Ok(Vec::new());
             }
@@ -342,8 +353,11 @@ impl Work {
         }
         let (directory, journal) = (self.directory.clone(), self.plan.journal.clone());
         let mut stale = std::mem::take(&mut self.stale);
+        let (together, names) = (self.together.clone(), self.names.clone());
         let written = spawn_blocking(move || {
-            let notes = marker.write(&directory, &open, &mut stale)?;
+            let notes = together.without_others(&names, |others| {
+                marker.write(&directory, &open, &mut stale, others)
+            })?;
             marker::touch(&directory)?;
             use_journal(&journal);
             Ok((notes, stale))
