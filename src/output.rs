@@ -19,6 +19,19 @@ pub enum OutputContent {
     Directory,
 }
 
+impl OutputContent {
+    /// Whether both come to the same on disk, wherever the bytes come from.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Blob(digest), Self::Inline(bytes)) | (Self::Inline(bytes), Self::Blob(digest)) => {
+                digest.size() == bytes.len() as u64 && Digest::of(digest.function(), bytes) == *digest
+            }
+            _ => self == other,
+        }
+    }
+}
+
 /// The directories that outputs lie in: none of them can be another output's file or link.
 #[derive(Debug, Default)]
 pub struct Directories(HashSet<Box<str>, foldhash::fast::RandomState>);

@@ -142,8 +142,8 @@ pub(super) struct Actor {
     known: HashSet<u64, PathHasher>,
     /// Where all of that lies.
     directories: Directories,
-    /// Where each flattened name came from.
-    flattened: HashMap<ExecPath, ExecPath>,
+    /// Where each flattened name came from, and with what.
+    flattened: HashMap<ExecPath, (ExecPath, OutputContent)>,
     pending_required: u64,
     pending_optional: u64,
     /// In the order in which they were named; what follows the build shares them.

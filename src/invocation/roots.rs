@@ -113,6 +113,22 @@ impl RootRules {
         }
         path.to_owned()
     }
+
+    /// What an exec root of ours is called where builds see it elsewhere.
+    fn spellings(&self, exec_root: &Path) -> Vec<PathBuf> {
+        let back = |map: &PathMap| {
+            let below = exec_root.strip_prefix(&map.to).ok()?;
+            // Without a trailing slash.
+            let there: PathBuf = map.from.join(below).components().collect();
+            // A map before it may take that path elsewhere.
+            (self
+                .translate(there.to_str()?)
+                .components()
+                .eq(exec_root.components()))
+            .then_some(there)
+        };
+        self.path_maps.iter().filter_map(back).collect()
+    }
 }
 
 /// How often, and how long apart, a root is opened while there are no descriptors.
@@ -254,7 +270,9 @@ impl Roots {
         // Another directory may have been put there since its path was looked at.
         let check =
             |place: &OutputRoot| is_allowed_open(place, allowance).map_err(|e| format!("{e}; {advice}"));
-        self.open_path(path, Some(&check))
+        let (id, root) = self.open_path(path, Some(&check))?;
+        root.place.spell(rules.spellings(path));
+        Ok((id, root))
     }
 
     /// Opens a directory: an exec root, which is checked, or the user's own choice.
@@ -419,6 +437,19 @@ mod tests {
         assert_eq!(rules.translate("/build/x"), Path::new("/mnt/vm/build/x"));
         assert_eq!(rules.translate("/build"), Path::new("/mnt/vm/build"));
         assert_eq!(rules.translate("/builder/x"), Path::new("/builder/x"));
+        let rules_of = |maps: &[&str]| RootRules {
+            path_maps: maps.iter().map(|map| map.parse().unwrap()).collect(),
+            ..RootRules::default()
+        };
+        let spellings = |maps: &[&str], path: &str| rules_of(maps).spellings(Path::new(path));
+        assert_eq!(spellings(&["/from=/to"], "/to/ob"), [Path::new("/from/ob")]);
+        assert_eq!(spellings(&["/from/ws=/to"], "/to"), [Path::new("/from/ws")]);
+        assert_eq!(spellings(&["/from=/to"], "/too/ob"), [""; 0].map(PathBuf::from));
+        // The first that fits counts.
+        assert_eq!(
+            spellings(&["/a/b=/elsewhere", "/a=/to"], "/to/b"),
+            [""; 0].map(PathBuf::from)
+        );
         // Who maps an exec root, or what it lies in, says what it is.
         let names = |map: &str, path: &str| map.parse::<PathMap>().unwrap().names(Path::new(path));
         for (map, path, expected) in [

@@ -1,6 +1,6 @@
 //! Outputs in the record.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     block::{Block, Builder, Row, split},
@@ -71,6 +71,27 @@ impl Record {
             found.extend(path);
         }
         found
+    }
+
+    /// Names right below a directory that outputs of a root lie below, sorted. As many look-ups as there are names.
+    #[must_use]
+    pub fn directories_in(&self, root: RootId, directory: &str) -> BTreeSet<String> {
+        let prefix = format!("{directory}/");
+        let mut names = BTreeSet::new();
+        let mut from = prefix.clone();
+        while let Some(next) = self.shared().next_directory(root, &from) {
+            let Some(below) = next.strip_prefix(&*prefix) else {
+                break;
+            };
+            // Behind the directory itself, or behind all that lies below it: `0` follows `/`.
+            let (name, behind) = match below.split_once('/') {
+                Some((name, _)) => (name, '0'),
+                None => (below, '\u{1}'),
+            };
+            from = format!("{prefix}{name}{behind}");
+            names.insert(name.to_owned());
+        }
+        names
     }
 
     /// How many outputs of a root begin with `prefix`. Walks over them.

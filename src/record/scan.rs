@@ -126,7 +126,7 @@ impl Open {
 
 impl Shared {
     /// The first directory with rows, waiting or stored, that is not before `from`.
-    fn next_directory(&self, root: RootId, from: &str) -> Option<Arc<str>> {
+    pub(super) fn next_directory(&self, root: RootId, from: &str) -> Option<Arc<str>> {
         let (waiting, has_store) = {
             let state = self.state();
             let (filling, writing) = state.queue.outputs();

@@ -1,6 +1,10 @@
 //! Whether what was staged into a directory is there still.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::Path,
+    sync::Arc,
+};
 
 use super::{
     error::StageError,
@@ -12,6 +16,9 @@ use crate::{
     materialize::place::{Check, OutputRoot, PlaceOptions, Placer},
     output::{OutputContent, Stamp},
 };
+
+/// How many files are named that nobody staged.
+const NAMED: usize = 100;
 
 /// The answer, and what speaks against it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,6 +64,10 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
                 .push(format!("{}: is no marker: {reason}", path.display())),
         }
     }
+    let known: HashSet<String> = all
+        .iter()
+        .flat_map(|marker| marker.files.iter().map(|file| file.path.clone()))
+        .collect();
     // First the workspace, as for staging: another one's marker does not do, whatever is wished.
     let mut markers = which.innermost(&all, |marker| marker.workspace.as_str());
     markers.retain(|marker| is_meant(marker, which, wish));
@@ -94,6 +105,23 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
             Err(reason) => answer.problems.push(format!("{path}: {reason}")),
         }
     }
+    let trees: BTreeSet<&String> = markers.iter().flat_map(|marker| &marker.trees).collect();
+    let placer = placer(directory)?;
+    for tree in trees {
+        let others = ExecPath::new(tree).map_err(|e| e.to_string()).and_then(|tree| {
+            placer
+                .others_below(tree.as_str(), &|path| known.contains(path), NAMED)
+                .map_err(|e| e.to_string())
+        });
+        match others {
+            Ok(others) => answer.problems.extend(
+                others
+                    .iter()
+                    .map(|path| format!("{path}: is not part of the staged tree")),
+            ),
+            Err(reason) => answer.problems.push(format!("{tree}: {reason}")),
+        }
+    }
     answer.problems.dedup();
     Ok(answer)
 }
@@ -106,14 +134,18 @@ fn is_meant(marker: &Marker, which: &Which, wish: Option<&Wish>) -> bool {
 /// What should be where, with the stamp that was taken when it was there.
 pub(super) type Wanted = (ExecPath, OutputContent, Option<Stamp>);
 
-/// Looks at the files of a directory that is there. Blocks.
-pub(super) fn look(directory: &Path, wanted: &[Wanted]) -> Result<Vec<Result<Check, String>>, StageError> {
-    let setting = |e: crate::materialize::place::PlaceError| StageError::Setting {
+/// What looks at a staged directory that is there, and changes it. Blocks.
+pub(super) fn placer(directory: &Path) -> Result<Placer, StageError> {
+    let root = OutputRoot::open(directory, true).map_err(|e| StageError::Setting {
         flag: format!("--to={}", directory.display()),
         reason: e.to_string(),
-    };
-    let root = Arc::new(OutputRoot::open(directory, true).map_err(setting)?);
-    let mut placer = Placer::new(root, PlaceOptions::default());
+    })?;
+    Ok(Placer::new(Arc::new(root), PlaceOptions::default()))
+}
+
+/// Looks at the files of a directory that is there. Blocks.
+pub(super) fn look(directory: &Path, wanted: &[Wanted]) -> Result<Vec<Result<Check, String>>, StageError> {
+    let mut placer = placer(directory)?;
     let check = |(path, content, stamp): &Wanted| {
         placer
             .check(path, content, stamp.as_ref())

@@ -1,11 +1,12 @@
 //! The note that staging leaves in the directory: what was put there, from which build, on whose request.
 //!
 //! One JSON file for each request and build, `.outhaul/staged-NAME.json`, written beside and renamed. A later stage
-//! that puts something else at one of a marker's places takes the marker away, so all markers of a directory may hold
-//! at once. `.outhaul/staged.timestamp` tells by its time when somebody last staged here.
+//! supersedes a marker that it has the same request of the same workspace as, or that does not hold any more because of
+//! it: what only that marker lists is removed, and then the marker, so all markers of a directory may hold at once.
+//! `.outhaul/staged.timestamp` tells by its time when somebody last staged here.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -14,10 +15,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{error::StageError, request::Wish, select::Artifact};
+use super::{check, error::StageError, request::Wish, select::Artifact};
 use crate::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
+    materialize::place::Check,
     output::{OutputContent, Stamp},
 };
 
@@ -45,6 +47,9 @@ pub struct Marker {
     pub request: Wish,
     /// What is there.
     pub files: Vec<File>,
+    /// Trees that were staged whole, below the directory: nothing else belongs into them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trees: Vec<String>,
     /// Optional outputs that could not be had.
     pub missing: Vec<Missing>,
 }
@@ -180,6 +185,7 @@ impl Marker {
             complete: false,
             request: request.clone(),
             files: Vec::new(),
+            trees: Vec::new(),
             missing: Vec::new(),
         }
     }
@@ -196,12 +202,21 @@ impl Marker {
         )
     }
 
-    /// Writes it into a staged directory, and takes away markers that do not hold any more because of it. Blocks.
+    /// Writes it into a staged directory, and takes away markers that it supersedes, with the files that only they list.
+    /// Of a place that is `open`, for its output is still on its way, the decision is left for later: the files are
+    /// added to `stale`, which is to be given to the next call. What `others` name, who stage at the same time, stays. Answers what stays though it should not, in words. Blocks.
     ///
     /// # Errors
     /// When that fails; the marker that was there before, if any, is there still.
-    pub fn write(&self, directory: &Path) -> Result<(), StageError> {
+    pub fn write(
+        &self,
+        directory: &Path,
+        open: &HashSet<String>,
+        stale: &mut Vec<File>,
+        others: HashSet<String>,
+    ) -> Result<Vec<String>, StageError> {
         let own = own_directory(directory)?;
+        let before = read_all(directory)?;
         let name = self.file_name();
         let path = own.join(&name);
         let bytes = serde_json::to_vec_pretty(self).map_err(|e| StageError::Internal(e.to_string()))?;
@@ -212,28 +227,138 @@ impl Marker {
             let _ = fs::remove_file(&beside);
             return Err(StageError::io("write", path)(error));
         }
-        self.supersede(directory, &name)
-    }
-
-    fn supersede(&self, directory: &Path, name: &str) -> Result<(), StageError> {
-        let ours: HashMap<&str, &File> = self.files.iter().map(|file| (file.path.as_str(), file)).collect();
-        for (path, marker) in read_all(directory)? {
-            if path.file_name().is_some_and(|other| other == name) {
-                continue;
-            }
-            let holds = marker.is_ok_and(|marker| {
-                marker.files.iter().all(|file| {
-                    ours.get(file.path.as_str())
-                        .is_none_or(|our| our.same_content(file))
-                })
-            });
-            if !holds {
-                // Somebody else who stages may have taken it away already.
-                let _ = fs::remove_file(path);
+        let ours = Places::of(self, open);
+        let mut kept = others;
+        let mut superseded = Vec::new();
+        for (path, marker) in before {
+            let is_own = path.file_name().is_some_and(|other| other == &*name);
+            match marker {
+                Ok(marker) if is_own => stale.extend(marker.files),
+                Ok(marker) if !ours.supersede(&marker) => {
+                    kept.extend(marker.files.into_iter().map(|file| file.path));
+                }
+                Ok(marker) => {
+                    stale.extend(marker.files);
+                    superseded.push(path);
+                }
+                Err(_) if is_own => {}
+                Err(_) => superseded.push(path),
             }
         }
-        Ok(())
+        let (later, now) = std::mem::take(stale)
+            .into_iter()
+            .filter(|file| !ours.files.contains_key(&*file.path) && !kept.contains(&file.path))
+            .partition(|file| open.contains(&file.path));
+        *stale = later;
+        let keep = |path: &str| kept.contains(path) || ours.files.contains_key(path) || open.contains(path);
+        let notes = remove(directory, now, &keep)?;
+        for path in superseded {
+            // Last, so that after a crash the next stage knows what to remove. Somebody else who stages may have taken it
+            // away already.
+            let _ = fs::remove_file(path);
+        }
+        Ok(notes)
     }
+}
+
+/// Where one marker's files lie.
+struct Places<'a> {
+    marker: &'a Marker,
+    files: HashMap<&'a str, &'a File>,
+    /// Directories that they need.
+    above: HashSet<&'a str>,
+    /// Outputs that are on their way.
+    open: &'a HashSet<String>,
+}
+
+impl<'a> Places<'a> {
+    fn of(marker: &'a Marker, open: &'a HashSet<String>) -> Self {
+        let paths = || marker.files.iter().map(|file| file.path.as_str());
+        Self {
+            marker,
+            files: marker
+                .files
+                .iter()
+                .map(|file| (file.path.as_str(), file))
+                .collect(),
+            above: paths().flat_map(above).collect(),
+            open,
+        }
+    }
+
+    /// Whether an older marker goes: this one is what the same request comes to now, has other content in one of its
+    /// places, or has all of a tree that was another one then.
+    fn supersede(&self, older: &Marker) -> bool {
+        let same_workspace = older.workspace == self.marker.workspace;
+        (same_workspace && older.request.sorted() == self.marker.request.sorted())
+            || older.files.iter().any(|file| {
+                let other_content = match self.files.get(file.path.as_str()) {
+                    Some(our) => !our.same_content(file),
+                    None => {
+                        let ours_above = |path| self.files.get(path).is_some_and(|our| !our.directory);
+                        let left_tree = same_workspace
+                            && older.invocation_id != self.marker.invocation_id
+                            && !self.open.contains(&file.path)
+                            && above(&file.path).any(|dir| self.marker.trees.iter().any(|tree| tree == dir));
+                        above(&file.path).any(ours_above) || left_tree
+                    }
+                };
+                other_content || (!file.directory && self.above.contains(file.path.as_str()))
+            })
+    }
+}
+
+/// The directories on the way to a path.
+fn above(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(end, _)| &path[..end])
+}
+
+/// Removes what earlier stages put where one of these files must be, with other content than a directory: a tree's files,
+/// where there is one file now. What has changed since stays. Blocks.
+///
+/// # Errors
+/// When the markers or the directory cannot be read.
+pub(super) fn make_way(directory: &Path, files: &HashSet<String>) -> Result<(), StageError> {
+    let mut in_the_way = Vec::new();
+    for (_, marker) in read_all(directory)? {
+        in_the_way.extend(marker.into_iter().flat_map(|marker| marker.files).filter(|old| {
+            (old.directory && files.contains(&old.path)) || above(&old.path).any(|dir| files.contains(dir))
+        }));
+    }
+    if in_the_way.is_empty() {
+        return Ok(());
+    }
+    remove(directory, in_the_way, &|_| false).map(drop)
+}
+
+/// Removes files as they were staged, deepest first, and tells in words what stays.
+fn remove(
+    directory: &Path,
+    mut files: Vec<File>,
+    keep: &dyn Fn(&str) -> bool,
+) -> Result<Vec<String>, StageError> {
+    let mut notes = Vec::new();
+    if files.is_empty() {
+        return Ok(notes);
+    }
+    files.sort_by(|a, b| b.path.cmp(&a.path));
+    let mut placer = check::placer(directory)?;
+    for file in files {
+        let removed = file.content().and_then(|(path, content)| {
+            placer
+                .remove(&path, &content, file.stamp().as_ref(), keep)
+                .map_err(|e| format!("{path}, from an earlier stage, stays: {e}"))
+        });
+        match removed {
+            Ok(Check::Differs) => notes.push(format!(
+                "{}, from an earlier stage, stays: it has changed since",
+                file.path
+            )),
+            Ok(_) => {}
+            Err(reason) => notes.push(reason),
+        }
+    }
+    Ok(notes)
 }
 
 fn own_directory(directory: &Path) -> Result<PathBuf, StageError> {

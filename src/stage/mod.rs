@@ -11,8 +11,11 @@
 //! * `destination` says which directories may be named, and holds on to the one that was.
 //! * [`marker`] is the note left in the directory of what was put there, and [`check`] says whether it still holds.
 //!
-//! Two stages into one directory need no lock: every file is put in place whole by a rename, every marker too, and
-//! [`check`] believes a marker only as far as the files bear it out.
+//! What is staged is a set: what an earlier marker lists and a later one of the same request does not is removed.
+//!
+//! Two stages into one directory need no lock for what they put there: every file is put in place whole by a rename,
+//! every marker too, and [`check`] believes a marker only as far as the files bear it out. What one of them names, no other
+//! removes (`together`).
 //!
 //! Knows nothing of gRPC or of the command line.
 
@@ -28,6 +31,7 @@ pub mod select;
 pub mod stager;
 #[cfg(test)]
 mod tests;
+mod together;
 mod work;
 
 #[cfg(any(test, fuzzing))]

@@ -5,7 +5,7 @@
 //! of tests in a command that runs them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet, btree_map::Entry},
     sync::Arc,
 };
 
@@ -54,6 +54,8 @@ pub struct Artifact {
 pub struct Selection {
     /// In the order of their places.
     pub artifacts: Vec<Artifact>,
+    /// Trees that are picked whole, by their places below the directory.
+    pub trees: Vec<String>,
     /// What the user should know, in words.
     pub notes: Vec<String>,
 }
@@ -109,11 +111,24 @@ impl Recorded {
         }
         notes.extend(self.without_digest());
         picked.check(invocation_id)?;
+        // By file name, the files of a tree lie among all others.
+        let whole = |tree: &&&str| !request.wish.flatten && !picked.partial.contains(**tree);
+        let whole: HashSet<&str> = trees.iter().filter(whole).copied().collect();
         let artifacts = placed(picked.artifacts, request.wish.flatten)?;
+        let in_trees = artifacts
+            .iter()
+            .flat_map(|artifact| above_and_itself(artifact.place.as_str()))
+            .filter(|path| whole.contains(path));
+        let trees: BTreeSet<&str> = in_trees.collect();
+        let trees = trees.into_iter().map(str::to_owned).collect();
         if artifacts.is_empty() {
             return Err(StageError::Nothing(invocation_id.to_owned()));
         }
-        Ok(Selection { artifacts, notes })
+        Ok(Selection {
+            artifacts,
+            trees,
+            notes,
+        })
     }
 
     /// Rules that match no file, and tell target patterns and output groups apart.
@@ -163,6 +178,8 @@ struct Picked<'a> {
     /// Labels of targets with an output that was picked.
     labels: HashSet<Arc<str>>,
     groups: HashSet<Arc<str>>,
+    /// Trees of which something is left out.
+    partial: HashSet<String>,
     include: Vec<bool>,
     required: Vec<bool>,
     optional: Vec<bool>,
@@ -179,6 +196,7 @@ impl<'a> Picked<'a> {
             artifacts: BTreeMap::new(),
             labels: HashSet::new(),
             groups: HashSet::new(),
+            partial: HashSet::new(),
             include: vec![false; request.include.len()],
             required: vec![false; request.required.len()],
             optional: vec![false; request.optional.len()],
@@ -210,11 +228,12 @@ impl<'a> Picked<'a> {
             return;
         }
         let path = named.path.as_str();
-        let ancestors = path.match_indices('/').map(|(end, _)| &path[..end]);
-        let mut paths: Vec<&str> = ancestors.filter(|dir| trees.contains(dir)).collect();
-        paths.push(path);
+        let is_meant = |one: &&str| *one == path || trees.contains(one);
+        let paths: Vec<&str> = above_and_itself(path).filter(is_meant).collect();
         let any = |list: &[PathRegex]| list.iter().any(|r| hits(r, &paths));
         if (!self.request.include.is_empty() && !any(&self.request.include)) || any(&self.request.exclude) {
+            let parts = paths.iter().filter(|path| trees.contains(**path));
+            self.partial.extend(parts.map(|path| (*path).to_owned()));
             return;
         }
         for (list, seen) in [
@@ -309,10 +328,17 @@ impl<'a> Picked<'a> {
     }
 }
 
-/// Gives every output its place; refuses what cannot lie side by side.
-fn placed(artifacts: BTreeMap<ExecPath, Artifact>, flatten: bool) -> Result<Vec<Artifact>, StageError> {
+fn above_and_itself(path: &str) -> impl Iterator<Item = &str> {
+    let above = path.match_indices('/').map(|(end, _)| &path[..end]);
+    above.chain([path])
+}
+
+/// Gives every output its place; refuses what cannot lie side by side. The same content twice in one place is there once.
+pub(super) fn placed(
+    artifacts: BTreeMap<ExecPath, Artifact>,
+    flatten: bool,
+) -> Result<Vec<Artifact>, StageError> {
     let mut by_place: BTreeMap<ExecPath, Artifact> = BTreeMap::new();
-    let mut taken: HashMap<ExecPath, ExecPath> = HashMap::new();
     for (path, mut artifact) in artifacts {
         if flatten {
             // One component of a good path is a good path.
@@ -328,14 +354,22 @@ fn placed(artifacts: BTreeMap<ExecPath, Artifact>, flatten: bool) -> Result<Vec<
                 ),
             });
         }
-        if let Some(first) = taken.insert(artifact.place.clone(), path.clone()) {
-            return Err(StageError::Collision {
-                first,
-                second: path,
-                place: artifact.place,
-            });
+        match by_place.entry(artifact.place.clone()) {
+            Entry::Vacant(place) => {
+                place.insert(artifact);
+            }
+            Entry::Occupied(mut first) if first.get().content.is_same(&artifact.content) => {
+                let class = &mut first.get_mut().class;
+                *class = artifact.class.max(*class);
+            }
+            Entry::Occupied(first) => {
+                return Err(StageError::Collision {
+                    first: first.get().exec_path.clone(),
+                    second: path,
+                    place: artifact.place,
+                });
+            }
         }
-        by_place.insert(artifact.place.clone(), artifact);
     }
     // A file cannot lie where another one's directory must be.
     for artifact in by_place.values() {

@@ -26,6 +26,7 @@ use super::{
     recorded::Recorded,
     request::{Caller, Request, Which, Wish},
     select::{Artifact, Selection},
+    together::Directories,
     work::{Work, Working},
 };
 use crate::{
@@ -74,6 +75,7 @@ pub struct Stager {
     next: Arc<AtomicU32>,
     /// How many stages are on their way.
     working: Arc<AtomicUsize>,
+    directories: Directories,
 }
 
 /// What would be staged.
@@ -133,6 +135,7 @@ impl Stager {
             places: Arc::new(Semaphore::new(PLACES)),
             next: Arc::new(AtomicU32::new(FIRST_ROOT)),
             working: Arc::default(),
+            directories: Directories::default(),
         }
     }
 
@@ -294,7 +297,9 @@ impl Stager {
             build_id: plan.build.build_id.clone(),
             ..Attribution::default()
         });
-        let mut work = Work::new(plan, directory, destination, store, working);
+        let real = destination.as_ref().map_or(directory, |there| &there.real);
+        let together = self.directories.at(real);
+        let mut work = Work::new(plan, directory, destination, store, working, together);
         work.find_present().await?;
         work.find_evicted(&attribution).await;
         if work.failed() {
@@ -323,6 +328,7 @@ impl Stager {
             .map_err(|e| StageError::Internal(e.to_string()))?
             .map_err(failed)?;
         work.opened(made);
+        work.make_way().await?;
         let root = Arc::new(Root {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             place: Arc::new(place),

@@ -1,7 +1,7 @@
 //! What is picked, and what is refused.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -16,7 +16,8 @@ use super::{
     marker::{self, Marker},
     recorded::Recorded,
     request::Request,
-    select::{Artifact, Selection},
+    select::{Artifact, Selection, placed},
+    together::Directories,
 };
 use crate::{
     bes::{
@@ -138,6 +139,25 @@ fn groups_and_regexes_pick_and_leave_out() {
     });
     let expected = ["part0.h", "part3.h", "index.html", "style.css"];
     assert_eq!(names(&found.unwrap(), Class::Required), set(&expected));
+}
+
+#[test]
+fn trees_are_whole_unless_something_of_them_is_left_out() {
+    let trees = |wish: Wish| select(wish).unwrap().trees;
+    let ends = |trees: &[String], end: &str| trees.iter().any(|tree| tree.ends_with(end));
+    assert!(ends(&trees(Wish::default()), "/assets/tree.d"));
+    let of = |include: &[&str], exclude: &[&str], flatten: bool| {
+        trees(Wish {
+            include: texts(include),
+            exclude: texts(exclude),
+            flatten,
+            ..Wish::default()
+        })
+    };
+    assert!(ends(&of(&[".*/assets/tree.d"], &[], false), "/assets/tree.d"));
+    assert!(!ends(&of(&[], &[".*/style.css"], false), "/assets/tree.d"));
+    assert!(!ends(&of(&[".*/style.css"], &[], false), "/assets/tree.d"));
+    assert_eq!(of(&[], &[], true), [""; 0]);
 }
 
 #[test]
@@ -288,6 +308,40 @@ fn names_that_collide_are_an_error_that_names_both() {
     );
 }
 
+#[test]
+fn one_name_twice_with_the_same_content_is_no_collision() {
+    let flat = |class: Class, contents: [OutputContent; 2]| {
+        let named = ["p/LICENSE", "q/LICENSE"].into_iter().zip(contents);
+        let artifacts = named.map(|(path, content)| (ExecPath::new(path).unwrap(), artifact(path, content)));
+        let mut artifacts: BTreeMap<_, _> = artifacts.collect();
+        artifacts.values_mut().next().unwrap().class = class;
+        placed(artifacts, true)
+    };
+    let inline = |bytes: &'static [u8]| OutputContent::Inline(Bytes::from_static(bytes));
+    for contents in [
+        [blob(b"x"), blob(b"x")],
+        [blob(b"x"), inline(b"x")],
+        [inline(b"x"), blob(b"x")],
+        [
+            OutputContent::Symlink("t".into()),
+            OutputContent::Symlink("t".into()),
+        ],
+    ] {
+        let found = flat(Class::Optional, contents).unwrap();
+        let found: Vec<_> = found.iter().map(|a| (a.place.as_str(), a.class)).collect();
+        // As much wanted as the one that is wanted more.
+        assert_eq!(found, [("LICENSE", Class::Required)]);
+    }
+    for contents in [
+        [blob(b"x"), blob(b"y")],
+        [blob(b"x"), inline(b"y")],
+        [blob(b"x"), OutputContent::Directory],
+        [blob(b"x"), OutputContent::Symlink("x".into())],
+    ] {
+        assert!(flat(Class::Required, contents).is_err());
+    }
+}
+
 /// With one text for another of the same length.
 pub(super) fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
@@ -320,14 +374,30 @@ fn blob(bytes: &[u8]) -> OutputContent {
 
 /// Leaves a marker of these files, which are written too.
 fn leave(dir: &Path, invocation: &str, files: &[(&str, &[u8])]) {
-    let mut marker = Marker::new(invocation, "/w", &Wish::default());
+    leave_for(dir, invocation, &Wish::default(), files);
+}
+
+/// The same for another request; what is in `t` is a whole tree. Answers what stays though it should not.
+fn leave_for(dir: &Path, invocation: &str, wish: &Wish, files: &[(&str, &[u8])]) -> Vec<String> {
+    let mut marker = Marker::new(invocation, "/w", wish);
+    if files.iter().any(|(name, _)| name.starts_with("t/")) {
+        marker.trees.push("t".to_owned());
+    }
     for (name, bytes) in files {
+        std::fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
         std::fs::write(dir.join(name), bytes).unwrap();
         marker
             .files
             .push(marker::File::new(&artifact(name, blob(bytes)), None));
     }
-    marker.write(dir).unwrap();
+    write(&marker, dir)
+}
+
+/// Writes a marker whose outputs have all come to their end, and answers what stays though it should not.
+fn write(marker: &Marker, dir: &Path) -> Vec<String> {
+    marker
+        .write(dir, &HashSet::new(), &mut Vec::new(), HashSet::new())
+        .unwrap()
 }
 
 #[test]
@@ -342,9 +412,13 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
     std::fs::remove_file(dir.path().join("y")).unwrap();
     assert_eq!(problems(&any), ["x: is not what was staged", "y: is not there"]);
 
-    // A build that stages something else at one place takes the older one's marker away, another does not.
-    leave(dir.path(), "two", &[("z", b"5")]);
-    leave(dir.path(), "three", &[("x", b"4")]);
+    // A request that stages something else at one place takes the older one's marker away, another does not.
+    let wish_of = |target: &str| Wish {
+        targets: texts(&[target]),
+        ..Wish::default()
+    };
+    leave_for(dir.path(), "two", &wish_of("//two"), &[("z", b"5")]);
+    leave_for(dir.path(), "three", &wish_of("//three"), &[("x", b"4")]);
     assert_eq!(problems(&any), Vec::<String>::new());
     let of = |id: &str| Which {
         invocation_id: id.to_owned(),
@@ -361,10 +435,126 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
     };
     assert!(!is_staged(dir.path(), &any, Some(&other)).unwrap().is_staged());
     assert!(
-        is_staged(dir.path(), &of("two"), Some(&Wish::default()))
+        is_staged(dir.path(), &of("two"), Some(&wish_of("//two")))
             .unwrap()
             .is_staged()
     );
+}
+
+#[test]
+fn what_an_earlier_stage_put_there_and_this_one_does_not_name_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = |name: &str| dir.path().join(name).symlink_metadata().is_ok();
+    let problems = || is_staged(dir.path(), &Which::default(), None).unwrap().problems;
+    let other = Wish {
+        targets: texts(&["//other"]),
+        ..Wish::default()
+    };
+    leave_for(dir.path(), "o", &other, &[("t2/shared", b"s"), ("x", b"x")]);
+    let files: [(&str, &[u8]); 6] = [
+        ("t/a", b"a"),
+        ("t/b", b"b"),
+        ("t/deep/er/c", b"c"),
+        ("t/changed", b"d"),
+        ("t2/shared", b"s"),
+        ("t2/own", b"o"),
+    ];
+    leave(dir.path(), "one", &files);
+    std::fs::write(dir.path().join("t/mine"), "mine").unwrap();
+    std::fs::write(dir.path().join("t/changed"), "e").unwrap();
+    let notes = leave_for(dir.path(), "two", &Wish::default(), &[("t/a", b"a")]);
+    assert_eq!(
+        notes,
+        ["t/changed, from an earlier stage, stays: it has changed since"]
+    );
+    for (name, stays) in [
+        ("t/a", true),
+        ("t/b", false),
+        ("t/deep", false),
+        // Changed, somebody else's, and another request's.
+        ("t/changed", true),
+        ("t/mine", true),
+        ("t2/shared", true),
+        ("t2/own", false),
+    ] {
+        assert_eq!(here(name), stays, "{name}");
+    }
+    assert_eq!(
+        problems(),
+        [
+            "t/changed: is not part of the staged tree",
+            "t/mine: is not part of the staged tree"
+        ]
+    );
+    std::fs::remove_file(dir.path().join("t/changed")).unwrap();
+    std::fs::remove_file(dir.path().join("t/mine")).unwrap();
+    assert_eq!(problems(), [""; 0]);
+
+    // Another request for the whole tree of a later build, too.
+    leave_for(dir.path(), "three", &other, &[("t/z", b"z")]);
+    assert!(here("t/z") && !here("t/a") && !here("x"));
+    assert_eq!(problems(), [""; 0]);
+    // Of one build, requests for different parts stay side by side.
+    leave(dir.path(), "three", &[("y", b"y")]);
+    assert!(here("t/z") && here("y"));
+    // No way leads out, and no link is taken for the file that was staged.
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("z"), "z").unwrap();
+    std::fs::remove_dir_all(dir.path().join("t")).unwrap();
+    std::os::unix::fs::symlink(outside.path(), dir.path().join("t")).unwrap();
+    assert!(problems()[0].starts_with("t/z: "));
+    let notes = leave_for(dir.path(), "four", &other, &[("n", b"n")]);
+    assert!(outside.path().join("z").exists() && here("t"), "{notes:?}");
+}
+
+#[test]
+fn what_is_still_on_its_way_is_decided_when_it_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    leave(dir.path(), "one", &[("x", b"1"), ("later", b"2"), ("old", b"3")]);
+    let mut marker = Marker::new("two", "/w", &Wish::default());
+    marker
+        .files
+        .push(marker::File::new(&artifact("x", blob(b"1")), None));
+    let (open, mut stale) = (HashSet::from(["later".to_owned()]), Vec::new());
+    marker
+        .write(dir.path(), &open, &mut stale, HashSet::new())
+        .unwrap();
+    assert!(dir.path().join("later").exists() && !dir.path().join("old").exists());
+    // It could not be had: an older build's is not taken for it.
+    marker
+        .write(dir.path(), &HashSet::new(), &mut stale, HashSet::new())
+        .unwrap();
+    assert!(dir.path().join("x").exists() && !dir.path().join("later").exists());
+}
+
+#[test]
+fn what_another_stage_names_meanwhile_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    leave(dir.path(), "one", &[("shared", b"1"), ("old", b"2")]);
+    let together = Directories::default();
+    let names = |list: &[&str]| Arc::new(texts(list).into_iter().collect::<HashSet<_>>());
+    let (own, other, gone) = (names(&["old"]), names(&["shared"]), names(&["old"]));
+    let here = together.at(dir.path());
+    for names in [&own, &other, &gone] {
+        together.at(dir.path()).join(names);
+    }
+    drop(gone);
+    together.at("/elsewhere".as_ref()).join(&names(&["old"]));
+    let marker = Marker::new("two", "/w", &Wish::default());
+    here.without_others(&own, |others| {
+        assert_eq!(others, *other);
+        marker.write(dir.path(), &HashSet::new(), &mut Vec::new(), others)
+    })
+    .unwrap();
+    assert!(dir.path().join("shared").exists() && !dir.path().join("old").exists());
+}
+
+#[test]
+fn a_file_in_the_place_of_a_tree_has_its_way_made() {
+    let dir = tempfile::tempdir().unwrap();
+    leave(dir.path(), "one", &[("d/e/x", b"1"), ("d/y", b"2"), ("z", b"3")]);
+    marker::make_way(dir.path(), &HashSet::from(["d".to_owned()])).unwrap();
+    assert!(!dir.path().join("d").exists() && dir.path().join("z").exists());
 }
 
 #[test]
@@ -375,7 +565,7 @@ fn of_a_workspace_within_another_the_others_markers_do_not_count() {
         std::fs::write(dir.path().join(name), name).unwrap();
         let artifact = artifact(name, blob(name.as_bytes()));
         marker.files.push(marker::File::new(&artifact, None));
-        marker.write(dir.path()).unwrap();
+        write(&marker, dir.path());
     }
     for (asked, expected) in [("/w/inner/sub", "inner"), ("/w/sub", "outer")] {
         let which = Which {

@@ -21,6 +21,7 @@ use super::{
     marker::{self, Marker, Missing},
     select::Artifact,
     stager::{Ended, Plan, Staged},
+    together::Together,
 };
 use crate::{
     digest::Digest,
@@ -44,11 +45,16 @@ pub(super) struct Work {
     /// By place.
     ends: HashMap<ExecPath, End>,
     pub(super) notes: Vec<String>,
+    /// What earlier stages put where an optional output is still on its way.
+    stale: Vec<marker::File>,
     /// Required outputs that the coordinator has been asked for and has not answered.
     pub(super) required_open: usize,
     /// Optional ones.
     pub(super) optional_open: usize,
     _working: Working,
+    /// The stages into this directory, and what this one names.
+    together: Arc<Together>,
+    names: Arc<HashSet<String>>,
 }
 
 /// Counts a stage while it lives.
@@ -100,10 +106,16 @@ impl Work {
         destination: Option<Destination>,
         store: Arc<LocalFirst>,
         working: Working,
+        together: Arc<Together>,
     ) -> Self {
+        let artifacts = &plan.selection.artifacts;
+        let names = artifacts.iter().map(|artifact| artifact.place.to_string());
         Self {
+            names: Arc::new(names.collect()),
+            together,
             ends: HashMap::new(),
             notes: plan.selection.notes.clone(),
+            stale: Vec::new(),
             directory: destination
                 .as_ref()
                 .map_or_else(|| asked.to_owned(), Destination::path),
@@ -140,7 +152,9 @@ impl Work {
             .iter()
             .map(|artifact| (artifact.place.clone(), artifact.content.clone()))
             .collect();
+        let (together, names) = (self.together.clone(), self.names.clone());
         let looked = spawn_blocking(move || {
+            together.join(&names);
             if !directory.is_dir() {
                 return Ok(Vec::new());
             }
@@ -294,8 +308,22 @@ impl Work {
         }
     }
 
-    /// Leaves the marker, and notes that the build and the directory are in use.
-    pub(super) async fn conclude(&self, complete: bool) -> Result<(), StageError> {
+    /// Removes what an earlier stage put where an output cannot lie beside it.
+    pub(super) async fn make_way(&self) -> Result<(), StageError> {
+        let directory = self.directory.clone();
+        let files = self
+            .left()
+            .filter(|artifact| artifact.content != OutputContent::Directory)
+            .map(|artifact| artifact.place.to_string())
+            .collect();
+        spawn_blocking(move || marker::make_way(&directory, &files))
+            .await
+            .unwrap_or_else(|_| Err(StageError::Internal("making way panicked".to_owned())))
+            .map_err(|e| self.told(e))
+    }
+
+    /// Leaves the marker, removes what an earlier one put there and this one does not name, and notes that the build and the directory are in use.
+    pub(super) async fn conclude(&mut self, complete: bool) -> Result<(), StageError> {
         // A stamp that is as young as its file would not be trusted later.
         tokio::time::sleep(STAMP_AGE).await;
         let now_ns = SystemTime::now()
@@ -304,6 +332,8 @@ impl Work {
         let build = &self.plan.build;
         let mut marker = Marker::new(&build.invocation_id, &build.workspace, &self.plan.wish);
         marker.complete = complete;
+        marker.trees = self.plan.selection.trees.clone();
+        let mut open = HashSet::new();
         for ended in self.outputs() {
             if !ended.outcome.is_empty() {
                 // What was there before has been looked at just now, so its stamp is as old as it says.
@@ -317,19 +347,28 @@ impl Work {
                     path: ended.artifact.place.to_string(),
                     error: ended.error,
                 });
+            } else {
+                open.insert(ended.artifact.place.to_string());
             }
         }
         let (directory, journal) = (self.directory.clone(), self.plan.journal.clone());
+        let mut stale = std::mem::take(&mut self.stale);
+        let (together, names) = (self.together.clone(), self.names.clone());
         let written = spawn_blocking(move || {
-            marker.write(&directory)?;
+            let notes = together.without_others(&names, |others| {
+                marker.write(&directory, &open, &mut stale, others)
+            })?;
             marker::touch(&directory)?;
             use_journal(&journal);
-            Ok(())
+            Ok((notes, stale))
         });
         let written = written
             .await
             .unwrap_or_else(|_| Err(StageError::Internal("writing the marker panicked".to_owned())));
-        written.map_err(|e| self.told(e))
+        let (notes, stale) = written.map_err(|e| self.told(e))?;
+        self.notes.extend(notes);
+        self.stale = stale;
+        Ok(())
     }
 }
 

@@ -89,8 +89,9 @@ async fn flattened_outputs_lie_side_by_side_and_collisions_name_both() {
     }
     bep(&file, &["--flatten"]).await.says(2, &["--output-dir"]);
 
-    // Two outputs of one name in different directories.
-    let (first, digest) = world.file("part0.h");
+    // Two outputs of one name in different directories, with different bytes.
+    let (first, _) = world.file("part0.h");
+    let (_, digest) = world.file("part1.h");
     let second = first.path.replace("lib/include/", "app/");
     let events = world.build.events().map(|event| {
         let mut event = outhaul::proto::build_event_stream::BuildEvent::decode(&*event).unwrap();
@@ -389,4 +390,97 @@ async fn a_json_event_file_is_as_good() {
     let ran = bep(&path, &[&world.cache_flag()]).await;
     ran.says(1, &[&path, &format!("byte {offset}")]);
     assert!(placed.exists(), "what came before is brought");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_name_twice_with_the_same_bytes_is_flattened_once() {
+    let world = World::new().await;
+    let (_, digest) = world.file("part0.h");
+    let (_, other) = world.file("part1.h");
+    for (second, code) in [(digest, 0), (other, 1)] {
+        let file = |name: &str, digest: &outhaul::digest::Digest| {
+            serde_json::json!({
+                "name": name,
+                "pathPrefix": ["bazel-out", "k8-fastbuild", "bin"],
+                "digest": digest.hash_hex(),
+                "length": digest.size().to_string(),
+                "uri": format!("bytestream://h/blobs/{digest}"),
+            })
+        };
+        let files = [file("p/LICENSE", digest), file("q/LICENSE", second)];
+        let lines = [
+            serde_json::json!({"id": {"started": {}}, "started": {
+                "uuid": world.build.invocation_id(), "command": "build", "workspaceDirectory": "/w"}}),
+            serde_json::json!({"id": {"workspace": {}}, "workspaceInfo": {"localExecRoot": world.exec_root()}}),
+            serde_json::json!({"id": {"namedSet": {"id": "0"}}, "namedSetOfFiles": {"files": files}}),
+            serde_json::json!({"id": {"targetCompleted": {"label": "//:a", "configuration": {"id": "c"}}}, "completed": {
+                "success": true, "outputGroup": [{"name": "default", "fileSets": [{"id": "0"}]}]}}),
+            serde_json::json!({"id": {"buildFinished": {}}, "finished": {"exitCode": {"name": "SUCCESS"}}, "lastMessage": true}),
+        ];
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let path = world.path("events.json");
+        std::fs::write(&path, &text).unwrap();
+        let to = world.path(&format!("out{code}"));
+        let ran = bep(&path, &[&world.cache_flag(), "--output-dir", &to, "--flatten"]).await;
+        if code == 0 {
+            ran.expect(0);
+            assert_eq!(
+                std::fs::read(format!("{to}/LICENSE")).unwrap(),
+                world.cache.store().get(digest).unwrap()
+            );
+        } else {
+            ran.says(1, &["p/LICENSE", "q/LICENSE", "the same name"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_containers_absolute_links_are_translated_and_stay_as_they_are() {
+    let world = World::new().await;
+    let (_, digest) = world.file("part0.h");
+    let file = |name: &str| {
+        serde_json::json!({
+            "name": name,
+            "pathPrefix": ["bazel-out", "k8-fastbuild", "bin"],
+            "digest": digest.hash_hex(),
+            "length": digest.size().to_string(),
+            "uri": format!("bytestream://h/blobs/{digest}"),
+        })
+    };
+    let there = "/from/execroot/_main";
+    let lines = [
+        serde_json::json!({"id": {"started": {}}, "started": {
+            "uuid": world.build.invocation_id(), "command": "build", "workspaceDirectory": "/w"}}),
+        serde_json::json!({"id": {"workspace": {}}, "workspaceInfo": {"localExecRoot": there}}),
+        serde_json::json!({"id": {"namedSet": {"id": "0"}}, "namedSetOfFiles": {"files": [file("link.d/x"), file("alias")]}}),
+        serde_json::json!({"id": {"targetCompleted": {"label": "//:a", "configuration": {"id": "c"}}}, "completed": {
+            "success": true, "outputGroup": [{"name": "default", "fileSets": [{"id": "0"}]}],
+            "directoryOutput": [{"pathPrefix": ["bazel-out", "k8-fastbuild", "bin"], "name": "link.d"}]}}),
+        serde_json::json!({"id": {"buildFinished": {}}, "finished": {"exitCode": {"name": "SUCCESS"}}, "lastMessage": true}),
+    ];
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let path = world.path("events.json");
+    std::fs::write(&path, &text).unwrap();
+    let bin = world.exec_root().join("bazel-out/k8-fastbuild/bin");
+    std::fs::create_dir_all(bin.join("real.d")).unwrap();
+    let links = [("link.d", "real.d"), ("alias", "real")];
+    let target = |to: &str| format!("{there}/bazel-out/k8-fastbuild/bin/{to}");
+    for (link, to) in links {
+        std::os::unix::fs::symlink(target(to), bin.join(link)).unwrap();
+    }
+    let map = format!("--path-map=/from={}", world.dir.path().display());
+    let bytes = world.cache.store().get(digest).unwrap();
+    std::fs::write(bin.join("real"), &bytes).unwrap();
+    for _ in 0..2 {
+        bep(&path, &[&world.cache_flag(), &map]).await.expect(0);
+    }
+    for (link, to) in links {
+        assert_eq!(
+            std::fs::read_link(bin.join(link)).unwrap(),
+            std::path::Path::new(&target(to))
+        );
+    }
+    for place in ["real.d/x", "real"] {
+        assert_eq!(std::fs::read(bin.join(place)).unwrap(), bytes, "{place}");
+    }
 }

@@ -133,6 +133,36 @@ async fn questions(world: &World) {
     // An exec path is enough.
     asked(world, &["stat", &app.path]).await.expect(0);
 
+    // So is a path by a link that is not there, dangles, has another prefix, or is looked for in a subdirectory.
+    let workspace = std::path::PathBuf::from(world.path("workspace"));
+    std::fs::create_dir_all(&workspace).unwrap();
+    let _ = std::os::unix::fs::symlink(
+        "/from/ob/execroot/_main/bazel-out/c/bin",
+        workspace.join("odd-bin"),
+    );
+    for (link, code) in [
+        ("bazel-bin/app/app", 0),
+        ("odd-bin/app/app", 0),
+        ("dist/bin/app/app", 0),
+        ("sub/bazel-bin/app/app", 0),
+        ("bazel-out/k8-fastbuild/bin/app/app", 0),
+        ("bazel-workspace/bazel-out/k8-fastbuild/bin/app/app", 0),
+        ("bazel-testlogs/app/app", 3),
+        ("cabin/app/app", 3),
+        ("app/app", 3),
+    ] {
+        let path = workspace.join(link).display().to_string();
+        let ran = asked(world, &["stat", "--json", &path]).await.expect(code);
+        if code == 0 {
+            assert_eq!(ran.json()[0]["exec_path"], app.path, "{link}");
+            asked(world, &["why", &path]).await.expect(0);
+        }
+    }
+    let elsewhere = workspace.parent().unwrap().join("elsewhere/bazel-bin/app/app");
+    asked(world, &["stat", &elsewhere.display().to_string()])
+        .await
+        .expect(3);
+
     let unknown = format!("{wanted}.no");
     let ran = asked(world, &["stat", "--json", &unknown, &wanted]).await;
     let ran = ran.says(3, &[&unknown, "no build recorded"]);

@@ -24,10 +24,44 @@ pub(super) struct Found {
     pub(super) row: OutputRow,
 }
 
+/// What lies in every exec root.
+const BUILD_TREE: &str = "bazel-out";
+
+/// Where one of the build tool's links in a workspace leads.
+enum Link {
+    /// To all of the build tree.
+    Out,
+    /// To this directory of a configuration.
+    Of(&'static str),
+}
+
+/// What the components of a path behind so many are links to, as far as their names tell, with what is below them.
+/// `--symlink_prefix` may be anything.
+fn links_in(path: &Path, behind: usize) -> impl Iterator<Item = (Link, String)> {
+    let names: Vec<&str> = path
+        .iter()
+        .skip(behind)
+        .filter_map(|name| name.to_str())
+        .collect();
+    let is_link = |name: &str, kind: &str| {
+        name.strip_suffix(kind)
+            .is_some_and(|prefix| !prefix.ends_with(char::is_alphanumeric))
+    };
+    let links = names.iter().enumerate().filter_map(|(at, name)| {
+        let link = if is_link(name, "out") {
+            Link::Out
+        } else {
+            Link::Of(["bin", "testlogs"].into_iter().find(|kind| is_link(name, kind))?)
+        };
+        Some((link, names[at + 1..].join("/")))
+    });
+    links.collect::<Vec<_>>().into_iter()
+}
+
 impl Service {
     /// The recorded output at an absolute path, or at an exec path in the root whose newest invocation is newest.
     pub(super) fn find(&self, path: &str, only: Option<RootId>) -> Option<Found> {
-        let mut best: Option<(u64, Found)> = None;
+        let mut best: Option<((u64, u64), Found)> = None;
         for (root, exec_path, exec_root, version) in self.places(path) {
             if only.is_some_and(|only| only != root) {
                 continue;
@@ -38,6 +72,8 @@ impl Service {
             let Some(row) = self.record.output(root, &exec_path) else {
                 continue;
             };
+            // Of one root, it is the output that was named last.
+            let version = (version, row.version);
             if best.as_ref().is_none_or(|(newest, _)| version > *newest) {
                 best = Some((
                     version,
@@ -100,6 +136,59 @@ impl Service {
             } else {
                 places.push((id, path.to_owned(), exec_root, row.version));
             }
+        }
+        if places.is_empty() {
+            places = self.by_links(Path::new(path));
+        }
+        places
+    }
+
+    /// The same for a path by one of the build tool's links in a workspace, such as `bazel-bin`, that leads nowhere from
+    /// here: the newest builds of that workspace tell where it would lead. Of several configurations, the one with the
+    /// shortest name comes first.
+    fn by_links(&self, path: &Path) -> Vec<(RootId, String, PathBuf, u64)> {
+        let rules = self.roots.rules();
+        let roots = self.record.roots().into_iter().filter_map(|(id, row)| {
+            let workspace = self.record.newest_invocation(id)?.workspace;
+            let mapped = rules.translate(&workspace);
+            let real = mapped.canonicalize().ok();
+            let workspace = [PathBuf::from(workspace), mapped]
+                .into_iter()
+                .chain(real)
+                .find(|workspace| !workspace.as_os_str().is_empty() && path.starts_with(workspace))?;
+            Some((workspace.components().count(), id, row))
+        });
+        let roots: Vec<_> = roots.collect();
+        // A workspace in another has builds of its own.
+        let innermost = roots.iter().map(|(depth, ..)| *depth).max();
+        let mut places = Vec::new();
+        for (depth, id, row) in roots {
+            if Some(depth) != innermost {
+                continue;
+            }
+            let mut found = Vec::new();
+            let mut configurations = None;
+            for (link, below) in links_in(path, depth) {
+                match link {
+                    Link::Out => found.push(format!("{BUILD_TREE}/{below}")),
+                    Link::Of(kind) => {
+                        let configurations =
+                            configurations.get_or_insert_with(|| self.record.directories_in(id, BUILD_TREE));
+                        found.extend(
+                            configurations
+                                .iter()
+                                .map(|of| format!("{BUILD_TREE}/{of}/{kind}/{below}")),
+                        );
+                    }
+                }
+            }
+            found.sort_by_key(String::len);
+            let exec_root = PathBuf::from(&row.path);
+            places.extend(
+                found
+                    .into_iter()
+                    .map(|found| (id, found, exec_root.clone(), row.version)),
+            );
         }
         places
     }

@@ -437,7 +437,8 @@ impl Actor {
         self.shared.materializer.want(&session, wants).await;
     }
 
-    /// Gives every output its bare file name; two of one name are an error that names both.
+    /// Gives every output its bare file name; two of one name are an error that names both, unless
+    /// they have the same content.
     fn flatten(&mut self, named: &mut Vec<Named>) {
         named.retain_mut(|n| {
             // Only what goes there takes a name.
@@ -449,7 +450,9 @@ impl Actor {
                 return false;
             };
             let refused = match self.flattened.get(&flat) {
-                Some(other) if *other != n.path => format!("{other} and {} have the same name", n.path),
+                Some((other, content)) if *other != n.path && !content.is_same(&n.content) => {
+                    format!("{other} and {} have the same name", n.path)
+                }
                 _ if is_reserved(flat.as_str()) => {
                     format!(
                         "{} has a name that outhaul keeps for itself; leave --flatten out",
@@ -457,7 +460,8 @@ impl Actor {
                     )
                 }
                 _ => {
-                    self.flattened.insert(flat.clone(), n.path.clone());
+                    self.flattened
+                        .insert(flat.clone(), (n.path.clone(), n.content.clone()));
                     n.path = flat;
                     return true;
                 }

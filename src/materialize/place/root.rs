@@ -55,6 +55,8 @@ pub struct OutputRoot {
     path: PathBuf,
     /// Without symlinks: the other spelling that absolute links may use.
     canonical: PathBuf,
+    /// As builds in other mount namespaces spell it.
+    spellings: RwLock<Vec<PathBuf>>,
     inode: Inode,
     build_tree: RwLock<BuildTree>,
     is_exec_root: bool,
@@ -112,6 +114,7 @@ impl OutputRoot {
             // Without a trailing slash or empty components, so that links can be matched against it.
             path: path.components().collect(),
             canonical,
+            spellings: RwLock::default(),
             inode,
             build_tree: RwLock::new(if create {
                 BuildTree::Unguarded
@@ -299,12 +302,18 @@ impl OutputRoot {
             )
     }
 
-    /// The components below the root that an absolute path stands for, by either spelling of the root.
+    /// Says how builds in other mount namespaces spell the root: absolute links of theirs begin with that.
+    pub fn spell(&self, spellings: Vec<PathBuf>) {
+        *self.spellings.write().unwrap_or_else(PoisonError::into_inner) = spellings;
+    }
+
+    /// The components below the root that an absolute path stands for, by any spelling of the root.
     pub(super) fn below<'a>(&self, target: &'a Path) -> Option<&'a Path> {
-        target
-            .strip_prefix(&self.path)
-            .or_else(|_| target.strip_prefix(&self.canonical))
-            .ok()
+        let by = |root: &Path| target.strip_prefix(root).ok();
+        by(&self.path).or_else(|| by(&self.canonical)).or_else(|| {
+            let spellings = self.spellings.read().unwrap_or_else(PoisonError::into_inner);
+            spellings.iter().find_map(|root| by(root))
+        })
     }
 
     /// This process's temp directory, made when it is first needed, and again after somebody deleted it.

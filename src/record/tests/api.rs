@@ -204,6 +204,12 @@ proptest! {
         }
         let expected: Vec<_> = model.into_iter().collect();
         prop_assert_eq!(record.scan_outputs(root, "").collect::<Vec<_>>(), expected.clone());
+        let above = expected.iter().filter_map(|(path, _)| path.as_str().split_once('/'));
+        for (top, _) in above.clone() {
+            let below = above.clone().filter(|(other, _)| *other == top);
+            let names = below.filter_map(|(_, rest)| Some(rest.split_once('/')?.0.to_owned()));
+            prop_assert_eq!(record.directories_in(root, top), names.collect());
+        }
         drop(record);
         let (record, _) = open(dir.path());
         prop_assert_eq!(record.scan_outputs(root, "").collect::<Vec<_>>(), expected);

@@ -72,6 +72,19 @@ fn links_inside_the_root_are_followed_absolute_ones_too() {
             assert_eq!(found.through.len(), links, "{:?}", found.through);
             assert!(found.through.contains(&Path::new(BUILD_TREE).join(way)));
         }
+        // As a build in another mount namespace spells it, and where that leads out.
+        let there = Path::new("/from/ob/execroot/_main");
+        symlink(there.join("bazel-out/real"), out(path, "links/mapped")).unwrap();
+        symlink(there.join("../outside"), out(path, "links/out")).unwrap();
+        symlink(there.join("src"), out(path, "links/source")).unwrap();
+        assert!(find_dir(root, "bazel-out/links/mapped/deep").is_err());
+        root.spell(vec![there.to_owned()]);
+        let found = find_dir(root, "bazel-out/links/mapped/deep").unwrap().unwrap();
+        assert_eq!(found.inode, real.inode);
+        for out in ["out", "source"] {
+            let error = find_dir(root, &format!("bazel-out/links/{out}/deep")).unwrap_err();
+            assert!(matches!(error.kind, PlaceErrorKind::Escapes { .. }), "{error}");
+        }
         symlink("..", out(path, "links/back")).unwrap();
         let back = find_dir(root, "bazel-out/links/back").unwrap().unwrap();
         assert_eq!(back.through.len(), 1, "also where a directory has been before");

@@ -1,0 +1,143 @@
+//! In a directory of the user's own: removing what an earlier stage put there, and finding what nobody put there.
+
+use rustix::{
+    fs::{self, AtFlags, FileType, Mode, OFlags},
+    io::Errno,
+};
+
+use super::{
+    check::Check,
+    error::{PlaceError, PlaceErrorKind},
+    placer::Placer,
+    sys, walk,
+    writable::Writable,
+};
+use crate::{
+    exec_path::{ExecPath, is_reserved},
+    output::{OutputContent, Stamp},
+};
+
+impl Placer {
+    /// Removes what is at a path as long as it has the content that was put there, and then the directories above it that
+    /// are empty, up to one that `keep` names. What has changed since is somebody else's, and stays.
+    ///
+    /// # Errors
+    /// When the root is an exec root or was replaced, or the system fails.
+    pub fn remove(
+        &mut self,
+        path: &ExecPath,
+        content: &OutputContent,
+        recorded: Option<&Stamp>,
+        keep: &dyn Fn(&str) -> bool,
+    ) -> Result<Check, PlaceError> {
+        if self.root.is_exec_root() {
+            let kind = PlaceErrorKind::Conflict("outputs of a build are never removed");
+            return Err(PlaceError::new("remove", path.as_str(), kind));
+        }
+        let error = |errno| PlaceError::system_error("remove", path.as_str(), errno);
+        let check = self.check(path, content, recorded)?;
+        let Check::Present { stamp, .. } = check else {
+            return Ok(check);
+        };
+        let above = path.parent().unwrap_or("");
+        let Some(dir) = walk::find_dir(&self.root, above)? else {
+            return Ok(Check::Absent);
+        };
+        // Checking may have read gigabytes since it looked.
+        let is_it = sys::lstat(&dir, path.file_name().as_ref())
+            .map_err(error)?
+            .is_some_and(|seen| sys::is_same_file(&sys::stamp(&seen, stamp.taken_ns), &stamp));
+        if !is_it {
+            return Ok(Check::Differs);
+        }
+        let flags = match content {
+            OutputContent::Directory => AtFlags::REMOVEDIR,
+            _ => AtFlags::empty(),
+        };
+        {
+            let _open = Writable::open(&self.root.leases, &dir).map_err(error)?;
+            match fs::unlinkat(&dir, path.file_name(), flags) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                // A directory that was empty, and holds something by now.
+                Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(check),
+                Err(errno) => return Err(error(errno)),
+            }
+        }
+        let mut empty = above;
+        while !empty.is_empty() && !keep(empty) {
+            let (above, name) = empty.rsplit_once('/').unwrap_or(("", empty));
+            let Some(dir) = walk::find_dir(&self.root, above)? else {
+                break;
+            };
+            let Ok(_open) = Writable::open(&self.root.leases, &dir) else {
+                break;
+            };
+            // Not empty, mostly.
+            if fs::unlinkat(&dir, name, AtFlags::REMOVEDIR).is_err() {
+                break;
+            }
+            empty = above;
+        }
+        Ok(check)
+    }
+
+    /// Files below a directory, links included, that `known` does not name: `most` at most. No link is followed.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub fn others_below(
+        &self,
+        directory: &str,
+        known: &dyn Fn(&str) -> bool,
+        most: usize,
+    ) -> Result<Vec<String>, PlaceError> {
+        let mut others = Vec::new();
+        let mut left = vec![directory.to_owned()];
+        while let Some(path) = left.pop() {
+            let error = |errno| PlaceError::system_error("list", &path, errno);
+            let dir = match walk::find_dir(&self.root, &path) {
+                Ok(Some(dir)) => dir,
+                Ok(None) => continue,
+                // A file or a link in its place, which is told as that.
+                Err(e)
+                    if matches!(
+                        e.kind,
+                        PlaceErrorKind::Conflict(_) | PlaceErrorKind::Escapes { .. }
+                    ) =>
+                {
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            // The descriptor that was found stands for the directory, and cannot be read from.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let readable = fs::openat(&dir, ".", flags, Mode::empty()).map_err(error)?;
+            for entry in fs::Dir::new(readable).map_err(error)? {
+                let entry = entry.map_err(error)?;
+                let name = entry.file_name().to_string_lossy();
+                if name == "." || name == ".." || is_reserved(&name) {
+                    continue;
+                }
+                let below = format!("{path}/{name}");
+                let kind = match entry.file_type() {
+                    FileType::Unknown => {
+                        let name = std::os::unix::ffi::OsStrExt::from_bytes(entry.file_name().to_bytes());
+                        let seen = sys::lstat(&dir, name).map_err(error)?;
+                        seen.map_or(FileType::Unknown, |seen| sys::file_type(&seen))
+                    }
+                    kind => kind,
+                };
+                if kind == FileType::Directory {
+                    left.push(below);
+                } else if !known(&below) {
+                    others.push(below);
+                    if others.len() >= most {
+                        return Ok(others);
+                    }
+                }
+            }
+        }
+        others.sort();
+        Ok(others)
+    }
+}
