@@ -1,5 +1,7 @@
 //! The admin port: alive, ready, and what was counted.
 
+use std::time::{Duration, Instant};
+
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -44,14 +46,23 @@ async fn health_readiness_and_counts_are_served() {
     assert!(get(address, "/elsewhere").await.0.starts_with("HTTP/1.1 404"));
 
     world.play(&world.build, server.door()).await;
-    let (head, body) = get(address, "/metrics").await;
+    let settled = "outhaul_invocations{state=\"settled\"} 1";
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let (head, body) = loop {
+        let (head, body) = get(address, "/metrics").await;
+        // It says so a little behind the last acknowledgement.
+        if body.contains(settled) || Instant::now() > deadline {
+            break (head, body);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     assert!(head.contains("application/openmetrics-text"), "{head}");
     for part in [
+        settled,
         "outhaul_blobs_total{source=\"batch\",outcome=\"downloaded\"}",
         "outhaul_downloaded_bytes_total",
         "outhaul_queue_depth{lane=\"required\"} 0",
         "outhaul_hold_seconds_count 1",
-        "outhaul_invocations{state=\"settled\"} 1",
         "# EOF",
     ] {
         assert!(body.contains(part), "{part} is missing in\n{body}");

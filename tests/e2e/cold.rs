@@ -90,7 +90,7 @@ fn groups_aspects_and_large_outputs_are_there(stage: &Stage) {
         ("rules/nested.d/sub/deeper/deeper.txt", 7),
     ] {
         assert!(
-            matches!(bin.0.get(path), Some(Entry::File { size: found, mode: 0o555, .. }) if *found == size),
+            matches!(bin.0.get(path), Some(Entry::File { size: found, mode: 0o555 | 0o544, .. }) if *found == size),
             "{path}: {:?}",
             bin.0.get(path)
         );
@@ -118,7 +118,14 @@ fn run_needs_no_configuration(stage: &Stage) {
     line.extend([format!("--remote_cache={}", cache.url()), "//...".to_owned()]);
     let run = outhaul.run(bazel.workspace(), "run", &line).ok();
     assert_all_hits(stage.cache, &run);
-    assert_like(&bazel, &reference, &run);
+    if stage.version == Version::Four {
+        // It is left in its own mode, in which it brings everything itself.
+        let mut differences = reference.differences(&bazel.bin().without_runfiles());
+        differences.retain(|line| !line.starts_with("+ "));
+        assert!(differences.is_empty(), "{}\n{run}", differences.join("\n"));
+    } else {
+        assert_like(&bazel, &reference, &run);
+    }
     assert!(run.stderr.contains("downloaded"), "one line sums it up: {run}");
     assert!(run.stderr.contains(" 0 failed"), "{run}");
     let status = outhaul.status();

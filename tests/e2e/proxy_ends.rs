@@ -8,14 +8,12 @@ use crate::harness::{Daemon, Expected, Proxy, Stage, Upstream, eventually};
 
 for_each_bazel!(real:
     an_interrupted_build_leaves_its_outputs_and_a_stream_without_gaps,
-    a_command_that_gives_up_waiting_leaves_downloads_and_delivery_going_on,
+    a_command_that_would_give_up_waiting_ends_well_and_leaves_downloads_and_delivery_going_on,
     a_cancelled_stream_leaves_downloads_going_on_until_superseded,
 );
 
 /// Bazel's exit code of an interrupted command.
 const INTERRUPTED: i32 = 8;
-/// Bazel's exit code when its event stream took longer than `--bes_timeout`.
-const STREAM_TIMED_OUT: i32 = 38;
 
 /// An output that is there at once, and an action that takes for ever.
 const ENDLESS: &str = r#"
@@ -65,7 +63,7 @@ fn an_interrupted_build_leaves_its_outputs_and_a_stream_without_gaps(stage: &Sta
     assert!(stream.len() > 10, "{} events", stream.len());
 }
 
-fn a_command_that_gives_up_waiting_leaves_downloads_and_delivery_going_on(stage: &Stage) {
+fn a_command_that_would_give_up_waiting_ends_well_and_leaves_downloads_and_delivery_going_on(stage: &Stage) {
     let cache = stage.cache();
     let proxy = Proxy::start(&cache);
     let bazel = stage.bazel(&cache);
@@ -82,23 +80,19 @@ fn a_command_that_gives_up_waiting_leaves_downloads_and_delivery_going_on(stage:
     let bes = daemon.bes();
     let run = bazel
         .build(&[&[bes.as_str(), "--bes_timeout=3s"], &targets[..]].concat())
-        .ends_with(STREAM_TIMED_OUT);
-    assert!(run.took >= Duration::from_secs(3), "{run}");
+        .ok();
+    assert!(run.took >= Duration::from_secs(2), "{run}");
     let status = daemon.outhaul().status();
     assert!(status["pending"].as_u64() > Some(0), "{status:#}");
     let id = status["invocation_id"].as_str().unwrap().to_owned();
-    // No completion has gone on, for nothing is there.
-    let early = upstream.stream(&id);
-    assert!(
-        !early.iter().any(|seen| seen.is_end()),
-        "{} events went on",
-        early.len()
-    );
     proxy.flow();
     eventually("the outputs have come", || expected.missing(&bazel).is_empty());
     upstream.complete(&id, || daemon.log());
     let log = daemon.log();
-    assert!(!log.contains("(--hold-timeout)"), "{log}");
+    assert!(
+        log.contains("the build's --bes_timeout=3s") && !log.contains("(--hold-timeout)"),
+        "{log}"
+    );
 }
 
 fn a_cancelled_stream_leaves_downloads_going_on_until_superseded(stage: &Stage) {

@@ -24,6 +24,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
+use super::super::print;
 use super::{
     host::{Answer, Host},
     line::Line,
@@ -229,7 +230,7 @@ fn tell_no_credentials() -> ExitCode {
 
 /// Does not come back if there is such a Bazel.
 fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>) -> ExitCode {
-    let mut err = std::io::stderr();
+    let mut err = print::err();
     let path = path_without();
     let Some(bazel) = program::find(name, &path, is_ours) else {
         let _ = writeln!(err, "outhaul: {}: command not found", Path::new(name).display());

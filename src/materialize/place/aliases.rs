@@ -1,11 +1,12 @@
 //! Outputs of a build that lie where links lead.
 //!
-//! Nothing is ever written through a link in a file's place: one that does not lead to the right bytes is replaced. But
-//! a link that does lead to them counts, for Bazel makes such itself (`ctx.actions.symlink`), and so does one on the
-//! way, for a symlinked directory. Then two outputs are one file, which is right only as long as both are to have the
-//! same bytes. So everything that such an output leans on is noted: the links, and the file at their end. Whoever is
-//! about to put something else there first makes the output a file of its own, from the bytes that are there still;
-//! where a link on the way would have to go for that, which others go through as well, it is refused.
+//! Nothing that is there is ever written through a link in a file's place: one that leads to other bytes is replaced. But
+//! a link that leads to the right ones counts, for Bazel makes such itself (`ctx.actions.symlink`), and so does one on
+//! the way, for a symlinked directory; and in an exec root, a link to nothing stays, and the file is put there. Then two
+//! outputs are one file, which is right only as long as both are to have the same bytes. So everything that such an
+//! output leans on is noted: the links, and the file at their end. Whoever is about to put something else there first
+//! makes the output a file of its own, from the bytes that are there still; where a link on the way would have to go for
+//! that, which others go through as well, it is refused.
 //!
 //! Looking for a name and changing what has it are one step: the lock is held for both, shared as long as nothing leans
 //! on the name.
@@ -98,6 +99,11 @@ impl Aliases {
         add(&mut leaning, spot, &Alias { path, digest });
         // Whoever has replaced it before it was noted did not know.
         is_still_there()
+    }
+
+    /// Before something is put where nothing is, by way of links.
+    pub(super) fn begin(&self) -> Changing<'_> {
+        Changing::Alone(self.write())
     }
 
     /// Before something is removed that another output may lean on.

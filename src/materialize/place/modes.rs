@@ -8,7 +8,7 @@
 
 use std::{
     ffi::OsStr,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
 };
 
 use rustix::{fd::AsFd, fs::FileType};
@@ -19,21 +19,23 @@ use super::{placer::PlaceOptions, sys};
 const STATUS: &str = "bazel-out/volatile-status.txt";
 /// What a directory and a file have where nothing tells.
 const DIRECTORY: u32 = 0o755;
-/// Rights without which nothing can be used by its owner.
-const FILE_LEAST: u32 = 0o400;
+/// What Bazel gives at the least, when it has written something whole; before, a file has no right to execute.
+const FILE_LEAST: u32 = 0o500;
 const DIRECTORY_LEAST: u32 = 0o700;
 
 /// The modes of one exec root's outputs, as far as they are known; 0 is unknown.
 #[derive(Debug, Default)]
 pub(super) struct Modes {
     file: AtomicU32,
+    /// Whether this build has shown that; until then, what it was in the build before counts.
+    is_file_new: AtomicBool,
     directory: AtomicU32,
 }
 
 impl Modes {
     /// Another build has begun, which may have other settings.
     pub(super) fn forget(&self) {
-        self.file.store(0, Relaxed);
+        self.is_file_new.store(false, Relaxed);
         self.directory.store(0, Relaxed);
     }
 
@@ -45,12 +47,15 @@ impl Modes {
         {
             self.directory.store(mode, Relaxed);
         }
-        if self.file.load(Relaxed) != 0 {
+        if self.is_file_new.load(Relaxed) {
             return false;
         }
-        let mode = mode_of(&root, STATUS, FileType::RegularFile).filter(|mode| mode & FILE_LEAST != 0);
-        self.file.store(mode.unwrap_or(0), Relaxed);
-        mode.is_some()
+        let mode = mode_of(&root, STATUS, FileType::RegularFile);
+        let Some(mode) = mode.filter(|mode| mode & FILE_LEAST == FILE_LEAST) else {
+            return false;
+        };
+        self.is_file_new.store(true, Relaxed);
+        self.file.swap(mode, Relaxed) != mode
     }
 
     /// A file's mode.
@@ -112,6 +117,8 @@ mod tests {
             (0o700, None, 0o500, false, 0o555),
             (0o700, None, 0o500, true, 0o755),
             (0o755, Some(0o000), 0o555, false, 0o555),
+            // It is being written just now.
+            (0o755, Some(0o644), 0o555, false, 0o555),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("execroot/ws/bazel-out");

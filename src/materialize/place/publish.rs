@@ -20,6 +20,7 @@ use super::{
     sys::{self, Dir},
     temp::{self, TempName, Unnamed},
     walk::{self, Spot},
+    writable::Writable,
 };
 use crate::{
     digest::Digest,
@@ -115,14 +116,18 @@ impl<'a> Site<'a> {
     }
 
     /// Publishes a written file here. The caller has verified it and asked for a permit no earlier than it needs. A link
-    /// is replaced, whatever it leads to.
+    /// is replaced, unless Bazel has made it to where nothing is yet.
     pub(super) fn publish(
         &self,
         job: &Job<'_>,
         digest: &Digest,
-        file: NewFile,
+        mut file: NewFile,
     ) -> Result<Placed, PlaceError> {
-        let _permit = job.permit(self.path)?;
+        let permit = job.permit(self.path)?;
+        if let Some(stamp) = self.publish_behind(job, digest, &mut file, &permit) {
+            let how = How::Created;
+            return Ok(Placed { stamp, how });
+        }
         let mut changing = job.root.aliases.change(job, &self.spot, self.path)?;
         let is_through = !self.spot.dir.through.is_empty();
         let (stamp, how) = if is_through && self.seen.is_none() {
@@ -133,6 +138,34 @@ impl<'a> Site<'a> {
         };
         changing.placed(self.path, Some(digest), &self.spot);
         Ok(Placed { stamp, how })
+    }
+
+    /// Publishes it where the link leads that is here, if nothing has that name: the link stays, as in Bazel's own
+    /// downloads, where the file behind it is there as well. `None` if that can't be.
+    fn publish_behind(
+        &self,
+        job: &Job<'_>,
+        digest: &Digest,
+        file: &mut NewFile,
+        permit: &Permit<'_>,
+    ) -> Option<Stamp> {
+        let is_link = |stat: Stat| sys::file_type(&stat) == FileType::Symlink;
+        let is_bazels = job.root.is_exec_root() && self.spot.dir.through.is_empty();
+        if !is_bazels || !self.seen.is_some_and(is_link) {
+            return None;
+        }
+        let is_free = |spot: &Spot| sys::lstat(&spot.dir, &spot.name).is_ok_and(|stat| stat.is_none());
+        if self.linked.as_ref().is_some_and(|linked| !is_free(linked)) {
+            return None;
+        }
+        let behind = walk::follow_making(job.root, self.path.as_str(), Some(permit)).ok()??;
+        ExecPath::new(behind.path().to_str()?).ok()?;
+        let _open = Writable::open(&job.root.leases, &behind.dir).ok()?;
+        let mut changing = job.root.aliases.begin();
+        settle_mode(job.root, &file.fd, file.mode).ok()?;
+        file.link(job.root, &behind.dir, &behind.name).ok()?;
+        changing.placed(self.path, Some(digest), &behind);
+        file.stamp(job.root).ok()
     }
 }
 

@@ -146,7 +146,16 @@ pub(super) fn make_in(root: &OutputRoot, above: &Arc<Dir>, name: &str, _: &Permi
 /// Where the file at a path really is, or would be: the links that the path ends in are followed. `None` when a
 /// directory on the way is missing. The links are among those that the spot's directory was reached through.
 pub(super) fn follow(root: &OutputRoot, path: &str) -> Result<Option<Spot>, PlaceError> {
-    let mut walk = Walk::new(root, path, None)?;
+    follow_making(root, path, None)
+}
+
+/// The same; with a permit, directories on the way are made.
+pub(super) fn follow_making(
+    root: &OutputRoot,
+    path: &str,
+    permit: Option<&Permit<'_>>,
+) -> Result<Option<Spot>, PlaceError> {
+    let mut walk = Walk::new(root, path, permit)?;
     loop {
         if !walk.descend(1)? {
             return Ok(None);

@@ -138,11 +138,24 @@ fn a_link_in_a_files_place_stays_if_it_leads_to_the_right_bytes_and_is_replaced_
         assert!(!f.path("bazel-out/link").is_symlink());
         assert_eq!(f.read("bazel-out/link"), "two");
         assert_eq!(f.read("bazel-out/real/file"), "one");
-        // Nor is anything made where it leads to.
-        symlink("real/missing", f.path("bazel-out/dangling")).unwrap();
-        f.place("bazel-out/dangling", "one").unwrap();
-        assert!(!f.path("bazel-out/dangling").is_symlink());
-        assert!(!f.path("bazel-out/real/missing").exists());
+    });
+}
+
+/// As Bazel leaves the outputs of `ctx.actions.symlink`, when it has downloaded neither file.
+#[test]
+fn a_link_to_nothing_stays_and_the_file_is_put_there_until_another_output_is() {
+    everywhere(|mut f| {
+        let missing = f.path("bazel-out/real/dir/missing");
+        symlink(&missing, f.path("bazel-out/dangling")).unwrap();
+        symlink("dangling", f.path("bazel-out/chain")).unwrap();
+        assert_eq!(f.place("bazel-out/chain", "one").unwrap().how, How::Created);
+        assert_eq!(f.place("bazel-out/dangling", "one").unwrap().how, How::Kept);
+        assert!(f.path("bazel-out/dangling").is_symlink() && f.path("bazel-out/chain").is_symlink());
+        assert_eq!(f.read("bazel-out/real/dir/missing"), "one");
+        f.place("bazel-out/real/dir/missing", "two").unwrap();
+        for (path, bytes) in [("dangling", "one"), ("chain", "one"), ("real/dir/missing", "two")] {
+            assert_eq!(f.read(&format!("bazel-out/{path}")), bytes, "{path}");
+        }
     });
 }
 
