@@ -45,10 +45,15 @@
 //!
 //! # The promises
 //!
+//! Before all of them: **never worse than without.** A build under `outhaul run`, or with Outhaul in its `.bazelrc`, never
+//! ends with less on disk than the same Bazel command alone would have left, in the download mode that its user asked for
+//! (top-level where they asked for none), whatever its configuration. What Outhaul did not see, or could not do, is said;
+//! `--strict` makes it fail. The measure is what the real Bazel leaves, also where the event stream does not name it.
+//!
 //! 1. **The build never suffers.** No fault here (a dead cache, a full disk, a damaged record, a crash) fails or hangs the
 //!    user's build, unless they asked for `--strict`. Everything that holds has a deadline: [`bes::HoldPolicy`].
 //! 2. **Nothing partial, nothing wrong.** A final path only ever holds bytes whose digest was verified. Nothing is written
-//!    through a link in an output's place, or outside of the output tree: [`materialize::place`].
+//!    through a link over what is there, or outside of the output tree: [`materialize::place`].
 //! 3. **Metadata first.** Path, digest and size of every output that the stream names are on record before a byte of it is
 //!    asked for, selected or not.
 //! 4. **The newest build wins.** Nothing that an older build wanted overwrites or resurrects what a newer one owns:
