@@ -398,7 +398,7 @@ impl Actor {
                 self.row.hold_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 if timed_out {
                     let message = format!(
-                        "the build was let go after {} although {} outputs were still on their way (--hold-timeout)",
+                        "the build was let go after {} although {} outputs were still on their way",
                         crate::units::show_duration(took),
                         self.pending_required
                     );

@@ -209,7 +209,7 @@ fn a_target_that_cannot_be_had_goes_on_as_it_came_unless_strict(stage: &Stage) {
         let daemon = Daemon::with(&[&args, strict].concat());
         bazel.clean();
         // In the middle of the large output, which is not the first.
-        proxy.slow(WIRE / 2);
+        proxy.slow(WIRE / 8);
         let running = bazel.start("build", &[&[daemon.bes().as_str()], &targets[..]].concat());
         eventually("the download is under way", || proxy.passed() > 128 << 10);
         proxy.cut();

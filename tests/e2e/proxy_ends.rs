@@ -90,7 +90,7 @@ fn a_command_that_would_give_up_waiting_ends_well_and_leaves_downloads_and_deliv
     upstream.complete(&id, || daemon.log());
     let log = daemon.log();
     assert!(
-        log.contains("the build's --bes_timeout=3s") && !log.contains("(--hold-timeout)"),
+        log.contains("the build's --bes_timeout=3s") && !log.contains("--hold-timeout"),
         "{log}"
     );
 }
