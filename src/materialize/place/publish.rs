@@ -128,8 +128,16 @@ impl<'a> Site<'a> {
             let how = How::Created;
             return Ok(Placed { stamp, how });
         }
-        let mut changing = job.root.aliases.change(job, &self.spot, self.path)?;
         let is_through = !self.spot.dir.through.is_empty();
+        let mut changing = match job.root.aliases.change(job, &self.spot, self.path) {
+            Ok(changing) => changing,
+            // Another output may have brought the same bytes there since this one looked.
+            Err(error) => {
+                let stamp = self.has_come(job, digest).ok_or(error)?;
+                let how = How::Kept;
+                return Ok(Placed { stamp, how });
+            }
+        };
         let (stamp, how) = if is_through && self.seen.is_none() {
             // What has come there meanwhile is another output's.
             file.publish_only_new(job.root, &self.spot)?
@@ -138,6 +146,13 @@ impl<'a> Site<'a> {
         };
         changing.placed(self.path, Some(digest), &self.spot);
         Ok(Placed { stamp, how })
+    }
+
+    fn has_come(&self, job: &Job<'_>, digest: &Digest) -> Option<Stamp> {
+        let wanted = check::Wanted::Digest(digest);
+        let stamp = check::hash_file(&self.spot, &wanted, &mut Vec::new()).ok()??;
+        let content = || OutputContent::Blob(digest.clone());
+        check::leans(job.root, self.path, &content, &self.spot, &stamp).then_some(stamp)
     }
 
     /// Publishes it where the link leads that is here, if nothing has that name: the link stays, as in Bazel's own

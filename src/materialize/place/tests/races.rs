@@ -63,6 +63,36 @@ fn a_link_planted_while_placing_never_leads_a_byte_outside() {
     });
 }
 
+/// A tree, and Bazel's link to it, which is an output with the same files.
+#[test]
+fn one_file_by_way_of_a_linked_directory_and_without_it_comes_at_the_same_time() {
+    everywhere(|f| {
+        fs::create_dir(f.path("bazel-out/tree")).unwrap();
+        symlink(f.path("bazel-out/tree"), f.path("bazel-out/link")).unwrap();
+        let (root, epoch) = (&f.root, &f.epoch);
+        thread::scope(|scope| {
+            for directory in ["tree", "link"] {
+                scope.spawn(move || {
+                    let mut placer = Placer::new(Arc::clone(root), PlaceOptions::default());
+                    let digest = digest(b"same");
+                    for n in 0..300 {
+                        let path = exec(&format!("bazel-out/{directory}/{n}"));
+                        let item = Item {
+                            path: &path,
+                            digest: &digest,
+                            bytes: b"same",
+                            is_new: false,
+                        };
+                        let placed = placer.place_many(&[item], epoch, 1).remove(0);
+                        placed.unwrap_or_else(|error| panic!("{path}: {error}"));
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(f.path("bazel-out/tree")).unwrap().count(), 300);
+    });
+}
+
 #[test]
 fn placers_in_one_directory_do_not_lose_each_others_files() {
     everywhere(|f| {
