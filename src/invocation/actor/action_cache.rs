@@ -137,14 +137,14 @@ impl Actor {
         let Some(place) = &self.place else { return };
         let Place { id, version, .. } = *place;
         let before = self.shared.action_cache(id);
-        let known = match self.told.take() {
-            Some(known) => known,
+        let told = match self.told.take() {
+            Some(told) => told,
             None => {
                 self.action_cache(before.as_ref().map(|before| before.state.clone()))
                     .await
             }
         };
-        let Known::Facts(facts, state) = known else { return };
+        let Known::Facts(facts, state) = told else { return };
         let known = std::mem::take(&mut self.known);
         let hash = |path: &ExecPath| known.hasher().hash_one(path.as_str());
         let wanted: HashSet<u64> = self.wanted.keys().map(hash).collect();
