@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::FutureExt as _;
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
@@ -130,6 +129,7 @@ impl Forwarder {
             saver: Saver {
                 save,
                 unsaved: None,
+                saving: None,
                 last: None,
             },
             failures: 0,
@@ -390,7 +390,7 @@ impl Forwarder {
         let status = ForwardStatus {
             acked: self.acked,
             // The last event's number is kept, and upstream has closed: see where `conclude` is called.
-            finished: self.window.is_empty() && self.ended.is_some() && self.saver.unsaved.is_none(),
+            finished: self.window.is_empty() && self.ended.is_some() && self.saver.has_kept_all(),
             healthy: self.failures == 0 && (self.proven || self.upstream.health.is_good()),
         };
         self.status.send_if_modified(|now| {
@@ -405,6 +405,8 @@ impl Forwarder {
 struct Saver {
     save: Arc<dyn Fn(i64) + Send + Sync>,
     unsaved: Option<i64>,
+    /// One that is being kept.
+    saving: Option<JoinHandle<()>>,
     last: Option<Instant>,
 }
 
@@ -419,16 +421,27 @@ impl Saver {
         Some(self.last.map_or_else(Instant::now, |last| last + SAVED_EVERY))
     }
 
+    const fn has_kept_all(&self) -> bool {
+        self.unsaved.is_none() && self.saving.is_none()
+    }
+
     async fn save(&mut self) {
-        let Some(acked) = self.unsaved.take() else {
-            return;
-        };
-        let save = Arc::clone(&self.save);
+        // A halt may have ended the wait for an earlier one.
+        self.wait().await;
+        if let Some(acked) = self.unsaved.take() {
+            let save = Arc::clone(&self.save);
+            self.saving = Some(tokio::task::spawn_blocking(move || save(acked)));
+            self.wait().await;
+        }
+    }
+
+    async fn wait(&mut self) {
+        let Some(saving) = &mut self.saving else { return };
         // A number that is not kept costs events that are sent again after a restart.
-        let saved = tokio::task::spawn_blocking(move || save(acked));
-        if saved.map(|saved| saved.is_err()).await {
+        if saving.await.is_err() {
             tracing::warn!("keeping what upstream has acknowledged failed");
         }
+        self.saving = None;
         self.last = Some(Instant::now());
     }
 }
