@@ -71,6 +71,12 @@ fn refused(path: &Path) -> PlaceError {
     PlaceError::new("replace", path, PlaceErrorKind::Conflict(why))
 }
 
+/// For a path that does not lead any more to where it did when its place was looked for.
+pub(super) fn turned(operation: &'static str, path: &ExecPath) -> PlaceError {
+    let why = "another output took the place of a symlink on the way";
+    PlaceError::new(operation, path.as_str(), PlaceErrorKind::Conflict(why))
+}
+
 impl Aliases {
     fn write(&self) -> RwLockWriteGuard<'_, Leaning> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
@@ -95,10 +101,14 @@ impl Aliases {
             OutputContent::Directory | OutputContent::Symlink(_) => None,
         };
         let mut leaning = self.write();
-        let path = path.clone();
-        add(&mut leaning, spot, &Alias { path, digest });
-        // Whoever has replaced it before it was noted did not know.
-        is_still_there()
+        // Whoever has replaced it before it was noted did not know. Then this one has nothing there to put something
+        // else upon.
+        let is_there = is_still_there();
+        if is_there {
+            let path = path.clone();
+            add(&mut leaning, spot, &Alias { path, digest });
+        }
+        is_there
     }
 
     /// Before something is put where nothing is, by way of links.
@@ -131,6 +141,9 @@ impl Aliases {
             }
         }
         let mut leaning = self.write();
+        if is_through && !walk::still_leads(job.root, path, spot) {
+            return Err(turned("place", path));
+        }
         let here = leaning.get(&at).map_or(&[][..], Vec::as_slice);
         if is_through && !here.iter().any(|alias| alias.path == *path) {
             let found = sys::lstat(&spot.dir, &spot.name);

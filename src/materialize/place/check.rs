@@ -301,8 +301,9 @@ pub(super) fn leans(
     stamp: &Stamp,
 ) -> bool {
     let is_still_there = || {
-        sys::lstat(&spot.dir, &spot.name)
-            .is_ok_and(|seen| seen.is_some_and(|seen| sys::is_same_file(&sys::stamp(&seen, 0), stamp)))
+        walk::still_leads(root, path, spot)
+            && sys::lstat(&spot.dir, &spot.name)
+                .is_ok_and(|seen| seen.is_some_and(|seen| sys::is_same_file(&sys::stamp(&seen, 0), stamp)))
     };
     spot.dir.through.is_empty() || root.aliases.found(path, &content(), spot, is_still_there)
 }

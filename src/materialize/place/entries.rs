@@ -1,6 +1,6 @@
 //! Symlinks and directories.
 
-use std::{os::fd::AsFd as _, path::Path};
+use std::{os::fd::AsFd as _, path::Path, sync::Arc};
 
 use rustix::{
     fs::{self, FileType},
@@ -8,6 +8,7 @@ use rustix::{
 };
 
 use super::{
+    aliases,
     epoch::Epoch,
     error::PlaceError,
     placer::{Placed, Placer},
@@ -95,11 +96,20 @@ impl Placer {
         let is_there = walk::find_dir(job.root, path.as_str()).is_ok_and(|dir| dir.is_some());
         let dir = walk::make_dir(job.root, path.as_str(), &permit)?;
         if !dir.through.is_empty() {
-            let (dir, name) = (dir.clone(), ".".into());
-            let spot = Spot { dir, name };
-            job.root
-                .aliases
-                .found(path, &OutputContent::Directory, &spot, || true);
+            let spot = Spot {
+                dir: Arc::clone(&dir),
+                name: ".".into(),
+            };
+            let leads_there = || {
+                let now = walk::find_dir(job.root, path.as_str());
+                now.is_ok_and(|now| {
+                    now.is_some_and(|now| now.inode == dir.inode && now.through == dir.through)
+                })
+            };
+            let content = OutputContent::Directory;
+            if !job.root.aliases.found(path, &content, &spot, leads_there) {
+                return Err(aliases::turned("make directory", path));
+            }
         }
         let stat =
             fs::fstat(&dir.fd).map_err(|errno| PlaceError::system_error("stat", path.as_str(), errno))?;

@@ -177,6 +177,10 @@ impl<'a> Site<'a> {
         ExecPath::new(behind.path().to_str()?).ok()?;
         let _open = Writable::open(&job.root.leases, &behind.dir).ok()?;
         let mut changing = job.root.aliases.begin();
+        // A link on the way may have made room for another output's file, before it was noted that this one leans on it.
+        if !walk::still_leads(job.root, self.path, &behind) {
+            return None;
+        }
         settle_mode(job.root, &file.fd, file.mode).ok()?;
         file.link(job.root, &behind.dir, &behind.name).ok()?;
         changing.placed(self.path, Some(digest), &behind);

@@ -263,6 +263,12 @@ impl OutputRoot {
             return gone("it was deleted or replaced");
         }
         self.admit(path)?;
+        self.guard_build_tree(path)
+    }
+
+    /// Refuses when an exec root's `bazel-out` is not the one that work began on.
+    pub(super) fn guard_build_tree(&self, path: &str) -> Result<(), PlaceError> {
+        let gone = |what| Err(PlaceError::new("place", path, PlaceErrorKind::RootGone(what)));
         if !self.is_exec_root {
             return Ok(());
         }

@@ -29,6 +29,7 @@ use super::{
     sys::{self, Dir},
     writable::Writable,
 };
+use crate::exec_path::ExecPath;
 
 /// How many symlinks are followed for one path, as in Bazel's own download of a dangling link's target.
 const MAX_HOPS: usize = 32;
@@ -177,6 +178,22 @@ pub(super) fn follow_making(
             Err(errno) => return Err(PlaceError::system_error("read link", path, errno)),
         }
     }
+}
+
+/// Whether a path leads to a spot still, by the same links; those that it ends in count as followed or not, as they
+/// were for the spot.
+pub(super) fn still_leads(root: &OutputRoot, path: &ExecPath, spot: &Spot) -> bool {
+    let is_it = |now: &Spot| {
+        let (dir, before) = (&now.dir, &spot.dir);
+        now.name == spot.name && dir.inode == before.inode && dir.through == before.through
+    };
+    let unfollowed = || {
+        let dir = find_dir(root, path.parent().unwrap_or("")).ok()??;
+        let name = path.file_name().into();
+        Some(Spot { dir, name })
+    };
+    unfollowed().as_ref().is_some_and(is_it)
+        || matches!(follow(root, path.as_str()), Ok(Some(now)) if is_it(&now))
 }
 
 /// One call for the whole path; `None` when that cannot be done on this kernel.
@@ -418,7 +435,7 @@ impl<'a> Walk<'a> {
         let is_in_root = self.stack.len() == 1;
         if is_in_root && !self.root.may_make(name) {
             // Another writer may have made it since it was looked for.
-            if self.root.guard(&name.to_string_lossy()).is_ok() {
+            if self.root.guard_build_tree(self.asked).is_ok() {
                 return Ok(());
             }
             let kind = PlaceErrorKind::RootGone("its bazel-out was deleted");
