@@ -116,6 +116,9 @@ async fn a_resumed_stream_belongs_to_the_newest_attempt() {
     upload.finish(3);
     upload.acked(2..=3).await;
     daemon.engine.until("both ended", |seen| ends(seen) == 2).await;
-    assert!(texts(&daemon).ends_with(&["second 1".to_owned(), "second 2".to_owned()]));
+    // The journals of the two are read at the same time.
+    let mut seen = texts(&daemon);
+    seen.retain(|text| text.starts_with("second"));
+    assert_eq!(seen, ["second 1", "second 2"]);
     assert_eq!(daemon.service.counters().gaps, 0);
 }

@@ -13,6 +13,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Deref,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -33,6 +34,7 @@ use crate::{
     digest::{Digest, DigestFunction, Hasher},
     exec_path::ExecPath,
     output::OutputContent,
+    removal,
 };
 
 /// Pieces in which files are read.
@@ -53,7 +55,7 @@ pub(super) struct Alias {
 
 /// While it lives, nothing begins to lean on a name.
 pub(super) enum Changing<'a> {
-    Shared { _lock: RwLockReadGuard<'a, Leaning> },
+    Shared(RwLockReadGuard<'a, Leaning>),
     Alone(RwLockWriteGuard<'a, Leaning>),
 }
 
@@ -66,7 +68,8 @@ fn add(leaning: &mut Leaning, spot: &Spot, alias: &Alias) {
     }
 }
 
-fn refused(path: &Path) -> PlaceError {
+/// For what may not be removed.
+pub(super) fn refused(path: &Path) -> PlaceError {
     let why = "another output of this build lies there, as a symlink leads there";
     PlaceError::new("replace", path, PlaceErrorKind::Conflict(why))
 }
@@ -75,6 +78,16 @@ fn refused(path: &Path) -> PlaceError {
 pub(super) fn turned(operation: &'static str, path: &ExecPath) -> PlaceError {
     let why = "another output took the place of a symlink on the way";
     PlaceError::new(operation, path.as_str(), PlaceErrorKind::Conflict(why))
+}
+
+/// Removes a directory with no files in it, for something that takes its place, unless an output leans on what is below.
+pub(super) fn remove_empty(leaning: &Leaning, spot: &Spot) -> Result<(), PlaceError> {
+    let path = spot.path();
+    if leaning.keys().any(|key| key.starts_with(&path)) {
+        return Err(refused(&path));
+    }
+    removal::remove_empty(&*spot.dir, &spot.name)
+        .map_err(|errno| PlaceError::system_error("replace", path, errno))
 }
 
 impl Aliases {
@@ -122,7 +135,7 @@ impl Aliases {
         if leaning.contains_key(path) {
             return Err(refused(path));
         }
-        Ok(Changing::Shared { _lock: leaning })
+        Ok(Changing::Shared(leaning))
     }
 
     /// Before something is put at a spot for an output: what leans on it gets its own bytes. The caller holds a permit.
@@ -137,7 +150,7 @@ impl Aliases {
         if !is_through {
             let leaning = self.0.read().unwrap_or_else(PoisonError::into_inner);
             if leaning.is_empty() || !leaning.contains_key(&at) {
-                return Ok(Changing::Shared { _lock: leaning });
+                return Ok(Changing::Shared(leaning));
             }
         }
         let mut leaning = self.write();
@@ -157,10 +170,21 @@ impl Aliases {
             }
         }
         for alias in here.iter().filter(|alias| alias.path != *path) {
-            alias.stand_alone(job, &at)?;
+            alias.stand_alone(job, &at, &leaning)?;
         }
         leaning.remove(&at);
         Ok(Changing::Alone(leaning))
+    }
+}
+
+impl Deref for Changing<'_> {
+    type Target = Leaning;
+
+    fn deref(&self) -> &Leaning {
+        match self {
+            Self::Shared(leaning) => leaning,
+            Self::Alone(leaning) => leaning,
+        }
     }
 }
 
@@ -179,7 +203,7 @@ impl Changing<'_> {
 impl Alias {
     /// Puts a file with the output's bytes in the place of its link, before what the link leads to changes. What has
     /// not got its bytes any more has nothing to keep.
-    fn stand_alone(&self, job: &Job<'_>, at: &Path) -> Result<(), PlaceError> {
+    fn stand_alone(&self, job: &Job<'_>, at: &Path, leaning: &Leaning) -> Result<(), PlaceError> {
         let error =
             |errno| PlaceError::system_error("copy, before another output takes its place,", at, errno);
         let Ok(Some(dir)) = walk::find_dir(job.root, self.path.parent().unwrap_or("")) else {
@@ -223,6 +247,6 @@ impl Alias {
             return Err(refused(at));
         }
         let _open = Writable::open(&job.root.leases, &own.dir).map_err(error)?;
-        file.publish(job.root, &own, true).map(|_| ())
+        file.publish(job.root, &own, true, leaning).map(|_| ())
     }
 }

@@ -18,7 +18,7 @@ use super::{
     walk::{self, Spot},
     writable::Writable,
 };
-use crate::{exec_path::ExecPath, output::OutputContent, removal::remove_empty};
+use crate::{exec_path::ExecPath, output::OutputContent};
 
 impl Placer {
     /// Makes a symlink with this target, as it is: nothing is ever written through it. What is in its place is
@@ -70,7 +70,7 @@ impl Placer {
             match replace_by_symlink(&job, &spot, target)? {
                 Ok(()) => return placed(&spot, how).map_err(error),
                 Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                    remove_empty(&*spot.dir, &spot.name).map_err(error)?;
+                    aliases::remove_empty(&changing, &spot)?;
                 }
                 Err(errno) => return Err(error(errno)),
             }

@@ -12,6 +12,7 @@ use rustix::{
 };
 
 use super::{
+    aliases::{self, Leaning},
     check,
     epoch::{Epoch, Permit},
     error::PlaceError,
@@ -26,7 +27,6 @@ use crate::{
     digest::Digest,
     exec_path::ExecPath,
     output::{OutputContent, Stamp},
-    removal::remove_empty,
 };
 
 /// What placing did.
@@ -142,7 +142,7 @@ impl<'a> Site<'a> {
             // What has come there meanwhile is another output's.
             file.publish_only_new(job.root, &self.spot)?
         } else {
-            file.publish(job.root, &self.spot, self.seen.is_some())?
+            file.publish(job.root, &self.spot, self.seen.is_some(), &changing)?
         };
         changing.placed(self.path, Some(digest), &self.spot);
         Ok(Placed { stamp, how })
@@ -260,6 +260,7 @@ impl NewFile {
         root: &OutputRoot,
         spot: &Spot,
         exists: bool,
+        leaning: &Leaning,
     ) -> Result<(Stamp, How), PlaceError> {
         let error = |operation, errno| PlaceError::system_error(operation, spot.path(), errno);
         settle_mode(root, &self.fd, self.mode).map_err(|e| error("set mode of", e))?;
@@ -278,7 +279,7 @@ impl NewFile {
                 }
                 Err(Errno::EXIST) if !exists => exists = true,
                 Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                    remove_empty(&*spot.dir, &spot.name).map_err(|e| error("replace", e))?;
+                    aliases::remove_empty(leaning, spot)?;
                 }
                 Err(Errno::XDEV) if !copied => {
                     copied = true;

@@ -23,6 +23,7 @@ use rustix::{
 };
 
 use super::{
+    aliases,
     epoch::Permit,
     error::{PlaceError, PlaceErrorKind},
     root::{BUILD_TREE, OutputRoot},
@@ -422,6 +423,10 @@ impl<'a> Walk<'a> {
     fn clear(&self, here: &Arc<Dir>, name: &OsStr) -> Result<(), PlaceError> {
         let error = |operation, errno| PlaceError::system_error(operation, self.asked, errno);
         let path = here.path.join(name);
+        // What lies behind a link is nobody else's to remove.
+        if !self.through.is_empty() {
+            return Err(aliases::refused(&path));
+        }
         let _changing = self.root.aliases.refuse(&path)?;
         let _open =
             Writable::open(&self.root.leases, here).map_err(|e| error("open read-only directory for", e))?;
