@@ -233,7 +233,7 @@ impl Alias {
         if sys::file_type(&fs::fstat(&source).map_err(error)?) != FileType::RegularFile {
             return Ok(());
         }
-        let file = NewFile::in_temp(job.root, job.options)?;
+        let file = NewFile::in_temp(job.root, job.mode(&self.path))?;
         let mut hasher = Hasher::new(digest.function());
         sys::read_pieces(&source, &mut vec![0; READ], |piece| {
             hasher.update(piece);

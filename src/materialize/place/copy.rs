@@ -100,7 +100,7 @@ impl Placer {
             is_it.then_some(now).ok_or_else(changed)
         };
         let before = look()?;
-        let mut file = NewFile::in_temp(&self.root, self.options)?;
+        let mut file = NewFile::in_temp(&self.root, self.root.mode(to, self.options))?;
         let is_clone = fs::ioctl_ficlone(&file, &source).is_ok();
         if !is_clone {
             let promised = self.promise(to, is_optional, digest.size())?;

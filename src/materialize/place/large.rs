@@ -51,7 +51,7 @@ impl Placer {
     /// When there is no space for it, the root is gone, or the system fails.
     pub fn begin_large(&mut self, path: &ExecPath, digest: &Digest) -> Result<LargeFile, PlaceError> {
         self.root.guard(path.as_str())?;
-        let file = NewFile::in_temp(&self.root, self.options)?;
+        let file = NewFile::in_temp(&self.root, self.root.mode(path, self.options))?;
         let is_reserved = reserve(&file, digest.size())
             .map_err(|errno| PlaceError::system_error("reserve space for", path.as_str(), errno))?;
         Ok(LargeFile {

@@ -4,7 +4,8 @@
 //! leaves of 0444 with the owner's right to execute (0544, or 0500 with a umask of 077), and both add the right to write
 //! with `--experimental_writable_outputs`. Directories have what the umask leaves of 0777. So both are read from what
 //! Bazel has made itself: `bazel-out`, and the status file in it, which is an output like any other and is written by every
-//! build that executes anything (measured with umasks of 002, 022, 027 and 077).
+//! build that executes anything (measured with umasks of 002, 022, 027 and 077). What a test leaves beside its log is no
+//! output to either of them: it has what the umask leaves of 0666, with `--experimental_writable_outputs` and without.
 
 use std::{
     ffi::OsStr,
@@ -14,6 +15,7 @@ use std::{
 use rustix::{fd::AsFd, fs::FileType};
 
 use super::{placer::PlaceOptions, sys};
+use crate::exec_path::ExecPath;
 
 /// The output whose mode is that of all.
 const STATUS: &str = "bazel-out/volatile-status.txt";
@@ -59,8 +61,9 @@ impl Modes {
     }
 
     /// A file's mode.
-    pub(super) fn file(&self, options: PlaceOptions) -> u32 {
+    pub(super) fn file(&self, path: &ExecPath, options: PlaceOptions) -> u32 {
         match self.file.load(Relaxed) {
+            _ if is_left_by_a_test(path) => self.directory() & 0o666,
             0 => options.mode(),
             mode if options.writable => mode | 0o200,
             mode => mode,
@@ -74,6 +77,17 @@ impl Modes {
             mode => mode,
         }
     }
+}
+
+/// Whether a file is one that a test leaves, and not an output of its action: all but its log and its coverage.
+fn is_left_by_a_test(path: &ExecPath) -> bool {
+    let is_output = [
+        "test.log",
+        "test.cache_status",
+        "coverage.dat",
+        "baseline_coverage.dat",
+    ];
+    path.as_str().split('/').nth(2) == Some("testlogs") && !is_output.contains(&path.file_name())
 }
 
 fn mode_of(root: &impl AsFd, path: &str, of: FileType) -> Option<u32> {
@@ -139,6 +153,7 @@ mod tests {
             let digest = Digest::of(DigestFunction::Sha256, b"x");
             // A file alone, some in a directory that is filled out of sight, and the same in a tree.
             let mut names = vec!["a/b/alone".to_owned(), "t.d/sub/deep/alone".to_owned()];
+            names.extend(["xml", "log"].map(|end| format!("k8/testlogs/p/x/test.{end}")));
             names.extend((0..8).flat_map(|n| [format!("many/{n}"), format!("t.d/many/{n}")]));
             let paths: Vec<_> = names
                 .iter()
@@ -159,6 +174,8 @@ mod tests {
                 placed.unwrap();
             }
             for name in &names {
+                let is_left = name.ends_with("test.xml");
+                let expected = if is_left { directory & 0o666 } else { expected };
                 assert_eq!(mode(&out.join(name)), expected, "{name} {directory:o} {file:?}");
             }
             for (name, expected) in [

@@ -295,9 +295,9 @@ fn place_one(
         return Ok(Placed { stamp, how });
     }
     let file = if site.seen.is_some() {
-        NewFile::named(job.root, job.options)?
+        NewFile::named(job.root, job.mode(item.path))?
     } else {
-        NewFile::unnamed(job.root, &site.spot.dir, job.options)?
+        NewFile::unnamed(job.root, &site.spot.dir, job.mode(item.path))?
     };
     sys::write_all(&file, item.bytes)
         .map_err(|errno| PlaceError::system_error("write", item.path.as_str(), errno))?;
@@ -307,7 +307,7 @@ fn place_one(
 /// Places one verified file where nothing is. `None` when something is there, or for any reason that the long way knows
 /// better what to make of.
 fn try_new(job: &Job<'_>, item: &Item<'_>, dir: &Arc<Dir>) -> Result<Option<Placed>, PlaceError> {
-    let Ok(file) = NewFile::unnamed(job.root, dir, job.options) else {
+    let Ok(file) = NewFile::unnamed(job.root, dir, job.mode(item.path)) else {
         return Ok(None);
     };
     sys::write_all(&file, item.bytes)

@@ -57,6 +57,11 @@ impl<'a> Job<'a> {
             .ok_or_else(|| PlaceError::superseded(path.as_str()))
     }
 
+    /// The mode of a file at a path.
+    pub(super) fn mode(&self, path: &ExecPath) -> u32 {
+        self.root.mode(path, self.options)
+    }
+
     /// The directory for a path, made if need be. The root is checked first.
     pub(super) fn parent(&self, path: &ExecPath) -> Result<Arc<Dir>, PlaceError> {
         self.root.guard(path.as_str())?;
@@ -199,39 +204,34 @@ pub(super) struct NewFile {
 impl NewFile {
     /// A file with no name in the directory where it will have one, or in the temp directory where the file system
     /// has no such files.
-    pub(super) fn unnamed(root: &OutputRoot, dir: &Dir, options: PlaceOptions) -> Result<Self, PlaceError> {
-        match Self::unnamed_in(root.unnamed()?, dir.as_fd(), root.modes.file(options)) {
+    pub(super) fn unnamed(root: &OutputRoot, dir: &Dir, mode: u32) -> Result<Self, PlaceError> {
+        match Self::unnamed_in(root.unnamed()?, dir.as_fd(), mode) {
             Ok(file) => Ok(file),
             // This file system, or this mount of it, cannot.
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(root, options),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(root, mode),
             Err(errno) => Err(PlaceError::system_error("create file in", &dir.path, errno)),
         }
     }
 
     /// A file in the temp directory, without a name if possible: a crash leaves nothing then.
-    pub(super) fn in_temp(root: &OutputRoot, options: PlaceOptions) -> Result<Self, PlaceError> {
+    pub(super) fn in_temp(root: &OutputRoot, mode: u32) -> Result<Self, PlaceError> {
         let temp = root.temp()?;
-        match Self::unnamed_in(temp.unnamed(), temp.as_fd(), root.modes.file(options)) {
+        match Self::unnamed_in(temp.unnamed(), temp.as_fd(), mode) {
             Ok(file) => Ok(file),
-            Err(_) => Self::named(root, options),
+            Err(_) => Self::named(root, mode),
         }
     }
 
     /// A file with a name in the temp directory: right for what will replace something, since only a name can be
     /// renamed.
-    pub(super) fn named(root: &OutputRoot, options: PlaceOptions) -> Result<Self, PlaceError> {
+    pub(super) fn named(root: &OutputRoot, mode: u32) -> Result<Self, PlaceError> {
         let name = TempName::new(root.temp()?);
-        let fd = fs::openat(
-            &name.temp,
-            &name.name,
-            create_flags(),
-            Mode::from_raw_mode(root.modes.file(options)),
-        )
-        .map_err(|e| PlaceError::system_error("create temp file", &name.name, e))?;
+        let fd = fs::openat(&name.temp, &name.name, create_flags(), Mode::from_raw_mode(mode))
+            .map_err(|e| PlaceError::system_error("create temp file", &name.name, e))?;
         Ok(Self {
             fd,
             name: Some(name),
-            mode: root.modes.file(options),
+            mode,
         })
     }
 

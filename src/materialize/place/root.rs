@@ -21,6 +21,7 @@ use super::{
     claim::Claim,
     error::{PlaceError, PlaceErrorKind},
     modes::Modes,
+    placer::PlaceOptions,
     runfiles::WithoutManifests,
     space::Space,
     sys::{self, Inode},
@@ -226,6 +227,15 @@ impl OutputRoot {
     pub(super) fn learn_modes(&self) {
         if self.is_exec_root && self.modes.learn(&self.fd) {
             self.modes_hold.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// The mode of a file at a path.
+    pub(super) fn mode(&self, path: &ExecPath, options: PlaceOptions) -> u32 {
+        if self.is_exec_root {
+            self.modes.file(path, options)
+        } else {
+            options.mode()
         }
     }
 

@@ -88,7 +88,7 @@ impl Staging {
 
     /// Writes one file. A file that could not be written whole is not left for the rename to publish.
     fn write(&self, job: &Job<'_>, item: &Item<'_>) -> io::Result<Stamp> {
-        let mode = job.root.modes.file(job.options);
+        let mode = job.mode(item.path);
         let name = OsStr::new(item.path.file_name());
         let fd = fs::openat(&self.fd, name, create_flags(), Mode::from_raw_mode(mode))?;
         let taken = sys::now_ns();
