@@ -152,6 +152,21 @@ impl CommandLine {
             .filter(move |(n, _)| n == name)
             .map(|(_, v)| v.as_str())
     }
+
+    /// The download mode that the last option about it asks for: `minimal`, `toplevel`, `all`.
+    #[must_use]
+    pub fn download_mode(&self) -> Option<&str> {
+        self.options
+            .iter()
+            .rev()
+            .find_map(|(name, value)| match name.as_str() {
+                "remote_download_outputs" | "experimental_remote_download_outputs" => Some(value.as_str()),
+                "remote_download_minimal" => Some("minimal"),
+                "remote_download_toplevel" => Some("toplevel"),
+                "remote_download_all" => Some("all"),
+                _ => None,
+            })
+    }
 }
 
 /// A named set: files and further sets.

@@ -85,9 +85,17 @@ impl Host {
     pub(super) async fn answer(&self, told: &Told) -> Answer {
         let line = told.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
+        let mut waits = line.as_ref().is_some_and(waits);
         let events = match self.door(told, line.as_ref(), &mut answer).await {
-            Ok(events) => {
-                self.downloads(told, line.as_ref(), &mut answer).await;
+            Ok((events, upstream)) => {
+                let is_ours = self.downloads(told, line.as_ref(), &mut answer).await;
+                // Where Bazel neither waits for files of ours nor for a service of its own, its upload must not fail it:
+                // Bazel may be where our port cannot be reached, or its cache may take no logs. `run` waits in its place.
+                if line.is_none() || waits && !is_ours && !upstream {
+                    let flag = "--bes_upload_mode=nowait_for_upload_complete";
+                    answer.flags.push(flag.to_owned());
+                    waits = false;
+                }
                 Some(events)
             }
             Err(reason) => {
@@ -101,7 +109,7 @@ impl Host {
         let heard = Heard {
             name: format!("`bazel {}` in {}", told.word, told.directory.display()),
             events,
-            waits: line.as_ref().is_some_and(waits),
+            waits,
         };
         self.heard
             .lock()
@@ -110,13 +118,13 @@ impl Host {
         answer
     }
 
-    /// A door for the command's events, with the flags that lead there.
+    /// A door for the command's events, with the flags that lead there; and whether the events go on to another service.
     async fn door(
         &self,
         told: &Told,
         line: Option<&CommandLine>,
         answer: &mut Answer,
-    ) -> Result<BesService, String> {
+    ) -> Result<(BesService, bool), String> {
         let mut upstream = self.upstream(told.backend.as_deref(), None)?;
         let mut more = Vec::new();
         if let Some(line) = line {
@@ -148,16 +156,13 @@ impl Host {
                 more.push(format!("--{name}=127.0.0.1={helper}"));
             }
         }
-        if line.is_none() {
-            // Bazel may be where our port cannot be reached, and must not fail for that: `run` waits in its place.
-            more.push("--bes_upload_mode=nowait_for_upload_complete".to_owned());
-        }
+        let has_upstream = upstream.is_some();
         let door = self.doors.open(upstream).await?;
         answer
             .flags
             .push(format!("--bes_backend=grpc://{}", door.address));
         answer.flags.append(&mut more);
-        Ok(door.service)
+        Ok((door.service, has_upstream))
     }
 
     /// The event service that the command's events would go to without us; or else the one that was named to us.
@@ -201,8 +206,8 @@ impl Host {
             .map_err(|e| format!("outhaul cannot forward events to the build's own event service: {e}"))
     }
 
-    /// Whether Bazel is told to download nothing.
-    async fn downloads(&self, told: &Told, line: Option<&CommandLine>, answer: &mut Answer) {
+    /// Has Bazel told to download nothing, if that can be; true if it is.
+    async fn downloads(&self, told: &Told, line: Option<&CommandLine>, answer: &mut Answer) -> bool {
         let base = told
             .options
             .as_ref()
@@ -230,12 +235,14 @@ impl Host {
                 .unwrap_or_else(|_| Err("the remote cache does not answer".to_owned()));
             mode = decide(&setting);
         }
+        let is_ours = mode == Mode::Minimal;
         match mode {
             // Not --remote_download_outputs=minimal, which some versions refuse without what only this one expands into.
             Mode::Minimal => answer.flags.push("--remote_download_minimal".to_owned()),
             Mode::Own(reason) => tracing::info!("Bazel's download mode is left alone: {reason}"),
             Mode::Unable(reason) => answer.messages.push(reason),
         }
+        is_ours
     }
 
     /// Waits for the end of streams that their commands did not wait for.

@@ -56,8 +56,7 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
     if setting.word == "mobile-install" {
         return Mode::Own("mobile-install needs its outputs while it runs");
     }
-    let wanted = asked_mode(options);
-    match wanted {
+    match options.download_mode() {
         Some("minimal") => return Mode::Own("the command downloads nothing anyway"),
         Some("toplevel") | None => {}
         Some(_) => return Mode::Own("the command asks for all outputs"),
@@ -92,21 +91,6 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
         Ok(()) => Mode::Minimal,
         Err(reason) => Mode::Unable(format!("Bazel downloads by itself: {reason}")),
     }
-}
-
-/// The download mode that the last option about it asks for.
-fn asked_mode(options: &CommandLine) -> Option<&str> {
-    options
-        .options
-        .iter()
-        .rev()
-        .find_map(|(name, value)| match name.as_str() {
-            "remote_download_outputs" | "experimental_remote_download_outputs" => Some(value.as_str()),
-            "remote_download_minimal" => Some("minimal"),
-            "remote_download_toplevel" => Some("toplevel"),
-            "remote_download_all" => Some("all"),
-            _ => None,
-        })
 }
 
 /// Whether a switch is on.
