@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     action_cache::{self, Facts},
-    bep::event::TargetId,
+    bep::event::{CommandLine, TargetId},
     exec_path::ExecPath,
     materialize::place::Seen,
     output::{Class, OutputContent},
@@ -48,7 +48,7 @@ struct Found {
     outputs: Vec<(ExecPath, OutputContent)>,
     /// Those that are not on disk.
     absent: Vec<usize>,
-    /// It is a directory with nothing in it.
+    /// It is a directory with nothing in it, and Bazel may have left it so.
     is_empty: bool,
 }
 
@@ -223,6 +223,9 @@ impl Actor {
             .iter()
             .map(|missing| self.directories.contains(&missing.path))
             .collect();
+        // In its other modes, Bazel has filled the directories that it makes.
+        let is_minimal = |line: &CommandLine| line.download_mode() == Some("minimal");
+        let may_be_hollow = self.command_line.as_ref().is_none_or(is_minimal);
         let look = move || {
             let look = |(missing, is_on_its_way): (Missing, bool)| {
                 let outputs = match &told {
@@ -244,7 +247,8 @@ impl Actor {
                     .filter(|(_, (path, _))| is_absent(path));
                 Found {
                     absent: absent.map(|(at, _)| at).collect(),
-                    is_empty: missing.seen == Seen::Directory
+                    is_empty: may_be_hollow
+                        && missing.seen == Seen::Directory
                         && !is_on_its_way
                         && root.place.is_empty(&missing.path),
                     outputs,
