@@ -4,8 +4,8 @@
 //! leaves of 0444 with the owner's right to execute (0544, or 0500 with a umask of 077), and both add the right to write
 //! with `--experimental_writable_outputs`. Directories have what the umask leaves of 0777. So both are read from what
 //! Bazel has made itself: `bazel-out`, and the status file in it, which is an output like any other and is written by every
-//! build that executes anything (measured with umasks of 002, 022, 027 and 077). What a test leaves beside its log is no
-//! output to either of them: it has what the umask leaves of 0666, with `--experimental_writable_outputs` and without.
+//! build that executes anything (measured with umasks of 002, 022, 027 and 077). What a test leaves beside its log is mostly
+//! no output to them: `test.xml` and its like have what the umask leaves of 0666, whatever the flag says.
 
 use std::{
     ffi::OsStr,
@@ -79,7 +79,7 @@ impl Modes {
     }
 }
 
-/// Whether a file is one that a test leaves, and not an output of its action: all but its log and its coverage.
+/// Whether a file is one that a test leaves, and not an output of its action. To Bazel 4.2.3, `outputs.zip` is none either.
 fn is_left_by_a_test(path: &ExecPath) -> bool {
     let is_output = [
         "test.log",
