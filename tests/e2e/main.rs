@@ -9,6 +9,7 @@
 #[macro_use]
 mod harness;
 
+mod alike;
 mod asking;
 mod ci;
 mod cold;

@@ -17,6 +17,8 @@ pub(crate) enum CacheKind {
     BuildGrid,
     BazelRemote,
     Casd,
+    /// One behind HTTP: nginx with its WebDAV module.
+    Nginx,
     /// The library's own, in this process.
     Embedded,
 }
@@ -33,11 +35,18 @@ impl CacheKind {
         }
     }
 
+    /// Whether it can be started. One that is required and missing is a failure.
+    pub(crate) fn is_there(self) -> bool {
+        self.peer()
+            .is_none_or(|peer| peers::are_there(&format!("{self:?}"), &[peer]))
+    }
+
     pub(super) const fn peer(self) -> Option<&'static str> {
         match self {
             Self::BuildGrid => Some("bgd"),
             Self::BazelRemote => Some("bazel-remote"),
             Self::Casd => Some("buildbox-casd"),
+            Self::Nginx => Some("nginx"),
             Self::Embedded => None,
         }
     }
@@ -79,9 +88,10 @@ impl Cache {
             };
         }
         let (process, address) = launch(kind, &dir);
+        let scheme = if kind == CacheKind::Nginx { "http" } else { "grpc" };
         Self {
             kind,
-            url: format!("grpc://{address}"),
+            url: format!("{scheme}://{address}"),
             process: Some(process),
             embedded: None,
             dir,
@@ -157,6 +167,15 @@ fn command(kind: CacheKind, dir: &Scratch, address: SocketAddr) -> Command {
         CacheKind::Casd => {
             command.arg("--bind").arg(address.to_string());
             command.args(["--log-level", "warning"]).arg(&store);
+        }
+        CacheKind::Nginx => {
+            let config = dir.join("nginx.conf");
+            let text = include_str!("../../../scripts/nginx.conf")
+                .replace("ADDRESS", &address.to_string())
+                .replace("DIR", &store.display().to_string());
+            std::fs::write(&config, text).unwrap();
+            std::fs::create_dir(store.join("root")).unwrap();
+            command.arg("-p").arg(&store).arg("-c").arg(config);
         }
         CacheKind::Embedded => unreachable!("runs in this process"),
     }
