@@ -322,6 +322,7 @@ impl Rig {
             version: 1,
             store: files.store.clone(),
             attribution: Arc::default(),
+            served: None,
             completions: sender,
         });
         Ok(Self {

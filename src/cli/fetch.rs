@@ -327,6 +327,7 @@ async fn into_directory(
         version: 0,
         store: cache,
         attribution: Arc::new(Attribution::default()),
+        served: None,
         completions,
     });
     let bar = progress();

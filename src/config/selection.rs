@@ -54,6 +54,11 @@ pub struct SelectionArgs {
     #[arg(long, value_name = "SIZE", env = "OUTHAUL_MAX_SIZE")]
     pub max_size: Option<String>,
 
+    /// Read the blobs of outputs that Bazel's output service has (--experimental_remote_output_service) from the cache and
+    /// drop them, so that a bb_clientd at the cache's address has them near
+    #[arg(long, env = "OUTHAUL_WARM_OUTPUT_SERVICE")]
+    pub warm_output_service: bool,
+
     /// Rule before all others, first match wins: required|optional|known, then any of label=PATTERN aspect=NAME
     /// output-group=GROUP path=REGEX min-size=SIZE max-size=SIZE (repeatable)
     #[arg(long, value_name = "RULE", env = "OUTHAUL_RULE", value_delimiter = ';')]
@@ -92,6 +97,7 @@ impl SelectionArgs {
                 .as_deref()
                 .map(|text| parse_size(text).map_err(|e| ConfigError::new("--max-size", e)))
                 .transpose()?,
+            warm_output_service: self.warm_output_service,
             limits: BuildLimits::default(),
         })
     }

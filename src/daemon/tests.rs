@@ -2,6 +2,7 @@
 
 mod hostile;
 mod runfiles;
+mod served;
 
 use std::time::Duration;
 

@@ -698,6 +698,9 @@ impl Actor {
         self.row.known = tally.known;
         self.row.superseded = tally.superseded;
         self.row.errors.clone_from(&tally.messages);
+        if tally.warmed > 0 {
+            self.row.errors.push(tally.warming());
+        }
     }
 
     fn save_row(&mut self) {

@@ -122,6 +122,7 @@ struct Visited {
 /// One build's life.
 pub struct Build {
     meter: Meter,
+    warms_output_service: bool,
     selector: Selector,
     command: Command,
     started: bool,
@@ -163,6 +164,7 @@ impl Build {
     pub fn new(policy: Policy) -> Self {
         Self {
             meter: Meter::new(policy.limits),
+            warms_output_service: policy.warm_output_service,
             selector: Selector::new(policy),
             command: Command::default(),
             started: false,
@@ -186,6 +188,11 @@ impl Build {
             set_numbers: HashMap::new(),
             roots: HashMap::new(),
         }
+    }
+
+    /// Whether the blobs of outputs that an output service has are to be read.
+    pub(super) const fn warms_output_service(&self) -> bool {
+        self.warms_output_service
     }
 
     /// Whether the event that brings a set is open ([`Self::lowest_open`]) until a target refers to the set, and its

@@ -208,6 +208,8 @@ pub struct Policy {
     pub targets: Vec<TargetPattern>,
     /// Larger outputs are only known; in bytes.
     pub max_size: Option<u64>,
+    /// Whether the blobs of outputs that an output service has are read, so that it has them near.
+    pub warm_output_service: bool,
     /// How much of a stream is looked at.
     pub limits: BuildLimits,
 }

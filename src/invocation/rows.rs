@@ -248,6 +248,7 @@ impl End {
     fn row(&mut self, completion: &Completion, old: &SeenOutput<'_>) -> Option<OutputRow> {
         let stays = match &completion.outcome {
             Outcome::Present { hashed: false, .. } => old.state() == OutputState::Materialized,
+            Outcome::Served { .. } => old.state() == OutputState::Known,
             Outcome::Superseded => true,
             _ => false,
         };
@@ -275,6 +276,14 @@ impl End {
                 row.state = OutputState::Materialized;
                 // As old as the look was: whoever made the file may have changed it right after.
                 row.stamp = *stamp;
+                row.error.clear();
+            }
+            // Nobody vouches for bytes that were not looked at, and the cache has to keep them.
+            Outcome::Served { .. } => {
+                row.state = OutputState::Known;
+                row.stamp = None;
+                row.source = self.source("");
+                row.materialized_at_ms = 0;
                 row.error.clear();
             }
             Outcome::Evicted(reason) => {

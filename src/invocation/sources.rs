@@ -51,6 +51,15 @@ impl SourceCache {
         Arc::clone(&self.blobs)
     }
 
+    /// The same without the build's disk cache: reading fills a cache at the address only if it comes there.
+    #[must_use]
+    pub fn remote_blobs(&self) -> Arc<dyn BlobStore> {
+        match &self.store {
+            Some(store) => store.clone(),
+            None => self.blobs(),
+        }
+    }
+
     /// Asks the remote cache whether it is there, and lets us in.
     ///
     /// # Errors

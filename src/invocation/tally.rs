@@ -21,8 +21,12 @@ pub struct Tally {
     pub downloaded: u64,
     /// Their bytes.
     pub downloaded_bytes: u64,
-    /// Outputs that were there already.
+    /// Outputs that were there already, or that an output service has.
     pub present: u64,
+    /// Of these, those whose blobs were read so that a cache on the way keeps them.
+    pub warmed: u64,
+    /// Their bytes.
+    pub warmed_bytes: u64,
     /// Required outputs that could not be had.
     pub failed: u64,
     /// Optional outputs that could not be had.
@@ -44,6 +48,11 @@ impl Tally {
                 self.downloaded_bytes += bytes;
             }
             Outcome::Present { .. } => self.present += 1,
+            Outcome::Served { warmed } => {
+                self.present += 1;
+                self.warmed += u64::from(warmed.is_some());
+                self.warmed_bytes += warmed.unwrap_or_default();
+            }
             Outcome::Superseded => self.superseded += 1,
             Outcome::Evicted(reason) => {
                 let reason = format!("evicted from the cache ({reason})");
@@ -61,6 +70,11 @@ impl Tally {
                 self.downloaded_bytes = self.downloaded_bytes.saturating_sub(*bytes);
             }
             Outcome::Present { .. } => self.present = self.present.saturating_sub(1),
+            Outcome::Served { warmed } => {
+                self.present = self.present.saturating_sub(1);
+                self.warmed = self.warmed.saturating_sub(u64::from(warmed.is_some()));
+                self.warmed_bytes = self.warmed_bytes.saturating_sub(warmed.unwrap_or_default());
+            }
             Outcome::Superseded | Outcome::Evicted(_) | Outcome::Failed(_) => {}
         }
     }
@@ -86,6 +100,13 @@ impl Tally {
         }
     }
 
+    /// What was warmed, in words.
+    #[must_use]
+    pub fn warming(&self) -> String {
+        let (files, bytes) = (show_count(self.warmed), show_size(self.warmed_bytes));
+        format!("warmed {files} files, {bytes}")
+    }
+
     /// The summary line. `settled_in` is how long after the build's last event everything required was there.
     #[must_use]
     pub fn summary(&self, settled_in: Duration) -> String {
@@ -98,6 +119,9 @@ impl Tally {
             show_count(self.known),
             show_duration(settled_in),
         );
+        if self.warmed > 0 {
+            line.push_str(&format!("; {}", self.warming()));
+        }
         if self.superseded > 0 {
             line.push_str(&format!(
                 "; {} left to a newer build",

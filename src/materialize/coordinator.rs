@@ -112,6 +112,8 @@ struct Job {
     missing: Option<Box<RemoteError>>,
     /// Bytes that did not match the digest came for it once.
     mismatched: bool,
+    /// Its bytes are read and dropped ([`Served::warm`](super::want::Served::warm)).
+    warms: bool,
 }
 
 impl Job {
@@ -320,10 +322,16 @@ impl Coordinator {
 
     fn finish_placed(&mut self, id: JobId, placed: Placed) {
         let Some(job) = self.jobs.get(&id) else { return };
-        let outcome = Outcome::Downloaded {
-            source: job.source,
-            stamp: Some(placed.stamp),
-            bytes: job.bytes,
+        let outcome = if job.warms {
+            Outcome::Served {
+                warmed: Some(job.bytes),
+            }
+        } else {
+            Outcome::Downloaded {
+                source: job.source,
+                stamp: Some(placed.stamp),
+                bytes: job.bytes,
+            }
         };
         self.finish(id, outcome);
     }
@@ -341,6 +349,10 @@ impl Coordinator {
             Outcome::Downloaded { source, bytes, .. } => {
                 self.metrics.downloaded_bytes.inc_by(*bytes);
                 source.name()
+            }
+            Outcome::Served { warmed } => {
+                self.metrics.downloaded_bytes.inc_by(warmed.unwrap_or_default());
+                job.source.name()
             }
             Outcome::Present { .. } => "disk",
             _ => "none",

@@ -11,7 +11,8 @@ use super::{
     want::Root,
 };
 use crate::{
-    digest::Digest,
+    digest::{Digest, Hasher},
+    exec_path::ExecPath,
     remote::{Attribution, BlobStore, RemoteError, Sink},
 };
 
@@ -104,6 +105,36 @@ pub(super) async fn fetch(
         .await
         .unwrap_or_else(|_| Err(PlaceError::internal("publishing a large file panicked")))
         .map_err(LargeError::Place)
+}
+
+/// Streams a blob, verifies it and keeps nothing of it.
+pub(super) async fn read(
+    store: Arc<dyn BlobStore>,
+    digest: Digest,
+    attribution: Arc<Attribution>,
+    avoid: bool,
+    path: ExecPath,
+) -> Result<Placed, LargeError> {
+    let (portions, mut received) = mpsc::channel::<Vec<Bytes>>(PORTIONS);
+    let mut hasher = Hasher::new(digest.function());
+    let hashing = tokio::task::spawn_blocking(move || {
+        while let Some(portion) = received.blocking_recv() {
+            portion.iter().for_each(|piece| hasher.update(piece));
+        }
+        hasher.finish()
+    });
+    let mut pipe = Pipe::new(portions);
+    let read = store
+        .read_stream(&digest, 0, &attribution, avoid, &mut pipe)
+        .await;
+    // Should the other end be gone, that is told below.
+    let _ = pipe.flush().await;
+    drop(pipe);
+    let actual = hashing.await;
+    read.map_err(LargeError::Remote)?;
+    let actual =
+        actual.map_err(|_| LargeError::Place(PlaceError::internal("hashing a large blob panicked")))?;
+    Placed::nowhere(&path, &digest, actual).map_err(LargeError::Place)
 }
 
 fn write(mut file: LargeFile, mut portions: mpsc::Receiver<Vec<Bytes>>) -> Result<LargeFile, PlaceError> {

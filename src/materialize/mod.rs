@@ -23,7 +23,7 @@ use self::{
 };
 use crate::metrics::Metrics;
 
-pub use self::want::{Completion, Outcome, Root, Session, Source, Want};
+pub use self::want::{Completion, Outcome, Root, Served, Session, Source, Want};
 
 /// How much is done at once. Memory is bounded by bytes, whatever the build's size.
 #[derive(Debug, Clone)]

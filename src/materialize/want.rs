@@ -34,8 +34,33 @@ pub struct Session {
     pub store: Arc<dyn BlobStore>,
     /// What the requests are attributed to.
     pub attribution: Arc<Attribution>,
+    /// Who has the root's `bazel-out`, where nothing is placed.
+    pub served: Option<Served>,
     /// Where completions go. One for every want, sooner or later.
     pub completions: mpsc::UnboundedSender<Vec<Completion>>,
+}
+
+/// What serves a root's `bazel-out` from elsewhere. Wants end with [`Outcome::Served`] for what is there, and nothing is
+/// ever placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// In words, for what it does not have: `the output service unix:/s`.
+    pub by: String,
+    /// Blobs of what it has are read from the cache, verified and dropped, so that a cache on the way keeps them.
+    pub warm: bool,
+}
+
+impl Served {
+    /// Of a root whose `bazel-out` is a link, which nothing is written through wherever it leads. Blocks on the file
+    /// system.
+    #[must_use]
+    pub fn by_link(root: &OutputRoot) -> Option<Self> {
+        let target = root.elsewhere()?;
+        Some(Self {
+            by: format!("{}, where the link bazel-out leads,", target.display()),
+            warm: false,
+        })
+    }
 }
 
 /// An output that should be on disk.
@@ -112,6 +137,11 @@ pub enum Outcome {
         /// Whether its bytes had to be hashed to know that.
         hashed: bool,
     },
+    /// It can be read where an output service has it, as far as its size tells.
+    Served {
+        /// Bytes of it that were read from the cache and dropped, if it was to be warmed.
+        warmed: Option<u64>,
+    },
     /// The cache does not have it, and the disk does not either.
     Evicted(String),
     /// It could not be fetched or placed.
@@ -121,10 +151,13 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the output is on disk.
+    /// Whether the output is on disk, or can be read as if it were.
     #[must_use]
     pub const fn is_on_disk(&self) -> bool {
-        matches!(self, Self::Downloaded { .. } | Self::Present { .. })
+        matches!(
+            self,
+            Self::Downloaded { .. } | Self::Present { .. } | Self::Served { .. }
+        )
     }
 
     /// As it is counted.
@@ -133,6 +166,7 @@ impl Outcome {
         match self {
             Self::Downloaded { .. } => "downloaded",
             Self::Present { .. } => "present",
+            Self::Served { .. } => "served",
             Self::Evicted(_) => "evicted",
             Self::Failed(_) => "failed",
             Self::Superseded => "superseded",

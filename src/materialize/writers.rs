@@ -69,6 +69,8 @@ pub(super) struct PlaceJob {
 pub(super) enum PlaceContent {
     /// Bytes that must have this digest.
     Blob(Digest, Bytes),
+    /// Bytes that must have this digest, and are placed nowhere.
+    Drop(Digest, Bytes),
     /// The bytes of a file of the same root that must have this digest.
     File(Digest, ExecPath),
     /// Bytes that came with the event; there is nothing to verify them against.
@@ -83,7 +85,7 @@ impl PlaceContent {
     /// Bytes that it keeps in memory, now or when it is placed.
     fn len(&self) -> usize {
         match self {
-            Self::Blob(_, bytes) | Self::Inline(bytes) => bytes.len(),
+            Self::Blob(_, bytes) | Self::Drop(_, bytes) | Self::Inline(bytes) => bytes.len(),
             Self::File(digest, _) => usize::try_from(digest.size()).unwrap_or(usize::MAX),
             Self::Symlink(_) | Self::Directory => 0,
         }
@@ -251,8 +253,13 @@ impl Writer {
         match work {
             Work::CheckBatch(id, batch) => {
                 let wants = batch.wants.iter();
-                let wants = wants.map(|want| (&want.path, &want.content, want.recorded.as_ref()));
-                let checked = self.placer(&batch.session.root).check_many(wants);
+                let checked = if batch.session.served.is_some() {
+                    let wants = wants.map(|want| (&want.path, &want.content));
+                    batch.session.root.place.look(wants)
+                } else {
+                    let wants = wants.map(|want| (&want.path, &want.content, want.recorded.as_ref()));
+                    self.placer(&batch.session.root).check_many(wants)
+                };
                 // Let go of before the report, so that the coordinator has it for itself.
                 drop(batch);
                 Some(Written::CheckedBatch(id, checked))
@@ -326,6 +333,11 @@ impl Writer {
         // Held until all are written.
         let mut promised = placer.promised();
         for job in &jobs {
+            if let PlaceContent::Drop(digest, bytes) = &job.content {
+                let actual = Digest::of(digest.function(), bytes);
+                placed.push((job.job, Placed::nowhere(&job.path, digest, actual)));
+                continue;
+            }
             let bytes = u64::try_from(job.content.len()).unwrap_or(u64::MAX);
             let is_optional = job.class < Class::Required;
             if let Err(error) = promised.ask(&rule, is_optional, bytes, job.path.as_str()) {
@@ -358,6 +370,8 @@ impl Writer {
                 PlaceContent::Directory => {
                     placed.push((job.job, placer.make_directory(&job.path, &root.epoch, version)));
                 }
+                // It is done with above.
+                PlaceContent::Drop(..) => {}
             }
         }
         // One directory's files go together, in the order in which they came.

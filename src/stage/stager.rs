@@ -340,6 +340,7 @@ impl Stager {
             version: WANTED,
             store: work.store.clone(),
             attribution,
+            served: None,
             completions,
         });
         let wants = work.wants();

@@ -267,6 +267,8 @@ impl Work {
                     End::there(if copied { "copied" } else { "downloaded" }, stamp)
                 }
                 Outcome::Present { stamp, .. } => End::there("present", stamp),
+                // Its own directory is nobody else's.
+                Outcome::Served { .. } => End::there("present", None),
                 Outcome::Evicted(reason) => End::failed(format!("evicted: {reason}")),
                 Outcome::Failed(reason) => End::failed(reason),
                 Outcome::Superseded => End::failed("it was given up".to_owned()),

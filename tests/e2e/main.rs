@@ -26,6 +26,7 @@ mod proxy_faults;
 mod proxy_many;
 mod runfiles;
 mod running;
+mod served;
 mod staging;
 mod testing;
 mod waiting;

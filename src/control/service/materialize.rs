@@ -8,7 +8,7 @@ use super::{Service, find::Found, show};
 use crate::{
     exec_path::ExecPath,
     invocation::rows,
-    materialize::{Completion, Outcome, Session, Want},
+    materialize::{Completion, Outcome, Served, Session, Want},
     output::Class,
     proto::outhaul::v1 as pb,
     record::OutputState,
@@ -51,7 +51,7 @@ impl Service {
             for (found, end) in self.fetch(found).await {
                 let (outcome, error) = match &end {
                     Ok(Outcome::Downloaded { .. }) => ("downloaded", String::new()),
-                    Ok(Outcome::Present { .. }) => ("present", String::new()),
+                    Ok(Outcome::Present { .. } | Outcome::Served { .. }) => ("present", String::new()),
                     Ok(Outcome::Superseded) => (
                         "",
                         "a newer build has begun; ask again once it is done".to_owned(),
@@ -79,20 +79,25 @@ impl Service {
         };
         let (id, exec_root) = (first.root, first.exec_root.clone());
         let roots = self.roots.clone();
-        let opened = spawn_blocking(move || roots.reopen(&exec_root)).await;
+        let opened = spawn_blocking(move || {
+            let (id, root) = roots.reopen(&exec_root)?;
+            let served = Served::by_link(&root.place);
+            Ok((id, root, served))
+        })
+        .await;
         let opened = opened.unwrap_or_else(|_| Err("opening the output root panicked".to_owned()));
         let newest = self.record.newest_invocation(id);
         let (endpoint, instance) = newest
             .as_ref()
             .map(|row| (row.remote_cache.as_str(), row.remote_instance_name.as_str()))
             .unwrap_or_default();
-        let ready = opened.and_then(|(opened, root)| {
+        let ready = opened.and_then(|(opened, root, served)| {
             if opened != id {
                 return Err("the output root was deleted and made again since; build once more".to_owned());
             }
-            Ok((root, self.sources.of_record(endpoint, instance)?))
+            Ok((root, served, self.sources.of_record(endpoint, instance)?))
         });
-        let (root, cache) = match ready {
+        let (root, served, cache) = match ready {
             Ok(ready) => ready,
             Err(reason) => return found.into_iter().map(|f| (f, Err(reason.clone()))).collect(),
         };
@@ -106,6 +111,7 @@ impl Service {
                 invocation_id: newest.map(|row| row.invocation_id).unwrap_or_default(),
                 ..Attribution::default()
             }),
+            served,
             completions,
         });
         // As late as can be: a build may have named something else there since.

@@ -41,6 +41,7 @@ pub(super) fn output_end(path: &ExecPath, label: &str, class: Class, outcome: &O
     let (source, bytes, error) = match outcome {
         Outcome::Downloaded { source, bytes, .. } => (source.name(), *bytes, ""),
         Outcome::Present { .. } => ("", 0, ""),
+        Outcome::Served { warmed } => ("", warmed.unwrap_or_default(), ""),
         Outcome::Evicted(reason) | Outcome::Failed(reason) => ("", 0, reason.as_str()),
         Outcome::Superseded => ("", 0, "left to a newer build"),
     };

@@ -22,10 +22,10 @@ use super::{
 use crate::{
     bep::event::TargetId,
     exec_path::{ExecPath, is_reserved},
-    materialize::{Session, Want},
+    materialize::{Served, Session, Want},
     output::{Class, OutputContent},
     record::{TargetRow, TargetState},
-    remote::{Attribution, Nowhere},
+    remote::{Attribution, Nowhere, without_user_info},
 };
 
 /// The row of a target of which nothing more is known.
@@ -177,10 +177,11 @@ impl Actor {
     }
 
     /// The way to the cache, opened when the first outputs are wanted: by then the build has told its command line.
-    fn session(&mut self) -> Option<Arc<Session>> {
+    async fn session(&mut self) -> Option<Arc<Session>> {
         if let Some(session) = &self.session {
             return Some(session.clone());
         }
+        let served = self.served().await;
         let place = self.place.as_ref()?;
         let store = match self.source() {
             Ok(cache) => {
@@ -192,7 +193,11 @@ impl Actor {
                     tracing::warn!(invocation = %self.row.invocation_id, "{told}");
                     self.tally.note(&told);
                 }
-                cache.blobs()
+                if served.is_some() {
+                    cache.remote_blobs()
+                } else {
+                    cache.blobs()
+                }
             }
             // What is there is there, whoever brought it. What is not fails, and for this reason.
             Err(reason) => {
@@ -209,10 +214,46 @@ impl Actor {
                 build_id: self.row.build_id.clone(),
                 target: String::new(),
             }),
+            served,
             completions: self.completions.clone(),
         });
         self.session = Some(session.clone());
         Some(session)
+    }
+
+    /// Whether somebody else has the build's outputs, and says so: an output service by the command line, or whatever
+    /// `bazel-out` leads to. Bazel makes that link before it executes anything, so it is there when outputs are named.
+    async fn served(&mut self) -> Option<Served> {
+        if self.shared.roots.rules().destination != Destination::ExecRoot {
+            return None;
+        }
+        let line = self.command_line.as_ref();
+        let service = line.and_then(|line| line.last("experimental_remote_output_service"));
+        let mut served = match service.filter(|address| !address.is_empty()) {
+            Some(address) => Served {
+                by: format!("the output service {}", without_user_info(address)),
+                warm: false,
+            },
+            None => {
+                let root = self.place.as_ref()?.root.clone();
+                spawn_blocking(move || Served::by_link(&root.place))
+                    .await
+                    .ok()??
+            }
+        };
+        served.warm = self.build.warms_output_service();
+        let but = if served.warm {
+            "; it only reads their blobs from the cache"
+        } else {
+            ""
+        };
+        let told = format!(
+            "{} has this build's outputs: those that can be read there count as present, and Outhaul places none{but}",
+            served.by
+        );
+        tracing::info!(invocation = %self.row.invocation_id, "{told}");
+        self.tally.note(&told);
+        Some(served)
     }
 
     /// The build's cache, by its own command line or by our settings.
@@ -305,7 +346,7 @@ impl Actor {
         }
         let wanting = named.iter().any(|n| n.class > Class::Known);
         let session = if wanting && self.blocked.is_none() {
-            self.session()
+            self.session().await
         } else {
             None
         };
@@ -428,7 +469,9 @@ impl Actor {
         if directories.is_empty() || self.blocked.is_some() {
             return;
         }
-        let Some(session) = self.session() else { return };
+        let Some(session) = self.session().await else {
+            return;
+        };
         let wants = directories
             .into_iter()
             .map(|path| Want::new(path, OutputContent::Directory, Class::Optional, None))

@@ -60,7 +60,12 @@ impl Actor {
         }
         let is_exec_root = self.shared.roots.rules().destination == Destination::ExecRoot;
         let is_blocked = self.blocked.is_some() || self.tally.superseded > 0;
-        if !is_exec_root || is_blocked || !runfiles::are_built(self.command_line.as_ref()) {
+        // An output service has these as well.
+        let is_served = self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.served.is_some());
+        if !is_exec_root || is_served || is_blocked || !runfiles::are_built(self.command_line.as_ref()) {
             return;
         }
         if runfiles::is_off(self.command_line.as_ref(), "build_runfile_manifests") {

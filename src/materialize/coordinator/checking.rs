@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::{
     super::{
         place::{Check, PlaceError, Vouched},
-        want::{Completion, Outcome, Root, Session, Source, Want},
+        want::{Completion, Outcome, Root, Served, Session, Source, Want},
         writers::{BatchId, CheckBatch, CheckItem, JobId, Work},
     },
     Asker, Coordinator, Job,
@@ -127,6 +127,7 @@ impl Coordinator {
             is_new: false,
             missing: None,
             mismatched: false,
+            warms: session.served.is_some(),
         };
         self.jobs.add(job)
     }
@@ -144,6 +145,10 @@ impl Coordinator {
         let mut present = Vec::new();
         let mut place = Vec::new();
         for (want, result) in wants.into_iter().zip(results) {
+            if let Some(served) = &session.served {
+                self.on_looked(&session, served, want, result, shard);
+                continue;
+            }
             match result {
                 Ok(Check::Present { stamp, how }) => {
                     if let Some(other) = self.job_of_other_content(&session.root, &want) {
@@ -173,6 +178,36 @@ impl Coordinator {
         self.ended("disk", "present", present.len() as u64);
         self.answer_all(&session, present);
         self.send_places(place, None);
+    }
+
+    /// A writer has looked for an output where it is served from.
+    fn on_looked(
+        &mut self,
+        session: &Arc<Session>,
+        served: &Served,
+        want: Want,
+        result: Result<Check, PlaceError>,
+        shard: usize,
+    ) {
+        let by = &served.by;
+        let outcome = match result {
+            Ok(Check::Present { .. }) => {
+                if served.warm && matches!(&want.content, OutputContent::Blob(digest) if !digest.is_empty()) {
+                    if let Some(want) = self.join(session, want) {
+                        let id = self.add_job(session, want, shard);
+                        self.enqueue(id);
+                    }
+                    return;
+                }
+                Outcome::Served { warmed: None }
+            }
+            Ok(Check::Absent) => Outcome::Failed(format!("{by} does not have it")),
+            Ok(Check::Differs) => Outcome::Failed(format!(
+                "{by} has something else in its place: not of the size or kind that the build tells"
+            )),
+            Err(error) => failed(&error),
+        };
+        self.answer_wants(session, vec![want], &outcome);
     }
 
     /// The job that is after something else at a want's path.

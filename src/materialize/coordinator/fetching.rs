@@ -3,7 +3,10 @@
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    task::JoinHandle,
+};
 
 use super::{
     super::{
@@ -183,6 +186,19 @@ impl Coordinator {
         blob.in_flight = true;
         self.large_in_flight += 1;
         self.metrics.request("stream");
+        if job.warms {
+            let read = large::read(
+                blob.session.store.clone(),
+                digest.clone(),
+                blob.session.attribution.clone(),
+                blob.suspect,
+                job.path.clone(),
+            );
+            let task = tokio::spawn(read);
+            blob.abort = Some(task.abort_handle());
+            self.report_large(task, cache, digest, lead);
+            return;
+        }
         let (file_tx, file) = oneshot::channel();
         let shard = self.writers.shard(&job.root, &job.path);
         self.writers.send(
@@ -206,6 +222,17 @@ impl Coordinator {
         );
         let task = tokio::spawn(fetch);
         blob.abort = Some(task.abort_handle());
+        self.report_large(task, cache, digest, lead);
+    }
+
+    /// Tells the coordinator when a large blob's task has ended, however.
+    fn report_large(
+        &self,
+        task: JoinHandle<Result<Placed, LargeError>>,
+        cache: CacheId,
+        digest: Digest,
+        lead: JobId,
+    ) {
         let fetched = self.fetched.clone();
         tokio::spawn(async move {
             let result = task.await.unwrap_or_else(|e| {
@@ -253,7 +280,12 @@ impl Coordinator {
                     if let Some(job) = self.jobs.get_mut(&id) {
                         job.source = Source::Batch;
                         job.bytes = digest.size();
-                        place.push((id, PlaceContent::Blob(digest.clone(), bytes.clone())));
+                        let content = if job.warms {
+                            PlaceContent::Drop
+                        } else {
+                            PlaceContent::Blob
+                        };
+                        place.push((id, content(digest.clone(), bytes.clone())));
                     }
                 }
             }
@@ -266,7 +298,9 @@ impl Coordinator {
             let Some(job) = self.jobs.get_mut(&id) else {
                 continue;
             };
-            if error.is_not_found() && job.missing.is_none() {
+            if error.is_not_found() && job.warms {
+                self.finish(id, Outcome::Evicted(error.to_string()));
+            } else if error.is_not_found() && job.missing.is_none() {
                 // A bytestream:// name is no promise that the blob was ever uploaded: it may be a local output that
                 // the build tool has written only now.
                 job.missing = Some(Box::new(error.clone()));
@@ -305,13 +339,19 @@ impl Coordinator {
         let followers: Vec<JobId> = blob.jobs.into_iter().filter(|id| *id != lead).collect();
         match result {
             Ok(placed) => {
-                let origin = self.jobs.get_mut(&lead).map(|job| {
+                let origin = self.jobs.get_mut(&lead).and_then(|job| {
                     job.source = Source::Stream;
                     job.bytes = digest.size();
-                    (job.root.clone(), job.path.clone())
+                    (!job.warms).then(|| (job.root.clone(), job.path.clone()))
                 });
                 self.finish_placed(lead, placed);
                 for id in followers {
+                    if let Some(job) = self.jobs.get_mut(&id).filter(|job| job.warms) {
+                        job.source = Source::Stream;
+                        job.bytes = digest.size();
+                        self.finish_placed(id, placed);
+                        continue;
+                    }
                     self.copy_or_fetch(id, origin.as_ref(), Some(placed.stamp), &digest);
                 }
             }

@@ -101,6 +101,7 @@ mod tests {
             is_new: false,
             missing: None,
             mismatched: false,
+            warms: false,
         }
     }
 

@@ -123,7 +123,7 @@ impl NearbyBlobs {
 impl Coordinator {
     /// Brings a job's blob from a file nearby, or lets it wait for one. False if it must be fetched.
     pub(super) fn bring_from_nearby(&mut self, id: JobId) -> bool {
-        let Some(job) = self.jobs.get_mut(&id) else {
+        let Some(job) = self.jobs.get_mut(&id).filter(|job| !job.warms) else {
             return false;
         };
         let OutputContent::Blob(digest) = &job.content else {
@@ -175,7 +175,7 @@ impl Coordinator {
         let OutputContent::Blob(digest) = &job.content else {
             return;
         };
-        if !matches!(job.source, Source::Batch | Source::Stream) {
+        if job.warms || !matches!(job.source, Source::Batch | Source::Stream) {
             return;
         }
         let file = match outcome {

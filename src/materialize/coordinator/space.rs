@@ -26,7 +26,7 @@ impl Coordinator {
             .jobs
             .iter()
             .filter_map(|id| {
-                let job = self.jobs.get(id)?;
+                let job = self.jobs.get(id).filter(|job| !job.warms)?;
                 let is_optional = job.class < Class::Required;
                 Some((*id, job.root.place.refuses(&job.path, is_optional)?))
             })

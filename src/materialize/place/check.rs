@@ -58,6 +58,8 @@ pub enum Vouched {
     Stamp,
     /// The content was read.
     Content,
+    /// It has the right size, or leads where it should; nothing was read.
+    Size,
 }
 
 /// What a file's bytes are compared with.

@@ -18,6 +18,7 @@
 //! | `temp` | where files lie before they have a name; sweeping |
 //! | `publish` | from a written file to its final name |
 //! | `check` | is it already there? |
+//! | `elsewhere` | the same where an output service has `bazel-out`: size alone, nothing is read |
 //! | `placer`, `staging`, `entries` | batches of small files; new directories whole; symlinks and directories |
 //! | `large`, `copy` | one big file as a stream; copies of one that is already there |
 //! | `runfiles` | manifests of runfiles, and what is there of what they name |
@@ -30,6 +31,7 @@ mod allow;
 mod check;
 mod claim;
 mod copy;
+mod elsewhere;
 mod entries;
 mod epoch;
 mod error;

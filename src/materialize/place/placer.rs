@@ -60,6 +60,22 @@ pub struct Placed {
     pub how: How,
 }
 
+impl Placed {
+    /// Bytes were read that should have the `expected` digest, and are not kept.
+    pub(in crate::materialize) fn nowhere(
+        path: &ExecPath,
+        expected: &Digest,
+        actual: Digest,
+    ) -> Result<Self, PlaceError> {
+        if actual == *expected {
+            let (stamp, how) = (Stamp::default(), How::Dropped);
+            Ok(Self { stamp, how })
+        } else {
+            Err(PlaceError::mismatch(path.as_str(), expected, Some(actual)))
+        }
+    }
+}
+
 /// Places files in one root. Belongs to one thread; the threads of a root share its [`OutputRoot`] and [`Epoch`].
 pub struct Placer {
     pub(super) root: Arc<OutputRoot>,

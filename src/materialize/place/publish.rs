@@ -38,6 +38,8 @@ pub enum How {
     Replaced,
     /// The right bytes were there already, and were left alone.
     Kept,
+    /// The bytes were right, and nothing was to be placed.
+    Dropped,
 }
 
 /// A job of placing: what the functions of a publication need to know together.

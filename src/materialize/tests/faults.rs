@@ -110,6 +110,7 @@ async fn every_asker_is_answered_whatever_the_store_does() {
             version: 1,
             store: Arc::new(store),
             attribution: Arc::new(Attribution::default()),
+            served: None,
             completions: sender,
         });
         let mut asker = Asker { session, completions };

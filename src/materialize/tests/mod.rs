@@ -73,6 +73,7 @@ impl Fixture {
             version,
             store: self.store.clone(),
             attribution: Arc::new(Attribution::default()),
+            served: None,
             completions: sender,
         });
         Asker { session, completions }

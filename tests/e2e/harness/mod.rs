@@ -18,6 +18,7 @@ mod bazel;
 mod cache;
 mod daemon;
 mod expected;
+mod output_service;
 mod peers;
 mod presence;
 mod process;
@@ -33,6 +34,7 @@ pub(crate) use self::{
     cache::{Cache, CacheKind, free_address},
     daemon::{Daemon, Outhaul},
     expected::Expected,
+    output_service::OutputService,
     peers::is_required,
     presence::Presence,
     process::{Run, Running, eventually},
