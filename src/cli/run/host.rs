@@ -125,7 +125,7 @@ impl Host {
         line: Option<&CommandLine>,
         answer: &mut Answer,
     ) -> Result<(BesService, bool), String> {
-        let mut upstream = self.upstream(told.backend.as_deref(), None)?;
+        let mut upstream = self.upstream(told, told.backend.as_deref(), None)?;
         let mut more = Vec::new();
         if let Some(line) = line {
             let named = |name: &str| line.last(name).filter(|value| !value.is_empty());
@@ -135,7 +135,7 @@ impl Host {
                         .to_owned(),
                 );
             }
-            upstream = self.upstream(named("bes_backend"), Some(line))?;
+            upstream = self.upstream(told, named("bes_backend"), Some(line))?;
             if let (Some(theirs), Some(ours)) = (named("bes_backend"), &self.upstream.bes_backend)
                 && theirs != ours
                 && self.own.is_some()
@@ -168,6 +168,7 @@ impl Host {
     /// The event service that the command's events would go to without us; or else the one that was named to us.
     fn upstream(
         &self,
+        told: &Told,
         backend: Option<&str>,
         line: Option<&CommandLine>,
     ) -> Result<Option<Upstream>, String> {
@@ -189,7 +190,9 @@ impl Host {
             }
         });
         if let Some(line) = line {
-            let path = |name| line.last(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+            // Bazel's server runs in the workspace, where relative files are looked for.
+            let workspace = workspace_around(&told.directory).unwrap_or_else(|| told.directory.clone());
+            let path = |name| Some(workspace.join(line.last(name).filter(|v| !v.is_empty())?));
             cache.tls_certificate = cache.tls_certificate.or_else(|| path("tls_certificate"));
             cache.tls_client_certificate = cache
                 .tls_client_certificate
@@ -198,7 +201,7 @@ impl Host {
             upstream.credential_helper = ["credential_helper", "experimental_credential_helper"]
                 .into_iter()
                 .flat_map(|name| line.all(name))
-                .map(str::to_owned)
+                .map(|helper| helper.replace("%workspace%", &workspace.to_string_lossy()))
                 .collect();
         }
         upstream

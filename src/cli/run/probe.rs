@@ -271,8 +271,12 @@ fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
                 return Err("it has an invocation policy, which may change them".to_owned());
             }
             let list = |name| strings(parsed.get(name));
-            options.list = list("cmdLine");
-            options.output_base = list("startupOptions")
+            let startup = list("startupOptions");
+            // The one of them that is about the cache.
+            let of_cache = |option: &&String| option.starts_with("--digest_function=");
+            options.list = startup.iter().filter(of_cache).cloned().collect();
+            options.list.extend(list("cmdLine"));
+            options.output_base = startup
                 .iter()
                 .rev()
                 .find_map(|option| option.strip_prefix("--output_base="))
@@ -335,7 +339,7 @@ case "$arg" in
   --*) list="$list,\"$arg\"" ;;
 esac; done
 echo "{\"id\":{\"started\":{}},\"aborted\":{}}" > "$file"
-echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=/ob\"],\"cmdLine\":[$list]$POLICY}}" >> "$file"
+echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=/ob\",\"--digest_function=blake3\"],\"cmdLine\":[$list]$POLICY}}" >> "$file"
 exit 2
 "#;
 
@@ -365,7 +369,13 @@ exit 2
             let options = told.options.unwrap();
             assert_eq!(
                 options.list,
-                ["--config=ci", "--bes_backend=grpc://rc:1", "--jobs=4", "--x=1"]
+                [
+                    "--digest_function=blake3",
+                    "--config=ci",
+                    "--bes_backend=grpc://rc:1",
+                    "--jobs=4",
+                    "--x=1"
+                ]
             );
             assert_eq!(options.output_base.as_deref(), Some(Path::new("/ob")));
             assert_eq!(options.line().last("bes_backend"), Some("grpc://rc:1"));
