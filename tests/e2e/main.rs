@@ -14,6 +14,7 @@ mod ci;
 mod cold;
 mod failing;
 mod faults;
+mod flags;
 mod holding;
 mod incremental;
 mod kill;
