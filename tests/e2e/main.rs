@@ -15,6 +15,7 @@ mod ci;
 mod cold;
 mod failing;
 mod faults;
+mod flags;
 mod holding;
 mod incremental;
 mod kill;

@@ -69,6 +69,10 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
             "an output service has the outputs",
         ),
         ("remote_proxy", "the remote cache is behind a proxy"),
+        (
+            "remote_download_symlink_template",
+            "outputs are to be links into another file system",
+        ),
     ] {
         if given(name) {
             return Mode::Own(reason);
@@ -167,6 +171,13 @@ mod tests {
             (vec![CACHE, "--disk_cache=/d", "--disk_cache="], true),
             (vec![CACHE, "--experimental_remote_output_service=unix:/s"], false),
             (vec![CACHE, "--remote_proxy=unix:/s"], false),
+            (
+                vec![
+                    CACHE,
+                    "--remote_download_symlink_template=/cas/{hash}-{size_bytes}",
+                ],
+                false,
+            ),
             (
                 vec![CACHE, "--experimental_build_event_upload_strategy=local"],
                 false,

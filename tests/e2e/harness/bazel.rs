@@ -145,7 +145,7 @@ impl Bazel {
         let line = self.command_line(command);
         let mut process = Command::new(&line[0]);
         process.args(&line[1..]).current_dir(&self.workspace);
-        if !matches!(command, "clean" | "dump" | "shutdown" | "info") {
+        if !matches!(command, "clean" | "dump" | "help" | "shutdown" | "info") {
             process.args(&self.flags);
         }
         process.args(args);
