@@ -325,7 +325,7 @@ fn base(policy: &Policy, context: &GroupContext<'_>) -> (Class, &'static str) {
                 (Class::Required, "top-level: about to be run")
             } else if policy.mode == DownloadMode::Minimal {
                 (Class::Known, "--download=minimal")
-            } else if test_rule && context.command.tests() {
+            } else if test_rule && context.command.tests() && context.aspect.is_empty() {
                 (Class::Known, "a test's own output, in a command that tests")
             } else {
                 (Class::Required, "top-level: output of a target asked for")
@@ -352,11 +352,21 @@ mod tests {
     }
 
     fn verdict(policy: &Policy, command: &str, group_name: &str, origin: Origin) -> Class {
+        verdict_of_aspect(policy, command, "", group_name, origin)
+    }
+
+    fn verdict_of_aspect(
+        policy: &Policy,
+        command: &str,
+        aspect: &str,
+        group_name: &str,
+        origin: Origin,
+    ) -> Class {
         let mut selector = Selector::new(policy.clone());
         let profile = selector.profile(&GroupContext {
             command: Command::from_name(command),
             label: "//a:x",
-            aspect: "",
+            aspect,
             group: group_name,
             origin,
         });
@@ -398,6 +408,16 @@ mod tests {
                 expected,
                 "{mode} {command} {group_name:?} {origin:?}"
             );
+        }
+    }
+
+    /// Bazel leaves out the test, not what an aspect makes of it.
+    #[test]
+    fn what_aspects_make_of_tests_is_brought() {
+        let policy = policy(DownloadMode::Toplevel);
+        for command in ["build", "test", "coverage"] {
+            let class = verdict_of_aspect(&policy, command, "//x.bzl%a", "report", group(true));
+            assert_eq!(class, Class::Required, "{command}");
         }
     }
 

@@ -91,15 +91,29 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
     if options.last("experimental_build_event_upload_strategy") == Some("local") {
         return Mode::Own("the events name local files");
     }
+    if matches!(setting.word, "test" | "coverage") && !zips_test_outputs(setting, options) {
+        return Mode::Own("no event names what tests leave in a directory");
+    }
     match &setting.cache {
         Ok(()) => Mode::Minimal,
         Err(reason) => Mode::Unable(format!("Bazel downloads by itself: {reason}")),
     }
 }
 
-/// Whether a switch is on.
+/// Whether what tests leave comes as an archive, which events name. Without a word of the command: until Bazel 8.
+fn zips_test_outputs(setting: &Setting<'_>, options: &CommandLine) -> bool {
+    let name = "zip_undeclared_test_outputs";
+    switch(options, name).unwrap_or(setting.version < Some(8))
+}
+
+/// Whether a switch is on; off without a word of the command.
 pub(super) fn is_on(options: &CommandLine, name: &str) -> bool {
-    let last = options.options.iter().rev().find_map(|(option, value)| {
+    switch(options, name).unwrap_or(false)
+}
+
+/// The last word on a switch.
+fn switch(options: &CommandLine, name: &str) -> Option<bool> {
+    options.options.iter().rev().find_map(|(option, value)| {
         if option == name {
             Some(!matches!(
                 &*value.to_ascii_lowercase(),
@@ -108,8 +122,7 @@ pub(super) fn is_on(options: &CommandLine, name: &str) -> bool {
         } else {
             (option.strip_prefix("no") == Some(name)).then_some(false)
         }
-    });
-    last.unwrap_or(false)
+    })
 }
 
 #[cfg(test)]
@@ -199,6 +212,22 @@ mod tests {
         assert!(!kept(|s| s.version = Some(8)));
         assert!(kept(|s| s.word = "mobile-install"));
         assert!(!kept(|s| s.word = "run"));
+    }
+
+    #[test]
+    fn what_tests_leave_in_a_directory_is_bazels_to_bring() {
+        for (word, version, flag, taken) in [
+            ("test", 7, "--x", true),
+            ("test", 7, "--nozip_undeclared_test_outputs", false),
+            ("coverage", 7, "--zip_undeclared_test_outputs=0", false),
+            ("build", 7, "--nozip_undeclared_test_outputs", true),
+            ("test", 8, "--x", false),
+            ("test", 8, "--zip_undeclared_test_outputs", true),
+        ] {
+            let change = |setting: &mut Setting<'_>| (setting.word, setting.version) = (word, Some(version));
+            let mode = decided(&[CACHE, flag], change);
+            assert_eq!(mode == Mode::Minimal, taken, "{word} {version} {flag}: {mode:?}");
+        }
     }
 
     #[test]
