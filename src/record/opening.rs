@@ -28,9 +28,9 @@ const QUARANTINE_PREFIX: &str = "record.quarantined-";
 /// Quarantined stores that are kept for a look at what went wrong.
 const KEPT_QUARANTINED: usize = 3;
 
-/// Openings in a row that ended with the process before a store is taken for damaged. One or two may have been
-/// killed by somebody.
-const MAX_LOST_OPENINGS: u32 = 3;
+/// Openings in a row that ended with the process before a store is taken for damaged. Some may have been killed by
+/// somebody: whoever interrupts one command after the other must not lose what is known.
+const MAX_LOST_OPENINGS: u32 = 4;
 
 /// Recovery of a million rows takes seconds; this is for a recovery that does not end.
 const OPENING_DEADLINE: Duration = Duration::from_secs(120);
