@@ -242,7 +242,7 @@ impl Client {
                 directory.display(),
             )));
         }
-        let record = match tokio::task::spawn_blocking(move || Record::open(&directory)).await {
+        let record = match tokio::task::spawn_blocking(move || Record::open_for_command(&directory)).await {
             Ok(Ok((record, _))) => record,
             Ok(Err(error @ RecordError::Held { .. })) => {
                 return Err(Failure::held(format!(

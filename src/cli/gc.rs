@@ -66,7 +66,7 @@ pub(super) fn main(args: &GcArgs) -> Result<u8, Failure> {
     }
     let runtime = runtime()?;
     let _inside = runtime.enter();
-    let (record, _) = Record::open(&directory).map_err(|error| match error {
+    let (record, _) = Record::open_for_command(&directory).map_err(|error| match error {
         RecordError::Held { .. } => Failure::failed(format!(
             "{error}; a daemon forgets old builds by itself, every hour (see --retention-age and --retention-size \
              of `outhaul serve`)"

@@ -29,7 +29,7 @@ pub(super) fn main(args: &ImportArgs) -> Result<u8, Failure> {
     // The record's writer wants no runtime, but closing it waits for threads.
     let runtime = runtime()?;
     let _inside = runtime.enter();
-    let (record, _) = Record::open(&directory).map_err(|error| match error {
+    let (record, _) = Record::open_for_command(&directory).map_err(|error| match error {
         RecordError::Held { .. } => {
             Failure::failed(format!("{error}; stop it, or import into another --state-dir"))
         }

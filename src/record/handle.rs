@@ -71,6 +71,19 @@ impl Record {
     /// # Errors
     /// When another process holds the directory, or it cannot be made or locked.
     pub fn open(state_dir: &Path) -> Result<(Self, Opening), RecordError> {
+        Self::open_as(state_dir, true)
+    }
+
+    /// The same for a command that ends soon, and that its user may interrupt at any time: that it was killed while it
+    /// opened the store says nothing of the store.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_for_command(state_dir: &Path) -> Result<(Self, Opening), RecordError> {
+        Self::open_as(state_dir, false)
+    }
+
+    fn open_as(state_dir: &Path, blames: bool) -> Result<(Self, Opening), RecordError> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -81,7 +94,8 @@ impl Record {
             })?;
         // Before the store: its own lock has no words for a user, and opening moves directories about.
         let lock = InstanceLock::take(state_dir)?;
-        let place = Place::new(state_dir);
+        let mut place = Place::new(state_dir);
+        place.blames = blames;
         let (store, opening) = place.open();
         let (roots, down) = match &opening {
             // The numbers of a store that will be opened later are not known; these must not meet them.

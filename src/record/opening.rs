@@ -28,9 +28,9 @@ const QUARANTINE_PREFIX: &str = "record.quarantined-";
 /// Quarantined stores that are kept for a look at what went wrong.
 const KEPT_QUARANTINED: usize = 3;
 
-/// Openings in a row that ended with the process before a store is taken for damaged. Some may have been killed by
-/// somebody: whoever interrupts one command after the other must not lose what is known.
-const MAX_LOST_OPENINGS: u32 = 4;
+/// Openings in a row that ended with the process before a store is taken for damaged. One or two may have been
+/// killed by somebody.
+const MAX_LOST_OPENINGS: u32 = 3;
 
 /// Recovery of a million rows takes seconds; this is for a recovery that does not end.
 const OPENING_DEADLINE: Duration = Duration::from_secs(120);
@@ -66,6 +66,8 @@ pub enum Opening {
 pub(super) struct Place {
     state_dir: PathBuf,
     clock: fn() -> SystemTime,
+    /// Whether the store is to blame if the process ends while it opens it. Commands are interrupted by their users.
+    pub(super) blames: bool,
 }
 
 impl Place {
@@ -73,6 +75,7 @@ impl Place {
         Self {
             state_dir: state_dir.to_owned(),
             clock: SystemTime::now,
+            blames: true,
         }
     }
 
@@ -107,7 +110,9 @@ impl Place {
                 "the process ended in each of the last {lost} attempts to open it"
             )))
         } else {
-            self.mark(lost + 1);
+            if self.blames {
+                self.mark(lost + 1);
+            }
             self.try_open(compacts)
         };
         let outcome = match first {
