@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt as _, stream::BoxStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -89,6 +90,8 @@ pub(super) struct Shared {
     pub(super) forwards: TaskTracker,
     pub(super) halt: CancellationToken,
     connections: AtomicU64,
+    /// Streams of answers that were not sent to their end yet.
+    answers: TaskTracker,
 }
 
 /// The service. Cheap to clone.
@@ -142,6 +145,7 @@ impl BesService {
             forwards: TaskTracker::new(),
             halt: CancellationToken::new(),
             connections: AtomicU64::new(0),
+            answers: TaskTracker::new(),
         };
         Self {
             shared: Arc::new(shared),
@@ -230,6 +234,12 @@ impl BesService {
         self.shared.budget.clone()
     }
 
+    /// Whether a client is still there that was not answered to the end.
+    #[must_use]
+    pub fn is_answering(&self) -> bool {
+        !self.shared.answers.is_empty()
+    }
+
     /// The counts.
     #[must_use]
     pub fn counters(&self) -> CountersNow {
@@ -313,7 +323,7 @@ impl PublishBuildEvent for BesService {
     }
 
     type PublishBuildToolEventStreamStream =
-        UnboundedReceiverStream<Result<PublishBuildToolEventStreamResponse, Status>>;
+        BoxStream<'static, Result<PublishBuildToolEventStreamResponse, Status>>;
 
     async fn publish_build_tool_event_stream(
         &self,
@@ -342,7 +352,9 @@ impl PublishBuildEvent for BesService {
             .ok_or_else(|| Status::internal("the stream has no messages; this is a bug in outhaul"))?;
         inbound.stalling(self.shared.options.stall, self.shared.journal.is_some());
         self.shared.tasks.spawn(reader.run(headers, inbound, acks));
-        Ok(Response::new(UnboundedReceiverStream::new(responses)))
+        let open = self.shared.answers.token();
+        let responses = UnboundedReceiverStream::new(responses).inspect(move |_| _ = &open);
+        Ok(Response::new(responses.boxed()))
     }
 }
 

@@ -202,8 +202,13 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     if let Some(report) = report {
         writeln!(err, "{}", report.line)?;
     }
-    // Blocks for some seconds at most.
-    let _ = tokio::task::spawn_blocking(move || record.close()).await;
+    // Blocks for some seconds at most. With the output tree goes its directory of temporary files.
+    let service = rooms.service.clone();
+    let _ = tokio::task::spawn_blocking(move || {
+        service.let_go();
+        record.close();
+    })
+    .await;
     Ok(if settlement.failed == 0 && trouble.is_empty() {
         exit::OK
     } else {

@@ -53,6 +53,8 @@ const RETENTION: Retention = Retention {
 const OPTIONAL_WAIT: Duration = Duration::from_secs(600);
 /// What Bazel's commands end with when --strict fails them.
 const STRICT: u8 = 45;
+/// How long after its builds a report may come.
+const TOLD: Duration = Duration::from_secs(2);
 
 /// Arguments of `outhaul run`.
 #[derive(Debug, Args)]
@@ -140,7 +142,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
         serving,
     } = started;
     if ended.is_ok() {
-        wait_for_rest(&host, &mut signals).await;
+        wait_for_rest(&host, &reports, &mut signals).await;
     }
     // Whatever came of the command: a daemon whose runtime is taken away would take that for a fault of its own.
     shutdown.cancel();
@@ -209,10 +211,16 @@ async fn see_through(
 }
 
 /// What is optional, or was let go at the deadline, may still be on its way when the command has ended.
-async fn wait_for_rest(host: &Host, signals: &mut Signals) {
+async fn wait_for_rest(host: &Host, reports: &Mutex<Vec<Report>>, signals: &mut Signals) {
     let waited = tokio::time::timeout(OPTIONAL_WAIT, async {
         host.streams_end().await;
         while host.rooms.engine.is_busy().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // What came of a build is told a moment after it is settled.
+        let begun = std::time::Instant::now();
+        let are_told = || reports.lock().unwrap_or_else(PoisonError::into_inner).len() >= host.unawaited();
+        while !are_told() && begun.elapsed() < TOLD {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });

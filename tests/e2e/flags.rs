@@ -148,7 +148,7 @@ fn the_table_names_the_flags_that_the_bazel_has(stage: &Stage) {
     let cache = stage.cache();
     let bazel = stage.bazel(&cache);
     let (version, least) = match bazel.version() {
-        Version::Four => ("4.2.3", 95),
+        Version::Two | Version::Four => ("4.2.3", 95),
         Version::Seven => ("7.7.1", 150),
     };
     // With the flags that the other help texts do not show.

@@ -19,6 +19,7 @@ mod flags;
 mod holding;
 mod incremental;
 mod kill;
+mod oldest;
 mod parallel;
 mod proxy;
 mod proxy_bytes;

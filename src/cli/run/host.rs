@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::paths::workspace_around,
-    mode::{Mode, Setting, decide, is_on},
+    mode::{Mode, Setting, decide, is_on, names_a_cache},
     probe::Told,
 };
 use crate::{
@@ -74,7 +74,8 @@ impl Heard {
     fn is_over(&self) -> bool {
         let over = |events: &BesService| {
             let counts = events.counters();
-            counts.connections > 0 && counts.finished + counts.broken > 0
+            // Bazel tries again, and then gives the stream up, if the end of it does not come there.
+            counts.connections > 0 && counts.finished + counts.broken > 0 && !events.is_answering()
         };
         self.events.as_ref().is_none_or(over)
     }
@@ -85,16 +86,17 @@ impl Host {
     pub(super) async fn answer(&self, told: &Told) -> Answer {
         let line = told.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
-        let mut waits = line.as_ref().is_some_and(waits);
         let events = match self.door(told, line.as_ref(), &mut answer).await {
             Ok((events, upstream)) => {
-                let is_ours = self.downloads(told, line.as_ref(), &mut answer).await;
-                // Where Bazel neither waits for files of ours nor for a service of its own, its upload must not fail it:
-                // Bazel may be where our port cannot be reached, or its cache may take no logs. `run` waits in its place.
-                if line.is_none() || waits && !is_ours && !upstream {
+                let is_reached = self.downloads(told, line.as_ref(), &mut answer).await;
+                if line.is_none() {
+                    // Bazel may be where our port cannot be reached, and must not fail for that: `run` waits in its place.
                     let flag = "--bes_upload_mode=nowait_for_upload_complete";
                     answer.flags.push(flag.to_owned());
-                    waits = false;
+                } else if !is_reached && !upstream {
+                    // Bazel uploads its logs there for any event service, and fails a good build if that fails.
+                    let flag = "--experimental_build_event_upload_strategy=local";
+                    answer.flags.push(flag.to_owned());
                 }
                 Some(events)
             }
@@ -109,7 +111,7 @@ impl Host {
         let heard = Heard {
             name: format!("`bazel {}` in {}", told.word, told.directory.display()),
             events,
-            waits,
+            waits: line.as_ref().is_some_and(waits),
         };
         self.heard
             .lock()
@@ -209,7 +211,7 @@ impl Host {
             .map_err(|e| format!("outhaul cannot forward events to the build's own event service: {e}"))
     }
 
-    /// Has Bazel told to download nothing, if that can be; true if it is.
+    /// Has Bazel told to download nothing, if that can be. False if the command names a cache that does not answer.
     async fn downloads(&self, told: &Told, line: Option<&CommandLine>, answer: &mut Answer) -> bool {
         let base = told
             .options
@@ -224,8 +226,7 @@ impl Host {
             place: base.map_or(Ok(()), |base| self.rooms.allows(&base.join("execroot/_main"))),
             cache: Ok(()),
         };
-        let mut mode = decide(&setting);
-        if let (Mode::Minimal, Some(line)) = (&mode, line) {
+        if let Some(line) = line.filter(|line| names_a_cache(line)) {
             let working_directory = told.directory.clone();
             let workspace = workspace_around(&working_directory);
             let directories = BuildDirectories {
@@ -236,16 +237,16 @@ impl Host {
             setting.cache = asking
                 .await
                 .unwrap_or_else(|_| Err("the remote cache does not answer".to_owned()));
-            mode = decide(&setting);
         }
-        let is_ours = mode == Mode::Minimal;
+        let is_reached = setting.cache.is_ok();
+        let mode = decide(&setting);
         match mode {
             // Not --remote_download_outputs=minimal, which some versions refuse without what only this one expands into.
             Mode::Minimal => answer.flags.push("--remote_download_minimal".to_owned()),
             Mode::Own(reason) => tracing::info!("Bazel's download mode is left alone: {reason}"),
             Mode::Unable(reason) => answer.messages.push(reason),
         }
-        is_ours
+        is_reached
     }
 
     /// Waits for the end of streams that their commands did not wait for.
@@ -264,6 +265,12 @@ impl Host {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// How many streams came whose commands did not wait for their end.
+    pub(super) fn unawaited(&self) -> usize {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.iter().filter(|heard| !heard.waits && heard.came()).count()
     }
 
     /// Whether any command that builds was answered.

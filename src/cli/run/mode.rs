@@ -78,14 +78,9 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
             return Mode::Own(reason);
         }
     }
-    let endpoint = ["remote_cache", "remote_executor"]
-        .into_iter()
-        .find_map(|name| options.last(name).filter(|value| !value.is_empty()));
-    match endpoint {
+    match endpoint(options) {
         None => return Mode::Own("the command uses no remote cache"),
-        Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
-            return Mode::Own("the remote cache speaks HTTP");
-        }
+        Some(url) if is_http(url) => return Mode::Own("the remote cache speaks HTTP"),
         Some(_) => {}
     }
     if options.last("experimental_build_event_upload_strategy") == Some("local") {
@@ -98,6 +93,21 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
         Ok(()) => Mode::Minimal,
         Err(reason) => Mode::Unable(format!("Bazel downloads by itself: {reason}")),
     }
+}
+
+fn endpoint(options: &CommandLine) -> Option<&str> {
+    let given = |name| options.last(name).filter(|value| !value.is_empty());
+    given("remote_cache").or_else(|| given("remote_executor"))
+}
+
+fn is_http(url: &str) -> bool {
+    url.starts_with("http://") || url.starts_with("https://")
+}
+
+/// Whether a cache is named that can be asked, and is reached as it is named.
+pub(super) fn names_a_cache(options: &CommandLine) -> bool {
+    let is_direct = options.last("remote_proxy").is_none_or(str::is_empty);
+    is_direct && endpoint(options).is_some_and(|url| !is_http(url))
 }
 
 /// Whether what tests leave comes as an archive, which events name. Without a word of the command: until Bazel 8.

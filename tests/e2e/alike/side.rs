@@ -285,6 +285,14 @@ impl Left {
                 self.run.code, other.run.code
             ));
         }
+        let waited = |left: &Self| {
+            left.run
+                .stderr
+                .contains("for the previous invocation failed to complete")
+        };
+        if waited(other) && !waited(self) {
+            list.push("it waited for events of the build before".to_owned());
+        }
         if config.is("command", "run") && self.run.stdout != other.run.stdout {
             list.push(format!(
                 "it printed {:?}, with Outhaul {:?}",

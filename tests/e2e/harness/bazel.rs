@@ -15,6 +15,8 @@ use super::{
 /// The Bazels that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
+    /// 2.1.0, for one test
+    Two,
     /// 4.2.3
     Four,
     /// 7.7.1
@@ -24,6 +26,7 @@ pub(crate) enum Version {
 impl Version {
     pub(super) const fn peer(self) -> &'static str {
         match self {
+            Self::Two => "bazel2",
             Self::Four => "bazel4",
             Self::Seven => "bazel7",
         }
