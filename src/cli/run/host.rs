@@ -89,11 +89,13 @@ impl Host {
         let events = match self.door(told, line.as_ref(), &mut answer).await {
             Ok((events, upstream)) => {
                 let is_reached = self.downloads(told, line.as_ref(), &mut answer).await;
+                // Then an upload that fails the build is its own.
+                let has_others = upstream || line.as_ref().is_some_and(writes_events);
                 if line.is_none() {
                     // Bazel may be where our port cannot be reached, and must not fail for that: `run` waits in its place.
                     let flag = "--bes_upload_mode=nowait_for_upload_complete";
                     answer.flags.push(flag.to_owned());
-                } else if !is_reached && !upstream {
+                } else if !is_reached && !has_others {
                     // Bazel uploads its logs there for any event service, and fails a good build if that fails.
                     let flag = "--experimental_build_event_upload_strategy=local";
                     answer.flags.push(flag.to_owned());
@@ -309,6 +311,18 @@ pub(super) struct Unheard {
     pub(super) any: bool,
     /// Those of which that was not said yet.
     pub(super) silent: Vec<String>,
+}
+
+/// Whether Bazel writes events into a file.
+fn writes_events(line: &CommandLine) -> bool {
+    let files = [
+        "build_event_json_file",
+        "build_event_text_file",
+        "build_event_binary_file",
+    ];
+    files
+        .iter()
+        .any(|name| line.last(name).is_some_and(|file| !file.is_empty()))
 }
 
 /// Whether Bazel waits until its stream is acknowledged to the end.
