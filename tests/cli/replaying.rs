@@ -30,6 +30,8 @@ async fn broken_off(world: &World) {
     let faults = world.cache.faults();
     faults.request(Rpc::StreamRead, RequestFault::Stall, Times::Always);
     faults.request(Rpc::BatchRead, RequestFault::Stall, Times::Always);
+    // As Bazel does before it executes anything: a build that is gone on with makes none.
+    std::fs::create_dir_all(world.exec_root().join("bazel-out")).unwrap();
     let server = world.serve(&["--hold=none"]).await;
     world.play(&world.build, server.door()).await;
     end(server).await;
