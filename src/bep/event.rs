@@ -145,6 +145,20 @@ impl CommandLine {
             .map(|(_, v)| v.as_str())
     }
 
+    /// The same, unless it is empty: an empty value takes back what came before.
+    #[must_use]
+    pub fn given(&self, name: &str) -> Option<&str> {
+        self.last(name).filter(|value| !value.is_empty())
+    }
+
+    /// The remote cache, with the option that names it. As Bazel: an executor is its own cache unless another is named.
+    #[must_use]
+    pub fn remote_cache(&self) -> Option<(&'static str, &str)> {
+        ["remote_cache", "remote_executor"]
+            .into_iter()
+            .find_map(|name| Some((name, self.given(name)?)))
+    }
+
     /// Every value given for an option, in order.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.options

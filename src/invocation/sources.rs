@@ -295,12 +295,17 @@ fn named(cache: &Arc<GrpcCache>) -> SourceCache {
 /// Where the build's `--disk_cache` is. A relative one lies below the directory that the client was started in, and `~/`
 /// is the home directory, as for Bazel.
 fn disk_cache(line: &CommandLine, directories: &BuildDirectories) -> Option<PathBuf> {
-    let text = line.last("disk_cache").filter(|value| !value.is_empty())?;
+    let text = line.given("disk_cache")?;
     let path = match text.strip_prefix("~/") {
         Some(below) => std::env::home_dir()?.join(below),
         None => directories.working_directory.join(text),
     };
     path.is_absolute().then_some(path)
+}
+
+/// Whether a cache's address is that of one behind HTTP, which is not read.
+pub fn is_http(address: &str) -> bool {
+    address.starts_with("http://") || address.starts_with("https://")
 }
 
 /// The cache that a build's canonical command line names.
@@ -315,21 +320,12 @@ pub fn options_of(
     template: &RemoteOptions,
     directories: &BuildDirectories,
 ) -> Result<RemoteOptions, String> {
-    // As Bazel: a remote executor is its own cache unless another is named.
-    let endpoint = ["remote_cache", "remote_executor"]
-        .into_iter()
-        .filter_map(|name| {
-            line.last(name)
-                .filter(|value| !value.is_empty())
-                .map(|value| (name, value))
-        })
-        .next();
-    let Some((flag, endpoint)) = endpoint else {
+    let Some((flag, endpoint)) = line.remote_cache() else {
         return Err(
             "the build uses no remote cache: it has neither --remote_cache nor --remote_executor".to_owned(),
         );
     };
-    if endpoint.starts_with("http://") || endpoint.starts_with("https://") {
+    if is_http(endpoint) {
         return Err(format!(
             "the build's --{flag}={} is an HTTP cache; only gRPC caches can be read",
             without_user_info(endpoint)
@@ -356,7 +352,7 @@ pub fn options_of(
     }
     add_helpers(line, &mut options);
     add_login(line, user_info, &mut options);
-    if let Some(function) = line.last("digest_function").filter(|v| !v.is_empty()) {
+    if let Some(function) = line.given("digest_function") {
         match function.parse::<DigestFunction>() {
             Ok(function) => options.digest_function = function,
             Err(error) => options.left_out.push(format!("--digest_function: {error}")),
@@ -392,10 +388,7 @@ fn add_headers(line: &CommandLine, options: &mut RemoteOptions) {
 
 /// Bazel's server runs in the workspace, where relative files are looked for.
 fn add_tls(line: &CommandLine, directories: &BuildDirectories, options: &mut RemoteOptions) {
-    let path = |name| {
-        let text = line.last(name).filter(|value| !value.is_empty())?;
-        Some(directories.workspace.join(text))
-    };
+    let path = |name| Some(directories.workspace.join(line.given(name)?));
     let mut tried = options.clone();
     let authorities = path("tls_certificate").filter(|_| tried.tls_certificate.is_none());
     if let Some(file) = authorities {

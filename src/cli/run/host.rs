@@ -132,7 +132,7 @@ impl Host {
         let mut upstream = self.upstream(told, told.backend.as_deref(), None)?;
         let mut more = Vec::new();
         if let Some(line) = line {
-            let named = |name: &str| line.last(name).filter(|value| !value.is_empty());
+            let named = |name: &str| line.given(name);
             if is_on(line, "google_default_credentials") || named("google_credentials").is_some() {
                 return Err(
                     "with Google's credentials, Bazel sends events only over encrypted connections"
@@ -179,10 +179,7 @@ impl Host {
         let Some(backend) = backend.filter(|backend| !backend.is_empty()) else {
             return Ok(self.own.clone());
         };
-        let named = |name: &str| {
-            line.and_then(|line| line.last(name))
-                .filter(|value| !value.is_empty())
-        };
+        let named = |name: &str| line?.given(name);
         let (mut upstream, mut cache) = (self.upstream.clone(), self.cache.clone());
         upstream.bes_backend = Some(match named("bes_proxy") {
             None => backend.to_owned(),
@@ -195,8 +192,8 @@ impl Host {
         });
         if let Some(line) = line {
             // Bazel's server runs in the workspace, where relative files are looked for.
-            let workspace = workspace_around(&told.directory).unwrap_or_else(|| told.directory.clone());
-            let path = |name| Some(workspace.join(line.last(name).filter(|v| !v.is_empty())?));
+            let workspace = directories_of(told).workspace;
+            let path = |name| Some(workspace.join(line.given(name)?));
             cache.tls_certificate = cache.tls_certificate.or_else(|| path("tls_certificate"));
             cache.tls_client_certificate = cache
                 .tls_client_certificate
@@ -229,12 +226,7 @@ impl Host {
             cache: Ok(()),
         };
         if let Some(line) = line.filter(|line| names_a_cache(line)) {
-            let working_directory = told.directory.clone();
-            let workspace = workspace_around(&working_directory);
-            let directories = BuildDirectories {
-                workspace: workspace.unwrap_or_else(|| working_directory.clone()),
-                working_directory,
-            };
+            let directories = directories_of(told);
             let asking = tokio::time::timeout(CACHE, self.rooms.reaches_cache(line, &directories));
             setting.cache = asking
                 .await
@@ -313,6 +305,15 @@ pub(super) struct Unheard {
     pub(super) silent: Vec<String>,
 }
 
+/// Where a command's relative files are.
+fn directories_of(told: &Told) -> BuildDirectories {
+    let working_directory = told.directory.clone();
+    BuildDirectories {
+        workspace: workspace_around(&working_directory).unwrap_or_else(|| working_directory.clone()),
+        working_directory,
+    }
+}
+
 /// Whether Bazel writes events into a file.
 fn writes_events(line: &CommandLine) -> bool {
     let files = [
@@ -320,9 +321,7 @@ fn writes_events(line: &CommandLine) -> bool {
         "build_event_text_file",
         "build_event_binary_file",
     ];
-    files
-        .iter()
-        .any(|name| line.last(name).is_some_and(|file| !file.is_empty()))
+    files.iter().any(|name| line.given(name).is_some())
 }
 
 /// Whether Bazel waits until its stream is acknowledged to the end.

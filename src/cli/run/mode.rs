@@ -1,7 +1,7 @@
 //! Whether Bazel's own downloads may be taken away from it: only where everything that it would bring is sure to come
 //! by us.
 
-use crate::bep::event::CommandLine;
+use crate::{bep::event::CommandLine, invocation::sources::is_http};
 
 /// The oldest Bazel that tells in its events, and keeps on its disk, what all of its own download mode needs.
 const OLDEST: u32 = 7;
@@ -61,7 +61,6 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
         Some("toplevel") | None => {}
         Some(_) => return Mode::Own("the command asks for all outputs"),
     }
-    let given = |name: &str| options.last(name).is_some_and(|value| !value.is_empty());
     for (name, reason) in [
         ("disk_cache", "outputs may be in a disk cache"),
         (
@@ -74,13 +73,13 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
             "outputs are to be links into another file system",
         ),
     ] {
-        if given(name) {
+        if options.given(name).is_some() {
             return Mode::Own(reason);
         }
     }
-    match endpoint(options) {
+    match options.remote_cache() {
         None => return Mode::Own("the command uses no remote cache"),
-        Some(url) if is_http(url) => return Mode::Own("the remote cache speaks HTTP"),
+        Some((_, url)) if is_http(url) => return Mode::Own("the remote cache speaks HTTP"),
         Some(_) => {}
     }
     if options.last("experimental_build_event_upload_strategy") == Some("local") {
@@ -95,19 +94,10 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
     }
 }
 
-fn endpoint(options: &CommandLine) -> Option<&str> {
-    let given = |name| options.last(name).filter(|value| !value.is_empty());
-    given("remote_cache").or_else(|| given("remote_executor"))
-}
-
-fn is_http(url: &str) -> bool {
-    url.starts_with("http://") || url.starts_with("https://")
-}
-
 /// Whether a cache is named that can be asked, and is reached as it is named.
 pub(super) fn names_a_cache(options: &CommandLine) -> bool {
-    let is_direct = options.last("remote_proxy").is_none_or(str::is_empty);
-    is_direct && endpoint(options).is_some_and(|url| !is_http(url))
+    let cache = options.remote_cache();
+    options.given("remote_proxy").is_none() && cache.is_some_and(|(_, url)| !is_http(url))
 }
 
 /// Whether what tests leave comes as an archive, which events name. Without a word of the command: until Bazel 8.

@@ -228,8 +228,8 @@ impl Actor {
             return None;
         }
         let line = self.command_line.as_ref();
-        let service = line.and_then(|line| line.last("experimental_remote_output_service"));
-        let mut served = match service.filter(|address| !address.is_empty()) {
+        let service = line.and_then(|line| line.given("experimental_remote_output_service"));
+        let mut served = match service {
             Some(address) => Served {
                 by: format!("the output service {}", without_user_info(address)),
                 warm: false,

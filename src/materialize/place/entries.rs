@@ -102,9 +102,7 @@ impl Placer {
             };
             let leads_there = || {
                 let now = walk::find_dir(job.root, path.as_str());
-                now.is_ok_and(|now| {
-                    now.is_some_and(|now| now.inode == dir.inode && now.through == dir.through)
-                })
+                now.is_ok_and(|now| now.is_some_and(|now| now.is_as(&dir)))
             };
             let content = OutputContent::Directory;
             if !job.root.aliases.found(path, &content, &spot, leads_there) {

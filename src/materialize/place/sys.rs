@@ -41,6 +41,13 @@ pub(super) struct Dir {
     pub(super) through: Box<[PathBuf]>,
 }
 
+impl Dir {
+    /// Whether another is the same directory, reached by the same links.
+    pub(super) fn is_as(&self, other: &Self) -> bool {
+        self.inode == other.inode && self.through == other.through
+    }
+}
+
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

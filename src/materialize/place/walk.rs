@@ -184,10 +184,7 @@ pub(super) fn follow_making(
 /// Whether a path leads to a spot still, by the same links; those that it ends in count as followed or not, as they
 /// were for the spot.
 pub(super) fn still_leads(root: &OutputRoot, path: &ExecPath, spot: &Spot) -> bool {
-    let is_it = |now: &Spot| {
-        let (dir, before) = (&now.dir, &spot.dir);
-        now.name == spot.name && dir.inode == before.inode && dir.through == before.through
-    };
+    let is_it = |now: &Spot| now.name == spot.name && now.dir.is_as(&spot.dir);
     let unfollowed = || {
         let dir = find_dir(root, path.parent().unwrap_or("")).ok()??;
         let name = path.file_name().into();
