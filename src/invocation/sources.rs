@@ -13,6 +13,7 @@ use crate::{
         BlobStore, Chain, DiskCache, Endpoint, GrpcCache, Header, Nowhere, RemoteError, RemoteOptions,
         auth::check_helper, channel::check_tls, netrc, split_user_info, without_user_info,
     },
+    units::parse_duration,
 };
 
 /// What newer Bazels, and forks that redact, write in the place of a secret.
@@ -341,13 +342,14 @@ pub fn options_of(
         .last("remote_proxy")
         .and_then(|value| value.strip_prefix("unix:"))
     {
-        options.proxy = Some(PathBuf::from(proxy));
+        options.proxy = Some(directories.workspace.join(proxy));
     }
     if !directories.workspace.as_os_str().is_empty() {
         options.workspace = Some(directories.workspace.clone());
     }
     add_headers(line, &mut options);
     if options.endpoint.is_tls() {
+        options.tls_authority_override = line.given("tls_authority_override").map(str::to_owned);
         add_tls(line, directories, &mut options);
     }
     add_helpers(line, &mut options);
@@ -437,6 +439,25 @@ fn add_helpers(line: &CommandLine, options: &mut RemoteOptions) {
             }
         }
     }
+    let RemoteOptions {
+        credential_helper_timeout,
+        credential_helper_cache_duration,
+        left_out,
+        ..
+    } = options;
+    for (name, duration) in [
+        ("timeout", credential_helper_timeout),
+        ("cache_duration", credential_helper_cache_duration),
+    ] {
+        for prefix in ["experimental_", ""] {
+            let name = format!("{prefix}credential_helper_{name}");
+            match line.given(&name).map(parse_duration) {
+                None => {}
+                Some(Ok(given)) => *duration = given,
+                Some(Err(error)) => left_out.push(format!("--{name}: {error}")),
+            }
+        }
+    }
 }
 
 /// User name and password: of the address itself, or of the user's `.netrc`, which Bazel reads where no other flag says
@@ -476,6 +497,8 @@ fn add_login(line: &CommandLine, user_info: Option<(String, String)>, options: &
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn line(options: &[(&str, &str)]) -> CommandLine {
@@ -623,6 +646,7 @@ mod tests {
             ("tls_client_certificate", "no.pem", "no --tls_client_key"),
             ("tls_client_key", "no.pem", "no --tls_client_certificate"),
             ("google_default_credentials", "1", "Google"),
+            ("credential_helper_timeout", "soon", "--credential_helper_timeout"),
             ("digest_function", "crc", "crc"),
         ] {
             let options = with(&[("remote_header", "x-good=1"), (name, value)], &directories);
@@ -664,14 +688,20 @@ mod tests {
             &[
                 ("tls_certificate", "ca.pem"),
                 ("credential_helper", "%workspace%/tools/helper"),
-                ("remote_proxy", "unix:/run/proxy.sock"),
+                ("credential_helper_timeout", "90s"),
+                ("experimental_credential_helper_cache_duration", "2m"),
+                ("tls_authority_override", "cache.test"),
+                ("remote_proxy", "unix:run/proxy.sock"),
             ],
             &directories,
         );
         assert_eq!(options.left_out, Vec::<String>::new());
+        assert_eq!(options.credential_helper_timeout, Duration::from_secs(90));
+        assert_eq!(options.credential_helper_cache_duration, Duration::from_secs(120));
+        assert_eq!(options.tls_authority_override.as_deref(), Some("cache.test"));
+        assert_eq!(options.proxy, Some(workspace.join("run/proxy.sock")));
         assert_eq!(options.tls_certificate, Some(workspace.join("ca.pem")));
         assert_eq!(options.workspace, Some(workspace));
-        assert_eq!(options.proxy, Some("/run/proxy.sock".into()));
         let disk = |value| disk_cache(&line(&[("disk_cache", value)]), &directories);
         assert_eq!(disk("cache"), Some(below.join("cache")));
         assert_eq!(disk("/cache"), Some("/cache".into()));

@@ -29,16 +29,10 @@ use super::{
     error::{RemoteError, RemoteErrorKind},
     options::{Header, RemoteOptions},
 };
-use crate::open_files;
+use crate::{open_files, units::show_duration};
 
 /// The Remote Execution API's header for [`RequestMetadata`].
 const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
-
-/// How long a helper may run. Bazel's default.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long credentials without an expiry are kept. Bazel's default.
-const KEPT_FOR: Duration = Duration::from_secs(30 * 60);
 
 /// The least time that a helper's answer is kept, good or bad, so that a thousand requests don't run it a thousand
 /// times.
@@ -228,6 +222,9 @@ struct Helper {
     path: PathBuf,
     uri: String,
     directory: Option<PathBuf>,
+    timeout: Duration,
+    /// How long an answer is kept that does not say when it expires.
+    kept_for: Duration,
 }
 
 /// What a helper prints. No `Debug`: it is all secrets.
@@ -292,15 +289,24 @@ impl Helper {
                 path,
                 uri,
                 directory: options.workspace.clone(),
+                timeout: options.credential_helper_timeout,
+                kept_for: options.credential_helper_cache_duration,
             }))
     }
 
     /// Runs it: headers, and for how long they are good.
     async fn run(&self) -> Result<(Vec<Header>, Duration), RemoteError> {
-        let printed = tokio::time::timeout(HELPER_TIMEOUT, self.output())
+        let printed = tokio::time::timeout(self.timeout, self.output())
             .await
-            .map_err(|_| self.error("did not answer within 10 s"))??;
-        read_answer(&printed, SystemTime::now()).map_err(|reason| self.error(&reason))
+            .map_err(|_| {
+                let timeout = show_duration(self.timeout);
+                self.error(&format!(
+                    "did not answer within {timeout} (--credential_helper_timeout)"
+                ))
+            })??;
+        let (headers, expires_in) =
+            read_answer(&printed, SystemTime::now()).map_err(|reason| self.error(&reason))?;
+        Ok((headers, expires_in.unwrap_or(self.kept_for)))
     }
 
     async fn output(&self) -> Result<Vec<u8>, RemoteError> {
@@ -360,8 +366,11 @@ impl Helper {
     }
 }
 
-/// Headers, and for how long they are good, out of what a helper printed; or what is wrong with that.
-pub(super) fn read_answer(printed: &[u8], now: SystemTime) -> Result<(Vec<Header>, Duration), String> {
+/// Headers, and for how long they are good if it says so, out of what a helper printed; or what is wrong with that.
+pub(super) fn read_answer(
+    printed: &[u8],
+    now: SystemTime,
+) -> Result<(Vec<Header>, Option<Duration>), String> {
     // The decoder's words would quote the answer.
     let printed: Printed =
         serde_json::from_slice(printed).map_err(|_| "did not print the JSON that is expected")?;
@@ -373,19 +382,21 @@ pub(super) fn read_answer(printed: &[u8], now: SystemTime) -> Result<(Vec<Header
             headers.push(header.map_err(|_| "gave a header whose name or value can't be one")?);
         }
     }
-    let kept = match printed.expires {
-        None => KEPT_FOR,
-        Some(text) => text
-            .parse::<prost_types::Timestamp>()
-            .ok()
-            .and_then(|time| SystemTime::try_from(time).ok())
-            .ok_or("gave an expiry that is no RFC 3339 time")?
-            .duration_since(now)
-            .unwrap_or_default()
+    let expires_in = match printed.expires {
+        None => None,
+        Some(text) => {
+            let expires_in = text
+                .parse::<prost_types::Timestamp>()
+                .ok()
+                .and_then(|time| SystemTime::try_from(time).ok())
+                .ok_or("gave an expiry that is no RFC 3339 time")?
+                .duration_since(now)
+                .unwrap_or_default();
             // A helper's year 9999 must not overflow the clock.
-            .min(Duration::from_secs(24 * 60 * 60)),
+            Some(expires_in.min(Duration::from_secs(24 * 60 * 60)))
+        }
     };
-    Ok((headers, kept))
+    Ok((headers, expires_in))
 }
 
 /// How closely a scope fits a host: the more, the closer; `None` when it does not.

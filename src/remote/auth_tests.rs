@@ -175,6 +175,16 @@ async fn a_failing_helper_says_why_without_its_output() {
         let shown = error.to_string();
         assert!(shown.contains(part) && !shown.contains("s3cret"), "{shown}");
     }
+    let dir = tempfile::tempdir().unwrap();
+    let mut slow = options("grpcs://cache.example");
+    slow.credential_helpers = vec![script(dir.path(), "sleep 60")];
+    slow.credential_helper_timeout = Duration::from_millis(50);
+    let error = Auth::new(&slow)
+        .unwrap()
+        .metadata(&Attribution::default())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("did not answer within"), "{error}");
     let mut missing = options("grpcs://cache.example");
     missing.credential_helpers = vec!["/nonexistent/helper".to_owned()];
     let error = Auth::new(&missing)

@@ -240,6 +240,10 @@ fn tls(options: &RemoteOptions) -> Result<ClientTlsConfig, RemoteError> {
         )?)),
         None => config.with_native_roots(),
     };
+    let config = match &options.tls_authority_override {
+        Some(name) => config.domain_name(name),
+        None => config,
+    };
     match (&options.tls_client_certificate, &options.tls_client_key) {
         (Some(certificate), Some(key)) => Ok(config.identity(Identity::from_pem(
             pem("--tls-client-certificate", certificate, "CERTIFICATE")?,

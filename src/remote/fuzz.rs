@@ -79,8 +79,8 @@ pub(crate) fn status(data: &[u8]) {
 /// What a credential helper prints.
 pub(crate) fn credentials(data: &[u8]) {
     let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    if let Ok((headers, kept)) = auth::read_answer(data, now) {
-        assert!(kept <= Duration::from_secs(24 * 60 * 60));
+    if let Ok((headers, expires_in)) = auth::read_answer(data, now) {
+        assert!(expires_in.unwrap_or_default() <= Duration::from_secs(24 * 60 * 60));
         for header in headers {
             assert!(!header.value().contains(['\r', '\n', '\0']));
         }

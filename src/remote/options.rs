@@ -39,8 +39,14 @@ pub struct RemoteOptions {
     pub tls_client_certificate: Option<PathBuf>,
     /// PEM file of its key.
     pub tls_client_key: Option<PathBuf>,
+    /// The name that the server's certificate must have, instead of the endpoint's host.
+    pub tls_authority_override: Option<String>,
     /// Credential helpers, as `[SCOPE=]PATH`, see [`super::auth`].
     pub credential_helpers: Vec<String>,
+    /// How long a credential helper may run.
+    pub credential_helper_timeout: Duration,
+    /// How long credentials are kept that do not say when they expire.
+    pub credential_helper_cache_duration: Duration,
     /// When to ask for zstd where the server offers it.
     pub compression: Compression,
     /// HTTP/2 connections.
@@ -77,7 +83,11 @@ impl RemoteOptions {
             tls_certificate: None,
             tls_client_certificate: None,
             tls_client_key: None,
+            tls_authority_override: None,
             credential_helpers: Vec::new(),
+            // Bazel's defaults, both.
+            credential_helper_timeout: Duration::from_secs(10),
+            credential_helper_cache_duration: Duration::from_secs(30 * 60),
             compression: Compression::WherePaying,
             connections: 4,
             retries: 5,

@@ -79,11 +79,13 @@ impl Modes {
     }
 }
 
-/// Whether a file is one that a test leaves, and not an output of its action. To Bazel 4.2.3, `outputs.zip` is none either.
+/// Whether a file is one that a test leaves, and not an output of its action. To Bazel 7.7.1 `outputs.zip` is one; 4.2.3
+/// names it only where a test ran, and has it on disk then.
 fn is_left_by_a_test(path: &ExecPath) -> bool {
     let is_output = [
         "test.log",
         "test.cache_status",
+        "outputs.zip",
         "coverage.dat",
         "baseline_coverage.dat",
     ];
@@ -153,7 +155,10 @@ mod tests {
             let digest = Digest::of(DigestFunction::Sha256, b"x");
             // A file alone, some in a directory that is filled out of sight, and the same in a tree.
             let mut names = vec!["a/b/alone".to_owned(), "t.d/sub/deep/alone".to_owned()];
-            names.extend(["xml", "log"].map(|end| format!("k8/testlogs/p/x/test.{end}")));
+            names.extend(
+                ["test.xml", "test.log", "test.outputs/outputs.zip"]
+                    .map(|name| format!("k8/testlogs/p/x/{name}")),
+            );
             names.extend((0..8).flat_map(|n| [format!("many/{n}"), format!("t.d/many/{n}")]));
             let paths: Vec<_> = names
                 .iter()

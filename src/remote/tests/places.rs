@@ -109,6 +109,16 @@ async fn tls_is_trusted_only_with_the_right_authority_and_both_sides_certificate
     });
     assert!(with_client.await.is_ok());
 
+    // The certificate has the name `localhost`, the address has none.
+    let by_number = format!("grpcs://127.0.0.1:{port}");
+    for (name, is_trusted) in [(None, false), (Some("localhost"), true)] {
+        let answer = probe(&by_number, |o| {
+            o.tls_certificate.clone_from(&ca);
+            o.tls_authority_override = name.map(str::to_owned);
+        });
+        assert_eq!(answer.await.is_ok(), is_trusted, "{name:?}");
+    }
+
     let other = write("other.pem", &Authority::new().certificate.pem());
     let shown = probe(&endpoint, |o| o.tls_certificate = other).await.unwrap_err();
     assert!(
