@@ -293,7 +293,9 @@ impl Left {
         if waited(other) && !waited(self) {
             list.push("it waited for events of the build before".to_owned());
         }
-        if config.is("command", "run") && self.run.stdout != other.run.stdout {
+        // A program is not run after another exit code.
+        let both_ran = self.run.code == other.run.code;
+        if config.is("command", "run") && both_ran && self.run.stdout != other.run.stdout {
             list.push(format!(
                 "it printed {:?}, with Outhaul {:?}",
                 self.run.stdout, other.run.stdout
