@@ -14,6 +14,7 @@ use super::{
     client::Client,
     exit,
     exit::Failure,
+    paths::special,
     print, runtime,
     stage::{WhichArgs, told},
 };
@@ -150,6 +151,10 @@ async fn find(
 /// Whole or not at all, and for the user's own eyes: redaction knows the usual secrets, not all.
 fn to_file(entry: &Entry, row: &InvocationRow, path: &Path) -> Result<Exported, Failure> {
     let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", path.display()));
+    if let Some(file) = special(path).map_err(failed)? {
+        let (exported, _) = archive::export(entry, row, BufWriter::new(file)).map_err(Failure::failed)?;
+        return Ok(exported);
+    }
     let mut name = path
         .file_name()
         .ok_or_else(|| Failure::usage(format!("--output={}: is no file's name", path.display())))?

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
-use super::{exit, exit::Failure, print, runtime};
+use super::{exit, exit::Failure, paths::special, print, runtime};
 use crate::{
     bep::{Event, EventFile},
     bes::{Builds as _, StreamEnd, StreamKey},
@@ -250,15 +250,25 @@ async fn tree(args: TreeArgs) -> Result<u8, Failure> {
 async fn blob(args: BlobArgs) -> Result<u8, Failure> {
     let cache = args.cache.cache()?;
     let digest = digest(&args.digest, &args.cache)?;
-    if args.output == Path::new("-") {
+    let path = std::path::absolute(&args.output)?;
+    let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", path.display()));
+    let is_standard = args.output == Path::new("-");
+    let special = if is_standard {
+        None
+    } else {
+        special(&path).map_err(failed)?
+    };
+    if is_standard || special.is_some() {
         let bytes = match cache.read_blob(&digest, &Attribution::default()).await {
             Ok(bytes) => bytes,
             Err(error) => return Err(in_plain_words(&cache, error).await),
         };
-        std::io::stdout().lock().write_all(&bytes)?;
+        match special {
+            Some(mut file) => file.write_all(&bytes).map_err(failed)?,
+            None => std::io::stdout().lock().write_all(&bytes)?,
+        }
         return Ok(exit::OK);
     }
-    let path = std::path::absolute(&args.output)?;
     let named = path.parent().zip(path.file_name().and_then(|name| name.to_str()));
     let (directory, name) =
         named.ok_or_else(|| Failure::usage(format!("{}: is no file's name", path.display())))?;

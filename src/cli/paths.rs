@@ -1,6 +1,7 @@
 //! From a path as the user sees it to one that the record knows.
 
 use std::{
+    fs::{File, OpenOptions},
     io,
     path::{Component, Path, PathBuf},
 };
@@ -46,6 +47,17 @@ fn plain(path: &Path) -> PathBuf {
         }
     }
     plain
+}
+
+/// A device, a pipe or the like that is named as the file to write, opened: it is written into, and never replaced by a
+/// file.
+pub(super) fn special(path: &Path) -> io::Result<Option<File>> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() && !found.is_dir() => {
+            OpenOptions::new().write(true).open(path).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 #[cfg(test)]

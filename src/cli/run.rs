@@ -15,10 +15,11 @@ mod shims;
 mod state;
 
 use std::{
+    collections::{HashMap, HashSet},
     ffi::OsString,
     io::Write as _,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     child::Signals,
-    host::Host,
+    host::{Host, Uploads},
     line::Line,
     probe::Probe,
     shims::{Shims, is_ours, path_without},
@@ -53,7 +54,9 @@ const RETENTION: Retention = Retention {
 const OPTIONAL_WAIT: Duration = Duration::from_secs(600);
 /// What Bazel's commands end with when --strict fails them.
 const STRICT: u8 = 45;
-/// How long after its builds a report may come.
+/// What Bazel's commands end with when files of their events could not be uploaded.
+const NOT_UPLOADED: u8 = 38;
+/// How long after its builds a report may come, and the build's own event service may take for the rest of its events.
 const TOLD: Duration = Duration::from_secs(2);
 
 /// Arguments of `outhaul run`.
@@ -125,15 +128,27 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
             });
         }
     };
-    let ended = wrapped(
-        &started,
-        command,
-        bazel.as_deref(),
-        &path,
+    let run = Wrapped {
+        started: &started,
+        command: &command,
+        bazel: bazel.as_deref(),
+        path: &path,
         is_building,
-        &mut signals,
-    )
-    .await;
+    };
+    let mut ended = run.see_through(Uploads::AsAlways, &mut signals).await;
+    if let Ok(NOT_UPLOADED) = ended
+        && is_building
+        && started.host.uploads_for_us()
+    {
+        say(
+            "Bazel could not upload what its events name, which fails the command, and does so for outhaul alone; it runs once \
+             more without, and downloads by itself",
+        );
+        wait_for_rest(&started.host, &started.reports, true, &mut signals).await;
+        started.host.forget();
+        lock(&started.reports).clear();
+        ended = run.see_through(Uploads::None, &mut signals).await;
+    }
     let Started {
         host,
         shims,
@@ -141,12 +156,15 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
         shutdown,
         serving,
     } = started;
-    if ended.is_ok() {
-        wait_for_rest(&host, &reports, &mut signals).await;
+    if let Ok(code) = ended {
+        wait_for_rest(&host, &reports, code != 0, &mut signals).await;
     }
     // Whatever came of the command: a daemon whose runtime is taken away would take that for a fault of its own.
     shutdown.cancel();
-    let has_failed = ended.is_ok() && outcome(&host, &reports, bazel.is_none().then_some(&name));
+    let reports = std::mem::take(&mut *lock(&reports));
+    let has_failed = ended
+        .as_ref()
+        .is_ok_and(|code| outcome(&host, &reports, bazel.is_none().then_some(&name), *code != 0));
     drop(host);
     match serving.await {
         Ok(Ok(())) => {}
@@ -162,37 +180,44 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
     })
 }
 
-/// Runs the command beside the daemon, with what it needs to be heard, to its end.
-async fn wrapped(
-    started: &Started,
-    mut command: Vec<OsString>,
-    bazel: Option<&Path>,
-    path: &OsString,
+/// A command, and what it runs beside.
+struct Wrapped<'a> {
+    started: &'a Started,
+    command: &'a [OsString],
+    /// The program, if it is a Bazel.
+    bazel: Option<&'a Path>,
+    /// The `PATH` that it is to have.
+    path: &'a OsString,
     is_building: bool,
-    signals: &mut Signals,
-) -> Result<u8, Failure> {
-    let mut environment = Vec::new();
-    if let Some(bazel) = bazel {
-        if *path != program::path() {
-            // Below another `run`: this one's events come here.
-            command[0] = bazel.into();
-            environment.push(("PATH", Some(path.clone())));
-        }
-        environment.push((shims::VARIABLE, None));
-        if is_building {
-            let asking = flagged(&command, bazel, path, started);
-            tokio::select! {
-                flagged = asking => command = flagged,
-                signal = signals.end() => return Ok(child::code_of(signal)),
+}
+
+impl Wrapped<'_> {
+    /// Runs the command beside the daemon, with what it needs to be heard, to its end.
+    async fn see_through(&self, uploads: Uploads, signals: &mut Signals) -> Result<u8, Failure> {
+        let mut command = self.command.to_vec();
+        let mut environment = Vec::new();
+        if let Some(bazel) = self.bazel {
+            if *self.path != program::path() {
+                // Below another `run`: this one's events come here.
+                command[0] = bazel.into();
+                environment.push(("PATH", Some(self.path.clone())));
+            }
+            environment.push((shims::VARIABLE, None));
+            if self.is_building {
+                let asking = flagged(&command, bazel, self.path, self.started, uploads);
+                tokio::select! {
+                    flagged = asking => command = flagged,
+                    signal = signals.end() => return Ok(child::code_of(signal)),
+                }
+            }
+        } else {
+            match self.started.shims.serve(self.started.host.clone()) {
+                Ok(()) => environment = self.started.shims.environment(),
+                Err(error) => say(&format!("failed to listen for Bazels below the command: {error}")),
             }
         }
-    } else {
-        match started.shims.serve(started.host.clone()) {
-            Ok(()) => environment = started.shims.environment(),
-            Err(error) => say(&format!("failed to listen for Bazels below the command: {error}")),
-        }
+        see_through(&command, &environment, signals).await
     }
-    see_through(&command, &environment, signals).await
 }
 
 /// Runs a command to its end.
@@ -211,18 +236,19 @@ async fn see_through(
 }
 
 /// What is optional, or was let go at the deadline, may still be on its way when the command has ended.
-async fn wait_for_rest(host: &Host, reports: &Mutex<Vec<Report>>, signals: &mut Signals) {
+async fn wait_for_rest(host: &Host, reports: &Mutex<Vec<Report>>, has_failed: bool, signals: &mut Signals) {
     let waited = tokio::time::timeout(OPTIONAL_WAIT, async {
-        host.streams_end().await;
+        host.streams_end(has_failed).await;
         while host.rooms.engine.is_busy().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // What came of a build is told a moment after it is settled.
         let begun = std::time::Instant::now();
-        let are_told = || reports.lock().unwrap_or_else(PoisonError::into_inner).len() >= host.unawaited();
+        let are_told = || lock(reports).len() >= host.streams();
         while !are_told() && begun.elapsed() < TOLD {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        host.is_delivered(TOLD).await;
     });
     tokio::select! {
         waited = waited => {
@@ -234,17 +260,13 @@ async fn wait_for_rest(host: &Host, reports: &Mutex<Vec<Report>>, signals: &mut 
     }
 }
 
-/// Says what came of it, and whether something did not come that the exit code of a Bazel does not tell of. `wrapped` is
-/// the program, if it is no Bazel.
-fn outcome(host: &Host, reports: &Mutex<Vec<Report>>, wrapped: Option<&OsString>) -> bool {
-    let reports = std::mem::take(&mut *reports.lock().unwrap_or_else(PoisonError::into_inner));
+/// Says what came of it, and whether something did not come. `wrapped` is the program, if it is no Bazel.
+fn outcome(host: &Host, reports: &[Report], wrapped: Option<&OsString>, has_failed: bool) -> bool {
     // The command's code counts, also when nobody reads what we say.
-    let _ = tell(&reports);
-    let unheard = host.unheard();
-    for name in &unheard.silent {
-        say(&format!(
-            "no event of {name} came, so nothing of it was brought to disk"
-        ));
+    let _ = tell(reports);
+    let (any_fault, messages) = host.faults(has_failed);
+    for message in &messages {
+        say(message);
     }
     if let Some(program) = wrapped.filter(|_| !host.has_heard_any()) {
         say(&format!(
@@ -253,8 +275,16 @@ fn outcome(host: &Host, reports: &Mutex<Vec<Report>>, wrapped: Option<&OsString>
             Path::new(program).display()
         ));
     }
-    let has_failed = !host.all_wait() && reports.last().is_some_and(|report| report.failed > 0);
-    has_failed || unheard.any
+    // Bazel starts another build in the same command after an eviction: the last one counts.
+    let last: HashMap<_, _> = reports
+        .iter()
+        .map(|report| (report.build_id.as_str(), report.failed))
+        .collect();
+    any_fault || last.values().any(|failed| *failed > 0)
+}
+
+fn lock(reports: &Mutex<Vec<Report>>) -> MutexGuard<'_, Vec<Report>> {
+    reports.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Says something, if anybody hears it.
@@ -310,8 +340,6 @@ async fn start(mut args: RunArgs) -> Result<Result<Started, String>, Failure> {
         Ok(rooms) => rooms,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let collected = Arc::<Mutex<Vec<Report>>>::default();
-    tokio::spawn(collect(rooms.engine.reports(), collected.clone()));
     let options = DaemonOptions {
         journal_dir: kept.journal,
         durable: false,
@@ -332,6 +360,10 @@ async fn start(mut args: RunArgs) -> Result<Result<Started, String>, Failure> {
         Ok(daemon) => daemon,
         Err(reason) => return Ok(Err(reason)),
     };
+    // Those that go on from the journal are not this command's.
+    let others: HashSet<_> = rooms.engine.streams().into_iter().collect();
+    let collected = Arc::<Mutex<Vec<Report>>>::default();
+    tokio::spawn(collect(rooms.engine.reports(), others, collected.clone()));
     let host = Host {
         doors: daemon.event_doors(),
         rooms,
@@ -365,7 +397,13 @@ fn own_headers(command: &[OsString]) -> Vec<String> {
 }
 
 /// The command of a Bazel with what it needs to be heard.
-async fn flagged(command: &[OsString], bazel: &Path, path: &OsString, started: &Started) -> Vec<OsString> {
+async fn flagged(
+    command: &[OsString],
+    bazel: &Path,
+    path: &OsString,
+    started: &Started,
+    uploads: Uploads,
+) -> Vec<OsString> {
     let (Some(line), Some(program)) = (Line::building(command), command.first()) else {
         return command.to_vec();
     };
@@ -374,7 +412,7 @@ async fn flagged(command: &[OsString], bazel: &Path, path: &OsString, started: &
         path,
         scratch: started.shims.scratch(),
     };
-    let answer = started.host.answer(&probe.ask(&line).await).await;
+    let answer = started.host.answer(&probe.ask(&line).await, uploads).await;
     for message in &answer.messages {
         say(message);
     }
@@ -383,10 +421,15 @@ async fn flagged(command: &[OsString], bazel: &Path, path: &OsString, started: &
         .collect()
 }
 
-async fn collect(mut reports: broadcast::Receiver<Report>, into: Arc<Mutex<Vec<Report>>>) {
+async fn collect(
+    mut reports: broadcast::Receiver<Report>,
+    others: HashSet<(String, String)>,
+    into: Arc<Mutex<Vec<Report>>>,
+) {
     loop {
         match reports.recv().await {
-            Ok(report) => into.lock().unwrap_or_else(PoisonError::into_inner).push(report),
+            Ok(report) if others.contains(&(report.invocation_id.clone(), report.build_id.clone())) => {}
+            Ok(report) => lock(&into).push(report),
             Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return,
         }

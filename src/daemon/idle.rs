@@ -1,11 +1,14 @@
-//! Ending by itself: a daemon that a socket starts again need not stay.
+//! What a daemon does when it has nothing to do: it gives memory back, and may end, since a socket starts it again.
 
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::Rooms;
+use super::{Rooms, memory};
 use crate::{bes::BesService, notify::Backlog};
+
+/// How long nothing happens before memory is given back.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// What may be under way.
 pub(super) struct Work {
@@ -16,20 +19,24 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// Whether something is on its way. A client that only waits or watches is not.
     async fn is_under_way(&self) -> bool {
-        self.rooms.service.is_busy()
-            || self.events.has_undelivered()
+        self.events.has_undelivered()
             || self.notifications.as_ref().is_some_and(|n| !n.is_empty())
             || self.rooms.engine.is_busy().await
     }
 }
 
-/// Cancels the token once nothing has happened for `timeout`: no event came, nobody waits for an answer, nothing is on
-/// its way to the disk, to the upstream service or to those who are notified.
-pub(super) async fn watch(work: &Work, timeout: Duration, stop: &CancellationToken) {
-    let look = (timeout / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
+/// Gives memory back whenever nothing has happened for a few seconds, and cancels the token once nothing has for `timeout`,
+/// if there is one: no event came, nobody waits for an answer, nothing is on its way to the disk, to the upstream service
+/// or to those who are notified.
+pub(super) async fn watch(work: &Work, timeout: Option<Duration>, stop: &CancellationToken) {
+    let look = timeout.map_or(QUIET, |timeout| {
+        (timeout / 4).clamp(Duration::from_millis(50), QUIET)
+    });
     let mut events = work.rooms.metrics.events.get();
-    let mut since = Instant::now();
+    let (mut idle_since, mut quiet_since) = (Instant::now(), Instant::now());
+    let (mut has_worked, mut is_asked) = (false, false);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -38,11 +45,24 @@ pub(super) async fn watch(work: &Work, timeout: Duration, stop: &CancellationTok
         let now = work.rooms.metrics.events.get();
         if now != events || work.is_under_way().await {
             events = now;
-            since = Instant::now();
-        } else if since.elapsed() >= timeout {
+            quiet_since = Instant::now();
+            has_worked = true;
+        }
+        let was_asked = std::mem::replace(&mut is_asked, work.rooms.service.is_busy());
+        if is_asked {
+            idle_since = Instant::now();
+        }
+        has_worked |= was_asked && !is_asked;
+        idle_since = idle_since.max(quiet_since);
+        if timeout.is_some_and(|timeout| idle_since.elapsed() >= timeout) {
             tracing::info!("idle, and so ending");
             stop.cancel();
             return;
+        }
+        if has_worked && quiet_since.elapsed() >= QUIET {
+            has_worked = false;
+            // If it panics, or the runtime ends, nothing is lost but memory.
+            let _ = tokio::task::spawn_blocking(memory::give_back).await;
         }
     }
 }

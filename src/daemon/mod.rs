@@ -10,6 +10,7 @@ mod control;
 mod events;
 mod habit;
 mod idle;
+mod memory;
 mod retention;
 #[cfg(test)]
 mod tests;
@@ -342,16 +343,14 @@ impl Daemon {
             let keeping = lease::keep(rooms.leases.clone(), leasing, leases, shutdown.clone());
             tasks.spawn(habit("keeping leases", keeping, shutdown.clone()));
         }
-        if let Some(timeout) = options.idle_timeout {
-            let work = idle::Work {
-                rooms: rooms.clone(),
-                events: events.clone(),
-                notifications: options.notifications,
-            };
-            let stop = shutdown.clone();
-            let watching = async move { idle::watch(&work, timeout, &stop).await };
-            tasks.spawn(habit("watching for idleness", watching, shutdown.clone()));
-        }
+        let work = idle::Work {
+            rooms: rooms.clone(),
+            events: events.clone(),
+            notifications: options.notifications,
+        };
+        let (timeout, stop) = (options.idle_timeout, shutdown.clone());
+        let watching = async move { idle::watch(&work, timeout, &stop).await };
+        tasks.spawn(habit("watching for idleness", watching, shutdown.clone()));
         page.set_ready(true);
         Ok(Self {
             bes,

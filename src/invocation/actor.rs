@@ -603,6 +603,7 @@ impl Actor {
         tracing::info!(invocation = %self.row.invocation_id, "{line}");
         let report = Report {
             invocation_id: self.row.invocation_id.clone(),
+            build_id: self.row.build_id.clone(),
             workspace: self.row.workspace.clone(),
             exec_root: self.row.exec_root.clone(),
             command: self.row.command.clone(),

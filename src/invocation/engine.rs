@@ -34,6 +34,8 @@ use crate::{
 pub struct Report {
     /// Which.
     pub invocation_id: String,
+    /// The id of its build request: Bazel may begin a build anew in the same command.
+    pub build_id: String,
     /// Its workspace on disk.
     pub workspace: String,
     /// Its exec root, absolute.
@@ -263,6 +265,15 @@ impl Engine {
             });
         }
         tasks.pop().map(|(_, task)| task)
+    }
+
+    /// The invocation id and the build id of every stream that has a task.
+    #[must_use]
+    pub fn streams(&self) -> Vec<(String, String)> {
+        let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.keys()
+            .map(|stream| (stream.invocation_id.clone(), stream.build_id.clone()))
+            .collect()
     }
 
     /// Whether anything is still on its way for any invocation.

@@ -356,6 +356,7 @@ mod tests {
     fn a_build_is_told_of_with_counts_and_failures() {
         let report = Report {
             invocation_id: "i".to_owned(),
+            build_id: String::new(),
             line: "outhaul: ...".to_owned(),
             messages: vec!["bazel-out/x: evicted".to_owned()],
             failed: 1,

@@ -179,6 +179,7 @@ impl World {
     fn settled(&self) {
         self.tell(Change::Settled(Report {
             invocation_id: "i".to_owned(),
+            build_id: String::new(),
             line: String::new(),
             messages: Vec::new(),
             failed: 0,

@@ -228,6 +228,8 @@ async fn a_credential_helper_has_the_limit_of_open_files_that_it_would_have_alon
     ]);
     finish(clean(command)).await;
     assert_eq!(std::fs::read_to_string(&shown).unwrap(), "256\n");
+    let null = std::fs::metadata("/dev/null").unwrap();
+    assert!(!null.is_file(), "it was written into, not replaced");
     let mut missing = outhaul();
     missing.args(["fetch", "blob", &digest, &world.cache_flag(), "-o", "-"]);
     missing.arg("--credential-helper=/nonexistent/helper");

@@ -7,7 +7,7 @@ use outhaul::{
     embedded_cache::EmbeddedCache,
 };
 
-use crate::harness::{Daemon, Scratch, Upstream};
+use crate::harness::{Daemon, Scratch, Upstream, eventually};
 
 const STREAMS: u64 = 50;
 const TARGETS: usize = 2000;
@@ -65,7 +65,7 @@ fn fifty_builds_of_two_thousand_targets_settle_in_bounded_memory() {
         }
         playing.join_all().await.into_iter().collect()
     });
-    let peak = peak_memory(daemon.pid());
+    let peak = memory(daemon.pid(), "VmHWM:");
     assert!(peak > 0 && peak < MEMORY, "{} MiB at the highest", peak >> 20);
 
     let statuses = daemon.outhaul().json(dir.path(), "status", &["--limit", "100"]);
@@ -90,18 +90,25 @@ fn fifty_builds_of_two_thousand_targets_settle_in_bounded_memory() {
         assert_eq!(stream.len(), messages[id]);
     }
     runtime.block_on(cache.stop());
+    let peak = memory(daemon.pid(), "VmHWM:");
+    let mut idle = peak;
+    eventually("memory goes back when nothing is left to do", || {
+        idle = memory(daemon.pid(), "VmRSS:");
+        idle < peak / 2
+    });
     eprintln!(
-        "the daemon used {} MiB at the highest",
-        peak_memory(daemon.pid()) >> 20
+        "the daemon used {} MiB at the highest, and {} MiB when it was idle",
+        peak >> 20,
+        idle >> 20
     );
 }
 
-/// The most resident memory that a process has had, in bytes (`VmHWM` in proc(5)).
-fn peak_memory(pid: u32) -> u64 {
+/// Resident memory of a process in bytes, at its highest (`VmHWM:` in proc(5)) or now (`VmRSS:`).
+fn memory(pid: u32, which: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .find_map(|line| line.strip_prefix(which))
         .expect("the kernel tells it");
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
     kib << 10

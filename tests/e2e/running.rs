@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     os::unix::fs::symlink,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -23,6 +24,9 @@ for_each_bazel!(embedded:
     what_is_asked_of_bazel_costs_the_build_nothing,
     programs_that_call_bazel_have_their_builds_brought,
     what_was_run_can_be_staged_and_exported,
+    a_backend_is_heard_whatever_an_option_implies,
+    what_is_missing_is_said_every_time,
+    an_upload_that_only_outhaul_wants_fails_no_build,
 );
 
 for_each_bazel!(casd: nothing_is_missing_with_any_kind_of_cache);
@@ -166,7 +170,7 @@ fn what_a_backend_has_not_got_is_sent_by_the_next_run(stage: &Stage) {
     let id = "11111111-2222-3333-4444-555555555555";
     let id_flag = format!("--invocation_id={id}");
     upstream.go_down();
-    wrapped(
+    let run = wrapped(
         &outhaul,
         &bazel,
         &["--hold-timeout=3s"],
@@ -174,11 +178,88 @@ fn what_a_backend_has_not_got_is_sent_by_the_next_run(stage: &Stage) {
         &["//:a", &backend, &id_flag],
     )
     .ok();
+    assert!(run.stderr.contains("has not got all events of"), "{run}");
+    let strict = &["--strict", "--hold-timeout=3s"];
+    let run = wrapped(&outhaul, &bazel, strict, "build", &["//:a", &backend]);
+    assert_eq!(run.code, Some(45), "{run}");
     upstream.come_back();
     assert!(upstream.invocations().is_empty());
     wrapped(&outhaul, &bazel, &[], "build", &["//:b", &backend]).ok();
     upstream.complete(id, String::new);
-    assert_eq!(upstream.invocations().len(), 2, "{:?}", upstream.invocations());
+    assert_eq!(upstream.invocations().len(), 3, "{:?}", upstream.invocations());
+}
+
+/// Commands whose options Bazel tells in an unusual way, or before which it wants something.
+fn a_backend_is_heard_whatever_an_option_implies(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let upstream = Upstream::start();
+    let own = std::fs::read_to_string(bazel.workspace().join(".bazelrc")).unwrap();
+    let backend = upstream.flag().replace("--bes-backend", "--bes_backend");
+    bazel.write(".bazelrc", &format!("{own}\nbuild {backend}\n"));
+    let grpc = format!("--remote_cache={}", cache.url());
+    let downloader = format!("--experimental_remote_downloader={}", cache.url());
+    for (number, (command, args)) in [
+        ("test", vec!["--test_output=streamed", "//tests:pass"]),
+        ("build", vec![&*grpc, &*downloader, "//:a"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = format!("11111111-2222-3333-4444-{number:012}");
+        let id_flag = format!("--invocation_id={id}");
+        let args = [&args[..], &[id_flag.as_str()]].concat();
+        let run = wrapped(&outhaul, &bazel, &["--strict"], command, &args).ok();
+        assert!(!run.stderr.contains("not known"), "{run}");
+        upstream.complete(&id, String::new);
+    }
+}
+
+/// Failures are told, and fail a strict command, whether or not Bazel waits for the answer to its last event.
+fn what_is_missing_is_said_every_time(stage: &Stage) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let http = format!("--remote_cache={}", http_cache(&runtime));
+    let args = ["//gen:all", &http, "--remote_download_minimal"];
+    wrapped(&outhaul, &bazel, &[], "build", &args[..2]).ok();
+    for _ in 0..12 {
+        bazel.clean();
+        let run = wrapped(&outhaul, &bazel, &["--strict"], "build", &args);
+        assert_eq!(run.code, Some(45), "{run}");
+        assert!(
+            !run.stderr.contains(" 0 failed") && run.stderr.contains(" failed, "),
+            "{run}"
+        );
+    }
+}
+
+/// Bazel uploads what its events name wherever they go to. Alone it would not have tried.
+fn an_upload_that_only_outhaul_wants_fails_no_build(stage: &Stage) {
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    // One that is only a cache.
+    let executor = format!("--remote_executor={}", cache.url());
+    let args = ["//gen:all", &executor, "--remote_retries=0"];
+    let mut line = bazel.command_line("build");
+    let mut process = std::process::Command::new(line.remove(0));
+    process.args(line).args(args).current_dir(bazel.workspace());
+    let alone = crate::harness::Running::start(process, bazel.workspace()).wait();
+    bazel.clean();
+    let run = wrapped(&outhaul, &bazel, &[], "build", &args);
+    assert_eq!(run.code, alone.code, "{alone}{run}");
+    bazel.clean();
+    let run = wrapped(&outhaul, &bazel, &[], "run", &["//gen:tool", &executor, "--remote_retries=0"]);
+    assert!(alone.code != Some(0) || run.stdout.ends_with("tool\n"), "{run}");
+    // Nor does a command that Bazel does not begin take any longer.
+    let begun = Instant::now();
+    let run = wrapped(&outhaul, &bazel, &[], "build", &["//gen:all", "--nosuchoption"]);
+    assert_eq!(run.code, Some(2), "{run}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{run}");
+    assert!(!run.stderr.contains("outhaul: "), "{run}");
 }
 
 fn what_is_asked_of_bazel_costs_the_build_nothing(stage: &Stage) {

@@ -223,7 +223,7 @@ impl Upstream {
     }
 
     /// What tells this service from another one.
-    pub(in crate::bes) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.inner.options.endpoint.to_string()
     }
 

@@ -24,9 +24,20 @@ use crate::{
 
 /// How long a cache may take to answer at all before Bazel's downloads are left to Bazel.
 const CACHE: Duration = Duration::from_secs(10);
-/// How long a stream of a command that does not wait for it may take to begin.
+/// How long a stream may take to begin whose command did not wait for it.
 const BEGINNING: Duration = Duration::from_secs(10);
+/// The same where the command failed: it may have given up before there were any events.
+const BEGINNING_FAILED: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Whether Bazel uploads what its events name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Uploads {
+    /// As it does for any event service, if its cache answers us.
+    AsAlways,
+    /// No, and it downloads by itself: it could not upload, or fails if it cannot.
+    None,
+}
 
 /// What a Bazel command is to be run with.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -61,13 +72,24 @@ pub(super) struct Heard {
     name: String,
     /// What came through its door, if it got one.
     events: Option<BesService>,
+    /// Why its options are not known, if they are not.
+    unknown: Option<String>,
+    /// The event service that gets its events from us.
+    backend: Option<String>,
     /// Whether Bazel waits for the end of its stream.
     waits: bool,
+    /// Whether Bazel uploads what its events name for nobody but us.
+    uploads_for_us: bool,
 }
 
 impl Heard {
     fn came(&self) -> bool {
         self.events.as_ref().is_some_and(|e| e.counters().connections > 0)
+    }
+
+    /// Whether its own event service still has to get something.
+    fn is_undelivered(&self) -> bool {
+        self.events.as_ref().is_some_and(BesService::has_undelivered)
     }
 
     /// Whether its stream has come, and is over.
@@ -83,24 +105,28 @@ impl Heard {
 
 impl Host {
     /// Opens a door for a command, if its events may be taken, and decides who downloads.
-    pub(super) async fn answer(&self, told: &Told) -> Answer {
+    pub(super) async fn answer(&self, told: &Told, uploads: Uploads) -> Answer {
         let line = told.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
         let events = match self.door(told, line.as_ref(), &mut answer).await {
             Ok((events, upstream)) => {
-                let is_reached = self.downloads(told, line.as_ref(), &mut answer).await;
+                let is_reached = match uploads {
+                    Uploads::AsAlways => self.downloads(told, line.as_ref(), &mut answer).await,
+                    Uploads::None => false,
+                };
                 // Then an upload that fails the build is its own.
-                let has_others = upstream || line.as_ref().is_some_and(writes_events);
+                let mut has_others = upstream.is_some() || line.as_ref().is_some_and(writes_events);
                 if line.is_none() {
                     // Bazel may be where our port cannot be reached, and must not fail for that: `run` waits in its place.
                     let flag = "--bes_upload_mode=nowait_for_upload_complete";
                     answer.flags.push(flag.to_owned());
+                    has_others = true;
                 } else if !is_reached && !has_others {
                     // Bazel uploads its logs there for any event service, and fails a good build if that fails.
                     let flag = "--experimental_build_event_upload_strategy=local";
                     answer.flags.push(flag.to_owned());
                 }
-                Some(events)
+                Some((events, upstream, has_others))
             }
             Err(reason) => {
                 answer.flags.clear();
@@ -110,10 +136,17 @@ impl Host {
                 None
             }
         };
+        let (events, backend, has_others) = events
+            .map_or((None, None, true), |(events, backend, has_others)| {
+                (Some(events), backend, has_others)
+            });
         let heard = Heard {
             name: format!("`bazel {}` in {}", told.word, told.directory.display()),
             events,
+            unknown: told.options.as_ref().err().cloned(),
+            backend,
             waits: line.as_ref().is_some_and(waits),
+            uploads_for_us: !has_others,
         };
         self.heard
             .lock()
@@ -122,13 +155,13 @@ impl Host {
         answer
     }
 
-    /// A door for the command's events, with the flags that lead there; and whether the events go on to another service.
+    /// A door for the command's events, with the flags that lead there; and the other service that they go on to.
     async fn door(
         &self,
         told: &Told,
         line: Option<&CommandLine>,
         answer: &mut Answer,
-    ) -> Result<(BesService, bool), String> {
+    ) -> Result<(BesService, Option<String>), String> {
         let mut upstream = self.upstream(told, told.backend.as_deref(), None)?;
         let mut more = Vec::new();
         if let Some(line) = line {
@@ -160,13 +193,13 @@ impl Host {
                 more.push(format!("--{name}=127.0.0.1={helper}"));
             }
         }
-        let has_upstream = upstream.is_some();
+        let backend = upstream.as_ref().map(Upstream::name);
         let door = self.doors.open(upstream).await?;
         answer
             .flags
             .push(format!("--bes_backend=grpc://{}", door.address));
         answer.flags.append(&mut more);
-        Ok((door.service, has_upstream))
+        Ok((door.service, backend))
     }
 
     /// The event service that the command's events would go to without us; or else the one that was named to us.
@@ -243,28 +276,47 @@ impl Host {
         is_reached
     }
 
-    /// Waits for the end of streams that their commands did not wait for.
-    pub(super) async fn streams_end(&self) {
+    /// Waits for the end of all streams. A command that waits for its own has mostly seen it: but Bazel 4 may return when
+    /// it has sent its last event.
+    pub(super) async fn streams_end(&self, has_failed: bool) {
+        let patience = if has_failed { BEGINNING_FAILED } else { BEGINNING };
         let begun = Instant::now();
-        loop {
-            let over = {
-                let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-                heard
-                    .iter()
-                    .filter(|heard| !heard.waits)
-                    .all(|heard| heard.is_over() || (!heard.came() && begun.elapsed() > BEGINNING))
-            };
-            if over {
-                return;
-            }
+        let is_awaited = |heard: &Heard| {
+            let may_begin = !heard.waits && begun.elapsed() < patience;
+            !heard.is_over() && (heard.came() || may_begin)
+        };
+        while self.any(is_awaited) {
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// How many streams came whose commands did not wait for their end.
-    pub(super) fn unawaited(&self) -> usize {
+    /// How many streams came.
+    pub(super) fn streams(&self) -> usize {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.iter().filter(|heard| !heard.waits && heard.came()).count()
+        heard.iter().filter(|heard| heard.came()).count()
+    }
+
+    fn any(&self, is_so: impl Fn(&Heard) -> bool) -> bool {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.iter().any(is_so)
+    }
+
+    /// Waits until the commands' own event services have got all events, for as long.
+    pub(super) async fn is_delivered(&self, timeout: Duration) {
+        let begun = Instant::now();
+        while self.any(Heard::is_undelivered) && begun.elapsed() < timeout {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whether an upload fails only because we want events: Bazel alone would have uploaded nothing.
+    pub(super) fn uploads_for_us(&self) -> bool {
+        !self.any(|heard| !heard.uploads_for_us)
+    }
+
+    /// Forgets the commands so far: one of them runs again.
+    pub(super) fn forget(&self) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Whether any command that builds was answered.
@@ -276,33 +328,38 @@ impl Host {
             .is_empty()
     }
 
-    /// Whether every command waited for its stream, and so for its outputs, and told the outcome in its exit code.
-    pub(super) fn all_wait(&self) -> bool {
+    /// What did not go as it should with the commands' events, and whether that is anything. A command that has failed
+    /// and told nothing has said itself why.
+    pub(super) fn faults(&self, has_failed: bool) -> (bool, Vec<String>) {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.iter().all(|heard| heard.waits)
-    }
-
-    /// The commands of which no stream came.
-    pub(super) fn unheard(&self) -> Unheard {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let silent: Vec<&Heard> = heard.iter().filter(|heard| !heard.came()).collect();
-        Unheard {
-            any: !silent.is_empty(),
-            silent: silent
-                .into_iter()
-                .filter(|heard| heard.events.is_some())
-                .map(|heard| heard.name.clone())
-                .collect(),
+        let (mut any, mut messages) = (false, Vec::new());
+        for heard in heard.iter() {
+            let name = &heard.name;
+            any |= !heard.came();
+            if let Some(reason) = &heard.unknown {
+                if has_failed && !heard.came() {
+                    continue;
+                }
+                any |= true;
+                messages.push(format!(
+                    "Bazel's options are not known ({reason}), so Bazel downloads by itself, and an event service that rc \
+                     files name gets nothing of {name}"
+                ));
+            }
+            if heard.events.is_some() && !heard.came() {
+                messages.push(format!(
+                    "no event of {name} came, so nothing of it was brought to disk"
+                ));
+            }
+            if let Some(backend) = heard.backend.as_ref().filter(|_| heard.is_undelivered()) {
+                any |= true;
+                messages.push(format!(
+                    "{backend} has not got all events of {name}; the next `outhaul run` in this workspace sends the rest"
+                ));
+            }
         }
+        (any, messages)
     }
-}
-
-/// Commands that build, and of which nothing came.
-pub(super) struct Unheard {
-    /// Whether there are any.
-    pub(super) any: bool,
-    /// Those of which that was not said yet.
-    pub(super) silent: Vec<String>,
 }
 
 /// Where a command's relative files are.

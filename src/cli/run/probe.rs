@@ -55,6 +55,8 @@ const QUIET: &[&str] = &[
     "--starlark_cpu_profile=",
     "--memory_profile=/dev/null",
     "--experimental_repository_resolved_file=",
+    // It would ask for a cache.
+    "--experimental_remote_downloader=",
 ];
 /// The same for what only newer Bazels, or only older ones, write.
 const NEWER: &[&str] = &["--execution_log_compact_file=", "--remote_grpc_log="];
@@ -124,7 +126,8 @@ pub(super) struct Probe<'a> {
 impl Probe<'_> {
     /// Asks for the options of a command.
     pub(super) async fn ask(&self, line: &Line<'_>) -> Told {
-        let (version, options) = tokio::join!(self.version(), self.options(line));
+        let version = self.version().await;
+        let options = self.options(line, version).await;
         Told {
             word: line.word().to_owned(),
             directory: std::env::current_dir().unwrap_or_default(),
@@ -156,12 +159,18 @@ impl Probe<'_> {
         version(&String::from_utf8_lossy(&said.stdout))
     }
 
-    async fn options(&self, line: &Line<'_>) -> Result<Options, String> {
+    async fn options(&self, line: &Line<'_>, version: Option<u32>) -> Result<Options, String> {
         let number = rand::random::<u64>();
         let events = self.scratch.join(format!("{number:016x}.json"));
         let said = self.scratch.join(format!("{number:016x}.txt"));
         let mut flags = vec![format!("--build_event_json_file={}", events.display())];
-        flags.extend([QUIET, STOPPING, NEWER].concat().into_iter().map(str::to_owned));
+        // Each option that it does not know costs another run, which with --batch is another server.
+        let names = if version.is_some_and(|version| version < 5) {
+            OLDER
+        } else {
+            NEWER
+        };
+        flags.extend([QUIET, STOPPING, names].concat().into_iter().map(str::to_owned));
         let told = loop {
             self.run(line, &flags, &said).await?;
             let told = read(&events, &flags);
@@ -251,7 +260,7 @@ fn without_unrecognized(flags: &[String], said: &str) -> Option<Vec<String>> {
     (fewer.len() < flags.len()).then_some(fewer)
 }
 
-/// Reads what Bazel tells: our own flags must be its last ones.
+/// Reads what Bazel tells: our own flags must be among it.
 fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
     let file = File::open(events).map_err(|_| "it did not tell them".to_owned())?;
     let mut options = Options::default();
@@ -286,10 +295,13 @@ fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
     if !is_told {
         return Err("it did not tell them".to_owned());
     }
-    if !options.list.ends_with(flags) {
-        return Err("it tells others than it was given".to_owned());
-    }
-    options.list.truncate(options.list.len() - flags.len());
+    // Behind them stands what Bazel adds for others, such as what --test_output=streamed implies.
+    let ours = options
+        .list
+        .windows(flags.len())
+        .rposition(|window| window == flags);
+    let ours = ours.ok_or("it tells others than it was given")?;
+    options.list.drain(ours..ours + flags.len());
     Ok(options)
 }
 
@@ -390,6 +402,35 @@ exit 2
                 .unwrap()
                 .contains("//b")
         );
+    }
+
+    #[tokio::test]
+    async fn options_that_others_imply_may_stand_behind_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let variables = "IMPLIED=',\"--test_sharding_strategy=disabled\"'";
+        let told = asked(dir.path(), variables, "bazel test --test_output=streamed").await;
+        let options = told.options.unwrap();
+        assert_eq!(
+            options.list[3..],
+            [
+                "--jobs=4",
+                "--test_output=streamed",
+                "--test_sharding_strategy=disabled"
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn an_old_bazel_is_asked_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = asked(
+            dir.path(),
+            "VERSION=4.2.3 UNKNOWN='compact|--remote_grpc_log'",
+            "bazel build --batch",
+        );
+        assert!(told.await.options.is_ok());
+        let calls = std::fs::read_to_string(dir.path().join("bazel.calls")).unwrap();
+        assert_eq!(calls.lines().count(), 1, "{calls}");
     }
 
     #[tokio::test]
