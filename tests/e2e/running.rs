@@ -252,7 +252,13 @@ fn an_upload_that_only_outhaul_wants_fails_no_build(stage: &Stage) {
     let run = wrapped(&outhaul, &bazel, &[], "build", &args);
     assert_eq!(run.code, alone.code, "{alone}{run}");
     bazel.clean();
-    let run = wrapped(&outhaul, &bazel, &[], "run", &["//gen:tool", &executor, "--remote_retries=0"]);
+    let run = wrapped(
+        &outhaul,
+        &bazel,
+        &[],
+        "run",
+        &["//gen:tool", &executor, "--remote_retries=0"],
+    );
     assert!(alone.code != Some(0) || run.stdout.ends_with("tool\n"), "{run}");
     // Nor does a command that Bazel does not begin take any longer.
     let begun = Instant::now();

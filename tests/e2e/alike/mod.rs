@@ -12,13 +12,16 @@ mod side;
 
 use std::time::Instant;
 
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand::{SeedableRng as _, rngs::StdRng};
 
 use self::{
     config::{Config, Urls},
     side::{Ground, Left, Side},
 };
 use crate::harness::{Cache, CacheKind, Daemon, Scratch, Stage, Upstream};
+
+/// A test that passes is to pass again; `scripts/alike` looks further.
+const SEED: u64 = 13;
 
 for_each_bazel!(embedded: a_build_leaves_what_bazel_alone_leaves);
 
@@ -42,7 +45,7 @@ fn configurations(seed: u64) -> Vec<Config> {
 }
 
 fn a_build_leaves_what_bazel_alone_leaves(stage: &Stage) {
-    let seed = number("OUTHAUL_ALIKE_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 32));
+    let seed = number("OUTHAUL_ALIKE_SEED").unwrap_or(SEED);
     let cache = stage.cache();
     // Without one of these peers, that cache is another of the same sort.
     let or_embedded = |kind: CacheKind| {

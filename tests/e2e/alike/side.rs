@@ -279,7 +279,7 @@ impl Left {
         if self.run.code == CRASH {
             return list;
         }
-        if self.run.code != other.run.code && !is_known(config, other.run.code) {
+        if self.run.code != other.run.code && !self.is_known(other, config) {
             list.push(format!(
                 "exit code {:?}, with Outhaul {:?}",
                 self.run.code, other.run.code
@@ -290,7 +290,7 @@ impl Left {
                 .stderr
                 .contains("for the previous invocation failed to complete")
         };
-        if waited(other) && !waited(self) {
+        if waited(other) && !waited(self) && !uploads_to_nobody(config) {
             list.push("it waited for events of the build before".to_owned());
         }
         // A program is not run after another exit code.
@@ -314,19 +314,31 @@ impl Left {
         }
         list
     }
+
+    /// Whether the exit code of another is one that Bazel alone would not have had, for a known reason.
+    fn is_known(&self, other: &Self, config: &Config) -> bool {
+        match other.run.code {
+            // What was asked for could not be had; nor is it on disk after Bazel alone, which does not even try.
+            Some(45) => {
+                config.is("under", "strict") && {
+                    let failed = other.run.stderr.lines().filter_map(|line| {
+                        let (path, _) = line.strip_prefix("outhaul: bazel-out/")?.split_once(": ")?;
+                        Some(self.tree.0.contains_key(path))
+                    });
+                    let are_there: Vec<bool> = failed.collect();
+                    !are_there.is_empty() && !are_there.contains(&true)
+                }
+            }
+            // `outhaul run` prevents it.
+            Some(38) => uploads_to_nobody(config) && config.is("upload", "default"),
+            _ => false,
+        }
+    }
 }
 
-/// Exit codes that Bazel alone would not have had, and why.
-fn is_known(config: &Config, code: Option<i32>) -> bool {
-    match code {
-        // What was asked for could not be had, and is not on disk: Bazel alone does not even try.
-        Some(45) => config.is("under", "strict") && ["minimal", "regex"].contains(&config.get("download")),
-        // Bazel uploads its logs to a cache that is down for the sake of any event service. `outhaul run` prevents it.
-        Some(38) => {
-            config.is("under", "serve") && config.is("cache", "dead") && config.is("upload", "default")
-        }
-        _ => false,
-    }
+/// Whether Bazel uploads its logs to a cache that is down for the sake of an event service.
+fn uploads_to_nobody(config: &Config) -> bool {
+    config.is("under", "serve") && config.is("cache", "dead")
 }
 
 fn is_like(path: &str, entry: &Entry, found: &Entry) -> bool {
