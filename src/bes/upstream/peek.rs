@@ -2,11 +2,11 @@
 //!
 //! A full decode would cost more than the rest of forwarding; an event's id comes first in it and is small.
 
-use super::wire::{Fields, submessage};
-
-/// `PublishBuildToolEventStreamRequest.ordered_build_event`, `OrderedBuildEvent.event`, `BuildEvent.bazel_event` and
-/// `Any.value`.
-pub(super) const TO_THE_EVENT: [u32; 4] = [4, 3, 60, 2];
+use crate::bep::wire::{
+    Fields, TO_THE_EVENT,
+    bep::{build_event, build_event_id},
+    submessage,
+};
 
 /// What of an event's id matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,16 +24,18 @@ pub(super) fn kind(request: &[u8]) -> Kind {
     let event = TO_THE_EVENT
         .iter()
         .try_fold(request, |message, number| submessage(message, *number));
-    let Some(id) = event.and_then(|event| first(event, 1)) else {
+    let Some(id) = event.and_then(|event| first(event, build_event::ID)) else {
         return Kind::Other;
     };
     // `BuildEventId`'s oneof; of several the last would count, so that all have to be looked at.
     let mut kind = Kind::Other;
     for field in Fields::of(id).map_while(Result::ok) {
         match field.number {
-            // target_completed, test_summary, test_result, target_summary
-            5 | 7 | 8 | 26 => return Kind::Completion,
-            13 => kind = Kind::NamedSet,
+            build_event_id::TARGET_COMPLETED
+            | build_event_id::TEST_SUMMARY
+            | build_event_id::TEST_RESULT
+            | build_event_id::TARGET_SUMMARY => return Kind::Completion,
+            build_event_id::NAMED_SET => kind = Kind::NamedSet,
             _ => {}
         }
     }
@@ -45,7 +47,7 @@ fn first(message: &[u8], number: u32) -> Option<&[u8]> {
     Fields::of(message)
         .map_while(Result::ok)
         .find(|field| field.number == number)?
-        .inside
+        .inside()
 }
 
 #[cfg(test)]

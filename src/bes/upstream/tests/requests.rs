@@ -4,10 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::{
-    bes::upstream::{
-        peek::TO_THE_EVENT,
-        wire::{put, submessage},
-    },
+    bep::wire::{TO_THE_EVENT, put, submessage},
     proto::{
         build_event_stream::BuildEvent,
         google::devtools::build::v1::{
