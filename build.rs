@@ -24,8 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("google.protobuf", "protobuf"),
     ] {
         let files = descriptors.file.iter().filter(|file| file.package() == package);
-        let messages: Vec<_> = files.flat_map(|file| file.message_type.clone()).collect();
-        numbers += &format!("pub mod {module} {{\n{}}}\n", field_numbers(&messages));
+        let modules: String = files.map(|file| field_numbers(&file.message_type)).collect();
+        numbers += &format!("pub mod {module} {{\n{modules}}}\n");
     }
     fs::write(out.join("field_numbers.rs"), numbers)?;
     // Served by the reflection service, so that generic gRPC tools can talk to the daemon.

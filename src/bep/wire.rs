@@ -16,14 +16,6 @@ mod numbers {
 
 pub(crate) use numbers::{bep, bes, protobuf};
 
-/// The fields that lead from a request to the `build_event_stream.BuildEvent` in it.
-pub(crate) const TO_THE_EVENT: [u32; 4] = [
-    bes::publish_build_tool_event_stream_request::ORDERED_BUILD_EVENT,
-    bes::ordered_build_event::EVENT,
-    bes::build_event::BAZEL_EVENT,
-    protobuf::any::VALUE,
-];
-
 /// The bytes are not a protobuf message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a protobuf message")]
@@ -119,13 +111,28 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// The submessage of this number; the last one, if there are several.
-pub(crate) fn submessage(message: &[u8], number: u32) -> Option<&[u8]> {
-    Fields::of(message)
-        .map_while(Result::ok)
-        .filter(|field| field.number == number)
-        .filter_map(|field| field.inside())
-        .last()
+/// What is inside the field of this number, a string, bytes or a message; of the last one, if there are several.
+pub(crate) fn inside(message: &[u8], number: u32) -> Result<Option<&[u8]>, Malformed> {
+    let mut found = None;
+    for field in Fields::of(message) {
+        let field = field?;
+        if field.number == number {
+            found = Some(field.inside().ok_or(Malformed)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The `build_event_stream.BuildEvent` in a `PublishBuildToolEventStreamRequest`.
+pub(crate) fn event_in(request: &[u8]) -> Option<&[u8]> {
+    [
+        bes::publish_build_tool_event_stream_request::ORDERED_BUILD_EVENT,
+        bes::ordered_build_event::EVENT,
+        bes::build_event::BAZEL_EVENT,
+        protobuf::any::VALUE,
+    ]
+    .into_iter()
+    .try_fold(request, |message, number| inside(message, number).ok().flatten())
 }
 
 /// Appends a field with something inside.
@@ -176,7 +183,7 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_the_protocol() {
-        assert_eq!(TO_THE_EVENT, [4, 3, 60, 2]);
+        assert_eq!(bes::build_event::BAZEL_EVENT, 60);
         assert_eq!(bep::build_event::NAMED_SET_OF_FILES, 15);
         assert_eq!(bep::build_event_id::target_completed_id::LABEL, 1);
     }

@@ -15,9 +15,9 @@ use tonic::{
 use super::journal::RecordKind;
 use crate::{
     bep::wire::{
-        Fields, Malformed, Value,
+        self, Fields, Malformed, Value,
         bes::{
-            build_event, ordered_build_event, publish_build_tool_event_stream_request,
+            build_event as event, ordered_build_event as ordered, publish_build_tool_event_stream_request,
             publish_lifecycle_event_request,
         },
         protobuf::any,
@@ -130,6 +130,16 @@ impl<D: Wire> Decoder for Half<D> {
     }
 }
 
+/// The fields of `BuildEvent` that are told apart: one of them has its payload.
+const PAYLOADS: [u32; 6] = [
+    event::INVOCATION_ATTEMPT_STARTED,
+    event::INVOCATION_ATTEMPT_FINISHED,
+    event::BUILD_ENQUEUED,
+    event::BUILD_FINISHED,
+    event::COMPONENT_STREAM_FINISHED,
+    event::BAZEL_EVENT,
+];
+
 /// An `OrderedBuildEvent`, as far as it is read. What comes twice is merged, as by generated code.
 #[derive(Default)]
 struct Ordered<'a> {
@@ -155,23 +165,14 @@ impl<'a> Ordered<'a> {
         Ok(found)
     }
 
-    fn read(&mut self, ordered: &'a [u8]) -> Result<(), Malformed> {
-        for field in Fields::of(ordered) {
+    fn read(&mut self, message: &'a [u8]) -> Result<(), Malformed> {
+        for field in Fields::of(message) {
             let field = field?;
             match (field.number, field.value) {
-                (ordered_build_event::STREAM_ID, Value::Bytes(id)) => {
-                    self.stream_id.get_or_insert_default().merge(id)?;
-                }
-                (ordered_build_event::SEQUENCE_NUMBER, Value::Number(number)) => {
-                    self.sequence = number.cast_signed();
-                }
-                (ordered_build_event::EVENT, Value::Bytes(event)) => self.read_event(event)?,
-                (
-                    ordered_build_event::STREAM_ID
-                    | ordered_build_event::SEQUENCE_NUMBER
-                    | ordered_build_event::EVENT,
-                    _,
-                ) => return Err(Malformed),
+                (ordered::STREAM_ID, Value::Bytes(id)) => self.stream_id.get_or_insert_default().merge(id)?,
+                (ordered::SEQUENCE_NUMBER, Value::Number(number)) => self.sequence = number.cast_signed(),
+                (ordered::EVENT, Value::Bytes(event)) => self.read_event(event)?,
+                (ordered::STREAM_ID | ordered::SEQUENCE_NUMBER | ordered::EVENT, _) => return Err(Malformed),
                 _ => {}
             }
         }
@@ -181,26 +182,16 @@ impl<'a> Ordered<'a> {
     fn read_event(&mut self, event: &'a [u8]) -> Result<(), Malformed> {
         for field in Fields::of(event) {
             let field = field?;
-            match field.number {
-                build_event::BAZEL_EVENT => {
-                    if self.payload != field.number {
-                        self.bazel_event = &[];
-                    }
-                    for field in Fields::of(field.inside().ok_or(Malformed)?) {
-                        let field = field?;
-                        if field.number == any::VALUE {
-                            self.bazel_event = field.inside().ok_or(Malformed)?;
-                        }
-                    }
-                }
-                build_event::INVOCATION_ATTEMPT_STARTED
-                | build_event::INVOCATION_ATTEMPT_FINISHED
-                | build_event::BUILD_ENQUEUED
-                | build_event::BUILD_FINISHED
-                | build_event::COMPONENT_STREAM_FINISHED => {}
-                _ => continue,
+            if !PAYLOADS.contains(&field.number) {
+                continue;
             }
-            self.payload = field.number;
+            let inside = field.inside().ok_or(Malformed)?;
+            if std::mem::replace(&mut self.payload, field.number) != field.number {
+                self.bazel_event = &[];
+            }
+            if field.number == event::BAZEL_EVENT {
+                self.bazel_event = wire::inside(inside, any::VALUE)?.unwrap_or(self.bazel_event);
+            }
         }
         Ok(())
     }
@@ -226,8 +217,8 @@ impl Received {
             return Ok(None);
         };
         let (kind, bazel_event) = match ordered.payload {
-            build_event::BAZEL_EVENT => (RecordKind::Event, Some(request.slice_ref(ordered.bazel_event))),
-            build_event::COMPONENT_STREAM_FINISHED => (RecordKind::Finished, None),
+            event::BAZEL_EVENT => (RecordKind::Event, Some(request.slice_ref(ordered.bazel_event))),
+            event::COMPONENT_STREAM_FINISHED => (RecordKind::Finished, None),
             _ => (RecordKind::Other, None),
         };
         Ok(Some(Self {
@@ -256,10 +247,10 @@ impl Call {
         let event = Ordered::find(request, publish_lifecycle_event_request::BUILD_EVENT)?.unwrap_or_default();
         let id = event.stream_id.unwrap_or_default();
         let (name, opening) = match event.payload {
-            build_event::BUILD_ENQUEUED => ("build enqueued", true),
-            build_event::INVOCATION_ATTEMPT_STARTED => ("invocation attempt started", true),
-            build_event::INVOCATION_ATTEMPT_FINISHED => ("invocation attempt finished", false),
-            build_event::BUILD_FINISHED => ("build finished", false),
+            event::BUILD_ENQUEUED => ("build enqueued", true),
+            event::INVOCATION_ATTEMPT_STARTED => ("invocation attempt started", true),
+            event::INVOCATION_ATTEMPT_FINISHED => ("invocation attempt finished", false),
+            event::BUILD_FINISHED => ("build finished", false),
             _ => ("other", true),
         };
         Ok(Self {

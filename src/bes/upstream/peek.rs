@@ -3,9 +3,9 @@
 //! A full decode would cost more than the rest of forwarding; an event's id comes first in it and is small.
 
 use crate::bep::wire::{
-    Fields, TO_THE_EVENT,
-    bep::{build_event, build_event_id},
-    submessage,
+    Fields,
+    bep::{build_event, build_event_id as id},
+    event_in,
 };
 
 /// What of an event's id matters here.
@@ -21,21 +21,17 @@ pub(super) enum Kind {
 
 /// What the request's event is.
 pub(super) fn kind(request: &[u8]) -> Kind {
-    let event = TO_THE_EVENT
-        .iter()
-        .try_fold(request, |message, number| submessage(message, *number));
-    let Some(id) = event.and_then(|event| first(event, build_event::ID)) else {
+    let Some(fields) = event_in(request).and_then(|event| first(event, build_event::ID)) else {
         return Kind::Other;
     };
     // `BuildEventId`'s oneof; of several the last would count, so that all have to be looked at.
     let mut kind = Kind::Other;
-    for field in Fields::of(id).map_while(Result::ok) {
+    for field in Fields::of(fields).map_while(Result::ok) {
         match field.number {
-            build_event_id::TARGET_COMPLETED
-            | build_event_id::TEST_SUMMARY
-            | build_event_id::TEST_RESULT
-            | build_event_id::TARGET_SUMMARY => return Kind::Completion,
-            build_event_id::NAMED_SET => kind = Kind::NamedSet,
+            id::TARGET_COMPLETED | id::TEST_SUMMARY | id::TEST_RESULT | id::TARGET_SUMMARY => {
+                return Kind::Completion;
+            }
+            id::NAMED_SET => kind = Kind::NamedSet,
             _ => {}
         }
     }

@@ -10,14 +10,7 @@ use bytes::Bytes;
 use crate::{
     bep::{
         uri::BytestreamUri,
-        wire::{
-            self, Fields, Malformed,
-            bep::{
-                action_executed, build_event, build_tool_logs, file, named_set_of_files, output_group,
-                target_complete, test_result, test_summary,
-            },
-            bes, protobuf,
-        },
+        wire::{self, Fields, Malformed, bep::*, bes, protobuf::any},
     },
     digest::Digest,
     exec_path::ExecPath,
@@ -38,51 +31,27 @@ use Shape::{File, Nameless, Of};
 /// From the request to its files.
 const REQUEST: Shape = Of(&[(
     bes::publish_build_tool_event_stream_request::ORDERED_BUILD_EVENT,
-    Of(&[(
-        bes::ordered_build_event::EVENT,
-        Of(&[(
-            bes::build_event::BAZEL_EVENT,
-            Of(&[(protobuf::any::VALUE, EVENT)]),
-        )]),
-    )]),
+    ORDERED,
 )]);
+const ORDERED: Shape = Of(&[(bes::ordered_build_event::EVENT, ENVELOPE)]);
+const ENVELOPE: Shape = Of(&[(bes::build_event::BAZEL_EVENT, Of(&[(any::VALUE, EVENT)]))]);
+#[rustfmt::skip]
 const EVENT: Shape = Of(&[
-    (
-        build_event::ACTION,
-        Of(&[
-            (action_executed::STDOUT, Nameless),
-            (action_executed::STDERR, Nameless),
-            (action_executed::PRIMARY_OUTPUT, Nameless),
-            (action_executed::ACTION_METADATA_LOGS, Nameless),
-        ]),
-    ),
-    (
-        build_event::COMPLETED,
-        Of(&[
-            (
-                target_complete::OUTPUT_GROUP,
-                Of(&[(output_group::INLINE_FILES, File)]),
-            ),
-            (target_complete::IMPORTANT_OUTPUT, File),
-            (target_complete::DIRECTORY_OUTPUT, File),
-        ]),
-    ),
-    (
-        build_event::TEST_SUMMARY,
-        Of(&[(test_summary::PASSED, Nameless), (test_summary::FAILED, Nameless)]),
-    ),
-    (
-        build_event::TEST_RESULT,
-        Of(&[(test_result::TEST_ACTION_OUTPUT, Nameless)]),
-    ),
-    (
-        build_event::NAMED_SET_OF_FILES,
-        Of(&[(named_set_of_files::FILES, File)]),
-    ),
-    (
-        build_event::BUILD_TOOL_LOGS,
-        Of(&[(build_tool_logs::LOG, Nameless)]),
-    ),
+    (build_event::ACTION, Of(&[
+        (action_executed::STDOUT, Nameless),
+        (action_executed::STDERR, Nameless),
+        (action_executed::PRIMARY_OUTPUT, Nameless),
+        (action_executed::ACTION_METADATA_LOGS, Nameless),
+    ])),
+    (build_event::COMPLETED, Of(&[
+        (target_complete::OUTPUT_GROUP, Of(&[(output_group::INLINE_FILES, File)])),
+        (target_complete::IMPORTANT_OUTPUT, File),
+        (target_complete::DIRECTORY_OUTPUT, File),
+    ])),
+    (build_event::TEST_SUMMARY, Of(&[(test_summary::PASSED, Nameless), (test_summary::FAILED, Nameless)])),
+    (build_event::TEST_RESULT, Of(&[(test_result::TEST_ACTION_OUTPUT, Nameless)])),
+    (build_event::NAMED_SET_OF_FILES, Of(&[(named_set_of_files::FILES, File)])),
+    (build_event::BUILD_TOOL_LOGS, Of(&[(build_tool_logs::LOG, Nameless)])),
 ]);
 
 /// What may name a file on disk, as [`crate::bes::Builds::local_files`] asks for it.
