@@ -4,6 +4,11 @@
 //! those of proto3 JSON: lowerCamel names, 64-bit integers as strings or numbers, bytes as base64, enums by name
 //! or number, `null` for a default.
 
+use base64::{
+    Engine as _,
+    alphabet::STANDARD,
+    engine::general_purpose::{GeneralPurpose, NO_PAD},
+};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 
@@ -34,11 +39,11 @@ pub fn decode_json_with(line: &[u8], default_function: Option<DigestFunction>) -
         return Err(BepError::Json(de::Error::custom("it is no object")));
     }
     let event: BuildEvent = serde_json::from_slice(line)?;
-    Ok(from_proto(event.into(), default_function))
+    Ok(from_proto(event.convert(), default_function))
 }
 
 /// Messages of which every field may be absent or `null`.
-macro_rules! messages {
+macro_rules! structs {
     ($(struct $name:ident { $($field:ident: $type:ty,)* })*) => {$(
         #[derive(Deserialize, Default)]
         #[serde(default, rename_all = "camelCase")]
@@ -48,7 +53,22 @@ macro_rules! messages {
     )*};
 }
 
-messages! {
+/// The same for messages whose fields are converted one by one.
+macro_rules! messages {
+    ($(struct $name:ident => $message:ty { $($field:ident: $type:ty,)* })*) => {
+        structs! { $(struct $name { $($field: $type,)* })* }
+        $(impl Convert<$message> for $name {
+            // Some of these messages have fields that are not read; others have none left for the default.
+            #[allow(clippy::needless_update)]
+            fn convert(self) -> $message {
+                type Message = $message;
+                Message { $($field: self.$field.convert(),)* ..Message::default() }
+            }
+        })*
+    };
+}
+
+structs! {
     struct BuildEvent {
         id: EventId,
         children: Vec<EventId>,
@@ -69,53 +89,18 @@ messages! {
         convenience_symlinks_identified: Option<ConvenienceSymlinks>,
         build_tool_logs: Option<BuildToolLogs>,
     }
-    struct BuildToolLogs { log: Vec<File>, }
-    // The ids that are read have their fields together in one struct: no two share a name for different things.
     struct EventId {
-        target_completed: Option<IdFields>,
-        action_completed: Option<IdFields>,
-        test_summary: Option<IdFields>,
-        test_result: Option<IdFields>,
-        named_set: Option<IdFields>,
-        configuration: Option<IdFields>,
-        target_configured: Option<IdFields>,
-        structured_command_line: Option<IdFields>,
+        target_completed: Option<TargetCompletedId>,
+        action_completed: Option<ActionCompletedId>,
+        test_summary: Option<TestSummaryId>,
+        test_result: Option<TestResultId>,
+        named_set: Option<SetId>,
+        configuration: Option<ConfigurationId>,
+        target_configured: Option<TargetConfiguredId>,
+        structured_command_line: Option<CommandLineId>,
     }
-    struct IdFields {
-        id: String,
-        label: String,
-        aspect: String,
-        configuration: Option<SetId>,
-        primary_output: String,
-        run: Int64,
-        shard: Int64,
-        attempt: Int64,
-        command_line_label: String,
-    }
-    struct SetId { id: String, }
     struct Progress { stderr: String, }
-    struct TestSummary { shard_count: Int64, run_count: Int64, }
     struct Aborted { reason: Enum, description: String, }
-    struct Started {
-        uuid: String,
-        start_time_millis: Int64,
-        build_tool_version: String,
-        command: String,
-        workspace_directory: String,
-        working_directory: String,
-    }
-    struct Action { success: bool, primary_output: Option<File>, }
-    struct Completed {
-        success: bool,
-        output_group: Vec<OutputGroup>,
-        important_output: Vec<File>,
-        directory_output: Vec<File>,
-    }
-    struct OutputGroup { name: String, file_sets: Vec<SetId>, incomplete: bool, inline_files: Vec<File>, }
-    struct TestResult { test_action_output: Vec<File>, }
-    struct Finished { exit_code: Option<ExitCode>, }
-    struct ExitCode { name: String, code: Int64, }
-    struct NamedSet { files: Vec<File>, file_sets: Vec<SetId>, }
     struct File {
         path_prefix: Vec<String>,
         name: String,
@@ -125,16 +110,70 @@ messages! {
         digest: String,
         length: Int64,
     }
-    struct Configuration { mnemonic: String, }
-    struct Configured { target_kind: String, }
-    struct CommandLine { command_line_label: String, sections: Vec<Section>, }
     struct Section { section_label: String, chunk_list: Option<ChunkList>, option_list: Option<OptionList>, }
-    struct ChunkList { chunk: Vec<String>, }
-    struct OptionList { option: Vec<FlagOption>, }
-    struct FlagOption { combined_form: String, option_name: String, option_value: String, }
-    struct WorkspaceInfo { local_exec_root: String, }
-    struct ConvenienceSymlinks { convenience_symlinks: Vec<ConvenienceSymlink>, }
     struct ConvenienceSymlink { path: String, action: Enum, target: String, }
+}
+
+messages! {
+    struct TargetCompletedId => ids::TargetCompletedId {
+        label: String,
+        aspect: String,
+        configuration: Option<ConfigurationId>,
+    }
+    struct ActionCompletedId => ids::ActionCompletedId {
+        primary_output: String,
+        label: String,
+        configuration: Option<ConfigurationId>,
+    }
+    struct TestSummaryId => ids::TestSummaryId { label: String, configuration: Option<ConfigurationId>, }
+    struct TestResultId => ids::TestResultId {
+        label: String,
+        run: Int64,
+        shard: Int64,
+        attempt: Int64,
+        configuration: Option<ConfigurationId>,
+    }
+    struct SetId => ids::NamedSetOfFilesId { id: String, }
+    struct ConfigurationId => ids::ConfigurationId { id: String, }
+    struct TargetConfiguredId => ids::TargetConfiguredId { label: String, aspect: String, }
+    struct CommandLineId => ids::StructuredCommandLineId { command_line_label: String, }
+    struct Started => proto::BuildStarted {
+        uuid: String,
+        start_time_millis: Int64,
+        build_tool_version: String,
+        command: String,
+        workspace_directory: String,
+        working_directory: String,
+    }
+    struct Action => proto::ActionExecuted { success: bool, primary_output: Option<File>, }
+    struct Completed => proto::TargetComplete {
+        success: bool,
+        output_group: Vec<OutputGroup>,
+        important_output: Vec<File>,
+        directory_output: Vec<File>,
+    }
+    struct OutputGroup => proto::OutputGroup {
+        name: String,
+        file_sets: Vec<SetId>,
+        incomplete: bool,
+        inline_files: Vec<File>,
+    }
+    struct TestSummary => proto::TestSummary { shard_count: Int64, run_count: Int64, }
+    struct TestResult => proto::TestResult { test_action_output: Vec<File>, }
+    struct Finished => proto::BuildFinished { exit_code: Option<ExitCode>, }
+    struct ExitCode => proto::build_finished::ExitCode { name: String, code: Int64, }
+    struct NamedSet => proto::NamedSetOfFiles { files: Vec<File>, file_sets: Vec<SetId>, }
+    struct Configuration => proto::Configuration { mnemonic: String, }
+    struct Configured => proto::TargetConfigured { target_kind: String, }
+    struct CommandLine => proto::CommandLine { command_line_label: String, sections: Vec<Section>, }
+    struct ChunkList => proto::ChunkList { chunk: Vec<String>, }
+    struct OptionList => proto::OptionList { option: Vec<FlagOption>, }
+    struct FlagOption => proto::Option { combined_form: String, option_name: String, option_value: String, }
+    struct WorkspaceInfo => proto::WorkspaceConfig { local_exec_root: String, }
+    struct ConvenienceSymlinks => proto::ConvenienceSymlinksIdentified {
+        convenience_symlinks: Vec<ConvenienceSymlink>,
+    }
+    struct BuildToolLogs => proto::BuildToolLogs { log: Vec<File>, }
 }
 
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(json: D) -> Result<T, D::Error> {
@@ -144,13 +183,6 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(json: D)
 /// An integer of up to 64 bits, as number or string.
 #[derive(Default, Clone, Copy)]
 struct Int64(i64);
-
-impl Int64 {
-    /// For fields of 32 bits; what does not fit is no number that Bazel sends.
-    fn narrow(self) -> i32 {
-        i32::try_from(self.0).unwrap_or_default()
-    }
-}
 
 impl<'de> Deserialize<'de> for Int64 {
     fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
@@ -224,262 +256,156 @@ impl<'de> Deserialize<'de> for Base64 {
 }
 
 fn base64(text: &str) -> Option<Vec<u8>> {
-    let text = text.trim_end_matches('=').as_bytes();
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
-    for quad in text.chunks(4) {
-        let mut bits = 0_u32;
-        for &symbol in quad {
-            let six = match symbol {
-                b'A'..=b'Z' => symbol - b'A',
-                b'a'..=b'z' => symbol - b'a' + 26,
-                b'0'..=b'9' => symbol - b'0' + 52,
-                b'+' | b'-' => 62,
-                b'/' | b'_' => 63,
-                _ => return None,
-            };
-            bits = bits << 6 | u32::from(six);
+    const LENIENT: GeneralPurpose =
+        GeneralPurpose::new(&STANDARD, NO_PAD.with_decode_allow_trailing_bits(true));
+    let text = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    LENIENT.decode(text).ok()
+}
+
+/// What a value becomes in a message.
+trait Convert<T> {
+    fn convert(self) -> T;
+}
+
+impl Convert<Self> for String {
+    fn convert(self) -> Self {
+        self
+    }
+}
+
+impl Convert<Self> for bool {
+    fn convert(self) -> Self {
+        self
+    }
+}
+
+impl Convert<i64> for Int64 {
+    fn convert(self) -> i64 {
+        self.0
+    }
+}
+
+impl Convert<i32> for Int64 {
+    /// What does not fit is no number that Bazel sends.
+    fn convert(self) -> i32 {
+        i32::try_from(self.0).unwrap_or_default()
+    }
+}
+
+impl<T: Convert<U>, U> Convert<Vec<U>> for Vec<T> {
+    fn convert(self) -> Vec<U> {
+        self.into_iter().map(T::convert).collect()
+    }
+}
+
+impl<T: Convert<U>, U> Convert<Option<U>> for Option<T> {
+    fn convert(self) -> Option<U> {
+        self.map(T::convert)
+    }
+}
+
+/// The field that is there, of those of a oneof.
+macro_rules! one_of {
+    ($message:ident: $($field:ident => $variant:path,)*) => {
+        None$(.or_else(|| $message.$field.map(|it| $variant(it.convert()))))*
+    };
+}
+
+impl Convert<proto::BuildEvent> for BuildEvent {
+    fn convert(self) -> proto::BuildEvent {
+        proto::BuildEvent {
+            id: Some(self.id.convert()),
+            children: self.children.convert(),
+            last_message: self.last_message,
+            payload: one_of! { self:
+                progress => Payload::Progress,
+                aborted => Payload::Aborted,
+                started => Payload::Started,
+                action => Payload::Action,
+                completed => Payload::Completed,
+                test_summary => Payload::TestSummary,
+                test_result => Payload::TestResult,
+                finished => Payload::Finished,
+                named_set_of_files => Payload::NamedSetOfFiles,
+                configuration => Payload::Configuration,
+                configured => Payload::Configured,
+                structured_command_line => Payload::StructuredCommandLine,
+                workspace_info => Payload::WorkspaceInfo,
+                convenience_symlinks_identified => Payload::ConvenienceSymlinksIdentified,
+                build_tool_logs => Payload::BuildToolLogs,
+            },
         }
-        let whole = match quad.len() {
-            4 => 3,
-            3 => 2,
-            2 => 1,
-            _ => return None,
+    }
+}
+
+impl Convert<proto::BuildEventId> for EventId {
+    fn convert(self) -> proto::BuildEventId {
+        let id = one_of! { self:
+            target_completed => Id::TargetCompleted,
+            action_completed => Id::ActionCompleted,
+            test_summary => Id::TestSummary,
+            test_result => Id::TestResult,
+            named_set => Id::NamedSet,
+            configuration => Id::Configuration,
+            target_configured => Id::TargetConfigured,
+            structured_command_line => Id::StructuredCommandLine,
         };
-        // The first symbol's bits move to the top of the lower three bytes.
-        bits <<= 6 * (4 - quad.len());
-        bytes.extend_from_slice(&bits.to_be_bytes()[1..=whole]);
+        proto::BuildEventId { id }
     }
-    Some(bytes)
 }
 
-fn all<T, U: From<T>>(list: Vec<T>) -> Vec<U> {
-    list.into_iter().map(U::from).collect()
-}
-
-impl From<BuildEvent> for proto::BuildEvent {
-    fn from(event: BuildEvent) -> Self {
-        let payload = None
-            .or_else(|| {
-                let progress = event.progress?;
-                let stderr = progress.stderr.into_bytes().into();
-                Some(Payload::Progress(proto::Progress { stderr }))
-            })
-            .or_else(|| event.aborted.map(|m| Payload::Aborted(m.into())))
-            .or_else(|| event.started.map(|m| Payload::Started(m.into())))
-            .or_else(|| event.action.map(|m| Payload::Action(m.into())))
-            .or_else(|| event.completed.map(|m| Payload::Completed(m.into())))
-            .or_else(|| {
-                event.test_summary.map(|summary| {
-                    Payload::TestSummary(proto::TestSummary {
-                        shard_count: i32::try_from(summary.shard_count.0).unwrap_or(0),
-                        run_count: i32::try_from(summary.run_count.0).unwrap_or(0),
-                        ..proto::TestSummary::default()
-                    })
-                })
-            })
-            .or_else(|| event.test_result.map(|m| Payload::TestResult(m.into())))
-            .or_else(|| event.finished.map(|m| Payload::Finished(m.into())))
-            .or_else(|| {
-                event
-                    .named_set_of_files
-                    .map(|m| Payload::NamedSetOfFiles(m.into()))
-            })
-            .or_else(|| event.configuration.map(|m| Payload::Configuration(m.into())))
-            .or_else(|| event.configured.map(|m| Payload::Configured(m.into())))
-            .or_else(|| {
-                event
-                    .structured_command_line
-                    .map(|m| Payload::StructuredCommandLine(m.into()))
-            })
-            .or_else(|| event.workspace_info.map(|m| Payload::WorkspaceInfo(m.into())))
-            .or_else(|| {
-                event
-                    .convenience_symlinks_identified
-                    .map(|m| Payload::ConvenienceSymlinksIdentified(m.into()))
-            })
-            .or_else(|| {
-                event.build_tool_logs.map(|logs| {
-                    Payload::BuildToolLogs(proto::BuildToolLogs {
-                        log: logs.log.into_iter().map(Into::into).collect(),
-                    })
-                })
-            });
-        Self {
-            id: Some(proto::BuildEventId { id: event.id.into() }),
-            children: event
-                .children
-                .into_iter()
-                .map(|child| proto::BuildEventId { id: child.into() })
-                .collect(),
-            last_message: event.last_message,
-            payload,
+impl Convert<proto::Progress> for Progress {
+    fn convert(self) -> proto::Progress {
+        proto::Progress {
+            stderr: self.stderr.into_bytes().into(),
         }
     }
 }
 
-impl From<EventId> for Option<Id> {
-    fn from(id: EventId) -> Self {
-        let configured = |id: Option<SetId>| id.map(|id| ids::ConfigurationId { id: id.id });
-        None.or_else(|| {
-            id.target_completed.map(|id| {
-                Id::TargetCompleted(ids::TargetCompletedId {
-                    label: id.label,
-                    aspect: id.aspect,
-                    configuration: configured(id.configuration),
-                })
-            })
-        })
-        .or_else(|| {
-            id.action_completed.map(|id| {
-                Id::ActionCompleted(ids::ActionCompletedId {
-                    primary_output: id.primary_output,
-                    label: id.label,
-                    configuration: configured(id.configuration),
-                })
-            })
-        })
-        .or_else(|| {
-            id.test_summary.map(|id| {
-                Id::TestSummary(ids::TestSummaryId {
-                    label: id.label,
-                    configuration: configured(id.configuration),
-                })
-            })
-        })
-        .or_else(|| {
-            id.test_result.map(|id| {
-                Id::TestResult(ids::TestResultId {
-                    label: id.label,
-                    run: id.run.narrow(),
-                    shard: id.shard.narrow(),
-                    attempt: id.attempt.narrow(),
-                    configuration: configured(id.configuration),
-                })
-            })
-        })
-        .or_else(|| {
-            id.named_set
-                .map(|id| Id::NamedSet(ids::NamedSetOfFilesId { id: id.id }))
-        })
-        .or_else(|| {
-            id.configuration
-                .map(|id| Id::Configuration(ids::ConfigurationId { id: id.id }))
-        })
-        .or_else(|| {
-            id.target_configured.map(|id| {
-                Id::TargetConfigured(ids::TargetConfiguredId {
-                    label: id.label,
-                    aspect: id.aspect,
-                })
-            })
-        })
-        .or_else(|| {
-            id.structured_command_line.map(|id| {
-                Id::StructuredCommandLine(ids::StructuredCommandLineId {
-                    command_line_label: id.command_line_label,
-                })
-            })
-        })
-    }
-}
-
-/// Conversions of messages whose fields are taken over or converted one by one.
-macro_rules! convert {
-    ($($from:ident => $to:ident: |$it:ident| { $($field:ident: $value:expr,)* })*) => {$(
-        impl From<$from> for proto::$to {
-            // Some of these messages have fields that are not read; others have none left for the default.
-            #[allow(clippy::needless_update)]
-            fn from($it: $from) -> Self {
-                Self { $($field: $value,)* ..Self::default() }
-            }
+impl Convert<proto::Aborted> for Aborted {
+    fn convert(self) -> proto::Aborted {
+        proto::Aborted {
+            reason: self.reason.number(AbortReason::from_str_name),
+            description: self.description,
         }
-    )*};
-}
-
-convert! {
-    Aborted => Aborted: |m| {
-        reason: m.reason.number(AbortReason::from_str_name),
-        description: m.description,
-    }
-    Started => BuildStarted: |m| {
-        uuid: m.uuid,
-        start_time_millis: m.start_time_millis.0,
-        build_tool_version: m.build_tool_version,
-        command: m.command,
-        workspace_directory: m.workspace_directory,
-        working_directory: m.working_directory,
-    }
-    Action => ActionExecuted: |m| {
-        success: m.success,
-        primary_output: m.primary_output.map(Into::into),
-    }
-    Completed => TargetComplete: |m| {
-        success: m.success,
-        output_group: all(m.output_group),
-        important_output: all(m.important_output),
-        directory_output: all(m.directory_output),
-    }
-    OutputGroup => OutputGroup: |m| {
-        name: m.name,
-        file_sets: set_ids(m.file_sets),
-        incomplete: m.incomplete,
-        inline_files: all(m.inline_files),
-    }
-    TestResult => TestResult: |m| { test_action_output: all(m.test_action_output), }
-    Finished => BuildFinished: |m| {
-        exit_code: m.exit_code.map(|code| proto::build_finished::ExitCode {
-            name: code.name,
-            code: code.code.narrow(),
-        }),
-    }
-    NamedSet => NamedSetOfFiles: |m| {
-        files: all(m.files),
-        file_sets: set_ids(m.file_sets),
-    }
-    File => File: |m| {
-        path_prefix: m.path_prefix,
-        name: m.name,
-        file: None
-            .or_else(|| m.uri.map(Oneof::Uri))
-            .or_else(|| m.contents.map(|bytes| Oneof::Contents(bytes.0)))
-            .or_else(|| m.symlink_target_path.map(Oneof::SymlinkTargetPath)),
-        digest: m.digest,
-        length: m.length.0,
-    }
-    Configuration => Configuration: |m| { mnemonic: m.mnemonic, }
-    Configured => TargetConfigured: |m| { target_kind: m.target_kind, }
-    CommandLine => CommandLine: |m| {
-        command_line_label: m.command_line_label,
-        sections: all(m.sections),
-    }
-    Section => CommandLineSection: |m| {
-        section_label: m.section_label,
-        section_type: None
-            .or_else(|| m.option_list.map(|list| SectionType::OptionList(list.into())))
-            .or_else(|| m.chunk_list.map(|list| SectionType::ChunkList(list.into()))),
-    }
-    ChunkList => ChunkList: |m| { chunk: m.chunk, }
-    OptionList => OptionList: |m| { option: all(m.option), }
-    FlagOption => Option: |m| {
-        combined_form: m.combined_form,
-        option_name: m.option_name,
-        option_value: m.option_value,
-    }
-    WorkspaceInfo => WorkspaceConfig: |m| { local_exec_root: m.local_exec_root, }
-    ConvenienceSymlinks => ConvenienceSymlinksIdentified: |m| {
-        convenience_symlinks: all(m.convenience_symlinks),
-    }
-    ConvenienceSymlink => ConvenienceSymlink: |m| {
-        path: m.path,
-        action: m.action.number(LinkAction::from_str_name),
-        target: m.target,
     }
 }
 
-fn set_ids(sets: Vec<SetId>) -> Vec<ids::NamedSetOfFilesId> {
-    sets.into_iter()
-        .map(|set| ids::NamedSetOfFilesId { id: set.id })
-        .collect()
+impl Convert<proto::File> for File {
+    fn convert(self) -> proto::File {
+        proto::File {
+            path_prefix: self.path_prefix,
+            name: self.name,
+            file: None
+                .or_else(|| self.uri.map(Oneof::Uri))
+                .or_else(|| self.contents.map(|bytes| Oneof::Contents(bytes.0)))
+                .or_else(|| self.symlink_target_path.map(Oneof::SymlinkTargetPath)),
+            digest: self.digest,
+            length: self.length.0,
+        }
+    }
+}
+
+impl Convert<proto::CommandLineSection> for Section {
+    fn convert(self) -> proto::CommandLineSection {
+        proto::CommandLineSection {
+            section_label: self.section_label,
+            section_type: one_of! { self:
+                option_list => SectionType::OptionList,
+                chunk_list => SectionType::ChunkList,
+            },
+        }
+    }
+}
+
+impl Convert<proto::ConvenienceSymlink> for ConvenienceSymlink {
+    fn convert(self) -> proto::ConvenienceSymlink {
+        proto::ConvenienceSymlink {
+            path: self.path,
+            action: self.action.number(LinkAction::from_str_name),
+            target: self.target,
+        }
+    }
 }
 
 #[cfg(test)]

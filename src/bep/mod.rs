@@ -1,7 +1,7 @@
 //! The build's events: from wire format to [`event::Event`], from a file or a stream.
 //!
 //! [`decode`] and [`json`] read one event, [`source`] a file of them. [`named_sets`] is the graph that completed
-//! targets refer into. Knows neither networks nor output trees.
+//! targets refer into. `wire` reads and writes single fields of a message. Knows neither networks nor output trees.
 
 pub mod decode;
 pub mod error;
@@ -10,6 +10,7 @@ pub mod json;
 pub mod named_sets;
 pub mod source;
 pub mod uri;
+pub(crate) mod wire;
 
 pub use decode::Decoder;
 pub use error::BepError;

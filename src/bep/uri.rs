@@ -6,6 +6,8 @@
 
 use std::{ffi::OsString, fmt, os::unix::ffi::OsStringExt as _, path::PathBuf, str::FromStr};
 
+use percent_encoding::percent_decode_str;
+
 use crate::digest::{Digest, DigestError, DigestFunction};
 
 const SCHEME: &str = "bytestream://";
@@ -224,20 +226,12 @@ pub fn file_path(uri: &str) -> Result<PathBuf, UriError> {
     if !path.starts_with('/') {
         return Err(error("it names another host, or no absolute path"));
     }
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(if byte == b'%' {
-            let mut digit = || rest.next().and_then(|b| char::from(b).to_digit(16));
-            match (digit(), digit()) {
-                // Two hex digits fit a byte.
-                (Some(high), Some(low)) => (high * 16 + low) as u8,
-                _ => return Err(error("a percent sign is not followed by two hex digits")),
-            }
-        } else {
-            byte
-        });
+    // The decoder leaves broken escapes as they are.
+    let is_whole = |rest: &[u8]| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+    if !path.split('%').skip(1).all(|rest| is_whole(rest.as_bytes())) {
+        return Err(error("a percent sign is not followed by two hex digits"));
     }
+    let bytes: Vec<u8> = percent_decode_str(path).collect();
     if bytes.contains(&0) {
         return Err(error("it holds a NUL byte"));
     }

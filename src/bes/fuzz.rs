@@ -21,7 +21,7 @@ use crate::{
 /// A request: the few fields that are read are those that the whole message has.
 pub(crate) fn request(data: &[u8]) {
     let bytes = Bytes::copy_from_slice(data);
-    let _ = Call::read(bytes.clone());
+    let _ = Call::read(data);
     let _ = upstream::fuzz_kind(data);
     let ours = Received::read(bytes);
     let Ok(theirs) = PublishBuildToolEventStreamRequest::decode(data) else {
@@ -94,7 +94,11 @@ fn on_disk(mut event: BuildEvent, path: &Path) -> BuildEvent {
         Some(Payload::TestSummary(m)) => m.passed.iter_mut().chain(&mut m.failed).for_each(replace),
         Some(Payload::Action(m)) => {
             let files = [&mut m.stdout, &mut m.stderr, &mut m.primary_output];
-            files.into_iter().flatten().for_each(replace);
+            files
+                .into_iter()
+                .flatten()
+                .chain(&mut m.action_metadata_logs)
+                .for_each(replace);
         }
         Some(Payload::BuildToolLogs(m)) => m.log.iter_mut().for_each(replace),
         _ => {}

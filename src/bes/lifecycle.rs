@@ -251,7 +251,7 @@ fn left(journal: &Journal) -> Result<Vec<Left>, JournalError> {
                 headers = found;
             } else if record.kind == RecordKind::Call
                 && record.sequence > acked
-                && let Ok(call) = Call::read(record.payload.clone())
+                && let Ok(call) = Call::read(&record.payload)
             {
                 calls.push((record.sequence, call, record.payload, headers.clone()));
             }

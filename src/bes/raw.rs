@@ -6,14 +6,24 @@
 use std::marker::PhantomData;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
-use prost::{DecodeError, Message, Oneof};
+use prost::Message as _;
 use tonic::{
     Status,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
 use super::journal::RecordKind;
-use crate::proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId};
+use crate::{
+    bep::wire::{
+        self, Fields, Malformed, Value,
+        bes::{
+            build_event as event, ordered_build_event as ordered, publish_build_tool_event_stream_request,
+            publish_lifecycle_event_request,
+        },
+        protobuf::any,
+    },
+    proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId},
+};
 
 /// The service and its client, generated in `build.rs`.
 #[allow(
@@ -120,59 +130,71 @@ impl<D: Wire> Decoder for Half<D> {
     }
 }
 
-/// `PublishBuildToolEventStreamRequest`, as far as it is read.
-#[derive(Clone, PartialEq, Message)]
-struct StreamRequest {
-    #[prost(message, optional, tag = "4")]
-    event: Option<Ordered>,
-}
+/// The fields of `BuildEvent` that are told apart: one of them has its payload.
+const PAYLOADS: [u32; 6] = [
+    event::INVOCATION_ATTEMPT_STARTED,
+    event::INVOCATION_ATTEMPT_FINISHED,
+    event::BUILD_ENQUEUED,
+    event::BUILD_FINISHED,
+    event::COMPONENT_STREAM_FINISHED,
+    event::BAZEL_EVENT,
+];
 
-/// `PublishLifecycleEventRequest`, as far as it is read.
-#[derive(Clone, PartialEq, Message)]
-struct LifecycleRequest {
-    #[prost(message, optional, tag = "2")]
-    event: Option<Ordered>,
-}
-
-/// `OrderedBuildEvent`.
-#[derive(Clone, PartialEq, Message)]
-struct Ordered {
-    #[prost(message, optional, tag = "1")]
+/// An `OrderedBuildEvent`, as far as it is read. What comes twice is merged, as by generated code.
+#[derive(Default)]
+struct Ordered<'a> {
     stream_id: Option<StreamId>,
-    #[prost(int64, tag = "2")]
-    sequence_number: i64,
-    #[prost(message, optional, tag = "3")]
-    event: Option<Timed>,
+    sequence: i64,
+    /// The field of `BuildEvent` that the payload is in; 0 without one.
+    payload: u32,
+    /// The value of the payload, if it is Bazel's.
+    bazel_event: &'a [u8],
 }
 
-/// `BuildEvent` of the envelope.
-#[derive(Clone, PartialEq, Message)]
-struct Timed {
-    #[prost(oneof = "Payload", tags = "51, 52, 53, 55, 59, 60")]
-    payload: Option<Payload>,
-}
+impl<'a> Ordered<'a> {
+    /// The one in this field of a request, if it is there.
+    fn find(request: &'a [u8], number: u32) -> Result<Option<Self>, Malformed> {
+        let mut found: Option<Self> = None;
+        for field in Fields::of(request) {
+            let field = field?;
+            if field.number == number {
+                let ordered = field.inside().ok_or(Malformed)?;
+                found.get_or_insert_default().read(ordered)?;
+            }
+        }
+        Ok(found)
+    }
 
-#[derive(Clone, PartialEq, Oneof)]
-enum Payload {
-    #[prost(bytes = "bytes", tag = "51")]
-    AttemptStarted(Bytes),
-    #[prost(bytes = "bytes", tag = "52")]
-    AttemptFinished(Bytes),
-    #[prost(bytes = "bytes", tag = "53")]
-    BuildEnqueued(Bytes),
-    #[prost(bytes = "bytes", tag = "55")]
-    BuildFinished(Bytes),
-    #[prost(bytes = "bytes", tag = "59")]
-    StreamFinished(Bytes),
-    #[prost(message, tag = "60")]
-    Bazel(AnyBytes),
-}
+    fn read(&mut self, message: &'a [u8]) -> Result<(), Malformed> {
+        for field in Fields::of(message) {
+            let field = field?;
+            match (field.number, field.value) {
+                (ordered::STREAM_ID, Value::Bytes(id)) => self.stream_id.get_or_insert_default().merge(id)?,
+                (ordered::SEQUENCE_NUMBER, Value::Number(number)) => self.sequence = number.cast_signed(),
+                (ordered::EVENT, Value::Bytes(event)) => self.read_event(event)?,
+                (ordered::STREAM_ID | ordered::SEQUENCE_NUMBER | ordered::EVENT, _) => return Err(Malformed),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 
-/// `google.protobuf.Any`.
-#[derive(Clone, PartialEq, Message)]
-struct AnyBytes {
-    #[prost(bytes = "bytes", tag = "2")]
-    value: Bytes,
+    fn read_event(&mut self, event: &'a [u8]) -> Result<(), Malformed> {
+        for field in Fields::of(event) {
+            let field = field?;
+            if !PAYLOADS.contains(&field.number) {
+                continue;
+            }
+            let inside = field.inside().ok_or(Malformed)?;
+            if std::mem::replace(&mut self.payload, field.number) != field.number {
+                self.bazel_event = &[];
+            }
+            if field.number == event::BAZEL_EVENT {
+                self.bazel_event = wire::inside(inside, any::VALUE)?.unwrap_or(self.bazel_event);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A request of a stream.
@@ -189,18 +211,19 @@ pub(super) struct Received {
 
 impl Received {
     /// `None` if it has no event.
-    pub(super) fn read(request: Bytes) -> Result<Option<Self>, DecodeError> {
-        let Some(ordered) = StreamRequest::decode(request.clone())?.event else {
+    pub(super) fn read(request: Bytes) -> Result<Option<Self>, Malformed> {
+        let number = publish_build_tool_event_stream_request::ORDERED_BUILD_EVENT;
+        let Some(ordered) = Ordered::find(&request, number)? else {
             return Ok(None);
         };
-        let (kind, bazel_event) = match ordered.event.and_then(|e| e.payload) {
-            Some(Payload::Bazel(any)) => (RecordKind::Event, Some(any.value)),
-            Some(Payload::StreamFinished(_)) => (RecordKind::Finished, None),
+        let (kind, bazel_event) = match ordered.payload {
+            event::BAZEL_EVENT => (RecordKind::Event, Some(request.slice_ref(ordered.bazel_event))),
+            event::COMPONENT_STREAM_FINISHED => (RecordKind::Finished, None),
             _ => (RecordKind::Other, None),
         };
         Ok(Some(Self {
             stream_id: ordered.stream_id,
-            sequence: ordered.sequence_number,
+            sequence: ordered.sequence,
             kind,
             bazel_event,
             request,
@@ -220,14 +243,14 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn read(request: Bytes) -> Result<Self, DecodeError> {
-        let event = LifecycleRequest::decode(request)?.event.unwrap_or_default();
+    pub(super) fn read(request: &[u8]) -> Result<Self, Malformed> {
+        let event = Ordered::find(request, publish_lifecycle_event_request::BUILD_EVENT)?.unwrap_or_default();
         let id = event.stream_id.unwrap_or_default();
-        let (name, opening) = match event.event.and_then(|e| e.payload) {
-            Some(Payload::BuildEnqueued(_)) => ("build enqueued", true),
-            Some(Payload::AttemptStarted(_)) => ("invocation attempt started", true),
-            Some(Payload::AttemptFinished(_)) => ("invocation attempt finished", false),
-            Some(Payload::BuildFinished(_)) => ("build finished", false),
+        let (name, opening) = match event.payload {
+            event::BUILD_ENQUEUED => ("build enqueued", true),
+            event::INVOCATION_ATTEMPT_STARTED => ("invocation attempt started", true),
+            event::INVOCATION_ATTEMPT_FINISHED => ("invocation attempt finished", false),
+            event::BUILD_FINISHED => ("build finished", false),
             _ => ("other", true),
         };
         Ok(Self {
@@ -243,10 +266,10 @@ impl Call {
 mod tests {
     use super::*;
     use crate::proto::google::devtools::build::v1::{
-        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, build_event,
+        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, build_event::Event,
     };
 
-    fn request(event: Option<build_event::Event>) -> Bytes {
+    fn request(event: Option<Event>) -> Bytes {
         let request = PublishBuildToolEventStreamRequest {
             ordered_build_event: Some(OrderedBuildEvent {
                 stream_id: Some(StreamId {
@@ -272,7 +295,7 @@ mod tests {
             type_url: "t".to_owned(),
             value: b"event".to_vec(),
         };
-        let bytes = request(Some(build_event::Event::BazelEvent(any)));
+        let bytes = request(Some(Event::BazelEvent(any)));
         let got = Received::read(bytes.clone()).unwrap().unwrap();
         assert_eq!((got.sequence, got.kind), (7, RecordKind::Event));
         assert_eq!(got.bazel_event.as_deref(), Some(&b"event"[..]));
@@ -286,9 +309,9 @@ mod tests {
     #[test]
     fn the_last_request_and_others_are_told_apart() {
         let kind = |event| Received::read(request(event)).unwrap().unwrap().kind;
-        let finished = build_event::Event::ComponentStreamFinished(Default::default());
+        let finished = Event::ComponentStreamFinished(Default::default());
         assert_eq!(kind(Some(finished)), RecordKind::Finished);
-        let enqueued = build_event::Event::BuildEnqueued(Default::default());
+        let enqueued = Event::BuildEnqueued(Default::default());
         assert_eq!(kind(Some(enqueued)), RecordKind::Other);
         assert_eq!(kind(None), RecordKind::Other);
         assert!(Received::read(Bytes::new()).unwrap().is_none());

@@ -30,7 +30,10 @@ use super::{
     streams::Streams,
     upstream::Upstream,
 };
-use crate::{metrics::Count, proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse};
+use crate::{
+    bep::wire::Malformed, metrics::Count,
+    proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse,
+};
 
 /// How the service behaves.
 #[derive(Debug, Clone, PartialEq)]
@@ -298,7 +301,7 @@ impl PublishBuildEvent for BesService {
         let shared = &self.shared;
         Counters::add(&shared.counters.lifecycle_events);
         let (headers, _, request) = request.into_parts();
-        let call = Call::read(request.clone()).map_err(malformed)?;
+        let call = Call::read(&request).map_err(malformed)?;
         tracing::debug!(
             build_id = call.build_id,
             invocation_id = call.invocation_id,
@@ -362,7 +365,7 @@ pub(super) fn shutting_down() -> Status {
     Status::unavailable("outhaul is shutting down")
 }
 
-fn malformed(error: prost::DecodeError) -> Status {
+fn malformed(error: Malformed) -> Status {
     Status::invalid_argument(format!("the request can't be decoded: {error}"))
 }
 

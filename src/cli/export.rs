@@ -148,7 +148,7 @@ async fn find(
     })
 }
 
-/// Whole or not at all, and for the user's own eyes: redaction knows the usual secrets, not all.
+/// Whole or not at all, and for the user's own eyes: names of targets and files are in it as they are.
 fn to_file(entry: &Entry, row: &InvocationRow, path: &Path) -> Result<Exported, Failure> {
     let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", path.display()));
     if let Some(file) = special(path).map_err(failed)? {

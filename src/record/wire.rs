@@ -1,5 +1,7 @@
 //! Numbers and texts as bytes.
 
+use prost::encoding::{decode_varint, encode_varint};
+
 use crate::output::Stamp;
 
 /// Reads what [`put_varint`] and the others wrote. Never panics: what is not there is `None`.
@@ -19,19 +21,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(in crate::record) fn varint(&mut self) -> Option<u64> {
-        let first = self.byte()?;
-        if first < 0x80 {
-            return Some(u64::from(first));
-        }
-        let mut number = u64::from(first & 0x7f);
-        for shift in (7..64).step_by(7) {
-            let byte = self.byte()?;
-            number |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Some(number);
-            }
-        }
-        None
+        decode_varint(&mut self.0).ok()
     }
 
     pub(in crate::record) fn index(&mut self) -> Option<usize> {
@@ -68,12 +58,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-pub(in crate::record) fn put_varint(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
+pub(in crate::record) fn put_varint(out: &mut Vec<u8>, number: u64) {
+    encode_varint(number, out);
 }
 
 pub(in crate::record) fn put_signed(out: &mut Vec<u8>, number: i64) {

@@ -7,7 +7,13 @@
 use bytes::Bytes;
 
 use super::{Is, Reader, authority};
-use crate::bep::event::{Event, File, Framed, NamedSet};
+use crate::bep::{
+    event::{Event, File, Framed, NamedSet},
+    wire::{
+        Fields, Value,
+        bep::{build_event, build_event_id, build_event_id::named_set_of_files_id, file, named_set_of_files},
+    },
+};
 
 /// Segments of a path's prefix. Build tools send three.
 const PREFIX: usize = 8;
@@ -15,13 +21,13 @@ const PREFIX: usize = 8;
 /// Reads a `BuildEvent` that brings a named set; `None` leaves the message to others.
 pub(super) fn decode(bytes: &[u8], reader: Reader) -> Option<Framed> {
     let (mut id, mut set, mut last) = (None, None, false);
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        match field(&mut rest)? {
+    for field in Fields::of(bytes) {
+        let field = field.ok()?;
+        match (field.number, field.value) {
             // The id comes first, and tells other events apart before more is read of them.
-            (1, Value::Bytes(bytes)) if id.is_none() => id = Some(set_id(bytes)?),
-            (15, Value::Bytes(bytes)) if set.is_none() => set = Some(bytes),
-            (20, Value::Number(number)) => last = number != 0,
+            (build_event::ID, Value::Bytes(bytes)) if id.is_none() => id = Some(set_id(bytes)?),
+            (build_event::NAMED_SET_OF_FILES, Value::Bytes(bytes)) if set.is_none() => set = Some(bytes),
+            (build_event::LAST_MESSAGE, Value::Number(number)) => last = number != 0,
             _ => return None,
         }
     }
@@ -42,19 +48,23 @@ pub(super) fn decode(bytes: &[u8], reader: Reader) -> Option<Framed> {
 }
 
 /// The id of a set, out of a `BuildEventId`.
-fn set_id(mut bytes: &[u8]) -> Option<&str> {
-    match field(&mut bytes)? {
-        (13, Value::Bytes(id)) if bytes.is_empty() => only_text(id),
-        _ => None,
-    }
+fn set_id(bytes: &[u8]) -> Option<&str> {
+    only(bytes, build_event_id::NAMED_SET).and_then(set_name)
 }
 
-/// The text of a message of one field, a `NamedSetOfFilesId`.
-fn only_text(mut bytes: &[u8]) -> Option<&str> {
-    match field(&mut bytes)? {
-        (1, Value::Bytes(id)) if bytes.is_empty() => text(id),
-        _ => None,
+/// The text of a `NamedSetOfFilesId`.
+fn set_name(bytes: &[u8]) -> Option<&str> {
+    only(bytes, named_set_of_files_id::ID).and_then(text)
+}
+
+/// What is inside the only field of a message.
+fn only(message: &[u8], number: u32) -> Option<&[u8]> {
+    let mut fields = Fields::of(message);
+    let field = fields.next()?.ok()?;
+    if field.number != number || fields.next().is_some() {
+        return None;
     }
+    field.inside()
 }
 
 /// A set on its way.
@@ -67,14 +77,17 @@ struct Files {
 
 impl Files {
     /// Reads a `NamedSetOfFiles`.
-    fn read(mut self, mut rest: &[u8]) -> Option<NamedSet> {
-        while !rest.is_empty() {
-            match field(&mut rest)? {
-                (1, Value::Bytes(bytes)) => {
+    fn read(mut self, message: &[u8]) -> Option<NamedSet> {
+        for field in Fields::of(message) {
+            let field = field.ok()?;
+            match (field.number, field.value) {
+                (named_set_of_files::FILES, Value::Bytes(bytes)) => {
                     let file = self.file(bytes)?;
                     self.set.files.push(file);
                 }
-                (2, Value::Bytes(bytes)) => self.set.children.push(only_text(bytes)?.to_owned()),
+                (named_set_of_files::FILE_SETS, Value::Bytes(bytes)) => {
+                    self.set.children.push(set_name(bytes)?.to_owned());
+                }
                 _ => return None,
             }
         }
@@ -82,24 +95,27 @@ impl Files {
     }
 
     /// Reads a `File`.
-    fn file(&mut self, mut rest: &[u8]) -> Option<File> {
+    fn file(&mut self, message: &[u8]) -> Option<File> {
         let (mut name, mut digest, mut length) = (None, None, None);
         let (mut prefix, mut segments) = ([""; PREFIX], 0);
         let mut is = Is::Nowhere;
-        while !rest.is_empty() {
-            match field(&mut rest)? {
-                (1, Value::Bytes(bytes)) if name.is_none() => name = Some(text(bytes)?),
-                (4, Value::Bytes(bytes)) => {
+        for field in Fields::of(message) {
+            let field = field.ok()?;
+            match (field.number, field.value) {
+                (file::NAME, Value::Bytes(bytes)) if name.is_none() => name = Some(text(bytes)?),
+                (file::PATH_PREFIX, Value::Bytes(bytes)) => {
                     *prefix.get_mut(segments)? = text(bytes)?;
                     segments += 1;
                 }
-                (5, Value::Bytes(bytes)) if digest.is_none() => digest = Some(text(bytes)?),
-                (6, Value::Number(number)) if length.is_none() => length = Some(number.cast_signed()),
+                (file::DIGEST, Value::Bytes(bytes)) if digest.is_none() => digest = Some(text(bytes)?),
+                (file::LENGTH, Value::Number(number)) if length.is_none() => {
+                    length = Some(number.cast_signed());
+                }
                 (number, Value::Bytes(bytes)) if matches!(is, Is::Nowhere) => {
                     is = match number {
-                        2 => Is::At(text(bytes)?),
-                        3 => Is::Inline(Bytes::copy_from_slice(bytes)),
-                        7 => Is::Symlink(text(bytes)?),
+                        file::URI => Is::At(text(bytes)?),
+                        file::CONTENTS => Is::Inline(Bytes::copy_from_slice(bytes)),
+                        file::SYMLINK_TARGET_PATH => Is::Symlink(text(bytes)?),
                         _ => return None,
                     }
                 }
@@ -127,41 +143,6 @@ impl Files {
         let length = length.unwrap_or_default();
         Some(self.reader.file_of(&self.path, prefix_len, is, digest, length))
     }
-}
-
-/// A field's value, of the two wire types that sets are made of.
-enum Value<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-}
-
-/// Takes the next field off: its number and its value.
-fn field<'a>(rest: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
-    let key = varint(rest)?;
-    let value = match key & 7 {
-        0 => Value::Number(varint(rest)?),
-        2 => {
-            let length = usize::try_from(varint(rest)?).ok()?;
-            let (bytes, after) = rest.split_at_checked(length)?;
-            *rest = after;
-            Value::Bytes(bytes)
-        }
-        _ => return None,
-    };
-    Some((key >> 3, value))
-}
-
-/// Takes a number off, of up to nine bytes: all but the negative ones.
-fn varint(rest: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for (index, byte) in rest.iter().take(9).enumerate() {
-        number |= u64::from(byte & 0x7f) << (7 * index);
-        if byte & 0x80 == 0 {
-            *rest = &rest[index + 1..];
-            return Some(number);
-        }
-    }
-    None
 }
 
 fn text(bytes: &[u8]) -> Option<&str> {

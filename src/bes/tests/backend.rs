@@ -157,7 +157,7 @@ impl PublishBuildEvent for Backend {
     async fn publish_lifecycle_event(&self, request: Request<Bytes>) -> Result<Response<()>, Status> {
         let (headers, _, request) = request.into_parts();
         self.headers.lock().unwrap().push(headers);
-        self.note(Came::Call(Call::read(request).unwrap().name));
+        self.note(Came::Call(Call::read(&request).unwrap().name));
         Ok(Response::new(()))
     }
 

@@ -27,7 +27,6 @@ mod supply;
 #[cfg(test)]
 mod tests;
 mod window;
-mod wire;
 
 use std::{
     path::PathBuf,

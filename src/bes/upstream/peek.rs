@@ -2,11 +2,11 @@
 //!
 //! A full decode would cost more than the rest of forwarding; an event's id comes first in it and is small.
 
-use super::wire::{Fields, submessage};
-
-/// `PublishBuildToolEventStreamRequest.ordered_build_event`, `OrderedBuildEvent.event`, `BuildEvent.bazel_event` and
-/// `Any.value`.
-pub(super) const TO_THE_EVENT: [u32; 4] = [4, 3, 60, 2];
+use crate::bep::wire::{
+    Fields,
+    bep::{build_event, build_event_id as id},
+    event_in,
+};
 
 /// What of an event's id matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,19 +21,17 @@ pub(super) enum Kind {
 
 /// What the request's event is.
 pub(super) fn kind(request: &[u8]) -> Kind {
-    let event = TO_THE_EVENT
-        .iter()
-        .try_fold(request, |message, number| submessage(message, *number));
-    let Some(id) = event.and_then(|event| first(event, 1)) else {
+    let Some(fields) = event_in(request).and_then(|event| first(event, build_event::ID)) else {
         return Kind::Other;
     };
     // `BuildEventId`'s oneof; of several the last would count, so that all have to be looked at.
     let mut kind = Kind::Other;
-    for field in Fields::of(id).map_while(Result::ok) {
+    for field in Fields::of(fields).map_while(Result::ok) {
         match field.number {
-            // target_completed, test_summary, test_result, target_summary
-            5 | 7 | 8 | 26 => return Kind::Completion,
-            13 => kind = Kind::NamedSet,
+            id::TARGET_COMPLETED | id::TEST_SUMMARY | id::TEST_RESULT | id::TARGET_SUMMARY => {
+                return Kind::Completion;
+            }
+            id::NAMED_SET => kind = Kind::NamedSet,
             _ => {}
         }
     }
@@ -45,7 +43,7 @@ fn first(message: &[u8], number: u32) -> Option<&[u8]> {
     Fields::of(message)
         .map_while(Result::ok)
         .find(|field| field.number == number)?
-        .inside
+        .inside()
 }
 
 #[cfg(test)]

@@ -7,8 +7,14 @@ use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _, path::Path, path::PathB
 
 use bytes::Bytes;
 
-use super::wire::{self, Fields, Malformed};
-use crate::{bep::uri::BytestreamUri, digest::Digest, exec_path::ExecPath};
+use crate::{
+    bep::{
+        uri::BytestreamUri,
+        wire::{self, Fields, Malformed, bep::*, bes, protobuf::any},
+    },
+    digest::Digest,
+    exec_path::ExecPath,
+};
 
 /// Where files are in a message.
 enum Shape {
@@ -22,35 +28,31 @@ enum Shape {
 
 use Shape::{File, Nameless, Of};
 
-/// From the request to its files: envelope, `Any`, `build_event_stream.BuildEvent` (field numbers of Bazel 9.1's
-/// `build_event_stream.proto`).
-const REQUEST: Shape = Of(&[(4, Of(&[(3, Of(&[(60, Of(&[(2, EVENT)]))]))]))]);
+/// From the request to its files.
+const REQUEST: Shape = Of(&[(
+    bes::publish_build_tool_event_stream_request::ORDERED_BUILD_EVENT,
+    ORDERED,
+)]);
+const ORDERED: Shape = Of(&[(bes::ordered_build_event::EVENT, ENVELOPE)]);
+const ENVELOPE: Shape = Of(&[(bes::build_event::BAZEL_EVENT, Of(&[(any::VALUE, EVENT)]))]);
+#[rustfmt::skip]
 const EVENT: Shape = Of(&[
-    // ActionExecuted: stdout, stderr, primary_output, and the action_metadata_logs that Bazel had until 8.
-    (
-        7,
-        Of(&[(3, Nameless), (4, Nameless), (6, Nameless), (10, Nameless)]),
-    ),
-    // TargetComplete: output groups' inline files, important_output, directory_output.
-    (8, Of(&[(2, Of(&[(5, File)])), (4, File), (8, File)])),
-    // TestSummary: passed, failed.
-    (9, Of(&[(3, Nameless), (4, Nameless)])),
-    // TestResult: test_action_output.
-    (10, Of(&[(2, Nameless)])),
-    // NamedSetOfFiles: files.
-    (15, Of(&[(1, File)])),
-    // BuildToolLogs: log.
-    (23, Of(&[(1, Nameless)])),
+    (build_event::ACTION, Of(&[
+        (action_executed::STDOUT, Nameless),
+        (action_executed::STDERR, Nameless),
+        (action_executed::PRIMARY_OUTPUT, Nameless),
+        (action_executed::ACTION_METADATA_LOGS, Nameless),
+    ])),
+    (build_event::COMPLETED, Of(&[
+        (target_complete::OUTPUT_GROUP, Of(&[(output_group::INLINE_FILES, File)])),
+        (target_complete::IMPORTANT_OUTPUT, File),
+        (target_complete::DIRECTORY_OUTPUT, File),
+    ])),
+    (build_event::TEST_SUMMARY, Of(&[(test_summary::PASSED, Nameless), (test_summary::FAILED, Nameless)])),
+    (build_event::TEST_RESULT, Of(&[(test_result::TEST_ACTION_OUTPUT, Nameless)])),
+    (build_event::NAMED_SET_OF_FILES, Of(&[(named_set_of_files::FILES, File)])),
+    (build_event::BUILD_TOOL_LOGS, Of(&[(build_tool_logs::LOG, Nameless)])),
 ]);
-
-/// `File`'s fields.
-mod file {
-    pub(super) const NAME: u32 = 1;
-    pub(super) const URI: u32 = 2;
-    pub(super) const CONTENTS: u32 = 3;
-    pub(super) const PREFIX: u32 = 4;
-    pub(super) const LINK: u32 = 7;
-}
 
 /// What may name a file on disk, as [`crate::bes::Builds::local_files`] asks for it.
 pub(super) type Blob = (Option<ExecPath>, Digest);
@@ -88,7 +90,7 @@ impl Shape {
         };
         for field in Fields::of(message) {
             let field = field?;
-            if let Some(inside) = field.inside
+            if let Some(inside) = field.inside()
                 && let Some((_, shape)) = fields.iter().find(|(number, _)| *number == field.number)
             {
                 shape.collect(inside, to)?;
@@ -118,7 +120,7 @@ impl Shape {
         for field in Fields::of(message) {
             let field = field?;
             let shape = fields.iter().find(|(number, _)| *number == field.number);
-            let changed = match (field.inside, shape) {
+            let changed = match (field.inside(), shape) {
                 (Some(inside), Some((_, shape))) => shape.replace(inside, local)?,
                 _ => None,
             };
@@ -142,12 +144,12 @@ impl Shape {
         let (mut uri, mut name, mut path) = (None, None, String::new());
         for field in Fields::of(message) {
             let field = field?;
-            match (field.number, field.inside) {
+            match (field.number, field.inside()) {
                 (file::URI, Some(inside)) => uri = std::str::from_utf8(inside).ok(),
                 // The three are a oneof: the last one counts.
-                (file::CONTENTS | file::LINK, Some(_)) => uri = None,
+                (file::CONTENTS | file::SYMLINK_TARGET_PATH, Some(_)) => uri = None,
                 (file::NAME, Some(inside)) => name = std::str::from_utf8(inside).ok(),
-                (file::PREFIX, Some(inside)) => {
+                (file::PATH_PREFIX, Some(inside)) => {
                     path.push_str(&String::from_utf8_lossy(inside));
                     path.push('/');
                 }
@@ -357,7 +359,7 @@ mod tests {
         let uris: Vec<_> = Fields::of(&new)
             .map(Result::unwrap)
             .filter(|f| f.number == file::URI)
-            .map(|f| f.inside.unwrap().to_vec())
+            .map(|f| f.inside().unwrap().to_vec())
             .collect();
         assert_eq!(uris, [uri(1).into_bytes(), b"file:///x".to_vec()]);
         assert!(new.ends_with(b"unknown"));

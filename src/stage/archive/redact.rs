@@ -1,213 +1,158 @@
 //! What of a build's events leaves the machine: what staging, `status` and `ls` read of them, and nothing else.
 //!
 //! Events hold command lines, environments, what a build prints, and addresses with whatever signs them. A list of what
-//! is secret in that is never complete, so this is one of what is needed. The messages are rewritten field by field on
-//! the wire; numbers are those of `build_event_stream.proto` (Bazel 2 to 9), and what is decoded of them is
-//! `bep::decode`'s business.
+//! is secret in that is never complete, so this is a list of what is needed. Messages are copied field by field: what is
+//! not on the list, or not of the type that the protocol has, is left out.
 
-use prost::{
-    Message as _,
-    encoding::{decode_varint, encode_varint},
-};
+use prost::Message as _;
 
 use crate::{
-    bep::decode::{option, unreadable, unreadable_line},
-    proto::build_event_stream::{Option as CommandOption, Progress},
+    bep::{
+        decode::{option, unreadable, unreadable_line},
+        wire::{
+            Fields, Malformed, Value,
+            bep::{build_event_id::*, build_finished::exit_code, *},
+            inside, put,
+        },
+    },
+    digest::DigestFunction,
+    proto::build_event_stream::Option as CommandOption,
     remote::Endpoint,
 };
 
-/// What is done with a field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Treatment {
-    /// It stays as it is.
-    Keep,
-    /// A `File`.
-    File,
-    /// An `Option` of a structured command line.
+/// What stays of a field.
+enum Kept {
+    /// All of it: an integer, a boolean or an enum.
+    Number,
+    /// All of it: a string or bytes.
+    Text,
+    /// The address of a blob.
+    Uri,
+    /// An option of a command line, if it tells where the blobs are.
     Option,
-    /// A piece of the build tool's output.
+    /// What the build tool says of files that it could not read.
     Progress,
+    /// These fields of a message.
+    Message(&'static [(u32, Kept)]),
 }
 
-/// From `BuildEvent` down. What is not below one of these goes.
-const FIELDS: &[(&[u64], Treatment)] = &[
-    // id: configuration, named_set, structured_command_line; those of actions, targets and tests.
-    (&[1, 15, 1], Treatment::Keep),
-    (&[1, 13, 1], Treatment::Keep),
-    (&[1, 18, 1], Treatment::Keep),
-    (&[1, 6, 1], Treatment::Keep),
-    (&[1, 6, 2], Treatment::Keep),
-    (&[1, 16, 1], Treatment::Keep),
-    (&[1, 16, 2], Treatment::Keep),
-    (&[1, 5, 1], Treatment::Keep),
-    (&[1, 5, 2], Treatment::Keep),
-    (&[1, 5, 3, 1], Treatment::Keep),
-    (&[1, 7, 1], Treatment::Keep),
-    (&[1, 7, 2, 1], Treatment::Keep),
-    (&[1, 8, 1], Treatment::Keep),
-    (&[1, 8, 2], Treatment::Keep),
-    (&[1, 8, 3], Treatment::Keep),
-    (&[1, 8, 4], Treatment::Keep),
-    (&[1, 8, 5, 1], Treatment::Keep),
-    // last_message.
-    (&[20], Treatment::Keep),
-    (&[3], Treatment::Progress),
-    // aborted: reason.
-    (&[4, 1], Treatment::Keep),
-    // started: id, time, version, command, workspace.
-    (&[5, 1], Treatment::Keep),
-    (&[5, 2], Treatment::Keep),
-    (&[5, 3], Treatment::Keep),
-    (&[5, 5], Treatment::Keep),
-    (&[5, 7], Treatment::Keep),
-    // action: success, primary output.
-    (&[7, 1], Treatment::Keep),
-    (&[7, 6], Treatment::File),
-    // completed: success, groups (name, sets, whether it is incomplete, files), files, directories.
-    (&[8, 1], Treatment::Keep),
-    (&[8, 2, 1], Treatment::Keep),
-    (&[8, 2, 3, 1], Treatment::Keep),
-    (&[8, 2, 4], Treatment::Keep),
-    (&[8, 2, 5], Treatment::File),
-    (&[8, 4], Treatment::File),
-    (&[8, 8], Treatment::File),
-    // test_summary: runs and shards.
-    (&[9, 10], Treatment::Keep),
-    (&[9, 11], Treatment::Keep),
-    // test_result.
-    (&[10, 2], Treatment::File),
-    // finished: exit code with its name.
-    (&[14, 3, 1], Treatment::Keep),
-    (&[14, 3, 2], Treatment::Keep),
-    // named_set_of_files: files and sets.
-    (&[15, 1], Treatment::File),
-    (&[15, 2, 1], Treatment::Keep),
-    // configuration: mnemonic.
-    (&[17, 1], Treatment::Keep),
-    // configured: kind.
-    (&[18, 1], Treatment::Keep),
-    // structured_command_line: its label, and options.
-    (&[22, 1], Treatment::Keep),
-    (&[22, 2, 3, 1], Treatment::Option),
-    // workspace_info: exec root.
-    (&[25, 1], Treatment::Keep),
+use Kept::{Message, Number, Text};
+
+/// Every field that is read after an import.
+#[rustfmt::skip]
+const EVENT: &[(u32, Kept)] = &[
+    (build_event::ID, Message(&[
+        (build_event_id::TARGET_COMPLETED, Message(&[
+            (target_completed_id::LABEL, Text),
+            (target_completed_id::ASPECT, Text),
+            (target_completed_id::CONFIGURATION, CONFIGURATION_ID),
+        ])),
+        (build_event_id::TEST_SUMMARY, Message(&[
+            (test_summary_id::LABEL, Text),
+            (test_summary_id::CONFIGURATION, CONFIGURATION_ID),
+        ])),
+        (build_event_id::TEST_RESULT, Message(&[
+            (test_result_id::LABEL, Text),
+            (test_result_id::RUN, Number),
+            (test_result_id::SHARD, Number),
+            (test_result_id::ATTEMPT, Number),
+            (test_result_id::CONFIGURATION, CONFIGURATION_ID),
+        ])),
+        (build_event_id::NAMED_SET, SET_ID),
+        (build_event_id::CONFIGURATION, CONFIGURATION_ID),
+        (build_event_id::TARGET_CONFIGURED, Message(&[
+            (target_configured_id::LABEL, Text),
+            (target_configured_id::ASPECT, Text),
+        ])),
+        (build_event_id::STRUCTURED_COMMAND_LINE, Message(&[(structured_command_line_id::COMMAND_LINE_LABEL, Text)])),
+    ])),
+    (build_event::PROGRESS, Kept::Progress),
+    // That a target was aborted is all that is read.
+    (build_event::ABORTED, Message(&[])),
+    (build_event::STARTED, Message(&[
+        (build_started::START_TIME_MILLIS, Number),
+        (build_started::BUILD_TOOL_VERSION, Text),
+        (build_started::COMMAND, Text),
+        (build_started::WORKSPACE_DIRECTORY, Text),
+    ])),
+    (build_event::COMPLETED, Message(&[
+        (target_complete::SUCCESS, Number),
+        (target_complete::OUTPUT_GROUP, Message(&[
+            (output_group::NAME, Text),
+            (output_group::FILE_SETS, SET_ID),
+            (output_group::INCOMPLETE, Number),
+            (output_group::INLINE_FILES, FILE),
+        ])),
+        (target_complete::IMPORTANT_OUTPUT, FILE),
+        (target_complete::DIRECTORY_OUTPUT, FILE),
+    ])),
+    (build_event::TEST_SUMMARY, Message(&[(test_summary::RUN_COUNT, Number), (test_summary::SHARD_COUNT, Number)])),
+    (build_event::TEST_RESULT, Message(&[(test_result::TEST_ACTION_OUTPUT, FILE)])),
+    (build_event::FINISHED, Message(&[(build_finished::EXIT_CODE, Message(&[(exit_code::CODE, Number)]))])),
+    (build_event::NAMED_SET_OF_FILES, Message(&[
+        (named_set_of_files::FILES, FILE),
+        (named_set_of_files::FILE_SETS, SET_ID),
+    ])),
+    (build_event::CONFIGURATION, Message(&[(configuration::MNEMONIC, Text)])),
+    (build_event::CONFIGURED, Message(&[(target_configured::TARGET_KIND, Text)])),
+    (build_event::STRUCTURED_COMMAND_LINE, Message(&[
+        (command_line::COMMAND_LINE_LABEL, Text),
+        (command_line::SECTIONS, Message(&[
+            (command_line_section::OPTION_LIST, Message(&[(option_list::OPTION, Kept::Option)])),
+        ])),
+    ])),
+    (build_event::WORKSPACE_INFO, Message(&[(workspace_config::LOCAL_EXEC_ROOT, Text)])),
 ];
-
-/// Of a `File`: name, contents, path prefix, digest, length, where a link leads. Beside these there is its URI.
-const OF_FILE: &[u64] = &[1, 3, 4, 5, 6, 7];
-const URI: u64 = 2;
-
-/// An event that is no protobuf message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Malformed;
+const CONFIGURATION_ID: Kept = Message(&[(configuration_id::ID, Text)]);
+const SET_ID: Kept = Message(&[(named_set_of_files_id::ID, Text)]);
+const FILE: Kept = Message(&[
+    (file::NAME, Text),
+    (file::URI, Kept::Uri),
+    (file::CONTENTS, Text),
+    (file::PATH_PREFIX, Text),
+    (file::DIGEST, Text),
+    (file::LENGTH, Number),
+    (file::SYMLINK_TARGET_PATH, Text),
+]);
 
 /// What leaves of an event; empty if it tells nothing that is needed.
 pub(super) fn redact(event: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let kept = message(event, FIELDS, 0)?;
-    let (mut rest, mut tells) = (&*kept, false);
-    while !rest.is_empty() {
-        // An id alone is about what has gone.
-        tells |= next(&mut rest)?.number != 1;
-    }
+    let kept = message(event, EVENT)?;
+    // An id alone is about what has gone.
+    let tells = Fields::of(&kept).any(|field| field.is_ok_and(|field| field.number != build_event::ID));
     Ok(if tells { kept } else { Vec::new() })
 }
 
-/// The bytes of a field, cut off the message.
-struct Field<'a> {
-    number: u64,
-    /// Tag and all.
-    whole: &'a [u8],
-    /// Of a field with a length.
-    content: Option<&'a [u8]>,
-}
-
-fn next<'a>(rest: &mut &'a [u8]) -> Result<Field<'a>, Malformed> {
-    let start = *rest;
-    let tag = decode_varint(rest).map_err(|_| Malformed)?;
-    let mut content = None;
-    let skip = match tag & 7 {
-        0 => {
-            decode_varint(rest).map_err(|_| Malformed)?;
-            0
-        }
-        1 => 8,
-        2 => {
-            let length = decode_varint(rest).map_err(|_| Malformed)?;
-            let length = usize::try_from(length).map_err(|_| Malformed)?;
-            content = Some(rest.get(..length).ok_or(Malformed)?);
-            length
-        }
-        5 => 4,
-        _ => return Err(Malformed),
-    };
-    *rest = rest.get(skip..).ok_or(Malformed)?;
-    Ok(Field {
-        number: tag >> 3,
-        whole: &start[..start.len() - rest.len()],
-        content,
-    })
-}
-
-fn put(number: u64, content: &[u8], out: &mut Vec<u8>) {
-    encode_varint(number << 3 | 2, out);
-    encode_varint(content.len() as u64, out);
-    out.extend_from_slice(content);
-}
-
-/// A message with the fields of the table. It goes as deep as the table.
-fn message(message_: &[u8], fields: &[(&[u64], Treatment)], depth: usize) -> Result<Vec<u8>, Malformed> {
-    let (mut rest, mut out) = (message_, Vec::new());
-    while !rest.is_empty() {
-        let field = next(&mut rest)?;
-        let below: Vec<(&[u64], Treatment)> = fields
-            .iter()
-            .filter(|(path, _)| path.get(depth) == Some(&field.number))
-            .copied()
-            .collect();
-        let Some((path, treatment)) = below.first() else {
+/// A message with the fields of the list. It goes as deep as the list.
+fn message(encoded: &[u8], fields: &[(u32, Kept)]) -> Result<Vec<u8>, Malformed> {
+    let mut out = Vec::new();
+    for field in Fields::of(encoded) {
+        let field = field?;
+        let Some((_, kept)) = fields.iter().find(|(number, _)| *number == field.number) else {
             continue;
         };
-        let is_leaf = path.len() == depth + 1;
-        if is_leaf && *treatment == Treatment::Keep {
-            out.extend_from_slice(field.whole);
-            continue;
-        }
-        // Messages have a length; what has none is not what the table means.
-        let Some(content) = field.content else { continue };
-        let inner = match treatment {
-            _ if !is_leaf => Some(message(content, &below, depth + 1)?),
-            Treatment::File => Some(file(content)?),
-            Treatment::Option => kept_option(content)?,
-            Treatment::Progress => progress(content)?,
-            Treatment::Keep => None,
-        };
-        if let Some(inner) = inner {
-            put(field.number, &inner, &mut out);
-        }
-    }
-    Ok(out)
-}
-
-/// A `File` whose URI says where the blob is, and no more.
-fn file(file: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let (mut rest, mut out) = (file, Vec::with_capacity(file.len()));
-    while !rest.is_empty() {
-        let field = next(&mut rest)?;
-        if OF_FILE.contains(&field.number) {
-            out.extend_from_slice(field.whole);
-        } else if field.number == URI
-            && let Some(bare) = field
-                .content
-                .and_then(|uri| std::str::from_utf8(uri).ok())
+        let left = match (kept, field.value) {
+            (Number, Value::Number(_)) | (Text, Value::Bytes(_)) => {
+                out.extend_from_slice(field.raw);
+                continue;
+            }
+            (Message(fields), Value::Bytes(inside)) => Some(message(inside, fields)?),
+            (Kept::Uri, Value::Bytes(uri)) => std::str::from_utf8(uri)
+                .ok()
                 .and_then(bare)
-        {
-            put(URI, bare.as_bytes(), &mut out);
+                .map(String::into_bytes),
+            (Kept::Option, Value::Bytes(option)) => kept_option(option)?,
+            (Kept::Progress, Value::Bytes(progress)) => kept_progress(progress)?,
+            _ => None,
+        };
+        if let Some(left) = left {
+            put(field.number, &left, &mut out);
         }
     }
     Ok(out)
 }
 
-/// A blob's URI without user, password, query and fragment. Other URIs are read by nobody.
+/// A blob's URI without user, password, query and fragment. No other URI is read.
 fn bare(uri: &str) -> Option<String> {
     const SCHEME: &str = "bytestream://";
     let rest = uri.strip_prefix(SCHEME)?;
@@ -219,38 +164,34 @@ fn bare(uri: &str) -> Option<String> {
 
 /// An option that tells where the blobs are, if it is one.
 fn kept_option(content: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
-    let Some((name, value)) = option(CommandOption::decode(content).map_err(|_| Malformed)?) else {
+    let Some((name, value)) = option(CommandOption::decode(content)?) else {
         return Ok(None);
     };
     let value = match &*name {
         // Without user and password.
         "remote_cache" | "remote_executor" => Endpoint::parse(&name, &value).ok().map(|at| at.to_string()),
-        "remote_instance_name" | "digest_function" => Some(value),
+        "remote_instance_name" => Some(value),
+        "digest_function" => Some(value).filter(|name| name.parse::<DigestFunction>().is_ok()),
         _ => None,
     };
     Ok(value.map(|value| {
-        CommandOption {
-            option_name: name,
-            option_value: value,
-            ..CommandOption::default()
-        }
-        .encode_to_vec()
+        let mut kept = Vec::new();
+        put(option::OPTION_NAME, name.as_bytes(), &mut kept);
+        put(option::OPTION_VALUE, value.as_bytes(), &mut kept);
+        kept
     }))
 }
 
-/// What the build tool says of files that it could not name.
-fn progress(content: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
-    let progress = Progress::decode(content).map_err(|_| Malformed)?;
-    let lines: String = unreadable(&progress.stderr)
+/// What the build tool says of files that it could not read, if it says so.
+fn kept_progress(content: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
+    let output = inside(content, progress::STDERR)?.unwrap_or_default();
+    let lines: String = unreadable(output)
         .iter()
         .map(|path| unreadable_line(path))
         .collect();
-    Ok((!lines.is_empty()).then(|| {
-        Progress {
-            stderr: lines.into_bytes().into(),
-        }
-        .encode_to_vec()
-    }))
+    let mut kept = Vec::new();
+    put(progress::STDERR, lines.as_bytes(), &mut kept);
+    Ok((!lines.is_empty()).then_some(kept))
 }
 
 #[cfg(test)]

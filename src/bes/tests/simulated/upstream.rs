@@ -160,7 +160,7 @@ impl Service {
 #[tonic::async_trait]
 impl PublishBuildEvent for Service {
     async fn publish_lifecycle_event(&self, request: Request<Bytes>) -> Result<Response<()>, Status> {
-        let Ok(call) = Call::read(request.into_inner()) else {
+        let Ok(call) = Call::read(&request.into_inner()) else {
             return Err(Status::invalid_argument("no call"));
         };
         let stream = &call.invocation_id;

@@ -4,10 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::{
-    bes::upstream::{
-        peek::TO_THE_EVENT,
-        wire::{put, submessage},
-    },
+    bep::wire::{event_in, put},
     proto::{
         build_event_stream::BuildEvent,
         google::devtools::build::v1::{
@@ -64,10 +61,7 @@ pub(crate) fn last(sequence: i64) -> Bytes {
 
 /// The event in a request.
 pub(crate) fn event(request: &[u8]) -> Option<BuildEvent> {
-    let event = TO_THE_EVENT
-        .iter()
-        .try_fold(request, |message, number| submessage(message, *number))?;
-    BuildEvent::decode(event).ok()
+    BuildEvent::decode(event_in(request)?).ok()
 }
 
 /// A request's number in its stream.
