@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outhaul::digest::Digest;
 use rustix::process::Signal;
 use tokio::process::{Child, Command};
 
@@ -213,18 +214,25 @@ async fn outhaul_may_run_outhaul() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pipe_that_is_named_for_a_blob_is_written_into_and_not_replaced() {
     let world = World::new().await;
-    let digest = world.file("bytes").1.to_string();
+    let digest = &world.file("").1;
     let pipe = world.path("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
     assert!(made.unwrap().success());
     let read = tokio::task::spawn_blocking({
         let pipe = pipe.clone();
-        move || std::fs::read_to_string(pipe).unwrap()
+        move || std::fs::read(pipe).unwrap()
     });
     let mut fetching = outhaul();
-    fetching.args(["fetch", "blob", &digest, &world.cache_flag(), "-o", &pipe]);
+    fetching.args([
+        "fetch",
+        "blob",
+        &digest.to_string(),
+        &world.cache_flag(),
+        "-o",
+        &pipe,
+    ]);
     finish(fetching).await;
-    assert_eq!(read.await.unwrap(), "bytes");
+    assert_eq!(Digest::of(digest.function(), &read.await.unwrap()), *digest);
     assert!(!std::fs::metadata(&pipe).unwrap().is_file());
 }
 
