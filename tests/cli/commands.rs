@@ -232,7 +232,7 @@ async fn a_pipe_that_is_named_for_a_blob_is_written_into_and_not_replaced() {
         &pipe,
     ]);
     finish(fetching).await;
-    assert_eq!(Digest::of(digest.function(), &read.await.unwrap()), *digest);
+    assert_eq!(Digest::of(digest.function(), &read.await.unwrap()), digest.clone());
     assert!(!std::fs::metadata(&pipe).unwrap().is_file());
 }
 
