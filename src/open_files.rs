@@ -3,10 +3,23 @@
 //! The usual 1024 are few for many builds, writer threads and their directories, so the daemon takes as many as it may.
 //! Its children are to have what they would have without us: programs that use `select` break with more, and some
 //! close every descriptor up to the limit when they start.
+//!
+//! Where the limit is reached all the same, what is kept open only because it may be of use again is closed, and what
+//! needs a descriptor is tried again for a while.
 
-use std::{ffi::OsStr, sync::OnceLock};
+use std::{
+    ffi::OsStr,
+    io,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak},
+    thread,
+    time::{Duration, Instant},
+};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 use tokio::process::Command;
 
 /// The soft limit as it was, once it has been raised; `None` in it is no limit.
@@ -44,6 +57,141 @@ pub(crate) fn command(program: &OsStr) -> Command {
                 .args(["-c", &format!("{lowering}exec \"$@\""), "sh"])
                 .arg(program);
             command
+        }
+    }
+}
+
+/// How often, and how long apart, something is tried while there are no descriptors.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Holds descriptors that it can do without.
+pub(crate) trait Spare: Send + Sync {
+    /// Closes them, from whichever thread there are none left in. Must not wait for anybody who may be opening something.
+    fn spare(&self);
+}
+
+/// Who has some to spare. A try to lock it also keeps whoever opens something while it closes from being asked in turn.
+static SPARE: Mutex<Vec<Weak<dyn Spare>>> = Mutex::new(Vec::new());
+
+/// When waiting for a descriptor was last in vain.
+static IN_VAIN: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// From now on, this is asked to close what it can do without when there are no descriptors.
+pub(crate) fn spares(spare: Weak<dyn Spare>) {
+    let mut all = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+    all.retain(|spare| spare.strong_count() > 0);
+    all.push(spare);
+}
+
+/// Has everybody close what they can do without. Blocks.
+pub(crate) fn spare() {
+    let Some(all) = try_lock(&SPARE) else { return };
+    // The last first: output roots come after the writers, which let go of those that are not open any more.
+    for spare in all.iter().rev().filter_map(Weak::upgrade) {
+        spare.spare();
+    }
+}
+
+/// A lock, unless somebody has it.
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// Whether there are no descriptors just now.
+pub(crate) fn are_wanting() -> bool {
+    rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).is_err_and(|errno| errno.is_want())
+}
+
+/// Whether an error says that the process, or the system, has no descriptors just now.
+pub(crate) trait Want {
+    fn is_want(&self) -> bool;
+}
+
+impl Want for Errno {
+    fn is_want(&self) -> bool {
+        matches!(*self, Self::MFILE | Self::NFILE)
+    }
+}
+
+impl Want for io::Error {
+    fn is_want(&self) -> bool {
+        Errno::from_io_error(self).is_some_and(|errno| errno.is_want())
+    }
+}
+
+/// Opens something. Where there are no descriptors, those to spare are closed, and it is tried again for two seconds;
+/// once only if that was in vain a moment ago, so that what needs thousands of files does not wait for each. Blocks.
+pub(crate) fn patient<T, E: Want>(mut open: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let is_want = |opened: &Result<T, E>| opened.as_ref().is_err_and(Want::is_want);
+    let first = open();
+    if !is_want(&first) {
+        return first;
+    }
+    let in_vain = || IN_VAIN.lock().unwrap_or_else(PoisonError::into_inner);
+    let tries = match *in_vain() {
+        Some(at) if at.elapsed() < TRIES * PAUSE => 1,
+        _ => TRIES,
+    };
+    for n in 0..tries {
+        if n > 0 {
+            thread::sleep(PAUSE);
+        }
+        spare();
+        let again = open();
+        if !is_want(&again) {
+            return again;
+        }
+    }
+    if tries > 1 {
+        *in_vain() = Some(Instant::now());
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Idle(AtomicBool);
+
+    impl Spare for Idle {
+        fn spare(&self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_can_be_spared_is_closed_for_what_needs_a_descriptor_and_for_nothing_else() {
+        let idle = Arc::<Idle>::default();
+        let spare: Arc<dyn Spare> = idle.clone();
+        spares(Arc::downgrade(&spare));
+        let is_closed = || idle.0.load(Ordering::Relaxed);
+        assert_eq!(patient(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
+        assert!(!is_closed());
+        for want in [Errno::MFILE, Errno::NFILE] {
+            idle.0.store(false, Ordering::Relaxed);
+            let opened = patient(|| if is_closed() { Ok(()) } else { Err(want) });
+            assert_eq!(opened, Ok(()));
+            idle.0.store(false, Ordering::Relaxed);
+            let opened = patient(|| {
+                if is_closed() {
+                    Ok(())
+                } else {
+                    Err(io::Error::from(want))
+                }
+            });
+            assert!(opened.is_ok());
         }
     }
 }

@@ -18,6 +18,8 @@ use rustix::{
     io::{self, Errno},
 };
 
+use crate::open_files::patient;
+
 /// What becomes of files in a directory that is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Files {
@@ -68,7 +70,7 @@ impl Level {
     fn read(fd: &OwnedFd, name: OsString, files: Files) -> io::Result<Self> {
         let stat = fs::fstat(fd)?;
         let mut below = Vec::new();
-        for entry in fs::Dir::read_from(fd)? {
+        for entry in patient(|| fs::Dir::read_from(fd))? {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name == "." || name == ".." {
@@ -117,7 +119,7 @@ fn remove_directory(dir: BorrowedFd<'_>, name: &OsStr, files: Files) -> io::Resu
         .union(OFlags::NOFOLLOW)
         .union(OFlags::CLOEXEC);
     const UP: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-    let mut here = fs::openat(dir, name, READ, Mode::empty())?;
+    let mut here = patient(|| fs::openat(dir, name, READ, Mode::empty()))?;
     let mut way = vec![Level::read(&here, name.to_owned(), files)?];
     while let Some(mut level) = way.pop() {
         if let Some(below) = level.below.pop() {
@@ -125,7 +127,7 @@ fn remove_directory(dir: BorrowedFd<'_>, name: &OsStr, files: Files) -> io::Resu
             match fs::unlinkat(&here, &below, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::NOTEMPTY | Errno::EXIST) => {
-                    let inner = fs::openat(&here, &below, READ, Mode::empty())?;
+                    let inner = patient(|| fs::openat(&here, &below, READ, Mode::empty()))?;
                     way.push(Level::read(&inner, below, files)?);
                     here = inner;
                 }
@@ -136,7 +138,7 @@ fn remove_directory(dir: BorrowedFd<'_>, name: &OsStr, files: Files) -> io::Resu
         let Some(above) = way.last() else {
             return gone(fs::unlinkat(dir, &level.name, AtFlags::REMOVEDIR));
         };
-        let up = fs::openat(&here, "..", UP, Mode::empty())?;
+        let up = patient(|| fs::openat(&here, "..", UP, Mode::empty()))?;
         // Somebody has moved it: where it is now, nothing is ours to remove.
         if !above.is(&up)? {
             return Err(Errno::BUSY);

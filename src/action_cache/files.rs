@@ -20,7 +20,7 @@ use super::{
     facts::{self, Facts, Files},
     frame, index,
 };
-use crate::digest::DigestFunction;
+use crate::{digest::DigestFunction, open_files::patient};
 
 /// Below the output base.
 const DIRECTORY: &str = "action_cache";
@@ -73,7 +73,7 @@ pub fn read(
 ) -> Result<Reading, ActionCacheError> {
     let path = output_base.join(DIRECTORY);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = match fs::open(&path, flags, Mode::empty()) {
+    let directory = match patient(|| fs::open(&path, flags, Mode::empty())) {
         Ok(directory) => directory,
         Err(Errno::NOENT) => return Ok(Reading::Absent),
         Err(errno) => return Err(system("open", &path, errno)),
@@ -179,7 +179,7 @@ impl Directory<'_> {
         let error = |errno| system("read", &self.path, errno);
         let mut newest: Option<((i64, i64), Option<i64>)> = None;
         let mut has_journal = false;
-        for entry in Dir::read_from(self.fd).map_err(error)? {
+        for entry in patient(|| Dir::read_from(self.fd)).map_err(error)? {
             let entry = entry.map_err(error)?;
             let Some((is_actions, format)) = entry.file_name().to_str().ok().and_then(format_of) else {
                 continue;
@@ -269,7 +269,7 @@ impl Directory<'_> {
         };
         // A fifo must not block us.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = match fs::openat(self.fd, name, flags, Mode::empty()) {
+        let file = match patient(|| fs::openat(self.fd, name, flags, Mode::empty())) {
             Ok(file) => file,
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP) => return Err(unfit("it is a symlink".to_owned())),

@@ -17,6 +17,7 @@ use super::{
     sink::{StreamEnd, StreamKey},
     upstream::{Outgoing, OutgoingEvent},
 };
+use crate::open_files;
 
 /// A frame is closed when it holds so many bytes.
 const FRAME_BYTES: usize = 4 << 20;
@@ -107,7 +108,7 @@ impl Intake {
         };
         let stream = self.key.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            patient(|| {
+            open_files::patient(|| {
                 // Before it is read.
                 let replaying = journal.replaying(&stream);
                 let (writer, recovered) = journal.stream(&stream)?;
@@ -384,22 +385,6 @@ impl Intake {
             "journalling stopped for this build: it goes on from memory, and a restart would forget it"
         );
     }
-}
-
-/// How often, and how long apart, a file is opened while there are no descriptors. Roots that are not used let go of
-/// theirs within that time.
-const TRIES: usize = 20;
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// Tries again while the process, or the system, has no descriptors. Blocks.
-fn patient<T>(mut open: impl FnMut() -> Result<T, JournalError>) -> Result<T, JournalError> {
-    for _ in 0..TRIES {
-        match open() {
-            Err(error) if error.is_want_of_descriptors() => std::thread::sleep(PAUSE),
-            other => return other,
-        }
-    }
-    open()
 }
 
 /// The hash of the request with number 1, if a journal begins with it. Blocks.

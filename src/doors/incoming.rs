@@ -28,6 +28,7 @@ use super::{
     room::{Place, Room, Visit},
     tls::Shown,
 };
+use crate::open_files::{self, Want as _};
 
 /// How long it may take until a connection is agreed on, which is mostly TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -205,6 +206,9 @@ impl Incoming {
                                 | io::ErrorKind::Interrupted
                         ) {
                             self.room.make_place();
+                            if error.is_want() {
+                                tokio::task::spawn_blocking(open_files::spare);
+                            }
                             self.door
                                 .tell(format_args!("a connection can't be accepted: {error}"));
                             self.pause = Some(Box::pin(tokio::time::sleep(NO_ROOM)));

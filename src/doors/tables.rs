@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::open_files::patient;
+
 /// The state of a connection that is open at both ends.
 const ESTABLISHED: &str = "01";
 
@@ -57,7 +59,7 @@ impl Tables {
         let (mut failure, mut tables) = (None, 0);
         // An IPv4 connection of a socket that can do both (Java's) is in the second table, which is not there without IPv6.
         for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-            match std::fs::read_to_string(table) {
+            match patient(|| std::fs::read_to_string(table)) {
                 Ok(text) => {
                     sockets.extend(lines(&text));
                     tables += 1;

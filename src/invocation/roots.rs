@@ -5,17 +5,17 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use crate::{
     materialize::{
         Root,
-        place::{Allowance, Epoch, OutputRoot, PlaceError, is_allowed_open, is_allowed_root},
+        place::{Allowance, Epoch, OutputRoot, is_allowed_open, is_allowed_root},
     },
+    open_files::{self, Spare},
     record::{Holder, Record, RootId},
 };
 
@@ -131,9 +131,6 @@ impl RootRules {
     }
 }
 
-/// How often, and how long apart, a root is opened while there are no descriptors.
-const TRIES: usize = 20;
-const PAUSE: Duration = Duration::from_millis(100);
 /// Roots that are kept open although nobody uses them just now.
 const IDLE: usize = 32;
 
@@ -152,11 +149,41 @@ impl Opened {
     }
 }
 
+/// Those that are open. Nothing is opened under its lock: whoever finds no descriptors takes it.
+#[derive(Default)]
+struct Open(Mutex<HashMap<PathBuf, Opened>>);
+
+impl Open {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Opened>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Spare for Open {
+    fn spare(&self) {
+        // A file system that hangs may keep the lock.
+        let Some(mut open) = open_files::try_lock(&self.0) else {
+            return;
+        };
+        let closed = take_idle(&mut open, 0);
+        drop(open);
+        if !closed.is_empty() {
+            let roots = closed.len();
+            tracing::warn!(
+                roots,
+                "there are no descriptors left: output roots that nobody uses are closed"
+            );
+        }
+    }
+}
+
 /// The output roots in use.
 pub struct Roots {
     rules: RwLock<Arc<RootRules>>,
     record: Record,
-    open: Mutex<HashMap<PathBuf, Opened>>,
+    open: Arc<Open>,
+    /// Held by whoever opens one: one at a time.
+    opening: Mutex<()>,
     uses: AtomicU64,
     /// Roots whose place another directory has taken.
     retired: Mutex<Vec<Arc<Root>>>,
@@ -167,10 +194,14 @@ impl Roots {
     /// None yet.
     #[must_use]
     pub fn new(rules: RootRules, record: Record) -> Self {
+        let open: Arc<Open> = Arc::default();
+        let spare: Arc<dyn Spare> = open.clone();
+        open_files::spares(Arc::downgrade(&spare));
         Self {
             rules: RwLock::new(Arc::new(rules)),
             record,
-            open: Mutex::default(),
+            open,
+            opening: Mutex::default(),
             uses: AtomicU64::new(0),
             retired: Mutex::default(),
             next: AtomicU32::new(1),
@@ -190,7 +221,7 @@ impl Roots {
 
     /// Lets go of the temporary directories of all roots, before the process ends.
     pub fn let_go(&self) {
-        for opened in self.open.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        for opened in self.open.lock().values() {
             opened.root.place.let_go();
         }
     }
@@ -239,12 +270,12 @@ impl Roots {
     /// the file system.
     pub fn give_up_gone(&self) {
         let mut gone: Vec<Arc<Root>> = {
-            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let open = self.open.lock();
             open.values().map(|opened| opened.root.clone()).collect()
         };
         // Without the lock: a file system may hang.
         gone.retain(|root| !root.place.is_same());
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         open.retain(|_, opened| !gone.iter().any(|gone| Arc::ptr_eq(gone, &opened.root)));
         drop(open);
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
@@ -277,7 +308,8 @@ impl Roots {
 
     /// Opens a directory: an exec root, which is checked, or the user's own choice.
     fn open_path(&self, path: &Path, check: Option<Check<'_>>) -> Result<(RootId, Arc<Root>), String> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         let used = self.uses.fetch_add(1, Ordering::Relaxed);
         if let Some(opened) = open.get_mut(path)
             && opened.root.place.is_same()
@@ -285,21 +317,11 @@ impl Roots {
             opened.used = used;
             return Ok((opened.id, opened.root.clone()));
         }
-        close_idle(&mut open, IDLE);
+        let closed = take_idle(&mut open, IDLE);
+        drop(open);
+        drop(closed);
         let is_own = check.is_none();
-        let mut place = OutputRoot::open(path, is_own);
-        if place.as_ref().is_err_and(PlaceError::is_want_of_descriptors) {
-            tracing::warn!(root = %path.display(), "there are no descriptors left: output roots that nobody uses are closed");
-            close_idle(&mut open, 0);
-            for _ in 0..TRIES {
-                place = OutputRoot::open(path, is_own);
-                if !place.as_ref().is_err_and(PlaceError::is_want_of_descriptors) {
-                    break;
-                }
-                std::thread::sleep(PAUSE);
-            }
-        }
-        let place = place.map_err(|e| e.to_string())?;
+        let place = OutputRoot::open(path, is_own).map_err(|e| e.to_string())?;
         if let Some(check) = check {
             check(&place)?;
         }
@@ -334,7 +356,7 @@ impl Roots {
             root: root.clone(),
             used,
         };
-        if let Some(old) = open.insert(path.to_owned(), opened) {
+        if let Some(old) = self.open.lock().insert(path.to_owned(), opened) {
             self.retired
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -344,20 +366,22 @@ impl Roots {
     }
 }
 
-/// Closes roots that nobody uses, but for so many that were used last. Each has three descriptors or more, and what is
-/// to be known of it is on record.
-fn close_idle(open: &mut HashMap<PathBuf, Opened>, kept: usize) {
+/// Takes out roots that nobody uses, but for so many that were used last. Each has three descriptors or more, and what is
+/// to be known of it is on record. They are closed when they are dropped, which is better done without the lock.
+fn take_idle(open: &mut HashMap<PathBuf, Opened>, kept: usize) -> Vec<Opened> {
     let mut idle: Vec<u64> = open
         .values()
         .filter(|opened| opened.is_idle())
         .map(|opened| opened.used)
         .collect();
     let Some(surplus) = idle.len().checked_sub(kept).filter(|n| *n > 0) else {
-        return;
+        return Vec::new();
     };
     idle.sort_unstable();
     let oldest = idle[surplus - 1];
-    open.retain(|_, opened| opened.used > oldest || !opened.is_idle());
+    open.extract_if(|_, opened| opened.used <= oldest && opened.is_idle())
+        .map(|(_, opened)| opened)
+        .collect()
 }
 
 #[cfg(test)]
@@ -379,15 +403,15 @@ mod tests {
             // The second is used again and again.
             open(1);
         }
-        let first = |n: usize| roots.open.lock().unwrap().contains_key(&path(n));
+        let first = |n: usize| roots.open.lock().contains_key(&path(n));
         assert!(first(0) && first(1) && !first(2) && first(3 * IDLE));
-        assert!(roots.open.lock().unwrap().len() <= IDLE + 2);
+        assert!(roots.open.lock().len() <= IDLE + 2);
         assert!(Arc::ptr_eq(&open(0).1, &used), "it is in use");
-        close_idle(&mut roots.open.lock().unwrap(), 0);
+        take_idle(&mut roots.open.lock(), 0);
         assert!(first(0) && !first(1));
         drop(used);
-        close_idle(&mut roots.open.lock().unwrap(), 0);
-        assert!(roots.open.lock().unwrap().is_empty());
+        take_idle(&mut roots.open.lock(), 0);
+        assert!(roots.open.lock().is_empty());
         assert_eq!(open(0).0, id);
         record.close();
     }

@@ -9,9 +9,9 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc as std_mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc as std_mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
+    open_files::{self, Spare},
     output::{Class, OutputContent, Stamp},
 };
 
@@ -31,7 +32,7 @@ use crate::{
 const JOBS_TOGETHER: usize = 1024;
 const BYTES_TOGETHER: usize = 2 << 20;
 
-/// After how long without work a thread lets go of the roots that it worked in.
+/// After how long without work in a root a thread lets go of it.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Number of a job in the coordinator.
@@ -145,9 +146,13 @@ impl Writers {
         let (mut queues, mut handles) = (Vec::new(), Vec::new());
         for n in 0..threads.max(1) {
             let (queue, work) = std_mpsc::channel();
+            let placers: Arc<Placers> = Arc::default();
+            let spare: Arc<dyn Spare> = placers.clone();
+            open_files::spares(Arc::downgrade(&spare));
             let writer = Writer {
                 options,
-                placers: HashMap::new(),
+                current: None,
+                placers,
                 reports: reports.clone(),
             };
             let handle = thread::Builder::new()
@@ -196,9 +201,57 @@ impl Writers {
     }
 }
 
+/// What a thread has of the roots that it worked in, but for the one that it works in just now. What they keep open is
+/// closed by whoever finds no descriptors, as well.
+#[derive(Default)]
+struct Placers(Mutex<HashMap<u32, Kept>>);
+
+struct Kept {
+    /// Gone once nobody uses the root any more.
+    root: Weak<Root>,
+    placer: Placer,
+    used: Instant,
+}
+
+impl Placers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of those that there was no work in for a while, or that nobody uses any more: descriptors of directories
+    /// that somebody has deleted, or wants to unmount, are not kept for nothing.
+    fn tidy(&self, idle: Duration) {
+        let is_over = |kept: &Kept| kept.used.elapsed() >= idle || kept.root.strong_count() == 0;
+        let over: Vec<Kept> = (self.lock().extract_if(|_, kept| is_over(kept)))
+            .map(|(_, kept)| kept)
+            .collect();
+        for kept in over {
+            // Whoever still places something there has it, or makes another one.
+            kept.placer.root().let_go();
+        }
+    }
+}
+
+impl Spare for Placers {
+    fn spare(&self) {
+        let mut placers = self.lock();
+        // Temporary directories of those in use stay: whoever is here may be just making one.
+        placers
+            .values_mut()
+            .for_each(|kept| kept.placer.close_directories());
+        let unused: Vec<_> = placers
+            .extract_if(|_, kept| kept.root.strong_count() == 0)
+            .collect();
+        drop(placers);
+        drop(unused);
+    }
+}
+
 struct Writer {
     options: PlaceOptions,
-    placers: HashMap<u32, Placer>,
+    /// For the work at hand.
+    current: Option<Kept>,
+    placers: Arc<Placers>,
     reports: mpsc::UnboundedSender<Written>,
 }
 
@@ -209,44 +262,56 @@ impl Writer {
             next = join_places(&mut item, work);
             // A panic below would be a bug; it must cost one piece of work, not every later one.
             let lost = Lost::of(&item);
-            match catch_unwind(AssertUnwindSafe(|| self.serve(item))) {
+            let served = catch_unwind(AssertUnwindSafe(|| self.serve(item)));
+            let current = self.current.take();
+            match served {
                 Ok(Some(written)) => {
                     let _ = self.reports.send(written);
                 }
                 Ok(None) => {}
                 Err(_) => {
                     tracing::error!("a writer thread panicked; this is a bug in outhaul");
-                    self.placers.clear();
+                    self.placers.lock().clear();
                     if let Some(report) = lost.report() {
                         let _ = self.reports.send(report);
                     }
+                    continue;
                 }
+            }
+            if let Some(mut kept) = current
+                && let Some(root) = kept.root.upgrade()
+            {
+                kept.used = Instant::now();
+                self.placers.lock().insert(root.id, kept);
             }
         }
     }
 
-    /// The next piece of work. Lets go of all roots when there is none for a while: descriptors of directories that
-    /// somebody has deleted, or wants to unmount, are not kept for nothing.
+    /// The next piece of work. Meanwhile, roots are let go of.
     fn receive(&mut self, work: &std_mpsc::Receiver<Work>) -> Option<Work> {
-        if !self.placers.is_empty() {
+        self.placers.tidy(IDLE);
+        if !self.placers.lock().is_empty() {
             match work.recv_timeout(IDLE) {
                 Ok(item) => return Some(item),
                 Err(std_mpsc::RecvTimeoutError::Disconnected) => return None,
-                Err(std_mpsc::RecvTimeoutError::Timeout) => {
-                    for (_, placer) in self.placers.drain() {
-                        // Whoever still places something there has it, or makes another one.
-                        placer.root().let_go();
-                    }
-                }
+                Err(std_mpsc::RecvTimeoutError::Timeout) => self.placers.tidy(Duration::ZERO),
             }
         }
         work.recv().ok()
     }
 
     fn placer(&mut self, root: &Arc<Root>) -> &mut Placer {
-        self.placers
-            .entry(root.id)
-            .or_insert_with(|| Placer::new(root.place.clone(), self.options))
+        let kept = self.placers.lock().remove(&root.id);
+        let placer = kept.map_or_else(
+            || Placer::new(root.place.clone(), self.options),
+            |kept| kept.placer,
+        );
+        let kept = Kept {
+            root: Arc::downgrade(root),
+            placer,
+            used: Instant::now(),
+        };
+        &mut self.current.insert(kept).placer
     }
 
     fn serve(&mut self, work: Work) -> Option<Written> {
@@ -314,7 +379,7 @@ impl Writer {
                 None
             }
             Work::Forget(root) => {
-                self.placers.remove(&root);
+                self.placers.lock().remove(&root);
                 None
             }
         }

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 
 use super::error::RemoteError;
+use crate::open_files;
 
 /// The first wait; each further one is twice as long.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -90,6 +91,10 @@ impl Backoff<'_> {
         }
         let delay = self.delay(error.retry_after);
         self.failures += 1;
+        if open_files::are_wanting() {
+            // A connection needs one.
+            tokio::task::spawn_blocking(open_files::spare);
+        }
         tracing::debug!(%error, ?delay, attempt = self.failures, "trying again");
         self.policy.timer.sleep(delay).await;
         true

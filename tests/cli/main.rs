@@ -24,6 +24,7 @@ mod reading;
 mod reloading;
 mod replaying;
 mod reported;
+mod roots;
 mod running;
 mod scripts;
 mod secrets;

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::open_files::Want;
+
 /// A failure of the journal, with the file it is about.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -79,18 +81,17 @@ impl JournalError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// Whether the process, or the system, has no descriptors just now.
-    pub(in super::super) fn is_want_of_descriptors(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if rustix::io::Errno::from_io_error(source)
-                .is_some_and(|errno| matches!(errno, rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)))
-    }
-
     /// Whether the same call may succeed later without a change by the user.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Io { source, .. }
             if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::Interrupted
                 | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+impl Want for JournalError {
+    fn is_want(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.is_want())
     }
 }

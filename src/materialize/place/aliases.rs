@@ -225,7 +225,7 @@ impl Alias {
             return Ok(());
         };
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let source = match fs::openat(&real.dir, &real.name, flags, Mode::empty()) {
+        let source = match sys::openat(&real.dir, &real.name, flags, Mode::empty()) {
             Ok(source) => source,
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(()),
             Err(errno) => return Err(error(errno)),

@@ -340,7 +340,7 @@ fn hash_opened(
     let taken = sys::now_ns();
     // A fifo that has taken the file's place must not block us.
     let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let fd = match fs::openat(&spot.dir, &spot.name, flags, Mode::empty()) {
+    let fd = match sys::openat(&spot.dir, &spot.name, flags, Mode::empty()) {
         Ok(fd) => fd,
         // Gone or something else by now, or nothing that can be read: not the right content in any case.
         Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS | Errno::NXIO) => return Ok(None),

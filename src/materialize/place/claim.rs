@@ -33,7 +33,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::digest::{Digest, DigestFunction};
+use crate::{
+    digest::{Digest, DigestFunction},
+    open_files::patient,
+};
 
 pub(super) const NAME: &str = ".outhaul-newest.";
 const MAGIC: [u8; 8] = *b"outhaul1";
@@ -153,7 +156,7 @@ impl Claim {
 
     /// The newest version that anybody has claimed; 0 if nobody has.
     pub(super) fn newest(&self) -> u64 {
-        let file = options().open(&self.path);
+        let file = patient(|| options().open(&self.path));
         file.ok()
             .filter(|file| is_ours(file).unwrap_or(false))
             .and_then(|file| read(&file))
@@ -202,19 +205,20 @@ impl Claim {
         if working.is_some_and(|working| *working > 0) {
             return false;
         }
-        options()
-            .open(&self.path)
-            .map_or(true, |file| is_free(&file, Duration::ZERO))
+        patient(|| options().open(&self.path)).map_or(true, |file| is_free(&file, Duration::ZERO))
     }
 
     fn write(&self, own: Entry) -> io::Result<(File, bool)> {
-        let file = options().create(true).truncate(false).open(&self.path)?;
+        let file = patient(|| options().create(true).truncate(false).open(&self.path))?;
         if !is_ours(&file)? {
             return Err(io::Error::other("it is another user's, or no file"));
         }
         // Others may write at the same time. One after the other, where the file system has locks; else each looks
         // again, so that the highest version stays.
-        let turn = self.path.parent().and_then(|base| File::open(base).ok());
+        let turn = self
+            .path
+            .parent()
+            .and_then(|base| patient(|| File::open(base)).ok());
         let _turn = turn.filter(|base| lock(base, EXCLUSIVE, PATIENCE) == Lock::Held);
         let mut alone = true;
         for _ in 0..10 {

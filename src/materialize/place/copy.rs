@@ -38,7 +38,7 @@ impl Placer {
         let dir = self.dirs.get(&self.root, from.parent().unwrap_or(""))?;
         let dir = dir.ok_or_else(changed)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match fs::openat(&dir, from.file_name(), flags, Mode::empty()) {
+        let file = match sys::openat(&dir, from.file_name(), flags, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT | Errno::LOOP) => return Err(changed()),
             Err(errno) => return Err(error(errno)),
@@ -86,7 +86,7 @@ impl Placer {
         self.root.guard(to.as_str())?;
         let spot = walk::follow(&self.root, from.as_str())?.ok_or_else(changed)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let source = match fs::openat(&spot.dir, &spot.name, flags, Mode::empty()) {
+        let source = match sys::openat(&spot.dir, &spot.name, flags, Mode::empty()) {
             Ok(source) => source,
             Err(Errno::NOENT | Errno::LOOP) => return Err(changed()),
             Err(errno) => return Err(PlaceError::system_error("open", from.as_str(), errno)),

@@ -149,12 +149,6 @@ impl PlaceError {
         self.errno == Some(errno.raw_os_error())
     }
 
-    /// Whether the process, or the system, has no descriptors just now.
-    #[must_use]
-    pub fn is_want_of_descriptors(&self) -> bool {
-        self.is_errno(Errno::MFILE) || self.is_errno(Errno::NFILE)
-    }
-
     /// Whether doing the same again later, with the same bytes, may succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

@@ -228,7 +228,7 @@ impl NewFile {
     /// renamed.
     pub(super) fn named(root: &OutputRoot, mode: u32) -> Result<Self, PlaceError> {
         let name = TempName::new(root.temp()?);
-        let fd = fs::openat(&name.temp, &name.name, create_flags(), Mode::from_raw_mode(mode))
+        let fd = sys::openat(&name.temp, &name.name, create_flags(), Mode::from_raw_mode(mode))
             .map_err(|e| PlaceError::system_error("create temp file", &name.name, e))?;
         Ok(Self {
             fd,
@@ -242,7 +242,7 @@ impl NewFile {
             return Err(Errno::OPNOTSUPP);
         }
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let fd = fs::openat(dir, ".", flags, Mode::from_raw_mode(mode))?;
+        let fd = sys::openat(dir, ".", flags, Mode::from_raw_mode(mode))?;
         Ok(Self { fd, name: None, mode })
     }
 
@@ -250,7 +250,7 @@ impl NewFile {
     /// files, whose descriptors live long, do without before they get their name. Unsuccessfully is harmless.
     pub(super) fn close_for_writing(&mut self) {
         let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-        if let Ok(fd) = fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        if let Ok(fd) = sys::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
             self.fd = fd;
         }
     }
@@ -359,7 +359,7 @@ impl NewFile {
     /// The same bytes in a file on the final name's own mount.
     fn copied_beside(self, root: &OutputRoot, spot: &Spot) -> io::Result<Self> {
         let near = TempName::new(root.temp_beside(spot.dir.as_fd())?);
-        let fd = fs::openat(
+        let fd = sys::openat(
             &near.temp,
             &near.name,
             create_flags(),

@@ -107,7 +107,7 @@ impl OutputRoot {
         if create {
             std::fs::create_dir_all(path).map_err(|e| error(errno_of(&e)))?;
         }
-        let fd = fs::open(path, sys::DIRECTORY, Mode::empty()).map_err(error)?;
+        let fd = sys::open(path, sys::DIRECTORY, Mode::empty()).map_err(error)?;
         let inode = sys::inode(&fs::fstat(&fd).map_err(error)?);
         let canonical = path.canonicalize().map_err(|e| error(errno_of(&e)))?;
         let root = Self {
@@ -400,7 +400,7 @@ impl OutputRoot {
     /// When something could not be written back.
     pub fn sync(&self) -> Result<(), PlaceError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        fs::openat(&self.fd, ".", flags, Mode::empty())
+        sys::openat(&self.fd, ".", flags, Mode::empty())
             .and_then(fs::syncfs)
             .map_err(|errno| PlaceError::system_error("sync", &self.path, errno))
     }
@@ -441,7 +441,7 @@ impl OutputRoot {
     fn hold_build_tree(&self) -> Result<Option<BuildTree>, PlaceError> {
         let error = |errno| PlaceError::system_error("open", BUILD_TREE, errno);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match fs::openat(&self.fd, BUILD_TREE, flags, Mode::empty()) {
+        match sys::openat(&self.fd, BUILD_TREE, flags, Mode::empty()) {
             Ok(fd) => {
                 let inode = sys::inode(&fs::fstat(&fd).map_err(error)?);
                 Ok(Some(BuildTree::Held { inode, _fd: fd }))

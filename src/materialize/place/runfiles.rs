@@ -74,7 +74,7 @@ impl OutputRoot {
     }
 
     fn list(&self, directory: &str, programs: &mut Vec<String>) {
-        let Ok(fd) = fs::openat(self, directory, LISTED, Mode::empty()) else {
+        let Ok(fd) = sys::openat(self, directory, LISTED, Mode::empty()) else {
             return;
         };
         let Ok(entries) = Dir::new(fd) else { return };
@@ -109,7 +109,7 @@ impl OutputRoot {
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {
         // A fifo in its place must not block us.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = fs::openat(self, path, flags, Mode::empty())?;
+        let fd = sys::openat(self, path, flags, Mode::empty())?;
         let stat = fs::fstat(&fd)?;
         if sys::file_type(&stat) != FileType::RegularFile {
             return Err(io::Error::other("it is not a regular file"));
@@ -141,7 +141,7 @@ impl OutputRoot {
     /// Whether a directory has nothing in it.
     #[must_use]
     pub fn is_empty(&self, path: &ExecPath) -> bool {
-        let opened = fs::openat(self, path.as_str(), LISTED, Mode::empty());
+        let opened = sys::openat(self, path.as_str(), LISTED, Mode::empty());
         opened.and_then(Dir::new).is_ok_and(|entries| {
             let own = |name: &[u8]| matches!(name, b"." | b"..");
             entries.flatten().all(|entry| own(entry.file_name().to_bytes()))

@@ -82,7 +82,7 @@ impl Staging {
         let mode = job.root.modes.directory();
         fs::mkdirat(&name.temp, &name.name, Mode::from_raw_mode(mode)).map_err(error)?;
         settle_dir_mode(name.temp.as_fd(), &name.name, mode).map_err(error)?;
-        let fd = fs::openat(&name.temp, &name.name, sys::DIRECTORY, Mode::empty()).map_err(error)?;
+        let fd = sys::openat(&name.temp, &name.name, sys::DIRECTORY, Mode::empty()).map_err(error)?;
         Ok(Self { name, fd })
     }
 
@@ -90,7 +90,7 @@ impl Staging {
     fn write(&self, job: &Job<'_>, item: &Item<'_>) -> io::Result<Stamp> {
         let mode = job.mode(item.path);
         let name = OsStr::new(item.path.file_name());
-        let fd = fs::openat(&self.fd, name, create_flags(), Mode::from_raw_mode(mode))?;
+        let fd = sys::openat(&self.fd, name, create_flags(), Mode::from_raw_mode(mode))?;
         let taken = sys::now_ns();
         let written = sys::write_all(&fd, item.bytes)
             .and_then(|()| settle_mode(job.root, &fd, mode))

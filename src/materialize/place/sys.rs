@@ -11,11 +11,12 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, AtFlags, FileType, OFlags, Stat},
+    fs::{self, AtFlags, Dir as Entries, FileType, Mode, OFlags, ResolveFlags, Stat},
     io::{self, Errno},
+    path::Arg,
 };
 
-use crate::output::Stamp;
+use crate::{open_files::patient, output::Stamp};
 
 /// Flags for a descriptor that only stands for a directory.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -52,6 +53,36 @@ impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// `open`, patient where there are no descriptors: see [`patient`]. All opening here goes through this or the next three.
+pub(super) fn open(path: impl Arg + Copy, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    patient(|| fs::open(path, flags, mode))
+}
+
+/// The same with `openat`.
+pub(super) fn openat(
+    dir: impl AsFd,
+    path: impl Arg + Copy,
+    flags: OFlags,
+    mode: Mode,
+) -> io::Result<OwnedFd> {
+    patient(|| fs::openat(&dir, path, flags, mode))
+}
+
+/// The same with `openat2`.
+pub(super) fn openat2(
+    dir: impl AsFd,
+    path: impl Arg + Copy,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> io::Result<OwnedFd> {
+    patient(|| fs::openat2(&dir, path, flags, Mode::empty(), resolve))
+}
+
+/// A directory's entries, by a descriptor of its own.
+pub(super) fn entries(dir: impl AsFd) -> io::Result<Entries> {
+    patient(|| Entries::read_from(&dir))
 }
 
 /// The wall clock in nanoseconds since the epoch, 0 before it.

@@ -31,7 +31,10 @@ use super::{
     root::OutputRoot,
     sys::{self, Inode},
 };
-use crate::removal::remove_tree;
+use crate::{
+    open_files::{Want as _, patient},
+    removal::remove_tree,
+};
 
 /// Name of the directory that holds every process's own.
 pub(super) const NAME: &str = ".outhaul-tmp";
@@ -84,7 +87,7 @@ impl TempDir {
         let device = sys::inode(&fs::fstat(dir)?).device;
         let top = top_of_mount(root, dir)?;
         Self::create_in(&top, device)
-            .or_else(|_| Self::create_in(&fs::openat(dir, ".", ABOVE, Mode::empty())?, device))
+            .or_else(|_| Self::create_in(&sys::openat(dir, ".", ABOVE, Mode::empty())?, device))
     }
 
     fn create_in(parent: &OwnedFd, device: u64) -> rustix::io::Result<Self> {
@@ -94,7 +97,7 @@ impl TempDir {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno),
             }
-            let base = match fs::openat(parent, NAME, READ_DIRECTORY, Mode::empty()) {
+            let base = match sys::openat(parent, NAME, READ_DIRECTORY, Mode::empty()) {
                 Ok(base) => base,
                 Err(Errno::NOENT) => continue,
                 Err(errno) => return Err(errno),
@@ -116,8 +119,13 @@ impl TempDir {
                     return Err(errno);
                 }
             }
-            let Ok(fd) = fs::openat(&base, &*name, READ_DIRECTORY, Mode::empty()) else {
-                continue;
+            let fd = match sys::openat(&base, &*name, READ_DIRECTORY, Mode::empty()) {
+                Ok(fd) => fd,
+                Err(errno) if errno.is_want() => {
+                    let _ = fs::unlinkat(&base, &*name, AtFlags::REMOVEDIR);
+                    return Err(errno);
+                }
+                Err(_) => continue,
             };
             if fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err() {
                 continue;
@@ -172,15 +180,13 @@ impl AsFd for TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        // Whatever stays is swept at the next start.
-        if self.is_there() {
+        // It is empty nearly always, and then no descriptor is needed, for there may be none left. Whatever stays is swept
+        // at the next start.
+        if self.is_there() && fs::unlinkat(&self.base, &*self.name, AtFlags::REMOVEDIR).is_err() {
             let _ = remove_tree(&self.base, OsStr::new(&self.name));
         }
         // Only if it is empty.
-        let above = fs::openat(&self.base, "..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        if let Ok(above) = above {
-            let _ = fs::unlinkat(&above, NAME, AtFlags::REMOVEDIR);
-        }
+        let _ = fs::unlinkat(&self.base, format!("../{NAME}"), AtFlags::REMOVEDIR);
     }
 }
 
@@ -229,7 +235,7 @@ const MOUNTS: Duration = Duration::from_secs(1);
 
 /// The same at the tops of other mounts below the root. One whose file system hangs holds nobody up.
 fn sweep_mounts(root: &OutputRoot) -> usize {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let table = patient(|| std::fs::read("/proc/self/mountinfo")).unwrap_or_default();
     let below = mount_points(&table).filter_map(|point| {
         let below = point.strip_prefix(root.canonical()).ok()?;
         below.components().next().map(|_| below.to_owned())
@@ -237,7 +243,7 @@ fn sweep_mounts(root: &OutputRoot) -> usize {
     let (send, swept) = mpsc::channel();
     for point in below {
         let (Ok(fd), path, send) = (
-            root.as_fd().try_clone_to_owned(),
+            patient(|| root.as_fd().try_clone_to_owned()),
             root.path().join(&point),
             send.clone(),
         ) else {
@@ -246,7 +252,7 @@ fn sweep_mounts(root: &OutputRoot) -> usize {
         let sweeping = move || {
             // Links on the way are none of the table's.
             let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-            let top = fs::openat2(fd, &point, ABOVE, Mode::empty(), how).ok();
+            let top = sys::openat2(&fd, &point, ABOVE, how).ok();
             let done = sweep_in(top.into_iter().collect(), &path);
             let _ = send.send(done.unwrap_or_else(|error| {
                 tracing::debug!("not swept: {error}");
@@ -271,7 +277,7 @@ fn sweep_in(parents: Vec<OwnedFd>, path: &Path) -> Result<usize, PlaceError> {
     let (mut swept, mut failed) = (0, None);
     for parent in parents {
         let error = |errno| PlaceError::system_error("sweep temp directory", path.join(NAME), errno);
-        let base = match fs::openat(&parent, NAME, READ_DIRECTORY, Mode::empty()) {
+        let base = match sys::openat(&parent, NAME, READ_DIRECTORY, Mode::empty()) {
             Ok(base) => base,
             Err(Errno::NOENT) => continue,
             Err(errno) => return Err(error(errno)),
@@ -279,13 +285,13 @@ fn sweep_in(parents: Vec<OwnedFd>, path: &Path) -> Result<usize, PlaceError> {
         if fs::fstat(&base).map_err(error)?.st_uid != rustix::process::geteuid().as_raw() {
             continue;
         }
-        for entry in fs::Dir::read_from(&base).map_err(error)? {
+        for entry in sys::entries(&base).map_err(error)? {
             let entry = entry.map_err(error)?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name == "." || name == ".." {
                 continue;
             }
-            match fs::openat(&base, name, READ_DIRECTORY, Mode::empty()) {
+            match sys::openat(&base, name, READ_DIRECTORY, Mode::empty()) {
                 Ok(fd) => {
                     if fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err() {
                         continue;
@@ -322,10 +328,10 @@ pub(super) fn mount(dir: BorrowedFd<'_>) -> rustix::io::Result<u64> {
 fn top_of_mount(root: &OutputRoot, dir: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     let of = mount(dir)?;
     let limit = sys::inode(&fs::fstat(root)?);
-    let mut top = fs::openat(dir, ".", ABOVE, Mode::empty())?;
+    let mut top = sys::openat(dir, ".", ABOVE, Mode::empty())?;
     loop {
         let here = sys::inode(&fs::fstat(&top)?);
-        let above = fs::openat(&top, "..", ABOVE, Mode::empty())?;
+        let above = sys::openat(&top, "..", ABOVE, Mode::empty())?;
         let is_end = here == limit || here == sys::inode(&fs::fstat(&above)?) || mount(above.as_fd())? != of;
         if is_end {
             return Ok(top);
@@ -355,9 +361,9 @@ fn mount_points(table: &[u8]) -> impl Iterator<Item = PathBuf> {
 fn parents(root: &OutputRoot) -> Vec<OwnedFd> {
     let output_base = root.output_base().and_then(|path| {
         let flags = sys::DIRECTORY | OFlags::NOFOLLOW;
-        fs::open(path, flags, Mode::empty()).ok()
+        sys::open(path, flags, Mode::empty()).ok()
     });
-    let own = root.as_fd().try_clone_to_owned().ok();
+    let own = patient(|| root.as_fd().try_clone_to_owned()).ok();
     output_base.into_iter().chain(own).collect()
 }
 
@@ -370,7 +376,7 @@ fn unique() -> u64 {
 
 fn probe_unnamed(dir: &OwnedFd) -> Unnamed {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    let Ok(file) = fs::openat(dir, ".", flags, Mode::from_raw_mode(0o600)) else {
+    let Ok(file) = sys::openat(dir, ".", flags, Mode::from_raw_mode(0o600)) else {
         return Unnamed::Unsupported;
     };
     let name = OsStr::new("probe");

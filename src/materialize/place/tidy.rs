@@ -111,7 +111,7 @@ impl Placer {
             };
             // The descriptor that was found stands for the directory, and cannot be read from.
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let readable = fs::openat(&dir, ".", flags, Mode::empty()).map_err(error)?;
+            let readable = sys::openat(&dir, ".", flags, Mode::empty()).map_err(error)?;
             for entry in fs::Dir::new(readable).map_err(error)? {
                 let entry = entry.map_err(error)?;
                 let name = entry.file_name().to_string_lossy();

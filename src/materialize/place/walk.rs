@@ -128,7 +128,7 @@ pub(super) fn make_in(root: &OutputRoot, above: &Arc<Dir>, name: &str, _: &Permi
         Err(_) => return None,
     };
     let flags = sys::DIRECTORY | OFlags::NOFOLLOW;
-    let fd = fs::openat(above, name, flags, Mode::empty()).ok()?;
+    let fd = sys::openat(above, name, flags, Mode::empty()).ok()?;
     let stat = fs::fstat(&fd).ok()?;
     // As `settle_dir_mode`, with the descriptor that is open anyway.
     if is_ours && stat.st_mode & 0o777 != mode {
@@ -199,12 +199,12 @@ fn open_beneath(root: &OutputRoot, path: &str) -> rustix::io::Result<Option<Dir>
     let fd = if !root.may_end_in(Path::new(path)) {
         return Ok(None);
     } else if path.is_empty() {
-        fs::openat(root, ".", sys::DIRECTORY, Mode::empty())?
+        sys::openat(root, ".", sys::DIRECTORY, Mode::empty())?
     } else if !root.has_openat2() {
         return Ok(None);
     } else {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match fs::openat2(root, path, sys::DIRECTORY, Mode::empty(), resolve) {
+        match sys::openat2(root, path, sys::DIRECTORY, resolve) {
             Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => {
                 root.forget_openat2();
                 return Ok(None);
@@ -239,7 +239,7 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn new(root: &'a OutputRoot, asked: &'a str, permit: Option<&'a Permit<'a>>) -> Result<Self, PlaceError> {
         let error = |errno| PlaceError::system_error("open output root for", asked, errno);
-        let fd = fs::openat(root, ".", sys::DIRECTORY, Mode::empty()).map_err(error)?;
+        let fd = sys::openat(root, ".", sys::DIRECTORY, Mode::empty()).map_err(error)?;
         let top = Dir {
             inode: sys::inode(&fs::fstat(&fd).map_err(error)?),
             fd,
@@ -275,7 +275,7 @@ impl<'a> Walk<'a> {
         // A link has led back to where the walk had been before.
         let error = |errno| PlaceError::system_error("open directory for", self.asked, errno);
         Ok(Arc::new(Dir {
-            fd: fs::openat(&top, ".", sys::DIRECTORY, Mode::empty()).map_err(error)?,
+            fd: sys::openat(&top, ".", sys::DIRECTORY, Mode::empty()).map_err(error)?,
             inode: top.inode,
             path: top.path.clone(),
             through: self.through.as_slice().into(),
@@ -456,7 +456,7 @@ impl<'a> Walk<'a> {
 /// Opens one component without following it. A symlink is opened as itself.
 fn open_component(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    fs::openat(dir, name, flags, Mode::empty())
+    sys::openat(dir, name, flags, Mode::empty())
 }
 
 /// Makes one directory, with its mode whatever the umask. That it is there already is no error.
@@ -472,7 +472,7 @@ fn make_one(root: &OutputRoot, dir: &Arc<Dir>, name: &OsStr) -> rustix::io::Resu
 
 /// Gives a directory that was just made its mode, if umask or a default ACL took some of it away.
 pub(super) fn settle_dir_mode(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> rustix::io::Result<()> {
-    let Ok(fd) = fs::openat(dir, name, sys::DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) else {
+    let Ok(fd) = sys::openat(dir, name, sys::DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) else {
         return Ok(());
     };
     if fs::fstat(&fd)?.st_mode & 0o777 != mode {
