@@ -42,17 +42,8 @@ impl Journal {
     /// # Errors
     /// When the directory can't be listed.
     pub fn plan(&self, max_age: Option<Duration>, max_bytes: Option<u64>) -> Result<Plan, JournalError> {
-        let calls = self.calls();
-        let mut entries: Vec<_> = self
-            .list()?
-            .into_iter()
-            .map(|e| (self.open.contains(&e.path), e))
-            .collect();
-        // It is made with its first file.
-        if calls.dir().exists() {
-            let listed = calls.list()?.into_iter();
-            entries.extend(listed.map(|e| (calls.open.contains(&e.path), e)));
-        }
+        let listed = self.list()?.into_iter();
+        let mut entries: Vec<_> = listed.map(|e| (self.open.contains(&e.path), e)).collect();
         entries.sort_by(|(_, a), (_, b)| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
         Ok(plan(entries, SystemTime::now(), max_age, max_bytes))
     }
@@ -60,15 +51,10 @@ impl Journal {
     /// Deletes what was planned, except what has changed since.
     pub fn execute(&self, plan: &Plan) -> Executed {
         let mut executed = Executed::default();
-        let calls = self.calls();
         for entry in &plan.delete {
             let unchanged = fs::symlink_metadata(&entry.path)
                 .is_ok_and(|m| m.len() == entry.bytes && m.modified().is_ok_and(|t| t == entry.modified));
-            let open = match entry.path.parent() {
-                Some(dir) if dir == calls.dir() => &calls.open,
-                _ => &self.open,
-            };
-            if open.contains(&entry.path) || !unchanged {
+            if self.open.contains(&entry.path) || !unchanged {
                 executed.skipped += 1;
                 continue;
             }
@@ -83,9 +69,7 @@ impl Journal {
                 }
             }
         }
-        for journal in [self, &calls] {
-            journal.sweep_cursors();
-        }
+        self.sweep_cursors();
         executed
     }
 
