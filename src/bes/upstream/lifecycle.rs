@@ -94,7 +94,7 @@ impl Caller {
             client
                 .ready()
                 .await
-                .map_err(|e| Status::unavailable(crate::remote::channel::chain(&e)))?;
+                .map_err(|e| Status::unavailable(crate::printable::with_causes(&e)))?;
             client
                 .unary(request, LIFECYCLE, RawCodec::<Bytes, ()>::default())
                 .await
