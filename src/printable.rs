@@ -3,7 +3,7 @@
 //! A file's name may hold line ends, or what moves a terminal's cursor and changes its title. Nobody shall make a line
 //! look like one of ours.
 
-use std::{borrow::Cow, fmt::Write as _, io::Write as _};
+use std::{borrow::Cow, error::Error, fmt::Write as _, io::Write as _};
 
 /// Whether a character is shown as what it is. Those that change the direction of writing reorder what stands around
 /// them.
@@ -36,6 +36,25 @@ pub(crate) fn clipped(text: &str, most: usize) -> Cow<'_, str> {
     }
     let end = (0..=most).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
     Cow::Owned(format!("{}…", printable(&text[..end])))
+}
+
+/// An error with its causes: that of a connection alone is often just "transport error".
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    and_causes(error.to_string(), error.source())
+}
+
+/// A message and its causes, leaving out those whose text it has already.
+pub(crate) fn and_causes(mut text: String, mut source: Option<&(dyn Error + 'static)>) -> String {
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if text.is_empty() {
+            text = more;
+        } else if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// Whole pieces of output with everything escaped that is not just shown, as JSON has it, so that JSON stays what it is:

@@ -23,10 +23,7 @@ use tokio::{
     time,
 };
 
-use crate::{
-    bep::{decode::Decoder, error::BepError, event::Framed},
-    digest::DigestFunction,
-};
+use crate::bep::{decode::Decoder, error::BepError, event::Framed};
 
 /// The largest event that is believed in, in bytes. Bazel's largest are named sets of 5,000 files; without that
 /// limit (`--build_event_max_named_set_of_file_entries=-1`) they grow with the build.
@@ -124,13 +121,6 @@ impl EventFile {
     #[must_use]
     pub fn with_limit(mut self, limit: u64) -> Self {
         self.limit = limit;
-        self
-    }
-
-    /// Sets the build's digest function. Without it, it is learnt from the build's command line.
-    #[must_use]
-    pub fn with_function(mut self, function: Option<DigestFunction>) -> Self {
-        self.decoder = Decoder::new(function);
         self
     }
 

@@ -28,7 +28,7 @@ use super::{
     sink::{Builds, Decoders, StreamKey},
     stream::{Command, Connection, Departure, Incoming, UPSTREAM_DRAIN},
     streams::Streams,
-    upstream::Upstream,
+    upstream::{LifecycleEvent, Upstream},
 };
 use crate::{
     bep::wire::Malformed, metrics::Count,
@@ -178,11 +178,6 @@ impl BesService {
             .map_err(|e| JournalError::io("list", dir)(e.into()))??;
         let streams = unfinished.len();
         let shared = &self.shared;
-        // Calls that open a build go before its streams, those that close it behind them; so these have to be known.
-        let left = match &shared.upstream {
-            Some(upstream) => shared.lifecycle.recover(shared, upstream).await,
-            None => Vec::new(),
-        };
         let (mut opened, mut suspects) = (Vec::new(), Vec::new());
         for (lost, entry) in unfinished {
             // Whoever asks about the build as soon as the doors are open must find it at work, however long its journal
@@ -208,14 +203,9 @@ impl BesService {
             for entry in &suspects {
                 shared.take_up_alone(entry).await;
             }
-            if let Some(upstream) = &shared.upstream {
-                shared.lifecycle.close(&shared, upstream, &left);
-            }
         };
         if has_suspects {
             self.shared.tasks.spawn(stop.run_until_cancelled_owned(rest));
-        } else {
-            rest.await;
         }
         Ok(streams)
     }
@@ -277,7 +267,7 @@ impl BesService {
         self.shared.shutdown.cancel();
         self.shared.tasks.close();
         let halt = async {
-            // Streams have their own patience with upstream. Without a journal, calls that wait are lost.
+            // Streams have their own patience with upstream. Calls that still wait are lost.
             let drained = self.shared.lifecycle.drained();
             if self.shared.upstream.as_ref().is_some_and(Upstream::is_healthy) {
                 let _ = tokio::time::timeout(UPSTREAM_DRAIN, drained).await;
@@ -317,10 +307,13 @@ impl PublishBuildEvent for BesService {
                 // Refusing it would fail the build because upstream is away.
                 return Ok(Response::new(()));
             }
-            shared
-                .lifecycle
-                .take(shared, upstream, &call, request, headers)
-                .await;
+            let event = LifecycleEvent {
+                opening: call.opening,
+                _pending: shared.lifecycle.count(&request),
+                request,
+                headers,
+            };
+            upstream.lifecycle(shared, &call.build_id, event);
         }
         Ok(Response::new(()))
     }

@@ -21,6 +21,7 @@ use crate::{
     daemon::Rooms,
     doors::Token,
     invocation::{policy::Policy, roots::Destination},
+    printable::with_causes,
     proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
     record::{Record, RecordError},
 };
@@ -407,13 +408,9 @@ async fn connect(socket: &Path) -> Result<Channel, String> {
 }
 
 async fn connect_tcp(address: &ControlAddress) -> Result<Channel, String> {
+    // The error itself is just "transport error".
     let words = |error: tonic::transport::Error| {
-        // The first words are "transport error".
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
-        cause.to_string()
+        std::error::Error::source(&error).map_or_else(|| error.to_string(), with_causes)
     };
     let mut endpoint = Endpoint::from_shared(address.endpoint.http_uri())
         .map_err(words)?
@@ -446,7 +443,7 @@ fn told(status: tonic::Status) -> Failure {
         code => {
             // What has befallen the connection is behind the words "transport error".
             match std::error::Error::source(&status) {
-                Some(cause) => Failure::failed(crate::remote::channel::chain(cause)),
+                Some(cause) => Failure::failed(with_causes(cause)),
                 None => Failure::failed(format!("the daemon answered {code}: {}", status.message())),
             }
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+use tonic::transport::ClientTlsConfig;
 
 use super::{
     ConfigError, DoorArgs,
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     bes::BesAddress,
     doors::{Rules, Token},
-    remote::{Endpoint, without_user_info},
+    remote::{Endpoint, RemoteOptions, channel::tls, without_user_info},
     stage::Reach,
 };
 
@@ -200,7 +200,7 @@ impl ControlArgs {
                 ));
             }
         }
-        let tls = endpoint.is_tls().then(|| files.config()).transpose()?;
+        let tls = endpoint.is_tls().then(|| files.config(&endpoint)).transpose()?;
         // A socket is guarded by the system.
         let token = token.filter(|_| endpoint.host().is_some());
         Ok(Some(ControlAddress { endpoint, token, tls }))
@@ -217,33 +217,12 @@ pub struct TlsFiles<'a> {
 }
 
 impl TlsFiles<'_> {
-    fn config(&self) -> Result<ClientTlsConfig, ConfigError> {
-        let config = match self.authorities {
-            None => ClientTlsConfig::new().with_native_roots(),
-            Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem(
-                "--tls-certificate",
-                file,
-                "CERTIFICATE",
-            )?)),
-        };
-        Ok(match self.identity {
-            None => config,
-            Some((certificate, key)) => config.identity(Identity::from_pem(
-                pem("--tls-client-certificate", certificate, "CERTIFICATE")?,
-                pem("--tls-client-key", key, "PRIVATE KEY")?,
-            )),
-        })
-    }
-}
-
-/// The bytes of a PEM file that has a section of the kind.
-fn pem(flag: &str, path: &Path, section: &str) -> Result<Vec<u8>, ConfigError> {
-    let error = |reason: String| ConfigError::new(format!("{flag}={}", path.display()), reason);
-    let bytes = std::fs::read(path).map_err(|e| error(e.to_string()))?;
-    if String::from_utf8_lossy(&bytes).contains(&format!("{section}-----")) {
-        Ok(bytes)
-    } else {
-        Err(error(format!("has no PEM section {section}")))
+    fn config(&self, endpoint: &Endpoint) -> Result<ClientTlsConfig, ConfigError> {
+        let mut options = RemoteOptions::new(endpoint.clone());
+        options.tls_certificate = self.authorities.map(Path::to_owned);
+        options.tls_client_certificate = self.identity.map(|(certificate, _)| certificate.to_owned());
+        options.tls_client_key = self.identity.map(|(_, key)| key.to_owned());
+        tls(&options).map_err(|e| ConfigError::new(e.context.clone(), &e.message))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     invocation::roots::{Destination, PathMap, RootRules},
     materialize::{
         MaterializeOptions,
-        place::{Mark, PlaceOptions, SpaceRule},
+        place::{Mark, PlaceOptions},
     },
     units::parse_size,
 };
@@ -59,11 +59,6 @@ pub struct PlaceArgs {
     /// part of a file system that is smaller than 1.25GiB
     #[arg(long, value_name = "SIZE|PERCENT", env = "OUTHAUL_MIN_FREE_SPACE")]
     pub min_free_space: Option<String>,
-
-    /// The same for files (inodes), where their number is limited, as 5000 or 2%; by default 1000, or the twentieth
-    /// part of a smaller number
-    #[arg(long, value_name = "N|PERCENT", env = "OUTHAUL_MIN_FREE_INODES")]
-    pub min_free_inodes: Option<String>,
 }
 
 impl PlaceArgs {
@@ -97,18 +92,11 @@ impl PlaceArgs {
     }
 
     /// What is to stay free.
-    fn space(&self) -> Result<SpaceRule, ConfigError> {
-        let mut rule = SpaceRule::default();
-        if let Some(text) = &self.min_free_space {
-            rule.bytes =
-                Mark::of_bytes(text).map_err(|e| ConfigError::new(format!("--min-free-space={text}"), e))?;
-        }
-        if let Some(text) = &self.min_free_inodes {
-            rule.files = text
-                .parse()
-                .map_err(|e| ConfigError::new(format!("--min-free-inodes={text}"), e))?;
-        }
-        Ok(rule)
+    fn space(&self) -> Result<Mark, ConfigError> {
+        self.min_free_space.as_ref().map_or(Ok(Mark::default()), |text| {
+            text.parse()
+                .map_err(|e| ConfigError::new(format!("--min-free-space={text}"), e))
+        })
     }
 
     /// How much is done at once, and how files are placed.

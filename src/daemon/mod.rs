@@ -5,7 +5,6 @@
 //! go, what is being placed is finished or left out whole, and the record is written.
 
 mod activation;
-mod clock;
 mod control;
 mod events;
 mod habit;

@@ -1,23 +1,17 @@
 //! Forgetting: journals and invocations that are old or too many, and output roots that are gone. Outputs of a root
 //! that is there stay known, for they tell what is on disk. Planned first, so that it can be shown, then executed.
 
-use std::{
-    collections::HashSet,
-    os::unix::fs::MetadataExt as _,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashSet, os::unix::fs::MetadataExt as _, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::clock::{Clock, Moment, Trust};
 use crate::{
     bes::{
         Journal,
         journal::{self, JournalError},
     },
     invocation::roots::Roots,
-    record::{self, InvocationRow, RetentionPlan, RootId},
+    record::{self, RetentionPlan, RootId},
 };
 
 /// How often it is looked whether there is something to forget; more often where little is kept for long.
@@ -53,21 +47,10 @@ impl Retention {
     /// # Errors
     /// When the journals cannot be listed.
     pub fn plan(&self, record: &record::Record, journal: Option<&Journal>) -> Result<Plan, JournalError> {
-        self.plan_with(record, journal, Trust::All)
-    }
-
-    /// The same; only so much goes for its age.
-    fn plan_with(
-        &self,
-        record: &record::Record,
-        journal: Option<&Journal>,
-        trust: Trust,
-    ) -> Result<Plan, JournalError> {
-        let max_age = (trust >= Trust::Old).then_some(self.max_age);
         let mut plan = Plan::default();
         let mut in_use = HashSet::new();
         if let Some(journal) = journal {
-            plan.journals = journal.plan(max_age, Some(self.journal_bytes))?;
+            plan.journals = journal.plan(Some(self.max_age), Some(self.journal_bytes))?;
             let deleted: HashSet<_> = plan.journals.delete.iter().map(|entry| &entry.path).collect();
             for entry in journal.list()? {
                 if !deleted.contains(&entry.path) {
@@ -76,19 +59,11 @@ impl Retention {
             }
         }
         plan.invocations = record.plan_retention(&record::Retention {
-            max_age,
+            max_age: Some(self.max_age),
             max_invocations: Some(MAX_INVOCATIONS),
         });
         let planned = plan.invocations.remove.len();
-        let now = SystemTime::now();
-        plan.invocations.remove.retain(|id| {
-            let is_early = || {
-                record
-                    .invocation(id)
-                    .is_some_and(|row| times(&row).any(|at| at > now))
-            };
-            !in_use.contains(id) && (trust == Trust::All || !is_early())
-        });
+        plan.invocations.remove.retain(|id| !in_use.contains(id));
         plan.invocations.kept += planned - plan.invocations.remove.len();
         for (id, row) in record.roots() {
             let gone = match std::fs::metadata(&row.path) {
@@ -124,21 +99,15 @@ pub(super) async fn keep(
     retention: Retention,
     stop: CancellationToken,
 ) {
-    let mut clock = Clock::default();
     loop {
         let (record, journal, roots) = (record.clone(), journal.clone(), roots.clone());
         let done = tokio::task::spawn_blocking(move || {
-            let trust = clock.trust(Moment::now(), || uses(&record, journal.as_ref()));
-            forget(&record, journal.as_ref(), retention, trust);
+            forget(&record, journal.as_ref(), retention);
             roots.give_up_gone();
-            clock
         });
-        clock = done.await.unwrap_or_else(|error| {
-            if error.is_panic() {
-                tracing::error!("forgetting old builds panicked; this is a bug in outhaul");
-            }
-            Clock::default()
-        });
+        if done.await.is_err_and(|error| error.is_panic()) {
+            tracing::error!("forgetting old builds panicked; this is a bug in outhaul");
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep((retention.max_age / 4).clamp(LOOK_OFTEN, LOOK)) => {}
@@ -146,26 +115,8 @@ pub(super) async fn keep(
     }
 }
 
-/// When builds were recorded and journals were used. Blocks on the file system.
-fn uses(record: &record::Record, journal: Option<&Journal>) -> Vec<SystemTime> {
-    let mut uses: Vec<SystemTime> = record.invocations(usize::MAX).iter().flat_map(times).collect();
-    let entries = journal
-        .and_then(|journal| journal.list().ok())
-        .unwrap_or_default();
-    uses.extend(entries.iter().map(|entry| entry.modified));
-    uses
-}
-
-/// When a build began and was settled.
-fn times(row: &InvocationRow) -> impl Iterator<Item = SystemTime> + use<> {
-    [row.started_ms, row.settled_ms].into_iter().filter_map(|ms| {
-        let since = Duration::from_millis(u64::try_from(ms).ok().filter(|ms| *ms > 0)?);
-        SystemTime::UNIX_EPOCH.checked_add(since)
-    })
-}
-
-fn forget(record: &record::Record, journal: Option<&Journal>, retention: Retention, trust: Trust) {
-    match retention.plan_with(record, journal, trust) {
+fn forget(record: &record::Record, journal: Option<&Journal>, retention: Retention) {
+    match retention.plan(record, journal) {
         Ok(plan) => {
             let executed = plan.execute(record, journal);
             tracing::debug!(?executed, "old journals were removed");
@@ -177,7 +128,10 @@ fn forget(record: &record::Record, journal: Option<&Journal>, retention: Retenti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{record::InvocationState, units::now_ms};
+    use crate::{
+        record::{InvocationRow, InvocationState},
+        units::now_ms,
+    };
 
     const DAY_MS: i64 = 86_400_000;
     const RETENTION: Retention = Retention {
@@ -201,38 +155,11 @@ mod tests {
         (dir, record)
     }
 
-    /// What a process forgets at its first look.
-    fn forgotten(record: &record::Record) -> Vec<String> {
-        let trust = Clock::default().trust(Moment::now(), || uses(record, None));
-        let plan = RETENTION.plan_with(record, None, trust).unwrap();
-        assert_eq!(
-            plan.invocations.kept + plan.invocations.remove.len(),
-            record.invocations(usize::MAX).len()
-        );
-        plan.invocations.remove
-    }
-
     #[test]
-    fn one_build_of_the_future_stops_no_forgetting_of_old_ones() {
+    fn a_build_of_the_future_has_no_age_and_stops_no_forgetting_of_old_ones() {
         let (_dir, record) = record(&[0, 10, -1000]);
-        assert_eq!(
-            forgotten(&record),
-            ["10"],
-            "the clock may be behind: what is ahead stays"
-        );
-        let all = RETENTION.plan(&record, None).unwrap();
-        assert_eq!(
-            all.invocations.remove,
-            ["-1000", "10"],
-            "when it is known to go right"
-        );
-    }
-
-    #[test]
-    fn a_clock_that_is_far_from_all_builds_forgets_none() {
-        for days in [[10, 20, 30], [-10, -20, -1000], [10, 20, -1000]] {
-            let (_dir, record) = record(&days);
-            assert_eq!(forgotten(&record), Vec::<String>::new(), "{days:?}");
-        }
+        let plan = RETENTION.plan(&record, None).unwrap();
+        assert_eq!(plan.invocations.remove, ["10"]);
+        assert_eq!(plan.invocations.kept, 2);
     }
 }

@@ -1,6 +1,9 @@
 //! Judges each call at a door.
 
-use std::task::{Context, Poll};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use futures::future::{BoxFuture, Either, Ready, ready};
 use http::{HeaderMap, Request, Response};
@@ -34,8 +37,6 @@ pub enum Refused {
     },
     /// It is not told whose process it is.
     Nobody,
-    /// Its connection was made by rules that asked for less.
-    Outdated,
 }
 
 impl std::fmt::Display for Refused {
@@ -58,10 +59,6 @@ impl std::fmt::Display for Refused {
             Self::Nobody => f.write_str(
                 "this door of outhaul is for processes of its own user, and whose the caller is could not be told",
             ),
-            Self::Outdated => f.write_str(
-                "this door of outhaul asks for more since this connection was made (TLS, or another certificate); connect \
-                 again",
-            ),
         }
     }
 }
@@ -71,8 +68,6 @@ impl Refused {
         let code = match self {
             Self::Token => Code::Unauthenticated,
             Self::Stranger { .. } | Self::Nobody => Code::PermissionDenied,
-            // Worth another try, on another connection.
-            Self::Outdated => Code::Unavailable,
         };
         Status::new(code, self.to_string())
     }
@@ -165,24 +160,15 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         // Connections that are not ours (of tests, say) tell nothing, and are as good as remote ones.
         let origin = request.extensions().get::<Origin>().cloned();
-        let rules = self.door.rules();
-        let judged = match &origin {
-            Some(origin) if !origin.suffices(&rules) => {
-                origin.dismiss();
-                Err(Refused::Outdated)
-            }
-            _ => {
-                let caller = origin.as_ref().map_or(Caller::Remote, |origin| origin.caller);
-                let path = request.uri().path().to_owned();
-                rules
-                    .judge(caller, &path, request.headers_mut())
-                    .map(|()| is_open(&path))
-            }
+        let (caller, rules) = match &origin {
+            Some(origin) => (origin.caller, Arc::clone(&origin.rules)),
+            None => (Caller::Remote, self.door.rules()),
         };
-        match judged {
-            Ok(open) => {
+        let path = request.uri().path().to_owned();
+        match rules.judge(caller, &path, request.headers_mut()) {
+            Ok(()) => {
                 let call = match &origin {
-                    Some(origin) if open => {
+                    Some(origin) if is_open(&path) => {
                         origin.visit.heard();
                         None
                     }

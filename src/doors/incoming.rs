@@ -4,10 +4,7 @@ use std::{
     future::Future as _,
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -26,14 +23,11 @@ use super::{
     Door, Protocol, Rules,
     peer::{Owner, Peers},
     room::{Place, Room, Visit},
-    tls::Shown,
 };
 use crate::open_files::{self, Want as _};
 
 /// How long it may take until a connection is agreed on, which is mostly TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a connection that is dismissed is still heard: what it was answered is to arrive.
-const PARTING: Duration = Duration::from_millis(200);
 /// How long nothing is accepted when the system has no room for another connection.
 const NO_ROOM: Duration = Duration::from_millis(100);
 /// How often it is looked for connections whose time is up.
@@ -58,27 +52,12 @@ pub enum Caller {
 }
 
 /// What is known of a connection's other end.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Origin {
     pub(super) caller: Caller,
-    /// On TCP.
-    shown: Shown,
-    /// Nothing more is heard from it soon.
-    dismissed: Arc<AtomicBool>,
+    /// The rules of the door when the connection was made. They hold for all of its calls.
+    pub(super) rules: Arc<Rules>,
     pub(super) visit: Visit,
-}
-
-impl Origin {
-    /// Whether a connection that has shown no more could be made by these rules.
-    pub(super) fn suffices(&self, rules: &Rules) -> bool {
-        matches!(self.caller, Caller::Process { unix: true, .. })
-            || self.shown.suffices(&Shown::by(rules.tls.as_ref()))
-    }
-
-    /// Ends the connection, in a moment, as if its client had: then calls come on a new one.
-    pub(super) fn dismiss(&self) {
-        self.dismissed.store(true, Ordering::Relaxed);
-    }
 }
 
 /// What connections come from.
@@ -94,8 +73,6 @@ pub enum Listening {
 pub struct Connection {
     stream: AnyStream,
     origin: Origin,
-    /// Until when it is still heard, if it is dismissed.
-    parting: Option<Pin<Box<Sleep>>>,
     /// When it is to end at once.
     leave: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Free when all else is dropped.
@@ -103,16 +80,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn new(stream: AnyStream, caller: Caller, shown: Shown, place: Place) -> Self {
+    fn new(stream: AnyStream, caller: Caller, rules: Arc<Rules>, place: Place) -> Self {
         Self {
             stream,
             origin: Origin {
                 caller,
-                shown,
-                dismissed: Arc::default(),
+                rules,
                 visit: place.visit(),
             },
-            parting: None,
             leave: Box::pin(place.leave().cancelled_owned()),
             _place: place,
         }
@@ -246,7 +221,7 @@ impl Incoming {
                         let uid = peer.uid();
                         let caller = Caller::Process { uid, unix: true };
                         let stream = AnyStream::Unix(stream);
-                        return Poll::Ready(Connection::new(stream, caller, Shown::default(), place));
+                        return Poll::Ready(Connection::new(stream, caller, self.door.rules(), place));
                     }
                     Err(error) => self
                         .door
@@ -288,7 +263,7 @@ async fn take(
         }
     };
     match agreed {
-        Ok(Ok((stream, caller, shown))) => Some(Connection::new(stream, caller, shown, place)),
+        Ok(Ok((stream, caller, rules))) => Some(Connection::new(stream, caller, rules, place)),
         Ok(Err(error)) => {
             door.tell(format_args!("a connection was not taken: {error}"));
             None
@@ -306,7 +281,7 @@ async fn agree(
     door: &Door,
     protocol: Protocol,
     peers: &Peers,
-) -> io::Result<(AnyStream, Caller, Shown)> {
+) -> io::Result<(AnyStream, Caller, Arc<Rules>)> {
     // Acknowledgements are small, and each is waited for.
     stream.set_nodelay(true)?;
     let rules = door.rules();
@@ -327,10 +302,10 @@ async fn agree(
             AnyStream::Tls(Box::new(acceptor.accept(stream).await?))
         }
     };
-    Ok((stream, caller, Shown::by(rules.tls.as_ref())))
+    Ok((stream, caller, rules))
 }
 
-/// Looked up whatever the rules are: others may hold while the connection is open.
+/// Finds out whose process is at the other end, if it is on this machine.
 async fn caller(stream: &TcpStream, peers: &Peers) -> io::Result<Caller> {
     let (local, remote) = (stream.local_addr()?, stream.peer_addr()?);
     if !local.ip().to_canonical().is_loopback() {
@@ -386,14 +361,6 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.origin.dismissed.load(Ordering::Relaxed) {
-            let parting = self
-                .parting
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(PARTING)));
-            if parting.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(()));
-            }
-        }
         let read = any!(self, stream => Pin::new(stream).poll_read(cx, buf));
         if read.is_pending() && self.leave.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));

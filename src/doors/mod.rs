@@ -2,7 +2,8 @@
 //!
 //! A [`Door`] holds the rules: a certificate, whose certificates callers must have, a token that they must show. An
 //! [`Incoming`] takes connections by them, and a [`Guard`] judges each call. The rules can be changed while the door is
-//! open; what comes in afterwards goes by the new ones, calls on connections that are open already as well. There are only so many places, and deadlines for who is in one without a call: see `room`.
+//! open; the new ones hold for connections that are made afterwards. The number of connections is limited, and there are
+//! deadlines for those without a call: see `room`.
 //!
 //! Without a token or certificates, a door is for our own user's processes (and root's): the system says whose a unix
 //! socket's peer is, and `peer` finds the owner of a connection over the loopback interface. There, others are not
@@ -66,7 +67,7 @@ impl Door {
         door
     }
 
-    /// Other rules, for connections and calls from now on.
+    /// Other rules, for connections from now on.
     pub fn set(&self, rules: Rules) {
         *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
     }

@@ -26,8 +26,6 @@ pub struct ServerTls {
     http1: Arc<ServerConfig>,
     /// Whether callers must have a certificate.
     pub wants_certificates: bool,
-    /// Of which authorities.
-    authorities: Option<Arc<Vec<CertificateDer<'static>>>>,
 }
 
 /// The wall clock, which may be before 1970: then connections that depend on it fail, where the library's own panics.
@@ -38,30 +36,6 @@ impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
         Some(UnixTime::since_unix_epoch(since))
-    }
-}
-
-/// What a connection's TLS has shown, for as long as the connection is open.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Shown {
-    encrypted: bool,
-    /// The authorities of one of which the caller has a certificate.
-    authorities: Option<Arc<Vec<CertificateDer<'static>>>>,
-}
-
-impl Shown {
-    /// What one shows that is taken by these rules.
-    pub(super) fn by(tls: Option<&ServerTls>) -> Self {
-        Self {
-            encrypted: tls.is_some(),
-            authorities: tls.and_then(|tls| tls.authorities.clone()),
-        }
-    }
-
-    /// Whether that is enough where `wanted` is wanted.
-    pub(super) fn suffices(&self, wanted: &Self) -> bool {
-        (self.encrypted || !wanted.encrypted)
-            && (wanted.authorities.is_none() || self.authorities == wanted.authorities)
     }
 }
 
@@ -106,17 +80,14 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_details(provider.clone(), Arc::new(Clock))
             .with_safe_default_protocol_versions()
             .map_err(|e| error(TlsFile::Certificate, e.to_string()))?;
-        let mut trusted = None;
         let builder = match client_authorities {
             None => builder.with_no_client_auth(),
             Some(file) => {
                 let failed = |reason| error(TlsFile::ClientAuthorities, reason);
                 let mut roots = RootCertStore::empty();
-                let authorities = certificates(file).map_err(failed)?;
-                for authority in &authorities {
-                    roots.add(authority.clone()).map_err(|e| failed(e.to_string()))?;
+                for authority in certificates(file).map_err(failed)? {
+                    roots.add(authority).map_err(|e| failed(e.to_string()))?;
                 }
-                trusted = Some(Arc::new(authorities));
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                     .build()
                     .map_err(|e| failed(e.to_string()))?;
@@ -135,7 +106,6 @@ impl ServerTls {
             http2: speaking(b"h2"),
             http1: speaking(b"http/1.1"),
             wants_certificates: client_authorities.is_some(),
-            authorities: trusted,
         })
     }
 

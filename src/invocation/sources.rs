@@ -11,7 +11,7 @@ use crate::{
     digest::DigestFunction,
     remote::{
         BlobStore, Chain, DiskCache, Endpoint, GrpcCache, Header, Nowhere, RemoteError, RemoteOptions,
-        auth::check_helper, channel::check_tls, netrc, split_user_info, without_user_info,
+        auth::check_helper, channel::tls, netrc, split_user_info, without_user_info,
     },
     units::parse_duration,
 };
@@ -397,8 +397,8 @@ fn add_tls(line: &CommandLine, directories: &BuildDirectories, options: &mut Rem
         tried.tls_certificate = Some(file);
         tried.tls_client_certificate = None;
         tried.tls_client_key = None;
-        match check_tls(&tried) {
-            Ok(()) => options.tls_certificate.clone_from(&tried.tls_certificate),
+        match tls(&tried) {
+            Ok(_) => options.tls_certificate.clone_from(&tried.tls_certificate),
             Err(error) => options.left_out.push(error.to_string()),
         }
     }
@@ -410,8 +410,8 @@ fn add_tls(line: &CommandLine, directories: &BuildDirectories, options: &mut Rem
             let mut tried = options.clone();
             tried.tls_client_certificate = Some(certificate);
             tried.tls_client_key = Some(key);
-            match check_tls(&tried) {
-                Ok(()) => {
+            match tls(&tried) {
+                Ok(_) => {
                     options.tls_client_certificate = tried.tls_client_certificate;
                     options.tls_client_key = tried.tls_client_key;
                 }

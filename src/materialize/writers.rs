@@ -391,7 +391,7 @@ impl Writer {
         version: u64,
         jobs: Vec<PlaceJob>,
     ) -> Vec<(JobId, Result<Placed, PlaceError>)> {
-        let rule = self.options.space;
+        let mark = self.options.space;
         let placer = self.placer(root);
         let mut placed = Vec::with_capacity(jobs.len());
         let mut files = Vec::with_capacity(jobs.len());
@@ -405,7 +405,7 @@ impl Writer {
             }
             let bytes = u64::try_from(job.content.len()).unwrap_or(u64::MAX);
             let is_optional = job.class < Class::Required;
-            if let Err(error) = promised.ask(&rule, is_optional, bytes, job.path.as_str()) {
+            if let Err(error) = promised.ask(mark, is_optional, bytes, job.path.as_str()) {
                 placed.push((job.job, Err(error)));
                 continue;
             }

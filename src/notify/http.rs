@@ -22,6 +22,7 @@ use rustls::{
 };
 
 use super::{document::Document, retry::Answer, signature::Secret, url::NotifyUrl};
+use crate::printable::with_causes;
 
 /// Most that is read of an answer, so that its connection can be used again.
 const ANSWER: usize = 64 << 10;
@@ -95,7 +96,7 @@ impl Poster {
             }
             // Whatever went wrong on the way may be better next time. The client's errors do not tell URLs.
             Ok(Err(error)) => Answer::Later {
-                reason: in_full(&error),
+                reason: with_causes(&error),
                 asked: None,
             },
             Err(_) => Answer::Later {
@@ -115,16 +116,4 @@ fn tls() -> io::Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
 /// TLS that believes these authorities only.
 pub(super) fn trusting(roots: RootCertStore) -> io::Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
     Ok(tls()?.with_root_certificates(roots))
-}
-
-/// An error with what caused it: hyper's own words alone are "client error (Connect)".
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -21,7 +21,7 @@ use super::{
     error::{RemoteError, RemoteErrorKind},
     options::RemoteOptions,
 };
-use crate::digest::Digest;
+use crate::{digest::Digest, printable::with_causes};
 
 /// 800 MB/s at a round trip of 20 ms.
 const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
@@ -93,7 +93,11 @@ impl Connector {
     pub(crate) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
         let uri = options.endpoint.http_uri();
         let place = |e: tonic::transport::Error| {
-            RemoteError::new(RemoteErrorKind::Config, options.endpoint.to_string(), chain(&e))
+            RemoteError::new(
+                RemoteErrorKind::Config,
+                options.endpoint.to_string(),
+                with_causes(&e),
+            )
         };
         let mut endpoint = HttpEndpoint::from_shared(uri)
             .map_err(place)?
@@ -115,7 +119,7 @@ impl Connector {
                 RemoteError::new(
                     RemoteErrorKind::Config,
                     format!("TLS for {}", options.endpoint),
-                    chain(&e),
+                    with_causes(&e),
                 )
             })?;
         }
@@ -230,7 +234,11 @@ fn place(digest: &Digest) -> usize {
     }
 }
 
-fn tls(options: &RemoteOptions) -> Result<ClientTlsConfig, RemoteError> {
+/// TLS with the files of the options.
+///
+/// # Errors
+/// [`RemoteErrorKind::Config`], naming the file.
+pub(crate) fn tls(options: &RemoteOptions) -> Result<ClientTlsConfig, RemoteError> {
     let config = ClientTlsConfig::new().timeout(options.connect_timeout);
     let config = match &options.tls_certificate {
         Some(file) => config.ca_certificate(Certificate::from_pem(pem(
@@ -253,14 +261,6 @@ fn tls(options: &RemoteOptions) -> Result<ClientTlsConfig, RemoteError> {
     }
 }
 
-/// Whether a file of authorities, or a certificate and its key, can be used.
-///
-/// # Errors
-/// [`RemoteErrorKind::Config`], naming the file.
-pub(crate) fn check_tls(options: &RemoteOptions) -> Result<(), RemoteError> {
-    tls(options).map(|_| ())
-}
-
 /// The bytes of a PEM file that has at least one section of the kind.
 fn pem(flag: &str, file: &Path, section: &str) -> Result<Vec<u8>, RemoteError> {
     let error = |message: String| {
@@ -279,17 +279,6 @@ fn pem(flag: &str, file: &Path, section: &str) -> Result<Vec<u8>, RemoteError> {
         return Err(error(format!("has no PEM section {section}")));
     }
     Ok(bytes)
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::{
     conceal::Secrets,
     error::{RemoteError, RemoteErrorKind},
 };
-use crate::printable::is_plain;
+use crate::printable::{and_causes, is_plain};
 
 /// How much of a server's message is kept. Proxies answer with whole web pages.
 const MAX_MESSAGE: usize = 500;
@@ -25,20 +25,7 @@ struct RetryInfo {
 /// The error for a failed call. `context` says what was tried on what; `secrets` is what is not to be shown.
 #[must_use]
 pub(crate) fn from_status(context: &str, status: &Status, secrets: &Secrets) -> RemoteError {
-    let mut message = readable(status.message());
-    // The connection's own errors hide what happened behind "transport error".
-    let mut source = status.source();
-    while let Some(cause) = source {
-        let text = readable(&cause.to_string());
-        if !text.is_empty() && !message.contains(&text) {
-            message = if message.is_empty() {
-                text
-            } else {
-                format!("{message}: {text}")
-            };
-        }
-        source = cause.source();
-    }
+    let mut message = readable(&and_causes(status.message().to_owned(), status.source()));
     if message.is_empty() {
         message = status.code().description().to_lowercase();
     }

@@ -30,8 +30,6 @@ const WRONG: &[(&str, &str)] = &[
     ("--bytes-in-flight", "nonsense"),
     ("--min-free-space", "101%"),
     ("--min-free-space", "nonsense"),
-    ("--min-free-inodes", "-1%"),
-    ("--min-free-inodes", "nonsense"),
     ("--lease-renewal", "0s"),
     ("--lease-renewal", "nonsense"),
     ("--lease-age", "nonsense"),

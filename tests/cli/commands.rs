@@ -214,7 +214,7 @@ async fn outhaul_may_run_outhaul() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pipe_that_is_named_for_a_blob_is_written_into_and_not_replaced() {
     let world = World::new().await;
-    let digest = &world.file("").1;
+    let digest = world.file("").1;
     let pipe = world.path("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
     assert!(made.unwrap().success());
@@ -232,7 +232,7 @@ async fn a_pipe_that_is_named_for_a_blob_is_written_into_and_not_replaced() {
         &pipe,
     ]);
     finish(fetching).await;
-    assert_eq!(Digest::of(digest.function(), &read.await.unwrap()), digest.clone());
+    assert_eq!(Digest::of(digest.function(), &read.await.unwrap()), *digest);
     assert!(!std::fs::metadata(&pipe).unwrap().is_file());
 }
 

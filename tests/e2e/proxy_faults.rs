@@ -81,8 +81,14 @@ fn an_upstream_that_is_away_for_a_whole_build_gets_it_later(stage: &Stage) {
     for id in [first, second] {
         upstream.complete(&id, || daemon.log());
     }
-    eventually("the lifecycle calls have come", || {
-        upstream.lifecycle().len() >= 8
+    // Those of the first build ended with the daemon that was restarted.
+    eventually("the second build's lifecycle calls have come", || {
+        upstream.lifecycle().len() >= 4
+    });
+    eventually("both deliveries are over", || {
+        let journals = std::fs::read_dir(daemon.outhaul().state_dir().join("journal")).unwrap();
+        let settled = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|e| e == "settled");
+        journals.flatten().filter(settled).count() == 2
     });
     // What was delivered once is not delivered again after another start.
     let calls = upstream.calls();

@@ -128,8 +128,6 @@ pub enum RecordKind {
     Other,
     /// What the client said in its headers, before the events of that connection. Secrets: not to be shown.
     Headers,
-    /// A lifecycle call, in the journal of a build's calls.
-    Call,
 }
 
 impl RecordKind {
@@ -139,7 +137,6 @@ impl RecordKind {
             Self::Finished => 2,
             Self::Other => 3,
             Self::Headers => 4,
-            Self::Call => 5,
         }
     }
 
@@ -149,7 +146,7 @@ impl RecordKind {
             2 => Some(Self::Finished),
             3 => Some(Self::Other),
             4 => Some(Self::Headers),
-            5 => Some(Self::Call),
+            // 5 was a lifecycle call, in a file of its own.
             _ => None,
         }
     }
@@ -164,8 +161,7 @@ pub struct Record {
     pub received_ms: u64,
     /// What it is.
     pub kind: RecordKind,
-    /// The encoded `google.devtools.build.v1.PublishBuildToolEventStreamRequest`, byte for byte as it came; for a
-    /// call, its `PublishLifecycleEventRequest`.
+    /// The encoded `google.devtools.build.v1.PublishBuildToolEventStreamRequest`, byte for byte as it came.
     pub payload: Bytes,
 }
 
@@ -221,10 +217,6 @@ impl Batch {
     /// Headers of the connection that the event of this number, pushed next, came on.
     pub(in super::super) fn push_headers(&mut self, received_ms: u64, sequence: i64, headers: &[u8]) {
         self.add(received_ms, RecordKind::Headers, sequence, headers);
-    }
-
-    pub(in super::super) fn push_call(&mut self, received_ms: u64, number: i64, request: &[u8]) {
-        self.add(received_ms, RecordKind::Call, number, request);
     }
 
     pub(super) fn add(&mut self, received_ms: u64, kind: RecordKind, sequence: i64, payload: &[u8]) {

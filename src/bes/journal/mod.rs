@@ -10,9 +10,6 @@
 //! becomes `NAME.settled` when there is nothing left to do. `NAME.acked` says how much upstream has. A file of another
 //! version, or with a damaged head, is moved aside as `NAME.damaged` and never read. One that processes died of is
 //! `NAME.set-aside`.
-//!
-//! The calls about a build's life that go upstream have files of their own, one per build, in the directory
-//! `lifecycle`: they are no invocation's.
 
 mod cursor;
 mod error;
@@ -39,7 +36,6 @@ pub(super) use store::now_ms;
 pub use store::{Entry, Journal, JournalOptions};
 pub use writer::Writer;
 
-pub(super) use cursor::Cursor;
 pub(super) use file::{FrameAt, Place, read_frame};
 pub(super) use format::Batch;
 pub(super) use replay::{MOST_LOST, Replaying};

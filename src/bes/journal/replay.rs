@@ -172,7 +172,10 @@ fn aside(journal: &Path) -> Result<PathBuf, JournalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bes::{JournalOptions, journal::Batch};
+    use crate::bes::{
+        JournalOptions,
+        journal::{Batch, RecordKind},
+    };
 
     fn key() -> StreamKey {
         StreamKey {
@@ -186,7 +189,7 @@ mod tests {
         let journal = Journal::open(dir, JournalOptions::default()).unwrap();
         let (mut writer, _) = journal.stream(&key()).unwrap();
         let mut batch = Batch::default();
-        batch.push_call(1, 1, b"call");
+        batch.add(1, RecordKind::Other, 1, b"call");
         writer.append(&batch).unwrap();
         journal
     }

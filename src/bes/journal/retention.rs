@@ -11,9 +11,6 @@ use super::{
     store::{Entry, Journal, SETTLED, UNFINISHED},
 };
 
-/// How far another clock may be ahead.
-const AHEAD: Duration = Duration::from_secs(86_400);
-
 /// Files to delete.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -42,17 +39,8 @@ impl Journal {
     /// # Errors
     /// When the directory can't be listed.
     pub fn plan(&self, max_age: Option<Duration>, max_bytes: Option<u64>) -> Result<Plan, JournalError> {
-        let calls = self.calls();
-        let mut entries: Vec<_> = self
-            .list()?
-            .into_iter()
-            .map(|e| (self.open.contains(&e.path), e))
-            .collect();
-        // It is made with its first file.
-        if calls.dir().exists() {
-            let listed = calls.list()?.into_iter();
-            entries.extend(listed.map(|e| (calls.open.contains(&e.path), e)));
-        }
+        let listed = self.list()?.into_iter();
+        let mut entries: Vec<_> = listed.map(|e| (self.open.contains(&e.path), e)).collect();
         entries.sort_by(|(_, a), (_, b)| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
         Ok(plan(entries, SystemTime::now(), max_age, max_bytes))
     }
@@ -60,15 +48,10 @@ impl Journal {
     /// Deletes what was planned, except what has changed since.
     pub fn execute(&self, plan: &Plan) -> Executed {
         let mut executed = Executed::default();
-        let calls = self.calls();
         for entry in &plan.delete {
             let unchanged = fs::symlink_metadata(&entry.path)
                 .is_ok_and(|m| m.len() == entry.bytes && m.modified().is_ok_and(|t| t == entry.modified));
-            let open = match entry.path.parent() {
-                Some(dir) if dir == calls.dir() => &calls.open,
-                _ => &self.open,
-            };
-            if open.contains(&entry.path) || !unchanged {
+            if self.open.contains(&entry.path) || !unchanged {
                 executed.skipped += 1;
                 continue;
             }
@@ -83,9 +66,7 @@ impl Journal {
                 }
             }
         }
-        for journal in [self, &calls] {
-            journal.sweep_cursors();
-        }
+        self.sweep_cursors();
         executed
     }
 
@@ -118,14 +99,11 @@ fn plan(
     max_age: Option<Duration>,
     max_bytes: Option<u64>,
 ) -> Plan {
-    // A time in the future has no age, and whoever has one does not stay for ever for it: it goes before all others.
-    let is_ahead = |entry: &Entry| entry.modified > now + AHEAD;
-    let (ahead, behind): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(_, e)| is_ahead(e));
-    let entries: Vec<_> = ahead.into_iter().chain(behind).collect();
     let mut total: u64 = entries.iter().map(|(_, e)| e.bytes).sum();
     let mut plan = Plan::default();
     let mut rest = Vec::new();
     for (open, entry) in entries {
+        // A time in the future counts as now.
         let age = now.duration_since(entry.modified).unwrap_or_default();
         if !open && max_age.is_some_and(|max| age > max) {
             total -= entry.bytes;
@@ -183,18 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_of_the_future_is_not_kept_in_place_of_the_others() {
+    fn a_journal_of_the_future_has_no_age() {
         let mut ahead = entry("ahead", 0, 100, true);
-        ahead.modified = now() + 1000 * AHEAD;
-        let entries = vec![
-            (false, entry("older", 90, 100, true)),
-            (false, entry("newer", 10, 100, true)),
-            (false, ahead),
-        ];
-        let got = plan(entries.clone(), now(), Some(Duration::from_secs(500)), Some(200));
-        assert_eq!(names(&got), ["ahead"]);
-        let got = plan(entries, now(), Some(Duration::from_secs(500)), Some(300));
-        assert_eq!(names(&got), Vec::<&str>::new(), "it has no age");
+        ahead.modified = now() + Duration::from_secs(1_000_000);
+        let entries = vec![(false, entry("older", 90, 100, true)), (false, ahead)];
+        let got = plan(entries, now(), Some(Duration::from_secs(50)), None);
+        assert_eq!(names(&got), ["older"]);
     }
 
     #[test]

@@ -22,8 +22,6 @@ use super::{
 pub(super) const UNFINISHED: &str = "journal";
 pub(super) const SETTLED: &str = "settled";
 pub(super) const DAMAGED: &str = "damaged";
-/// Where the calls about builds' lives are.
-const CALLS: &str = "lifecycle";
 
 /// How the journal writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +49,6 @@ pub struct Journal {
     /// Held while the process may write; `None` when opened for reading.
     lock: Option<Arc<File>>,
     pub(super) open: OpenFiles,
-    /// The same for the directory of calls.
-    calls_open: OpenFiles,
 }
 
 /// One stream's journal.
@@ -115,12 +111,13 @@ impl Journal {
             // Some network file systems have no locks; two daemons on one directory are then the user's to avoid.
             Err(e) => tracing::warn!(dir = %dir.display(), error = %e, "journal can't be locked"),
         }
+        // Earlier versions kept lifecycle calls there, with their headers, which are secrets as a rule.
+        let _ = fs::remove_dir_all(dir.join("lifecycle"));
         Ok(Self {
             dir: dir.to_owned(),
             options,
             lock: Some(Arc::new(lock)),
             open: OpenFiles::default(),
-            calls_open: OpenFiles::default(),
         })
     }
 
@@ -138,18 +135,6 @@ impl Journal {
             options: JournalOptions::default(),
             lock: None,
             open: OpenFiles::default(),
-            calls_open: OpenFiles::default(),
-        }
-    }
-
-    /// The journal of the calls about builds' lives, a file per build, without an invocation's id.
-    pub(in super::super) fn calls(&self) -> Self {
-        Self {
-            dir: self.dir.join(CALLS),
-            options: self.options,
-            lock: self.lock.clone(),
-            open: self.calls_open.clone(),
-            calls_open: OpenFiles::default(),
         }
     }
 

@@ -316,7 +316,7 @@ fn sync_parent(path: &Path) -> Result<(), JournalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bes::{Journal, JournalOptions, StreamKey};
+    use crate::bes::{Journal, JournalOptions, StreamKey, journal::RecordKind};
 
     #[test]
     fn a_full_disk_is_an_error_that_names_the_file() {
@@ -325,7 +325,7 @@ mod tests {
         let (mut writer, _) = journal.stream(&StreamKey::default()).unwrap();
         writer.fill_the_disk();
         let mut batch = Batch::default();
-        batch.push_call(1, 1, b"call");
+        batch.add(1, RecordKind::Other, 1, b"call");
         let error = writer.append(&batch).unwrap_err();
         assert!(error.is_retryable(), "{error}");
         assert!(error.to_string().contains(".journal"), "{error}");

@@ -449,7 +449,7 @@ fn call(event: build_event::Event) -> Bytes {
 }
 
 #[tokio::test]
-async fn calls_about_a_build_stand_around_its_stream_also_after_a_restart() {
+async fn calls_about_a_build_stand_around_its_stream() {
     use build_event::Event;
     let expected = [
         Came::Call("build enqueued"),
@@ -460,52 +460,35 @@ async fn calls_about_a_build_stand_around_its_stream_also_after_a_restart() {
         Came::Call("invocation attempt finished"),
         Came::Call("build finished"),
     ];
-    for restart in [false, true] {
-        let dir = tempfile::tempdir().unwrap();
-        let backend = Backend::start().await;
-        let upstream = backend.upstream();
-        if restart {
-            backend.stop().await;
-        }
-        let hold = HoldMode::None;
-        let daemon = Daemon::forwarding(options(hold), Some(dir.path()), Some(upstream)).await;
-        daemon.engine.settle(0);
-        let mut calls = client(&daemon).await;
-        for event in [
-            Event::BuildEnqueued(Default::default()),
-            Event::InvocationAttemptStarted(Default::default()),
-        ] {
-            calls.publish_lifecycle_event(call(event)).await.unwrap();
-        }
-        let mut upload = Upload::open(&daemon, "one").await;
-        upload.send_all([1]);
-        upload.finish(2);
-        upload.acked(1..=2).await;
-        upload.closed().await;
-        for event in [
-            Event::InvocationAttemptFinished(Default::default()),
-            Event::BuildFinished(Default::default()),
-        ] {
-            calls.publish_lifecycle_event(call(event)).await.unwrap();
-        }
-        let daemon = if restart {
-            daemon.stop().await;
-            backend.listen().await;
-            let daemon = start(&backend, options(hold), Some(dir.path())).await;
-            daemon.engine.settle(0);
-            daemon
-        } else {
-            daemon
-        };
-        backend
-            .until("finished", |came| came.last() == expected.last())
-            .await;
-        assert_eq!(backend.came(), expected, "restart: {restart}");
-        daemon.stop().await;
-        let journal = Journal::view(dir.path());
-        assert_eq!(journal.list().unwrap().len(), 1, "calls are no invocation");
-        assert!(journal.calls().unfinished().unwrap().is_empty());
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start().await;
+    let daemon = start(&backend, options(HoldMode::None), Some(dir.path())).await;
+    daemon.engine.settle(0);
+    let mut calls = client(&daemon).await;
+    for event in [
+        Event::BuildEnqueued(Default::default()),
+        Event::InvocationAttemptStarted(Default::default()),
+    ] {
+        calls.publish_lifecycle_event(call(event)).await.unwrap();
     }
+    let mut upload = Upload::open(&daemon, "one").await;
+    upload.send_all([1]);
+    upload.finish(2);
+    upload.acked(1..=2).await;
+    upload.closed().await;
+    for event in [
+        Event::InvocationAttemptFinished(Default::default()),
+        Event::BuildFinished(Default::default()),
+    ] {
+        calls.publish_lifecycle_event(call(event)).await.unwrap();
+    }
+    backend
+        .until("finished", |came| came.last() == expected.last())
+        .await;
+    assert_eq!(backend.came(), expected);
+    daemon.stop().await;
+    let journal = Journal::view(dir.path());
+    assert_eq!(journal.list().unwrap().len(), 1, "calls are no invocation");
 }
 
 #[tokio::test]

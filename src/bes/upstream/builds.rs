@@ -29,7 +29,6 @@ struct Build {
 /// A call that waits for its turn.
 pub(super) struct Waiting {
     pub(super) event: LifecycleEvent,
-    pub(super) done: Box<dyn FnOnce() + Send>,
     /// The streams that it goes behind: those known when it came. Later ones may be behind it.
     pub(super) behind: Vec<watch::Receiver<ForwardStatus>>,
 }
@@ -61,12 +60,7 @@ impl BuildCalls {
     }
 
     /// A call comes. True if somebody has to be started who works on them.
-    pub(super) fn add_call(
-        &self,
-        build_id: &str,
-        event: LifecycleEvent,
-        done: Box<dyn FnOnce() + Send>,
-    ) -> bool {
+    pub(super) fn add_call(&self, build_id: &str, event: LifecycleEvent) -> bool {
         let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
         let build = builds.entry(build_id.to_owned()).or_default();
         let behind = if event.opening {
@@ -76,7 +70,7 @@ impl BuildCalls {
             build.streams.retain(is_on_its_way);
             build.streams.clone()
         };
-        build.calls.push_back(Waiting { event, done, behind });
+        build.calls.push_back(Waiting { event, behind });
         !std::mem::replace(&mut build.worked_on, true)
     }
 

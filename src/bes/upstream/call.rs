@@ -52,7 +52,7 @@ impl Call {
             client
                 .ready()
                 .await
-                .map_err(|e| Status::unavailable(crate::remote::channel::chain(&e)))?;
+                .map_err(|e| Status::unavailable(crate::printable::with_causes(&e)))?;
             let answer = client.streaming(request, STREAM, RawCodec::default()).await?;
             Ok(answer.into_inner())
         };

@@ -7,15 +7,13 @@ use http::uri::PathAndQuery;
 use tonic::{Code, Request, Status, client::Grpc, metadata::MetadataMap, transport::Channel};
 
 use super::{Inner, backoff, builds::Waiting, headers};
-use crate::bes::raw::RawCodec;
+use crate::bes::{lifecycle::Pending, raw::RawCodec};
 
 const LIFECYCLE: PathAndQuery =
     PathAndQuery::from_static("/google.devtools.build.v1.PublishBuildEvent/PublishLifecycleEvent");
 
 /// A call about a build's life.
 pub(in crate::bes) struct LifecycleEvent {
-    /// Its place among the build's calls.
-    pub(in crate::bes) number: u64,
     /// Whether it goes before the streams that come after it (`BuildEnqueued`, `InvocationAttemptStarted`), or behind
     /// those that came before it (`InvocationAttemptFinished`, `BuildFinished`).
     pub(in crate::bes) opening: bool,
@@ -23,6 +21,8 @@ pub(in crate::bes) struct LifecycleEvent {
     pub(in crate::bes) request: Bytes,
     /// What the client said in its headers.
     pub(in crate::bes) headers: MetadataMap,
+    /// Dropped with the call, when upstream has it.
+    pub(in crate::bes) _pending: Pending,
 }
 
 /// Makes one build's calls while there are any.
@@ -30,6 +30,8 @@ pub(super) struct Caller {
     upstream: Arc<Inner>,
     build_id: String,
     channel: Channel,
+    /// Whether the log says that upstream takes no such calls.
+    reported: bool,
 }
 
 impl Caller {
@@ -38,16 +40,13 @@ impl Caller {
             channel: upstream.credentials().channels.open(),
             upstream,
             build_id: build_id.to_owned(),
+            reported: false,
         }
     }
 
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         while let Some(waiting) = self.upstream.calls.next(&self.build_id) {
-            let Waiting {
-                event,
-                done,
-                mut behind,
-            } = waiting;
+            let Waiting { event, mut behind } = waiting;
             for stream in &mut behind {
                 // An error: its forwarder is gone, and there is nothing to go behind.
                 let _ = stream.wait_for(|status| status.finished).await;
@@ -56,14 +55,13 @@ impl Caller {
             if event.opening {
                 self.upstream.calls.opened(&self.build_id);
             }
-            done();
         }
     }
 
     /// Tries until upstream has it. What can't get better is given up: a service that does not take these calls is no
     /// reason to keep the streams from it.
-    async fn deliver(&self, event: &LifecycleEvent) {
-        let upstream = &self.upstream;
+    async fn deliver(&mut self, event: &LifecycleEvent) {
+        let upstream = Arc::clone(&self.upstream);
         let mut failures = 0_u32;
         loop {
             let status = match self.call(event).await {
@@ -72,25 +70,9 @@ impl Caller {
             };
             let code = status.code();
             if backoff::is_final(code) {
-                let (build_id, number) = (&self.build_id, event.number);
-                let message = status.message();
-                // The first of each build is enough.
-                if number <= 1 {
-                    tracing::info!(
-                        build_id,
-                        number,
-                        ?code,
-                        message,
-                        "upstream does not take lifecycle calls"
-                    );
-                } else {
-                    tracing::debug!(
-                        build_id,
-                        number,
-                        ?code,
-                        message,
-                        "upstream does not take a lifecycle call"
-                    );
+                let (build_id, message) = (&self.build_id, status.message());
+                if !std::mem::replace(&mut self.reported, true) {
+                    tracing::info!(build_id, ?code, message, "upstream does not take lifecycle calls");
                 }
                 return;
             }
@@ -112,7 +94,7 @@ impl Caller {
             client
                 .ready()
                 .await
-                .map_err(|e| Status::unavailable(crate::remote::channel::chain(&e)))?;
+                .map_err(|e| Status::unavailable(crate::printable::with_causes(&e)))?;
             client
                 .unary(request, LIFECYCLE, RawCodec::<Bytes, ()>::default())
                 .await

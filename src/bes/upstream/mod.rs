@@ -276,25 +276,13 @@ impl Upstream {
         (queue, following)
     }
 
-    /// Takes one of a build's lifecycle calls, in order. `done` is called when upstream has it, or will never take it.
-    pub(in crate::bes) fn lifecycle(
-        &self,
-        shared: &Shared,
-        build_id: &str,
-        event: LifecycleEvent,
-        done: Box<dyn FnOnce() + Send>,
-    ) {
-        self.lifecycle_in(&Surroundings::of(shared), build_id, event, done);
+    /// Takes one of a build's lifecycle calls, in order, and drops it when upstream has it or will never take it.
+    pub(in crate::bes) fn lifecycle(&self, shared: &Shared, build_id: &str, event: LifecycleEvent) {
+        self.lifecycle_in(&Surroundings::of(shared), build_id, event);
     }
 
-    fn lifecycle_in(
-        &self,
-        around: &Surroundings,
-        build_id: &str,
-        event: LifecycleEvent,
-        done: Box<dyn FnOnce() + Send>,
-    ) {
-        if self.inner.calls.add_call(build_id, event, done) {
+    fn lifecycle_in(&self, around: &Surroundings, build_id: &str, event: LifecycleEvent) {
+        if self.inner.calls.add_call(build_id, event) {
             let caller = Caller::new(Arc::clone(&self.inner), build_id);
             let halt = around.halt.clone();
             around

@@ -183,7 +183,7 @@ impl Supply {
                     };
                     self.event(came, event).await;
                 }
-                RecordKind::Headers | RecordKind::Call => {
+                RecordKind::Headers => {
                     if let Some(headers) = record.headers() {
                         self.inbox.recovered(headers);
                     }

@@ -1,6 +1,6 @@
 //! Connections: whose they are, and how they end.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
@@ -71,18 +71,6 @@ async fn what_a_client_that_has_gone_left_behind_is_not_taken() {
         drop(client);
         assert!(taken(accepted, &Door::default()).await.is_none(), "{resets}");
     }
-}
-
-#[tokio::test]
-async fn a_connection_that_is_dismissed_ends() {
-    let (mut client, accepted) = pair().await;
-    let mut connection = taken(accepted, &Door::default()).await.unwrap();
-    client.write_all(b"a").await.unwrap();
-    assert_eq!(connection.read_u8().await.unwrap(), b'a');
-    connection.connect_info().dismiss();
-    assert!(connection.read_u8().await.is_err());
-    connection.write_all(b"b").await.unwrap();
-    assert_eq!(client.read_u8().await.unwrap(), b'b');
 }
 
 #[tokio::test]

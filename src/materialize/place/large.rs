@@ -75,18 +75,6 @@ impl LargeFile {
         self
     }
 
-    /// Where it will be.
-    #[must_use]
-    pub const fn path(&self) -> &ExecPath {
-        &self.path
-    }
-
-    /// What its bytes must have.
-    #[must_use]
-    pub const fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
     /// How many bytes it has taken: where a broken stream goes on.
     #[must_use]
     pub const fn offset(&self) -> u64 {

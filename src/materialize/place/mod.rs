@@ -63,4 +63,4 @@ pub use placer::{Item, PlaceOptions, Placed, Placer};
 pub use publish::How;
 pub use root::{MARKERS, OutputRoot, Presence};
 pub use runfiles::Seen;
-pub use space::{Free, Mark, Shortage, SpaceRule};
+pub use space::{Mark, Shortage};

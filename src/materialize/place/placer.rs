@@ -10,7 +10,7 @@ use super::{
     error::PlaceError,
     publish::{How, Job, NewFile, Site},
     root::OutputRoot,
-    space::{Promised, SpaceRule},
+    space::{Mark, Promised},
     staging,
     sys::{self, Dir},
     walk::{self, Spot},
@@ -27,7 +27,7 @@ pub struct PlaceOptions {
     /// Files get the mode 0755 instead of 0555.
     pub writable: bool,
     /// What is to stay free.
-    pub space: SpaceRule,
+    pub space: Mark,
 }
 
 impl PlaceOptions {
@@ -128,7 +128,7 @@ impl Placer {
         bytes: u64,
     ) -> Result<Promised, PlaceError> {
         let mut promised = self.promised();
-        promised.ask(&self.options.space, is_optional, bytes, path.as_str())?;
+        promised.ask(self.options.space, is_optional, bytes, path.as_str())?;
         Ok(promised)
     }
 

@@ -187,12 +187,6 @@ impl OutputRoot {
         fs::stat(&self.path).is_ok_and(|stat| sys::inode(&stat) == self.inode)
     }
 
-    /// Inode number of the `bazel-out` that is there now; `None` without one.
-    #[must_use]
-    pub fn bazel_out_inode(&self) -> Option<u64> {
-        Some(self.bazel_out().ok()??.number)
-    }
-
     /// What is there now, to notice `bazel clean` by comparing it with what was there before.
     #[must_use]
     pub fn presence(&self) -> Presence {

@@ -3,7 +3,7 @@
 use std::{path::Path, process::Command};
 
 use super::{
-    place::{Mark, PlaceOptions, SpaceRule},
+    place::{Mark, PlaceOptions},
     *,
 };
 use crate::digest::DigestFunction;
@@ -40,7 +40,7 @@ struct Small {
 }
 
 impl Small {
-    async fn new(options: &str, space: SpaceRule) -> Option<Self> {
+    async fn new(options: &str, space: Mark) -> Option<Self> {
         let options_of = MaterializeOptions {
             place: PlaceOptions {
                 space,
@@ -66,10 +66,6 @@ impl Small {
     fn bytes_free(&self) -> u64 {
         let found = rustix::fs::statvfs(self.f.dir.path()).unwrap();
         found.f_bavail * found.f_frsize
-    }
-
-    fn files_free(&self) -> u64 {
-        rustix::fs::statvfs(self.f.dir.path()).unwrap().f_favail
     }
 
     /// Blobs of so many bytes, as outputs `DIRECTORY/N`.
@@ -129,16 +125,9 @@ impl Small {
 
 const MIB: u64 = 1 << 20;
 
-fn keep_bytes(bytes: u64) -> SpaceRule {
-    SpaceRule {
-        bytes: Mark::Amount(bytes),
-        files: Mark::Amount(0),
-    }
-}
-
 #[tokio::test]
 async fn what_becomes_required_while_it_is_refused_as_optional_comes() {
-    let Some(small) = Small::new("size=32m", keep_bytes(10 * MIB)).await else {
+    let Some(small) = Small::new("size=32m", Mark::Amount(10 * MIB)).await else {
         return;
     };
     // Between the mark and twice as much.
@@ -180,7 +169,7 @@ async fn what_becomes_required_while_it_is_refused_as_optional_comes() {
 
 #[tokio::test]
 async fn optional_downloads_end_at_twice_the_mark_and_required_ones_at_the_mark() {
-    let Some(small) = Small::new("size=32m", keep_bytes(4 * MIB)).await else {
+    let Some(small) = Small::new("size=32m", Mark::Amount(4 * MIB)).await else {
         return;
     };
     let many = small.blobs("optional", 400, 100 << 10);
@@ -230,30 +219,9 @@ async fn optional_downloads_end_at_twice_the_mark_and_required_ones_at_the_mark(
 }
 
 #[tokio::test]
-async fn files_count_where_their_number_is_limited() {
-    let rule = SpaceRule {
-        bytes: Mark::Amount(0),
-        files: Mark::Amount(50),
-    };
-    let Some(small) = Small::new("size=32m,nr_inodes=400", rule).await else {
-        return;
-    };
-    let many = small.blobs("many", 600, 20);
-    let (came, reasons) = small.bring(Class::Required, &many).await;
-    assert!((300..=400).contains(&came), "{came}");
-    assert!(
-        reasons.iter().all(|r| r.contains("(--min-free-inodes)")),
-        "{reasons:?}"
-    );
-    let free = small.files_free();
-    assert!((40..=60).contains(&free), "{free}");
-    assert_eq!(small.left_over(), Vec::<PathBuf>::new());
-}
-
-#[tokio::test]
 async fn a_full_disk_leaves_nothing_behind_and_space_lets_the_next_build_go_right() {
     for options in ["size=6m", "size=64m,nr_inodes=120"] {
-        let Some(small) = Small::new(options, SpaceRule::NOTHING).await else {
+        let Some(small) = Small::new(options, Mark::NOTHING).await else {
             return;
         };
         // A directory that is new, one that is not, files that are replaced, and files that are streamed.

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     rc::Rc,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
@@ -70,6 +70,7 @@ impl Daemon {
     /// Until its host dies.
     pub(super) async fn live(self) -> turmoil::Result {
         let ledger = &self.ledger;
+        ledger.lives.fetch_add(1, Ordering::Relaxed);
         // What the one before it has left, before anything is mended.
         ledger.check_journal();
         let journal = Journal::open(&ledger.dir, JournalOptions::default())?;

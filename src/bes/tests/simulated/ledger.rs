@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     path::PathBuf,
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -60,6 +60,8 @@ pub(super) struct Ledger {
     pub(super) dir: PathBuf,
     pub(super) plans: BTreeMap<String, Plan>,
     hold: HoldPolicy,
+    /// Daemons that were started. Lifecycle calls end with theirs.
+    pub(super) lives: AtomicU64,
     /// Whether an engine knows what an earlier one has done.
     pub(super) remembers: bool,
     /// When a daemon was first asked to end. It lets those go who wait.
@@ -103,6 +105,7 @@ impl Ledger {
             fates: Mutex::new(plans.keys().map(|name| (name.clone(), Fate::default())).collect()),
             plans,
             hold,
+            lives: AtomicU64::default(),
             remembers,
             stopped: Mutex::default(),
         }

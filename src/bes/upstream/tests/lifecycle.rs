@@ -3,32 +3,29 @@
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 use tonic::{Code, metadata::MetadataMap};
 
 use super::{
     fake::{Fake, Plan},
     rig::{PATIENCE, Rig, options, stream},
 };
-use crate::bes::{HoldMode, sink::Progress, upstream::LifecycleEvent};
+use crate::bes::{HoldMode, lifecycle::Lifecycle, sink::Progress, upstream::LifecycleEvent};
 
-/// Makes a call; resolves when it is done with.
-fn call(rig: &Rig, number: u64, opening: bool) -> oneshot::Receiver<()> {
-    let (done, heard) = oneshot::channel();
+/// Makes a call, which is counted until it is done with.
+fn call(rig: &Rig, number: u64, opening: bool) -> Lifecycle {
+    let (counted, request) = (Lifecycle::default(), Bytes::from(format!("call {number}")));
     let event = LifecycleEvent {
-        number,
         opening,
-        request: Bytes::from(format!("call {number}")),
+        _pending: counted.count(&request),
+        request,
         headers: MetadataMap::new(),
     };
-    let done = Box::new(move || done.send(()).unwrap_or_default());
-    rig.upstream
-        .lifecycle_in(&rig.around, &rig.key.build_id, event, done);
-    heard
+    rig.upstream.lifecycle_in(&rig.around, &rig.key.build_id, event);
+    counted
 }
 
-async fn heard(call: oneshot::Receiver<()>) {
-    tokio::time::timeout(PATIENCE, call).await.unwrap().unwrap();
+async fn heard(call: Lifecycle) {
+    tokio::time::timeout(PATIENCE, call.drained()).await.unwrap();
 }
 
 /// Which calls came, and where the stream began and ended.
