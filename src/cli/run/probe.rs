@@ -351,7 +351,7 @@ case "$arg" in
   --*) list="$list,\"$arg\"" ;;
 esac; done
 echo "{\"id\":{\"started\":{}},\"aborted\":{}}" > "$file"
-echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=/ob\",\"--digest_function=blake3\"],\"cmdLine\":[$list]$POLICY}}" >> "$file"
+echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=/ob\",\"--digest_function=blake3\"],\"cmdLine\":[$list$IMPLIED]$POLICY}}" >> "$file"
 exit 2
 "#;
 
