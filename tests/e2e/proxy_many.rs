@@ -91,10 +91,11 @@ fn fifty_builds_of_two_thousand_targets_settle_in_bounded_memory() {
     }
     runtime.block_on(cache.stop());
     let peak = memory(daemon.pid(), "VmHWM:");
+    // What is known of the builds stays for some minutes; without giving anything back, all of it would.
     let mut idle = peak;
     eventually("memory goes back when nothing is left to do", || {
         idle = memory(daemon.pid(), "VmRSS:");
-        idle < peak / 2
+        idle < peak / 100 * 85
     });
     eprintln!(
         "the daemon used {} MiB at the highest, and {} MiB when it was idle",
