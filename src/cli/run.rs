@@ -140,14 +140,29 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
         && is_building
         && started.host.uploads_for_us()
     {
-        say(
-            "Bazel could not upload what its events name, which fails the command, and does so for outhaul alone; it runs once \
-             more without, and downloads by itself",
-        );
         wait_for_rest(&started.host, &started.reports, true, &mut signals).await;
-        started.host.forget();
-        lock(&started.reports).clear();
-        ended = run.see_through(Uploads::None, &mut signals).await;
+        let told = lock(&started.reports).last().and_then(|report| report.exit_code);
+        match told.map(u8::try_from) {
+            // Bazel gave the stream up when an upload failed. It has done its work, but for running a program.
+            None => {
+                say(
+                    "Bazel could not upload what its events name, which it does for outhaul alone, and so failed the command; \
+                     it runs once more without, and downloads by itself",
+                );
+                started.host.forget();
+                lock(&started.reports).clear();
+                ended = run.see_through(Uploads::None, &mut signals).await;
+            }
+            // A program that `bazel run` ran may end with anything.
+            Some(Ok(own)) if Line::building(&command).is_some_and(|line| line.word() != "run") => {
+                say(&format!(
+                    "Bazel ended with {NOT_UPLOADED} because it could not upload what its events name, which it does for \
+                     outhaul alone; the build itself ended with {own}"
+                ));
+                ended = Ok(own);
+            }
+            Some(_) => {}
+        }
     }
     let Started {
         host,

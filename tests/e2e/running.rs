@@ -260,6 +260,17 @@ fn an_upload_that_only_outhaul_wants_fails_no_build(stage: &Stage) {
         &["//gen:tool", &executor, "--remote_retries=0"],
     );
     assert!(alone.code != Some(0) || run.stdout.ends_with("tool\n"), "{run}");
+    // A program's own exit code says nothing of uploads: it does not run again.
+    let rules = std::fs::read_to_string(bazel.workspace().join("gen/BUILD")).unwrap();
+    let cmd = "printf '#!/bin/sh\\necho ran\\nexit 38\\n' > $@";
+    let odd = format!("genrule(name = 'odd', outs = ['odd.sh'], executable = True, cmd = {cmd:?})");
+    bazel.write("gen/BUILD", &format!("{rules}\n{odd}\n"));
+    let run = wrapped(&outhaul, &bazel, &[], "run", &["//gen:odd"]);
+    assert_eq!(
+        (run.code, run.stdout.matches("ran").count()),
+        (Some(38), 1),
+        "{run}"
+    );
     // Nor does a command that Bazel does not begin take any longer.
     let begun = Instant::now();
     let run = wrapped(&outhaul, &bazel, &[], "build", &["//gen:all", "--nosuchoption"]);
