@@ -59,7 +59,12 @@ const QUIET: &[&str] = &[
     "--experimental_remote_downloader=",
 ];
 /// The same for what only newer Bazels, or only older ones, write.
-const NEWER: &[&str] = &["--execution_log_compact_file=", "--remote_grpc_log="];
+const NEWER: &[&str] = &[
+    "--execution_log_compact_file=",
+    "--remote_grpc_log=",
+    // It would ask for a cache, too.
+    "--experimental_remote_output_service=",
+];
 const OLDER: &[&str] = &[
     "--experimental_execution_log_file=",
     "--experimental_remote_grpc_log=",

@@ -323,7 +323,8 @@ impl Left {
                 config.is("under", "strict") && {
                     let failed = other.run.stderr.lines().filter_map(|line| {
                         let (path, _) = line.strip_prefix("outhaul: bazel-out/")?.split_once(": ")?;
-                        Some(self.tree.0.contains_key(path))
+                        let entry = self.tree.0.get(path);
+                        Some(entry.is_some_and(|entry| !matches!(entry, Entry::Link { hash: None, .. })))
                     });
                     let are_there: Vec<bool> = failed.collect();
                     !are_there.is_empty() && !are_there.contains(&true)
