@@ -71,7 +71,7 @@ pub(crate) trait Spare: Send + Sync {
     fn spare(&self);
 }
 
-/// Who has some to spare. A try to lock it also keeps whoever opens something while it closes from being asked in turn.
+/// Who has some to spare. A try to lock it also keeps a thread that opens something while it closes from being asked in turn.
 static SPARE: Mutex<Vec<Weak<dyn Spare>>> = Mutex::new(Vec::new());
 
 /// When waiting for a descriptor was last in vain.

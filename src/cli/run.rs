@@ -263,7 +263,7 @@ async fn wait_for_rest(host: &Host, reports: &Mutex<Vec<Report>>, has_failed: bo
         while !are_told() && begun.elapsed() < TOLD {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        host.is_delivered(TOLD).await;
+        host.deliver(TOLD).await;
     });
     tokio::select! {
         waited = waited => {

@@ -149,7 +149,7 @@ impl Opened {
     }
 }
 
-/// Those that are open. Nothing is opened under its lock: whoever finds no descriptors takes it.
+/// Those that are open. Nothing is opened under its lock: a caller that finds no descriptors takes it.
 #[derive(Default)]
 struct Open(Mutex<HashMap<PathBuf, Opened>>);
 
@@ -182,7 +182,7 @@ pub struct Roots {
     rules: RwLock<Arc<RootRules>>,
     record: Record,
     open: Arc<Open>,
-    /// Held by whoever opens one: one at a time.
+    /// Held by the caller that opens one: one at a time.
     opening: Mutex<()>,
     uses: AtomicU64,
     /// Roots whose place another directory has taken.

@@ -202,7 +202,7 @@ impl Writers {
 }
 
 /// What a thread has of the roots that it worked in, but for the one that it works in just now. What they keep open is
-/// closed by whoever finds no descriptors, as well.
+/// closed by any caller that finds no descriptors, as well.
 #[derive(Default)]
 struct Placers(Mutex<HashMap<u32, Kept>>);
 
@@ -235,7 +235,7 @@ impl Placers {
 impl Spare for Placers {
     fn spare(&self) {
         let mut placers = self.lock();
-        // Temporary directories of those in use stay: whoever is here may be just making one.
+        // Temporary directories of those in use stay: another thread may be just making one.
         placers
             .values_mut()
             .for_each(|kept| kept.placer.close_directories());

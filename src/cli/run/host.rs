@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -115,12 +115,11 @@ impl Host {
                     Uploads::None => false,
                 };
                 // Then an upload that fails the build is its own.
-                let mut has_others = upstream.is_some() || line.as_ref().is_some_and(writes_events);
+                let has_others = upstream.is_some() || line.as_ref().is_none_or(writes_events);
                 if line.is_none() {
                     // Bazel may be where our port cannot be reached, and must not fail for that: `run` waits in its place.
                     let flag = "--bes_upload_mode=nowait_for_upload_complete";
                     answer.flags.push(flag.to_owned());
-                    has_others = true;
                 } else if !is_reached && !has_others {
                     // Bazel uploads its logs there for any event service, and fails a good build if that fails.
                     let flag = "--experimental_build_event_upload_strategy=local";
@@ -148,10 +147,7 @@ impl Host {
             waits: line.as_ref().is_some_and(waits),
             uploads_for_us: !has_others,
         };
-        self.heard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(heard);
+        self.heard().push(heard);
         answer
     }
 
@@ -292,17 +288,19 @@ impl Host {
 
     /// How many streams came.
     pub(super) fn streams(&self) -> usize {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.iter().filter(|heard| heard.came()).count()
+        self.heard().iter().filter(|heard| heard.came()).count()
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Vec<Heard>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn any(&self, is_so: impl Fn(&Heard) -> bool) -> bool {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.iter().any(is_so)
+        self.heard().iter().any(is_so)
     }
 
-    /// Waits until the commands' own event services have got all events, for as long.
-    pub(super) async fn is_delivered(&self, timeout: Duration) {
+    /// Waits until the commands' own event services have got all events, for `timeout` at most.
+    pub(super) async fn deliver(&self, timeout: Duration) {
         let begun = Instant::now();
         while self.any(Heard::is_undelivered) && begun.elapsed() < timeout {
             tokio::time::sleep(LOOK).await;
@@ -316,7 +314,7 @@ impl Host {
 
     /// Forgets the commands so far: one of them runs again.
     pub(super) fn forget(&self) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.heard().clear();
     }
 
     /// Whether any command that builds was answered.
@@ -331,7 +329,7 @@ impl Host {
     /// What did not go as it should with the commands' events, and whether that is anything. A command that has failed
     /// and told nothing has said itself why.
     pub(super) fn faults(&self, has_failed: bool) -> (bool, Vec<String>) {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = self.heard();
         let (mut any, mut messages) = (false, Vec::new());
         for heard in heard.iter() {
             let name = &heard.name;
@@ -340,7 +338,7 @@ impl Host {
                 if has_failed && !heard.came() {
                     continue;
                 }
-                any |= true;
+                any = true;
                 messages.push(format!(
                     "Bazel's options are not known ({reason}), so Bazel downloads by itself, and an event service that rc \
                      files name gets nothing of {name}"
@@ -352,7 +350,7 @@ impl Host {
                 ));
             }
             if let Some(backend) = heard.backend.as_ref().filter(|_| heard.is_undelivered()) {
-                any |= true;
+                any = true;
                 messages.push(format!(
                     "{backend} has not got all events of {name}; the next `outhaul run` in this workspace sends the rest"
                 ));
