@@ -58,6 +58,9 @@ use crate::{
 /// How long calls may go on once the doors are closed.
 const CLOSING: Duration = Duration::from_secs(10);
 
+/// How long builds that have all their outputs may take after that to be on record as settled.
+const CONCLUDING: Duration = Duration::from_secs(1);
+
 /// How long the record and the output trees may take after that: a little longer than the record gives itself.
 const TIDYING: Duration = Duration::from_secs(11);
 
@@ -409,6 +412,7 @@ impl Daemon {
             }
             self.shutdown.cancel();
         }
+        self.rooms.engine.conclude(CONCLUDING).await;
         let (record, service) = (self.rooms.record.clone(), self.rooms.service.clone());
         // Side by side: an output tree may hang, which is no reason to write no record.
         let tidying = [

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::{
@@ -288,6 +291,24 @@ impl Engine {
             }
         }
         false
+    }
+
+    /// Waits, for `patience` at the most, until each build that has been heard to its end and asks for nothing more is on
+    /// record as what it came to. A process that ends calls it when nothing more can be heard.
+    pub async fn conclude(&self, patience: Duration) {
+        let tasks: Vec<_> = {
+            let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
+            live.values().cloned().collect()
+        };
+        let concluding = tasks.iter().map(async |task| {
+            if let Some((row, 0)) = ask(task, Message::Snapshot).await
+                && row.finished
+            {
+                ask(task, Message::Done).await;
+            }
+        });
+        // What takes longer is done again from the journal.
+        let _ = tokio::time::timeout(patience, join_all(concluding)).await;
     }
 
     fn task(&self, stream: &StreamKey, create: bool) -> Option<mpsc::Sender<Message>> {
