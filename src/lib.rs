@@ -24,6 +24,8 @@
 //!
 //! * [`bep`] turns wire messages into a small domain [`bep::Event`], and knows the graph of named sets. No networks, no
 //!   disks.
+//! * [`builds`] is what the event service and the builds ask of each other, and knows neither.
+//! * [`journal`] keeps on disk what was acknowledged, a file for each stream.
 //! * [`bes`] is the door: it journals events, acknowledges them, and holds the last acknowledgement back. It does not know
 //!   what is wanted.
 //! * [`invocation`] is one build's life. [`invocation::build`] and [`invocation::selection`] are the decisions, plain data
@@ -61,12 +63,13 @@
 //! 5. **The record is a cache of facts.** It may be deleted or damaged at any time, and is checked against the disk before
 //!    it is believed: [`output::Stamp`].
 //! 6. **Acknowledged means kept.** An event acknowledged to the build tool is in the journal, and a restart goes on from
-//!    there: [`bes::journal`].
+//!    there: [`journal`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod action_cache;
 pub mod bep;
 pub mod bes;
+pub mod builds;
 pub mod chance;
 pub mod cli;
 pub mod config;
@@ -81,6 +84,7 @@ pub mod exec_path;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod invocation;
+pub mod journal;
 pub mod lease;
 pub mod materialize;
 pub mod metrics;

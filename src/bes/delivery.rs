@@ -9,13 +9,10 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    budget::Budget,
-    counters::Counters,
-    hold::Patience,
+use super::{budget::Budget, counters::Counters, hold::Patience, server::Reserved};
+use crate::{
+    builds::{Builds, Decoder, StreamEnd, StreamKey},
     journal::Place,
-    server::Reserved,
-    sink::{Builds, Decoder, StreamEnd, StreamKey},
 };
 
 /// An event's number and the bytes of its `build_event_stream.BuildEvent`.

@@ -5,13 +5,10 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{
-    journal::{self, RecordKind},
-    raw::{Call, Received},
-    upstream,
-};
+use super::{lifecycle::Call, upstream};
 use crate::{
     bep::uri::BytestreamUri,
+    journal::{self, RecordKind, received::Received},
     proto::{
         build_event_stream::{BuildEvent, File, build_event::Payload, file::File as Content},
         google::devtools::build::v1::{PublishBuildToolEventStreamRequest, build_event::Event},

@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use super::sink::Settlement;
 use crate::{
     bep::event::{CommandLine, Event},
+    builds::Settlement,
     units::parse_duration,
 };
 
@@ -91,7 +91,7 @@ pub enum HoldMode {
     #[default]
     Invocation,
     /// As [`Self::Invocation`]; and an event that reports a completion goes to the upstream service only once the
-    /// required outputs of all events up to it are settled ([`super::Progress`]).
+    /// required outputs of all events up to it are settled ([`crate::builds::Progress`]).
     Target,
 }
 

@@ -11,13 +11,16 @@ use super::{
     delivery::{Delivery, RawEvent, Work},
     following::Following,
     hold::{HoldMode, HoldPolicy, Limit, Patience},
-    journal::{self, Batch, JournalError, Place, RecordKind, Recovered, Replaying, Writer},
-    raw::Received,
     server::{Reserved, Shared},
-    sink::{StreamEnd, StreamKey},
     upstream::{Outgoing, OutgoingEvent},
 };
-use crate::open_files;
+use crate::{
+    builds::{StreamEnd, StreamKey},
+    journal::{
+        self, Batch, JournalError, Place, RecordKind, Recovered, Replaying, Writer, received::Received,
+    },
+    open_files,
+};
 
 /// A frame is closed when it holds so many bytes.
 const FRAME_BYTES: usize = 4 << 20;
@@ -455,11 +458,14 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::bes::{
-        BesService, Journal, JournalOptions,
-        tests::harness::{Engine, decode, key, options, request},
-    };
     use crate::proto::google::devtools::build::v1::build_event;
+    use crate::{
+        bes::{
+            BesService,
+            tests::harness::{Engine, decode, key, options, request},
+        },
+        journal::{Journal, JournalOptions},
+    };
 
     fn event(sequence: i64) -> Received {
         let any = prost_types::Any {

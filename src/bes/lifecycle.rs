@@ -9,6 +9,13 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::counters::Counters;
+use crate::{
+    bep::wire::{
+        Malformed,
+        bes::{build_event as event, publish_lifecycle_event_request},
+    },
+    journal::received::Ordered,
+};
 
 /// Counts the calls that upstream has not received.
 pub(super) struct Lifecycle {
@@ -71,5 +78,36 @@ impl Lifecycle {
     pub(super) async fn drained(&self) {
         // The sender is ours, so it can't be gone.
         let _ = self.pending.subscribe().wait_for(|pending| *pending == 0).await;
+    }
+}
+
+/// A lifecycle call.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) build_id: String,
+    pub(super) invocation_id: String,
+    /// For the log.
+    pub(super) name: &'static str,
+    /// Whether it goes before the build's streams.
+    pub(super) opening: bool,
+}
+
+impl Call {
+    pub(super) fn read(request: &[u8]) -> Result<Self, Malformed> {
+        let event = Ordered::find(request, publish_lifecycle_event_request::BUILD_EVENT)?.unwrap_or_default();
+        let id = event.stream_id.unwrap_or_default();
+        let (name, opening) = match event.payload {
+            event::BUILD_ENQUEUED => ("build enqueued", true),
+            event::INVOCATION_ATTEMPT_STARTED => ("invocation attempt started", true),
+            event::INVOCATION_ATTEMPT_FINISHED => ("invocation attempt finished", false),
+            event::BUILD_FINISHED => ("build finished", false),
+            _ => ("other", true),
+        };
+        Ok(Self {
+            build_id: id.build_id,
+            invocation_id: id.invocation_id,
+            name,
+            opening,
+        })
     }
 }

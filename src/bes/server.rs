@@ -21,17 +21,18 @@ use super::{
     counters::{Counters, CountersNow},
     hold::HoldPolicy,
     inbound::{Inbound, Message},
-    journal::{Entry, Journal, JournalError, MOST_LOST},
-    lifecycle::Lifecycle,
+    lifecycle::{Call, Lifecycle},
     limits::BesLimits,
-    raw::{Call, PublishBuildEvent, Received},
-    sink::{Builds, Decoders, StreamKey},
+    raw::PublishBuildEvent,
     stream::{Command, Connection, Departure, Incoming, UPSTREAM_DRAIN},
     streams::Streams,
     upstream::{LifecycleEvent, Upstream},
 };
 use crate::{
-    bep::wire::Malformed, metrics::Count,
+    bep::wire::Malformed,
+    builds::{Builds, Decoders, StreamKey},
+    journal::{Entry, Journal, JournalError, MOST_LOST, received::Received},
+    metrics::Count,
     proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse,
 };
 
@@ -442,7 +443,7 @@ impl Reader {
                 let room = self.reserve(&event, room).await;
                 let incoming = Incoming {
                     connection: self.id,
-                    received_ms: super::journal::now_ms(),
+                    received_ms: crate::journal::now_ms(),
                     event,
                     room,
                 };

@@ -22,13 +22,14 @@ use super::{
     following::Following,
     hold::{HoldMode, Release, Waited},
     intake::Intake,
-    journal::{RecordKind, Recovered},
-    raw::Received,
     server::{Reserved, Shared, shutting_down},
-    sink::{Progress, Settlement, StreamEnd, StreamKey},
     streams::Place,
 };
-use crate::proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId};
+use crate::{
+    builds::{Progress, Settlement, StreamEnd, StreamKey},
+    journal::{RecordKind, Recovered, received::Received},
+    proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId},
+};
 
 /// What connections tell a stream. A connection attaches, sends its events, and goes.
 pub(super) enum Command {

@@ -11,11 +11,10 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    journal::Journal,
     server::Shared,
-    sink::StreamKey,
     stream::{Command, Stream},
 };
+use crate::{builds::StreamKey, journal::Journal};
 
 /// Events that wait for a stream's task; the budget of bytes is elsewhere.
 const QUEUED: usize = 1024;

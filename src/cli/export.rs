@@ -19,9 +19,10 @@ use super::{
     stage::{WhichArgs, told},
 };
 use crate::{
-    bes::{Journal, StreamKey, journal::Entry},
+    builds::StreamKey,
     config::{CacheArgs, ControlArgs, StateArgs},
     control::staging::nothing_of,
+    journal::{Entry, Journal},
     printable::printable,
     proto::outhaul::v1 as pb,
     record::InvocationRow,

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::{exit, exit::Failure, paths::special, print, runtime};
 use crate::{
     bep::{Event, EventFile},
-    bes::{Builds as _, StreamEnd, StreamKey},
+    builds::{Builds as _, StreamEnd, StreamKey},
     config::{CacheArgs, PlaceArgs, SelectionArgs},
     daemon::Rooms,
     digest::Digest,

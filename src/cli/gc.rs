@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::{exit, exit::Failure, print, runtime};
 use crate::{
-    bes::{Journal, JournalOptions},
     config::{ConfigError, StateArgs},
     daemon::{Retention, RetentionPlan},
+    journal::{Journal, JournalOptions},
     printable::printable,
     record::{Record, RecordError},
     units::{parse_duration, parse_size, show_size},

@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::{exit, exit::Failure, print, runtime};
 use crate::{
-    bes::{Journal, JournalOptions},
     config::StateArgs,
+    journal::{Journal, JournalOptions},
     printable::printable,
     record::{Record, RecordError},
     stage::{StageError, archive},

@@ -10,8 +10,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Rooms, recover};
-use crate::bes::{
-    self, BesAddress, BesListener, BesService, HoldPolicy, Journal, Upstream, limits::BesLimits,
+use crate::{
+    bes::{self, BesAddress, BesListener, BesService, HoldPolicy, Upstream, limits::BesLimits},
+    journal::Journal,
 };
 
 /// Opens doors. Cheap to clone.

@@ -35,11 +35,10 @@ pub use self::{
 use crate::{
     bep::{self, event::CommandLine},
     bes::{
-        self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Journal, Upstream,
-        counted::CountedLayer,
-        journal::{JournalOptions, SetAside},
+        self, BesAddress, BesListener, BesOptions, BesService, HoldPolicy, Upstream, counted::CountedLayer,
         limits::BesLimits,
     },
+    builds::Decoders,
     control::{Admin, Service},
     doors::{Door, Listening},
     invocation::{
@@ -48,6 +47,7 @@ use crate::{
         roots::{RootRules, Roots},
         sources::{BuildDirectories, SourceRule, Sources},
     },
+    journal::{Journal, JournalOptions, SetAside},
     lease::{self, LeaseOptions, Leases},
     materialize::{MaterializeOptions, Materializer, place::OutputRoot},
     metrics::Metrics,
@@ -180,7 +180,7 @@ impl Rooms {
         limits: BesLimits,
     ) -> BesService {
         let (metrics, sources) = (self.metrics.clone(), Arc::clone(&self.sources));
-        let decoders: bes::Decoders = Arc::new(move || {
+        let decoders: Decoders = Arc::new(move || {
             let metrics = metrics.clone();
             let mut decoder = bep::Decoder::new(Some(sources.digest_function()));
             Box::new(move |bytes| {

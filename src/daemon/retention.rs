@@ -6,11 +6,8 @@ use std::{collections::HashSet, os::unix::fs::MetadataExt as _, sync::Arc, time:
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bes::{
-        Journal,
-        journal::{self, JournalError},
-    },
     invocation::roots::Roots,
+    journal::{self, Journal, JournalError},
     record::{self, RetentionPlan, RootId},
 };
 

@@ -13,7 +13,7 @@ use crate::{
     bep::event::{
         Completed, Content, Event, File, Framed, NamedSet, OutputGroup, Started, TargetId, TestResult,
     },
-    bes::{Builds as _, Progress, StreamEnd, StreamKey},
+    builds::{Builds as _, Progress, StreamEnd, StreamKey},
     digest::Digest,
     embedded_cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,

@@ -40,7 +40,7 @@ use crate::{
         event::{CommandLine, Event, Framed, TargetId},
         named_sets::SetIndex,
     },
-    bes::{Progress, Settlement, StreamEnd, StreamKey},
+    builds::{Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Root, Session},

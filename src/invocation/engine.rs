@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     bep::event::Framed,
-    bes::{Builds, Progress, Settlement, StreamEnd, StreamKey},
+    builds::{Builds, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     exec_path::ExecPath,
     materialize::Materializer,

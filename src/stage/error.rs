@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{bes::journal::JournalError, exec_path::ExecPath};
+use crate::{exec_path::ExecPath, journal::JournalError};
 
 /// What an error means to whoever asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

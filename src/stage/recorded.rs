@@ -8,16 +8,14 @@ use crate::{
         Decoder, Event,
         event::{CommandLine, Content, TargetId},
     },
-    bes::{
-        StreamKey,
-        journal::{JournalError, Record},
-    },
+    builds::StreamKey,
     digest::DigestFunction,
     invocation::{
         build::{Build, Effect, TargetEnd, is_test},
         policy::{DownloadMode, Policy, Rule},
         sources::BuildDirectories,
     },
+    journal::{JournalError, Record},
     record::{InvocationRow, InvocationState},
 };
 

@@ -30,16 +30,14 @@ use super::{
     work::{Work, Working},
 };
 use crate::{
-    bes::{
-        Journal, StreamKey,
-        journal::{Entry, JournalError},
-    },
+    builds::StreamKey,
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
     invocation::{
         Engine,
         sources::{Sources, address_of},
     },
+    journal::{Entry, Journal, JournalError},
     materialize::{
         Completion, Materializer, Root, Session,
         place::{Epoch, OutputRoot},

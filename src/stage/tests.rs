@@ -20,14 +20,12 @@ use super::{
     together::Directories,
 };
 use crate::{
-    bes::{
-        Journal, JournalOptions, StreamKey,
-        journal::{Entry, RecordKind},
-    },
+    builds::StreamKey,
     demo::{GeneratedBuild, Setting},
     digest::{Digest, DigestFunction},
     embedded_cache::Store,
     exec_path::ExecPath,
+    journal::{Entry, Journal, JournalOptions, RecordKind},
     output::{Class, OutputContent, Stamp},
     remote::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink},
 };

@@ -9,8 +9,8 @@ use std::{
 };
 
 use outhaul::{
-    bes::Journal,
     digest::{Digest, DigestFunction},
+    journal::Journal,
 };
 use serde_json::Value;
 

@@ -14,7 +14,7 @@ use std::{
 use futures::future::BoxFuture;
 use outhaul::{
     bep::event::Framed,
-    bes::{Builds as _, StreamEnd, StreamKey},
+    builds::{Builds as _, StreamEnd, StreamKey},
     daemon::Rooms,
     embedded_cache::{EmbeddedCache, RunningCache, Stats},
     invocation::{

@@ -6,7 +6,8 @@ use tonic::Code;
 
 use super::harness::{Daemon, PATIENCE, Seen, Upload, options, request};
 use crate::{
-    bes::{BesAddress, HoldMode, StreamEnd},
+    bes::{BesAddress, HoldMode},
+    builds::StreamEnd,
     proto::google::devtools::build::v1::{
         OrderedBuildEvent, PublishBuildToolEventStreamRequest, PublishLifecycleEventRequest, build_event,
     },

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tonic::Code;
 
 use super::harness::{Daemon, Seen, Upload, options};
-use crate::bes::{HoldMode, Journal, StreamEnd};
+use crate::{bes::HoldMode, builds::StreamEnd, journal::Journal};
 
 /// An upload of three events and the end, whose events say which attempt it is of.
 async fn attempt(daemon: &Daemon, name: &str) -> Upload {

@@ -22,9 +22,11 @@ use super::harness::{Daemon, PATIENCE};
 use crate::{
     bes::{
         BesAddress,
-        raw::{Call, PublishBuildEvent, PublishBuildEventClient, PublishBuildEventServer, Received},
+        lifecycle::Call,
+        raw::{PublishBuildEvent, PublishBuildEventClient, PublishBuildEventServer},
         upstream::{Upstream, UpstreamOptions},
     },
+    journal::received::Received,
     proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse,
     remote::Endpoint,
 };
@@ -188,7 +190,7 @@ impl PublishBuildEvent for Backend {
             let mut finished = false;
             while let Some(Some(event)) = unacked.recv().await {
                 limit.wait_for(|limit| *limit >= event.sequence).await.unwrap();
-                finished = event.kind == crate::bes::journal::RecordKind::Finished;
+                finished = event.kind == crate::journal::RecordKind::Finished;
                 let _ = answers.send(Ok(PublishBuildToolEventStreamResponse {
                     stream_id: event.stream_id,
                     sequence_number: event.sequence,

@@ -11,7 +11,9 @@ use super::{
     harness::{Daemon, PATIENCE, Upload, options, request},
 };
 use crate::{
-    bes::{BesOptions, HoldMode, Journal, Progress, StreamEnd},
+    bes::{BesOptions, HoldMode},
+    builds::{Progress, StreamEnd},
+    journal::Journal,
     proto::google::devtools::build::v1::{
         BuildEvent, OrderedBuildEvent, PublishLifecycleEventRequest, StreamId,
         build_event::{self, BuildComponentStreamFinished},

@@ -19,12 +19,11 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
     bep::event::{CommandLine, Event, Framed, Started},
-    bes::{
-        BesAddress, BesListener, BesOptions, BesService, Builds, Decoders, HoldMode, HoldPolicy, Journal,
-        Progress, Settlement, StreamEnd, StreamKey, Upstream, journal::JournalOptions, serve,
-    },
+    bes::{BesAddress, BesListener, BesOptions, BesService, HoldMode, HoldPolicy, Upstream, serve},
+    builds::{Builds, Decoders, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     exec_path::ExecPath,
+    journal::{Journal, JournalOptions},
     proto::google::devtools::build::v1::{
         BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest,
         PublishBuildToolEventStreamResponse, StreamId,

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 
 use super::harness::{Daemon, PATIENCE, Seen, Upload, options};
-use crate::bes::{BesOptions, HoldMode, StreamEnd};
+use crate::{
+    bes::{BesOptions, HoldMode},
+    builds::StreamEnd,
+};
 
 fn held(timed_out: bool) -> impl Fn(&[Seen]) -> bool {
     move |seen| seen.contains(&Seen::Held("one".into(), timed_out))
@@ -115,7 +118,7 @@ async fn a_client_that_leaves_ends_its_wait_but_not_the_build() {
     daemon.engine.settle(0);
     upload.acked([4]).await;
     upload.closed().await;
-    let journal = crate::bes::Journal::view(dir.path());
+    let journal = crate::journal::Journal::view(dir.path());
     assert!(journal.find("one").unwrap().settled);
 }
 
@@ -152,7 +155,7 @@ async fn a_shutdown_lets_a_held_client_go_and_sends_others_to_the_next_daemon() 
     waiting.acked([4]).await;
     waiting.closed().await;
     open.refused(Code::Unavailable).await;
-    let unfinished = crate::bes::Journal::view(dir.path()).unfinished().unwrap();
+    let unfinished = crate::journal::Journal::view(dir.path()).unfinished().unwrap();
     assert_eq!(unfinished.len(), 2);
 }
 

@@ -3,7 +3,11 @@
 use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 use super::harness::{Daemon, Seen, Upload, key, options};
-use crate::bes::{HoldMode, Journal, StreamEnd, journal::JournalOptions};
+use crate::{
+    bes::HoldMode,
+    builds::StreamEnd,
+    journal::{Journal, JournalOptions},
+};
 
 #[tokio::test]
 async fn the_next_daemon_replays_and_goes_on_where_the_last_one_stopped() {

@@ -14,10 +14,7 @@ use super::{
     supply::{End, Ready, Source},
     window::{Room, Window},
 };
-use crate::{
-    bes::{counters::Counters, sink::StreamKey},
-    remote::conceal::Secrets,
-};
+use crate::{bes::counters::Counters, builds::StreamKey, remote::conceal::Secrets};
 
 /// Acknowledged numbers are kept at most this often.
 const SAVED_EVERY: Duration = Duration::from_millis(100);

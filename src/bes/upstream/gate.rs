@@ -6,9 +6,9 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::peek::{self, Kind};
-use crate::bes::{
-    HoldMode, HoldPolicy,
-    sink::{Builds, Progress, StreamKey},
+use crate::{
+    bes::{HoldMode, HoldPolicy},
+    builds::{Builds, Progress, StreamKey},
 };
 
 /// What becomes of an event.

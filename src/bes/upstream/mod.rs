@@ -42,13 +42,11 @@ use self::{
     backoff::RetryDelays, builds::BuildCalls, channel::Channels, forward::Forwarder, health::Health,
     lifecycle::Caller, supply::Supply, window::Room,
 };
-use super::{
-    counters::Counters,
-    hold::HoldPolicy,
-    server::Shared,
-    sink::{Builds, StreamKey},
+use super::{counters::Counters, hold::HoldPolicy, server::Shared};
+use crate::{
+    builds::{Builds, StreamKey},
+    remote::{Endpoint, Header, RemoteError, RemoteOptions, auth::Auth},
 };
-use crate::remote::{Endpoint, Header, RemoteError, RemoteOptions, auth::Auth};
 
 #[cfg(any(test, fuzzing))]
 pub(super) use fuzz::{

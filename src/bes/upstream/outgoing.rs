@@ -6,9 +6,9 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::metadata::MetadataMap;
 
-use crate::bes::{
+use crate::{
+    builds::StreamEnd,
     journal::{FrameAt, RecordKind},
-    sink::StreamEnd,
 };
 
 /// An event on its way.

@@ -54,7 +54,7 @@ const EVENT: Shape = Of(&[
     (build_event::BUILD_TOOL_LOGS, Of(&[(build_tool_logs::LOG, Nameless)])),
 ]);
 
-/// What may name a file on disk, as [`crate::bes::Builds::local_files`] asks for it.
+/// What may name a file on disk, as [`crate::builds::Builds::local_files`] asks for it.
 pub(super) type Blob = (Option<ExecPath>, Digest);
 
 /// The blobs that the request's files are, in the order of [`rewritten`]; none if the request makes no sense.

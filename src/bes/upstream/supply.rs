@@ -15,9 +15,9 @@ use super::{
     rewrite,
     window::{Kept, Room},
 };
-use crate::bes::{
+use crate::{
+    builds::{Builds, StreamEnd, StreamKey},
     journal::{self, FrameAt, RecordKind},
-    sink::{Builds, StreamEnd, StreamKey},
 };
 
 /// Events that are in the window already, on their way to its owner.

@@ -57,7 +57,7 @@ fn of(name: &str, content: Content) -> File {
     }
 }
 
-async fn settlement(f: &Fixture) -> crate::bes::Settlement {
+async fn settlement(f: &Fixture) -> crate::builds::Settlement {
     f.finish().await;
     match timeout(PATIENCE * 3, f.rooms.engine.settled(&f.key)).await {
         Ok(settlement) => settlement,
@@ -276,7 +276,7 @@ fn at(path: &str, content: Content) -> File {
 }
 
 /// One build of files that are named in this order, to its end.
-async fn build(f: &mut Fixture, invocation_id: &str, files: Vec<File>) -> crate::bes::Settlement {
+async fn build(f: &mut Fixture, invocation_id: &str, files: Vec<File>) -> crate::builds::Settlement {
     f.again(invocation_id).await;
     for (n, file) in files.into_iter().enumerate() {
         let id = n.to_string();

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     action_cache::write::{Action, Metadata, Written},
     bep::event::CommandLine,
-    bes::Settlement,
+    builds::Settlement,
     record::OutputState,
 };
 

@@ -10,7 +10,7 @@ use std::{
 use super::*;
 use crate::{
     bep::event::CommandLine,
-    bes::Settlement,
+    builds::Settlement,
     embedded_cache::{BlobFault, Stats},
     output::OutputContent,
     record::OutputState,

@@ -12,7 +12,7 @@ use std::{
 use super::Actor;
 use crate::{
     bep::{event::TargetId, named_sets::SetIndex},
-    bes::Progress,
+    builds::Progress,
     exec_path::ExecPath,
     invocation::feed::Change,
     record::TargetState,

@@ -8,8 +8,8 @@ use super::{
     redact::redact,
 };
 use crate::{
-    bes::journal::{Entry, JournalError, RecordKind},
     invocation::sources::address_of,
+    journal::{Entry, JournalError, RecordKind},
     record::InvocationRow,
 };
 

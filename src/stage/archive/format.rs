@@ -10,7 +10,7 @@ use prost::encoding::{decode_varint, encode_varint};
 use serde::{Deserialize, Serialize};
 
 use super::super::error::StageError;
-use crate::bes::journal::RecordKind;
+use crate::journal::RecordKind;
 
 const MAGIC: &[u8; 14] = b"outhaul-build\n";
 /// Changes when a reader of the old version would misread the new one.

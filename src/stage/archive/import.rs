@@ -7,8 +7,9 @@ use super::{
     format::{Header, Reader},
 };
 use crate::{
-    bes::{Journal, StreamKey, journal::JournalError},
+    builds::StreamKey,
     invocation::build::TargetEnd,
+    journal::{Journal, JournalError},
     record::{InvocationRow, InvocationState, Record, TargetRow, TargetState},
 };
 

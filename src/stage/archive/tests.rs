@@ -25,8 +25,9 @@ use crate::{
         decode::decode_with,
         event::{File, Started},
     },
-    bes::{Journal, JournalOptions, StreamKey},
+    builds::StreamKey,
     invocation::sources::address_of,
+    journal::{Journal, JournalOptions},
     proto::build_event_stream::{
         BuildEvent, ChunkList, CommandLine, CommandLineSection, Option as CommandOption, OptionList,
         Progress, build_event::Payload, command_line_section::SectionType,

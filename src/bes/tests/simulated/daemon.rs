@@ -15,13 +15,12 @@ use tokio::{sync::watch, time::sleep};
 use super::{ledger::Ledger, upstream};
 use crate::{
     bep::event::{Event, Framed},
-    bes::{
-        BesOptions, BesService, Builds, Journal, JournalOptions, Progress, Settlement, StreamEnd, StreamKey,
-        Upstream, UpstreamOptions, serve, tests::harness::decode,
-    },
+    bes::{BesOptions, BesService, Upstream, UpstreamOptions, serve, tests::harness::decode},
+    builds::{Builds, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     doors::greeted,
     exec_path::ExecPath,
+    journal::{Journal, JournalOptions},
     remote::Endpoint,
     simulated::{
         net::{self, Side},

@@ -17,10 +17,10 @@ use prost::{
 use super::{daemon::Seen, upstream::Service};
 use crate::{
     bes::{
-        HoldPolicy, Journal,
-        journal::RecordKind,
+        HoldPolicy,
         tests::harness::{key, request},
     },
+    journal::{Journal, RecordKind},
     proto::google::devtools::build::v1::build_event::{self, BuildComponentStreamFinished},
     simulated::{Chance, Told, Verdict, now},
 };

@@ -16,7 +16,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::ledger::Ledger;
 use crate::{
-    bes::raw::{Call, PublishBuildEvent, PublishBuildEventServer, Received},
+    bes::{
+        lifecycle::Call,
+        raw::{PublishBuildEvent, PublishBuildEventServer},
+    },
+    journal::received::Received,
     proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse,
     simulated::{Chance, net},
 };

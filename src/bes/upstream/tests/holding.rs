@@ -12,7 +12,8 @@ use super::{
     rig::{PATIENCE, Rig, options, stream},
 };
 use crate::{
-    bes::{HoldMode, HoldPolicy, sink::Progress},
+    bes::{HoldMode, HoldPolicy},
+    builds::Progress,
     proto::build_event_stream::{
         BuildEvent, BuildEventId, File, NamedSetOfFiles,
         build_event::Payload,

@@ -9,7 +9,10 @@ use super::{
     fake::{Fake, Plan},
     rig::{PATIENCE, Rig, options, stream},
 };
-use crate::bes::{HoldMode, lifecycle::Lifecycle, sink::Progress, upstream::LifecycleEvent};
+use crate::{
+    bes::{HoldMode, lifecycle::Lifecycle, upstream::LifecycleEvent},
+    builds::Progress,
+};
 
 /// Makes a call, which is counted until it is done with.
 fn call(rig: &Rig, number: u64, opening: bool) -> Lifecycle {

@@ -17,15 +17,15 @@ use super::{fake::Fake, requests};
 use crate::{
     bep::event::Framed,
     bes::{
-        Builds, HoldMode, HoldPolicy, Settlement, StreamEnd, StreamKey,
-        journal::RecordKind,
-        sink::Progress,
+        HoldMode, HoldPolicy,
         upstream::{
             ForwardStatus, Outgoing, OutgoingEvent, Surroundings, Upstream, UpstreamOptions, window::Room,
         },
     },
+    builds::{Builds, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     exec_path::ExecPath,
+    journal::RecordKind,
     remote::Endpoint,
 };
 

@@ -13,13 +13,12 @@ use super::{
     requests::{last, sequence, with_event},
     rig::{Rig, options, stream},
 };
-use crate::bes::{
-    HoldMode, Journal, JournalOptions, StreamEnd, StreamKey,
-    journal::{Batch, headers},
-    raw::Received,
-    upstream::Outgoing,
+use crate::{
+    bes::{HoldMode, upstream::Outgoing},
+    builds::{StreamEnd, StreamKey},
+    journal::{Batch, Journal, JournalOptions, headers, received::Received},
+    proto::build_event_stream::{Progress, build_event::Payload},
 };
-use crate::proto::build_event_stream::{Progress, build_event::Payload};
 
 /// All events came, each connection began with the first event that was not acknowledged, and went on in order.
 fn assert_complete(fake: &Fake, sent: &[Bytes]) {

@@ -11,16 +11,18 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{
-    super::sink::StreamKey,
     error::JournalError,
     format::{Batch, Head, RecordKind},
     store::{Journal, SETTLED, UNFINISHED},
     writer::compressed_in_pieces,
 };
-use crate::proto::google::devtools::build::v1::{
-    BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
-    build_event::{self, BuildComponentStreamFinished},
-    stream_id::BuildComponent,
+use crate::{
+    builds::StreamKey,
+    proto::google::devtools::build::v1::{
+        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
+        build_event::{self, BuildComponentStreamFinished},
+        stream_id::BuildComponent,
+    },
 };
 
 /// What a file is called while it is taken in. Nobody reads those.

@@ -19,7 +19,7 @@ const LEN: usize = NAME.len() + 8 + SUM_LEN;
 
 /// A journal's cursor. Calls block, for as long as a small write does.
 #[derive(Debug)]
-pub(in super::super) struct Cursor {
+pub(crate) struct Cursor {
     path: PathBuf,
     /// Whose acknowledgements it counts: those of another service say nothing.
     service: String,
@@ -44,13 +44,13 @@ impl Cursor {
     }
 
     /// Of the acknowledgements of this service. What was noted of another one counts as nothing.
-    pub(in super::super) fn at(mut self, service: &str) -> Self {
+    pub(crate) fn at(mut self, service: &str) -> Self {
         service.clone_into(&mut self.service);
         self
     }
 
     /// The highest number that upstream is known to have.
-    pub(in super::super) fn load(&self) -> i64 {
+    pub(crate) fn load(&self) -> i64 {
         let mut bytes = [0; LEN];
         let read = options().open(&self.path).and_then(|file| {
             file.read_exact_at(&mut bytes, 0)?;
@@ -63,7 +63,7 @@ impl Cursor {
     }
 
     /// Notes that upstream has everything up to this number.
-    pub(in super::super) fn save(&self, acked: i64) {
+    pub(crate) fn save(&self, acked: i64) {
         let mut state = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let saved = state.write(&self.path, acked, &self.service);
         if let Err(error) = saved

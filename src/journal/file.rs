@@ -17,7 +17,7 @@ use super::{
 
 /// Where a frame is in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) struct FrameAt {
+pub(crate) struct FrameAt {
     pub(super) offset: u64,
     pub(super) len: u64,
     /// Bytes of its records.
@@ -26,7 +26,7 @@ pub(in super::super) struct FrameAt {
 
 impl FrameAt {
     /// Bytes that reading it takes in memory.
-    pub(in super::super) fn weight(self) -> usize {
+    pub(crate) fn weight(self) -> usize {
         usize::try_from(self.len)
             .unwrap_or(usize::MAX)
             .saturating_add(self.raw)
@@ -107,11 +107,7 @@ impl Whole {
 }
 
 /// The records of a frame that was written or found before. Blocks.
-pub(in super::super) fn read_frame(
-    file: &File,
-    path: &Path,
-    at: FrameAt,
-) -> Result<Vec<Record>, JournalError> {
+pub(crate) fn read_frame(file: &File, path: &Path, at: FrameAt) -> Result<Vec<Record>, JournalError> {
     match read_whole(file, path, at.offset)? {
         Some(whole) => whole.records(path),
         None => Err(JournalError::Damaged {
@@ -124,16 +120,16 @@ pub(in super::super) fn read_frame(
 
 /// A frame, and the file that it is in.
 #[derive(Debug, Clone)]
-pub(in super::super) struct Place {
-    pub(in super::super) file: Arc<File>,
+pub(crate) struct Place {
+    pub(crate) file: Arc<File>,
     /// For messages.
-    pub(in super::super) path: PathBuf,
-    pub(in super::super) at: FrameAt,
+    pub(crate) path: PathBuf,
+    pub(crate) at: FrameAt,
 }
 
 impl Place {
     /// The frame's records. Blocks.
-    pub(in super::super) fn read(&self) -> Result<Vec<Record>, JournalError> {
+    pub(crate) fn read(&self) -> Result<Vec<Record>, JournalError> {
         read_frame(&self.file, &self.path, self.at)
     }
 }

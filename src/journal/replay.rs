@@ -18,17 +18,17 @@ use std::{
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{
-    super::sink::StreamKey,
     error::JournalError,
     store::{Entry, Journal, UNFINISHED},
 };
+use crate::builds::StreamKey;
 
 pub(super) const REPLAYING: &str = "replaying";
 const ASIDE: &str = "set-aside";
 
 /// Processes that died in a journal's replay, one after the other, before it is set aside. One may have been killed for
 /// another reason.
-pub(in super::super) const MOST_LOST: u64 = 2;
+pub(crate) const MOST_LOST: u64 = 2;
 
 /// A journal that was set aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct SetAside {
 
 /// The mark of a replay, taken away when it is dropped or the replay is over; not if the process dies.
 #[derive(Debug)]
-pub(in super::super) struct Replaying(PathBuf);
+pub(crate) struct Replaying(PathBuf);
 
 impl Drop for Replaying {
     fn drop(&mut self) {
@@ -99,12 +99,12 @@ impl Journal {
     }
 
     /// How many processes died, one after the other, while they replayed a journal.
-    pub(in super::super) fn lost_replays(&self, entry: &Entry) -> u64 {
+    pub(crate) fn lost_replays(&self, entry: &Entry) -> u64 {
         lost(&entry.path.with_extension(REPLAYING))
     }
 
     /// Marks that a stream's journal is about to be replayed; `None` if there is none, or its disk takes no mark.
-    pub(in super::super) fn replaying(&self, key: &StreamKey) -> Option<Replaying> {
+    pub(crate) fn replaying(&self, key: &StreamKey) -> Option<Replaying> {
         let stem = self.stem(key).ok()?;
         if !stem.with_extension(UNFINISHED).exists() {
             return None;
@@ -172,10 +172,7 @@ fn aside(journal: &Path) -> Result<PathBuf, JournalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bes::{
-        JournalOptions,
-        journal::{Batch, RecordKind},
-    };
+    use crate::journal::{Batch, JournalOptions, RecordKind};
 
     fn key() -> StreamKey {
         StreamKey {

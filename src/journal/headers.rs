@@ -22,7 +22,7 @@ struct Header {
 }
 
 /// The record's payload.
-pub(in super::super) fn encode(headers: &MetadataMap) -> Bytes {
+pub(crate) fn encode(headers: &MetadataMap) -> Bytes {
     let headers = headers.clone().into_headers();
     let headers = headers.iter().map(|(name, value)| Header {
         name: name.as_str().to_owned(),
@@ -35,7 +35,7 @@ pub(in super::super) fn encode(headers: &MetadataMap) -> Bytes {
 }
 
 /// The headers of a record's payload, without any that make no sense.
-pub(in super::super) fn decode(payload: Bytes) -> MetadataMap {
+pub(crate) fn decode(payload: Bytes) -> MetadataMap {
     let mut map = http::HeaderMap::new();
     for header in Headers::decode(payload).unwrap_or_default().headers {
         let name = http::HeaderName::from_bytes(header.name.as_bytes());

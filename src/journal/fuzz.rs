@@ -3,11 +3,13 @@
 use bytes::Bytes;
 
 use super::{
-    super::sink::StreamKey,
     file::Records,
     format::{self, Batch, FRAME_HEAD_LEN, FrameHead, Head, RecordKind},
 };
-use crate::fuzzing::{file_of, first};
+use crate::{
+    builds::StreamKey,
+    fuzzing::{file_of, first},
+};
 
 /// A journal as somebody left it: any bytes, frames whose checksums are right and whose content is anything, and whole
 /// journals with damage, of which no record may be made up.

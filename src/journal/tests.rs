@@ -10,9 +10,9 @@ use std::{
 
 use prost::Message as _;
 
-use super::*;
+use super::{received::Received, *};
 use crate::{
-    bes::{raw::Received, sink::StreamKey},
+    builds::StreamKey,
     proto::google::devtools::build::v1::{
         BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, build_event,
     },

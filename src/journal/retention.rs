@@ -125,7 +125,7 @@ fn plan(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bes::sink::StreamKey;
+    use crate::builds::StreamKey;
 
     fn entry(name: &str, age: u64, bytes: u64, settled: bool) -> Entry {
         Entry {

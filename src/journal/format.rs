@@ -5,10 +5,8 @@ use prost::encoding::{decode_varint, encode_varint};
 
 use tonic::metadata::MetadataMap;
 
-use super::{
-    super::{raw::Received, sink::StreamKey},
-    headers,
-};
+use super::{headers, received::Received};
+use crate::builds::StreamKey;
 
 /// Changes when a reader of the old version would misread the new one.
 const VERSION: u8 = 2;
@@ -176,7 +174,7 @@ impl Record {
     }
 
     /// The headers, if that is what it is.
-    pub(in super::super) fn headers(&self) -> Option<MetadataMap> {
+    pub(crate) fn headers(&self) -> Option<MetadataMap> {
         (self.kind == RecordKind::Headers).then(|| headers::decode(self.payload.clone()))
     }
 }
@@ -186,7 +184,7 @@ const LARGE: usize = 256 << 10;
 
 /// Records on their way into one frame.
 #[derive(Debug, Default)]
-pub(in super::super) struct Batch {
+pub(crate) struct Batch {
     /// All bytes but those of large payloads.
     raw: Vec<u8>,
     /// Those, and before which byte of the others they belong.
@@ -199,7 +197,7 @@ pub(in super::super) struct Batch {
 }
 
 impl Batch {
-    pub(in super::super) fn push(&mut self, received_ms: u64, event: &Received) {
+    pub(crate) fn push(&mut self, received_ms: u64, event: &Received) {
         let Received {
             kind,
             sequence,
@@ -215,7 +213,7 @@ impl Batch {
     }
 
     /// Headers of the connection that the event of this number, pushed next, came on.
-    pub(in super::super) fn push_headers(&mut self, received_ms: u64, sequence: i64, headers: &[u8]) {
+    pub(crate) fn push_headers(&mut self, received_ms: u64, sequence: i64, headers: &[u8]) {
         self.add(received_ms, RecordKind::Headers, sequence, headers);
     }
 
@@ -243,16 +241,16 @@ impl Batch {
     }
 
     /// Bytes before compression.
-    pub(in super::super) const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
-    pub(in super::super) const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.count == 0
     }
 
     /// Empties it, keeping its memory unless that is unusually much.
-    pub(in super::super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.count = 0;
         self.finished = false;
         self.len = 0;

@@ -70,15 +70,15 @@ fn write_both(mut file: &File, head: &[u8], body: &[u8]) -> io::Result<()> {
 
 /// What a file held when it was opened.
 #[derive(Debug, Default)]
-pub(in super::super) struct Recovered {
+pub(crate) struct Recovered {
     /// Its frames, in order.
-    pub(in super::super) frames: Vec<FrameAt>,
+    pub(crate) frames: Vec<FrameAt>,
     /// The highest sequence number.
-    pub(in super::super) highest: Option<i64>,
+    pub(crate) highest: Option<i64>,
     /// The number of the event that finished the stream.
-    pub(in super::super) finished: Option<i64>,
+    pub(crate) finished: Option<i64>,
     /// Whether it was marked settled.
-    pub(in super::super) settled: bool,
+    pub(crate) settled: bool,
 }
 
 /// Appends to one stream's file. All calls block.
@@ -133,12 +133,12 @@ impl Writer {
 
     /// Nothing can be written from now on.
     #[cfg(test)]
-    pub(in super::super) fn fill_the_disk(&mut self) {
+    pub(crate) fn fill_the_disk(&mut self) {
         self.file = Some(Arc::new(options().open("/dev/full").unwrap()));
     }
 
     /// A frame of this file, for reading it back; none of one that is closed.
-    pub(in super::super) fn place(&self, at: FrameAt) -> Option<Place> {
+    pub(crate) fn place(&self, at: FrameAt) -> Option<Place> {
         Some(Place {
             file: self.file.clone()?,
             path: self.path(),
@@ -159,7 +159,7 @@ impl Writer {
     ///
     /// # Errors
     /// When it can't be written. The file then ends where it did before, as far as that can be had.
-    pub(in super::super) fn append(&mut self, batch: &Batch) -> Result<FrameAt, JournalError> {
+    pub(crate) fn append(&mut self, batch: &Batch) -> Result<FrameAt, JournalError> {
         let path = self.path();
         if batch.len() > MAX_RAW {
             return Err(JournalError::TooLarge {
@@ -316,7 +316,10 @@ fn sync_parent(path: &Path) -> Result<(), JournalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bes::{Journal, JournalOptions, StreamKey, journal::RecordKind};
+    use crate::{
+        builds::StreamKey,
+        journal::{Journal, JournalOptions, RecordKind},
+    };
 
     #[test]
     fn a_full_disk_is_an_error_that_names_the_file() {

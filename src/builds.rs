@@ -81,7 +81,7 @@ pub struct Progress {
 /// The engine behind the service. Calls for one stream come from one task at a time, in order.
 pub trait Builds: Send + Sync + 'static {
     /// Takes some events, with their numbers. Events of one stream come in order, each once; but after a restart, and when
-    /// a stream that broke off is resumed after [`super::BesOptions::linger`], the journal's events come again from the
+    /// a stream that broke off is resumed after [`crate::bes::BesOptions::linger`], the journal's events come again from the
     /// first. Waiting here delays no acknowledgement.
     fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()>;
 

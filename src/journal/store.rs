@@ -11,13 +11,13 @@ use std::{
 };
 
 use super::{
-    super::sink::StreamKey,
     cursor::Cursor,
     error::JournalError,
     file::{Records, read_head},
     format::Head,
     writer::{Recovered, Writer},
 };
+use crate::builds::StreamKey;
 
 pub(super) const UNFINISHED: &str = "journal";
 pub(super) const SETTLED: &str = "settled";
@@ -139,12 +139,12 @@ impl Journal {
     }
 
     /// How much of a stream upstream has.
-    pub(in super::super) fn cursor(&self, key: &StreamKey) -> Cursor {
+    pub(crate) fn cursor(&self, key: &StreamKey) -> Cursor {
         Cursor::of(&self.dir.join(file_stem(key)))
     }
 
     /// Whether there is a file of a stream.
-    pub(in super::super) fn has(&self, key: &StreamKey) -> bool {
+    pub(crate) fn has(&self, key: &StreamKey) -> bool {
         let stem = self.dir.join(file_stem(key));
         [UNFINISHED, SETTLED]
             .iter()
@@ -152,7 +152,7 @@ impl Journal {
     }
 
     /// Opens or creates a stream's file, and says what it holds.
-    pub(in super::super) fn stream(&self, key: &StreamKey) -> Result<(Writer, Recovered), JournalError> {
+    pub(crate) fn stream(&self, key: &StreamKey) -> Result<(Writer, Recovered), JournalError> {
         if self.lock.is_none() {
             return Err(JournalError::ReadOnly {
                 path: self.dir.clone(),
@@ -310,7 +310,7 @@ fn file_stem(key: &StreamKey) -> String {
 }
 
 /// Milliseconds since the epoch.
-pub(in crate::bes) fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     u64::try_from(crate::units::now_ms()).unwrap_or(0)
 }
 
