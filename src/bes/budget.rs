@@ -213,6 +213,32 @@ impl Room {
     }
 }
 
+/// Room for events: in the budget of their connection, and in that of all.
+pub(super) struct Reserved {
+    pub(super) stream: Option<OwnedSemaphorePermit>,
+    pub(super) all: Room,
+}
+
+impl Reserved {
+    /// See [`Room::is_large`].
+    pub(super) const fn is_large(&self) -> bool {
+        self.all.is_large()
+    }
+
+    pub(super) fn merge(&mut self, other: Self) {
+        match (&mut self.stream, other.stream) {
+            (Some(held), Some(more)) => held.merge(more),
+            (held, more) => *held = held.take().or(more),
+        }
+        self.all.merge(other.all);
+    }
+}
+
+/// Bytes that a request of this size takes in memory, roughly.
+pub(super) const fn weight(len: usize) -> usize {
+    len + 256
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

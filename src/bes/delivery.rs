@@ -9,7 +9,11 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{budget::Budget, counters::Counters, hold::Patience, server::Reserved};
+use super::{
+    budget::{Budget, Reserved},
+    counters::Counters,
+    hold::Patience,
+};
 use crate::{
     builds::{Builds, Decoder, StreamEnd, StreamKey},
     journal::Place,

@@ -132,7 +132,7 @@ impl Inbound {
             None => length,
         };
         // Beside its bytes, some for what keeps it.
-        let room = self.enter(super::server::weight(expected) * self.copies).await;
+        let room = self.enter(super::budget::weight(expected) * self.copies).await;
         let Some(bytes) = self.read(length).await? else {
             return Ok(None);
         };
@@ -256,7 +256,7 @@ fn expanded(
     loop {
         let before = expanded.len();
         if let Some(room) = &mut room
-            && !budget.grow(room, super::server::weight(before) + STEP as usize)
+            && !budget.grow(room, super::budget::weight(before) + STEP as usize)
         {
             return Err(Status::unavailable(
                 "there is no memory for a compressed message just now (--limit=queue-memory=SIZE); send it again",

@@ -7,11 +7,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::metadata::MetadataMap;
 
 use super::{
+    budget::{Reserved, weight},
+    context::Context,
     counters::Counters,
     delivery::{Delivery, RawEvent, Work},
     following::Following,
     hold::{HoldMode, HoldPolicy, Limit, Patience},
-    server::{Reserved, Shared},
     upstream::{Outgoing, OutgoingEvent},
 };
 use crate::{
@@ -71,22 +72,22 @@ struct Way {
 impl Intake {
     /// Opens the stream's journal and says what is in it, and how far it has gone upstream. Without a journal, or when
     /// it can't be opened, the stream goes on without one.
-    pub(super) async fn open(key: &StreamKey, shared: &Shared) -> (Self, Recovered, Following) {
+    pub(super) async fn open(key: &StreamKey, context: &Context) -> (Self, Recovered, Following) {
         let (delivery, queue) = mpsc::unbounded_channel();
         let patience = Patience::default();
         let task = Delivery {
             key: key.clone(),
-            builds: Arc::clone(&shared.builds),
-            decoder: (shared.decoders)(),
+            builds: Arc::clone(&context.builds),
+            decoder: (context.decoders)(),
             patience: patience.clone(),
-            counters: Arc::clone(&shared.counters),
-            budget: shared.budget.clone(),
+            counters: Arc::clone(&context.counters),
+            budget: context.budget.clone(),
             undecodable: 0,
         };
-        shared.tasks.spawn(task.run(queue, shared.shutdown.clone()));
+        context.tasks.spawn(task.run(queue, context.shutdown.clone()));
         let mut intake = Self {
             key: key.clone(),
-            counters: Arc::clone(&shared.counters),
+            counters: Arc::clone(&context.counters),
             journal: None,
             failed: None,
             replaying: None,
@@ -100,13 +101,13 @@ impl Intake {
             patience,
             first: None,
         };
-        let recovered = intake.open_journal(shared).await;
-        let following = intake.open_upstream(shared, &recovered).await;
+        let recovered = intake.open_journal(context).await;
+        let following = intake.open_upstream(context, &recovered).await;
         (intake, recovered, following)
     }
 
-    async fn open_journal(&mut self, shared: &Shared) -> Recovered {
-        let Some(journal) = shared.journal.clone() else {
+    async fn open_journal(&mut self, context: &Context) -> Recovered {
+        let Some(journal) = context.journal.clone() else {
             return Recovered::default();
         };
         let stream = self.key.clone();
@@ -133,14 +134,14 @@ impl Intake {
     }
 
     /// Starts the forwarder behind what upstream has. A stream that is settled and finished needs none.
-    async fn open_upstream(&mut self, shared: &Shared, recovered: &Recovered) -> Following {
-        let Some(upstream) = &shared.upstream else {
+    async fn open_upstream(&mut self, context: &Context, recovered: &Recovered) -> Following {
+        let Some(upstream) = &context.upstream else {
             return Following::nothing();
         };
         if recovered.settled && recovered.finished.is_some() {
             return Following::nothing();
         }
-        let cursor = match (&shared.journal, &self.journal) {
+        let cursor = match (&context.journal, &self.journal) {
             (Some(journal), Some(_)) => Some(Arc::new(journal.cursor(&self.key).at(&upstream.name()))),
             _ => None,
         };
@@ -155,17 +156,17 @@ impl Intake {
                 cursor.save(acked);
             }
         };
-        let (queue, status) = upstream.forward(shared, &self.key, acked, Arc::new(save));
+        let (queue, status) = upstream.forward(&context.surroundings(), &self.key, acked, Arc::new(save));
         self.upstream = Some(Way {
             queue,
-            budget: Arc::clone(&shared.outgoing),
-            unjournaled: Arc::clone(&shared.unjournaled),
-            most: shared.options.limits.queue,
-            stall: shared.options.stall,
+            budget: Arc::clone(&context.outgoing),
+            unjournaled: Arc::clone(&context.unjournaled),
+            most: context.options.limits.queue,
+            stall: context.options.stall,
             fresh: Vec::new(),
             headers: None,
         });
-        let hold = shared.options.hold;
+        let hold = context.options.hold;
         let mut following = Following::forwarder(status, hold.mode == HoldMode::Target && hold.strict);
         following.handed(recovered.highest.unwrap_or(0));
         following
@@ -406,10 +407,7 @@ impl Way {
             return true;
         }
         let events = std::mem::take(&mut self.fresh);
-        let bytes: usize = events
-            .iter()
-            .map(|e| super::server::weight(e.request.len()))
-            .sum();
+        let bytes: usize = events.iter().map(|e| weight(e.request.len())).sum();
         let permits = u32::try_from(bytes);
         let room = match (permits, place) {
             (Ok(permits), Some(_)) => Arc::clone(&self.budget).try_acquire_many_owned(permits).ok(),
@@ -492,8 +490,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let engine = Arc::new(Engine::open());
         let service = service(&engine, dir.path());
-        let shared = service.shared();
-        let (mut intake, ..) = Intake::open(&key("one"), shared).await;
+        let context = service.context();
+        let (mut intake, ..) = Intake::open(&key("one"), context).await;
         for n in 1..=4 {
             if n == 3 {
                 intake.journal.as_mut().unwrap().fill_the_disk();
@@ -508,12 +506,12 @@ mod tests {
             .unwrap();
         assert_eq!(engine.numbers(), [1, 2, 3, 4]);
         assert_eq!(service.counters().journal_failures, 1, "told once");
-        let journal = shared.journal.as_ref().unwrap();
+        let journal = context.journal.as_ref().unwrap();
         assert!(!journal.find("one").unwrap().settled);
         intake.settle().await;
         assert!(journal.find("one").unwrap().settled, "that needs no room");
 
-        let (mut intake, ..) = Intake::open(&key("two"), shared).await;
+        let (mut intake, ..) = Intake::open(&key("two"), context).await;
         intake.push(1, event(1), None);
         intake.flush(false).await;
         let kept = |id| journal.read(id).unwrap().count();

@@ -5,6 +5,8 @@
 //! the events over, so that a slow engine holds nobody back (`delivery`).
 
 pub mod budget;
+mod command;
+mod context;
 pub(crate) mod counted;
 mod counters;
 mod delivery;
@@ -18,6 +20,8 @@ mod lifecycle;
 pub mod limits;
 pub mod listen;
 mod raw;
+mod reader;
+mod recovery;
 pub mod serve;
 pub mod server;
 mod stream;
@@ -27,9 +31,10 @@ mod tests;
 pub mod upstream;
 
 pub use budget::Budget;
+pub use context::BesOptions;
 pub use counters::{Counters, CountersNow};
 pub use hold::{HoldMode, HoldPolicy};
 pub use listen::{BesAddress, BesListener, ListenError};
 pub use serve::{ServeError, serve};
-pub use server::{BesOptions, BesService};
+pub use server::BesService;
 pub use upstream::{Upstream, UpstreamOptions};

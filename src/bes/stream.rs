@@ -11,68 +11,26 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     time::Instant,
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::{Status, metadata::MetadataMap};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Status;
 
 use super::{
+    command::{Command, Connection, Departure, Incoming},
+    context::{Context, shutting_down},
     counters::Counters,
     following::Following,
     hold::{HoldMode, Release, Waited},
     intake::Intake,
-    server::{Reserved, Shared, shutting_down},
     streams::Place,
 };
 use crate::{
     builds::{Progress, Settlement, StreamEnd, StreamKey},
-    journal::{RecordKind, Recovered, received::Received},
+    journal::{RecordKind, Recovered},
     proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId},
 };
-
-/// What connections tell a stream. A connection attaches, sends its events, and goes.
-pub(super) enum Command {
-    Attach(Connection),
-    Event(Incoming),
-    Gone(u64, Departure),
-    /// Answered as soon as the stream has taken up what the journal has of it.
-    Opened(oneshot::Sender<()>),
-    /// Asks whether a client's first event, with number 1, is another one than this stream began with: then it belongs to a
-    /// new attempt under the same ids.
-    Begins(Bytes, oneshot::Sender<bool>),
-}
-
-/// The way back to a client.
-pub(super) struct Connection {
-    pub(super) id: u64,
-    pub(super) acks: mpsc::UnboundedSender<Result<PublishBuildToolEventStreamResponse, Status>>,
-    /// Tells the reader that the stream is done with it.
-    pub(super) released: CancellationToken,
-    /// The connection's budget of bytes.
-    pub(super) room: Arc<Semaphore>,
-    /// What the client said in its headers.
-    pub(super) headers: MetadataMap,
-}
-
-/// An event as it was received.
-pub(super) struct Incoming {
-    pub(super) connection: u64,
-    pub(super) received_ms: u64,
-    pub(super) event: Received,
-    pub(super) room: Option<Reserved>,
-}
-
-/// How a connection's sending side ended.
-#[derive(Debug)]
-pub(super) enum Departure {
-    /// The client has nothing more to send, and may wait for acknowledgements.
-    HalfClosed,
-    /// The client wants no more of it.
-    Cancelled(String),
-    /// The connection broke; the client may come back.
-    Lost(String),
-}
 
 /// Where a stream is in its life.
 enum Phase {
@@ -94,13 +52,6 @@ enum Phase {
     },
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        // Its reader goes as well, even if the stream's task ends with the connection in its queue.
-        self.released.cancel();
-    }
-}
-
 /// A client's last acknowledgement, held back.
 struct Held {
     ack: PublishBuildToolEventStreamResponse,
@@ -109,9 +60,9 @@ struct Held {
     counted_from: Instant,
 }
 
-pub(super) struct Stream {
+struct Stream {
     key: StreamKey,
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     phase: Phase,
     /// The highest number seen.
     highest: Option<i64>,
@@ -159,16 +110,24 @@ enum Wake {
     Shutdown,
 }
 
+/// The way to a stream's task, which is started if there is none.
+pub(super) fn task(key: &StreamKey, context: &Arc<Context>) -> mpsc::Sender<Command> {
+    context.streams.sender(key, |commands, place| {
+        let stream = Stream::run(key.clone(), Arc::clone(context), commands, place);
+        context.tasks.spawn(stream);
+    })
+}
+
+/// The same for a client's stream, which is not begun when there are `most` already.
+pub(super) fn open(key: &StreamKey, context: &Arc<Context>, most: usize) -> Option<mpsc::Sender<Command>> {
+    context.streams.may_open(key, most).then(|| task(key, context))
+}
+
 impl Stream {
     /// A stream's task.
-    pub(super) async fn run(
-        key: StreamKey,
-        shared: Arc<Shared>,
-        mut commands: mpsc::Receiver<Command>,
-        place: Place,
-    ) {
-        let mut stream = Self::open(key, shared, place).await;
-        let shutdown = stream.shared.shutdown.clone();
+    async fn run(key: StreamKey, context: Arc<Context>, mut commands: mpsc::Receiver<Command>, place: Place) {
+        let mut stream = Self::open(key, context, place).await;
+        let shutdown = stream.context.shutdown.clone();
         let mut received = Vec::with_capacity(COMMANDS);
         loop {
             stream.keep_place();
@@ -197,7 +156,7 @@ impl Stream {
                     stream.intake.replayed();
                 }
                 Wake::Deadline => {
-                    if stream.overdue() && stream.shared.streams.retire(&stream.key, &commands) {
+                    if stream.overdue() && stream.context.streams.retire(&stream.key, &commands) {
                         return;
                     }
                 }
@@ -208,15 +167,15 @@ impl Stream {
     }
 
     /// Takes up what the journal has of the stream.
-    async fn open(key: StreamKey, shared: Arc<Shared>, place: Place) -> Self {
-        let (intake, recovered, following) = Intake::open(&key, &shared).await;
+    async fn open(key: StreamKey, context: Arc<Context>, place: Place) -> Self {
+        let (intake, recovered, following) = Intake::open(&key, &context).await;
         let mut stream = Self {
             phase: Phase::Open {
-                give_up: after(shared.options.reconnect_grace),
+                give_up: after(context.options.reconnect_grace),
                 why: "the client did not come back".to_owned(),
             },
             key,
-            shared,
+            context,
             highest: recovered.highest,
             first: None,
             gaps: 0,
@@ -230,7 +189,7 @@ impl Stream {
             unacked: Vec::new(),
             place: Some(place),
         };
-        let (builds, key) = (Arc::clone(&stream.shared.builds), stream.key.clone());
+        let (builds, key) = (Arc::clone(&stream.context.builds), stream.key.clone());
         let done = tokio::task::spawn_blocking(move || builds.is_done(&key)).await;
         stream.take_up(recovered, done.unwrap_or(false));
         stream
@@ -244,11 +203,11 @@ impl Stream {
         if settled || (done && recovered.finished.is_some()) {
             self.intake.replayed();
         }
-        if settled && !self.shared.options.hold.strict {
+        if settled && !self.context.options.hold.strict {
             self.phase = Phase::Settled {
                 finish: recovered.finished,
                 settlement: Some(Settlement::default()),
-                forget: after(self.shared.linger()),
+                forget: after(self.context.linger()),
             };
             return;
         }
@@ -262,7 +221,7 @@ impl Stream {
             self.end(StreamEnd::Finished, recovered.finished);
         } else if let Some(highest) = recovered.highest.filter(|_| self.intake.is_replaying()) {
             self.replaying = Some(AbortOnDropHandle::new(tokio::spawn(caught_up(
-                self.shared.builds.progress(&self.key),
+                self.context.builds.progress(&self.key),
                 highest,
             ))));
         }
@@ -322,7 +281,7 @@ impl Stream {
         let stream_id = event.stream_id.take().unwrap_or_else(|| self.id());
         if self.is_new(sequence) {
             if sequence.checked_sub(1) != Some(self.highest.unwrap_or(0)) {
-                Counters::add(&self.shared.counters.gaps);
+                Counters::add(&self.context.counters.gaps);
                 self.gaps += 1;
                 if self.gaps <= LOGGED {
                     tracing::warn!(
@@ -331,7 +290,7 @@ impl Stream {
                     );
                 }
             }
-            Counters::add(&self.shared.counters.events);
+            Counters::add(&self.context.counters.events);
             self.highest = Some(sequence);
             self.reopen();
             if finishes {
@@ -343,7 +302,7 @@ impl Stream {
             }
             self.intake.push(received_ms, event, room);
         } else {
-            Counters::add(&self.shared.counters.duplicates);
+            Counters::add(&self.context.counters.duplicates);
         }
         let ack = PublishBuildToolEventStreamResponse {
             stream_id: Some(stream_id),
@@ -390,7 +349,7 @@ impl Stream {
             self.rest = None;
             self.intake.replayed();
             self.phase = Phase::Open {
-                give_up: after(self.shared.options.reconnect_grace),
+                give_up: after(self.context.options.reconnect_grace),
                 why: String::new(),
             };
         }
@@ -398,17 +357,17 @@ impl Stream {
 
     /// Journals what is new, hands it over, then acknowledges.
     async fn flush(&mut self) {
-        let half = self.shared.options.stream_bytes / 2;
+        let half = self.context.options.stream_bytes / 2;
         let crowded = self
             .connection
             .as_ref()
-            .is_some_and(|c| c.room.available_permits() < half || self.shared.is_crowded());
+            .is_some_and(|c| c.room.available_permits() < half || self.context.is_crowded());
         self.intake.flush(crowded).await;
         if self.intake.has_given_up() {
             self.following = Following::nothing();
         }
         if let Some(sequence) = self.finishing.take() {
-            Counters::add(&self.shared.counters.finished);
+            Counters::add(&self.context.counters.finished);
             self.end(StreamEnd::Finished, Some(sequence));
         }
         for (ack, finishes) in std::mem::take(&mut self.unacked) {
@@ -434,7 +393,7 @@ impl Stream {
     /// Tells the engine that no more events come, and asks when it is done.
     fn end(&mut self, end: StreamEnd, finish: Option<i64>) {
         if let StreamEnd::Broken(why) = &end {
-            Counters::add(&self.shared.counters.broken);
+            Counters::add(&self.context.counters.broken);
             tracing::info!(stream = %self.key, why, "stream broken off");
         }
         let heard = self.intake.end(end);
@@ -443,7 +402,7 @@ impl Stream {
 
     /// Asks when the engine is done, once it has `heard` of the stream's end, if it still has to.
     fn await_settlement(&mut self, finish: Option<i64>, heard: Option<oneshot::Receiver<()>>) {
-        let builds = Arc::clone(&self.shared.builds);
+        let builds = Arc::clone(&self.context.builds);
         let key = self.key.clone();
         let settling = tokio::spawn(async move {
             if let Some(heard) = heard {
@@ -466,7 +425,7 @@ impl Stream {
         if settlement.is_none() {
             tracing::error!(stream = %self.key, "the engine failed; the build's outputs may be missing");
         } else {
-            let mut done = self.shared.builds.done(&self.key);
+            let mut done = self.context.builds.done(&self.key);
             if (&mut done).now_or_never().is_none() {
                 self.rest = Some(AbortOnDropHandle::new(tokio::spawn(done)));
             }
@@ -474,7 +433,7 @@ impl Stream {
         self.phase = Phase::Settled {
             finish,
             settlement,
-            forget: after(self.shared.linger()),
+            forget: after(self.context.linger()),
         };
         self.conclude().await;
         self.try_release();
@@ -505,7 +464,7 @@ impl Stream {
         } = &mut self.phase
             && finished
         {
-            *forget = after(self.shared.linger());
+            *forget = after(self.context.linger());
             self.intake.settle().await;
         }
     }
@@ -516,7 +475,7 @@ impl Stream {
             // A connection may be there that has not sent its last event yet.
             return;
         };
-        let policy = self.shared.options.hold;
+        let policy = self.context.options.hold;
         let limit = self.intake.limit(&policy);
         let overdue = held.counted_from.elapsed() >= limit.after;
         let waited = match &self.phase {
@@ -545,18 +504,18 @@ impl Stream {
             return;
         };
         if timed_out {
-            Counters::add(&self.shared.counters.hold_timeouts);
+            Counters::add(&self.context.counters.hold_timeouts);
             tracing::warn!(stream = %self.key, %limit, "held for too long; downloads go on");
         }
         if waited.is_some() {
-            self.shared
+            self.context
                 .builds
                 .held(&self.key, held.since.elapsed(), timed_out);
         }
         let answer = match release {
             Release::Ack => Ok(held.ack),
             Release::Fail(message) => {
-                Counters::add(&self.shared.counters.strict_failures);
+                Counters::add(&self.context.counters.strict_failures);
                 Err(Status::failed_precondition(message))
             }
         };
@@ -566,7 +525,7 @@ impl Stream {
 
     fn attach(&mut self, connection: Connection) {
         if let Some(old) = &self.connection {
-            Counters::add(&self.shared.counters.takeovers);
+            Counters::add(&self.context.counters.takeovers);
             tracing::info!(stream = %self.key, old = old.id, new = connection.id, "another connection takes over");
             let _ = old
                 .acks
@@ -616,11 +575,11 @@ impl Stream {
             connection.released.cancel();
         }
         if let Some(held) = self.held.take() {
-            self.shared.builds.held(&self.key, held.since.elapsed(), false);
+            self.context.builds.held(&self.key, held.since.elapsed(), false);
         }
         match &mut self.phase {
-            Phase::Open { give_up, .. } => *give_up = after(self.shared.options.reconnect_grace),
-            Phase::Settled { forget, .. } => *forget = after(self.shared.linger()),
+            Phase::Open { give_up, .. } => *give_up = after(self.context.options.reconnect_grace),
+            Phase::Settled { forget, .. } => *forget = after(self.context.linger()),
             Phase::Settling { .. } => {}
         }
     }
@@ -631,14 +590,14 @@ impl Stream {
         if settled && (self.following.is_finished() || self.intake.is_journaled()) {
             self.place = None;
         } else if self.place.is_none() {
-            self.place = Some(self.shared.streams.place());
+            self.place = Some(self.context.streams.place());
         }
     }
 
     /// When to wake if nothing happens.
     fn deadline(&self) -> Option<Instant> {
         if let Some(held) = &self.held {
-            let limit = self.intake.limit(&self.shared.options.hold);
+            let limit = self.intake.limit(&self.context.options.hold);
             return Some(later(held.counted_from, limit.after));
         }
         match &self.phase {
@@ -666,7 +625,7 @@ impl Stream {
             Phase::Settling { .. } => false,
             Phase::Settled { forget, .. } => {
                 // In case that somebody is just about to attach.
-                *forget = after(self.shared.linger());
+                *forget = after(self.context.linger());
                 true
             }
         }
@@ -677,8 +636,8 @@ impl Stream {
     async fn shut_down(mut self) {
         if let Some(connection) = self.connection.take() {
             let answer = match self.held.take() {
-                Some(held) if !self.shared.options.hold.strict => {
-                    self.shared.builds.held(&self.key, held.since.elapsed(), false);
+                Some(held) if !self.context.options.hold.strict => {
+                    self.context.builds.held(&self.key, held.since.elapsed(), false);
                     Ok(held.ack)
                 }
                 _ => Err(shutting_down()),
@@ -689,7 +648,7 @@ impl Stream {
         let last = match &self.phase {
             Phase::Settled { .. } => i64::MAX,
             // What waits for outputs would wait in vain.
-            _ if self.shared.options.hold.mode == HoldMode::Target => 0,
+            _ if self.context.options.hold.mode == HoldMode::Target => 0,
             // Not closed yet, so it can't be finished.
             Phase::Open { .. } | Phase::Settling { .. } => self.highest.unwrap_or(0),
         };

@@ -10,10 +10,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{
-    server::Shared,
-    stream::{Command, Stream},
-};
+use super::command::Command;
 use crate::{builds::StreamKey, journal::Journal};
 
 /// Events that wait for a stream's task; the budget of bytes is elsewhere.
@@ -42,8 +39,12 @@ impl Drop for Place {
 }
 
 impl Streams {
-    /// The way to a stream's task, which is started if there is none.
-    pub(super) fn sender(&self, key: &StreamKey, shared: &Arc<Shared>) -> mpsc::Sender<Command> {
+    /// The way to a stream's task; `start` is called if there is none.
+    pub(super) fn sender(
+        &self,
+        key: &StreamKey,
+        start: impl FnOnce(mpsc::Receiver<Command>, Place),
+    ) -> mpsc::Sender<Command> {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = tasks.get(key)
             && !sender.is_closed()
@@ -51,26 +52,16 @@ impl Streams {
             return sender.clone();
         }
         let (sender, commands) = mpsc::channel(QUEUED);
-        let stream = Stream::run(key.clone(), Arc::clone(shared), commands, self.place());
-        shared.tasks.spawn(stream);
+        start(commands, self.place());
         tasks.insert(key.clone(), sender.clone());
         sender
     }
 
-    /// The same for a client's stream, which is not begun when there are `most` already.
-    pub(super) fn open(
-        &self,
-        key: &StreamKey,
-        shared: &Arc<Shared>,
-        most: usize,
-    ) -> Option<mpsc::Sender<Command>> {
+    /// Whether one more client's stream may be at work, when `most` may; one that has a task already may.
+    pub(super) fn may_open(&self, key: &StreamKey, most: usize) -> bool {
         let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let known = tasks.get(key).is_some_and(|sender| !sender.is_closed());
-        if !known && self.at_work.load(Relaxed) >= most {
-            return None;
-        }
-        drop(tasks);
-        Some(self.sender(key, shared))
+        known || self.at_work.load(Relaxed) < most
     }
 
     /// The newest stream with a key's ids that has a task or a journal. Blocks.

@@ -2,7 +2,7 @@
 
 use tonic::transport::Channel;
 
-use super::{UpstreamError, UpstreamOptions};
+use super::options::{UpstreamError, UpstreamOptions};
 use crate::remote::{RemoteOptions, channel::Connector};
 
 /// Makes connections: one for each stream, as if each build tool had its own. So one that is not read from holds no

@@ -7,10 +7,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
-    Credentials, ForwardStatus, Inner, Surroundings,
-    builds::Opened,
     call::{Answer, Call},
     headers,
+    order::Opened,
+    outgoing::ForwardStatus,
+    shared::{Credentials, Inner, Surroundings},
     supply::{End, Ready, Source},
     window::{Room, Window},
 };

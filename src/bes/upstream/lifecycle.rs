@@ -4,26 +4,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use tonic::{Code, Request, Status, client::Grpc, metadata::MetadataMap, transport::Channel};
+use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
 
-use super::{Inner, backoff, builds::Waiting, headers};
-use crate::bes::{lifecycle::Pending, raw::RawCodec};
+use super::{
+    backoff, headers,
+    order::{LifecycleEvent, Waiting},
+    shared::Inner,
+};
+use crate::bes::raw::RawCodec;
 
 const LIFECYCLE: PathAndQuery =
     PathAndQuery::from_static("/google.devtools.build.v1.PublishBuildEvent/PublishLifecycleEvent");
-
-/// A call about a build's life.
-pub(in crate::bes) struct LifecycleEvent {
-    /// Whether it goes before the streams that come after it (`BuildEnqueued`, `InvocationAttemptStarted`), or behind
-    /// those that came before it (`InvocationAttemptFinished`, `BuildFinished`).
-    pub(in crate::bes) opening: bool,
-    /// The encoded `PublishLifecycleEventRequest`, as received.
-    pub(in crate::bes) request: Bytes,
-    /// What the client said in its headers.
-    pub(in crate::bes) headers: MetadataMap,
-    /// Dropped with the call, when upstream has it.
-    pub(in crate::bes) _pending: Pending,
-}
 
 /// Makes one build's calls while there are any.
 pub(super) struct Caller {

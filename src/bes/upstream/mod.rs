@@ -10,7 +10,6 @@
 //! stays in the journal.
 
 mod backoff;
-mod builds;
 mod call;
 mod channel;
 mod forward;
@@ -20,175 +19,46 @@ mod gate;
 mod headers;
 mod health;
 mod lifecycle;
+mod options;
+mod order;
 mod outgoing;
 mod peek;
 mod rewrite;
+mod shared;
 mod supply;
 #[cfg(test)]
 mod tests;
 mod window;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::Status;
 
 use self::{
-    backoff::RetryDelays, builds::BuildCalls, channel::Channels, forward::Forwarder, health::Health,
-    lifecycle::Caller, supply::Supply, window::Room,
+    backoff::RetryDelays,
+    forward::Forwarder,
+    health::Health,
+    lifecycle::Caller,
+    order::BuildCalls,
+    shared::{Credentials, Inner},
+    supply::Supply,
+    window::Room,
 };
-use super::{counters::Counters, hold::HoldPolicy, server::Shared};
-use crate::{
-    builds::{Builds, StreamKey},
-    remote::{Endpoint, Header, RemoteError, RemoteOptions, auth::Auth},
-};
+use crate::builds::StreamKey;
 
 #[cfg(any(test, fuzzing))]
 pub(super) use fuzz::{
     blobs as fuzz_blobs, file_uri as fuzz_file_uri, kind as fuzz_kind, rewritten as fuzz_rewritten,
 };
-pub(in crate::bes) use lifecycle::LifecycleEvent;
+pub use options::{UpstreamError, UpstreamOptions};
+pub(in crate::bes) use order::LifecycleEvent;
 pub(in crate::bes) use outgoing::{ForwardStatus, Outgoing, OutgoingEvent};
-
-/// How to reach the upstream service, and what it is sent.
-#[derive(Debug, Clone)]
-pub struct UpstreamOptions {
-    /// Where it listens.
-    pub endpoint: Endpoint,
-    /// Headers for every call; they take the place of the client's headers of the same names.
-    pub headers: Vec<Header>,
-    /// PEM file of the authorities that may sign the server's certificate, instead of the system's.
-    pub tls_certificate: Option<PathBuf>,
-    /// PEM file of our certificate.
-    pub tls_client_certificate: Option<PathBuf>,
-    /// PEM file of its key.
-    pub tls_client_key: Option<PathBuf>,
-    /// Credential helpers, as `[SCOPE=]PATH`.
-    pub credential_helpers: Vec<String>,
-    /// Whether forwarded events name files on disk instead of blobs, where they are there.
-    pub rewrite_uris: bool,
-    /// How long connecting may take, and then TLS.
-    pub connect_timeout: Duration,
-    /// How often a connection in use is pinged; the answer may take a third of that.
-    pub keepalive: Duration,
-    /// How long a lifecycle call may take. Bazel allows 15 s.
-    pub call_timeout: Duration,
-    /// How long upstream may take to close a stream that it has acknowledged to the end.
-    pub close_timeout: Duration,
-    /// Bytes of one stream's events in memory that upstream has not acknowledged. An event that is larger goes alone.
-    pub window_bytes: usize,
-    /// The wait after a first failure; each further one is 1.6 times as long. Bazel's are the same.
-    pub first_retry: Duration,
-    /// The longest wait.
-    pub longest_retry: Duration,
-}
-
-impl UpstreamOptions {
-    /// The defaults, for an endpoint.
-    #[must_use]
-    pub const fn new(endpoint: Endpoint) -> Self {
-        Self {
-            endpoint,
-            headers: Vec::new(),
-            tls_certificate: None,
-            tls_client_certificate: None,
-            tls_client_key: None,
-            credential_helpers: Vec::new(),
-            rewrite_uris: false,
-            connect_timeout: Duration::from_secs(10),
-            keepalive: Duration::from_secs(60),
-            call_timeout: Duration::from_secs(15),
-            close_timeout: Duration::from_secs(10),
-            window_bytes: 8 << 20,
-            first_retry: Duration::from_secs(1),
-            longest_retry: Duration::from_secs(60),
-        }
-    }
-}
-
-/// Settings of the upstream service that can't work; names the flag.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(transparent)]
-pub struct UpstreamError(#[from] RemoteError);
+pub(in crate::bes) use shared::Surroundings;
 
 /// The client of an upstream service. Cheap to clone.
 #[derive(Clone)]
 pub struct Upstream {
     inner: Arc<Inner>,
-}
-
-/// What all streams share.
-struct Inner {
-    options: UpstreamOptions,
-    /// The headers and the certificates of the options, or newer ones.
-    credentials: RwLock<Arc<Credentials>>,
-    delays: RetryDelays,
-    health: Health,
-    calls: BuildCalls,
-}
-
-/// How upstream is told who we are.
-struct Credentials {
-    channels: Channels,
-    auth: Auth,
-}
-
-impl Credentials {
-    fn new(options: &UpstreamOptions) -> Result<Self, UpstreamError> {
-        let mut remote = RemoteOptions::new(options.endpoint.clone());
-        remote.headers.clone_from(&options.headers);
-        remote.credential_helpers.clone_from(&options.credential_helpers);
-        remote.workspace = std::env::current_dir().ok();
-        Ok(Self {
-            channels: Channels::new(options)?,
-            auth: Auth::new(&remote)?,
-        })
-    }
-
-    /// The user's headers, and those of a credential helper.
-    async fn headers(&self) -> Result<Vec<Header>, Status> {
-        match self.auth.headers().await {
-            Ok((headers, _)) => Ok(headers),
-            Err(error) => Err(Status::unauthenticated(error.to_string())),
-        }
-    }
-}
-
-impl Inner {
-    fn credentials(&self) -> Arc<Credentials> {
-        self.credentials
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-/// What is around a stream's tasks.
-struct Surroundings {
-    builds: Arc<dyn Builds>,
-    hold: HoldPolicy,
-    counters: Arc<Counters>,
-    shutdown: CancellationToken,
-    forwards: TaskTracker,
-    halt: CancellationToken,
-}
-
-impl Surroundings {
-    fn of(shared: &Shared) -> Self {
-        Self {
-            builds: Arc::clone(&shared.builds),
-            hold: shared.options.hold,
-            counters: Arc::clone(&shared.counters),
-            shutdown: shared.shutdown.clone(),
-            forwards: shared.forwards.clone(),
-            halt: shared.halt.clone(),
-        }
-    }
 }
 
 impl Upstream {
@@ -240,13 +110,13 @@ impl Upstream {
     /// The forwarder ends when its queue is closed and everything in it was delivered, or at `halt`.
     pub(in crate::bes) fn forward(
         &self,
-        shared: &Shared,
+        around: &Surroundings,
         key: &StreamKey,
         acked: i64,
         save: Arc<dyn Fn(i64) + Send + Sync>,
     ) -> (mpsc::UnboundedSender<Outgoing>, watch::Receiver<ForwardStatus>) {
         let room = Arc::new(Room::new(self.inner.options.window_bytes));
-        self.forward_in(&Surroundings::of(shared), key, acked, save, room)
+        self.forward_in(around, key, acked, save, room)
     }
 
     fn forward_in(
@@ -275,11 +145,7 @@ impl Upstream {
     }
 
     /// Takes one of a build's lifecycle calls, in order, and drops it when upstream has it or will never take it.
-    pub(in crate::bes) fn lifecycle(&self, shared: &Shared, build_id: &str, event: LifecycleEvent) {
-        self.lifecycle_in(&Surroundings::of(shared), build_id, event);
-    }
-
-    fn lifecycle_in(&self, around: &Surroundings, build_id: &str, event: LifecycleEvent) {
+    pub(in crate::bes) fn lifecycle(&self, around: &Surroundings, build_id: &str, event: LifecycleEvent) {
         if self.inner.calls.add_call(build_id, event) {
             let caller = Caller::new(Arc::clone(&self.inner), build_id);
             let halt = around.halt.clone();

@@ -10,9 +10,10 @@ use tokio::{
 use tonic::metadata::MetadataMap;
 
 use super::{
-    Inner, Outgoing, OutgoingEvent, Surroundings,
     gate::{Gate, Verdict},
+    outgoing::{Outgoing, OutgoingEvent},
     rewrite,
+    shared::{Inner, Surroundings},
     window::{Kept, Room},
 };
 use crate::{

@@ -10,7 +10,7 @@ use super::{
     rig::{PATIENCE, Rig, options, stream},
 };
 use crate::{
-    bes::{HoldMode, lifecycle::Lifecycle, upstream::LifecycleEvent},
+    bes::{HoldMode, lifecycle::Lifecycle, upstream::order::LifecycleEvent},
     builds::Progress,
 };
 
@@ -23,7 +23,7 @@ fn call(rig: &Rig, number: u64, opening: bool) -> Lifecycle {
         request,
         headers: MetadataMap::new(),
     };
-    rig.upstream.lifecycle_in(&rig.around, &rig.key.build_id, event);
+    rig.upstream.lifecycle(&rig.around, &rig.key.build_id, event);
     counted
 }
 

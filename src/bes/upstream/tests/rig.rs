@@ -19,7 +19,11 @@ use crate::{
     bes::{
         HoldMode, HoldPolicy,
         upstream::{
-            ForwardStatus, Outgoing, OutgoingEvent, Surroundings, Upstream, UpstreamOptions, window::Room,
+            Upstream,
+            options::UpstreamOptions,
+            outgoing::{ForwardStatus, Outgoing, OutgoingEvent},
+            shared::Surroundings,
+            window::Room,
         },
     },
     builds::{Builds, Progress, Settlement, StreamEnd, StreamKey},

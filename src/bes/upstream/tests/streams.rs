@@ -14,7 +14,7 @@ use super::{
     rig::{Rig, options, stream},
 };
 use crate::{
-    bes::{HoldMode, upstream::Outgoing},
+    bes::{HoldMode, upstream::outgoing::Outgoing},
     builds::{StreamEnd, StreamKey},
     journal::{Batch, Journal, JournalOptions, headers, received::Received},
     proto::build_event_stream::{Progress, build_event::Payload},

@@ -5,9 +5,25 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use bytes::Bytes;
 use tokio::sync::watch;
+use tonic::metadata::MetadataMap;
 
-use super::{ForwardStatus, LifecycleEvent};
+use super::outgoing::ForwardStatus;
+use crate::bes::lifecycle::Pending;
+
+/// A call about a build's life.
+pub(in crate::bes) struct LifecycleEvent {
+    /// Whether it goes before the streams that come after it (`BuildEnqueued`, `InvocationAttemptStarted`), or behind
+    /// those that came before it (`InvocationAttemptFinished`, `BuildFinished`).
+    pub(in crate::bes) opening: bool,
+    /// The encoded `PublishLifecycleEventRequest`, as received.
+    pub(in crate::bes) request: Bytes,
+    /// What the client said in its headers.
+    pub(in crate::bes) headers: MetadataMap,
+    /// Dropped with the call, when upstream has it.
+    pub(in crate::bes) _pending: Pending,
+}
 
 /// Every build that has streams or calls on their way.
 #[derive(Default)]
