@@ -4,18 +4,19 @@
 //! Everything about an invocation is owned by its task; others send it a [`Message`]. The order of things is the
 //! promise: an output's metadata is in the record before the coordinator hears of it.
 
-pub(super) mod action_cache;
+mod action_cache;
 mod again;
+mod course;
 mod local;
 mod naming;
 mod others;
+mod parts;
 mod progress;
 mod runfiles;
 mod undigested;
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -26,26 +27,27 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
 };
 
-use self::{action_cache::Known, others::Doubt, progress::Course};
+use self::{
+    course::Course,
+    parts::{Doubt, Known, Place, Placed, Wanted},
+};
 use super::{
     build::{Build, Named},
-    engine::{Report, Shared},
-    feed::{Change, Listeners},
+    feed::{Change, Listeners, Report},
+    message::Message,
     rows::{self, Naming},
+    shared::Shared,
     tally::Tally,
     watching::{Begun, PAGE, Page, Recorded},
 };
 use crate::{
-    bep::{
-        event::{CommandLine, Event, Framed, TargetId},
-        named_sets::SetIndex,
-    },
+    bep::event::{CommandLine, Event, TargetId},
     builds::{Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     exec_path::ExecPath,
-    materialize::{Completion, Outcome, Root, Session},
+    materialize::{Completion, Outcome, Session},
     output::{Class, Directories, OutputContent},
-    record::{InvocationRow, InvocationState, RootId, TargetRow, TargetState},
+    record::{InvocationRow, InvocationState, TargetRow, TargetState},
 };
 
 /// How long a completion waits before its row is written, so that the file's stamp is older than the row by more
@@ -61,66 +63,6 @@ const MESSAGES_AT_ONCE: usize = 8;
 const INBOX: usize = 16;
 /// Hashes paths: there are so many of them. Seeded at random, since a stream is not to be trusted.
 type PathHasher = foldhash::fast::RandomState;
-
-/// What an invocation's task is told.
-pub(super) enum Message {
-    /// Events with their numbers.
-    Events(Vec<(i64, Framed)>),
-    /// What comes next is beyond a limit of the event service, for this reason.
-    Limited(String),
-    Ended(StreamEnd),
-    /// Answer when everything required is there or has failed.
-    Settled(oneshot::Sender<Settlement>),
-    /// Answer when everything optional came to its end as well.
-    Done(oneshot::Sender<()>),
-    /// The end of the stream was held back for so long.
-    Held(Duration, bool),
-    /// Answer with the present state, and the number of required outputs that are still on their way.
-    Snapshot(oneshot::Sender<(InvocationRow, u64)>),
-    /// Answer whether the build goes on.
-    Busy(oneshot::Sender<bool>),
-    /// Answer with the targets so far.
-    Targets(oneshot::Sender<Vec<TargetRow>>),
-    /// Let somebody follow the build.
-    Watch(oneshot::Sender<Begun>),
-    /// Answer with the targets from this one on, as many as are in a page.
-    Page(usize, oneshot::Sender<Result<Page, Begun>>),
-    /// Answer with how far the build is settled.
-    Progress(oneshot::Sender<watch::Receiver<Progress>>),
-    /// Answer with where these files are on disk.
-    LocalFiles(
-        Vec<(Option<ExecPath>, Digest)>,
-        oneshot::Sender<Vec<Option<PathBuf>>>,
-    ),
-    /// Give up what is still wanted.
-    Cancel(oneshot::Sender<()>),
-}
-
-/// An output that is on disk.
-#[derive(Clone)]
-struct Placed {
-    path: ExecPath,
-    outcome: Outcome,
-}
-
-struct Wanted {
-    content: OutputContent,
-    class: Class,
-    target: Arc<TargetId>,
-    /// The event that calls for it, and the set that has it: see [`super::build::Named`].
-    sequence: i64,
-    set: Option<SetIndex>,
-    done: bool,
-    /// Its bytes are on disk, as far as we know.
-    on_disk: bool,
-}
-
-/// What is needed to ask for outputs, once the stream has told it.
-struct Place {
-    id: RootId,
-    root: Arc<Root>,
-    version: u64,
-}
 
 pub(super) struct Actor {
     shared: Arc<Shared>,

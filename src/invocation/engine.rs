@@ -1,7 +1,6 @@
 //! The engine behind the doors: one task for each invocation, and what they share.
 
 use std::{
-    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
@@ -14,12 +13,13 @@ use futures::{
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::{
-    actor::{Actor, Message, action_cache::Remembered},
-    feed::{Change, Told},
+    actor::Actor,
+    feed::{Report, Told},
+    message::{Message, ask},
     policy::Policy,
     roots::Roots,
+    shared::Shared,
     sources::Sources,
-    tally::Tally,
     watching::Watch,
 };
 use crate::{
@@ -29,122 +29,8 @@ use crate::{
     exec_path::ExecPath,
     materialize::Materializer,
     metrics::Metrics,
-    record::{InvocationRow, InvocationState, Record, RootId, TargetRow},
+    record::{InvocationRow, InvocationState, Record, TargetRow},
 };
-
-/// What became of an invocation, told once it is settled.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// Which.
-    pub invocation_id: String,
-    /// The id of its build request: Bazel may begin a build anew in the same command.
-    pub build_id: String,
-    /// Its workspace on disk.
-    pub workspace: String,
-    /// Its exec root, absolute.
-    pub exec_root: String,
-    /// The build tool's command, such as `build`.
-    pub command: String,
-    /// What it came to.
-    pub state: InvocationState,
-    /// The summary line.
-    pub line: String,
-    /// The first failures and warnings.
-    pub messages: Vec<String>,
-    /// Required outputs that could not be had.
-    pub failed: u64,
-    /// The build tool's exit code, if it told one.
-    pub exit_code: Option<i32>,
-    /// Its outputs in numbers.
-    pub tally: Tally,
-}
-
-/// What all invocations share.
-pub(super) struct Shared {
-    pub(super) policy: RwLock<Policy>,
-    pub(super) record: Record,
-    pub(super) materializer: Materializer,
-    pub(super) roots: Arc<Roots>,
-    pub(super) sources: Arc<Sources>,
-    pub(super) metrics: Metrics,
-    /// By both ids: an invocation id may be used again, for another build.
-    live: Mutex<HashMap<StreamKey, mpsc::Sender<Message>>>,
-    reports: broadcast::Sender<Report>,
-    /// Who is told of every change.
-    told: Mutex<Vec<mpsc::UnboundedSender<Told>>>,
-    /// Whether the outputs of a set are settled as of the event that brings the set.
-    pub(super) holds_sets: bool,
-    /// How long a task stays after its end.
-    linger: OnceLock<Duration>,
-    /// What was read of the build tool's action caches last.
-    action_caches: Mutex<HashMap<RootId, Remembered>>,
-    /// Why they are not read, as it was said.
-    said: Mutex<HashSet<String>>,
-}
-
-/// How long a task stays after its end, for a client that comes back to the same stream, unless told otherwise. Longer
-/// than the event service remembers the stream ([`crate::bes::BesOptions`]), so that one which resumes it finds the task
-/// that has heard its beginning.
-const LINGER: Duration = Duration::from_secs(330);
-
-impl Shared {
-    /// How long a task stays after its end.
-    pub(super) fn linger(&self) -> Duration {
-        self.linger.get().copied().unwrap_or(LINGER)
-    }
-
-    /// Whether this was not said before.
-    pub(super) fn is_first(&self, message: &str) -> bool {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.insert(message.to_owned())
-    }
-
-    pub(super) fn action_cache(&self, root: RootId) -> Option<Remembered> {
-        let caches = self.action_caches.lock().unwrap_or_else(PoisonError::into_inner);
-        caches.get(&root).cloned()
-    }
-
-    pub(super) fn remember_action_cache(&self, root: RootId, read: Option<Remembered>) {
-        let mut caches = self.action_caches.lock().unwrap_or_else(PoisonError::into_inner);
-        match read {
-            Some(read) => caches.insert(root, read),
-            None => caches.remove(&root),
-        };
-    }
-
-    pub(super) fn forget(&self, stream: &StreamKey) {
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        if live.get(stream).is_some_and(mpsc::Sender::is_closed) {
-            live.remove(stream);
-        }
-    }
-
-    pub(super) fn report(&self, report: Report) {
-        // Nobody has to listen.
-        let _ = self.reports.send(report);
-    }
-
-    pub(super) fn tell(&self, invocation_id: &str, change: &Change) {
-        let mut listeners = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.retain(|listener| {
-            // Who has gone is told no more.
-            let told = Told {
-                invocation_id: invocation_id.to_owned(),
-                change: change.clone(),
-            };
-            listener.send(told).is_ok()
-        });
-    }
-}
-
-async fn ask<T>(
-    task: &mpsc::Sender<Message>,
-    question: impl FnOnce(oneshot::Sender<T>) -> Message,
-) -> Option<T> {
-    let (answer, answered) = oneshot::channel();
-    task.send(question(answer)).await.ok()?;
-    answered.await.ok()
-}
 
 /// Follows builds. Cheap to clone.
 #[derive(Clone)]

@@ -4,8 +4,40 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
-use super::engine::Report;
-use crate::{exec_path::ExecPath, materialize::Outcome, output::Class, record::TargetRow};
+use super::tally::Tally;
+use crate::{
+    exec_path::ExecPath,
+    materialize::Outcome,
+    output::Class,
+    record::{InvocationState, TargetRow},
+};
+
+/// What became of an invocation, told once it is settled.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Which.
+    pub invocation_id: String,
+    /// The id of its build request: Bazel may begin a build anew in the same command.
+    pub build_id: String,
+    /// Its workspace on disk.
+    pub workspace: String,
+    /// Its exec root, absolute.
+    pub exec_root: String,
+    /// The build tool's command, such as `build`.
+    pub command: String,
+    /// What it came to.
+    pub state: InvocationState,
+    /// The summary line.
+    pub line: String,
+    /// The first failures and warnings.
+    pub messages: Vec<String>,
+    /// Required outputs that could not be had.
+    pub failed: u64,
+    /// The build tool's exit code, if it told one.
+    pub exit_code: Option<i32>,
+    /// Its outputs in numbers.
+    pub tally: Tally,
+}
 
 /// Something about a build has changed.
 #[derive(Debug, Clone)]

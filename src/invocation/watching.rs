@@ -8,9 +8,8 @@ use tokio::{
 };
 
 use super::{
-    actor::Message,
-    engine::Report,
-    feed::{Change, Numbered},
+    feed::{Change, Numbered, Report},
+    message::Message,
 };
 use crate::record::{Record, TargetRow};
 

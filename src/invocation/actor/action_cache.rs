@@ -1,44 +1,24 @@
 //! What Bazel itself has on disk of outputs that no event names: when it is believed, and taking it on record.
 
-use std::{
-    collections::{HashMap, HashSet},
-    hash::BuildHasher as _,
-    sync::Arc,
-};
+use std::{collections::HashSet, hash::BuildHasher as _, sync::Arc};
 
 use tokio::task::spawn_blocking;
 
 use super::{
     super::{roots::Destination, rows, runfiles},
-    Actor, Place,
+    Actor,
+    parts::{Known, Place},
 };
 use crate::{
     action_cache::{self, Facts, Reading, State},
     digest::DigestFunction,
     exec_path::ExecPath,
+    invocation::shared::Remembered,
     output::OutputContent,
 };
 
 /// Exit codes of Bazel after which its action cache is not written: interrupted, and an internal error.
 const UNSAVED: [i32; 2] = [8, 37];
-
-/// What the action cache tells.
-pub(super) enum Known {
-    /// These facts.
-    Facts(Facts, Arc<State>),
-    /// What it told before.
-    Unchanged,
-    /// Nothing, for this reason.
-    Nothing(String),
-}
-
-/// What was read of an output root's action cache last.
-#[derive(Clone)]
-pub(in super::super) struct Remembered {
-    pub(super) state: Arc<State>,
-    /// The files of trees that programs need.
-    pub(super) trees: Arc<HashMap<ExecPath, Vec<ExecPath>>>,
-}
 
 impl Actor {
     /// What the action cache tells. It is believed only after a build that has written it, and if it agrees with

@@ -14,7 +14,7 @@ use std::{collections::HashMap, path::Path, thread};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use tokio::task::spawn_blocking;
 
-use super::{Actor, Placed};
+use super::{Actor, parts::Placed};
 use crate::{
     materialize::{Outcome, Want},
     output::{Class, Stamp},

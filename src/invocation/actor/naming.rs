@@ -17,7 +17,8 @@ use super::{
         selection::builds,
         sources::{BuildDirectories, SourceCache},
     },
-    Actor, PathHasher, Place, Wanted, again,
+    Actor, PathHasher, again,
+    parts::{Place, Wanted},
 };
 use crate::{
     bep::event::TargetId,

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::task::spawn_blocking;
 
-use super::{Actor, again::deletes_at_its_end};
+use super::{Actor, again::deletes_at_its_end, parts::Doubt};
 use crate::{materialize::Root, units::show_duration};
 
 /// For how long a build is held for others who are placing files.
@@ -20,17 +20,6 @@ const HELD: Duration = Duration::from_secs(10);
 const WATCHED: Duration = Duration::from_secs(600);
 const SOON: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_millis(500);
-
-/// Why what is on disk may not be what was placed or found there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doubt {
-    /// Somebody else is in the middle of placing files.
-    Placing,
-    /// The same, for so long that the build is not held any more.
-    Stuck,
-    /// They are done, and what is on disk is to be looked at; once more if what is optional was still on its way.
-    Done { looked: bool },
-}
 
 impl Actor {
     /// Somebody else is in the middle of placing files in this root.

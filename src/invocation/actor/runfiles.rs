@@ -20,12 +20,13 @@ use super::{
         runfiles::{self, Needed},
     },
     Actor, PathHasher,
-    action_cache::{Known, Remembered},
+    parts::Known,
 };
 use crate::{
     action_cache::{self, Facts},
     bep::event::{CommandLine, TargetId},
     exec_path::ExecPath,
+    invocation::shared::Remembered,
     materialize::place::Seen,
     output::{Class, OutputContent},
     record::{Record, RootId},

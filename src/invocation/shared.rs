@@ -1,0 +1,111 @@
+//! What the tasks of all invocations share.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::sync::{broadcast, mpsc};
+
+use super::{
+    feed::{Change, Report, Told},
+    message::Message,
+    policy::Policy,
+    roots::Roots,
+    sources::Sources,
+};
+use crate::{
+    action_cache::State,
+    builds::StreamKey,
+    exec_path::ExecPath,
+    materialize::Materializer,
+    metrics::Metrics,
+    record::{Record, RootId},
+};
+
+/// What was read of an output root's action cache last.
+#[derive(Clone)]
+pub(super) struct Remembered {
+    pub(super) state: Arc<State>,
+    /// The files of trees that programs need.
+    pub(super) trees: Arc<HashMap<ExecPath, Vec<ExecPath>>>,
+}
+
+/// What all invocations share.
+pub(super) struct Shared {
+    pub(super) policy: RwLock<Policy>,
+    pub(super) record: Record,
+    pub(super) materializer: Materializer,
+    pub(super) roots: Arc<Roots>,
+    pub(super) sources: Arc<Sources>,
+    pub(super) metrics: Metrics,
+    /// By both ids: an invocation id may be used again, for another build.
+    pub(super) live: Mutex<HashMap<StreamKey, mpsc::Sender<Message>>>,
+    pub(super) reports: broadcast::Sender<Report>,
+    /// Who is told of every change.
+    pub(super) told: Mutex<Vec<mpsc::UnboundedSender<Told>>>,
+    /// Whether the outputs of a set are settled as of the event that brings the set.
+    pub(super) holds_sets: bool,
+    /// How long a task stays after its end.
+    pub(super) linger: OnceLock<Duration>,
+    /// What was read of the build tool's action caches last.
+    pub(super) action_caches: Mutex<HashMap<RootId, Remembered>>,
+    /// Why they are not read, as it was said.
+    pub(super) said: Mutex<HashSet<String>>,
+}
+
+/// How long a task stays after its end, for a client that comes back to the same stream, unless told otherwise. Longer
+/// than the event service remembers the stream ([`crate::bes::BesOptions`]), so that one which resumes it finds the task
+/// that has heard its beginning.
+const LINGER: Duration = Duration::from_secs(330);
+
+impl Shared {
+    /// How long a task stays after its end.
+    pub(super) fn linger(&self) -> Duration {
+        self.linger.get().copied().unwrap_or(LINGER)
+    }
+
+    /// Whether this was not said before.
+    pub(super) fn is_first(&self, message: &str) -> bool {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.insert(message.to_owned())
+    }
+
+    pub(super) fn action_cache(&self, root: RootId) -> Option<Remembered> {
+        let caches = self.action_caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.get(&root).cloned()
+    }
+
+    pub(super) fn remember_action_cache(&self, root: RootId, read: Option<Remembered>) {
+        let mut caches = self.action_caches.lock().unwrap_or_else(PoisonError::into_inner);
+        match read {
+            Some(read) => caches.insert(root, read),
+            None => caches.remove(&root),
+        };
+    }
+
+    pub(super) fn forget(&self, stream: &StreamKey) {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.get(stream).is_some_and(mpsc::Sender::is_closed) {
+            live.remove(stream);
+        }
+    }
+
+    pub(super) fn report(&self, report: Report) {
+        // Nobody has to listen.
+        let _ = self.reports.send(report);
+    }
+
+    pub(super) fn tell(&self, invocation_id: &str, change: &Change) {
+        let mut listeners = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|listener| {
+            // Who has gone is told no more.
+            let told = Told {
+                invocation_id: invocation_id.to_owned(),
+                change: change.clone(),
+            };
+            listener.send(told).is_ok()
+        });
+    }
+}
