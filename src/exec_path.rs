@@ -2,6 +2,9 @@
 
 use std::{borrow::Borrow, fmt, path::Path, str::FromStr, sync::Arc};
 
+/// The directory in an exec root that `bazel clean` deletes and every build fills.
+pub(crate) const BUILD_TREE: &str = "bazel-out";
+
 /// The longest path, and the longest name, that Linux takes.
 const PATH_MAX: usize = 4095;
 const NAME_MAX: usize = 255;

@@ -27,22 +27,21 @@ use tokio::{
     task::AbortHandle,
 };
 
-use self::{checking::Gathering, jobs::Jobs, nearby::NearbyBlobs, window::Window};
+use self::{
+    checking::Gathering,
+    jobs::{Asker, CacheId, Hashing, Job, Jobs},
+    nearby::NearbyBlobs,
+    window::Window,
+};
 use super::{
-    MaterializeOptions,
     large::LargeError,
+    options::MaterializeOptions,
     place::{PlaceError, Placed},
     queue::BlobQueue,
-    want::{Completion, Outcome, Root, Session, Source, Want},
+    want::{Completion, Outcome, Root, Session, Want},
     writers::{BatchId, CheckBatch, JobId, PlaceContent, Writers, Written},
 };
-use crate::{
-    digest::Digest,
-    exec_path::ExecPath,
-    metrics::Metrics,
-    output::{Class, OutputContent, Stamp},
-    remote::{BatchAnswer, RemoteError},
-};
+use crate::{digest::Digest, exec_path::ExecPath, metrics::Metrics, remote::BatchAnswer};
 
 /// Commands that may wait.
 pub(super) const COMMANDS: usize = 64;
@@ -68,60 +67,6 @@ pub(super) enum Command {
 enum Fetched {
     Batch(CacheId, Vec<BatchAnswer>, OwnedSemaphorePermit),
     Large(CacheId, Digest, JobId, Result<Placed, LargeError>),
-}
-
-/// Keys come from build events, a few hundred nanoseconds of hashing each with the standard library's own hasher. This
-/// one is seeded as well.
-type Hashing = foldhash::fast::RandomState;
-
-/// Tells caches apart: the address of the store, which the entry keeps alive.
-type CacheId = usize;
-
-struct Asker {
-    session: Arc<Session>,
-    class: Class,
-    since: Instant,
-}
-
-impl Asker {
-    fn new(session: &Arc<Session>, want: &Want) -> Self {
-        Self {
-            session: session.clone(),
-            class: want.class,
-            since: want.since,
-        }
-    }
-}
-
-struct Job {
-    root: Arc<Root>,
-    version: u64,
-    /// The thread that writes into the path's directory.
-    shard: usize,
-    path: ExecPath,
-    content: OutputContent,
-    class: Class,
-    recorded: Option<Stamp>,
-    askers: Vec<Asker>,
-    /// The bytes' way, once they have one.
-    source: Source,
-    bytes: u64,
-    /// Nothing was in its place when it was looked for.
-    is_new: bool,
-    /// The disk was looked at once more after the cache had said that it does not have the blob.
-    missing: Option<Box<RemoteError>>,
-    /// Bytes that did not match the digest came for it once.
-    mismatched: bool,
-    /// Its bytes are read and dropped ([`Served::warm`](super::want::Served::warm)).
-    warms: bool,
-}
-
-impl Job {
-    fn cache(&self) -> CacheId {
-        self.askers
-            .first()
-            .map_or(0, |asker| Arc::as_ptr(&asker.session.store).cast::<()>() as usize)
-    }
 }
 
 /// A blob that is queued or being fetched. Once its bytes are here it is none of the coordinator's business any more.

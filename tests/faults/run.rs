@@ -25,7 +25,7 @@ use outhaul::{
         sources::SourceRule,
         watching::Watch,
     },
-    materialize::{MaterializeOptions, Outcome},
+    materialize::{Outcome, MaterializeOptions},
     record::Record,
     remote::{Endpoint, GrpcCache, Header, RemoteOptions, retry::Timer},
 };

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     super::want::{Completion, Outcome, Session},
-    Asker, Coordinator,
+    Coordinator,
+    jobs::Asker,
 };
 use crate::{exec_path::ExecPath, metrics::BlobLabels, output::OutputContent};
 

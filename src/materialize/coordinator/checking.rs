@@ -13,7 +13,8 @@ use super::{
         want::{Completion, Outcome, Root, Served, Session, Source, Want},
         writers::{BatchId, CheckBatch, CheckItem, JobId, Work},
     },
-    Asker, Coordinator, Job,
+    Coordinator,
+    jobs::{Asker, Job},
 };
 use crate::output::OutputContent;
 

@@ -15,7 +15,8 @@ use super::{
         want::{Outcome, Root, Source},
         writers::{CheckItem, JobId, PlaceContent, Work},
     },
-    BUDGET_UNIT, Blob, CacheId, Coordinator, Fetched,
+    BUDGET_UNIT, Blob, Coordinator, Fetched,
+    jobs::CacheId,
 };
 use crate::{
     digest::Digest,

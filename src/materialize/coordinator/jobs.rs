@@ -1,8 +1,70 @@
 //! The jobs by number.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use super::{super::writers::JobId, Job};
+use super::super::{
+    want::{Root, Session, Source, Want},
+    writers::JobId,
+};
+use crate::{
+    exec_path::ExecPath,
+    output::{Class, OutputContent, Stamp},
+    remote::RemoteError,
+};
+
+/// Keys come from build events, a few hundred nanoseconds of hashing each with the standard library's own hasher. This
+/// one is seeded as well.
+pub(super) type Hashing = foldhash::fast::RandomState;
+
+/// Tells caches apart: the address of the store, which the entry keeps alive.
+pub(super) type CacheId = usize;
+
+pub(super) struct Asker {
+    pub(super) session: Arc<Session>,
+    pub(super) class: Class,
+    pub(super) since: Instant,
+}
+
+impl Asker {
+    pub(super) fn new(session: &Arc<Session>, want: &Want) -> Self {
+        Self {
+            session: session.clone(),
+            class: want.class,
+            since: want.since,
+        }
+    }
+}
+
+pub(super) struct Job {
+    pub(super) root: Arc<Root>,
+    pub(super) version: u64,
+    /// The thread that writes into the path's directory.
+    pub(super) shard: usize,
+    pub(super) path: ExecPath,
+    pub(super) content: OutputContent,
+    pub(super) class: Class,
+    pub(super) recorded: Option<Stamp>,
+    pub(super) askers: Vec<Asker>,
+    /// The bytes' way, once they have one.
+    pub(super) source: Source,
+    pub(super) bytes: u64,
+    /// Nothing was in its place when it was looked for.
+    pub(super) is_new: bool,
+    /// The disk was looked at once more after the cache had said that it does not have the blob.
+    pub(super) missing: Option<Box<RemoteError>>,
+    /// Bytes that did not match the digest came for it once.
+    pub(super) mismatched: bool,
+    /// Its bytes are read and dropped ([`Served::warm`](super::want::Served::warm)).
+    pub(super) warms: bool,
+}
+
+impl Job {
+    pub(super) fn cache(&self) -> CacheId {
+        self.askers
+            .first()
+            .map_or(0, |asker| Arc::as_ptr(&asker.session.store).cast::<()>() as usize)
+    }
+}
 
 /// All jobs that have not ended.
 ///

@@ -12,7 +12,8 @@ use super::{
         want::{Outcome, Source},
         writers::{JobId, PlaceContent},
     },
-    Coordinator, Hashing,
+    Coordinator,
+    jobs::Hashing,
 };
 use crate::{
     digest::Digest,
@@ -171,7 +172,7 @@ impl Coordinator {
     }
 
     /// A job has ended that may have left a file nearby, or may have been the one that others wait for.
-    pub(super) fn settle_nearby(&mut self, id: JobId, job: &super::Job, outcome: &Outcome) {
+    pub(super) fn settle_nearby(&mut self, id: JobId, job: &super::jobs::Job, outcome: &Outcome) {
         let OutputContent::Blob(digest) = &job.content else {
             return;
         };

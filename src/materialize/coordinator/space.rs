@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{super::place::PlaceError, CacheId, Coordinator, JobId};
+use super::{super::place::PlaceError, Coordinator, JobId, jobs::CacheId};
 use crate::{digest::Digest, output::Class};
 
 /// How long a refusal is a reason to look at every blob.

@@ -8,8 +8,9 @@ use rustix::{
 use super::{
     epoch::Epoch,
     error::{PlaceError, PlaceErrorKind},
+    item::Placed,
     large::{publish_verified, reserve},
-    placer::{Placed, Placer},
+    placer::Placer,
     publish::NewFile,
     sys, walk,
 };

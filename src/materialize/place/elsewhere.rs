@@ -14,12 +14,15 @@ use rustix::{
 };
 
 use super::{
-    check::{Check, Vouched},
     error::{PlaceError, PlaceErrorKind},
-    root::{BUILD_TREE, OutputRoot},
+    hash::{Check, Vouched},
+    root::OutputRoot,
     sys,
 };
-use crate::{exec_path::ExecPath, output::OutputContent};
+use crate::{
+    exec_path::{BUILD_TREE, ExecPath},
+    output::OutputContent,
+};
 
 impl OutputRoot {
     /// Where an exec root's `bazel-out` leads, if it is a link now.

@@ -8,14 +8,16 @@ use rustix::{
 };
 
 use super::{
-    aliases,
     epoch::Epoch,
     error::PlaceError,
-    placer::{Placed, Placer},
-    publish::{How, Job},
+    item::{How, Placed},
+    leaning,
+    placer::Placer,
+    publish::Job,
+    spot::Spot,
     sys,
     temp::TempName,
-    walk::{self, Spot},
+    walk,
     writable::Writable,
 };
 use crate::{exec_path::ExecPath, output::OutputContent};
@@ -70,7 +72,7 @@ impl Placer {
             match replace_by_symlink(&job, &spot, target)? {
                 Ok(()) => return placed(&spot, how).map_err(error),
                 Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                    aliases::remove_empty(&changing, &spot)?;
+                    leaning::remove_empty(&changing, &spot)?;
                 }
                 Err(errno) => return Err(error(errno)),
             }
@@ -106,7 +108,7 @@ impl Placer {
             };
             let content = OutputContent::Directory;
             if !job.root.aliases.found(path, &content, &spot, leads_there) {
-                return Err(aliases::turned("make directory", path));
+                return Err(leaning::turned("make directory", path));
             }
         }
         let stat =

@@ -7,7 +7,7 @@ use std::{
 
 use rustix::io::Errno;
 
-use super::space::Shortage;
+use super::mark::Shortage;
 use crate::digest::Digest;
 
 /// What went wrong, for decisions.

@@ -10,10 +10,12 @@ use rustix::{
 use super::{
     epoch::Epoch,
     error::PlaceError,
-    placer::{PlaceOptions, Placed, Placer},
-    publish::{How, Job, NewFile, Site},
+    item::{How, Placed},
+    options::PlaceOptions,
+    placer::Placer,
+    promised::Promised,
+    publish::{Job, NewFile, Site},
     root::OutputRoot,
-    space::Promised,
     sys,
     writable::Writable,
 };

@@ -10,20 +10,20 @@
 //! |---|---|
 //! | `root` | a root on disk, and whether it and its `bazel-out` are still the ones that were there |
 //! | `allow` | which directories may be a root |
-//! | `aliases` | outputs that lie where links lead |
+//! | `aliases`, `leaning` | outputs that lie where links lead |
 //! | `epoch` | the newest invocation wins |
 //! | `claim` | also over those that other processes follow |
 //! | `walk` | finding and making directories beneath the root, links included |
 //! | `writable` | read-only directories, opened and restored |
 //! | `temp` | where files lie before they have a name; sweeping |
 //! | `publish` | from a written file to its final name |
-//! | `check` | is it already there? |
+//! | `check`, `hash`, `dirs` | is it already there? |
 //! | `elsewhere` | the same where an output service has `bazel-out`: size alone, nothing is read |
 //! | `placer`, `staging`, `entries` | batches of small files; new directories whole; symlinks and directories |
 //! | `large`, `copy` | one big file as a stream; copies of one that is already there |
 //! | `runfiles` | manifests of runfiles, and what is there of what they name |
 //! | `tidy` | in staged directories: removing what was staged before, finding what nobody staged |
-//! | `space` | how much of a file system is to stay free |
+//! | `space`, `mark`, `promised` | how much of a file system is to stay free |
 //! | `sys` | stamps and the few system calls with fallbacks |
 
 mod aliases;
@@ -31,17 +31,25 @@ mod allow;
 mod check;
 mod claim;
 mod copy;
+mod dirs;
 mod elsewhere;
 mod entries;
 mod epoch;
 mod error;
+mod hash;
+mod item;
 mod large;
+mod leaning;
+mod mark;
 mod modes;
+mod options;
 mod placer;
+mod promised;
 mod publish;
 mod root;
 mod runfiles;
 mod space;
+mod spot;
 mod staging;
 mod sys;
 mod temp;
@@ -54,13 +62,14 @@ mod tests;
 
 pub(crate) use allow::resolve;
 pub use allow::{Allowance, is_allowed_open, is_allowed_root};
-pub use check::{Check, Vouched};
 pub use claim::{Claim, Working};
 pub use epoch::{Epoch, Permit};
 pub use error::{PlaceError, PlaceErrorKind};
+pub use hash::{Check, Vouched};
+pub use item::{How, Item, Placed};
 pub use large::LargeFile;
-pub use placer::{Item, PlaceOptions, Placed, Placer};
-pub use publish::How;
+pub use mark::{Mark, Shortage};
+pub use options::PlaceOptions;
+pub use placer::Placer;
 pub use root::{MARKERS, OutputRoot, Presence};
 pub use runfiles::Seen;
-pub use space::{Mark, Shortage};

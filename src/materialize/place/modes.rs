@@ -14,7 +14,7 @@ use std::{
 
 use rustix::{fd::AsFd, fs::FileType};
 
-use super::{placer::PlaceOptions, sys};
+use super::{options::PlaceOptions, sys};
 use crate::exec_path::ExecPath;
 
 /// The output whose mode is that of all.
@@ -44,7 +44,7 @@ impl Modes {
     /// Looks at what the build tool has made, unless that is known. True if files get another mode from now on.
     pub(super) fn learn(&self, root: impl AsFd) -> bool {
         if self.directory.load(Relaxed) == 0
-            && let Some(mode) = mode_of(&root, super::root::BUILD_TREE, FileType::Directory)
+            && let Some(mode) = mode_of(&root, crate::exec_path::BUILD_TREE, FileType::Directory)
             && mode & DIRECTORY_LEAST == DIRECTORY_LEAST
         {
             self.directory.store(mode, Relaxed);

@@ -5,76 +5,24 @@ use std::{fmt, sync::Arc};
 use rustix::io::Errno;
 
 use super::{
-    check::DirCache,
+    dirs::DirCache,
     epoch::Epoch,
     error::PlaceError,
-    publish::{How, Job, NewFile, Site},
+    item::{How, Item, Placed},
+    options::PlaceOptions,
+    promised::Promised,
+    publish::{Job, NewFile, Site},
     root::OutputRoot,
-    space::{Mark, Promised},
+    spot::Spot,
     staging,
     sys::{self, Dir},
-    walk::{self, Spot},
+    walk,
     writable::Writable,
 };
-use crate::{digest::Digest, exec_path::ExecPath, output::Stamp};
+use crate::{digest::Digest, exec_path::ExecPath};
 
 /// So many files are worth a staging directory: the directory's rename costs about as much as their links.
 const STAGED: usize = 6;
-
-/// How files are placed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PlaceOptions {
-    /// Files get the mode 0755 instead of 0555.
-    pub writable: bool,
-    /// What is to stay free.
-    pub space: Mark,
-}
-
-impl PlaceOptions {
-    pub(super) const fn mode(self) -> u32 {
-        if self.writable { 0o755 } else { 0o555 }
-    }
-}
-
-/// A small file to place.
-#[derive(Debug, Clone, Copy)]
-pub struct Item<'a> {
-    /// Where.
-    pub path: &'a ExecPath,
-    /// What its bytes must have.
-    pub digest: &'a Digest,
-    /// The bytes, not verified yet.
-    pub bytes: &'a [u8],
-    /// Nothing was there a moment ago, so the name is tried before there is another look. It costs only time if
-    /// something is there by now.
-    pub is_new: bool,
-}
-
-/// A file that is under its final name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Placed {
-    /// What the system says of it since. It vouches for the file only once it has been seen again, since the file is
-    /// as young as the stamp.
-    pub stamp: Stamp,
-    /// What was done.
-    pub how: How,
-}
-
-impl Placed {
-    /// Bytes were read that should have the `expected` digest, and are not kept.
-    pub(in crate::materialize) fn nowhere(
-        path: &ExecPath,
-        expected: &Digest,
-        actual: Digest,
-    ) -> Result<Self, PlaceError> {
-        if actual == *expected {
-            let (stamp, how) = (Stamp::default(), How::Dropped);
-            Ok(Self { stamp, how })
-        } else {
-            Err(PlaceError::mismatch(path.as_str(), expected, Some(actual)))
-        }
-    }
-}
 
 /// Places files in one root. Belongs to one thread; the threads of a root share its [`OutputRoot`] and [`Epoch`].
 pub struct Placer {

@@ -12,15 +12,17 @@ use rustix::{
 };
 
 use super::{
-    aliases::{self, Leaning},
-    check,
     epoch::{Epoch, Permit},
     error::PlaceError,
-    placer::{PlaceOptions, Placed},
+    hash,
+    item::{How, Placed},
+    leaning::{self, Leaning},
+    options::PlaceOptions,
     root::OutputRoot,
+    spot::Spot,
     sys::{self, Dir},
     temp::{self, TempName, Unnamed},
-    walk::{self, Spot},
+    walk,
     writable::Writable,
 };
 use crate::{
@@ -28,19 +30,6 @@ use crate::{
     exec_path::ExecPath,
     output::{OutputContent, Stamp},
 };
-
-/// What placing did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// Nothing was there.
-    Created,
-    /// Something else was there.
-    Replaced,
-    /// The right bytes were there already, and were left alone.
-    Kept,
-    /// The bytes were right, and nothing was to be placed.
-    Dropped,
-}
 
 /// A job of placing: what the functions of a publication need to know together.
 #[derive(Clone, Copy)]
@@ -116,10 +105,10 @@ impl<'a> Site<'a> {
             None if is_file => &self.spot,
             None => return Ok(None),
         };
-        let wanted = check::Wanted::Digest(digest);
-        let stamp = check::hash_file(spot, &wanted, buffer)?;
+        let wanted = hash::Wanted::Digest(digest);
+        let stamp = hash::hash_file(spot, &wanted, buffer)?;
         let content = || OutputContent::Blob(digest.clone());
-        Ok(stamp.filter(|stamp| check::leans(job.root, self.path, &content, spot, stamp)))
+        Ok(stamp.filter(|stamp| hash::leans(job.root, self.path, &content, spot, stamp)))
     }
 
     /// Publishes a written file here. The caller has verified it and asked for a permit no earlier than it needs. A link
@@ -156,10 +145,10 @@ impl<'a> Site<'a> {
     }
 
     fn has_come(&self, job: &Job<'_>, digest: &Digest) -> Option<Stamp> {
-        let wanted = check::Wanted::Digest(digest);
-        let stamp = check::hash_file(&self.spot, &wanted, &mut Vec::new()).ok()??;
+        let wanted = hash::Wanted::Digest(digest);
+        let stamp = hash::hash_file(&self.spot, &wanted, &mut Vec::new()).ok()??;
         let content = || OutputContent::Blob(digest.clone());
-        check::leans(job.root, self.path, &content, &self.spot, &stamp).then_some(stamp)
+        hash::leans(job.root, self.path, &content, &self.spot, &stamp).then_some(stamp)
     }
 
     /// Publishes it where the link leads that is here, if nothing has that name: the link stays, as in Bazel's own
@@ -281,7 +270,7 @@ impl NewFile {
                 }
                 Err(Errno::EXIST) if !exists => exists = true,
                 Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-                    aliases::remove_empty(leaning, spot)?;
+                    leaning::remove_empty(leaning, spot)?;
                 }
                 Err(Errno::XDEV) if !copied => {
                     copied = true;

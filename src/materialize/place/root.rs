@@ -1,6 +1,7 @@
 //! An output root on disk, and whether it is still the one that was there when work began.
 
 use std::{
+    collections::HashMap,
     ffi::OsStr,
     fmt,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
@@ -17,21 +18,20 @@ use rustix::{
 };
 
 use super::{
-    aliases::Aliases,
     claim::Claim,
     error::{PlaceError, PlaceErrorKind},
+    leaning::Aliases,
     modes::Modes,
-    placer::PlaceOptions,
-    runfiles::WithoutManifests,
+    options::PlaceOptions,
     space::Space,
     sys::{self, Inode},
     temp::{self, TempDir, Unnamed},
     writable::Leases,
 };
-use crate::exec_path::{ExecPath, is_reserved};
-
-/// The directory in an exec root that `bazel clean` deletes and every build fills.
-pub(super) const BUILD_TREE: &str = "bazel-out";
+use crate::{
+    exec_path::{BUILD_TREE, ExecPath, is_reserved},
+    output::Stamp,
+};
 
 /// The directory that staging keeps its markers in.
 pub const MARKERS: &str = ".outhaul";
@@ -78,6 +78,9 @@ pub struct OutputRoot {
     pub(super) modes_hold: AtomicBool,
     no_openat2: AtomicBool,
 }
+
+/// Directories without manifests, with what they looked like.
+pub(super) type WithoutManifests = HashMap<String, Stamp>;
 
 /// What is known of `bazel-out`.
 enum BuildTree {

@@ -4,7 +4,6 @@
 //! with all care.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{self, Read as _},
     sync::PoisonError,
@@ -16,7 +15,7 @@ use rustix::{
 };
 
 use super::{root::OutputRoot, sys};
-use crate::{exec_path::ExecPath, output::Stamp, units::show_size};
+use crate::{exec_path::ExecPath, units::show_size};
 
 /// Follows a program's path.
 const MANIFEST: &str = ".runfiles_manifest";
@@ -39,9 +38,6 @@ pub enum Seen {
     /// A directory.
     Directory,
 }
-
-/// Directories without manifests, with what they looked like.
-pub(super) type WithoutManifests = HashMap<String, Stamp>;
 
 impl OutputRoot {
     /// The programs that have a manifest of runfiles in some directories, by their paths below the root. A directory

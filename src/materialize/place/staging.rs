@@ -15,11 +15,12 @@ use rustix::{
 
 use super::{
     error::PlaceError,
-    placer::{Item, Placed},
-    publish::{How, Job, create_flags, settle_mode},
+    item::{How, Item, Placed},
+    publish::{Job, create_flags, settle_mode},
+    spot::Spot,
     sys,
     temp::TempName,
-    walk::{Spot, settle_dir_mode},
+    walk::settle_dir_mode,
     writable::Writable,
 };
 use crate::output::Stamp;

@@ -6,8 +6,8 @@ use rustix::{
 };
 
 use super::{
-    check::Check,
     error::{PlaceError, PlaceErrorKind},
+    hash::Check,
     placer::Placer,
     sys, walk,
     writable::Writable,

@@ -23,33 +23,20 @@ use rustix::{
 };
 
 use super::{
-    aliases,
     epoch::Permit,
     error::{PlaceError, PlaceErrorKind},
-    root::{BUILD_TREE, OutputRoot},
+    leaning,
+    root::OutputRoot,
+    spot::Spot,
     sys::{self, Dir},
     writable::Writable,
 };
-use crate::exec_path::ExecPath;
+use crate::exec_path::{BUILD_TREE, ExecPath};
 
 /// How many symlinks are followed for one path, as in Bazel's own download of a dangling link's target.
 const MAX_HOPS: usize = 32;
 /// How many directories deep a walk goes: it holds the descriptors of all of them, for the way back.
 const MAX_DEPTH: usize = 256;
-
-/// A name in an open directory.
-#[derive(Debug, Clone)]
-pub(super) struct Spot {
-    pub(super) dir: Arc<Dir>,
-    pub(super) name: OsString,
-}
-
-impl Spot {
-    /// Below the root, links in the directory resolved; for messages.
-    pub(super) fn path(&self) -> PathBuf {
-        self.dir.path.join(&self.name)
-    }
-}
 
 /// The directory at a path below the root (empty for the root itself); `None` when it is not there.
 pub(super) fn find_dir(root: &OutputRoot, path: &str) -> Result<Option<Arc<Dir>>, PlaceError> {
@@ -422,7 +409,7 @@ impl<'a> Walk<'a> {
         let path = here.path.join(name);
         // What lies behind a link is nobody else's to remove.
         if !self.through.is_empty() {
-            return Err(aliases::refused(&path));
+            return Err(leaning::refused(&path));
         }
         let _changing = self.root.aliases.refuse(&path)?;
         let _open =

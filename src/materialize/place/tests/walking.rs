@@ -3,10 +3,10 @@
 use std::os::unix::fs::symlink;
 
 use super::{
-    root::BUILD_TREE,
     walk::{find_dir, follow, make_dir},
     *,
 };
+use crate::exec_path::BUILD_TREE;
 
 fn root() -> (tempfile::TempDir, OutputRoot) {
     let dir = tempfile::tempdir().unwrap();
