@@ -12,7 +12,7 @@ use outhaul::{
     daemon::Rooms,
     demo::GeneratedBuild,
     invocation::{policy::Policy, roots::RootRules, sources::SourceRule},
-    materialize::options::MaterializeOptions,
+    materialize::MaterializeOptions,
     proto::google::devtools::build::v1::{
         BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
         build_event::{BuildComponentStreamFinished, Event, build_component_stream_finished::FinishType},

@@ -25,7 +25,7 @@ use outhaul::{
         sources::SourceRule,
         watching::Watch,
     },
-    materialize::{Outcome, MaterializeOptions},
+    materialize::{MaterializeOptions, Outcome},
     record::Record,
     remote::{Endpoint, GrpcCache, Header, RemoteOptions, retry::Timer},
 };
