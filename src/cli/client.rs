@@ -356,14 +356,14 @@ impl Client {
     pub(super) async fn outputs(
         &mut self,
         id: &str,
-        class: &str,
+        class: pb::OutputClass,
         mut each: impl FnMut(pb::Output) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         match self {
             Self::Daemon(client) => {
                 let request = pb::ListOutputsRequest {
                     invocation_id: id.to_owned(),
-                    class: class.to_owned(),
+                    class: class.into(),
                 };
                 let mut outputs = client.list_outputs(request).await.map_err(told)?.into_inner();
                 while let Some(output) = outputs.message().await.map_err(told)? {

@@ -52,13 +52,13 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
             if args.json {
                 let value = json!({
                     "path": result.path,
-                    "outcome": (!result.outcome.is_empty()).then_some(&result.outcome),
+                    "outcome": view::non_empty(&result.outcome().name()),
                     "error": (!result.error.is_empty()).then_some(&result.error),
                     "output": result.output.as_ref().map(view::output_json),
                 });
                 writeln!(out, "{value}")?;
             } else if result.error.is_empty() {
-                writeln!(out, "{}: {}", printable(&result.path), result.outcome)?;
+                writeln!(out, "{}: {}", printable(&result.path), result.outcome().name())?;
             } else {
                 let (path, error) = (printable(&result.path), printable(&result.error));
                 writeln!(print::err(), "outhaul: {path}: {error}")?;

@@ -7,7 +7,9 @@ use clap::Args;
 use super::{client::Client, exit, exit::Failure, print, runtime, view};
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
+    output::Class,
     printable::printable,
+    proto::outhaul::v1 as pb,
 };
 
 /// Arguments of `outhaul ls`.
@@ -46,7 +48,10 @@ pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
             None => Client::open(&args.control, &args.state, &args.cache).await?,
         };
         let id = args.id.as_deref().unwrap_or("");
-        let class = args.class.as_deref().unwrap_or("");
+        let class = args.class.as_deref().unwrap_or_default();
+        let classes = [Class::Required, Class::Optional, Class::Known];
+        let class = classes.into_iter().find(|known| known.name() == class);
+        let class = class.map_or(pb::OutputClass::Unspecified, Into::into);
         let result = client
             .outputs(id, class, |output| {
                 let mut out = print::out();
@@ -56,8 +61,8 @@ pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
                     writeln!(
                         out,
                         "{:8}  {:12}  {:>10}  {}",
-                        output.class,
-                        output.state,
+                        output.class().name(),
+                        output.state().name(),
                         printable(&view::content(&output)),
                         printable(&output.exec_path)
                     )?;

@@ -233,7 +233,7 @@ fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
             writeln!(
                 out,
                 "{:8}  {:>10}  {}",
-                output.class,
+                output.class().name(),
                 size(output),
                 printable(&output.path)
             )?;
@@ -243,7 +243,7 @@ fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
         return Ok(exit::OK);
     }
     tell_failures(response)?;
-    let count = |outcome: &str| response.outputs.iter().filter(|o| o.outcome == outcome).count();
+    let count = |outcome| response.outputs.iter().filter(|o| o.outcome() == outcome).count();
     let pending = match response.pending {
         0 => String::new(),
         n => format!(", {n} optional on their way"),
@@ -252,9 +252,9 @@ fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
     writeln!(
         err,
         "outhaul: {} downloaded, {} copied, {} already present, {failed} failed{pending}; {} {}",
-        count("downloaded"),
-        count("copied"),
-        count("present"),
+        count(pb::OutputOutcome::Downloaded),
+        count(pb::OutputOutcome::Copied),
+        count(pb::OutputOutcome::Present),
         if response.staged {
             "staged in"
         } else {
@@ -273,7 +273,7 @@ fn tell_failures(response: &pb::StageResponse) -> Result<(), Failure> {
             err,
             "outhaul: {} ({}): {}",
             printable(&output.exec_path),
-            output.class,
+            output.class().name(),
             printable(&output.error)
         )?;
     }
@@ -299,12 +299,12 @@ fn output_json(output: &pb::StagedOutput) -> Value {
         "label": output.label,
         "aspect": some(&output.aspect),
         "output_group": some(&output.output_group),
-        "class": output.class,
+        "class": output.class().name(),
         "digest": output.digest.as_ref().map(view::digest),
         "size": output.digest.as_ref().map(|d| d.size),
         "symlink_target": some(&output.symlink_target),
         "directory": output.directory,
-        "outcome": some(&output.outcome),
+        "outcome": some(&output.outcome().name()),
         "error": some(&output.error),
     })
 }

@@ -61,8 +61,8 @@ pub(super) fn stat(args: &StatArgs) -> Result<u8, Failure> {
             } else {
                 writeln!(out, "  content: {}", printable(&view::content(output)))?;
             }
-            writeln!(out, "  state: {}", printable(&output.state))?;
-            if !output.error.is_empty() && output.state != "materialized" {
+            writeln!(out, "  state: {}", output.state().name())?;
+            if !output.error.is_empty() && output.state() != pb::OutputState::Materialized {
                 writeln!(out, "  reason: {}", printable(&output.error))?;
             }
             writeln!(out, "  target: {}", printable(&namer(output)))?;

@@ -123,7 +123,7 @@ async fn watch(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
             }
             out.flush()?;
         }
-        let over = !matches!(&*invocation.state, "running" | "draining");
+        let over = invocation.state().is_over();
         let failed = invocation.failed > 0;
         shown = Some(invocation);
         if over {

@@ -20,8 +20,8 @@ pub(super) fn output_json(output: &pb::Output) -> Value {
         "size": output.digest.as_ref().map(|d| d.size),
         "symlink_target": non_empty(&output.symlink_target),
         "directory": output.directory,
-        "state": output.state,
-        "class": output.class,
+        "state": output.state().name(),
+        "class": output.class().name(),
         "rule": output.rule,
         "label": output.label,
         "aspect": non_empty(&output.aspect),
@@ -43,7 +43,7 @@ pub(super) fn invocation_json(invocation: &pb::Invocation) -> Value {
         "command": invocation.command,
         "workspace": invocation.workspace,
         "exec_root": invocation.exec_root,
-        "state": invocation.state,
+        "state": invocation.state().name(),
         "started_ms": invocation.started_ms,
         "settled_ms": (invocation.settled_ms > 0).then_some(invocation.settled_ms),
         "exit_code": invocation.exit_code,
@@ -71,7 +71,7 @@ pub(super) fn target_json(target: &pb::Target) -> Value {
         "label": target.label,
         "aspect": non_empty(&target.aspect),
         "configuration": target.configuration,
-        "state": target.state,
+        "state": target.state().name(),
         "success": target.success,
         "required": target.required,
         "optional": target.optional,
@@ -113,7 +113,7 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
         "{}  {}  {}{code}  {}",
         printable(&invocation.invocation_id),
         printable(&invocation.command),
-        printable(&invocation.state),
+        invocation.state().name(),
         printable(&invocation.workspace)
     )?;
     writeln!(out, "  {}", printable(&invocation.summary))?;
@@ -154,7 +154,7 @@ pub(super) fn target(out: &mut dyn Write, target: &pb::Target) -> io::Result<()>
     writeln!(
         out,
         "  {:9} {}: {} required, {} optional, {} known, {} failed",
-        target.state,
+        target.state().name(),
         printable(&format!("{}{aspect}", target.label)),
         target.required,
         target.optional,

@@ -115,10 +115,10 @@ pub(super) fn main(args: &WaitArgs) -> Result<u8, Failure> {
             Some(answer) => answer?,
             None => waiting.judge.timed_out(),
         };
-        let code = match &*answer.result {
-            "settled" => exit::OK,
-            "not_found" => exit::NOT_FOUND,
-            "timed_out" => exit::TIMED_OUT,
+        let code = match answer.result() {
+            pb::WaitResult::Settled => exit::OK,
+            pb::WaitResult::NotFound => exit::NOT_FOUND,
+            pb::WaitResult::TimedOut => exit::TIMED_OUT,
             _ => exit::FAILED,
         };
         if args.json {
@@ -392,8 +392,8 @@ fn event_json(event: &Event) -> Value {
             "output": {
                 "exec_path": output.exec_path,
                 "label": output.label,
-                "class": output.class,
-                "outcome": output.outcome,
+                "class": output.class().name(),
+                "outcome": output.outcome().name(),
                 "source": view::non_empty(&output.source),
                 "bytes": output.bytes,
                 "error": view::non_empty(&output.error),
@@ -409,7 +409,7 @@ fn event_json(event: &Event) -> Value {
 fn result_json(answer: &pb::WaitResponse, code: u8) -> Value {
     json!({
         "event": "result",
-        "result": answer.result,
+        "result": answer.result().name(),
         "exit_code": code,
         "invocation": answer.invocation.as_ref().map(view::invocation_json),
         "targets": answer.targets.iter().map(view::target_json).collect::<Vec<_>>(),
@@ -442,7 +442,7 @@ fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
         "{}  {}  {}  {}",
         printable(&invocation.invocation_id),
         printable(&invocation.command),
-        answer.result.replace('_', " "),
+        answer.result().name().replace('_', " "),
         printable(&invocation.workspace)
     )?;
     if args.targets.is_empty() {

@@ -1,6 +1,7 @@
 //! What can be asked of a daemon: the control API on its socket, and the admin port.
 
 mod admin;
+mod names;
 mod server;
 mod service;
 pub(crate) mod staging;

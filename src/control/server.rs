@@ -201,7 +201,7 @@ impl Control for ControlServer {
         let request = request.into_inner();
         let outputs = self
             .service
-            .outputs(&request.invocation_id, &request.class)
+            .outputs(&request.invocation_id, request.class())
             .await
             .map_err(Status::not_found)?;
         Ok(Response::new(Box::pin(ReceiverStream::new(outputs).map(Ok))))

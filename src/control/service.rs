@@ -211,7 +211,7 @@ impl Service {
             command: row.command,
             workspace: row.workspace,
             exec_root: row.exec_root,
-            state: row.state.name().to_owned(),
+            state: pb::InvocationState::from(row.state).into(),
             started_ms: row.started_ms,
             settled_ms: row.settled_ms,
             exit_code: row.finished.then_some(row.exit_code),

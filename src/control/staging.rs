@@ -9,9 +9,9 @@ use tonic::{Code, Status};
 use super::service::Service;
 use crate::{
     digest::{Digest, DigestFunction},
-    output::{Class, OutputContent},
+    output::OutputContent,
     proto::outhaul::v1 as pb,
-    record::{InvocationRow, OutputState},
+    record::InvocationRow,
     stage::{Ended, StageError, StageErrorKind, Staged, Which, Wish, check, select::Artifact},
 };
 
@@ -140,7 +140,7 @@ impl Service {
             notes,
             rest,
         } = stager.stage(plan, &directory, gone).await.map_err(|e| told(&e))?;
-        let open = |ended: &&Ended| ended.outcome.is_empty() && ended.error.is_empty();
+        let open = |ended: &&Ended| ended.outcome.is_none() && ended.error.is_empty();
         let pending = if rest.is_some() {
             outputs.iter().filter(open).count()
         } else {
@@ -207,8 +207,8 @@ impl Service {
                 digest: shown.digest,
                 symlink_target: shown.symlink_target,
                 directory: shown.directory,
-                state: OutputState::Known.name().to_owned(),
-                class: Class::Known.name().to_owned(),
+                state: pb::OutputState::Known.into(),
+                class: pb::OutputClass::Known.into(),
                 rule: "the build has no output root here".to_owned(),
                 label: shown.label,
                 aspect: shown.aspect,
@@ -222,9 +222,11 @@ impl Service {
 }
 
 /// Hands a list over, of one class if given.
-pub(super) async fn tell(outputs: Vec<pb::Output>, class: String, answer: mpsc::Sender<pb::Output>) {
+pub(super) async fn tell(outputs: Vec<pb::Output>, class: pb::OutputClass, answer: mpsc::Sender<pb::Output>) {
     for output in outputs {
-        if (class.is_empty() || output.class == class) && answer.send(output).await.is_err() {
+        if (class == pb::OutputClass::Unspecified || output.class() == class)
+            && answer.send(output).await.is_err()
+        {
             break;
         }
     }
@@ -283,7 +285,7 @@ fn artifact(artifact: &Artifact) -> pb::StagedOutput {
         label: artifact.label.to_string(),
         aspect: artifact.aspect.to_string(),
         output_group: artifact.group.to_string(),
-        class: artifact.class.name().to_owned(),
+        class: pb::OutputClass::from(artifact.class).into(),
         ..pb::StagedOutput::default()
     };
     match &artifact.content {
@@ -299,7 +301,10 @@ fn artifact(artifact: &Artifact) -> pb::StagedOutput {
 
 fn staged_output(ended: &Ended) -> pb::StagedOutput {
     pb::StagedOutput {
-        outcome: ended.outcome.to_owned(),
+        outcome: ended
+            .outcome
+            .map_or(pb::OutputOutcome::Unspecified, Into::into)
+            .into(),
         error: ended.error.clone(),
         ..artifact(&ended.artifact)
     }

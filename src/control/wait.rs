@@ -124,7 +124,7 @@ fn row_of(target: &pb::Target) -> TargetRow {
         label: target.label.clone(),
         aspect: target.aspect.clone(),
         configuration: target.configuration.clone(),
-        state: TargetState::from_name(&target.state),
+        state: target.state().into(),
         success: target.success,
         required: target.required,
         optional: target.optional,
@@ -238,15 +238,19 @@ impl Judge {
     }
 
     fn output(&mut self, output: &pb::OutputEnd) {
-        if output.class != "required" {
+        if output.class() != pb::OutputClass::Required {
             return;
         }
-        match &*output.outcome {
-            "superseded" => self.superseded = true,
-            "evicted" | "failed" if self.failed_outputs.len() < FAILURES && self.covers_output(output) => {
+        match output.outcome() {
+            pb::OutputOutcome::Superseded => self.superseded = true,
+            pb::OutputOutcome::Evicted | pb::OutputOutcome::Failed
+                if self.failed_outputs.len() < FAILURES && self.covers_output(output) =>
+            {
                 self.failed_outputs.push(format!(
                     "{}: {}: {}",
-                    output.exec_path, output.outcome, output.error
+                    output.exec_path,
+                    output.outcome().name(),
+                    output.error
                 ));
             }
             _ => {}
@@ -267,7 +271,7 @@ impl Judge {
     /// What there is when time is up.
     pub(crate) fn timed_out(&self) -> pb::WaitResponse {
         pb::WaitResponse {
-            result: "timed_out".to_owned(),
+            result: pb::WaitResult::TimedOut.into(),
             ..self.answer(false)
         }
     }
@@ -299,9 +303,9 @@ impl Judge {
             .collect();
         // That something could not be had weighs more than that something else is not known.
         let result = match (failures.is_empty(), not_found.is_empty()) {
-            (false, _) => "failed",
-            (true, false) => "not_found",
-            (true, true) => "settled",
+            (false, _) => pb::WaitResult::Failed,
+            (true, false) => pb::WaitResult::NotFound,
+            (true, true) => pb::WaitResult::Settled,
         };
         // Stable: within those that failed and those that did not, by label.
         targets.sort_by_key(|(fine, _)| *fine);
@@ -309,7 +313,7 @@ impl Judge {
         targets.truncate(TARGETS);
         failures.truncate(FAILURES);
         pb::WaitResponse {
-            result: result.to_owned(),
+            result: result.into(),
             invocation: self.invocation.clone(),
             targets: targets.into_iter().map(|(_, row)| show::target(row)).collect(),
             targets_left_out: left_out as u64,
@@ -356,9 +360,11 @@ impl Judge {
         let mut failures = Vec::new();
         let names_only = !self.asked.is_empty() && self.asked.iter().all(|asked| asked.pattern.is_exact());
         if !names_only {
-            match &*invocation.state {
-                "interrupted" => failures.push("the build broke off before its end".to_owned()),
-                "superseded" => {
+            match invocation.state() {
+                pb::InvocationState::Interrupted => {
+                    failures.push("the build broke off before its end".to_owned())
+                }
+                pb::InvocationState::Superseded => {
                     failures.push("a newer build of the same output root took over".to_owned());
                 }
                 _ => {}

@@ -1,5 +1,10 @@
 use super::*;
 
+/// A value by its name, as commands print it.
+fn value(prefix: &str, name: &str) -> String {
+    format!("{prefix}_{}", name.to_ascii_uppercase())
+}
+
 const LINT: &str = "//tools:lint.bzl%lint";
 
 fn target(label: &str, aspect: &str, state: &str) -> pb::Target {
@@ -7,7 +12,9 @@ fn target(label: &str, aspect: &str, state: &str) -> pb::Target {
         label: label.to_owned(),
         aspect: aspect.to_owned(),
         configuration: "c".to_owned(),
-        state: state.to_owned(),
+        state: pb::TargetState::from_str_name(&value("TARGET_STATE", state))
+            .unwrap()
+            .into(),
         success: true,
         required: 2,
         ..pb::Target::default()
@@ -39,7 +46,9 @@ fn aborted(label: &str) -> Event {
 fn invocation(state: &str, exit_code: Option<i32>) -> pb::Invocation {
     pb::Invocation {
         invocation_id: "i".to_owned(),
-        state: state.to_owned(),
+        state: pb::InvocationState::from_str_name(&value("INVOCATION_STATE", state))
+            .unwrap()
+            .into(),
         exit_code,
         ..pb::Invocation::default()
     }
@@ -53,8 +62,10 @@ fn end(label: &str, outcome: &str) -> Event {
     Event::Output(pb::OutputEnd {
         exec_path: "bazel-out/x".to_owned(),
         label: label.to_owned(),
-        class: "required".to_owned(),
-        outcome: outcome.to_owned(),
+        class: pb::OutputClass::Required.into(),
+        outcome: pb::OutputOutcome::from_str_name(&value("OUTPUT_OUTCOME", outcome))
+            .unwrap()
+            .into(),
         error: "why".to_owned(),
         ..pb::OutputEnd::default()
     })
@@ -73,14 +84,14 @@ fn judged(patterns: &[&str], events: &[Event]) -> pb::WaitResponse {
 
 #[track_caller]
 fn result(patterns: &[&str], events: &[Event]) -> String {
-    judged(patterns, events).result
+    judged(patterns, events).result().name()
 }
 
 #[test]
 fn a_named_target_is_over_when_it_is_settled_whatever_else_goes_on() {
     let events = [known("//a:x", ""), failed("//a:y"), settled("//a:x", "")];
     let answer = judged(&["//a:x"], &events);
-    assert_eq!(answer.result, "settled");
+    assert_eq!(answer.result().name(), "settled");
     assert_eq!(answer.targets.len(), 1, "only what was waited for is told");
     assert_eq!(
         result(&["//a:y"], &[known("//a:y", ""), failed("//a:y")]),
@@ -97,11 +108,15 @@ fn a_label_stands_for_its_aspects_and_an_aspect_for_itself() {
     for asked in ["//a:x%lint", &format!("//a:x%{LINT}"), &format!("//a:x%@{LINT}")] {
         let events = [settled("//a:x", ""), known("//a:x", LINT), settled("//a:x", LINT)];
         let answer = judged(&[asked], &events);
-        assert_eq!((&*answer.result, answer.targets.len()), ("settled", 1), "{asked}");
+        assert_eq!(
+            (&*answer.result().name(), answer.targets.len()),
+            ("settled", 1),
+            "{asked}"
+        );
     }
     let answer = judged(&["//a:x%other"], &[settled("//a:x", LINT), over()]);
     assert_eq!(
-        (&*answer.result, &answer.not_found[..]),
+        (&*answer.result().name(), &answer.not_found[..]),
         ("not_found", &["//a:x%other".to_owned()][..])
     );
 }
@@ -118,7 +133,7 @@ fn wildcards_wait_for_the_build_since_more_may_match() {
         "others' failures do not count"
     );
     let answer = judged(&["//..."], &mixed);
-    assert_eq!(answer.result, "failed");
+    assert_eq!(answer.result().name(), "failed");
     assert_eq!(answer.targets[0].label, "//b:y", "what failed comes first");
     assert_eq!(
         answer.failures,
@@ -131,11 +146,11 @@ fn wildcards_wait_for_the_build_since_more_may_match() {
 fn what_the_build_never_had_is_named() {
     let answer = judged(&["//a:x", "//a:z", "//q/..."], &[settled("//a:x", ""), over()]);
     assert_eq!(
-        (&*answer.result, answer.not_found),
+        (&*answer.result().name(), answer.not_found),
         ("not_found", vec!["//a:z".to_owned(), "//q/...".to_owned()])
     );
     let answer = judged(&["//a:y", "//a:z"], &[failed("//a:y"), over()]);
-    assert_eq!(answer.result, "failed", "a failure weighs more");
+    assert_eq!(answer.result().name(), "failed", "a failure weighs more");
 }
 
 #[test]
@@ -146,7 +161,7 @@ fn what_is_not_built_has_failed() {
     };
     let answer = judged(&["//a:x"], &[Event::TargetSettled(unbuilt)]);
     assert_eq!(
-        (&*answer.result, &*answer.failures[0]),
+        (&*answer.result().name(), &*answer.failures[0]),
         ("failed", "//a:x: was not built")
     );
     assert_eq!(result(&["//a:x"], &[aborted("//a:x")]), "failed");
@@ -182,7 +197,7 @@ fn the_whole_build_counts_everything() {
     lost.errors = vec!["bazel-out/x: no space".to_owned()];
     let answer = judged(&[], &[Event::Settled(lost)]);
     assert_eq!(
-        (&*answer.result, answer.failures),
+        (&*answer.result().name(), answer.failures),
         ("failed", vec!["bazel-out/x: no space".to_owned()])
     );
 }
@@ -195,7 +210,7 @@ fn what_a_newer_build_took_over_is_not_called_present() {
         settled("//a:y", ""),
     ];
     let answer = judged(&["//a:x", "//a:y"], &before);
-    assert_eq!(answer.result, "failed");
+    assert_eq!(answer.result().name(), "failed");
     assert_eq!(answer.failures, ["//a:y: outputs were left to a newer build"]);
     let mut late = invocation("superseded", Some(0));
     late.superseded = 3;
@@ -225,7 +240,7 @@ fn a_timeout_tells_what_there_is() {
     judge.take(&Event::Invocation(invocation("running", None)));
     judge.take(&known("//a:x", ""));
     let answer = judge.timed_out();
-    assert_eq!(answer.result, "timed_out");
+    assert_eq!(answer.result().name(), "timed_out");
     assert_eq!(answer.targets.len(), 1);
     assert!(answer.failures.is_empty() && answer.invocation.is_some());
 }
@@ -240,7 +255,7 @@ fn targets_told_again_behind_a_gap_count_once() {
         settled("//a:x", ""),
     ];
     let answer = judged(&["//a:x", "//a:y"], &events);
-    assert_eq!((&*answer.result, answer.targets.len()), ("settled", 2));
+    assert_eq!((&*answer.result().name(), answer.targets.len()), ("settled", 2));
 }
 
 #[test]

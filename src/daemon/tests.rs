@@ -459,7 +459,7 @@ async fn who_asks_about_a_build_that_is_taken_up_is_told_which_it_is() {
     assert!(f.rooms.engine.progress(&key).await.is_some());
     let (invocation, _) = f.rooms.service.invocation("before").await.unwrap();
     assert_eq!((&*invocation.workspace, invocation.started_ms), ("/w", 7));
-    assert_eq!(invocation.state, "running");
+    assert_eq!(invocation.state(), pb::InvocationState::Running);
 }
 
 #[tokio::test]

@@ -252,14 +252,6 @@ impl TargetState {
             Self::Aborted => "aborted",
         }
     }
-
-    /// The state of this name; of one that is not known, that the target was announced.
-    #[must_use]
-    pub fn from_name(name: &str) -> Self {
-        let states = [Self::Completed, Self::Settled, Self::Failed, Self::Aborted];
-        let found = states.into_iter().find(|state| state.name() == name);
-        found.unwrap_or(Self::Announced)
-    }
 }
 
 /// A target, or an aspect on one, of one invocation. Label, aspect and configuration are its key.

@@ -40,5 +40,5 @@ pub use self::{
     destination::Reach,
     error::{StageError, StageErrorKind},
     request::{Request, Which, Wish},
-    stager::{Ended, Plan, Staged, Stager},
+    stager::{Brought, Ended, Plan, Staged, Stager},
 };

@@ -89,13 +89,24 @@ pub struct Plan {
     _place: OwnedSemaphorePermit,
 }
 
+/// How an output came to where it was staged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Brought {
+    /// From the cache.
+    Downloaded,
+    /// From the output tree.
+    Copied,
+    /// It was there already.
+    Present,
+}
+
 /// An output's end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
     /// Which.
     pub artifact: Artifact,
-    /// `downloaded`, `copied` or `present`; empty if it is not there.
-    pub outcome: &'static str,
+    /// How it came there; `None` if it is not there.
+    pub outcome: Option<Brought>,
     /// Why it is not there; empty while it is on its way.
     pub error: String,
     pub(super) stamp: Option<Stamp>,

@@ -20,7 +20,7 @@ use super::{
     local::LocalFirst,
     marker::{self, Marker, Missing},
     select::Artifact,
-    stager::{Ended, Plan, Staged},
+    stager::{Brought, Ended, Plan, Staged},
     together::Together,
 };
 use crate::{
@@ -76,15 +76,15 @@ impl Drop for Working {
 /// How one output ended.
 #[derive(Debug, Clone)]
 struct End {
-    outcome: &'static str,
+    outcome: Option<Brought>,
     error: String,
     stamp: Option<Stamp>,
 }
 
 impl End {
-    fn there(outcome: &'static str, stamp: Option<Stamp>) -> Self {
+    fn there(outcome: Brought, stamp: Option<Stamp>) -> Self {
         Self {
-            outcome,
+            outcome: Some(outcome),
             error: String::new(),
             stamp,
         }
@@ -92,7 +92,7 @@ impl End {
 
     fn failed(error: String) -> Self {
         Self {
-            outcome: "",
+            outcome: None,
             error,
             stamp: None,
         }
@@ -186,7 +186,7 @@ impl Work {
         let looked = looked.map_err(|e| self.told(e))?;
         for (path, check) in looked {
             if let Ok(Check::Present { stamp, .. }) = check {
-                self.ends.insert(path, End::there("present", Some(stamp)));
+                self.ends.insert(path, End::there(Brought::Present, Some(stamp)));
             }
         }
         Ok(())
@@ -264,11 +264,18 @@ impl Work {
                 Outcome::Downloaded { stamp, .. } => {
                     let copied = matches!(&completion.content,
                         OutputContent::Blob(digest) if self.store.served(digest));
-                    End::there(if copied { "copied" } else { "downloaded" }, stamp)
+                    End::there(
+                        if copied {
+                            Brought::Copied
+                        } else {
+                            Brought::Downloaded
+                        },
+                        stamp,
+                    )
                 }
-                Outcome::Present { stamp, .. } => End::there("present", stamp),
+                Outcome::Present { stamp, .. } => End::there(Brought::Present, stamp),
                 // Its own directory is nobody else's.
-                Outcome::Served { .. } => End::there("present", None),
+                Outcome::Served { .. } => End::there(Brought::Present, None),
                 Outcome::Evicted(reason) => End::failed(format!("evicted: {reason}")),
                 Outcome::Failed(reason) => End::failed(reason),
                 Outcome::Superseded => End::failed("it was given up".to_owned()),
@@ -284,7 +291,7 @@ impl Work {
                 && self
                     .ends
                     .get(&artifact.place)
-                    .is_some_and(|end| end.outcome.is_empty())
+                    .is_some_and(|end| end.outcome.is_none())
         })
     }
 
@@ -293,7 +300,7 @@ impl Work {
             let end = self.ends.get(&artifact.place);
             Ended {
                 artifact: artifact.clone(),
-                outcome: end.map_or("", |end| end.outcome),
+                outcome: end.and_then(|end| end.outcome),
                 error: end.map(|end| end.error.clone()).unwrap_or_default(),
                 stamp: end.and_then(|end| end.stamp),
             }
@@ -337,10 +344,10 @@ impl Work {
         marker.trees = self.plan.selection.trees.clone();
         let mut open = HashSet::new();
         for ended in self.outputs() {
-            if !ended.outcome.is_empty() {
+            if ended.outcome.is_some() {
                 // What was there before has been looked at just now, so its stamp is as old as it says.
                 let stamp = match ended.stamp {
-                    Some(stamp) if ended.outcome != "present" => Some(stamp.recorded_at(now_ns)),
+                    Some(stamp) if ended.outcome != Some(Brought::Present) => Some(stamp.recorded_at(now_ns)),
                     stamp => stamp,
                 };
                 marker.files.push(marker::File::new(&ended.artifact, stamp));

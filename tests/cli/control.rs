@@ -86,12 +86,18 @@ async fn a_watch_tells_every_target_and_output_and_of_a_settled_build_its_target
     let Some(Event::Settled(settled)) = live.last() else {
         panic!("{live:#?}")
     };
-    assert_eq!((&*settled.state, settled.failed), ("settled", 0));
+    assert_eq!(
+        (settled.state(), settled.failed),
+        (pb::InvocationState::Settled, 0)
+    );
     let outputs: BTreeSet<&str> = live
         .iter()
         .filter_map(|event| match event {
             Event::Output(output) => {
-                let there = matches!(&*output.outcome, "downloaded" | "present");
+                let there = matches!(
+                    output.outcome(),
+                    pb::OutputOutcome::Downloaded | pb::OutputOutcome::Present
+                );
                 assert!(there && output.error.is_empty(), "{output:?}");
                 Some(&*output.exec_path)
             }
@@ -113,7 +119,7 @@ async fn a_watch_tells_every_target_and_output_and_of_a_settled_build_its_target
         events
             .iter()
             .filter_map(|event| match event {
-                Event::TargetSettled(t) => Some((t.label.clone(), t.aspect.clone(), t.state.clone())),
+                Event::TargetSettled(t) => Some((t.label.clone(), t.aspect.clone(), t.state().name())),
                 _ => None,
             })
             .collect()
@@ -191,10 +197,10 @@ async fn what_is_cancelled_ends_as_failed_and_the_rest_stays() {
         timeout_ms: 60_000,
     };
     let fetched = client.wait(wait(&["//lib:lib"])).await.unwrap().into_inner();
-    assert_eq!(fetched.result, "settled");
+    assert_eq!(fetched.result(), pb::WaitResult::Settled);
     assert!(client.cancel(cancel(&id)).await.unwrap().into_inner().cancelled);
     let answer = client.wait(wait(&["//app:app"])).await.unwrap().into_inner();
-    assert_eq!(answer.result, "failed", "{answer:?}");
+    assert_eq!(answer.result(), pb::WaitResult::Failed, "{answer:?}");
     let whole = client.wait(wait(&[])).await.unwrap().into_inner();
     assert!(
         whole.failures.iter().any(|f| f.contains("cancelled")),
@@ -238,7 +244,11 @@ async fn metadata_is_answered_before_a_byte_is_there() {
         let outputs = client.batch_stat(request).await.unwrap().into_inner().outputs;
         assert_eq!(outputs.len(), 4);
         for ((output, (_, digest)), path) in outputs.iter().zip(&files).zip(&paths) {
-            assert_eq!((&output.exec_path, &*output.state), (path, "known"), "{output:?}");
+            assert_eq!(
+                (&output.exec_path, output.state()),
+                (path, pb::OutputState::Known),
+                "{output:?}"
+            );
             let stated = output.digest.as_ref().unwrap();
             assert_eq!((&stated.hash, stated.size), (&digest.hash_hex(), digest.size()));
         }
@@ -283,7 +293,10 @@ async fn a_wait_for_nonsense_is_refused_and_one_without_end_times_out() {
         ..pb::WaitRequest::default()
     };
     let answer = client.wait(request).await.unwrap().into_inner();
-    assert_eq!((&*answer.result, answer.invocation), ("timed_out", None));
+    assert_eq!(
+        (answer.result(), answer.invocation),
+        (pb::WaitResult::TimedOut, None)
+    );
 }
 
 /// A certificate for this machine, its key and a token, as files.

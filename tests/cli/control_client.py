@@ -56,11 +56,11 @@ settled = {event.target_settled.label for event in events if event.HasField("tar
 assert {"//app:app", "//lib:lib", "//broken:broken"} <= settled, settled
 outputs = {event.output.exec_path: event.output for event in events if event.HasField("output")}
 output = outputs[asked["wanted"]]
-assert (output.outcome, output.source, output.bytes) == ("downloaded", "stream", asked["size"]), output
+assert (output.outcome, output.source, output.bytes) == (pb.OUTPUT_OUTCOME_DOWNLOADED, "stream", asked["size"]), output
 assert asked["known"] not in outputs
 
 answer = waiting.result(timeout=PATIENCE)
-assert answer.result == "settled", answer
+assert answer.result == pb.WAIT_RESULT_SETTLED, answer
 assert {target.label for target in answer.targets} == {"//app:app", "//lib:lib"}, answer
 
 listed = control.ListInvocations(pb.ListInvocationsRequest(limit=5), timeout=PATIENCE).invocations
@@ -70,14 +70,18 @@ assert listed[0].HasField("exit_code") and listed[0].exit_code == 1, listed
 stat = control.BatchStat(
     pb.BatchStatRequest(paths=[asked["wanted"], asked["known"], "bazel-out/none"]), timeout=PATIENCE
 ).outputs
-assert [one.state for one in stat] == ["materialized", "known", ""], stat
+assert [one.state for one in stat] == [
+    pb.OUTPUT_STATE_MATERIALIZED,
+    pb.OUTPUT_STATE_KNOWN,
+    pb.OUTPUT_STATE_UNSPECIFIED,
+], stat
 assert stat[0].digest.size == asked["size"] and not stat[2].exec_path, stat
 
 why = control.Why(pb.WhyRequest(paths=[asked["known"]]), timeout=PATIENCE).answers
 assert any("//assets:tree" in line for line in why[0].lines), why
 
 got = control.Materialize(pb.OutputsRequest(paths=[asked["known"]]), timeout=PATIENCE).results
-assert [one.outcome for one in got] == ["downloaded"], got
+assert [one.outcome for one in got] == [pb.OUTPUT_OUTCOME_DOWNLOADED], got
 
 try:
     control.GetInvocation(pb.GetInvocationRequest(invocation_id="nonsense"), timeout=PATIENCE)

@@ -50,20 +50,26 @@ impl Service {
             }
             for (found, end) in self.fetch(found).await {
                 let (outcome, error) = match &end {
-                    Ok(Outcome::Downloaded { .. }) => ("downloaded", String::new()),
-                    Ok(Outcome::Present { .. } | Outcome::Served { .. }) => ("present", String::new()),
+                    Ok(Outcome::Downloaded { .. }) => (pb::OutputOutcome::Downloaded, String::new()),
+                    Ok(Outcome::Present { .. } | Outcome::Served { .. }) => {
+                        (pb::OutputOutcome::Present, String::new())
+                    }
                     Ok(Outcome::Superseded) => (
-                        "",
+                        pb::OutputOutcome::Unspecified,
                         "a newer build has begun; ask again once it is done".to_owned(),
                     ),
-                    Ok(Outcome::Evicted(reason)) => ("", format!("evicted from the cache: {reason}")),
-                    Ok(Outcome::Failed(reason)) => ("", reason.clone()),
-                    Err(reason) => ("", reason.clone()),
+                    Ok(Outcome::Evicted(reason)) => (
+                        pb::OutputOutcome::Unspecified,
+                        format!("evicted from the cache: {reason}"),
+                    ),
+                    Ok(Outcome::Failed(reason)) | Err(reason) => {
+                        (pb::OutputOutcome::Unspecified, reason.clone())
+                    }
                 };
                 let output = show::output(&found, error.is_empty());
                 results.push(pb::materialize_response::Result {
                     path: found.exec_root.join(found.path.as_path()).display().to_string(),
-                    outcome: outcome.to_owned(),
+                    outcome: outcome.into(),
                     error,
                     output: Some(output),
                 });

@@ -62,19 +62,23 @@ impl Service {
     ///
     /// # Errors
     /// In words: there is no such invocation, or it has no output root.
-    pub async fn outputs(&self, id: &str, class: &str) -> Result<mpsc::Receiver<pb::Output>, String> {
+    pub async fn outputs(
+        &self,
+        id: &str,
+        class: pb::OutputClass,
+    ) -> Result<mpsc::Receiver<pb::Output>, String> {
         let row = self.named_row(id).await?;
         let exec_root = PathBuf::from(&row.exec_root);
         let (answer, outputs) = mpsc::channel(256);
         let Some(root) = row.root else {
             let named = self.named(row).await?;
-            tokio::spawn(staging::tell(named, class.to_owned(), answer));
+            tokio::spawn(staging::tell(named, class, answer));
             return Ok(outputs);
         };
         let mut listing = Listing {
             root,
             exec_root,
-            class: class.to_owned(),
+            class,
             rows: None,
             placers: HashMap::new(),
         };
@@ -108,7 +112,7 @@ impl Service {
 struct Listing {
     root: RootId,
     exec_root: PathBuf,
-    class: String,
+    class: pb::OutputClass,
     rows: Option<Box<dyn Iterator<Item = (ExecPath, OutputRow)> + Send>>,
     placers: HashMap<RootId, Option<Placer>>,
 }
@@ -123,7 +127,7 @@ impl Listing {
         let (mut page, mut seen) = (Vec::new(), 0);
         for (path, row) in rows.take(PAGE) {
             seen += 1;
-            if !self.class.is_empty() && row.class.name() != self.class {
+            if self.class != pb::OutputClass::Unspecified && self.class != row.class.into() {
                 continue;
             }
             let found = Found {

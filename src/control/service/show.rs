@@ -13,7 +13,7 @@ use crate::{
 /// A target.
 pub(in crate::control) fn target(row: &TargetRow) -> pb::Target {
     pb::Target {
-        state: row.state.name().to_owned(),
+        state: pb::TargetState::from(row.state).into(),
         label: row.label.clone(),
         aspect: row.aspect.clone(),
         configuration: row.configuration.clone(),
@@ -48,8 +48,8 @@ pub(super) fn output_end(path: &ExecPath, label: &str, class: Class, outcome: &O
     pb::OutputEnd {
         exec_path: path.to_string(),
         label: label.to_owned(),
-        class: class.name().to_owned(),
-        outcome: outcome.name().to_owned(),
+        class: pb::OutputClass::from(class).into(),
+        outcome: pb::OutputOutcome::from(outcome).into(),
         source: source.to_owned(),
         bytes,
         error: error.to_owned(),
@@ -71,13 +71,13 @@ pub(super) fn output(found: &Found, present: bool) -> pb::Output {
         exec_root: found.exec_root.display().to_string(),
         exec_path: found.path.to_string(),
         state: match row.state {
-            _ if present => OutputState::Materialized.name(),
+            _ if present => pb::OutputState::Materialized,
             // It was there once; somebody has deleted or changed it since.
-            OutputState::Materialized => OutputState::Known.name(),
-            state => state.name(),
+            OutputState::Materialized => pb::OutputState::Known,
+            state => state.into(),
         }
-        .to_owned(),
-        class: row.class.name().to_owned(),
+        .into(),
+        class: pb::OutputClass::from(row.class).into(),
         rule: row.rule.to_string(),
         label: row.label.to_string(),
         aspect: row.aspect.to_string(),

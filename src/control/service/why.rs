@@ -25,15 +25,19 @@ fn lines(output: &pb::Output) -> Vec<String> {
         return Vec::new();
     }
     let took = show_duration(Duration::from_micros(output.took_us));
-    let on_disk = match (&*output.state, &*output.source) {
-        ("materialized", "") => "yes, put there by somebody else".to_owned(),
-        ("materialized", "present") => format!("yes, it was there already (checked in {took})"),
-        ("materialized", source) => format!("yes, downloaded ({source}) in {took}"),
-        ("known", _) if output.class == "known" => "no, skipped; `outhaul get` brings it".to_owned(),
-        (state, _) => format!("no, {state}; `outhaul get` tries again"),
+    let on_disk = match (output.state(), &*output.source) {
+        (pb::OutputState::Materialized, "") => "yes, put there by somebody else".to_owned(),
+        (pb::OutputState::Materialized, "present") => {
+            format!("yes, it was there already (checked in {took})")
+        }
+        (pb::OutputState::Materialized, source) => format!("yes, downloaded ({source}) in {took}"),
+        (pb::OutputState::Known, _) if output.class() == pb::OutputClass::Known => {
+            "no, skipped; `outhaul get` brings it".to_owned()
+        }
+        (state, _) => format!("no, {}; `outhaul get` tries again", state.name()),
     };
     let mut lines = vec![
-        format!("{}: {}", output.class, output.rule),
+        format!("{}: {}", output.class().name(), output.rule),
         format!("named by: {}, for {}", output.event, namer(output)),
         format!("on disk: {on_disk}"),
     ];
@@ -62,11 +66,11 @@ pub(crate) fn namer(output: &pb::Output) -> String {
 mod tests {
     use super::*;
 
-    fn output(state: &str, class: &str, source: &str) -> pb::Output {
+    fn output(state: pb::OutputState, class: pb::OutputClass, source: &str) -> pb::Output {
         pb::Output {
             exec_path: "bazel-out/x".to_owned(),
-            state: state.to_owned(),
-            class: class.to_owned(),
+            state: state.into(),
+            class: class.into(),
             source: source.to_owned(),
             label: "//a:b".to_owned(),
             aspect: "lint".to_owned(),
@@ -79,11 +83,31 @@ mod tests {
     #[test]
     fn every_end_is_told_in_words() {
         for (state, class, source, part) in [
-            ("materialized", "required", "batch", "yes, downloaded (batch)"),
-            ("materialized", "required", "present", "yes, it was there already"),
-            ("materialized", "known", "", "somebody else"),
-            ("known", "known", "", "no, skipped"),
-            ("evicted", "required", "", "no, evicted"),
+            (
+                pb::OutputState::Materialized,
+                pb::OutputClass::Required,
+                "batch",
+                "yes, downloaded (batch)",
+            ),
+            (
+                pb::OutputState::Materialized,
+                pb::OutputClass::Required,
+                "present",
+                "yes, it was there already",
+            ),
+            (
+                pb::OutputState::Materialized,
+                pb::OutputClass::Known,
+                "",
+                "somebody else",
+            ),
+            (pb::OutputState::Known, pb::OutputClass::Known, "", "no, skipped"),
+            (
+                pb::OutputState::Evicted,
+                pb::OutputClass::Required,
+                "",
+                "no, evicted",
+            ),
         ] {
             let lines = lines(&output(state, class, source));
             assert!(lines[2].contains(part), "{lines:?}");
@@ -92,7 +116,7 @@ mod tests {
                 "named by: named_set 3, for //a:b, aspect lint, output group reports"
             );
         }
-        let mut failed = output("failed", "required", "");
+        let mut failed = output(pb::OutputState::Failed, pb::OutputClass::Required, "");
         failed.error = "no space".to_owned();
         assert_eq!(lines(&failed)[3], "last error: no space");
         assert!(

@@ -1,0 +1,151 @@
+//! The protocol's enumerations: from the values that the rooms have, and by the names that commands print.
+
+use crate::{
+    materialize::Outcome,
+    output::Class,
+    proto::outhaul::v1 as pb,
+    record::{InvocationState, OutputState, TargetState},
+    stage::Brought,
+};
+
+macro_rules! names {
+    ($($value:ident: $prefix:literal),* $(,)?) => {$(
+        impl pb::$value {
+            /// The name as commands print it, in lowercase; empty for the unspecified value.
+            #[must_use]
+            pub fn name(self) -> String {
+                let name = self.as_str_name();
+                match name.strip_prefix($prefix).unwrap_or(name) {
+                    "UNSPECIFIED" => String::new(),
+                    name => name.to_ascii_lowercase(),
+                }
+            }
+        }
+    )*};
+}
+
+names! {
+    InvocationState: "INVOCATION_STATE_",
+    OutputClass: "OUTPUT_CLASS_",
+    OutputOutcome: "OUTPUT_OUTCOME_",
+    OutputState: "OUTPUT_STATE_",
+    TargetState: "TARGET_STATE_",
+    WaitResult: "WAIT_RESULT_",
+}
+
+impl pb::InvocationState {
+    /// Whether nothing more will happen to the build.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        !matches!(self, Self::Running | Self::Draining)
+    }
+}
+
+impl From<Class> for pb::OutputClass {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Known => Self::Known,
+            Class::Optional => Self::Optional,
+            Class::Required => Self::Required,
+        }
+    }
+}
+
+impl From<OutputState> for pb::OutputState {
+    fn from(state: OutputState) -> Self {
+        match state {
+            OutputState::Known => Self::Known,
+            OutputState::Materialized => Self::Materialized,
+            OutputState::Evicted => Self::Evicted,
+            OutputState::Failed => Self::Failed,
+        }
+    }
+}
+
+impl From<InvocationState> for pb::InvocationState {
+    fn from(state: InvocationState) -> Self {
+        match state {
+            InvocationState::Running => Self::Running,
+            InvocationState::Draining => Self::Draining,
+            InvocationState::Settled => Self::Settled,
+            InvocationState::Superseded => Self::Superseded,
+            InvocationState::Interrupted => Self::Interrupted,
+        }
+    }
+}
+
+impl From<TargetState> for pb::TargetState {
+    fn from(state: TargetState) -> Self {
+        match state {
+            TargetState::Announced => Self::Announced,
+            TargetState::Completed => Self::Completed,
+            TargetState::Settled => Self::Settled,
+            TargetState::Failed => Self::Failed,
+            TargetState::Aborted => Self::Aborted,
+        }
+    }
+}
+
+/// One that is not known counts as announced: its end is still to come.
+impl From<pb::TargetState> for TargetState {
+    fn from(state: pb::TargetState) -> Self {
+        match state {
+            pb::TargetState::Unspecified | pb::TargetState::Announced => Self::Announced,
+            pb::TargetState::Completed => Self::Completed,
+            pb::TargetState::Settled => Self::Settled,
+            pb::TargetState::Failed => Self::Failed,
+            pb::TargetState::Aborted => Self::Aborted,
+        }
+    }
+}
+
+impl From<&Outcome> for pb::OutputOutcome {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Downloaded { .. } => Self::Downloaded,
+            Outcome::Present { .. } => Self::Present,
+            Outcome::Served { .. } => Self::Served,
+            Outcome::Evicted(_) => Self::Evicted,
+            Outcome::Failed(_) => Self::Failed,
+            Outcome::Superseded => Self::Superseded,
+        }
+    }
+}
+
+impl From<Brought> for pb::OutputOutcome {
+    fn from(brought: Brought) -> Self {
+        match brought {
+            Brought::Downloaded => Self::Downloaded,
+            Brought::Copied => Self::Copied,
+            Brought::Present => Self::Present,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_print_the_names_that_the_record_has() {
+        for state in [
+            OutputState::Known,
+            OutputState::Materialized,
+            OutputState::Evicted,
+            OutputState::Failed,
+        ] {
+            assert_eq!(pb::OutputState::from(state).name(), state.name());
+        }
+        for state in [TargetState::Announced, TargetState::Settled, TargetState::Aborted] {
+            assert_eq!(pb::TargetState::from(state).name(), state.name());
+            assert_eq!(TargetState::from(pb::TargetState::from(state)), state);
+        }
+        assert_eq!(
+            pb::OutputClass::from(Class::Optional).name(),
+            Class::Optional.name()
+        );
+        assert_eq!(pb::WaitResult::TimedOut.name(), "timed_out");
+        assert_eq!(pb::OutputOutcome::Unspecified.name(), "");
+        assert!(pb::InvocationState::Superseded.is_over() && !pb::InvocationState::Draining.is_over());
+    }
+}
