@@ -866,6 +866,30 @@ fn content_of(file: &File) -> Option<(OutputContent, Option<u64>)> {
     }
 }
 
+/// Takes out of what one event names what has another content than the same path before it. The first counts, as no
+/// build tool makes one file twice for one event; what a later event says is newer.
+pub(crate) fn take_contradicting(named: &mut Vec<Named>) -> Vec<Named> {
+    let mut first: HashMap<&str, &OutputContent> = HashMap::with_capacity(named.len());
+    let contradicts: Vec<bool> = named
+        .iter()
+        .map(|n| {
+            !first
+                .entry(n.path.as_str())
+                .or_insert(&n.content)
+                .is_same(&n.content)
+        })
+        .collect();
+    let mut contradicts = contradicts.into_iter();
+    named
+        .extract_if(.., |_| contradicts.next().unwrap_or_default())
+        .collect()
+}
+
+/// Why one of those has failed, in words.
+pub(crate) fn contradiction(path: &ExecPath) -> String {
+    format!("{path}: the same event names it with other content as well")
+}
+
 /// Whether a target of this kind is a test. Bazel asks whether the rule class ends with "_test"; the kind is the class
 /// and the word "rule".
 pub(crate) fn is_test(kind: &str) -> bool {

@@ -18,7 +18,7 @@ use crate::{
     bep::{Event, event::TargetId},
     exec_path::{ExecPath, is_reserved},
     invocation::{
-        build::{Effect, Named, TargetEnd},
+        build::{Effect, Named, TargetEnd, contradiction, take_contradicting},
         pattern,
         policy::{PathRegex, Rule},
     },
@@ -94,7 +94,9 @@ impl Recorded {
         }
         for effect in self.replay(self.dividing_rules(request), &tests) {
             match effect {
-                Effect::Outputs(target, named) => {
+                Effect::Outputs(target, mut named) => {
+                    let contradicting = take_contradicting(&mut named);
+                    notes.extend(contradicting.iter().map(|n| contradiction(&n.path)));
                     for output in named {
                         request.still_asked()?;
                         picked.offer(&target, output, &trees);

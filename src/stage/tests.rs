@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
+use prost::Message as _;
 
 use super::{
     StageError, Which, Wish,
@@ -27,6 +28,7 @@ use crate::{
     exec_path::ExecPath,
     journal::{Entry, Journal, JournalOptions, RecordKind},
     output::{Class, OutputContent, Stamp},
+    proto::build_event_stream::{self as pb, BuildEvent, build_event::Payload, file},
     remote::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink},
 };
 
@@ -101,6 +103,32 @@ fn without_a_wish_everything_that_targets_name_is_required() {
             .all(|a| a.class == Class::Required && a.place == a.exec_path)
     );
     assert_eq!(selection.notes, Vec::<String>::new());
+}
+
+#[test]
+fn of_two_contents_for_one_path_in_one_event_the_first_is_picked_and_the_other_told() {
+    let events = build().events().map(|event| {
+        let mut event = BuildEvent::decode(&*event).unwrap();
+        if let Some(Payload::NamedSetOfFiles(set)) = &mut event.payload
+            && let Some(first) = set.files.first().cloned()
+        {
+            let other = file::File::Contents("other".into());
+            set.files.push(pb::File {
+                file: Some(other),
+                ..first
+            });
+        }
+        event.encode_to_vec()
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let (_journal, entry) = journalled(dir.path(), events);
+    let recorded = Recorded::read(entry.read().unwrap(), None).unwrap();
+    let selection = recorded.everything("inv").unwrap();
+    assert_eq!(selection.artifacts, select(Wish::default()).unwrap().artifacts);
+    assert!(!selection.notes.is_empty());
+    for note in selection.notes {
+        assert!(note.contains("other content"), "{note}");
+    }
 }
 
 #[test]

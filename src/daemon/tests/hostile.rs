@@ -447,6 +447,41 @@ async fn of_outputs_that_contradict_each_other_the_first_is_there_and_the_others
     }
 }
 
+#[tokio::test]
+async fn of_two_contents_for_one_path_in_one_event_the_first_is_there_and_the_other_fails() {
+    let mut f = Fixture::new(false).await;
+    let [one, two] = ["one", "two"].map(|bytes| Content::Blob(f.cache.store().put(bytes)));
+    let inline = |bytes: &'static str| Content::Inline(bytes.into());
+    let files = [one.clone(), two.clone(), inline("one"), inline("three")];
+    f.set("0", files.map(|content| of("x", content)).into(), &[])
+        .await;
+    // What another event says is newer.
+    f.set("1", vec![of("y", one)], &[]).await;
+    f.set("2", vec![of("y", two)], &[]).await;
+    f.complete("//:x", &["0"]).await;
+    f.complete("//:y", &["1"]).await;
+    f.complete("//:again", &["2"]).await;
+    let settled = settlement(&f).await;
+    assert_eq!(settled.failed, 2, "{settled:?}");
+    for said in [
+        "bin/x: the same event names it",
+        "bin/y: the build names it again",
+    ] {
+        assert!(settled.messages.iter().any(|m| m.contains(said)), "{settled:?}");
+    }
+    let bin = f.exec_root().join("bazel-out/k8/bin");
+    assert_eq!(fs::read_to_string(bin.join("x")).unwrap(), "one");
+    assert_eq!(fs::read_to_string(bin.join("y")).unwrap(), "two");
+    assert_eq!(wrong(&f).await, Vec::<String>::new());
+    let rows = f.rooms.record.targets("invocation");
+    let x = rows.iter().find(|row| row.label == "//:x").unwrap();
+    assert_eq!(
+        (x.state, x.failed, x.required),
+        (TargetState::Failed, 2, 3),
+        "{x:?}"
+    );
+}
+
 /// A name of few, so that they meet.
 fn name(random: &mut StdRng) -> String {
     let odd = [

@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     super::{
-        build::{Effect, Named, TargetEnd},
+        build::{Effect, Named, TargetEnd, contradiction, take_contradicting},
         feed::Change,
         roots::Destination,
         rows::{self, Naming},
@@ -39,15 +39,18 @@ fn announced(target: &TargetId) -> TargetRow {
     }
 }
 
-/// Leaves the first of what has the same path.
-fn drop_repeated(named: &mut Vec<Named>) {
+/// Leaves the first of what has the same path. Gives what has other content than that.
+fn drop_repeated(named: &mut Vec<Named>) -> Vec<Named> {
     let mut seen = HashSet::with_capacity_and_hasher(named.len(), PathHasher::default());
     let first: Vec<bool> = named.iter().map(|n| seen.insert(n.path.as_str())).collect();
     // They are large; nearly always each is there once.
-    if first.contains(&false) {
-        let mut first = first.into_iter();
-        named.retain(|_| first.next().unwrap_or(true));
+    if !first.contains(&false) {
+        return Vec::new();
     }
+    let contradicting = take_contradicting(named);
+    let mut seen = HashSet::with_capacity_and_hasher(named.len(), PathHasher::default());
+    named.retain(|n| seen.insert(n.path.clone()));
+    contradicting
 }
 
 impl Actor {
@@ -304,7 +307,14 @@ impl Actor {
         if !named.is_sorted_by(|a, b| a.class >= b.class) {
             named.sort_by_key(|n| std::cmp::Reverse(n.class));
         }
-        drop_repeated(&mut named);
+        let contradicting = drop_repeated(&mut named);
+        for n in &contradicting {
+            match n.class {
+                Class::Required => counts.required += 1,
+                Class::Optional => counts.optional += 1,
+                Class::Known => {}
+            }
+        }
         // An output that is wanted already is not asked for again, nor made less than it is.
         let (wanted, course) = (&self.wanted, &mut self.course);
         named.retain(|n| {
@@ -345,6 +355,14 @@ impl Actor {
                 }
             }
         }
+        for n in contradicting {
+            let reason = contradiction(&n.path);
+            tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
+            match n.class {
+                Class::Known => self.tally.note(&reason),
+                _ => self.refuse(&target, &n, &reason),
+            }
+        }
         let wanting = named.iter().any(|n| n.class > Class::Known);
         let session = if wanting && self.blocked.is_none() {
             self.session().await
@@ -368,13 +386,7 @@ impl Actor {
                 })
             };
             if let Some(reason) = reason {
-                self.tally.fail(n.class, &reason);
-                if n.class == Class::Required {
-                    self.output_failed(n.sequence, n.set);
-                    if let Some(row) = self.targets.get_mut(&target) {
-                        Arc::make_mut(row).failed += 1;
-                    }
-                }
+                self.refuse(&target, n, &reason);
                 continue;
             }
             let wanted = Wanted {
@@ -387,6 +399,12 @@ impl Actor {
                 on_disk: false,
             };
             let old = self.wanted.insert(n.path.clone(), wanted);
+            if old.as_ref().is_some_and(|old| !old.content.is_same(&n.content)) {
+                self.tally.note(&format!(
+                    "{}: the build names it again with other content, which it ended with",
+                    n.path
+                ));
+            }
             // Its earlier want will be answered as well, and must not count twice.
             match old.filter(|old| !old.done).map(|old| (old.class, old.sequence)) {
                 Some((Class::Required, sequence)) => {
@@ -416,6 +434,17 @@ impl Actor {
             target,
         };
         self.unasked.push((naming, named, session.is_some()));
+    }
+
+    /// An output that a target names has failed, whatever is in the cache.
+    fn refuse(&mut self, target: &Arc<TargetId>, named: &Named, reason: &str) {
+        self.tally.fail(named.class, reason);
+        if named.class == Class::Required {
+            self.output_failed(named.sequence, named.set);
+            if let Some(row) = self.targets.get_mut(target) {
+                Arc::make_mut(row).failed += 1;
+            }
+        }
     }
 
     /// Records what was named, and then wants what is wanted of it. Not for each target by itself: the way to another
