@@ -10,6 +10,7 @@ mod course;
 mod local;
 mod naming;
 mod others;
+mod parted;
 mod parts;
 mod progress;
 mod runfiles;
@@ -29,6 +30,7 @@ use tokio::{
 
 use self::{
     course::Course,
+    parted::Parted,
     parts::{Doubt, Known, Place, Placed, Wanted},
 };
 use super::{
@@ -75,6 +77,8 @@ pub(super) struct Actor {
     /// The exec root that the stream names, while it is not there yet.
     awaited_root: Option<String>,
     place: Option<Place>,
+    /// What is kept in its place while the stream is broken off.
+    parted: Option<Parted>,
     session: Option<Arc<Session>>,
     /// Why outputs can't be placed at all.
     blocked: Option<String>,
@@ -172,6 +176,7 @@ impl Actor {
             working_directory: String::new(),
             awaited_root: None,
             place: None,
+            parted: None,
             session: None,
             blocked: None,
             completions,
@@ -269,6 +274,7 @@ impl Actor {
             self.look_after_others().await;
             self.tell_progress();
             self.settle().await;
+            self.part().await;
         }
         self.write_rows(true).await;
         drop(inbox);
@@ -318,6 +324,7 @@ impl Actor {
                 self.brought_runfiles = false;
                 // Behind a broken stream more may come: what waits for it goes on waiting.
                 if end == StreamEnd::Finished {
+                    self.come_back().await;
                     let effects = self.build.end();
                     self.apply(effects).await;
                     // Nothing comes behind, so no number is waited for, not even of an event that can't be decoded.

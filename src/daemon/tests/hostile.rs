@@ -202,6 +202,64 @@ async fn a_settled_broken_stream_that_still_comes_to_its_end_settles_again() {
     assert!(!f.rooms.engine.is_busy().await);
 }
 
+/// What this process has open below a directory.
+fn open_below(dir: &Path) -> Vec<PathBuf> {
+    let all = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let mut open: Vec<PathBuf> = all.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    open.retain(|path| path.starts_with(dir));
+    open
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn builds_whose_streams_broke_off_keep_nothing_open_and_go_on_where_they_were() {
+    let mut f = Fixture::new(false).await;
+    let [one, two] = ["one", "two"].map(|bytes| Content::Blob(f.cache.store().put(bytes)));
+    let roots = f.dir.path().join("roots");
+    let [goes_on, cleaned, replaced] = ["goes_on", "cleaned", "replaced"];
+    let root = |id: &str| roots.join(id).join("execroot/_main");
+    let bin = |id: &str| root(id).join("bazel-out/k8/bin");
+    for id in [goes_on, cleaned, replaced] {
+        fs::create_dir_all(bin(id)).unwrap();
+        // The output leans on a link of the build tool's.
+        std::os::unix::fs::symlink("real", bin(id).join("alias")).unwrap();
+        fs::write(bin(id).join("real"), "one").unwrap();
+        f.key.invocation_id = id.to_owned();
+        f.begin(&root(id), "/w").await;
+        f.set("0", vec![of("alias", one.clone())], &[]).await;
+        f.complete("//:alias", &["0"]).await;
+        let broken = StreamEnd::Broken("gone".to_owned());
+        f.rooms.engine.ended(&f.key, broken).await;
+        let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await;
+        assert_eq!(settled.expect("it settles").failed, 0);
+    }
+    let closed = async {
+        loop {
+            crate::open_files::spare();
+            if open_below(&roots).is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let closed = timeout(PATIENCE, closed).await;
+    closed.unwrap_or_else(|_| panic!("open: {:?}", open_below(&roots)));
+
+    for again in [root(cleaned).join("bazel-out"), root(replaced)] {
+        fs::remove_dir_all(&again).unwrap();
+        fs::create_dir_all(again).unwrap();
+    }
+    for (id, failed) in [(goes_on, 0), (cleaned, 1), (replaced, 1)] {
+        f.key.invocation_id = id.to_owned();
+        f.set("1", vec![of("real", two.clone())], &[]).await;
+        f.complete("//:real", &["1"]).await;
+        let settled = settlement(&f).await;
+        assert_eq!(settled.failed, failed, "{id}: {settled:?}");
+    }
+    let read = |name: &str| fs::read_to_string(bin(goes_on).join(name)).unwrap();
+    assert_eq!((&*read("alias"), &*read("real")), ("one", "two"));
+    assert!(!bin(cleaned).exists() && !bin(replaced).exists());
+}
+
 #[tokio::test]
 async fn exec_roots_that_are_not_ours_get_nothing() {
     let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());

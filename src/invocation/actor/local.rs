@@ -1,6 +1,9 @@
 //! Where the files that a stream names are on disk.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use super::Actor;
 use crate::{digest::Digest, exec_path::ExecPath, output::OutputContent, record::OutputState};
@@ -8,7 +11,7 @@ use crate::{digest::Digest, exec_path::ExecPath, output::OutputContent, record::
 impl Actor {
     /// Looks for files: at their path where one is given, else wherever this build has the same bytes.
     pub(super) fn local_files(&mut self, files: &[(Option<ExecPath>, Digest)]) -> Vec<Option<PathBuf>> {
-        if self.place.is_none() {
+        if self.place.is_none() && self.parted.is_none() {
             return vec![None; files.len()];
         }
         if self.places.is_none() && files.iter().any(|(path, _)| path.is_none()) {
@@ -18,10 +21,10 @@ impl Actor {
             Some(path) => self.has(path, digest).then(|| path.clone()),
             None => self.places.as_ref()?.get(digest).cloned(),
         };
-        let place = self.place.as_ref();
+        let root = Path::new(&self.row.exec_root);
         files
             .iter()
-            .map(|file| Some(place?.root.place.path().join(found(file)?.as_path())))
+            .map(|file| Some(root.join(found(file)?.as_path())))
             .collect()
     }
 
@@ -31,8 +34,8 @@ impl Actor {
         match self.wanted.get(path) {
             Some(wanted) => wanted.on_disk && is_it(&wanted.content),
             // What this build does not want may be there from an earlier one.
-            None => self.place.as_ref().is_some_and(|place| {
-                let row = self.shared.record.output(place.id, path);
+            None => self.row.root.is_some_and(|root| {
+                let row = self.shared.record.output(root, path);
                 row.is_some_and(|row| row.state == OutputState::Materialized && is_it(&row.content))
             }),
         }

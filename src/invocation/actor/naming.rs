@@ -138,6 +138,12 @@ impl Actor {
         }
         self.row.exec_root = root.place.path().display().to_string();
         self.row.root = Some(id);
+        let parted = self.parted.take();
+        if parted.as_ref().is_some_and(|parted| parted.root == root.id) {
+            let version = self.row.version;
+            self.place = Some(Place { id, root, version });
+            return;
+        }
         let replayed = self.row.version != 0;
         let version = match self.row.version {
             0 => {
@@ -165,7 +171,11 @@ impl Actor {
         // to be made. One that comes again from the journal has had its own; if that is gone, it was cleaned.
         if version >= root.epoch.current() {
             let place = root.place.clone();
-            let begun = spawn_blocking(move || place.begin_build(!replayed)).await;
+            let begun = spawn_blocking(move || match parted {
+                Some(parted) => place.come_back(parted.left),
+                None => place.begin_build(!replayed),
+            })
+            .await;
             if let Ok(Err(error)) = begun {
                 self.block(error.to_string());
                 return;
@@ -181,7 +191,7 @@ impl Actor {
     }
 
     /// The way to the cache, opened when the first outputs are wanted: by then the build has told its command line.
-    async fn session(&mut self) -> Option<Arc<Session>> {
+    pub(super) async fn session(&mut self) -> Option<Arc<Session>> {
         if let Some(session) = &self.session {
             return Some(session.clone());
         }

@@ -78,6 +78,19 @@ impl Aliases {
         self.write().clear();
     }
 
+    /// What leans on what.
+    pub(super) fn leaning(&self) -> Leaning {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The root was opened again in the middle of a build.
+    pub(super) fn lean_again(&self, before: Leaning) {
+        let mut leaning = self.write();
+        for (path, aliases) in before {
+            leaning.entry(path).or_insert(aliases);
+        }
+    }
+
     /// Notes that an output was found at a spot that is not its own. False if that is not so any more.
     pub(super) fn found(
         &self,

@@ -9,6 +9,7 @@
 //! | file | what it is about |
 //! |---|---|
 //! | `root` | a root on disk, and whether it and its `bazel-out` are still the ones that were there |
+//! | `left` | the same, once it was closed and opened again |
 //! | `allow` | which directories may be a root |
 //! | `aliases`, `leaning` | outputs that lie where links lead |
 //! | `epoch` | the newest invocation wins |
@@ -40,6 +41,7 @@ mod hash;
 mod item;
 mod large;
 mod leaning;
+mod left;
 mod mark;
 mod modes;
 mod options;
@@ -68,6 +70,7 @@ pub use error::{PlaceError, PlaceErrorKind};
 pub use hash::{Check, Vouched};
 pub use item::{How, Item, Placed};
 pub use large::LargeFile;
+pub use left::Left;
 pub use mark::{Mark, Shortage};
 pub use options::PlaceOptions;
 pub use placer::Placer;

@@ -59,7 +59,7 @@ pub struct OutputRoot {
     /// As builds in other mount namespaces spell it.
     spellings: RwLock<Vec<PathBuf>>,
     inode: Inode,
-    build_tree: RwLock<BuildTree>,
+    pub(super) build_tree: RwLock<BuildTree>,
     is_exec_root: bool,
     /// Outputs that lie where links lead.
     pub(super) aliases: Aliases,
@@ -83,11 +83,11 @@ pub struct OutputRoot {
 pub(super) type WithoutManifests = HashMap<String, Stamp>;
 
 /// What is known of `bazel-out`.
-enum BuildTree {
+pub(super) enum BuildTree {
     /// A plain output directory: nobody cleans it behind our back.
     Unguarded,
     /// It was there; files go into this one and no other.
-    Held { inode: Inode, _fd: OwnedFd },
+    Held { inode: Inode, fd: OwnedFd },
     /// It was not there yet, and the build that has begun is going to make it, or we are.
     Fresh,
     /// It was not there, and nobody said that there should be one.
@@ -435,13 +435,13 @@ impl OutputRoot {
         Ok(sys::lstat(&self.fd, OsStr::new(BUILD_TREE))?.map(|s| sys::inode(&s)))
     }
 
-    fn hold_build_tree(&self) -> Result<Option<BuildTree>, PlaceError> {
+    pub(super) fn hold_build_tree(&self) -> Result<Option<BuildTree>, PlaceError> {
         let error = |errno| PlaceError::system_error("open", BUILD_TREE, errno);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match sys::openat(&self.fd, BUILD_TREE, flags, Mode::empty()) {
             Ok(fd) => {
                 let inode = sys::inode(&fs::fstat(&fd).map_err(error)?);
-                Ok(Some(BuildTree::Held { inode, _fd: fd }))
+                Ok(Some(BuildTree::Held { inode, fd }))
             }
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(error(errno)),
