@@ -83,6 +83,7 @@ pub mod exec_path;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod https;
 pub mod invocation;
 pub mod journal;
 pub mod lease;

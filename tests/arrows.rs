@@ -21,6 +21,7 @@ const FLOORS: &[&[&str]] = &[
         "chance",
         "digest",
         "exec_path",
+        "https",
         "metrics",
         "open_files",
         "printable",

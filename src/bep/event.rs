@@ -151,6 +151,21 @@ impl CommandLine {
         self.last(name).filter(|value| !value.is_empty())
     }
 
+    /// The last word on a switch, in either spelling: `--x`, `--x=false`, `--nox`.
+    #[must_use]
+    pub fn switch(&self, name: &str) -> Option<bool> {
+        self.options.iter().rev().find_map(|(option, value)| {
+            if option == name {
+                Some(!matches!(
+                    &*value.to_ascii_lowercase(),
+                    "0" | "false" | "no" | "n" | "f"
+                ))
+            } else {
+                (option.strip_prefix("no") == Some(name)).then_some(false)
+            }
+        })
+    }
+
     /// The remote cache, with the option that names it. As Bazel: an executor is its own cache unless another is named.
     #[must_use]
     pub fn remote_cache(&self) -> Option<(&'static str, &str)> {

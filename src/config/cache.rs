@@ -8,7 +8,10 @@ use super::{ConfigError, TlsFiles};
 use crate::{
     digest::DigestFunction,
     invocation::sources::SourceRule,
-    remote::{Compression, Endpoint, GrpcCache, Header, RemoteError, RemoteOptions, without_user_info},
+    remote::{
+        Compression, Endpoint, Google, GrpcCache, Header, RemoteError, RemoteOptions, google::DEFAULT_SCOPE,
+        without_user_info,
+    },
     units::parse_duration,
 };
 
@@ -66,6 +69,24 @@ pub struct CacheArgs {
     /// Program that supplies credentials, for all hosts or those of a scope (repeatable)
     #[arg(long, value_name = "[SCOPE=]PATH", env = "OUTHAUL_CREDENTIAL_HELPER")]
     pub credential_helper: Vec<String>,
+
+    /// File with Google's credentials, for hosts that no credential helper is for
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_GOOGLE_CREDENTIALS")]
+    pub google_credentials: Option<PathBuf>,
+
+    /// Whether to use the credentials that Google's tools find in the environment
+    #[arg(long, env = "OUTHAUL_GOOGLE_DEFAULT_CREDENTIALS")]
+    pub google_default_credentials: bool,
+
+    /// What Google's credentials are to be good for
+    #[arg(
+        long,
+        value_name = "LIST",
+        env = "OUTHAUL_GOOGLE_AUTH_SCOPES",
+        default_value = DEFAULT_SCOPE,
+        value_delimiter = ','
+    )]
+    pub google_auth_scopes: Vec<String>,
 
     /// Whether to ask for zstd where the server offers it and it makes transfers faster, as measured
     #[arg(long, value_name = "BOOL", env = "OUTHAUL_REMOTE_CACHE_COMPRESSION", default_value_t = true,
@@ -167,6 +188,14 @@ impl CacheArgs {
             .clone_from(&self.tls_client_certificate);
         options.tls_client_key.clone_from(&self.tls_client_key);
         options.credential_helpers.clone_from(&self.credential_helper);
+        if self.google_credentials.is_some() || self.google_default_credentials {
+            let google = Google {
+                file: self.google_credentials.clone(),
+                scopes: self.google_auth_scopes.clone(),
+            };
+            google.check().map_err(|e| remote(&e))?;
+            options.google = Some(google);
+        }
         options.compression = if self.remote_cache_compression {
             Compression::WherePaying
         } else {

@@ -5,7 +5,7 @@ use clap::Args;
 use super::{CacheArgs, ConfigError};
 use crate::{
     bes::{HoldMode, HoldPolicy, Upstream, UpstreamOptions},
-    remote::{Endpoint, Header},
+    remote::{Endpoint, Google, Header},
 };
 
 /// Flags of the upstream event service.
@@ -33,6 +33,10 @@ pub struct UpstreamArgs {
     /// Credential helpers of a build whose own event service this is.
     #[arg(skip)]
     pub credential_helper: Vec<String>,
+
+    /// Google's credentials of such a build.
+    #[arg(skip)]
+    pub google: Option<Google>,
 }
 
 impl UpstreamArgs {
@@ -72,6 +76,7 @@ impl UpstreamArgs {
             cache.tls_for_upstream = true;
         }
         options.credential_helpers.clone_from(&self.credential_helper);
+        options.google.clone_from(&self.google);
         options.rewrite_uris = self.rewrite_uris;
         Upstream::new(options).map(Some).map_err(|e| {
             ConfigError::new(

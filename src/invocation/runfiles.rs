@@ -103,17 +103,7 @@ pub(super) fn are_built(line: Option<&CommandLine>) -> bool {
 
 /// Whether a switch of the build tool is off.
 pub(super) fn is_off(line: Option<&CommandLine>, name: &str) -> bool {
-    let Some(line) = line else { return false };
-    let of_it = line
-        .options
-        .iter()
-        .rev()
-        .find_map(|(option, value)| match option.strip_prefix("no") {
-            _ if option == name => Some(matches!(&**value, "0" | "false" | "no")),
-            Some(rest) if rest == name => Some(!matches!(&**value, "0" | "false" | "no")),
-            _ => None,
-        });
-    of_it.unwrap_or(false)
+    line.and_then(|line| line.switch(name)) == Some(false)
 }
 
 /// The directory of a target's package below that of binaries, empty or with a slash at its end, and the target's name in

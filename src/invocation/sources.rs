@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
@@ -10,8 +10,12 @@ use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
     remote::{
-        BlobStore, Chain, DiskCache, Endpoint, GrpcCache, Header, Nowhere, RemoteError, RemoteOptions,
-        auth::check_helper, channel::tls, netrc, split_user_info, without_user_info,
+        BlobStore, Chain, DiskCache, Endpoint, Google, GrpcCache, Header, Nowhere, RemoteError,
+        RemoteOptions,
+        auth::{check_helper, has_helper},
+        channel::tls,
+        google::DEFAULT_SCOPE,
+        netrc, split_user_info, without_user_info,
     },
     units::parse_duration,
 };
@@ -267,6 +271,7 @@ fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), String
 fn has_credentials(options: &RemoteOptions) -> bool {
     !options.headers.is_empty()
         || !options.credential_helpers.is_empty()
+        || options.google.is_some()
         || options.tls_client_certificate.is_some()
         || options.tls_client_key.is_some()
 }
@@ -353,7 +358,9 @@ pub fn options_of(
         add_tls(line, directories, &mut options);
     }
     add_helpers(line, &mut options);
-    add_login(line, user_info, &mut options);
+    // A helper that is for the endpoint goes before Google's credentials, and they go before a `.netrc`.
+    let is_known = has_helper(&options) || add_google(line, directories, &mut options);
+    add_login(user_info, is_known, &mut options);
     if let Some(function) = line.given("digest_function") {
         match function.parse::<DigestFunction>() {
             Ok(function) => options.digest_function = function,
@@ -460,30 +467,44 @@ fn add_helpers(line: &CommandLine, options: &mut RemoteOptions) {
     }
 }
 
-/// User name and password: of the address itself, or of the user's `.netrc`, which Bazel reads where no other flag says
-/// who it is.
-fn add_login(line: &CommandLine, user_info: Option<(String, String)>, options: &mut RemoteOptions) {
-    let google = |name: &str| {
-        line.last(name)
-            .is_some_and(|value| !matches!(value, "" | "0" | "false"))
-    };
-    for name in ["google_default_credentials", "google_credentials"] {
-        if google(name) {
-            options
-                .left_out
-                .push(format!("--{name}: Google's credentials are not supported"));
-            return;
-        }
+/// Google's credentials that a build's command line asks for: a file goes before the default ones. Bazel's server runs in
+/// the workspace, where a relative file is looked for.
+pub(crate) fn google_of(line: &CommandLine, workspace: &Path) -> Option<Google> {
+    let file = line.given("google_credentials").map(|file| workspace.join(file));
+    if file.is_none() && line.switch("google_default_credentials") != Some(true) {
+        return None;
     }
+    let scopes = line.last("google_auth_scopes").unwrap_or(DEFAULT_SCOPE);
+    let scopes = scopes.split(',').filter(|scope| !scope.is_empty());
+    Some(Google {
+        file,
+        scopes: scopes.map(str::to_owned).collect(),
+    })
+}
+
+/// Whether Google's credentials are asked for, if only to no avail.
+fn add_google(line: &CommandLine, directories: &BuildDirectories, options: &mut RemoteOptions) -> bool {
+    if options.google.is_some() {
+        return true;
+    }
+    let Some(google) = google_of(line, &directories.workspace) else {
+        return false;
+    };
+    match google.check() {
+        Ok(()) => options.google = Some(google),
+        Err(error) => options.left_out.push(error.to_string()),
+    }
+    true
+}
+
+/// User name and password: of the address itself, or of the user's `.netrc`, where nothing else says who it is.
+fn add_login(user_info: Option<(String, String)>, is_known: bool, options: &mut RemoteOptions) {
     let says_who = |header: &Header| header.name() == "authorization";
     if options.headers.iter().any(says_who) {
         return;
     }
     let login = user_info.or_else(|| {
-        let host = options
-            .endpoint
-            .host()
-            .filter(|_| options.credential_helpers.is_empty())?;
+        let host = options.endpoint.host().filter(|_| !is_known)?;
         let file = match std::env::var_os("NETRC") {
             Some(file) => PathBuf::from(file),
             None => std::env::home_dir()?.join(".netrc"),
@@ -645,7 +666,12 @@ mod tests {
             ("tls_certificate", "/nonexistent/ca.pem", "/nonexistent/ca.pem"),
             ("tls_client_certificate", "no.pem", "no --tls_client_key"),
             ("tls_client_key", "no.pem", "no --tls_client_certificate"),
-            ("google_default_credentials", "1", "Google"),
+            (
+                "google_credentials",
+                "none.json",
+                "none.json: the credentials cannot be read",
+            ),
+            ("google_credentials", "no.pem", "not one of Google's"),
             ("credential_helper_timeout", "soon", "--credential_helper_timeout"),
             ("digest_function", "crc", "crc"),
         ] {
@@ -663,6 +689,7 @@ mod tests {
             );
             assert_eq!(options.headers.len(), 1, "the others are sent");
             assert!(options.credential_helpers.is_empty() && options.tls_certificate.is_none());
+            assert_eq!(options.google, None);
         }
         // For other hosts, and of forms that only newer Bazels know: nothing to be said.
         for value in ["example.com/team=/bin/helper", "*.example.com=/bin/helper"] {
@@ -671,6 +698,43 @@ mod tests {
                 Vec::<String>::new()
             );
         }
+    }
+
+    #[test]
+    fn a_helper_goes_before_googles_credentials_and_a_file_before_the_default_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let user = r#"{"type":"authorized_user","client_id":"c","client_secret":"s","refresh_token":"r"}"#;
+        std::fs::write(dir.path().join("user.json"), user).unwrap();
+        let directories = BuildDirectories {
+            workspace: dir.path().to_owned(),
+            working_directory: dir.path().join("below"),
+        };
+        let google = |file: Option<&str>, scopes: &[&str]| {
+            Some(Google {
+                file: file.map(|file| dir.path().join(file)),
+                scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+            })
+        };
+        let (file, default) = (
+            ("google_credentials", "user.json"),
+            ("google_default_credentials", "1"),
+        );
+        let of = |options: &[(&str, &str)]| with(options, &directories).google;
+        assert_eq!(of(&[file, default]), google(Some("user.json"), &[DEFAULT_SCOPE]));
+        assert_eq!(
+            of(&[("google_auth_scopes", "a,b"), file]),
+            google(Some("user.json"), &["a", "b"])
+        );
+        assert_eq!(of(&[file, ("google_credentials", "")]), None);
+        assert_eq!(of(&[file, ("credential_helper", "/bin/helper")]), None);
+        assert_eq!(
+            of(&[file, ("credential_helper", "elsewhere=/bin/helper")]),
+            google(Some("user.json"), &[DEFAULT_SCOPE])
+        );
+        let asked = |options: &[(&str, &str)]| google_of(&line(options), dir.path());
+        assert_eq!(asked(&[default]), google(None, &[DEFAULT_SCOPE]));
+        assert_eq!(asked(&[default, ("nogoogle_default_credentials", "")]), None);
+        assert_eq!(asked(&[("google_auth_scopes", "a")]), None);
     }
 
     #[test]

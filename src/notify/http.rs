@@ -2,64 +2,42 @@
 
 use std::{
     io,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use http::{
     HeaderValue, Request,
     header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
 };
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
-use rustls::{
-    ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier, client::WantsClientCert, crypto::ring,
-};
 
 use super::{document::Document, retry::Answer, signature::Secret, url::NotifyUrl};
-use crate::printable::with_causes;
+use crate::{
+    https::{HttpsClient, client_for},
+    printable::with_causes,
+};
 
 /// Most that is read of an answer, so that its connection can be used again.
 const ANSWER: usize = 64 << 10;
 /// How long that may take.
 const REST: Duration = Duration::from_secs(1);
 
-/// Posts to one URL. HTTP/1.1; proxies of the environment are not used.
+/// Posts to one URL.
 pub(super) struct Poster {
     url: NotifyUrl,
     secret: Option<Secret>,
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: HttpsClient,
 }
 
 impl Poster {
-    /// Believes of `https` URLs what the system's certificate authorities say.
-    ///
     /// # Errors
-    /// When the system has none, and the URL needs them.
+    /// When the URL needs the system's certificate authorities, and there are none.
     pub(super) fn new(url: NotifyUrl, secret: Option<Secret>) -> io::Result<Self> {
-        let config = if url.is_https() {
-            tls()?.with_native_roots()?
-        } else {
-            trusting(RootCertStore::empty())?
-        };
-        Ok(Self::with_tls(url, secret, config.with_no_client_auth()))
+        let client = client_for(url.is_https())?;
+        Ok(Self::with_client(url, secret, client))
     }
 
-    pub(super) fn with_tls(url: NotifyUrl, secret: Option<Secret>, config: ClientConfig) -> Self {
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_or_http()
-            .enable_http1()
-            .build();
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(1)
-            .build(connector);
+    pub(super) const fn with_client(url: NotifyUrl, secret: Option<Secret>, client: HttpsClient) -> Self {
         Self { url, secret, client }
     }
 
@@ -105,15 +83,4 @@ impl Poster {
             },
         }
     }
-}
-
-fn tls() -> io::Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
-    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)
-}
-
-/// TLS that believes these authorities only.
-pub(super) fn trusting(roots: RootCertStore) -> io::Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
-    Ok(tls()?.with_root_certificates(roots))
 }

@@ -21,10 +21,11 @@ use tokio::{
 };
 
 use super::{
-    Event, Hook, NotifyOptions, NotifyUrl, Secret, document::Document, http, http::Poster,
-    notifier::Notifier, retry::Answer, retry::Patience,
+    Event, Hook, NotifyOptions, NotifyUrl, Secret, document::Document, http::Poster, notifier::Notifier,
+    retry::Answer, retry::Patience,
 };
 use crate::{
+    https,
     invocation::{
         Report,
         feed::{Change, Told},
@@ -536,8 +537,8 @@ async fn https_is_spoken_and_certificates_are_checked() {
     };
     let url = || -> NotifyUrl { format!("https://localhost:{port}/x").parse().unwrap() };
     let post = async |roots| {
-        let tls = http::trusting(roots).unwrap().with_no_client_auth();
-        let poster = Poster::with_tls(url(), None, tls);
+        let tls = https::trusting(roots).unwrap().with_no_client_auth();
+        let poster = Poster::with_client(url(), None, https::client(tls));
         timeout(PATIENCE, poster.post(&document, PATIENCE)).await.unwrap()
     };
     let mut roots = rustls::RootCertStore::empty();

@@ -1,5 +1,5 @@
-//! What a request carries beside its message: the user's headers, a credential helper's, and to which build the
-//! request belongs.
+//! What a request carries beside its message: the user's headers, those of a credential helper or of Google's
+//! credentials, and to which build the request belongs.
 //!
 //! A credential helper is a program that is run as `PATH get`, is given `{"uri": "https://…"}` on its standard input
 //! and prints `{"headers": {"Name": ["value"]}, "expires": "RFC 3339 time"}` (the credential helper specification
@@ -27,6 +27,7 @@ use super::{
     Attribution,
     conceal::Secrets,
     error::{RemoteError, RemoteErrorKind},
+    google::Google,
     options::{Header, RemoteOptions},
 };
 use crate::{open_files, units::show_duration};
@@ -34,7 +35,7 @@ use crate::{open_files, units::show_duration};
 /// The Remote Execution API's header for [`RequestMetadata`].
 const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
 
-/// The least time that a helper's answer is kept, good or bad, so that a thousand requests don't run it a thousand
+/// The least time that a source's answer is kept, good or bad, so that a thousand requests don't ask it a thousand
 /// times.
 const KEPT_AT_LEAST: Duration = Duration::from_secs(5);
 
@@ -44,14 +45,31 @@ const MAX_ANSWER: u64 = 1024 * 1024;
 /// Makes the metadata of requests.
 pub(crate) struct Auth {
     headers: Vec<Header>,
-    helper: Option<Helper>,
-    /// The helper's last answer. The lock is held while it runs: one run serves all who wait.
+    source: Option<Source>,
+    /// The source's last answer. The lock is held while it is asked: one run serves all who wait.
     answer: Mutex<Option<Answer>>,
     /// What requests were sent with, lately.
     secrets: RwLock<Arc<Secrets>>,
 }
 
-/// A helper's answer, or why there is none.
+/// Where further headers come from.
+#[derive(Debug)]
+enum Source {
+    Helper(Helper),
+    Google(Google),
+}
+
+impl Source {
+    /// Headers, and for how long they are good.
+    async fn ask(&self) -> Result<(Vec<Header>, Duration), RemoteError> {
+        match self {
+            Self::Helper(helper) => helper.run().await,
+            Self::Google(google) => google.headers().await,
+        }
+    }
+}
+
+/// A source's answer, or why there is none.
 struct Answer {
     result: Result<Vec<Header>, RemoteError>,
     until: Instant,
@@ -67,20 +85,22 @@ impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Auth")
             .field("headers", &self.headers)
-            .field("helper", &self.helper)
+            .field("source", &self.source)
             .finish_non_exhaustive()
     }
 }
 
 impl Auth {
-    /// For these options' endpoint.
+    /// For these options' endpoint. A helper that is for it goes before Google's credentials, even if it has none, as for
+    /// Bazel.
     ///
     /// # Errors
     /// [`RemoteErrorKind::Config`] when a helper's scope or path can't be.
     pub(crate) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+        let google = || options.google.clone().map(Source::Google);
         Ok(Self {
             headers: options.headers.clone(),
-            helper: Helper::choose(options)?,
+            source: Helper::choose(options)?.map(Source::Helper).or_else(google),
             answer: Mutex::new(None),
             secrets: RwLock::new(Arc::new(Secrets::of(options.headers.iter().map(Header::value)))),
         })
@@ -94,7 +114,7 @@ impl Auth {
             .clone()
     }
 
-    /// A helper's answer is as secret, and the one before it may still be on its way.
+    /// A source's answer is as secret, and the one before it may still be on its way.
     fn keep_secret(&self, before: Option<&Answer>, now: &[Header]) {
         let before = before.and_then(|answer| answer.result.as_ref().ok());
         let all = self.headers.iter().chain(now).chain(before.into_iter().flatten());
@@ -117,15 +137,15 @@ impl Auth {
         Ok((map, run))
     }
 
-    /// The user's headers and the helper's, and which credentials they hold.
+    /// The user's headers and the source's, and which credentials they hold.
     pub(crate) async fn headers(&self) -> Result<(Vec<Header>, Option<Run>), RemoteError> {
-        let Some(helper) = &self.helper else {
+        let Some(source) = &self.source else {
             return Ok((self.headers.clone(), None));
         };
         let mut answer = self.answer.lock().await;
         if answer.as_ref().is_none_or(|a| a.until <= Instant::now()) {
             let run = answer.as_ref().map_or(0, |a| a.run) + 1;
-            let (result, kept) = match helper.run().await {
+            let (result, kept) = match source.ask().await {
                 Ok((headers, kept)) => {
                     self.keep_secret(answer.as_ref(), &headers);
                     (Ok(headers), kept)
@@ -144,7 +164,7 @@ impl Auth {
         let Some(Answer { result, run, .. }) = &*answer else {
             return Ok((self.headers.clone(), None));
         };
-        // A header of both is the helper's: it is the newer word.
+        // A header of both is the source's: it is the newer word.
         let own = result.as_ref().map_err(Clone::clone)?;
         let users = self
             .headers
@@ -154,7 +174,7 @@ impl Auth {
     }
 
     /// After a request was refused as unauthenticated: whether another one may fare better, because there is a
-    /// helper to ask again.
+    /// source to ask again.
     pub(crate) async fn refresh(&self, refused: Option<Run>) -> bool {
         let Some(refused) = refused else { return false };
         let mut answer = self.answer.lock().await;
@@ -214,6 +234,11 @@ pub(crate) fn check_helper(options: &RemoteOptions, text: &str) -> Result<(), Re
         ..options.clone()
     };
     Helper::choose(&alone).map(|_| ())
+}
+
+/// Whether one of the credential helpers is for the endpoint. Then no other credentials count.
+pub(crate) fn has_helper(options: &RemoteOptions) -> bool {
+    Helper::choose(options).is_ok_and(|helper| helper.is_some())
 }
 
 /// The credential helper for one endpoint.

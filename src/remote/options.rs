@@ -6,6 +6,7 @@ use super::{
     compression::Compression,
     endpoint::Endpoint,
     error::{RemoteError, RemoteErrorKind},
+    google::Google,
 };
 use crate::digest::DigestFunction;
 
@@ -47,6 +48,8 @@ pub struct RemoteOptions {
     pub credential_helper_timeout: Duration,
     /// How long credentials are kept that do not say when they expire.
     pub credential_helper_cache_duration: Duration,
+    /// Google's credentials, where no helper is for the endpoint.
+    pub google: Option<Google>,
     /// When to ask for zstd where the server offers it.
     pub compression: Compression,
     /// HTTP/2 connections.
@@ -88,6 +91,7 @@ impl RemoteOptions {
             // Bazel's defaults, both.
             credential_helper_timeout: Duration::from_secs(10),
             credential_helper_cache_duration: Duration::from_secs(30 * 60),
+            google: None,
             compression: Compression::WherePaying,
             connections: 4,
             retries: 5,

@@ -49,6 +49,8 @@ const WRONG: &[(&str, &str)] = &[
     ("--tls-client-certificate", "/nowhere.pem"),
     ("--tls-client-key", "/nowhere.pem"),
     ("--credential-helper", "relative/helper="),
+    ("--google-credentials", "/nowhere.json"),
+    ("--google-default-credentials", "nonsense"),
     ("--remote-cache-compression", "nonsense"),
     ("--remote-max-connections", "0"),
     ("--remote-max-connections", "nonsense"),

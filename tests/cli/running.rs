@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use outhaul::embedded_cache::EmbeddedCache;
 use tokio::process::Command;
 
-use crate::support::{Ran, World, clean, finish, outhaul};
+use crate::support::{Ran, World, clean, finish, googles_account, outhaul};
 
 /// A Bazel that tells its options as a real one does, the rc file's first, and writes down how it was called. With
 /// `SEND`, it sends that event file to where its events go.
@@ -191,8 +192,6 @@ async fn what_cannot_be_known_leaves_bazels_mode_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn events_that_cannot_be_forwarded_are_left_to_bazel() {
     for (rc, part) in [
-        ("\"--google_default_credentials\"", "Google"),
-        ("\"--google_credentials=/x\"", "Google"),
         (
             "\"--bes_backend=grpcs://h\",\"--bes_proxy=unix:/x\"",
             "--bes_proxy=unix:/x",
@@ -220,6 +219,37 @@ async fn events_that_cannot_be_forwarded_are_left_to_bazel() {
         call.starts_with(&start) && call.ends_with("no-credentials>"),
         "{call}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn googles_credentials_are_for_the_cache_and_not_for_us() {
+    let cache = EmbeddedCache::builder().required_header("authorization", "Bearer t0ken");
+    let world = World::with(cache, "").await;
+    let place = Place::new();
+    let file = place.dir.path().join("account.json");
+    let account = googles_account(r#"{"access_token":"t0ken","expires_in":3600}"#).await;
+    std::fs::write(&file, account).unwrap();
+    let rc = format!(
+        "\"--remote_cache={}\",\"--google_credentials={}\"",
+        world.cache.endpoint(),
+        file.display()
+    );
+    let place = place.with("RC", &rc);
+    place.run(&["bazel", "build", "//a"]).await.expect(0);
+    let call = place.calls().remove(0);
+    let start = format!("<build><//a>{OURS}<--credential_helper=127.0.0.1=/");
+    assert!(
+        call.starts_with(&start) && call.ends_with("no-credentials><--remote_download_minimal>"),
+        "{call}"
+    );
+    // One that cannot be read costs nothing but itself, and is named if the cache refuses us.
+    std::fs::remove_file(&file).unwrap();
+    let ran = place.run(&["bazel", "build", "//a"]).await;
+    ran.says(0, &["Bazel downloads by itself", "--google-credentials="]);
+    let older = place.with("VERSION", "6.5.0");
+    let ran = older.run(&["bazel", "test", "//a"]).await;
+    ran.says(0, &["Google", "brings nothing"]);
+    assert_eq!(older.calls().pop().unwrap(), "<test><//a>");
 }
 
 #[tokio::test(flavor = "multi_thread")]

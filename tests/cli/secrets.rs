@@ -19,7 +19,7 @@ use tonic::{Status, body::Body};
 
 use crate::{
     access::{channel, publish_events},
-    support::{PATIENCE, Ran, Server, World, finish, outhaul},
+    support::{PATIENCE, Ran, Server, World, finish, googles_account, outhaul},
 };
 
 /// What no secret may be shown in: where it is from, and the text.
@@ -176,7 +176,7 @@ impl Planted {
 
     /// A daemon with secrets in all its settings, and a build through it; everything that it, and what can be asked of
     /// it, says.
-    async fn build(&mut self, name: &str, cache: &str, helper: &str, log: &str) {
+    async fn build(&mut self, name: &str, cache: &str, credentials: &str, log: &str) {
         let (receiver, posted) = receiver().await;
         let plant = |at: &str| self.secrets.plant(&format!("{name}-{at}"));
         let (bes_token, admin_token, control_token) =
@@ -211,7 +211,7 @@ impl Planted {
                 format!("--remote-cache={cache}"),
             ])
             .arg(format!("--remote-header=x-basic=Basic {}", plant("header")))
-            .arg(format!("--credential-helper={helper}"))
+            .arg(credentials)
             .arg(format!("--bes-backend={}", echo().await))
             .arg(format!("--bes-token-file={}", file("bes", &bes_token)))
             .arg(format!("--admin-token-file={}", file("admin", &admin_token)))
@@ -350,6 +350,17 @@ async fn planted() -> Planted {
     }
 }
 
+/// Plants the lines of the private key of a service account, and its token.
+async fn account(planted: &Planted) -> String {
+    let account = googles_account(r#"{"access_token":"hush-google-hush","expires_in":3600}"#).await;
+    planted.secrets.plant("google");
+    let read: serde_json::Value = serde_json::from_str(&account).unwrap();
+    let key = read["private_key"].as_str().unwrap();
+    let lines = key.lines().filter(|line| !line.starts_with("---"));
+    planted.secrets.0.lock().unwrap().extend(lines.map(str::to_owned));
+    account
+}
+
 /// Everything of ours, and everything of the libraries below.
 const LOGS: [&str; 2] = ["trace", "trace,outhaul=trace"];
 
@@ -360,6 +371,7 @@ async fn a_build_that_goes_well_shows_no_secret() {
         "helper",
         "echo hush-helper-words-hush >&2; echo '{\"headers\":{\"x-token\":[\"hush-helper-hush\"]}}'",
     );
+    let helper = format!("--credential-helper={helper}");
     planted.secrets.plant("helper-words");
     let cache = planted.world.cache.endpoint();
     for (n, log) in LOGS.into_iter().enumerate() {
@@ -378,6 +390,7 @@ async fn a_cache_that_quotes_what_it_was_sent_makes_no_secret_known() {
         "helper",
         &format!("echo '{{\"headers\":{{\"authorization\":[\"Bearer {secret}\"]}}}}'"),
     );
+    let helper = format!("--credential-helper={helper}");
     for (n, log) in LOGS.into_iter().enumerate() {
         planted
             .build(&format!("quoted{n}"), &echo().await, &helper, log)
@@ -386,6 +399,41 @@ async fn a_cache_that_quotes_what_it_was_sent_makes_no_secret_known() {
     let said = |what| planted.shown.iter().any(|(_, text)| text.contains(what));
     assert!(said("you are not welcome"), "the cache's words are not heard of");
     assert!(said("<concealed>"), "nothing was quoted");
+    planted.secrets.assert_kept(&planted.shown);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn googles_key_and_token_are_shown_nowhere() {
+    let secrets = Secrets::default();
+    let cache = EmbeddedCache::builder().required_header("authorization", "Bearer hush-google-hush");
+    let mut planted = Planted {
+        world: World::with(cache, "").await,
+        secrets,
+        shown: Shown::new(),
+    };
+    let account = account(&planted).await;
+    let credentials = format!("--google-credentials={}", planted.file("account.json", &account));
+    let endpoint = planted.world.cache.endpoint();
+    let [_, log] = LOGS;
+    planted.build("google", &endpoint, &credentials, log).await;
+    planted.world.assert_complete();
+    planted
+        .build("google-quoted", &echo().await, &credentials, log)
+        .await;
+    // Files that are something like it.
+    let [half, mixed] = [
+        &account[..account.len() / 2],
+        &account.replace("token_uri", "type"),
+    ];
+    for (name, text) in [("half", half), ("mixed", mixed)] {
+        let wrong = format!("--google-credentials={}", planted.file(name, text));
+        let cache = format!("--remote-cache={endpoint}");
+        let state = planted.world.state();
+        planted
+            .run(name, &["serve", &cache, &state, &wrong], &[])
+            .await
+            .says(2, &["--google-credentials="]);
+    }
     planted.secrets.assert_kept(&planted.shown);
 }
 

@@ -293,3 +293,17 @@ impl Server {
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 }
+
+/// The key file of a service account whose token endpoint always answers so. The key is for tests alone.
+pub async fn googles_account(answer: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let account = serde_json::json!({
+        "type": "service_account",
+        "client_email": "me@project.example",
+        "private_key": include_str!("../google/key.pem"),
+        "token_uri": format!("http://{}/token", listener.local_addr().unwrap()),
+    });
+    let app = axum::Router::new().fallback(async move || answer);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    account.to_string()
+}

@@ -336,6 +336,37 @@ async fn a_credential_helper_is_asked_for_headers() {
 }
 
 #[tokio::test]
+async fn googles_credentials_are_sent_upstream() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let file = dir.path().join("user.json");
+    let user = serde_json::json!({
+        "type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r",
+        "token_uri": format!("http://{}/", listener.local_addr().unwrap()),
+    });
+    std::fs::write(&file, user.to_string()).unwrap();
+    let app = axum::Router::new().fallback(async || r#"{"access_token":"t0ken","expires_in":3600}"#);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let backend = Backend::start().await;
+    let upstream = backend.upstream_with(|options| {
+        options.google = Some(crate::remote::Google {
+            file: Some(file),
+            scopes: vec!["a".to_owned()],
+        });
+    });
+    let daemon = Daemon::forwarding(options(HoldMode::None), None, Some(upstream)).await;
+    daemon.engine.settle(0);
+    let (sender, mut answers) = upload(&daemon, MetadataMap::new()).await;
+    sender.send(strange(1, b"x")).unwrap();
+    sender.send(finish(2)).unwrap();
+    drop(sender);
+    while answers.message().await.unwrap().is_some() {}
+    backend.until_closed().await;
+    assert_eq!(backend.headers()[0].get("authorization").unwrap(), "Bearer t0ken");
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn the_next_daemon_sends_what_upstream_has_not_got() {
     let dir = tempfile::tempdir().unwrap();
     let backend = Backend::start().await;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::remote::{Endpoint, Header, RemoteError};
+use crate::remote::{Endpoint, Google, Header, RemoteError};
 
 /// How to reach the upstream service, and what it is sent.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct UpstreamOptions {
     pub tls_client_key: Option<PathBuf>,
     /// Credential helpers, as `[SCOPE=]PATH`.
     pub credential_helpers: Vec<String>,
+    /// Google's credentials, where no helper is for the endpoint.
+    pub google: Option<Google>,
     /// Whether forwarded events name files on disk instead of blobs, where they are there.
     pub rewrite_uris: bool,
     /// How long connecting may take, and then TLS.
@@ -48,6 +50,7 @@ impl UpstreamOptions {
             tls_client_certificate: None,
             tls_client_key: None,
             credential_helpers: Vec::new(),
+            google: None,
             rewrite_uris: false,
             connect_timeout: Duration::from_secs(10),
             keepalive: Duration::from_secs(60),

@@ -39,6 +39,7 @@ impl Credentials {
         let mut remote = RemoteOptions::new(options.endpoint.clone());
         remote.headers.clone_from(&options.headers);
         remote.credential_helpers.clone_from(&options.credential_helpers);
+        remote.google.clone_from(&options.google);
         remote.workspace = std::env::current_dir().ok();
         Ok(Self {
             channels: Channels::new(options)?,
@@ -46,7 +47,7 @@ impl Credentials {
         })
     }
 
-    /// The user's headers, and those of a credential helper.
+    /// The user's headers, and those of a credential helper or Google's credentials.
     pub(super) async fn headers(&self) -> Result<Vec<Header>, Status> {
         match self.auth.headers().await {
             Ok((headers, _)) => Ok(headers),

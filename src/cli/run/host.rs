@@ -1,7 +1,7 @@
 //! What a `run` answers each Bazel command below it: a door for its events, and the flags that bring them there.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::paths::workspace_around,
-    mode::{Mode, Setting, decide, is_on, names_a_cache},
+    mode::{Mode, Setting, decide, names_a_cache},
     probe::Told,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     bes::{BesService, HoldPolicy, Upstream},
     config::{CacheArgs, UpstreamArgs},
     daemon::{EventDoors, Rooms},
-    invocation::sources::BuildDirectories,
+    invocation::sources::{BuildDirectories, google_of},
     remote::without_user_info,
 };
 
@@ -29,6 +29,9 @@ const BEGINNING: Duration = Duration::from_secs(10);
 /// The same where the command failed: it may have given up before there were any events.
 const BEGINNING_FAILED: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
+/// The oldest Bazel that has credential helpers of this name, and a way to an address that is not encrypted where there are
+/// Google's credentials: older ones fail there.
+const GOOGLE_UNENCRYPTED: u32 = 7;
 
 /// Whether Bazel uploads what its events name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,9 +165,10 @@ impl Host {
         let mut more = Vec::new();
         if let Some(line) = line {
             let named = |name: &str| line.given(name);
-            if is_on(line, "google_default_credentials") || named("google_credentials").is_some() {
+            let has_google = google_of(line, Path::new("")).is_some();
+            if has_google && told.version.is_none_or(|version| version < GOOGLE_UNENCRYPTED) {
                 return Err(
-                    "with Google's credentials, Bazel sends events only over encrypted connections"
+                    "with Google's credentials, this Bazel sends events only over encrypted connections"
                         .to_owned(),
                 );
             }
@@ -182,9 +186,11 @@ impl Host {
                 more.push("--bes_proxy=".to_owned());
             }
             let helpers = ["credential_helper", "experimental_credential_helper"];
-            if let Some(name) = helpers.into_iter().find(|name| named(name).is_some()) {
-                // One that does not know our address would fail the upload, and so the command.
-                let helper = self.helper.as_deref().and_then(std::path::Path::to_str);
+            let given = helpers.into_iter().find(|name| named(name).is_some());
+            if let Some(name) = given.or(has_google.then_some(helpers[0])) {
+                // One that does not know our address would fail the upload, and so the command; and Google's token is
+                // not for us.
+                let helper = self.helper.as_deref().and_then(Path::to_str);
                 let helper = helper.ok_or("there is no directory for a credential helper")?;
                 more.push(format!("--{name}=127.0.0.1={helper}"));
             }
@@ -233,6 +239,7 @@ impl Host {
                 .flat_map(|name| line.all(name))
                 .map(|helper| helper.replace("%workspace%", &workspace.to_string_lossy()))
                 .collect();
+            upstream.google = google_of(line, &workspace);
         }
         upstream
             .upstream(&mut cache, self.hold)

@@ -100,26 +100,7 @@ pub(super) fn names_a_cache(options: &CommandLine) -> bool {
 /// Whether what tests leave comes as an archive, which events name. Without a word of the command: until Bazel 8.
 fn zips_test_outputs(setting: &Setting<'_>, options: &CommandLine) -> bool {
     let name = "zip_undeclared_test_outputs";
-    switch(options, name).unwrap_or(setting.version < Some(8))
-}
-
-/// Whether a switch is on; off without a word of the command.
-pub(super) fn is_on(options: &CommandLine, name: &str) -> bool {
-    switch(options, name).unwrap_or(false)
-}
-
-/// The last word on a switch.
-fn switch(options: &CommandLine, name: &str) -> Option<bool> {
-    options.options.iter().rev().find_map(|(option, value)| {
-        if option == name {
-            Some(!matches!(
-                &*value.to_ascii_lowercase(),
-                "0" | "false" | "no" | "n" | "f"
-            ))
-        } else {
-            (option.strip_prefix("no") == Some(name)).then_some(false)
-        }
-    })
+    options.switch(name).unwrap_or(setting.version < Some(8))
 }
 
 #[cfg(test)]
@@ -240,14 +221,14 @@ mod tests {
     #[test]
     fn the_last_word_on_a_switch_counts() {
         for (options, on) in [
-            (vec![], false),
-            (vec!["--x"], true),
-            (vec!["--x=1"], true),
-            (vec!["--x=false"], false),
-            (vec!["--x", "--nox"], false),
-            (vec!["--nox", "--x=true"], true),
+            (vec![], None),
+            (vec!["--x"], Some(true)),
+            (vec!["--x=1"], Some(true)),
+            (vec!["--x=false"], Some(false)),
+            (vec!["--x", "--nox"], Some(false)),
+            (vec!["--nox", "--x=true"], Some(true)),
         ] {
-            assert_eq!(is_on(&Options::of(&options).line(), "x"), on, "{options:?}");
+            assert_eq!(Options::of(&options).line().switch("x"), on, "{options:?}");
         }
     }
 }
