@@ -19,6 +19,7 @@ mod full_disk;
 mod keeping;
 mod leasing;
 mod notifying;
+mod printed;
 mod python;
 mod reading;
 mod reloading;

@@ -1,0 +1,79 @@
+//! What commands print, as it is kept in `tests/cli/snapshots`. After a change that is meant, `INSTA_UPDATE=always
+//! cargo test --test cli printed` writes them anew.
+
+use insta::{assert_snapshot, with_settings};
+
+use crate::support::{Ran, World, run};
+
+/// What differs from run to run.
+const CHANGING: &[(&str, &str)] = &[
+    (
+        r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+        "[ID]",
+    ),
+    (r"(/[^\s:]+)?/\.tmp\w{6}", "[DIR]"),
+    (r"127\.0\.0\.1:\d+", "[ADDRESS]"),
+    (r"\b\d+(\.\d+)?(ms|µs|s)\b", "[TIME]"),
+    (r"\bsha256:[0-9a-f]{64}\b", "[DIGEST]"),
+];
+
+/// Both outputs of a command, and its exit code.
+fn shown(ran: &Ran) -> String {
+    let code = ran
+        .code
+        .map_or_else(|| "a signal".to_owned(), |code| code.to_string());
+    format!(
+        "exit code {code}\n--- stdout\n{}--- stderr\n{}",
+        ran.out(),
+        ran.err
+    )
+}
+
+#[tokio::test]
+async fn every_commands_help() {
+    let all = run(["--help"]).await.expect(0).out();
+    let (_, commands) = all.split_once("Commands:\n").unwrap();
+    let names: Vec<&str> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(names.len() > 10, "{all}");
+    with_settings!({ filters => CHANGING.to_vec() }, { assert_snapshot!("help", all) });
+    for name in names {
+        let help = run([name, "--help"]).await.expect(0).out();
+        with_settings!({ filters => CHANGING.to_vec() }, { assert_snapshot!(format!("help_{name}"), help) });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_a_build() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    world.play(&world.build, server.door()).await;
+    let state = world.state();
+    run(["wait", &state]).await.expect(1);
+    let (output, _) = world.file("app/app");
+    let path = world.exec_root().join(&output.path).display().to_string();
+    let staged = world.path("staged");
+    let to = format!("--to={staged}");
+    for (name, args) in [
+        ("status", vec!["status", &state]),
+        ("wait", vec!["wait", &state, "//app:app"]),
+        ("wait_for_no_target", vec!["wait", &state, "//no:target"]),
+        ("stat", vec!["stat", &state, &path]),
+        ("why", vec!["why", &state, &path]),
+        ("why_of_nothing", vec!["why", &state, "bazel-out/no/such"]),
+        ("get", vec!["get", &state, &path]),
+        ("stage", vec!["stage", &state, &to, "//app:app"]),
+        ("is_staged", vec!["is-staged", &to, "//app:app"]),
+    ] {
+        let ran = run(args).await;
+        with_settings!({ filters => CHANGING.to_vec() }, { assert_snapshot!(name, shown(&ran)) });
+    }
+    let ran = run(["ls", &state, "--class=required"]).await.expect(0);
+    let mut lines: Vec<String> = ran.out().lines().map(str::to_owned).collect();
+    lines.sort_unstable();
+    with_settings!({ filters => CHANGING.to_vec() }, { assert_snapshot!("ls", lines.join("\n")) });
+}
