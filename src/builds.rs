@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
@@ -122,7 +123,7 @@ pub trait Builds: Send + Sync + 'static {
 
 /// Turns one `build_event_stream.BuildEvent`'s bytes into an event, or says why it can't. It has the events of one stream
 /// in order, and may learn from one how to read the next.
-pub type Decoder = Box<dyn FnMut(&[u8]) -> Result<Framed, String> + Send>;
+pub type Decoder = Box<dyn FnMut(&Bytes) -> Result<Framed, String> + Send>;
 
 /// Makes the decoder of a stream, whose first event comes next.
 pub type Decoders = Arc<dyn Fn() -> Decoder + Send + Sync>;

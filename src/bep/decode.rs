@@ -38,14 +38,18 @@ use crate::{
 /// # Errors
 /// When the bytes are no such message. Unknown fields and payloads are fine; a string that is not UTF-8 is not.
 pub(crate) fn decode_with(
-    bytes: &[u8],
+    bytes: &Bytes,
     default_function: Option<DigestFunction>,
 ) -> Result<Framed, BepError> {
+    let reader = Reader {
+        default_function,
+        message: bytes.len(),
+    };
     // Nearly all of a large stream is sets of files.
-    if let Some(framed) = sets::decode(bytes, Reader { default_function }) {
+    if let Some(framed) = sets::decode(bytes, reader) {
         return Ok(framed);
     }
-    Ok(from_proto(proto::BuildEvent::decode(bytes)?, default_function))
+    Ok(reader.framed(proto::BuildEvent::decode(bytes.clone())?))
 }
 
 /// Reads the events of one stream and learns the build's digest function from its command line on the way.
@@ -73,7 +77,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the bytes are no such message. Unknown fields and payloads are fine; a string that is not UTF-8 is not.
-    pub fn decode(&mut self, bytes: &[u8]) -> Result<Framed, BepError> {
+    pub fn decode(&mut self, bytes: &Bytes) -> Result<Framed, BepError> {
         Ok(self.learn(decode_with(bytes, self.function)?))
     }
 
@@ -98,26 +102,11 @@ impl Decoder {
 /// Turns a message into the event it tells of.
 #[must_use]
 pub fn from_proto(message: proto::BuildEvent, default_function: Option<DigestFunction>) -> Framed {
-    let id = message.id.and_then(|id| id.id);
-    let mut event = message.payload.map_or(Event::Other, |payload| {
-        Reader { default_function }
-            .event(id, payload)
-            .unwrap_or(Event::Other)
-    });
-    if let Event::Configured {
-        label, completions, ..
-    } = &mut event
-    {
-        let announced = message.children.into_iter().filter_map(|child| match child.id {
-            Some(Id::TargetCompleted(id)) => Some(target_id(id)),
-            _ => None,
-        });
-        completions.extend(announced.filter(|target| target.label == *label && target.aspect.is_empty()));
+    Reader {
+        default_function,
+        message: 0,
     }
-    Framed {
-        event,
-        last: message.last_message,
-    }
+    .framed(message)
 }
 
 /// What Bazel calls the combined coverage report among its logs (`BazelCoverageReportModule`).
@@ -127,9 +116,35 @@ const COMBINED_REPORT: &str = "coverage_report.lcov";
 #[derive(Clone, Copy)]
 struct Reader {
     default_function: Option<DigestFunction>,
+    /// Bytes of the message, if contents of files lie in it.
+    message: usize,
 }
 
+/// Contents of so many bytes stay where they are, if they are half of their message or more. Others are copied: they
+/// would keep the message, and what came with it.
+const LARGE: usize = 4 << 20;
+
 impl Reader {
+    fn framed(self, message: proto::BuildEvent) -> Framed {
+        let id = message.id.and_then(|id| id.id);
+        let event = message.payload.and_then(|payload| self.event(id, payload));
+        let mut event = event.unwrap_or(Event::Other);
+        if let Event::Configured {
+            label, completions, ..
+        } = &mut event
+        {
+            let announced = message.children.into_iter().filter_map(|child| match child.id {
+                Some(Id::TargetCompleted(id)) => Some(target_id(id)),
+                _ => None,
+            });
+            completions.extend(announced.filter(|target| target.label == *label && target.aspect.is_empty()));
+        }
+        Framed {
+            event,
+            last: message.last_message,
+        }
+    }
+
     /// `None` for what tells nothing about outputs, and for a payload without the id it needs.
     fn event(self, id: Option<Id>, payload: Payload) -> Option<Event> {
         Some(match (payload, id) {
@@ -276,7 +291,10 @@ impl Reader {
     fn file_of(self, path: &str, prefix_len: usize, is: Is<'_>, digest: &str, length: i64) -> File {
         let (content, uri) = match is {
             Is::Symlink(target) => (Content::Symlink(target.to_owned()), ""),
-            Is::Inline(bytes) => (Content::Inline(bytes), ""),
+            Is::Inline(bytes) if self.message == 0 || bytes.len() >= LARGE.max(self.message / 2) => {
+                (Content::Inline(bytes), "")
+            }
+            Is::Inline(bytes) => (Content::Inline(Bytes::copy_from_slice(&bytes)), ""),
             Is::At(uri) => (self.blob(path, digest, length, uri), uri),
             Is::Nowhere => (self.blob(path, digest, length, ""), ""),
         };

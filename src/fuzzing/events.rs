@@ -1,5 +1,6 @@
 //! A build's events.
 
+use bytes::Bytes;
 use prost::{Message as _, encoding::decode_varint};
 
 use super::{file_of, first, wait_for};
@@ -29,7 +30,7 @@ fn function(byte: u8) -> Option<DigestFunction> {
 pub fn event(data: &[u8]) {
     let (choice, data) = first(data);
     let function = function(choice);
-    let ours = decode_with(data, function);
+    let ours = decode_with(&Bytes::copy_from_slice(data), function);
     let theirs = BuildEvent::decode(data).map(|message| from_proto(message, function));
     match (ours, theirs) {
         (Ok(ours), Ok(theirs)) => {
@@ -130,7 +131,7 @@ pub fn whole_build(data: &[u8]) {
             break;
         };
         data = rest;
-        let Ok(framed) = decode_with(bytes, None) else {
+        let Ok(framed) = decode_with(&Bytes::copy_from_slice(bytes), None) else {
             continue;
         };
         sequence += 1;

@@ -1,11 +1,12 @@
 //! From what a stream names, and from what became of it, to rows of the record.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use super::build::Named;
 use crate::{
     action_cache::Facts,
     bep::event::TargetId,
+    digest::{Digest, DigestFunction},
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Want},
     output::{Class, OutputContent, Stamp},
@@ -16,6 +17,9 @@ use crate::{
 pub(crate) const ACTION_CACHE: &str = "action_cache";
 /// Why these are known.
 const NAMED_BY_NONE: &str = "in Bazel's action cache; no event names it";
+/// Bytes of a file that came in an event and stay on record. Of larger ones, digest and size do: whoever wants those back
+/// when the file is gone has to find them in the cache, or build once more.
+const KEPT: usize = 64 << 10;
 /// Rows that are made at once, some hundred bytes each.
 const TAKEN_IN_AT_ONCE: usize = 10_000;
 
@@ -44,6 +48,16 @@ enum Before {
     Reworded(Box<OutputRow>),
 }
 
+/// What is on record in the place of bytes that are too many for it.
+fn digested(content: &OutputContent) -> Option<OutputContent> {
+    match content {
+        OutputContent::Inline(bytes) if bytes.len() > KEPT => {
+            Some(OutputContent::Blob(Digest::of(DigestFunction::Sha256, bytes)))
+        }
+        _ => None,
+    }
+}
+
 /// Records outputs and gives back what is wanted of them, with the stamps that the record has. Rows that would stay
 /// as they are, are not written again. Blocks on the record.
 pub(super) fn absorb(record: &Record, naming: &Naming, named: Vec<Named>) -> Vec<Want> {
@@ -52,20 +66,28 @@ pub(super) fn absorb(record: &Record, naming: &Naming, named: Vec<Named>) -> Vec
     let superseded = record
         .root_row(naming.root)
         .is_some_and(|root| root.version > naming.version);
+    let mut large: HashMap<usize, OutputContent> = named
+        .iter()
+        .enumerate()
+        .filter_map(|(i, named)| Some((i, digested(&named.content)?)))
+        .collect();
     let mut before: Vec<Before> = Vec::new();
     before.resize_with(named.len(), || Before::Nothing);
     record.see_outputs(
         naming.root,
         &named,
         |named| &named.path,
-        |i, row| before[i] = compare(&named[i], &row, superseded),
+        |i, row| {
+            let content = large.get(&i).unwrap_or(&named[i].content);
+            before[i] = compare(&named[i], content, &row, superseded);
+        },
     );
     let label: Arc<str> = naming.target.label.as_str().into();
     let aspect: Arc<str> = naming.target.aspect.as_str().into();
     let none: Arc<str> = Arc::default();
     let mut changed = Vec::new();
     let mut wants = Vec::new();
-    for (named, before) in named.into_iter().zip(before) {
+    for (i, (named, before)) in named.into_iter().zip(before).enumerate() {
         if named.class > Class::Known {
             let recorded = match &before {
                 Before::Same(stamp) => *stamp,
@@ -86,7 +108,7 @@ pub(super) fn absorb(record: &Record, naming: &Naming, named: Vec<Named>) -> Vec
             Before::Reworded(old) => Some(*old),
         };
         let mut row = OutputRow {
-            content: named.content,
+            content: large.remove(&i).unwrap_or(named.content),
             state: OutputState::Known,
             class: named.class,
             rule: named.rule,
@@ -117,8 +139,8 @@ pub(super) fn absorb(record: &Record, naming: &Naming, named: Vec<Named>) -> Vec
     wants
 }
 
-fn compare(named: &Named, row: &SeenOutput<'_>, superseded: bool) -> Before {
-    if !row.content_is(&named.content) {
+fn compare(named: &Named, content: &OutputContent, row: &SeenOutput<'_>, superseded: bool) -> Before {
+    if !row.content_is(content) {
         return Before::Other;
     }
     let unchanged =
@@ -253,7 +275,11 @@ impl End {
             _ => false,
         };
         let stays = stays || (self.superseded && old.state() != OutputState::Known);
-        if stays || !old.content_is(&completion.content) {
+        if stays {
+            return None;
+        }
+        let large = digested(&completion.content);
+        if !old.content_is(large.as_ref().unwrap_or(&completion.content)) {
             return None;
         }
         let mut row = old.to_row()?;
@@ -314,10 +340,7 @@ impl End {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        digest::{Digest, DigestFunction},
-        record::InvocationRow,
-    };
+    use crate::{materialize::Source, record::InvocationRow};
 
     fn blob(text: &str) -> OutputContent {
         OutputContent::Blob(Digest::of(DigestFunction::Sha256, text.as_bytes()))
@@ -374,6 +397,39 @@ mod tests {
         fn row(&self) -> OutputRow {
             let path = ExecPath::new("bazel-out/x").unwrap();
             self.record.output(self.root, &path).unwrap()
+        }
+    }
+
+    #[test]
+    fn of_many_bytes_in_an_event_the_digest_is_on_record() {
+        let f = Fixture::new();
+        for (bytes, kept) in [("x".repeat(KEPT), true), ("x".repeat(KEPT + 1), false)] {
+            let content = OutputContent::Inline(bytes.clone().into());
+            let name = || vec![named(content.clone(), Class::Required)];
+            let build = f.begin("build");
+            let wants = absorb(&f.record, &build, name());
+            assert_eq!((wants.len(), &wants[0].content), (1, &content));
+            let on_record = if kept { content.clone() } else { blob(&bytes) };
+            assert_eq!(f.row().content, on_record);
+            let stamp = Stamp {
+                size: bytes.len() as u64,
+                ..Stamp::default()
+            };
+            let end = Completion {
+                path: ExecPath::new("bazel-out/x").unwrap(),
+                content: content.clone(),
+                class: Class::Required,
+                outcome: Outcome::Downloaded {
+                    source: Source::Inline,
+                    bytes: stamp.size,
+                    stamp: Some(stamp),
+                },
+                took: std::time::Duration::ZERO,
+            };
+            conclude(&f.record, f.root, build.version, &[end]);
+            assert_eq!(f.row().state, OutputState::Materialized);
+            let wants = absorb(&f.record, &f.begin("next"), name());
+            assert!(wants[0].recorded.is_some(), "it is the same");
         }
     }
 

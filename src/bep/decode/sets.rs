@@ -19,9 +19,9 @@ use crate::bep::{
 const PREFIX: usize = 8;
 
 /// Reads a `BuildEvent` that brings a named set; `None` leaves the message to others.
-pub(super) fn decode(bytes: &[u8], reader: Reader) -> Option<Framed> {
+pub(super) fn decode(message: &Bytes, reader: Reader) -> Option<Framed> {
     let (mut id, mut set, mut last) = (None, None, false);
-    for field in Fields::of(bytes) {
+    for field in Fields::of(message) {
         let field = field.ok()?;
         match (field.number, field.value) {
             // The id comes first, and tells other events apart before more is read of them.
@@ -33,6 +33,7 @@ pub(super) fn decode(bytes: &[u8], reader: Reader) -> Option<Framed> {
     }
     let mut set = Files {
         reader,
+        all: message,
         path: String::new(),
         set: NamedSet {
             id: id?.to_owned(),
@@ -68,14 +69,16 @@ fn only(message: &[u8], number: u32) -> Option<&[u8]> {
 }
 
 /// A set on its way.
-struct Files {
+struct Files<'a> {
     reader: Reader,
+    /// What it is read from.
+    all: &'a Bytes,
     /// Room for a path.
     path: String,
     set: NamedSet,
 }
 
-impl Files {
+impl Files<'_> {
     /// Reads a `NamedSetOfFiles`.
     fn read(mut self, message: &[u8]) -> Option<NamedSet> {
         for field in Fields::of(message) {
@@ -114,7 +117,7 @@ impl Files {
                 (number, Value::Bytes(bytes)) if matches!(is, Is::Nowhere) => {
                     is = match number {
                         file::URI => Is::At(text(bytes)?),
-                        file::CONTENTS => Is::Inline(Bytes::copy_from_slice(bytes)),
+                        file::CONTENTS => Is::Inline(self.all.slice_ref(bytes)),
                         file::SYMLINK_TARGET_PATH => Is::Symlink(text(bytes)?),
                         _ => return None,
                     }
@@ -179,7 +182,12 @@ mod tests {
     }
 
     fn read(bytes: &[u8], default_function: Option<DigestFunction>) -> Option<Framed> {
-        decode(bytes, Reader { default_function })
+        let message = bytes.len();
+        let reader = Reader {
+            default_function,
+            message,
+        };
+        decode(&Bytes::copy_from_slice(bytes), reader)
     }
 
     #[test]

@@ -12,7 +12,51 @@ fn blake3(size: u64) -> Content {
 }
 
 fn decode(bytes: &[u8]) -> Result<Framed, BepError> {
-    decode_with(bytes, None)
+    decode_with(&Bytes::copy_from_slice(bytes), None)
+}
+
+#[test]
+fn large_contents_lie_where_they_came_and_others_keep_no_message() {
+    for (contents, beside, stays) in [
+        (LARGE, 0, true),
+        (LARGE - 1, 0, false),
+        (LARGE, LARGE + 1000, false),
+        (10, 0, false),
+    ] {
+        for name in ["", "the generated code reads unknown fields"] {
+            let mut message = proto::BuildEvent {
+                id: Some(proto::BuildEventId {
+                    id: Some(Id::NamedSet(ids::NamedSetOfFilesId { id: "0".to_owned() })),
+                }),
+                payload: Some(Payload::NamedSetOfFiles(proto::NamedSetOfFiles {
+                    files: vec![proto::File {
+                        path_prefix: vec!["bazel-out".to_owned()],
+                        name: "x".to_owned(),
+                        file: Some(proto::file::File::Contents(vec![7; contents].into())),
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                })),
+                ..Default::default()
+            }
+            .encode_to_vec();
+            // A field that nobody knows.
+            let unknown = [name.as_bytes(), &vec![b' '; beside]].concat();
+            if !unknown.is_empty() {
+                prost::encoding::bytes::encode(900, &unknown, &mut message);
+            }
+            let message = Bytes::from(message);
+            let Event::NamedSet(set) = decode_with(&message, None).unwrap().event else {
+                panic!("another event");
+            };
+            let Content::Inline(bytes) = &set.files[0].content else {
+                panic!("{:?}", set.files[0]);
+            };
+            assert_eq!(bytes.len(), contents);
+            let is_in_it = message.as_ptr_range().contains(&bytes.as_ptr());
+            assert_eq!(is_in_it, stays, "{contents} {beside} {name}");
+        }
+    }
 }
 
 fn read(id: Id, payload: Payload) -> Event {
@@ -35,13 +79,19 @@ fn file(digest: &str, length: i64, uri: Option<&str>) -> proto::File {
 }
 
 fn content(file: proto::File, default_function: Option<DigestFunction>) -> Content {
-    Reader { default_function }.file(file).content
+    Reader {
+        default_function,
+        message: 0,
+    }
+    .file(file)
+    .content
 }
 
 #[test]
 fn a_file_is_named_by_prefix_and_name() {
     let read = Reader {
         default_function: None,
+        message: 0,
     };
     let output = read.file(file(HASH, 4, None));
     assert_eq!(&*output.path, "bazel-out/k8/bin/a/b.txt");
@@ -148,7 +198,7 @@ fn a_decoder_learns_the_function_from_the_command_line() {
         })),
         ..Default::default()
     };
-    decoder.decode(&line.encode_to_vec()).unwrap();
+    decoder.decode(&line.encode_to_vec().into()).unwrap();
     assert_eq!(decoder.function(), Some(DigestFunction::Blake3));
     let set = proto::BuildEvent {
         id: Some(proto::BuildEventId {
@@ -160,7 +210,7 @@ fn a_decoder_learns_the_function_from_the_command_line() {
         })),
         ..Default::default()
     };
-    let Event::NamedSet(set) = decoder.decode(&set.encode_to_vec()).unwrap().event else {
+    let Event::NamedSet(set) = decoder.decode(&set.encode_to_vec().into()).unwrap().event else {
         panic!("a named set");
     };
     assert_eq!(set.files[0].content, blake3(4));

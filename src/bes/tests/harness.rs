@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -223,7 +224,7 @@ impl Builds for Engine {
 }
 
 /// Reads the test's own events: text, except `bad`; `--name=value` is a command line with that option.
-pub(in crate::bes) fn decode(bytes: &[u8]) -> Result<Framed, String> {
+pub(in crate::bes) fn decode(bytes: &Bytes) -> Result<Framed, String> {
     // Long events are padded.
     let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
     match std::str::from_utf8(text) {

@@ -5,6 +5,7 @@ use std::{
     path::Path,
 };
 
+use bytes::Bytes;
 use prost::Message as _;
 use prost_types::{DescriptorProto, FileDescriptorSet, field_descriptor_proto::Type};
 
@@ -288,7 +289,7 @@ fn what_is_read_of_a_real_build_stays() {
             let (event, after) = rest.split_at(length);
             rest = after;
             events += 1;
-            let read = |event: &[u8]| decode_with(event, None).unwrap();
+            let read = |event: &[u8]| decode_with(&Bytes::copy_from_slice(event), None).unwrap();
             let (before, after) = (read(event), read(&redact(event).unwrap()));
             match (before.event, after.event) {
                 (Event::CommandLine(before), Event::CommandLine(after)) => {
