@@ -25,9 +25,9 @@ use crate::{
     },
     digest::{Digest, DigestFunction},
     proto::build_event_stream::{
-        self as proto, aborted::AbortReason, build_event::Payload, build_event_id::ConfigurationId,
-        build_event_id::Id, command_line_section::SectionType, convenience_symlink::Action as LinkAction,
-        file::File as Oneof,
+        self as proto, TestStatus, aborted::AbortReason, build_event::Payload,
+        build_event_id::ConfigurationId, build_event_id::Id, command_line_section::SectionType,
+        convenience_symlink::Action as LinkAction, file::File as Oneof,
     },
 };
 
@@ -188,6 +188,7 @@ impl Reader {
                 run: u32::try_from(id.run).unwrap_or(0),
                 shard: u32::try_from(id.shard).unwrap_or(0),
                 attempt: u32::try_from(id.attempt).unwrap_or(0),
+                passed: result.status() == TestStatus::Passed,
                 files: self.files(files_as_meant(result.test_action_output)),
             }),
             (Payload::Progress(progress), _) => match unreadable(&progress.stderr) {

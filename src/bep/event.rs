@@ -295,6 +295,8 @@ pub struct TestResult {
     pub shard: u32,
     /// Number of the attempt, from 1.
     pub attempt: u32,
+    /// Whether it passed.
+    pub passed: bool,
     /// Its files, with symbolic names such as `test.log`.
     pub files: Vec<File>,
 }

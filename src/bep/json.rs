@@ -110,6 +110,7 @@ structs! {
         digest: String,
         length: Int64,
     }
+    struct TestResult { test_action_output: Vec<File>, status: Enum, }
     struct Section { section_label: String, chunk_list: Option<ChunkList>, option_list: Option<OptionList>, }
     struct ConvenienceSymlink { path: String, action: Enum, target: String, }
 }
@@ -159,7 +160,6 @@ messages! {
         inline_files: Vec<File>,
     }
     struct TestSummary => proto::TestSummary { shard_count: Int64, run_count: Int64, }
-    struct TestResult => proto::TestResult { test_action_output: Vec<File>, }
     struct Finished => proto::BuildFinished { exit_code: Option<ExitCode>, }
     struct ExitCode => proto::build_finished::ExitCode { name: String, code: Int64, }
     struct NamedSet => proto::NamedSetOfFiles { files: Vec<File>, file_sets: Vec<SetId>, }
@@ -358,6 +358,16 @@ impl Convert<proto::Progress> for Progress {
     fn convert(self) -> proto::Progress {
         proto::Progress {
             stderr: self.stderr.into_bytes().into(),
+        }
+    }
+}
+
+impl Convert<proto::TestResult> for TestResult {
+    fn convert(self) -> proto::TestResult {
+        proto::TestResult {
+            test_action_output: self.test_action_output.convert(),
+            status: self.status.number(proto::TestStatus::from_str_name),
+            ..proto::TestResult::default()
         }
     }
 }

@@ -8,7 +8,10 @@
 
 use std::collections::HashMap;
 
-use crate::bep::event::{File, TestResult};
+use crate::{
+    bep::event::{Content, File, TestResult},
+    digest::Digest,
+};
 
 /// How many of each a test had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,6 +81,42 @@ pub(super) fn exec_path(
         path.push_str(&format!("test_attempts/attempt_{}.{extension}", result.attempt));
     }
     Some(path)
+}
+
+/// The first version that fails a test of several shards of which one does not say that it knows of them.
+const CHECKS_SINCE: u32 = 7;
+
+/// Whether a build tool of this version does so, if its command line has no word on it. Packages of distributions may not
+/// tell theirs: an empty file too many is better than one too few.
+pub(super) fn checks_shards(version: &str) -> bool {
+    let major = version.split(['.', '-', ' ']).next().unwrap_or_default();
+    major.parse::<u32>().map_or(true, |major| major >= CHECKS_SINCE)
+}
+
+/// The empty file by which a shard has said that it knows of shards. No event names it, but it is an output like the others,
+/// of which one tells the digest function.
+pub(super) fn shard_mark(result: &TestResult, shape: TestShape) -> Option<File> {
+    let like = result
+        .files
+        .first()
+        .filter(|_| result.passed && shape.shards > 1)?;
+    let Content::Blob(digest) = &like.content else {
+        return None;
+    };
+    let name = "test.shard";
+    Some(File {
+        path: match like
+            .path
+            .get(..like.prefix_len)
+            .filter(|prefix| !prefix.is_empty())
+        {
+            Some(prefix) => format!("{prefix}/{name}").into(),
+            None => name.into(),
+        },
+        prefix_len: like.prefix_len,
+        content: Content::Blob(Digest::of(digest.function(), b"")),
+        uri: None,
+    })
 }
 
 fn package_and_name(label: &str) -> Option<String> {
@@ -205,6 +244,33 @@ mod tests {
         }
         assert_eq!(place("test.outputs__outputs.zip", &t, 0, 1, false), None);
         assert_eq!(place("elsewhere", &t, 0, 1, true), None);
+    }
+
+    #[test]
+    fn a_shard_that_passed_has_said_that_it_knows_of_shards() {
+        let log = Digest::of(crate::digest::DigestFunction::Blake3, b"log");
+        let mut passed = result("//a:t", 2, 1, 1);
+        passed.passed = true;
+        passed.files = vec![File {
+            content: Content::Blob(log.clone()),
+            ..file("test.log")
+        }];
+        let shape = |shards| TestShape { shards, runs: 1 };
+        let mark = shard_mark(&passed, shape(3)).unwrap();
+        let empty = Digest::of(log.function(), b"");
+        assert_eq!((&*mark.path, mark.content), ("test.shard", Content::Blob(empty)));
+        assert_eq!(shard_mark(&passed, shape(1)), None);
+        let mut prefixed = passed.clone();
+        prefixed.files[0].path = "bazel-out/k8/testlogs/test.log".into();
+        prefixed.files[0].prefix_len = "bazel-out/k8/testlogs".len();
+        let mark = shard_mark(&prefixed, shape(2)).unwrap();
+        let path = exec_path(&mark, &prefixed, shape(2), true, None);
+        assert_eq!(path.unwrap(), "bazel-out/k8/testlogs/a/t/shard_2_of_2/test.shard");
+        passed.passed = false;
+        assert_eq!(shard_mark(&passed, shape(3)), None);
+        for (version, checks) in [("7.7.1", true), ("8.0.0-pre", true), ("6.5.0", false), ("", true)] {
+            assert_eq!(checks_shards(version), checks, "{version}");
+        }
     }
 
     #[test]

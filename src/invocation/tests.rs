@@ -12,7 +12,10 @@ use super::{
 use crate::{
     bep::{
         EventFile,
-        event::{Completed, Content, Event, File, NamedSet, OutputGroup, Started, TargetId, TestResult},
+        event::{
+            CommandLine, Completed, Content, Event, File, NamedSet, OutputGroup, Started, TargetId,
+            TestResult,
+        },
     },
     digest::{Digest, DigestFunction},
     output::{Class, OutputContent},
@@ -484,6 +487,7 @@ fn a_tests_files_wait_for_its_summary_or_the_end() {
             run: 1,
             shard,
             attempt: 1,
+            passed: true,
             files: vec![File {
                 path: "test.log".into(),
                 prefix_len: 0,
@@ -492,9 +496,10 @@ fn a_tests_files_wait_for_its_summary_or_the_end() {
             }],
         })
     };
-    let start = || {
+    let start_with = |version: &str| {
         let test = Started {
             command: "test".to_owned(),
+            build_tool_version: version.to_owned(),
             ..Started::default()
         };
         let configuration = Event::Configuration {
@@ -509,6 +514,7 @@ fn a_tests_files_wait_for_its_summary_or_the_end() {
         shard_count,
         run_count: 1,
     };
+    let start = || start_with("6.5.0");
     let with = |more: Vec<Event>| required(&play(start().into_iter().chain(more).collect()));
     assert_eq!(with(vec![summary(0)]), ["bazel-out/k8/testlogs/t/t/test.log"]);
     // The summary knows of a shard whose result never came.
@@ -521,6 +527,18 @@ fn a_tests_files_wait_for_its_summary_or_the_end() {
         "bazel-out/k8/testlogs/t/t/shard_2_of_2/test.log",
     ];
     assert_eq!(with(vec![result(2), result(2)]), both);
+    // Since Bazel 7, a shard that passed has left a file that no event names.
+    let marks = |line: &[(&str, &str)]| {
+        let line = Event::CommandLine(CommandLine {
+            label: "canonical".to_owned(),
+            options: line.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
+        });
+        let all = start_with("7.7.1").into_iter().chain([line, summary(2)]);
+        let named = required(&play(all.collect()));
+        named.iter().any(|path| path.ends_with("shard_1_of_2/test.shard"))
+    };
+    assert!(marks(&[]));
+    assert!(!marks(&[("incompatible_check_sharding_support", "0")]));
 }
 
 #[test]

@@ -87,7 +87,10 @@ const EVENT: &[(u32, Kept)] = &[
         (target_complete::DIRECTORY_OUTPUT, FILE),
     ])),
     (build_event::TEST_SUMMARY, Message(&[(test_summary::RUN_COUNT, Number), (test_summary::SHARD_COUNT, Number)])),
-    (build_event::TEST_RESULT, Message(&[(test_result::TEST_ACTION_OUTPUT, FILE)])),
+    (build_event::TEST_RESULT, Message(&[
+        (test_result::TEST_ACTION_OUTPUT, FILE),
+        (test_result::STATUS, Number),
+    ])),
     (build_event::FINISHED, Message(&[(build_finished::EXIT_CODE, Message(&[(exit_code::CODE, Number)]))])),
     (build_event::NAMED_SET_OF_FILES, Message(&[
         (named_set_of_files::FILES, FILE),

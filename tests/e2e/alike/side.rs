@@ -259,9 +259,6 @@ fn remove(path: &Path) {
     std::fs::set_permissions(above, before).unwrap();
 }
 
-/// What no event and no action cache names: the empty file by which a test says that it knows of shards.
-const NAMED_BY_NOBODY: &str = "test.shard";
-
 /// Of a Bazel that crashed: 4.2.3 does so when it is told to run what it was told not to download.
 const CRASH: Option<i32> = Some(37);
 
@@ -306,7 +303,6 @@ impl Left {
         }
         for (path, entry) in &self.tree.0 {
             match other.tree.0.get(path) {
-                None if path.ends_with(NAMED_BY_NOBODY) => {}
                 None => list.push(format!("- {path}: {entry:?}")),
                 Some(found) if is_like(path, entry, found) => {}
                 Some(found) => list.push(format!("! {path}: {entry:?}, with Outhaul {found:?}")),
