@@ -55,7 +55,7 @@ enum Command {
     /// Run the daemon: take builds' events and bring their top-level outputs to disk
     Serve(Box<serve::ServeArgs>),
     /// Run a build tool's command with a daemon of its own, and return with its outputs on disk
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Bring outputs to disk without a build tool: of a saved event file, an action, a tree, or one blob
     #[command(subcommand)]
     Fetch(fetch::FetchCommand),
@@ -120,7 +120,7 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Serve(args) => serve::main(*args),
-        Command::Run(args) => run::main(args),
+        Command::Run(args) => run::main(*args),
         Command::Fetch(command) => fetch::main(command),
         Command::Get(args) => get::main(&args),
         Command::Stat(args) => stat::stat(&args),
