@@ -120,7 +120,7 @@ pub enum DigestError {
     #[error("unknown digest function {0:?} (known: sha256, sha384, sha512, sha1, md5, blake3)")]
     Function(String),
     /// The hash has no function's length, or not that of the function named.
-    #[error("hash {hash:?} has {digits} hex digits, {expected}")]
+    #[error("hash {hash:?} has {digits} hex digits, but {expected}")]
     Length {
         /// The hash as given.
         hash: String,
@@ -201,8 +201,8 @@ impl Digest {
                 return Err(length(format!("{function} has {}", function.hash_len() * 2)));
             }
             None if hash.len().is_multiple_of(2) => DigestFunction::from_hash_len(hash.len() / 2)
-                .ok_or_else(|| length("no digest function has that many".to_owned()))?,
-            None => return Err(length("no digest function has that many".to_owned())),
+                .ok_or_else(|| length("no digest function has that length".to_owned()))?,
+            None => return Err(length("no digest function has that length".to_owned())),
         };
         let bytes = &mut buffer[..function.hash_len()];
         if !decode_hex(hash.as_bytes(), bytes) {

@@ -17,7 +17,7 @@ pub struct ExecPath(Arc<str>);
 
 /// Why a text is not an exec path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path:?} is not a path below an exec root: {reason}")]
+#[error("{path:?} is not a valid path in an exec root: {reason}")]
 pub struct ExecPathError {
     /// The text.
     pub path: String,
@@ -136,7 +136,7 @@ fn check(path: &str) -> Result<(), ExecPathError> {
             "." => return Err(error("it has the component \".\"")),
             ".." => return Err(error("it has the component \"..\"")),
             c if c.len() > NAME_MAX => return Err(error("it has a component longer than 255 bytes")),
-            c if c.contains('\0') => return Err(error("it holds a NUL byte")),
+            c if c.contains('\0') => return Err(error("it contains a NUL byte")),
             _ => {}
         }
     }

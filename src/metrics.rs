@@ -190,26 +190,23 @@ impl Default for Metrics {
             metrics.requests.clone(),
         );
         registry.register("events", "Build events received", metrics.events.clone());
-        registry.register(
-            "faults",
-            "Things that went wrong, by kind",
-            metrics.faults.clone(),
-        );
+        registry.register("faults", "Errors, by kind", metrics.faults.clone());
         registry.register_with_unit(
             "hold",
-            "Time that the end of a stream was held back",
+            "Time for which the end of a stream was delayed",
             Unit::Seconds,
             metrics.hold_seconds.clone(),
         );
         registry.register("invocations", "Invocations by state", metrics.invocations.clone());
         registry.register(
             "leases",
-            "Outputs that leases were asked for (renewed), and of these gone (lost) and back (returned)",
+            "Outputs whose leases were renewed (renewed), that the cache has lost (lost) or has again \
+             (returned)",
             metrics.leases.clone(),
         );
         registry.register(
             "evicted_outputs",
-            "Outputs of live builds that neither cache nor disk had when leases were renewed last",
+            "Outputs of live builds that were neither in the cache nor on disk when leases were last renewed",
             metrics.evicted.clone(),
         );
         registry.register_collector(Box::new(metrics.sources.clone()));

@@ -49,9 +49,7 @@ impl Directories {
         is_file: impl Fn(&str) -> bool,
     ) -> Result<(), String> {
         if *content != OutputContent::Directory && self.0.contains(path.as_str()) {
-            return Err(format!(
-                "{path}: it is a directory of other outputs of this build as well"
-            ));
+            return Err(format!("{path}: other outputs of this build are inside it"));
         }
         // What is in here has been looked at, with all that is above it.
         let mut new: Vec<Box<str>> = Vec::new();
@@ -59,7 +57,7 @@ impl Directories {
         while let Some(directory) = above.filter(|directory| !self.0.contains(*directory)) {
             if is_file(directory) {
                 return Err(format!(
-                    "{path}: {directory} is an output of this build as well, and no directory"
+                    "{path}: its parent {directory} is also an output of this build, and not a directory"
                 ));
             }
             new.push(directory.into());

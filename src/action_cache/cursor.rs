@@ -43,7 +43,7 @@ impl<'a> Cursor<'a> {
     pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], Fault> {
         let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len());
         let Some(end) = end else {
-            return Err(self.fault("it ends too early"));
+            return Err(self.fault("unexpected end of file"));
         };
         let piece = &self.bytes[self.at..end];
         self.at = end;
@@ -72,7 +72,7 @@ impl<'a> Cursor<'a> {
 
     /// A length of four bytes, and as many bytes.
     pub(super) fn piece(&mut self) -> Result<&'a [u8], Fault> {
-        let len = usize::try_from(self.int32()?).map_err(|_| self.fault("a length below 0"))?;
+        let len = usize::try_from(self.int32()?).map_err(|_| self.fault("negative length"))?;
         self.take(len)
     }
 
@@ -84,7 +84,7 @@ impl<'a> Cursor<'a> {
             let byte = self.byte()?;
             let group = u64::from(byte & 0x7f);
             if shift >= bits || group.checked_shr(bits - shift).unwrap_or(0) != 0 {
-                return Err(self.fault("a number that is too large"));
+                return Err(self.fault("number too large"));
             }
             number |= group << shift;
             if byte & 0x80 == 0 {
@@ -106,9 +106,9 @@ impl<'a> Cursor<'a> {
 
     /// How many things follow, each of `least` bytes or more.
     pub(super) fn count(&mut self, least: usize) -> Result<usize, Fault> {
-        let count = usize::try_from(self.varint32()?).map_err(|_| self.fault("a count below 0"))?;
+        let count = usize::try_from(self.varint32()?).map_err(|_| self.fault("negative count"))?;
         if count.saturating_mul(least) > self.bytes.len() - self.at {
-            return Err(self.fault("a count of more than there are"));
+            return Err(self.fault("count exceeds the bytes that are left"));
         }
         Ok(count)
     }
@@ -117,7 +117,7 @@ impl<'a> Cursor<'a> {
         match self.varint32()? {
             0 => Ok(false),
             1 => Ok(true),
-            _ => Err(self.fault("a flag that is neither 0 nor 1")),
+            _ => Err(self.fault("flag is neither 0 nor 1")),
         }
     }
 

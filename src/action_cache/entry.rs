@@ -65,7 +65,7 @@ pub(super) fn read<'a>(value: &'a [u8], base: usize, heed: &mut impl Heed<'a>) -
         }
     }
     if !cursor.is_at_end() {
-        return Err(cursor.fault("an action's record goes on where it should end"));
+        return Err(cursor.fault("trailing bytes after an action's record"));
     }
     Ok(())
 }
@@ -78,10 +78,10 @@ fn string<'a>(cursor: &mut Cursor<'a>, heed: &mut impl Heed<'a>) -> Result<i32, 
 
 fn metadata<'a>(cursor: &mut Cursor<'a>, heed: &mut impl Heed<'a>) -> Result<Metadata<'a>, Fault> {
     let hash = cursor.blob()?;
-    let size = u64::try_from(cursor.varint64()?).map_err(|_| cursor.fault("a size below 0"))?;
+    let size = u64::try_from(cursor.varint64()?).map_err(|_| cursor.fault("negative size"))?;
     // Where it is: 0 for nowhere, 1 for the remote cache.
     if !matches!(cursor.varint32()?, 0 | 1) {
-        return Err(cursor.fault("an output is neither in the remote cache nor out of it"));
+        return Err(cursor.fault("invalid location of an output"));
     }
     let expires_ms = cursor.varint64()?;
     let link_to = if cursor.flag()? {

@@ -26,7 +26,7 @@ pub enum ActionCacheError {
         reason: String,
     },
     /// The format has another number than those that are known.
-    #[error("{path} has the format {number}, {}", told(*number), path = path.display())]
+    #[error("{path} has format {number}, {}", told(*number), path = path.display())]
     Format {
         /// Which.
         path: PathBuf,
@@ -34,7 +34,7 @@ pub enum ActionCacheError {
         number: i64,
     },
     /// The bytes make no sense.
-    #[error("{path} makes no sense at byte {at}: {what}", path = path.display())]
+    #[error("{path} is damaged at byte {at}: {what}", path = path.display())]
     Damaged {
         /// Which.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum ActionCacheError {
         what: &'static str,
     },
     /// It was written all the time.
-    #[error("{path} changed each time that it was read", path = path.display())]
+    #[error("{path} changed each time it was read", path = path.display())]
     Busy {
         /// Which.
         path: PathBuf,
@@ -64,5 +64,8 @@ fn told(number: i64) -> String {
         return "which holds no digests of outputs (Bazel 7 and later store them)".to_owned();
     }
     let known: Vec<String> = FORMATS.iter().map(i64::to_string).collect();
-    format!("which is not known; known are {}", known.join(", "))
+    format!(
+        "which is not supported; supported formats are {}",
+        known.join(", ")
+    )
 }

@@ -79,7 +79,7 @@ impl Facts {
         index.take_in(files.index).map_err(|fault| (2, fault))?;
         index.take_in(files.index_journal).map_err(|fault| (3, fault))?;
         let strings = index.len().ok_or_else(|| {
-            let what = "a string is missing";
+            let what = "missing string";
             (
                 2,
                 Fault {
@@ -105,11 +105,11 @@ impl Facts {
             let written = Cursor::new(value, at).int32();
             let fits = written.is_ok_and(|written| usize::try_from(written).is_ok_and(|n| n <= strings));
             if value.len() != 4 || !fits {
-                let what = "it has more strings than there are";
+                let what = "it refers to more strings than exist";
                 return Err((number, Fault { at, what }));
             }
         } else if !entries.is_empty() {
-            let what = "it does not tell how many strings it has";
+            let what = "the number of strings is missing";
             return Err((
                 0,
                 Fault {
@@ -190,7 +190,7 @@ struct Gathering<'a, 'i> {
 
 impl<'a> Gathering<'a, '_> {
     fn bytes(&self, id: i32) -> Result<Cow<'a, [u8]>, &'static str> {
-        self.index.get(id).ok_or("a string that is not there")
+        self.index.get(id).ok_or("reference to a missing string")
     }
 
     fn push(
@@ -200,17 +200,17 @@ impl<'a> Gathering<'a, '_> {
         first: i32,
         metadata: Metadata<'a>,
     ) -> Result<(), &'static str> {
-        const NO_OUTPUT: &str = "an output is not below bazel-out";
+        const NO_OUTPUT: &str = "an output is not under bazel-out";
         if self.with_outputs.last() != Some(&self.key) {
             self.with_outputs.push(self.key);
         }
         let digest = Digest::new(self.function, metadata.hash, metadata.size);
-        let digest = digest.map_err(|_| "a digest is not of the build's digest function")?;
+        let digest = digest.map_err(|_| "a digest does not use the build's digest function")?;
         // Outside of the output tree it is a source file, and there already.
         let link_to = match metadata.link_to {
             Some(id) => match output_path(&self.bytes(id)?) {
                 Some(Ok(path)) => Some(path),
-                Some(Err(())) => return Err("a link leads to what is no path"),
+                Some(Err(())) => return Err("invalid symlink target"),
                 None => return Ok(()),
             },
             None => None,

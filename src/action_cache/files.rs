@@ -288,7 +288,7 @@ impl Directory<'_> {
                 crate::units::show_size(before.size),
                 crate::units::show_size(LARGEST),
             );
-            return Err(unfit(format!("it has {size}, which is more than {most}")));
+            return Err(unfit(format!("its size of {size} exceeds the limit of {most}")));
         }
         let len = usize::try_from(before.size).unwrap_or(usize::MAX);
         let mut bytes = Vec::with_capacity(len);

@@ -12,7 +12,7 @@ pub(super) const HEADER: usize = 16;
 pub(super) fn format(file: &[u8]) -> Result<i64, Fault> {
     let mut cursor = Cursor::new(file, 0);
     if cursor.int64()? != MAGIC {
-        let what = "its magic number is not that of an action cache";
+        let what = "not an action cache (wrong magic number)";
         return Err(Fault { at: 0, what });
     }
     cursor.int64()
@@ -36,13 +36,13 @@ pub(super) fn records<'a, K>(
     let mut cursor = Cursor::new(records, from);
     while !cursor.is_at_end() {
         if cursor.byte()? != RECORD {
-            return Err(cursor.fault("no record begins here"));
+            return Err(cursor.fault("start of a record expected"));
         }
         let key = key(&mut cursor)?;
         let is_set = match cursor.byte()? {
             0 => false,
             1 => true,
-            _ => return Err(cursor.fault("a record that is neither set nor removed")),
+            _ => return Err(cursor.fault("unknown kind of record")),
         };
         value(key, is_set, &mut cursor)?;
     }

@@ -21,14 +21,14 @@ impl<'a> Index<'a> {
         let most = self.0.len() + file.len() / 10;
         frame::records(file, 0, Cursor::piece, |string, is_set, cursor| {
             if !is_set {
-                return Err(cursor.fault("a string is removed"));
+                return Err(cursor.fault("unexpected removal of a string"));
             }
             let id = cursor.int32()?;
             let Some(id) = usize::try_from(id).ok().filter(|id| *id < most) else {
-                return Err(cursor.fault("a string has a number that is too high"));
+                return Err(cursor.fault("string number too high"));
             };
             if bytes_of(string).is_none() {
-                return Err(cursor.fault("a string is not text of single bytes"));
+                return Err(cursor.fault("string is not Latin-1"));
             }
             if id >= self.0.len() {
                 self.0.resize(id + 1, None);

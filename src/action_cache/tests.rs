@@ -144,29 +144,29 @@ fn what_makes_no_sense_is_refused_as_a_whole() {
     for (written, part) in [
         (
             with(|a| a.files[0].0 = "etc/passwd".to_owned()),
-            "not below bazel-out",
+            "not under bazel-out",
         ),
         (
             with(|a| a.files[0].0 = "bazel-out/../x".to_owned()),
-            "not below bazel-out",
+            "not under bazel-out",
         ),
         (
             with(|a| a.files[0].0 = "bazel-outer/x".to_owned()),
-            "not below bazel-out",
+            "not under bazel-out",
         ),
-        (with(|a| a.files[0].1.size = -1), "size below 0"),
+        (with(|a| a.files[0].1.size = -1), "negative size"),
         (with(|a| a.files[0].1.hash.truncate(20)), "digest function"),
         (
             with(|a| a.files[0].1.link_to = Some("bazel-out/../../x".to_owned())),
-            "no path",
+            "invalid symlink target",
         ),
         (
             with(|a| a.trees = vec![("bazel-out/t".to_owned(), vec![("../x".to_owned(), metadata("x"))])]),
-            "not below bazel-out",
+            "not under bazel-out",
         ),
         (
             with(|a| a.trees = vec![("etc".to_owned(), vec![("x".to_owned(), metadata("x"))])]),
-            "not below bazel-out",
+            "not under bazel-out",
         ),
     ] {
         let error = decode(&written).unwrap_err();
@@ -177,7 +177,7 @@ fn what_makes_no_sense_is_refused_as_a_whole() {
     assert!(
         decode(&short_index)
             .unwrap_err()
-            .contains("more strings than there are")
+            .contains("more strings than exist")
     );
     let mut twice = with(|_| ());
     let again = twice.index[16..].to_vec();

@@ -343,7 +343,7 @@ impl Reader {
         digest.map_or_else(
             || {
                 // Bazel 7 gives directories the digest "00".
-                debug!(path, hash, length, uri, "file's digest makes no sense");
+                debug!(path, hash, length, uri, "the file has an invalid digest");
                 Content::Unknown
             },
             Content::Blob,

@@ -41,7 +41,7 @@ pub enum BepError {
         source: io::Error,
     },
     /// The file ends within an event: its writer was killed, or still writes.
-    #[error("event file {path:?} ends within the event at byte {offset}: {have} bytes of it are there")]
+    #[error("event file {path:?} ends within the event at byte {offset}: only {have} bytes are there")]
     Truncated {
         /// The file.
         path: PathBuf,
@@ -62,7 +62,7 @@ pub enum BepError {
     },
     /// An event is larger than is believable.
     #[error(
-        "event at byte {offset} of {path:?} has {size} bytes or more, which is above the limit of {limit}"
+        "event at byte {offset} of {path:?} has at least {size} bytes, which exceeds the limit of {limit}"
     )]
     TooLarge {
         /// The file.
@@ -75,7 +75,7 @@ pub enum BepError {
         limit: u64,
     },
     /// While it was followed, the file became another one.
-    #[error("event file {path:?} was {how} while it was followed, at byte {offset}")]
+    #[error("event file {path:?} was {how} while it was being read, at byte {offset}")]
     Changed {
         /// The file.
         path: PathBuf,

@@ -36,7 +36,7 @@ pub fn decode_json(line: &str) -> Result<Framed, BepError> {
 pub fn decode_json_with(line: &[u8], default_function: Option<DigestFunction>) -> Result<Framed, BepError> {
     // Derived structs would also be read from an array of their fields.
     if line.trim_ascii_start().first().is_some_and(|&b| b != b'{') {
-        return Err(BepError::Json(de::Error::custom("it is no object")));
+        return Err(BepError::Json(de::Error::custom("expected a JSON object")));
     }
     let event: BuildEvent = serde_json::from_slice(line)?;
     Ok(from_proto(event.convert(), default_function))
@@ -191,7 +191,7 @@ impl<'de> Deserialize<'de> for Int64 {
             type Value = Int64;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an integer of 64 bits, as number or string")
+                f.write_str("a 64-bit integer, as a number or a string")
             }
 
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<Int64, E> {
@@ -207,7 +207,7 @@ impl<'de> Deserialize<'de> for Int64 {
                 if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 {
                     Ok(Int64(value as i64))
                 } else {
-                    Err(E::custom(format_args!("{value} is no integer")))
+                    Err(E::custom(format_args!("{value} is not an integer")))
                 }
             }
 

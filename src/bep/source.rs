@@ -226,7 +226,7 @@ impl EventFile {
         for (position, &byte) in self.buffer.iter().enumerate() {
             // Lengths have 32 bits and at most five bytes of seven.
             if position == 5 {
-                return Err(self.malformed("its length is no number of 32 bits"));
+                return Err(self.malformed("its length does not fit into 32 bits"));
             }
             size |= u64::from(byte & 0x7f) << (7 * position);
             if byte & 0x80 == 0 {

@@ -23,7 +23,7 @@ pub enum UriError {
     #[error("{0:?} does not end in blobs/HASH/SIZE")]
     Form(String),
     /// Compressed, but not with zstd.
-    #[error("{name:?} is compressed with {compressor:?}; only zstd is known")]
+    #[error("{name:?} is compressed with {compressor:?}; only zstd is supported")]
     Compressor {
         /// The whole name.
         name: String,
@@ -31,7 +31,7 @@ pub enum UriError {
         compressor: String,
     },
     /// The digest in it is none.
-    #[error("{name:?} names no blob: {source}")]
+    #[error("{name:?} is not a valid blob name: {source}")]
     Digest {
         /// The whole name.
         name: String,
@@ -39,7 +39,7 @@ pub enum UriError {
         source: DigestError,
     },
     /// Not the URI of a file on this machine.
-    #[error("{uri:?} is not a local file's uri: {reason}")]
+    #[error("{uri:?} is not the URI of a local file: {reason}")]
     File {
         /// The URI.
         uri: String,
@@ -217,14 +217,14 @@ pub fn file_path(uri: &str) -> Result<PathBuf, UriError> {
     };
     let rest = uri
         .strip_prefix("file:")
-        .ok_or_else(|| error("its scheme is another"))?;
+        .ok_or_else(|| error("unexpected scheme"))?;
     // `file:///p`, `file://localhost/p`, and `file:/p`, which is how Java prints them.
     let path = match rest.strip_prefix("//") {
         Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),
         None => rest,
     };
     if !path.starts_with('/') {
-        return Err(error("it names another host, or no absolute path"));
+        return Err(error("it has a host, or its path is not absolute"));
     }
     // The decoder leaves broken escapes as they are.
     let is_whole = |rest: &[u8]| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
@@ -233,7 +233,7 @@ pub fn file_path(uri: &str) -> Result<PathBuf, UriError> {
     }
     let bytes: Vec<u8> = percent_decode_str(path).collect();
     if bytes.contains(&0) {
-        return Err(error("it holds a NUL byte"));
+        return Err(error("it contains a NUL byte"));
     }
     Ok(PathBuf::from(OsString::from_vec(bytes)))
 }

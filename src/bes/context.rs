@@ -120,9 +120,11 @@ impl Context {
     /// Refuses one client that asks for more than there is for all; it may try again.
     pub(super) fn refused(&self, limit: &str, most: usize, what: &str) -> Status {
         Counters::add(&self.counters.refused);
-        tracing::warn!("a client was refused: {most} {what} (--limit={limit}=NUMBER)");
+        tracing::warn!(
+            "refused a client: limit of {most} {what} reached (raise it with --limit={limit}=NUMBER)"
+        );
         Status::resource_exhausted(format!(
-            "{most} {what}, and outhaul takes no more (--limit={limit}=NUMBER)"
+            "limit of {most} {what} reached (raise it with --limit={limit}=NUMBER)"
         ))
     }
 
@@ -134,9 +136,12 @@ impl Context {
         }
         Counters::add(&self.counters.refused);
         let most = self.options.limits.message;
-        tracing::warn!("a request was refused: it is larger than {most} bytes (--limit=message-size=SIZE)");
+        tracing::warn!(
+            "refused a request of more than {most} bytes (raise the limit with \
+                        --limit=message-size=SIZE)"
+        );
         Status::invalid_argument(format!(
-            "the request is larger than {most} bytes, and outhaul takes no larger ones (--limit=message-size=SIZE)"
+            "the request exceeds the limit of {most} bytes (raise it with --limit=message-size=SIZE)"
         ))
     }
 

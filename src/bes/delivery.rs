@@ -89,9 +89,10 @@ impl Delivery {
                 match read.await {
                     Ok(Ok(events)) => self.deliver(events).await,
                     Ok(Err(error)) => {
-                        tracing::error!(stream = %self.key, %error, "events lost: journal can't be read back");
+                        tracing::error!(stream = %self.key, %error, "failed to read events back from the \
+                                                                     journal; they are lost");
                     }
-                    Err(error) => tracing::error!(stream = %self.key, %error, "reading the journal failed"),
+                    Err(error) => tracing::error!(stream = %self.key, %error, "failed to read the journal"),
                 }
             }
             Work::Ended { end, told } => {
@@ -121,7 +122,8 @@ impl Delivery {
                         Counters::add(&self.counters.undecodable);
                         self.undecodable += 1;
                         if self.undecodable <= LOGGED {
-                            tracing::warn!(stream = %self.key, sequence, %error, "event can't be decoded; skipped");
+                            tracing::warn!(stream = %self.key, sequence, %error, "skipped an event that cannot \
+                                                                                  be decoded");
                         }
                     }
                 }

@@ -119,10 +119,10 @@ impl Inbound {
             (1, Some(encoding)) => Some(encoding),
             (1, None) => {
                 return Err(Status::internal(
-                    "a message is compressed, and no grpc-encoding says how",
+                    "a message is compressed, but there is no grpc-encoding header",
                 ));
             }
-            (flag, _) => return Err(Status::internal(format!("{flag} is no flag of a message"))),
+            (flag, _) => return Err(Status::internal(format!("invalid compression flag {flag}"))),
         };
         if length > self.most {
             return Err(too_large(self.most));
@@ -196,7 +196,7 @@ impl Inbound {
                 more = self.fill() => more?,
                 () = &mut overstayed => {
                     return Err(Status::unavailable(
-                        "a message was begun and not finished, and others wait for its room in memory \
+                        "timed out waiting for the rest of a message while other messages need its memory \
                          (--limit=queue-memory=SIZE); send it again",
                     ));
                 }
@@ -232,7 +232,7 @@ impl Inbound {
 }
 
 fn too_large(most: usize) -> Status {
-    Status::out_of_range(format!("a message is larger than {most} bytes"))
+    Status::out_of_range(format!("message exceeds the limit of {most} bytes"))
 }
 
 /// Decompresses a message as far as there is room for it.
@@ -243,7 +243,8 @@ fn expanded(
     budget: &Budget,
     most: usize,
 ) -> Result<Message, Status> {
-    let broken = |error: std::io::Error| Status::internal(format!("decompress a message: {error}"));
+    let broken = |error: std::io::Error| Status::internal(format!("failed to failed to decompress a message: \
+                                                                   {error}"));
     let mut reader: Box<dyn Read + '_> = match encoding {
         Encoding::Gzip => Box::new(flate2::read::GzDecoder::new(bytes)),
         Encoding::Zstd => {
@@ -259,7 +260,8 @@ fn expanded(
             && !budget.grow(room, super::budget::weight(before) + STEP as usize)
         {
             return Err(Status::unavailable(
-                "there is no memory for a compressed message just now (--limit=queue-memory=SIZE); send it again",
+                "not enough memory for a compressed message at the moment (--limit=queue-memory=SIZE); send it \
+                 again",
             ));
         }
         let n = (&mut reader)

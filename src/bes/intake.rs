@@ -182,7 +182,7 @@ impl Intake {
         let (Some(writer), Some(highest)) = (&self.journal, recovered.highest) else {
             return;
         };
-        tracing::info!(stream = %self.key, highest, "stream taken up from the journal");
+        tracing::info!(stream = %self.key, highest, "resumed a stream from the journal");
         for at in &recovered.frames {
             let Some(place) = writer.place(*at) else { return };
             if let Some(upstream) = &self.upstream {
@@ -207,7 +207,7 @@ impl Intake {
         let (Some(writer), Some(upstream)) = (&self.journal, &self.upstream) else {
             return;
         };
-        tracing::info!(stream = %self.key, "the rest of a settled build goes upstream");
+        tracing::info!(stream = %self.key, "forwarding the rest of a settled build upstream");
         for at in &recovered.frames {
             if let Some(place) = writer.place(*at) {
                 upstream.pass(Outgoing::from(place));
@@ -286,8 +286,8 @@ impl Intake {
         {
             tracing::error!(
                 stream = %self.key,
-                "the upstream event service takes too little, and there is no journal for the rest: it does not get the \
-                 rest of this build (--limit=queue-memory=SIZE)"
+                "the upstream event service is too slow and there is no journal to buffer in: it will not get \
+                 the rest of this build (--limit=queue-memory=SIZE)"
             );
             self.upstream = None;
             self.given_up = true;
@@ -330,8 +330,8 @@ impl Intake {
                 self.failed = Some(writer);
                 if let JournalError::Full { limit, .. } = error {
                     self.pass(Work::Limited(format!(
-                        "the build's journal would be larger than {limit} bytes: what it names from there on is not \
-                         downloaded (--limit=journal-size=SIZE)"
+                        "the build's journal reached the limit of {limit} bytes: outputs named after that are \
+                         not downloaded (raise it with --limit=journal-size=SIZE)"
                     )));
                 }
                 error.to_string()
@@ -365,7 +365,7 @@ impl Intake {
         });
         if let Ok((writer, marked)) = marked.await {
             if let Err(error) = marked {
-                tracing::warn!(stream = %self.key, %error, "journal can't be marked as settled");
+                tracing::warn!(stream = %self.key, %error, "failed to mark the journal as settled");
             }
             let kept = if failed {
                 &mut self.failed
@@ -386,7 +386,7 @@ impl Intake {
         Counters::add(&self.counters.journal_failures);
         tracing::error!(
             stream = %self.key, error,
-            "journalling stopped for this build: it goes on from memory, and a restart would forget it"
+            "stopped journaling this build: it continues from memory, and a restart would forget it"
         );
     }
 }
@@ -419,7 +419,7 @@ impl Way {
                 match tokio::time::timeout(self.stall, room).await {
                     Ok(room) => room.ok(),
                     Err(_) => {
-                        let why = "outhaul has no room for what comes next".to_owned();
+                        let why = "outhaul has no memory for more events".to_owned();
                         self.pass(Outgoing::Ended(StreamEnd::Broken(why)));
                         return false;
                     }

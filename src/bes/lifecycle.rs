@@ -68,7 +68,8 @@ impl Lifecycle {
         Counters::add(&counters.lifecycle_dropped);
         if !self.overflowing.swap(true, Relaxed) {
             tracing::warn!(
-                "{most} lifecycle calls wait for upstream: it does not get the next ones (--limit=lifecycle-calls=NUMBER)"
+                "{most} lifecycle events are waiting for upstream: dropping further ones (raise the limit with \
+                 --limit=lifecycle-calls=NUMBER)"
             );
         }
         false

@@ -37,19 +37,20 @@ pub enum ListenError {
     #[error("{0:?} is not an address to listen on: expected IP:PORT or unix:PATH")]
     Form(String),
     /// Somebody answers on the socket.
-    #[error("{} is in use: another process answers on it", .0.display())]
+    #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
     /// There is a file that is no socket.
     #[error("{} exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
     /// Others could put a socket of theirs in the place of ours.
     #[error(
-        "{} is in a directory that every user of this machine can write to; choose another, such as one with mode 0700",
+        "{} is in a directory that every user of this machine can write to; choose another one, such as one \
+         with mode 0700",
         .0.display()
     )]
     Exposed(PathBuf),
     /// The system refused.
-    #[error("listen on {address}: {source}")]
+    #[error("failed to failed to listen on {address}: {source}")]
     Io {
         /// The address.
         address: String,

@@ -59,7 +59,7 @@ impl Reader {
             Some(Ok(Ok(Some(first)))) => first,
             Some(Ok(Ok(None))) => return,
             Some(Ok(Err(status))) => return fail(&acks, self.context.received(status)),
-            Some(Err(_)) => return fail(&acks, Status::deadline_exceeded("no event came")),
+            Some(Err(_)) => return fail(&acks, Status::deadline_exceeded("no events arrived")),
             None => return fail(&acks, shutting_down()),
         };
         let Message { bytes, room } = first;
@@ -70,10 +70,7 @@ impl Reader {
         Counters::add(&self.context.counters.connections);
         let most = self.context.options.limits.streams;
         let Some((key, stream)) = self.stream(key, &event, most).await else {
-            return fail(
-                &acks,
-                self.context.refused("streams", most, "builds are not settled"),
-            );
+            return fail(&acks, self.context.refused("streams", most, "unsettled builds"));
         };
         let released = CancellationToken::new();
         let connection = Connection {
@@ -189,7 +186,7 @@ impl Reader {
         Counters::add(&self.context.counters.stalls);
         tracing::warn!(
             connection = self.id,
-            "events are taken too slowly; memory use goes beyond what is meant for them"
+            "events are processed too slowly; memory use exceeds the limit for events"
         );
     }
 }
@@ -210,7 +207,7 @@ fn open(message: Bytes) -> Result<(StreamKey, Received), Status> {
         .iter()
         .any(|id| id.contains(|c: char| c.is_ascii_control()))
     {
-        return Err(Status::invalid_argument("stream_id has control characters"));
+        return Err(Status::invalid_argument("stream_id contains control characters"));
     }
     let key = StreamKey {
         build_id: id.build_id.clone(),
@@ -238,7 +235,7 @@ fn read(message: Bytes) -> Result<Received, Status> {
     // The protocol counts from 1. The largest number means "all of them" here.
     if event.sequence < 1 || event.sequence == i64::MAX {
         return Err(Status::invalid_argument(format!(
-            "sequence_number {} is none",
+            "invalid sequence_number {}",
             event.sequence
         )));
     }
@@ -264,5 +261,5 @@ async fn released_for(released: &CancellationToken) {
 }
 
 pub(super) fn malformed(error: Malformed) -> Status {
-    Status::invalid_argument(format!("the request can't be decoded: {error}"))
+    Status::invalid_argument(format!("failed to decode the request: {error}"))
 }

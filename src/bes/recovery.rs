@@ -76,8 +76,8 @@ async fn take_up(context: &Arc<Context>, key: &StreamKey) -> oneshot::Receiver<(
 async fn take_up_alone(context: &Arc<Context>, entry: &Entry) {
     tracing::warn!(
         stream = %entry.key,
-        "outhaul died while it went on with this build; it is gone on with in {CAREFUL:?}, and if outhaul dies of that \
-         again, its journal is set aside"
+        "outhaul crashed while it resumed this build; it tries again in {CAREFUL:?}, and sets the journal \
+         aside if it crashes once more"
     );
     tokio::time::sleep(CAREFUL).await;
     let _ = take_up(context, &entry.key).await.await;

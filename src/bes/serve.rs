@@ -38,10 +38,10 @@ const DRAIN: Duration = Duration::from_secs(8);
 #[non_exhaustive]
 pub enum ServeError {
     /// The reflection service could not be made from the descriptors.
-    #[error("make the reflection service: {0}")]
+    #[error("failed to create the reflection service: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// A listener failed.
-    #[error("serve build events: {0}")]
+    #[error("failed to failed to serve build events: {0}")]
     Transport(#[from] tonic::transport::Error),
 }
 
@@ -136,7 +136,7 @@ pub async fn serve(
     tokio::select! {
         served = all => served.into_iter().collect::<Result<(), _>>().map_err(Into::into),
         () = drained => {
-            tracing::warn!("some connections did not end in time and were cut");
+            tracing::warn!("closed connections that did not end in time");
             Ok(())
         }
     }

@@ -207,7 +207,7 @@ impl PublishBuildEvent for BesService {
         }
         let most = self.context.options.limits.streams;
         let Ok(place) = Arc::clone(&self.shared.openings).try_acquire_owned() else {
-            return Err(self.context.refused("streams", most, "streams are open"));
+            return Err(self.context.refused("streams", most, "open streams"));
         };
         // Unbounded, but of small items: a client has at most one acknowledgement per event that it sent.
         let (acks, responses) = mpsc::unbounded_channel();

@@ -172,7 +172,7 @@ impl Stream {
         let mut stream = Self {
             phase: Phase::Open {
                 give_up: after(context.options.reconnect_grace),
-                why: "the client did not come back".to_owned(),
+                why: "the client did not reconnect".to_owned(),
             },
             key,
             context,
@@ -286,7 +286,7 @@ impl Stream {
                 if self.gaps <= LOGGED {
                     tracing::warn!(
                         stream = %self.key, sequence, highest = self.highest,
-                        "events are missing; outputs that only they name won't be downloaded"
+                        "events are missing; outputs that only they name are not downloaded"
                     );
                 }
             }
@@ -320,15 +320,16 @@ impl Stream {
 
     /// The build tool has begun again under the same ids: nobody comes back to this stream.
     fn make_way(&mut self) {
-        tracing::info!(stream = %self.key, attempt = self.key.attempt + 2, "the build tool begins again under the same ids");
+        tracing::info!(stream = %self.key, attempt = self.key.attempt + 2, "the build tool started the stream \
+                                                                            again with the same ids");
         if let Some(connection) = &self.connection {
             let _ = connection.acks.send(Err(Status::aborted(
-                "another stream has begun under the same ids",
+                "another stream has started with the same ids",
             )));
         }
         self.leave();
         if matches!(self.phase, Phase::Open { .. }) {
-            let why = "the build tool began again under the same ids".to_owned();
+            let why = "the build tool started the stream again with the same ids".to_owned();
             self.end(StreamEnd::Broken(why), None);
         }
     }
@@ -345,7 +346,7 @@ impl Stream {
     /// A broken stream goes on.
     fn reopen(&mut self) {
         if !matches!(self.phase, Phase::Open { .. }) {
-            tracing::info!(stream = %self.key, "broken stream resumed");
+            tracing::info!(stream = %self.key, "resumed a broken stream");
             self.rest = None;
             self.intake.replayed();
             self.phase = Phase::Open {
@@ -394,7 +395,7 @@ impl Stream {
     fn end(&mut self, end: StreamEnd, finish: Option<i64>) {
         if let StreamEnd::Broken(why) = &end {
             Counters::add(&self.context.counters.broken);
-            tracing::info!(stream = %self.key, why, "stream broken off");
+            tracing::info!(stream = %self.key, why, "stream broken");
         }
         let heard = self.intake.end(end);
         self.await_settlement(finish, Some(heard));
@@ -497,7 +498,7 @@ impl Stream {
             }
             tracing::warn!(
                 stream = %self.key, %limit,
-                "the upstream event service is slow; the rest goes there behind the build"
+                "the upstream event service is slow; it gets the remaining events after the build has ended"
             );
         }
         let (Some(held), Some(connection)) = (self.held.take(), self.connection.take()) else {
@@ -505,7 +506,8 @@ impl Stream {
         };
         if timed_out {
             Counters::add(&self.context.counters.hold_timeouts);
-            tracing::warn!(stream = %self.key, %limit, "held for too long; downloads go on");
+            tracing::warn!(stream = %self.key, %limit, "--hold-timeout reached; downloads continue in the \
+                                                        background");
         }
         if waited.is_some() {
             self.context
@@ -662,7 +664,7 @@ impl Stream {
         if !self.following.is_finished() && !self.intake.is_journaled() && self.highest.is_some() {
             tracing::error!(
                 stream = %self.key,
-                "the upstream event service does not get the rest of this build: it was not journalled"
+                "the upstream event service will not get the rest of this build: it was not journaled"
             );
         }
     }

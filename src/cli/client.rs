@@ -247,7 +247,7 @@ impl Client {
             Ok(Ok((record, _))) => record,
             Ok(Err(error @ RecordError::Held { .. })) => {
                 return Err(Failure::held(format!(
-                    "{error}, and it does not answer on {door}: {refused}"
+                    "{error}, and that process does not answer on {door}: {refused}"
                 )));
             }
             Ok(Err(error)) => return Err(Failure::failed(error)),
@@ -286,8 +286,8 @@ impl Client {
         id: &str,
     ) -> Result<(pb::Invocation, Vec<pb::Target>), Failure> {
         let missing = || match id {
-            "" => Failure::not_found("no invocation is recorded"),
-            id => Failure::not_found(format!("no invocation {id:?} is recorded")),
+            "" => Failure::not_found("no invocations are recorded"),
+            id => Failure::not_found(format!("invocation {id:?} is not recorded")),
         };
         match self {
             Self::Daemon(client) => {

@@ -28,7 +28,7 @@ use crate::{
 /// Arguments of `outhaul demo`.
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Directory to use; by default a new one below the temporary directory. It is left behind for you to look at
+    /// Directory to use; by default a new one in the temporary directory. It is not deleted, so that you can look at it
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -40,7 +40,7 @@ pub(super) struct CacheServerArgs {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: String,
 
-    /// Keep blobs as files below this directory instead of in memory
+    /// Keep blobs as files in this directory instead of in memory
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 

@@ -38,11 +38,11 @@ impl Signals {
                     _ = interrupt.recv() => "SIGINT",
                 };
                 if shutdown.is_cancelled() {
-                    tracing::warn!("ending at once: {name}");
+                    tracing::warn!("exiting at once: {name}");
                     token.cancel();
                     return;
                 }
-                tracing::info!("ending: {name}");
+                tracing::info!("shutting down: {name}");
                 shutdown.cancel();
             }
         });

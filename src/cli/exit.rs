@@ -4,26 +4,25 @@ use std::fmt::Display;
 
 use crate::printable::printable;
 
-/// Everything asked for is there.
+/// Success.
 pub(super) const OK: u8 = 0;
-/// Something asked for could not be had.
+/// Something failed.
 pub(super) const FAILED: u8 = 1;
 /// The command line or a setting is wrong.
 pub(super) const USAGE: u8 = 2;
-/// Nothing of that name is recorded.
+/// The record has nothing of that name.
 pub(super) const NOT_FOUND: u8 = 3;
-/// What was waited for did not come in time.
+/// The command timed out.
 pub(super) const TIMED_OUT: u8 = 4;
-/// Of `outhaul run`: there is the command, but it can't be run. As shells have it, and so is the next.
+/// Of `outhaul run`: the command exists but cannot be run. Like the next code, this is what shells use.
 pub(super) const NOT_RUN: u8 = 126;
-/// Of `outhaul run`: there is no such command.
+/// Of `outhaul run`: command not found.
 pub(super) const NO_COMMAND: u8 = 127;
 
 /// Shown under `--help`.
-pub(super) const HELP: &str = "Exit codes: 0 everything asked for is there; 1 something could not be had; \
-2 the command line or a setting is wrong; 3 nothing of that name is recorded; \
-4 it did not come in time. \
-`outhaul run` exits with the wrapped command's own code; 126 it cannot be run; 127 there is no such command.";
+pub(super) const HELP: &str = "Exit codes: 0 success; 1 something failed; 2 invalid command line or setting; 3 \
+                               not found in the record; 4 timed out. `outhaul run` exits with the code of the \
+                               command it runs; 126 if that cannot be run, 127 if it does not exist.";
 
 /// Why a command ends without success.
 #[derive(Debug)]

@@ -32,11 +32,12 @@ use crate::{
 /// Arguments of `outhaul export`.
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// The build; by default the newest of the workspace
+    /// Invocation ID of the build; by default the newest build of the workspace
     #[arg(value_name = "ID", conflicts_with = "workspace")]
     id: Option<String>,
 
-    /// The newest build of this workspace; by default of the one around the current directory, or else of all
+    /// The newest build of this workspace; by default, of the workspace of the current directory, or of any if there is
+    /// none
     #[arg(long, value_name = "DIR")]
     workspace: Option<PathBuf>,
 
@@ -91,14 +92,14 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
     if exported.left_out > 0 {
         writeln!(
             err,
-            "outhaul: {} events that cannot be read are left out",
+            "outhaul: left out {} events that cannot be read",
             exported.left_out
         )?;
     }
     if output != Path::new("-") {
         writeln!(
             err,
-            "outhaul: build {} with {} events is in {}",
+            "outhaul: exported build {} with {} events to {}",
             printable(&exported.header.invocation_id),
             exported.events,
             output.display()
@@ -158,7 +159,7 @@ fn to_file(entry: &Entry, row: &InvocationRow, path: &Path) -> Result<Exported, 
     }
     let mut name = path
         .file_name()
-        .ok_or_else(|| Failure::usage(format!("--output={}: is no file's name", path.display())))?
+        .ok_or_else(|| Failure::usage(format!("--output={}: not a file name", path.display())))?
         .to_owned();
     name.push(format!(".{:016x}", rand::random::<u64>()));
     let beside = path.with_file_name(name);

@@ -55,15 +55,15 @@ pub(super) struct BepArgs {
     /// The event file
     file: PathBuf,
 
-    /// Follow the file while it grows, until the build's last event; it need not exist yet
+    /// Follow the file as it grows, until the build's last event; it does not need to exist yet
     #[arg(long)]
     follow: bool,
 
-    /// Put files below this directory instead of the build's own exec root
+    /// Put files into this directory instead of the build's own exec root
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
 
-    /// With --output-dir: right into it, by file name
+    /// With --output-dir: put all files directly into it, by file name
     #[arg(long, requires = "output_dir")]
     flatten: bool,
 
@@ -83,7 +83,7 @@ pub(super) struct TreeArgs {
     /// The digest: HASH/SIZE, or FUNCTION/HASH/SIZE
     digest: String,
 
-    /// Directory that the outputs are put into; made if it is not there
+    /// Directory to put the outputs into; created if it does not exist
     #[arg(long, value_name = "DIR")]
     output_dir: PathBuf,
 
@@ -187,7 +187,7 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
         let reason = trouble.join("; ");
         let separator = if reason.is_empty() { "" } else { ": " };
         return Err(Failure::failed(format!(
-            "{}: no build begins in it{separator}{reason}",
+            "{}: does not contain the start of a build{separator}{reason}",
             file.display()
         )));
     };
@@ -229,7 +229,7 @@ async fn action(args: TreeArgs) -> Result<u8, Failure> {
         Err(error) => return Err(in_plain_words(&cache, error).await),
     };
     let expanded = expanded
-        .ok_or_else(|| Failure::not_found(format!("{}: no result of action {digest}", cache.describe())))?;
+        .ok_or_else(|| Failure::not_found(format!("{}: no result for action {digest}", cache.describe())))?;
     let outputs = expanded.into_iter().map(|e| (e.path, e.content)).collect();
     let ended = into_directory(&args.output_dir, &args.place, cache, outputs).await?;
     Ok(ended.code())
@@ -271,7 +271,7 @@ async fn blob(args: BlobArgs) -> Result<u8, Failure> {
     }
     let named = path.parent().zip(path.file_name().and_then(|name| name.to_str()));
     let (directory, name) =
-        named.ok_or_else(|| Failure::usage(format!("{}: is no file's name", path.display())))?;
+        named.ok_or_else(|| Failure::usage(format!("{}: not a file name", path.display())))?;
     let name = ExecPath::new(name).map_err(Failure::usage)?;
     let outputs = vec![(name, OutputContent::Blob(digest))];
     let ended = into_directory(directory, &args.place, cache, outputs).await?;
@@ -351,7 +351,7 @@ async fn into_directory(
         .into_iter()
         .partition(|(path, _)| path.components().next().is_some_and(is_reserved));
     for (path, _) in ours {
-        let reason = format!("{path} has a name that outhaul keeps for itself");
+        let reason = format!("{path} has a name that is reserved for outhaul");
         tally.fail(Class::Required, &reason);
     }
     let mut open = outputs.len();

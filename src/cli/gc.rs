@@ -18,11 +18,11 @@ use crate::{
 /// Arguments of `outhaul gc`.
 #[derive(Debug, Args)]
 pub(super) struct GcArgs {
-    /// Only show what would be forgotten
+    /// Only show what would be deleted
     #[arg(long)]
     dry_run: bool,
 
-    /// Forget builds that nobody has built or staged from for so long
+    /// Delete builds that have not been used or staged for this long
     #[arg(
         long,
         visible_alias = "max-age",
@@ -32,7 +32,7 @@ pub(super) struct GcArgs {
     )]
     retention_age: String,
 
-    /// Of journals that take more than this, forget those that were not used for longest
+    /// Keep at most this many bytes of journals; the least recently used are deleted first
     #[arg(
         long,
         visible_alias = "max-size",
@@ -42,7 +42,7 @@ pub(super) struct GcArgs {
     )]
     retention_size: String,
 
-    /// A JSON object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 
@@ -68,7 +68,7 @@ pub(super) fn main(args: &GcArgs) -> Result<u8, Failure> {
     let _inside = runtime.enter();
     let (record, _) = Record::open_for_command(&directory).map_err(|error| match error {
         RecordError::Held { .. } => Failure::failed(format!(
-            "{error}; a daemon forgets old builds by itself, every hour (see --retention-age and --retention-size \
+            "{error}; a running daemon deletes old builds every hour (see --retention-age and --retention-size \
              of `outhaul serve`)"
         )),
         error => Failure::failed(error),
@@ -95,7 +95,7 @@ fn collect(args: &GcArgs, retention: Retention, record: &Record) -> Result<u8, F
     let executed = plan.execute(record, journal.as_ref());
     if executed.skipped > 0 {
         return Err(Failure::failed(format!(
-            "{} journals could not be deleted",
+            "failed to delete {} journals",
             executed.skipped
         )));
     }
@@ -139,9 +139,10 @@ fn show(args: &GcArgs, plan: &RetentionPlan) -> Result<(), Failure> {
     let bytes: u64 = plan.journals.delete.iter().map(|entry| entry.bytes).sum();
     writeln!(
         print::err(),
-        "outhaul: {} {} journals ({}), {} invocations and {} output roots that are gone; {} of journals stay",
+        "outhaul: {} {} journals ({}), {} invocations and {} output roots that no longer exist; {} of journals \
+         remain",
         if args.dry_run {
-            "would forget"
+            "would delete"
         } else {
             "forgetting"
         },

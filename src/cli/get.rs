@@ -14,12 +14,12 @@ use crate::{
 /// Arguments of `outhaul get`.
 #[derive(Debug, Args)]
 pub(super) struct GetArgs {
-    /// Outputs, by path: as you see them (bazel-bin/pkg/x), absolute, or as exec paths (bazel-out/…); a directory stands for
-    /// everything below it
+    /// Outputs, by path: as you see them (bazel-bin/pkg/x), absolute, or as exec paths (bazel-out/…); a directory
+    /// stands for everything in it
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
 
-    /// A JSON object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 
@@ -77,7 +77,7 @@ pub(super) fn resolved(paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
                 paths::resolve(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
             resolved.into_os_string().into_string().map_err(|_| {
                 Failure::usage(format!(
-                    "{}: is not UTF-8, as every recorded path is",
+                    "{}: not UTF-8 (recorded paths always are)",
                     path.display()
                 ))
             })

@@ -16,7 +16,7 @@ use crate::{
 /// Arguments of `outhaul import`.
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// The file that `outhaul export` has written
+    /// The file that `outhaul export` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
@@ -30,9 +30,9 @@ pub(super) fn main(args: &ImportArgs) -> Result<u8, Failure> {
     let runtime = runtime()?;
     let _inside = runtime.enter();
     let (record, _) = Record::open_for_command(&directory).map_err(|error| match error {
-        RecordError::Held { .. } => {
-            Failure::failed(format!("{error}; stop it, or import into another --state-dir"))
-        }
+        RecordError::Held { .. } => Failure::failed(format!(
+            "{error}; stop that process, or import into another --state-dir"
+        )),
         error => Failure::failed(error),
     })?;
     let imported = Journal::open(&directory.join("journal"), JournalOptions::default())
@@ -43,11 +43,12 @@ pub(super) fn main(args: &ImportArgs) -> Result<u8, Failure> {
     let mut err = print::err();
     let id = printable(&imported.header.invocation_id);
     if imported.known {
-        writeln!(err, "outhaul: build {id} is here already")?;
+        writeln!(err, "outhaul: build {id} has already been imported")?;
     } else {
         writeln!(
             err,
-            "outhaul: build {id} with {} events taken in; see `outhaul stage --invocation {id}`",
+            "outhaul: imported build {id} with {} events; stage its outputs with `outhaul stage --invocation \
+             {id}`",
             imported.events
         )?;
     }

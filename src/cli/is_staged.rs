@@ -22,11 +22,11 @@ pub(super) struct IsStagedArgs {
     #[command(flatten)]
     which: WhichArgs,
 
-    /// The directory
+    /// The staged directory
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
 
-    /// A JSON object
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
 }
@@ -41,7 +41,7 @@ pub(super) fn main(args: &IsStagedArgs) -> Result<u8, Failure> {
         // Without any flag, whatever was staged.
         wish: (wish != pb::StageWish::default()).then_some(wish),
     };
-    // The directory alone tells: no daemon and no record is asked.
+    // The staged directory alone is enough: neither a daemon nor the record is needed.
     let answer = runtime()?
         .block_on(staging::is_staged(request))
         .map_err(|status| told(&status))?;
@@ -58,7 +58,7 @@ pub(super) fn main(args: &IsStagedArgs) -> Result<u8, Failure> {
     } else if answer.staged {
         writeln!(
             out,
-            "{}: {} files are as they were staged",
+            "{}: {} files are unchanged since they were staged",
             args.to.display(),
             answer.files
         )?;

@@ -15,15 +15,15 @@ use crate::{
 /// Arguments of `outhaul ls`.
 #[derive(Debug, Args)]
 pub(super) struct LsArgs {
-    /// An invocation; by default the newest. Everything on record for its output root is listed
+    /// An invocation; by default the newest. Lists everything recorded for its output root
     #[arg(value_name = "ID")]
     id: Option<String>,
 
-    /// Only outputs of this class
+    /// Only list outputs of this class
     #[arg(long, value_name = "CLASS", value_parser = ["required", "optional", "known"])]
     class: Option<String>,
 
-    /// A JSON object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 

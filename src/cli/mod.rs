@@ -30,58 +30,58 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use self::exit::Failure;
 use crate::{config::with_config_file, open_files};
 
-/// Brings a remote build's top-level outputs to disk, in the background.
+/// Downloads a remote build's top-level outputs in the background.
 #[derive(Debug, Parser)]
 #[command(name = "outhaul", version, about, args_override_self = true, after_help = exit::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Configuration file (TOML), by default outhaul/config.toml below the XDG configuration directory
+    /// Configuration file (TOML), by default outhaul/config.toml in the XDG configuration directory
     #[arg(long, global = true, value_name = "FILE", env = "OUTHAUL_CONFIG")]
     config: Option<PathBuf>,
 
-    /// What is logged to standard error: a level, or directives such as outhaul::materialize=debug
+    /// What to log to standard error: a level, or directives such as outhaul::materialize=debug
     #[arg(long, global = true, value_name = "FILTER", env = "OUTHAUL_LOG")]
     log: Option<String>,
 
-    /// Log as JSON, an object a line
+    /// Log as JSON, one object per line
     #[arg(long, global = true, env = "OUTHAUL_LOG_JSON")]
     log_json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon: take builds' events and bring their top-level outputs to disk
+    /// Run the daemon: receive build events and download the builds' top-level outputs
     Serve(Box<serve::ServeArgs>),
-    /// Run a build tool's command with a daemon of its own, and return with its outputs on disk
+    /// Run a build command with a daemon of its own, and return when its outputs are on disk
     Run(Box<run::RunArgs>),
-    /// Bring outputs to disk without a build tool: of a saved event file, an action, a tree, or one blob
+    /// Download outputs without a build tool: from a saved event file, or an action, a tree or a blob by digest
     #[command(subcommand)]
     Fetch(fetch::FetchCommand),
-    /// Bring recorded outputs to disk by path, top-level or not
+    /// Download recorded outputs by path, top-level or not
     Get(get::GetArgs),
-    /// Show what is recorded of outputs: digest, size, state, target
+    /// Show what is recorded about outputs: digest, size, state, target
     Stat(stat::StatArgs),
     /// Show why outputs were downloaded or not, and where their bytes came from
     Why(stat::WhyArgs),
-    /// Wait until a build, or some of its targets, are on disk
+    /// Wait until the outputs of a build, or of some of its targets, are on disk
     Wait(wait::WaitArgs),
-    /// Show what became of builds
+    /// Show the state of builds
     Status(status::StatusArgs),
-    /// List the outputs that a build's output root has on record
+    /// List the recorded outputs of a build's output root
     Ls(ls::LsArgs),
     /// Copy named outputs of a recorded build to a directory
     Stage(stage::StageArgs),
-    /// Show whether what was staged into a directory is still there
+    /// Check whether a staged directory is complete and unchanged
     IsStaged(is_staged::IsStagedArgs),
-    /// Write a recorded build to a file, to stage from it on another machine
+    /// Write a recorded build to a file, to stage its outputs on another machine
     Export(export::ExportArgs),
-    /// Take in a build that was exported elsewhere
+    /// Import a build that was exported on another machine
     Import(import::ImportArgs),
-    /// Forget old builds
+    /// Delete the records and journals of old builds
     Gc(gc::GcArgs),
-    /// Show the whole thing without a build tool or a server
+    /// Show how it works, without a build tool or a server
     Demo(demo::DemoArgs),
     /// Run the embedded cache (for trying things out and for tests; not for production)
     #[command(hide = true)]

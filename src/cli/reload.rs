@@ -102,14 +102,17 @@ impl Hangup {
             }
             // The signal's other meaning: whoever started us in a terminal has closed it.
             if self.on_terminal && !stdin().is_terminal() {
-                tracing::info!("ending: the terminal is gone");
+                tracing::info!("shutting down: the terminal was closed");
                 shutdown.cancel();
                 return;
             }
             match reload.run() {
-                Ok(()) => tracing::info!("reloaded: doors, credentials, selection, output trees"),
+                Ok(()) => tracing::info!("reloaded: listeners, credentials, selection, output trees"),
                 Err(failure) => {
-                    tracing::error!("not reloaded, all stays as it was: {}", failure.message);
+                    tracing::error!(
+                        "reload failed, keeping the current configuration: {}",
+                        failure.message
+                    );
                 }
             }
         }
@@ -148,7 +151,7 @@ impl Reload {
         self.rooms.reload(policy, rules, source);
         for id in changed.iter().filter(|id| !at_once.contains(*id)) {
             tracing::warn!(
-                "--{} has changed: that counts after a restart",
+                "--{} has changed, which takes effect after a restart",
                 id.replace('_', "-")
             );
         }

@@ -62,7 +62,7 @@ const TOLD: Duration = Duration::from_secs(2);
 /// Arguments of `outhaul run`.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// Leave what Bazel itself downloads as it is, instead of adding --remote_download_minimal
+    /// Do not add --remote_download_minimal: leave it to Bazel's options what Bazel itself downloads
     #[arg(long, env = "OUTHAUL_KEEP_DOWNLOAD_MODE")]
     keep_download_mode: bool,
 
@@ -118,7 +118,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
         Err(reason) => {
             // The build comes first, whatever we can do for it.
             say(&format!(
-                "{reason}; the command runs by itself, and nothing is brought to disk"
+                "{reason}; running the command without outhaul, so nothing is downloaded"
             ));
             let code = see_through(&command, &[], &mut signals).await?;
             return Ok(if strict && is_building && code == 0 {
@@ -146,8 +146,9 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
             // Bazel gave the stream up when an upload failed. It has done its work, but for running a program.
             None => {
                 say(
-                    "Bazel could not upload what its events name, which it does for outhaul alone, and so failed the command; \
-                     it runs once more without, and downloads by itself",
+                    "Bazel failed the command because it could not upload files that its events name, which it \
+                     only does for outhaul; running it once more without outhaul, so Bazel downloads outputs \
+                     itself",
                 );
                 started.host.forget();
                 lock(&started.reports).clear();
@@ -156,8 +157,8 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
             // A program that `bazel run` ran may end with anything.
             Some(Ok(own)) if Line::building(&command).is_some_and(|line| line.word() != "run") => {
                 say(&format!(
-                    "Bazel ended with {NOT_UPLOADED} because it could not upload what its events name, which it does for \
-                     outhaul alone; the build itself ended with {own}"
+                    "Bazel exited with code {NOT_UPLOADED} because it could not upload files that its events \
+                     name, which it only does for outhaul; the exit code of the build itself is {own}"
                 ));
                 ended = Ok(own);
             }
@@ -228,7 +229,9 @@ impl Wrapped<'_> {
         } else {
             match self.started.shims.serve(self.started.host.clone()) {
                 Ok(()) => environment = self.started.shims.environment(),
-                Err(error) => say(&format!("failed to listen for Bazels below the command: {error}")),
+                Err(error) => say(&format!(
+                    "failed to listen for Bazel invocations of the command: {error}"
+                )),
             }
         }
         see_through(&command, &environment, signals).await
@@ -268,7 +271,7 @@ async fn wait_for_rest(host: &Host, reports: &Mutex<Vec<Report>>, has_failed: bo
     tokio::select! {
         waited = waited => {
             if waited.is_err() {
-                tracing::error!("giving up on outputs that are still on their way");
+                tracing::error!("giving up on outputs that are still being downloaded");
             }
         }
         _ = signals.end() => {}
@@ -285,8 +288,8 @@ fn outcome(host: &Host, reports: &[Report], wrapped: Option<&OsString>, has_fail
     }
     if let Some(program) = wrapped.filter(|_| !host.has_heard_any()) {
         say(&format!(
-            "no Bazel that builds was heard of below {}. It is heard of when it is called as `bazel` or `bazelisk` by way \
-             of PATH, or when its workspace has outhaul's tools/bazel",
+            "{} did not run a Bazel build that outhaul could see. Outhaul sees Bazel when it is called as \
+             `bazel` or `bazelisk` and found in PATH, or when its workspace has outhaul's tools/bazel",
             Path::new(program).display()
         ));
     }
@@ -341,7 +344,7 @@ async fn start(mut args: RunArgs) -> Result<Result<Started, String>, Failure> {
     };
     if let Some(reason) = kept.lost {
         say(&format!(
-            "nothing is kept of this build for later commands: {reason}"
+            "this build is not recorded for later commands: {reason}"
         ));
     }
     let rooms = match Rooms::open(

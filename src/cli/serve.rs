@@ -46,27 +46,27 @@ const LEAVING: Duration = Duration::from_secs(1);
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     /// Where build tools send their events: IP:PORT or unix:PATH (repeatable); by default 127.0.0.1:8985, or the
-    /// sockets that a service manager hands over
+    /// sockets that the service manager passes
     #[arg(long, value_name = "ADDR", env = "OUTHAUL_BES_LISTEN", value_delimiter = ',')]
     bes_listen: Vec<String>,
 
-    /// Where /healthz, /readyz and /metrics are served: IP:PORT, or `none`
+    /// Address to serve /healthz, /readyz and /metrics on: IP:PORT, or `none`
     #[arg(long, value_name = "ADDR", env = "OUTHAUL_ADMIN_LISTEN", default_value = ADMIN_LISTEN)]
     admin_listen: String,
 
-    /// End after so long without a build; for daemons that a socket starts again
+    /// Exit after this long without a build; for daemons started by socket activation
     #[arg(long, value_name = "DURATION", env = "OUTHAUL_IDLE_TIMEOUT")]
     idle_timeout: Option<String>,
 
-    /// How long a settled build's stream is remembered for a client that comes back to it; each takes some memory
+    /// How long to remember a settled build's stream for a client that reconnects; each takes some memory
     #[arg(long, value_name = "DURATION", env = "OUTHAUL_LINGER", default_value = "5m")]
     linger: String,
 
-    /// Sync the journal to disk before an event is acknowledged: nothing is lost in a power cut either
+    /// Sync the journal to disk before acknowledging an event, so that a power failure loses nothing either
     #[arg(long, env = "OUTHAUL_DURABLE")]
     durable: bool,
 
-    /// How long settled builds and their journals are kept
+    /// How long to keep settled builds and their journals
     #[arg(
         long,
         value_name = "DURATION",
@@ -75,7 +75,7 @@ pub(super) struct ServeArgs {
     )]
     retention_age: String,
 
-    /// Bytes of journals that are kept; the oldest go first
+    /// Bytes of journals to keep; the oldest are deleted first
     #[arg(
         long,
         value_name = "SIZE",
@@ -120,7 +120,7 @@ pub(super) struct ServeArgs {
 
 pub(super) fn main(args: ServeArgs) -> Result<u8, Failure> {
     // Before the runtime: the environment is changed, which other threads must not see halfway.
-    let inherited = Inherited::take().map_err(|e| Failure::usage(format!("an inherited socket: {e}")))?;
+    let inherited = Inherited::take().map_err(|e| Failure::usage(format!("inherited socket: {e}")))?;
     let runtime = runtime()?;
     let ended = runtime.block_on(serve(args, inherited));
     // A thread that hangs in a file system of somebody else's is not waited for.
@@ -152,7 +152,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         .as_deref()
         .map(|text| match parse_duration(text) {
             Ok(timeout) if timeout.is_zero() => {
-                Err(ConfigError::new("--idle-timeout", "must be longer than nothing"))
+                Err(ConfigError::new("--idle-timeout", "must be greater than zero"))
             }
             parsed => parsed.map_err(|e| ConfigError::new("--idle-timeout", e)),
         })
@@ -187,7 +187,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     // Whoever ends it during the start need not wait for that: nothing was promised to anybody yet.
     let opening = open_record(&state_dir);
     let Some(record) = unless(ended_for(&shutdown, &at_once), opening).await else {
-        tracing::warn!("the record was still being opened");
+        tracing::warn!("the record is still being opened");
         return Ok(exit::OK);
     };
     let record = record?;
@@ -267,7 +267,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     };
     let mut daemon = started.map_err(Failure::failed)?;
     for address in &daemon.bes {
-        tracing::info!("taking build events on {address}");
+        tracing::info!("listening for build events on {address}");
     }
     if let Some(address) = daemon.admin {
         let scheme = if doors.admin.rules().tls.is_some() {
@@ -322,7 +322,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     };
     let ended = tokio::select! {
         ended = ending => ended,
-        () = at_once.cancelled() => Err("ended before all was tidied up".to_owned()),
+        () = at_once.cancelled() => Err("exited before cleanup was complete".to_owned()),
     };
     ended.map_err(Failure::failed)?;
     Ok(exit::OK)
@@ -378,7 +378,7 @@ async fn ended_for(shutdown: &CancellationToken, at_once: &CancellationToken) {
 fn listeners(inherited: Inherited, addresses: &[BesAddress]) -> Result<Vec<BesListener>, Failure> {
     let mut listeners = inherited
         .into_listeners()
-        .map_err(|e| Failure::usage(format!("an inherited socket: {e}")))?;
+        .map_err(|e| Failure::usage(format!("inherited socket: {e}")))?;
     let mut addresses = addresses.to_vec();
     if listeners.is_empty() && addresses.is_empty() {
         addresses.extend(BES_LISTEN.parse());
@@ -398,7 +398,7 @@ pub(super) async fn open_record(state_dir: &std::path::Path) -> Result<Record, F
     let (record, opening) = opened.map_err(Failure::failed)?.map_err(Failure::failed)?;
     match opening {
         Opening::Quarantined { moved_to, reason } => tracing::error!(
-            "the record was damaged ({reason}); it is in {} now, and a new one was begun",
+            "the record was damaged ({reason}); moved it to {} and started a new one",
             moved_to.display()
         ),
         Opening::Unavailable { reason } => tracing::error!("the record is kept in memory only: {reason}"),
@@ -413,7 +413,7 @@ fn probe(cache: &CacheArgs) {
     tokio::spawn(async move {
         match cache.probe().await {
             Ok(capabilities) => tracing::debug!(?capabilities, "the remote cache answers"),
-            Err(error) => tracing::error!("the remote cache can't be used at present: {error}"),
+            Err(error) => tracing::error!("the remote cache is not usable at the moment: {error}"),
         }
     });
 }

@@ -29,8 +29,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Which outputs.
 #[derive(Debug, Clone, Args)]
 pub(super) struct WishArgs {
-    /// Targets whose outputs are meant: //pkg:name, //pkg:all, //pkg/..., and with a leading `-` out again (behind
-    /// `--`); by default all
+    /// Targets whose outputs to stage: //pkg:name, //pkg:all, //pkg/..., or with a leading `-` to exclude (after `--`);
+    /// by default all
     #[arg(value_name = "TARGET")]
     pub(super) targets: Vec<String>,
 
@@ -38,23 +38,23 @@ pub(super) struct WishArgs {
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
     pub(super) output_group: Vec<String>,
 
-    /// Only outputs whose whole exec path, or whose tree's, matches (repeatable)
+    /// Only outputs whose whole exec path, or that of their tree artifact, matches (repeatable)
     #[arg(long, value_name = "REGEX")]
     pub(super) include: Vec<String>,
 
-    /// No outputs whose whole exec path, or whose tree's, matches (repeatable)
+    /// Exclude outputs whose whole exec path, or that of their tree artifact, matches (repeatable)
     #[arg(long, value_name = "REGEX")]
     pub(super) exclude: Vec<String>,
 
-    /// Outputs that must be there; all others are optional then (repeatable)
+    /// Outputs that must be staged; all others are then optional (repeatable)
     #[arg(long, value_name = "REGEX")]
     pub(super) required: Vec<String>,
 
-    /// Outputs that may be missing; without --required all others must be there (repeatable)
+    /// Outputs that may be missing; without --required, all others must be staged (repeatable)
     #[arg(long, value_name = "REGEX")]
     pub(super) optional: Vec<String>,
 
-    /// Put files right into the directory, by file name, instead of at their exec paths
+    /// Put all files directly into the directory, by file name, instead of at their exec paths
     #[arg(long)]
     pub(super) flatten: bool,
 }
@@ -76,11 +76,12 @@ impl WishArgs {
 /// Which build.
 #[derive(Debug, Clone, Args)]
 pub(super) struct WhichArgs {
-    /// The build
+    /// Invocation ID of the build
     #[arg(long, value_name = "ID", conflicts_with = "workspace")]
     pub(super) invocation: Option<String>,
 
-    /// The newest build of this workspace; by default of the one around the current directory, or else of all
+    /// The newest build of this workspace; by default, of the workspace of the current directory, or of any if there is
+    /// none
     #[arg(long, value_name = "DIR")]
     pub(super) workspace: Option<PathBuf>,
 }
@@ -113,7 +114,7 @@ impl WhichArgs {
 pub(super) fn text(path: &Path, flag: &str) -> Result<String, Failure> {
     path.to_str()
         .map(str::to_owned)
-        .ok_or_else(|| Failure::usage(format!("{flag}={}: is not UTF-8", path.display())))
+        .ok_or_else(|| Failure::usage(format!("{flag}={}: not UTF-8", path.display())))
 }
 
 /// Arguments of `outhaul stage`.
@@ -125,11 +126,11 @@ pub(super) struct StageArgs {
     #[command(flatten)]
     which: WhichArgs,
 
-    /// The directory; made if it is not there
+    /// Directory to stage into; created if it does not exist
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
 
-    /// Return only when optional outputs have come to their end as well
+    /// Also wait for optional outputs
     #[arg(long)]
     wait_all: bool,
 
@@ -137,7 +138,7 @@ pub(super) struct StageArgs {
     #[arg(long)]
     dry_run: bool,
 
-    /// A JSON object a line and output
+    /// Print JSON, one object per line for each output
     #[arg(long)]
     json: bool,
 
@@ -246,7 +247,7 @@ fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
     let count = |outcome| response.outputs.iter().filter(|o| o.outcome() == outcome).count();
     let pending = match response.pending {
         0 => String::new(),
-        n => format!(", {n} optional on their way"),
+        n => format!(", {n} optional still downloading"),
     };
     let failed = response.outputs.iter().filter(|o| !o.error.is_empty()).count();
     writeln!(
@@ -258,7 +259,7 @@ fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
         if response.staged {
             "staged in"
         } else {
-            "nothing is marked as staged in"
+            "not marked as staged:"
         },
         args.to.display()
     )?;

@@ -32,7 +32,7 @@ struct Question {
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
 
-    /// A JSON object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 
@@ -103,7 +103,7 @@ fn show(
             code = exit::NOT_FOUND;
             writeln!(
                 print::err(),
-                "outhaul: {}: no build recorded here has named it",
+                "outhaul: {}: no recorded build has named it",
                 asked.display()
             )?;
         } else if question.json {

@@ -17,19 +17,19 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Arguments of `outhaul status`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// An invocation, with its targets; without one, the newest invocations
+    /// Show this invocation and its targets; by default, list the newest invocations
     #[arg(value_name = "ID")]
     id: Option<String>,
 
-    /// Go on until the invocation (by default the newest) is settled, showing each change
+    /// Show each change until the invocation (by default the newest) is settled
     #[arg(long)]
     watch: bool,
 
-    /// How many invocations are listed
+    /// How many invocations to list
     #[arg(long, value_name = "N", default_value_t = 10)]
     limit: u32,
 
-    /// A JSON object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 
@@ -76,7 +76,7 @@ async fn list(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
         }
     }
     if invocations.is_empty() && !args.json {
-        writeln!(out, "no invocation is recorded")?;
+        writeln!(out, "no invocations are recorded")?;
     }
     Ok(exit::OK)
 }

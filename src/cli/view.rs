@@ -120,7 +120,7 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
     if invocation.pending > 0 {
         writeln!(
             out,
-            "  {} required outputs are on their way",
+            "  {} required outputs are still downloading",
             show_count(invocation.pending)
         )?;
     }
@@ -134,7 +134,7 @@ pub(super) fn invocation(out: &mut dyn Write, invocation: &pb::Invocation) -> io
         };
         writeln!(
             out,
-            "  {} outputs of its output root are not in the cache any more; to have them, build again: {}{more}",
+            "  {} outputs of its output root are no longer in the cache; to get them, build again: {}{more}",
             show_count(invocation.evicted),
             printable(&invocation.evicted_targets.join(" "))
         )?;

@@ -38,32 +38,32 @@ pub(super) struct WaitArgs {
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
 
-    /// An invocation by its id; it need not have begun
+    /// Invocation ID of the build; it does not need to have started
     #[arg(long, value_name = "ID", conflicts_with_all = ["workspace", "next"])]
     invocation: Option<String>,
 
-    /// The build of this workspace that was begun last, or the first if there is none yet; by default of the workspace
-    /// around the current directory, or outside of one, of any
+    /// The newest build of this workspace, or its first if there is none yet; by default, of the workspace of the
+    /// current directory, or of any if there is none
     #[arg(long, value_name = "DIR")]
     workspace: Option<PathBuf>,
 
-    /// The next build, instead of what has begun already
+    /// Wait for the next build instead of one that has already started
     #[arg(long)]
     next: bool,
 
-    /// How long to wait at the most
+    /// Maximum time to wait
     #[arg(long, value_name = "DURATION", env = "OUTHAUL_TIMEOUT")]
     timeout: Option<String>,
 
-    /// A JSON object a line: what changes, and last the result
+    /// Print JSON, one object per line: each change, and finally the result
     #[arg(long)]
     json: bool,
 
-    /// PEM file of the authorities that may sign the certificate of a daemon named with --control
+    /// PEM file of the certificate authorities for a daemon named with --control
     #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CERTIFICATE")]
     tls_certificate: Option<PathBuf>,
 
-    /// PEM file of our certificate, for a daemon that wants one
+    /// PEM file of the client certificate, for a daemon that requires one
     #[arg(
         long,
         value_name = "FILE",
@@ -138,7 +138,7 @@ fn timeout(args: &WaitArgs) -> Result<Option<Duration>, Failure> {
     match parse_duration(text) {
         Ok(timeout) if timeout.is_zero() => Err(ConfigError::new(
             flag(),
-            "must be longer than nothing; `outhaul status` does not wait",
+            "must be greater than zero; use `outhaul status` to look without waiting",
         )
         .into()),
         Ok(timeout) => Ok(Some(timeout)),
@@ -300,7 +300,7 @@ impl Shown {
         }
         writeln!(
             print::err(),
-            "outhaul: the daemon does not answer any more ({reason}); waiting for it to come back"
+            "outhaul: lost the connection to the daemon ({reason}); reconnecting"
         )
     }
 
@@ -428,12 +428,12 @@ fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
     for pattern in &answer.not_found {
         writeln!(
             err,
-            "outhaul: {}: the build had no such target",
+            "outhaul: {}: no such target in the build",
             printable(pattern)
         )?;
     }
     let Some(invocation) = &answer.invocation else {
-        writeln!(err, "outhaul: timed out; no such build has begun")?;
+        writeln!(err, "outhaul: timed out: no matching build has started")?;
         return Ok(());
     };
     let mut out = print::out();

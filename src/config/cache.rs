@@ -22,12 +22,12 @@ const FROM_BUILD: &str = "from-build";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Remote cache")]
 pub struct CacheArgs {
-    /// Where the remote cache listens: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH; `from-build`
-    /// takes it from the build's own command line, as `run` and `fetch bep` do by default
+    /// Address of the remote cache: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH; `from-build` takes
+    /// it from the build's own command line, as `run` and `fetch bep` do by default
     #[arg(long, value_name = "URL", env = "OUTHAUL_REMOTE_CACHE")]
     pub remote_cache: Option<String>,
 
-    /// With --remote-cache=from-build: an endpoint that a build may name (repeatable)
+    /// With --remote-cache=from-build: a remote cache that builds may use (repeatable)
     #[arg(
         long,
         value_name = "URL",
@@ -54,11 +54,11 @@ pub struct CacheArgs {
     )]
     pub remote_header: Vec<String>,
 
-    /// PEM file of the authorities that may sign the server's certificate
+    /// PEM file of the certificate authorities that may sign the server's certificate
     #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CERTIFICATE")]
     pub tls_certificate: Option<PathBuf>,
 
-    /// PEM file of our client certificate
+    /// PEM file of the client certificate
     #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_CERTIFICATE")]
     pub tls_client_certificate: Option<PathBuf>,
 
@@ -66,7 +66,7 @@ pub struct CacheArgs {
     #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_KEY")]
     pub tls_client_key: Option<PathBuf>,
 
-    /// Program that supplies credentials, for all hosts or those of a scope (repeatable)
+    /// Credential helper, for all hosts or for those that match SCOPE (repeatable)
     #[arg(long, value_name = "[SCOPE=]PATH", env = "OUTHAUL_CREDENTIAL_HELPER")]
     pub credential_helper: Vec<String>,
 
@@ -88,7 +88,7 @@ pub struct CacheArgs {
     )]
     pub google_auth_scopes: Vec<String>,
 
-    /// Whether to ask for zstd where the server offers it and it makes transfers faster, as measured
+    /// Use zstd if the server offers it and measurements show that it makes transfers faster
     #[arg(long, value_name = "BOOL", env = "OUTHAUL_REMOTE_CACHE_COMPRESSION", default_value_t = true,
           action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub remote_cache_compression: bool,
@@ -102,11 +102,11 @@ pub struct CacheArgs {
     )]
     pub remote_max_connections: usize,
 
-    /// How often a failed request is tried again
+    /// How often to retry a failed request
     #[arg(long, value_name = "N", env = "OUTHAUL_REMOTE_RETRIES", default_value_t = 5)]
     pub remote_retries: u32,
 
-    /// Longest wait before a request is tried again
+    /// Longest delay before a retry
     #[arg(
         long,
         value_name = "DURATION",
@@ -115,7 +115,7 @@ pub struct CacheArgs {
     )]
     pub remote_retry_max_delay: String,
 
-    /// How long a request may bring nothing before it is cut and tried again
+    /// How long a request may make no progress before it is cancelled and retried
     #[arg(
         long,
         value_name = "DURATION",
@@ -124,7 +124,7 @@ pub struct CacheArgs {
     )]
     pub remote_timeout: String,
 
-    /// Function of digests that do not name theirs: sha256, sha384, sha512, sha1, md5 or blake3
+    /// Digest function to assume where a digest does not name one: sha256, sha384, sha512, sha1, md5 or blake3
     #[arg(
         long,
         value_name = "FUNCTION",
@@ -142,7 +142,7 @@ impl CacheArgs {
     /// From the environment alone, for commands that fetch nothing.
     ///
     /// # Errors
-    /// When a variable has a value that can't be read.
+    /// When a variable has an invalid value.
     pub fn from_environment() -> Result<Self, ConfigError> {
         use clap::Parser as _;
         #[derive(clap::Parser)]
@@ -225,13 +225,13 @@ impl CacheArgs {
             .ok_or_else(|| {
                 ConfigError::new(
                     "--remote-cache",
-                    "is needed: grpc://HOST:PORT, grpcs://HOST or unix:PATH",
+                    "is required: grpc://HOST:PORT, grpcs://HOST or unix:PATH",
                 )
             })?;
         if url.starts_with("http://") || url.starts_with("https://") {
             return Err(ConfigError::new(
                 format!("--remote-cache={}", without_user_info(url)),
-                "HTTP caches can't be read, only gRPC ones",
+                "HTTP caches are not supported; use a gRPC cache",
             ));
         }
         let endpoint = Endpoint::parse("--remote-cache", url).map_err(|e| remote(&e))?;
@@ -267,7 +267,7 @@ impl CacheArgs {
         if !trusted && allowed.is_empty() {
             return Err(ConfigError::new(
                 "--remote-cache=from-build",
-                "needs --allow-remote-cache: a stream is not trusted with where to connect",
+                "requires --allow-remote-cache: an event stream alone is not trusted to choose the remote cache",
             ));
         }
         // The template's address is replaced before it is used.
@@ -284,7 +284,7 @@ fn remote(error: &RemoteError) -> ConfigError {
     ConfigError::new(error.context.clone(), &error.message)
 }
 
-/// A flag's duration, longer than nothing.
+/// A flag's duration.
 pub(super) fn duration(flag: &str, text: &str) -> Result<Duration, ConfigError> {
     parse_duration(text).map_err(|e| ConfigError::new(flag, e))
 }

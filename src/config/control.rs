@@ -28,7 +28,7 @@ pub struct ControlListenArgs {
     #[arg(long, value_name = "ADDR", env = "OUTHAUL_CONTROL_LISTEN")]
     pub control_listen: Option<String>,
 
-    /// PEM file of the control port's certificate, if it is another one than --listen-tls-certificate
+    /// PEM file of the control port's certificate, if it differs from --listen-tls-certificate
     #[arg(long, value_name = "FILE", env = "OUTHAUL_CONTROL_TLS_CERTIFICATE")]
     pub control_tls_certificate: Option<PathBuf>,
 
@@ -36,12 +36,12 @@ pub struct ControlListenArgs {
     #[arg(long, value_name = "FILE", env = "OUTHAUL_CONTROL_TLS_KEY")]
     pub control_tls_key: Option<PathBuf>,
 
-    /// File with the token that callers of the control port must show
+    /// File with the token that callers of the control port must send
     #[arg(long, value_name = "FILE", env = "OUTHAUL_CONTROL_TOKEN_FILE")]
     pub control_token_file: Option<PathBuf>,
 
-    /// Directory that callers of the control port may have outputs staged into, and into those below it (repeatable);
-    /// without it, they can't stage
+    /// Directory that callers of the control port may stage outputs into, including its subdirectories (repeatable);
+    /// without it, they cannot stage
     #[arg(
         long,
         value_name = "DIR",
@@ -90,9 +90,12 @@ impl ControlListenArgs {
         let address = match text.parse() {
             Ok(BesAddress::Tcp(address)) => address,
             Ok(BesAddress::Unix(_)) => {
-                return Err(ConfigError::new(flag(), "is a unix socket; use --control-socket"));
+                return Err(ConfigError::new(
+                    flag(),
+                    "expected IP:PORT; for a unix socket, use --control-socket",
+                ));
             }
-            Err(_) => return Err(ConfigError::new(flag(), "is not an address: expected IP:PORT")),
+            Err(_) => return Err(ConfigError::new(flag(), "expected IP:PORT")),
         };
         let rules = Rules {
             tls,
@@ -127,15 +130,15 @@ impl ControlListenArgs {
         if rules.token.is_none() && !certified {
             return Err(ConfigError::new(
                 "--control-token-file",
-                "is needed with --control-listen, or --listen-tls-client-ca: whoever reaches the port could ask for \
-                 anything",
+                "--control-listen requires this or --listen-tls-client-ca: otherwise anyone who can reach the \
+                 port controls the daemon",
             ));
         }
         if rules.tls.is_none() && !address.ip().to_canonical().is_loopback() && !doors.insecure {
             return Err(ConfigError::new(
                 listener,
-                "needs --control-tls-certificate and --control-tls-key, or --listen-tls-certificate and \
-                 --listen-tls-key: others could read the token on its way",
+                "requires --control-tls-certificate and --control-tls-key, or --listen-tls-certificate and \
+                 --listen-tls-key: otherwise the token is sent unencrypted",
             ));
         }
         Ok(())
@@ -145,12 +148,12 @@ impl ControlListenArgs {
 /// Flags of commands that ask a daemon.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ControlArgs {
-    /// The daemon that is asked: unix:PATH, grpcs://HOST:PORT, or grpc://HOST:PORT on this machine; by default
-    /// --control-socket. With it, the record of this machine is not looked at
+    /// Address of the daemon: unix:PATH, grpcs://HOST:PORT, or grpc://HOST:PORT on this machine; by default
+    /// --control-socket. With it, the record of this machine is not used
     #[arg(long, value_name = "ADDR", env = "OUTHAUL_CONTROL")]
     pub control: Option<String>,
 
-    /// File with the token of a daemon that is asked over TCP
+    /// File with the token for a daemon on TCP
     #[arg(long, value_name = "FILE", env = "OUTHAUL_CONTROL_TOKEN_FILE")]
     pub control_token_file: Option<PathBuf>,
 }
@@ -186,7 +189,7 @@ impl ControlArgs {
             if token.is_none() && files.identity.is_none() {
                 return Err(ConfigError::new(
                     "--control-token-file",
-                    "is needed to ask over TCP, or --tls-client-certificate",
+                    "--control over TCP requires this or --tls-client-certificate",
                 ));
             }
             let loopback = host == "localhost"

@@ -14,7 +14,7 @@ use crate::doors::{Rules, ServerTls, TlsFile, Token};
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Who may connect")]
 pub struct DoorArgs {
-    /// PEM file of the certificate for TLS on every TCP port that is listened on
+    /// PEM file of the certificate for TLS on every TCP port that the daemon listens on
     #[arg(long, value_name = "FILE", env = "OUTHAUL_LISTEN_TLS_CERTIFICATE")]
     pub listen_tls_certificate: Option<PathBuf>,
 
@@ -22,20 +22,20 @@ pub struct DoorArgs {
     #[arg(long, value_name = "FILE", env = "OUTHAUL_LISTEN_TLS_KEY")]
     pub listen_tls_key: Option<PathBuf>,
 
-    /// PEM file of the authorities of which callers of these ports must have a certificate
+    /// PEM file of the certificate authorities for client certificates; callers of these ports must then present one
     #[arg(long, value_name = "FILE", env = "OUTHAUL_LISTEN_TLS_CLIENT_CA")]
     pub listen_tls_client_ca: Option<PathBuf>,
 
-    /// File with the token that build tools must show on TCP (--bes_header=authorization=Bearer TOKEN)
+    /// File with the token that build tools must send on TCP (--bes_header=authorization=Bearer TOKEN)
     #[arg(long, value_name = "FILE", env = "OUTHAUL_BES_TOKEN_FILE")]
     pub bes_token_file: Option<PathBuf>,
 
-    /// File with the token that the admin port's callers must show, except for /healthz and /readyz
+    /// File with the token that callers of the admin port must send, except for /healthz and /readyz
     #[arg(long, value_name = "FILE", env = "OUTHAUL_ADMIN_TOKEN_FILE")]
     pub admin_token_file: Option<PathBuf>,
 
-    /// Listen for other machines, and for other users of this one, without TLS and without asking who they are. Whoever
-    /// can send build events can have files written in your output trees
+    /// Accept connections from other machines, and from other users of this machine, without TLS or authentication.
+    /// Anyone who can send build events can then write files into your output trees
     #[arg(long, env = "OUTHAUL_INSECURE")]
     pub insecure: bool,
 }
@@ -100,8 +100,8 @@ impl DoorArgs {
         Err(ConfigError::new(
             listener,
             format!(
-                "{address} can be reached from other machines, which needs {missing}; or --insecure, if everybody there \
-                 may do everything"
+                "{address} can be reached from other machines, which requires {missing}; or --insecure, if \
+                 everyone there may do everything"
             ),
         ))
     }
@@ -118,19 +118,22 @@ pub(super) fn server_tls(
     let (certificate, key) = match (certificate, key) {
         (Some(certificate), Some(key)) => (certificate, key),
         (None, None) if authorities.is_some() => {
-            return Err(ConfigError::new(AUTHORITIES, format!("needs {certificate_flag}")));
+            return Err(ConfigError::new(
+                AUTHORITIES,
+                format!("requires {certificate_flag}"),
+            ));
         }
         (None, None) => return Ok(None),
         (Some(_), None) => {
             return Err(ConfigError::new(
                 key_flag,
-                format!("is needed with {certificate_flag}"),
+                format!("is required with {certificate_flag}"),
             ));
         }
         (None, Some(_)) => {
             return Err(ConfigError::new(
                 certificate_flag,
-                format!("is needed with {key_flag}"),
+                format!("is required with {key_flag}"),
             ));
         }
     };

@@ -60,7 +60,7 @@ pub(crate) fn file_arguments(
         let flag = key.replace('_', "-");
         let Some(takes_value) = known(subcommand, &flag) else {
             return if own || !known_anywhere(&flag) {
-                Err(at(key, "is no such flag"))
+                Err(at(key, "unknown setting"))
             } else {
                 Ok(())
             };

@@ -9,13 +9,12 @@ use crate::lease::LeaseOptions;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Leases")]
 pub struct LeaseArgs {
-    /// Ask the cache of each output root's newest build so often for the root's outputs that were not downloaded, so
-    /// that it keeps them, and tell what it has lost; choose less than the time after which it forgets what nobody
-    /// asks for
+    /// How often to ask the remote cache for the outputs of each output root that were not downloaded, so that it keeps
+    /// them, and to report those it has lost; choose less than the time after which the cache evicts unused blobs
     #[arg(long, value_name = "DURATION", env = "OUTHAUL_LEASE_RENEWAL")]
     pub lease_renewal: Option<String>,
 
-    /// How long after the end of an output root's newest build the root's outputs are asked for
+    /// How long after an output root's newest build to keep renewing the leases of its outputs
     #[arg(
         long,
         value_name = "DURATION",
@@ -24,7 +23,7 @@ pub struct LeaseArgs {
     )]
     pub lease_age: String,
 
-    /// How many outputs are asked for in a second, at most
+    /// Maximum number of leases to renew per second
     #[arg(long, value_name = "N", env = "OUTHAUL_LEASE_RATE", default_value_t = 2000)]
     pub lease_rate: u32,
 }
@@ -46,7 +45,7 @@ impl LeaseArgs {
         if interval.is_zero() {
             return Err(ConfigError::new(
                 format!("--lease-renewal={text}"),
-                "must be longer than nothing",
+                "must be greater than zero",
             ));
         }
         Ok(Some(LeaseOptions {

@@ -12,13 +12,13 @@ const FLAG: &str = "--limit";
 const NAMES: &[(&str, &str, bool)] = &[
     ("message-size", "bytes of one request of a build tool", true),
     ("header-size", "bytes of a call's headers", true),
-    ("streams", "builds whose events come at a time", false),
+    ("streams", "builds that send events at the same time", false),
     ("streams-per-connection", "the same on one connection", false),
     ("queue-memory", "bytes of clients' messages in memory", true),
     ("journal-size", "bytes of a build's journal on disk", true),
     (
         "lifecycle-calls",
-        "lifecycle calls that wait for --bes-backend",
+        "lifecycle events waiting for --bes-backend",
         false,
     ),
     ("targets", "targets of a build", false),
@@ -78,7 +78,10 @@ impl LimitArgs {
                 .ok_or_else(|| error("must be NAME=VALUE".to_owned()))?;
             let Some((_, _, bytes)) = NAMES.iter().find(|(known, ..)| *known == name) else {
                 let known: Vec<_> = NAMES.iter().map(|(name, ..)| *name).collect();
-                return Err(error(format!("is no limit; there are {}", known.join(", "))));
+                return Err(error(format!(
+                    "unknown limit; expected one of {}",
+                    known.join(", ")
+                )));
             };
             let value = if *bytes {
                 parse_size(value).map_err(error)?
@@ -169,7 +172,7 @@ mod tests {
     fn wrong_limits_are_named() {
         for (text, part) in [
             ("targets", "NAME=VALUE"),
-            ("target=5", "there are message-size, "),
+            ("target=5", "expected one of message-size, "),
             ("targets=many", "not a number"),
             ("targets=0", "from 1"),
             ("message-size=1GiB", "from 1024 to 268435456"),

@@ -1,4 +1,4 @@
-//! Who is told that targets and builds are settled.
+//! Flags of notifications about settled targets and builds.
 
 use std::path::PathBuf;
 
@@ -11,15 +11,15 @@ use crate::notify::{Event, Hook, NotifyOptions, NotifyUrl, Secret};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Notifications")]
 pub struct NotifyArgs {
-    /// Post a JSON document here for every settled target and build: http://... or https://... (repeatable)
+    /// URL to post a JSON document to for every settled target and build: http://... or https://... (repeatable)
     #[arg(long, value_name = "URL", env = "OUTHAUL_NOTIFY_URL", hide_env_values = true)]
     pub notify_url: Vec<String>,
 
-    /// File with the secret that posted documents are signed with (HMAC-SHA256, as GitHub's webhooks are)
+    /// File with the secret for signing posted documents (HMAC-SHA256, like GitHub's webhooks)
     #[arg(long, value_name = "FILE", env = "OUTHAUL_NOTIFY_SECRET_FILE")]
     pub notify_secret_file: Option<PathBuf>,
 
-    /// Shell command that is run for every settled target and build, with the document on standard input
+    /// Shell command to run for every settled target and build, with the document on standard input
     #[arg(
         long,
         value_name = "COMMAND",
@@ -28,7 +28,7 @@ pub struct NotifyArgs {
     )]
     pub on_settled: Option<String>,
 
-    /// After how long such a command is killed
+    /// How long such a command may run before it is killed
     #[arg(
         long,
         value_name = "DURATION",
@@ -37,7 +37,7 @@ pub struct NotifyArgs {
     )]
     pub on_settled_timeout: String,
 
-    /// What is told of: target_settled, invocation_settled (repeatable)
+    /// Events to notify about: target_settled, invocation_settled (repeatable)
     #[arg(
         long,
         value_name = "EVENT",
@@ -64,7 +64,7 @@ impl NotifyArgs {
             Some(_) if urls.is_empty() => {
                 return Err(ConfigError::new(
                     "--notify-secret-file",
-                    "needs --notify-url: nothing else is signed",
+                    "requires --notify-url: nothing else is signed",
                 ));
             }
             Some(path) => Some(
@@ -77,7 +77,7 @@ impl NotifyArgs {
         if timeout.is_zero() {
             return Err(ConfigError::new(
                 "--on-settled-timeout",
-                "must be longer than nothing",
+                "must be greater than zero",
             ));
         }
         let hook = self
@@ -85,7 +85,7 @@ impl NotifyArgs {
             .as_ref()
             .map(|command| {
                 if command.trim().is_empty() {
-                    return Err(ConfigError::new("--on-settled", "is no command"));
+                    return Err(ConfigError::new("--on-settled", "must not be empty"));
                 }
                 Ok(Hook {
                     command: command.clone(),

@@ -18,8 +18,8 @@ use crate::{
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output trees")]
 pub struct PlaceArgs {
-    /// Directory that exec roots must lie in (repeatable); by default any that the daemon's user owns and that looks like
-    /// one: `…/execroot/NAME`
+    /// Directory that exec roots must be in (repeatable); by default, any directory that the daemon's user owns and
+    /// that looks like an exec root (`…/execroot/NAME`) is allowed
     #[arg(
         long,
         value_name = "DIR",
@@ -28,20 +28,20 @@ pub struct PlaceArgs {
     )]
     pub allow_exec_root: Vec<PathBuf>,
 
-    /// Where the build sees FROM, Outhaul sees TO: for builds in another mount namespace (repeatable)
+    /// Use the path TO where the build has FROM, for builds in another mount namespace (repeatable)
     #[arg(long, value_name = "FROM=TO", env = "OUTHAUL_PATH_MAP", value_delimiter = ',')]
     pub path_map: Vec<String>,
 
-    /// Do not read Bazel's own action cache, which tells digests of outputs that no event names: of what programs need at
-    /// run time, and of intermediate outputs
+    /// Do not read Bazel's action cache, which has the digests of outputs that no event names: runfiles and
+    /// intermediate outputs
     #[arg(long, env = "OUTHAUL_NO_ACTION_CACHE")]
     pub no_action_cache: bool,
 
-    /// Make output files writable (0755 instead of 0555), as Bazel's --experimental_writable_outputs
+    /// Make output files writable (0755 instead of 0555), like Bazel's --experimental_writable_outputs
     #[arg(long, env = "OUTHAUL_WRITABLE_OUTPUTS")]
     pub writable_outputs: bool,
 
-    /// Threads that write files; by default one for each core, at least 2 and at most 8
+    /// Threads that write files; by default one per core, at least 2 and at most 8
     #[arg(long, value_name = "N", env = "OUTHAUL_WRITERS")]
     pub writers: Option<usize>,
 
@@ -54,9 +54,9 @@ pub struct PlaceArgs {
     )]
     pub bytes_in_flight: String,
 
-    /// What is to stay free of a file system that outputs go to, as 10GiB or 5%: nothing is downloaded that would
-    /// leave less, and nothing optional that would leave less than twice as much; by default 64MiB, or the twentieth
-    /// part of a file system that is smaller than 1.25GiB
+    /// Space to keep free on the file systems of output trees, such as 10GiB or 5%: nothing is downloaded that would
+    /// leave less, and no optional output that would leave less than twice as much; by default 64MiB, or 5% of a file
+    /// system smaller than 1.25GiB
     #[arg(long, value_name = "SIZE|PERCENT", env = "OUTHAUL_MIN_FREE_SPACE")]
     pub min_free_space: Option<String>,
 }
@@ -71,7 +71,7 @@ impl PlaceArgs {
             if !path.is_absolute() {
                 return Err(ConfigError::new(
                     format!("--allow-exec-root={}", path.display()),
-                    "is not an absolute path",
+                    "must be an absolute path",
                 ));
             }
         }

@@ -15,8 +15,8 @@ use crate::{
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Selection")]
 pub struct SelectionArgs {
-    /// What is downloaded: toplevel (what was asked for), all (whatever the build names) or minimal (only what `run`
-    /// executes, and what the flags below pick)
+    /// What to download: toplevel (requested outputs), all (every output the build names) or minimal (only what `run`
+    /// executes, and what the flags below select)
     #[arg(
         long,
         value_name = "MODE",
@@ -25,12 +25,12 @@ pub struct SelectionArgs {
     )]
     pub download: String,
 
-    /// Also download outputs whose whole exec path, or whose tree's, matches; as Bazel's --remote_download_regex
-    /// (repeatable)
+    /// Also download outputs whose whole exec path, or that of their tree artifact, matches; like Bazel's
+    /// --remote_download_regex (repeatable)
     #[arg(long, value_name = "REGEX", env = "OUTHAUL_DOWNLOAD_REGEX")]
     pub download_regex: Vec<String>,
 
-    /// Only these output groups (repeatable)
+    /// Only download these output groups (repeatable)
     #[arg(
         long,
         value_name = "GROUP",
@@ -39,8 +39,8 @@ pub struct SelectionArgs {
     )]
     pub output_group: Vec<String>,
 
-    /// Only targets that match this pattern, or with a leading `-` none that do; the last that matches counts
-    /// (repeatable)
+    /// Only download outputs of targets that match this pattern, or with a leading `-` of those that do not; the last
+    /// match counts (repeatable)
     #[arg(
         long,
         value_name = "PATTERN",
@@ -50,17 +50,17 @@ pub struct SelectionArgs {
     )]
     pub target: Vec<String>,
 
-    /// Larger outputs are only recorded
+    /// Only record outputs larger than this, without downloading them
     #[arg(long, value_name = "SIZE", env = "OUTHAUL_MAX_SIZE")]
     pub max_size: Option<String>,
 
-    /// Read the blobs of outputs that Bazel's output service has (--experimental_remote_output_service) from the cache and
-    /// drop them, so that a bb_clientd at the cache's address has them near
+    /// With Bazel's output service (--experimental_remote_output_service): read the blobs of outputs from the cache and
+    /// discard them, so that a bb_clientd at the cache's address has them locally
     #[arg(long, env = "OUTHAUL_WARM_OUTPUT_SERVICE")]
     pub warm_output_service: bool,
 
-    /// Rule before all others, first match wins: required|optional|known, then any of label=PATTERN aspect=NAME
-    /// output-group=GROUP path=REGEX min-size=SIZE max-size=SIZE (repeatable)
+    /// Rule that takes precedence over the flags above; the first match wins: required|optional|known, then any of
+    /// label=PATTERN aspect=NAME output-group=GROUP path=REGEX min-size=SIZE max-size=SIZE (repeatable)
     #[arg(long, value_name = "RULE", env = "OUTHAUL_RULE", value_delimiter = ';')]
     pub rule: Vec<String>,
 }

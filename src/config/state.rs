@@ -10,7 +10,7 @@ use crate::bes::{HoldMode, HoldPolicy};
 /// Flags of the state directory.
 #[derive(Debug, Clone, Args)]
 pub struct StateArgs {
-    /// Directory of the record and the journal; by default outhaul/ below the XDG state directory
+    /// Directory of the record and the journal; by default outhaul/ in the XDG state directory
     #[arg(long, value_name = "DIR", env = "OUTHAUL_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
 
@@ -38,7 +38,10 @@ impl StateArgs {
             .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
             .map(|base| base.join("outhaul"))
             .ok_or_else(|| {
-                ConfigError::new("--state-dir", "is needed: neither XDG_STATE_HOME nor HOME is set")
+                ConfigError::new(
+                    "--state-dir",
+                    "is required: neither XDG_STATE_HOME nor HOME is set",
+                )
             })
     }
 
@@ -61,7 +64,7 @@ pub(crate) fn check_socket_path(flag: &str, path: &Path) -> Result<(), ConfigErr
     if path.as_os_str().len() > 107 {
         return Err(ConfigError::new(
             format!("{flag}={}", path.display()),
-            "is longer than the 107 bytes that a unix socket's path may have",
+            "exceeds the limit of 107 bytes for the path of a unix socket",
         ));
     }
     Ok(())
@@ -71,12 +74,12 @@ pub(crate) fn check_socket_path(flag: &str, path: &Path) -> Result<(), ConfigErr
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Holding")]
 pub struct HoldArgs {
-    /// What waits for outputs: invocation (the build tool's command), target (also what is passed on of each target's
-    /// completion, see --bes-backend) or none
+    /// What waits for outputs: invocation (the build command), target (also the TargetComplete events that are
+    /// forwarded, see --bes-backend) or none
     #[arg(long, value_name = "MODE", env = "OUTHAUL_HOLD", default_value = "invocation")]
     pub hold: String,
 
-    /// How long the build is held at the most; what is missing then is downloaded behind it
+    /// How long the build waits at most; missing outputs are then downloaded after it has ended
     #[arg(
         long,
         value_name = "DURATION",
@@ -85,7 +88,7 @@ pub struct HoldArgs {
     )]
     pub hold_timeout: String,
 
-    /// Fail the build tool's command when a required output could not be brought to disk, or not in time
+    /// Fail the build command if a required output cannot be downloaded in time
     #[arg(long, env = "OUTHAUL_STRICT")]
     pub strict: bool,
 }
@@ -103,21 +106,22 @@ impl HoldArgs {
             other => {
                 return Err(ConfigError::new(
                     "--hold",
-                    format!("{other:?} is none of invocation, target, none"),
+                    format!("expected invocation, target or none, got {other:?}"),
                 ));
             }
         };
         if self.strict && mode == HoldMode::None {
             return Err(ConfigError::new(
                 "--strict",
-                "needs --hold=invocation or --hold=target: a command that is let go can't fail",
+                "requires --hold=invocation or --hold=target: a command that does not wait for outputs cannot \
+                 fail because of them",
             ));
         }
         let timeout = duration("--hold-timeout", &self.hold_timeout)?;
         if timeout.is_zero() {
             return Err(ConfigError::new(
                 "--hold-timeout",
-                "must be longer than nothing; use --hold=none",
+                "must be greater than zero; use --hold=none",
             ));
         }
         Ok(HoldPolicy {

@@ -12,12 +12,12 @@ use crate::{
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Forwarding")]
 pub struct UpstreamArgs {
-    /// Event service that every event is passed on to: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH;
-    /// the --tls flags count for it as well
+    /// Event service to forward every event to: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH; the
+    /// --tls flags apply to it as well
     #[arg(long, value_name = "URL", env = "OUTHAUL_BES_BACKEND")]
     pub bes_backend: Option<String>,
 
-    /// Header for that service, in the place of what the build tool sends by that name (repeatable)
+    /// Header for that service, instead of the one of that name that the build tool sends (repeatable)
     #[arg(
         long,
         value_name = "NAME=VALUE",
@@ -26,7 +26,7 @@ pub struct UpstreamArgs {
     )]
     pub bes_header: Vec<String>,
 
-    /// Call files in what is passed on by their place on disk (file://) where they are there; needs --hold=target
+    /// Replace the URIs of files that are on disk with file:// URIs in forwarded events; requires --hold=target
     #[arg(long, env = "OUTHAUL_REWRITE_URIS")]
     pub rewrite_uris: bool,
 
@@ -48,15 +48,15 @@ impl UpstreamArgs {
         // An empty address is how Bazel's flag is taken back.
         let Some(url) = self.bes_backend.as_deref().filter(|url| !url.is_empty()) else {
             return match (self.rewrite_uris, self.bes_header.is_empty()) {
-                (true, _) => Err(ConfigError::new("--rewrite-uris", "needs --bes-backend")),
-                (false, false) => Err(ConfigError::new("--bes-header", "needs --bes-backend")),
+                (true, _) => Err(ConfigError::new("--rewrite-uris", "requires --bes-backend")),
+                (false, false) => Err(ConfigError::new("--bes-header", "requires --bes-backend")),
                 (false, true) => Ok(None),
             };
         };
         if self.rewrite_uris && hold.mode != HoldMode::Target {
             return Err(ConfigError::new(
                 "--rewrite-uris",
-                "needs --hold=target: before that, files are not on disk yet",
+                "requires --hold=target: otherwise events are forwarded before the files are on disk",
             ));
         }
         let remote = |e: crate::remote::RemoteError| ConfigError::new(e.context.clone(), &e.message);

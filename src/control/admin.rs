@@ -112,7 +112,7 @@ async fn converse(connection: Connection, router: Router, shutdown: Cancellation
         }
     };
     if let Err(error) = ended {
-        tracing::debug!("a connection of the admin port: {error}");
+        tracing::debug!("connection to the admin port: {error}");
     }
 }
 
@@ -140,8 +140,8 @@ async fn guard(door: Door, mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let rules = door.rules();
     if rules.token.is_none() && rules.tls.is_none() && !rules.strangers && !is_for_us(&request) {
-        let refused = "this port of outhaul answers to its address and to localhost; with --admin-token-file, TLS or \
-                       --insecure it answers to other names\n";
+        let refused = "this port only answers requests for its own address or localhost; with \
+                       --admin-token-file, TLS or --insecure it also answers to other host names\n";
         return (StatusCode::MISDIRECTED_REQUEST, refused).into_response();
     }
     match rules.judge(Caller::Remote, &path, request.headers_mut()) {

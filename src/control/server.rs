@@ -41,13 +41,13 @@ fn within<T>(what: &str, asked: &[T], most: usize) -> Result<(), Status> {
         return Ok(());
     }
     Err(Status::invalid_argument(format!(
-        "{what}: the request has {}, and outhaul takes {most} at most",
+        "{what}: the request has {}, which exceeds the limit of {most}",
         asked.len()
     )))
 }
 
 fn ended() -> Status {
-    Status::unavailable("the daemon is ending")
+    Status::unavailable("the daemon is shutting down")
 }
 
 #[tonic::async_trait]
@@ -69,7 +69,7 @@ impl Control for ControlServer {
             .service
             .invocation(&id)
             .await
-            .ok_or_else(|| Status::not_found(format!("no invocation {id:?} is recorded")))?;
+            .ok_or_else(|| Status::not_found(format!("invocation {id:?} is not recorded")))?;
         Ok(Response::new(pb::GetInvocationResponse {
             invocation: Some(invocation),
             targets,

@@ -242,7 +242,7 @@ impl Service {
         match (running, &self.engine) {
             (Some(true), Some(engine)) => Ok(engine.cancel(id).await),
             (None, _) if self.record.invocation(id).is_none() => {
-                Err(format!("no invocation {id:?} is recorded"))
+                Err(format!("invocation {id:?} is not recorded"))
             }
             _ => Ok(false),
         }

@@ -61,7 +61,7 @@ impl Answered {
                 }
                 Err(error) => response
                     .notes
-                    .push(format!("staging optional outputs broke off: {error}")),
+                    .push(format!("staging optional outputs stopped: {error}")),
             }
         }
         response
@@ -91,7 +91,7 @@ impl Service {
             Err(if error.is_panic() {
                 Status::internal("staging panicked; this is a bug in outhaul")
             } else {
-                Status::unavailable("the daemon is ending")
+                Status::unavailable("the daemon is shutting down")
             })
         })
     }
@@ -117,7 +117,7 @@ impl Service {
             may.map_err(|e| told(&e))?;
         }
         let plan = gone.run_until_cancelled(stager.plan(&which, &wish)).await;
-        let plan = plan.ok_or_else(|| Status::cancelled("whoever asked has gone"))?;
+        let plan = plan.ok_or_else(|| Status::cancelled("the caller has disconnected"))?;
         let plan = plan.map_err(|e| told(&e))?;
         let invocation_id = plan.build.invocation_id.clone();
         if request.dry_run {
@@ -185,7 +185,7 @@ impl Service {
         });
         looked
             .await
-            .unwrap_or_else(|| Err(Status::internal("looking at the directory panicked")))
+            .unwrap_or_else(|| Err(Status::internal("examining the directory panicked")))
     }
 
     /// Every output that a build without an output root names: its journal tells.
@@ -237,7 +237,7 @@ pub(crate) async fn is_staged(request: pb::IsStagedRequest) -> Result<pb::IsStag
     let directory = absolute(&request.directory)?;
     spawn_blocking(move || look(&directory, request))
         .await
-        .unwrap_or_else(|_| Err(Status::internal("looking at the directory panicked")))
+        .unwrap_or_else(|_| Err(Status::internal("examining the directory panicked")))
 }
 
 fn look(directory: &Path, request: pb::IsStagedRequest) -> Result<pb::IsStagedResponse, Status> {
@@ -261,7 +261,7 @@ fn absolute(directory: &str) -> Result<PathBuf, Status> {
         Ok(directory.into())
     } else {
         Err(Status::invalid_argument(format!(
-            "the directory {directory:?} is not an absolute path"
+            "the directory {directory:?} must be an absolute path"
         )))
     }
 }

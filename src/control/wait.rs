@@ -330,12 +330,12 @@ impl Judge {
         };
         match target.state {
             TargetState::Settled if note.superseded => {
-                Some(format!("{name}: outputs were left to a newer build"))
+                Some(format!("{name}: outputs are superseded by a newer build"))
             }
             TargetState::Settled => None,
             TargetState::Failed if !target.success => Some(format!("{name}: was not built")),
             TargetState::Failed => Some(format!(
-                "{name}: {} of {} required outputs could not be had",
+                "{name}: {} of {} required outputs could not be downloaded",
                 target.failed, target.required
             )),
             // What the build tool skips, as incompatible with the platform, fails no build that asks for everything.
@@ -362,7 +362,7 @@ impl Judge {
         if !names_only {
             match invocation.state() {
                 pb::InvocationState::Interrupted => {
-                    failures.push("the build broke off before its end".to_owned())
+                    failures.push("the build was interrupted".to_owned())
                 }
                 pb::InvocationState::Superseded => {
                     failures.push("a newer build of the same output root took over".to_owned());

@@ -137,7 +137,7 @@ fn wildcards_wait_for_the_build_since_more_may_match() {
     assert_eq!(answer.targets[0].label, "//b:y", "what failed comes first");
     assert_eq!(
         answer.failures,
-        ["//b:y: 1 of 2 required outputs could not be had"]
+        ["//b:y: 1 of 2 required outputs could not be downloaded"]
     );
     assert_eq!(result(&["//...", "-//b/..."], &mixed), "settled");
 }
@@ -211,7 +211,7 @@ fn what_a_newer_build_took_over_is_not_called_present() {
     ];
     let answer = judged(&["//a:x", "//a:y"], &before);
     assert_eq!(answer.result().name(), "failed");
-    assert_eq!(answer.failures, ["//a:y: outputs were left to a newer build"]);
+    assert_eq!(answer.failures, ["//a:y: outputs are superseded by a newer build"]);
     let mut late = invocation("superseded", Some(0));
     late.superseded = 3;
     assert_eq!(
@@ -227,7 +227,7 @@ fn outputs_that_could_not_be_had_are_told_with_their_targets() {
     assert_eq!(
         answer.failures,
         [
-            "//a:x: 1 of 2 required outputs could not be had",
+            "//a:x: 1 of 2 required outputs could not be downloaded",
             "bazel-out/x: evicted: why"
         ]
     );

@@ -78,6 +78,6 @@ fn notify(state: &[u8]) {
         socket.send_to_addr(state, &address)
     });
     if let Err(error) = sent {
-        tracing::warn!("the service manager could not be told how we are: {error}");
+        tracing::warn!("sd_notify failed: {error}");
     }
 }

@@ -48,11 +48,11 @@ pub(super) async fn serve_unix(
 ) -> Result<(), String> {
     let (listener, door, file) = listener.into_parts();
     let Listening::Unix(_) = &listener else {
-        return Err("the control API is served on unix sockets only".to_owned());
+        return Err("serving the control API on unix sockets only".to_owned());
     };
     let served = serve(rooms, listener, door, Reach::Anywhere, requests, stop).await;
     drop(file);
-    served.map_err(|e| format!("the control socket: {e}"))
+    served.map_err(|e| format!("control socket: {e}"))
 }
 
 /// Serves on TCP to those whom the door lets in.
@@ -65,7 +65,7 @@ pub(super) async fn serve_tcp(
     let listening = Listening::Tcp(door.listener);
     serve(rooms, listening, door.door, door.reach, requests, stop)
         .await
-        .map_err(|e| format!("the control port: {e}"))
+        .map_err(|e| format!("control port: {e}"))
 }
 
 async fn serve(

@@ -70,7 +70,7 @@ impl EventDoors {
         self.recovered.get_or_init(|| recover(&service, journal)).await;
         self.opened
             .send((service.clone(), listener))
-            .map_err(|_| "the daemon takes no further doors".to_owned())?;
+            .map_err(|_| "the daemon opens no further listeners".to_owned())?;
         Ok(EventDoor { address, service })
     }
 }
@@ -96,7 +96,7 @@ pub(super) async fn serve(
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        tracing::error!("a door for events failed: {failed}");
+        tracing::error!("a listener for events failed: {failed}");
     }
     Ok(())
 }

@@ -55,7 +55,7 @@ pub(super) async fn watch(work: &Work, timeout: Option<Duration>, stop: &Cancell
         has_worked |= was_asked && !is_asked;
         idle_since = idle_since.max(quiet_since);
         if timeout.is_some_and(|timeout| idle_since.elapsed() >= timeout) {
-            tracing::info!("idle, and so ending");
+            tracing::info!("exiting because of --idle-timeout");
             stop.cancel();
             return;
         }

@@ -282,7 +282,7 @@ impl Daemon {
                 Ok(journal) => Some(journal),
                 Err(error) => {
                     // The build never suffers: without a journal a crash costs a re-derivation, no more.
-                    tracing::error!("going on without a journal: {error}");
+                    tracing::error!("continuing without a journal: {error}");
                     rooms.metrics.fault("journal");
                     None
                 }
@@ -339,11 +339,11 @@ impl Daemon {
         if let Some(retention) = options.retention {
             let (record, roots) = (rooms.record.clone(), rooms.leases.roots.clone());
             let forgetting = retention::keep(record, journal, roots, retention, shutdown.clone());
-            tasks.spawn(habit("forgetting old builds", forgetting, shutdown.clone()));
+            tasks.spawn(habit("deleting old builds", forgetting, shutdown.clone()));
         }
         if let Some(leasing) = options.leases {
             let keeping = lease::keep(rooms.leases.clone(), leasing, leases, shutdown.clone());
-            tasks.spawn(habit("keeping leases", keeping, shutdown.clone()));
+            tasks.spawn(habit("renewing leases", keeping, shutdown.clone()));
         }
         let work = idle::Work {
             rooms: rooms.clone(),
@@ -352,7 +352,7 @@ impl Daemon {
         };
         let (timeout, stop) = (options.idle_timeout, shutdown.clone());
         let watching = async move { idle::watch(&work, timeout, &stop).await };
-        tasks.spawn(habit("watching for idleness", watching, shutdown.clone()));
+        tasks.spawn(habit("watching for idle time", watching, shutdown.clone()));
         page.set_ready(true);
         Ok(Self {
             bes,
@@ -394,7 +394,7 @@ impl Daemon {
         loop {
             let next = if self.shutdown.is_cancelled() {
                 let Ok(next) = tokio::time::timeout(CLOSING, self.tasks.join_next()).await else {
-                    tracing::warn!("calls that did not end in time are cut off");
+                    tracing::warn!("cancelled calls that did not end in time");
                     self.tasks.abort_all();
                     break;
                 };
@@ -423,7 +423,7 @@ impl Daemon {
             .await
             .is_err()
         {
-            tracing::warn!("the record or an output tree does not let go in time");
+            tracing::warn!("the record or an output tree was not released in time");
         }
         result
     }
@@ -454,8 +454,8 @@ async fn recover(events: &BesService, journal: Option<&Journal>) {
     unharmed.done();
     match recovered {
         Ok(0) => {}
-        Ok(streams) => tracing::info!(streams, "going on with builds that were not settled"),
-        Err(error) => tracing::error!("the journal cannot be read: {error}"),
+        Ok(streams) => tracing::info!(streams, "resuming builds that were not settled"),
+        Err(error) => tracing::error!("failed to read the journal: {error}"),
     }
 }
 
@@ -465,10 +465,10 @@ async fn set_aside(rooms: &Rooms, journal: &Journal) {
     let done = tokio::task::spawn_blocking(move || {
         let all = match journal.set_aside() {
             Ok(all) => all,
-            Err(error) => return tracing::error!("the journal cannot be read: {error}"),
+            Err(error) => return tracing::error!("failed to read the journal: {error}"),
         };
         for SetAside { key, message } in all {
-            tracing::error!("build {key} is not gone on with: {message}");
+            tracing::error!("not resuming build {key}: {message}");
             rooms.metrics.fault("journal");
             if let Some(mut row) = rooms.record.invocation(&key.invocation_id)
                 && row.build_id == key.build_id
@@ -495,7 +495,9 @@ async fn sweep(record: &Record) {
             match OutputRoot::open(&root, false).and_then(|root| root.sweep()) {
                 Ok(0) => {}
                 Ok(entries) => tracing::info!(root = %root.display(), entries, "swept temporary files"),
-                Err(error) => tracing::debug!(root = %root.display(), "not swept: {error}"),
+                Err(error) => {
+                    tracing::debug!(root = %root.display(), "failed to sweep temporary files: {error}")
+                }
             }
         }
     });

@@ -80,7 +80,7 @@ impl Plan {
     pub fn execute(&self, record: &record::Record, journal: Option<&Journal>) -> journal::Executed {
         let executed = journal.map_or_else(journal::Executed::default, |j| j.execute(&self.journals));
         for (id, path) in &self.roots {
-            tracing::info!(root = %path, "an output root that is gone is forgotten");
+            tracing::info!(root = %path, "deleted the record of an output root that no longer exists");
             record.forget_root(*id);
         }
         record.execute_retention(&self.invocations);
@@ -103,7 +103,7 @@ pub(super) async fn keep(
             roots.give_up_gone();
         });
         if done.await.is_err_and(|error| error.is_panic()) {
-            tracing::error!("forgetting old builds panicked; this is a bug in outhaul");
+            tracing::error!("deleting old builds panicked; this is a bug in outhaul");
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -116,9 +116,9 @@ fn forget(record: &record::Record, journal: Option<&Journal>, retention: Retenti
     match retention.plan(record, journal) {
         Ok(plan) => {
             let executed = plan.execute(record, journal);
-            tracing::debug!(?executed, "old journals were removed");
+            tracing::debug!(?executed, "deleted old journals");
         }
-        Err(error) => tracing::warn!("old builds cannot be looked for: {error}"),
+        Err(error) => tracing::warn!("failed to look for old builds: {error}"),
     }
 }
 

@@ -43,21 +43,22 @@ impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Token => f.write_str(
-                "this door of outhaul wants the token of its token file, as authorization: Bearer TOKEN or as \
-                 x-outhaul-token: TOKEN",
+                "missing or wrong token: send the token from the token file as authorization: Bearer TOKEN or \
+                 as x-outhaul-token: TOKEN",
             ),
             Self::Stranger { uid, ours, token } => {
                 write!(
                     f,
-                    "this door of outhaul is for processes of user {ours} and of root; the caller is user {uid}"
+                    "this port only accepts processes of user {ours} and of root; the caller is user {uid}"
                 )?;
                 if *token {
-                    f.write_str(", and shows no token")?;
+                    f.write_str(" and has sent no token")?;
                 }
                 Ok(())
             }
             Self::Nobody => f.write_str(
-                "this door of outhaul is for processes of its own user, and whose the caller is could not be told",
+                "this port only accepts processes of outhaul's own user, and the caller's user could not be \
+                 determined",
             ),
         }
     }
@@ -191,7 +192,7 @@ where
                 })
             }
             Err(refused) => {
-                self.door.tell(format_args!("a call was refused: {refused}"));
+                self.door.tell(format_args!("refused a call: {refused}"));
                 Either::Left(ready(Ok(refused.status().into_http())))
             }
         }

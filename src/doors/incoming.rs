@@ -185,7 +185,7 @@ impl Incoming {
                                 tokio::task::spawn_blocking(open_files::spare);
                             }
                             self.door
-                                .tell(format_args!("a connection can't be accepted: {error}"));
+                                .tell(format_args!("failed to accept a connection: {error}"));
                             self.pause = Some(Box::pin(tokio::time::sleep(NO_ROOM)));
                         }
                         continue;
@@ -201,7 +201,8 @@ impl Incoming {
                 // Better than to let it wait for an answer.
                 Poll::Ready(None) => {
                     self.door.tell(
-                        "a connection was not taken: there are as many as this door holds, and all have calls under way",
+                        "refused a connection: the limit of connections to this port is reached, and all of \
+                         them have calls in progress",
                     );
                     continue;
                 }
@@ -223,9 +224,9 @@ impl Incoming {
                         let stream = AnyStream::Unix(stream);
                         return Poll::Ready(Connection::new(stream, caller, self.door.rules(), place));
                     }
-                    Err(error) => self
-                        .door
-                        .tell(format_args!("a connection was not taken: whose it is: {error}")),
+                    Err(error) => self.door.tell(format_args!(
+                        "refused a connection: failed to determine its user: {error}"
+                    )),
                 },
                 AnyStream::Tls(_) => {}
             }
@@ -258,18 +259,19 @@ async fn take(
     let agreed = tokio::select! {
         agreed = agreeing => agreed,
         () = leave.cancelled() => {
-            door.tell("a connection was not taken: another one came, and there are as many as this door holds");
+            door.tell("closed a connection during its handshake to make room for another: the limit of \
+                       connections to this port is reached");
             return None;
         }
     };
     match agreed {
         Ok(Ok((stream, caller, rules))) => Some(Connection::new(stream, caller, rules, place)),
         Ok(Err(error)) => {
-            door.tell(format_args!("a connection was not taken: {error}"));
+            door.tell(format_args!("refused a connection: {error}"));
             None
         }
         Err(_) => {
-            door.tell("a connection was not taken: not agreed on within 10 s");
+            door.tell("refused a connection: its handshake did not finish within 10 s");
             None
         }
     }
@@ -318,11 +320,11 @@ async fn caller(stream: &TcpStream, peers: &Peers) -> io::Result<Caller> {
             // A connection that its client has reset is in no table either, and may still hold what it has sent.
             stream.peer_addr()?;
             // No build shall suffer where the system has no such tables.
-            tracing::debug!("whose a connection is can't be told here: {why}");
+            tracing::debug!("the users of connections cannot be determined on this system: {why}");
             Caller::Remote
         }
         Err(error) => {
-            tracing::debug!("whose a connection is could not be read: {error}");
+            tracing::debug!("failed to determine the user of a connection: {error}");
             Caller::Unknown
         }
     })

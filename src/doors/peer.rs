@@ -139,7 +139,7 @@ impl Kernel {
         match asked {
             Ok(owner) => owner,
             Err(error) => {
-                tracing::debug!("the kernel can't be asked whose a connection is: {error}");
+                tracing::debug!("failed to ask the kernel for the user of a connection: {error}");
                 // No room at present.
                 let passes = Errno::from_io_error(&error).is_some_and(|errno| {
                     [

@@ -123,7 +123,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|e| words(&e, "CERTIFICATE"))?;
     if all.is_empty() {
-        return Err("has no PEM section CERTIFICATE".to_owned());
+        return Err("does not contain a PEM section CERTIFICATE".to_owned());
     }
     Ok(all)
 }
@@ -133,8 +133,8 @@ fn words(error: &rustls::pki_types::pem::Error, section: &str) -> String {
     use rustls::pki_types::pem::Error;
     match error {
         Error::Io(error) => error.to_string(),
-        Error::NoItemsFound => format!("has no PEM section {section}"),
-        _ => "is no PEM file".to_owned(),
+        Error::NoItemsFound => format!("does not contain a PEM section {section}"),
+        _ => "is not a PEM file".to_owned(),
     }
 }
 

@@ -23,10 +23,10 @@ pub enum TokenError {
     #[error("{0}")]
     Read(#[from] std::io::Error),
     /// It is empty or short.
-    #[error("holds a token of {0} characters; it needs at least {SHORTEST}")]
+    #[error("contains a token of {0} characters; at least {SHORTEST} are required")]
     Short(usize),
     /// It can't be sent in a header.
-    #[error("holds more than one line, or characters that a header can't have")]
+    #[error("contains more than one line, or characters that are not allowed in a header")]
     Characters,
 }
 
@@ -69,7 +69,7 @@ impl Token {
     pub fn put<T>(&self, request: &mut Request<T>) -> Result<(), Status> {
         let mut value: MetadataValue<_> = format!("Bearer {}", self.0)
             .parse()
-            .map_err(|_| Status::internal("the token can't be sent"))?;
+            .map_err(|_| Status::internal("the token cannot be sent in a header"))?;
         value.set_sensitive(true);
         request.metadata_mut().insert("authorization", value);
         Ok(())

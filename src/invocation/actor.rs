@@ -333,7 +333,8 @@ impl Actor {
                 self.stream_open = false;
                 self.interrupted = matches!(end, StreamEnd::Broken(_));
                 if let StreamEnd::Broken(reason) = end {
-                    tracing::info!(invocation = %self.row.invocation_id, %reason, "the stream broke off; its downloads go on");
+                    tracing::info!(invocation = %self.row.invocation_id, %reason, "the stream was interrupted; \
+                                                                                   its downloads continue");
                 }
                 self.ended_at.get_or_insert_with(Instant::now);
                 self.enter(InvocationState::Draining);
@@ -347,7 +348,7 @@ impl Actor {
                 self.row.hold_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 if timed_out {
                     let message = format!(
-                        "the build was let go after {} although {} outputs were still on their way",
+                        "the build was released after {} while {} outputs were still downloading",
                         crate::units::show_duration(took),
                         self.pending_required
                     );
@@ -424,7 +425,7 @@ impl Actor {
                     path = %completion.path,
                     class = completion.class.name(),
                     outcome = ?completion.outcome,
-                    "an output could not be had"
+                    "failed to download an output"
                 );
                 if wanted.class == Class::Required {
                     self.course.fail(wanted.sequence);

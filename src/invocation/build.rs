@@ -401,7 +401,7 @@ impl Build {
         for released in self.sets.finish() {
             if let Some((sequence, completed)) = self.parked.remove(&released.ticket) {
                 effects.push(Effect::Refused(format!(
-                    "{} refers to sets of files that never came: {}",
+                    "{} refers to named sets of files that were never sent: {}",
                     completed.target,
                     released.missing.join(", ")
                 )));
@@ -411,7 +411,7 @@ impl Build {
         if !self.ready && !self.backlog.is_empty() {
             effects.push(Effect::Unusable(
                 Class::Required,
-                "the stream has outputs, but tells no exec root; nothing was downloaded".to_owned(),
+                "the stream names outputs but no exec root; nothing was downloaded".to_owned(),
             ));
         }
         let mut open: Vec<_> = self
@@ -777,7 +777,7 @@ impl<'a> Namer<'a> {
             let class = self.selector.select(profile, path.as_str(), None, None).class;
             match file.uri.as_deref().filter(|uri| BytestreamUri::is_one(uri)) {
                 Some(uri) => {
-                    let reason = format!("{path}: its digest is none, or is not that of {uri}");
+                    let reason = format!("{path}: its digest is invalid, or differs from the one in {uri}");
                     self.unusable.push(Effect::Unusable(class, reason));
                 }
                 None => self.undigested.push((class, path)),

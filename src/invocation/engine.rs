@@ -281,7 +281,7 @@ impl Builds for Engine {
             // The journal is let go of after this: were the process killed before the record has the build, nobody
             // would know it. A record that can't be written is no reason to do all of it again.
             if let Err(error) = record.flush().await {
-                tracing::debug!(%error, "a settled build is not on record for good yet");
+                tracing::debug!(%error, "a settled build is not yet recorded permanently");
             }
         }
         .boxed()

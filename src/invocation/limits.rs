@@ -93,11 +93,12 @@ impl Meter {
         }
         let limits = self.limits;
         if load.nul {
-            return Admission::Skipped("an event was left out: it has a name with a NUL".to_owned());
+            return Admission::Skipped("skipped an event: it has a name that contains a NUL byte".to_owned());
         }
         if load.longest_name > limits.name {
             return Admission::Skipped(format!(
-                "an event was left out: it has a name of {} bytes, and the limit is {} (--limit=name-length=BYTES)",
+                "skipped an event: it has a name of {} bytes, which exceeds the limit of {} (raise it with \
+                 --limit=name-length=BYTES)",
                 load.longest_name, limits.name
             ));
         }
@@ -116,7 +117,8 @@ impl Meter {
         };
         self.over = true;
         Admission::Over(format!(
-            "the build names more than {limit} {what}: what it names from there on is not downloaded (--limit={name}=NUMBER)"
+            "the build reached the limit of {limit} {what}: outputs named after that are not downloaded (raise \
+             it with --limit={name}=NUMBER)"
         ))
     }
 }

@@ -42,22 +42,24 @@ impl FromStr for TargetPattern {
             Some(rest) => (true, rest),
             None => (false, text),
         };
-        let (repository, rest) = rest.split_once("//").ok_or_else(|| error("it has no //"))?;
+        let (repository, rest) = rest
+            .split_once("//")
+            .ok_or_else(|| error("it does not contain //"))?;
         if !repository.is_empty() && !repository.starts_with('@') {
-            return Err(error("what stands before // is no repository"));
+            return Err(error("the part before // is not a repository"));
         }
         let (package, scope) = match rest.split_once(':') {
             Some((package, "all" | "*" | "all-targets")) => match package.strip_suffix("...") {
                 Some(above) => (above.trim_end_matches('/'), Scope::Below),
                 None => (package, Scope::Package),
             },
-            Some((_, "")) => return Err(error("it names no target after the colon")),
+            Some((_, "")) => return Err(error("there is no target after the colon")),
             Some((package, name)) => (package, Scope::Target(name.to_owned())),
             None => match rest.strip_suffix("...") {
                 Some("") => ("", Scope::Below),
                 Some(above) if above.ends_with('/') => (above.trim_end_matches('/'), Scope::Below),
-                Some(_) => return Err(error("... does not stand for a whole package")),
-                None if rest.is_empty() => return Err(error("it names nothing")),
+                Some(_) => return Err(error("... must be a path component of its own")),
+                None if rest.is_empty() => return Err(error("it is empty")),
                 None => {
                     let name = rest.rsplit('/').next().unwrap_or(rest);
                     (rest, Scope::Target(name.to_owned()))

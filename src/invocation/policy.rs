@@ -27,7 +27,7 @@ impl FromStr for DownloadMode {
             "toplevel" => Ok(Self::Toplevel),
             "all" => Ok(Self::All),
             "minimal" => Ok(Self::Minimal),
-            _ => Err(format!("{text:?} is none of toplevel, all, minimal")),
+            _ => Err(format!("expected toplevel, all or minimal, got {text:?}")),
         }
     }
 }
@@ -133,8 +133,8 @@ impl FromStr for Rule {
             Some("required") => Class::Required,
             Some("optional") => Class::Optional,
             Some("known") => Class::Known,
-            Some(other) => return Err(format!("verdict {other:?} is none of required, optional, known")),
-            None => return Err("an empty rule".to_owned()),
+            Some(other) => return Err(format!("expected required, optional or known, got {other:?}")),
+            None => return Err("empty rule".to_owned()),
         };
         let mut rule = Self {
             verdict,
@@ -159,7 +159,7 @@ impl FromStr for Rule {
                 "max-size" => rule.max_size = Some(crate::units::parse_size(value).map_err(bad)?),
                 _ => {
                     return Err(format!(
-                        "unknown key {key:?} (known: label, aspect, output-group, path, min-size, max-size)"
+                        "unknown key {key:?}; expected label, aspect, output-group, path, min-size or max-size"
                     ));
                 }
             }

@@ -35,7 +35,7 @@ impl FromStr for PathMap {
             .ok_or_else(|| format!("{text:?} is not of the form FROM=TO"))?;
         let (from, to) = (PathBuf::from(from), PathBuf::from(to));
         if !from.is_absolute() || !to.is_absolute() {
-            return Err(format!("{text:?} needs two absolute paths"));
+            return Err(format!("both paths in {text:?} must be absolute"));
         }
         Ok(Self { from, to })
     }
@@ -169,10 +169,7 @@ impl Spare for Open {
         drop(open);
         if !closed.is_empty() {
             let roots = closed.len();
-            tracing::warn!(
-                roots,
-                "there are no descriptors left: output roots that nobody uses are closed"
-            );
+            tracing::warn!(roots, "out of file descriptors: closed unused output roots");
         }
     }
 }
@@ -330,11 +327,11 @@ impl Roots {
         match place.sweep() {
             Ok(0) => {}
             Ok(entries) => tracing::info!(root = %path.display(), entries, "swept temporary files"),
-            Err(error) => tracing::debug!(root = %path.display(), "not swept: {error}"),
+            Err(error) => tracing::debug!(root = %path.display(), "failed to sweep temporary files: {error}"),
         }
         let name = path
             .to_str()
-            .ok_or_else(|| format!("{}: is not UTF-8", path.display()))?;
+            .ok_or_else(|| format!("{}: not UTF-8", path.display()))?;
         let id = self.record.root(name, place.device(), place.inode());
         let who = Holder {
             since: None,

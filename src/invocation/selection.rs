@@ -290,7 +290,7 @@ fn base(policy: &Policy, context: &GroupContext<'_>) -> (Class, &'static str) {
         return (Class::Known, "its target is not among --target");
     }
     match context.origin {
-        Origin::Unreferenced => (Class::Known, "no completed target refers to it"),
+        Origin::Unreferenced => (Class::Known, "no TargetComplete event refers to it"),
         Origin::Action => (Class::Known, "an action's output, not a target's"),
         // They are in a hidden output group, which is built beside the default ones.
         Origin::Runfiles { .. }
@@ -299,19 +299,22 @@ fn base(policy: &Policy, context: &GroupContext<'_>) -> (Class, &'static str) {
             (Class::Known, "its output group is not among --output-group")
         }
         Origin::Runfiles { .. } if context.command == Command::Run => {
-            (Class::Required, "top-level: runfiles of what is about to be run")
+            (Class::Required, "top-level: runfiles of the target to run")
         }
         Origin::Runfiles { .. } if policy.mode == DownloadMode::Minimal => {
             (Class::Known, "--download=minimal")
         }
         Origin::Runfiles { test_rule: true } if context.command.tests() => {
-            (Class::Known, "a test's own runfiles, in a command that tests")
+            (Class::Known, "runfiles of a test in a command that runs tests")
         }
-        Origin::Runfiles { .. } => (Class::Required, "top-level: runfiles of a target asked for"),
+        Origin::Runfiles { .. } => (Class::Required, "top-level: runfiles of a requested target"),
         Origin::TestOutput => match (policy.mode, context.command) {
             (DownloadMode::Minimal, _) => (Class::Known, "--download=minimal"),
             (_, Command::Test | Command::Coverage) => (Class::Required, "top-level: output of a test"),
-            _ => (Class::Known, "output of a test in a command that does not test"),
+            _ => (
+                Class::Known,
+                "output of a test in a command that does not run tests",
+            ),
         },
         Origin::Group { test_rule, .. } => {
             // Hidden groups are built for their side effects; Bazel does not count them as important outputs.
@@ -322,13 +325,13 @@ fn base(policy: &Policy, context: &GroupContext<'_>) -> (Class, &'static str) {
             {
                 (Class::Known, "its output group is not among --output-group")
             } else if context.command == Command::Run {
-                (Class::Required, "top-level: about to be run")
+                (Class::Required, "top-level: target to run")
             } else if policy.mode == DownloadMode::Minimal {
                 (Class::Known, "--download=minimal")
             } else if test_rule && context.command.tests() && context.aspect.is_empty() {
-                (Class::Known, "a test's own output, in a command that tests")
+                (Class::Known, "output of a test in a command that runs tests")
             } else {
-                (Class::Required, "top-level: output of a target asked for")
+                (Class::Required, "top-level: output of a requested target")
             }
         }
     }

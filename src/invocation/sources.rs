@@ -148,7 +148,7 @@ impl Sources {
         let remote = match &self.rule() {
             SourceRule::Fixed(cache) => Ok(named(cache)),
             SourceRule::FromBuild { template, allowed } => command_line
-                .ok_or_else(|| "the build told no command line to take the remote cache from".to_owned())
+                .ok_or_else(|| "the build sent no command line to take the remote cache from".to_owned())
                 .and_then(|line| options_of(line, template, directories))
                 .and_then(|options| {
                     check(allowed.as_deref(), &options.endpoint)?;
@@ -162,7 +162,7 @@ impl Sources {
         let disk = match DiskCache::open(&path) {
             Ok(disk) => Arc::new(disk),
             Err(error) => {
-                tracing::debug!("the build's --disk_cache is not read: {error}");
+                tracing::debug!("not reading the build's --disk_cache: {error}");
                 return remote;
             }
         };
@@ -215,9 +215,9 @@ impl Sources {
                 check(allowed.as_deref(), &options.endpoint)?;
                 if allowed.is_none() && has_credentials(&options) {
                     return Err(format!(
-                        "a build without an output root here, such as an imported one, names the remote cache {}, \
-                         which is sent no credentials on its word; give --remote-cache, or name it with \
-                         --allow-remote-cache",
+                        "a build without an output root on this machine, such as an imported one, names the \
+                         remote cache {}, and outhaul sends credentials to it only if you confirm that: give \
+                         --remote-cache or --allow-remote-cache",
                         options.endpoint
                     ));
                 }
@@ -333,7 +333,7 @@ pub fn options_of(
     };
     if is_http(endpoint) {
         return Err(format!(
-            "the build's --{flag}={} is an HTTP cache; only gRPC caches can be read",
+            "the build's --{flag}={} is an HTTP cache; only gRPC caches are supported",
             without_user_info(endpoint)
         ));
     }
@@ -426,11 +426,11 @@ fn add_tls(line: &CommandLine, directories: &BuildDirectories, options: &mut Rem
             }
         }
         (Some(file), None) => options.left_out.push(format!(
-            "--tls_client_certificate={}: there is no --tls_client_key",
+            "--tls_client_certificate={}: requires --tls_client_key",
             file.display()
         )),
         (None, Some(file)) => options.left_out.push(format!(
-            "--tls_client_key={}: there is no --tls_client_certificate",
+            "--tls_client_key={}: requires --tls_client_certificate",
             file.display()
         )),
         (None, None) => {}
@@ -656,16 +656,16 @@ mod tests {
             ("remote_header", "<REDACTED>", "redacted"),
             ("remote_header", "x-key=<REDACTED>", "--remote_header=x-key"),
             ("remote_cache_header", "no header", "NAME=VALUE"),
-            ("remote_header", "te=s3cret", "gRPC's own"),
+            ("remote_header", "te=s3cret", "reserved for gRPC"),
             ("remote_header", "x-bin=s3cret", "binary"),
             ("remote_header", "x=s3cret\u{1}\u{e9}", "printable"),
             ("credential_helper", "tools/helper", "absolute"),
             ("credential_helper", "a.*.b=/bin/helper", "scope"),
-            ("credential_helper", "example.com=", "no program"),
-            ("tls_certificate", "no.pem", "no PEM section"),
+            ("credential_helper", "example.com=", "does not name a program"),
+            ("tls_certificate", "no.pem", "does not contain a PEM section"),
             ("tls_certificate", "/nonexistent/ca.pem", "/nonexistent/ca.pem"),
-            ("tls_client_certificate", "no.pem", "no --tls_client_key"),
-            ("tls_client_key", "no.pem", "no --tls_client_certificate"),
+            ("tls_client_certificate", "no.pem", "requires --tls_client_key"),
+            ("tls_client_key", "no.pem", "requires --tls_client_certificate"),
             (
                 "google_credentials",
                 "none.json",

@@ -124,7 +124,7 @@ impl Tally {
         }
         if self.superseded > 0 {
             line.push_str(&format!(
-                "; {} left to a newer build",
+                "; {} superseded by a newer build",
                 show_count(self.superseded)
             ));
         }

@@ -72,7 +72,7 @@ impl Cursor {
             state.failed = true;
             tracing::warn!(
                 file = %self.path.display(), %error,
-                "what the upstream event service has can't be noted; a restart would send it again"
+                "failed to record which events upstream has; a restart would send them again"
             );
         }
     }

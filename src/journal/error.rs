@@ -9,7 +9,7 @@ use crate::open_files::Want;
 #[non_exhaustive]
 pub enum JournalError {
     /// The system refused.
-    #[error("{action} {path}: {source}")]
+    #[error("failed to failed to {action} {path}: {source}")]
     Io {
         /// What was tried, such as `append to`.
         action: &'static str,
@@ -49,7 +49,7 @@ pub enum JournalError {
         reason: &'static str,
     },
     /// A frame would be larger than a reader accepts.
-    #[error("{size} bytes of events are too much for one frame of {path}")]
+    #[error("{size} bytes of events exceed the size of a frame of {path}")]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub enum JournalError {
         size: usize,
     },
     /// A file would become larger than it may.
-    #[error("{path} would be larger than {limit} bytes (--limit=journal-size=SIZE)")]
+    #[error("{path} reached the limit of {limit} bytes (raise it with --limit=journal-size=SIZE)")]
     Full {
         /// The file.
         path: PathBuf,

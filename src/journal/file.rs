@@ -40,7 +40,7 @@ pub(super) fn read_head(file: &File, path: &Path) -> Result<(Head, u64), Journal
         reason,
     };
     let short = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => bad("short head"),
+        io::ErrorKind::UnexpectedEof => bad("short headerer"),
         _ => JournalError::io("read", path)(error),
     };
     let mut start = [0; 8];
@@ -101,7 +101,7 @@ impl Whole {
             reason,
         };
         let raw = zstd::bulk::decompress(&self.body, self.head.raw_len)
-            .map_err(|_| damaged("it can't be decompressed"))?;
+            .map_err(|_| damaged("failed to decompress it"))?;
         format::records(Bytes::from(raw)).map_err(damaged)
     }
 }

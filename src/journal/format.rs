@@ -76,25 +76,25 @@ impl Head {
         }
         match start.get_u32_le() as usize {
             n if (NAME.len() + 1 + 8 + SUM_LEN..=MAX_HEAD).contains(&n) => Ok(n),
-            _ => Err("impossible length of its head"),
+            _ => Err("impossible header length"),
         }
     }
 
     pub(super) fn decode(payload: &[u8]) -> Result<Self, &'static str> {
         let Some((body, sum)) = payload.split_last_chunk::<SUM_LEN>() else {
-            return Err("short head");
+            return Err("short headerer");
         };
         let Some(mut rest) = body.strip_prefix(NAME) else {
             return Err("wrong name");
         };
         // The version comes before the checksum: another version may sum differently.
         if rest.try_get_u8() != Ok(VERSION) {
-            return Err("another format version");
+            return Err("unsupported format version");
         }
         if checksum(&[body]) != *sum {
-            return Err("wrong checksum of its head");
+            return Err("wrong header checksum");
         }
-        let created_ms = rest.try_get_u64_le().map_err(|_| "short head")?;
+        let created_ms = rest.try_get_u64_le().map_err(|_| "short headerer")?;
         let mut id = || {
             let len = decode_varint(&mut rest).map_err(|_| "bad id")? as usize;
             let (id, after) = rest.split_at_checked(len).ok_or("bad id")?;
@@ -407,6 +407,9 @@ mod tests {
         }
         .encode();
         bytes[SKIP_LEN + NAME.len()] = VERSION + 1;
-        assert_eq!(Head::decode(&bytes[SKIP_LEN..]), Err("another format version"));
+        assert_eq!(
+            Head::decode(&bytes[SKIP_LEN..]),
+            Err("unsupported format version")
+        );
     }
 }

@@ -52,7 +52,7 @@ impl Drop for Replaying {
 fn remove(mark: &Path) {
     match fs::remove_file(mark) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::debug!(mark = %mark.display(), %error, "the mark of a replay cannot be removed");
+            tracing::debug!(mark = %mark.display(), %error, "failed to remove the marker of a replay");
         }
         _ => {}
     }
@@ -77,9 +77,9 @@ impl Journal {
             match aside(&entry.path) {
                 Ok(moved) => {
                     let message = format!(
-                        "its journal is set aside as {}, because outhaul died {MOST_LOST} times in a row while it went on \
-                         with this build from there: what is not downloaded of it stays away; to try again, rename the \
-                         file to {} and restart outhaul",
+                        "its journal was moved to {}, because outhaul crashed {MOST_LOST} times in a row while \
+                         resuming this build from it: outputs that are missing will not be downloaded; to try \
+                         again, rename the file to {} and restart outhaul",
                         moved.display(),
                         entry.path.display(),
                     );
@@ -90,8 +90,8 @@ impl Journal {
                 }
                 Err(error) => tracing::error!(
                     journal = %entry.path.display(), %error,
-                    "outhaul died {MOST_LOST} times in a row while it went on with a build from this journal, and it cannot \
-                     be set aside; it is not replayed"
+                    "not replaying this journal: outhaul crashed {MOST_LOST} times in a row while resuming a \
+                     build from it, and it cannot be moved aside"
                 ),
             }
         }
@@ -120,7 +120,7 @@ impl Journal {
             Ok(()) => Some(Replaying(mark)),
             Err(error) => {
                 // Without it only the guard against a journal that ends the process is missing.
-                tracing::debug!(mark = %mark.display(), %error, "a replay cannot be marked");
+                tracing::debug!(mark = %mark.display(), %error, "failed to write the marker of a replay");
                 None
             }
         }

@@ -61,7 +61,8 @@ impl Journal {
                     executed.bytes += entry.bytes;
                 }
                 Err(e) => {
-                    tracing::warn!(journal = %entry.path.display(), error = %e, "journal file not deleted");
+                    tracing::warn!(journal = %entry.path.display(), error = %e, "failed to delete a journal \
+                                                                                 file");
                     executed.skipped += 1;
                 }
             }
@@ -86,7 +87,8 @@ impl Journal {
                 && !self.open.contains(&path)
                 && let Err(e) = fs::remove_file(&path)
             {
-                tracing::warn!(file = %path.display(), error = %e, "what belonged to a journal was not deleted");
+                tracing::warn!(file = %path.display(), error = %e, "failed to delete a file that belongs to a \
+                                                                    journal");
             }
         }
     }

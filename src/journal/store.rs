@@ -109,7 +109,7 @@ impl Journal {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(JournalError::InUse { path: dir.to_owned() }),
             // Some network file systems have no locks; two daemons on one directory are then the user's to avoid.
-            Err(e) => tracing::warn!(dir = %dir.display(), error = %e, "journal can't be locked"),
+            Err(e) => tracing::warn!(dir = %dir.display(), error = %e, "failed to lock the journal"),
         }
         // Earlier versions kept lifecycle calls there, with their headers, which are secrets as a rule.
         let _ = fs::remove_dir_all(dir.join("lifecycle"));
@@ -196,7 +196,7 @@ impl Journal {
             };
             match entry(&path, settled) {
                 Ok(entry) => entries.push(entry),
-                Err(e) => tracing::debug!(error = %e, "journal file skipped"),
+                Err(e) => tracing::debug!(error = %e, "skipped a journal file"),
             }
         }
         entries.sort_by(|a, b| (a.created_ms, &a.path).cmp(&(b.created_ms, &b.path)));

@@ -253,7 +253,7 @@ fn existing(stem: &Path, head: &Head) -> Result<Option<Opened>, JournalError> {
             }
             Ok(_) | Err(JournalError::NotAJournal { .. }) => {
                 let aside = stem.with_extension(DAMAGED);
-                tracing::warn!(journal = %path.display(), "unreadable journal file moved aside");
+                tracing::warn!(journal = %path.display(), "moved an unreadable journal file aside");
                 fs::rename(&path, aside).map_err(JournalError::io("move aside", path))?;
             }
             Err(e) => return Err(e),
@@ -277,7 +277,7 @@ fn scan(file: &File, path: &Path, start: u64) -> Result<(u64, Recovered), Journa
     }
     let len = file.metadata().map_err(JournalError::io("read", path))?.len();
     if len > end {
-        tracing::warn!(journal = %path.display(), bytes = len - end, "torn tail of a journal file cut");
+        tracing::warn!(journal = %path.display(), bytes = len - end, "truncated the torn end of a journal file");
         file.set_len(end).map_err(JournalError::io("cut", path))?;
     }
     Ok((end, recovered))

@@ -69,7 +69,8 @@ impl Leases {
             let named: Vec<&str> = lost.targets().collect();
             tracing::warn!(
                 invocation = lost.invocation_id,
-                "the remote cache does not have {} outputs of {} targets of this output root any more; to have them, build again: {}",
+                "{} outputs of {} targets of this output root are no longer in the remote cache; to get them, \
+                 build again: {}",
                 lost.outputs,
                 lost.target_count(),
                 named.join(" ")

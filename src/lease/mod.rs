@@ -75,7 +75,7 @@ pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: Can
                     if error.is_panic() {
                         rooms.metrics.fault("lease");
                         tracing::error!(
-                            "looking for builds to keep leases for panicked; this is a bug in outhaul"
+                            "looking for builds whose leases to renew panicked; this is a bug in outhaul"
                         );
                     }
                     tokio::time::sleep(LOOK).await;
@@ -92,7 +92,7 @@ pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: Can
                     rooms.metrics.fault("lease");
                     tracing::warn!(
                         invocation = build.row.invocation_id,
-                        "leases were not renewed: {reason}"
+                        "failed to renew leases: {reason}"
                     );
                 }
                 schedule.passed(build, passed.is_ok(), begun, Instant::now());
@@ -119,7 +119,7 @@ async fn caught<T: Send + 'static>(
             Err(if e.is_panic() {
                 format!("this is a bug in outhaul: {e}")
             } else {
-                "the process is ending".to_owned()
+                "outhaul is shutting down".to_owned()
             })
         })
 }

@@ -27,7 +27,7 @@ use crate::{
 /// Outputs that are asked about together; some 300 KB on the wire.
 const BATCH: usize = 4000;
 /// Why an output is evicted, in its row.
-const REASON: &str = "the remote cache does not have it any more; to have it, build its target again";
+const REASON: &str = "it is no longer in the remote cache; to get it, build its target again";
 
 /// An output that is only in the cache, as far as is known.
 struct Leased {
@@ -60,7 +60,7 @@ pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option
     let opened = spawn_blocking(move || roots.reopen(path.as_ref())).await;
     let (id, root) = opened.map_err(|e| e.to_string())??;
     if id != build.root {
-        return Err("the output root was deleted and made again since".to_owned());
+        return Err("the output root has been deleted and recreated since".to_owned());
     }
     let attribution = Attribution {
         invocation_id: row.invocation_id.clone(),

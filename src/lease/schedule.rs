@@ -113,7 +113,7 @@ impl Schedule {
         if is_ok && turn.due < now {
             tracing::warn!(
                 invocation = build.row.invocation_id,
-                "asking for all outputs took {:?}, longer than --lease-renewal; see --lease-rate",
+                "renewing all leases took {:?}, which is longer than --lease-renewal; see --lease-rate",
                 now - begun
             );
             // Others have a turn, and the cache some rest.

@@ -51,7 +51,7 @@ impl Pipe {
         self.portions
             .send(std::mem::take(&mut self.portion))
             .await
-            .map_err(|_| "the file could not be written".to_owned())
+            .map_err(|_| "failed to write the file".to_owned())
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) async fn deliver(queue: Arc<Queue>, poster: Poster, patience: Patienc
                     invocation = %document.invocation_id,
                     event = %document.event,
                     delivery = %document.delivery,
-                    "a notification could not be delivered: {reason}"
+                    "failed to deliver a notification: {reason}"
                 );
                 Notified::Failed
             }
@@ -44,7 +44,7 @@ async fn deliver_one(poster: &Poster, patience: &Patience, document: &Document) 
         let Some(wait) = patience.wait(tries, began.elapsed(), asked, rand::random()) else {
             return Err(format!("{reason} ({tries} tries)"));
         };
-        tracing::debug!(receiver = %poster.url(), delivery = %document.delivery, ?wait, "{reason}; trying again");
+        tracing::debug!(receiver = %poster.url(), delivery = %document.delivery, ?wait, "{reason}; retrying");
         tokio::time::sleep(wait).await;
     }
 }

@@ -53,7 +53,7 @@ impl FromStr for Event {
         [Self::TargetSettled, Self::InvocationSettled]
             .into_iter()
             .find(|event| event.name() == text)
-            .ok_or_else(|| format!("{text:?} is none of target_settled, invocation_settled"))
+            .ok_or_else(|| format!("expected target_settled or invocation_settled, got {text:?}"))
     }
 }
 
@@ -140,7 +140,7 @@ fn document<T: Serialize>(event: Event, invocation_id: &str, body: &T) -> Option
         Ok(body) => body.into(),
         Err(error) => {
             // Strings and numbers can be written; this is for the signature's sake.
-            tracing::error!("a notification can't be written: {error}");
+            tracing::error!("failed to encode a notification: {error}");
             return None;
         }
     };

@@ -81,7 +81,7 @@ async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String>
     // Both into one pipe, so that what it prints stays in order.
     let (mut printed, writer) = Printed::pipe(document)
         .and_then(|(printed, writer)| Ok((printed, [writer.try_clone()?, writer])))
-        .map_err(|e| format!("failed to make a pipe for what it prints: {e}"))?;
+        .map_err(|e| format!("failed to create a pipe for its output: {e}"))?;
     let [stdout, stderr] = writer;
     let shell = format!("{}{SHELL}", open_files::lowering().unwrap_or_default());
     let mut child = Command::new("sh")
@@ -95,7 +95,7 @@ async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String>
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|e| format!("sh can't be started: {e}"))?;
+        .map_err(|e| format!("failed to start sh: {e}"))?;
     let mut group = Group(
         child
             .id()

@@ -151,7 +151,7 @@ impl Notifier {
     pub async fn close(self) {
         self.stop.cancel();
         if self.listening.await.is_err_and(|e| e.is_panic()) {
-            tracing::error!("telling of settled builds panicked; this is a bug in outhaul");
+            tracing::error!("reporting settled builds panicked; this is a bug in outhaul");
         }
     }
 }
@@ -201,7 +201,7 @@ impl Listener {
                     tracing::warn!(
                         receiver = receiver.name,
                         lost,
-                        "ending with notifications undelivered"
+                        "exiting with undelivered notifications"
                     );
                     self.metrics.notification(receiver.via, Notified::Dropped, lost);
                 }
@@ -229,7 +229,7 @@ impl Listener {
                 tracing::warn!(
                     receiver = receiver.name,
                     lost,
-                    "too many notifications wait; the oldest are dropped"
+                    "too many pending notifications; dropped the oldest"
                 );
             }
         }

@@ -88,7 +88,7 @@ impl Printed {
         self.tell();
         if self.left_out > 0 {
             tracing::warn!(
-                invocation = %self.invocation, "--on-settled prints more than {LOGGED} bytes: {} are left out", self.left_out
+                invocation = %self.invocation, "--on-settled prints more than {LOGGED} bytes: omitted {}", self.left_out
             );
         }
         self.logged = LOGGED;

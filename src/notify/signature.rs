@@ -23,7 +23,7 @@ impl Secret {
             }
         }
         if bytes.is_empty() {
-            return Err("holds no secret".to_owned());
+            return Err("contains no secret".to_owned());
         }
         Ok(Self(bytes))
     }

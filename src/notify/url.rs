@@ -40,26 +40,26 @@ impl FromStr for NotifyUrl {
 
     /// The reasons never repeat the text.
     fn from_str(text: &str) -> Result<Self, String> {
-        let uri: Uri = text.parse().map_err(|_| "is no URL".to_owned())?;
+        let uri: Uri = text.parse().map_err(|_| "is not a URL".to_owned())?;
         let mut parts = uri.into_parts();
         let scheme = parts
             .scheme
             .clone()
             .filter(|scheme| matches!(scheme.as_str(), "http" | "https"))
             .ok_or("must begin with http:// or https://")?;
-        let authority = parts.authority.take().ok_or("names no host")?;
+        let authority = parts.authority.take().ok_or("has no host")?;
         let (user_info, place) = match authority.as_str().rsplit_once('@') {
             Some((user_info, place)) => (Some(user_info), place),
             None => (None, authority.as_str()),
         };
-        let place: Authority = place.parse().map_err(|_| "names no host")?;
+        let place: Authority = place.parse().map_err(|_| "has no host")?;
         if place.host().is_empty() {
-            return Err("names no host".to_owned());
+            return Err("has no host".to_owned());
         }
         let origin = format!("{scheme}://{place}");
         let authorization = user_info.map(basic).transpose()?;
         parts.authority = Some(place);
-        let uri = Uri::from_parts(parts).map_err(|_| "is no URL".to_owned())?;
+        let uri = Uri::from_parts(parts).map_err(|_| "is not a URL".to_owned())?;
         Ok(Self {
             uri,
             authorization,
@@ -75,7 +75,7 @@ fn basic(user_info: &str) -> Result<HeaderValue, String> {
     plain.extend(percent_decode_str(password));
     let encoded = base64::engine::general_purpose::STANDARD.encode(plain);
     let mut value = HeaderValue::from_str(&format!("Basic {encoded}"))
-        .map_err(|_| "its user name can't be sent".to_owned())?;
+        .map_err(|_| "its user name cannot be sent in a header".to_owned())?;
     value.set_sensitive(true);
     Ok(value)
 }

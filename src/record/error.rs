@@ -9,7 +9,8 @@ use super::lock::Holder;
 #[non_exhaustive]
 pub enum RecordError {
     /// Another process has the state directory.
-    #[error("the state directory {} is held by {holder}; stop that process, or give this one another directory with --state-dir", path.display())]
+    #[error("the state directory {} is in use by {holder}; stop that process, or use another directory with \
+             --state-dir", path.display())]
     Held {
         /// The state directory.
         path: PathBuf,
@@ -17,7 +18,7 @@ pub enum RecordError {
         holder: Holder,
     },
     /// The state directory cannot be made.
-    #[error("cannot make the state directory {} (--state-dir): {source}", path.display())]
+    #[error("failed to create the state directory {} (--state-dir): {source}", path.display())]
     StateDir {
         /// The state directory.
         path: PathBuf,
@@ -25,7 +26,7 @@ pub enum RecordError {
         source: io::Error,
     },
     /// The lock file cannot be made or locked.
-    #[error("cannot lock {} (--state-dir must be on a file system with locks that can be written): {source}", path.display())]
+    #[error("failed to lock {} (--state-dir must be on a writable file system with locks): {source}", path.display())]
     Lock {
         /// The lock file.
         path: PathBuf,
@@ -33,7 +34,7 @@ pub enum RecordError {
         source: io::Error,
     },
     /// The system gives no more threads.
-    #[error("cannot start the record's writer: {source}")]
+    #[error("failed to start the record's writer: {source}")]
     Thread {
         /// The system's words.
         source: io::Error,
@@ -53,7 +54,7 @@ impl RecordError {
 #[non_exhaustive]
 pub enum FlushError {
     /// The store does not take rows at the moment.
-    #[error("the record cannot be written: {0}")]
+    #[error("failed to write the record: {0}")]
     Degraded(String),
     /// The record was closed meanwhile.
     #[error("the record is closed")]

@@ -111,7 +111,7 @@ impl Record {
         if let Opening::Quarantined { moved_to, reason } = &opening {
             shared.quarantined.store(1, std::sync::atomic::Ordering::Relaxed);
             let moved_to = moved_to.display();
-            tracing::warn!(%moved_to, "the record could not be used and starts anew: {reason}");
+            tracing::warn!(%moved_to, "the record is not usable; starting a new one: {reason}");
         }
         writer::start(shared.clone())?;
         Ok((

@@ -145,7 +145,7 @@ impl InstanceLock {
         }
         if let Err(error) = write_holder(&mut file) {
             // The lock is what counts; on a full disk only the words are missing.
-            tracing::debug!(path = %PathBuf::from(&path).display(), %error, "cannot write the lock's holder");
+            tracing::debug!(path = %PathBuf::from(&path).display(), %error, "failed to write the lock's owner");
         }
         Ok(Self { _file: file })
     }

@@ -129,14 +129,14 @@ impl Place {
         let moved_to = match self.quarantine() {
             Ok(moved_to) => moved_to,
             Err(error) => {
-                let reason = format!("{reason}; and it cannot be moved away: {error}");
+                let reason = format!("{reason}; failed to move it away: {error}");
                 return (None, Opening::Unavailable { reason });
             }
         };
         match self.try_open(false) {
             Ok((store, _)) => (Some(store), Opening::Quarantined { moved_to, reason }),
             Err(error) => {
-                let reason = format!("{reason}; moved away, but no new one can be made: {error}");
+                let reason = format!("{reason}; moved it away, but failed to create a new one: {error}");
                 (None, Opening::Unavailable { reason })
             }
         }
@@ -145,7 +145,7 @@ impl Place {
     fn try_open(&self, compacts: bool) -> Result<(Store, Found), StoreError> {
         // sled panics then before it looks at the store, which is as good as ever.
         if (self.clock)() < SystemTime::UNIX_EPOCH {
-            let reason = "the clock is before 1970, and the record's store can't be opened until it is set";
+            let reason = "the system clock is before 1970; the record cannot be opened until it is set";
             return Err(StoreError::Unavailable(reason.into()));
         }
         let (dir, compact) = (self.dir(), self.state_dir.join(COMPACT_NAME));
@@ -175,7 +175,7 @@ impl Place {
                 // Nobody listens after the deadline; the late store is closed by being dropped.
                 let _ = send.send(opened);
             })
-            .map_err(|e| StoreError::Unavailable(format!("no thread to open it: {e}")))?;
+            .map_err(|e| StoreError::Unavailable(format!("failed to start a thread to open it: {e}")))?;
         let opened = receive.recv_timeout(OPENING_DEADLINE).unwrap_or_else(|_| {
             *locked(&wanted) = false;
             Err(StoreError::Damaged(format!(
@@ -185,7 +185,8 @@ impl Place {
         });
         if had_files && matches!(opened, Ok((_, Found::Fresh))) {
             // sled opens a store cut short as an empty one.
-            tracing::info!(path = %self.dir().display(), "the record's store was cut short or empty; nothing is known");
+            tracing::info!(path = %self.dir().display(), "the record's store was truncated or empty; starting \
+                                                          without data");
         }
         opened
     }
@@ -214,7 +215,7 @@ impl Place {
         let surplus = found.len().saturating_sub(KEPT_QUARANTINED);
         for (_, path) in found.drain(..surplus) {
             if let Err(error) = remove_all(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot delete an old quarantined record");
+                tracing::warn!(path = %path.display(), %error, "failed to delete an old quarantined record");
             }
         }
     }
@@ -242,14 +243,14 @@ impl Place {
     fn mark(&self, attempt: u32) {
         if let Err(error) = fs::write(self.marker(), format!("{attempt}\n")) {
             // Without it only the guard against a store that ends the process is missing.
-            tracing::debug!(%error, "cannot write the record's opening marker");
+            tracing::debug!(%error, "failed to write the record's opening marker");
         }
     }
 
     fn unmark(&self) {
         match fs::remove_file(self.marker()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::debug!(%error, "cannot remove the record's opening marker");
+                tracing::debug!(%error, "failed to remove the record's opening marker");
             }
             _ => {}
         }
@@ -283,12 +284,12 @@ pub(super) fn make_compact(
         tracing::debug!(
             room,
             before,
-            "no room to write the record's store anew; it stays as large as it is"
+            "not enough disk space to compact the record's store"
         );
         return Ok((store, Found::Existing));
     }
     if let Err(error) = store.copy_to(compact, Instant::now() + COMPACTING) {
-        tracing::debug!(%error, "the record's store cannot be written anew, and stays as large as it is");
+        tracing::debug!(%error, "failed to compact the record's store");
         remove_compact(compact);
         return Ok((store, Found::Existing));
     }
@@ -296,22 +297,22 @@ pub(super) fn make_compact(
     let wanted = locked(wanted);
     // After the deadline there is another store in the place.
     if !*wanted {
-        return Err(StoreError::Unavailable("it came too late".into()));
+        return Err(StoreError::Unavailable("too late".into()));
     }
     let exchanged = exchange(compact, dir);
     if let Err(error) = &exchanged {
-        tracing::debug!(%error, "the record's store cannot be exchanged, and stays as large as it is");
+        tracing::debug!(%error, "failed to replace the record's store with its compacted copy");
     }
     let mut opened = open_patiently(dir);
     if exchanged.is_ok() && matches!(opened, Err(StoreError::Damaged(_))) && exchange(compact, dir).is_ok() {
-        tracing::warn!("the record's store that was written anew cannot be opened; the old one stays");
+        tracing::warn!("failed to open the compacted copy of the record's store; keeping the old one");
         opened = open_patiently(dir);
     }
     drop(wanted);
     if let Ok((store, _)) = &opened {
         remove_compact(compact);
         let after = store.size_on_disk().unwrap_or(0);
-        tracing::info!(before, after, "the record's store was written anew to free space");
+        tracing::info!(before, after, "compacted the record's store to free space");
     }
     opened
 }
@@ -319,7 +320,7 @@ pub(super) fn make_compact(
 /// Removes what an exchange left behind, or did not come to.
 fn remove_compact(compact: &Path) {
     if let Err(error) = remove_all(compact) {
-        tracing::debug!(%error, "cannot remove what was left of a store that was written anew");
+        tracing::debug!(%error, "failed to remove the leftovers of a compaction of the record's store");
     }
 }
 

@@ -180,7 +180,7 @@ impl Shared {
         match question(&store) {
             Ok(answer) => Some(answer),
             Err(error) => {
-                self.log_now_and_then(&format!("the record cannot be read: {error}"));
+                self.log_now_and_then(&format!("failed to read the record: {error}"));
                 if let StoreError::Damaged(reason) = error {
                     self.state().damaged.get_or_insert((store, reason));
                     self.wake.notify_one();
@@ -240,7 +240,7 @@ impl Shared {
     pub(super) fn readable<T>(&self, row: Result<T, ValueError>) -> Option<T> {
         row.inspect_err(|error| {
             self.unreadable.fetch_add(1, Ordering::Relaxed);
-            self.log_now_and_then(&format!("a value of the record is not readable: {error}"));
+            self.log_now_and_then(&format!("skipped an unreadable value of the record: {error}"));
         })
         .ok()
     }
@@ -405,7 +405,7 @@ impl Shared {
         if rows > 0 {
             self.dropped.fetch_add(rows as u64, Ordering::Relaxed);
             self.log_now_and_then(
-                "rows were not recorded; their outputs will be checked by their bytes next time",
+                "some rows were not recorded; the next build checks their outputs by content",
             );
         }
     }

@@ -38,7 +38,7 @@ fn words(payload: &(dyn Any + Send)) -> String {
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
+        .unwrap_or("no panic message");
     // sled's messages can hold whole pages.
     text.chars().take(200).collect()
 }

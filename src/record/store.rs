@@ -131,7 +131,7 @@ impl Store {
                 trees.push(db.open_tree(id.name()).map_err(sort)?);
             }
             let trees = <[sled::Tree; TreeId::ALL.len()]>::try_from(trees)
-                .map_err(|_| StoreError::Damaged("a tree is missing".into()))?;
+                .map_err(|_| StoreError::Damaged("missing tree".into()))?;
             let (meta, found) = match meta_tree.get(META_KEY).map_err(sort)? {
                 Some(value) => (check_meta(&value)?, Found::Existing),
                 None => (make_meta(&meta_tree, &trees, now_ms)?, Found::Fresh),
@@ -265,14 +265,14 @@ fn touch(trees: &[sled::Tree; TreeId::ALL.len()]) -> Result<(), StoreError> {
     }
     for root in &trees[TreeId::Roots as usize] {
         let (_, value) = root.map_err(sort)?;
-        decode_root(&value).map_err(|e| StoreError::Damaged(format!("a root's value has {e}")))?;
+        decode_root(&value).map_err(|e| StoreError::Damaged(format!("value of a root: {e}")))?;
     }
     Ok(())
 }
 
 /// Fails for a sled database of somebody else.
 fn refuse_foreign(db: &sled::Db) -> Result<(), StoreError> {
-    let foreign = |what: &str| Err(StoreError::Damaged(format!("holds another program's {what}")));
+    let foreign = |what: &str| Err(StoreError::Damaged(format!("contains another program's {what}")));
     if db.iter().next().transpose().map_err(sort)?.is_some() {
         return foreign("rows");
     }
@@ -290,7 +290,7 @@ fn refuse_foreign(db: &sled::Db) -> Result<(), StoreError> {
 
 fn check_meta(value: &[u8]) -> Result<RecordMeta, StoreError> {
     let meta: RecordMeta =
-        unseal(value).map_err(|e| StoreError::Damaged(format!("the store's own description has {e}")))?;
+        unseal(value).map_err(|e| StoreError::Damaged(format!("description of the store: {e}")))?;
     if meta.schema != SCHEMA {
         return Err(StoreError::Damaged(format!(
             "written by outhaul {} with schema {}; this one reads schema {SCHEMA}",

@@ -29,7 +29,7 @@ pub(super) enum ValueError {
     Checksum,
     #[error("not the expected message: {0}")]
     Message(String),
-    #[error("a field cannot hold that: {0}")]
+    #[error("invalid field: {0}")]
     Field(&'static str),
 }
 

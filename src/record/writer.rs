@@ -188,7 +188,7 @@ impl Writer {
 
     fn write(&mut self, changes: Option<Arc<Changes>>, waiters: Waiters) {
         let Some(store) = self.shared.store() else {
-            self.lose(StoreError::Unavailable("there is no store".into()), waiters);
+            self.lose(StoreError::Unavailable("no store".into()), waiters);
             return;
         };
         let result = self.write_to(&store, changes.as_deref(), !waiters.is_empty());
@@ -265,8 +265,9 @@ impl Writer {
     /// Works without a store for a while.
     fn go_down(&mut self, reason: String, retry_after: Duration) {
         self.retire();
-        self.shared
-            .log_now_and_then(&format!("the record is not written for now: {reason}"));
+        self.shared.log_now_and_then(&format!(
+            "the record is not being written at the moment: {reason}"
+        ));
         self.retry_after = retry_after;
         self.retry_at = Instant::now() + retry_after;
         self.unflushed = None;
@@ -290,7 +291,7 @@ impl Writer {
                 .spawn(move || drop(store));
             if let Err(error) = closing {
                 // The closure, and the store with it, was dropped right here.
-                tracing::debug!(%error, "no thread to close the record's store");
+                tracing::debug!(%error, "failed to start a thread to close the record's store");
             }
         }
     }
@@ -298,7 +299,7 @@ impl Writer {
     /// The store is damaged: sets it aside and starts another.
     fn replace(&mut self, reason: String) {
         if self.made_anew.is_some_and(|at| at.elapsed() < BROKEN_SOON) {
-            self.go_down(format!("it broke again: {reason}"), BROKEN_WAIT);
+            self.go_down(format!("it failed again: {reason}"), BROKEN_WAIT);
             return;
         }
         self.made_anew = Some(Instant::now());
@@ -318,14 +319,14 @@ impl Writer {
                 if let Opening::Quarantined { moved_to, reason } = &opening {
                     self.shared.quarantined.fetch_add(1, Ordering::Relaxed);
                     let moved_to = moved_to.display();
-                    tracing::warn!(%moved_to, "the record was damaged and starts anew: {reason}");
+                    tracing::warn!(%moved_to, "the record was damaged; starting a new one: {reason}");
                 }
                 self.shared.swap_store(Some(store));
                 self.shared.exchange_roots();
                 self.unflushed = None;
                 self.retry_after = RETRY_FIRST;
                 if self.shared.state().down.take().is_some() {
-                    tracing::info!("the record is written again");
+                    tracing::info!("the record is being written again");
                 }
                 self.shared.announce();
             }

@@ -114,7 +114,7 @@ async fn action_result(
         digest_function: action.function().wire(),
         ..GetActionResultRequest::default()
     };
-    let context = client.context(format_args!("result of action {action}"));
+    let context = client.context(format_args!("result for action {action}"));
     client
         .unary(&context, attribution, &request, |channel, request| async move {
             ActionCacheClient::new(channel)
@@ -136,7 +136,7 @@ pub(crate) async fn find_missing(
     let mut missing = HashSet::new();
     for request in missing_requests(client.instance(), digests) {
         let context = client.context(format_args!(
-            "missing ones of {} blobs",
+            "FindMissingBlobs for {} blobs",
             request.blob_digests.len()
         ));
         let answer = client
@@ -248,7 +248,7 @@ pub(crate) async fn verified_blob(
             return Err(RemoteError::new(
                 RemoteErrorKind::Protocol,
                 client.context(format_args!("blob {digest}")),
-                format!("the server sends bytes whose digest is {actual}"),
+                format!("the server sent bytes with the digest {actual}"),
             ));
         }
         avoid = true;
@@ -366,7 +366,7 @@ async fn get_tree(
             return Err(RemoteError::new(
                 RemoteErrorKind::Protocol,
                 context,
-                "the server sends the same page of the tree again and again",
+                "the server repeats the same page of the tree",
             )
             .into());
         }

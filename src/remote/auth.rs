@@ -278,20 +278,21 @@ impl Helper {
                 None => (None, text.as_str()),
             };
             if path.is_empty() {
-                return Err(error("names no program"));
+                return Err(error("does not name a program"));
             }
             let path = match path.strip_prefix("%workspace%") {
                 Some(below) => {
                     let workspace = options
                         .workspace
                         .as_ref()
-                        .ok_or_else(|| error("%workspace% is not known here; use an absolute path"))?;
+                        .ok_or_else(|| error("%workspace% is unknown; use an absolute path"))?;
                     workspace.join(below.trim_start_matches('/'))
                 }
                 None if path.starts_with('/') || !path.contains('/') => PathBuf::from(path),
                 None => {
                     return Err(error(
-                        "must be absolute, below %workspace%/, or a name to find in PATH",
+                        "must be an absolute path, a path starting with %workspace%/, or a name to look up in \
+                         PATH",
                     ));
                 }
             };
@@ -347,9 +348,9 @@ impl Helper {
         }
         let mut child = command
             .spawn()
-            .map_err(|e| self.error(&format!("can't be started: {e}")))?;
+            .map_err(|e| self.error(&format!("failed to start: {e}")))?;
         let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(self.error("has no pipes"));
+            return Err(self.error("failed to start: no pipes"));
         };
         let question = serde_json::json!({ "uri": self.uri }).to_string();
         let ask = async move {
@@ -359,22 +360,22 @@ impl Helper {
         let mut answer = Vec::new();
         let mut stdout = stdout.take(MAX_ANSWER);
         let ((), read) = tokio::join!(ask, stdout.read_to_end(&mut answer));
-        read.map_err(|e| self.error(&format!("can't be read: {e}")))?;
+        read.map_err(|e| self.error(&format!("failed to read its output: {e}")))?;
         let status = child
             .wait()
             .await
-            .map_err(|e| self.error(&format!("can't be waited for: {e}")))?;
+            .map_err(|e| self.error(&format!("failed to wait for it: {e}")))?;
         if matches!(status.code(), Some(126 | 127)) {
             return Err(self.error(&format!(
-                "can't be started, as its exit code {} says",
+                "failed to start (exit code {})",
                 status.code().unwrap_or_default()
             )));
         }
         if !status.success() {
             // Nothing of what it has printed: a script that shows what it does shows its secrets.
             return Err(self.error(&format!(
-                "ended with {status}; what it says is shown nowhere, so run it by hand: echo '{{\"uri\":\"{}\"}}' | {} \
-                 get",
+                "failed with {status}; its output is hidden because it may contain secrets, so run it by hand: \
+                 echo '{{\"uri\":\"{}\"}}' | {} get",
                 self.uri,
                 self.path.display()
             )));
@@ -397,14 +398,13 @@ pub(super) fn read_answer(
     now: SystemTime,
 ) -> Result<(Vec<Header>, Option<Duration>), String> {
     // The decoder's words would quote the answer.
-    let printed: Printed =
-        serde_json::from_slice(printed).map_err(|_| "did not print the JSON that is expected")?;
+    let printed: Printed = serde_json::from_slice(printed).map_err(|_| "did not print the expected JSON")?;
     let mut headers = Vec::new();
     for (name, values) in printed.headers {
         for value in values {
             // Its name may be anything, too.
             let header = Header::new(&name, &value);
-            headers.push(header.map_err(|_| "gave a header whose name or value can't be one")?);
+            headers.push(header.map_err(|_| "printed a header with an invalid name or value")?);
         }
     }
     let expires_in = match printed.expires {
@@ -414,7 +414,7 @@ pub(super) fn read_answer(
                 .parse::<prost_types::Timestamp>()
                 .ok()
                 .and_then(|time| SystemTime::try_from(time).ok())
-                .ok_or("gave an expiry that is no RFC 3339 time")?
+                .ok_or("printed an expiry that is not an RFC 3339 time")?
                 .duration_since(now)
                 .unwrap_or_default();
             // A helper's year 9999 must not overflow the clock.
@@ -431,7 +431,7 @@ fn fit(scope: &str, host: &str) -> Result<Option<usize>, &'static str> {
     let (scope, path) = scope.split_once('/').unwrap_or((&scope, ""));
     let domain = scope.strip_prefix("*.").unwrap_or(scope);
     if domain.is_empty() || domain.contains(['*', ':']) {
-        return Err("the scope is no host name and no *.domain");
+        return Err("the scope must be a host name or *.DOMAIN");
     }
     if !path.is_empty() {
         return Ok(None);

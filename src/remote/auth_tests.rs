@@ -99,9 +99,9 @@ fn the_closest_scope_wins() {
 #[test]
 fn helpers_that_cannot_be_are_refused_by_name() {
     for (text, part) in [
-        ("a.example=", "names no program"),
+        ("a.example=", "does not name a program"),
         ("relative/path", "absolute"),
-        ("%workspace%/x", "not known"),
+        ("%workspace%/x", "unknown"),
         ("*=/x", "scope"),
         ("a:b=/x", "scope"),
     ] {
@@ -159,7 +159,7 @@ async fn a_failing_helper_says_why_without_its_output() {
         ),
         (
             "cat > /dev/null; echo '{\"headers\": {\"a b\": [\"s3cret\"]}}'",
-            "a header whose name or value",
+            "a header with an invalid name or value",
         ),
         (
             "cat > /dev/null; echo '{\"headers\": {}, \"expires\": \"soon\"}'",
@@ -192,5 +192,5 @@ async fn a_failing_helper_says_why_without_its_output() {
         .metadata(&Attribution::default())
         .await
         .unwrap_err();
-    assert!(error.to_string().contains("can't be started"), "{error}");
+    assert!(error.to_string().contains("failed to start"), "{error}");
 }

@@ -186,7 +186,8 @@ impl Reader<'_> {
                         part.iter()
                             .for_each(|&at| asked.answers[at] = Some(Err(error.clone())));
                     } else if part.len() > 1 {
-                        tracing::debug!(%error, blobs = part.len(), "a batch was refused; asking for half of it");
+                        tracing::debug!(%error, blobs = part.len(), "the server refused a batch; retrying with \
+                                                                     half of it");
                         let second = part.split_off(part.len() / 2);
                         parts.extend([second, part]);
                     } else if let [at] = *part {
@@ -364,7 +365,7 @@ fn sort_out(
             tracing::debug!(
                 cache = client.place(),
                 digest = ?part.digest,
-                "an answer that nobody asked for, or a second one"
+                "an unexpected or repeated response"
             );
             continue;
         };
@@ -393,12 +394,12 @@ fn content(client: &Client, digest: &Digest, answer: BatchPart) -> Answer {
             // The size is one that fits a batch. A frame that holds more fails here, before it is unpacked.
             let size = usize::try_from(digest.size()).unwrap_or(usize::MAX);
             unpack(&answer.data, size)
-                .map_err(|e| protocol(format!("no zstd data of {size} bytes: {e}")))?
+                .map_err(|e| protocol(format!("not valid zstd data of {size} bytes: {e}")))?
                 .into()
         }
         _ => {
             return Err(protocol(format!(
-                "compressed by a method that was not asked for (number {})",
+                "compressed with a compressor that was not requested (number {})",
                 answer.compressor
             )));
         }
@@ -429,7 +430,7 @@ fn unanswered(client: &Client, digest: &Digest) -> RemoteError {
     RemoteError::new(
         RemoteErrorKind::Protocol,
         client.context(format_args!("blob {digest}")),
-        "the server's answer leaves it out",
+        "missing from the server's response",
     )
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn send(
         _ if !parts.status.is_success() => return Err(of_http(parts.status)),
         Some(_) => true,
         None if !is_grpc(&parts.headers) => {
-            return Err(Status::unknown("what answers is no gRPC service"));
+            return Err(Status::unknown("the server is not a gRPC service"));
         }
         None => false,
     };
@@ -123,7 +123,7 @@ impl Incoming {
     fn prefix(&mut self) -> Result<usize, Status> {
         if self.received.get_u8() != 0 {
             return Err(Status::internal(
-                "the server compresses messages, which nobody asked for",
+                "the server sent a compressed message, which was not requested",
             ));
         }
         Ok(self.received.get_u32() as usize)
@@ -132,14 +132,14 @@ impl Incoming {
     /// The only message, of at most so many bytes, decoded; its bytes are slices of what was received where that is in
     /// one piece.
     pub(super) async fn single<M: Message + Default>(mut self, most: usize) -> Result<M, Status> {
-        let absent = || Status::internal("the answer has no message");
+        let absent = || Status::internal("the response has no message");
         if !self.gather(PREFIX).await? {
             return Err(absent());
         }
         let length = self.prefix()?;
         if length > most {
             return Err(Status::data_loss(format!(
-                "the answer has {length} bytes, more than the {most} that what was asked for can have"
+                "the response of {length} bytes exceeds the expected maximum of {most}"
             )));
         }
         if !self.gather(length).await? {
@@ -155,13 +155,13 @@ impl Incoming {
         // An error may still follow, and takes the message back.
         loop {
             if self.received.has_remaining() {
-                return Err(Status::internal("there is more behind the answer"));
+                return Err(Status::internal("trailing data after the response"));
             }
             if !self.more().await? {
                 break;
             }
         }
-        M::decode(message).map_err(|e| Status::internal(format!("the answer can't be decoded: {e}")))
+        M::decode(message).map_err(|e| Status::internal(format!("failed to decode the response: {e}")))
     }
 }
 
@@ -210,7 +210,7 @@ impl Pieces {
     fn parse(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
             if self.beside > BESIDE {
-                return Err(Status::data_loss("the stream has no end of what is no data"));
+                return Err(Status::data_loss("unterminated group in the stream"));
             }
             let received = &mut self.incoming.received;
             if self.field > 0 {
@@ -243,7 +243,7 @@ impl Pieces {
 
     /// Reads a field's head.
     fn head(&mut self) -> Result<(), Status> {
-        let malformed = || Status::internal("a message of the stream is malformed");
+        let malformed = || Status::internal("malformed message in the stream");
         let received = &mut self.incoming.received;
         let before = received.remaining();
         let (field, wire_type) = decode_key(received).map_err(|_| malformed())?;

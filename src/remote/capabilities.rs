@@ -92,7 +92,7 @@ fn understood(client: &Client, answer: Option<CacheCapabilities>) -> Result<Capa
     let Some(answer) = answer else {
         tracing::debug!(
             cache = client.place(),
-            "the server does not tell its capabilities"
+            "the server does not report its capabilities"
         );
         return Ok(Capabilities {
             digest_functions: Vec::new(),
@@ -108,7 +108,7 @@ fn understood(client: &Client, answer: Option<CacheCapabilities>) -> Result<Capa
             RemoteErrorKind::Rejected,
             client.context("capabilities"),
             format!(
-                "the server does not know the digest function {wanted}; it offers {}",
+                "the server does not support the digest function {wanted}; it supports {}",
                 offered.join(", ")
             ),
         ));

@@ -42,7 +42,7 @@ fn worse(before: Option<RemoteError>, now: RemoteError) -> RemoteError {
 }
 
 fn nobody(what: &str) -> RemoteError {
-    RemoteError::new(RemoteErrorKind::Config, what, "there is no cache to ask")
+    RemoteError::new(RemoteErrorKind::Config, what, "no remote cache")
 }
 
 impl BlobStore for Chain {

@@ -276,7 +276,7 @@ fn pem(flag: &str, file: &Path, section: &str) -> Result<Vec<u8>, RemoteError> {
         .lines()
         .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&end))
     {
-        return Err(error(format!("has no PEM section {section}")));
+        return Err(error(format!("does not contain a PEM section {section}")));
     }
     Ok(bytes)
 }
@@ -335,7 +335,7 @@ mod tests {
         let mut options = options("grpcs://localhost");
         for (path, part) in [
             (dir.path().join("none.pem"), "No such file"),
-            (file, "has no PEM section CERTIFICATE"),
+            (file, "does not contain a PEM section CERTIFICATE"),
         ] {
             options.tls_certificate = Some(path.clone());
             let error = Pool::new(&options).err().unwrap();

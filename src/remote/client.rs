@@ -188,8 +188,8 @@ impl Client {
         );
         if refused && !self.options.left_out.is_empty() {
             error.message = format!(
-                "{} (not sent, as they can't be used: {}; give --remote-header, --credential-helper or --tls-certificate \
-                 to outhaul)",
+                "{} (credentials of the build that outhaul could not use: {}; give --remote-header, \
+                 --credential-helper or --tls-certificate to outhaul)",
                 error.message,
                 self.options.left_out.join("; ")
             );
@@ -238,7 +238,7 @@ pub(crate) async fn guarded<T>(step: impl Future<Output = Result<T, Status>>) ->
     AssertUnwindSafe(step)
         .catch_unwind()
         .await
-        .unwrap_or_else(|_| Err(Status::data_loss("the server's answer is malformed")))
+        .unwrap_or_else(|_| Err(Status::data_loss("malformed response")))
 }
 
 /// A digest for a request.

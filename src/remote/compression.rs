@@ -193,7 +193,7 @@ impl State {
                 keep,
                 goodput,
                 before,
-                "tried the other way of sending"
+                "tried the other transfer mode"
             );
             if !keep {
                 self.change();

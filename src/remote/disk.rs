@@ -62,7 +62,7 @@ impl DiskCache {
 
     fn not_found(&self, digest: &Digest) -> RemoteError {
         let kind = RemoteErrorKind::NotFound;
-        RemoteError::new(kind, self.context(digest), "the disk cache does not have it")
+        RemoteError::new(kind, self.context(digest), "not in the disk cache")
     }
 
     fn failed(&self, digest: &Digest, error: &io::Error) -> RemoteError {

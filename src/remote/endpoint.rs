@@ -44,10 +44,10 @@ impl Endpoint {
         if let Some(path) = text.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
             if !path.starts_with('/') {
-                return Err(error("a unix socket needs an absolute path: unix:/PATH"));
+                return Err(error("the path of a unix socket must be absolute: unix:/PATH"));
             }
             if path.contains('\0') || path.ends_with('/') {
-                return Err(error("the path of the unix socket is no file's"));
+                return Err(error("the path of the unix socket is not a file path"));
             }
             return Ok(Self(Place::Unix(PathBuf::from(path))));
         }
@@ -62,12 +62,12 @@ impl Endpoint {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains('@') {
             return Err(error(
-                "credentials don't belong into the address; use --remote-header",
+                "credentials are not allowed in the URL; use --remote-header",
             ));
         }
         if rest.contains(['/', '?', '#']) {
             return Err(error(
-                "only a host and a port may follow the scheme; the instance goes into --remote-instance-name",
+                "only a host and a port may follow the scheme; use --remote-instance-name for the instance name",
             ));
         }
         let (host, port) =
@@ -82,9 +82,7 @@ impl Endpoint {
             None => PLAIN_PORT,
         };
         if !is_host(host) {
-            return Err(error(
-                "the host has a character that no host name has, or is empty",
-            ));
+            return Err(error("the host name is empty or contains an invalid character"));
         }
         Ok(Self(Place::Tcp {
             tls,
@@ -340,7 +338,7 @@ mod tests {
             ("grpc://:80", "empty"),
             ("::1:80", "[IPV6]"),
             ("unix:relative.sock", "absolute"),
-            ("unix:/dir/", "no file"),
+            ("unix:/dir/", "not a file path"),
         ] {
             let error = parse(text).expect_err(text);
             assert_eq!(error.kind, RemoteErrorKind::Config);

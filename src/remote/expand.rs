@@ -37,7 +37,7 @@ pub enum ExpandError {
     #[error("output refused: {0}")]
     Path(#[from] ExecPathError),
     /// A name in a directory is not one name.
-    #[error("{directory:?} names {name:?}, which is no file name")]
+    #[error("{directory:?} contains {name:?}, which is not a valid file name")]
     Name {
         /// The directory's path; empty for the root.
         directory: String,
@@ -48,10 +48,10 @@ pub enum ExpandError {
     #[error("{0:?} is named twice, with different contents")]
     Twice(String),
     /// A digest is missing or is none.
-    #[error("{0:?} has no usable digest")]
+    #[error("{0:?} has no valid digest")]
     Digest(String),
     /// A symlink has no target, or one that no symlink can have.
-    #[error("symlink {0:?} has no usable target")]
+    #[error("symlink {0:?} has no valid target")]
     Target(String),
     /// A directory that was not fetched.
     #[error("{path:?} is directory {digest}, which the cache does not have")]

@@ -91,18 +91,19 @@ impl GrpcCache {
         let message = error.message.as_str();
         let any = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
         let advice = if code == Some(Code::Unimplemented) {
-            "what listens there is no remote cache".to_owned()
+            "the server is not a remote cache".to_owned()
         } else if any(&["received corrupt message", "HTTP/2 was not negotiated"]) {
             "the server does not speak TLS there; use grpc://".to_owned()
         } else if any(&["invalid peer certificate"]) {
-            "the server's certificate is not trusted; give its authority with --tls-certificate".to_owned()
+            "the server's certificate is not trusted; give its certificate authority with --tls-certificate"
+                .to_owned()
         } else if any(&["received fatal alert"])
             // The alert that refuses a client may be overtaken by the end of its connection.
             || (endpoint.is_tls()
                 && self.0.client.options.tls_client_certificate.is_none()
                 && any(&["connection closed", "connection reset", "broken pipe"]))
         {
-            "the server refused the TLS connection; it may want --tls-client-certificate".to_owned()
+            "the server refused the TLS connection; it may require --tls-client-certificate".to_owned()
         } else if !endpoint.is_tls()
             && endpoint.unix_path().is_none()
             && any(&[
@@ -113,23 +114,23 @@ impl GrpcCache {
                 "connection closed",
             ])
         {
-            "the server does not speak plain gRPC there; it may want TLS: use grpcs://".to_owned()
+            "the server does not speak plain gRPC there; it may require TLS: use grpcs://".to_owned()
         } else {
             match error.kind {
                 // Without a status it is our own refusal, which says what is wrong.
                 RemoteErrorKind::Rejected if code.is_some() && instance.is_empty() => {
-                    "the server refuses the request; it may want --remote-instance-name".to_owned()
+                    "the server rejected the request; it may require --remote-instance-name".to_owned()
                 }
                 RemoteErrorKind::Rejected if message.to_ascii_lowercase().contains("instance") => {
                     format!("the server does not have the instance {instance:?} (--remote-instance-name)")
                 }
-                RemoteErrorKind::Unavailable => "the server can't be reached".to_owned(),
+                RemoteErrorKind::Unavailable => "failed to connect to the server".to_owned(),
                 RemoteErrorKind::Timeout => "the server does not answer".to_owned(),
                 // Without a status it is the credential helper that failed, which the error names.
                 RemoteErrorKind::Unauthenticated if code.is_some() => {
-                    "the server wants credentials (--remote-header, --credential-helper)".to_owned()
+                    "the server requires credentials (--remote-header, --credential-helper)".to_owned()
                 }
-                RemoteErrorKind::Denied => "the server does not let us in".to_owned(),
+                RemoteErrorKind::Denied => "permission denied by the server".to_owned(),
                 _ => return error,
             }
         };
@@ -180,7 +181,7 @@ impl GrpcCache {
             return Ok(None);
         };
         let refused = |e: expand::ExpandError| {
-            let context = self.0.client.context(format_args!("result of action {action}"));
+            let context = self.0.client.context(format_args!("result for action {action}"));
             RemoteError::new(RemoteErrorKind::Protocol, context, e.to_string())
         };
         let function = action.function();

@@ -118,19 +118,19 @@ impl RemoteOptions {
         {
             return Err(config(
                 format!("--remote-instance-name={}", self.instance_name),
-                format!("an instance name must not have the segment {segment:?}"),
+                format!("an instance name must not contain the segment {segment:?}"),
             ));
         }
         if !self.instance_name.is_empty() && self.instance_name.split('/').any(str::is_empty) {
             return Err(config(
                 format!("--remote-instance-name={}", self.instance_name),
-                "an instance name must not have empty segments",
+                "an instance name must not contain empty segments",
             ));
         }
         if self.instance_name.chars().any(char::is_control) {
             return Err(config(
                 format!("--remote-instance-name={:?}", self.instance_name),
-                "an instance name must not have control characters",
+                "an instance name must not contain control characters",
             ));
         }
         if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
@@ -140,7 +140,7 @@ impl RemoteOptions {
             ));
         }
         if self.stall_timeout.is_zero() {
-            return Err(config("--remote-timeout=0", "must be longer than nothing"));
+            return Err(config("--remote-timeout=0", "must be greater than zero"));
         }
         for (flag, file) in [
             ("--tls-certificate", &self.tls_certificate),
@@ -159,11 +159,11 @@ impl RemoteOptions {
         match (&self.tls_client_certificate, &self.tls_client_key) {
             (Some(file), None) => Err(config(
                 format!("--tls-client-certificate={}", file.display()),
-                "needs --tls-client-key",
+                "requires --tls-client-key",
             )),
             (None, Some(file)) => Err(config(
                 format!("--tls-client-key={}", file.display()),
-                "needs --tls-client-certificate",
+                "requires --tls-client-certificate",
             )),
             _ => Ok(()),
         }
@@ -225,16 +225,16 @@ impl Header {
         let name = name.trim().to_ascii_lowercase();
         let value = value.trim();
         if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
-            return Err("the name has a character that no header's name has, or is empty");
+            return Err("the header name is empty or contains an invalid character");
         }
         if name.ends_with("-bin") {
-            return Err("binary headers can't be given");
+            return Err("binary headers are not supported");
         }
         if name.starts_with("grpc-") || matches!(&*name, "te" | "content-type" | "user-agent" | "host") {
-            return Err("this header is gRPC's own");
+            return Err("this header is reserved for gRPC");
         }
         if !value.bytes().all(|b| (0x20..0x7f).contains(&b)) {
-            return Err("the value has a character other than printable ASCII");
+            return Err("the value must be printable ASCII");
         }
         Ok(Self {
             name,
@@ -298,7 +298,7 @@ mod tests {
         let mut halved = options("grpcs://localhost");
         halved.tls_client_key = Some("/key.pem".into());
         let shown = halved.validate().unwrap_err().to_string();
-        assert!(shown.contains("needs --tls-client-certificate"), "{shown}");
+        assert!(shown.contains("requires --tls-client-certificate"), "{shown}");
         assert_eq!(options("grpcs://localhost").validate(), Ok(()));
     }
 
@@ -315,7 +315,7 @@ mod tests {
             ("a b=s3cret", "character"),
             ("=s3cret", "empty"),
             ("key-bin=s3cret", "binary"),
-            ("grpc-timeout=s3cret", "gRPC's own"),
+            ("grpc-timeout=s3cret", "reserved for gRPC"),
             ("key=s3cret\n", ""),
             ("key=s3cret\u{1}x", "printable"),
         ] {

@@ -95,7 +95,7 @@ impl Backoff<'_> {
             // A connection needs one.
             tokio::task::spawn_blocking(open_files::spare);
         }
-        tracing::debug!(%error, ?delay, attempt = self.failures, "trying again");
+        tracing::debug!(%error, ?delay, attempt = self.failures, "retrying");
         self.policy.timer.sleep(delay).await;
         true
     }

@@ -47,7 +47,7 @@ pub(crate) async fn read(
         return Err(RemoteError::new(
             RemoteErrorKind::Rejected,
             context,
-            format!("asked for from byte {offset}, past its end"),
+            format!("requested from byte {offset}, past its end"),
         ));
     }
     let running = client
@@ -79,7 +79,7 @@ pub(crate) async fn read(
         };
         // A proxy that hands on its backend's capabilities may not know the compressed names itself.
         if transfer.compressed && failure.error.kind == RemoteErrorKind::Rejected {
-            tracing::debug!(error = %failure.error, "asking for the plain blob");
+            tracing::debug!(error = %failure.error, "requesting the uncompressed blob");
             transfer.compressed = false;
             continue;
         }
@@ -177,7 +177,7 @@ impl Transfer<'_> {
                     wire += piece.len() as u64;
                     if wire > most {
                         return Err(self
-                            .protocol("the server sends more bytes than compression makes of it")
+                            .protocol("the server sent more compressed bytes than the blob can have")
                             .into());
                     }
                     self.inflate(inflater, &piece).await?;
@@ -205,7 +205,9 @@ impl Transfer<'_> {
         let left = self.digest.size() - self.offset;
         let length = bytes.len() as u64;
         if length > left {
-            return Err(self.protocol("the server sends more bytes than that").into());
+            return Err(self
+                .protocol("the server sent more bytes than the blob has")
+                .into());
         }
         if length == 0 {
             return Ok(());
@@ -242,7 +244,9 @@ impl Transfer<'_> {
                 }
             };
             if excess {
-                return Err(self.protocol("the server sends more bytes than that").into());
+                return Err(self
+                    .protocol("the server sent more bytes than the blob has")
+                    .into());
             }
         }
         Ok(())

@@ -56,7 +56,7 @@ impl DirectoryTree {
     /// # Errors
     /// When it can't be decoded or has no root.
     pub fn decode(function: DigestFunction, bytes: Bytes) -> Result<Self, String> {
-        let raw = RawTree::decode(bytes).map_err(|e| format!("no Tree message: {e}"))?;
+        let raw = RawTree::decode(bytes).map_err(|e| format!("not a Tree message: {e}"))?;
         let root = raw.root.ok_or("the Tree has no root")?;
         let mut tree = Self::rooted_at(Digest::of(function, &root));
         for directory in std::iter::once(root).chain(raw.children) {
@@ -72,7 +72,7 @@ impl DirectoryTree {
     pub(crate) fn add(&mut self, bytes: Bytes) -> Result<(), String> {
         let digest = Digest::of(self.root.function(), &bytes);
         self.encoded += bytes.len() as u64;
-        let directory = Directory::decode(bytes).map_err(|e| format!("no Directory message: {e}"))?;
+        let directory = Directory::decode(bytes).map_err(|e| format!("not a Directory message: {e}"))?;
         self.directories.insert(digest, directory);
         Ok(())
     }

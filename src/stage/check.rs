@@ -59,9 +59,10 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
         match found {
             Ok(marker) => all.push(marker),
             // Nobody can tell what it was about.
-            Err(reason) => answer
-                .problems
-                .push(format!("{}: is no marker: {reason}", path.display())),
+            Err(reason) => answer.problems.push(format!(
+                "{}: not a marker of a staged tree: {reason}",
+                path.display()
+            )),
         }
     }
     let known: HashSet<String> = all
@@ -100,8 +101,10 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
     for ((path, ..), looked) in wanted.iter().zip(look(directory, &wanted)?) {
         match looked {
             Ok(Check::Present { .. }) => {}
-            Ok(Check::Absent) => answer.problems.push(format!("{path}: is not there")),
-            Ok(Check::Differs) => answer.problems.push(format!("{path}: is not what was staged")),
+            Ok(Check::Absent) => answer.problems.push(format!("{path}: missing")),
+            Ok(Check::Differs) => answer
+                .problems
+                .push(format!("{path}: changed since it was staged")),
             Err(reason) => answer.problems.push(format!("{path}: {reason}")),
         }
     }
@@ -117,7 +120,7 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
             Ok(others) => answer.problems.extend(
                 others
                     .iter()
-                    .map(|path| format!("{path}: is not part of the staged tree")),
+                    .map(|path| format!("{path}: not part of the staged tree")),
             ),
             Err(reason) => answer.problems.push(format!("{tree}: {reason}")),
         }

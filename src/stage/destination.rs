@@ -65,7 +65,7 @@ impl Reach {
             reason,
         };
         if !asked.is_absolute() {
-            return Err(failed("is not an absolute path".to_owned()));
+            return Err(failed("must be an absolute path".to_owned()));
         }
         let real = resolve(asked).map_err(|e| failed(e.to_string()))?;
         if let Self::Below(allowed) = self {
@@ -74,7 +74,7 @@ impl Reach {
             let leads_up = real.components().any(|part| part == Component::ParentDir);
             if leads_up || !allowed.iter().any(is_below) {
                 return Err(denied(
-                    "callers of this port may only name directories below those of --control-stage-dir"
+                    "callers of this port may only stage into directories given with --control-stage-dir"
                         .to_owned(),
                 ));
             }
@@ -84,7 +84,7 @@ impl Reach {
             && path.starts_with(&real)
         {
             return Err(denied(format!(
-                "it holds outhaul's state directory {}",
+                "it contains outhaul's state directory {}",
                 path.display()
             )));
         }
@@ -94,7 +94,7 @@ impl Reach {
                 let here = fs::fstat(&fd).map_err(error)?;
                 if (here.st_dev, here.st_ino) == (own.st_dev, own.st_ino) {
                     return Err(denied(format!(
-                        "it is in outhaul's state directory {}",
+                        "it is inside outhaul's state directory {}",
                         path.display()
                     )));
                 }

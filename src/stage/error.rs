@@ -25,10 +25,10 @@ pub enum StageError {
     #[error("{0}")]
     Unknown(String),
     /// The build still runs, so its outputs are not all known.
-    #[error("the build {0} is still running; stage from it when it has ended (see `outhaul wait`)")]
+    #[error("build {0} is still running; stage its outputs when it has ended (see `outhaul wait`)")]
     Running(String),
     /// The journal that tells the build's outputs is gone or can't be read.
-    #[error("the events of build {invocation_id} cannot be read: {source}")]
+    #[error("failed to read the events of build {invocation_id}: {source}")]
     Journal {
         /// Which build.
         invocation_id: String,
@@ -69,7 +69,7 @@ pub enum StageError {
         reason: String,
     },
     /// The directory is not for whoever asked, or for nobody.
-    #[error("nothing is staged into {}: {reason}", .directory.display())]
+    #[error("cannot stage into {}: {reason}", .directory.display())]
     Denied {
         /// Which.
         directory: PathBuf,
@@ -88,8 +88,8 @@ pub enum StageError {
     },
     /// The file has the id of another build that is here.
     #[error(
-        "{path} has invocation {invocation_id} of build {there:?}, but here it is of build {here:?}; \
-         import it into another --state-dir"
+        "{path} contains invocation {invocation_id} of build {there:?}, but this state directory already has \
+         it for build {here:?}; import it into another --state-dir"
     )]
     Taken {
         /// The file.
@@ -102,7 +102,7 @@ pub enum StageError {
         there: String,
     },
     /// A file can't be read or written.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("failed to {action} {path}: {source}")]
     Io {
         /// What was tried, such as `write`.
         action: &'static str,

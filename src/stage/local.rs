@@ -160,7 +160,7 @@ impl BlobStore for LocalFirst {
                     (None, None) => Err(RemoteError::new(
                         RemoteErrorKind::Protocol,
                         digest.to_string(),
-                        "it was asked for twice in one batch",
+                        "it was requested twice in one batch",
                     )),
                 };
                 (digest.clone(), answer)

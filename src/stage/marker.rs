@@ -145,7 +145,7 @@ impl File {
             }
             (None, Some(target), false) => OutputContent::Symlink(target.clone()),
             (None, None, true) => OutputContent::Directory,
-            _ => return Err(format!("{path}: its entry does not tell what it is")),
+            _ => return Err(format!("{path}: its entry has no type")),
         };
         Ok((path, content))
     }
@@ -347,11 +347,11 @@ fn remove(
         let removed = file.content().and_then(|(path, content)| {
             placer
                 .remove(&path, &content, file.stamp().as_ref(), keep)
-                .map_err(|e| format!("{path}, from an earlier stage, stays: {e}"))
+                .map_err(|e| format!("kept {path} from an earlier stage: {e}"))
         });
         match removed {
             Ok(Check::Differs) => notes.push(format!(
-                "{}, from an earlier stage, stays: it has changed since",
+                "kept {} from an earlier stage: it has changed since",
                 file.path
             )),
             Ok(_) => {}
@@ -398,7 +398,7 @@ fn flags() -> i32 {
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = fs::File::options().read(true).custom_flags(flags()).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("is no regular file"));
+        return Err(io::Error::other("is not a regular file"));
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
@@ -456,7 +456,7 @@ fn parse(bytes: &[u8]) -> Result<Marker, String> {
     let marker: Marker = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if marker.version != VERSION {
         return Err(format!(
-            "it has version {}, and this Outhaul reads {VERSION}",
+            "it has version {}, but this outhaul reads version {VERSION}",
             marker.version
         ));
     }

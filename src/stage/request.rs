@@ -144,7 +144,7 @@ fn setting(flag: &str, text: &str, reason: String) -> StageError {
 }
 
 pub(super) fn gone() -> StageError {
-    StageError::Internal("whoever asked has gone".to_owned())
+    StageError::Internal("the caller has disconnected".to_owned())
 }
 
 pub(super) fn hits(regex: &PathRegex, paths: &[&str]) -> bool {
@@ -189,7 +189,7 @@ impl Wish {
             if found > most {
                 return Err(StageError::Setting {
                     flag: flag.to_owned(),
-                    reason: format!("the request has {found} {what}, and outhaul takes {most} at most"),
+                    reason: format!("the request has {found} {what}, which exceeds the limit of {most}"),
                 });
             }
         }

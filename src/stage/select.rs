@@ -290,7 +290,7 @@ impl<'a> Picked<'a> {
                 let hint = if known.is_empty() {
                     String::new()
                 } else {
-                    format!(" (there are: {})", known.join(", "))
+                    format!(" (available: {})", known.join(", "))
                 };
                 return Err(no_match("--output-group", group, hint));
             }
@@ -321,11 +321,11 @@ impl<'a> Picked<'a> {
             .map(|(label, _)| *label)
             .collect();
         if matched.is_empty() {
-            ": the build has no such target".to_owned()
+            ": no such target in the build".to_owned()
         } else if failed.is_empty() {
-            ": nothing of it passes the other filters".to_owned()
+            ": the other filters exclude all of its outputs".to_owned()
         } else {
-            format!(": not built, or not completely: {}", some(&failed))
+            format!(": not built, or only partly: {}", some(&failed))
         }
     }
 }
@@ -352,7 +352,7 @@ pub(super) fn placed(
             return Err(StageError::Setting {
                 flag: "--flatten".to_owned(),
                 reason: format!(
-                    "{path} would be staged as {first_component}, which Outhaul keeps for itself"
+                    "{path} would be staged as {first_component}, a name that is reserved for outhaul"
                 ),
             });
         }

@@ -200,9 +200,9 @@ impl Stager {
             let recorded = read(&entry, function)?;
             let mut selection = recorded.select(&row.invocation_id, &request)?;
             if !recorded.finished {
-                selection
-                    .notes
-                    .push("the build's events broke off; what it built after that is not known".to_owned());
+                selection.notes.push(
+                    "the build's events are incomplete; outputs that it built later are unknown".to_owned(),
+                );
             }
             Ok(Plan {
                 build: row,
@@ -257,7 +257,7 @@ impl Stager {
                 .record
                 .invocation(id)
                 .or_else(|| self.row_from_journal(id))
-                .ok_or_else(|| StageError::Unknown(format!("no invocation {id:?} is recorded")));
+                .ok_or_else(|| StageError::Unknown(format!("invocation {id:?} is not recorded")));
         }
         let rows = self.record.invocations(usize::MAX);
         let built = |row: &&InvocationRow| !ASKING.contains(&row.command.as_str());
@@ -272,8 +272,8 @@ impl Stager {
         });
         newest.ok_or_else(|| {
             StageError::Unknown(match which.workspace.as_str() {
-                "" => "no build is recorded".to_owned(),
-                workspace => format!("no build of {workspace} is recorded"),
+                "" => "no builds are recorded".to_owned(),
+                workspace => format!("no builds of {workspace} are recorded"),
             })
         })
     }
@@ -319,16 +319,16 @@ impl Stager {
             reason,
         };
         let made = self.destination(directory, true).await?;
-        let made = made.ok_or_else(|| failed("cannot be made".to_owned()))?;
+        let made = made.ok_or_else(|| failed("failed to create it".to_owned()))?;
         let opened = spawn_blocking(move || {
             let place = OutputRoot::open(&made.real, true).map_err(|e| e.to_string())?;
             // Another directory may have come into its place since it was judged.
             if !made.is(place.device(), place.inode()) {
-                return Err("was replaced by another directory just now".to_owned());
+                return Err("it was replaced by another directory".to_owned());
             }
             // What a stage that was killed has left; what a living one uses stays.
             if let Err(error) = place.sweep() {
-                tracing::debug!(directory = %made.real.display(), "not swept: {error}");
+                tracing::debug!(directory = %made.real.display(), "failed to sweep temporary files: {error}");
             }
             Ok((made, place))
         })
@@ -383,7 +383,7 @@ impl Stager {
             }
             stager.let_go(&root).await;
             if let Err(error) = work.conclude(true).await {
-                tracing::error!("the marker of what was staged cannot be completed: {error}");
+                tracing::error!("failed to complete the marker of the staged tree: {error}");
             }
             work.outputs()
         });

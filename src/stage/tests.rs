@@ -436,7 +436,7 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
     assert_eq!(problems(&any), Vec::<String>::new());
     std::fs::write(dir.path().join("x"), "3").unwrap();
     std::fs::remove_file(dir.path().join("y")).unwrap();
-    assert_eq!(problems(&any), ["x: is not what was staged", "y: is not there"]);
+    assert_eq!(problems(&any), ["x: changed since it was staged", "y: missing"]);
 
     // A request that stages something else at one place takes the older one's marker away, another does not.
     let wish_of = |target: &str| Wish {
@@ -491,7 +491,7 @@ fn what_an_earlier_stage_put_there_and_this_one_does_not_name_goes() {
     let notes = leave_for(dir.path(), "two", &Wish::default(), &[("t/a", b"a")]);
     assert_eq!(
         notes,
-        ["t/changed, from an earlier stage, stays: it has changed since"]
+        ["kept t/changed from an earlier stage: it has changed since"]
     );
     for (name, stays) in [
         ("t/a", true),
@@ -508,8 +508,8 @@ fn what_an_earlier_stage_put_there_and_this_one_does_not_name_goes() {
     assert_eq!(
         problems(),
         [
-            "t/changed: is not part of the staged tree",
-            "t/mine: is not part of the staged tree"
+            "t/changed: not part of the staged tree",
+            "t/mine: not part of the staged tree"
         ]
     );
     std::fs::remove_file(dir.path().join("t/changed")).unwrap();
@@ -615,7 +615,7 @@ fn a_marker_that_cannot_be_read_or_leads_outside_is_told() {
     for (damaged, part) in [
         (text.replace("\"x\"", "\"../x\""), "\"..\""),
         (text.replace("\"version\": 1", "\"version\": 2"), "version 2"),
-        (text[..text.len() / 2].to_owned(), "no marker"),
+        (text[..text.len() / 2].to_owned(), "not a marker"),
         (text.replace("sha256/", "crc/"), "crc"),
     ] {
         assert_ne!(damaged, text);

@@ -180,7 +180,7 @@ impl Work {
         });
         let looked = looked.await.unwrap_or_else(|_| {
             Err(StageError::Internal(
-                "looking at the directory panicked".to_owned(),
+                "examining the directory panicked".to_owned(),
             ))
         });
         let looked = looked.map_err(|e| self.told(e))?;
@@ -212,7 +212,7 @@ impl Work {
             // There is none that could be asked, now or later.
             Err(error) if error.kind == RemoteErrorKind::Config => (asked, Some(error.to_string())),
             Err(error) => {
-                tracing::debug!("the cache does not say what it has: {error}");
+                tracing::debug!("FindMissingBlobs failed: {error}");
                 return;
             }
         };
@@ -278,7 +278,7 @@ impl Work {
                 Outcome::Served { .. } => End::there(Brought::Present, None),
                 Outcome::Evicted(reason) => End::failed(format!("evicted: {reason}")),
                 Outcome::Failed(reason) => End::failed(reason),
-                Outcome::Superseded => End::failed("it was given up".to_owned()),
+                Outcome::Superseded => End::failed("cancelled".to_owned()),
             };
             self.ends.insert(completion.path, end);
         }
@@ -389,6 +389,6 @@ fn use_journal(path: &Path) {
         .and_then(|file| file.set_modified(SystemTime::now()));
     if let Err(error) = touched {
         // It may have become settled, or is another user's.
-        tracing::debug!(journal = %path.display(), %error, "the journal's time cannot be set");
+        tracing::debug!(journal = %path.display(), %error, "failed to set the journal's modification time");
     }
 }

@@ -202,7 +202,7 @@ async fn nothing_is_listened_on_for_other_machines_unless_they_must_say_who_they
         ),
         (
             vec![bes, certificate, bes_token],
-            ["--listen-tls-key", "is needed"],
+            ["--listen-tls-key", "is required"],
         ),
         (
             vec![bes, ca, bes_token],
@@ -286,7 +286,7 @@ async fn build_tools_must_show_the_token_and_the_certificate_that_are_asked_for(
         .check(tonic_health::pb::HealthCheckRequest::default())
         .await;
     assert!(answer.is_ok(), "probes can show no token");
-    let log = server.logged("a call was refused").await;
+    let log = server.logged("refused a call").await;
     assert!(!log.contains("another-one-than-that"), "{log}");
     server.signal(Signal::TERM);
     assert_eq!(server.end().await, Some(0));
@@ -563,12 +563,12 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
         assert!(tokio::time::Instant::now() < deadline, "it is not told");
         let refused = cache(&serving.doors[0]).await;
         assert!(
-            refused.code != Some(0) && !refused.err.contains("this door"),
+            refused.code != Some(0) && !refused.err.contains("this port"),
             "{refused:?}"
         );
         // Told at most once a second, and sockets' strangers were told of just now.
         let log = serving.logged("").await;
-        if let Some(line) = log.lines().find(|line| line.contains("was not taken")) {
+        if let Some(line) = log.lines().find(|line| line.contains("refused a connection")) {
             break line.to_owned();
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -599,7 +599,7 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
     as_nobody(&args).await.says(1, &["token"]);
     let with_token = as_nobody(&[&args[..], &[&header]].concat()).await;
     assert!(
-        !with_token.err.contains("this door of outhaul"),
+        !with_token.err.contains("this port only accepts"),
         "{}",
         with_token.err
     );
@@ -607,7 +607,7 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
     let state = format!("--state-dir={}", world.path("state3"));
     let serving = world.serve(&[&state, "--insecure"]).await;
     let welcome = cache(serving.door()).await;
-    assert!(!welcome.err.contains("this door of outhaul"), "{}", welcome.err);
+    assert!(!welcome.err.contains("this port only accepts"), "{}", welcome.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -742,7 +742,7 @@ async fn tokens_certificates_and_settings_are_read_again_at_sighup() {
     // What is wrong changes nothing at all, and is told.
     replace(&pki.token, "short");
     write("third-secret", "third-key", "minimal", "10m");
-    let log = reload(&server, "not reloaded").await;
+    let log = reload(&server, "reload failed").await;
     assert!(log.contains("--bes-token-file"), "{log}");
     std::fs::remove_dir_all(world.exec_root().join("bazel-out")).unwrap();
     let third = second.incremental();
@@ -754,7 +754,7 @@ async fn tokens_certificates_and_settings_are_read_again_at_sighup() {
     write("second-secret", "second-key", "minimal", "7m");
     let log = reload(&server, RELOADED).await;
     assert!(
-        log.contains("--hold-timeout has changed: that counts after a restart"),
+        log.contains("--hold-timeout has changed, which takes effect after a restart"),
         "{log}"
     );
     std::fs::remove_dir_all(world.exec_root().join("bazel-out")).unwrap();
@@ -791,31 +791,47 @@ async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
     let dotted = format!("{allowed}/../outside/execroot");
     let allow = format!("--allow-exec-root={allowed}");
     for (n, (exec_root, flag, reason)) in [
-        ("/", None, "root, a home directory or above one"),
-        ("//", None, "root, a home directory or above one"),
-        (home.as_str(), None, "root, a home directory or above one"),
-        (&*world.path(""), None, "root, a home directory or above one"),
-        (&open_to_all, None, "can change what is in"),
-        (&keys, None, "does not look like an exec root"),
+        (
+            "/",
+            None,
+            "is the root directory, or is or contains a home directory",
+        ),
+        (
+            "//",
+            None,
+            "is the root directory, or is or contains a home directory",
+        ),
+        (
+            home.as_str(),
+            None,
+            "is the root directory, or is or contains a home directory",
+        ),
+        (
+            &*world.path(""),
+            None,
+            "is the root directory, or is or contains a home directory",
+        ),
+        (&open_to_all, None, "can write to"),
+        (&keys, None, "does not look like a Bazel exec root"),
         (&repository, None, "allow it with --allow-exec-root"),
-        (&outside, None, "does not look like an exec root"),
+        (&outside, None, "does not look like a Bazel exec root"),
         ("outside/execroot", None, "not an absolute path"),
         (&dotted, None, "\"..\""),
         (
             &outside,
             Some(&allow),
-            "none of the directories given with --allow-exec-root",
+            "not in a directory given with --allow-exec-root",
         ),
         (
             &link,
             Some(&allow),
-            "none of the directories given with --allow-exec-root",
+            "not in a directory given with --allow-exec-root",
         ),
         (&dotted, Some(&allow), "\"..\""),
         (
             "/proc/self/cwd",
             Some(&allow),
-            "none of the directories given with --allow-exec-root",
+            "not in a directory given with --allow-exec-root",
         ),
     ]
     .into_iter()

@@ -227,7 +227,7 @@ async fn a_build_goes_on_whatever_its_cache_does_and_is_told_why_nothing_came() 
             world.build.incremental()
         };
         world.play(&build, server.door()).await;
-        server.logged("can't be used at present").await;
+        server.logged("is not usable at the moment").await;
         let ran = run(["status", "--json", &world.state(), &build.invocation_id()])
             .await
             .expect(0);

@@ -258,7 +258,7 @@ async fn names_that_are_ours_are_never_flattened_to() {
         "--target=//lib:lib",
     ];
     let ran = run(args).await;
-    let ran = ran.says(1, &["keeps for itself", "5 failed"]);
+    let ran = ran.says(1, &["is reserved for outhaul", "5 failed"]);
     assert!(ran.err.contains("c/.OutHaul-Tmp"), "{}", ran.err);
     let mut found = Vec::new();
     everything_below(Path::new(&flat), &mut found);

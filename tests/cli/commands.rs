@@ -31,9 +31,9 @@ async fn a_command_that_cannot_be_run_is_told_as_by_a_shell_and_never_called_a_b
     // The faults were of a race with the process's end.
     for _ in 0..5 {
         for (command, code, part) in [
-            ("/nonexistent", 127, "no such command"),
-            ("no-such-command-anywhere", 127, "no such command"),
-            ("", 127, "no such command"),
+            ("/nonexistent", 127, "command not found"),
+            ("no-such-command-anywhere", 127, "command not found"),
+            ("", 127, "command not found"),
             (&*lost, 127, "interpreter"),
             (&*plain, 126, "ermission denied"),
             (&*directory, 126, "is a directory"),
@@ -259,5 +259,5 @@ async fn a_credential_helper_has_the_limit_of_open_files_that_it_would_have_alon
     missing.arg("--credential-helper=/nonexistent/helper");
     finish(missing)
         .await
-        .says(1, &["/nonexistent/helper", "can't be started"]);
+        .says(1, &["/nonexistent/helper", "failed to start"]);
 }

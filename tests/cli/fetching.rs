@@ -268,7 +268,7 @@ async fn actions_and_trees_are_fetched_by_digest() {
     let ours = store.put(ours.encode_to_vec()).to_string();
     let out = world.path("ours");
     let ran = run(["fetch", "tree", &ours, &cache, "--output-dir", &out]).await;
-    ran.says(1, &[".outhaul-tmp", "keeps for itself"]);
+    ran.says(1, &[".outhaul-tmp", "is reserved for outhaul"]);
     assert_eq!(listed(out.as_ref()), ["a"]);
     // A blob that is no tree.
     let out = world.path("no");

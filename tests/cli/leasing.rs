@@ -41,7 +41,7 @@ async fn what_the_cache_loses_is_told_and_can_be_had_again_once_it_is_back() {
     let ran = run(["status", &world.state()]).await.expect(0);
     assert!(
         ran.out().contains(&format!(
-            "1 outputs of its output root are not in the cache any more; to have them, build again: {target}"
+            "1 outputs of its output root are no longer in the cache; to get them, build again: {target}"
         )),
         "{}",
         ran.out()
@@ -49,7 +49,7 @@ async fn what_the_cache_loses_is_told_and_can_be_had_again_once_it_is_back() {
     let ran = run(["stat", &path, &world.state()]).await.expect(0);
     assert!(
         ran.out().contains("state: evicted")
-            && ran.out().contains("reason: the remote cache does not have it"),
+            && ran.out().contains("reason: it is no longer in the remote cache"),
         "{}",
         ran.out()
     );

@@ -124,7 +124,7 @@ async fn a_receiver_that_is_not_there_and_a_command_that_hangs_keep_nobody_waiti
     world.assert_complete();
     server.signal(Signal::TERM);
     assert_eq!(server.end().await, Some(0));
-    let log = server.logged("notifications undelivered").await;
+    let log = server.logged("undelivered notifications").await;
     assert!(
         log.contains("http://127.0.0.1:1") && !log.contains("hush"),
         "{log}"

@@ -165,7 +165,7 @@ async fn questions(world: &World) {
 
     let unknown = format!("{wanted}.no");
     let ran = asked(world, &["stat", "--json", &unknown, &wanted]).await;
-    let ran = ran.says(3, &[&unknown, "no build recorded"]);
+    let ran = ran.says(3, &[&unknown, "no recorded build"]);
     assert_eq!(ran.json().len(), 1, "what is known is answered all the same");
     asked(world, &["why", &unknown]).await.says(3, &[&unknown]);
     asked(world, &["get", &unknown]).await.says(3, &[&unknown]);

@@ -8,7 +8,7 @@ use crate::{
 };
 
 const RELOADED: &str = "reloaded:";
-const NOT_RELOADED: &str = "not reloaded";
+const NOT_RELOADED: &str = "reload failed";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_control_port_is_judged_by_where_it_is_open() {
@@ -29,11 +29,11 @@ async fn the_control_port_is_judged_by_where_it_is_open() {
     // Right where it will be open, and wrong where it is.
     write("127.0.0.1:0", &[&token]);
     let log = reload(&server, NOT_RELOADED).await;
-    assert!(log.contains("--control-listen=0.0.0.0:0: needs"), "{log}");
+    assert!(log.contains("--control-listen=0.0.0.0:0: requires"), "{log}");
     write("127.0.0.1:0", &[&token, &tls]);
     let log = reload(&server, RELOADED).await;
     assert!(
-        log.contains("--control-listen has changed: that counts after a restart"),
+        log.contains("--control-listen has changed, which takes effect after a restart"),
         "{log}"
     );
 }

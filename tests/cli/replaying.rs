@@ -40,7 +40,7 @@ async fn broken_off(world: &World) {
 /// One that goes on with the build, and dies of that.
 async fn dies(world: &World, signal: Signal) {
     let mut server = world.serve(&[]).await;
-    server.logged("taken up from the journal").await;
+    server.logged("resumed a stream from the journal").await;
     assert_eq!(journals(world, "replaying").len(), 1);
     server.signal(signal);
     server.end().await;
@@ -71,7 +71,7 @@ async fn a_journal_that_two_starts_died_of_is_set_aside_and_kept() {
     dies(&world, Signal::KILL).await;
 
     let server = world.serve(&[]).await;
-    let log = server.logged("is set aside as").await;
+    let log = server.logged("its journal was moved to").await;
     assert!(
         log.contains("2 times in a row") && log.contains("restart outhaul"),
         "{log}"
@@ -80,7 +80,7 @@ async fn a_journal_that_two_starts_died_of_is_set_aside_and_kept() {
     assert!(log.contains(&aside.display().to_string()), "{log}");
     assert!(journals(&world, "journal").is_empty() && journals(&world, "replaying").is_empty());
     let told = status(&world).await;
-    assert!(told.contains("is set aside as"), "{told}");
+    assert!(told.contains("its journal was moved to"), "{told}");
     end(server).await;
 
     // As the message says.
@@ -105,7 +105,7 @@ async fn whoever_ends_a_start_costs_no_build_its_outputs() {
     }
     for _ in 0..3 {
         let server = world.serve(&[]).await;
-        server.logged("taken up from the journal").await;
+        server.logged("resumed a stream from the journal").await;
         end(server).await;
     }
     world.cache.faults().clear();

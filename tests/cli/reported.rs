@@ -137,7 +137,7 @@ async fn one_odd_option_of_the_builds_does_not_cost_the_cache() {
             ("remote_header", "authorization=<REDACTED>"),
             "--remote_header=authorization",
         ),
-        (("remote_cache_header", "grpc-timeout=1"), "gRPC's own"),
+        (("remote_cache_header", "grpc-timeout=1"), "reserved for gRPC"),
         (("credential_helper", "example.com/team=/bin/cred"), ""),
         (
             ("credential_helper", "tools/cred"),

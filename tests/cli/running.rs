@@ -149,7 +149,7 @@ async fn flags_stand_last_whatever_the_rc_files_say() {
             .expect(1);
         let expected = format!("<build><//a><--config=late>{OURS}{more}<--><-//b>");
         assert_eq!(place.calls(), [expected], "{rc}");
-        ran.says(1, &["no event of `bazel build`"]);
+        ran.says(1, &["received no events of `bazel build`"]);
     }
 }
 
@@ -160,7 +160,7 @@ async fn what_cannot_be_known_leaves_bazels_mode_alone() {
     let own = format!("<build><//a>{OURS}");
     let place = Place::new().with("RC", &cache).with("SILENT", "1");
     let ran = place.run(&["bazel", "build", "//a"]).await;
-    ran.says(0, &["options are not known"]);
+    ran.says(0, &["failed to determine Bazel's options"]);
     // Our port may be out of its reach, too, which must not fail it.
     let waits_not = "<--bes_upload_mode=nowait_for_upload_complete>";
     assert_eq!(place.calls(), [format!("{own}{waits_not}")]);
@@ -172,7 +172,7 @@ async fn what_cannot_be_known_leaves_bazels_mode_alone() {
     let gone = "\"--remote_cache=grpc://127.0.0.1:1\"";
     let place = Place::new().with("RC", gone);
     let ran = place.run(&["bazel", "build", "//a"]).await;
-    ran.says(0, &["Bazel downloads by itself", "127.0.0.1:1"]);
+    ran.says(0, &["Bazel downloads outputs itself", "127.0.0.1:1"]);
     // It takes no logs either, which must not fail the command.
     let uploads_nothing = "<--experimental_build_event_upload_strategy=local>";
     assert_eq!(place.calls(), [format!("{own}{uploads_nothing}")]);
@@ -184,7 +184,7 @@ async fn what_cannot_be_known_leaves_bazels_mode_alone() {
     let ran = place.run(&["bazel", "build", "//a"]).await;
     ran.says(
         0,
-        &["Bazel downloads by itself", "mode 0777", "--allow-exec-root"],
+        &["Bazel downloads outputs itself", "mode 0777", "--allow-exec-root"],
     );
     assert_eq!(place.calls(), [own.as_str()]);
 }
@@ -206,7 +206,7 @@ async fn events_that_cannot_be_forwarded_are_left_to_bazel() {
         place
             .run(&["bazel", "test", "//a"])
             .await
-            .says(0, &[part, "brings nothing"]);
+            .says(0, &[part, "downloads nothing"]);
         assert_eq!(place.calls(), ["<test><//a>"], "{rc}");
         let strict = Place::new().with("RC", rc).arg("--strict");
         strict.run(&["bazel", "test", "//a"]).await.expect(45);
@@ -245,10 +245,10 @@ async fn googles_credentials_are_for_the_cache_and_not_for_us() {
     // One that cannot be read costs nothing but itself, and is named if the cache refuses us.
     std::fs::remove_file(&file).unwrap();
     let ran = place.run(&["bazel", "build", "//a"]).await;
-    ran.says(0, &["Bazel downloads by itself", "--google-credentials="]);
+    ran.says(0, &["Bazel downloads outputs itself", "--google-credentials="]);
     let older = place.with("VERSION", "6.5.0");
     let ran = older.run(&["bazel", "test", "//a"]).await;
-    ran.says(0, &["Google", "brings nothing"]);
+    ran.says(0, &["Google", "downloads nothing"]);
     assert_eq!(older.calls().pop().unwrap(), "<test><//a>");
 }
 
@@ -283,7 +283,10 @@ async fn commands_that_build_nothing_and_programs_that_are_no_bazel_run_as_they_
     for name in ["make", "bazel-ci.sh", "bazel-remote"] {
         let program = place.program(name, "#!/bin/sh\nprintf '<%s>' \"$@\"\nexit 7\n");
         let ran = place.run(&[&program, "build", "//a"]).await;
-        let ran = ran.says(7, &["no Bazel that builds was heard of", "tools/bazel"]);
+        let ran = ran.says(
+            7,
+            &["did not run a Bazel build that outhaul could see", "tools/bazel"],
+        );
         assert_eq!(ran.out(), "<build><//a>");
     }
 }
@@ -314,7 +317,12 @@ async fn bazels_below_a_wrapped_program_are_heard_with_the_environment_that_they
     for environment in place.lines("environment") {
         assert_eq!(environment, format!("{}|", place.path()));
     }
-    assert_eq!(ran.err.matches("no event of `bazel").count(), 3, "{}", ran.err);
+    assert_eq!(
+        ran.err.matches("received no events of `bazel").count(),
+        3,
+        "{}",
+        ran.err
+    );
     let strict = Place::new().arg("--strict");
     strict.run(&["sh", "-c", "bazel build //a"]).await.expect(45);
     let failing = Place::new().arg("--strict");
@@ -363,11 +371,19 @@ async fn the_command_runs_in_poor_environments() {
     let nowhere = full.path().join("none");
     let unwritable = Path::new("/proc/self");
     for (home, temp, said) in [
-        (None, None, "nothing is kept"),
-        (Some(Path::new("/dev/null/x")), None, "nothing is kept"),
-        (Some(unwritable), None, "nothing is kept"),
-        (None, Some(&*nowhere), "runs by itself"),
-        (Some(unwritable), Some(unwritable), "runs by itself"),
+        (None, None, "is not recorded for later commands"),
+        (
+            Some(Path::new("/dev/null/x")),
+            None,
+            "is not recorded for later commands",
+        ),
+        (Some(unwritable), None, "is not recorded for later commands"),
+        (None, Some(&*nowhere), "running the command without outhaul"),
+        (
+            Some(unwritable),
+            Some(unwritable),
+            "running the command without outhaul",
+        ),
     ] {
         let mut command = place.command(&["bazel", "build", "//a"]);
         match home {
@@ -385,7 +401,7 @@ async fn the_command_runs_in_poor_environments() {
     // The state directory serves where the temporary one is full.
     let mut command = place.command(&["bazel", "build", "//a"]);
     command.env("TMPDIR", &nowhere);
-    finish(command).await.says(5, &["no event of"]);
+    finish(command).await.says(5, &["received no events of"]);
     let mut few = clean(Command::new("sh"));
     let line = format!(
         "ulimit -n 64; exec {} run -- bazel build //a",
@@ -395,7 +411,7 @@ async fn the_command_runs_in_poor_environments() {
         .env("PATH", place.path())
         .env("HOME", place.dir.path());
     few.env("CODE", "5").current_dir(place.dir.path());
-    finish(few).await.says(5, &["no event of"]);
+    finish(few).await.says(5, &["received no events of"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

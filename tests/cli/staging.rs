@@ -164,7 +164,7 @@ async fn optional_outputs_come_behind_or_not_at_all() {
     let to = world.path("daemon");
     let args = ["//lib:lib", "//app:app", "--required", r".*\.h"];
     let ran = stage(&world, &to, &args).await.expect(0);
-    assert!(ran.err.contains("optional on their way"), "{}", ran.err);
+    assert!(ran.err.contains("optional still downloading"), "{}", ran.err);
     assert!(
         ran.json()
             .iter()
@@ -512,7 +512,7 @@ async fn what_was_deleted_or_changed_is_named_and_staged_again() {
         .collect();
     assert_eq!(
         problems,
-        ["part0.h: is not there", "part1.h: is not what was staged"]
+        ["part0.h: missing", "part1.h: changed since it was staged"]
     );
     run(["is-staged", "--to", &to])
         .await

@@ -252,7 +252,7 @@ impl Server {
         let log = server.logged("control socket").await;
         server.doors = log
             .lines()
-            .filter_map(|line| line.split_once("taking build events on "))
+            .filter_map(|line| line.split_once("listening for build events on "))
             .map(|(_, address)| match address.strip_prefix("unix:") {
                 Some(_) => address.to_owned(),
                 None => format!("grpc://{address}"),

@@ -180,11 +180,11 @@ async fn what_a_stopped_process_places_after_the_end_of_a_newer_build_is_put_rig
     assert!(began.elapsed() > Duration::from_secs(5), "it was not held");
     world.assert_complete(&newer.build);
     server
-        .logged("in the middle of placing a file of an older build")
+        .logged("which has been placing a file of an older build")
         .await;
     world.place_late(&newer.build, Duration::ZERO, 0).await.unwrap();
     drop(placing);
-    server.logged("what it may have replaced is checked again").await;
+    server.logged("checking again what it may have replaced").await;
     let began = Instant::now();
     let is_older =
         |path: &String| std::fs::read(world.exec_root().join(path)).is_ok_and(|bytes| bytes == b"older");

@@ -14,7 +14,7 @@ fn a_build_is_let_go_at_the_deadline_and_its_downloads_go_on(stage: &Stage) {
     let took = returns_early(stage, &["--hold-timeout=1s"], |log, status| {
         assert!(log.contains("--hold-timeout"), "{log}");
         assert!(
-            status["errors"].to_string().contains("was let go after"),
+            status["errors"].to_string().contains("was released after"),
             "{status:#}"
         );
     });

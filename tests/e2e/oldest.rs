@@ -26,7 +26,7 @@ fn test(stage: &Stage) {
             let all: Vec<String> = args.into_iter().chain(line).chain(targets).collect();
             let run = outhaul.run(bazel.workspace(), "run", &all).ok();
             assert!(run.stderr.contains(" 0 failed"), "{run}");
-            assert!(!run.stderr.contains("no event of"), "{run}");
+            assert!(!run.stderr.contains("received no events of"), "{run}");
             assert_eq!(bazel.text("bazel-bin/a.txt"), "this is a\n", "{run}");
             assert!(bazel.has("bazel-bin/gen/many.d/second.txt"), "{run}");
         }

@@ -109,7 +109,7 @@ impl Daemon {
         Self {
             child,
             state: world.state(),
-            door: format!("grpc://{}", said(&text, "taking build events on ")),
+            door: format!("grpc://{}", said(&text, "listening for build events on ")),
             admin: said(&text, "health and metrics on http://").to_owned(),
             log,
         }

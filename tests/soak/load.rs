@@ -295,7 +295,10 @@ impl World {
             ));
         let log = self.dir.path().join("upstream.log");
         let (child, text) = spawn(command, &log).await;
-        assert!(!said(&text, "taking build events on ").is_empty(), "{text}");
+        assert!(
+            !said(&text, "listening for build events on ").is_empty(),
+            "{text}"
+        );
         upstream.child = Some(child);
     }
 

@@ -268,7 +268,7 @@ impl Forwarder {
                 }
                 Wake::Unanswered if call.is_half_closed() => {
                     return Err(Status::deadline_exceeded(
-                        "upstream does not acknowledge what it was sent",
+                        "upstream does not acknowledge the events it was sent",
                     ));
                 }
                 Wake::Unanswered => {
@@ -276,7 +276,8 @@ impl Forwarder {
                     call.half_close();
                 }
                 Wake::TookTooLong => {
-                    tracing::debug!(stream = %self.key, "upstream has everything but did not close the stream");
+                    tracing::debug!(stream = %self.key, "upstream has acknowledged all events but did not \
+                                                         close the stream");
                     return Ok(());
                 }
             }
@@ -437,7 +438,7 @@ impl Saver {
         let Some(saving) = &mut self.saving else { return };
         // A number that is not kept costs events that are sent again after a restart.
         if saving.await.is_err() {
-            tracing::warn!("keeping what upstream has acknowledged failed");
+            tracing::warn!("failed to record what upstream has acknowledged");
         }
         self.saving = None;
         self.last = Some(Instant::now());

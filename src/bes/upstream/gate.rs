@@ -126,7 +126,7 @@ impl Gate {
         }
         tracing::warn!(
             stream = %self.key, sequence, timeout,
-            "forwarding a completion whose outputs are not there (see --hold-timeout)"
+            "forwarding a TargetComplete event before its outputs are on disk (see --hold-timeout)"
         );
         Verdict::Pass
     }
@@ -135,7 +135,7 @@ impl Gate {
 /// What is to be done with an event, if that can be said yet.
 fn verdict(now: &Progress, sequence: i64, strict: bool) -> Option<Verdict> {
     if strict && now.failed_at.is_some_and(|at| at <= sequence) {
-        let mut words = "required outputs could not be downloaded".to_owned();
+        let mut words = "failed to download required outputs".to_owned();
         for message in &now.messages {
             words.push_str("; ");
             words.push_str(message);

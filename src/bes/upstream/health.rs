@@ -65,7 +65,7 @@ impl Health {
             of,
             ?code,
             message,
-            "build events can't be forwarded now; they are kept, and tried again until they are through"
+            "failed to forward build events; they are kept, and retried until upstream has them"
         );
     }
 

@@ -63,7 +63,12 @@ impl Caller {
             if backoff::is_final(code) {
                 let (build_id, message) = (&self.build_id, status.message());
                 if !std::mem::replace(&mut self.reported, true) {
-                    tracing::info!(build_id, ?code, message, "upstream does not take lifecycle calls");
+                    tracing::info!(
+                        build_id,
+                        ?code,
+                        message,
+                        "upstream does not accept lifecycle events"
+                    );
                 }
                 return;
             }
@@ -96,7 +101,7 @@ impl Caller {
                 .map_err(|status| Status::new(status.code(), secrets.conceal(status.message().to_owned()))),
             Err(_) => Err(Status::new(
                 Code::DeadlineExceeded,
-                "no answer to a lifecycle call in time",
+                "timed out waiting for an answer to a lifecycle event",
             )),
         }
     }

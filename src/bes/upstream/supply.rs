@@ -168,7 +168,8 @@ impl Supply {
             if !std::mem::replace(&mut told, true) {
                 tracing::error!(
                     stream = %self.key, error = why,
-                    "events can't be read back from the journal; forwarding this build waits for them"
+                    "failed to read events back from the journal; this build is not forwarded until they can \
+                     be read"
                 );
             }
             self.inbox.meanwhile(tokio::time::sleep(REREAD)).await;
@@ -206,7 +207,8 @@ impl Supply {
         if self.gate.holds(&request) {
             let verdict = self.inbox.meanwhile(self.gate.pass(sequence, came)).await;
             if let Verdict::Refuse(why) = verdict {
-                tracing::error!(stream = %self.key, sequence, why, "the stream upstream is cut short (see --strict)");
+                tracing::error!(stream = %self.key, sequence, why, "the stream to upstream is cut short (see \
+                                                                    --strict)");
                 self.refused = true;
                 self.gate.leave();
                 return self.pass(Ready::Ended(End::Refused)).await;

@@ -151,10 +151,10 @@ impl Window {
                 // There is one: its number was just looked at.
                 self.events.pop_front().ok_or_else(String::new)
             }
-            Some(due) => Err(format!(
-                "upstream acknowledged event {sequence}, but {due} is due"
+            Some(due) => Err(format!("upstream acknowledged event {sequence}, expected {due}")),
+            None => Err(format!(
+                "upstream acknowledged event {sequence}, but no acknowledgement was expected"
             )),
-            None => Err(format!("upstream acknowledged event {sequence}, but none is due")),
         }
     }
 }

@@ -155,10 +155,10 @@ pub(super) fn start(
         let (code, why) = match error.kind() {
             io::ErrorKind::NotFound if path.is_some() => (
                 exit::NO_COMMAND,
-                "the interpreter or loader that it names does not exist".to_owned(),
+                "its interpreter or loader does not exist".to_owned(),
             ),
-            io::ErrorKind::NotFound => (exit::NO_COMMAND, "there is no such command".to_owned()),
-            _ if path.is_some_and(|path| path.is_dir()) => (exit::NOT_RUN, "it is a directory".to_owned()),
+            io::ErrorKind::NotFound => (exit::NO_COMMAND, "command not found".to_owned()),
+            _ if path.is_some_and(|path| path.is_dir()) => (exit::NOT_RUN, "is a directory".to_owned()),
             _ => (exit::NOT_RUN, error.to_string()),
         };
         Failure::new(

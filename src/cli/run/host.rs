@@ -133,7 +133,7 @@ impl Host {
             Err(reason) => {
                 answer.flags.clear();
                 answer.messages.push(format!(
-                    "{reason}; Bazel's events go where it sends them, and outhaul brings nothing to disk"
+                    "{reason}; outhaul does not receive Bazel's events and downloads nothing"
                 ));
                 None
             }
@@ -191,7 +191,7 @@ impl Host {
                 // One that does not know our address would fail the upload, and so the command; and Google's token is
                 // not for us.
                 let helper = self.helper.as_deref().and_then(Path::to_str);
-                let helper = helper.ok_or("there is no directory for a credential helper")?;
+                let helper = helper.ok_or("failed to create a directory for a credential helper")?;
                 more.push(format!("--{name}=127.0.0.1={helper}"));
             }
         }
@@ -273,7 +273,7 @@ impl Host {
         match mode {
             // Not --remote_download_outputs=minimal, which some versions refuse without what only this one expands into.
             Mode::Minimal => answer.flags.push("--remote_download_minimal".to_owned()),
-            Mode::Own(reason) => tracing::info!("Bazel's download mode is left alone: {reason}"),
+            Mode::Own(reason) => tracing::info!("leaving Bazel's download mode unchanged: {reason}"),
             Mode::Unable(reason) => answer.messages.push(reason),
         }
         is_reached
@@ -347,19 +347,20 @@ impl Host {
                 }
                 any = true;
                 messages.push(format!(
-                    "Bazel's options are not known ({reason}), so Bazel downloads by itself, and an event service that rc \
-                     files name gets nothing of {name}"
+                    "failed to determine Bazel's options ({reason}), so Bazel downloads outputs itself, and an \
+                     event service named in rc files gets no events of {name}"
                 ));
             }
             if heard.events.is_some() && !heard.came() {
                 messages.push(format!(
-                    "no event of {name} came, so nothing of it was brought to disk"
+                    "received no events of {name}, so none of its outputs were downloaded"
                 ));
             }
             if let Some(backend) = heard.backend.as_ref().filter(|_| heard.is_undelivered()) {
                 any = true;
                 messages.push(format!(
-                    "{backend} has not got all events of {name}; the next `outhaul run` in this workspace sends the rest"
+                    "{backend} has not received all events of {name} yet; the next `outhaul run` in this \
+                     workspace sends the rest"
                 ));
             }
         }

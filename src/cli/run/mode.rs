@@ -42,13 +42,13 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
     let options = match setting.options {
         Ok(options) => options,
         // Said when the command has ended, see `Host::faults`.
-        Err(_) => return Mode::Own("Bazel's options are not known"),
+        Err(_) => return Mode::Own("Bazel's options are unknown"),
     };
     if let Err(reason) = &setting.place {
-        return Mode::Unable(format!("Bazel downloads by itself: {reason}"));
+        return Mode::Unable(format!("Bazel downloads outputs itself: {reason}"));
     }
     if setting.version.is_none_or(|version| version < OLDEST) {
-        return Mode::Own("this Bazel is older than 7, or does not tell its version");
+        return Mode::Own("this Bazel is older than 7, or its version is unknown");
     }
     if setting.word == "mobile-install" {
         return Mode::Own("mobile-install needs its outputs while it runs");
@@ -62,12 +62,12 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
         ("disk_cache", "outputs may be in a disk cache"),
         (
             "experimental_remote_output_service",
-            "an output service has the outputs",
+            "an output service provides the outputs",
         ),
         ("remote_proxy", "the remote cache is behind a proxy"),
         (
             "remote_download_symlink_template",
-            "outputs are to be links into another file system",
+            "outputs are symlinks into another file system",
         ),
     ] {
         if options.given(name).is_some() {
@@ -83,11 +83,11 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
         return Mode::Own("the events name local files");
     }
     if matches!(setting.word, "test" | "coverage") && !zips_test_outputs(setting, options) {
-        return Mode::Own("no event names what tests leave in a directory");
+        return Mode::Own("events do not name the undeclared outputs of tests");
     }
     match &setting.cache {
         Ok(()) => Mode::Minimal,
-        Err(reason) => Mode::Unable(format!("Bazel downloads by itself: {reason}")),
+        Err(reason) => Mode::Unable(format!("Bazel downloads outputs itself: {reason}")),
     }
 }
 

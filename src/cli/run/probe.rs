@@ -195,7 +195,7 @@ impl Probe<'_> {
     }
 
     async fn run(&self, line: &Line<'_>, flags: &[String], said: &Path) -> Result<(), String> {
-        let failed = |e: std::io::Error| format!("failed to ask it: {e}");
+        let failed = |e: std::io::Error| format!("failed to run Bazel: {e}");
         let file = File::create(said).map_err(failed)?;
         let mut command = self.command();
         // Files, not pipes: a server that Bazel leaves behind would keep those open.
@@ -214,7 +214,10 @@ impl Probe<'_> {
             }
             if begun.elapsed() > PATIENCE {
                 end(&mut child).await;
-                return Err(format!("it did not tell them within {} s", PATIENCE.as_secs()));
+                return Err(format!(
+                    "Bazel did not report them within {} s",
+                    PATIENCE.as_secs()
+                ));
             }
         }
     }
@@ -267,11 +270,11 @@ fn without_unrecognized(flags: &[String], said: &str) -> Option<Vec<String>> {
 
 /// Reads what Bazel tells: our own flags must be among it.
 fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
-    let file = File::open(events).map_err(|_| "it did not tell them".to_owned())?;
+    let file = File::open(events).map_err(|_| "Bazel did not report them".to_owned())?;
     let mut options = Options::default();
     let mut is_told = false;
     for line in BufReader::new(file.take(MOST)).split(b'\n') {
-        let line = line.map_err(|e| format!("failed to read what it told: {e}"))?;
+        let line = line.map_err(|e| format!("failed to read what Bazel reported: {e}"))?;
         let Ok(event) = serde_json::from_slice::<Value>(&line) else {
             continue;
         };
@@ -282,7 +285,7 @@ fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
                 .and_then(Value::as_object)
                 .is_some_and(|policy| !policy.is_empty())
             {
-                return Err("it has an invocation policy, which may change them".to_owned());
+                return Err("an invocation policy may change them".to_owned());
             }
             let list = |name| strings(parsed.get(name));
             let startup = list("startupOptions");
@@ -298,14 +301,14 @@ fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
         }
     }
     if !is_told {
-        return Err("it did not tell them".to_owned());
+        return Err("Bazel did not report them".to_owned());
     }
     // Behind them stands what Bazel adds for others, such as what --test_output=streamed implies.
     let ours = options
         .list
         .windows(flags.len())
         .rposition(|window| window == flags);
-    let ours = ours.ok_or("it tells others than it was given")?;
+    let ours = ours.ok_or("Bazel reported other options than it was given")?;
     options.list.drain(ours..ours + flags.len());
     Ok(options)
 }
@@ -442,11 +445,11 @@ exit 2
     async fn what_is_not_told_for_certain_is_not_known() {
         let dir = tempfile::tempdir().unwrap();
         for (variables, command, part) in [
-            ("UNKNOWN=--x=1", "bazel build --x=1", "did not tell"),
+            ("UNKNOWN=--x=1", "bazel build --x=1", "did not report"),
             (
                 "UNKNOWN='--disk_cache=|--experimental_workspace_rules'",
                 "bazel build",
-                "did not tell",
+                "did not report",
             ),
             (
                 "POLICY=',\"invocationPolicy\":{\"flagPolicies\":[]}'",

@@ -85,7 +85,7 @@ impl Shims {
                     sweep(&base);
                     return Ok(shims);
                 }
-                Err(error) => failed = format!("failed to make {}: {error}", shims.dir.display()),
+                Err(error) => failed = format!("failed to create {}: {error}", shims.dir.display()),
             }
         }
         Err(failed)
@@ -135,7 +135,7 @@ impl Shims {
                 let host = host.clone();
                 tokio::spawn(async move {
                     if let Err(error) = answer(stream, &host).await {
-                        tracing::debug!("a Bazel was not answered: {error}");
+                        tracing::debug!("failed to answer a Bazel: {error}");
                     }
                 });
             }
@@ -246,7 +246,7 @@ fn become_bazel(called: &OsStr, name: &OsStr, args: Vec<OsString>) -> ExitCode {
             args
         }
         Err(reason) => {
-            let _ = writeln!(err, "outhaul: {reason}; Bazel runs as it was called");
+            let _ = writeln!(err, "outhaul: {reason}; running Bazel without outhaul");
             command.split_off(1)
         }
     };
@@ -285,7 +285,7 @@ fn asked(
     };
     let told = runtime.block_on(probe.ask(&line));
     let answer = ask(&directory.join(SOCKET), &told)
-        .map_err(|e| format!("failed to ask the `outhaul run` around this Bazel: {e}"))?;
+        .map_err(|e| format!("failed to reach the `outhaul run` around this Bazel: {e}"))?;
     Ok((line.with(&answer.flags), answer.messages))
 }
 

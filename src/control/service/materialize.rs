@@ -32,10 +32,10 @@ impl Service {
                 .await
                 .unwrap_or_default();
             let refused = if found.is_empty() {
-                Some("no build recorded here has named it".to_owned())
+                Some("no recorded build has named it".to_owned())
             } else if results.len() + found.len() > RESULTS {
                 Some(format!(
-                    "one call brings {RESULTS} outputs at most; ask for the rest in another"
+                    "one call materializes at most {RESULTS} outputs; request the rest in another call"
                 ))
             } else {
                 None
@@ -56,7 +56,7 @@ impl Service {
                     }
                     Ok(Outcome::Superseded) => (
                         pb::OutputOutcome::Unspecified,
-                        "a newer build has begun; ask again once it is done".to_owned(),
+                        "a newer build has started; try again when it is done".to_owned(),
                     ),
                     Ok(Outcome::Evicted(reason)) => (
                         pb::OutputOutcome::Unspecified,
@@ -99,7 +99,7 @@ impl Service {
             .unwrap_or_default();
         let ready = opened.and_then(|(opened, root, served)| {
             if opened != id {
-                return Err("the output root was deleted and made again since; build once more".to_owned());
+                return Err("the output root has been deleted and recreated since; build again".to_owned());
             }
             Ok((root, served, self.sources.of_record(endpoint, instance)?))
         });
@@ -168,23 +168,21 @@ impl Service {
             tracing::error!("recording completions panicked; this is a bug in outhaul");
         }
         let outdated = outdated.into_iter().map(|found| {
-            let reason = "something else lies there and is left as it is: only Bazel's action cache tells of this output, \
-                          and what lies there is newer";
+            let reason = "left unchanged: the file on disk is newer than this output, which only Bazel's \
+                          action cache names";
             (found, Err(reason.to_owned()))
         });
-        let fetched = found
-            .into_iter()
-            .map(|f| {
-                let end = match ends.remove(&f.path).map(|c| c.outcome) {
-                    Some(Outcome::Superseded) if is_followed_elsewhere => Err(
-                        "the newest build of this output root was followed by another outhaul, and what is known here \
-                         of its outputs is older; ask that one, or build once more"
-                            .to_owned(),
-                    ),
-                    end => end.ok_or_else(|| "it was asked for twice".to_owned()),
-                };
-                (f, end)
-            });
+        let fetched = found.into_iter().map(|f| {
+            let end = match ends.remove(&f.path).map(|c| c.outcome) {
+                Some(Outcome::Superseded) if is_followed_elsewhere => Err(
+                    "another outhaul process has handled a newer build of this output root, so this record \
+                         of its outputs is out of date; ask that process, or build again"
+                        .to_owned(),
+                ),
+                end => end.ok_or_else(|| "it was requested twice".to_owned()),
+            };
+            (f, end)
+        });
         fetched.chain(outdated).collect()
     }
 }

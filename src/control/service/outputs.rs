@@ -52,8 +52,8 @@ impl Service {
     /// An invocation, the newest for an empty id.
     async fn named_row(&self, id: &str) -> Result<InvocationRow, String> {
         self.row_of(id).await.ok_or_else(|| match id {
-            "" => "no invocation is recorded".to_owned(),
-            id => format!("no invocation {id:?} is recorded"),
+            "" => "no invocations are recorded".to_owned(),
+            id => format!("invocation {id:?} is not recorded"),
         })
     }
 

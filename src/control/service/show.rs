@@ -43,7 +43,7 @@ pub(super) fn output_end(path: &ExecPath, label: &str, class: Class, outcome: &O
         Outcome::Present { .. } => ("", 0, ""),
         Outcome::Served { warmed } => ("", warmed.unwrap_or_default(), ""),
         Outcome::Evicted(reason) | Outcome::Failed(reason) => ("", 0, reason.as_str()),
-        Outcome::Superseded => ("", 0, "left to a newer build"),
+        Outcome::Superseded => ("", 0, "superseded by a newer build"),
     };
     pb::OutputEnd {
         exec_path: path.to_string(),

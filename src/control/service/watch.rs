@@ -96,12 +96,12 @@ impl Chooser {
     fn nothing(&self) -> String {
         let choice = &self.choice;
         if !choice.invocation_id.is_empty() {
-            return format!("no invocation {:?} is recorded", choice.invocation_id);
+            return format!("invocation {:?} is not recorded", choice.invocation_id);
         }
         match (choice.workspace.as_str(), choice.next) {
-            ("", false) => "no build is recorded".to_owned(),
-            (workspace, false) => format!("no build of {workspace} is recorded"),
-            (_, true) => "no build can begin".to_owned(),
+            ("", false) => "no builds are recorded".to_owned(),
+            (workspace, false) => format!("no builds of {workspace} are recorded"),
+            (_, true) => "no new builds can start".to_owned(),
         }
     }
 }
@@ -185,7 +185,7 @@ impl Service {
     }
 
     async fn follow_one(&self, id: &str, listener: &mpsc::Sender<Heard>) -> Result<(), String> {
-        let forgotten = || format!("no invocation {id:?} is recorded any more");
+        let forgotten = || format!("invocation {id:?} is no longer recorded");
         let mut first = true;
         loop {
             // In this order: what ends in between is told by the record.

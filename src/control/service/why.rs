@@ -26,13 +26,13 @@ fn lines(output: &pb::Output) -> Vec<String> {
     }
     let took = show_duration(Duration::from_micros(output.took_us));
     let on_disk = match (output.state(), &*output.source) {
-        (pb::OutputState::Materialized, "") => "yes, put there by somebody else".to_owned(),
+        (pb::OutputState::Materialized, "") => "yes, written by something other than outhaul".to_owned(),
         (pb::OutputState::Materialized, "present") => {
             format!("yes, it was there already (checked in {took})")
         }
         (pb::OutputState::Materialized, source) => format!("yes, downloaded ({source}) in {took}"),
         (pb::OutputState::Known, _) if output.class() == pb::OutputClass::Known => {
-            "no, skipped; `outhaul get` brings it".to_owned()
+            "no, skipped; `outhaul get` downloads it".to_owned()
         }
         (state, _) => format!("no, {}; `outhaul get` tries again", state.name()),
     };
@@ -99,7 +99,7 @@ mod tests {
                 pb::OutputState::Materialized,
                 pb::OutputClass::Known,
                 "",
-                "somebody else",
+                "something other than outhaul",
             ),
             (pb::OutputState::Known, pb::OutputClass::Known, "", "no, skipped"),
             (

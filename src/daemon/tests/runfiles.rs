@@ -193,7 +193,7 @@ async fn what_cannot_be_known_is_counted_with_its_reason() {
     for (prepare, options, exit_code, reason) in [
         ((|_| ()) as Prepare, &[][..], 0, "there is no action cache"),
         (|w| w.write_action_cache(12), &[], 0, "no digests of outputs"),
-        (|w| w.write_action_cache(21), &[], 0, "not known"),
+        (|w| w.write_action_cache(21), &[], 0, "not supported"),
         (cached, &[], 8, "interrupted"),
         (cached, &[], 37, "interrupted"),
         (cached, &[("use_action_cache", "0")], 0, "--nouse_action_cache"),
@@ -211,7 +211,7 @@ async fn what_cannot_be_known_is_counted_with_its_reason() {
             },
             &[],
             0,
-            "makes no sense at byte",
+            "is damaged at byte",
         ),
         (
             // It says something else of the program than the stream does.
@@ -222,7 +222,7 @@ async fn what_cannot_be_known_is_counted_with_its_reason() {
             },
             &[],
             0,
-            "says something else than this build's events",
+            "disagrees with this build's events",
         ),
         (
             |w| {

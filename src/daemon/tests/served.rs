@@ -149,7 +149,7 @@ async fn an_output_service_has_outputs_by_their_size_and_nothing_is_written_or_f
         assert_eq!(
             row.errors
                 .iter()
-                .filter(|e| e.contains("has this build's outputs"))
+                .filter(|e| e.contains("provides this build's outputs"))
                 .count(),
             1
         );

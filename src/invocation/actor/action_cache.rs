@@ -32,7 +32,7 @@ impl Actor {
         let output_base = place.root.place.output_base();
         let output_base = output_base.filter(|_| rules.destination == Destination::ExecRoot);
         let Some(output_base) = output_base.map(ToOwned::to_owned) else {
-            return nothing("the output root is not in an output base");
+            return nothing("the output root is not inside an output base");
         };
         if rules.no_action_cache {
             return nothing("Bazel's action cache is not read (--no-action-cache)");
@@ -51,7 +51,7 @@ impl Actor {
         });
         let reading = match read.await {
             Ok((reading, true)) => reading,
-            Ok((_, false)) => return nothing("a newer build has begun"),
+            Ok((_, false)) => return nothing("a newer build has started"),
             Err(_) => return nothing("reading the action cache panicked; this is a bug in outhaul"),
         };
         match reading {
@@ -65,7 +65,7 @@ impl Actor {
                 if error.is_lasting() {
                     // Once is enough.
                     if self.shared.is_first(&error.to_string()) {
-                        tracing::info!("{error}; what programs need at run time may stay in the cache");
+                        tracing::info!("{error}; runfiles that no event names may not be downloaded");
                     }
                 } else {
                     self.shared.metrics.fault("action_cache");
@@ -77,9 +77,8 @@ impl Actor {
     }
 
     fn contradicted(&self, path: &ExecPath) -> Known {
-        let reason = format!(
-            "Bazel's action cache is not used: of {path} it says something else than this build's events"
-        );
+        let reason =
+            format!("not using Bazel's action cache: it disagrees with this build's events about {path}");
         self.shared.metrics.fault("action_cache");
         tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
         Known::Nothing(reason)

@@ -45,7 +45,7 @@ impl Actor {
             tracing::debug!(
                 invocation = %self.row.invocation_id,
                 outputs,
-                "the build tool has deleted or changed outputs at its end; they are fetched again"
+                "the build tool deleted or changed outputs at the end of the build; downloading them again"
             );
         }
     }

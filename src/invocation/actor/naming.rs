@@ -185,7 +185,7 @@ impl Actor {
     }
 
     pub(super) fn block(&mut self, reason: String) {
-        tracing::error!(invocation = %self.row.invocation_id, "no outputs will be downloaded: {reason}");
+        tracing::error!(invocation = %self.row.invocation_id, "not downloading any outputs: {reason}");
         self.tally.note(&reason);
         self.blocked = Some(reason);
     }
@@ -202,8 +202,7 @@ impl Actor {
                 self.row.remote_cache.clone_from(&cache.endpoint);
                 self.row.remote_instance_name.clone_from(&cache.instance_name);
                 for option in cache.left_out() {
-                    let told =
-                        format!("an option of the build's is left out when its cache is asked: {option}");
+                    let told = format!("not using one of the build's options for its remote cache: {option}");
                     tracing::warn!(invocation = %self.row.invocation_id, "{told}");
                     self.tally.note(&told);
                 }
@@ -215,7 +214,7 @@ impl Actor {
             }
             // What is there is there, whoever brought it. What is not fails, and for this reason.
             Err(reason) => {
-                tracing::warn!(invocation = %self.row.invocation_id, "there is no cache to ask: {reason}");
+                tracing::warn!(invocation = %self.row.invocation_id, "no remote cache: {reason}");
                 Arc::new(Nowhere(reason))
             }
         };
@@ -257,12 +256,13 @@ impl Actor {
         };
         served.warm = self.build.warms_output_service();
         let but = if served.warm {
-            "; it only reads their blobs from the cache"
+            "; outhaul only reads their blobs from the cache"
         } else {
             ""
         };
         let told = format!(
-            "{} has this build's outputs: those that can be read there count as present, and Outhaul places none{but}",
+            "{} provides this build's outputs: outputs that can be read there count as present, and outhaul \
+             writes none{but}",
             served.by
         );
         tracing::info!(invocation = %self.row.invocation_id, "{told}");
@@ -295,7 +295,7 @@ impl Actor {
         {
             tracing::info!(
                 invocation = %self.row.invocation_id,
-                "the stream names blobs at {authority}; they are fetched from {} as configured",
+                "the stream names blobs at {authority}; downloading them from {} as configured",
                 cache.endpoint
             );
         }
@@ -500,8 +500,8 @@ impl Actor {
             self.fail(
                 Class::Required,
                 &format!(
-                    "{path}: the build tool could not name it because its directory was deleted; the directory is \
-                     made again, so build once more"
+                    "{path}: the build tool could not name it because its directory had been deleted; outhaul \
+                     recreates the directory, so build again"
                 ),
             );
             directories.extend(path.parent().and_then(|parent| ExecPath::new(parent).ok()));
@@ -538,7 +538,7 @@ impl Actor {
                 }
                 _ if is_reserved(flat.as_str()) => {
                     format!(
-                        "{} has a name that outhaul keeps for itself; leave --flatten out",
+                        "{} has a name that is reserved for outhaul; do not use --flatten",
                         n.path
                     )
                 }

@@ -55,8 +55,8 @@ impl Actor {
             (Some(_), _) if alone => self.doubt = Some(Doubt::Done { looked: false }),
             (Some(Doubt::Placing), Some(place)) => {
                 let message = format!(
-                    "another outhaul has been in the middle of placing a file of an older build for {}, and is not \
-                     waited for any longer; what it places late is put right as long as this outhaul runs",
+                    "gave up waiting for another outhaul process, which has been placing a file of an older \
+                     build for {}; if it replaces an output late, this process corrects that while it runs",
                     show_duration(HELD)
                 );
                 tracing::warn!(invocation = %self.row.invocation_id, "{message}");
@@ -95,8 +95,8 @@ impl Actor {
             tracing::warn!(
                 invocation = %self.row.invocation_id,
                 outputs,
-                "another outhaul was in the middle of placing files of an older build when this one began: what it may \
-                 have replaced is checked again"
+                "another outhaul process was placing files of an older build when this one started: checking \
+                 again what it may have replaced"
             );
         }
     }

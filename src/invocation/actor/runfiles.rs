@@ -71,9 +71,8 @@ impl Actor {
         }
         if runfiles::is_off(self.command_line.as_ref(), "build_runfile_manifests") {
             if !self.wanted.is_empty() {
-                self.tally.note(
-                    "with --nobuild_runfile_manifests nothing tells what programs need at run time; it was not downloaded",
-                );
+                self.tally
+                    .note("with --nobuild_runfile_manifests, runfiles are unknown and were not downloaded");
             }
             return;
         }
@@ -167,7 +166,7 @@ impl Actor {
                     }
                 }
                 for path in needed.odd {
-                    let reason = format!("{path}, which {program} needs, can't be an output's path");
+                    let reason = format!("{path}, a runfile of {program}, is not a valid output path");
                     odd.push((target.clone(), is_sure, reason));
                 }
                 let program: Arc<str> = program.into();
@@ -285,7 +284,7 @@ impl Actor {
                 let verdict = self
                     .build
                     .select_runfile(&target.label, path.as_str(), tree, None);
-                let reason = format!("{path}, which {program} needs at run time: {reason}");
+                let reason = format!("{path}, a runfile of {program}: {reason}");
                 self.runfile_failed(target, found.missing.is_sure, verdict.class, &reason);
                 continue;
             }
@@ -418,14 +417,14 @@ impl Found {
         match known {
             // What is in a tree is not known, and Bazel makes the directories of trees beforehand.
             Known::Nothing(reason) if self.is_empty => Some(format!(
-                "it is an empty directory, but may not be one in the build; {reason}"
+                "it is an empty directory on disk, but the build may have put files into it; {reason}"
             )),
             _ if self.missing.seen == Seen::Directory => None,
             Known::Nothing(reason) => Some(reason.clone()),
-            Known::Facts(facts, _) if facts.is_ambiguous(path) => Some(
-                "Bazel's action cache has two digests for it, and does not tell which is newer".to_owned(),
-            ),
-            _ => Some("neither the build's events nor Bazel's action cache tell its digest".to_owned()),
+            Known::Facts(facts, _) if facts.is_ambiguous(path) => {
+                Some("Bazel's action cache has two digests for it and does not say which is newer".to_owned())
+            }
+            _ => Some("its digest is in neither the build's events nor Bazel's action cache".to_owned()),
         }
     }
 }

@@ -59,9 +59,9 @@ impl Actor {
         });
         let there = looked.await.unwrap_or_default();
         let blocked = self.blocked.clone();
-        let why = blocked.as_deref().unwrap_or(
-            "the build names it without a digest, as a local file of its own, and it is not on disk",
-        );
+        let why = blocked
+            .as_deref()
+            .unwrap_or("the build names it as a local file, without a digest, and it is not on disk");
         for (number, (path, (class, target))) in noted.into_iter().enumerate() {
             if there.get(number) == Some(&true) {
                 self.tally.present += 1;

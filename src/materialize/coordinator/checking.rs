@@ -204,7 +204,7 @@ impl Coordinator {
             }
             Ok(Check::Absent) => Outcome::Failed(format!("{by} does not have it")),
             Ok(Check::Differs) => Outcome::Failed(format!(
-                "{by} has something else in its place: not of the size or kind that the build tells"
+                "{by} has something else in its place: its size or type differs from what the build reported"
             )),
             Err(error) => failed(&error),
         };

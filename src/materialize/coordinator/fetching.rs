@@ -34,7 +34,7 @@ fn all_answered(asked: Vec<Digest>, mut answers: Vec<BatchAnswer>) -> Vec<BatchA
     let answered: HashSet<Digest> = answers.iter().map(|(digest, _)| digest.clone()).collect();
     for digest in asked {
         if !answered.contains(&digest) {
-            let what = "fetching it ended without an answer; this is a bug in outhaul";
+            let what = "downloading it ended without a result; this is a bug in outhaul";
             let context = format!("a batch with {digest}");
             let error = RemoteError::new(RemoteErrorKind::Protocol, context, what);
             answers.push((digest, Err(error)));
@@ -240,7 +240,7 @@ impl Coordinator {
                 Err(if e.is_cancelled() {
                     LargeError::Cancelled
                 } else {
-                    LargeError::Place(PlaceError::internal("fetching a large file panicked"))
+                    LargeError::Place(PlaceError::internal("downloading a large file panicked"))
                 })
             });
             let _ = fetched.send(Fetched::Large(cache, digest, lead, result));
@@ -317,7 +317,7 @@ impl Coordinator {
             } else if error.kind == RemoteErrorKind::Protocol && !job.mismatched {
                 // No answer, or one of the wrong size or that can't be unpacked, is like wrong bytes: asked for once
                 // more, another way.
-                tracing::warn!(path = %job.path, %error, "the cache gave no usable answer; asking once more");
+                tracing::warn!(path = %job.path, %error, "the cache gave no usable answer; retrying");
                 self.metrics.fault("unusable_answer");
                 job.mismatched = true;
                 self.enqueue(id);

@@ -114,14 +114,14 @@ impl Coordinator {
             self.fail(id, error);
         } else if job.source == Source::Copy && !error.is_superseded() {
             // The origin was changed under our hands, or cannot be copied: fetch it like any other.
-            tracing::debug!(path = %job.path, %error, "copying failed, fetching instead");
+            tracing::debug!(path = %job.path, %error, "failed to copy from another root; downloading instead");
             job.source = Source::Inline;
             self.forget_nearby(id);
             self.enqueue(id);
         } else if error.is_mismatch() {
             self.metrics.fault("mismatch");
             if !job.mismatched && matches!(job.content, OutputContent::Blob(_)) {
-                tracing::warn!(path = %job.path, %error, "the cache sent wrong bytes; asking once more");
+                tracing::warn!(path = %job.path, %error, "the cache sent wrong bytes; retrying");
                 job.mismatched = true;
                 self.forget_nearby(id);
                 self.enqueue(id);

@@ -58,8 +58,7 @@ impl Aliases {
                 .map_err(|errno| PlaceError::system_error("stat", &at, errno))?
                 .is_some()
             {
-                let kind =
-                    PlaceErrorKind::Conflict("a symlink on the way leads to where something else lies");
+                let kind = PlaceErrorKind::Conflict("a symlink on its path leads to another file");
                 return Err(PlaceError::new("replace", path.as_str(), kind));
             }
         }

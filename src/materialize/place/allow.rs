@@ -83,7 +83,7 @@ fn judge(
     let mut near_home = homes.iter().filter_map(|home| resolve(home).ok());
     if real.parent().is_none() || near_home.any(|home| home.starts_with(&real)) {
         return refused(format!(
-            "{real:?} is the file system's root, a home directory or above one"
+            "{real:?} is the root directory, or is or contains a home directory"
         ));
     }
     if !listed.is_empty() {
@@ -93,7 +93,7 @@ fn judge(
         return if is_listed {
             Ok(())
         } else {
-            refused("it is in none of the directories given with --allow-exec-root".to_owned())
+            refused("it is not in a directory given with --allow-exec-root".to_owned())
         };
     }
     let existing = real.ancestors().find(|a| a.exists()).unwrap_or(&real);
@@ -110,8 +110,8 @@ fn judge(
         let mode = directory.metadata().map_err(|e| io_error(&e))?.mode();
         if mode & 0o1002 == 0o002 {
             return refused(format!(
-                "every user of this machine can change what is in {directory:?} (mode {:04o}); take that right away, or \
-                 allow the directory with --allow-exec-root",
+                "every user of this machine can write to {directory:?} (mode {:04o}); remove that permission, \
+                 or allow the directory with --allow-exec-root",
                 mode & 0o7777
             ));
         }
@@ -119,8 +119,8 @@ fn judge(
     let above = real.parent().and_then(Path::file_name);
     if !is_mapped && above.is_none_or(|name| name != EXEC_ROOTS) {
         return refused(format!(
-            "{real:?} does not look like an exec root of Bazel's, which lies in a directory named \"{EXEC_ROOTS}\"; if it \
-             is one, allow it with --allow-exec-root"
+            "{real:?} does not look like a Bazel exec root, which is in a directory named \"{EXEC_ROOTS}\"; if \
+             it is one, allow it with --allow-exec-root"
         ));
     }
     Ok(())
@@ -209,7 +209,7 @@ mod tests {
             let path = dir.path().join(name);
             let told = reason(is_allowed_root(&path, &[], me));
             assert!(
-                told.contains("does not look like an exec root") && told.contains("--allow-exec-root"),
+                told.contains("does not look like a Bazel exec root") && told.contains("--allow-exec-root"),
                 "{name}: {told}"
             );
             let open = OutputRoot::open(&path, false).unwrap();

@@ -187,7 +187,7 @@ impl Claim {
                 // The build goes on: every file is still verified, and put in place whole.
                 tracing::info!(
                     file = %self.path.display(), %error,
-                    "other daemons that write into this output root are not noticed"
+                    "cannot detect other daemons that write into this output root"
                 );
                 *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
                 true
@@ -211,7 +211,7 @@ impl Claim {
     fn write(&self, own: Entry) -> io::Result<(File, bool)> {
         let file = patient(|| options().create(true).truncate(false).open(&self.path))?;
         if !is_ours(&file)? {
-            return Err(io::Error::other("it is another user's, or no file"));
+            return Err(io::Error::other("it belongs to another user, or is not a file"));
         }
         // Others may write at the same time. One after the other, where the file system has locks; else each looks
         // again, so that the highest version stays.
@@ -264,8 +264,8 @@ impl Claim {
             let _ = io::Read::read_to_string(&mut rest, &mut words);
             tracing::info!(
                 file = %self.path.display(),
-                "a newer build of this output root is followed by another outhaul, {words}: what older builds still \
-                 want there is left to it"
+                "another outhaul process ({words}) handles a newer build of this output root: leaving the \
+                 outputs of older builds to it"
             );
         }
         false
@@ -297,9 +297,9 @@ impl Drop for Working {
         {
             tracing::error!(
                 file = %open.path.display(),
-                "putting files in place took {} s, and meanwhile another outhaul began a newer build of the same output \
-                 root: a file of the older build may have come late. That outhaul puts it right if it still runs; else \
-                 build once more",
+                "placing files took {} s, and in the meantime another outhaul process started a newer build of \
+                 the same output root: a file of the older build may have been written late. That process \
+                 corrects it if it is still running; otherwise, build again",
                 self.since.elapsed().as_secs()
             );
         }

@@ -15,7 +15,7 @@ use crate::digest::Digest;
 #[non_exhaustive]
 pub enum PlaceErrorKind {
     /// A symlink on the way leads out of the root, or round in circles.
-    #[error("the symlink {link:?} on the way leads to {target:?}, which is not below the output root")]
+    #[error("the symlink {link:?} on its path leads to {target:?}, which is outside the output root")]
     Escapes {
         /// The link, relative to the root.
         link: String,
@@ -23,7 +23,7 @@ pub enum PlaceErrorKind {
         target: String,
     },
     /// The root or its `bazel-out` was deleted or replaced since work on it began; it is not made again.
-    #[error("the output root was cleaned meanwhile: {0}")]
+    #[error("the output root was cleaned in the meantime: {0}")]
     RootGone(&'static str),
     /// A newer invocation of the same root has begun.
     #[error("superseded by a newer invocation")]
@@ -37,7 +37,7 @@ pub enum PlaceErrorKind {
         actual: Option<Box<Digest>>,
     },
     /// No space or no quota is left.
-    #[error("no space left on the file system, or the quota is used up")]
+    #[error("no space left on the file system, or quota exceeded")]
     NoSpace,
     /// There is space, but it is to stay free.
     #[error("{0}")]
@@ -58,13 +58,13 @@ pub enum PlaceErrorKind {
     #[error("internal error: {0}")]
     Internal(String),
     /// Anything else that the system says.
-    #[error("input or output failed")]
+    #[error("I/O error")]
     Io,
 }
 
 /// A failed operation: what, on which path, and the system's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{operation} {path:?}: {kind}{}", self.system())]
+#[error("failed to failed to {operation} {path:?}: {kind}{}", self.system())]
 pub struct PlaceError {
     /// For decisions.
     pub kind: PlaceErrorKind,
@@ -94,9 +94,11 @@ impl PlaceError {
             Errno::NOSPC | Errno::DQUOT | Errno::FBIG => PlaceErrorKind::NoSpace,
             Errno::ROFS | Errno::ACCESS | Errno::PERM => PlaceErrorKind::ReadOnly,
             Errno::ISDIR | Errno::NOTEMPTY => {
-                PlaceErrorKind::Conflict("a directory with files is in its place")
+                PlaceErrorKind::Conflict("a non-empty directory is in its place")
             }
-            Errno::NOTDIR => PlaceErrorKind::Conflict("a file is in the place of a directory on the way"),
+            Errno::NOTDIR => {
+                PlaceErrorKind::Conflict("a file is in the place of one of its parent directories")
+            }
             _ => PlaceErrorKind::Io,
         };
         Self {

@@ -48,13 +48,13 @@ fn add(leaning: &mut Leaning, spot: &Spot, alias: &Alias) {
 
 /// For what may not be removed.
 pub(super) fn refused(path: &Path) -> PlaceError {
-    let why = "another output of this build lies there, as a symlink leads there";
+    let why = "another output of this build is in its place, through a symlink";
     PlaceError::new("replace", path, PlaceErrorKind::Conflict(why))
 }
 
 /// For a path that does not lead any more to where it did when its place was looked for.
 pub(super) fn turned(operation: &'static str, path: &ExecPath) -> PlaceError {
-    let why = "another output took the place of a symlink on the way";
+    let why = "another output replaced a symlink on its path";
     PlaceError::new(operation, path.as_str(), PlaceErrorKind::Conflict(why))
 }
 

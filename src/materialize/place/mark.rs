@@ -52,14 +52,14 @@ impl FromStr for Mark {
         let Some(percent) = text.trim().strip_suffix('%') else {
             return parse_size(text)
                 .map(Self::Amount)
-                .map_err(|e| format!("{e}, nor a part of the disk (write 5%)"));
+                .map_err(|e| format!("{e}, nor a percentage of the disk (write 5%)"));
         };
         let percent: f64 = percent
             .trim()
             .parse()
             .map_err(|_| format!("{text:?} is not a percentage"))?;
         if !(0.0..=100.0).contains(&percent) {
-            return Err(format!("{text:?} is not from 0% to 100%"));
+            return Err(format!("{text:?} is not between 0% and 100%"));
         }
         // Checked above: it is from 0 to 10,000.
         Ok(Self::Part((percent * 100.0).round() as u64))
@@ -129,7 +129,7 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "no space left that may be used: the file system has {} free of {}, ",
+            "no space left: the file system has {} free of {}, ",
             show_size(self.free.bytes),
             show_size(self.free.total)
         )?;
@@ -140,10 +140,10 @@ impl fmt::Display for Shortage {
         if self.is_optional {
             write!(
                 f,
-                "and {keeps} are kept from what is optional (twice --min-free-space)"
+                "and optional outputs must leave {keeps} free (twice --min-free-space)"
             )
         } else {
-            write!(f, "and {keeps} are to stay free (--min-free-space)")
+            write!(f, "and {keeps} must stay free (--min-free-space)")
         }
     }
 }
@@ -203,12 +203,12 @@ mod tests {
         let said = |bytes, optional, needs| free(bytes).shortage(MARK, optional, needs).unwrap().to_string();
         assert_eq!(
             said(GIB / 2, false, 5),
-            "no space left that may be used: the file system has 512.0 MiB free of 100.0 GiB, and 1.0 GiB are to \
-             stay free (--min-free-space)"
+            "no space left: the file system has 512.0 MiB free of 100.0 GiB, and 1.0 GiB must stay free \
+             (--min-free-space)"
         );
         assert!(said(5 * GIB, false, 5 * GIB).contains("the file has 5.0 GiB"));
         assert!(
-            said(GIB, true, 5).contains("2.0 GiB are kept from what is optional (twice --min-free-space)")
+            said(GIB, true, 5).contains("optional outputs must leave 2.0 GiB free (twice --min-free-space)")
         );
     }
 }

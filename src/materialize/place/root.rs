@@ -253,9 +253,9 @@ impl OutputRoot {
             .split_once('/')
             .map_or((path, false), |(first, _)| (first, true));
         let refusal = if self.is_exec_root {
-            (first != BUILD_TREE || !is_below).then_some("in an exec root, outputs are below bazel-out only")
+            (first != BUILD_TREE || !is_below).then_some("in an exec root, outputs must be in bazel-out")
         } else {
-            is_reserved(first).then_some("Outhaul keeps this name for itself")
+            is_reserved(first).then_some("this name is reserved for outhaul")
         };
         refusal.map_or(Ok(()), |why| {
             Err(PlaceError::new("place", path, PlaceErrorKind::Conflict(why)))
@@ -289,7 +289,7 @@ impl OutputRoot {
             (BuildTree::Held { inode, .. }, Some(now)) if *inode == now => return Ok(()),
             (BuildTree::Fresh, Some(_)) => {}
             (_, None) => return gone("its bazel-out was deleted"),
-            (_, Some(_)) => return gone("its bazel-out is a new one"),
+            (_, Some(_)) => return gone("its bazel-out was replaced"),
         }
         drop(build_tree);
         self.adopt_build_tree()

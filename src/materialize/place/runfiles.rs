@@ -114,7 +114,7 @@ impl OutputRoot {
         if size > LARGEST {
             let (size, most) = (show_size(size), show_size(LARGEST));
             return Err(io::Error::other(format!(
-                "it has {size}, which is more than {most}"
+                "its size of {size} exceeds the limit of {most}"
             )));
         }
         let mut bytes = Vec::new();

@@ -255,7 +255,7 @@ fn sweep_mounts(root: &OutputRoot) -> usize {
             let top = sys::openat2(&fd, &point, ABOVE, how).ok();
             let done = sweep_in(top.into_iter().collect(), &path);
             let _ = send.send(done.unwrap_or_else(|error| {
-                tracing::debug!("not swept: {error}");
+                tracing::debug!("failed to sweep temporary files: {error}");
                 0
             }));
         };

@@ -352,7 +352,7 @@ impl<'a> Walk<'a> {
             let stat = fs::fstat(&fd).map_err(|e| error("stat directory for", e))?;
             match sys::file_type(&stat) {
                 FileType::Directory if self.stack.len() > MAX_DEPTH => {
-                    let kind = PlaceErrorKind::Conflict("the way to it is more than 256 directories deep");
+                    let kind = PlaceErrorKind::Conflict("its path is more than 256 directories deep");
                     return Err(PlaceError::new("walk to", self.asked, kind));
                 }
                 FileType::Directory => {

@@ -89,7 +89,7 @@ impl Drop for Writable {
         // Whoever changed the mode meanwhile meant it; a directory that is gone needs nothing.
         let is_as_left = fs::fstat(&dir.fd).is_ok_and(|s| s.st_mode & PERMISSIONS == before | 0o200);
         if is_as_left && let Err(error) = set_mode(&dir, before) {
-            tracing::warn!(path = %dir.path.display(), %error, "could not make a directory read-only again");
+            tracing::warn!(path = %dir.path.display(), %error, "failed to make a directory read-only again");
         }
     }
 }

@@ -52,7 +52,7 @@ enum Broken {
 
 impl BlobStore for Broken {
     fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        panic!("not asked for")
+        panic!("not requested")
     }
 
     fn read_batch<'a>(
@@ -92,7 +92,7 @@ impl BlobStore for Broken {
         _: &'a [Digest],
         _: &'a Attribution,
     ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        panic!("not asked for")
+        panic!("not requested")
     }
 
     fn describe(&self) -> String {

@@ -71,7 +71,7 @@ fn span(tree: &Tree, key: &[u8]) -> Result<Span, StoreError> {
     let (first, mut rows) = match found {
         Some((first, value)) => {
             let rows = unpack(&value).unwrap_or_else(|error| {
-                tracing::debug!(%error, "packed rows of the record are not readable");
+                tracing::debug!(%error, "skipped unreadable packed rows of the record");
                 Vec::new()
             });
             (first, rows)

@@ -27,7 +27,7 @@ pub(super) fn remove(dir: &Path) {
             .to_str()
             .is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(ENDING));
         if is_unfinished && let Err(error) = fs::remove_file(entry.path()) {
-            tracing::debug!(path = %entry.path().display(), %error, "cannot remove an unfinished snapshot");
+            tracing::debug!(path = %entry.path().display(), %error, "failed to remove an unfinished snapshot");
         }
     }
     // Closing it gives the lock back, unless a child that was forked just now has it still: then it is not waited for.

@@ -106,7 +106,7 @@ async fn left_out_doubled_unasked_and_short_answers_harm_nobody_else() {
     let answers = cache.read_batch(&digests, &attribution(), false).await;
     assert_eq!(answers.len(), 4);
     assert_eq!(answers[0].1.as_ref().unwrap().as_ref(), b"aaa");
-    for (i, part) in [(1, "leaves it out"), (2, "2 bytes")] {
+    for (i, part) in [(1, "missing from the server's response"), (2, "2 bytes")] {
         let error = answers[i].1.as_ref().unwrap_err();
         assert_eq!(error.kind, RemoteErrorKind::Protocol);
         let shown = error.to_string();
@@ -140,7 +140,7 @@ async fn bombs_and_unknown_compressors_are_refused() {
     fake.script().tamper = [(|answers: &mut Vec<_>| {
         answers[0].data = zstd::encode_all(vec![0; 10_000_000].as_slice(), 3).unwrap();
         answers[1].compressor = 3;
-        answers[2].data = b"no zstd".to_vec();
+        answers[2].data = b"not valid zstd".to_vec();
     }) as fake::Tamper]
     .into();
     let cache = client(&fake, |_| {}).await;

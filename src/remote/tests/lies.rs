@@ -150,5 +150,8 @@ async fn an_answer_much_larger_than_asked_for_is_not_taken() {
     let cache = client(&fake, |_| {}).await;
     let error = batch(&cache, &digest).await.unwrap_err();
     assert_eq!(error.kind, RemoteErrorKind::Protocol);
-    assert!(error.to_string().contains("more than the"), "{error}");
+    assert!(
+        error.to_string().contains("exceeds the expected maximum"),
+        "{error}"
+    );
 }

@@ -77,7 +77,7 @@ async fn an_unknown_digest_function_is_refused_with_what_there_is() {
     assert_eq!(error.kind, RemoteErrorKind::Rejected);
     let shown = error.to_string();
     assert!(
-        shown.contains("blake3; it offers sha256, vso, number 77"),
+        shown.contains("blake3; it supports sha256, vso, number 77"),
         "{shown}"
     );
     assert_eq!(cache.probe().await.unwrap_err(), error);
@@ -181,7 +181,7 @@ async fn a_tree_that_is_not_what_its_digest_says_is_refused() {
         .await
         .unwrap_err();
     assert_eq!(error.kind, RemoteErrorKind::Protocol);
-    assert!(error.to_string().contains("whose digest is"), "{error}");
+    assert!(error.to_string().contains("with the digest"), "{error}");
     // Once more on another connection, and no more.
     assert_eq!(fake.count("batch"), 2);
 }

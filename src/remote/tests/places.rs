@@ -41,7 +41,7 @@ async fn a_unix_socket_serves() {
     let gone = format!("unix:{}/none.sock", dir.path().display());
     let shown = probe(&gone, |_| {}).await.unwrap_err();
     assert!(
-        shown.contains("can't be reached") && shown.contains("No such file"),
+        shown.contains("failed to connect to the server") && shown.contains("No such file"),
         "{shown}"
     );
 }
@@ -157,7 +157,7 @@ async fn nobody_there_is_told_with_the_endpoint() {
     let endpoint = format!("grpc://127.0.0.1:{port}");
     let shown = probe(&endpoint, |_| {}).await.unwrap_err();
     assert!(
-        shown.contains("can't be reached") && shown.contains(&endpoint),
+        shown.contains("failed to connect to the server") && shown.contains(&endpoint),
         "{shown}"
     );
 }
@@ -173,7 +173,7 @@ async fn another_service_is_told_from_a_cache_without_capabilities() {
             .serve_with_incoming(TcpIncoming::from(listener)),
     );
     let shown = probe(&endpoint, |_| {}).await.unwrap_err();
-    assert!(shown.contains("no remote cache"), "{shown}");
+    assert!(shown.contains("not a remote cache"), "{shown}");
 
     let fake = Fake::new();
     fake.script().capability_errors = vec![Status::unimplemented("what?"); 2].into();
@@ -191,10 +191,14 @@ async fn refusals_name_what_to_change() {
         (
             Status::not_found("Instance does not exist"),
             "",
-            "may want --remote-instance-name",
+            "may require --remote-instance-name",
         ),
         (Status::unauthenticated("who?"), "", "--remote-header"),
-        (Status::permission_denied("no"), "", "does not let us in"),
+        (
+            Status::permission_denied("no"),
+            "",
+            "permission denied by the server",
+        ),
     ] {
         let fake = Fake::new();
         fake.script().capability_errors = [status].into();

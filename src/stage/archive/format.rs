@@ -275,11 +275,11 @@ impl<R: Read> Reader<R> {
         };
         let mut start = [0; MAGIC.len() + 1];
         if !reader.fill(&mut start)? || !start.starts_with(MAGIC) {
-            return Err(reader.damaged("it is no build that outhaul has exported"));
+            return Err(reader.damaged("it is not a build exported by outhaul"));
         }
         if start[MAGIC.len()] != VERSION {
             let reason = format!(
-                "it has version {}, and this Outhaul reads {VERSION}",
+                "it has version {}, but this outhaul reads version {VERSION}",
                 start[MAGIC.len()]
             );
             return Err(reader.damaged(&reason));
@@ -288,7 +288,7 @@ impl<R: Read> Reader<R> {
         let (frame, next) = reader.frame()?;
         let header = match frame.split_first() {
             Some((&HEADER, header)) => serde_json::from_slice(header)
-                .map_err(|e| reader.damaged(&format!("its header cannot be read: {e}")))?,
+                .map_err(|e| reader.damaged(&format!("failed to read its header: {e}")))?,
             _ => return Err(reader.damaged("it has no header")),
         };
         reader.at = next;
@@ -308,23 +308,23 @@ impl<R: Read> Reader<R> {
             }
             Some((&END, count)) => {
                 if count != self.lines.to_le_bytes() {
-                    return Err(self.damaged("events are missing before its end"));
+                    return Err(self.damaged("events are missing"));
                 }
                 self.at = next;
                 let mut more = [0; 1];
                 if self.fill(&mut more)? {
-                    return Err(self.damaged("there is more behind its end"));
+                    return Err(self.damaged("trailing data after its end"));
                 }
                 Ok(None)
             }
-            _ => Err(self.damaged("a frame of unknown kind")),
+            _ => Err(self.damaged("unknown kind of frame")),
         }
     }
 
     fn frame(&mut self) -> Result<(Bytes, u64), StageError> {
         let mut head = [0; 4 + SUM];
         if !self.fill(&mut head)? {
-            return Err(self.damaged("it ends before its end"));
+            return Err(self.damaged("it is truncated"));
         }
         let mut length = [0; 4];
         length.copy_from_slice(&head[..4]);
@@ -337,7 +337,7 @@ impl<R: Read> Reader<R> {
         let read = (&mut self.input).take(size as u64).read_to_end(&mut body);
         read.map_err(StageError::io("read", &self.path))?;
         if body.len() != size {
-            return Err(self.damaged("it ends within a frame"));
+            return Err(self.damaged("it is truncated within a frame"));
         }
         if checksum(length, &body)[..] != head[4..] {
             return Err(self.damaged("wrong checksum"));
@@ -349,7 +349,7 @@ impl<R: Read> Reader<R> {
         let unpacked =
             zstd::Decoder::new(&*body).and_then(|decoder| decoder.take(most + 1).read_to_end(&mut raw));
         if unpacked.is_err() {
-            return Err(self.damaged("it can't be decompressed"));
+            return Err(self.damaged("failed to decompress it"));
         }
         if raw.len() as u64 > most {
             return Err(self.damaged(TOO_MUCH));
@@ -375,7 +375,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-const TOO_MUCH: &str = "it holds far more than a file of its size can";
+const TOO_MUCH: &str = "it decompresses to far more than a file of its size can contain";
 
 fn lines(mut raw: Bytes, account: &mut Account) -> Result<Vec<Line>, &'static str> {
     let mut lines = Vec::new();

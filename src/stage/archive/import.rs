@@ -42,7 +42,7 @@ pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Importe
         return Err(StageError::Archive {
             path: path.to_owned(),
             offset: 0,
-            reason: "its header names no invocation".to_owned(),
+            reason: "its header has no invocation id".to_owned(),
         });
     }
     refuse_another(&key, path, journal, record)?;

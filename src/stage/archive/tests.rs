@@ -534,7 +534,7 @@ fn a_damaged_file_is_refused_by_name_and_offset_and_nothing_is_taken_in() {
         flipped[n] ^= 0x10;
         refused(&flipped);
     }
-    assert!(refused(&[&bytes[..], b"x"].concat()).contains("more behind its end"));
+    assert!(refused(&[&bytes[..], b"x"].concat()).contains("trailing data after its end"));
     let end = bytes.len() - 1;
     assert!(refused(&bytes[..end]).contains("within a frame"));
     // Without the frame in the middle, whose checksum nobody misses.

@@ -171,9 +171,14 @@ impl Daemon {
         let mut address = None;
         eventually("the daemon takes build events", || {
             let log = process.stderr();
-            address = log
-                .lines()
-                .find_map(|line| Some(line.split_once("taking build events on ")?.1.trim().to_owned()));
+            address = log.lines().find_map(|line| {
+                Some(
+                    line.split_once("listening for build events on ")?
+                        .1
+                        .trim()
+                        .to_owned(),
+                )
+            });
             assert!(
                 address.is_some() || process.is_running(),
                 "the daemon ended:\n{log}"

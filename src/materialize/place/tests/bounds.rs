@@ -69,7 +69,7 @@ fn in_an_exec_root_there_are_no_outputs_but_below_bazel_out() {
             ".outhaul-tmp/x",
         ] {
             let error = f.place(path, "x").unwrap_err();
-            assert!(error.to_string().contains("below bazel-out"), "{error}");
+            assert!(error.to_string().contains("in bazel-out"), "{error}");
             let content = OutputContent::Directory;
             f.placer.check(&exec(path), &content, None).unwrap_err();
         }
@@ -98,7 +98,7 @@ fn in_a_directory_of_the_users_own_our_names_are_kept_from_outputs() {
             .remove(0)
             .unwrap_err();
         assert!(
-            error.to_string().contains("keeps this name for itself"),
+            error.to_string().contains("this name is reserved for outhaul"),
             "{error}"
         );
         placer.place_symlink(&exec(name), "x", &epoch, 1).unwrap_err();

@@ -410,7 +410,7 @@ fn depth_costs_neither_stack_nor_descriptors() {
             large.write(b"x").unwrap();
             large.finish(&f.epoch, 1).unwrap();
             let error = f.place("bazel-out/k8/full", "x").unwrap_err().to_string();
-            assert!(error.contains("a directory with files"), "{error}");
+            assert!(error.contains("a non-empty directory"), "{error}");
             drop(own);
             f.root.sweep().unwrap();
             assert!(!left.exists());
