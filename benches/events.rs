@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use outhaul::{
     bep::decode::Decoder,
     bes::{BesAddress, BesListener, HoldPolicy},
@@ -121,7 +122,7 @@ fn run(stage: &str, files: usize) -> Result<(), Failure> {
         _ => {
             let exec_root = base.path().display().to_string();
             // Made before: what is measured is reading them.
-            let events: Vec<Vec<u8>> = events(files, &exec_root).collect();
+            let events: Vec<Bytes> = events(files, &exec_root).map(Bytes::from).collect();
             cost(|| match stage {
                 "decode" => decode(&events, files),
                 _ => build(&events, files),
@@ -143,7 +144,7 @@ fn directory() -> std::path::PathBuf {
     std::env::var_os("OUTHAUL_BENCH_DIR").map_or_else(|| "/dev/shm".into(), Into::into)
 }
 
-fn decode(events: &[Vec<u8>], files: usize) -> Result<(), Failure> {
+fn decode(events: &[Bytes], files: usize) -> Result<(), Failure> {
     let mut decoder = Decoder::default();
     let mut named = 0;
     for event in events {
@@ -158,7 +159,7 @@ fn decode(events: &[Vec<u8>], files: usize) -> Result<(), Failure> {
     }
 }
 
-fn build(events: &[Vec<u8>], files: usize) -> Result<(), Failure> {
+fn build(events: &[Bytes], files: usize) -> Result<(), Failure> {
     let mut decoder = Decoder::default();
     let mut build = Build::new(policy());
     let mut named = 0;

@@ -243,8 +243,12 @@ fn expanded(
     budget: &Budget,
     most: usize,
 ) -> Result<Message, Status> {
-    let broken = |error: std::io::Error| Status::internal(format!("failed to failed to decompress a message: \
-                                                                   {error}"));
+    let broken = |error: std::io::Error| {
+        Status::internal(format!(
+            "failed to failed to decompress a message: \
+                                                                   {error}"
+        ))
+    };
     let mut reader: Box<dyn Read + '_> = match encoding {
         Encoding::Gzip => Box::new(flate2::read::GzDecoder::new(bytes)),
         Encoding::Zstd => {

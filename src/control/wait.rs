@@ -361,9 +361,7 @@ impl Judge {
         let names_only = !self.asked.is_empty() && self.asked.iter().all(|asked| asked.pattern.is_exact());
         if !names_only {
             match invocation.state() {
-                pb::InvocationState::Interrupted => {
-                    failures.push("the build was interrupted".to_owned())
-                }
+                pb::InvocationState::Interrupted => failures.push("the build was interrupted".to_owned()),
                 pb::InvocationState::Superseded => {
                     failures.push("a newer build of the same output root took over".to_owned());
                 }

@@ -211,7 +211,10 @@ fn what_a_newer_build_took_over_is_not_called_present() {
     ];
     let answer = judged(&["//a:x", "//a:y"], &before);
     assert_eq!(answer.result().name(), "failed");
-    assert_eq!(answer.failures, ["//a:y: outputs are superseded by a newer build"]);
+    assert_eq!(
+        answer.failures,
+        ["//a:y: outputs are superseded by a newer build"]
+    );
     let mut late = invocation("superseded", Some(0));
     late.superseded = 3;
     assert_eq!(
