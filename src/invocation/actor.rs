@@ -7,6 +7,7 @@
 mod action_cache;
 mod again;
 mod course;
+mod ledger;
 mod local;
 mod naming;
 mod others;
@@ -17,21 +18,20 @@ mod runfiles;
 mod undigested;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
-use indexmap::IndexMap;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{JoinSet, spawn_blocking},
 };
 
 use self::{
-    course::Course,
+    ledger::Ledger,
     parted::Parted,
-    parts::{Doubt, Known, Place, Placed, Wanted},
+    parts::{Doubt, Known, PathHasher, Place, Placed},
 };
 use super::{
     build::{Build, Named},
@@ -39,17 +39,15 @@ use super::{
     message::Message,
     rows::{self, Naming},
     shared::Shared,
-    tally::Tally,
     watching::{Begun, PAGE, Page, Recorded},
 };
 use crate::{
     bep::event::{CommandLine, Event, TargetId},
     builds::{Progress, Settlement, StreamEnd, StreamKey},
-    digest::Digest,
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Session},
-    output::{Class, Directories, OutputContent},
-    record::{InvocationRow, InvocationState, TargetRow, TargetState},
+    output::Class,
+    record::{InvocationRow, InvocationState, TargetRow},
 };
 
 /// How long a completion waits before its row is written, so that the file's stamp is older than the row by more
@@ -63,8 +61,6 @@ const ROWS_AT_ONCE: usize = 1 << 16;
 const MESSAGES_AT_ONCE: usize = 8;
 /// Messages that may wait. Most are a good many events.
 const INBOX: usize = 16;
-/// Hashes paths: there are so many of them. Seeded at random, since a stream is not to be trusted.
-type PathHasher = foldhash::fast::RandomState;
 
 pub(super) struct Actor {
     shared: Arc<Shared>,
@@ -83,23 +79,9 @@ pub(super) struct Actor {
     /// Why outputs can't be placed at all.
     blocked: Option<String>,
     completions: mpsc::UnboundedSender<Vec<Completion>>,
-    wanted: HashMap<ExecPath, Wanted, PathHasher>,
-    /// Hashes of the paths that are only known, so that each counts once.
-    known: HashSet<u64, PathHasher>,
-    /// Where all of that lies.
-    directories: Directories,
-    /// Where each flattened name came from, and with what.
-    flattened: HashMap<ExecPath, (ExecPath, OutputContent)>,
-    pending_required: u64,
-    pending_optional: u64,
-    /// In the order in which they were named; what follows the build shares them.
-    targets: IndexMap<Arc<TargetId>, Arc<TargetRow>>,
-    tally: Tally,
-    course: Course,
+    ledger: Ledger,
     progress: watch::Sender<Progress>,
     listeners: Listeners,
-    /// Where each content is on disk, once that was asked for.
-    places: Option<HashMap<Digest, ExecPath>>,
     waiters: Vec<oneshot::Sender<Settlement>>,
     /// Who waits for what is optional.
     done: Vec<oneshot::Sender<()>>,
@@ -180,18 +162,9 @@ impl Actor {
             session: None,
             blocked: None,
             completions,
-            wanted: HashMap::default(),
-            known: HashSet::default(),
-            directories: Directories::default(),
-            flattened: HashMap::new(),
-            pending_required: 0,
-            pending_optional: 0,
-            targets: IndexMap::new(),
-            tally: Tally::default(),
-            course: Course::default(),
+            ledger: Ledger::default(),
             progress: watch::Sender::new(Progress::default()),
             listeners: Listeners::default(),
-            places: None,
             waiters: Vec::new(),
             done: Vec::new(),
             unwritten: Vec::new(),
@@ -230,7 +203,7 @@ impl Actor {
             let open_stream = self.stream_open && self.state.is_some();
             // Who follows the build upstream may still ask where its files are.
             let asked = self.shared.holds_sets && self.progress.receiver_count() > 0;
-            let idle = !open_stream && !asked && self.pending_required + self.pending_optional == 0;
+            let idle = !open_stream && !asked && self.ledger.is_quiet();
             if idle && self.unwritten.is_empty() && !open {
                 break;
             }
@@ -302,7 +275,7 @@ impl Actor {
                 for (sequence, framed) in events {
                     // The command's last words; whatever comes behind them (metrics, logs) names no outputs of targets.
                     let last = framed.last || matches!(framed.event, Event::Finished { .. });
-                    if !self.course.take(sequence) {
+                    if !self.ledger.course.take(sequence) {
                         continue;
                     }
                     let effects = self.build.handle(sequence, framed.event);
@@ -328,7 +301,7 @@ impl Actor {
                     let effects = self.build.end();
                     self.apply(effects).await;
                     // Nothing comes behind, so no number is waited for, not even of an event that can't be decoded.
-                    self.course.take(i64::MAX);
+                    self.ledger.course.take(i64::MAX);
                 }
                 self.stream_open = false;
                 self.interrupted = matches!(end, StreamEnd::Broken(_));
@@ -350,17 +323,17 @@ impl Actor {
                     let message = format!(
                         "the build was released after {} while {} outputs were still downloading",
                         crate::units::show_duration(took),
-                        self.pending_required
+                        self.ledger.required
                     );
                     tracing::warn!(invocation = %self.row.invocation_id, "{message}");
-                    self.tally.note(&message);
+                    self.ledger.tally.note(&message);
                 }
                 self.save_row();
             }
             Message::Snapshot(answer) => {
                 self.fill_row();
                 // Who asked may have gone.
-                let _ = answer.send((self.row.clone(), self.pending_required));
+                let _ = answer.send((self.row.clone(), self.ledger.required));
             }
             Message::Busy(answer) => {
                 let _ = answer.send(self.state.is_some_and(|state| !state.is_over()));
@@ -402,24 +375,10 @@ impl Actor {
             self.unwritten_since = self.last_completion;
         }
         for completion in list {
-            let Some(wanted) = self.wanted.get_mut(&completion.path) else {
+            let Some(ended) = self.ledger.complete(&completion) else {
                 continue;
             };
-            if wanted.done || completion.class != wanted.class || completion.content != wanted.content {
-                // The answer to a want that a later one of this invocation has replaced.
-                continue;
-            }
-            wanted.done = true;
-            wanted.on_disk = completion.outcome.is_on_disk();
-            match wanted.class {
-                Class::Required => {
-                    self.pending_required -= 1;
-                    self.course.end(wanted.sequence);
-                }
-                _ => self.pending_optional -= 1,
-            }
-            let sharers = self.course.sharers(&completion.path);
-            if !completion.outcome.is_on_disk() && completion.outcome != Outcome::Superseded {
+            if ended.is_missed {
                 tracing::warn!(
                     invocation = %self.row.invocation_id,
                     path = %completion.path,
@@ -427,34 +386,16 @@ impl Actor {
                     outcome = ?completion.outcome,
                     "failed to download an output"
                 );
-                if wanted.class == Class::Required {
-                    self.course.fail(wanted.sequence);
-                    if let Some(set) = wanted.set {
-                        self.build.fail_set(set);
-                    }
-                    for target in sharers.iter().chain([&wanted.target]) {
-                        if let Some(row) = self.targets.get_mut(target) {
-                            Arc::make_mut(row).failed += 1;
-                        }
-                    }
-                }
-            }
-            if wanted.on_disk
-                && let Some(places) = &mut self.places
-                && let OutputContent::Blob(digest) = &completion.content
-            {
-                places.insert(digest.clone(), completion.path.clone());
             }
             if !self.listeners.is_empty() {
                 let change = Change::Output {
                     path: completion.path.clone(),
-                    label: wanted.target.label.as_str().into(),
+                    label: ended.label,
                     class: completion.class,
                     outcome: completion.outcome.clone(),
                 };
                 self.listeners.tell(None, &change);
             }
-            self.tally.add(&completion);
             if self.look_after
                 && (!self.looked_again || self.doubt.is_some())
                 && completion.outcome.is_on_disk()
@@ -469,6 +410,7 @@ impl Actor {
                 self.unwritten.push(completion);
             }
         }
+        self.pass_failures_on();
     }
 
     async fn write_rows(&mut self, now: bool) {
@@ -496,30 +438,30 @@ impl Actor {
     async fn settle(&mut self) {
         // At once, while what the stream names is still on its way.
         self.bring_runfiles().await;
-        let waits = self.pending_required > 0 || self.is_in_doubt();
+        let waits = self.ledger.required > 0 || self.is_in_doubt();
         if self.stream_open && self.waiters.is_empty() || waits {
             return;
         }
         self.look_again().await;
-        if self.pending_required > 0 {
+        if self.ledger.required > 0 {
             return;
         }
         self.look_for_undigested().await;
         if !self.waiters.is_empty() {
             let settlement = Settlement {
-                failed: self.tally.failed,
-                messages: self.tally.messages.clone(),
-                superseded: self.tally.superseded > 0,
+                failed: self.ledger.tally.failed,
+                messages: self.ledger.tally.messages.clone(),
+                superseded: self.ledger.tally.superseded > 0,
             };
             for waiter in self.waiters.drain(..) {
                 let _ = waiter.send(settlement.clone());
             }
         }
-        if self.stream_open || self.reported.is_some() || self.pending_optional > 0 {
+        if self.stream_open || self.reported.is_some() || self.ledger.optional > 0 {
             return;
         }
         self.take_in_action_cache().await;
-        self.enter(if self.tally.superseded > 0 {
+        self.enter(if self.ledger.tally.superseded > 0 {
             InvocationState::Superseded
         } else if self.interrupted {
             InvocationState::Interrupted
@@ -529,16 +471,7 @@ impl Actor {
         let settled_in = self.ended_at.map_or(Duration::ZERO, |at| at.elapsed());
         self.row.settled_ms = crate::units::now_ms();
         // Those whose tests' summaries never came, or which the last look at the disk has changed.
-        let completed: Vec<Arc<TargetId>> = self
-            .targets
-            .iter()
-            .filter(|(_, row)| match row.state {
-                TargetState::Completed => true,
-                TargetState::Settled => row.failed > 0,
-                _ => false,
-            })
-            .map(|(target, _)| target.clone())
-            .collect();
+        let completed = self.ledger.unsettled();
         for target in completed {
             self.target_settled(&target);
         }
@@ -546,8 +479,8 @@ impl Actor {
         self.shared
             .record
             .put_targets(&self.row.invocation_id, &self.target_rows());
-        let line = self.tally.summary(settled_in);
-        for message in &self.tally.messages {
+        let line = self.ledger.tally.summary(settled_in);
+        for message in &self.ledger.tally.messages {
             tracing::warn!(invocation = %self.row.invocation_id, "{message}");
         }
         tracing::info!(invocation = %self.row.invocation_id, "{line}");
@@ -559,10 +492,10 @@ impl Actor {
             command: self.row.command.clone(),
             state: self.row.state,
             line,
-            messages: self.tally.messages.clone(),
-            failed: self.tally.failed,
+            messages: self.ledger.tally.messages.clone(),
+            failed: self.ledger.tally.failed,
             exit_code: self.row.finished.then_some(self.row.exit_code),
-            tally: self.tally.clone(),
+            tally: self.ledger.tally.clone(),
         };
         self.reported = Some(report.clone());
         for waiter in self.done.drain(..) {
@@ -578,7 +511,7 @@ impl Actor {
 
     /// A row for each target so far.
     fn target_rows(&self) -> Vec<TargetRow> {
-        let rows = self.targets.values().filter(|t| !t.label.is_empty());
+        let rows = self.ledger.targets.values().filter(|t| !t.label.is_empty());
         rows.map(|row| TargetRow::clone(row)).collect()
     }
 
@@ -594,19 +527,19 @@ impl Actor {
 
     /// Targets from this one on.
     fn page(&self, from: usize) -> Page {
-        let end = self.targets.len().min(from + PAGE);
-        let rows = self.targets.get_range(from..end).into_iter();
+        let end = self.ledger.targets.len().min(from + PAGE);
+        let rows = self.ledger.targets.get_range(from..end).into_iter();
         let rows = rows.flat_map(|page| page.values());
         Page {
             rows: rows.filter(|row| !row.label.is_empty()).cloned().collect(),
             number: self.listeners.number(),
-            full: self.targets.len() > end,
+            full: self.ledger.targets.len() > end,
         }
     }
 
     /// Whether nothing more comes that would need what [`Self::unload`] gives back.
     fn is_unloadable(&self) -> bool {
-        let pending = self.pending_required + self.pending_optional > 0;
+        let pending = !self.ledger.is_quiet();
         self.reported.is_some() && !self.interrupted && !pending && self.doubt.is_none()
     }
 
@@ -615,13 +548,8 @@ impl Actor {
     /// on: nothing comes behind the event that finishes one.
     fn unload(&mut self) {
         self.loaded = false;
-        self.places = None;
+        self.ledger.unload();
         self.build = new_build(&self.shared);
-        self.wanted = HashMap::default();
-        self.known = HashSet::default();
-        self.directories = Directories::default();
-        self.flattened = HashMap::new();
-        self.targets = IndexMap::new();
         self.session = None;
         if self.unwritten.is_empty() {
             self.place = None;
@@ -640,7 +568,7 @@ impl Actor {
     }
 
     fn fill_row(&mut self) {
-        let tally = &self.tally;
+        let tally = &self.ledger.tally;
         self.row.state = self.state.unwrap_or_default();
         self.row.downloaded = tally.downloaded;
         self.row.downloaded_bytes = tally.downloaded_bytes;

@@ -87,7 +87,7 @@ impl Actor {
     /// An output of which the action cache says something else than the stream.
     fn contradiction(&self, facts: &Facts) -> Option<ExecPath> {
         let contradicts = |output: &&action_cache::Output| {
-            let wanted = self.wanted.get(&output.path).map(|wanted| &wanted.content);
+            let wanted = self.ledger.wanted.get(&output.path).map(|wanted| &wanted.content);
             // What Bazel has in the cache is no file that came in an event.
             matches!(wanted, Some(OutputContent::Blob(digest)) if *digest != output.digest)
         };
@@ -100,10 +100,14 @@ impl Actor {
 
     /// The build's digest function: that of whatever it names.
     fn digest_function(&self) -> DigestFunction {
-        let of_outputs = self.wanted.values().find_map(|wanted| match &wanted.content {
-            OutputContent::Blob(digest) => Some(digest.function()),
-            _ => None,
-        });
+        let of_outputs = self
+            .ledger
+            .wanted
+            .values()
+            .find_map(|wanted| match &wanted.content {
+                OutputContent::Blob(digest) => Some(digest.function()),
+                _ => None,
+            });
         let told = || {
             let name = self.command_line.as_ref()?.last("digest_function")?;
             name.parse().ok()
@@ -124,9 +128,9 @@ impl Actor {
             }
         };
         let Known::Facts(facts, state) = told else { return };
-        let known = std::mem::take(&mut self.known);
+        let known = std::mem::take(&mut self.ledger.known);
         let hash = |path: &ExecPath| known.hasher().hash_one(path.as_str());
-        let wanted: HashSet<u64> = self.wanted.keys().map(hash).collect();
+        let wanted: HashSet<u64> = self.ledger.wanted.keys().map(hash).collect();
         let (record, invocation) = (self.shared.record.clone(), self.row.invocation_id.as_str().into());
         let take_in = move || {
             let is_named = |path: &ExecPath| {
@@ -140,7 +144,7 @@ impl Actor {
             tracing::error!("recording the action cache panicked; this is a bug in outhaul");
             return;
         };
-        self.known = known;
+        self.ledger.known = known;
         match taken {
             Ok(()) => {
                 let same = before.filter(|before| Arc::ptr_eq(&before.state, &state));

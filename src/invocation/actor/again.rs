@@ -15,10 +15,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use tokio::task::spawn_blocking;
 
 use super::{Actor, parts::Placed};
-use crate::{
-    materialize::{Outcome, Want},
-    output::{Class, Stamp},
-};
+use crate::{materialize::Outcome, output::Stamp};
 
 /// The first version that deletes nothing at its end.
 const TIDY_SINCE: u32 = 6;
@@ -69,20 +66,7 @@ impl Actor {
         });
         let mut wants = Vec::new();
         for placed in gone.await.unwrap_or_default() {
-            let Some(wanted) = self.wanted.get_mut(&placed.path).filter(|w| w.done) else {
-                continue;
-            };
-            wanted.done = false;
-            wanted.on_disk = false;
-            match wanted.class {
-                Class::Required => {
-                    self.pending_required += 1;
-                    self.course.begin(wanted.sequence);
-                }
-                _ => self.pending_optional += 1,
-            }
-            self.tally.take_back(&placed.outcome);
-            wants.push(Want::new(placed.path, wanted.content.clone(), wanted.class, None));
+            wants.extend(self.ledger.want_again(placed.path, &placed.outcome));
         }
         let outputs = wants.len();
         if outputs > 0 {

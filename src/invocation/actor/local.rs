@@ -14,12 +14,12 @@ impl Actor {
         if self.place.is_none() && self.parted.is_none() {
             return vec![None; files.len()];
         }
-        if self.places.is_none() && files.iter().any(|(path, _)| path.is_none()) {
-            self.places = Some(self.places_by_digest());
+        if self.ledger.places.is_none() && files.iter().any(|(path, _)| path.is_none()) {
+            self.ledger.places = Some(self.places_by_digest());
         }
         let found = |(path, digest): &(Option<ExecPath>, Digest)| match path {
             Some(path) => self.has(path, digest).then(|| path.clone()),
-            None => self.places.as_ref()?.get(digest).cloned(),
+            None => self.ledger.places.as_ref()?.get(digest).cloned(),
         };
         let root = Path::new(&self.row.exec_root);
         files
@@ -31,7 +31,7 @@ impl Actor {
     /// Whether a path holds this content.
     fn has(&self, path: &ExecPath, digest: &Digest) -> bool {
         let is_it = |content: &OutputContent| matches!(content, OutputContent::Blob(blob) if blob == digest);
-        match self.wanted.get(path) {
+        match self.ledger.wanted.get(path) {
             Some(wanted) => wanted.on_disk && is_it(&wanted.content),
             // What this build does not want may be there from an earlier one.
             None => self.row.root.is_some_and(|root| {
@@ -42,7 +42,7 @@ impl Actor {
     }
 
     fn places_by_digest(&self) -> HashMap<Digest, ExecPath> {
-        let on_disk = self.wanted.iter().filter(|(_, wanted)| wanted.on_disk);
+        let on_disk = self.ledger.wanted.iter().filter(|(_, wanted)| wanted.on_disk);
         on_disk
             .filter_map(|(path, wanted)| match &wanted.content {
                 OutputContent::Blob(digest) => Some((digest.clone(), path.clone())),

@@ -1,57 +1,28 @@
 //! What the stream's effects do: outputs become rows of the record and wants of the coordinator.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    hash::BuildHasher as _,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::task::spawn_blocking;
 
 use super::{
     super::{
-        build::{Effect, Named, TargetEnd, contradiction, take_contradicting},
+        build::{Effect, Named, TargetEnd},
         feed::Change,
         roots::Destination,
         rows::{self, Naming},
         selection::builds,
         sources::{BuildDirectories, SourceCache},
     },
-    Actor, PathHasher, again,
-    parts::{Place, Wanted},
+    Actor, again,
+    parts::Place,
 };
 use crate::{
     bep::event::TargetId,
-    exec_path::{ExecPath, is_reserved},
+    exec_path::ExecPath,
     materialize::{Served, Session, Want},
     output::{Class, OutputContent},
-    record::{TargetRow, TargetState},
     remote::{Attribution, Nowhere, without_user_info},
 };
-
-/// The row of a target of which nothing more is known.
-fn announced(target: &TargetId) -> TargetRow {
-    TargetRow {
-        label: target.label.clone(),
-        aspect: target.aspect.clone(),
-        configuration: target.configuration.clone(),
-        ..TargetRow::default()
-    }
-}
-
-/// Leaves the first of what has the same path. Gives what has other content than that.
-fn drop_repeated(named: &mut Vec<Named>) -> Vec<Named> {
-    let mut seen = HashSet::with_capacity_and_hasher(named.len(), PathHasher::default());
-    let first: Vec<bool> = named.iter().map(|n| seen.insert(n.path.as_str())).collect();
-    // They are large; nearly always each is there once.
-    if !first.contains(&false) {
-        return Vec::new();
-    }
-    let contradicting = take_contradicting(named);
-    let mut seen = HashSet::with_capacity_and_hasher(named.len(), PathHasher::default());
-    named.retain(|n| seen.insert(n.path.clone()));
-    contradicting
-}
 
 impl Actor {
     pub(super) async fn apply(&mut self, effects: Vec<Effect>) {
@@ -82,20 +53,20 @@ impl Actor {
                 Effect::Announced(targets) => self.announce(targets),
                 Effect::Outputs(target, named) => self.outputs(target, named).await,
                 Effect::Target(target, end, sequence) => self.target_ended(target, end, sequence),
-                Effect::Tested(target, sequence) => self.course.completed(sequence, target),
+                Effect::Tested(target, sequence) => self.ledger.course.completed(sequence, target),
                 Effect::ConvenienceSymlinks(_) => {}
                 Effect::Unnamed(paths) => self.unnamed(paths).await,
                 Effect::Refused(reason) => {
                     self.shared.metrics.fault("refused_output");
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
-                    self.tally.note(&reason);
+                    self.ledger.tally.note(&reason);
                 }
                 Effect::Undigested(target, outputs) => self.undigested(&target, outputs),
                 Effect::Unusable(class, reason) => {
                     self.shared.metrics.fault("refused_output");
                     tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
                     match class {
-                        Class::Known => self.tally.note(&reason),
+                        Class::Known => self.ledger.tally.note(&reason),
                         class => self.fail(class, &reason),
                     }
                 }
@@ -186,7 +157,7 @@ impl Actor {
 
     pub(super) fn block(&mut self, reason: String) {
         tracing::error!(invocation = %self.row.invocation_id, "not downloading any outputs: {reason}");
-        self.tally.note(&reason);
+        self.ledger.tally.note(&reason);
         self.blocked = Some(reason);
     }
 
@@ -204,7 +175,7 @@ impl Actor {
                 for option in cache.left_out() {
                     let told = format!("not using one of the build's options for its remote cache: {option}");
                     tracing::warn!(invocation = %self.row.invocation_id, "{told}");
-                    self.tally.note(&told);
+                    self.ledger.tally.note(&told);
                 }
                 if served.is_some() {
                     cache.remote_blobs()
@@ -266,7 +237,7 @@ impl Actor {
             served.by
         );
         tracing::info!(invocation = %self.row.invocation_id, "{told}");
-        self.tally.note(&told);
+        self.ledger.tally.note(&told);
         Some(served)
     }
 
@@ -303,75 +274,13 @@ impl Actor {
 
     pub(super) async fn outputs(&mut self, target: Arc<TargetId>, mut named: Vec<Named>) {
         if let Destination::Directory { flatten: true, .. } = self.shared.roots.rules().destination {
-            self.flatten(&mut named);
+            self.ledger.flatten(&mut named);
         }
         if let Some(path) = self.awaited_root.take() {
             self.open_root(path).await;
         }
-        let counts = self
-            .targets
-            .entry(target.clone())
-            .or_insert_with(|| Arc::new(announced(&target)));
-        let counts = Arc::make_mut(counts);
-        // A path that one target names twice counts once, as the more that it is.
-        if !named.is_sorted_by(|a, b| a.class >= b.class) {
-            named.sort_by_key(|n| std::cmp::Reverse(n.class));
-        }
-        let contradicting = drop_repeated(&mut named);
-        for n in &contradicting {
-            match n.class {
-                Class::Required => counts.required += 1,
-                Class::Optional => counts.optional += 1,
-                Class::Known => {}
-            }
-        }
-        // An output that is wanted already is not asked for again, nor made less than it is.
-        let (wanted, course) = (&self.wanted, &mut self.course);
-        named.retain(|n| {
-            let Some(old) = wanted.get(&n.path) else {
-                return true;
-            };
-            let anew = n.class > old.class || (n.class > Class::Known && n.content != old.content);
-            if !anew && n.class == Class::Required && old.target != target {
-                if !old.done {
-                    course.share(&n.path, &target);
-                } else if !old.on_disk {
-                    counts.failed += 1;
-                }
-            }
-            anew
-        });
-        for n in &named {
-            let hash = || self.known.hasher().hash_one(n.path.as_str());
-            match n.class {
-                // Other sets, groups and targets may have named it before.
-                Class::Known => {
-                    let hash = hash();
-                    if self.known.insert(hash) {
-                        counts.known += 1;
-                        self.tally.known += 1;
-                    }
-                }
-                class => {
-                    if class == Class::Required {
-                        counts.required += 1;
-                    } else {
-                        counts.optional += 1;
-                    }
-                    let hash = if self.known.is_empty() { None } else { Some(hash()) };
-                    if hash.is_some_and(|hash| self.known.remove(&hash)) {
-                        self.tally.known -= 1;
-                    }
-                }
-            }
-        }
-        for n in contradicting {
-            let reason = contradiction(&n.path);
+        for reason in self.ledger.name(&target, &mut named) {
             tracing::warn!(invocation = %self.row.invocation_id, "{reason}");
-            match n.class {
-                Class::Known => self.tally.note(&reason),
-                _ => self.refuse(&target, &n, &reason),
-            }
         }
         let wanting = named.iter().any(|n| n.class > Class::Known);
         let session = if wanting && self.blocked.is_none() {
@@ -379,63 +288,12 @@ impl Actor {
         } else {
             None
         };
-        let mut refused = HashSet::new();
-        for n in named.iter().filter(|n| n.class > Class::Known) {
-            let wanted = &self.wanted;
-            let is_file = |path: &str| {
-                let there = wanted.get(path);
-                there.is_some_and(|there| there.content != OutputContent::Directory)
-            };
-            let reason = if session.is_none() {
-                let reason = self.blocked.as_deref().unwrap_or("there is no output root");
-                Some(format!("{}: {reason}", n.path))
-            } else {
-                let taken_in = self.directories.take_in(&n.path, &n.content, is_file);
-                taken_in.err().inspect(|_| {
-                    refused.insert(n.path.clone());
-                })
-            };
-            if let Some(reason) = reason {
-                self.refuse(&target, n, &reason);
-                continue;
-            }
-            let wanted = Wanted {
-                content: n.content.clone(),
-                class: n.class,
-                target: target.clone(),
-                sequence: n.sequence,
-                set: n.set,
-                done: false,
-                on_disk: false,
-            };
-            let old = self.wanted.insert(n.path.clone(), wanted);
-            if old.as_ref().is_some_and(|old| !old.content.is_same(&n.content)) {
-                self.tally.note(&format!(
-                    "{}: the build names it again with other content, which it ended with",
-                    n.path
-                ));
-            }
-            // Its earlier want will be answered as well, and must not count twice.
-            match old.filter(|old| !old.done).map(|old| (old.class, old.sequence)) {
-                Some((Class::Required, sequence)) => {
-                    self.pending_required -= 1;
-                    self.course.end(sequence);
-                }
-                Some(_) => self.pending_optional -= 1,
-                None => {}
-            }
-            match n.class {
-                Class::Required => {
-                    self.pending_required += 1;
-                    self.course.begin(n.sequence);
-                }
-                _ => self.pending_optional += 1,
-            }
-        }
-        // Of two that contradict each other, the one that was named first counts.
-        if !refused.is_empty() {
-            named.retain(|n| !refused.contains(&n.path));
-        }
+        let blocked = match session {
+            Some(_) => None,
+            None => Some(self.blocked.as_deref().unwrap_or("there is no output root")),
+        };
+        self.ledger.want(&target, &mut named, blocked);
+        self.pass_failures_on();
         let Some(place) = &self.place else { return };
         let naming = Naming {
             root: place.id,
@@ -444,17 +302,6 @@ impl Actor {
             target,
         };
         self.unasked.push((naming, named, session.is_some()));
-    }
-
-    /// An output that a target names has failed, whatever is in the cache.
-    fn refuse(&mut self, target: &Arc<TargetId>, named: &Named, reason: &str) {
-        self.tally.fail(named.class, reason);
-        if named.class == Class::Required {
-            self.output_failed(named.sequence, named.set);
-            if let Some(row) = self.targets.get_mut(target) {
-                Arc::make_mut(row).failed += 1;
-            }
-        }
     }
 
     /// Records what was named, and then wants what is wanted of it. Not for each target by itself: the way to another
@@ -494,7 +341,7 @@ impl Actor {
     async fn unnamed(&mut self, paths: Vec<ExecPath>) {
         let mut directories = BTreeSet::new();
         for path in paths {
-            if self.wanted.contains_key(&path) {
+            if self.ledger.wanted.contains_key(&path) {
                 continue;
             }
             self.fail(
@@ -520,86 +367,24 @@ impl Actor {
         self.shared.materializer.want(&session, wants).await;
     }
 
-    /// Gives every output its bare file name; two of one name are an error that names both, unless
-    /// they have the same content.
-    fn flatten(&mut self, named: &mut Vec<Named>) {
-        named.retain_mut(|n| {
-            // Only what goes there takes a name.
-            if n.class == Class::Known {
-                return true;
-            }
-            // A file name is a path of one component, and cannot escape.
-            let Ok(flat) = ExecPath::new(n.path.file_name()) else {
-                return false;
-            };
-            let refused = match self.flattened.get(&flat) {
-                Some((other, content)) if *other != n.path && !content.is_same(&n.content) => {
-                    format!("{other} and {} have the same name", n.path)
-                }
-                _ if is_reserved(flat.as_str()) => {
-                    format!(
-                        "{} has a name that is reserved for outhaul; do not use --flatten",
-                        n.path
-                    )
-                }
-                _ => {
-                    self.flattened
-                        .insert(flat.clone(), (n.path.clone(), n.content.clone()));
-                    n.path = flat;
-                    return true;
-                }
-            };
-            self.tally.fail(n.class, &refused);
-            if n.class == Class::Required {
-                self.output_failed(n.sequence, n.set);
-            }
-            false
-        });
-    }
-
-    /// Counts what can't be had whatever the cache does, as of the event that was taken in last.
+    /// Counts what cannot be downloaded whatever the cache does, as of the event that was taken in last.
     pub(super) fn fail(&mut self, class: Class, reason: &str) {
-        self.tally.fail(class, reason);
-        if class == Class::Required {
-            self.output_failed(self.course.taken(), None);
-        }
+        self.ledger.fail(class, reason);
+        self.pass_failures_on();
     }
 
     /// Who waits for a label waits for it in all its configurations.
     fn announce(&mut self, targets: Vec<TargetId>) {
         for target in targets {
-            if self.targets.contains_key(&target) {
-                continue;
+            if let Some(index) = self.ledger.announce(target) {
+                self.tell_target(index);
             }
-            let row = Arc::new(announced(&target));
-            let (index, _) = self.targets.insert_full(Arc::new(target), row);
-            self.tell_target(index);
         }
     }
 
     fn target_ended(&mut self, target: Arc<TargetId>, end: TargetEnd, sequence: i64) {
-        let entry = self.targets.entry(target.clone());
-        let index = entry.index();
-        let row = Arc::make_mut(entry.or_insert_with(|| Arc::new(announced(&target))));
-        match end {
-            TargetEnd::Completed {
-                success,
-                awaits_tests,
-            } => {
-                row.success = success;
-                row.state = if success {
-                    TargetState::Completed
-                } else {
-                    TargetState::Failed
-                };
-                if !awaits_tests {
-                    self.course.completed(sequence, target);
-                }
-            }
-            // It can come once more behind the end of the build (Bazel issue 21767); what is complete stays so.
-            TargetEnd::Aborted if row.state == TargetState::Announced => row.state = TargetState::Aborted,
-            TargetEnd::Aborted => return,
+        if let Some(index) = self.ledger.target_ended(target, end, sequence) {
+            self.tell_target(index);
         }
-        self.tell_target(index);
     }
 }

@@ -60,7 +60,7 @@ impl Actor {
                     show_duration(HELD)
                 );
                 tracing::warn!(invocation = %self.row.invocation_id, "{message}");
-                self.tally.note(&message);
+                self.ledger.tally.note(&message);
                 self.doubt = Some(Doubt::Stuck);
                 self.watch_others(place.root.clone(), WATCHED, LATER);
             }
@@ -79,8 +79,8 @@ impl Actor {
             return;
         };
         // What is on its way may have been looked at before they were done.
-        let is_last = self.pending_optional == 0;
-        if self.pending_required > 0 || (looked && !is_last) {
+        let is_last = self.ledger.optional == 0;
+        if self.ledger.required > 0 || (looked && !is_last) {
             return;
         }
         self.doubt = (!is_last).then_some(Doubt::Done { looked: true });

@@ -20,7 +20,7 @@ impl Actor {
     /// Lets go of the root, if nothing is done in it until the stream is resumed.
     pub(super) async fn part(&mut self) {
         let is_over = !self.stream_open && self.interrupted && self.reported.is_some();
-        let is_busy = self.pending_required + self.pending_optional > 0
+        let is_busy = !self.ledger.is_quiet()
             || !(self.unwritten.is_empty() && self.unasked.is_empty() && self.others.is_empty())
             || self.doubt.is_some();
         let (Some(exec_root), true) = (self.build.exec_root(), is_over && !is_busy) else {

@@ -11,6 +11,9 @@ use crate::{
     record::RootId,
 };
 
+/// Hashes paths: there are so many of them. Seeded at random, since a stream is not to be trusted.
+pub(super) type PathHasher = foldhash::fast::RandomState;
+
 /// An output that is on disk.
 #[derive(Clone)]
 pub(super) struct Placed {

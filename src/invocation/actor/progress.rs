@@ -7,12 +7,7 @@
 use std::sync::Arc;
 
 use super::Actor;
-use crate::{
-    bep::{event::TargetId, named_sets::SetIndex},
-    builds::Progress,
-    invocation::feed::Change,
-    record::TargetState,
-};
+use crate::{bep::event::TargetId, builds::Progress, invocation::feed::Change};
 
 impl Actor {
     /// Tells how far the build is settled, if that has changed.
@@ -23,8 +18,8 @@ impl Actor {
         // What has not come by the end of a broken stream is not waited for.
         let open = self.build.lowest_open().filter(|_| self.stream_open);
         let open_target = self.build.lowest_open_target().filter(|_| self.stream_open);
-        let through = self.course.through(open);
-        let (failed_at, messages) = (self.course.failed_at, &self.tally.messages);
+        let through = self.ledger.course.through(open);
+        let (failed_at, messages) = (self.ledger.course.failed_at, &self.ledger.tally.messages);
         self.progress.send_if_modified(|now| {
             let changed = (now.through, now.open, now.failed_at) != (through, open, failed_at);
             if changed {
@@ -37,39 +32,33 @@ impl Actor {
             }
             changed
         });
-        for target in self.course.settled(self.course.through(open_target)) {
+        for target in self
+            .ledger
+            .course
+            .settled(self.ledger.course.through(open_target))
+        {
             self.target_settled(&target);
         }
     }
 
-    /// A required output that the event of this number calls for could not be had.
-    pub(super) fn output_failed(&mut self, sequence: i64, set: Option<SetIndex>) {
-        self.course.fail(sequence);
-        if let Some(set) = set {
+    /// Tells the build which of its sets have failed.
+    pub(super) fn pass_failures_on(&mut self) {
+        for set in self.ledger.failed_sets() {
             self.build.fail_set(set);
         }
     }
 
     /// All that is required of a target came to its end.
     pub(super) fn target_settled(&mut self, target: &Arc<TargetId>) {
-        let Some((index, _, row)) = self.targets.get_full_mut(target) else {
-            return;
-        };
         let failed = self.build.failures(target);
-        let row = Arc::make_mut(row);
-        // Failures are told of whoever named the output first; they are as much of those who share it.
-        row.failed = row.failed.max(failed);
-        if row.failed > 0 {
-            row.state = TargetState::Failed;
-        } else if row.state == TargetState::Completed {
-            row.state = TargetState::Settled;
+        if let Some(index) = self.ledger.target_settled(target, failed) {
+            self.tell_target(index);
         }
-        self.tell_target(index);
     }
 
     /// Tells whoever listens what a target is now.
     pub(super) fn tell_target(&mut self, index: usize) {
-        if let Some((_, row)) = self.targets.get_index(index)
+        if let Some((_, row)) = self.ledger.targets.get_index(index)
             && !row.label.is_empty()
         {
             let change = Change::Target(row.clone());

@@ -60,7 +60,7 @@ impl Actor {
             return;
         }
         let is_exec_root = self.shared.roots.rules().destination == Destination::ExecRoot;
-        let is_blocked = self.blocked.is_some() || self.tally.superseded > 0;
+        let is_blocked = self.blocked.is_some() || self.ledger.tally.superseded > 0;
         // An output service has these as well.
         let is_served = self
             .session
@@ -70,8 +70,9 @@ impl Actor {
             return;
         }
         if runfiles::is_off(self.command_line.as_ref(), "build_runfile_manifests") {
-            if !self.wanted.is_empty() {
-                self.tally
+            if !self.ledger.wanted.is_empty() {
+                self.ledger
+                    .tally
                     .note("with --nobuild_runfile_manifests, runfiles are unknown and were not downloaded");
             }
             return;
@@ -95,13 +96,14 @@ impl Actor {
             return Vec::new();
         };
         let wanted = self
+            .ledger
             .wanted
             .iter()
             .filter(|(_, wanted)| wanted.class > Class::Known && wanted.target.aspect.is_empty());
         let mut directories: HashSet<&str> = wanted.filter_map(|(path, _)| path.parent()).collect();
         // A target whose program is not among its outputs.
         let mut own = HashSet::new();
-        for (target, row) in &self.targets {
+        for (target, row) in &self.ledger.targets {
             if row.required == 0
                 && row.success
                 && target.aspect.is_empty()
@@ -193,7 +195,7 @@ impl Actor {
             self.runfile_failed(&target, is_sure, Class::Required, &reason);
         }
         // The stream brings what it names, or has said that it can't be had.
-        missing.retain(|missing| !self.wanted.contains_key(&missing.path));
+        missing.retain(|missing| !self.ledger.wanted.contains_key(&missing.path));
         Some(missing)
     }
 
@@ -223,10 +225,10 @@ impl Actor {
     async fn want_runfiles(&mut self, missing: Vec<Missing>, told: Known) {
         let Some(place) = &self.place else { return };
         let (record, root, id) = (self.shared.record.clone(), place.root.clone(), place.id);
-        let known = std::mem::take(&mut self.known);
+        let known = std::mem::take(&mut self.ledger.known);
         let is_on_its_way: Vec<bool> = missing
             .iter()
-            .map(|missing| self.directories.contains(&missing.path))
+            .map(|missing| self.ledger.directories.contains(&missing.path))
             .collect();
         // In its other modes, Bazel has filled the directories that it makes.
         let is_minimal = |line: &CommandLine| line.download_mode() == Some("minimal");
@@ -267,7 +269,7 @@ impl Actor {
             tracing::error!("looking for runfiles panicked; this is a bug in outhaul");
             return;
         };
-        self.known = known;
+        self.ledger.known = known;
         let mut wants: HashMap<Arc<TargetId>, Vec<Named>> = HashMap::new();
         let mut trees = HashMap::new();
         for found in found {
@@ -307,7 +309,7 @@ impl Actor {
                         rule: verdict.rule,
                         group: Arc::default(),
                         event: ACTION_CACHE.into(),
-                        sequence: self.course.taken(),
+                        sequence: self.ledger.course.taken(),
                         set: None,
                     });
                 }
@@ -334,9 +336,9 @@ impl Actor {
             return;
         }
         // Not all of a target that failed was made; and a manifest may be left from another build.
-        let row = self.targets.get_mut(target);
+        let row = self.ledger.targets.get_mut(target);
         if !is_sure || row.as_ref().is_some_and(|row| !row.success) {
-            self.tally.note(reason);
+            self.ledger.tally.note(reason);
             return;
         }
         if class == Class::Required
@@ -363,7 +365,7 @@ impl<'a> Owners<'a> {
             by_name: HashMap::new(),
             by_package: HashMap::new(),
         };
-        for (target, row) in &actor.targets {
+        for (target, row) in &actor.ledger.targets {
             if row.success
                 && owners.may_own(actor, target)
                 && let Some((package, name)) = runfiles::place_of(&target.label)
@@ -384,6 +386,7 @@ impl<'a> Owners<'a> {
     /// of files, or in an earlier build.
     fn of_program(&self, actor: &Actor, program: &str) -> Option<(Arc<TargetId>, bool)> {
         let named = actor
+            .ledger
             .wanted
             .get(program)
             .filter(|wanted| wanted.class > Class::Known);

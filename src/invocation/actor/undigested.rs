@@ -35,7 +35,7 @@ impl Actor {
             self.open_root(path).await;
         }
         let mut noted: Vec<_> = std::mem::take(&mut self.undigested).into_iter().collect();
-        noted.retain(|(path, _)| !self.wanted.contains_key(path));
+        noted.retain(|(path, _)| !self.ledger.wanted.contains_key(path));
         noted.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         let flatten = matches!(
             self.shared.roots.rules().destination,
@@ -64,14 +64,12 @@ impl Actor {
             .unwrap_or("the build names it as a local file, without a digest, and it is not on disk");
         for (number, (path, (class, target))) in noted.into_iter().enumerate() {
             if there.get(number) == Some(&true) {
-                self.tally.present += 1;
+                self.ledger.tally.present += 1;
                 continue;
             }
             self.fail(class, &format!("{path}: {why}"));
-            if class == Class::Required
-                && let Some(row) = self.targets.get_mut(&target)
-            {
-                Arc::make_mut(row).failed += 1;
+            if class == Class::Required {
+                self.ledger.fail_target(&target);
             }
         }
     }
