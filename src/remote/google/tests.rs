@@ -3,13 +3,16 @@
 use std::sync::{Arc, Mutex};
 
 use axum::{Router, extract::State, http::HeaderMap};
-use ring::signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::StatusCode;
+use ring::signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
+use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::remote::{Attribution, Endpoint, RemoteOptions, auth::Auth};
 
-const KEY: &str = include_str!("../../tests/google/key.pem");
+const KEY: &str = include_str!("../../../tests/google/key.pem");
 
 /// A token endpoint: what it answers next, the last answer again and again; and what it was sent.
 #[derive(Default)]
@@ -29,8 +32,11 @@ impl Server {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let answer = async |State(server): State<Arc<Self>>, uri: Uri, headers: HeaderMap, body: String| {
-            let flavor = headers.get("metadata-flavor").map_or("", |h| h.to_str().unwrap());
-            server.got.lock().unwrap().push(format!("{uri} {flavor} {body}"));
+            let named = ["metadata-flavor", "authorization"]
+                .into_iter()
+                .find_map(|name| headers.get(name));
+            let header = named.map_or("", |h| h.to_str().unwrap());
+            server.got.lock().unwrap().push(format!("{uri} {header} {body}"));
             let mut answers = server.answers.lock().unwrap();
             let (code, text) = answers.last().unwrap().clone();
             if answers.len() > 1 {
@@ -145,6 +151,64 @@ async fn a_user_is_known_by_the_refresh_token() {
 }
 
 #[tokio::test]
+async fn somebody_elses_token_is_exchanged_and_may_stand_for_a_service_account() {
+    let (server, endpoint) = Server::start(&[
+        (200, r#"{"value":"theirs/1"}"#),
+        (200, r#"{"access_token":"exchanged","expires_in":3600}"#),
+        (200, r#"{"accessToken":"t5","expireTime":"2999-01-01T00:00:00Z"}"#),
+        (200, r#"{"access_token":"t6","expires_in":600}"#),
+    ])
+    .await;
+    let mut content = json!({
+        "type": "external_account",
+        "audience": "//iam.example/pool",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": endpoint,
+        "credential_source": {
+            "url": format!("{endpoint}?theirs"),
+            "headers": {"Authorization": "Bearer for-theirs"},
+            "format": {"type": "json", "subject_token_field_name": "value"},
+        },
+        "service_account_impersonation_url": format!("{endpoint}/account"),
+    });
+    let (_dir, google) = written(&content);
+    google.check().unwrap();
+    let (headers, kept) = google.headers().await.unwrap();
+    assert_eq!(shown(&headers), [("authorization", "Bearer t5")]);
+    assert_eq!(kept, Duration::from_secs(24 * 60 * 60));
+    let got = server.got();
+    assert_eq!(got[0], "/token?theirs Bearer for-theirs ");
+    for (name, value) in [
+        ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+        ("audience", "//iam.example/pool"),
+        ("scope", DEFAULT_SCOPE),
+        ("subject_token", "theirs/1"),
+        ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+    ] {
+        assert_eq!(
+            field(&format!("&{}", got[1].replace("/token  ", "")), name),
+            value
+        );
+    }
+    let (head, body) = got[2].split_once('{').unwrap();
+    assert_eq!(head, "/token/account Bearer exchanged ");
+    let body: Value = serde_json::from_str(&format!("{{{body}")).unwrap();
+    assert_eq!(body, json!({"lifetime": "3600s", "scope": ["a", "b"]}));
+
+    // From a file, and for itself.
+    let theirs = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(theirs.path(), "theirs/2\n").unwrap();
+    content["credential_source"] = json!({"file": theirs.path()});
+    content["service_account_impersonation_url"] = Value::Null;
+    let (_dir, google) = written(&content);
+    let (headers, _) = google.headers().await.unwrap();
+    assert_eq!(shown(&headers), [("authorization", "Bearer t6")]);
+    let got = server.got().remove(3);
+    assert_eq!(field(&got, "subject_token"), "theirs/2");
+    assert_eq!(field(&got, "scope"), "a b");
+}
+
+#[tokio::test]
 async fn default_credentials_are_found_in_googles_order() {
     let (server, endpoint) = Server::start(&[(200, r#"{"access_token":"t3","expires_in":100}"#)]).await;
     let host = endpoint
@@ -182,7 +246,7 @@ async fn default_credentials_are_found_in_googles_order() {
         google.question(&|name| Some(all.iter().find(|(n, _)| *n == name)?.1.into()))
     };
     for (first, id) in [(0, "named"), (1, "sdk"), (2, "home")] {
-        let form = from(first).ok().unwrap().form.unwrap();
+        let form = from(first).ok().unwrap().call.body.unwrap();
         assert_eq!(field(&form, "client_id"), id);
     }
     let question = from(3).ok().unwrap();
@@ -208,10 +272,14 @@ async fn what_cannot_be_used_is_told_without_what_is_in_it() {
     for (content, part) in [
         (json!("s3cret"), "not one of Google's"),
         (json!({"type": ["s3cret"]}), "not one of Google's"),
-        (json!({"type": "s3cret"}), "neither a service_account"),
+        (json!({"type": "s3cret"}), "no service_account"),
         (
             json!({"type": "external_account", "audience": "s3cret"}),
-            "neither a service_account",
+            "no credential_source",
+        ),
+        (
+            json!({"type": "external_account", "credential_source": {"executable": {"command": "s3cret"}}}),
+            "neither a file nor a url",
         ),
         (
             json!({"type": "authorized_user", "client_id": "s3cret"}),
