@@ -143,8 +143,6 @@ pub struct Build {
     unreadable: Vec<String>,
     /// By label and configuration.
     results: HashMap<(String, String), Attempts>,
-    /// Whether each shard of a test that passed is sure to have said that it knows of shards.
-    checks_shards: bool,
     /// Completed targets that wait for the command and the exec root.
     backlog: Vec<(i64, Event)>,
     /// Completed targets that wait for sets.
@@ -182,7 +180,6 @@ impl Build {
             referenced: SetBits::default(),
             unreadable: Vec::new(),
             results: HashMap::new(),
-            checks_shards: false,
             backlog: Vec::new(),
             parked: HashMap::new(),
             open: BTreeSet::new(),
@@ -297,7 +294,6 @@ impl Build {
             Event::Started(started) => {
                 self.command = Command::from_name(&started.command);
                 self.started = true;
-                self.checks_shards = test_outputs::checks_shards(&started.build_tool_version);
                 effects.push(Effect::Started(started));
                 self.get_ready(&mut effects);
             }
@@ -305,11 +301,7 @@ impl Build {
                 self.exec_root = Some(path);
                 self.get_ready(&mut effects);
             }
-            Event::CommandLine(line) if line.label == "canonical" => {
-                let word = line.switch("incompatible_check_sharding_support");
-                self.checks_shards = word.unwrap_or(self.checks_shards);
-                effects.push(Effect::CommandLine(line));
-            }
+            Event::CommandLine(line) if line.label == "canonical" => effects.push(Effect::CommandLine(line)),
             Event::Configuration { id, mnemonic } => {
                 self.configurations.insert(id, mnemonic);
             }
@@ -629,9 +621,7 @@ impl Build {
                 result.run, result.shard, result.attempt
             )
             .into();
-            let mark = (self.checks_shards && last)
-                .then(|| test_outputs::shard_mark(result, shape))
-                .flatten();
+            let mark = test_outputs::shard_mark(result, shape).filter(|_| last);
             for file in result.files.iter().chain(&mark) {
                 if let Some(path) = test_outputs::exec_path(file, result, shape, last, mnemonic.as_deref()) {
                     namer.name_at(&path.into(), file, profile, &"".into(), &event);

@@ -12,10 +12,7 @@ use super::{
 use crate::{
     bep::{
         EventFile,
-        event::{
-            CommandLine, Completed, Content, Event, File, NamedSet, OutputGroup, Started, TargetId,
-            TestResult,
-        },
+        event::{Completed, Content, Event, File, NamedSet, OutputGroup, Started, TargetId, TestResult},
     },
     digest::{Digest, DigestFunction},
     output::{Class, OutputContent},
@@ -496,10 +493,9 @@ fn a_tests_files_wait_for_its_summary_or_the_end() {
             }],
         })
     };
-    let start_with = |version: &str| {
+    let start = || {
         let test = Started {
             command: "test".to_owned(),
-            build_tool_version: version.to_owned(),
             ..Started::default()
         };
         let configuration = Event::Configuration {
@@ -514,31 +510,23 @@ fn a_tests_files_wait_for_its_summary_or_the_end() {
         shard_count,
         run_count: 1,
     };
-    let start = || start_with("6.5.0");
     let with = |more: Vec<Event>| required(&play(start().into_iter().chain(more).collect()));
     assert_eq!(with(vec![summary(0)]), ["bazel-out/k8/testlogs/t/t/test.log"]);
     // The summary knows of a shard whose result never came.
     assert_eq!(
         with(vec![summary(2)]),
-        ["bazel-out/k8/testlogs/t/t/shard_1_of_2/test.log"]
+        [
+            "bazel-out/k8/testlogs/t/t/shard_1_of_2/test.log",
+            "bazel-out/k8/testlogs/t/t/shard_1_of_2/test.shard",
+        ]
     );
     let both = [
         "bazel-out/k8/testlogs/t/t/shard_1_of_2/test.log",
+        "bazel-out/k8/testlogs/t/t/shard_1_of_2/test.shard",
         "bazel-out/k8/testlogs/t/t/shard_2_of_2/test.log",
+        "bazel-out/k8/testlogs/t/t/shard_2_of_2/test.shard",
     ];
     assert_eq!(with(vec![result(2), result(2)]), both);
-    // Since Bazel 7, a shard that passed has left a file that no event names.
-    let marks = |line: &[(&str, &str)]| {
-        let line = Event::CommandLine(CommandLine {
-            label: "canonical".to_owned(),
-            options: line.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
-        });
-        let all = start_with("7.7.1").into_iter().chain([line, summary(2)]);
-        let named = required(&play(all.collect()));
-        named.iter().any(|path| path.ends_with("shard_1_of_2/test.shard"))
-    };
-    assert!(marks(&[]));
-    assert!(!marks(&[("incompatible_check_sharding_support", "0")]));
 }
 
 #[test]
