@@ -145,7 +145,7 @@ pub enum DigestError {
 enum HashBytes {
     /// Up to 32 bytes, the rest zero.
     Inline([u8; 32]),
-    /// Longer ones.
+    /// Hashes longer than 32 bytes.
     Boxed(Box<[u8]>),
 }
 

@@ -19,7 +19,7 @@ pub struct ExecPath(Arc<str>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path:?} is not a valid path in an exec root: {reason}")]
 pub struct ExecPathError {
-    /// The text.
+    /// The invalid path.
     pub path: String,
     /// What is wrong with it.
     pub reason: &'static str,

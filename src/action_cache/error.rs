@@ -12,7 +12,7 @@ pub enum ActionCacheError {
     System {
         /// What was tried.
         operation: &'static str,
-        /// On what.
+        /// The file of the failed operation.
         path: PathBuf,
         /// The system's word.
         source: io::Error,
@@ -20,7 +20,7 @@ pub enum ActionCacheError {
     /// It is no file or directory of our own user's.
     #[error("{path} is not used: {reason}", path = path.display())]
     Unfit {
-        /// Which.
+        /// The file that is not used.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -28,7 +28,7 @@ pub enum ActionCacheError {
     /// The format has another number than those that are known.
     #[error("{path} has format {number}, {}", told(*number), path = path.display())]
     Format {
-        /// Which.
+        /// The file with that format.
         path: PathBuf,
         /// The format's number.
         number: i64,
@@ -36,7 +36,7 @@ pub enum ActionCacheError {
     /// The bytes make no sense.
     #[error("{path} is damaged at byte {at}: {what}", path = path.display())]
     Damaged {
-        /// Which.
+        /// The damaged file.
         path: PathBuf,
         /// Where in it, or in the record that begins there.
         at: usize,
@@ -46,7 +46,7 @@ pub enum ActionCacheError {
     /// It was written all the time.
     #[error("{path} changed each time it was read", path = path.display())]
     Busy {
-        /// Which.
+        /// The file that kept changing.
         path: PathBuf,
     },
 }

@@ -23,7 +23,7 @@ const OUTPUT_DIRECTORY: &str = "bazel-out/";
 pub struct Output {
     /// Where it belongs.
     pub path: ExecPath,
-    /// Its content.
+    /// Digest of the content.
     pub digest: Digest,
     /// The tree that it is a file of.
     pub tree: Option<ExecPath>,

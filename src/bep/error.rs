@@ -15,7 +15,7 @@ pub enum BepError {
     /// One event of a file is bad; the ones after it can still be read.
     #[error("event at byte {offset} of {path:?}: {source}")]
     Event {
-        /// The file.
+        /// The event file.
         path: PathBuf,
         /// Where the event's frame or line begins, in bytes.
         offset: u64,
@@ -30,7 +30,7 @@ pub enum BepError {
         /// The system's reason.
         source: io::Error,
     },
-    /// Reading failed.
+    /// Failed to read the file.
     #[error("cannot read event file {path:?} at byte {offset}: {source}")]
     Read {
         /// The file.

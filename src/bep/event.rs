@@ -74,14 +74,14 @@ pub enum Event {
     /// says so in its own output alone: it leaves a file out of the stream when the directory that it belongs in was
     /// deleted, although it knows the file's digest.
     Unreadable(Vec<String>),
-    /// Anything else.
+    /// An event that is not used.
     Other,
 }
 
 /// An event with its place in the stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Framed {
-    /// What happened.
+    /// The decoded event.
     pub event: Event,
     /// Whether the stream says that this was its last.
     pub last: bool,
@@ -259,7 +259,7 @@ pub enum Content {
 /// A completed target or aspect.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Completed {
-    /// Which.
+    /// The completed target.
     pub target: TargetId,
     /// Whether all of it was built.
     pub success: bool,
@@ -272,7 +272,7 @@ pub struct Completed {
 /// An output group.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct OutputGroup {
-    /// Its name.
+    /// Name of the file.
     pub name: String,
     /// Ids of its named sets.
     pub sets: Vec<String>,

@@ -49,7 +49,7 @@ pub enum Format {
 pub struct RawEvent {
     /// Where its frame begins in the file: the length prefix or the line.
     pub offset: u64,
-    /// Its bytes.
+    /// The encoded event.
     pub bytes: Bytes,
 }
 

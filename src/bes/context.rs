@@ -22,7 +22,7 @@ use crate::{
 /// How the service behaves.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BesOptions {
-    /// Holding.
+    /// How acknowledgements are delayed.
     pub hold: HoldPolicy,
     /// How long a lost client may take to come back before the engine is told that no more events come. Bazel's
     /// retries wait 1, 1.6, 2.6 and 4.1 seconds.

@@ -98,7 +98,7 @@ pub enum HoldMode {
 /// The rules for holding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HoldPolicy {
-    /// What holds.
+    /// What waits for outputs.
     pub mode: HoldMode,
     /// The longest wait, counted from the stream's last event; a shorter `--bes_timeout` of the build goes first.
     pub timeout: Duration,

@@ -33,7 +33,7 @@ pub enum BesAddress {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
-    /// Neither form.
+    /// The text is neither form of an address.
     #[error("{0:?} is not an address to listen on: expected IP:PORT or unix:PATH")]
     Form(String),
     /// Somebody answers on the socket.
@@ -52,7 +52,7 @@ pub enum ListenError {
     /// The system refused.
     #[error("failed to failed to listen on {address}: {source}")]
     Io {
-        /// The address.
+        /// The address to listen on.
         address: String,
         /// The system's words.
         source: io::Error,

@@ -134,7 +134,7 @@ impl Following {
     }
 }
 
-/// Who answers.
+/// A connection to a daemon, or the record itself.
 pub(super) enum Client {
     /// A daemon.
     Daemon(Daemon),

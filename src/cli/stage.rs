@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked whether it is free.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Which outputs.
+/// Flags that select outputs.
 #[derive(Debug, Clone, Args)]
 pub(super) struct WishArgs {
     /// Targets whose outputs to stage: //pkg:name, //pkg:all, //pkg/..., or with a leading `-` to exclude (after `--`);
@@ -73,7 +73,7 @@ impl WishArgs {
     }
 }
 
-/// Which build.
+/// Flags that choose a build.
 #[derive(Debug, Clone, Args)]
 pub(super) struct WhichArgs {
     /// Invocation ID of the build

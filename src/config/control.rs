@@ -53,9 +53,9 @@ pub struct ControlListenArgs {
 
 /// A control port that can be opened.
 pub struct ControlPort {
-    /// Where.
+    /// The address to listen on.
     pub address: SocketAddr,
-    /// For whom.
+    /// Who may connect.
     pub rules: Rules,
     /// What they may have something staged into.
     pub reach: Reach,
@@ -161,7 +161,7 @@ pub struct ControlArgs {
 /// A daemon elsewhere, or under another name.
 #[derive(Debug, Clone)]
 pub struct ControlAddress {
-    /// Where.
+    /// The daemon's endpoint.
     pub endpoint: Endpoint,
     /// What it is shown.
     pub token: Option<Token>,

@@ -71,9 +71,9 @@ pub struct Rooms {
     pub record: Record,
     /// What is counted.
     pub metrics: Metrics,
-    /// Follows builds.
+    /// The builds and their invocations.
     pub engine: Engine,
-    /// Answers questions.
+    /// The control API.
     pub service: Service,
     roots: Arc<Roots>,
     sources: Arc<Sources>,
@@ -222,7 +222,7 @@ pub struct DaemonOptions {
     pub journal_dir: Option<PathBuf>,
     /// Whether the journal is synced to disk before events are acknowledged.
     pub durable: bool,
-    /// Holding.
+    /// How acknowledgements are delayed.
     pub hold: HoldPolicy,
     /// Where events are forwarded to.
     pub upstream: Option<Upstream>,

@@ -62,7 +62,7 @@ pub enum PlayError {
     /// A call failed.
     #[error("{call}: {status}")]
     Call {
-        /// Which.
+        /// Name of the failed call.
         call: &'static str,
         /// The server's answer.
         status: Box<Status>,

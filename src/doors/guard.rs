@@ -28,7 +28,7 @@ pub enum Refused {
     Token,
     /// It is another user's process.
     Stranger {
-        /// Whose.
+        /// User ID of the caller.
         uid: u32,
         /// Whom it could come in for.
         ours: u32,

@@ -40,7 +40,7 @@ const ADMIN: Duration = Duration::from_secs(300);
 pub enum Caller {
     /// A process of this machine.
     Process {
-        /// Its user.
+        /// User ID of the process.
         uid: u32,
         /// Whether it came by a unix socket.
         unix: bool,

@@ -55,7 +55,7 @@ enum Kernel {
 
 /// What is known after one look.
 enum Seen {
-    /// This.
+    /// The owner was found.
     Owner(Owner),
     /// The peer's end was not there; whether our own was, which says that the tables are about this connection.
     NotYet { own_end: bool },

@@ -38,7 +38,7 @@ pub(super) enum Found {
     Socket {
         /// Whether the connection is open at both ends.
         established: bool,
-        /// Its owner.
+        /// User ID of the socket's owner.
         uid: u32,
     },
     /// One that takes connections at the first of its addresses, for there is none that has this one.

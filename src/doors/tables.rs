@@ -19,7 +19,7 @@ const ESTABLISHED: &str = "01";
 pub(super) struct Line {
     /// Whether the connection is open at both ends.
     pub(super) established: bool,
-    /// Its owner.
+    /// User ID of the socket's owner.
     pub(super) uid: u32,
 }
 

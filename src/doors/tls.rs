@@ -49,9 +49,9 @@ impl fmt::Debug for ServerTls {
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct TlsError {
-    /// Which file.
+    /// The file that cannot be used.
     pub file: TlsFile,
-    /// In words.
+    /// What is wrong with it.
     pub reason: String,
 }
 

@@ -15,7 +15,7 @@ use crate::{
 /// What became of an invocation, told once it is settled.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Which.
+    /// The invocation that changed.
     pub invocation_id: String,
     /// The id of its build request: Bazel may begin a build anew in the same command.
     pub build_id: String,
@@ -42,7 +42,7 @@ pub struct Report {
 /// Something about a build has changed.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// It began.
+    /// The invocation has started.
     Begun {
         /// Its workspace on disk.
         workspace: String,

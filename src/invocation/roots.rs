@@ -77,7 +77,7 @@ pub enum Destination {
     ExecRoot,
     /// To a directory of the user's.
     Directory {
-        /// Which.
+        /// The refused path.
         path: PathBuf,
         /// Right into it by file name, instead of by exec path.
         flatten: bool,

@@ -40,7 +40,7 @@ pub(super) struct Naming {
 /// What was known of an output that is named again.
 enum Before {
     Nothing,
-    /// Other content.
+    /// An output with other content.
     Other,
     /// The same, and its row stays as it is. The stamp, if it is wanted and was materialised.
     Same(Option<Stamp>),

@@ -669,9 +669,9 @@ mod tests {
             (
                 "google_credentials",
                 "none.json",
-                "none.json: the credentials cannot be read",
+                "none.json: failed to read the credentials",
             ),
-            ("google_credentials", "no.pem", "not one of Google's"),
+            ("google_credentials", "no.pem", "does not contain Google credentials"),
             ("credential_helper_timeout", "soon", "--credential_helper_timeout"),
             ("digest_function", "crc", "crc"),
         ] {

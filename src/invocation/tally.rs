@@ -19,13 +19,13 @@ const MESSAGE: usize = 6000;
 pub struct Tally {
     /// Outputs that were not there and are now.
     pub downloaded: u64,
-    /// Their bytes.
+    /// Bytes of the downloaded outputs.
     pub downloaded_bytes: u64,
     /// Outputs that were there already, or that an output service has.
     pub present: u64,
     /// Of these, those whose blobs were read so that a cache on the way keeps them.
     pub warmed: u64,
-    /// Their bytes.
+    /// Bytes of the warmed files.
     pub warmed_bytes: u64,
     /// Required outputs that could not be had.
     pub failed: u64,

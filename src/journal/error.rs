@@ -13,7 +13,7 @@ pub enum JournalError {
     Io {
         /// What was tried, such as `append to`.
         action: &'static str,
-        /// On what.
+        /// The file or directory of the failed operation.
         path: PathBuf,
         /// The system's words.
         source: io::Error,

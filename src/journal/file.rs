@@ -122,7 +122,7 @@ pub(crate) fn read_frame(file: &File, path: &Path, at: FrameAt) -> Result<Vec<Re
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) file: Arc<File>,
-    /// For messages.
+    /// Path of the file, for messages.
     pub(crate) path: PathBuf,
     pub(crate) at: FrameAt,
 }

@@ -23,9 +23,9 @@ pub struct Plan {
 /// What an executed plan did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Executed {
-    /// Files deleted.
+    /// Number of deleted files.
     pub files: u64,
-    /// Their bytes.
+    /// Bytes of the deleted files.
     pub bytes: u64,
     /// Files that could not be deleted, or are written again.
     pub skipped: u64,

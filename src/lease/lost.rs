@@ -16,7 +16,7 @@ const COUNTED: usize = 10_000;
 pub struct Lost {
     /// The build that was the root's newest.
     pub invocation_id: String,
-    /// How many.
+    /// Number of lost outputs.
     pub outputs: u64,
     targets: BTreeSet<Arc<str>>,
 }

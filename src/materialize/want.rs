@@ -18,7 +18,7 @@ use crate::{
 pub struct Root {
     /// Number of the root, unique while the daemon runs.
     pub id: u32,
-    /// The place.
+    /// The output root on disk.
     pub place: Arc<OutputRoot>,
     /// The newest version; nothing older is published once it has moved on.
     pub epoch: Epoch,
@@ -26,7 +26,7 @@ pub struct Root {
 
 /// One asker's view of the coordinator: which root, as of which version, from which cache, answered where.
 pub struct Session {
-    /// The root.
+    /// The output root that is written to.
     pub root: Arc<Root>,
     /// The invocation's version in that root.
     pub version: u64,
@@ -66,9 +66,9 @@ impl Served {
 /// An output that should be on disk.
 #[derive(Debug, Clone)]
 pub struct Want {
-    /// Where.
+    /// Path of the output in its root.
     pub path: ExecPath,
-    /// What.
+    /// The expected content.
     pub content: OutputContent,
     /// [`Class::Required`] goes before [`Class::Optional`].
     pub class: Class,
@@ -177,7 +177,7 @@ impl Outcome {
 /// A want's end.
 #[derive(Debug, Clone)]
 pub struct Completion {
-    /// Which output.
+    /// Path of the output that ended.
     pub path: ExecPath,
     /// What should be there.
     pub content: OutputContent,

@@ -129,7 +129,7 @@ pub(super) enum Written {
     Placed(Vec<(JobId, Result<Placed, PlaceError>)>),
 }
 
-/// The threads.
+/// The threads that check and write files.
 pub(super) struct Writers {
     queues: Vec<std_mpsc::Sender<Work>>,
     threads: Vec<thread::JoinHandle<()>>,

@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 /// How patiently documents are posted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Tries altogether.
+    /// Number of attempts in all.
     pub(super) tries: u32,
     /// From the first try on; no further one begins later.
     pub(super) within: Duration,

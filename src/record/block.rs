@@ -248,7 +248,7 @@ impl<'a> Row<'a> {
         self.context.class
     }
 
-    /// Why.
+    /// The selection rule that decided, as text.
     pub(crate) fn rule(&self) -> &'a str {
         self.context.text(Text::Rule)
     }

@@ -80,7 +80,7 @@ pub enum HealthState {
     Ok,
     /// There is no working store. Rows are kept in memory as far as they fit, and opening it is tried again.
     Degraded {
-        /// What failed.
+        /// What is wrong with the store.
         reason: String,
         /// Since when, in milliseconds since the epoch.
         since_ms: i64,

@@ -190,7 +190,7 @@ pub struct InvocationRow {
     pub finished: bool,
     /// Outputs downloaded.
     pub downloaded: u64,
-    /// Their bytes.
+    /// Bytes of the downloaded outputs.
     pub downloaded_bytes: u64,
     /// Outputs that were there already.
     pub present: u64,

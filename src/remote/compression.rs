@@ -31,12 +31,12 @@ const LAST_TRY: u32 = 64;
 /// When to use zstd where a server offers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
-    /// Never.
+    /// Never use zstd.
     Never,
     /// Where it makes transfers faster, as measured.
     #[default]
     WherePaying,
-    /// Always.
+    /// Always use zstd.
     Always,
 }
 

@@ -30,7 +30,7 @@ pub enum RemoteErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{context}: {message}")]
 pub struct RemoteError {
-    /// For decisions.
+    /// Kind of the error, for decisions.
     pub kind: RemoteErrorKind,
     /// What was tried on what: operation, digest, endpoint.
     pub context: String,

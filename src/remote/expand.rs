@@ -41,7 +41,7 @@ pub enum ExpandError {
     Name {
         /// The directory's path; empty for the root.
         directory: String,
-        /// The name.
+        /// Name of the entry.
         name: String,
     },
     /// Two entries of one path.
@@ -56,9 +56,9 @@ pub enum ExpandError {
     /// A directory that was not fetched.
     #[error("{path:?} is directory {digest}, which the cache does not have")]
     Missing {
-        /// Its path.
+        /// Path of the directory.
         path: String,
-        /// Its digest.
+        /// Digest of the directory.
         digest: Digest,
     },
     /// Too many entries.

@@ -16,7 +16,7 @@ const LONGEST_ASKED_DELAY: Duration = Duration::from_secs(30);
 
 /// Sleep and chance, apart from the decisions, so that tests need neither.
 pub trait Timer: Send + Sync + 'static {
-    /// Waits.
+    /// Waits for a duration.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
 
     /// A number from 0 to 1, evenly distributed.

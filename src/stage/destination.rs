@@ -39,7 +39,7 @@ pub enum Reach {
 pub(crate) struct Destination {
     /// As it was asked for.
     asked: PathBuf,
-    /// Without links.
+    /// The path with symlinks resolved.
     pub(super) real: PathBuf,
     fd: OwnedFd,
 }

@@ -30,9 +30,9 @@ pub enum StageError {
     /// The journal that tells the build's outputs is gone or can't be read.
     #[error("failed to read the events of build {invocation_id}: {source}")]
     Journal {
-        /// Which build.
+        /// Invocation ID of the build.
         invocation_id: String,
-        /// Why.
+        /// The journal's error.
         source: JournalError,
     },
     /// A pattern picks no output.
@@ -40,9 +40,9 @@ pub enum StageError {
     NoMatch {
         /// The flag.
         flag: &'static str,
-        /// Its value.
+        /// The pattern that matches nothing.
         pattern: String,
-        /// Which build.
+        /// Invocation ID of the build.
         invocation_id: String,
         /// What is there instead, in words; may be empty.
         hint: String,
@@ -53,9 +53,9 @@ pub enum StageError {
     /// Two outputs would lie at one place.
     #[error("{first} and {second} would both be staged as {place}")]
     Collision {
-        /// One output.
+        /// Exec path of one output.
         first: ExecPath,
-        /// The other.
+        /// Exec path of the other output.
         second: ExecPath,
         /// Below the directory.
         place: ExecPath,
@@ -71,9 +71,9 @@ pub enum StageError {
     /// The directory is not for whoever asked, or for nobody.
     #[error("cannot stage into {}: {reason}", .directory.display())]
     Denied {
-        /// Which.
+        /// The directory to stage into.
         directory: PathBuf,
-        /// Why.
+        /// Why the directory cannot be used.
         reason: String,
     },
     /// The file is no archive, or a damaged one.
@@ -81,7 +81,7 @@ pub enum StageError {
     Archive {
         /// The file.
         path: PathBuf,
-        /// Where.
+        /// Byte offset of the damage.
         offset: u64,
         /// What is wrong.
         reason: String,
@@ -94,11 +94,11 @@ pub enum StageError {
     Taken {
         /// The file.
         path: PathBuf,
-        /// The id.
+        /// Invocation ID of both builds.
         invocation_id: String,
         /// The build of that id here.
         here: String,
-        /// The file's.
+        /// Build ID in the file.
         there: String,
     },
     /// A file can't be read or written.
@@ -106,7 +106,7 @@ pub enum StageError {
     Io {
         /// What was tried, such as `write`.
         action: &'static str,
-        /// On what.
+        /// The file or directory of the failed operation.
         path: PathBuf,
         /// The system's words.
         source: io::Error,

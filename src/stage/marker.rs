@@ -35,9 +35,9 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Marker {
     version: u32,
-    /// The build.
+    /// Invocation ID of the staged build.
     pub invocation_id: String,
-    /// Its workspace.
+    /// Workspace of the staged build.
     pub workspace: String,
     /// When it was staged, in milliseconds since the epoch.
     pub staged_ms: i64,
@@ -85,7 +85,7 @@ pub struct File {
 pub struct Missing {
     /// Below the directory.
     pub path: String,
-    /// Why.
+    /// Why the output is missing; empty if it is there.
     pub error: String,
 }
 

@@ -200,7 +200,7 @@ impl Recorded {
             .collect();
         (!paths.is_empty()).then(|| {
             format!(
-                "{} outputs cannot be staged, because the build tells no digest of them: {}",
+                "{} outputs cannot be staged, because the build reports no digest for them: {}",
                 paths.len(),
                 some(&paths)
             )

@@ -67,7 +67,7 @@ pub struct Request {
     caller: CancellationToken,
 }
 
-/// Which build.
+/// The build to stage from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Which {
     /// The invocation; empty for the newest.

@@ -78,9 +78,9 @@ pub struct Stager {
 
 /// What would be staged.
 pub struct Plan {
-    /// The build.
+    /// The build that is staged.
     pub build: InvocationRow,
-    /// The outputs.
+    /// The selected outputs.
     pub selection: Selection,
     pub(super) wish: Wish,
     /// Where the build said that its blobs are, if the record does not know.
@@ -103,7 +103,7 @@ pub enum Brought {
 /// An output's end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
-    /// Which.
+    /// The selected artifact.
     pub artifact: Artifact,
     /// How it came there; `None` if it is not there.
     pub outcome: Option<Brought>,

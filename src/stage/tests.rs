@@ -224,7 +224,7 @@ fn every_pattern_that_picks_nothing_is_an_error_that_names_it() {
                 output_groups: texts(&["default"]),
                 ..none()
             },
-            ["TARGET=//broken:broken", "not completely: //broken:broken"],
+            ["TARGET=//broken:broken", "only partly: //broken:broken"],
         ),
         (
             Wish {

@@ -42,14 +42,14 @@ pub(super) struct Work {
     directory: PathBuf,
     destination: Option<Destination>,
     pub(super) store: Arc<LocalFirst>,
-    /// By place.
+    /// Results of outputs, by path in the directory.
     ends: HashMap<ExecPath, End>,
     pub(super) notes: Vec<String>,
     /// What earlier stages put where an optional output is still on its way.
     stale: Vec<marker::File>,
     /// Required outputs that the coordinator has been asked for and has not answered.
     pub(super) required_open: usize,
-    /// Optional ones.
+    /// Number of optional outputs that are not settled.
     pub(super) optional_open: usize,
     _working: Working,
     /// The stages into this directory, and what this one names.

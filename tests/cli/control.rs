@@ -539,7 +539,7 @@ async fn what_one_call_may_cost_is_bounded_and_keeps_no_build_waiting() {
         client.wait(wait).await.unwrap_err(),
     ] {
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-        assert!(status.message().contains("at most"), "{status}");
+        assert!(status.message().contains("exceeds the limit"), "{status}");
     }
     let all = pb::ListInvocationsRequest { limit: u32::MAX };
     assert_eq!(

@@ -27,7 +27,7 @@ async fn ends(mut server: Server) -> String {
     assert_eq!(server.end().await, Some(0));
     let took = asked.elapsed();
     assert!(took < DEADLINE, "{took:?}");
-    server.logged("ending: SIGTERM").await
+    server.logged("shutting down: SIGTERM").await
 }
 
 /// A client that plays the world's build and stays as long as it is held. Whether it is let go well does not matter.
@@ -216,7 +216,7 @@ async fn a_second_signal_ends_it_at_once_and_loses_nothing() {
     let client = held_client(&world, &server);
     until("the cache is asked", || world.cache.faults().fired() > 0).await;
     server.signal(Signal::TERM);
-    server.logged("ending: SIGTERM").await;
+    server.logged("shutting down: SIGTERM").await;
     server.signal(Signal::INT);
     let code = server.end().await;
     assert!(matches!(code, Some(0 | 1)), "{code:?}");

@@ -317,7 +317,7 @@ impl Planted {
         assert_eq!(server.end().await, Some(0));
         self.shown.push((
             format!("{name}: the daemon's log"),
-            server.logged("ending: SIGTERM").await,
+            server.logged("shutting down: SIGTERM").await,
         ));
         let posted = posted.lock().unwrap().clone();
         assert!(posted.contains("invocation_settled"), "{posted}");

@@ -251,7 +251,7 @@ async fn a_wait_outlives_the_daemon() {
     // Ending is not held up by those who wait.
     server.signal(Signal::TERM);
     assert_eq!(server.end().await, Some(0));
-    let log = server.logged("ending: SIGTERM").await;
+    let log = server.logged("shutting down: SIGTERM").await;
     assert!(!log.contains("cut"), "{log}");
     next.hear("lost").await;
     later.hear("lost").await;

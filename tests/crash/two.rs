@@ -121,7 +121,7 @@ async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_
         .unwrap()
         .unwrap();
     world.assert_complete(&newer.build);
-    let log = first.logged("followed by another outhaul, pid").await;
+    let log = first.logged("another outhaul process, pid").await;
     assert!(log.contains("(outhaul serve)"), "{log}");
     let status = world.status(&older.build.invocation_id).await.unwrap();
     assert_eq!(status["state"], "superseded", "{status}");

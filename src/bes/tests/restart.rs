@@ -128,7 +128,7 @@ async fn an_orphan_of_the_last_daemon_is_given_up_after_the_grace() {
     daemon.stop().await;
 
     let daemon = Daemon::start(options(HoldMode::None), Some(dir.path())).await;
-    let why = "the client did not come back".to_owned();
+    let why = "the client did not reconnect".to_owned();
     daemon.engine.until_ended(StreamEnd::Broken(why)).await;
     assert_eq!(daemon.engine.numbers(), [1, 2]);
 }

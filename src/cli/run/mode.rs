@@ -23,7 +23,7 @@ pub(super) struct Setting<'a> {
     pub(super) cache: Result<(), String>,
 }
 
-/// Who downloads.
+/// Whether Bazel or Outhaul downloads.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     /// We: Bazel is told to download nothing.
@@ -34,7 +34,7 @@ pub(super) enum Mode {
     Unable(String),
 }
 
-/// Decides.
+/// Decides who downloads.
 pub(super) fn decide(setting: &Setting<'_>) -> Mode {
     if setting.keep {
         return Mode::Own("--keep-download-mode");

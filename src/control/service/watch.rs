@@ -28,7 +28,7 @@ pub(crate) type Heard = Result<News, String>;
 pub(crate) enum News {
     /// A target as it is now: the one copy that all followers share.
     Target(Arc<TargetRow>),
-    /// Anything else.
+    /// Any other message.
     Other(Box<Event>),
 }
 

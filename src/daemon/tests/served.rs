@@ -138,7 +138,7 @@ async fn an_output_service_has_outputs_by_their_size_and_nothing_is_written_or_f
         } else {
             format!("{}, where the link bazel-out leads,", tree.0.path().display())
         };
-        assert!(settlement.messages[0].starts_with(&format!("{by} has this build's outputs")));
+        assert!(settlement.messages[0].starts_with(&format!("{by} provides this build's outputs")));
         for name in ["lost", "longer-dir/below"] {
             assert!(said(&settlement, &format!("bin/{name}: ")).ends_with(&format!("{by} does not have it")));
         }

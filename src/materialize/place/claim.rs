@@ -264,7 +264,7 @@ impl Claim {
             let _ = io::Read::read_to_string(&mut rest, &mut words);
             tracing::info!(
                 file = %self.path.display(),
-                "another outhaul process ({words}) handles a newer build of this output root: leaving the \
+                "another outhaul process, {words}, handles a newer build of this output root: leaving the \
                  outputs of older builds to it"
             );
         }

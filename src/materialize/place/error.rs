@@ -66,7 +66,7 @@ pub enum PlaceErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("failed to failed to {operation} {path:?}: {kind}{}", self.system())]
 pub struct PlaceError {
-    /// For decisions.
+    /// Kind of the error, for decisions.
     pub kind: PlaceErrorKind,
     /// What was tried, such as `create`.
     pub operation: &'static str,

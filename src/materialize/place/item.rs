@@ -19,7 +19,7 @@ pub enum How {
 /// A small file to place.
 #[derive(Debug, Clone, Copy)]
 pub struct Item<'a> {
-    /// Where.
+    /// Path of the output in its root.
     pub path: &'a ExecPath,
     /// What its bytes must have.
     pub digest: &'a Digest,

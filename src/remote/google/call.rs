@@ -114,7 +114,7 @@ impl Call {
                 .map_err(|error| with_causes(&error))?;
             let (head, body) = answer.into_parts();
             let body = Limited::new(body, ANSWER).collect().await;
-            let body = body.map_err(|_| "its answer breaks off or is too long".to_owned())?;
+            let body = body.map_err(|_| "its response is truncated or too long".to_owned())?;
             Ok::<_, String>((head.status, body.to_bytes()))
         };
         let (status, body) = tokio::time::timeout(PATIENCE, asking)

@@ -99,8 +99,8 @@ impl Source {
 
 /// The file's content. The decoder's words would quote it.
 pub(super) fn read(file: &Path) -> Result<Written, String> {
-    let bytes = std::fs::read(file).map_err(|error| format!("the credentials cannot be read: {error}"))?;
-    serde_json::from_slice(&bytes).map_err(|_| "the file is not one of Google's credentials".to_owned())
+    let bytes = std::fs::read(file).map_err(|error| format!("failed to read the credentials: {error}"))?;
+    serde_json::from_slice(&bytes).map_err(|_| "the file does not contain Google credentials".to_owned())
 }
 
 impl Written {
@@ -135,7 +135,7 @@ impl Written {
             "external_account" => self.exchange(scopes, &needed)?,
             _ => {
                 return Err(
-                    "the file's credentials are no service_account, authorized_user or external_account; others \
+                    "the file's credentials are not a service_account, authorized_user or external_account; others \
                      cannot be used"
                         .to_owned(),
                 );
@@ -196,7 +196,7 @@ fn assertion(
     audience: &str,
     scopes: &[String],
 ) -> Result<String, String> {
-    let unusable = "the file's private_key is no RSA key in PKCS #8";
+    let unusable = "the file's private_key is not an RSA key in PKCS #8";
     let key = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).map_err(|_| unusable)?;
     let key = RsaKeyPair::from_pkcs8(key.secret_pkcs8_der()).map_err(|_| unusable)?;
     let now = SystemTime::now()

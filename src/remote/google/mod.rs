@@ -89,11 +89,11 @@ impl Google {
         let error = |reason| RemoteError::new(RemoteErrorKind::Unauthenticated, self.flag(), reason);
         let question = self.question(&|name| std::env::var_os(name)).map_err(error)?;
         let granted = question.ask().await.map_err(error)?;
-        let unusable = |_| error("the token that came cannot be sent".to_owned());
+        let unusable = |_| error("the token cannot be sent in a header".to_owned());
         let bearer = format!("Bearer {}", granted.access_token);
         let mut headers = vec![Header::new("authorization", &bearer).map_err(unusable)?];
         if let Some(project) = &question.quota_project {
-            let unusable = |_| error("the file's quota_project_id cannot be sent".to_owned());
+            let unusable = |_| error("the file's quota_project_id cannot be sent in a header".to_owned());
             headers.push(Header::new("x-goog-user-project", project).map_err(unusable)?);
         }
         let kept = granted.lasts(SystemTime::now()).saturating_sub(MARGIN);
@@ -148,7 +148,7 @@ impl Google {
         let scopes = encoded(&self.scopes.join(","));
         let uri = format!("http://{host}{METADATA_PATH}?scopes={scopes}");
         Ok(Question::of(Call {
-            uri: uri.parse().map_err(|_| "GCE_METADATA_HOST is no host")?,
+            uri: uri.parse().map_err(|_| "GCE_METADATA_HOST is not a host")?,
             headers: vec![("metadata-flavor".to_owned(), "Google".to_owned())],
             body: None,
         }))

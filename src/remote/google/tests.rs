@@ -270,9 +270,9 @@ async fn what_cannot_be_used_is_told_without_what_is_in_it() {
         content
     };
     for (content, part) in [
-        (json!("s3cret"), "not one of Google's"),
-        (json!({"type": ["s3cret"]}), "not one of Google's"),
-        (json!({"type": "s3cret"}), "no service_account"),
+        (json!("s3cret"), "does not contain Google credentials"),
+        (json!({"type": ["s3cret"]}), "does not contain Google credentials"),
+        (json!({"type": "s3cret"}), "not a service_account"),
         (
             json!({"type": "external_account", "audience": "s3cret"}),
             "no credential_source",
@@ -287,11 +287,11 @@ async fn what_cannot_be_used_is_told_without_what_is_in_it() {
         ),
         (
             change(|c| c["private_key"] = json!("s3cret")),
-            "no RSA key in PKCS #8",
+            "not an RSA key in PKCS #8",
         ),
         (change(|c| c["client_email"] = Value::Null), "no client_email"),
-        (change(|c| c["token_uri"] = json!("ftp://s3cret@h/")), "no URL"),
-        (change(|c| c["token_uri"] = json!("s3cret\n")), "no URL"),
+        (change(|c| c["token_uri"] = json!("ftp://s3cret@h/")), "not a URL"),
+        (change(|c| c["token_uri"] = json!("s3cret\n")), "not a URL"),
     ] {
         let (_dir, google) = written(&content);
         let error = google.check().unwrap_err();

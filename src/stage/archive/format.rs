@@ -37,7 +37,7 @@ const LEVEL: i32 = 9;
 /// What is known of the build besides its events.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Header {
-    /// Its id.
+    /// Invocation ID of the build.
     pub invocation_id: String,
     /// Its build id.
     pub build_id: String,
