@@ -73,7 +73,7 @@ pub struct Progress {
     /// The lowest number of an event of which it is not yet known what it calls for: a test's result before its summary,
     /// a target whose sets have not come. Waiting for it is waiting for the build, not for its outputs.
     pub open: Option<i64>,
-    /// The lowest number of an event some of whose required outputs could not be had.
+    /// The lowest number of an event some of whose required outputs failed to download.
     pub failed_at: Option<i64>,
     /// What to tell the user of them; a few lines at most.
     pub messages: Vec<String>,
@@ -86,7 +86,7 @@ pub trait Builds: Send + Sync + 'static {
     /// first. Waiting here delays no acknowledgement.
     fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()>;
 
-    /// The stream went beyond a limit, in words: what its next events name is not to be had.
+    /// The stream exceeded a limit, as a message: outputs that its next events name are not downloaded.
     fn limited(&self, stream: &StreamKey, reason: String) -> BoxFuture<'_, ()>;
 
     /// No more events, see [`StreamEnd`].

@@ -297,7 +297,7 @@ impl FromStr for Digest {
     }
 }
 
-/// The value of every hex digit, of either case; 0xff for what is none.
+/// The value of every hex digit, of either case; 0xff for other characters.
 const NIBBLES: [u8; 256] = {
     let mut table = [0xff; 256];
     let mut value = 0;
@@ -309,7 +309,7 @@ const NIBBLES: [u8; 256] = {
     table
 };
 
-/// Decodes two digits for each byte; `false` when there are not as many, or one is none. Every output of a build comes
+/// Decodes two digits for each byte; `false` when there are too few, or one is invalid. Every output of a build comes
 /// through here, some of them several times, so it has no branch a digit.
 fn decode_hex(digits: &[u8], to: &mut [u8]) -> bool {
     let mut seen = 0;

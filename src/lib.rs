@@ -3,7 +3,7 @@
 //! A build tool with a remote cache need not download anything: its event stream names every output by path and digest.
 //! Outhaul listens to that stream, decides which outputs somebody asked for, fetches those that are not there, verifies
 //! and places them, and lets the build tool's command return when that is done. It records the rest, so that any output
-//! can be had later by its path.
+//! can be downloaded later by its path.
 //!
 //! This crate is the program's library; `main.rs` calls [`cli::main`] and no more. `docs/architecture.md` tells a
 //! build's way through it step by step, `docs/bazel.md` what Bazel does and needs.

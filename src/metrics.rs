@@ -132,7 +132,7 @@ pub struct Metrics {
     pub requests: Family<KindLabels, Counter>,
     /// Events received.
     pub events: Counter,
-    /// Events that could not be decoded, journalled, or were refused: by kind.
+    /// Events that could not be decoded, journaled, or were refused: by kind.
     pub faults: Family<KindLabels, Counter>,
     /// How long the end of a stream was held back.
     pub hold_seconds: Histogram,

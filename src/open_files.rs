@@ -47,7 +47,7 @@ pub(crate) fn lowering() -> Option<String> {
 }
 
 /// A program of the user's to be run with the limit that we have inherited. Where that takes a shell in between, a
-/// program that can't be started is told by the exit codes 126 and 127.
+/// program that cannot be started is told by the exit codes 126 and 127.
 pub(crate) fn command(program: &OsStr) -> Command {
     match lowering() {
         None => Command::new(program),

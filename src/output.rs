@@ -80,7 +80,7 @@ pub enum Class {
     /// Only its metadata is recorded.
     #[default]
     Known,
-    /// Fetched best-effort, behind everything required.
+    /// Fetched best-effort, after everything required.
     Optional,
     /// Fetched, and its target is not settled without it.
     Required,

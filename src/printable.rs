@@ -22,14 +22,14 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
         if is_plain(c) {
             shown.push(c);
         } else {
-            // Writing to a string can't fail.
+            // Writing to a string cannot fail.
             let _ = write!(shown, "{}", c.escape_default());
         }
     }
     Cow::Owned(shown)
 }
 
-/// The same of no more than so many bytes, and what is behind them left out.
+/// The same, truncated to this many bytes.
 pub(crate) fn clipped(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return printable(text);
@@ -57,9 +57,9 @@ pub(crate) fn and_causes(mut text: String, mut source: Option<&(dyn Error + 'sta
     text
 }
 
-/// Whole pieces of output with everything escaped that is not just shown, as JSON has it, so that JSON stays what it is:
-/// the last look at what goes to a terminal or a log, whoever forgot [`printable`]. Colours (`ESC [ … m`) and line ends
-/// may be let through.
+/// Whole pieces of output with everything escaped that is not just shown, as JSON has it, so that JSON stays what it
+/// is: the last look at what goes to a terminal or a log, no matter who forgot [`printable`]. Colours (`ESC [ … m`) and
+/// line ends may be let through.
 pub(crate) fn escaped(bytes: &[u8], colours: bool, line_ends: bool) -> Cow<'_, [u8]> {
     if bytes.iter().all(|byte| (0x20..0x7f).contains(byte)) {
         return Cow::Borrowed(bytes);
@@ -74,7 +74,7 @@ pub(crate) fn escaped(bytes: &[u8], colours: bool, line_ends: bool) -> Cow<'_, [
             }
             let (piece, after) = rest.split_at(taken);
             rest = after;
-            // Writing to a vector can't fail.
+            // Writing to a vector cannot fail.
             let _ = match c {
                 _ if is_plain(c) || taken > c.len_utf8() || c == '\n' && line_ends => {
                     shown.write_all(piece.as_bytes())

@@ -1,6 +1,6 @@
 //! Removing directories, however deep they are.
 //!
-//! What is to be removed was made by builds, or by whoever else writes to the same trees, and may be deeper than a
+//! What is to be removed was made by builds, or by anyone else who writes to the same trees, and may be deeper than a
 //! thread has stack, or a process descriptors. So there is no recursion here: the names on the way down are kept on the
 //! heap, and the way up is `..`, checked to be where we came from. Two descriptors are enough.
 
@@ -149,8 +149,7 @@ fn remove_directory(dir: BorrowedFd<'_>, name: &OsStr, files: Files) -> io::Resu
     Ok(())
 }
 
-/// For tests: so many directories, each in the one before. Only the first is told by its path: the others' would be too
-/// long.
+/// For tests: this many nested directories. Only the first is told by its path: the others' would be too long.
 #[cfg(test)]
 pub(crate) fn nest(path: &Path, depth: usize) -> io::Result<()> {
     let (mode, flags) = (Mode::from_raw_mode(0o755), OFlags::PATH | OFlags::NOFOLLOW);

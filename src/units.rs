@@ -16,12 +16,12 @@ pub(crate) fn has_date(time: SystemTime) -> bool {
         .is_ok_and(|since| since.as_secs() < YEAR_10000)
 }
 
-/// The longest duration that is read: 100 years. A moment that is so far from now, or a few times as far, can be reckoned
-/// with; one from now until the end of a clock's numbers can't.
+/// The longest duration that is read: 100 years. A moment that is so far from now, or a few times as far, can be
+/// reckoned with; one from now until the end of a clock's numbers cannot.
 const LONGEST_SECONDS: f64 = 100.0 * 365.0 * 86400.0;
 
 /// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`; a bare number is seconds, as in Bazel's flags. What is
-/// longer than 100 years is as good as for ever, and is read as 100 years.
+/// longer than 100 years is as good as forever, and is read as 100 years.
 ///
 /// # Errors
 /// When the text is not of that form.

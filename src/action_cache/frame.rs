@@ -8,7 +8,7 @@ pub(super) const RECORD: u8 = 0xfe;
 /// Bytes of the header: the magic number and the format's.
 pub(super) const HEADER: usize = 16;
 
-/// The format's number in a file's header. A file that is shorter is none; a journal may be, as long as nothing is in it.
+/// The format's number in a file's header. A shorter file is invalid; a journal may be, as long as nothing is in it.
 pub(super) fn format(file: &[u8]) -> Result<i64, Fault> {
     let mut cursor = Cursor::new(file, 0);
     if cursor.int64()? != MAGIC {

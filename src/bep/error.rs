@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-/// Why an event could not be had.
+/// Why an event could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BepError {

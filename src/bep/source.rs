@@ -84,7 +84,7 @@ enum Input {
 
 /// Where the next event lies in the buffer.
 enum Cut {
-    /// The first bytes are a length or white space; then so many bytes of event.
+    /// The first bytes are a length or white space; then that many bytes of event.
     Event { header: usize, body: usize },
     /// It is not there as a whole.
     More,

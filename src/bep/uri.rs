@@ -30,7 +30,7 @@ pub enum UriError {
         /// The compressor it names.
         compressor: String,
     },
-    /// The digest in it is none.
+    /// It does not contain a valid digest.
     #[error("{name:?} is not a valid blob name: {source}")]
     Digest {
         /// The whole name.

@@ -92,7 +92,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Budget {
-    /// A budget of so many bytes.
+    /// A budget of this many bytes.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         Self {

@@ -52,7 +52,7 @@ pub(super) struct Delivery {
     pub(super) undecodable: u64,
 }
 
-/// Events that the engine is handed at once, at most; fewer if they come to so many bytes.
+/// Events that the engine is handed at once, at most; fewer if they come to this many bytes.
 const AT_ONCE: usize = 64;
 const BYTES_AT_ONCE: usize = 256 << 10;
 /// So many undecodable events of a stream are logged.

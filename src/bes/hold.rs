@@ -84,7 +84,7 @@ fn bes_timeout(line: &CommandLine) -> Option<Duration> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum HoldMode {
-    /// Nothing: everything is acknowledged at once and downloaded behind.
+    /// Nothing: everything is acknowledged at once and downloaded afterwards.
     None,
     /// The stream's last acknowledgement waits until the invocation is settled. Bazel's command then returns with
     /// its outputs on disk.

@@ -96,7 +96,7 @@ impl Inbound {
         self.small_only = small_only;
     }
 
-    /// The next message; `None` behind the last.
+    /// The next message; `None` after the last.
     pub(super) async fn message(&mut self) -> Result<Option<Message>, Status> {
         let mut prefix = [0; PREFIX];
         let mut got = 0;
@@ -243,12 +243,7 @@ fn expanded(
     budget: &Budget,
     most: usize,
 ) -> Result<Message, Status> {
-    let broken = |error: std::io::Error| {
-        Status::internal(format!(
-            "failed to failed to decompress a message: \
-                                                                   {error}"
-        ))
-    };
+    let broken = |error: std::io::Error| Status::internal(format!("failed to decompress a message: {error}"));
     let mut reader: Box<dyn Read + '_> = match encoding {
         Encoding::Gzip => Box::new(flate2::read::GzDecoder::new(bytes)),
         Encoding::Zstd => {

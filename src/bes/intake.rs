@@ -23,14 +23,14 @@ use crate::{
     open_files,
 };
 
-/// A frame is closed when it holds so many bytes.
+/// A frame is closed when it holds this many bytes.
 const FRAME_BYTES: usize = 4 << 20;
 
 /// One stream's way in. Owned by the stream's task.
 pub(super) struct Intake {
     key: StreamKey,
     counters: Arc<Counters>,
-    /// `None` without journalling, or after it failed.
+    /// `None` without journaling, or after it failed.
     journal: Option<Writer>,
     /// The journal after it failed: it can still be marked when nothing is left to do.
     failed: Option<Writer>,
@@ -71,7 +71,7 @@ struct Way {
 
 impl Intake {
     /// Opens the stream's journal and says what is in it, and how far it has gone upstream. Without a journal, or when
-    /// it can't be opened, the stream goes on without one.
+    /// it cannot be opened, the stream goes on without one.
     pub(super) async fn open(key: &StreamKey, context: &Context) -> (Self, Recovered, Following) {
         let (delivery, queue) = mpsc::unbounded_channel();
         let patience = Patience::default();
@@ -342,8 +342,8 @@ impl Intake {
         None
     }
 
-    /// Queues the end behind the events. The receiver hears when the engine has been told, or an error if the
-    /// engine panicked before.
+    /// Queues the end after the events. The receiver hears when the engine has been told, or an error if the engine
+    /// panicked before.
     pub(super) fn end(&self, end: StreamEnd) -> oneshot::Receiver<()> {
         if let Some(upstream) = &self.upstream {
             upstream.pass(Outgoing::Ended(end.clone()));
@@ -381,7 +381,7 @@ impl Intake {
         let _ = self.delivery.send(work);
     }
 
-    /// The build goes on; only a restart would lose what is not journalled.
+    /// The build goes on; only a restart would lose what is not journaled.
     fn journal_failed(&self, error: &str) {
         Counters::add(&self.counters.journal_failures);
         tracing::error!(

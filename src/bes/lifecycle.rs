@@ -77,7 +77,7 @@ impl Lifecycle {
 
     /// Waits until upstream has all calls.
     pub(super) async fn drained(&self) {
-        // The sender is ours, so it can't be gone.
+        // The sender is ours, so it cannot be gone.
         let _ = self.pending.subscribe().wait_for(|pending| *pending == 0).await;
     }
 }

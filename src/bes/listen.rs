@@ -29,7 +29,7 @@ pub enum BesAddress {
     Unix(PathBuf),
 }
 
-/// Why an address is none, or can't be listened on.
+/// Why an address is invalid, or cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
@@ -50,7 +50,7 @@ pub enum ListenError {
     )]
     Exposed(PathBuf),
     /// The system refused.
-    #[error("failed to failed to listen on {address}: {source}")]
+    #[error("failed to listen on {address}: {source}")]
     Io {
         /// The address to listen on.
         address: String,
@@ -151,7 +151,7 @@ impl BesListener {
     /// Takes over an inherited TCP listener.
     ///
     /// # Errors
-    /// When it can't be made non-blocking.
+    /// When it cannot be made non-blocking.
     pub fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener).map(|l| Self::new(Socket::Tcp(l)))
@@ -160,7 +160,7 @@ impl BesListener {
     /// Takes over an inherited unix listener; its file is its maker's to remove.
     ///
     /// # Errors
-    /// When it can't be made non-blocking.
+    /// When it cannot be made non-blocking.
     pub fn from_unix(listener: StdUnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         UnixListener::from_std(listener).map(|l| Self::new(Socket::Unix(l, None)))

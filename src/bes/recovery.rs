@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How long the daemon has been up before it goes on with a build in whose replay another one died, and how long it has
-/// eyes for that one alone. Whoever ends it during the start ends it for another reason.
+/// eyes for that one alone. Anyone who ends it during the start ends it for another reason.
 const CAREFUL: Duration = Duration::from_secs(3);
 const ALONE: Duration = Duration::from_secs(30);
 /// How often it looks whether that is over.
@@ -35,7 +35,7 @@ pub(super) async fn recover(context: &Arc<Context>) -> Result<usize, JournalErro
     let streams = unfinished.len();
     let (mut opened, mut suspects) = (Vec::new(), Vec::new());
     for (lost, entry) in unfinished {
-        // Whoever asks about the build as soon as the doors are open must find it at work, however long its journal
+        // Anyone who asks about the build as soon as the doors are open must find it at work, however long its journal
         // takes to read: asking for its progress makes the engine know it.
         let (builds, key) = (Arc::clone(&context.builds), entry.key.clone());
         let done = tokio::task::spawn_blocking(move || builds.is_done(&key)).await;

@@ -41,14 +41,14 @@ pub enum ServeError {
     #[error("failed to create the reflection service: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// A listener failed.
-    #[error("failed to failed to serve build events: {0}")]
+    #[error("failed to serve build events: {0}")]
     Transport(#[from] tonic::transport::Error),
 }
 
 /// The services: build events, health, reflection. The reporter is for taking build events out of health.
 ///
 /// # Errors
-/// When the reflection service can't be made.
+/// When the reflection service cannot be made.
 pub async fn routes(service: BesService) -> Result<(Routes, HealthReporter), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let health_service = health_service.max_decoding_message_size(ASIDE);

@@ -82,7 +82,7 @@ impl BesService {
     /// after the other, so that it is known which one it was if that happens again.
     ///
     /// # Errors
-    /// When the journal can't be listed.
+    /// When the journal cannot be listed.
     pub async fn recover(&self) -> Result<usize, JournalError> {
         recovery::recover(&self.context).await
     }
@@ -116,7 +116,7 @@ impl BesService {
         self.context.counters.now()
     }
 
-    /// The counts, for as long as the service lives, and behind it.
+    /// The counts, also after the service has ended.
     pub fn counting(&self) -> impl Fn() -> Vec<Count> + Send + Sync + 'static {
         let counters = Arc::clone(&self.context.counters);
         move || counters.each().collect()

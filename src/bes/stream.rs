@@ -260,7 +260,7 @@ impl Stream {
         self.flush().await;
     }
 
-    /// Puts an event into the batch, if it is new, and its acknowledgement behind it.
+    /// Puts an event into the batch, if it is new, and its acknowledgement after it.
     fn take(&mut self, incoming: Incoming) {
         if self
             .connection
@@ -334,7 +334,7 @@ impl Stream {
         }
     }
 
-    /// Whether an event was not seen before. Nothing is new behind the event that finishes a stream.
+    /// Whether an event was not seen before. Nothing is new after the event that finishes a stream.
     fn is_new(&self, sequence: i64) -> bool {
         let finished = match &self.phase {
             Phase::Open { .. } => self.finishing,
@@ -440,7 +440,7 @@ impl Stream {
         self.try_release();
     }
 
-    /// Upstream got something, or can't be reached any more.
+    /// Upstream got something, or cannot be reached any more.
     async fn forwarded(&mut self) {
         self.conclude().await;
         self.try_release();
@@ -651,7 +651,7 @@ impl Stream {
             Phase::Settled { .. } => i64::MAX,
             // What waits for outputs would wait in vain.
             _ if self.context.options.hold.mode == HoldMode::Target => 0,
-            // Not closed yet, so it can't be finished.
+            // Not closed yet, so it cannot be finished.
             Phase::Open { .. } | Phase::Settling { .. } => self.highest.unwrap_or(0),
         };
         let drained = async {

@@ -114,7 +114,7 @@ pub(super) enum Following {
 }
 
 impl Following {
-    /// The next event; none behind the last.
+    /// The next event; none after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Event>, Lost> {
         match self {
             Self::Daemon(events) => loop {

@@ -22,8 +22,8 @@ impl Signals {
     }
 
     /// Cancels `shutdown` on the first SIGTERM or SIGINT, and the token that is returned on one that comes while the
-    /// daemon is ending: whoever asks twice does not want to wait. Nothing that was acknowledged is lost by that; it is
-    /// in the journal.
+    /// daemon is ending: anyone who asks twice does not want to wait. Nothing that was acknowledged is lost by that; it
+    /// is in the journal.
     pub(super) fn heed(self, shutdown: CancellationToken) -> CancellationToken {
         let Self {
             mut terminate,

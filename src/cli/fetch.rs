@@ -283,7 +283,7 @@ async fn blob(args: BlobArgs) -> Result<u8, Failure> {
     })
 }
 
-/// An error of the cache's; where asking the cache anew tells what is wrong with the settings, that.
+/// An error of the cache's; where asking the cache again tells what is wrong with the settings, that.
 async fn in_plain_words(cache: &GrpcCache, error: RemoteError) -> Failure {
     if error.is_not_found() {
         return Failure::not_found(error);

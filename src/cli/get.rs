@@ -43,7 +43,7 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
         let mut code = exit::OK;
         for result in results {
             if !result.error.is_empty() {
-                // That one could not be had weighs more than that another is not known.
+                // That one failed to download weighs more than that another is not known.
                 code = match (code, &result.output) {
                     (exit::FAILED, _) | (_, Some(_)) => exit::FAILED,
                     (_, None) => exit::NOT_FOUND,

@@ -1,4 +1,4 @@
-//! `outhaul ls`: the outputs on record.
+//! `outhaul ls`: the recorded outputs.
 
 use std::io::Write as _;
 

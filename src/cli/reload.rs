@@ -1,10 +1,10 @@
 //! SIGHUP: the daemon looks at its flags, its configuration file and the files that these name again, without closing
 //! a door.
 //!
-//! What is read anew is credentials (certificates and tokens of the own doors; headers, certificates and helpers for the
-//! cache and the upstream service) and policies (what is downloaded, from where, and into which output trees). Everything
-//! is checked before anything is changed: a wrong setting leaves all as it was. Builds that run keep the cache and the
-//! selection that they began with.
+//! What is read again is credentials (certificates and tokens of the own doors; headers, certificates and helpers for
+//! the cache and the upstream service) and policies (what is downloaded, from where, and into which output trees).
+//! Everything is checked before anything is changed: a wrong setting leaves all as it was. Builds that run keep the
+//! cache and the selection that they began with.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -100,7 +100,7 @@ impl Hangup {
                 received = self.signal.recv() => if received.is_none() { return },
                 () = shutdown.cancelled() => return,
             }
-            // The signal's other meaning: whoever started us in a terminal has closed it.
+            // The signal's other meaning: anyone who started us in a terminal has closed it.
             if self.on_terminal && !stdin().is_terminal() {
                 tracing::info!("shutting down: the terminal was closed");
                 shutdown.cancel();

@@ -184,7 +184,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
 
     args.guards(&addresses, admin)?;
 
-    // Whoever ends it during the start need not wait for that: nothing was promised to anybody yet.
+    // Anyone who ends it during the start need not wait for that: nothing was promised to anybody yet.
     let opening = open_record(&state_dir);
     let Some(record) = unless(ended_for(&shutdown, &at_once), opening).await else {
         tracing::warn!("the record is still being opened");
@@ -407,7 +407,7 @@ pub(super) async fn open_record(state_dir: &std::path::Path) -> Result<Record, F
     Ok(record)
 }
 
-/// Looks, behind the opened doors, whether the cache answers: a build may come long after a typing error.
+/// Checks, after the listeners are open, whether the cache answers: a build may come long after a typing error.
 fn probe(cache: &CacheArgs) {
     let Ok(cache) = cache.cache() else { return };
     tokio::spawn(async move {

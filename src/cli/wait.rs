@@ -369,7 +369,7 @@ impl Shown {
     }
 }
 
-/// One object, at once: whoever reads may be waiting for it.
+/// One object, at once: anyone who reads may be waiting for it.
 fn object(value: &Value) -> std::io::Result<()> {
     let mut out = print::out();
     writeln!(out, "{value}")?;

@@ -109,8 +109,8 @@ pub(crate) fn file_arguments(
     Ok(inserted)
 }
 
-/// Arguments that name the default configuration file, if they name none and there is one at present: whoever reads it
-/// again with them is told when it is gone, which is something else than no settings.
+/// Arguments that name the default configuration file, if they name none and there is one at present: anyone who reads
+/// it again with them is told when it is gone, which is something else than no settings.
 #[must_use]
 pub fn naming_the_file(mut args: Vec<OsString>) -> Vec<OsString> {
     if named(&args).is_none()

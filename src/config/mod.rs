@@ -31,7 +31,7 @@ pub use self::{
     upstream::UpstreamArgs,
 };
 
-/// A setting that can't be used: which flag, and why.
+/// An invalid setting: the flag, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{flag}: {reason}")]
 pub struct ConfigError {

@@ -41,7 +41,7 @@ pub(crate) fn nothing_of(status: &Status) -> Option<String> {
     id.to_str().ok().map(str::to_owned)
 }
 
-/// An answer, and the work that still goes on behind it.
+/// An answer, and the work that continues after it.
 pub(crate) struct Answered {
     /// As of now.
     pub(crate) response: pb::StageResponse,

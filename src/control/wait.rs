@@ -73,7 +73,7 @@ pub(crate) struct Judge {
     targets: BTreeMap<Seen, Note>,
     /// How many of them have not come to their end.
     open: usize,
-    /// Outputs of these that could not be had.
+    /// Outputs of these that failed to download.
     failed_outputs: Vec<String>,
     /// Whether outputs were left to a newer build: what settles from then on may lack some.
     superseded: bool,
@@ -301,7 +301,7 @@ impl Judge {
             .filter(|asked| !asked.found)
             .map(|asked| asked.text.clone())
             .collect();
-        // That something could not be had weighs more than that something else is not known.
+        // That something failed to download weighs more than that something else is not known.
         let result = match (failures.is_empty(), not_found.is_empty()) {
             (false, _) => pb::WaitResult::Failed,
             (true, false) => pb::WaitResult::NotFound,

@@ -39,7 +39,7 @@ impl Inherited {
     /// As listeners of the event service, in the order of the units' sockets. Call it on the runtime that will serve.
     ///
     /// # Errors
-    /// When one can't be made non-blocking.
+    /// When one cannot be made non-blocking.
     pub fn into_listeners(self) -> io::Result<Vec<BesListener>> {
         self.0
             .into_iter()

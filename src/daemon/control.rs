@@ -28,7 +28,7 @@ pub struct ControlDoor {
     pub reach: Reach,
 }
 
-/// Takes requests of up to so many bytes.
+/// Takes requests of up to this many bytes.
 fn service(
     service: &Service,
     reach: Reach,

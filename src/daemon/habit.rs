@@ -2,7 +2,7 @@
 
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-/// Runs a habit until the daemon stops. One that breaks off is no reason to close the doors: builds go on without it.
+/// Runs a background task until the daemon stops. If one fails, the daemon keeps running: builds continue without it.
 pub(super) async fn habit(
     name: &'static str,
     doing: impl Future<Output = ()> + Send + 'static,

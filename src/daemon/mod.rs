@@ -58,13 +58,13 @@ use crate::{
 /// How long calls may go on once the doors are closed.
 const CLOSING: Duration = Duration::from_secs(10);
 
-/// How long builds that have all their outputs may take after that to be on record as settled.
+/// How long builds that have all their outputs may take after that to be recorded as settled.
 const CONCLUDING: Duration = Duration::from_secs(1);
 
 /// How long the record and the output trees may take after that: a little longer than the record gives itself.
 const TIDYING: Duration = Duration::from_secs(11);
 
-/// The rooms behind the doors. Cheap to clone.
+/// The services behind the listeners. Cheap to clone.
 #[derive(Clone)]
 pub struct Rooms {
     /// What is known.
@@ -216,7 +216,7 @@ pub struct AdminDoor {
     pub door: Door,
 }
 
-/// The daemon's doors and habits.
+/// The daemon's listeners and background tasks.
 pub struct DaemonOptions {
     /// Where the journal is kept; without one, nothing acknowledged outlives the process.
     pub journal_dir: Option<PathBuf>,
@@ -448,7 +448,7 @@ impl Drop for Unharmed {
 
 /// Goes on from the journal.
 async fn recover(events: &BesService, journal: Option<&Journal>) {
-    // Whoever ends the daemon while it starts has not died of a build.
+    // Anyone who ends the daemon while it starts has not died of a build.
     let unharmed = Unharmed(journal.cloned());
     let recovered = events.recover().await;
     unharmed.done();

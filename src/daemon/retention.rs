@@ -136,7 +136,7 @@ mod tests {
         journal_bytes: u64::MAX,
     };
 
-    /// A record with builds that began so many days ago, each with its own number as its id.
+    /// A record with builds that started this many days ago, each with its own number as its id.
     fn record(days_ago: &[i64]) -> (tempfile::TempDir, record::Record) {
         let dir = tempfile::tempdir().unwrap();
         let (record, _) = record::Record::open(dir.path()).unwrap();

@@ -69,7 +69,7 @@ impl Collector<'_> {
         });
     }
 
-    /// A file of so many bytes, put into the store.
+    /// A file of this many bytes, put into the store.
     fn file(&mut self, target: &str, name: &str, size: usize) -> File {
         let seed = name.bytes().fold(self.seed, |seed, b| {
             seed.wrapping_mul(0x100_0000_01b3) ^ u64::from(b)
@@ -195,7 +195,8 @@ impl GeneratedBuild {
         }
     }
 
-    /// The same build run again: everything is a cache hit, the stream says all of it anew under another invocation id.
+    /// The same build run again: everything is a cache hit, the stream says all of it again under another invocation
+    /// id.
     #[must_use]
     pub fn incremental(&self) -> Self {
         Self {

@@ -97,7 +97,7 @@ fn call(call: &'static str) -> impl FnOnce(Status) -> PlayError {
 /// `endpoint` is `grpc://HOST:PORT`, `HOST:PORT` or `unix:/PATH`.
 ///
 /// # Errors
-/// When the server can't be reached, fails a call, or acknowledges other than in order and in full.
+/// When the server cannot be reached, fails a call, or acknowledges other than in order and in full.
 pub async fn play(
     endpoint: &str,
     invocation_id: &str,

@@ -1,7 +1,7 @@
 //! Connections whose client has to say something first.
 //!
-//! Pings find a client that is gone, but only from HTTP/2's greeting on. One that goes before it, without a word, or that
-//! just never speaks, would keep its connection for ever.
+//! Pings find a client that is gone, but only from the HTTP/2 preface on. One that goes before it, without a word, or
+//! that just never speaks, would keep its connection forever.
 
 use std::{
     future::Future as _,
@@ -18,21 +18,21 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-/// How long a client may take for its greeting. It has nothing to wait for before that.
+/// How long a client may take for its preface. It has nothing to wait for before that.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Its length (RFC 9113, section 3.4).
 const GREETING: usize = 24;
 
-/// A connection that fails if the greeting does not come.
+/// A connection that fails if the preface does not come.
 #[derive(Debug)]
 pub(crate) struct Greeted<S> {
     stream: S,
-    /// Until the greeting has come: how much of it has not, and when the time is up.
+    /// Until the preface has come: how much of it has not, and when the time is up.
     awaited: Option<(usize, Pin<Box<Sleep>>)>,
 }
 
-/// These connections, each with a deadline for its greeting. To be polled within the runtime.
+/// These connections, each with a deadline for its preface. To be polled within the runtime.
 pub(crate) fn greeted<S, E>(
     incoming: impl Stream<Item = Result<S, E>>,
 ) -> impl Stream<Item = Result<Greeted<S>, E>> {

@@ -47,7 +47,7 @@ pub enum Caller {
     },
     /// A process of this machine that came over the loopback interface, and nobody says whose.
     Unknown,
-    /// Somebody over the network, or one who is treated so because it can't be told here who it is.
+    /// Somebody over the network, or one who is treated so because it cannot be told here who it is.
     Remote,
 }
 
@@ -126,7 +126,7 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Takes connections from now on, so many at a time.
+    /// Accepts connections from now on, at most this many at a time.
     #[must_use]
     pub fn new(listener: Listening, door: Door, protocol: Protocol, places: usize) -> Self {
         let silence = (protocol == Protocol::Http1).then_some(ADMIN);

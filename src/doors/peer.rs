@@ -30,7 +30,7 @@ pub(super) enum Owner {
     User(u32),
     /// Nobody's process has it open.
     Unknown,
-    /// It can't say: it can't be asked, or knows other sockets than ours only. Why, in words.
+    /// It cannot say: it cannot be asked, or knows other sockets than ours only. Why, in words.
     Untold(String),
 }
 
@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// That asks the kernel, and that can't.
+    /// That asks the kernel, and that cannot.
     fn both() -> [Peers; 2] {
         let tables = Sources {
             kernel: Kernel::Closed,

@@ -74,7 +74,8 @@ struct Guest {
 }
 
 impl Room {
-    /// With so many places, and a time that a connection may be open without any call, if not the usual one.
+    /// With a limit of this many connections, and a time that a connection may be open without any call, if not the
+    /// usual one.
     pub(super) fn new(places: usize, silence: Option<Duration>) -> Self {
         Self(Arc::new(Shared {
             places,

@@ -1,4 +1,4 @@
-//! The kernel's tables of TCP sockets (`/proc/self/net/tcp`, proc_pid_net(5)), for where it can't be asked for one.
+//! The kernel's tables of TCP sockets (`/proc/self/net/tcp`, proc_pid_net(5)), for where it cannot be asked for one.
 //!
 //! They have all sockets of the machine, so one reading serves all who wait for it.
 

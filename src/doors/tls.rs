@@ -70,7 +70,7 @@ impl ServerTls {
     /// Reads PEM files.
     ///
     /// # Errors
-    /// When one can't be read, has nothing of the kind in it, or doesn't fit the others.
+    /// When one cannot be read, has nothing of the kind in it, or doesn't fit the others.
     pub fn read(certificate: &Path, key: &Path, client_authorities: Option<&Path>) -> Result<Self, TlsError> {
         let error = |file, reason: String| TlsError { file, reason };
         let chain = certificates(certificate).map_err(|e| error(TlsFile::Certificate, e))?;

@@ -25,7 +25,7 @@ pub enum TokenError {
     /// It is empty or short.
     #[error("contains a token of {0} characters; at least {SHORTEST} are required")]
     Short(usize),
-    /// It can't be sent in a header.
+    /// It cannot be sent in a header.
     #[error("contains more than one line, or characters that are not allowed in a header")]
     Characters,
 }
@@ -40,7 +40,7 @@ impl Token {
     /// Reads a file that holds a token and nothing else but white space around it.
     ///
     /// # Errors
-    /// When it can't be read, or holds none.
+    /// When it cannot be read, or holds none.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let token = Self::new(&std::fs::read_to_string(path)?)?;
         warn_if_readable(path);
@@ -50,7 +50,7 @@ impl Token {
     /// From its text, with white space around it or not.
     ///
     /// # Errors
-    /// When it is none.
+    /// When it is not a valid token.
     pub fn new(text: &str) -> Result<Self, TokenError> {
         let token = text.trim();
         if !token.bytes().all(|b| b.is_ascii_graphic()) {
@@ -108,7 +108,7 @@ fn take_from(headers: &mut HeaderMap, name: &'static str, ours: impl Fn(&[u8]) -
     true
 }
 
-/// Whoever can read a secret has it.
+/// Anyone who can read a secret has it.
 pub(super) fn warn_if_readable(path: &Path) {
     if std::fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o004 != 0) {
         tracing::warn!(

@@ -24,7 +24,7 @@ const COMPRESS_FROM: usize = 100;
 struct Batch {
     packer: Packer,
     parts: Vec<Part>,
-    /// What comes behind those.
+    /// What comes after those.
     last: Vec<Part>,
     /// How long it is held back.
     delay: Duration,

@@ -216,7 +216,7 @@ fn encoded(parts: Vec<Part>) -> Vec<Bytes> {
     pieces
 }
 
-/// The start of a message of so many bytes.
+/// The start of a message of this many bytes.
 fn prefix(length: usize) -> Vec<u8> {
     let mut head = Vec::with_capacity(PREFIX + 16);
     head.push(0);

@@ -131,7 +131,7 @@ impl Directory {
     }
 }
 
-/// The entries of a directory; none if it can't be read.
+/// The entries of a directory; none if it cannot be read.
 fn list(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(directory)
         .into_iter()

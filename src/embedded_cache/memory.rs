@@ -66,7 +66,7 @@ impl Memory {
     }
 }
 
-/// Takes a lock whose holder can't leave the value half-changed, so that a panic elsewhere does no harm here.
+/// Takes a lock whose holder cannot leave the value half-changed, so that a panic elsewhere does no harm here.
 pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }

@@ -35,7 +35,7 @@ pub(super) type ReadStream = BoxStream<'static, Result<Bytes, Ending>>;
 pub(super) enum Ending {
     /// With a status.
     Status(Status),
-    /// With a status, behind the beginning of a message that has these bytes and promises more.
+    /// With a status, after the beginning of a message that has these bytes and promises more.
     Within(Bytes, Status),
     /// Reset by the transport.
     Reset,

@@ -62,7 +62,7 @@ pub enum EmbeddedCacheError {
     /// Neither an IP address with a port nor `unix:PATH`.
     #[error("{0:?} is no address to listen on; write IP:PORT or unix:/PATH")]
     Address(String),
-    /// The address is taken, or can't be listened on.
+    /// The address is taken, or cannot be listened on.
     #[error("listening on {address}: {source}")]
     Bind {
         /// The address as given.
@@ -70,7 +70,7 @@ pub enum EmbeddedCacheError {
         /// The system's words.
         source: io::Error,
     },
-    /// The directory for the blobs can't be used.
+    /// The directory for the blobs cannot be used.
     #[error("keeping blobs in {}: {source}", path.display())]
     Directory {
         /// The directory.
@@ -78,7 +78,7 @@ pub enum EmbeddedCacheError {
         /// The system's words.
         source: io::Error,
     },
-    /// The certificates or the key can't be used.
+    /// The certificates or the key cannot be used.
     #[error("setting TLS up: {0}")]
     Tls(tonic::transport::Error),
     /// No digest function was left to serve.
@@ -191,7 +191,7 @@ impl Builder {
     /// Starts the cache on the current tokio runtime.
     ///
     /// # Errors
-    /// When the address, the directory or the certificates can't be used.
+    /// When the address, the directory or the certificates cannot be used.
     pub async fn start(self) -> Result<RunningCache, EmbeddedCacheError> {
         let (address, with_tls) = (self.address.clone(), self.tls.is_some());
         let (router, context) = self.router()?;

@@ -57,7 +57,7 @@ impl Store {
     /// A store of files below a directory, which is made if it is missing. What an earlier store left there is in it.
     ///
     /// # Errors
-    /// When the directory can't be made or written to.
+    /// When the directory cannot be made or written to.
     pub fn in_directory(function: DigestFunction, directory: PathBuf) -> io::Result<Self> {
         Ok(Self(Arc::new(Inner {
             function,
@@ -74,7 +74,7 @@ impl Store {
 
     /// Puts a blob in, under a digest function of the caller's choice.
     ///
-    /// If the directory can't take it, it is held in memory.
+    /// If the directory cannot take it, it is held in memory.
     pub fn put_with(&self, function: DigestFunction, bytes: impl Into<Bytes>) -> Digest {
         let bytes = bytes.into();
         let digest = Digest::of(function, &bytes);

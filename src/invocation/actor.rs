@@ -76,7 +76,7 @@ pub(super) struct Actor {
     /// What is kept in its place while the stream is broken off.
     parted: Option<Parted>,
     session: Option<Arc<Session>>,
-    /// Why outputs can't be placed at all.
+    /// Why outputs cannot be placed at all.
     blocked: Option<String>,
     completions: mpsc::UnboundedSender<Vec<Completion>>,
     ledger: Ledger,
@@ -98,11 +98,11 @@ pub(super) struct Actor {
     undigested: HashMap<ExecPath, (Class, Arc<TargetId>), PathHasher>,
     /// Outputs that are to be recorded, and then wanted if there is a way to have them.
     unasked: Vec<(Naming, Vec<Named>, bool)>,
-    /// Whether that has been looked at again, behind the end of the stream.
+    /// Whether that has been looked at again, after the end of the stream.
     looked_again: bool,
     /// Whether what programs need at run time was asked for, after the end of the stream.
     brought_runfiles: bool,
-    /// What the action cache told then, until it is on record.
+    /// What the action cache told then, until it is recorded.
     told: Option<Known>,
     last_completion: Instant,
     /// When the first of the unwritten ones came.
@@ -273,7 +273,7 @@ impl Actor {
                 self.shared.metrics.events.inc_by(events.len() as u64);
                 self.enter(InvocationState::Running);
                 for (sequence, framed) in events {
-                    // The command's last words; whatever comes behind them (metrics, logs) names no outputs of targets.
+                    // The command's last words; whatever comes after them (metrics, logs) names no outputs of targets.
                     let last = framed.last || matches!(framed.event, Event::Finished { .. });
                     if !self.ledger.course.take(sequence) {
                         continue;
@@ -434,7 +434,7 @@ impl Actor {
         }
     }
 
-    /// Answers whoever waits, once nothing required is on its way any more.
+    /// Answers waiting clients, once nothing required is on its way any more.
     async fn settle(&mut self) {
         // At once, while what the stream names is still on its way.
         self.bring_runfiles().await;
@@ -543,9 +543,9 @@ impl Actor {
         self.reported.is_some() && !self.interrupted && !pending && self.doubt.is_none()
     }
 
-    /// Gives back what only a stream that goes on would need. The task itself stays for a while (see [`Shared::linger`]), and
-    /// a build a few seconds must not add up to the memory of all builds of two minutes. Only a broken stream may go
-    /// on: nothing comes behind the event that finishes one.
+    /// Gives back what only a stream that goes on would need. The task itself stays for a while (see
+    /// [`Shared::linger`]), and a build a few seconds must not add up to the memory of all builds of two minutes. Only
+    /// a broken stream may go on: nothing comes after the event that finishes one.
     fn unload(&mut self) {
         self.loaded = false;
         self.ledger.unload();

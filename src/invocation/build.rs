@@ -93,12 +93,12 @@ pub enum Effect {
     /// Outputs of this build that the build tool could not name, because the directories that they belong in were
     /// deleted. Comes at the end.
     Unnamed(Vec<ExecPath>),
-    /// Something named can't be an output: why, in words.
+    /// Something named cannot be an output: why, in words.
     Refused(String),
     /// Outputs of one target that the build tool names without telling their content: a local file of one that tells no
     /// digests there. They are on its disk, or nobody can bring them.
     Undigested(Arc<TargetId>, Vec<(Class, ExecPath)>),
-    /// An output that can't be had, whatever the cache does: its path or its digest is none.
+    /// An output that cannot be downloaded, whatever the cache does: its path or its digest is invalid.
     Unusable(Class, String),
     /// The first blob's `bytestream://` authority, once.
     Authority(String),
@@ -218,13 +218,13 @@ impl Build {
         self.open.first().copied()
     }
 
-    /// A required output that this set has could not be had.
+    /// A required output that this set has failed to download.
     pub fn fail_set(&mut self, set: SetIndex) {
         self.sets.fail(set);
     }
 
     /// How many required outputs of the sets that a completed target refers to, directly or through others, could not
-    /// be had: see [`NamedSets::failures`].
+    /// be downloaded: see [`NamedSets::failures`].
     pub fn failures(&mut self, target: &TargetId) -> u64 {
         let roots = self.roots.get(target).map_or(&[][..], |roots| roots);
         self.sets.failures(roots)
@@ -270,7 +270,7 @@ impl Build {
     pub fn handle(&mut self, sequence: i64, event: Event) -> Vec<Effect> {
         match self.meter.admit(&event) {
             Admission::Taken => self.take(sequence, event),
-            // As if an output that it may have named could not be had.
+            // As if an output that it may have named failed to download.
             Admission::Skipped(reason) | Admission::Over(reason) => {
                 vec![Effect::Unusable(Class::Required, reason)]
             }
@@ -562,7 +562,7 @@ impl Build {
                 directory_profile = directory_profile.or(Some((profile, name)));
             }
         }
-        // Files of a tree name it, whoever has them; an empty tree has only its root.
+        // Files of a tree name it, no matter who has them; an empty tree has only its root.
         if let Some((profile, name)) = directory_profile {
             for tree in trees {
                 if self.trees.is_empty(&tree.path) {
@@ -780,7 +780,7 @@ impl<'a> Namer<'a> {
     }
 
     /// Names files once more if they are judged in another way now that the tree that they lie in is known. What was
-    /// said of those that can't be outputs stays said.
+    /// said of those that cannot be outputs stays said.
     fn again(&mut self, files: &[File], profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
         if !self.selector.looks_at_trees(profile) {
             return;

@@ -1,4 +1,4 @@
-//! The engine behind the doors: one task for each invocation, and what they share.
+//! The engine behind the event service: one task for each invocation, and what they share.
 
 use std::{
     path::PathBuf,
@@ -94,7 +94,7 @@ impl Engine {
     }
 
     /// Every change of all invocations from now on, single outputs left out. Nothing is missed, however many come at
-    /// once: thousands of targets settle in one go where they share an output. So whoever listens must take them
+    /// once: thousands of targets settle in one go where they share an output. So anyone who listens must take them
     /// without delay, and bound what it keeps.
     #[must_use]
     pub fn told(&self) -> mpsc::UnboundedReceiver<Told> {
@@ -279,7 +279,7 @@ impl Builds for Engine {
                 let _ = done.await;
             }
             // The journal is let go of after this: were the process killed before the record has the build, nobody
-            // would know it. A record that can't be written is no reason to do all of it again.
+            // would know it. A record that cannot be written is no reason to do all of it again.
             if let Err(error) = record.flush().await {
                 tracing::debug!(%error, "a settled build is not yet recorded permanently");
             }
@@ -294,7 +294,7 @@ impl Builds for Engine {
     }
 
     fn progress(&self, stream: &StreamKey) -> BoxFuture<'static, Option<watch::Receiver<Progress>>> {
-        // Whoever asks may be ahead of the stream's first event; but of a build that is done nothing more comes.
+        // Anyone who asks may be ahead of the stream's first event; but of a build that is done nothing more comes.
         let live = self.task(stream, false);
         let task = match live {
             None if !self.is_done(stream) => self.task(stream, true),

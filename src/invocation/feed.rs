@@ -1,4 +1,4 @@
-//! What is told of builds while they go on, to whoever listens.
+//! What is told of builds while they go on, to the listeners.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
 pub struct Report {
     /// The invocation that changed.
     pub invocation_id: String,
-    /// The id of its build request: Bazel may begin a build anew in the same command.
+    /// The id of its build request: Bazel may begin a build again in the same command.
     pub build_id: String,
     /// Its workspace on disk.
     pub workspace: String,
@@ -31,7 +31,7 @@ pub struct Report {
     pub line: String,
     /// The first failures and warnings.
     pub messages: Vec<String>,
-    /// Required outputs that could not be had.
+    /// Required outputs that failed to download.
     pub failed: u64,
     /// The build tool's exit code, if it told one.
     pub exit_code: Option<i32>,
@@ -50,7 +50,7 @@ pub enum Change {
         command: String,
     },
     /// A target was completed, settled, has failed or was aborted: the row says which. A target is settled when all
-    /// that is required of it is on disk, and failed when some of that could not be had or was not built; the outputs
+    /// that is required of it is on disk, and failed when some of that failed to download or was not built; the outputs
     /// of its tests are part of it.
     Target(Arc<TargetRow>),
     /// A wanted output came to its end.

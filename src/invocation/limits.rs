@@ -1,6 +1,6 @@
 //! How much one build's stream may make us keep.
 //!
-//! A stream is not to be trusted with our memory. One that goes beyond a limit is still acknowledged, journalled and
+//! A stream is not to be trusted with our memory. One that goes beyond a limit is still acknowledged, journaled and
 //! forwarded to its end, and what it named before is still downloaded; what it names from there on is not looked at. So
 //! the build does not suffer, and nobody else's does.
 

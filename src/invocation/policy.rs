@@ -53,11 +53,11 @@ impl PathRegex {
     /// What one may come to, in bytes.
     pub const SIZE: usize = 10 << 20;
 
-    /// Reads an expression that comes to so many bytes at most once it is compiled, and to as many again while it is
+    /// Reads an expression that comes to this many bytes at most once it is compiled, and to as many again while it is
     /// used.
     ///
     /// # Errors
-    /// In words, when it is none, or a larger one.
+    /// A message, when it is invalid or too large.
     pub fn within(text: &str, size: usize) -> Result<Self, String> {
         let compiled = |text: &str| {
             let mut builder = RegexBuilder::new(text);

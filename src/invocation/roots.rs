@@ -223,7 +223,7 @@ impl Roots {
         }
     }
 
-    /// Roots that were replaced since the last call: whoever holds on to them may let go.
+    /// Roots that were replaced since the last call: anyone who holds on to them may let go.
     pub fn take_retired(&self) -> Vec<Arc<Root>> {
         std::mem::take(&mut self.retired.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -363,8 +363,8 @@ impl Roots {
     }
 }
 
-/// Takes out roots that nobody uses, but for so many that were used last. Each has three descriptors or more, and what is
-/// to be known of it is on record. They are closed when they are dropped, which is better done without the lock.
+/// Takes out roots that nobody uses, except for this many that were used last. Each has three descriptors or more, and
+/// what is to be known of it is recorded. They are closed when they are dropped, which is better done without the lock.
 fn take_idle(open: &mut HashMap<PathBuf, Opened>, kept: usize) -> Vec<Opened> {
     let mut idle: Vec<u64> = open
         .values()

@@ -300,7 +300,7 @@ impl End {
                     row.took_us = took_us;
                 }
                 row.state = OutputState::Materialized;
-                // As old as the look was: whoever made the file may have changed it right after.
+                // As old as the look was: anyone who made the file may have changed it right after.
                 row.stamp = *stamp;
                 row.error.clear();
             }

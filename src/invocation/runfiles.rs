@@ -17,7 +17,7 @@ const HIDDEN_GROUP: &str = "_hidden_top_level_INTERNAL_";
 pub(crate) struct Needed {
     /// Outputs: files, and the roots of trees.
     pub(crate) outputs: BTreeSet<ExecPath>,
-    /// What can't be an output's path, as text.
+    /// What cannot be an output's path, as text.
     pub(crate) odd: Vec<String>,
 }
 

@@ -32,7 +32,7 @@ pub enum SourceRule {
     FromBuild {
         /// Everything but the address: time-outs, connections, further headers.
         template: Box<RemoteOptions>,
-        /// Endpoints that a stream may name; `None` where whoever names it is trusted, because it is the user's own
+        /// Endpoints that a stream may name; `None` where anyone who names it is trusted, because it is the user's own
         /// command or file.
         allowed: Option<Vec<Endpoint>>,
     },
@@ -183,7 +183,7 @@ impl Sources {
     /// The cache that a recorded invocation used.
     ///
     /// # Errors
-    /// In words: nothing is recorded, it is not allowed, or it can't be used.
+    /// In words: nothing is recorded, it is not allowed, or it cannot be used.
     pub fn of_record(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, String> {
         match &self.rule() {
             SourceRule::Fixed(cache) => Ok(named(cache)),
@@ -671,7 +671,11 @@ mod tests {
                 "none.json",
                 "none.json: failed to read the credentials",
             ),
-            ("google_credentials", "no.pem", "does not contain Google credentials"),
+            (
+                "google_credentials",
+                "no.pem",
+                "does not contain Google credentials",
+            ),
             ("credential_helper_timeout", "soon", "--credential_helper_timeout"),
             ("digest_function", "crc", "crc"),
         ] {

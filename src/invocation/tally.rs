@@ -27,9 +27,9 @@ pub struct Tally {
     pub warmed: u64,
     /// Bytes of the warmed files.
     pub warmed_bytes: u64,
-    /// Required outputs that could not be had.
+    /// Required outputs that failed to download.
     pub failed: u64,
-    /// Optional outputs that could not be had.
+    /// Optional outputs that failed to download.
     pub optional_failed: u64,
     /// Outputs that were only recorded.
     pub known: u64,
@@ -62,7 +62,7 @@ impl Tally {
         }
     }
 
-    /// Uncounts what was on disk and is not any more: it will be counted anew.
+    /// Uncounts what was on disk and is not any more: it will be counted again.
     pub fn take_back(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::Downloaded { bytes, .. } => {

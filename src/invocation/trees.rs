@@ -1,8 +1,8 @@
 //! What a build's events tell of trees: which directories are roots of some, and which files lie in them.
 //!
 //! Only a target's completion names the roots of its trees; an aspect's does not, nor does another target that has the
-//! same files. Either may come first. So a root that is new tells which files are to be judged again, whoever named them
-//! before, and a tree is empty only if no set of files, and no event, has one of its files.
+//! same files. Either may come first. So a root that is new tells which files are to be judged again, no matter who
+//! named them before, and a tree is empty only if no set of files, and no event, has one of its files.
 
 use std::{
     collections::BTreeMap,
@@ -53,7 +53,7 @@ pub(super) struct Inline {
     pub(super) event: Arc<str>,
 }
 
-/// Ordered by components, so that what lies in a directory comes right behind it.
+/// Ordered by components, so that what lies in a directory comes right after it.
 fn key(path: &str) -> String {
     path.replace('/', "\0")
 }

@@ -38,7 +38,7 @@ impl Recorded {
         Self(Some(Box::new(record.scan_targets(invocation_id))))
     }
 
-    /// The next ones; `None` behind the last.
+    /// The next ones; `None` after the last.
     pub async fn page(&mut self) -> Option<Vec<Arc<TargetRow>>> {
         let mut rows = self.0.take()?;
         let read = spawn_blocking(move || {

@@ -9,7 +9,7 @@ use crate::open_files::Want;
 #[non_exhaustive]
 pub enum JournalError {
     /// The system refused.
-    #[error("failed to failed to {action} {path}: {source}")]
+    #[error("failed to {action} {path}: {source}")]
     Io {
         /// What was tried, such as `append to`.
         action: &'static str,
@@ -38,7 +38,7 @@ pub enum JournalError {
         /// What is wrong with its head.
         reason: &'static str,
     },
-    /// A frame's checksum is right but its inside can't be read.
+    /// A frame's checksum is right but its inside cannot be read.
     #[error("{path} is damaged at byte {offset}: {reason}")]
     Damaged {
         /// The file.

@@ -40,7 +40,7 @@ pub(super) fn read_head(file: &File, path: &Path) -> Result<(Head, u64), Journal
         reason,
     };
     let short = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => bad("short headerer"),
+        io::ErrorKind::UnexpectedEof => bad("short header"),
         _ => JournalError::io("read", path)(error),
     };
     let mut start = [0; 8];

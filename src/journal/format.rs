@@ -82,7 +82,7 @@ impl Head {
 
     pub(super) fn decode(payload: &[u8]) -> Result<Self, &'static str> {
         let Some((body, sum)) = payload.split_last_chunk::<SUM_LEN>() else {
-            return Err("short headerer");
+            return Err("short header");
         };
         let Some(mut rest) = body.strip_prefix(NAME) else {
             return Err("wrong name");
@@ -94,7 +94,7 @@ impl Head {
         if checksum(&[body]) != *sum {
             return Err("wrong header checksum");
         }
-        let created_ms = rest.try_get_u64_le().map_err(|_| "short headerer")?;
+        let created_ms = rest.try_get_u64_le().map_err(|_| "short header")?;
         let mut id = || {
             let len = decode_varint(&mut rest).map_err(|_| "bad id")? as usize;
             let (id, after) = rest.split_at_checked(len).ok_or("bad id")?;
@@ -153,7 +153,7 @@ impl RecordKind {
 /// One thing that was received, an event as a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Its number in the stream; that of the event behind it for headers.
+    /// Its number in the stream; that of the next event for headers.
     pub sequence: i64,
     /// When it was received, in milliseconds since the epoch.
     pub received_ms: u64,
@@ -179,7 +179,7 @@ impl Record {
     }
 }
 
-/// A payload of so many bytes is not copied into its batch.
+/// A payload of this many bytes is not copied into its batch.
 const LARGE: usize = 256 << 10;
 
 /// Records on their way into one frame.
@@ -306,8 +306,8 @@ pub(super) struct FrameHead {
 }
 
 impl FrameHead {
-    /// Reads a head; `None` when it can't be one. Lengths are plausible then, but only [`Self::verify`] says that
-    /// they are right.
+    /// Reads a head; `None` when it cannot be one. Lengths are plausible then, but only [`Self::verify`] says that they
+    /// are right.
     pub(super) fn decode(head: &[u8; FRAME_HEAD_LEN]) -> Option<Self> {
         let mut bytes = &head[..];
         if bytes.get_u32_le() != FRAME_MAGIC || bytes.get_u32_le() as usize != FRAME_HEAD_PAYLOAD {

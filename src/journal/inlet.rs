@@ -27,7 +27,7 @@ use crate::{
 
 /// What a file is called while it is taken in. Nobody reads those.
 const TAKEN_IN: &str = "importing";
-/// Events are gathered to about so many bytes.
+/// Events are gathered to about this many bytes.
 const FRAME: usize = 1 << 20;
 const LEVEL: i32 = 3;
 /// What Bazel calls its events.
@@ -48,7 +48,7 @@ impl Journal {
     /// Begins to take in a stream that came to its end elsewhere.
     ///
     /// # Errors
-    /// When the journal was opened for reading only, or the file can't be written.
+    /// When the journal was opened for reading only, or the file cannot be written.
     pub fn inlet(&self, key: &StreamKey, created_ms: u64) -> Result<Inlet, JournalError> {
         let stem = self.stem(key)?;
         let path = stem.with_extension(TAKEN_IN);
@@ -82,7 +82,7 @@ impl Inlet {
     /// Appends an event: the bytes of a `build_event_stream.BuildEvent`, or nothing for the end of the stream.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// When it cannot be written.
     pub fn push(
         &mut self,
         kind: RecordKind,
@@ -127,7 +127,7 @@ impl Inlet {
     /// Ends it. `false` when the stream has a file here already: that one stays.
     ///
     /// # Errors
-    /// When it can't be written or renamed.
+    /// When it cannot be written or renamed.
     pub fn settle(mut self) -> Result<bool, JournalError> {
         self.flush()?;
         if self.known {

@@ -1,11 +1,11 @@
 //! Journals that a start did not survive.
 //!
-//! What is replayed at a start may be what ended the process before: a build whose outputs made it overflow its stack, or
-//! take more memory than there is. Nobody could start the daemon then. So a replay is marked before it begins, in
-//! `NAME.replaying`, a byte for each, and the mark goes when the build is done with, or the process ends in good order. A
-//! process that finds a mark of one that did not is careful with that journal ([`Journal::lost_replays`]), and one that
-//! finds marks of [`MOST_LOST`] sets it aside, as `NAME.set-aside`: nothing of it is lost, and whoever gives it its name
-//! back has it replayed again.
+//! What is replayed at a start may be what ended the process before: a build whose outputs made it overflow its stack,
+//! or take more memory than there is. Nobody could start the daemon then. So a replay is marked before it begins, in
+//! `NAME.replaying`, a byte for each, and the mark goes when the build is done with, or the process ends in good order.
+//! A process that finds a mark of one that did not is careful with that journal ([`Journal::lost_replays`]), and one
+//! that finds marks of [`MOST_LOST`] sets it aside, as `NAME.set-aside`: nothing of it is lost, and anyone who gives it
+//! its name back has it replayed again.
 
 use std::{
     ffi::OsStr,
@@ -67,7 +67,7 @@ impl Journal {
     /// Sets aside what processes died of again and again. Before anything is replayed.
     ///
     /// # Errors
-    /// When the directory can't be read.
+    /// When the directory cannot be read.
     pub fn set_aside(&self) -> Result<Vec<SetAside>, JournalError> {
         let mut all = Vec::new();
         for entry in self.unfinished()? {

@@ -37,7 +37,7 @@ impl Journal {
     /// of, go by age only, open ones never. Last use is the file's time of modification.
     ///
     /// # Errors
-    /// When the directory can't be listed.
+    /// When the directory cannot be listed.
     pub fn plan(&self, max_age: Option<Duration>, max_bytes: Option<u64>) -> Result<Plan, JournalError> {
         let listed = self.list()?.into_iter();
         let mut entries: Vec<_> = listed.map(|e| (self.open.contains(&e.path), e)).collect();

@@ -72,7 +72,7 @@ impl Entry {
     /// Iterates the events.
     ///
     /// # Errors
-    /// When the file can't be opened.
+    /// When the file cannot be opened.
     pub fn read(&self) -> Result<Records, JournalError> {
         match Records::open(&self.path) {
             // It was settled, or resumed, since it was listed.
@@ -92,7 +92,7 @@ impl Journal {
     /// Opens a directory for writing and reading, making it if need be. One process at a time.
     ///
     /// # Errors
-    /// When it can't be made or written, or another process has it.
+    /// When it cannot be made or written, or another process has it.
     pub fn open(dir: &Path, options: JournalOptions) -> Result<Self, JournalError> {
         make_private(dir)?;
         fs::set_permissions(dir, Permissions::from_mode(0o700))
@@ -184,7 +184,7 @@ impl Journal {
     /// Every readable journal, oldest first.
     ///
     /// # Errors
-    /// When the directory can't be read. Single files that can't are left out.
+    /// When the directory cannot be read. Single files that cannot are left out.
     pub fn list(&self) -> Result<Vec<Entry>, JournalError> {
         let mut entries = Vec::new();
         for item in fs::read_dir(&self.dir).map_err(JournalError::io("list", &self.dir))? {
@@ -216,7 +216,7 @@ impl Journal {
     /// The newest journal of an invocation.
     ///
     /// # Errors
-    /// When there is none, or the directory can't be read.
+    /// When there is none, or the directory cannot be read.
     pub fn find(&self, invocation_id: &str) -> Result<Entry, JournalError> {
         let found = self
             .list()?
@@ -245,7 +245,7 @@ impl Journal {
     /// Iterates the events of an invocation.
     ///
     /// # Errors
-    /// As [`Self::find`], or when its file can't be opened.
+    /// As [`Self::find`], or when its file cannot be opened.
     pub fn read(&self, invocation_id: &str) -> Result<Records, JournalError> {
         self.find(invocation_id)?.read()
     }
@@ -253,7 +253,7 @@ impl Journal {
     /// Marks an invocation's journal as settled. For streams that no service has open: a service does it by itself.
     ///
     /// # Errors
-    /// When there is none, or it can't be renamed.
+    /// When there is none, or it cannot be renamed.
     pub fn finish(&self, invocation_id: &str) -> Result<(), JournalError> {
         let key = self.find(invocation_id)?.key;
         self.stream(&key)?.0.settle()

@@ -158,7 +158,7 @@ impl Writer {
     /// Appends a frame. When this returns, the operating system has it; with `durable`, the disk.
     ///
     /// # Errors
-    /// When it can't be written. The file then ends where it did before, as far as that can be had.
+    /// When it cannot be written. The file then ends where it did before, as far as possible.
     pub(crate) fn append(&mut self, batch: &Batch) -> Result<FrameAt, JournalError> {
         let path = self.path();
         if batch.len() > MAX_RAW {
@@ -186,7 +186,7 @@ impl Writer {
             written = file.sync_data();
         }
         if let Err(e) = written {
-            // A torn frame would be cut at the next start anyway, but nothing could be appended behind it.
+            // A torn frame would be cut at the next start anyway, but nothing could be appended after it.
             let _ = file.set_len(self.offset);
             return Err(JournalError::io("append to", path)(e));
         }
@@ -202,7 +202,7 @@ impl Writer {
     /// Marks the stream as settled: nothing is left to do for it.
     ///
     /// # Errors
-    /// When the file can't be renamed.
+    /// When the file cannot be renamed.
     pub fn settle(&mut self) -> Result<(), JournalError> {
         if !self.settled {
             self.rename(true)?;
@@ -228,7 +228,7 @@ impl Writer {
 
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    // Appending mode: whatever happens to offsets here, a frame can't land on another one.
+    // Appending mode: whatever happens to offsets here, a frame cannot land on another one.
     options
         .read(true)
         .append(true)
@@ -262,7 +262,7 @@ fn existing(stem: &Path, head: &Head) -> Result<Option<Opened>, JournalError> {
     Ok(None)
 }
 
-/// Walks the frames and cuts the file behind the last whole one.
+/// Walks the frames and cuts the file after the last whole one.
 fn scan(file: &File, path: &Path, start: u64) -> Result<(u64, Recovered), JournalError> {
     let mut recovered = Recovered::default();
     let mut end = start;

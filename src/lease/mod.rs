@@ -2,12 +2,12 @@
 //!
 //! A build that downloads little leaves its outputs to the cache, and a cache forgets what nobody asks for. The Remote
 //! Execution API wants `FindMissingBlobs` to prolong a blob's life, so that is what is called for all outputs of each
-//! output root, at its newest build's cache, as long as that build is young enough. What the cache does not have any more, and
-//! the disk does not either, is marked as evicted in the record; the mark goes when the blob is back. It is a note for
-//! people: whoever wants the output still asks the cache.
+//! output root, at its newest build's cache, as long as that build is young enough. What the cache does not have any
+//! more, and the disk does not either, is marked as evicted in the record; the mark goes when the blob is back. It is a
+//! note for people: anyone who wants the output still asks the cache.
 //!
 //! The record does not tell which build named an output last when it stayed as it was, so all outputs of a root are
-//! asked for: whatever its newest build did not build anew, it may still rely on. But only of those that were brought
+//! asked for: whatever its newest build did not build again, it may still rely on. But only of those that were brought
 //! to the cache that is asked, it can be said that it has lost them, and only while no build is bringing them back.
 //!
 //! One task, [`keep`], that nobody waits for. Rows are read page by page and asked for in batches, so memory does not
@@ -84,7 +84,7 @@ pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: Can
             };
             leases.retain(|root| builds.iter().any(|build| build.root == root));
             schedule.see(&builds, now_ms(), Instant::now());
-            // One, and then the builds are looked at anew: there may be newer ones by then.
+            // One, and then the builds are looked at again: there may be newer ones by then.
             if let Some(build) = schedule.next_due(&builds, Instant::now()) {
                 let begun = Instant::now();
                 let passed = caught(pass::pass(rooms.clone(), build.clone(), options.rate)).await;

@@ -102,7 +102,7 @@ pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option
     Ok(can_tell.then_some(lost))
 }
 
-/// Reads what is to be asked for, a batch ahead of whoever asks.
+/// Reads what is to be asked for, a batch ahead of anyone who asks.
 fn read(record: &Record, root: RootId, mut origins: Origins, sender: &mpsc::Sender<Batch>) {
     let mut outputs = Vec::new();
     // False when nobody asks any more.

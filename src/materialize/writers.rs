@@ -226,7 +226,7 @@ impl Placers {
             .map(|(_, kept)| kept)
             .collect();
         for kept in over {
-            // Whoever still places something there has it, or makes another one.
+            // Anyone who still places something there has it, or makes another one.
             kept.placer.root().let_go();
         }
     }

@@ -46,8 +46,8 @@ impl Poster {
         &self.url
     }
 
-    /// One try. The status line and headers must come within the deadline; they are the answer, whatever becomes of
-    /// the body behind them.
+    /// One try. The status line and headers must come within the deadline; they are the answer, whatever becomes of the
+    /// body after them.
     pub(super) async fn post(&self, document: &Document, deadline: Duration) -> Answer {
         let mut request = Request::post(self.url.uri().clone())
             .header(CONTENT_TYPE, "application/json")

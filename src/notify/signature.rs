@@ -13,7 +13,7 @@ impl Secret {
     /// Reads it from a file; one line break at the end is not part of it.
     ///
     /// # Errors
-    /// In words: the file can't be read, or holds nothing.
+    /// In words: the file cannot be read, or holds nothing.
     pub fn read(path: &Path) -> Result<Self, String> {
         let mut bytes = fs::read(path).map_err(|e| e.to_string())?;
         if bytes.last() == Some(&b'\n') {

@@ -161,7 +161,7 @@ impl Block {
         (i..self.len()).filter_map(|i| self.row(i))
     }
 
-    /// Where a row is, or would be. `likely` is looked at first: whoever looks many up asks for neighbours.
+    /// Where a row is, or would be. `likely` is looked at first: anyone who looks many up asks for neighbours.
     pub(super) fn find(&self, directory: &str, name: &str, likely: usize) -> Result<usize, usize> {
         let order = |i| {
             // One that makes no sense is never found.

@@ -1,4 +1,4 @@
-//! Why the record cannot be had, and how it fares.
+//! Why the record is not available, and its health.
 
 use std::{io, path::PathBuf};
 

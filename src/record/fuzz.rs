@@ -33,7 +33,7 @@ pub(crate) fn value(data: &[u8]) {
     let _ = keys::name_target(data, "an invocation", &mut row);
 }
 
-/// A block of outputs: rows that make sense are paths below a root, and none is lost when it is written anew.
+/// A block of outputs: rows that make sense are paths below a root, and none is lost when it is rewritten.
 pub(crate) fn block(data: &[u8]) {
     let _ = unseal(Bytes::copy_from_slice(data), &mut Texts::default());
     let sealed = value::seal_value(|value| value.extend_from_slice(data));

@@ -162,8 +162,8 @@ impl Record {
         self.shared().health()
     }
 
-    /// Changes whenever the record starts anew: what was remembered of an older one is not in this one. Empty while
-    /// no store could be opened yet.
+    /// Changes whenever the record starts again: what was remembered of an older one is not in this one. Empty while no
+    /// store could be opened yet.
     #[must_use]
     pub fn identity(&self) -> String {
         self.shared().identity()

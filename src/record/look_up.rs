@@ -46,7 +46,7 @@ impl OpenBlocks {
         kept[slot] = Some((value, block));
     }
 
-    /// By the checksum, which a value has behind its version: as good as any hash.
+    /// By the checksum, which follows the version in a value: as good as any hash.
     fn slot(value: &IVec) -> usize {
         value.get(1).map_or(0, |byte| usize::from(*byte)) % KEPT_OPEN
     }
@@ -149,7 +149,7 @@ impl<'a> Reading<'a> {
         Some(block)
     }
 
-    /// Reads anew from now on: what was read may be older than what waits.
+    /// Reads again from now on: what was read may be older than what waits.
     fn forget(&mut self) {
         self.open = None;
     }

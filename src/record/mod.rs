@@ -1,6 +1,6 @@
 //! The record: what Outhaul knows of outputs, invocations and targets, kept across restarts.
 //!
-//! It is a cache of facts, never the truth. Whoever reads it checks the disk before believing it, so it may be
+//! It is a cache of facts, never the truth. Anyone who reads it checks the disk before believing it, so it may be
 //! deleted, damaged, or miss its newest rows, and all that costs is a look at some files. In return nothing here ever
 //! fails or holds up a build: there are no errors after opening, only [`Health`].
 //!
@@ -14,7 +14,7 @@
 //! * `lock`: one process per state directory.
 //!
 //! A state directory holds `lock`, `record/` (sled), `record.opening` while a store is being opened, `record.compact/`
-//! while one is written anew, and the last few `record.quarantined-<seconds>`.
+//! while one is rewritten, and the last few `record.quarantined-<seconds>`.
 
 mod block;
 mod error;

@@ -35,7 +35,7 @@ const MAX_LOST_OPENINGS: u32 = 3;
 /// Recovery of a million rows takes seconds; this is for a recovery that does not end.
 const OPENING_DEADLINE: Duration = Duration::from_secs(120);
 
-/// How long a store may have taken to open to be written anew, and how long that may take. Well within the deadline.
+/// How long a store may have taken to open to be rewritten, and how long that may take. Well within the deadline.
 const COMPACTING: Duration = Duration::from_secs(20);
 
 /// What was found where the record should be.
@@ -79,7 +79,7 @@ impl Place {
         }
     }
 
-    /// Where the store is, and where it is written anew.
+    /// Where the store is, and where it is rewritten.
     #[cfg(test)]
     pub(super) fn dirs(&self) -> (PathBuf, PathBuf) {
         (self.dir(), self.state_dir.join(COMPACT_NAME))
@@ -93,12 +93,12 @@ impl Place {
         self.state_dir.join(MARKER_NAME)
     }
 
-    /// Opens the store, setting a damaged one aside, and writing one anew that takes too much space.
+    /// Opens the store, setting a damaged one aside, and writing one again that takes too much space.
     pub(super) fn open(&self) -> (Option<Store>, Opening) {
         self.open_and(true)
     }
 
-    /// The same without writing anything anew: the disk may be full.
+    /// The same without writing anything again: the disk may be full.
     pub(super) fn reopen(&self) -> (Option<Store>, Opening) {
         self.open_and(false)
     }
@@ -165,7 +165,7 @@ impl Place {
                 if let Ok((store, found)) = opened {
                     // One that takes its time to open is left alone: the deadline is for all of it.
                     opened = if compacts && began.elapsed() < COMPACTING && store.is_bloated() {
-                        // It can be opened. Whoever is killed from here on has not lost it.
+                        // It can be opened. Anyone who is killed from here on has not lost it.
                         place.unmark();
                         make_compact(store, &dir, &compact, &still_wanted)
                     } else {
@@ -271,7 +271,7 @@ fn open_patiently(dir: &Path) -> Result<(Store, Found), StoreError> {
     opened
 }
 
-/// Writes a store anew beside itself, and exchanges the two while `wanted`. Whatever fails, the store stays as it was.
+/// Rewrites a store beside itself, and exchanges the two while `wanted`. Whatever fails, the store stays as it was.
 pub(super) fn make_compact(
     store: Store,
     dir: &Path,

@@ -83,7 +83,7 @@ impl Record {
             let Some(below) = next.strip_prefix(&*prefix) else {
                 break;
             };
-            // Behind the directory itself, or behind all that lies below it: `0` follows `/`.
+            // After the directory itself, or after everything in it: `0` follows `/`.
             let (name, behind) = match below.split_once('/') {
                 Some((name, _)) => (name, '0'),
                 None => (below, '\u{1}'),

@@ -128,7 +128,7 @@ impl Queue {
         self.writing = None;
     }
 
-    /// The store did not take them: they wait again, behind newer ones of the same keys.
+    /// The store did not take them: they wait again, after newer ones of the same keys.
     pub(super) fn give_back(&mut self) {
         let Some(writing) = self.writing.take() else {
             return;

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::output::{Class, OutputContent, Stamp};
 
-/// An output root's number in the record. Stays valid while the process lives, even when the record is made anew.
+/// An output root's number in the record. Stays valid while the process lives, even when the record is recreated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootId(pub(super) u32);
 

@@ -2,7 +2,7 @@
 //!
 //! Blocks are in the order of directories, and a directory's files come before its subdirectories; in the order of
 //! paths `a/b`, `a/c/x`, `a/d`, they are strewn among them. So a walk opens directory by directory, and keeps those
-//! open that have files behind the directory that comes next. These are a chain, each below the one before.
+//! open that have files after the directory that comes next. These are a chain, each below the one before.
 
 use std::sync::Arc;
 
@@ -111,7 +111,7 @@ impl OutputScan {
 }
 
 impl Open {
-    /// Whether the next file's path is behind a directory that has not been opened.
+    /// Whether the next file's path is after a directory that has not been opened.
     fn is_behind(&self, directory: &str) -> bool {
         if self.at >= self.end {
             return false;

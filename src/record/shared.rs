@@ -1,6 +1,6 @@
 //! What the record's handles and its writer share: the queue, the store as long as there is one, and the counters.
 //!
-//! Rows are not applied by whoever hands them over: that would hold a build's event loop up for as long as the disk
+//! Rows are not applied by anyone who hands them over: that would hold a build's event loop up for as long as the disk
 //! takes. They lie in the queue, where every reader looks first.
 
 use std::{
@@ -306,8 +306,8 @@ impl Shared {
         !has_changed
     }
 
-    /// Forgets a root's outputs, behind everything that was handed over before. Taken whatever else waits: without it the
-    /// rows could be another root's some day.
+    /// Forgets a root's outputs, after everything that was handed over before. Taken whatever else waits: without it
+    /// the rows could be another root's some day.
     pub(super) fn forget_outputs(&self, root: RootId) {
         self.state().queue.forget_outputs(root);
         self.wake.notify_one();

@@ -84,7 +84,7 @@ const META_TREE: &str = "meta";
 /// What a store's directory held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Nothing, or no rows: it has been made anew.
+    /// Nothing, or no rows: it has been recreated.
     Fresh,
     /// A record.
     Existing,
@@ -151,7 +151,7 @@ impl Store {
         })
     }
 
-    /// Changes when the store is made anew.
+    /// Changes when the store is recreated.
     pub(super) fn identity(&self) -> &str {
         &self.identity
     }

@@ -1,8 +1,8 @@
 //! The writer: one thread that moves rows from the queue into the store, and mends the store when it breaks.
 //!
-//! A full disk takes the store away for a while: sled refuses everything after its first failed write, so the store
-//! is opened again every so often, and rows wait in the queue as far as they fit. A damaged store is set aside and
-//! made anew. Neither is ever seen by a build.
+//! A full disk takes the store away for a while: sled refuses everything after its first failed write, so the store is
+//! opened again every so often, and rows wait in the queue as far as they fit. A damaged store is set aside and
+//! recreated. Neither is ever seen by a build.
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -31,8 +31,8 @@ const FLUSH_EVERY: Duration = Duration::from_millis(500);
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// A store that breaks again so soon after it was made anew is left alone for [`BROKEN_WAIT`]: making yet another
-/// one would do no good.
+/// A store that breaks again so soon after it was recreated is left alone for [`BROKEN_WAIT`]: making yet another one
+/// would do no good.
 const BROKEN_SOON: Duration = Duration::from_secs(60);
 const BROKEN_WAIT: Duration = Duration::from_secs(600);
 
@@ -44,7 +44,7 @@ enum Work {
     Write(Option<Arc<Changes>>, Waiters),
     /// The store is damaged.
     Replace(String),
-    /// The store may be had again.
+    /// The store may be available again.
     Reopen,
     /// Everything is written, and the record is closed.
     End,
@@ -201,7 +201,7 @@ impl Writer {
                     state.stalled = false;
                 }
                 for waiter in waiters {
-                    // Whoever waited may have gone.
+                    // Anyone who waited may have gone.
                     let _ = waiter.send(Ok(()));
                 }
                 self.shared.announce();

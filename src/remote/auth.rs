@@ -95,7 +95,7 @@ impl Auth {
     /// Bazel.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`] when a helper's scope or path can't be.
+    /// [`RemoteErrorKind::Config`] when a helper's scope or path cannot be.
     pub(crate) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
         let google = || options.google.clone().map(Source::Google);
         Ok(Self {
@@ -227,7 +227,7 @@ fn request_metadata(attribution: &Attribution) -> RequestMetadata {
 /// Whether a credential helper, as `[SCOPE=]PATH`, can be one.
 ///
 /// # Errors
-/// [`RemoteErrorKind::Config`] when its scope or path can't be.
+/// [`RemoteErrorKind::Config`] when its scope or path cannot be.
 pub(crate) fn check_helper(options: &RemoteOptions, text: &str) -> Result<(), RemoteError> {
     let alone = RemoteOptions {
         credential_helpers: vec![text.to_owned()],

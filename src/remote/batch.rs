@@ -319,8 +319,8 @@ impl Reader<'_> {
     }
 }
 
-/// The most that an answer about these blobs is taken for, in bytes: so much that a server may add a thing or two, or
-/// say everything twice; not so much that its answers, of which many are under way, fill the memory.
+/// The most that an answer about these blobs is taken for, in bytes: enough for a server to add a thing or two, or to
+/// say everything twice; but not so much that its answers, of which many are under way, fill the memory.
 fn largest_answer<'d>(digests: impl Iterator<Item = &'d Digest>) -> usize {
     let blobs = digests.fold(0_u64, |sum, digest| {
         sum.saturating_add(digest.size() + ANSWER_EACH)
@@ -415,7 +415,7 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// Unpacks at most so many bytes.
+/// Unpacks at most this many bytes.
 fn unpack(packed: &[u8], size: usize) -> std::io::Result<Vec<u8>> {
     DECOMPRESSOR.with_borrow_mut(|kept| {
         let decompressor = match kept {

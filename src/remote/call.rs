@@ -109,7 +109,7 @@ impl Incoming {
         }
     }
 
-    /// Waits until so many bytes are there; `false` when the end comes first.
+    /// Waits until this many bytes are there; `false` when the end comes first.
     async fn gather(&mut self, count: usize) -> Result<bool, Status> {
         while self.received.remaining() < count {
             if !self.more().await? {
@@ -129,8 +129,8 @@ impl Incoming {
         Ok(self.received.get_u32() as usize)
     }
 
-    /// The only message, of at most so many bytes, decoded; its bytes are slices of what was received where that is in
-    /// one piece.
+    /// The only message, of at most this many bytes, decoded; its bytes are slices of what was received where that is
+    /// in one piece.
     pub(super) async fn single<M: Message + Default>(mut self, most: usize) -> Result<M, Status> {
         let absent = || Status::internal("the response has no message");
         if !self.gather(PREFIX).await? {
@@ -226,7 +226,7 @@ impl Pieces {
                 }
                 self.beside += piece.len();
             } else if self.message > 0 {
-                // A head that is cut can't be told from a bad one.
+                // A head that is cut cannot be told from a bad one.
                 if received.remaining() < self.message.min(FIELD_HEAD) {
                     return Ok(None);
                 }

@@ -126,8 +126,8 @@ fn understood(client: &Client, answer: Option<CacheCapabilities>) -> Result<Capa
             Ok(stated) => stated.min(MAX_BATCH),
         },
         zstd_streams,
-        // There is no capability of its own for reading in batches: a server that compresses streams may compress
-        // the blobs of a batch, and one that can't sends them plain.
+        // There is no capability of its own for reading in batches: a server that compresses streams may compress the
+        // blobs of a batch, and one that cannot sends them plain.
         zstd_batches: zstd_streams || answer.supported_batch_update_compressors.contains(&zstd),
     })
 }

@@ -33,7 +33,7 @@ impl Chain {
     }
 }
 
-/// The error that says most of why a blob is not to be had: that it is nowhere only if nobody says anything else.
+/// The most informative error about a blob: "not found" only if no source reports another error.
 fn worse(before: Option<RemoteError>, now: RemoteError) -> RemoteError {
     match before {
         Some(before) if now.is_not_found() && !before.is_not_found() => before,
@@ -138,7 +138,7 @@ impl BlobStore for Chain {
                 }
             }
             match error {
-                // Whoever did not answer may have what the others have not.
+                // Anyone who did not answer may have what the others have not.
                 Some(error) if !rest.is_empty() => Err(error),
                 _ => Ok(rest),
             }

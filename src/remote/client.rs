@@ -250,7 +250,7 @@ pub(crate) fn to_wire(digest: &Digest) -> bazel_remote_apis::build::bazel::remot
     }
 }
 
-/// A digest in an answer to a request about digests of `function`; `None` when it is none.
+/// A digest in an answer to a request about digests of `function`; `None` if it is invalid.
 pub(crate) fn from_wire(
     function: DigestFunction,
     digest: &bazel_remote_apis::build::bazel::remote::execution::v2::Digest,

@@ -20,7 +20,7 @@ use std::{
 const FAST: f64 = 128.0 * 1024.0 * 1024.0;
 /// How much better the other way must be. Goodput wavers by less.
 const GAIN: f64 = 1.25;
-/// A window has at least so many bytes, after decompression.
+/// A window has at least this many bytes, after decompression.
 const WINDOW_BYTES: u64 = 4 << 20;
 /// And takes at least so long.
 const WINDOW_TIME: Duration = Duration::from_millis(100);
@@ -56,7 +56,7 @@ struct State {
     /// Transfers under way, and since when what they took is not yet in `busy`.
     running: usize,
     since: Instant,
-    /// Whether something of this generation has come: the window begins there, with the old ones' ends behind it.
+    /// Whether something of this generation has come: the window begins there, followed by the old ones' ends.
     begun: bool,
     busy: Duration,
     bytes: u64,
@@ -182,7 +182,7 @@ impl State {
         }
     }
 
-    /// A window ended with so many bytes per second.
+    /// A window ended with this many bytes per second.
     fn ended(&mut self, goodput: f64) {
         if let Some(before) = self.before.take() {
             self.windows = 0;
@@ -224,7 +224,7 @@ mod tests {
 
     const MIB: f64 = 1024.0 * 1024.0;
 
-    /// Windows over a line on which plain and compressed transfers have so much goodput; how many were compressed.
+    /// Windows over a line on which plain and compressed transfers have this goodput; how many were compressed.
     fn play(local: bool, plain: f64, zstd: f64, windows: u32) -> (u32, bool) {
         let chooser = Chooser::new(Compression::WherePaying, local);
         let mut state = chooser.lock().unwrap();

@@ -22,7 +22,7 @@ pub enum RemoteErrorKind {
     Protocol,
     /// Our side could not take the bytes.
     Sink,
-    /// Settings that can't work: an endpoint, a certificate, a credential helper.
+    /// Settings that cannot work: an endpoint, a certificate, a credential helper.
     Config,
 }
 

@@ -33,7 +33,7 @@ pub struct Expanded {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExpandError {
-    /// A path of the action's result is none below the exec root.
+    /// A path of the action's result is not a valid exec path.
     #[error("output refused: {0}")]
     Path(#[from] ExecPathError),
     /// A name in a directory is not one name.
@@ -47,7 +47,7 @@ pub enum ExpandError {
     /// Two entries of one path.
     #[error("{0:?} is named twice, with different contents")]
     Twice(String),
-    /// A digest is missing or is none.
+    /// A digest is missing or invalid.
     #[error("{0:?} has no valid digest")]
     Digest(String),
     /// A symlink has no target, or one that no symlink can have.

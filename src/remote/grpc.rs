@@ -42,7 +42,7 @@ impl GrpcCache {
     /// Reads the files that the options name, and connects nothing yet.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`], naming the flag, when the options can't work.
+    /// [`RemoteErrorKind::Config`], naming the flag, when the options cannot work.
     pub fn new(options: RemoteOptions) -> Result<Self, RemoteError> {
         Self::with_timer(options, Arc::new(SystemTimer))
     }
@@ -68,7 +68,7 @@ impl GrpcCache {
     /// Asks the server once, without retries, whether this will work, and says in plain words what is wrong.
     ///
     /// # Errors
-    /// When the server can't be reached, does not speak TLS or insists on it, refuses us or our instance, or is no
+    /// When the server cannot be reached, does not speak TLS or insists on it, refuses us or our instance, or is no
     /// remote cache.
     pub async fn probe(&self) -> Result<Capabilities, RemoteError> {
         let client = &self.0.client;
@@ -142,7 +142,7 @@ impl GrpcCache {
     /// The result of an action, or `None` when the cache has none. Remembered for some minutes.
     ///
     /// # Errors
-    /// When the server can't be asked.
+    /// When the server cannot be asked.
     pub async fn action_result(
         &self,
         action: &Digest,
@@ -154,7 +154,7 @@ impl GrpcCache {
     /// A directory tree, complete, with every digest checked. Remembered.
     ///
     /// # Errors
-    /// When the server can't be asked or lacks a part of it.
+    /// When the server cannot be asked or lacks a part of it.
     pub async fn tree(
         &self,
         reference: &TreeRef,
@@ -171,7 +171,7 @@ impl GrpcCache {
     /// All outputs of an action, trees expanded, in the order of paths; `None` when the cache has no result.
     ///
     /// # Errors
-    /// When the server can't be asked, a tree is missing, or the result names what must not be written.
+    /// When the server cannot be asked, a tree is missing, or the result names what must not be written.
     pub async fn expand_action(
         &self,
         action: &Digest,
@@ -201,7 +201,7 @@ impl GrpcCache {
     /// decoding tells.
     ///
     /// # Errors
-    /// When the server can't be asked, lacks a part of it, or the blob is neither.
+    /// When the server cannot be asked, lacks a part of it, or the blob is neither.
     pub async fn expand_any_tree(
         &self,
         digest: &Digest,

@@ -31,7 +31,7 @@ impl Default for Learned {
 }
 
 impl Learned {
-    /// Forgets everything: the server is asked anew what it can do.
+    /// Forgets everything: the server is asked again what it can do.
     pub(crate) fn forget(&self) {
         self.batch_bytes.store(u64::MAX, Relaxed);
         self.plain_batches.store(false, Relaxed);

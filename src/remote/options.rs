@@ -191,8 +191,8 @@ impl Header {
     /// Reads `NAME=VALUE`, the value of the flag `flag`.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`] when the name or the value is none of HTTP/2, or the name is gRPC's own. The value
-    /// is not repeated.
+    /// [`RemoteErrorKind::Config`] when the name or the value is not valid in HTTP/2, or the name is reserved for gRPC.
+    /// The value is not repeated.
     pub fn parse(flag: &str, text: &str) -> Result<Self, RemoteError> {
         let Some((name, value)) = text.split_once('=') else {
             return Err(config(flag, "not of the form NAME=VALUE"));

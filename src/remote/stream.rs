@@ -298,7 +298,7 @@ impl Transfer<'_> {
     }
 }
 
-/// The most bytes that compression makes of so many: some percents more, where they come in many frames.
+/// The maximum compressed size of this many bytes: a few percent more, if they come in many frames.
 const fn largest_stream(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 8).saturating_add(1 << 20)
 }

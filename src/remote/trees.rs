@@ -54,7 +54,7 @@ impl DirectoryTree {
     /// From an encoded `Tree` message, whose own digest the caller has checked.
     ///
     /// # Errors
-    /// When it can't be decoded or has no root.
+    /// When it cannot be decoded or has no root.
     pub fn decode(function: DigestFunction, bytes: Bytes) -> Result<Self, String> {
         let raw = RawTree::decode(bytes).map_err(|e| format!("not a Tree message: {e}"))?;
         let root = raw.root.ok_or("the Tree has no root")?;
@@ -68,7 +68,7 @@ impl DirectoryTree {
     /// Adds an encoded directory under its digest, whichever that is.
     ///
     /// # Errors
-    /// When it can't be decoded.
+    /// When it cannot be decoded.
     pub(crate) fn add(&mut self, bytes: Bytes) -> Result<(), String> {
         let digest = Digest::of(self.root.function(), &bytes);
         self.encoded += bytes.len() as u64;

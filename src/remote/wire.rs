@@ -53,7 +53,7 @@ impl RawDigest {
         u64::try_from(self.size_bytes) == Ok(digest.size()) && digest.is_hex(&self.hash)
     }
 
-    /// A digest in an answer to a request about digests of `function`; `None` when it is none.
+    /// A digest in an answer to a request about digests of `function`; `None` if it is invalid.
     pub(super) fn parse(&self, function: DigestFunction) -> Option<Digest> {
         let hash = std::str::from_utf8(&self.hash).ok()?;
         Digest::from_hex(Some(function), hash, u64::try_from(self.size_bytes).ok()?).ok()
@@ -103,7 +103,7 @@ pub(super) fn read_request(request: &ReadRequest) -> Bytes {
     call::with_prefix(to)
 }
 
-/// `ContentAddressableStorage.BatchReadBlobs`, with an answer of at most so many bytes.
+/// `ContentAddressableStorage.BatchReadBlobs`, with an answer of at most this many bytes.
 pub(super) async fn batch_read_blobs(
     channel: Channel,
     request: Request<Bytes>,

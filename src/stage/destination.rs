@@ -1,8 +1,8 @@
 //! Where outputs are staged to: which directories may be named, and the one that was.
 //!
-//! What is asked for is a path, and links on the way may be changed by whoever stages at the same time. So the path is
-//! resolved once and walked from the top without following links; the directory that this ends in is the one that was
-//! judged, and its descriptor is what everything else goes by.
+//! What is asked for is a path, and links on the way may be changed by anyone who stages at the same time. So the path
+//! is resolved once and walked from the top without following links; the directory that this ends in is the one that
+//! was judged, and its descriptor is what everything else goes by.
 
 use std::{
     ffi::OsStr,

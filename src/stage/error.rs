@@ -4,14 +4,14 @@ use std::{io, path::PathBuf};
 
 use crate::{exec_path::ExecPath, journal::JournalError};
 
-/// What an error means to whoever asked.
+/// What an error means to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageErrorKind {
     /// Nothing of that name is recorded.
     NotFound,
     /// The request makes no sense as it is.
     Request,
-    /// It is not for whoever asked.
+    /// It is not for the caller.
     Denied,
     /// It should have worked.
     Failed,
@@ -27,7 +27,7 @@ pub enum StageError {
     /// The build still runs, so its outputs are not all known.
     #[error("build {0} is still running; stage its outputs when it has ended (see `outhaul wait`)")]
     Running(String),
-    /// The journal that tells the build's outputs is gone or can't be read.
+    /// The journal that tells the build's outputs is gone or cannot be read.
     #[error("failed to read the events of build {invocation_id}: {source}")]
     Journal {
         /// Invocation ID of the build.
@@ -60,7 +60,7 @@ pub enum StageError {
         /// Below the directory.
         place: ExecPath,
     },
-    /// A setting can't be used.
+    /// A setting cannot be used.
     #[error("{flag}: {reason}")]
     Setting {
         /// The flag.
@@ -68,7 +68,7 @@ pub enum StageError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The directory is not for whoever asked, or for nobody.
+    /// The directory is not for the caller, or for nobody.
     #[error("cannot stage into {}: {reason}", .directory.display())]
     Denied {
         /// The directory to stage into.
@@ -101,7 +101,7 @@ pub enum StageError {
         /// Build ID in the file.
         there: String,
     },
-    /// A file can't be read or written.
+    /// A file cannot be read or written.
     #[error("failed to {action} {path}: {source}")]
     Io {
         /// What was tried, such as `write`.

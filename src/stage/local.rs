@@ -29,8 +29,8 @@ pub(super) struct Copy {
 
 /// Reads what the output tree has, and asks the cache for the rest.
 ///
-/// What a file says is not believed here: whoever asks hashes the bytes anyway, and asks again with `avoid` when they
-/// are wrong, which goes to the cache.
+/// What a file says is not believed here: anyone who asks hashes the bytes anyway, and asks again with `avoid` when
+/// they are wrong, which goes to the cache.
 pub(super) struct LocalFirst {
     copies: HashMap<Digest, Copy>,
     cache: Arc<dyn BlobStore>,

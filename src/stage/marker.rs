@@ -50,7 +50,7 @@ pub struct Marker {
     /// Trees that were staged whole, below the directory: nothing else belongs into them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trees: Vec<String>,
-    /// Optional outputs that could not be had.
+    /// Optional outputs that failed to download.
     pub missing: Vec<Missing>,
 }
 
@@ -80,7 +80,7 @@ pub struct File {
     stamp: Option<Look>,
 }
 
-/// An optional output that could not be had.
+/// An optional output that failed to download.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
     /// Below the directory.
@@ -405,7 +405,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A marker's file, and the marker, or in words why it is none.
+/// A marker's file, and the marker, or why it is not one.
 pub type Found = (PathBuf, Result<Marker, String>);
 
 /// Every marker of a directory, oldest first. Blocks.

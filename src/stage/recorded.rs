@@ -34,10 +34,10 @@ pub struct Recorded {
 
 impl Recorded {
     /// Reads a journal, as the build's events were read when they came: `function` is that of digests whose build does
-    /// not tell which it is. Events that can't be decoded are left out and told.
+    /// not tell which it is. Events that cannot be decoded are left out and told.
     ///
     /// # Errors
-    /// When the journal can't be read, or is damaged.
+    /// When the journal cannot be read, or is damaged.
     pub fn read(
         records: impl Iterator<Item = Result<Record, JournalError>>,
         function: Option<DigestFunction>,
@@ -73,7 +73,7 @@ impl Recorded {
         let mut ends = BTreeMap::new();
         for effect in self.replay(Vec::new(), &HashSet::new()) {
             if let Effect::Target(target, end, _) = effect {
-                // An abort behind a completion says nothing new.
+                // An abort after a completion says nothing new.
                 if end != TargetEnd::Aborted || !ends.contains_key(&*target) {
                     ends.insert((*target).clone(), end);
                 }

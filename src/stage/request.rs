@@ -23,7 +23,7 @@ const NAMES: usize = 10_000;
 /// Bytes of all texts of one request.
 const TEXT: usize = 1 << 20;
 
-/// Whoever waits for the answer; what is done for them ends with this.
+/// Anyone who waits for the answer; what is done for them ends with this.
 #[derive(Debug)]
 pub(super) struct Caller(pub(super) CancellationToken, #[allow(dead_code)] DropGuard);
 

@@ -77,8 +77,8 @@ impl Recorded {
         let trees = self.trees();
         let mut picked = Picked::new(request);
         let mut notes = self.notes.clone();
-        // As for Bazel: whoever tests asks for what tests say, not for the tests themselves, whose programs may be links
-        // to sources that no cache has. Who names a group means it.
+        // As for Bazel: anyone who tests asks for what tests say, not for the tests themselves, whose programs may be
+        // links to sources that no cache has. Who names a group means it.
         let tests = if request.wish.output_groups.is_empty() {
             self.tests()
         } else {

@@ -49,7 +49,7 @@ use crate::{
 
 /// Numbers of staged directories among output roots: above all that builds are given.
 const FIRST_ROOT: u32 = 1 << 31;
-/// The version of a staged directory, and one that comes behind it and wants nothing.
+/// The version of a staged directory, and one that comes after it and wants nothing.
 const WANTED: u64 = 0;
 const GIVEN_UP: u64 = WANTED + 1;
 /// Commands that build nothing.
@@ -184,7 +184,7 @@ impl Stager {
     /// Finds out what a wish comes to. Writes nothing, and ends when nobody waits for it any more.
     ///
     /// # Errors
-    /// When there is no such build, it still runs, its journal can't be read, or the wish does not fit it.
+    /// When there is no such build, it still runs, its journal cannot be read, or the wish does not fit it.
     pub async fn plan(&self, which: &Which, wish: &Wish) -> Result<Plan, StageError> {
         let panicked = |what| StageError::Internal(format!("{what} panicked"));
         let place = Arc::clone(&self.places).acquire_owned().await;
@@ -286,11 +286,11 @@ impl Stager {
             .map(|recorded| recorded.row(&entry.key))
     }
 
-    /// Stages what was planned. Answers when what is required is there; if whoever asked is `gone` before that, the rest is
-    /// given up.
+    /// Stages what was planned. Answers when what is required is there; if the caller is `gone` before that, the rest
+    /// is given up.
     ///
     /// # Errors
-    /// When the directory can't be used, or a marker can't be written. That an output could not be had is no error
+    /// When the directory cannot be used, or a marker cannot be written. That an output failed to download is no error
     /// but an [`Ended`] that says so.
     pub async fn stage(
         &self,
@@ -360,7 +360,7 @@ impl Stager {
             .await;
         let ended = ended.unwrap_or_else(|| Err(super::request::gone()));
         if !matches!(ended, Ok(true)) {
-            // Optional outputs may still be on their way, and nothing may come behind the answer.
+            // Optional outputs may still be on their way, and nothing may come after the answer.
             self.materializer.begin(&root, GIVEN_UP).await;
             while work.required_open + work.optional_open > 0 {
                 let Some(list) = completed.recv().await else { break };
@@ -463,7 +463,7 @@ impl Stager {
     }
 }
 
-/// Waits for what is required, and leaves the marker. False if something of it could not be had.
+/// Waits for what is required, and leaves the marker. False if something of it failed to download.
 async fn required(
     work: &mut Work,
     completed: &mut mpsc::UnboundedReceiver<Vec<Completion>>,

@@ -134,7 +134,7 @@ impl Work {
         self.destination = Some(destination);
     }
 
-    /// An error in the words of whoever asked.
+    /// An error in the words of the caller.
     fn told(&self, error: StageError) -> StageError {
         match &self.destination {
             Some(destination) => destination.name_in(error),
@@ -284,7 +284,7 @@ impl Work {
         }
     }
 
-    /// Whether something required could not be had.
+    /// Whether something required failed to download.
     pub(super) fn failed(&self) -> bool {
         self.plan.selection.artifacts.iter().any(|artifact| {
             artifact.class == Class::Required

@@ -546,7 +546,10 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
         command.uid(NOBODY).gid(NOBODY).current_dir("/").args(args);
         finish(clean(command.into())).await
     };
-    let said = [format!("user {NOBODY}"), "only accepts processes of user 0".to_owned()];
+    let said = [
+        format!("user {NOBODY}"),
+        "only accepts processes of user 0".to_owned(),
+    ];
     let said: Vec<&str> = said.iter().map(String::as_str).collect();
     let probe = world.file("part0.h").1.to_string();
     let cache = async |endpoint: &str| {

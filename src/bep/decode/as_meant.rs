@@ -5,7 +5,7 @@
 
 use crate::proto::build_event_stream::File;
 
-/// The name whose UTF-8 bytes are the characters of this one; where they are none, it is the name itself.
+/// The name whose UTF-8 bytes are the characters of this one; if they are not valid UTF-8, the name itself.
 pub(super) fn as_meant(name: String) -> String {
     if name.is_ascii() {
         return name;

@@ -1,8 +1,8 @@
-//! Sets some of whose files could not be had, and who reaches them.
+//! Sets some of whose files failed to download, and who reaches them.
 //!
 //! Thousands of targets share sets, and each is asked whether one below it has failed. So what leads to a failed set is
 //! marked, once, from below; only marked sets are ever gone through to answer, and all answers together go through no
-//! more than so many.
+//! more than that many.
 
 use std::collections::{HashMap, HashSet};
 
@@ -58,7 +58,7 @@ impl Faults {
 }
 
 impl NamedSets {
-    /// A file of this set could not be had.
+    /// A file of this set failed to download.
     pub fn fail(&mut self, set: SetIndex) {
         let mut faults = self.faults.take().unwrap_or_else(|| Box::new(Faults::of(self)));
         *faults.counts.entry(set).or_default() += 1;
@@ -66,7 +66,7 @@ impl NamedSets {
         self.faults = Some(faults);
     }
 
-    /// How many files of these sets, and of all that they include, could not be had. Never none if there is one, and
+    /// How many files of these sets, and of all that they include, failed to download. Never none if there is one, and
     /// never too many; of a graph that takes too long to go through, it may be too few.
     pub fn failures(&mut self, roots: &[SetIndex]) -> u64 {
         let Some(mut faults) = self.faults.take() else {

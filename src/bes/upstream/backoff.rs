@@ -19,8 +19,8 @@ impl RetryDelays {
         Self { first, longest }
     }
 
-    /// The wait after so many failures before this one, shortened by up to a fifth by chance (`jitter` is 0 to 1), so
-    /// that streams that broke together do not come back together.
+    /// The wait after this many previous failures, shortened by up to a fifth by chance (`jitter` is 0 to 1), so that
+    /// streams that broke together do not come back together.
     pub(super) fn after(&self, failures: u32, code: Code, jitter: f64) -> Duration {
         // 1.6^40 is more than four years of seconds already.
         let factor = FACTOR.powi(failures.min(40) as i32);

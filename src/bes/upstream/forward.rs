@@ -44,7 +44,7 @@ pub(super) struct Forwarder {
     dry: bool,
     room: Arc<Room>,
     window: Window,
-    /// The end so far, unless more events came behind it.
+    /// The end so far, unless more events came after it.
     ended: Option<End>,
     acked: i64,
     status: watch::Sender<ForwardStatus>,
@@ -141,7 +141,7 @@ impl Forwarder {
             let opened = opened.wait();
             tokio::pin!(opened);
             while tokio::time::timeout(LOOK, &mut opened).await.is_err() {
-                // Meanwhile another one may learn that upstream can't be reached, and nobody should be held for it.
+                // Meanwhile another one may learn that upstream cannot be reached, and nobody should be held for it.
                 self.tell();
             }
             self.work().await;
@@ -156,7 +156,7 @@ impl Forwarder {
     async fn work(&mut self) {
         loop {
             while self.window.is_empty() {
-                // A call that failed behind the last acknowledgement has not told the end.
+                // A call that failed after the last acknowledgement has not told the end.
                 self.conclude().await;
                 if self.dry {
                     return;

@@ -73,7 +73,7 @@ impl Gate {
     }
 
     /// Waits until what the event of this number reports is true, until the hold's timeout after it `came` at the
-    /// latest. At a shutdown it waits for ever: the engine goes first, and says nothing true any more.
+    /// latest. At a shutdown it waits forever: the engine goes first, and says nothing true any more.
     pub(super) async fn pass(&mut self, sequence: i64, came: Instant) -> Verdict {
         // Since when the outputs are what is waited for: until the build tells what they are, no time runs.
         let mut since = Some(came);

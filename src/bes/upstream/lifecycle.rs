@@ -1,4 +1,4 @@
-//! A build's lifecycle calls: one by one, before and behind its streams.
+//! A build's lifecycle calls: one by one, before and after its streams.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ impl Caller {
         }
     }
 
-    /// Tries until upstream has it. What can't get better is given up: a service that does not take these calls is no
+    /// Tries until upstream has it. What cannot get better is given up: a service that does not take these calls is no
     /// reason to keep the streams from it.
     async fn deliver(&mut self, event: &LifecycleEvent) {
         let upstream = Arc::clone(&self.upstream);

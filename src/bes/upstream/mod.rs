@@ -3,8 +3,8 @@
 //! Each stream has two tasks. One (`supply`) takes what the stream's intake hands over, reads back what is only in the
 //! journal, holds completions until they are true (`gate`), points them to files on disk if that is wanted (`rewrite`),
 //! and lets events into a window of bounded size. The other one (`forward`) sends what is in the window over as many
-//! connections as it takes (`call`), and lets go of it when it is acknowledged. A build's lifecycle calls have a task of
-//! their own (`lifecycle`), which keeps them before or behind the build's streams.
+//! connections as it takes (`call`), and lets go of it when it is acknowledged. A build's lifecycle calls have a task
+//! of their own (`lifecycle`), which keeps them before or after the build's streams.
 //!
 //! An outage costs nobody anything but time: intake never waits for upstream, and what does not fit into the window
 //! stays in the journal.
@@ -65,7 +65,7 @@ impl Upstream {
     /// Reads certificates and keys; connects nothing.
     ///
     /// # Errors
-    /// When an option can't work, naming its flag.
+    /// When an option cannot work, naming its flag.
     pub fn new(options: UpstreamOptions) -> Result<Self, UpstreamError> {
         let inner = Inner {
             credentials: RwLock::new(Arc::new(Credentials::new(&options)?)),
@@ -104,7 +104,7 @@ impl Upstream {
         self.inner.calls.any()
     }
 
-    /// Starts forwarding one stream's events behind the number `acked`. `save` keeps a newly acknowledged number; it may
+    /// Starts forwarding one stream's events after the number `acked`. `save` keeps a newly acknowledged number; it may
     /// block for a moment, and is called every 100 ms at most and at the end.
     ///
     /// The forwarder ends when its queue is closed and everything in it was delivered, or at `halt`.

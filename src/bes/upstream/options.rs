@@ -63,7 +63,7 @@ impl UpstreamOptions {
     }
 }
 
-/// Settings of the upstream service that can't work; names the flag.
+/// Settings of the upstream service that cannot work; names the flag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(transparent)]
 pub struct UpstreamError(#[from] RemoteError);

@@ -1,4 +1,4 @@
-//! Which calls of a build go before which of its streams, and behind which.
+//! Which calls of a build go before which of its streams, and after which.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -45,11 +45,11 @@ struct Build {
 /// A call that waits for its turn.
 pub(super) struct Waiting {
     pub(super) event: LifecycleEvent,
-    /// The streams that it goes behind: those known when it came. Later ones may be behind it.
+    /// The streams that it goes after: those known when it came. Later ones may be behind it.
     pub(super) behind: Vec<watch::Receiver<ForwardStatus>>,
 }
 
-/// Resolves when the calls are done with that a stream goes behind.
+/// Resolves when the calls are done with that a stream goes after.
 pub(super) struct Opened {
     done: watch::Receiver<u64>,
     openings: u64,
@@ -90,7 +90,7 @@ impl BuildCalls {
         !std::mem::replace(&mut build.worked_on, true)
     }
 
-    /// The next call; `None` if there is none, and then whoever asked is off duty.
+    /// The next call; `None` if there is none, and then the caller is off duty.
     pub(super) fn next(&self, build_id: &str) -> Option<Waiting> {
         let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
         let build = builds.get_mut(build_id)?;

@@ -99,7 +99,7 @@ impl Shape {
         Ok(())
     }
 
-    /// The message anew; `None` if it stays as it is.
+    /// The message again; `None` if it stays as it is.
     fn replace(
         &self,
         message: &[u8],
@@ -198,7 +198,7 @@ pub(super) fn file_uri(path: &Path) -> String {
         if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(byte) {
             uri.push(char::from(*byte));
         } else {
-            // Writing to a string can't fail.
+            // Writing to a string cannot fail.
             let _ = write!(uri, "%{byte:02X}");
         }
     }

@@ -24,7 +24,7 @@ use crate::{
 /// Events that are in the window already, on their way to its owner.
 const READY: usize = 256;
 
-/// The wait before a frame that can't be read is tried again.
+/// The wait before a frame that cannot be read is tried again.
 const REREAD: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What the forwarder gets.
@@ -153,7 +153,7 @@ impl Supply {
         drop(room);
     }
 
-    /// Reads a frame of the journal back. What can't be read back can't be sent, now or later.
+    /// Reads a frame of the journal back. What cannot be read back cannot be sent, now or later.
     async fn frame(&mut self, came: Instant, file: Arc<std::fs::File>, path: PathBuf, at: FrameAt) {
         let mut told = false;
         let records = loop {
@@ -164,7 +164,7 @@ impl Supply {
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            // What comes behind must not go upstream without it; so the rest waits, and the journal stays unfinished.
+            // Later events must not go upstream without it; so the rest waits, and the journal stays unfinished.
             if !std::mem::replace(&mut told, true) {
                 tracing::error!(
                     stream = %self.key, error = why,

@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 /// What an event takes besides its bytes, roughly.
 const OVERHEAD: usize = 128;
 
-/// Until upstream has taken something, there is room for so many bytes only: many streams may wait for one that is down.
+/// Until upstream has taken something, there is room for this many bytes only: many streams may wait for one that is
+/// down.
 const UNTRIED: usize = 256 << 10;
 
 /// The bytes of one stream's window.
@@ -69,7 +70,7 @@ impl Room {
     /// Waits for room.
     pub(super) async fn enter(&self, weight: usize) {
         loop {
-            // Registered by `notify_one`, which keeps a permit for whoever comes a moment late.
+            // Registered by `notify_one`, which keeps a permit for anyone who comes a moment late.
             if self.try_enter(weight) {
                 self.wanted.store(false, Ordering::Release);
                 return;

@@ -123,7 +123,7 @@ fn is_in_foreground() -> bool {
         .is_some_and(|group| group == getpgrp())
 }
 
-/// Starts the command, with these changes of its environment. One that can't be started has the exit codes that shells
+/// Starts the command, with these changes of its environment. One that cannot be started has the exit codes that shells
 /// have for it.
 pub(super) fn start(
     command: &[OsString],

@@ -1,6 +1,6 @@
 //! Bazel's command line: where its command word stands, and where flags go that are to count.
 //!
-//! The last flag counts, and an rc file's `--config` expands in the place of the flag that names it, so ours go behind
+//! The last flag counts, and an rc file's `--config` expands in the place of the flag that names it, so ours go after
 //! all options: before a `--`, or at the very end.
 
 use std::ffi::OsString;

@@ -35,8 +35,8 @@ enum Link {
     Of(&'static str),
 }
 
-/// What the components of a path behind so many are links to, as far as their names tell, with what is below them.
-/// `--symlink_prefix` may be anything.
+/// What the components of a path, from this one on, are symlinks to, as far as their names tell, with what is below
+/// them. `--symlink_prefix` may be anything.
 fn links_in(path: &Path, behind: usize) -> impl Iterator<Item = (Link, String)> {
     let names: Vec<&str> = path
         .iter()

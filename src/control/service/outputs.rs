@@ -84,7 +84,7 @@ impl Service {
         };
         let service = self.clone();
         tokio::spawn(async move {
-            // Page by page: whoever takes them slowly keeps nobody else from reading.
+            // Page by page: anyone who takes them slowly keeps nobody else from reading.
             loop {
                 let read = service.read(move |service, _| {
                     let page = listing.page(service);

@@ -17,7 +17,7 @@ use crate::{
 
 /// Invocations that are looked through for the one that is meant.
 const LOOKED_AT: usize = 1000;
-/// Messages that wait for whoever listens. Behind them, it falls behind the engine.
+/// Messages that wait for the listeners. Behind them, it falls behind the engine.
 const WAITING: usize = 256;
 
 /// What a follower hears; an error, in words, is the last it hears.
@@ -122,7 +122,7 @@ impl Service {
         let chooser = Chooser::new(choice, &self.record.invocations(LOOKED_AT));
         tokio::spawn(async move {
             tokio::select! {
-                // Whoever asked has gone.
+                // The caller has gone.
                 () = listener.closed() => {}
                 () = service.follow(chooser, changes, &listener) => {}
             }
@@ -231,7 +231,7 @@ impl Service {
         }
     }
 
-    /// Tells the targets that are on record.
+    /// Sends the recorded targets.
     async fn recorded(&self, id: &str, listener: &mpsc::Sender<Heard>) {
         let mut recorded = Recorded::new(&self.record, id);
         while let Some(rows) = recorded.page().await {

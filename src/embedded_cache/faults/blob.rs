@@ -53,7 +53,7 @@ pub enum BlobFault {
     Bomb(u64),
     /// zstd in several frames, which is allowed.
     ManyFrames,
-    /// Behind the zstd data come bytes that are none.
+    /// Garbage follows the zstd data.
     TrailingGarbage,
     /// Before the zstd data come this many bytes of frames with nothing in them.
     EmptyFrames(u64),

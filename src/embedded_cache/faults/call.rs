@@ -22,11 +22,11 @@ pub enum RequestFault {
     TrailersOnly(Code),
     /// It fails with words that are nobody's business: control characters, and every header of the request.
     Babble(Code),
-    /// The answer's head has so many bytes.
+    /// The answer's head has this many bytes.
     HugeHead(usize),
     /// The answer's message claims to be of 4 GiB.
     AbsurdLength,
-    /// The answer's message is none.
+    /// The response is not a valid message.
     Garbage,
     /// The answer is good and ends without a status.
     NoTrailers,

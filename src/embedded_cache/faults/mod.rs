@@ -109,7 +109,7 @@ impl Faults {
         line.dead.cancel();
     }
 
-    /// The next so many connections are accepted and never answered.
+    /// The next N connections are accepted and never answered.
     pub fn accept_dead(&self, connections: u32) {
         self.change(|rules| rules.dead = connections);
     }

@@ -7,7 +7,7 @@ use crate::chance::Chance;
 pub enum Times {
     /// The first time only.
     Once,
-    /// The first so many times.
+    /// The first N times.
     First(u32),
     /// Always.
     Always,
@@ -27,7 +27,7 @@ pub(super) struct Rule<Match, Fault> {
     /// `None` matches everything.
     on: Option<Match>,
     pub(super) fault: Fault,
-    /// `None` is for ever.
+    /// `None` is forever.
     left: Option<u32>,
     /// State of the generator, and how often in a thousand it says yes.
     chance: Option<(Chance, u32)>,

@@ -10,7 +10,7 @@ const BLOCK: u32 = 128 << 10;
 /// A frame of nothing: magic, a single segment of 0 bytes, a last raw block of 0 bytes.
 const EMPTY_FRAME: [u8; 9] = [0x28, 0xb5, 0x2f, 0xfd, 0x20, 0, 1, 0, 0];
 
-/// The bytes as compressed by this fault; `None` where it is none of compression.
+/// The bytes as compressed by this fault; `None` if it is not a compression fault.
 pub(in super::super) fn packed(bytes: &[u8], fault: BlobFault) -> Option<Vec<u8>> {
     let whole = || pack(bytes).ok();
     match fault {

@@ -1,4 +1,4 @@
-//! What Bazel itself has on disk of outputs that no event names: when it is believed, and taking it on record.
+//! What Bazel itself has on disk of outputs that no event names: when it is believed, and recording it.
 
 use std::{collections::HashSet, hash::BuildHasher as _, sync::Arc};
 
@@ -115,7 +115,7 @@ impl Actor {
         of_outputs.or_else(told).unwrap_or(DigestFunction::Sha256)
     }
 
-    /// Takes what the action cache tells on record, after everything that the build waits for.
+    /// Records what the action cache says, after everything that the build waits for.
     pub(super) async fn take_in_action_cache(&mut self) {
         let Some(place) = &self.place else { return };
         let Place { id, version, .. } = *place;

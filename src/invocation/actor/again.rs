@@ -1,4 +1,4 @@
-//! A last look at what is on disk, behind the end of the stream.
+//! A last look at what is on disk, after the end of the stream.
 //!
 //! In minimal mode, Bazels before 6 delete at the end of a command whatever they have fetched in it as inputs of
 //! actions of their own (`RemoteModule`, measured with 4.2.3), be it asked for or not: an output that was rightly found

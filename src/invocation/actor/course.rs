@@ -49,7 +49,7 @@ impl Course {
         }
     }
 
-    /// It could not be had.
+    /// It failed to download.
     pub(super) fn fail(&mut self, sequence: i64) {
         self.failed_at = Some(self.failed_at.map_or(sequence, |at| at.min(sequence)));
     }

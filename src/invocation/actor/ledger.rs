@@ -354,7 +354,7 @@ impl Ledger {
                 }
                 _ if is_reserved(flat.as_str()) => {
                     format!(
-                        "{} has a name that outhaul keeps for itself; leave --flatten out",
+                        "{} has a name that is reserved for outhaul; do not use --flatten",
                         n.path
                     )
                 }

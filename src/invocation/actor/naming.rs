@@ -183,7 +183,7 @@ impl Actor {
                     cache.blobs()
                 }
             }
-            // What is there is there, whoever brought it. What is not fails, and for this reason.
+            // What is there is there, no matter who brought it. What is not fails, and for this reason.
             Err(reason) => {
                 tracing::warn!(invocation = %self.row.invocation_id, "no remote cache: {reason}");
                 Arc::new(Nowhere(reason))
@@ -335,9 +335,9 @@ impl Actor {
         }
     }
 
-    /// Outputs that the build tool could not name, because their directories were deleted. What they should hold is
-    /// not to be had from this stream, and what an earlier one said may be out of date; but with their directories made
-    /// again, the next build names them.
+    /// Outputs that the build tool could not name, because their directories were deleted. What they should hold is not
+    /// known from this stream, and what an earlier one said may be out of date; but with their directories made again,
+    /// the next build names them.
     async fn unnamed(&mut self, paths: Vec<ExecPath>) {
         let mut directories = BTreeSet::new();
         for path in paths {

@@ -56,7 +56,7 @@ impl Actor {
         }
     }
 
-    /// Tells whoever listens what a target is now.
+    /// Notifies the listeners what a target is now.
     pub(super) fn tell_target(&mut self, index: usize) {
         if let Some((_, row)) = self.ledger.targets.get_index(index)
             && !row.label.is_empty()
@@ -66,7 +66,7 @@ impl Actor {
         }
     }
 
-    /// Tells whoever listens.
+    /// Notifies the listeners.
     pub(super) fn tell(&mut self, target: Option<usize>, change: &Change) {
         self.listeners.tell(target, change);
         if !matches!(change, Change::Output { .. }) {

@@ -240,7 +240,7 @@ impl Actor {
                     _ => Vec::new(),
                 };
                 let outputs = match outputs.is_empty() {
-                    // What the stream names without asking for it is on record.
+                    // What the stream names without asking for it is recorded.
                     true => of_stream(&record, id, &known, &missing.path),
                     false => outputs,
                 };
@@ -411,7 +411,7 @@ impl<'a> Owners<'a> {
 }
 
 impl Found {
-    /// Why it can't be had, if it can't.
+    /// Why it cannot be downloaded, if it cannot.
     fn is_lost(&self, known: &Known) -> Option<String> {
         if !self.outputs.is_empty() {
             return None;

@@ -222,7 +222,7 @@ impl Coordinator {
     }
 
     /// What a later want is after was there when it was looked for; but an earlier one's bytes may be on their way to
-    /// the same path. That ends, and there is another look behind whatever it has done.
+    /// the same path. That ends, and there is another look after whatever it has done.
     fn check_behind(&mut self, earlier: JobId, session: &Arc<Session>, want: Want, shard: usize) {
         self.abort_stream(earlier);
         self.finish(earlier, Outcome::Superseded);

@@ -315,7 +315,7 @@ impl Coordinator {
                 self.writers
                     .send(shard, Work::Check(job.root.clone(), vec![item]));
             } else if error.kind == RemoteErrorKind::Protocol && !job.mismatched {
-                // No answer, or one of the wrong size or that can't be unpacked, is like wrong bytes: asked for once
+                // No answer, or one of the wrong size or that cannot be unpacked, is like wrong bytes: asked for once
                 // more, another way.
                 tracing::warn!(path = %job.path, %error, "the cache gave no usable answer; retrying");
                 self.metrics.fault("unusable_answer");

@@ -45,7 +45,7 @@ struct File {
     digest: Digest,
 }
 
-/// A root and a blob, hashed: whoever finds another blob's file has its digest to compare.
+/// A root and a blob, hashed: anyone who finds another blob's file has its digest to compare.
 type Key = u64;
 
 /// What lies in which output root.

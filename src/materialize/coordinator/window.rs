@@ -19,7 +19,7 @@ const LEAST: u64 = 8 << 20;
 const SHARES: u64 = 8;
 /// The least sum of sizes in a batch, where the window would have it less.
 const LEAST_BATCH: u64 = 256 << 10;
-/// How long bytes are counted before the window is set anew.
+/// How long bytes are counted before the window is reset.
 const PERIOD: Duration = Duration::from_millis(50);
 /// The longest time for which bytes are asked for ahead. Longer round trips than half of it are rare.
 const QUEUE: Duration = Duration::from_millis(500);
@@ -44,7 +44,7 @@ struct State {
 }
 
 impl Window {
-    /// For at most so many bytes.
+    /// For at most this many bytes.
     pub(in super::super) fn new(most: u64) -> Self {
         Self(Mutex::new(State {
             most,
@@ -67,7 +67,7 @@ impl Window {
         self.with(|state| state.begin(bytes, Instant::now()));
     }
 
-    /// Ends a batch of so many bytes that was begun at `begun`, well or not.
+    /// Ends a batch of this many bytes that was begun at `begun`, well or not.
     pub(in super::super) fn end(&self, bytes: u64, begun: Instant) {
         self.with(|state| state.end(bytes, begun, Instant::now()));
     }
@@ -129,7 +129,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// The window after a second on a line with so long a round trip that brings so many bytes a second.
+    /// The window after a second over a connection with this round-trip time and this many bytes per second.
     fn play(rtt: Duration, per_second: u64) -> u64 {
         play_for(Duration::from_secs(1), rtt, per_second)
     }

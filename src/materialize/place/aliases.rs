@@ -1,12 +1,12 @@
 //! Outputs of a build that lie where links lead.
 //!
-//! Nothing that is there is ever written through a link in a file's place: one that leads to other bytes is replaced. But
-//! a link that leads to the right ones counts, for Bazel makes such itself (`ctx.actions.symlink`), and so does one on
-//! the way, for a symlinked directory; and in an exec root, a link to nothing stays, and the file is put there. Then two
-//! outputs are one file, which is right only as long as both are to have the same bytes. So everything that such an
-//! output leans on is noted: the links, and the file at their end. Whoever is about to put something else there first
-//! makes the output a file of its own, from the bytes that are there still; where a link on the way would have to go for
-//! that, which others go through as well, it is refused.
+//! Nothing that is there is ever written through a link in a file's place: one that leads to other bytes is replaced.
+//! But a link that leads to the right ones counts, for Bazel makes such itself (`ctx.actions.symlink`), and so does one
+//! on the way, for a symlinked directory; and in an exec root, a link to nothing stays, and the file is put there. Then
+//! two outputs are one file, which is right only as long as both are to have the same bytes. So everything that such an
+//! output leans on is noted: the links, and the file at their end. Anyone who is about to put something else there
+//! first makes the output a file of its own, from the bytes that are there still; where a link on the way would have to
+//! go for that, which others go through as well, it is refused.
 //!
 //! Looking for a name and changing what has it are one step: the lock is held for both, shared as long as nothing leans
 //! on the name.

@@ -26,11 +26,11 @@ pub struct Allowance<'a> {
 
 /// Checks that a directory, as a stream names it, may be written into.
 ///
-/// Without an allow-list, any directory that looks like an exec root, `…/execroot/NAME` with links resolved, and that the
-/// user owns, if neither it nor one above it can be changed by every user of the machine (a sticky one such as `/tmp`
-/// can't, as far as others' entries go); with one, any directory that is in it or below one of its entries, whatever it
-/// is and whoever owns it. Never `/`, a home directory itself, or a directory that holds homes. What does not exist yet is
-/// judged by the nearest directory that does.
+/// Without an allow-list, any directory that looks like an exec root, `…/execroot/NAME` with links resolved, and that
+/// the user owns, if neither it nor one above it can be changed by every user of the machine (a sticky one such as
+/// `/tmp` cannot, as far as others' entries go); with one, any directory that is in it or below one of its entries,
+/// whatever it is and anyone who owns it. Never `/`, a home directory itself, or a directory that holds homes. What
+/// does not exist yet is judged by the nearest directory that does.
 ///
 /// # Errors
 /// With [`PlaceErrorKind::NotAllowed`] and the reason; or when the path cannot be resolved.

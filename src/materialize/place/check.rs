@@ -49,7 +49,7 @@ impl Placer {
         let mut last: Option<(&str, Found, i64)> = None;
         for (path, content, recorded) in items {
             let parent = path.parent().unwrap_or("");
-            // Whoever looked away for long, to read a file, looks the directory up again.
+            // Anyone who looked away for long, to read a file, looks the directory up again.
             let (dir, taken) = match last.take().filter(|(of, ..)| *of == parent) {
                 Some((_, dir, taken)) => (dir, taken),
                 // A stamp may count as taken earlier than it was, but not later.

@@ -3,10 +3,10 @@
 //! An [`Epoch`](super::Epoch) knows the builds of its own process. Another process, with a state directory of its own,
 //! may follow the next build of the same root: `outhaul run` beside `outhaul serve`, or two users' daemons. So the
 //! newest build's version is also in a small file in the output base, where everybody looks before publishing. Nobody
-//! ever waits for somebody else's downloads: whoever begins a build writes its version, waits for the few system
+//! ever waits for somebody else's downloads: anyone who begins a build writes its version, waits for the few system
 //! calls that others are in the middle of, and is alone from then on with what is older ending as superseded. Somebody
-//! may be stuck in such a call, on a disk that stalls or because the process was stopped. That is not waited for: whoever
-//! begins is told, and looks at its own outputs once more when the others are done.
+//! may be stuck in such a call, on a disk that stalls or because the process was stopped. That is not waited for:
+//! anyone who begins is told, and looks at its own outputs once more when the others are done.
 //!
 //! The file is `.outhaul-newest.<workspace>`: a magic number, the version, a hash of the invocation's id and a
 //! checksum, 8 bytes each, and behind them who wrote it, in words. It outlives its writers, for a journal that is
@@ -124,7 +124,7 @@ pub struct Claim {
     told: AtomicU64,
 }
 
-/// While it lives, whoever begins a newer build elsewhere waits, for some time.
+/// While it lives, no matter who begins a newer build elsewhere waits, for some time.
 #[derive(Debug)]
 pub struct Working {
     open: Arc<Open>,
@@ -289,7 +289,7 @@ impl Claim {
 impl Drop for Working {
     fn drop(&mut self) {
         let open = &self.open;
-        // Whoever has begun a newer build meanwhile was told that it is not alone.
+        // Anyone who has begun a newer build meanwhile was told that it is not alone.
         if self.since.elapsed() > PATIENCE
             && let Some(there) = read(&open.file)
             && there.version > open.own.version

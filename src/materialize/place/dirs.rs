@@ -13,8 +13,8 @@ use super::{
     walk,
 };
 
-/// How long an open directory stands for its path. A directory that was replaced meanwhile is looked at for so long
-/// and no longer; placing opens its directories anew every time.
+/// How long an open directory stands for its path. A directory that was replaced meanwhile is looked at for so long and
+/// no longer; placing opens its directories again every time.
 const FRESH: Duration = Duration::from_millis(50);
 
 /// How many directories are kept open.

@@ -84,8 +84,8 @@ impl Epoch {
         self.claim.as_ref().is_none_or(Claim::is_alone)
     }
 
-    /// To be held from before a permit is asked for until it is given back, for as many permits as there are: whoever
-    /// claims the root elsewhere meanwhile waits for it.
+    /// To be held from before a permit is asked for until it is given back, for as many permits as there are: anyone
+    /// who claims the root elsewhere meanwhile waits for it.
     #[must_use]
     pub fn working(&self) -> Option<Working> {
         self.claim.as_ref()?.working()

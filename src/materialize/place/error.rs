@@ -64,7 +64,7 @@ pub enum PlaceErrorKind {
 
 /// A failed operation: what, on which path, and the system's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("failed to failed to {operation} {path:?}: {kind}{}", self.system())]
+#[error("failed to {operation} {path:?}: {kind}{}", self.system())]
 pub struct PlaceError {
     /// Kind of the error, for decisions.
     pub kind: PlaceErrorKind,

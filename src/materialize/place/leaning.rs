@@ -105,7 +105,7 @@ impl Aliases {
             OutputContent::Directory | OutputContent::Symlink(_) => None,
         };
         let mut leaning = self.write();
-        // Whoever has replaced it before it was noted did not know. Then this one has nothing there to put something
+        // Anyone who has replaced it before it was noted did not know. Then this one has nothing there to put something
         // else upon.
         let is_there = is_still_there();
         if is_there {

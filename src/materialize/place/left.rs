@@ -52,7 +52,7 @@ impl OutputRoot {
     /// What is to be kept while the root may be closed, for the build that has begun.
     ///
     /// # Errors
-    /// When its directories can't be looked at.
+    /// When its directories cannot be looked at.
     pub fn leave(&self) -> Result<Left, PlaceError> {
         let error = |errno| PlaceError::system_error("stat output root", self.path(), errno);
         let build_tree = self.build_tree.read().unwrap_or_else(PoisonError::into_inner);

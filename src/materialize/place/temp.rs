@@ -224,8 +224,8 @@ impl Drop for TempName {
     }
 }
 
-/// Removes what dead processes left. Returns how many had left something. What can't be removed keeps nothing else from
-/// being; the error is the first.
+/// Removes what dead processes left. Returns how many had left something. What cannot be removed keeps nothing else
+/// from being; the error is the first.
 pub(super) fn sweep(root: &OutputRoot) -> Result<usize, PlaceError> {
     Ok(sweep_in(parents(root), root.path())? + sweep_mounts(root))
 }

@@ -5,10 +5,10 @@
 //! descriptor of the one before.
 //!
 //! In an exec root, a link on the way is read, and where it leads is walked in the same manner from the root, for Bazel
-//! makes absolute links for symlinked directories. But a walk ends below `bazel-out`, whoever made the links: nothing
-//! else in the root is ever entered, neither sources nor `external`, and `bazel-out` itself is no link. In a directory
-//! of the user's own no link is followed: one that an earlier build has left in a directory's place is replaced, and
-//! one that leads out is refused.
+//! makes absolute links for symlinked directories. But a walk ends below `bazel-out`, no matter who made the links:
+//! nothing else in the root is ever entered, neither sources nor `external`, and `bazel-out` itself is no link. In a
+//! directory of the user's own no link is followed: one that an earlier build has left in a directory's place is
+//! replaced, and one that leads out is refused.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -338,7 +338,7 @@ impl<'a> Walk<'a> {
         if self.is_in_exec_root() && name != BUILD_TREE {
             return Err(self.escapes(&name, &self.root.path().join(&name)));
         }
-        // A component may change between the steps while others work here, but not for ever.
+        // A component may change between the steps while others work here, but not forever.
         for _ in 0..100 {
             let fd = match open_component(here.as_fd(), &name) {
                 Ok(fd) => fd,

@@ -1,7 +1,7 @@
 //! Read-only directories, opened for writing and restored.
 //!
-//! Bazel makes the directories of tree artifacts 0555, and does so beforehand (7.x, when outputs are not
-//! downloaded). Whoever is not root must give himself the right to write there and take it back afterwards.
+//! Bazel makes the directories of tree artifacts 0555, and does so beforehand (7.x, when outputs are not downloaded).
+//! Anyone who is not root must give himself the right to write there and take it back afterwards.
 
 use std::{
     collections::HashMap,
@@ -86,7 +86,7 @@ impl Drop for Writable {
         }
         let before = lease.before;
         held.remove(&dir.inode);
-        // Whoever changed the mode meanwhile meant it; a directory that is gone needs nothing.
+        // Anyone who changed the mode meanwhile meant it; a directory that is gone needs nothing.
         let is_as_left = fs::fstat(&dir.fd).is_ok_and(|s| s.st_mode & PERMISSIONS == before | 0o200);
         if is_as_left && let Err(error) = set_mode(&dir, before) {
             tracing::warn!(path = %dir.path.display(), %error, "failed to make a directory read-only again");

@@ -1,4 +1,4 @@
-//! Writing a store anew when little of it is alive: sled never gives space back.
+//! Rewriting a store when little of it is alive: sled never gives space back.
 
 use std::{
     fs::{self, File},
@@ -46,7 +46,7 @@ impl Store {
             }
             Ok(true)
         };
-        // What cannot be read is found by whoever needs it.
+        // What cannot be read is found by anyone who needs it.
         shield(alive).unwrap_or(false)
     }
 

@@ -27,7 +27,7 @@ pub struct Exported {
 /// Writes what is needed of a build's events to a file. Blocks.
 ///
 /// # Errors
-/// When the journal can't be read or the file not be written.
+/// When the journal cannot be read or the file not be written.
 pub fn export<W: Write>(entry: &Entry, row: &InvocationRow, out: W) -> Result<(Exported, W), StageError> {
     let journal = |source: JournalError| StageError::Journal {
         invocation_id: entry.key.invocation_id.clone(),

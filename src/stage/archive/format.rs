@@ -19,11 +19,11 @@ const HEADER: u8 = b'H';
 const RECORDS: u8 = b'R';
 const END: u8 = b'E';
 const SUM: usize = 8;
-/// Records are gathered to about so many bytes.
+/// Records are gathered to about this many bytes.
 const FRAME: usize = 1 << 20;
 /// A single event may be 256 MiB.
 const MAX_FRAME: usize = 300 << 20;
-/// What a file may make its reader hold goes by the file's own size: so much for each byte of it that is packed, and some
+/// What a file may make its reader hold goes by the file's own size: a fixed factor for each compressed byte, and some
 /// for nothing. What a writer packs more tightly, it fills up.
 const PER_BYTE: u64 = 256;
 const FREE: u64 = 8 << 20;
@@ -73,7 +73,7 @@ pub(super) struct Line {
     pub(super) kind: RecordKind,
     pub(super) sequence: i64,
     pub(super) received_ms: u64,
-    /// The `build_event_stream.BuildEvent`; empty for what is none.
+    /// The `build_event_stream.BuildEvent`; empty if it is not one.
     pub(super) event: Bytes,
 }
 
@@ -295,7 +295,7 @@ impl<R: Read> Reader<R> {
         Ok((reader, header))
     }
 
-    /// The next events; `None` behind the last.
+    /// The next events; `None` after the last.
     pub(super) fn lines(&mut self) -> Result<Option<Vec<Line>>, StageError> {
         let (frame, next) = self.frame()?;
         match frame.split_first() {

@@ -29,7 +29,7 @@ pub struct Imported {
 /// already stays as it is. Blocks.
 ///
 /// # Errors
-/// When the file is damaged or can't be read, or the journal not be written; nothing is taken in then.
+/// When the file is damaged or cannot be read, or the journal not be written; nothing is taken in then.
 pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Imported, StageError> {
     let file = File::open(path).map_err(StageError::io("open", path))?;
     let (mut reader, header) = Reader::new(BufReader::new(file), path)?;
