@@ -70,15 +70,15 @@ pub struct CacheArgs {
     #[arg(long, value_name = "[SCOPE=]PATH", env = "OUTHAUL_CREDENTIAL_HELPER")]
     pub credential_helper: Vec<String>,
 
-    /// File with Google's credentials, for hosts that no credential helper is for
+    /// File with Google's credentials, for hosts without a credential helper
     #[arg(long, value_name = "FILE", env = "OUTHAUL_GOOGLE_CREDENTIALS")]
     pub google_credentials: Option<PathBuf>,
 
-    /// Whether to use the credentials that Google's tools find in the environment
+    /// Use Google's application default credentials
     #[arg(long, env = "OUTHAUL_GOOGLE_DEFAULT_CREDENTIALS")]
     pub google_default_credentials: bool,
 
-    /// What Google's credentials are to be good for
+    /// OAuth scopes to request with Google's credentials
     #[arg(
         long,
         value_name = "LIST",

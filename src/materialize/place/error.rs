@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(error.kind, PlaceErrorKind::NoSpace);
         let text = error.to_string();
         assert!(
-            text.starts_with("create \"bazel-out/a\": no space left"),
+            text.starts_with("failed to create \"bazel-out/a\": no space left"),
             "{text}"
         );
         assert!(text.contains("os error 28"), "{text}");
