@@ -1,4 +1,4 @@
-//! What the Build Event Service tells the rest of Outhaul, and what it asks.
+//! The interface between the Build Event Service and the builds.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 

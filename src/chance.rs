@@ -1,4 +1,4 @@
-//! Chance from a seed: for generated builds, faults on demand, and tests that can be repeated.
+//! Random numbers from a seed: for generated builds, injected faults, and repeatable tests.
 
 use std::time::Duration;
 

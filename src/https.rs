@@ -1,4 +1,4 @@
-//! HTTP/1.1 clients. Proxies of the environment are not used.
+//! HTTP/1.1 clients. Proxies from the environment are not used.
 
 use std::{io, sync::Arc};
 

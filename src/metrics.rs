@@ -1,6 +1,6 @@
-//! What the daemon counts, for `/metrics` in OpenMetrics form.
+//! The daemon's metrics, for `/metrics` in the OpenMetrics format.
 //!
-//! Every room holds the same [`Metrics`]; nothing here knows of any of them.
+//! All modules share one [`Metrics`]; this module depends on none of them.
 
 use std::{
     fmt::Write as _,

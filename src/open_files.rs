@@ -1,11 +1,11 @@
 //! How many files this process may open, and how many its children may.
 //!
-//! The usual 1024 are few for many builds, writer threads and their directories, so the daemon takes as many as it may.
-//! Its children are to have what they would have without us: programs that use `select` break with more, and some
-//! close every descriptor up to the limit when they start.
+//! The usual limit of 1024 is low for many builds, writer threads and their directories, so the daemon raises it to the
+//! maximum. Its children get the original limit: programs that use `select` break with more, and some close every
+//! descriptor up to the limit when they start.
 //!
-//! Where the limit is reached all the same, what is kept open only because it may be of use again is closed, and what
-//! needs a descriptor is tried again for a while.
+//! If the limit is still reached, files that are only kept open for reuse are closed, and operations that need a
+//! descriptor are retried for a while.
 
 use std::{
     ffi::OsStr,

@@ -1,4 +1,4 @@
-//! An output: what should lie at a path, how much it is wanted, and what the disk said of it.
+//! An output: its expected content, its class, and what is known about it on disk.
 
 use std::collections::HashSet;
 

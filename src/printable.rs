@@ -1,7 +1,7 @@
-//! Texts that others chose, on their way to a terminal or into a line of a log.
+//! Escapes untrusted text for terminals and log lines.
 //!
-//! A file's name may hold line ends, or what moves a terminal's cursor and changes its title. Nobody shall make a line
-//! look like one of ours.
+//! A file name may contain line breaks, or escape sequences that move the cursor or change the title. Untrusted text
+//! must not be able to forge a line of output.
 
 use std::{borrow::Cow, error::Error, fmt::Write as _, io::Write as _};
 

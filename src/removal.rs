@@ -1,8 +1,9 @@
 //! Removing directories, however deep they are.
 //!
-//! What is to be removed was made by builds, or by anyone else who writes to the same trees, and may be deeper than a
-//! thread has stack, or a process descriptors. So there is no recursion here: the names on the way down are kept on the
-//! heap, and the way up is `..`, checked to be where we came from. Two descriptors are enough.
+//! The directories come from builds, or from anyone else who writes to the same trees, and may be too deep for the
+//! stack of a thread or the descriptors of a process. So there is no recursion here: the names on the way down are kept
+//! on the heap, and the way up is `..`, which is checked to be the directory that we came from. Two descriptors are
+//! enough.
 
 use std::{
     ffi::{OsStr, OsString},

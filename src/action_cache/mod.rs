@@ -1,25 +1,25 @@
 //! Bazel's action cache on disk: path, digest and size of every output that is in the remote cache alone.
 //!
-//! Bazel keeps what it knows of its actions below the output base, in `action_cache/`: since version 7 with the digest
-//! of each output that it did not download, also of those that no event names (what other actions use, what runfiles
-//! hold), and with the place where an output that is a link leads to. This room turns these files into facts, and does
-//! nothing else: nothing is ever written, made or locked there.
+//! Bazel stores what it knows about actions in `action_cache/` in the output base. Since version 7 this includes the
+//! digest of each output that it did not download, also of those that no event names (inputs of other actions,
+//! runfiles), and the targets of symlinks. This module only converts these files into facts: it never writes, creates
+//! or locks anything there.
 //!
 //! # Files
 //!
 //! A map of actions and an index of strings, each with a journal of what came since the file was written:
 //! `action_cache_vN.blaze`, `action_journal_vN.blaze`, `filename_index_vN.blaze` and `filename_index_vN.journal` up to
 //! Bazel 8, and the same without the number, but with `filename_index_journal.blaze`, in 9. All begin with a magic
-//! number and the format's number, which changes with nearly every minor release. Those that are read are 16 (measured
-//! with Bazel 7.7.1, and compared with its `dump --action_cache`), and 17 and 18, which have the same layout by their
-//! source text. Of other numbers nothing is guessed.
+//! number and the format's number, which changes with nearly every minor release. Supported are 16 (measured with Bazel
+//! 7.7.1, and compared with its `dump --action_cache`), and 17 and 18, which have the same layout according to their
+//! source code. Other formats are not used.
 //!
-//! # What protects the reader
+//! # Consistency
 //!
 //! The files have no checksum, no lock, and are not replaced in one step. So they are read like a value under a
-//! sequence lock: looked at, read (actions before the strings, which are written first), looked at again. All of it is
-//! decoded, or none of it is taken. Whether it is of the build that has just ended, files cannot tell: Bazel does not
-//! write them after Ctrl-C. Who uses the facts holds them against what the same build's events name.
+//! sequence lock: check, read (actions before the strings, which are written first), check again. If anything cannot be
+//! decoded, nothing is used. The files do not show whether they are from the build that has just ended: Bazel does not
+//! write them after Ctrl-C. Callers compare the facts with the events of the same build.
 //!
 //! * `cursor`, `frame`: numbers and records out of bytes.
 //! * `index`: strings by their numbers, and the paths in them.

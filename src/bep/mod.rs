@@ -1,7 +1,8 @@
-//! The build's events: from wire format to [`event::Event`], from a file or a stream.
+//! Decodes build events from the wire format to [`event::Event`], from a file or a stream.
 //!
-//! [`decode`] and [`json`] read one event, [`source`] a file of them. [`named_sets`] is the graph that completed
-//! targets refer into. `wire` reads and writes single fields of a message. Knows neither networks nor output trees.
+//! [`decode`] and [`json`] decode one event, [`source`] reads a file of events. [`named_sets`] is the graph that
+//! completed targets refer to. `wire` reads and writes single fields of a message. This module does not depend on
+//! networks or output trees.
 
 pub mod decode;
 pub mod error;

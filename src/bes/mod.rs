@@ -1,8 +1,8 @@
 //! The Build Event Service: where a build tool sends its events, and where it waits for its outputs.
 //!
-//! One task per connection reads ([`server`]). One task per stream owns that stream's numbers, acknowledgements and
-//! hold (`stream`), and writes its events to the [`journal`] before it acknowledges them (`intake`). Another one hands
-//! the events over, so that a slow engine holds nobody back (`delivery`).
+//! One task per connection reads ([`server`]). One task per stream owns that stream's sequence numbers,
+//! acknowledgements and waiting (`stream`), and writes its events to the [`journal`] before it acknowledges them
+//! (`intake`). Another task delivers the events, so that a slow engine does not block the stream (`delivery`).
 
 pub mod budget;
 mod command;

@@ -1,7 +1,8 @@
-//! What the user sets: flags, environment and file, checked at start into values that the rooms take.
+//! The user's settings: flags, environment and file, checked at startup and converted to the values that other modules
+//! take.
 //!
-//! A flag outranks its environment variable (`OUTHAUL_` and the flag's name), which outranks the file. Every error
-//! names the flag.
+//! A flag takes precedence over its environment variable (`OUTHAUL_` and the flag's name), which takes precedence over
+//! the file. Every error names the flag.
 
 mod cache;
 mod control;

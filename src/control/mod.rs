@@ -1,4 +1,4 @@
-//! What can be asked of a daemon: the control API on its socket, and the admin port.
+//! The control API of the daemon, and its admin port.
 
 mod admin;
 mod names;

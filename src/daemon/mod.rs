@@ -1,8 +1,8 @@
-//! The daemon: the rooms put together, and their doors opened.
+//! The daemon: connects the rooms and opens their listeners.
 //!
-//! [`Rooms`] is what every command that brings outputs to disk needs; [`Daemon`] adds the doors: the event service,
-//! the control socket, the admin port. Stopping is part of the design: a token closes the doors, held clients are let
-//! go, what is being placed is finished or left out whole, and the record is written.
+//! [`Rooms`] is what every command that downloads outputs needs; [`Daemon`] adds the listeners: the event service, the
+//! control socket, the admin port. On shutdown, a token closes the listeners, waiting clients are released, files that
+//! are being placed are finished or dropped, and the record is written.
 
 mod activation;
 mod control;

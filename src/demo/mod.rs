@@ -1,8 +1,8 @@
 //! Generated builds and a player for them: what the demo shows, and what tests and benchmarks drive the daemon with.
 //!
-//! [`GeneratedBuild`] is a small build with a bit of everything, [`Shape`] a large one with much of the same; both put
-//! their outputs into a [`Store`](crate::embedded_cache::Store) and give the events that Bazel 7 would send.
-//! [`play`] sends events as Bazel does.
+//! [`GeneratedBuild`] is a small build with a bit of everything, [`Shape`] a large uniform one; both put their outputs
+//! into a [`Store`](crate::embedded_cache::Store) and give the events that Bazel 7 would send. [`play`] sends events as
+//! Bazel does.
 
 mod build;
 mod events;

@@ -1,13 +1,13 @@
-//! Who may come in: what every listening socket of the daemon has in common, whatever is served behind it.
+//! Access control for all listeners of the daemon, whatever they serve.
 //!
-//! A [`Door`] holds the rules: a certificate, whose certificates callers must have, a token that they must show. An
-//! [`Incoming`] takes connections by them, and a [`Guard`] judges each call. The rules can be changed while the door is
-//! open; the new ones hold for connections that are made afterwards. The number of connections is limited, and there are
-//! deadlines for those without a call: see `room`.
+//! A [`Door`] holds the rules of a listener: its certificate, the authorities of client certificates, and the token
+//! that callers must send. An [`Incoming`] accepts connections by these rules, and a [`Guard`] checks each call. The
+//! rules can be changed while the listener is open; the new ones apply to new connections. The number of connections is
+//! limited, and there are deadlines for those without a call: see `room`.
 //!
-//! Without a token or certificates, a door is for our own user's processes (and root's): the system says whose a unix
-//! socket's peer is, and `peer` finds the owner of a connection over the loopback interface. There, others are not
-//! even greeted.
+//! Without a token or certificates, only processes of Outhaul's own user and root may connect: the kernel reports the
+//! user of a unix socket's peer, and `peer` finds the owner of a connection over the loopback interface. There,
+//! connections of other users are closed before anything is sent.
 
 mod dated;
 mod greeting;

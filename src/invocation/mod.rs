@@ -1,7 +1,7 @@
-//! One build's life: what its events say is wanted, and when all of that is settled.
+//! The life of one build: which outputs its events request, and when all of them are settled.
 //!
-//! [`build::Build`] is the decision, plain data in and out; [`Engine`] runs one task for each invocation that feeds
-//! it, records what it says, and hands wants to the coordinator.
+//! [`build::Build`] makes the decisions, with plain data in and out; [`Engine`] runs one task per invocation, which
+//! feeds it events, records its results, and gives wanted outputs to the coordinator.
 
 mod actor;
 pub mod build;

@@ -1,17 +1,17 @@
-//! Leases: asking the cache now and then for outputs that were not downloaded, so that it keeps them.
+//! Leases: regularly asks the cache for outputs that were not downloaded, so that it keeps them.
 //!
-//! A build that downloads little leaves its outputs to the cache, and a cache forgets what nobody asks for. The Remote
-//! Execution API wants `FindMissingBlobs` to prolong a blob's life, so that is what is called for all outputs of each
-//! output root, at its newest build's cache, as long as that build is young enough. What the cache does not have any
-//! more, and the disk does not either, is marked as evicted in the record; the mark goes when the blob is back. It is a
-//! note for people: anyone who wants the output still asks the cache.
+//! A build that downloads little leaves its outputs in the cache, and a cache evicts unused blobs. By the Remote
+//! Execution API, `FindMissingBlobs` extends the lifetime of a blob, so it is called for all outputs of each output
+//! root, at its newest build's cache, while that build is recent enough. Outputs that neither the cache nor the disk
+//! has any more are marked as evicted in the record, until the blob is back. The mark is only for users: a download
+//! still asks the cache.
 //!
-//! The record does not tell which build named an output last when it stayed as it was, so all outputs of a root are
-//! asked for: whatever its newest build did not build again, it may still rely on. But only of those that were brought
-//! to the cache that is asked, it can be said that it has lost them, and only while no build is bringing them back.
+//! The record does not say which build last named an unchanged output, so all outputs of a root are included: the
+//! newest build may still depend on outputs that it did not rebuild. An output is only reported as lost if it was
+//! uploaded to the cache that is asked, and while no build is running that may upload it again.
 //!
-//! One task, [`keep`], that nobody waits for. Rows are read page by page and asked for in batches, so memory does not
-//! grow with the build; the cache gets no more than so many digests in a second.
+//! There is one task, [`keep`], and nothing waits for it. Rows are read in pages and asked for in batches, so memory
+//! does not grow with the build; the number of digests per second is limited.
 
 mod lost;
 mod origin;

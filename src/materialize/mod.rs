@@ -1,7 +1,7 @@
-//! From wants to files: what is there already, what must be fetched, and putting it in place.
+//! Turns wanted outputs into files: checks what is present, downloads what is missing, and places it.
 //!
-//! [`Materializer`] is the handle; behind it one coordinator task owns all state, writer threads do what blocks on
-//! the file system, and fetches run as tasks of their own.
+//! [`Materializer`] is the handle. One coordinator task owns all state, writer threads do blocking file system work,
+//! and downloads run as separate tasks.
 
 mod coordinator;
 mod large;

@@ -1,11 +1,10 @@
-//! Tells others that targets and builds are settled: documents posted to URLs, or given to a command.
+//! Notifications about settled targets and builds: documents that are posted to URLs, or given to a command.
 //!
-//! [`Notifier`] listens to the engine's changes and makes a document of each that somebody is to hear of. Every
-//! receiver has a task and a bounded queue of its own, which loses its oldest documents rather than ever making
-//! anybody wait: neither a build nor another receiver notices one that is slow or gone. Documents of one receiver are
-//! delivered one after the other, in the order of what they tell.
+//! [`Notifier`] listens to the engine's changes and creates a document for each event to report. Every receiver has its
+//! own task and a bounded queue, which drops the oldest documents when it is full: a slow or unreachable receiver
+//! affects neither builds nor other receivers. Each receiver gets its documents one at a time, in the order of events.
 //!
-//! A document may come twice: a build that is taken up from the journal after a crash is told of again.
+//! A document may be sent twice: a build that is resumed from the journal after a crash is reported again.
 
 mod delivery;
 mod document;

@@ -1,8 +1,8 @@
-//! The record: what Outhaul knows of outputs, invocations and targets, kept across restarts.
+//! The record: what Outhaul knows about outputs, invocations and targets, across restarts.
 //!
-//! It is a cache of facts, never the truth. Anyone who reads it checks the disk before believing it, so it may be
-//! deleted, damaged, or miss its newest rows, and all that costs is a look at some files. In return nothing here ever
-//! fails or holds up a build: there are no errors after opening, only [`Health`].
+//! It is a cache, never the truth. Readers check it against the disk, so it may be deleted, damaged, or miss its newest
+//! rows; that only costs checking some files again. In return, nothing here ever fails or delays a build: there are no
+//! errors after opening, only [`Health`].
 //!
 //! * `handle`, `outputs`, `invocations`, `retention`: the API, in terms of rows.
 //! * `row`, `value`, `keys`, `wire`: rows, and rows as bytes.

@@ -1,6 +1,6 @@
-//! The remote cache: what the rest of Outhaul asks of one, and its implementations.
+//! The interface to a remote cache, and its implementations.
 //!
-//! Knows nothing of Bazel or its events.
+//! This module does not depend on Bazel or its events.
 
 use bytes::Bytes;
 use futures::future::BoxFuture;

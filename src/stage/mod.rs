@@ -1,17 +1,17 @@
-//! Staging: named outputs of a recorded build, copied to a directory that somebody else uses.
+//! Staging: copies named outputs of a recorded build to a directory.
 //!
-//! What a build's outputs were is told by its journal alone, so staging needs neither the build tool nor its output
-//! tree, nor even the machine that ran the build: [`archive`] carries a journal elsewhere.
+//! The journal alone says what a build's outputs were, so staging needs neither the build tool nor its output tree, nor
+//! the machine that ran the build: [`archive`] exports and imports a journal.
 //!
-//! * [`request`] is what is asked for, checked; [`recorded`] is a build as its journal tells it; [`mod@select`] says
-//!   which outputs are meant, and refuses what makes no sense. All are plain data: nothing is written before they have
-//!   spoken.
-//! * [`stager`] brings the outputs to the directory through [`crate::materialize`]; `local` is a store of blobs that
-//!   offers what the output tree still has before it asks the cache.
-//! * `destination` says which directories may be named, and holds on to the one that was.
-//! * [`marker`] is the note left in the directory of what was put there, and [`check`] says whether it still holds.
+//! * [`request`] is the checked request; [`recorded`] is a build as read from its journal; [`mod@select`] selects outputs,
+//!   and refuses invalid requests. All are plain data: nothing is written before they are done.
+//! * [`stager`] writes the outputs to the directory through [`crate::materialize`]; `local` is a blob store that looks in the
+//!   output tree before it asks the cache.
+//! * `destination` checks which directories may be named, and keeps the chosen one open.
+//! * [`marker`] is the file in the directory that lists what was staged, and [`check`] checks whether it is still true.
 //!
-//! What is staged is a set: what an earlier marker lists and a later one of the same request does not is removed.
+//! A staged directory is a set: outputs that an earlier marker lists, and a later one of the same request does not, are
+//! removed.
 //!
 //! Two stages into one directory need no lock for what they put there: every file is put in place whole by a rename,
 //! every marker too, and [`check`] believes a marker only as far as the files bear it out. What one of them names, no other
