@@ -106,17 +106,13 @@ pub(super) fn read(file: &Path) -> Result<Written, String> {
 impl Written {
     /// What brings a token, before anybody is asked.
     pub(super) fn question(self, scopes: &[String]) -> Result<Question, String> {
-        let needed = |field: &Option<String>, name: &str| {
-            let lacks = || format!("the file's credentials have no {name}");
-            field.clone().ok_or_else(lacks)
-        };
         let token_uri = self.token_uri.as_deref().unwrap_or(TOKEN_ENDPOINT);
         let mut question = match &*self.r#type {
             "service_account" => {
-                let key = needed(&self.private_key, "private_key")?;
-                let email = needed(&self.client_email, "client_email")?;
+                let key = needed(self.private_key.as_deref(), "private_key")?;
+                let email = needed(self.client_email.as_deref(), "client_email")?;
                 let id = self.private_key_id.as_deref();
-                let assertion = assertion(&key, id, &email, token_uri, scopes)?;
+                let assertion = assertion(key, id, email, token_uri, scopes)?;
                 let form = form(&[
                     ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
                     ("assertion", &assertion),
@@ -126,13 +122,19 @@ impl Written {
             "authorized_user" => {
                 let form = form(&[
                     ("grant_type", "refresh_token"),
-                    ("client_id", &needed(&self.client_id, "client_id")?),
-                    ("client_secret", &needed(&self.client_secret, "client_secret")?),
-                    ("refresh_token", &needed(&self.refresh_token, "refresh_token")?),
+                    ("client_id", needed(self.client_id.as_deref(), "client_id")?),
+                    (
+                        "client_secret",
+                        needed(self.client_secret.as_deref(), "client_secret")?,
+                    ),
+                    (
+                        "refresh_token",
+                        needed(self.refresh_token.as_deref(), "refresh_token")?,
+                    ),
                 ]);
                 Question::of(Call::form(parsed(token_uri, "token_uri")?, form))
             }
-            "external_account" => self.exchange(scopes, &needed)?,
+            "external_account" => self.exchange(scopes)?,
             _ => {
                 return Err(
                     "the file's credentials are not a service_account, authorized_user or external_account; others \
@@ -147,11 +149,7 @@ impl Written {
 
     /// Somebody else's token in exchange for one of Google's (RFC 8693), and with that one a service account's, if it
     /// stands for one.
-    fn exchange(
-        &self,
-        scopes: &[String],
-        needed: &dyn Fn(&Option<String>, &str) -> Result<String, String>,
-    ) -> Result<Question, String> {
+    fn exchange(&self, scopes: &[String]) -> Result<Question, String> {
         let source = self.credential_source.clone();
         let source = source.ok_or("the file's credentials have no credential_source")?;
         source.call()?;
@@ -166,20 +164,24 @@ impl Written {
                 "requested_token_type",
                 "urn:ietf:params:oauth:token-type:access_token",
             ),
-            ("audience", &needed(&self.audience, "audience")?),
+            ("audience", needed(self.audience.as_deref(), "audience")?),
             ("scope", if account.is_some() { DEFAULT_SCOPE } else { &own }),
             (
                 "subject_token_type",
-                &needed(&self.subject_token_type, "subject_token_type")?,
+                needed(self.subject_token_type.as_deref(), "subject_token_type")?,
             ),
         ]);
-        let endpoint = parsed(&needed(&self.token_url, "token_url")?, "token_url")?;
+        let endpoint = parsed(needed(self.token_url.as_deref(), "token_url")?, "token_url")?;
         Ok(Question {
             subject: Some(source),
             account: account.map(|account| (account, scopes.to_vec())),
             ..Question::of(Call::form(endpoint, form))
         })
     }
+}
+
+fn needed<'a>(field: Option<&'a str>, name: &str) -> Result<&'a str, String> {
+    field.ok_or_else(|| format!("the file's credentials have no {name}"))
 }
 
 fn parsed(url: &str, name: &str) -> Result<Uri, String> {
