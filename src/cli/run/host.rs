@@ -29,6 +29,8 @@ const BEGINNING: Duration = Duration::from_secs(10);
 /// The same where the command failed: it may have given up before there were any events.
 const BEGINNING_FAILED: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
+/// Where the doors are.
+const LOOPBACK: &str = "127.0.0.1";
 /// The oldest Bazel that has credential helpers of this name, and a way to an address that is not encrypted where there are
 /// Google's credentials: older ones fail there.
 const GOOGLE_UNENCRYPTED: u32 = 7;
@@ -163,6 +165,7 @@ impl Host {
     ) -> Result<(BesService, Option<String>), String> {
         let mut upstream = self.upstream(told, told.backend.as_deref(), None)?;
         let mut more = Vec::new();
+        let mut host = LOOPBACK;
         if let Some(line) = line {
             let named = |name: &str| line.given(name);
             let has_google = google_of(line, Path::new("")).is_some();
@@ -189,17 +192,28 @@ impl Host {
             let given = helpers.into_iter().find(|name| named(name).is_some());
             if let Some(name) = given.or(has_google.then_some(helpers[0])) {
                 // One that does not know our address would fail the upload, and so the command; and Google's token is
-                // not for us.
+                // not for us. But the command's own servers may be on this machine, too, and want theirs.
+                let servers = [
+                    "remote_cache",
+                    "remote_executor",
+                    "experimental_remote_downloader",
+                ];
+                if servers
+                    .into_iter()
+                    .filter_map(named)
+                    .any(|url| url.contains(LOOPBACK))
+                {
+                    host = "localhost";
+                }
                 let helper = self.helper.as_deref().and_then(Path::to_str);
                 let helper = helper.ok_or("failed to create a directory for a credential helper")?;
-                more.push(format!("--{name}=127.0.0.1={helper}"));
+                more.push(format!("--{name}={host}={helper}"));
             }
         }
         let backend = upstream.as_ref().map(Upstream::name);
         let door = self.doors.open(upstream).await?;
-        answer
-            .flags
-            .push(format!("--bes_backend=grpc://{}", door.address));
+        let address = door.address.to_string().replace(LOOPBACK, host);
+        answer.flags.push(format!("--bes_backend=grpc://{address}"));
         answer.flags.append(&mut more);
         Ok((door.service, backend))
     }
