@@ -121,8 +121,8 @@ pub trait Builds: Send + Sync + 'static {
     fn held(&self, stream: &StreamKey, took: Duration, timed_out: bool);
 }
 
-/// Turns one `build_event_stream.BuildEvent`'s bytes into an event, or says why it can't. It has the events of one stream
-/// in order, and may learn from one how to read the next.
+/// Turns one `build_event_stream.BuildEvent`'s bytes into an event, or says why it cannot. It has the events of one
+/// stream in order, and may learn from one how to read the next.
 pub type Decoder = Box<dyn FnMut(&Bytes) -> Result<Framed, String> + Send>;
 
 /// Makes the decoder of a stream, whose first event comes next.

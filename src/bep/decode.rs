@@ -120,7 +120,7 @@ struct Reader {
     message: usize,
 }
 
-/// Contents of so many bytes stay where they are, if they are half of their message or more. Others are copied: they
+/// Contents of this many bytes stay where they are, if they are half of their message or more. Others are copied: they
 /// would keep the message, and what came with it.
 const LARGE: usize = 4 << 20;
 

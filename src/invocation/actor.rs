@@ -300,7 +300,7 @@ impl Actor {
                     self.come_back().await;
                     let effects = self.build.end();
                     self.apply(effects).await;
-                    // Nothing comes behind, so no number is waited for, not even of an event that can't be decoded.
+                    // Nothing comes after it, so no number is waited for, not even of an event that cannot be decoded.
                     self.ledger.course.take(i64::MAX);
                 }
                 self.stream_open = false;

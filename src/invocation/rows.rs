@@ -17,8 +17,8 @@ use crate::{
 pub(crate) const ACTION_CACHE: &str = "action_cache";
 /// Why these are known.
 const NAMED_BY_NONE: &str = "in Bazel's action cache; no event names it";
-/// Bytes of a file that came in an event and stay on record. Of larger ones, digest and size do: whoever wants those back
-/// when the file is gone has to find them in the cache, or build once more.
+/// Bytes of a file that came in an event and stay on record. Of larger ones, digest and size do: anyone who wants those
+/// back when the file is gone has to find them in the cache, or build once more.
 const KEPT: usize = 64 << 10;
 /// Rows that are made at once, some hundred bytes each.
 const TAKEN_IN_AT_ONCE: usize = 10_000;

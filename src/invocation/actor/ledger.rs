@@ -404,7 +404,7 @@ impl Ledger {
                 };
                 is_completed = !awaits_tests;
             }
-            // It can come once more behind the end of the build (Bazel issue 21767); what is complete stays so.
+            // It can come once more after the end of the build (Bazel issue 21767); what is complete stays so.
             TargetEnd::Aborted if row.state == TargetState::Announced => row.state = TargetState::Aborted,
             TargetEnd::Aborted => return None,
         }
@@ -419,7 +419,7 @@ impl Ledger {
     pub(super) fn target_settled(&mut self, target: &Arc<TargetId>, failed: u64) -> Option<usize> {
         let (index, _, row) = self.targets.get_full_mut(target)?;
         let row = Arc::make_mut(row);
-        // Failures are told of whoever named the output first; they are as much of those who share it.
+        // Failures are told of anyone who named the output first; they are as much of those who share it.
         row.failed = row.failed.max(failed);
         if row.failed > 0 {
             row.state = TargetState::Failed;

@@ -194,7 +194,7 @@ impl Actor {
         for (target, is_sure, reason) in odd {
             self.runfile_failed(&target, is_sure, Class::Required, &reason);
         }
-        // The stream brings what it names, or has said that it can't be had.
+        // The stream brings what it names, or has said that it cannot be downloaded.
         missing.retain(|missing| !self.ledger.wanted.contains_key(&missing.path));
         Some(missing)
     }

@@ -2,7 +2,7 @@
 //! account's key, a user's refresh token, somebody else's token (“workload identity federation”) or a Google machine's
 //! metadata to a token that is good for an hour or so.
 //!
-//! Keys and tokens are in no error, log or `Debug`, and neither is what a server says of them. A file is read anew for
+//! Keys and tokens are in no error, log or `Debug`, and neither is what a server says of them. A file is read again for
 //! each token, so that nothing keeps a key, and a newer file counts.
 
 mod call;
