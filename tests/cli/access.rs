@@ -36,7 +36,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use crate::support::{PATIENCE, Server, World, clean, finish, outhaul, run};
+use crate::support::{PATIENCE, Server, World, clean, finish, install, outhaul, run};
 
 pub const TOKEN: &str = "a-token-that-nobody-guesses";
 
@@ -534,7 +534,7 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     };
     let program = world.path("outhaul");
-    std::fs::copy(env!("CARGO_BIN_EXE_outhaul"), &program).unwrap();
+    install(std::path::Path::new(env!("CARGO_BIN_EXE_outhaul")), &program);
     std::fs::set_permissions(world.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let serving = world.serve(&[&format!("--bes-listen=unix:{socket}")]).await;
     std::fs::set_permissions(world.path("state"), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -578,7 +578,10 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
     };
     assert!(said.iter().all(|part| line.contains(part)), "{line}");
     let wrapper = world.path("bazel");
-    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel"), &wrapper).unwrap();
+    install(
+        std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel")),
+        &wrapper,
+    );
     open(&wrapper);
     for (uid, is_theirs) in [(0, true), (NOBODY, false)] {
         let mut command = std::process::Command::new(&wrapper);

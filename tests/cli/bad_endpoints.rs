@@ -1,12 +1,12 @@
 //! Caches that are not there, are none, or don't let us in: a clear word in time, and the build goes on.
 
-use std::{os::unix::fs::PermissionsExt as _, time::Instant};
+use std::time::Instant;
 
 use outhaul::embedded_cache::{EmbeddedCache, ServerTls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
-use crate::support::{PATIENCE, Ran, World, run};
+use crate::support::{PATIENCE, Ran, World, program, run};
 
 /// Few retries, so that tests don't wait for them.
 const QUICK: [&str; 2] = ["--remote-retries=1", "--remote-retry-max-delay=50ms"];
@@ -185,8 +185,7 @@ async fn credential_helpers_that_fail_are_named_and_their_words_kept_secret() {
     let endpoint = world.cache.endpoint();
     let helper = |name: &str, script: &str| {
         let path = world.path(name);
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        program(&path, &format!("#!/bin/sh\n{script}\n"));
         path
     };
     let good = helper("good", r#"cat >/dev/null; echo '{"headers":{"x-token":["t"]}}'"#);

@@ -1,7 +1,6 @@
 //! `outhaul run`: the command's own code, its signals, its limits, and another `outhaul run` inside.
 
 use std::{
-    os::unix::fs::PermissionsExt as _,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -10,13 +9,12 @@ use outhaul::digest::Digest;
 use rustix::process::Signal;
 use tokio::process::{Child, Command};
 
-use crate::support::{PATIENCE, World, clean, finish, outhaul, run};
+use crate::support::{PATIENCE, World, clean, finish, outhaul, program, run};
 
 /// A program of this text.
 fn script(world: &World, name: &str, text: &str) -> String {
     let path = world.path(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program(&path, text);
     path
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use outhaul::embedded_cache::{EmbeddedCache, RunningCache};
 
-use crate::support::{Ran, run};
+use crate::support::{Ran, program, run};
 
 /// A cache with the two blobs that the streams name, and an exec root.
 struct Scene {
@@ -227,17 +227,14 @@ async fn a_blob_that_the_cache_lacks_comes_from_the_builds_disk_cache() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_helper_of_the_workspace_is_run_and_a_refusal_names_what_was_left_out() {
-    use std::os::unix::fs::PermissionsExt as _;
     let scene = Scene::new().await;
     let workspace = scene.dir.path().join("ws");
     std::fs::create_dir_all(workspace.join("tools")).unwrap();
     let helper = workspace.join("tools/cred.sh");
-    std::fs::write(
+    program(
         &helper,
         "#!/bin/sh\necho '{\"headers\": {\"x-key\": [\"s3cret-key\"]}}'\n",
-    )
-    .unwrap();
-    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    );
     scene.cache.require_header(Some(("x-key", "s3cret-key")));
     let started = serde_json::json!({"id": {"started": {}}, "started": {
         "uuid": "11111111-1111-1111-1111-111111111111", "command": "build", "workspaceDirectory": workspace}});

@@ -8,7 +8,7 @@ use std::{
 use outhaul::embedded_cache::EmbeddedCache;
 use tokio::process::Command;
 
-use crate::support::{Ran, World, clean, finish, googles_account, outhaul};
+use crate::support::{Ran, World, clean, finish, googles_account, outhaul, program};
 
 /// A Bazel that tells its options as a real one does, the rc file's first, and writes down how it was called. With
 /// `SEND`, it sends that event file to where its events go.
@@ -68,8 +68,7 @@ impl Place {
 
     fn program(&self, name: &str, text: &str) -> String {
         let path = self.bin().join(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        program(&path, text);
         path.display().to_string()
     }
 

@@ -1,16 +1,15 @@
 //! The script of `dist/ci` with a build tool that only plays: what it does when things are not as they should be.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path};
+use std::path::Path;
 
 use tokio::{net::TcpListener, process::Command};
 
-use crate::support::{PATIENCE, World, clean, finish};
+use crate::support::{PATIENCE, World, clean, finish, program};
 
 /// `dist/ci/build` with a build tool that is this shell script.
 fn build(world: &World, port: &str, bazel: &str) -> Command {
     let path = world.path("bazel");
-    std::fs::write(&path, format!("#!/bin/sh\n{bazel}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program(&path, &format!("#!/bin/sh\n{bazel}\n"));
     let program = Path::new(env!("CARGO_BIN_EXE_outhaul")).parent().unwrap();
     let mut command = clean(Command::new(
         Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/ci/build"),

@@ -2,10 +2,7 @@
 //!
 //! What is private to our user may hold them: the journal, the configuration, what is passed on to whom it is meant for.
 
-use std::{
-    os::unix::fs::PermissionsExt as _,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use axum::{Router, extract::State};
 use outhaul::{demo::GeneratedBuild, embedded_cache::EmbeddedCache};
@@ -19,7 +16,7 @@ use tonic::{Status, body::Body};
 
 use crate::{
     access::{channel, publish_events},
-    support::{PATIENCE, Ran, Server, World, finish, googles_account, outhaul},
+    support::{PATIENCE, Ran, Server, World, finish, googles_account, outhaul, program},
 };
 
 /// What no secret may be shown in: where it is from, and the text.
@@ -153,8 +150,8 @@ struct Planted {
 
 impl Planted {
     fn script(&self, name: &str, text: &str) -> String {
-        let path = self.file(name, &format!("#!/bin/sh\ncat >/dev/null\n{text}\n"));
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let path = self.world.path(name);
+        program(&path, &format!("#!/bin/sh\ncat >/dev/null\n{text}\n"));
         path
     }
 

@@ -222,6 +222,23 @@ pub fn delimited(messages: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
     bytes
 }
 
+/// Copies a program. Not by this process: while a file is open for writing, if only in a child that another test is about
+/// to start, the system refuses to run it.
+pub fn install(from: &Path, to: impl AsRef<Path>) {
+    let copied = std::process::Command::new("install")
+        .args(["-m", "755", "--"])
+        .args([from, to.as_ref()])
+        .status();
+    assert!(copied.unwrap().success());
+}
+
+/// Makes a program of this text.
+pub fn program(path: impl AsRef<Path>, text: &str) {
+    let mut written = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut written, text.as_bytes()).unwrap();
+    install(written.path(), path);
+}
+
 /// A daemon, killed when this is dropped.
 pub struct Server {
     pub child: Child,

@@ -1,10 +1,10 @@
 //! `dist/tools/bazel`, in front of a Bazel that only prints its arguments.
 
-use std::{io::Write as _, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::time::Duration;
 
 use tokio::{net::TcpListener, process::Command};
 
-use crate::support::{Ran, World, clean, finish};
+use crate::support::{Ran, World, clean, finish, program};
 
 struct Wrapper {
     dir: tempfile::TempDir,
@@ -14,14 +14,11 @@ impl Wrapper {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("real bazel");
-        let mut file = std::fs::File::create(&path).unwrap();
         // Tells its arguments apart, and has an exit code of its own.
-        write!(
-            file,
-            "#!/bin/sh\nfor arg; do printf '<%s>' \"$arg\"; done\nexit 37\n"
-        )
-        .unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        program(
+            &path,
+            "#!/bin/sh\nfor arg; do printf '<%s>' \"$arg\"; done\nexit 37\n",
+        );
         Self { dir }
     }
 
