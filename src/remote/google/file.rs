@@ -79,7 +79,7 @@ impl Source {
             (None, file) => {
                 let file = file.as_deref().unwrap_or(Path::new(""));
                 let read = tokio::fs::read(file).await;
-                read.map_err(|error| format!("{} cannot be read: {error}", file.display()))?
+                read.map_err(|error| format!("failed to read {}: {error}", file.display()))?
             }
         };
         let none = "its credential_source gives no token";
@@ -187,7 +187,7 @@ fn needed<'a>(field: Option<&'a str>, name: &str) -> Result<&'a str, String> {
 fn parsed(url: &str, name: &str) -> Result<Uri, String> {
     let uri = url.parse().ok();
     uri.filter(|uri: &Uri| matches!(uri.scheme_str(), Some("https" | "http")) && uri.host().is_some())
-        .ok_or_else(|| format!("the file's {name} is no URL"))
+        .ok_or_else(|| format!("the file's {name} is not a URL"))
 }
 
 /// The signed claim to be a service account (RFC 7523).
