@@ -1,7 +1,7 @@
 //! The Build Event Service: where a build tool sends its events, and where it waits for its outputs.
 //!
 //! One task per connection reads ([`server`]). One task per stream owns that stream's sequence numbers,
-//! acknowledgements and waiting (`stream`), and writes its events to the [`journal`] before it acknowledges them
+//! acknowledgements and waiting (`stream`), and writes its events to the [`journal`](crate::journal) before it acknowledges them
 //! (`intake`). Another task delivers the events, so that a slow engine does not block the stream (`delivery`).
 
 pub mod budget;

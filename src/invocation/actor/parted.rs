@@ -20,10 +20,12 @@ impl Actor {
     /// Lets go of the root, if nothing is done in it until the stream is resumed.
     pub(super) async fn part(&mut self) {
         let is_over = !self.stream_open && self.interrupted && self.reported.is_some();
-        let is_busy = !self.ledger.is_quiet()
-            || !(self.unwritten.is_empty() && self.unasked.is_empty() && self.others.is_empty())
-            || self.doubt.is_some();
-        let (Some(exec_root), true) = (self.build.exec_root(), is_over && !is_busy) else {
+        let is_quiet = self.ledger.is_quiet()
+            && self.doubt.is_none()
+            && self.unwritten.is_empty()
+            && self.unasked.is_empty()
+            && self.others.is_empty();
+        let (Some(exec_root), true) = (self.build.exec_root(), is_over && is_quiet) else {
             return;
         };
         let exec_root = exec_root.to_owned();

@@ -54,7 +54,7 @@ pub(super) struct Job {
     pub(super) missing: Option<Box<RemoteError>>,
     /// Bytes that did not match the digest came for it once.
     pub(super) mismatched: bool,
-    /// Its bytes are read and dropped ([`Served::warm`](super::want::Served::warm)).
+    /// Its bytes are read and dropped ([`Served::warm`](super::super::want::Served::warm)).
     pub(super) warms: bool,
 }
 
