@@ -506,8 +506,10 @@ impl Stream {
         };
         if timed_out {
             Counters::add(&self.context.counters.hold_timeouts);
-            tracing::warn!(stream = %self.key, %limit, "--hold-timeout reached; downloads continue in the \
-                                                        background");
+            tracing::warn!(
+                stream = %self.key,
+                "stopped waiting for outputs after {limit}; downloads continue in the background"
+            );
         }
         if waited.is_some() {
             self.context
