@@ -81,7 +81,7 @@ async fn the_later_of_two_wants_of_a_path_counts_though_both_are_being_looked_fo
         f.want(&asker, Class::Required, &[("x", &second)]).await;
         let mut ends = Vec::new();
         while ends.len() < 2 {
-            let list = timeout(Duration::from_secs(30), asker.completions.recv()).await;
+            let list = timeout(Duration::from_secs(120), asker.completions.recv()).await;
             ends.extend(list.unwrap().unwrap().into_iter().map(|c| (c.content, c.outcome)));
         }
         for (content, outcome) in ends {

@@ -97,7 +97,7 @@ impl Asker {
     async fn ends(&mut self, n: usize) -> Vec<(String, Outcome)> {
         let mut ends = Vec::new();
         while ends.len() < n {
-            let list = timeout(Duration::from_secs(30), self.completions.recv());
+            let list = timeout(Duration::from_secs(120), self.completions.recv());
             for completion in list.await.expect("an answer in time").expect("an answer") {
                 ends.push((completion.path.to_string(), completion.outcome));
             }
@@ -312,7 +312,7 @@ async fn required_goes_before_optional_and_a_waiting_blob_moves_up() {
     .await;
     let mut order = Vec::new();
     while order.len() < 5 {
-        let list = timeout(Duration::from_secs(30), asker.completions.recv())
+        let list = timeout(Duration::from_secs(120), asker.completions.recv())
             .await
             .unwrap()
             .unwrap();
