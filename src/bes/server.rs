@@ -137,6 +137,12 @@ impl BesService {
             .is_some_and(Upstream::has_undelivered)
     }
 
+    /// Whether the upstream service took what it was sent last.
+    #[must_use]
+    pub fn is_upstream_healthy(&self) -> bool {
+        self.context.upstream.as_ref().is_some_and(Upstream::is_healthy)
+    }
+
     /// Ends every connection: held ones with what they wait for (unless strict), others with `UNAVAILABLE`, so that
     /// Bazel tries again and finds the next daemon. Returns when all tasks are done. Unsettled streams stay
     /// unfinished in the journal.
