@@ -87,6 +87,13 @@ pub enum Class {
 }
 
 impl Class {
+    /// The class of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let classes = [Self::Known, Self::Optional, Self::Required];
+        classes.into_iter().find(|class| class.name() == name)
+    }
+
     /// `known`, `optional` or `required`.
     #[must_use]
     pub const fn name(self) -> &'static str {

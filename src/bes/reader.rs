@@ -23,7 +23,7 @@ use crate::{
 type Acks = mpsc::UnboundedSender<Result<PublishBuildToolEventStreamResponse, Status>>;
 
 /// Longest id taken from the network. Bazel's are UUIDs.
-const MAX_ID: usize = 1024;
+pub(super) const MAX_ID: usize = 1024;
 /// How long a stream may be open without an event: it takes one of the places.
 const FIRST_EVENT: Duration = Duration::from_secs(120);
 /// A client half-closes right after its last event; the stream is closed when it has, or after so long.

@@ -20,7 +20,7 @@ use super::{
     lifecycle::{Call, Lifecycle},
     limits::BesLimits,
     raw::PublishBuildEvent,
-    reader::{Reader, malformed},
+    reader::{MAX_ID, Reader, malformed},
     recovery,
     stream::UPSTREAM_DRAIN,
     upstream::{LifecycleEvent, Upstream},
@@ -48,9 +48,6 @@ pub struct BesService {
     context: Arc<Context>,
     shared: Arc<Shared>,
 }
-
-/// Longest build id of a lifecycle call.
-const MAX_ID: usize = 1024;
 
 impl BesService {
     /// A service without connections. Without a journal, nothing outlives the process. With an upstream service,

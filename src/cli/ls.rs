@@ -48,9 +48,7 @@ pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
             None => Client::open(&args.control, &args.state, &args.cache).await?,
         };
         let id = args.id.as_deref().unwrap_or("");
-        let class = args.class.as_deref().unwrap_or_default();
-        let classes = [Class::Required, Class::Optional, Class::Known];
-        let class = classes.into_iter().find(|known| known.name() == class);
+        let class = args.class.as_deref().and_then(Class::named);
         let class = class.map_or(pb::OutputClass::Unspecified, Into::into);
         let result = client
             .outputs(id, class, |output| {

@@ -390,7 +390,7 @@ impl Actor {
             if !self.listeners.is_empty() {
                 let change = Change::Output {
                     path: completion.path.clone(),
-                    label: ended.label,
+                    label: ended.target.label.as_str().into(),
                     class: completion.class,
                     outcome: completion.outcome.clone(),
                 };

@@ -246,13 +246,10 @@ impl Builds for Engine {
         let (task, shared) = (self.task(stream, false), self.shared.clone());
         let stream = stream.clone();
         async move {
-            if let Some(task) = task {
-                let (answer, settlement) = oneshot::channel();
-                if task.send(Message::Settled(answer)).await.is_ok()
-                    && let Ok(settlement) = settlement.await
-                {
-                    return settlement;
-                }
+            if let Some(task) = task
+                && let Some(settlement) = ask(&task, Message::Settled).await
+            {
+                return settlement;
             }
             // Long settled: the record still knows how it went.
             shared
@@ -271,12 +268,9 @@ impl Builds for Engine {
     fn done(&self, stream: &StreamKey) -> BoxFuture<'static, ()> {
         let (task, record) = (self.task(stream, false), self.shared.record.clone());
         async move {
-            let (answer, done) = oneshot::channel();
-            if let Some(task) = task
-                && task.send(Message::Done(answer)).await.is_ok()
-            {
+            if let Some(task) = task {
                 // A task that ends has nothing on its way any more.
-                let _ = done.await;
+                ask(&task, Message::Done).await;
             }
             // The journal is let go of after this: were the process killed before the record has the build, nobody
             // would know it. A record that cannot be written is no reason to do all of it again.
@@ -300,12 +294,7 @@ impl Builds for Engine {
             None if !self.is_done(stream) => self.task(stream, true),
             live => live,
         };
-        async move {
-            let (answer, progress) = oneshot::channel();
-            task?.send(Message::Progress(answer)).await.ok()?;
-            progress.await.ok()
-        }
-        .boxed()
+        async move { ask(&task?, Message::Progress).await }.boxed()
     }
 
     fn local_files(
@@ -316,12 +305,9 @@ impl Builds for Engine {
         let task = self.task(stream, false);
         async move {
             let nothing = vec![None; files.len()];
-            let (answer, found) = oneshot::channel();
             let Some(task) = task else { return nothing };
-            if task.send(Message::LocalFiles(files, answer)).await.is_err() {
-                return nothing;
-            }
-            found.await.unwrap_or(nothing)
+            let found = ask(&task, |answer| Message::LocalFiles(files, answer)).await;
+            found.unwrap_or(nothing)
         }
         .boxed()
     }

@@ -129,13 +129,9 @@ impl FromStr for Rule {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut words = text.split_whitespace();
-        let verdict = match words.next() {
-            Some("required") => Class::Required,
-            Some("optional") => Class::Optional,
-            Some("known") => Class::Known,
-            Some(other) => return Err(format!("expected required, optional or known, got {other:?}")),
-            None => return Err("empty rule".to_owned()),
-        };
+        let verdict = words.next().ok_or("empty rule")?;
+        let verdict = Class::named(verdict)
+            .ok_or_else(|| format!("expected required, optional or known, got {verdict:?}"))?;
         let mut rule = Self {
             verdict,
             label: None,

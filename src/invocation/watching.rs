@@ -3,13 +3,13 @@
 use std::{sync::Arc, vec};
 
 use tokio::{
-    sync::{broadcast, mpsc, oneshot},
+    sync::{broadcast, mpsc},
     task::spawn_blocking,
 };
 
 use super::{
     feed::{Change, Numbered, Report},
-    message::Message,
+    message::{Message, ask},
 };
 use crate::record::{Record, TargetRow};
 
@@ -122,9 +122,7 @@ impl Watch {
             return Some(());
         }
         let from = self.pages.last().map_or(0, |(end, _)| *end);
-        let (answer, page) = oneshot::channel();
-        self.task.send(Message::Page(from, answer)).await.ok()?;
-        match page.await.ok()? {
+        match ask(&self.task, |answer| Message::Page(from, answer)).await? {
             Ok(page) => self.show(page),
             // It was settled meanwhile, and has given them back.
             Err(begun) => {

@@ -53,7 +53,7 @@ pub(super) struct Ledger {
 
 /// Whose output came to its end.
 pub(super) struct Ended {
-    pub(super) label: Arc<str>,
+    pub(super) target: Arc<TargetId>,
     /// Whether the user should hear that it is not there.
     pub(super) is_missed: bool,
 }
@@ -318,10 +318,7 @@ impl Ledger {
             places.insert(digest.clone(), completion.path.clone());
         }
         self.tally.add(completion);
-        Some(Ended {
-            label: target.label.as_str().into(),
-            is_missed,
-        })
+        Some(Ended { target, is_missed })
     }
 
     /// An output that was on disk is not any more, and is wanted once more.

@@ -11,7 +11,7 @@ use crate::{
     record::RootId,
 };
 
-/// Hashes paths: there are so many of them. Seeded at random, since a stream is not to be trusted.
+/// Hashes paths, of which there are many. Seeded at random, since a stream is not to be trusted.
 pub(super) type PathHasher = foldhash::fast::RandomState;
 
 /// An output that is on disk.
