@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::{
     bep::{
         uri::BytestreamUri,
-        wire::{self, Fields, Malformed, bep::*, bes, protobuf::any},
+        wire::{self, Field, Fields, Malformed, bep::*, bes, protobuf::any},
     },
     digest::Digest,
     exec_path::ExecPath,
@@ -177,12 +177,14 @@ impl Shape {
 fn with_uri(message: &[u8], path: &Path) -> Vec<u8> {
     let uri = file_uri(path);
     let fields = || Fields::of(message).map_while(Result::ok);
-    let last = fields().filter(|field| field.number == file::URI).count();
+    // One of another type is no uri, and stays as malformed as it is.
+    let is_uri = |field: &Field<'_>| field.number == file::URI && field.inside().is_some();
+    let last = fields().filter(is_uri).count();
     let mut out = Vec::with_capacity(message.len() + uri.len());
     let mut nth = 0;
     for field in fields() {
-        nth += usize::from(field.number == file::URI);
-        if field.number == file::URI && nth == last {
+        nth += usize::from(is_uri(&field));
+        if is_uri(&field) && nth == last {
             wire::put(file::URI, uri.as_bytes(), &mut out);
         } else {
             out.extend_from_slice(field.raw);
@@ -363,6 +365,11 @@ mod tests {
             .collect();
         assert_eq!(uris, [uri(1).into_bytes(), b"file:///x".to_vec()]);
         assert!(new.ends_with(b"unknown"));
+        // A number where a uri belongs: no consumer reads that event, before or after.
+        both.extend([8 * u8::try_from(file::URI).unwrap(), 7]);
+        let new = with_uri(&both, Path::new("/x"));
+        assert!(new.ends_with(&both[both.len() - 2..]));
+        assert_eq!(File.blob(&new), Ok(None), "the uri that counts is replaced");
     }
 
     #[test]
