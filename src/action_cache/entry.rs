@@ -2,7 +2,7 @@
 
 use super::cursor::{Cursor, Fault};
 
-/// What is told of one output. Names are numbers of strings.
+/// What an entry says of one output. Names are numbers of strings.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Metadata<'a> {
     pub(super) hash: &'a [u8],
@@ -13,7 +13,7 @@ pub(super) struct Metadata<'a> {
     pub(super) link_to: Option<i32>,
 }
 
-/// Somebody who is told of outputs.
+/// Receives outputs.
 pub(super) trait Heed<'a> {
     /// An output that is a file.
     fn file(&mut self, path: i32, metadata: Metadata<'a>) -> Result<(), &'static str>;
@@ -56,7 +56,7 @@ pub(super) fn read<'a>(value: &'a [u8], base: usize, heed: &mut impl Heed<'a>) -
             heed.child(tree, below, metadata)
                 .map_err(|what| cursor.fault(what))?;
         }
-        // The tree as an archive, which is nobody's output.
+        // The tree as an archive, which is not an output.
         if cursor.flag()? {
             metadata(cursor, heed)?;
         }

@@ -136,7 +136,7 @@ impl Facts {
         Ok((Self::of(gathering.told), with_outputs))
     }
 
-    /// One of what is told of each path. Records of actions that are gone stay; so the same output may have two.
+    /// What one entry says of a path. Entries of actions that are gone stay, so an output may have two.
     fn of(mut told: Vec<Told>) -> Self {
         told.sort_unstable_by(|a, b| a.output.path.cmp(&b.output.path));
         let mut facts = Self::default();

@@ -61,7 +61,7 @@ pub enum Reading {
     Read(Facts, State),
 }
 
-/// Reads the action cache of an output base, unless it still is as it was. `function` is the digest function of the
+/// Reads the action cache of an output base, unless it is unchanged. `function` is the digest function of the
 /// build. Blocks on the file system.
 ///
 /// # Errors

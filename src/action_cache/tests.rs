@@ -58,7 +58,7 @@ fn outputs_trees_and_links_are_told_and_the_journal_counts_more() {
     let mut linking = action("bazel-out/k8/bin/link", &[("bazel-out/k8/bin/link", "b")]);
     linking.inputs = vec!["a/source.c".to_owned(), "ü.h".to_owned()];
     linking.files[0].1.link_to = Some("bazel-out/k8/bin/b".to_owned());
-    // A link to a source file needs nobody.
+    // A link to a source file needs no download.
     linking
         .files
         .push(("bazel-out/k8/bin/source".to_owned(), metadata("s")));

@@ -70,7 +70,7 @@ impl Written {
         }
     }
 
-    /// What is told by them.
+    /// What they say.
     #[cfg(test)]
     pub(crate) fn facts(&self) -> super::Facts {
         let decoded = super::Facts::decode(&self.files(), crate::digest::DigestFunction::Sha256);

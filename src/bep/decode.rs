@@ -67,7 +67,7 @@ impl Decoder {
         Self { function }
     }
 
-    /// The build's digest function, as far as it was told or learnt.
+    /// The build's digest function, as far as it is known.
     #[must_use]
     pub const fn function(&self) -> Option<DigestFunction> {
         self.function
@@ -248,7 +248,7 @@ impl Reader {
             })
             .collect();
         // `--legacy_important_outputs` repeats the files of every group, whatever its name. Beside groups they
-        // would be listed under a group that nobody asked for.
+        // would be listed under a group that was not requested.
         if groups.is_empty() && !completed.important_output.is_empty() {
             groups.push(OutputGroup {
                 name: "default".to_owned(),
@@ -390,7 +390,7 @@ fn names(uri: &str, hash: &str, size: u64) -> bool {
                     .strip_suffix(hash)?
                     .strip_suffix("/blobs/")
             })
-            // The slash before "blobs" may be the one behind the authority, but none of the scheme's.
+            // The slash before "blobs" may be the one after the authority, but not one of the scheme's.
             .is_some_and(|rest| rest.len() >= "bytestream://".len())
 }
 

@@ -70,7 +70,7 @@ pub struct EventFile {
     /// How much of `buffer` is known to hold no line end.
     scanned: usize,
     raw: RawEvent,
-    /// Nothing comes any more: end of file, last message or an error behind which nothing can be found.
+    /// Nothing comes any more: end of file, last message, or an error after which nothing can be found.
     done: bool,
 }
 
@@ -158,7 +158,7 @@ impl EventFile {
             match self.cut() {
                 Ok(Cut::Event { header, body }) => {
                     let framed = self.take(header, body);
-                    // A damaged event may still be the last of a stream that nobody ends: the file's end decides.
+                    // A damaged event may still be the last of a stream that was never ended: the file's end decides.
                     self.done = self.follow && framed.as_ref().is_ok_and(|framed| framed.last);
                     return framed.map(Some);
                 }
@@ -275,7 +275,7 @@ impl EventFile {
             have: self.buffer.len() as u64,
         };
         if self.format == Some(Format::Json) {
-            // The last line may lack its end; a whole object is told from a part of one.
+            // The last line may lack its end; a whole object can be distinguished from a part of one.
             self.take(0, self.buffer.len()).map(Some).map_err(|_| truncated)
         } else {
             Err(truncated)

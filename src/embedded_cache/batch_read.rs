@@ -30,7 +30,7 @@ struct Batch {
     delay: Duration,
 }
 
-/// An answer about a blob that nobody can have asked for: its digest is made from another's.
+/// An answer about a blob that cannot have been requested: its digest is made from another's.
 fn unasked(digest: &Digest) -> Part {
     let bytes = Bytes::from(format!("not {digest}"));
     let other = Digest::of(digest.function(), &bytes);

@@ -169,7 +169,7 @@ pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Res
 }
 
 impl Reading {
-    /// The next message, until there is none.
+    /// The next message; `None` after the last one.
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, Ending> {
         if self.done {
             return self.end();

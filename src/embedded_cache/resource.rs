@@ -12,7 +12,7 @@ use crate::digest::DigestFunction;
 /// A resource name, taken apart but not yet checked against the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Resource<'a> {
-    /// Empty when there is none.
+    /// Empty if it has none.
     pub(super) instance: &'a str,
     /// Whether the stream's bytes are zstd.
     pub(super) compressed: bool,

@@ -176,7 +176,7 @@ impl Builder {
         self
     }
 
-    /// After so long, a connection is told to go away: calls that are under way on it end well, new ones need a new one.
+    /// After this time, a connection gets GOAWAY: calls under way on it complete, new calls need a new connection.
     pub const fn connection_age(mut self, most: Duration) -> Self {
         self.connection_age = Some(most);
         self

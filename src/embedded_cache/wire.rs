@@ -21,7 +21,7 @@ use super::{context::Shared, faults::RequestFault, stats::Rpc};
 const PAGE: &str =
     "<html><head><title>502 Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>";
 
-/// A service behind a wire that has faults.
+/// A service behind a connection that has faults.
 #[derive(Clone)]
 pub(super) struct Wire<S> {
     service: S,
@@ -75,7 +75,7 @@ where
     }
 }
 
-/// The call of a path; `None` where it is none that is counted.
+/// The call of a path; `None` for calls that are not counted.
 fn rpc(path: &str) -> Option<Rpc> {
     let (_, method) = path.rsplit_once('/')?;
     Some(match method {

@@ -29,7 +29,7 @@ pub(crate) struct Cursor {
 #[derive(Debug, Default)]
 struct State {
     file: Option<File>,
-    /// One failure is told; more say nothing new.
+    /// Only the first failure is logged; more of them say nothing new.
     failed: bool,
 }
 

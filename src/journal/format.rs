@@ -173,7 +173,7 @@ impl Record {
         }
     }
 
-    /// The headers, if that is what it is.
+    /// The headers, if this is a record of headers.
     pub(crate) fn headers(&self) -> Option<MetadataMap> {
         (self.kind == RecordKind::Headers).then(|| headers::decode(self.payload.clone()))
     }

@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// What a file is called while it is taken in. Nobody reads those.
+/// The name of a file while it is being imported. Files with such names are never read.
 const TAKEN_IN: &str = "importing";
 /// Events are gathered to about this many bytes.
 const FRAME: usize = 1 << 20;

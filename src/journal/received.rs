@@ -15,7 +15,7 @@ use crate::{
     proto::google::devtools::build::v1::StreamId,
 };
 
-/// The fields of `BuildEvent` that are told apart: one of them has its payload.
+/// The fields of `BuildEvent` that are distinguished: one of them has its payload.
 const PAYLOADS: [u32; 6] = [
     event::INVOCATION_ATTEMPT_STARTED,
     event::INVOCATION_ATTEMPT_FINISHED,

@@ -103,7 +103,8 @@ impl Journal {
         lost(&entry.path.with_extension(REPLAYING))
     }
 
-    /// Marks that a stream's journal is about to be replayed; `None` if there is none, or its disk takes no mark.
+    /// Marks that a stream's journal is about to be replayed; `None` if it has no journal or
+    /// the mark cannot be written.
     pub(crate) fn replaying(&self, key: &StreamKey) -> Option<Replaying> {
         let stem = self.stem(key).ok()?;
         if !stem.with_extension(UNFINISHED).exists() {
@@ -144,7 +145,7 @@ impl Journal {
     }
 }
 
-/// Gives a journal a name under which nobody replays it, and nothing else lies.
+/// Renames a journal to a free name under which it is not replayed.
 fn aside(journal: &Path) -> Result<PathBuf, JournalError> {
     let mut number = 1_u32;
     loop {

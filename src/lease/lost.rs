@@ -7,7 +7,7 @@ use std::{
 
 use crate::{metrics::Metrics, record::RootId};
 
-/// Targets that are named; more are only counted, and more than this many are not told apart.
+/// Targets that are named; more are only counted, and more than this many are not distinguished.
 const NAMED: usize = 20;
 const COUNTED: usize = 10_000;
 

@@ -50,7 +50,7 @@ struct Batch {
 }
 
 /// Asks for all outputs of a root that are not on disk, in the newest build's cache, and marks what is gone, and what
-/// is back. Gives back what is lost, unless that cannot be told because there was a build meanwhile.
+/// is back. Returns what is lost, unless that is unknown because there was a build meanwhile.
 pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option<Lost>, String> {
     let row = &build.row;
     let cache = rooms
@@ -105,7 +105,7 @@ pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option
 /// Reads what is to be asked for, a batch ahead of anyone who asks.
 fn read(record: &Record, root: RootId, mut origins: Origins, sender: &mpsc::Sender<Batch>) {
     let mut outputs = Vec::new();
-    // False when nobody asks any more.
+    // False when the answer is not wanted any more.
     let send = |outputs: Vec<Leased>| {
         let quiet_at = quiet_version(record, root);
         sender.blocking_send(Batch { outputs, quiet_at }).is_ok()

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::LeaseOptions;
 use crate::record::{InvocationRow, Record, RootId};
 
-/// How soon after the start the first question is asked: how long ago the last one was, nobody knows.
+/// How soon after the start the first request is sent: it is unknown when the last one was.
 const FIRST: Duration = Duration::from_secs(10);
 /// How soon it is tried again when the cache could not be asked.
 const AGAIN: Duration = Duration::from_secs(60);

@@ -51,7 +51,7 @@ const BUDGET_UNIT: u64 = 1024;
 /// Why a want that was given up has failed.
 const CANCELLED: &str = "cancelled on request";
 
-/// What the coordinator is told.
+/// A message to the coordinator.
 pub(super) enum Command {
     /// A new invocation of a root begins: older ones are superseded.
     Begin(Arc<Root>, u64, oneshot::Sender<()>),
@@ -69,7 +69,7 @@ enum Fetched {
     Large(CacheId, Digest, JobId, Result<Placed, LargeError>),
 }
 
-/// A blob that is queued or being fetched. Once its bytes are here it is none of the coordinator's business any more.
+/// A blob that is queued or being fetched. Once its bytes have arrived, the coordinator forgets it.
 struct Blob {
     jobs: Vec<JobId>,
     session: Arc<Session>,
@@ -179,7 +179,7 @@ impl Coordinator {
         let writers = this.writers;
         // Nothing is left to do for them; they only let go of what they hold.
         let _ = tokio::task::spawn_blocking(move || writers.join()).await;
-        // Nobody has to wait for it.
+        // Nothing waits for it.
         let _ = closed.send(true);
     }
 

@@ -18,14 +18,14 @@ use crate::{
 
 /// Portions that may wait between the network and the disk.
 const PORTIONS: usize = 4;
-/// Bytes in a portion. Many servers send 16 KiB at a time, for which no thread is to be woken.
+/// Bytes in a chunk. Many servers send 16 KiB at a time, for which waking a thread is too expensive.
 const PORTION: usize = 512 << 10;
 
 /// Why a large blob did not arrive.
 pub(super) enum LargeError {
     Remote(RemoteError),
     Place(PlaceError),
-    /// Nobody wants it any more.
+    /// It is not wanted any more.
     Cancelled,
 }
 
@@ -87,7 +87,7 @@ pub(super) async fn fetch(
         .read_stream(&digest, 0, &attribution, avoid, &mut pipe)
         .await;
     if read.is_ok() {
-        // Why the writer takes no more is told below, by itself.
+        // The writer itself reports below why it takes no more.
         let _ = pipe.flush().await;
     }
     drop(pipe);
@@ -127,7 +127,7 @@ pub(super) async fn read(
     let read = store
         .read_stream(&digest, 0, &attribution, avoid, &mut pipe)
         .await;
-    // Should the other end be gone, that is told below.
+    // If the other end is gone, that is reported below.
     let _ = pipe.flush().await;
     drop(pipe);
     let actual = hashing.await;

@@ -207,7 +207,7 @@ impl Writers {
 struct Placers(Mutex<HashMap<u32, Kept>>);
 
 struct Kept {
-    /// Gone once nobody uses the root any more.
+    /// Gone once the root is unused.
     root: Weak<Root>,
     placer: Placer,
     used: Instant,
@@ -458,7 +458,7 @@ impl Writer {
     }
 }
 
-/// Adds to a piece of work what waits behind it and is of the same kind: a batch of blobs mostly ends in the middle of a
+/// Adds to a piece of work what is queued after it and of its kind: a batch of blobs mostly ends in the middle of a
 /// directory, and a new directory that is filled at once is cheaper. Gives what was taken and does not fit.
 fn join_places(item: &mut Work, work: &std_mpsc::Receiver<Work>) -> Option<Work> {
     let Work::Place(root, version, jobs, permits) = item else {

@@ -177,7 +177,7 @@ impl Record {
 
     // === output roots ===
 
-    /// The root with this path, device and inode; made if there is none.
+    /// The root with this path, device and inode; created if it is new.
     #[must_use]
     pub fn root(&self, path: &str, device: u64, inode: u64) -> RootId {
         let mut roots = locked(&self.shared().roots);

@@ -38,7 +38,7 @@ impl Record {
                 if is_newest && !row.workspace.is_empty() {
                     root.workspace.clone_from(&row.workspace);
                 }
-                // The versions of a lost record must stay behind.
+                // New versions must be above those of a lost record.
                 root.version = root.version.max(row.version);
             });
         }

@@ -52,7 +52,7 @@ impl OpenBlocks {
     }
 }
 
-/// What waits of a directory, as it was at one moment.
+/// The pending rows of a directory at one moment.
 pub(super) struct Glimpse {
     /// Not yet taken by the writer; newest last.
     filling: Vec<Arc<Block>>,

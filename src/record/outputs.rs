@@ -102,7 +102,7 @@ impl Record {
     }
 
     /// Records outputs of a root, in place of what was known of them. They are read back at once, and written in the
-    /// background. Waits up to a second for a writer that is far behind, and gives the rows up after that.
+    /// background. Waits up to a second for a writer that lags far behind, then drops the rows.
     pub fn put_outputs(&self, root: RootId, rows: Vec<(ExecPath, OutputRow)>) {
         self.hand_over(
             root,

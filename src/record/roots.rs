@@ -28,7 +28,7 @@ impl Roots {
         }
     }
 
-    /// The root with that path, device and inode; made, and then `true`, if there is none.
+    /// The root with that path, device and inode, and whether it was created by this call.
     pub(super) fn get_or_create(&mut self, path: &str, device: u64, inode: u64) -> (RootId, bool) {
         let found = self
             .rows

@@ -66,7 +66,7 @@ pub(super) struct State {
     /// A reader found this store damaged.
     pub(super) damaged: Option<(Arc<Store>, String)>,
     pub(super) down: Option<Down>,
-    /// The writer made no progress while the queue was full; nobody waits for it until it does.
+    /// The writer made no progress while the queue was full; callers do not wait for it until it does.
     pub(super) stalled: bool,
     /// No more rows are taken.
     pub(super) closed: bool,
@@ -458,7 +458,7 @@ pub(super) struct Scan {
     tree: TreeId,
     prefix: Vec<u8>,
     page: Entries,
-    /// Where the next page starts; `None` when there is none.
+    /// Where the next page starts; `None` after the last page.
     next: Option<Bound<Vec<u8>>>,
 }
 

@@ -21,7 +21,7 @@ thread_local! {
 pub(super) fn shield<T>(operation: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     install_hook();
     let outer = SHIELDED.replace(true);
-    // Whatever the closure left half done belongs to a store that nobody uses again after `Damaged`.
+    // The store is not used again after `Damaged`, so it does not matter what the closure left half done.
     let result = panic::catch_unwind(AssertUnwindSafe(operation));
     SHIELDED.set(outer);
     match result {

@@ -40,7 +40,7 @@ fn large_contents_lie_where_they_came_and_others_keep_no_message() {
                 ..Default::default()
             }
             .encode_to_vec();
-            // A field that nobody knows.
+            // An unknown field.
             let unknown = [name.as_bytes(), &vec![b' '; beside]].concat();
             if !unknown.is_empty() {
                 prost::encoding::bytes::encode(900, &unknown, &mut message);

@@ -126,7 +126,7 @@ mod tests {
         let zero = sets.find("0").unwrap();
         sets.fail(zero);
         sets.fail(zero);
-        // Comes before a set that it includes, and behind the failure.
+        // Comes before a set that it includes, and after the failure.
         sets.insert(set(4, &[5, 3]));
         assert_eq!(failures(&mut sets, 4), 0);
         sets.insert(set(5, &[1]));

@@ -8,7 +8,7 @@ use crate::{
     proto::build_event_stream::{self as proto, build_event::Payload},
 };
 
-/// An event that can be told apart by its exec root.
+/// An event that can be recognized by its exec root.
 fn message(root: &str, last: bool) -> proto::BuildEvent {
     proto::BuildEvent {
         id: Some(proto::BuildEventId {

@@ -21,9 +21,9 @@ pub enum BlobFault {
         /// Whether the wrong ones come first.
         wrong_first: bool,
     },
-    /// The batch's answer has, beside this blob, one that nobody asked for.
+    /// The batch's answer has, beside this blob, one that was not requested.
     Unasked,
-    /// The blob's answer comes behind the others of its batch.
+    /// The blob's answer comes after the others of its batch.
     Last,
     /// The blob's own status in a batch, the call's in a stream.
     Status(Code),
@@ -43,7 +43,7 @@ pub enum BlobFault {
     ResetAfter(u64),
     /// The stream sends this many bytes (before compression), then nothing, and stays open.
     StallAfter(u64),
-    /// The stream ends behind its last byte without a status.
+    /// The stream ends after its last byte without a status.
     NoTrailers,
     /// Where zstd is sent, it is not decodable. No effect on uncompressed answers, like those that follow.
     GarbleCompression,

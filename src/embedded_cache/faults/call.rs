@@ -20,7 +20,7 @@ pub enum RequestFault {
     Http(u16),
     /// The answer has a head with this status and nothing else, as gRPC's "Trailers-Only".
     TrailersOnly(Code),
-    /// It fails with words that are nobody's business: control characters, and every header of the request.
+    /// It fails with a message that must not be shown: control characters, and every header of the request.
     Babble(Code),
     /// The answer's head has this many bytes.
     HugeHead(usize),

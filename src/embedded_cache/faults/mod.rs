@@ -2,7 +2,7 @@
 //!
 //! Rules are plain data, kept in the order in which they were added. They are looked at in three places only: when a call
 //! comes off the connection and when the service takes it up ([`RequestFault`]), and when a blob is about to be sent
-//! ([`BlobFault`]). Connections have no rules: they break, die or turn deaf when they are told to.
+//! ([`BlobFault`]). Connections have no rules: a call makes them break, die or stop reading.
 
 mod blob;
 mod call;
@@ -194,7 +194,7 @@ impl Faults {
         (delay, outcome)
     }
 
-    /// What shall happen to a call before the service sees it, or to its answer behind.
+    /// What happens to a call before the service sees it, or to its answer afterwards.
     pub(super) fn on_wire(&self, rpc: Rpc) -> Option<RequestFault> {
         if !self.is_armed() {
             return None;

@@ -43,9 +43,9 @@ fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
     zstd::bulk::compress(bytes, LEVEL)
 }
 
-/// A frame of so many zeros, written by hand: every block says "one byte, 128 Ki times" in four bytes.
+/// A frame of that many zeros, written by hand: every block says "one byte, 128 Ki times" in four bytes.
 fn bomb(size: u64) -> Vec<u8> {
-    // Magic; no size told; a window of 128 KiB.
+    // Magic; no content size; a window of 128 KiB.
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38];
     let blocks = size.div_ceil(u64::from(BLOCK)).max(1);
     for block in 1..=blocks {

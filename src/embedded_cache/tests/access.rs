@@ -1,4 +1,4 @@
-//! Starting, capabilities, and who is let in.
+//! Starting, capabilities, and access.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What askers are told, and the metrics: collected while reports are worked off, and sent in one go.
+//! Answers to sessions, and metrics: collected while reports are processed, and sent together.
 
 use std::sync::Arc;
 

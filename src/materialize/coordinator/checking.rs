@@ -110,7 +110,7 @@ impl Coordinator {
         Some(want)
     }
 
-    /// Makes a job of a want that nobody else has a job for.
+    /// Makes a job of a want for which there is no job yet.
     fn add_job(&mut self, session: &Arc<Session>, want: Want, shard: usize) -> JobId {
         self.paths
             .insert((session.root.id, want.path.clone()), self.jobs.next_id());

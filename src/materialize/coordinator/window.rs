@@ -168,7 +168,7 @@ mod tests {
         assert!(play(ms(25), 12 * MIB) <= 8 * MIB);
     }
 
-    /// The largest window in so many rounds in which batches share the line, and end together.
+    /// The largest window in that many `rounds` in which batches share the connection and end together.
     fn share(rounds: usize, rtt: Duration, per_second: u64) -> u64 {
         let window = Window::new(32 * MIB);
         let mut state = window.0.lock().unwrap();

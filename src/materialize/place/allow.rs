@@ -198,7 +198,7 @@ mod tests {
         for name in plain {
             fs::create_dir_all(dir.path().join(name)).unwrap();
         }
-        // By a link's name alone it is none either.
+        // A link's name alone does not make it one either.
         symlink(dir.path().join(".ssh"), base.join("execroot/link")).unwrap();
         fs::create_dir(dir.path().join("links")).unwrap();
         symlink(dir.path(), dir.path().join("links/execroot")).unwrap();
@@ -298,7 +298,7 @@ mod tests {
             assert!(reason(is_allowed_root(&root.join("not/execroot/yet"), &[], me)).contains("0777"));
             // Who names it vouches for it.
             is_allowed_root(&root, std::slice::from_ref(&root), me).unwrap();
-            // Nobody can take away or rename others' entries.
+            // Users cannot remove or rename each other's entries.
             mode(open, 0o1777);
             is_allowed_root(&root, &[], me).unwrap();
             mode(open, 0o755);

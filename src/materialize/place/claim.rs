@@ -6,10 +6,10 @@
 //! ever waits for somebody else's downloads: anyone who begins a build writes its version, waits for the few system
 //! calls that others are in the middle of, and is alone from then on with what is older ending as superseded. Somebody
 //! may be stuck in such a call, on a disk that stalls or because the process was stopped. That is not waited for:
-//! anyone who begins is told, and looks at its own outputs once more when the others are done.
+//! anyone who begins learns of it, and checks its own outputs once more when the others are done.
 //!
 //! The file is `.outhaul-newest.<workspace>`: a magic number, the version, a hash of the invocation's id and a
-//! checksum, 8 bytes each, and behind them who wrote it, in words. It outlives its writers, for a journal that is
+//! checksum, 8 bytes each, followed by a text that says who wrote it. It outlives its writers, for a journal that is
 //! taken up again may have older builds in it. Two daemons that follow the same build (one passes it on to the other)
 //! both go on. A file that is not there, not ours, or makes no sense says nothing: then everybody may publish, as
 //! verified and whole as ever.
@@ -54,7 +54,7 @@ const TURN: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Entry {
     version: u64,
-    /// Of the invocation; 0 is nobody's.
+    /// Of the invocation; 0 if there is none.
     build: u64,
 }
 
@@ -107,7 +107,7 @@ struct Open {
     path: PathBuf,
     /// What this process has claimed.
     own: Entry,
-    /// The same as the file has it, as long as nobody else has claimed anything.
+    /// The same as in the file, as long as no other process has claimed anything.
     own_bytes: [u8; LEN],
     /// How many threads are publishing: the first of them locks the file, the last one lets it go.
     working: Mutex<usize>,
@@ -120,7 +120,7 @@ pub struct Claim {
     /// This process, in words.
     who: String,
     open: RwLock<Option<Arc<Open>>>,
-    /// The version of another's build that the log has told of.
+    /// The version of another process's build that has been logged.
     told: AtomicU64,
 }
 
@@ -154,7 +154,7 @@ impl Claim {
         }
     }
 
-    /// The newest version that anybody has claimed; 0 if nobody has.
+    /// The newest version that any process has claimed; 0 if none has.
     pub(super) fn newest(&self) -> u64 {
         let file = patient(|| options().open(&self.path));
         file.ok()
@@ -195,7 +195,7 @@ impl Claim {
         }
     }
 
-    /// Whether nobody is in the middle of publishing any more who may not have seen the newest version.
+    /// Whether every process that may not have seen the newest version has finished publishing.
     pub(super) fn is_alone(&self) -> bool {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner).clone();
         // Our own threads have the same lock.
@@ -241,7 +241,7 @@ impl Claim {
         Ok((file, alone))
     }
 
-    /// Whether nobody has begun a newer build.
+    /// Whether no newer build has begun.
     pub(super) fn is_newest(&self, version: u64) -> bool {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let Some(open) = &*open else { return true };
@@ -289,7 +289,7 @@ impl Claim {
 impl Drop for Working {
     fn drop(&mut self) {
         let open = &self.open;
-        // Anyone who has begun a newer build meanwhile was told that it is not alone.
+        // A process that has begun a newer build meanwhile knows that it is not alone.
         if self.since.elapsed() > PATIENCE
             && let Some(there) = read(&open.file)
             && there.version > open.own.version
@@ -368,7 +368,7 @@ fn is_free(file: &File, patience: Duration) -> bool {
     }
 }
 
-/// Locks a file, if nobody else has it for longer than that. Closing it gives the lock back.
+/// Locks a file, unless another process holds it for longer than that. Closing the file releases the lock.
 fn lock(file: &File, operation: FlockOperation, patience: Duration) -> Lock {
     let began = Instant::now();
     let mut pause = Duration::from_micros(50);

@@ -78,7 +78,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// A directory, as it was found or not.
+/// A directory, whether it was found or not.
 /// Whether an output that was found at a spot is there still. If links led to it, it is noted what it leans on.
 pub(super) fn leans(
     root: &OutputRoot,

@@ -42,7 +42,7 @@ pub struct LargeFile {
     pending: Vec<u8>,
     /// Whether its space is taken already.
     is_reserved: bool,
-    /// What it was promised, where its space cannot be taken beforehand.
+    /// The space promised to it, on file systems that cannot allocate it in advance.
     promised: Option<Promised>,
 }
 

@@ -63,7 +63,7 @@ impl Placer {
         &self.root
     }
 
-    /// For asking for space. What nobody asks for is taken all the same.
+    /// For reserving space. Writes that reserve nothing take space all the same.
     pub(in crate::materialize) fn promised(&self) -> Promised {
         Promised::new(Arc::clone(&self.root))
     }

@@ -152,7 +152,7 @@ impl<'a> Site<'a> {
     }
 
     /// Publishes it where the link leads that is here, if nothing has that name: the link stays, as in Bazel's own
-    /// downloads, where the file behind it is there as well. `None` if that cannot be.
+    /// downloads, where the link's target exists as well. `None` if that cannot be.
     fn publish_behind(
         &self,
         job: &Job<'_>,

@@ -84,13 +84,13 @@ pub(super) type WithoutManifests = HashMap<String, Stamp>;
 
 /// What is known of `bazel-out`.
 pub(super) enum BuildTree {
-    /// A plain output directory: nobody cleans it behind our back.
+    /// A plain output directory: no build tool cleans it.
     Unguarded,
     /// It was there; files go into this one and no other.
     Held { inode: Inode, fd: OwnedFd },
     /// It was not there yet, and the build that has begun is going to make it, or we are.
     Fresh,
-    /// It was not there, and nobody said that there should be one.
+    /// It did not exist, and was not expected to.
     Gone,
 }
 

@@ -1,7 +1,7 @@
 //! New directories, filled out of sight and renamed whole.
 //!
 //! One rename for a whole directory costs a file three system calls and a stat, where a link of its own would make it
-//! a third more expensive; and nobody ever sees the directory half full.
+//! a third more expensive; and the directory is never visible while it is half full.
 
 use std::{
     ffi::OsStr,

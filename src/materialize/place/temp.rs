@@ -3,7 +3,7 @@
 //! One directory for all, [`NAME`], in the output base of an exec root (so outside what the build tool looks at), or
 //! in the root itself where the output base is on another device or there is none. What goes to another mount below the
 //! root has one at the top of that mount. In it every process has a directory of its own and holds a lock on it: what can
-//! be locked belongs to nobody alive, and is swept.
+//! be locked belongs to no living process, and is swept.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -233,7 +233,7 @@ pub(super) fn sweep(root: &OutputRoot) -> Result<usize, PlaceError> {
 /// How long a sweep waits for other mounts.
 const MOUNTS: Duration = Duration::from_secs(1);
 
-/// The same at the tops of other mounts below the root. One whose file system hangs holds nobody up.
+/// The same at the tops of other mounts below the root. One whose file system hangs does not delay the others.
 fn sweep_mounts(root: &OutputRoot) -> usize {
     let table = patient(|| std::fs::read("/proc/self/mountinfo")).unwrap_or_default();
     let below = mount_points(&table).filter_map(|point| {
@@ -250,7 +250,7 @@ fn sweep_mounts(root: &OutputRoot) -> usize {
             continue;
         };
         let sweeping = move || {
-            // Links on the way are none of the table's.
+            // Links on the way are not in the table.
             let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
             let top = sys::openat2(&fd, &point, ABOVE, how).ok();
             let done = sweep_in(top.into_iter().collect(), &path);

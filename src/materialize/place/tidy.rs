@@ -1,4 +1,4 @@
-//! In a directory of the user's own: removing what an earlier stage put there, and finding what nobody put there.
+//! In a user's directory: removing what an earlier stage put there, and finding extra files.
 
 use rustix::{
     fs::{self, AtFlags, FileType, Mode, OFlags},
@@ -98,7 +98,7 @@ impl Placer {
             let dir = match walk::find_dir(&self.root, &path) {
                 Ok(Some(dir)) => dir,
                 Ok(None) => continue,
-                // A file or a link in its place, which is told as that.
+                // A file or a link in its place, which is reported as that.
                 Err(e)
                     if matches!(
                         e.kind,

@@ -407,7 +407,7 @@ impl<'a> Walk<'a> {
     fn clear(&self, here: &Arc<Dir>, name: &OsStr) -> Result<(), PlaceError> {
         let error = |operation, errno| PlaceError::system_error(operation, self.asked, errno);
         let path = here.path.join(name);
-        // What lies behind a link is nobody else's to remove.
+        // What a link points to is not ours to remove.
         if !self.through.is_empty() {
             return Err(leaning::refused(&path));
         }

@@ -1,6 +1,7 @@
 //! Read-only directories, opened for writing and restored.
 //!
-//! Bazel makes the directories of tree artifacts 0555, and does so beforehand (7.x, when outputs are not downloaded).
+//! Bazel gives the directories of tree artifacts mode 0555, and creates them early (7.x, if outputs are not
+//! downloaded).
 //! Anyone who is not root must give himself the right to write there and take it back afterwards.
 
 use std::{

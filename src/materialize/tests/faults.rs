@@ -1,4 +1,4 @@
-//! What the coordinator makes of answers that are none, and bugs that others had there.
+//! How the coordinator treats invalid answers, and bugs that others had there.
 
 use std::os::unix::fs::MetadataExt as _;
 

@@ -46,7 +46,7 @@ impl Small {
                 space,
                 ..PlaceOptions::default()
             },
-            // What is refused is told as early as can be.
+            // What is refused is reported as early as possible.
             bytes_in_flight: 1 << 20,
             batch_bytes: 256 << 10,
             ..MaterializeOptions::default()
@@ -68,7 +68,7 @@ impl Small {
         found.f_bavail * found.f_frsize
     }
 
-    /// Blobs of so many bytes, as outputs `DIRECTORY/N`.
+    /// Blobs of these sizes, as outputs `DIRECTORY/N`.
     fn blobs(&self, directory: &str, count: usize, size: usize) -> Vec<(String, Digest)> {
         (0..count)
             .map(|n| {
@@ -106,7 +106,7 @@ impl Small {
         (came, reasons)
     }
 
-    /// Files that are not outputs: what may not stay behind.
+    /// Files that are not outputs: what must not be left.
     fn left_over(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut open = vec![self.f.dir.path().join(".outhaul-tmp")];

@@ -190,7 +190,7 @@ pub(in crate::record) fn whole(stack: &[Arc<Block>]) -> Arc<Block> {
 fn rewrite(span: &Span, old: &Block, changes: &mut Changes<'_>) -> Vec<Block> {
     let mut made = Made::default();
     let within = |row: &Row<'_>| span.reaches(row.directory().as_bytes(), row.name());
-    // What lies beyond was left behind by a writer that was killed, and is out of date.
+    // Anything beyond was left by a writer that was killed, and is out of date.
     let mut old = old.rows_from(0).take_while(within).peekable();
     while changes.settle() {
         let block = changes.block.clone();

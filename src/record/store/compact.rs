@@ -61,7 +61,7 @@ impl Store {
                     let to = db.open_tree(id.name()).map_err(sort)?;
                     copy_tree(&from.trees[id as usize], &to, deadline)?;
                 }
-                // At the end: without it the store is none.
+                // Last: without it this is not a store.
                 let meta = from.db.open_tree(META_TREE).map_err(sort)?;
                 copy_tree(&meta, &db.open_tree(META_TREE).map_err(sort)?, deadline)?;
                 db.flush().map(drop).map_err(sort)

@@ -85,7 +85,7 @@ fn span(tree: &Tree, key: &[u8]) -> Result<Span, StoreError> {
         .map_err(sort)?
         .map(|(key, _)| key);
     if let Some(upper) = &upper {
-        // What lies beyond was left behind by a writer that was killed, and is out of date.
+        // Anything beyond was left by a writer that was killed, and is out of date.
         rows.truncate(rows.partition_point(|(key, _)| key[..] < upper[..]));
     }
     Ok(Span {

@@ -1,4 +1,4 @@
-//! What a killed sled leaves behind and stumbles over.
+//! Files that a killed sled leaves, and that stop it from opening the store.
 //!
 //! It writes a snapshot as `snap.<number>.generating` and renames it. When it looks for the newest snapshot, it takes
 //! such a file for one (sled 0.34 leaves out another ending), finds it torn, and calls the whole store corrupted. The
@@ -12,7 +12,7 @@ const DATA: &str = "db";
 const PREFIX: &str = "snap.";
 const ENDING: &str = ".generating";
 
-/// Removes unfinished snapshots of a store that nobody has open. What cannot be removed is left for sled to tell.
+/// Removes unfinished snapshots of a store that no process has open. Sled reports those that cannot be removed.
 pub(super) fn remove(dir: &Path) {
     // Who has a store open holds its data file's lock.
     let Ok(data) = File::open(dir.join(DATA)) else {

@@ -1,4 +1,4 @@
-//! Killing a process while it writes its store anew, by running this test binary as a child that does nothing else.
+//! Killing a process while it rewrites its store, by running this test binary as a child that does nothing else.
 
 use std::{
     process::{Command, Stdio},
@@ -15,7 +15,7 @@ use crate::record::{
 const CHILD_DIR: &str = "OUTHAUL_TEST_COMPACTING_CHILD";
 const ROWS: u32 = 2000;
 
-/// The child: opens the store and writes it anew, again and again. No test unless it is run as one.
+/// The child: opens the store and rewrites it, again and again. Does nothing unless it is run as the child.
 #[test]
 fn child_that_is_killed() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else {

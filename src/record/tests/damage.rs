@@ -44,7 +44,7 @@ pub(super) fn works_anyhow(dir: &Path) -> Opening {
     for (found, (path, row)) in record.outputs(root, &paths).into_iter().zip(&wanted) {
         assert!(found.is_none_or(|found| found == *row), "{path} is garbled");
     }
-    // Damage found by these reads makes the writer start anew, and that may take the first rows with it.
+    // Damage found by these reads makes the writer start over, which may lose the first rows.
     let new = numbered(1_000_000);
     let kept = (0..20).any(|_| {
         record.put_outputs(root, vec![new.clone()]);
@@ -400,7 +400,7 @@ fn a_snapshot_that_a_killed_process_did_not_finish_costs_nothing() {
         let root = record.root("/exec", 1, 2);
         let (path, row) = numbered(0);
         assert_eq!(record.output(root, &path), Some(row));
-        // Nobody's business while somebody has it open: it may be just being written.
+        // Left alone while a process has it open: it may be being written.
         std::fs::write(&left, bytes).unwrap();
         assert!(Store::open(&dir.path().join("record"), 0).is_err());
         assert!(left.exists());

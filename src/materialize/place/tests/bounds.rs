@@ -1,4 +1,4 @@
-//! Where outputs may be, whoever made the links on the way.
+//! Where outputs may be, no matter who made the links on the way.
 
 use std::os::unix::fs::symlink;
 

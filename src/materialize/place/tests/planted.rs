@@ -74,7 +74,7 @@ fn look(outside: &Path) -> BTreeMap<PathBuf, (u32, u64, i64, i64, Vec<u8>)> {
     found
 }
 
-/// Swaps directories and files of the tree for links to the outside and back, until told to stop.
+/// Swaps directories and files of the tree for links to the outside and back, until stopped.
 fn plant(tree: &Path, base: &Path, outside: &Path, stop: &AtomicBool, random: &mut StdRng) -> u64 {
     let away = base.join("away");
     fs::create_dir_all(&away).unwrap();
@@ -140,7 +140,7 @@ fn plant(tree: &Path, base: &Path, outside: &Path, stop: &AtomicBool, random: &m
                     // Only ever a link: a directory is not removed like this.
                     let _ = fs::remove_file(&inside);
                     if fs::rename(&spare, &inside).is_err() {
-                        // It was made anew meanwhile.
+                        // It was created again in the meantime.
                         let _ = fs::rename(&spare, base.join(format!("lost-{planted}")));
                     }
                     planted += 1;
