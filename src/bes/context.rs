@@ -24,7 +24,7 @@ use crate::{
 pub struct BesOptions {
     /// How acknowledgements are delayed.
     pub hold: HoldPolicy,
-    /// How long a lost client may take to come back before the engine is told that no more events come. Bazel's
+    /// How long a lost client may take to come back before the engine learns that no more events come. Bazel's
     /// retries wait 1, 1.6, 2.6 and 4.1 seconds.
     pub reconnect_grace: Duration,
     /// How long a settled stream's task stays, so that a late reconnection needs no look into the journal.
@@ -128,7 +128,7 @@ impl Context {
         ))
     }
 
-    /// What is told of a message that did not come. One that is too large will be so again: `INVALID_ARGUMENT` keeps a
+    /// The status for a message that did not arrive. One that is too large will be so again: `INVALID_ARGUMENT` keeps a
     /// build tool from trying.
     pub(super) fn received(&self, status: Status) -> Status {
         if status.code() != Code::OutOfRange {

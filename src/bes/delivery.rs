@@ -32,7 +32,7 @@ pub(super) enum Work {
     Journaled(Place),
     /// What comes next is beyond a limit, for this reason.
     Limited(String),
-    /// No more events. The answer comes when the engine has been told.
+    /// No more events. The answer comes once the engine knows.
     Ended {
         end: StreamEnd,
         told: oneshot::Sender<()>,

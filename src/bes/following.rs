@@ -66,7 +66,7 @@ impl Following {
         };
         match receiver.changed().await {
             Ok(()) => self.now = receiver.borrow_and_update().clone(),
-            // It panicked: nobody should wait for it, and the journal stays unfinished for the next process.
+            // It panicked: nothing should wait for it, and the journal stays unfinished for the next process.
             Err(_) => {
                 self.receiver = None;
                 self.now.healthy = false;

@@ -36,7 +36,7 @@ pub(crate) fn request(data: &[u8]) {
         (theirs.sequence_number, theirs.stream_id)
     );
     assert_eq!(ours.request, data);
-    // Of several payloads the last one counts, and those that are no concern here are not told apart.
+    // Of several payloads the last one counts; those that do not matter here are not distinguished.
     match theirs.event.and_then(|event| event.event) {
         Some(Event::BazelEvent(any)) => assert_eq!(ours.bazel_event.as_deref(), Some(&any.value[..])),
         Some(Event::ComponentStreamFinished(_)) => assert_eq!(ours.kind, RecordKind::Finished),

@@ -1,4 +1,4 @@
-//! Whether and how long a client waits for its last acknowledgement, and what it is then told.
+//! Whether and how long a client waits for its last acknowledgement, and what it gets then.
 
 use std::{
     fmt,
@@ -128,7 +128,7 @@ pub(super) enum Waited<'a> {
     Unanswered,
 }
 
-/// What the client is told.
+/// What the client gets.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Release {
     /// The last acknowledgement, then OK.

@@ -38,7 +38,7 @@ pub(super) struct Intake {
     replaying: Option<Replaying>,
     delivery: mpsc::UnboundedSender<Work>,
     upstream: Option<Way>,
-    /// The upstream service does not get the rest, which was not told yet.
+    /// The upstream service does not get the rest, which has not been reported yet.
     given_up: bool,
     /// New events on their way to the journal.
     batch: Batch,
@@ -133,7 +133,7 @@ impl Intake {
         Recovered::default()
     }
 
-    /// Starts the forwarder behind what upstream has. A stream that is settled and finished needs none.
+    /// Starts the forwarder after what upstream has. A stream that is settled and finished needs none.
     async fn open_upstream(&mut self, context: &Context, recovered: &Recovered) -> Following {
         let Some(upstream) = &context.upstream else {
             return Following::nothing();
@@ -197,7 +197,7 @@ impl Intake {
         self.replaying.is_some()
     }
 
-    /// What the journal has asked for came to its end, and nobody has died of it.
+    /// The journal answered every request, and no task panicked.
     pub(super) fn replayed(&mut self) {
         self.replaying = None;
     }
@@ -266,7 +266,7 @@ impl Intake {
         self.journal.is_some()
     }
 
-    /// Whether the upstream service does not get the rest. Told once.
+    /// Whether the upstream service does not get the rest. Reported once.
     pub(super) fn has_given_up(&mut self) -> bool {
         std::mem::take(&mut self.given_up)
     }
@@ -342,7 +342,7 @@ impl Intake {
         None
     }
 
-    /// Queues the end after the events. The receiver hears when the engine has been told, or an error if the engine
+    /// Queues the end after the events. The receiver gets a message once the engine knows, or an error if the engine
     /// panicked before.
     pub(super) fn end(&self, end: StreamEnd) -> oneshot::Receiver<()> {
         if let Some(upstream) = &self.upstream {
@@ -400,8 +400,8 @@ fn first(writer: &Writer, recovered: &Recovered) -> Option<blake3::Hash> {
 }
 
 impl Way {
-    /// Queues what is new. Without room in memory the journal has it, which nobody waits for; without a journal, the
-    /// build waits for room as it would for an event service that is slow. `false` if there is none for too long.
+    /// Queues what is new. If memory is full, the journal has it, without waiting; without a journal, the
+    /// build waits for room as it would for a slow event service. `false` if that takes too long.
     async fn flush(&mut self, place: Option<&Place>) -> bool {
         if self.fresh.is_empty() {
             return true;

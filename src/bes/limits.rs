@@ -1,6 +1,6 @@
 //! How much clients of the event service may ask of it.
 
-/// The limits of the event service. A client that passes one is told so, and nobody else notices.
+/// The limits of the event service. A client that exceeds one gets an error, and no other client notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BesLimits {
     /// Bytes of one request. Events can be far larger than gRPC's default of 4 MiB: sets of 5,000 files, chunks of

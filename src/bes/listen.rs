@@ -36,7 +36,7 @@ pub enum ListenError {
     /// The text is neither form of an address.
     #[error("{0:?} is not an address to listen on: expected IP:PORT or unix:PATH")]
     Form(String),
-    /// Somebody answers on the socket.
+    /// Another process answers on the socket.
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
     /// There is a file that is no socket.
@@ -105,7 +105,7 @@ enum Socket {
     Unix(UnixListener, Option<SocketFile>),
 }
 
-/// A socket's file, removed with it unless somebody has replaced it.
+/// A socket's file, removed with it unless another process has replaced it.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
@@ -203,7 +203,7 @@ impl BesListener {
     }
 }
 
-/// Whether the path may be taken: nothing is there, or a socket on which nobody answers.
+/// Whether the path may be taken: nothing is there, or a socket on which no process answers.
 fn refuse_unless_stale(path: &Path) -> Result<(), Result<ListenError, io::Error>> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -222,7 +222,7 @@ fn refuse_unless_stale(path: &Path) -> Result<(), Result<ListenError, io::Error>
         {
             Ok(())
         }
-        // Also when it may not be asked, or its queue is full: then somebody is there.
+        // Also if connecting is not permitted, or its queue is full: then a process listens.
         _ => Err(Ok(ListenError::InUse(path.to_owned()))),
     }
 }
@@ -237,7 +237,7 @@ fn is_exposed(path: &Path) -> bool {
     fs::metadata(directory).is_ok_and(|m| m.mode() & 0o1002 == 0o002)
 }
 
-/// Makes the socket in a private directory and moves it, so that nobody can connect before its mode is set, and a
+/// Makes the socket in a private directory and moves it, so that no one can connect before its mode is set, and a
 /// stale file is replaced in one step.
 fn bind_private(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     static BINDS: AtomicU64 = AtomicU64::new(0);

@@ -1,6 +1,6 @@
 //! Requests as the bytes that came.
 //!
-//! What is journaled and forwarded has to be what the build tool sent, byte for byte, with fields that nobody here
+//! What is journaled and forwarded has to be what the build tool sent, byte for byte, with fields that no code here
 //! knows. So the service takes bytes, and `Received` and `Call` read from them without copying.
 
 use std::marker::PhantomData;

@@ -81,7 +81,7 @@ impl Reader {
             headers,
         };
         tracing::debug!(stream = %key, connection = self.id, from = event.sequence, "stream opened");
-        // A stream's task ends only when nobody has a way to it, or at shutdown: its answers are on `acks` then.
+        // A stream's task ends only when there is no handle to it, or at shutdown: its answers are on `acks` then.
         if stream.send(Command::Attach(connection)).await.is_err() {
             return fail(&acks, shutting_down());
         }

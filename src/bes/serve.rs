@@ -91,7 +91,7 @@ fn limited(server: Server, limits: BesLimits) -> Server {
         .http2_max_header_list_size(limits.headers)
 }
 
-/// Serves whom the listeners' doors let in until `shutdown`, then lets every client go ([`BesService::close`]) and
+/// Serves the clients that the listeners accept until `shutdown`, then lets every client go ([`BesService::close`]) and
 /// returns. Unix sockets' files are removed.
 ///
 /// # Errors

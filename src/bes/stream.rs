@@ -1,7 +1,7 @@
 //! One stream: its numbers, its acknowledgements and its hold, all owned by one task.
 //!
 //! Events go through in this order: journal, queues of the engine and of the upstream service, acknowledgement. What
-//! came in while a write was busy is written together. The engine is told and asked through other tasks, so that
+//! came in while a write was busy is written together. The engine is called from other tasks, so that
 //! neither a slow nor a broken engine delays an acknowledgement beyond the hold's deadline. Only the last
 //! acknowledgement is ever held: until the engine is done and, while the upstream service takes what it is sent, until
 //! it has acknowledged everything.
@@ -34,9 +34,9 @@ use crate::{
 
 /// Where a stream is in its life.
 enum Phase {
-    /// Events may come. While nobody is connected, `give_up` says until when somebody may come back.
+    /// Events may come. While no client is connected, `give_up` says until when one may come back.
     Open { give_up: Instant, why: String },
-    /// The engine was told that no more events come. With `finish`, it was the event of that number that said so;
+    /// The engine knows that no more events come. With `finish`, it was the event of that number that said so;
     /// else the client went away, and a new event re-opens the stream.
     Settling {
         finish: Option<i64>,
@@ -110,7 +110,7 @@ enum Wake {
     Shutdown,
 }
 
-/// The way to a stream's task, which is started if there is none.
+/// The handle to a stream's task, which is started if it does not run.
 pub(super) fn task(key: &StreamKey, context: &Arc<Context>) -> mpsc::Sender<Command> {
     context.streams.sender(key, |commands, place| {
         let stream = Stream::run(key.clone(), Arc::clone(context), commands, place);
@@ -318,7 +318,7 @@ impl Stream {
         first.is_some_and(|first| first != blake3::hash(request))
     }
 
-    /// The build tool has begun again under the same ids: nobody comes back to this stream.
+    /// The build tool has begun again under the same ids: no client comes back to this stream.
     fn make_way(&mut self) {
         tracing::info!(stream = %self.key, attempt = self.key.attempt + 2, "the build tool started the stream \
                                                                             again with the same ids");
@@ -628,7 +628,7 @@ impl Stream {
             }
             Phase::Settling { .. } => false,
             Phase::Settled { forget, .. } => {
-                // In case that somebody is just about to attach.
+                // In case a client is just about to attach.
                 *forget = after(self.context.linger());
                 true
             }

@@ -39,7 +39,7 @@ impl Drop for Place {
 }
 
 impl Streams {
-    /// The way to a stream's task; `start` is called if there is none.
+    /// The handle to a stream's task; `start` is called if it does not run.
     pub(super) fn sender(
         &self,
         key: &StreamKey,
@@ -88,13 +88,13 @@ impl Streams {
         }
     }
 
-    /// Whether there are so many that settled ones are dropped without lingering.
+    /// Whether there are too many streams for settled ones to linger.
     pub(super) fn is_crowded(&self, most: usize) -> bool {
         self.len() > most / 2
     }
 
-    /// Forgets a stream, unless somebody holds or has used a way to it: senders are only made under this lock, so a
-    /// task that is told `true` cannot miss a command.
+    /// Forgets a stream, unless there is another handle to it: handles are only made under this lock, so a
+    /// task that gets `true` cannot miss a command.
     pub(super) fn retire(&self, key: &StreamKey, commands: &mpsc::Receiver<Command>) -> bool {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = commands.sender_strong_count() == 1 && commands.is_empty();

@@ -14,7 +14,7 @@ const QUIET: Duration = Duration::from_secs(5);
 pub(super) struct Work {
     pub(super) rooms: Rooms,
     pub(super) events: BesService,
-    /// Notifications, if somebody is told of builds.
+    /// Notifications, if there are receivers.
     pub(super) notifications: Option<Backlog>,
 }
 
@@ -28,7 +28,7 @@ impl Work {
 }
 
 /// Gives memory back whenever nothing has happened for a few seconds, and cancels the token once nothing has for `timeout`,
-/// if there is one: no event came, nobody waits for an answer, nothing is on its way to the disk, to the upstream service
+/// if there is one: no event came, no caller waits for an answer, nothing is on its way to the disk, the upstream service
 /// or to those who are notified.
 pub(super) async fn watch(work: &Work, timeout: Option<Duration>, stop: &CancellationToken) {
     let look = timeout.map_or(QUIET, |timeout| {

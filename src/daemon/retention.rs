@@ -38,7 +38,7 @@ pub struct Plan {
 }
 
 impl Retention {
-    /// Plans what to forget. An invocation stays as long as its journal does: somebody may have staged from it lately.
+    /// Plans what to forget. An invocation stays as long as its journal does: a user may have staged from it lately.
     /// Blocks on the file system.
     ///
     /// # Errors

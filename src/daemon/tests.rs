@@ -204,7 +204,7 @@ async fn reached(progress: &mut watch::Receiver<Progress>, through: i64) -> Prog
         .clone()
 }
 
-/// Everything that a listener is told until the end.
+/// Everything that a listener gets until the end.
 async fn heard(mut changes: Watch) -> Vec<Change> {
     let mut heard = Vec::new();
     while let Some(change) = timeout(PATIENCE, changes.recv()).await.expect("in time") {
@@ -476,7 +476,7 @@ async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
     f.finish().await;
     f.cache.faults().clear();
     f.cache.faults().sever_connections();
-    // Nobody takes anything meanwhile.
+    // No client takes anything meanwhile.
     timeout(PATIENCE, f.rooms.engine.settled(&f.key))
         .await
         .expect("in time");
@@ -555,7 +555,7 @@ async fn a_build_is_done_only_when_it_is_on_record_for_good() {
     let engine = &f.rooms.engine;
     timeout(PATIENCE, engine.settled(&f.key)).await.expect("in time");
     timeout(PATIENCE, engine.done(&f.key)).await.expect("in time");
-    // What a process that is killed now would leave behind: the journal is let go of from here on.
+    // What a process that is killed now would leave: the journal is released from here on.
     let left = f.dir.path().join("left");
     copy_dir(&f.dir.path().join("state/record"), &left.join("record"));
     let (record, opening) = Record::open(&left).unwrap();
@@ -813,7 +813,7 @@ async fn whoever_follows_slowly_hears_of_each_target_in_order_and_keeps_a_page_o
     }
     assert_eq!(told.len(), many);
     for (label, mut states) in told {
-        // It is told once more by the record, where the task has given back its targets meanwhile.
+        // The record has it once more, if the task has released its targets meanwhile.
         states.dedup();
         let is_right = matches!(
             states[..],

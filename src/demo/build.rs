@@ -89,7 +89,7 @@ fn group(name: &str, sets: &[usize], incomplete: bool) -> OutputGroup {
     }
 }
 
-/// `files` are those of the groups' sets once more: Bazel 7 still fills the deprecated field unless told not to.
+/// `files` are those of the groups' sets once more: Bazel 7 still fills the deprecated field by default.
 fn succeeded(groups: Vec<OutputGroup>, files: &[&[File]], directories: Vec<File>) -> TargetComplete {
     TargetComplete {
         success: true,

@@ -51,7 +51,7 @@ pub enum PlayError {
     /// No address of a server.
     #[error("{0:?} is no endpoint; write grpc://HOST:PORT or unix:/PATH")]
     Endpoint(String),
-    /// Nobody answers there.
+    /// No server answers there.
     #[error("connecting to {endpoint}: {source}")]
     Connect {
         /// The endpoint as given.
@@ -301,7 +301,7 @@ mod tests {
     #[derive(Clone)]
     struct Acknowledging {
         acknowledge: fn(i64) -> Option<i64>,
-        /// Closes the stream after so many.
+        /// Closes the stream after that many.
         limit: usize,
         seen: Arc<Mutex<Vec<OrderedBuildEvent>>>,
     }

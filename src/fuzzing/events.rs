@@ -71,7 +71,7 @@ fn look_at(event: &Event) {
     }
 }
 
-/// A file of events, binary or JSON: it ends, and every event lies where it says, behind the one before.
+/// A file of events, binary or JSON: it ends, and every event lies where it says, after the one before.
 pub fn event_file(data: &[u8]) {
     let (_file, path) = file_of(data);
     wait_for(async {

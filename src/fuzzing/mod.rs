@@ -1,7 +1,7 @@
-//! What the fuzz targets run: one function for each decoder of bytes that somebody else wrote.
+//! What the fuzz targets run: one function for each decoder of bytes from outside.
 //!
 //! Each takes any bytes at all, must return, and checks what can be checked of the answer: that it is the one of a
-//! plainer decoder, that it reads back, that nothing is made up. Decoders that are nobody's business outside of their
+//! plainer decoder, that it reads back, that nothing is made up. Decoders that are private to their
 //! room have theirs there. `fuzz/` makes a program of them; the tests here run them over the inputs that are kept in
 //! `fuzz/seeds`, and over damaged copies of these, so that what was found once stays found without a fuzzer.
 
@@ -116,7 +116,7 @@ pub(crate) fn wait_for<T>(future: impl Future<Output = T>) -> T {
     RUNTIME.block_on(future)
 }
 
-/// Takes the first byte, which decides about the rest; 0 if there is none.
+/// Takes the first byte, which decides about the rest; 0 if the input is empty.
 pub(crate) fn first(data: &[u8]) -> (u8, &[u8]) {
     data.split_first()
         .map_or((0, data), |(first, rest)| (*first, rest))

@@ -45,7 +45,7 @@ fn kept_inputs_do_no_harm() {
     }
 }
 
-/// One damage of those that files and networks do, or somebody who knows the format.
+/// One kind of damage, as by files, networks, or an attacker who knows the format.
 fn damage(data: &mut Vec<u8>, other: &[u8], random: &mut StdRng) {
     let at = random.random_range(0..=data.len());
     let end = random.random_range(at..=data.len().min(at + 64));

@@ -1,4 +1,4 @@
-//! What is told, as JSON. The fields are documented in `docs/notifications.md`, and are only ever added to.
+//! Notifications, as JSON. The fields are documented in `docs/notifications.md`, and are only ever added to.
 
 use std::{collections::HashMap, fmt, str::FromStr};
 

@@ -234,7 +234,7 @@ mod tests {
     async fn gone(pids: &Path) {
         let pid = std::fs::read_to_string(pids).unwrap();
         let stat = format!("/proc/{}/stat", pid.trim());
-        // Nobody may be there to reap it.
+        // There may be no parent to reap it.
         until(|| std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))).await;
     }
 

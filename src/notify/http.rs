@@ -31,7 +31,7 @@ pub(super) struct Poster {
 
 impl Poster {
     /// # Errors
-    /// When the URL needs the system's certificate authorities, and there are none.
+    /// When the URL needs the system's certificate authorities, and none are found.
     pub(super) fn new(url: NotifyUrl, secret: Option<Secret>) -> io::Result<Self> {
         let client = client_for(url.is_https())?;
         Ok(Self::with_client(url, secret, client))

@@ -30,7 +30,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Losses between two lines about them in the log.
 const LINE_EVERY: u64 = 1000;
 
-/// Who is told of what.
+/// Receivers, and what each of them gets.
 #[derive(Debug, Clone, Default)]
 pub struct NotifyOptions {
     /// Where documents are posted.
@@ -44,7 +44,7 @@ pub struct NotifyOptions {
 }
 
 impl NotifyOptions {
-    /// Whether anybody is to be told anything.
+    /// Whether there is any receiver.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.urls.is_empty() && self.hook.is_none()
@@ -147,7 +147,7 @@ impl Notifier {
         self.backlog.clone()
     }
 
-    /// Takes in what was told until now, and gives the receivers a few seconds for what they have not got yet.
+    /// Processes the changes until now, and gives the receivers a few seconds for what they have not got yet.
     pub async fn close(self) {
         self.stop.cancel();
         if self.listening.await.is_err_and(|e| e.is_panic()) {
@@ -186,7 +186,7 @@ impl Listener {
                 () = stop.cancelled() => break,
             }
         }
-        // What was told before the end is still taken in.
+        // Changes from before the end are still processed.
         while let Ok(told) = changes.try_recv() {
             self.tell(told);
         }

@@ -36,7 +36,7 @@ impl Printed {
         Ok((printed, writer))
     }
 
-    /// Reads until nobody can print any more.
+    /// Reads until no process can print any more.
     pub(super) async fn read(&mut self) {
         while self.pipe.readable().await.is_ok() && self.take() {}
     }
@@ -76,7 +76,7 @@ impl Printed {
         }
     }
 
-    /// The command has ended. What it has left running may go on printing for a while, and nobody reads that.
+    /// The command has ended. Processes that it left running may go on printing for a while, which is not read.
     pub(super) fn end(mut self, rest: Duration) {
         // As much as a pipe holds, and no more: others may fill it without end.
         for _ in 0..64 {

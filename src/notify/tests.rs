@@ -67,13 +67,13 @@ impl Got {
 /// Status codes, with `Retry-After` where there is one.
 type Answers = VecDeque<(u16, Option<&'static str>)>;
 
-/// An HTTP server that answers as it is told to, then with 200.
+/// An HTTP server that gives the test's answers, then 200.
 #[derive(Clone)]
 struct Receiver {
     address: std::net::SocketAddr,
     answers: Arc<Mutex<Answers>>,
     got: watch::Sender<Vec<Got>>,
-    /// While false, nobody is answered.
+    /// While false, no request is answered.
     open: watch::Sender<bool>,
 }
 
@@ -97,7 +97,7 @@ impl Receiver {
             .unwrap()
     }
 
-    /// Waits for so many documents and gives them.
+    /// Waits for this many documents and returns them.
     async fn got(&self, count: usize) -> Vec<Got> {
         let mut got = self.got.subscribe();
         let waited = timeout(PATIENCE, got.wait_for(|got| got.len() >= count)).await;
@@ -278,7 +278,7 @@ async fn what_may_pass_is_tried_again_with_the_same_delivery_id_and_before_what_
 
 #[tokio::test]
 async fn a_receiver_that_comes_up_late_gets_everything() {
-    // A port on which nobody listens.
+    // A port on which no process listens.
     let address = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()
@@ -380,7 +380,7 @@ async fn a_receiver_that_hangs_delays_no_other_and_loses_its_oldest() {
         hasty(),
     );
     world.target("//0");
-    // The first is under way; of those behind it there is room for three.
+    // The first is under way; there is room for three of the next.
     hanging.got(1).await;
     for number in 1..=5 {
         world.target(&format!("//{number}"));
@@ -394,7 +394,7 @@ async fn a_receiver_that_hangs_delays_no_other_and_loses_its_oldest() {
     counted(&metrics, "url", "sent", 10);
 }
 
-/// On one thread: the notifier gets no turn before everything is told.
+/// On one thread: the notifier does not run before all changes are sent.
 #[tokio::test]
 async fn a_burst_within_the_bound_is_delivered_whole() {
     let receiver = Receiver::start(&[]).await;
@@ -480,7 +480,7 @@ async fn the_log_names_the_receiver_and_none_of_its_secrets() {
     let world = World::new(to(&receiver));
     world.target("//a");
     receiver.got(2).await;
-    // Nobody listens there.
+    // No process listens there.
     let gone = World::with(
         NotifyOptions {
             urls: vec!["http://user:hush@127.0.0.1:1/hush?hush".parse().unwrap()],

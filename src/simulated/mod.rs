@@ -1,4 +1,4 @@
-//! A simulated network for tests: hosts, links that fail by a schedule, and a clock that nobody waits for.
+//! A simulated network for tests: hosts, links that fail by a schedule, and a clock without real waiting.
 //!
 //! A test builds hosts with the real client and server code on turmoil's connections, takes a [`Schedule`] of faults from
 //! a seed, and lets simulated minutes pass in milliseconds. What the network does follows from the seed alone, and so
@@ -7,7 +7,7 @@
 //! at one moment may differ from run to run where the journal's threads take part.
 //!
 //! * `OUTHAUL_SIM_SEED=N` runs that schedule only.
-//! * `OUTHAUL_SIM_CASES=N` runs so many, `OUTHAUL_SIM_FIRST=N` begins elsewhere than at 0.
+//! * `OUTHAUL_SIM_CASES=N` runs that many, `OUTHAUL_SIM_FIRST=N` begins at N instead of 0.
 
 pub(crate) mod net;
 pub(crate) mod schedule;
@@ -22,7 +22,7 @@ use std::{
 pub(crate) use crate::chance::Chance;
 pub(crate) use schedule::Schedule;
 
-/// Failed schedules that are told of before a test gives up.
+/// Failed schedules that are printed before a test gives up.
 const TOLD: usize = 5;
 
 /// What a schedule, or many, came to.

@@ -1,4 +1,4 @@
-//! An upstream event service that does as it is told, and a client that sends bytes as they are.
+//! An upstream event service that is controlled by the test, and a client that sends bytes as they are.
 
 use std::{
     net::SocketAddr,

@@ -43,7 +43,7 @@ fn field(tag: u64, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A request with fields that nobody knows on every level, before and behind the known ones, and a known one that is
+/// A request with unknown fields on every level, before and after the known ones, and a known one that is
 /// split in two: decoding and encoding it again would change it.
 fn strange(sequence: i64, content: &[u8]) -> Bytes {
     let unknown = |n: u8| field(900 + u64::from(n), &[n; 3]);

@@ -54,7 +54,7 @@ pub(in crate::bes) enum Seen {
     Held(String, bool),
 }
 
-/// An engine that notes what it is told and settles when it is let.
+/// An engine that notes its calls and settles when the test allows it.
 pub(in crate::bes) struct Engine {
     seen: Mutex<Vec<Seen>>,
     changed: watch::Sender<()>,
@@ -303,7 +303,7 @@ impl Daemon {
         Self::with(engine, options, Some(journal), &address, upstream).await
     }
 
-    /// With an upstream service behind it.
+    /// With an upstream service.
     pub(in crate::bes) async fn forwarding(
         options: BesOptions,
         journal: Option<&std::path::Path>,
@@ -446,7 +446,7 @@ impl Upload {
         self.sender.as_ref().unwrap().send(request).unwrap();
     }
 
-    /// The last event, and the half-close behind it.
+    /// The last event, and the half-close after it.
     pub(in crate::bes) fn finish(&mut self, sequence: i64) {
         let event = build_event::Event::ComponentStreamFinished(BuildComponentStreamFinished { r#type: 1 });
         self.raw(request(&self.invocation, sequence, event));

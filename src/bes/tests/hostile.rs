@@ -1,4 +1,4 @@
-//! Clients that mean harm, or are badly broken: they are told so, and nobody else notices.
+//! Clients that are malicious or badly broken: they get an error, and no other client notices.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -268,7 +268,7 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-/// What a stream is told at random; returns what it was sent.
+/// Sends random messages to a stream; returns what was sent.
 async fn torment(daemon: &Daemon, name: &str, random: &mut StdRng) {
     let mut sent = BTreeSet::new();
     let mut uploads = Vec::new();
@@ -309,7 +309,7 @@ async fn torment(daemon: &Daemon, name: &str, random: &mut StdRng) {
             }
         }
         match random.random_range(0..4) {
-            // A number that is none, an end without an end, a client that goes without a word, or one that stays.
+            // An invalid number, an end without a half-close, a client that disappears, or one that stays.
             0 => upload.send(0, "x"),
             1 => upload.half_close(),
             2 => continue,
@@ -317,7 +317,7 @@ async fn torment(daemon: &Daemon, name: &str, random: &mut StdRng) {
         }
         uploads.push(upload);
     }
-    // Whoever is still there is acknowledged what was sent and nothing else, and is told how it ended.
+    // A client that is still connected gets an acknowledgement for what it sent and nothing else, and then a status.
     for mut upload in uploads {
         upload.half_close();
         loop {

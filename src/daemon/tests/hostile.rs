@@ -397,7 +397,7 @@ async fn links_of_builds_lead_no_output_to_sources_or_to_our_own_files() {
         assert_eq!(fs::read_to_string(base.join(path)).unwrap(), "precious");
     }
     assert_eq!(elsewhere(&base), before);
-    // Nobody has made a later build an old one.
+    // No event made a later build an old one.
     let settled = build(&mut f, "honest", vec![evil("bazel-out/honest")]).await;
     assert_eq!(settled.failed, 0, "{settled:?}");
 }

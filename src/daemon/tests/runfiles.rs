@@ -137,7 +137,7 @@ async fn files_trees_and_links_come_by_the_action_cache_and_only_what_is_absent(
     w.manifest += "_main/src /home/u/src\n_main/nothing \n";
     w.cached("data", "data");
     w.cached_tree("tree", &[("a", "tree a"), ("sub/b c", "tree b")]);
-    // Made beforehand by Bazel: trees, and links to what is not there.
+    // Created by Bazel before: trees, and links to nothing.
     fs::create_dir(w.at("tree")).unwrap();
     fs::create_dir(w.at("empty")).unwrap();
     w.cached("link", "behind the link");
@@ -148,7 +148,7 @@ async fn files_trees_and_links_come_by_the_action_cache_and_only_what_is_absent(
     w.cached("here", "older");
     fs::write(w.at("here"), "newer").unwrap();
     std::os::unix::fs::symlink("/etc/hostname", w.at("source")).unwrap();
-    // Another action's, which nobody needs.
+    // Another action's, which is not needed.
     w.cached("unneeded", "unneeded");
     w.write_action_cache(16);
     let settlement = w.build(&[], 0).await;
@@ -385,7 +385,7 @@ async fn a_program_in_a_group_of_files_comes_without_its_runfiles() {
             let settled = w.f.rooms.engine.settled(&w.f.key);
             timeout(PATIENCE, settled).await.expect("in time")
         };
-        // Whose the manifest is, is not sure: what is missing is told of, and fails nothing.
+        // It is not certain whose manifest this is: what is missing is reported, and fails nothing.
         assert_eq!(settlement.failed, 0, "{settlement:?}");
         assert_eq!(settlement.messages.is_empty(), !is_asked, "{settlement:?}");
         assert_eq!(w.text("data").as_deref(), brought);
@@ -476,7 +476,7 @@ async fn random_runfiles_are_right_or_counted() {
             assert_eq!(w.text(name).as_ref(), Some(text));
         }
         if is_damaged {
-            // A name may have become another one; but then it is of the same bytes, and what is missing is told of.
+            // A name may have become another one; but then it has the same bytes, and what is missing is reported.
             assert!(missing == 0 || settlement.failed > 0, "{settlement:?}");
         } else {
             assert_eq!((settlement.failed, missing), (must_fail, 0), "{settlement:?}");

@@ -19,7 +19,7 @@ use crate::{
 /// More than goes into a batch.
 const LARGE: usize = (1 << 20) + 1;
 
-/// A tree of somebody else's.
+/// A tree of another process.
 struct Tree(tempfile::TempDir);
 
 impl Tree {
@@ -110,7 +110,7 @@ async fn an_output_service_has_outputs_by_their_size_and_nothing_is_written_or_f
         let tree = Tree::new();
         let mut f = begun(&tree, Policy::default()).await;
         let there = f.cache.store().put("bytes");
-        // Nobody reads it, as a lazy file system would fetch it.
+        // It is not read, as a lazy file system would fetch it.
         tree.write("there", "BYTES");
         tree.write("longer", "bytes and more");
         symlink("there", tree.0.path().join("k8/bin/by-link")).unwrap();
@@ -155,7 +155,7 @@ async fn an_output_service_has_outputs_by_their_size_and_nothing_is_written_or_f
         );
         assert_eq!(asked(&f.cache.stats()), (0, 0));
         assert_eq!(tree.state(), before);
-        // Nobody vouches for bytes that were not read, and leases go on for them.
+        // Bytes that were not read are not known to be right, and leases go on for them.
         let path = ExecPath::new("bazel-out/k8/bin/there").unwrap();
         let recorded = f.rooms.record.output(row.root.unwrap(), &path).unwrap();
         assert_eq!((recorded.state, recorded.stamp), (OutputState::Known, None));

@@ -26,7 +26,7 @@ use crate::{
 pub(super) enum Manner {
     /// With its last acknowledgement.
     Stays,
-    /// It cancels the stream behind this event.
+    /// It cancels the stream after this event.
     Cancels(i64),
 }
 

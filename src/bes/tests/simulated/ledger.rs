@@ -69,7 +69,7 @@ pub(super) struct Ledger {
     fates: Mutex<BTreeMap<String, Fate>>,
 }
 
-/// A stream of so many events and its end.
+/// A stream of this many events and its end.
 pub(super) fn requests(chance: &mut Chance, name: &str, events: i64) -> Vec<Bytes> {
     let mut requests: Vec<Bytes> = Vec::new();
     for n in 1..=events {
@@ -81,7 +81,7 @@ pub(super) fn requests(chance: &mut Chance, name: &str, events: i64) -> Vec<Byte
             value,
         });
         let mut request = request(name, n, event).encode_to_vec();
-        // A field that nobody knows stays.
+        // An unknown field stays.
         encode_key(777, WireType::LengthDelimited, &mut request);
         encode_varint(3, &mut request);
         request.extend(b"new");
@@ -191,7 +191,7 @@ impl Ledger {
         })
     }
 
-    /// Streams that nobody will ever settle.
+    /// Streams that will never be settled.
     pub(super) fn endless(&self) -> usize {
         let endless = self.plans.iter().filter(|(_, plan)| plan.settles.is_none());
         endless.filter(|(name, _)| self.journaled(name) > 0).count()

@@ -70,7 +70,7 @@ impl Setting {
             let count = chance.pick(&[1, 5, 30, 150]);
             let count = chance.between(1, count);
             let settles = match chance.below(10) {
-                // Nobody knows when; what waits for it has a deadline.
+                // It is unknown when; what waits for it has a deadline.
                 0 if options.hold.timeout < Duration::from_secs(60) => None,
                 _ => Some(chance.time(Duration::from_secs(20))),
             };
