@@ -223,9 +223,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// One output's end.
-    pub fn blob(&self, source: &'static str, outcome: &'static str) {
-        self.blobs.get_or_create(&BlobLabels { source, outcome }).inc();
+    /// Outputs that ended alike.
+    pub fn blobs(&self, source: &'static str, outcome: &'static str, count: u64) {
+        self.blobs
+            .get_or_create(&BlobLabels { source, outcome })
+            .inc_by(count);
     }
 
     /// One fault.
@@ -307,7 +309,7 @@ mod tests {
     #[test]
     fn counts_show_up_in_the_text() {
         let metrics = Metrics::default();
-        metrics.blob("batch", "downloaded");
+        metrics.blobs("batch", "downloaded", 1);
         metrics.invocation(None, "running");
         metrics.invocation(Some("running"), "settled");
         metrics.held(Duration::from_millis(3));

@@ -86,7 +86,7 @@ impl Decoder {
     /// # Errors
     /// As [`json::decode_json`].
     pub fn decode_json(&mut self, line: &[u8]) -> Result<Framed, BepError> {
-        Ok(self.learn(json::decode_json_with(line, self.function)?))
+        Ok(self.learn(json::decode_json(line, self.function)?))
     }
 
     fn learn(&mut self, framed: Framed) -> Framed {

@@ -21,19 +21,11 @@ use crate::{
     },
 };
 
-/// Reads one line.
-///
-/// # Errors
-/// When it is no JSON object, or a field that is read has another type.
-pub fn decode_json(line: &str) -> Result<Framed, BepError> {
-    decode_json_with(line.as_bytes(), None)
-}
-
 /// Reads one line of a build whose digest function is known: see [`Decoder`](super::Decoder).
 ///
 /// # Errors
-/// As [`decode_json`], and when the line is not UTF-8.
-pub fn decode_json_with(line: &[u8], default_function: Option<DigestFunction>) -> Result<Framed, BepError> {
+/// When it is no JSON object, a field that is read has another type, or the line is not UTF-8.
+pub fn decode_json(line: &[u8], default_function: Option<DigestFunction>) -> Result<Framed, BepError> {
     // Derived structs would also be read from an array of their fields.
     if line.trim_ascii_start().first().is_some_and(|&b| b != b'{') {
         return Err(BepError::Json(de::Error::custom("expected a JSON object")));

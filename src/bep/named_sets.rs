@@ -30,14 +30,6 @@ pub const MISSING_NAMED: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SetIndex(usize);
 
-impl SetIndex {
-    /// The number.
-    #[must_use]
-    pub const fn get(self) -> usize {
-        self.0
-    }
-}
-
 /// Stands for somebody who waits for sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(u64);

@@ -124,12 +124,6 @@ impl EventFile {
         self
     }
 
-    /// The file's path, as it was opened.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The file's format, once its first bytes have been read.
     #[must_use]
     pub const fn format(&self) -> Option<Format> {

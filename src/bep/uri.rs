@@ -1,18 +1,16 @@
-//! Names of blobs: `bytestream://` URIs, the resource names in them, and `file://` URIs.
+//! Names of blobs: `bytestream://` URIs, and the resource names in them.
 //!
 //! The forms are those of the Remote Execution API (comments on `ContentAddressableStorage`) and of Bazel's
 //! `ByteStreamBuildEventArtifactUploader`. Instance names have any number of segments, and one of these may be
 //! `blobs` too: names are read from the right.
 
-use std::{ffi::OsString, fmt, os::unix::ffi::OsStringExt as _, path::PathBuf, str::FromStr};
-
-use percent_encoding::percent_decode_str;
+use std::{fmt, str::FromStr};
 
 use crate::digest::{Digest, DigestError, DigestFunction};
 
 const SCHEME: &str = "bytestream://";
 
-/// Why a text does not name a blob or a file.
+/// Why a text does not name a blob.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UriError {
@@ -37,14 +35,6 @@ pub enum UriError {
         name: String,
         /// What is wrong with the digest.
         source: DigestError,
-    },
-    /// Not the URI of a file on this machine.
-    #[error("{uri:?} is not the URI of a local file: {reason}")]
-    File {
-        /// The URI.
-        uri: String,
-        /// What is wrong with it.
-        reason: &'static str,
     },
 }
 
@@ -206,38 +196,6 @@ impl fmt::Display for BytestreamUri {
     }
 }
 
-/// The path that a `file:` URI of this machine names, percent-decoded. Paths are bytes: they need not be UTF-8.
-///
-/// # Errors
-/// When the scheme or host is another, the path is not absolute, an escape is broken, or it holds a NUL.
-pub fn file_path(uri: &str) -> Result<PathBuf, UriError> {
-    let error = |reason| UriError::File {
-        uri: uri.to_owned(),
-        reason,
-    };
-    let rest = uri
-        .strip_prefix("file:")
-        .ok_or_else(|| error("unexpected scheme"))?;
-    // `file:///p`, `file://localhost/p`, and `file:/p`, which is how Java prints them.
-    let path = match rest.strip_prefix("//") {
-        Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),
-        None => rest,
-    };
-    if !path.starts_with('/') {
-        return Err(error("it has a host, or its path is not absolute"));
-    }
-    // The decoder leaves broken escapes as they are.
-    let is_whole = |rest: &[u8]| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
-    if !path.split('%').skip(1).all(|rest| is_whole(rest.as_bytes())) {
-        return Err(error("a percent sign is not followed by two hex digits"));
-    }
-    let bytes: Vec<u8> = percent_decode_str(path).collect();
-    if bytes.contains(&0) {
-        return Err(error("it contains a NUL byte"));
-    }
-    Ok(PathBuf::from(OsString::from_vec(bytes)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,30 +294,6 @@ mod tests {
         );
     }
 
-    #[test]
-    fn file_uris_are_decoded_to_bytes() {
-        for (uri, path) in [
-            ("file:///a/b%20c", &b"/a/b c"[..]),
-            ("file:/a", b"/a"),
-            ("file://localhost/a%25", b"/a%"),
-            ("file:///%ff%C3%A9", b"/\xff\xc3\xa9"),
-        ] {
-            let decoded = file_path(uri).expect(uri).into_os_string().into_vec();
-            assert_eq!(decoded, path, "{uri}");
-        }
-        for uri in [
-            "file://host/a",
-            "file:a",
-            "http:///a",
-            "file:///a%2",
-            "file:///a%zz",
-            "file:///a%00",
-            "file:///%+1",
-        ] {
-            assert!(file_path(uri).is_err(), "{uri}");
-        }
-    }
-
     fn digests() -> impl Strategy<Value = Digest> {
         (0..DigestFunction::ALL.len(), any::<[u8; 64]>(), any::<u64>()).prop_map(|(function, bytes, size)| {
             let function = DigestFunction::ALL[function];
@@ -385,7 +319,6 @@ mod tests {
         fn any_text_is_parsed_without_a_panic(text in "(bytestream://)?([a-f0-9/%é]|blobs|blake3|compressed-blobs|zstd){0,24}") {
             let _ = text.parse::<BytestreamUri>();
             let _ = text.parse::<ResourceName>();
-            let _ = file_path(&format!("file:///{text}"));
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
         EventFile,
         decode::{decode_with, from_proto},
         event::{Content, Event, File},
-        json::decode_json_with,
+        json::decode_json,
     },
     digest::DigestFunction,
     invocation::{
@@ -45,7 +45,7 @@ pub fn event(data: &[u8]) {
 /// One event as JSON.
 pub fn event_json(data: &[u8]) {
     let (choice, data) = first(data);
-    if let Ok(framed) = decode_json_with(data, function(choice)) {
+    if let Ok(framed) = decode_json(data, function(choice)) {
         look_at(&framed.event);
     }
 }

@@ -77,14 +77,6 @@ impl JournalError {
         let path = path.into();
         move |source| Self::Io { action, path, source }
     }
-
-    /// Whether the same call may succeed later without a change by the user.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::Interrupted
-                | io::ErrorKind::QuotaExceeded))
-    }
 }
 
 impl Want for JournalError {

@@ -249,15 +249,6 @@ impl Journal {
     pub fn read(&self, invocation_id: &str) -> Result<Records, JournalError> {
         self.find(invocation_id)?.read()
     }
-
-    /// Marks an invocation's journal as settled. For streams that no service has open: a service does it by itself.
-    ///
-    /// # Errors
-    /// When there is none, or it cannot be renamed.
-    pub fn finish(&self, invocation_id: &str) -> Result<(), JournalError> {
-        let key = self.find(invocation_id)?.key;
-        self.stream(&key)?.0.settle()
-    }
 }
 
 fn make_private(dir: &Path) -> Result<(), JournalError> {

@@ -330,7 +330,10 @@ mod tests {
         let mut batch = Batch::default();
         batch.add(1, RecordKind::Other, 1, b"call");
         let error = writer.append(&batch).unwrap_err();
-        assert!(error.is_retryable(), "{error}");
         assert!(error.to_string().contains(".journal"), "{error}");
+        assert!(
+            matches!(&error, JournalError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull),
+            "{error}"
+        );
     }
 }

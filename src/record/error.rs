@@ -41,14 +41,6 @@ pub enum RecordError {
     },
 }
 
-impl RecordError {
-    /// Whether opening may succeed later without anybody changing a setting.
-    #[must_use]
-    pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::Held { .. } | Self::Thread { .. })
-    }
-}
-
 /// Rows that were handed over may not be on disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -62,14 +54,6 @@ pub enum FlushError {
     /// The disk did not answer in time.
     #[error("the record was not written within {0} s")]
     Timeout(u64),
-}
-
-impl FlushError {
-    /// Whether a later flush may succeed.
-    #[must_use]
-    pub const fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Closed)
-    }
 }
 
 /// Whether the record is working.

@@ -205,18 +205,6 @@ impl Record {
             .collect()
     }
 
-    /// The root of an exec root's path: of several inodes, the one built into last.
-    #[must_use]
-    pub fn find_root_by_path(&self, path: &str) -> Option<RootId> {
-        locked(&self.shared().roots).find(|row| row.path == path)
-    }
-
-    /// The root that a workspace builds into: of several, the one built into last.
-    #[must_use]
-    pub fn find_root_by_workspace(&self, workspace: &str) -> Option<RootId> {
-        locked(&self.shared().roots).find(|row| row.workspace == workspace)
-    }
-
     /// A version for a new invocation of a root: above every version given out for it before, in this record or a
     /// lost one. About the wall clock in milliseconds.
     #[must_use]

@@ -52,15 +52,6 @@ impl Roots {
         (id, true)
     }
 
-    /// The newest root that `matches`.
-    pub(super) fn find(&self, matches: impl Fn(&RootRow) -> bool) -> Option<RootId> {
-        self.rows
-            .iter()
-            .filter(|(_, row)| matches(row))
-            .max_by_key(|(id, row)| (row.version, **id))
-            .map(|(id, _)| *id)
-    }
-
     pub(super) fn get(&self, id: RootId) -> Option<&RootRow> {
         self.rows.get(&id)
     }
@@ -103,9 +94,6 @@ mod tests {
         assert_eq!(roots.get_or_create("/e", 1, 2), (first, false));
         let (second, made) = roots.get_or_create("/e", 1, 3);
         assert!(made && second != first);
-        assert_eq!(roots.find(|r| r.path == "/e"), Some(second));
-        roots.next_version(first, 5);
-        assert_eq!(roots.find(|r| r.path == "/e"), Some(first), "the one built last");
     }
 
     #[test]

@@ -374,7 +374,9 @@ fn a_configured_target_tells_the_configurations_that_it_is_to_be_completed_in() 
         {"targetCompleted": {"label": "//a", "configuration": {"id": "two"}}}], "configured": {}}"#;
     for event in [
         decode(&event.encode_to_vec()).unwrap().event,
-        json::decode_json(&json.replace('\n', " ")).unwrap().event,
+        json::decode_json(json.replace('\n', " ").as_bytes(), None)
+            .unwrap()
+            .event,
     ] {
         let Event::Configured { completions, .. } = event else {
             panic!("{event:?}");

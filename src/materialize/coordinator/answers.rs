@@ -7,7 +7,7 @@ use super::{
     Coordinator,
     jobs::Asker,
 };
-use crate::{exec_path::ExecPath, metrics::BlobLabels, output::OutputContent};
+use crate::{exec_path::ExecPath, output::OutputContent};
 
 impl Coordinator {
     pub(super) fn answer(&mut self, asker: Asker, path: ExecPath, content: OutputContent, outcome: Outcome) {
@@ -59,8 +59,7 @@ impl Coordinator {
 
     pub(super) fn deliver(&mut self) {
         for (source, outcome, count) in self.ends.drain(..) {
-            let labels = BlobLabels { source, outcome };
-            self.metrics.blobs.get_or_create(&labels).inc_by(count);
+            self.metrics.blobs(source, outcome, count);
         }
         for (session, list) in self.outbox.drain(..) {
             // An asker that is gone does not want to know.

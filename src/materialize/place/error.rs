@@ -151,22 +151,6 @@ impl PlaceError {
         self.errno == Some(errno.raw_os_error())
     }
 
-    /// Whether doing the same again later, with the same bytes, may succeed.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        const PASSING: [Errno; 8] = [
-            Errno::AGAIN,
-            Errno::BUSY,
-            Errno::INTR,
-            Errno::MFILE,
-            Errno::NFILE,
-            Errno::NOENT,
-            Errno::NOMEM,
-            Errno::STALE,
-        ];
-        matches!(self.kind, PlaceErrorKind::Io) && PASSING.into_iter().any(|e| self.is_errno(e))
-    }
-
     /// The system's words after a colon, or nothing.
     fn system(&self) -> String {
         self.errno
@@ -190,11 +174,10 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("os error 28"), "{text}");
-        assert!(!error.is_retryable());
 
         for full in [Errno::DQUOT, Errno::FBIG] {
             let error = PlaceError::system_error("write", "a", full);
-            assert!(error.is_about_space() && !error.is_retryable(), "{error}");
+            assert!(error.is_about_space(), "{error}");
             assert!(error.to_string().contains("quota"), "{error}");
         }
 
@@ -206,12 +189,5 @@ mod tests {
                 .to_string()
                 .contains("more bytes")
         );
-    }
-
-    #[test]
-    fn only_what_passes_by_itself_is_retryable() {
-        assert!(PlaceError::system_error("open", "a", Errno::MFILE).is_retryable());
-        assert!(!PlaceError::system_error("open", "a", Errno::ROFS).is_retryable());
-        assert!(!PlaceError::superseded("a").is_retryable());
     }
 }

@@ -74,5 +74,5 @@ pub use left::Left;
 pub use mark::{Mark, Shortage};
 pub use options::PlaceOptions;
 pub use placer::Placer;
-pub use root::{MARKERS, OutputRoot, Presence};
+pub use root::{MARKERS, OutputRoot};
 pub use runfiles::Seen;

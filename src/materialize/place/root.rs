@@ -36,16 +36,6 @@ use crate::{
 /// The directory that staging keeps its markers in.
 pub const MARKERS: &str = ".outhaul";
 
-/// What was at a root's path at one moment. Two that are equal are of the same directories, as long as the root
-/// that they came from is kept open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Presence {
-    /// Whether the path still led to the root that was opened.
-    pub same_root: bool,
-    /// Device and inode of `bazel-out`, if there was one.
-    pub bazel_out: Option<(u64, u64)>,
-}
-
 /// An exec root (or output directory) on disk, known by path, device and inode.
 ///
 /// The descriptors of the root and of its `bazel-out` are held, so that their inode numbers cannot be given to
@@ -188,15 +178,6 @@ impl OutputRoot {
     #[must_use]
     pub fn is_same(&self) -> bool {
         fs::stat(&self.path).is_ok_and(|stat| sys::inode(&stat) == self.inode)
-    }
-
-    /// What is there now, to notice `bazel clean` by comparing it with what was there before.
-    #[must_use]
-    pub fn presence(&self) -> Presence {
-        Presence {
-            same_root: self.is_same(),
-            bazel_out: self.bazel_out().ok().flatten().map(|i| (i.device, i.number)),
-        }
     }
 
     /// A build has begun in this exec root: the `bazel-out` that is there now is the one that files go into. When
@@ -391,17 +372,6 @@ impl OutputRoot {
         self.space.refuses(is_optional, path.as_str())
     }
 
-    /// Waits until everything in the root's file system is on the disk: one call, however many files.
-    ///
-    /// # Errors
-    /// When something could not be written back.
-    pub fn sync(&self) -> Result<(), PlaceError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        sys::openat(&self.fd, ".", flags, Mode::empty())
-            .and_then(fs::syncfs)
-            .map_err(|errno| PlaceError::system_error("sync", &self.path, errno))
-    }
-
     /// The path without symlinks.
     pub(super) fn canonical(&self) -> &Path {
         &self.canonical
@@ -492,12 +462,10 @@ mod tests {
         std_fs::create_dir(&path).unwrap();
         let root = OutputRoot::open(&path, false).unwrap();
         assert!(root.is_same());
-        let before = root.presence();
         std_fs::rename(&path, dir.path().join("old")).unwrap();
         assert!(is_gone(root.guard("bazel-out/a")));
         std_fs::create_dir(&path).unwrap();
         assert!(!root.is_same());
-        assert_ne!(root.presence(), before);
         assert!(is_gone(root.guard("bazel-out/a")));
     }
 
@@ -548,7 +516,6 @@ mod tests {
         assert_eq!(root.path(), dir.path().join("a/b"));
         root.begin_build(false).unwrap();
         root.guard("bazel-out/x").unwrap();
-        root.sync().unwrap();
         assert!(OutputRoot::open(Path::new("relative"), true).is_err());
     }
 }

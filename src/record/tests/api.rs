@@ -125,7 +125,6 @@ fn a_held_directory_is_refused_until_its_holder_goes() {
     let (record, _) = open(dir.path());
     let error = Record::open(dir.path()).unwrap_err();
     assert!(matches!(&error, RecordError::Held { holder, .. } if holder.pid == Some(std::process::id())));
-    assert!(error.is_retryable());
     drop(record);
     open(dir.path());
 }
@@ -382,9 +381,6 @@ fn a_roots_newest_invocation_goes_by_version_not_by_arrival() {
     record.put_invocation(&invocation("new", 10, Some(root), new));
     record.put_invocation(&invocation("old", 20, Some(root), old));
     assert_eq!(record.newest_invocation(root).unwrap().invocation_id, "new");
-    assert_eq!(record.find_root_by_workspace("/home/u/ws"), Some(root));
-    assert_eq!(record.find_root_by_path("/exec"), Some(root));
-    assert_eq!(record.find_root_by_path("/exe"), None);
     assert_eq!(record.roots().len(), 1);
 }
 
