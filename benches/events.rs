@@ -36,7 +36,8 @@ use outhaul::{
         file,
     },
     record::Record,
-    remote::{Endpoint, GrpcCache, RemoteOptions},
+    remote::{GrpcCache, RemoteOptions},
+    transport::Endpoint,
 };
 use prost::Message as _;
 

@@ -21,7 +21,8 @@ use net::Delay;
 use outhaul::{
     digest::Digest,
     embedded_cache::{EmbeddedCache, RunningCache},
-    remote::{Attribution, BlobStore as _, Endpoint, GrpcCache, RemoteOptions, Sink},
+    remote::{Attribution, BlobStore as _, GrpcCache, RemoteOptions, Sink},
+    transport::Endpoint,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -178,7 +179,7 @@ async fn streams(store: &GrpcCache, digests: &[Digest]) -> Result<(), Failure> {
                 store
                     .read_stream(&digest, 0, &attribution, false, &mut sink)
                     .await?;
-                Ok::<_, outhaul::remote::RemoteError>(sink.0 == digest.size())
+                Ok::<_, outhaul::transport::RemoteError>(sink.0 == digest.size())
             })
         })
         .buffer_unordered(STREAMS);

@@ -27,7 +27,8 @@ use outhaul::{
     },
     materialize::MaterializeOptions,
     record::Record,
-    remote::{Endpoint, GrpcCache, RemoteOptions},
+    remote::{GrpcCache, RemoteOptions},
+    transport::Endpoint,
 };
 use plain::{Folder, ROUNDS, create, directory, folders, look, spread};
 

@@ -30,7 +30,8 @@ use outhaul::{
     },
     metrics::Metrics,
     output::{Class, OutputContent, Stamp},
-    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, Sink},
+    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink},
+    transport::RemoteError,
 };
 use plain::{Folder, ROUNDS, create, directory, folders, look, spread};
 use rustix::time::{ClockId, clock_gettime};

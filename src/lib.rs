@@ -33,6 +33,7 @@
 //! * [`materialize`] downloads and places wanted outputs. One coordinator task owns all state; [`materialize::place`] does
 //!   all access to output trees, on threads of its own.
 //! * [`remote`] is the client of a Remote Execution API cache. It does not depend on Bazel.
+//! * [`transport`] connects to servers: addresses, TLS, credentials.
 //! * [`action_cache`] reads Bazel's action cache, which has the digests of outputs that no event names.
 //! * [`record`] stores what is known about outputs and builds, in sled, with an interface that cannot fail a build.
 //! * [`stage`] copies outputs of a recorded build to a directory; it also exports and imports builds.
@@ -84,7 +85,6 @@ pub mod exec_path;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod https;
 pub mod invocation;
 pub mod journal;
 pub mod lease;
@@ -100,6 +100,7 @@ mod removal;
 #[cfg(test)]
 mod simulated;
 pub mod stage;
+pub mod transport;
 pub mod units;
 #[cfg(test)]
 mod unprivileged;

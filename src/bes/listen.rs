@@ -16,8 +16,8 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
     doors::{Door, Listening},
-    remote::without_user_info,
     removal::remove_all,
+    transport::without_user_info,
 };
 
 /// An address to listen on: `HOST:PORT`, or `unix:PATH`.

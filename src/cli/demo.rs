@@ -22,7 +22,8 @@ use crate::{
         roots::{Destination, RootRules},
         sources::SourceRule,
     },
-    remote::{Endpoint, GrpcCache, RemoteOptions},
+    remote::{GrpcCache, RemoteOptions},
+    transport::Endpoint,
 };
 
 /// Arguments of `outhaul demo`.

@@ -27,8 +27,9 @@ use crate::{
     metrics::Metrics,
     output::{Class, OutputContent},
     printable::printable,
-    remote::{Attribution, BlobStore as _, GrpcCache, RemoteError},
+    remote::{Attribution, BlobStore as _, GrpcCache},
     removal::remove_all,
+    transport::RemoteError,
     units::show_size,
 };
 

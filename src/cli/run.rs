@@ -42,7 +42,7 @@ use crate::{
     invocation::{Report, roots::Destination},
     open_files,
     printable::printable,
-    remote::Header,
+    transport::Header,
 };
 
 /// What is kept of old builds, as `serve` does by default.

@@ -27,7 +27,7 @@ use crate::{
     invocation::roots::Destination,
     notify::Notifier,
     record::{Opening, Record},
-    remote::without_user_info,
+    transport::without_user_info,
     units::{parse_duration, parse_size},
 };
 

@@ -8,10 +8,8 @@ use super::{ConfigError, TlsFiles};
 use crate::{
     digest::DigestFunction,
     invocation::sources::SourceRule,
-    remote::{
-        Compression, Endpoint, Google, GrpcCache, Header, RemoteError, RemoteOptions, google::DEFAULT_SCOPE,
-        without_user_info,
-    },
+    remote::{Compression, GrpcCache, RemoteOptions},
+    transport::{Endpoint, Google, Header, RemoteError, google::DEFAULT_SCOPE, without_user_info},
     units::parse_duration,
 };
 

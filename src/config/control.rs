@@ -15,8 +15,9 @@ use super::{
 use crate::{
     bes::BesAddress,
     doors::{Rules, Token},
-    remote::{Endpoint, RemoteOptions, channel::tls, without_user_info},
+    remote::{RemoteOptions, channel::tls},
     stage::Reach,
+    transport::{Endpoint, without_user_info},
 };
 
 /// Flags of the daemon's control port.

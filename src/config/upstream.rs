@@ -5,7 +5,7 @@ use clap::Args;
 use super::{CacheArgs, ConfigError};
 use crate::{
     bes::{HoldMode, HoldPolicy, Upstream, UpstreamOptions},
-    remote::{Endpoint, Google, Header},
+    transport::{Endpoint, Google, Header},
 };
 
 /// Flags of the upstream event service.
@@ -59,7 +59,7 @@ impl UpstreamArgs {
                 "requires --hold=target: otherwise events are forwarded before the files are on disk",
             ));
         }
-        let remote = |e: crate::remote::RemoteError| ConfigError::new(e.context.clone(), &e.message);
+        let remote = |e: crate::transport::RemoteError| ConfigError::new(e.context.clone(), &e.message);
         let endpoint = Endpoint::parse("--bes-backend", url).map_err(remote)?;
         let mut options = UpstreamOptions::new(endpoint);
         for text in &self.bes_header {
@@ -80,7 +80,7 @@ impl UpstreamArgs {
         options.rewrite_uris = self.rewrite_uris;
         Upstream::new(options).map(Some).map_err(|e| {
             ConfigError::new(
-                format!("--bes-backend={}", crate::remote::without_user_info(url)),
+                format!("--bes-backend={}", crate::transport::without_user_info(url)),
                 e,
             )
         })

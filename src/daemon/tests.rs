@@ -28,7 +28,8 @@ use crate::{
     materialize::{MaterializeOptions, Outcome},
     proto::outhaul::v1 as pb,
     record::{InvocationRow, InvocationState, Record, TargetState},
-    remote::{Endpoint, GrpcCache, RemoteOptions},
+    remote::{GrpcCache, RemoteOptions},
+    transport::Endpoint,
 };
 
 /// Nothing here takes so long; a hang fails instead of blocking.

@@ -6,7 +6,7 @@ use crate::{
     bes::BesAddress,
     config::file_arguments,
     invocation::{pattern::TargetPattern, policy::Rule},
-    remote::{Endpoint, Header},
+    transport::{Endpoint, Header},
     units::{parse_duration, parse_size, show_duration, show_size},
 };
 

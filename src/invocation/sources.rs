@@ -10,12 +10,13 @@ use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
     remote::{
-        BlobStore, Chain, DiskCache, Endpoint, Google, GrpcCache, Header, Nowhere, RemoteError,
-        RemoteOptions,
+        BlobStore, Chain, DiskCache, GrpcCache, Nowhere, RemoteOptions,
         auth::{check_helper, has_helper},
         channel::tls,
-        google::DEFAULT_SCOPE,
-        netrc, split_user_info, without_user_info,
+    },
+    transport::{
+        Endpoint, Google, Header, RemoteError, google::DEFAULT_SCOPE, netrc, split_user_info,
+        without_user_info,
     },
     units::parse_duration,
 };

@@ -12,7 +12,8 @@ use crate::{
     invocation::{roots::RootRules, sources::SourceRule},
     output::OutputContent,
     record::{InvocationRow, InvocationState, OutputRow, OutputState, RootId},
-    remote::{Endpoint, GrpcCache, RemoteOptions},
+    remote::{GrpcCache, RemoteOptions},
+    transport::Endpoint,
 };
 
 /// Nothing here takes so long; a hang fails instead of blocking.

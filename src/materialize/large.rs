@@ -13,7 +13,8 @@ use super::{
 use crate::{
     digest::{Digest, Hasher},
     exec_path::ExecPath,
-    remote::{Attribution, BlobStore, RemoteError, Sink},
+    remote::{Attribution, BlobStore, Sink},
+    transport::RemoteError,
 };
 
 /// Portions that may wait between the network and the disk.

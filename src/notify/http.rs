@@ -13,8 +13,8 @@ use http_body_util::{BodyExt as _, Full, Limited};
 
 use super::{document::Document, retry::Answer, signature::Secret, url::NotifyUrl};
 use crate::{
-    https::{HttpsClient, client_for},
     printable::with_causes,
+    transport::https::{HttpsClient, client_for},
 };
 
 /// Most that is read of an answer, so that its connection can be used again.

@@ -25,7 +25,6 @@ use super::{
     retry::Answer, retry::Patience,
 };
 use crate::{
-    https,
     invocation::{
         Report,
         feed::{Change, Told},
@@ -33,6 +32,7 @@ use crate::{
     },
     metrics::Metrics,
     record::{InvocationState, TargetRow, TargetState},
+    transport::https,
 };
 
 /// Nothing here takes so long.

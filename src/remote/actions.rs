@@ -21,12 +21,14 @@ use super::{
     Attribution, Capabilities, batch,
     channel::Connections,
     client::{Client, Failure, MAX_MESSAGE, from_wire, to_wire},
-    error::{RemoteError, RemoteErrorKind},
     expand::TreeRef,
     stream,
     trees::{DirectoryTree, RawGetTreeResponse},
 };
-use crate::digest::{Digest, DigestFunction};
+use crate::{
+    digest::{Digest, DigestFunction},
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// The most that a request for missing blobs holds. As Bazel splits them.
 const MAX_REQUEST: usize = 1024 * 1024;

@@ -23,14 +23,12 @@ use tokio::{
 };
 use tonic::metadata::{Ascii, AsciiMetadataKey, MetadataMap, MetadataValue};
 
-use super::{
-    Attribution,
-    conceal::Secrets,
-    error::{RemoteError, RemoteErrorKind},
-    google::Google,
-    options::{Header, RemoteOptions},
+use super::{Attribution, options::RemoteOptions};
+use crate::{
+    open_files,
+    transport::{Google, Header, RemoteError, RemoteErrorKind, Secrets},
+    units::show_duration,
 };
-use crate::{open_files, units::show_duration};
 
 /// The Remote Execution API's header for [`RequestMetadata`].
 const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";

@@ -3,7 +3,7 @@
 use std::{io::Write as _, path::Path};
 
 use super::*;
-use crate::remote::Endpoint;
+use crate::transport::Endpoint;
 
 fn options(endpoint: &str) -> RemoteOptions {
     RemoteOptions::new(Endpoint::parse("--remote-cache", endpoint).unwrap())

@@ -15,12 +15,14 @@ use super::{
     Attribution, BatchAnswer, Capabilities, Sink,
     channel::Connections,
     client::{Client, MAX_MESSAGE},
-    error::{RemoteError, RemoteErrorKind},
     limits::{Halving, is_too_much},
     stream,
     wire::{self, Batch, BatchPart},
 };
-use crate::digest::{Digest, DigestFunction};
+use crate::{
+    digest::{Digest, DigestFunction},
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// The most digests in a request: 4,000 keep it under 400 KiB.
 pub(crate) const MAX_DIGESTS: usize = 4000;

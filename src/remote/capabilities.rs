@@ -11,9 +11,11 @@ use tonic::Code;
 use super::{
     Attribution, Capabilities,
     client::{Client, Failure, MAX_MESSAGE},
-    error::{RemoteError, RemoteErrorKind},
 };
-use crate::digest::DigestFunction;
+use crate::{
+    digest::DigestFunction,
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// gRPC's default limit for a message. A server that states no limit for batches, or a larger one, still has this.
 const MESSAGE_LIMIT: u64 = 4 * 1024 * 1024;

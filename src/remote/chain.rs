@@ -5,8 +5,11 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 
-use super::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink};
-use crate::digest::Digest;
+use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink};
+use crate::{
+    digest::Digest,
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// Stores in the order in which they are asked: what the first does not have, or cannot give, the second may. A blob is
 /// not found only if none of them has it.

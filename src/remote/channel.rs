@@ -17,11 +17,12 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as HttpEndpoint, Identity, Uri};
 
-use super::{
-    error::{RemoteError, RemoteErrorKind},
-    options::RemoteOptions,
+use super::options::RemoteOptions;
+use crate::{
+    digest::Digest,
+    printable::with_causes,
+    transport::{RemoteError, RemoteErrorKind},
 };
-use crate::{digest::Digest, printable::with_causes};
 
 /// 800 MB/s at a round trip of 20 ms.
 const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
@@ -284,7 +285,7 @@ fn pem(flag: &str, file: &Path, section: &str) -> Result<Vec<u8>, RemoteError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{digest::DigestFunction, remote::Endpoint};
+    use crate::{digest::DigestFunction, transport::Endpoint};
 
     fn options(endpoint: &str) -> RemoteOptions {
         RemoteOptions::new(Endpoint::parse("--remote-cache", endpoint).unwrap())

@@ -13,14 +13,15 @@ use super::{
     auth::Auth,
     channel::{Connections, Line, Pool},
     compression::Chooser,
-    conceal::Secrets,
-    error::{RemoteError, RemoteErrorKind},
     limits::Learned,
     options::RemoteOptions,
     retry::{RetryPolicy, Timer},
     status::{from_rpc, from_status},
 };
-use crate::digest::{Digest, DigestFunction};
+use crate::{
+    digest::{Digest, DigestFunction},
+    transport::{RemoteError, RemoteErrorKind, Secrets},
+};
 
 /// The largest message that is taken. Batches are kept within gRPC's 4 MiB by what is asked for; what cannot be
 /// bounded so, trees and action results and the pieces of streams, gets some air.

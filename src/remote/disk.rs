@@ -20,8 +20,11 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink};
-use crate::digest::{Digest, DigestFunction};
+use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink};
+use crate::{
+    digest::{Digest, DigestFunction},
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// Pieces in which large files are read, in bytes.
 const PIECE: u64 = 1 << 20;

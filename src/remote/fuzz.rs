@@ -15,7 +15,6 @@ use prost::Message as _;
 use super::{
     auth, call,
     client::to_wire,
-    conceal::Secrets,
     expand::{Expanded, expand_result, expand_tree, trees_of},
     inflate::Inflater,
     status::{from_rpc, from_status},
@@ -27,6 +26,7 @@ use crate::{
     exec_path::ExecPath,
     fuzzing::{first, wait_for},
     output::OutputContent,
+    transport::Secrets,
 };
 
 /// Entries that an expansion may have here.

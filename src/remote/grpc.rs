@@ -13,14 +13,16 @@ use super::{
     capabilities::{self, CapabilitiesCache},
     channel::Connections,
     client::{Client, Failure},
-    error::{RemoteError, RemoteErrorKind},
     expand::{self, Expanded, TreeRef},
     options::RemoteOptions,
     retry::{SystemTimer, Timer},
     stream,
     trees::DirectoryTree,
 };
-use crate::digest::Digest;
+use crate::{
+    digest::Digest,
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// A remote cache that speaks the Remote Execution API over gRPC. Cheap to clone: clones share the connections.
 #[derive(Clone)]

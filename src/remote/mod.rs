@@ -5,11 +5,12 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use crate::digest::{Digest, DigestFunction};
+use crate::{
+    digest::{Digest, DigestFunction},
+    transport::RemoteError,
+};
 
 pub mod auth;
-pub mod endpoint;
-pub mod error;
 pub mod expand;
 pub mod grpc;
 pub mod options;
@@ -24,12 +25,9 @@ mod chain;
 pub(crate) mod channel;
 mod client;
 mod compression;
-pub(crate) mod conceal;
 mod disk;
-pub(crate) mod google;
 mod inflate;
 mod limits;
-pub(crate) mod netrc;
 mod nowhere;
 mod rope;
 mod status;
@@ -45,14 +43,10 @@ pub use chain::Chain;
 pub use compression::Compression;
 pub use disk::DiskCache;
 pub(crate) use disk::piece;
-pub use endpoint::Endpoint;
-pub(crate) use endpoint::{split_user_info, without_user_info};
-pub use error::{RemoteError, RemoteErrorKind};
 pub use expand::{ExpandError, Expanded, TreeRef};
-pub use google::Google;
 pub use grpc::GrpcCache;
 pub use nowhere::Nowhere;
-pub use options::{Header, RemoteOptions};
+pub use options::RemoteOptions;
 pub use trees::DirectoryTree;
 
 /// What a build's requests are attributed to, sent as the Remote Execution API's `RequestMetadata`.
@@ -84,7 +78,7 @@ pub type BatchAnswer = (Digest, Result<Bytes, RemoteError>);
 
 /// Takes a stream's bytes as they come.
 ///
-/// `write` gets consecutive pieces; an error stops the transfer and is handed back as [`RemoteErrorKind::Sink`].
+/// `write` gets consecutive pieces; an error stops the transfer and is handed back as [`RemoteErrorKind::Sink`](crate::transport::RemoteErrorKind::Sink).
 pub trait Sink: Send {
     /// Takes the next bytes. Waits while the sink is full, which holds the network back.
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>>;

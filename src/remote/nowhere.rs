@@ -2,8 +2,11 @@
 
 use futures::{FutureExt as _, future::BoxFuture};
 
-use super::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink};
-use crate::digest::Digest;
+use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink};
+use crate::{
+    digest::Digest,
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// What stands for a cache where there is none to ask: what is on disk is found there, and the rest fails for the reason
 /// that this holds.

@@ -4,8 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 
-use super::error::RemoteError;
-use crate::open_files;
+use crate::{open_files, transport::RemoteError};
 
 /// The first wait; each further one is twice as long.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -124,7 +123,7 @@ pub(crate) mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::remote::RemoteErrorKind;
+    use crate::transport::RemoteErrorKind;
 
     /// Sleeps in no time and writes down for how long it was asked to.
     #[derive(Default)]

@@ -6,11 +6,10 @@ use bazel_remote_apis::google::rpc;
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use super::{
-    conceal::Secrets,
-    error::{RemoteError, RemoteErrorKind},
+use crate::{
+    printable::{and_causes, is_plain},
+    transport::{RemoteError, RemoteErrorKind, Secrets},
 };
-use crate::printable::{and_causes, is_plain};
 
 /// How much of a server's message is kept. Proxies answer with whole web pages.
 const MAX_MESSAGE: usize = 500;

@@ -16,11 +16,13 @@ use super::{
     channel::Connections,
     client::{Client, Failure, guarded},
     compression::Running,
-    error::{RemoteError, RemoteErrorKind},
     inflate::Inflater,
     wire,
 };
-use crate::digest::Digest;
+use crate::{
+    digest::Digest,
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// Smaller blobs are not worth a zstd frame. Bazel's `--experimental_remote_cache_compression_threshold`.
 const COMPRESSION_THRESHOLD: u64 = 100;

@@ -16,7 +16,8 @@ use rustix::fs::OFlags;
 use crate::{
     digest::Digest,
     output::Stamp,
-    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink, piece},
+    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink, piece},
+    transport::{RemoteError, RemoteErrorKind},
 };
 
 /// A file that the record says has a blob's bytes.

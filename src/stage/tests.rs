@@ -29,7 +29,8 @@ use crate::{
     journal::{Entry, Journal, JournalOptions, RecordKind},
     output::{Class, OutputContent, Stamp},
     proto::build_event_stream::{self as pb, BuildEvent, build_event::Payload, file},
-    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, RemoteError, RemoteErrorKind, Sink},
+    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink},
+    transport::{RemoteError, RemoteErrorKind},
 };
 
 pub(super) fn build() -> GeneratedBuild {

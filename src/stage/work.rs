@@ -28,7 +28,8 @@ use crate::{
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Want, place::Check},
     output::{Class, OutputContent, Stamp},
-    remote::{Attribution, BlobStore as _, RemoteErrorKind},
+    remote::{Attribution, BlobStore as _},
+    transport::RemoteErrorKind,
 };
 
 /// How long stamps wait, see `Stamp::recorded_at`.

@@ -20,7 +20,8 @@ use outhaul::{
         stream_id::BuildComponent,
     },
     record::Record,
-    remote::{Endpoint as CacheEndpoint, GrpcCache, RemoteOptions},
+    remote::{GrpcCache, RemoteOptions},
+    transport::Endpoint as CacheEndpoint,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::Signal;

@@ -27,7 +27,8 @@ use outhaul::{
     },
     materialize::{MaterializeOptions, Outcome},
     record::Record,
-    remote::{Endpoint, GrpcCache, Header, RemoteOptions, retry::Timer},
+    remote::{GrpcCache, RemoteOptions, retry::Timer},
+    transport::{Endpoint, Header},
 };
 use tokio::time::timeout;
 

@@ -28,7 +28,7 @@ use crate::{
     },
     journal::received::Received,
     proto::google::devtools::build::v1::PublishBuildToolEventStreamResponse,
-    remote::Endpoint,
+    transport::Endpoint,
 };
 
 /// What came.

@@ -349,7 +349,7 @@ async fn googles_credentials_are_sent_upstream() {
     tokio::spawn(async move { axum::serve(listener, app).await });
     let backend = Backend::start().await;
     let upstream = backend.upstream_with(|options| {
-        options.google = Some(crate::remote::Google {
+        options.google = Some(crate::transport::Google {
             file: Some(file),
             scopes: vec!["a".to_owned()],
         });

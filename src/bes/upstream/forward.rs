@@ -15,7 +15,7 @@ use super::{
     supply::{End, Ready, Source},
     window::{Room, Window},
 };
-use crate::{bes::counters::Counters, builds::StreamKey, remote::conceal::Secrets};
+use crate::{bes::counters::Counters, builds::StreamKey, transport::Secrets};
 
 /// Acknowledged numbers are kept at most this often.
 const SAVED_EVERY: Duration = Duration::from_millis(100);

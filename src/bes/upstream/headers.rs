@@ -2,7 +2,7 @@
 
 use tonic::metadata::MetadataMap;
 
-use crate::remote::{Header, conceal::Secrets};
+use crate::transport::{Header, Secrets};
 
 /// The client's headers without those that are of its connection to us, and with the user's in place of the client's of
 /// the same names.

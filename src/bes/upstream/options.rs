@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::remote::{Endpoint, Google, Header, RemoteError};
+use crate::transport::{Endpoint, Google, Header, RemoteError};
 
 /// How to reach the upstream service, and what it is sent.
 #[derive(Debug, Clone)]

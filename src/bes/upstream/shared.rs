@@ -15,7 +15,8 @@ use super::{
 use crate::{
     bes::{counters::Counters, hold::HoldPolicy},
     builds::Builds,
-    remote::{Header, RemoteOptions, auth::Auth},
+    remote::{RemoteOptions, auth::Auth},
+    transport::Header,
 };
 
 /// What all streams share.

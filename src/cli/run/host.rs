@@ -19,7 +19,7 @@ use crate::{
     config::{CacheArgs, UpstreamArgs},
     daemon::{EventDoors, Rooms},
     invocation::sources::{BuildDirectories, google_of},
-    remote::without_user_info,
+    transport::without_user_info,
 };
 
 /// How long a cache may take to answer at all before Bazel's downloads are left to Bazel.

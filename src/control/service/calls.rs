@@ -67,8 +67,9 @@ mod tests {
         invocation::{policy::Policy, roots::RootRules, sources::SourceRule},
         materialize::MaterializeOptions,
         record::Record,
-        remote::{Endpoint, GrpcCache, RemoteOptions},
+        remote::{GrpcCache, RemoteOptions},
         stage::Reach,
+        transport::Endpoint,
     };
 
     #[tokio::test]

@@ -21,7 +21,8 @@ use crate::{
     exec_path::ExecPath,
     materialize::{Served, Session, Want},
     output::{Class, OutputContent},
-    remote::{Attribution, Nowhere, without_user_info},
+    remote::{Attribution, Nowhere},
+    transport::without_user_info,
 };
 
 impl Actor {

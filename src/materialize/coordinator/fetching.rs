@@ -22,7 +22,8 @@ use crate::{
     digest::Digest,
     exec_path::ExecPath,
     output::{OutputContent, Stamp},
-    remote::{BatchAnswer, RemoteError, RemoteErrorKind},
+    remote::BatchAnswer,
+    transport::{RemoteError, RemoteErrorKind},
 };
 
 /// An answer for every digest that was asked for: somebody waits for each, whatever became of the question.

@@ -9,7 +9,7 @@ use super::super::{
 use crate::{
     exec_path::ExecPath,
     output::{Class, OutputContent, Stamp},
-    remote::RemoteError,
+    transport::RemoteError,
 };
 
 /// Keys come from build events, a few hundred nanoseconds of hashing each with the standard library's own hasher. This

@@ -5,7 +5,10 @@ use std::os::unix::fs::MetadataExt as _;
 use futures::{FutureExt as _, future::BoxFuture};
 
 use super::*;
-use crate::remote::{BatchAnswer, BlobStore, Capabilities, RemoteError, Sink};
+use crate::{
+    remote::{BatchAnswer, BlobStore, Capabilities, Sink},
+    transport::RemoteError,
+};
 
 #[tokio::test]
 async fn an_unusable_answer_is_asked_for_once_more_and_no_oftener() {

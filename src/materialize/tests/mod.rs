@@ -21,7 +21,8 @@ use crate::{
     embedded_cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,
     output::{Class, OutputContent},
-    remote::{Attribution, Endpoint, GrpcCache, RemoteOptions},
+    remote::{Attribution, GrpcCache, RemoteOptions},
+    transport::Endpoint,
 };
 
 /// An output root, a cache and a coordinator.

@@ -15,7 +15,10 @@ use std::sync::Arc;
 use fake::Fake;
 
 use super::{retry::tests::FakeTimer, *};
-use crate::digest::DigestFunction;
+use crate::{
+    digest::DigestFunction,
+    transport::{Endpoint, Header, RemoteErrorKind},
+};
 
 /// Options for tests: nothing waits long.
 fn options(endpoint: &str) -> RemoteOptions {

@@ -17,7 +17,7 @@ use crate::{
     },
     digest::DigestFunction,
     proto::build_event_stream::Option as CommandOption,
-    remote::Endpoint,
+    transport::Endpoint,
 };
 
 /// What stays of a field.

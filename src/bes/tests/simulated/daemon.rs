@@ -21,12 +21,12 @@ use crate::{
     doors::greeted,
     exec_path::ExecPath,
     journal::{Journal, JournalOptions},
-    remote::Endpoint,
     simulated::{
         net::{self, Side},
         now,
         schedule::asked_to_end,
     },
+    transport::Endpoint,
 };
 
 pub(super) const PORT: u16 = 8985;

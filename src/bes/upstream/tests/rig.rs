@@ -30,7 +30,7 @@ use crate::{
     digest::Digest,
     exec_path::ExecPath,
     journal::RecordKind,
-    remote::Endpoint,
+    transport::Endpoint,
 };
 
 /// Nothing here takes so long; a hang fails instead of blocking.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::error::{RemoteError, RemoteErrorKind};
+use super::{RemoteError, RemoteErrorKind};
 
 /// The port of `grpcs://` without one.
 const TLS_PORT: u16 = 443;

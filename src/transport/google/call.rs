@@ -7,7 +7,7 @@ use http::{Request, StatusCode, Uri, header::CONTENT_TYPE};
 use http_body_util::{BodyExt as _, Full, Limited};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{https::client_for, printable::with_causes};
+use crate::{printable::with_causes, transport::https::client_for};
 
 /// How long a server may take for its answer.
 const PATIENCE: Duration = Duration::from_secs(20);

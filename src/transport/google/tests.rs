@@ -10,7 +10,10 @@ use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::remote::{Attribution, Endpoint, RemoteOptions, auth::Auth};
+use crate::{
+    remote::{Attribution, RemoteOptions, auth::Auth},
+    transport::Endpoint,
+};
 
 const KEY: &str = include_str!("../../../tests/google/key.pem");
 

@@ -21,14 +21,9 @@ use http::{
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-use self::{
-    call::Call,
-    file::{Source, read},
-};
-use super::{
-    error::{RemoteError, RemoteErrorKind},
-    options::Header,
-};
+use super::{Header, RemoteError, RemoteErrorKind};
+use call::Call;
+use file::{Source, read};
 
 /// What a token is good for where nobody says so, as for Bazel.
 pub(crate) const DEFAULT_SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
@@ -85,7 +80,7 @@ impl Google {
     }
 
     /// A token as headers, and for how long they are good.
-    pub(super) async fn headers(&self) -> Result<(Vec<Header>, Duration), RemoteError> {
+    pub(crate) async fn headers(&self) -> Result<(Vec<Header>, Duration), RemoteError> {
         let error = |reason| RemoteError::new(RemoteErrorKind::Unauthenticated, self.flag(), reason);
         let question = self.question(&|name| std::env::var_os(name)).map_err(error)?;
         let granted = question.ask().await.map_err(error)?;

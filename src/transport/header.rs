@@ -1,0 +1,117 @@
+//! Headers that the user wants in requests.
+
+use std::fmt;
+
+use super::{RemoteError, RemoteErrorKind};
+
+/// A header that the user wants in every request. Its value is a secret: nothing here shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Header {
+    name: String,
+    value: String,
+}
+
+impl Header {
+    /// Reads `NAME=VALUE`, the value of the flag `flag`.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`] when the name or the value is not valid in HTTP/2, or the name is reserved for gRPC.
+    /// The value is not repeated.
+    pub fn parse(flag: &str, text: &str) -> Result<Self, RemoteError> {
+        let wrong = |context: String, reason| RemoteError::new(RemoteErrorKind::Config, context, reason);
+        let Some((name, value)) = text.split_once('=') else {
+            return Err(wrong(flag.to_owned(), "not of the form NAME=VALUE"));
+        };
+        Self::new(name, value).map_err(|reason| {
+            // What is no header's name may hold the value: `authorization: Basic bWU6cGFzcw==`.
+            match http::HeaderName::from_bytes(name.trim().as_bytes()) {
+                Ok(name) => wrong(format!("{flag}={name}=…"), reason),
+                Err(_) => wrong(flag.to_owned(), reason),
+            }
+        })
+    }
+
+    /// The header that user name and password make.
+    #[must_use]
+    pub(crate) fn basic(user: &str, password: &str) -> Self {
+        use base64::Engine as _;
+        let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        Self {
+            name: "authorization".to_owned(),
+            value: format!("Basic {encoded}"),
+        }
+    }
+
+    /// From a name and a value.
+    ///
+    /// # Errors
+    /// What is wrong with them, without the value.
+    pub fn new(name: &str, value: &str) -> Result<Self, &'static str> {
+        let name = name.trim().to_ascii_lowercase();
+        let value = value.trim();
+        if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            return Err("the header name is empty or contains an invalid character");
+        }
+        if name.ends_with("-bin") {
+            return Err("binary headers are not supported");
+        }
+        if name.starts_with("grpc-") || matches!(&*name, "te" | "content-type" | "user-agent" | "host") {
+            return Err("this header is reserved for gRPC");
+        }
+        if !value.bytes().all(|b| (0x20..0x7f).contains(&b)) {
+            return Err("the value must be printable ASCII");
+        }
+        Ok(Self {
+            name,
+            value: value.to_owned(),
+        })
+    }
+
+    /// The name, in lower case.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The value. Not to be shown.
+    #[must_use]
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+}
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}=…", self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_as_name_and_value() {
+        let header = Header::parse("--remote-header", "X-Key=a=b ").unwrap();
+        assert_eq!((header.name(), header.value()), ("x-key", "a=b"));
+    }
+
+    #[test]
+    fn bad_headers_are_refused_without_their_value() {
+        for (text, part) in [
+            ("s3cret", "NAME=VALUE"),
+            ("a b=s3cret", "character"),
+            ("=s3cret", "empty"),
+            ("key-bin=s3cret", "binary"),
+            ("grpc-timeout=s3cret", "reserved for gRPC"),
+            ("key=s3cret\n", ""),
+            ("key=s3cret\u{1}x", "printable"),
+        ] {
+            if let Err(error) = Header::parse("--remote-header", text) {
+                let shown = error.to_string();
+                assert!(shown.contains(part) && !shown.contains("s3cret"), "{shown}");
+                assert!(shown.starts_with("--remote-header"), "{shown}");
+            }
+        }
+    }
+}
