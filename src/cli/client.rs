@@ -6,17 +6,16 @@ use std::{
     time::Duration,
 };
 
-use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, sync::mpsc};
+use tokio::sync::mpsc;
 use tonic::{
     Request, Status, Streaming,
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint, Uri},
+    transport::Channel,
 };
 
 use super::{exit::Failure, run::own_states};
 use crate::{
-    config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, TlsFiles},
+    config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs},
     control::{Heard, Service},
     daemon::Rooms,
     doors::Token,
@@ -24,12 +23,11 @@ use crate::{
     printable::with_causes,
     proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
     record::{Record, RecordError},
+    transport::{ConnectOptions, Connector, Endpoint, TlsFiles},
 };
 
-/// How long a connection to another machine may take.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How often a daemon that says nothing is asked whether it is still there, and how long it may take to say so.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How often a daemon on another machine that says nothing is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(45);
 /// Trees of many outputs are listed in one message.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -64,18 +62,14 @@ impl fmt::Display for Door {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket(path) => path.display().fmt(f),
-            Self::Named(address) => address.endpoint.fmt(f),
+            Self::Named(address) => address.connect.endpoint.fmt(f),
         }
     }
 }
 
 impl Door {
     /// The one that the flags name.
-    pub(super) fn new(
-        control: &ControlArgs,
-        state: &StateArgs,
-        files: &TlsFiles<'_>,
-    ) -> Result<Self, Failure> {
+    pub(super) fn new(control: &ControlArgs, state: &StateArgs, files: TlsFiles) -> Result<Self, Failure> {
         match control.address(files)? {
             Some(address) => Ok(Self::Named(Box::new(address))),
             None => Ok(Self::Socket(state.socket()?)),
@@ -84,17 +78,13 @@ impl Door {
 
     /// Connects, or says why not.
     pub(super) async fn connect(&self) -> Result<Daemon, String> {
-        let (channel, token) = match self {
-            Self::Socket(path) => (connect(path).await?, None),
-            Self::Named(address) => {
-                let channel = match address.endpoint.unix_path() {
-                    Some(path) => connect(path).await?,
-                    None => connect_tcp(address).await?,
-                };
-                (channel, address.token.clone())
-            }
+        let (mut options, token) = match self {
+            Self::Socket(path) => (ConnectOptions::new(Endpoint::unix(path.clone())), None),
+            Self::Named(address) => (address.connect.clone(), address.token.clone()),
         };
-        let channel = InterceptedService::new(channel, WithToken(token));
+        options.keepalive = options.endpoint.host().map(|_| KEEPALIVE);
+        let connector = Connector::new(&options).map_err(|e| e.to_string())?;
+        let channel = InterceptedService::new(connector.connect().await?, WithToken(token));
         Ok(ControlClient::new(channel).max_decoding_message_size(MAX_ANSWER))
     }
 }
@@ -149,7 +139,7 @@ impl Client {
         state: &StateArgs,
         cache: &CacheArgs,
     ) -> Result<Self, Failure> {
-        let door = Door::new(control, state, &cache.tls_files())?;
+        let door = Door::new(control, state, cache.tls_files())?;
         match door.connect().await {
             Ok(daemon) => Ok(Self::Daemon(daemon)),
             Err(refused) => Self::here(&door, &refused, state, cache).await,
@@ -168,7 +158,7 @@ impl Client {
         let mut best = Self::open(control, state, cache)
             .await
             .map(|client| (client, state.clone()));
-        if control.address(&cache.tls_files())?.is_some() {
+        if control.address(cache.tls_files())?.is_some() {
             return best;
         }
         let directory = state.directory()?;
@@ -391,36 +381,6 @@ impl Client {
             .await;
         }
     }
-}
-
-async fn connect(socket: &Path) -> Result<Channel, String> {
-    let path: PathBuf = socket.to_owned();
-    // First by hand: the channel's own error does not tell a missing socket from a refusing one.
-    UnixStream::connect(&path).await.map_err(|e| e.to_string())?;
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    Endpoint::from_static("http://localhost")
-        .connect_with_connector(connector)
-        .await
-        .map_err(|e| e.to_string())
-}
-
-async fn connect_tcp(address: &ControlAddress) -> Result<Channel, String> {
-    // The error itself is just "transport error".
-    let words = |error: tonic::transport::Error| {
-        std::error::Error::source(&error).map_or_else(|| error.to_string(), with_causes)
-    };
-    let mut endpoint = Endpoint::from_shared(address.endpoint.http_uri())
-        .map_err(words)?
-        .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE);
-    if let Some(tls) = &address.tls {
-        endpoint = endpoint.tls_config(tls.clone()).map_err(words)?;
-    }
-    endpoint.connect().await.map_err(words)
 }
 
 /// Whether to ask again: not where the answer would be the same.

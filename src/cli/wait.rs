@@ -16,10 +16,11 @@ use super::{
     paths, print, runtime, view,
 };
 use crate::{
-    config::{CacheArgs, ConfigError, ControlArgs, StateArgs, TlsFiles},
+    config::{CacheArgs, ConfigError, ControlArgs, StateArgs},
     control::wait::Judge,
     printable::printable,
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
+    transport::TlsFiles,
     units::{now_ms, parse_duration, show_count, show_size},
 };
 
@@ -89,13 +90,11 @@ pub(super) fn main(args: &WaitArgs) -> Result<u8, Failure> {
     let judge = Judge::new(&args.targets).map_err(Failure::usage)?;
     let timeout = timeout(args)?;
     let files = TlsFiles {
-        authorities: args.tls_certificate.as_deref(),
-        identity: args
-            .tls_client_certificate
-            .as_deref()
-            .zip(args.tls_client_key.as_deref()),
+        certificate: args.tls_certificate.clone(),
+        client_certificate: args.tls_client_certificate.clone(),
+        client_key: args.tls_client_key.clone(),
     };
-    let door = Door::new(&args.control, &args.state, &files)?;
+    let door = Door::new(&args.control, &args.state, files)?;
     let cache = CacheArgs::from_environment()?;
     let mut waiting = Waiting {
         args,

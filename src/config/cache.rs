@@ -4,12 +4,12 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 
-use super::{ConfigError, TlsFiles};
+use super::ConfigError;
 use crate::{
     digest::DigestFunction,
     invocation::sources::SourceRule,
     remote::{Compression, GrpcCache, RemoteOptions},
-    transport::{Endpoint, Google, Header, RemoteError, google::DEFAULT_SCOPE, without_user_info},
+    transport::{Endpoint, Google, Header, RemoteError, TlsFiles, google::DEFAULT_SCOPE, without_user_info},
     units::parse_duration,
 };
 
@@ -153,15 +153,13 @@ impl CacheArgs {
             .map_err(|e| ConfigError::new("the environment", e))
     }
 
-    /// The TLS files, as far as they say something of a daemon that is asked.
+    /// The TLS files.
     #[must_use]
-    pub fn tls_files(&self) -> TlsFiles<'_> {
+    pub fn tls_files(&self) -> TlsFiles {
         TlsFiles {
-            authorities: self.tls_certificate.as_deref(),
-            identity: self
-                .tls_client_certificate
-                .as_deref()
-                .zip(self.tls_client_key.as_deref()),
+            certificate: self.tls_certificate.clone(),
+            client_certificate: self.tls_client_certificate.clone(),
+            client_key: self.tls_client_key.clone(),
         }
     }
 
@@ -175,24 +173,23 @@ impl CacheArgs {
     fn options(&self, endpoint: Endpoint) -> Result<RemoteOptions, ConfigError> {
         let mut options = RemoteOptions::new(endpoint);
         self.remote_instance_name.clone_into(&mut options.instance_name);
-        options.headers = self
+        options.connect.headers = self
             .remote_header
             .iter()
             .map(|text| Header::parse("--remote-header", text).map_err(|e| remote(&e)))
             .collect::<Result<_, _>>()?;
-        options.tls_certificate.clone_from(&self.tls_certificate);
+        options.connect.tls = self.tls_files();
         options
-            .tls_client_certificate
-            .clone_from(&self.tls_client_certificate);
-        options.tls_client_key.clone_from(&self.tls_client_key);
-        options.credential_helpers.clone_from(&self.credential_helper);
+            .connect
+            .credential_helpers
+            .clone_from(&self.credential_helper);
         if self.google_credentials.is_some() || self.google_default_credentials {
             let google = Google {
                 file: self.google_credentials.clone(),
                 scopes: self.google_auth_scopes.clone(),
             };
             google.check().map_err(|e| remote(&e))?;
-            options.google = Some(google);
+            options.connect.google = Some(google);
         }
         options.compression = if self.remote_cache_compression {
             Compression::WherePaying
@@ -207,7 +204,7 @@ impl CacheArgs {
             .digest_function
             .parse::<DigestFunction>()
             .map_err(|e| ConfigError::new("--digest-function", e))?;
-        options.workspace = std::env::current_dir().ok();
+        options.connect.workspace = std::env::current_dir().ok();
         Ok(options)
     }
 
@@ -234,10 +231,8 @@ impl CacheArgs {
         }
         let endpoint = Endpoint::parse("--remote-cache", url).map_err(|e| remote(&e))?;
         let mut options = self.options(endpoint)?;
-        if self.tls_for_upstream && !options.endpoint.is_tls() {
-            options.tls_certificate = None;
-            options.tls_client_certificate = None;
-            options.tls_client_key = None;
+        if self.tls_for_upstream && !options.connect.endpoint.is_tls() {
+            options.connect.tls = TlsFiles::default();
         }
         options.validate().map_err(|e| remote(&e))?;
         Ok(Arc::new(GrpcCache::new(options).map_err(|e| remote(&e))?))

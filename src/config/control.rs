@@ -1,12 +1,8 @@
 //! The control API on TCP: the daemon's door, and how other commands find it.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
-use tonic::transport::ClientTlsConfig;
 
 use super::{
     ConfigError, DoorArgs,
@@ -15,9 +11,8 @@ use super::{
 use crate::{
     bes::BesAddress,
     doors::{Rules, Token},
-    remote::{RemoteOptions, channel::tls},
     stage::Reach,
-    transport::{Endpoint, without_user_info},
+    transport::{ConnectOptions, Endpoint, TlsFiles, without_user_info},
 };
 
 /// Flags of the daemon's control port.
@@ -162,12 +157,10 @@ pub struct ControlArgs {
 /// A daemon elsewhere, or under another name.
 #[derive(Debug, Clone)]
 pub struct ControlAddress {
-    /// The daemon's endpoint.
-    pub endpoint: Endpoint,
+    /// How the daemon is reached.
+    pub connect: ConnectOptions,
     /// What it is shown.
     pub token: Option<Token>,
-    /// Whom to trust with TLS.
-    pub tls: Option<ClientTlsConfig>,
 }
 
 impl ControlArgs {
@@ -175,7 +168,7 @@ impl ControlArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong or missing.
-    pub fn address(&self, files: &TlsFiles<'_>) -> Result<Option<ControlAddress>, ConfigError> {
+    pub fn address(&self, files: TlsFiles) -> Result<Option<ControlAddress>, ConfigError> {
         let Some(text) = &self.control else {
             return Ok(None);
         };
@@ -186,47 +179,32 @@ impl ControlArgs {
             .as_deref()
             .map(|file| token("--control-token-file", file))
             .transpose()?;
-        if let Some(host) = endpoint.host() {
-            if token.is_none() && files.identity.is_none() {
+        let is_remote = endpoint.host().is_some();
+        if is_remote {
+            let identity = files.client_certificate.as_ref().zip(files.client_key.as_ref());
+            if token.is_none() && identity.is_none() {
                 return Err(ConfigError::new(
                     "--control-token-file",
                     "--control over TCP requires this or --tls-client-certificate",
                 ));
             }
-            let loopback = host == "localhost"
-                || host
-                    .parse::<std::net::IpAddr>()
-                    .is_ok_and(|address| address.is_loopback());
-            if !endpoint.is_tls() && !loopback {
+            if !endpoint.is_tls() && !endpoint.is_local() {
                 return Err(ConfigError::new(
                     format!("--control={text}"),
                     "would send the token unencrypted; use grpcs://",
                 ));
             }
         }
-        let tls = endpoint.is_tls().then(|| files.config(&endpoint)).transpose()?;
+        let mut connect = ConnectOptions::new(endpoint);
+        if connect.endpoint.is_tls() {
+            files
+                .read()
+                .map_err(|e| ConfigError::new(e.context.clone(), &e.message))?;
+            connect.tls = files;
+        }
         // A socket is guarded by the system.
-        let token = token.filter(|_| endpoint.host().is_some());
-        Ok(Some(ControlAddress { endpoint, token, tls }))
-    }
-}
-
-/// The files of `--tls-certificate`, and of `--tls-client-certificate` and `--tls-client-key`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TlsFiles<'a> {
-    /// The authorities that may sign the server's certificate, instead of the system's.
-    pub authorities: Option<&'a Path>,
-    /// Our own certificate and its key.
-    pub identity: Option<(&'a Path, &'a Path)>,
-}
-
-impl TlsFiles<'_> {
-    fn config(&self, endpoint: &Endpoint) -> Result<ClientTlsConfig, ConfigError> {
-        let mut options = RemoteOptions::new(endpoint.clone());
-        options.tls_certificate = self.authorities.map(Path::to_owned);
-        options.tls_client_certificate = self.identity.map(|(certificate, _)| certificate.to_owned());
-        options.tls_client_key = self.identity.map(|(_, key)| key.to_owned());
-        tls(&options).map_err(|e| ConfigError::new(e.context.clone(), &e.message))
+        let token = token.filter(|_| is_remote);
+        Ok(Some(ControlAddress { connect, token }))
     }
 }
 
@@ -257,7 +235,7 @@ mod tests {
 
     fn address(args: &[&str]) -> Result<Option<ControlAddress>, ConfigError> {
         let args = std::iter::once("outhaul").chain(args.iter().copied());
-        Ask::parse_from(args).args.address(&TlsFiles::default())
+        Ask::parse_from(args).args.address(TlsFiles::default())
     }
 
     /// A directory with a token, a certificate and its key.
@@ -365,11 +343,11 @@ mod tests {
         let local = address(&["--control=grpc://127.0.0.1:1", &token])
             .unwrap()
             .unwrap();
-        assert!(local.tls.is_none() && local.token.is_some());
+        assert!(!local.connect.endpoint.is_tls() && local.token.is_some());
         let far = address(&["--control=grpcs://ci.example:1", &token])
             .unwrap()
             .unwrap();
-        assert!(far.tls.is_some());
+        assert!(far.connect.endpoint.is_tls());
         for (args, flag) in [
             (vec!["--control=grpcs://ci.example:1"], "--control-token-file"),
             (vec!["--control=grpc://ci.example:1", &token], "grpcs://"),

@@ -20,7 +20,7 @@ mod upstream;
 pub(crate) use self::file::file_arguments;
 pub use self::{
     cache::CacheArgs,
-    control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort, TlsFiles},
+    control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort},
     doors::DoorArgs,
     file::{naming_the_file, with_config_file},
     lease::LeaseArgs,

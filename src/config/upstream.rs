@@ -62,21 +62,19 @@ impl UpstreamArgs {
         let remote = |e: crate::transport::RemoteError| ConfigError::new(e.context.clone(), &e.message);
         let endpoint = Endpoint::parse("--bes-backend", url).map_err(remote)?;
         let mut options = UpstreamOptions::new(endpoint);
+        let connect = &mut options.connect;
         for text in &self.bes_header {
             let header = Header::parse("--bes-header", text).map_err(remote)?;
-            options.headers.push(header);
+            connect.headers.push(header);
         }
         // They may be meant for the cache alone.
-        if options.endpoint.is_tls() {
-            options.tls_certificate.clone_from(&cache.tls_certificate);
-            options
-                .tls_client_certificate
-                .clone_from(&cache.tls_client_certificate);
-            options.tls_client_key.clone_from(&cache.tls_client_key);
+        if connect.endpoint.is_tls() {
+            connect.tls = cache.tls_files();
             cache.tls_for_upstream = true;
         }
-        options.credential_helpers.clone_from(&self.credential_helper);
-        options.google.clone_from(&self.google);
+        connect.credential_helpers.clone_from(&self.credential_helper);
+        connect.google.clone_from(&self.google);
+        connect.workspace = std::env::current_dir().ok();
         options.rewrite_uris = self.rewrite_uris;
         Upstream::new(options).map(Some).map_err(|e| {
             ConfigError::new(

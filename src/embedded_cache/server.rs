@@ -9,12 +9,14 @@ use bazel_remote_apis::{
     },
     google::bytestream::byte_stream_server::ByteStreamServer,
 };
-use futures::{Stream, stream};
+use futures::{Stream, TryStreamExt as _};
 use http::HeaderMap;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     task::JoinHandle,
 };
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
@@ -193,49 +195,62 @@ impl Builder {
     /// # Errors
     /// When the address, the directory or the certificates cannot be used.
     pub async fn start(self) -> Result<RunningCache, EmbeddedCacheError> {
-        let (address, with_tls) = (self.address.clone(), self.tls.is_some());
+        let address = self.address.clone();
+        let failed = |source| EmbeddedCacheError::Bind {
+            address: address.clone(),
+            source,
+        };
+        if let Some(path) = address.strip_prefix("unix:") {
+            let listener = UnixListener::bind(path).map_err(failed)?;
+            let mut cache = self.serve(address.clone(), UnixListenerStream::new(listener))?;
+            cache.socket = Some(path.into());
+            return Ok(cache);
+        }
+        let parsed: SocketAddr = address
+            .parse()
+            .map_err(|_| EmbeddedCacheError::Address(address.clone()))?;
+        let listener = TcpListener::bind(parsed).await.map_err(failed)?;
+        let scheme = if self.tls.is_some() { "grpcs" } else { "grpc" };
+        let endpoint = format!("{scheme}://{}", listener.local_addr().map_err(failed)?);
+        let incoming = TcpListenerStream::new(listener).inspect_ok(|socket| {
+            // Without it, small answers wait for the peer's delayed acknowledgement.
+            if let Err(error) = socket.set_nodelay(true) {
+                tracing::debug!(%error, "could not set TCP_NODELAY");
+            }
+        });
+        self.serve(endpoint, incoming)
+    }
+
+    /// Serves connections that come from elsewhere; clients know the cache by the endpoint.
+    ///
+    /// # Errors
+    /// When the directory or the certificates cannot be used.
+    pub(crate) fn serve<S>(
+        self,
+        endpoint: String,
+        incoming: impl Stream<Item = io::Result<S>> + Send + 'static,
+    ) -> Result<RunningCache, EmbeddedCacheError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (router, context) = self.router()?;
-        let (listener, socket) = Listener::bind(&address).await?;
-        let endpoint = listener.endpoint(&address, with_tls)?;
+        // The line is taken after the wait: one from before may have been severed meanwhile.
+        let incoming = incoming.map_ok({
+            let context = context.clone();
+            move |socket| {
+                add(&context.counters.connections, 1);
+                Connection::new(socket, context.faults.line())
+            }
+        });
         let stopped = CancellationToken::new();
-        let incoming = listener.incoming(context.clone());
-        let task = tokio::spawn({
-            let stopped = stopped.clone();
-            async move {
-                let served = router
-                    .serve_with_incoming_shutdown(incoming, stopped.cancelled_owned())
-                    .await;
-                if let Err(error) = served {
-                    tracing::warn!(%error, "embedded cache stopped");
-                }
+        let stop = stopped.clone().cancelled_owned();
+        let task = tokio::spawn(async move {
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, stop).await {
+                tracing::warn!(%error, "embedded cache stopped");
             }
         });
         Ok(RunningCache {
             endpoint,
-            context,
-            stopped,
-            task: Some(task),
-            socket,
-        })
-    }
-
-    /// As [`Self::start`], on a host of a simulated network.
-    #[cfg(test)]
-    pub(crate) async fn start_simulated(self, port: u16) -> Result<RunningCache, EmbeddedCacheError> {
-        let (router, context) = self.router()?;
-        let bind = |source| EmbeddedCacheError::Bind {
-            address: format!("port {port}"),
-            source,
-        };
-        let incoming = crate::simulated::net::incoming(port).await.map_err(bind)?;
-        let stopped = CancellationToken::new();
-        let stop = stopped.clone().cancelled_owned();
-        let task = tokio::spawn(async move {
-            // Fails with its last connection at most, and then the host is gone.
-            let _ = router.serve_with_incoming_shutdown(incoming, stop).await;
-        });
-        Ok(RunningCache {
-            endpoint: format!("grpc://cache:{port}"),
             context,
             stopped,
             task: Some(task),
@@ -391,62 +406,4 @@ impl Drop for RunningCache {
 
 fn header(required: Option<(&str, &str)>) -> Option<(String, String)> {
     required.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
-}
-
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Listener {
-    /// Also gives the socket's path, if it has one.
-    async fn bind(address: &str) -> Result<(Self, Option<PathBuf>), EmbeddedCacheError> {
-        let failed = |source| EmbeddedCacheError::Bind {
-            address: address.to_owned(),
-            source,
-        };
-        if let Some(path) = address.strip_prefix("unix:") {
-            let path = PathBuf::from(path);
-            let listener = UnixListener::bind(&path).map_err(failed)?;
-            return Ok((Self::Unix(listener), Some(path)));
-        }
-        let parsed: SocketAddr = address
-            .parse()
-            .map_err(|_| EmbeddedCacheError::Address(address.to_owned()))?;
-        let listener = TcpListener::bind(parsed).await.map_err(failed)?;
-        Ok((Self::Tcp(listener), None))
-    }
-
-    fn endpoint(&self, address: &str, tls: bool) -> Result<String, EmbeddedCacheError> {
-        match self {
-            Self::Tcp(listener) => {
-                let scheme = if tls { "grpcs" } else { "grpc" };
-                let bound = listener.local_addr().map_err(|source| EmbeddedCacheError::Bind {
-                    address: address.to_owned(),
-                    source,
-                })?;
-                Ok(format!("{scheme}://{bound}"))
-            }
-            Self::Unix(_) => Ok(address.to_owned()),
-        }
-    }
-
-    /// Connections as they come, each held by the token that can break it.
-    fn incoming(self, context: Shared) -> impl Stream<Item = io::Result<Connection>> {
-        stream::unfold((self, context), async |(listener, context)| {
-            // The line is taken after the wait: one from before may have been severed meanwhile.
-            let connection = match &listener {
-                Self::Tcp(listener) => listener
-                    .accept()
-                    .await
-                    .map(|(socket, _)| Connection::tcp(socket, context.faults.line())),
-                Self::Unix(listener) => listener
-                    .accept()
-                    .await
-                    .map(|(socket, _)| Connection::unix(socket, context.faults.line())),
-            };
-            add(&context.counters.connections, 1);
-            Some((connection, (listener, context)))
-        })
-    }
 }

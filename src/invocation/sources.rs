@@ -9,14 +9,12 @@ use std::{
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
-    remote::{
-        BlobStore, Chain, DiskCache, GrpcCache, Nowhere, RemoteOptions,
-        auth::{check_helper, has_helper},
-        channel::tls,
-    },
+    remote::{BlobStore, Chain, DiskCache, GrpcCache, Nowhere, RemoteOptions},
     transport::{
-        Endpoint, Google, Header, RemoteError, google::DEFAULT_SCOPE, netrc, split_user_info,
-        without_user_info,
+        Endpoint, Google, Header, RemoteError, TlsFiles,
+        auth::{check_helper, has_helper},
+        google::DEFAULT_SCOPE,
+        netrc, split_user_info, without_user_info,
     },
     units::parse_duration,
 };
@@ -88,7 +86,7 @@ impl SourceCache {
     /// The address, if there is one.
     #[must_use]
     pub fn address(&self) -> Option<&Endpoint> {
-        self.store.as_ref().map(|store| &store.options().endpoint)
+        self.store.as_ref().map(|store| &store.options().connect.endpoint)
     }
 }
 
@@ -152,8 +150,8 @@ impl Sources {
                 .ok_or_else(|| "the build sent no command line to take the remote cache from".to_owned())
                 .and_then(|line| options_of(line, template, directories))
                 .and_then(|options| {
-                    check(allowed.as_deref(), &options.endpoint)?;
-                    let key = key(&options.endpoint.to_string(), &options.instance_name);
+                    check(allowed.as_deref(), &options.connect.endpoint)?;
+                    let key = key(&options.connect.endpoint.to_string(), &options.instance_name);
                     self.open(key, options)
                 }),
         };
@@ -190,7 +188,7 @@ impl Sources {
             SourceRule::Fixed(cache) => Ok(named(cache)),
             SourceRule::FromBuild { template, allowed } => {
                 let options = recorded(template, endpoint, instance_name)?;
-                check(allowed.as_deref(), &options.endpoint)?;
+                check(allowed.as_deref(), &options.connect.endpoint)?;
                 let key = key(endpoint, instance_name);
                 {
                     let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -213,13 +211,13 @@ impl Sources {
             SourceRule::Fixed(cache) => Ok(named(cache)),
             SourceRule::FromBuild { template, allowed } => {
                 let options = recorded(template, endpoint, instance_name)?;
-                check(allowed.as_deref(), &options.endpoint)?;
+                check(allowed.as_deref(), &options.connect.endpoint)?;
                 if allowed.is_none() && has_credentials(&options) {
                     return Err(format!(
                         "a build without an output root on this machine, such as an imported one, names the \
                          remote cache {}, and outhaul sends credentials to it only if you confirm that: give \
                          --remote-cache or --allow-remote-cache",
-                        options.endpoint
+                        options.connect.endpoint
                     ));
                 }
                 // Never one that a build of here has opened with its own credentials.
@@ -254,7 +252,7 @@ fn recorded(template: &RemoteOptions, endpoint: &str, instance_name: &str) -> Re
         return Err("no remote cache is recorded for it; give --remote-cache".to_owned());
     }
     let mut options = template.clone();
-    options.endpoint = Endpoint::parse("--remote-cache", endpoint).map_err(|e| e.to_string())?;
+    options.connect.endpoint = Endpoint::parse("--remote-cache", endpoint).map_err(|e| e.to_string())?;
     instance_name.clone_into(&mut options.instance_name);
     Ok(options)
 }
@@ -270,11 +268,11 @@ fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), String
 
 /// Whether anything would tell the server who we are.
 fn has_credentials(options: &RemoteOptions) -> bool {
-    !options.headers.is_empty()
-        || !options.credential_helpers.is_empty()
-        || options.google.is_some()
-        || options.tls_client_certificate.is_some()
-        || options.tls_client_key.is_some()
+    !options.connect.headers.is_empty()
+        || !options.connect.credential_helpers.is_empty()
+        || options.connect.google.is_some()
+        || options.connect.tls.client_certificate.is_some()
+        || options.connect.tls.client_key.is_some()
 }
 
 /// Endpoint and instance name of the cache that a build's canonical command line names, and nothing else of it.
@@ -287,14 +285,14 @@ pub fn address_of(line: &CommandLine) -> Option<(String, String)> {
         &BuildDirectories::default(),
     )
     .ok()?;
-    Some((options.endpoint.to_string(), options.instance_name))
+    Some((options.connect.endpoint.to_string(), options.instance_name))
 }
 
 fn named(cache: &Arc<GrpcCache>) -> SourceCache {
     SourceCache {
         store: Some(cache.clone()),
         blobs: cache.clone(),
-        endpoint: cache.options().endpoint.to_string(),
+        endpoint: cache.options().connect.endpoint.to_string(),
         instance_name: cache.options().instance_name.clone(),
     }
 }
@@ -340,7 +338,7 @@ pub fn options_of(
     }
     let mut options = template.clone();
     let (address, user_info) = split_user_info(endpoint);
-    options.endpoint = Endpoint::parse(&format!("--{flag}"), &address).map_err(|e| e.to_string())?;
+    options.connect.endpoint = Endpoint::parse(&format!("--{flag}"), &address).map_err(|e| e.to_string())?;
     if let Some(instance) = line.last("remote_instance_name") {
         instance.clone_into(&mut options.instance_name);
     }
@@ -348,19 +346,19 @@ pub fn options_of(
         .last("remote_proxy")
         .and_then(|value| value.strip_prefix("unix:"))
     {
-        options.proxy = Some(directories.workspace.join(proxy));
+        options.connect.proxy = Some(directories.workspace.join(proxy));
     }
     if !directories.workspace.as_os_str().is_empty() {
-        options.workspace = Some(directories.workspace.clone());
+        options.connect.workspace = Some(directories.workspace.clone());
     }
     add_headers(line, &mut options);
-    if options.endpoint.is_tls() {
-        options.tls_authority_override = line.given("tls_authority_override").map(str::to_owned);
+    if options.connect.endpoint.is_tls() {
+        options.connect.tls_authority_override = line.given("tls_authority_override").map(str::to_owned);
         add_tls(line, directories, &mut options);
     }
     add_helpers(line, &mut options);
     // A helper that is for the endpoint goes before Google's credentials, and they go before a `.netrc`.
-    let is_known = has_helper(&options) || add_google(line, directories, &mut options);
+    let is_known = has_helper(&options.connect) || add_google(line, directories, &mut options);
     add_login(user_info, is_known, &mut options);
     if let Some(function) = line.given("digest_function") {
         match function.parse::<DigestFunction>() {
@@ -374,7 +372,7 @@ pub fn options_of(
 
 fn add_headers(line: &CommandLine, options: &mut RemoteOptions) {
     // `run` knows some from the command itself already.
-    let own = options.headers.clone();
+    let own = options.connect.headers.clone();
     let is_known = |name: &str| own.iter().any(|known| known.name().eq_ignore_ascii_case(name));
     for name in ["remote_header", "remote_cache_header"] {
         for text in line.all(name) {
@@ -389,7 +387,7 @@ fn add_headers(line: &CommandLine, options: &mut RemoteOptions) {
             }
             match Header::parse(&format!("--{name}"), text) {
                 Ok(header) if own.contains(&header) => {}
-                Ok(header) => options.headers.push(header),
+                Ok(header) => options.connect.headers.push(header),
                 Err(error) => options.left_out.push(error.to_string()),
             }
         }
@@ -399,30 +397,30 @@ fn add_headers(line: &CommandLine, options: &mut RemoteOptions) {
 /// Bazel's server runs in the workspace, where relative files are looked for.
 fn add_tls(line: &CommandLine, directories: &BuildDirectories, options: &mut RemoteOptions) {
     let path = |name| Some(directories.workspace.join(line.given(name)?));
-    let mut tried = options.clone();
-    let authorities = path("tls_certificate").filter(|_| tried.tls_certificate.is_none());
-    if let Some(file) = authorities {
-        tried.tls_certificate = Some(file);
-        tried.tls_client_certificate = None;
-        tried.tls_client_key = None;
-        match tls(&tried) {
-            Ok(_) => options.tls_certificate.clone_from(&tried.tls_certificate),
+    let files = &mut options.connect.tls;
+    let certificate = path("tls_certificate").filter(|_| files.certificate.is_none());
+    if certificate.is_some() {
+        let tried = TlsFiles {
+            certificate,
+            ..TlsFiles::default()
+        };
+        match tried.read() {
+            Ok(_) => files.certificate = tried.certificate,
             Err(error) => options.left_out.push(error.to_string()),
         }
     }
-    if options.tls_client_certificate.is_some() || options.tls_client_key.is_some() {
+    if files.client_certificate.is_some() || files.client_key.is_some() {
         return;
     }
     match (path("tls_client_certificate"), path("tls_client_key")) {
-        (Some(certificate), Some(key)) => {
-            let mut tried = options.clone();
-            tried.tls_client_certificate = Some(certificate);
-            tried.tls_client_key = Some(key);
-            match tls(&tried) {
-                Ok(_) => {
-                    options.tls_client_certificate = tried.tls_client_certificate;
-                    options.tls_client_key = tried.tls_client_key;
-                }
+        (client_certificate @ Some(_), client_key @ Some(_)) => {
+            let tried = TlsFiles {
+                certificate: files.certificate.clone(),
+                client_certificate,
+                client_key,
+            };
+            match tried.read() {
+                Ok(_) => *files = tried,
                 Err(error) => options.left_out.push(error.to_string()),
             }
         }
@@ -441,28 +439,23 @@ fn add_tls(line: &CommandLine, directories: &BuildDirectories, options: &mut Rem
 fn add_helpers(line: &CommandLine, options: &mut RemoteOptions) {
     for name in ["credential_helper", "experimental_credential_helper"] {
         for text in line.all(name) {
-            match check_helper(options, text) {
-                Ok(()) => options.credential_helpers.push(text.to_owned()),
+            match check_helper(&options.connect, text) {
+                Ok(()) => options.connect.credential_helpers.push(text.to_owned()),
                 Err(error) => options.left_out.push(error.to_string()),
             }
         }
     }
-    let RemoteOptions {
-        credential_helper_timeout,
-        credential_helper_cache_duration,
-        left_out,
-        ..
-    } = options;
+    let connect = &mut options.connect;
     for (name, duration) in [
-        ("timeout", credential_helper_timeout),
-        ("cache_duration", credential_helper_cache_duration),
+        ("timeout", &mut connect.credential_helper_timeout),
+        ("cache_duration", &mut connect.credential_helper_cache_duration),
     ] {
         for prefix in ["experimental_", ""] {
             let name = format!("{prefix}credential_helper_{name}");
             match line.given(&name).map(parse_duration) {
                 None => {}
                 Some(Ok(given)) => *duration = given,
-                Some(Err(error)) => left_out.push(format!("--{name}: {error}")),
+                Some(Err(error)) => options.left_out.push(format!("--{name}: {error}")),
             }
         }
     }
@@ -485,14 +478,14 @@ pub(crate) fn google_of(line: &CommandLine, workspace: &Path) -> Option<Google> 
 
 /// Whether Google's credentials are asked for, if only to no avail.
 fn add_google(line: &CommandLine, directories: &BuildDirectories, options: &mut RemoteOptions) -> bool {
-    if options.google.is_some() {
+    if options.connect.google.is_some() {
         return true;
     }
     let Some(google) = google_of(line, &directories.workspace) else {
         return false;
     };
     match google.check() {
-        Ok(()) => options.google = Some(google),
+        Ok(()) => options.connect.google = Some(google),
         Err(error) => options.left_out.push(error.to_string()),
     }
     true
@@ -501,11 +494,11 @@ fn add_google(line: &CommandLine, directories: &BuildDirectories, options: &mut 
 /// User name and password: of the address itself, or of the user's `.netrc`, where nothing else says who it is.
 fn add_login(user_info: Option<(String, String)>, is_known: bool, options: &mut RemoteOptions) {
     let says_who = |header: &Header| header.name() == "authorization";
-    if options.headers.iter().any(says_who) {
+    if options.connect.headers.iter().any(says_who) {
         return;
     }
     let login = user_info.or_else(|| {
-        let host = options.endpoint.host().filter(|_| !is_known)?;
+        let host = options.connect.endpoint.host().filter(|_| !is_known)?;
         let file = match std::env::var_os("NETRC") {
             Some(file) => PathBuf::from(file),
             None => std::env::home_dir()?.join(".netrc"),
@@ -513,7 +506,7 @@ fn add_login(user_info: Option<(String, String)>, is_known: bool, options: &mut 
         netrc::login(&std::fs::read_to_string(file).ok()?, host)
     });
     if let Some((user, password)) = login {
-        options.headers.push(Header::basic(&user, &password));
+        options.connect.headers.push(Header::basic(&user, &password));
     }
 }
 
@@ -547,9 +540,9 @@ mod tests {
             ("remote_header", "x-token=abc"),
         ]);
         let options = options_of(&line, &template(), &BuildDirectories::default()).unwrap();
-        assert_eq!(options.endpoint.to_string(), "grpc://cache:9092");
+        assert_eq!(options.connect.endpoint.to_string(), "grpc://cache:9092");
         assert_eq!(options.instance_name, "main/x");
-        assert_eq!(options.headers.len(), 1);
+        assert_eq!(options.connect.headers.len(), 1);
         assert!(!format!("{options:?}").contains("abc"));
     }
 
@@ -570,7 +563,7 @@ mod tests {
     fn sources(header: bool, allowed: Option<&str>) -> Sources {
         let mut template = template();
         if header {
-            template.headers = vec![Header::parse("--remote-header", "x-token=abc").unwrap()];
+            template.connect.headers = vec![Header::parse("--remote-header", "x-token=abc").unwrap()];
         }
         let parse = |url| Endpoint::parse("--allow-remote-cache", url).unwrap();
         Sources::new(SourceRule::FromBuild {
@@ -634,7 +627,7 @@ mod tests {
             &BuildDirectories::default(),
         )
         .unwrap();
-        assert_eq!(options.endpoint.to_string(), "grpc://exec:1");
+        assert_eq!(options.connect.endpoint.to_string(), "grpc://exec:1");
     }
 
     /// The options of a build with a cache at `grpcs://h` and these.
@@ -692,9 +685,11 @@ mod tests {
                 left_out.contains(told) && !left_out.contains("s3cret"),
                 "{left_out}"
             );
-            assert_eq!(options.headers.len(), 1, "the others are sent");
-            assert!(options.credential_helpers.is_empty() && options.tls_certificate.is_none());
-            assert_eq!(options.google, None);
+            assert_eq!(options.connect.headers.len(), 1, "the others are sent");
+            assert!(
+                options.connect.credential_helpers.is_empty() && options.connect.tls.certificate.is_none()
+            );
+            assert_eq!(options.connect.google, None);
         }
         // For other hosts, and of forms that only newer Bazels know: nothing to be said.
         for value in ["example.com/team=/bin/helper", "*.example.com=/bin/helper"] {
@@ -724,7 +719,7 @@ mod tests {
             ("google_credentials", "user.json"),
             ("google_default_credentials", "1"),
         );
-        let of = |options: &[(&str, &str)]| with(options, &directories).google;
+        let of = |options: &[(&str, &str)]| with(options, &directories).connect.google;
         assert_eq!(of(&[file, default]), google(Some("user.json"), &[DEFAULT_SCOPE]));
         assert_eq!(
             of(&[("google_auth_scopes", "a,b"), file]),
@@ -765,12 +760,18 @@ mod tests {
             &directories,
         );
         assert_eq!(options.left_out, Vec::<String>::new());
-        assert_eq!(options.credential_helper_timeout, Duration::from_secs(90));
-        assert_eq!(options.credential_helper_cache_duration, Duration::from_secs(120));
-        assert_eq!(options.tls_authority_override.as_deref(), Some("cache.test"));
-        assert_eq!(options.proxy, Some(workspace.join("run/proxy.sock")));
-        assert_eq!(options.tls_certificate, Some(workspace.join("ca.pem")));
-        assert_eq!(options.workspace, Some(workspace));
+        assert_eq!(options.connect.credential_helper_timeout, Duration::from_secs(90));
+        assert_eq!(
+            options.connect.credential_helper_cache_duration,
+            Duration::from_secs(120)
+        );
+        assert_eq!(
+            options.connect.tls_authority_override.as_deref(),
+            Some("cache.test")
+        );
+        assert_eq!(options.connect.proxy, Some(workspace.join("run/proxy.sock")));
+        assert_eq!(options.connect.tls.certificate, Some(workspace.join("ca.pem")));
+        assert_eq!(options.connect.workspace, Some(workspace));
         let disk = |value| disk_cache(&line(&[("disk_cache", value)]), &directories);
         assert_eq!(disk("cache"), Some(below.join("cache")));
         assert_eq!(disk("/cache"), Some("/cache".into()));
@@ -797,8 +798,12 @@ mod tests {
         ] {
             let line = line(&[("remote_cache", address)]);
             let options = options_of(&line, &template(), &BuildDirectories::default()).expect(address);
-            assert_eq!(options.endpoint.to_string(), shown);
-            assert_eq!(options.headers.first().map(Header::value), header, "{address}");
+            assert_eq!(options.connect.endpoint.to_string(), shown);
+            assert_eq!(
+                options.connect.headers.first().map(Header::value),
+                header,
+                "{address}"
+            );
         }
         // What is said outright goes first.
         let line = line(&[
@@ -806,8 +811,8 @@ mod tests {
             ("remote_header", "Authorization=mine"),
         ]);
         let options = options_of(&line, &template(), &BuildDirectories::default()).unwrap();
-        assert_eq!(options.headers.len(), 1);
-        assert_eq!(options.headers[0].value(), "mine");
+        assert_eq!(options.connect.headers.len(), 1);
+        assert_eq!(options.connect.headers[0].value(), "mine");
     }
 
     #[tokio::test]

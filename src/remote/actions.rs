@@ -19,9 +19,9 @@ use tonic::{Code, Status};
 
 use super::{
     Attribution, Capabilities, batch,
-    channel::Connections,
     client::{Client, Failure, MAX_MESSAGE, from_wire, to_wire},
     expand::TreeRef,
+    pool::Connections,
     stream,
     trees::{DirectoryTree, RawGetTreeResponse},
 };

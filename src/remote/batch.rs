@@ -13,9 +13,9 @@ use zstd::bulk::Decompressor;
 
 use super::{
     Attribution, BatchAnswer, Capabilities, Sink,
-    channel::Connections,
     client::{Client, MAX_MESSAGE},
     limits::{Halving, is_too_much},
+    pool::Connections,
     stream,
     wire::{self, Batch, BatchPart},
 };

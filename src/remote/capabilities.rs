@@ -73,7 +73,7 @@ async fn ask(client: &Client, retry: bool) -> Result<Option<CacheCapabilities>, 
     let answer = if retry {
         client.unary(&context, &attribution, &message, call).await
     } else {
-        let mut avoid = super::channel::Connections::default();
+        let mut avoid = super::pool::Connections::default();
         client
             .once(&context, &attribution, &mut avoid, &message, call)
             .await

@@ -10,17 +10,17 @@ use tonic::{Code, Extensions, Request, Response, Status, transport::Channel};
 
 use super::{
     Attribution,
-    auth::Auth,
-    channel::{Connections, Line, Pool},
     compression::Chooser,
     limits::Learned,
+    metadata::metadata,
     options::RemoteOptions,
+    pool::{Connections, Line, Pool},
     retry::{RetryPolicy, Timer},
     status::{from_rpc, from_status},
 };
 use crate::{
     digest::{Digest, DigestFunction},
-    transport::{RemoteError, RemoteErrorKind, Secrets},
+    transport::{Auth, RemoteError, RemoteErrorKind, Secrets},
 };
 
 /// The largest message that is taken. Batches are kept within gRPC's 4 MiB by what is asked for; what cannot be
@@ -63,10 +63,10 @@ impl Client {
         options.validate()?;
         Ok(Self {
             pool: Pool::new(&options)?,
-            auth: Auth::new(&options)?,
+            auth: Auth::new(&options.connect)?,
             retry: RetryPolicy::new(options.retries, options.max_retry_delay, timer),
-            batches: Chooser::new(options.compression, options.endpoint.is_local()),
-            streams: Chooser::new(options.compression, options.endpoint.is_local()),
+            batches: Chooser::new(options.compression, options.connect.endpoint.is_local()),
+            streams: Chooser::new(options.compression, options.connect.endpoint.is_local()),
             learned: Learned::default(),
             place: options.describe(),
             options,
@@ -111,7 +111,8 @@ impl Client {
         let mut refreshed = false;
         let mut sent_away = 0;
         loop {
-            let (metadata, credentials) = self.auth.metadata(attribution).await?;
+            let (headers, credentials) = self.auth.headers().await?;
+            let metadata = metadata(attribution, &headers)?;
             let request = Request::from_parts(metadata, Extensions::default(), message.clone());
             let (line, channel) = self.pool.pick(*avoid);
             let failure = match self.within_deadline(context, call(channel, request)).await {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{
-    auth, call,
+    call,
     client::to_wire,
     expand::{Expanded, expand_result, expand_tree, trees_of},
     inflate::Inflater,
@@ -79,7 +79,7 @@ pub(crate) fn status(data: &[u8]) {
 /// What a credential helper prints.
 pub(crate) fn credentials(data: &[u8]) {
     let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    if let Ok((headers, expires_in)) = auth::read_answer(data, now) {
+    if let Ok((headers, expires_in)) = crate::transport::auth::read_answer(data, now) {
         assert!(expires_in.unwrap_or_default() <= Duration::from_secs(24 * 60 * 60));
         for header in headers {
             assert!(!header.value().contains(['\r', '\n', '\0']));

@@ -11,10 +11,10 @@ use super::{
     actions::{self, MetadataCache, Trees},
     batch,
     capabilities::{self, CapabilitiesCache},
-    channel::Connections,
     client::{Client, Failure},
     expand::{self, Expanded, TreeRef},
     options::RemoteOptions,
+    pool::Connections,
     retry::{SystemTimer, Timer},
     stream,
     trees::DirectoryTree,
@@ -88,7 +88,7 @@ impl GrpcCache {
     /// The error in words that say what to do.
     fn explained(&self, failure: Failure) -> RemoteError {
         let Failure { mut error, code } = failure;
-        let endpoint = &self.0.client.options.endpoint;
+        let endpoint = &self.0.client.options.connect.endpoint;
         let instance = &self.0.client.options.instance_name;
         let message = error.message.as_str();
         let any = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
@@ -102,7 +102,7 @@ impl GrpcCache {
         } else if any(&["received fatal alert"])
             // The alert that refuses a client may be overtaken by the end of its connection.
             || (endpoint.is_tls()
-                && self.0.client.options.tls_client_certificate.is_none()
+                && self.0.client.options.connect.tls.client_certificate.is_none()
                 && any(&["connection closed", "connection reset", "broken pipe"]))
         {
             "the server refused the TLS connection; it may require --tls-client-certificate".to_owned()

@@ -10,7 +10,6 @@ use crate::{
     transport::RemoteError,
 };
 
-pub mod auth;
 pub mod expand;
 pub mod grpc;
 pub mod options;
@@ -22,13 +21,14 @@ mod batch;
 mod call;
 mod capabilities;
 mod chain;
-pub(crate) mod channel;
 mod client;
 mod compression;
 mod disk;
 mod inflate;
 mod limits;
+mod metadata;
 mod nowhere;
+mod pool;
 mod rope;
 mod status;
 mod stream;

@@ -1,11 +1,11 @@
 //! How to reach a remote cache, and how patiently.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use super::compression::Compression;
 use crate::{
     digest::DigestFunction,
-    transport::{Endpoint, Google, Header, RemoteError, RemoteErrorKind},
+    transport::{ConnectOptions, Endpoint, RemoteError, RemoteErrorKind},
 };
 
 /// Connections are numbered by the bits of a word.
@@ -26,28 +26,10 @@ const RESERVED_SEGMENTS: [&str; 7] = [
 /// are parsed; [`RemoteOptions::validate`] checks how they fit together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteOptions {
-    /// Where the cache listens.
-    pub endpoint: Endpoint,
+    /// How the cache is reached, and what it is shown.
+    pub connect: ConnectOptions,
     /// The instance of the cache; may be empty and may have several segments.
     pub instance_name: String,
-    /// Headers for every request.
-    pub headers: Vec<Header>,
-    /// PEM file of the authorities that may sign the server's certificate, instead of the system's.
-    pub tls_certificate: Option<PathBuf>,
-    /// PEM file of our certificate.
-    pub tls_client_certificate: Option<PathBuf>,
-    /// PEM file of its key.
-    pub tls_client_key: Option<PathBuf>,
-    /// The name that the server's certificate must have, instead of the endpoint's host.
-    pub tls_authority_override: Option<String>,
-    /// Credential helpers, as `[SCOPE=]PATH`, see [`super::auth`].
-    pub credential_helpers: Vec<String>,
-    /// How long a credential helper may run.
-    pub credential_helper_timeout: Duration,
-    /// How long credentials are kept that do not say when they expire.
-    pub credential_helper_cache_duration: Duration,
-    /// Google's credentials, where no helper is for the endpoint.
-    pub google: Option<Google>,
     /// When to ask for zstd where the server offers it.
     pub compression: Compression,
     /// HTTP/2 connections.
@@ -61,14 +43,8 @@ pub struct RemoteOptions {
     pub stall_timeout: Duration,
     /// What a stream must bring in bytes per second, over `stall_timeout`, not to count as stalled.
     pub min_throughput: u64,
-    /// How long connecting may take, and then TLS.
-    pub connect_timeout: Duration,
     /// The digest function that must be known to the server.
     pub digest_function: DigestFunction,
-    /// The directory that `%workspace%` in a credential helper's path stands for.
-    pub workspace: Option<PathBuf>,
-    /// A unix socket through which the cache is reached, instead of by its address.
-    pub proxy: Option<PathBuf>,
     /// What of the build's own options could not be used, and why. Told if the server refuses us.
     pub left_out: Vec<String>,
 }
@@ -78,28 +54,15 @@ impl RemoteOptions {
     #[must_use]
     pub const fn new(endpoint: Endpoint) -> Self {
         Self {
-            endpoint,
+            connect: ConnectOptions::new(endpoint),
             instance_name: String::new(),
-            headers: Vec::new(),
-            tls_certificate: None,
-            tls_client_certificate: None,
-            tls_client_key: None,
-            tls_authority_override: None,
-            credential_helpers: Vec::new(),
-            // Bazel's defaults, both.
-            credential_helper_timeout: Duration::from_secs(10),
-            credential_helper_cache_duration: Duration::from_secs(30 * 60),
-            google: None,
             compression: Compression::WherePaying,
             connections: 4,
             retries: 5,
             max_retry_delay: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(60),
             min_throughput: 1024,
-            connect_timeout: Duration::from_secs(10),
             digest_function: DigestFunction::Sha256,
-            workspace: None,
-            proxy: None,
             left_out: Vec::new(),
         }
     }
@@ -140,40 +103,16 @@ impl RemoteOptions {
         if self.stall_timeout.is_zero() {
             return Err(config("--remote-timeout=0", "must be greater than zero"));
         }
-        for (flag, file) in [
-            ("--tls-certificate", &self.tls_certificate),
-            ("--tls-client-certificate", &self.tls_client_certificate),
-            ("--tls-client-key", &self.tls_client_key),
-        ] {
-            if let Some(file) = file
-                && !self.endpoint.is_tls()
-            {
-                return Err(config(
-                    format!("{flag}={}", file.display()),
-                    format!("{} is not encrypted; use grpcs://", self.endpoint),
-                ));
-            }
-        }
-        match (&self.tls_client_certificate, &self.tls_client_key) {
-            (Some(file), None) => Err(config(
-                format!("--tls-client-certificate={}", file.display()),
-                "requires --tls-client-key",
-            )),
-            (None, Some(file)) => Err(config(
-                format!("--tls-client-key={}", file.display()),
-                "requires --tls-client-certificate",
-            )),
-            _ => Ok(()),
-        }
+        self.connect.tls.validate(&self.connect.endpoint)
     }
 
     /// Endpoint and instance, for messages.
     #[must_use]
     pub fn describe(&self) -> String {
         if self.instance_name.is_empty() {
-            self.endpoint.to_string()
+            self.connect.endpoint.to_string()
         } else {
-            format!("{}, instance {}", self.endpoint, self.instance_name)
+            format!("{}, instance {}", self.connect.endpoint, self.instance_name)
         }
     }
 }
@@ -185,6 +124,7 @@ fn config(context: impl Into<String>, message: impl Into<String>) -> RemoteError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::Header;
 
     fn options(endpoint: &str) -> RemoteOptions {
         RemoteOptions::new(Endpoint::parse("--remote-cache", endpoint).expect(endpoint))
@@ -206,14 +146,14 @@ mod tests {
             (change(|o| o.connections = 0), "--remote-max-connections=0"),
             (change(|o| o.stall_timeout = Duration::ZERO), "--remote-timeout"),
             (
-                change(|o| o.tls_certificate = Some("/ca.pem".into())),
+                change(|o| o.connect.tls.certificate = Some("/ca.pem".into())),
                 "--tls-certificate=/ca.pem: grpc://localhost:1 is not encrypted",
             ),
         ] {
             assert!(shown.contains(part), "{shown}");
         }
         let mut halved = options("grpcs://localhost");
-        halved.tls_client_key = Some("/key.pem".into());
+        halved.connect.tls.client_key = Some("/key.pem".into());
         let shown = halved.validate().unwrap_err().to_string();
         assert!(shown.contains("requires --tls-client-certificate"), "{shown}");
         assert_eq!(options("grpcs://localhost").validate(), Ok(()));
@@ -223,6 +163,7 @@ mod tests {
     fn options_are_shown_without_secrets() {
         let mut options = options("grpc://localhost:1");
         options
+            .connect
             .headers
             .push(Header::parse("--remote-header", "authorization=s3cret").unwrap());
         let shown = format!("{options:?}");

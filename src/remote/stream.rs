@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use super::{
     Attribution, Capabilities, Sink,
     call::Pieces,
-    channel::Connections,
     client::{Client, Failure, guarded},
     compression::Running,
     inflate::Inflater,
+    pool::Connections,
     wire,
 };
 use crate::{

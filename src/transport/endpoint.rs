@@ -91,6 +91,12 @@ impl Endpoint {
         }))
     }
 
+    /// The unix socket at a path.
+    #[must_use]
+    pub const fn unix(path: PathBuf) -> Self {
+        Self(Place::Unix(path))
+    }
+
     /// Whether the connection is encrypted.
     #[must_use]
     pub const fn is_tls(&self) -> bool {

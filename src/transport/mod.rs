@@ -1,5 +1,7 @@
-//! How any server is reached: its address, and the credentials that it is shown.
+//! How any server is reached: addresses, connections with TLS or through sockets, and the credentials that it is shown.
 
+pub mod auth;
+mod channel;
 mod conceal;
 mod endpoint;
 mod error;
@@ -7,10 +9,16 @@ pub(crate) mod google;
 mod header;
 pub(crate) mod https;
 pub(crate) mod netrc;
+mod options;
+mod tls;
 
+pub(crate) use auth::Auth;
+pub(crate) use channel::Connector;
 pub(crate) use conceal::Secrets;
 pub use endpoint::Endpoint;
 pub(crate) use endpoint::{split_user_info, without_user_info};
 pub use error::{RemoteError, RemoteErrorKind};
 pub use google::Google;
 pub use header::Header;
+pub use options::ConnectOptions;
+pub use tls::TlsFiles;

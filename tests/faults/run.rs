@@ -218,6 +218,7 @@ fn rooms(case: &Case, cache: &RunningCache, dir: &Path, timer: Arc<Quick>) -> Re
     options.stall_timeout = case.patience();
     options.min_throughput = 0;
     options
+        .connect
         .headers
         .push(Header::new("authorization", SECRET).map_err(str::to_owned)?);
     let store = GrpcCache::with_timer(options, timer).map_err(|e| e.to_string())?;

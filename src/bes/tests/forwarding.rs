@@ -315,7 +315,7 @@ async fn a_credential_helper_is_asked_for_headers() {
     std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
     let backend = Backend::start().await;
     let upstream = backend.upstream_with(|options| {
-        options.credential_helpers = vec![
+        options.connect.credential_helpers = vec![
             "elsewhere.example.com=/no/such/helper".to_owned(),
             helper.display().to_string(),
         ];
@@ -349,7 +349,7 @@ async fn googles_credentials_are_sent_upstream() {
     tokio::spawn(async move { axum::serve(listener, app).await });
     let backend = Backend::start().await;
     let upstream = backend.upstream_with(|options| {
-        options.google = Some(crate::transport::Google {
+        options.connect.google = Some(crate::transport::Google {
             file: Some(file),
             scopes: vec!["a".to_owned()],
         });

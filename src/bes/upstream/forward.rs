@@ -114,7 +114,7 @@ impl Forwarder {
             key: key.clone(),
             upstream: Arc::clone(upstream),
             counters: Arc::clone(&around.counters),
-            channel: credentials.channels.open(),
+            channel: credentials.open(),
             credentials,
             secrets: Secrets::default(),
             source,
@@ -204,7 +204,7 @@ impl Forwarder {
         let upstream = Arc::clone(&self.upstream);
         let credentials = upstream.credentials();
         if !Arc::ptr_eq(&credentials, &self.credentials) {
-            self.channel = credentials.channels.open();
+            self.channel = credentials.open();
             self.credentials = credentials;
         }
         let own = self.credentials.headers().await?;

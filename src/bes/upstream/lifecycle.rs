@@ -28,7 +28,7 @@ pub(super) struct Caller {
 impl Caller {
     pub(super) fn new(upstream: Arc<Inner>, build_id: &str) -> Self {
         Self {
-            channel: upstream.credentials().channels.open(),
+            channel: upstream.credentials().open(),
             upstream,
             build_id: build_id.to_owned(),
             reported: false,

@@ -11,7 +11,6 @@
 
 mod backoff;
 mod call;
-mod channel;
 mod forward;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
@@ -44,13 +43,13 @@ use self::{
     supply::Supply,
     window::Room,
 };
-use crate::builds::StreamKey;
+use crate::{builds::StreamKey, transport::RemoteError};
 
 #[cfg(any(test, fuzzing))]
 pub(super) use fuzz::{
     blobs as fuzz_blobs, file_uri as fuzz_file_uri, kind as fuzz_kind, rewritten as fuzz_rewritten,
 };
-pub use options::{UpstreamError, UpstreamOptions};
+pub use options::UpstreamOptions;
 pub(in crate::bes) use order::LifecycleEvent;
 pub(in crate::bes) use outgoing::{ForwardStatus, Outgoing, OutgoingEvent};
 pub(in crate::bes) use shared::Surroundings;
@@ -66,11 +65,11 @@ impl Upstream {
     ///
     /// # Errors
     /// When an option cannot work, naming its flag.
-    pub fn new(options: UpstreamOptions) -> Result<Self, UpstreamError> {
+    pub fn new(options: UpstreamOptions) -> Result<Self, RemoteError> {
         let inner = Inner {
             credentials: RwLock::new(Arc::new(Credentials::new(&options)?)),
             delays: RetryDelays::new(options.first_retry, options.longest_retry),
-            health: Health::new(options.endpoint.to_string()),
+            health: Health::new(options.connect.endpoint.to_string()),
             calls: BuildCalls::default(),
             options,
         };
@@ -91,7 +90,7 @@ impl Upstream {
 
     /// What tells this service from another one.
     pub(crate) fn name(&self) -> String {
-        self.inner.options.endpoint.to_string()
+        self.inner.options.connect.endpoint.to_string()
     }
 
     /// Whether the last try to reach upstream, on whichever stream, was no failure.

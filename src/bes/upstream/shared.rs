@@ -5,19 +5,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
-use super::{
-    backoff::RetryDelays,
-    channel::Channels,
-    health::Health,
-    options::{UpstreamError, UpstreamOptions},
-    order::BuildCalls,
-};
+use super::{backoff::RetryDelays, health::Health, options::UpstreamOptions, order::BuildCalls};
 use crate::{
     bes::{counters::Counters, hold::HoldPolicy},
     builds::Builds,
-    remote::{RemoteOptions, auth::Auth},
-    transport::Header,
+    transport::{Auth, Connector, Header, RemoteError},
 };
+use tonic::transport::Channel;
 
 /// What all streams share.
 pub(super) struct Inner {
@@ -31,21 +25,24 @@ pub(super) struct Inner {
 
 /// How upstream is told who we are.
 pub(super) struct Credentials {
-    pub(super) channels: Channels,
+    pub(super) connector: Connector,
     pub(super) auth: Auth,
 }
 
 impl Credentials {
-    pub(super) fn new(options: &UpstreamOptions) -> Result<Self, UpstreamError> {
-        let mut remote = RemoteOptions::new(options.endpoint.clone());
-        remote.headers.clone_from(&options.headers);
-        remote.credential_helpers.clone_from(&options.credential_helpers);
-        remote.google.clone_from(&options.google);
-        remote.workspace = std::env::current_dir().ok();
+    pub(super) fn new(options: &UpstreamOptions) -> Result<Self, RemoteError> {
+        let connect = &options.connect;
+        connect.tls.validate(&connect.endpoint)?;
         Ok(Self {
-            channels: Channels::new(options)?,
-            auth: Auth::new(&remote)?,
+            connector: Connector::new(connect)?,
+            auth: Auth::new(connect)?,
         })
+    }
+
+    /// A connection of its own for each stream, as if each build tool had one: one that is not read from holds no other
+    /// one back, and a service behind a balancer gets them spread.
+    pub(super) fn open(&self) -> Channel {
+        self.connector.channel()
     }
 
     /// The user's headers, and those of a credential helper or Google's credentials.

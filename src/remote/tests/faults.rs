@@ -263,7 +263,9 @@ async fn whatever_answers_instead_of_the_server_is_told_in_clean_words() {
     let digest = cache.store().put(blob(SIZE));
     let (client, _) = client_of(&cache, |o| {
         o.retries = 2;
-        o.headers.push(Header::new("authorization", SECRET).unwrap());
+        o.connect
+            .headers
+            .push(Header::new("authorization", SECRET).unwrap());
     });
     let codes = [200, 301, 400, 401, 403, 404, 429, 500, 502, 503, 504].map(RequestFault::Http);
     let others = [
@@ -331,8 +333,8 @@ async fn credentials_that_expire_are_asked_for_once_by_all_who_wait() {
     let cache = start().await;
     let digests: Vec<Digest> = (0..30_u8).map(|n| cache.store().put(vec![n; 100])).collect();
     let (client, _) = client_of(&cache, |o| {
-        o.credential_helpers = vec!["sh".into()];
-        o.workspace = Some(dir.path().into());
+        o.connect.credential_helpers = vec!["sh".into()];
+        o.connect.workspace = Some(dir.path().into());
     });
     for (runs, token) in [(1, "first-token"), (2, "second-token")] {
         std::fs::write(file("token"), token).unwrap();

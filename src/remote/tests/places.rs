@@ -13,7 +13,7 @@ use super::*;
 
 async fn probe(endpoint: &str, change: impl FnOnce(&mut RemoteOptions)) -> Result<Capabilities, String> {
     let mut options = options(endpoint);
-    options.connect_timeout = Duration::from_secs(5);
+    options.connect.connect_timeout = Duration::from_secs(5);
     change(&mut options);
     GrpcCache::new(options)
         .map_err(|e| e.to_string())?
@@ -96,16 +96,16 @@ async fn tls_is_trusted_only_with_the_right_authority_and_both_sides_certificate
     };
     let ca = write("ca.pem", &authority.certificate.pem());
     assert!(
-        probe(&endpoint, |o| o.tls_certificate.clone_from(&ca))
+        probe(&endpoint, |o| o.connect.tls.certificate.clone_from(&ca))
             .await
             .is_ok()
     );
 
     let (certificate, key) = authority.sign("client");
     let with_client = probe(&endpoint, |o| {
-        o.tls_certificate.clone_from(&ca);
-        o.tls_client_certificate = write("client.pem", &certificate);
-        o.tls_client_key = write("client.key", &key);
+        o.connect.tls.certificate.clone_from(&ca);
+        o.connect.tls.client_certificate = write("client.pem", &certificate);
+        o.connect.tls.client_key = write("client.key", &key);
     });
     assert!(with_client.await.is_ok());
 
@@ -113,14 +113,16 @@ async fn tls_is_trusted_only_with_the_right_authority_and_both_sides_certificate
     let by_number = format!("grpcs://127.0.0.1:{port}");
     for (name, is_trusted) in [(None, false), (Some("localhost"), true)] {
         let answer = probe(&by_number, |o| {
-            o.tls_certificate.clone_from(&ca);
-            o.tls_authority_override = name.map(str::to_owned);
+            o.connect.tls.certificate.clone_from(&ca);
+            o.connect.tls_authority_override = name.map(str::to_owned);
         });
         assert_eq!(answer.await.is_ok(), is_trusted, "{name:?}");
     }
 
     let other = write("other.pem", &Authority::new().certificate.pem());
-    let shown = probe(&endpoint, |o| o.tls_certificate = other).await.unwrap_err();
+    let shown = probe(&endpoint, |o| o.connect.tls.certificate = other)
+        .await
+        .unwrap_err();
     assert!(
         shown.contains("not trusted") && shown.contains("--tls-certificate"),
         "{shown}"
@@ -139,7 +141,7 @@ async fn tls_to_a_plain_server_is_told_as_such() {
     let dir = tempfile::tempdir().unwrap();
     let ca = dir.path().join("ca.pem");
     fs::write(&ca, Authority::new().certificate.pem()).unwrap();
-    let shown = probe(&endpoint, |o| o.tls_certificate = Some(ca))
+    let shown = probe(&endpoint, |o| o.connect.tls.certificate = Some(ca))
         .await
         .unwrap_err();
     assert!(shown.contains("use grpc://"), "{shown}");
@@ -225,8 +227,8 @@ async fn refused_credentials_are_fetched_anew_once() {
     fake.script().token = Some("2".into());
     let cache = client(&fake, |o| {
         // `sh get` is run in the workspace, where the script has that name.
-        o.credential_helpers = vec!["sh".into()];
-        o.workspace = Some(dir.path().into());
+        o.connect.credential_helpers = vec!["sh".into()];
+        o.connect.workspace = Some(dir.path().into());
     })
     .await;
     assert_eq!(

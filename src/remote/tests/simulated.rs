@@ -288,7 +288,8 @@ fn host(sim: &mut turmoil::Sim<'_>, world: &Rc<World>, zstd: bool) -> Rc<RefCell
     sim.host("cache", move || {
         let (world, kept) = (Rc::clone(&world), Rc::clone(&kept));
         async move {
-            let cache = EmbeddedCache::builder().zstd(zstd).start_simulated(PORT).await?;
+            let cache = EmbeddedCache::builder().zstd(zstd);
+            let cache = cache.serve(format!("grpc://cache:{PORT}"), net::incoming(PORT).await?)?;
             for (digest, bytes) in &world.blobs {
                 cache.store().put_unverified(digest.clone(), bytes.clone());
             }
@@ -310,6 +311,7 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
     let lives = host(&mut sim, &world, zstd);
 
     let mut options = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://cache:8980").unwrap());
+    options.connect.dial = Some(net::channel);
     options.compression = if zstd {
         Compression::Always
     } else {
@@ -408,6 +410,7 @@ fn told<F: Future<Output = ()> + 'static>(
     let world = Rc::new(world);
     let lives = host(&mut sim, &world, false);
     let mut options = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://cache:8980").unwrap());
+    options.connect.dial = Some(net::channel);
     (options.compression, options.connections) = (Compression::Never, connections);
     let finished = Rc::new(RefCell::new(false));
     sim.client("outhaul", {
@@ -474,10 +477,10 @@ fn a_cache_that_is_gone_costs_so_many_tries_and_no_more() {
             world.waits.count.load(Ordering::Relaxed),
             u64::from(options.retries)
         );
-        let each = options.connect_timeout + options.max_retry_delay;
+        let each = options.connect.connect_timeout + options.max_retry_delay;
         let longest = each * (options.retries + 1);
         assert!(
-            (options.connect_timeout * options.retries..longest).contains(&took),
+            (options.connect.connect_timeout * options.retries..longest).contains(&took),
             "{took:?}"
         );
     });

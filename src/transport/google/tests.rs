@@ -10,10 +10,7 @@ use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{
-    remote::{Attribution, RemoteOptions, auth::Auth},
-    transport::Endpoint,
-};
+use crate::transport::{Auth, ConnectOptions, Endpoint};
 
 const KEY: &str = include_str!("../../../tests/google/key.pem");
 
@@ -354,18 +351,18 @@ async fn a_token_is_kept_until_it_is_refused_and_a_helper_goes_before_it() {
     let (_dir, google) = written(&account(&endpoint));
     // Bazel 7 sends it where nothing is encrypted, too.
     for address in ["grpcs://h", "grpc://h:1", "unix:/socket"] {
-        let mut options = RemoteOptions::new(Endpoint::parse("--remote-cache", address).unwrap());
+        let mut options = ConnectOptions::new(Endpoint::parse("--remote-cache", address).unwrap());
         options.google = Some(google.clone());
         options
             .headers
             .push(Header::parse("--remote-header", "authorization=old").unwrap());
         let auth = Auth::new(&options).unwrap();
         let token = async || {
-            let (map, run) = auth.metadata(&Attribution::default()).await.unwrap();
-            (
-                map.get("authorization").unwrap().to_str().unwrap().to_owned(),
-                run,
-            )
+            let (headers, run) = auth.headers().await.unwrap();
+            let mut values = headers.iter().filter(|header| header.name() == "authorization");
+            let value = values.next().unwrap().value().to_owned();
+            assert!(values.next().is_none());
+            (value, run)
         };
         let (first, run) = token().await;
         assert_eq!(token().await.0, first, "{address}");
@@ -380,7 +377,7 @@ async fn a_token_is_kept_until_it_is_refused_and_a_helper_goes_before_it() {
     assert_eq!(server.got().len(), 4);
 
     let helper = |scope: &str| {
-        let mut options = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpcs://h").unwrap());
+        let mut options = ConnectOptions::new(Endpoint::parse("--remote-cache", "grpcs://h").unwrap());
         options.google = Some(google.clone());
         options.credential_helpers = vec![format!("{scope}=/no/such/helper")];
         Auth::new(&options).unwrap()

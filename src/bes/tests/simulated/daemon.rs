@@ -75,10 +75,9 @@ impl Daemon {
         let journal = Journal::open(&ledger.dir, JournalOptions::default())?;
         let upstream = if self.forwards {
             let place = format!("grpc://upstream:{}", upstream::PORT);
-            Some(Upstream::new(UpstreamOptions::new(Endpoint::parse(
-                "--bes-backend",
-                &place,
-            )?))?)
+            let mut options = UpstreamOptions::new(Endpoint::parse("--bes-backend", &place)?);
+            options.connect.dial = Some(net::channel);
+            Some(Upstream::new(options)?)
         } else {
             None
         };

@@ -181,7 +181,7 @@ async fn an_upstream_that_is_down_at_first_gets_everything_later() {
 async fn a_connection_that_never_answers_is_noticed() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut options = options(silent.local_addr().unwrap());
-    options.keepalive = Duration::from_millis(60);
+    options.connect.keepalive = Some(Duration::from_millis(60));
     let mut rig = Rig::with(options, HoldMode::Invocation, false, 0);
     rig.send(&stream(3));
     let (_open, _) = silent.accept().await.unwrap();

@@ -1,5 +1,4 @@
-//! What a request carries beside its message: the user's headers, those of a credential helper or of Google's
-//! credentials, and to which build the request belongs.
+//! The headers that requests are sent with: the user's own, and those of a credential helper or of Google's credentials.
 //!
 //! A credential helper is a program that is run as `PATH get`, is given `{"uri": "https://…"}` on its standard input
 //! and prints `{"headers": {"Name": ["value"]}, "expires": "RFC 3339 time"}` (the credential helper specification
@@ -14,24 +13,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bazel_remote_apis::build::bazel::remote::execution::v2::{RequestMetadata, ToolDetails};
-use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::Mutex,
     time::Instant,
 };
-use tonic::metadata::{Ascii, AsciiMetadataKey, MetadataMap, MetadataValue};
 
-use super::{Attribution, options::RemoteOptions};
-use crate::{
-    open_files,
-    transport::{Google, Header, RemoteError, RemoteErrorKind, Secrets},
-    units::show_duration,
-};
-
-/// The Remote Execution API's header for [`RequestMetadata`].
-const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
+use super::{ConnectOptions, Google, Header, RemoteError, RemoteErrorKind, Secrets};
+use crate::{open_files, units::show_duration};
 
 /// The least time that a source's answer is kept, good or bad, so that a thousand requests don't ask it a thousand
 /// times.
@@ -40,7 +29,7 @@ const KEPT_AT_LEAST: Duration = Duration::from_secs(5);
 /// The most that a helper may print.
 const MAX_ANSWER: u64 = 1024 * 1024;
 
-/// Makes the metadata of requests.
+/// Makes the headers of requests.
 pub(crate) struct Auth {
     headers: Vec<Header>,
     source: Option<Source>,
@@ -94,7 +83,7 @@ impl Auth {
     ///
     /// # Errors
     /// [`RemoteErrorKind::Config`] when a helper's scope or path cannot be.
-    pub(crate) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+    pub(crate) fn new(options: &ConnectOptions) -> Result<Self, RemoteError> {
         let google = || options.google.clone().map(Source::Google);
         Ok(Self {
             headers: options.headers.clone(),
@@ -118,21 +107,6 @@ impl Auth {
         let all = self.headers.iter().chain(now).chain(before.into_iter().flatten());
         *self.secrets.write().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(Secrets::of(all.map(Header::value)));
-    }
-
-    /// The metadata of a request, and which credentials it holds.
-    pub(crate) async fn metadata(
-        &self,
-        attribution: &Attribution,
-    ) -> Result<(MetadataMap, Option<Run>), RemoteError> {
-        let mut map = MetadataMap::new();
-        map.insert_bin(
-            METADATA_HEADER,
-            MetadataValue::from_bytes(&request_metadata(attribution).encode_to_vec()),
-        );
-        let (headers, run) = self.headers().await?;
-        insert(&mut map, headers.iter())?;
-        Ok((map, run))
     }
 
     /// The user's headers and the source's, and which credentials they hold.
@@ -185,49 +159,12 @@ impl Auth {
     }
 }
 
-/// Adds headers; those of one name are joined by a comma, as Bazel does.
-fn insert<'a>(map: &mut MetadataMap, headers: impl Iterator<Item = &'a Header>) -> Result<(), RemoteError> {
-    let mut joined = BTreeMap::<&str, String>::new();
-    for header in headers {
-        joined
-            .entry(header.name())
-            .and_modify(|value| {
-                value.push(',');
-                value.push_str(header.value());
-            })
-            .or_insert_with(|| header.value().to_owned());
-    }
-    for (name, value) in joined {
-        let unusable = || RemoteError::new(RemoteErrorKind::Config, format!("header {name}"), "not usable");
-        let key = AsciiMetadataKey::from_bytes(name.as_bytes()).map_err(|_| unusable())?;
-        let mut value = MetadataValue::<Ascii>::try_from(value).map_err(|_| unusable())?;
-        value.set_sensitive(true);
-        map.insert(key, value);
-    }
-    Ok(())
-}
-
-fn request_metadata(attribution: &Attribution) -> RequestMetadata {
-    RequestMetadata {
-        tool_details: Some(ToolDetails {
-            tool_name: "outhaul".to_owned(),
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        }),
-        // What Bazel calls its own downloads of outputs.
-        action_id: "output".to_owned(),
-        tool_invocation_id: attribution.invocation_id.clone(),
-        correlated_invocations_id: attribution.build_id.clone(),
-        target_id: attribution.target.clone(),
-        ..RequestMetadata::default()
-    }
-}
-
 /// Whether a credential helper, as `[SCOPE=]PATH`, can be one.
 ///
 /// # Errors
 /// [`RemoteErrorKind::Config`] when its scope or path cannot be.
-pub(crate) fn check_helper(options: &RemoteOptions, text: &str) -> Result<(), RemoteError> {
-    let alone = RemoteOptions {
+pub(crate) fn check_helper(options: &ConnectOptions, text: &str) -> Result<(), RemoteError> {
+    let alone = ConnectOptions {
         credential_helpers: vec![text.to_owned()],
         ..options.clone()
     };
@@ -235,7 +172,7 @@ pub(crate) fn check_helper(options: &RemoteOptions, text: &str) -> Result<(), Re
 }
 
 /// Whether one of the credential helpers is for the endpoint. Then no other credentials count.
-pub(crate) fn has_helper(options: &RemoteOptions) -> bool {
+pub(crate) fn has_helper(options: &ConnectOptions) -> bool {
     Helper::choose(options).is_ok_and(|helper| helper.is_some())
 }
 
@@ -261,7 +198,7 @@ struct Printed {
 impl Helper {
     /// The one whose scope fits the endpoint most closely: the host itself, then the longest `*.domain`, then one
     /// without a scope. Of equals the last, as with any flag. All are checked, whether they fit or not.
-    fn choose(options: &RemoteOptions) -> Result<Option<Self>, RemoteError> {
+    fn choose(options: &ConnectOptions) -> Result<Option<Self>, RemoteError> {
         let mut best: Option<(usize, PathBuf)> = None;
         for text in &options.credential_helpers {
             let error = |reason: &str| {
@@ -391,7 +328,7 @@ impl Helper {
 }
 
 /// Headers, and for how long they are good if it says so, out of what a helper printed; or what is wrong with that.
-pub(super) fn read_answer(
+pub(crate) fn read_answer(
     printed: &[u8],
     now: SystemTime,
 ) -> Result<(Vec<Header>, Option<Duration>), String> {
