@@ -26,7 +26,7 @@ pub enum ActionCacheError {
         reason: String,
     },
     /// The format has another number than those that are known.
-    #[error("{path} has format {number}, {}", told(*number), path = path.display())]
+    #[error("{path} has format {number}, {}", describe(*number), path = path.display())]
     Format {
         /// The file with that format.
         path: PathBuf,
@@ -59,7 +59,7 @@ impl ActionCacheError {
     }
 }
 
-fn told(number: i64) -> String {
+fn describe(number: i64) -> String {
     if (0..=WITHOUT_OUTPUTS).contains(&number) {
         return "which holds no digests of outputs (Bazel 7 and later store them)".to_owned();
     }

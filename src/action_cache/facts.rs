@@ -137,14 +137,14 @@ impl Facts {
     }
 
     /// What one entry says of a path. Entries of actions that are gone stay, so an output may have two.
-    fn of(mut told: Vec<Told>) -> Self {
+    fn of(mut told: Vec<Candidate>) -> Self {
         told.sort_unstable_by(|a, b| a.output.path.cmp(&b.output.path));
         let mut facts = Self::default();
         for same in told.chunk_by(|a, b| a.output.path == b.output.path) {
             let Some(best) = same.iter().max_by_key(|told| told.rank()) else {
                 continue;
             };
-            let contradicts = |told: &Told| told.rank() == best.rank() && told.output != best.output;
+            let contradicts = |told: &Candidate| told.rank() == best.rank() && told.output != best.output;
             if same.iter().any(contradicts) {
                 facts.ambiguous.push(best.output.path.clone());
             } else {
@@ -165,14 +165,14 @@ pub(super) struct Files<'a> {
 }
 
 /// What one action's record tells of an output.
-struct Told {
+struct Candidate {
     output: Output,
     /// The action's own name is this path: it is its first output.
     is_primary: bool,
     expires_ms: i64,
 }
 
-impl Told {
+impl Candidate {
     /// Which of two counts: the higher.
     const fn rank(&self) -> (bool, i64) {
         (self.is_primary, self.expires_ms)
@@ -184,7 +184,7 @@ struct Gathering<'a, 'i> {
     function: DigestFunction,
     /// The action whose record is read.
     key: i32,
-    told: Vec<Told>,
+    told: Vec<Candidate>,
     with_outputs: Vec<i32>,
 }
 
@@ -229,7 +229,7 @@ impl<'a> Gathering<'a, '_> {
             _ if std::str::from_utf8(path).is_err() => return Ok(()),
             _ => return Err(NO_OUTPUT),
         };
-        self.told.push(Told {
+        self.told.push(Candidate {
             output: Output {
                 path,
                 digest,

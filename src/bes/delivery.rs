@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     builds::{Builds, Decoder, StreamEnd, StreamKey},
-    journal::Place,
+    journal::StoredFrame,
 };
 
 /// An event's number and the bytes of its `build_event_stream.BuildEvent`.
@@ -29,7 +29,7 @@ pub(super) enum Work {
         room: Option<Reserved>,
     },
     /// Events in the journal.
-    Journaled(Place),
+    Journaled(StoredFrame),
     /// What comes next is beyond a limit, for this reason.
     Limited(String),
     /// No more events. The answer comes once the engine knows.

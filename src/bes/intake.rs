@@ -18,7 +18,7 @@ use super::{
 use crate::{
     builds::{StreamEnd, StreamKey},
     journal::{
-        self, Batch, JournalError, Place, RecordKind, Recovered, Replaying, Writer, received::Received,
+        self, Batch, JournalError, RecordKind, Recovered, Replaying, StoredFrame, Writer, received::Received,
     },
     open_files,
 };
@@ -308,7 +308,7 @@ impl Intake {
     }
 
     /// Writes the batch, and says where it is; `None` if there is nothing to write or no journal to write to.
-    async fn append(&mut self) -> Option<Place> {
+    async fn append(&mut self) -> Option<StoredFrame> {
         if self.batch.is_empty() {
             return None;
         }
@@ -402,7 +402,7 @@ fn first(writer: &Writer, recovered: &Recovered) -> Option<blake3::Hash> {
 impl Way {
     /// Queues what is new. If memory is full, the journal has it, without waiting; without a journal, the
     /// build waits for room as it would for a slow event service. `false` if that takes too long.
-    async fn flush(&mut self, place: Option<&Place>) -> bool {
+    async fn flush(&mut self, place: Option<&StoredFrame>) -> bool {
         if self.fresh.is_empty() {
             return true;
         }
@@ -442,9 +442,9 @@ impl Way {
     }
 }
 
-impl From<Place> for Outgoing {
-    fn from(place: Place) -> Self {
-        let Place { file, path, at } = place;
+impl From<StoredFrame> for Outgoing {
+    fn from(place: StoredFrame) -> Self {
+        let StoredFrame { file, path, at } = place;
         Self::Journaled { file, path, at }
     }
 }

@@ -24,7 +24,7 @@ use super::{
     following::Following,
     hold::{HoldMode, Release, Waited},
     intake::Intake,
-    streams::Place,
+    streams::StreamSlot,
 };
 use crate::{
     builds::{Progress, Settlement, StreamEnd, StreamKey},
@@ -83,7 +83,7 @@ struct Stream {
     /// What to acknowledge at the next flush; `true` for the event that finishes the stream.
     unacked: Vec<(PublishBuildToolEventStreamResponse, bool)>,
     /// While a client is there, or the build is not settled.
-    place: Option<Place>,
+    place: Option<StreamSlot>,
 }
 
 /// How long a healthy upstream service may take for the rest at a shutdown.
@@ -125,7 +125,12 @@ pub(super) fn open(key: &StreamKey, context: &Arc<Context>, most: usize) -> Opti
 
 impl Stream {
     /// A stream's task.
-    async fn run(key: StreamKey, context: Arc<Context>, mut commands: mpsc::Receiver<Command>, place: Place) {
+    async fn run(
+        key: StreamKey,
+        context: Arc<Context>,
+        mut commands: mpsc::Receiver<Command>,
+        place: StreamSlot,
+    ) {
         let mut stream = Self::open(key, context, place).await;
         let shutdown = stream.context.shutdown.clone();
         let mut received = Vec::with_capacity(COMMANDS);
@@ -167,7 +172,7 @@ impl Stream {
     }
 
     /// Takes up what the journal has of the stream.
-    async fn open(key: StreamKey, context: Arc<Context>, place: Place) -> Self {
+    async fn open(key: StreamKey, context: Arc<Context>, place: StreamSlot) -> Self {
         let (intake, recovered, following) = Intake::open(&key, &context).await;
         let mut stream = Self {
             phase: Phase::Open {

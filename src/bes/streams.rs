@@ -19,7 +19,7 @@ const QUEUED: usize = 1024;
 #[derive(Default)]
 pub(super) struct Streams {
     tasks: Mutex<HashMap<StreamKey, mpsc::Sender<Command>>>,
-    /// How many of them are at work on a build: see [`Place`].
+    /// How many of them are at work on a build: see [`StreamSlot`].
     at_work: Arc<AtomicUsize>,
 }
 
@@ -28,11 +28,11 @@ pub(super) struct Streams {
 /// A stream that only waits for upstream to have everything has none, else an upstream service that is away for long
 /// would fail builds. The journal keeps what such a stream waits with, so the disk bounds how many there are; without a
 /// journal, it keeps its place.
-pub(super) struct Place {
+pub(super) struct StreamSlot {
     at_work: Arc<AtomicUsize>,
 }
 
-impl Drop for Place {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         self.at_work.fetch_sub(1, Relaxed);
     }
@@ -43,7 +43,7 @@ impl Streams {
     pub(super) fn sender(
         &self,
         key: &StreamKey,
-        start: impl FnOnce(mpsc::Receiver<Command>, Place),
+        start: impl FnOnce(mpsc::Receiver<Command>, StreamSlot),
     ) -> mpsc::Sender<Command> {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = tasks.get(key)
@@ -81,9 +81,9 @@ impl Streams {
     }
 
     /// A place for a stream that is at work.
-    pub(super) fn place(&self) -> Place {
+    pub(super) fn place(&self) -> StreamSlot {
         self.at_work.fetch_add(1, Relaxed);
-        Place {
+        StreamSlot {
             at_work: Arc::clone(&self.at_work),
         }
     }

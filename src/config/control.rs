@@ -97,7 +97,7 @@ impl ControlListenArgs {
             tls,
             token,
             // Of another user's process, a token was asked for.
-            strangers: false,
+            other_users: false,
         };
         Self::check(&flag(), doors, address, &rules)?;
         let absolute = |dir: &PathBuf| {

@@ -61,7 +61,7 @@ impl DoorArgs {
         Ok(Rules {
             tls: self.tls()?,
             token: file.map(|file| token(flag, file)).transpose()?,
-            strangers: self.insecure,
+            other_users: self.insecure,
         })
     }
 

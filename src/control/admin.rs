@@ -139,7 +139,7 @@ fn is_ours(host: &str) -> bool {
 async fn guard(door: Door, mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let rules = door.rules();
-    if rules.token.is_none() && rules.tls.is_none() && !rules.strangers && !is_for_us(&request) {
+    if rules.token.is_none() && rules.tls.is_none() && !rules.other_users && !is_for_us(&request) {
         let refused = "this port only answers requests for its own address or localhost; with \
                        --admin-token-file, TLS or --insecure it also answers to other host names\n";
         return (StatusCode::MISDIRECTED_REQUEST, refused).into_response();

@@ -109,7 +109,7 @@ impl Rules {
         match caller {
             Caller::Remote => Ok(()),
             Caller::Process { uid, .. } if uid == ours || uid == 0 => Ok(()),
-            Caller::Process { unix: false, .. } | Caller::Unknown if certified || self.strangers => Ok(()),
+            Caller::Process { unix: false, .. } | Caller::Unknown if certified || self.other_users => Ok(()),
             Caller::Process { uid, .. } => Err(Refused::Stranger {
                 uid,
                 ours,
@@ -233,7 +233,7 @@ mod tests {
                 "{refused}"
             );
             let open = Rules {
-                strangers: true,
+                other_users: true,
                 ..Rules::default()
             };
             // A socket is never open to others.
@@ -253,7 +253,7 @@ mod tests {
             ..Rules::default()
         };
         let open = Rules {
-            strangers: true,
+            other_users: true,
             ..Rules::default()
         };
         for (caller, by_default) in [

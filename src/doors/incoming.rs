@@ -22,7 +22,7 @@ use tonic::transport::server::Connected;
 use super::{
     Door, Protocol, Rules,
     peer::{Owner, Peers},
-    room::{Place, Room, Visit},
+    room::{ConnectionSlot, Room, Visit},
 };
 use crate::open_files::{self, Want as _};
 
@@ -76,11 +76,11 @@ pub struct Connection {
     /// When it is to end at once.
     leave: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Free when all else is dropped.
-    _place: Place,
+    _place: ConnectionSlot,
 }
 
 impl Connection {
-    fn new(stream: AnyStream, caller: Caller, rules: Arc<Rules>, place: Place) -> Self {
+    fn new(stream: AnyStream, caller: Caller, rules: Arc<Rules>, place: ConnectionSlot) -> Self {
         Self {
             stream,
             origin: Origin {
@@ -252,7 +252,7 @@ async fn take(
     door: Door,
     protocol: Protocol,
     peers: Peers,
-    place: Place,
+    place: ConnectionSlot,
 ) -> Option<Connection> {
     let agreeing = tokio::time::timeout(HANDSHAKE, agree(stream, &door, protocol, &peers));
     let leave = place.leave();

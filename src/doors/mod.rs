@@ -44,7 +44,7 @@ pub struct Rules {
     /// A token, on TCP; on a unix socket it lets other users' processes in.
     pub token: Option<Token>,
     /// Whether other users' processes may come in over the loopback interface without either.
-    pub strangers: bool,
+    pub other_users: bool,
 }
 
 /// A door's rules, shared by all who look at them. Cheap to clone.

@@ -85,7 +85,7 @@ impl Room {
     }
 
     /// A place for one more connection, once one has left for it; none if all have calls under way.
-    pub(super) fn poll_enter(&self, cx: &mut Context<'_>) -> Poll<Option<Place>> {
+    pub(super) fn poll_enter(&self, cx: &mut Context<'_>) -> Poll<Option<ConnectionSlot>> {
         let mut present = self.0.present();
         if present.guests.len() >= self.0.places {
             if !present.make_place() {
@@ -108,7 +108,7 @@ impl Room {
             },
         );
         present.idle.insert((Standing::Silent, id), id);
-        Poll::Ready(Some(Place {
+        Poll::Ready(Some(ConnectionSlot {
             visit: Visit {
                 room: self.0.clone(),
                 id,
@@ -188,12 +188,12 @@ impl Present {
 }
 
 /// A connection's place. It is free again when this is dropped, which is to be after the connection's descriptor.
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     visit: Visit,
     leave: CancellationToken,
 }
 
-impl Place {
+impl ConnectionSlot {
     /// Whose the calls are.
     pub(super) fn visit(&self) -> Visit {
         self.visit.clone()
@@ -205,7 +205,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut present = self.visit.room.present();
         if let Some(guest) = present.guests.remove(&self.visit.id) {
@@ -283,18 +283,18 @@ impl Drop for Call {
 mod tests {
     use super::*;
 
-    fn enter(room: &Room) -> Poll<Option<Place>> {
+    fn enter(room: &Room) -> Poll<Option<ConnectionSlot>> {
         room.poll_enter(&mut Context::from_waker(Waker::noop()))
     }
 
-    fn come(room: &Room) -> Place {
+    fn come(room: &Room) -> ConnectionSlot {
         match enter(room) {
             Poll::Ready(Some(place)) => place,
             _ => panic!("it is full"),
         }
     }
 
-    fn asked(place: &Place) -> bool {
+    fn asked(place: &ConnectionSlot) -> bool {
         place.leave().is_cancelled()
     }
 

@@ -12,7 +12,7 @@ use super::{
     cas::{ZSTD_LEVEL, total_size},
     context::{Context, injected, inner_busy, inner_status},
     direct::Part,
-    faults::{BlobFault, Place, packed},
+    faults::{BlobFault, Transfer, packed},
     stats::{Rpc, add},
 };
 use crate::digest::Digest;
@@ -115,7 +115,7 @@ impl Context {
 
     /// Adds one blob's answer to a batch, or whatever a fault makes of it.
     fn read_for_batch(&self, wire: reapi::Digest, digest: &Digest, batch: &mut Batch) {
-        let place = Place {
+        let place = Transfer {
             batch: true,
             compressed: batch.packer.0.is_some(),
         };

@@ -11,7 +11,7 @@ use super::{
     batch_read::{garble, spoil},
     cas::ZSTD_LEVEL,
     context::{Shared, busy, injected},
-    faults::{BlobFault, Place, packed},
+    faults::{BlobFault, Transfer, packed},
     resource::Resource,
     stats::{Rpc, add},
     store::Blob,
@@ -97,7 +97,7 @@ pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Res
     if resource.compressed {
         add(&context.counters.stream_reads_compressed, 1);
     }
-    let place = Place {
+    let place = Transfer {
         batch: false,
         compressed: resource.compressed,
     };
@@ -114,21 +114,7 @@ pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Res
     let not_found = || Status::not_found(format!("blob {digest} is not here"));
     let blob = context.store.blob(&digest).ok_or_else(not_found)?;
     let size = blob.size(&digest);
-    let offset = u64::try_from(request.read_offset)
-        .ok()
-        .filter(|&offset| offset <= size)
-        .ok_or_else(|| Status::out_of_range(format!("offset {} of blob {digest}", request.read_offset)))?;
-    let end = match u64::try_from(request.read_limit) {
-        Ok(0) => size,
-        // The API: a limit has no meaning for compressed bytes.
-        Ok(_) if resource.compressed => {
-            return Err(Status::invalid_argument(
-                "read_limit must be 0 for compressed blobs",
-            ));
-        }
-        Ok(limit) => size.min(offset.saturating_add(limit)),
-        Err(_) => return Err(Status::invalid_argument("read_limit is negative")),
-    };
+    let (offset, end) = range(&request, size, &resource, &digest)?;
     let end = match fault {
         Some(BlobFault::Resize(by @ ..0)) => end.saturating_add_signed(by).max(offset),
         _ => end,
@@ -166,6 +152,31 @@ pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Res
         done: false,
     };
     Ok(stream::try_unfold(reading, Reading::next).boxed())
+}
+
+/// Which bytes of a blob are asked for.
+fn range(
+    request: &ReadRequest,
+    size: u64,
+    resource: &Resource<'_>,
+    digest: &Digest,
+) -> Result<(u64, u64), Status> {
+    let offset = u64::try_from(request.read_offset)
+        .ok()
+        .filter(|&offset| offset <= size)
+        .ok_or_else(|| Status::out_of_range(format!("offset {} of blob {digest}", request.read_offset)))?;
+    let end = match u64::try_from(request.read_limit) {
+        Ok(0) => size,
+        // The API: a limit has no meaning for compressed bytes.
+        Ok(_) if resource.compressed => {
+            return Err(Status::invalid_argument(
+                "read_limit must be 0 for compressed blobs",
+            ));
+        }
+        Ok(limit) => size.min(offset.saturating_add(limit)),
+        Err(_) => return Err(Status::invalid_argument("read_limit is negative")),
+    };
+    Ok((offset, end))
 }
 
 impl Reading {

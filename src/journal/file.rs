@@ -120,14 +120,14 @@ pub(crate) fn read_frame(file: &File, path: &Path, at: FrameAt) -> Result<Vec<Re
 
 /// A frame, and the file that it is in.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct StoredFrame {
     pub(crate) file: Arc<File>,
     /// Path of the file, for messages.
     pub(crate) path: PathBuf,
     pub(crate) at: FrameAt,
 }
 
-impl Place {
+impl StoredFrame {
     /// The frame's records. Blocks.
     pub(crate) fn read(&self) -> Result<Vec<Record>, JournalError> {
         read_frame(&self.file, &self.path, self.at)

@@ -37,7 +37,7 @@ pub(crate) use store::now_ms;
 pub use store::{Entry, Journal, JournalOptions};
 pub use writer::Writer;
 
-pub(crate) use file::{FrameAt, Place, read_frame};
+pub(crate) use file::{FrameAt, StoredFrame, read_frame};
 pub(crate) use format::Batch;
 pub(crate) use replay::{MOST_LOST, Replaying};
 pub(crate) use writer::Recovered;

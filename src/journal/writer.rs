@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     error::JournalError,
-    file::{FrameAt, Place, read_head, read_whole},
+    file::{FrameAt, StoredFrame, read_head, read_whole},
     format::{Batch, Head, MAX_RAW},
     store::{DAMAGED, JournalOptions, OpenMark, SETTLED, UNFINISHED},
 };
@@ -138,8 +138,8 @@ impl Writer {
     }
 
     /// A frame of this file, for reading it back; none of one that is closed.
-    pub(crate) fn place(&self, at: FrameAt) -> Option<Place> {
-        Some(Place {
+    pub(crate) fn place(&self, at: FrameAt) -> Option<StoredFrame> {
+        Some(StoredFrame {
             file: self.file.clone()?,
             path: self.path(),
             at,

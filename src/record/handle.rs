@@ -9,7 +9,7 @@ use super::{
     error::{FlushError, Health, RecordError},
     keys,
     lock::InstanceLock,
-    opening::{Opening, Place},
+    opening::{Opening, StoreLocation},
     roots::Roots,
     row::{RootId, RootRow},
     shared::{Down, Scan, Shared, locked, root_change},
@@ -94,7 +94,7 @@ impl Record {
             })?;
         // Before the store: its own lock has no words for a user, and opening moves directories about.
         let lock = InstanceLock::take(state_dir)?;
-        let mut place = Place::new(state_dir);
+        let mut place = StoreLocation::new(state_dir);
         place.blames = blames;
         let (store, opening) = place.open();
         let (roots, down) = match &opening {

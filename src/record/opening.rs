@@ -63,14 +63,14 @@ pub enum Opening {
 
 /// Where a state directory's store is.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct StoreLocation {
     state_dir: PathBuf,
     clock: fn() -> SystemTime,
     /// Whether the store is to blame if the process ends while it opens it. Commands are interrupted by their users.
     pub(super) blames: bool,
 }
 
-impl Place {
+impl StoreLocation {
     pub(super) fn new(state_dir: &Path) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn only_the_newest_quarantined_stores_are_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::new(dir.path());
+        let place = StoreLocation::new(dir.path());
         let mut last = PathBuf::new();
         for _ in 0..6 {
             fs::create_dir(place.dir()).unwrap();
@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn before_1970_a_store_is_left_alone_and_found_again_after_that() {
         let dir = tempfile::tempdir().unwrap();
-        let mut place = Place::new(dir.path());
+        let mut place = StoreLocation::new(dir.path());
         let (store, _) = place.open();
         let identity = store.unwrap().identity().to_owned();
         place.clock = || SystemTime::UNIX_EPOCH - Duration::from_secs(1);
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn a_store_that_ends_the_process_again_and_again_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::new(dir.path());
+        let place = StoreLocation::new(dir.path());
         drop(place.open());
         place.mark(MAX_LOST_OPENINGS - 1);
         let (store, opening) = place.open();
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn a_store_written_anew_is_the_same_record_and_what_a_killed_one_left_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::new(dir.path());
+        let place = StoreLocation::new(dir.path());
         let (store, _) = place.open();
         let store = store.unwrap();
         let identity = store.identity().to_owned();

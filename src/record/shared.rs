@@ -20,7 +20,7 @@ use super::{
     error::{FlushError, Health, HealthState, StoreError},
     lock::InstanceLock,
     look_up::OpenBlocks,
-    opening::Place,
+    opening::StoreLocation,
     pending::{Pending, Queue},
     roots::Roots,
     row::{RootId, RootRow},
@@ -75,7 +75,7 @@ pub(super) struct State {
 }
 
 pub(super) struct Shared {
-    pub(super) place: Place,
+    pub(super) place: StoreLocation,
     store: RwLock<Option<Arc<Store>>>,
     identity: Mutex<String>,
     state: Mutex<State>,
@@ -103,7 +103,7 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(super) fn new(place: Place, lock: InstanceLock, roots: Roots, down: Option<Down>) -> Self {
+    pub(super) fn new(place: StoreLocation, lock: InstanceLock, roots: Roots, down: Option<Down>) -> Self {
         Self {
             place,
             store: RwLock::new(None),

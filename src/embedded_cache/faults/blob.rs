@@ -60,7 +60,7 @@ pub enum BlobFault {
 }
 
 impl BlobFault {
-    pub(super) const fn applies(self, place: Place) -> bool {
+    pub(super) const fn applies(self, place: Transfer) -> bool {
         match self {
             Self::DropFromBatch | Self::Twice { .. } | Self::Unasked | Self::Last => place.batch,
             Self::CutAfter(_)
@@ -117,7 +117,7 @@ impl BlobFault {
 
 /// How a blob is about to be sent.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct Place {
+pub(in super::super) struct Transfer {
     /// In a batch, else as a stream.
     pub(in super::super) batch: bool,
     /// With zstd.

@@ -26,7 +26,7 @@ pub use self::{
     call::{Pretence, RequestFault},
     rule::Times,
 };
-pub(super) use self::{blob::Place, zstd::packed};
+pub(super) use self::{blob::Transfer, zstd::packed};
 use super::stats::Rpc;
 use crate::digest::Digest;
 
@@ -156,7 +156,7 @@ impl Faults {
     }
 
     /// What shall happen to a blob about to be sent.
-    pub(super) fn on_blob(&self, digest: &Digest, place: Place) -> Option<BlobFault> {
+    pub(super) fn on_blob(&self, digest: &Digest, place: Transfer) -> Option<BlobFault> {
         if !self.is_armed() {
             return None;
         }
@@ -230,11 +230,11 @@ mod tests {
     use super::*;
     use crate::digest::DigestFunction;
 
-    const BATCH: Place = Place {
+    const BATCH: Transfer = Transfer {
         batch: true,
         compressed: false,
     };
-    const STREAM: Place = Place {
+    const STREAM: Transfer = Transfer {
         batch: false,
         compressed: false,
     };

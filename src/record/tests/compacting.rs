@@ -9,7 +9,7 @@ use std::{
 use super::*;
 use crate::record::{
     error::StoreError,
-    opening::{Place, make_compact},
+    opening::{StoreLocation, make_compact},
 };
 
 const CHILD_DIR: &str = "OUTHAUL_TEST_COMPACTING_CHILD";
@@ -21,7 +21,7 @@ fn child_that_is_killed() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else {
         return;
     };
-    let place = Place::new(Path::new(&dir));
+    let place = StoreLocation::new(Path::new(&dir));
     loop {
         let (store, opening) = place.open();
         // Its lock may still be with a process that was forked meanwhile.
