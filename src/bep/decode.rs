@@ -25,9 +25,13 @@ use crate::{
     },
     digest::{Digest, DigestFunction},
     proto::build_event_stream::{
-        self as proto, TestStatus, aborted::AbortReason, build_event::Payload,
-        build_event_id::ConfigurationId, build_event_id::Id, command_line_section::SectionType,
-        convenience_symlink::Action as LinkAction, file::File as Oneof,
+        self as proto, TestStatus,
+        aborted::AbortReason,
+        build_event::Payload,
+        build_event_id::{ConfigurationId, Id, TestResultId},
+        command_line_section::SectionType,
+        convenience_symlink::Action as LinkAction,
+        file::File as Oneof,
     },
 };
 
@@ -170,27 +174,15 @@ impl Reader {
                     completions: Vec::new(),
                 }
             }
-            (Payload::NamedSetOfFiles(set), Some(Id::NamedSet(id))) => Event::NamedSet(NamedSet {
-                id: id.id,
-                authority: set.files.iter().find_map(|file| match &file.file {
-                    Some(Oneof::Uri(uri)) => authority(uri),
-                    _ => None,
-                }),
-                files: self.files(set.files),
-                children: set.file_sets.into_iter().map(|set| set.id).collect(),
-            }),
+            (Payload::NamedSetOfFiles(set), Some(Id::NamedSet(id))) => {
+                Event::NamedSet(self.named_set(id.id, set))
+            }
             (Payload::Completed(completed), Some(Id::TargetCompleted(id))) => {
                 Event::Completed(self.completed(target_id(id), completed))
             }
-            (Payload::TestResult(result), Some(Id::TestResult(id))) => Event::TestResult(TestResult {
-                label: as_meant(id.label),
-                configuration: configuration_id(id.configuration),
-                run: u32::try_from(id.run).unwrap_or(0),
-                shard: u32::try_from(id.shard).unwrap_or(0),
-                attempt: u32::try_from(id.attempt).unwrap_or(0),
-                passed: result.status() == TestStatus::Passed,
-                files: self.files(files_as_meant(result.test_action_output)),
-            }),
+            (Payload::TestResult(result), Some(Id::TestResult(id))) => {
+                Event::TestResult(self.test_result(id, result))
+            }
             (Payload::Progress(progress), _) => match unreadable(&progress.stderr) {
                 files if files.is_empty() => Event::Other,
                 files => Event::Unreadable(files),
@@ -207,17 +199,7 @@ impl Reader {
                 label: as_meant(id.label),
                 success: action.success,
             }),
-            (Payload::Aborted(aborted), id) => Event::Aborted {
-                target: match id {
-                    Some(Id::TargetCompleted(id)) => Some(target_id(id)),
-                    _ => None,
-                },
-                reason: AbortReason::try_from(aborted.reason).map_or_else(
-                    |_| aborted.reason.to_string(),
-                    |reason| reason.as_str_name().to_owned(),
-                ),
-                description: aborted.description,
-            },
+            (Payload::Aborted(aborted), id) => self::aborted(id, aborted),
             (Payload::ConvenienceSymlinksIdentified(links), _) => {
                 Event::ConvenienceSymlinks(links.convenience_symlinks.into_iter().filter_map(link).collect())
             }
@@ -234,6 +216,30 @@ impl Reader {
             }
             _ => return None,
         })
+    }
+
+    fn named_set(self, id: String, set: proto::NamedSetOfFiles) -> NamedSet {
+        NamedSet {
+            id,
+            authority: set.files.iter().find_map(|file| match &file.file {
+                Some(Oneof::Uri(uri)) => authority(uri),
+                _ => None,
+            }),
+            files: self.files(set.files),
+            children: set.file_sets.into_iter().map(|set| set.id).collect(),
+        }
+    }
+
+    fn test_result(self, id: TestResultId, result: proto::TestResult) -> TestResult {
+        TestResult {
+            label: as_meant(id.label),
+            configuration: configuration_id(id.configuration),
+            run: u32::try_from(id.run).unwrap_or(0),
+            shard: u32::try_from(id.shard).unwrap_or(0),
+            attempt: u32::try_from(id.attempt).unwrap_or(0),
+            passed: result.status() == TestStatus::Passed,
+            files: self.files(files_as_meant(result.test_action_output)),
+        }
     }
 
     fn completed(self, target: TargetId, completed: proto::TargetComplete) -> Completed {
@@ -401,6 +407,20 @@ fn digest_of_field(hash: &str, size: u64, default_function: Option<DigestFunctio
 
 fn configuration_id(id: Option<ConfigurationId>) -> String {
     id.map(|id| id.id).unwrap_or_default()
+}
+
+fn aborted(id: Option<Id>, aborted: proto::Aborted) -> Event {
+    Event::Aborted {
+        target: match id {
+            Some(Id::TargetCompleted(id)) => Some(target_id(id)),
+            _ => None,
+        },
+        reason: AbortReason::try_from(aborted.reason).map_or_else(
+            |_| aborted.reason.to_string(),
+            |reason| reason.as_str_name().to_owned(),
+        ),
+        description: aborted.description,
+    }
 }
 
 fn target_id(id: proto::build_event_id::TargetCompletedId) -> TargetId {

@@ -52,15 +52,89 @@ pub struct GeneratedBuild {
     middle: Vec<Vec<u8>>,
 }
 
-/// Collects files and the outputs that they stand for.
+/// Collects events, files, and the outputs that they stand for.
 struct Collector<'a> {
     setting: &'a Setting,
     store: &'a Store,
     seed: u64,
     outputs: Vec<GeneratedOutput>,
+    events: Vec<Vec<u8>>,
 }
 
 impl Collector<'_> {
+    fn set(&mut self, number: usize, files: &[File], children: &[usize]) {
+        self.events.push(named_set(number, files.to_vec(), children));
+    }
+
+    fn completed(&mut self, label: &str, aspect: &str, complete: TargetComplete) {
+        self.events.push(completed(label, aspect, complete));
+    }
+
+    /// Two targets share the sets of `//lib:lib`; children come before their parents, each set once.
+    fn library_and_app(&mut self) {
+        let lib = "//lib:lib";
+        let headers: Vec<_> = (0..4)
+            .map(|n| self.file(lib, &format!("lib/include/part{n}.h"), 900 + 100 * n))
+            .collect();
+        let archive = [self.file(lib, "lib/liblib.a", 200_000)];
+        self.set(0, &headers, &[]);
+        self.set(1, &archive, &[0]);
+        self.completed(lib, "", succeeded("default", &[1], &[&headers, &archive], None));
+
+        let report = [self.file(lib, "lib/lint.report", 321)];
+        self.set(2, &report, &[]);
+        let complete = succeeded("lint_report", &[2], &[&report], None);
+        self.completed(lib, "//tools:lint.bzl%lint", complete);
+
+        let app = "//app:app";
+        let own = [
+            self.file(app, "app/app", 5_000_000),
+            self.file(app, "app/version.txt", 0),
+        ];
+        self.set(3, &own, &[1]);
+        let complete = succeeded("default", &[3], &[&headers, &archive, &own], None);
+        self.completed(app, "", complete);
+    }
+
+    fn symlink(&mut self) {
+        let current = "//app:current";
+        let target = "app".to_owned();
+        self.output(current, "app/current", GeneratedContent::Symlink(target.clone()));
+        let link = [file_at(
+            "app/current",
+            Some(file::File::SymlinkTargetPath(target)),
+        )];
+        self.set(4, &link, &[]);
+        self.completed(current, "", succeeded("default", &[4], &[&link], None));
+    }
+
+    fn trees(&mut self) {
+        let tree = "//assets:tree";
+        let leaves = ["images/a.png", "images/b.png", "index.html", "style.css"]
+            .map(|leaf| self.file(tree, &format!("assets/tree.d/{leaf}"), 10_000));
+        self.set(5, &leaves, &[]);
+        self.completed(
+            tree,
+            "",
+            succeeded("default", &[5], &[&leaves], Some("assets/tree.d")),
+        );
+
+        let none = "//assets:none";
+        self.output(none, "assets/none.d", GeneratedContent::EmptyDirectory);
+        self.completed(none, "", succeeded("default", &[], &[], Some("assets/none.d")));
+    }
+
+    fn broken(&mut self) {
+        let broken = "//broken:broken";
+        let log = self.file(broken, "broken/build.log", 1234);
+        self.set(6, &[log], &[]);
+        let complete = TargetComplete {
+            output_group: vec![group("logs", &[6], false), group("default", &[], true)],
+            ..TargetComplete::default()
+        };
+        self.completed(broken, "", complete);
+    }
+
     fn output(&mut self, target: &str, name: &str, content: GeneratedContent) {
         self.outputs.push(GeneratedOutput {
             path: format!("{}/{name}", BIN.join("/")),
@@ -90,12 +164,12 @@ fn group(name: &str, sets: &[usize], incomplete: bool) -> OutputGroup {
 }
 
 /// `files` are those of the groups' sets once more: Bazel 7 still fills the deprecated field by default.
-fn succeeded(groups: Vec<OutputGroup>, files: &[&[File]], directories: Vec<File>) -> TargetComplete {
+fn succeeded(name: &str, sets: &[usize], files: &[&[File]], tree: Option<&str>) -> TargetComplete {
     TargetComplete {
         success: true,
-        output_group: groups,
+        output_group: vec![group(name, sets, false)],
         important_output: files.concat(),
-        directory_output: directories,
+        directory_output: tree.map(|tree| file_at(tree, None)).into_iter().collect(),
         ..TargetComplete::default()
     }
 }
@@ -104,13 +178,7 @@ impl GeneratedBuild {
     /// Makes the build and puts its outputs into the store. The same seed gives the same outputs.
     #[must_use]
     pub fn new(store: &Store, setting: Setting, seed: u64) -> Self {
-        let mut made = Collector {
-            setting: &setting,
-            store,
-            seed,
-            outputs: Vec::new(),
-        };
-        let mut middle: Vec<_> = [
+        let events = [
             ("//lib:lib", "cc_library rule"),
             ("//app:app", "cc_binary rule"),
             ("//app:current", "link rule"),
@@ -118,80 +186,25 @@ impl GeneratedBuild {
             ("//assets:none", "tree rule"),
             ("//broken:broken", "genrule rule"),
         ]
-        .map(|(label, kind)| configured(label, kind))
-        .into();
-
-        // Two targets share the sets of //lib:lib; children come before their parents, each set once.
-        let default = |sets: &[usize]| vec![group("default", sets, false)];
-        let lib = "//lib:lib";
-        let headers: Vec<_> = (0..4)
-            .map(|n| made.file(lib, &format!("lib/include/part{n}.h"), 900 + 100 * n))
-            .collect();
-        let archive = [made.file(lib, "lib/liblib.a", 200_000)];
-        middle.push(named_set(0, headers.clone(), &[]));
-        middle.push(named_set(1, archive.to_vec(), &[0]));
-        let complete = succeeded(default(&[1]), &[&headers, &archive], Vec::new());
-        middle.push(completed(lib, "", complete));
-
-        let report = [made.file(lib, "lib/lint.report", 321)];
-        middle.push(named_set(2, report.to_vec(), &[]));
-        let groups = vec![group("lint_report", &[2], false)];
-        let complete = succeeded(groups, &[&report], Vec::new());
-        middle.push(completed(lib, "//tools:lint.bzl%lint", complete));
-
-        let app = "//app:app";
-        let own = [
-            made.file(app, "app/app", 5_000_000),
-            made.file(app, "app/version.txt", 0),
-        ];
-        middle.push(named_set(3, own.to_vec(), &[1]));
-        let complete = succeeded(default(&[3]), &[&headers, &archive, &own], Vec::new());
-        middle.push(completed(app, "", complete));
-
-        let current = "//app:current";
-        let target = "app".to_owned();
-        made.output(current, "app/current", GeneratedContent::Symlink(target.clone()));
-        let link = [file_at(
-            "app/current",
-            Some(file::File::SymlinkTargetPath(target)),
-        )];
-        middle.push(named_set(4, link.to_vec(), &[]));
-        let complete = succeeded(default(&[4]), &[&link], Vec::new());
-        middle.push(completed(current, "", complete));
-
-        let tree = "//assets:tree";
-        let leaves = ["images/a.png", "images/b.png", "index.html", "style.css"]
-            .map(|leaf| made.file(tree, &format!("assets/tree.d/{leaf}"), 10_000));
-        middle.push(named_set(5, leaves.to_vec(), &[]));
-        let root = file_at("assets/tree.d", None);
-        let complete = succeeded(default(&[5]), &[&leaves], vec![root]);
-        middle.push(completed(tree, "", complete));
-
-        let none = "//assets:none";
-        made.output(none, "assets/none.d", GeneratedContent::EmptyDirectory);
-        let root = file_at("assets/none.d", None);
-        let complete = succeeded(default(&[]), &[], vec![root]);
-        middle.push(completed(none, "", complete));
-
-        let broken = "//broken:broken";
-        let log = made.file(broken, "broken/build.log", 1234);
-        middle.push(named_set(6, vec![log], &[]));
-        middle.push(completed(
-            broken,
-            "",
-            TargetComplete {
-                output_group: vec![group("logs", &[6], false), group("default", &[], true)],
-                ..TargetComplete::default()
-            },
-        ));
-
-        let outputs = made.outputs;
+        .map(|(label, kind)| configured(label, kind));
+        let mut made = Collector {
+            setting: &setting,
+            store,
+            seed,
+            outputs: Vec::new(),
+            events: events.into(),
+        };
+        made.library_and_app();
+        made.symlink();
+        made.trees();
+        made.broken();
+        let Collector { outputs, events, .. } = made;
         Self {
             setting,
             seed,
             number: 1,
             outputs,
-            middle,
+            middle: events,
         }
     }
 
