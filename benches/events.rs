@@ -24,8 +24,6 @@ use outhaul::{
     invocation::{
         build::{Build, Effect},
         policy::{DownloadMode, Policy},
-        roots::{Destination, RootRules},
-        sources::SourceRule,
     },
     materialize::MaterializeOptions,
     proto::build_event_stream::{
@@ -37,6 +35,8 @@ use outhaul::{
     },
     record::Record,
     remote::{GrpcCache, RemoteOptions},
+    roots::{Destination, RootRules},
+    sources::SourceRule,
     transport::Endpoint,
 };
 use prost::Message as _;

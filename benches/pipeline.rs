@@ -20,14 +20,12 @@ use outhaul::{
     daemon::{Daemon, DaemonOptions, Rooms},
     demo::{FilledShape, Setting, Shape, play},
     embedded_cache::{EmbeddedCache, RunningCache},
-    invocation::{
-        policy::Policy,
-        roots::{Destination, RootRules},
-        sources::SourceRule,
-    },
+    invocation::policy::Policy,
     materialize::MaterializeOptions,
     record::Record,
     remote::{GrpcCache, RemoteOptions},
+    roots::{Destination, RootRules},
+    sources::SourceRule,
     transport::Endpoint,
 };
 use plain::{Folder, ROUNDS, create, directory, folders, look, spread};

@@ -32,6 +32,8 @@
 //!   plain data in and out; [`invocation::Engine`] runs a task per build that carries them out.
 //! * [`materialize`] downloads and places wanted outputs. One coordinator task owns all state; [`materialize::place`] does
 //!   all access to output trees, on threads of its own.
+//! * [`roots`] knows which directories may be written into, and begins builds in them, so that the newest one wins.
+//! * [`sources`] chooses the cache that a build's outputs are downloaded from.
 //! * [`remote`] is the client of a Remote Execution API cache. It does not depend on Bazel.
 //! * [`transport`] connects to servers: addresses, TLS, credentials.
 //! * [`action_cache`] reads Bazel's action cache, which has the digests of outputs that no event names.
@@ -61,7 +63,7 @@
 //! 3. **Metadata first.** Path, digest and size of every output that the stream names are recorded before any of its bytes
 //!    are requested, selected or not.
 //! 4. **The newest build wins.** Nothing that an older build wanted overwrites or resurrects what a newer one owns:
-//!    [`materialize::place::Epoch`].
+//!    [`roots::Roots::begin`], [`materialize::place::Epoch`].
 //! 5. **The record is a cache.** It may be deleted or damaged at any time, and is checked against the disk before it is
 //!    used: [`output::Stamp`].
 //! 6. **Acknowledged means kept.** An event acknowledged to the build tool is in the journal, and a restart continues from
@@ -97,8 +99,10 @@ mod printable;
 pub mod record;
 pub mod remote;
 mod removal;
+pub mod roots;
 #[cfg(test)]
 mod simulated;
+pub mod sources;
 pub mod stage;
 pub mod transport;
 pub mod units;

@@ -19,10 +19,11 @@ use crate::{
     control::{Heard, Service},
     daemon::Rooms,
     doors::Token,
-    invocation::{policy::Policy, roots::Destination},
+    invocation::policy::Policy,
     printable::with_causes,
     proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
     record::{Record, RecordError},
+    roots::Destination,
     transport::{ConnectOptions, Connector, Endpoint, TlsFiles},
 };
 
@@ -117,7 +118,7 @@ impl Following {
             },
             Self::Here(events) => match events.recv().await {
                 Some(Ok(news)) => Ok(Some(news.into_event())),
-                Some(Err(reason)) => Err(Lost::Refused(Failure::not_found(reason))),
+                Some(Err(status)) => Err(lost(status)),
                 None => Ok(None),
             },
         }
@@ -265,7 +266,7 @@ impl Client {
                 let answer = client
                     .list_invocations(pb::ListInvocationsRequest { limit })
                     .await;
-                Ok(answer.map_err(told)?.into_inner().invocations)
+                Ok(answer.map_err(failure_of)?.into_inner().invocations)
             }
             Self::Here(service, _) => Ok(service.invocations(limit).await),
         }
@@ -284,7 +285,11 @@ impl Client {
                 let request = pb::GetInvocationRequest {
                     invocation_id: id.to_owned(),
                 };
-                let answer = client.get_invocation(request).await.map_err(told)?.into_inner();
+                let answer = client
+                    .get_invocation(request)
+                    .await
+                    .map_err(failure_of)?
+                    .into_inner();
                 Ok((answer.invocation.ok_or_else(missing)?, answer.targets))
             }
             Self::Here(service, _) => service.invocation(id).await.ok_or_else(missing),
@@ -299,9 +304,9 @@ impl Client {
                     ..pb::BatchStatRequest::default()
                 };
                 let answer = client.batch_stat(request).await;
-                Ok(answer.map_err(told)?.into_inner().outputs)
+                Ok(answer.map_err(failure_of)?.into_inner().outputs)
             }
-            Self::Here(service, _) => service.stat(paths, "").await.map_err(Failure::not_found),
+            Self::Here(service, _) => service.stat(paths, "").await.map_err(failure_of),
         }
     }
 
@@ -309,7 +314,7 @@ impl Client {
         match self {
             Self::Daemon(client) => {
                 let answer = client.why(pb::WhyRequest { paths }).await;
-                Ok(answer.map_err(told)?.into_inner().answers)
+                Ok(answer.map_err(failure_of)?.into_inner().answers)
             }
             Self::Here(service, _) => Ok(service.why(paths).await),
         }
@@ -336,7 +341,7 @@ impl Client {
         match self {
             Self::Daemon(client) => {
                 let answer = client.materialize(pb::OutputsRequest { paths }).await;
-                Ok(answer.map_err(told)?.into_inner().results)
+                Ok(answer.map_err(failure_of)?.into_inner().results)
             }
             Self::Here(service, _) => Ok(service.materialize(paths).await),
         }
@@ -355,13 +360,17 @@ impl Client {
                     invocation_id: id.to_owned(),
                     class: class.into(),
                 };
-                let mut outputs = client.list_outputs(request).await.map_err(told)?.into_inner();
-                while let Some(output) = outputs.message().await.map_err(told)? {
+                let mut outputs = client
+                    .list_outputs(request)
+                    .await
+                    .map_err(failure_of)?
+                    .into_inner();
+                while let Some(output) = outputs.message().await.map_err(failure_of)? {
                     each(output)?;
                 }
             }
             Self::Here(service, _) => {
-                let mut outputs = service.outputs(id, class).await.map_err(Failure::not_found)?;
+                let mut outputs = service.outputs(id, class).await.map_err(failure_of)?;
                 while let Some(output) = outputs.recv().await {
                     each(output)?;
                 }
@@ -391,13 +400,13 @@ fn lost(status: Status) -> Lost {
         | Code::PermissionDenied
         | Code::InvalidArgument
         | Code::Unimplemented
-        | Code::NotFound => Lost::Refused(told(status)),
+        | Code::NotFound => Lost::Refused(failure_of(status)),
         _ => Lost::Connection(status.message().to_owned()),
     }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the shape that map_err takes")]
-fn told(status: tonic::Status) -> Failure {
+fn failure_of(status: tonic::Status) -> Failure {
     match status.code() {
         tonic::Code::NotFound => Failure::not_found(status.message()),
         code => {

@@ -10,19 +10,20 @@ use std::{
 
 use clap::Args;
 
-use super::{exit, exit::Failure, print, runtime};
+use super::{
+    exit::{self, Failure},
+    print, runtime,
+};
 use crate::{
     bes::{BesAddress, BesListener, HoldPolicy},
     config::{Limits, PlaceArgs},
     daemon::{Daemon, DaemonOptions, Rooms},
     demo::{GeneratedBuild, GeneratedContent, Setting, play},
     embedded_cache::EmbeddedCache,
-    invocation::{
-        policy::Policy,
-        roots::{Destination, RootRules},
-        sources::SourceRule,
-    },
+    invocation::policy::Policy,
     remote::{GrpcCache, RemoteOptions},
+    roots::{Destination, RootRules},
+    sources::SourceRule,
     transport::Endpoint,
 };
 

@@ -11,7 +11,11 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
-use super::{exit, exit::Failure, paths::special, print, runtime};
+use super::{
+    exit::{self, Failure},
+    paths::special,
+    print, runtime,
+};
 use crate::{
     bep::{Event, EventFile},
     builds::{Builds as _, StreamEnd, StreamKey},
@@ -19,7 +23,7 @@ use crate::{
     daemon::Rooms,
     digest::Digest,
     exec_path::{ExecPath, is_reserved},
-    invocation::{Report, roots::Destination, tally::Tally},
+    invocation::{Report, tally::Tally},
     materialize::{
         Materializer, Outcome, Root, Session, Want,
         place::{Epoch, OutputRoot},
@@ -29,6 +33,7 @@ use crate::{
     printable::printable,
     remote::{Attribution, BlobStore as _, GrpcCache},
     removal::remove_all,
+    roots::Destination,
     transport::RemoteError,
     units::show_size,
 };

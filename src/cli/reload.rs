@@ -23,7 +23,7 @@ use crate::{
     config::{CacheArgs, ControlListenArgs, DoorArgs, SelectionArgs, naming_the_file},
     daemon::Rooms,
     doors::Door,
-    invocation::roots::Destination,
+    roots::Destination,
 };
 
 /// Flags beside those of caches, selection and doors that count at once; all others wait for a restart.

@@ -39,9 +39,10 @@ use super::{bare_runtime, exit::Failure, paths::workspace_around, print};
 use crate::{
     config::{CacheArgs, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
     daemon::{Daemon, DaemonOptions, Retention, Rooms},
-    invocation::{Report, roots::Destination},
+    invocation::Report,
     open_files,
     printable::printable,
+    roots::Destination,
     transport::Header,
 };
 

@@ -8,8 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ending::Signals,
-    exit,
-    exit::Failure,
+    exit::{self, Failure},
     reload::{Doors, Hangup, Reload, Settings},
     runtime,
 };
@@ -24,9 +23,9 @@ use crate::{
         notify_stopping,
     },
     doors::{Door, Rules},
-    invocation::roots::Destination,
     notify::Notifier,
     record::{Opening, Record},
+    roots::Destination,
     transport::without_user_info,
     units::{parse_duration, parse_size},
 };

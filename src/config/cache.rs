@@ -7,8 +7,8 @@ use clap::Args;
 use super::ConfigError;
 use crate::{
     digest::DigestFunction,
-    invocation::sources::SourceRule,
     remote::{Compression, GrpcCache, RemoteOptions},
+    sources::SourceRule,
     transport::{Endpoint, Google, Header, RemoteError, TlsFiles, google::DEFAULT_SCOPE, without_user_info},
     units::parse_duration,
 };

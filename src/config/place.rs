@@ -6,11 +6,11 @@ use clap::Args;
 
 use super::ConfigError;
 use crate::{
-    invocation::roots::{Destination, PathMap, RootRules},
     materialize::{
         MaterializeOptions,
         place::{Mark, PlaceOptions},
     },
+    roots::{Destination, PathMap, RootRules},
     units::parse_size,
 };
 

@@ -94,7 +94,7 @@ impl Control for ControlServer {
                         Some(Ok(news)) => Ok(pb::WatchInvocationResponse {
                             event: Some(news.into_event()),
                         }),
-                        Some(Err(reason)) => Err(Status::not_found(reason)),
+                        Some(Err(status)) => Err(status),
                         None => return,
                     },
                     () = ending.cancelled() => Err(ended()),
@@ -135,7 +135,7 @@ impl Control for ControlServer {
                             return Ok(Response::new(answer));
                         }
                     }
-                    Some(Err(reason)) => return Err(Status::not_found(reason)),
+                    Some(Err(status)) => return Err(status),
                     None => return Err(ended()),
                 },
                 () = &mut timeout => return Ok(Response::new(judge.timed_out())),
@@ -149,7 +149,7 @@ impl Control for ControlServer {
         request: Request<pb::CancelRequest>,
     ) -> Result<Response<pb::CancelResponse>, Status> {
         let id = request.into_inner().invocation_id;
-        let cancelled = self.service.cancel(&id).await.map_err(Status::not_found)?;
+        let cancelled = self.service.cancel(&id).await?;
         Ok(Response::new(pb::CancelResponse { cancelled }))
     }
 
@@ -159,8 +159,7 @@ impl Control for ControlServer {
     ) -> Result<Response<pb::BatchStatResponse>, Status> {
         let request = request.into_inner();
         within("paths", &request.paths, PATHS)?;
-        let outputs = self.service.stat(request.paths, &request.invocation_id).await;
-        let outputs = outputs.map_err(Status::not_found)?;
+        let outputs = self.service.stat(request.paths, &request.invocation_id).await?;
         Ok(Response::new(pb::BatchStatResponse { outputs }))
     }
 
@@ -170,8 +169,7 @@ impl Control for ControlServer {
     ) -> Result<Response<pb::OutputsResponse>, Status> {
         let paths = request.into_inner().paths;
         within("paths", &paths, PATHS)?;
-        let outputs = self.service.stat(paths, "").await;
-        let outputs = outputs.map_err(Status::not_found)?;
+        let outputs = self.service.stat(paths, "").await?;
         Ok(Response::new(pb::OutputsResponse { outputs }))
     }
 
@@ -202,8 +200,7 @@ impl Control for ControlServer {
         let outputs = self
             .service
             .outputs(&request.invocation_id, request.class())
-            .await
-            .map_err(Status::not_found)?;
+            .await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(outputs).map(Ok))))
     }
 

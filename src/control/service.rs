@@ -12,13 +12,16 @@ pub(crate) mod why;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
+use tonic::Status;
 
 use crate::{
-    invocation::{Engine, roots::Roots, sources::Sources, tally::Tally},
+    invocation::{Engine, tally::Tally},
     lease::Leases,
     materialize::Materializer,
     proto::outhaul::v1 as pb,
-    record::{InvocationRow, InvocationState, Record},
+    record::{InvocationRow, InvocationState, Record, Which},
+    roots::Roots,
+    sources::Sources,
     stage::{Reach, Stager},
 };
 
@@ -133,17 +136,7 @@ impl Service {
         list
     }
 
-    /// The newest invocation. Blocks. One that was brought here from elsewhere is newest only where there are no others.
-    fn newest(&self) -> Option<InvocationRow> {
-        let first = self.record.invocations(1).pop()?;
-        if !first.imported {
-            return Some(first);
-        }
-        let rows = self.record.invocations(usize::MAX);
-        Some(rows.into_iter().find(|row| !row.imported).unwrap_or(first))
-    }
-
-    /// One invocation with its targets; the newest for an empty id.
+    /// One invocation with its targets; the newest build for an empty id.
     pub async fn invocation(&self, id: &str) -> Option<(pb::Invocation, Vec<pb::Target>)> {
         let row = self.row_of(id).await?;
         // A task that is settled has given its targets back.
@@ -163,13 +156,13 @@ impl Service {
         Some((self.present(row).await, targets))
     }
 
-    /// The row of an invocation, the newest for an empty id.
+    /// The row of an invocation, the newest build's for an empty id.
     async fn row_of(&self, id: &str) -> Option<InvocationRow> {
-        let id = id.to_owned();
-        let row = self.read(move |service, _| match id.as_str() {
-            "" => service.newest(),
-            id => service.record.invocation(id),
-        });
+        let which = Which {
+            invocation_id: id.to_owned(),
+            ..Which::default()
+        };
+        let row = self.read(move |service, _| service.record.find_invocation(&which));
         row.await.flatten()
     }
 
@@ -233,8 +226,8 @@ impl Service {
     /// Gives up what an invocation still wants. False if it is settled.
     ///
     /// # Errors
-    /// In words: there is no such invocation.
-    pub async fn cancel(&self, id: &str) -> Result<bool, String> {
+    /// When there is no such invocation.
+    pub async fn cancel(&self, id: &str) -> Result<bool, Status> {
         let running = match &self.engine {
             Some(engine) => engine.snapshot(id).await.map(|(row, _)| !row.state.is_over()),
             None => None,
@@ -242,7 +235,7 @@ impl Service {
         match (running, &self.engine) {
             (Some(true), Some(engine)) => Ok(engine.cancel(id).await),
             (None, _) if self.record.invocation(id).is_none() => {
-                Err(format!("invocation {id:?} is not recorded"))
+                Err(Status::not_found(format!("invocation {id:?} is not recorded")))
             }
             _ => Ok(false),
         }

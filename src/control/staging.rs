@@ -11,12 +11,12 @@ use crate::{
     digest::{Digest, DigestFunction},
     output::OutputContent,
     proto::outhaul::v1 as pb,
-    record::InvocationRow,
-    stage::{Ended, StageError, StageErrorKind, Staged, Which, Wish, check, select::Artifact},
+    record::{InvocationRow, Which},
+    stage::{Ended, StageError, StageErrorKind, Staged, Wish, check, select::Artifact},
 };
 
 /// As a gRPC status.
-fn told(error: &StageError) -> Status {
+fn status_of(error: &StageError) -> Status {
     let code = match error.kind() {
         StageErrorKind::NotFound => Code::NotFound,
         StageErrorKind::Request => Code::InvalidArgument,
@@ -114,11 +114,11 @@ impl Service {
         if !request.dry_run {
             let directory = absolute(&request.directory)?;
             let may = stager.destination(&directory, false).await;
-            may.map_err(|e| told(&e))?;
+            may.map_err(|e| status_of(&e))?;
         }
         let plan = gone.run_until_cancelled(stager.plan(&which, &wish)).await;
         let plan = plan.ok_or_else(|| Status::cancelled("the caller has disconnected"))?;
-        let plan = plan.map_err(|e| told(&e))?;
+        let plan = plan.map_err(|e| status_of(&e))?;
         let invocation_id = plan.build.invocation_id.clone();
         if request.dry_run {
             let outputs = plan.selection.artifacts.iter().map(artifact).collect();
@@ -139,7 +139,10 @@ impl Service {
             outputs,
             notes,
             rest,
-        } = stager.stage(plan, &directory, gone).await.map_err(|e| told(&e))?;
+        } = stager
+            .stage(plan, &directory, gone)
+            .await
+            .map_err(|e| status_of(&e))?;
         let open = |ended: &&Ended| ended.outcome.is_none() && ended.error.is_empty();
         let pending = if rest.is_some() {
             outputs.iter().filter(open).count()
@@ -166,7 +169,7 @@ impl Service {
             .ok_or_else(|| Status::failed_precondition("there is no journal to stage from"))?;
         let directory = absolute(&request.directory)?;
         let opened = stager.destination(&directory, false).await;
-        let Some(opened) = opened.map_err(|e| told(&e))? else {
+        let Some(opened) = opened.map_err(|e| status_of(&e))? else {
             return Ok(pb::IsStagedResponse {
                 problems: vec![format!("{}: no such directory", directory.display())],
                 ..pb::IsStagedResponse::default()
@@ -189,8 +192,9 @@ impl Service {
     }
 
     /// Every output that a build without an output root names: its journal tells.
-    pub(super) async fn named(&self, row: InvocationRow) -> Result<Vec<pb::Output>, String> {
-        let stager = self.stager().ok_or("the invocation has no output root")?;
+    pub(super) async fn named(&self, row: InvocationRow) -> Result<Vec<pb::Output>, Status> {
+        let stager = self.stager();
+        let stager = stager.ok_or_else(|| Status::not_found("the invocation has no output root"))?;
         let which = Which {
             invocation_id: row.invocation_id.clone(),
             ..Which::default()
@@ -198,7 +202,7 @@ impl Service {
         let plan = stager
             .plan(&which, &Wish::default())
             .await
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| Status::not_found(e.to_string()))?;
         let output = |artifact: Artifact| {
             let shown = self::artifact(&artifact);
             pb::Output {
@@ -246,7 +250,7 @@ fn look(directory: &Path, request: pb::IsStagedRequest) -> Result<pb::IsStagedRe
         workspace: request.workspace,
     };
     let wish = request.wish.map(wish);
-    let answer = check::is_staged(directory, &which, wish.as_ref()).map_err(|e| told(&e))?;
+    let answer = check::is_staged(directory, &which, wish.as_ref()).map_err(|e| status_of(&e))?;
     Ok(pb::IsStagedResponse {
         staged: answer.is_staged(),
         problems: answer.problems,
@@ -324,12 +328,12 @@ mod tests {
 
     #[test]
     fn a_build_without_outputs_is_told_apart_from_none() {
-        let nothing = told(&StageError::Nothing("inv".to_owned()));
+        let nothing = status_of(&StageError::Nothing("inv".to_owned()));
         assert_eq!(
             (nothing.code(), nothing_of(&nothing)),
             (Code::NotFound, Some("inv".to_owned()))
         );
-        let unknown = told(&StageError::Unknown("inv".to_owned()));
+        let unknown = status_of(&StageError::Unknown("inv".to_owned()));
         assert_eq!((unknown.code(), nothing_of(&unknown)), (Code::NotFound, None));
     }
 }

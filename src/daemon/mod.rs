@@ -41,18 +41,15 @@ use crate::{
     builds::Decoders,
     control::{Admin, Service},
     doors::{Door, Listening},
-    invocation::{
-        Engine,
-        policy::Policy,
-        roots::{RootRules, Roots},
-        sources::{BuildDirectories, SourceRule, Sources},
-    },
+    invocation::{Engine, policy::Policy},
     journal::{Journal, JournalOptions, SetAside},
     lease::{self, LeaseOptions, Leases},
     materialize::{MaterializeOptions, Materializer, place::OutputRoot},
     metrics::Metrics,
     notify::Backlog,
     record::{InvocationState, Record},
+    roots::{RootRules, Roots},
+    sources::{BuildDirectories, SourceRule, Sources},
 };
 
 /// How long calls may go on once the doors are closed.

@@ -6,9 +6,9 @@ use std::{collections::HashSet, os::unix::fs::MetadataExt as _, sync::Arc, time:
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    invocation::roots::Roots,
     journal::{self, Journal, JournalError},
     record::{self, RetentionPlan, RootId},
+    roots::Roots,
 };
 
 /// How often it is looked whether there is something to forget; more often where little is kept for long.

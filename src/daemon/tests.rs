@@ -17,18 +17,13 @@ use crate::{
     digest::Digest,
     embedded_cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,
-    invocation::{
-        Report,
-        feed::Change,
-        policy::Policy,
-        roots::{Destination, RootRules},
-        sources::SourceRule,
-        watching::Watch,
-    },
+    invocation::{Report, feed::Change, policy::Policy, watching::Watch},
     materialize::{MaterializeOptions, Outcome},
     proto::outhaul::v1 as pb,
     record::{InvocationRow, InvocationState, Record, TargetState},
     remote::{GrpcCache, RemoteOptions},
+    roots::{Destination, RootRules},
+    sources::SourceRule,
     transport::Endpoint,
 };
 

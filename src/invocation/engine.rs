@@ -17,9 +17,7 @@ use super::{
     feed::{Report, Told},
     message::{Message, ask},
     policy::Policy,
-    roots::Roots,
     shared::Shared,
-    sources::Sources,
     watching::Watch,
 };
 use crate::{
@@ -30,6 +28,8 @@ use crate::{
     materialize::Materializer,
     metrics::Metrics,
     record::{InvocationRow, InvocationState, Record, TargetRow},
+    roots::Roots,
+    sources::Sources,
 };
 
 /// Follows builds. Cheap to clone.

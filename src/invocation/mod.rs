@@ -11,12 +11,10 @@ pub mod limits;
 mod message;
 pub mod pattern;
 pub mod policy;
-pub mod roots;
 pub(crate) mod rows;
 pub(crate) mod runfiles;
 pub mod selection;
 mod shared;
-pub mod sources;
 pub mod tally;
 mod test_outputs;
 #[cfg(test)]

@@ -42,32 +42,6 @@ impl Command {
     }
 }
 
-/// Whether a command of the build tool has outputs that somebody could want.
-#[must_use]
-pub fn builds(command: &str) -> bool {
-    !matches!(
-        command,
-        "aquery"
-            | "analyze-profile"
-            | "canonicalize-flags"
-            | "clean"
-            | "config"
-            | "cquery"
-            | "dump"
-            | "fetch"
-            | "help"
-            | "info"
-            | "license"
-            | "mod"
-            | "print_action"
-            | "query"
-            | "shutdown"
-            | "sync"
-            | "vendor"
-            | "version"
-    )
-}
-
 /// How an output came to be named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {

@@ -12,8 +12,6 @@ use super::{
     feed::{Change, Report, Told},
     message::Message,
     policy::Policy,
-    roots::Roots,
-    sources::Sources,
 };
 use crate::{
     action_cache::State,
@@ -22,6 +20,8 @@ use crate::{
     materialize::Materializer,
     metrics::Metrics,
     record::{Record, RootId},
+    roots::Roots,
+    sources::Sources,
 };
 
 /// What was read of an output root's action cache last.

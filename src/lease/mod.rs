@@ -27,12 +27,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::lost::{Leases, Lost};
 use self::schedule::Schedule;
-use crate::{
-    invocation::{roots::Roots, sources::Sources},
-    metrics::Metrics,
-    record::Record,
-    units::now_ms,
-};
+use crate::{metrics::Metrics, record::Record, roots::Roots, sources::Sources, units::now_ms};
 
 /// How long it takes at most until a new build is noticed.
 const LOOK: Duration = Duration::from_secs(30);

@@ -9,10 +9,11 @@ use crate::{
     digest::{Digest, DigestFunction},
     embedded_cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,
-    invocation::{roots::RootRules, sources::SourceRule},
     output::OutputContent,
     record::{InvocationRow, InvocationState, OutputRow, OutputState, RootId},
     remote::{GrpcCache, RemoteOptions},
+    roots::RootRules,
+    sources::SourceRule,
     transport::Endpoint,
 };
 

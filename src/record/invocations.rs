@@ -7,6 +7,7 @@ use super::{
     shared::locked,
     store::{Change, TreeId},
     value::{decode_invocation, decode_target, encode_invocation, encode_target},
+    which::Which,
 };
 
 impl Record {
@@ -54,10 +55,22 @@ impl Record {
     /// The invocations begun last, newest first.
     #[must_use]
     pub fn invocations(&self, limit: usize) -> Vec<InvocationRow> {
+        self.scan_invocations().take(limit).collect()
+    }
+
+    /// The same one by one.
+    fn scan_invocations(&self) -> impl Iterator<Item = InvocationRow> {
         self.scan(TreeId::ByStart, Vec::new())
             .filter_map(|(key, _)| self.invocation(keys::invocation_of_by_start(&key)?))
-            .take(limit)
-            .collect()
+    }
+
+    /// The invocation that is meant. Blocks on the file system.
+    #[must_use]
+    pub fn find_invocation(&self, which: &Which) -> Option<InvocationRow> {
+        match which.invocation_id.as_str() {
+            "" => which.newest(self.scan_invocations()),
+            id => self.invocation(id),
+        }
     }
 
     /// The root's invocation with the highest version.

@@ -5,6 +5,7 @@
 //! errors after opening, only [`Health`].
 //!
 //! * `handle`, `outputs`, `invocations`, `retention`: the API, in terms of rows.
+//! * `which`: which recorded build is meant.
 //! * `row`, `value`, `keys`, `wire`: rows, and rows as bytes.
 //! * `block`: many outputs' rows as one value. There are up to millions of them, so they are never single values.
 //! * `shared`, `pending`, `writer`: the queue of rows on their way to the store, which readers see too; one thread
@@ -38,6 +39,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod value;
+mod which;
 mod wire;
 mod writer;
 
@@ -50,3 +52,4 @@ pub use retention::{Retention, RetentionPlan};
 pub use row::{
     InvocationRow, InvocationState, OutputRow, OutputState, RootId, RootRow, TargetRow, TargetState,
 };
+pub use which::Which;

@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::output::{Class, OutputContent, Stamp};
+use crate::{
+    bep::commands::has_outputs,
+    output::{Class, OutputContent, Stamp},
+};
 
 /// An output root's number in the record. Stays valid while the process lives, even when the record is recreated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -216,6 +219,13 @@ pub struct InvocationRow {
     pub imported: bool,
     /// How many streams had begun under the same ids before.
     pub attempt: u32,
+}
+
+impl InvocationRow {
+    /// Whether it has begun, and its command may have outputs. Before its beginning is told, nothing is known of it.
+    pub(crate) fn is_build(&self) -> bool {
+        self.started_ms > 0 && has_outputs(&self.command)
+    }
 }
 
 /// How far a target has come.

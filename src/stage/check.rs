@@ -9,12 +9,13 @@ use std::{
 use super::{
     error::StageError,
     marker::{self, Marker},
-    request::{Which, Wish},
+    request::Wish,
 };
 use crate::{
     exec_path::ExecPath,
     materialize::place::{Check, OutputRoot, PlaceOptions, Placer},
     output::{OutputContent, Stamp},
+    record::Which,
 };
 
 /// How many files are named that nobody staged.
@@ -111,22 +112,26 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
     let trees: BTreeSet<&String> = markers.iter().flat_map(|marker| &marker.trees).collect();
     let placer = placer(directory)?;
     for tree in trees {
-        let others = ExecPath::new(tree).map_err(|e| e.to_string()).and_then(|tree| {
-            placer
-                .others_below(tree.as_str(), &|path| known.contains(path), NAMED)
-                .map_err(|e| e.to_string())
-        });
-        match others {
-            Ok(others) => answer.problems.extend(
-                others
-                    .iter()
-                    .map(|path| format!("{path}: not part of the staged tree")),
-            ),
-            Err(reason) => answer.problems.push(format!("{tree}: {reason}")),
-        }
+        answer.problems.extend(not_staged(&placer, tree, &known));
     }
     answer.problems.dedup();
     Ok(answer)
+}
+
+/// What is wrong with a tree: files in it that no marker lists.
+fn not_staged(placer: &Placer, tree: &str, known: &HashSet<String>) -> Vec<String> {
+    let others = ExecPath::new(tree).map_err(|e| e.to_string()).and_then(|tree| {
+        placer
+            .others_below(tree.as_str(), &|path| known.contains(path), NAMED)
+            .map_err(|e| e.to_string())
+    });
+    match others {
+        Ok(others) => others
+            .iter()
+            .map(|path| format!("{path}: not part of the staged tree"))
+            .collect(),
+        Err(reason) => vec![format!("{tree}: {reason}")],
+    }
 }
 
 fn is_meant(marker: &Marker, which: &Which, wish: Option<&Wish>) -> bool {

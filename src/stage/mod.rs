@@ -39,6 +39,6 @@ pub(crate) use self::{archive::fuzz as archive_fuzz, marker::fuzz as marker_fuzz
 pub use self::{
     destination::Reach,
     error::{StageError, StageErrorKind},
-    request::{Request, Which, Wish},
+    request::{Request, Wish},
     stager::{Brought, Ended, Plan, Staged, Stager},
 };

@@ -13,10 +13,10 @@ use crate::{
     invocation::{
         build::{Build, Effect, TargetEnd, is_test},
         policy::{DownloadMode, Policy, Rule},
-        sources::BuildDirectories,
     },
     journal::{JournalError, Record},
     record::{InvocationRow, InvocationState},
+    sources::BuildDirectories,
 };
 
 /// A build as its journal tells it.

@@ -1,7 +1,5 @@
 //! What is asked for.
 
-use std::{collections::HashMap, path::Path};
-
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -65,15 +63,6 @@ pub struct Request {
     pub(super) required: Vec<PathRegex>,
     pub(super) optional: Vec<PathRegex>,
     caller: CancellationToken,
-}
-
-/// The build to stage from.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Which {
-    /// The invocation; empty for the newest.
-    pub invocation_id: String,
-    /// A directory in the workspace whose newest build is meant, absolute; empty for any.
-    pub workspace: String,
 }
 
 impl Request {
@@ -213,44 +202,6 @@ impl Wish {
     }
 }
 
-impl Which {
-    /// Of some things, each of a workspace, those of the workspace asked for: the innermost one that the directory lies
-    /// in. All of them if none is asked for. Blocks on the file system.
-    pub(super) fn innermost<'a, T>(
-        &self,
-        all: impl IntoIterator<Item = T>,
-        workspace: impl Fn(&T) -> &'a str,
-    ) -> Vec<T> {
-        if self.workspace.is_empty() {
-            return all.into_iter().collect();
-        }
-        let mut depths: HashMap<&str, Option<usize>> = HashMap::new();
-        let mut found: Vec<(usize, T)> = Vec::new();
-        for one in all {
-            let workspace = workspace(&one);
-            let depth = *depths
-                .entry(workspace)
-                .or_insert_with(|| self.depth_of(workspace));
-            found.extend(depth.map(|depth| (depth, one)));
-        }
-        let deepest = found.iter().map(|(depth, _)| *depth).max();
-        found.retain(|(depth, _)| Some(*depth) == deepest);
-        found.into_iter().map(|(_, one)| one).collect()
-    }
-
-    /// How deep a workspace lies that the directory asked for is, or lies in.
-    fn depth_of(&self, workspace: &str) -> Option<usize> {
-        if workspace.is_empty() {
-            return None;
-        }
-        let asked = Path::new(&self.workspace);
-        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let of = real(Path::new(workspace));
-        let is_in = asked.starts_with(workspace) || real(asked).starts_with(&of);
-        is_in.then(|| of.components().count())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,22 +237,5 @@ mod tests {
         drop(caller);
         assert!(request.still_asked().is_err());
         assert!(Request::for_caller(wish(plain(1), 1), token).is_err());
-    }
-
-    #[test]
-    fn a_workspace_within_another_has_its_own_builds() {
-        let innermost = |asked: &str, all: &[&'static str]| {
-            let which = Which {
-                workspace: asked.to_owned(),
-                ..Which::default()
-            };
-            which.innermost(all.iter().copied(), |workspace| *workspace)
-        };
-        let all = ["/w", "/w/inner", "", "/other", "/w/inner", "/w"];
-        assert_eq!(innermost("/w/inner/sub", &all), ["/w/inner", "/w/inner"]);
-        assert_eq!(innermost("/w/inner", &all), ["/w/inner", "/w/inner"]);
-        assert_eq!(innermost("/w/innermost", &all), ["/w", "/w"]);
-        assert_eq!(innermost("/x", &all), [""; 0]);
-        assert_eq!(innermost("", &all), all);
     }
 }

@@ -24,7 +24,7 @@ use super::{
     error::StageError,
     local::{self, LocalFirst},
     recorded::Recorded,
-    request::{Caller, Request, Which, Wish},
+    request::{Caller, Request, Wish},
     select::{Artifact, Selection},
     together::Directories,
     work::{Work, Working},
@@ -33,18 +33,16 @@ use crate::{
     builds::StreamKey,
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
-    invocation::{
-        Engine,
-        sources::{Sources, address_of},
-    },
+    invocation::Engine,
     journal::{Entry, Journal, JournalError},
     materialize::{
         Completion, Materializer, Root, Session,
         place::{Epoch, OutputRoot},
     },
     output::{OutputContent, Stamp},
-    record::{InvocationRow, InvocationState, OutputState, Record},
+    record::{InvocationRow, InvocationState, OutputState, Record, Which},
     remote::{Attribution, BlobStore, Nowhere},
+    sources::{Sources, address_of},
 };
 
 /// Numbers of staged directories among output roots: above all that builds are given.
@@ -52,10 +50,8 @@ const FIRST_ROOT: u32 = 1 << 31;
 /// The version of a staged directory, and one that comes after it and wants nothing.
 const WANTED: u64 = 0;
 const GIVEN_UP: u64 = WANTED + 1;
-/// Commands that build nothing.
 /// Builds that are read and staged at a time; others wait.
 const PLACES: usize = 8;
-const ASKING: [&str; 4] = ["query", "cquery", "aquery", "fetch"];
 
 /// Stages outputs of recorded builds. Cheap to clone.
 #[derive(Clone)]
@@ -251,35 +247,15 @@ impl Stager {
     }
 
     fn row(&self, which: &Which) -> Result<InvocationRow, StageError> {
-        let id = &which.invocation_id;
-        if !id.is_empty() {
-            return self
-                .record
-                .invocation(id)
-                .or_else(|| self.row_from_journal(id))
-                .ok_or_else(|| StageError::Unknown(format!("invocation {id:?} is not recorded")));
-        }
-        let rows = self.record.invocations(usize::MAX);
-        let built = |row: &&InvocationRow| !ASKING.contains(&row.command.as_str());
-        // One that was brought here from elsewhere has no output root, and is newest only where there are no others.
-        let newest = [true, false].into_iter().find_map(|of_here| {
-            let rows = rows
-                .iter()
-                .filter(built)
-                .filter(|row| row.root.is_some() == of_here);
-            let meant = which.innermost(rows, |row| row.workspace.as_str());
-            meant.first().copied().cloned()
-        });
-        newest.ok_or_else(|| {
-            StageError::Unknown(match which.workspace.as_str() {
-                "" => "no builds are recorded".to_owned(),
-                workspace => format!("no builds of {workspace} are recorded"),
-            })
-        })
+        self.record
+            .find_invocation(which)
+            .or_else(|| self.row_from_journal(&which.invocation_id))
+            .ok_or_else(|| StageError::Unknown(which.not_recorded()))
     }
 
     /// The record may be lost; the journal tells the most important things too.
     fn row_from_journal(&self, id: &str) -> Option<InvocationRow> {
+        let id = Some(id).filter(|id| !id.is_empty())?;
         let entry = Journal::view(&self.journal).find(id).ok()?;
         read(&entry, self.sources.digest_function())
             .ok()
@@ -314,28 +290,7 @@ impl Stager {
         if work.failed() {
             return Ok(work.staged(false, None));
         }
-        let failed = |reason: String| StageError::Setting {
-            flag: format!("--to={}", directory.display()),
-            reason,
-        };
-        let made = self.destination(directory, true).await?;
-        let made = made.ok_or_else(|| failed("failed to create it".to_owned()))?;
-        let opened = spawn_blocking(move || {
-            let place = OutputRoot::open(&made.real, true).map_err(|e| e.to_string())?;
-            // Another directory may have come into its place since it was judged.
-            if !made.is(place.device(), place.inode()) {
-                return Err("it was replaced by another directory".to_owned());
-            }
-            // What a stage that was killed has left; what a living one uses stays.
-            if let Err(error) = place.sweep() {
-                tracing::debug!(directory = %made.real.display(), "failed to sweep temporary files: {error}");
-            }
-            Ok((made, place))
-        })
-        .await;
-        let (made, place) = opened
-            .map_err(|e| StageError::Internal(e.to_string()))?
-            .map_err(failed)?;
+        let (made, place) = self.open(directory).await?;
         work.opened(made);
         work.make_way().await?;
         let root = Arc::new(Root {
@@ -393,6 +348,32 @@ impl Stager {
             notes,
             rest: Some(rest),
         })
+    }
+
+    /// Opens the directory to be written into.
+    async fn open(&self, directory: &Path) -> Result<(Destination, OutputRoot), StageError> {
+        let failed = |reason: String| StageError::Setting {
+            flag: format!("--to={}", directory.display()),
+            reason,
+        };
+        let made = self.destination(directory, true).await?;
+        let made = made.ok_or_else(|| failed("failed to create it".to_owned()))?;
+        let opened = spawn_blocking(move || {
+            let place = OutputRoot::open(&made.real, true).map_err(|e| e.to_string())?;
+            // Another directory may have come into its place since it was judged.
+            if !made.is(place.device(), place.inode()) {
+                return Err("it was replaced by another directory".to_owned());
+            }
+            // What a stage that was killed has left; what a living one uses stays.
+            if let Err(error) = place.sweep() {
+                tracing::debug!(directory = %made.real.display(), "failed to sweep temporary files: {error}");
+            }
+            Ok((made, place))
+        });
+        opened
+            .await
+            .map_err(|e| StageError::Internal(e.to_string()))?
+            .map_err(failed)
     }
 
     async fn let_go(&self, root: &Arc<Root>) {

@@ -11,7 +11,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use prost::Message as _;
 
 use super::{
-    StageError, Which, Wish,
+    StageError, Wish,
     check::is_staged,
     local::{LocalFirst, copy_of, looks_right},
     marker::{self, Marker},
@@ -29,6 +29,7 @@ use crate::{
     journal::{Entry, Journal, JournalOptions, RecordKind},
     output::{Class, OutputContent, Stamp},
     proto::build_event_stream::{self as pb, BuildEvent, build_event::Payload, file},
+    record::Which,
     remote::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink},
     transport::{RemoteError, RemoteErrorKind},
 };

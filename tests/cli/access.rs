@@ -11,7 +11,7 @@ use outhaul::{
     bes::{HoldPolicy, serve::routes},
     daemon::Rooms,
     demo::GeneratedBuild,
-    invocation::{policy::Policy, roots::RootRules, sources::SourceRule},
+    invocation::policy::Policy,
     materialize::MaterializeOptions,
     proto::google::devtools::build::v1::{
         BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
@@ -21,6 +21,8 @@ use outhaul::{
     },
     record::Record,
     remote::{GrpcCache, RemoteOptions},
+    roots::RootRules,
+    sources::SourceRule,
     transport::Endpoint as CacheEndpoint,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};

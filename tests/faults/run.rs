@@ -17,17 +17,12 @@ use outhaul::{
     builds::{Builds as _, StreamEnd, StreamKey},
     daemon::Rooms,
     embedded_cache::{EmbeddedCache, RunningCache, Stats},
-    invocation::{
-        Report,
-        feed::Change,
-        policy::Policy,
-        roots::{Destination, RootRules},
-        sources::SourceRule,
-        watching::Watch,
-    },
+    invocation::{Report, feed::Change, policy::Policy, watching::Watch},
     materialize::{MaterializeOptions, Outcome},
     record::Record,
     remote::{GrpcCache, RemoteOptions, retry::Timer},
+    roots::{Destination, RootRules},
+    sources::SourceRule,
     transport::{Endpoint, Header},
 };
 use tokio::time::timeout;

@@ -18,7 +18,7 @@ use crate::{
     bes::{BesService, HoldPolicy, Upstream},
     config::{CacheArgs, UpstreamArgs},
     daemon::{EventDoors, Rooms},
-    invocation::sources::{BuildDirectories, google_of},
+    sources::{BuildDirectories, google_of},
     transport::without_user_info,
 };
 

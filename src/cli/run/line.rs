@@ -5,29 +5,8 @@
 
 use std::ffi::OsString;
 
-/// Commands that build outputs.
-const BUILDING: &[&str] = &["build", "test", "run", "coverage", "mobile-install"];
-/// All others. `query` and its like send events, too, but have no outputs.
-const OTHER: &[&str] = &[
-    "analyze-profile",
-    "aquery",
-    "canonicalize-flags",
-    "clean",
-    "config",
-    "cquery",
-    "dump",
-    "fetch",
-    "help",
-    "info",
-    "license",
-    "mod",
-    "print_action",
-    "query",
-    "shutdown",
-    "sync",
-    "vendor",
-    "version",
-];
+use crate::bep::commands;
+
 /// Startup options whose value may be an argument of its own.
 const VALUED: &[&str] = &[
     "--bazelrc",
@@ -87,7 +66,7 @@ impl<'a> Line<'a> {
     /// Reads a command line; none if it is not one of a command that builds.
     pub(super) fn building(command: &'a [OsString]) -> Option<Self> {
         let word = word(command)?;
-        let is_building = text(command, word).is_some_and(|word| BUILDING.contains(&word));
+        let is_building = text(command, word).is_some_and(commands::builds);
         let end = command
             .iter()
             .skip(word + 1)
@@ -156,8 +135,7 @@ fn is_switch(option: &str) -> bool {
 
 /// Where Bazel's command word is.
 fn word(command: &[OsString]) -> Option<usize> {
-    let is_word =
-        |at: usize| text(command, at).is_some_and(|word| BUILDING.contains(&word) || OTHER.contains(&word));
+    let is_word = |at: usize| text(command, at).is_some_and(commands::is_known);
     let mut at = 1;
     loop {
         let arg = command.get(at).filter(|arg| *arg != "--")?;

@@ -1,7 +1,7 @@
 //! Whether Bazel's own downloads may be taken away from it: only where everything that it would bring is sure to come
 //! by us.
 
-use crate::{bep::event::CommandLine, invocation::sources::is_http};
+use crate::{bep::event::CommandLine, sources::is_http};
 
 /// The oldest Bazel that tells in its events, and keeps on its disk, what all of its own download mode needs.
 const OLDEST: u32 = 7;

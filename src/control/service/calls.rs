@@ -64,10 +64,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        invocation::{policy::Policy, roots::RootRules, sources::SourceRule},
+        invocation::policy::Policy,
         materialize::MaterializeOptions,
         record::Record,
         remote::{GrpcCache, RemoteOptions},
+        roots::RootRules,
+        sources::SourceRule,
         stage::Reach,
         transport::Endpoint,
     };

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use tokio::sync::mpsc;
+use tonic::Status;
 
 use super::{Service, find::Found, show};
 use crate::{
@@ -21,15 +22,15 @@ impl Service {
     /// With an invocation, only those of its output root.
     ///
     /// # Errors
-    /// In words: there is no such invocation, or it has no output root.
-    pub async fn stat(&self, paths: Vec<String>, invocation: &str) -> Result<Vec<pb::Output>, String> {
+    /// When there is no such invocation, or it has no output root.
+    pub async fn stat(&self, paths: Vec<String>, invocation: &str) -> Result<Vec<pb::Output>, Status> {
         let only = match invocation {
             "" => None,
             id => Some(
                 self.named_row(id)
                     .await?
                     .root
-                    .ok_or("the invocation has no output root")?,
+                    .ok_or_else(|| Status::not_found("the invocation has no output root"))?,
             ),
         };
         let answer = self.read(move |service, gone| {
@@ -50,10 +51,10 @@ impl Service {
     }
 
     /// An invocation, the newest for an empty id.
-    async fn named_row(&self, id: &str) -> Result<InvocationRow, String> {
+    async fn named_row(&self, id: &str) -> Result<InvocationRow, Status> {
         self.row_of(id).await.ok_or_else(|| match id {
-            "" => "no invocations are recorded".to_owned(),
-            id => format!("invocation {id:?} is not recorded"),
+            "" => Status::not_found("no invocations are recorded"),
+            id => Status::not_found(format!("invocation {id:?} is not recorded")),
         })
     }
 
@@ -61,12 +62,12 @@ impl Service {
     /// Answers through the channel, which holds it back.
     ///
     /// # Errors
-    /// In words: there is no such invocation, or it has no output root.
+    /// When there is no such invocation, or what it named is not known.
     pub async fn outputs(
         &self,
         id: &str,
         class: pb::OutputClass,
-    ) -> Result<mpsc::Receiver<pb::Output>, String> {
+    ) -> Result<mpsc::Receiver<pb::Output>, Status> {
         let row = self.named_row(id).await?;
         let exec_root = PathBuf::from(&row.exec_root);
         let (answer, outputs) = mpsc::channel(256);

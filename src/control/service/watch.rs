@@ -3,16 +3,16 @@
 use std::{collections::HashSet, sync::Arc};
 
 use tokio::sync::mpsc;
+use tonic::Status;
 
 use super::{Service, show};
 use crate::{
     invocation::{
         feed::{Change, Told},
-        selection::builds,
         watching::Recorded,
     },
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
-    record::{InvocationRow, TargetRow},
+    record::{InvocationRow, TargetRow, Which},
 };
 
 /// Invocations that are looked through for the one that is meant.
@@ -20,8 +20,8 @@ const LOOKED_AT: usize = 1000;
 /// Messages that wait for the listeners. Behind them, it falls behind the engine.
 const WAITING: usize = 256;
 
-/// What a follower hears; an error, in words, is the last it hears.
-pub(crate) type Heard = Result<News, String>;
+/// What a follower hears; an error is the last it hears.
+pub(crate) type Heard = Result<News, Status>;
 
 /// Something about a build.
 #[derive(Debug)]
@@ -48,15 +48,6 @@ impl News {
     }
 }
 
-/// Whether a begun invocation is one of those that a choice without an id is about.
-fn fits(row: &InvocationRow, workspace: &str) -> bool {
-    let plain = |path: &str| path.trim_end_matches('/').to_owned();
-    // Before its beginning is told, nothing is known of it.
-    row.started_ms > 0
-        && builds(&row.command)
-        && (workspace.is_empty() || plain(&row.workspace) == plain(workspace))
-}
-
 /// A choice, and what had begun when it was made.
 struct Chooser {
     choice: pb::InvocationChoice,
@@ -79,13 +70,13 @@ impl Chooser {
     /// Of the invocations, newest first, the one that is meant.
     fn choose<'a>(&self, rows: &'a [InvocationRow]) -> Option<&'a InvocationRow> {
         let choice = &self.choice;
-        let mut fitting = rows.iter().filter(|row| fits(row, &choice.workspace));
+        let plain = |path: &str| path.trim_end_matches('/').to_owned();
+        let workspace = plain(&choice.workspace);
+        // A workspace within another has its first build yet to come.
+        let of_workspace = |row: &&InvocationRow| workspace.is_empty() || plain(&row.workspace) == workspace;
+        let mut fitting = rows.iter().filter(|row| row.is_build()).filter(of_workspace);
         if !choice.next {
-            let first = fitting.next()?;
-            if !first.imported {
-                return Some(first);
-            }
-            return Some(fitting.find(|row| !row.imported).unwrap_or(first));
+            return Which::default().newest(fitting);
         }
         fitting.rfind(|row| {
             (choice.since_ms > 0 && row.started_ms >= choice.since_ms)
@@ -93,16 +84,16 @@ impl Chooser {
         })
     }
 
-    fn nothing(&self) -> String {
+    fn nothing(&self) -> Status {
         let choice = &self.choice;
-        if !choice.invocation_id.is_empty() {
-            return format!("invocation {:?} is not recorded", choice.invocation_id);
+        if choice.next {
+            return Status::not_found("no new builds can start");
         }
-        match (choice.workspace.as_str(), choice.next) {
-            ("", false) => "no builds are recorded".to_owned(),
-            (workspace, false) => format!("no builds of {workspace} are recorded"),
-            (_, true) => "no new builds can start".to_owned(),
-        }
+        let which = Which {
+            invocation_id: choice.invocation_id.clone(),
+            workspace: choice.workspace.clone(),
+        };
+        Status::not_found(which.not_recorded())
     }
 }
 
@@ -151,7 +142,7 @@ impl Service {
         &self,
         chooser: &Chooser,
         mut changes: Option<mpsc::UnboundedReceiver<Told>>,
-    ) -> Result<String, String> {
+    ) -> Result<String, Status> {
         let id = chooser.choice.invocation_id.clone();
         'begun: loop {
             if id.is_empty() {
@@ -184,8 +175,8 @@ impl Service {
         Some(self.present(row).await)
     }
 
-    async fn follow_one(&self, id: &str, listener: &mpsc::Sender<Heard>) -> Result<(), String> {
-        let forgotten = || format!("invocation {id:?} is no longer recorded");
+    async fn follow_one(&self, id: &str, listener: &mpsc::Sender<Heard>) -> Result<(), Status> {
+        let forgotten = || Status::not_found(format!("invocation {id:?} is no longer recorded"));
         let mut first = true;
         loop {
             // In this order: what ends in between is told by the record.

@@ -5,7 +5,7 @@ use std::{collections::HashSet, hash::BuildHasher as _, sync::Arc};
 use tokio::task::spawn_blocking;
 
 use super::{
-    super::{roots::Destination, rows, runfiles},
+    super::{rows, runfiles},
     Actor,
     parts::{Known, Place},
 };
@@ -15,6 +15,7 @@ use crate::{
     exec_path::ExecPath,
     invocation::shared::Remembered,
     output::OutputContent,
+    roots::Destination,
 };
 
 /// Exit codes of Bazel after which its action cache is not written: interrupted, and an internal error.

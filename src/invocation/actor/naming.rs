@@ -8,20 +8,19 @@ use super::{
     super::{
         build::{Effect, Named, TargetEnd},
         feed::Change,
-        roots::Destination,
         rows::{self, Naming},
-        selection::builds,
-        sources::{BuildDirectories, SourceCache},
     },
     Actor, again,
     parts::Place,
 };
 use crate::{
-    bep::event::TargetId,
+    bep::{commands::has_outputs, event::TargetId},
     exec_path::ExecPath,
     materialize::{Served, Session, Want},
     output::{Class, OutputContent},
     remote::{Attribution, Nowhere},
+    roots::Destination,
+    sources::{BuildDirectories, SourceCache},
     transport::without_user_info,
 };
 
@@ -88,7 +87,7 @@ impl Actor {
         let (shared, looked) = (self.shared.clone(), path.clone());
         let there = spawn_blocking(move || shared.roots.is_there(&looked)).await;
         // What only asks about the build, and has no outputs, does not end the downloads of one that has.
-        if builds(&self.row.command) && there.unwrap_or(true) {
+        if has_outputs(&self.row.command) && there.unwrap_or(true) {
             self.open_root(path).await;
         } else {
             self.awaited_root = Some(path);
@@ -105,54 +104,20 @@ impl Actor {
                 return;
             }
         };
-        for old in self.shared.roots.take_retired() {
-            self.shared.materializer.forget(&old).await;
-        }
         self.row.exec_root = root.place.path().display().to_string();
         self.row.root = Some(id);
         let parted = self.parted.take();
-        if parted.as_ref().is_some_and(|parted| parted.root == root.id) {
-            let version = self.row.version;
-            self.place = Some(Place { id, root, version });
-            return;
-        }
-        let replayed = self.row.version != 0;
-        let version = match self.row.version {
-            0 => {
-                let root = root.clone();
-                let claimed = spawn_blocking(move || root.epoch.claimed()).await;
-                self.shared
-                    .record
-                    .next_version_above(id, claimed.unwrap_or_default())
-            }
-            replayed => replayed,
-        };
-        self.row.version = version;
-        self.save_row();
-        self.shared.materializer.begin(&root, version).await;
-        let (claimed, invocation_id) = (root.clone(), self.row.invocation_id.clone());
-        match spawn_blocking(move || claimed.epoch.claim(version, &invocation_id)).await {
-            Ok(true) => {}
-            Ok(false) => self.doubt(root.clone()),
-            Err(error) if error.is_panic() => {
-                tracing::error!("claiming an output root panicked; this is a bug in outhaul");
-            }
-            Err(_) => {}
-        }
-        // Only now, when nothing older is placed any more: the build has just begun, and its bazel-out may still have
-        // to be made. One that comes again from the journal has had its own; if that is gone, it was cleaned.
-        if version >= root.epoch.current() {
-            let place = root.place.clone();
-            let begun = spawn_blocking(move || match parted {
-                Some(parted) => place.come_back(parted.left),
-                None => place.begin_build(!replayed),
-            })
-            .await;
-            if let Ok(Err(error)) = begun {
-                self.block(error.to_string());
-                return;
+        if parted.as_ref().is_none_or(|parted| parted.root != root.id) {
+            self.fill_row();
+            let left = parted.map(|parted| parted.left);
+            let (roots, materializer) = (&self.shared.roots, &self.shared.materializer);
+            match roots.begin(materializer, (id, &root), &mut self.row, left).await {
+                Ok(true) => {}
+                Ok(false) => self.doubt(root.clone()),
+                Err(error) => return self.block(error.to_string()),
             }
         }
+        let version = self.row.version;
         self.place = Some(Place { id, root, version });
     }
 

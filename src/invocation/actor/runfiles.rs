@@ -15,7 +15,6 @@ use tokio::task::spawn_blocking;
 use super::{
     super::{
         build::Named,
-        roots::Destination,
         rows::ACTION_CACHE,
         runfiles::{self, Needed},
     },
@@ -30,6 +29,7 @@ use crate::{
     materialize::place::Seen,
     output::{Class, OutputContent},
     record::{Record, RootId},
+    roots::Destination,
 };
 
 /// What a program needs, and the stream does not bring, and is no file on disk.

@@ -8,8 +8,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use tokio::task::spawn_blocking;
 
-use super::{super::roots::Destination, Actor};
-use crate::{bep::event::TargetId, exec_path::ExecPath, output::Class};
+use super::Actor;
+use crate::{bep::event::TargetId, exec_path::ExecPath, output::Class, roots::Destination};
 
 impl Actor {
     /// Takes note of some. They are looked for when the build tool is done.

@@ -8,9 +8,9 @@ use super::{
     redact::redact,
 };
 use crate::{
-    invocation::sources::address_of,
     journal::{Entry, JournalError, RecordKind},
     record::InvocationRow,
+    sources::address_of,
 };
 
 /// What was written.

@@ -27,13 +27,13 @@ use crate::{
         event::{File, Started},
     },
     builds::StreamKey,
-    invocation::sources::address_of,
     journal::{Journal, JournalOptions},
     proto::build_event_stream::{
         BuildEvent, ChunkList, CommandLine, CommandLineSection, Option as CommandOption, OptionList,
         Progress, build_event::Payload, command_line_section::SectionType,
     },
     record::{InvocationRow, InvocationState, Record},
+    sources::address_of,
 };
 
 const SECRET: &str = "s3cr3t";

@@ -1,135 +1,31 @@
-//! Output roots: which directories may be written into, and the handle that all invocations of one share.
+//! The open output roots: the handle that all builds of one share, and the beginning of a build in it.
 
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    str::FromStr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
+use tokio::task::spawn_blocking;
+
+use super::rules::{Destination, RootRules, allowance};
 use crate::{
     materialize::{
-        Root,
-        place::{Allowance, Epoch, OutputRoot, is_allowed_open, is_allowed_root},
+        Materializer, Root,
+        place::{Epoch, Left, OutputRoot, PlaceError, is_allowed_open, is_allowed_root},
     },
     open_files::{self, Spare},
-    record::{Holder, Record, RootId},
+    record::{Holder, InvocationRow, Record, RootId},
 };
-
-/// `FROM=TO`: the build saw `FROM` where we see `TO`, because it ran in another mount namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PathMap {
-    from: PathBuf,
-    to: PathBuf,
-}
-
-impl FromStr for PathMap {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (from, to) = text
-            .split_once('=')
-            .ok_or_else(|| format!("{text:?} is not of the form FROM=TO"))?;
-        let (from, to) = (PathBuf::from(from), PathBuf::from(to));
-        if !from.is_absolute() || !to.is_absolute() {
-            return Err(format!("both paths in {text:?} must be absolute"));
-        }
-        Ok(Self { from, to })
-    }
-}
-
-impl PathMap {
-    /// Whether this is where the user says that an exec root is, as we see it: it, or what they lie in, is mapped by
-    /// itself.
-    fn names(&self, path: &Path) -> bool {
-        let mut from = self.from.iter().rev().map(|name| name == "execroot");
-        match (from.next(), from.next()) {
-            (Some(true), _) => path.parent() == Some(&self.to),
-            (_, Some(true)) => path == self.to,
-            _ => false,
-        }
-    }
-}
-
-/// What the rules say of a path.
-fn allowance<'a>(rules: &'a RootRules, path: &Path) -> Allowance<'a> {
-    Allowance {
-        listed: &rules.allowed,
-        is_mapped: rules.path_maps.iter().any(|map| map.names(path)),
-        uid: rustix::process::geteuid().as_raw(),
-    }
-}
 
 /// What to do about a root that is not allowed.
 const ADVICE: &str = "see --allow-exec-root and --path-map";
 
 /// Judges a directory that has just been opened.
 type Check<'a> = &'a dyn Fn(&OutputRoot) -> Result<(), String>;
-
-/// Where outputs go.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Destination {
-    /// To the exec root that the stream names.
-    #[default]
-    ExecRoot,
-    /// To a directory of the user's.
-    Directory {
-        /// The refused path.
-        path: PathBuf,
-        /// Right into it by file name, instead of by exec path.
-        flatten: bool,
-    },
-}
-
-/// What is allowed as an output root, and how paths are translated.
-#[derive(Debug, Clone, Default)]
-pub struct RootRules {
-    /// Where outputs go.
-    pub destination: Destination,
-    /// Translations, the first that fits counts.
-    pub path_maps: Vec<PathMap>,
-    /// Directories that exec roots must lie in; empty for any that looks like one and that the daemon's user owns.
-    pub allowed: Vec<PathBuf>,
-    /// Whether the build tool's action cache is left unread.
-    pub no_action_cache: bool,
-}
-
-impl RootRules {
-    /// Where the build's exec root is for us.
-    #[must_use]
-    pub fn translate(&self, exec_root: &str) -> PathBuf {
-        let path = Path::new(exec_root);
-        for map in &self.path_maps {
-            if let Ok(below) = path.strip_prefix(&map.from) {
-                return if below.as_os_str().is_empty() {
-                    map.to.clone()
-                } else {
-                    map.to.join(below)
-                };
-            }
-        }
-        path.to_owned()
-    }
-
-    /// What an exec root of ours is called where builds see it elsewhere.
-    fn spellings(&self, exec_root: &Path) -> Vec<PathBuf> {
-        let back = |map: &PathMap| {
-            let below = exec_root.strip_prefix(&map.to).ok()?;
-            // Without a trailing slash.
-            let there: PathBuf = map.from.join(below).components().collect();
-            // A map before it may take that path elsewhere.
-            (self
-                .translate(there.to_str()?)
-                .components()
-                .eq(exec_root.components()))
-            .then_some(there)
-        };
-        self.path_maps.iter().filter_map(back).collect()
-    }
-}
 
 /// Roots that are kept open although nobody uses them just now.
 const IDLE: usize = 32;
@@ -223,11 +119,6 @@ impl Roots {
         }
     }
 
-    /// Roots that were replaced since the last call: anyone who holds on to them may let go.
-    pub fn take_retired(&self) -> Vec<Arc<Root>> {
-        std::mem::take(&mut self.retired.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Whether the root of a build is there, or will be made by [`open`](Self::open). Blocks on the file system.
     #[must_use]
     pub fn is_there(&self, exec_root: &str) -> bool {
@@ -251,6 +142,60 @@ impl Roots {
                 self.open_allowed(&path, &rules, ADVICE)
             }
         }
+    }
+
+    /// Begins a build in its root, unless it has begun there already. In this order: it gets its version, which goes to
+    /// the record with its row; nothing older is published any more by this process, and then by others; and what is
+    /// now its `bazel-out` is the one that files go into. A build with a version comes again from the journal, and one
+    /// with `left` has only let go of its root.
+    ///
+    /// False if another process is still in the middle of placing an older build's file; see [`Epoch::claim`].
+    ///
+    /// # Errors
+    /// When the root cannot be read.
+    pub async fn begin(
+        &self,
+        materializer: &Materializer,
+        (id, root): (RootId, &Arc<Root>),
+        row: &mut InvocationRow,
+        left: Option<Left>,
+    ) -> Result<bool, PlaceError> {
+        for old in self.take_retired() {
+            materializer.forget(&old).await;
+        }
+        let is_new = row.version == 0;
+        if is_new {
+            let root = root.clone();
+            let claimed = spawn_blocking(move || root.epoch.claimed()).await;
+            row.version = self.record.next_version_above(id, claimed.unwrap_or_default());
+        }
+        let version = row.version;
+        self.record.put_invocation(row);
+        materializer.begin(root, version).await;
+        let (claimed, invocation_id) = (root.clone(), row.invocation_id.clone());
+        let claim = spawn_blocking(move || claimed.epoch.claim(version, &invocation_id)).await;
+        let is_alone = claim.unwrap_or_else(|error| {
+            if error.is_panic() {
+                tracing::error!("claiming an output root panicked; this is a bug in outhaul");
+            }
+            true
+        });
+        // Only now, when nothing older is placed any more: the build has just begun, and its bazel-out may still have
+        // to be made. One that comes again from the journal has had its own; if that is gone, it was cleaned.
+        if version >= root.epoch.current() {
+            let place = root.place.clone();
+            let begun = spawn_blocking(move || match left {
+                Some(left) => place.come_back(left),
+                None => place.begin_build(is_new),
+            });
+            begun.await.unwrap_or(Ok(()))?;
+        }
+        Ok(is_alone)
+    }
+
+    /// Roots that were replaced since the last call: anyone who holds on to them may let go.
+    fn take_retired(&self) -> Vec<Arc<Root>> {
+        std::mem::take(&mut self.retired.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether the root of a build may be at this path, as the build sees it. Blocks on the file system.
@@ -447,45 +392,5 @@ mod tests {
         let (_, again) = roots.open(paths[2].to_str().unwrap()).unwrap();
         assert!(Arc::ptr_eq(&again, &opened[2]));
         record.close();
-    }
-
-    #[test]
-    fn exec_roots_are_translated_at_components() {
-        let rules = RootRules {
-            path_maps: vec!["/build=/mnt/vm/build".parse().unwrap()],
-            ..RootRules::default()
-        };
-        assert_eq!(rules.translate("/build/x"), Path::new("/mnt/vm/build/x"));
-        assert_eq!(rules.translate("/build"), Path::new("/mnt/vm/build"));
-        assert_eq!(rules.translate("/builder/x"), Path::new("/builder/x"));
-        let rules_of = |maps: &[&str]| RootRules {
-            path_maps: maps.iter().map(|map| map.parse().unwrap()).collect(),
-            ..RootRules::default()
-        };
-        let spellings = |maps: &[&str], path: &str| rules_of(maps).spellings(Path::new(path));
-        assert_eq!(spellings(&["/from=/to"], "/to/ob"), [Path::new("/from/ob")]);
-        assert_eq!(spellings(&["/from/ws=/to"], "/to"), [Path::new("/from/ws")]);
-        assert_eq!(spellings(&["/from=/to"], "/too/ob"), [""; 0].map(PathBuf::from));
-        // The first that fits counts.
-        assert_eq!(
-            spellings(&["/a/b=/elsewhere", "/a=/to"], "/to/b"),
-            [""; 0].map(PathBuf::from)
-        );
-        // Who maps an exec root, or what it lies in, says what it is.
-        let names = |map: &str, path: &str| map.parse::<PathMap>().unwrap().names(Path::new(path));
-        for (map, path, expected) in [
-            ("/ob/execroot/ws=/mnt/ws", "/mnt/ws", true),
-            ("/ob/execroot/ws=/mnt/ws", "/mnt/ws/sub", false),
-            ("/ob/execroot=/mnt/roots", "/mnt/roots/ws", true),
-            ("/ob/execroot=/mnt/roots", "/mnt/roots", false),
-            ("/ob/execroot=/mnt/roots", "/mnt/roots/ws/sub", false),
-            ("/=/mnt/vm", "/mnt/vm/home/user/.ssh", false),
-            ("/ob=/mnt", "/mnt", false),
-        ] {
-            assert_eq!(names(map, path), expected, "{map} {path}");
-        }
-        for bad in ["/a", "a=/b", "/a=b", "="] {
-            assert!(bad.parse::<PathMap>().unwrap_err().contains(bad), "{bad}");
-        }
     }
 }

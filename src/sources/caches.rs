@@ -1,0 +1,370 @@
+//! The caches in use: which one a build's bytes come from.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use super::command_line::{BuildDirectories, disk_cache, options_of};
+use crate::{
+    bep::event::CommandLine,
+    digest::DigestFunction,
+    remote::{BlobStore, Chain, DiskCache, GrpcCache, Nowhere, RemoteOptions},
+    transport::{Endpoint, RemoteError},
+};
+
+/// Where to fetch from.
+#[derive(Clone)]
+pub enum SourceRule {
+    /// One cache for all builds.
+    Fixed(Arc<GrpcCache>),
+    /// The cache that the build itself uses, from its canonical command line.
+    FromBuild {
+        /// Everything but the address: time-outs, connections, further headers.
+        template: Box<RemoteOptions>,
+        /// Endpoints that a stream may name; `None` where anyone who names it is trusted, because it is the user's own
+        /// command or file.
+        allowed: Option<Vec<Endpoint>>,
+    },
+}
+
+/// A cache in use, and how to name it in the record.
+#[derive(Clone)]
+pub struct SourceCache {
+    store: Option<Arc<GrpcCache>>,
+    blobs: Arc<dyn BlobStore>,
+    /// Its endpoint; empty where there is a disk cache alone.
+    pub endpoint: String,
+    /// Its instance name.
+    pub instance_name: String,
+}
+
+impl SourceCache {
+    /// As what fetching needs.
+    #[must_use]
+    pub fn blobs(&self) -> Arc<dyn BlobStore> {
+        Arc::clone(&self.blobs)
+    }
+
+    /// The same without the build's disk cache: reading fills a cache at the address only if it comes there.
+    #[must_use]
+    pub fn remote_blobs(&self) -> Arc<dyn BlobStore> {
+        match &self.store {
+            Some(store) => store.clone(),
+            None => self.blobs(),
+        }
+    }
+
+    /// Asks the remote cache whether it is there, and lets us in.
+    ///
+    /// # Errors
+    /// When there is none, or it does not answer.
+    pub async fn probe(&self) -> Result<(), RemoteError> {
+        match &self.store {
+            Some(store) => store.probe().await.map(|_| ()),
+            None => self.blobs.capabilities().await.map(|_| ()),
+        }
+    }
+
+    /// Options of the build's own that could not be used.
+    #[must_use]
+    pub fn left_out(&self) -> &[String] {
+        self.store
+            .as_ref()
+            .map_or(&[], |store| store.options().left_out.as_slice())
+    }
+
+    /// The address, if there is one.
+    #[must_use]
+    pub fn address(&self) -> Option<&Endpoint> {
+        self.store.as_ref().map(|store| &store.options().connect.endpoint)
+    }
+}
+
+/// The caches in use.
+pub struct Sources {
+    rule: RwLock<SourceRule>,
+    open: Mutex<HashMap<String, SourceCache>>,
+}
+
+impl Sources {
+    /// By a rule.
+    #[must_use]
+    pub fn new(rule: SourceRule) -> Self {
+        Self {
+            rule: RwLock::new(rule),
+            open: Mutex::default(),
+        }
+    }
+
+    /// Another rule, for builds from now on. Those that have found their cache keep it.
+    pub fn set_rule(&self, rule: SourceRule) {
+        *self.rule.write().unwrap_or_else(PoisonError::into_inner) = rule;
+        // They may hold credentials that do not count any more.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The function of digests whose build does not tell which it is.
+    #[must_use]
+    pub fn digest_function(&self) -> DigestFunction {
+        match self.rule() {
+            SourceRule::Fixed(cache) => cache.options().digest_function,
+            SourceRule::FromBuild { template, .. } => template.digest_function,
+        }
+    }
+
+    fn rule(&self) -> SourceRule {
+        self.rule.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The cache for a build: its disk cache, if it has one that can be read, and then the remote one.
+    ///
+    /// # Errors
+    /// In words: the build names no gRPC cache, or one that is not allowed, and no disk cache.
+    pub fn of_build(
+        &self,
+        command_line: Option<&CommandLine>,
+        directories: &BuildDirectories,
+    ) -> Result<SourceCache, String> {
+        let remote = match &self.rule() {
+            SourceRule::Fixed(cache) => Ok(named(cache)),
+            SourceRule::FromBuild { template, allowed } => command_line
+                .ok_or_else(|| "the build sent no command line to take the remote cache from".to_owned())
+                .and_then(|line| options_of(line, template, directories))
+                .and_then(|options| {
+                    check(allowed.as_deref(), &options.connect.endpoint)?;
+                    let key = key(&options.connect.endpoint.to_string(), &options.instance_name);
+                    self.open(key, options)
+                }),
+        };
+        let Some(path) = command_line.and_then(|line| disk_cache(line, directories)) else {
+            return remote;
+        };
+        let disk = match DiskCache::open(&path) {
+            Ok(disk) => Arc::new(disk),
+            Err(error) => {
+                tracing::debug!("not reading the build's --disk_cache: {error}");
+                return remote;
+            }
+        };
+        Ok(match remote {
+            Ok(remote) => SourceCache {
+                blobs: Arc::new(Chain::new(vec![disk, remote.blobs()])),
+                ..remote
+            },
+            Err(reason) => SourceCache {
+                store: None,
+                blobs: Arc::new(Chain::new(vec![disk, Arc::new(Nowhere(reason))])),
+                endpoint: String::new(),
+                instance_name: String::new(),
+            },
+        })
+    }
+
+    /// The cache that a recorded invocation used.
+    ///
+    /// # Errors
+    /// In words: nothing is recorded, it is not allowed, or it cannot be used.
+    pub fn of_record(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, String> {
+        match &self.rule() {
+            SourceRule::Fixed(cache) => Ok(named(cache)),
+            SourceRule::FromBuild { template, allowed } => {
+                let options = recorded(template, endpoint, instance_name)?;
+                check(allowed.as_deref(), &options.connect.endpoint)?;
+                let key = key(endpoint, instance_name);
+                {
+                    let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(cache) = open.get(&key) {
+                        return Ok(cache.clone());
+                    }
+                }
+                self.open(key, options)
+            }
+        }
+    }
+
+    /// The cache of a build that somebody else has written down. Its word is not enough to send credentials anywhere:
+    /// where there are any, the user must have named the endpoint. No flag of the build's command line is heeded.
+    ///
+    /// # Errors
+    /// In words: it names no cache, one that is not allowed, or one that credentials would go to.
+    pub fn of_import(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, String> {
+        match &self.rule() {
+            SourceRule::Fixed(cache) => Ok(named(cache)),
+            SourceRule::FromBuild { template, allowed } => {
+                let options = recorded(template, endpoint, instance_name)?;
+                check(allowed.as_deref(), &options.connect.endpoint)?;
+                if allowed.is_none() && has_credentials(&options) {
+                    return Err(format!(
+                        "a build without an output root on this machine, such as an imported one, names the \
+                         remote cache {}, and outhaul sends credentials to it only if you confirm that: give \
+                         --remote-cache or --allow-remote-cache",
+                        options.connect.endpoint
+                    ));
+                }
+                // Never one that a build of here has opened with its own credentials.
+                self.open(format!("import {}", key(endpoint, instance_name)), options)
+            }
+        }
+    }
+
+    fn open(&self, key: String, options: RemoteOptions) -> Result<SourceCache, String> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another build may come with other credentials for the same place.
+        if let Some(cache) = open.get(&key).filter(|cache| {
+            let store = cache.store.as_ref();
+            store.is_some_and(|store| *store.options() == options)
+        }) {
+            return Ok(cache.clone());
+        }
+        let cache = Arc::new(GrpcCache::new(options).map_err(|e| e.to_string())?);
+        let cache = named(&cache);
+        open.insert(key, cache.clone());
+        Ok(cache)
+    }
+}
+
+fn key(endpoint: &str, instance_name: &str) -> String {
+    format!("{endpoint} {instance_name}")
+}
+
+/// Options for what is written down of a cache.
+fn recorded(template: &RemoteOptions, endpoint: &str, instance_name: &str) -> Result<RemoteOptions, String> {
+    if endpoint.is_empty() {
+        return Err("no remote cache is recorded for it; give --remote-cache".to_owned());
+    }
+    let mut options = template.clone();
+    options.connect.endpoint = Endpoint::parse("--remote-cache", endpoint).map_err(|e| e.to_string())?;
+    instance_name.clone_into(&mut options.instance_name);
+    Ok(options)
+}
+
+fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), String> {
+    match allowed {
+        Some(allowed) if !allowed.contains(endpoint) => Err(format!(
+            "the build names the remote cache {endpoint}, which is not allowed; see --allow-remote-cache"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether anything would tell the server who we are.
+fn has_credentials(options: &RemoteOptions) -> bool {
+    !options.connect.headers.is_empty()
+        || !options.connect.credential_helpers.is_empty()
+        || options.connect.google.is_some()
+        || options.connect.tls.client_certificate.is_some()
+        || options.connect.tls.client_key.is_some()
+}
+
+fn named(cache: &Arc<GrpcCache>) -> SourceCache {
+    SourceCache {
+        store: Some(cache.clone()),
+        blobs: cache.clone(),
+        endpoint: cache.options().connect.endpoint.to_string(),
+        instance_name: cache.options().instance_name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::command_line::tests::{line, template},
+        *,
+    };
+    use crate::transport::Header;
+
+    fn sources(header: bool, allowed: Option<&str>) -> Sources {
+        let mut template = template();
+        if header {
+            template.connect.headers = vec![Header::parse("--remote-header", "x-token=abc").unwrap()];
+        }
+        let parse = |url| Endpoint::parse("--allow-remote-cache", url).unwrap();
+        Sources::new(SourceRule::FromBuild {
+            template: Box::new(template),
+            allowed: allowed.map(|url| vec![parse(url)]),
+        })
+    }
+
+    #[tokio::test]
+    async fn what_is_recorded_is_no_more_allowed_than_what_a_build_says() {
+        let sources = sources(true, Some("grpc://good:1"));
+        sources.of_record("grpc://good:1", "main").unwrap();
+        let told = sources
+            .of_build(
+                Some(&line(&[("remote_cache", "grpc://evil:1")])),
+                &BuildDirectories::default(),
+            )
+            .err();
+        assert!(told.as_ref().unwrap().contains("--allow-remote-cache"));
+        assert_eq!(sources.of_record("grpc://evil:1", "main").err(), told);
+        assert_eq!(sources.of_import("grpc://evil:1", "main").err(), told);
+        sources.of_import("grpc://good:1", "main").unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_imported_build_gets_no_credentials_for_where_it_points() {
+        let error = sources(true, None).of_import("grpc://evil:1", "").err().unwrap();
+        for part in ["grpc://evil:1", "--remote-cache", "--allow-remote-cache"] {
+            assert!(error.contains(part), "{error}");
+        }
+        // Nor those that a build of here has brought for itself.
+        let sources = sources(false, None);
+        let own = line(&[("remote_cache", "grpc://h:1"), ("remote_header", "x-token=abc")]);
+        assert!(has_credentials(
+            sources
+                .of_build(Some(&own), &BuildDirectories::default())
+                .unwrap()
+                .store
+                .unwrap()
+                .options()
+        ));
+        let imported = sources.of_import("grpc://h:1", "").unwrap();
+        assert!(!has_credentials(imported.store.unwrap().options()));
+        assert!(has_credentials(
+            sources
+                .of_record("grpc://h:1", "")
+                .unwrap()
+                .store
+                .unwrap()
+                .options()
+        ));
+        let error = sources.of_import("", "").err().unwrap();
+        assert!(error.contains("give --remote-cache"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_disk_cache_stands_before_the_remote_one_or_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = crate::digest::Digest::of(DigestFunction::Sha256, b"alpha");
+        let place = dir.path().join("cas").join(&digest.hash_hex()[..2]);
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join(digest.hash_hex()), "alpha").unwrap();
+        let disk = dir.path().display().to_string();
+        let absent = crate::digest::Digest::of(DigestFunction::Sha256, b"x-ray");
+        let nobody = crate::remote::Attribution::default();
+        let cases: [(&[(&str, &str)], &str); 2] = [
+            (&[("disk_cache", &disk)], "no remote cache"),
+            (
+                &[("disk_cache", &disk), ("remote_cache", "http://h/c")],
+                "HTTP cache",
+            ),
+        ];
+        for (options, reason) in cases {
+            let cache = sources(false, None)
+                .of_build(Some(&line(options)), &BuildDirectories::default())
+                .unwrap();
+            let asked = [digest.clone(), absent.clone()];
+            let mut answers = cache.blobs().read_batch(&asked, &nobody, false).await;
+            let error = answers.pop().unwrap().1.unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+            assert_eq!(&answers[0].1.as_ref().unwrap()[..], b"alpha");
+        }
+        // One that cannot be read is as if it were not named.
+        let options = [("disk_cache", "/nonexistent"), ("remote_cache", "grpc://h:1")];
+        let cache = sources(false, None)
+            .of_build(Some(&line(&options)), &BuildDirectories::default())
+            .unwrap();
+        assert_eq!(cache.blobs().describe(), "grpc://h:1");
+    }
+}

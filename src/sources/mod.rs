@@ -1,0 +1,12 @@
+//! Which remote cache a build's outputs are downloaded from: one for all builds, or the one that the build itself uses.
+//!
+//! [`Sources`] keeps the caches that are in use; [`mod@command_line`] reads what a build's command line says of its cache.
+
+mod caches;
+mod command_line;
+
+pub(crate) use self::command_line::{google_of, is_http};
+pub use self::{
+    caches::{SourceCache, SourceRule, Sources},
+    command_line::{BuildDirectories, address_of},
+};
