@@ -1,6 +1,6 @@
 //! An output: its expected content, its class, and what is known about it on disk.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use bytes::Bytes;
 
@@ -125,6 +125,10 @@ pub struct Stamp {
 /// How far apart the times are that Linux gives to changes of files: it takes that of the last timer tick, at most 10 ms
 /// ago, however fine the file system's own steps are.
 pub const CLOCK_TICK_NS: i64 = 10_000_000;
+
+/// How long a file has to be there before its stamp is recorded, so that the stamp is older than the record by more than a
+/// clock tick: see [`Stamp::recorded_at`].
+pub const STAMP_AGE: Duration = Duration::from_millis(25);
 
 /// Steps in which file systems keep times that are coarser than a tick: vfat's two seconds, the second of ext3, of ext4
 /// with small inodes and of old NFS servers, and whatever else there may be.

@@ -9,7 +9,6 @@ use std::{
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::sync::mpsc;
 
 use super::{
     exit::{self, Failure},
@@ -338,8 +337,7 @@ async fn into_directory(
     let directory = std::path::absolute(directory)?;
     let opened = tokio::task::spawn_blocking(move || OutputRoot::open(&directory, true)).await;
     let root = opened.map_err(Failure::failed)?.map_err(Failure::usage)?;
-    let (completions, mut completed) = mpsc::unbounded_channel();
-    let session = Arc::new(Session {
+    let session = |completions| Session {
         root: Arc::new(Root {
             id: 0,
             place: Arc::new(root),
@@ -350,7 +348,7 @@ async fn into_directory(
         attribution: Arc::new(Attribution::default()),
         served: None,
         completions,
-    });
+    };
     let bar = progress();
     let mut tally = Tally::default();
     let (ours, outputs): (Vec<_>, Vec<_>) = outputs
@@ -360,18 +358,14 @@ async fn into_directory(
         let reason = format!("{path} has a name that is reserved for outhaul");
         tally.fail(Class::Required, &reason);
     }
-    let mut open = outputs.len();
     let wants = outputs
         .into_iter()
         .map(|(path, content)| Want::new(path, content, Class::Required, None))
         .collect();
     let begun = std::time::Instant::now();
-    materializer.want(&session, wants).await;
-    drop(session);
+    let mut request = materializer.request(session, wants).await;
     let mut evicted = 0;
-    while open > 0 {
-        let Some(list) = completed.recv().await else { break };
-        open = open.saturating_sub(list.len());
+    while let Some(list) = request.next().await {
         for completion in &list {
             tally.add(completion);
             evicted += u64::from(matches!(completion.outcome, Outcome::Evicted(_)));
@@ -379,7 +373,7 @@ async fn into_directory(
         bar.set_message(format!(
             "{} outputs, {} left, {}",
             tally.downloaded,
-            open,
+            request.required,
             show_size(tally.downloaded_bytes)
         ));
         bar.tick();

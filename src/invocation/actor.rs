@@ -25,7 +25,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::{JoinSet, spawn_blocking},
+    task::JoinSet,
 };
 
 use self::{
@@ -46,13 +46,10 @@ use crate::{
     builds::{Progress, Settlement, StreamEnd, StreamKey},
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Session},
-    output::Class,
+    output::{Class, STAMP_AGE},
     record::{InvocationRow, InvocationState, TargetRow},
 };
 
-/// How long a completion waits before its row is written, so that the file's stamp is older than the row by more
-/// than a clock tick (see [`crate::output::Stamp::recorded_at`]).
-const STAMP_AGE: Duration = Duration::from_millis(25);
 /// For how long rows are put off while more come, and how many (some 200 bytes each): they are of no use to the build
 /// that waits, and would take its processor time.
 const ROWS_PUT_OFF: Duration = Duration::from_secs(1);
@@ -422,13 +419,7 @@ impl Actor {
             return;
         };
         let (record, root, version) = (self.shared.record.clone(), place.id, place.version);
-        let ends = std::mem::take(&mut self.unwritten);
-        if spawn_blocking(move || rows::conclude(&record, root, version, &ends))
-            .await
-            .is_err_and(|e| e.is_panic())
-        {
-            tracing::error!("recording completions panicked; this is a bug in outhaul");
-        }
+        rows::conclude(&record, root, version, std::mem::take(&mut self.unwritten)).await;
         if !self.loaded {
             self.place = None;
         }

@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
+use tokio::task::spawn_blocking;
+
 use super::build::Named;
 use crate::{
     action_cache::Facts,
@@ -221,13 +223,23 @@ pub(super) fn take_in(
 }
 
 /// Records what became of wants. A row that meanwhile has other content belongs to somebody newer and is left alone.
-/// Blocks on the record.
 ///
-/// Call it a clock tick or more after the files were placed: see [`Stamp::recorded_at`].
+/// Call it [`STAMP_AGE`](crate::output::STAMP_AGE) after the files were placed.
 ///
 /// `version` is that of the invocation whose wants they were. Behind a newer one, only rows that know nothing yet are
 /// written: the others tell what that one has found.
-pub(crate) fn conclude(record: &Record, root: RootId, version: u64, ends: &[Completion]) {
+pub(crate) async fn conclude(record: &Record, root: RootId, version: u64, ends: Vec<Completion>) {
+    let record = record.clone();
+    if spawn_blocking(move || write_ends(&record, root, version, &ends))
+        .await
+        .is_err_and(|e| e.is_panic())
+    {
+        tracing::error!("recording completions panicked; this is a bug in outhaul");
+    }
+}
+
+/// The same. Blocks on the record.
+fn write_ends(record: &Record, root: RootId, version: u64, ends: &[Completion]) {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
@@ -426,7 +438,7 @@ mod tests {
                 },
                 took: std::time::Duration::ZERO,
             };
-            conclude(&f.record, f.root, build.version, &[end]);
+            write_ends(&f.record, f.root, build.version, &[end]);
             assert_eq!(f.row().state, OutputState::Materialized);
             let wants = absorb(&f.record, &f.begin("next"), name());
             assert!(wants[0].recorded.is_some(), "it is the same");
@@ -462,15 +474,15 @@ mod tests {
         let old = f.begin("old");
         absorb(&f.record, &old, vec![named(blob("1"), Class::Required)]);
         let new = f.begin("new");
-        conclude(&f.record, f.root, old.version, &[end(present.clone())]);
+        write_ends(&f.record, f.root, old.version, &[end(present.clone())]);
         assert_eq!(f.row().state, OutputState::Materialized, "nothing was known");
-        conclude(
+        write_ends(
             &f.record,
             f.root,
             new.version,
             &[end(Outcome::Evicted("gone".to_owned()))],
         );
-        conclude(&f.record, f.root, old.version, &[end(present)]);
+        write_ends(&f.record, f.root, old.version, &[end(present)]);
         assert_eq!(f.row().state, OutputState::Evicted);
     }
 
@@ -511,7 +523,7 @@ mod tests {
                     outcome,
                     took: std::time::Duration::ZERO,
                 };
-                conclude(&f.record, f.root, naming.version, std::slice::from_ref(&end));
+                write_ends(&f.record, f.root, naming.version, std::slice::from_ref(&end));
                 let recorded = f.row().stamp.unwrap();
                 assert_eq!(recorded.vouches_for(&stamp), is_trusted, "{end:?}");
             }
@@ -538,7 +550,7 @@ mod tests {
             },
             took: std::time::Duration::ZERO,
         };
-        conclude(
+        write_ends(
             &f.record,
             f.root,
             naming.version,
@@ -552,7 +564,7 @@ mod tests {
         assert_eq!(wants[0].recorded, None);
         assert_eq!(f.row().state, OutputState::Known);
         // What became of the old content is of no interest for the new.
-        conclude(&f.record, f.root, naming.version, &[completion]);
+        write_ends(&f.record, f.root, naming.version, &[completion]);
         assert_eq!(f.row().state, OutputState::Known);
     }
 

@@ -3,6 +3,7 @@
 //! [`Materializer`] is the handle. One coordinator task owns all state, writer threads do blocking file system work,
 //! and downloads run as separate tasks.
 
+mod awaited;
 mod coordinator;
 mod large;
 mod options;
@@ -24,6 +25,7 @@ use self::{
 use crate::metrics::Metrics;
 
 pub use self::want::{Completion, Outcome, Root, Served, Session, Source, Want};
+pub use awaited::Awaited;
 pub use options::MaterializeOptions;
 
 /// Brings outputs to disk. Cheap to clone; the work ends when the last clone is gone and nothing is under way.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinHandle, spawn_blocking},
 };
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,7 @@ use crate::{
     invocation::Engine,
     journal::{Entry, Journal, JournalError},
     materialize::{
-        Completion, Materializer, Root, Session,
+        Awaited, Materializer, Root, Session,
         place::{Epoch, OutputRoot},
     },
     output::{OutputContent, Stamp},
@@ -298,46 +298,39 @@ impl Stager {
             place: Arc::new(place),
             epoch: Epoch::new(),
         });
-        let (completions, mut completed) = mpsc::unbounded_channel();
-        let session = Arc::new(Session {
+        let session = |completions| Session {
             root: root.clone(),
             version: WANTED,
             store: work.store.clone(),
             attribution,
             served: None,
             completions,
-        });
-        let wants = work.wants();
-        self.materializer.want(&session, wants).await;
-        drop(session);
-        let ended = gone
-            .run_until_cancelled(required(&mut work, &mut completed))
-            .await;
+        };
+        let mut request = self.materializer.request(session, work.wants()).await;
+        let ended = gone.run_until_cancelled(required(&mut work, &mut request)).await;
         let ended = ended.unwrap_or_else(|| Err(super::request::gone()));
         if !matches!(ended, Ok(true)) {
             // Optional outputs may still be on their way, and nothing may come after the answer.
             self.materializer.begin(&root, GIVEN_UP).await;
-            while work.required_open + work.optional_open > 0 {
-                let Some(list) = completed.recv().await else { break };
+            while let Some(list) = request.next().await {
                 work.take(list);
             }
             self.let_go(&root).await;
             return ended.map(|_| work.staged(false, None));
         }
-        if work.optional_open == 0 {
+        if request.optional == 0 {
             self.let_go(&root).await;
-            work.conclude(true).await?;
+            work.conclude(&request, true).await?;
             return Ok(work.staged(true, None));
         }
         let stager = self.clone();
         let (outputs, notes) = (work.outputs(), work.notes.clone());
         let rest = tokio::spawn(async move {
-            while work.optional_open > 0 {
-                let Some(list) = completed.recv().await else { break };
+            while let Some(list) = request.next().await {
                 work.take(list);
             }
             stager.let_go(&root).await;
-            if let Err(error) = work.conclude(true).await {
+            if let Err(error) = work.conclude(&request, true).await {
                 tracing::error!("failed to complete the marker of the staged tree: {error}");
             }
             work.outputs()
@@ -445,12 +438,9 @@ impl Stager {
 }
 
 /// Waits for what is required, and leaves the marker. False if something of it failed to download.
-async fn required(
-    work: &mut Work,
-    completed: &mut mpsc::UnboundedReceiver<Vec<Completion>>,
-) -> Result<bool, StageError> {
-    while work.required_open > 0 {
-        let Some(list) = completed.recv().await else {
+async fn required(work: &mut Work, request: &mut Awaited) -> Result<bool, StageError> {
+    while request.required > 0 {
+        let Some(list) = request.next().await else {
             return Err(StageError::Internal("the coordinator is gone".to_owned()));
         };
         work.take(list);
@@ -458,7 +448,7 @@ async fn required(
     if work.failed() {
         return Ok(false);
     }
-    work.conclude(false).await?;
+    work.conclude(request, false).await?;
     Ok(true)
 }
 

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -26,14 +26,11 @@ use super::{
 use crate::{
     digest::Digest,
     exec_path::ExecPath,
-    materialize::{Completion, Outcome, Want, place::Check},
+    materialize::{Awaited, Completion, Outcome, Want, place::Check},
     output::{Class, OutputContent, Stamp},
     remote::{Attribution, BlobStore as _},
     transport::RemoteErrorKind,
 };
-
-/// How long stamps wait, see `Stamp::recorded_at`.
-const STAMP_AGE: Duration = Duration::from_millis(25);
 
 /// One stage on its way.
 pub(super) struct Work {
@@ -48,10 +45,6 @@ pub(super) struct Work {
     pub(super) notes: Vec<String>,
     /// What earlier stages put where an optional output is still on its way.
     stale: Vec<marker::File>,
-    /// Required outputs that the coordinator has been asked for and has not answered.
-    pub(super) required_open: usize,
-    /// Number of optional outputs that are not settled.
-    pub(super) optional_open: usize,
     _working: Working,
     /// The stages into this directory, and what this one names.
     together: Arc<Together>,
@@ -123,8 +116,6 @@ impl Work {
             destination,
             plan,
             store,
-            required_open: 0,
-            optional_open: 0,
             _working: working,
         }
     }
@@ -244,23 +235,16 @@ impl Work {
             .filter(|artifact| !self.ends.contains_key(&artifact.place))
     }
 
-    /// What the coordinator is asked for; it answers every want once.
-    pub(super) fn wants(&mut self) -> Vec<Want> {
-        let wants: Vec<Want> = self
+    /// What the coordinator is asked for.
+    pub(super) fn wants(&self) -> Vec<Want> {
+        let wants = self
             .left()
-            .map(|a| Want::new(a.place.clone(), a.content.clone(), a.class, None))
-            .collect();
-        self.required_open = wants.iter().filter(|want| want.class == Class::Required).count();
-        self.optional_open = wants.len() - self.required_open;
-        wants
+            .map(|a| Want::new(a.place.clone(), a.content.clone(), a.class, None));
+        wants.collect()
     }
 
     pub(super) fn take(&mut self, list: Vec<Completion>) {
         for completion in list {
-            match completion.class {
-                Class::Required => self.required_open = self.required_open.saturating_sub(1),
-                _ => self.optional_open = self.optional_open.saturating_sub(1),
-            }
             let end = match completion.outcome {
                 Outcome::Downloaded { stamp, .. } => {
                     let copied = matches!(&completion.content,
@@ -333,9 +317,8 @@ impl Work {
     }
 
     /// Leaves the marker, removes what an earlier one put there and this one does not name, and notes that the build and the directory are in use.
-    pub(super) async fn conclude(&mut self, complete: bool) -> Result<(), StageError> {
-        // A stamp that is as young as its file would not be trusted later.
-        tokio::time::sleep(STAMP_AGE).await;
+    pub(super) async fn conclude(&mut self, request: &Awaited, complete: bool) -> Result<(), StageError> {
+        request.stamps().await;
         let now_ns = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));

@@ -1,24 +1,22 @@
 //! Recorded outputs to disk, for somebody who asks for them by path.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use super::{Service, find::Found, show};
 use crate::{
     exec_path::ExecPath,
-    invocation::rows,
-    materialize::{Completion, Outcome, Served, Session, Want},
+    invocation::{rows, sources::SourceCache},
+    materialize::{Completion, Outcome, Root, Served, Session, Want},
     output::Class,
     proto::outhaul::v1 as pb,
-    record::OutputState,
+    record::{OutputState, RootId},
     remote::Attribution,
 };
 
 /// Outputs that one call brings to disk.
 const RESULTS: usize = 1_000_000;
-/// How long row updates wait, see `Stamp::recorded_at`.
-const STAMP_AGE: Duration = Duration::from_millis(25);
 
 impl Service {
     /// Brings outputs to disk; a directory stands for everything recorded below it.
@@ -79,11 +77,66 @@ impl Service {
     }
 
     /// Fetches outputs of one root.
-    async fn fetch(&self, found: Vec<Found>) -> Vec<(Found, Result<Outcome, String>)> {
+    async fn fetch(&self, mut found: Vec<Found>) -> Vec<(Found, Result<Outcome, String>)> {
         let Some(first) = found.first() else {
             return Vec::new();
         };
         let (id, exec_root) = (first.root, first.exec_root.clone());
+        let (root, served, cache, invocation_id) = match self.place(id, exec_root).await {
+            Ok(ready) => ready,
+            Err(reason) => return found.into_iter().map(|f| (f, Err(reason.clone()))).collect(),
+        };
+        let version = root.epoch.current();
+        let outdated = self.split_outdated(id, &mut found).await;
+        let wants = found.iter().map(|f| {
+            let stamp = f.row.stamp.filter(|_| f.row.state == OutputState::Materialized);
+            Want::new(f.path.clone(), f.row.content.clone(), Class::Required, stamp)
+        });
+        let session = |completions| Session {
+            version,
+            root: root.clone(),
+            store: cache.blobs(),
+            attribution: Arc::new(Attribution {
+                invocation_id,
+                ..Attribution::default()
+            }),
+            served,
+            completions,
+        };
+        let mut request = self.materializer.request(session, wants.collect()).await;
+        let mut ends: HashMap<ExecPath, Completion> = HashMap::new();
+        while let Some(list) = request.next().await {
+            ends.extend(list.into_iter().map(|c| (c.path.clone(), c)));
+        }
+        request.stamps().await;
+        let claimed = spawn_blocking(move || root.epoch.claimed()).await;
+        let is_followed_elsewhere = claimed.is_ok_and(|claimed| claimed > version);
+        rows::conclude(&self.record, id, version, ends.values().cloned().collect()).await;
+        let fetched = found.into_iter().map(|f| {
+            let end = match ends.remove(&f.path).map(|c| c.outcome) {
+                Some(Outcome::Superseded) if is_followed_elsewhere => Err(
+                    "another outhaul process has handled a newer build of this output root, so this record \
+                     of its outputs is out of date; ask that process, or build again"
+                        .to_owned(),
+                ),
+                end => end.ok_or_else(|| "it was requested twice".to_owned()),
+            };
+            (f, end)
+        });
+        let outdated = outdated.into_iter().map(|found| {
+            let reason = "left unchanged: the file on disk is newer than this output, which only Bazel's \
+                          action cache names";
+            (found, Err(reason.to_owned()))
+        });
+        fetched.chain(outdated).collect()
+    }
+
+    /// The output root of a recorded build and what serves it, its cache, and the invocation to attribute requests to.
+    async fn place(
+        &self,
+        id: RootId,
+        exec_root: PathBuf,
+    ) -> Result<(Arc<Root>, Option<Served>, SourceCache, String), String> {
         let roots = self.roots.clone();
         let opened = spawn_blocking(move || {
             let (id, root) = roots.reopen(&exec_root)?;
@@ -92,97 +145,34 @@ impl Service {
         })
         .await;
         let opened = opened.unwrap_or_else(|_| Err("opening the output root panicked".to_owned()));
-        let newest = self.record.newest_invocation(id);
-        let (endpoint, instance) = newest
-            .as_ref()
-            .map(|row| (row.remote_cache.as_str(), row.remote_instance_name.as_str()))
-            .unwrap_or_default();
-        let ready = opened.and_then(|(opened, root, served)| {
-            if opened != id {
-                return Err("the output root has been deleted and recreated since; build again".to_owned());
-            }
-            Ok((root, served, self.sources.of_record(endpoint, instance)?))
-        });
-        let (root, served, cache) = match ready {
-            Ok(ready) => ready,
-            Err(reason) => return found.into_iter().map(|f| (f, Err(reason.clone()))).collect(),
-        };
-        let (completions, mut completed) = mpsc::unbounded_channel();
-        let epoch_of = root.clone();
-        let session = Arc::new(Session {
-            version: root.epoch.current(),
-            root,
-            store: cache.blobs(),
-            attribution: Arc::new(Attribution {
-                invocation_id: newest.map(|row| row.invocation_id).unwrap_or_default(),
-                ..Attribution::default()
-            }),
-            served,
-            completions,
-        });
-        // As late as can be: a build may have named something else there since.
-        let record = self.record.clone();
-        let paths: Vec<ExecPath> = found.iter().map(|f| f.path.clone()).collect();
-        let rows = spawn_blocking(move || record.outputs(id, &paths))
-            .await
-            .unwrap_or_default();
-        let mut found = found;
-        for (found, row) in found.iter_mut().zip(rows) {
-            if let Some(row) = row {
-                found.row = row;
-            }
+        let newest = self.record.newest_invocation(id).unwrap_or_default();
+        let (opened, root, served) = opened?;
+        if opened != id {
+            return Err("the output root has been deleted and recreated since; build again".to_owned());
         }
-        let service = self.clone();
+        let cache = self
+            .sources
+            .of_record(&newest.remote_cache, &newest.remote_instance_name)?;
+        Ok((root, served, cache, newest.invocation_id))
+    }
+
+    /// Reads the rows again, as late as can be: a build may have named something else there since. Takes out what is
+    /// outdated.
+    async fn split_outdated(&self, id: RootId, found: &mut Vec<Found>) -> Vec<Found> {
+        let (service, mut all) = (self.clone(), std::mem::take(found));
         let looked = spawn_blocking(move || {
+            let paths: Vec<ExecPath> = all.iter().map(|f| f.path.clone()).collect();
+            for (found, row) in all.iter_mut().zip(service.record.outputs(id, &paths)) {
+                if let Some(row) = row {
+                    found.row = row;
+                }
+            }
             let mut placers = HashMap::new();
-            found
-                .into_iter()
+            all.into_iter()
                 .partition::<Vec<Found>, _>(|found| service.is_outdated(&mut placers, found))
         });
-        let (outdated, found) = looked.await.unwrap_or_default();
-        let wants: Vec<Want> = found
-            .iter()
-            .map(|f| {
-                let stamp = f.row.stamp.filter(|_| f.row.state == OutputState::Materialized);
-                Want::new(f.path.clone(), f.row.content.clone(), Class::Required, stamp)
-            })
-            .collect();
-        let mut open = wants.len();
-        self.materializer.want(&session, wants).await;
-        let version = session.version;
-        drop(session);
-        let mut ends: HashMap<ExecPath, Completion> = HashMap::new();
-        while open > 0 {
-            let Some(list) = completed.recv().await else { break };
-            open = open.saturating_sub(list.len());
-            ends.extend(list.into_iter().map(|c| (c.path.clone(), c)));
-        }
-        tokio::time::sleep(STAMP_AGE).await;
-        let claimed = spawn_blocking(move || epoch_of.epoch.claimed());
-        let is_followed_elsewhere = claimed.await.is_ok_and(|claimed| claimed > version);
-        let (record, list) = (self.record.clone(), ends.values().cloned().collect::<Vec<_>>());
-        if spawn_blocking(move || rows::conclude(&record, id, version, &list))
-            .await
-            .is_err_and(|e| e.is_panic())
-        {
-            tracing::error!("recording completions panicked; this is a bug in outhaul");
-        }
-        let outdated = outdated.into_iter().map(|found| {
-            let reason = "left unchanged: the file on disk is newer than this output, which only Bazel's \
-                          action cache names";
-            (found, Err(reason.to_owned()))
-        });
-        let fetched = found.into_iter().map(|f| {
-            let end = match ends.remove(&f.path).map(|c| c.outcome) {
-                Some(Outcome::Superseded) if is_followed_elsewhere => Err(
-                    "another outhaul process has handled a newer build of this output root, so this record \
-                         of its outputs is out of date; ask that process, or build again"
-                        .to_owned(),
-                ),
-                end => end.ok_or_else(|| "it was requested twice".to_owned()),
-            };
-            (f, end)
-        });
-        fetched.chain(outdated).collect()
+        let (outdated, current) = looked.await.unwrap_or_default();
+        *found = current;
+        outdated
     }
 }
