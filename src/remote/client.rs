@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     digest::{Digest, DigestFunction},
-    transport::{Auth, RemoteError, RemoteErrorKind, Secrets},
+    transport::{Auth, Fault, RemoteError, RemoteErrorKind, Secrets},
 };
 
 /// The largest message that is taken. Batches are kept within gRPC's 4 MiB by what is asked for; what cannot be
@@ -50,11 +50,16 @@ pub(crate) struct Client {
 pub(crate) struct Failure {
     pub(crate) error: RemoteError,
     pub(crate) code: Option<Code>,
+    pub(crate) fault: Option<Fault>,
 }
 
 impl From<RemoteError> for Failure {
     fn from(error: RemoteError) -> Self {
-        Self { error, code: None }
+        Self {
+            error,
+            code: None,
+            fault: None,
+        }
     }
 }
 
@@ -126,8 +131,7 @@ impl Client {
                 refreshed = true;
                 continue;
             }
-            // The server has not looked at it: it ends the connection, as servers do from time to time.
-            if sent_away < SENT_AWAY && is_sent_away(&failure.error) {
+            if sent_away < SENT_AWAY && failure.fault == Some(Fault::SentAway) {
                 sent_away += 1;
                 continue;
             }
@@ -177,9 +181,13 @@ impl Client {
         }
     }
 
-    /// The error for a failed call, without credentials that the server may have repeated.
-    pub(crate) fn told(&self, context: &str, status: &Status) -> RemoteError {
-        self.with_left_out(from_status(context, status, &self.secrets()))
+    /// A failed call, without credentials that the server may have repeated.
+    pub(crate) fn failed(&self, context: &str, status: &Status) -> Failure {
+        Failure {
+            error: self.with_left_out(from_status(context, status, &self.secrets())),
+            code: Some(status.code()),
+            fault: Fault::of(status),
+        }
     }
 
     /// A refusal, with what might have prevented it.
@@ -212,10 +220,7 @@ impl Client {
     ) -> Result<T, Failure> {
         match tokio::time::timeout(self.options.stall_timeout, guarded(step)).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(status)) => Err(Failure {
-                error: self.told(context, &status),
-                code: Some(status.code()),
-            }),
+            Ok(Err(status)) => Err(self.failed(context, &status)),
             Err(_) => Err(RemoteError::new(
                 RemoteErrorKind::Timeout,
                 context,
@@ -224,14 +229,6 @@ impl Client {
             .into()),
         }
     }
-}
-
-/// Whether a call was refused because its connection is being ended in good order (GOAWAY without an error) or has too
-/// many calls. HTTP/2's own words: its library's types are not ours to name.
-fn is_sent_away(error: &RemoteError) -> bool {
-    ["not a result of an error", "refused stream before processing"]
-        .iter()
-        .any(|words| error.message.contains(words))
 }
 
 /// A step of a call whose panic is a status. tonic 0.14 panics on a `grpc-status-details-bin` that is not base64, and

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     digest::Digest,
-    transport::{RemoteError, RemoteErrorKind},
+    transport::{ConnectOptions, Fault, RemoteError, RemoteErrorKind},
 };
 
 /// A remote cache that speaks the Remote Execution API over gRPC. Cheap to clone: clones share the connections.
@@ -87,38 +87,33 @@ impl GrpcCache {
 
     /// The error in words that say what to do.
     fn explained(&self, failure: Failure) -> RemoteError {
-        let Failure { mut error, code } = failure;
-        let endpoint = &self.0.client.options.connect.endpoint;
-        let instance = &self.0.client.options.instance_name;
+        let Failure {
+            mut error,
+            code,
+            fault,
+        } = failure;
+        let options = &self.0.client.options;
+        let ConnectOptions { endpoint, tls, .. } = &options.connect;
+        let instance = &options.instance_name;
         let message = error.message.as_str();
-        let any = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
-        let advice = if code == Some(Code::Unimplemented) {
-            "the server is not a remote cache".to_owned()
-        } else if any(&["received corrupt message", "HTTP/2 was not negotiated"]) {
-            "the server does not speak TLS there; use grpc://".to_owned()
-        } else if any(&["invalid peer certificate"]) {
-            "the server's certificate is not trusted; give its certificate authority with --tls-certificate"
-                .to_owned()
-        } else if any(&["received fatal alert"])
-            // The alert that refuses a client may be overtaken by the end of its connection.
-            || (endpoint.is_tls()
-                && self.0.client.options.connect.tls.client_certificate.is_none()
-                && any(&["connection closed", "connection reset", "broken pipe"]))
-        {
-            "the server refused the TLS connection; it may require --tls-client-certificate".to_owned()
-        } else if !endpoint.is_tls()
-            && endpoint.unix_path().is_none()
-            && any(&[
-                "frame with invalid size",
-                "http2 error",
-                "h2 protocol error",
-                "broken pipe",
-                "connection closed",
-            ])
-        {
-            "the server does not speak plain gRPC there; it may require TLS: use grpcs://".to_owned()
-        } else {
-            match error.kind {
+        let advice = match fault {
+            _ if code == Some(Code::Unimplemented) => "the server is not a remote cache".to_owned(),
+            Some(Fault::NoTls) => "the server does not speak TLS there; use grpc://".to_owned(),
+            Some(Fault::Untrusted) => {
+                "the server's certificate is not trusted; give its certificate authority with --tls-certificate"
+                    .to_owned()
+            }
+            Some(Fault::Refused | Fault::Closed | Fault::Reset)
+                if fault == Some(Fault::Refused)
+                    // The alert that refuses a client may be overtaken by the end of its connection.
+                    || endpoint.is_tls() && tls.client_certificate.is_none() =>
+            {
+                "the server refused the TLS connection; it may require --tls-client-certificate".to_owned()
+            }
+            Some(Fault::NoHttp2 | Fault::Closed) if !endpoint.is_tls() && endpoint.unix_path().is_none() => {
+                "the server does not speak plain gRPC there; it may require TLS: use grpcs://".to_owned()
+            }
+            _ => match error.kind {
                 // Without a status it is our own refusal, which says what is wrong.
                 RemoteErrorKind::Rejected if code.is_some() && instance.is_empty() => {
                     "the server rejected the request; it may require --remote-instance-name".to_owned()
@@ -134,7 +129,7 @@ impl GrpcCache {
                 }
                 RemoteErrorKind::Denied => "permission denied by the server".to_owned(),
                 _ => return error,
-            }
+            },
         };
         error.context = format!("remote cache {}", self.0.client.place());
         error.message = format!("{advice} ({})", error.message);

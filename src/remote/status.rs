@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 
 use crate::{
     printable::{and_causes, is_plain},
-    transport::{RemoteError, RemoteErrorKind, Secrets},
+    transport::{Fault, RemoteError, RemoteErrorKind, Secrets},
 };
 
 /// How much of a server's message is kept. Proxies answer with whole web pages.
@@ -29,7 +29,7 @@ pub(crate) fn from_status(context: &str, status: &Status, secrets: &Secrets) -> 
         message = status.code().description().to_lowercase();
     }
     RemoteError {
-        kind: kind(status.code(), &message),
+        kind: kind(status.code(), &message, Fault::of(status)),
         context: context.to_owned(),
         message: clipped(secrets.conceal(message)),
         retry_after: rpc::Status::decode(status.details())
@@ -47,21 +47,20 @@ pub(crate) fn from_rpc(context: &str, status: &rpc::Status, secrets: &Secrets) -
         message = code.description().to_lowercase();
     }
     RemoteError {
-        kind: kind(code, &message),
+        kind: kind(code, &message, None),
         context: context.to_owned(),
         message: clipped(secrets.conceal(message)),
         retry_after: retry_delay(status),
     }
 }
 
-fn kind(code: Code, message: &str) -> RemoteErrorKind {
+fn kind(code: Code, message: &str, fault: Option<Fault>) -> RemoteErrorKind {
     match code {
         // buildbox-casd, Buildbarn and others say so of an instance name that they don't serve.
         Code::NotFound | Code::InvalidArgument if refuses_instance(message) => RemoteErrorKind::Rejected,
         Code::NotFound => RemoteErrorKind::NotFound,
-        _ if is_certificate_fault(message) => RemoteErrorKind::Config,
-        // Our own words for a connection whose peer does not answer pings.
-        _ if message.contains("keep-alive timed out") => RemoteErrorKind::Timeout,
+        _ if fault.is_some_and(Fault::is_of_tls) => RemoteErrorKind::Config,
+        _ if fault == Some(Fault::Silent) => RemoteErrorKind::Timeout,
         // Internal and Unknown too: servers and proxies use them for whatever broke, and Bazel retries them.
         Code::Unavailable
         | Code::Aborted
@@ -84,18 +83,6 @@ pub(crate) fn refuses_instance(message: &str) -> bool {
         && !["blob", "digest", "object", "action"]
             .iter()
             .any(|w| message.contains(w))
-}
-
-/// TLS faults that no retry cures. The TLS library's types are not ours to name, its words are.
-fn is_certificate_fault(message: &str) -> bool {
-    [
-        "invalid peer certificate",
-        "received corrupt message",
-        "HTTP/2 was not negotiated",
-        "received fatal alert",
-    ]
-    .iter()
-    .any(|part| message.contains(part))
 }
 
 fn retry_delay(status: &rpc::Status) -> Option<Duration> {
@@ -153,8 +140,6 @@ mod tests {
         ] {
             assert_eq!(kind_of(code, "words"), kind, "{code:?}");
         }
-        let dead = "http2 error: transport error: keep-alive timed out: operation timed out";
-        assert_eq!(kind_of(Code::Unknown, dead), K::Timeout);
     }
 
     #[test]
@@ -177,7 +162,9 @@ mod tests {
     fn an_untrusted_certificate_is_not_retried() {
         let error = from_status(
             "x",
-            &Status::unavailable("invalid peer certificate: UnknownIssuer"),
+            &Status::from_error(Box::new(rustls::Error::from(
+                rustls::CertificateError::UnknownIssuer,
+            ))),
             &Secrets::default(),
         );
         assert_eq!(error.kind, RemoteErrorKind::Config);

@@ -162,12 +162,7 @@ impl Transfer<'_> {
             let piece = match next {
                 Ok(Some(piece)) => piece,
                 Ok(None) => return Err(self.ended_early().into()),
-                Err(status) => {
-                    return Err(Failure {
-                        error: self.client.told(&self.context, &status),
-                        code: Some(status.code()),
-                    });
-                }
+                Err(status) => return Err(self.client.failed(&self.context, &status)),
             };
             if watch.brought(piece.len(), waited) {
                 return Err(self.stalled());

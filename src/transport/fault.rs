@@ -1,0 +1,143 @@
+//! What has befallen a connection, by the types of the errors that a status comes from.
+
+use std::{error::Error, io};
+
+use h2::Reason;
+use tonic::Status;
+
+/// What has befallen a connection, where it makes a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The server has not looked at the call: it ends the connection in good order, as servers do from time to time, or
+    /// the connection has too many calls.
+    SentAway,
+    /// The other end does not answer pings.
+    Silent,
+    /// The server's certificate is not trusted.
+    Untrusted,
+    /// The server refused our TLS.
+    Refused,
+    /// The server does not speak TLS, or not HTTP/2 with it.
+    NoTls,
+    /// The server does not speak HTTP/2 as it should.
+    NoHttp2,
+    /// The connection was closed.
+    Closed,
+    /// The connection was reset.
+    Reset,
+}
+
+impl Fault {
+    /// `None` for a status that the server has sent, and for other faults.
+    pub(crate) fn of(status: &Status) -> Option<Self> {
+        of_error(status.source()?)
+    }
+
+    /// Whether it is a fault of TLS that no retry cures.
+    pub(crate) const fn is_of_tls(self) -> bool {
+        matches!(self, Self::Untrusted | Self::Refused | Self::NoTls)
+    }
+}
+
+fn of_error(error: &(dyn Error + 'static)) -> Option<Fault> {
+    let found = if let Some(error) = error.downcast_ref::<hyper::Error>() {
+        of_hyper(error)
+    } else if let Some(error) = error.downcast_ref::<h2::Error>() {
+        of_h2(error)
+    } else if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        of_rustls(error)
+    } else if let Some(error) = error.downcast_ref::<io::Error>() {
+        of_io(error)
+    } else {
+        // tonic keeps this type to itself.
+        (error.to_string() == "HTTP/2 was not negotiated.").then_some(Fault::NoTls)
+    };
+    found.or_else(|| of_error(error.source()?))
+}
+
+fn of_hyper(error: &hyper::Error) -> Option<Fault> {
+    if error.is_timeout() {
+        Some(Fault::Silent)
+    } else if error.is_canceled() || error.is_incomplete_message() {
+        Some(Fault::Closed)
+    } else {
+        None
+    }
+}
+
+fn of_h2(error: &h2::Error) -> Option<Fault> {
+    match (error.get_io(), error.reason()) {
+        (Some(error), _) => of_io(error),
+        (None, Some(Reason::NO_ERROR | Reason::REFUSED_STREAM)) => Some(Fault::SentAway),
+        (None, _) => Some(Fault::NoHttp2),
+    }
+}
+
+fn of_rustls(error: &rustls::Error) -> Option<Fault> {
+    match error {
+        rustls::Error::InvalidCertificate(_) => Some(Fault::Untrusted),
+        rustls::Error::InvalidMessage(_) => Some(Fault::NoTls),
+        rustls::Error::AlertReceived(_) => Some(Fault::Refused),
+        _ => None,
+    }
+}
+
+fn of_io(error: &io::Error) -> Option<Fault> {
+    let within = error.get_ref().and_then(|inner| of_error(inner));
+    within.or_else(|| match error.kind() {
+        io::ErrorKind::BrokenPipe => Some(Fault::Closed),
+        io::ErrorKind::ConnectionReset => Some(Fault::Reset),
+        // Once TLS is established, h2 keeps only the words of an error of it.
+        io::ErrorKind::InvalidData if error.to_string().starts_with("received fatal alert") => {
+            Some(Fault::Refused)
+        }
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, CertificateError, InvalidMessage};
+
+    use super::*;
+
+    fn of(error: impl Into<Box<dyn Error + Send + Sync>>) -> Option<Fault> {
+        Fault::of(&Status::from_error(error.into()))
+    }
+
+    #[test]
+    fn faults_are_told_by_their_types_and_not_by_a_servers_words() {
+        let tls = |error: rustls::Error| of(io::Error::new(io::ErrorKind::InvalidData, error));
+        for (fault, expected) in [
+            (of(h2::Error::from(Reason::NO_ERROR)), Fault::SentAway),
+            (of(h2::Error::from(Reason::REFUSED_STREAM)), Fault::SentAway),
+            (of(h2::Error::from(Reason::FRAME_SIZE_ERROR)), Fault::NoHttp2),
+            (tls(CertificateError::UnknownIssuer.into()), Fault::Untrusted),
+            (tls(InvalidMessage::InvalidContentType.into()), Fault::NoTls),
+            (
+                tls(rustls::Error::AlertReceived(
+                    AlertDescription::CertificateRequired,
+                )),
+                Fault::Refused,
+            ),
+            (
+                of(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "received fatal alert: CertificateRequired",
+                )),
+                Fault::Refused,
+            ),
+            (of(io::Error::from(io::ErrorKind::BrokenPipe)), Fault::Closed),
+            (of(io::Error::from(io::ErrorKind::ConnectionReset)), Fault::Reset),
+        ] {
+            assert_eq!(fault, Some(expected));
+        }
+        assert_eq!(of(io::Error::from(io::ErrorKind::ConnectionRefused)), None);
+        assert_eq!(
+            Fault::of(&Status::unavailable(
+                "invalid peer certificate, connection closed"
+            )),
+            None
+        );
+    }
+}
