@@ -1,4 +1,4 @@
-//! Where a remote cache listens.
+//! Where a server listens.
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ const TLS_PORT: u16 = 443;
 /// The port of `grpc://` without one, as gRPC has it.
 const PLAIN_PORT: u16 = 80;
 
-/// The address of a remote cache that speaks gRPC. Holds no credentials, so it may be shown anywhere.
+/// The address of a server that speaks gRPC. Holds no credentials, so it may be shown anywhere.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint(Place);
 
@@ -252,9 +252,8 @@ pub(crate) fn split_user_info(text: &str) -> (String, Option<(String, String)>) 
     )
 }
 
-/// The text with what might be a user name and password blotted out. Everything before the last `@` goes, since
-/// what stands there is wrong in an address whatever it is.
-/// An address as it may be shown: a user name and password are left out.
+/// An address as it may be shown: without what might be a user name and password. Everything before the last `@` goes,
+/// since what stands there is wrong in an address whatever it is.
 pub(crate) fn without_user_info(text: &str) -> String {
     match text.rsplit_once('@') {
         Some((before, after)) => {

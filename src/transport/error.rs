@@ -1,4 +1,4 @@
-//! Why a request to a remote cache failed.
+//! Why a request failed.
 
 use std::time::Duration;
 
