@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::transport::Delays;
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 
 /// How patiently documents are posted.
@@ -11,10 +12,8 @@ pub(super) struct Patience {
     pub(super) tries: u32,
     /// From the first try on; no further one begins later.
     pub(super) within: Duration,
-    /// The first wait; each further one is twice as long.
-    pub(super) first_wait: Duration,
-    /// The longest wait, unless the receiver asks for more.
-    pub(super) longest_wait: Duration,
+    /// The waits, unless the receiver asks for more.
+    pub(super) delays: Delays,
     /// For the head of one try's answer.
     pub(super) deadline: Duration,
 }
@@ -25,8 +24,7 @@ impl Default for Patience {
         Self {
             tries: 8,
             within: Duration::from_secs(600),
-            first_wait: Duration::from_secs(1),
-            longest_wait: Duration::from_secs(60),
+            delays: Delays::doubling(Duration::from_secs(1), Duration::from_secs(60)),
             deadline: Duration::from_secs(30),
         }
     }
@@ -91,14 +89,10 @@ impl Patience {
         if tries >= self.tries {
             return None;
         }
-        let doubled = self
-            .first_wait
-            .saturating_mul(1 << tries.saturating_sub(1).min(20))
-            .min(self.longest_wait);
         // Never earlier than asked for, and not all at the same moment behind that either.
         let wait = match asked {
-            Some(asked) => asked.saturating_add(self.first_wait.mul_f64(chance)),
-            None => doubled.mul_f64(0.5 + chance / 2.0),
+            Some(asked) => asked.saturating_add(self.delays.first.mul_f64(chance)),
+            None => self.delays.after(tries.saturating_sub(1), chance),
         };
         (elapsed.saturating_add(wait) <= self.within).then_some(wait)
     }

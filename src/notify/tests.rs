@@ -32,7 +32,7 @@ use crate::{
     },
     metrics::Metrics,
     record::{InvocationState, TargetRow, TargetState},
-    transport::https,
+    transport::{Delays, https},
 };
 
 /// Nothing here takes so long.
@@ -125,8 +125,7 @@ async fn answer(State(receiver): State<Receiver>, headers: HeaderMap, body: byte
 /// The real waits, a thousand times shorter.
 fn hasty() -> Patience {
     Patience {
-        first_wait: Duration::from_millis(1),
-        longest_wait: Duration::from_millis(60),
+        delays: Delays::doubling(Duration::from_millis(1), Duration::from_millis(60)),
         ..Patience::default()
     }
 }

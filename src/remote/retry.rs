@@ -4,9 +4,12 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 
-use crate::{open_files, transport::RemoteError};
+use crate::{
+    open_files,
+    transport::{Delays, RemoteError},
+};
 
-/// The first wait; each further one is twice as long.
+/// The first wait.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 
 /// The longest wait that a server is granted when it names one, however short our own longest wait is. A build
@@ -40,7 +43,7 @@ impl Timer for SystemTimer {
 #[derive(Clone)]
 pub struct RetryPolicy {
     retries: u32,
-    max_delay: Duration,
+    delays: Delays,
     timer: Arc<dyn Timer>,
 }
 
@@ -48,7 +51,7 @@ impl fmt::Debug for RetryPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryPolicy")
             .field("retries", &self.retries)
-            .field("max_delay", &self.max_delay)
+            .field("delays", &self.delays)
             .finish_non_exhaustive()
     }
 }
@@ -59,7 +62,7 @@ impl RetryPolicy {
     pub fn new(retries: u32, max_delay: Duration, timer: Arc<dyn Timer>) -> Self {
         Self {
             retries,
-            max_delay,
+            delays: Delays::doubling(FIRST_DELAY, max_delay),
             timer,
         }
     }
@@ -104,16 +107,12 @@ impl Backoff<'_> {
         self.failures = 0;
     }
 
-    /// Half the exponential delay for certain and up to the other half by chance, so that clients whose server
-    /// went away together do not come back together.
     fn delay(&self, asked: Option<Duration>) -> Duration {
         let policy = self.policy;
-        let doubled = FIRST_DELAY.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
-        let jitter = policy.timer.jitter().clamp(0.0, 1.0);
-        let own = doubled.min(policy.max_delay).mul_f64(f64::midpoint(1.0, jitter));
+        let own = policy.delays.after(self.failures, policy.timer.jitter());
         let asked = asked
             .unwrap_or_default()
-            .min(LONGEST_ASKED_DELAY.max(policy.max_delay));
+            .min(LONGEST_ASKED_DELAY.max(policy.delays.longest));
         own.max(asked)
     }
 }

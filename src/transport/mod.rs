@@ -3,6 +3,7 @@
 pub mod auth;
 mod channel;
 mod conceal;
+mod delays;
 mod endpoint;
 mod error;
 mod fault;
@@ -16,6 +17,7 @@ mod tls;
 pub(crate) use auth::Auth;
 pub(crate) use channel::Connector;
 pub(crate) use conceal::Secrets;
+pub(crate) use delays::Delays;
 pub use endpoint::Endpoint;
 pub(crate) use endpoint::{split_user_info, without_user_info};
 pub use error::{RemoteError, RemoteErrorKind};
