@@ -22,7 +22,7 @@ use crate::{
     daemon::Rooms,
     digest::Digest,
     exec_path::{ExecPath, is_reserved},
-    invocation::{Report, tally::Tally},
+    invocation::{Engine, Report, tally::Tally},
     materialize::{
         Materializer, Outcome, Root, Session, Want,
         place::{Epoch, OutputRoot},
@@ -151,43 +151,8 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     let rooms = Rooms::open(record.clone(), policy, rules, source, options, false)?;
     let mut reports = rooms.engine.reports();
     let bar = progress();
-    let mut stream = None;
-    let mut backlog = Vec::new();
-    let mut number = 0;
     let mut trouble = Vec::new();
-    let end = loop {
-        let framed = match events.next().await {
-            Ok(Some(framed)) => framed,
-            Ok(None) => break StreamEnd::Finished,
-            Err(error) if error.is_skippable() => {
-                trouble.push(error.to_string());
-                continue;
-            }
-            Err(error) => {
-                trouble.push(error.to_string());
-                break StreamEnd::Broken(error.to_string());
-            }
-        };
-        bar.tick();
-        let last = framed.last;
-        if let Event::Started(started) = &framed.event {
-            stream = Some(StreamKey {
-                build_id: String::new(),
-                invocation_id: started.invocation_id.clone(),
-                ..StreamKey::default()
-            });
-        }
-        backlog.push(framed);
-        if let Some(stream) = &stream {
-            let numbers = number + 1..;
-            number += backlog.len() as i64;
-            let events = numbers.zip(backlog.drain(..)).collect();
-            rooms.engine.events(stream, events).await;
-        }
-        if last && args.follow {
-            break StreamEnd::Finished;
-        }
-    };
+    let (stream, end) = play(&mut events, args.follow, &rooms.engine, &bar, &mut trouble).await;
     let Some(stream) = stream else {
         let reason = trouble.join("; ");
         let separator = if reason.is_empty() { "" } else { ": " };
@@ -219,6 +184,52 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     } else {
         exit::FAILED
     })
+}
+
+/// Hands the events of a file to the engine. Gives their stream, once the start of the build has come, and how it ended.
+async fn play(
+    events: &mut EventFile,
+    follow: bool,
+    engine: &Engine,
+    bar: &ProgressBar,
+    trouble: &mut Vec<String>,
+) -> (Option<StreamKey>, StreamEnd) {
+    let mut stream = None;
+    let mut backlog = Vec::new();
+    let mut number = 0;
+    loop {
+        let framed = match events.next().await {
+            Ok(Some(framed)) => framed,
+            Ok(None) => return (stream, StreamEnd::Finished),
+            Err(error) if error.is_skippable() => {
+                trouble.push(error.to_string());
+                continue;
+            }
+            Err(error) => {
+                trouble.push(error.to_string());
+                return (stream, StreamEnd::Broken(error.to_string()));
+            }
+        };
+        bar.tick();
+        let last = framed.last;
+        if let Event::Started(started) = &framed.event {
+            stream = Some(StreamKey {
+                build_id: String::new(),
+                invocation_id: started.invocation_id.clone(),
+                ..StreamKey::default()
+            });
+        }
+        backlog.push(framed);
+        if let Some(stream) = &stream {
+            let numbers = number + 1..;
+            number += backlog.len() as i64;
+            let events = numbers.zip(backlog.drain(..)).collect();
+            engine.events(stream, events).await;
+        }
+        if last && follow {
+            return (stream, StreamEnd::Finished);
+        }
+    }
 }
 
 async fn wait_for_report(reports: &mut tokio::sync::broadcast::Receiver<Report>) -> Option<Report> {

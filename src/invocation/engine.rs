@@ -167,11 +167,7 @@ impl Engine {
 
     /// Whether anything is still on its way for any invocation.
     pub async fn is_busy(&self) -> bool {
-        let ids: Vec<String> = {
-            let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
-            live.keys().map(|stream| stream.invocation_id.clone()).collect()
-        };
-        for id in ids {
+        for (id, _) in self.streams() {
             if self.ask(&id, Message::Busy).await == Some(true) {
                 return true;
             }
@@ -213,11 +209,15 @@ impl Engine {
         Some(task)
     }
 
-    async fn tell(&self, stream: &StreamKey, create: bool, message: Message) {
-        if let Some(task) = self.task(stream, create) {
-            // A task that ends between the look and the message has nothing left to do.
-            let _ = task.send(message).await;
+    fn tell(&self, stream: &StreamKey, create: bool, message: Message) -> BoxFuture<'_, ()> {
+        let stream = stream.clone();
+        async move {
+            if let Some(task) = self.task(&stream, create) {
+                // A task that ends between the look and the message has nothing left to do.
+                let _ = task.send(message).await;
+            }
         }
+        .boxed()
     }
 }
 
@@ -228,18 +228,15 @@ fn is_of(row: &InvocationRow, stream: &StreamKey) -> bool {
 
 impl Builds for Engine {
     fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
-        let stream = stream.clone();
-        async move { self.tell(&stream, true, Message::Events(events)).await }.boxed()
+        self.tell(stream, true, Message::Events(events))
     }
 
     fn limited(&self, stream: &StreamKey, reason: String) -> BoxFuture<'_, ()> {
-        let stream = stream.clone();
-        async move { self.tell(&stream, true, Message::Limited(reason)).await }.boxed()
+        self.tell(stream, true, Message::Limited(reason))
     }
 
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {
-        let stream = stream.clone();
-        async move { self.tell(&stream, false, Message::Ended(end)).await }.boxed()
+        self.tell(stream, false, Message::Ended(end))
     }
 
     fn settled(&self, stream: &StreamKey) -> BoxFuture<'static, Settlement> {

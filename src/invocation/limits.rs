@@ -130,10 +130,8 @@ impl Load {
         match event {
             Event::NamedSet(set) => {
                 load.sets = 1;
-                load.name(&set.id);
-                for child in &set.children {
-                    load.name(child);
-                }
+                load.names([&set.id]);
+                load.names(&set.children);
                 load.files(&set.files);
             }
             Event::Completed(completed) => {
@@ -151,34 +149,25 @@ impl Load {
                 load.target(target);
             }
             Event::TestResult(result) => {
-                load.name(&result.label);
-                load.name(&result.configuration);
+                load.names([&result.label, &result.configuration]);
                 load.files(&result.files);
             }
             Event::TestSummary {
                 label, configuration, ..
-            } => {
-                load.name(label);
-                load.name(configuration);
-            }
-            Event::Configuration { id, mnemonic } => {
-                load.name(id);
-                load.name(mnemonic);
-            }
+            } => load.names([label, configuration]),
+            Event::Configuration { id, mnemonic } => load.names([id, mnemonic]),
             Event::Configured {
                 label,
                 kind,
                 completions,
             } => {
-                load.name(label);
-                load.name(kind);
+                load.names([label, kind]);
                 for target in completions {
                     load.target(target);
                 }
             }
             Event::Action(action) => {
-                load.name(&action.label);
-                load.name(&action.primary_output);
+                load.names([&action.label, &action.primary_output]);
                 if let Some(content) = &action.content {
                     load.files += 1;
                     load.memory += of_content(content);
@@ -195,15 +184,13 @@ impl Load {
             }
             Event::Unreadable(paths) => load.memory += paths.iter().map(|path| memory(path)).sum::<u64>(),
             Event::Started(started) => {
-                load.name(&started.command);
-                load.name(&started.build_tool_version);
-                load.name(&started.workspace);
-                load.name(&started.working_directory);
+                load.names([&started.command, &started.build_tool_version]);
+                load.names([&started.workspace, &started.working_directory]);
                 // Without it nothing of the build is downloaded, and its names part nothing.
                 load.nul = false;
             }
             Event::ExecRoot(path) => {
-                load.name(path);
+                load.names([path]);
                 load.nul = false;
             }
             Event::Aborted { target: None, .. }
@@ -214,23 +201,21 @@ impl Load {
         Some(load)
     }
 
-    fn name(&mut self, name: &str) {
-        self.memory += memory(name);
-        self.longest_name = self.longest_name.max(name.len());
-        self.nul |= name.contains('\0');
+    fn names<'a>(&mut self, names: impl IntoIterator<Item = &'a String>) {
+        for name in names {
+            self.memory += memory(name);
+            self.longest_name = self.longest_name.max(name.len());
+            self.nul |= name.contains('\0');
+        }
     }
 
     fn target(&mut self, target: &TargetId) {
-        self.name(&target.label);
-        self.name(&target.aspect);
-        self.name(&target.configuration);
+        self.names([&target.label, &target.aspect, &target.configuration]);
     }
 
     fn group(&mut self, group: &OutputGroup) {
-        self.name(&group.name);
-        for set in &group.sets {
-            self.name(set);
-        }
+        self.names([&group.name]);
+        self.names(&group.sets);
         self.files(&group.files);
     }
 

@@ -74,10 +74,7 @@ impl Course {
 
     /// Everything up to this number is settled, given the lowest number whose outputs are not even known.
     pub(super) fn through(&self, open: Option<i64>) -> i64 {
-        let lowest = match (self.pending.keys().next(), open) {
-            (Some(pending), Some(open)) => Some(open.min(*pending)),
-            (pending, open) => open.or(pending.copied()),
-        };
+        let lowest = self.pending.keys().next().copied().into_iter().chain(open).min();
         lowest.map_or(self.taken, |lowest| self.taken.min(lowest.saturating_sub(1)))
     }
 
