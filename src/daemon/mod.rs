@@ -143,7 +143,7 @@ impl Rooms {
     /// # Errors
     /// In words, which rule forbids it.
     pub fn allows(&self, exec_root: &Path) -> Result<(), String> {
-        self.roots.allows(exec_root)
+        self.roots.allows(exec_root).map_err(|e| e.to_string())
     }
 
     /// Whether the cache that a build with this command line uses answers us.
@@ -155,8 +155,12 @@ impl Rooms {
         line: &CommandLine,
         directories: &BuildDirectories,
     ) -> Result<(), String> {
-        let cache = self.sources.of_build(Some(line), directories)?;
-        cache.probe().await.map_err(|e| e.to_string())
+        let cache = self.sources.of_build(Some(line), directories);
+        cache
+            .map_err(|e| e.to_string())?
+            .probe()
+            .await
+            .map_err(|e| e.to_string())
     }
 
     /// With another time for which settled builds are remembered, for clients that come back to their stream.

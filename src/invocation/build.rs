@@ -14,13 +14,13 @@ use super::{
     policy::Policy,
     selection::{Command, GroupContext, Origin, ProfileId, Selector, Verdict},
     test_outputs::{self, TestShape},
-    trees::{Holder, Inline, Trees},
+    trees::{Holder, Inline, Run, Trees},
 };
 use crate::{
     bep::{
         event::{
-            Action, Completed, Content, ConvenienceSymlink, Event, File, NamedSet, Started, TargetId,
-            TestResult,
+            Action, CommandLine, Completed, Content, ConvenienceSymlink, Event, File, NamedSet, Started,
+            TargetId, TestResult,
         },
         named_sets::{NamedSets, SetBits, SetIndex, Ticket},
         uri::BytestreamUri,
@@ -78,8 +78,6 @@ pub enum Effect {
     Started(Started),
     /// The build's exec root, absolute, as the build tool sees it. Comes after `Started` and before any outputs.
     ExecRoot(String),
-    /// The effective command line is known.
-    CommandLine(crate::bep::event::CommandLine),
     /// Targets that are to be completed.
     Announced(Vec<TargetId>),
     /// Outputs of one target.
@@ -126,6 +124,10 @@ pub struct Build {
     selector: Selector,
     command: Command,
     started: bool,
+    /// Where the build's client was started, as the build tool sees it.
+    working_directory: String,
+    /// The effective command line.
+    command_line: Option<CommandLine>,
     exec_root: Option<String>,
     ready: bool,
     authority_told: bool,
@@ -168,6 +170,8 @@ impl Build {
             selector: Selector::new(policy),
             command: Command::default(),
             started: false,
+            working_directory: String::new(),
+            command_line: None,
             exec_root: None,
             ready: false,
             authority_told: false,
@@ -207,9 +211,7 @@ impl Build {
     #[must_use]
     pub fn lowest_open(&self) -> Option<i64> {
         let result = self.open_results.first().copied();
-        self.lowest_open_target().map_or(result, |target| {
-            Some(result.map_or(target, |result| result.min(target)))
-        })
+        self.lowest_open_target().into_iter().chain(result).min()
     }
 
     /// The same without the results of tests, whose files wait for a summary.
@@ -228,6 +230,16 @@ impl Build {
     pub fn failures(&mut self, target: &TargetId) -> u64 {
         let roots = self.roots.get(target).map_or(&[][..], |roots| roots);
         self.sets.failures(roots)
+    }
+
+    /// The effective command line, once it is known.
+    pub(super) const fn command_line(&self) -> Option<&CommandLine> {
+        self.command_line.as_ref()
+    }
+
+    /// Where the build's client was started, as the build tool sees it; empty if it does not say.
+    pub(super) fn working_directory(&self) -> &str {
+        &self.working_directory
     }
 
     /// The exec root as the build tool calls it.
@@ -254,16 +266,20 @@ impl Build {
         tree: Option<&str>,
         size: Option<u64>,
     ) -> Verdict {
-        let profile = self.selector.profile(&GroupContext {
+        let test_rule = self.tests.contains(label);
+        let profile = self.profile(label, Origin::Runfiles { test_rule });
+        self.selector.select(profile, path, tree, size)
+    }
+
+    /// The profile of files that are in no output group.
+    fn profile(&mut self, label: &str, origin: Origin) -> ProfileId {
+        self.selector.profile(&GroupContext {
             command: self.command,
             label,
             aspect: "",
             group: "",
-            origin: Origin::Runfiles {
-                test_rule: self.tests.contains(label),
-            },
-        });
-        self.selector.select(profile, path, tree, size)
+            origin,
+        })
     }
 
     /// Takes the event of this number in. Numbers grow.
@@ -294,6 +310,7 @@ impl Build {
             Event::Started(started) => {
                 self.command = Command::from_name(&started.command);
                 self.started = true;
+                self.working_directory.clone_from(&started.working_directory);
                 effects.push(Effect::Started(started));
                 self.get_ready(&mut effects);
             }
@@ -301,7 +318,7 @@ impl Build {
                 self.exec_root = Some(path);
                 self.get_ready(&mut effects);
             }
-            Event::CommandLine(line) if line.label == "canonical" => effects.push(Effect::CommandLine(line)),
+            Event::CommandLine(line) if line.label == "canonical" => self.command_line = Some(line),
             Event::Configuration { id, mnemonic } => {
                 self.configurations.insert(id, mnemonic);
             }
@@ -319,27 +336,7 @@ impl Build {
                     effects.push(Effect::Announced(completions));
                 }
             }
-            Event::NamedSet(set) => {
-                self.note_authority(&set, &mut effects);
-                let is_noted = self.holds_sets || self.trees.are_known();
-                let id = is_noted.then(|| set.id.clone());
-                let is_new = self.sets.files(&set.id).is_none();
-                let released = self.sets.insert(set);
-                if let Some(set) = id.and_then(|id| self.sets.find(&id)) {
-                    if self.holds_sets {
-                        self.set_numbers.insert(set, sequence);
-                        self.open.insert(sequence);
-                    }
-                    if let Some(files) = self.sets.files_of(set).filter(|_| is_new) {
-                        self.trees.set_came(set, files);
-                    }
-                }
-                for ticket in released {
-                    if let Some((sequence, completed)) = self.parked.remove(&ticket) {
-                        self.expand(sequence, completed, &mut effects);
-                    }
-                }
-            }
+            Event::NamedSet(set) => self.named_set(sequence, set, &mut effects),
             Event::TestResult(result) => {
                 let key = (result.label.clone(), result.configuration.clone());
                 let results = self.results.entry(key).or_default();
@@ -450,6 +447,28 @@ impl Build {
         }
     }
 
+    fn named_set(&mut self, sequence: i64, set: NamedSet, effects: &mut Vec<Effect>) {
+        self.note_authority(&set, effects);
+        let is_noted = self.holds_sets || self.trees.are_known();
+        let id = is_noted.then(|| set.id.clone());
+        let is_new = self.sets.files(&set.id).is_none();
+        let released = self.sets.insert(set);
+        if let Some(set) = id.and_then(|id| self.sets.find(&id)) {
+            if self.holds_sets {
+                self.set_numbers.insert(set, sequence);
+                self.open.insert(sequence);
+            }
+            if let Some(files) = self.sets.files_of(set).filter(|_| is_new) {
+                self.trees.set_came(set, files);
+            }
+        }
+        for ticket in released {
+            if let Some((sequence, completed)) = self.parked.remove(&ticket) {
+                self.expand(sequence, completed, effects);
+            }
+        }
+    }
+
     fn get_ready(&mut self, effects: &mut Vec<Effect>) {
         if self.ready || !self.started {
             return;
@@ -478,6 +497,7 @@ impl Build {
         self.open.remove(&sequence);
         let target = Arc::new(std::mem::take(&mut completed.target));
         let event: Arc<str> = format!("target_completed {target}").into();
+        let test_rule = self.tests.contains(&target.label);
         let trees: Vec<&File> = completed.directories.iter().filter(|d| d.has_prefix()).collect();
         let mut again = Vec::new();
         for tree in &trees {
@@ -490,9 +510,7 @@ impl Build {
                 label: &target.label,
                 aspect: &target.aspect,
                 group: &group.name,
-                origin: Origin::Group {
-                    test_rule: self.tests.contains(&target.label),
-                },
+                origin: Origin::Group { test_rule },
             });
             let name: Arc<str> = group.name.into();
             let files: Arc<[File]> = group.files.into();
@@ -507,30 +525,8 @@ impl Build {
             groups.push((profile, name, group.sets, files, group.incomplete));
         }
         let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
-        // Under every profile that they were gone through under, for what this event tells of them is true of all.
         for run in again {
-            let files = match run.of {
-                Holder::Set(set) => self.sets.files_of(set),
-                Holder::Event(number) => self.trees.inline(number).map(|inline| &inline.files),
-            };
-            let Some(files) = files.and_then(|files| files.get(run.files)) else {
-                continue;
-            };
-            match run.of {
-                Holder::Set(set) => {
-                    let event: Arc<str> = format!("named_set {}", self.sets.id(set)).into();
-                    namer.set = Some(set);
-                    for (profile, visited) in self.visited.iter().filter(|(_, v)| v.sets.contains(set)) {
-                        namer.again(files, *profile, &visited.group, &event);
-                    }
-                    namer.set = None;
-                }
-                Holder::Event(number) => {
-                    if let Some(inline) = self.trees.inline(number) {
-                        namer.again(files, inline.profile, &inline.group, &inline.event);
-                    }
-                }
-            }
+            namer.run_again(run, &self.sets, &self.visited);
         }
         let mut directory_profile = None;
         let mut refers_to = Vec::new();
@@ -544,20 +540,16 @@ impl Build {
             let referenced = &mut self.referenced;
             for (set, files) in self.sets.expand(roots, |set| visited.sets.test_and_set(set)) {
                 referenced.test_and_set(set);
-                let event: Arc<str> = format!("named_set {}", self.sets.id(set)).into();
+                let event = event_of(&self.sets, set);
                 namer.set = Some(set);
                 if let Some(number) = self.set_numbers.get(&set) {
                     self.open.remove(number);
                     namer.sequence = *number;
                 }
-                for file in files.iter() {
-                    namer.name(file, profile, &name, &event);
-                }
+                namer.name_all(files, profile, &name, &event);
             }
             (namer.set, namer.sequence) = (None, sequence);
-            for file in own.iter() {
-                namer.name(file, profile, &name, &event);
-            }
+            namer.name_all(&own, profile, &name, &event);
             if !incomplete {
                 directory_profile = directory_profile.or(Some((profile, name)));
             }
@@ -572,13 +564,9 @@ impl Build {
         }
         namer.tell(&target, effects);
         self.roots.insert(target.clone(), refers_to.into());
-        let awaits_tests = completed.success
-            && target.aspect.is_empty()
-            && self.command.tests()
-            && self.tests.contains(&target.label);
         let end = TargetEnd::Completed {
             success: completed.success,
-            awaits_tests,
+            awaits_tests: completed.success && target.aspect.is_empty() && self.command.tests() && test_rule,
         };
         effects.push(Effect::Target(target, end, sequence));
     }
@@ -605,13 +593,7 @@ impl Build {
         }
         let shape = TestShape::of(&results, shards, runs);
         let last_attempts = test_outputs::last_attempts(&results);
-        let profile = self.selector.profile(&GroupContext {
-            command: self.command,
-            label: &label,
-            aspect: "",
-            group: "",
-            origin: Origin::TestOutput,
-        });
+        let profile = self.profile(&label, Origin::TestOutput);
         let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
         for (number, result) in numbers.iter().zip(&results) {
             namer.sequence = *number;
@@ -641,13 +623,7 @@ impl Build {
         let Some(content) = action.content.clone().filter(|_| action.success) else {
             return;
         };
-        let profile = self.selector.profile(&GroupContext {
-            command: self.command,
-            label: &action.label,
-            aspect: "",
-            group: "",
-            origin: Origin::Action,
-        });
+        let profile = self.profile(&action.label, Origin::Action);
         let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
         let file = File {
             path: action.primary_output.as_str().into(),
@@ -667,13 +643,7 @@ impl Build {
     }
 
     fn combined_report(&mut self, sequence: i64, file: &File, effects: &mut Vec<Effect>) {
-        let profile = self.selector.profile(&GroupContext {
-            command: self.command,
-            label: "",
-            aspect: "",
-            group: "",
-            origin: Origin::TestOutput,
-        });
+        let profile = self.profile("", Origin::TestOutput);
         let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
         let event = "build_tool_logs".into();
         namer.name_at(&COMBINED_REPORT.into(), file, profile, &"".into(), &event);
@@ -681,22 +651,13 @@ impl Build {
     }
 
     fn unreferenced(&mut self, effects: &mut Vec<Effect>) {
-        let profile = self.selector.profile(&GroupContext {
-            command: self.command,
-            label: "",
-            aspect: "",
-            group: "",
-            origin: Origin::Unreferenced,
-        });
+        let profile = self.profile("", Origin::Unreferenced);
         let mut namer = Namer::new(&mut self.selector, &self.trees, 0);
         for (set, files) in self.sets.iter() {
             if self.referenced.contains(set) {
                 continue;
             }
-            let event: Arc<str> = format!("named_set {}", self.sets.id(set)).into();
-            for file in files.iter() {
-                namer.name(file, profile, &"".into(), &event);
-            }
+            namer.name_all(files, profile, &"".into(), &event_of(&self.sets, set));
         }
         if !namer.outputs.is_empty() {
             effects.push(Effect::Outputs(Arc::default(), namer.outputs));
@@ -745,6 +706,12 @@ impl<'a> Namer<'a> {
         }
     }
 
+    fn name_all(&mut self, files: &[File], profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
+        for file in files {
+            self.name(file, profile, group, event);
+        }
+    }
+
     fn name(&mut self, file: &File, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
         // Without a prefix it is a source file of the workspace, which is nobody's to write.
         if file.has_prefix() {
@@ -777,6 +744,31 @@ impl<'a> Namer<'a> {
         let tree_root = self.tree_of(&path, profile);
         let verdict = self.selector.select(profile, path.as_str(), tree_root, size);
         self.push(path, content, verdict, group, event);
+    }
+
+    /// Names files of a tree once more: under every profile that they were gone through under, for what is known of them
+    /// now is true of all.
+    fn run_again(&mut self, run: Run, sets: &NamedSets, visited: &BTreeMap<ProfileId, Visited>) {
+        match run.of {
+            Holder::Set(set) => {
+                let Some(files) = sets.files_of(set).and_then(|files| files.get(run.files)) else {
+                    return;
+                };
+                let event = event_of(sets, set);
+                self.set = Some(set);
+                for (profile, visited) in visited.iter().filter(|(_, v)| v.sets.contains(set)) {
+                    self.again(files, *profile, &visited.group, &event);
+                }
+                self.set = None;
+            }
+            Holder::Event(number) => {
+                if let Some(inline) = self.trees.inline(number)
+                    && let Some(files) = inline.files.get(run.files)
+                {
+                    self.again(files, inline.profile, &inline.group, &inline.event);
+                }
+            }
+        }
     }
 
     /// Names files once more if they are judged in another way now that the tree that they lie in is known. What was
@@ -855,6 +847,11 @@ impl<'a> Namer<'a> {
             }
         }
     }
+}
+
+/// The event that brought a set, as it is recorded.
+fn event_of(sets: &NamedSets, set: SetIndex) -> Arc<str> {
+    format!("named_set {}", sets.id(set)).into()
 }
 
 /// What a file is, if the stream tells it, and its size, if it has one.

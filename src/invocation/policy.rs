@@ -57,12 +57,12 @@ impl PathRegex {
     /// used.
     ///
     /// # Errors
-    /// A message, when it is invalid or too large.
-    pub fn within(text: &str, size: usize) -> Result<Self, String> {
+    /// When it is invalid or too large.
+    pub fn within(text: &str, size: usize) -> Result<Self, regex::Error> {
         let compiled = |text: &str| {
             let mut builder = RegexBuilder::new(text);
             builder.size_limit(size).dfa_size_limit(size.min(2 << 20));
-            builder.build().map_err(|e| e.to_string())
+            builder.build()
         };
         let whole = compiled(&format!("^(?:{text})$"));
         // Alone as well, so that the message shows the user's own text, and an unbalanced group does not pair up with
@@ -84,9 +84,9 @@ impl PathRegex {
 }
 
 impl FromStr for PathRegex {
-    type Err = String;
+    type Err = regex::Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, regex::Error> {
         Self::within(text, Self::SIZE)
     }
 }
@@ -150,7 +150,7 @@ impl FromStr for Rule {
                 "label" => rule.label = Some(value.parse().map_err(|e| bad(format!("{e}")))?),
                 "aspect" => rule.aspect = Some(value.to_owned()),
                 "output-group" => rule.output_group = Some(value.to_owned()),
-                "path" => rule.path = Some(value.parse().map_err(bad)?),
+                "path" => rule.path = Some(value.parse().map_err(|e: regex::Error| bad(e.to_string()))?),
                 "min-size" => rule.min_size = Some(crate::units::parse_size(value).map_err(bad)?),
                 "max-size" => rule.max_size = Some(crate::units::parse_size(value).map_err(bad)?),
                 _ => {

@@ -21,6 +21,7 @@ use crate::{
     output::{OutputContent, Stamp},
     record::{InvocationState, OutputRow, OutputState, Record, RootId, SeenOutput},
     remote::Attribution,
+    roots::RootError,
     units::now_ms,
 };
 
@@ -55,10 +56,13 @@ pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option
     let row = &build.row;
     let cache = rooms
         .sources
-        .of_record(&row.remote_cache, &row.remote_instance_name)?;
+        .of_record(&row.remote_cache, &row.remote_instance_name)
+        .map_err(|e| e.to_string())?;
     let (roots, path) = (rooms.roots.clone(), build.path.clone());
     let opened = spawn_blocking(move || roots.reopen(path.as_ref())).await;
-    let (id, root) = opened.map_err(|e| e.to_string())??;
+    let (id, root) = opened
+        .unwrap_or(Err(RootError::Panicked))
+        .map_err(|e| e.to_string())?;
     if id != build.root {
         return Err("the output root has been deleted and recreated since".to_owned());
     }

@@ -7,6 +7,6 @@ mod opened;
 mod rules;
 
 pub use self::{
-    opened::Roots,
+    opened::{RootError, Roots},
     rules::{Destination, PathMap, RootRules},
 };

@@ -25,7 +25,24 @@ use crate::{
 const ADVICE: &str = "see --allow-exec-root and --path-map";
 
 /// Judges a directory that has just been opened.
-type Check<'a> = &'a dyn Fn(&OutputRoot) -> Result<(), String>;
+type Check<'a> = &'a dyn Fn(&OutputRoot) -> Result<(), RootError>;
+
+/// Why an output root cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// The directory is not there, or cannot be opened.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// A rule forbids it, and what to do about that.
+    #[error("{0}; {1}")]
+    NotAllowed(PlaceError, &'static str),
+    /// Its path cannot be recorded.
+    #[error("{}: not UTF-8", .0.display())]
+    NotUtf8(PathBuf),
+    /// The code that opens it has a bug.
+    #[error("opening the output root panicked")]
+    Panicked,
+}
 
 /// Roots that are kept open although nobody uses them just now.
 const IDLE: usize = 32;
@@ -132,8 +149,8 @@ impl Roots {
     /// Opens the root of a build, or gives the handle that others use already. Blocks on the file system.
     ///
     /// # Errors
-    /// In words: the directory is not there, or must not be written into.
-    pub fn open(&self, exec_root: &str) -> Result<(RootId, Arc<Root>), String> {
+    /// When the directory is not there, or must not be written into.
+    pub fn open(&self, exec_root: &str) -> Result<(RootId, Arc<Root>), RootError> {
         let rules = self.rules();
         match &rules.destination {
             Destination::Directory { path, .. } => self.open_path(path, None),
@@ -201,11 +218,11 @@ impl Roots {
     /// Whether the root of a build may be at this path, as the build sees it. Blocks on the file system.
     ///
     /// # Errors
-    /// In words, which rule forbids it.
-    pub fn allows(&self, exec_root: &Path) -> Result<(), String> {
+    /// When a rule forbids it.
+    pub fn allows(&self, exec_root: &Path) -> Result<(), RootError> {
         let rules = self.rules();
         let path = rules.translate(&exec_root.to_string_lossy());
-        is_allowed_root(&path, allowance(&rules, &path)).map_err(|e| format!("{e}; {ADVICE}"))
+        is_allowed_root(&path, allowance(&rules, &path)).map_err(|e| RootError::NotAllowed(e, ADVICE))
     }
 
     /// Gives up roots that are gone, and their descriptors with them. What is under way in one ends by itself. Blocks on
@@ -227,8 +244,8 @@ impl Roots {
     /// Opens a root that the record knows. Blocks on the file system.
     ///
     /// # Errors
-    /// In words: the directory is not there.
-    pub fn reopen(&self, path: &Path) -> Result<(RootId, Arc<Root>), String> {
+    /// When the directory is not there, or is not allowed any more.
+    pub fn reopen(&self, path: &Path) -> Result<(RootId, Arc<Root>), RootError> {
         self.open_allowed(path, &self.rules(), "see --allow-exec-root")
     }
 
@@ -236,20 +253,20 @@ impl Roots {
         &self,
         path: &Path,
         rules: &RootRules,
-        advice: &str,
-    ) -> Result<(RootId, Arc<Root>), String> {
+        advice: &'static str,
+    ) -> Result<(RootId, Arc<Root>), RootError> {
         let allowance = allowance(rules, path);
-        is_allowed_root(path, allowance).map_err(|e| format!("{e}; {advice}"))?;
+        let refused = |error| RootError::NotAllowed(error, advice);
+        is_allowed_root(path, allowance).map_err(refused)?;
         // Another directory may have been put there since its path was looked at.
-        let check =
-            |place: &OutputRoot| is_allowed_open(place, allowance).map_err(|e| format!("{e}; {advice}"));
+        let check = |place: &OutputRoot| is_allowed_open(place, allowance).map_err(refused);
         let (id, root) = self.open_path(path, Some(&check))?;
         root.place.spell(rules.spellings(path));
         Ok((id, root))
     }
 
     /// Opens a directory: an exec root, which is checked, or the user's own choice.
-    fn open_path(&self, path: &Path, check: Option<Check<'_>>) -> Result<(RootId, Arc<Root>), String> {
+    fn open_path(&self, path: &Path, check: Option<Check<'_>>) -> Result<(RootId, Arc<Root>), RootError> {
         let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let mut open = self.open.lock();
         let used = self.uses.fetch_add(1, Ordering::Relaxed);
@@ -263,7 +280,7 @@ impl Roots {
         drop(open);
         drop(closed);
         let is_own = check.is_none();
-        let place = OutputRoot::open(path, is_own).map_err(|e| e.to_string())?;
+        let place = OutputRoot::open(path, is_own)?;
         if let Some(check) = check {
             check(&place)?;
         }
@@ -274,9 +291,7 @@ impl Roots {
             Ok(entries) => tracing::info!(root = %path.display(), entries, "swept temporary files"),
             Err(error) => tracing::debug!(root = %path.display(), "failed to sweep temporary files: {error}"),
         }
-        let name = path
-            .to_str()
-            .ok_or_else(|| format!("{}: not UTF-8", path.display()))?;
+        let name = path.to_str().ok_or_else(|| RootError::NotUtf8(path.to_owned()))?;
         let id = self.record.root(name, place.device(), place.inode());
         let who = Holder {
             since: None,

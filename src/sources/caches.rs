@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use super::command_line::{BuildDirectories, disk_cache, options_of};
+use super::{
+    command_line::{BuildDirectories, disk_cache, options_of},
+    error::SourceError,
+};
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
@@ -120,16 +123,16 @@ impl Sources {
     /// The cache for a build: its disk cache, if it has one that can be read, and then the remote one.
     ///
     /// # Errors
-    /// In words: the build names no gRPC cache, or one that is not allowed, and no disk cache.
+    /// When the build names no gRPC cache, or one that is not allowed, and no disk cache.
     pub fn of_build(
         &self,
         command_line: Option<&CommandLine>,
         directories: &BuildDirectories,
-    ) -> Result<SourceCache, String> {
+    ) -> Result<SourceCache, SourceError> {
         let remote = match &self.rule() {
             SourceRule::Fixed(cache) => Ok(named(cache)),
             SourceRule::FromBuild { template, allowed } => command_line
-                .ok_or_else(|| "the build sent no command line to take the remote cache from".to_owned())
+                .ok_or(SourceError::NoCommandLine)
                 .and_then(|line| options_of(line, template, directories))
                 .and_then(|options| {
                     check(allowed.as_deref(), &options.connect.endpoint)?;
@@ -154,7 +157,7 @@ impl Sources {
             },
             Err(reason) => SourceCache {
                 store: None,
-                blobs: Arc::new(Chain::new(vec![disk, Arc::new(Nowhere(reason))])),
+                blobs: Arc::new(Chain::new(vec![disk, Arc::new(Nowhere(reason.to_string()))])),
                 endpoint: String::new(),
                 instance_name: String::new(),
             },
@@ -164,8 +167,8 @@ impl Sources {
     /// The cache that a recorded invocation used.
     ///
     /// # Errors
-    /// In words: nothing is recorded, it is not allowed, or it cannot be used.
-    pub fn of_record(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, String> {
+    /// When nothing is recorded, it is not allowed, or it cannot be used.
+    pub fn of_record(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, SourceError> {
         match &self.rule() {
             SourceRule::Fixed(cache) => Ok(named(cache)),
             SourceRule::FromBuild { template, allowed } => {
@@ -187,20 +190,15 @@ impl Sources {
     /// where there are any, the user must have named the endpoint. No flag of the build's command line is heeded.
     ///
     /// # Errors
-    /// In words: it names no cache, one that is not allowed, or one that credentials would go to.
-    pub fn of_import(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, String> {
+    /// When it names no cache, one that is not allowed, or one that credentials would go to.
+    pub fn of_import(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, SourceError> {
         match &self.rule() {
             SourceRule::Fixed(cache) => Ok(named(cache)),
             SourceRule::FromBuild { template, allowed } => {
                 let options = recorded(template, endpoint, instance_name)?;
                 check(allowed.as_deref(), &options.connect.endpoint)?;
                 if allowed.is_none() && has_credentials(&options) {
-                    return Err(format!(
-                        "a build without an output root on this machine, such as an imported one, names the \
-                         remote cache {}, and outhaul sends credentials to it only if you confirm that: give \
-                         --remote-cache or --allow-remote-cache",
-                        options.connect.endpoint
-                    ));
+                    return Err(SourceError::NotConfirmed(options.connect.endpoint));
                 }
                 // Never one that a build of here has opened with its own credentials.
                 self.open(format!("import {}", key(endpoint, instance_name)), options)
@@ -208,7 +206,7 @@ impl Sources {
         }
     }
 
-    fn open(&self, key: String, options: RemoteOptions) -> Result<SourceCache, String> {
+    fn open(&self, key: String, options: RemoteOptions) -> Result<SourceCache, SourceError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // Another build may come with other credentials for the same place.
         if let Some(cache) = open.get(&key).filter(|cache| {
@@ -217,7 +215,7 @@ impl Sources {
         }) {
             return Ok(cache.clone());
         }
-        let cache = Arc::new(GrpcCache::new(options).map_err(|e| e.to_string())?);
+        let cache = Arc::new(GrpcCache::new(options)?);
         let cache = named(&cache);
         open.insert(key, cache.clone());
         Ok(cache)
@@ -229,21 +227,23 @@ fn key(endpoint: &str, instance_name: &str) -> String {
 }
 
 /// Options for what is written down of a cache.
-fn recorded(template: &RemoteOptions, endpoint: &str, instance_name: &str) -> Result<RemoteOptions, String> {
+fn recorded(
+    template: &RemoteOptions,
+    endpoint: &str,
+    instance_name: &str,
+) -> Result<RemoteOptions, SourceError> {
     if endpoint.is_empty() {
-        return Err("no remote cache is recorded for it; give --remote-cache".to_owned());
+        return Err(SourceError::NotRecorded);
     }
     let mut options = template.clone();
-    options.connect.endpoint = Endpoint::parse("--remote-cache", endpoint).map_err(|e| e.to_string())?;
+    options.connect.endpoint = Endpoint::parse("--remote-cache", endpoint)?;
     instance_name.clone_into(&mut options.instance_name);
     Ok(options)
 }
 
-fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), String> {
+fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), SourceError> {
     match allowed {
-        Some(allowed) if !allowed.contains(endpoint) => Err(format!(
-            "the build names the remote cache {endpoint}, which is not allowed; see --allow-remote-cache"
-        )),
+        Some(allowed) if !allowed.contains(endpoint) => Err(SourceError::NotAllowed(endpoint.clone())),
         _ => Ok(()),
     }
 }
@@ -296,7 +296,8 @@ mod tests {
                 &BuildDirectories::default(),
             )
             .err();
-        assert!(told.as_ref().unwrap().contains("--allow-remote-cache"));
+        let words = told.as_ref().unwrap().to_string();
+        assert!(words.contains("--allow-remote-cache"));
         assert_eq!(sources.of_record("grpc://evil:1", "main").err(), told);
         assert_eq!(sources.of_import("grpc://evil:1", "main").err(), told);
         sources.of_import("grpc://good:1", "main").unwrap();
@@ -304,7 +305,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_imported_build_gets_no_credentials_for_where_it_points() {
-        let error = sources(true, None).of_import("grpc://evil:1", "").err().unwrap();
+        let error = sources(true, None)
+            .of_import("grpc://evil:1", "")
+            .err()
+            .unwrap()
+            .to_string();
         for part in ["grpc://evil:1", "--remote-cache", "--allow-remote-cache"] {
             assert!(error.contains(part), "{error}");
         }
@@ -329,7 +334,7 @@ mod tests {
                 .unwrap()
                 .options()
         ));
-        let error = sources.of_import("", "").err().unwrap();
+        let error = sources.of_import("", "").err().unwrap().to_string();
         assert!(error.contains("give --remote-cache"), "{error}");
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::error::SourceError;
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
@@ -49,26 +50,20 @@ pub(crate) fn is_http(address: &str) -> bool {
 /// [`RemoteOptions::left_out`], and told if the server refuses us then.
 ///
 /// # Errors
-/// In words, naming the build's own flag.
+/// One that names the build's own flag.
 pub(super) fn options_of(
     line: &CommandLine,
     template: &RemoteOptions,
     directories: &BuildDirectories,
-) -> Result<RemoteOptions, String> {
-    let Some((flag, endpoint)) = line.remote_cache() else {
-        return Err(
-            "the build uses no remote cache: it has neither --remote_cache nor --remote_executor".to_owned(),
-        );
-    };
+) -> Result<RemoteOptions, SourceError> {
+    let (flag, endpoint) = line.remote_cache().ok_or(SourceError::NoCache)?;
     if is_http(endpoint) {
-        return Err(format!(
-            "the build's --{flag}={} is an HTTP cache; only gRPC caches are supported",
-            without_user_info(endpoint)
-        ));
+        let address = without_user_info(endpoint);
+        return Err(SourceError::Http(flag.to_owned(), address));
     }
     let mut options = template.clone();
     let (address, user_info) = split_user_info(endpoint);
-    options.connect.endpoint = Endpoint::parse(&format!("--{flag}"), &address).map_err(|e| e.to_string())?;
+    options.connect.endpoint = Endpoint::parse(&format!("--{flag}"), &address)?;
     if let Some(instance) = line.last("remote_instance_name") {
         instance.clone_into(&mut options.instance_name);
     }
@@ -96,7 +91,7 @@ pub(super) fn options_of(
             Err(error) => options.left_out.push(format!("--digest_function: {error}")),
         }
     }
-    options.validate().map_err(|e| e.to_string())?;
+    options.validate()?;
     Ok(options)
 }
 
@@ -299,7 +294,7 @@ pub(super) mod tests {
             (vec![("remote_cache", "ftp://h/c")], "--remote_cache"),
         ] {
             let error = options_of(&line(&options), &template(), &BuildDirectories::default()).unwrap_err();
-            assert!(error.contains(part), "{error}");
+            assert!(error.to_string().contains(part), "{error}");
         }
     }
 

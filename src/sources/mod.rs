@@ -4,9 +4,11 @@
 
 mod caches;
 mod command_line;
+mod error;
 
 pub(crate) use self::command_line::{google_of, is_http};
 pub use self::{
     caches::{SourceCache, SourceRule, Sources},
     command_line::{BuildDirectories, address_of},
+    error::SourceError,
 };

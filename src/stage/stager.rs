@@ -400,7 +400,7 @@ impl Stager {
         };
         let cache: Arc<dyn BlobStore> = match cache {
             Ok(cache) => cache.blobs(),
-            Err(reason) => Arc::new(Nowhere(reason)),
+            Err(error) => Arc::new(Nowhere(error.to_string())),
         };
         let (record, root) = (self.record.clone(), row.root);
         let wanted: Vec<(ExecPath, Digest)> = plan

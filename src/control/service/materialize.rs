@@ -7,12 +7,14 @@ use tokio::task::spawn_blocking;
 use super::{Service, find::Found, show};
 use crate::{
     exec_path::ExecPath,
-    invocation::{rows, sources::SourceCache},
+    invocation::rows,
     materialize::{Completion, Outcome, Root, Served, Session, Want},
     output::Class,
     proto::outhaul::v1 as pb,
     record::{OutputState, RootId},
     remote::Attribution,
+    roots::RootError,
+    sources::SourceCache,
 };
 
 /// Outputs that one call brings to disk.
@@ -144,15 +146,16 @@ impl Service {
             Ok((id, root, served))
         })
         .await;
-        let opened = opened.unwrap_or_else(|_| Err("opening the output root panicked".to_owned()));
+        let opened = opened.unwrap_or(Err(RootError::Panicked));
         let newest = self.record.newest_invocation(id).unwrap_or_default();
-        let (opened, root, served) = opened?;
+        let (opened, root, served) = opened.map_err(|e| e.to_string())?;
         if opened != id {
             return Err("the output root has been deleted and recreated since; build again".to_owned());
         }
         let cache = self
             .sources
-            .of_record(&newest.remote_cache, &newest.remote_instance_name)?;
+            .of_record(&newest.remote_cache, &newest.remote_instance_name);
+        let cache = cache.map_err(|e| e.to_string())?;
         Ok((root, served, cache, newest.invocation_id))
     }
 

@@ -7,7 +7,8 @@ use tokio::task::spawn_blocking;
 use super::{
     super::{rows, runfiles},
     Actor,
-    parts::{Known, Place},
+    parts::Known,
+    site::Site,
 };
 use crate::{
     action_cache::{self, Facts, Reading, State},
@@ -26,7 +27,7 @@ impl Actor {
     /// whatever this build's events name.
     pub(super) async fn action_cache(&self, before: Option<Arc<State>>) -> Known {
         let nothing = |reason: &str| Known::Nothing(reason.to_owned());
-        let Some(place) = &self.place else {
+        let Some(place) = self.site.place() else {
             return nothing("there is no output root");
         };
         let rules = self.shared.roots.rules();
@@ -38,10 +39,10 @@ impl Actor {
         if rules.no_action_cache {
             return nothing("Bazel's action cache is not read (--no-action-cache)");
         }
-        if !self.row.finished || self.interrupted || UNSAVED.contains(&self.row.exit_code) {
+        if !self.row.finished || self.phase.is_interrupted() || UNSAVED.contains(&self.row.exit_code) {
             return nothing("the build was interrupted, and has not written its action cache");
         }
-        if runfiles::is_off(self.command_line.as_ref(), "use_action_cache") {
+        if runfiles::is_off(self.build.command_line(), "use_action_cache") {
             return nothing("the build has no action cache (--nouse_action_cache)");
         }
         let (function, root, version) = (self.digest_function(), place.root.clone(), place.version);
@@ -110,7 +111,7 @@ impl Actor {
                 _ => None,
             });
         let told = || {
-            let name = self.command_line.as_ref()?.last("digest_function")?;
+            let name = self.build.command_line()?.last("digest_function")?;
             name.parse().ok()
         };
         of_outputs.or_else(told).unwrap_or(DigestFunction::Sha256)
@@ -118,10 +119,12 @@ impl Actor {
 
     /// Records what the action cache says, after everything that the build waits for.
     pub(super) async fn take_in_action_cache(&mut self) {
-        let Some(place) = &self.place else { return };
-        let Place { id, version, .. } = *place;
+        let Site::Open(place) = &mut self.site else {
+            return;
+        };
+        let (id, version) = (place.id, place.version);
         let before = self.shared.action_cache(id);
-        let told = match self.told.take() {
+        let told = match place.known.take() {
             Some(told) => told,
             None => {
                 self.action_cache(before.as_ref().map(|before| before.state.clone()))

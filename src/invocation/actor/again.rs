@@ -1,10 +1,10 @@
-//! A last look at what is on disk, after the end of the stream.
+//! Outputs on disk that are checked once more: because the build tool may have deleted them at its end, or because
+//! another process may have replaced them ([`super::others`]).
 //!
 //! In minimal mode, Bazels before 6 delete at the end of a command whatever they have fetched in it as inputs of
 //! actions of their own (`RemoteModule`, measured with 4.2.3), be it asked for or not: an output that was rightly found
 //! present when its target was completed, or that was put there by us before, is gone when the command returns. They
 //! do so before they end the stream.
-
 //!
 //! Newer ones leave what is there alone once they have told it, and are not looked after: it would cost a look at every
 //! output while the command waits.
@@ -12,10 +12,10 @@
 use std::{collections::HashMap, path::Path, thread};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 
-use super::{Actor, parts::Placed};
-use crate::{materialize::Outcome, output::Stamp};
+use super::{Actor, others::Doubt, phase::Step};
+use crate::{exec_path::ExecPath, materialize::Outcome, output::Stamp};
 
 /// The first version that deletes nothing at its end.
 const TIDY_SINCE: u32 = 6;
@@ -24,18 +24,38 @@ const LOOKS: usize = 512;
 /// Threads beyond which the disk gains nothing.
 const THREADS: usize = 4;
 
+/// An output that is on disk.
+#[derive(Clone)]
+pub(super) struct Placed {
+    pub(super) path: ExecPath,
+    pub(super) outcome: Outcome,
+}
+
+/// What is checked once more, and why.
+#[derive(Default)]
+pub(super) struct Recheck {
+    /// What is on disk, or was when it was looked at.
+    pub(super) placed: Vec<Placed>,
+    /// Whether another process may still place an older build's files here, and the task that watches it.
+    pub(super) doubt: Option<Doubt>,
+    pub(super) others: JoinSet<bool>,
+}
+
 impl Actor {
+    /// Whether what is on disk now is checked once more.
+    pub(super) fn is_rechecked(&self) -> bool {
+        let deletes = !self.phase.has_checked_again() && deletes_at_its_end(&self.row.build_tool_version);
+        deletes || self.recheck.doubt.is_some()
+    }
+
     /// Wants once more what the build tool has deleted. Once for each end of the stream.
     pub(super) async fn look_again(&mut self) {
-        if self.stream_open || std::mem::replace(&mut self.looked_again, true) {
+        if !self.phase.takes(Step::CheckAgain) || !deletes_at_its_end(&self.row.build_tool_version) {
             return;
         }
-        if !deletes_at_its_end(&self.row.build_tool_version) {
-            return;
-        }
-        let placed = match self.doubt {
-            Some(_) => self.placed.clone(),
-            None => std::mem::take(&mut self.placed),
+        let placed = match self.recheck.doubt {
+            Some(_) => self.recheck.placed.clone(),
+            None => std::mem::take(&mut self.recheck.placed),
         };
         let outputs = self.want_again(placed).await;
         if outputs > 0 {
@@ -49,7 +69,7 @@ impl Actor {
 
     /// Wants once more what of this is not on disk any more. Gives how many that are.
     pub(super) async fn want_again(&mut self, placed: Vec<Placed>) -> usize {
-        let (Some(place), Some(session)) = (&self.place, &self.session) else {
+        let (Some(place), Some(session)) = (self.site.place(), self.site.session()) else {
             return 0;
         };
         if placed.is_empty() {
@@ -156,7 +176,6 @@ mod tests {
     use std::{fs, os::unix::fs::MetadataExt as _};
 
     use super::*;
-    use crate::exec_path::ExecPath;
 
     #[test]
     fn only_old_and_unknown_build_tools_are_looked_after() {

@@ -5,13 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Actor;
+use super::{Actor, site::Site};
 use crate::{digest::Digest, exec_path::ExecPath, output::OutputContent, record::OutputState};
 
 impl Actor {
     /// Looks for files: at their path where one is given, else wherever this build has the same bytes.
     pub(super) fn local_files(&mut self, files: &[(Option<ExecPath>, Digest)]) -> Vec<Option<PathBuf>> {
-        if self.place.is_none() && self.parted.is_none() {
+        if !matches!(self.site, Site::Open(_) | Site::Closed(Some(_))) {
             return vec![None; files.len()];
         }
         if self.ledger.places.is_none() && files.iter().any(|(path, _)| path.is_none()) {

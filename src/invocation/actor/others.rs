@@ -11,7 +11,11 @@ use std::{
 
 use tokio::task::spawn_blocking;
 
-use super::{Actor, again::deletes_at_its_end, parts::Doubt};
+use super::{
+    Actor,
+    again::{Recheck, deletes_at_its_end},
+    phase::{Phase, Step},
+};
 use crate::{materialize::Root, units::show_duration};
 
 /// For how long a build is held for others who are placing files.
@@ -21,18 +25,35 @@ const WATCHED: Duration = Duration::from_secs(600);
 const SOON: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_millis(500);
 
+/// Why what is on disk may not be what was placed or found there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Somebody else is in the middle of placing files.
+    Placing,
+    /// The same, for so long that the build is not held any more.
+    Stuck,
+    /// They are done, and what is on disk is to be looked at; once more if what is optional was still on its way.
+    Done { looked: bool },
+}
+
+impl Recheck {
+    /// Whether nothing may be told to be on disk yet.
+    pub(super) const fn holds(&self) -> bool {
+        matches!(self.doubt, Some(Doubt::Placing | Doubt::Done { looked: false }))
+    }
+}
+
 impl Actor {
     /// Somebody else is in the middle of placing files in this root.
     pub(super) fn doubt(&mut self, root: Arc<Root>) {
-        self.doubt = Some(Doubt::Placing);
-        self.look_after = true;
+        self.recheck.doubt = Some(Doubt::Placing);
         self.watch_others(root, HELD, SOON);
     }
 
     /// Finds out when they are done, or after some time that they are not.
     fn watch_others(&mut self, root: Arc<Root>, patience: Duration, pause: Duration) {
         let began = Instant::now();
-        self.others.spawn(async move {
+        self.recheck.others.spawn(async move {
             loop {
                 let root = root.clone();
                 if spawn_blocking(move || root.epoch.is_alone())
@@ -51,8 +72,8 @@ impl Actor {
 
     /// They are done, or are not after all this time.
     pub(super) fn on_others(&mut self, alone: bool) {
-        match (self.doubt, &self.place) {
-            (Some(_), _) if alone => self.doubt = Some(Doubt::Done { looked: false }),
+        match (self.recheck.doubt, self.site.place()) {
+            (Some(_), _) if alone => self.recheck.doubt = Some(Doubt::Done { looked: false }),
             (Some(Doubt::Placing), Some(place)) => {
                 let message = format!(
                     "gave up waiting for another outhaul process, which has been placing a file of an older \
@@ -61,21 +82,16 @@ impl Actor {
                 );
                 tracing::warn!(invocation = %self.row.invocation_id, "{message}");
                 self.ledger.tally.note(&message);
-                self.doubt = Some(Doubt::Stuck);
+                self.recheck.doubt = Some(Doubt::Stuck);
                 self.watch_others(place.root.clone(), WATCHED, LATER);
             }
-            _ => self.doubt = None,
+            _ => self.recheck.doubt = None,
         }
-    }
-
-    /// Whether nothing may be told to be on disk yet.
-    pub(super) const fn is_in_doubt(&self) -> bool {
-        matches!(self.doubt, Some(Doubt::Placing | Doubt::Done { looked: false }))
     }
 
     /// Looks at what is on disk once the others are done, and wants once more what they have replaced.
     pub(super) async fn look_after_others(&mut self) {
-        let Some(Doubt::Done { looked }) = self.doubt else {
+        let Some(Doubt::Done { looked }) = self.recheck.doubt else {
             return;
         };
         // What is on its way may have been looked at before they were done.
@@ -83,15 +99,17 @@ impl Actor {
         if self.ledger.required > 0 || (looked && !is_last) {
             return;
         }
-        self.doubt = (!is_last).then_some(Doubt::Done { looked: true });
-        let outputs = self.want_again(self.placed.clone()).await;
+        self.recheck.doubt = (!is_last).then_some(Doubt::Done { looked: true });
+        let outputs = self.want_again(self.recheck.placed.clone()).await;
         if is_last && !deletes_at_its_end(&self.row.build_tool_version) {
-            self.look_after = false;
-            self.placed = Vec::new();
+            self.recheck.placed = Vec::new();
         }
         if outputs > 0 {
             // A build that was reported as settled is reported again.
-            self.reported = None;
+            if let Phase::Settled { end, .. } = self.phase {
+                let next = Step::Settle;
+                self.phase = Phase::Ended { end, next };
+            }
             tracing::warn!(
                 invocation = %self.row.invocation_id,
                 outputs,

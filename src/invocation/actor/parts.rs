@@ -1,25 +1,19 @@
-//! What an invocation's task keeps of outputs, places and doubts.
+//! What an invocation's task keeps of outputs.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     action_cache::{Facts, State},
     bep::{event::TargetId, named_sets::SetIndex},
-    exec_path::ExecPath,
-    materialize::{Outcome, Root},
-    output::{Class, OutputContent},
-    record::RootId,
+    materialize::Completion,
+    output::{Class, OutputContent, STAMP_AGE},
 };
 
 /// Hashes paths, of which there are many. Seeded at random, since a stream is not to be trusted.
 pub(super) type PathHasher = foldhash::fast::RandomState;
-
-/// An output that is on disk.
-#[derive(Clone)]
-pub(super) struct Placed {
-    pub(super) path: ExecPath,
-    pub(super) outcome: Outcome,
-}
 
 pub(super) struct Wanted {
     pub(super) content: OutputContent,
@@ -33,11 +27,31 @@ pub(super) struct Wanted {
     pub(super) on_disk: bool,
 }
 
-/// What is needed to ask for outputs, once the stream has told it.
-pub(super) struct Place {
-    pub(super) id: RootId,
-    pub(super) root: Arc<Root>,
-    pub(super) version: u64,
+/// For how long rows are put off while more come, and how many (some 200 bytes each): they are of no use to the build
+/// that waits, and would take its processor time.
+const ROWS_PUT_OFF: Duration = Duration::from_secs(1);
+const ROWS_AT_ONCE: usize = 1 << 16;
+
+/// Completions whose rows are not written yet.
+#[derive(Default)]
+pub(super) struct Unwritten {
+    pub(super) ends: Vec<Completion>,
+    /// When the last completion came, and the first of these.
+    pub(super) last: Option<Instant>,
+    pub(super) since: Option<Instant>,
+}
+
+impl Unwritten {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Whether they are to be written now.
+    pub(super) fn is_due(&self) -> bool {
+        self.ends.len() >= ROWS_AT_ONCE
+            || self.last.is_some_and(|last| last.elapsed() >= STAMP_AGE)
+            || self.since.is_some_and(|since| since.elapsed() >= ROWS_PUT_OFF)
+    }
 }
 
 /// What the action cache tells.
@@ -48,15 +62,4 @@ pub(super) enum Known {
     Unchanged,
     /// Nothing, for this reason.
     Nothing(String),
-}
-
-/// Why what is on disk may not be what was placed or found there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doubt {
-    /// Somebody else is in the middle of placing files.
-    Placing,
-    /// The same, for so long that the build is not held any more.
-    Stuck,
-    /// They are done, and what is on disk is to be looked at; once more if what is optional was still on its way.
-    Done { looked: bool },
 }

@@ -6,21 +6,38 @@
 
 use std::sync::Arc;
 
+use tokio::sync::{oneshot, watch};
+
 use super::Actor;
-use crate::{bep::event::TargetId, builds::Progress, invocation::feed::Change};
+use crate::{
+    bep::event::TargetId,
+    builds::{Progress, Settlement},
+    invocation::feed::{Change, Listeners},
+};
+
+/// Everyone who is told how far the build is.
+#[derive(Default)]
+pub(super) struct Followers {
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) listeners: Listeners,
+    /// Who waits for what is required.
+    pub(super) settled: Vec<oneshot::Sender<Settlement>>,
+    /// Who waits for what is optional as well.
+    pub(super) done: Vec<oneshot::Sender<()>>,
+}
 
 impl Actor {
     /// Tells how far the build is settled, if that has changed.
     pub(super) fn tell_progress(&mut self) {
-        if self.is_in_doubt() {
+        if self.recheck.holds() {
             return;
         }
         // What has not come by the end of a broken stream is not waited for.
-        let open = self.build.lowest_open().filter(|_| self.stream_open);
-        let open_target = self.build.lowest_open_target().filter(|_| self.stream_open);
+        let open = self.build.lowest_open().filter(|_| self.phase.is_open());
+        let open_target = self.build.lowest_open_target().filter(|_| self.phase.is_open());
         let through = self.ledger.course.through(open);
         let (failed_at, messages) = (self.ledger.course.failed_at, &self.ledger.tally.messages);
-        self.progress.send_if_modified(|now| {
+        self.followers.progress.send_if_modified(|now| {
             let changed = (now.through, now.open, now.failed_at) != (through, open, failed_at);
             if changed {
                 *now = Progress {
@@ -68,7 +85,7 @@ impl Actor {
 
     /// Notifies the listeners.
     pub(super) fn tell(&mut self, target: Option<usize>, change: &Change) {
-        self.listeners.tell(target, change);
+        self.followers.listeners.tell(target, change);
         if !matches!(change, Change::Output { .. }) {
             self.shared.tell(&self.row.invocation_id, change);
         }

@@ -20,13 +20,15 @@ use super::{
     },
     Actor, PathHasher,
     parts::Known,
+    phase::Step,
+    site::Site,
 };
 use crate::{
     action_cache::{self, Facts},
     bep::event::{CommandLine, TargetId},
     exec_path::ExecPath,
     invocation::shared::Remembered,
-    materialize::place::Seen,
+    materialize::{Root, place::Seen},
     output::{Class, OutputContent},
     record::{Record, RootId},
     roots::Destination,
@@ -56,20 +58,19 @@ struct Found {
 impl Actor {
     /// Wants the runfiles of the programs that were asked for. Once for each end of the stream.
     pub(super) async fn bring_runfiles(&mut self) {
-        if self.stream_open || std::mem::replace(&mut self.brought_runfiles, true) || self.interrupted {
+        if !self.phase.takes(Step::BringRunfiles) || self.phase.is_interrupted() {
             return;
         }
         let is_exec_root = self.shared.roots.rules().destination == Destination::ExecRoot;
-        let is_blocked = self.blocked.is_some() || self.ledger.tally.superseded > 0;
+        let is_blocked = self.site.blocked().is_some() || self.ledger.tally.superseded > 0;
         // An output service has these as well.
-        let is_served = self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.served.is_some());
-        if !is_exec_root || is_served || is_blocked || !runfiles::are_built(self.command_line.as_ref()) {
+        let session = self.site.session();
+        let is_served = session.is_some_and(|session| session.served.is_some());
+        let line = self.build.command_line();
+        if !is_exec_root || is_served || is_blocked || !runfiles::are_built(line) {
             return;
         }
-        if runfiles::is_off(self.command_line.as_ref(), "build_runfile_manifests") {
+        if runfiles::is_off(line, "build_runfile_manifests") {
             if !self.ledger.wanted.is_empty() {
                 self.ledger
                     .tally
@@ -92,7 +93,7 @@ impl Actor {
 
     /// The programs that have manifests, with the targets that they are of, and whether that is sure.
     async fn programs(&self) -> Vec<(String, Arc<TargetId>, bool)> {
-        let Some(place) = &self.place else {
+        let Some(place) = self.site.place() else {
             return Vec::new();
         };
         let wanted = self
@@ -139,7 +140,7 @@ impl Actor {
             let verdict = self.build.select_runfile(&target.label, program, None, None);
             verdict.class > Class::Known
         });
-        let place = self.place.as_ref().filter(|_| !programs.is_empty())?;
+        let place = self.site.place().filter(|_| !programs.is_empty())?;
         let (root, version) = (place.root.clone(), place.version);
         let exec_root = self
             .build
@@ -201,7 +202,9 @@ impl Actor {
 
     /// Whether only trees are missing, and all that the action cache told of them before is there.
     async fn trees_are_whole(&self, missing: &[Missing]) -> bool {
-        let Some(place) = &self.place else { return false };
+        let Some(place) = self.site.place() else {
+            return false;
+        };
         let Some(Remembered { state, trees }) = self.shared.action_cache(place.id) else {
             return false;
         };
@@ -223,46 +226,30 @@ impl Actor {
     }
 
     async fn want_runfiles(&mut self, missing: Vec<Missing>, told: Known) {
-        let Some(place) = &self.place else { return };
+        let Some(place) = self.site.place() else { return };
         let (record, root, id) = (self.shared.record.clone(), place.root.clone(), place.id);
         let known = std::mem::take(&mut self.ledger.known);
-        let is_on_its_way: Vec<bool> = missing
-            .iter()
-            .map(|missing| self.ledger.directories.contains(&missing.path))
-            .collect();
+        let with_ways = missing.into_iter().map(|missing| {
+            let is_on_its_way = self.ledger.directories.contains(&missing.path);
+            (missing, is_on_its_way)
+        });
+        let missing: Vec<(Missing, bool)> = with_ways.collect();
         // In its other modes, Bazel has filled the directories that it makes.
         let is_minimal = |line: &CommandLine| line.download_mode() == Some("minimal");
-        let may_be_hollow = self.command_line.as_ref().is_none_or(is_minimal);
+        let may_be_hollow = self.build.command_line().is_none_or(is_minimal);
         let look = move || {
             let look = |(missing, is_on_its_way): (Missing, bool)| {
-                let outputs = match &told {
+                let mut outputs = match &told {
                     Known::Facts(facts, _) => of_facts(facts, &missing.path),
                     _ => Vec::new(),
                 };
-                let outputs = match outputs.is_empty() {
+                if outputs.is_empty() {
                     // What the stream names without asking for it is recorded.
-                    true => of_stream(&record, id, &known, &missing.path),
-                    false => outputs,
-                };
-                let is_absent = |path: &ExecPath| match missing.seen {
-                    Seen::Directory => *path != missing.path && root.place.see(path) == Seen::Nothing,
-                    _ => true,
-                };
-                let absent = outputs
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, (path, _))| is_absent(path));
-                Found {
-                    absent: absent.map(|(at, _)| at).collect(),
-                    is_empty: may_be_hollow
-                        && missing.seen == Seen::Directory
-                        && !is_on_its_way
-                        && root.place.is_empty(&missing.path),
-                    outputs,
-                    missing,
+                    outputs = of_stream(&record, id, &known, &missing.path);
                 }
+                Found::look(missing, outputs, &root, may_be_hollow && !is_on_its_way)
             };
-            let found: Vec<Found> = missing.into_iter().zip(is_on_its_way).map(look).collect();
+            let found: Vec<Found> = missing.into_iter().map(look).collect();
             (found, told, known)
         };
         let Ok((found, told, known)) = spawn_blocking(look).await else {
@@ -273,48 +260,14 @@ impl Actor {
         let mut wants: HashMap<Arc<TargetId>, Vec<Named>> = HashMap::new();
         let mut trees = HashMap::new();
         for found in found {
-            let Missing {
-                target,
-                program,
-                path,
-                ..
-            } = &found.missing;
-            let is_tree =
-                found.missing.seen == Seen::Directory || found.outputs.iter().any(|(of, _)| of != path);
-            let tree = Some(path.as_str()).filter(|_| is_tree);
-            if let Some(reason) = found.is_lost(&told) {
-                let verdict = self
-                    .build
-                    .select_runfile(&target.label, path.as_str(), tree, None);
-                let reason = format!("{path}, a runfile of {program}: {reason}");
-                self.runfile_failed(target, found.missing.is_sure, verdict.class, &reason);
+            let Some(named) = self.named_of(&found, &told) else {
                 continue;
+            };
+            if !named.is_empty() {
+                let target = found.missing.target.clone();
+                wants.entry(target).or_default().extend(named);
             }
-            for at in &found.absent {
-                let Some((path, content)) = found.outputs.get(*at) else {
-                    continue;
-                };
-                let size = match content {
-                    OutputContent::Blob(digest) => Some(digest.size()),
-                    _ => None,
-                };
-                let verdict = self
-                    .build
-                    .select_runfile(&target.label, path.as_str(), tree, size);
-                if verdict.class > Class::Known {
-                    wants.entry(target.clone()).or_default().push(Named {
-                        path: path.clone(),
-                        content: content.clone(),
-                        class: verdict.class,
-                        rule: verdict.rule,
-                        group: Arc::default(),
-                        event: ACTION_CACHE.into(),
-                        sequence: self.ledger.course.taken(),
-                        set: None,
-                    });
-                }
-            }
-            if is_tree {
+            if found.is_tree() {
                 let files = found.outputs.into_iter().map(|(path, _)| path);
                 trees.insert(found.missing.path, files.collect());
             }
@@ -324,11 +277,56 @@ impl Actor {
             self.shared
                 .remember_action_cache(id, Some(Remembered { state, trees }));
         }
-        self.told = Some(told);
+        if let Site::Open(place) = &mut self.site {
+            place.known = Some(told);
+        }
         for (target, named) in wants {
             self.outputs(target, named).await;
         }
         self.ask().await;
+    }
+
+    /// What is wanted of what was found; `None` if it is lost.
+    fn named_of(&mut self, found: &Found, told: &Known) -> Option<Vec<Named>> {
+        let Missing {
+            target,
+            is_sure,
+            program,
+            path,
+            ..
+        } = &found.missing;
+        let tree = Some(path.as_str()).filter(|_| found.is_tree());
+        if let Some(reason) = found.is_lost(told) {
+            let verdict = self
+                .build
+                .select_runfile(&target.label, path.as_str(), tree, None);
+            let reason = format!("{path}, a runfile of {program}: {reason}");
+            self.runfile_failed(target, *is_sure, verdict.class, &reason);
+            return None;
+        }
+        let mut wanted = Vec::new();
+        for (path, content) in found.absent.iter().filter_map(|at| found.outputs.get(*at)) {
+            let size = match content {
+                OutputContent::Blob(digest) => Some(digest.size()),
+                _ => None,
+            };
+            let verdict = self
+                .build
+                .select_runfile(&target.label, path.as_str(), tree, size);
+            if verdict.class > Class::Known {
+                wanted.push(Named {
+                    path: path.clone(),
+                    content: content.clone(),
+                    class: verdict.class,
+                    rule: verdict.rule,
+                    group: Arc::default(),
+                    event: ACTION_CACHE.into(),
+                    sequence: self.ledger.course.taken(),
+                    set: None,
+                });
+            }
+        }
+        Some(wanted)
     }
 
     fn runfile_failed(&mut self, target: &Arc<TargetId>, is_sure: bool, class: Class, reason: &str) {
@@ -411,6 +409,32 @@ impl<'a> Owners<'a> {
 }
 
 impl Found {
+    /// Looks for what should be there. Blocks on the file system.
+    fn look(
+        missing: Missing,
+        outputs: Vec<(ExecPath, OutputContent)>,
+        root: &Root,
+        may_be_hollow: bool,
+    ) -> Self {
+        let is_directory = missing.seen == Seen::Directory;
+        let is_absent = |path: &ExecPath| {
+            !is_directory || (*path != missing.path && root.place.see(path) == Seen::Nothing)
+        };
+        let absent = outputs.iter().enumerate();
+        let absent = absent.filter(|(_, (path, _))| is_absent(path));
+        Self {
+            absent: absent.map(|(at, _)| at).collect(),
+            is_empty: may_be_hollow && is_directory && root.place.is_empty(&missing.path),
+            outputs,
+            missing,
+        }
+    }
+
+    fn is_tree(&self) -> bool {
+        let path = &self.missing.path;
+        self.missing.seen == Seen::Directory || self.outputs.iter().any(|(of, _)| of != path)
+    }
+
     /// Why it cannot be downloaded, if it cannot.
     fn is_lost(&self, known: &Known) -> Option<String> {
         if !self.outputs.is_empty() {

@@ -31,9 +31,7 @@ impl Actor {
         if self.undigested.is_empty() {
             return;
         }
-        if let Some(path) = self.awaited_root.take() {
-            self.open_root(path).await;
-        }
+        self.open_root().await;
         let mut noted: Vec<_> = std::mem::take(&mut self.undigested).into_iter().collect();
         noted.retain(|(path, _)| !self.ledger.wanted.contains_key(path));
         noted.sort_unstable_by(|a, b| a.0.cmp(&b.0));
@@ -41,10 +39,8 @@ impl Actor {
             self.shared.roots.rules().destination,
             Destination::Directory { flatten: true, .. }
         );
-        let root = self
-            .place
-            .as_ref()
-            .map(|place| place.root.place.path().to_owned());
+        let place = self.site.place();
+        let root = place.map(|place| place.root.place.path().to_owned());
         let places: Vec<Option<PathBuf>> = noted
             .iter()
             .map(|(path, _)| {
@@ -58,7 +54,7 @@ impl Actor {
             places.into_iter().map(is_there).collect()
         });
         let there = looked.await.unwrap_or_default();
-        let blocked = self.blocked.clone();
+        let blocked = self.site.blocked().map(str::to_owned);
         let why = blocked
             .as_deref()
             .unwrap_or("the build names it as a local file, without a digest, and it is not on disk");

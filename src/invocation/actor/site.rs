@@ -1,0 +1,275 @@
+//! Where a build's outputs go: its output root, and the way to its cache.
+
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use super::{Actor, parts::Known};
+use crate::{
+    bep::commands::has_outputs,
+    materialize::{Root, Served, Session, place::Left as LeftRoot},
+    record::RootId,
+    remote::{Attribution, Nowhere},
+    roots::{Destination, RootError},
+    sources::{BuildDirectories, SourceCache, SourceError},
+    transport::without_user_info,
+};
+
+/// See the module.
+pub(super) enum Site {
+    /// Not open. Left with the first outputs, if the stream has named the exec root by then; it is opened before that if
+    /// it exists and the command builds something.
+    ///
+    /// Entered again with what is kept of it when nothing is on its way after a stream has broken off: it may stay so for
+    /// minutes, and there may be hundreds of such builds. Then it is also left with the proper end of the stream.
+    Closed(Option<Left>),
+    /// Open. Left when nothing is on its way after the end of the stream.
+    Open(Place),
+    /// Outputs cannot be placed at all, for this reason. Never left.
+    Blocked(String),
+}
+
+/// An open output root, and what is needed to request outputs there.
+pub(super) struct Place {
+    pub(super) id: RootId,
+    pub(super) root: Arc<Root>,
+    pub(super) version: u64,
+    /// The way to the cache, once outputs are wanted.
+    pub(super) session: Option<Arc<Session>>,
+    /// What the action cache said after the end of the stream, until it is recorded.
+    pub(super) known: Option<Known>,
+}
+
+/// What is kept of a closed output root.
+pub(super) struct Left {
+    /// Tells whether the root is still open.
+    root: u32,
+    left: LeftRoot,
+    had_session: bool,
+}
+
+impl Site {
+    /// The output root, if it is open.
+    pub(super) const fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Open(place) => Some(place),
+            _ => None,
+        }
+    }
+
+    /// The way to the cache, if it is open.
+    pub(super) fn session(&self) -> Option<&Arc<Session>> {
+        self.place()?.session.as_ref()
+    }
+
+    /// Why outputs cannot be placed at all.
+    pub(super) const fn blocked(&self) -> Option<&str> {
+        match self {
+            Self::Blocked(reason) => Some(reason.as_str()),
+            _ => None,
+        }
+    }
+}
+
+impl Actor {
+    /// Opens the exec root, or leaves that to the first outputs: after a `clean`, Bazel 4 makes it only after it has
+    /// named it, when it begins to execute. A root that is not there has no older work to be stopped either.
+    pub(super) async fn exec_root(&mut self, path: String) {
+        self.row.exec_root.clone_from(&path);
+        let shared = self.shared.clone();
+        let there = spawn_blocking(move || shared.roots.is_there(&path)).await;
+        // What only asks about the build, and has no outputs, does not end the downloads of one that has.
+        if has_outputs(&self.row.command) && there.unwrap_or(true) {
+            self.open_root().await;
+        }
+    }
+
+    /// Opens the exec root, if the stream has named it and it is not open.
+    pub(super) async fn open_root(&mut self) {
+        let (Site::Closed(left), Some(path)) = (&mut self.site, self.build.exec_root()) else {
+            return;
+        };
+        let (left, path) = (left.take(), path.to_owned());
+        self.site = match self.open(path, left).await {
+            Ok(place) => Site::Open(place),
+            Err(error) => {
+                let reason = error.to_string();
+                tracing::error!(invocation = %self.row.invocation_id, "not downloading any outputs: {reason}");
+                self.ledger.tally.note(&reason);
+                Site::Blocked(reason)
+            }
+        };
+    }
+
+    async fn open(&mut self, path: String, left: Option<Left>) -> Result<Place, RootError> {
+        let shared = self.shared.clone();
+        let opened = spawn_blocking(move || shared.roots.open(&path)).await;
+        let (id, root) = opened.unwrap_or(Err(RootError::Panicked))?;
+        self.row.exec_root = root.place.path().display().to_string();
+        self.row.root = Some(id);
+        if left.as_ref().is_none_or(|left| left.root != root.id) {
+            self.fill_row();
+            let left = left.map(|left| left.left);
+            let (roots, materializer) = (&self.shared.roots, &self.shared.materializer);
+            if !roots
+                .begin(materializer, (id, &root), &mut self.row, left)
+                .await?
+            {
+                self.doubt(root.clone());
+            }
+        }
+        Ok(Place {
+            id,
+            root,
+            version: self.row.version,
+            session: None,
+            known: None,
+        })
+    }
+
+    /// Lets go of the root, if nothing is done in it until the stream is resumed: it is closed like any other that
+    /// nobody uses, and opened again when there is more to do.
+    pub(super) async fn leave_root(&mut self) {
+        let is_over = self.phase.report().is_some() && self.phase.is_interrupted();
+        let is_quiet = self.ledger.is_quiet()
+            && self.recheck.doubt.is_none()
+            && self.recheck.others.is_empty()
+            && self.unwritten.is_empty()
+            && self.unasked.is_empty();
+        let (Site::Open(place), true) = (&self.site, is_over && is_quiet) else {
+            return;
+        };
+        let leaving = place.root.clone();
+        let Ok(Ok(left)) = spawn_blocking(move || leaving.place.leave()).await else {
+            return;
+        };
+        self.site = Site::Closed(Some(Left {
+            root: place.root.id,
+            left,
+            had_session: place.session.is_some(),
+        }));
+    }
+
+    /// The stream goes on, and with it the work in the root.
+    pub(super) async fn come_back(&mut self) {
+        if let Site::Closed(Some(Left { had_session, .. })) = self.site {
+            self.open_root().await;
+            if had_session {
+                self.session().await;
+            }
+        }
+    }
+
+    /// The way to the cache, opened when the first outputs are wanted: by then the build has told its command line.
+    pub(super) async fn session(&mut self) -> Option<Arc<Session>> {
+        if let Some(session) = self.site.session() {
+            return Some(session.clone());
+        }
+        self.site.place()?;
+        let served = self.served().await;
+        let store = match self.source() {
+            Ok(cache) => {
+                self.row.remote_cache.clone_from(&cache.endpoint);
+                self.row.remote_instance_name.clone_from(&cache.instance_name);
+                for option in cache.left_out() {
+                    let told = format!("not using one of the build's options for its remote cache: {option}");
+                    tracing::warn!(invocation = %self.row.invocation_id, "{told}");
+                    self.ledger.tally.note(&told);
+                }
+                if served.is_some() {
+                    cache.remote_blobs()
+                } else {
+                    cache.blobs()
+                }
+            }
+            // What is there is there, no matter who brought it. What is not fails, and for this reason.
+            Err(reason) => {
+                tracing::warn!(invocation = %self.row.invocation_id, "no remote cache: {reason}");
+                Arc::new(Nowhere(reason.to_string()))
+            }
+        };
+        let Site::Open(place) = &mut self.site else {
+            return None;
+        };
+        let session = Session {
+            root: place.root.clone(),
+            version: place.version,
+            store,
+            attribution: Arc::new(Attribution {
+                invocation_id: self.row.invocation_id.clone(),
+                build_id: self.row.build_id.clone(),
+                target: String::new(),
+            }),
+            served,
+            completions: self.completions.clone(),
+        };
+        Some(place.session.insert(Arc::new(session)).clone())
+    }
+
+    /// Whether somebody else has the build's outputs, and says so: an output service by the command line, or whatever
+    /// `bazel-out` leads to. Bazel makes that link before it executes anything, so it is there when outputs are named.
+    async fn served(&mut self) -> Option<Served> {
+        if self.shared.roots.rules().destination != Destination::ExecRoot {
+            return None;
+        }
+        let line = self.build.command_line();
+        let service = line.and_then(|line| line.given("experimental_remote_output_service"));
+        let mut served = match service {
+            Some(address) => Served {
+                by: format!("the output service {}", without_user_info(address)),
+                warm: false,
+            },
+            None => {
+                let root = self.site.place()?.root.clone();
+                spawn_blocking(move || Served::by_link(&root.place))
+                    .await
+                    .ok()??
+            }
+        };
+        served.warm = self.build.warms_output_service();
+        let but = if served.warm {
+            "; outhaul only reads their blobs from the cache"
+        } else {
+            ""
+        };
+        let told = format!(
+            "{} provides this build's outputs: outputs that can be read there count as present, and outhaul \
+             writes none{but}",
+            served.by
+        );
+        tracing::info!(invocation = %self.row.invocation_id, "{told}");
+        self.ledger.tally.note(&told);
+        Some(served)
+    }
+
+    /// The build's cache, by its own command line or by our settings.
+    fn source(&self) -> Result<SourceCache, SourceError> {
+        let rules = self.shared.roots.rules();
+        let workspace = rules.translate(&self.row.workspace);
+        let working_directory = match self.build.working_directory() {
+            "" => workspace.clone(),
+            directory => rules.translate(directory),
+        };
+        let directories = BuildDirectories {
+            workspace,
+            working_directory,
+        };
+        self.shared
+            .sources
+            .of_build(self.build.command_line(), &directories)
+    }
+
+    pub(super) fn check_authority(&self, authority: &str) {
+        if let Ok(cache) = self.source()
+            && cache
+                .address()
+                .is_some_and(|address| address.authority() != authority)
+        {
+            tracing::info!(
+                invocation = %self.row.invocation_id,
+                "the stream names blobs at {authority}; downloading them from {} as configured",
+                cache.endpoint
+            );
+        }
+    }
+}

@@ -1,0 +1,30 @@
+use crate::transport::{Endpoint, RemoteError};
+
+/// Why there is no cache for a build.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// The build's command line is not known.
+    #[error("the build sent no command line to take the remote cache from")]
+    NoCommandLine,
+    /// The build uses none.
+    #[error("the build uses no remote cache: it has neither --remote_cache nor --remote_executor")]
+    NoCache,
+    /// The flag and the address of one of another kind.
+    #[error("the build's --{0}={1} is an HTTP cache; only gRPC caches are supported")]
+    Http(String, String),
+    /// None is written down.
+    #[error("no remote cache is recorded for it; give --remote-cache")]
+    NotRecorded,
+    /// The user has not allowed it.
+    #[error("the build names the remote cache {0}, which is not allowed; see --allow-remote-cache")]
+    NotAllowed(Endpoint),
+    /// The user has not confirmed it.
+    #[error(
+        "a build without an output root on this machine, such as an imported one, names the remote cache {0}, and \
+         outhaul sends credentials to it only if you confirm that: give --remote-cache or --allow-remote-cache"
+    )]
+    NotConfirmed(Endpoint),
+    /// Its address or its settings are invalid.
+    #[error(transparent)]
+    Invalid(#[from] RemoteError),
+}
