@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use outhaul::{
     bep::decode::Decoder,
-    bes::{BesAddress, BesListener, HoldPolicy},
+    bes::{BesAddress, BesListener},
     daemon::{Daemon, DaemonOptions, Rooms},
     demo::play,
     invocation::{
@@ -215,18 +215,8 @@ async fn daemon(base: &Path, files: usize) -> Result<Cost, Failure> {
     )?;
     let options = DaemonOptions {
         journal_dir: Some(base.join("state/journal")),
-        durable: false,
-        hold: HoldPolicy::default(),
-        upstream: None,
-        limits: outhaul::config::Limits::default().bes,
-        control_message: outhaul::config::Limits::default().control_message,
         bes: vec![BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into()))?],
-        control: None,
-        admin: None,
-        retention: None,
-        leases: None,
-        idle_timeout: None,
-        notifications: None,
+        ..DaemonOptions::default()
     };
     let daemon = Daemon::start(rooms, options).await?;
     let door = format!("grpc://{}", daemon.bes.first().ok_or("no door is open")?);

@@ -16,7 +16,7 @@ use std::{
 };
 
 use outhaul::{
-    bes::{BesAddress, BesListener, HoldPolicy},
+    bes::{BesAddress, BesListener},
     daemon::{Daemon, DaemonOptions, Rooms},
     demo::{FilledShape, Setting, Shape, play},
     embedded_cache::{EmbeddedCache, RunningCache},
@@ -90,18 +90,8 @@ async fn measure(name: &str, bench: &Bench) -> Result<(), Failure> {
     let listener = BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into()))?;
     let options = DaemonOptions {
         journal_dir: Some(base.path().join("state/journal")),
-        durable: false,
-        hold: HoldPolicy::default(),
-        upstream: None,
-        limits: outhaul::config::Limits::default().bes,
-        control_message: outhaul::config::Limits::default().control_message,
         bes: vec![listener],
-        control: None,
-        admin: None,
-        retention: None,
-        leases: None,
-        idle_timeout: None,
-        notifications: None,
+        ..DaemonOptions::default()
     };
     let daemon = Daemon::start(rooms, options).await?;
     let door = format!("grpc://{}", daemon.bes.first().ok_or("no door is open")?);

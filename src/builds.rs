@@ -6,7 +6,11 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::{bep::event::Framed, digest::Digest, exec_path::ExecPath};
+use crate::{
+    bep::{BepError, event::Framed},
+    digest::Digest,
+    exec_path::ExecPath,
+};
 
 /// Names one invocation's stream of events: what `StreamId` says for the component `TOOL`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -123,7 +127,7 @@ pub trait Builds: Send + Sync + 'static {
 
 /// Turns one `build_event_stream.BuildEvent`'s bytes into an event, or says why it cannot. It has the events of one
 /// stream in order, and may learn from one how to read the next.
-pub type Decoder = Box<dyn FnMut(&Bytes) -> Result<Framed, String> + Send>;
+pub type Decoder = Box<dyn FnMut(&Bytes) -> Result<Framed, BepError> + Send>;
 
 /// Makes the decoder of a stream, whose first event comes next.
 pub type Decoders = Arc<dyn Fn() -> Decoder + Send + Sync>;

@@ -9,18 +9,19 @@ use std::{
 };
 
 use clap::Args;
+use tokio::sync::broadcast;
 
 use super::{
     exit::{self, Failure},
     print, runtime,
 };
 use crate::{
-    bes::{BesAddress, BesListener, HoldPolicy},
-    config::{Limits, PlaceArgs},
+    bes::{BesAddress, BesListener},
+    config::PlaceArgs,
     daemon::{Daemon, DaemonOptions, Rooms},
     demo::{GeneratedBuild, GeneratedContent, Setting, play},
     embedded_cache::EmbeddedCache,
-    invocation::policy::Policy,
+    invocation::{Report, policy::Policy},
     remote::{GrpcCache, RemoteOptions},
     roots::{Destination, RootRules},
     sources::SourceRule,
@@ -77,45 +78,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
         instance_name: String::new(),
     };
     let build = GeneratedBuild::new(cache.store(), setting, 1);
-
-    let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint()).map_err(Failure::failed)?;
-    let store = GrpcCache::new(RemoteOptions::new(endpoint)).map_err(Failure::failed)?;
-    let record = super::serve::open_record(&base.join("state")).await?;
-    let rooms = Rooms::open(
-        record,
-        Policy::default(),
-        RootRules {
-            destination: Destination::ExecRoot,
-            allowed: vec![base.clone()],
-            ..RootRules::default()
-        },
-        SourceRule::Fixed(store.into()),
-        PlaceArgs::from_environment()?.options()?,
-        false,
-    )?;
-    let listener =
-        BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into())).map_err(Failure::failed)?;
-    let mut reports = rooms.engine.reports();
-    let daemon = Daemon::start(
-        rooms,
-        DaemonOptions {
-            journal_dir: Some(base.join("state/journal")),
-            durable: false,
-            hold: HoldPolicy::default(),
-            upstream: None,
-            limits: Limits::default().bes,
-            control_message: Limits::default().control_message,
-            bes: vec![listener],
-            control: None,
-            admin: None,
-            retention: None,
-            leases: None,
-            idle_timeout: None,
-            notifications: None,
-        },
-    )
-    .await
-    .map_err(Failure::failed)?;
+    let (daemon, mut reports) = start(&base, &cache.endpoint()).await?;
     let door = daemon
         .bes
         .first()
@@ -129,11 +92,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
         out,
         "A first build runs remotely and downloads nothing itself (--remote_download_minimal):"
     )?;
-    play(&door, &build.invocation_id(), &build.build_id(), build.events())
-        .await
-        .map_err(Failure::failed)?;
-    let first = reports.recv().await.map_err(Failure::failed)?;
-    writeln!(out, "  {}", first.line)?;
+    writeln!(out, "  {}", run(&door, &build, &mut reports).await?)?;
     let missing = check(&build, &exec_root)?;
     writeln!(out, "  its command has returned; {}\n", verdict(&build, missing))?;
 
@@ -142,19 +101,10 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
         out,
         "{deleted} of its outputs are deleted. A second build, all cache hits, executes nothing:"
     )?;
-    let second_build = build.incremental();
-    play(
-        &door,
-        &second_build.invocation_id(),
-        &second_build.build_id(),
-        second_build.events(),
-    )
-    .await
-    .map_err(Failure::failed)?;
-    let second = reports.recv().await.map_err(Failure::failed)?;
-    writeln!(out, "  {}", second.line)?;
-    let missing_now = check(&second_build, &exec_root)?;
-    writeln!(out, "  {}\n", verdict(&second_build, missing_now))?;
+    let build = build.incremental();
+    writeln!(out, "  {}", run(&door, &build, &mut reports).await?)?;
+    let missing_now = check(&build, &exec_root)?;
+    writeln!(out, "  {}\n", verdict(&build, missing_now))?;
     writeln!(out, "The files are in {}", exec_root.join("bazel-out").display())?;
 
     shutdown.cancel();
@@ -166,6 +116,46 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
     } else {
         exit::FAILED
     })
+}
+
+/// Starts a daemon for a cache, and gives what it reports of builds.
+async fn start(base: &Path, cache: &str) -> Result<(Daemon, broadcast::Receiver<Report>), Failure> {
+    let endpoint = Endpoint::parse("--remote-cache", cache).map_err(Failure::failed)?;
+    let store = GrpcCache::new(RemoteOptions::new(endpoint)).map_err(Failure::failed)?;
+    let rooms = Rooms::open(
+        super::serve::open_record(&base.join("state")).await?,
+        Policy::default(),
+        RootRules {
+            destination: Destination::ExecRoot,
+            allowed: vec![base.to_owned()],
+            ..RootRules::default()
+        },
+        SourceRule::Fixed(store.into()),
+        PlaceArgs::from_environment()?.options()?,
+        false,
+    )?;
+    let listener =
+        BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into())).map_err(Failure::failed)?;
+    let reports = rooms.engine.reports();
+    let options = DaemonOptions {
+        journal_dir: Some(base.join("state/journal")),
+        bes: vec![listener],
+        ..DaemonOptions::default()
+    };
+    let daemon = Daemon::start(rooms, options).await.map_err(Failure::failed)?;
+    Ok((daemon, reports))
+}
+
+/// Plays a build to the daemon, and gives what that reports of it.
+async fn run(
+    door: &str,
+    build: &GeneratedBuild,
+    reports: &mut broadcast::Receiver<Report>,
+) -> Result<String, Failure> {
+    play(door, &build.invocation_id(), &build.build_id(), build.events())
+        .await
+        .map_err(Failure::failed)?;
+    Ok(reports.recv().await.map_err(Failure::failed)?.line)
 }
 
 fn verdict(build: &GeneratedBuild, missing: usize) -> String {

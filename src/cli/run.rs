@@ -17,7 +17,7 @@ mod state;
 use std::{
     collections::{HashMap, HashSet},
     ffi::OsString,
-    io::Write as _,
+    io::{self, Write as _},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -37,11 +37,13 @@ use self::{
 pub(super) use self::{shims::called_as_another, state::own as own_states};
 use super::{bare_runtime, exit::Failure, paths::workspace_around, print};
 use crate::{
+    bes::Upstream,
     config::{CacheArgs, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
-    daemon::{Daemon, DaemonOptions, Retention, Rooms},
+    daemon::{Daemon, DaemonError, DaemonOptions, Retention, Rooms},
     invocation::Report,
     open_files,
     printable::printable,
+    record::Record,
     roots::Destination,
     transport::Header,
 };
@@ -103,7 +105,7 @@ struct Started {
     shims: Shims,
     reports: Arc<Mutex<Vec<Report>>>,
     shutdown: CancellationToken,
-    serving: JoinHandle<Result<(), String>>,
+    serving: JoinHandle<Result<(), DaemonError>>,
 }
 
 async fn run(args: RunArgs) -> Result<u8, Failure> {
@@ -141,30 +143,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
         && is_building
         && started.host.uploads_for_us()
     {
-        wait_for_rest(&started.host, &started.reports, true, &mut signals).await;
-        let told = lock(&started.reports).last().and_then(|report| report.exit_code);
-        match told.map(u8::try_from) {
-            // Bazel gave the stream up when an upload failed. It has done its work, but for running a program.
-            None => {
-                say(
-                    "Bazel failed the command because it could not upload files that its events name, which it \
-                     only does for outhaul; running it once more without outhaul, so Bazel downloads outputs \
-                     itself",
-                );
-                started.host.forget();
-                lock(&started.reports).clear();
-                ended = run.see_through(Uploads::None, &mut signals).await;
-            }
-            // A program that `bazel run` ran may end with anything.
-            Some(Ok(own)) if Line::building(&command).is_some_and(|line| line.word() != "run") => {
-                say(&format!(
-                    "Bazel exited with code {NOT_UPLOADED} because it could not upload files that its events \
-                     name, which it only does for outhaul; the exit code of the build itself is {own}"
-                ));
-                ended = Ok(own);
-            }
-            Some(_) => {}
-        }
+        ended = run.after_failed_upload(&mut signals).await;
     }
     let Started {
         host,
@@ -185,7 +164,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
     drop(host);
     match serving.await {
         Ok(Ok(())) => {}
-        Ok(Err(reason)) => tracing::error!("{reason}"),
+        Ok(Err(error)) => tracing::error!("{error}"),
         Err(error) => tracing::error!("{error}"),
     }
     drop(shims);
@@ -236,6 +215,35 @@ impl Wrapped<'_> {
             }
         }
         see_through(&command, &environment, signals).await
+    }
+
+    /// Bazel gave up its stream when an upload of files failed, and with that its command.
+    async fn after_failed_upload(&self, signals: &mut Signals) -> Result<u8, Failure> {
+        let Started { host, reports, .. } = self.started;
+        wait_for_rest(host, reports, true, signals).await;
+        let told = lock(reports).last().and_then(|report| report.exit_code);
+        match told.map(u8::try_from) {
+            // It has done its work, but for running a program.
+            None => {
+                say(
+                    "Bazel failed the command because it could not upload files that its events name, which it \
+                     only does for outhaul; running it once more without outhaul, so Bazel downloads outputs \
+                     itself",
+                );
+                host.forget();
+                lock(reports).clear();
+                self.see_through(Uploads::None, signals).await
+            }
+            // A program that `bazel run` ran may end with anything.
+            Some(Ok(own)) if Line::building(self.command).is_some_and(|line| line.word() != "run") => {
+                say(&format!(
+                    "Bazel exited with code {NOT_UPLOADED} because it could not upload files that its events \
+                     name, which it only does for outhaul; the exit code of the build itself is {own}"
+                ));
+                Ok(own)
+            }
+            Some(_) => Ok(NOT_UPLOADED),
+        }
     }
 }
 
@@ -323,62 +331,53 @@ async fn start(mut args: RunArgs) -> Result<Result<Started, String>, Failure> {
     let mut policy = args.selection.policy()?;
     policy.limits = limits.build;
     let rules = args.place.rules(Destination::ExecRoot)?;
-    let options = args.place.options()?;
+    let placing = args.place.options()?;
     // The command is the user's own, so it may say where its cache is.
     let mut cache = args.cache.clone();
     cache.remote_header.extend(own_headers(&args.command));
     let source = cache.source_rule(true)?;
-    let state_dir = args.state.directory().map_err(|e| e.to_string());
-    let shims = match Shims::new(state_dir.as_deref().ok()) {
-        Ok(shims) => shims,
-        Err(reason) => return Ok(Err(reason)),
+    let rewrite = args.upstream.rewrite_uris;
+    let open = |record| Rooms::open(record, policy, rules, source, placing, rewrite);
+    // Each Bazel gets a door of its own.
+    let options = DaemonOptions {
+        hold,
+        limits,
+        retention: Some(RETENTION),
+        ..DaemonOptions::default()
     };
+    Ok(launch(args, own, open, options).await)
+}
+
+/// Starts what is checked.
+async fn launch(
+    args: RunArgs,
+    own: Option<Upstream>,
+    open: impl FnOnce(Record) -> io::Result<Rooms>,
+    options: DaemonOptions,
+) -> Result<Started, String> {
+    let state_dir = args.state.directory().map_err(|e| e.to_string());
+    let shims = Shims::new(state_dir.as_deref().ok())?;
     let last = shims.scratch().join("state");
     let opened = tokio::task::spawn_blocking(move || {
         let here = std::env::current_dir().unwrap_or_default();
         let workspace = workspace_around(&here).unwrap_or(here);
         state::open(state_dir, &workspace, &last)
     });
-    let kept = match opened.await.map_err(Failure::failed)? {
-        Ok(kept) => kept,
-        Err(reason) => return Ok(Err(reason)),
-    };
+    let kept = opened.await.map_err(|e| e.to_string())??;
     if let Some(reason) = kept.lost {
         say(&format!(
             "this build is not recorded for later commands: {reason}"
         ));
     }
-    let rooms = match Rooms::open(
-        kept.record,
-        policy,
-        rules,
-        source,
-        options,
-        args.upstream.rewrite_uris,
-    ) {
-        Ok(rooms) => rooms,
-        Err(error) => return Ok(Err(error.to_string())),
-    };
+    let rooms = open(kept.record).map_err(|e| e.to_string())?;
+    let hold = options.hold;
     let options = DaemonOptions {
         journal_dir: kept.journal,
-        durable: false,
-        hold,
-        upstream: None,
-        limits: limits.bes,
-        control_message: limits.control_message,
-        // Each Bazel gets a door of its own.
-        bes: Vec::new(),
-        control: None,
-        admin: None,
-        retention: Some(RETENTION),
-        leases: None,
-        idle_timeout: None,
-        notifications: None,
+        ..options
     };
-    let daemon = match Daemon::start(rooms.clone(), options).await {
-        Ok(daemon) => daemon,
-        Err(reason) => return Ok(Err(reason)),
-    };
+    let daemon = Daemon::start(rooms.clone(), options)
+        .await
+        .map_err(|e| e.to_string())?;
     // Those that go on from the journal are not this command's.
     let others: HashSet<_> = rooms.engine.streams().into_iter().collect();
     let collected = Arc::<Mutex<Vec<Report>>>::default();
@@ -394,13 +393,13 @@ async fn start(mut args: RunArgs) -> Result<Result<Started, String>, Failure> {
         helper: Some(shims.helper()),
         heard: Mutex::default(),
     };
-    Ok(Ok(Started {
+    Ok(Started {
         host: Arc::new(host),
         shims,
         reports: collected,
         shutdown: daemon.shutdown_token(),
         serving: tokio::spawn(daemon.join()),
-    }))
+    })
 }
 
 /// Headers for the cache that the command itself names: some Bazels leave their values out of what they tell.

@@ -15,17 +15,20 @@ use super::{
 use crate::{
     bes::{BesAddress, BesListener},
     config::{
-        CacheArgs, ConfigError, ControlListenArgs, DoorArgs, HoldArgs, LeaseArgs, LimitArgs, NotifyArgs,
-        PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
+        CacheArgs, ConfigError, ControlListenArgs, ControlPort, DoorArgs, HoldArgs, LeaseArgs, LimitArgs,
+        NotifyArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
     },
     daemon::{
         AdminDoor, ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready,
         notify_stopping,
     },
     doors::{Door, Rules},
-    notify::Notifier,
+    invocation::policy::Policy,
+    materialize::MaterializeOptions,
+    notify::{Notifier, NotifyOptions},
     record::{Opening, Record},
-    roots::Destination,
+    roots::{Destination, RootRules},
+    sources::SourceRule,
     transport::without_user_info,
     units::{parse_duration, parse_size},
 };
@@ -133,155 +136,47 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     let shutdown = CancellationToken::new();
     let at_once = Signals::listen()?.heed(shutdown.clone());
     let settings = Settings::at_start();
-    // Everything is checked before anything is opened.
-    let hold = args.hold.policy()?;
-    let upstream = args.upstream.upstream(&mut args.cache, hold)?;
-    let limits = args.limits.limits()?;
-    let mut policy = args.selection.policy()?;
-    policy.limits = limits.build;
-    let rules = args.place.rules(Destination::ExecRoot)?;
-    let options = args.place.options()?;
-    let source = args.cache.source_rule(false)?;
-    let notify = args.notify.options()?;
-    let state_dir = args.state.directory()?;
-    let socket = args.state.socket()?;
-    let control_port = args.control.port(&args.doors)?;
-    let idle_timeout = args
-        .idle_timeout
-        .as_deref()
-        .map(|text| match parse_duration(text) {
-            Ok(timeout) if timeout.is_zero() => {
-                Err(ConfigError::new("--idle-timeout", "must be greater than zero"))
-            }
-            parsed => parsed.map_err(|e| ConfigError::new("--idle-timeout", e)),
-        })
-        .transpose()?;
-    let retention = Retention {
-        max_age: parse_duration(&args.retention_age)
-            .map_err(|e| ConfigError::new(format!("--retention-age={}", args.retention_age), e))?,
-        journal_bytes: parse_size(&args.retention_size)
-            .map_err(|e| ConfigError::new(format!("--retention-size={}", args.retention_size), e))?,
-    };
-    let leases = args.lease.options()?;
-    let linger =
-        parse_duration(&args.linger).map_err(|e| ConfigError::new(format!("--linger={}", args.linger), e))?;
-    let addresses = args
-        .bes_listen
-        .iter()
-        .map(|text| {
-            text.parse::<BesAddress>()
-                .map_err(|e| ConfigError::new("--bes-listen", e))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let admin = match args.admin_listen.as_str() {
-        "none" => None,
-        text => Some(
-            text.parse::<SocketAddr>()
-                .map_err(|e| ConfigError::new(format!("--admin-listen={}", without_user_info(text)), e))?,
-        ),
-    };
-
-    args.guards(&addresses, admin)?;
-
+    let mut checked = args.checked()?;
     // Anyone who ends it during the start need not wait for that: nothing was promised to anybody yet.
-    let opening = open_record(&state_dir);
+    let opening = open_record(&checked.state_dir);
     let Some(record) = unless(ended_for(&shutdown, &at_once), opening).await else {
         tracing::warn!("the record is still being opened");
         return Ok(exit::OK);
     };
     let record = record?;
-    let ended_early = {
-        let record = record.clone();
-        async || {
-            let closing = tokio::task::spawn_blocking(move || record.close());
-            let _ = tokio::time::timeout(OPENING, closing).await;
-            Ok(exit::OK)
-        }
-    };
     if shutdown.is_cancelled() {
-        return ended_early().await;
+        return ended_early(record).await;
     }
-    let bes = listeners(inherited, &addresses)?;
-    let addresses = bes
-        .iter()
-        .map(BesListener::address)
-        .collect::<Result<Vec<_>, _>>()?;
-    // Those that were handed over could not be looked at before.
-    let guards = args.guards(&addresses, admin)?;
-    let doors = Doors {
-        bes: Door::new(guards.bes),
-        admin: Door::new(guards.admin),
-        control: control_port.as_ref().map(|port| Door::new(port.rules.clone())),
-    };
-    let bes = bes.into_iter().map(|b| b.behind(doors.bes.clone())).collect();
-    let control = BesListener::bind(&BesAddress::Unix(socket.clone()))
-        .map_err(|e| Failure::usage(format!("--control-socket: {e}")))?;
-    let admin_door = match admin {
-        Some(address) => Some(AdminDoor {
-            listener: TcpListener::bind(address)
-                .await
-                .map_err(|e| Failure::usage(format!("--admin-listen={address}: {e}")))?,
-            door: doors.admin.clone(),
-        }),
-        None => None,
-    };
-    let control_address = control_port.as_ref().map(|port| port.address);
-    let control_door = match control_port.zip(doors.control.clone()) {
-        Some((port, door)) => Some(ControlDoor {
-            listener: TcpListener::bind(port.address)
-                .await
-                .map_err(|e| Failure::usage(format!("--control-listen={}: {e}", port.address)))?,
-            door,
-            reach: port.reach,
-        }),
-        None => None,
-    };
-    let rooms =
-        Rooms::open(record, policy, rules, source, options, args.upstream.rewrite_uris)?.with_linger(linger);
+    let (doors, addresses, control_door) = args.open(&mut checked, inherited).await?;
+    let mut options = checked.options;
+    let upstream = options.upstream.clone();
+    let rooms = Rooms::open(
+        record.clone(),
+        checked.policy,
+        checked.rules,
+        checked.source,
+        checked.placing,
+        args.upstream.rewrite_uris,
+    )?
+    .with_linger(checked.linger);
     // Before the daemon starts: what it takes up from the journal is told of as well.
-    let notifier = (!notify.is_empty())
-        .then(|| Notifier::start(notify, rooms.engine.told(), &rooms.metrics))
+    let notifier = (!checked.notify.is_empty())
+        .then(|| Notifier::start(checked.notify, rooms.engine.told(), &rooms.metrics))
         .transpose()
         .map_err(|e| Failure::usage(format!("--notify-url: {e}")))?;
-    let starting = Daemon::start(
-        rooms.clone(),
-        DaemonOptions {
-            journal_dir: Some(state_dir.join("journal")),
-            durable: args.durable,
-            hold,
-            upstream: upstream.clone(),
-            limits: limits.bes,
-            control_message: limits.control_message,
-            bes,
-            control: Some(control),
-            admin: admin_door,
-            retention: Some(retention),
-            leases,
-            idle_timeout,
-            notifications: notifier.as_ref().map(Notifier::backlog),
-        },
-    );
+    options.notifications = notifier.as_ref().map(Notifier::backlog);
+    let starting = Daemon::start(rooms.clone(), options);
     let Some(started) = unless(shutdown.cancelled(), starting).await else {
-        return ended_early().await;
+        return ended_early(record).await;
     };
     let mut daemon = started.map_err(Failure::failed)?;
-    for address in &daemon.bes {
-        tracing::info!("listening for build events on {address}");
-    }
-    if let Some(address) = daemon.admin {
-        let scheme = if doors.admin.rules().tls.is_some() {
-            "https"
-        } else {
-            "http"
-        };
-        tracing::info!("health and metrics on {scheme}://{address}");
-    }
+    announce(&daemon, &doors);
     if let Some(door) = control_door {
         let address = door.listener.local_addr()?;
         daemon.open_control(door);
         tracing::info!("control API on {address}");
     }
-    tracing::info!("control socket {}", socket.display());
+    tracing::info!("control socket {}", checked.socket.display());
     if args.cache.names_a_cache() {
         probe(&args.cache);
     }
@@ -294,24 +189,18 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
             () = asked.cancelled() => closing.cancel(),
             () = closing.cancelled() => asked.cancel(),
         }
-    });
-    tokio::spawn(hangup.heed(
-        Reload {
-            settings,
-            doors,
-            addresses,
-            admin,
-            control: control_address,
-            upstream,
-            rooms,
-        },
-        shutdown,
-    ));
-    let closing = daemon.shutdown_token();
-    tokio::spawn(async move {
-        closing.cancelled().await;
         notify_stopping();
     });
+    let reload = Reload {
+        settings,
+        doors,
+        addresses,
+        admin: checked.admin,
+        control: checked.control.map(|port| port.address),
+        upstream,
+        rooms,
+    };
+    tokio::spawn(hangup.heed(reload, shutdown));
     let ending = async {
         let ended = daemon.join().await;
         if let Some(notifier) = notifier {
@@ -319,12 +208,161 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         }
         ended
     };
-    let ended = tokio::select! {
-        ended = ending => ended,
-        () = at_once.cancelled() => Err("exited before cleanup was complete".to_owned()),
-    };
-    ended.map_err(Failure::failed)?;
+    tokio::select! {
+        ended = ending => ended.map(|()| exit::OK).map_err(Failure::failed),
+        () = at_once.cancelled() => Err(Failure::failed("exited before cleanup was complete")),
+    }
+}
+
+/// What the flags come to.
+struct Checked {
+    /// All but the listeners, and what is asked for at them.
+    options: DaemonOptions,
+    policy: Policy,
+    rules: RootRules,
+    placing: MaterializeOptions,
+    source: SourceRule,
+    notify: NotifyOptions,
+    linger: Duration,
+    state_dir: PathBuf,
+    socket: PathBuf,
+    addresses: Vec<BesAddress>,
+    admin: Option<SocketAddr>,
+    control: Option<ControlPort>,
+}
+
+impl ServeArgs {
+    /// Checks everything, before anything is opened.
+    fn checked(&mut self) -> Result<Checked, ConfigError> {
+        let hold = self.hold.policy()?;
+        let upstream = self.upstream.upstream(&mut self.cache, hold)?;
+        let limits = self.limits.limits()?;
+        let mut policy = self.selection.policy()?;
+        policy.limits = limits.build;
+        let rules = self.place.rules(Destination::ExecRoot)?;
+        let placing = self.place.options()?;
+        let source = self.cache.source_rule(false)?;
+        let notify = self.notify.options()?;
+        let state_dir = self.state.directory()?;
+        let socket = self.state.socket()?;
+        let control = self.control.port(&self.doors)?;
+        let idle_timeout = self.idle_timeout.as_deref().map(parse_duration).transpose();
+        let idle_timeout = match idle_timeout {
+            Ok(Some(Duration::ZERO)) => Err("must be greater than zero".to_owned()),
+            parsed => parsed,
+        };
+        let given = |flag: &str, text: &str| format!("{flag}={text}");
+        let duration =
+            |flag: &str, text: &str| parse_duration(text).map_err(|e| ConfigError::new(given(flag, text), e));
+        let options = DaemonOptions {
+            journal_dir: Some(state_dir.join("journal")),
+            durable: self.durable,
+            hold,
+            upstream,
+            limits,
+            idle_timeout: idle_timeout.map_err(|e| ConfigError::new("--idle-timeout", e))?,
+            retention: Some(Retention {
+                max_age: duration("--retention-age", &self.retention_age)?,
+                journal_bytes: parse_size(&self.retention_size)
+                    .map_err(|e| ConfigError::new(given("--retention-size", &self.retention_size), e))?,
+            }),
+            leases: self.lease.options()?,
+            ..DaemonOptions::default()
+        };
+        let linger = duration("--linger", &self.linger)?;
+        let addresses = self.bes_listen.iter().map(|text| text.parse::<BesAddress>());
+        let addresses = addresses
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| ConfigError::new("--bes-listen", e))?;
+        let admin = match self.admin_listen.as_str() {
+            "none" => None,
+            text => Some(
+                text.parse::<SocketAddr>()
+                    .map_err(|e| ConfigError::new(given("--admin-listen", &without_user_info(text)), e))?,
+            ),
+        };
+        self.guards(&addresses, admin)?;
+        Ok(Checked {
+            options,
+            policy,
+            rules,
+            placing,
+            source,
+            notify,
+            linger,
+            state_dir,
+            socket,
+            addresses,
+            admin,
+            control,
+        })
+    }
+
+    /// Opens the listeners, all but the control port for the daemon. Also gives where build events are taken.
+    async fn open(
+        &self,
+        checked: &mut Checked,
+        inherited: Inherited,
+    ) -> Result<(Doors, Vec<BesAddress>, Option<ControlDoor>), Failure> {
+        let bes = listeners(inherited, &checked.addresses)?;
+        let addresses = bes.iter().map(BesListener::address);
+        let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
+        // Those that were handed over could not be looked at before.
+        let guards = self.guards(&addresses, checked.admin)?;
+        let control = checked.control.as_ref();
+        let doors = Doors {
+            bes: Door::new(guards.bes),
+            admin: Door::new(guards.admin),
+            control: control.map(|port| Door::new(port.rules.clone())),
+        };
+        let options = &mut checked.options;
+        options.bes = bes.into_iter().map(|b| b.behind(doors.bes.clone())).collect();
+        let control = BesListener::bind(&BesAddress::Unix(checked.socket.clone()));
+        options.control = Some(control.map_err(|e| Failure::usage(format!("--control-socket: {e}")))?);
+        if let Some(address) = checked.admin {
+            options.admin = Some(AdminDoor {
+                listener: bind("--admin-listen", address).await?,
+                door: doors.admin.clone(),
+            });
+        }
+        let port = match checked.control.as_ref().zip(doors.control.clone()) {
+            Some((port, door)) => Some(ControlDoor {
+                listener: bind("--control-listen", port.address).await?,
+                door,
+                reach: port.reach.clone(),
+            }),
+            None => None,
+        };
+        Ok((doors, addresses, port))
+    }
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| Failure::usage(format!("{flag}={address}: {e}")))
+}
+
+/// It was told to end before it had begun.
+async fn ended_early(record: Record) -> Result<u8, Failure> {
+    let closing = tokio::task::spawn_blocking(move || record.close());
+    let _ = tokio::time::timeout(OPENING, closing).await;
     Ok(exit::OK)
+}
+
+/// Says where build tools connect, and where the admin port is.
+fn announce(daemon: &Daemon, doors: &Doors) {
+    for address in &daemon.bes {
+        tracing::info!("listening for build events on {address}");
+    }
+    if let Some(address) = daemon.admin {
+        let scheme = if doors.admin.rules().tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        tracing::info!("health and metrics on {scheme}://{address}");
+    }
 }
 
 /// Whom the listeners are for, as far as it is told by flags of their own.

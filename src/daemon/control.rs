@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::LayerExt as _;
 use tower::util::MapResponseLayer;
 
+use super::DaemonError;
 use crate::{
     bes::{self, BesListener, counted::CountedLayer},
     control::{ControlServer, Service},
@@ -45,14 +46,14 @@ pub(super) async fn serve_unix(
     listener: BesListener,
     requests: CountedLayer,
     stop: CancellationToken,
-) -> Result<(), String> {
+) -> Result<(), DaemonError> {
     let (listener, door, file) = listener.into_parts();
     let Listening::Unix(_) = &listener else {
-        return Err("serving the control API on unix sockets only".to_owned());
+        return Err(DaemonError::NotASocket);
     };
     let served = serve(rooms, listener, door, Reach::Anywhere, requests, stop).await;
     drop(file);
-    served.map_err(|e| format!("control socket: {e}"))
+    served.map_err(|e| DaemonError::Control("socket", e))
 }
 
 /// Serves on TCP to those whom the door lets in.
@@ -61,11 +62,11 @@ pub(super) async fn serve_tcp(
     door: ControlDoor,
     requests: CountedLayer,
     stop: CancellationToken,
-) -> Result<(), String> {
+) -> Result<(), DaemonError> {
     let listening = Listening::Tcp(door.listener);
     serve(rooms, listening, door.door, door.reach, requests, stop)
         .await
-        .map_err(|e| format!("control port: {e}"))
+        .map_err(|e| DaemonError::Control("port", e))
 }
 
 async fn serve(

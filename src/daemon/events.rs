@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Rooms, recover};
+use super::{DaemonError, Rooms, recovery::recover};
 use crate::{
     bes::{self, BesAddress, BesListener, BesService, HoldPolicy, Upstream, limits::BesLimits},
     journal::Journal,
@@ -58,11 +58,11 @@ impl EventDoors {
     /// such a service.
     ///
     /// # Errors
-    /// In words, what the system refused; or the daemon has doors of its own, or is ending.
-    pub async fn open(&self, upstream: Option<Upstream>) -> Result<EventDoor, String> {
+    /// When the system refuses; or the daemon has doors of its own, or is ending.
+    pub async fn open(&self, upstream: Option<Upstream>) -> Result<EventDoor, DaemonError> {
         let any = BesAddress::Tcp(([127, 0, 0, 1], 0).into());
-        let listener = BesListener::bind(&any).map_err(|e| e.to_string())?;
-        let address = listener.address().map_err(|e| e.to_string())?;
+        let listener = BesListener::bind(&any)?;
+        let address = listener.address()?;
         let service = self
             .rooms
             .events(self.hold, self.journal.clone(), upstream, self.limits);
@@ -70,7 +70,7 @@ impl EventDoors {
         self.recovered.get_or_init(|| recover(&service, journal)).await;
         self.opened
             .send((service.clone(), listener))
-            .map_err(|_| "the daemon opens no further listeners".to_owned())?;
+            .map_err(|_| DaemonError::Closed)?;
         Ok(EventDoor { address, service })
     }
 }
@@ -79,7 +79,7 @@ impl EventDoors {
 pub(super) async fn serve(
     mut opened: mpsc::UnboundedReceiver<(BesService, BesListener)>,
     stop: CancellationToken,
-) -> Result<(), String> {
+) -> Result<(), DaemonError> {
     let mut serving = JoinSet::new();
     loop {
         tokio::select! {

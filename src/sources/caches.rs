@@ -34,7 +34,7 @@ pub enum SourceRule {
 /// A cache in use, and how to name it in the record.
 #[derive(Clone)]
 pub struct SourceCache {
-    store: Option<Arc<GrpcCache>>,
+    pub(super) store: Option<Arc<GrpcCache>>,
     blobs: Arc<dyn BlobStore>,
     /// Its endpoint; empty where there is a disk cache alone.
     pub endpoint: String,
@@ -249,7 +249,7 @@ fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), Source
 }
 
 /// Whether anything would tell the server who we are.
-fn has_credentials(options: &RemoteOptions) -> bool {
+pub(super) fn has_credentials(options: &RemoteOptions) -> bool {
     !options.connect.headers.is_empty()
         || !options.connect.credential_helpers.is_empty()
         || options.connect.google.is_some()
@@ -263,113 +263,5 @@ fn named(cache: &Arc<GrpcCache>) -> SourceCache {
         blobs: cache.clone(),
         endpoint: cache.options().connect.endpoint.to_string(),
         instance_name: cache.options().instance_name.clone(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{
-        super::command_line::tests::{line, template},
-        *,
-    };
-    use crate::transport::Header;
-
-    fn sources(header: bool, allowed: Option<&str>) -> Sources {
-        let mut template = template();
-        if header {
-            template.connect.headers = vec![Header::parse("--remote-header", "x-token=abc").unwrap()];
-        }
-        let parse = |url| Endpoint::parse("--allow-remote-cache", url).unwrap();
-        Sources::new(SourceRule::FromBuild {
-            template: Box::new(template),
-            allowed: allowed.map(|url| vec![parse(url)]),
-        })
-    }
-
-    #[tokio::test]
-    async fn what_is_recorded_is_no_more_allowed_than_what_a_build_says() {
-        let sources = sources(true, Some("grpc://good:1"));
-        sources.of_record("grpc://good:1", "main").unwrap();
-        let told = sources
-            .of_build(
-                Some(&line(&[("remote_cache", "grpc://evil:1")])),
-                &BuildDirectories::default(),
-            )
-            .err();
-        let words = told.as_ref().unwrap().to_string();
-        assert!(words.contains("--allow-remote-cache"));
-        assert_eq!(sources.of_record("grpc://evil:1", "main").err(), told);
-        assert_eq!(sources.of_import("grpc://evil:1", "main").err(), told);
-        sources.of_import("grpc://good:1", "main").unwrap();
-    }
-
-    #[tokio::test]
-    async fn an_imported_build_gets_no_credentials_for_where_it_points() {
-        let error = sources(true, None)
-            .of_import("grpc://evil:1", "")
-            .err()
-            .unwrap()
-            .to_string();
-        for part in ["grpc://evil:1", "--remote-cache", "--allow-remote-cache"] {
-            assert!(error.contains(part), "{error}");
-        }
-        // Nor those that a build of here has brought for itself.
-        let sources = sources(false, None);
-        let own = line(&[("remote_cache", "grpc://h:1"), ("remote_header", "x-token=abc")]);
-        assert!(has_credentials(
-            sources
-                .of_build(Some(&own), &BuildDirectories::default())
-                .unwrap()
-                .store
-                .unwrap()
-                .options()
-        ));
-        let imported = sources.of_import("grpc://h:1", "").unwrap();
-        assert!(!has_credentials(imported.store.unwrap().options()));
-        assert!(has_credentials(
-            sources
-                .of_record("grpc://h:1", "")
-                .unwrap()
-                .store
-                .unwrap()
-                .options()
-        ));
-        let error = sources.of_import("", "").err().unwrap().to_string();
-        assert!(error.contains("give --remote-cache"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_disk_cache_stands_before_the_remote_one_or_in_its_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let digest = crate::digest::Digest::of(DigestFunction::Sha256, b"alpha");
-        let place = dir.path().join("cas").join(&digest.hash_hex()[..2]);
-        std::fs::create_dir_all(&place).unwrap();
-        std::fs::write(place.join(digest.hash_hex()), "alpha").unwrap();
-        let disk = dir.path().display().to_string();
-        let absent = crate::digest::Digest::of(DigestFunction::Sha256, b"x-ray");
-        let nobody = crate::remote::Attribution::default();
-        let cases: [(&[(&str, &str)], &str); 2] = [
-            (&[("disk_cache", &disk)], "no remote cache"),
-            (
-                &[("disk_cache", &disk), ("remote_cache", "http://h/c")],
-                "HTTP cache",
-            ),
-        ];
-        for (options, reason) in cases {
-            let cache = sources(false, None)
-                .of_build(Some(&line(options)), &BuildDirectories::default())
-                .unwrap();
-            let asked = [digest.clone(), absent.clone()];
-            let mut answers = cache.blobs().read_batch(&asked, &nobody, false).await;
-            let error = answers.pop().unwrap().1.unwrap_err().to_string();
-            assert!(error.contains(reason), "{error}");
-            assert_eq!(&answers[0].1.as_ref().unwrap()[..], b"alpha");
-        }
-        // One that cannot be read is as if it were not named.
-        let options = [("disk_cache", "/nonexistent"), ("remote_cache", "grpc://h:1")];
-        let cache = sources(false, None)
-            .of_build(Some(&line(&options)), &BuildDirectories::default())
-            .unwrap();
-        assert_eq!(cache.blobs().describe(), "grpc://h:1");
     }
 }

@@ -5,6 +5,8 @@
 mod caches;
 mod command_line;
 mod error;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use self::command_line::{google_of, is_http};
 pub use self::{

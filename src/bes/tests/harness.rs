@@ -19,7 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
-    bep::event::{CommandLine, Event, Framed, Started},
+    bep::{
+        BepError,
+        event::{CommandLine, Event, Framed, Started},
+    },
     bes::{BesAddress, BesListener, BesOptions, BesService, HoldMode, HoldPolicy, Upstream, serve},
     builds::{Builds, Decoders, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
@@ -224,11 +227,15 @@ impl Builds for Engine {
 }
 
 /// Reads the test's own events: text, except `bad`; `--name=value` is a command line with that option.
-pub(in crate::bes) fn decode(bytes: &Bytes) -> Result<Framed, String> {
+pub(in crate::bes) fn decode(bytes: &Bytes) -> Result<Framed, BepError> {
     // Long events are padded.
     let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
     match std::str::from_utf8(text) {
-        Ok("bad") | Err(_) => Err("as ordered".to_owned()),
+        Ok("bad") | Err(_) => Err(BepError::Malformed {
+            path: PathBuf::new(),
+            offset: 0,
+            reason: "as ordered",
+        }),
         Ok(text) if text.starts_with("--") => Ok(Framed {
             event: Event::CommandLine(CommandLine {
                 label: "canonical".to_owned(),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     super::paths::workspace_around,
     mode::{Mode, Setting, decide, names_a_cache},
-    probe::Told,
+    probe::CommandInfo,
 };
 use crate::{
     bep::event::CommandLine,
@@ -115,7 +115,7 @@ impl Heard {
 
 impl Host {
     /// Opens a door for a command, if its events may be taken, and decides who downloads.
-    pub(super) async fn answer(&self, told: &Told, uploads: Uploads) -> Answer {
+    pub(super) async fn answer(&self, told: &CommandInfo, uploads: Uploads) -> Answer {
         let line = told.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
         let events = match self.door(told, line.as_ref(), &mut answer).await {
@@ -164,7 +164,7 @@ impl Host {
     /// A door for the command's events, with the flags that lead there; and the other service that they go on to.
     async fn door(
         &self,
-        told: &Told,
+        told: &CommandInfo,
         line: Option<&CommandLine>,
         answer: &mut Answer,
     ) -> Result<(BesService, Option<String>), String> {
@@ -216,7 +216,7 @@ impl Host {
             }
         }
         let backend = upstream.as_ref().map(Upstream::name);
-        let door = self.doors.open(upstream).await?;
+        let door = self.doors.open(upstream).await.map_err(|e| e.to_string())?;
         let address = door.address.to_string().replace(LOOPBACK, host);
         answer.flags.push(format!("--bes_backend=grpc://{address}"));
         answer.flags.append(&mut more);
@@ -226,7 +226,7 @@ impl Host {
     /// The event service that the command's events would go to without us; or else the one that was named to us.
     fn upstream(
         &self,
-        told: &Told,
+        told: &CommandInfo,
         backend: Option<&str>,
         line: Option<&CommandLine>,
     ) -> Result<Option<Upstream>, String> {
@@ -266,7 +266,7 @@ impl Host {
     }
 
     /// Has Bazel told to download nothing, if that can be. False if the command names a cache that does not answer.
-    async fn downloads(&self, told: &Told, line: Option<&CommandLine>, answer: &mut Answer) -> bool {
+    async fn downloads(&self, told: &CommandInfo, line: Option<&CommandLine>, answer: &mut Answer) -> bool {
         let base = told
             .options
             .as_ref()
@@ -277,15 +277,20 @@ impl Host {
             word: &told.word,
             version: told.version,
             options: line.ok_or_else(|| told.options.as_ref().err().map_or("", String::as_str)),
-            place: base.map_or(Ok(()), |base| self.rooms.allows(&base.join("execroot/_main"))),
+            place: base.map_or(Ok(()), |base| {
+                self.rooms
+                    .allows(&base.join("execroot/_main"))
+                    .map_err(|error| error.to_string())
+            }),
             cache: Ok(()),
         };
         if let Some(line) = line.filter(|line| names_a_cache(line)) {
             let directories = directories_of(told);
             let asking = tokio::time::timeout(CACHE, self.rooms.reaches_cache(line, &directories));
-            setting.cache = asking
-                .await
-                .unwrap_or_else(|_| Err("the remote cache does not answer".to_owned()));
+            setting.cache = match asking.await {
+                Ok(answer) => answer.map_err(|error| error.to_string()),
+                Err(_) => Err("the remote cache does not answer".to_owned()),
+            };
         }
         let is_reached = setting.cache.is_ok();
         let mode = decide(&setting);
@@ -393,7 +398,7 @@ impl Host {
 }
 
 /// Where a command's relative files are.
-fn directories_of(told: &Told) -> BuildDirectories {
+fn directories_of(told: &CommandInfo) -> BuildDirectories {
     let working_directory = told.directory.clone();
     BuildDirectories {
         workspace: workspace_around(&working_directory).unwrap_or_else(|| working_directory.clone()),

@@ -72,7 +72,7 @@ const OLDER: &[&str] = &[
 
 /// What is known of a Bazel command before it runs.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Told {
+pub(super) struct CommandInfo {
     /// The command word.
     pub(super) word: String,
     /// Where it is called.
@@ -130,10 +130,10 @@ pub(super) struct Probe<'a> {
 
 impl Probe<'_> {
     /// Asks for the options of a command.
-    pub(super) async fn ask(&self, line: &Line<'_>) -> Told {
+    pub(super) async fn ask(&self, line: &Line<'_>) -> CommandInfo {
         let version = self.version().await;
         let options = self.options(line, version).await;
-        Told {
+        CommandInfo {
             word: line.word().to_owned(),
             directory: std::env::current_dir().unwrap_or_default(),
             version,
@@ -363,7 +363,7 @@ echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=/ob\",\"--digest_f
 exit 2
 "#;
 
-    async fn asked(dir: &Path, variables: &str, command: &str) -> Told {
+    async fn asked(dir: &Path, variables: &str, command: &str) -> CommandInfo {
         let program = fake(dir, &format!("{variables}\n{TELLING}"));
         let command: Vec<OsString> = command.split(' ').map(OsString::from).collect();
         let path = super::super::program::path();

@@ -28,7 +28,7 @@ use super::super::print;
 use super::{
     host::{Answer, Host, Uploads},
     line::Line,
-    probe::{Probe, Told},
+    probe::{CommandInfo, Probe},
     program,
 };
 
@@ -181,7 +181,7 @@ async fn answer(mut stream: UnixStream, host: &Host) -> std::io::Result<()> {
     let mut asked = Vec::new();
     let (reading, mut writing) = stream.split();
     tokio::time::timeout(ASKING, reading.take(MOST).read_to_end(&mut asked)).await??;
-    let told: Told = serde_json::from_slice(&asked)?;
+    let told: CommandInfo = serde_json::from_slice(&asked)?;
     let answer = host.answer(&told, Uploads::AsAlways).await;
     writing.write_all(&serde_json::to_vec(&answer)?).await
 }
@@ -299,7 +299,7 @@ fn directory() -> Option<PathBuf> {
         .find(|directory| is_ours(&directory.join(NAMED)))
 }
 
-fn ask(socket: &Path, told: &Told) -> std::io::Result<Answer> {
+fn ask(socket: &Path, told: &CommandInfo) -> std::io::Result<Answer> {
     let mut stream = StdUnixStream::connect(socket)?;
     stream.write_all(&serde_json::to_vec(told)?)?;
     stream.shutdown(std::net::Shutdown::Write)?;

@@ -2,12 +2,14 @@
 
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+use super::DaemonError;
+
 /// Runs a background task until the daemon stops. If one fails, the daemon keeps running: builds continue without it.
-pub(super) async fn habit(
+pub(super) async fn background(
     name: &'static str,
     doing: impl Future<Output = ()> + Send + 'static,
     stop: CancellationToken,
-) -> Result<(), String> {
+) -> Result<(), DaemonError> {
     let ended = AbortOnDropHandle::new(tokio::spawn(doing)).await;
     // Nobody but an ending runtime cancels it: then the process ends without having stopped its daemon.
     let is_cut_off = ended.as_ref().is_err_and(tokio::task::JoinError::is_cancelled);
@@ -26,15 +28,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_habit_that_breaks_off_ends_nothing_before_the_daemon_stops() {
+    async fn a_task_that_breaks_off_ends_nothing_before_the_daemon_stops() {
         for panics in [true, false] {
             let stop = CancellationToken::new();
             let doing = async move { assert!(!panics, "as it may happen") };
-            let mut running = tokio::spawn(habit("a habit", doing, stop.clone()));
+            let mut running = tokio::spawn(background("a task", doing, stop.clone()));
             let early = tokio::time::timeout(Duration::from_millis(100), &mut running).await;
             assert!(early.is_err(), "it stays");
             stop.cancel();
-            assert_eq!(running.await.unwrap(), Ok(()));
+            assert!(running.await.unwrap().is_ok());
         }
     }
 }

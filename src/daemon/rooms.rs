@@ -1,0 +1,161 @@
+//! What every command that downloads outputs needs.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use crate::{
+    bep::{self, event::CommandLine},
+    bes::{BesOptions, BesService, HoldPolicy, Upstream, limits::BesLimits},
+    builds::Decoders,
+    control::Service,
+    invocation::{Engine, policy::Policy},
+    journal::Journal,
+    lease,
+    materialize::{MaterializeOptions, Materializer},
+    metrics::Metrics,
+    record::Record,
+    roots::{RootError, RootRules, Roots},
+    sources::{BuildDirectories, SourceError, SourceRule, Sources},
+};
+
+/// The services behind the listeners. Cheap to clone.
+#[derive(Clone)]
+pub struct Rooms {
+    /// What is known.
+    pub record: Record,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The builds and their invocations.
+    pub engine: Engine,
+    /// The control API.
+    pub service: Service,
+    roots: Arc<Roots>,
+    sources: Arc<Sources>,
+    /// What keeping leases needs.
+    pub(super) leases: lease::Rooms,
+    /// How long settled builds are remembered for clients that come back.
+    linger: Duration,
+}
+
+impl Rooms {
+    /// Puts the rooms together, on the current tokio runtime. `holds_sets` is for [`Engine::new`].
+    ///
+    /// # Errors
+    /// When a writer thread cannot be started.
+    pub fn open(
+        record: Record,
+        policy: Policy,
+        rules: RootRules,
+        source: SourceRule,
+        options: MaterializeOptions,
+        holds_sets: bool,
+    ) -> io::Result<Self> {
+        let metrics = Metrics::default();
+        let materializer = Materializer::start(options, metrics.clone())?;
+        let roots = Arc::new(Roots::new(rules, record.clone()));
+        let sources = Arc::new(Sources::new(source));
+        let engine = Engine::new(
+            policy,
+            holds_sets,
+            record.clone(),
+            materializer.clone(),
+            roots.clone(),
+            sources.clone(),
+            metrics.clone(),
+        );
+        let leases = lease::Rooms {
+            record: record.clone(),
+            roots: roots.clone(),
+            sources: sources.clone(),
+            metrics: metrics.clone(),
+        };
+        let service = Service::new(
+            record.clone(),
+            materializer,
+            roots.clone(),
+            sources.clone(),
+            Some(engine.clone()),
+        );
+        Ok(Self {
+            linger: BesOptions::default().linger,
+            leases,
+            record,
+            metrics,
+            engine,
+            service,
+            roots,
+            sources,
+        })
+    }
+
+    /// Other policies, for builds from now on.
+    pub fn reload(&self, policy: Policy, rules: RootRules, source: SourceRule) {
+        self.engine.set_policy(policy);
+        self.roots.set_rules(rules);
+        self.sources.set_rule(source);
+    }
+
+    /// Whether outputs may be brought to an exec root there.
+    ///
+    /// # Errors
+    /// When a rule forbids it.
+    pub fn allows(&self, exec_root: &Path) -> Result<(), RootError> {
+        self.roots.allows(exec_root)
+    }
+
+    /// Whether the cache that a build with this command line uses answers us.
+    ///
+    /// # Errors
+    /// When it uses none, one that is not allowed, or one that does not answer.
+    pub async fn reaches_cache(
+        &self,
+        line: &CommandLine,
+        directories: &BuildDirectories,
+    ) -> Result<(), SourceError> {
+        let cache = self.sources.of_build(Some(line), directories)?;
+        Ok(cache.probe().await?)
+    }
+
+    /// With another time for which settled builds are remembered, for clients that come back to their stream.
+    #[must_use]
+    pub fn with_linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self.engine.linger(linger);
+        self
+    }
+
+    /// The event service in front of the engine, and of the upstream service if there is one.
+    #[must_use]
+    pub fn events(
+        &self,
+        hold: HoldPolicy,
+        journal: Option<Journal>,
+        upstream: Option<Upstream>,
+        limits: BesLimits,
+    ) -> BesService {
+        let (metrics, sources) = (self.metrics.clone(), Arc::clone(&self.sources));
+        let decoders: Decoders = Arc::new(move || {
+            let metrics = metrics.clone();
+            let mut decoder = bep::Decoder::new(Some(sources.digest_function()));
+            Box::new(move |bytes| {
+                decoder
+                    .decode(bytes)
+                    .inspect_err(|_| metrics.fault("undecodable_event"))
+            })
+        });
+        let options = BesOptions {
+            hold,
+            limits,
+            linger: self.linger,
+            ..BesOptions::default()
+        };
+        let service = BesService::new(
+            Arc::new(self.engine.clone()),
+            decoders,
+            journal,
+            upstream,
+            options,
+        );
+        self.metrics.also("bes", service.counting());
+        service
+    }
+}

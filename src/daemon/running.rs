@@ -1,0 +1,247 @@
+//! The listeners and background tasks, from their start to their end.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ControlDoor, DaemonError, EventDoors, Retention, Rooms,
+    background::background,
+    control, events, idle,
+    recovery::{interrupt_stale, recover, set_aside, sweep},
+    retention,
+};
+use crate::{
+    bes::{self, BesAddress, BesListener, HoldPolicy, Upstream, counted::CountedLayer},
+    config::Limits,
+    control::Admin,
+    doors::{Door, Listening},
+    journal::{Journal, JournalOptions},
+    lease::{self, LeaseOptions, Leases},
+    notify::Backlog,
+};
+
+/// How long calls may go on once the doors are closed.
+const CLOSING: Duration = Duration::from_secs(10);
+
+/// How long builds that have all their outputs may take after that to be recorded as settled.
+const CONCLUDING: Duration = Duration::from_secs(1);
+
+/// How long the record and the output trees may take after that: a little longer than the record gives itself.
+const TIDYING: Duration = Duration::from_secs(11);
+
+/// A port for health and metrics.
+pub struct AdminDoor {
+    /// Where it listens.
+    pub listener: TcpListener,
+    /// Whom it lets in.
+    pub door: Door,
+}
+
+/// The daemon's listeners and background tasks; by default it has none.
+#[derive(Default)]
+pub struct DaemonOptions {
+    /// Where the journal is kept; without one, nothing acknowledged outlives the process.
+    pub journal_dir: Option<PathBuf>,
+    /// Whether the journal is synced to disk before events are acknowledged.
+    pub durable: bool,
+    /// How acknowledgements are delayed.
+    pub hold: HoldPolicy,
+    /// Where events are forwarded to.
+    pub upstream: Option<Upstream>,
+    /// Where build tools connect. Without any, they connect where [`Daemon::event_doors`] opens doors, and the journal
+    /// is gone on with when the first one is open.
+    pub bes: Vec<BesListener>,
+    /// Where the control API is served.
+    pub control: Option<BesListener>,
+    /// Where the admin port is served.
+    pub admin: Option<AdminDoor>,
+    /// What is kept of old builds; everything, if not told.
+    pub retention: Option<Retention>,
+    /// Whether and how outputs that were not downloaded are kept in the cache.
+    pub leases: Option<LeaseOptions>,
+    /// After how much idleness the daemon ends by itself.
+    pub idle_timeout: Option<Duration>,
+    /// What clients may ask for.
+    pub limits: Limits,
+    /// Notifications that are under way; a daemon that has some is not idle.
+    pub notifications: Option<Backlog>,
+}
+
+/// A daemon with open doors.
+pub struct Daemon {
+    /// Where build tools connect, with the ports that the system chose.
+    pub bes: Vec<BesAddress>,
+    /// The admin port's address.
+    pub admin: Option<SocketAddr>,
+    shutdown: CancellationToken,
+    tasks: JoinSet<Result<(), DaemonError>>,
+    rooms: Rooms,
+    /// How requests of the control API are counted.
+    requests: CountedLayer,
+    doors: EventDoors,
+}
+
+impl Daemon {
+    /// Sweeps what dead processes left in the known output roots, goes on from the journal, and opens the doors.
+    ///
+    /// # Errors
+    /// When a listener cannot be opened.
+    pub async fn start(mut rooms: Rooms, options: DaemonOptions) -> Result<Self, DaemonError> {
+        let limits = options.limits.bes;
+        sweep(&rooms.record).await;
+        if let Some(dir) = &options.journal_dir {
+            rooms.service = rooms.service.with_journal(dir.clone());
+        }
+        let leases = Leases::default();
+        rooms.service = rooms.service.with_leases(leases.clone());
+        let journal = options.journal_dir.and_then(|dir| {
+            let journal_options = JournalOptions {
+                durable: options.durable,
+                most: limits.journal,
+            };
+            match Journal::open(&dir, journal_options) {
+                Ok(journal) => Some(journal),
+                Err(error) => {
+                    // The build never suffers: without a journal a crash costs a re-derivation, no more.
+                    tracing::error!("continuing without a journal: {error}");
+                    rooms.metrics.fault("journal");
+                    None
+                }
+            }
+        });
+        let events = rooms.events(options.hold, journal.clone(), options.upstream, limits);
+        let requests = CountedLayer {
+            budget: events.budget(),
+            most: options.limits.control_message,
+        };
+        let bes = options
+            .bes
+            .iter()
+            .map(BesListener::address)
+            .collect::<Result<Vec<_>, _>>()?;
+        let admin = options
+            .admin
+            .as_ref()
+            .map(|admin| admin.listener.local_addr())
+            .transpose()?;
+        interrupt_stale(&rooms.record).await;
+        if let Some(journal) = &journal {
+            set_aside(&rooms, journal).await;
+        }
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let stop = shutdown.clone();
+        let (doors, opened) = EventDoors::new(rooms.clone(), journal.clone(), options.hold, limits);
+        if options.bes.is_empty() {
+            tasks.spawn(async move { events::serve(opened, stop).await });
+        } else {
+            recover(&events, journal.as_ref()).await;
+            let service = events.clone();
+            tasks.spawn(async move { Ok(bes::serve(service, options.bes, stop).await?) });
+        }
+        if let Some(listener) = options.control {
+            let (service, stop) = (rooms.service.clone(), shutdown.clone());
+            let requests = requests.clone();
+            tasks.spawn(async move { control::serve_unix(service, listener, requests, stop).await });
+        }
+        let page = Admin::new(rooms.metrics.clone(), rooms.record.clone());
+        if let Some(admin) = options.admin {
+            let (page, stop) = (page.clone(), shutdown.clone());
+            tasks.spawn(async move {
+                page.serve(Listening::Tcp(admin.listener), admin.door, stop).await;
+                Ok(())
+            });
+        }
+        if let Some(retention) = options.retention {
+            let (record, roots) = (rooms.record.clone(), rooms.leases.roots.clone());
+            let forgetting = retention::keep(record, journal, roots, retention, shutdown.clone());
+            tasks.spawn(background("deleting old builds", forgetting, shutdown.clone()));
+        }
+        if let Some(leasing) = options.leases {
+            let keeping = lease::keep(rooms.leases.clone(), leasing, leases, shutdown.clone());
+            tasks.spawn(background("renewing leases", keeping, shutdown.clone()));
+        }
+        let work = idle::Work {
+            rooms: rooms.clone(),
+            events: events.clone(),
+            notifications: options.notifications,
+        };
+        let (timeout, stop) = (options.idle_timeout, shutdown.clone());
+        let watching = async move { idle::watch(&work, timeout, &stop).await };
+        tasks.spawn(background("watching for idle time", watching, shutdown.clone()));
+        page.set_ready(true);
+        Ok(Self {
+            bes,
+            admin,
+            shutdown,
+            tasks,
+            rooms,
+            requests,
+            doors,
+        })
+    }
+
+    /// For opening further doors for build tools' events, if the daemon was started without any.
+    #[must_use]
+    pub fn event_doors(&self) -> EventDoors {
+        self.doors.clone()
+    }
+
+    /// Cancelled, it closes the doors.
+    #[must_use]
+    pub fn shutdown_token(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Opens a TCP port for the control API.
+    pub fn open_control(&mut self, door: ControlDoor) {
+        let (service, stop) = (self.rooms.service.clone(), self.shutdown.clone());
+        let requests = self.requests.clone();
+        self.tasks
+            .spawn(async move { control::serve_tcp(service, door, requests, stop).await });
+    }
+
+    /// Serves until the token is cancelled or a door fails; then lets everybody go and writes the record.
+    ///
+    /// # Errors
+    /// When a listener failed.
+    pub async fn join(mut self) -> Result<(), DaemonError> {
+        let mut result = Ok(());
+        loop {
+            let next = if self.shutdown.is_cancelled() {
+                let Ok(next) = tokio::time::timeout(CLOSING, self.tasks.join_next()).await else {
+                    tracing::warn!("cancelled calls that did not end in time");
+                    self.tasks.abort_all();
+                    break;
+                };
+                next
+            } else {
+                tokio::select! {
+                    next = self.tasks.join_next() => next,
+                    () = self.shutdown.cancelled() => continue,
+                }
+            };
+            let Some(ended) = next else { break };
+            if let Err(error) = ended.unwrap_or_else(|e| Err(e.into())) {
+                result = Err(error);
+            }
+            self.shutdown.cancel();
+        }
+        self.rooms.engine.conclude(CONCLUDING).await;
+        let (record, service) = (self.rooms.record.clone(), self.rooms.service.clone());
+        // Side by side: an output tree may hang, which is no reason to write no record.
+        let tidying = [
+            tokio::task::spawn_blocking(move || record.close()),
+            tokio::task::spawn_blocking(move || service.let_go()),
+        ];
+        if tokio::time::timeout(TIDYING, futures::future::join_all(tidying))
+            .await
+            .is_err()
+        {
+            tracing::warn!("the record or an output tree was not released in time");
+        }
+        result
+    }
+}

@@ -1,0 +1,350 @@
+use std::time::Duration;
+
+use super::{
+    caches::has_credentials,
+    command_line::{disk_cache, options_of},
+    *,
+};
+use crate::{
+    bep::event::CommandLine,
+    digest::DigestFunction,
+    remote::RemoteOptions,
+    transport::{Endpoint, Google, Header, google::DEFAULT_SCOPE},
+};
+
+fn line(options: &[(&str, &str)]) -> CommandLine {
+    CommandLine {
+        label: "canonical".to_owned(),
+        options: options
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+            .collect(),
+    }
+}
+
+fn template() -> RemoteOptions {
+    RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://unused:1").unwrap())
+}
+
+#[test]
+fn endpoint_and_instance_come_from_the_builds_own_flags() {
+    let line = line(&[
+        ("remote_cache", "grpc://first:1"),
+        ("remote_cache", "grpc://cache:9092"),
+        ("remote_executor", "grpc://exec:1"),
+        ("remote_instance_name", "main/x"),
+        ("remote_header", "x-token=abc"),
+    ]);
+    let options = options_of(&line, &template(), &BuildDirectories::default()).unwrap();
+    assert_eq!(options.connect.endpoint.to_string(), "grpc://cache:9092");
+    assert_eq!(options.instance_name, "main/x");
+    assert_eq!(options.connect.headers.len(), 1);
+    assert!(!format!("{options:?}").contains("abc"));
+}
+
+#[test]
+fn what_cannot_be_used_is_named() {
+    for (options, part) in [
+        (vec![], "--remote_cache"),
+        (vec![("remote_cache", "")], "--remote_cache"),
+        (vec![("remote_cache", "http://h/c")], "HTTP cache"),
+        (vec![("remote_cache", "https://user:secret@h/c")], "***@h/c"),
+        (vec![("remote_cache", "ftp://h/c")], "--remote_cache"),
+    ] {
+        let error = options_of(&line(&options), &template(), &BuildDirectories::default()).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
+#[test]
+fn an_executor_is_its_own_cache() {
+    let options = options_of(
+        &line(&[("remote_executor", "grpc://exec:1")]),
+        &template(),
+        &BuildDirectories::default(),
+    )
+    .unwrap();
+    assert_eq!(options.connect.endpoint.to_string(), "grpc://exec:1");
+}
+
+/// The options of a build with a cache at `grpcs://h` and these.
+fn with(options: &[(&str, &str)], directories: &BuildDirectories) -> RemoteOptions {
+    let all: Vec<_> = std::iter::once(("remote_cache", "grpcs://h"))
+        .chain(options.iter().copied())
+        .collect();
+    options_of(&line(&all), &template(), directories).unwrap()
+}
+
+#[test]
+fn one_option_that_cannot_be_used_is_left_out_and_never_costs_the_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("no.pem"), "hello").unwrap();
+    let directories = BuildDirectories {
+        workspace: dir.path().to_owned(),
+        working_directory: dir.path().to_owned(),
+    };
+    for (name, value, told) in [
+        ("remote_header", "<REDACTED>", "redacted"),
+        ("remote_header", "x-key=<REDACTED>", "--remote_header=x-key"),
+        ("remote_cache_header", "no header", "NAME=VALUE"),
+        ("remote_header", "te=s3cret", "reserved for gRPC"),
+        ("remote_header", "x-bin=s3cret", "binary"),
+        ("remote_header", "x=s3cret\u{1}\u{e9}", "printable"),
+        ("credential_helper", "tools/helper", "absolute"),
+        ("credential_helper", "a.*.b=/bin/helper", "scope"),
+        ("credential_helper", "example.com=", "does not name a program"),
+        ("tls_certificate", "no.pem", "does not contain a PEM section"),
+        ("tls_certificate", "/nonexistent/ca.pem", "/nonexistent/ca.pem"),
+        ("tls_client_certificate", "no.pem", "requires --tls_client_key"),
+        ("tls_client_key", "no.pem", "requires --tls_client_certificate"),
+        (
+            "google_credentials",
+            "none.json",
+            "none.json: failed to read the credentials",
+        ),
+        (
+            "google_credentials",
+            "no.pem",
+            "does not contain Google credentials",
+        ),
+        ("credential_helper_timeout", "soon", "--credential_helper_timeout"),
+        ("digest_function", "crc", "crc"),
+    ] {
+        let options = with(&[("remote_header", "x-good=1"), (name, value)], &directories);
+        assert_eq!(
+            options.left_out.len(),
+            1,
+            "{name}={value}: {:?}",
+            options.left_out
+        );
+        let left_out = &options.left_out[0];
+        assert!(
+            left_out.contains(told) && !left_out.contains("s3cret"),
+            "{left_out}"
+        );
+        assert_eq!(options.connect.headers.len(), 1, "the others are sent");
+        assert!(options.connect.credential_helpers.is_empty() && options.connect.tls.certificate.is_none());
+        assert_eq!(options.connect.google, None);
+    }
+    // For other hosts, and of forms that only newer Bazels know: nothing to be said.
+    for value in ["example.com/team=/bin/helper", "*.example.com=/bin/helper"] {
+        assert_eq!(
+            with(&[("credential_helper", value)], &directories).left_out,
+            Vec::<String>::new()
+        );
+    }
+}
+
+#[test]
+fn a_helper_goes_before_googles_credentials_and_a_file_before_the_default_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let user = r#"{"type":"authorized_user","client_id":"c","client_secret":"s","refresh_token":"r"}"#;
+    std::fs::write(dir.path().join("user.json"), user).unwrap();
+    let directories = BuildDirectories {
+        workspace: dir.path().to_owned(),
+        working_directory: dir.path().join("below"),
+    };
+    let google = |file: Option<&str>, scopes: &[&str]| {
+        Some(Google {
+            file: file.map(|file| dir.path().join(file)),
+            scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+        })
+    };
+    let (file, default) = (
+        ("google_credentials", "user.json"),
+        ("google_default_credentials", "1"),
+    );
+    let of = |options: &[(&str, &str)]| with(options, &directories).connect.google;
+    assert_eq!(of(&[file, default]), google(Some("user.json"), &[DEFAULT_SCOPE]));
+    assert_eq!(
+        of(&[("google_auth_scopes", "a,b"), file]),
+        google(Some("user.json"), &["a", "b"])
+    );
+    assert_eq!(of(&[file, ("google_credentials", "")]), None);
+    assert_eq!(of(&[file, ("credential_helper", "/bin/helper")]), None);
+    assert_eq!(
+        of(&[file, ("credential_helper", "elsewhere=/bin/helper")]),
+        google(Some("user.json"), &[DEFAULT_SCOPE])
+    );
+    let asked = |options: &[(&str, &str)]| google_of(&line(options), dir.path());
+    assert_eq!(asked(&[default]), google(None, &[DEFAULT_SCOPE]));
+    assert_eq!(asked(&[default, ("nogoogle_default_credentials", "")]), None);
+    assert_eq!(asked(&[("google_auth_scopes", "a")]), None);
+}
+
+#[test]
+fn files_and_helpers_lie_where_bazel_looks_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (workspace, below) = (dir.path().join("ws"), dir.path().join("ws/below"));
+    std::fs::create_dir_all(&below).unwrap();
+    let authority = rcgen::generate_simple_self_signed(vec!["h".to_owned()]).unwrap();
+    std::fs::write(workspace.join("ca.pem"), authority.cert.pem()).unwrap();
+    let directories = BuildDirectories {
+        workspace: workspace.clone(),
+        working_directory: below.clone(),
+    };
+    let options = with(
+        &[
+            ("tls_certificate", "ca.pem"),
+            ("credential_helper", "%workspace%/tools/helper"),
+            ("credential_helper_timeout", "90s"),
+            ("experimental_credential_helper_cache_duration", "2m"),
+            ("tls_authority_override", "cache.test"),
+            ("remote_proxy", "unix:run/proxy.sock"),
+        ],
+        &directories,
+    );
+    assert_eq!(options.left_out, Vec::<String>::new());
+    assert_eq!(options.connect.credential_helper_timeout, Duration::from_secs(90));
+    assert_eq!(
+        options.connect.credential_helper_cache_duration,
+        Duration::from_secs(120)
+    );
+    assert_eq!(
+        options.connect.tls_authority_override.as_deref(),
+        Some("cache.test")
+    );
+    assert_eq!(options.connect.proxy, Some(workspace.join("run/proxy.sock")));
+    assert_eq!(options.connect.tls.certificate, Some(workspace.join("ca.pem")));
+    assert_eq!(options.connect.workspace, Some(workspace));
+    let disk = |value| disk_cache(&line(&[("disk_cache", value)]), &directories);
+    assert_eq!(disk("cache"), Some(below.join("cache")));
+    assert_eq!(disk("/cache"), Some("/cache".into()));
+    assert_eq!(
+        disk("~/cache"),
+        std::env::home_dir().map(|home| home.join("cache"))
+    );
+    assert_eq!(disk(""), None);
+}
+
+#[test]
+fn an_address_may_have_a_user_and_need_not_have_a_port() {
+    for (address, shown, header) in [
+        ("grpc://me:s3cret@h:9", "grpc://h:9", Some("Basic bWU6czNjcmV0")),
+        (
+            "grpcs://me%40x:s%3Acret@h",
+            "grpcs://h:443",
+            Some("Basic bWVAeDpzOmNyZXQ="),
+        ),
+        ("grpc://h", "grpc://h:80", None),
+        ("GRPC://h:9/", "grpc://h:9", None),
+        ("dns:///h:9", "grpcs://h:9", None),
+        ("h", "grpcs://h:443", None),
+    ] {
+        let line = line(&[("remote_cache", address)]);
+        let options = options_of(&line, &template(), &BuildDirectories::default()).expect(address);
+        assert_eq!(options.connect.endpoint.to_string(), shown);
+        assert_eq!(
+            options.connect.headers.first().map(Header::value),
+            header,
+            "{address}"
+        );
+    }
+    // What is said outright goes first.
+    let line = line(&[
+        ("remote_cache", "grpc://me:s3cret@h:9"),
+        ("remote_header", "Authorization=mine"),
+    ]);
+    let options = options_of(&line, &template(), &BuildDirectories::default()).unwrap();
+    assert_eq!(options.connect.headers.len(), 1);
+    assert_eq!(options.connect.headers[0].value(), "mine");
+}
+
+fn sources(header: bool, allowed: Option<&str>) -> Sources {
+    let mut template = template();
+    if header {
+        template.connect.headers = vec![Header::parse("--remote-header", "x-token=abc").unwrap()];
+    }
+    let parse = |url| Endpoint::parse("--allow-remote-cache", url).unwrap();
+    Sources::new(SourceRule::FromBuild {
+        template: Box::new(template),
+        allowed: allowed.map(|url| vec![parse(url)]),
+    })
+}
+
+#[tokio::test]
+async fn what_is_recorded_is_no_more_allowed_than_what_a_build_says() {
+    let sources = sources(true, Some("grpc://good:1"));
+    sources.of_record("grpc://good:1", "main").unwrap();
+    let told = sources
+        .of_build(
+            Some(&line(&[("remote_cache", "grpc://evil:1")])),
+            &BuildDirectories::default(),
+        )
+        .err();
+    let words = told.as_ref().unwrap().to_string();
+    assert!(words.contains("--allow-remote-cache"));
+    assert_eq!(sources.of_record("grpc://evil:1", "main").err(), told);
+    assert_eq!(sources.of_import("grpc://evil:1", "main").err(), told);
+    sources.of_import("grpc://good:1", "main").unwrap();
+}
+
+#[tokio::test]
+async fn an_imported_build_gets_no_credentials_for_where_it_points() {
+    let error = sources(true, None)
+        .of_import("grpc://evil:1", "")
+        .err()
+        .unwrap()
+        .to_string();
+    for part in ["grpc://evil:1", "--remote-cache", "--allow-remote-cache"] {
+        assert!(error.contains(part), "{error}");
+    }
+    // Nor those that a build of here has brought for itself.
+    let sources = sources(false, None);
+    let own = line(&[("remote_cache", "grpc://h:1"), ("remote_header", "x-token=abc")]);
+    assert!(has_credentials(
+        sources
+            .of_build(Some(&own), &BuildDirectories::default())
+            .unwrap()
+            .store
+            .unwrap()
+            .options()
+    ));
+    let imported = sources.of_import("grpc://h:1", "").unwrap();
+    assert!(!has_credentials(imported.store.unwrap().options()));
+    assert!(has_credentials(
+        sources
+            .of_record("grpc://h:1", "")
+            .unwrap()
+            .store
+            .unwrap()
+            .options()
+    ));
+    let error = sources.of_import("", "").err().unwrap().to_string();
+    assert!(error.contains("give --remote-cache"), "{error}");
+}
+
+#[tokio::test]
+async fn a_disk_cache_stands_before_the_remote_one_or_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = crate::digest::Digest::of(DigestFunction::Sha256, b"alpha");
+    let place = dir.path().join("cas").join(&digest.hash_hex()[..2]);
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(place.join(digest.hash_hex()), "alpha").unwrap();
+    let disk = dir.path().display().to_string();
+    let absent = crate::digest::Digest::of(DigestFunction::Sha256, b"x-ray");
+    let nobody = crate::remote::Attribution::default();
+    let cases: [(&[(&str, &str)], &str); 2] = [
+        (&[("disk_cache", &disk)], "no remote cache"),
+        (
+            &[("disk_cache", &disk), ("remote_cache", "http://h/c")],
+            "HTTP cache",
+        ),
+    ];
+    for (options, reason) in cases {
+        let cache = sources(false, None)
+            .of_build(Some(&line(options)), &BuildDirectories::default())
+            .unwrap();
+        let asked = [digest.clone(), absent.clone()];
+        let mut answers = cache.blobs().read_batch(&asked, &nobody, false).await;
+        let error = answers.pop().unwrap().1.unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+        assert_eq!(&answers[0].1.as_ref().unwrap()[..], b"alpha");
+    }
+    // One that cannot be read is as if it were not named.
+    let options = [("disk_cache", "/nonexistent"), ("remote_cache", "grpc://h:1")];
+    let cache = sources(false, None)
+        .of_build(Some(&line(&options)), &BuildDirectories::default())
+        .unwrap();
+    assert_eq!(cache.blobs().describe(), "grpc://h:1");
+}
