@@ -94,6 +94,7 @@ mod tests {
         assert_eq!(roots.get_or_create("/e", 1, 2), (first, false));
         let (second, made) = roots.get_or_create("/e", 1, 3);
         assert!(made && second != first);
+        assert_eq!(roots.get_or_create("/e", 1, 3), (second, false));
     }
 
     #[test]

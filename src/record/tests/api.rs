@@ -381,6 +381,11 @@ fn a_roots_newest_invocation_goes_by_version_not_by_arrival() {
     record.put_invocation(&invocation("new", 10, Some(root), new));
     record.put_invocation(&invocation("old", 20, Some(root), old));
     assert_eq!(record.newest_invocation(root).unwrap().invocation_id, "new");
+    let row = record.root_row(root).unwrap();
+    assert_eq!(
+        (row.path.as_str(), row.workspace.as_str()),
+        ("/exec", "/home/u/ws")
+    );
     assert_eq!(record.roots().len(), 1);
 }
 
