@@ -123,7 +123,7 @@ async fn start(base: &Path, cache: &str) -> Result<(Daemon, broadcast::Receiver<
     let endpoint = Endpoint::parse("--remote-cache", cache).map_err(Failure::failed)?;
     let store = GrpcCache::new(RemoteOptions::new(endpoint)).map_err(Failure::failed)?;
     let rooms = Rooms::open(
-        super::serve::open_record(&base.join("state")).await?,
+        super::record::open_record(&base.join("state")).await?,
         Policy::default(),
         RootRules {
             destination: Destination::ExecRoot,

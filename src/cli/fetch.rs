@@ -147,7 +147,7 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     let mut events = EventFile::open(file, args.follow).await.map_err(Failure::usage)?;
     // What is fetched by hand is not a build that anybody asks about later: its record lives as long as we do.
     let scratch = Scratch::new()?;
-    let record = super::serve::open_record(&scratch.0).await?;
+    let record = super::record::open_record(&scratch.0).await?;
     let rooms = Rooms::open(record.clone(), policy, rules, source, options, false)?;
     let mut reports = rooms.engine.reports();
     let bar = progress();

@@ -2,22 +2,49 @@
 
 use std::{
     borrow::Cow,
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
 };
 
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
+use super::exit::Failure;
 use crate::printable::escaped;
+
+/// Starts the log with a level or with directives.
+pub(super) fn start_log(filter: &str, json: bool) -> Result<(), Failure> {
+    // A bare level is about us, not about every frame of the libraries below.
+    let directives = if filter.contains(['=', ',']) {
+        filter.to_owned()
+    } else {
+        format!("warn,outhaul={filter}")
+    };
+    let filter =
+        EnvFilter::try_new(directives).map_err(|e| Failure::usage(format!("--log={filter}: {e}")))?;
+    let ansi = io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(Lines { ansi })
+        // Standard error may be a pipe whose reader has gone: without this, its failure is told by a panic.
+        .log_internal_errors(false)
+        .with_ansi(ansi)
+        .with_target(false);
+    if json {
+        log.json().init();
+    } else {
+        log.compact().init();
+    }
+    Ok(())
+}
 
 /// Makes writers to standard error that are given one event at a time.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Lines {
+struct Lines {
     /// Whether colours are meant.
-    pub(super) ansi: bool,
+    ansi: bool,
 }
 
 /// See [`Lines`].
-pub(super) struct Line<W> {
+struct Line<W> {
     out: W,
     ansi: bool,
 }

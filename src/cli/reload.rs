@@ -17,7 +17,11 @@ use clap::{ArgMatches, Args as _, CommandFactory as _, FromArgMatches as _, pars
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Cli, configured, exit::Failure, serve::ServeArgs};
+use super::{
+    commands::{Cli, configured},
+    exit::Failure,
+    serve::ServeArgs,
+};
 use crate::{
     bes::{BesAddress, Upstream},
     config::{CacheArgs, ControlListenArgs, DoorArgs, SelectionArgs, naming_the_file},

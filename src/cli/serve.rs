@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ending::Signals,
     exit::{self, Failure},
+    record::open_record,
     reload::{Doors, Hangup, Reload, Settings},
     runtime,
 };
@@ -26,7 +27,7 @@ use crate::{
     invocation::policy::Policy,
     materialize::MaterializeOptions,
     notify::{Notifier, NotifyOptions},
-    record::{Opening, Record},
+    record::Record,
     roots::{Destination, RootRules},
     sources::SourceRule,
     transport::without_user_info,
@@ -426,22 +427,6 @@ fn listeners(inherited: Inherited, addresses: &[BesAddress]) -> Result<Vec<BesLi
         listeners.push(listener);
     }
     Ok(listeners)
-}
-
-/// Opens the record, and says what was found.
-pub(super) async fn open_record(state_dir: &std::path::Path) -> Result<Record, Failure> {
-    let directory: PathBuf = state_dir.to_owned();
-    let opened = tokio::task::spawn_blocking(move || Record::open(&directory)).await;
-    let (record, opening) = opened.map_err(Failure::failed)?.map_err(Failure::failed)?;
-    match opening {
-        Opening::Quarantined { moved_to, reason } => tracing::error!(
-            "the record was damaged ({reason}); moved it to {} and started a new one",
-            moved_to.display()
-        ),
-        Opening::Unavailable { reason } => tracing::error!("the record is kept in memory only: {reason}"),
-        Opening::Fresh | Opening::Existing => {}
-    }
-    Ok(record)
 }
 
 /// Checks, after the listeners are open, whether the cache answers: a build may come long after a typing error.

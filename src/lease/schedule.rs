@@ -5,8 +5,18 @@ use std::{collections::HashMap, time::Duration};
 use rand::random_range;
 use tokio::time::Instant;
 
-use super::LeaseOptions;
 use crate::record::{InvocationRow, Record, RootId};
+
+/// How leases are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseOptions {
+    /// From one question about an output to the next, at most: less than the cache's own patience.
+    pub interval: Duration,
+    /// How long after its end a build's outputs are asked for.
+    pub age: Duration,
+    /// Digests in a second.
+    pub rate: u32,
+}
 
 /// How soon after the start the first request is sent: it is unknown when the last one was.
 const FIRST: Duration = Duration::from_secs(10);

@@ -1,20 +1,22 @@
 //! Leases with the embedded cache and a real record.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc, time::Duration};
 
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::*;
+use super::{keep::caught, *};
 use crate::{
     digest::{Digest, DigestFunction},
     embedded_cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,
+    metrics::Metrics,
     output::OutputContent,
-    record::{InvocationRow, InvocationState, OutputRow, OutputState, RootId},
+    record::{InvocationRow, InvocationState, OutputRow, OutputState, Record, RootId},
     remote::{GrpcCache, RemoteOptions},
-    roots::RootRules,
-    sources::SourceRule,
+    roots::{RootRules, Roots},
+    sources::{SourceRule, Sources},
     transport::Endpoint,
+    units::now_ms,
 };
 
 /// Nothing here takes so long; a hang fails instead of blocking.

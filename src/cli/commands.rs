@@ -1,0 +1,178 @@
+//! The subcommands, and the settings that all of them have.
+
+use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use super::{
+    demo,
+    exit::{self, Failure},
+    export, fetch, gc, get, import, is_staged,
+    log::start_log,
+    ls, print, run, serve, stage, stat, status, wait,
+};
+use crate::config::with_config_file;
+
+/// Downloads a remote build's top-level outputs in the background.
+#[derive(Debug, Parser)]
+#[command(name = "outhaul", version, about, args_override_self = true, after_help = exit::HELP)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Configuration file (TOML), by default outhaul/config.toml in the XDG configuration directory
+    #[arg(long, global = true, value_name = "FILE", env = "OUTHAUL_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// What to log to standard error: a level, or directives such as outhaul::materialize=debug
+    #[arg(long, global = true, value_name = "FILTER", env = "OUTHAUL_LOG")]
+    log: Option<String>,
+
+    /// Log as JSON, one object per line
+    #[arg(long, global = true, env = "OUTHAUL_LOG_JSON")]
+    log_json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon: receive build events and download the builds' top-level outputs
+    Serve(Box<serve::ServeArgs>),
+    /// Run a build command with a daemon of its own, and return when its outputs are on disk
+    Run(Box<run::RunArgs>),
+    /// Download outputs without a build tool: from a saved event file, or an action, a tree or a blob by digest
+    #[command(subcommand)]
+    Fetch(fetch::FetchCommand),
+    /// Download recorded outputs by path, top-level or not
+    Get(get::GetArgs),
+    /// Show what is recorded about outputs: digest, size, state, target
+    Stat(stat::StatArgs),
+    /// Show why outputs were downloaded or not, and where their bytes came from
+    Why(stat::WhyArgs),
+    /// Wait until the outputs of a build, or of some of its targets, are on disk
+    Wait(wait::WaitArgs),
+    /// Show the state of builds
+    Status(status::StatusArgs),
+    /// List the recorded outputs of a build's output root
+    Ls(ls::LsArgs),
+    /// Copy named outputs of a recorded build to a directory
+    Stage(stage::StageArgs),
+    /// Check whether a staged directory is complete and unchanged
+    IsStaged(is_staged::IsStagedArgs),
+    /// Write a recorded build to a file, to stage its outputs on another machine
+    Export(export::ExportArgs),
+    /// Import a build that was exported on another machine
+    Import(import::ImportArgs),
+    /// Delete the records and journals of old builds
+    Gc(gc::GcArgs),
+    /// Show how it works, without a build tool or a server
+    Demo(demo::DemoArgs),
+    /// Run the embedded cache (for trying things out and for tests; not for production)
+    #[command(hide = true)]
+    Cache(demo::CacheServerArgs),
+}
+
+/// Parses the arguments and runs the command.
+#[must_use]
+pub fn main() -> ExitCode {
+    if let Some(code) = run::called_as_another() {
+        return code;
+    }
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let command = Cli::command();
+    let cli = match configured(&command, args) {
+        Ok(args) => match command
+            .try_get_matches_from(args)
+            .and_then(|m| Cli::from_arg_matches(&m))
+        {
+            Ok(cli) => cli,
+            Err(error) => {
+                // Help and version are errors to clap, and go to standard output.
+                let _ = error.print();
+                return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+            }
+        },
+        Err(failure) => return report(&failure),
+    };
+    let default = match &cli.command {
+        Command::Serve(_) => "info",
+        Command::Cache(_) => "warn",
+        _ => "error",
+    };
+    if let Err(failure) = start_log(cli.log.as_deref().unwrap_or(default), cli.log_json) {
+        return report(&failure);
+    }
+    let result = match cli.command {
+        Command::Serve(args) => serve::main(*args),
+        Command::Run(args) => run::main(*args),
+        Command::Fetch(command) => fetch::main(command),
+        Command::Get(args) => get::main(&args),
+        Command::Stat(args) => stat::stat(&args),
+        Command::Why(args) => stat::why(&args),
+        Command::Wait(args) => wait::main(&args),
+        Command::Status(args) => status::main(&args),
+        Command::Ls(args) => ls::main(&args),
+        Command::Stage(args) => stage::main(&args),
+        Command::IsStaged(args) => is_staged::main(&args),
+        Command::Export(args) => export::main(args),
+        Command::Import(args) => import::main(&args),
+        Command::Gc(args) => gc::main(&args),
+        Command::Demo(args) => demo::main(args),
+        Command::Cache(args) => demo::cache(args),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    if !failure.message.is_empty() {
+        // Nowhere to say that standard error is closed.
+        let _ = writeln!(print::err(), "outhaul: {}", failure.message);
+    }
+    ExitCode::from(failure.code)
+}
+
+/// The arguments with the configuration file's settings in front of the subcommand's own.
+pub(super) fn configured(command: &clap::Command, args: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
+    let subcommands: Vec<String> = command
+        .get_subcommands()
+        .map(|s| s.get_name().to_owned())
+        .collect();
+    let flag = |sub: &clap::Command, flag: &str| {
+        sub.get_arguments()
+            .chain(command.get_arguments())
+            .find(|arg| arg.get_long() == Some(flag))
+            .map(|arg| arg.get_action().takes_values())
+    };
+    let known = |name: &str, wanted: &str| {
+        // Which groups a daemon downloads says nothing of which ones are staged.
+        if matches!(name, "stage" | "is-staged") && wanted == "output-group" {
+            return None;
+        }
+        let sub = command.find_subcommand(name)?;
+        // Commands with commands of their own (fetch) take flags only behind those, so the file cannot set them.
+        if sub.has_subcommands() {
+            None
+        } else {
+            flag(sub, wanted)
+        }
+    };
+    let known_anywhere = |wanted: &str| {
+        command
+            .get_subcommands()
+            .flat_map(|sub| std::iter::once(sub).chain(sub.get_subcommands()))
+            .any(|sub| flag(sub, wanted).is_some())
+    };
+    with_config_file(args, &subcommands, known, known_anywhere).map_err(Failure::usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

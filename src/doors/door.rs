@@ -1,0 +1,69 @@
+//! What a listener asks of callers.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use super::{tls::ServerTls, token::Token};
+
+/// Who is turned away is worth a line of the log so often: who knocks all day shall not fill it.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// What a door asks of callers.
+#[derive(Clone, Default)]
+pub struct Rules {
+    /// TLS, on TCP.
+    pub tls: Option<ServerTls>,
+    /// A token, on TCP; on a unix socket it lets other users' processes in.
+    pub token: Option<Token>,
+    /// Whether other users' processes may come in over the loopback interface without either.
+    pub other_users: bool,
+}
+
+/// A door's rules, shared by all who look at them. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Door(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    rules: RwLock<Arc<Rules>>,
+    /// When it was last told that somebody was turned away.
+    told: Mutex<Option<Instant>>,
+}
+
+impl Door {
+    /// With rules.
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
+        let door = Self::default();
+        door.set(rules);
+        door
+    }
+
+    /// Other rules, for connections from now on.
+    pub fn set(&self, rules: Rules) {
+        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    }
+
+    /// The rules at present.
+    #[must_use]
+    pub fn rules(&self) -> Arc<Rules> {
+        self.0
+            .rules
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Logs why somebody was turned away, unless that was just done.
+    pub(super) fn tell(&self, why: impl std::fmt::Display) {
+        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|last| last.elapsed() >= TOLD_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!("{why}");
+        } else {
+            tracing::debug!("{why}");
+        }
+    }
+}

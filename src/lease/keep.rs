@@ -1,0 +1,92 @@
+//! The task that keeps leases.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::{
+    lost::Leases,
+    pass,
+    schedule::{self, LeaseOptions, Schedule},
+};
+use crate::{metrics::Metrics, record::Record, roots::Roots, sources::Sources, units::now_ms};
+
+/// How long it takes at most until a new build is noticed.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// What keeping leases needs of the other rooms.
+#[derive(Clone)]
+pub struct Rooms {
+    /// What is known of outputs.
+    pub record: Record,
+    /// Where they would lie.
+    pub roots: Arc<Roots>,
+    /// Whom to ask.
+    pub sources: Arc<Sources>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Keeps leases until the token is cancelled. What is found is shown by `leases`. Whatever fails, it goes on later.
+pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: CancellationToken) {
+    let keeping = async {
+        let mut schedule = Schedule::new(options);
+        loop {
+            let look = LOOK.min(options.interval / 4);
+            let record = rooms.record.clone();
+            let builds = tokio::task::spawn_blocking(move || schedule::newest_builds(&record)).await;
+            let builds = match builds {
+                Ok(builds) => builds,
+                Err(error) => {
+                    if error.is_panic() {
+                        rooms.metrics.fault("lease");
+                        tracing::error!(
+                            "looking for builds whose leases to renew panicked; this is a bug in outhaul"
+                        );
+                    }
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+            };
+            leases.retain(|root| builds.iter().any(|build| build.root == root));
+            schedule.see(&builds, now_ms(), Instant::now());
+            // One, and then the builds are looked at again: there may be newer ones by then.
+            if let Some(build) = schedule.next_due(&builds, Instant::now()) {
+                let begun = Instant::now();
+                let passed = caught(pass::pass(rooms.clone(), build.clone(), options.rate)).await;
+                if let Err(reason) = &passed {
+                    rooms.metrics.fault("lease");
+                    tracing::warn!(
+                        invocation = build.row.invocation_id,
+                        "failed to renew leases: {reason}"
+                    );
+                }
+                schedule.passed(build, passed.is_ok(), begun, Instant::now());
+                if let Ok(Some(lost)) = passed {
+                    leases.put(build.root, lost, &rooms.metrics);
+                }
+            }
+            tokio::time::sleep_until(schedule.next().min(Instant::now() + look)).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = keeping => {}
+    }
+}
+
+/// A panic as an error.
+pub(super) async fn caught<T: Send + 'static>(
+    doing: impl Future<Output = Result<T, String>> + Send + 'static,
+) -> Result<T, String> {
+    AbortOnDropHandle::new(tokio::spawn(doing))
+        .await
+        .unwrap_or_else(|e| {
+            Err(if e.is_panic() {
+                format!("this is a bug in outhaul: {e}")
+            } else {
+                "outhaul is shutting down".to_owned()
+            })
+        })
+}
