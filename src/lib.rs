@@ -39,7 +39,7 @@
 //! * [`action_cache`] reads Bazel's action cache, which has the digests of outputs that no event names.
 //! * [`record`] stores what is known about outputs and builds, in sled, with an interface that cannot fail a build.
 //! * [`stage`] copies outputs of a recorded build to a directory; it also exports and imports builds.
-//! * [`doors`] controls access to listeners: certificates, tokens, the user of the connecting process.
+//! * [`access`] controls access to listeners: certificates, tokens, the user of the connecting process.
 //! * [`control`] answers the other commands and shows health and metrics.
 //! * [`notify`] sends notifications about settled targets and builds, by HTTP or to a command.
 //! * [`daemon`] connects the rooms and opens the listeners; [`config`] checks the user's settings; [`cli`] has one file per
@@ -70,6 +70,7 @@
 //!    there: [`journal`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod access;
 pub mod action_cache;
 pub mod bep;
 pub mod bes;
@@ -81,7 +82,6 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod digest;
-pub mod doors;
 pub mod embedded_cache;
 pub mod exec_path;
 #[cfg(any(test, fuzzing))]

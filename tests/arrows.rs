@@ -26,7 +26,7 @@ const FLOORS: &[&[&str]] = &[
         "printable",
         "units",
     ],
-    &["action_cache", "bep", "doors", "output", "removal", "transport"],
+    &["access", "action_cache", "bep", "output", "removal", "transport"],
     &["builds", "embedded_cache", "record", "remote"],
     &["demo", "journal", "materialize", "sources"],
     &["roots"],

@@ -15,7 +15,7 @@ use std::{
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
-    doors::{Door, Listening},
+    access::{Door, Listening},
     removal::remove_all,
     transport::without_user_info,
 };

@@ -17,7 +17,7 @@ use super::{
     server::BesService,
 };
 use crate::{
-    doors::{Guard, Incoming, Protocol, dated, greeted, places},
+    access::{Guard, Incoming, Protocol, dated, greeted, places},
     proto::DESCRIPTORS,
 };
 

@@ -15,10 +15,10 @@ use tonic::{
 
 use super::{exit::Failure, run::own_states};
 use crate::{
+    access::Token,
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs},
     control::{Heard, Service},
     daemon::Rooms,
-    doors::Token,
     invocation::policy::Policy,
     printable::with_causes,
     proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},

@@ -23,10 +23,10 @@ use super::{
     serve::ServeArgs,
 };
 use crate::{
+    access::Door,
     bes::{BesAddress, Upstream},
     config::{CacheArgs, ControlListenArgs, DoorArgs, SelectionArgs, naming_the_file},
     daemon::Rooms,
-    doors::Door,
     roots::Destination,
 };
 

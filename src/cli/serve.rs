@@ -14,6 +14,7 @@ use super::{
     runtime,
 };
 use crate::{
+    access::{Door, Rules},
     bes::{BesAddress, BesListener},
     config::{
         CacheArgs, ConfigError, ControlListenArgs, ControlPort, DoorArgs, HoldArgs, LeaseArgs, LimitArgs,
@@ -23,7 +24,6 @@ use crate::{
         AdminDoor, ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready,
         notify_stopping,
     },
-    doors::{Door, Rules},
     invocation::policy::Policy,
     materialize::MaterializeOptions,
     notify::{Notifier, NotifyOptions},

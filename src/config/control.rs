@@ -9,8 +9,8 @@ use super::{
     doors::{server_tls, token},
 };
 use crate::{
+    access::{Rules, Token},
     bes::BesAddress,
-    doors::{Rules, Token},
     stage::Reach,
     transport::{ConnectOptions, Endpoint, TlsFiles, without_user_info},
 };

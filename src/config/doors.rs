@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 
 use super::ConfigError;
-use crate::doors::{Rules, ServerTls, TlsFile, Token};
+use crate::access::{Rules, ServerTls, TlsFile, Token};
 
 /// Flags of all listening sockets.
 #[derive(Debug, Clone, Default, Args)]

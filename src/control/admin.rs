@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    doors::{Caller, Connection, Door, Incoming, Listening, Protocol, places},
+    access::{Caller, Connection, Door, Incoming, Listening, Protocol, places},
     metrics::Metrics,
     record::Record,
     units::has_date,

@@ -7,9 +7,9 @@ use tower::util::MapResponseLayer;
 
 use super::DaemonError;
 use crate::{
+    access::{Door, Guard, Incoming, Listening, Protocol, dated, greeted, places},
     bes::{self, BesListener, counted::CountedLayer},
     control::{ControlServer, Service},
-    doors::{Door, Guard, Incoming, Listening, Protocol, dated, greeted, places},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
     stage::Reach,
 };

@@ -13,10 +13,10 @@ use super::{
     retention,
 };
 use crate::{
+    access::{Door, Listening},
     bes::{self, BesAddress, BesListener, HoldPolicy, Upstream, counted::CountedLayer},
     config::Limits,
     control::Admin,
-    doors::{Door, Listening},
     journal::{Journal, JournalOptions},
     lease::{self, LeaseOptions, Leases},
     notify::Backlog,

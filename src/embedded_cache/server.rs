@@ -41,7 +41,7 @@ use super::{
     wire::Wire,
     write::ByteStreamService,
 };
-use crate::{digest::DigestFunction, doors::dated};
+use crate::{access::dated, digest::DigestFunction};
 
 /// Its services with [`dated`] around them.
 type Services = Router<Stack<MapResponseLayer<fn(http::Response<Body>) -> http::Response<Body>>, NoLayer>>;

@@ -14,11 +14,11 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{ledger::Ledger, upstream};
 use crate::{
+    access::greeted,
     bep::event::{Event, Framed},
     bes::{BesOptions, BesService, Upstream, UpstreamOptions, serve, tests::harness::decode},
     builds::{Builds, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
-    doors::greeted,
     exec_path::ExecPath,
     journal::{Journal, JournalOptions},
     simulated::{
