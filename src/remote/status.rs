@@ -7,7 +7,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::{
-    printable::{and_causes, is_plain},
+    printable::{and_causes, clipped, is_plain},
     transport::{Fault, RemoteError, RemoteErrorKind, Secrets},
 };
 
@@ -24,17 +24,11 @@ struct RetryInfo {
 /// The error for a failed call. `context` says what was tried on what; `secrets` is what is not to be shown.
 #[must_use]
 pub(crate) fn from_status(context: &str, status: &Status, secrets: &Secrets) -> RemoteError {
-    let mut message = readable(&and_causes(status.message().to_owned(), status.source()));
-    if message.is_empty() {
-        message = status.code().description().to_lowercase();
-    }
+    let message = and_causes(status.message().to_owned(), status.source());
+    let details = rpc::Status::decode(status.details()).ok();
     RemoteError {
-        kind: kind(status.code(), &message, Fault::of(status)),
-        context: context.to_owned(),
-        message: clipped(secrets.conceal(message)),
-        retry_after: rpc::Status::decode(status.details())
-            .ok()
-            .and_then(|status| retry_delay(&status)),
+        retry_after: details.and_then(|status| retry_delay(&status)),
+        ..error(context, status.code(), &message, Fault::of(status), secrets)
     }
 }
 
@@ -42,16 +36,19 @@ pub(crate) fn from_status(context: &str, status: &Status, secrets: &Secrets) -> 
 #[must_use]
 pub(crate) fn from_rpc(context: &str, status: &rpc::Status, secrets: &Secrets) -> RemoteError {
     let code = Code::from_i32(status.code);
-    let mut message = readable(&status.message);
+    RemoteError {
+        retry_after: retry_delay(status),
+        ..error(context, code, &status.message, None, secrets)
+    }
+}
+
+fn error(context: &str, code: Code, message: &str, fault: Option<Fault>, secrets: &Secrets) -> RemoteError {
+    let mut message = readable(message);
     if message.is_empty() {
         message = code.description().to_lowercase();
     }
-    RemoteError {
-        kind: kind(code, &message, None),
-        context: context.to_owned(),
-        message: clipped(secrets.conceal(message)),
-        retry_after: retry_delay(status),
-    }
+    let kind = kind(code, &message, fault);
+    RemoteError::new(kind, context, clipped(&secrets.conceal(message), MAX_MESSAGE))
 }
 
 fn kind(code: Code, message: &str, fault: Option<Fault>) -> RemoteErrorKind {
@@ -96,21 +93,11 @@ fn retry_delay(status: &rpc::Status) -> Option<Duration> {
 
 /// One line without control characters, nor those that turn the direction of what follows, so that a server's words can
 /// go to a terminal and a log.
-pub(crate) fn readable(text: &str) -> String {
+fn readable(text: &str) -> String {
     text.split(|c: char| c.is_whitespace() || !is_plain(c))
         .filter(|word| !word.is_empty())
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-/// At most [`MAX_MESSAGE`] bytes of it.
-pub(crate) fn clipped(mut text: String) -> String {
-    if text.len() > MAX_MESSAGE {
-        let end = (0..=MAX_MESSAGE).rev().find(|&i| text.is_char_boundary(i));
-        text.truncate(end.unwrap_or(0));
-        text.push('…');
-    }
-    text
 }
 
 #[cfg(test)]
