@@ -176,8 +176,8 @@ impl CacheArgs {
         options.connect.headers = self
             .remote_header
             .iter()
-            .map(|text| Header::parse("--remote-header", text).map_err(|e| remote(&e)))
-            .collect::<Result<_, _>>()?;
+            .map(|text| Header::parse("--remote-header", text))
+            .collect::<Result<_, RemoteError>>()?;
         options.connect.tls = self.tls_files();
         options
             .connect
@@ -188,7 +188,7 @@ impl CacheArgs {
                 file: self.google_credentials.clone(),
                 scopes: self.google_auth_scopes.clone(),
             };
-            google.check().map_err(|e| remote(&e))?;
+            google.check()?;
             options.connect.google = Some(google);
         }
         options.compression = if self.remote_cache_compression {
@@ -229,13 +229,12 @@ impl CacheArgs {
                 "HTTP caches are not supported; use a gRPC cache",
             ));
         }
-        let endpoint = Endpoint::parse("--remote-cache", url).map_err(|e| remote(&e))?;
+        let endpoint = Endpoint::parse("--remote-cache", url)?;
         let mut options = self.options(endpoint)?;
         if self.tls_for_upstream && !options.connect.endpoint.is_tls() {
             options.connect.tls = TlsFiles::default();
         }
-        options.validate().map_err(|e| remote(&e))?;
-        Ok(Arc::new(GrpcCache::new(options).map_err(|e| remote(&e))?))
+        Ok(Arc::new(GrpcCache::new(options)?))
     }
 
     /// The rule by which builds find their cache. Without `--remote-cache` it is the build's own if `trusted`: the
@@ -255,8 +254,8 @@ impl CacheArgs {
         let allowed = self
             .allow_remote_cache
             .iter()
-            .map(|url| Endpoint::parse("--allow-remote-cache", url).map_err(|e| remote(&e)))
-            .collect::<Result<Vec<_>, _>>()?;
+            .map(|url| Endpoint::parse("--allow-remote-cache", url))
+            .collect::<Result<Vec<_>, RemoteError>>()?;
         if !trusted && allowed.is_empty() {
             return Err(ConfigError::new(
                 "--remote-cache=from-build",
@@ -264,17 +263,12 @@ impl CacheArgs {
             ));
         }
         // The template's address is replaced before it is used.
-        let placeholder = Endpoint::parse("--remote-cache", "grpc://localhost:1").map_err(|e| remote(&e))?;
+        let placeholder = Endpoint::parse("--remote-cache", "grpc://localhost:1")?;
         Ok(SourceRule::FromBuild {
             template: Box::new(self.options(placeholder)?),
             allowed: (!allowed.is_empty()).then_some(allowed),
         })
     }
-}
-
-/// A remote error whose context is the flag.
-fn remote(error: &RemoteError) -> ConfigError {
-    ConfigError::new(error.context.clone(), &error.message)
 }
 
 /// A flag's duration.

@@ -172,8 +172,7 @@ impl ControlArgs {
         let Some(text) = &self.control else {
             return Ok(None);
         };
-        let endpoint = Endpoint::parse("--control", text)
-            .map_err(|e| ConfigError::new(e.context.clone(), &e.message))?;
+        let endpoint = Endpoint::parse("--control", text)?;
         let token = self
             .control_token_file
             .as_deref()
@@ -197,9 +196,7 @@ impl ControlArgs {
         }
         let mut connect = ConnectOptions::new(endpoint);
         if connect.endpoint.is_tls() {
-            files
-                .read()
-                .map_err(|e| ConfigError::new(e.context.clone(), &e.message))?;
+            files.read()?;
             connect.tls = files;
         }
         // A socket is guarded by the system.

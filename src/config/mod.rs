@@ -31,6 +31,7 @@ pub use self::{
     state::{HoldArgs, StateArgs},
     upstream::UpstreamArgs,
 };
+use crate::transport::RemoteError;
 
 /// An invalid setting: the flag, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,5 +50,12 @@ impl ConfigError {
             flag: flag.into(),
             reason: reason.to_string(),
         }
+    }
+}
+
+/// An error whose context is the flag.
+impl From<RemoteError> for ConfigError {
+    fn from(error: RemoteError) -> Self {
+        Self::new(error.context, error.message)
     }
 }

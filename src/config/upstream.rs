@@ -59,12 +59,11 @@ impl UpstreamArgs {
                 "requires --hold=target: otherwise events are forwarded before the files are on disk",
             ));
         }
-        let remote = |e: crate::transport::RemoteError| ConfigError::new(e.context.clone(), &e.message);
-        let endpoint = Endpoint::parse("--bes-backend", url).map_err(remote)?;
+        let endpoint = Endpoint::parse("--bes-backend", url)?;
         let mut options = UpstreamOptions::new(endpoint);
         let connect = &mut options.connect;
         for text in &self.bes_header {
-            let header = Header::parse("--bes-header", text).map_err(remote)?;
+            let header = Header::parse("--bes-header", text)?;
             connect.headers.push(header);
         }
         // They may be meant for the cache alone.
