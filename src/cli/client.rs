@@ -27,7 +27,8 @@ use crate::{
     transport::{ConnectOptions, Connector, Endpoint, TlsFiles},
 };
 
-/// How often a daemon on another machine that says nothing is asked whether it is still there.
+/// How often a daemon on another machine that says nothing is asked whether it is still there. With the time for its
+/// answer, that is a minute.
 const KEEPALIVE: Duration = Duration::from_secs(45);
 /// Trees of many outputs are listed in one message.
 const MAX_ANSWER: usize = 256 << 20;

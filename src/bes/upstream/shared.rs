@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 
 use super::{backoff::RetryDelays, health::Health, options::UpstreamOptions, order::BuildCalls};
 use crate::{
@@ -11,7 +11,6 @@ use crate::{
     builds::Builds,
     transport::{Auth, Connector, Header, RemoteError},
 };
-use tonic::transport::Channel;
 
 /// What all streams share.
 pub(super) struct Inner {
