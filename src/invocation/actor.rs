@@ -292,6 +292,7 @@ impl Actor {
                                                                                downloads continue");
             }
         }
+        self.end_build().await;
         self.enter(InvocationState::Draining);
         self.phase = Phase::Ended {
             end: End {

@@ -261,6 +261,85 @@ async fn builds_whose_streams_broke_off_keep_nothing_open_and_go_on_where_they_w
 }
 
 #[tokio::test]
+async fn whatever_is_cleaned_moved_or_swapped_a_build_fills_the_bazel_out_that_is_there() {
+    let mut f = Fixture::new(false).await;
+    // Over, so that it can't pass for the newer one.
+    settlement(&f).await;
+    let good = f.cache.store().put("good");
+    let root = f.exec_root();
+    let (out, moved) = (root.join("bazel-out"), root.join("moved"));
+    let remove = |path: &Path| fs::remove_dir_all(path).unwrap();
+    let (away, back) = (
+        || fs::rename(&out, &moved).unwrap(),
+        || fs::rename(&moved, &out).unwrap(),
+    );
+    let swap = || {
+        away();
+        fs::create_dir(&out).unwrap();
+        remove(&moved);
+    };
+    let nothing: &dyn Fn() = &|| {};
+    // What happens before the build, between its beginning and its first output, and before its second.
+    let ways: [(&str, [&dyn Fn(); 3]); 8] = [
+        ("nothing", [nothing; 3]),
+        ("put back", [&away, &back, nothing]),
+        ("moved away", [&away, &|| remove(&moved), nothing]),
+        ("swapped at once", [nothing, &swap, nothing]),
+        ("swapped time and again", [&swap; 3]),
+        (
+            "cleaned",
+            [&|| remove(&root), &|| fs::create_dir(&root).unwrap(), nothing],
+        ),
+        (
+            "expunged",
+            [
+                &|| remove(root.parent().unwrap()),
+                &|| fs::create_dir_all(&root).unwrap(),
+                &swap,
+            ],
+        ),
+        (
+            "cleaned, and made again",
+            [
+                &|| {
+                    remove(&root);
+                    fs::create_dir_all(&out).unwrap();
+                },
+                nothing,
+                nothing,
+            ],
+        ),
+    ];
+    let mut key = f.key.clone();
+    for (id, [before, begun, between]) in ways {
+        key.invocation_id = id.to_owned();
+        f.key.clone_from(&key);
+        before();
+        f.again(id).await;
+        f.rooms.engine.snapshot(id).await.unwrap();
+        for (name, happens) in [("one", begun), ("two", between)] {
+            // For so long, directories that are open for checks stand for their paths.
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            happens();
+            f.set(name, vec![of(name, Content::Blob(good.clone()))], &[])
+                .await;
+            f.complete(&format!("//:{name}"), &[name]).await;
+            let placed = out.join("k8/bin").join(name);
+            let there = async {
+                while !placed.exists() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            if timeout(PATIENCE, there).await.is_err() {
+                panic!("{id}: {name}: {:?}", settlement(&f).await);
+            }
+        }
+        let settled = settlement(&f).await;
+        assert_eq!(settled.failed, 0, "{id}: {settled:?}");
+    }
+}
+
+#[tokio::test]
 async fn exec_roots_that_are_not_ours_get_nothing() {
     let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
     let roots = [

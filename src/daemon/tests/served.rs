@@ -180,6 +180,35 @@ async fn an_output_service_has_outputs_by_their_size_and_nothing_is_written_or_f
 }
 
 #[tokio::test]
+async fn what_bazel_puts_in_the_links_place_after_the_build_has_begun_gets_its_outputs() {
+    let tree = Tree::new();
+    let mut f = another(Policy::default()).await;
+    let digest = f.cache.store().put("bytes");
+    let (out, own) = (f.exec_root().join("bazel-out"), f.exec_root().join("local"));
+    let before = tree.state();
+    for (id, made) in [("moved back", true), ("not made yet", false)] {
+        symlink(tree.0.path(), &out).unwrap();
+        f.again(id).await;
+        // The exec root has been opened.
+        f.rooms.engine.snapshot(id).await.unwrap();
+        fs::remove_file(&out).unwrap();
+        if made {
+            fs::create_dir(&own).unwrap();
+            fs::rename(&own, &out).unwrap();
+        }
+        let (settlement, row) = build(&mut f, vec![output("a", &digest)]).await;
+        assert_eq!(
+            (settlement.failed, row.downloaded),
+            (0, 1),
+            "{id}: {settlement:?}"
+        );
+        assert_eq!(fs::read(out.join("k8/bin/a")).unwrap(), b"bytes");
+        fs::remove_dir_all(&out).unwrap();
+    }
+    assert_eq!(tree.state(), before);
+}
+
+#[tokio::test]
 async fn warming_reads_the_blobs_of_what_is_there_verified_and_drops_them() {
     let tree = Tree::new();
     let mut f = begun(&tree, warming()).await;

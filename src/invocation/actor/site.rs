@@ -127,6 +127,18 @@ impl Actor {
         })
     }
 
+    /// From now on it is unknown whether the command is still running. What a newer build holds is its own.
+    pub(super) async fn end_build(&self) {
+        let Some(Place { root, version, .. }) = self.site.place() else {
+            return;
+        };
+        if *version >= root.epoch.current() {
+            let place = root.place.clone();
+            // If the root cannot be read, each output says so.
+            let _ = spawn_blocking(move || place.end_build()).await;
+        }
+    }
+
     /// Lets go of the root, if nothing is done in it until the stream is resumed: it is closed like any other that
     /// nobody uses, and opened again when there is more to do.
     pub(super) async fn leave_root(&mut self) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, Mode, OFlags},
+    fs::{self, FileType, Mode, OFlags},
     io::Errno,
 };
 
@@ -50,6 +50,8 @@ pub struct OutputRoot {
     spellings: RwLock<Vec<PathBuf>>,
     inode: Inode,
     pub(super) build_tree: RwLock<BuildTree>,
+    /// Whether the build that has begun is running, and nothing but it and its user changes `bazel-out`.
+    is_building: AtomicBool,
     is_exec_root: bool,
     /// Outputs that lie where links lead.
     pub(super) aliases: Aliases,
@@ -78,7 +80,9 @@ pub(super) enum BuildTree {
     Unguarded,
     /// It was there; files go into this one and no other.
     Held { inode: Inode, fd: OwnedFd },
-    /// It was not there yet, and the build that has begun is going to make it, or we are.
+    /// It was not there yet, and the build that has begun is going to make it, or we are. Or a link was in its place,
+    /// which nothing is placed through: an output service had it, and Bazel puts a directory there before it executes
+    /// anything.
     Fresh,
     /// It did not exist, and was not expected to.
     Gone,
@@ -115,6 +119,7 @@ impl OutputRoot {
             } else {
                 BuildTree::Gone
             }),
+            is_building: AtomicBool::new(false),
             is_exec_root: !create,
             aliases: Aliases::default(),
             temp: Mutex::default(),
@@ -182,7 +187,9 @@ impl OutputRoot {
 
     /// A build has begun in this exec root: the `bazel-out` that is there now is the one that files go into. When
     /// there is none and `fresh` is true, it may be made, by the build or by us; otherwise everything below it is
-    /// refused with [`PlaceErrorKind::RootGone`]. Does nothing for plain output directories.
+    /// refused with [`PlaceErrorKind::RootGone`]. A fresh build is running until [`end_build`](Self::end_build): Bazel
+    /// lets no `clean` and no other build in, so another `bazel-out` that appears in the meantime is the build's as well.
+    /// Does nothing for plain output directories.
     ///
     /// # Errors
     /// When the root cannot be read.
@@ -198,7 +205,19 @@ impl OutputRoot {
             None if fresh => BuildTree::Fresh,
             None => BuildTree::Gone,
         };
+        self.is_building.store(fresh, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The build that has begun is over, or cannot be told from one that is: the `bazel-out` that is there now is the
+    /// last one that its files go into.
+    ///
+    /// # Errors
+    /// When the root cannot be read.
+    pub fn end_build(&self) -> Result<(), PlaceError> {
+        let adopted = self.adopt_build_tree();
+        self.is_building.store(false, Ordering::Relaxed);
+        adopted
     }
 
     /// Looks at the modes of what the build tool has made, as long as they are not known.
@@ -269,6 +288,7 @@ impl OutputRoot {
             (BuildTree::Unguarded, _) | (BuildTree::Fresh, None) => return Ok(()),
             (BuildTree::Held { inode, .. }, Some(now)) if *inode == now => return Ok(()),
             (BuildTree::Fresh, Some(_)) => {}
+            (BuildTree::Held { .. }, Some(_)) if self.is_building() => {}
             (_, None) => return gone("its bazel-out was deleted"),
             (_, Some(_)) => return gone("its bazel-out was replaced"),
         }
@@ -276,15 +296,22 @@ impl OutputRoot {
         self.adopt_build_tree()
     }
 
-    /// A fresh build's `bazel-out` has appeared: from now on it is this one.
+    /// A fresh build's `bazel-out` has appeared, or a running build's was replaced: from now on it is this one.
     pub(super) fn adopt_build_tree(&self) -> Result<(), PlaceError> {
         let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*build_tree, BuildTree::Fresh)
-            && let Some(held) = self.hold_build_tree()?
-        {
+        let may = match *build_tree {
+            BuildTree::Fresh => true,
+            BuildTree::Held { .. } => self.is_building(),
+            BuildTree::Unguarded | BuildTree::Gone => false,
+        };
+        if may && let Some(held) = self.hold_build_tree()? {
             *build_tree = held;
         }
         Ok(())
+    }
+
+    fn is_building(&self) -> bool {
+        self.is_building.load(Ordering::Relaxed)
     }
 
     /// Whether a directory of this name may be made in the root itself.
@@ -405,13 +432,18 @@ impl OutputRoot {
         Ok(sys::lstat(&self.fd, OsStr::new(BUILD_TREE))?.map(|s| sys::inode(&s)))
     }
 
+    /// Opens the `bazel-out` that is there now. A link is not held.
     pub(super) fn hold_build_tree(&self) -> Result<Option<BuildTree>, PlaceError> {
         let error = |errno| PlaceError::system_error("open", BUILD_TREE, errno);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match sys::openat(&self.fd, BUILD_TREE, flags, Mode::empty()) {
             Ok(fd) => {
-                let inode = sys::inode(&fs::fstat(&fd).map_err(error)?);
-                Ok(Some(BuildTree::Held { inode, fd }))
+                let stat = fs::fstat(&fd).map_err(error)?;
+                let inode = sys::inode(&stat);
+                Ok(Some(match sys::file_type(&stat) {
+                    FileType::Symlink => BuildTree::Fresh,
+                    _ => BuildTree::Held { inode, fd },
+                }))
             }
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(error(errno)),
@@ -504,6 +536,69 @@ mod tests {
             "once it was there, it is not made again"
         );
         std_fs::remove_dir(&out).unwrap();
+        assert!(is_gone(root.guard("bazel-out/x")));
+    }
+
+    #[test]
+    fn what_replaces_a_link_belongs_to_the_build_that_found_the_link() {
+        for (fresh, is_made_by_us) in [(true, false), (true, true), (false, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (out, kept) = (dir.path().join("bazel-out"), dir.path().join("kept"));
+            std_fs::create_dir(&kept).unwrap();
+            std::os::unix::fs::symlink("/nowhere", &out).unwrap();
+            let root = OutputRoot::open(dir.path(), false).unwrap();
+            root.begin_build(fresh).unwrap();
+            if fresh {
+                root.end_build().unwrap();
+            }
+            std_fs::remove_file(&out).unwrap();
+            if is_made_by_us {
+                root.guard("bazel-out/x").unwrap();
+                assert!(root.may_make(OsStr::new("bazel-out")));
+            }
+            // As Bazel puts back the directory that it had before.
+            std_fs::rename(&kept, &out).unwrap();
+            root.guard("bazel-out/x").unwrap();
+            std_fs::rename(&out, &kept).unwrap();
+            assert!(is_gone(root.guard("bazel-out/x")));
+            std::os::unix::fs::symlink("/nowhere", &out).unwrap();
+            assert!(
+                is_gone(root.guard("bazel-out/x")),
+                "this one was not there when it began"
+            );
+        }
+    }
+
+    #[test]
+    fn while_a_build_runs_another_bazel_out_is_its_own_and_after_that_none_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let [out, old, new] = ["bazel-out", "old", "new"].map(|name| dir.path().join(name));
+        let swap = || {
+            std_fs::create_dir(&new).unwrap();
+            std_fs::rename(&out, &old).unwrap();
+            std_fs::rename(&new, &out).unwrap();
+            std_fs::remove_dir(&old).unwrap();
+        };
+        std_fs::create_dir(&out).unwrap();
+        let root = OutputRoot::open(dir.path(), false).unwrap();
+        root.begin_build(true).unwrap();
+        for _ in 0..3 {
+            swap();
+            root.guard("bazel-out/x").unwrap();
+            root.guard("bazel-out/x").unwrap();
+        }
+        std_fs::rename(&out, &old).unwrap();
+        assert!(is_gone(root.guard("bazel-out/x")), "it is not made again");
+        assert!(!root.may_make(OsStr::new("bazel-out")));
+        std_fs::rename(&old, &out).unwrap();
+        swap();
+        root.end_build().unwrap();
+        root.guard("bazel-out/x").unwrap();
+        swap();
+        assert!(is_gone(root.guard("bazel-out/x")));
+        // One that comes again from the journal has no more right to it.
+        root.begin_build(false).unwrap();
+        swap();
         assert!(is_gone(root.guard("bazel-out/x")));
     }
 
