@@ -29,9 +29,8 @@ use tokio::sync::mpsc;
 use self::{
     again::{Placed, Recheck},
     ledger::Ledger,
-    parts::{PathHasher, Unwritten},
+    parts::{Followers, PathHasher, Unwritten},
     phase::{End, Phase, Step},
-    progress::Followers,
     site::Site,
 };
 use super::{
@@ -188,7 +187,7 @@ impl Actor {
     }
 
     async fn on_message(&mut self, message: Message) {
-        // Whoever has asked may have gone, which is why the results of all sends are of no interest.
+        // Anyone who asked may have gone, which is why no result of a send is looked at.
         match message {
             Message::Events(events) => self.on_events(events).await,
             Message::Limited(reason) => {

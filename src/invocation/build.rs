@@ -359,14 +359,8 @@ impl Build {
                 shard_count,
                 run_count,
             } => {
-                self.tested(
-                    sequence,
-                    label,
-                    configuration,
-                    shard_count,
-                    run_count,
-                    &mut effects,
-                );
+                let counts = (shard_count, run_count);
+                self.tested(sequence, (label, configuration), counts, &mut effects);
             }
             Event::Action(action) => self.action(sequence, &action, &mut effects),
             Event::Aborted {
@@ -413,8 +407,8 @@ impl Build {
             .collect();
         open.sort_unstable();
         if self.ready {
-            for (sequence, (label, configuration)) in open {
-                self.tested(sequence, label, configuration, 0, 0, &mut effects);
+            for (sequence, key) in open {
+                self.tested(sequence, key, (0, 0), &mut effects);
             }
             self.unreferenced(&mut effects);
         }
@@ -571,17 +565,15 @@ impl Build {
         effects.push(Effect::Target(target, end, sequence));
     }
 
+    /// The tests of a target were run, by label and configuration, with so many shards and runs.
     fn tested(
         &mut self,
         sequence: i64,
-        label: String,
-        configuration: String,
-        shards: u32,
-        runs: u32,
+        key: (String, String),
+        (shards, runs): (u32, u32),
         effects: &mut Vec<Effect>,
     ) {
-        let mnemonic = self.configurations.get(&configuration).cloned();
-        let key = (label, configuration);
+        let mnemonic = self.configurations.get(&key.1).cloned();
         let results = self.results.remove(&key).unwrap_or_default();
         let mut results: Vec<(i64, TestResult)> = results.into_values().collect();
         results.sort_unstable_by_key(|(number, _)| *number);

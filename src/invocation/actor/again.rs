@@ -14,7 +14,7 @@ use std::{collections::HashMap, path::Path, thread};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use tokio::task::{JoinSet, spawn_blocking};
 
-use super::{Actor, others::Doubt, phase::Step};
+use super::{Actor, phase::Step};
 use crate::{exec_path::ExecPath, materialize::Outcome, output::Stamp};
 
 /// The first version that deletes nothing at its end.
@@ -39,6 +39,24 @@ pub(super) struct Recheck {
     /// Whether another process may still place an older build's files here, and the task that watches it.
     pub(super) doubt: Option<Doubt>,
     pub(super) others: JoinSet<bool>,
+}
+
+/// Why what is on disk may not be what was placed or found there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Somebody else is in the middle of placing files.
+    Placing,
+    /// The same, for so long that the build is not held any more.
+    Stuck,
+    /// They are done, and what is on disk is to be looked at; once more if what is optional was still on its way.
+    Done { looked: bool },
+}
+
+impl Recheck {
+    /// Whether nothing may be told to be on disk yet.
+    pub(super) const fn holds(&self) -> bool {
+        matches!(self.doubt, Some(Doubt::Placing | Doubt::Done { looked: false }))
+    }
 }
 
 impl Actor {

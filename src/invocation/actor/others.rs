@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     Actor,
-    again::{Recheck, deletes_at_its_end},
+    again::{Doubt, deletes_at_its_end},
     phase::{Phase, Step},
 };
 use crate::{materialize::Root, units::show_duration};
@@ -24,24 +24,6 @@ const HELD: Duration = Duration::from_secs(10);
 const WATCHED: Duration = Duration::from_secs(600);
 const SOON: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_millis(500);
-
-/// Why what is on disk may not be what was placed or found there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doubt {
-    /// Somebody else is in the middle of placing files.
-    Placing,
-    /// The same, for so long that the build is not held any more.
-    Stuck,
-    /// They are done, and what is on disk is to be looked at; once more if what is optional was still on its way.
-    Done { looked: bool },
-}
-
-impl Recheck {
-    /// Whether nothing may be told to be on disk yet.
-    pub(super) const fn holds(&self) -> bool {
-        matches!(self.doubt, Some(Doubt::Placing | Doubt::Done { looked: false }))
-    }
-}
 
 impl Actor {
     /// Somebody else is in the middle of placing files in this root.

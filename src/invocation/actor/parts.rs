@@ -1,13 +1,17 @@
-//! What an invocation's task keeps of outputs.
+//! What an invocation's task keeps of outputs, and for those who follow it.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use tokio::sync::{oneshot, watch};
+
 use crate::{
     action_cache::{Facts, State},
     bep::{event::TargetId, named_sets::SetIndex},
+    builds::{Progress, Settlement},
+    invocation::feed::Listeners,
     materialize::Completion,
     output::{Class, OutputContent, STAMP_AGE},
 };
@@ -62,4 +66,15 @@ pub(super) enum Known {
     Unchanged,
     /// Nothing, for this reason.
     Nothing(String),
+}
+
+/// Everyone who is told how far the build is.
+#[derive(Default)]
+pub(super) struct Followers {
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) listeners: Listeners,
+    /// Who waits for what is required.
+    pub(super) settled: Vec<oneshot::Sender<Settlement>>,
+    /// Who waits for what is optional as well.
+    pub(super) done: Vec<oneshot::Sender<()>>,
 }

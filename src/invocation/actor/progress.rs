@@ -6,25 +6,8 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{oneshot, watch};
-
 use super::Actor;
-use crate::{
-    bep::event::TargetId,
-    builds::{Progress, Settlement},
-    invocation::feed::{Change, Listeners},
-};
-
-/// Everyone who is told how far the build is.
-#[derive(Default)]
-pub(super) struct Followers {
-    pub(super) progress: watch::Sender<Progress>,
-    pub(super) listeners: Listeners,
-    /// Who waits for what is required.
-    pub(super) settled: Vec<oneshot::Sender<Settlement>>,
-    /// Who waits for what is optional as well.
-    pub(super) done: Vec<oneshot::Sender<()>>,
-}
+use crate::{bep::event::TargetId, builds::Progress, invocation::feed::Change};
 
 impl Actor {
     /// Tells how far the build is settled, if that has changed.
