@@ -22,7 +22,7 @@ use crate::{
     daemon::Rooms,
     digest::Digest,
     exec_path::{ExecPath, is_reserved},
-    invocation::{Engine, Report, tally::Tally},
+    invocation::{Engine, tally::Tally},
     materialize::{
         Materializer, Outcome, Root, Session, Want,
         place::{Epoch, OutputRoot},
@@ -163,7 +163,7 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     };
     rooms.engine.ended(&stream, end).await;
     let settlement = rooms.engine.settled(&stream).await;
-    let report = wait_for_report(&mut reports).await;
+    let report = reports.recv().await.ok();
     bar.finish_and_clear();
     let mut err = print::err();
     for message in trouble.iter().chain(report.iter().flat_map(|r| &r.messages)) {
@@ -230,10 +230,6 @@ async fn play(
             return (stream, StreamEnd::Finished);
         }
     }
-}
-
-async fn wait_for_report(reports: &mut tokio::sync::broadcast::Receiver<Report>) -> Option<Report> {
-    reports.recv().await.ok()
 }
 
 async fn action(args: TreeArgs) -> Result<u8, Failure> {

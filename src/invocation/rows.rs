@@ -1,6 +1,6 @@
 //! From what a stream names, and from what became of it, to rows of the record.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::task::spawn_blocking;
 
@@ -13,6 +13,7 @@ use crate::{
     materialize::{Completion, Outcome, Want},
     output::{Class, OutputContent, Stamp},
     record::{OutputRow, OutputState, Record, RootId, SeenOutput},
+    units::{now_ms, now_ns},
 };
 
 /// In the place of the event that has named an output: Bazel's action cache tells of it.
@@ -240,18 +241,11 @@ pub(crate) async fn conclude(record: &Record, root: RootId, version: u64, ends: 
 
 /// The same. Blocks on the record.
 fn write_ends(record: &Record, root: RootId, version: u64, ends: &[Completion]) {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let (now_ms, now_ns) = (
-        i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
-        i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
-    );
     let superseded = record.root_row(root).is_some_and(|root| root.version > version);
     let mut end = End {
         superseded,
-        now_ms,
-        now_ns,
+        now_ms: now_ms(),
+        now_ns: now_ns(),
         sources: Vec::new(),
     };
     let mut changed = Vec::new();

@@ -54,10 +54,10 @@ impl Tally {
                 self.warmed_bytes += warmed.unwrap_or_default();
             }
             Outcome::Superseded => self.superseded += 1,
-            Outcome::Evicted(reason) => {
-                let reason = format!("evicted from the cache ({reason})");
-                self.fail(completion.class, &format!("{}: {reason}", completion.path));
-            }
+            Outcome::Evicted(reason) => self.fail(
+                completion.class,
+                &format!("{}: evicted from the cache ({reason})", completion.path),
+            ),
             Outcome::Failed(reason) => self.fail(completion.class, &format!("{}: {reason}", completion.path)),
         }
     }

@@ -319,9 +319,7 @@ impl Work {
     /// Leaves the marker, removes what an earlier one put there and this one does not name, and notes that the build and the directory are in use.
     pub(super) async fn conclude(&mut self, request: &Awaited, complete: bool) -> Result<(), StageError> {
         request.stamps().await;
-        let now_ns = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
+        let now_ns = crate::units::now_ns();
         let build = &self.plan.build;
         let mut marker = Marker::new(&build.invocation_id, &build.workspace, &self.plan.wish);
         marker.complete = complete;

@@ -7,7 +7,6 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use rustix::{
@@ -16,6 +15,7 @@ use rustix::{
     path::Arg,
 };
 
+pub(super) use crate::units::now_ns;
 use crate::{open_files::patient, output::Stamp};
 
 /// Flags for a descriptor that only stands for a directory.
@@ -83,15 +83,6 @@ pub(super) fn openat2(
 /// A directory's entries, by a descriptor of its own.
 pub(super) fn entries(dir: impl AsFd) -> io::Result<Entries> {
     patient(|| Entries::read_from(&dir))
-}
-
-/// The wall clock in nanoseconds since the epoch, 0 before it.
-pub(super) fn now_ns() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|d| i64::try_from(d.as_nanos()).ok())
-        .unwrap_or(0)
 }
 
 /// The stamp in what `stat` said, taken at `taken_ns`.
