@@ -93,6 +93,12 @@ pub trait Builds: Send + Sync + 'static {
     /// The stream exceeded a limit, as a message: outputs that its next events name are not downloaded.
     fn limited(&self, stream: &StreamKey, reason: String) -> BoxFuture<'_, ()>;
 
+    /// The client's connection was lost, and the client may come back: more events or an end follow. Of use only to let go
+    /// of what can be opened again.
+    fn lost(&self, _: &StreamKey) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// No more events, see [`StreamEnd`].
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()>;
 

@@ -32,6 +32,8 @@ pub(super) enum Work {
     Journaled(StoredFrame),
     /// What comes next is beyond a limit, for this reason.
     Limited(String),
+    /// The client's connection was lost.
+    Lost,
     /// No more events. The answer comes once the engine knows.
     Ended {
         end: StreamEnd,
@@ -95,6 +97,7 @@ impl Delivery {
                     Err(error) => tracing::error!(stream = %self.key, %error, "failed to read the journal"),
                 }
             }
+            Work::Lost => self.builds.lost(&self.key).await,
             Work::Ended { end, told } => {
                 self.builds.ended(&self.key, end).await;
                 let _ = told.send(());

@@ -342,6 +342,15 @@ impl Intake {
         None
     }
 
+    /// No client is connected, but one may come back, and there may be many such streams: what can be opened again is
+    /// closed.
+    pub(super) fn let_go(&mut self) {
+        if let Some(writer) = &mut self.journal {
+            writer.close();
+        }
+        self.pass(Work::Lost);
+    }
+
     /// Queues the end after the events. The receiver gets a message once the engine knows, or an error if the engine
     /// panicked before.
     pub(super) fn end(&self, end: StreamEnd) -> oneshot::Receiver<()> {

@@ -222,6 +222,9 @@ impl Stream {
             return;
         }
         self.intake.replay(&recovered);
+        if recovered.highest.is_some() && recovered.finished.is_none() {
+            self.intake.let_go();
+        }
         if recovered.finished.is_some() {
             self.end(StreamEnd::Finished, recovered.finished);
         } else if let Some(highest) = recovered.highest.filter(|_| self.intake.is_replaying()) {
@@ -573,6 +576,7 @@ impl Stream {
                 self.leave();
                 if let Phase::Open { why, .. } = &mut self.phase {
                     *why = format!("the connection was lost: {lost}");
+                    self.intake.let_go();
                 }
             }
         }

@@ -194,6 +194,12 @@ impl Actor {
                 let effects = self.build.limit(reason);
                 self.apply(effects).await;
             }
+            Message::Lost => {
+                if let Phase::Open { lost, .. } = &mut self.phase {
+                    *lost = true;
+                }
+                self.end_build().await;
+            }
             Message::Ended(end) => self.on_end(end).await,
             Message::Settled(waiter) => self.followers.settled.push(waiter),
             Message::Done(waiter) if self.phase.report().is_some() => {
@@ -253,9 +259,13 @@ impl Actor {
     async fn on_events(&mut self, events: Vec<(i64, Framed)>) {
         self.shared.metrics.events.inc_by(events.len() as u64);
         self.enter(InvocationState::Running);
-        if !matches!(self.phase, Phase::Open { .. }) {
-            self.phase = Phase::Open { ended_at: None };
-        }
+        let ended_at = match self.phase {
+            Phase::Open { ended_at, .. } => ended_at,
+            _ => None,
+        };
+        let lost = false;
+        self.phase = Phase::Open { ended_at, lost };
+        self.come_back().await;
         for (sequence, framed) in events {
             // The command's last words; whatever comes after them (metrics, logs) names no outputs of targets.
             let last = framed.last || matches!(framed.event, Event::Finished { .. });
@@ -266,7 +276,7 @@ impl Actor {
             self.apply(effects).await;
             if last {
                 let ended_at = Some(Instant::now());
-                self.phase = Phase::Open { ended_at };
+                self.phase = Phase::Open { ended_at, lost };
             }
         }
     }
@@ -277,9 +287,9 @@ impl Actor {
         if matches!(self.phase, Phase::Unloaded(_)) {
             return;
         }
+        self.come_back().await;
         match &end {
             StreamEnd::Finished => {
-                self.come_back().await;
                 let effects = self.build.end();
                 self.apply(effects).await;
                 // Nothing comes after it, so no number is waited for, not even of an event that cannot be decoded.

@@ -235,6 +235,11 @@ impl Builds for Engine {
         self.tell(stream, true, Message::Limited(reason))
     }
 
+    fn lost(&self, stream: &StreamKey) -> BoxFuture<'_, ()> {
+        let stream = stream.clone();
+        async move { self.tell(&stream, false, Message::Lost).await }.boxed()
+    }
+
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {
         self.tell(stream, false, Message::Ended(end))
     }

@@ -19,6 +19,8 @@ pub(super) enum Message {
     Events(Vec<(i64, Framed)>),
     /// What comes next is beyond a limit of the event service, for this reason.
     Limited(String),
+    /// The client's connection was lost; it may come back.
+    Lost,
     Ended(StreamEnd),
     /// Answer when everything required is there or has failed.
     Settled(oneshot::Sender<Settlement>),

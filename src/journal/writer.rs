@@ -14,6 +14,7 @@ use super::{
     format::{Batch, Head, MAX_RAW},
     store::{DAMAGED, JournalOptions, OpenMark, SETTLED, UNFINISHED},
 };
+use crate::open_files::patient;
 
 /// zstd's fastest regular level: events are repetitive, so more effort buys little.
 const LEVEL: i32 = 1;
@@ -151,7 +152,7 @@ impl Writer {
             return Ok(Arc::clone(file));
         }
         let path = self.path();
-        let file = options().open(&path).map_err(JournalError::io("open", path))?;
+        let file = patient(|| options().open(&path)).map_err(JournalError::io("open", path))?;
         Ok(Arc::clone(self.file.insert(Arc::new(file))))
     }
 
@@ -199,6 +200,11 @@ impl Writer {
         Ok(at)
     }
 
+    /// Closes the file, until there is more to append.
+    pub(crate) fn close(&mut self) {
+        self.file = None;
+    }
+
     /// Marks the stream as settled: nothing is left to do for it.
     ///
     /// # Errors
@@ -208,7 +214,7 @@ impl Writer {
             self.rename(true)?;
         }
         // Streams that are settled are remembered for a while, and may be many.
-        self.file = None;
+        self.close();
         Ok(())
     }
 

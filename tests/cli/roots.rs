@@ -1,59 +1,97 @@
 //! Builds in very many output roots, one after the other, with few descriptors.
 
+use std::path::PathBuf;
+
 use outhaul::{
-    demo::{Setting, Shape, play},
+    demo::{FilledShape, Setting, Shape, play},
     digest::Digest,
+    proto::google::devtools::build::v1::{
+        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
+        build_event::{BuildComponentStreamFinished, Event},
+        publish_build_event_client::PublishBuildEventClient,
+        stream_id::BuildComponent,
+    },
 };
-use tokio::process::Command;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    process::Command,
+};
+use tokio_stream::StreamExt as _;
+use tonic::Status;
 
 use crate::support::{PATIENCE, Server, World, clean};
 
 /// Roots, each of a build of its own.
 const ROOTS: usize = 120;
 
-/// Plays the builds to a daemon that may have so many files open, and gives the most that it had between them.
-async fn most_open(files: usize) -> usize {
-    let world = World::new().await;
+const SHAPE: Shape = Shape {
+    targets: 3,
+    files_per_target: 8,
+    file_size: 100,
+    dirs_per_target: 2,
+    files_per_set: 5000,
+    seed: 1,
+};
+
+/// A daemon that may have so many files open.
+async fn with_files(world: &World, files: usize) -> Server {
     let mut command = clean(Command::new("sh"));
     command
         .args(["-c", &format!("ulimit -n {files} && exec \"$@\""), "sh"])
         .arg(env!("CARGO_BIN_EXE_outhaul"))
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
         .args([world.state(), world.cache_flag()]);
-    let server = Server::start(command).await;
-    let shape = Shape {
-        targets: 3,
-        files_per_target: 8,
-        file_size: 100,
-        dirs_per_target: 2,
-        ..Shape::default()
-    };
-    let filled = shape.fill(world.cache.store());
+    Server::start(command).await
+}
+
+/// How many a daemon has open.
+fn files_of(server: &Server) -> usize {
     let open = format!("/proc/{}/fd", server.child.id().unwrap());
+    std::fs::read_dir(open).unwrap().count()
+}
+
+fn root(world: &World, n: usize) -> PathBuf {
+    world.dir.path().join(format!("{n}/execroot/_main"))
+}
+
+/// Of a build in a new root.
+fn setting(world: &World, n: usize) -> Setting {
+    let root = root(world, n);
+    std::fs::create_dir_all(root.join("bazel-out")).unwrap();
+    Setting {
+        workspace: world.path("workspace"),
+        exec_root: root.display().to_string(),
+        remote_cache: world.cache.endpoint(),
+        instance_name: String::new(),
+    }
+}
+
+#[track_caller]
+fn assert_complete(world: &World, filled: &FilledShape, n: usize) {
+    for (path, digest) in filled.outputs() {
+        let bytes = std::fs::read(root(world, n).join(&path));
+        let bytes = bytes.unwrap_or_else(|e| panic!("build {n}: {path}: {e}"));
+        assert_eq!(
+            Digest::of(digest.function(), &bytes),
+            *digest,
+            "build {n}: {path}"
+        );
+    }
+}
+
+/// Plays the builds to a daemon that may have so many files open, and gives the most that it had between them.
+async fn most_open(files: usize) -> usize {
+    let world = World::new().await;
+    let server = with_files(&world, files).await;
+    let filled = SHAPE.fill(world.cache.store());
     let mut most = 0;
     for n in 0..ROOTS {
-        let root = world.dir.path().join(format!("{n}/execroot/_main"));
-        std::fs::create_dir_all(root.join("bazel-out")).unwrap();
-        let setting = Setting {
-            workspace: world.path("workspace"),
-            exec_root: root.display().to_string(),
-            remote_cache: world.cache.endpoint(),
-            instance_name: String::new(),
-        };
         let id = filled.invocation_id(n as u64);
-        let played = play(server.door(), &id, &id, filled.events(&setting, &id));
+        let played = play(server.door(), &id, &id, filled.events(&setting(&world, n), &id));
         tokio::time::timeout(PATIENCE, played).await.unwrap().unwrap();
         // Acknowledged, so all of it is there.
-        for (path, digest) in filled.outputs() {
-            let bytes = std::fs::read(root.join(&path));
-            let bytes = bytes.unwrap_or_else(|e| panic!("build {n}: {path}: {e}"));
-            assert_eq!(
-                Digest::of(digest.function(), &bytes),
-                *digest,
-                "build {n}: {path}"
-            );
-        }
-        most = most.max(std::fs::read_dir(&open).unwrap().count());
+        assert_complete(&world, &filled, n);
+        most = most.max(files_of(&server));
     }
     most
 }
@@ -68,4 +106,89 @@ async fn roots_of_settled_builds_keep_no_descriptors_but_for_those_used_last() {
 async fn a_build_lacks_nothing_for_want_of_descriptors_that_idle_roots_hold() {
     // Less than the roots that are kept open would have.
     most_open(96).await;
+}
+
+/// Clients that are lost within seconds of each other.
+const LOST: usize = 150;
+
+/// Sends events to a door, and waits until they are acknowledged. The stream goes on after that: the connection to the
+/// daemon is closed without a word, as when the client's machine dies.
+async fn send(door: &str, id: &str, events: Vec<Vec<u8>>, ends: bool) -> Result<(), Status> {
+    let stream_id = StreamId {
+        build_id: id.to_owned(),
+        invocation_id: id.to_owned(),
+        component: BuildComponent::Tool.into(),
+    };
+    let events = events.into_iter().map(|value| {
+        Event::BazelEvent(prost_types::Any {
+            type_url: "type.googleapis.com/build_event_stream.BuildEvent".to_owned(),
+            value,
+        })
+    });
+    let end = ends.then(|| Event::ComponentStreamFinished(BuildComponentStreamFinished::default()));
+    let requests = (1..)
+        .zip(events.chain(end))
+        .map(|(number, event)| PublishBuildToolEventStreamRequest {
+            ordered_build_event: Some(OrderedBuildEvent {
+                stream_id: Some(stream_id.clone()),
+                sequence_number: number,
+                event: Some(BuildEvent {
+                    event: Some(event),
+                    ..BuildEvent::default()
+                }),
+            }),
+            ..Default::default()
+        });
+    let requests: Vec<_> = requests.collect();
+    let sent = requests.len();
+    let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = between.local_addr().unwrap();
+    let daemon = door.trim_start_matches("grpc://").to_owned();
+    let wire = tokio::spawn(async move {
+        let (mut client, _) = between.accept().await?;
+        let mut daemon = TcpStream::connect(daemon).await?;
+        tokio::io::copy_bidirectional(&mut client, &mut daemon).await
+    });
+    let mut client = PublishBuildEventClient::connect(format!("http://{address}"))
+        .await
+        .unwrap();
+    let requests = tokio_stream::iter(requests).chain(tokio_stream::pending());
+    let mut acks = client
+        .publish_build_tool_event_stream(requests)
+        .await?
+        .into_inner();
+    for _ in 0..sent {
+        acks.message().await?;
+    }
+    wire.abort();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_whose_clients_are_lost_keep_no_descriptors_while_they_wait_for_them() {
+    let world = World::new().await;
+    let server = with_files(&world, 2 * LOST).await;
+    let filled = SHAPE.fill(world.cache.store());
+    let build = |n: usize| {
+        let id = filled.invocation_id(n as u64);
+        let events: Vec<_> = filled.events(&setting(&world, n), &id).collect();
+        (id, events)
+    };
+    let builds: Vec<_> = (0..LOST).map(build).collect();
+    let mut most = 0;
+    for (n, (id, events)) in builds.iter().enumerate() {
+        let half = events[..events.len() / 2].to_vec();
+        let sent = tokio::time::timeout(PATIENCE, send(server.door(), id, half, false)).await;
+        sent.unwrap()
+            .unwrap_or_else(|status| panic!("client {n}: {status}"));
+        most = most.max(files_of(&server));
+    }
+    assert!(most < LOST * 3 / 2, "{most} files are open");
+    // Some come back.
+    for n in [0, LOST / 2, LOST - 1] {
+        let (id, events) = &builds[n];
+        let sent = tokio::time::timeout(PATIENCE, send(server.door(), id, events.clone(), true)).await;
+        sent.unwrap().unwrap();
+        assert_complete(&world, &filled, n);
+    }
 }

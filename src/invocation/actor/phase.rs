@@ -13,6 +13,8 @@ pub(super) enum Phase {
     Open {
         /// When the last event that names outputs came, if it has come.
         ended_at: Option<Instant>,
+        /// Whether the client's connection was lost, and neither the client nor the end has come since.
+        lost: bool,
     },
     /// Its stream has ended. Entered with the end of the stream, also of a build that is settled, and again when outputs
     /// of a settled build are checked once more; left when nothing is on its way.
@@ -63,7 +65,7 @@ impl Phase {
     /// When the last event that names outputs came, or the stream ended.
     pub(super) const fn ended_at(&self) -> Option<Instant> {
         match self {
-            Self::Open { ended_at } => *ended_at,
+            Self::Open { ended_at, .. } => *ended_at,
             Self::Ended { end, .. } | Self::Settled { end, .. } => Some(end.at),
             Self::Unheard | Self::Unloaded(_) => None,
         }
@@ -72,6 +74,15 @@ impl Phase {
     /// Whether the stream has broken off, and can be resumed.
     pub(super) const fn is_interrupted(&self) -> bool {
         matches!(self, Self::Ended { end, .. } | Self::Settled { end, .. } if end.interrupted)
+    }
+
+    /// Whether the client is gone, may come back, and is not waited for.
+    pub(super) const fn is_left(&self) -> bool {
+        match self {
+            Self::Open { lost, .. } => *lost,
+            Self::Settled { end, .. } => end.interrupted,
+            Self::Unheard | Self::Ended { .. } | Self::Unloaded(_) => false,
+        }
     }
 
     /// Whether everything on disk was checked again after the end of the stream.

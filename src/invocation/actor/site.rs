@@ -20,8 +20,8 @@ pub(super) enum Site {
     /// Not open. Left with the first outputs, if the stream has named the exec root by then; it is opened before that if
     /// it exists and the command builds something.
     ///
-    /// Entered again with what is kept of it when nothing is on its way after a stream has broken off: it may stay so for
-    /// minutes, and there may be hundreds of such builds. Then it is also left with the proper end of the stream.
+    /// Entered again with what is kept of it when nothing is on its way and the client is gone: it may stay so for
+    /// minutes, and there may be hundreds of such builds. Then it is also left when the client or the stream's end comes.
     Closed(Option<Left>),
     /// Open. Left when nothing is on its way after the end of the stream.
     Open(Place),
@@ -139,16 +139,15 @@ impl Actor {
         }
     }
 
-    /// Lets go of the root, if nothing is done in it until the stream is resumed: it is closed like any other that
+    /// Lets go of the root, if nothing is done in it until the client comes back: it is closed like any other that
     /// nobody uses, and opened again when there is more to do.
     pub(super) async fn leave_root(&mut self) {
-        let is_over = self.phase.report().is_some() && self.phase.is_interrupted();
         let is_quiet = self.ledger.is_quiet()
             && self.recheck.doubt.is_none()
             && self.recheck.others.is_empty()
             && self.unwritten.is_empty()
             && self.unasked.is_empty();
-        let (Site::Open(place), true) = (&self.site, is_over && is_quiet) else {
+        let (Site::Open(place), true) = (&self.site, self.phase.is_left() && is_quiet) else {
             return;
         };
         let leaving = place.root.clone();

@@ -20,7 +20,7 @@ use crate::{
     builds::{Builds, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     exec_path::ExecPath,
-    journal::{Journal, JournalOptions},
+    journal::{Entry, Journal, JournalOptions},
     simulated::{
         net::{self, Side},
         now,
@@ -81,9 +81,12 @@ impl Daemon {
         } else {
             None
         };
+        let has_events = |entry: &Entry| entry.read().is_ok_and(|mut records| records.next().is_some());
+        let unfinished = journal.unfinished()?.into_iter().filter(has_events);
         let engine = Arc::new(Engine {
             ledger: Arc::clone(ledger),
             lives: Mutex::default(),
+            unfinished: Mutex::new(unfinished.map(|entry| (entry.key.to_string(), entry)).collect()),
         });
         let service = BesService::new(
             engine,
@@ -149,6 +152,8 @@ struct Engine {
     ledger: Arc<Ledger>,
     /// How far each stream is in this life.
     lives: Mutex<HashMap<String, Life>>,
+    /// Journals that were there when it began, and of which it has not got the first event yet.
+    unfinished: Mutex<HashMap<String, Entry>>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -162,6 +167,13 @@ impl Engine {
         let mut lives = self.lives.lock().unwrap();
         let life = lives.entry(stream.to_owned()).or_default();
         let verdict = &self.ledger.verdict;
+        // Whoever dies of this event has said before what it is of.
+        if let Some(entry) = self.unfinished.lock().unwrap().remove(stream) {
+            let marked = Journal::view(&self.ledger.dir).lost_replays(&entry);
+            verdict.check(marked > 0, || {
+                format!("{stream}: its journal is replayed without a mark")
+            });
+        }
         if sequence == 1 && matches!(life.end, Some(StreamEnd::Broken(_))) {
             // Resumed after the service had forgotten it, from the journal.
             *life = Life::default();
