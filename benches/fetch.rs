@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
 use net::Delay;
 use outhaul::{
+    chance::Chance,
     digest::Digest,
     embedded_cache::{EmbeddedCache, RunningCache},
     remote::{Attribution, BlobStore as _, GrpcCache, RemoteOptions, Sink},
@@ -78,13 +79,10 @@ fn main() -> Result<(), Failure> {
 
 /// Blobs like compiled code's: some of it repeats.
 fn blob(seed: usize, size: usize) -> Bytes {
-    let mut state = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut chance = Chance::new(seed as u64);
     let mut bytes = Vec::with_capacity(size + 32);
     while bytes.len() < size {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
+        bytes.extend_from_slice(&chance.number().to_le_bytes());
         bytes.extend_from_slice(b"\x48\x89\xe5\x00\x00\x00\x00\x00");
     }
     bytes.truncate(size);

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use outhaul::chance::Chance;
 use sha2::{Digest as _, Sha256};
 
 /// Threads that write, as the daemon has on two cores.
@@ -38,27 +39,12 @@ pub(crate) fn folders(count: usize, files: usize, size: usize) -> Vec<Folder> {
                 .map(|file| {
                     (
                         format!("f{file}.out"),
-                        noise((folder * files + file) as u64, size).into(),
+                        Chance::new((folder * files + file) as u64).bytes(size).into(),
                     )
                 })
                 .collect(),
         })
         .collect()
-}
-
-/// Bytes that no compression and no deduplication makes less of.
-fn noise(seed: u64, size: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(size + 8);
-    while bytes.len() < size {
-        // xorshift64: quick, and random enough for the purpose.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(size);
-    bytes
 }
 
 /// Runs `work` for every folder, on [`THREADS`] threads that take turns; gives the wall time.

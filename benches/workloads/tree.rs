@@ -4,7 +4,10 @@ use std::{collections::HashSet, ops::RangeInclusive, path::Path, thread};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use outhaul::digest::{Digest, DigestFunction};
+use outhaul::{
+    chance::Chance,
+    digest::{Digest, DigestFunction},
+};
 
 use crate::plain;
 
@@ -100,9 +103,11 @@ impl Shape {
 
     fn content(&self, seed: u64) -> Result<Leaf> {
         let span = (self.sizes.end() - self.sizes.start() + 1) as u64;
-        let size = self.sizes.start() + usize::try_from(mix(seed ^ 0x5bd1_e995) % span)?;
+        let size = self.sizes.start() + usize::try_from(Chance::new(seed ^ 0x5bd1_e995).number() % span)?;
         let (digest, bytes) = if self.known_only {
-            let hash: Vec<u8> = (0..4).flat_map(|n| mix(4 * seed + n).to_le_bytes()).collect();
+            let hash: Vec<u8> = (0..4)
+                .flat_map(|n| Chance::new(4 * seed + n).number().to_le_bytes())
+                .collect();
             (
                 Digest::new(DigestFunction::Sha256, &hash, size as u64)?,
                 Bytes::new(),
@@ -208,21 +213,12 @@ impl Tree {
     }
 }
 
-/// SplitMix64.
-fn mix(state: u64) -> u64 {
-    let mut word = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
-}
-
 /// Bytes that compress to about half, as text does, different for every seed.
 fn letters(seed: u64, size: usize) -> Vec<u8> {
-    let mut state = mix(seed);
+    let mut chance = Chance::new(Chance::new(seed).number());
     let mut bytes = Vec::with_capacity(size + 8);
     while bytes.len() < size {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let word = (mix(state) & 0x0f0f_0f0f_0f0f_0f0f) | 0x6060_6060_6060_6060;
+        let word = (chance.number() & 0x0f0f_0f0f_0f0f_0f0f) | 0x6060_6060_6060_6060;
         bytes.extend_from_slice(&word.to_le_bytes());
     }
     bytes.truncate(size);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outhaul::{
+    chance::Chance,
     demo::{GeneratedBuild, GeneratedContent, Setting},
     digest::{Digest, DigestFunction},
     embedded_cache::Store,
@@ -15,8 +16,6 @@ use outhaul::{
     },
 };
 use prost::Message as _;
-
-use crate::dice::Dice;
 
 /// Files of a target in a directory that stays.
 const LIVE: usize = 20;
@@ -71,10 +70,10 @@ impl Builds {
     }
 
     /// The next build: some files are other than before.
-    pub(crate) fn next(&mut self, dice: &mut Dice) -> Build {
+    pub(crate) fn next(&mut self, dice: &mut Chance) -> Build {
         self.number += 1;
         for version in &mut self.versions {
-            if dice.percent(40) {
+            if dice.happens(0.4) {
                 // Sometimes an earlier one again.
                 *version = dice.below(self.number + 1);
             }
@@ -150,7 +149,7 @@ impl Builds {
             .map(|n| {
                 let version = self.versions[target * LIVE + n];
                 let seed = (target * 1000 + n) as u64 * 7919 + version;
-                let size = 100 + Dice::new(seed).below(9000) as usize;
+                let size = 100 + Chance::new(seed).below(9000) as usize;
                 let name = format!("gen/t{target}/live/d{}/f{n}.o", n % 2);
                 (name, self.put(seed, size))
             })
@@ -181,7 +180,7 @@ impl Builds {
     }
 
     fn put(&self, seed: u64, size: usize) -> Digest {
-        self.store.put(Dice::new(seed).bytes(size))
+        self.store.put(Chance::new(seed).bytes(size))
     }
 
     fn file(&self, name: &str, digest: &Digest) -> File {
@@ -212,8 +211,8 @@ impl Build {
 }
 
 fn id(world: u64, number: u64) -> String {
-    let mut dice = Dice::new(world.wrapping_mul(1_000_003).wrapping_add(number));
-    let (a, b) = (dice.next(), dice.next());
+    let mut dice = Chance::new(world.wrapping_mul(1_000_003).wrapping_add(number));
+    let (a, b) = (dice.number(), dice.number());
     format!(
         "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
         a >> 32,

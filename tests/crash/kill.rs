@@ -5,9 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outhaul::chance::Chance;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{dice::Dice, world::World};
+use crate::world::World;
 
 /// The moment, counted from when the build began, or the daemon was started.
 #[derive(Debug, Clone)]
@@ -26,9 +27,9 @@ pub(crate) enum Moment {
 
 impl Moment {
     /// One of a build's span, of which it is known about how long it takes.
-    pub(crate) fn of_build(dice: &mut Dice, world: &World, span: Duration, missing: &[String]) -> Self {
+    pub(crate) fn of_build(dice: &mut Chance, world: &World, span: Duration, missing: &[String]) -> Self {
         let some =
-            |dice: &mut Dice, of: Duration| Duration::from_micros(dice.below(of.as_micros() as u64 + 1));
+            |dice: &mut Chance, of: Duration| Duration::from_micros(dice.below(of.as_micros() as u64 + 1));
         let soon = some(dice, Duration::from_millis(3));
         match dice.below(10) {
             0..=3 => Self::After(some(dice, span.mul_f64(1.2))),
@@ -44,7 +45,7 @@ impl Moment {
     }
 
     /// One while it starts.
-    pub(crate) fn of_start(dice: &mut Dice, span: Duration) -> Self {
+    pub(crate) fn of_start(dice: &mut Chance, span: Duration) -> Self {
         Self::After(Duration::from_micros(
             dice.below(span.mul_f64(1.3).as_micros() as u64 + 1),
         ))

@@ -12,10 +12,10 @@
 mod build;
 mod check;
 mod client;
-mod dice;
 mod kill;
 mod one_shot;
 mod serving;
+mod settings;
 #[allow(
     dead_code,
     unreachable_pub,

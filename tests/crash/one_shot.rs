@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use outhaul::chance::Chance;
 use tokio::process::Command;
 
 use crate::{
     build::Build,
     check::names,
     client::Client,
-    dice::{Dice, cases, first_seed},
+    settings::{cases, first_seed},
     support::{PATIENCE, Server, finish},
     world::World,
 };
@@ -38,7 +39,7 @@ async fn settled(seed: u64, builds: u64) -> (World, Vec<Build>) {
 }
 
 /// Runs a command and kills it after some part of the time that it usually takes. False when it was quicker.
-async fn killed(mut command: Command, dice: &mut Dice, usual: &mut Duration) -> bool {
+async fn killed(mut command: Command, dice: &mut Chance, usual: &mut Duration) -> bool {
     command
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null());
@@ -137,7 +138,7 @@ async fn a_killed_export_or_import_is_done_again_with_the_same_result() {
     let whole = fs::read(&file).unwrap();
     let (mut kills, wanted) = (0, cases(4));
     while kills < wanted {
-        if dice.percent(30) {
+        if dice.happens(0.3) {
             let other = world.dir.path().join(format!("other{kills}.outhaul"));
             let flag = format!("-o{}", other.display());
             kills += u64::from(killed(world.command(&["export", &id, &flag]), &mut dice, &mut usual).await);

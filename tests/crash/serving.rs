@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::{
     client::Client,
-    dice::{cases, first_seed},
     kill::Moment,
+    settings::{cases, first_seed},
     support::{PATIENCE, Server},
     world::World,
 };
@@ -99,7 +99,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     world.assert_whole();
     world.assert_kept(&client);
 
-    while dice.percent(35) {
+    while dice.happens(0.35) {
         let mut starting = world.serve();
         let mut child = starting.stderr(std::process::Stdio::null()).spawn().unwrap();
         let pid = child.id().unwrap();
@@ -130,7 +130,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
             server.logged("").await
         );
     }
-    if !client.is_done() && dice.percent(50) {
+    if !client.is_done() && dice.happens(0.5) {
         // The build tool lives, and comes back with what it knows of no acknowledgement for.
         let sent = tokio::time::timeout(PATIENCE, client.send(&door, Duration::ZERO)).await;
         sent.expect("acknowledged in time")
@@ -155,11 +155,11 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     }
     world.assert_swept(&[server.child.id().unwrap()]).await;
     world.assert_whole();
-    if client.acked() > 0 && dice.percent(50) {
+    if client.acked() > 0 && dice.happens(0.5) {
         counts.present += world.assert_honest(&client.build.invocation_id).await;
     }
 
-    let next = if dice.percent(30) {
+    let next = if dice.happens(0.3) {
         world.builds.again(&client.build)
     } else {
         world.builds.next(&mut dice)
@@ -171,12 +171,12 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     spans.build = mean(spans.build, began.elapsed());
     counts.builds += 1;
     world.assert_complete(&client.build);
-    if dice.percent(50) {
+    if dice.happens(0.5) {
         let present = world.assert_honest(&client.build.invocation_id).await;
         assert!(present >= client.build.files.len(), "{present}");
         counts.present += present;
     }
-    if dice.percent(50) {
+    if dice.happens(0.5) {
         server.signal(rustix::process::Signal::TERM);
         assert_eq!(server.end().await, Some(0));
         world.assert_swept(&[]).await;

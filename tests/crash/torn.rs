@@ -6,15 +6,17 @@ use std::{
     time::Duration,
 };
 
+use outhaul::chance::Chance;
+
 use crate::{
     client::Client,
-    dice::{Dice, cases, first_seed},
+    settings::{cases, first_seed},
     support::{PATIENCE, Server},
     world::World,
 };
 
 /// Copies a directory's files in any order, with time between them, while somebody may be writing.
-fn copy_torn(from: &Path, to: &Path, dice: &mut Dice) {
+fn copy_torn(from: &Path, to: &Path, dice: &mut Chance) {
     let mut open = vec![PathBuf::new()];
     let mut files = Vec::new();
     while let Some(dir) = open.pop() {
@@ -36,14 +38,14 @@ fn copy_torn(from: &Path, to: &Path, dice: &mut Dice) {
         let path = files.swap_remove(dice.below(files.len() as u64) as usize);
         // It may be gone by now.
         let _ = fs::copy(from.join(&path), to.join(&path));
-        if dice.percent(30) {
+        if dice.happens(0.3) {
             std::thread::sleep(Duration::from_micros(dice.below(8000)));
         }
     }
 }
 
 /// What was done to a file.
-fn damage(path: &Path, dice: &mut Dice) -> String {
+fn damage(path: &Path, dice: &mut Chance) -> String {
     let mut bytes = fs::read(path).unwrap();
     let what = match dice.below(7) {
         0 if !bytes.is_empty() => {
@@ -60,7 +62,7 @@ fn damage(path: &Path, dice: &mut Dice) -> String {
             // Where data is, rather than the space that was reserved for it.
             let end = bytes.iter().rposition(|b| *b != 0).unwrap_or(0) as u64 + 1;
             let at = dice.below(end) as usize;
-            bytes[at] = dice.next() as u8;
+            bytes[at] = dice.number() as u8;
             format!("another byte at {at}")
         }
         2 => {
@@ -141,7 +143,7 @@ async fn whatever_the_state_directory_is_like_nothing_false_is_said_and_the_next
             tokio::task::spawn_blocking(move || copy_torn(&from, &copied, &mut copying))
                 .await
                 .unwrap();
-            dice.next();
+            dice.number();
             let ended = tokio::time::timeout(PATIENCE, sent).await;
             ended.expect("in time").unwrap().unwrap();
             drop(server);
@@ -149,12 +151,12 @@ async fn whatever_the_state_directory_is_like_nothing_false_is_said_and_the_next
 
             // That copy, or one from an earlier time; damaged, or not.
             old.push(to);
-            let chosen = match dice.percent(25) {
+            let chosen = match dice.happens(0.25) {
                 true => old.swap_remove(dice.below(old.len() as u64) as usize),
                 false => old.pop().unwrap(),
             };
             let mut what = vec![chosen.display().to_string()];
-            if dice.percent(70) {
+            if dice.happens(0.7) {
                 damages += 1;
                 // What cannot be locked is an error of its own, before anything is believed.
                 let mut files = files(&chosen);
@@ -170,7 +172,7 @@ async fn whatever_the_state_directory_is_like_nothing_false_is_said_and_the_next
             let context = format!("world {}: {what:#?}", world.seed);
             let before = world.quarantined_in(&state);
             let server = Server::start(world.serve_in(&state)).await;
-            let next = match dice.percent(30) {
+            let next = match dice.happens(0.3) {
                 true => world.builds.again(&client.build),
                 false => world.builds.next(&mut dice),
             };

@@ -9,7 +9,7 @@ use crate::{
     build::Build,
     check::names,
     client::Client,
-    dice::{cases, first_seed},
+    settings::{cases, first_seed},
     support::{PATIENCE, Server, finish},
     world::World,
 };
@@ -227,12 +227,12 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
         }
         tokio::time::sleep(Duration::from_micros(dice.below(120_000))).await;
         overtaken += u64::from(!older.is_done());
-        let newer = Client::new(match dice.percent(30) {
+        let newer = Client::new(match dice.happens(0.3) {
             true => world.builds.again(&older.build),
             false => world.builds.next(&mut dice),
         });
         // A third process may be in the middle of placing older files, and place them late.
-        let late = dice.percent(35).then(|| {
+        let late = dice.happens(0.35).then(|| {
             late += 1;
             let pause = Duration::from_millis(1000 + dice.below(1500));
             world.place_late(&newer.build, pause, dice.below(30) as usize)

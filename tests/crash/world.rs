@@ -3,23 +3,20 @@
 use std::path::PathBuf;
 
 use outhaul::{
+    chance::Chance,
     demo::Setting,
     embedded_cache::{EmbeddedCache, RunningCache},
 };
 use tokio::process::Command;
 
-use crate::{
-    build::Builds,
-    dice::{Dice, scratch},
-    support::outhaul,
-};
+use crate::{build::Builds, settings::scratch, support::outhaul};
 
 pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) cache: RunningCache,
     pub(crate) builds: Builds,
-    pub(crate) dice: Dice,
+    pub(crate) dice: Chance,
 }
 
 impl World {
@@ -40,7 +37,7 @@ impl World {
             dir,
             cache,
             builds,
-            dice: Dice::new(seed),
+            dice: Chance::new(seed),
         }
     }
 

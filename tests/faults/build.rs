@@ -2,11 +2,10 @@
 
 use outhaul::{
     bep::event::{Completed, Content, Event, File, NamedSet, OutputGroup, Started, TargetId},
+    chance::Chance,
     digest::{Digest, DigestFunction},
     embedded_cache::Store,
 };
-
-use crate::steps::Rng;
 
 const PREFIX: &str = "bazel-out/k8-fastbuild/bin";
 
@@ -36,29 +35,29 @@ pub(crate) struct Build {
 }
 
 /// Sizes on both sides of every border that the way of a blob has.
-fn size(rng: &mut Rng, small_limit: u64, batch_limit: u64) -> usize {
-    let near = |rng: &mut Rng, border: u64| (border + rng.below(3)).saturating_sub(1);
-    let size = match rng.below(20) {
+fn size(chance: &mut Chance, small_limit: u64, batch_limit: u64) -> usize {
+    let near = |chance: &mut Chance, border: u64| (border + chance.below(3)).saturating_sub(1);
+    let size = match chance.below(20) {
         0 => 0,
         1 | 2 => 1,
-        3 => near(rng, 100),
-        4..=9 => 2 + rng.below(5000),
-        10..=13 => 5000 + rng.below(60_000),
-        14 => near(rng, small_limit),
-        15 => near(rng, batch_limit.min(1 << 20)),
-        16 => near(rng, 256 << 10),
-        17 => near(rng, 1 << 20),
-        18 => small_limit + rng.below(300_000),
-        _ => 1_500_000 + rng.below(1_000_000),
+        3 => near(chance, 100),
+        4..=9 => 2 + chance.below(5000),
+        10..=13 => 5000 + chance.below(60_000),
+        14 => near(chance, small_limit),
+        15 => near(chance, batch_limit.min(1 << 20)),
+        16 => near(chance, 256 << 10),
+        17 => near(chance, 1 << 20),
+        18 => small_limit + chance.below(300_000),
+        _ => 1_500_000 + chance.below(1_000_000),
     };
     usize::try_from(size).expect("small")
 }
 
 /// Bytes that compress, not to nothing.
-fn bytes(rng: &mut Rng, size: usize) -> Vec<u8> {
+fn bytes(chance: &mut Chance, size: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(size + 8);
     while bytes.len() < size {
-        let word = rng.next() & 0x0f0f_0f0f_0f0f_0f0f;
+        let word = chance.number() & 0x0f0f_0f0f_0f0f_0f0f;
         bytes.extend_from_slice(&word.to_le_bytes());
     }
     bytes.truncate(size);
@@ -66,27 +65,27 @@ fn bytes(rng: &mut Rng, size: usize) -> Vec<u8> {
 }
 
 impl Build {
-    pub(crate) fn new(rng: &mut Rng, small_limit: u64, batch_limit: u64) -> Self {
-        let targets = 1 + rng.below(4) as usize;
-        let count = 1 + rng.below(40);
+    pub(crate) fn new(chance: &mut Chance, small_limit: u64, batch_limit: u64) -> Self {
+        let targets = 1 + chance.below(4) as usize;
+        let count = 1 + chance.below(40);
         let mut outputs: Vec<Output> = Vec::new();
         for n in 0..count {
-            let target = rng.below(targets as u64) as usize;
-            let shall = match rng.below(20) {
+            let target = chance.below(targets as u64) as usize;
+            let shall = match chance.below(20) {
                 0 => Shall::Symlink(format!("nowhere/{n}")),
                 1 => Shall::EmptyDirectory,
-                2 => Shall::Missing(Digest::of(DigestFunction::Sha256, &rng.next().to_le_bytes())),
+                2 => Shall::Missing(Digest::of(DigestFunction::Sha256, &chance.number().to_le_bytes())),
                 // The same bytes elsewhere, in this build's other targets too.
                 3..=6 if !outputs.is_empty() => {
-                    let other = rng.below(outputs.len() as u64) as usize;
+                    let other = chance.below(outputs.len() as u64) as usize;
                     outputs[other].shall.clone()
                 }
                 _ => {
-                    let size = size(rng, small_limit, batch_limit);
-                    Shall::File(bytes(rng, size))
+                    let size = size(chance, small_limit, batch_limit);
+                    Shall::File(bytes(chance, size))
                 }
             };
-            let name = match (&shall, rng.below(3)) {
+            let name = match (&shall, chance.below(3)) {
                 (Shall::EmptyDirectory, _) => format!("t{target}/empty{n}.d"),
                 // Of a tree.
                 (_, 0) => format!("t{target}/tree.d/sub{}/f{n}.out", n % 2),

@@ -23,10 +23,10 @@ use std::{
 };
 
 use futures::StreamExt as _;
+use outhaul::chance::Chance;
 
 use run::Counts;
 use schedule::Case;
-use steps::Rng;
 
 /// Cases that run at the same time: most of their time, they wait.
 const AT_ONCE: usize = 6;
@@ -115,7 +115,7 @@ fn number(variable: &str) -> Option<u64> {
 fn some_seed() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     // Short enough to be copied by hand.
-    Rng::new(now.unwrap_or(Duration::ZERO).as_nanos() as u64).next() % 1_000_000_000
+    Chance::new(now.unwrap_or(Duration::ZERO).as_nanos() as u64).number() % 1_000_000_000
 }
 
 /// The most memory that this process ever had.
@@ -133,9 +133,9 @@ fn a_case_is_made_by_its_seed_alone() {
         assert_eq!(Case::passing(seed).to_string(), Case::passing(seed).to_string());
     }
     let mut kinds = BTreeMap::<&str, u32>::new();
-    let mut rng = Rng::new(1);
+    let mut chance = Chance::new(1);
     for _ in 0..3000 {
-        *kinds.entry(steps::step(&mut rng, 20, 3).name()).or_default() += 1;
+        *kinds.entry(steps::step(&mut chance, 20, 3).name()).or_default() += 1;
     }
     // Every kind of fault there is comes up among so many.
     for name in steps::NAMES {

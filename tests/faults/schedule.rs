@@ -3,13 +3,14 @@
 use std::{fmt, time::Duration};
 
 use outhaul::{
+    chance::Chance,
     embedded_cache::{BlobFault, Pretence, Times},
     remote::Compression,
 };
 
 use crate::{
     build::Build,
-    steps::{Rng, Step, passing_step, some_output, step, times},
+    steps::{Step, passing_step, some_output, step, times},
 };
 
 /// A build and everything that goes wrong with it.
@@ -43,10 +44,10 @@ impl Case {
     /// A case in which anything goes wrong.
     pub(crate) fn new(seed: u64) -> Self {
         let mut case = Self::calm(seed, 0);
-        let mut rng = Rng::new(!seed);
+        let mut chance = Chance::new(!seed);
         let mut stalls = 0;
-        for _ in 0..1 + rng.below(8) {
-            let step = step(&mut rng, case.build.outputs.len(), case.retries);
+        for _ in 0..1 + chance.below(8) {
+            let step = step(&mut chance, case.build.outputs.len(), case.retries);
             if step.stalls() {
                 stalls += 1;
                 // Each costs a time-out or some.
@@ -57,7 +58,7 @@ impl Case {
             case.steps.push(step);
         }
         case.numbers = (0..case.steps.len()).collect();
-        case.overtaken = rng.one_in(4).then(|| Duration::from_millis(rng.below(50)));
+        case.overtaken = (chance.below(4) == 0).then(|| Duration::from_millis(chance.below(50)));
         case
     }
 
@@ -65,29 +66,29 @@ impl Case {
     pub(crate) fn passing(seed: u64) -> Self {
         let mut case = Self::calm(seed, 1);
         case.passes = true;
-        let mut rng = Rng::new(!seed ^ 1);
+        let mut chance = Chance::new(!seed ^ 1);
         let outputs = case.build.outputs.len();
         for _ in 0..case.retries {
-            case.steps.push(passing_step(&mut rng, outputs));
+            case.steps.push(passing_step(&mut chance, outputs));
         }
-        for _ in 0..rng.below(3) {
-            let fault = match rng.below(6) {
+        for _ in 0..chance.below(3) {
+            let fault = match chance.below(6) {
                 0 => BlobFault::Unasked,
                 1 => BlobFault::Last,
                 2 => BlobFault::ManyFrames,
                 3 => BlobFault::NoTrailers,
-                4 => BlobFault::Delay(Duration::from_millis(rng.below(20))),
+                4 => BlobFault::Delay(Duration::from_millis(chance.below(20))),
                 _ => BlobFault::Twice { wrong_first: false },
             };
-            let times = times(&mut rng);
+            let times = times(&mut chance);
             case.steps
-                .push(Step::Blob(some_output(&mut rng, outputs), fault, times));
+                .push(Step::Blob(some_output(&mut chance, outputs), fault, times));
         }
         // What is wrong once is asked for once more; only one such fault, that nothing is wrong twice.
-        if rng.one_in(2) {
-            let fault = match rng.below(8) {
+        if chance.below(2) == 0 {
+            let fault = match chance.below(8) {
                 0 => BlobFault::Corrupt,
-                1 => BlobFault::CorruptAt(rng.below(100_000)),
+                1 => BlobFault::CorruptAt(chance.below(100_000)),
                 2 => BlobFault::Resize(5),
                 3 => BlobFault::DropFromBatch,
                 4 => BlobFault::Twice { wrong_first: true },
@@ -97,13 +98,13 @@ impl Case {
             };
             let times = Times::Once;
             case.steps
-                .push(Step::Blob(some_output(&mut rng, outputs), fault, times));
+                .push(Step::Blob(some_output(&mut chance, outputs), fault, times));
         }
-        if rng.one_in(3) {
+        if chance.below(3) == 0 {
             case.steps.push(Step::Pretend(Pretence {
-                max_batch_bytes: Some(rng.of(&[0, -1, 1, 50_000, 1 << 20, i64::MAX, i64::MIN])),
-                zstd: rng.of(&[None, Some(true), Some(false)]),
-                digest_functions: rng.one_in(3).then(Vec::new),
+                max_batch_bytes: Some(chance.pick(&[0, -1, 1, 50_000, 1 << 20, i64::MAX, i64::MIN])),
+                zstd: chance.pick(&[None, Some(true), Some(false)]),
+                digest_functions: (chance.below(3) == 0).then(Vec::new),
             }));
         }
         case.numbers = (0..case.steps.len()).collect();
@@ -112,26 +113,26 @@ impl Case {
 
     /// Nothing goes wrong yet.
     fn calm(seed: u64, kind: u64) -> Self {
-        let mut rng = Rng::new(seed.wrapping_mul(2).wrapping_add(kind));
-        let small_limit = rng.of(&[10_000, 64 << 10, 1 << 20]);
-        let max_batch = rng.of(&[0, 4096, 50_000, 1 << 20, 3 << 20]);
+        let mut chance = Chance::new(seed.wrapping_mul(2).wrapping_add(kind));
+        let small_limit = chance.pick(&[10_000, 64 << 10, 1 << 20]);
+        let max_batch = chance.pick(&[0, 4096, 50_000, 1 << 20, 3 << 20]);
         Self {
             seed,
-            build: Build::new(&mut rng, small_limit, max_batch.max(1000)),
+            build: Build::new(&mut chance, small_limit, max_batch.max(1000)),
             steps: Vec::new(),
             passes: false,
             overtaken: None,
-            zstd: !rng.one_in(4),
+            zstd: chance.below(4) != 0,
             max_batch,
-            age: rng.one_in(5).then(|| Duration::from_millis(5 + rng.below(60))),
-            compression: rng.of(&[Compression::Always, Compression::Always, Compression::WherePaying]),
-            connections: 1 + rng.below(4) as usize,
+            age: (chance.below(5) == 0).then(|| Duration::from_millis(5 + chance.below(60))),
+            compression: chance.pick(&[Compression::Always, Compression::Always, Compression::WherePaying]),
+            connections: 1 + chance.below(4) as usize,
             retries: 3,
             small_limit,
-            batch_bytes: rng.of(&[10_000, 256 << 10, 1 << 20]),
-            batch_count: rng.of(&[1, 5, 4000]),
-            bytes_in_flight: rng.of(&[300 << 10, 2 << 20, 32 << 20]),
-            large_in_flight: 1 + rng.below(4) as usize,
+            batch_bytes: chance.pick(&[10_000, 256 << 10, 1 << 20]),
+            batch_count: chance.pick(&[1, 5, 4000]),
+            bytes_in_flight: chance.pick(&[300 << 10, 2 << 20, 32 << 20]),
+            large_in_flight: 1 + chance.below(4) as usize,
             numbers: Vec::new(),
         }
     }

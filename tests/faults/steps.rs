@@ -8,32 +8,6 @@ use outhaul::{
 };
 use tonic::Code;
 
-/// The same choices everywhere and for ever.
-#[derive(Debug, Clone)]
-pub(crate) struct Rng(Chance);
-
-impl Rng {
-    pub(crate) const fn new(seed: u64) -> Self {
-        Self(Chance::new(seed))
-    }
-
-    pub(crate) const fn next(&mut self) -> u64 {
-        self.0.number()
-    }
-
-    pub(crate) const fn below(&mut self, end: u64) -> u64 {
-        self.0.below(end)
-    }
-
-    pub(crate) const fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    pub(crate) fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        self.0.pick(all)
-    }
-}
-
 /// One thing that goes wrong.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
@@ -132,17 +106,17 @@ impl Step {
     }
 }
 
-pub(crate) fn some_output(rng: &mut Rng, outputs: usize) -> Option<usize> {
-    (!rng.one_in(3)).then(|| rng.below(outputs as u64) as usize)
+pub(crate) fn some_output(chance: &mut Chance, outputs: usize) -> Option<usize> {
+    (chance.below(3) != 0).then(|| chance.below(outputs as u64) as usize)
 }
 
-pub(crate) fn times(rng: &mut Rng) -> Times {
-    match rng.below(5) {
+pub(crate) fn times(chance: &mut Chance) -> Times {
+    match chance.below(5) {
         0 => Times::Once,
-        1 | 2 => Times::First(1 + rng.below(6) as u32),
+        1 | 2 => Times::First(1 + chance.below(6) as u32),
         3 => Times::Random {
-            seed: rng.next(),
-            per_mille: 50 + rng.below(600) as u32,
+            seed: chance.number(),
+            per_mille: 50 + chance.below(600) as u32,
             most: 100,
         },
         _ => Times::Always,
@@ -151,34 +125,34 @@ pub(crate) fn times(rng: &mut Rng) -> Times {
 
 /// An offset of each class: before everything, the first byte, somewhere, the borders of messages and pieces, around the
 /// end.
-fn offset(rng: &mut Rng) -> u64 {
-    let some = rng.below(2_000_000);
-    let border = rng.of(&[100, 16 << 10, 256 << 10, 1 << 20]) + rng.below(3) - 1;
-    rng.of(&[0, 1, some, some / 100, border, 10_000 - 1, 10_000])
+fn offset(chance: &mut Chance) -> u64 {
+    let some = chance.below(2_000_000);
+    let border = chance.pick(&[100, 16 << 10, 256 << 10, 1 << 20]) + chance.below(3) - 1;
+    chance.pick(&[0, 1, some, some / 100, border, 10_000 - 1, 10_000])
 }
 
-fn code(rng: &mut Rng) -> Code {
+fn code(chance: &mut Chance) -> Code {
     // Including OK, where it is none.
-    Code::from_i32(rng.below(17) as i32)
+    Code::from_i32(chance.below(17) as i32)
 }
 
-pub(crate) fn step(rng: &mut Rng, outputs: usize, retries: u32) -> Step {
-    match rng.below(12) {
+pub(crate) fn step(chance: &mut Chance, outputs: usize, retries: u32) -> Step {
+    match chance.below(12) {
         0..=6 => {
-            let fault = blob_fault(rng);
+            let fault = blob_fault(chance);
             let times = match fault {
                 BlobFault::StallAfter(_) => Times::Once,
-                _ => times(rng),
+                _ => times(chance),
             };
-            Step::Blob(some_output(rng, outputs), fault, times)
+            Step::Blob(some_output(chance, outputs), fault, times)
         }
         7..=9 => {
-            let fault = call_fault(rng);
+            let fault = call_fault(chance);
             let times = match fault {
-                RequestFault::Stall => Times::First(1 + rng.below(u64::from(retries)) as u32),
-                _ => times(rng),
+                RequestFault::Stall => Times::First(1 + chance.below(u64::from(retries)) as u32),
+                _ => times(chance),
             };
-            let rpc = rng.of(&[
+            let rpc = chance.pick(&[
                 None,
                 Some(Rpc::Capabilities),
                 Some(Rpc::BatchRead),
@@ -189,60 +163,60 @@ pub(crate) fn step(rng: &mut Rng, outputs: usize, retries: u32) -> Step {
             Step::Call(rpc, fault, times)
         }
         10 => Step::Pretend(Pretence {
-            max_batch_bytes: Some(rng.of(&[0, -1, 1, 4096, 50_000, 1 << 20, i64::MAX, i64::MIN])),
-            zstd: rng.of(&[None, Some(true), Some(false)]),
-            digest_functions: match rng.below(4) {
+            max_batch_bytes: Some(chance.pick(&[0, -1, 1, 4096, 50_000, 1 << 20, i64::MAX, i64::MIN])),
+            zstd: chance.pick(&[None, Some(true), Some(false)]),
+            digest_functions: match chance.below(4) {
                 0 => Some(Vec::new()),
                 1 => Some(vec![2, -7, 9999]),
                 _ => None,
             },
         }),
         _ => {
-            let when = Duration::from_millis(rng.below(60));
-            match rng.below(3) {
+            let when = Duration::from_millis(chance.below(60));
+            match chance.below(3) {
                 0 => Step::Sever(when),
                 1 => Step::Kill(when),
-                _ => Step::Dead(1 + rng.below(2) as u32),
+                _ => Step::Dead(1 + chance.below(2) as u32),
             }
         }
     }
 }
 
-fn blob_fault(rng: &mut Rng) -> BlobFault {
-    match rng.below(23) {
+fn blob_fault(chance: &mut Chance) -> BlobFault {
+    match chance.below(23) {
         0 => BlobFault::Corrupt,
-        1 => BlobFault::CorruptAt(offset(rng)),
+        1 => BlobFault::CorruptAt(offset(chance)),
         2 => {
-            let by = rng.of(&[1, -1, 100, -100, 100_000, -100_000]);
+            let by = chance.pick(&[1, -1, 100, -100, 100_000, -100_000]);
             BlobFault::Resize(by)
         }
         3 => BlobFault::DropFromBatch,
         4 => BlobFault::Twice {
-            wrong_first: rng.one_in(2),
+            wrong_first: chance.below(2) == 0,
         },
         5 => BlobFault::Unasked,
         6 => BlobFault::Last,
-        7 | 8 => BlobFault::Status(code(rng)),
-        9 => BlobFault::RetryAfter(patience(rng)),
+        7 | 8 => BlobFault::Status(code(chance)),
+        9 => BlobFault::RetryAfter(patience(chance)),
         10 => BlobFault::Evict,
-        11 => BlobFault::Delay(Duration::from_millis(rng.below(30))),
-        12 => BlobFault::CutAfter(offset(rng)),
-        13 => BlobFault::CutWithin(offset(rng)),
-        14 => BlobFault::EndAfter(offset(rng)),
-        15 => BlobFault::ResetAfter(offset(rng)),
-        16 => BlobFault::StallAfter(offset(rng)),
+        11 => BlobFault::Delay(Duration::from_millis(chance.below(30))),
+        12 => BlobFault::CutAfter(offset(chance)),
+        13 => BlobFault::CutWithin(offset(chance)),
+        14 => BlobFault::EndAfter(offset(chance)),
+        15 => BlobFault::ResetAfter(offset(chance)),
+        16 => BlobFault::StallAfter(offset(chance)),
         17 => BlobFault::NoTrailers,
         18 => BlobFault::GarbleCompression,
         19 => BlobFault::TruncateCompression,
-        20 => BlobFault::Bomb(rng.of(&[1, 100_000, 1 << 30])),
-        21 => rng.of(&[BlobFault::ManyFrames, BlobFault::TrailingGarbage]),
-        _ => BlobFault::EmptyFrames(rng.of(&[9, 100_000, 8 << 20])),
+        20 => BlobFault::Bomb(chance.pick(&[1, 100_000, 1 << 30])),
+        21 => chance.pick(&[BlobFault::ManyFrames, BlobFault::TrailingGarbage]),
+        _ => BlobFault::EmptyFrames(chance.pick(&[9, 100_000, 8 << 20])),
     }
 }
 
 /// Some of what servers ask for, and some of what none should.
-fn patience(rng: &mut Rng) -> Duration {
-    rng.of(&[
+fn patience(chance: &mut Chance) -> Duration {
+    chance.pick(&[
         Duration::ZERO,
         Duration::from_millis(10),
         Duration::from_secs(2),
@@ -250,16 +224,16 @@ fn patience(rng: &mut Rng) -> Duration {
     ])
 }
 
-fn call_fault(rng: &mut Rng) -> RequestFault {
-    match rng.below(13) {
-        0 | 1 => RequestFault::Status(code(rng)),
-        2 => RequestFault::RetryAfter(patience(rng)),
-        3 => RequestFault::Delay(Duration::from_millis(rng.below(30))),
+fn call_fault(chance: &mut Chance) -> RequestFault {
+    match chance.below(13) {
+        0 | 1 => RequestFault::Status(code(chance)),
+        2 => RequestFault::RetryAfter(patience(chance)),
+        3 => RequestFault::Delay(Duration::from_millis(chance.below(30))),
         4 => RequestFault::Stall,
-        5 => RequestFault::Http(rng.of(&[200, 301, 400, 401, 403, 404, 429, 500, 502, 503, 504])),
-        6 => RequestFault::TrailersOnly(code(rng)),
-        7 => RequestFault::Babble(code(rng)),
-        8 => RequestFault::HugeHead(rng.of(&[10_000, 100_000, 1 << 20])),
+        5 => RequestFault::Http(chance.pick(&[200, 301, 400, 401, 403, 404, 429, 500, 502, 503, 504])),
+        6 => RequestFault::TrailersOnly(code(chance)),
+        7 => RequestFault::Babble(code(chance)),
+        8 => RequestFault::HugeHead(chance.pick(&[10_000, 100_000, 1 << 20])),
         9 => RequestFault::AbsurdLength,
         10 => RequestFault::Garbage,
         11 => RequestFault::NoTrailers,
@@ -268,7 +242,7 @@ fn call_fault(rng: &mut Rng) -> RequestFault {
 }
 
 /// One failure that trying once more helps against.
-pub(crate) fn passing_step(rng: &mut Rng, outputs: usize) -> Step {
+pub(crate) fn passing_step(chance: &mut Chance, outputs: usize) -> Step {
     let passing = [
         Code::Unavailable,
         Code::Aborted,
@@ -277,27 +251,27 @@ pub(crate) fn passing_step(rng: &mut Rng, outputs: usize) -> Step {
         Code::Cancelled,
         Code::DeadlineExceeded,
     ];
-    match rng.below(3) {
-        0 => Step::Sever(Duration::from_millis(rng.below(40))),
+    match chance.below(3) {
+        0 => Step::Sever(Duration::from_millis(chance.below(40))),
         1 => {
-            let fault = match rng.below(7) {
-                0 => BlobFault::Status(rng.of(&passing)),
-                1 => BlobFault::RetryAfter(patience(rng)),
-                2 => BlobFault::CutAfter(offset(rng)),
-                3 => BlobFault::CutWithin(offset(rng)),
-                4 => BlobFault::EndAfter(offset(rng)),
-                5 => BlobFault::ResetAfter(offset(rng)),
-                _ => BlobFault::Delay(Duration::from_millis(rng.below(30))),
+            let fault = match chance.below(7) {
+                0 => BlobFault::Status(chance.pick(&passing)),
+                1 => BlobFault::RetryAfter(patience(chance)),
+                2 => BlobFault::CutAfter(offset(chance)),
+                3 => BlobFault::CutWithin(offset(chance)),
+                4 => BlobFault::EndAfter(offset(chance)),
+                5 => BlobFault::ResetAfter(offset(chance)),
+                _ => BlobFault::Delay(Duration::from_millis(chance.below(30))),
             };
-            Step::Blob(some_output(rng, outputs), fault, Times::Once)
+            Step::Blob(some_output(chance, outputs), fault, Times::Once)
         }
         _ => {
-            let fault = match rng.below(7) {
-                0 => RequestFault::Status(rng.of(&passing)),
-                1 => RequestFault::RetryAfter(patience(rng)),
-                2 => RequestFault::Http(rng.of(&[429, 500, 502, 503, 504])),
-                3 => RequestFault::TrailersOnly(rng.of(&passing)),
-                4 => RequestFault::Babble(rng.of(&passing)),
+            let fault = match chance.below(7) {
+                0 => RequestFault::Status(chance.pick(&passing)),
+                1 => RequestFault::RetryAfter(patience(chance)),
+                2 => RequestFault::Http(chance.pick(&[429, 500, 502, 503, 504])),
+                3 => RequestFault::TrailersOnly(chance.pick(&passing)),
+                4 => RequestFault::Babble(chance.pick(&passing)),
                 5 => RequestFault::NoTrailers,
                 _ => RequestFault::Reset,
             };

@@ -12,11 +12,11 @@ use std::{
 };
 
 use outhaul::{
+    chance::Chance,
     demo::{GeneratedBuild, GeneratedContent, Setting, play},
     digest::Digest,
     embedded_cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
 };
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::sync::Mutex;
 
 use super::daemon::{Daemon, outhaul, said, spawn, terminate};
@@ -136,21 +136,21 @@ impl World {
         }
     }
 
-    fn random(&self) -> StdRng {
-        StdRng::seed_from_u64(self.seed ^ self.next_number().wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    fn chance(&self) -> Chance {
+        Chance::new(self.seed ^ Chance::new(self.next_number()).number())
     }
 
     /// Somebody who builds.
     async fn builder(&self, own: usize, door: &str, until: Instant) {
-        let mut random = self.random();
+        let mut chance = self.chance();
         while Instant::now() < until {
             // Roots of their own: the same workspace is not built twice at once by the same user, mostly.
-            let n = random.random_range(0..ROOTS / BUILDERS) * BUILDERS + own;
+            let n = chance.below((ROOTS / BUILDERS) as u64) as usize * BUILDERS + own;
             let build = self.build(n);
-            match random.random_range(0..100) {
+            match chance.below(100) {
                 // Goes away in the middle.
                 0..10 => {
-                    let patience = Duration::from_millis(random.random_range(1..200));
+                    let patience = Duration::from_millis(chance.between(1, 199));
                     let events: Vec<_> = build.events().collect();
                     let (id, build_id) = (build.invocation_id(), build.build_id());
                     let _ =
@@ -158,7 +158,7 @@ impl World {
                     count(&self.counts.vanished);
                 }
                 // Ends its stream early, as a cancelled build.
-                10..15 => self.play(&build, door, random.random_range(1..12)).await,
+                10..15 => self.play(&build, door, chance.between(1, 11) as usize).await,
                 // Two at once, of the same root.
                 15..25 => {
                     let other = self.build(n);
@@ -182,7 +182,7 @@ impl World {
                 }
                 _ => {
                     self.play(&build, door, usize::MAX).await;
-                    if random.random_bool(0.5) {
+                    if chance.happens(0.5) {
                         self.play(&build.incremental(), door, usize::MAX).await;
                     }
                 }
@@ -192,26 +192,26 @@ impl World {
 
     /// What happens to the cache and to the upstream service.
     async fn trouble(&self, until: Instant) {
-        let mut random = self.random();
+        let mut chance = self.chance();
         while Instant::now() < until {
             let faults = self.cache.faults();
-            match random.random_range(0..10) {
+            match chance.below(10) {
                 0 => faults.every_request(
                     RequestFault::Status(tonic::Code::Unavailable),
-                    Times::First(random.random_range(1..40)),
+                    Times::First(chance.between(1, 39) as u32),
                 ),
                 1 => faults.every_request(
-                    RequestFault::Delay(Duration::from_millis(random.random_range(1..400))),
+                    RequestFault::Delay(Duration::from_millis(chance.between(1, 399))),
                     Times::First(20),
                 ),
                 2 => faults.request(Rpc::BatchRead, RequestFault::Stall, Times::First(3)),
-                3 => faults.every_blob(BlobFault::Corrupt, Times::First(random.random_range(1..10))),
-                4 => faults.every_blob(BlobFault::CutAfter(random.random_range(0..5000)), Times::First(5)),
+                3 => faults.every_blob(BlobFault::Corrupt, Times::First(chance.between(1, 9) as u32)),
+                4 => faults.every_blob(BlobFault::CutAfter(chance.below(5000)), Times::First(5)),
                 5 => faults.sever_connections(),
                 6 => {
                     let digests = self.cache.store().digests();
                     for digest in &digests {
-                        if random.random_bool(0.3) {
+                        if chance.happens(0.3) {
                             self.cache.store().remove(digest);
                         }
                     }
@@ -225,14 +225,14 @@ impl World {
                 8 => {
                     self.upstream_down().await;
                     count(&self.counts.upstream);
-                    pause(&mut random, 2500, until).await;
+                    pause(&mut chance, 2500, until).await;
                     self.upstream_up().await;
                 }
                 _ => faults.clear(),
             }
             count(&self.counts.faults);
-            pause(&mut random, 1500, until).await;
-            if random.random_bool(0.5) {
+            pause(&mut chance, 1500, until).await;
+            if chance.happens(0.5) {
                 self.cache.faults().clear();
             }
         }
@@ -240,17 +240,17 @@ impl World {
 
     /// Somebody who asks.
     async fn curious(&self, until: Instant) {
-        let mut random = self.random();
+        let mut chance = self.chance();
         let state = format!("--state-dir={}", self.state().display());
         while Instant::now() < until {
-            let root = self.root(random.random_range(0..ROOTS));
+            let root = self.root(chance.below(ROOTS as u64) as usize);
             let file = root
                 .join("bazel-out/k8-fastbuild/bin/app/app")
                 .display()
                 .to_string();
-            let workspace = self.base(random.random_range(0..ROOTS)).join("workspace");
+            let workspace = self.base(chance.below(ROOTS as u64) as usize).join("workspace");
             let workspace = format!("--workspace={}", workspace.display());
-            let args: Vec<&str> = match random.random_range(0..6) {
+            let args: Vec<&str> = match chance.below(6) {
                 0 => vec!["status", "--json"],
                 1 => vec!["ls", "--json"],
                 2 => vec!["stat", &file],
@@ -268,7 +268,7 @@ impl World {
             // What is asked about may be gone; asking is the point.
             let _ = tokio::time::timeout(PATIENCE, command.status()).await;
             count(&self.counts.commands);
-            pause(&mut random, 400, until).await;
+            pause(&mut chance, 400, until).await;
         }
     }
 
@@ -395,8 +395,8 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-async fn pause(random: &mut StdRng, most_ms: u64, until: Instant) {
-    let pause = Duration::from_millis(random.random_range(0..most_ms));
+async fn pause(chance: &mut Chance, most_ms: u64, until: Instant) {
+    let pause = Duration::from_millis(chance.below(most_ms));
     tokio::time::sleep(pause.min(until.saturating_duration_since(Instant::now()))).await;
 }
 

@@ -1,36 +1,6 @@
-//! Chance that can be repeated, and the settings of a run.
+//! The settings of a run.
 
 use std::path::PathBuf;
-
-use outhaul::chance::Chance;
-
-/// Throws that can be repeated.
-#[derive(Debug, Clone)]
-pub(crate) struct Dice(Chance);
-
-impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(Chance::new(seed))
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0.number()
-    }
-
-    /// A number below `end`; 0 when that is 0.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        if end == 0 { 0 } else { self.next() % end }
-    }
-
-    /// True in so many of a hundred.
-    pub(crate) fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
-        self.0.bytes(len)
-    }
-}
 
 /// A number from the environment.
 pub(crate) fn setting(name: &str, default: u64) -> u64 {
