@@ -3,7 +3,7 @@
 use std::{
     net::{SocketAddr, TcpListener as StdTcpListener},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    process::Stdio,
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
 };
 
@@ -25,13 +25,13 @@ use outhaul::{
     sources::SourceRule,
     transport::Endpoint as CacheEndpoint,
 };
+use outhaul_testkit::{PATIENCE, Running, clean, finish, until};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    process::Command,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
@@ -39,7 +39,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use crate::support::{PATIENCE, Server, World, clean, finish, install, outhaul, run};
+use crate::support::{World, install, outhaul, run};
 
 pub const TOKEN: &str = "a-token-that-nobody-guesses";
 
@@ -244,7 +244,7 @@ async fn nothing_is_listened_on_for_other_machines_unless_they_must_say_who_they
     let refused = finish(started(&[])).await;
     refused.says(2, &["0.0.0.0", "--listen-tls-certificate"]);
     for more in [&["--insecure"][..], &[certificate, key, bes_token]] {
-        let mut server = Server::start(started(more)).await;
+        let mut server = Running::serve(started(more)).await;
         server.signal(Signal::TERM);
         assert_eq!(server.end().await, Some(0));
     }
@@ -402,23 +402,26 @@ async fn our_own_token_is_neither_passed_on_nor_kept_and_other_headers_are() {
         assert!(!format!("{headers:?}").contains(TOKEN));
     }
     // What is being written just now cannot be read yet.
-    let began = std::time::Instant::now();
     let mut journals = 0;
-    while journals < 2 && began.elapsed() < PATIENCE {
-        journals = 0;
-        for entry in std::fs::read_dir(world.path("state/journal")).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_file()
-                && let Ok(plain) = zstd::decode_all(std::fs::File::open(&path).unwrap())
-                && let text = String::from_utf8_lossy(&plain).into_owned()
-                && text.contains("for-the-upstream-service")
-            {
-                assert!(!text.contains(TOKEN), "{}", path.display());
-                journals += 1;
+    until(
+        "what goes upstream after a restart is in both journals",
+        async || {
+            journals = 0;
+            for entry in std::fs::read_dir(world.path("state/journal")).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_file()
+                    && let Ok(plain) = zstd::decode_all(std::fs::File::open(&path).unwrap())
+                    && let text = String::from_utf8_lossy(&plain).into_owned()
+                    && text.contains("for-the-upstream-service")
+                {
+                    assert!(!text.contains(TOKEN), "{}", path.display());
+                    journals += 1;
+                }
             }
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+            journals >= 2
+        },
+    )
+    .await;
     assert_eq!(journals, 2, "what goes upstream after a restart needs it");
 }
 
@@ -545,9 +548,9 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
     open(&socket);
     open(&control);
     let as_nobody = async |args: &[&str]| {
-        let mut command = std::process::Command::new(&program);
+        let mut command = Command::new(&program);
         command.uid(NOBODY).gid(NOBODY).current_dir("/").args(args);
-        finish(clean(command.into())).await
+        finish(clean(command)).await
     };
     let said = [
         format!("user {NOBODY}"),
@@ -564,21 +567,23 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
         .says(1, &said);
     cache(&format!("unix:{socket}")).await.says(1, &said);
     // On a port, which is not as private as a socket's file, they are not greeted at all: to them, nobody serves there.
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    let line = loop {
-        assert!(tokio::time::Instant::now() < deadline, "it is not told");
+    let mut line = None;
+    until("it is told", async || {
         let refused = cache(&serving.doors[0]).await;
         assert!(
             refused.code != Some(0) && !refused.err.contains("this port"),
-            "{refused:?}"
+            "{refused}"
         );
         // Told at most once a second, and sockets' strangers were told of just now.
-        let log = serving.logged("").await;
-        if let Some(line) = log.lines().find(|line| line.contains("refused a connection")) {
-            break line.to_owned();
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    };
+        let log = serving.stderr();
+        line = log
+            .lines()
+            .find(|line| line.contains("refused a connection"))
+            .map(str::to_owned);
+        line.is_some()
+    })
+    .await;
+    let line = line.unwrap();
     assert!(said.iter().all(|part| line.contains(part)), "{line}");
     let wrapper = world.path("bazel");
     install(
@@ -587,9 +592,9 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
     );
     open(&wrapper);
     for (uid, is_theirs) in [(0, true), (NOBODY, false)] {
-        let mut command = std::process::Command::new(&wrapper);
+        let mut command = Command::new(&wrapper);
         command.uid(uid).gid(uid).current_dir("/").arg("build");
-        let mut command = clean(command.into());
+        let mut command = clean(command);
         command
             .env("BAZEL_REAL", "/bin/echo")
             .env("OUTHAUL_BES", &serving.doors[0]);
@@ -633,7 +638,7 @@ async fn what_the_daemon_keeps_is_its_users_alone() {
         ])
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
         .args([world.state(), world.cache_flag()]);
-    let server = Server::start(command).await;
+    let server = Running::serve(command).await;
     world.play(&world.build, server.door()).await;
     let mut seen = 0;
     let mut open = vec![std::path::PathBuf::from(world.path("state"))];
@@ -665,22 +670,11 @@ pub fn replace(path: &str, text: &str) {
 }
 
 /// Sends SIGHUP, and waits for the daemon's word on it.
-pub async fn reload(server: &Server, word: &str) -> String {
+pub async fn reload(server: &Running, word: &str) -> String {
     let before = server.logged("").await.matches(word).count();
     server.signal(Signal::HUP);
-    let told = tokio::time::timeout(PATIENCE, async {
-        loop {
-            let log = server.logged("").await;
-            if log.matches(word).count() > before {
-                return log;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    });
-    match told.await {
-        Ok(log) => log,
-        Err(_) => panic!("no {word:?} in: {}", server.logged("").await),
-    }
+    until(word, async || server.stderr().matches(word).count() > before).await;
+    server.stderr()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -862,7 +856,7 @@ async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
             ])
             .args(flag)
             .env("HOME", &home);
-        let server = Server::start(command).await;
+        let server = Running::serve(command).await;
         // The build is not failed for it.
         world.play(&build, server.door()).await;
         let state = format!("--state-dir={}", world.path(&format!("state{n}")));

@@ -7,7 +7,7 @@ use std::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr, UnixDatagram, UnixListener},
     },
-    process::Stdio,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -18,10 +18,10 @@ use outhaul::{
         publish_build_event_client::PublishBuildEventClient, stream_id::BuildComponent,
     },
 };
+use outhaul_testkit::{PATIENCE, Running, clean, finish, until};
 use rustix::process::Signal;
-use tokio::process::Command;
 
-use crate::support::{PATIENCE, Server, World, clean, outhaul, run};
+use crate::support::{World, outhaul, run};
 
 /// Starts the daemon as systemd does: its sockets are descriptors 3 and 4, and `LISTEN_PID` is the daemon's own.
 fn launcher(sockets: [OwnedFd; 2], world: &World, args: &[&str]) -> Command {
@@ -48,7 +48,7 @@ async fn inherited_sockets_serve_the_first_connection_and_start_again_after_idle
     let unix_door = format!("unix:{path}");
     let start = async |args: &[&str]| {
         let sockets = [tcp.try_clone().unwrap().into(), unix.try_clone().unwrap().into()];
-        Server::start(launcher(sockets, &world, args)).await
+        Running::serve(launcher(sockets, &world, args)).await
     };
     // The connection is there before the daemon is, as when it makes systemd start it.
     let played = world.play(&world.build, &tcp_door);
@@ -71,7 +71,7 @@ async fn inherited_sockets_serve_the_first_connection_and_start_again_after_idle
 async fn descriptors_that_are_no_sockets_are_refused_in_words() {
     let world = World::new().await;
     let file = || std::fs::File::open("/dev/null").unwrap().into();
-    let ran = crate::support::finish(launcher([file(), file()], &world, &[])).await;
+    let ran = finish(launcher([file(), file()], &world, &[])).await;
     ran.says(2, &["inherited socket", "fd 3"]);
 }
 
@@ -84,7 +84,7 @@ async fn sockets_meant_for_another_process_are_left_alone() {
         .args([world.state(), world.cache_flag()])
         .env("LISTEN_FDS", "1")
         .env("LISTEN_PID", "1");
-    let server = Server::start(command).await;
+    let server = Running::serve(command).await;
     assert_eq!(server.doors.len(), 1);
     world.play(&world.build, server.door()).await;
     world.assert_complete();
@@ -198,7 +198,7 @@ async fn the_service_manager_is_told_when_the_doors_are_open_and_when_they_close
             .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
             .args([world.state(), world.cache_flag()])
             .env("NOTIFY_SOCKET", name);
-        let mut server = Server::start(command).await;
+        let mut server = Running::serve(command).await;
         assert_eq!(tokio::task::block_in_place(told), "READY=1");
         server.signal(Signal::TERM);
         assert_eq!(tokio::task::block_in_place(told), "STOPPING=1");
@@ -210,7 +210,7 @@ async fn the_service_manager_is_told_when_the_doors_are_open_and_when_they_close
 async fn a_daemon_whose_log_nobody_reads_any_more_serves_and_ends() {
     let world = World::new().await;
     let path = world.path("bes.sock");
-    let mut command = outhaul();
+    let mut command = tokio::process::Command::from(outhaul());
     command
         .args([
             "serve",
@@ -218,14 +218,11 @@ async fn a_daemon_whose_log_nobody_reads_any_more_serves_and_ends() {
             &format!("--bes-listen=unix:{path}"),
         ])
         .args([world.state(), world.cache_flag()])
-        .stderr(Stdio::piped());
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
     let mut child = command.spawn().unwrap();
     drop(child.stderr.take());
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !std::path::Path::new(&path).exists() {
-        assert!(tokio::time::Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("its door", async || std::path::Path::new(&path).exists()).await;
     world.play(&world.build, &format!("unix:{path}")).await;
     world.assert_complete();
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();

@@ -1,7 +1,6 @@
 //! The admin port: alive, ready, and what was counted.
 
-use std::time::{Duration, Instant};
-
+use outhaul_testkit::until;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -47,15 +46,13 @@ async fn health_readiness_and_counts_are_served() {
 
     world.play(&world.build, server.door()).await;
     let settled = "outhaul_invocations{state=\"settled\"} 1";
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let (head, body) = loop {
-        let (head, body) = get(address, "/metrics").await;
-        // It says so a little behind the last acknowledgement.
-        if body.contains(settled) || Instant::now() > deadline {
-            break (head, body);
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
+    let (mut head, mut body) = Default::default();
+    // It says so a little behind the last acknowledgement.
+    until("the build is settled", async || {
+        (head, body) = get(address, "/metrics").await;
+        body.contains(settled)
+    })
+    .await;
     assert!(head.contains("application/openmetrics-text"), "{head}");
     for part in [
         settled,

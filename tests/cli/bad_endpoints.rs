@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use outhaul::embedded_cache::{EmbeddedCache, ServerTls};
+use outhaul_testkit::{PATIENCE, Ran};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
-use crate::support::{PATIENCE, Ran, World, program, run};
+use crate::support::{World, program, run};
 
 /// Few retries, so that tests don't wait for them.
 const QUICK: [&str; 2] = ["--remote-retries=1", "--remote-retry-max-delay=50ms"];

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use outhaul::proto::build_event_stream::{BuildEvent, File, build_event::Payload, file};
+use outhaul_testkit::Ran;
 use prost::Message as _;
 
-use crate::support::{Ran, World, delimited, run};
+use crate::support::{World, delimited, run};
 
 async fn bep(path: &str) -> Ran {
     run(["fetch", "bep", path, "--remote-retries=0"]).await

@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::support::{World, finish, outhaul, run};
+use outhaul_testkit::finish;
+
+use crate::support::{World, outhaul, run};
 
 /// Every flag with a value, with values that are none, and what the message must say.
 const WRONG: &[(&str, &str)] = &[
@@ -148,7 +150,7 @@ async fn wrong_environment_variables_are_named_as_well() {
 async fn a_state_directory_that_is_held_names_its_holder_and_the_way_out() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
-    let pid = server.child.id().unwrap().to_string();
+    let pid = server.id().to_string();
     let args = ["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"];
     let (state, cache) = (world.state(), world.cache_flag());
     let ran = run(args.iter().copied().chain([state.as_str(), cache.as_str()])).await;

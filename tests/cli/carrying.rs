@@ -1,6 +1,10 @@
 //! Exported builds that mean harm.
 
-use crate::support::{Ran, World, run};
+use std::process::Command;
+
+use outhaul_testkit::{Ran, clean, finish};
+
+use crate::support::{World, run};
 
 /// A file in the form that `export` writes: this header, and frames of these bytes.
 fn file(header: &str, frames: &[Vec<u8>]) -> Vec<u8> {
@@ -113,14 +117,14 @@ async fn a_small_file_does_not_take_much_memory() {
         let bytes = file(&header("x").to_string(), &[frame, end(1)]);
         assert!(bytes.len() < 100_000, "{}", bytes.len());
         std::fs::write(&path, bytes).unwrap();
-        let mut command = tokio::process::Command::new("sh");
+        let mut command = Command::new("sh");
         let limited = format!(
             "ulimit -v 1500000; exec '{}' import {path} {}",
             env!("CARGO_BIN_EXE_outhaul"),
             world.state()
         );
         command.args(["-c", &limited]);
-        let ran = crate::support::finish(crate::support::clean(command)).await;
+        let ran = finish(clean(command)).await;
         ran.says(1, &[&path, "far more than a file of its size"]);
     }
 }

@@ -1,15 +1,12 @@
 //! `outhaul run`: the command's own code, its signals, its limits, and another `outhaul run` inside.
 
-use std::{
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::{os::unix::process::CommandExt as _, process::Command, time::Duration};
 
 use outhaul::digest::Digest;
+use outhaul_testkit::{Running, clean, finish, until};
 use rustix::process::Signal;
-use tokio::process::{Child, Command};
 
-use crate::support::{PATIENCE, World, clean, finish, outhaul, program, run};
+use crate::support::{World, outhaul, program, run};
 
 /// A program of this text.
 fn script(world: &World, name: &str, text: &str) -> String {
@@ -79,7 +76,7 @@ async fn the_command_has_the_limit_of_open_files_that_it_would_have_alone() {
 }
 
 /// `outhaul run` of a command that lives until it is told to end, and tells of signals.
-async fn living(world: &World, before: &str) -> (Child, String) {
+async fn living(world: &World, before: &str) -> (Running, String) {
     let told = world.path("told");
     let _ = std::fs::remove_file(&told);
     let text = format!(
@@ -103,27 +100,11 @@ async fn living(world: &World, before: &str) -> (Child, String) {
     ]);
     let mut command = clean(command);
     // A group of its own, which is in no terminal's foreground.
-    let child = command.process_group(0).stderr(Stdio::inherit()).spawn().unwrap();
+    command.process_group(0);
+    let child = Running::start(command);
     let pid = format!("{told}.pid");
-    let deadline = Instant::now() + PATIENCE;
-    while !std::path::Path::new(&pid).exists() {
-        assert!(Instant::now() < deadline, "the command never began");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the command", async || std::path::Path::new(&pid).exists()).await;
     (child, told)
-}
-
-fn send(child: &Child, signal: Signal) {
-    let pid = i32::try_from(child.id().unwrap()).unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
-}
-
-async fn end(mut child: Child) -> Option<i32> {
-    tokio::time::timeout(PATIENCE, child.wait())
-        .await
-        .expect("it ends")
-        .unwrap()
-        .code()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,9 +119,9 @@ async fn a_signal_for_run_alone_reaches_the_command_which_is_never_left_behind()
         (Signal::USR2, "USR2"),
         (Signal::ALARM, "ALRM"),
     ] {
-        let (child, told) = living(&world, "").await;
-        send(&child, signal);
-        assert_eq!(end(child).await, Some(33), "{name}");
+        let (mut child, told) = living(&world, "").await;
+        child.signal(signal);
+        assert_eq!(child.end().await, Some(33), "{name}");
         assert_eq!(std::fs::read_to_string(&told).unwrap(), format!("{name}\n"));
     }
 }
@@ -148,37 +129,34 @@ async fn a_signal_for_run_alone_reaches_the_command_which_is_never_left_behind()
 #[tokio::test(flavor = "multi_thread")]
 async fn what_run_was_started_to_ignore_stays_ignored() {
     let world = World::new().await;
-    let (child, told) = living(&world, "trap '' HUP;").await;
-    send(&child, Signal::HUP);
+    let (mut child, told) = living(&world, "trap '' HUP;").await;
+    child.signal(Signal::HUP);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!std::path::Path::new(&told).exists());
-    send(&child, Signal::TERM);
-    assert_eq!(end(child).await, Some(33));
+    child.signal(Signal::TERM);
+    assert_eq!(child.end().await, Some(33));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn run_stops_with_its_command_and_goes_on_with_it() {
     let world = World::new().await;
-    let (child, told) = living(&world, "").await;
+    let (mut child, told) = living(&world, "").await;
     let command: String = std::fs::read_to_string(format!("{told}.pid")).unwrap();
     let state = |pid: &str| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.rsplit(") ").next().unwrap().chars().next().unwrap()
     };
-    let run = child.id().unwrap().to_string();
-    let deadline = Instant::now() + PATIENCE;
-    send(&child, Signal::TSTP);
-    while state(&run) != 'T' || state(command.trim()) != 'T' {
-        assert!(Instant::now() < deadline, "one of them goes on");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    send(&child, Signal::CONT);
-    while state(&run) == 'T' || state(command.trim()) == 'T' {
-        assert!(Instant::now() < deadline, "one of them stays stopped");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    send(&child, Signal::TERM);
-    assert_eq!(end(child).await, Some(33));
+    let run = child.id().to_string();
+    let stopped = [run.as_str(), command.trim()];
+    child.signal(Signal::TSTP);
+    until("both are stopped", async || {
+        stopped.iter().all(|pid| state(pid) == 'T')
+    })
+    .await;
+    child.signal(Signal::CONT);
+    until("both go on", async || stopped.iter().all(|pid| state(pid) != 'T')).await;
+    child.signal(Signal::TERM);
+    assert_eq!(child.end().await, Some(33));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,7 +192,7 @@ async fn a_pipe_that_is_named_for_a_blob_is_written_into_and_not_replaced() {
     let world = World::new().await;
     let digest = world.file("").1;
     let pipe = world.path("pipe");
-    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    let made = Command::new("mkfifo").arg(&pipe).status();
     assert!(made.unwrap().success());
     let read = tokio::task::spawn_blocking({
         let pipe = pipe.clone();

@@ -8,6 +8,7 @@ use outhaul::{
     embedded_cache::{RequestFault, Rpc, Times},
     proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
 };
+use outhaul_testkit::{PATIENCE, Running, finish};
 use tokio::net::UnixStream;
 use tonic::{
     Code, Streaming,
@@ -15,7 +16,7 @@ use tonic::{
 };
 
 use crate::{
-    support::{PATIENCE, Server, World, finish, outhaul},
+    support::{World, outhaul},
     waiting::{PERSISTENT, unblock},
 };
 
@@ -406,7 +407,7 @@ async fn a_daemon_does_not_open_a_port_that_is_not_guarded() {
 
 /// A client of the control port, with the token.
 async fn over_tcp(
-    server: &Server,
+    server: &Running,
 ) -> impl AsyncFn(pb::StageRequest) -> Result<pb::StageResponse, tonic::Status> + use<> {
     let log = server.logged("control API on").await;
     let line = log.lines().find(|line| line.contains("control API on")).unwrap();

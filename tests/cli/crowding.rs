@@ -1,17 +1,17 @@
 //! Connections that are only held open, by whoever can connect, keep no build and no probe out.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use outhaul::proto::outhaul::v1::{ListInvocationsRequest, watch_invocation_response::Event};
+use outhaul_testkit::{PATIENCE, Running, clean};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
-    process::Command,
 };
 
 use crate::{
     control::{all, by_id, client, watch},
-    support::{PATIENCE, Server, World, clean},
+    support::World,
 };
 
 /// Files that the daemon may have open.
@@ -27,7 +27,7 @@ async fn held_connections_at_every_door_keep_nobody_out_and_leave_files_for_buil
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"])
         .args([world.state(), world.cache_flag()])
         .arg(format!("--bes-listen=unix:{}", world.path("bes.sock")));
-    let server = Server::start(clean(command)).await;
+    let server = Running::serve(clean(command)).await;
     let log = server.logged("health and metrics on http://").await;
     let admin = log.split("health and metrics on http://").nth(1).unwrap();
     let admin = admin.lines().next().unwrap().trim();
@@ -49,7 +49,7 @@ async fn held_connections_at_every_door_keep_nobody_out_and_leave_files_for_buil
             unix.push(tokio::time::timeout(PATIENCE, connecting).await.unwrap().unwrap());
         }
     }
-    let pid = server.child.id().unwrap();
+    let pid = server.id();
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     assert!(files < FILES * 3 / 4, "{files} files are open");
 

@@ -3,12 +3,13 @@
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    process::Command,
 };
 
+use outhaul_testkit::{Running, clean, finish};
 use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
-use tokio::process::Command;
 
-use crate::support::{Server, World, clean, finish};
+use crate::support::World;
 
 const DEPTH: usize = 4000;
 
@@ -62,7 +63,7 @@ async fn directories_of_any_depth_are_removed_wherever_they_are_in_the_way() {
     nest(&PathBuf::from(world.path("state/record.compact")));
     let mut command = outhaul(&["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"]);
     command.args([world.state(), world.cache_flag()]);
-    let mut server = Server::start(command).await;
+    let mut server = Running::serve(command).await;
     world.play(&world.build, server.door()).await;
     world.assert_complete();
     assert!(!world.dir.path().join(".outhaul-tmp/4711-dead").exists());

@@ -1,7 +1,7 @@
 //! The daemon's end on SIGTERM, whatever hangs at the time: in time, and with nothing lost.
 
 use std::{
-    process::Stdio,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -9,19 +9,17 @@ use outhaul::{
     demo::play,
     embedded_cache::{RequestFault, Rpc, Times},
 };
+use outhaul_testkit::{PATIENCE, Running, clean, finish, until};
 use rustix::process::Signal;
-use tokio::{io::AsyncWriteExt as _, net::TcpListener, process::Command};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
-use crate::{
-    support::{PATIENCE, Server, World, clean},
-    waiting::unblock,
-};
+use crate::{support::World, waiting::unblock};
 
 /// What the manual promises, with something for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(22 + 15);
 
 /// Sends SIGTERM, and demands a good end in time.
-async fn ends(mut server: Server) -> String {
+async fn ends(mut server: Running) -> String {
     let asked = Instant::now();
     server.signal(Signal::TERM);
     assert_eq!(server.end().await, Some(0));
@@ -31,7 +29,7 @@ async fn ends(mut server: Server) -> String {
 }
 
 /// A client that plays the world's build and stays as long as it is held. Whether it is let go well does not matter.
-fn held_client(world: &World, server: &Server) -> tokio::task::JoinHandle<()> {
+fn held_client(world: &World, server: &Running) -> tokio::task::JoinHandle<()> {
     let (build, door) = (world.build.clone(), server.door().to_owned());
     tokio::spawn(async move {
         let (id, build_id) = (build.invocation_id(), build.build_id());
@@ -39,18 +37,10 @@ fn held_client(world: &World, server: &Server) -> tokio::task::JoinHandle<()> {
     })
 }
 
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} never came");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// The next daemon brings everything, without the client.
 async fn is_completed_by_the_next(world: &World, args: &[&str]) {
     let server = world.serve(args).await;
-    until("the rest of the build", || {
+    until("the rest of the build", async || {
         world.wrong_below(&world.exec_root()).is_empty()
     })
     .await;
@@ -75,7 +65,7 @@ async fn a_cache_that_hangs_and_clients_that_are_held_do_not_keep_it() {
     odd.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0")
         .await
         .unwrap();
-    until("the cache is asked", || world.cache.faults().fired() > 0).await;
+    until("the cache is asked", async || world.cache.faults().fired() > 0).await;
     ends(server).await;
     tokio::time::timeout(PATIENCE, client)
         .await
@@ -99,7 +89,7 @@ async fn an_upstream_service_that_hangs_does_not_keep_it() {
     });
     let server = world.serve(&[&upstream, "--hold-timeout=1s"]).await;
     let client = held_client(&world, &server);
-    until("the build's outputs", || {
+    until("the build's outputs", async || {
         world.wrong_below(&world.exec_root()).is_empty()
     })
     .await;
@@ -130,13 +120,10 @@ fn behind_hung(directory: impl AsRef<std::ffi::OsStr>, program: &str) -> Command
 
 /// Whether that can be had here.
 async fn may_hang(directory: impl AsRef<std::ffi::OsStr>) -> bool {
-    let tried = behind_hung(directory, "true")
-        .stderr(Stdio::null())
-        .status()
-        .await;
-    let may = tried.as_ref().is_ok_and(std::process::ExitStatus::success);
+    let tried = finish(behind_hung(directory, "true")).await;
+    let may = tried.code == Some(0);
     if !may {
-        eprintln!("SKIPPED: it may not mount a FUSE file system: {tried:?}");
+        eprintln!("SKIPPED: it may not mount a FUSE file system: {tried}");
     }
     may
 }
@@ -154,10 +141,10 @@ async fn an_output_tree_that_hangs_does_not_keep_it() {
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
         // Of so many some do not hang.
         .args([world.state(), world.cache_flag(), "--writers=16".to_owned()]);
-    let server = Server::start(command).await;
+    let server = Running::serve(command).await;
     let client = held_client(&world, &server);
     let all = world.build.outputs().len();
-    until("what lies elsewhere", || {
+    until("what lies elsewhere", async || {
         world.wrong_below(&world.exec_root()).len() < all
     })
     .await;
@@ -180,18 +167,16 @@ async fn a_record_that_does_not_open_does_not_keep_it() {
     let mut command = behind_hung(&record, env!("CARGO_BIN_EXE_outhaul"));
     command
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
-        .args([world.state(), world.cache_flag()])
-        .stderr(Stdio::null());
-    let mut child = command.spawn().unwrap();
+        .args([world.state(), world.cache_flag()]);
+    let mut daemon = Running::start(command);
     // Written right before the store is opened.
-    until("the record is being opened", || {
+    until("the record is being opened", async || {
         std::path::Path::new(&world.path("state/record.opening")).exists()
     })
     .await;
-    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
-    rustix::process::kill_process(pid, Signal::TERM).unwrap();
-    let ended = tokio::time::timeout(DEADLINE, child.wait()).await;
-    assert_eq!(ended.expect("it ends").unwrap().code(), Some(0));
+    daemon.signal(Signal::TERM);
+    let ended = tokio::time::timeout(DEADLINE, daemon.end()).await;
+    assert_eq!(ended.expect("it ends"), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,7 +199,7 @@ async fn a_second_signal_ends_it_at_once_and_loses_nothing() {
     let address = server.door().trim_start_matches("grpc://").to_owned();
     let _silent = tokio::net::TcpStream::connect(&address).await.unwrap();
     let client = held_client(&world, &server);
-    until("the cache is asked", || world.cache.faults().fired() > 0).await;
+    until("the cache is asked", async || world.cache.faults().fired() > 0).await;
     server.signal(Signal::TERM);
     server.logged("shutting down: SIGTERM").await;
     server.signal(Signal::INT);

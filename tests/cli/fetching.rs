@@ -1,6 +1,6 @@
 //! `outhaul fetch`: from event files, actions, trees and blobs.
 
-use std::{io::Write as _, time::Duration};
+use std::{io::Write as _, process::Command, time::Duration};
 
 use bazel_remote_apis::build::bazel::remote::execution::v2::{
     self as re, ActionResult, Directory, DirectoryNode, FileNode, OutputDirectory, OutputFile, Tree,
@@ -9,10 +9,10 @@ use outhaul::{
     digest::Digest,
     embedded_cache::{BlobFault, EmbeddedCache, Times},
 };
+use outhaul_testkit::{Ran, clean, finish};
 use prost::Message as _;
-use tokio::process::Command;
 
-use crate::support::{Ran, World, clean, delimited, finish, outhaul, run};
+use crate::support::{World, delimited, outhaul, run};
 
 async fn bep(file: &str, args: &[&str]) -> Ran {
     run(["fetch", "bep", file].into_iter().chain(args.iter().copied())).await

@@ -1,10 +1,10 @@
 //! A state directory whose disk is full: builds go on, and all is well again once there is space.
 
-use std::{io::Write as _, path::Path, process::Stdio};
+use std::{io::Write as _, path::Path, process::Command};
 
-use tokio::process::Command;
+use outhaul_testkit::{clean, finish, until};
 
-use crate::support::{Server, World, clean, run};
+use crate::support::{World, run};
 
 /// A small file system, for as long as this lives.
 struct SmallDisk(String);
@@ -13,16 +13,13 @@ impl SmallDisk {
     async fn mount(at: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
         let mut command = clean(Command::new("mount"));
-        command
-            .args(["-t", "tmpfs", "-o", "size=12m,mode=700", "outhaul-test", at])
-            .stderr(Stdio::null());
-        match command.status().await {
-            Ok(status) if status.success() => Some(Self(at.to_owned())),
-            other => {
-                eprintln!("SKIPPED: it may not mount a file system: {other:?}");
-                None
-            }
+        command.args(["-t", "tmpfs", "-o", "size=12m,mode=700", "outhaul-test", at]);
+        let ran = finish(command).await;
+        if ran.code != Some(0) {
+            eprintln!("SKIPPED: it may not mount a file system: {ran}");
+            return None;
         }
+        Some(Self(at.to_owned()))
     }
 
     fn ballast(&self) -> std::path::PathBuf {
@@ -39,9 +36,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .args(["-l", &self.0])
-            .status();
+        let _ = Command::new("umount").args(["-l", &self.0]).status();
     }
 }
 
@@ -52,7 +47,7 @@ async fn a_full_state_directory_costs_no_build_anything() {
     let Some(disk) = SmallDisk::mount(&state).await else {
         return;
     };
-    let server: Server = world.serve(&["--strict"]).await;
+    let server = world.serve(&["--strict"]).await;
     disk.fill();
     // Journalled or not, it is played to its end, and its outputs are there.
     world.play(&world.build, server.door()).await;
@@ -64,14 +59,10 @@ async fn a_full_state_directory_costs_no_build_anything() {
     world.play(&next, server.door()).await;
     world.assert_complete();
     // With space it is written down again, what was not written before included.
-    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
-    loop {
+    until("it is settled", async || {
         let ran = run(["status", "--json", &world.state(), &next.invocation_id()]).await;
-        if ran.code == Some(0) && ran.json()[0]["state"] == "settled" {
-            break;
-        }
-        assert!(std::time::Instant::now() < deadline, "{}{}", ran.out(), ran.err);
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+        ran.code == Some(0) && ran.json()[0]["state"] == "settled"
+    })
+    .await;
     drop(server);
 }

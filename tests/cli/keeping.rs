@@ -5,11 +5,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use outhaul_testkit::{PATIENCE, Ran, Running, finish};
 use serde_json::Value;
 
 use crate::{
     staging::{entries, is_staged, recorded, stage, stop},
-    support::{PATIENCE, Ran, Server, World, finish, outhaul, run},
+    support::{World, outhaul, run},
 };
 
 async fn gc(world: &World, args: &[&str]) -> Ran {
@@ -91,7 +92,7 @@ async fn a_machine_that_never_ran_the_build_stages_from_its_export() {
         &state,
         &world.cache_flag(),
     ]);
-    let server = Server::start(serve).await;
+    let server = Running::serve(serve).await;
     assert!(!world.exec_root().exists(), "nothing is written for it unasked");
     std::fs::create_dir_all(world.exec_root()).unwrap();
     let ran = run(["import", &file, &state]).await;

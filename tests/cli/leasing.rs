@@ -1,23 +1,20 @@
 //! Leases, as users see them: what the cache has lost is told with the targets to build again, and comes back.
 
-use std::time::Instant;
-
+use outhaul_testkit::until;
 use serde_json::Value;
 
-use crate::support::{PATIENCE, World, run};
+use crate::support::{World, run};
 
 /// The newest invocation, once so many of its outputs are lost.
 async fn status(world: &World, evicted: u64) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    let mut status = Value::Null;
+    until("outputs are lost", async || {
         let ran = run(["status", "--json", &world.state()]).await.expect(0);
-        let status = ran.json().remove(0);
-        if status["evicted"] == evicted && status["state"] == "settled" {
-            return status;
-        }
-        assert!(Instant::now() < deadline, "{status:#}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        status = ran.json().remove(0);
+        status["evicted"] == evicted && status["state"] == "settled"
+    })
+    .await;
+    status
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,17 +3,17 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use axum::{Router, extract::State, http::HeaderMap};
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use outhaul_testkit::{finish, until};
 use rustix::process::Signal;
 use serde_json::Value;
 use sha2::Sha256;
 use tokio::net::TcpListener;
 
-use crate::support::{PATIENCE, World, outhaul, run};
+use crate::support::{World, outhaul, run};
 
 type Got = Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>;
 
@@ -28,15 +28,6 @@ async fn receiver() -> (String, Got) {
     let app = Router::new().fallback(take).with_state(got.clone());
     tokio::spawn(async move { axum::serve(listener, app).await });
     (format!("http://{address}/hook"), got)
-}
-
-async fn eventually(what: &str, so: impl Fn() -> bool) {
-    let waited = tokio::time::timeout(PATIENCE, async {
-        while !so() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    waited.await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 fn lines(path: &Path) -> Vec<Value> {
@@ -65,7 +56,10 @@ async fn a_builds_targets_and_its_end_are_posted_and_given_to_a_command() {
         .await;
     world.play(&world.build, server.door()).await;
     let is_end = |value: &Value| value["event"] == "invocation_settled";
-    eventually("the command hears of the end", || lines(&told).iter().any(is_end)).await;
+    until("the command hears of the end", async || {
+        lines(&told).iter().any(is_end)
+    })
+    .await;
     let posted = || -> Vec<Value> {
         got.lock()
             .unwrap()
@@ -73,7 +67,7 @@ async fn a_builds_targets_and_its_end_are_posted_and_given_to_a_command() {
             .map(|(_, body)| serde_json::from_slice(body).unwrap())
             .collect()
     };
-    eventually("the end is posted", || posted().iter().any(is_end)).await;
+    until("the end is posted", async || posted().iter().any(is_end)).await;
 
     // What it prints is with the log.
     server.logged("--on-settled prints: the command speaks").await;
@@ -156,7 +150,7 @@ async fn wrong_settings_end_the_daemon_and_name_the_flag() {
     command
         .env("OUTHAUL_NOTIFY_URL", "https://hush")
         .args(["serve", "--help"]);
-    let help = crate::support::finish(command).await.expect(0).out();
+    let help = finish(command).await.expect(0).out();
     assert!(
         help.contains("OUTHAUL_NOTIFY_URL") && !help.contains("hush"),
         "{help}"

@@ -2,8 +2,9 @@
 //! cargo test --test cli printed` writes them anew.
 
 use insta::{assert_snapshot, with_settings};
+use outhaul_testkit::Ran;
 
-use crate::support::{Ran, World, run};
+use crate::support::{World, run};
 
 /// What differs from run to run.
 const CHANGING: &[(&str, &str)] = &[

@@ -1,17 +1,15 @@
 //! A client in another language, generated from `control.proto` as any user would.
 
+use std::process::Command;
+
+use outhaul_testkit::{clean, finish, peers, until};
 use serde_json::json;
-use tokio::process::Command;
 
 use crate::{
     control::stall,
-    support::{PATIENCE, World, clean, finish},
+    support::World,
     waiting::{PERSISTENT, unblock},
 };
-
-#[path = "../e2e/harness/peers.rs"]
-#[allow(dead_code, reason = "the end-to-end tests use the rest")]
-mod peers;
 
 const PEER: &str = "grpc-python";
 
@@ -44,20 +42,10 @@ async fn a_python_client_generated_from_the_protocol_works() {
         ))
         .arg(asked.to_string());
     let client = tokio::spawn(finish(command));
-    let told = |name: &str| {
+    // One that has ended has said why.
+    let told = async |name: &str| {
         let file = std::path::PathBuf::from(world.path(&format!("generated/{name}")));
-        let client = &client;
-        async move {
-            let deadline = tokio::time::Instant::now() + PATIENCE;
-            // One that has ended has said why.
-            while !file.exists() && !client.is_finished() {
-                assert!(
-                    tokio::time::Instant::now() < deadline,
-                    "the client is not {file:?}"
-                );
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        }
+        until(name, async || file.exists() || client.is_finished()).await;
     };
     told("listening").await;
     world.play(&world.build, server.door()).await;

@@ -1,12 +1,12 @@
 //! The commands that read, with and without a daemon: their exit codes and their JSON.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, process::Command};
 
 use outhaul::embedded_cache::{RequestFault, Rpc, Times};
+use outhaul_testkit::{Ran, Running, clean, finish, until};
 use serde_json::Value;
-use tokio::process::Command;
 
-use crate::support::{PATIENCE, Ran, Server, World, finish, outhaul, run};
+use crate::support::{World, outhaul, run};
 
 const OUTPUT: &[&str] = &[
     "aspect",
@@ -75,7 +75,7 @@ fn assert_keys(value: &Value, expected: &[&str]) {
 }
 
 /// A build whose outputs are only known, but for one rule's, in a daemon's record.
-async fn recorded(world: &World) -> Server {
+async fn recorded(world: &World) -> Running {
     let server = world
         .serve(&["--rule=required path=.*/part0.h", "--rule=known"])
         .await;
@@ -116,17 +116,14 @@ async fn questions(world: &World) {
     assert_eq!(answers[1]["size"], digest.size());
     assert_eq!(answers[1]["label"], "//app:app");
 
-    // How it came is on record a moment after the build's end.
-    let began = std::time::Instant::now();
-    loop {
+    // A moment after the build's end.
+    until("how it came is on record", async || {
         let ran = asked(world, &["why", "--json", &wanted]).await.expect(0);
         let answer = ran.json().remove(0);
         assert_keys(&answer, OUTPUT);
-        if !answer["source"].is_null() {
-            break;
-        }
-        assert!(began.elapsed() < PATIENCE, "{answer}");
-    }
+        !answer["source"].is_null()
+    })
+    .await;
     let text = asked(world, &["why", &wanted, &skipped]).await.expect(0).out();
     assert!(text.contains("downloaded") && text.contains("skipped"), "{text}");
 
@@ -300,7 +297,7 @@ async fn nothing_recorded_is_said_with_the_directory() {
 
 #[tokio::test]
 async fn a_closed_pipe_is_no_failure() {
-    let mut command = crate::support::clean(Command::new("sh"));
+    let mut command = clean(Command::new("sh"));
     let script = "{ \"$0\" --help; echo \"code $?\" >&2; } | true";
     command.args(["-c", script, env!("CARGO_BIN_EXE_outhaul")]);
     let ran = finish(command).await.expect(0);

@@ -1,10 +1,11 @@
 //! SIGHUP opens no door wider than it may be open.
 
+use outhaul_testkit::Running;
 use tonic::Code;
 
 use crate::{
     access::{Pki, TOKEN, channel, publish, reload, replace},
-    support::{Server, World, outhaul},
+    support::{World, outhaul},
 };
 
 const RELOADED: &str = "reloaded:";
@@ -86,7 +87,7 @@ async fn a_configuration_file_that_is_gone_is_not_one_without_settings() {
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
         .args([world.state(), world.cache_flag()])
         .env("XDG_CONFIG_HOME", &dir);
-    let server = Server::start(command).await;
+    let server = Running::serve(command).await;
     std::fs::remove_file(&file).unwrap();
     let log = reload(&server, NOT_RELOADED).await;
     assert!(log.contains(&format!("--config={file}")), "{log}");

@@ -1,11 +1,10 @@
 //! Builds that a daemon dies of when it goes on with them.
 
-use std::time::Duration;
-
 use outhaul::embedded_cache::{RequestFault, Rpc, Times};
+use outhaul_testkit::{Running, finish, until};
 use rustix::process::Signal;
 
-use crate::support::{PATIENCE, Server, World, finish, outhaul};
+use crate::support::{World, outhaul};
 
 /// The invocation as `status` tells it.
 async fn status(world: &World) -> String {
@@ -47,17 +46,13 @@ async fn dies(world: &World, signal: Signal) {
 }
 
 async fn complete(world: &World) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !world.wrong_below(&world.exec_root()).is_empty() {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "nobody goes on with the build"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("the build is complete", async || {
+        world.wrong_below(&world.exec_root()).is_empty()
+    })
+    .await;
 }
 
-async fn end(mut server: Server) {
+async fn end(mut server: Running) {
     server.signal(Signal::TERM);
     assert_eq!(server.end().await, Some(0));
 }
@@ -101,7 +96,7 @@ async fn whoever_ends_a_start_costs_no_build_its_outputs() {
     for _ in 0..3 {
         let mut server = world.serve(&[]).await;
         assert_eq!(journals(&world, "journal").len(), 1);
-        server.child.kill().await.unwrap();
+        server.kill();
     }
     for _ in 0..3 {
         let server = world.serve(&[]).await;

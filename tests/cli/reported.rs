@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use outhaul::embedded_cache::{EmbeddedCache, RunningCache};
+use outhaul_testkit::Ran;
 
-use crate::support::{Ran, program, run};
+use crate::support::{program, run};
 
 /// A cache with the two blobs that the streams name, and an exec root.
 struct Scene {

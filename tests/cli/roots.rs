@@ -1,6 +1,6 @@
 //! Builds in very many output roots, one after the other, with few descriptors.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 use outhaul::{
     demo::{FilledShape, Setting, Shape, play},
@@ -12,14 +12,12 @@ use outhaul::{
         stream_id::BuildComponent,
     },
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    process::Command,
-};
+use outhaul_testkit::{PATIENCE, Running, clean};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::StreamExt as _;
 use tonic::Status;
 
-use crate::support::{PATIENCE, Server, World, clean};
+use crate::support::World;
 
 /// Roots, each of a build of its own.
 const ROOTS: usize = 120;
@@ -34,19 +32,19 @@ const SHAPE: Shape = Shape {
 };
 
 /// A daemon that may have so many files open.
-async fn with_files(world: &World, files: usize) -> Server {
+async fn with_files(world: &World, files: usize) -> Running {
     let mut command = clean(Command::new("sh"));
     command
         .args(["-c", &format!("ulimit -n {files} && exec \"$@\""), "sh"])
         .arg(env!("CARGO_BIN_EXE_outhaul"))
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
         .args([world.state(), world.cache_flag()]);
-    Server::start(command).await
+    Running::serve(command).await
 }
 
 /// How many a daemon has open.
-fn files_of(server: &Server) -> usize {
-    let open = format!("/proc/{}/fd", server.child.id().unwrap());
+fn files_of(server: &Running) -> usize {
+    let open = format!("/proc/{}/fd", server.id());
     std::fs::read_dir(open).unwrap().count()
 }
 

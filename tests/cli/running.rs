@@ -3,12 +3,13 @@
 use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use outhaul::embedded_cache::EmbeddedCache;
-use tokio::process::Command;
+use outhaul_testkit::{Ran, clean, finish};
 
-use crate::support::{Ran, World, clean, finish, googles_account, outhaul, program};
+use crate::support::{World, googles_account, outhaul, program};
 
 /// A Bazel that tells its options as a real one does, the rc file's first, and writes down how it was called. With
 /// `SEND`, it sends that event file to where its events go.

@@ -1,10 +1,10 @@
 //! The script of `dist/ci` with a build tool that only plays: what it does when things are not as they should be.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
-use tokio::{net::TcpListener, process::Command};
+use outhaul_testkit::{clean, finish, free_address, until};
 
-use crate::support::{PATIENCE, World, clean, finish, program};
+use crate::support::{World, program};
 
 /// `dist/ci/build` with a build tool that is this shell script.
 fn build(world: &World, port: &str, bazel: &str) -> Command {
@@ -44,9 +44,7 @@ async fn the_build_script_does_not_take_somebody_elses_daemon_for_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_build_script_keeps_what_the_backend_has_not_got() {
     let world = World::new().await;
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let address = free_address();
     let (ready, played) = (world.path("ready"), world.path("played"));
     let bazel = format!("touch '{ready}'; until [ -e '{played}' ]; do sleep 0.1; done; exit 37");
     let mut command = build(&world, &address.port().to_string(), &bazel);
@@ -55,11 +53,7 @@ async fn the_build_script_keeps_what_the_backend_has_not_got() {
         .env("OUTHAUL_LOG", "error")
         .env("OUTHAUL_LOG_JSON", "true");
     let play = async {
-        let began = tokio::time::Instant::now();
-        while !Path::new(&ready).exists() {
-            assert!(began.elapsed() < PATIENCE, "the build tool is not started");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+        until("the build tool is started", async || Path::new(&ready).exists()).await;
         world.play(&world.build, &format!("grpc://{address}")).await;
         std::fs::write(&played, "").unwrap();
     };

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::{Router, extract::State};
 use outhaul::{demo::GeneratedBuild, embedded_cache::EmbeddedCache};
+use outhaul_testkit::{PATIENCE, Ran, Running, finish};
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -16,7 +17,7 @@ use tonic::{Status, body::Body};
 
 use crate::{
     access::{channel, publish_events},
-    support::{PATIENCE, Ran, Server, World, finish, googles_account, outhaul, program},
+    support::{World, googles_account, outhaul, program},
 };
 
 /// What no secret may be shown in: where it is from, and the text.
@@ -238,7 +239,7 @@ impl Planted {
                 "OUTHAUL_BES_HEADER",
                 format!("x-upstream-key={}", plant("bes-header")),
             );
-        let mut server = Server::start(command).await;
+        let mut server = Running::serve(command).await;
 
         let client_header = plant("client-header");
         let build = self.world.build.incremental();

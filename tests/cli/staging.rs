@@ -1,13 +1,11 @@
 //! Staging, with and without a daemon, here and elsewhere.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use outhaul::embedded_cache::{BlobFault, RequestFault, Rpc, Times};
+use outhaul_testkit::{PATIENCE, Ran, Running, finish, until};
 
-use crate::support::{PATIENCE, Ran, Server, World, finish, outhaul, run};
+use crate::support::{World, outhaul, run};
 
 const STAGED: [&str; 12] = [
     "aspect",
@@ -25,13 +23,13 @@ const STAGED: [&str; 12] = [
 ];
 
 /// A build of which nothing was downloaded, in a daemon's record.
-pub(crate) async fn recorded(world: &World) -> Server {
+pub(crate) async fn recorded(world: &World) -> Running {
     let server = world.serve(&["--download=minimal"]).await;
     world.play(&world.build, server.door()).await;
     server
 }
 
-pub(crate) async fn stop(mut server: Server) {
+pub(crate) async fn stop(mut server: Running) {
     server.signal(rustix::process::Signal::TERM);
     assert_eq!(server.end().await, Some(0));
 }
@@ -117,16 +115,17 @@ async fn the_output_trees_copy_is_taken_if_it_is_right_and_the_caches_if_not() {
     let server = world.serve(&[]).await;
     world.play(&world.build, server.door()).await;
     // Rows of what was placed follow the files.
-    let deadline = tokio::time::Instant::now() + PATIENCE;
     for name in ["liblib.a", "part0.h"] {
         let path = world
             .exec_root()
             .join(&world.file(name).0.path)
             .display()
             .to_string();
-        while run(["stat", "--json", &path, &world.state()]).await.json()[0]["source"].is_null() {
-            assert!(tokio::time::Instant::now() < deadline, "{path} is not recorded");
-        }
+        until("it is recorded", async || {
+            let ran = run(["stat", "--json", &path, &world.state()]).await;
+            !ran.json()[0]["source"].is_null()
+        })
+        .await;
     }
     // The cache has lost what the output tree has; and the output tree has lost what the cache has.
     let (evicted, digest) = world.file("liblib.a");
@@ -176,11 +175,10 @@ async fn optional_outputs_come_behind_or_not_at_all() {
     world.cache.faults().clear();
     world.cache.faults().sever_connections();
     // The daemon goes on behind its answer.
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while is_staged(&to, &args).await.expect(0).json()[0]["complete"] != true {
-        assert!(tokio::time::Instant::now() < deadline, "it does not complete");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until("it is complete", async || {
+        is_staged(&to, &args).await.expect(0).json()[0]["complete"] == true
+    })
+    .await;
     assert!(Path::new(&to).join(&app).exists());
 
     let to = world.path("all");
@@ -357,14 +355,11 @@ async fn a_build_that_still_runs_is_not_staged_from() {
         .unwrap()
         .into_inner();
     let to = world.path("out");
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
+    until("it begins", async || {
         let ran = run(["status", "--json", &id, &world.state()]).await;
-        if ran.code == Some(0) && ran.json()[0]["workspace"] != "" {
-            break;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "it does not begin");
-    }
+        ran.code == Some(0) && ran.json()[0]["workspace"] != ""
+    })
+    .await;
     stage(&world, &to, &["--invocation", &id])
         .await
         .says(1, &[&id, "still running"]);

@@ -3,6 +3,7 @@
 use std::{process::Stdio, time::Duration};
 
 use outhaul::embedded_cache::{RequestFault, Rpc, Times};
+use outhaul_testkit::{PATIENCE, Ran, finish};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{
@@ -10,7 +11,7 @@ use tokio::{
     process::{Child, ChildStdout},
 };
 
-use crate::support::{PATIENCE, Ran, World, finish, outhaul, run};
+use crate::support::{World, outhaul, run};
 
 /// What a stalled cache gets: tried again and again, at once.
 pub const PERSISTENT: &[&str] = &[
@@ -35,12 +36,13 @@ impl Waiting {
     }
 
     fn unheard(world: &World, args: &[&str]) -> Self {
-        let mut command = outhaul();
+        let mut command = tokio::process::Command::from(outhaul());
         command
             .args(["wait", "--json"])
             .arg(world.state())
             .args(args)
-            .stdout(Stdio::piped());
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }

@@ -1,10 +1,11 @@
 //! `dist/tools/bazel`, in front of a Bazel that only prints its arguments.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
-use tokio::{net::TcpListener, process::Command};
+use outhaul_testkit::{Ran, Running, clean, finish};
+use tokio::net::TcpListener;
 
-use crate::support::{Ran, World, clean, finish, program};
+use crate::support::{World, program};
 
 struct Wrapper {
     dir: tempfile::TempDir,
@@ -210,7 +211,7 @@ async fn the_shipped_units_are_well_formed_and_their_command_line_is_a_daemons()
         .args(args)
         .args(["--bes-listen=127.0.0.1:0", "--admin-listen=none"])
         .args([world.state(), world.cache_flag()]);
-    let server = crate::support::Server::start(command).await;
+    let server = Running::serve(command).await;
     world.play(&world.build, server.door()).await;
     world.assert_complete();
 }

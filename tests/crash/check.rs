@@ -5,19 +5,18 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use outhaul::{
     digest::{Digest, DigestFunction},
     journal::Journal,
 };
+use outhaul_testkit::{finish, until};
 use serde_json::Value;
 
 use crate::{
     build::{Build, History},
     client::Client,
-    support::{PATIENCE, finish},
     world::World,
 };
 
@@ -65,21 +64,13 @@ impl World {
     /// Nobody's temporary files are left but those of a process that lives.
     pub(crate) async fn assert_swept(&self, alive: &[u32]) {
         let base = self.output_base().join(".outhaul-tmp");
-        let began = Instant::now();
-        loop {
-            let left: Vec<_> = names(&base)
-                .into_iter()
-                .filter(|name| {
-                    let pid = name.split('-').next().and_then(|pid| pid.parse().ok());
-                    !pid.is_some_and(|pid: u32| alive.contains(&pid))
-                })
-                .collect();
-            if left.is_empty() {
-                return;
-            }
-            assert!(began.elapsed() < PATIENCE, "world {}: {left:?}", self.seed);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until("nobody's temporary files are left", async || {
+            names(&base).into_iter().all(|name| {
+                let pid = name.split('-').next().and_then(|pid| pid.parse().ok());
+                pid.is_some_and(|pid: u32| alive.contains(&pid))
+            })
+        })
+        .await;
     }
 
     /// Everything that the build asked for up to this event is there.

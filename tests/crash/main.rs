@@ -16,13 +16,6 @@ mod kill;
 mod one_shot;
 mod serving;
 mod settings;
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "made for the tests of the command line, which use more of it"
-)]
-#[path = "../cli/support.rs"]
-mod support;
 mod torn;
 mod two;
 mod world;

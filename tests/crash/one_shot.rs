@@ -4,25 +4,25 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant, SystemTime},
 };
 
 use outhaul::chance::Chance;
-use tokio::process::Command;
+use outhaul_testkit::{PATIENCE, Running, finish, until};
 
 use crate::{
     build::Build,
     check::names,
     client::Client,
     settings::{cases, first_seed},
-    support::{PATIENCE, Server, finish},
     world::World,
 };
 
 /// A world in which some builds were followed, and no daemon runs any more.
 async fn settled(seed: u64, builds: u64) -> (World, Vec<Build>) {
     let mut world = World::new(seed).await;
-    let mut server = Server::start(world.serve()).await;
+    let mut server = Running::serve(world.serve()).await;
     let mut built = Vec::new();
     for _ in 0..builds {
         let mut dice = world.dice.clone();
@@ -39,21 +39,18 @@ async fn settled(seed: u64, builds: u64) -> (World, Vec<Build>) {
 }
 
 /// Runs a command and kills it after some part of the time that it usually takes. False when it was quicker.
-async fn killed(mut command: Command, dice: &mut Chance, usual: &mut Duration) -> bool {
-    command
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
+async fn killed(command: Command, dice: &mut Chance, usual: &mut Duration) -> bool {
     let began = Instant::now();
-    let mut child = command.spawn().unwrap();
+    let mut running = Running::start(command);
     let after = Duration::from_micros(dice.below(usual.as_micros() as u64 + 1));
-    match tokio::time::timeout(after, child.wait()).await {
-        Ok(status) => {
-            assert!(status.unwrap().success(), "{command:?}");
+    match tokio::time::timeout(after, running.end()).await {
+        Ok(code) => {
+            assert_eq!(code, Some(0), "{running}");
             *usual = (*usual * 3 + began.elapsed()) / 4;
             false
         }
         Err(_) => {
-            child.kill().await.unwrap();
+            running.kill();
             // So that late moments are reached as well.
             *usual = usual.mul_f64(1.01);
             true
@@ -181,7 +178,7 @@ async fn a_killed_gc_is_done_again_and_forgets_nothing_else() {
     let (mut kills, wanted) = (0, cases(3));
     while kills < wanted {
         let mut dice = world.dice.clone();
-        let mut server = Server::start(world.serve()).await;
+        let mut server = Running::serve(world.serve()).await;
         let mut clients = Vec::new();
         for _ in 0..2 {
             let client = Client::new(world.builds.next(&mut dice));
@@ -190,12 +187,10 @@ async fn a_killed_gc_is_done_again_and_forgets_nothing_else() {
         }
         let newest = clients.pop().unwrap();
         let journals = world.state().join("journal");
-        let began = Instant::now();
-        // Settled for the daemon, too.
-        while names(&journals).iter().any(|name| name.ends_with(".journal")) {
-            assert!(began.elapsed() < PATIENCE, "world {seed}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until("it is settled for the daemon, too", async || {
+            !names(&journals).iter().any(|name| name.ends_with(".journal"))
+        })
+        .await;
         server.signal(rustix::process::Signal::TERM);
         assert_eq!(server.end().await, Some(0));
         world.dice = dice;
@@ -261,18 +256,11 @@ async fn a_killed_run_leaves_whole_files_and_the_next_one_ends_right() {
                 .current_dir(world.dir.path())
                 .arg("--")
                 .arg(tool)
-                .args(["build", "//..."])
-                .stderr(std::process::Stdio::piped());
-            let mut child = command.spawn().unwrap();
+                .args(["build", "//..."]);
+            let mut running = Running::start(command);
             let client = Client::new(world.builds.next(&mut dice));
-            let began = Instant::now();
-            let args = loop {
-                if let Ok(args) = fs::read_to_string(dir.join("args")) {
-                    break args;
-                }
-                assert!(began.elapsed() < PATIENCE, "the tool is not started");
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            };
+            until("the tool is started", async || dir.join("args").exists()).await;
+            let args = fs::read_to_string(dir.join("args")).unwrap();
             let door = args
                 .split_whitespace()
                 .find_map(|arg| arg.strip_prefix("--bes_backend="))
@@ -284,7 +272,7 @@ async fn a_killed_run_leaves_whole_files_and_the_next_one_ends_right() {
             if is_killed {
                 let sent = tokio::time::timeout(after, sending).await;
                 kills += u64::from(sent.is_err());
-                child.kill().await.unwrap();
+                running.kill();
                 fs::write(dir.join("end"), "").unwrap();
                 world.assert_whole();
             } else {
@@ -295,9 +283,7 @@ async fn a_killed_run_leaves_whole_files_and_the_next_one_ends_right() {
                 usual = (usual * 3 + began.elapsed()) / 4;
                 fs::write(dir.join("end"), "").unwrap();
                 world.assert_complete(&client.build);
-                let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
-                let output = output.expect("in time").unwrap();
-                assert!(output.status.success(), "{output:?}");
+                assert_eq!(running.end().await, Some(0), "{running}");
                 world.assert_swept(&[]).await;
             }
         }

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use outhaul_testkit::{PATIENCE, Running};
+
 use crate::{
     client::Client,
     kill::Moment,
     settings::{cases, first_seed},
-    support::{PATIENCE, Server},
     world::World,
 };
 
@@ -80,9 +81,9 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     let client = Client::new(build);
     let pause = Duration::from_micros(dice.below(6000));
 
-    let mut server = Server::start(world.serve()).await;
+    let mut server = Running::serve(world.serve()).await;
     let moment = Moment::of_build(&mut dice, world, spans.build, &missing);
-    let pid = server.child.id().unwrap();
+    let pid = server.id();
     // Not every moment comes.
     let deadline = spans.build * 2;
     let (killing, sending) = (moment.clone(), client.clone());
@@ -91,7 +92,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     // It ends with the connection; what it says of that does not matter here.
     let _ = sending.send(&door, pause).await;
     killed.await.unwrap();
-    server.child.wait().await.unwrap();
+    server.end().await;
     counts.kills += 1;
     counts.builds += 1;
     counts.at_end += u64::from(matches!(moment, Moment::Ending(..)));
@@ -100,14 +101,13 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     world.assert_kept(&client);
 
     while dice.happens(0.35) {
-        let mut starting = world.serve();
-        let mut child = starting.stderr(std::process::Stdio::null()).spawn().unwrap();
-        let pid = child.id().unwrap();
+        let mut starting = Running::start(world.serve());
+        let pid = starting.id();
         let moment = Moment::of_start(&mut dice, spans.start + spans.build / 3);
         tokio::task::spawn_blocking(move || moment.kill(pid, PATIENCE))
             .await
             .unwrap();
-        child.wait().await.unwrap();
+        starting.end().await;
         counts.kills += 1;
         counts.at_start += 1;
         world.assert_whole();
@@ -115,7 +115,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     }
 
     let began = Instant::now();
-    let mut server = Server::start(world.serve()).await;
+    let mut server = Running::serve(world.serve()).await;
     spans.start = mean(spans.start, began.elapsed());
     let door = server.door().to_owned();
     // The build is taken up behind open doors.
@@ -153,7 +153,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    world.assert_swept(&[server.child.id().unwrap()]).await;
+    world.assert_swept(&[server.id()]).await;
     world.assert_whole();
     if client.acked() > 0 && dice.happens(0.5) {
         counts.present += world.assert_honest(&client.build.invocation_id).await;
@@ -181,7 +181,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
         assert_eq!(server.end().await, Some(0));
         world.assert_swept(&[]).await;
     } else {
-        server.child.kill().await.unwrap();
+        server.kill();
         counts.kills += 1;
     }
     world.dice = dice;

@@ -2,19 +2,11 @@
 
 use std::path::PathBuf;
 
-/// A number from the environment.
-pub(crate) fn setting(name: &str, default: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|_| panic!("{name}={text}: not a number")),
-        Err(_) => default,
-    }
-}
+use outhaul_testkit::number;
 
 /// How many cases a test is to try.
 pub(crate) fn cases(default: u64) -> u64 {
-    setting("OUTHAUL_CRASH_CASES", default)
+    number("OUTHAUL_CRASH_CASES").unwrap_or(default)
 }
 
 /// The seed of a test's first world; by the clock, if nobody says.
@@ -22,7 +14,7 @@ pub(crate) fn first_seed() -> u64 {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos() as u64);
-    setting("OUTHAUL_CRASH_SEED", now % 1_000_000_000)
+    number("OUTHAUL_CRASH_SEED").unwrap_or(now % 1_000_000_000)
 }
 
 /// Where scratch directories go.

@@ -7,11 +7,11 @@ use std::{
 };
 
 use outhaul::chance::Chance;
+use outhaul_testkit::{PATIENCE, Running};
 
 use crate::{
     client::Client,
     settings::{cases, first_seed},
-    support::{PATIENCE, Server},
     world::World,
 };
 
@@ -129,7 +129,7 @@ async fn whatever_the_state_directory_is_like_nothing_false_is_said_and_the_next
             done += 1;
             let mut dice = world.dice.clone();
             // A build that is under way while its daemon's state is copied.
-            let server = Server::start(world.serve_in(&state)).await;
+            let server = Running::serve(world.serve_in(&state)).await;
             let client = Client::new(world.builds.next(&mut dice));
             let (sending, door) = (client.clone(), server.door().to_owned());
             let pause = Duration::from_micros(dice.below(4000));
@@ -171,7 +171,7 @@ async fn whatever_the_state_directory_is_like_nothing_false_is_said_and_the_next
             state = chosen.file_name().unwrap().to_str().unwrap().to_owned();
             let context = format!("world {}: {what:#?}", world.seed);
             let before = world.quarantined_in(&state);
-            let server = Server::start(world.serve_in(&state)).await;
+            let server = Running::serve(world.serve_in(&state)).await;
             let next = match dice.happens(0.3) {
                 true => world.builds.again(&client.build),
                 false => world.builds.next(&mut dice),

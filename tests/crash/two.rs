@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use outhaul::embedded_cache::{RequestFault, Rpc, Times};
+use outhaul_testkit::{PATIENCE, Running, finish, until};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -10,7 +11,6 @@ use crate::{
     check::names,
     client::Client,
     settings::{cases, first_seed},
-    support::{PATIENCE, Server, finish},
     world::World,
 };
 
@@ -46,10 +46,10 @@ impl World {
 async fn who_has_a_state_directory_is_named_to_whoever_else_wants_it() {
     let mut world = World::new(first_seed()).await;
     let mut dice = world.dice.clone();
-    let server = Server::start(world.serve()).await;
+    let server = Running::serve(world.serve()).await;
     let client = Client::new(world.builds.next(&mut dice));
     client.send(server.door(), Duration::ZERO).await.unwrap();
-    let holder = format!("pid {}", server.child.id().unwrap());
+    let holder = format!("pid {}", server.id());
     let file = world.dir.path().join("x.outhaul");
     let export = format!("-o{}", file.display());
     finish(world.command(&["export", &client.build.invocation_id, &export]))
@@ -79,16 +79,16 @@ async fn who_has_a_state_directory_is_named_to_whoever_else_wants_it() {
     // Nothing holds what a killed process held, whatever the file says.
     drop(server);
     std::fs::write(world.state().join("lock"), "pid 1\ncommand init\nsince 1\n").unwrap();
-    let _server = Server::start(world.serve()).await;
+    let _server = Running::serve(world.serve()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_wants() {
     let mut world = World::new(first_seed()).await;
     let mut dice = world.dice.clone();
-    let (first, second) = (
-        Server::start(world.serve()).await,
-        Server::start(world.serve_in("other")).await,
+    let (first, mut second) = (
+        Running::serve(world.serve()).await,
+        Running::serve(world.serve_in("other")).await,
     );
     for rpc in [Rpc::BatchRead, Rpc::StreamRead] {
         world
@@ -99,12 +99,11 @@ async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_
     let older = Client::new(world.builds.next(&mut dice));
     let (sending, door) = (older.clone(), first.door().to_owned());
     let sent = tokio::spawn(async move { sending.send(&door, Duration::ZERO).await });
-    let began = Instant::now();
-    // Its last event is held, and its requests are on their way.
-    while older.acked() < older.messages() - 1 || world.cache.stats().batch_reads == 0 {
-        assert!(began.elapsed() < PATIENCE, "{}", older.acked());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(
+        "its last event is held, and its requests are on their way",
+        async || older.acked() >= older.messages() - 1 && world.cache.stats().batch_reads > 0,
+    )
+    .await;
     world.cache.faults().clear();
     let newer = Client::new(world.builds.next(&mut dice));
     let began = Instant::now();
@@ -131,17 +130,17 @@ async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_
     let third = Client::new(world.builds.again(&older.build));
     third.send(first.door(), Duration::ZERO).await.unwrap();
     world.assert_complete(&third.build);
-    assert!(second.child.id().is_some());
+    assert!(second.is_running());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_is_passed_on_to_another_daemon_is_followed_by_both() {
     let mut world = World::new(first_seed()).await;
     let mut dice = world.dice.clone();
-    let second = Server::start(world.serve_in("other")).await;
+    let second = Running::serve(world.serve_in("other")).await;
     let mut command = world.serve();
     command.arg(format!("--bes-backend={}", second.door()));
-    let first = Server::start(command).await;
+    let first = Running::serve(command).await;
     for _ in 0..3 {
         let client = Client::new(world.builds.next(&mut dice));
         tokio::time::timeout(PATIENCE, client.send(first.door(), Duration::ZERO))
@@ -167,7 +166,7 @@ async fn a_build_that_is_passed_on_to_another_daemon_is_followed_by_both() {
 async fn what_a_stopped_process_places_after_the_end_of_a_newer_build_is_put_right() {
     let mut world = World::new(first_seed()).await;
     let mut dice = world.dice.clone();
-    let server = Server::start(world.serve()).await;
+    let server = Running::serve(world.serve()).await;
     let older = Client::new(world.builds.next(&mut dice));
     older.send(server.door(), Duration::ZERO).await.unwrap();
     let placing = world.placing();
@@ -185,13 +184,12 @@ async fn what_a_stopped_process_places_after_the_end_of_a_newer_build_is_put_rig
     world.place_late(&newer.build, Duration::ZERO, 0).await.unwrap();
     drop(placing);
     server.logged("checking again what it may have replaced").await;
-    let began = Instant::now();
     let is_older =
         |path: &String| std::fs::read(world.exec_root().join(path)).is_ok_and(|bytes| bytes == b"older");
-    while newer.build.files.keys().any(is_older) {
-        assert!(began.elapsed() < PATIENCE, "it is not put right");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("it is put right", async || {
+        !newer.build.files.keys().any(is_older)
+    })
+    .await;
     world.assert_complete(&newer.build);
 }
 
@@ -203,8 +201,8 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
     eprintln!("world {seed} in {}", world.dir.path().display());
     let mut dice = world.dice.clone();
     let mut servers = [
-        Server::start(world.serve()).await,
-        Server::start(world.serve_in("other")).await,
+        Running::serve(world.serve()).await,
+        Running::serve(world.serve_in("other")).await,
     ];
     let (mut overtaken, mut late) = (0, 0);
     for round in 0..wanted {
@@ -220,11 +218,7 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
         let (sending, door) = (older.clone(), servers[first].door().to_owned());
         let pause = Duration::from_micros(dice.below(5000));
         let sent = tokio::spawn(async move { sending.send(&door, pause).await });
-        let began = Instant::now();
-        while world.claimed() == before {
-            assert!(began.elapsed() < PATIENCE, "world {seed}: it never begins");
-            tokio::time::sleep(Duration::from_micros(200)).await;
-        }
+        until("it begins", async || world.claimed() != before).await;
         tokio::time::sleep(Duration::from_micros(dice.below(120_000))).await;
         overtaken += u64::from(!older.is_done());
         let newer = Client::new(match dice.happens(0.3) {
@@ -250,13 +244,13 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
             .unwrap()
             .unwrap_or_else(|e| panic!("world {seed}: {e}"));
         world.assert_complete(&newer.build);
-        let alive = [0, 1].map(|n: usize| servers[n].child.id().unwrap());
+        let alive = [0, 1].map(|n: usize| servers[n].id());
         world.assert_swept(&alive).await;
         if round % 20 == 19 {
             // One that comes again with older builds in its journal.
             let state = ["state", "other"][first];
-            servers[first].child.kill().await.unwrap();
-            servers[first] = Server::start(world.serve_in(state)).await;
+            servers[first].kill();
+            servers[first] = Running::serve(world.serve_in(state)).await;
             world.assert_complete(&newer.build);
         }
     }

@@ -1,15 +1,15 @@
 //! A cache, an exec root and a state directory that outlive many daemons.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 use outhaul::{
     chance::Chance,
     demo::Setting,
     embedded_cache::{EmbeddedCache, RunningCache},
 };
-use tokio::process::Command;
+use outhaul_testkit::clean;
 
-use crate::{build::Builds, settings::scratch, support::outhaul};
+use crate::{build::Builds, settings::scratch};
 
 pub(crate) struct World {
     pub(crate) seed: u64,
@@ -60,7 +60,7 @@ impl World {
 
     /// The same on another state directory.
     pub(crate) fn command_in(&self, state: &str, args: &[&str]) -> Command {
-        let mut command = outhaul();
+        let mut command = clean(Command::new(env!("CARGO_BIN_EXE_outhaul")));
         let state = self.dir.path().join(state);
         command.args(args).arg(format!("--state-dir={}", state.display()));
         command
