@@ -1,6 +1,6 @@
 //! Metadata before bytes: `stat`, `why` and `get`.
 
-use crate::harness::{Bazel, Daemon, Stage};
+use crate::harness::{Bazel, Daemon, Stage, executed};
 
 for_each_bazel!(real: outputs_are_known_before_they_are_fetched_and_say_why);
 
@@ -16,7 +16,7 @@ fn outputs_are_known_before_they_are_fetched_and_say_why(stage: &Stage) {
     bazel.clean();
     let build = |daemon: &Daemon| bazel.build(&[&[daemon.bes().as_str()], &asked[..]].concat()).ok();
     let run = build(&daemon);
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
 
     // Skipped, for its target is not among those that are wanted: known, down to the last byte.
     let middle = "bazel-bin/gen/middle.txt";
@@ -71,7 +71,7 @@ fn outputs_are_known_before_they_are_fetched_and_say_why(stage: &Stage) {
 
     // Present at the next build.
     let run = build(&daemon);
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
     let top = daemon.outhaul().why(bazel.workspace(), "bazel-bin/gen/top.txt");
     assert_eq!(top["state"], "materialized", "{top:#}");
     let status = daemon.settled();
@@ -85,8 +85,8 @@ fn outputs_are_known_before_they_are_fetched_and_say_why(stage: &Stage) {
     let run = daemon
         .outhaul()
         .run(bazel.workspace(), "stat", &["bazel-bin/gen/one.txt"])
-        .ends_with(3);
-    assert!(run.stderr.contains("no recorded build has named it"), "{run}");
+        .expect(3);
+    assert!(run.err.contains("no recorded build has named it"), "{run}");
 
     // What is known outlives the daemon, and can be asked for without one.
     bazel.delete(middle);

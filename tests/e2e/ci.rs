@@ -7,27 +7,24 @@ use std::{
     process::Command,
 };
 
-use crate::harness::{Bazel, Expected, Presence, Run, Running, Scratch, Stage, Upstream, free_address};
+use outhaul_testkit::{Ran, Running, clean, free_address};
+
+use crate::harness::{Bazel, Expected, Presence, Scratch, Stage, Upstream};
 
 for_each_bazel!(real: the_recipes_build_wait_stage_export_and_stage_elsewhere);
 
 /// Runs a script of `dist/ci`, with the program on its path.
-fn script(name: &str, cwd: &Path, dir: &Scratch, env: &[(&str, &str)], args: &[&str]) -> Run {
+fn script(name: &str, cwd: &Path, env: &[(&str, &str)], args: &[&str]) -> Ran {
     let program = Path::new(env!("CARGO_BIN_EXE_outhaul")).parent().unwrap();
     let path = std::env::var("PATH").unwrap();
-    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/ci").join(name));
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("OUTHAUL_")) {
-            command.env_remove(name);
-        }
-    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/ci").join(name);
+    let mut command = clean(Command::new(script));
     command
         .args(args)
         .current_dir(cwd)
         .env("PATH", format!("{}:{path}", program.display()))
-        .env("XDG_CONFIG_HOME", dir.join("config"))
         .envs(env.iter().copied());
-    Running::start(command, dir.path()).wait()
+    Running::start(command).wait()
 }
 
 /// A command that is `bazel build` in this Bazel's own way.
@@ -75,7 +72,7 @@ fn the_recipes_build_wait_stage_export_and_stage_elsewhere(stage: &Stage) {
         ("ARTIFACT_REGEX", r".*/gen/(one|top)\.txt"),
         ("BAZEL", wrapper.to_str().unwrap()),
     ];
-    let run = script("build", bazel.workspace(), &dir, &env, &["//..."]).ok();
+    let run = script("build", bazel.workspace(), &env, &["//..."]).ok();
     assert_eq!(expected.missing(&bazel), Vec::<String>::new(), "{run}");
     let staged = |path: &str| {
         let configuration = bazel.path("bazel-bin").canonicalize().unwrap();
@@ -92,7 +89,7 @@ fn the_recipes_build_wait_stage_export_and_stage_elsewhere(stage: &Stage) {
         "{run}"
     );
     assert!(
-        !run.stderr.contains("not everything has got to"),
+        !run.err.contains("not everything has got to"),
         "nothing is left behind: {run}"
     );
     let looked = presence.looked();
@@ -107,11 +104,11 @@ fn the_recipes_build_wait_stage_export_and_stage_elsewhere(stage: &Stage) {
     let to = elsewhere.join("dist");
     let package = |patterns: &[&str]| {
         let args = [&[exported.to_str().unwrap(), to.to_str().unwrap()], patterns].concat();
-        script("package", elsewhere.path(), &elsewhere, &[], &args)
+        script("package", elsewhere.path(), &[], &args)
     };
     let run = package(&[r".*/gen/no_such\.txt"]);
     assert!(
-        run.code != Some(0) && run.stderr.contains("no_such"),
+        run.code != Some(0) && run.err.contains("no_such"),
         "a pattern that matches nothing is an error: {run}"
     );
     let run = package(&[r".*/gen/many\.txt", r".*/gen/tool\.sh"]).ok();
@@ -126,7 +123,7 @@ fn the_recipes_build_wait_stage_export_and_stage_elsewhere(stage: &Stage) {
     );
 
     // A build that fails does so with Bazel's own code, and stages nothing.
-    let run = script("build", bazel.workspace(), &dir, &env, &["//gen:broken"]);
+    let run = script("build", bazel.workspace(), &env, &["//gen:broken"]);
     assert_eq!(run.code, Some(1), "{run}");
-    assert!(run.stderr.contains("broken on purpose"), "{run}");
+    assert!(run.err.contains("broken on purpose"), "{run}");
 }

@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-use crate::harness::{Bazel, CacheKind, Daemon, Entry, Outhaul, Run, Stage, Tree, Version};
+use outhaul_testkit::Ran;
+
+use crate::harness::{Bazel, CacheKind, Daemon, Entry, Outhaul, Stage, Tree, Version, executed};
 
 for_each_bazel!(real:
     top_level_outputs_are_there_when_the_build_returns,
@@ -22,7 +24,7 @@ fn reference(bazel: &Bazel, args: &[&str]) -> Tree {
 
 /// Everything that Bazel brings is there with the same bytes and the same mode, and nothing else.
 #[track_caller]
-fn assert_like(bazel: &Bazel, reference: &Tree, run: &Run) {
+fn assert_like(bazel: &Bazel, reference: &Tree, run: &Ran) {
     let bin = bazel.bin().without_runfiles();
     let mut differences = reference.differences(&bin);
     if bazel.version() == Version::Four {
@@ -42,10 +44,10 @@ fn assert_like(bazel: &Bazel, reference: &Tree, run: &Run) {
 }
 
 #[track_caller]
-fn assert_all_hits(cache: CacheKind, run: &Run) {
+fn assert_all_hits(cache: CacheKind, run: &Ran) {
     // buildbox-casd answers that nested trees are missing, so their action runs again.
     let allowed = u64::from(cache == CacheKind::Casd);
-    assert!(run.executed() <= allowed, "{run}");
+    assert!(executed(run) <= allowed, "{run}");
 }
 
 fn top_level_outputs_are_there_when_the_build_returns(stage: &Stage) {
@@ -126,8 +128,8 @@ fn run_needs_no_configuration(stage: &Stage) {
     } else {
         assert_like(&bazel, &reference, &run);
     }
-    assert!(run.stderr.contains("downloaded"), "one line sums it up: {run}");
-    assert!(run.stderr.contains(" 0 failed"), "{run}");
+    assert!(run.err.contains("downloaded"), "one line sums it up: {run}");
+    assert!(run.err.contains(" 0 failed"), "{run}");
     let status = outhaul.status();
     assert_eq!(status["state"], "settled", "{status:#}");
 }

@@ -1,6 +1,6 @@
 //! Builds that fail.
 
-use crate::harness::{Daemon, Stage};
+use crate::harness::{Daemon, Stage, remote_hits};
 
 for_each_bazel!(real: what_was_built_beside_a_failure_is_there);
 
@@ -17,12 +17,12 @@ fn what_was_built_beside_a_failure_is_there(stage: &Stage) {
     let cache = stage.cache();
     let daemon = Daemon::start(&cache);
     let bazel = stage.bazel(&cache);
-    bazel.build(&asked).ends_with(1);
+    bazel.build(&asked).expect(1);
     bazel.clean();
     let run = bazel
         .build(&[&[daemon.bes().as_str()], &asked[..]].concat())
-        .ends_with(1);
-    assert!(run.remote_hits() >= 4, "{run}");
+        .expect(1);
+    assert!(remote_hits(&run) >= 4, "{run}");
     assert_eq!(bazel.text("bazel-bin/a.txt"), "this is a\n");
     assert_eq!(bazel.text("bazel-bin/gen/one.txt"), "one\n");
     assert_eq!(bazel.text("bazel-bin/rules/flat.d/3.txt"), "flat 3\n");

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use outhaul_testkit::{Ran, eventually, peers};
 use serde_json::Value;
 
-use crate::harness::{Bazel, Daemon, Expected, Proxy, Run, Stage, eventually, is_required};
+use crate::harness::{Bazel, Daemon, Expected, Proxy, Stage};
 
 for_each_bazel!(real:
     a_cache_that_goes_away_fails_a_strict_build_only,
@@ -18,7 +19,7 @@ const STREAM_FAILED: i32 = 45;
 
 /// Demands that a build's end says why an output is missing: in `status`, and with the summary in the log.
 #[track_caller]
-fn told(daemon: &Daemon, run: &Run, output: &str, reason: &str) -> Value {
+fn told(daemon: &Daemon, run: &Ran, output: &str, reason: &str) -> Value {
     // A strict daemon fails the stream a moment before it notes the end.
     eventually("the invocation is settled", || {
         daemon.outhaul().status()["state"] == "settled"
@@ -49,13 +50,10 @@ fn told(daemon: &Daemon, run: &Run, output: &str, reason: &str) -> Value {
 
 /// As a strict build's user is told.
 #[track_caller]
-fn fails_strictly(run: Run, output: &str) -> Run {
-    let run = run.ends_with(STREAM_FAILED);
-    assert!(run.stderr.contains("Build completed successfully"), "{run}");
-    assert!(
-        run.stderr.contains("outhaul: ") && run.stderr.contains(output),
-        "{run}"
-    );
+fn fails_strictly(run: Ran, output: &str) -> Ran {
+    let run = run.expect(STREAM_FAILED);
+    assert!(run.err.contains("Build completed successfully"), "{run}");
+    assert!(run.err.contains("outhaul: ") && run.err.contains(output), "{run}");
     run
 }
 
@@ -98,7 +96,7 @@ fn a_cache_that_goes_away_fails_a_strict_build_only(stage: &Stage) {
     proxy.flow();
     let build = start(&[&daemon.bes(), "--keep_going", "//gen:broken", "//big"]);
     proxy.cut();
-    let run = build.wait().ends_with(1);
+    let run = build.wait().expect(1);
     told(&daemon, &run, "big/big.bin", "");
 
     // It comes back, and the next build brings what was missing.
@@ -141,7 +139,7 @@ fn in_a_mount_namespace(bazel: &Bazel, script: &str) -> Option<Vec<String>> {
     }
     let message = format!("SKIPPED: the rest of a test: it may not mount file systems: {tried:?}");
     // Where that Bazel runs, mounting is permitted.
-    assert!(!is_required("bazel7"), "{message}");
+    assert!(!peers::is_required("bazel7"), "{message}");
     // Past the test runner, which shows nothing of a test that passes.
     let _ = std::io::Write::write_all(&mut std::io::stderr().lock(), format!("\n{message}\n").as_bytes());
     None

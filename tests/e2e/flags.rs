@@ -153,7 +153,7 @@ fn the_table_names_the_flags_that_the_bazel_has(stage: &Stage) {
     };
     // With the flags that the other help texts do not show.
     let told = bazel.run("help", &["flags-as-proto"]).ok();
-    let told = STANDARD.decode(told.stdout.trim()).unwrap();
+    let told = STANDARD.decode(told.out().trim()).unwrap();
     let known: BTreeSet<String> = Flags::decode(told.as_slice())
         .unwrap()
         .list

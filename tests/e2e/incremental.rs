@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::harness::{Daemon, Stage};
+use crate::harness::{Daemon, Stage, executed, remote_hits};
 
 for_each_bazel!(real:
     deleted_and_damaged_outputs_come_back_without_execution,
@@ -38,14 +38,14 @@ fn deleted_and_damaged_outputs_come_back_without_execution(stage: &Stage) {
     std::fs::write(&damaged, "ONE\n").unwrap();
 
     let run = bazel.build(&[&daemon.bes(), "//..."]).ok();
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
     let differences = before.differences(&bazel.bin());
     assert!(differences.is_empty(), "{}\n{run}", differences.join("\n"));
     daemon.settled();
 
     // And now that all is there again, nothing is downloaded.
     let run = bazel.build(&[&daemon.bes(), "//..."]).ok();
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
     let status = daemon.settled();
     assert_eq!(status["downloaded"], 0, "{status:#}");
 }
@@ -60,8 +60,8 @@ fn a_target_whose_actions_all_hit_the_cache_appears(stage: &Stage) {
     assert_eq!(bazel.text("bazel-bin/a.txt"), "this is a\n");
     assert!(!bazel.has("bazel-bin/b.txt"));
     let run = bazel.build(&[&daemon.bes(), "//:b"]).ok();
-    assert_eq!(run.executed(), 0, "{run}");
-    assert_eq!(run.remote_hits(), 1, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
+    assert_eq!(remote_hits(&run), 1, "{run}");
     assert_eq!(bazel.text("bazel-bin/b.txt"), "this is b\n");
     daemon.settled();
 }

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Bazel, Daemon, Expected, Proxy, Stage, eventually};
+use outhaul_testkit::eventually;
+
+use crate::harness::{Bazel, Daemon, Expected, Proxy, Stage, executed};
 
 for_each_bazel!(real: a_daemon_that_is_killed_goes_on_where_it_was);
 
@@ -49,7 +51,7 @@ fn a_daemon_that_is_killed_goes_on_where_it_was(stage: &Stage) {
         daemon.settled();
         // What comes next finds everything in its place.
         let run = bazel.build(&[&daemon.bes(), "//...", "//big"]).ok();
-        assert_eq!(run.executed(), 0, "{note}; {run}");
+        assert_eq!(executed(&run), 0, "{note}; {run}");
         expected.are_there(&bazel, &daemon.log());
         let status = daemon.settled();
         assert_eq!(status["downloaded"], 0, "{note}; {status:#}");

@@ -25,8 +25,8 @@ fn test(stage: &Stage) {
             let targets = [flag.clone(), "//:all".to_owned(), "//gen:many".to_owned()];
             let all: Vec<String> = args.into_iter().chain(line).chain(targets).collect();
             let run = outhaul.run(bazel.workspace(), "run", &all).ok();
-            assert!(run.stderr.contains(" 0 failed"), "{run}");
-            assert!(!run.stderr.contains("received no events of"), "{run}");
+            assert!(run.err.contains(" 0 failed"), "{run}");
+            assert!(!run.err.contains("received no events of"), "{run}");
             assert_eq!(bazel.text("bazel-bin/a.txt"), "this is a\n", "{run}");
             assert!(bazel.has("bazel-bin/gen/many.d/second.txt"), "{run}");
         }
@@ -35,5 +35,5 @@ fn test(stage: &Stage) {
     let args = std::iter::once("--".to_owned()).chain(line);
     let all: Vec<String> = args.chain(["//gen:tool".to_owned()]).collect();
     let run = outhaul.run(bazel.workspace(), "run", &all).ok();
-    assert!(run.stdout.ends_with("tool\n"), "{run}");
+    assert!(run.out().ends_with("tool\n"), "{run}");
 }

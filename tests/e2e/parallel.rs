@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use outhaul_testkit::eventually;
 use serde_json::Value;
 
-use crate::harness::{Daemon, Expected, Proxy, Stage, eventually};
+use crate::harness::{Daemon, Expected, Proxy, Stage, executed};
 
 for_each_bazel!(real:
     two_workspaces_build_at_the_same_time_against_one_daemon,
@@ -100,7 +101,7 @@ fn a_newer_build_wins_over_what_an_older_one_still_downloads(stage: &Stage) {
         let mut args = vec![bes.as_str(), "--bes_upload_mode=fully_async"];
         args.extend(targets);
         let run = bazel.build(&args).ok();
-        assert_eq!(run.executed(), 0, "{run}");
+        assert_eq!(executed(&run), 0, "{run}");
         if text == texts[0] {
             eventually("the older build's download is under way", || {
                 proxy.passed() - before > 1 << 20

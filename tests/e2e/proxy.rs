@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use outhaul::proto::build_event_stream::{build_event::Payload, build_event_id::Id, file};
+use outhaul_testkit::eventually;
 use prost::Message as _;
 
-use crate::harness::{Bazel, Daemon, Expected, Presence, Proxy, Seen, Stage, Upstream, Version, eventually};
+use crate::harness::{Bazel, Daemon, Expected, Presence, Proxy, Seen, Stage, Upstream, Version, executed};
 
 for_each_bazel!(real:
     nobody_hears_of_a_target_before_its_outputs_are_there,
@@ -45,7 +46,7 @@ fn nobody_hears_of_a_target_before_its_outputs_are_there(stage: &Stage) {
         let daemon = Daemon::with(&[&format!("--remote-cache={}", proxy.url()), hold, &upstream.flag()]);
         bazel.clean();
         let run = bazel.build(&[&daemon.bes(), "//..."]).ok();
-        assert_eq!(run.executed(), 0, "everything is in the cache; {run}");
+        assert_eq!(executed(&run), 0, "everything is in the cache; {run}");
         expected.are_there(&bazel, &daemon.log());
         let status = daemon.settled();
         upstream.complete(status["invocation_id"].as_str().unwrap(), || daemon.log());
@@ -92,7 +93,7 @@ fn nobody_hears_of_a_test_before_its_log_is_there(stage: &Stage) {
         .test(&[&[daemon.bes().as_str()], &targets[..]].concat())
         .ok();
     assert!(
-        run.stderr.contains("2 tests pass") || run.stdout.contains("2 tests pass"),
+        run.err.contains("2 tests pass") || run.out().contains("2 tests pass"),
         "{run}"
     );
     let status = daemon.settled();
@@ -232,7 +233,7 @@ fn a_target_that_cannot_be_had_goes_on_as_it_came_unless_strict(stage: &Stage) {
     let (run, id, upstream, _daemon) = attempt(&["--strict"]);
     assert_eq!(run.code, Some(STREAM_FAILED), "{run}");
     assert!(
-        run.stderr.contains("outhaul: ") && run.stderr.contains("slow0"),
+        run.err.contains("outhaul: ") && run.err.contains("slow0"),
         "{run}"
     );
     let stream = upstream.stream(&id);
@@ -283,7 +284,7 @@ fn files_are_called_by_their_place_on_disk_when_asked_for(stage: &Stage) {
     ]);
     proxy.slow(WIRE);
     let run = bazel.build(&[&daemon.bes(), "//..."]).ok();
-    assert_eq!(run.executed(), 0, "everything is in the cache; {run}");
+    assert_eq!(executed(&run), 0, "everything is in the cache; {run}");
     let id = daemon.settled()["invocation_id"].as_str().unwrap().to_owned();
     upstream.complete(&id, || daemon.log());
     let named = named.lock().unwrap();

@@ -2,9 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
+use outhaul_testkit::eventually;
 use rustix::process::Signal;
 
-use crate::harness::{Daemon, Expected, Proxy, Stage, Upstream, eventually};
+use crate::harness::{Daemon, Expected, Proxy, Stage, Upstream};
 
 for_each_bazel!(real:
     an_interrupted_build_leaves_its_outputs_and_a_stream_without_gaps,
@@ -49,7 +50,7 @@ fn an_interrupted_build_leaves_its_outputs_and_a_stream_without_gaps(stage: &Sta
     running.signal(Signal::INT);
     // It waits for its stream, which waits for the outputs.
     proxy.flow();
-    running.wait().ends_with(INTERRUPTED);
+    running.wait().expect(INTERRUPTED);
     eventually("the invocation is over", || {
         let status = daemon.outhaul().status();
         status["pending"] == 0 && status["state"] != "running" && status["state"] != "draining"
@@ -124,7 +125,7 @@ fn a_cancelled_stream_leaves_downloads_going_on_until_superseded(stage: &Stage) 
     let first = unwaited();
     // Waits for the stream for five seconds, and cancels it.
     let run = bazel.run("info", &["release"]).ok();
-    assert!(run.stderr.contains("Cancel"), "{run}");
+    assert!(run.err.contains("Cancel"), "{run}");
     let status = || {
         let list = daemon.outhaul().statuses();
         let of = |id: &str| {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::harness::{Bazel, Daemon, Expected, Stage, Upstream, eventually};
+use outhaul_testkit::eventually;
+
+use crate::harness::{Bazel, Daemon, Expected, Stage, Upstream};
 
 for_each_bazel!(real:
     an_upstream_that_breaks_off_again_and_again_gets_every_event_once,

@@ -6,8 +6,9 @@ use outhaul::{
     demo::{Setting, Shape, play},
     embedded_cache::EmbeddedCache,
 };
+use outhaul_testkit::eventually;
 
-use crate::harness::{Daemon, Scratch, Upstream, eventually};
+use crate::harness::{Daemon, Scratch, Upstream};
 
 const STREAMS: u64 = 50;
 const TARGETS: usize = 2000;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use crate::harness::{Bazel, Daemon, Entry, Outhaul, Stage, Tree, Version};
+use crate::harness::{Bazel, Daemon, Entry, Outhaul, Stage, Tree, Version, executed};
 
 for_each_bazel!(real:
     a_program_is_brought_with_its_runfiles_as_bazel_itself_would,
@@ -74,7 +74,7 @@ fn a_program_is_brought_with_its_runfiles_as_bazel_itself_would(stage: &Stage) {
     let bazel = stage.bazel(&cache);
     let build = |daemon: &Daemon| bazel.build(&[&daemon.bes(), PROGRAM]).ok();
     let run = build(&daemon);
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
     assert_like(&expected, &bazel, &daemon.log());
     assert_eq!(printed(&bazel, PROGRAM).as_ref(), Ok(&says), "{}", daemon.log());
     let status = daemon.settled();
@@ -82,7 +82,7 @@ fn a_program_is_brought_with_its_runfiles_as_bazel_itself_would(stage: &Stage) {
 
     // Nothing is executed for it, nothing is missing, and nothing is asked for twice.
     let run = build(&daemon);
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
     assert_like(&expected, &bazel, &daemon.log());
     let status = daemon.settled();
     assert_eq!(status["downloaded"], 0, "{status:#}");
@@ -96,7 +96,7 @@ fn a_program_is_brought_with_its_runfiles_as_bazel_itself_would(stage: &Stage) {
         bazel.delete(&format!("bazel-bin/{path}"));
     }
     let run = build(&daemon);
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
     assert_eq!(printed(&bazel, PROGRAM).as_ref(), Ok(&says), "{}", daemon.log());
     daemon.settled();
 
@@ -126,7 +126,7 @@ fn a_program_is_brought_with_its_runfiles_as_bazel_itself_would(stage: &Stage) {
     line.extend([format!("--remote_cache={}", cache.url()), PROGRAM.to_owned()]);
     let run = outhaul.run(bazel.workspace(), "run", &line).ok();
     assert_eq!(printed(&bazel, PROGRAM).as_ref(), Ok(&changed), "{run}");
-    assert!(run.stderr.contains(" 0 failed"), "{run}");
+    assert!(run.err.contains(" 0 failed"), "{run}");
 }
 
 fn what_no_digest_is_known_of_is_counted(stage: &Stage) {
@@ -166,7 +166,7 @@ fn dumped(bazel: &Bazel) -> BTreeSet<String> {
     let run = bazel.run("dump", &["--action_cache"]).ok();
     let mut told = BTreeSet::new();
     for line in run
-        .stdout
+        .out()
         .lines()
         .filter_map(|line| line.strip_prefix("      bazel-out/"))
     {
@@ -238,7 +238,7 @@ fn what_the_action_cache_holds_is_known_and_can_be_had(stage: &Stage) {
     bazel.delete(middle);
     std::fs::write(&real, "by hand\n").unwrap();
     let run = daemon.outhaul().run(bazel.workspace(), "get", &[middle]);
-    assert!(run.stderr.contains("left unchanged"), "{run}");
+    assert!(run.err.contains("left unchanged"), "{run}");
     assert_eq!(bazel.text(middle), "by hand\n");
 }
 

@@ -14,8 +14,9 @@ use axum::{
     http::StatusCode,
     routing::get,
 };
+use outhaul_testkit::{Ran, Running};
 
-use crate::harness::{Bazel, Daemon, Outhaul, Run, Scratch, Stage, Upstream, Version};
+use crate::harness::{Bazel, Daemon, Outhaul, Scratch, Stage, Upstream, Version, executed, remote_hits};
 
 for_each_bazel!(embedded:
     nothing_is_missing_with_any_kind_of_cache,
@@ -32,7 +33,7 @@ for_each_bazel!(embedded:
 for_each_bazel!(casd: nothing_is_missing_with_any_kind_of_cache);
 
 /// `outhaul run` of a Bazel's command.
-fn wrapped(outhaul: &Outhaul, bazel: &Bazel, flags: &[&str], command: &str, args: &[&str]) -> Run {
+fn wrapped(outhaul: &Outhaul, bazel: &Bazel, flags: &[&str], command: &str, args: &[&str]) -> Ran {
     let mut all: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
     all.push("--".to_owned());
     all.extend(bazel.command_line(command));
@@ -92,7 +93,7 @@ fn nothing_is_missing_with_any_kind_of_cache(stage: &Stage) {
                 .args(line)
                 .args(if command == "clean" { &[][..] } else { &args[..] });
             process.current_dir(bazel.workspace());
-            crate::harness::Running::start(process, dir.path()).wait().ok()
+            Running::start(process).wait().ok()
         };
         alone("build");
         alone("clean");
@@ -105,9 +106,9 @@ fn nothing_is_missing_with_any_kind_of_cache(stage: &Stage) {
             Vec::<String>::new(),
             "{flags:?}: {run}"
         );
-        assert!(!run.stderr.contains("received no events of"), "{run}");
+        assert!(!run.err.contains("received no events of"), "{run}");
         let takes_over = stage.version == Version::Seven && flags == [grpc.as_str()];
-        let brought = run.stderr.contains("outhaul: 0 downloaded");
+        let brought = run.err.contains("outhaul: 0 downloaded");
         assert_eq!(!brought, takes_over, "who downloads; {run}");
         // What is run must be there while Bazel still runs.
         alone("clean");
@@ -119,7 +120,7 @@ fn nothing_is_missing_with_any_kind_of_cache(stage: &Stage) {
             &[&flags[..], &["//gen:tool"]].concat(),
         )
         .ok();
-        assert!(run.stdout.ends_with("tool\n"), "{run}");
+        assert!(run.out().ends_with("tool\n"), "{run}");
     }
 }
 
@@ -178,7 +179,7 @@ fn what_a_backend_has_not_got_is_sent_by_the_next_run(stage: &Stage) {
         &["//:a", &backend, &id_flag],
     )
     .ok();
-    assert!(run.stderr.contains("has not received all events of"), "{run}");
+    assert!(run.err.contains("has not received all events of"), "{run}");
     let strict = &["--strict", "--hold-timeout=3s"];
     let run = wrapped(&outhaul, &bazel, strict, "build", &["//:a", &backend]);
     assert_eq!(run.code, Some(45), "{run}");
@@ -211,10 +212,7 @@ fn a_backend_is_heard_whatever_an_option_implies(stage: &Stage) {
         let id_flag = format!("--invocation_id={id}");
         let args = [&args[..], &[id_flag.as_str()]].concat();
         let run = wrapped(&outhaul, &bazel, &["--strict"], command, &args).ok();
-        assert!(
-            !run.stderr.contains("failed to determine Bazel's options"),
-            "{run}"
-        );
+        assert!(!run.err.contains("failed to determine Bazel's options"), "{run}");
         upstream.complete(&id, String::new);
     }
 }
@@ -233,7 +231,7 @@ fn what_is_missing_is_said_every_time(stage: &Stage) {
         let run = wrapped(&outhaul, &bazel, &["--strict"], "build", &args);
         assert_eq!(run.code, Some(45), "{run}");
         assert!(
-            !run.stderr.contains(" 0 failed") && run.stderr.contains(" failed, "),
+            !run.err.contains(" 0 failed") && run.err.contains(" failed, "),
             "{run}"
         );
     }
@@ -250,7 +248,7 @@ fn an_upload_that_only_outhaul_wants_fails_no_build(stage: &Stage) {
     let mut line = bazel.command_line("build");
     let mut process = std::process::Command::new(line.remove(0));
     process.args(line).args(args).current_dir(bazel.workspace());
-    let alone = crate::harness::Running::start(process, bazel.workspace()).wait();
+    let alone = Running::start(process).wait();
     bazel.clean();
     let run = wrapped(&outhaul, &bazel, &[], "build", &args);
     assert_eq!(run.code, alone.code, "{alone}{run}");
@@ -262,7 +260,7 @@ fn an_upload_that_only_outhaul_wants_fails_no_build(stage: &Stage) {
         "run",
         &["//gen:tool", &executor, "--remote_retries=0"],
     );
-    assert!(alone.code != Some(0) || run.stdout.ends_with("tool\n"), "{run}");
+    assert!(alone.code != Some(0) || run.out().ends_with("tool\n"), "{run}");
     // A program's own exit code says nothing of uploads: it does not run again.
     let rules = std::fs::read_to_string(bazel.workspace().join("gen/BUILD")).unwrap();
     let cmd = "printf '#!/bin/sh\\necho ran\\nexit 38\\n' > $@";
@@ -270,7 +268,7 @@ fn an_upload_that_only_outhaul_wants_fails_no_build(stage: &Stage) {
     bazel.write("gen/BUILD", &format!("{rules}\n{odd}\n"));
     let run = wrapped(&outhaul, &bazel, &[], "run", &["//gen:odd"]);
     assert_eq!(
-        (run.code, run.stdout.matches("ran").count()),
+        (run.code, run.out().matches("ran").count()),
         (Some(38), 1),
         "{run}"
     );
@@ -279,7 +277,7 @@ fn an_upload_that_only_outhaul_wants_fails_no_build(stage: &Stage) {
     let run = wrapped(&outhaul, &bazel, &[], "build", &["//gen:all", "--nosuchoption"]);
     assert_eq!(run.code, Some(2), "{run}");
     assert!(begun.elapsed() < Duration::from_secs(8), "{run}");
-    assert!(!run.stderr.contains("outhaul: "), "{run}");
+    assert!(!run.err.contains("outhaul: "), "{run}");
 }
 
 fn what_is_asked_of_bazel_costs_the_build_nothing(stage: &Stage) {
@@ -301,10 +299,10 @@ fn what_is_asked_of_bazel_costs_the_build_nothing(stage: &Stage) {
     args.extend(flags.iter().map(String::as_str));
     let run = wrapped(&outhaul, &bazel, &[], "build", &args).ok();
     assert!(
-        run.stderr.contains("(0 packages loaded, 0 targets configured)"),
+        run.err.contains("(0 packages loaded, 0 targets configured)"),
         "{run}"
     );
-    assert_eq!(run.executed() + run.remote_hits(), 0, "{run}");
+    assert_eq!(executed(&run) + remote_hits(&run), 0, "{run}");
     for name in names {
         assert!(dir.join(name).is_file(), "{name}");
         std::fs::remove_file(dir.join(name)).unwrap();
@@ -325,10 +323,7 @@ fn what_is_asked_of_bazel_costs_the_build_nothing(stage: &Stage) {
         .chain(args.iter().copied())
         .collect();
     let run = outhaul.run(bazel.workspace(), "run", &all).ok();
-    assert!(
-        !run.stderr.contains("failed to determine Bazel's options"),
-        "{run}"
-    );
+    assert!(!run.err.contains("failed to determine Bazel's options"), "{run}");
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -355,9 +350,9 @@ fn programs_that_call_bazel_have_their_builds_brought(stage: &Stage) {
         .env("PATH", path)
         .env("OUTHAUL_STATE_DIR", outhaul.state_dir())
         .current_dir(bazel.workspace());
-    let run = crate::harness::Running::start(process, bin.path()).wait().ok();
+    let run = Running::start(process).wait().ok();
     assert_eq!(
-        run.stderr.matches("outhaul: ").count(),
+        run.err.matches("outhaul: ").count(),
         2,
         "a line for each build; {run}"
     );
@@ -374,10 +369,7 @@ fn what_was_run_can_be_staged_and_exported(stage: &Stage) {
     let dir = Scratch::new("staged");
     let check = |outhaul: &Outhaul, name: &str| {
         let run = wrapped(outhaul, &bazel, &[], "build", &["//:a", &grpc]).ok();
-        assert!(
-            !run.stderr.contains("is not recorded for later commands"),
-            "{run}"
-        );
+        assert!(!run.err.contains("is not recorded for later commands"), "{run}");
         let to = dir.join(name);
         let to_flag = to.display().to_string();
         outhaul

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use crate::harness::{Bazel, Daemon, Outhaul, OutputService, Run, Stage, Version};
+use outhaul_testkit::Ran;
+
+use crate::harness::{Bazel, Daemon, Outhaul, OutputService, Stage, Version};
 
 for_each_bazel!(embedded: what_an_output_service_has_is_present_and_can_be_warmed);
 
@@ -19,7 +21,7 @@ fn what_an_output_service_has_is_present_and_can_be_warmed(stage: &Stage) {
     let remote = format!("--remote-cache={}", cache.url());
     let mut daemon = Daemon::with(&[&remote, "--strict"]);
     let bazel = stage.bazel(&cache);
-    let build = |daemon: &Daemon| -> Run {
+    let build = |daemon: &Daemon| -> Ran {
         let flags = [daemon.bes(), address.clone(), prefix.clone()];
         let flags: Vec<&str> = flags.iter().map(String::as_str).chain(targets).collect();
         bazel.build(&flags).ok()
@@ -87,9 +89,9 @@ fn under_run(bazel: &Bazel, flags: &[&str]) {
     args.push("//:a".to_owned());
     let run = outhaul.run(bazel.workspace(), "run", &args).ok();
     assert!(
-        run.stderr
+        run.err
             .contains("0 downloaded (0 B), 1 already present, 0 failed"),
         "{run}"
     );
-    assert!(run.stderr.contains("warmed 1 file"), "{run}");
+    assert!(run.err.contains("warmed 1 file"), "{run}");
 }

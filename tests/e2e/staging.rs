@@ -70,8 +70,8 @@ fn a_builds_artifacts_are_staged_here_and_elsewhere_and_its_secrets_stay(stage: 
     let no_match = daemon
         .outhaul()
         .run(workspace, "stage", &["--to", &to("none"), "//gen:no_such"])
-        .ends_with(3);
-    assert!(no_match.stderr.contains("//gen:no_such"), "{no_match}");
+        .expect(3);
+    assert!(no_match.err.contains("//gen:no_such"), "{no_match}");
     let file = to("build.outhaul");
     daemon.outhaul().run(workspace, "export", &["-o", &file]).ok();
     let journals = |outhaul: &Outhaul| -> Vec<Vec<u8>> {

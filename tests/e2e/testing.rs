@@ -1,6 +1,6 @@
 //! `bazel test`: what tests leave behind, and the tests' own programs.
 
-use crate::harness::{Bazel, Daemon, Stage, Version};
+use crate::harness::{Bazel, Daemon, Stage, Version, executed};
 
 for_each_bazel!(real:
     test_outputs_are_in_their_places_and_programs_stay_remote,
@@ -37,10 +37,10 @@ fn test_outputs_are_in_their_places_and_programs_stay_remote(stage: &Stage) {
     let daemon = Daemon::start(&cache);
     let bazel = stage.bazel(&cache);
     bazel.test(&["//tests/..."]).ok();
-    let executed = bazel.testlogs();
+    let before = bazel.testlogs();
     bazel.clean();
     let run = bazel.test(&[&daemon.bes(), "//tests/..."]).ok();
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
     let paths = wanted(&daemon, &bazel);
     let mut expected = vec![
         "tests/made/test.log",
@@ -67,7 +67,7 @@ fn test_outputs_are_in_their_places_and_programs_stay_remote(stage: &Stage) {
     );
     let logs = bazel.testlogs();
     for path in expected {
-        let (before, now) = (&executed.0[path], &logs.0[path]);
+        let (before, now) = (&before.0[path], &logs.0[path]);
         assert_eq!(before.hash(), now.hash(), "{path}: {before:?}, now {now:?}");
     }
     assert!(
@@ -86,7 +86,7 @@ fn test_outputs_are_in_their_places_and_programs_stay_remote(stage: &Stage) {
     );
 
     let run = bazel.build(&[&daemon.bes(), "//tests:made"]).ok();
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
     assert_eq!(bazel.text(program), "#!/bin/sh\necho made\n");
     let why = daemon.outhaul().why(bazel.workspace(), program);
     assert_eq!(
@@ -111,7 +111,7 @@ fn every_attempt_and_run_of_a_test_is_in_its_place(stage: &Stage) {
             "//tests:flaky_pass",
             "//tests:flaky_fail",
         ])
-        .ends_with(3);
+        .expect(3);
     let paths = wanted(&daemon, &bazel);
     let expected = [
         "tests/pass/test.log",
@@ -151,7 +151,7 @@ fn every_attempt_and_run_of_a_test_is_in_its_place(stage: &Stage) {
     bazel.test(&asked).ok();
     bazel.clean();
     let run = bazel.test(&[&[daemon.bes().as_str()], &asked[..]].concat()).ok();
-    assert_eq!(run.executed(), 0, "{run}");
+    assert_eq!(executed(&run), 0, "{run}");
     let paths = wanted(&daemon, &bazel);
     let mut expected = vec![
         "tests/pass/run_1_of_2/test.log",

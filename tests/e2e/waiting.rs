@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::harness::{Daemon, Proxy, Stage, eventually};
+use outhaul_testkit::eventually;
+
+use crate::harness::{Daemon, Proxy, Stage};
 
 for_each_bazel!(real: waits_end_when_the_files_are_there_whenever_they_began);
 
@@ -10,7 +12,7 @@ fn waits_end_when_the_files_are_there_whenever_they_began(stage: &Stage) {
     let asked = ["--keep_going", "//:a", "//gen:many", "//gen:top", "//gen:broken"];
     let cache = stage.cache();
     let bazel = stage.bazel(&cache);
-    bazel.build(&asked).ends_with(1);
+    bazel.build(&asked).expect(1);
     bazel.clean();
     let proxy = Proxy::start(&cache);
     let daemon = Daemon::with(&[&format!("--remote-cache={}", proxy.url())]);
@@ -50,7 +52,7 @@ fn waits_end_when_the_files_are_there_whenever_they_began(stage: &Stage) {
         assert_eq!(text(&out, "bin/a.txt"), "this is a\n");
         assert_eq!(text(&out, "bin/gen/top.txt"), "middle\ntop\n");
     }
-    build.wait().ends_with(1);
+    build.wait().expect(1);
 
     for (target, code) in [
         ("//gen:many", 0),
@@ -60,14 +62,15 @@ fn waits_end_when_the_files_are_there_whenever_they_began(stage: &Stage) {
         ("//gen:never", 3),
         ("//other/...", 3),
     ] {
-        let run = start(&[target]).wait().ends_with(code);
-        let result = run.stdout.lines().last().expect("a result");
+        let run = start(&[target]).wait().expect(code);
+        let out = run.out();
+        let result = out.lines().last().expect("a result");
         assert!(result.contains(&format!("\"exit_code\":{code}")), "{result}");
     }
     // What comes after it need not build anything.
     bazel.run("info", &[&daemon.bes(), "release"]).ok();
     start(&["//gen:top"]).wait().ok();
-    start(&["--next", "--timeout=1s"]).wait().ends_with(4);
+    start(&["--next", "--timeout=1s"]).wait().expect(4);
 }
 
 /// The text of an output in whichever configuration has it.

@@ -12,6 +12,7 @@ mod side;
 
 use std::time::Instant;
 
+use outhaul_testkit::number;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use self::{
@@ -24,11 +25,6 @@ use crate::harness::{Cache, CacheKind, Daemon, Scratch, Stage, Upstream};
 const SEED: u64 = 13;
 
 for_each_bazel!(embedded: a_build_leaves_what_bazel_alone_leaves);
-
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
-}
 
 fn configurations(seed: u64) -> Vec<Config> {
     if let Ok(text) = std::env::var("OUTHAUL_ALIKE") {

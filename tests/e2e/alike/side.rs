@@ -7,8 +7,10 @@ use std::{
     process::Command,
 };
 
+use outhaul_testkit::{Ran, Running};
+
 use super::config::{Config, Urls};
-use crate::harness::{Bazel, Entry, Run, Running, Scratch, Tree};
+use crate::harness::{Bazel, Entry, Scratch, Tree};
 
 /// The source that is edited, before and after.
 const EDITED: (&str, &str, &str) = ("gen/source.txt", "a source file\n", "edited\n");
@@ -24,7 +26,7 @@ pub(super) enum Side {
 
 /// What a build leaves.
 pub(super) struct Left {
-    pub(super) run: Run,
+    pub(super) run: Ran,
     tree: Tree,
     /// Bazel's links in the workspace.
     links: BTreeMap<String, PathBuf>,
@@ -113,7 +115,7 @@ impl<'a> Ground<'a> {
     }
 
     /// Runs the configuration's command, with more flags behind its own; without a side alone, and not for its outcome.
-    fn build(&self, config: &Config, side: Option<Side>, more: &[&str]) -> Run {
+    fn build(&self, config: &Config, side: Option<Side>, more: &[&str]) -> Ran {
         let version = self.bazel.version();
         let with = if side == Some(Side::With) {
             config.get("under")
@@ -171,7 +173,7 @@ impl<'a> Ground<'a> {
     }
 
     /// A command that builds nothing.
-    fn plain(&self, command: &str, args: &[&str]) -> Run {
+    fn plain(&self, command: &str, args: &[&str]) -> Ran {
         self.bazel.write(".bazelrc", &self.rc);
         let line = self.bazel.command_line(command);
         let line = line.iter().map(String::as_str).chain(args.iter().copied());
@@ -199,7 +201,7 @@ impl<'a> Ground<'a> {
             "read-only" => process.env("HOME", "/proc"),
             other => unreachable!("{other}"),
         };
-        Running::start(process, &self.dir.join("log"))
+        Running::start(process)
     }
 
     /// Bazel's output tree, wherever its links are.
@@ -284,7 +286,7 @@ impl Left {
         }
         let waited = |left: &Self| {
             left.run
-                .stderr
+                .err
                 .contains("for the previous invocation failed to complete")
         };
         if waited(other) && !waited(self) && !uploads_to_nobody(config) {
@@ -292,10 +294,11 @@ impl Left {
         }
         // A program is not run after another exit code.
         let both_ran = self.run.code == other.run.code;
-        if config.is("command", "run") && both_ran && self.run.stdout != other.run.stdout {
+        if config.is("command", "run") && both_ran && self.run.out() != other.run.out() {
             list.push(format!(
                 "it printed {:?}, with Outhaul {:?}",
-                self.run.stdout, other.run.stdout
+                self.run.out(),
+                other.run.out()
             ));
         }
         if self.links != other.links {
@@ -317,7 +320,7 @@ impl Left {
             // What was asked for could not be had; nor is it on disk after Bazel alone, which does not even try.
             Some(45) => {
                 config.is("under", "strict") && {
-                    let failed = other.run.stderr.lines().filter_map(|line| {
+                    let failed = other.run.err.lines().filter_map(|line| {
                         let (path, _) = line.strip_prefix("outhaul: bazel-out/")?.split_once(": ")?;
                         let entry = self.tree.0.get(path);
                         Some(entry.is_some_and(|entry| !matches!(entry, Entry::Link { hash: None, .. })))

@@ -5,9 +5,9 @@ use std::{
     process::Command,
 };
 
+use outhaul_testkit::{Ran, Running, peers};
+
 use super::{
-    peers,
-    process::{Run, Running},
     scratch::{Scratch, copy},
     tree::Tree,
 };
@@ -152,21 +152,21 @@ impl Bazel {
             process.args(&self.flags);
         }
         process.args(args);
-        Running::start(process, &self.dir.join("log"))
+        Running::start(process)
     }
 
     /// Runs a command with the flags for the cache.
-    pub(crate) fn run(&self, command: &str, args: &[&str]) -> Run {
+    pub(crate) fn run(&self, command: &str, args: &[&str]) -> Ran {
         self.start(command, args).wait()
     }
 
     /// `bazel build`.
-    pub(crate) fn build(&self, args: &[&str]) -> Run {
+    pub(crate) fn build(&self, args: &[&str]) -> Ran {
         self.run("build", args)
     }
 
     /// `bazel test`.
-    pub(crate) fn test(&self, args: &[&str]) -> Run {
+    pub(crate) fn test(&self, args: &[&str]) -> Ran {
         self.run("test", args)
     }
 
@@ -189,4 +189,44 @@ impl Drop for Bazel {
             .stderr(std::process::Stdio::null())
             .status();
     }
+}
+
+/// Number of actions that a Bazel ran: of its "N processes", those that came neither from a cache nor from within.
+#[track_caller]
+pub(crate) fn executed(run: &Ran) -> u64 {
+    processes(run)
+        .iter()
+        .filter(|(kind, _)| !kind.ends_with("cache hit") && kind != "internal")
+        .map(|(_, count)| count)
+        .sum()
+}
+
+/// Number of actions that a Bazel took from the remote cache.
+#[track_caller]
+pub(crate) fn remote_hits(run: &Ran) -> u64 {
+    processes(run)
+        .iter()
+        .filter(|(kind, _)| kind == "remote cache hit")
+        .map(|(_, count)| count)
+        .sum()
+}
+
+/// `INFO: 9 processes: 4 remote cache hit, 5 internal.`
+#[track_caller]
+fn processes(run: &Ran) -> Vec<(String, u64)> {
+    let line = run.err.lines().find_map(|line| {
+        line.split_once(" processes: ")
+            .or_else(|| line.split_once(" process: "))
+    });
+    let Some((_, kinds)) = line else {
+        panic!("no line tells the processes; {run}");
+    };
+    kinds
+        .trim_end_matches('.')
+        .split(", ")
+        .map(|part| {
+            let (count, kind) = part.split_once(' ').unwrap();
+            (kind.to_owned(), count.parse().unwrap())
+        })
+        .collect()
 }

@@ -7,9 +7,10 @@ use std::{
 };
 
 use outhaul::embedded_cache::{EmbeddedCache, RunningCache};
+use outhaul_testkit::{Running, free_address, peers};
 use tokio::runtime::Runtime;
 
-use super::{peers, process::Running, scratch::Scratch};
+use super::scratch::Scratch;
 
 /// The caches that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +131,7 @@ fn launch(kind: CacheKind, dir: &Scratch) -> (Running, SocketAddr) {
     let mut said = String::new();
     for _ in 0..3 {
         let address = free_address();
-        let mut running = Running::start(command(kind, dir, address), dir.path());
+        let mut running = Running::start(command(kind, dir, address));
         let started = Instant::now();
         while running.is_running() && started.elapsed() < Duration::from_secs(60) {
             if TcpStream::connect(address).is_ok() {
@@ -180,9 +181,4 @@ fn command(kind: CacheKind, dir: &Scratch, address: SocketAddr) -> Command {
         CacheKind::Embedded => unreachable!("runs in this process"),
     }
     command
-}
-
-/// An address that was free a moment ago.
-pub(crate) fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

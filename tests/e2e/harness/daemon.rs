@@ -6,14 +6,11 @@ use std::{
     process::Command,
 };
 
+use outhaul_testkit::{Ran, Running, clean, eventually};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{
-    cache::Cache,
-    process::{Run, Running, eventually},
-    scratch::Scratch,
-};
+use super::{cache::Cache, scratch::Scratch};
 
 /// The command line with a state directory of its own.
 pub(crate) struct Outhaul {
@@ -24,10 +21,8 @@ pub(crate) struct Outhaul {
 
 impl Outhaul {
     pub(crate) fn new() -> Self {
-        let dir = Scratch::new("state");
-        std::fs::create_dir_all(dir.join("config")).unwrap();
         Self {
-            dir,
+            dir: Scratch::new("state"),
             wrapper: Vec::new(),
         }
     }
@@ -40,7 +35,7 @@ impl Outhaul {
     fn command(&self, subcommand: &str, cwd: &Path) -> Command {
         // Another binary than this build's may be tried: a release, say.
         let program = std::env::var_os("OUTHAUL_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_outhaul").into());
-        let mut command = match self.wrapper.split_first() {
+        let command = match self.wrapper.split_first() {
             Some((first, rest)) if subcommand == "serve" => {
                 let mut command = Command::new(first);
                 command.args(rest).arg(program);
@@ -48,13 +43,8 @@ impl Outhaul {
             }
             _ => Command::new(program),
         };
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("OUTHAUL_")) {
-                command.env_remove(name);
-            }
-        }
+        let mut command = clean(command);
         command
-            .env("XDG_CONFIG_HOME", self.dir.join("config"))
             .current_dir(cwd)
             .arg(subcommand)
             .arg("--state-dir")
@@ -66,11 +56,11 @@ impl Outhaul {
     pub(crate) fn start<S: AsRef<OsStr>>(&self, cwd: &Path, subcommand: &str, args: &[S]) -> Running {
         let mut command = self.command(subcommand, cwd);
         command.args(args);
-        Running::start(command, &self.dir.join("log"))
+        Running::start(command)
     }
 
     /// Runs a subcommand from a directory.
-    pub(crate) fn run<S: AsRef<OsStr>>(&self, cwd: &Path, subcommand: &str, args: &[S]) -> Run {
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, cwd: &Path, subcommand: &str, args: &[S]) -> Ran {
         self.start(cwd, subcommand, args).wait()
     }
 
@@ -78,11 +68,7 @@ impl Outhaul {
     #[track_caller]
     pub(crate) fn json(&self, cwd: &Path, subcommand: &str, args: &[&str]) -> Vec<Value> {
         let args: Vec<&str> = std::iter::once("--json").chain(args.iter().copied()).collect();
-        let run = self.run(cwd, subcommand, &args).ok();
-        run.stdout
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
-            .collect()
+        self.run(cwd, subcommand, &args).ok().json()
     }
 
     /// What `stat` says of one output.
@@ -168,24 +154,8 @@ impl Daemon {
         }
         args.extend(self.args.iter().map(String::as_str));
         let mut process = self.outhaul.start(Path::new("/"), "serve", &args);
-        let mut address = None;
-        eventually("the daemon takes build events", || {
-            let log = process.stderr();
-            address = log.lines().find_map(|line| {
-                Some(
-                    line.split_once("listening for build events on ")?
-                        .1
-                        .trim()
-                        .to_owned(),
-                )
-            });
-            assert!(
-                address.is_some() || process.is_running(),
-                "the daemon ended:\n{log}"
-            );
-            address.is_some()
-        });
-        self.address = address.expect("waited for");
+        eventually("the daemon's doors are open", || process.is_open());
+        self.address = process.door().trim_start_matches("grpc://").to_owned();
         self.process = Some(process);
     }
 
@@ -205,16 +175,16 @@ impl Daemon {
     pub(crate) fn kill(&mut self) {
         if let Some(process) = self.process.take() {
             process.signal(Signal::KILL);
-            self.said += &process.wait().stderr;
+            self.said += &process.wait().err;
         }
     }
 
     /// SIGTERM, and waits for the end.
-    pub(crate) fn terminate(&mut self) -> Run {
+    pub(crate) fn terminate(&mut self) -> Ran {
         let process = self.process.take().expect("the daemon runs");
         process.signal(Signal::TERM);
         let run = process.wait();
-        self.said += &run.stderr;
+        self.said += &run.err;
         run
     }
 

@@ -19,9 +19,7 @@ mod cache;
 mod daemon;
 mod expected;
 mod output_service;
-mod peers;
 mod presence;
-mod process;
 mod proxy;
 mod raw;
 mod scratch;
@@ -30,14 +28,12 @@ mod tree;
 mod upstream;
 
 pub(crate) use self::{
-    bazel::{Bazel, Version},
-    cache::{Cache, CacheKind, free_address},
+    bazel::{Bazel, Version, executed, remote_hits},
+    cache::{Cache, CacheKind},
     daemon::{Daemon, Outhaul},
     expected::Expected,
     output_service::OutputService,
-    peers::is_required,
     presence::Presence,
-    process::{Run, Running, eventually},
     proxy::Proxy,
     raw::RawClient,
     scratch::Scratch,

@@ -2,10 +2,11 @@
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use outhaul_testkit::peers;
+
 use super::{
     bazel::{Bazel, Version},
     cache::{Cache, CacheKind},
-    peers,
 };
 
 /// Tests that may have Bazels at the same time: each is a JVM with a heap of half a gigabyte, and busy.

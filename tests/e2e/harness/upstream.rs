@@ -21,6 +21,7 @@ use outhaul::proto::{
         PublishLifecycleEventRequest, StreamId, build_event::Event,
     },
 };
+use outhaul_testkit::eventually;
 use prost::Message as _;
 use tokio::{
     net::TcpListener,
@@ -31,7 +32,7 @@ use tokio::{
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming, body::Body, server::Grpc, transport::Server};
 
-use super::{process::eventually, raw::Raw};
+use super::raw::Raw;
 
 /// As large as the daemon takes them.
 const MAX_MESSAGE: usize = 256 << 20;
