@@ -15,7 +15,7 @@ use std::{
     fs,
     io::Write as _,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -33,6 +33,7 @@ use outhaul::{
         publish_build_event_server::{PublishBuildEvent, PublishBuildEventServer},
     },
 };
+use outhaul_testkit::{Running, clean, cpu, cpu_of_threads, eventually, until};
 use plain::{ROUNDS, directory, spread};
 use tokio::{net::UnixListener, sync::mpsc};
 use tokio_stream::wrappers::{UnboundedReceiverStream, UnixListenerStream};
@@ -42,8 +43,6 @@ type Failure = Box<dyn Error>;
 
 /// Three events for each, beside a few for the build.
 const TARGETS: usize = 33_333;
-/// Nothing here takes so long.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An upstream service that acknowledges everything and counts.
 #[derive(Clone, Default)]
@@ -84,89 +83,25 @@ impl PublishBuildEvent for Upstream {
     }
 }
 
-/// A daemon's process.
-struct Daemon {
-    child: Child,
-    door: String,
-}
-
-impl Daemon {
-    fn start(base: &Path, name: &str, upstream: Option<&str>) -> Result<Self, Failure> {
-        let socket = base.join(format!("{name}.sock"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_outhaul"));
-        command
-            .arg("serve")
-            .arg(format!("--bes-listen=unix:{}", socket.display()))
-            .arg(format!("--state-dir={}", base.join(name).display()))
-            .args(["--admin-listen=none", "--hold=none", "--download=minimal"])
-            // Nobody is there; nobody is asked.
-            .arg("--remote-cache=grpc://127.0.0.1:9")
-            .env("XDG_CONFIG_HOME", base.join("config"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(base.join(format!("{name}.log")))?);
-        if let Some(upstream) = upstream {
-            command.arg(format!("--bes-backend={upstream}"));
-        }
-        let daemon = Self {
-            child: command.spawn()?,
-            door: format!("unix:{}", socket.display()),
-        };
-        let begun = Instant::now();
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            if begun.elapsed() > PATIENCE {
-                return Err(format!("{name} does not start").into());
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(daemon)
+/// Starts a daemon.
+fn start(base: &Path, name: &str, upstream: Option<&str>) -> Running {
+    let mut command = clean(Command::new(env!("CARGO_BIN_EXE_outhaul")));
+    command
+        .arg("serve")
+        .arg(format!(
+            "--bes-listen=unix:{}",
+            base.join(format!("{name}.sock")).display()
+        ))
+        .arg(format!("--state-dir={}", base.join(name).display()))
+        .args(["--admin-listen=none", "--hold=none", "--download=minimal"])
+        // Nobody is there; nobody is asked.
+        .arg("--remote-cache=grpc://127.0.0.1:9");
+    if let Some(upstream) = upstream {
+        command.arg(format!("--bes-backend={upstream}"));
     }
-
-    /// Seconds of processor time so far, of all threads.
-    fn cpu(&self) -> Result<f64, Failure> {
-        cpu(&format!("/proc/{}/stat", self.child.id()))
-    }
-
-    /// The same of tokio's threads that are there.
-    fn cpu_of_tokio(&self) -> Result<f64, Failure> {
-        let mut sum = 0.0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let thread = thread?.path();
-            // A thread may end meanwhile.
-            let name = fs::read_to_string(thread.join("comm")).unwrap_or_default();
-            if name.starts_with("tokio") {
-                sum += cpu(&thread.join("stat").display().to_string()).unwrap_or_default();
-            }
-        }
-        Ok(sum)
-    }
-}
-
-/// User and system time of a process or thread in seconds (proc(5): fields 14 and 15 of stat, in ticks).
-fn cpu(stat: &str) -> Result<f64, Failure> {
-    let stat = fs::read_to_string(stat)?;
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .ok_or("no command in stat")?
-        .1
-        .split_whitespace()
-        .collect();
-    let ticks = |n: usize| {
-        fields
-            .get(n)
-            .ok_or("a short stat")?
-            .parse::<f64>()
-            .map_err(Failure::from)
-    };
-    Ok((ticks(11)? + ticks(12)?) / rustix::param::clock_ticks_per_second() as f64)
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    let mut daemon = Running::start(command);
+    eventually(name, || daemon.is_open());
+    daemon
 }
 
 /// Where the build seems to have run.
@@ -193,31 +128,30 @@ struct Cost {
 /// Plays the build once.
 async fn run(
     base: &Path,
-    daemon: &Daemon,
+    daemon: &Running,
     filled: &FilledShape,
     number: u64,
     forwarded: impl Fn() -> bool,
 ) -> Result<Cost, Failure> {
     let setting = setting(base);
     let id = filled.invocation_id(number);
-    let (cpu, tokio, begun) = (daemon.cpu()?, daemon.cpu_of_tokio()?, Instant::now());
-    let played = play(&daemon.door, &id, "b", filled.events(&setting, &id)).await?;
-    while !forwarded() {
-        if begun.elapsed() > PATIENCE {
-            return Err("not everything was forwarded".into());
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let (cpu_before, tokio, begun) = (
+        cpu(daemon.id()),
+        cpu_of_threads(daemon.id(), "tokio"),
+        Instant::now(),
+    );
+    let played = play(daemon.door(), &id, "b", filled.events(&setting, &id)).await?;
+    until("everything is forwarded", async || forwarded()).await;
     let wall = begun.elapsed().as_secs_f64();
     // What is recorded behind the acknowledgements belongs to the cost as well: until a fifth of a second is idle.
-    let mut last = daemon.cpu()?;
+    let mut last = cpu(daemon.id());
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let now = daemon.cpu()?;
+        let now = cpu(daemon.id());
         if now - last <= 0.01 {
             return Ok(Cost {
-                cpu: now - cpu,
-                tokio: daemon.cpu_of_tokio()? - tokio,
+                cpu: now - cpu_before,
+                tokio: cpu_of_threads(daemon.id(), "tokio") - tokio,
                 wall,
                 events: played.messages as f64 / 1e3,
             });
@@ -249,12 +183,12 @@ async fn measure() -> Result<(), Failure> {
         ..Shape::default()
     };
     let filled = shape.fill(&Store::in_memory(DigestFunction::Sha256));
-    let forwarding = Daemon::start(
+    let forwarding = start(
         base.path(),
         "forwarding",
         Some(&format!("unix:{}", socket.display())),
-    )?;
-    let alone = Daemon::start(base.path(), "alone", None)?;
+    );
+    let alone = start(base.path(), "alone", None);
     fs::create_dir_all(base.path().join("execroot/_main"))?;
     // And the event that ends the stream.
     let all = filled.events(&setting(base.path()), "").count() as u64 + 1;

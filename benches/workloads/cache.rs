@@ -1,7 +1,7 @@
 //! The remote caches to measure with: the library's own in this process, or a real one in a process of its own.
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -21,10 +21,11 @@ use outhaul::{
     digest::Digest,
     embedded_cache::{EmbeddedCache, RunningCache},
 };
+use outhaul_testkit::{cpu_of_threads, free_address};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
-use crate::process::{Process, cpu_of_threads};
+use crate::process::Process;
 
 /// Name of the threads of the embedded cache.
 const THREADS: &str = "cache";
@@ -119,7 +120,7 @@ impl Cache {
         };
         let store = base.join("cas");
         std::fs::create_dir_all(&store)?;
-        let address = free_address()?;
+        let address = free_address();
         let mut command = Command::new(require(name)?);
         if kind == Kind::BuildboxCasd {
             command.arg("--bind").arg(address.to_string());
@@ -131,11 +132,9 @@ impl Cache {
             command.arg("--dir").arg(&store);
             command.args(["--max_size=12", "--log_timezone=none", "--access_log_level=none"]);
             command.arg(format!("--grpc_address={address}"));
-            command.arg(format!("--http_address={}", free_address()?));
+            command.arg(format!("--http_address={}", free_address()));
         }
-        let process = Process::start(command, &base.join("cache.log"), || {
-            TcpStream::connect(address).is_ok()
-        })?;
+        let process = Process::start(command, || TcpStream::connect(address).is_ok());
         Ok(Self {
             address,
             instance: kind.instance(),
@@ -169,9 +168,9 @@ impl Cache {
     }
 
     /// Seconds of processor time so far.
-    pub(crate) fn cpu(&self) -> Result<f64> {
+    pub(crate) fn cpu(&self) -> f64 {
         match &self.server {
-            Server::Embedded { .. } => cpu_of_threads(THREADS),
+            Server::Embedded { .. } => cpu_of_threads(std::process::id(), THREADS),
             Server::Process(process) => process.cpu(),
         }
     }
@@ -287,8 +286,4 @@ fn require(name: &str) -> Result<PathBuf> {
     find(name).with_context(|| {
         format!("there is no {name}, neither of scripts/install-peers ($OUTHAUL_PEERS) nor on the PATH")
     })
-}
-
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }

@@ -40,7 +40,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache) -> Result
         }
         tree.check(&rig.exec_root(), false)?;
         // Closed properly, so that nothing is still to be written.
-        daemon.process.stop()?;
+        daemon.process.stop();
         let journal = bytes_below(&rig.state().join("journal"))?;
         rows.push((build, cost.wall, journal, bytes_below(&rig.state())? - journal));
         daemon = rig.serve(cache, &[])?;

@@ -40,7 +40,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
             rig.fresh()?;
             let daemon = rig.serve(cache, &["--download=minimal"])?;
             note(&mut samples, &rig.name("E"), rig.play(&daemon, cache, &stream)?);
-            daemon.process.stop()?;
+            daemon.process.stop();
             samples.add(rig.name("state"), bytes_below(&rig.state())? / MIB);
             Ok(())
         })?;

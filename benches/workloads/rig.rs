@@ -10,14 +10,10 @@ use std::{
 
 use anyhow::{Result, bail};
 use outhaul::demo::{Setting, play};
+use outhaul_testkit::{clean, cpu_of_threads};
 use tokio::runtime::Runtime;
 
-use crate::{
-    cache::Cache,
-    events::Stream,
-    process::{Process, cpu_of_threads},
-    samples::AGAINST,
-};
+use crate::{cache::Cache, events::Stream, process::Process, samples::AGAINST};
 
 /// Name of the player's threads.
 const PLAYER: &str = "player";
@@ -39,21 +35,12 @@ pub(crate) struct Rig {
 /// The program that is measured.
 pub(crate) struct Outhaul {
     program: PathBuf,
-    settings: PathBuf,
 }
 
 impl Outhaul {
     /// A command without the user's own settings.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        command.env("XDG_CONFIG_HOME", &self.settings);
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text.starts_with("OUTHAUL_") || text == "RUST_LOG" {
-                command.env_remove(&name);
-            }
-        }
-        command
+        clean(Command::new(&self.program))
     }
 }
 
@@ -134,7 +121,6 @@ impl Rig {
     pub(crate) fn outhaul(&self) -> Outhaul {
         Outhaul {
             program: self.programs.get(self.current).cloned().unwrap_or_default(),
-            settings: self.base.join("config"),
         }
     }
 
@@ -180,11 +166,9 @@ impl Rig {
             .args(flags)
             .args(&self.flags);
         let begun = Instant::now();
-        let process = Process::start(command, &self.base.join("serve.log"), || {
-            UnixStream::connect(&socket).is_ok()
-        })?;
+        let process = Process::start(command, || UnixStream::connect(&socket).is_ok());
         let start = begun.elapsed().as_secs_f64();
-        process.rest()?;
+        process.rest();
         Ok(Daemon {
             process,
             door: format!("unix:{}", socket.display()),
@@ -202,7 +186,11 @@ impl Rig {
         self.number += 1;
         let (id, events) = stream.run(self.number);
         daemon.process.reset_peak()?;
-        let (cpu, cache_cpu, player_cpu) = (daemon.process.cpu()?, cache.cpu()?, cpu_of_threads(PLAYER)?);
+        let (cpu, cache_cpu, player_cpu) = (
+            daemon.process.cpu(),
+            cache.cpu(),
+            cpu_of_threads(std::process::id(), PLAYER),
+        );
         let before = daemon.process.peak()?;
         let asked = cache.blobs_asked_for();
         let door = daemon.door.clone();
@@ -213,13 +201,13 @@ impl Rig {
             .spawn(async move { play(&door, &id, "b", events).await });
         self.player.block_on(played)??;
         let wall = begun.elapsed().as_secs_f64();
-        let rest = daemon.process.rest()?;
+        let rest = daemon.process.rest();
         Ok(Cost {
             wall,
             rest: rest.saturating_duration_since(begun).as_secs_f64().max(wall),
-            cpu: daemon.process.cpu()? - cpu,
-            cache_cpu: cache.cpu()? - cache_cpu,
-            player_cpu: cpu_of_threads(PLAYER)? - player_cpu,
+            cpu: daemon.process.cpu() - cpu,
+            cache_cpu: cache.cpu() - cache_cpu,
+            player_cpu: cpu_of_threads(std::process::id(), PLAYER) - player_cpu,
             blobs: cache
                 .blobs_asked_for()
                 .zip(asked)

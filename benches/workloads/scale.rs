@@ -32,7 +32,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache) -> Result
                 let daemon = rig.serve(cache, &[])?;
                 note(&mut samples, "S", rig.play(&daemon, cache, &stream)?);
                 tree.check(&rig.exec_root(), false)?;
-                daemon.process.stop()?;
+                daemon.process.stop();
                 let daemon = rig.serve(cache, &[])?;
                 note(&mut samples, "N", rig.play(&daemon, cache, &stream)?);
             }

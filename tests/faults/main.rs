@@ -24,22 +24,23 @@ use std::{
 
 use futures::StreamExt as _;
 use outhaul::chance::Chance;
+use outhaul_testkit::{number, status};
 
 use run::Counts;
 use schedule::Case;
 
 /// Cases that run at the same time: most of their time, they wait.
 const AT_ONCE: usize = 6;
-/// The most memory that the process may ever have had, servers and all. A bomb that goes off takes more.
-const MEMORY: u64 = 900 << 20;
+/// The most memory in KiB that the process may ever have had, servers and all. A bomb that goes off takes more.
+const MEMORY: u64 = 900 << 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_faults_leave_every_file_right_or_absent() {
     let cases = number("OUTHAUL_FAULT_CASES").unwrap_or(24);
     let all = play(cases, Case::new).await;
-    if let Some(most) = peak_memory() {
-        println!("peak memory: {} MiB", most >> 20);
-        assert!(most < MEMORY, "{} MiB", most >> 20);
+    if let Some(most) = status(std::process::id(), "VmHWM") {
+        println!("peak memory: {} MiB", most >> 10);
+        assert!(most < MEMORY, "{} MiB", most >> 10);
     }
     assert_eq!(all.cases, cases);
     assert!(all.files_checked > 0 && all.fired.values().sum::<u64>() > 0);
@@ -104,26 +105,10 @@ async fn play(cases: u64, make: fn(u64) -> Case) -> Counts {
     all
 }
 
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
-    )
-}
-
 fn some_seed() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     // Short enough to be copied by hand.
     Chance::new(now.unwrap_or(Duration::ZERO).as_nanos() as u64).number() % 1_000_000_000
-}
-
-/// The most memory that this process ever had.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[test]

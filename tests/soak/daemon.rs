@@ -2,11 +2,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use outhaul_testkit::{Running, clean, status};
+use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -16,11 +17,8 @@ use super::{load::World, samples::Sample};
 
 /// A daemon, killed when this is dropped.
 pub struct Daemon {
-    child: Child,
-    log: PathBuf,
+    pub process: Running,
     state: PathBuf,
-    /// Where builds are played to.
-    pub door: String,
     admin: String,
 }
 
@@ -28,59 +26,21 @@ pub struct Daemon {
 pub fn outhaul() -> Command {
     // Another one than was built just now, such as an installed one.
     let given = std::env::var_os("OUTHAUL_SOAK_BINARY");
-    let mut command = Command::new(given.unwrap_or_else(|| env!("CARGO_BIN_EXE_outhaul").into()));
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|n| n.starts_with("OUTHAUL_")) {
-            command.env_remove(name);
-        }
-    }
-    command
-        .env("HOME", "/nonexistent")
-        .env_remove("XDG_CONFIG_HOME")
-        .stdin(Stdio::null());
-    command
-}
-
-/// Starts a daemon, and gives it once its doors are open, with its log.
-pub async fn spawn(mut command: Command, log: &Path) -> (Child, String) {
-    let file = std::fs::File::create(log).expect("a log");
-    let mut child = command.stderr(file).spawn().expect("the daemon starts");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let text = std::fs::read_to_string(log).unwrap_or_default();
-        if text.contains("control socket") {
-            return (child, text);
-        }
-        let ended = child.try_wait().expect("it can be asked");
-        assert!(
-            ended.is_none() && Instant::now() < deadline,
-            "the daemon does not start: {ended:?}\n{text}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// What follows words in a log, up to the end of the line.
-pub fn said<'t>(log: &'t str, words: &str) -> &'t str {
-    let line = log.lines().find_map(|line| line.split_once(words));
-    line.map_or("", |(_, rest)| rest.trim())
+    clean(Command::new(
+        given.unwrap_or_else(|| env!("CARGO_BIN_EXE_outhaul").into()),
+    ))
 }
 
 /// Ends a process, and waits for it.
-pub async fn terminate(child: &mut Child, patience: Duration) -> Result<i32, String> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    if let Some(pid) = pid {
-        // It may have ended by itself.
-        let _ = kill_process(pid, Signal::TERM);
+pub async fn terminate(process: &mut Running, patience: Duration) -> Result<(), String> {
+    if process.is_running() {
+        process.signal(Signal::TERM);
     }
-    let deadline = Instant::now() + patience;
-    while Instant::now() < deadline {
-        if let Ok(Some(status)) = child.try_wait() {
-            return Ok(status.code().unwrap_or(-1));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    match tokio::time::timeout(patience, process.end()).await {
+        Ok(Some(0)) => Ok(()),
+        Ok(code) => Err(format!("it ended with {code:?}")),
+        Err(_) => Err(format!("it has not ended {patience:?} after SIGTERM")),
     }
-    Err(format!("it has not ended {patience:?} after SIGTERM"))
 }
 
 impl Daemon {
@@ -104,23 +64,16 @@ impl Daemon {
             .arg(format!("--remote-cache={}", world.cache.endpoint()))
             .arg(format!("--bes-backend={}", world.upstream_door()))
             .arg(format!("--state-dir={}", world.state().display()));
-        let log = world.dir.path().join(format!("log.{}", world.next_number()));
-        let (child, text) = spawn(command, &log).await;
+        let process = Running::serve(command).await;
+        let log = process.stderr();
+        let (_, admin) = log
+            .split_once("health and metrics on http://")
+            .expect("an address");
         Self {
-            child,
             state: world.state(),
-            door: format!("grpc://{}", said(&text, "listening for build events on ")),
-            admin: said(&text, "health and metrics on http://").to_owned(),
-            log,
+            admin: admin.lines().next().unwrap_or_default().to_owned(),
+            process,
         }
-    }
-
-    pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().is_ok_and(|ended| ended.is_none())
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     async fn metrics(&self) -> String {
@@ -147,13 +100,7 @@ impl Daemon {
             });
             values.sum::<f64>() as u64
         };
-        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let status = std::fs::read_to_string(proc.join("status")).unwrap_or_default();
-        let field = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let word = line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
-            word.and_then(|word| word.parse().ok()).unwrap_or(0)
-        };
+        let pid = self.process.id();
         let (mut bytes, mut files, mut journals) = (0, 0, 0);
         walk(&self.state, &mut |path, length| {
             bytes += length;
@@ -163,10 +110,10 @@ impl Daemon {
         });
         Sample {
             at: begun.elapsed().as_secs_f64(),
-            rss_kib: field("VmRSS"),
-            anon_kib: field("RssAnon"),
-            threads: field("Threads"),
-            descriptors: std::fs::read_dir(proc.join("fd")).map_or(0, |dir| dir.count() as u64),
+            rss_kib: status(pid, "VmRSS").unwrap_or(0),
+            anon_kib: status(pid, "RssAnon").unwrap_or(0),
+            threads: status(pid, "Threads").unwrap_or(0),
+            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |dir| dir.count() as u64),
             tasks: metric("outhaul_tasks"),
             state_kib: bytes / 1024,
             state_files: files,
@@ -213,20 +160,6 @@ impl Daemon {
                 ));
             }
         }
-    }
-
-    pub async fn end(&mut self, patience: Duration) -> Result<(), String> {
-        match terminate(&mut self.child, patience).await? {
-            0 => Ok(()),
-            code => Err(format!("the daemon ended with {code}")),
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     future::Future,
     path::{Path, PathBuf},
-    process::Child,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,16 +16,14 @@ use outhaul::{
     digest::Digest,
     embedded_cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
 };
+use outhaul_testkit::{PATIENCE, Running};
 use tokio::sync::Mutex;
 
-use super::daemon::{Daemon, outhaul, said, spawn, terminate};
+use super::daemon::{Daemon, outhaul, terminate};
 
 /// Output roots, and who builds at once.
 const ROOTS: usize = 24;
 const BUILDERS: usize = 5;
-/// Longest that a build may take: the daemon lets it go after 5 s, and the machine may be slow.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// What was done.
 #[derive(Default)]
 pub struct Counts {
@@ -41,17 +38,13 @@ pub struct Counts {
     failed: AtomicU64,
 }
 
-/// A second Outhaul that builds are passed on to.
-struct Upstream {
-    child: Option<Child>,
-}
-
 /// The cache, the output roots, and what goes on.
 pub struct World {
+    /// A second Outhaul that builds are passed on to; dropped before its directory.
+    upstream: Mutex<Option<Running>>,
     pub dir: tempfile::TempDir,
     pub cache: RunningCache,
     pub counts: Counts,
-    upstream: Mutex<Upstream>,
     upstream_socket: PathBuf,
     seed: u64,
     numbers: AtomicU64,
@@ -65,7 +58,7 @@ impl World {
             dir,
             cache: EmbeddedCache::builder().start().await.expect("a cache"),
             counts: Counts::default(),
-            upstream: Mutex::new(Upstream { child: None }),
+            upstream: Mutex::default(),
             seed,
             numbers: AtomicU64::new(seed << 20),
         };
@@ -122,7 +115,7 @@ impl World {
     pub fn load(self: &Arc<Self>, daemon: &Daemon, until: Instant) -> impl Future<Output = ()> + use<> {
         let mut tasks = tokio::task::JoinSet::new();
         for n in 0..BUILDERS {
-            let (world, door) = (self.clone(), daemon.door.clone());
+            let (world, door) = (self.clone(), daemon.process.door().to_owned());
             tasks.spawn(async move { world.builder(n, &door, until).await });
         }
         let world = self.clone();
@@ -258,15 +251,10 @@ impl World {
                 4 => vec!["why", &file],
                 _ => vec!["wait", &workspace, "--timeout=1s"],
             };
-            let mut command = tokio::process::Command::from(outhaul());
-            command
-                .args(args)
-                .arg(&state)
-                .stdout(std::process::Stdio::null())
-                .stderr(std::process::Stdio::null())
-                .kill_on_drop(true);
+            let mut command = outhaul();
+            command.args(args).arg(&state);
             // What is asked about may be gone; asking is the point.
-            let _ = tokio::time::timeout(PATIENCE, command.status()).await;
+            let _ = tokio::time::timeout(PATIENCE, Running::start(command).end()).await;
             count(&self.counts.commands);
             pause(&mut chance, 400, until).await;
         }
@@ -274,7 +262,7 @@ impl World {
 
     async fn upstream_up(&self) {
         let mut upstream = self.upstream.lock().await;
-        if upstream.child.is_some() {
+        if upstream.is_some() {
             return;
         }
         let _ = std::fs::remove_file(&self.upstream_socket);
@@ -293,22 +281,13 @@ impl World {
                 "--state-dir={}",
                 self.dir.path().join("upstream").display()
             ));
-        let log = self.dir.path().join("upstream.log");
-        let (child, text) = spawn(command, &log).await;
-        assert!(
-            !said(&text, "listening for build events on ").is_empty(),
-            "{text}"
-        );
-        upstream.child = Some(child);
+        *upstream = Some(Running::serve(command).await);
     }
 
     async fn upstream_down(&self) {
-        let mut upstream = self.upstream.lock().await;
-        if let Some(mut child) = upstream.child.take()
-            && terminate(&mut child, Duration::from_secs(30)).await.is_err()
-        {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(mut upstream) = self.upstream.lock().await.take() {
+            // One that does not end is killed.
+            let _ = terminate(&mut upstream, Duration::from_secs(30)).await;
         }
     }
 
@@ -324,7 +303,7 @@ impl World {
         let mut wrong = Vec::new();
         for n in 0..ROOTS {
             let build = self.build(n);
-            self.play(&build, &daemon.door, usize::MAX).await;
+            self.play(&build, daemon.process.door(), usize::MAX).await;
             let root = self.root(n);
             let differs = build.outputs().iter().filter(|output| {
                 let GeneratedContent::File(digest) = &output.content else {
@@ -369,15 +348,6 @@ impl World {
             of(&c.commands),
             of(&c.failed),
         )
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.upstream.get_mut().child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 

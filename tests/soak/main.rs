@@ -21,7 +21,7 @@ use std::{
 };
 
 use self::{
-    daemon::Daemon,
+    daemon::{Daemon, terminate},
     load::World,
     samples::{Bound, ENOUGH, Sample, leak, table},
 };
@@ -74,12 +74,12 @@ async fn soak(time: Duration, seed: u64) -> Vec<String> {
     for _ in 0..4 {
         let until = Instant::now() + time / 4;
         let load = world.load(&daemon, until);
-        while Instant::now() < until && daemon.is_running() {
+        while Instant::now() < until && daemon.process.is_running() {
             tokio::time::sleep(EVERY.min(until.saturating_duration_since(Instant::now()))).await;
             samples.push(daemon.sample(begun).await);
         }
         load.await;
-        if !daemon.is_running() {
+        if !daemon.process.is_running() {
             wrong.push("the daemon has ended by itself".to_owned());
             break;
         }
@@ -102,11 +102,11 @@ async fn soak(time: Duration, seed: u64) -> Vec<String> {
         wrong.push("there are too few quiet moments to compare".to_owned());
     }
     wrong.extend(world.last_builds(&daemon).await);
-    if let Err(reason) = daemon.end(ENDING).await {
+    if let Err(reason) = terminate(&mut daemon.process, ENDING).await {
         wrong.push(reason);
     }
     wrong.extend(world.left_over());
-    let log = daemon.log();
+    let log = daemon.process.stderr();
     for word in ["panicked", "this is a bug"] {
         wrong.extend(
             log.lines()
@@ -116,11 +116,11 @@ async fn soak(time: Duration, seed: u64) -> Vec<String> {
     }
     // It goes on from what it has left.
     let mut again = Daemon::start(&world).await;
-    if again.log().contains("quarantine") {
+    if again.process.stderr().contains("quarantine") {
         wrong.push("the record was not whole after a clean end".to_owned());
     }
     wrong.extend(world.last_builds(&again).await);
-    if let Err(reason) = again.end(ENDING).await {
+    if let Err(reason) = terminate(&mut again.process, ENDING).await {
         wrong.push(reason);
     }
     let played = world.counts.played.load(Ordering::Relaxed);
