@@ -39,6 +39,7 @@ use outhaul::{
     sources::SourceRule,
     transport::Endpoint,
 };
+use outhaul_testkit::{cpu, status};
 use prost::Message as _;
 
 type Failure = Box<dyn Error>;
@@ -71,7 +72,7 @@ fn main() -> Result<(), Failure> {
 /// What a stage has cost.
 struct Cost {
     wall: Duration,
-    cpu: Duration,
+    cpu: f64,
     peak: u64,
 }
 
@@ -79,36 +80,19 @@ struct Cost {
 fn cost(work: impl FnOnce() -> Result<(), Failure>) -> Result<Cost, Failure> {
     // Resets the high-water mark, where that is allowed.
     let _ = fs::write("/proc/self/clear_refs", "5");
-    let (memory, cpu, start) = (status("VmRSS:")?, cpu_time()?, Instant::now());
+    let pid = std::process::id();
+    let (before, cpu_before, start) = (memory("VmRSS")?, cpu(pid), Instant::now());
     work()?;
     Ok(Cost {
         wall: start.elapsed(),
-        cpu: cpu_time()?.saturating_sub(cpu),
-        peak: status("VmHWM:")?.saturating_sub(memory),
+        cpu: cpu(pid) - cpu_before,
+        peak: memory("VmHWM")?.saturating_sub(before),
     })
 }
 
 /// A field of this process's status, in bytes.
-fn status(field: &str) -> Result<u64, Failure> {
-    let text = fs::read_to_string("/proc/self/status")?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(field))
-        .ok_or("no such field")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
-}
-
-/// User and system time of this process, in steps of 10 ms.
-fn cpu_time() -> Result<Duration, Failure> {
-    let text = fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> = text
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(Duration::from_millis(ticks * 10))
+fn memory(field: &str) -> Result<u64, Failure> {
+    Ok(status(std::process::id(), field).ok_or("no such field")? << 10)
 }
 
 fn run(stage: &str, files: usize) -> Result<(), Failure> {
@@ -135,7 +119,7 @@ fn run(stage: &str, files: usize) -> Result<(), Failure> {
         std::io::stdout(),
         "| {stage} | {files} | {:.0} | {:.2} µs | {:.0} B |",
         files as f64 / spent.wall.as_secs_f64() / 1000.0,
-        per_file(spent.cpu.as_secs_f64() * 1e6),
+        per_file(spent.cpu * 1e6),
         per_file(spent.peak as f64),
     )?;
     Ok(())

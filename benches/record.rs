@@ -4,14 +4,7 @@
 //! size is told after a hundred builds that each change one file in a hundred. CPU time is the whole process's, the
 //! record's writer included.
 
-use std::{
-    error::Error,
-    fs,
-    io::Write as _,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{error::Error, fs, io::Write as _, path::Path, sync::Arc, time::Instant};
 
 use outhaul::{
     digest::{Digest, DigestFunction},
@@ -22,6 +15,7 @@ use outhaul::{
         TargetState,
     },
 };
+use outhaul_testkit::{cpu, status};
 
 type Failure = Box<dyn Error>;
 
@@ -60,7 +54,7 @@ fn scratch() -> std::io::Result<tempfile::TempDir> {
 fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
     let (record, _) = Record::open(dir)?;
     let root = record.root("/exec", 1, 2);
-    let before = memory("VmRSS:");
+    let before = memory("VmRSS");
     let clock = Clock::start();
     for target in 0..LARGE.0 {
         std::hint::black_box(rows(target, LARGE.1, "first", |_| 0));
@@ -80,8 +74,8 @@ fn large(dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
     writeln!(
         table,
         "| memory, MiB more; at its peak; most files pending; MiB on disk; dropped | {} | {}; {pending}; {}; {} |",
-        (memory("VmRSS:").saturating_sub(before)) >> 20,
-        memory("VmHWM:") >> 20,
+        (memory("VmRSS").saturating_sub(before)) >> 20,
+        memory("VmHWM") >> 20,
         record.size_on_disk().unwrap_or_default() >> 20,
         record.health().dropped_rows,
     )?;
@@ -288,50 +282,28 @@ fn concluded(row: OutputRow) -> OutputRow {
 
 struct Clock {
     began: Instant,
-    cpu: Duration,
+    cpu: f64,
 }
 
 impl Clock {
     fn start() -> Self {
         Self {
             began: Instant::now(),
-            cpu: cpu(),
+            cpu: cpu(std::process::id()),
         }
     }
 
     fn tell(&self, what: &str, files: usize) {
-        let each = |time: Duration| time.as_secs_f64() * 1e6 / files.max(1) as f64;
-        let (wall, cpu) = (each(self.began.elapsed()), each(cpu().saturating_sub(self.cpu)));
+        let each = |seconds: f64| seconds * 1e6 / files.max(1) as f64;
+        let wall = each(self.began.elapsed().as_secs_f64());
+        let cpu = each(cpu(std::process::id()) - self.cpu);
         let _ = writeln!(std::io::stdout(), "| {what} ({files}) | {wall:.2} | {cpu:.2} |");
     }
 }
 
-/// CPU time of this process, to a hundredth of a second.
-fn cpu() -> Duration {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let ticks: u64 = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|n| n.parse::<u64>().ok())
-        .sum();
-    Duration::from_millis(ticks * 10)
-}
-
 /// Bytes, by a line of the process's status.
 fn memory(line: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status.lines().find_map(|l| {
-        l.strip_prefix(line)?
-            .trim()
-            .strip_suffix(" kB")?
-            .parse::<u64>()
-            .ok()
-    });
-    kib.unwrap_or(0) << 10
+    status(std::process::id(), line).unwrap_or(0) << 10
 }
 
 fn du(dir: &Path) -> std::io::Result<u64> {

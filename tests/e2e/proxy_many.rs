@@ -6,7 +6,7 @@ use outhaul::{
     demo::{Setting, Shape, play},
     embedded_cache::EmbeddedCache,
 };
-use outhaul_testkit::eventually;
+use outhaul_testkit::{eventually, status};
 
 use crate::harness::{Daemon, Scratch, Upstream};
 
@@ -66,7 +66,7 @@ fn fifty_builds_of_two_thousand_targets_settle_in_bounded_memory() {
         }
         playing.join_all().await.into_iter().collect()
     });
-    let peak = memory(daemon.pid(), "VmHWM:");
+    let peak = status(daemon.pid(), "VmHWM").unwrap() << 10;
     assert!(peak > 0 && peak < MEMORY, "{} MiB at the highest", peak >> 20);
 
     let statuses = daemon.outhaul().json(dir.path(), "status", &["--limit", "100"]);
@@ -91,11 +91,11 @@ fn fifty_builds_of_two_thousand_targets_settle_in_bounded_memory() {
         assert_eq!(stream.len(), messages[id]);
     }
     runtime.block_on(cache.stop());
-    let peak = memory(daemon.pid(), "VmHWM:");
+    let peak = status(daemon.pid(), "VmHWM").unwrap() << 10;
     // What is known of the builds stays for some minutes; without giving anything back, all of it would.
     let mut idle = peak;
     eventually("memory goes back when nothing is left to do", || {
-        idle = memory(daemon.pid(), "VmRSS:");
+        idle = status(daemon.pid(), "VmRSS").unwrap() << 10;
         idle < peak / 100 * 85
     });
     eprintln!(
@@ -103,15 +103,4 @@ fn fifty_builds_of_two_thousand_targets_settle_in_bounded_memory() {
         peak >> 20,
         idle >> 20
     );
-}
-
-/// Resident memory of a process in bytes, at its highest (`VmHWM:` in proc(5)) or now (`VmRSS:`).
-fn memory(pid: u32, which: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(which))
-        .expect("the kernel tells it");
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
-    kib << 10
 }
