@@ -7,6 +7,7 @@ mod process;
 
 use std::{
     net::{SocketAddr, TcpListener},
+    panic::Location,
     path::Path,
     time::{Duration, Instant},
 };
@@ -34,6 +35,16 @@ pub async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     while !so().await {
         assert!(began.elapsed() < PATIENCE, "waited a minute in vain: {what}");
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What a future gives; panics if it takes longer than [`PATIENCE`].
+#[track_caller]
+pub fn in_time<T>(future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = Location::caller();
+    async move {
+        let ended = tokio::time::timeout(PATIENCE, future).await;
+        ended.unwrap_or_else(|_| panic!("hangs at {caller}"))
     }
 }
 

@@ -25,7 +25,7 @@ use outhaul::{
     sources::SourceRule,
     transport::Endpoint as CacheEndpoint,
 };
-use outhaul_testkit::{PATIENCE, Running, clean, finish, until};
+use outhaul_testkit::{Running, clean, finish, in_time, until};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject as _;
@@ -172,7 +172,7 @@ pub async fn publish_events(
         assert_eq!(acked, count);
         Ok(())
     };
-    tokio::time::timeout(PATIENCE, call).await.expect("hangs")
+    in_time(call).await
 }
 
 fn code(result: Result<(), Status>) -> Code {
@@ -431,9 +431,7 @@ async fn get(mut connection: impl AsyncRead + AsyncWrite + Unpin, path: &str, he
     connection.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     // A server that closes without TLS's word of it is an error.
-    let _ = tokio::time::timeout(PATIENCE, connection.read_to_end(&mut answer))
-        .await
-        .expect("hangs");
+    let _ = in_time(connection.read_to_end(&mut answer)).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
 

@@ -18,7 +18,7 @@ use outhaul::{
         publish_build_event_client::PublishBuildEventClient, stream_id::BuildComponent,
     },
 };
-use outhaul_testkit::{PATIENCE, Running, clean, finish, until};
+use outhaul_testkit::{PATIENCE, Running, clean, finish, in_time, until};
 use rustix::process::Signal;
 
 use crate::support::{World, outhaul, run};
@@ -227,6 +227,6 @@ async fn a_daemon_whose_log_nobody_reads_any_more_serves_and_ends() {
     world.assert_complete();
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
-    let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
-    assert_eq!(ended.expect("the daemon ends").unwrap().code(), Some(0));
+    let ended = in_time(child.wait()).await;
+    assert_eq!(ended.unwrap().code(), Some(0));
 }

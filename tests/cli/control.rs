@@ -8,7 +8,7 @@ use outhaul::{
     embedded_cache::{RequestFault, Rpc, Times},
     proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
 };
-use outhaul_testkit::{PATIENCE, Running, finish};
+use outhaul_testkit::{Running, finish, in_time};
 use tokio::net::UnixStream;
 use tonic::{
     Code, Streaming,
@@ -50,8 +50,8 @@ pub async fn watch(
 pub async fn all(mut events: Streaming<pb::WatchInvocationResponse>) -> Vec<Event> {
     let mut all = Vec::new();
     loop {
-        let next = tokio::time::timeout(PATIENCE, events.message()).await;
-        let Some(message) = next.expect("hangs").unwrap() else {
+        let next = in_time(events.message()).await;
+        let Some(message) = next.unwrap() else {
             break;
         };
         all.push(message.event.unwrap());
@@ -79,8 +79,7 @@ async fn a_watch_tells_every_target_and_output_and_of_a_settled_build_its_target
     let mut live = watch(&mut client, Some(next)).await;
     world.play(&world.build, server.door()).await;
     // Outputs are told from here on.
-    let first = tokio::time::timeout(PATIENCE, live.message()).await;
-    let first = first.expect("hangs").unwrap().unwrap().event;
+    let first = in_time(live.message()).await.unwrap().unwrap().event;
     assert!(matches!(first, Some(Event::Invocation(_))), "{first:#?}");
     unblock(&world);
     let live = all(live).await;
@@ -230,8 +229,8 @@ async fn metadata_is_answered_before_a_byte_is_there() {
     let mut events = watch(&mut client, by_id(&id)).await;
     let mut known = BTreeSet::new();
     while known.len() < 3 {
-        let message = tokio::time::timeout(PATIENCE, events.message()).await;
-        if let Some(Event::TargetKnown(target)) = message.expect("hangs").unwrap().unwrap().event
+        let message = in_time(events.message()).await;
+        if let Some(Event::TargetKnown(target)) = message.unwrap().unwrap().event
             && ["//app:app", "//lib:lib", "//assets:tree"].contains(&&*target.label)
         {
             known.insert(target.label);

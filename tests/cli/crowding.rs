@@ -3,7 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use outhaul::proto::outhaul::v1::{ListInvocationsRequest, watch_invocation_response::Event};
-use outhaul_testkit::{PATIENCE, Running, clean};
+use outhaul_testkit::{Running, clean, in_time};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
@@ -46,7 +46,7 @@ async fn held_connections_at_every_door_keep_nobody_out_and_leave_files_for_buil
         }
         for socket in ["bes.sock", "state/control.sock"] {
             let connecting = UnixStream::connect(world.path(socket));
-            unix.push(tokio::time::timeout(PATIENCE, connecting).await.unwrap().unwrap());
+            unix.push(in_time(connecting).await.unwrap());
         }
     }
     let pid = server.id();
@@ -61,11 +61,11 @@ async fn held_connections_at_every_door_keep_nobody_out_and_leave_files_for_buil
     probe.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     let reading = probe.read_to_string(&mut answer);
-    tokio::time::timeout(PATIENCE, reading).await.unwrap().unwrap();
+    in_time(reading).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let mut control = client(&world).await;
     let listed = control.list_invocations(ListInvocationsRequest::default());
-    let listed = tokio::time::timeout(PATIENCE, listed).await.unwrap().unwrap();
+    let listed = in_time(listed).await.unwrap();
     assert_eq!(listed.into_inner().invocations.len(), 1);
 }
 

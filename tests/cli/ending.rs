@@ -9,7 +9,7 @@ use outhaul::{
     demo::play,
     embedded_cache::{RequestFault, Rpc, Times},
 };
-use outhaul_testkit::{PATIENCE, Running, clean, finish, until};
+use outhaul_testkit::{Running, clean, finish, in_time, until};
 use rustix::process::Signal;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
@@ -67,10 +67,7 @@ async fn a_cache_that_hangs_and_clients_that_are_held_do_not_keep_it() {
         .unwrap();
     until("the cache is asked", async || world.cache.faults().fired() > 0).await;
     ends(server).await;
-    tokio::time::timeout(PATIENCE, client)
-        .await
-        .expect("the client is let go")
-        .unwrap();
+    in_time(client).await.unwrap();
     unblock(&world);
     is_completed_by_the_next(&world, &[]).await;
 }
@@ -95,10 +92,7 @@ async fn an_upstream_service_that_hangs_does_not_keep_it() {
     .await;
     ends(server).await;
     accepting.abort();
-    tokio::time::timeout(PATIENCE, client)
-        .await
-        .expect("the client is let go")
-        .unwrap();
+    in_time(client).await.unwrap();
     let kept = std::fs::read_dir(world.path("state/journal"))
         .unwrap()
         .flatten()
@@ -149,10 +143,7 @@ async fn an_output_tree_that_hangs_does_not_keep_it() {
     })
     .await;
     ends(server).await;
-    tokio::time::timeout(PATIENCE, client)
-        .await
-        .expect("the client is let go")
-        .unwrap();
+    in_time(client).await.unwrap();
     is_completed_by_the_next(&world, &[]).await;
 }
 

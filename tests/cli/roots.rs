@@ -12,7 +12,7 @@ use outhaul::{
         stream_id::BuildComponent,
     },
 };
-use outhaul_testkit::{PATIENCE, Running, clean};
+use outhaul_testkit::{Running, clean, in_time};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::StreamExt as _;
 use tonic::Status;
@@ -86,7 +86,7 @@ async fn most_open(files: usize) -> usize {
     for n in 0..ROOTS {
         let id = filled.invocation_id(n as u64);
         let played = play(server.door(), &id, &id, filled.events(&setting(&world, n), &id));
-        tokio::time::timeout(PATIENCE, played).await.unwrap().unwrap();
+        in_time(played).await.unwrap();
         // Acknowledged, so all of it is there.
         assert_complete(&world, &filled, n);
         most = most.max(files_of(&server));
@@ -176,17 +176,17 @@ async fn builds_whose_clients_are_lost_keep_no_descriptors_while_they_wait_for_t
     let mut most = 0;
     for (n, (id, events)) in builds.iter().enumerate() {
         let half = events[..events.len() / 2].to_vec();
-        let sent = tokio::time::timeout(PATIENCE, send(server.door(), id, half, false)).await;
-        sent.unwrap()
-            .unwrap_or_else(|status| panic!("client {n}: {status}"));
+        let sent = in_time(send(server.door(), id, half, false)).await;
+        sent.unwrap_or_else(|status| panic!("client {n}: {status}"));
         most = most.max(files_of(&server));
     }
     assert!(most < LOST * 3 / 2, "{most} files are open");
     // Some come back.
     for n in [0, LOST / 2, LOST - 1] {
         let (id, events) = &builds[n];
-        let sent = tokio::time::timeout(PATIENCE, send(server.door(), id, events.clone(), true)).await;
-        sent.unwrap().unwrap();
+        in_time(send(server.door(), id, events.clone(), true))
+            .await
+            .unwrap();
         assert_complete(&world, &filled, n);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::{Router, extract::State};
 use outhaul::{demo::GeneratedBuild, embedded_cache::EmbeddedCache};
-use outhaul_testkit::{PATIENCE, Ran, Running, finish};
+use outhaul_testkit::{Ran, Running, finish, in_time};
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -333,8 +333,7 @@ async fn get(address: &str, path: &str, token: &str) -> String {
     );
     connection.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    let read = tokio::time::timeout(PATIENCE, connection.read_to_string(&mut answer)).await;
-    read.expect("hangs").unwrap();
+    in_time(connection.read_to_string(&mut answer)).await.unwrap();
     answer
 }
 

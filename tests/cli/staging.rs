@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use outhaul::embedded_cache::{BlobFault, RequestFault, Rpc, Times};
-use outhaul_testkit::{PATIENCE, Ran, Running, finish, until};
+use outhaul_testkit::{Ran, Running, finish, in_time, until};
 
 use crate::support::{World, outhaul, run};
 
@@ -367,12 +367,7 @@ async fn a_build_that_still_runs_is_not_staged_from() {
         send.send(request.clone()).await.unwrap();
     }
     drop(send);
-    while tokio::time::timeout(PATIENCE, acks.message())
-        .await
-        .unwrap()
-        .unwrap()
-        .is_some()
-    {}
+    while in_time(acks.message()).await.unwrap().is_some() {}
     stage(&world, &to, &["--invocation", &id]).await.expect(0);
 }
 

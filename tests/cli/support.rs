@@ -11,7 +11,7 @@ use outhaul::{
     digest::Digest,
     embedded_cache::{Builder, EmbeddedCache, RunningCache},
 };
-use outhaul_testkit::{PATIENCE, Ran, Running, clean, finish};
+use outhaul_testkit::{Ran, Running, clean, finish, in_time};
 
 /// The binary, without anything of the caller's environment that concerns it.
 pub fn outhaul() -> Command {
@@ -126,7 +126,7 @@ impl World {
     pub async fn play(&self, build: &GeneratedBuild, door: &str) {
         let (invocation, build_id) = (build.invocation_id(), build.build_id());
         let played = play(door, &invocation, &build_id, build.events());
-        tokio::time::timeout(PATIENCE, played).await.unwrap().unwrap();
+        in_time(played).await.unwrap();
     }
 }
 

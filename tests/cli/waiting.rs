@@ -3,7 +3,7 @@
 use std::{process::Stdio, time::Duration};
 
 use outhaul::embedded_cache::{RequestFault, Rpc, Times};
-use outhaul_testkit::{PATIENCE, Ran, finish};
+use outhaul_testkit::{Ran, finish, in_time};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{
@@ -49,8 +49,8 @@ impl Waiting {
     }
 
     async fn next(&mut self) -> Value {
-        let line = tokio::time::timeout(PATIENCE, self.lines.next_line()).await;
-        let line = line.expect("hangs").unwrap().expect("ended early");
+        let line = in_time(self.lines.next_line()).await;
+        let line = line.unwrap().expect("ended early");
         serde_json::from_str(&line).unwrap()
     }
 
@@ -69,9 +69,9 @@ impl Waiting {
     async fn end(mut self) -> Value {
         let result = self.hear("result").await;
         assert!(self.lines.next_line().await.unwrap().is_none());
-        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let status = in_time(self.child.wait()).await;
         assert_eq!(
-            status.unwrap().unwrap().code().map(Value::from),
+            status.unwrap().code().map(Value::from),
             Some(result["exit_code"].clone())
         );
         result

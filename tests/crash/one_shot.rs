@@ -9,7 +9,7 @@ use std::{
 };
 
 use outhaul::chance::Chance;
-use outhaul_testkit::{PATIENCE, Running, finish, until};
+use outhaul_testkit::{Running, finish, in_time, until};
 
 use crate::{
     build::Build,
@@ -28,8 +28,7 @@ async fn settled(seed: u64, builds: u64) -> (World, Vec<Build>) {
         let mut dice = world.dice.clone();
         let client = Client::new(world.builds.next(&mut dice));
         world.dice = dice;
-        let sent = tokio::time::timeout(PATIENCE, client.send(server.door(), Duration::ZERO)).await;
-        sent.expect("in time").unwrap();
+        in_time(client.send(server.door(), Duration::ZERO)).await.unwrap();
         built.push((*client.build).clone());
     }
     server.signal(rustix::process::Signal::TERM);
@@ -276,10 +275,7 @@ async fn a_killed_run_leaves_whole_files_and_the_next_one_ends_right() {
                 fs::write(dir.join("end"), "").unwrap();
                 world.assert_whole();
             } else {
-                tokio::time::timeout(PATIENCE, sending)
-                    .await
-                    .expect("in time")
-                    .unwrap();
+                in_time(sending).await.unwrap();
                 usual = (usual * 3 + began.elapsed()) / 4;
                 fs::write(dir.join("end"), "").unwrap();
                 world.assert_complete(&client.build);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use outhaul_testkit::{PATIENCE, Running};
+use outhaul_testkit::{PATIENCE, Running, in_time};
 
 use crate::{
     client::Client,
@@ -132,8 +132,8 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     }
     if !client.is_done() && dice.happens(0.5) {
         // The build tool lives, and comes back with what it knows of no acknowledgement for.
-        let sent = tokio::time::timeout(PATIENCE, client.send(&door, Duration::ZERO)).await;
-        sent.expect("acknowledged in time")
+        in_time(client.send(&door, Duration::ZERO))
+            .await
             .unwrap_or_else(|e| panic!("world {}: {e}", world.seed));
         world.assert_complete(&client.build);
     } else {
@@ -166,8 +166,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     };
     let client = Client::new(next);
     let began = Instant::now();
-    let sent = tokio::time::timeout(PATIENCE, client.send(&door, pause)).await;
-    sent.expect("acknowledged in time").unwrap();
+    in_time(client.send(&door, pause)).await.unwrap();
     spans.build = mean(spans.build, began.elapsed());
     counts.builds += 1;
     world.assert_complete(&client.build);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use outhaul::chance::Chance;
-use outhaul_testkit::{PATIENCE, Running};
+use outhaul_testkit::{PATIENCE, Running, in_time};
 
 use crate::{
     client::Client,
@@ -144,8 +144,7 @@ async fn whatever_the_state_directory_is_like_nothing_false_is_said_and_the_next
                 .await
                 .unwrap();
             dice.number();
-            let ended = tokio::time::timeout(PATIENCE, sent).await;
-            ended.expect("in time").unwrap().unwrap();
+            in_time(sent).await.unwrap().unwrap();
             drop(server);
             world.assert_complete(&client.build);
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use outhaul::embedded_cache::{RequestFault, Rpc, Times};
-use outhaul_testkit::{PATIENCE, Running, finish, until};
+use outhaul_testkit::{PATIENCE, Running, finish, in_time, until};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -107,18 +107,11 @@ async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_
     world.cache.faults().clear();
     let newer = Client::new(world.builds.next(&mut dice));
     let began = Instant::now();
-    tokio::time::timeout(PATIENCE, newer.send(second.door(), Duration::ZERO))
-        .await
-        .expect("in time")
-        .unwrap();
+    in_time(newer.send(second.door(), Duration::ZERO)).await.unwrap();
     assert!(began.elapsed() < PATIENCE / 4, "nobody waits for the older one");
     world.assert_complete(&newer.build);
     // The older one's bytes come, and go nowhere; its client is let go.
-    tokio::time::timeout(PATIENCE, sent)
-        .await
-        .expect("in time")
-        .unwrap()
-        .unwrap();
+    in_time(sent).await.unwrap().unwrap();
     world.assert_complete(&newer.build);
     let log = first.logged("another outhaul process, pid").await;
     assert!(log.contains("(outhaul serve)"), "{log}");
@@ -143,10 +136,7 @@ async fn a_build_that_is_passed_on_to_another_daemon_is_followed_by_both() {
     let first = Running::serve(command).await;
     for _ in 0..3 {
         let client = Client::new(world.builds.next(&mut dice));
-        tokio::time::timeout(PATIENCE, client.send(first.door(), Duration::ZERO))
-            .await
-            .expect("in time")
-            .unwrap();
+        in_time(client.send(first.door(), Duration::ZERO)).await.unwrap();
         world.assert_complete(&client.build);
         for state in ["state", "other"] {
             let ran = finish(world.command_in(state, &["status", "--json", &client.build.invocation_id]));
@@ -172,10 +162,7 @@ async fn what_a_stopped_process_places_after_the_end_of_a_newer_build_is_put_rig
     let placing = world.placing();
     let began = Instant::now();
     let newer = Client::new(world.builds.next(&mut dice));
-    tokio::time::timeout(PATIENCE, newer.send(server.door(), Duration::ZERO))
-        .await
-        .expect("in time")
-        .unwrap();
+    in_time(newer.send(server.door(), Duration::ZERO)).await.unwrap();
     assert!(began.elapsed() > Duration::from_secs(5), "it was not held");
     world.assert_complete(&newer.build);
     server
@@ -231,16 +218,15 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
             let pause = Duration::from_millis(1000 + dice.below(1500));
             world.place_late(&newer.build, pause, dice.below(30) as usize)
         });
-        let done =
-            tokio::time::timeout(PATIENCE, newer.send(servers[1 - first].door(), Duration::ZERO)).await;
-        done.expect("in time")
+        in_time(newer.send(servers[1 - first].door(), Duration::ZERO))
+            .await
             .unwrap_or_else(|e| panic!("world {seed}: {e}"));
         if let Some(late) = late {
             late.await.unwrap();
         }
         world.assert_complete(&newer.build);
-        let done = tokio::time::timeout(PATIENCE, sent).await;
-        done.expect("in time")
+        in_time(sent)
+            .await
             .unwrap()
             .unwrap_or_else(|e| panic!("world {seed}: {e}"));
         world.assert_complete(&newer.build);
