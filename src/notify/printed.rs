@@ -95,3 +95,27 @@ impl Printed {
         tokio::spawn(async move { tokio::time::timeout(rest, self.read()).await });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::{super::document::Event, *};
+
+    #[tokio::test]
+    async fn what_is_printed_beyond_the_limit_is_read_and_counted_but_not_logged() {
+        let document = Document {
+            event: Event::InvocationSettled,
+            invocation_id: "i".to_owned(),
+            delivery: "d".to_owned(),
+            body: "{}".into(),
+        };
+        let (mut printed, mut writer) = Printed::pipe(&document).unwrap();
+        // Far more than the pipe holds.
+        let printing = std::thread::spawn(move || writer.write_all("much\n".repeat(1 << 16).as_bytes()));
+        printed.read().await;
+        printing.join().unwrap().unwrap();
+        let printed = (printed.logged, printed.left_out);
+        assert_eq!(printed, (LOGGED, (5 << 16) - LOGGED as u64));
+    }
+}

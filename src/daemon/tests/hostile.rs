@@ -340,6 +340,35 @@ async fn whatever_is_cleaned_moved_or_swapped_a_build_fills_the_bazel_out_that_i
 }
 
 #[tokio::test]
+async fn a_bazel_out_that_comes_after_a_builds_client_was_lost_gets_none_of_its_outputs() {
+    for broken in [false, true] {
+        let mut f = Fixture::new(false).await;
+        f.stall();
+        let good = f.cache.store().put("good");
+        let out = f.exec_root().join("bazel-out");
+        fs::create_dir(&out).unwrap();
+        f.set("0", vec![of("late", Content::Blob(good))], &[]).await;
+        f.complete("//:late", &["0"]).await;
+        let end = StreamEnd::Broken("the client did not reconnect".to_owned());
+        if broken {
+            f.rooms.engine.ended(&f.key, end.clone()).await;
+        } else {
+            f.rooms.engine.lost(&f.key).await;
+        }
+        let (_, pending) = f.rooms.engine.snapshot(&f.key.invocation_id).await.unwrap();
+        assert_eq!(pending, 1);
+        fs::rename(&out, f.exec_root().join("cleaned")).unwrap();
+        fs::create_dir(&out).unwrap();
+        f.rooms.engine.ended(&f.key, end).await;
+        f.cache.faults().clear();
+        f.cache.faults().sever_connections();
+        let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+        assert_eq!(settled.failed, 1, "{broken}: {settled:?}");
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test]
 async fn exec_roots_that_are_not_ours_get_nothing() {
     let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
     let roots = [
