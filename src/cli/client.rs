@@ -267,7 +267,7 @@ impl Client {
                 let answer = client
                     .list_invocations(pb::ListInvocationsRequest { limit })
                     .await;
-                Ok(answer.map_err(failure_of)?.into_inner().invocations)
+                Ok(answer.map_err(failure)?.into_inner().invocations)
             }
             Self::Here(service, _) => Ok(service.invocations(limit).await),
         }
@@ -289,7 +289,7 @@ impl Client {
                 let answer = client
                     .get_invocation(request)
                     .await
-                    .map_err(failure_of)?
+                    .map_err(failure)?
                     .into_inner();
                 Ok((answer.invocation.ok_or_else(missing)?, answer.targets))
             }
@@ -305,9 +305,9 @@ impl Client {
                     ..pb::BatchStatRequest::default()
                 };
                 let answer = client.batch_stat(request).await;
-                Ok(answer.map_err(failure_of)?.into_inner().outputs)
+                Ok(answer.map_err(failure)?.into_inner().outputs)
             }
-            Self::Here(service, _) => service.stat(paths, "").await.map_err(failure_of),
+            Self::Here(service, _) => service.stat(paths, "").await.map_err(failure),
         }
     }
 
@@ -315,7 +315,7 @@ impl Client {
         match self {
             Self::Daemon(client) => {
                 let answer = client.why(pb::WhyRequest { paths }).await;
-                Ok(answer.map_err(failure_of)?.into_inner().answers)
+                Ok(answer.map_err(failure)?.into_inner().answers)
             }
             Self::Here(service, _) => Ok(service.why(paths).await),
         }
@@ -342,7 +342,7 @@ impl Client {
         match self {
             Self::Daemon(client) => {
                 let answer = client.materialize(pb::OutputsRequest { paths }).await;
-                Ok(answer.map_err(failure_of)?.into_inner().results)
+                Ok(answer.map_err(failure)?.into_inner().results)
             }
             Self::Here(service, _) => Ok(service.materialize(paths).await),
         }
@@ -361,17 +361,13 @@ impl Client {
                     invocation_id: id.to_owned(),
                     class: class.into(),
                 };
-                let mut outputs = client
-                    .list_outputs(request)
-                    .await
-                    .map_err(failure_of)?
-                    .into_inner();
-                while let Some(output) = outputs.message().await.map_err(failure_of)? {
+                let mut outputs = client.list_outputs(request).await.map_err(failure)?.into_inner();
+                while let Some(output) = outputs.message().await.map_err(failure)? {
                     each(output)?;
                 }
             }
             Self::Here(service, _) => {
-                let mut outputs = service.outputs(id, class).await.map_err(failure_of)?;
+                let mut outputs = service.outputs(id, class).await.map_err(failure)?;
                 while let Some(output) = outputs.recv().await {
                     each(output)?;
                 }
@@ -401,13 +397,13 @@ fn lost(status: Status) -> Lost {
         | Code::PermissionDenied
         | Code::InvalidArgument
         | Code::Unimplemented
-        | Code::NotFound => Lost::Refused(failure_of(status)),
+        | Code::NotFound => Lost::Refused(failure(status)),
         _ => Lost::Connection(status.message().to_owned()),
     }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the shape that map_err takes")]
-fn failure_of(status: tonic::Status) -> Failure {
+fn failure(status: tonic::Status) -> Failure {
     match status.code() {
         tonic::Code::NotFound => Failure::not_found(status.message()),
         code => {

@@ -16,7 +16,7 @@ use super::{
     exit::Failure,
     paths::special,
     print, runtime,
-    stage::{WhichArgs, failure_of},
+    stage::{WhichArgs, failure},
 };
 use crate::{
     builds::StreamKey,
@@ -130,7 +130,7 @@ async fn find(
     let id = match planned {
         Ok(planned) => planned.invocation_id,
         // Nothing to stage is no reason not to carry it elsewhere: its targets and its end are told too.
-        Err(status) => nothing_of(&status).ok_or_else(|| failure_of(&status))?,
+        Err(status) => nothing_of(&status).ok_or_else(|| failure(&status))?,
     };
     let (row, _) = client.invocation(&id).await?;
     Ok(InvocationRow {

@@ -9,7 +9,7 @@ use super::{
     exit,
     exit::Failure,
     print, runtime,
-    stage::{WhichArgs, WishArgs, failure_of, text},
+    stage::{WhichArgs, WishArgs, failure, text},
 };
 use crate::{control::staging, printable::printable, proto::outhaul::v1 as pb};
 
@@ -44,7 +44,7 @@ pub(super) fn main(args: &IsStagedArgs) -> Result<u8, Failure> {
     // The staged directory alone is enough: neither a daemon nor the record is needed.
     let answer = runtime()?
         .block_on(staging::is_staged(request))
-        .map_err(|status| failure_of(&status))?;
+        .map_err(|status| failure(&status))?;
     let mut out = print::out();
     if args.json {
         let value = json!({

@@ -197,14 +197,14 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
 async fn stage(args: &StageArgs, client: &mut Client, request: pb::StageRequest) -> Result<u8, Failure> {
     let (response, rest) = match client {
         Client::Daemon(client) => {
-            let answer = client.stage(request).await.map_err(|s| failure_of(&s))?;
+            let answer = client.stage(request).await.map_err(|s| failure(&s))?;
             (answer.into_inner(), None)
         }
         Client::Here(service, _) => {
             let answered = service
                 .begin_stage(request, &CancellationToken::new())
                 .await
-                .map_err(|s| failure_of(&s))?;
+                .map_err(|s| failure(&s))?;
             if args.wait_all {
                 (answered.finish().await, None)
             } else {
@@ -311,7 +311,7 @@ fn output_json(output: &pb::StagedOutput) -> Value {
 }
 
 /// What a status means to a script.
-pub(super) fn failure_of(status: &Status) -> Failure {
+pub(super) fn failure(status: &Status) -> Failure {
     match status.code() {
         tonic::Code::NotFound => Failure::not_found(status.message()),
         tonic::Code::InvalidArgument => Failure::usage(status.message()),

@@ -27,6 +27,14 @@ impl Drop for Unharmed {
     }
 }
 
+/// Does what blocks. A panic is a bug, and keeps no daemon from starting.
+pub(super) async fn blocking(what: &str, doing: impl FnOnce() + Send + 'static) {
+    let done = tokio::task::spawn_blocking(doing).await;
+    if done.is_err_and(|error| error.is_panic()) {
+        tracing::error!("{what} panicked; this is a bug in outhaul");
+    }
+}
+
 /// Goes on from the journal.
 pub(super) async fn recover(events: &BesService, journal: Option<&Journal>) {
     // Anyone who ends the daemon while it starts has not died of a build.
@@ -43,7 +51,7 @@ pub(super) async fn recover(events: &BesService, journal: Option<&Journal>) {
 /// Sets aside journals that the daemon died of, and says so in the log and with their builds.
 pub(super) async fn set_aside(rooms: &Rooms, journal: &Journal) {
     let (rooms, journal) = (rooms.clone(), journal.clone());
-    let done = tokio::task::spawn_blocking(move || {
+    blocking("setting journals aside", move || {
         let all = match journal.set_aside() {
             Ok(all) => all,
             Err(error) => return tracing::error!("failed to read the journal: {error}"),
@@ -58,10 +66,8 @@ pub(super) async fn set_aside(rooms: &Rooms, journal: &Journal) {
                 rooms.record.put_invocation(&row);
             }
         }
-    });
-    if done.await.is_err() {
-        tracing::error!("setting journals aside panicked; this is a bug in outhaul");
-    }
+    })
+    .await;
 }
 
 /// Removes temporary files that dead processes left in the output roots that the record knows.
@@ -71,7 +77,7 @@ pub(super) async fn sweep(record: &Record) {
         .into_iter()
         .map(|(_, row)| PathBuf::from(row.path))
         .collect();
-    let swept = tokio::task::spawn_blocking(move || {
+    blocking("sweeping", move || {
         for root in roots {
             match OutputRoot::open(&root, false).and_then(|root| root.sweep()) {
                 Ok(0) => {}
@@ -81,25 +87,21 @@ pub(super) async fn sweep(record: &Record) {
                 }
             }
         }
-    });
-    if swept.await.is_err_and(|e| e.is_panic()) {
-        tracing::error!("sweeping panicked; this is a bug in outhaul");
-    }
+    })
+    .await;
 }
 
 /// Invocations that a process before this one did not see settle have broken off, unless the journal goes on with
 /// them now.
 pub(super) async fn interrupt_stale(record: &Record) {
     let record = record.clone();
-    let marked = tokio::task::spawn_blocking(move || {
+    blocking("looking for interrupted builds", move || {
         for mut row in record.invocations(usize::MAX) {
             if !row.state.is_over() {
                 row.state = InvocationState::Interrupted;
                 record.put_invocation(&row);
             }
         }
-    });
-    if marked.await.is_err_and(|e| e.is_panic()) {
-        tracing::error!("looking for interrupted builds panicked; this is a bug in outhaul");
-    }
+    })
+    .await;
 }

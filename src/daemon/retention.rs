@@ -5,6 +5,7 @@ use std::{collections::HashSet, os::unix::fs::MetadataExt as _, sync::Arc, time:
 
 use tokio_util::sync::CancellationToken;
 
+use super::recovery::blocking;
 use crate::{
     journal::{self, Journal, JournalError},
     record::{self, RetentionPlan, RootId},
@@ -98,13 +99,11 @@ pub(super) async fn keep(
 ) {
     loop {
         let (record, journal, roots) = (record.clone(), journal.clone(), roots.clone());
-        let done = tokio::task::spawn_blocking(move || {
+        blocking("deleting old builds", move || {
             forget(&record, journal.as_ref(), retention);
             roots.give_up_gone();
-        });
-        if done.await.is_err_and(|error| error.is_panic()) {
-            tracing::error!("deleting old builds panicked; this is a bug in outhaul");
-        }
+        })
+        .await;
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep((retention.max_age / 4).clamp(LOOK_OFTEN, LOOK)) => {}

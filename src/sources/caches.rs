@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use super::{
@@ -104,7 +104,7 @@ impl Sources {
     pub fn set_rule(&self, rule: SourceRule) {
         *self.rule.write().unwrap_or_else(PoisonError::into_inner) = rule;
         // They may hold credentials that do not count any more.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.lock().clear();
     }
 
     /// The function of digests whose build does not tell which it is.
@@ -169,21 +169,7 @@ impl Sources {
     /// # Errors
     /// When nothing is recorded, it is not allowed, or it cannot be used.
     pub fn of_record(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, SourceError> {
-        match &self.rule() {
-            SourceRule::Fixed(cache) => Ok(named(cache)),
-            SourceRule::FromBuild { template, allowed } => {
-                let options = recorded(template, endpoint, instance_name)?;
-                check(allowed.as_deref(), &options.connect.endpoint)?;
-                let key = key(endpoint, instance_name);
-                {
-                    let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(cache) = open.get(&key) {
-                        return Ok(cache.clone());
-                    }
-                }
-                self.open(key, options)
-            }
-        }
+        self.recorded(endpoint, instance_name, false)
     }
 
     /// The cache of a build that somebody else has written down. Its word is not enough to send credentials anywhere:
@@ -192,22 +178,44 @@ impl Sources {
     /// # Errors
     /// When it names no cache, one that is not allowed, or one that credentials would go to.
     pub fn of_import(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, SourceError> {
-        match &self.rule() {
-            SourceRule::Fixed(cache) => Ok(named(cache)),
-            SourceRule::FromBuild { template, allowed } => {
-                let options = recorded(template, endpoint, instance_name)?;
-                check(allowed.as_deref(), &options.connect.endpoint)?;
-                if allowed.is_none() && has_credentials(&options) {
-                    return Err(SourceError::NotConfirmed(options.connect.endpoint));
-                }
-                // Never one that a build of here has opened with its own credentials.
-                self.open(format!("import {}", key(endpoint, instance_name)), options)
-            }
+        self.recorded(endpoint, instance_name, true)
+    }
+
+    fn recorded(
+        &self,
+        endpoint: &str,
+        instance_name: &str,
+        imported: bool,
+    ) -> Result<SourceCache, SourceError> {
+        let (template, allowed) = match self.rule() {
+            SourceRule::Fixed(cache) => return Ok(named(&cache)),
+            SourceRule::FromBuild { template, allowed } => (template, allowed),
+        };
+        if endpoint.is_empty() {
+            return Err(SourceError::NotRecorded);
         }
+        let mut options = *template;
+        options.connect.endpoint = Endpoint::parse("--remote-cache", endpoint)?;
+        instance_name.clone_into(&mut options.instance_name);
+        check(allowed.as_deref(), &options.connect.endpoint)?;
+        let key = key(endpoint, instance_name);
+        if imported {
+            if allowed.is_none() && has_credentials(&options) {
+                return Err(SourceError::NotConfirmed(options.connect.endpoint));
+            }
+            // Never one that a build of here has opened with its own credentials.
+            return self.open(format!("import {key}"), options);
+        }
+        let known = self.lock().get(&key).cloned();
+        known.map_or_else(|| self.open(key, options), Ok)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, SourceCache>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open(&self, key: String, options: RemoteOptions) -> Result<SourceCache, SourceError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.lock();
         // Another build may come with other credentials for the same place.
         if let Some(cache) = open.get(&key).filter(|cache| {
             let store = cache.store.as_ref();
@@ -224,21 +232,6 @@ impl Sources {
 
 fn key(endpoint: &str, instance_name: &str) -> String {
     format!("{endpoint} {instance_name}")
-}
-
-/// Options for what is written down of a cache.
-fn recorded(
-    template: &RemoteOptions,
-    endpoint: &str,
-    instance_name: &str,
-) -> Result<RemoteOptions, SourceError> {
-    if endpoint.is_empty() {
-        return Err(SourceError::NotRecorded);
-    }
-    let mut options = template.clone();
-    options.connect.endpoint = Endpoint::parse("--remote-cache", endpoint)?;
-    instance_name.clone_into(&mut options.instance_name);
-    Ok(options)
 }
 
 fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), SourceError> {
