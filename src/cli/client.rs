@@ -16,6 +16,7 @@ use tonic::{
 use super::{exit::Failure, run::own_states};
 use crate::{
     access::Token,
+    bep::commands::has_outputs,
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs},
     control::{Heard, Service},
     daemon::Rooms,
@@ -213,7 +214,8 @@ impl Client {
         }
         let rows = self.invocations(NEWEST).await.ok()?;
         let of_it = |row: &&pb::Invocation| workspace.is_empty() || row.workspace == workspace;
-        rows.iter().filter(of_it).map(|row| row.started_ms).max()
+        let of_it = rows.iter().filter(|row| has_outputs(&row.command)).filter(of_it);
+        of_it.map(|row| row.started_ms).max()
     }
 
     /// This process, since no daemon answers: opens the record, unless another one was asked for. The failure tells

@@ -50,7 +50,7 @@ impl Service {
         Ok(answer.await.unwrap_or_default())
     }
 
-    /// An invocation, the newest for an empty id.
+    /// An invocation, the newest build for an empty id.
     async fn named_row(&self, id: &str) -> Result<InvocationRow, Status> {
         self.row_of(id).await.ok_or_else(|| match id {
             "" => Status::not_found("no invocations are recorded"),
@@ -58,7 +58,7 @@ impl Service {
         })
     }
 
-    /// Every recorded output of an invocation's root, the newest invocation's for an empty id; of one class, if given.
+    /// Every recorded output of an invocation's root, the newest build's for an empty id; of one class, if given.
     /// Answers through the channel, which holds it back.
     ///
     /// # Errors
