@@ -183,15 +183,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     }
     notify_ready();
 
-    // It ends by a signal, or by itself.
-    let (closing, asked) = (daemon.shutdown_token(), shutdown.clone());
-    tokio::spawn(async move {
-        tokio::select! {
-            () = asked.cancelled() => closing.cancel(),
-            () = closing.cancelled() => asked.cancel(),
-        }
-        notify_stopping();
-    });
+    tokio::spawn(end_together(daemon.shutdown_token(), shutdown.clone()));
     let reload = Reload {
         settings,
         doors,
@@ -349,6 +341,15 @@ async fn ended_early(record: Record) -> Result<u8, Failure> {
     let closing = tokio::task::spawn_blocking(move || record.close());
     let _ = tokio::time::timeout(OPENING, closing).await;
     Ok(exit::OK)
+}
+
+/// The daemon ends by a signal, or by itself.
+async fn end_together(closing: CancellationToken, asked: CancellationToken) {
+    tokio::select! {
+        () = asked.cancelled() => closing.cancel(),
+        () = closing.cancelled() => asked.cancel(),
+    }
+    notify_stopping();
 }
 
 /// Says where build tools connect, and where the admin port is.
