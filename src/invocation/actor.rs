@@ -287,9 +287,9 @@ impl Actor {
         if matches!(self.phase, Phase::Unloaded(_)) {
             return;
         }
-        self.come_back().await;
         match &end {
             StreamEnd::Finished => {
+                self.come_back().await;
                 let effects = self.build.end();
                 self.apply(effects).await;
                 // Nothing comes after it, so no number is waited for, not even of an event that cannot be decoded.

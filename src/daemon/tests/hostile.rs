@@ -210,6 +210,41 @@ fn open_below(dir: &Path) -> Vec<PathBuf> {
     open
 }
 
+/// Waits until that is nothing.
+async fn closed(dir: &Path) {
+    let closed = async {
+        loop {
+            crate::open_files::spare();
+            if open_below(dir).is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let closed = timeout(PATIENCE, closed).await;
+    closed.unwrap_or_else(|_| panic!("open: {:?}", open_below(dir)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_whose_client_was_lost_keeps_nothing_open_and_is_looked_after_at_its_end() {
+    let mut f = Fixture::new(false).await;
+    let good = f.cache.store().put("good");
+    f.set("0", vec![of("file", Content::Blob(good))], &[]).await;
+    let completed = f.complete("//:file", &["0"]).await;
+    reached(&mut f.progress().await, completed).await;
+    f.rooms.engine.lost(&f.key).await;
+    closed(&f.exec_root()).await;
+    // As an old Bazel does at its end.
+    let file = f.exec_root().join("bazel-out/k8/bin/file");
+    fs::remove_file(&file).unwrap();
+    let broken = StreamEnd::Broken("gone".to_owned());
+    f.rooms.engine.ended(&f.key, broken).await;
+    let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await;
+    assert_eq!(settled.unwrap().failed, 0);
+    assert_eq!(fs::read_to_string(file).unwrap(), "good");
+    closed(&f.exec_root()).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn builds_whose_streams_broke_off_keep_nothing_open_and_go_on_where_they_were() {
     let mut f = Fixture::new(false).await;
@@ -232,17 +267,7 @@ async fn builds_whose_streams_broke_off_keep_nothing_open_and_go_on_where_they_w
         let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await;
         assert_eq!(settled.expect("it settles").failed, 0);
     }
-    let closed = async {
-        loop {
-            crate::open_files::spare();
-            if open_below(&roots).is_empty() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let closed = timeout(PATIENCE, closed).await;
-    closed.unwrap_or_else(|_| panic!("open: {:?}", open_below(&roots)));
+    closed(&roots).await;
 
     for again in [root(cleaned).join("bazel-out"), root(replaced)] {
         fs::remove_dir_all(&again).unwrap();

@@ -71,6 +71,7 @@ impl Actor {
         if !self.phase.takes(Step::CheckAgain) || !deletes_at_its_end(&self.row.build_tool_version) {
             return;
         }
+        self.come_back().await;
         let placed = match self.recheck.doubt {
             Some(_) => self.recheck.placed.clone(),
             None => std::mem::take(&mut self.recheck.placed),
