@@ -305,7 +305,8 @@ async fn whatever_is_cleaned_moved_or_swapped_a_build_fills_the_bazel_out_that_i
     };
     let nothing: &dyn Fn() = &|| {};
     // What happens before the build, between its beginning and its first output, and before its second.
-    let ways: [(&str, [&dyn Fn(); 3]); 8] = [
+    type Way<'a> = (&'a str, [&'a dyn Fn(); 3]);
+    let ways: [Way<'_>; 8] = [
         ("nothing", [nothing; 3]),
         ("put back", [&away, &back, nothing]),
         ("moved away", [&away, &|| remove(&moved), nothing]),
