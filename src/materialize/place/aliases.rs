@@ -8,6 +8,9 @@
 //! first makes the output a file of its own, from the bytes that are there still; where a link on the way would have to
 //! go for that, which others go through as well, it is refused.
 //!
+//! A directory that is an output leans on itself, so that it is not removed for being empty when something is put in the
+//! place of one above it.
+//!
 //! Looking for a name and changing what has it are one step: the lock is held for both, shared as long as nothing leans
 //! on the name.
 

@@ -97,19 +97,17 @@ impl Placer {
         let permit = job.permit(path)?;
         let is_there = walk::find_dir(job.root, path.as_str()).is_ok_and(|dir| dir.is_some());
         let dir = walk::make_dir(job.root, path.as_str(), &permit)?;
-        if !dir.through.is_empty() {
-            let spot = Spot {
-                dir: Arc::clone(&dir),
-                name: ".".into(),
-            };
-            let leads_there = || {
-                let now = walk::find_dir(job.root, path.as_str());
-                now.is_ok_and(|now| now.is_some_and(|now| now.is_as(&dir)))
-            };
-            let content = OutputContent::Directory;
-            if !job.root.aliases.found(path, &content, &spot, leads_there) {
-                return Err(leaning::turned("make directory", path));
-            }
+        let spot = Spot {
+            dir: Arc::clone(&dir),
+            name: ".".into(),
+        };
+        let leads_there = || {
+            let now = walk::find_dir(job.root, path.as_str());
+            now.is_ok_and(|now| now.is_some_and(|now| now.is_as(&dir)))
+        };
+        let content = OutputContent::Directory;
+        if !job.root.aliases.found(path, &content, &spot, leads_there) {
+            return Err(leaning::turned("make directory", path));
         }
         let stat =
             fs::fstat(&dir.fd).map_err(|errno| PlaceError::system_error("stat", path.as_str(), errno))?;

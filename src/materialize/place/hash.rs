@@ -92,7 +92,9 @@ pub(super) fn leans(
             && sys::lstat(&spot.dir, &spot.name)
                 .is_ok_and(|seen| seen.is_some_and(|seen| sys::is_same_file(&sys::stamp(&seen, 0), stamp)))
     };
-    spot.dir.through.is_empty() || root.aliases.found(path, &content(), spot, is_still_there)
+    // A directory in its own place is not removed for being empty.
+    let is_file = || !matches!(content(), OutputContent::Directory);
+    (spot.dir.through.is_empty() && is_file()) || root.aliases.found(path, &content(), spot, is_still_there)
 }
 
 /// Reads the file at a spot, and returns its stamp if it has the wanted bytes and did not change meanwhile. Links

@@ -48,7 +48,7 @@ fn add(leaning: &mut Leaning, spot: &Spot, alias: &Alias) {
 
 /// For what may not be removed.
 pub(super) fn refused(path: &Path) -> PlaceError {
-    let why = "another output of this build is in its place, through a symlink";
+    let why = "another output of this build is in its place";
     PlaceError::new("replace", path, PlaceErrorKind::Conflict(why))
 }
 

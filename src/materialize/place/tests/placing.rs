@@ -278,6 +278,30 @@ fn a_fresh_build_gets_its_bazel_out_from_us_once() {
 }
 
 #[test]
+fn a_directory_that_is_an_output_is_not_removed_for_a_file_in_its_parents_place() {
+    everywhere(|mut f| {
+        let found = exec("bazel-out/found/tree");
+        fs::create_dir_all(f.path("bazel-out/found/tree")).unwrap();
+        let seen = f.placer.check(&found, &OutputContent::Directory, None);
+        assert!(matches!(seen, Ok(Check::Present { .. })));
+        let made = exec("bazel-out/made/tree");
+        f.placer.make_directory(&made, &f.epoch, 1).unwrap();
+        for above in ["found", "made"] {
+            let path = format!("bazel-out/{above}");
+            f.place(&path, "x").unwrap_err();
+            f.placer
+                .place_symlink(&exec(&path), "to", &f.epoch, 1)
+                .unwrap_err();
+            assert!(f.path(&path).join("tree").is_dir());
+            // In its own place, the later word counts; and then there is nothing above it to be kept.
+            f.place(&format!("{path}/tree"), "x").unwrap();
+            fs::remove_file(f.path(&path).join("tree")).unwrap();
+            f.place(&path, "x").unwrap();
+        }
+    });
+}
+
+#[test]
 fn read_only_directories_are_filled_and_stay_read_only() {
     everywhere(|mut f| {
         fs::create_dir_all(f.path("bazel-out/tree/sub")).unwrap();
