@@ -1,6 +1,10 @@
 //! The listeners and background tasks, from their start to their end.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +23,7 @@ use crate::{
     control::Admin,
     journal::{Journal, JournalOptions},
     lease::{self, LeaseOptions, Leases},
+    metrics::Metrics,
     notify::Backlog,
 };
 
@@ -83,6 +88,16 @@ pub struct Daemon {
     doors: EventDoors,
 }
 
+/// The build never suffers: without a journal a crash costs a re-derivation, no more.
+fn open_journal(dir: &Path, options: JournalOptions, metrics: &Metrics) -> Option<Journal> {
+    Journal::open(dir, options)
+        .inspect_err(|error| {
+            tracing::error!("continuing without a journal: {error}");
+            metrics.fault("journal");
+        })
+        .ok()
+}
+
 impl Daemon {
     /// Sweeps what dead processes left in the known output roots, goes on from the journal, and opens the doors.
     ///
@@ -96,21 +111,13 @@ impl Daemon {
         }
         let leases = Leases::default();
         rooms.service = rooms.service.with_leases(leases.clone());
-        let journal = options.journal_dir.and_then(|dir| {
-            let journal_options = JournalOptions {
-                durable: options.durable,
-                most: limits.journal,
-            };
-            match Journal::open(&dir, journal_options) {
-                Ok(journal) => Some(journal),
-                Err(error) => {
-                    // The build never suffers: without a journal a crash costs a re-derivation, no more.
-                    tracing::error!("continuing without a journal: {error}");
-                    rooms.metrics.fault("journal");
-                    None
-                }
-            }
-        });
+        let journal_options = JournalOptions {
+            durable: options.durable,
+            most: limits.journal,
+        };
+        let journal = options
+            .journal_dir
+            .and_then(|dir| open_journal(&dir, journal_options, &rooms.metrics));
         let events = rooms.events(options.hold, journal.clone(), options.upstream, limits);
         let requests = CountedLayer {
             budget: events.budget(),

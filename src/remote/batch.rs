@@ -40,6 +40,70 @@ struct Asked<'d> {
     answers: Vec<Option<Answer>>,
 }
 
+impl Asked<'_> {
+    /// Leaves those of the places that may be asked for again. Gives why, or `None` if there are none: they fail for one
+    /// reason, mostly, and the one that asks for the longest wait is obeyed.
+    fn retain_retryable(&self, pending: &mut Vec<usize>) -> Option<RemoteError> {
+        let retryable = |at: &usize| match &self.answers[*at] {
+            Some(Err(error)) if error.is_retryable() => Some(error),
+            _ => None,
+        };
+        pending.retain(|at| retryable(at).is_some());
+        let errors = pending.iter().filter_map(retryable);
+        errors.max_by_key(|error| error.retry_after).cloned()
+    }
+}
+
+/// How blobs are asked for, by their places in [`Asked`].
+#[derive(Default)]
+struct Plan {
+    /// Each is one request's worth, of one digest function.
+    groups: Vec<Vec<usize>>,
+    /// Too large for a batch.
+    unbatched: Vec<usize>,
+    /// With the place of the same blob before it.
+    repeated: Vec<(usize, usize)>,
+}
+
+impl Plan {
+    /// Answers what needs no request. A group has `most` bytes if it has more than one blob.
+    fn of(asked: &mut Asked<'_>, most: u64, largest: u64) -> Self {
+        let digests = asked.digests;
+        let mut plan = Self::default();
+        let mut first_of = HashMap::with_capacity(digests.len());
+        let mut bytes = 0_u64;
+        for (at, digest) in digests.iter().enumerate() {
+            if digest.is_empty() {
+                asked.answers[at] = Some(Ok(Bytes::new()));
+                continue;
+            }
+            let first = *first_of.entry(digest).or_insert(at);
+            if first != at {
+                plan.repeated.push((at, first));
+                continue;
+            }
+            if digest.size() > largest {
+                plan.unbatched.push(at);
+                continue;
+            }
+            let fits = |group: &&mut Vec<usize>| {
+                bytes.saturating_add(digest.size()) <= most
+                    && group.len() < MAX_DIGESTS
+                    // A request names one digest function.
+                    && group.last().is_none_or(|&last| digests[last].function() == digest.function())
+            };
+            if let Some(group) = plan.groups.last_mut().filter(fits) {
+                group.push(at);
+                bytes += digest.size();
+            } else {
+                plan.groups.push(vec![at]);
+                bytes = digest.size();
+            }
+        }
+        plan
+    }
+}
+
 /// Blobs that were refused one after the other, alone as well, with nothing taken between them.
 #[derive(Default)]
 struct Refusals {
@@ -76,37 +140,11 @@ pub(crate) async fn read(
         answers: vec![None; digests.len()],
     };
     let most = client.learned.batch_bytes(capabilities.max_batch_bytes);
-    let mut first_of = HashMap::with_capacity(digests.len());
-    let mut repeated = Vec::new();
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    let (mut group, mut bytes) = (Vec::new(), 0_u64);
-    let mut unbatched = Vec::new();
-    for (at, digest) in digests.iter().enumerate() {
-        if digest.is_empty() {
-            asked.answers[at] = Some(Ok(Bytes::new()));
-            continue;
-        }
-        let first = *first_of.entry(digest).or_insert(at);
-        if first != at {
-            repeated.push((at, first));
-            continue;
-        }
-        if digest.size() > capabilities.max_batch_bytes {
-            unbatched.push(at);
-            continue;
-        }
-        let fits = bytes.saturating_add(digest.size()) <= most
-            && group.len() < MAX_DIGESTS
-            // A request names one digest function.
-            && group.last().is_none_or(|&last: &usize| digests[last].function() == digest.function());
-        if !fits {
-            groups.push(std::mem::take(&mut group));
-            bytes = 0;
-        }
-        bytes += digest.size();
-        group.push(at);
-    }
-    groups.push(group);
+    let Plan {
+        groups,
+        mut unbatched,
+        repeated,
+    } = Plan::of(&mut asked, most, capabilities.max_batch_bytes);
     let reader = Reader {
         client,
         capabilities,
@@ -115,7 +153,7 @@ pub(crate) async fn read(
         suspect,
     };
     let mut refusals = Refusals::default();
-    for group in groups.into_iter().filter(|group| !group.is_empty()) {
+    for group in groups {
         // The only other failure: a server may well have streams only.
         if reader
             .read_in_parts(group.clone(), &mut asked, &mut refusals)
@@ -257,23 +295,11 @@ impl Reader<'_> {
                     for &at in &pending {
                         client.pool.note(&digests[at], line.index);
                     }
-                    let came = sort_out(client, function, &pending, response, asked);
-                    running.brought(came);
-                    let retryable = |at: &usize| match &asked.answers[*at] {
-                        Some(Err(error)) if error.is_retryable() => Some(error),
-                        _ => None,
-                    };
-                    // They fail for one reason, mostly; the one that asks for the longest wait is obeyed.
-                    let worst = pending
-                        .iter()
-                        .filter_map(retryable)
-                        .max_by_key(|e| e.retry_after)
-                        .cloned();
-                    let Some(worst) = worst else {
-                        return Ok(());
-                    };
-                    pending.retain(|at| retryable(at).is_some());
-                    worst
+                    running.brought(sort_out(client, function, &pending, response, asked));
+                    match asked.retain_retryable(&mut pending) {
+                        Some(worst) => worst,
+                        None => return Ok(()),
+                    }
                 }
                 // A proxy that hands on its backend's capabilities may not take its compressors.
                 Err(failure)

@@ -1,6 +1,6 @@
 //! Which remote cache a build's outputs are downloaded from: one for all builds, or the one that the build itself uses.
 //!
-//! [`Sources`] keeps the caches that are in use; [`mod@command_line`] reads what a build's command line says of its cache.
+//! [`Sources`] keeps the caches that are in use; `command_line` reads what a build's command line says of its cache.
 
 mod caches;
 mod command_line;

@@ -198,11 +198,9 @@ impl Forwarder {
         }
     }
 
-    /// Opens a call, sends what is not acknowledged, and goes on until everything so far is acknowledged and there is
-    /// nothing to wait for on this call.
-    async fn call(&mut self) -> Result<(), Status> {
-        let upstream = Arc::clone(&self.upstream);
-        let credentials = upstream.credentials();
+    /// Opens a call, by the credentials that count now.
+    async fn open(&mut self) -> Result<Call, Status> {
+        let credentials = self.upstream.credentials();
         if !Arc::ptr_eq(&credentials, &self.credentials) {
             self.channel = credentials.open();
             self.credentials = credentials;
@@ -210,8 +208,15 @@ impl Forwarder {
         let own = self.credentials.headers().await?;
         let headers = headers::upstream(&self.source.headers.borrow_and_update(), &own);
         self.secrets = headers::secrets(&headers);
-        let mut call = Call::open(self.channel.clone(), headers);
         self.window.rewind();
+        Ok(Call::open(self.channel.clone(), headers))
+    }
+
+    /// Opens a call, sends what is not acknowledged, and goes on until everything so far is acknowledged and there is
+    /// nothing to wait for on this call.
+    async fn call(&mut self) -> Result<(), Status> {
+        let close_timeout = self.upstream.options.close_timeout;
+        let mut call = self.open().await?;
         let mut close_by = None;
         // Whether upstream has acknowledged anything on this call, and what is done if it does not.
         let mut heard = false;
@@ -222,7 +227,7 @@ impl Forwarder {
             let look_at = unheard.look_at(self.window.is_all_sent(), heard);
             let give_up_at = unheard.give_up_at(
                 self.window.is_all_sent() && matches!(self.ended, Some(End::Broken | End::Refused)),
-                upstream.options.close_timeout,
+                close_timeout,
             );
             let sends = self.window.unsent().is_some() && call.is_sending();
             let wake = tokio::select! {
@@ -238,20 +243,10 @@ impl Forwarder {
             if matches!(wake, Wake::Answer(_)) {
                 unheard = Unheard::default();
             }
-            match wake {
-                Wake::Ready => {
-                    // Answers are not kept waiting by a long backlog.
-                    if let Some(answer) = call.answer_now()
-                        && self.answers(answer, &mut call)?
-                    {
-                        return Ok(());
-                    }
-                }
-                Wake::Answer(answer) => {
-                    if self.answers(answer, &mut call)? {
-                        return Ok(());
-                    }
-                }
+            let answer = match wake {
+                // Answers are not kept waiting by a long backlog.
+                Wake::Ready => call.answer_now(),
+                Wake::Answer(answer) => Some(answer),
                 Wake::Taken(ready) => {
                     self.take(ready);
                     for _ in 0..AT_ONCE {
@@ -260,11 +255,16 @@ impl Forwarder {
                             Err(_) => break,
                         }
                     }
+                    None
                 }
-                Wake::Save => self.saver.save().await,
+                Wake::Save => {
+                    self.saver.save().await;
+                    None
+                }
                 Wake::Unheard => {
                     (unheard.look, unheard.looked) = (None, true);
                     self.room.grow();
+                    None
                 }
                 Wake::Unanswered if call.is_half_closed() => {
                     return Err(Status::deadline_exceeded(
@@ -274,16 +274,22 @@ impl Forwarder {
                 Wake::Unanswered => {
                     unheard.give_up = None;
                     call.half_close();
+                    None
                 }
                 Wake::TookTooLong => {
                     tracing::debug!(stream = %self.key, "upstream has acknowledged all events but did not \
                                                          close the stream");
                     return Ok(());
                 }
+            };
+            if let Some(answer) = answer
+                && self.answers(answer, &mut call)?
+            {
+                return Ok(());
             }
             if self.window.is_empty() {
                 if call.is_half_closed() {
-                    close_by.get_or_insert_with(|| Instant::now() + upstream.options.close_timeout);
+                    close_by.get_or_insert_with(|| Instant::now() + close_timeout);
                 } else if self.dry || self.ended.is_some() {
                     // As a client that died: the call is dropped, and so cancelled.
                     return Ok(());
