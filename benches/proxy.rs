@@ -218,7 +218,7 @@ async fn measure() -> Result<(), Failure> {
         "| {all} events, {TARGETS} targets | result |\n|---|---|"
     )?;
     let unit = " thousand events";
-    let second = "a second of processor time";
+    let second = "per second of processor time";
     row(
         &format!("journalled, decoded, recorded and forwarded, {second}"),
         each(&costs, |c| c.events / c.cpu),
@@ -241,7 +241,7 @@ async fn measure() -> Result<(), Failure> {
         "",
     )?;
     row(
-        "until all is upstream, a second of the clock (player, daemon and upstream share the cores)",
+        "until everything is upstream, per second of wall time (player, daemon and upstream share the cores)",
         each(&costs, |c| c.events / c.wall),
         unit,
     )?;

@@ -129,7 +129,7 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     Some((lower + upper) / 2.0)
 }
 
-/// The median with the least and the greatest.
+/// The median with minimum and maximum.
 pub(crate) fn spread(values: &[f64], digits: usize) -> String {
     let least = values.iter().copied().reduce(f64::min);
     let greatest = values.iter().copied().reduce(f64::max);

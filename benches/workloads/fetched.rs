@@ -144,7 +144,7 @@ pub(crate) fn measure(
         .iter()
         .map(|s| bytes / s)
         .collect();
-    table.figures("… a second", &rate, 0, " MiB")?;
+    table.figures("… per second", &rate, 0, " MiB")?;
     table.figures(
         "limit program: hash, create, write",
         samples.get("limit"),
@@ -171,8 +171,8 @@ pub(crate) fn measure(
             .iter()
             .map(|blobs| blobs / distinct as f64)
             .collect();
-        table.figures("blobs asked for / distinct digests", &transfers, 4, "")?;
-        goals.at_most("D: blobs asked for / distinct digests", transfers, 1.0, "");
+        table.figures("requested blobs / distinct digests", &transfers, 4, "")?;
+        goals.at_most("D: requested blobs / distinct digests", transfers, 1.0, "");
     } else {
         goals.at_most(
             &format!("{name}: peak memory"),

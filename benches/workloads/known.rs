@@ -57,14 +57,14 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
     table.figures("journal and record on disk", samples.get("state"), 0, " MiB")?;
     let rate: Vec<f64> = samples.get("E rest").iter().map(|s| files / s / 1e3).collect();
     table.figures(
-        "**known files a second, until the daemon is idle**",
+        "**known files per second, until the daemon is idle**",
         &rate,
         0,
         " thousand",
     )?;
     let memory: Vec<f64> = samples.get("E peak").iter().map(|p| p * MIB / files).collect();
-    table.figures("**peak memory a file**", &memory, 0, " bytes")?;
-    goals.at_least("E: known files a second", rate, 500.0, " thousand");
-    goals.at_most("E: peak memory a file", memory, 400.0, " bytes");
+    table.figures("**peak memory per file**", &memory, 0, " bytes")?;
+    goals.at_least("E: known files per second", rate, 500.0, " thousand");
+    goals.at_most("E: peak memory per file", memory, 400.0, " bytes");
     compare(&samples, &[("E", "E")])
 }

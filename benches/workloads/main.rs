@@ -116,7 +116,7 @@ fn head(options: &Options, directory: &Path) -> Result<()> {
         stdout(),
         "{date}, {count} × {model}, Linux {}, {file_system}; {version}; {cache}.\n\
          `cargo bench --bench workloads -- {}`\n\n\
-         Medians of {} rounds after a warm-up, with the least and the greatest.",
+         Medians of {} rounds after a warm-up, with minimum and maximum.",
         kernel.trim(),
         arguments.join(" "),
         options.rounds

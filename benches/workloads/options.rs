@@ -10,7 +10,7 @@ use crate::cache::Kind;
 /// Measures whole workloads: `outhaul serve` in a process of its own, a player that sends a generated build's events as
 /// Bazel would, a cache, and in the same rounds the limit programs and the peers that are installed.
 ///
-/// Prints Markdown tables with medians, the least and the greatest, and the goals with what came out. buildbox-casd,
+/// Prints Markdown tables with medians, minima and maxima, and the goals with the results. buildbox-casd,
 /// bazel-remote and the peers (remotetool of remote-apis-sdks, cas of luci-go) are looked for where scripts/install-peers
 /// puts programs ($OUTHAUL_PEERS or ~/.cache/outhaul-peers, bin) and then on the PATH. L needs 16 GiB of memory.
 #[derive(Debug, Parser)]

@@ -119,7 +119,7 @@ pub(crate) fn rows(table: &Table, samples: &Samples, name: &str, what: &str) -> 
     table.figures("… processor time of the daemon", get("cpu"), 2, " s")?;
     table.figures("… of the cache", get("cache"), 2, " s")?;
     table.figures("… of the player", get("player"), 2, " s")?;
-    table.figures("… blobs asked for", get("blobs"), 0, "")?;
+    table.figures("… requested blobs", get("blobs"), 0, "")?;
     table.figures("… peak memory of the daemon", get("peak"), 0, " MiB")
 }
 

@@ -184,7 +184,7 @@ impl Small<'_> {
         };
         let table = Table::new(&title, &["what", "result"])?;
         rows(&table, samples, "S", "outhaul, cold")?;
-        table.figures("… a second", &per_second("S wall"), 1, " thousand files")?;
+        table.figures("… per second", &per_second("S wall"), 1, " thousand files")?;
         table.figures(
             "limit program: hash, create, write",
             samples.get("limit"),

@@ -16,14 +16,14 @@ def report_proxy(shape, results):
     ratio = [p / d for d, p in zip(results["direct"], results["proxied"])]
     null = [p / d for d, p in zip(results["null_direct"], results["null_proxied"])]
     print(f"### Events forwarded: {shape}\n")
-    print(f"Medians of {len(ratio)} interleaved rounds, with the least and the greatest.\n")
+    print(f"Medians of {len(ratio)} interleaved rounds, with minimum and maximum.\n")
     print("| what | result | goal |")
     print("|---|---|---|")
     print(f"| build of cache hits, events to the upstream service | {spread(results['direct'])} s | |")
     print(f"| the same through the proxy | {spread(results['proxied'])} s | |")
     print(f"| **through the proxy / direct** | **{spread(ratio)}** | at most {PROXY_GOAL} |")
     print(f"| null build, through the proxy / direct | {spread(null)} | |")
-    print(f"| the proxy's processor time for a build | {spread(results['cpu'])} s | |")
+    print(f"| the proxy's processor time per build | {spread(results['cpu'])} s | |")
     print(flush=True)
     middle = statistics.median(ratio)
     return [f"proxy: ratio {middle:.3f}, goal {PROXY_GOAL}"] if middle > PROXY_GOAL else []
@@ -47,21 +47,21 @@ def report(name, shape, results):
         return "" if goal is None else f"at most {goal}{unit}"
 
     print(f"### {name}: {shape}\n")
-    print(f"Medians of {len(rounds)} interleaved rounds, with the least and the greatest.\n")
+    print(f"Medians of {len(rounds)} interleaved rounds, with minimum and maximum.\n")
     print("| what | result | goal |")
     print("|---|---|---|")
     print(f"| `--remote_download_minimal` alone | {spread(results['minimal'])} s | |")
     print(f"| `--remote_download_toplevel` | {spread(results['toplevel'])} s | |")
     print(f"| minimal + Outhaul | {spread(results['outhaul'])} s | |")
     print(f"| **(outhaul − minimal) / (toplevel − minimal)** | **{spread(ratios)}** | {most(shape.ratio)} |")
-    print(f"| the command's end held for | {spread(results['hold'])} s | |")
-    print(f"| the daemon's processor time for a build | {spread(results['cpu'])} s | |")
+    print(f"| hold | {spread(results['hold'])} s | |")
+    print(f"| the daemon's processor time per build | {spread(results['cpu'])} s | |")
     print(f"| null build, minimal alone | {spread(results['null'])} s | |")
     print(f"| null build, minimal, events to a file | {spread(results['null_file'])} s | |")
     print(f"| null build, minimal + Outhaul | {spread(results['null_outhaul'])} s | |")
-    print(f"| null build: end held for | {spread(results['null_hold'], 3)} s | {most(shape.hold_s, ' s')} |")
-    print(f"| **end held for / null build, minimal alone** | {spread(shares, 3)} | {most(shape.hold_share)} |")
-    print(f"| the daemon's peak memory over all of this | {peak:.0f} MiB | at most {MEMORY_GOAL_MIB} MiB |")
+    print(f"| null build: hold | {spread(results['null_hold'], 3)} s | {most(shape.hold_s, ' s')} |")
+    print(f"| **hold / null build, minimal alone** | {spread(shares, 3)} | {most(shape.hold_share)} |")
+    print(f"| the daemon's peak memory over all rounds | {peak:.0f} MiB | at most {MEMORY_GOAL_MIB} MiB |")
     print(flush=True)
     checked = [
         ("ratio", statistics.median(ratios), shape.ratio),
