@@ -67,7 +67,7 @@ pub(super) struct Actor {
     /// Completions whose rows are not written yet.
     unwritten: Unwritten,
     recheck: Recheck,
-    /// What the stream has named without its content, and nobody has looked for yet.
+    /// What the stream has named without its content, and was not looked for yet.
     undigested: HashMap<ExecPath, (Class, Arc<TargetId>), PathHasher>,
     /// Outputs that are to be recorded, and then wanted if there is a way to have them.
     unasked: Vec<(Naming, Vec<Named>, bool)>,
@@ -83,8 +83,8 @@ fn new_build(shared: &Shared) -> Build {
 }
 
 impl Actor {
-    /// Starts the task of one invocation, with what is on record of one that comes again. Who asks before its events
-    /// have come is told at least which build it is.
+    /// Starts the task of one invocation, with what is on record of one that comes again. A caller that asks before its
+    /// events have come learns at least which build it is.
     pub(super) fn start(
         shared: Arc<Shared>,
         key: &StreamKey,
@@ -456,7 +456,7 @@ impl Actor {
         rows.map(|row| TargetRow::clone(row)).collect()
     }
 
-    /// Lets somebody follow the build: its targets so far are asked for page by page.
+    /// Lets a listener follow the build: it requests the targets so far page by page.
     fn begin_watch(&mut self) -> Begun {
         let report = self.phase.report().cloned();
         let is_unloaded = matches!(self.phase, Phase::Unloaded(_));

@@ -94,7 +94,7 @@ pub enum Effect {
     /// Something named cannot be an output: why, in words.
     Refused(String),
     /// Outputs of one target that the build tool names without telling their content: a local file of one that tells no
-    /// digests there. They are on its disk, or nobody can bring them.
+    /// digests there. They are on its disk, or cannot be downloaded.
     Undigested(Arc<TargetId>, Vec<(Class, ExecPath)>),
     /// An output that cannot be downloaded, whatever the cache does: its path or its digest is invalid.
     Unusable(Class, String),
@@ -149,7 +149,7 @@ pub struct Build {
     backlog: Vec<(i64, Event)>,
     /// Completed targets that wait for sets.
     parked: HashMap<Ticket, (i64, Completed)>,
-    /// Numbers of events whose outputs are not told yet; those of tests' results by themselves, since a target that
+    /// Numbers of events whose outputs are not known yet; those of tests' results by themselves, since a target that
     /// is not a test has nothing to do with them.
     open: BTreeSet<i64>,
     open_results: BTreeSet<i64>,
@@ -207,7 +207,7 @@ impl Build {
         self
     }
 
-    /// The lowest number of an event whose outputs are not told yet, because something that they need has not come.
+    /// The lowest number of an event whose outputs are not known yet, because something that they need has not come.
     #[must_use]
     pub fn lowest_open(&self) -> Option<i64> {
         let result = self.open_results.first().copied();
@@ -294,7 +294,7 @@ impl Build {
         }
     }
 
-    /// What comes next is beyond a limit of somebody else's.
+    /// What comes next is beyond a limit outside of this.
     pub fn limit(&mut self, reason: String) -> Vec<Effect> {
         if self.meter.close() {
             vec![Effect::Unusable(Class::Required, reason)]
@@ -565,7 +565,7 @@ impl Build {
         effects.push(Effect::Target(target, end, sequence));
     }
 
-    /// The tests of a target were run, by label and configuration, with so many shards and runs.
+    /// The tests of a target were run, by label and configuration, with this many shards and runs.
     fn tested(
         &mut self,
         sequence: i64,
@@ -705,7 +705,7 @@ impl<'a> Namer<'a> {
     }
 
     fn name(&mut self, file: &File, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
-        // Without a prefix it is a source file of the workspace, which is nobody's to write.
+        // Without a prefix it is a source file of the workspace, which must not be written.
         if file.has_prefix() {
             self.name_at(&file.path, file, profile, group, event);
         }

@@ -1,4 +1,4 @@
-//! What is told of builds while they go on, to the listeners.
+//! What listeners learn about builds while they run.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     record::{InvocationState, TargetRow},
 };
 
-/// What became of an invocation, told once it is settled.
+/// The result of an invocation, reported once it is settled.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// The invocation that changed.
@@ -33,7 +33,7 @@ pub struct Report {
     pub messages: Vec<String>,
     /// Required outputs that failed to download.
     pub failed: u64,
-    /// The build tool's exit code, if it told one.
+    /// The build tool's exit code, if it sent one.
     pub exit_code: Option<i32>,
     /// Its outputs in numbers.
     pub tally: Tally,
@@ -77,7 +77,7 @@ pub struct Told {
     pub change: Change,
 }
 
-/// Changes that listeners may be behind; who is further behind is let go.
+/// How many changes a listener may lag behind; one that lags further is dropped.
 const BACKLOG: usize = 16_384;
 
 /// A change of one build, with its number and the place of the target that it is about, among all of the build's.
@@ -92,7 +92,7 @@ pub(super) struct Numbered {
 /// is as much for one as for thousands.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
-    /// While somebody listens.
+    /// While there are listeners.
     changes: Option<broadcast::Sender<Arc<Numbered>>>,
     /// Changes so far.
     number: u64,
@@ -106,7 +106,7 @@ impl Listeners {
             .subscribe()
     }
 
-    /// Whether nobody listens.
+    /// Whether there are no listeners.
     pub(super) const fn is_empty(&self) -> bool {
         self.changes.is_none()
     }

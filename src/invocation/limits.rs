@@ -2,7 +2,7 @@
 //!
 //! A stream is not to be trusted with our memory. One that goes beyond a limit is still acknowledged, journaled and
 //! forwarded to its end, and what it named before is still downloaded; what it names from there on is not looked at. So
-//! the build does not suffer, and nobody else's does.
+//! the build does not suffer, nor do others.
 
 use crate::bep::event::{Content, Event, File, OutputGroup, TargetId};
 
@@ -42,7 +42,7 @@ pub(super) enum Admission {
     Skipped(String),
     /// A limit is reached: neither it nor any that comes, for this reason.
     Over(String),
-    /// The limit was told of before.
+    /// The limit was reported before.
     Ignored,
 }
 
@@ -78,7 +78,7 @@ impl Meter {
         }
     }
 
-    /// From here on as behind a limit; whether none was reached before.
+    /// From here on everything is beyond a limit. True if none was reached before.
     pub(super) const fn close(&mut self) -> bool {
         !std::mem::replace(&mut self.over, true)
     }
@@ -221,7 +221,7 @@ impl Load {
 
     fn files(&mut self, files: &[File]) {
         self.files += files.len() as u64;
-        // Paths that are too long are told of one by one: see `ExecPath`.
+        // Paths that are too long are reported one by one: see `ExecPath`.
         self.memory += files
             .iter()
             .map(|file| memory(&file.path) + of_content(&file.content) + 64)

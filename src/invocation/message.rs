@@ -1,4 +1,4 @@
-//! What an invocation's task is told and asked.
+//! The messages to an invocation's task.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     record::{InvocationRow, TargetRow},
 };
 
-/// What an invocation's task is told.
+/// A message to an invocation's task.
 pub(super) enum Message {
     /// Events with their numbers.
     Events(Vec<(i64, Framed)>),
@@ -34,7 +34,7 @@ pub(super) enum Message {
     Busy(oneshot::Sender<bool>),
     /// Answer with the targets so far.
     Targets(oneshot::Sender<Vec<TargetRow>>),
-    /// Let somebody follow the build.
+    /// Let a listener follow the build.
     Watch(oneshot::Sender<Begun>),
     /// Answer with the targets from this one on, as many as are in a page.
     Page(usize, oneshot::Sender<Result<Page, Begun>>),

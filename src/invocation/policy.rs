@@ -10,7 +10,7 @@ use crate::output::Class;
 /// The mode, with Bazel's names (`--remote_download_outputs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DownloadMode {
-    /// What somebody asked for: outputs of the targets named, and of their tests.
+    /// What was requested: outputs of the targets named, and of their tests.
     #[default]
     Toplevel,
     /// Everything that the stream names.
@@ -189,7 +189,7 @@ impl fmt::Display for Rule {
     }
 }
 
-/// All that selection is told by the user.
+/// All of the user's settings for selection.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Policy {
     /// The mode.

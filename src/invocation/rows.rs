@@ -26,7 +26,7 @@ const KEPT: usize = 64 << 10;
 /// Rows that are made at once, some hundred bytes each.
 const TAKEN_IN_AT_ONCE: usize = 10_000;
 
-/// Whether nobody has asked for an output, nor named it: it is only in Bazel's action cache.
+/// Whether an output was neither wanted nor named: it is only in Bazel's action cache.
 pub(crate) fn is_unasked(row: &OutputRow) -> bool {
     *row.event == *ACTION_CACHE && row.class == Class::Known
 }
@@ -158,8 +158,8 @@ fn compare(named: &Named, content: &OutputContent, row: &SeenOutput<'_>, superse
     }
 }
 
-/// Records what the action cache tells of outputs that no event names, and forgets what it told before and does not tell
-/// any more. What a stream has told stays, whichever build's; where it is this build's (`is_named`), and says something
+/// Records what the action cache says of outputs that no event names, and forgets what it said before and does not say
+/// any more. What a stream has said stays, whichever build's; where it is this build's (`is_named`), and says something
 /// else, nothing is recorded, and that output is given back. Blocks on the record.
 pub(super) fn take_in(
     record: &Record,
@@ -169,7 +169,7 @@ pub(super) fn take_in(
     facts: &Facts,
     is_named: impl Fn(&ExecPath) -> bool,
 ) -> Result<(), ExecPath> {
-    // What a newer invocation has told is its own.
+    // What a newer invocation has said is its own.
     if record.root_row(root).is_some_and(|root| root.version > version) {
         return Ok(());
     }
@@ -223,7 +223,7 @@ pub(super) fn take_in(
     Ok(())
 }
 
-/// Records what became of wants. A row that meanwhile has other content belongs to somebody newer and is left alone.
+/// Records what became of wants. A row that meanwhile has other content belongs to a newer build and is left alone.
 ///
 /// Call it [`STAMP_AGE`](crate::output::STAMP_AGE) after the files were placed.
 ///
@@ -310,7 +310,7 @@ impl End {
                 row.stamp = *stamp;
                 row.error.clear();
             }
-            // Nobody vouches for bytes that were not looked at, and the cache has to keep them.
+            // Bytes that were not read are not known to be right, and the cache has to keep them.
             Outcome::Served { .. } => {
                 row.state = OutputState::Known;
                 row.stamp = None;
@@ -507,7 +507,7 @@ mod tests {
                 stamp: Some(stamp),
                 hashed: true,
             };
-            // What was placed by us is changed by nobody within a tick.
+            // What we placed is not changed within a tick.
             let is_ours = is_trusted || ctime_ns % second > 0;
             for (outcome, is_trusted) in [(downloaded, is_ours), (present, is_trusted)] {
                 let end = Completion {

@@ -43,7 +43,7 @@ pub(super) struct Shared {
     /// By both ids: an invocation id may be used again, for another build.
     pub(super) live: Mutex<HashMap<StreamKey, mpsc::Sender<Message>>>,
     pub(super) reports: broadcast::Sender<Report>,
-    /// Who is told of every change.
+    /// The receivers of every change.
     pub(super) told: Mutex<Vec<mpsc::UnboundedSender<Told>>>,
     /// Whether the outputs of a set are settled as of the event that brings the set.
     pub(super) holds_sets: bool,
@@ -93,14 +93,14 @@ impl Shared {
     }
 
     pub(super) fn report(&self, report: Report) {
-        // Nobody has to listen.
+        // There may be no listener.
         let _ = self.reports.send(report);
     }
 
     pub(super) fn tell(&self, invocation_id: &str, change: &Change) {
         let mut listeners = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.retain(|listener| {
-            // Who has gone is told no more.
+            // Receivers that are gone get no more.
             let told = Told {
                 invocation_id: invocation_id.to_owned(),
                 change: change.clone(),

@@ -16,11 +16,11 @@ use crate::record::{Record, TargetRow};
 /// Targets that are asked for at once.
 pub(crate) const PAGE: usize = 256;
 
-/// How a build's task lets somebody follow it.
+/// How a listener follows a build's task.
 pub(super) struct Begun {
     /// What changes from now on; nothing of a build that is over.
     pub(super) changes: Option<broadcast::Receiver<Arc<Numbered>>>,
-    /// What was told at its end.
+    /// What was reported at its end.
     pub(super) report: Option<Report>,
     /// The first targets, where the task has them.
     pub(super) page: Option<Page>,
@@ -55,7 +55,7 @@ impl Recorded {
 pub(super) struct Page {
     pub(super) rows: Vec<Arc<TargetRow>>,
     pub(super) number: u64,
-    /// Whether there may be more behind them.
+    /// Whether there may be more after them.
     pub(super) full: bool,
 }
 
@@ -67,7 +67,7 @@ pub struct Watch {
     page: vec::IntoIter<Arc<TargetRow>>,
     /// Up to which target pages went, and the last change that they show.
     pages: Vec<(usize, u64)>,
-    /// All targets so far were told.
+    /// All targets so far were reported.
     told: bool,
 }
 
@@ -133,7 +133,7 @@ impl Watch {
         Some(())
     }
 
-    /// Whether a change is not shown by the page that has told its target.
+    /// Whether a change is newer than the page that has its target.
     fn is_new(&self, numbered: &Numbered) -> bool {
         let Some(target) = numbered.target else {
             return true;

@@ -1,7 +1,7 @@
 //! gRPC answers that carry blobs, read off the connection without a copy.
 //!
 //! tonic's own client puts every message together in one buffer before it is decoded: a copy of all bytes, and a whole
-//! message's wait before the first can be used. What is left out here is what nobody asks a cache for: streams of
+//! message's wait before the first can be used. What is left out here is what is never requested from a cache: streams of
 //! requests, and compression of whole messages.
 
 use bytes::{Buf as _, Bytes};
@@ -20,7 +20,7 @@ use super::rope::Rope;
 const PREFIX: usize = 5;
 /// The most that a field's key and length take.
 const FIELD_HEAD: usize = 20;
-/// The most that a stream has between two pieces of its data: heads, fields that nobody knows, empty messages.
+/// The most that a stream has between two pieces of its data: heads, unknown fields, empty messages.
 const BESIDE: usize = 64 << 10;
 /// `google.bytestream.ReadResponse.data`
 const DATA: u32 = 10;
@@ -302,7 +302,7 @@ fn of_http(status: http::StatusCode) -> Status {
     )
 }
 
-/// An answer of these bytes, so many at a time, and this status.
+/// An answer of these bytes, in pieces of this size, and this status.
 #[cfg(any(test, fuzzing))]
 fn incoming(bytes: &[u8], chunk: usize, status: Option<&'static str>) -> Incoming {
     let trailers = status.map(|code| {
@@ -364,7 +364,7 @@ mod tests {
         Ok(bytes)
     }
 
-    /// Three messages: with data, empty, and with fields that nobody knows around the data.
+    /// Three messages: with data, empty, and with unknown fields around the data.
     fn stream_of_messages() -> Vec<u8> {
         let data = |data: &[u8]| ReadResponse { data: data.to_vec() }.encode_to_vec();
         let unknown = [
@@ -426,7 +426,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_without_data_has_an_end() {
         let empty = [0; PREFIX];
-        // A field that nobody knows, of 100 KiB.
+        // An unknown field of 100 KiB.
         let unknown = [&[0x12, 0x80, 0xa0, 0x06][..], &[9; 100 << 10]].concat();
         let unknown = with_prefix([&[0; PREFIX][..], &unknown].concat());
         for bytes in [empty.repeat(20_000), unknown.to_vec()] {

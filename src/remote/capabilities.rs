@@ -29,7 +29,7 @@ const MAX_BATCH: u64 = MESSAGE_LIMIT - ANSWER_OVERHEAD;
 /// A server may be replaced by another version while the daemon runs.
 const KEPT_FOR: Duration = Duration::from_secs(10 * 60);
 
-/// The last answer. Many who ask at once cause one request; a failure is told to them and then forgotten.
+/// The last answer. Concurrent callers cause one request; all of them get a failure, which is then forgotten.
 pub(crate) struct CapabilitiesCache(Cache<(), Capabilities>);
 
 impl CapabilitiesCache {

@@ -206,7 +206,7 @@ mod tests {
         // Wrong bytes are asked of the last store again, not of the first.
         let again = chain.read_batch(&asked[1..2], &nobody, true).await;
         assert!(again[0].1.as_ref().unwrap_err().is_not_found());
-        // Somebody who cannot answer may have it: not evicted, whichever way round they stand.
+        // A store that cannot answer may have it: not evicted, in whichever order they are.
         let silent: Arc<dyn BlobStore> = Arc::new(Nowhere("it is away".to_owned()));
         for stores in [vec![first.clone(), silent.clone()], vec![silent, first]] {
             let chain = Chain::new(stores);

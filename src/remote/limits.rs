@@ -1,6 +1,6 @@
 //! What a server turned out to refuse, whatever it says of itself.
 //!
-//! Stated limits are wrong now and then: a proxy in front of the cache has a lower one, or the backend behind it changed.
+//! Stated limits are wrong now and then: a proxy in front of the cache has a lower one, or its backend changed.
 //! A batch that is refused as such is halved until it is taken, and what was learned from that is kept as long as the
 //! server's word would be.
 

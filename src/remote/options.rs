@@ -22,7 +22,7 @@ const RESERVED_SEGMENTS: [&str; 7] = [
     "compressed-blobs",
 ];
 
-/// Everything that a gRPC cache's client is told by the user. Values that can be checked alone are checked when they
+/// All settings of a gRPC cache's client. Values that can be checked alone are checked when they
 /// are parsed; [`RemoteOptions::validate`] checks how they fit together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteOptions {
@@ -45,7 +45,7 @@ pub struct RemoteOptions {
     pub min_throughput: u64,
     /// The digest function that must be known to the server.
     pub digest_function: DigestFunction,
-    /// What of the build's own options could not be used, and why. Told if the server refuses us.
+    /// What of the build's own options could not be used, and why. Reported if the server refuses us.
     pub left_out: Vec<String>,
 }
 

@@ -20,7 +20,7 @@ impl Rope {
         }
     }
 
-    /// The first bytes as they lie in memory, at most so many; none when it is empty or none are wanted.
+    /// The first bytes as they lie in memory, at most this many.
     pub(super) fn front(&mut self, most: usize) -> Bytes {
         let length = self.chunk().len().min(most);
         self.copy_to_bytes(length)

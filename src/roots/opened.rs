@@ -44,7 +44,7 @@ pub enum RootError {
     Panicked,
 }
 
-/// Roots that are kept open although nobody uses them just now.
+/// How many unused roots are kept open.
 const IDLE: usize = 32;
 
 /// An open root.
@@ -56,7 +56,7 @@ struct Opened {
 }
 
 impl Opened {
-    /// Whether nobody else has it. Who gets it does so under the lock of all roots.
+    /// Whether nothing else has it. It is only handed out under the lock of all roots.
     fn is_idle(&self) -> bool {
         Arc::strong_count(&self.root) == 1
     }
@@ -297,7 +297,7 @@ impl Roots {
             since: None,
             ..Holder::of_this_process()
         };
-        // A directory of the user's own is nobody's output base, and nothing is left there.
+        // A user's directory is not an output base, and nothing is left there.
         let claim = (!is_own).then(|| place.claim(&who.to_string())).flatten();
         let epoch = Epoch::shared(claim);
         // What an earlier run of the daemon gave out counts: an older build that comes again from the journal must
@@ -323,7 +323,7 @@ impl Roots {
     }
 }
 
-/// Takes out roots that nobody uses, except for this many that were used last. Each has three descriptors or more, and
+/// Takes out unused roots, except for this many that were used last. Each has three descriptors or more, and
 /// what is to be known of it is recorded. They are closed when they are dropped, which is better done without the lock.
 fn take_idle(open: &mut HashMap<PathBuf, Opened>, kept: usize) -> Vec<Opened> {
     let mut idle: Vec<u64> = open

@@ -61,7 +61,7 @@ impl SourceCache {
     /// Asks the remote cache whether it is there, and lets us in.
     ///
     /// # Errors
-    /// When there is none, or it does not answer.
+    /// When there is no cache, or it does not answer.
     pub async fn probe(&self) -> Result<(), RemoteError> {
         match &self.store {
             Some(store) => store.probe().await.map(|_| ()),
@@ -172,7 +172,7 @@ impl Sources {
         self.recorded(endpoint, instance_name, false)
     }
 
-    /// The cache of a build that somebody else has written down. Its word is not enough to send credentials anywhere:
+    /// The cache of a build that was recorded elsewhere. That alone is not enough to send credentials anywhere:
     /// where there are any, the user must have named the endpoint. No flag of the build's command line is heeded.
     ///
     /// # Errors

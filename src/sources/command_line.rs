@@ -39,7 +39,7 @@ pub(super) fn disk_cache(line: &CommandLine, directories: &BuildDirectories) -> 
     path.is_absolute().then_some(path)
 }
 
-/// Whether a cache's address is that of one behind HTTP, which is not read.
+/// Whether a cache's address is that of an HTTP cache, which is not read.
 pub(crate) fn is_http(address: &str) -> bool {
     address.starts_with("http://") || address.starts_with("https://")
 }
@@ -47,7 +47,7 @@ pub(crate) fn is_http(address: &str) -> bool {
 /// The cache that a build's canonical command line names.
 ///
 /// One option of the build's that cannot be used does not cost the cache: it is left out, noted in
-/// [`RemoteOptions::left_out`], and told if the server refuses us then.
+/// [`RemoteOptions::left_out`], and reported if the server then refuses us.
 ///
 /// # Errors
 /// One that names the build's own flag.

@@ -152,7 +152,7 @@ impl Endpoint {
         }
     }
 
-    /// The URI that a credential helper is asked about; `None` for a unix socket, where nobody asks. Always `https`
+    /// The URI that a credential helper is asked about; `None` for a unix socket, where none is asked. Always `https`
     /// and without the default port, as gRPC's call credentials have it.
     #[must_use]
     pub fn credential_uri(&self) -> Option<String> {

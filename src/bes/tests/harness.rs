@@ -1,6 +1,7 @@
 //! A service with a scripted engine, and a client that speaks as Bazel does.
 
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -60,6 +61,8 @@ pub(in crate::bes) enum Seen {
 /// An engine that notes its calls and settles when the test allows it.
 pub(in crate::bes) struct Engine {
     seen: Mutex<Vec<Seen>>,
+    /// Numbers of the events so far, by stream: attempts under the same ids are streams of their own.
+    delivered: Mutex<HashMap<StreamKey, Vec<i64>>>,
     changed: watch::Sender<()>,
     settlement: watch::Sender<Option<Settlement>>,
     /// How far it is settled, if it tells.
@@ -77,6 +80,7 @@ impl Engine {
     pub(in crate::bes) fn gated() -> Self {
         Self {
             seen: Mutex::default(),
+            delivered: Mutex::default(),
             rest: watch::Sender::new(false),
             done: std::sync::atomic::AtomicBool::new(false),
             changed: watch::Sender::new(()),
@@ -107,6 +111,10 @@ impl Engine {
 
     pub(in crate::bes) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
+    }
+
+    pub(in crate::bes) fn delivered(&self) -> HashMap<StreamKey, Vec<i64>> {
+        self.delivered.lock().unwrap().clone()
     }
 
     pub(in crate::bes) fn numbers(&self) -> Vec<i64> {
@@ -149,7 +157,7 @@ impl Engine {
 
 impl Builds for Engine {
     fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
-        let stream = stream.to_string();
+        let (key, stream) = (stream.clone(), stream.to_string());
         Box::pin(async move {
             for (sequence, event) in events {
                 if let Ok(permit) = self.gate.acquire().await {
@@ -161,6 +169,9 @@ impl Builds for Engine {
                     _ => panic!("not what was sent"),
                 };
                 assert_ne!(text, "panic", "as ordered");
+                let mut delivered = self.delivered.lock().unwrap();
+                delivered.entry(key.clone()).or_default().push(sequence);
+                drop(delivered);
                 self.note(Seen::Event(stream.clone(), sequence, text));
             }
         })

@@ -358,16 +358,9 @@ async fn streams_of_nonsense_end_and_nobody_else_notices() {
                         .any(|s| matches!(s, super::harness::Seen::Event(n, ..) if *n == name))
             })
             .await;
-        let numbers: Vec<i64> = daemon
-            .engine
-            .seen()
-            .into_iter()
-            .filter_map(|seen| match seen {
-                super::harness::Seen::Event(n, number, _) if n == name => Some(number),
-                _ => None,
-            })
-            .collect();
-        assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+        for (key, numbers) in daemon.engine.delivered() {
+            assert!(numbers.is_sorted_by(|a, b| a < b), "{key:?}: {numbers:?}");
+        }
     }
     serves_others(&daemon, "other").await;
     daemon.stop().await;

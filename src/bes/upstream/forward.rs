@@ -141,14 +141,14 @@ impl Forwarder {
             let opened = opened.wait();
             tokio::pin!(opened);
             while tokio::time::timeout(LOOK, &mut opened).await.is_err() {
-                // Meanwhile another one may learn that upstream cannot be reached, and nobody should be held for it.
+                // Meanwhile another one may learn that upstream cannot be reached, and no client should be held for it.
                 self.tell();
             }
             self.work().await;
         };
         halt.run_until_cancelled(work).await;
         self.saver.save().await;
-        // Its end is only told when the number is kept.
+        // Its end is only reported when the number is kept.
         self.tell();
         self.upstream.calls.prune(&self.key.build_id);
     }
@@ -156,7 +156,7 @@ impl Forwarder {
     async fn work(&mut self) {
         loop {
             while self.window.is_empty() {
-                // A call that failed after the last acknowledgement has not told the end.
+                // A call that failed after the last acknowledgement has not reported the end.
                 self.conclude().await;
                 if self.dry {
                     return;

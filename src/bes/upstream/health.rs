@@ -21,7 +21,7 @@ pub(super) struct Health {
 
 #[derive(Default)]
 struct Log {
-    /// An outage that was told of.
+    /// An outage that was reported.
     told: bool,
     last: Option<Instant>,
 }

@@ -39,7 +39,7 @@ impl Caller {
         while let Some(waiting) = self.upstream.calls.next(&self.build_id) {
             let Waiting { event, mut behind } = waiting;
             for stream in &mut behind {
-                // An error: its forwarder is gone, and there is nothing to go behind.
+                // An error: its forwarder is gone, and there is nothing to wait for.
                 let _ = stream.wait_for(|status| status.finished).await;
             }
             self.deliver(&event).await;

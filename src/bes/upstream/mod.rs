@@ -6,7 +6,7 @@
 //! connections as it takes (`call`), and lets go of it when it is acknowledged. A build's lifecycle calls have a task
 //! of their own (`lifecycle`), which keeps them before or after the build's streams.
 //!
-//! An outage costs nobody anything but time: intake never waits for upstream, and what does not fit into the window
+//! An outage costs nothing but time: intake never waits for upstream, and what does not fit into the window
 //! stays in the journal.
 
 mod backoff;

@@ -34,7 +34,7 @@ pub(super) struct BuildCalls {
 #[derive(Default)]
 struct Build {
     calls: VecDeque<Waiting>,
-    /// Somebody works on the calls.
+    /// A task works on the calls.
     worked_on: bool,
     /// Opening calls taken so far, and how many of them are done with.
     openings: u64,
@@ -45,7 +45,7 @@ struct Build {
 /// A call that waits for its turn.
 pub(super) struct Waiting {
     pub(super) event: LifecycleEvent,
-    /// The streams that it goes after: those known when it came. Later ones may be behind it.
+    /// The streams that it goes after: those known when it came. Later ones may come after it.
     pub(super) behind: Vec<watch::Receiver<ForwardStatus>>,
 }
 
@@ -63,7 +63,7 @@ impl Opened {
 }
 
 impl BuildCalls {
-    /// A stream begins, behind the opening calls so far.
+    /// A stream begins, after the opening calls so far.
     pub(super) fn add_stream(&self, build_id: &str, status: watch::Receiver<ForwardStatus>) -> Opened {
         let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
         let build = builds.entry(build_id.to_owned()).or_default();
@@ -75,7 +75,7 @@ impl BuildCalls {
         }
     }
 
-    /// A call comes. True if somebody has to be started who works on them.
+    /// A call comes. True if a task that works on the calls has to be started.
     pub(super) fn add_call(&self, build_id: &str, event: LifecycleEvent) -> bool {
         let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
         let build = builds.entry(build_id.to_owned()).or_default();
@@ -90,7 +90,7 @@ impl BuildCalls {
         !std::mem::replace(&mut build.worked_on, true)
     }
 
-    /// The next call; `None` if there is none, and then the caller is off duty.
+    /// The next call; after `None` the caller stops working on them.
     pub(super) fn next(&self, build_id: &str) -> Option<Waiting> {
         let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
         let build = builds.get_mut(build_id)?;

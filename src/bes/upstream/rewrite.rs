@@ -278,7 +278,7 @@ mod tests {
         }
     }
 
-    /// A request with fields that nobody knows on every level of it.
+    /// A request with unknown fields on every level.
     fn request(kind: usize, files: Vec<bep::File>, unknown: &[u8]) -> Vec<u8> {
         let event = BuildEvent {
             payload: Some(payload(kind, files)),
@@ -349,7 +349,7 @@ mod tests {
         ];
         let set = request(0, others.map(|o| file(1, o)).to_vec(), b"");
         assert!(blobs(&set).is_empty());
-        // Contents behind the uri: it is the oneof's last that counts.
+        // Contents after the uri: it is the oneof's last that counts.
         let mut both = Vec::new();
         wire::put(file::URI, uri(1).as_bytes(), &mut both);
         wire::put(file::CONTENTS, b"x", &mut both);

@@ -22,7 +22,7 @@ pub(super) struct Inner {
     pub(super) calls: BuildCalls,
 }
 
-/// How upstream is told who we are.
+/// How we identify ourselves to upstream.
 pub(super) struct Credentials {
     pub(super) connector: Connector,
     pub(super) auth: Auth,

@@ -24,7 +24,7 @@ pub(super) struct Room {
     #[cfg(test)]
     pub(super) peak: AtomicUsize,
     freed: Notify,
-    /// Somebody waits for room.
+    /// A forwarder waits for room.
     wanted: AtomicBool,
 }
 
@@ -41,7 +41,7 @@ impl Room {
         }
     }
 
-    /// Gives twice as much room, if somebody waits for it. For a service that acknowledges nothing before it has
+    /// Gives twice as much room, if a forwarder waits for it. For a service that acknowledges nothing before it has
     /// everything, as some do: what does not get in would never be acknowledged.
     pub(super) fn grow(&self) {
         if self.wanted.load(Ordering::Acquire) {

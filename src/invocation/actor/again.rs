@@ -6,7 +6,7 @@
 //! present when its target was completed, or that was put there by us before, is gone when the command returns. They
 //! do so before they end the stream.
 //!
-//! Newer ones leave what is there alone once they have told it, and are not looked after: it would cost a look at every
+//! Newer ones leave what is there alone once they have named it, and are not looked after: it would cost a look at every
 //! output while the command waits.
 
 use std::{collections::HashMap, path::Path, thread};
@@ -44,7 +44,7 @@ pub(super) struct Recheck {
 /// Why what is on disk may not be what was placed or found there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// Somebody else is in the middle of placing files.
+    /// Another process is placing files.
     Placing,
     /// The same, for so long that the build is not held any more.
     Stuck,
@@ -53,7 +53,7 @@ pub(super) enum Doubt {
 }
 
 impl Recheck {
-    /// Whether nothing may be told to be on disk yet.
+    /// Whether nothing may be reported as on disk yet.
     pub(super) const fn holds(&self) -> bool {
         matches!(self.doubt, Some(Doubt::Placing | Doubt::Done { looked: false }))
     }

@@ -1,6 +1,6 @@
 //! What a build has named, what of that it wants, and what has come of it: plain data, no runtime.
 //!
-//! Every output that is wanted is on its way until its end is told ([`Ledger::complete`]); what is on its way is counted
+//! Every wanted output is on its way until its end is reported ([`Ledger::complete`]); what is on its way is counted
 //! here and nowhere else.
 
 use std::{
@@ -412,11 +412,12 @@ impl Ledger {
         index
     }
 
-    /// All that is required of a target came to its end, with so many failures of what it shares with others. Its place.
+    /// All required outputs of a target have ended, with this many failures of those that it shares with others. Gives
+    /// its place.
     pub(super) fn target_settled(&mut self, target: &Arc<TargetId>, failed: u64) -> Option<usize> {
         let (index, _, row) = self.targets.get_full_mut(target)?;
         let row = Arc::make_mut(row);
-        // Failures are told of anyone who named the output first; they are as much of those who share it.
+        // A failure is reported for the target that named the output first; it counts for all that share it.
         row.failed = row.failed.max(failed);
         if row.failed > 0 {
             row.state = TargetState::Failed;
@@ -531,7 +532,7 @@ mod tests {
                 0,
                 0,
             ),
-            // Told twice.
+            // Reported twice.
             (
                 vec![(A, "1", Required), (B, "2", Required)],
                 vec![(A, "1", downloaded()), (A, "1", downloaded())],

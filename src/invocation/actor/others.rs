@@ -1,6 +1,6 @@
 //! Another process that was in the middle of placing an older build's file when this build began.
 //!
-//! Its file may come late, over what this build has found in its place or put there. So nothing is told to be on disk
+//! Its file may come late, over what this build has found in its place or put there. So nothing is reported as on disk
 //! until the other process is done and all of it was looked at once more. A process that was stopped must not stop
 //! builds, though: after [`HELD`] this one goes on with a warning, and looks when the other one is done.
 
@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_millis(500);
 
 impl Actor {
-    /// Somebody else is in the middle of placing files in this root.
+    /// Another process is placing files in this root.
     pub(super) fn doubt(&mut self, root: Arc<Root>) {
         self.recheck.doubt = Some(Doubt::Placing);
         self.watch_others(root, HELD, SOON);

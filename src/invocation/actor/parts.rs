@@ -62,13 +62,13 @@ impl Unwritten {
 pub(super) enum Known {
     /// These facts.
     Facts(Facts, Arc<State>),
-    /// What it told before.
+    /// What it reported before.
     Unchanged,
     /// Nothing, for this reason.
     Nothing(String),
 }
 
-/// Everyone who is told how far the build is.
+/// Everyone who is informed of the build's progress.
 #[derive(Default)]
 pub(super) struct Followers {
     pub(super) progress: watch::Sender<Progress>,

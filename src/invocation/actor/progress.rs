@@ -1,7 +1,7 @@
 //! How far a build is settled: by the numbers of its events, and target by target.
 //!
 //! A completion may be shown upstream only when everything that it calls for is there. Events go upstream in their order,
-//! so that one number says it all: the lowest one that still misses something holds everything behind it. By the same
+//! so that one number says it all: the lowest one that still misses something holds everything after it. By the same
 //! number a target is settled, also as to sets that it shares with targets before it.
 
 use std::sync::Arc;

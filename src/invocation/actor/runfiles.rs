@@ -200,7 +200,7 @@ impl Actor {
         Some(missing)
     }
 
-    /// Whether only trees are missing, and all that the action cache told of them before is there.
+    /// Whether only trees are missing, and all that the action cache said of them before is there.
     async fn trees_are_whole(&self, missing: &[Missing]) -> bool {
         let Some(place) = self.site.place() else {
             return false;
@@ -375,12 +375,12 @@ impl<'a> Owners<'a> {
         owners
     }
 
-    /// A group of files hands on what is others'. Their runfiles are none of what is built for it.
+    /// A filegroup passes on the outputs of others, whose runfiles are not built for it.
     fn may_own(&self, actor: &Actor, target: &TargetId) -> bool {
         target.aspect.is_empty() && !actor.build.is_filegroup(&target.label)
     }
 
-    /// The target that a program is of, and whether that is sure; `None` for one that was asked for by nobody but groups
+    /// The target that a program is of, and whether that is sure; `None` for one that was requested only by filegroups
     /// of files, or in an earlier build.
     fn of_program(&self, actor: &Actor, program: &str) -> Option<(Arc<TargetId>, bool)> {
         let named = actor
@@ -442,7 +442,7 @@ impl Found {
         }
         let path = &self.missing.path;
         match known {
-            // What is in a tree is not known, and Bazel makes the directories of trees beforehand.
+            // What is in a tree is not known, and Bazel creates the directories of trees early.
             Known::Nothing(reason) if self.is_empty => Some(format!(
                 "it is an empty directory on disk, but the build may have put files into it; {reason}"
             )),
@@ -466,7 +466,7 @@ fn of_facts(facts: &Facts, path: &ExecPath) -> Vec<(ExecPath, OutputContent)> {
     }
 }
 
-/// What the stream has told of a path without asking for it.
+/// What the stream has said of a path that is not wanted.
 fn of_stream(
     record: &Record,
     root: RootId,

@@ -140,7 +140,7 @@ impl Actor {
     }
 
     /// Lets go of the root, if nothing is done in it until the client comes back: it is closed like any other that
-    /// nobody uses, and opened again when there is more to do.
+    /// is unused, and opened again when there is more to do.
     pub(super) async fn leave_root(&mut self) {
         let is_quiet = self.ledger.is_quiet()
             && self.recheck.doubt.is_none()
@@ -171,7 +171,7 @@ impl Actor {
         }
     }
 
-    /// The way to the cache, opened when the first outputs are wanted: by then the build has told its command line.
+    /// The way to the cache, opened when the first outputs are wanted: by then the build has sent its command line.
     pub(super) async fn session(&mut self) -> Option<Arc<Session>> {
         if let Some(session) = self.site.session() {
             return Some(session.clone());
@@ -217,8 +217,8 @@ impl Actor {
         Some(place.session.insert(Arc::new(session)).clone())
     }
 
-    /// Whether somebody else has the build's outputs, and says so: an output service by the command line, or whatever
-    /// `bazel-out` leads to. Bazel makes that link before it executes anything, so it is there when outputs are named.
+    /// Whether something else provides the build's outputs, and says so: an output service by the command line, or
+    /// whatever `bazel-out` leads to. Bazel makes that link before it executes anything, so it is there when outputs are named.
     async fn served(&mut self) -> Option<Served> {
         if self.shared.roots.rules().destination != Destination::ExecRoot {
             return None;

@@ -95,7 +95,7 @@ fn cycles_dangling_references_and_repetitions_come_to_an_end() {
     assert_eq!((names(&effects), ends(&effects)), (3, 2));
     let refused = effects.iter().filter(|e| matches!(e, Effect::Refused(_))).count();
     assert!(refused > 0, "{effects:?}");
-    // A broken stream that goes on, with sets that nobody has heard of.
+    // A broken stream that goes on, with unknown sets.
     let unknown: Vec<String> = (0..MANY).map(|n| format!("unknown {n}")).collect();
     let unknown: Vec<&str> = unknown.iter().map(String::as_str).collect();
     assert_eq!(ends(&build.handle(6, completed("//late", &unknown, false))), 1);

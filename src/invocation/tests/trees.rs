@@ -330,7 +330,7 @@ fn no_order_of_events_changes_what_is_wanted() {
             );
             group.incomplete = chance.below(5) == 0;
             let tree = format!("t{}.d", chance.below(3));
-            // A tree of which a set has nothing may be told to be empty before an event of its own has more.
+            // A tree of which a set has nothing may be reported as empty before an event of its own has more.
             if chance.below(3) == 0 && sets.iter().flatten().any(|f| f.starts_with(&tree)) {
                 group.files = vec![file(&format!("{tree}/inline{}", chance.below(2)))];
             }

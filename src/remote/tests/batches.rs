@@ -91,7 +91,7 @@ async fn left_out_doubled_unasked_and_short_answers_harm_nobody_else() {
     ];
     fake.script().tamper = [(|answers: &mut Vec<_>| {
         // The second is left out, the third is short, the first comes again with other bytes, and one more that
-        // nobody asked for.
+        // was not requested.
         answers.remove(1);
         answers[1].data.pop();
         let mut again = answers[0].clone();

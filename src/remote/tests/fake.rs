@@ -23,7 +23,7 @@ use crate::digest::{Digest, DigestFunction};
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// What a stream does after so many bytes.
+/// What a stream does after this many bytes.
 #[derive(Clone, Copy)]
 pub(crate) enum Cut {
     /// Breaks.

@@ -172,7 +172,7 @@ async fn connections_that_died_without_a_word_are_replaced() {
     for _ in 0..8 {
         in_time(batch(&client, &small)).await.unwrap();
     }
-    // Each is made anew, some more than once where a busy machine is slow.
+    // Each is opened again, some more than once on a busy machine.
     let connections = cache.stats().connections;
     assert!((8..=16).contains(&connections), "{connections}");
 }
@@ -347,7 +347,7 @@ async fn credentials_that_expire_are_asked_for_once_by_all_who_wait() {
         assert_eq!(ran, runs);
     }
     assert!(cache.stats().unauthenticated > 0);
-    // And one that nobody can give is no reason to ask for ever; its words are not told.
+    // And one that cannot be given is no reason to ask for ever; its message is not shown.
     cache.require_header(Some(("authorization", "another-token")));
     let error = in_time(batch(&client, &digests[0])).await.unwrap_err();
     assert_eq!(error.kind, RemoteErrorKind::Unauthenticated);

@@ -81,7 +81,7 @@ async fn an_unknown_digest_function_is_refused_with_what_there_is() {
         "{shown}"
     );
     assert_eq!(cache.probe().await.unwrap_err(), error);
-    // Whoever reads is told the same.
+    // Every reader gets the same.
     let answers = cache.read_batch(&[digest(b"a")], &attribution(), false).await;
     assert_eq!(answers[0].1.as_ref().unwrap_err(), &error);
 }

@@ -149,7 +149,7 @@ async fn tls_to_a_plain_server_is_told_as_such() {
 
 #[tokio::test]
 async fn nobody_there_is_told_with_the_endpoint() {
-    // Bound and dropped: free, and nobody's for now.
+    // Bound and dropped: free for now.
     let port = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()

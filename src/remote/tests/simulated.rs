@@ -226,7 +226,7 @@ impl World {
         }
         let digests: Vec<_> = asked.iter().map(|(digest, _)| digest.clone()).collect();
         let bytes: u64 = digests.iter().map(Digest::size).sum();
-        // A batch begins anew at each try.
+        // A batch starts over at each try.
         self.allow(bytes * 6, 10);
         let answers = cache.read_batch(&digests, &attribution(), false).await;
         self.verdict.check(answers.len() == asked.len(), || {
@@ -281,7 +281,7 @@ impl World {
     }
 }
 
-/// A cache that has the blobs, started anew whenever its host is.
+/// A cache that has the blobs, restarted with its host.
 fn host(sim: &mut turmoil::Sim<'_>, world: &Rc<World>, zstd: bool) -> Rc<RefCell<Vec<RunningCache>>> {
     let lives = Rc::<RefCell<Vec<RunningCache>>>::default();
     let (world, kept) = (Rc::clone(world), Rc::clone(&lives));

@@ -41,7 +41,7 @@ pub(super) struct Written {
     quota_project_id: Option<String>,
 }
 
-/// Where the token of somebody else's is. No `Debug`.
+/// Where another provider's token is. No `Debug`.
 #[derive(Clone, Deserialize)]
 pub(super) struct Source {
     file: Option<PathBuf>,
@@ -147,7 +147,7 @@ impl Written {
         Ok(question)
     }
 
-    /// Somebody else's token in exchange for one of Google's (RFC 8693), and with that one a service account's, if it
+    /// Another provider's token in exchange for one of Google's (RFC 8693), and with that one a service account's, if it
     /// stands for one.
     fn exchange(&self, scopes: &[String]) -> Result<Question, String> {
         let source = self.credential_source.clone();

@@ -1,5 +1,5 @@
 //! Google's credentials, as Bazel's `--google_credentials` and `--google_default_credentials` name them: from a service
-//! account's key, a user's refresh token, somebody else's token (“workload identity federation”) or a Google machine's
+//! account's key, a user's refresh token, another provider's token (“workload identity federation”) or a Google machine's
 //! metadata to a token that is good for an hour or so.
 //!
 //! Keys and tokens are in no error, log or `Debug`, and neither is what a server says of them. A file is read again for
@@ -25,7 +25,7 @@ use super::{Header, RemoteError, RemoteErrorKind};
 use call::Call;
 use file::{Source, read};
 
-/// What a token is good for where nobody says so, as for Bazel.
+/// The default scope of a token, as for Bazel.
 pub(crate) const DEFAULT_SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 
 const METADATA_HOST: &str = "metadata.google.internal";

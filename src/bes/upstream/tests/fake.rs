@@ -32,7 +32,7 @@ use crate::{
 pub(super) enum Plan {
     /// Acknowledges everything at once, and closes.
     Good,
-    /// Breaks the stream after so many acknowledgements.
+    /// Breaks the stream after this many acknowledgements.
     CutAfter(usize),
     /// Answers with a status.
     Refuse(Code),
@@ -42,7 +42,7 @@ pub(super) enum Plan {
     AtTheEnd,
     /// Acknowledges the second event, not the first.
     OutOfOrder,
-    /// Acknowledges a number that nobody sent.
+    /// Acknowledges a number that was not sent.
     Wrong,
     /// Closes with OK at an event, without its acknowledgement.
     CloseAt(i64),
@@ -54,7 +54,7 @@ pub(super) struct Seen {
     /// The requests, byte for byte.
     pub(super) requests: Vec<Bytes>,
     pub(super) headers: MetadataMap,
-    /// How the client ended it: `true` if it said that that was all, behind the stream's last event, `false` if it
+    /// How the client ended it: `true` if it half-closed after the stream's last event, `false` if it
     /// cancelled.
     pub(super) end: Option<bool>,
 }
@@ -151,7 +151,7 @@ impl Fake {
         loop {
             let Ok(Some(request)) = inbound.message().await else {
                 unacked.drain(..).for_each(ack);
-                // tonic tells a cancelled request as one that ended. But only then nobody waits for answers.
+                // tonic tells a cancelled request as one that ended. But only then does no client wait for answers.
                 let cancelled = !last && tokio::time::timeout(PATIENCE, acks.closed()).await.is_ok();
                 self.0.seen.send_modify(|s| s[index].end = Some(!cancelled));
                 return;

@@ -137,7 +137,7 @@ async fn at_a_shutdown_nothing_held_is_let_go() {
     rig.send(&[with_id(1, 2), with_id(2, 5), last(3)]);
     rig.until("flushed", |status| status.acked == 1).await;
     rig.around.shutdown.cancel();
-    // The engine's last word, which nobody may believe.
+    // The engine's last word, which must not be believed.
     rig.engine.progress.send_replace(progress(3, None));
     rig.around.halt.cancel();
     rig.around.forwards.close();

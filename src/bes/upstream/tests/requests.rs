@@ -32,7 +32,7 @@ pub(crate) fn envelope(sequence: i64, event: build_event::Event) -> PublishBuild
     }
 }
 
-/// With these bytes as the event, and a field that nobody knows.
+/// With these bytes as the event, and an unknown field.
 pub(crate) fn with_event(sequence: i64, value: Vec<u8>) -> Bytes {
     let any = prost_types::Any {
         type_url: "type.googleapis.com/build_event_stream.BuildEvent".to_owned(),

@@ -36,7 +36,7 @@ use crate::{
 /// Nothing here takes so long; a hang fails instead of blocking.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An engine that is told how far it is.
+/// An engine whose progress the test sets.
 pub(super) struct Engine {
     pub(super) progress: watch::Sender<Progress>,
     /// Files on disk, by the sizes of their digests.
@@ -208,7 +208,7 @@ impl Rig {
     }
 }
 
-/// A stream of so many events and its end.
+/// A stream of this many events and its end.
 pub(super) fn stream(events: i64) -> Vec<Bytes> {
     let mut stream: Vec<_> = (1..=events)
         .map(|sequence| requests::with_id(sequence, if sequence % 3 == 0 { 5 } else { 2 }))

@@ -1,4 +1,4 @@
-//! Whatever upstream does, it ends with every event, once, in order, as it was.
+//! Whatever upstream does, it ends with every event, once, in order, unchanged.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
