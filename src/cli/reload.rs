@@ -25,7 +25,7 @@ use super::{
 use crate::{
     access::Door,
     bes::{BesAddress, Upstream},
-    config::{CacheArgs, ControlListenArgs, DoorArgs, SelectionArgs, naming_the_file},
+    config::{AccessArgs, CacheArgs, ControlListenArgs, SelectionArgs, naming_the_file},
     daemon::Rooms,
     roots::Destination,
 };
@@ -135,11 +135,11 @@ impl Reload {
         let rules = args.place.rules(Destination::ExecRoot)?;
         let source = args.cache.source_rule(false)?;
         let guards = args.guards(&self.addresses, self.admin)?;
-        let control = args.control.port(&args.doors)?;
+        let control = args.control.port(&args.access)?;
         // Where it is open, which a changed flag alters at a restart only.
         if let Some((at, port)) = self.control.zip(control.as_ref()) {
             let flag = format!("--control-listen={at}");
-            ControlListenArgs::check(&flag, &args.doors, at, &port.rules)?;
+            ControlListenArgs::check(&flag, &args.access, at, &port.rules)?;
         }
 
         self.doors.bes.set(guards.bes);
@@ -211,7 +211,7 @@ fn at_once() -> BTreeSet<String> {
     let groups = [
         CacheArgs::augment_args,
         SelectionArgs::augment_args,
-        DoorArgs::augment_args,
+        AccessArgs::augment_args,
     ]
     .map(|augment| augment(clap::Command::new("")));
     let flags = groups.iter().flat_map(|group| group.get_arguments());

@@ -17,7 +17,7 @@ use crate::{
     access::{Door, Rules},
     bes::{BesAddress, BesListener},
     config::{
-        CacheArgs, ConfigError, ControlListenArgs, ControlPort, DoorArgs, HoldArgs, LeaseArgs, LimitArgs,
+        AccessArgs, CacheArgs, ConfigError, ControlListenArgs, ControlPort, HoldArgs, LeaseArgs, LimitArgs,
         NotifyArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
     },
     daemon::{
@@ -88,7 +88,7 @@ pub(super) struct ServeArgs {
     retention_size: String,
 
     #[command(flatten)]
-    pub(super) doors: DoorArgs,
+    pub(super) access: AccessArgs,
 
     #[command(flatten)]
     state: StateArgs,
@@ -238,7 +238,7 @@ impl ServeArgs {
         let notify = self.notify.options()?;
         let state_dir = self.state.directory()?;
         let socket = self.state.socket()?;
-        let control = self.control.port(&self.doors)?;
+        let control = self.control.port(&self.access)?;
         let idle_timeout = self.idle_timeout.as_deref().map(parse_duration).transpose();
         let idle_timeout = match idle_timeout {
             Ok(Some(Duration::ZERO)) => Err("must be greater than zero".to_owned()),
@@ -381,18 +381,19 @@ impl ServeArgs {
         admin: Option<SocketAddr>,
     ) -> Result<Guards, ConfigError> {
         let guards = Guards {
-            bes: self.doors.bes()?,
-            admin: self.doors.admin()?,
+            bes: self.access.bes()?,
+            admin: self.access.admin()?,
         };
         for address in bes {
             if let BesAddress::Tcp(at) = address {
                 let flag = format!("--bes-listen={at}");
-                self.doors.check(&flag, "--bes-token-file", *at, &guards.bes)?;
+                self.access.check(&flag, "--bes-token-file", *at, &guards.bes)?;
             }
         }
         if let Some(at) = admin {
             let flag = format!("--admin-listen={at}");
-            self.doors.check(&flag, "--admin-token-file", at, &guards.admin)?;
+            self.access
+                .check(&flag, "--admin-token-file", at, &guards.admin)?;
         }
         Ok(guards)
     }

@@ -5,8 +5,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::Args;
 
 use super::{
-    ConfigError, DoorArgs,
-    doors::{server_tls, token},
+    AccessArgs, ConfigError,
+    access::{server_tls, token},
 };
 use crate::{
     access::{Rules, Token},
@@ -62,17 +62,17 @@ impl ControlListenArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong or missing.
-    pub fn port(&self, doors: &DoorArgs) -> Result<Option<ControlPort>, ConfigError> {
+    pub fn port(&self, access: &AccessArgs) -> Result<Option<ControlPort>, ConfigError> {
         let own = [&self.control_tls_certificate, &self.control_tls_key];
         let tls = if own.iter().any(|file| file.is_some()) {
             server_tls(
                 ["--control-tls-certificate", "--control-tls-key"],
                 self.control_tls_certificate.as_deref(),
                 self.control_tls_key.as_deref(),
-                doors.listen_tls_client_ca.as_deref(),
+                access.listen_tls_client_ca.as_deref(),
             )?
         } else {
-            doors.tls()?
+            access.tls()?
         };
         let token = self
             .control_token_file
@@ -99,7 +99,7 @@ impl ControlListenArgs {
             // Of another user's process, a token was asked for.
             other_users: false,
         };
-        Self::check(&flag(), doors, address, &rules)?;
+        Self::check(&flag(), access, address, &rules)?;
         let absolute = |dir: &PathBuf| {
             std::path::absolute(dir)
                 .map_err(|e| ConfigError::new(format!("--control-stage-dir={}", dir.display()), e))
@@ -118,7 +118,7 @@ impl ControlListenArgs {
     /// Naming the listener's flag, or the one that is missing.
     pub fn check(
         listener: &str,
-        doors: &DoorArgs,
+        access: &AccessArgs,
         address: SocketAddr,
         rules: &Rules,
     ) -> Result<(), ConfigError> {
@@ -130,7 +130,7 @@ impl ControlListenArgs {
                  port controls the daemon",
             ));
         }
-        if rules.tls.is_none() && !address.ip().to_canonical().is_loopback() && !doors.insecure {
+        if rules.tls.is_none() && !address.ip().to_canonical().is_loopback() && !access.insecure {
             return Err(ConfigError::new(
                 listener,
                 "requires --control-tls-certificate and --control-tls-key, or --listen-tls-certificate and \
@@ -215,7 +215,7 @@ mod tests {
         #[command(flatten)]
         args: ControlListenArgs,
         #[command(flatten)]
-        doors: DoorArgs,
+        access: AccessArgs,
     }
 
     #[derive(Parser)]
@@ -227,7 +227,7 @@ mod tests {
     fn port(args: &[&str]) -> Result<Option<ControlPort>, ConfigError> {
         let args = std::iter::once("outhaul").chain(args.iter().copied());
         let serve = Serve::parse_from(args);
-        serve.args.port(&serve.doors)
+        serve.args.port(&serve.access)
     }
 
     fn address(args: &[&str]) -> Result<Option<ControlAddress>, ConfigError> {

@@ -4,9 +4,9 @@
 //! A flag takes precedence over its environment variable (`OUTHAUL_` and the flag's name), which takes precedence over
 //! the file. Every error names the flag.
 
+mod access;
 mod cache;
 mod control;
-mod doors;
 mod file;
 mod lease;
 mod limits;
@@ -19,9 +19,9 @@ mod upstream;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::file::file_arguments;
 pub use self::{
+    access::AccessArgs,
     cache::CacheArgs,
     control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort},
-    doors::DoorArgs,
     file::{naming_the_file, with_config_file},
     lease::LeaseArgs,
     limits::{LimitArgs, Limits},

@@ -13,7 +13,7 @@ use crate::access::{Rules, ServerTls, TlsFile, Token};
 /// Flags of all listening sockets.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Who may connect")]
-pub struct DoorArgs {
+pub struct AccessArgs {
     /// PEM file of the certificate for TLS on every TCP port that the daemon listens on
     #[arg(long, value_name = "FILE", env = "OUTHAUL_LISTEN_TLS_CERTIFICATE")]
     pub listen_tls_certificate: Option<PathBuf>,
@@ -40,7 +40,7 @@ pub struct DoorArgs {
     pub insecure: bool,
 }
 
-impl DoorArgs {
+impl AccessArgs {
     /// The rules for build tools.
     ///
     /// # Errors
@@ -163,13 +163,13 @@ mod tests {
     #[derive(Parser)]
     struct Cli {
         #[command(flatten)]
-        doors: DoorArgs,
+        access: AccessArgs,
     }
 
     fn check(args: &[&str], address: &str) -> Result<(), String> {
-        let doors = Cli::parse_from(std::iter::once("outhaul").chain(args.iter().copied())).doors;
-        let rules = doors.bes().map_err(|e| e.to_string())?;
-        doors
+        let access = Cli::parse_from(std::iter::once("outhaul").chain(args.iter().copied())).access;
+        let rules = access.bes().map_err(|e| e.to_string())?;
+        access
             .check(
                 "--bes-listen",
                 "--bes-token-file",
