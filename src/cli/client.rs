@@ -23,7 +23,7 @@ use crate::{
     invocation::policy::Policy,
     printable::with_causes,
     proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
-    record::{Record, RecordError},
+    record::{Record, RecordError, Which},
     roots::Destination,
     transport::{ConnectOptions, Connector, Endpoint, TlsFiles},
 };
@@ -279,10 +279,11 @@ impl Client {
         &mut self,
         id: &str,
     ) -> Result<(pb::Invocation, Vec<pb::Target>), Failure> {
-        let missing = || match id {
-            "" => Failure::not_found("no invocations are recorded"),
-            id => Failure::not_found(format!("invocation {id:?} is not recorded")),
+        let which = Which {
+            invocation_id: id.to_owned(),
+            ..Which::default()
         };
+        let missing = || Failure::not_found(which.not_recorded());
         match self {
             Self::Daemon(client) => {
                 let request = pb::GetInvocationRequest {

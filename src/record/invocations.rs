@@ -73,6 +73,16 @@ impl Record {
         }
     }
 
+    /// As [`Self::find_invocation`], of builds that have outputs somewhere: one that failed before it had an output root is
+    /// meant only where there is no other. Blocks on the file system.
+    #[must_use]
+    pub fn find_invocation_with_outputs(&self, which: &Which) -> Option<InvocationRow> {
+        let has_outputs = |row: &InvocationRow| row.imported || row.root.is_some();
+        let is_any = which.invocation_id.is_empty();
+        let newest = is_any.then(|| which.newest(self.scan_invocations().filter(has_outputs)));
+        newest.flatten().or_else(|| self.find_invocation(which))
+    }
+
     /// The root's invocation with the highest version.
     #[must_use]
     pub fn newest_invocation(&self, root: RootId) -> Option<InvocationRow> {

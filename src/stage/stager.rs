@@ -248,7 +248,7 @@ impl Stager {
 
     fn row(&self, which: &Which) -> Result<InvocationRow, StageError> {
         self.record
-            .find_invocation(which)
+            .find_invocation_with_outputs(which)
             .or_else(|| self.row_from_journal(&which.invocation_id))
             .ok_or_else(|| StageError::Unknown(which.not_recorded()))
     }

@@ -11,7 +11,7 @@ use crate::{
     exec_path::ExecPath,
     materialize::place::Placer,
     proto::outhaul::v1 as pb,
-    record::{InvocationRow, OutputRow, OutputState, RootId},
+    record::{InvocationRow, OutputRow, OutputState, RootId, Which},
 };
 
 /// Rows that are looked at in one go.
@@ -52,10 +52,12 @@ impl Service {
 
     /// An invocation, the newest build for an empty id.
     async fn named_row(&self, id: &str) -> Result<InvocationRow, Status> {
-        self.row_of(id).await.ok_or_else(|| match id {
-            "" => Status::not_found("no invocations are recorded"),
-            id => Status::not_found(format!("invocation {id:?} is not recorded")),
-        })
+        let which = Which {
+            invocation_id: id.to_owned(),
+            ..Which::default()
+        };
+        let row = self.row_of(id).await;
+        row.ok_or_else(|| Status::not_found(which.not_recorded()))
     }
 
     /// Every recorded output of an invocation's root, the newest build's for an empty id; of one class, if given.

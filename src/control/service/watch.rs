@@ -86,7 +86,7 @@ impl Chooser {
 
     fn nothing(&self) -> Status {
         let choice = &self.choice;
-        if choice.next {
+        if choice.next && choice.invocation_id.is_empty() {
             return Status::not_found("no new builds can start");
         }
         let which = Which {

@@ -390,6 +390,35 @@ fn a_roots_newest_invocation_goes_by_version_not_by_arrival() {
 }
 
 #[test]
+fn of_builds_with_outputs_one_without_a_root_is_meant_only_if_there_is_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (record, _) = open(dir.path());
+    let root = record.root("/exec", 1, 2);
+    let build = |id, started_ms, root| InvocationRow {
+        command: "build".to_owned(),
+        ..invocation(id, started_ms, root, 1)
+    };
+    let meant = |id: &str| {
+        let which = Which {
+            invocation_id: id.to_owned(),
+            ..Which::default()
+        };
+        let id_of = |row: InvocationRow| row.invocation_id;
+        let [any, with_outputs] = [
+            record.find_invocation(&which),
+            record.find_invocation_with_outputs(&which),
+        ];
+        (any.map(id_of).unwrap(), with_outputs.map(id_of).unwrap())
+    };
+    record.put_invocation(&build("failed", 30, None));
+    assert_eq!(meant(""), ("failed".to_owned(), "failed".to_owned()));
+    record.put_invocation(&build("good", 20, Some(root)));
+    record.put_invocation(&build("older", 10, Some(root)));
+    assert_eq!(meant(""), ("failed".to_owned(), "good".to_owned()));
+    assert_eq!(meant("failed"), ("failed".to_owned(), "failed".to_owned()));
+}
+
+#[test]
 fn targets_belong_to_their_invocation_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (record, _) = open(dir.path());
