@@ -1,8 +1,8 @@
 //! Decodes build events from the wire format to [`event::Event`], from a file or a stream.
 //!
 //! [`decode`] and [`json`] decode one event, [`source`] reads a file of events. [`named_sets`] is the graph that
-//! completed targets refer to. [`commands`] knows Bazel's commands. `wire` reads and writes single fields of a message. This module does not depend on
-//! networks or output trees.
+//! completed targets refer to. [`commands`] knows Bazel's commands. `wire` reads and writes single fields of a message. This
+//! module does not depend on networks or output trees.
 
 pub mod commands;
 pub mod decode;

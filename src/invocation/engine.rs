@@ -236,8 +236,7 @@ impl Builds for Engine {
     }
 
     fn lost(&self, stream: &StreamKey) -> BoxFuture<'_, ()> {
-        let stream = stream.clone();
-        async move { self.tell(&stream, false, Message::Lost).await }.boxed()
+        self.tell(stream, false, Message::Lost)
     }
 
     fn ended(&self, stream: &StreamKey, end: StreamEnd) -> BoxFuture<'_, ()> {

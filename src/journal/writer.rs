@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSlice, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use super::{
@@ -86,6 +86,8 @@ pub(crate) struct Recovered {
 pub struct Writer {
     /// Closed while nothing is left to do.
     file: Option<Arc<File>>,
+    /// The one before that; frames of it that were not read back yet keep it open.
+    closed: Weak<File>,
     /// The file's path without extension.
     stem: PathBuf,
     settled: bool,
@@ -115,6 +117,7 @@ impl Writer {
         };
         let writer = Self {
             file: Some(Arc::new(file)),
+            closed: Weak::new(),
             stem: stem.to_owned(),
             settled,
             offset,
@@ -151,9 +154,14 @@ impl Writer {
         if let Some(file) = &self.file {
             return Ok(Arc::clone(file));
         }
-        let path = self.path();
-        let file = patient(|| options().open(&path)).map_err(JournalError::io("open", path))?;
-        Ok(Arc::clone(self.file.insert(Arc::new(file))))
+        let file = match self.closed.upgrade() {
+            Some(file) => file,
+            None => {
+                let path = self.path();
+                Arc::new(patient(|| options().open(&path)).map_err(JournalError::io("open", path))?)
+            }
+        };
+        Ok(Arc::clone(self.file.insert(file)))
     }
 
     /// Appends a frame. When this returns, the operating system has it; with `durable`, the disk.
@@ -202,7 +210,9 @@ impl Writer {
 
     /// Closes the file, until there is more to append.
     pub(crate) fn close(&mut self) {
-        self.file = None;
+        if let Some(file) = self.file.take() {
+            self.closed = Arc::downgrade(&file);
+        }
     }
 
     /// Marks the stream as settled: nothing is left to do for it.

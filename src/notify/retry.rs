@@ -2,8 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::transport::Delays;
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+
+use crate::transport::Delays;
 
 /// How patiently documents are posted.
 #[derive(Debug, Clone, Copy)]

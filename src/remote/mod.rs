@@ -78,7 +78,8 @@ pub type BatchAnswer = (Digest, Result<Bytes, RemoteError>);
 
 /// Takes a stream's bytes as they come.
 ///
-/// `write` gets consecutive pieces; an error stops the transfer and is handed back as [`RemoteErrorKind::Sink`](crate::transport::RemoteErrorKind::Sink).
+/// `write` gets consecutive pieces; an error stops the transfer and is returned as
+/// [`RemoteErrorKind::Sink`](crate::transport::RemoteErrorKind::Sink).
 pub trait Sink: Send {
     /// Takes the next bytes. Waits while the sink is full, which holds the network back.
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>>;

@@ -59,7 +59,7 @@ pub enum Destination {
     ExecRoot,
     /// To a directory of the user's.
     Directory {
-        /// The refused path.
+        /// The directory.
         path: PathBuf,
         /// Right into it by file name, instead of by exec path.
         flatten: bool,

@@ -87,10 +87,12 @@ fn of_io(error: &io::Error) -> Option<Fault> {
     within.or_else(|| match error.kind() {
         io::ErrorKind::BrokenPipe => Some(Fault::Closed),
         io::ErrorKind::ConnectionReset => Some(Fault::Reset),
-        // Once TLS is established, h2 keeps only the words of an error of it.
-        io::ErrorKind::InvalidData if error.to_string().starts_with("received fatal alert") => {
-            Some(Fault::Refused)
-        }
+        // Once TLS is established, h2 keeps only the text of a TLS error.
+        io::ErrorKind::InvalidData => match error.to_string() {
+            text if text.starts_with("received fatal alert") => Some(Fault::Refused),
+            text if text.starts_with("received corrupt message") => Some(Fault::NoTls),
+            _ => None,
+        },
         _ => None,
     })
 }
@@ -126,6 +128,13 @@ mod tests {
                     "received fatal alert: CertificateRequired",
                 )),
                 Fault::Refused,
+            ),
+            (
+                of(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "received corrupt message of type InvalidContentType",
+                )),
+                Fault::NoTls,
             ),
             (of(io::Error::from(io::ErrorKind::BrokenPipe)), Fault::Closed),
             (of(io::Error::from(io::ErrorKind::ConnectionReset)), Fault::Reset),

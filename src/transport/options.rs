@@ -37,8 +37,8 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// How often a connection in use is pinged, if it is; the answer may take a third of that.
     pub keepalive: Option<Duration>,
-    /// Makes connections over another network than this machine's. They are made when they are first used, and again
-    /// when they broke.
+    /// Makes channels over another network than this machine's. They connect when they are first used, and again when
+    /// the connection broke.
     pub dial: Option<fn(&HttpEndpoint) -> Channel>,
 }
 

@@ -17,7 +17,7 @@ pub use process::{Ran, Running, clean, finish};
 /// Longest wait for anything but a build tool.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often something is looked at while waiting for it.
-const LOOK: Duration = Duration::from_millis(2);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Blocks until something is so; panics with `what` if it takes longer than [`PATIENCE`].
 #[track_caller]

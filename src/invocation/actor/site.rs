@@ -99,6 +99,9 @@ impl Actor {
                 Site::Blocked(reason)
             }
         };
+        if !self.phase.is_open() || self.phase.is_left() {
+            self.end_build().await;
+        }
     }
 
     async fn open(&mut self, path: String, left: Option<Left>) -> Result<Place, RootError> {
@@ -132,11 +135,10 @@ impl Actor {
         let Some(Place { root, version, .. }) = self.site.place() else {
             return;
         };
-        if *version >= root.epoch.current() {
-            let place = root.place.clone();
-            // If the root cannot be read, each output says so.
-            let _ = spawn_blocking(move || place.end_build()).await;
-        }
+        let (root, version) = (root.clone(), *version);
+        // If the root cannot be read, each output says so.
+        let _ =
+            spawn_blocking(move || (version >= root.epoch.current()).then(|| root.place.end_build())).await;
     }
 
     /// Lets go of the root, if nothing is done in it until the client comes back: it is closed like any other that

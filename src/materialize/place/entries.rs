@@ -106,7 +106,7 @@ impl Placer {
             now.is_ok_and(|now| now.is_some_and(|now| now.is_as(&dir)))
         };
         let content = OutputContent::Directory;
-        if !job.root.aliases.found(path, &content, &spot, leads_there) {
+        if !job.root.aliases.found(path, &content, &spot, leads_there) && !dir.through.is_empty() {
             return Err(leaning::turned("make directory", path));
         }
         let stat =

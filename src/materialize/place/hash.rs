@@ -78,8 +78,8 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// A directory, whether it was found or not.
-/// Whether an output that was found at a spot is there still. If links led to it, it is noted what it leans on.
+/// Whether an output that was found at a spot is there still. If links led to it, or it is a directory, it is noted what
+/// it leans on.
 pub(super) fn leans(
     root: &OutputRoot,
     path: &ExecPath,

@@ -1,4 +1,4 @@
-//! What outputs that lie where links lead lean on: see [`super::aliases`].
+//! What outputs lean on that lie where links lead, or are directories: see [`super::aliases`].
 
 use std::{
     collections::HashMap,
@@ -91,7 +91,7 @@ impl Aliases {
         }
     }
 
-    /// Notes that an output was found at a spot that is not its own. False if that is not so any more.
+    /// Notes that an output was found at a spot where links led, or is a directory. False if that is not so any more.
     pub(super) fn found(
         &self,
         path: &ExecPath,
@@ -123,7 +123,9 @@ impl Aliases {
     /// Before something is removed that another output may lean on.
     pub(super) fn refuse(&self, path: &Path) -> Result<Changing<'_>, PlaceError> {
         let leaning = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if leaning.contains_key(path) {
+        let others =
+            |aliases: &Vec<Alias>| aliases.iter().any(|alias| Path::new(alias.path.as_str()) != path);
+        if leaning.get(path).is_some_and(others) {
             return Err(refused(path));
         }
         Ok(Changing::Shared(leaning))

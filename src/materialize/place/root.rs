@@ -53,7 +53,7 @@ pub struct OutputRoot {
     /// Whether the build that has begun is running, and nothing but it and its user changes `bazel-out`.
     is_building: AtomicBool,
     is_exec_root: bool,
-    /// Outputs that lie where links lead.
+    /// Outputs that lie where links lead, and directories that are outputs.
     pub(super) aliases: Aliases,
     temp: Mutex<Option<Arc<TempDir>>>,
     /// Temp directories on other mounts below the root, by mount.
@@ -209,15 +209,15 @@ impl OutputRoot {
         Ok(())
     }
 
-    /// The build that has begun is over, or cannot be told from one that is: the `bazel-out` that is there now is the
-    /// last one that its files go into.
+    /// The build that has begun is over, or cannot be told from one that is: the `bazel-out` that is there now, or else
+    /// the first one that appears, is the last one that its files go into.
     ///
     /// # Errors
     /// When the root cannot be read.
     pub fn end_build(&self) -> Result<(), PlaceError> {
         let adopted = self.adopt_build_tree();
         self.is_building.store(false, Ordering::Relaxed);
-        adopted
+        adopted.map(|_| ())
     }
 
     /// Looks at the modes of what the build tool has made, as long as they are not known.
@@ -293,11 +293,16 @@ impl OutputRoot {
             (_, Some(_)) => return gone("its bazel-out was replaced"),
         }
         drop(build_tree);
-        self.adopt_build_tree()
+        if self.adopt_build_tree()? {
+            Ok(())
+        } else {
+            gone("its bazel-out was replaced")
+        }
     }
 
-    /// A fresh build's `bazel-out` has appeared, or a running build's was replaced: from now on it is this one.
-    pub(super) fn adopt_build_tree(&self) -> Result<(), PlaceError> {
+    /// A fresh build's `bazel-out` has appeared, or a running build's was replaced: from now on it is this one. False if a
+    /// link is in the place of a directory, which stays the build's.
+    pub(super) fn adopt_build_tree(&self) -> Result<bool, PlaceError> {
         let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
         let may = match *build_tree {
             BuildTree::Fresh => true,
@@ -305,9 +310,20 @@ impl OutputRoot {
             BuildTree::Unguarded | BuildTree::Gone => false,
         };
         if may && let Some(held) = self.hold_build_tree()? {
+            if let BuildTree::Held { inode: before, .. } = &*build_tree {
+                match &held {
+                    BuildTree::Held { inode, .. } if inode == before => {}
+                    BuildTree::Held { .. } => tracing::warn!(
+                        root = %self.path.display(),
+                        "bazel-out was replaced while the build is running; files downloaded before that are not in \
+                         the new one"
+                    ),
+                    _ => return Ok(false),
+                }
+            }
             *build_tree = held;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn is_building(&self) -> bool {
@@ -590,6 +606,10 @@ mod tests {
         std_fs::rename(&out, &old).unwrap();
         assert!(is_gone(root.guard("bazel-out/x")), "it is not made again");
         assert!(!root.may_make(OsStr::new("bazel-out")));
+        std::os::unix::fs::symlink(&old, &out).unwrap();
+        assert!(is_gone(root.guard("bazel-out/x")), "a link is not the build's");
+        assert!(!root.may_make(OsStr::new("bazel-out")));
+        std_fs::remove_file(&out).unwrap();
         std_fs::rename(&old, &out).unwrap();
         swap();
         root.end_build().unwrap();

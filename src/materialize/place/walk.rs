@@ -433,10 +433,9 @@ impl<'a> Walk<'a> {
         make_one(self.root, here, name)
             .map_err(|errno| PlaceError::system_error("make directory for", self.asked, errno))?;
         if is_in_root {
-            self.root.adopt_build_tree()
-        } else {
-            Ok(())
+            self.root.adopt_build_tree()?;
         }
+        Ok(())
     }
 }
 

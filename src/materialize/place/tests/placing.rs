@@ -293,6 +293,12 @@ fn a_directory_that_is_an_output_is_not_removed_for_a_file_in_its_parents_place(
                 .place_symlink(&exec(&path), "to", &f.epoch, 1)
                 .unwrap_err();
             assert!(f.path(&path).join("tree").is_dir());
+            // What another process has put in its own place makes way.
+            fs::remove_dir(f.path(&path).join("tree")).unwrap();
+            fs::write(f.path(&path).join("tree"), "x").unwrap();
+            f.placer
+                .make_directory(&exec(&format!("{path}/tree")), &f.epoch, 1)
+                .unwrap();
             // In its own place, the later word counts; and then there is nothing above it to be kept.
             f.place(&format!("{path}/tree"), "x").unwrap();
             fs::remove_file(f.path(&path).join("tree")).unwrap();
