@@ -68,7 +68,7 @@ pub struct DaemonOptions {
     pub leases: Option<LeaseOptions>,
     /// After how much idleness the daemon ends by itself.
     pub idle_timeout: Option<Duration>,
-    /// What clients may ask for.
+    /// What clients may ask for. Those of one build have no effect here: the policy has these.
     pub limits: Limits,
     /// Notifications that are under way; a daemon that has some is not idle.
     pub notifications: Option<Backlog>,
