@@ -138,6 +138,7 @@ impl Written {
     }
 
     /// Appends to the journal that an action is gone.
+    #[cfg(test)]
     pub(crate) fn remove(&mut self, primary: &str) {
         let key = self.string(primary);
         self.journal.push(RECORD);
