@@ -263,8 +263,10 @@ impl Actor {
             Phase::Open { ended_at, .. } => ended_at,
             _ => None,
         };
-        let lost = false;
-        self.phase = Phase::Open { ended_at, lost };
+        self.phase = Phase::Open {
+            ended_at,
+            lost: false,
+        };
         self.come_back().await;
         for (sequence, framed) in events {
             // The command's last words; whatever comes after them (metrics, logs) names no outputs of targets.
@@ -274,9 +276,8 @@ impl Actor {
             }
             let effects = self.build.handle(sequence, framed.event);
             self.apply(effects).await;
-            if last {
-                let ended_at = Some(Instant::now());
-                self.phase = Phase::Open { ended_at, lost };
+            if last && let Phase::Open { ended_at, .. } = &mut self.phase {
+                *ended_at = Some(Instant::now());
             }
         }
     }

@@ -81,7 +81,7 @@ pub(super) fn start(shared: Arc<Shared>) -> Result<(), RecordError> {
 }
 
 impl Drop for Writer {
-    /// However the writer ends, whoever waits for it is woken.
+    /// However the writer ends, all that wait for it are woken.
     fn drop(&mut self) {
         let lost = {
             let mut state = self.shared.state();

@@ -90,6 +90,7 @@ impl Actor {
             return;
         };
         let (left, path) = (left.take(), path.to_owned());
+        let had_session = left.as_ref().is_some_and(|left| left.had_session);
         self.site = match self.open(path, left).await {
             Ok(place) => Site::Open(place),
             Err(error) => {
@@ -101,6 +102,9 @@ impl Actor {
         };
         if !self.phase.is_open() || self.phase.is_left() {
             self.end_build().await;
+        }
+        if had_session {
+            self.session().await;
         }
     }
 
@@ -165,11 +169,8 @@ impl Actor {
 
     /// The stream goes on, and with it the work in the root.
     pub(super) async fn come_back(&mut self) {
-        if let Site::Closed(Some(Left { had_session, .. })) = self.site {
+        if let Site::Closed(Some(_)) = self.site {
             self.open_root().await;
-            if had_session {
-                self.session().await;
-            }
         }
     }
 

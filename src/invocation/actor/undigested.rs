@@ -31,7 +31,6 @@ impl Actor {
         if self.undigested.is_empty() {
             return;
         }
-        self.come_back().await;
         self.open_root().await;
         let mut noted: Vec<_> = std::mem::take(&mut self.undigested).into_iter().collect();
         noted.retain(|(path, _)| !self.ledger.wanted.contains_key(path));

@@ -167,7 +167,7 @@ impl Engine {
         let mut lives = self.lives.lock().unwrap();
         let life = lives.entry(stream.to_owned()).or_default();
         let verdict = &self.ledger.verdict;
-        // Whoever dies of this event has said before what it is of.
+        // A task that panics on this event has said before what it is about.
         if let Some(entry) = self.unfinished.lock().unwrap().remove(stream) {
             let marked = Journal::view(&self.ledger.dir).lost_replays(&entry);
             verdict.check(marked > 0, || {
