@@ -279,10 +279,7 @@ impl Client {
         &mut self,
         id: &str,
     ) -> Result<(pb::Invocation, Vec<pb::Target>), Failure> {
-        let which = Which {
-            invocation_id: id.to_owned(),
-            ..Which::default()
-        };
+        let which = Which::of(id);
         let missing = || Failure::not_found(which.not_recorded());
         match self {
             Self::Daemon(client) => {

@@ -158,10 +158,7 @@ impl Service {
 
     /// The row of an invocation, the newest build's for an empty id.
     async fn row_of(&self, id: &str) -> Option<InvocationRow> {
-        let which = Which {
-            invocation_id: id.to_owned(),
-            ..Which::default()
-        };
+        let which = Which::of(id);
         let row = self.read(move |service, _| service.record.find_invocation(&which));
         row.await.flatten()
     }

@@ -14,6 +14,15 @@ pub struct Which {
 }
 
 impl Which {
+    /// An invocation by its id; the newest build if that is empty.
+    #[must_use]
+    pub fn of(invocation_id: &str) -> Self {
+        Self {
+            invocation_id: invocation_id.to_owned(),
+            workspace: String::new(),
+        }
+    }
+
     /// Of some invocations, newest first, the one that is meant where no id is given: the newest build of the innermost
     /// workspace that the directory lies in. One that was brought here from elsewhere is meant only where there are no
     /// others. Blocks on the file system.

@@ -45,7 +45,7 @@ fn worse(before: Option<RemoteError>, now: RemoteError) -> RemoteError {
 }
 
 fn nobody(what: &str) -> RemoteError {
-    RemoteError::new(RemoteErrorKind::Config, what, "no remote cache")
+    RemoteError::config(what, "no remote cache")
 }
 
 impl BlobStore for Chain {

@@ -45,7 +45,7 @@ impl DiskCache {
     pub fn open(path: &Path) -> Result<Self, RemoteError> {
         let error = |message: String| {
             let context = format!("disk cache {}", path.display());
-            RemoteError::new(RemoteErrorKind::Config, context, message)
+            RemoteError::config(context, message)
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = fs::open(path, flags, Mode::empty()).map_err(|e| error(e.to_string()))?;

@@ -7,7 +7,7 @@ use prost::Message as _;
 use tonic::metadata::{Ascii, AsciiMetadataKey, MetadataMap, MetadataValue};
 
 use super::Attribution;
-use crate::transport::{Header, RemoteError, RemoteErrorKind};
+use crate::transport::{Header, RemoteError};
 
 /// The Remote Execution API's header for [`RequestMetadata`].
 const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";
@@ -15,7 +15,7 @@ const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-b
 /// The metadata of a request.
 ///
 /// # Errors
-/// [`RemoteErrorKind::Config`] when a header cannot be sent.
+/// [`RemoteErrorKind::Config`](crate::transport::RemoteErrorKind::Config) when a header cannot be sent.
 pub(super) fn metadata(attribution: &Attribution, headers: &[Header]) -> Result<MetadataMap, RemoteError> {
     let mut map = MetadataMap::new();
     map.insert_bin(
@@ -39,7 +39,7 @@ fn insert(map: &mut MetadataMap, headers: &[Header]) -> Result<(), RemoteError> 
             .or_insert_with(|| header.value().to_owned());
     }
     for (name, value) in joined {
-        let unusable = || RemoteError::new(RemoteErrorKind::Config, format!("header {name}"), "not usable");
+        let unusable = || RemoteError::config(format!("header {name}"), "not usable");
         let key = AsciiMetadataKey::from_bytes(name.as_bytes()).map_err(|_| unusable())?;
         let mut value = MetadataValue::<Ascii>::try_from(value).map_err(|_| unusable())?;
         value.set_sensitive(true);

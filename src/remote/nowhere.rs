@@ -3,10 +3,7 @@
 use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink};
-use crate::{
-    digest::Digest,
-    transport::{RemoteError, RemoteErrorKind},
-};
+use crate::{digest::Digest, transport::RemoteError};
 
 /// What stands for a cache where there is none to ask: what is on disk is found there, and the rest fails for the reason
 /// that this holds.
@@ -14,7 +11,7 @@ pub struct Nowhere(pub String);
 
 impl Nowhere {
     fn error(&self, what: &str) -> RemoteError {
-        RemoteError::new(RemoteErrorKind::Config, what, self.0.clone())
+        RemoteError::config(what, self.0.clone())
     }
 }
 

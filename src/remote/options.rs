@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::compression::Compression;
 use crate::{
     digest::DigestFunction,
-    transport::{ConnectOptions, Endpoint, RemoteError, RemoteErrorKind},
+    transport::{ConnectOptions, Endpoint, RemoteError},
 };
 
 /// Connections are numbered by the bits of a word.
@@ -70,38 +70,41 @@ impl RemoteOptions {
     /// Checks what one value alone does not show.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`], naming the flag.
+    /// [`RemoteErrorKind::Config`](crate::transport::RemoteErrorKind::Config), naming the flag.
     pub fn validate(&self) -> Result<(), RemoteError> {
         if let Some(segment) = self
             .instance_name
             .split('/')
             .find(|s| RESERVED_SEGMENTS.contains(s))
         {
-            return Err(config(
+            return Err(RemoteError::config(
                 format!("--remote-instance-name={}", self.instance_name),
                 format!("an instance name must not contain the segment {segment:?}"),
             ));
         }
         if !self.instance_name.is_empty() && self.instance_name.split('/').any(str::is_empty) {
-            return Err(config(
+            return Err(RemoteError::config(
                 format!("--remote-instance-name={}", self.instance_name),
                 "an instance name must not contain empty segments",
             ));
         }
         if self.instance_name.chars().any(char::is_control) {
-            return Err(config(
+            return Err(RemoteError::config(
                 format!("--remote-instance-name={:?}", self.instance_name),
                 "an instance name must not contain control characters",
             ));
         }
         if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
-            return Err(config(
+            return Err(RemoteError::config(
                 format!("--remote-max-connections={}", self.connections),
                 format!("must be from 1 to {MAX_CONNECTIONS}"),
             ));
         }
         if self.stall_timeout.is_zero() {
-            return Err(config("--remote-timeout=0", "must be greater than zero"));
+            return Err(RemoteError::config(
+                "--remote-timeout=0",
+                "must be greater than zero",
+            ));
         }
         self.connect.tls.validate(&self.connect.endpoint)
     }
@@ -115,10 +118,6 @@ impl RemoteOptions {
             format!("{}, instance {}", self.connect.endpoint, self.instance_name)
         }
     }
-}
-
-fn config(context: impl Into<String>, message: impl Into<String>) -> RemoteError {
-    RemoteError::new(RemoteErrorKind::Config, context, message)
 }
 
 #[cfg(test)]

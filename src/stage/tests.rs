@@ -448,12 +448,8 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
     leave_for(dir.path(), "two", &wish_of("//two"), &[("z", b"5")]);
     leave_for(dir.path(), "three", &wish_of("//three"), &[("x", b"4")]);
     assert_eq!(problems(&any), Vec::<String>::new());
-    let of = |id: &str| Which {
-        invocation_id: id.to_owned(),
-        ..Which::default()
-    };
-    assert_eq!(problems(&of("two")), Vec::<String>::new());
-    assert!(problems(&of("one"))[0].contains("nothing of that request"));
+    assert_eq!(problems(&Which::of("two")), Vec::<String>::new());
+    assert!(problems(&Which::of("one"))[0].contains("nothing of that request"));
     let answer = is_staged(dir.path(), &any, None).unwrap();
     assert_eq!((answer.files, answer.invocations), (2, texts(&["three", "two"])));
 
@@ -463,7 +459,7 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
     };
     assert!(!is_staged(dir.path(), &any, Some(&other)).unwrap().is_staged());
     assert!(
-        is_staged(dir.path(), &of("two"), Some(&wish_of("//two")))
+        is_staged(dir.path(), &Which::of("two"), Some(&wish_of("//two")))
             .unwrap()
             .is_staged()
     );

@@ -201,13 +201,7 @@ impl Helper {
     fn choose(options: &ConnectOptions) -> Result<Option<Self>, RemoteError> {
         let mut best: Option<(usize, PathBuf)> = None;
         for text in &options.credential_helpers {
-            let error = |reason: &str| {
-                RemoteError::new(
-                    RemoteErrorKind::Config,
-                    format!("--credential-helper={text}"),
-                    reason,
-                )
-            };
+            let error = |reason: &str| RemoteError::config(format!("--credential-helper={text}"), reason);
             let (scope, path) = match text.split_once('=') {
                 Some((scope, path)) => (Some(scope), path),
                 None => (None, text.as_str()),

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint as HttpEndpoint, Uri};
 
-use super::{ConnectOptions, RemoteError, RemoteErrorKind};
+use super::{ConnectOptions, RemoteError};
 use crate::printable::with_causes;
 
 /// 800 MB/s at a round trip of 20 ms.
@@ -34,15 +34,10 @@ impl Connector {
     /// Reads certificates and keys; connects nothing.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`], naming the file.
+    /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config), naming the file.
     pub(crate) fn new(options: &ConnectOptions) -> Result<Self, RemoteError> {
-        let place = |e: tonic::transport::Error| {
-            RemoteError::new(
-                RemoteErrorKind::Config,
-                options.endpoint.to_string(),
-                with_causes(&e),
-            )
-        };
+        let place =
+            |e: tonic::transport::Error| RemoteError::config(options.endpoint.to_string(), with_causes(&e));
         let mut endpoint = HttpEndpoint::from_shared(options.endpoint.http_uri())
             .map_err(place)?
             .user_agent(concat!("outhaul/", env!("CARGO_PKG_VERSION")))
@@ -66,13 +61,9 @@ impl Connector {
             if let Some(name) = &options.tls_authority_override {
                 tls = tls.domain_name(name);
             }
-            endpoint = endpoint.tls_config(tls).map_err(|e| {
-                RemoteError::new(
-                    RemoteErrorKind::Config,
-                    format!("TLS for {}", options.endpoint),
-                    with_causes(&e),
-                )
-            })?;
+            endpoint = endpoint
+                .tls_config(tls)
+                .map_err(|e| RemoteError::config(format!("TLS for {}", options.endpoint), with_causes(&e)))?;
         }
         let socket = options.proxy.as_deref().or(options.endpoint.unix_path());
         Ok(Self {

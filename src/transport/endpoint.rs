@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{RemoteError, RemoteErrorKind};
+use super::RemoteError;
 
 /// The port of `grpcs://` without one.
 const TLS_PORT: u16 = 443;
@@ -32,15 +32,9 @@ impl Endpoint {
     /// Bazel), `unix:PATH` or `unix:///PATH`.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`] for anything else; a user name or password in the text is not repeated.
+    /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config) for anything else; a user name or password in the text is not repeated.
     pub fn parse(flag: &str, text: &str) -> Result<Self, RemoteError> {
-        let error = |reason: &str| {
-            RemoteError::new(
-                RemoteErrorKind::Config,
-                format!("{flag}={}", without_user_info(text)),
-                reason,
-            )
-        };
+        let error = |reason: &str| RemoteError::config(format!("{flag}={}", without_user_info(text)), reason);
         if let Some(path) = text.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
             if !path.starts_with('/') {
@@ -268,6 +262,7 @@ pub(crate) fn without_user_info(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::RemoteErrorKind;
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<Endpoint, RemoteError> {

@@ -52,6 +52,11 @@ impl RemoteError {
         }
     }
 
+    /// What is wrong with a setting, named by its flag or file.
+    pub(crate) fn config(context: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(RemoteErrorKind::Config, context, message)
+    }
+
     /// Whether the same request may succeed later.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{RemoteError, RemoteErrorKind};
+use super::RemoteError;
 
 /// A header that the user wants in every request. Its value is a secret: nothing here shows it.
 #[derive(Clone, PartialEq, Eq)]
@@ -15,10 +15,10 @@ impl Header {
     /// Reads `NAME=VALUE`, the value of the flag `flag`.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`] when the name or the value is not valid in HTTP/2, or the name is reserved for gRPC.
+    /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config) when the name or the value is not valid in HTTP/2, or the name is reserved for gRPC.
     /// The value is not repeated.
     pub fn parse(flag: &str, text: &str) -> Result<Self, RemoteError> {
-        let wrong = |context: String, reason| RemoteError::new(RemoteErrorKind::Config, context, reason);
+        let wrong = |context: String, reason| RemoteError::config(context, reason);
         let Some((name, value)) = text.split_once('=') else {
             return Err(wrong(flag.to_owned(), "not of the form NAME=VALUE"));
         };

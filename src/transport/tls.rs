@@ -7,7 +7,7 @@ use std::{
 
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
-use super::{Endpoint, RemoteError, RemoteErrorKind};
+use super::{Endpoint, RemoteError};
 
 /// PEM files for connections with TLS.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl TlsFiles {
     /// Checks what one file alone does not show.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`], naming the flag.
+    /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config), naming the flag.
     pub(crate) fn validate(&self, endpoint: &Endpoint) -> Result<(), RemoteError> {
         for (flag, file) in [
             ("--tls-certificate", &self.certificate),
@@ -59,7 +59,7 @@ impl TlsFiles {
     /// Reads them.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`], naming the file.
+    /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config), naming the file.
     pub(crate) fn read(&self) -> Result<ClientTlsConfig, RemoteError> {
         let config = ClientTlsConfig::new();
         let config = match &self.certificate {
@@ -96,12 +96,13 @@ fn pem(flag: &str, file: &Path, section: &str) -> Result<Vec<u8>, RemoteError> {
 
 fn wrong(flag: &str, file: &Path, reason: impl Into<String>) -> RemoteError {
     let context = format!("{flag}={}", file.display());
-    RemoteError::new(RemoteErrorKind::Config, context, reason)
+    RemoteError::config(context, reason)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::RemoteErrorKind;
 
     #[test]
     fn files_that_hold_no_certificate_are_named() {

@@ -52,10 +52,7 @@ impl Service {
 
     /// An invocation, the newest build for an empty id.
     async fn named_row(&self, id: &str) -> Result<InvocationRow, Status> {
-        let which = Which {
-            invocation_id: id.to_owned(),
-            ..Which::default()
-        };
+        let which = Which::of(id);
         let row = self.row_of(id).await;
         row.ok_or_else(|| Status::not_found(which.not_recorded()))
     }

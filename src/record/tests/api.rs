@@ -399,10 +399,7 @@ fn of_builds_with_outputs_one_without_a_root_is_meant_only_if_there_is_no_other(
         ..invocation(id, started_ms, root, 1)
     };
     let meant = |id: &str| {
-        let which = Which {
-            invocation_id: id.to_owned(),
-            ..Which::default()
-        };
+        let which = Which::of(id);
         let id_of = |row: InvocationRow| row.invocation_id;
         let [any, with_outputs] = [
             record.find_invocation(&which),

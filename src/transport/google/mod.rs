@@ -73,7 +73,7 @@ impl Google {
     /// # Errors
     /// [`RemoteErrorKind::Config`] that names the flag.
     pub(crate) fn check(&self) -> Result<(), RemoteError> {
-        let error = |reason| RemoteError::new(RemoteErrorKind::Config, self.flag(), reason);
+        let error = |reason| RemoteError::config(self.flag(), reason);
         self.question(&|name| std::env::var_os(name))
             .map(|_| ())
             .map_err(error)
