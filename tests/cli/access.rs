@@ -13,12 +13,7 @@ use outhaul::{
     demo::GeneratedBuild,
     invocation::policy::Policy,
     materialize::MaterializeOptions,
-    proto::google::devtools::build::v1::{
-        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
-        build_event::{BuildComponentStreamFinished, Event, build_component_stream_finished::FinishType},
-        publish_build_event_client::PublishBuildEventClient,
-        stream_id::BuildComponent,
-    },
+    proto::google::devtools::build::v1::publish_build_event_client::PublishBuildEventClient,
     record::Record,
     remote::{GrpcCache, RemoteOptions},
     roots::RootRules,
@@ -39,7 +34,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use crate::support::{World, install, outhaul, run};
+use crate::support::{World, install, outhaul, requests, run};
 
 pub const TOKEN: &str = "a-token-that-nobody-guesses";
 
@@ -127,34 +122,7 @@ pub async fn publish_events(
     events: impl Iterator<Item = Vec<u8>>,
     headers: &[(&'static str, &str)],
 ) -> Result<(), Status> {
-    let stream_id = StreamId {
-        build_id: build.build_id(),
-        invocation_id: build.invocation_id(),
-        component: BuildComponent::Tool.into(),
-    };
-    let events = events.map(|value| {
-        Event::BazelEvent(prost_types::Any {
-            type_url: "type.googleapis.com/build_event_stream.BuildEvent".to_owned(),
-            value,
-        })
-    });
-    let finished = Event::ComponentStreamFinished(BuildComponentStreamFinished {
-        r#type: FinishType::Finished.into(),
-    });
-    let requests: Vec<_> = (1..)
-        .zip(events.chain([finished]))
-        .map(|(number, event)| PublishBuildToolEventStreamRequest {
-            ordered_build_event: Some(OrderedBuildEvent {
-                stream_id: Some(stream_id.clone()),
-                sequence_number: number,
-                event: Some(BuildEvent {
-                    event: Some(event),
-                    ..BuildEvent::default()
-                }),
-            }),
-            ..Default::default()
-        })
-        .collect();
+    let requests = requests(&build.build_id(), &build.invocation_id(), events, true);
     let count = requests.len();
     let mut request = Request::new(tokio_stream::iter(requests));
     for (name, value) in headers {

@@ -9,19 +9,14 @@ use std::{
 use outhaul::{
     demo::{FilledShape, Setting, Shape, play},
     digest::Digest,
-    proto::google::devtools::build::v1::{
-        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
-        build_event::{BuildComponentStreamFinished, Event},
-        publish_build_event_client::PublishBuildEventClient,
-        stream_id::BuildComponent,
-    },
+    proto::google::devtools::build::v1::publish_build_event_client::PublishBuildEventClient,
 };
 use outhaul_testkit::{Running, clean, in_time};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::StreamExt as _;
 use tonic::Status;
 
-use crate::support::World;
+use crate::support::{World, requests};
 
 /// Roots, each of a build of its own.
 const ROOTS: usize = 120;
@@ -116,32 +111,7 @@ const LOST: usize = 150;
 /// Sends events to a door, and waits until they are acknowledged. The stream goes on after that: the connection to the
 /// daemon is closed without a word, as when the client's machine dies.
 async fn send(door: &str, id: &str, events: Vec<Vec<u8>>, ends: bool) -> Result<(), Status> {
-    let stream_id = StreamId {
-        build_id: id.to_owned(),
-        invocation_id: id.to_owned(),
-        component: BuildComponent::Tool.into(),
-    };
-    let events = events.into_iter().map(|value| {
-        Event::BazelEvent(prost_types::Any {
-            type_url: "type.googleapis.com/build_event_stream.BuildEvent".to_owned(),
-            value,
-        })
-    });
-    let end = ends.then(|| Event::ComponentStreamFinished(BuildComponentStreamFinished::default()));
-    let requests = (1..)
-        .zip(events.chain(end))
-        .map(|(number, event)| PublishBuildToolEventStreamRequest {
-            ordered_build_event: Some(OrderedBuildEvent {
-                stream_id: Some(stream_id.clone()),
-                sequence_number: number,
-                event: Some(BuildEvent {
-                    event: Some(event),
-                    ..BuildEvent::default()
-                }),
-            }),
-            ..Default::default()
-        });
-    let requests: Vec<_> = requests.collect();
+    let requests = requests(id, id, events, ends);
     let sent = requests.len();
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = between.local_addr().unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use outhaul::embedded_cache::{BlobFault, RequestFault, Rpc, Times};
 use outhaul_testkit::{Ran, Running, finish, in_time, until};
 
-use crate::support::{World, outhaul, run};
+use crate::support::{World, outhaul, requests, run};
 
 const STAGED: [&str; 12] = [
     "aspect",
@@ -304,44 +304,14 @@ async fn overlapping_stages_at_once_both_end_well() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_still_runs_is_not_staged_from() {
-    use outhaul::proto::google::devtools::build::v1::{
-        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
-        build_event::{self, BuildComponentStreamFinished},
-        publish_build_event_client::PublishBuildEventClient,
-        stream_id::BuildComponent,
-    };
+    use outhaul::proto::google::devtools::build::v1::publish_build_event_client::PublishBuildEventClient;
     let world = World::new().await;
     let server = recorded(&world).await;
     let next = world.build.incremental();
     let id = next.invocation_id();
     let events: Vec<Vec<u8>> = next.events().collect();
     let all = events.len();
-    let stream_id = StreamId {
-        build_id: next.build_id(),
-        invocation_id: id.clone(),
-        component: BuildComponent::Tool.into(),
-    };
-    let requests = events.into_iter().map(|value| {
-        build_event::Event::BazelEvent(prost_types::Any {
-            value,
-            ..Default::default()
-        })
-    });
-    let end = build_event::Event::ComponentStreamFinished(BuildComponentStreamFinished::default());
-    let requests: Vec<_> = (1..)
-        .zip(requests.chain([end]))
-        .map(|(sequence_number, event)| PublishBuildToolEventStreamRequest {
-            ordered_build_event: Some(OrderedBuildEvent {
-                stream_id: Some(stream_id.clone()),
-                sequence_number,
-                event: Some(BuildEvent {
-                    event: Some(event),
-                    ..BuildEvent::default()
-                }),
-            }),
-            ..Default::default()
-        })
-        .collect();
+    let requests = requests(&next.build_id(), &id, events, true);
     let (first, rest) = requests.split_at(all / 2);
     let (send, receive) = tokio::sync::mpsc::channel(all + 1);
     for request in first {

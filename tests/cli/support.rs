@@ -10,6 +10,11 @@ use outhaul::{
     demo::{GeneratedBuild, GeneratedContent, GeneratedOutput, Setting, play},
     digest::Digest,
     embedded_cache::{Builder, EmbeddedCache, RunningCache},
+    proto::google::devtools::build::v1::{
+        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
+        build_event::{BuildComponentStreamFinished, Event, build_component_stream_finished::FinishType},
+        stream_id::BuildComponent,
+    },
 };
 use outhaul_testkit::{Ran, Running, clean, finish, in_time};
 
@@ -169,4 +174,43 @@ pub async fn googles_account(answer: &'static str) -> String {
     let app = axum::Router::new().fallback(async move || answer);
     tokio::spawn(async move { axum::serve(listener, app).await });
     account.to_string()
+}
+
+/// The requests of a stream: of these events, and of its end if it `finishes`.
+pub fn requests(
+    build_id: &str,
+    invocation_id: &str,
+    events: impl IntoIterator<Item = Vec<u8>>,
+    finishes: bool,
+) -> Vec<PublishBuildToolEventStreamRequest> {
+    let stream_id = StreamId {
+        build_id: build_id.to_owned(),
+        invocation_id: invocation_id.to_owned(),
+        component: BuildComponent::Tool.into(),
+    };
+    let events = events.into_iter().map(|value| {
+        Event::BazelEvent(prost_types::Any {
+            type_url: "type.googleapis.com/build_event_stream.BuildEvent".to_owned(),
+            value,
+        })
+    });
+    let end = finishes.then(|| {
+        Event::ComponentStreamFinished(BuildComponentStreamFinished {
+            r#type: FinishType::Finished.into(),
+        })
+    });
+    (1..)
+        .zip(events.chain(end))
+        .map(|(number, event)| PublishBuildToolEventStreamRequest {
+            ordered_build_event: Some(OrderedBuildEvent {
+                stream_id: Some(stream_id.clone()),
+                sequence_number: number,
+                event: Some(BuildEvent {
+                    event: Some(event),
+                    ..BuildEvent::default()
+                }),
+            }),
+            ..Default::default()
+        })
+        .collect()
 }
