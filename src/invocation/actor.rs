@@ -389,8 +389,11 @@ impl Actor {
                 superseded: self.ledger.tally.superseded > 0,
             });
         }
+        // Who hears that it is settled may look at the record at once, and has to find what came of each output there.
+        let is_recorded = self.unwritten.is_empty() || self.site.place().is_none();
         if let Phase::Ended { end, .. } = self.phase
             && self.ledger.optional == 0
+            && is_recorded
         {
             self.report(end).await;
         }
