@@ -30,7 +30,7 @@ use crate::{
     metrics::Metrics,
     output::{Class, OutputContent},
     printable::printable,
-    remote::{Attribution, BlobStore as _, GrpcCache},
+    remote::{ActionStore, Attribution, expand_action, expand_any_tree, read_blob},
     removal::remove_all,
     roots::Destination,
     transport::RemoteError,
@@ -233,12 +233,11 @@ async fn play(
 }
 
 async fn action(args: TreeArgs) -> Result<u8, Failure> {
-    let cache = args.cache.cache()?;
+    let cache = args.cache.cache()?.actions();
     let digest = digest(&args.digest, &args.cache)?;
-    let attribution = Attribution::default();
-    let expanded = match cache.expand_action(&digest, &attribution).await {
+    let expanded = match expand_action(&*cache, &digest, &Attribution::default()).await {
         Ok(expanded) => expanded,
-        Err(error) => return Err(in_plain_words(&cache, error).await),
+        Err(error) => return Err(in_plain_words(&*cache, error).await),
     };
     let expanded = expanded
         .ok_or_else(|| Failure::not_found(format!("{}: no result for action {digest}", cache.describe())))?;
@@ -248,11 +247,11 @@ async fn action(args: TreeArgs) -> Result<u8, Failure> {
 }
 
 async fn tree(args: TreeArgs) -> Result<u8, Failure> {
-    let cache = args.cache.cache()?;
+    let cache = args.cache.cache()?.actions();
     let digest = digest(&args.digest, &args.cache)?;
-    let expanded = match cache.expand_any_tree(&digest, &Attribution::default()).await {
+    let expanded = match expand_any_tree(&*cache, &digest, &Attribution::default()).await {
         Ok(expanded) => expanded,
-        Err(error) => return Err(in_plain_words(&cache, error).await),
+        Err(error) => return Err(in_plain_words(&*cache, error).await),
     };
     let outputs = expanded.into_iter().map(|e| (e.path, e.content)).collect();
     let ended = into_directory(&args.output_dir, &args.place, cache, outputs).await?;
@@ -260,7 +259,7 @@ async fn tree(args: TreeArgs) -> Result<u8, Failure> {
 }
 
 async fn blob(args: BlobArgs) -> Result<u8, Failure> {
-    let cache = args.cache.cache()?;
+    let cache = args.cache.cache()?.actions();
     let digest = digest(&args.digest, &args.cache)?;
     let path = std::path::absolute(&args.output)?;
     let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", path.display()));
@@ -271,9 +270,9 @@ async fn blob(args: BlobArgs) -> Result<u8, Failure> {
         special(&path).map_err(failed)?
     };
     if is_standard || special.is_some() {
-        let bytes = match cache.read_blob(&digest, &Attribution::default()).await {
+        let bytes = match read_blob(&*cache, &digest, &Attribution::default()).await {
             Ok(bytes) => bytes,
-            Err(error) => return Err(in_plain_words(&cache, error).await),
+            Err(error) => return Err(in_plain_words(&*cache, error).await),
         };
         match special {
             Some(mut file) => file.write_all(&bytes).map_err(failed)?,
@@ -296,13 +295,13 @@ async fn blob(args: BlobArgs) -> Result<u8, Failure> {
 }
 
 /// An error of the cache's; where asking the cache again tells what is wrong with the settings, that.
-async fn in_plain_words(cache: &GrpcCache, error: RemoteError) -> Failure {
+async fn in_plain_words(cache: &dyn ActionStore, error: RemoteError) -> Failure {
     if error.is_not_found() {
         return Failure::not_found(error);
     }
     match tokio::time::timeout(EXPLANATION, cache.probe()).await {
         Ok(Err(explained)) => Failure::failed(explained),
-        Ok(Ok(_)) | Err(_) => Failure::failed(error),
+        Ok(Ok(())) | Err(_) => Failure::failed(error),
     }
 }
 
@@ -337,7 +336,7 @@ impl Ended {
 async fn into_directory(
     directory: &Path,
     place: &PlaceArgs,
-    cache: Arc<GrpcCache>,
+    cache: Arc<dyn ActionStore>,
     outputs: Vec<(ExecPath, OutputContent)>,
 ) -> Result<Ended, Failure> {
     let materializer = Materializer::start(place.options()?, Metrics::default())?;

@@ -436,7 +436,7 @@ fn probe(cache: &CacheArgs) {
     let Ok(cache) = cache.cache() else { return };
     tokio::spawn(async move {
         match cache.probe().await {
-            Ok(capabilities) => tracing::debug!(?capabilities, "the remote cache answers"),
+            Ok(()) => tracing::debug!("the remote cache answers"),
             Err(error) => tracing::error!("the remote cache is not usable at the moment: {error}"),
         }
     });

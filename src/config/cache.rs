@@ -1,14 +1,14 @@
 //! Where blobs are fetched from, with Bazel's flag names.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
 use super::ConfigError;
 use crate::{
     digest::DigestFunction,
-    remote::{Compression, GrpcCache, RemoteOptions},
-    sources::SourceRule,
+    remote::{Compression, RemoteOptions},
+    sources::{SourceCache, SourceRule},
     transport::{Endpoint, Google, Header, RemoteError, TlsFiles, google::DEFAULT_SCOPE, without_user_info},
     units::parse_duration,
 };
@@ -212,7 +212,7 @@ impl CacheArgs {
     ///
     /// # Errors
     /// Naming the flag that is missing or wrong.
-    pub fn cache(&self) -> Result<Arc<GrpcCache>, ConfigError> {
+    pub fn cache(&self) -> Result<SourceCache, ConfigError> {
         let url = self
             .remote_cache
             .as_deref()
@@ -234,7 +234,7 @@ impl CacheArgs {
         if self.tls_for_upstream && !options.connect.endpoint.is_tls() {
             options.connect.tls = TlsFiles::default();
         }
-        Ok(Arc::new(GrpcCache::new(options)?))
+        Ok(SourceCache::open(options)?)
     }
 
     /// The rule by which builds find their cache. Without `--remote-cache` it is the build's own if `trusted`: the

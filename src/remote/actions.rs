@@ -1,29 +1,23 @@
 //! The metadata that a cache keeps: action results, trees, and what is missing.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bazel_remote_apis::build::bazel::remote::execution::v2::{
     ActionResult, FindMissingBlobsRequest, GetActionResultRequest, GetTreeRequest,
     action_cache_client::ActionCacheClient,
     content_addressable_storage_client::ContentAddressableStorageClient,
 };
-use bytes::Bytes;
 use http::uri::PathAndQuery;
 use moka::future::Cache;
 use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::{
-    Attribution, Capabilities, batch,
+    Attribution,
     client::{Client, Failure, MAX_MESSAGE, from_wire, to_wire},
     expand::TreeRef,
     pool::Connections,
-    stream,
-    trees::{DirectoryTree, RawGetTreeResponse},
+    trees::{DirectoryTree, MAX_TREE, RawGetTreeResponse, too_large},
 };
 use crate::{
     digest::{Digest, DigestFunction},
@@ -32,9 +26,6 @@ use crate::{
 
 /// The most that a request for missing blobs holds. As Bazel splits them.
 const MAX_REQUEST: usize = 1024 * 1024;
-
-/// The most bytes of encoded directories in one tree.
-const MAX_TREE: u64 = 512 * 1024 * 1024;
 
 /// Memory for each of the two caches, in bytes.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -84,22 +75,14 @@ impl MetadataCache {
         }
     }
 
-    /// A tree, complete and with every digest checked.
+    /// A tree, if it must be read with this.
     pub(crate) async fn tree(
         &self,
-        client: &Client,
-        capabilities: &Capabilities,
         reference: &TreeRef,
-        attribution: &Attribution,
+        read: impl Future<Output = Result<DirectoryTree, RemoteError>>,
     ) -> Result<Arc<DirectoryTree>, RemoteError> {
         self.trees
-            .try_get_with(reference.clone(), async {
-                let tree = match reference {
-                    TreeRef::Tree(digest) => tree_message(client, capabilities, digest, attribution).await?,
-                    TreeRef::Root(digest) => directories(client, capabilities, digest, attribution).await?,
-                };
-                Ok(Arc::new(tree))
-            })
+            .try_get_with(reference.clone(), async { read.await.map(Arc::new) })
             .await
             .map_err(Arc::unwrap_or_clone)
     }
@@ -201,115 +184,23 @@ fn missing_requests(instance_name: String, digests: &[Digest]) -> Vec<FindMissin
     requests
 }
 
-/// A blob, whole and verified. Bytes that are wrong are asked for once more, elsewhere.
-pub(crate) async fn verified_blob(
+/// Adds the directories that `GetTree` sends, of a server that has it, tried as often as any request.
+pub(crate) async fn add_directories(
     client: &Client,
-    capabilities: &Capabilities,
-    digest: &Digest,
-    attribution: &Attribution,
-) -> Result<Bytes, RemoteError> {
-    let mut avoid = false;
-    loop {
-        let bytes = if digest.size() <= capabilities.max_batch_bytes {
-            let mut answers = batch::read(
-                client,
-                capabilities,
-                std::slice::from_ref(digest),
-                attribution,
-                avoid,
-            )
-            .await;
-            match answers.pop() {
-                Some((_, answer)) => answer?,
-                None => Bytes::new(),
-            }
-        } else {
-            let connections = if avoid {
-                client.pool.carriers([digest])
-            } else {
-                Connections::default()
-            };
-            let mut sink = batch::Collect(Vec::new());
-            stream::read(
-                client,
-                capabilities,
-                digest,
-                0,
-                attribution,
-                connections,
-                &mut sink,
-            )
-            .await?;
-            sink.0.into()
-        };
-        let actual = Digest::of(digest.function(), &bytes);
-        if actual == *digest {
-            return Ok(bytes);
-        }
-        if avoid {
-            return Err(RemoteError::new(
-                RemoteErrorKind::Protocol,
-                client.context(format_args!("blob {digest}")),
-                format!("the server sent bytes with the digest {actual}"),
-            ));
-        }
-        avoid = true;
-    }
-}
-
-async fn tree_message(
-    client: &Client,
-    capabilities: &Capabilities,
-    digest: &Digest,
-    attribution: &Attribution,
-) -> Result<DirectoryTree, RemoteError> {
-    let context = || client.context(format_args!("tree {digest}"));
-    if digest.size() > MAX_TREE {
-        return Err(too_large(context()));
-    }
-    let bytes = verified_blob(client, capabilities, digest, attribution).await?;
-    DirectoryTree::decode(digest.function(), bytes)
-        .map_err(|e| RemoteError::new(RemoteErrorKind::Protocol, context(), e))
-}
-
-/// A tree by its root directory: `GetTree`, and what that leaves out as blobs, level by level.
-async fn directories(
-    client: &Client,
-    capabilities: &Capabilities,
     root: &Digest,
     attribution: &Attribution,
-) -> Result<DirectoryTree, RemoteError> {
+    tree: &mut DirectoryTree,
+) -> Result<(), RemoteError> {
     let context = client.context(format_args!("directory {root}"));
-    let protocol = |e: String| RemoteError::new(RemoteErrorKind::Protocol, context.clone(), e);
-    let mut tree = DirectoryTree::rooted_at(root.clone());
-    if !root.is_empty() {
-        let mut backoff = client.retry.start();
-        loop {
-            match get_tree(client, &context, root, attribution, &mut tree).await {
-                Ok(()) => break,
-                Err(failure) if failure.code == Some(Code::Unimplemented) => break,
-                Err(failure) => {
-                    if !failure.error.is_retryable() || !backoff.wait(&failure.error).await {
-                        return Err(failure.error);
-                    }
+    let mut backoff = client.retry.start();
+    loop {
+        match get_tree(client, &context, root, attribution, tree).await {
+            Err(failure) if failure.code != Some(Code::Unimplemented) => {
+                if !failure.error.is_retryable() || !backoff.wait(&failure.error).await {
+                    return Err(failure.error);
                 }
             }
-        }
-    }
-    loop {
-        let missing = tree.missing();
-        if missing.is_empty() {
-            return Ok(tree);
-        }
-        if missing.iter().map(Digest::size).sum::<u64>() > MAX_TREE - tree.encoded_bytes().min(MAX_TREE) {
-            return Err(too_large(context));
-        }
-        for (digest, answer) in batch::read(client, capabilities, &missing, attribution, false).await {
-            let mut bytes = answer?;
-            if Digest::of(digest.function(), &bytes) != digest {
-                bytes = verified_blob(client, capabilities, &digest, attribution).await?;
-            }
-            tree.add(bytes).map_err(protocol)?;
+            _ => return Ok(()),
         }
     }
 }
@@ -375,17 +266,6 @@ async fn get_tree(
         request.page_token = token;
     }
 }
-
-fn too_large(context: impl Into<String>) -> RemoteError {
-    RemoteError::new(
-        RemoteErrorKind::Rejected,
-        context,
-        format!("the tree has more than {MAX_TREE} bytes of directories"),
-    )
-}
-
-/// The trees of an action's result, by how it names them.
-pub(crate) type Trees = HashMap<TreeRef, Arc<DirectoryTree>>;
 
 /// Whether the server knows a call that every storage knows. Asks about nothing.
 pub(crate) async fn is_storage(client: &Client) -> Result<(), Failure> {

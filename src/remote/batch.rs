@@ -7,15 +7,15 @@ use std::{cell::RefCell, collections::HashMap};
 
 use bazel_remote_apis::build::bazel::remote::execution::v2::{BatchReadBlobsRequest, compressor};
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use tonic::Code;
 use zstd::bulk::Decompressor;
 
 use super::{
-    Attribution, BatchAnswer, Capabilities, Sink,
+    Attribution, BatchAnswer, Capabilities,
     client::{Client, MAX_MESSAGE},
     limits::{Halving, is_too_much},
     pool::Connections,
+    reading::Collect,
     stream,
     wire::{self, Batch, BatchPart},
 };
@@ -332,7 +332,7 @@ impl Reader<'_> {
 
     /// A blob that no batch may hold, as a stream.
     async fn read_alone(&self, digest: &Digest) -> Answer {
-        let mut sink = Collect(Vec::new());
+        let mut sink = Collect::default();
         stream::read(
             self.client,
             self.capabilities,
@@ -460,14 +460,4 @@ fn unanswered(client: &Client, digest: &Digest) -> RemoteError {
         client.context(format_args!("blob {digest}")),
         "missing from the server's response",
     )
-}
-
-/// Keeps a stream's bytes. The stream ends at the digest's size.
-pub(crate) struct Collect(pub(crate) Vec<u8>);
-
-impl Sink for Collect {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
-        self.0.extend_from_slice(&bytes);
-        Box::pin(std::future::ready(Ok(())))
-    }
 }

@@ -7,20 +7,21 @@ use futures::future::BoxFuture;
 use tonic::Code;
 
 use super::{
-    Attribution, BatchAnswer, BlobStore, Capabilities, Sink,
-    actions::{self, MetadataCache, Trees},
+    ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink,
+    actions::{self, MetadataCache},
     batch,
     capabilities::{self, CapabilitiesCache},
     client::{Client, Failure},
-    expand::{self, Expanded, TreeRef},
+    expand::TreeRef,
     options::RemoteOptions,
     pool::Connections,
+    reading::read_tree,
     retry::{SystemTimer, Timer},
     stream,
     trees::DirectoryTree,
 };
 use crate::{
-    digest::Digest,
+    digest::{Digest, DigestFunction},
     transport::{ConnectOptions, Fault, RemoteError, RemoteErrorKind},
 };
 
@@ -65,24 +66,6 @@ impl GrpcCache {
     #[must_use]
     pub fn options(&self) -> &RemoteOptions {
         &self.0.client.options
-    }
-
-    /// Asks the server once, without retries, whether this will work, and says in plain words what is wrong.
-    ///
-    /// # Errors
-    /// When the server cannot be reached, does not speak TLS or insists on it, refuses us or our instance, or is no
-    /// remote cache.
-    pub async fn probe(&self) -> Result<Capabilities, RemoteError> {
-        let client = &self.0.client;
-        match capabilities::ask_once(client).await {
-            Ok(Some(capabilities)) => Ok(capabilities),
-            // Not all old servers know the call; every cache knows this one.
-            Ok(None) => match actions::is_storage(client).await {
-                Ok(()) => self.0.capabilities.get(client).await,
-                Err(failure) => Err(self.explained(failure)),
-            },
-            Err(failure) => Err(self.explained(failure)),
-        }
     }
 
     /// The error in words that say what to do.
@@ -134,107 +117,6 @@ impl GrpcCache {
         error.context = format!("remote cache {}", self.0.client.place());
         error.message = format!("{advice} ({})", error.message);
         error
-    }
-
-    /// The result of an action, or `None` when the cache has none. Remembered for some minutes.
-    ///
-    /// # Errors
-    /// When the server cannot be asked.
-    pub async fn action_result(
-        &self,
-        action: &Digest,
-        attribution: &Attribution,
-    ) -> Result<Option<Arc<ActionResult>>, RemoteError> {
-        self.0.metadata.result(&self.0.client, action, attribution).await
-    }
-
-    /// A directory tree, complete, with every digest checked. Remembered.
-    ///
-    /// # Errors
-    /// When the server cannot be asked or lacks a part of it.
-    pub async fn tree(
-        &self,
-        reference: &TreeRef,
-        attribution: &Attribution,
-    ) -> Result<Arc<DirectoryTree>, RemoteError> {
-        let client = &self.0.client;
-        let capabilities = self.0.capabilities.get(client).await?;
-        self.0
-            .metadata
-            .tree(client, &capabilities, reference, attribution)
-            .await
-    }
-
-    /// All outputs of an action, trees expanded, in the order of paths; `None` when the cache has no result.
-    ///
-    /// # Errors
-    /// When the server cannot be asked, a tree is missing, or the result names what must not be written.
-    pub async fn expand_action(
-        &self,
-        action: &Digest,
-        attribution: &Attribution,
-    ) -> Result<Option<Vec<Expanded>>, RemoteError> {
-        let Some(result) = self.action_result(action, attribution).await? else {
-            return Ok(None);
-        };
-        let refused = |e: expand::ExpandError| {
-            let context = self.0.client.context(format_args!("result for action {action}"));
-            RemoteError::new(RemoteErrorKind::Protocol, context, e.to_string())
-        };
-        let function = action.function();
-        let mut trees = Trees::new();
-        for reference in expand::trees_of(function, &result).map_err(refused)? {
-            // One named twice is read once: the second time it is remembered.
-            let tree = self.tree(&reference, attribution).await?;
-            trees.insert(reference, tree);
-        }
-        expand::expand_result(function, &result, &trees, expand::MAX_ENTRIES)
-            .map(Some)
-            .map_err(refused)
-    }
-
-    /// Everything in a tree, by the digest of its `Tree` message or of its root `Directory`, whichever it is. The two
-    /// cannot be told apart by their digests; a `Tree` has its root in field 1, where a `Directory` has files, so
-    /// decoding tells.
-    ///
-    /// # Errors
-    /// When the server cannot be asked, lacks a part of it, or the blob is neither.
-    pub async fn expand_any_tree(
-        &self,
-        digest: &Digest,
-        attribution: &Attribution,
-    ) -> Result<Vec<Expanded>, RemoteError> {
-        let tree = match self.tree(&TreeRef::Root(digest.clone()), attribution).await {
-            Ok(tree) => tree,
-            Err(root_error) => self
-                .tree(&TreeRef::Tree(digest.clone()), attribution)
-                .await
-                .map_err(|tree_error| {
-                    if root_error.is_not_found() {
-                        tree_error
-                    } else {
-                        root_error
-                    }
-                })?,
-        };
-        expand::expand_tree(None, &tree, expand::MAX_ENTRIES).map_err(|e| {
-            let context = self.0.client.context(format_args!("tree {digest}"));
-            RemoteError::new(RemoteErrorKind::Protocol, context, e.to_string())
-        })
-    }
-
-    /// A whole blob in memory, verified.
-    ///
-    /// # Errors
-    /// When it is missing, or wrong from two connections.
-    pub async fn read_blob(
-        &self,
-        digest: &Digest,
-        attribution: &Attribution,
-    ) -> Result<bytes::Bytes, RemoteError> {
-        let client = &self.0.client;
-        let capabilities = self.0.capabilities.get(client).await?;
-        actions::verified_blob(client, &capabilities, digest, attribution).await
     }
 }
 
@@ -288,5 +170,65 @@ impl BlobStore for GrpcCache {
 
     fn describe(&self) -> String {
         self.0.client.place().to_owned()
+    }
+}
+
+impl ActionStore for GrpcCache {
+    /// Remembered for some minutes.
+    fn action_result<'a>(
+        &'a self,
+        action: &'a Digest,
+        attribution: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
+        Box::pin(self.0.metadata.result(&self.0.client, action, attribution))
+    }
+
+    fn add_directories<'a>(
+        &'a self,
+        root: &'a Digest,
+        attribution: &'a Attribution,
+        tree: &'a mut DirectoryTree,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(actions::add_directories(&self.0.client, root, attribution, tree))
+    }
+
+    /// Remembered.
+    fn tree<'a>(
+        &'a self,
+        reference: &'a TreeRef,
+        attribution: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Arc<DirectoryTree>, RemoteError>> {
+        let read = read_tree(self, reference, attribution);
+        Box::pin(self.0.metadata.tree(reference, read))
+    }
+
+    fn blob_size<'a>(
+        &'a self,
+        _: DigestFunction,
+        hash: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
+        let what = format!("blob {}", hex::encode(hash));
+        let error = RemoteError::config(
+            self.0.client.context(what),
+            "a gRPC cache knows blobs by hash and size: give HASH/SIZE",
+        );
+        Box::pin(futures::future::ready(Err(error)))
+    }
+
+    /// Asks the server once, without retries, whether this will work, and says in plain words what is wrong: it cannot be
+    /// reached, does not speak TLS or insists on it, refuses us or our instance, or is no remote cache.
+    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
+        Box::pin(async move {
+            let client = &self.0.client;
+            match capabilities::ask_once(client).await {
+                Ok(Some(_)) => Ok(()),
+                // Not all old servers know the call; every cache knows this one.
+                Ok(None) => match actions::is_storage(client).await {
+                    Ok(()) => self.0.capabilities.get(client).await.map(drop),
+                    Err(failure) => Err(self.explained(failure)),
+                },
+                Err(failure) => Err(self.explained(failure)),
+            }
+        })
     }
 }

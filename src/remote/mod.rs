@@ -2,6 +2,9 @@
 //!
 //! This module does not depend on Bazel or its events.
 
+use std::sync::Arc;
+
+use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
@@ -28,7 +31,9 @@ mod inflate;
 mod limits;
 mod metadata;
 mod nowhere;
+mod open;
 mod pool;
+mod reading;
 mod rope;
 mod status;
 mod stream;
@@ -46,7 +51,9 @@ pub(crate) use disk::piece;
 pub use expand::{ExpandError, Expanded, TreeRef};
 pub use grpc::GrpcCache;
 pub use nowhere::Nowhere;
+pub use open::open;
 pub use options::RemoteOptions;
+pub use reading::{expand_action, expand_any_tree, read_blob};
 pub use trees::DirectoryTree;
 
 /// What a build's requests are attributed to, sent as the Remote Execution API's `RequestMetadata`.
@@ -130,4 +137,64 @@ pub trait BlobStore: Send + Sync + 'static {
 
     /// The cache's endpoint and instance name, for messages; without credentials.
     fn describe(&self) -> String;
+}
+
+/// A store that also knows what actions resulted in: the part of a remote cache that reading by action or tree needs.
+pub trait ActionStore: BlobStore {
+    /// The result of an action, or `None` when the store has none. Nothing vouches for it: only blobs have digests.
+    ///
+    /// # Errors
+    /// When the store cannot be asked, or what it has is no result.
+    fn action_result<'a>(
+        &'a self,
+        action: &'a Digest,
+        attribution: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>>;
+
+    /// Adds directories of a tree, by its root: as many as the store gives without being asked for each. The others are
+    /// read as blobs.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    fn add_directories<'a>(
+        &'a self,
+        _root: &'a Digest,
+        _attribution: &'a Attribution,
+        _tree: &'a mut DirectoryTree,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// A directory tree, complete, with every digest checked.
+    ///
+    /// # Errors
+    /// When the store cannot be asked or lacks a part of it.
+    fn tree<'a>(
+        &'a self,
+        reference: &'a TreeRef,
+        attribution: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Arc<DirectoryTree>, RemoteError>> {
+        Box::pin(async move {
+            reading::read_tree(self, reference, attribution)
+                .await
+                .map(Arc::new)
+        })
+    }
+
+    /// How many bytes the blob with this hash has; `None` when the store does not have it. A store may be wrong: it is
+    /// the bytes that tell.
+    ///
+    /// # Errors
+    /// When the store cannot be asked, or is one that knows blobs only by hash and size together.
+    fn blob_size<'a>(
+        &'a self,
+        function: DigestFunction,
+        hash: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>>;
+
+    /// Asks once, without retries, whether the store is there and lets us in.
+    ///
+    /// # Errors
+    /// In plain words that say what is wrong and what to do.
+    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>>;
 }

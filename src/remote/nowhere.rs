@@ -1,9 +1,15 @@
 //! No cache at all.
 
+use std::sync::Arc;
+
+use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use futures::{FutureExt as _, future::BoxFuture};
 
-use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink};
-use crate::{digest::Digest, transport::RemoteError};
+use super::{ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink};
+use crate::{
+    digest::{Digest, DigestFunction},
+    transport::RemoteError,
+};
 
 /// What stands for a cache where there is none to ask: what is on disk is found there, and the rest fails for the reason
 /// that this holds.
@@ -53,5 +59,27 @@ impl BlobStore for Nowhere {
 
     fn describe(&self) -> String {
         "no cache".to_owned()
+    }
+}
+
+impl ActionStore for Nowhere {
+    fn action_result<'a>(
+        &'a self,
+        action: &'a Digest,
+        _: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
+        futures::future::ready(Err(self.error(&format!("action {action}")))).boxed()
+    }
+
+    fn blob_size<'a>(
+        &'a self,
+        _: DigestFunction,
+        hash: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
+        futures::future::ready(Err(self.error(&hex::encode(hash)))).boxed()
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
+        futures::future::ready(Err(self.error("the remote cache"))).boxed()
     }
 }

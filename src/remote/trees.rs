@@ -10,7 +10,22 @@ use bazel_remote_apis::build::bazel::remote::execution::v2::Directory;
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::digest::{Digest, DigestFunction};
+use crate::{
+    digest::{Digest, DigestFunction},
+    transport::{RemoteError, RemoteErrorKind},
+};
+
+/// The most bytes of encoded directories in one tree.
+pub(super) const MAX_TREE: u64 = 512 * 1024 * 1024;
+
+/// The error of a tree with more.
+pub(super) fn too_large(context: impl Into<String>) -> RemoteError {
+    RemoteError::new(
+        RemoteErrorKind::Rejected,
+        context,
+        format!("the tree has more than {MAX_TREE} bytes of directories"),
+    )
+}
 
 /// A directory and all that are below it, as far as the cache has them.
 #[derive(Debug, Clone, PartialEq)]

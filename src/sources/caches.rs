@@ -12,7 +12,7 @@ use super::{
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
-    remote::{BlobStore, Chain, DiskCache, GrpcCache, Nowhere, RemoteOptions},
+    remote::{self, ActionStore, BlobStore, Chain, DiskCache, GrpcCache, Nowhere, RemoteOptions},
     transport::{Endpoint, RemoteError},
 };
 
@@ -20,7 +20,7 @@ use crate::{
 #[derive(Clone)]
 pub enum SourceRule {
     /// One cache for all builds.
-    Fixed(Arc<GrpcCache>),
+    Fixed(SourceCache),
     /// The cache that the build itself uses, from its canonical command line.
     FromBuild {
         /// Everything but the address: time-outs, connections, further headers.
@@ -34,7 +34,10 @@ pub enum SourceRule {
 /// A cache in use, and how to name it in the record.
 #[derive(Clone)]
 pub struct SourceCache {
-    pub(super) store: Option<Arc<GrpcCache>>,
+    /// What it was opened with; `None` where there is a disk cache alone.
+    pub(super) options: Option<Arc<RemoteOptions>>,
+    /// What the options' address leads to.
+    remote: Arc<dyn ActionStore>,
     blobs: Arc<dyn BlobStore>,
     /// Its endpoint; empty where there is a disk cache alone.
     pub endpoint: String,
@@ -43,6 +46,24 @@ pub struct SourceCache {
 }
 
 impl SourceCache {
+    /// Opens what the options' address leads to. Connects nothing yet.
+    ///
+    /// # Errors
+    /// Naming the flag, when the options cannot work.
+    pub fn open(options: RemoteOptions) -> Result<Self, RemoteError> {
+        Ok(Self::new(remote::open(options.clone())?, options))
+    }
+
+    fn new(store: Arc<dyn ActionStore>, options: RemoteOptions) -> Self {
+        Self {
+            endpoint: options.connect.endpoint.to_string(),
+            instance_name: options.instance_name.clone(),
+            options: Some(Arc::new(options)),
+            remote: store.clone(),
+            blobs: store,
+        }
+    }
+
     /// As what fetching needs.
     #[must_use]
     pub fn blobs(&self) -> Arc<dyn BlobStore> {
@@ -52,10 +73,16 @@ impl SourceCache {
     /// The same without the build's disk cache: reading fills a cache at the address only if it comes there.
     #[must_use]
     pub fn remote_blobs(&self) -> Arc<dyn BlobStore> {
-        match &self.store {
-            Some(store) => store.clone(),
+        match self.options {
+            Some(_) => self.remote.clone(),
             None => self.blobs(),
         }
+    }
+
+    /// As what knows action results, too.
+    #[must_use]
+    pub fn actions(&self) -> Arc<dyn ActionStore> {
+        Arc::clone(&self.remote)
     }
 
     /// Asks the remote cache whether it is there, and lets us in.
@@ -63,24 +90,34 @@ impl SourceCache {
     /// # Errors
     /// When there is no cache, or it does not answer.
     pub async fn probe(&self) -> Result<(), RemoteError> {
-        match &self.store {
-            Some(store) => store.probe().await.map(|_| ()),
-            None => self.blobs.capabilities().await.map(|_| ()),
-        }
+        self.remote.probe().await
     }
 
     /// Options of the build's own that could not be used.
     #[must_use]
     pub fn left_out(&self) -> &[String] {
-        self.store
+        self.options
             .as_ref()
-            .map_or(&[], |store| store.options().left_out.as_slice())
+            .map_or(&[], |options| options.left_out.as_slice())
     }
 
     /// The address, if there is one.
     #[must_use]
     pub fn address(&self) -> Option<&Endpoint> {
-        self.store.as_ref().map(|store| &store.options().connect.endpoint)
+        self.options.as_ref().map(|options| &options.connect.endpoint)
+    }
+
+    /// The function of digests that do not tell theirs.
+    fn digest_function(&self) -> DigestFunction {
+        let options = self.options.as_ref();
+        options.map_or(DigestFunction::Sha256, |options| options.digest_function)
+    }
+}
+
+impl From<GrpcCache> for SourceCache {
+    fn from(cache: GrpcCache) -> Self {
+        let options = cache.options().clone();
+        Self::new(Arc::new(cache), options)
     }
 }
 
@@ -111,7 +148,7 @@ impl Sources {
     #[must_use]
     pub fn digest_function(&self) -> DigestFunction {
         match self.rule() {
-            SourceRule::Fixed(cache) => cache.options().digest_function,
+            SourceRule::Fixed(cache) => cache.digest_function(),
             SourceRule::FromBuild { template, .. } => template.digest_function,
         }
     }
@@ -130,7 +167,7 @@ impl Sources {
         directories: &BuildDirectories,
     ) -> Result<SourceCache, SourceError> {
         let remote = match &self.rule() {
-            SourceRule::Fixed(cache) => Ok(named(cache)),
+            SourceRule::Fixed(cache) => Ok(cache.clone()),
             SourceRule::FromBuild { template, allowed } => command_line
                 .ok_or(SourceError::NoCommandLine)
                 .and_then(|line| options_of(line, template, directories))
@@ -155,12 +192,16 @@ impl Sources {
                 blobs: Arc::new(Chain::new(vec![disk, remote.blobs()])),
                 ..remote
             },
-            Err(reason) => SourceCache {
-                store: None,
-                blobs: Arc::new(Chain::new(vec![disk, Arc::new(Nowhere(reason.to_string()))])),
-                endpoint: String::new(),
-                instance_name: String::new(),
-            },
+            Err(reason) => {
+                let nowhere = Arc::new(Nowhere(reason.to_string()));
+                SourceCache {
+                    options: None,
+                    remote: nowhere.clone(),
+                    blobs: Arc::new(Chain::new(vec![disk, nowhere])),
+                    endpoint: String::new(),
+                    instance_name: String::new(),
+                }
+            }
         })
     }
 
@@ -188,7 +229,7 @@ impl Sources {
         imported: bool,
     ) -> Result<SourceCache, SourceError> {
         let (template, allowed) = match self.rule() {
-            SourceRule::Fixed(cache) => return Ok(named(&cache)),
+            SourceRule::Fixed(cache) => return Ok(cache),
             SourceRule::FromBuild { template, allowed } => (template, allowed),
         };
         if endpoint.is_empty() {
@@ -218,13 +259,12 @@ impl Sources {
         let mut open = self.lock();
         // Another build may come with other credentials for the same place.
         if let Some(cache) = open.get(&key).filter(|cache| {
-            let store = cache.store.as_ref();
-            store.is_some_and(|store| *store.options() == options)
+            let known = cache.options.as_deref();
+            known.is_some_and(|known| *known == options)
         }) {
             return Ok(cache.clone());
         }
-        let cache = Arc::new(GrpcCache::new(options)?);
-        let cache = named(&cache);
+        let cache = SourceCache::open(options)?;
         open.insert(key, cache.clone());
         Ok(cache)
     }
@@ -248,13 +288,4 @@ pub(super) fn has_credentials(options: &RemoteOptions) -> bool {
         || options.connect.google.is_some()
         || options.connect.tls.client_certificate.is_some()
         || options.connect.tls.client_key.is_some()
-}
-
-fn named(cache: &Arc<GrpcCache>) -> SourceCache {
-    SourceCache {
-        store: Some(cache.clone()),
-        blobs: cache.clone(),
-        endpoint: cache.options().connect.endpoint.to_string(),
-        instance_name: cache.options().instance_name.clone(),
-    }
 }

@@ -296,19 +296,19 @@ async fn an_imported_build_gets_no_credentials_for_where_it_points() {
         sources
             .of_build(Some(&own), &BuildDirectories::default())
             .unwrap()
-            .store
+            .options
+            .as_ref()
             .unwrap()
-            .options()
     ));
     let imported = sources.of_import("grpc://h:1", "").unwrap();
-    assert!(!has_credentials(imported.store.unwrap().options()));
+    assert!(!has_credentials(&imported.options.unwrap()));
     assert!(has_credentials(
         sources
             .of_record("grpc://h:1", "")
             .unwrap()
-            .store
+            .options
+            .as_ref()
             .unwrap()
-            .options()
     ));
     let error = sources.of_import("", "").err().unwrap().to_string();
     assert!(error.contains("give --remote-cache"), "{error}");

@@ -148,8 +148,7 @@ async fn an_action_is_expanded_with_its_trees() {
     fake.script().actions.insert(action.hash_hex(), result);
     let cache = client(&fake, |_| {}).await;
     for _ in 0..2 {
-        let entries = cache
-            .expand_action(&action, &attribution())
+        let entries = expand_action(&cache, &action, &attribution())
             .await
             .unwrap()
             .unwrap();
@@ -234,8 +233,11 @@ async fn a_named_digest_function_is_in_every_request() {
     let a = Digest::of(DigestFunction::Blake3, b"a");
     fake.script().blobs.insert(a.hash_hex(), b"a".to_vec());
     let cache = client(&fake, |o| o.digest_function = DigestFunction::Blake3).await;
-    assert_eq!(cache.read_blob(&a, &attribution()).await.unwrap().as_ref(), b"a");
-    let mut sink = batch::Collect(Vec::new());
+    assert_eq!(
+        read_blob(&cache, &a, &attribution()).await.unwrap().as_ref(),
+        b"a"
+    );
+    let mut sink = reading::Collect::default();
     cache
         .read_stream(&a, 0, &attribution(), false, &mut sink)
         .await

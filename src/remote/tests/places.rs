@@ -11,7 +11,7 @@ use tonic::{
 
 use super::*;
 
-async fn probe(endpoint: &str, change: impl FnOnce(&mut RemoteOptions)) -> Result<Capabilities, String> {
+async fn probe(endpoint: &str, change: impl FnOnce(&mut RemoteOptions)) -> Result<(), String> {
     let mut options = options(endpoint);
     options.connect.connect_timeout = Duration::from_secs(5);
     change(&mut options);
@@ -35,7 +35,7 @@ async fn a_unix_socket_serves() {
     );
     let cache = GrpcCache::new(options(&format!("unix:{}", path.display()))).unwrap();
     assert_eq!(
-        cache.read_blob(&digest, &attribution()).await.unwrap().as_ref(),
+        read_blob(&cache, &digest, &attribution()).await.unwrap().as_ref(),
         b"a"
     );
     let gone = format!("unix:{}/none.sock", dir.path().display());
@@ -232,13 +232,13 @@ async fn refused_credentials_are_fetched_anew_once() {
     })
     .await;
     assert_eq!(
-        cache.read_blob(&digest, &attribution()).await.unwrap().as_ref(),
+        read_blob(&cache, &digest, &attribution()).await.unwrap().as_ref(),
         b"a"
     );
     assert_eq!(fake.count("batch"), 2);
     // Refused again and again, it is not asked for ever.
     fake.script().token = Some("none".into());
-    let error = cache.read_blob(&digest, &attribution()).await.unwrap_err();
+    let error = read_blob(&cache, &digest, &attribution()).await.unwrap_err();
     assert_eq!(error.kind, RemoteErrorKind::Unauthenticated);
     assert_eq!(fake.count("batch"), 4);
 }
@@ -267,7 +267,7 @@ async fn requests_carry_the_builds_id() {
         invocation_id: "the-invocation".into(),
         ..Attribution::default()
     };
-    cache.read_blob(&digest, &attribution).await.unwrap();
+    read_blob(&cache, &digest, &attribution).await.unwrap();
     let metadata = fake.script().last_metadata.clone().unwrap();
     let bytes = metadata
         .get_bin("build.bazel.remote.execution.v2.requestmetadata-bin")

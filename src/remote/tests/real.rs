@@ -94,7 +94,8 @@ async fn a_real_cache_is_read_by_batches_and_streams() {
         return;
     };
     let cache = GrpcCache::new(options(&endpoint)).unwrap();
-    let capabilities = cache.probe().await.unwrap();
+    cache.probe().await.unwrap();
+    let capabilities = cache.capabilities().await.unwrap();
     eprintln!("{capabilities:?}");
     let mut digests = Vec::new();
     for i in 0..50 {
@@ -119,7 +120,7 @@ async fn a_real_cache_is_read_by_batches_and_streams() {
     let large = blob(20_000_000);
     let digest = write(&endpoint, &large).await;
     for offset in [0, 12_345_678] {
-        let mut sink = batch::Collect(Vec::new());
+        let mut sink = reading::Collect::default();
         cache
             .read_stream(&digest, offset, &attribution(), false, &mut sink)
             .await

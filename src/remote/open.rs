@@ -1,0 +1,14 @@
+//! The store that an address leads to.
+
+use std::sync::Arc;
+
+use super::{ActionStore, GrpcCache, RemoteOptions};
+use crate::transport::RemoteError;
+
+/// Opens the store at the options' address. Connects nothing yet.
+///
+/// # Errors
+/// [`RemoteErrorKind::Config`](crate::transport::RemoteErrorKind::Config), naming the flag, when the options cannot work.
+pub fn open(options: RemoteOptions) -> Result<Arc<dyn ActionStore>, RemoteError> {
+    Ok(Arc::new(GrpcCache::new(options)?))
+}
