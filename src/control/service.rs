@@ -120,6 +120,13 @@ impl Service {
         self.roots.let_go();
     }
 
+    /// Waits until what came of outputs so far is on record, if there are builds in this process.
+    async fn catch_up(&self) {
+        if let Some(engine) = &self.engine {
+            engine.catch_up().await;
+        }
+    }
+
     /// The newest invocations.
     pub async fn invocations(&self, limit: u32) -> Vec<pb::Invocation> {
         let limit = match limit as usize {

@@ -20,7 +20,7 @@ use crate::{
     invocation::{Report, feed::Change, policy::Policy, watching::Watch},
     materialize::{MaterializeOptions, Outcome},
     proto::outhaul::v1 as pb,
-    record::{InvocationRow, InvocationState, Record, TargetState},
+    record::{InvocationRow, InvocationState, OutputState, Record, TargetState},
     remote::{GrpcCache, RemoteOptions},
     roots::{Destination, RootRules},
     sources::SourceRule,
@@ -249,6 +249,23 @@ async fn a_completion_is_settled_when_everything_up_to_it_is_there_and_not_befor
     reached(&mut progress, second).await;
     let path = f.dir.path().join("execroot/_main/bazel-out/k8/bin/a");
     assert_eq!(std::fs::read(path).unwrap(), b"bytes");
+}
+
+#[tokio::test]
+async fn a_build_that_is_told_to_be_settled_is_on_record() {
+    let mut f = Fixture::new(false).await;
+    let digest = f.cache.store().put("bytes");
+    f.set("0", vec![output("a", &digest)], &[]).await;
+    f.complete("//:a", &["0"]).await;
+    f.finish().await;
+    f.rooms.engine.settled(&f.key).await;
+    // The row is written some milliseconds after the file is placed.
+    let (row, pending) = f.rooms.engine.snapshot("invocation").await.unwrap();
+    assert_eq!((row.state, pending), (InvocationState::Settled, 0));
+    let path = ExecPath::new("bazel-out/k8/bin/a").unwrap();
+    let output = f.rooms.record.output(row.root.unwrap(), &path).unwrap();
+    assert_eq!(output.state, OutputState::Materialized);
+    assert_eq!(f.rooms.record.targets("invocation")[0].state, TargetState::Settled);
 }
 
 #[tokio::test]

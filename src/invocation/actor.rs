@@ -175,6 +175,7 @@ impl Actor {
             self.look_after_others().await;
             self.tell_progress();
             self.settle().await;
+            self.answer();
             self.leave_root().await;
         }
         self.write_rows(true).await;
@@ -219,10 +220,7 @@ impl Actor {
                 }
                 self.save_row();
             }
-            Message::Snapshot(answer) => {
-                self.fill_row();
-                let _ = answer.send((self.row.clone(), self.ledger.required));
-            }
+            Message::Snapshot(answer) => self.followers.asked.push(answer),
             Message::Busy(answer) => {
                 let is_heard = !matches!(self.phase, Phase::Unheard);
                 let _ = answer.send(is_heard && !self.row.state.is_over());
@@ -369,6 +367,19 @@ impl Actor {
         }
     }
 
+    /// Tells those who asked where the build is. They may look at the record next, so that what came of outputs has to be
+    /// there, unless there is still more to come.
+    fn answer(&mut self) {
+        let is_written = self.unwritten.is_empty() || self.site.place().is_none();
+        if self.followers.asked.is_empty() || self.ledger.is_quiet() && !is_written {
+            return;
+        }
+        self.fill_row();
+        for asked in self.followers.asked.drain(..) {
+            let _ = asked.send((self.row.clone(), self.ledger.required));
+        }
+    }
+
     /// Answers waiting clients, once nothing required is on its way any more.
     async fn settle(&mut self) {
         // At once, while what the stream names is still on its way.
@@ -389,11 +400,8 @@ impl Actor {
                 superseded: self.ledger.tally.superseded > 0,
             });
         }
-        // Who hears that it is settled may look at the record at once, and has to find what came of each output there.
-        let is_recorded = self.unwritten.is_empty() || self.site.place().is_none();
         if let Phase::Ended { end, .. } = self.phase
             && self.ledger.optional == 0
-            && is_recorded
         {
             self.report(end).await;
         }

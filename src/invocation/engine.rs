@@ -32,6 +32,10 @@ use crate::{
     sources::Sources,
 };
 
+/// How long anyone who reads the record waits for what is not on record yet. A build in the middle of many events
+/// answers late.
+const CATCH_UP: Duration = Duration::from_millis(250);
+
 /// Follows builds. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
@@ -107,6 +111,14 @@ impl Engine {
     /// The present state of an invocation that has a task, and how many required outputs are still on their way.
     pub async fn snapshot(&self, invocation_id: &str) -> Option<(InvocationRow, u64)> {
         self.ask(invocation_id, Message::Snapshot).await
+    }
+
+    /// Waits until what came of the outputs of all builds so far is on record, but for builds that still have outputs on
+    /// their way, and not long.
+    pub async fn catch_up(&self) {
+        let streams = self.streams();
+        let asked = streams.iter().map(|(id, _)| self.snapshot(id));
+        let _ = tokio::time::timeout(CATCH_UP, join_all(asked)).await;
     }
 
     /// The targets so far of an invocation that has a task and is not settled.

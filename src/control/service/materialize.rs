@@ -23,6 +23,7 @@ const RESULTS: usize = 1_000_000;
 impl Service {
     /// Brings outputs to disk; a directory stands for everything recorded below it.
     pub async fn materialize(&self, paths: Vec<String>) -> Vec<pb::materialize_response::Result> {
+        self.catch_up().await;
         let _call = self.calls.begin();
         let mut results = Vec::new();
         for path in paths {

@@ -24,6 +24,7 @@ impl Service {
     /// # Errors
     /// When there is no such invocation, or it has no output root.
     pub async fn stat(&self, paths: Vec<String>, invocation: &str) -> Result<Vec<pb::Output>, Status> {
+        self.catch_up().await;
         let only = match invocation {
             "" => None,
             id => Some(
@@ -67,6 +68,7 @@ impl Service {
         id: &str,
         class: pb::OutputClass,
     ) -> Result<mpsc::Receiver<pb::Output>, Status> {
+        self.catch_up().await;
         let row = self.named_row(id).await?;
         let exec_root = PathBuf::from(&row.exec_root);
         let (answer, outputs) = mpsc::channel(256);

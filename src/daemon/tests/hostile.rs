@@ -60,7 +60,12 @@ fn of(name: &str, content: Content) -> File {
 async fn settlement(f: &Fixture) -> crate::builds::Settlement {
     f.finish().await;
     match timeout(PATIENCE * 3, f.rooms.engine.settled(&f.key)).await {
-        Ok(settlement) => settlement,
+        Ok(settlement) => {
+            // Its rows are written right after that.
+            let written = f.rooms.engine.snapshot(&f.key.invocation_id);
+            assert!(timeout(PATIENCE * 3, written).await.is_ok(), "it is not recorded");
+            settlement
+        }
         Err(_) => {
             let now = timeout(PATIENCE, f.rooms.engine.snapshot(&f.key.invocation_id)).await;
             let metrics = f.rooms.metrics.render();

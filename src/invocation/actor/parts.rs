@@ -14,6 +14,7 @@ use crate::{
     invocation::feed::Listeners,
     materialize::Completion,
     output::{Class, OutputContent, STAMP_AGE},
+    record::InvocationRow,
 };
 
 /// Hashes paths, of which there are many. Seeded at random, since a stream is not to be trusted.
@@ -73,6 +74,8 @@ pub(super) enum Known {
 pub(super) struct Followers {
     pub(super) progress: watch::Sender<Progress>,
     pub(super) listeners: Listeners,
+    /// Who asked where the build is.
+    pub(super) asked: Vec<oneshot::Sender<(InvocationRow, u64)>>,
     /// Who waits for what is required.
     pub(super) settled: Vec<oneshot::Sender<Settlement>>,
     /// Who waits for what is optional as well.
