@@ -7,7 +7,7 @@ use clap::Args;
 use super::ConfigError;
 use crate::{
     digest::DigestFunction,
-    remote::{Compression, RemoteOptions},
+    remote::{Chain, Compression, RemoteOptions},
     sources::{SourceCache, SourceRule},
     transport::{Endpoint, Google, Header, RemoteError, TlsFiles, google::DEFAULT_SCOPE, without_user_info},
     units::parse_duration,
@@ -20,10 +20,20 @@ const FROM_BUILD: &str = "from-build";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Remote cache")]
 pub struct CacheArgs {
-    /// Address of the remote cache: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH; `from-build` takes
-    /// it from the build's own command line, as `run` and `fetch bep` do by default
-    #[arg(long, value_name = "URL", env = "OUTHAUL_REMOTE_CACHE")]
-    pub remote_cache: Option<String>,
+    /// Address of the remote cache: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH, or file:///DIR for a
+    /// disk cache; `from-build` takes it from the build's own command line, as `run` and `fetch bep` do by default
+    /// (repeatable: what the first one does not have is read from the next)
+    #[arg(long, value_name = "URL", env = "OUTHAUL_REMOTE_CACHE", value_delimiter = ',')]
+    pub remote_cache: Vec<String>,
+
+    /// Directory of Bazel's --disk_cache, read before the remote cache; the same as --remote-cache=file:///DIR
+    #[arg(long, value_name = "DIR", env = "OUTHAUL_DISK_CACHE")]
+    pub disk_cache: Option<PathBuf>,
+
+    /// Leave the times of a disk cache's files alone. Bazel's collector deletes the oldest first, so that what is read
+    /// should be as new as if Bazel had read it
+    #[arg(long, env = "OUTHAUL_NO_DISK_CACHE_TOUCH")]
+    pub no_disk_cache_touch: bool,
 
     /// With --remote-cache=from-build: a remote cache that builds may use (repeatable)
     #[arg(
@@ -166,7 +176,22 @@ impl CacheArgs {
     /// Whether a cache is named outright.
     #[must_use]
     pub fn names_a_cache(&self) -> bool {
-        self.remote_cache.as_deref().is_some_and(|url| url != FROM_BUILD)
+        !self.is_from_build() && (!self.remote_cache.is_empty() || self.disk_cache.is_some())
+    }
+
+    fn is_from_build(&self) -> bool {
+        self.remote_cache.iter().any(|url| url == FROM_BUILD)
+    }
+
+    /// The options for `--disk-cache`.
+    fn disk_cache(&self) -> Result<Option<RemoteOptions>, ConfigError> {
+        let Some(directory) = &self.disk_cache else {
+            return Ok(None);
+        };
+        let error = |reason: &str| ConfigError::new(format!("--disk-cache={}", directory.display()), reason);
+        let path = std::path::absolute(directory).map_err(|e| error(&e.to_string()))?;
+        let endpoint = Endpoint::directory(path).ok_or_else(|| error("not a directory's path"))?;
+        Ok(Some(self.options(endpoint)?))
     }
 
     /// The options for one endpoint.
@@ -204,37 +229,51 @@ impl CacheArgs {
             .digest_function
             .parse::<DigestFunction>()
             .map_err(|e| ConfigError::new("--digest-function", e))?;
+        options.touch = !self.no_disk_cache_touch;
         options.connect.workspace = std::env::current_dir().ok();
         Ok(options)
     }
 
-    /// The cache that is named outright.
+    /// The caches that are named outright, in the order in which they are asked.
     ///
     /// # Errors
     /// Naming the flag that is missing or wrong.
     pub fn cache(&self) -> Result<SourceCache, ConfigError> {
-        let url = self
-            .remote_cache
-            .as_deref()
-            .filter(|url| *url != FROM_BUILD)
-            .ok_or_else(|| {
-                ConfigError::new(
-                    "--remote-cache",
-                    "is required: grpc://HOST:PORT, grpcs://HOST or unix:PATH",
-                )
-            })?;
-        if url.starts_with("http://") || url.starts_with("https://") {
+        let mut chain: Vec<RemoteOptions> = self.disk_cache()?.into_iter().collect();
+        for url in self.remote_cache.iter().filter(|url| *url != FROM_BUILD) {
+            if url.starts_with("http://") || url.starts_with("https://") {
+                return Err(ConfigError::new(
+                    format!("--remote-cache={}", without_user_info(url)),
+                    "HTTP caches are not supported; use a gRPC cache",
+                ));
+            }
+            let options = self.options(Endpoint::parse_cache("--remote-cache", url)?)?;
+            let endpoint = &options.connect.endpoint;
+            if !chain.iter().any(|other| other.connect.endpoint == *endpoint) {
+                chain.push(options);
+            }
+        }
+        if chain.is_empty() {
             return Err(ConfigError::new(
-                format!("--remote-cache={}", without_user_info(url)),
-                "HTTP caches are not supported; use a gRPC cache",
+                "--remote-cache",
+                "is required: grpc://HOST:PORT, grpcs://HOST, unix:PATH or file:///DIR",
             ));
         }
-        let endpoint = Endpoint::parse("--remote-cache", url)?;
-        let mut options = self.options(endpoint)?;
-        if self.tls_for_upstream && !options.connect.endpoint.is_tls() {
-            options.connect.tls = TlsFiles::default();
+        if chain.len() > Chain::MOST {
+            return Err(ConfigError::new(
+                "--remote-cache",
+                format!("{} caches are given; {} are the most", chain.len(), Chain::MOST),
+            ));
         }
-        Ok(SourceCache::open(options)?)
+        let is_tls = |options: &RemoteOptions| options.connect.endpoint.is_tls();
+        let files_are_for_another = self.tls_for_upstream || chain.iter().any(is_tls);
+        for options in &mut chain {
+            let is_directory = options.connect.endpoint.directory_path().is_some();
+            if !is_tls(options) && (files_are_for_another || is_directory) {
+                options.connect.tls = TlsFiles::default();
+            }
+        }
+        Ok(SourceCache::chain(chain)?)
     }
 
     /// The rule by which builds find their cache. Without `--remote-cache` it is the build's own if `trusted`: the
@@ -243,18 +282,20 @@ impl CacheArgs {
     /// # Errors
     /// Naming the flag that is missing or wrong.
     pub fn source_rule(&self, trusted: bool) -> Result<SourceRule, ConfigError> {
-        let from_build = match self.remote_cache.as_deref() {
-            Some(FROM_BUILD) => true,
-            Some(_) => false,
-            None => trusted,
-        };
-        if !from_build {
+        let from_build = self.is_from_build();
+        if from_build && self.remote_cache.len() > 1 {
+            return Err(ConfigError::new(
+                "--remote-cache=from-build",
+                "cannot be combined with other addresses; use --disk-cache for a disk cache before the build's own",
+            ));
+        }
+        if !from_build && !(trusted && self.remote_cache.is_empty()) {
             return Ok(SourceRule::Fixed(self.cache()?));
         }
         let allowed = self
             .allow_remote_cache
             .iter()
-            .map(|url| Endpoint::parse("--allow-remote-cache", url))
+            .map(|url| Endpoint::parse_cache("--allow-remote-cache", url))
             .collect::<Result<Vec<_>, RemoteError>>()?;
         if !trusted && allowed.is_empty() {
             return Err(ConfigError::new(
@@ -266,6 +307,7 @@ impl CacheArgs {
         let placeholder = Endpoint::parse("--remote-cache", "grpc://localhost:1")?;
         Ok(SourceRule::FromBuild {
             template: Box::new(self.options(placeholder)?),
+            before: self.disk_cache()?.into_iter().collect(),
             allowed: (!allowed.is_empty()).then_some(allowed),
         })
     }
@@ -300,6 +342,11 @@ mod tests {
             (vec!["--remote-cache=http://x/y"], "HTTP"),
             (vec!["--remote-cache=from-build"], "--allow-remote-cache"),
             (
+                vec!["--remote-cache=from-build", "--remote-cache=grpc://h:1"],
+                "--disk-cache",
+            ),
+            (vec!["--remote-cache=file://h/x"], "file:///DIR"),
+            (
                 vec!["--remote-cache=grpc://h:1", "--remote-header=x"],
                 "--remote-header",
             ),
@@ -318,6 +365,50 @@ mod tests {
         ] {
             let error = rule(&args, false).err().expect("wrong").to_string();
             assert!(error.contains(part), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn several_caches_are_a_chain_with_directories_first() {
+        let endpoint = |args: &[&str]| match rule(args, false).expect("a chain") {
+            SourceRule::Fixed(cache) => cache.endpoint,
+            SourceRule::FromBuild { .. } => String::new(),
+        };
+        assert_eq!(
+            endpoint(&[
+                "--remote-cache=grpc://b:1,file:///d b",
+                "--remote-cache=grpcs://a",
+                "--remote-cache=grpc://b:1",
+                "--disk-cache=/d/a",
+            ]),
+            "file:///d/a file:///d%20b grpc://b:1 grpcs://a:443"
+        );
+        assert_eq!(endpoint(&["--disk-cache=/d"]), "file:///d");
+        let many: Vec<String> = (1..=17)
+            .map(|port| format!("--remote-cache=grpc://h:{port}"))
+            .collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let error = rule(&many, false).err().expect("too many").to_string();
+        assert!(error.contains("16 are the most"), "{error}");
+    }
+
+    #[test]
+    fn a_disk_cache_of_ours_stands_before_the_builds_own() {
+        for (args, trusted) in [
+            (vec!["--disk-cache=/d"], true),
+            (
+                vec![
+                    "--disk-cache=/d",
+                    "--remote-cache=from-build",
+                    "--allow-remote-cache=grpc://h:1",
+                ],
+                false,
+            ),
+        ] {
+            match rule(&args, trusted) {
+                Ok(SourceRule::FromBuild { before, .. }) => assert_eq!(before.len(), 1),
+                _ => panic!("{args:?}"),
+            }
         }
     }
 

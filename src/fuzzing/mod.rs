@@ -30,6 +30,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("config_file", config_file),
     ("credentials", credentials),
     ("digest", digest),
+    ("disk_result", disk_result),
     ("event", event),
     ("event_file", event_file),
     ("event_json", event_json),
@@ -68,6 +69,8 @@ elsewhere! {
     batch_answer = crate::remote::fuzz::batch_answer;
     /// What a credential helper prints.
     credentials = crate::remote::fuzz::credentials;
+    /// An action's result in a disk cache.
+    disk_result = crate::remote::fuzz::disk_result;
     /// gRPC's frames of blobs.
     grpc_frames = crate::remote::fuzz::grpc_frames;
     /// Compressed blobs.

@@ -19,7 +19,7 @@ pub(super) enum Origin {
 /// By the invocations that gave outputs their content.
 pub(super) struct Origins {
     record: Record,
-    /// Endpoint and instance name of the cache that is asked; `None` when there is one for all builds.
+    /// Endpoints and instance name of the caches that are asked; `None` when there is one for all builds.
     asked: Option<(String, String)>,
     known: HashMap<Arc<str>, Origin>,
 }
@@ -46,7 +46,14 @@ impl Origins {
         }
         let origin = match self.record.invocation(invocation) {
             Some(row) if row.remote_cache.is_empty() => Origin::Unknown,
-            Some(row) if row.remote_cache == *endpoint && row.remote_instance_name == *instance_name => {
+            // Every store that it may be in is asked, and perhaps others.
+            Some(row)
+                if row.remote_instance_name == *instance_name
+                    && row
+                        .remote_cache
+                        .split(' ')
+                        .all(|of| endpoint.split(' ').any(|asked| asked == of)) =>
+            {
                 Origin::Here
             }
             Some(_) => Origin::Elsewhere,

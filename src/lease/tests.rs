@@ -252,6 +252,7 @@ async fn what_was_brought_to_another_cache_is_not_lost_by_this_one() {
     let template = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://unused:1").unwrap());
     f.rooms.sources = Arc::new(Sources::new(SourceRule::FromBuild {
         template: Box::new(template),
+        before: Vec::new(),
         allowed: None,
     }));
     let build = |id: &str, cache: String, instance: &str| {

@@ -1,93 +1,303 @@
 //! Several stores, asked one after the other.
+//!
+//! What a store does not have, the next one is asked for at once. One that fails three times in a row is passed over for a
+//! while, and one that refuses us for good ([`health`]). A blob that came with wrong bytes is asked for once more where it
+//! came from, on another connection, and then of the others ([`memory`]). A blob is not found only if every store says so.
 
-use std::{collections::HashMap, sync::Arc};
+mod health;
+mod memory;
+#[cfg(test)]
+mod tests;
 
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
+use tokio::time::Instant;
 
-use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink};
+use self::{
+    health::{Health, News, Ticket},
+    memory::{Memory, Trust, bit},
+};
+use super::{
+    ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink, actions::MetadataCache,
+    expand::TreeRef, reading::read_tree, trees::DirectoryTree,
+};
 use crate::{
-    digest::Digest,
+    digest::{Digest, DigestFunction},
+    printable::printable,
     transport::{RemoteError, RemoteErrorKind},
 };
 
-/// Stores in the order in which they are asked: what the first does not have, or cannot give, the second may. A blob is
-/// not found only if none of them has it.
+/// Stores in the order in which they are asked.
 pub struct Chain {
-    stores: Vec<Arc<dyn BlobStore>>,
+    members: Vec<Member>,
+    memory: Memory,
+    metadata: MetadataCache,
 }
+
+struct Member {
+    store: Arc<dyn ActionStore>,
+    /// As people are told where a file came from.
+    name: Arc<str>,
+    health: Mutex<Health>,
+}
+
+impl Member {
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask(&self) -> Result<Ticket, RemoteError> {
+        self.health().ask(Instant::now())
+    }
+
+    /// Takes in what came of a request, and tells people when it changes what is asked.
+    fn heard(&self, ticket: Ticket, error: Option<&RemoteError>) {
+        let news = self.health().heard(ticket, Instant::now(), error);
+        let store = &*self.name;
+        let error = error.map(tracing::field::display);
+        match news {
+            None => {}
+            Some(News::PassedOver(delay)) => {
+                tracing::warn!(store, error, ?delay, "a store is passed over: it does not answer");
+            }
+            Some(News::Refused) => {
+                tracing::warn!(
+                    store,
+                    error,
+                    "a store is passed over from now on: it cannot be used"
+                );
+            }
+            Some(News::Back) => tracing::info!(store, "a store that was passed over answers again"),
+        }
+    }
+}
+
+/// What each store says of a blob that it did not give.
+#[derive(Default)]
+struct Refusals(Vec<(usize, RemoteError)>);
 
 impl Chain {
-    /// Of these, the first one first; the last one is the one that all the others stand before.
+    /// The most stores.
+    pub const MOST: usize = 16;
+
+    /// Of these, the first one first; those beyond [`Chain::MOST`] are left out.
     #[must_use]
-    pub fn new(stores: Vec<Arc<dyn BlobStore>>) -> Self {
-        Self { stores }
-    }
-
-    /// Those that are asked. What turned out to be wrong is asked of the last one alone: it is the one that can be asked
-    /// again in another way.
-    fn asked(&self, avoid: bool) -> &[Arc<dyn BlobStore>] {
-        let first = if avoid {
-            self.stores.len().saturating_sub(1)
-        } else {
-            0
+    pub fn new(stores: Vec<Arc<dyn ActionStore>>) -> Self {
+        let member = |store: Arc<dyn ActionStore>| Member {
+            name: printable(&store.describe()).into(),
+            store,
+            health: Mutex::default(),
         };
-        self.stores.get(first..).unwrap_or_default()
+        Self {
+            members: stores.into_iter().take(Self::MOST).map(member).collect(),
+            memory: Memory::default(),
+            metadata: MetadataCache::new(),
+        }
+    }
+
+    /// The error for what no store gave: "not found" only if all say so, and otherwise that of the store that is most
+    /// likely to have it, with what all of them say.
+    fn nobody(&self, what: impl FnOnce() -> String, refusals: Refusals) -> RemoteError {
+        let mut refusals = refusals.0;
+        if refusals.len() == 1
+            && let Some((_, only)) = refusals.pop()
+        {
+            return only;
+        }
+        let best = refusals.iter().map(|(_, error)| error).min_by_key(|e| hope(e));
+        let kind = best.map_or(RemoteErrorKind::NotFound, |error| error.kind);
+        let retry_after = best.and_then(|error| error.retry_after);
+        let said = |(store, error): &(usize, RemoteError)| {
+            let name = self.members.get(*store).map_or("", |member| &*member.name);
+            format!("{name}: {}", error.message)
+        };
+        let all: Vec<String> = refusals.iter().map(said).collect();
+        RemoteError {
+            retry_after,
+            ..RemoteError::new(kind, what(), all.join("; "))
+        }
+    }
+
+    /// Asks one store for small blobs. What it gave wrong before, and what comes unusable, is asked for once more, on
+    /// another connection.
+    async fn ask_batch(
+        &self,
+        number: usize,
+        digests: &[Digest],
+        attribution: &Attribution,
+    ) -> Vec<BatchAnswer> {
+        let Some(member) = self.members.get(number) else {
+            return Vec::new();
+        };
+        let mut answers = Vec::with_capacity(digests.len());
+        let (mut first, mut again) = (Vec::new(), Vec::new());
+        for digest in digests {
+            match self.memory.trust(digest, number) {
+                Trust::Full => first.push(digest.clone()),
+                Trust::Doubted => again.push(digest.clone()),
+                Trust::None => answers.push((digest.clone(), Err(wrong_before(digest)))),
+            }
+        }
+        for (avoid, asked) in [(false, first), (true, again)] {
+            if asked.is_empty() {
+                continue;
+            }
+            let mut given = self
+                .ask_once(member, &asked, attribution, avoid, &mut answers)
+                .await;
+            if !given.is_empty() && !avoid {
+                self.doubt(&given, number);
+                given = self
+                    .ask_once(member, &given, attribution, true, &mut answers)
+                    .await;
+            }
+            self.doubt(&given, number);
+            answers.extend(given.into_iter().map(|digest| {
+                let error = wrong_before(&digest);
+                (digest, Err(error))
+            }));
+        }
+        answers
+    }
+
+    fn doubt(&self, digests: &[Digest], number: usize) {
+        for digest in digests {
+            self.memory.doubt(digest, bit(number));
+        }
+    }
+
+    /// One request. Adds its answers, and gives those that cannot be used.
+    async fn ask_once(
+        &self,
+        member: &Member,
+        digests: &[Digest],
+        attribution: &Attribution,
+        avoid: bool,
+        answers: &mut Vec<BatchAnswer>,
+    ) -> Vec<Digest> {
+        let ticket = match member.ask() {
+            Ok(ticket) => ticket,
+            Err(error) => {
+                answers.extend(digests.iter().map(|d| (d.clone(), Err(error.clone()))));
+                return Vec::new();
+            }
+        };
+        let given = member.store.read_batch(digests, attribution, avoid).await;
+        let failed = |(_, answer): &BatchAnswer| answer.as_ref().err().cloned();
+        let all: Option<Vec<RemoteError>> = given.iter().map(failed).collect();
+        // One that answers for one blob is there.
+        let best = all.and_then(|all| all.into_iter().max_by_key(hope_of_answer));
+        member.heard(ticket, best.as_ref());
+        let mut unusable = Vec::new();
+        for (digest, answer) in given {
+            match answer {
+                Err(error) if error.kind == RemoteErrorKind::Protocol => {
+                    tracing::debug!(store = &*member.name, %error, "no usable answer");
+                    unusable.push(digest);
+                }
+                answer => answers.push((digest, answer)),
+            }
+        }
+        unusable
     }
 }
 
-/// The most informative error about a blob: "not found" only if no source reports another error.
-fn worse(before: Option<RemoteError>, now: RemoteError) -> RemoteError {
-    match before {
-        Some(before) if now.is_not_found() && !before.is_not_found() => before,
-        _ => now,
+fn wrong_before(digest: &Digest) -> RemoteError {
+    let message = "it gave wrong bytes or no usable answer for this blob, twice";
+    RemoteError::new(RemoteErrorKind::Protocol, format!("reading {digest}"), message)
+}
+
+/// How likely a store has what it did not give: the lowest is the likeliest.
+const fn hope(error: &RemoteError) -> u8 {
+    use RemoteErrorKind as Kind;
+    match error.kind {
+        Kind::Unavailable | Kind::Timeout => 0,
+        Kind::Protocol | Kind::Sink => 1,
+        Kind::Denied | Kind::Unauthenticated => 2,
+        Kind::Rejected => 3,
+        Kind::Config => 4,
+        Kind::NotFound => 5,
     }
 }
 
-fn nobody(what: &str) -> RemoteError {
-    RemoteError::config(what, "no remote cache")
+/// Which error of a batch says most about the store: that it answers goes before that it refuses, and that before silence.
+const fn hope_of_answer(error: &RemoteError) -> u8 {
+    use RemoteErrorKind as Kind;
+    match error.kind {
+        Kind::NotFound | Kind::Protocol | Kind::Rejected | Kind::Sink => 2,
+        Kind::Denied | Kind::Unauthenticated | Kind::Config => 1,
+        Kind::Unavailable | Kind::Timeout => 0,
+    }
 }
 
 impl BlobStore for Chain {
+    /// Those of the first store that answers, which is asked first.
     fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        match self.stores.last() {
-            Some(last) => last.capabilities(),
-            None => futures::future::ready(Err(nobody("the remote cache"))).boxed(),
+        async {
+            let mut refusals = Refusals::default();
+            for (number, member) in self.members.iter().enumerate() {
+                let answer = match member.ask() {
+                    Ok(ticket) => {
+                        let answer = member.store.capabilities().await;
+                        member.heard(ticket, answer.as_ref().err());
+                        answer
+                    }
+                    Err(error) => Err(error),
+                };
+                match answer {
+                    Ok(capabilities) => return Ok(capabilities),
+                    Err(error) => refusals.0.push((number, error)),
+                }
+            }
+            Err(self.nobody(|| "the remote caches".to_owned(), refusals))
         }
+        .boxed()
     }
 
     fn read_batch<'a>(
         &'a self,
         digests: &'a [Digest],
         attribution: &'a Attribution,
-        avoid: bool,
+        _: bool,
     ) -> BoxFuture<'a, Vec<BatchAnswer>> {
         async move {
-            let mut found: HashMap<Digest, Bytes> = HashMap::new();
-            let mut errors: HashMap<Digest, RemoteError> = HashMap::new();
-            let mut rest = digests.to_vec();
-            for store in self.asked(avoid) {
-                for (digest, answer) in store.read_batch(&rest, attribution, avoid).await {
-                    match answer {
-                        Ok(bytes) => {
-                            found.insert(digest, bytes);
-                        }
-                        Err(error) => {
-                            let error = worse(errors.remove(&digest), error);
-                            errors.insert(digest, error);
-                        }
-                    }
-                }
-                rest.retain(|digest| !found.contains_key(digest));
+            let mut found: HashMap<Digest, Bytes> = HashMap::with_capacity(digests.len());
+            let mut refusals: HashMap<Digest, Refusals> = HashMap::new();
+            let mut seen = HashSet::with_capacity(digests.len());
+            let asked = digests.iter().filter(|digest| !digest.is_empty());
+            let mut rest: Vec<Digest> = asked.filter(|digest| seen.insert(*digest)).cloned().collect();
+            for number in 0..self.members.len() {
                 if rest.is_empty() {
                     break;
                 }
+                for (digest, answer) in self.ask_batch(number, &rest, attribution).await {
+                    match answer {
+                        Ok(bytes) => {
+                            self.memory.gave(&digest, 0, number);
+                            found.insert(digest, bytes);
+                        }
+                        Err(error) => refusals.entry(digest).or_default().0.push((number, error)),
+                    }
+                }
+                rest.retain(|digest| !found.contains_key(digest));
             }
             let answer = |digest: &Digest| {
-                let answer = match (found.get(digest), errors.get(digest)) {
-                    (Some(bytes), _) => Ok(bytes.clone()),
-                    (None, Some(error)) => Err(error.clone()),
-                    (None, None) => Err(nobody(&digest.to_string())),
+                let answer = match found.get(digest) {
+                    Some(bytes) => Ok(bytes.clone()),
+                    None if digest.is_empty() => Ok(Bytes::new()),
+                    None => {
+                        let refusals = refusals.remove(digest).unwrap_or_default();
+                        Err(self.nobody(|| format!("reading {digest}"), refusals))
+                    }
                 };
                 (digest.clone(), answer)
             };
@@ -101,24 +311,64 @@ impl BlobStore for Chain {
         digest: &'a Digest,
         offset: u64,
         attribution: &'a Attribution,
-        avoid: bool,
+        _: bool,
         sink: &'a mut dyn Sink,
     ) -> BoxFuture<'a, Result<(), RemoteError>> {
         async move {
-            let mut counted = Counted { sink, taken: 0 };
-            let mut error = None;
-            for store in self.asked(avoid) {
-                let from = offset + counted.taken;
-                match store
-                    .read_stream(digest, from, attribution, avoid, &mut counted)
-                    .await
-                {
-                    Ok(()) => return Ok(()),
-                    Err(now) if now.kind == RemoteErrorKind::Sink => return Err(now),
-                    Err(now) => error = Some(worse(error, now)),
+            let mut counted = Counted {
+                sink,
+                at: offset,
+                end: digest.size(),
+            };
+            let mut refusals = Refusals::default();
+            let mut givers = 0;
+            for (number, member) in self.members.iter().enumerate() {
+                let tries = match self.memory.trust(digest, number) {
+                    Trust::Full => &[false, true][..],
+                    Trust::Doubted => &[true],
+                    Trust::None => {
+                        refusals.0.push((number, wrong_before(digest)));
+                        continue;
+                    }
+                };
+                for (left, &avoid) in (0..tries.len()).rev().zip(tries) {
+                    let ticket = match member.ask() {
+                        Ok(ticket) => ticket,
+                        Err(error) => {
+                            refusals.0.push((number, error));
+                            break;
+                        }
+                    };
+                    // What another store began is gone on with here.
+                    let at = counted.at;
+                    let read = member
+                        .store
+                        .read_stream(digest, at, attribution, avoid, &mut counted)
+                        .await;
+                    if counted.at > at {
+                        givers |= bit(number);
+                    }
+                    member.heard(ticket, read.as_ref().err());
+                    match read {
+                        Ok(()) => {
+                            self.memory.gave(digest, givers, number);
+                            return Ok(());
+                        }
+                        Err(error) if error.kind == RemoteErrorKind::Sink => return Err(error),
+                        Err(error) if error.kind == RemoteErrorKind::Protocol => {
+                            self.memory.doubt(digest, bit(number));
+                            if left == 0 {
+                                refusals.0.push((number, error));
+                            }
+                        }
+                        Err(error) => {
+                            refusals.0.push((number, error));
+                            break;
+                        }
+                    }
                 }
             }
-            Err(error.unwrap_or_else(|| nobody(&digest.to_string())))
+            Err(self.nobody(|| format!("reading {digest}"), refusals))
         }
         .boxed()
     }
@@ -130,90 +380,170 @@ impl BlobStore for Chain {
     ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
         async move {
             let mut rest = digests.to_vec();
-            let mut error = None;
-            for store in &self.stores {
+            let mut refusals = Refusals::default();
+            for (number, member) in self.members.iter().enumerate() {
                 if rest.is_empty() {
                     break;
                 }
-                match store.find_missing(&rest, attribution).await {
+                let answer = match member.ask() {
+                    Ok(ticket) => {
+                        let answer = member.store.find_missing(&rest, attribution).await;
+                        member.heard(ticket, answer.as_ref().err());
+                        answer
+                    }
+                    Err(error) => Err(error),
+                };
+                match answer {
                     Ok(missing) => rest = missing,
-                    Err(now) => error = Some(now),
+                    Err(error) => refusals.0.push((number, error)),
                 }
             }
-            match error {
-                // Anyone who did not answer may have what the others have not.
-                Some(error) if !rest.is_empty() => Err(error),
-                _ => Ok(rest),
+            // A store that did not answer may have what the others have not.
+            if rest.is_empty() || refusals.0.is_empty() {
+                return Ok(rest);
             }
+            Err(self.nobody(|| format!("looking for {} blobs", rest.len()), refusals))
         }
         .boxed()
     }
 
     fn describe(&self) -> String {
-        let all: Vec<_> = self.stores.iter().map(|store| store.describe()).collect();
+        let all: Vec<&str> = self.members.iter().map(|member| &*member.name).collect();
         all.join(", ")
+    }
+
+    fn origin(&self, digest: &Digest) -> Option<Arc<str>> {
+        let member = self.members.get(self.memory.last(digest)?)?;
+        Some(Arc::clone(&member.name))
+    }
+
+    fn distrust(&self, digest: &Digest) -> bool {
+        let Some(blamed) = self.memory.blame(digest) else {
+            return false;
+        };
+        let mut hope = false;
+        for (number, member) in self.members.iter().enumerate() {
+            if blamed & bit(number) != 0 {
+                tracing::warn!(store = &*member.name, %digest, "a store gave wrong bytes");
+            }
+            hope |= self.memory.trust(digest, number) != Trust::None && !member.health().is_refused();
+        }
+        hope
     }
 }
 
-/// A sink that knows how much it has been given: the next store goes on from there.
+impl ActionStore for Chain {
+    /// Of the first store that has one, whether or not its blobs are anywhere: what Bazel keeps in a disk cache names blobs
+    /// that are only in the remote one.
+    fn action_result<'a>(
+        &'a self,
+        action: &'a Digest,
+        attribution: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
+        async move {
+            let mut refusals = Refusals::default();
+            for (number, member) in self.members.iter().enumerate() {
+                let answer = match member.ask() {
+                    Ok(ticket) => {
+                        let answer = member.store.action_result(action, attribution).await;
+                        member.heard(ticket, answer.as_ref().err());
+                        answer
+                    }
+                    Err(error) => Err(error),
+                };
+                match answer {
+                    Ok(Some(result)) => return Ok(Some(result)),
+                    Ok(None) => {}
+                    Err(error) => refusals.0.push((number, error)),
+                }
+            }
+            if refusals.0.is_empty() {
+                return Ok(None);
+            }
+            Err(self.nobody(|| format!("result for action {action}"), refusals))
+        }
+        .boxed()
+    }
+
+    fn add_directories<'a>(
+        &'a self,
+        root: &'a Digest,
+        attribution: &'a Attribution,
+        tree: &'a mut DirectoryTree,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        async move {
+            for member in &self.members {
+                if tree.missing().is_empty() {
+                    break;
+                }
+                let Ok(ticket) = member.ask() else { continue };
+                let added = member.store.add_directories(root, attribution, tree).await;
+                member.heard(ticket, added.as_ref().err());
+                if let Err(error) = added {
+                    // What is missing then is read as blobs, of any store.
+                    tracing::debug!(store = &*member.name, %error, "no directories at once");
+                }
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    /// Remembered.
+    fn tree<'a>(
+        &'a self,
+        reference: &'a TreeRef,
+        attribution: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Arc<DirectoryTree>, RemoteError>> {
+        let read = read_tree(self, reference, attribution);
+        Box::pin(self.metadata.tree(reference, read))
+    }
+
+    fn blob_size<'a>(
+        &'a self,
+        function: DigestFunction,
+        hash: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
+        async move {
+            let mut refusals = Refusals::default();
+            for (number, member) in self.members.iter().enumerate() {
+                match member.store.blob_size(function, hash).await {
+                    Ok(Some(size)) => return Ok(Some(size)),
+                    Ok(None) => {}
+                    // It says nothing of the store: some know no blob by its hash alone.
+                    Err(error) => refusals.0.push((number, error)),
+                }
+            }
+            if refusals.0.is_empty() {
+                return Ok(None);
+            }
+            Err(self.nobody(|| format!("blob {}", hex::encode(hash)), refusals))
+        }
+        .boxed()
+    }
+
+    /// Asks all of them.
+    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
+        async {
+            let all = join_all(self.members.iter().map(|member| member.store.probe())).await;
+            all.into_iter().collect()
+        }
+        .boxed()
+    }
+}
+
+/// A sink that knows how far a blob has come: the next store goes on from there. Takes no more than the blob has.
 struct Counted<'a> {
     sink: &'a mut dyn Sink,
-    taken: u64,
+    at: u64,
+    end: u64,
 }
 
 impl Sink for Counted<'_> {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
-        self.taken += bytes.len() as u64;
+    fn write(&mut self, mut bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+        let room = self.end.saturating_sub(self.at);
+        bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+        self.at += bytes.len() as u64;
         self.sink.write(bytes)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{super::Nowhere, *};
-    use crate::{digest::DigestFunction, remote::DiskCache};
-
-    fn digest(text: &str) -> Digest {
-        Digest::of(DigestFunction::Sha256, text.as_bytes())
-    }
-
-    fn disk(dir: &std::path::Path, texts: &[&str]) -> Arc<dyn BlobStore> {
-        for text in texts {
-            let hash = digest(text).hash_hex();
-            let below = dir.join("cas").join(&hash[..2]);
-            std::fs::create_dir_all(&below).unwrap();
-            std::fs::write(below.join(hash), text).unwrap();
-        }
-        Arc::new(DiskCache::open(dir).unwrap())
-    }
-
-    #[tokio::test]
-    async fn what_one_store_lacks_the_next_one_has_and_the_error_tells_most() {
-        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let nobody = Attribution::default();
-        let first = disk(a.path(), &["a", "both"]);
-        let second = disk(b.path(), &["b", "both"]);
-        let asked = [digest("b"), digest("a"), digest("both"), digest("none")];
-        let chain = Chain::new(vec![first.clone(), second.clone()]);
-        let answers = chain.read_batch(&asked, &nobody, false).await;
-        let texts: Vec<_> = answers.iter().map(|(_, answer)| answer.as_deref().ok()).collect();
-        assert_eq!(texts, [Some(&b"b"[..]), Some(b"a"), Some(b"both"), None]);
-        assert!(answers[3].1.as_ref().unwrap_err().is_not_found());
-        assert_eq!(
-            chain.find_missing(&asked, &nobody).await.unwrap(),
-            [digest("none")]
-        );
-        // Wrong bytes are asked of the last store again, not of the first.
-        let again = chain.read_batch(&asked[1..2], &nobody, true).await;
-        assert!(again[0].1.as_ref().unwrap_err().is_not_found());
-        // A store that cannot answer may have it: not evicted, in whichever order they are.
-        let silent: Arc<dyn BlobStore> = Arc::new(Nowhere("it is away".to_owned()));
-        for stores in [vec![first.clone(), silent.clone()], vec![silent, first]] {
-            let chain = Chain::new(stores);
-            let answers = chain.read_batch(&asked[..2], &nobody, false).await;
-            assert_eq!(answers[0].1.as_ref().unwrap_err().kind, RemoteErrorKind::Config);
-            assert_eq!(answers[1].1.as_deref().unwrap(), b"a");
-            assert!(chain.find_missing(&asked, &nobody).await.is_err());
-        }
     }
 }

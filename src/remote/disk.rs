@@ -1,9 +1,11 @@
-//! A directory that Bazel keeps its `--disk_cache` in, as a store of blobs.
+//! A directory that Bazel keeps its `--disk_cache` in, as a store.
 //!
-//! A blob lies at `cas/HH/HASH`, `HH` being the first two digits of its hash, below a directory of the function's name for
-//! functions newer than SHA-1, MD5 and SHA-256 (Bazel's `DiskCacheClient`; measured with 4.2.3 and 7.7.1). Others may
-//! collect the directory while it is read: a file may go between any two calls, and one that is open stays readable.
-//! Nothing is written there, nor linked from there: hard links would share Bazel's inode and its mode.
+//! A blob lies at `cas/HH/HASH` and an action's result at `ac/HH/HASH`, `HH` being the first two digits of the hash, below a
+//! directory of the function's name for functions newer than SHA-1, MD5 and SHA-256 (Bazel's `DiskCacheClient`; measured
+//! with 4.2.3 and 7.7.1). What lies beside them, Bazel's `tmp` and `gc`, is never looked at. Others may collect the
+//! directory while it is read: a file may go between any two calls, and one that is open stays readable. Nothing is written
+//! there, nor linked from there: hard links would share Bazel's inode and its mode. What is read is only made as new as if
+//! Bazel had read it, so that its collector, which begins with the oldest, leaves it alone.
 
 use std::{
     fs::File,
@@ -13,14 +15,16 @@ use std::{
     sync::Arc,
 };
 
+use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
+use prost::Message as _;
 use rustix::{
-    fs::{self, Mode, OFlags, ResolveFlags},
+    fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT},
     io::Errno,
 };
 
-use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink};
+use super::{ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink, client::MAX_MESSAGE};
 use crate::{
     digest::{Digest, DigestFunction},
     transport::{RemoteError, RemoteErrorKind},
@@ -31,36 +35,41 @@ const PIECE: u64 = 1 << 20;
 /// How much is read at once for small blobs, in bytes.
 const BATCH: u64 = 4 << 20;
 
-/// A disk cache. Its bytes are no more believed than any server's.
-pub struct DiskCache {
+/// A disk cache. Its bytes are no more believed than any server's. It need not be there yet: until then it has nothing.
+#[derive(Debug, Clone)]
+pub struct DiskCache(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
     path: PathBuf,
-    root: Arc<OwnedFd>,
+    touches: bool,
+}
+
+/// The directory, opened for one request.
+struct Root {
+    fd: OwnedFd,
+    touches: bool,
+}
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Blob,
+    Result,
 }
 
 impl DiskCache {
-    /// Opens the directory.
-    ///
-    /// # Errors
-    /// When it is not there, cannot be opened, or belongs to neither this user nor root.
-    pub fn open(path: &Path) -> Result<Self, RemoteError> {
-        let error = |message: String| {
-            let context = format!("disk cache {}", path.display());
-            RemoteError::config(context, message)
-        };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = fs::open(path, flags, Mode::empty()).map_err(|e| error(e.to_string()))?;
-        let owner = fs::fstat(&root).map_err(|e| error(e.to_string()))?.st_uid;
-        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-            return Err(error(format!("it belongs to another user ({owner})")));
-        }
-        Ok(Self {
+    /// The disk cache in a directory. With `touch`, what is read counts as used just now.
+    #[must_use]
+    pub fn new(path: &Path, touch: bool) -> Self {
+        Self(Arc::new(Place {
             path: path.to_owned(),
-            root: Arc::new(root),
-        })
+            touches: touch,
+        }))
     }
 
-    fn context(&self, digest: &Digest) -> String {
-        format!("reading {digest} from {}", self.describe())
+    fn context(&self, what: impl std::fmt::Display) -> String {
+        format!("reading {what} from {}", self.describe())
     }
 
     fn not_found(&self, digest: &Digest) -> RemoteError {
@@ -68,38 +77,146 @@ impl DiskCache {
         RemoteError::new(kind, self.context(digest), "not in the disk cache")
     }
 
-    fn failed(&self, digest: &Digest, error: &io::Error) -> RemoteError {
-        RemoteError::new(RemoteErrorKind::Protocol, self.context(digest), error.to_string())
+    fn failed(&self, what: impl std::fmt::Display, error: &io::Error) -> RemoteError {
+        RemoteError::new(RemoteErrorKind::Protocol, self.context(what), error.to_string())
+    }
+
+    /// Does something with the directory on a thread that may block; `None` when it is not there.
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Root) -> T + Send + 'static,
+    ) -> Result<Option<T>, RemoteError> {
+        let place = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || Ok(place.open()?.map(|root| work(&root))));
+        let error = |message: String| RemoteError::config(self.describe(), message);
+        match done.await {
+            Ok(done) => done.map_err(error),
+            Err(failed) => Err(error(failed.to_string())),
+        }
     }
 }
 
-/// Where a blob lies below the directory.
-fn place(digest: &Digest) -> String {
-    let hash = digest.hash_hex();
-    let below = match digest.function() {
+impl Place {
+    /// Opens the directory: each time, since it may appear, go, or be made anew.
+    fn open(&self) -> Result<Option<Root>, String> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = match fs::open(&self.path, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            opened => opened.map_err(|e| e.to_string())?,
+        };
+        let owner = fs::fstat(&fd).map_err(|e| e.to_string())?.st_uid;
+        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+            return Err(format!("it belongs to another user ({owner})"));
+        }
+        Ok(Some(Root {
+            fd,
+            touches: self.touches,
+        }))
+    }
+}
+
+/// Where something lies below the directory.
+fn place(kind: Kind, function: DigestFunction, hash: &[u8]) -> String {
+    let hash = hex::encode(hash);
+    let below = match function {
         DigestFunction::Sha256 | DigestFunction::Sha1 | DigestFunction::Md5 => String::new(),
         function => format!("{}/", function.name()),
     };
-    format!("{below}cas/{}/{hash}", hash.get(..2).unwrap_or_default())
+    let kind = match kind {
+        Kind::Blob => "cas",
+        Kind::Result => "ac",
+    };
+    format!("{below}{kind}/{}/{hash}", hash.get(..2).unwrap_or_default())
 }
 
-/// Opens a blob's file, if it is there and as long as the digest says.
-fn open(root: &OwnedFd, digest: &Digest) -> io::Result<Option<File>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let path = place(digest);
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    let opened = match fs::openat2(root, &path, flags, Mode::empty(), resolve) {
-        Err(Errno::NOSYS | Errno::PERM) => fs::openat(root, &path, flags, Mode::empty()),
-        opened => opened,
-    };
-    let file = match opened {
-        Ok(fd) => File::from(fd),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
-    };
-    let found = file.metadata()?;
-    // A file that was cut by a crash is as good as none.
-    Ok((found.is_file() && found.len() == digest.size()).then_some(file))
+/// Where a blob lies below the directory.
+pub(crate) fn place_of_blob(digest: &Digest) -> String {
+    place(Kind::Blob, digest.function(), digest.hash())
+}
+
+/// Whether an error says that there is no such file.
+const fn is_absent(errno: Errno) -> bool {
+    matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)
+}
+
+impl Root {
+    /// Opens a regular file, and its size; nothing else counts as being there.
+    fn open(&self, path: &str) -> io::Result<Option<(File, u64)>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let opened = match fs::openat2(&self.fd, path, flags, Mode::empty(), resolve) {
+            Err(Errno::NOSYS | Errno::PERM) => fs::openat(&self.fd, path, flags, Mode::empty()),
+            opened => opened,
+        };
+        let file = match opened {
+            Ok(fd) => File::from(fd),
+            // A socket cannot be opened at all.
+            Err(errno) if is_absent(errno) || errno == Errno::NXIO => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let found = file.metadata()?;
+        Ok(found.is_file().then_some((file, found.len())))
+    }
+
+    /// Opens a blob, if it is there and as long as the digest says: one that was cut by a crash is as good as none.
+    fn open_blob(&self, digest: &Digest) -> io::Result<Option<File>> {
+        let opened = self.open(&place_of_blob(digest))?;
+        let file = opened.and_then(|(file, size)| (size == digest.size()).then_some(file));
+        if let Some(file) = &file {
+            self.touch(file);
+        }
+        Ok(file)
+    }
+
+    /// Makes a file as new as if Bazel had read it. It may be another's, or on a file system that is only read: no matter.
+    fn touch(&self, file: &File) {
+        if self.touches {
+            let time = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+            let times = Timestamps {
+                last_access: time(UTIME_OMIT),
+                last_modification: time(UTIME_NOW),
+            };
+            let _ = fs::futimens(file, &times);
+        }
+    }
+
+    fn read_blob(&self, digest: &Digest) -> io::Result<Option<Bytes>> {
+        if digest.is_empty() {
+            return Ok(Some(Bytes::new()));
+        }
+        let Some(file) = self.open_blob(digest)? else {
+            return Ok(None);
+        };
+        let mut bytes = Vec::with_capacity(usize::try_from(digest.size()).unwrap_or_default());
+        file.take(digest.size()).read_to_end(&mut bytes)?;
+        Ok((bytes.len() as u64 == digest.size()).then(|| bytes.into()))
+    }
+
+    fn read_result(&self, action: &Digest) -> io::Result<Option<ActionResult>> {
+        let opened = self.open(&place(Kind::Result, action.function(), action.hash()))?;
+        let Some((file, size)) = opened else {
+            return Ok(None);
+        };
+        let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
+        if size > MAX_MESSAGE as u64 {
+            return Err(invalid(format!(
+                "it has {size} bytes; {MAX_MESSAGE} are the most"
+            )));
+        }
+        let mut bytes = Vec::new();
+        (&file).take(MAX_MESSAGE as u64).read_to_end(&mut bytes)?;
+        let result = decode(&bytes).map_err(invalid)?;
+        self.touch(&file);
+        Ok(Some(result))
+    }
+}
+
+/// An action's result as a disk cache keeps it. A file without anything in it is what a crash leaves, and no result.
+pub(crate) fn decode(bytes: &[u8]) -> Result<ActionResult, String> {
+    if bytes.is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    ActionResult::decode(bytes).map_err(|e| format!("not an action result: {e}"))
 }
 
 /// The next bytes of a file of this size, as many as are handed on at once; `None` when it cannot be read. Not on the
@@ -133,19 +250,15 @@ impl BlobStore for DiskCache {
         _: bool,
     ) -> BoxFuture<'a, Vec<BatchAnswer>> {
         async move {
-            let (root, asked) = (Arc::clone(&self.root), digests.to_vec());
-            let read = tokio::task::spawn_blocking(move || {
-                let read = |digest: &Digest| -> io::Result<Option<Bytes>> {
-                    let Some(mut file) = open(&root, digest)? else {
-                        return Ok(None);
-                    };
-                    let mut bytes = Vec::new();
-                    file.by_ref().take(digest.size()).read_to_end(&mut bytes)?;
-                    Ok((bytes.len() as u64 == digest.size()).then(|| bytes.into()))
-                };
-                asked.iter().map(read).collect::<Vec<_>>()
+            let asked = digests.to_vec();
+            let read = self.with(move |root| {
+                let read = asked.iter().map(|digest| root.read_blob(digest));
+                read.collect::<Vec<_>>()
             });
-            let mut read = read.await.unwrap_or_default().into_iter();
+            let mut read = match read.await {
+                Ok(read) => read.unwrap_or_default().into_iter(),
+                Err(error) => return digests.iter().map(|d| (d.clone(), Err(error.clone()))).collect(),
+            };
             let answer = |digest: &Digest| match read.next() {
                 Some(Ok(Some(bytes))) => (digest.clone(), Ok(bytes)),
                 Some(Err(error)) => (digest.clone(), Err(self.failed(digest, &error))),
@@ -165,12 +278,12 @@ impl BlobStore for DiskCache {
         sink: &'a mut dyn Sink,
     ) -> BoxFuture<'a, Result<(), RemoteError>> {
         async move {
-            let (root, asked) = (Arc::clone(&self.root), digest.clone());
-            let opened = tokio::task::spawn_blocking(move || open(&root, &asked)).await;
+            let asked = digest.clone();
+            let opened = self.with(move |root| root.open_blob(&asked)).await?;
             let file = match opened {
-                Ok(Ok(Some(file))) => Arc::new(file),
-                Ok(Err(error)) => return Err(self.failed(digest, &error)),
-                Ok(Ok(None)) | Err(_) => return Err(self.not_found(digest)),
+                Some(Ok(Some(file))) => Arc::new(file),
+                Some(Err(error)) => return Err(self.failed(digest, &error)),
+                Some(Ok(None)) | None => return Err(self.not_found(digest)),
             };
             let mut at = offset;
             while at < digest.size() {
@@ -188,94 +301,75 @@ impl BlobStore for DiskCache {
         .boxed()
     }
 
+    /// What is there is touched, as when it is read.
     fn find_missing<'a>(
         &'a self,
         digests: &'a [Digest],
         _: &'a Attribution,
     ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
         async move {
-            let (root, mut asked) = (Arc::clone(&self.root), digests.to_vec());
-            let looked = tokio::task::spawn_blocking(move || {
-                asked.retain(|digest| !matches!(open(&root, digest), Ok(Some(_))));
+            let mut asked = digests.to_vec();
+            let looked = self.with(move |root| {
+                asked.retain(|digest| !digest.is_empty() && !matches!(root.open_blob(digest), Ok(Some(_))));
                 asked
             });
-            Ok(looked.await.unwrap_or_else(|_| digests.to_vec()))
+            let not_empty = || digests.iter().filter(|digest| !digest.is_empty());
+            Ok(looked.await?.unwrap_or_else(|| not_empty().cloned().collect()))
         }
         .boxed()
     }
 
     fn describe(&self) -> String {
-        format!("disk cache {}", self.path.display())
+        format!("disk cache {}", self.0.path.display())
+    }
+}
+
+impl ActionStore for DiskCache {
+    fn action_result<'a>(
+        &'a self,
+        action: &'a Digest,
+        _: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
+        async move {
+            let asked = action.clone();
+            let read = self.with(move |root| root.read_result(&asked)).await?;
+            let what = format_args!("result for action {action}");
+            let result = read.transpose().map_err(|error| self.failed(what, &error))?;
+            Ok(result.flatten().map(Arc::new))
+        }
+        .boxed()
+    }
+
+    fn blob_size<'a>(
+        &'a self,
+        function: DigestFunction,
+        hash: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
+        async move {
+            let path = place(Kind::Blob, function, hash);
+            let looked =
+                self.with(
+                    move |root| match fs::statat(&root.fd, &path, AtFlags::SYMLINK_NOFOLLOW) {
+                        Ok(found) if fs::FileType::from_raw_mode(found.st_mode).is_file() => {
+                            Ok(u64::try_from(found.st_size).ok())
+                        }
+                        Ok(_) => Ok(None),
+                        Err(errno) if is_absent(errno) => Ok(None),
+                        Err(errno) => Err(io::Error::from(errno)),
+                    },
+                );
+            let found = looked.await?.transpose();
+            let what = format_args!("blob {}", hex::encode(hash));
+            Ok(found.map_err(|error| self.failed(what, &error))?.flatten())
+        }
+        .boxed()
+    }
+
+    /// A directory that is not there yet is made by the first build.
+    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
+        async { self.with(|_| ()).await.map(drop) }.boxed()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Keeps what it is given.
-    struct Kept(Vec<u8>);
-
-    impl Sink for Kept {
-        fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
-            self.0.extend_from_slice(&bytes);
-            futures::future::ready(Ok(())).boxed()
-        }
-    }
-
-    fn put(dir: &Path, digest: &Digest, bytes: &[u8]) -> PathBuf {
-        let path = dir.join(place(digest));
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, bytes).unwrap();
-        path
-    }
-
-    #[tokio::test]
-    async fn blobs_are_read_whole_from_where_bazel_keeps_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = DiskCache::open(dir.path()).unwrap();
-        let nobody = Attribution::default();
-        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
-        for function in [DigestFunction::Sha256, DigestFunction::Blake3] {
-            let digest = Digest::of(function, &bytes);
-            put(dir.path(), &digest, &bytes);
-            let mut kept = Kept(Vec::new());
-            cache
-                .read_stream(&digest, 1000, &nobody, false, &mut kept)
-                .await
-                .unwrap();
-            assert_eq!(kept.0, bytes[1000..]);
-            let answers = cache
-                .read_batch(std::slice::from_ref(&digest), &nobody, false)
-                .await;
-            assert_eq!(answers[0].1.as_ref().unwrap()[..], bytes);
-        }
-        let blake3 = Digest::of(DigestFunction::Blake3, &bytes);
-        assert!(
-            dir.path()
-                .join("blake3/cas")
-                .join(&blake3.hash_hex()[..2])
-                .exists()
-        );
-    }
-
-    #[tokio::test]
-    async fn what_is_cut_or_no_file_or_a_link_is_not_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = DiskCache::open(dir.path()).unwrap();
-        let digest = |text: &str| Digest::of(DigestFunction::Sha256, text.as_bytes());
-        let (cut, directory, link, absent) = (digest("cut"), digest("dir"), digest("link"), digest("absent"));
-        put(dir.path(), &cut, b"cu");
-        std::fs::create_dir_all(dir.path().join(place(&directory))).unwrap();
-        let target = put(dir.path(), &link, b"link");
-        std::fs::rename(&target, dir.path().join("elsewhere")).unwrap();
-        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &target).unwrap();
-        let all = [cut, directory, link, absent];
-        for (digest, answer) in cache.read_batch(&all, &Attribution::default(), false).await {
-            assert!(answer.unwrap_err().is_not_found(), "{digest}");
-        }
-        let missing = cache.find_missing(&all, &Attribution::default()).await.unwrap();
-        assert_eq!(missing, all);
-        assert!(DiskCache::open(&dir.path().join("none")).is_err());
-    }
-}
+mod tests;

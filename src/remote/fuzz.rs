@@ -15,6 +15,7 @@ use prost::Message as _;
 use super::{
     call,
     client::to_wire,
+    disk,
     expand::{Expanded, expand_result, expand_tree, trees_of},
     inflate::Inflater,
     status::{from_rpc, from_status},
@@ -172,6 +173,29 @@ pub(crate) fn tree_message(data: &[u8]) {
         let trees: HashMap<_, Box<DirectoryTree>> = HashMap::new();
         if let Ok(entries) = expand_result(function, &result, &trees, ENTRIES) {
             once(&entries);
+        }
+    }
+}
+
+/// What lies in a disk cache where an action's result should: the blobs that it names are looked for where blobs are.
+pub(crate) fn disk_result(data: &[u8]) {
+    let (choice, data) = first(data);
+    let function = function(choice);
+    let Ok(result) = disk::decode(data) else { return };
+    assert!(!data.is_empty());
+    let trees: HashMap<_, Box<DirectoryTree>> = HashMap::new();
+    let Ok(entries) = expand_result(function, &result, &trees, ENTRIES) else {
+        return;
+    };
+    once(&entries);
+    for entry in &entries {
+        if let OutputContent::Blob(digest) = &entry.content {
+            let place = disk::place_of_blob(digest);
+            assert!(
+                place.ends_with(&digest.hash_hex()) && !place.contains(".."),
+                "{place}"
+            );
+            assert_eq!(place.matches("cas/").count(), 1, "{place}");
         }
     }
 }

@@ -137,6 +137,18 @@ pub trait BlobStore: Send + Sync + 'static {
 
     /// The cache's endpoint and instance name, for messages; without credentials.
     fn describe(&self) -> String;
+
+    /// Where the bytes of a blob came from that was read here lately, as [`BlobStore::describe`] has it; `None` where there is
+    /// one store only, or it is not known any more.
+    fn origin(&self, _digest: &Digest) -> Option<Arc<str>> {
+        None
+    }
+
+    /// Tells that the bytes of a blob that was read here lately were wrong. Whether another store may have the right ones;
+    /// where there is one store only, reading once more with `avoid` is all that can be done.
+    fn distrust(&self, _digest: &Digest) -> bool {
+        false
+    }
 }
 
 /// A store that also knows what actions resulted in: the part of a remote cache that reading by action or tree needs.

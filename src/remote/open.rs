@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ActionStore, GrpcCache, RemoteOptions};
+use super::{ActionStore, DiskCache, GrpcCache, RemoteOptions};
 use crate::transport::RemoteError;
 
 /// Opens the store at the options' address. Connects nothing yet.
@@ -10,5 +10,8 @@ use crate::transport::RemoteError;
 /// # Errors
 /// [`RemoteErrorKind::Config`](crate::transport::RemoteErrorKind::Config), naming the flag, when the options cannot work.
 pub fn open(options: RemoteOptions) -> Result<Arc<dyn ActionStore>, RemoteError> {
+    if let Some(path) = options.connect.endpoint.directory_path() {
+        return Ok(Arc::new(DiskCache::new(path, options.touch)));
+    }
     Ok(Arc::new(GrpcCache::new(options)?))
 }

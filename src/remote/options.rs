@@ -45,6 +45,8 @@ pub struct RemoteOptions {
     pub min_throughput: u64,
     /// The digest function that must be known to the server.
     pub digest_function: DigestFunction,
+    /// Whether reading from a disk cache makes its entries new to the collector, as it does when Bazel reads them.
+    pub touch: bool,
     /// What of the build's own options could not be used, and why. Reported if the server refuses us.
     pub left_out: Vec<String>,
 }
@@ -63,6 +65,7 @@ impl RemoteOptions {
             stall_timeout: Duration::from_secs(60),
             min_throughput: 1024,
             digest_function: DigestFunction::Sha256,
+            touch: true,
             left_out: Vec::new(),
         }
     }

@@ -61,7 +61,8 @@ pub async fn read_blob<S: BlobStore + ?Sized>(
         if actual == *digest {
             return Ok(bytes);
         }
-        if avoid {
+        let may_come = store.distrust(digest);
+        if avoid && !may_come {
             let message = format!("the server sent bytes with the digest {actual}");
             return Err(protocol(store, &format!("blob {digest}"), message));
         }
@@ -107,6 +108,7 @@ pub(super) async fn read_tree<S: ActionStore + ?Sized>(
         for (digest, answer) in store.read_batch(&missing, attribution, false).await {
             let mut bytes = answer?;
             if Digest::of(digest.function(), &bytes) != digest {
+                store.distrust(&digest);
                 bytes = read_blob(store, &digest, attribution).await?;
             }
             tree.add(bytes).map_err(|e| protocol(store, &what, e))?;

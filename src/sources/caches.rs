@@ -12,37 +12,71 @@ use super::{
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
-    remote::{self, ActionStore, BlobStore, Chain, DiskCache, GrpcCache, Nowhere, RemoteOptions},
+    remote::{self, ActionStore, BlobStore, Chain, GrpcCache, Nowhere, RemoteOptions},
     transport::{Endpoint, RemoteError},
 };
 
 /// Where to fetch from.
 #[derive(Clone)]
 pub enum SourceRule {
-    /// One cache for all builds.
+    /// One cache, or one chain of them, for all builds.
     Fixed(SourceCache),
-    /// The cache that the build itself uses, from its canonical command line.
+    /// The caches that the build itself uses, from its canonical command line.
     FromBuild {
         /// Everything but the address: time-outs, connections, further headers.
         template: Box<RemoteOptions>,
+        /// Disk caches of ours, before those of the build.
+        before: Vec<RemoteOptions>,
         /// Endpoints that a stream may name; `None` where anyone who names it is trusted, because it is the user's own
         /// command or file.
         allowed: Option<Vec<Endpoint>>,
     },
 }
 
-/// A cache in use, and how to name it in the record.
+/// The stores that a build's bytes come from, in the order in which they are asked, and how to name them in the record.
 #[derive(Clone)]
 pub struct SourceCache {
-    /// What it was opened with; `None` where there is a disk cache alone.
-    pub(super) options: Option<Arc<RemoteOptions>>,
-    /// What the options' address leads to.
+    members: Arc<[Member]>,
+    all: Arc<dyn ActionStore>,
+    /// Those that are not directories here; all, where there are none.
     remote: Arc<dyn ActionStore>,
-    blobs: Arc<dyn BlobStore>,
-    /// Its endpoint; empty where there is a disk cache alone.
+    /// Their endpoints, as [`endpoints`] reads them.
     pub endpoint: String,
-    /// Its instance name.
+    /// Their instance name.
     pub instance_name: String,
+}
+
+/// A store, and what it was opened with; without that, what stands for one that cannot be used.
+#[derive(Clone)]
+struct Member {
+    options: Option<Arc<RemoteOptions>>,
+    store: Arc<dyn ActionStore>,
+}
+
+impl Member {
+    fn open(options: RemoteOptions) -> Result<Self, RemoteError> {
+        Ok(Self {
+            store: remote::open(options.clone())?,
+            options: Some(Arc::new(options)),
+        })
+    }
+
+    fn endpoint(&self) -> Option<&Endpoint> {
+        self.options.as_ref().map(|options| &options.connect.endpoint)
+    }
+
+    fn is_directory(&self) -> bool {
+        self.endpoint().is_some_and(|e| e.directory_path().is_some())
+    }
+}
+
+/// The one store, or the chain of them.
+fn one_of(members: Vec<Member>) -> Arc<dyn ActionStore> {
+    let mut stores: Vec<_> = members.into_iter().map(|member| member.store).collect();
+    match stores.pop() {
+        Some(only) if stores.is_empty() => only,
+        last => Arc::new(Chain::new(stores.into_iter().chain(last).collect())),
+    }
 }
 
 impl SourceCache {
@@ -51,80 +85,143 @@ impl SourceCache {
     /// # Errors
     /// Naming the flag, when the options cannot work.
     pub fn open(options: RemoteOptions) -> Result<Self, RemoteError> {
-        Ok(Self::new(remote::open(options.clone())?, options))
+        Self::chain(vec![options])
     }
 
-    fn new(store: Arc<dyn ActionStore>, options: RemoteOptions) -> Self {
+    /// Opens several, which are asked in this order, directories before all others. Connects nothing yet.
+    ///
+    /// # Errors
+    /// Naming the flag, when the options of one cannot work.
+    pub fn chain(options: Vec<RemoteOptions>) -> Result<Self, RemoteError> {
+        let members = options.into_iter().map(Member::open);
+        Ok(Self::of(members.collect::<Result<_, _>>()?))
+    }
+
+    fn of(mut members: Vec<Member>) -> Self {
+        members.sort_by_key(|member| !member.is_directory());
+        let directories = members.iter().filter(|member| member.is_directory()).count();
+        let all = one_of(members.clone());
+        let remote = if directories == 0 || directories == members.len() {
+            Arc::clone(&all)
+        } else {
+            one_of(members[directories..].to_vec())
+        };
+        let named: Vec<&RemoteOptions> = members.iter().filter_map(|m| m.options.as_deref()).collect();
+        let last = named.last();
         Self {
-            endpoint: options.connect.endpoint.to_string(),
-            instance_name: options.instance_name.clone(),
-            options: Some(Arc::new(options)),
-            remote: store.clone(),
-            blobs: store,
+            endpoint: chain_of(named.iter().map(|options| &options.connect.endpoint)),
+            instance_name: last.map_or_else(String::new, |options| options.instance_name.clone()),
+            members: members.into(),
+            all,
+            remote,
         }
     }
 
     /// As what fetching needs.
     #[must_use]
     pub fn blobs(&self) -> Arc<dyn BlobStore> {
-        Arc::clone(&self.blobs)
+        self.all.clone()
     }
 
-    /// The same without the build's disk cache: reading fills a cache at the address only if it comes there.
+    /// The same without disk caches: reading fills a cache at the address only if it comes there.
     #[must_use]
     pub fn remote_blobs(&self) -> Arc<dyn BlobStore> {
-        match self.options {
-            Some(_) => self.remote.clone(),
-            None => self.blobs(),
-        }
+        self.remote.clone()
     }
 
     /// As what knows action results, too.
     #[must_use]
     pub fn actions(&self) -> Arc<dyn ActionStore> {
-        Arc::clone(&self.remote)
+        Arc::clone(&self.all)
     }
 
-    /// Asks the remote cache whether it is there, and lets us in.
+    /// Asks the stores whether they are there, and let us in.
     ///
     /// # Errors
-    /// When there is no cache, or it does not answer.
+    /// When there is no cache, or one does not answer.
     pub async fn probe(&self) -> Result<(), RemoteError> {
-        self.remote.probe().await
+        self.all.probe().await
     }
 
     /// Options of the build's own that could not be used.
-    #[must_use]
-    pub fn left_out(&self) -> &[String] {
-        self.options
-            .as_ref()
-            .map_or(&[], |options| options.left_out.as_slice())
+    pub fn left_out(&self) -> impl Iterator<Item = &str> {
+        let options = self.members.iter().filter_map(|member| member.options.as_deref());
+        options.flat_map(|options| options.left_out.iter().map(String::as_str))
     }
 
-    /// The address, if there is one.
+    /// Whether one of the stores is at an authority, or there is none that has one.
     #[must_use]
-    pub fn address(&self) -> Option<&Endpoint> {
-        self.options.as_ref().map(|options| &options.connect.endpoint)
+    pub fn is_at(&self, authority: &str) -> bool {
+        let mut servers = self.members.iter().filter(|member| !member.is_directory());
+        let mut servers = servers.by_ref().filter_map(Member::endpoint).peekable();
+        servers.peek().is_none() || servers.any(|endpoint| endpoint.authority() == authority)
+    }
+
+    /// What the last one was opened with.
+    #[cfg(test)]
+    pub(super) fn options(&self) -> Option<Arc<RemoteOptions>> {
+        self.members.last()?.options.clone()
     }
 
     /// The function of digests that do not tell theirs.
     fn digest_function(&self) -> DigestFunction {
-        let options = self.options.as_ref();
-        options.map_or(DigestFunction::Sha256, |options| options.digest_function)
+        let mut options = self.members.iter().filter_map(|member| member.options.as_deref());
+        options
+            .next()
+            .map_or(DigestFunction::Sha256, |options| options.digest_function)
     }
 }
 
 impl From<GrpcCache> for SourceCache {
     fn from(cache: GrpcCache) -> Self {
-        let options = cache.options().clone();
-        Self::new(Arc::new(cache), options)
+        let options = Some(Arc::new(cache.options().clone()));
+        let store = Arc::new(cache);
+        Self::of(vec![Member { options, store }])
     }
+}
+
+/// Addresses in the order in which they are asked, in one text: as they are, with a blank between them. A blank or a `%` of
+/// one in such a list is written as `%20` or `%25`, unless its form does that itself.
+fn chain_of<'a>(endpoints: impl ExactSizeIterator<Item = &'a Endpoint>) -> String {
+    let is_alone = endpoints.len() == 1;
+    let shown = endpoints.map(|endpoint| match endpoint.unix_path() {
+        Some(_) if !is_alone => endpoint.to_string().replace('%', "%25").replace(' ', "%20"),
+        _ => endpoint.to_string(),
+    });
+    shown.collect::<Vec<_>>().join(" ")
+}
+
+/// What [`chain_of`] has written.
+///
+/// # Errors
+/// When one of them is not the address of a cache.
+pub(super) fn endpoints(text: &str) -> Result<Vec<Endpoint>, RemoteError> {
+    let parse = |text: &str| Endpoint::parse_cache("--remote-cache", text);
+    // The path of a socket may have blanks, where it is the only address.
+    if !text.split(' ').all(|part| part.contains(':')) || !text.contains(' ') {
+        return parse(text).map(|endpoint| vec![endpoint]);
+    }
+    let parts = text.split(' ').map(|part| {
+        if part.starts_with("unix:") {
+            parse(&part.replace("%20", " ").replace("%25", "%"))
+        } else {
+            parse(part)
+        }
+    });
+    parts.collect()
 }
 
 /// The caches in use.
 pub struct Sources {
     rule: RwLock<SourceRule>,
-    open: Mutex<HashMap<String, SourceCache>>,
+    open: Mutex<Open>,
+}
+
+/// What is open, by the addresses.
+#[derive(Default)]
+struct Open {
+    members: HashMap<String, Member>,
+    chains: HashMap<String, SourceCache>,
 }
 
 impl Sources {
@@ -141,7 +238,7 @@ impl Sources {
     pub fn set_rule(&self, rule: SourceRule) {
         *self.rule.write().unwrap_or_else(PoisonError::into_inner) = rule;
         // They may hold credentials that do not count any more.
-        self.lock().clear();
+        *self.lock() = Open::default();
     }
 
     /// The function of digests whose build does not tell which it is.
@@ -157,55 +254,50 @@ impl Sources {
         self.rule.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The cache for a build: its disk cache, if it has one that can be read, and then the remote one.
+    /// The caches for a build: its disk cache, if it has one, and then the remote one.
     ///
     /// # Errors
-    /// When the build names no gRPC cache, or one that is not allowed, and no disk cache.
+    /// When the build names no cache, or none that can be used or is allowed.
     pub fn of_build(
         &self,
         command_line: Option<&CommandLine>,
         directories: &BuildDirectories,
     ) -> Result<SourceCache, SourceError> {
-        let remote = match &self.rule() {
-            SourceRule::Fixed(cache) => Ok(cache.clone()),
-            SourceRule::FromBuild { template, allowed } => command_line
-                .ok_or(SourceError::NoCommandLine)
-                .and_then(|line| options_of(line, template, directories))
-                .and_then(|options| {
-                    check(allowed.as_deref(), &options.connect.endpoint)?;
-                    let key = key(&options.connect.endpoint.to_string(), &options.instance_name);
-                    self.open(key, options)
-                }),
-        };
-        let Some(path) = command_line.and_then(|line| disk_cache(line, directories)) else {
-            return remote;
-        };
-        let disk = match DiskCache::open(&path) {
-            Ok(disk) => Arc::new(disk),
-            Err(error) => {
-                tracing::debug!("not reading the build's --disk_cache: {error}");
-                return remote;
+        let (template, before, allowed) = match self.rule() {
+            SourceRule::Fixed(cache) => {
+                let disk = command_line.and_then(|line| disk_cache(line, directories));
+                return self.with_directories(&cache, disk.and_then(Endpoint::directory).into_iter());
             }
+            SourceRule::FromBuild {
+                template,
+                before,
+                allowed,
+            } => (template, before, allowed),
         };
-        Ok(match remote {
-            Ok(remote) => SourceCache {
-                blobs: Arc::new(Chain::new(vec![disk, remote.blobs()])),
-                ..remote
-            },
-            Err(reason) => {
-                let nowhere = Arc::new(Nowhere(reason.to_string()));
-                SourceCache {
-                    options: None,
-                    remote: nowhere.clone(),
-                    blobs: Arc::new(Chain::new(vec![disk, nowhere])),
-                    endpoint: String::new(),
-                    instance_name: String::new(),
-                }
+        let line = command_line.ok_or(SourceError::NoCommandLine)?;
+        let mut chain = before;
+        let disk = disk_cache(line, directories).and_then(Endpoint::directory);
+        if let Some(disk) = disk {
+            match check(allowed.as_deref(), &disk) {
+                Ok(()) => chain.push(directory_options(&template, disk)),
+                // The others may have all of it.
+                Err(error) => tracing::debug!("not reading the build's --disk_cache: {error}"),
             }
-        })
+        }
+        let remote = options_of(line, &template, directories).and_then(|options| {
+            check(allowed.as_deref(), &options.connect.endpoint)?;
+            Ok(options)
+        });
+        match remote {
+            Ok(options) => chain.push(options),
+            Err(reason) if chain.is_empty() => return Err(reason),
+            Err(SourceError::NoCache) => {}
+            Err(reason) => return self.open("", chain, Some(&reason)),
+        }
+        self.open("", chain, None)
     }
 
-    /// The cache that a recorded invocation used.
+    /// The caches that a recorded invocation used.
     ///
     /// # Errors
     /// When nothing is recorded, it is not allowed, or it cannot be used.
@@ -213,8 +305,9 @@ impl Sources {
         self.recorded(endpoint, instance_name, false)
     }
 
-    /// The cache of a build that was recorded elsewhere. That alone is not enough to send credentials anywhere:
-    /// where there are any, the user must have named the endpoint. No flag of the build's command line is heeded.
+    /// The caches of a build that was recorded elsewhere. That alone is not enough to send credentials anywhere:
+    /// where there are any, the user must have named the endpoint. No flag of the build's command line is heeded, and
+    /// no directory, which is another one here.
     ///
     /// # Errors
     /// When it names no cache, one that is not allowed, or one that credentials would go to.
@@ -224,54 +317,147 @@ impl Sources {
 
     fn recorded(
         &self,
-        endpoint: &str,
+        recorded: &str,
         instance_name: &str,
         imported: bool,
     ) -> Result<SourceCache, SourceError> {
-        let (template, allowed) = match self.rule() {
-            SourceRule::Fixed(cache) => return Ok(cache),
-            SourceRule::FromBuild { template, allowed } => (template, allowed),
+        let (template, before, allowed) = match self.rule() {
+            SourceRule::Fixed(cache) if imported => return Ok(cache),
+            SourceRule::Fixed(cache) => {
+                // What cannot be read is not needed: the cache is the one for all builds.
+                let recorded = endpoints(recorded).unwrap_or_default().into_iter();
+                return self.with_directories(&cache, recorded);
+            }
+            SourceRule::FromBuild {
+                template,
+                before,
+                allowed,
+            } => (template, before, allowed),
         };
-        if endpoint.is_empty() {
+        if recorded.is_empty() {
             return Err(SourceError::NotRecorded);
         }
-        let mut options = *template;
-        options.connect.endpoint = Endpoint::parse("--remote-cache", endpoint)?;
-        instance_name.clone_into(&mut options.instance_name);
-        check(allowed.as_deref(), &options.connect.endpoint)?;
-        let key = key(endpoint, instance_name);
-        if imported {
-            if allowed.is_none() && has_credentials(&options) {
+        let mut chain = before;
+        for endpoint in endpoints(recorded)? {
+            let is_directory = endpoint.directory_path().is_some();
+            let is_there = chain.iter().any(|o| o.connect.endpoint == endpoint);
+            if is_there || imported && is_directory {
+                continue;
+            }
+            check(allowed.as_deref(), &endpoint)?;
+            if is_directory {
+                chain.push(directory_options(&template, endpoint));
+                continue;
+            }
+            let mut options = (*template).clone();
+            options.connect.endpoint = endpoint;
+            instance_name.clone_into(&mut options.instance_name);
+            if imported && allowed.is_none() && has_credentials(&options) {
                 return Err(SourceError::NotConfirmed(options.connect.endpoint));
             }
-            // Never one that a build of here has opened with its own credentials.
-            return self.open(format!("import {key}"), options);
+            // As a build of here has opened it, with its own credentials.
+            let known = (!imported).then(|| self.known(&options)).flatten();
+            chain.push(known.unwrap_or(options));
         }
-        let known = self.lock().get(&key).cloned();
-        known.map_or_else(|| self.open(key, options), Ok)
+        if chain.is_empty() {
+            return Err(SourceError::NotRecorded);
+        }
+        self.open(if imported { "import " } else { "" }, chain, None)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, SourceCache>> {
+    /// A chain with further directories before it.
+    fn with_directories(
+        &self,
+        cache: &SourceCache,
+        endpoints: impl Iterator<Item = Endpoint>,
+    ) -> Result<SourceCache, SourceError> {
+        let known = cache.members.iter().find_map(|member| member.options.clone());
+        let is_new = |endpoint: &Endpoint| {
+            let mut members = cache.members.iter();
+            endpoint.directory_path().is_some() && !members.any(|m| m.endpoint() == Some(endpoint))
+        };
+        let new: Vec<Endpoint> = endpoints.filter(is_new).collect();
+        let Some(template) = known.filter(|_| !new.is_empty()) else {
+            return Ok(cache.clone());
+        };
+        let key = format!("{} before {}", chain_of(new.iter()), cache.endpoint);
+        let mut open = self.lock();
+        if let Some(chain) = open.chains.get(&key) {
+            return Ok(chain.clone());
+        }
+        let new = new
+            .into_iter()
+            .map(|endpoint| Member::open(directory_options(&template, endpoint)));
+        let mut members = new.collect::<Result<Vec<_>, _>>()?;
+        members.extend(cache.members.iter().cloned());
+        let chain = SourceCache::of(members);
+        open.chains.insert(key, chain.clone());
+        Ok(chain)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, key: String, options: RemoteOptions) -> Result<SourceCache, SourceError> {
-        let mut open = self.lock();
-        // Another build may come with other credentials for the same place.
-        if let Some(cache) = open.get(&key).filter(|cache| {
-            let known = cache.options.as_deref();
-            known.is_some_and(|known| *known == options)
-        }) {
-            return Ok(cache.clone());
+    /// The options with which the same address was opened last.
+    fn known(&self, options: &RemoteOptions) -> Option<RemoteOptions> {
+        let open = self.lock();
+        let member = open.members.get(&key("", options))?;
+        member.options.as_deref().cloned()
+    }
+
+    /// Opens a chain, as far as it is not open; `reason` is why a store of the build's own is not in it.
+    fn open(
+        &self,
+        kind: &str,
+        chain: Vec<RemoteOptions>,
+        reason: Option<&SourceError>,
+    ) -> Result<SourceCache, SourceError> {
+        if chain.len() > Chain::MOST {
+            return Err(SourceError::TooMany(chain.len()));
         }
-        let cache = SourceCache::open(options)?;
-        open.insert(key, cache.clone());
+        let mut open = self.lock();
+        let mut members = Vec::new();
+        let mut is_new = false;
+        let mut name = reason.map_or_else(String::new, ToString::to_string);
+        for options in chain {
+            let key = key(kind, &options);
+            name = format!("{key} {name}");
+            // Another build may come with other credentials for the same place.
+            let known = open.members.get(&key);
+            if let Some(member) = known.filter(|known| known.options.as_deref() == Some(&options)) {
+                members.push(member.clone());
+                continue;
+            }
+            is_new = true;
+            let member = Member::open(options)?;
+            open.members.insert(key, member.clone());
+            members.push(member);
+        }
+        if let Some(known) = open.chains.get(&name).filter(|_| !is_new) {
+            return Ok(known.clone());
+        }
+        if let Some(reason) = reason {
+            let store = Arc::new(Nowhere(reason.to_string()));
+            let options = None;
+            members.push(Member { options, store });
+        }
+        let cache = SourceCache::of(members);
+        open.chains.insert(name, cache.clone());
         Ok(cache)
     }
 }
 
-fn key(endpoint: &str, instance_name: &str) -> String {
-    format!("{endpoint} {instance_name}")
+fn key(kind: &str, options: &RemoteOptions) -> String {
+    format!("{kind}{} {}", options.connect.endpoint, options.instance_name)
+}
+
+/// The options for a disk cache, which needs neither credentials nor certificates.
+fn directory_options(template: &RemoteOptions, endpoint: Endpoint) -> RemoteOptions {
+    let mut options = RemoteOptions::new(endpoint);
+    options.digest_function = template.digest_function;
+    options.touch = template.touch;
+    options
 }
 
 fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), SourceError> {

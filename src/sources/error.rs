@@ -24,6 +24,9 @@ pub enum SourceError {
          outhaul sends credentials to it only if you confirm that: give --remote-cache or --allow-remote-cache"
     )]
     NotConfirmed(Endpoint),
+    /// More stores than a chain has.
+    #[error("{0} caches are named for it; {most} are the most", most = crate::remote::Chain::MOST)]
+    TooMany(usize),
     /// Its address or its settings are invalid.
     #[error(transparent)]
     Invalid(#[from] RemoteError),

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::{
-    caches::has_credentials,
+    caches::{endpoints, has_credentials},
     command_line::{disk_cache, options_of},
     *,
 };
@@ -255,10 +255,11 @@ fn sources(header: bool, allowed: Option<&str>) -> Sources {
     if header {
         template.connect.headers = vec![Header::parse("--remote-header", "x-token=abc").unwrap()];
     }
-    let parse = |url| Endpoint::parse("--allow-remote-cache", url).unwrap();
+    let parse = |url| Endpoint::parse_cache("--allow-remote-cache", url).unwrap();
     Sources::new(SourceRule::FromBuild {
         template: Box::new(template),
-        allowed: allowed.map(|url| vec![parse(url)]),
+        before: Vec::new(),
+        allowed: allowed.map(|urls| urls.split(' ').map(parse).collect()),
     })
 }
 
@@ -296,17 +297,17 @@ async fn an_imported_build_gets_no_credentials_for_where_it_points() {
         sources
             .of_build(Some(&own), &BuildDirectories::default())
             .unwrap()
-            .options
+            .options()
             .as_ref()
             .unwrap()
     ));
     let imported = sources.of_import("grpc://h:1", "").unwrap();
-    assert!(!has_credentials(&imported.options.unwrap()));
+    assert!(!has_credentials(&imported.options().unwrap()));
     assert!(has_credentials(
         sources
             .of_record("grpc://h:1", "")
             .unwrap()
-            .options
+            .options()
             .as_ref()
             .unwrap()
     ));
@@ -325,7 +326,7 @@ async fn a_disk_cache_stands_before_the_remote_one_or_in_its_place() {
     let absent = crate::digest::Digest::of(DigestFunction::Sha256, b"x-ray");
     let nobody = crate::remote::Attribution::default();
     let cases: [(&[(&str, &str)], &str); 2] = [
-        (&[("disk_cache", &disk)], "no remote cache"),
+        (&[("disk_cache", &disk)], "not in the disk cache"),
         (
             &[("disk_cache", &disk), ("remote_cache", "http://h/c")],
             "HTTP cache",
@@ -335,16 +336,94 @@ async fn a_disk_cache_stands_before_the_remote_one_or_in_its_place() {
         let cache = sources(false, None)
             .of_build(Some(&line(options)), &BuildDirectories::default())
             .unwrap();
+        assert_eq!(cache.endpoint, format!("file://{disk}"));
         let asked = [digest.clone(), absent.clone()];
         let mut answers = cache.blobs().read_batch(&asked, &nobody, false).await;
         let error = answers.pop().unwrap().1.unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
         assert_eq!(&answers[0].1.as_ref().unwrap()[..], b"alpha");
     }
-    // One that cannot be read is as if it were not named.
+    // One that is not there may appear; one that is not allowed is as if it were not named.
     let options = [("disk_cache", "/nonexistent"), ("remote_cache", "grpc://h:1")];
-    let cache = sources(false, None)
-        .of_build(Some(&line(&options)), &BuildDirectories::default())
+    for (allowed, named) in [
+        (None, "file:///nonexistent grpc://h:1"),
+        (Some("grpc://h:1"), "grpc://h:1"),
+        (
+            Some("grpc://h:1 file:///nonexistent"),
+            "file:///nonexistent grpc://h:1",
+        ),
+    ] {
+        let cache = sources(false, allowed)
+            .of_build(Some(&line(&options)), &BuildDirectories::default())
+            .unwrap();
+        assert_eq!(cache.endpoint, named);
+    }
+}
+
+#[tokio::test]
+async fn a_chain_is_found_again_by_what_is_recorded_of_it() {
+    let sources = sources(false, None);
+    let own = line(&[
+        ("disk_cache", "/d e"),
+        ("remote_cache", "grpc://h:1"),
+        ("remote_header", "x-token=abc"),
+    ]);
+    let opened = sources
+        .of_build(Some(&own), &BuildDirectories::default())
         .unwrap();
-    assert_eq!(cache.blobs().describe(), "grpc://h:1");
+    assert_eq!(opened.endpoint, "file:///d%20e grpc://h:1");
+    let recorded = sources.of_record(&opened.endpoint, "").unwrap();
+    // The same connections, and credentials.
+    assert!(std::sync::Arc::ptr_eq(&opened.actions(), &recorded.actions()));
+    // Directories of another machine are not those of this one.
+    assert_eq!(
+        sources.of_import(&opened.endpoint, "").unwrap().endpoint,
+        "grpc://h:1"
+    );
+    assert_eq!(
+        sources.of_import("file:///d", "").err(),
+        Some(SourceError::NotRecorded)
+    );
+    let many: Vec<String> = (1..=17).map(|port| format!("grpc://h:{port}")).collect();
+    assert_eq!(
+        sources.of_record(&many.join(" "), "").err(),
+        Some(SourceError::TooMany(17))
+    );
+    // What is fixed stays so, with the directories that the build had.
+    let fixed = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://fixed:1").unwrap());
+    sources.set_rule(SourceRule::Fixed(SourceCache::open(fixed).unwrap()));
+    for recorded in [
+        sources.of_record(&opened.endpoint, "").unwrap(),
+        sources
+            .of_build(Some(&own), &BuildDirectories::default())
+            .unwrap(),
+    ] {
+        assert_eq!(recorded.endpoint, "file:///d%20e grpc://fixed:1");
+    }
+    assert_eq!(
+        sources.of_import(&opened.endpoint, "").unwrap().endpoint,
+        "grpc://fixed:1"
+    );
+    assert_eq!(sources.of_record("", "").unwrap().endpoint, "grpc://fixed:1");
+}
+
+#[test]
+fn addresses_in_a_record_are_read_as_they_were_written() {
+    let shown = |text: &str| {
+        let all = endpoints(text)?;
+        Ok::<_, crate::transport::RemoteError>(all.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    for (text, expected) in [
+        ("grpc://h:1", vec!["grpc://h:1"]),
+        // Written when there was one only.
+        ("unix:/a b%20", vec!["unix:/a b%20"]),
+        ("unix:/a%20b%2520 grpc://h:1", vec!["unix:/a b%20", "grpc://h:1"]),
+        (
+            "file:///a%20b grpcs://h:443",
+            vec!["file:///a%20b", "grpcs://h:443"],
+        ),
+    ] {
+        assert_eq!(shown(text).unwrap(), expected);
+    }
+    assert!(shown("grpc://h:1 ftp://h").is_err() && shown("").is_err());
 }

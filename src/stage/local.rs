@@ -220,6 +220,17 @@ impl BlobStore for LocalFirst {
     fn describe(&self) -> String {
         self.cache.describe()
     }
+
+    fn origin(&self, digest: &Digest) -> Option<Arc<str>> {
+        if self.served(digest) {
+            return None;
+        }
+        self.cache.origin(digest)
+    }
+
+    fn distrust(&self, digest: &Digest) -> bool {
+        !self.served(digest) && self.cache.distrust(digest)
+    }
 }
 
 /// The file of a recorded output, as the cache of facts has it.

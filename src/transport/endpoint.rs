@@ -1,11 +1,27 @@
 //! Where a server listens.
 
 use std::{
+    ffi::OsString,
     fmt,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
 };
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+
 use super::RemoteError;
+
+/// What is not written as it is in the path of a `file://` address: all that could end an address in a list, too.
+const ENCODED_IN_PATHS: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'+')
+    .remove(b':')
+    .remove(b'=')
+    .remove(b'@');
 
 /// The port of `grpcs://` without one.
 const TLS_PORT: u16 = 443;
@@ -25,9 +41,52 @@ enum Place {
         port: u16,
     },
     Unix(PathBuf),
+    /// A directory, absolute: Bazel's disk cache.
+    Directory(PathBuf),
 }
 
 impl Endpoint {
+    /// Reads a cache's address, the value of the flag `flag`: what [`Endpoint::parse`] reads, or `file:///DIR`, in which
+    /// `%` and two hexadecimal digits stand for a byte.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config) for anything else, as [`Endpoint::parse`].
+    pub fn parse_cache(flag: &str, text: &str) -> Result<Self, RemoteError> {
+        match text.get(..5) {
+            Some(scheme) if scheme.eq_ignore_ascii_case("file:") => Self::parse_file(flag, text, &text[5..]),
+            _ => Self::parse(flag, text),
+        }
+    }
+
+    fn parse_file(flag: &str, text: &str, rest: &str) -> Result<Self, RemoteError> {
+        let error = |reason: &str| RemoteError::config(format!("{flag}={text}"), reason);
+        let path = rest.strip_prefix("//").unwrap_or(rest);
+        if !path.starts_with('/') {
+            return Err(error(
+                "a directory's address has no host and an absolute path: file:///DIR",
+            ));
+        }
+        let path = OsString::from_vec(percent_encoding::percent_decode_str(path).collect());
+        Self::directory(PathBuf::from(path)).ok_or_else(|| error("not a directory's path"))
+    }
+
+    /// The directory at a path; `None` if it is not absolute, or cannot be one.
+    #[must_use]
+    pub fn directory(path: PathBuf) -> Option<Self> {
+        let is_possible = path.is_absolute() && !path.as_os_str().as_bytes().contains(&0);
+        // Without what does not count: `/a//b/./`.
+        is_possible.then(|| Self(Place::Directory(path.components().collect())))
+    }
+
+    /// The directory's path, if it is one.
+    #[must_use]
+    pub fn directory_path(&self) -> Option<&Path> {
+        match &self.0 {
+            Place::Directory(path) => Some(path),
+            _ => None,
+        }
+    }
+
     /// Reads the value of the flag `flag`: `grpc://HOST:PORT`, `grpcs://HOST[:PORT]`, `HOST[:PORT]` (TLS, as in
     /// Bazel), `unix:PATH` or `unix:///PATH`.
     ///
@@ -102,7 +161,7 @@ impl Endpoint {
     pub fn host(&self) -> Option<&str> {
         match &self.0 {
             Place::Tcp { host, .. } => Some(host),
-            Place::Unix(_) => None,
+            Place::Unix(_) | Place::Directory(_) => None,
         }
     }
 
@@ -110,8 +169,8 @@ impl Endpoint {
     #[must_use]
     pub fn unix_path(&self) -> Option<&Path> {
         match &self.0 {
-            Place::Tcp { .. } => None,
             Place::Unix(path) => Some(path),
+            _ => None,
         }
     }
 
@@ -142,7 +201,7 @@ impl Endpoint {
                 let scheme = if *tls { "https" } else { "http" };
                 format!("{scheme}://{}:{port}", Bracketed(host))
             }
-            Place::Unix(_) => "http://localhost".to_owned(),
+            Place::Unix(_) | Place::Directory(_) => "http://localhost".to_owned(),
         }
     }
 
@@ -155,7 +214,7 @@ impl Endpoint {
                 host, port: TLS_PORT, ..
             } => Some(format!("https://{}/", Bracketed(host))),
             Place::Tcp { host, port, .. } => Some(format!("https://{}:{port}/", Bracketed(host))),
-            Place::Unix(_) => None,
+            Place::Unix(_) | Place::Directory(_) => None,
         }
     }
 }
@@ -172,6 +231,13 @@ impl fmt::Display for Endpoint {
                 )
             }
             Place::Unix(path) => write!(f, "unix:{}", path.display()),
+            Place::Directory(path) => {
+                write!(
+                    f,
+                    "file://{}",
+                    percent_encode(path.as_os_str().as_bytes(), ENCODED_IN_PATHS)
+                )
+            }
         }
     }
 }
@@ -310,6 +376,41 @@ mod tests {
             assert_eq!(endpoint.http_uri(), uri);
             assert_eq!(parse(shown), Ok(endpoint));
         }
+    }
+
+    #[test]
+    fn a_directory_is_an_address_of_caches_only() {
+        for (text, path, shown) in [
+            (
+                "file:///var/cache/bazel",
+                "/var/cache/bazel",
+                "file:///var/cache/bazel",
+            ),
+            ("FILE:/a//b/./c/", "/a/b/c", "file:///a/b/c"),
+            (
+                "file:///a b/%2c/%C3%a9",
+                "/a b/,/\u{e9}",
+                "file:///a%20b/%2C/%C3%A9",
+            ),
+            ("file:///a@b:c", "/a@b:c", "file:///a@b:c"),
+        ] {
+            let endpoint = Endpoint::parse_cache("--remote-cache", text).expect(text);
+            assert_eq!(endpoint.directory_path(), Some(Path::new(path)));
+            assert_eq!(endpoint.to_string(), shown);
+            assert!(
+                endpoint.is_local() && endpoint.host().is_none() && parse(text).is_err(),
+                "{text}"
+            );
+            assert_eq!(Endpoint::parse_cache("--remote-cache", shown), Ok(endpoint));
+        }
+        for text in ["file://host/dir", "file:dir", "file:", "file:///a%00b"] {
+            let error = Endpoint::parse_cache("--remote-cache", text).expect_err(text);
+            assert!(
+                error.to_string().starts_with(&format!("--remote-cache={text}: ")),
+                "{error}"
+            );
+        }
+        assert_eq!(Endpoint::parse_cache("x", "grpc://h:1"), parse("grpc://h:1"));
     }
 
     #[test]

@@ -275,9 +275,7 @@ impl Actor {
 
     pub(super) fn check_authority(&self, authority: &str) {
         if let Ok(cache) = self.source()
-            && cache
-                .address()
-                .is_some_and(|address| address.authority() != authority)
+            && !cache.is_at(authority)
         {
             tracing::info!(
                 invocation = %self.row.invocation_id,

@@ -1,0 +1,208 @@
+//! Whether a store of a chain is asked at present.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::transport::{RemoteError, RemoteErrorKind};
+
+/// Requests that fail one after the other before a store is passed over.
+const FAILURES: u32 = 3;
+/// For how long it is passed over the first time.
+const FIRST_DELAY: Duration = Duration::from_secs(30);
+/// The longest time.
+const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
+
+/// What a store's last answers say of it.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    /// Requests that failed since the last one that did not.
+    failures: u32,
+    state: State,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Asked,
+    /// Until then. One request is let through after that, and decides.
+    PassedOver {
+        until: Instant,
+        delay: Duration,
+        reason: RemoteError,
+    },
+    /// It does not let us in, or our settings cannot work: that does not change by itself.
+    Refused(RemoteError),
+}
+
+/// A request that may be made. Given back with what came of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ticket {
+    /// It decides whether the store is asked again.
+    is_probe: bool,
+}
+
+/// What has changed, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// It is passed over for so long.
+    PassedOver(Duration),
+    /// It is passed over from now on.
+    Refused,
+    /// It is asked again.
+    Back,
+}
+
+impl Health {
+    /// Whether a request may be made now.
+    ///
+    /// # Errors
+    /// Why the store is passed over.
+    pub(super) fn ask(&mut self, now: Instant) -> Result<Ticket, RemoteError> {
+        match &mut self.state {
+            State::Asked => Ok(Ticket { is_probe: false }),
+            State::PassedOver { until, delay, .. } if now >= *until => {
+                // If nothing is ever heard of this request, there will be another one.
+                *until = now + *delay;
+                Ok(Ticket { is_probe: true })
+            }
+            State::PassedOver { reason, .. } => {
+                let message = format!("not asked after {FAILURES} failures: {}", reason.message);
+                Err(RemoteError {
+                    message,
+                    retry_after: None,
+                    ..reason.clone()
+                })
+            }
+            State::Refused(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Takes in what came of a request; `None` when the store answered it, whatever it said of a blob.
+    pub(super) fn heard(
+        &mut self,
+        ticket: Ticket,
+        now: Instant,
+        error: Option<&RemoteError>,
+    ) -> Option<News> {
+        if matches!(self.state, State::Refused(_)) {
+            return None;
+        }
+        let Some(error) = error.filter(|error| !is_answer(error)) else {
+            self.failures = 0;
+            let was_passed_over = matches!(self.state, State::PassedOver { .. });
+            self.state = State::Asked;
+            return was_passed_over.then_some(News::Back);
+        };
+        if !error.is_retryable() {
+            self.state = State::Refused(error.clone());
+            return Some(News::Refused);
+        }
+        self.failures = self.failures.saturating_add(1);
+        let delay = match &self.state {
+            State::Asked if self.failures >= FAILURES => FIRST_DELAY,
+            State::PassedOver { delay, .. } if ticket.is_probe => (*delay * 2).min(LONGEST_DELAY),
+            // Requests that were under way when it was passed over say nothing new.
+            _ => return None,
+        };
+        self.state = State::PassedOver {
+            until: now + delay,
+            delay,
+            reason: error.clone(),
+        };
+        Some(News::PassedOver(delay))
+    }
+
+    /// Whether it may have what it was not asked for.
+    pub(super) const fn is_refused(&self) -> bool {
+        matches!(self.state, State::Refused(_))
+    }
+}
+
+/// Whether the store is there and answers us, if only to say no.
+const fn is_answer(error: &RemoteError) -> bool {
+    use RemoteErrorKind as Kind;
+    match error.kind {
+        Kind::NotFound | Kind::Rejected | Kind::Protocol | Kind::Sink => true,
+        Kind::Unavailable | Kind::Timeout | Kind::Denied | Kind::Unauthenticated | Kind::Config => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(kind: RemoteErrorKind) -> RemoteError {
+        RemoteError::new(kind, "reading", "gone")
+    }
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn three_failures_in_a_row_pass_a_store_over_for_longer_and_longer_with_one_probe_each() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        let (down, absent) = (
+            error(RemoteErrorKind::Unavailable),
+            error(RemoteErrorKind::NotFound),
+        );
+        // An answer in between counts from the start again, and so does a timeout like any failure.
+        let ticket = health.ask(start).unwrap();
+        for told in [
+            Some(&down),
+            Some(&down),
+            Some(&absent),
+            Some(&error(RemoteErrorKind::Timeout)),
+            Some(&down),
+        ] {
+            assert_eq!(health.heard(ticket, start, told), None);
+        }
+        assert_eq!(
+            health.heard(ticket, start, Some(&down)),
+            Some(News::PassedOver(seconds(30)))
+        );
+        let mut now = start;
+        for (waits, next) in [(30, 60), (60, 120), (120, 240), (240, 300), (300, 300)] {
+            // Those that were under way are no probes.
+            assert_eq!(health.heard(ticket, now, Some(&down)), None);
+            assert!(health.ask(now + seconds(waits - 1)).is_err());
+            now += seconds(waits);
+            let probe = health.ask(now).unwrap();
+            assert!(health.ask(now).unwrap_err().message.contains("gone"));
+            assert_eq!(
+                health.heard(probe, now, Some(&down)),
+                Some(News::PassedOver(seconds(next)))
+            );
+        }
+        // A probe of which nothing is heard is followed by another.
+        now += seconds(300);
+        health.ask(now).unwrap();
+        assert!(health.ask(now + seconds(299)).is_err());
+        let probe = health.ask(now + seconds(300)).unwrap();
+        assert_eq!(health.heard(probe, now, None), Some(News::Back));
+        for told in [&down, &down] {
+            let ticket = health.ask(now).unwrap();
+            assert_eq!(health.heard(ticket, now, Some(told)), None);
+        }
+    }
+
+    #[test]
+    fn a_store_that_refuses_us_is_not_asked_again_and_that_is_said_once() {
+        for kind in [
+            RemoteErrorKind::Denied,
+            RemoteErrorKind::Unauthenticated,
+            RemoteErrorKind::Config,
+        ] {
+            let now = Instant::now();
+            let mut health = Health::default();
+            let ticket = health.ask(now).unwrap();
+            assert_eq!(health.heard(ticket, now, Some(&error(kind))), Some(News::Refused));
+            assert_eq!(health.heard(ticket, now, Some(&error(kind))), None);
+            assert_eq!(health.heard(ticket, now, None), None);
+            assert_eq!(health.ask(now + seconds(1_000_000)).unwrap_err().kind, kind);
+            assert!(health.is_refused());
+        }
+    }
+}
