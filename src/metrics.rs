@@ -3,6 +3,7 @@
 //! All modules share one [`Metrics`]; this module depends on none of them.
 
 use std::{
+    collections::HashSet,
     fmt::Write as _,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicI64},
     time::Duration,
@@ -50,6 +51,16 @@ pub struct KindLabels {
     /// What was counted.
     pub kind: &'static str,
 }
+
+/// A single label named `store`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StoreLabels {
+    /// A store of a chain, without credentials; `other` beyond the first [`STORES`].
+    pub store: String,
+}
+
+/// Stores that are told apart.
+const STORES: usize = 64;
 
 /// A count that a room keeps itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +135,11 @@ pub struct Metrics {
     pub blobs: Family<BlobLabels, Counter>,
     /// Bytes of outputs that were downloaded.
     pub downloaded_bytes: Counter,
+    /// Outputs that were downloaded, by the store that gave them, where there are several.
+    pub store_outputs: Family<StoreLabels, Counter>,
+    /// Their bytes.
+    pub store_bytes: Family<StoreLabels, Counter>,
+    stores: Arc<Mutex<HashSet<String>>>,
     /// Blobs waiting to be fetched.
     pub queue: Family<LaneLabels, Gauge>,
     /// Bytes that are on their way between the cache and the disk.
@@ -154,6 +170,9 @@ impl Default for Metrics {
             sources: Sources::default(),
             blobs: Family::default(),
             downloaded_bytes: Counter::default(),
+            store_outputs: Family::default(),
+            store_bytes: Family::default(),
+            stores: Arc::default(),
             queue: Family::default(),
             bytes_in_flight: Gauge::default(),
             requests: Family::default(),
@@ -172,6 +191,17 @@ impl Default for Metrics {
             "Bytes downloaded for outputs",
             Unit::Bytes,
             metrics.downloaded_bytes.clone(),
+        );
+        registry.register(
+            "store_outputs",
+            "Outputs downloaded, by the cache that had them, where there are several",
+            metrics.store_outputs.clone(),
+        );
+        registry.register_with_unit(
+            "store_downloaded",
+            "Bytes downloaded for outputs, by cache, where there are several",
+            Unit::Bytes,
+            metrics.store_bytes.clone(),
         );
         registry.register(
             "queue_depth",
@@ -228,6 +258,17 @@ impl Metrics {
         self.blobs
             .get_or_create(&BlobLabels { source, outcome })
             .inc_by(count);
+    }
+
+    /// So many outputs, and their bytes, came from one of several stores.
+    pub fn store(&self, name: &str, outputs: u64, bytes: u64) {
+        let mut known = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_told = known.contains(name) || known.len() < STORES && known.insert(name.to_owned());
+        drop(known);
+        let store = if is_told { name } else { "other" }.to_owned();
+        let labels = StoreLabels { store };
+        self.store_outputs.get_or_create(&labels).inc_by(outputs);
+        self.store_bytes.get_or_create(&labels).inc_by(bytes);
     }
 
     /// One fault.
@@ -314,6 +355,9 @@ mod tests {
         metrics.invocation(Some("running"), "settled");
         metrics.held(Duration::from_millis(3));
         metrics.queue_depth("required", 7);
+        for port in 0..100 {
+            metrics.store(&format!("grpc://h:{port}"), 2, 30);
+        }
         metrics.also("room", || {
             vec![Count {
                 name: "doors",
@@ -330,6 +374,9 @@ mod tests {
             "outhaul_invocations{state=\"settled\"} 1",
             "outhaul_hold_seconds_count 1",
             "outhaul_queue_depth{lane=\"required\"} 7",
+            "outhaul_store_outputs_total{store=\"grpc://h:63\"} 2",
+            "outhaul_store_outputs_total{store=\"other\"} 72",
+            "outhaul_store_downloaded_bytes_total{store=\"other\"} 1080",
             "# EOF",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

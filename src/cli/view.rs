@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use crate::{
+    materialize::split_source,
     printable::printable,
     proto::outhaul::v1 as pb,
     units::{show_count, show_size},
@@ -12,6 +13,7 @@ use crate::{
 
 /// One output as JSON.
 pub(super) fn output_json(output: &pb::Output) -> Value {
+    let (source, store) = split_source(&output.source);
     json!({
         "path": absolute(output),
         "exec_path": output.exec_path,
@@ -28,7 +30,8 @@ pub(super) fn output_json(output: &pb::Output) -> Value {
         "output_group": non_empty(&output.output_group),
         "invocation_id": output.invocation_id,
         "event": output.event,
-        "source": non_empty(&output.source),
+        "source": non_empty(source),
+        "store": store,
         "materialized_at_ms": (output.materialized_at_ms > 0).then_some(output.materialized_at_ms),
         "took_us": (output.took_us > 0).then_some(output.took_us),
         "error": non_empty(&output.error),

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     config::{CacheArgs, ConfigError, ControlArgs, StateArgs},
     control::wait::Judge,
+    materialize::split_source,
     printable::printable,
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
     transport::TlsFiles,
@@ -389,11 +390,12 @@ fn event_json(event: &Event) -> Value {
         Event::Output(output) => json!({
             "event": "output",
             "output": {
+                "store": split_source(&output.source).1,
                 "exec_path": output.exec_path,
                 "label": output.label,
                 "class": output.class().name(),
                 "outcome": output.outcome().name(),
-                "source": view::non_empty(&output.source),
+                "source": view::non_empty(split_source(&output.source).0),
                 "bytes": output.bytes,
                 "error": view::non_empty(&output.error),
             },

@@ -291,10 +291,12 @@ impl End {
         let mut row = old.to_row()?;
         let took_us = u64::try_from(completion.took.as_micros()).unwrap_or(u64::MAX);
         match &completion.outcome {
-            Outcome::Downloaded { source, stamp, .. } => {
+            Outcome::Downloaded {
+                source, store, stamp, ..
+            } => {
                 row.state = OutputState::Materialized;
                 row.stamp = stamp.map(|stamp| stamp.recorded_at(self.now_ns));
-                row.source = self.source(source.name());
+                row.source = self.source(&source.with_store(store.as_deref()));
                 row.materialized_at_ms = self.now_ms;
                 row.took_us = took_us;
                 row.error.clear();
@@ -427,6 +429,7 @@ mod tests {
                 class: Class::Required,
                 outcome: Outcome::Downloaded {
                     source: Source::Inline,
+                    store: None,
                     bytes: stamp.size,
                     stamp: Some(stamp),
                 },
@@ -500,6 +503,7 @@ mod tests {
             };
             let downloaded = Outcome::Downloaded {
                 source: crate::materialize::Source::Batch,
+                store: None,
                 stamp: Some(stamp),
                 bytes: 1,
             };

@@ -1,6 +1,6 @@
 //! What became of an invocation's outputs, in numbers and in words.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     materialize::{Completion, Outcome},
@@ -21,6 +21,8 @@ pub struct Tally {
     pub downloaded: u64,
     /// Bytes of the downloaded outputs.
     pub downloaded_bytes: u64,
+    /// How many of the downloaded outputs each store gave, where there are several.
+    pub stores: Vec<(Arc<str>, u64)>,
     /// Outputs that were there already, or that an output service has.
     pub present: u64,
     /// Of these, those whose blobs were read so that a cache on the way keeps them.
@@ -43,9 +45,15 @@ impl Tally {
     /// Counts one want's end.
     pub fn add(&mut self, completion: &Completion) {
         match &completion.outcome {
-            Outcome::Downloaded { bytes, .. } => {
+            Outcome::Downloaded { bytes, store, .. } => {
                 self.downloaded += 1;
                 self.downloaded_bytes += bytes;
+                if let Some(store) = store {
+                    match self.stores.iter_mut().find(|(known, _)| known == store) {
+                        Some((_, count)) => *count += 1,
+                        None => self.stores.push((Arc::clone(store), 1)),
+                    }
+                }
             }
             Outcome::Present { .. } => self.present += 1,
             Outcome::Served { warmed } => {
@@ -65,7 +73,11 @@ impl Tally {
     /// Uncounts what was on disk and is not any more: it will be counted again.
     pub fn take_back(&mut self, outcome: &Outcome) {
         match outcome {
-            Outcome::Downloaded { bytes, .. } => {
+            Outcome::Downloaded { bytes, store, .. } => {
+                let is_its = |(known, _): &&mut (Arc<str>, u64)| store.as_ref() == Some(known);
+                if let Some((_, count)) = self.stores.iter_mut().find(is_its) {
+                    *count = count.saturating_sub(1);
+                }
                 self.downloaded = self.downloaded.saturating_sub(1);
                 self.downloaded_bytes = self.downloaded_bytes.saturating_sub(*bytes);
             }
@@ -119,6 +131,12 @@ impl Tally {
             show_count(self.known),
             show_duration(settled_in),
         );
+        let stores = self.stores.iter().filter(|(_, count)| *count > 0);
+        let stores = stores.map(|(store, count)| format!("{} from {store}", show_count(*count)));
+        let stores: Vec<String> = stores.collect();
+        if !stores.is_empty() {
+            line.push_str(&format!("; {}", stores.join(", ")));
+        }
         if self.warmed > 0 {
             line.push_str(&format!("; {}", self.warming()));
         }
@@ -161,6 +179,7 @@ mod tests {
                 Class::Required,
                 Outcome::Downloaded {
                     source: Source::Batch,
+                    store: None,
                     stamp: None,
                     bytes: 297_000,
                 },
@@ -206,6 +225,7 @@ mod tests {
     fn what_is_taken_back_counts_once_when_it_comes_again() {
         let downloaded = Outcome::Downloaded {
             source: Source::Batch,
+            store: Some("grpc://h:1".into()),
             stamp: None,
             bytes: 7,
         };
@@ -223,5 +243,7 @@ mod tests {
             tally.add(&completion(Class::Required, outcome.clone()));
         }
         assert_eq!(tally, before);
+        let line = tally.summary(Duration::ZERO);
+        assert!(line.ends_with("; 1 from grpc://h:1"), "{line}");
     }
 }

@@ -108,6 +108,8 @@ pub(super) struct Coordinator {
     low_space: Option<Instant>,
     /// Ends that the metrics do not know of yet: source, outcome, how many.
     ends: Vec<(&'static str, &'static str, u64)>,
+    /// The same of what several stores gave: name, outputs, bytes.
+    stores: Vec<(Arc<str>, u64, u64)>,
 }
 
 impl Coordinator {
@@ -145,6 +147,7 @@ impl Coordinator {
             now: Instant::now(),
             low_space: None,
             ends: Vec::new(),
+            stores: Vec::new(),
         };
         let mut open = true;
         while open || !this.jobs.is_empty() || !this.checks.is_empty() {
@@ -274,6 +277,7 @@ impl Coordinator {
         } else {
             Outcome::Downloaded {
                 source: job.source,
+                store: job.store.clone(),
                 stamp: Some(placed.stamp),
                 bytes: job.bytes,
             }
@@ -291,9 +295,13 @@ impl Coordinator {
             entry.remove();
         }
         let source = match &outcome {
-            Outcome::Downloaded { source, bytes, .. } => {
+            Outcome::Downloaded {
+                source, store, bytes, ..
+            } => {
                 self.metrics.downloaded_bytes.inc_by(*bytes);
-                source.name()
+                let (source, store) = (source.name(), store.clone());
+                self.came_from(store, *bytes);
+                source
             }
             Outcome::Served { warmed } => {
                 self.metrics.downloaded_bytes.inc_by(warmed.unwrap_or_default());

@@ -24,7 +24,7 @@ use self::{
 };
 use crate::metrics::Metrics;
 
-pub use self::want::{Completion, Outcome, Root, Served, Session, Source, Want};
+pub use self::want::{Completion, Outcome, Root, Served, Session, Source, Want, split_source};
 pub use awaited::Awaited;
 pub use options::MaterializeOptions;
 

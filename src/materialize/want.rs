@@ -1,6 +1,7 @@
 //! What is asked of the coordinator, and what it answers.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -116,6 +117,27 @@ impl Source {
             Self::Copy => "copy",
         }
     }
+
+    /// The same with the name of the store, where there are several: `batch from grpc://HOST:PORT`.
+    #[must_use]
+    pub fn with_store(self, store: Option<&str>) -> Cow<'static, str> {
+        match store {
+            Some(store) => Cow::Owned(format!("{}{FROM}{store}", self.name())),
+            None => Cow::Borrowed(self.name()),
+        }
+    }
+}
+
+/// Between the way that bytes came and the name of the store.
+const FROM: &str = " from ";
+
+/// What [`Source::with_store`] has put together.
+#[must_use]
+pub fn split_source(source: &str) -> (&str, Option<&str>) {
+    match source.split_once(FROM) {
+        Some((way, store)) => (way, Some(store)),
+        None => (source, None),
+    }
 }
 
 /// How a want ended.
@@ -125,6 +147,8 @@ pub enum Outcome {
     Downloaded {
         /// Where the bytes came from.
         source: Source,
+        /// The store that gave them, where there are several.
+        store: Option<Arc<str>>,
         /// The file's stamp; none for links and directories.
         stamp: Option<Stamp>,
         /// Bytes written.

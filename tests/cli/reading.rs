@@ -25,6 +25,7 @@ const OUTPUT: &[&str] = &[
     "rule",
     "size",
     "source",
+    "store",
     "state",
     "symlink_target",
     "took_us",

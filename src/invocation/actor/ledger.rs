@@ -482,6 +482,7 @@ mod tests {
     fn downloaded() -> Outcome {
         Outcome::Downloaded {
             source: Source::Batch,
+            store: None,
             stamp: None,
             bytes: 5,
         }

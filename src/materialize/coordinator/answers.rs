@@ -57,7 +57,22 @@ impl Coordinator {
         }
     }
 
+    /// Counts a file of one of several stores, for [`deliver`](Self::deliver) as well.
+    pub(super) fn came_from(&mut self, store: Option<Arc<str>>, bytes: u64) {
+        let Some(store) = store else { return };
+        match self.stores.iter_mut().find(|(known, ..)| *known == store) {
+            Some((_, outputs, sum)) => {
+                *outputs += 1;
+                *sum += bytes;
+            }
+            None => self.stores.push((store, 1, bytes)),
+        }
+    }
+
     pub(super) fn deliver(&mut self) {
+        for (store, outputs, bytes) in self.stores.drain(..) {
+            self.metrics.store(&store, outputs, bytes);
+        }
         for (source, outcome, count) in self.ends.drain(..) {
             self.metrics.blobs(source, outcome, count);
         }

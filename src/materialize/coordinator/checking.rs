@@ -124,6 +124,7 @@ impl Coordinator {
             class: want.class,
             recorded: want.recorded,
             source: Source::Inline,
+            store: None,
             bytes: 0,
             is_new: false,
             missing: None,

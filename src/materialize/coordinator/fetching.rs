@@ -278,9 +278,11 @@ impl Coordinator {
         };
         match answer {
             Ok(bytes) => {
+                let store = blob.session.store.origin(digest);
                 for id in blob.jobs {
                     if let Some(job) = self.jobs.get_mut(&id) {
                         job.source = Source::Batch;
+                        job.store.clone_from(&store);
                         job.bytes = digest.size();
                         let content = if job.warms {
                             PlaceContent::Drop
@@ -338,11 +340,13 @@ impl Coordinator {
         let Some(blob) = self.blobs.remove(&(cache, digest.clone())) else {
             return;
         };
+        let store = blob.session.store.origin(&digest);
         let followers: Vec<JobId> = blob.jobs.into_iter().filter(|id| *id != lead).collect();
         match result {
             Ok(placed) => {
                 let origin = self.jobs.get_mut(&lead).and_then(|job| {
                     job.source = Source::Stream;
+                    job.store = store;
                     job.bytes = digest.size();
                     (!job.warms).then(|| (job.root.clone(), job.path.clone()))
                 });
@@ -391,6 +395,7 @@ impl Coordinator {
         match (origin, stamp) {
             (Some((root, from)), Some(stamp)) if root.id == job.root.id => {
                 job.source = Source::Copy;
+                job.store = None;
                 job.bytes = digest.size();
                 let work = Work::Copy {
                     root: job.root.clone(),

@@ -47,6 +47,8 @@ pub(super) struct Job {
     pub(super) askers: Vec<Asker>,
     /// The bytes' way, once they have one.
     pub(super) source: Source,
+    /// The store that they came from, where there are several.
+    pub(super) store: Option<Arc<str>>,
     pub(super) bytes: u64,
     /// Nothing was in its place when it was looked for.
     pub(super) is_new: bool,
@@ -159,6 +161,7 @@ mod tests {
             recorded: None,
             askers: Vec::new(),
             source: Source::Inline,
+            store: None,
             bytes: 0,
             is_new: false,
             missing: None,

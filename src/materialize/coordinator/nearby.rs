@@ -137,6 +137,7 @@ impl Coordinator {
             // A file that is wanted again itself is not what it was.
             Some(Nearby::File(file)) if file.path != job.path && file.digest == *digest => {
                 job.source = Source::Copy;
+                job.store = None;
                 job.bytes = digest.size();
                 if digest.size() < COPY {
                     let content = PlaceContent::File(digest.clone(), file.path.clone());

@@ -120,7 +120,14 @@ impl Coordinator {
             self.enqueue(id);
         } else if error.is_mismatch() {
             self.metrics.fault("mismatch");
-            if !job.mismatched && matches!(job.content, OutputContent::Blob(_)) {
+            // It may have been the bytes of one store among several.
+            let may_come = match (&job.content, job.askers.first()) {
+                (OutputContent::Blob(digest), Some(asker)) => {
+                    asker.session.store.distrust(digest) || !job.mismatched
+                }
+                _ => false,
+            };
+            if may_come {
                 tracing::warn!(path = %job.path, %error, "the cache sent wrong bytes; retrying");
                 job.mismatched = true;
                 self.forget_nearby(id);
