@@ -20,7 +20,7 @@ use crate::{
     builds::{Builds as _, StreamEnd, StreamKey},
     config::{CacheArgs, PlaceArgs, SelectionArgs},
     daemon::Rooms,
-    digest::Digest,
+    digest::{Digest, DigestFunction},
     exec_path::{ExecPath, is_reserved},
     invocation::{Engine, tally::Tally},
     materialize::{
@@ -33,7 +33,7 @@ use crate::{
     remote::{ActionStore, Attribution, expand_action, expand_any_tree, read_blob},
     removal::remove_all,
     roots::Destination,
-    transport::RemoteError,
+    transport::{RemoteError, RemoteErrorKind},
     units::show_size,
 };
 
@@ -85,7 +85,8 @@ pub(super) struct BepArgs {
 /// Arguments of `outhaul fetch action` and `outhaul fetch tree`.
 #[derive(Debug, Args)]
 pub(super) struct TreeArgs {
-    /// The digest: HASH/SIZE, or FUNCTION/HASH/SIZE
+    /// The digest: HASH/SIZE or FUNCTION/HASH/SIZE; the size may be left out where the cache knows it, as a disk cache
+    /// does
     digest: String,
 
     /// Directory to put the outputs into; created if it does not exist
@@ -102,7 +103,8 @@ pub(super) struct TreeArgs {
 /// Arguments of `outhaul fetch blob`.
 #[derive(Debug, Args)]
 pub(super) struct BlobArgs {
-    /// The digest: HASH/SIZE, or FUNCTION/HASH/SIZE
+    /// The digest: HASH/SIZE or FUNCTION/HASH/SIZE; the size may be left out where the cache knows it, as a disk cache
+    /// does
     digest: String,
 
     /// File to write; `-` for standard output
@@ -234,7 +236,7 @@ async fn play(
 
 async fn action(args: TreeArgs) -> Result<u8, Failure> {
     let cache = args.cache.cache()?.actions();
-    let digest = digest(&args.digest, &args.cache)?;
+    let digest = digest(&args.digest, &args.cache, &*cache).await?;
     let expanded = match expand_action(&*cache, &digest, &Attribution::default()).await {
         Ok(expanded) => expanded,
         Err(error) => return Err(in_plain_words(&*cache, error).await),
@@ -248,7 +250,7 @@ async fn action(args: TreeArgs) -> Result<u8, Failure> {
 
 async fn tree(args: TreeArgs) -> Result<u8, Failure> {
     let cache = args.cache.cache()?.actions();
-    let digest = digest(&args.digest, &args.cache)?;
+    let digest = digest(&args.digest, &args.cache, &*cache).await?;
     let expanded = match expand_any_tree(&*cache, &digest, &Attribution::default()).await {
         Ok(expanded) => expanded,
         Err(error) => return Err(in_plain_words(&*cache, error).await),
@@ -260,7 +262,7 @@ async fn tree(args: TreeArgs) -> Result<u8, Failure> {
 
 async fn blob(args: BlobArgs) -> Result<u8, Failure> {
     let cache = args.cache.cache()?.actions();
-    let digest = digest(&args.digest, &args.cache)?;
+    let digest = digest(&args.digest, &args.cache, &*cache).await?;
     let path = std::path::absolute(&args.output)?;
     let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", path.display()));
     let is_standard = args.output == Path::new("-");
@@ -305,18 +307,48 @@ async fn in_plain_words(cache: &dyn ActionStore, error: RemoteError) -> Failure 
     }
 }
 
-fn digest(text: &str, cache: &CacheArgs) -> Result<Digest, Failure> {
-    let digest: Digest = text.parse().map_err(|e| Failure::usage(format!("{text}: {e}")))?;
-    // HASH/SIZE of 64 digits may be SHA-256 or BLAKE3: the flag tells.
-    let named = text.matches('/').count() == 2;
-    let function = cache
+/// The digest that is meant. Of a hash alone, the store tells the size.
+async fn digest(text: &str, args: &CacheArgs, cache: &dyn ActionStore) -> Result<Digest, Failure> {
+    let invalid = |e| Failure::usage(format!("{text}: {e}"));
+    let assumed = args
         .digest_function
         .parse()
         .map_err(|e| Failure::usage(format!("--digest-function: {e}")))?;
-    if named || digest.function() == function {
-        return Ok(digest);
-    }
-    Ok(Digest::new(function, digest.hash(), digest.size()).unwrap_or(digest))
+    let (named, rest) = match text.split_once('/') {
+        Some((name, rest)) => match name.parse::<DigestFunction>() {
+            Ok(function) => (Some(function), rest),
+            Err(_) => (None, text),
+        },
+        None => (None, text),
+    };
+    let sized = rest.contains('/');
+    let digest: Digest = if sized {
+        text.parse().map_err(invalid)?
+    } else {
+        Digest::from_hex(named, rest, 0).map_err(invalid)?
+    };
+    // A hash of 64 digits may be SHA-256 or BLAKE3: the flag tells.
+    let function = named.unwrap_or(assumed);
+    let of_size = |size| Digest::new(function, digest.hash(), size);
+    let function = if of_size(0).is_ok() {
+        function
+    } else {
+        digest.function()
+    };
+    let size = if sized {
+        digest.size()
+    } else {
+        match cache.blob_size(function, digest.hash()).await {
+            Ok(Some(size)) => size,
+            Ok(None) => {
+                let what = format!("{}: no blob with the hash {rest}", cache.describe());
+                return Err(Failure::not_found(what));
+            }
+            Err(error) if error.kind == RemoteErrorKind::Config => return Err(Failure::usage(error)),
+            Err(error) => return Err(in_plain_words(cache, error).await),
+        }
+    };
+    Digest::new(function, digest.hash(), size).map_err(invalid)
 }
 
 /// How fetching ended.
