@@ -38,6 +38,7 @@
 //! * [`transport`] connects to servers: addresses, TLS, credentials.
 //! * [`action_cache`] reads Bazel's action cache, which has the digests of outputs that no event names.
 //! * [`record`] stores what is known about outputs and builds, in sled, with an interface that cannot fail a build.
+//! * `archive` unpacks archives, and publishes what was in them as a whole.
 //! * [`stage`] copies outputs of a recorded build to a directory; it also exports and imports builds.
 //! * [`access`] controls access to listeners: certificates, tokens, the user of the connecting process.
 //! * [`control`] answers the other commands and shows health and metrics.
@@ -72,6 +73,8 @@
 
 pub mod access;
 pub mod action_cache;
+#[cfg(feature = "archives")]
+pub mod archive;
 pub mod bep;
 pub mod bes;
 pub mod builds;

@@ -29,7 +29,7 @@ const FLOORS: &[&[&str]] = &[
     &["access", "action_cache", "bep", "output", "removal", "transport"],
     &["builds", "embedded_cache", "record", "remote"],
     &["demo", "journal", "materialize", "sources"],
-    &["roots"],
+    &["archive", "roots"],
     &["bes", "invocation"],
     &["lease", "notify", "stage"],
     &["config", "control"],

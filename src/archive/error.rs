@@ -1,0 +1,128 @@
+//! Why an archive was not unpacked.
+
+use std::{io, path::PathBuf};
+
+use super::{Limit, OnConflict};
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchiveError {
+    /// The bytes of the archive could not be read to their end.
+    #[error("failed to read {archive}: {source}")]
+    Source {
+        /// The archive.
+        archive: String,
+        /// The error of the source.
+        source: io::Error,
+    },
+    /// It is not an archive of its format, or it is damaged or incomplete.
+    #[error("{archive} is damaged: {reason}")]
+    Damaged {
+        /// The archive.
+        archive: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A member, or the archive, needs something that is not supported.
+    #[error("{archive} cannot be unpacked: {member:?} {reason}")]
+    Unsupported {
+        /// The archive.
+        archive: String,
+        /// The member.
+        member: String,
+        /// What it needs.
+        reason: String,
+    },
+    /// A member has a name that leads elsewhere, or that no file can have.
+    #[error("{archive} has a member with the name {member:?}, which is not allowed: {reason}")]
+    Name {
+        /// The archive.
+        archive: String,
+        /// The name.
+        member: String,
+        /// Why it is not allowed.
+        reason: String,
+    },
+    /// A link leads where it must not.
+    #[error("{archive} has a link {member:?} to {target:?}, which is not allowed: {reason}")]
+    Link {
+        /// The archive.
+        archive: String,
+        /// The link.
+        member: String,
+        /// Where it leads.
+        target: String,
+        /// Why that is not allowed.
+        reason: &'static str,
+    },
+    /// Two members cannot both be unpacked.
+    #[error("{path:?} of {second} conflicts with {first}: {reason}{}", hint(.on_conflict))]
+    Conflict {
+        /// The path in the target.
+        path: String,
+        /// The archive that has it already.
+        first: String,
+        /// The archive that has it as well; it may be the same one.
+        second: String,
+        /// How they differ.
+        reason: &'static str,
+        /// What would be done about it; `None` if nothing can be.
+        on_conflict: Option<OnConflict>,
+    },
+    /// It is over a limit.
+    #[error("{archive} is over the limit {limit}={allowed}; if it is meant to be, raise that limit")]
+    Limit {
+        /// The archive.
+        archive: String,
+        /// Which limit.
+        limit: Limit,
+        /// Its value.
+        allowed: u64,
+    },
+    /// The first member of an archive that is flattened is not TheRock's manifest, or is damaged, or lacks a member.
+    #[error("{archive} cannot be flattened: {reason}")]
+    Manifest {
+        /// The archive.
+        archive: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file system refuses.
+    #[error("failed to {operation} {}: {source}", .path.display())]
+    Place {
+        /// What was tried, such as `create`.
+        operation: &'static str,
+        /// On what: a path in the target, or the target.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// Something in the target must not be replaced.
+    #[error("{} cannot be replaced: {reason}", .path.display())]
+    InTheWay {
+        /// What is in the way.
+        path: PathBuf,
+        /// What it is.
+        reason: &'static str,
+    },
+}
+
+fn hint(on_conflict: &Option<OnConflict>) -> &'static str {
+    match on_conflict {
+        Some(OnConflict::Fail) => "; with --on-conflict=last, the last archive's file is taken",
+        Some(OnConflict::Last) | None => "",
+    }
+}
+
+impl ArchiveError {
+    /// Whether there was no space left.
+    #[must_use]
+    pub fn is_about_space(&self) -> bool {
+        let Self::Place { source, .. } = self else {
+            return false;
+        };
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    }
+}
