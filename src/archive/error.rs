@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use super::{Limit, OnConflict};
+use rustix::io::Errno;
+
+use super::{Archive, Limit, OnConflict};
+use crate::materialize::place::PlaceError;
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -124,5 +127,60 @@ impl ArchiveError {
         };
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    }
+}
+
+impl Archive<'_> {
+    pub(super) fn damaged(&self, reason: String) -> ArchiveError {
+        let archive = self.name.to_owned();
+        ArchiveError::Damaged { archive, reason }
+    }
+
+    pub(super) fn over(&self, limit: Limit) -> ArchiveError {
+        ArchiveError::Limit {
+            archive: self.name.to_owned(),
+            limit,
+            allowed: self.limits.get(limit),
+        }
+    }
+
+    pub(super) fn unsupported(&self, member: &str, reason: String) -> ArchiveError {
+        ArchiveError::Unsupported {
+            archive: self.name.to_owned(),
+            member: member.to_owned(),
+            reason,
+        }
+    }
+
+    pub(super) fn link(&self, member: &str, target: &[u8], reason: &'static str) -> ArchiveError {
+        ArchiveError::Link {
+            archive: self.name.to_owned(),
+            member: member.to_owned(),
+            target: String::from_utf8_lossy(target).into_owned(),
+            reason,
+        }
+    }
+}
+
+/// What the file system refuses, with words about it.
+pub(super) fn place(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> ArchiveError {
+    let path = path.into();
+    move |errno| ArchiveError::Place {
+        operation,
+        path,
+        source: errno.into(),
+    }
+}
+
+impl From<PlaceError> for ArchiveError {
+    fn from(error: PlaceError) -> Self {
+        Self::Place {
+            operation: error.operation,
+            source: match error.errno {
+                Some(errno) => io::Error::from_raw_os_error(errno),
+                None => io::Error::other(error.kind.clone()),
+            },
+            path: error.path,
+        }
     }
 }

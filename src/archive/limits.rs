@@ -34,7 +34,7 @@ pub struct Limits {
     pub ratio: u64,
     /// Components of a path.
     pub depth: u64,
-    /// Bytes of the headers of one member of a tar (long names, extended headers), or of a name of a zip.
+    /// Bytes of the headers of one member of a tar: long names, extended headers, maps of sparse files.
     pub header: u64,
     /// Bytes of `artifact_manifest.txt`.
     pub manifest: u64,

@@ -44,14 +44,18 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("record_value", record_value),
     ("runfiles_manifest", runfiles_manifest),
     ("status", status),
+    #[cfg(feature = "archives")]
+    ("tar", tar),
     ("tree_message", tree_message),
     ("uri", uri),
     ("whole_build", whole_build),
+    #[cfg(feature = "archives")]
+    ("zip", zip),
 ];
 
 macro_rules! elsewhere {
-    ($($(#[$doc:meta])* $name:ident = $path:path;)*) => {$(
-        $(#[$doc])*
+    ($($(#[$meta:meta])* $name:ident = $path:path;)*) => {$(
+        $(#[$meta])*
         pub fn $name(data: &[u8]) {
             $path(data);
         }
@@ -59,6 +63,12 @@ macro_rules! elsewhere {
 }
 
 elsewhere! {
+    /// A tar that is to be unpacked.
+    #[cfg(feature = "archives")]
+    tar = crate::archive::fuzz::tar;
+    /// A zip that is to be unpacked.
+    #[cfg(feature = "archives")]
+    zip = crate::archive::fuzz::zip;
     /// A build tool's action cache.
     action_cache = crate::action_cache::fuzz::action_cache;
     /// An exported build's file.

@@ -76,3 +76,7 @@ pub use options::PlaceOptions;
 pub use placer::Placer;
 pub use root::{MARKERS, OutputRoot};
 pub use runfiles::Seen;
+#[cfg(feature = "archives")]
+pub(crate) use temp::{TempDir, temp_in};
+#[cfg(all(test, feature = "archives"))]
+pub(crate) use tests::Mount;

@@ -57,7 +57,7 @@ pub(super) enum Unnamed {
 
 /// A process's own temp directory. Removed when dropped.
 #[derive(Debug)]
-pub(super) struct TempDir {
+pub(crate) struct TempDir {
     /// Held open with its lock.
     fd: OwnedFd,
     inode: Inode,
@@ -167,7 +167,7 @@ impl TempDir {
     }
 
     /// A name in this directory that nothing has had.
-    pub(super) fn next_name(&self) -> OsString {
+    pub(crate) fn next_name(&self) -> OsString {
         format!("{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
     }
 }
@@ -311,6 +311,20 @@ fn sweep_in(parents: Vec<OwnedFd>, path: &Path) -> Result<usize, PlaceError> {
         let _ = fs::unlinkat(&parent, NAME, AtFlags::REMOVEDIR);
     }
     failed.map_or(Ok(swept), Err)
+}
+
+/// A process's own temp directory in any directory at `path`, for what is no output. What dead processes left there is
+/// removed first, as far as that goes.
+#[cfg(feature = "archives")]
+pub(crate) fn temp_in(parent: &OwnedFd, path: &Path) -> Result<TempDir, PlaceError> {
+    let error = |errno| PlaceError::system_error("make temp directory", path.join(NAME), errno);
+    let again =
+        patient(|| parent.try_clone()).map_err(|e| error(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+    if let Err(e) = sweep_in(vec![again], path) {
+        tracing::debug!("failed to sweep temporary files: {e}");
+    }
+    let device = sys::inode(&fs::fstat(parent).map_err(error)?).device;
+    TempDir::create_in(parent, device).map_err(error)
 }
 
 const ABOVE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);

@@ -20,6 +20,8 @@ use std::{
     sync::Arc,
 };
 
+#[cfg(feature = "archives")]
+pub(crate) use self::temp_files::Mount;
 use super::*;
 use crate::{
     digest::{Digest, DigestFunction},

@@ -80,10 +80,10 @@ fn a_planted_temp_directory_is_not_used() {
 }
 
 /// A mounted file system, unmounted when dropped. Skips loudly where mounting is not allowed.
-struct Mount(PathBuf);
+pub(crate) struct Mount(PathBuf);
 
 impl Mount {
-    fn new(arguments: &[&str], at: &Path) -> Option<Self> {
+    pub(crate) fn new(arguments: &[&str], at: &Path) -> Option<Self> {
         let status = Command::new("mount").args(arguments).arg(at).status();
         if status.is_ok_and(|s| s.success()) {
             return Some(Self(at.to_owned()));

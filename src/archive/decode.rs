@@ -1,0 +1,160 @@
+//! Compressors: from the bytes of an archive to those of the tar in it.
+
+use std::{
+    cell::Cell,
+    io::{self, BufReader, Read},
+    rc::Rc,
+};
+
+use flate2::bufread::MultiGzDecoder;
+use liblzma::{bufread::XzDecoder, stream};
+use zstd::zstd_safe;
+
+use super::{Archive, ArchiveError, Format, Limit};
+
+const BUFFER: usize = 128 << 10;
+
+/// zstd's number for a window over the limit: `ZSTD_error_frameParameter_windowTooLarge` of `zstd_errors.h`.
+const WINDOW_TOO_LARGE: usize = 16;
+
+/// What is known of an archive's bytes while they are read.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// How many were read.
+    pub(super) read: Cell<u64>,
+    /// Whether they could not be read to their end.
+    failed: Cell<bool>,
+    /// How many bytes of the tar may still be read before its next member; `None` while a member is read.
+    allowed: Cell<Option<u64>>,
+    over: Cell<bool>,
+    /// Whether the tar's bytes have ended.
+    pub(super) ended: Cell<bool>,
+}
+
+impl Watch {
+    /// From here on, so many bytes of the tar may be read; `None` is any number.
+    pub(super) fn allow(&self, bytes: Option<u64>) {
+        self.allowed.set(bytes);
+    }
+
+    /// What an error means that came with reading.
+    pub(super) fn error(&self, error: io::Error, archive: &Archive<'_>) -> ArchiveError {
+        if self.failed.get() {
+            let archive = archive.name.to_owned();
+            return ArchiveError::Source {
+                archive,
+                source: error,
+            };
+        }
+        let is_xz_memory = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<stream::Error>())
+            .is_some_and(|error| *error == stream::Error::MemLimit);
+        if self.over.get() {
+            archive.over(Limit::Header)
+        } else if is_xz_memory {
+            archive.over(Limit::XzMemory)
+        } else if archive.format == Format::TarZst && is_large_window(&error) {
+            archive.over(Limit::ZstdWindow)
+        } else {
+            archive.damaged(error.to_string())
+        }
+    }
+}
+
+/// Whether zstd says that a frame has a larger window than is allowed. It has nothing but words for that.
+pub(super) fn is_large_window(error: &io::Error) -> bool {
+    error.to_string() == zstd_safe::get_error_name(0_usize.wrapping_sub(WINDOW_TOO_LARGE))
+}
+
+/// The archive's bytes.
+struct Source<R> {
+    inner: R,
+    watch: Rc<Watch>,
+}
+
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.inner.read(buffer) {
+                Ok(n) => {
+                    self.watch.read.set(self.watch.read.get() + n as u64);
+                    return Ok(n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.watch.failed.set(true);
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// The tar's bytes, up to the end of the last stream of the compressor, and no further than is allowed.
+pub(super) struct Decoded<'a> {
+    inner: Box<dyn Read + 'a>,
+    watch: Rc<Watch>,
+}
+
+impl<'a> Decoded<'a> {
+    pub(super) fn new(
+        source: impl Read + 'a,
+        archive: &Archive<'_>,
+        watch: &Rc<Watch>,
+    ) -> Result<Self, ArchiveError> {
+        let source = Source {
+            inner: source,
+            watch: Rc::clone(watch),
+        };
+        let source = BufReader::with_capacity(BUFFER, source);
+        let error = |error| watch.error(error, archive);
+        let inner: Box<dyn Read + 'a> = match archive.format {
+            Format::Tar => Box::new(source),
+            Format::TarGz => Box::new(MultiGzDecoder::new(source)),
+            Format::TarZst => Box::new(zstd_decoder(source, archive.limits.zstd_window).map_err(error)?),
+            Format::TarXz => {
+                let stream =
+                    stream::Stream::new_stream_decoder(archive.limits.xz_memory, stream::CONCATENATED)
+                        .map_err(|e| error(e.into()))?;
+                Box::new(XzDecoder::new_stream(source, stream))
+            }
+            Format::Zip => return Err(archive.damaged("a zip file cannot be read as it comes".to_owned())),
+        };
+        let watch = Rc::clone(watch);
+        Ok(Self { inner, watch })
+    }
+}
+
+/// A decoder of all frames, with a limit for the window in bytes.
+pub(super) fn zstd_decoder<'a, R: io::BufRead>(
+    source: R,
+    window: u64,
+) -> io::Result<zstd::stream::read::Decoder<'a, R>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
+    // From 1 KiB to 2 GiB: zstd takes no others.
+    decoder.window_log_max(window.max(1).ilog2().clamp(10, 31))?;
+    Ok(decoder)
+}
+
+impl Read for Decoded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut wanted = buffer.len();
+        if let Some(allowed) = self.watch.allowed.get() {
+            wanted = wanted.min(usize::try_from(allowed).unwrap_or(usize::MAX));
+            if wanted == 0 && !buffer.is_empty() {
+                self.watch.over.set(true);
+                return Err(io::Error::other("the headers of a member are too long"));
+            }
+        }
+        let n = self.inner.read(&mut buffer[..wanted])?;
+        if n == 0 && wanted > 0 {
+            self.watch.ended.set(true);
+        }
+        let allowed = self.watch.allowed.get();
+        self.watch
+            .allowed
+            .set(allowed.map(|allowed| allowed.saturating_sub(n as u64)));
+        Ok(n)
+    }
+}

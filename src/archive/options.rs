@@ -1,0 +1,71 @@
+//! What is to be unpacked and how, and what came of it.
+
+use super::{Format, Limits, Mode};
+
+/// One archive that is to be unpacked.
+#[derive(Debug, Clone, Copy)]
+pub struct Archive<'a> {
+    /// What messages call it: its URL or digest, without secrets.
+    pub name: &'a str,
+    /// Its place among those of one [`Staging`](super::Staging), from 0. With [`OnConflict::Last`] the highest wins, whichever is
+    /// unpacked first.
+    pub order: u32,
+    /// What it is.
+    pub format: Format,
+    /// Where its members go.
+    pub mode: &'a Mode,
+    /// How much it may ask for.
+    pub limits: &'a Limits,
+}
+
+/// What was unpacked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Regular files, those made from hard links too.
+    pub files: u64,
+    /// Symlinks.
+    pub links: u64,
+    /// Directories that are members. Parents that no member names do not count.
+    pub directories: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// What becomes of a target that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// It is replaced as a whole, in one step where the file system can exchange directories.
+    Replace,
+    /// It is kept, and each file is renamed into it, in the place of what has its name.
+    Merge,
+}
+
+/// What becomes of two members with the same path and different bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// An error that names both archives.
+    #[default]
+    Fail,
+    /// The last member of the last archive wins, as in TheRock's tools.
+    Last,
+}
+
+/// What a [`Staging`](super::Staging) obeys.
+#[derive(Debug, Clone, Copy)]
+pub struct StagingOptions {
+    /// What becomes of a target that exists.
+    pub existing: Existing,
+    /// What becomes of members with the same path.
+    pub on_conflict: OnConflict,
+    /// Whether symlinks may lead anywhere. Nothing is written through them in either case.
+    pub unsafe_links: bool,
+}
+
+/// What was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Files and symlinks that are in the target now.
+    pub files: u64,
+    /// Whether there was a target before.
+    pub existed: bool,
+}

@@ -1,0 +1,252 @@
+//! The directory that archives are unpacked into.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ffi::{OsStr, OsString},
+    fs::{canonicalize, create_dir_all},
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::{
+    fs::{self, AtFlags, CWD, Mode, OFlags, RenameFlags},
+    io::Errno,
+};
+
+use super::{ArchiveError, Existing, StagingOptions, error::place};
+use crate::{
+    exec_path::ExecPath,
+    materialize::place::{TempDir, temp_in},
+    open_files::patient,
+};
+
+/// Flags for a directory that is only a place.
+pub(super) const DIRECTORY: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// The name of what will be the target, in the temp directory.
+pub(super) const TREE: &str = "tree";
+
+/// A directory of our own on the target's file system, gone when dropped. Shared by the threads that unpack.
+#[derive(Debug)]
+pub struct Staging {
+    pub(super) options: StagingOptions,
+    pub(super) target: Target,
+    /// What is unpacked.
+    pub(super) tree: OwnedFd,
+    /// It has the tree, and files that have no place in it yet.
+    pub(super) temp: TempDir,
+    index: Mutex<Index>,
+}
+
+/// Where it is to be.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Links resolved.
+    pub(super) path: PathBuf,
+    /// The directory that it is in, and its name there.
+    pub(super) parent: OwnedFd,
+    pub(super) name: OsString,
+}
+
+/// What a path in the tree is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Directory,
+    File,
+    Symlink,
+}
+
+/// What has a path in the tree.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    pub(super) kind: Kind,
+    /// Of the archive that it is from.
+    pub(super) order: u32,
+}
+
+/// Paths that are taken. By their hashes: there may be millions.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    taken: HashMap<[u8; 16], Taken>,
+    /// Files that another archive has as well, with the same bytes.
+    shared: HashSet<([u8; 16], u32)>,
+    names: BTreeMap<u32, String>,
+}
+
+fn key(path: &str) -> [u8; 16] {
+    let mut key = [0; 16];
+    key.copy_from_slice(&blake3::hash(path.as_bytes()).as_bytes()[..16]);
+    key
+}
+
+impl Index {
+    pub(super) fn get(&self, path: &str) -> Option<Taken> {
+        self.taken.get(&key(path)).copied()
+    }
+
+    pub(super) fn take(&mut self, path: &str, taken: Taken) {
+        self.taken.insert(key(path), taken);
+    }
+
+    /// An archive has the same file.
+    pub(super) fn share(&mut self, path: &str, order: u32) {
+        self.shared.insert((key(path), order));
+    }
+
+    /// Whether a path is a file of this archive.
+    pub(super) fn is_file_of(&self, path: &str, order: u32) -> bool {
+        let is_file = |taken: Taken| taken.kind == Kind::File;
+        let is_own = |taken: Taken| taken.order == order || self.shared.contains(&(key(path), order));
+        self.get(path)
+            .is_some_and(|taken| is_file(taken) && is_own(taken))
+    }
+
+    /// What an archive is called.
+    pub(super) fn name(&self, order: u32) -> String {
+        self.names.get(&order).cloned().unwrap_or_default()
+    }
+
+    /// How many files and links there are.
+    pub(super) fn files(&self) -> u64 {
+        let is_file = |taken: &&Taken| taken.kind != Kind::Directory;
+        self.taken.values().filter(is_file).count() as u64
+    }
+}
+
+impl Staging {
+    /// Makes the directory, and the target's parents where they are missing.
+    ///
+    /// # Errors
+    /// When the target cannot be a directory, or nothing can be written beside it.
+    pub fn open(target: &Path, options: StagingOptions) -> Result<Self, ArchiveError> {
+        let (target, exists) = Target::find(target)?;
+        let merges = exists && options.existing == Existing::Merge;
+        // On the file system of what is renamed into.
+        let beside = if merges {
+            &target.path
+        } else {
+            target.parent_path()
+        };
+        let fd = open_directory(beside).map_err(place("open", beside))?;
+        let temp = temp_in(&fd, beside)?;
+        let error = || place("create a directory in", beside);
+        let mode = Mode::from_raw_mode(0o755);
+        fs::mkdirat(&temp, TREE, mode).map_err(error())?;
+        // Whatever the umask is.
+        fs::chmodat(&temp, TREE, mode, AtFlags::empty()).map_err(error())?;
+        let tree = patient(|| fs::openat(&temp, TREE, DIRECTORY, Mode::empty())).map_err(error())?;
+        Ok(Self {
+            options,
+            target,
+            tree,
+            temp,
+            index: Mutex::default(),
+        })
+    }
+
+    pub(super) fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what an archive is called.
+    pub(super) fn know(&self, order: u32, name: &str) {
+        self.index().names.insert(order, name.to_owned());
+    }
+
+    /// Opens a directory of the tree. No link is followed.
+    pub(super) fn directory(&self, path: &str) -> rustix::io::Result<OwnedFd> {
+        descend(&self.tree, path)
+    }
+}
+
+/// Opens a directory below another, step by step: no link is followed, and one descriptor is held.
+pub(super) fn descend(from: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    let mut here: Option<OwnedFd> = None;
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        let at = here.as_ref().unwrap_or(from).as_fd();
+        here = Some(patient(|| fs::openat(at, name, DIRECTORY, Mode::empty()))?);
+    }
+    match here {
+        Some(here) => Ok(here),
+        None => patient(|| fs::openat(from, ".", DIRECTORY, Mode::empty())),
+    }
+}
+
+/// Renames what is in a temp directory to a name that nothing has.
+pub(super) fn rename_new(
+    temp: &TempDir,
+    from: &OsStr,
+    dir: &OwnedFd,
+    name: &OsStr,
+) -> rustix::io::Result<()> {
+    match fs::renameat_with(temp, from, dir, name, RenameFlags::NOREPLACE) {
+        // NFS and others have no such rename; this one leaves room for a race with others, who are not expected here.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Err(Errno::EXIST),
+                Err(Errno::NOENT) => fs::renameat(temp, from, dir, name),
+                Err(errno) => Err(errno),
+            }
+        }
+        other => other,
+    }
+}
+
+/// The directory that a path in the tree is in, and its last component.
+pub(super) fn split(path: &ExecPath) -> (&str, &str) {
+    (path.parent().unwrap_or_default(), path.file_name())
+}
+
+pub(super) fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    patient(|| fs::openat(CWD, path, flags, Mode::empty()))
+}
+
+impl Target {
+    /// Finds out where a target is, and whether it exists.
+    fn find(path: &Path) -> Result<(Self, bool), ArchiveError> {
+        let failed = |operation, source| ArchiveError::Place {
+            operation,
+            path: path.to_owned(),
+            source,
+        };
+        let in_the_way = |reason| ArchiveError::InTheWay {
+            path: path.to_owned(),
+            reason,
+        };
+        let (whole, exists) = match std::fs::metadata(path) {
+            Ok(meta) if meta.is_dir() => (canonicalize(path).map_err(|e| failed("find", e))?, true),
+            Ok(_) => return Err(in_the_way("it is not a directory")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if path.is_symlink() {
+                    return Err(in_the_way("it is a symlink that leads nowhere"));
+                }
+                let name = path
+                    .file_name()
+                    .ok_or_else(|| in_the_way("it has no name of its own"))?;
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let parent = parent.unwrap_or(Path::new("."));
+                create_dir_all(parent).map_err(|e| failed("create the parent directory of", e))?;
+                let parent = canonicalize(parent).map_err(|e| failed("find", e))?;
+                (parent.join(name), false)
+            }
+            Err(e) => return Err(failed("find", e)),
+        };
+        let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else {
+            return Err(in_the_way("it is the root directory"));
+        };
+        let parent = open_directory(parent).map_err(place("open", parent))?;
+        let name = name.to_owned();
+        let path = whole;
+        Ok((Self { path, parent, name }, exists))
+    }
+
+    pub(super) fn parent_path(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+}

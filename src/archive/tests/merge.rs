@@ -1,0 +1,326 @@
+//! Several archives, targets that exist, and work that ends in the middle.
+
+use std::{fs, os::unix::fs::symlink, sync::Barrier, thread};
+
+use super::*;
+use crate::materialize::place::Mount;
+
+const REPLACE: StagingOptions = StagingOptions {
+    existing: Existing::Replace,
+    on_conflict: OnConflict::Fail,
+    unsafe_links: false,
+};
+
+#[test]
+fn a_target_is_replaced_as_a_whole_or_merged_into() {
+    let tar = Tar::default().file("d/new", "new").file("both", "new").end();
+    for (existing, expected) in [
+        (
+            Existing::Replace,
+            vec![("both", "644 new"), ("d", "755 directory"), ("d/new", "644 new")],
+        ),
+        (
+            Existing::Merge,
+            vec![
+                ("both", "644 new"),
+                ("d", "755 directory"),
+                ("d/new", "644 new"),
+                ("d/old", "644 old"),
+                ("old", "644 old"),
+            ],
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("t");
+        fs::create_dir_all(target.join("d")).unwrap();
+        for name in ["old", "d/old", "both"] {
+            fs::write(target.join(name), "old").unwrap();
+        }
+        let mut how = How::default();
+        how.options.existing = existing;
+        let published = how.all(&target, &[&tar]).unwrap();
+        assert!(published.existed);
+        assert_eq!(tree(&target), lines(&expected), "{existing:?}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{existing:?}");
+    }
+}
+
+#[test]
+fn what_is_in_the_way_keeps_everything_from_being_published() {
+    let tar = Tar::default()
+        .file("a", "new")
+        .file("d/x", "new")
+        .file("z/y", "new")
+        .end();
+    for (name, expected) in [
+        ("file", "a file where a directory is to be"),
+        ("link", "a symlink where a directory is to be"),
+        ("directory", "a directory where a file is to be"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        match name {
+            "file" => fs::write(dir.path().join("z"), "old").unwrap(),
+            "link" => symlink("elsewhere", dir.path().join("z")).unwrap(),
+            _ => fs::create_dir_all(dir.path().join("a/b")).unwrap(),
+        }
+        let before = tree(dir.path());
+        let error = How::default().all(dir.path(), &[&tar]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(tree(dir.path()), before);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("t");
+    for make in [
+        |path: &Path| fs::write(path, "old").unwrap(),
+        |path: &Path| symlink("gone", path).unwrap(),
+    ] {
+        make(&target);
+        let before = tree(dir.path());
+        let error = How::default().all(&target, &[&tar]).unwrap_err();
+        assert!(matches!(error, ArchiveError::InTheWay { .. }), "{error}");
+        assert_eq!(tree(dir.path()), before);
+        fs::remove_file(&target).unwrap();
+    }
+}
+
+#[test]
+fn files_and_links_that_are_there_are_replaced_not_written_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, other) = (dir.path().join("t"), dir.path().join("other"));
+    fs::create_dir(&target).unwrap();
+    fs::write(&other, "other").unwrap();
+    symlink("../other", target.join("a")).unwrap();
+    fs::hard_link(&other, target.join("b")).unwrap();
+    let tar = Tar::default().file("a", "new").file("b", "new").end();
+    How::default().all(&target, &[&tar]).unwrap();
+    assert_eq!(tree(&target), lines(&[("a", "644 new"), ("b", "644 new")]));
+    assert_eq!(fs::read_to_string(other).unwrap(), "other");
+}
+
+#[test]
+fn archives_share_files_only_with_the_same_bytes() {
+    let one = Tar::default()
+        .file("a", "1")
+        .file("both", "same")
+        .symlink("l", "a")
+        .end();
+    let two = Tar::default()
+        .file("both", "same")
+        .hard_link("copy", "both")
+        .symlink("l", "a")
+        .end();
+    let dir = tempfile::tempdir().unwrap();
+    How::default().all(&dir.path().join("t"), &[&one, &two]).unwrap();
+    let expected = [
+        ("a", "644 1"),
+        ("both", "644 same"),
+        ("copy", "644 same"),
+        ("l", "-> a"),
+    ];
+    assert_eq!(tree(&dir.path().join("t")), lines(&expected));
+
+    let three = Tar::default().file("a", "3").end();
+    let error = How::default()
+        .all(&dir.path().join("u"), &[&one, &three])
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("\"a\" of 1.tar conflicts with 0.tar"), "{text}");
+    assert!(text.contains("--on-conflict=last"), "{text}");
+    assert!(!dir.path().join("u").exists());
+
+    // A hard link to a file of another archive is none to its own.
+    let four = Tar::default().hard_link("copy", "a").end();
+    assert!(How::default().all(&dir.path().join("u"), &[&one, &four]).is_err());
+}
+
+#[test]
+fn the_last_archive_wins_in_any_order() {
+    let mut how = How::default();
+    how.options.on_conflict = OnConflict::Last;
+    let one = Tar::default()
+        .file("a", "1")
+        .file("b", "1")
+        .symlink("c", "a")
+        .end();
+    let two = Tar::default()
+        .file("a", "2")
+        .symlink("b", "a")
+        .file("c", "2")
+        .file("c", "3")
+        .end();
+    let expected = lines(&[("a", "644 2"), ("b", "-> a"), ("c", "644 3")]);
+    for orders in [[0, 1], [1, 0]] {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::open(&dir.path().join("t"), how.options).unwrap();
+        for order in orders {
+            let bytes = if order == 0 { &one } else { &two };
+            unpack(&bytes[..], &how.archive("x", order), &staging).unwrap();
+        }
+        staging.publish().unwrap();
+        assert_eq!(tree(&dir.path().join("t")), expected, "{orders:?}");
+    }
+    let three = Tar::default().file("a/b", "").end();
+    let dir = tempfile::tempdir().unwrap();
+    assert!(how.all(&dir.path().join("t"), &[&one, &three]).is_err());
+}
+
+#[test]
+fn the_executable_one_of_two_equal_files_wins() {
+    let plain = Tar::default().file("a", "1").end();
+    let executable = Tar::default().entry(Entry {
+        mode: 0o700,
+        data: b"1",
+        ..Entry::new(::tar::EntryType::Regular, "a")
+    });
+    let executable = executable.end();
+    for archives in [[&plain[..], &executable], [&executable, &plain]] {
+        let dir = tempfile::tempdir().unwrap();
+        How::default().all(dir.path(), &archives).unwrap();
+        assert_eq!(tree(dir.path()), lines(&[("a", "755 1")]));
+    }
+}
+
+#[test]
+fn archives_are_unpacked_at_the_same_time() {
+    const THREADS: u32 = 4;
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("t");
+    let how = How::default();
+    let staging = Staging::open(&target, how.options).unwrap();
+    let tars: Vec<Vec<u8>> = (0..THREADS)
+        .map(|thread| {
+            let shared = (0..50).fold(Tar::default(), |tar, n| {
+                tar.file(&format!("d{}/e/same{n}", n % 5), &format!("{n}").repeat(2000))
+            });
+            shared.file(&format!("own{thread}"), "own").end()
+        })
+        .collect();
+    let barrier = Barrier::new(THREADS as usize);
+    thread::scope(|scope| {
+        for (order, tar) in tars.iter().enumerate() {
+            let (how, staging, barrier) = (&how, &staging, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                let done = unpack(&tar[..], &how.archive("x", order as u32), staging).unwrap();
+                assert_eq!(done.files, 51);
+            });
+        }
+    });
+    let published = staging.publish().unwrap();
+    assert_eq!(published.files, 50 + u64::from(THREADS));
+    assert_eq!(tree(&target).len(), 50 + THREADS as usize + 10);
+}
+
+/// Ends the work of publishing after so many steps, as a kill does: nothing is cleared away.
+fn interrupted(how: &How, target: &Path, tar: &[u8], steps: usize) -> bool {
+    let (staging, _) = how.stage(target, &[tar]).unwrap();
+    let mut done = 0;
+    let published = staging.publish_with(&mut || {
+        done += 1;
+        if done > steps {
+            return Err(ArchiveError::InTheWay {
+                path: "x".into(),
+                reason: "interrupted",
+            });
+        }
+        Ok(())
+    });
+    published.is_err()
+}
+
+#[test]
+fn each_file_is_whole_when_publishing_ends_in_the_middle_and_again_gives_all() {
+    let tar = Tar::default()
+        .file("a", "new a")
+        .file("d/b", "new b")
+        .file("d/c", "new c")
+        .file("e/f/g", "new g")
+        .symlink("l", "a")
+        .end();
+    for options in [How::default().options, REPLACE] {
+        let how = How {
+            options,
+            ..How::default()
+        };
+        let mut steps = 0;
+        loop {
+            let dir = tempfile::tempdir().unwrap();
+            let target = dir.path().join("t");
+            fs::create_dir_all(target.join("d")).unwrap();
+            for name in ["a", "d/b", "old"] {
+                fs::write(target.join(name), "old").unwrap();
+            }
+            let before = tree(&target);
+            let was_interrupted = interrupted(&how, &target, &tar, steps);
+            let between = tree(&target);
+            how.all(&target, &[&tar]).unwrap();
+            let after = tree(&target);
+            for (path, what) in &between {
+                let is_known = before.get(path) == Some(what) || after.get(path) == Some(what);
+                assert!(is_known, "{path}: {what}");
+            }
+            let gone = before.keys().find(|path| !between.contains_key(*path));
+            assert_eq!(gone.filter(|_| was_interrupted), None);
+            assert_eq!(after["d/b"], "644 new b");
+            assert_eq!(after.contains_key("old"), options.existing == Existing::Merge);
+            if !was_interrupted {
+                break;
+            }
+            steps += 1;
+        }
+        let least = if options.existing == Existing::Merge { 5 } else { 1 };
+        assert!(steps >= least, "{steps}");
+    }
+}
+
+#[test]
+fn what_a_killed_process_left_is_swept() {
+    let dir = tempfile::tempdir().unwrap();
+    for at in [dir.path().to_owned(), dir.path().join("t")] {
+        fs::create_dir_all(at.join(".outhaul-tmp/999999-1/tree/d")).unwrap();
+        fs::write(at.join(".outhaul-tmp/999999-1/tree/d/x"), "half").unwrap();
+    }
+    let tar = Tar::default().file("a", "1").end();
+    How::default().all(&dir.path().join("t"), &[&tar]).unwrap();
+    assert_eq!(tree(&dir.path().join("t")), lines(&[("a", "644 1")]));
+    fs::remove_dir_all(dir.path().join("t")).unwrap();
+    How::default().all(&dir.path().join("t"), &[&tar]).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_dropped_staging_directory_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("t");
+    let tar = Tar::default().file("d/a", "1").symlink("l", "d").end();
+    let (staging, unpacked) = How::default().stage(&target, &[&tar]).unwrap();
+    assert_eq!((unpacked.files, unpacked.links, unpacked.bytes), (1, 1, 1));
+    assert!(!target.exists());
+    drop(staging);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_full_disk_is_an_error_that_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_mount) = Mount::new(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"], dir.path()) else {
+        return;
+    };
+    let large = Tar::default()
+        .file("a", "1")
+        .file("d/large", &"x".repeat(2 << 20))
+        .end();
+    let small = Tar::default().file("a", "1").end();
+    let target = dir.path().join("t");
+    for existing in [Existing::Merge, Existing::Replace] {
+        let mut how = How::default();
+        how.options.existing = existing;
+        let error = how.all(&target, &[&large]).unwrap_err();
+        assert!(error.is_about_space(), "{error}");
+        assert!(error.to_string().contains("d/large"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // What was written of it is free again.
+        how.all(&target, &[&small]).unwrap();
+        fs::remove_dir_all(&target).unwrap();
+    }
+}
