@@ -8,8 +8,11 @@ use super::ConfigError;
 use crate::{
     digest::DigestFunction,
     remote::{Chain, Compression, RemoteOptions},
-    sources::{SourceCache, SourceRule},
-    transport::{Endpoint, Google, Header, RemoteError, TlsFiles, google::DEFAULT_SCOPE, without_user_info},
+    sources::{SourceCache, SourceRule, add_login},
+    transport::{
+        Endpoint, Google, Header, RemoteError, TlsFiles, auth::has_helper, google::DEFAULT_SCOPE, is_http,
+        split_user_info,
+    },
     units::parse_duration,
 };
 
@@ -20,9 +23,10 @@ const FROM_BUILD: &str = "from-build";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Remote cache")]
 pub struct CacheArgs {
-    /// Address of the remote cache: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH, or file:///DIR for a
-    /// disk cache; `from-build` takes it from the build's own command line, as `run` and `fetch bep` do by default
-    /// (repeatable: what the first one does not have is read from the next)
+    /// Address of the remote cache: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH;
+    /// http(s)://[USER:PASSWORD@]HOST[:PORT][/PREFIX] for an HTTP cache, file:///DIR for a disk cache; `from-build` takes
+    /// it from the build's own command line, as `run` and `fetch bep` do by default (repeatable: what the first one does
+    /// not have is read from the next)
     #[arg(long, value_name = "URL", env = "OUTHAUL_REMOTE_CACHE", value_delimiter = ',')]
     pub remote_cache: Vec<String>,
 
@@ -101,14 +105,13 @@ pub struct CacheArgs {
           action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub remote_cache_compression: bool,
 
-    /// HTTP/2 connections to the remote cache
-    #[arg(
-        long,
-        value_name = "N",
-        env = "OUTHAUL_REMOTE_MAX_CONNECTIONS",
-        default_value_t = 4
-    )]
-    pub remote_max_connections: usize,
+    /// HTTP/2 connections to the remote cache [default: 4], or HTTP/1.1 connections to an HTTP cache [default: 100]
+    #[arg(long, value_name = "N", env = "OUTHAUL_REMOTE_MAX_CONNECTIONS")]
+    pub remote_max_connections: Option<usize>,
+
+    /// Unix socket through which an HTTP cache is reached, as unix:PATH
+    #[arg(long, value_name = "unix:PATH", env = "OUTHAUL_REMOTE_PROXY")]
+    pub remote_proxy: Option<String>,
 
     /// How often to retry a failed request
     #[arg(long, value_name = "N", env = "OUTHAUL_REMOTE_RETRIES", default_value_t = 5)]
@@ -234,6 +237,25 @@ impl CacheArgs {
         Ok(options)
     }
 
+    /// The options for an HTTP cache, with the credentials of its URL or of the user's `.netrc`.
+    fn http_options(&self, url: &str) -> Result<RemoteOptions, ConfigError> {
+        let (address, user_info) = split_user_info(url);
+        let mut options = self.options(Endpoint::parse_cache("--remote-cache", &address)?)?;
+        options.connect.proxy = match &self.remote_proxy {
+            None => None,
+            Some(text) => match text.strip_prefix("unix:") {
+                Some(path) if path.starts_with('/') => Some(path.into()),
+                _ => {
+                    let error = "must be the absolute path of a unix socket: unix:/PATH";
+                    return Err(ConfigError::new(format!("--remote-proxy={text}"), error));
+                }
+            },
+        };
+        let is_known = has_helper(&options.connect) || options.connect.google.is_some();
+        add_login(user_info, is_known, &mut options);
+        Ok(options)
+    }
+
     /// The caches that are named outright, in the order in which they are asked.
     ///
     /// # Errors
@@ -241,13 +263,11 @@ impl CacheArgs {
     pub fn cache(&self) -> Result<SourceCache, ConfigError> {
         let mut chain: Vec<RemoteOptions> = self.disk_cache()?.into_iter().collect();
         for url in self.remote_cache.iter().filter(|url| *url != FROM_BUILD) {
-            if url.starts_with("http://") || url.starts_with("https://") {
-                return Err(ConfigError::new(
-                    format!("--remote-cache={}", without_user_info(url)),
-                    "HTTP caches are not supported; use a gRPC cache",
-                ));
-            }
-            let options = self.options(Endpoint::parse_cache("--remote-cache", url)?)?;
+            let options = if is_http(url) {
+                self.http_options(url)?
+            } else {
+                self.options(Endpoint::parse_cache("--remote-cache", url)?)?
+            };
             let endpoint = &options.connect.endpoint;
             if !chain.iter().any(|other| other.connect.endpoint == *endpoint) {
                 chain.push(options);
@@ -256,7 +276,7 @@ impl CacheArgs {
         if chain.is_empty() {
             return Err(ConfigError::new(
                 "--remote-cache",
-                "is required: grpc://HOST:PORT, grpcs://HOST, unix:PATH or file:///DIR",
+                "is required: grpc://HOST:PORT, grpcs://HOST, unix:PATH, http(s)://HOST[/PREFIX] or file:///DIR",
             ));
         }
         if chain.len() > Chain::MOST {
@@ -339,7 +359,15 @@ mod tests {
         for (args, part) in [
             (vec![], "--remote-cache"),
             (vec!["--remote-cache=ftp://x"], "--remote-cache"),
-            (vec!["--remote-cache=http://x/y"], "HTTP"),
+            (vec!["--remote-cache=http://x/y?z"], "query"),
+            (
+                vec!["--remote-cache=http://x", "--remote-proxy=x:1"],
+                "--remote-proxy=x:1",
+            ),
+            (
+                vec!["--remote-cache=http://x", "--tls-certificate=/x"],
+                "use https://",
+            ),
             (vec!["--remote-cache=from-build"], "--allow-remote-cache"),
             (
                 vec!["--remote-cache=from-build", "--remote-cache=grpc://h:1"],

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
 
-use crate::transport::Delays;
+use crate::transport::{Delays, retry_after};
 
 /// How patiently documents are posted.
 #[derive(Debug, Clone, Copy)]
@@ -67,16 +67,6 @@ impl Answer {
     }
 }
 
-/// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
-}
-
 impl Patience {
     /// How long to wait before the next try, after `tries` failed ones that took `elapsed`; `None` to give up.
     /// `chance` is a number from 0 to 1: waits are spread, so that many daemons do not come back at once.
@@ -106,7 +96,7 @@ mod tests {
     fn answer(status: u16, retry_after: Option<&str>) -> Answer {
         let mut headers = HeaderMap::new();
         if let Some(text) = retry_after {
-            headers.insert(RETRY_AFTER, text.parse().unwrap());
+            headers.insert("retry-after", text.parse().unwrap());
         }
         let now = httpdate::parse_http_date("Fri, 31 Dec 1999 23:59:30 GMT").unwrap();
         Answer::of(StatusCode::from_u16(status).unwrap(), &headers, now)

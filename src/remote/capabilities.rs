@@ -24,7 +24,7 @@ const MESSAGE_LIMIT: u64 = 4 * 1024 * 1024;
 const ANSWER_OVERHEAD: u64 = 512 * 1024;
 
 /// The largest sum of blob sizes in a batch.
-const MAX_BATCH: u64 = MESSAGE_LIMIT - ANSWER_OVERHEAD;
+pub(super) const MAX_BATCH: u64 = MESSAGE_LIMIT - ANSWER_OVERHEAD;
 
 /// A server may be replaced by another version while the daemon runs.
 const KEPT_FOR: Duration = Duration::from_secs(10 * 60);

@@ -184,27 +184,12 @@ impl Client {
     /// A failed call, without credentials that the server may have repeated.
     pub(crate) fn failed(&self, context: &str, status: &Status) -> Failure {
         Failure {
-            error: self.with_left_out(from_status(context, status, &self.secrets())),
+            error: self
+                .options
+                .with_left_out(from_status(context, status, &self.secrets())),
             code: Some(status.code()),
             fault: Fault::of(status),
         }
-    }
-
-    /// A refusal, with what might have prevented it.
-    fn with_left_out(&self, mut error: RemoteError) -> RemoteError {
-        let refused = matches!(
-            error.kind,
-            RemoteErrorKind::Unauthenticated | RemoteErrorKind::Denied
-        );
-        if refused && !self.options.left_out.is_empty() {
-            error.message = format!(
-                "{} (credentials of the build that outhaul could not use: {}; give --remote-header, \
-                 --credential-helper or --tls-certificate to outhaul)",
-                error.message,
-                self.options.left_out.join("; ")
-            );
-        }
-        error
     }
 
     /// The error for one blob of a batch, likewise.

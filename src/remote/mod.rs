@@ -15,6 +15,7 @@ use crate::{
 
 pub mod expand;
 pub mod grpc;
+pub mod http;
 pub mod options;
 pub mod retry;
 pub mod trees;
@@ -50,9 +51,10 @@ pub use disk::DiskCache;
 pub(crate) use disk::piece;
 pub use expand::{ExpandError, Expanded, TreeRef};
 pub use grpc::GrpcCache;
+pub use http::HttpCache;
 pub use nowhere::Nowhere;
 pub use open::open;
-pub use options::RemoteOptions;
+pub use options::{MAX_HTTP_CONNECTIONS, RemoteOptions};
 pub use reading::{expand_action, expand_any_tree, read_blob};
 pub use trees::DirectoryTree;
 

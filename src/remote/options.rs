@@ -5,11 +5,17 @@ use std::time::Duration;
 use super::compression::Compression;
 use crate::{
     digest::DigestFunction,
-    transport::{ConnectOptions, Endpoint, RemoteError},
+    transport::{ConnectOptions, Endpoint, RemoteError, RemoteErrorKind},
 };
 
 /// Connections are numbered by the bits of a word.
 pub(crate) const MAX_CONNECTIONS: usize = 64;
+/// HTTP/2 connections, each of which carries many requests at once.
+const CONNECTIONS: usize = 4;
+/// HTTP/1.1 connections, each of which carries one: Bazel's default.
+const HTTP_CONNECTIONS: usize = 100;
+/// The most connections to an HTTP cache.
+pub const MAX_HTTP_CONNECTIONS: usize = 1000;
 
 /// Words that end an instance name in a resource name (Remote Execution API, "ByteStream" resource names).
 const RESERVED_SEGMENTS: [&str; 7] = [
@@ -22,7 +28,7 @@ const RESERVED_SEGMENTS: [&str; 7] = [
     "compressed-blobs",
 ];
 
-/// All settings of a gRPC cache's client. Values that can be checked alone are checked when they
+/// All settings of a cache's client. Values that can be checked alone are checked when they
 /// are parsed; [`RemoteOptions::validate`] checks how they fit together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteOptions {
@@ -32,8 +38,9 @@ pub struct RemoteOptions {
     pub instance_name: String,
     /// When to ask for zstd where the server offers it.
     pub compression: Compression,
-    /// HTTP/2 connections.
-    pub connections: usize,
+    /// Connections: of HTTP/2, or of HTTP/1.1 to an HTTP cache. `None` for the default, see
+    /// [`RemoteOptions::connections`].
+    pub connections: Option<usize>,
     /// Tries after the first.
     pub retries: u32,
     /// Longest wait between tries, unless the server asks for more.
@@ -59,7 +66,7 @@ impl RemoteOptions {
             connect: ConnectOptions::new(endpoint),
             instance_name: String::new(),
             compression: Compression::WherePaying,
-            connections: 4,
+            connections: None,
             retries: 5,
             max_retry_delay: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(60),
@@ -97,10 +104,15 @@ impl RemoteOptions {
                 "an instance name must not contain control characters",
             ));
         }
-        if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
+        let most = if self.connect.endpoint.is_http() {
+            MAX_HTTP_CONNECTIONS
+        } else {
+            MAX_CONNECTIONS
+        };
+        if !(1..=most).contains(&self.connections()) {
             return Err(RemoteError::config(
-                format!("--remote-max-connections={}", self.connections),
-                format!("must be from 1 to {MAX_CONNECTIONS}"),
+                format!("--remote-max-connections={}", self.connections()),
+                format!("must be from 1 to {most}"),
             ));
         }
         if self.stall_timeout.is_zero() {
@@ -112,10 +124,35 @@ impl RemoteOptions {
         self.connect.tls.validate(&self.connect.endpoint)
     }
 
-    /// Endpoint and instance, for messages.
+    /// How many connections there are at most: 4 for gRPC, 100 for HTTP unless something else is set.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let is_http = self.connect.endpoint.is_http();
+        let default = if is_http { HTTP_CONNECTIONS } else { CONNECTIONS };
+        self.connections.unwrap_or(default)
+    }
+
+    /// A refusal, with what might have prevented it.
+    pub(super) fn with_left_out(&self, mut error: RemoteError) -> RemoteError {
+        let refused = matches!(
+            error.kind,
+            RemoteErrorKind::Unauthenticated | RemoteErrorKind::Denied
+        );
+        if refused && !self.left_out.is_empty() {
+            error.message = format!(
+                "{} (credentials of the build that outhaul could not use: {}; give --remote-header, \
+                 --credential-helper or --tls-certificate to outhaul)",
+                error.message,
+                self.left_out.join("; ")
+            );
+        }
+        error
+    }
+
+    /// Endpoint and instance, for messages. An HTTP cache knows no instances.
     #[must_use]
     pub fn describe(&self) -> String {
-        if self.instance_name.is_empty() {
+        if self.instance_name.is_empty() || self.connect.endpoint.is_http() {
             self.connect.endpoint.to_string()
         } else {
             format!("{}, instance {}", self.connect.endpoint, self.instance_name)
@@ -145,7 +182,7 @@ mod tests {
                 "--remote-instance-name=a/blobs",
             ),
             (change(|o| o.instance_name = "/a".into()), "empty segments"),
-            (change(|o| o.connections = 0), "--remote-max-connections=0"),
+            (change(|o| o.connections = Some(0)), "--remote-max-connections=0"),
             (change(|o| o.stall_timeout = Duration::ZERO), "--remote-timeout"),
             (
                 change(|o| o.connect.tls.certificate = Some("/ca.pem".into())),

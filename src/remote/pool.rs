@@ -72,7 +72,7 @@ impl Pool {
     pub(crate) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
         Ok(Self {
             connector: Connector::new(&options.connect)?,
-            slots: (0..options.connections.max(1))
+            slots: (0..options.connections().max(1))
                 .map(|_| Mutex::default())
                 .collect(),
             next: AtomicUsize::new(0),
@@ -164,7 +164,7 @@ mod tests {
     #[tokio::test]
     async fn a_single_connection_serves_even_when_it_is_to_be_avoided() {
         let mut options = options("grpc://localhost:1");
-        options.connections = 1;
+        options.connections = Some(1);
         let pool = Pool::new(&options).unwrap();
         let mut avoid = Connections::default();
         avoid.insert(0);

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// How much of a server's message is kept. Proxies answer with whole web pages.
-const MAX_MESSAGE: usize = 500;
+pub(super) const MAX_MESSAGE: usize = 500;
 
 /// `google.rpc.RetryInfo`, which `bazel-remote-apis` does not have.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -93,7 +93,7 @@ fn retry_delay(status: &rpc::Status) -> Option<Duration> {
 
 /// One line without control characters, nor those that turn the direction of what follows, so that a server's words can
 /// go to a terminal and a log.
-fn readable(text: &str) -> String {
+pub(super) fn readable(text: &str) -> String {
     text.split(|c: char| c.is_whitespace() || !is_plain(c))
         .filter(|word| !word.is_empty())
         .collect::<Vec<_>>()

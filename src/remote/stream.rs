@@ -25,14 +25,14 @@ use crate::{
 };
 
 /// Smaller blobs are not worth a zstd frame. Bazel's `--experimental_remote_cache_compression_threshold`.
-const COMPRESSION_THRESHOLD: u64 = 100;
+pub(super) const COMPRESSION_THRESHOLD: u64 = 100;
 
 /// What a stream must bring for earlier failures to be forgiven. One that brings a byte before it breaks would be
 /// resumed a billion times.
-const PROGRESS: u64 = 16 * 1024;
+pub(super) const PROGRESS: u64 = 16 * 1024;
 
 /// How long the end of a stream is waited for after its last byte.
-const END_GRACE: Duration = Duration::from_secs(2);
+pub(super) const END_GRACE: Duration = Duration::from_secs(2);
 
 /// Streams a blob into a sink from byte `offset`. See [`super::BlobStore::read_stream`].
 pub(crate) async fn read(
@@ -296,13 +296,13 @@ impl Transfer<'_> {
 }
 
 /// The maximum compressed size of this many bytes: a few percent more, if they come in many frames.
-const fn largest_stream(bytes: u64) -> u64 {
+pub(super) const fn largest_stream(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 8).saturating_add(1 << 20)
 }
 
 /// Measures what a stream brings over windows of waiting for the network. The time that the sink takes is not the
 /// server's and does not count.
-struct StallWatch {
+pub(super) struct StallWatch {
     window: Duration,
     /// The fewest bytes in a window.
     least: u64,
@@ -311,7 +311,7 @@ struct StallWatch {
 }
 
 impl StallWatch {
-    fn new(window: Duration, min_throughput: u64) -> Self {
+    pub(super) fn new(window: Duration, min_throughput: u64) -> Self {
         let least = (min_throughput as f64 * window.as_secs_f64()) as u64;
         Self {
             window,
@@ -322,18 +322,18 @@ impl StallWatch {
     }
 
     /// How much longer to wait for the next message.
-    fn left(&self) -> Duration {
+    pub(super) fn left(&self) -> Duration {
         self.window.saturating_sub(self.waited)
     }
 
     /// After a message: whether the window that it ended had too few bytes.
-    fn brought(&mut self, bytes: usize, waited: Duration) -> bool {
+    pub(super) fn brought(&mut self, bytes: usize, waited: Duration) -> bool {
         self.bytes += bytes as u64;
         self.is_stalled(waited)
     }
 
     /// After a wait: whether a window ended, with too few bytes.
-    fn is_stalled(&mut self, waited: Duration) -> bool {
+    pub(super) fn is_stalled(&mut self, waited: Duration) -> bool {
         self.waited += waited;
         if self.waited < self.window {
             return false;

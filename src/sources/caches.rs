@@ -462,7 +462,9 @@ fn directory_options(template: &RemoteOptions, endpoint: Endpoint) -> RemoteOpti
 
 fn check(allowed: Option<&[Endpoint]>, endpoint: &Endpoint) -> Result<(), SourceError> {
     match allowed {
-        Some(allowed) if !allowed.contains(endpoint) => Err(SourceError::NotAllowed(endpoint.clone())),
+        Some(allowed) if !allowed.iter().any(|one| one.covers(endpoint)) => {
+            Err(SourceError::NotAllowed(endpoint.clone()))
+        }
         _ => Ok(()),
     }
 }

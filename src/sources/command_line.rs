@@ -6,12 +6,12 @@ use super::error::SourceError;
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
-    remote::RemoteOptions,
+    remote::{MAX_HTTP_CONNECTIONS, RemoteOptions},
     transport::{
         Endpoint, Google, Header, TlsFiles,
         auth::{check_helper, has_helper},
         google::DEFAULT_SCOPE,
-        netrc, split_user_info, without_user_info,
+        netrc, split_user_info,
     },
     units::parse_duration,
 };
@@ -39,11 +39,6 @@ pub(super) fn disk_cache(line: &CommandLine, directories: &BuildDirectories) -> 
     path.is_absolute().then_some(path)
 }
 
-/// Whether a cache's address is that of an HTTP cache, which is not read.
-pub(crate) fn is_http(address: &str) -> bool {
-    address.starts_with("http://") || address.starts_with("https://")
-}
-
 /// The cache that a build's canonical command line names.
 ///
 /// One option of the build's that cannot be used does not cost the cache: it is left out, noted in
@@ -57,14 +52,20 @@ pub(super) fn options_of(
     directories: &BuildDirectories,
 ) -> Result<RemoteOptions, SourceError> {
     let (flag, endpoint) = line.remote_cache().ok_or(SourceError::NoCache)?;
-    if is_http(endpoint) {
-        let address = without_user_info(endpoint);
-        return Err(SourceError::Http(flag.to_owned(), address));
-    }
     let mut options = template.clone();
     let (address, user_info) = split_user_info(endpoint);
-    options.connect.endpoint = Endpoint::parse(&format!("--{flag}"), &address)?;
-    if let Some(instance) = line.last("remote_instance_name") {
+    options.connect.endpoint = Endpoint::parse_cache(&format!("--{flag}"), &address)?;
+    if options.connect.endpoint.is_http() {
+        // Bazel has none there either.
+        options.instance_name.clear();
+        // Of Bazel's own flag; its default is ours. 0 sets no limit.
+        options.connections = line
+            .given("remote_max_connections")
+            .and_then(|text| text.parse().ok())
+            .filter(|count| *count > 0)
+            .map(|count: usize| count.min(MAX_HTTP_CONNECTIONS))
+            .or(template.connections);
+    } else if let Some(instance) = line.last("remote_instance_name") {
         instance.clone_into(&mut options.instance_name);
     }
     if let Some(proxy) = line
@@ -216,14 +217,20 @@ fn add_google(line: &CommandLine, directories: &BuildDirectories, options: &mut 
     true
 }
 
-/// User name and password: of the address itself, or of the user's `.netrc`, where nothing else says who it is.
-fn add_login(user_info: Option<(String, String)>, is_known: bool, options: &mut RemoteOptions) {
+/// User name and password: of the address itself, or of the user's `.netrc`, where nothing else says who it is
+/// (`is_known`). Of an HTTP cache's address, they go before all else, as for Bazel.
+pub(crate) fn add_login(user_info: Option<(String, String)>, is_known: bool, options: &mut RemoteOptions) {
+    let connect = &mut options.connect;
+    if connect.endpoint.is_http() && user_info.is_some() {
+        connect.credential_helpers.clear();
+        connect.google = None;
+    }
     let says_who = |header: &Header| header.name() == "authorization";
-    if options.connect.headers.iter().any(says_who) {
+    if connect.headers.iter().any(says_who) {
         return;
     }
     let login = user_info.or_else(|| {
-        let host = options.connect.endpoint.host().filter(|_| !is_known)?;
+        let host = connect.endpoint.host().filter(|_| !is_known)?;
         let file = match std::env::var_os("NETRC") {
             Some(file) => PathBuf::from(file),
             None => std::env::home_dir()?.join(".netrc"),
@@ -231,7 +238,7 @@ fn add_login(user_info: Option<(String, String)>, is_known: bool, options: &mut 
         netrc::login(&std::fs::read_to_string(file).ok()?, host)
     });
     if let Some((user, password)) = login {
-        options.connect.headers.push(Header::basic(&user, &password));
+        connect.headers.push(Header::basic(&user, &password));
     }
 }
 

@@ -9,9 +9,6 @@ pub enum SourceError {
     /// The build uses none.
     #[error("the build uses no remote cache: it has neither --remote_cache nor --remote_executor")]
     NoCache,
-    /// The flag and the address of one of another kind.
-    #[error("the build's --{0}={1} is an HTTP cache; only gRPC caches are supported")]
-    Http(String, String),
     /// None is written down.
     #[error("no remote cache is recorded for it; give --remote-cache")]
     NotRecorded,

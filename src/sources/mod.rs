@@ -8,7 +8,7 @@ mod error;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::command_line::{google_of, is_http};
+pub(crate) use self::command_line::{add_login, google_of};
 pub use self::{
     caches::{SourceCache, SourceRule, Sources},
     command_line::{BuildDirectories, address_of},

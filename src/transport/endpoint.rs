@@ -28,7 +28,8 @@ const TLS_PORT: u16 = 443;
 /// The port of `grpc://` without one, as gRPC has it.
 const PLAIN_PORT: u16 = 80;
 
-/// The address of a server that speaks gRPC. Holds no credentials, so it may be shown anywhere.
+/// The address of a server: of one that speaks gRPC or, where it is a cache's, of an HTTP cache. Holds no credentials, so
+/// it may be shown anywhere.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint(Place);
 
@@ -43,15 +44,26 @@ enum Place {
     Unix(PathBuf),
     /// A directory, absolute: Bazel's disk cache.
     Directory(PathBuf),
+    /// An HTTP cache. `path` is empty, or begins with a slash and does not end with one.
+    Http {
+        tls: bool,
+        host: String,
+        port: u16,
+        path: String,
+    },
 }
 
 impl Endpoint {
-    /// Reads a cache's address, the value of the flag `flag`: what [`Endpoint::parse`] reads, or `file:///DIR`, in which
-    /// `%` and two hexadecimal digits stand for a byte.
+    /// Reads a cache's address, the value of the flag `flag`: what [`Endpoint::parse`] reads; `file:///DIR`, in which
+    /// `%` and two hexadecimal digits stand for a byte; or `http(s)://HOST[:PORT][/PREFIX]`, from which a user name and
+    /// password must have been taken off, see [`split_user_info`].
     ///
     /// # Errors
     /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config) for anything else, as [`Endpoint::parse`].
     pub fn parse_cache(flag: &str, text: &str) -> Result<Self, RemoteError> {
+        if let Some((scheme, rest)) = text.split_once("://").filter(|_| is_http(text)) {
+            return Self::parse_http(flag, text, scheme.eq_ignore_ascii_case("https"), rest);
+        }
         match text.get(..5) {
             Some(scheme) if scheme.eq_ignore_ascii_case("file:") => Self::parse_file(flag, text, &text[5..]),
             _ => Self::parse(flag, text),
@@ -85,6 +97,40 @@ impl Endpoint {
             Place::Directory(path) => Some(path),
             _ => None,
         }
+    }
+
+    fn parse_http(flag: &str, text: &str, tls: bool, rest: &str) -> Result<Self, RemoteError> {
+        let error = |reason: &str| RemoteError::config(format!("{flag}={}", without_user_info(text)), reason);
+        let (authority, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+        if authority.contains('@') {
+            return Err(error("credentials are not allowed in this URL"));
+        }
+        if rest.contains(['?', '#']) {
+            return Err(error(
+                "an HTTP cache's URL must not contain a query or a fragment",
+            ));
+        }
+        let path = path.trim_end_matches('/');
+        let is_dots =
+            |segment: &str| matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | "..");
+        if path.split('/').any(is_dots) {
+            return Err(error("the path must not contain the segments . and .."));
+        }
+        if !path.bytes().all(|b| b.is_ascii_graphic())
+            || path.parse::<http::Uri>().is_err() && !path.is_empty()
+        {
+            return Err(error(
+                "the path contains an invalid character; use percent-encoding",
+            ));
+        }
+        let (host, port) = host_and_port(authority, if tls { 443 } else { 80 }).map_err(error)?;
+        let path = path.to_owned();
+        Ok(Self(Place::Http {
+            tls,
+            host,
+            port,
+            path,
+        }))
     }
 
     /// Reads the value of the flag `flag`: `grpc://HOST:PORT`, `grpcs://HOST[:PORT]`, `HOST[:PORT]` (TLS, as in
@@ -123,25 +169,8 @@ impl Endpoint {
                 "only a host and a port may follow the scheme; use --remote-instance-name for the instance name",
             ));
         }
-        let (host, port) =
-            split_port(rest).ok_or_else(|| error("not of the form HOST:PORT or [IPV6]:PORT"))?;
-        let port = match port {
-            Some(port) => port
-                .parse()
-                .ok()
-                .filter(|&p| p != 0 && !port.starts_with('+'))
-                .ok_or_else(|| error("the port is not a number from 1 to 65535"))?,
-            None if tls => TLS_PORT,
-            None => PLAIN_PORT,
-        };
-        if !is_host(host) {
-            return Err(error("the host name is empty or contains an invalid character"));
-        }
-        Ok(Self(Place::Tcp {
-            tls,
-            host: host.to_ascii_lowercase(),
-            port,
-        }))
+        let (host, port) = host_and_port(rest, if tls { TLS_PORT } else { PLAIN_PORT }).map_err(error)?;
+        Ok(Self(Place::Tcp { tls, host, port }))
     }
 
     /// The unix socket at a path.
@@ -153,14 +182,37 @@ impl Endpoint {
     /// Whether the connection is encrypted.
     #[must_use]
     pub const fn is_tls(&self) -> bool {
-        matches!(self.0, Place::Tcp { tls: true, .. })
+        matches!(
+            self.0,
+            Place::Tcp { tls: true, .. } | Place::Http { tls: true, .. }
+        )
+    }
+
+    /// Whether it is an HTTP cache.
+    #[must_use]
+    pub const fn is_http(&self) -> bool {
+        matches!(self.0, Place::Http { .. })
+    }
+
+    /// Whether a permission for this address is one for the other: they are the same or, of HTTP caches, this one's path
+    /// is the beginning of the other's.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Place::Http { path, .. }, Place::Http { path: longer, .. }) => {
+                let below = longer.strip_prefix(path.as_str());
+                self.http_uri() == other.http_uri()
+                    && below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+            }
+            _ => self == other,
+        }
     }
 
     /// The host, without a port or brackets; `None` for a unix socket.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         match &self.0 {
-            Place::Tcp { host, .. } => Some(host),
+            Place::Tcp { host, .. } | Place::Http { host, .. } => Some(host),
             Place::Unix(_) | Place::Directory(_) => None,
         }
     }
@@ -193,11 +245,11 @@ impl Endpoint {
             .map_or_else(String::new, |(_, authority)| authority.to_owned())
     }
 
-    /// The URI for HTTP/2. A unix socket has no authority of its own; `localhost` is what gRPC sends for one.
+    /// The URI of the server's root. A unix socket has no authority of its own; `localhost` is what gRPC sends for one.
     #[must_use]
     pub fn http_uri(&self) -> String {
         match &self.0 {
-            Place::Tcp { tls, host, port } => {
+            Place::Tcp { tls, host, port } | Place::Http { tls, host, port, .. } => {
                 let scheme = if *tls { "https" } else { "http" };
                 format!("{scheme}://{}:{port}", Bracketed(host))
             }
@@ -205,8 +257,9 @@ impl Endpoint {
         }
     }
 
-    /// The URI that a credential helper is asked about; `None` for a unix socket, where none is asked. Always `https`
-    /// and without the default port, as gRPC's call credentials have it.
+    /// The URI that a credential helper is asked about; `None` for a unix socket, where none is asked. For gRPC always
+    /// `https` and without the default port, as gRPC's call credentials have it; for an HTTP cache its base URL with the
+    /// port (Bazel's `HttpCacheClient`; measured with 7.7.1).
     #[must_use]
     pub fn credential_uri(&self) -> Option<String> {
         match &self.0 {
@@ -214,6 +267,7 @@ impl Endpoint {
                 host, port: TLS_PORT, ..
             } => Some(format!("https://{}/", Bracketed(host))),
             Place::Tcp { host, port, .. } => Some(format!("https://{}:{port}/", Bracketed(host))),
+            Place::Http { .. } => Some(self.to_string()),
             Place::Unix(_) | Place::Directory(_) => None,
         }
     }
@@ -238,6 +292,7 @@ impl fmt::Display for Endpoint {
                     percent_encode(path.as_os_str().as_bytes(), ENCODED_IN_PATHS)
                 )
             }
+            Place::Http { path, .. } => write!(f, "{}{path}", self.http_uri()),
         }
     }
 }
@@ -259,6 +314,29 @@ impl fmt::Display for Bracketed<'_> {
             f.write_str(self.0)
         }
     }
+}
+
+/// Whether a cache's address is that of an HTTP cache.
+pub(crate) fn is_http(address: &str) -> bool {
+    let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme);
+    scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
+}
+
+/// The host in lower case, and the port or the default one; or what is wrong with them.
+fn host_and_port(text: &str, default: u16) -> Result<(String, u16), &'static str> {
+    let (host, port) = split_port(text).ok_or("not of the form HOST:PORT or [IPV6]:PORT")?;
+    let port = match port {
+        Some(port) => port
+            .parse()
+            .ok()
+            .filter(|&p| p != 0 && !port.starts_with('+'))
+            .ok_or("the port is not a number from 1 to 65535")?,
+        None => default,
+    };
+    if !is_host(host) {
+        return Err("the host name is empty or contains an invalid character");
+    }
+    Ok((host.to_ascii_lowercase(), port))
 }
 
 /// Host and port of `HOST`, `HOST:PORT`, `[IPV6]` or `[IPV6]:PORT`.
@@ -291,11 +369,16 @@ fn is_host(host: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
 }
 
-/// An address without the user name and password in it, and those.
+/// An address without the user name and password in it, and those. An `@` in the path of an HTTP cache is the path's.
 pub(crate) fn split_user_info(text: &str) -> (String, Option<(String, String)>) {
-    let Some((before, host)) = text.rsplit_once('@') else {
+    let end = match text.split_once("://") {
+        Some((scheme, rest)) if is_http(text) => scheme.len() + 3 + rest.find('/').unwrap_or(rest.len()),
+        _ => text.len(),
+    };
+    let Some(at) = text[..end].rfind('@') else {
         return (text.to_owned(), None);
     };
+    let (before, host) = (&text[..at], &text[at + 1..]);
     let (scheme, user_info) = match before.split_once("://") {
         Some((scheme, user_info)) => (format!("{scheme}://"), user_info),
         None => (String::new(), before),
@@ -375,6 +458,78 @@ mod tests {
             assert_eq!(endpoint.to_string(), shown);
             assert_eq!(endpoint.http_uri(), uri);
             assert_eq!(parse(shown), Ok(endpoint));
+        }
+    }
+
+    fn cache(text: &str) -> Result<Endpoint, RemoteError> {
+        Endpoint::parse_cache("--remote-cache", text)
+    }
+
+    #[test]
+    fn an_http_cache_has_a_path_and_is_an_address_of_caches_only() {
+        for (text, shown) in [
+            ("http://cache", "http://cache:80"),
+            ("HTTPS://Cache.Example/", "https://cache.example:443"),
+            ("http://h:8080/Team/cas//", "http://h:8080/Team/cas"),
+            ("http://[::1]:90/a%20b/@c", "http://[::1]:90/a%20b/@c"),
+        ] {
+            let endpoint = cache(text).expect(text);
+            assert!(endpoint.is_http() && parse(text).is_err(), "{text}");
+            assert_eq!(endpoint.to_string(), shown);
+            assert_eq!(endpoint.credential_uri().as_deref(), Some(shown));
+            assert_eq!(endpoint.is_tls(), shown.starts_with("https"));
+            assert_eq!(cache(shown), Ok(endpoint));
+        }
+        assert_eq!(cache("grpc://h:1"), parse("grpc://h:1"));
+        for (text, part) in [
+            ("http://", "empty"),
+            ("http://h:0/x", "1 to 65535"),
+            ("http://h/x?layout=bazel", "query"),
+            ("http://h/a/%2e%2E/b", ".."),
+            ("http://h/a b", "percent-encoding"),
+            ("https://me:s3cret@h/x", "***@h/x"),
+            ("https://me:s3/cret@h/x", "***@h/x"),
+        ] {
+            let shown = cache(text).expect_err(text).to_string();
+            assert!(shown.contains(part) && !shown.contains("s3"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_permission_for_an_http_cache_holds_below_its_path() {
+        for (allowed, asked, expected) in [
+            ("http://h/team", "http://h:80/team/x", true),
+            ("http://h", "http://h/x", true),
+            ("http://h/team", "http://h/team", true),
+            ("http://h/team", "http://h/teams", false),
+            ("http://h/team/x", "http://h/team", false),
+            ("http://h", "https://h", false),
+            ("http://h", "http://h:81/", false),
+            ("http://h", "grpc://h:80", false),
+            ("grpc://h:80", "grpc://h", true),
+        ] {
+            let (allowed, asked) = (cache(allowed).unwrap(), cache(asked).unwrap());
+            assert_eq!(allowed.covers(&asked), expected, "{allowed} {asked}");
+        }
+    }
+
+    #[test]
+    fn user_and_password_are_taken_off_and_decoded() {
+        for (text, address, user, password) in [
+            (
+                "http://me%40x:a%3Ab+c%C3%A9@h/p@q",
+                "http://h/p@q",
+                "me@x",
+                "a:b+c\u{e9}",
+            ),
+            ("https://me:a:b@h:1", "https://h:1", "me", "a:b"),
+            ("grpc://me@h:1", "grpc://h:1", "me", ""),
+        ] {
+            let expected = (address.to_owned(), Some((user.to_owned(), password.to_owned())));
+            assert_eq!(split_user_info(text), expected);
+        }
+        for text in ["http://h/p@q", "https://h", "grpc://h:1"] {
+            assert_eq!(split_user_info(text), (text.to_owned(), None));
         }
     }
 
@@ -474,9 +629,9 @@ mod tests {
     proptest! {
         /// Whatever is accepted is shown in a form that reads back the same, and has a valid URI.
         #[test]
-        fn accepted_endpoints_read_back(text in "(grpcs?://|unix:|)[a-z0-9:./\\[\\]@-]{0,20}") {
-            if let Ok(endpoint) = parse(&text) {
-                prop_assert_eq!(parse(&endpoint.to_string()), Ok(endpoint.clone()));
+        fn accepted_endpoints_read_back(text in "(grpcs?://|https?://|unix:|)[a-z0-9:./%\\[\\]@-]{0,20}") {
+            if let Ok(endpoint) = cache(&text) {
+                prop_assert_eq!(cache(&endpoint.to_string()), Ok(endpoint.clone()));
                 prop_assert!(endpoint.http_uri().parse::<http::Uri>().is_ok(), "{}", endpoint.http_uri());
             }
         }

@@ -39,7 +39,8 @@ impl Fault {
     }
 }
 
-fn of_error(error: &(dyn Error + 'static)) -> Option<Fault> {
+/// As [`Fault::of`], of any error and its causes.
+pub(super) fn of_error(error: &(dyn Error + 'static)) -> Option<Fault> {
     let found = if let Some(error) = error.downcast_ref::<hyper::Error>() {
         of_hyper(error)
     } else if let Some(error) = error.downcast_ref::<h2::Error>() {

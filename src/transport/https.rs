@@ -42,7 +42,7 @@ pub(crate) fn client(config: ClientConfig) -> HttpsClient {
         .build(connector)
 }
 
-fn tls() -> io::Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
+pub(super) fn tls() -> io::Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
     ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)

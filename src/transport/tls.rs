@@ -5,9 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hyper_rustls::ConfigBuilderExt;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
-use super::{Endpoint, RemoteError};
+use super::{Endpoint, RemoteError, https};
 
 /// PEM files for connections with TLS.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +42,10 @@ impl TlsFiles {
                 return Err(wrong(
                     flag,
                     file,
-                    format!("{endpoint} is not encrypted; use grpcs://"),
+                    format!(
+                        "{endpoint} is not encrypted; use {}://",
+                        if endpoint.is_http() { "https" } else { "grpcs" }
+                    ),
                 ));
             }
         }
@@ -77,6 +85,45 @@ impl TlsFiles {
             ))),
             _ => Ok(config),
         }
+    }
+
+    /// As [`TlsFiles::read`], for a client with HTTP/1.1. Reads nothing if the connection is not encrypted.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config), naming the file.
+    pub(super) fn client_config(&self, is_tls: bool) -> Result<ClientConfig, RemoteError> {
+        let no_tls = |e: &dyn std::fmt::Display| RemoteError::config("TLS", e.to_string());
+        let certificates = |flag: &str, file: &Path| {
+            let bytes = pem(flag, file, "CERTIFICATE")?;
+            CertificateDer::pem_slice_iter(&bytes)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|e| wrong(flag, file, e.to_string()))
+        };
+        let config = match &self.certificate {
+            Some(file) if is_tls => {
+                let flag = "--tls-certificate";
+                let mut roots = RootCertStore::empty();
+                for certificate in certificates(flag, file)? {
+                    roots
+                        .add(certificate)
+                        .map_err(|e| wrong(flag, file, e.to_string()))?;
+                }
+                https::trusting(roots).map_err(|e| no_tls(&e))?
+            }
+            None if is_tls => https::tls()
+                .and_then(ConfigBuilderExt::with_native_roots)
+                .map_err(|e| no_tls(&e))?,
+            _ => https::trusting(RootCertStore::empty()).map_err(|e| no_tls(&e))?,
+        };
+        let (Some(chain), Some(key), true) = (&self.client_certificate, &self.client_key, is_tls) else {
+            return Ok(config.with_no_client_auth());
+        };
+        let flag = "--tls-client-key";
+        let bytes = pem(flag, key, "PRIVATE KEY")?;
+        let private = PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| wrong(flag, key, e.to_string()))?;
+        config
+            .with_client_auth_cert(certificates("--tls-client-certificate", chain)?, private)
+            .map_err(|e| wrong("--tls-client-certificate", chain, e.to_string()))
     }
 }
 

@@ -185,7 +185,7 @@ async fn what_is_on_disk_is_present_without_any_cache_and_the_rest_says_why_not(
     std::fs::write(scene.bin().join("a.txt"), "alpha\n").unwrap();
     for (option, told) in [
         (("remote_cache", ""), "--remote_executor"),
-        (("remote_cache", "http://127.0.0.1:1/cache"), "HTTP cache"),
+        (("remote_cache", "http://127.0.0.1:1/cache?x"), "query"),
         (("remote_cache", "ftp://h"), "unknown scheme"),
     ] {
         let events = [BOTH, COMPLETED];

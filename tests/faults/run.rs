@@ -208,7 +208,7 @@ fn rooms(case: &Case, cache: &RunningCache, dir: &Path, timer: Arc<Quick>) -> Re
     let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint()).map_err(|e| e.to_string())?;
     let mut options = RemoteOptions::new(endpoint);
     options.compression = case.compression;
-    options.connections = case.connections;
+    options.connections = Some(case.connections);
     options.retries = case.retries;
     options.stall_timeout = case.patience();
     options.min_throughput = 0;

@@ -183,7 +183,7 @@ async fn a_server_without_batches_is_read_by_streams() {
 async fn after_wrong_bytes_another_connection_is_taken() {
     let fake = Fake::new();
     let a = fake.put(b"a");
-    let cache = client(&fake, |o| o.connections = 2).await;
+    let cache = client(&fake, |o| o.connections = Some(2)).await;
     for _ in 0..4 {
         cache
             .read_batch(std::slice::from_ref(&a), &attribution(), true)

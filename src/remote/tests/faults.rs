@@ -222,7 +222,7 @@ async fn more_streams_than_the_server_allows_wait_for_one_another() {
     let server = fake.router_on(Server::builder().max_concurrent_streams(3));
     tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
     let mut options = options(&format!("grpc://{address}"));
-    options.connections = 1;
+    options.connections = Some(1);
     let client = GrpcCache::new(options).unwrap();
     let reads = futures::stream::iter(0..120)
         .map(|_| stream(&client, &digest))

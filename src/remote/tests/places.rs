@@ -246,7 +246,7 @@ async fn refused_credentials_are_fetched_anew_once() {
 #[tokio::test]
 async fn a_malformed_status_is_an_error_and_no_panic() {
     let fake = Fake::new();
-    let mut headers = http::HeaderMap::new();
+    let mut headers = ::http::HeaderMap::new();
     headers.insert("grpc-status-details-bin", "!!!".parse().unwrap());
     let metadata = tonic::metadata::MetadataMap::from_headers(headers);
     fake.script().errors =

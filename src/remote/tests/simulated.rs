@@ -317,7 +317,7 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
     } else {
         Compression::Never
     };
-    options.connections = chance.pick(&[1, 2, 4]);
+    options.connections = Some(chance.pick(&[1, 2, 4]));
     let workers = chance.between(1, 6);
     let each = chance.between(2, 12);
     let finished = Rc::new(RefCell::new(false));
@@ -411,7 +411,7 @@ fn told<F: Future<Output = ()> + 'static>(
     let lives = host(&mut sim, &world, false);
     let mut options = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://cache:8980").unwrap());
     options.connect.dial = Some(net::channel);
-    (options.compression, options.connections) = (Compression::Never, connections);
+    (options.compression, options.connections) = (Compression::Never, Some(connections));
     let finished = Rc::new(RefCell::new(false));
     sim.client("outhaul", {
         let (world, finished) = (Rc::clone(&world), Rc::clone(&finished));

@@ -17,7 +17,7 @@ use crate::{
     },
     digest::DigestFunction,
     proto::build_event_stream::Option as CommandOption,
-    transport::Endpoint,
+    transport::{Endpoint, split_user_info},
 };
 
 /// What stays of a field.
@@ -172,7 +172,12 @@ fn kept_option(content: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
     };
     let value = match &*name {
         // Without user and password.
-        "remote_cache" | "remote_executor" => Endpoint::parse(&name, &value).ok().map(|at| at.to_string()),
+        "remote_cache" | "remote_executor" => {
+            let (address, _) = split_user_info(&value);
+            Endpoint::parse_cache(&name, &address)
+                .ok()
+                .map(|at| at.to_string())
+        }
         "remote_instance_name" => Some(value),
         "digest_function" => Some(value).filter(|name| name.parse::<DigestFunction>().is_ok()),
         _ => None,

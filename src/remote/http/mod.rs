@@ -1,0 +1,424 @@
+//! A cache that speaks Bazel's HTTP cache protocol: `GET` of `cas/HASH` and `ac/HASH` below a base URL (Bazel's
+//! `HttpCacheClient`). The protocol knows no capabilities and no batches, and names blobs by their hash alone, whatever
+//! the digest function.
+
+mod body;
+mod read;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture};
+use http::{Method, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use prost::Message as _;
+
+use self::{
+    body::{Decoder, content_range, encoding, length},
+    request::{Ask, Server, cas, empty},
+};
+use super::{
+    ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, RemoteOptions, Sink,
+    capabilities::MAX_BATCH,
+    client::MAX_MESSAGE,
+    retry::{SystemTimer, Timer},
+};
+use crate::{
+    digest::{Digest, DigestFunction},
+    transport::{HttpFault, RemoteError, RemoteErrorKind},
+};
+
+/// An HTTP cache. Cheap to clone: clones share the connections.
+#[derive(Clone)]
+pub struct HttpCache(Arc<Server>);
+
+impl fmt::Debug for HttpCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HttpCache").field(&self.0.place()).finish()
+    }
+}
+
+/// Where a blob is: in the cache, with its size if the server tells that.
+type Found = Option<Option<u64>>;
+
+impl HttpCache {
+    /// Reads the files that the options name, and connects nothing yet.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`], naming the flag, when the options cannot work.
+    pub fn new(options: RemoteOptions) -> Result<Self, RemoteError> {
+        Self::with_timer(options, Arc::new(SystemTimer))
+    }
+
+    /// As [`HttpCache::new`], with another clock for the waits between tries.
+    ///
+    /// # Errors
+    /// As [`HttpCache::new`].
+    pub fn with_timer(options: RemoteOptions, timer: Arc<dyn Timer>) -> Result<Self, RemoteError> {
+        if !options.instance_name.is_empty() {
+            tracing::warn!(
+                cache = %options.connect.endpoint,
+                "--remote-instance-name is not used: an HTTP cache has no instances, but paths"
+            );
+        }
+        Ok(Self(Arc::new(Server::new(options, timer)?)))
+    }
+
+    /// One blob, whole.
+    async fn whole(&self, digest: &Digest, avoid: bool) -> Result<Bytes, RemoteError> {
+        let mut whole = Whole::default();
+        read::read(&self.0, digest, 0, avoid, &mut whole).await?;
+        Ok(whole.into_bytes())
+    }
+
+    /// Does something that is asked of the server, again while that may help.
+    async fn retrying<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, RemoteError>
+    where
+        F: Future<Output = Result<T, RemoteError>>,
+    {
+        let mut backoff = self.0.backoff();
+        loop {
+            match attempt().await {
+                Err(error) if error.is_retryable() && backoff.wait(&error).await => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Whether the server has a blob. Asks once; servers that do not know `HEAD` are asked for a single byte.
+    async fn look(&self, context: &str, path: &str) -> Result<Found, RemoteError> {
+        let _connection = self.0.connection().await;
+        let answer = self.0.send(context, &Ask::plain(Method::HEAD, path)).await?;
+        match answer.status() {
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {}
+            _ => return self.found(context, answer).await,
+        }
+        let ask = Ask {
+            range: Some("bytes=0-0".to_owned()),
+            ..Ask::plain(Method::GET, path)
+        };
+        let answer = self.0.send(context, &ask).await?;
+        self.found(context, answer).await
+    }
+
+    async fn found(&self, context: &str, answer: Response<Incoming>) -> Result<Found, RemoteError> {
+        let headers = answer.headers();
+        match answer.status() {
+            StatusCode::OK if encoding(headers).is_empty() => Ok(Some(length(headers))),
+            StatusCode::OK => Ok(Some(None)),
+            StatusCode::PARTIAL_CONTENT => Ok(Some(content_range(headers).and_then(|(_, total)| total))),
+            // It has no first byte.
+            StatusCode::RANGE_NOT_SATISFIABLE => Ok(Some(Some(0))),
+            _ => match self.0.refused(context, answer).await {
+                error if error.is_not_found() => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// An entry of the action cache, if there is one.
+    async fn entry(&self, context: &str, path: &str) -> Result<Option<Bytes>, RemoteError> {
+        let _connection = self.0.connection().await;
+        let answer = self.0.send(context, &Ask::plain(Method::GET, path)).await?;
+        if answer.status() != StatusCode::OK {
+            let error = self.0.refused(context, answer).await;
+            return if error.is_not_found() {
+                Ok(None)
+            } else {
+                Err(error)
+            };
+        }
+        let mut whole = Whole::default();
+        let most = MAX_MESSAGE as u64;
+        let told = self.pour(context, answer, most, |piece| whole.add(piece)).await?;
+        if told > most {
+            let message = format!("the server's answer exceeds the maximum of {most} bytes");
+            return Err(RemoteError::new(RemoteErrorKind::Protocol, context, message));
+        }
+        Ok(Some(whole.into_bytes()))
+    }
+
+    /// Reads a body to its end, or until there is more of it than `most`; gives its length.
+    async fn pour(
+        &self,
+        context: &str,
+        answer: Response<Incoming>,
+        most: u64,
+        mut keep: impl FnMut(Bytes),
+    ) -> Result<u64, RemoteError> {
+        let protocol = |message: String| RemoteError::new(RemoteErrorKind::Protocol, context, message);
+        let (head, mut body) = answer.into_parts();
+        let mut decoder = Decoder::of(&head.headers).map_err(protocol)?;
+        let mut count = 0;
+        let limit = self.0.options.stall_timeout;
+        loop {
+            let next = tokio::time::timeout(limit, body.frame()).await.map_err(|_| {
+                RemoteError::new(
+                    RemoteErrorKind::Timeout,
+                    context,
+                    format!("stalled for {limit:?}"),
+                )
+            })?;
+            let (mut piece, is_end) = match next {
+                None => (decoder.finish().map_err(protocol)?, true),
+                Some(frame) => {
+                    let frame = frame.map_err(|e| self.0.broken(context, HttpFault::of(&e)))?;
+                    (frame.into_data().unwrap_or_default(), false)
+                }
+            };
+            if is_end {
+                count += piece.len() as u64;
+                keep(piece);
+                return Ok(count);
+            }
+            loop {
+                let piece = decoder
+                    .run(&mut piece, most.saturating_sub(count))
+                    .map_err(protocol)?;
+                if piece.is_empty() {
+                    break;
+                }
+                count += piece.len() as u64;
+                keep(piece);
+                if count > most {
+                    return Ok(count);
+                }
+            }
+        }
+    }
+}
+
+impl BlobStore for HttpCache {
+    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
+        // The protocol has none. A batch is held in memory.
+        let known = Capabilities {
+            digest_functions: Vec::new(),
+            max_batch_bytes: MAX_BATCH,
+            zstd_streams: false,
+            zstd_batches: false,
+        };
+        futures::future::ready(Ok(known)).boxed()
+    }
+
+    /// One `GET` for each blob, as many at once as there are connections.
+    fn read_batch<'a>(
+        &'a self,
+        digests: &'a [Digest],
+        _: &'a Attribution,
+        avoid: bool,
+    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+        async move {
+            let hope = Hope::default();
+            let distinct: HashSet<Digest> = digests.iter().cloned().collect();
+            let hope = &hope;
+            let reads = distinct.into_iter().map(|digest| async move {
+                if let Some(error) = hope.is_lost() {
+                    return (digest, Err(error));
+                }
+                let answer = self.whole(&digest, avoid).await;
+                hope.heard(&answer);
+                (digest, answer)
+            });
+            let answers: HashMap<Digest, Result<Bytes, RemoteError>> = futures::stream::iter(reads)
+                .buffer_unordered(self.0.options.connections())
+                .collect()
+                .await;
+            let answer = |digest: &Digest| match answers.get(digest) {
+                Some(answer) => (digest.clone(), answer.clone()),
+                None => (digest.clone(), Ok(Bytes::new())),
+            };
+            digests.iter().map(answer).collect()
+        }
+        .boxed()
+    }
+
+    fn read_stream<'a>(
+        &'a self,
+        digest: &'a Digest,
+        offset: u64,
+        _: &'a Attribution,
+        avoid: bool,
+        sink: &'a mut dyn Sink,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        read::read(&self.0, digest, offset, avoid, sink).boxed()
+    }
+
+    /// One `HEAD` for each blob.
+    fn find_missing<'a>(
+        &'a self,
+        digests: &'a [Digest],
+        _: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
+        async move {
+            let distinct: HashSet<Digest> = digests.iter().filter(|d| !d.is_empty()).cloned().collect();
+            let looks = distinct.into_iter().map(|digest| async move {
+                let context = self.0.context(format_args!("blob {digest}"));
+                let path = cas(&digest);
+                let found = self.retrying(|| self.look(&context, &path)).await?;
+                Ok(found.is_none().then_some(digest))
+            });
+            let mut missing: HashSet<Digest> = futures::stream::iter(looks)
+                .buffer_unordered(self.0.options.connections())
+                .try_filter_map(|missing| async move { Ok(missing) })
+                .try_collect()
+                .await?;
+            // Taken out when told, so that one asked about twice is told once.
+            Ok(digests.iter().filter(|d| missing.remove(*d)).cloned().collect())
+        }
+        .boxed()
+    }
+
+    fn describe(&self) -> String {
+        self.0.place().to_owned()
+    }
+}
+
+impl ActionStore for HttpCache {
+    fn action_result<'a>(
+        &'a self,
+        action: &'a Digest,
+        _: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
+        async move {
+            let context = self.0.context(format_args!("result for action {action}"));
+            let path = format!("ac/{}", action.hash_hex());
+            let Some(bytes) = self.retrying(|| self.entry(&context, &path)).await? else {
+                return Ok(None);
+            };
+            let result = ActionResult::decode(bytes).map_err(|e| {
+                let message = format!("what the server has is no action result: {e}");
+                RemoteError::new(RemoteErrorKind::Protocol, context, message)
+            })?;
+            Ok(Some(Arc::new(result)))
+        }
+        .boxed()
+    }
+
+    /// By `HEAD`; where the server does not tell the length, by counting the bytes.
+    fn blob_size<'a>(
+        &'a self,
+        _: DigestFunction,
+        hash: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
+        async move {
+            let path = format!("cas/{}", hex::encode(hash));
+            let context = self.0.context(format_args!("blob {}", hex::encode(hash)));
+            let found = self.retrying(|| self.look(&context, &path)).await?;
+            let Some(None) = found else {
+                return Ok(found.flatten());
+            };
+            let counted = self.retrying(|| async {
+                let _connection = self.0.connection().await;
+                let answer = self.0.send(&context, &Ask::plain(Method::GET, &path)).await?;
+                if answer.status() != StatusCode::OK {
+                    return Err(self.0.refused(&context, answer).await);
+                }
+                self.pour(&context, answer, u64::MAX, drop).await
+            });
+            match counted.await {
+                Err(error) if error.is_not_found() => Ok(None),
+                counted => counted.map(Some),
+            }
+        }
+        .boxed()
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
+        async move {
+            let context = format!("remote cache {}", self.0.place());
+            let path = empty(self.0.options.digest_function);
+            match self.look(&context, &path).await {
+                Ok(_) => Ok(()),
+                Err(mut error) => {
+                    match error.kind {
+                        RemoteErrorKind::Unavailable => {
+                            error.message = format!("failed to reach the server ({})", error.message);
+                        }
+                        RemoteErrorKind::Rejected => {
+                            error.message = format!("the server is not an HTTP cache ({})", error.message);
+                        }
+                        _ => {}
+                    }
+                    Err(error)
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+/// Whether it makes sense to ask for a batch's other blobs, after all that can be tried was tried for one.
+#[derive(Default)]
+struct Hope {
+    has_answered: AtomicBool,
+    lost: Mutex<Option<RemoteError>>,
+}
+
+impl Hope {
+    fn heard(&self, answer: &Result<Bytes, RemoteError>) {
+        match answer {
+            Err(error)
+                if error.kind != RemoteErrorKind::NotFound && error.kind != RemoteErrorKind::Protocol =>
+            {
+                let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+                lost.get_or_insert_with(|| error.clone());
+            }
+            _ => self.has_answered.store(true, Relaxed),
+        }
+    }
+
+    /// Why not, if the server has said nothing else.
+    fn is_lost(&self) -> Option<RemoteError> {
+        if self.has_answered.load(Relaxed) {
+            return None;
+        }
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Keeps what it is given; without a copy if that comes in one piece.
+#[derive(Default)]
+struct Whole {
+    first: Bytes,
+    all: Vec<u8>,
+}
+
+impl Whole {
+    fn add(&mut self, bytes: Bytes) {
+        if self.all.is_empty() {
+            if self.first.is_empty() {
+                self.first = bytes;
+                return;
+            }
+            self.all.extend_from_slice(&self.first);
+        }
+        self.all.extend_from_slice(&bytes);
+    }
+
+    fn into_bytes(self) -> Bytes {
+        if self.all.is_empty() {
+            self.first
+        } else {
+            self.all.into()
+        }
+    }
+}
+
+impl Sink for Whole {
+    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+        self.add(bytes);
+        futures::future::ready(Ok(())).boxed()
+    }
+}
