@@ -292,7 +292,7 @@ impl Host {
                 Err(_) => Err("the remote cache does not answer".to_owned()),
             };
         }
-        let is_reached = setting.cache.is_ok();
+        let is_reached = setting.cache.is_ok() || line.is_none_or(|line| line.remote_cache().is_none());
         let mode = decide(&setting);
         match mode {
             // Not --remote_download_outputs=minimal, which some versions refuse without what only this one expands into.

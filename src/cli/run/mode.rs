@@ -1,7 +1,7 @@
 //! Whether Bazel's own downloads may be taken away from it: only where everything that it would bring is sure to come
 //! by us.
 
-use crate::{bep::event::CommandLine, sources::is_http};
+use crate::{bep::event::CommandLine, transport::is_http};
 
 /// The oldest Bazel that tells in its events, and keeps on its disk, what all of its own download mode needs.
 const OLDEST: u32 = 7;
@@ -59,7 +59,6 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
         Some(_) => return Mode::Own("the command asks for all outputs"),
     }
     for (name, reason) in [
-        ("disk_cache", "outputs may be in a disk cache"),
         (
             "experimental_remote_output_service",
             "an output service provides the outputs",
@@ -74,27 +73,31 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
             return Mode::Own(reason);
         }
     }
-    match options.remote_cache() {
-        None => return Mode::Own("the command uses no remote cache"),
-        Some((_, url)) if is_http(url) => return Mode::Own("the remote cache speaks HTTP"),
-        Some(_) => {}
+    let remote = options.remote_cache();
+    let is_test = matches!(setting.word, "test" | "coverage");
+    if remote.is_none() && options.given("disk_cache").is_none() {
+        return Mode::Own("the command uses no cache");
+    }
+    if is_test && remote.is_none_or(|(_, url)| is_http(url)) {
+        return Mode::Own("with an HTTP or disk cache, events name no digests of tests' files");
     }
     if options.last("experimental_build_event_upload_strategy") == Some("local") {
         return Mode::Own("the events name local files");
     }
-    if matches!(setting.word, "test" | "coverage") && !zips_test_outputs(setting, options) {
+    if is_test && !zips_test_outputs(setting, options) {
         return Mode::Own("events do not name the undeclared outputs of tests");
     }
     match &setting.cache {
         Ok(()) => Mode::Minimal,
+        Err(_) if remote.is_none() => Mode::Own("the disk cache is not there yet, or cannot be read"),
         Err(reason) => Mode::Unable(format!("Bazel downloads outputs itself: {reason}")),
     }
 }
 
 /// Whether a cache is named that can be asked, and is reached as it is named.
 pub(super) fn names_a_cache(options: &CommandLine) -> bool {
-    let cache = options.remote_cache();
-    options.given("remote_proxy").is_none() && cache.is_some_and(|(_, url)| !is_http(url))
+    let is_named = options.remote_cache().is_some() || options.given("disk_cache").is_some();
+    options.given("remote_proxy").is_none() && is_named
 }
 
 /// Whether what tests leave comes as an archive, which events name. Without a word of the command: until Bazel 8.
@@ -130,11 +133,11 @@ mod tests {
             (vec![CACHE], true),
             (vec!["--remote_executor=grpc://h:1"], true),
             (vec![CACHE, "--remote_cache="], false),
-            (
-                vec!["--remote_cache=http://h", "--remote_executor=grpc://h:1"],
-                false,
-            ),
-            (vec!["--remote_cache=https://h/x"], false),
+            (vec!["--remote_cache=http://h"], true),
+            (vec!["--remote_cache=https://h/x", "--disk_cache=/d"], true),
+            (vec!["--disk_cache=/d"], true),
+            (vec!["--disk_cache="], false),
+            (vec!["--remote_cache=http://h", "--remote_proxy=unix:/s"], false),
             (vec![CACHE, "--remote_download_toplevel"], true),
             (vec![CACHE, "--remote_download_outputs=toplevel"], true),
             (vec![CACHE, "--remote_download_outputs=all"], false),
@@ -158,7 +161,7 @@ mod tests {
             (vec![CACHE, "--remote_download_minimal"], false),
             (vec![CACHE, "--remote_download_outputs=minimal"], false),
             (vec![CACHE, "--remote_download_outputs=something-new"], false),
-            (vec![CACHE, "--disk_cache=/d"], false),
+            (vec![CACHE, "--disk_cache=/d"], true),
             (vec![CACHE, "--disk_cache=/d", "--disk_cache="], true),
             (vec![CACHE, "--experimental_remote_output_service=unix:/s"], false),
             (vec![CACHE, "--remote_proxy=unix:/s"], false),
@@ -206,6 +209,29 @@ mod tests {
             let mode = decided(&[CACHE, flag], change);
             assert_eq!(mode == Mode::Minimal, taken, "{word} {version} {flag}: {mode:?}");
         }
+    }
+
+    #[test]
+    fn tests_files_are_bazels_to_bring_where_events_name_no_digests_of_them() {
+        for (options, taken) in [
+            (vec!["--remote_cache=http://h"], false),
+            (vec!["--disk_cache=/d"], false),
+            (vec!["--remote_cache=http://h", "--disk_cache=/d"], false),
+            (vec![CACHE, "--disk_cache=/d"], true),
+        ] {
+            for word in ["test", "coverage"] {
+                let mode = decided(&options, |setting| setting.word = word);
+                assert_eq!(mode == Mode::Minimal, taken, "{word} {options:?}: {mode:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_disk_cache_that_is_not_there_yet_is_nothing_to_complain_of() {
+        let mode = decided(&["--disk_cache=/d"], |setting| {
+            setting.cache = Err("none".to_owned())
+        });
+        assert!(matches!(mode, Mode::Own(_)), "{mode:?}");
     }
 
     #[test]

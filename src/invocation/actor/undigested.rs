@@ -1,6 +1,7 @@
 //! Outputs that the stream names without a digest.
 //!
-//! A build tool tells no digest of what it keeps as a local file: Bazel 4 with an HTTP or a disk cache, any with
+//! A build tool tells no digest of what it keeps as a local file: Bazel 4 with an HTTP or a disk cache, later ones there of
+//! the files of tests, any with
 //! `--experimental_build_event_upload_strategy=local`, and of a directory that is no tree artifact. Nobody can bring
 //! them, and no matter who made them, they are what the build says they are if they are there.
 
@@ -9,7 +10,13 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::task::spawn_blocking;
 
 use super::Actor;
-use crate::{bep::event::TargetId, exec_path::ExecPath, output::Class, roots::Destination};
+use crate::{
+    bep::event::{CommandLine, TargetId},
+    exec_path::ExecPath,
+    output::Class,
+    roots::Destination,
+    transport::is_http,
+};
 
 impl Actor {
     /// Takes note of some. They are looked for when the build tool is done.
@@ -55,9 +62,13 @@ impl Actor {
         });
         let there = looked.await.unwrap_or_default();
         let blocked = self.site.blocked().map(str::to_owned);
-        let why = blocked
-            .as_deref()
-            .unwrap_or("the build names it as a local file, without a digest, and it is not on disk");
+        let cause = match self.build.command_line() {
+            Some(line) if names_no_digests(line) => {
+                "this Bazel names no digests with an HTTP or disk cache (use a gRPC cache, or Bazel 7 or later)"
+            }
+            _ => "the build names it as a local file, without a digest",
+        };
+        let why = blocked.unwrap_or_else(|| format!("{cause}, and it is not on disk"));
         for (number, (path, (class, target))) in noted.into_iter().enumerate() {
             if there.get(number) == Some(&true) {
                 self.ledger.tally.present += 1;
@@ -68,5 +79,13 @@ impl Actor {
                 self.ledger.fail_target(&target);
             }
         }
+    }
+}
+
+/// Whether the build has no cache but an HTTP or a disk cache.
+fn names_no_digests(line: &CommandLine) -> bool {
+    match line.remote_cache() {
+        Some((_, url)) => is_http(url),
+        None => line.given("disk_cache").is_some(),
     }
 }
