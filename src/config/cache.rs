@@ -219,6 +219,8 @@ impl CacheArgs {
             google.check()?;
             options.connect.google = Some(google);
         }
+        let proxy = self.proxy()?;
+        options.connect.proxy = proxy.filter(|_| options.connect.endpoint.is_http());
         options.compression = if self.remote_cache_compression {
             Compression::WherePaying
         } else {
@@ -237,20 +239,24 @@ impl CacheArgs {
         Ok(options)
     }
 
+    /// The socket of `--remote-proxy`.
+    fn proxy(&self) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(text) = &self.remote_proxy else {
+            return Ok(None);
+        };
+        match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') => Ok(Some(path.into())),
+            _ => Err(ConfigError::new(
+                format!("--remote-proxy={text}"),
+                "must be the absolute path of a unix socket: unix:/PATH",
+            )),
+        }
+    }
+
     /// The options for an HTTP cache, with the credentials of its URL or of the user's `.netrc`.
     fn http_options(&self, url: &str) -> Result<RemoteOptions, ConfigError> {
         let (address, user_info) = split_user_info(url);
         let mut options = self.options(Endpoint::parse_cache("--remote-cache", &address)?)?;
-        options.connect.proxy = match &self.remote_proxy {
-            None => None,
-            Some(text) => match text.strip_prefix("unix:") {
-                Some(path) if path.starts_with('/') => Some(path.into()),
-                _ => {
-                    let error = "must be the absolute path of a unix socket: unix:/PATH";
-                    return Err(ConfigError::new(format!("--remote-proxy={text}"), error));
-                }
-            },
-        };
         let is_known = has_helper(&options.connect) || options.connect.google.is_some();
         add_login(user_info, is_known, &mut options);
         Ok(options)

@@ -40,7 +40,7 @@ pub fn config_file(data: &[u8]) {
         if let Ok(size) = parse_size(value) {
             let _ = show_size(size);
         }
-        if let Ok(endpoint) = Endpoint::parse("--remote-cache", value) {
+        if let Ok(endpoint) = Endpoint::parse_cache("--remote-cache", value) {
             let _ = (
                 endpoint.http_uri(),
                 endpoint.authority(),

@@ -225,6 +225,12 @@ fn an_address_may_have_a_user_and_need_not_have_a_port() {
             "grpcs://h:443",
             Some("Basic bWVAeDpzOmNyZXQ="),
         ),
+        (
+            "https://me%40x:s%3Acret@h/p@q",
+            "https://h:443/p@q",
+            Some("Basic bWVAeDpzOmNyZXQ="),
+        ),
+        ("HTTP://h/p/", "http://h:80/p", None),
         ("grpc://h", "grpc://h:80", None),
         ("GRPC://h:9/", "grpc://h:9", None),
         ("dns:///h:9", "grpcs://h:9", None),
@@ -247,6 +253,55 @@ fn an_address_may_have_a_user_and_need_not_have_a_port() {
     let options = options_of(&line, &template(), &BuildDirectories::default()).unwrap();
     assert_eq!(options.connect.headers.len(), 1);
     assert_eq!(options.connect.headers[0].value(), "mine");
+}
+
+#[test]
+fn an_http_cache_is_opened_as_bazel_opens_it() {
+    let of = |options: &[(&str, &str)]| {
+        let all = [&[("remote_cache", "http://me:pass@h/p")], options].concat();
+        options_of(&line(&all), &template(), &BuildDirectories::default()).unwrap()
+    };
+    // It has no instances, and each of its connections carries one request.
+    let options = of(&[("remote_instance_name", "main"), ("remote_max_connections", "7")]);
+    assert_eq!((&*options.instance_name, options.connections()), ("", 7));
+    for (text, count) in [("0", 100), ("many", 100), ("1000000", 1000)] {
+        assert_eq!(
+            of(&[("remote_max_connections", text)]).connections(),
+            count,
+            "{text}"
+        );
+    }
+    let grpc = line(&[("remote_cache", "grpc://h:1"), ("remote_max_connections", "7")]);
+    let grpc = options_of(&grpc, &template(), &BuildDirectories::default()).unwrap();
+    assert_eq!(grpc.connections(), 4);
+    // The URL's own user goes before a helper, and that before all others.
+    let options = of(&[
+        ("credential_helper", "/bin/helper"),
+        ("google_default_credentials", "1"),
+    ]);
+    assert!(options.connect.credential_helpers.is_empty() && options.connect.google.is_none());
+    assert_eq!(options.connect.headers[0].value(), "Basic bWU6cGFzcw==");
+    assert!(!format!("{options:?}").contains("pass"));
+}
+
+#[tokio::test]
+async fn a_path_is_allowed_with_what_is_below_it() {
+    let parse = |url| Endpoint::parse_cache("--allow-remote-cache", url).unwrap();
+    let sources = Sources::new(SourceRule::FromBuild {
+        template: Box::new(template()),
+        allowed: Some(vec![parse("http://h/team")]),
+    });
+    for (url, is_allowed) in [
+        ("http://h/team/a", true),
+        ("http://me:pass@h:80/team", true),
+        ("http://h/teams", false),
+        ("https://h/team", false),
+        ("http://h/", false),
+    ] {
+        let line = line(&[("remote_cache", url)]);
+        let opened = sources.of_build(Some(&line), &BuildDirectories::default());
+        assert_eq!(opened.is_ok(), is_allowed, "{url}");
+    }
 }
 
 fn sources(header: bool, allowed: Option<&str>) -> Sources {

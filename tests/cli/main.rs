@@ -16,6 +16,7 @@ mod depth;
 mod ending;
 mod fetching;
 mod full_disk;
+mod http;
 mod keeping;
 mod leasing;
 mod notifying;

@@ -480,7 +480,7 @@ async fn helpers_that_fail_and_settings_that_are_wrong_are_told_without_their_se
         ("bes", "--bes-header=authorization: Bearer {}="),
         ("user", "--remote-cache=grpcs://me:{}@host"),
         ("user-and-port", "--remote-cache=grpc://me:{}@host:x"),
-        ("http", "--remote-cache=https://me:{}@host/path"),
+        ("http", "--remote-cache=https://me:{}@host:0/path"),
         ("backend", "--bes-backend=grpc://me:{}@host:1"),
         ("backend-scheme", "--bes-backend=ftp://me:{}@host"),
         ("allowed", "--allow-remote-cache=ftp://me:{}@host"),

@@ -12,6 +12,11 @@ for_each_bazel!(real:
     run_needs_no_configuration,
 );
 for_each_bazel!(casd: top_level_outputs_are_there_when_the_build_returns);
+for_each_bazel!(bazel7 nginx:
+    top_level_outputs_are_there_when_the_build_returns,
+    groups_aspects_and_large_outputs_are_there,
+    run_needs_no_configuration,
+);
 
 /// What Bazel's own toplevel mode brings when everything is a cache hit. Fills the cache.
 fn reference(bazel: &Bazel, args: &[&str]) -> Tree {

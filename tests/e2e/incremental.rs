@@ -9,6 +9,11 @@ for_each_bazel!(real:
     a_target_whose_actions_all_hit_the_cache_appears,
 );
 
+for_each_bazel!(bazel7 nginx:
+    deleted_and_damaged_outputs_come_back_without_execution,
+    a_target_whose_actions_all_hit_the_cache_appears,
+);
+
 fn deleted_and_damaged_outputs_come_back_without_execution(stage: &Stage) {
     let cache = stage.cache();
     let daemon = Daemon::start(&cache);

@@ -16,7 +16,9 @@ use axum::{
 };
 use outhaul_testkit::{Ran, Running};
 
-use crate::harness::{Bazel, Daemon, Outhaul, Scratch, Stage, Upstream, Version, executed, remote_hits};
+use crate::harness::{
+    Bazel, Cache, CacheKind, Daemon, Outhaul, Scratch, Stage, Tree, Upstream, Version, executed, remote_hits,
+};
 
 for_each_bazel!(embedded:
     nothing_is_missing_with_any_kind_of_cache,
@@ -31,6 +33,7 @@ for_each_bazel!(embedded:
 );
 
 for_each_bazel!(casd: nothing_is_missing_with_any_kind_of_cache);
+for_each_bazel!(nginx: an_http_cache_that_is_down_costs_the_build_nothing);
 
 /// `outhaul run` of a Bazel's command.
 fn wrapped(outhaul: &Outhaul, bazel: &Bazel, flags: &[&str], command: &str, args: &[&str]) -> Ran {
@@ -74,14 +77,22 @@ fn nothing_is_missing_with_any_kind_of_cache(stage: &Stage) {
     let outhaul = Outhaul::new();
     let dir = Scratch::new("disk-cache");
     let grpc = format!("--remote_cache={}", cache.url());
-    let http = format!("--remote_cache={}", http_cache(&runtime));
-    let disk = format!("--disk_cache={}", dir.path().display());
-    let targets = ["//:all", "//gen:all"];
+    let nginx = CacheKind::Nginx
+        .is_there()
+        .then(|| Cache::start(CacheKind::Nginx));
+    let base = nginx
+        .as_ref()
+        .map_or_else(|| http_cache(&runtime), |nginx| nginx.url().to_owned());
+    let http = |path: &str| format!("--remote_cache={base}/{path}");
+    let disk = |name: &str| format!("--disk_cache={}", dir.join(name).display());
+    let (http_1, http_2, disk_1, disk_2) = (http("1"), http("2"), disk("1"), disk("2"));
+    let targets = ["//:all", "//gen:all", "//rules:all"];
     for flags in [
         vec![grpc.as_str()],
-        vec![http.as_str()],
-        vec![disk.as_str()],
-        vec![grpc.as_str(), disk.as_str()],
+        vec![&http_1],
+        vec![&disk_1],
+        vec![&grpc, &disk_1],
+        vec![&http_2, &disk_2],
         vec![],
     ] {
         let args = [&targets[..], &flags[..]].concat();
@@ -107,7 +118,7 @@ fn nothing_is_missing_with_any_kind_of_cache(stage: &Stage) {
             "{flags:?}: {run}"
         );
         assert!(!run.err.contains("received no events of"), "{run}");
-        let takes_over = stage.version == Version::Seven && flags == [grpc.as_str()];
+        let takes_over = stage.version == Version::Seven && !flags.is_empty();
         let brought = run.err.contains("outhaul: 0 downloaded");
         assert_eq!(!brought, takes_over, "who downloads; {run}");
         // What is run must be there while Bazel still runs.
@@ -121,7 +132,56 @@ fn nothing_is_missing_with_any_kind_of_cache(stage: &Stage) {
         )
         .ok();
         assert!(run.out().ends_with("tool\n"), "{run}");
+        // With a cache that Bazel fills as it goes, and again when that has all of it.
+        if let [first, ..] = *flags
+            && first != grpc
+        {
+            let fresh: Vec<String> = flags.iter().map(|flag| format!("{flag}/fresh")).collect();
+            let fresh: Vec<&str> = fresh.iter().map(String::as_str).collect();
+            for _ in 0..2 {
+                alone("clean");
+                let run = wrapped(
+                    &outhaul,
+                    &bazel,
+                    &["--strict"],
+                    "build",
+                    &[&targets[..], &fresh].concat(),
+                )
+                .ok();
+                assert_eq!(
+                    lacking(&expected, &bazel),
+                    Vec::<String>::new(),
+                    "{fresh:?}: {run}"
+                );
+            }
+        }
     }
+}
+
+/// What is not as expected, but for what Bazel leaves in addition when it executes actions.
+fn lacking(expected: &Tree, bazel: &Bazel) -> Vec<String> {
+    let mut differences = expected.differences(&bazel.bin());
+    differences.retain(|line| !line.starts_with("+ "));
+    differences
+}
+
+/// Bazel builds what it cannot get, and fails no build for that.
+fn an_http_cache_that_is_down_costs_the_build_nothing(stage: &Stage) {
+    let mut cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let http = format!("--remote_cache={}", cache.url());
+    let args = ["//:all", "//gen:all", &http];
+    wrapped(&outhaul, &bazel, &["--strict"], "build", &args).ok();
+    let expected = bazel.bin();
+    cache.kill();
+    bazel.clean();
+    let run = wrapped(&outhaul, &bazel, &["--strict"], "build", &args).ok();
+    assert_eq!(executed(&run), 9, "{run}");
+    assert_eq!(lacking(&expected, &bazel), Vec::<String>::new(), "{run}");
+    let is_told =
+        run.err.contains("Bazel downloads outputs itself") && run.err.contains("failed to reach the server");
+    assert_eq!(is_told, stage.version == Version::Seven, "{run}");
 }
 
 fn a_backend_of_the_rc_files_gets_every_event(stage: &Stage) {
@@ -224,14 +284,23 @@ fn what_is_missing_is_said_every_time(stage: &Stage) {
     let bazel = stage.bazel(&cache);
     let outhaul = Outhaul::new();
     let http = format!("--remote_cache={}", http_cache(&runtime));
-    let args = ["//gen:all", &http, "--remote_download_minimal"];
-    wrapped(&outhaul, &bazel, &[], "build", &args[..2]).ok();
+    // What is named without a digest, and Bazel leaves out.
+    let (command, target) = match stage.version {
+        Version::Seven => ("test", "//tests:pass"),
+        _ => ("build", "//gen:all"),
+    };
+    let args = [target, &http, "--remote_download_minimal"];
+    wrapped(&outhaul, &bazel, &[], command, &args[..2]).ok();
     for _ in 0..12 {
         bazel.clean();
-        let run = wrapped(&outhaul, &bazel, &["--strict"], "build", &args);
+        let run = wrapped(&outhaul, &bazel, &["--strict"], command, &args);
         assert_eq!(run.code, Some(45), "{run}");
         assert!(
             !run.err.contains(" 0 failed") && run.err.contains(" failed, "),
+            "{run}"
+        );
+        assert!(
+            run.err.contains("names no digests with an HTTP or disk cache"),
             "{run}"
         );
     }

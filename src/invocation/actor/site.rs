@@ -279,7 +279,8 @@ impl Actor {
         {
             tracing::info!(
                 invocation = %self.row.invocation_id,
-                "the stream names blobs at {authority}; downloading them from {} as configured",
+                "the stream names blobs at {}; downloading them from {} as configured",
+                without_user_info(authority),
                 cache.endpoint
             );
         }

@@ -12,7 +12,16 @@ pub(super) const FACTORS: [(&str, &[&str]); 14] = [
     ("command", &["build", "test", "run"]),
     (
         "cache",
-        &["grpc", "casd", "http", "disk", "grpc+disk", "none", "dead"],
+        &[
+            "grpc",
+            "casd",
+            "http",
+            "disk",
+            "grpc+disk",
+            "http+disk",
+            "none",
+            "dead",
+        ],
     ),
     ("flags-in", &["argv", "rc", "config", "bazelrc", "import"]),
     (
@@ -193,12 +202,14 @@ impl Config {
         let mut add = |flag: &str| flags.push(flag.to_owned());
         let grpc = format!("--remote_cache={}", url.grpc);
         let disk = format!("--disk_cache={}", url.disk);
+        let http = format!("--remote_cache={}", url.http);
         match self.get("cache") {
             "grpc" => add(&grpc),
             "casd" => add(&format!("--remote_cache={}", url.casd)),
-            "http" => add(&format!("--remote_cache={}", url.http)),
+            "http" => add(&http),
             "disk" => add(&disk),
             "grpc+disk" => [&grpc, &disk].into_iter().for_each(|flag| add(flag)),
+            "http+disk" => [&http, &disk].into_iter().for_each(|flag| add(flag)),
             "dead" => {
                 add("--remote_cache=grpc://127.0.0.1:1");
                 add("--remote_retries=0");

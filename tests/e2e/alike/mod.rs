@@ -62,7 +62,7 @@ fn a_build_leaves_what_bazel_alone_leaves(stage: &Stage) {
         backend: upstream.flag().replace("--bes-backend", "--bes_backend"),
         json: dir.join("events.json").display().to_string(),
     };
-    let allowed = format!("--allow-remote-cache={},{}", urls.grpc, urls.casd);
+    let allowed = format!("--allow-remote-cache={},{},{}", urls.grpc, urls.casd, urls.http);
     let daemon = Daemon::with(&["--remote-cache=from-build", &allowed]);
     let bazel = stage.bazel(&cache);
     let mut ground = Ground::new(&bazel, &dir, &urls, daemon.bes());

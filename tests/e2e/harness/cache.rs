@@ -31,6 +31,7 @@ impl CacheKind {
             "real" if peers::find("bazel-remote").is_some() => Self::BazelRemote,
             "real" => Self::BuildGrid,
             "casd" => Self::Casd,
+            "nginx" => Self::Nginx,
             "embedded" => Self::Embedded,
             other => panic!("no cache is called {other:?}"),
         }

@@ -43,8 +43,24 @@ pub(crate) use self::{
 };
 
 /// Makes a test for each Bazel of each function, which gets a [`Stage`]. The word in front says which cache
-/// [`Stage::cache`] starts: `real` (bazel-remote where it is, else BuildGrid), `casd` or `embedded`.
+/// [`Stage::cache`] starts: `real` (bazel-remote where it is, else BuildGrid), `casd`, `nginx` or `embedded`. With
+/// `bazel7` before it, of the Bazel alone that names digests with any cache.
 macro_rules! for_each_bazel {
+    (bazel7 $cache:ident: $($test:ident),+ $(,)?) => {
+        mod $cache {
+            mod bazel7 {
+                $(#[test]
+                fn $test() {
+                    crate::harness::run(
+                        concat!(module_path!(), "::", stringify!($test)),
+                        crate::harness::Version::Seven,
+                        stringify!($cache),
+                        super::super::$test,
+                    );
+                })+
+            }
+        }
+    };
     ($cache:ident: $($test:ident),+ $(,)?) => {
         mod $cache {
             mod bazel4 {
