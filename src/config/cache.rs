@@ -182,6 +182,19 @@ impl CacheArgs {
         !self.is_from_build() && (!self.remote_cache.is_empty() || self.disk_cache.is_some())
     }
 
+    /// Checks the addresses of a flag before anything is said of them: what stands before a comma in a password would not
+    /// be known as one.
+    fn check_addresses(flag: &str, urls: &[String]) -> Result<(), ConfigError> {
+        let is_rest = |url: &String| !url.contains("://") && !url.starts_with("unix:") && url.contains('@');
+        if urls.len() > 1 && urls.iter().any(is_rest) {
+            return Err(ConfigError::new(
+                flag,
+                "an address has a user name without a scheme; a comma separates addresses, write %2C for one that does not",
+            ));
+        }
+        Ok(())
+    }
+
     fn is_from_build(&self) -> bool {
         self.remote_cache.iter().any(|url| url == FROM_BUILD)
     }
@@ -267,6 +280,7 @@ impl CacheArgs {
     /// # Errors
     /// Naming the flag that is missing or wrong.
     pub fn cache(&self) -> Result<SourceCache, ConfigError> {
+        Self::check_addresses("--remote-cache", &self.remote_cache)?;
         let mut chain: Vec<RemoteOptions> = self.disk_cache()?.into_iter().collect();
         for url in self.remote_cache.iter().filter(|url| *url != FROM_BUILD) {
             let options = if is_http(url) {
@@ -318,6 +332,7 @@ impl CacheArgs {
         if !from_build && !(trusted && self.remote_cache.is_empty()) {
             return Ok(SourceRule::Fixed(self.cache()?));
         }
+        Self::check_addresses("--allow-remote-cache", &self.allow_remote_cache)?;
         let allowed = self
             .allow_remote_cache
             .iter()
@@ -380,6 +395,7 @@ mod tests {
                 "--disk-cache",
             ),
             (vec!["--remote-cache=file://h/x"], "file:///DIR"),
+            (vec!["--remote-cache=grpcs://me:a,b@h"], "%2C"),
             (
                 vec!["--remote-cache=grpc://h:1", "--remote-header=x"],
                 "--remote-header",

@@ -27,6 +27,7 @@ use rustix::{
 use super::{ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink, client::MAX_MESSAGE};
 use crate::{
     digest::{Digest, DigestFunction},
+    open_files::patient,
     transport::{RemoteError, RemoteErrorKind},
 };
 
@@ -88,25 +89,34 @@ impl DiskCache {
     ) -> Result<Option<T>, RemoteError> {
         let place = Arc::clone(&self.0);
         let done = tokio::task::spawn_blocking(move || Ok(place.open()?.map(|root| work(&root))));
-        let error = |message: String| RemoteError::config(self.describe(), message);
+        let error = |kind, message: String| RemoteError::new(kind, self.describe(), message);
         match done.await {
-            Ok(done) => done.map_err(error),
-            Err(failed) => Err(error(failed.to_string())),
+            Ok(done) => done.map_err(|(kind, message)| error(kind, message)),
+            Err(failed) => Err(error(RemoteErrorKind::Unavailable, failed.to_string())),
         }
     }
 }
 
 impl Place {
     /// Opens the directory: each time, since it may appear, go, or be made anew.
-    fn open(&self) -> Result<Option<Root>, String> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = match fs::open(&self.path, flags, Mode::empty()) {
-            Err(Errno::NOENT) => return Ok(None),
-            opened => opened.map_err(|e| e.to_string())?,
+    fn open(&self) -> Result<Option<Root>, (RemoteErrorKind, String)> {
+        let failed = |errno: Errno| {
+            let kind = match errno {
+                Errno::ACCESS | Errno::PERM => RemoteErrorKind::Denied,
+                Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG => RemoteErrorKind::Config,
+                _ => RemoteErrorKind::Unavailable,
+            };
+            (kind, errno.to_string())
         };
-        let owner = fs::fstat(&fd).map_err(|e| e.to_string())?.st_uid;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = match patient(|| fs::open(&self.path, flags, Mode::empty())) {
+            Err(Errno::NOENT) => return Ok(None),
+            opened => opened.map_err(failed)?,
+        };
+        let owner = fs::fstat(&fd).map_err(failed)?.st_uid;
         if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-            return Err(format!("it belongs to another user ({owner})"));
+            let message = format!("it belongs to another user ({owner})");
+            return Err((RemoteErrorKind::Config, message));
         }
         Ok(Some(Root {
             fd,
@@ -136,7 +146,10 @@ pub(crate) fn place_of_blob(digest: &Digest) -> String {
 
 /// Whether an error says that there is no such file.
 const fn is_absent(errno: Errno) -> bool {
-    matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)
+    matches!(
+        errno,
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::STALE
+    )
 }
 
 impl Root {
@@ -144,10 +157,12 @@ impl Root {
     fn open(&self, path: &str) -> io::Result<Option<(File, u64)>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let opened = match fs::openat2(&self.fd, path, flags, Mode::empty(), resolve) {
-            Err(Errno::NOSYS | Errno::PERM) => fs::openat(&self.fd, path, flags, Mode::empty()),
-            opened => opened,
-        };
+        let opened = patient(
+            || match fs::openat2(&self.fd, path, flags, Mode::empty(), resolve) {
+                Err(Errno::NOSYS | Errno::PERM) => fs::openat(&self.fd, path, flags, Mode::empty()),
+                opened => opened,
+            },
+        );
         let file = match opened {
             Ok(fd) => File::from(fd),
             // A socket cannot be opened at all.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use outhaul::embedded_cache::{EmbeddedCache, ServerTls};
-use outhaul_testkit::{PATIENCE, Ran};
+use outhaul_testkit::{PATIENCE, Ran, until};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
@@ -219,8 +219,7 @@ async fn a_build_goes_on_whatever_its_cache_does_and_is_told_why_nothing_came() 
     let closed = "grpc://127.0.0.1:1".to_owned();
     for (n, endpoint) in [closed, http].into_iter().enumerate() {
         let cache = format!("--remote-cache={endpoint}");
-        // Later flags win.
-        let mut server = world.serve(&[&cache, QUICK[0], QUICK[1]]).await;
+        let mut server = world.serve_alone(&[&cache, QUICK[0], QUICK[1]]).await;
         let build = if n == 0 {
             world.build.clone()
         } else {
@@ -228,11 +227,13 @@ async fn a_build_goes_on_whatever_its_cache_does_and_is_told_why_nothing_came() 
         };
         world.play(&build, server.door()).await;
         server.logged("is not usable at the moment").await;
-        let ran = run(["status", "--json", &world.state(), &build.invocation_id()])
-            .await
-            .expect(0);
-        let answer = &ran.json()[0];
-        assert_eq!(answer["state"], "settled", "{answer}");
+        let mut answer = serde_json::Value::Null;
+        until("the build is settled", async || {
+            let args = ["status", "--json", &world.state(), &build.invocation_id()];
+            answer = run(args).await.expect(0).json()[0].clone();
+            answer["state"] == "settled"
+        })
+        .await;
         assert!(answer["failed"].as_u64().unwrap() > 0);
         assert!(
             answer["errors"][0].as_str().unwrap().contains(&endpoint),

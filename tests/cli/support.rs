@@ -119,10 +119,16 @@ impl World {
 
     /// A daemon with this cache and these further arguments.
     pub async fn serve(&self, args: &[&str]) -> Running {
+        let cache = self.cache_flag();
+        self.serve_alone(&[&[cache.as_str()], args].concat()).await
+    }
+
+    /// The same without the world's cache.
+    pub async fn serve_alone(&self, args: &[&str]) -> Running {
         let mut command = outhaul();
         command
             .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
-            .args([self.state(), self.cache_flag()])
+            .arg(self.state())
             .args(args);
         Running::serve(command).await
     }

@@ -13,6 +13,7 @@ mod alike;
 mod asking;
 mod ci;
 mod cold;
+mod disk;
 mod failing;
 mod faults;
 mod flags;

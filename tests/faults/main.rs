@@ -2,7 +2,7 @@
 //!
 //! A case is made from a seed: a build ([`build`]), what its cache does wrong and when ([`schedule`]). It is run through
 //! the rooms of the daemon with the real client over real connections, once with the faults and once without them
-//! ([`run`]), and checked ([`check`]). Cases are repeated and counted by the environment:
+//! ([`run`]), and checked ([`check`]). Several caches, one after the other, are in [`chain`]. Cases are repeated and counted by the environment:
 //!
 //! * `OUTHAUL_FAULT_CASES`: how many; the default suits `cargo test`.
 //! * `OUTHAUL_FAULT_SEED`: the first case's seed; the others' follow it. Given out with every failure.
@@ -12,6 +12,7 @@
 #![allow(clippy::print_stdout)]
 
 mod build;
+mod chain;
 mod check;
 mod run;
 mod schedule;

@@ -59,6 +59,14 @@ impl Outhaul {
         Running::start(command)
     }
 
+    /// Runs a subcommand that has no state directory.
+    pub(crate) fn stateless<S: AsRef<OsStr>>(&self, cwd: &Path, subcommand: &str, args: &[S]) -> Ran {
+        let program = std::env::var_os("OUTHAUL_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_outhaul").into());
+        let mut command = clean(Command::new(program));
+        command.current_dir(cwd).arg(subcommand).args(args);
+        Running::start(command).wait()
+    }
+
     /// Runs a subcommand from a directory.
     pub(crate) fn run<S: AsRef<OsStr>>(&self, cwd: &Path, subcommand: &str, args: &[S]) -> Ran {
         self.start(cwd, subcommand, args).wait()
