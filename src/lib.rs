@@ -39,6 +39,7 @@
 //! * [`action_cache`] reads Bazel's action cache, which has the digests of outputs that no event names.
 //! * [`record`] stores what is known about outputs and builds, in sled, with an interface that cannot fail a build.
 //! * `archive` unpacks archives, and publishes what was in them as a whole.
+//! * `collection` downloads archives by name, from directories, URLs and the cache, and knows their checksums.
 //! * [`stage`] copies outputs of a recorded build to a directory; it also exports and imports builds.
 //! * [`access`] controls access to listeners: certificates, tokens, the user of the connecting process.
 //! * [`control`] answers the other commands and shows health and metrics.
@@ -80,6 +81,8 @@ pub mod bes;
 pub mod builds;
 pub mod chance;
 pub mod cli;
+#[cfg(feature = "archives")]
+pub mod collection;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -30,7 +30,7 @@ const FLOORS: &[&[&str]] = &[
     &["builds", "embedded_cache", "record", "remote"],
     &["demo", "journal", "materialize", "sources"],
     &["archive", "roots"],
-    &["bes", "invocation"],
+    &["bes", "collection", "invocation"],
     &["lease", "notify", "stage"],
     &["config", "control"],
     &["daemon"],

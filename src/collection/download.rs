@@ -1,0 +1,109 @@
+//! Archives as files.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use super::{
+    CollectionError, Directory, Progress, SavedFile, Wanted,
+    pipe::{Outlet, through},
+};
+use crate::digest::Digest;
+
+/// How a download ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Downloaded {
+    /// The digest of all bytes.
+    pub digest: Digest,
+    /// Whether the file was there already, with the right bytes.
+    pub was_present: bool,
+}
+
+/// Downloads an archive to a directory, under its own name. A file that is there with the right checksum is kept.
+///
+/// # Errors
+/// When it cannot be read or written, or is not what its checksum says, twice.
+pub async fn download(
+    wanted: &Wanted,
+    directory: &Directory,
+    progress: &Arc<Progress>,
+) -> Result<Downloaded, CollectionError> {
+    let name = wanted.item.name.clone();
+    if let Some(sum) = wanted.checksum.clone() {
+        let (directory, name) = (directory.clone(), name.clone());
+        let found = blocking(&wanted.item.name, move || {
+            directory.digest_of(&name, sum.function())
+        });
+        // What cannot be read is downloaded.
+        if let Ok(Some(digest)) = found.await
+            && wanted.checksum.as_ref().is_some_and(|sum| sum.fits(&digest))
+        {
+            return Ok(Downloaded {
+                digest,
+                was_present: true,
+            });
+        }
+    }
+    let (file, digest) = spool(wanted, directory, progress).await?;
+    let publish = {
+        let name = name.clone();
+        blocking(&wanted.item.name, move || file.publish(&name))
+    };
+    publish.await.map_err(|error| match error {
+        CollectionError::Write { source, .. } => CollectionError::Write {
+            path: directory.path().join(&name),
+            source,
+        },
+        error => error,
+    })?;
+    Ok(Downloaded {
+        digest,
+        was_present: false,
+    })
+}
+
+/// Downloads an archive to a file without a name, and verifies it. Bytes that are wrong are asked for once more.
+///
+/// # Errors
+/// As [`download`].
+pub async fn spool(
+    wanted: &Wanted,
+    directory: &Directory,
+    progress: &Arc<Progress>,
+) -> Result<(SavedFile, Digest), CollectionError> {
+    match once(wanted, directory, progress).await {
+        Err(error) if error.is_worth_another_try() => {
+            tracing::debug!(%error, "downloading it again");
+            once(wanted, directory, progress).await
+        }
+        ended => ended,
+    }
+}
+
+async fn once(
+    wanted: &Wanted,
+    directory: &Directory,
+    progress: &Arc<Progress>,
+) -> Result<(SavedFile, Digest), CollectionError> {
+    let path = directory.path().join(&wanted.item.name);
+    let directory = directory.clone();
+    through(wanted, progress, move |bytes| write(bytes, &directory, path)).await
+}
+
+fn write(bytes: &mut Outlet, directory: &Directory, path: PathBuf) -> Result<SavedFile, CollectionError> {
+    let copied = directory
+        .file()
+        .and_then(|mut file| io::copy(bytes, &mut file).map(|_| file));
+    copied.map_err(|source| CollectionError::Write { path, source })
+}
+
+/// Runs on a thread that may wait.
+async fn blocking<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, CollectionError> {
+    let worked = tokio::task::spawn_blocking(work).await;
+    let worked = worked.map_err(io::Error::other).and_then(|worked| worked);
+    worked.map_err(|source| CollectionError::Write {
+        path: name.into(),
+        source,
+    })
+}

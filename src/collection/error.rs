@@ -1,0 +1,105 @@
+//! Why archives were not fetched.
+
+use std::{io, path::PathBuf};
+
+use super::{Checksum, ChecksumError, ChoiceError, SIDECAR};
+use crate::transport::{RemoteError, RemoteErrorKind};
+
+/// Why an archive, or all of them, were not fetched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CollectionError {
+    /// Where it comes from.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// A pattern is wrong, or matches nothing.
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
+    /// A file with checksums cannot be used.
+    #[error("{file}: {reason}")]
+    Checksum {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        reason: ChecksumError,
+    },
+    /// There is no checksum, but there must be one.
+    #[error(
+        "{name}: no checksum, so its upload may be unfinished: there is no {name}{SIDECAR} beside it (to download it \
+         without a checksum, use --checksum=auto)"
+    )]
+    NoChecksum {
+        /// The archive's file name.
+        name: String,
+    },
+    /// The bytes are not those of the checksum.
+    #[error("{name}: the bytes have the digest {actual}, but its checksum is {expected}")]
+    Wrong {
+        /// The archive.
+        name: String,
+        /// What its checksum says.
+        expected: Checksum,
+        /// What its bytes have.
+        actual: Checksum,
+    },
+    /// The name does not say what it is.
+    #[error(
+        "{name}: is not a file name of an archive that can be unpacked (.tar, .tar.gz, .tgz, .tar.zst, .tzst, \
+         .tar.xz, .txz or .zip); write NAME=URL or NAME=DIGEST to give it one, or use --no-extract"
+    )]
+    NoArchive {
+        /// The name.
+        name: String,
+    },
+    /// Two archives have one place.
+    #[error("{first} and {second} would both go to {place}; leave one out with --exclude")]
+    SamePlace {
+        /// The one.
+        first: String,
+        /// The other.
+        second: String,
+        /// The name below the output directory.
+        place: String,
+    },
+    /// There is nothing to fetch.
+    #[error("{0}: no archives")]
+    Nothing(String),
+    /// The bytes could not be handed on.
+    #[error("failed to read {name}: {source}")]
+    Read {
+        /// The archive.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file system refuses.
+    #[error("failed to write {}: {source}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl CollectionError {
+    /// Whether reading the archive once more, from its beginning, may help: it changed, or came damaged.
+    #[must_use]
+    pub const fn is_worth_another_try(&self) -> bool {
+        match self {
+            Self::Wrong { .. } => true,
+            Self::Remote(error) => matches!(error.kind, RemoteErrorKind::Protocol),
+            _ => false,
+        }
+    }
+
+    /// Whether what was asked for is not there.
+    #[must_use]
+    pub const fn is_not_found(&self) -> bool {
+        match self {
+            Self::Remote(error) => error.is_not_found(),
+            Self::Choice(ChoiceError::NoMatch { .. }) | Self::Nothing(_) => true,
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The collection that a URL leads to.
+
+use std::{path::PathBuf, sync::Arc};
+
+use percent_encoding::percent_decode_str;
+
+use super::{
+    Collection, Patience, address::Address, directory::LocalDirectory, http::HttpArchive, is_file_name,
+};
+use crate::transport::{
+    Auth, ConnectOptions, Endpoint, Header, RemoteError, auth::has_helper, https::client_for, netrc,
+    without_user_info,
+};
+
+/// The hosts that Google's credentials are for.
+const GOOGLE: &str = "storage.googleapis.com";
+
+/// How servers are reached, and what they are shown.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// How often and how long to try.
+    pub patience: Patience,
+    /// Credential helpers, and Google's credentials. Headers are those of the remote cache: they are sent to no other
+    /// server. The endpoint does not count.
+    pub connect: ConnectOptions,
+}
+
+/// Opens what a URL leads to, under the name that it has or under another one. Connects nothing yet.
+///
+/// # Errors
+/// Naming the URL without what may be secret in it.
+pub fn open(url: &str, name: Option<&str>, access: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
+    // In a query may be a signature.
+    let shown = without_user_info(url.split(['?', '#']).next().unwrap_or(url));
+    let error = |reason: String| RemoteError::config(shown.to_string(), reason);
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Err(error("is neither a URL nor a digest (HASH/SIZE)".to_owned()));
+    };
+    match &*scheme.to_ascii_lowercase() {
+        "file" => {
+            let path = rest.strip_prefix("localhost").unwrap_or(rest);
+            let path = percent_decode_str(path).decode_utf8();
+            let path = path.map_err(|_| error("is not a path in UTF-8".to_owned()))?;
+            if !path.starts_with('/') {
+                return Err(error("must have an absolute path: file:///DIR/".to_owned()));
+            }
+            if name.is_some() {
+                return Err(error(
+                    "has a name of its own; NAME= is for https:// and digests".to_owned(),
+                ));
+            }
+            Ok(Arc::new(
+                LocalDirectory::open(&PathBuf::from(&*path)).map_err(error)?,
+            ))
+        }
+        "http" | "https" => {
+            let address = Address::parse(url).map_err(error)?;
+            let name = match name {
+                Some(name) => name.to_owned(),
+                None => address.file_name().map_err(error)?,
+            };
+            if name.is_empty() {
+                let reason =
+                    "is a directory, and there is no way to list one over HTTP; name an archive in it";
+                return Err(error(reason.to_owned()));
+            }
+            if !is_file_name(&name) {
+                return Err(error(
+                    "does not end in a usable file name; write NAME=URL".to_owned(),
+                ));
+            }
+            // A redirect may lead to https, wherever it begins.
+            let client = match client_for(true) {
+                Err(_) if !address.is_https() => client_for(false),
+                client => client,
+            };
+            Ok(Arc::new(HttpArchive {
+                client: client.map_err(|e| error(e.to_string()))?,
+                auth: auth(&address, access)?,
+                patience: access.patience.clone(),
+                name,
+                address,
+            }))
+        }
+        _ => Err(error(
+            "unknown scheme; use file://, http:// or https://".to_owned(),
+        )),
+    }
+}
+
+/// What a server is shown if the URL has no user name: what a credential helper says, or Google's credentials, or the
+/// login in the user's `.netrc`; the first of these that there is.
+fn auth(address: &Address, access: &Access) -> Result<Option<Auth>, RemoteError> {
+    if address.login().is_some() {
+        return Ok(None);
+    }
+    let scheme = if address.is_https() { "grpcs" } else { "grpc" };
+    let host = address.uri().host().unwrap_or_default();
+    let endpoint = Endpoint::parse("URL", &format!("{scheme}://{host}:{}", address.port()))?;
+    let mut connect = ConnectOptions {
+        endpoint,
+        headers: Vec::new(),
+        ..access.connect.clone()
+    };
+    let host = address.host();
+    let is_google = host == GOOGLE || host.strip_suffix(GOOGLE).is_some_and(|rest| rest.ends_with('.'));
+    if !address.is_https() || !is_google {
+        connect.google = None;
+    }
+    if !has_helper(&connect) && connect.google.is_none() {
+        connect.headers.extend(login(host));
+    }
+    Auth::new(&connect).map(Some)
+}
+
+/// What the user's `.netrc` (or `$NETRC`) has for a host.
+fn login(host: &str) -> Option<Header> {
+    let file = match std::env::var_os("NETRC") {
+        Some(file) => PathBuf::from(file),
+        None => std::env::home_dir()?.join(".netrc"),
+    };
+    let (user, password) = netrc::login(&std::fs::read_to_string(file).ok()?, host)?;
+    Some(Header::basic(&user, &password))
+}

@@ -1,0 +1,188 @@
+//! Which archives to fetch, and what their bytes must be.
+
+use std::{collections::HashSet, sync::Arc};
+
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+
+use super::{Checksum, Checksums, Choice, Collection, CollectionError, Item, SIDECAR, is_file_name};
+use crate::{
+    archive::Format,
+    output::Class,
+    remote::Sink,
+    transport::{RemoteError, RemoteErrorKind},
+};
+
+/// The most bytes that a file with one checksum may have.
+const SIDECAR_BYTES: usize = 64 << 10;
+/// How many checksums are read at once.
+const READING: usize = 16;
+
+/// What checksums are good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checking {
+    /// Used where there are some.
+    Auto,
+    /// Every archive must have one.
+    Require,
+    /// Not looked for. A digest counts all the same.
+    None,
+}
+
+/// An archive to fetch.
+#[derive(Clone)]
+pub struct Wanted {
+    /// Where it is.
+    pub collection: Arc<dyn Collection>,
+    /// Its name there.
+    pub item: Item,
+    /// What it is, as far as its name says.
+    pub format: Option<Format>,
+    /// Whether it may be missing.
+    pub class: Class,
+    /// What its bytes must be, if that is known.
+    pub checksum: Option<Checksum>,
+    /// Whether it was named itself, rather than found in a directory.
+    pub is_named: bool,
+    /// Whether its checksum may be beside it, as far as that is known without asking.
+    has_sidecar: bool,
+}
+
+impl Wanted {
+    /// What messages call it; without credentials.
+    #[must_use]
+    pub fn address(&self) -> String {
+        if self.is_named {
+            self.collection.describe()
+        } else {
+            let directory = self.collection.describe();
+            format!("{}/{}", directory.trim_end_matches('/'), self.item.name)
+        }
+    }
+}
+
+/// Lists the collections, and chooses. The order is that of the collections, and in each that of the names.
+///
+/// # Errors
+/// When a collection cannot be asked or has no archives, or a pattern matches none.
+pub async fn choose(
+    collections: &[Arc<dyn Collection>],
+    choice: &Choice,
+) -> Result<Vec<Wanted>, CollectionError> {
+    let mut offered = Vec::new();
+    for collection in collections {
+        let listing = collection.list().await?;
+        let is_named = !listing.is_complete || collection.checksum().is_some();
+        let sidecars: HashSet<&str> = listing
+            .items
+            .iter()
+            .filter_map(|item| item.name.strip_suffix(SIDECAR))
+            .collect();
+        let before = offered.len();
+        for item in &listing.items {
+            let format = Format::of(&item.name);
+            if !is_named && (format.is_none() || !is_file_name(&item.name)) {
+                continue;
+            }
+            offered.push(Wanted {
+                collection: Arc::clone(collection),
+                has_sidecar: !listing.is_complete || sidecars.contains(&*item.name),
+                item: item.clone(),
+                format,
+                class: Class::Known,
+                checksum: collection.checksum(),
+                is_named,
+            });
+        }
+        if offered.len() == before {
+            return Err(CollectionError::Nothing(collection.describe()));
+        }
+    }
+    let classes = choice.classes(offered.iter().map(|wanted| &*wanted.item.name))?;
+    let mut chosen = Vec::new();
+    for (mut wanted, class) in offered.into_iter().zip(classes) {
+        if let Some(class) = class {
+            wanted.class = class;
+            chosen.push(wanted);
+        }
+    }
+    if chosen.is_empty() {
+        let all: Vec<_> = collections
+            .iter()
+            .map(|collection| collection.describe())
+            .collect();
+        return Err(CollectionError::Nothing(all.join(", ")));
+    }
+    Ok(chosen)
+}
+
+async fn check(
+    wanted: &mut Wanted,
+    checking: Checking,
+    list: Option<&Checksums>,
+) -> Result<(), CollectionError> {
+    if wanted.checksum.is_some() || checking == Checking::None {
+        return Ok(());
+    }
+    wanted.checksum = match list.and_then(|list| list.get(&wanted.item.name)) {
+        Some(sum) => Some(sum.clone()),
+        None if wanted.has_sidecar => beside(wanted).await?,
+        None => None,
+    };
+    if wanted.checksum.is_none() && checking == Checking::Require {
+        let name = wanted.item.name.clone();
+        return Err(CollectionError::NoChecksum { name });
+    }
+    Ok(())
+}
+
+/// Finds out what the archives' bytes must be: what a digest says, or a list, or the files beside them. In their order.
+/// An error is that an archive must have a checksum and has none, or that the one that it has cannot be read.
+pub async fn check_all(
+    wanted: Vec<Wanted>,
+    checking: Checking,
+    list: Option<&Checksums>,
+) -> Vec<(Wanted, Result<(), CollectionError>)> {
+    stream::iter(wanted)
+        .map(|mut wanted| async move {
+            let checked = check(&mut wanted, checking, list).await;
+            (wanted, checked)
+        })
+        .buffered(READING)
+        .collect()
+        .await
+}
+
+/// The checksum in the file beside an archive.
+async fn beside(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
+    let item = Item::named(format!("{}{SIDECAR}", wanted.item.name));
+    let mut text = Text(Vec::new());
+    match wanted.collection.read(&item, &mut text).await {
+        Ok(()) => {}
+        // A store that one may not list says so of what is not there.
+        Err(error) if matches!(error.kind, RemoteErrorKind::NotFound | RemoteErrorKind::Denied) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(RemoteError::into(error)),
+    }
+    let text = String::from_utf8_lossy(&text.0);
+    let sum = Checksum::of_sidecar(&text, &wanted.item.name);
+    sum.map(Some).map_err(|reason| CollectionError::Checksum {
+        file: format!("{}{SIDECAR}", wanted.address()),
+        reason,
+    })
+}
+
+/// Keeps a short text.
+struct Text(Vec<u8>);
+
+impl Sink for Text {
+    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+        self.0.extend_from_slice(&bytes);
+        let fits = self.0.len() <= SIDECAR_BYTES;
+        let written = fits
+            .then_some(())
+            .ok_or_else(|| "is too long for a checksum".to_owned());
+        futures::future::ready(written).boxed()
+    }
+}
