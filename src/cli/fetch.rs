@@ -37,6 +37,9 @@ use crate::{
     units::show_size,
 };
 
+#[cfg(feature = "archives")]
+mod archive;
+
 /// How long a cache that failed may take to tell why.
 const EXPLANATION: Duration = Duration::from_secs(5);
 
@@ -52,6 +55,9 @@ pub(super) enum FetchCommand {
     Tree(TreeArgs),
     /// One blob
     Blob(BlobArgs),
+    /// Archives from a directory, a URL or the cache, unpacked when all are whole
+    #[cfg(feature = "archives")]
+    Archive(Box<archive::ArchiveArgs>),
 }
 
 /// Arguments of `outhaul fetch bep`.
@@ -125,6 +131,8 @@ pub(super) fn main(command: FetchCommand) -> Result<u8, Failure> {
             FetchCommand::Action(args) => action(args).await,
             FetchCommand::Tree(args) => tree(args).await,
             FetchCommand::Blob(args) => blob(args).await,
+            #[cfg(feature = "archives")]
+            FetchCommand::Archive(args) => archive::main(*args).await,
         }
     })
 }

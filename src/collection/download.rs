@@ -1,6 +1,10 @@
 //! Archives as files.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     CollectionError, Directory, Progress, SavedFile, Wanted,
@@ -27,11 +31,10 @@ pub async fn download(
     progress: &Arc<Progress>,
 ) -> Result<Downloaded, CollectionError> {
     let name = wanted.item.name.clone();
+    let path = directory.path().join(&name);
     if let Some(sum) = wanted.checksum.clone() {
         let (directory, name) = (directory.clone(), name.clone());
-        let found = blocking(&wanted.item.name, move || {
-            directory.digest_of(&name, sum.function())
-        });
+        let found = blocking(&path, move || directory.digest_of(&name, sum.function()));
         // What cannot be read is downloaded.
         if let Ok(Some(digest)) = found.await
             && wanted.checksum.as_ref().is_some_and(|sum| sum.fits(&digest))
@@ -43,17 +46,7 @@ pub async fn download(
         }
     }
     let (file, digest) = spool(wanted, directory, progress).await?;
-    let publish = {
-        let name = name.clone();
-        blocking(&wanted.item.name, move || file.publish(&name))
-    };
-    publish.await.map_err(|error| match error {
-        CollectionError::Write { source, .. } => CollectionError::Write {
-            path: directory.path().join(&name),
-            source,
-        },
-        error => error,
-    })?;
+    blocking(&path, move || file.publish(&name)).await?;
     Ok(Downloaded {
         digest,
         was_present: false,
@@ -64,7 +57,7 @@ pub async fn download(
 ///
 /// # Errors
 /// As [`download`].
-pub async fn spool(
+pub(super) async fn spool(
     wanted: &Wanted,
     directory: &Directory,
     progress: &Arc<Progress>,
@@ -96,14 +89,14 @@ fn write(bytes: &mut Outlet, directory: &Directory, path: PathBuf) -> Result<Sav
 }
 
 /// Runs on a thread that may wait.
-async fn blocking<T: Send + 'static>(
-    name: &str,
+pub(super) async fn blocking<T: Send + 'static>(
+    path: &Path,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, CollectionError> {
     let worked = tokio::task::spawn_blocking(work).await;
     let worked = worked.map_err(io::Error::other).and_then(|worked| worked);
     worked.map_err(|source| CollectionError::Write {
-        path: name.into(),
+        path: path.to_owned(),
         source,
     })
 }

@@ -3,7 +3,10 @@
 use std::{io, path::PathBuf};
 
 use super::{Checksum, ChecksumError, ChoiceError, SIDECAR};
-use crate::transport::{RemoteError, RemoteErrorKind};
+use crate::{
+    archive::ArchiveError,
+    transport::{RemoteError, RemoteErrorKind},
+};
 
 /// Why an archive, or all of them, were not fetched.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +15,12 @@ pub enum CollectionError {
     /// Where it comes from.
     #[error(transparent)]
     Remote(#[from] RemoteError),
+    /// It cannot be unpacked.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A thread ended without doing its work.
+    #[error("failed to unpack: {0}")]
+    Stopped(io::Error),
     /// A pattern is wrong, or matches nothing.
     #[error(transparent)]
     Choice(#[from] ChoiceError),
@@ -83,6 +92,11 @@ pub enum CollectionError {
 }
 
 impl CollectionError {
+    /// A thread ended without doing its work.
+    pub(super) fn stopped(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Stopped(io::Error::other(error))
+    }
+
     /// Whether reading the archive once more, from its beginning, may help: it changed, or came damaged.
     #[must_use]
     pub const fn is_worth_another_try(&self) -> bool {

@@ -316,6 +316,26 @@ impl CacheArgs {
         Ok(SourceCache::chain(chain)?)
     }
 
+    /// How servers are reached that have archives: with the same patience as the remote cache, and with credentials, but
+    /// without the headers that are for the remote cache alone.
+    ///
+    /// # Errors
+    /// Naming the flag that is wrong.
+    #[cfg(feature = "archives")]
+    pub fn archive_access(&self) -> Result<crate::collection::Access, ConfigError> {
+        use crate::remote::retry::{RetryPolicy, SystemTimer};
+        // The address is replaced before it is used.
+        let options = self.options(Endpoint::parse("--remote-cache", "grpc://localhost:1")?)?;
+        let timer = std::sync::Arc::new(SystemTimer);
+        Ok(crate::collection::Access {
+            patience: crate::collection::Patience {
+                retry: RetryPolicy::new(options.retries, options.max_retry_delay, timer),
+                idle: options.stall_timeout,
+            },
+            connect: options.connect,
+        })
+    }
+
     /// The rule by which builds find their cache. Without `--remote-cache` it is the build's own if `trusted`: the
     /// stream is of the user's own command or file.
     ///

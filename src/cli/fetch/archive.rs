@@ -1,0 +1,524 @@
+//! `outhaul fetch archive`: archives from directories, URLs and the cache, checked, and unpacked as a whole.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clap::{Args, ValueEnum};
+use futures::{StreamExt as _, stream};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::{digest, progress};
+use crate::{
+    archive::{Limits, Mode, OnConflict, Unpacked},
+    cli::{
+        ending::Signals,
+        exit::{self, Failure},
+        print,
+    },
+    collection::{
+        BlobArchive, Checking, Checksums, Choice, ChoiceError, Collection, CollectionError, Directory,
+        Extraction, Patterns, Progress, Wanted, check_all, check_places, choose, download, extract,
+        is_file_name, open,
+    },
+    config::CacheArgs,
+    digest::Digest,
+    output::Class,
+    printable::printable,
+    units::{parse_size, show_count, show_duration, show_size},
+};
+
+/// How often the line of progress is drawn.
+const DRAWN: Duration = Duration::from_millis(200);
+
+/// Arguments of `outhaul fetch archive`.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ArchiveArgs {
+    /// What to fetch: file:///DIR/ for all archives in a directory, file:///DIR/FILE or https://HOST/PATH/FILE for one, or
+    /// the digest (HASH/SIZE, or FUNCTION/HASH/SIZE) of one in the remote cache. NAME= gives it another file name
+    #[arg(required = true, value_name = "[NAME=]URL|DIGEST")]
+    sources: Vec<String>,
+
+    /// Directory to put everything into; created if it does not exist
+    #[arg(long, value_name = "DIR")]
+    output_dir: PathBuf,
+
+    /// Only archives whose file name contains a match (repeatable); each pattern must match something
+    #[arg(long, value_name = "REGEX")]
+    include: Vec<String>,
+
+    /// Exclude archives whose file name contains a match (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    exclude: Vec<String>,
+
+    /// Archives that must be fetched; all others are then optional (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    required: Vec<String>,
+
+    /// Archives that may be missing; without --required, all others must be fetched (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    optional: Vec<String>,
+
+    /// Whether to verify against the file NAME.sha256sum beside each archive: if there is one, always (a missing one is an
+    /// unfinished upload), or not. A digest is always verified
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    checksum: When,
+
+    /// File with checksums, as sha256sum writes it
+    #[arg(long, value_name = "FILE")]
+    checksum_file: Option<PathBuf>,
+
+    /// Archives to download at the same time
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    jobs: u16,
+
+    /// Unpack (the default): each archive of a directory into a directory of its own, others right into --output-dir
+    #[arg(long, conflicts_with = "no_extract")]
+    extract: bool,
+
+    /// Unpack all archives right into --output-dir, without the stage directories that artifact_manifest.txt, the first
+    /// member of each, names
+    #[arg(long, conflicts_with = "no_extract")]
+    flatten: bool,
+
+    /// Keep the archives as they are
+    #[arg(long)]
+    no_extract: bool,
+
+    /// Leading components of each path to cut, as with tar
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        conflicts_with_all = ["flatten", "no_extract"]
+    )]
+    strip_components: u32,
+
+    /// What to do with a path that is in two archives with different bytes: fail, or take that of the last archive
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "fail")]
+    on_conflict: Conflict,
+
+    /// Unpack symlinks that lead out of the directory, too
+    #[arg(long)]
+    unsafe_links: bool,
+
+    /// Change a limit of one archive (repeatable): archive-entries, archive-size, archive-ratio, archive-depth,
+    /// archive-header, archive-manifest, archive-xz-memory, archive-zstd-window
+    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',')]
+    limit: Vec<String>,
+
+    /// Only show what would be fetched
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print JSON, one object per line for each archive
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// When archives are verified against checksums that are beside them.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum When {
+    Auto,
+    Require,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Conflict {
+    Fail,
+    Last,
+}
+
+/// What became of an archive.
+struct Ended {
+    wanted: Wanted,
+    /// `None` if it was given up for another's sake, or is only to be shown.
+    result: Option<Result<Got, CollectionError>>,
+}
+
+/// What there is of an archive now.
+struct Got {
+    digest: Digest,
+    outcome: &'static str,
+    unpacked: Option<Unpacked>,
+}
+
+pub(super) async fn main(args: ArchiveArgs) -> Result<u8, Failure> {
+    let shutdown = CancellationToken::new();
+    let _at_once = Signals::listen()?.heed(shutdown.clone());
+    tokio::select! {
+        biased;
+        // What is dropped then leaves nothing.
+        () = shutdown.cancelled() => Err(Failure::failed("interrupted")),
+        ended = fetch(&args) => ended,
+    }
+}
+
+async fn fetch(args: &ArchiveArgs) -> Result<u8, Failure> {
+    let begun = Instant::now();
+    let choice = Choice::new(&args.patterns()).map_err(Failure::usage)?;
+    let list = args.checksums()?;
+    let extraction = args.extraction()?;
+    let collections = args.collections()?;
+    let wanted = choose(&collections, &choice).await.map_err(failure)?;
+    check_places(&wanted, extraction.as_ref()).map_err(Failure::failed)?;
+    let checked = check_all(wanted, args.checksum.into(), list.as_ref()).await;
+    let mut ended = Vec::new();
+    let mut ready = Vec::new();
+    for (wanted, checked) in checked {
+        match checked {
+            Ok(()) => ready.push(wanted),
+            Err(error) => ended.push(Ended {
+                wanted,
+                result: Some(Err(error)),
+            }),
+        }
+    }
+    let is_lost = ended.iter().any(|one| one.wanted.class == Class::Required);
+    let mut complete = true;
+    if args.dry_run || is_lost {
+        ended.extend(ready.into_iter().map(|wanted| Ended { wanted, result: None }));
+    } else {
+        let bytes = Arc::new(Progress::default());
+        let total: Option<u64> = ready.iter().map(|wanted| wanted.item.size).sum();
+        let work = async {
+            match &extraction {
+                Some(extraction) => unpacked(ready, extraction, &bytes).await,
+                None => saved(ready, args, &bytes).await.map(|ended| (ended, true)),
+            }
+        };
+        let (done, whole) = watched(work, &bytes, total).await?;
+        complete = whole;
+        ended.extend(done);
+    }
+    args.report(&ended, extraction.as_ref(), complete, begun)
+}
+
+/// Draws a line of progress meanwhile.
+async fn watched<T>(work: impl Future<Output = T>, bytes: &Progress, total: Option<u64>) -> T {
+    let bar = progress();
+    let total = total.map_or_else(String::new, |total| format!(" of {}", show_size(total)));
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => {
+                bar.finish_and_clear();
+                return done;
+            }
+            () = tokio::time::sleep(DRAWN) => {
+                bar.set_message(format!("{}{total}", show_size(bytes.bytes())));
+                bar.tick();
+            }
+        }
+    }
+}
+
+/// As they are.
+async fn saved(
+    wanted: Vec<Wanted>,
+    args: &ArchiveArgs,
+    bytes: &Arc<Progress>,
+) -> Result<Vec<Ended>, Failure> {
+    let path = std::path::absolute(&args.output_dir)?;
+    let directory =
+        Directory::create(&path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+    let directory = &directory;
+    let ended = stream::iter(wanted)
+        .map(|wanted| async move {
+            let result = download(&wanted, directory, bytes).await.map(|done| Got {
+                digest: done.digest,
+                outcome: if done.was_present { "present" } else { "downloaded" },
+                unpacked: None,
+            });
+            Ended {
+                wanted,
+                result: Some(result),
+            }
+        })
+        .buffered(usize::from(args.jobs.max(1)));
+    Ok(ended.collect().await)
+}
+
+/// Unpacked; and whether all that is required is there.
+async fn unpacked(
+    wanted: Vec<Wanted>,
+    extraction: &Extraction,
+    bytes: &Arc<Progress>,
+) -> Result<(Vec<Ended>, bool), Failure> {
+    let extracted = extract(&wanted, extraction, bytes)
+        .await
+        .map_err(Failure::failed)?;
+    let complete = extracted.is_complete();
+    for (target, published) in &extracted.published {
+        if let Err(error) = published {
+            writeln!(
+                print::err(),
+                "outhaul: {}: {}",
+                target.display(),
+                printable(&error.to_string())
+            )?;
+        }
+    }
+    let ended = wanted
+        .into_iter()
+        .zip(extracted.archives)
+        .map(|(wanted, ended)| Ended {
+            wanted,
+            result: match ended {
+                Some(Ok(one)) if complete => Some(Ok(Got {
+                    digest: one.digest,
+                    outcome: "extracted",
+                    unpacked: Some(one.unpacked),
+                })),
+                Some(Ok(_)) | None => None,
+                Some(Err(error)) => Some(Err(error)),
+            },
+        });
+    Ok((ended.collect(), complete))
+}
+
+/// An error before anything was fetched.
+fn failure(error: CollectionError) -> Failure {
+    match error {
+        CollectionError::Choice(error @ ChoiceError::Pattern { .. }) => Failure::usage(error),
+        error if error.is_not_found() => Failure::not_found(error),
+        error => Failure::failed(error),
+    }
+}
+
+impl ArchiveArgs {
+    fn patterns(&self) -> Patterns {
+        Patterns {
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            required: self.required.clone(),
+            optional: self.optional.clone(),
+        }
+    }
+
+    fn checksums(&self) -> Result<Option<Checksums>, Failure> {
+        let Some(path) = &self.checksum_file else {
+            return Ok(None);
+        };
+        let error = |reason: String| Failure::usage(format!("--checksum-file={}: {reason}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|e| error(e.to_string()))?;
+        let list = Checksums::parse(&text).map_err(|e| error(e.to_string()))?;
+        Ok(Some(list))
+    }
+
+    /// `None` if the archives are kept as they are.
+    fn extraction(&self) -> Result<Option<Extraction>, Failure> {
+        if self.no_extract {
+            return Ok(None);
+        }
+        let mode = if self.flatten {
+            Mode::Flatten
+        } else {
+            Mode::Extract {
+                strip_components: self.strip_components,
+            }
+        };
+        Ok(Some(Extraction {
+            directory: std::path::absolute(&self.output_dir)?,
+            mode,
+            on_conflict: match self.on_conflict {
+                Conflict::Fail => OnConflict::Fail,
+                Conflict::Last => OnConflict::Last,
+            },
+            unsafe_links: self.unsafe_links,
+            limits: limits(&self.limit)?,
+            jobs: usize::from(self.jobs.max(1)),
+        }))
+    }
+
+    fn collections(&self) -> Result<Vec<Arc<dyn Collection>>, Failure> {
+        let access = self.cache.archive_access()?;
+        let mut cache = None;
+        let mut collections: Vec<Arc<dyn Collection>> = Vec::new();
+        for text in &self.sources {
+            let (name, source) = match text.split_once('=') {
+                Some((name, source)) if is_file_name(name) => (Some(name), source),
+                _ => (None, &**text),
+            };
+            if source.contains("://") {
+                let opened = open(source, name, &access);
+                collections.push(opened.map_err(|error| Failure::usage(error.to_string()))?);
+                continue;
+            }
+            let digest = digest(source, &self.cache)?;
+            let store = match &cache {
+                Some(store) => Arc::clone(store),
+                None => cache.insert(self.cache.cache()?.blobs()).clone(),
+            };
+            collections.push(Arc::new(BlobArchive::new(store, digest, name.map(str::to_owned))));
+        }
+        Ok(collections)
+    }
+
+    fn report(
+        &self,
+        ended: &[Ended],
+        extraction: Option<&Extraction>,
+        complete: bool,
+        begun: Instant,
+    ) -> Result<u8, Failure> {
+        let failed = |one: &&Ended| matches!(one.result, Some(Err(_)));
+        let required = |one: &&Ended| one.wanted.class == Class::Required;
+        for one in ended {
+            if self.json {
+                writeln!(print::out(), "{}", one.json(&self.output_dir, extraction))?;
+            } else if self.dry_run {
+                writeln!(print::out(), "{}", one.line())?;
+            }
+            if let Some(Err(error)) = &one.result {
+                let kind = if one.wanted.class == Class::Required {
+                    ""
+                } else {
+                    "optional: "
+                };
+                writeln!(print::err(), "outhaul: {kind}{}", printable(&error.to_string()))?;
+            }
+        }
+        let lost = ended.iter().filter(failed).filter(required).count();
+        if !self.dry_run {
+            writeln!(print::err(), "{}", summary(ended, begun))?;
+        }
+        if lost == 0 && complete {
+            return Ok(exit::OK);
+        }
+        // As with the other commands: what was asked for is not there.
+        let is_gone = |one: &Ended| matches!(&one.result, Some(Err(error)) if error.is_not_found());
+        let all_gone = lost > 0 && ended.iter().filter(failed).filter(required).all(is_gone);
+        Ok(if all_gone { exit::NOT_FOUND } else { exit::FAILED })
+    }
+}
+
+impl From<When> for Checking {
+    fn from(when: When) -> Self {
+        match when {
+            When::Auto => Self::Auto,
+            When::Require => Self::Require,
+            When::None => Self::None,
+        }
+    }
+}
+
+impl Ended {
+    fn json(&self, output_dir: &Path, extraction: Option<&Extraction>) -> Value {
+        let got = match &self.result {
+            Some(Ok(got)) => Some(got),
+            _ => None,
+        };
+        let place = match extraction {
+            Some(extraction) => extraction.target(&self.wanted),
+            None => output_dir.join(&self.wanted.item.name),
+        };
+        let error = match &self.result {
+            Some(Err(error)) => Some(error.to_string()),
+            _ => None,
+        };
+        json!({
+            "name": self.wanted.item.name,
+            "from": self.wanted.address(),
+            "class": self.wanted.class.name(),
+            "path": place.to_string_lossy(),
+            "size": got.map(|got| got.digest.size()).or(self.wanted.item.size),
+            "digest": got.map(|got| format!("{}:{}", got.digest.function(), got.digest.hash_hex())),
+            "checksum": self.wanted.checksum.as_ref().map(ToString::to_string),
+            "outcome": got.map(|got| got.outcome),
+            "files": got.and_then(|got| got.unpacked).map(|unpacked| unpacked.files + unpacked.links),
+            "bytes": got.and_then(|got| got.unpacked).map(|unpacked| unpacked.bytes),
+            "error": error,
+        })
+    }
+
+    /// What would be fetched.
+    fn line(&self) -> String {
+        let size = self.wanted.item.size.map_or_else(|| "-".to_owned(), show_size);
+        let sum = self
+            .wanted
+            .checksum
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), ToString::to_string);
+        format!(
+            "{}  {size}  {sum}  {}",
+            self.wanted.class.name(),
+            self.wanted.address()
+        )
+    }
+}
+
+fn summary(ended: &[Ended], begun: Instant) -> String {
+    let mut parts = Vec::new();
+    let of = |outcome: &'static str| {
+        let got = ended.iter().filter_map(move |one| match &one.result {
+            Some(Ok(got)) if got.outcome == outcome => Some(got),
+            _ => None,
+        });
+        got.collect::<Vec<_>>()
+    };
+    for outcome in ["extracted", "downloaded", "present"] {
+        let got = of(outcome);
+        if got.is_empty() {
+            continue;
+        }
+        let size = show_size(got.iter().map(|got| got.digest.size()).sum());
+        let unpacked: Vec<_> = got.iter().filter_map(|got| got.unpacked).collect();
+        let mut part = format!("{} {outcome} ({size})", show_count(got.len() as u64));
+        if !unpacked.is_empty() {
+            let files = unpacked.iter().map(|one| one.files + one.links).sum();
+            let bytes = show_size(unpacked.iter().map(|one| one.bytes).sum());
+            part += &format!(": {} files, {bytes}", show_count(files));
+        }
+        parts.push(part);
+    }
+    let count = |wanted: fn(&Ended) -> bool| ended.iter().filter(|one| wanted(one)).count() as u64;
+    for (number, what) in [
+        (count(|one| matches!(one.result, Some(Err(_)))), "failed"),
+        (count(|one| one.result.is_none()), "not fetched"),
+    ] {
+        if number > 0 {
+            parts.push(format!("{} {what}", show_count(number)));
+        }
+    }
+    format!(
+        "archives: {} in {}",
+        parts.join(", "),
+        show_duration(begun.elapsed())
+    )
+}
+
+/// The limits, with what was changed.
+fn limits(texts: &[String]) -> Result<Limits, Failure> {
+    let mut limits = Limits::default();
+    for text in texts {
+        let error = |reason: String| Failure::usage(format!("--limit={text}: {reason}"));
+        let (name, value) = text
+            .split_once('=')
+            .ok_or_else(|| error("must be NAME=VALUE".to_owned()))?;
+        let Some((_, limit, _, is_size)) = Limits::NAMES.iter().find(|(known, ..)| *known == name) else {
+            let known: Vec<_> = Limits::NAMES.iter().map(|(name, ..)| *name).collect();
+            return Err(error(format!(
+                "unknown limit; expected one of {}",
+                known.join(", ")
+            )));
+        };
+        let value = if *is_size {
+            parse_size(value).map_err(error)?
+        } else {
+            value
+                .parse()
+                .map_err(|_| error(format!("{value:?} is not a number")))?
+        };
+        limits.set(*limit, value);
+    }
+    Ok(limits)
+}
