@@ -7,9 +7,12 @@ use percent_encoding::percent_decode_str;
 use super::{
     Collection, Patience, address::Address, directory::LocalDirectory, http::HttpArchive, is_file_name,
 };
-use crate::transport::{
-    Auth, ConnectOptions, Endpoint, Header, RemoteError, auth::has_helper, https::client_for, netrc,
-    without_user_info,
+use crate::{
+    remote::RemoteOptions,
+    transport::{
+        Auth, ConnectOptions, Endpoint, Header, RemoteError, auth::has_helper, https::client_for, netrc,
+        without_user_info,
+    },
 };
 
 /// The hosts that Google's credentials are for.
@@ -20,9 +23,9 @@ const GOOGLE: &str = "storage.googleapis.com";
 pub struct Access {
     /// How often and how long to try.
     pub patience: Patience,
-    /// Credential helpers, and Google's credentials. Headers are those of the remote cache: they are sent to no other
+    /// Credential helpers, Google's credentials, time-outs. Headers are those of the remote cache: they are sent to no other
     /// server. The endpoint does not count.
-    pub connect: ConnectOptions,
+    pub options: RemoteOptions,
 }
 
 /// Opens what a URL leads to, under the name that it has or under another one. Connects nothing yet.
@@ -100,7 +103,7 @@ fn auth(address: &Address, access: &Access) -> Result<Option<Auth>, RemoteError>
     let mut connect = ConnectOptions {
         endpoint,
         headers: Vec::new(),
-        ..access.connect.clone()
+        ..access.options.connect.clone()
     };
     let host = address.host();
     let is_google = host == GOOGLE || host.strip_suffix(GOOGLE).is_some_and(|rest| rest.ends_with('.'));

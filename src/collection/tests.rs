@@ -16,8 +16,11 @@ use super::*;
 use crate::{
     digest::{Digest, DigestFunction},
     output::Class,
-    remote::retry::{RetryPolicy, tests::FakeTimer},
-    transport::{ConnectOptions, Endpoint, RemoteErrorKind},
+    remote::{
+        RemoteOptions,
+        retry::{RetryPolicy, tests::FakeTimer},
+    },
+    transport::{Endpoint, RemoteErrorKind},
 };
 
 /// Keeps what it is given.
@@ -90,7 +93,7 @@ fn access(retries: u32, timer: &Arc<FakeTimer>) -> Access {
             retry: RetryPolicy::new(retries, Duration::from_secs(1), timer.clone()),
             idle: Duration::from_secs(60),
         },
-        connect: ConnectOptions::new(endpoint),
+        options: RemoteOptions::new(endpoint),
     }
 }
 

@@ -332,7 +332,7 @@ impl CacheArgs {
                 retry: RetryPolicy::new(options.retries, options.max_retry_delay, timer),
                 idle: options.stall_timeout,
             },
-            connect: options.connect,
+            options,
         })
     }
 

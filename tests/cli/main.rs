@@ -5,6 +5,8 @@
 mod access;
 mod activation;
 mod admin;
+#[cfg(feature = "archives")]
+mod archives;
 mod bad_endpoints;
 mod bad_events;
 mod bad_settings;

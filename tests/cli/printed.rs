@@ -78,3 +78,29 @@ async fn what_is_known_of_a_build() {
     lines.sort_unstable();
     with_settings!({ filters => CHANGING.to_vec() }, { assert_snapshot!("ls", lines.join("\n")) });
 }
+
+#[cfg(feature = "archives")]
+#[tokio::test]
+async fn what_is_fetched_of_archives() {
+    use crate::archives::{Archives, tar};
+    let archives = Archives::new();
+    archives.with_sum("lib_generic.tar", &tar(&[("lib/x", "one"), ("lib/y", "two")]));
+    archives.file("run_generic.tar", &tar(&[("bin/z", "three")]));
+    archives.with_sum("test_generic.tar", b"bytes that are no archive");
+    let url = archives.url();
+    for (name, args) in [
+        (
+            "fetch_archive_dry_run",
+            vec![&*url, "--dry-run", "--optional=test"],
+        ),
+        ("fetch_archive_damaged", vec![&*url]),
+        ("fetch_archive_optional", vec![&*url, "--optional=test"]),
+        (
+            "fetch_archive_json",
+            vec![&*url, "--json", "--include=lib", "--no-extract"],
+        ),
+    ] {
+        let ran = archives.fetch(&args).await;
+        with_settings!({ filters => CHANGING.to_vec() }, { assert_snapshot!(name, shown(&ran)) });
+    }
+}

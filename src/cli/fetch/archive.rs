@@ -73,7 +73,7 @@ pub(in crate::cli) struct ArchiveArgs {
     checksum_file: Option<PathBuf>,
 
     /// Archives to download at the same time
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
 
     /// Unpack (the default): each archive of a directory into a directory of its own, others right into --output-dir
@@ -243,7 +243,7 @@ async fn saved(
                 result: Some(result),
             }
         })
-        .buffered(usize::from(args.jobs.max(1)));
+        .buffered(usize::from(args.jobs));
     Ok(ended.collect().await)
 }
 
@@ -335,7 +335,7 @@ impl ArchiveArgs {
             },
             unsafe_links: self.unsafe_links,
             limits: limits(&self.limit)?,
-            jobs: usize::from(self.jobs.max(1)),
+            jobs: usize::from(self.jobs),
         }))
     }
 

@@ -1,0 +1,499 @@
+//! `outhaul fetch archive`: from directories, an HTTP server and the cache.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use outhaul::digest::{Digest, DigestFunction};
+use outhaul_testkit::{Ran, Running, clean, free_address, peers, until};
+use rustix::process::Signal;
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+use crate::support::{World, outhaul, run};
+
+/// A directory with archives, and one to put things into.
+pub struct Archives {
+    dir: tempfile::TempDir,
+}
+
+impl Archives {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("in")).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The URL of the directory with the archives.
+    pub fn url(&self) -> String {
+        format!("file://{}/", self.path("in").display())
+    }
+
+    pub fn file(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.path("in").join(name), bytes).unwrap();
+    }
+
+    /// A file with a checksum beside it.
+    pub fn with_sum(&self, name: &str, bytes: &[u8]) {
+        self.file(name, bytes);
+        self.file(
+            &format!("{name}.sha256sum"),
+            format!("{}  {name}\n", sha256(bytes)).as_bytes(),
+        );
+    }
+
+    pub async fn fetch(&self, args: &[&str]) -> Ran {
+        let out = format!("--output-dir={}", self.path("out").display());
+        run(["fetch", "archive", &out].into_iter().chain(args.iter().copied())).await
+    }
+
+    /// Every file below the output directory, with its bytes; nothing else may be there.
+    fn found(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let mut directories = vec![self.path("out")];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(&directory).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else {
+                    let bytes = String::from_utf8(std::fs::read(&path).unwrap()).unwrap();
+                    let name = path.strip_prefix(self.path("out")).unwrap().display().to_string();
+                    found.push((name, bytes));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Nothing is left but what was there before.
+    fn assert_only(&self, names: &[&str]) {
+        let entries = std::fs::read_dir(self.dir.path()).unwrap();
+        let mut left: Vec<_> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, names);
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Digest::of(DigestFunction::Sha256, bytes).hash_hex()
+}
+
+fn pairs<'a>(found: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+    found.iter().map(|(name, bytes)| (&**name, &**bytes)).collect()
+}
+
+/// A tar of files.
+pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, bytes) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        builder.append_data(&mut header, name, bytes.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn zst(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).unwrap()
+}
+
+/// An archive as TheRock's pipelines make them: a manifest, and files in a stage directory.
+fn therock(stage: &str, files: &[(&str, &str)]) -> Vec<u8> {
+    let manifest = format!("{stage}\n");
+    let names: Vec<String> = files.iter().map(|(name, _)| format!("{stage}/{name}")).collect();
+    let mut all = vec![("artifact_manifest.txt", &*manifest)];
+    all.extend(
+        names
+            .iter()
+            .map(|name| &**name)
+            .zip(files.iter().map(|(_, bytes)| *bytes)),
+    );
+    zst(&tar(&all))
+}
+
+#[tokio::test]
+async fn archives_are_chosen_by_name_and_kept_as_they_are() {
+    let archives = Archives::new();
+    archives.with_sum("blas_lib_gfx942.tar.zst", b"lib");
+    archives.file("blas_run_generic.tar.xz", b"run");
+    archives.with_sum("fft_lib_generic.tar.zst", b"fft");
+    archives.file("index.html", b"<html>");
+    let url = archives.url();
+    let args = [&*url, "--no-extract", "--include=blas_(lib|run)_", "--json"];
+    let ran = archives.fetch(&args).await.expect(0);
+    let both = [
+        ("blas_lib_gfx942.tar.zst", "lib"),
+        ("blas_run_generic.tar.xz", "run"),
+    ];
+    assert_eq!(pairs(&archives.found()), both);
+    let lines = ran.json();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["name"], "blas_lib_gfx942.tar.zst");
+    assert_eq!(lines[0]["outcome"], "downloaded");
+    assert_eq!(lines[0]["digest"], format!("sha256:{}", sha256(b"lib")));
+    assert_eq!(
+        (&lines[1]["checksum"], &lines[1]["size"]),
+        (&serde_json::Value::Null, &3.into())
+    );
+    // Only what has a checksum is known to be there.
+    let lines = archives.fetch(&args).await.expect(0).json();
+    assert_eq!(
+        (&lines[0]["outcome"], &lines[1]["outcome"]),
+        (&"present".into(), &"downloaded".into())
+    );
+    // What is there with other bytes is replaced.
+    std::fs::write(archives.path("out/blas_lib_gfx942.tar.zst"), "other").unwrap();
+    archives.fetch(&args).await.expect(0);
+    assert_eq!(pairs(&archives.found()), both);
+}
+
+#[tokio::test]
+async fn what_would_be_fetched_is_shown_and_not_fetched() {
+    let archives = Archives::new();
+    archives.with_sum("a.tar", b"a");
+    archives.file("b.zip", b"bb");
+    let ran = archives
+        .fetch(&[&archives.url(), "--dry-run", "--optional=^b"])
+        .await
+        .expect(0);
+    let lines: Vec<String> = ran.out().lines().map(str::to_owned).collect();
+    let dir = archives.path("in").display().to_string();
+    assert_eq!(
+        lines,
+        [
+            format!("required  1 B  sha256:{}  {dir}/a.tar", sha256(b"a")),
+            format!("optional  2 B  -  {dir}/b.zip"),
+        ]
+    );
+    archives.assert_only(&["in"]);
+}
+
+#[tokio::test]
+async fn a_wrong_request_is_refused_before_anything_is_downloaded() {
+    let archives = Archives::new();
+    archives.file("a.tar", b"a");
+    archives.file("a.zip", b"a");
+    let url = archives.url();
+    for (args, code, parts) in [
+        (
+            vec![&*url, "--include=a", "--include=no"],
+            3,
+            vec!["--include=no matches no archive"],
+        ),
+        (vec![&*url, "--include=["], 2, vec!["--include=["]),
+        (vec![&*url, "--exclude=a"], 3, vec!["no archives"]),
+        // Both would be the directory `a`.
+        (vec![&*url], 1, vec!["a.tar and ", "a.zip would both go to a"]),
+        (
+            vec![&*url, "--no-extract", "--flatten"],
+            2,
+            vec!["--no-extract", "--flatten"],
+        ),
+        (
+            vec![&*url, "--limit=archive-size"],
+            2,
+            vec!["--limit=archive-size", "NAME=VALUE"],
+        ),
+        (vec![&*url, "--limit=size=4"], 2, vec!["archive-entries"]),
+        (
+            vec![&*url, "--checksum-file=/nonexistent"],
+            2,
+            vec!["--checksum-file=/nonexistent"],
+        ),
+        (vec!["file:///nonexistent/a.tar"], 2, vec!["/nonexistent/a.tar"]),
+        (vec!["file://relative/"], 2, vec!["absolute"]),
+        (vec!["ftp://h/a.tar"], 2, vec!["unknown scheme"]),
+        (
+            vec!["https://h/dir/"],
+            2,
+            vec!["https://h/dir/", "name an archive"],
+        ),
+        (
+            vec!["https://me:s3cret@h/a%2Fb?sig=s3cret"],
+            2,
+            vec!["@h/a%2Fb: ", "NAME=URL"],
+        ),
+        (vec!["in/a.tar"], 2, vec!["in/a.tar"]),
+        (vec![&format!("{}/7", sha256(b"a"))], 2, vec!["--remote-cache"]),
+    ] {
+        let ran = archives.fetch(&args).await.says(code, &parts);
+        assert!(!ran.err.contains("s3cret"), "{}", ran.err);
+    }
+    archives.assert_only(&["in"]);
+}
+
+#[tokio::test]
+async fn an_archive_that_is_not_what_its_checksum_says_is_not_kept() {
+    let archives = Archives::new();
+    archives.with_sum("a.tar", b"right");
+    archives.with_sum("b.tar", b"right");
+    archives.file("b.tar", b"wrong");
+    archives.file("c.tar", b"unknown");
+    let url = archives.url();
+    let wrong = sha256(b"wrong");
+    let ran = archives.fetch(&[&url, "--no-extract"]).await;
+    ran.says(
+        1,
+        &["b.tar", &wrong, &sha256(b"right"), "2 downloaded", "1 failed"],
+    );
+    assert_eq!(
+        pairs(&archives.found()),
+        [("a.tar", "right"), ("c.tar", "unknown")]
+    );
+    // Nothing is downloaded if a checksum is missing that there must be.
+    std::fs::remove_dir_all(archives.path("out")).unwrap();
+    let ran = archives
+        .fetch(&[&url, "--no-extract", "--checksum=require"])
+        .await;
+    ran.says(1, &["c.tar.sha256sum", "unfinished"]);
+    archives.assert_only(&["in"]);
+    // A list goes before what is beside them.
+    let list = archives.path("list");
+    std::fs::write(
+        &list,
+        format!("{wrong} *x/b.tar\n{}  c.tar\n", sha256(b"unknown")),
+    )
+    .unwrap();
+    let list = format!("--checksum-file={}", list.display());
+    let args = [&*url, "--no-extract", "--checksum=require", &list];
+    archives.fetch(&args).await.expect(0);
+    assert_eq!(archives.found().len(), 3);
+    // One that may be missing fails nothing.
+    std::fs::remove_dir_all(archives.path("out")).unwrap();
+    let ran = archives.fetch(&[&url, "--no-extract", "--optional=^b"]).await;
+    ran.says(0, &["optional: ", "b.tar"]);
+    assert_eq!(archives.found().len(), 2);
+    let ran = archives.fetch(&[&url, "--no-extract", "--checksum=none"]).await;
+    ran.expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_in_the_cache_is_named_by_its_digest() {
+    let archives = Archives::new();
+    let world = World::new().await;
+    let bytes = tar(&[("dir/x", "one"), ("dir/y", "two")]);
+    let digest = world.cache.store().put(bytes.clone()).to_string();
+    let cache = world.cache_flag();
+    archives
+        .fetch(&[&digest, &cache])
+        .await
+        .says(1, &["NAME=DIGEST", "--no-extract"]);
+    archives.fetch(&[&digest, &cache, "--no-extract"]).await.expect(0);
+    let kept = std::fs::read(archives.path("out").join(sha256(&bytes))).unwrap();
+    assert_eq!(kept, bytes);
+    std::fs::remove_dir_all(archives.path("out")).unwrap();
+    let named = format!("x.tar={digest}");
+    archives
+        .fetch(&[&named, &cache, "--strip-components=1"])
+        .await
+        .expect(0);
+    assert_eq!(pairs(&archives.found()), [("x", "one"), ("y", "two")]);
+    let gone = format!("x.tar={}/7", sha256(b"gone"));
+    archives
+        .fetch(&[&gone, &cache])
+        .await
+        .says(3, &[&sha256(b"gone")]);
+    assert_eq!(archives.found().len(), 2);
+}
+
+#[tokio::test]
+async fn archives_of_a_directory_go_to_directories_of_their_own() {
+    let archives = Archives::new();
+    archives.with_sum("one.tar.zst", &zst(&tar(&[("a/x", "1"), ("b", "2")])));
+    archives.file("two.tar", &tar(&[("a/x", "3")]));
+    let url = archives.url();
+    let ran = archives.fetch(&[&url]).await;
+    ran.says(0, &["2 extracted", "3 files"]);
+    let all = [("one/a/x", "1"), ("one/b", "2"), ("two/a/x", "3")];
+    assert_eq!(pairs(&archives.found()), all);
+    // What was there before is replaced as a whole, and what is not an archive's stays.
+    std::fs::write(archives.path("out/one/old"), "old").unwrap();
+    std::fs::write(archives.path("out/other"), "other").unwrap();
+    archives.fetch(&[&url]).await.expect(0);
+    assert_eq!(
+        pairs(&archives.found())[..3],
+        [("one/a/x", "1"), ("one/b", "2"), ("other", "other")]
+    );
+    // A file that is named goes right into the directory.
+    std::fs::remove_dir_all(archives.path("out")).unwrap();
+    archives.fetch(&[&format!("{url}two.tar")]).await.expect(0);
+    assert_eq!(pairs(&archives.found()), [("a/x", "3")]);
+    archives.assert_only(&["in", "out"]);
+}
+
+#[tokio::test]
+async fn nothing_is_published_before_all_that_is_required_is_whole() {
+    let archives = Archives::new();
+    let good = therock("math-libs/BLAS/stage", &[("lib/a.so", "a"), ("lib/same", "s")]);
+    archives.with_sum("blas_lib_generic.tar.zst", &good);
+    let other = therock("core/stage", &[("bin/run", "r"), ("lib/same", "s")]);
+    archives.with_sum("core_run_generic.tar.zst", &other);
+    let cut = &therock("fft/stage", &[("lib/f.so", "f")])[..60];
+    archives.file("fft_lib_generic.tar.zst", cut);
+    let url = archives.url();
+    let ran = archives.fetch(&[&url, "--flatten"]).await;
+    ran.says(1, &["fft_lib_generic.tar.zst"]);
+    archives.assert_only(&["in"]);
+    // Bytes that can be unpacked, but are others than its checksum says.
+    archives.file(
+        "fft_lib_generic.tar.zst",
+        &therock("fft/stage", &[("lib/f.so", "g")]),
+    );
+    let sum = format!("{}\n", sha256(b"others"));
+    archives.file("fft_lib_generic.tar.zst.sha256sum", sum.as_bytes());
+    for flags in [&["--flatten"][..], &[], &["--flatten", "--optional=fft"]] {
+        let mut args = vec![&*url];
+        args.extend(flags);
+        let ran = archives.fetch(&args).await;
+        let is_optional = flags.len() > 1;
+        ran.says(
+            i32::from(!is_optional),
+            &["fft_lib_generic.tar.zst", &sha256(b"others")],
+        );
+        if is_optional {
+            let found = archives.found();
+            assert_eq!(
+                pairs(&found),
+                [("bin/run", "r"), ("lib/a.so", "a"), ("lib/same", "s")]
+            );
+        } else {
+            archives.assert_only(&["in"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_that_differ_in_two_archives_are_not_chosen_by_chance() {
+    let archives = Archives::new();
+    archives.file(
+        "a_lib_generic.tar.zst",
+        &therock("a/stage", &[("lib/x", "from a")]),
+    );
+    archives.file(
+        "b_lib_generic.tar.zst",
+        &therock("b/stage", &[("lib/x", "from b")]),
+    );
+    let url = archives.url();
+    let ran = archives.fetch(&[&url, "--flatten"]).await;
+    ran.says(
+        1,
+        &[
+            "lib/x",
+            "a_lib_generic.tar.zst",
+            "b_lib_generic.tar.zst",
+            "--on-conflict=last",
+        ],
+    );
+    archives.assert_only(&["in"]);
+    archives
+        .fetch(&[&url, "--flatten", "--on-conflict=last"])
+        .await
+        .expect(0);
+    assert_eq!(pairs(&archives.found()), [("lib/x", "from b")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_leaves_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/a.tar", listener.local_addr().unwrap());
+    let bytes = tar(&[("x", "1"), ("y", "2")]);
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", bytes.len());
+            connection.write_all(head.as_bytes()).await.unwrap();
+            connection.write_all(&bytes[..600]).await.unwrap();
+            // And no more.
+            open.push(connection);
+        }
+    });
+    for (flag, signal) in [("--extract", Signal::INT), ("--no-extract", Signal::TERM)] {
+        let archives = Archives::new();
+        let mut command = outhaul();
+        command.args(["fetch", "archive", &url, flag, "--checksum=none", "--log=debug"]);
+        command.arg(format!("--output-dir={}", archives.path("out").display()));
+        let mut running = Running::start(command);
+        until("it writes", async || is_written(&archives, running.id())).await;
+        running.signal(signal);
+        assert_eq!(running.end().await, Some(1), "{running}");
+        assert!(running.stderr().contains("interrupted"), "{running}");
+        assert_eq!(archives.found(), []);
+        archives.assert_only(if flag == "--extract" {
+            &["in"]
+        } else {
+            &["in", "out"]
+        });
+    }
+}
+
+/// Whether something is put beside the output directory, or a file in it has no name yet.
+fn is_written(archives: &Archives, pid: u32) -> bool {
+    let beside = std::fs::read_dir(archives.dir.path()).into_iter().flatten();
+    let is_beside = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.file_name() != "in" && entry.file_name() != "out")
+    };
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+    let mut open = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let out = archives.path("out");
+    beside.into_iter().any(is_beside) || open.any(|path| path.parent() == Some(&out))
+}
+
+/// nginx with a directory.
+async fn nginx(dir: &Path) -> (Running, String) {
+    let address = free_address();
+    let store = dir.join("nginx");
+    std::fs::create_dir(&store).unwrap();
+    std::os::unix::fs::symlink(dir.join("in"), store.join("root")).unwrap();
+    let config = store.join("nginx.conf");
+    let text = include_str!("../../scripts/nginx.conf")
+        .replace("ADDRESS", &address.to_string())
+        .replace("DIR", &store.display().to_string());
+    std::fs::File::create(&config)
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let mut command = clean(Command::new(peers::program("nginx")));
+    command.arg("-p").arg(&store).arg("-c").arg(config);
+    let running = Running::start(command);
+    until("nginx listens", async || {
+        tokio::net::TcpStream::connect(address).await.is_ok()
+    })
+    .await;
+    (running, format!("http://{address}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_comes_from_an_http_server() {
+    if !peers::are_there("an_archive_comes_from_an_http_server", &["nginx"]) {
+        return;
+    }
+    let archives = Archives::new();
+    let big = "0123456789".repeat(200_000);
+    archives.with_sum("a:b+c.tar.zst", &zst(&tar(&[("big", &big)])));
+    let (_nginx, server) = nginx(archives.dir.path()).await;
+    let url = format!("{server}/a:b%2Bc.tar.zst");
+    let ran = archives
+        .fetch(&[&url, "--checksum=require", "--json"])
+        .await
+        .expect(0);
+    assert_eq!(pairs(&archives.found()), [("big", &*big)]);
+    assert_eq!(ran.json()[0]["name"], "a:b+c.tar.zst");
+    archives.fetch(&[&url, "--no-extract"]).await.expect(0);
+    let gone = format!("{server}/gone.tar.zst");
+    archives.fetch(&[&gone]).await.says(3, &[&gone, "404"]);
+    archives
+        .fetch(&[&gone, "--checksum=require"])
+        .await
+        .says(1, &["gone.tar.zst.sha256sum"]);
+}
