@@ -56,13 +56,15 @@ pub struct Extractions {
     pub archives: Vec<Option<Result<Extracted, CollectionError>>>,
     /// What was published, by its directory; empty if anything that is required failed.
     pub published: Vec<(PathBuf, Result<Published, CollectionError>)>,
+    /// Whether something failed without which nothing is published.
+    is_lost: bool,
 }
 
 impl Extractions {
     /// Whether everything that is required is where it should be.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        !self.published.is_empty() && self.published.iter().all(|(_, published)| published.is_ok())
+        !self.is_lost && self.published.iter().all(|(_, published)| published.is_ok())
     }
 }
 
@@ -187,7 +189,11 @@ pub async fn extract(
             published.push((target, done));
         }
     }
-    Ok(Extractions { archives, published })
+    Ok(Extractions {
+        archives,
+        published,
+        is_lost,
+    })
 }
 
 /// One archive: into the staging directory that is shared, or into one of its own that it gives back.

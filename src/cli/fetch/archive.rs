@@ -372,9 +372,10 @@ impl ArchiveArgs {
     ) -> Result<u8, Failure> {
         let failed = |one: &&Ended| matches!(one.result, Some(Err(_)));
         let required = |one: &&Ended| one.wanted.class == Class::Required;
+        let output_dir = std::path::absolute(&self.output_dir)?;
         for one in ended {
             if self.json {
-                writeln!(print::out(), "{}", one.json(&self.output_dir, extraction))?;
+                writeln!(print::out(), "{}", one.json(&output_dir, extraction))?;
             } else if self.dry_run {
                 writeln!(print::out(), "{}", one.line())?;
             }
@@ -491,7 +492,7 @@ fn summary(ended: &[Ended], begun: Instant) -> String {
     }
     format!(
         "archives: {} in {}",
-        parts.join(", "),
+        parts.join("; "),
         show_duration(begun.elapsed())
     )
 }
