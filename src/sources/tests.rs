@@ -289,6 +289,7 @@ async fn a_path_is_allowed_with_what_is_below_it() {
     let parse = |url| Endpoint::parse_cache("--allow-remote-cache", url).unwrap();
     let sources = Sources::new(SourceRule::FromBuild {
         template: Box::new(template()),
+        before: Vec::new(),
         allowed: Some(vec![parse("http://h/team")]),
     });
     for (url, is_allowed) in [

@@ -167,7 +167,7 @@ async fn fetch(args: &ArchiveArgs) -> Result<u8, Failure> {
     let choice = Choice::new(&args.patterns()).map_err(Failure::usage)?;
     let list = args.checksums()?;
     let extraction = args.extraction()?;
-    let collections = args.collections()?;
+    let collections = args.collections().await?;
     let wanted = choose(&collections, &choice).await.map_err(failure)?;
     check_places(&wanted, extraction.as_ref()).map_err(Failure::failed)?;
     let checked = check_all(wanted, args.checksum.into(), list.as_ref()).await;
@@ -339,7 +339,7 @@ impl ArchiveArgs {
         }))
     }
 
-    fn collections(&self) -> Result<Vec<Arc<dyn Collection>>, Failure> {
+    async fn collections(&self) -> Result<Vec<Arc<dyn Collection>>, Failure> {
         let access = self.cache.archive_access()?;
         let mut cache = None;
         let mut collections: Vec<Arc<dyn Collection>> = Vec::new();
@@ -353,11 +353,11 @@ impl ArchiveArgs {
                 collections.push(opened.map_err(|error| Failure::usage(error.to_string()))?);
                 continue;
             }
-            let digest = digest(source, &self.cache)?;
             let store = match &cache {
                 Some(store) => Arc::clone(store),
-                None => cache.insert(self.cache.cache()?.blobs()).clone(),
+                None => cache.insert(self.cache.cache()?.actions()).clone(),
             };
+            let digest = digest(source, &self.cache, &*store).await?;
             collections.push(Arc::new(BlobArchive::new(store, digest, name.map(str::to_owned))));
         }
         Ok(collections)
