@@ -52,6 +52,7 @@ pub(super) fn invocation_json(invocation: &pb::Invocation) -> Value {
         "exit_code": invocation.exit_code,
         "downloaded": invocation.downloaded,
         "downloaded_bytes": invocation.downloaded_bytes,
+        "stores": invocation.stores,
         "present": invocation.present,
         "failed": invocation.failed,
         "known": invocation.known,

@@ -349,7 +349,8 @@ impl CacheArgs {
                 "cannot be combined with other addresses; use --disk-cache for a disk cache before the build's own",
             ));
         }
-        if !from_build && !(trusted && self.remote_cache.is_empty()) {
+        let is_open = trusted && self.remote_cache.is_empty();
+        if !from_build && !is_open {
             return Ok(SourceRule::Fixed(self.cache()?));
         }
         Self::check_addresses("--allow-remote-cache", &self.allow_remote_cache)?;

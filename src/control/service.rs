@@ -188,6 +188,11 @@ impl Service {
         let tally = Tally {
             downloaded: row.downloaded,
             downloaded_bytes: row.downloaded_bytes,
+            stores: row
+                .stores
+                .iter()
+                .map(|(name, n)| (name.as_str().into(), *n))
+                .collect(),
             present: row.present,
             failed: row.failed,
             known: row.known,
@@ -214,6 +219,7 @@ impl Service {
             exit_code: row.finished.then_some(row.exit_code),
             downloaded: row.downloaded,
             downloaded_bytes: row.downloaded_bytes,
+            stores: row.stores.into_iter().collect(),
             present: row.present,
             failed: row.failed,
             known: row.known,

@@ -531,6 +531,10 @@ impl Actor {
         let tally = &self.ledger.tally;
         self.row.downloaded = tally.downloaded;
         self.row.downloaded_bytes = tally.downloaded_bytes;
+        let stores = tally.stores.iter().filter(|(_, outputs)| *outputs > 0);
+        self.row.stores = stores
+            .map(|(name, outputs)| (name.to_string(), *outputs))
+            .collect();
         self.row.present = tally.present;
         self.row.failed = tally.failed;
         self.row.known = tally.known;

@@ -1,6 +1,6 @@
 //! What the record holds, as the rest of Outhaul sees it.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use crate::{
     bep::commands::has_outputs,
@@ -195,6 +195,8 @@ pub struct InvocationRow {
     pub downloaded: u64,
     /// Bytes of the downloaded outputs.
     pub downloaded_bytes: u64,
+    /// How many of the downloaded outputs each cache gave, where there are several.
+    pub stores: BTreeMap<String, u64>,
     /// Outputs that were there already.
     pub present: u64,
     /// Outputs that could not be materialised.

@@ -124,6 +124,7 @@ pub(super) fn encode_invocation(row: &InvocationRow) -> Vec<u8> {
         finished: row.finished,
         downloaded: row.downloaded,
         downloaded_bytes: row.downloaded_bytes,
+        stores: row.stores.clone().into_iter().collect(),
         present: row.present,
         failed: row.failed,
         known: row.known,
@@ -164,6 +165,7 @@ pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueErro
         finished: row.finished,
         downloaded: row.downloaded,
         downloaded_bytes: row.downloaded_bytes,
+        stores: row.stores.into_iter().collect(),
         present: row.present,
         failed: row.failed,
         known: row.known,
@@ -259,7 +261,7 @@ mod tests {
                     InvocationState::Superseded, InvocationState::Interrupted][state],
                 started_ms: times.0, settled_ms: times.1, exit_code: times.2, finished: yes, downloaded: n[0],
                 downloaded_bytes: n[1], present: n[2], failed: n[3], known: n[4], superseded: n[5], hold_us: n[6],
-                errors: vec![f.clone(), g.clone()], build_tool_version: f, remote_cache: g,
+                stores: [(f.clone(), n[0]), (g.clone(), n[1])].into(), errors: vec![f.clone(), g.clone()], build_tool_version: f, remote_cache: g,
                 remote_instance_name: h, version: n[7], imported: n[7] % 2 == 1,
                 attempt: root };
             prop_assert_eq!(decode_invocation(&encode_invocation(&invocation)), Ok(invocation));

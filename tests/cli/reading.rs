@@ -53,6 +53,7 @@ const INVOCATION: &[&str] = &[
     "settled_ms",
     "started_ms",
     "state",
+    "stores",
     "superseded",
     "workspace",
 ];

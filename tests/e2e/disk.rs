@@ -139,6 +139,7 @@ fn each_cache_gives_what_it_has_and_is_named(stage: &Stage) {
         assert_eq!(stat["store"], in_disk.as_str(), "{stat:#}");
     }
     let status = daemon.settled();
+    assert_eq!(status["stores"][&in_disk], 3, "{status:#}");
     let named = format!("file://{} {}", disk.display(), cache.url());
     assert_eq!(status["remote_cache"], named.as_str(), "{status:#}");
     assert!(

@@ -1,6 +1,8 @@
 //! A chain of stores that each lack some blobs and damage others: every file is right or absent, is there if any store has
 //! it, and the store that is named for it has it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},

@@ -4,8 +4,13 @@ use std::{
     time::Duration,
 };
 
+use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
+
 use super::*;
-use crate::remote::reading::{Collect, read_blob};
+use crate::{
+    digest::DigestFunction,
+    remote::reading::{Collect, read_blob},
+};
 
 /// What a store does when it is asked.
 #[derive(Clone, Copy, PartialEq)]
