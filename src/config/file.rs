@@ -11,6 +11,8 @@ use std::{
 
 use super::ConfigError;
 
+const REMOTE_CACHE: &str = "--remote-cache";
+
 /// Puts the configuration file's settings before a subcommand's own arguments. Without `--config` (or
 /// `OUTHAUL_CONFIG`) the file is `outhaul/config.toml` below the XDG configuration directory, and need not exist. Keys
 /// at the top level count for every subcommand that has such a flag; a table named after a subcommand counts for it
@@ -37,7 +39,18 @@ pub fn with_config_file(
     let Some((path, text)) = read(&args)? else {
         return Ok(args);
     };
-    let inserted = file_arguments(&path, &text, &subcommand, subcommands, known, known_anywhere)?;
+    let mut inserted = file_arguments(&path, &text, &subcommand, subcommands, known, known_anywhere)?;
+    // Other lists grow by what the command line adds; the caches of the command line stand for the file's.
+    let is_cache = |arg: &OsString| {
+        let arg = arg.to_str().unwrap_or_default();
+        arg == REMOTE_CACHE
+            || arg
+                .strip_prefix(REMOTE_CACHE)
+                .is_some_and(|rest| rest.starts_with('='))
+    };
+    if args.iter().take_while(|arg| *arg != "--").any(is_cache) {
+        inserted.retain(|arg| !is_cache(arg));
+    }
     args.splice(position + 1..position + 1, inserted);
     Ok(args)
 }
@@ -201,6 +214,20 @@ mod tests {
         ] {
             let position = args.iter().position(|a| a == flag);
             assert!(position.is_some_and(|p| p < own), "{flag} in {args:?}");
+        }
+    }
+
+    #[test]
+    fn the_caches_of_the_command_line_stand_for_the_files() {
+        let file = "remote_cache = ['grpc://h:1', 'grpc://h:2']\nremote-header = ['a=b']\n";
+        for own in [
+            &["--remote-cache=grpc://h:3"][..],
+            &["--remote-cache", "grpc://h:3"],
+        ] {
+            let args = run(file, own).unwrap();
+            let of_file = |arg: &&OsString| arg.to_str().is_some_and(|arg| arg.contains("grpc://h:1"));
+            assert_eq!(args.iter().find(of_file), None, "{args:?}");
+            assert!(args.iter().any(|arg| arg == "--remote-header=a=b"), "{args:?}");
         }
     }
 

@@ -265,7 +265,10 @@ async fn a_build_that_is_told_to_be_settled_is_on_record() {
     let path = ExecPath::new("bazel-out/k8/bin/a").unwrap();
     let output = f.rooms.record.output(row.root.unwrap(), &path).unwrap();
     assert_eq!(output.state, OutputState::Materialized);
-    assert_eq!(f.rooms.record.targets("invocation")[0].state, TargetState::Settled);
+    assert_eq!(
+        f.rooms.record.targets("invocation")[0].state,
+        TargetState::Settled
+    );
 }
 
 #[tokio::test]

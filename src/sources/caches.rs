@@ -277,13 +277,8 @@ impl Sources {
         let line = command_line.ok_or(SourceError::NoCommandLine)?;
         let mut chain = before;
         let disk = disk_cache(line, directories).and_then(Endpoint::directory);
-        if let Some(disk) = disk {
-            match check(allowed.as_deref(), &disk) {
-                Ok(()) => chain.push(directory_options(&template, disk)),
-                // The others may have all of it.
-                Err(error) => tracing::debug!("not reading the build's --disk_cache: {error}"),
-            }
-        }
+        // It must be the user's own, and only files whose bytes the build names are read: no list needs to allow it.
+        chain.extend(disk.map(|disk| directory_options(&template, disk)));
         let remote = options_of(line, &template, directories).and_then(|options| {
             check(allowed.as_deref(), &options.connect.endpoint)?;
             Ok(options)
@@ -344,11 +339,11 @@ impl Sources {
             if is_there || imported && is_directory {
                 continue;
             }
-            check(allowed.as_deref(), &endpoint)?;
             if is_directory {
                 chain.push(directory_options(&template, endpoint));
                 continue;
             }
+            check(allowed.as_deref(), &endpoint)?;
             let mut options = (*template).clone();
             options.connect.endpoint = endpoint;
             instance_name.clone_into(&mut options.instance_name);

@@ -398,15 +398,12 @@ async fn a_disk_cache_stands_before_the_remote_one_or_in_its_place() {
         assert!(error.contains(reason), "{error}");
         assert_eq!(&answers[0].1.as_ref().unwrap()[..], b"alpha");
     }
-    // One that is not there may appear; one that is not allowed is as if it were not named.
+    // One that is not there may appear, and none needs to be allowed.
     let options = [("disk_cache", "/nonexistent"), ("remote_cache", "grpc://h:1")];
     for (allowed, named) in [
         (None, "file:///nonexistent grpc://h:1"),
-        (Some("grpc://h:1"), "grpc://h:1"),
-        (
-            Some("grpc://h:1 file:///nonexistent"),
-            "file:///nonexistent grpc://h:1",
-        ),
+        (Some("grpc://h:1"), "file:///nonexistent grpc://h:1"),
+        (Some("grpc://other:1"), "file:///nonexistent"),
     ] {
         let cache = sources(false, allowed)
             .of_build(Some(&line(&options)), &BuildDirectories::default())
