@@ -91,6 +91,12 @@ pub enum ArchiveError {
         /// What is wrong.
         reason: String,
     },
+    /// Only a part of an archive was unpacked, because of an error or because it is still under way.
+    #[error("only a part of {archive} was unpacked, so nothing is published")]
+    Unfinished {
+        /// The archive.
+        archive: String,
+    },
     /// The file system refuses.
     #[error("failed to {operation} {}: {source}", .path.display())]
     Place {

@@ -46,7 +46,8 @@ pub enum OnConflict {
     /// An error that names both archives.
     #[default]
     Fail,
-    /// The last member of the last archive wins, as in TheRock's tools.
+    /// The last member of the last archive wins, as in TheRock's tools. An archive whose hard links lead to files that a
+    /// later one has as well must be unpacked before that one begins, or it is an error.
     Last,
 }
 

@@ -20,8 +20,11 @@ pub(super) fn judge(
 ) -> Result<(), ArchiveError> {
     let mut seen = [false; DECISIVE.len()];
     for extension in extensions {
-        let extension = extension
-            .map_err(|_| archive.damaged(format!("the extended header of {member:?} is malformed")))?;
+        let extension = extension.map_err(|_| {
+            let what =
+                format!("the extended header of {member:?} is malformed, or has a value of several lines");
+            archive.damaged(what)
+        })?;
         let key = extension.key_bytes();
         if key.starts_with(SPARSE) {
             let reason =

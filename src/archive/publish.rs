@@ -24,13 +24,16 @@ impl Staging {
     /// Moves everything to its final name. To be called only when the bytes of all archives are verified.
     ///
     /// # Errors
-    /// When something in the target is in the way, or the system refuses. With [`Existing::Merge`] nothing was renamed
+    /// When an archive was unpacked only in part, something in the target is in the way, or the system refuses. With [`Existing::Merge`] nothing was renamed
     /// if it is the former; each file there is whole in any case, and the same archives can be unpacked again.
     pub fn publish(self) -> Result<Published, ArchiveError> {
         self.publish_with(&mut || Ok(()))
     }
 
     pub(super) fn publish_with(self, between: Between<'_>) -> Result<Published, ArchiveError> {
+        if let Some(archive) = self.index().unfinished() {
+            return Err(ArchiveError::Unfinished { archive });
+        }
         let files = self.index().files();
         let target = &self.target;
         let error = || place("create", &target.path);

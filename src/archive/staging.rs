@@ -1,7 +1,7 @@
 //! The directory that archives are unpacked into.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ffi::{OsStr, OsString},
     fs::{canonicalize, create_dir_all},
     io,
@@ -76,6 +76,8 @@ pub(super) struct Index {
     /// Files that another archive has as well, with the same bytes.
     shared: HashSet<([u8; 16], u32)>,
     names: BTreeMap<u32, String>,
+    /// Archives of which only a part was unpacked so far.
+    unfinished: BTreeSet<u32>,
 }
 
 fn key(path: &str) -> [u8; 16] {
@@ -109,6 +111,22 @@ impl Index {
     /// What an archive is called.
     pub(super) fn name(&self, order: u32) -> String {
         self.names.get(&order).cloned().unwrap_or_default()
+    }
+
+    /// An archive begins.
+    pub(super) fn begin(&mut self, order: u32, name: &str) {
+        self.names.insert(order, name.to_owned());
+        self.unfinished.insert(order);
+    }
+
+    /// All of an archive was unpacked.
+    pub(super) fn finish(&mut self, order: u32) {
+        self.unfinished.remove(&order);
+    }
+
+    /// An archive of which a part was unpacked, and then no more.
+    pub(super) fn unfinished(&self) -> Option<String> {
+        self.unfinished.first().map(|order| self.name(*order))
     }
 
     /// How many files and links there are.
@@ -151,11 +169,6 @@ impl Staging {
 
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes what an archive is called.
-    pub(super) fn know(&self, order: u32, name: &str) {
-        self.index().names.insert(order, name.to_owned());
     }
 
     /// Opens a directory of the tree. No link is followed.

@@ -40,7 +40,7 @@ pub fn unpack(source: impl Read, archive: &Archive<'_>, staging: &Staging) -> Re
     let mut unpacking = Unpacking {
         archive,
         watch: &watch,
-        tree: Tree::new(staging, *archive)?,
+        tree: Tree::new(staging, *archive),
         manifest: None,
     };
     let error = |e| watch.error(e, archive);
@@ -52,7 +52,6 @@ pub fn unpack(source: impl Read, archive: &Archive<'_>, staging: &Staging) -> Re
         let mut entry = entry.map_err(error)?;
         unpacking.member(&mut entry)?;
     }
-    drop(entries);
     watch.allow(None);
     end(tar.into_inner(), archive, &watch)?;
     if matches!(archive.mode, Mode::Flatten) && unpacking.manifest.is_none() {

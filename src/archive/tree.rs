@@ -48,19 +48,21 @@ impl Drop for Interim<'_> {
 }
 
 impl<'a> Tree<'a> {
-    pub(super) fn new(staging: &'a Staging, archive: Archive<'a>) -> Result<Self, ArchiveError> {
-        staging.know(archive.order, archive.name);
-        Ok(Self {
+    pub(super) fn new(staging: &'a Staging, archive: Archive<'a>) -> Self {
+        staging.index().begin(archive.order, archive.name);
+        Self {
             staging,
             archive,
             budget: Budget::new(archive),
             done: Unpacked::default(),
             buffer: vec![0; BUFFER],
             last: None,
-        })
+        }
     }
 
+    /// The archive has come to its proper end.
     pub(super) fn finish(self) -> Unpacked {
+        self.staging.index().finish(self.archive.order);
         self.done
     }
 

@@ -93,7 +93,7 @@ pub fn unpack(file: &File, archive: &Archive<'_>, staging: &Staging) -> Result<U
         zip: &zip,
         length,
         strip_components: *strip_components,
-        tree: Tree::new(staging, *archive)?,
+        tree: Tree::new(staging, *archive),
         used: BTreeMap::new(),
         local: vec![0; 2 * usize::from(u16::MAX)],
     };

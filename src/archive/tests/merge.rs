@@ -134,6 +134,19 @@ fn archives_share_files_only_with_the_same_bytes() {
 }
 
 #[test]
+fn nothing_is_published_with_a_part_of_an_archive_among_it() {
+    let good = Tar::default().file("a", "1").end();
+    let bad = Tar::default().file("b", "2").file("../c", "3").end();
+    let dir = tempfile::tempdir().unwrap();
+    let how = How::default();
+    let (staging, _) = how.stage(&dir.path().join("t"), &[&good]).unwrap();
+    unpack(&bad[..], &how.archive("bad.tar", 1), &staging).unwrap_err();
+    let error = staging.publish().unwrap_err().to_string();
+    assert!(error.contains("only a part of bad.tar"), "{error}");
+    assert_eq!(tree(dir.path()).len(), 0);
+}
+
+#[test]
 fn the_last_archive_wins_in_any_order() {
     let mut how = How::default();
     how.options.on_conflict = OnConflict::Last;

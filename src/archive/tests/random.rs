@@ -117,13 +117,17 @@ fn a_tar(chance: &mut Chance, flatten: bool) -> Vec<u8> {
             5..7 => tar.directory(name),
             7..9 => tar.symlink(name, to),
             9 | 10 => tar.hard_link(name, chance.pick(NAMES)),
-            _ => tar.entry(Entry {
-                mode: chance.number() as u32 & 0o7777,
-                link: to.as_bytes(),
-                size: chance.happens(0.3).then(|| chance.below(10_000)),
-                data: data.as_bytes(),
-                ..Entry::new(EntryType::new(chance.pick(b"01234567SLKxgV\0D")), name)
-            }),
+            _ => {
+                // With another size than that of its data, what follows is its data as well: nothing is known of it.
+                let size = chance.happens(0.3).then(|| chance.below(10_000));
+                tar.entry(Entry {
+                    mode: chance.number() as u32 & 0o7777,
+                    link: to.as_bytes(),
+                    size,
+                    data: if size.is_some() { b"?" } else { data.as_bytes() },
+                    ..Entry::new(EntryType::new(chance.pick(b"01234567SLKxgV\0D")), name)
+                })
+            }
         };
     }
     tar.end()
@@ -196,7 +200,8 @@ fn judge(path: &Path, what: &str, before: &BTreeMap<String, String>, name: &str)
         return;
     }
     let content = fs::read_to_string(path).unwrap();
-    assert!(is_whole(&content), "{name}: {content:?}");
+    let is_known = content.starts_with('?') || is_whole(&content);
+    assert!(is_known, "{name}: {content:?}");
     assert!(
         what.starts_with("644 ") || what.starts_with("755 "),
         "{name}: {what}"
