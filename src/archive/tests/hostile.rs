@@ -338,7 +338,7 @@ fn every_limit_ends_an_archive_that_is_over_it() {
         tar.hard_link(&format!("l{n}"), "a")
     });
     let long = "n/".repeat(1000);
-    let deep = format!("{}/x", vec!["d"; 10].join("/"));
+    let deep = format!("{}/x", ["d"; 10].join("/"));
     let manifest = Tar::default().file("artifact_manifest.txt", &noise(2000)).end();
     let small = Tar::default().file("a", &noise(100_000)).end();
     let xz = {
