@@ -4,6 +4,7 @@
 
 pub mod peers;
 mod process;
+pub mod stores;
 
 use std::{
     net::{SocketAddr, TcpListener},

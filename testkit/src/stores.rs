@@ -1,0 +1,265 @@
+//! Object stores: the servers of others, with one bucket each.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    time::{Duration, Instant, SystemTime},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+
+use crate::{PATIENCE, Running, clean, free_address, peers};
+
+/// The bucket that every store has.
+pub const BUCKET: &str = "bkt";
+/// The key pair of [`StoreKind::S3`].
+pub const KEYS: [(&str, &str); 2] = [
+    ("AWS_ACCESS_KEY_ID", "AKIDOUTHAULTEST"),
+    ("AWS_SECRET_ACCESS_KEY", "s3cretOfTheStore"),
+];
+/// The account of Azure's emulator, and its key: they are the same everywhere.
+const ACCOUNT: &str = "devstoreaccount1";
+const ACCOUNT_KEY: &str =
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+/// The stores that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreKind {
+    /// versitygw: S3 that checks signatures. Its objects are files.
+    S3,
+    /// gofakes3: S3 that lets everybody in, as public buckets do.
+    PublicS3,
+    /// fake-gcs-server: Google Cloud Storage.
+    Gcs,
+    /// azurite: Azure Blob Storage, which checks signatures.
+    Azure,
+}
+
+impl StoreKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::S3, Self::PublicS3, Self::Gcs, Self::Azure];
+
+    /// The peer's name.
+    pub const fn peer(self) -> &'static str {
+        match self {
+            Self::S3 => "versitygw",
+            Self::PublicS3 => "gofakes3",
+            Self::Gcs => "fake-gcs-server",
+            Self::Azure => "azurite",
+        }
+    }
+
+    /// Whether it can be started; says loudly if not.
+    pub fn is_there(self, test: &str) -> bool {
+        peers::are_there(test, &[self.peer()])
+    }
+}
+
+/// A store that runs. It ends when this is dropped.
+pub struct Store {
+    /// Which one it is.
+    pub kind: StoreKind,
+    address: SocketAddr,
+    _process: Running,
+    dir: tempfile::TempDir,
+}
+
+impl Store {
+    /// Starts a store with an empty bucket on a free port; once more if somebody else was faster to take it.
+    pub fn start(kind: StoreKind) -> Self {
+        let mut said = String::new();
+        for _ in 0..3 {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join(BUCKET)).unwrap();
+            let address = free_address();
+            let mut process = Running::start(clean(command(kind, dir.path(), address)));
+            let started = Instant::now();
+            while process.is_running() && started.elapsed() < PATIENCE {
+                if TcpStream::connect(address).is_ok() {
+                    let store = Self {
+                        kind,
+                        address,
+                        _process: process,
+                        dir,
+                    };
+                    if kind == StoreKind::Azure {
+                        store.azure("", "restype=container", &[], b"");
+                    }
+                    return store;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            said = process.stderr();
+        }
+        panic!("{kind:?} does not start; it said\n{said}");
+    }
+
+    /// The address of a prefix in its bucket, as `--remote-cache` takes it, with more settings.
+    pub fn url(&self, prefix: &str, settings: &str) -> String {
+        let (scheme, path) = match self.kind {
+            StoreKind::S3 | StoreKind::PublicS3 => ("s3", String::new()),
+            StoreKind::Gcs => ("gs", String::new()),
+            StoreKind::Azure => ("az", format!("/{ACCOUNT}&account={ACCOUNT}")),
+        };
+        let settings = if settings.is_empty() {
+            String::new()
+        } else {
+            format!("&{settings}")
+        };
+        format!(
+            "{scheme}://{BUCKET}/{prefix}?endpoint=http://{}{path}{settings}",
+            self.address
+        )
+    }
+
+    /// What a client must have in its environment.
+    pub fn variables(&self) -> Vec<(&'static str, &'static str)> {
+        match self.kind {
+            StoreKind::S3 => KEYS.to_vec(),
+            StoreKind::PublicS3 | StoreKind::Gcs => Vec::new(),
+            StoreKind::Azure => vec![("AZURE_STORAGE_KEY", ACCOUNT_KEY)],
+        }
+    }
+
+    /// Writes an object.
+    pub fn put(&self, name: &str, bytes: &[u8]) {
+        match self.kind {
+            StoreKind::S3 => {
+                let path = self.dir.path().join(BUCKET).join(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                // Not in place: an old one may be being read.
+                let new = self.dir.path().join("new");
+                fs::write(&new, bytes).unwrap();
+                fs::rename(new, path).unwrap();
+            }
+            StoreKind::PublicS3 => {
+                let path = format!("/{BUCKET}/{}", encoded(name, true));
+                self.send("PUT", &path, &[], bytes);
+            }
+            StoreKind::Gcs => {
+                let path = format!(
+                    "/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={}",
+                    encoded(name, false)
+                );
+                self.send("POST", &path, &[], bytes);
+            }
+            StoreKind::Azure => self.azure(name, "", &[("x-ms-blob-type", "BlockBlob")], bytes),
+        }
+    }
+
+    /// A PUT with the emulator's signature (Azure's guide, "Authorize with Shared Key").
+    fn azure(&self, name: &str, query: &str, more: &[(&str, &str)], bytes: &[u8]) {
+        let name = encoded(name, true);
+        let slash = if name.is_empty() { "" } else { "/" };
+        let path = format!("/{ACCOUNT}/{BUCKET}{slash}{name}");
+        let date = httpdate::fmt_http_date(SystemTime::now());
+        let mut headers = more.to_vec();
+        headers.extend([("x-ms-date", &*date), ("x-ms-version", "2021-08-06")]);
+        let signed: String = headers
+            .iter()
+            .map(|(key, value)| format!("{key}:{value}\n"))
+            .collect();
+        let length = if bytes.is_empty() {
+            String::new()
+        } else {
+            bytes.len().to_string()
+        };
+        let query_signed = query.replace('=', ":");
+        let separator = if query.is_empty() { "" } else { "\n" };
+        let text =
+            format!("PUT\n\n\n{length}\n\n\n\n\n\n\n\n\n{signed}/{ACCOUNT}{path}{separator}{query_signed}");
+        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&STANDARD.decode(ACCOUNT_KEY).unwrap()).unwrap();
+        mac.update(text.as_bytes());
+        let signature = STANDARD.encode(mac.finalize().into_bytes());
+        let authorization = format!("SharedKey {ACCOUNT}:{signature}");
+        headers.push(("authorization", &authorization));
+        let question = if query.is_empty() { "" } else { "?" };
+        self.send("PUT", &format!("{path}{question}{query}"), &headers, bytes);
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], bytes: &[u8]) {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let headers: String = headers
+            .iter()
+            .map(|(key, value)| format!("{key}: {value}\r\n"))
+            .collect();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n",
+            self.address,
+            bytes.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        // What comes after the answer does not matter.
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        let is_good = ["200", "201"]
+            .iter()
+            .any(|code| answer.starts_with(&format!("HTTP/1.1 {code}")));
+        assert!(is_good, "{method} {path}: {answer}");
+    }
+}
+
+/// A name with everything but letters, digits and `-._~` encoded, and perhaps slashes.
+fn encoded(name: &str, with_slashes: bool) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b) || with_slashes && b == b'/';
+    let encode = |b: u8| {
+        if plain(b) {
+            char::from(b).to_string()
+        } else {
+            format!("%{b:02X}")
+        }
+    };
+    name.bytes().map(encode).collect()
+}
+
+fn command(kind: StoreKind, dir: &std::path::Path, address: SocketAddr) -> Command {
+    let mut command = Command::new(peers::program(kind.peer()));
+    match kind {
+        StoreKind::S3 => {
+            let [(_, id), (_, secret)] = KEYS;
+            command.env("ROOT_ACCESS_KEY", id).env("ROOT_SECRET_KEY", secret);
+            command.args(["--port", &address.to_string(), "posix"]).arg(dir);
+        }
+        StoreKind::PublicS3 => {
+            command.args(["-backend", "memory", "-quiet", "-host", &address.to_string()]);
+            command.args(["-initialbucket", BUCKET]);
+        }
+        StoreKind::Gcs => {
+            command.args([
+                "-scheme",
+                "http",
+                "-backend",
+                "memory",
+                "-host",
+                "127.0.0.1",
+                "-port",
+            ]);
+            command.arg(address.port().to_string());
+            command
+                .args(["-public-host", &address.to_string(), "-data"])
+                .arg(dir);
+        }
+        StoreKind::Azure => {
+            command.args([
+                "--blobHost",
+                "127.0.0.1",
+                "--blobPort",
+                &address.port().to_string(),
+            ]);
+            command.args([
+                "--silent",
+                "--skipApiVersionCheck",
+                "--disableTelemetry",
+                "--location",
+            ]);
+            command.arg(dir);
+        }
+    }
+    command
+}
