@@ -153,20 +153,22 @@ pub async fn expand_any_tree(
     digest: &Digest,
     attribution: &Attribution,
 ) -> Result<Vec<Expanded>, RemoteError> {
-    let root = TreeRef::Root(digest.clone());
-    let tree = match store.tree(&root, attribution).await {
-        Ok(tree) => tree,
-        Err(root_error) => store
-            .tree(&TreeRef::Tree(digest.clone()), attribution)
-            .await
-            .map_err(|tree_error| {
-                if root_error.is_not_found() {
-                    tree_error
-                } else {
-                    root_error
-                }
-            })?,
+    let expanded = |tree: &DirectoryTree| {
+        expand::expand_tree(None, tree, expand::MAX_ENTRIES)
+            .map_err(|e| protocol(store, &format!("tree {digest}"), e.to_string()))
     };
-    expand::expand_tree(None, &tree, expand::MAX_ENTRIES)
-        .map_err(|e| protocol(store, &format!("tree {digest}"), e.to_string()))
+    // A store that gives any blob gives a `Tree` as well, and it decodes as a directory whose files are not valid.
+    let root = store.tree(&TreeRef::Root(digest.clone()), attribution).await;
+    let root_error = match root.and_then(|tree| expanded(&tree)) {
+        Ok(found) => return Ok(found),
+        Err(error) => error,
+    };
+    let tree = store.tree(&TreeRef::Tree(digest.clone()), attribution).await;
+    tree.and_then(|tree| expanded(&tree)).map_err(|tree_error| {
+        if root_error.is_not_found() {
+            tree_error
+        } else {
+            root_error
+        }
+    })
 }
