@@ -24,9 +24,9 @@ const FROM_BUILD: &str = "from-build";
 #[command(next_help_heading = "Remote cache")]
 pub struct CacheArgs {
     /// Address of the remote cache: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH;
-    /// http(s)://[USER:PASSWORD@]HOST[:PORT][/PREFIX] for an HTTP cache, file:///DIR for a disk cache; `from-build` takes
-    /// it from the build's own command line, as `run` and `fetch bep` do by default (repeatable: what the first one does
-    /// not have is read from the next)
+    /// http(s)://[USER:PASSWORD@]HOST[:PORT][/PREFIX] for an HTTP cache, file:///DIR for a disk cache, s3://BUCKET,
+    /// gs://BUCKET or az://CONTAINER for a bucket; `from-build` takes it from the build's own command line, as `run` and
+    /// `fetch bep` do by default (repeatable: what the first one does not have is read from the next)
     #[arg(long, value_name = "URL", env = "OUTHAUL_REMOTE_CACHE", value_delimiter = ',')]
     pub remote_cache: Vec<String>,
 
@@ -296,7 +296,7 @@ impl CacheArgs {
         if chain.is_empty() {
             return Err(ConfigError::new(
                 "--remote-cache",
-                "is required: grpc://HOST:PORT, grpcs://HOST, unix:PATH, http(s)://HOST[/PREFIX] or file:///DIR",
+                "is required: grpc://HOST:PORT, grpcs://HOST, unix:PATH, http(s)://HOST[/PREFIX], file:///DIR or a bucket",
             ));
         }
         if chain.len() > Chain::MOST {

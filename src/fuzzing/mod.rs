@@ -27,6 +27,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("batch_answer", batch_answer),
     ("bes_request", bes_request),
     ("bes_rewrite", bes_rewrite),
+    ("casblob", casblob),
     ("config_file", config_file),
     ("credentials", credentials),
     ("digest", digest),
@@ -77,6 +78,8 @@ elsewhere! {
     marker = crate::stage::marker_fuzz;
     /// A cache's answer to a batch.
     batch_answer = crate::remote::fuzz::batch_answer;
+    /// A compressed blob of bazel-remote's.
+    casblob = crate::remote::fuzz::casblob;
     /// What a credential helper prints.
     credentials = crate::remote::fuzz::credentials;
     /// An action's result in a disk cache.

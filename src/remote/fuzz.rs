@@ -14,6 +14,7 @@ use prost::Message as _;
 
 use super::{
     call,
+    casblob::{Decoder, Header, Parsed},
     client::to_wire,
     disk,
     expand::{Expanded, expand_result, expand_tree, trees_of},
@@ -35,6 +36,62 @@ const ENTRIES: usize = 2000;
 
 fn function(byte: u8) -> DigestFunction {
     DigestFunction::ALL[usize::from(byte) % DigestFunction::ALL.len()]
+}
+
+/// An object of bazel-remote's: read in pieces as in one, and from any offset as from the beginning.
+pub(crate) fn casblob(data: &[u8]) {
+    let (choice, object) = first(data);
+    let size = match Header::parse(object, Some(object.len() as u64)) {
+        Ok(Parsed::Header(header)) => header.size().min(1 << 16),
+        Ok(Parsed::Needs(bytes)) => {
+            assert!(bytes > object.len());
+            1
+        }
+        Err(_) => 1,
+    };
+    let whole = unpacked(
+        Decoder::new(size, Some(object.len() as u64)),
+        object,
+        object.len().max(1),
+        size,
+    );
+    let pieces = unpacked(Decoder::new(size, None), object, usize::from(choice) + 1, size);
+    if let (Some(whole), Some(pieces)) = (&whole, &pieces) {
+        assert_eq!(whole, pieces);
+    }
+    if let (Some(whole), Ok(Parsed::Header(header))) = (whole, Header::parse(object, None)) {
+        let offset = u64::from(choice).min(size);
+        let (at, skip) = header.place_of(offset);
+        assert!(at <= object.len() as u64 || whole.len() as u64 != size);
+        let rest = object
+            .get(usize::try_from(at).unwrap_or(usize::MAX)..)
+            .unwrap_or_default();
+        if let Ok(decoder) = Decoder::from_chunk(&header) {
+            // A chunk may hold less than it should: what then comes is found to be wrong by its digest.
+            let _ = unpacked(decoder, rest, rest.len().max(1), size + skip);
+        }
+    }
+}
+
+/// What an object holds, if it is no more than `size` bytes.
+fn unpacked(mut decoder: Decoder, object: &[u8], chunk: usize, size: u64) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    for piece in object.chunks(chunk) {
+        let mut input = piece;
+        loop {
+            let left = size.saturating_sub(out.len() as u64);
+            let bytes = decoder.run(&mut input, left).ok()?;
+            assert!(bytes.len() as u64 <= left + 1);
+            if bytes.is_empty() {
+                break;
+            }
+            out.extend_from_slice(&bytes);
+            if out.len() as u64 > size {
+                return None;
+            }
+        }
+    }
+    Some(out)
 }
 
 /// A cache's answer to a batch: what the generated type reads.

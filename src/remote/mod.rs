@@ -16,6 +16,8 @@ use crate::{
 pub mod expand;
 pub mod grpc;
 pub mod http;
+#[cfg(feature = "object-stores")]
+pub mod object;
 pub mod options;
 pub mod retry;
 pub mod trees;
@@ -24,11 +26,21 @@ mod actions;
 mod batch;
 mod call;
 mod capabilities;
+#[cfg_attr(
+    not(feature = "object-stores"),
+    allow(dead_code, reason = "only stores have it")
+)]
+mod casblob;
 mod chain;
 mod client;
 mod compression;
 mod disk;
 mod inflate;
+#[cfg_attr(
+    not(feature = "object-stores"),
+    allow(dead_code, reason = "only stores have it")
+)]
+mod layout;
 mod limits;
 mod metadata;
 mod nowhere;

@@ -16,5 +16,20 @@ pub fn open(options: RemoteOptions) -> Result<Arc<dyn ActionStore>, RemoteError>
     if options.connect.endpoint.is_http() {
         return Ok(Arc::new(HttpCache::new(options)?));
     }
+    if options.connect.endpoint.bucket().is_some() {
+        return bucket(&options);
+    }
     Ok(Arc::new(GrpcCache::new(options)?))
+}
+
+#[cfg(feature = "object-stores")]
+fn bucket(options: &RemoteOptions) -> Result<Arc<dyn ActionStore>, RemoteError> {
+    Ok(Arc::new(super::object::ObjectCache::new(options)?))
+}
+
+#[cfg(not(feature = "object-stores"))]
+fn bucket(options: &RemoteOptions) -> Result<Arc<dyn ActionStore>, RemoteError> {
+    let context = format!("--remote-cache={}", options.connect.endpoint);
+    let message = "this outhaul was built without object stores (the feature object-stores)";
+    Err(RemoteError::config(context, message))
 }

@@ -9,7 +9,7 @@ use std::{
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
-use super::RemoteError;
+use super::{BucketAddress, RemoteError};
 
 /// What is not written as it is in the path of a `file://` address: all that could end an address in a list, too.
 const ENCODED_IN_PATHS: &AsciiSet = &NON_ALPHANUMERIC
@@ -28,8 +28,8 @@ const TLS_PORT: u16 = 443;
 /// The port of `grpc://` without one, as gRPC has it.
 const PLAIN_PORT: u16 = 80;
 
-/// The address of a server: of one that speaks gRPC or, where it is a cache's, of an HTTP cache. Holds no credentials, so
-/// it may be shown anywhere.
+/// The address of a server: of one that speaks gRPC or, where it is a cache's, of an HTTP cache, a directory or a bucket.
+/// Holds no credentials, so it may be shown anywhere.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint(Place);
 
@@ -51,16 +51,20 @@ enum Place {
         port: u16,
         path: String,
     },
+    Bucket(Box<BucketAddress>),
 }
 
 impl Endpoint {
     /// Reads a cache's address, the value of the flag `flag`: what [`Endpoint::parse`] reads; `file:///DIR`, in which
     /// `%` and two hexadecimal digits stand for a byte; or `http(s)://HOST[:PORT][/PREFIX]`, from which a user name and
-    /// password must have been taken off, see [`split_user_info`].
+    /// password must have been taken off, see [`split_user_info`]; or a bucket's, see [`BucketAddress`].
     ///
     /// # Errors
     /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config) for anything else, as [`Endpoint::parse`].
     pub fn parse_cache(flag: &str, text: &str) -> Result<Self, RemoteError> {
+        if BucketAddress::is_one(text) {
+            return BucketAddress::parse(flag, text).map(|address| Self(Place::Bucket(address.into())));
+        }
         if let Some((scheme, rest)) = text.split_once("://").filter(|_| is_http(text)) {
             return Self::parse_http(flag, text, scheme.eq_ignore_ascii_case("https"), rest);
         }
@@ -181,11 +185,12 @@ impl Endpoint {
 
     /// Whether the connection is encrypted.
     #[must_use]
-    pub const fn is_tls(&self) -> bool {
-        matches!(
-            self.0,
-            Place::Tcp { tls: true, .. } | Place::Http { tls: true, .. }
-        )
+    pub fn is_tls(&self) -> bool {
+        match &self.0 {
+            Place::Tcp { tls, .. } | Place::Http { tls, .. } => *tls,
+            Place::Unix(_) | Place::Directory(_) => false,
+            Place::Bucket(address) => address.is_tls(),
+        }
     }
 
     /// Whether it is an HTTP cache.
@@ -208,12 +213,22 @@ impl Endpoint {
         }
     }
 
+    /// The bucket, if it is one.
+    #[must_use]
+    pub fn bucket(&self) -> Option<&BucketAddress> {
+        match &self.0 {
+            Place::Bucket(address) => Some(address),
+            _ => None,
+        }
+    }
+
     /// The host, without a port or brackets; `None` for a unix socket.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         match &self.0 {
             Place::Tcp { host, .. } | Place::Http { host, .. } => Some(host),
             Place::Unix(_) | Place::Directory(_) => None,
+            Place::Bucket(address) => address.host(),
         }
     }
 
@@ -229,7 +244,10 @@ impl Endpoint {
     /// Whether it is on this machine, as far as the address tells.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        self.host().is_none_or(|host| {
+        if self.host().is_none() {
+            return self.unix_path().is_some();
+        }
+        self.host().is_some_and(|host| {
             host == "localhost"
                 || host
                     .parse::<std::net::IpAddr>()
@@ -254,6 +272,8 @@ impl Endpoint {
                 format!("{scheme}://{}:{port}", Bracketed(host))
             }
             Place::Unix(_) | Place::Directory(_) => "http://localhost".to_owned(),
+            // Nobody speaks gRPC there.
+            Place::Bucket(_) => "https://invalid".to_owned(),
         }
     }
 
@@ -268,7 +288,7 @@ impl Endpoint {
             } => Some(format!("https://{}/", Bracketed(host))),
             Place::Tcp { host, port, .. } => Some(format!("https://{}:{port}/", Bracketed(host))),
             Place::Http { .. } => Some(self.to_string()),
-            Place::Unix(_) | Place::Directory(_) => None,
+            Place::Unix(_) | Place::Directory(_) | Place::Bucket(_) => None,
         }
     }
 }
@@ -293,6 +313,7 @@ impl fmt::Display for Endpoint {
                 )
             }
             Place::Http { path, .. } => write!(f, "{}{path}", self.http_uri()),
+            Place::Bucket(address) => address.fmt(f),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How any server is reached: addresses, connections with TLS or through sockets, and the credentials that it is shown.
 
 pub mod auth;
+pub mod bucket;
 mod channel;
 mod conceal;
 mod delays;
@@ -17,6 +18,7 @@ mod retry_after;
 mod tls;
 
 pub(crate) use auth::Auth;
+pub use bucket::BucketAddress;
 pub(crate) use channel::Connector;
 pub(crate) use conceal::Secrets;
 pub(crate) use delays::Delays;

@@ -91,7 +91,7 @@ impl TlsFiles {
     ///
     /// # Errors
     /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config), naming the file.
-    pub(super) fn client_config(&self, is_tls: bool) -> Result<ClientConfig, RemoteError> {
+    pub(crate) fn client_config(&self, is_tls: bool) -> Result<ClientConfig, RemoteError> {
         let no_tls = |e: &dyn std::fmt::Display| RemoteError::config("TLS", e.to_string());
         let certificates = |flag: &str, file: &Path| {
             let bytes = pem(flag, file, "CERTIFICATE")?;

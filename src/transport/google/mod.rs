@@ -80,7 +80,7 @@ impl Google {
     }
 
     /// A token as headers, and for how long they are good.
-    pub(super) async fn headers(&self) -> Result<(Vec<Header>, Duration), RemoteError> {
+    pub(crate) async fn headers(&self) -> Result<(Vec<Header>, Duration), RemoteError> {
         let error = |reason| RemoteError::new(RemoteErrorKind::Unauthenticated, self.flag(), reason);
         let question = self.question(&|name| std::env::var_os(name)).map_err(error)?;
         let granted = question.ask().await.map_err(error)?;

@@ -1,0 +1,442 @@
+//! A bucket's objects, by name.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream::BoxStream};
+use object_store::{GetOptions, GetRange, path::Path};
+use tokio::{sync::OnceCell, time::Instant};
+
+use super::{
+    credentials::{self, Environment, Opened},
+    fault::{Broken, Refusal, explain, find},
+};
+use crate::{
+    remote::{
+        RemoteOptions,
+        retry::{RetryPolicy, SystemTimer},
+        stream::StallWatch,
+    },
+    transport::{BucketAddress, RemoteError, RemoteErrorKind, bucket::Provider},
+};
+
+/// The most names that a listing may have.
+const MAX_LISTED: usize = 1_000_000;
+
+/// An object of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name below the address's prefix.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What changes when the object does, as the store says it.
+    pub etag: Option<String>,
+}
+
+/// An object that is being read.
+pub struct Reading {
+    /// The size of the whole object in bytes.
+    pub size: u64,
+    /// What changes when the object does, as the store says it.
+    pub etag: Option<String>,
+    context: String,
+    stream: BoxStream<'static, object_store::Result<Bytes>>,
+    watch: StallWatch,
+    /// Bytes that come and were not asked for.
+    skip: u64,
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reading")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reading {
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// When the connection breaks, or brings too little for too long. What is missing may be asked for anew, from its
+    /// offset and with the same ETag.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, RemoteError> {
+        loop {
+            let before = Instant::now();
+            let next = tokio::time::timeout(self.watch.left(), self.stream.next()).await;
+            let waited = before.elapsed();
+            let stalled = || {
+                let message = "stalled: the store sends next to nothing";
+                RemoteError::new(RemoteErrorKind::Timeout, self.context.clone(), message)
+            };
+            let mut piece = match next {
+                Err(_) if self.watch.is_stalled(waited) => return Err(stalled()),
+                Err(_) => continue,
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(error))) => return Err(explain(self.context.clone(), &error)),
+                Ok(Some(Ok(piece))) => piece,
+            };
+            if self.watch.brought(piece.len(), waited) {
+                return Err(stalled());
+            }
+            let skipped = piece.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
+            self.skip -= skipped as u64;
+            let piece = piece.split_off(skipped);
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+    }
+}
+
+/// A bucket, as an address has it.
+pub struct Bucket {
+    address: BucketAddress,
+    opened: Opened,
+    options: RemoteOptions,
+    retry: RetryPolicy,
+    /// Whether we may list it: if not, S3 does not tell what is missing from what is forbidden.
+    listable: OnceCell<bool>,
+    /// Whether the bucket is known to be there, so that a bare 404 is about an object.
+    there: AtomicBool,
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bucket({})", self.address)
+    }
+}
+
+impl Bucket {
+    /// Opens the bucket at the options' address, with credentials from the environment and from files. Connects nothing
+    /// yet.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`] when it is the address of something else, or the credentials cannot be used.
+    pub fn open(options: &RemoteOptions) -> Result<Self, RemoteError> {
+        Self::open_in(options, &Environment::of_process())
+    }
+
+    pub(super) fn open_in(options: &RemoteOptions, environment: &Environment) -> Result<Self, RemoteError> {
+        let endpoint = &options.connect.endpoint;
+        let address = endpoint
+            .bucket()
+            .ok_or_else(|| RemoteError::config(endpoint.to_string(), "is not the address of a bucket"))?;
+        Ok(Self {
+            opened: credentials::open(options, address, environment)?,
+            address: address.clone(),
+            options: options.clone(),
+            retry: RetryPolicy::new(
+                options.retries,
+                options.max_retry_delay,
+                std::sync::Arc::new(SystemTimer),
+            ),
+            listable: OnceCell::new(),
+            there: AtomicBool::new(false),
+        })
+    }
+
+    /// The address, as it was given.
+    #[must_use]
+    pub const fn address(&self) -> &BucketAddress {
+        &self.address
+    }
+
+    pub(super) const fn retry(&self) -> &RetryPolicy {
+        &self.retry
+    }
+
+    /// All objects whose names below the address's prefix begin with the segments `below`, which may be empty. In the
+    /// order of their names.
+    ///
+    /// # Errors
+    /// When the store cannot be asked, does not let us list, or has more than a million.
+    pub async fn list(&self, below: &str) -> Result<Vec<Listed>, RemoteError> {
+        let context = format!("listing {:?} in {}", below, self.address);
+        let mut backoff = self.retry.start();
+        loop {
+            match self.list_once(&context, below).await {
+                Err(error) if error.is_retryable() && backoff.wait(&error).await => {}
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn list_once(&self, context: &str, below: &str) -> Result<Vec<Listed>, RemoteError> {
+        self.ready(context).await?;
+        let prefix = self.path(context, below)?;
+        let mut stream = self.opened.store.list(Some(&prefix));
+        let mut listed = Vec::new();
+        let stall = self.options.stall_timeout;
+        loop {
+            let next = tokio::time::timeout(stall, stream.next()).await;
+            let next = next.map_err(|_| {
+                let message = format!("no answer within {stall:?}");
+                RemoteError::new(RemoteErrorKind::Timeout, context, message)
+            })?;
+            let Some(found) = next else { break };
+            let found = found.map_err(|e| self.refused(context.to_owned(), &e))?;
+            self.there.store(true, Relaxed);
+            let whole = found.location.as_ref();
+            let name = match self.address.prefix.as_str() {
+                "" => Some(whole),
+                prefix => whole.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/')),
+            };
+            // The prefix itself may be an object's name, too.
+            if let Some(name) = name {
+                if listed.len() == MAX_LISTED {
+                    let message = format!("there are more than {MAX_LISTED} objects");
+                    return Err(RemoteError::new(RemoteErrorKind::Rejected, context, message));
+                }
+                listed.push(Listed {
+                    name: name.to_owned(),
+                    size: found.size,
+                    etag: found.e_tag,
+                });
+            }
+        }
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listed)
+    }
+
+    /// Reads an object, by its name below the address's prefix, from a byte on: the first bytes when the future ends, the
+    /// others as they are taken. With `if_match`, only if it still has that ETag. Asks once.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::NotFound`] when it is not there, [`RemoteErrorKind::Protocol`] when it has another ETag or ends
+    /// before `offset`.
+    pub async fn get(&self, name: &str, offset: u64, if_match: Option<&str>) -> Result<Reading, RemoteError> {
+        let range = (offset > 0).then_some(GetRange::Offset(offset));
+        self.read(name, range, if_match).await
+    }
+
+    /// The first bytes of an object, at most so many, and its size.
+    pub(super) async fn beginning(&self, name: &str, bytes: u64) -> Result<(Vec<u8>, Reading), RemoteError> {
+        let mut reading = self.read(name, Some(GetRange::Bounded(0..bytes)), None).await?;
+        let mut beginning = Vec::new();
+        while let Some(piece) = reading.next().await? {
+            beginning.extend_from_slice(&piece);
+            if beginning.len() as u64 > bytes {
+                let message = "the store sent more than was asked for";
+                return Err(RemoteError::new(
+                    RemoteErrorKind::Protocol,
+                    reading.context,
+                    message,
+                ));
+            }
+        }
+        Ok((beginning, reading))
+    }
+
+    async fn read(
+        &self,
+        name: &str,
+        range: Option<GetRange>,
+        if_match: Option<&str>,
+    ) -> Result<Reading, RemoteError> {
+        let context = self.context(name);
+        self.ready(&context).await?;
+        let path = self.path(&context, name)?;
+        let mut asked = GetOptions {
+            range,
+            if_match: if_match.map(str::to_owned),
+            ..GetOptions::default()
+        };
+        let mut got = self.opened.store.get_opts(&path, asked.clone()).await;
+        let mut skip = 0;
+        if let (Err(error), Some(GetRange::Offset(offset))) = (&got, &asked.range)
+            && matches!(find(error), Some(Broken::RangeIgnored))
+        {
+            skip = *offset;
+            asked.range = None;
+            got = self.opened.store.get_opts(&path, asked).await;
+        }
+        let got = match got {
+            Ok(got) => got,
+            Err(error) => return Err(self.missing_or_forbidden(context, &error).await),
+        };
+        self.there.store(true, Relaxed);
+        let size = got.meta.size;
+        if skip > size {
+            let message = format!("has only {size} bytes");
+            return Err(RemoteError::new(RemoteErrorKind::Protocol, context, message));
+        }
+        Ok(Reading {
+            size,
+            etag: got.meta.e_tag.clone(),
+            context,
+            stream: got.into_stream(),
+            watch: StallWatch::new(self.options.stall_timeout, self.options.min_throughput),
+            skip,
+        })
+    }
+
+    /// The size of an object in bytes; `None` if it is not there.
+    pub(super) async fn size(&self, name: &str) -> Result<Option<u64>, RemoteError> {
+        let context = self.context(name);
+        self.ready(&context).await?;
+        let path = self.path(&context, name)?;
+        let asked = GetOptions {
+            head: true,
+            ..GetOptions::default()
+        };
+        let error = match self.opened.store.get_opts(&path, asked).await {
+            Ok(found) => {
+                self.there.store(true, Relaxed);
+                return Ok(Some(found.meta.size));
+            }
+            Err(error) => error,
+        };
+        // An answer to HEAD has no body that would tell what is wrong.
+        let vague = find(&error).is_some_and(|refusal: &Refusal| {
+            refusal.is_vague() && (refusal.status != 404 || !self.there.load(Relaxed))
+        });
+        let error = if vague {
+            match self.read(name, Some(GetRange::Bounded(0..1)), None).await {
+                Ok(reading) => return Ok(Some(reading.size)),
+                Err(error) => error,
+            }
+        } else {
+            self.refused(context, &error)
+        };
+        if error.is_not_found() {
+            Ok(None)
+        } else {
+            Err(error)
+        }
+    }
+
+    /// Asks once whether the bucket is there and lets us in.
+    pub(super) async fn probe(&self, name: &str) -> Result<(), RemoteError> {
+        let context = self.address.to_string();
+        self.ready(&context).await?;
+        match self.list_one(&context).await {
+            // Whoever may not list may read.
+            Err(error) if error.kind == RemoteErrorKind::Denied => match self.size(name).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(error),
+            },
+            ended => ended,
+        }
+    }
+
+    async fn list_one(&self, context: &str) -> Result<(), RemoteError> {
+        let prefix = self.path(context, "")?;
+        let mut stream = self.opened.store.list(Some(&prefix));
+        let next = tokio::time::timeout(self.options.stall_timeout, stream.next()).await;
+        match next {
+            Ok(None | Some(Ok(_))) => {
+                self.there.store(true, Relaxed);
+                Ok(())
+            }
+            Ok(Some(Err(error))) => Err(self.refused(context.to_owned(), &error)),
+            Err(_) => Err(RemoteError::new(
+                RemoteErrorKind::Timeout,
+                context,
+                "the store does not answer",
+            )),
+        }
+    }
+
+    /// The error of a read. A missing object is told as 403 where we may not list, and a missing bucket by some as a bare
+    /// 404.
+    async fn missing_or_forbidden(&self, context: String, error: &object_store::Error) -> RemoteError {
+        let told = self.refused(context.clone(), error);
+        let Some(refusal) = find::<Refusal>(error) else {
+            return told;
+        };
+        if refusal.is_vague() && refusal.status == 404 && !self.there.load(Relaxed) {
+            return match self.list_one(&self.address.to_string()).await {
+                Err(error) if matches!(error.kind, RemoteErrorKind::NotFound | RemoteErrorKind::Config) => {
+                    RemoteError {
+                        kind: RemoteErrorKind::Config,
+                        message: format!("there is no such bucket ({})", error.message),
+                        ..error
+                    }
+                }
+                _ => told,
+            };
+        }
+        // Without credentials it is more likely that nothing there is ours to read, until something was.
+        let is_stranger = self.opened.is_anonymous() && !self.there.load(Relaxed);
+        // Azure tells.
+        let is_clear = self.address.provider == Provider::Azure;
+        if told.kind != RemoteErrorKind::Denied || refusal.status != 403 || is_stranger || is_clear {
+            return told;
+        }
+        let listable = self
+            .listable
+            .get_or_try_init(|| async {
+                match self.list_one(&context).await {
+                    Ok(()) => Ok(true),
+                    Err(error) if error.kind == RemoteErrorKind::Denied => Ok(false),
+                    Err(error) => Err(error),
+                }
+            })
+            .await;
+        if listable == Ok(&false) {
+            let message = format!(
+                "not in the bucket, or not ours to read: the store does not tell, since we may not list ({})",
+                told.message
+            );
+            return RemoteError::new(RemoteErrorKind::NotFound, context, message);
+        }
+        told
+    }
+
+    /// Gets the credentials, if they are not here yet.
+    async fn ready(&self, context: &str) -> Result<(), RemoteError> {
+        (self.opened.ready)().await.map_err(|error| {
+            let told = explain(context.to_owned(), &error);
+            let kind = if told.is_retryable() {
+                told.kind
+            } else {
+                RemoteErrorKind::Unauthenticated
+            };
+            let message = format!(
+                "failed to get credentials ({}): {}",
+                self.opened.shown, told.message
+            );
+            RemoteError::new(kind, context, message)
+        })
+    }
+
+    fn refused(&self, context: String, error: &object_store::Error) -> RemoteError {
+        let mut told = explain(context, error);
+        if find::<Refusal>(error).is_some_and(Refusal::is_changed) {
+            told.message = "the object changed while it was read".to_owned();
+        }
+        if told.kind == RemoteErrorKind::Unauthenticated
+            && let Some(profile) = &self.opened.profile
+        {
+            profile.forget();
+        }
+        if matches!(
+            told.kind,
+            RemoteErrorKind::Denied | RemoteErrorKind::Unauthenticated
+        ) {
+            told.message = format!("{}; asked with {}", told.message, self.opened.shown);
+        }
+        told
+    }
+
+    fn context(&self, name: &str) -> String {
+        format!("object {:?} in {}", name, self.address)
+    }
+
+    fn path(&self, context: &str, name: &str) -> Result<Path, RemoteError> {
+        let whole = match (self.address.prefix.as_str(), name.trim_end_matches('/')) {
+            ("", name) => name.to_owned(),
+            (prefix, "") => prefix.to_owned(),
+            (prefix, name) => format!("{prefix}/{name}"),
+        };
+        Path::parse(&whole).map_err(|_| {
+            let message = "the name has an empty, \".\" or \"..\" segment or a control character";
+            RemoteError::new(RemoteErrorKind::Rejected, context, message)
+        })
+    }
+}

@@ -1,0 +1,421 @@
+//! A bucket as a cache: blobs and action results below the keys of a layout.
+
+use std::sync::Arc;
+
+use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use prost::Message as _;
+use tokio::sync::Semaphore;
+
+use super::bucket::{Bucket, Reading};
+use crate::{
+    digest::{Digest, DigestFunction},
+    remote::{
+        ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, RemoteOptions, Sink,
+        casblob::{self, Decoder, Header, Parsed},
+        inflate::Inflater,
+        layout::{Encoding, Kind, Layout},
+        reading::Collect,
+        stream::{PROGRESS, largest_stream},
+    },
+    transport::{RemoteError, RemoteErrorKind},
+};
+
+/// Requests at once.
+pub(super) const PARALLEL: usize = 64;
+/// Sum of the blobs' sizes that one call for small blobs may have, in bytes.
+const BATCH: u64 = 4 << 20;
+/// The largest action result, in bytes.
+const MAX_RESULT: u64 = 64 << 20;
+/// How much of a compressed object is read at first to find a place in it: enough for 500 chunks.
+const BEGINNING: u64 = 4096;
+
+/// A bucket that a cache keeps its blobs in. Its bytes are no more believed than any server's.
+pub struct ObjectCache {
+    bucket: Bucket,
+    layout: Layout,
+    slots: Semaphore,
+}
+
+impl ObjectCache {
+    /// Opens the bucket at the options' address. Connects nothing yet.
+    ///
+    /// # Errors
+    /// [`RemoteErrorKind::Config`], naming what is wrong with the address or the credentials.
+    pub fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+        options.validate()?;
+        Self::with(Bucket::open(options)?)
+    }
+
+    pub(super) fn with(bucket: Bucket) -> Result<Self, RemoteError> {
+        let address = bucket.address();
+        let layout = Layout::new(
+            address.layout.as_deref(),
+            address.template.as_deref(),
+            address.encoding.as_deref(),
+        )
+        .map_err(|e| RemoteError::config(format!("--remote-cache={address}"), e.to_string()))?;
+        Ok(Self {
+            bucket,
+            layout,
+            slots: Semaphore::new(PARALLEL),
+        })
+    }
+
+    fn error(&self, kind: RemoteErrorKind, what: &str, message: impl Into<String>) -> RemoteError {
+        RemoteError::new(kind, format!("{what} in {}", self.bucket.address()), message)
+    }
+
+    /// One request after the other, until one succeeds or no other may.
+    async fn retrying<'a, T>(
+        &self,
+        ask: impl Fn() -> BoxFuture<'a, Result<T, RemoteError>> + Send + Sync,
+    ) -> Result<T, RemoteError> {
+        // Nobody closes it.
+        let _slot = self.slots.acquire().await;
+        let mut backoff = self.bucket.retry().start();
+        loop {
+            match ask().await {
+                Err(error) if error.is_retryable() && backoff.wait(&error).await => {}
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Brings a blob's bytes from `offset` on into the sink, resuming where the sink's bytes end.
+    async fn transfer(&self, digest: &Digest, offset: u64, sink: &mut dyn Sink) -> Result<(), RemoteError> {
+        let key = self.layout.key(Kind::Blob, digest).unwrap_or_default();
+        let mut transfer = Transfer {
+            cache: self,
+            key: &key,
+            digest,
+            at: offset,
+            sink,
+        };
+        let mut backoff = self.bucket.retry().start();
+        let mut forgiven_at = offset;
+        while transfer.at < digest.size() {
+            let error = match transfer.attempt().await {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            if transfer.at - forgiven_at >= PROGRESS {
+                forgiven_at = transfer.at;
+                backoff.reset();
+            }
+            if !error.is_retryable() || !backoff.wait(&error).await {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn whole(&self, digest: &Digest) -> Result<Bytes, RemoteError> {
+        let _slot = self.slots.acquire().await;
+        let mut whole = Collect::default();
+        self.transfer(digest, 0, &mut whole).await?;
+        Ok(whole.0.into())
+    }
+
+    async fn result(&self, action: &Digest) -> Result<Option<Arc<ActionResult>>, RemoteError> {
+        let what = format!("result for action {action}");
+        let key = self.layout.key(Kind::Action, action).ok_or_else(|| {
+            self.error(
+                RemoteErrorKind::Config,
+                &what,
+                "the layout does not say where action results are; use template= with {kind}",
+            )
+        })?;
+        let bytes = match self.retrying(|| self.read_result(&key, &what).boxed()).await {
+            Err(error) if error.is_not_found() => return Ok(None),
+            bytes => bytes?,
+        };
+        match ActionResult::decode(&*bytes) {
+            Ok(result) => Ok(Some(Arc::new(result))),
+            Err(_) => Err(self.error(
+                RemoteErrorKind::Protocol,
+                &what,
+                format!("the object {key:?} is no action result"),
+            )),
+        }
+    }
+
+    async fn read_result(&self, key: &str, what: &str) -> Result<Vec<u8>, RemoteError> {
+        let mut reading = self.bucket.get(key, 0, None).await?;
+        let mut bytes = Vec::new();
+        while let Some(piece) = reading.next().await? {
+            if (bytes.len() + piece.len()) as u64 > MAX_RESULT {
+                return Err(self.error(RemoteErrorKind::Protocol, what, "it is too large"));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes)
+    }
+
+    async fn casblob_size(&self, key: &str, what: &str) -> Result<Option<u64>, RemoteError> {
+        let (beginning, _) = self.bucket.beginning(key, casblob::FIXED as u64).await?;
+        let message = |e| self.error(RemoteErrorKind::Protocol, what, format!("the object {key:?} {e}"));
+        casblob::plain_size(&beginning).map(Some).map_err(message)
+    }
+
+    async fn plain_size(&self, function: DigestFunction, hash: &[u8]) -> Result<Option<u64>, RemoteError> {
+        let what = format!("blob {}", hex::encode(hash));
+        let unknown = |message: &str| self.error(RemoteErrorKind::Config, &what, message);
+        let key = self
+            .layout
+            .key_of_hash(function, hash)
+            .ok_or_else(|| unknown("the layout's keys have sizes in them: give HASH/SIZE"))?;
+        let size = match self.layout.encoding(Kind::Blob) {
+            Encoding::Identity => self.retrying(|| self.bucket.size(&key).boxed()).await,
+            Encoding::Zstd => Err(unknown(
+                "compressed objects do not tell their size: give HASH/SIZE",
+            )),
+            Encoding::Casblob => self.retrying(|| self.casblob_size(&key, &what).boxed()).await,
+        };
+        match size {
+            Err(error) if error.is_not_found() => Ok(None),
+            size => size,
+        }
+    }
+}
+
+/// A blob on its way.
+struct Transfer<'a> {
+    cache: &'a ObjectCache,
+    key: &'a str,
+    digest: &'a Digest,
+    /// How many of the blob's bytes the sink has.
+    at: u64,
+    sink: &'a mut dyn Sink,
+}
+
+/// Unpacks an object, or what of it comes.
+enum Unpacker {
+    Identity,
+    Zstd(Inflater),
+    Casblob(Decoder),
+}
+
+impl Unpacker {
+    /// Takes some of `input` and gives a piece of what it holds, at most one byte more than `left`.
+    fn run(&mut self, input: &mut &[u8], left: u64) -> Result<Bytes, String> {
+        match self {
+            Self::Identity => Ok(Bytes::copy_from_slice(std::mem::take(input))),
+            Self::Zstd(inflater) => inflater.run(input, left),
+            Self::Casblob(decoder) => decoder.run(input, left).map_err(|e| e.to_string()),
+        }
+    }
+}
+
+impl Transfer<'_> {
+    /// One object, from where we are to its end, however that comes.
+    async fn attempt(&mut self) -> Result<(), RemoteError> {
+        let bucket = &self.cache.bucket;
+        let size = self.digest.size();
+        match self.cache.layout.encoding(Kind::Blob) {
+            Encoding::Identity => {
+                let reading = bucket.get(self.key, self.at, None).await?;
+                if reading.size != size {
+                    return Err(self.protocol(&format!("has {} bytes instead of {size}", reading.size)));
+                }
+                self.take(reading, Unpacker::Identity, 0).await
+            }
+            Encoding::Zstd => {
+                let reading = bucket.get(self.key, 0, None).await?;
+                let inflater = Inflater::new().map_err(|e| self.protocol(&e))?;
+                self.take(reading, Unpacker::Zstd(inflater), self.at).await
+            }
+            Encoding::Casblob if self.at == 0 => {
+                let reading = bucket.get(self.key, 0, None).await?;
+                let decoder = Decoder::new(size, Some(reading.size));
+                self.take(reading, Unpacker::Casblob(decoder), 0).await
+            }
+            Encoding::Casblob => {
+                let (header, etag) = self.header().await?;
+                if header.size() != size {
+                    return Err(self.protocol(&format!("holds {} bytes instead of {size}", header.size())));
+                }
+                let (from, skip) = header.place_of(self.at);
+                // An object that was written anew in the meantime has its chunks elsewhere.
+                let reading = match bucket.get(self.key, from, etag.as_deref()).await {
+                    Err(error) if error.kind == RemoteErrorKind::Protocol && etag.is_some() => {
+                        return Err(RemoteError {
+                            kind: RemoteErrorKind::Unavailable,
+                            ..error
+                        });
+                    }
+                    reading => reading?,
+                };
+                let decoder = Decoder::from_chunk(&header).map_err(|e| self.protocol(&e.to_string()))?;
+                self.take(reading, Unpacker::Casblob(decoder), skip).await
+            }
+        }
+    }
+
+    async fn header(&mut self) -> Result<(Header, Option<String>), RemoteError> {
+        let mut bytes = BEGINNING;
+        loop {
+            let (beginning, reading) = self.cache.bucket.beginning(self.key, bytes).await?;
+            match Header::parse(&beginning, Some(reading.size)) {
+                Ok(Parsed::Header(header)) => return Ok((header, reading.etag)),
+                Ok(Parsed::Needs(more)) if more as u64 > bytes => bytes = more as u64,
+                Ok(Parsed::Needs(_)) => return Err(self.protocol("ends within its header")),
+                Err(error) => return Err(self.protocol(&error.to_string())),
+            }
+        }
+    }
+
+    /// Hands the object's bytes to the sink, but for the first `skip` ones.
+    async fn take(
+        &mut self,
+        mut reading: Reading,
+        mut unpacker: Unpacker,
+        mut skip: u64,
+    ) -> Result<(), RemoteError> {
+        let most = largest_stream(self.digest.size());
+        let mut wire = 0;
+        while let Some(piece) = reading.next().await? {
+            wire += piece.len() as u64;
+            if let Unpacker::Identity = unpacker {
+                self.give(piece).await?;
+                continue;
+            }
+            if wire > most {
+                return Err(self.protocol("is larger than the blob can be"));
+            }
+            let mut input = &*piece;
+            loop {
+                let left = self.digest.size() - self.at + skip;
+                let mut bytes = unpacker.run(&mut input, left).map_err(|e| self.protocol(&e))?;
+                if bytes.is_empty() {
+                    break;
+                }
+                let skipped = bytes.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
+                skip -= skipped as u64;
+                self.give(bytes.split_off(skipped)).await?;
+            }
+        }
+        if self.at < self.digest.size() {
+            return Err(self.protocol(&format!("holds only {} of {} bytes", self.at, self.digest.size())));
+        }
+        Ok(())
+    }
+
+    async fn give(&mut self, bytes: Bytes) -> Result<(), RemoteError> {
+        let length = bytes.len() as u64;
+        if length > self.digest.size() - self.at {
+            return Err(self.protocol("holds more bytes than the blob has"));
+        }
+        if length > 0 {
+            self.sink.write(bytes).await.map_err(|message| {
+                self.cache
+                    .error(RemoteErrorKind::Sink, &format!("blob {}", self.digest), message)
+            })?;
+            self.at += length;
+        }
+        Ok(())
+    }
+
+    fn protocol(&self, message: &str) -> RemoteError {
+        let what = format!("blob {}", self.digest);
+        self.cache.error(
+            RemoteErrorKind::Protocol,
+            &what,
+            format!("the object {:?} {message}", self.key),
+        )
+    }
+}
+
+impl BlobStore for ObjectCache {
+    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
+        let capabilities = Capabilities {
+            digest_functions: Vec::new(),
+            max_batch_bytes: BATCH,
+            zstd_streams: false,
+            zstd_batches: false,
+        };
+        futures::future::ready(Ok(capabilities)).boxed()
+    }
+
+    fn read_batch<'a>(
+        &'a self,
+        digests: &'a [Digest],
+        _: &'a Attribution,
+        _: bool,
+    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+        let whole = move |digest: Digest| async move {
+            let answer = self.whole(&digest).await;
+            (digest, answer)
+        };
+        futures::stream::iter(digests.to_vec())
+            .map(whole)
+            .buffered(PARALLEL)
+            .collect()
+            .boxed()
+    }
+
+    fn read_stream<'a>(
+        &'a self,
+        digest: &'a Digest,
+        offset: u64,
+        _: &'a Attribution,
+        _: bool,
+        sink: &'a mut dyn Sink,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        self.transfer(digest, offset, sink).boxed()
+    }
+
+    fn find_missing<'a>(
+        &'a self,
+        digests: &'a [Digest],
+        _: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
+        async move {
+            let is_missing = |digest: Digest| async move {
+                if digest.is_empty() {
+                    return Ok(None);
+                }
+                let key = self.layout.key(Kind::Blob, &digest).unwrap_or_default();
+                let size = self.retrying(|| self.bucket.size(&key).boxed()).await?;
+                Ok(size.is_none().then_some(digest))
+            };
+            let asked = futures::stream::iter(digests.to_vec());
+            let mut answers = asked.map(is_missing).buffered(PARALLEL);
+            let mut absent = Vec::new();
+            while let Some(answer) = answers.next().await {
+                absent.extend(answer?);
+            }
+            Ok(absent)
+        }
+        .boxed()
+    }
+
+    fn describe(&self) -> String {
+        self.bucket.address().to_string()
+    }
+}
+
+impl ActionStore for ObjectCache {
+    fn action_result<'a>(
+        &'a self,
+        action: &'a Digest,
+        _: &'a Attribution,
+    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
+        self.result(action).boxed()
+    }
+
+    fn blob_size<'a>(
+        &'a self,
+        function: DigestFunction,
+        hash: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
+        self.plain_size(function, hash).boxed()
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
+        let any = Digest::of(DigestFunction::Sha256, b"outhaul");
+        let key = self.layout.key(Kind::Blob, &any).unwrap_or_default();
+        async move { self.bucket.probe(&key).await }.boxed()
+    }
+}

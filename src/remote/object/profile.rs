@@ -1,0 +1,466 @@
+//! Credentials from the files of AWS's command-line tools: keys, or a command that prints them (`credential_process`).
+//!
+//! `~/.aws/credentials` has sections by profile, `~/.aws/config` sections `profile NAME` (AWS's guide to its tools,
+//! "Configuration and credential file settings" and "Sourcing credentials with an external process").
+
+use std::{
+    collections::HashMap,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use object_store::{CredentialProvider, aws::AwsCredential};
+use serde::Deserialize;
+use tokio::io::AsyncReadExt as _;
+
+use super::credentials::Environment;
+
+/// Keys in files and those without an expiry are read again after so long.
+const KEPT: Duration = Duration::from_secs(60);
+/// Credentials are not used for the last part of their life.
+const MARGIN: Duration = Duration::from_secs(60);
+/// The longest file or answer that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Why a profile gives no credentials. Shows no value of the files.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProfileError {
+    #[error("failed to read {0}: {1}")]
+    Read(PathBuf, io::Error),
+    #[error("there is no profile {0} in {1} or {2} (AWS_PROFILE)")]
+    Missing(String, PathBuf, PathBuf),
+    #[error(
+        "the profile {0} has no keys and no credential_process; {1} is not supported: use a credential_process"
+    )]
+    Unsupported(String, &'static str),
+    #[error("the profile {0} has an access key without its secret, or a secret without its key")]
+    Half(String),
+    #[error("credential_process of the profile {0} failed: {1}")]
+    Process(String, String),
+}
+
+/// A profile of the files.
+#[derive(Clone)]
+pub(super) struct Profile {
+    name: String,
+    settings: HashMap<String, String>,
+}
+
+/// Where profiles are.
+pub(super) struct Files {
+    name: String,
+    /// Whether it was asked for by its name.
+    named: bool,
+    credentials: PathBuf,
+    config: PathBuf,
+}
+
+impl Files {
+    /// As AWS's tools find them.
+    pub(super) fn new(environment: &Environment) -> Self {
+        let home = environment.get("HOME").unwrap_or_default();
+        let file = |variable, name: &str| {
+            environment
+                .get(variable)
+                .map_or_else(|| Path::new(&home).join(".aws").join(name), PathBuf::from)
+        };
+        let named = environment.get("AWS_PROFILE");
+        Self {
+            named: named.is_some(),
+            name: named.unwrap_or_else(|| "default".to_owned()),
+            credentials: file("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
+            config: file("AWS_CONFIG_FILE", "config"),
+        }
+    }
+
+    /// The profile; `None` if there is none and nobody asked for it.
+    ///
+    /// # Errors
+    /// When a file that is there cannot be read, or the profile that was asked for is in none.
+    pub(super) fn read(&self) -> Result<Option<Profile>, ProfileError> {
+        let config = section(&text_of(&self.config)?, |header| {
+            let name = header.strip_prefix("profile").map_or(header, str::trim);
+            name == self.name
+        });
+        let credentials = section(&text_of(&self.credentials)?, |header| header == self.name);
+        if config.is_none() && credentials.is_none() {
+            if self.named {
+                let (credentials, config) = (self.credentials.clone(), self.config.clone());
+                return Err(ProfileError::Missing(self.name.clone(), credentials, config));
+            }
+            return Ok(None);
+        }
+        let mut settings = config.unwrap_or_default();
+        settings.extend(credentials.unwrap_or_default());
+        let name = self.name.clone();
+        Ok(Some(Profile { name, settings }))
+    }
+}
+
+fn text_of(file: &Path) -> Result<String, ProfileError> {
+    let failed = |e| ProfileError::Read(file.to_owned(), e);
+    match fs::metadata(file) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(String::new());
+        }
+        Err(e) => return Err(failed(e)),
+        Ok(found) if found.len() > MAX_BYTES => return Err(failed(io::ErrorKind::FileTooLarge.into())),
+        Ok(_) => {}
+    }
+    fs::read_to_string(file).map_err(failed)
+}
+
+/// The settings below the headers that fit. Nested settings, which are indented, are not ours.
+fn section(text: &str, fits: impl Fn(&str) -> bool) -> Option<HashMap<String, String>> {
+    let mut found: Option<HashMap<String, String>> = None;
+    let mut inside = false;
+    for line in text.lines() {
+        if line.starts_with(['#', ';', ' ', '\t']) {
+            continue;
+        }
+        if let Some(header) = line
+            .trim()
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
+            inside = fits(header.trim());
+            if inside {
+                found.get_or_insert_default();
+            }
+        } else if let (true, Some((key, value)), Some(found)) = (inside, line.split_once('='), &mut found) {
+            found.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
+        }
+    }
+    found
+}
+
+impl Profile {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.settings
+            .get(key)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    pub(super) fn region(&self) -> Option<&str> {
+        self.get("region")
+    }
+
+    /// Whether it has credentials, or says where they come from.
+    ///
+    /// # Errors
+    /// When they come from where we cannot get them.
+    pub(super) fn has_credentials(&self) -> Result<bool, ProfileError> {
+        match (self.get("aws_access_key_id"), self.get("aws_secret_access_key")) {
+            (Some(_), Some(_)) => return Ok(true),
+            (None, None) => {}
+            _ => return Err(ProfileError::Half(self.name.clone())),
+        }
+        if self.get("credential_process").is_some() {
+            return Ok(true);
+        }
+        let elsewhere = [
+            "sso_session",
+            "sso_start_url",
+            "role_arn",
+            "source_profile",
+            "web_identity_token_file",
+        ];
+        match elsewhere.into_iter().find(|key| self.get(key).is_some()) {
+            Some(key) => Err(ProfileError::Unsupported(self.name.clone(), key)),
+            None => Ok(false),
+        }
+    }
+
+    /// The credentials, and until when they may be used.
+    async fn credentials(&self, patience: Duration) -> Result<(AwsCredential, Instant), ProfileError> {
+        let now = Instant::now();
+        if let (Some(key_id), Some(secret_key)) =
+            (self.get("aws_access_key_id"), self.get("aws_secret_access_key"))
+        {
+            let credential = AwsCredential {
+                key_id: key_id.to_owned(),
+                secret_key: secret_key.to_owned(),
+                token: self.get("aws_session_token").map(str::to_owned),
+            };
+            return Ok((credential, now + KEPT));
+        }
+        let failed = |reason: &str| ProfileError::Process(self.name.clone(), reason.to_owned());
+        let words = words(self.get("credential_process").unwrap_or_default());
+        let Some((program, arguments)) = words.split_first() else {
+            return Err(failed("it is empty"));
+        };
+        let printed = tokio::time::timeout(patience, run(program, arguments))
+            .await
+            .map_err(|_| failed(&format!("it printed nothing within {patience:?}")))?
+            .map_err(|e| failed(&e))?;
+        let printed: Printed = serde_json::from_slice(&printed)
+            .map_err(|_| failed("it printed no JSON with Version, AccessKeyId and SecretAccessKey"))?;
+        if printed.version != 1 {
+            return Err(failed("it printed another Version than 1"));
+        }
+        let kept = match printed.expiration {
+            None => KEPT,
+            Some(text) => {
+                let time = text.parse::<prost_types::Timestamp>().ok();
+                let time = time.and_then(|time| SystemTime::try_from(time).ok());
+                let time =
+                    time.ok_or_else(|| failed("it printed an Expiration that is not an RFC 3339 time"))?;
+                let left = time.duration_since(SystemTime::now()).unwrap_or_default();
+                if left.is_zero() {
+                    return Err(failed("it printed credentials that have expired"));
+                }
+                left.saturating_sub(MARGIN).min(Duration::from_secs(24 * 60 * 60))
+            }
+        };
+        let credential = AwsCredential {
+            key_id: printed.access_key_id,
+            secret_key: printed.secret_access_key,
+            token: printed.session_token,
+        };
+        Ok((credential, now + kept))
+    }
+}
+
+/// What a `credential_process` prints. No `Debug`: it is all secrets.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Printed {
+    version: u32,
+    access_key_id: String,
+    secret_access_key: String,
+    session_token: Option<String>,
+    expiration: Option<String>,
+}
+
+/// What a program prints. Its errors may have secrets in them and are not shown.
+async fn run(program: &str, arguments: &[String]) -> Result<Vec<u8>, String> {
+    let mut child = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| format!("{program}: {e}"))?;
+    let mut printed = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        let read = stdout.take(MAX_BYTES).read_to_end(&mut printed).await;
+        read.map_err(|e| format!("{program}: {e}"))?;
+    }
+    let status = child.wait().await.map_err(|e| format!("{program}: {e}"))?;
+    if !status.success() {
+        return Err(format!("{program}: {status}"));
+    }
+    Ok(printed)
+}
+
+/// The words of a command, by spaces, with quotes and backslashes as a shell reads them; nothing is expanded.
+fn words(command: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let (mut word, mut begun, mut quote) = (String::new(), false, None);
+    let mut characters = command.chars();
+    while let Some(c) = characters.next() {
+        match (c, quote) {
+            ('\'' | '"', None) => (quote, begun) = (Some(c), true),
+            (c, Some(open)) if c == open => quote = None,
+            ('\\', None | Some('"')) => {
+                word.extend(characters.next());
+                begun = true;
+            }
+            (c, None) if c.is_whitespace() => {
+                if std::mem::take(&mut begun) {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            _ => {
+                word.push(c);
+                begun = true;
+            }
+        }
+    }
+    if begun {
+        words.push(word);
+    }
+    words
+}
+
+/// Gives the crate what a profile has, and reads the files again in time.
+pub(super) struct Provider {
+    files: Files,
+    patience: Duration,
+    known: Mutex<Option<(Arc<AwsCredential>, Instant)>>,
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Provider({})", self.files.name)
+    }
+}
+
+impl Provider {
+    /// A `credential_process` may take so long.
+    pub(super) const fn new(files: Files, patience: Duration) -> Self {
+        Self {
+            files,
+            patience,
+            known: Mutex::new(None),
+        }
+    }
+
+    /// Reads everything again when credentials are next asked for.
+    pub(super) fn forget(&self) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    async fn credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((credential, _)) = known.filter(|(_, until)| *until > Instant::now()) {
+            return Ok(credential);
+        }
+        let failed = |e: ProfileError| object_store::Error::Generic {
+            store: "S3",
+            source: Box::new(e),
+        };
+        let profile = self.files.read().map_err(failed)?;
+        let missing = || {
+            let (credentials, config) = (self.files.credentials.clone(), self.files.config.clone());
+            ProfileError::Missing(self.files.name.clone(), credentials, config)
+        };
+        let profile = profile.ok_or_else(|| failed(missing()))?;
+        let (credential, until) = profile.credentials(self.patience).await.map_err(failed)?;
+        let credential = Arc::new(credential);
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((credential.clone(), until));
+        Ok(credential)
+    }
+}
+
+type Given<'a> = Pin<Box<dyn Future<Output = object_store::Result<Arc<AwsCredential>>> + Send + 'a>>;
+
+impl CredentialProvider for Provider {
+    type Credential = AwsCredential;
+
+    fn get_credential<'life0, 'async_trait>(&'life0 self) -> Given<'async_trait>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        Box::pin(self.credential())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The files of a profile of this name.
+    fn files(dir: &Path, name: Option<&str>, credentials: &str, config: &str) -> Files {
+        fs::write(dir.join("credentials"), credentials).unwrap();
+        fs::write(dir.join("config"), config).unwrap();
+        Files {
+            name: name.unwrap_or("default").to_owned(),
+            named: name.is_some(),
+            credentials: dir.join("credentials"),
+            config: dir.join("config"),
+        }
+    }
+
+    async fn given(files: Files) -> Result<Arc<AwsCredential>, String> {
+        let provider = Provider::new(files, Duration::from_secs(60));
+        assert!(!format!("{provider:?}").contains("s3cret"));
+        let given = provider.get_credential().await;
+        given.map_err(|e| e.to_string())
+    }
+
+    #[tokio::test]
+    async fn keys_are_those_of_the_profile() {
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = "# s\n[default]\naws_access_key_id = A\naws_secret_access_key=x\n\n[other]\n\
+                           aws_access_key_id=B\naws_secret_access_key = s3cret=/+\naws_session_token=T\n";
+        let config =
+            "[profile other]\nregion = eu-west-1\ns3 =\n  region = no\n[default]\nregion=us-west-2\n";
+        let other = files(dir.path(), Some("other"), credentials, config);
+        assert_eq!(other.read().unwrap().unwrap().region(), Some("eu-west-1"));
+        let given_other = given(other).await.unwrap();
+        assert_eq!(given_other.key_id, "B");
+        assert_eq!(given_other.secret_key, "s3cret=/+");
+        assert_eq!(given_other.token.as_deref(), Some("T"));
+        let default = given(files(dir.path(), None, credentials, config)).await.unwrap();
+        assert_eq!(default.key_id, "A");
+    }
+
+    #[tokio::test]
+    async fn a_command_prints_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("my helper");
+        fs::write(
+            &script,
+            "echo >&2 s3cret\n[ \"$1\" = 'a b' ] || exit 3\ncat <<E\n{\"Version\": 1, \"AccessKeyId\": \"P\", \
+             \"SecretAccessKey\": \"s3cret\", \"SessionToken\": \"t\", \"Expiration\": \"2999-01-01T00:00:00Z\"}\nE\n",
+        )
+        .unwrap();
+        let config = |arguments: &str| {
+            format!(
+                "[profile p]\ncredential_process = sh \"{}\" {arguments}\n",
+                script.display()
+            )
+        };
+        let good = given(files(dir.path(), Some("p"), "", &config("'a b'")))
+            .await
+            .unwrap();
+        assert_eq!((good.key_id.as_str(), good.token.as_deref()), ("P", Some("t")));
+        let bad = given(files(dir.path(), Some("p"), "", &config("a\\ c")))
+            .await
+            .unwrap_err();
+        assert!(bad.contains("exit status: 3") && !bad.contains("s3cret"), "{bad}");
+        let expired = "[p]\ncredential_process = echo '{\"Version\":1,\"AccessKeyId\":\"A\",\"SecretAccessKey\":\"s3cret\",\"Expiration\":\"2001-01-01T00:00:00Z\"}'\n";
+        let expired = given(files(dir.path(), Some("p"), expired, ""))
+            .await
+            .unwrap_err();
+        assert!(
+            expired.contains("have expired") && !expired.contains("s3cret"),
+            "{expired}"
+        );
+        let nonsense = given(files(
+            dir.path(),
+            Some("p"),
+            "[p]\ncredential_process = echo s3cret\n",
+            "",
+        ))
+        .await;
+        let nonsense = nonsense.unwrap_err();
+        assert!(
+            nonsense.contains("no JSON") && !nonsense.contains("s3cret"),
+            "{nonsense}"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = files(dir.path(), Some("p"), "[q]\n", "")
+            .read()
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(none.contains("no profile p"), "{none}");
+        assert!(files(dir.path(), None, "[q]\n", "").read().unwrap().is_none());
+        for (config, part) in [
+            ("[profile p]\nsso_session = x\n", "sso_session is not supported"),
+            ("[profile p]\nrole_arn = x\n", "role_arn is not supported"),
+            ("[profile p]\naws_access_key_id = x\n", "without its secret"),
+        ] {
+            let profile = files(dir.path(), Some("p"), "", config).read().unwrap().unwrap();
+            let error = profile.has_credentials().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let region_only = files(dir.path(), None, "", "[default]\nregion = x\n")
+            .read()
+            .unwrap();
+        assert!(!region_only.unwrap().has_credentials().unwrap());
+    }
+}

@@ -1,0 +1,189 @@
+//! The HTTP client that the crate sends its requests with.
+
+use std::{error::Error as _, future::Future, pin::Pin, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, StatusCode, Uri,
+    header::{AUTHORIZATION, CONTENT_RANGE, RANGE},
+};
+use http_body_util::BodyExt as _;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector as TcpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use object_store::{
+    ClientConfigKey, ClientOptions,
+    client::{
+        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse,
+        HttpResponseBody, HttpService,
+    },
+};
+use percent_encoding::percent_decode_str;
+
+use super::fault::{Broken, Refusal};
+use crate::{
+    remote::RemoteOptions,
+    transport::{RemoteError, Secrets},
+};
+
+/// How much of a refusal is read, in bytes.
+const MAX_REFUSAL: usize = 64 << 10;
+/// How many idle connections are kept: as many as there are requests at once.
+const IDLE: usize = super::cache::PARALLEL;
+
+/// Makes the services.
+#[derive(Clone)]
+pub(super) struct Connector {
+    client: Client<HttpsConnector<TcpConnector>, HttpRequestBody>,
+    /// How long the head of an answer may take.
+    patience: Duration,
+}
+
+impl Connector {
+    /// With the options' certificates and time-outs.
+    ///
+    /// # Errors
+    /// Naming the file that cannot be read.
+    pub(super) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+        // Credentials come by TLS even where the bucket is on this machine.
+        let mut tls = options.connect.tls.clone();
+        if !options.connect.endpoint.is_tls() {
+            tls = crate::transport::TlsFiles::default();
+        }
+        let mut tcp = TcpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(options.connect.connect_timeout));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls.client_config(true)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(IDLE)
+            .build(connector);
+        Ok(Self {
+            client,
+            patience: options.stall_timeout,
+        })
+    }
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connector")
+    }
+}
+
+impl HttpConnector for Connector {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let plain = options.get_config_value(&ClientConfigKey::AllowHttp);
+        Ok(HttpClient::new(Service {
+            connector: self.clone(),
+            plain: plain.as_deref() == Some("true"),
+        }))
+    }
+}
+
+/// Sends requests; those that are refused are errors that say why.
+#[derive(Debug)]
+struct Service {
+    connector: Connector,
+    /// Whether requests may go without encryption.
+    plain: bool,
+}
+
+type Answer<'a> = Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'a>>;
+
+impl HttpService for Service {
+    fn call<'life0, 'async_trait>(&'life0 self, request: HttpRequest) -> Answer<'async_trait>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        Box::pin(self.send(request))
+    }
+}
+
+impl Service {
+    async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        if !self.plain && request.uri().scheme_str() != Some("https") {
+            let host = request.uri().host().unwrap_or_default().to_owned();
+            return Err(HttpError::new(HttpErrorKind::Connect, Broken::NotEncrypted(host)));
+        }
+        let ranged = request.headers().contains_key(RANGE);
+        let secrets = sent(request.uri(), request.headers());
+        let patience = self.connector.patience;
+        let slow = || HttpError::new(HttpErrorKind::Timeout, Broken::Slow(patience));
+        let answer = tokio::time::timeout(patience, self.connector.client.request(request)).await;
+        let (mut parts, body) = answer.map_err(|_| slow())?.map_err(failed)?.into_parts();
+        if parts.status.is_success() {
+            if ranged && parts.status == StatusCode::OK {
+                // Some say the range, and not that there is one.
+                if !parts.headers.contains_key(CONTENT_RANGE) {
+                    return Err(HttpError::new(HttpErrorKind::Decode, Broken::RangeIgnored));
+                }
+                parts.status = StatusCode::PARTIAL_CONTENT;
+            }
+            let body = HttpResponseBody::new(
+                body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error)),
+            );
+            return Ok(HttpResponse::from_parts(parts, body));
+        }
+        // What is wrong is worth reading, but no reason to fail in another way.
+        let said = tokio::time::timeout(patience, beginning(body))
+            .await
+            .unwrap_or_default();
+        let refusal = Refusal::new(parts.status, &parts.headers, &said, &secrets);
+        Err(HttpError::new(HttpErrorKind::Unknown, refusal))
+    }
+}
+
+fn failed(error: hyper_util::client::legacy::Error) -> HttpError {
+    let kind = if error.is_connect() {
+        HttpErrorKind::Connect
+    } else {
+        HttpErrorKind::Request
+    };
+    tracing::trace!(source = ?error.source().map(ToString::to_string), "request failed");
+    HttpError::new(kind, error)
+}
+
+/// The beginning of an answer's body, as much as comes.
+async fn beginning(mut body: hyper::body::Incoming) -> Bytes {
+    let mut said = BytesMut::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Some(data) = frame.data_ref() {
+            said.extend_from_slice(&data[..data.len().min(MAX_REFUSAL - said.len())]);
+        }
+        if said.len() == MAX_REFUSAL {
+            break;
+        }
+    }
+    said.freeze()
+}
+
+/// What of a request is not to be shown: a store may repeat it.
+fn sent(uri: &Uri, headers: &HeaderMap) -> Secrets {
+    let names = [AUTHORIZATION.as_str(), "x-amz-security-token"];
+    let mut secrets: Vec<String> = names
+        .iter()
+        .filter_map(|name| headers.get(*name)?.to_str().ok().map(str::to_owned))
+        .collect();
+    // Of S3's signature, the words that might be repeated alone.
+    let authorization = secrets.first().cloned().unwrap_or_default();
+    for word in ["Credential=", "Signature="] {
+        let value = authorization.split_once(word).map_or("", |(_, value)| value);
+        secrets.extend(value.split([',', '/']).next().map(str::to_owned));
+    }
+    for pair in uri.query().unwrap_or_default().split('&') {
+        if let Some((_, signature)) = pair.split_once('=').filter(|(key, _)| *key == "sig") {
+            secrets.push(signature.to_owned());
+            secrets.push(percent_decode_str(signature).decode_utf8_lossy().into_owned());
+        }
+    }
+    Secrets::of(secrets.iter().map(String::as_str))
+}
