@@ -31,5 +31,6 @@ mod runfiles;
 mod running;
 mod served;
 mod staging;
+mod stores;
 mod testing;
 mod waiting;
