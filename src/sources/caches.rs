@@ -13,7 +13,7 @@ use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
     remote::{self, ActionStore, BlobStore, Chain, GrpcCache, Nowhere, RemoteOptions},
-    transport::{Endpoint, RemoteError},
+    transport::{Endpoint, RemoteError, bucket::Anonymous},
 };
 
 /// Where to fetch from.
@@ -471,4 +471,10 @@ pub(super) fn has_credentials(options: &RemoteOptions) -> bool {
         || options.connect.google.is_some()
         || options.connect.tls.client_certificate.is_some()
         || options.connect.tls.client_key.is_some()
+        // Those of the environment, whoever's the server is.
+        || options
+            .connect
+            .endpoint
+            .bucket()
+            .is_some_and(|bucket| bucket.anonymous != Anonymous::Yes)
 }

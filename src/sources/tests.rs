@@ -345,6 +345,14 @@ async fn an_imported_build_gets_no_credentials_for_where_it_points() {
     for part in ["grpc://evil:1", "--remote-cache", "--allow-remote-cache"] {
         assert!(error.contains(part), "{error}");
     }
+    // A bucket's are in the environment, for whatever server it is.
+    let error = sources(false, None)
+        .of_import("s3://b?endpoint=http://evil:1", "")
+        .err();
+    assert!(error.unwrap().to_string().contains("--allow-remote-cache"));
+    sources(false, None)
+        .of_import("s3://b?anonymous=yes", "")
+        .unwrap();
     // Nor those that a build of here has brought for itself.
     let sources = sources(false, None);
     let own = line(&[("remote_cache", "grpc://h:1"), ("remote_header", "x-token=abc")]);

@@ -8,7 +8,10 @@ use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use prost::Message as _;
 use tokio::sync::Semaphore;
 
-use super::bucket::{Bucket, Reading};
+use super::{
+    bucket::{Bucket, Reading},
+    service::PARALLEL,
+};
 use crate::{
     digest::{Digest, DigestFunction},
     remote::{
@@ -22,8 +25,6 @@ use crate::{
     transport::{RemoteError, RemoteErrorKind},
 };
 
-/// Requests at once.
-pub(super) const PARALLEL: usize = 64;
 /// Sum of the blobs' sizes that one call for small blobs may have, in bytes.
 const BATCH: u64 = 4 << 20;
 /// The largest action result, in bytes.

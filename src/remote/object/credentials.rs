@@ -160,7 +160,10 @@ fn s3(
     connector: Connector,
 ) -> Result<Opened, RemoteError> {
     let files = Files::new(environment);
-    let profile = files.read().map_err(|e: ProfileError| wrong(address, e))?;
+    let profile = match files.read() {
+        Err(_) if address.anonymous == Anonymous::Yes => None,
+        profile => profile.map_err(|e: ProfileError| wrong(address, e))?,
+    };
     let endpoint = address
         .endpoint
         .clone()

@@ -30,8 +30,8 @@ use crate::{
 
 /// How much of a refusal is read, in bytes.
 const MAX_REFUSAL: usize = 64 << 10;
-/// How many idle connections are kept: as many as there are requests at once.
-const IDLE: usize = super::cache::PARALLEL;
+/// Requests at once, and so the most idle connections that are kept.
+pub(super) const PARALLEL: usize = 64;
 
 /// Makes the services.
 #[derive(Clone)]
@@ -63,7 +63,7 @@ impl Connector {
             .wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(IDLE)
+            .pool_max_idle_per_host(PARALLEL)
             .build(connector);
         Ok(Self {
             client,
