@@ -87,7 +87,7 @@ fn sha256(bytes: &[u8]) -> String {
     Digest::of(DigestFunction::Sha256, bytes).hash_hex()
 }
 
-fn pairs<'a>(found: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+fn pairs(found: &[(String, String)]) -> Vec<(&str, &str)> {
     found.iter().map(|(name, bytes)| (&**name, &**bytes)).collect()
 }
 
