@@ -13,6 +13,8 @@ use crate::{
 
 mod address;
 mod blob;
+#[cfg(feature = "object-stores")]
+mod bucket;
 mod checksum;
 mod choice;
 mod directory;

@@ -4,6 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use percent_encoding::percent_decode_str;
 
+#[cfg(feature = "object-stores")]
+use super::bucket::BucketDirectory;
 use super::{
     Collection, Patience, address::Address, directory::LocalDirectory, http::HttpArchive, is_file_name,
 };
@@ -14,6 +16,8 @@ use crate::{
         without_user_info,
     },
 };
+#[cfg(feature = "object-stores")]
+use crate::{remote::object::Bucket, transport::BucketAddress};
 
 /// The hosts that Google's credentials are for.
 const GOOGLE: &str = "storage.googleapis.com";
@@ -85,10 +89,42 @@ pub fn open(url: &str, name: Option<&str>, access: &Access) -> Result<Arc<dyn Co
                 address,
             }))
         }
+        "s3" | "gs" | "az" if name.is_some() => Err(error(
+            "has a name of its own; NAME= is for https:// and digests".to_owned(),
+        )),
+        "s3" | "gs" | "az" => bucket(url, access),
         _ => Err(error(
-            "unknown scheme; use file://, http:// or https://".to_owned(),
+            "unknown scheme; use file://, http://, https://, s3://, gs:// or az://".to_owned(),
         )),
     }
+}
+
+/// The objects right below a prefix that ends in a slash, or one object.
+#[cfg(feature = "object-stores")]
+fn bucket(url: &str, access: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
+    let mut endpoint = Endpoint::parse_cache("URL", url)?;
+    let mut only = None;
+    if !url.split('?').next().unwrap_or(url).ends_with('/')
+        && let Some((parent, name)) = endpoint.bucket().and_then(BucketAddress::split_last)
+    {
+        endpoint = Endpoint::parse_cache("URL", &parent.to_string())?;
+        only = Some(name);
+    }
+    let mut options = access.options.clone();
+    options.connect.endpoint = endpoint;
+    options.connect.headers = Vec::new();
+    Ok(Arc::new(BucketDirectory {
+        bucket: Bucket::open(&options)?,
+        only,
+        patience: access.patience.clone(),
+    }))
+}
+
+#[cfg(not(feature = "object-stores"))]
+fn bucket(url: &str, _: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
+    let place = url.split('?').next().unwrap_or(url);
+    let message = "this outhaul was built without object stores (the feature object-stores)";
+    Err(RemoteError::config(without_user_info(place), message))
 }
 
 /// What a server is shown if the URL has no user name: what a credential helper says, or Google's credentials, or the

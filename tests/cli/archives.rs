@@ -8,6 +8,11 @@ use std::{
 
 use outhaul::digest::{Digest, DigestFunction};
 use outhaul_testkit::{Ran, Running, clean, free_address, peers, until};
+#[cfg(feature = "object-stores")]
+use outhaul_testkit::{
+    finish,
+    stores::{Store, StoreKind},
+};
 use rustix::process::Signal;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
@@ -511,4 +516,59 @@ async fn an_archive_comes_from_an_http_server() {
         .fetch(&[&gone, "--checksum=require"])
         .await
         .says(1, &["gone.tar.zst.sha256sum"]);
+}
+
+#[cfg(feature = "object-stores")]
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_come_from_buckets() {
+    let test = "archives_come_from_buckets";
+    for kind in StoreKind::ALL {
+        if !kind.is_there(test) {
+            continue;
+        }
+        let store = Store::start(kind);
+        let lib = therock("blas/stage", &[("lib/blas.so", "blas")]);
+        let run = therock("core/stage", &[("bin/run", "run")]);
+        for (name, bytes) in [
+            ("runs/1-linux/blas_lib_gfx942:xnack+.tar.zst", &*lib),
+            ("runs/1-linux/core_run_generic.tar.zst", &run),
+            ("runs/1-linux/logs/blas_lib_generic.tar.zst", b"not right below"),
+            // Another run's, whose name begins so.
+            ("runs/1-linux-other/blas_lib_generic.tar.zst", b"other"),
+            ("runs/1-linux/index.html", b"<html>"),
+        ] {
+            store.put(name, bytes);
+        }
+        let sum = format!("{}\n", sha256(&lib));
+        store.put(
+            "runs/1-linux/blas_lib_gfx942:xnack+.tar.zst.sha256sum",
+            sum.as_bytes(),
+        );
+        let archives = Archives::new();
+        let fetch = async |url: &str, args: &[&str]| {
+            let mut command = outhaul();
+            command.args(["fetch", "archive", url]).args(args);
+            command.envs(store.variables());
+            command.arg(format!("--output-dir={}", archives.path("out").display()));
+            finish(command).await
+        };
+        let url = store.url("runs/1-linux/", "");
+        let args = ["--flatten", "--include=(lib|run)_"];
+        fetch(&url, &args).await.expect(0);
+        let both = [("bin/run", "run"), ("lib/blas.so", "blas")];
+        assert_eq!(pairs(&archives.found()), both, "{kind:?}");
+        let ran = fetch(&url, &["--checksum=require", "--no-extract"]).await;
+        ran.says(1, &["core_run_generic.tar.zst.sha256sum", "unfinished"]);
+        // One object, with its checksum beside it.
+        std::fs::remove_dir_all(archives.path("out")).unwrap();
+        let url = store.url("runs/1-linux/blas_lib_gfx942:xnack+.tar.zst", "");
+        let args = ["--checksum=require", "--flatten", "--json"];
+        let ran = fetch(&url, &args).await.expect(0);
+        assert_eq!(pairs(&archives.found()), both[1..]);
+        assert_eq!(ran.json()[0]["checksum"], format!("sha256:{}", sha256(&lib)));
+        let gone = store.url("runs/1-linux/gone.tar.zst", "");
+        fetch(&gone, &[]).await.says(3, &["gone.tar.zst"]);
+        let empty = store.url("runs/2/", "");
+        fetch(&empty, &[]).await.says(3, &["runs/2", "no archives"]);
+    }
 }

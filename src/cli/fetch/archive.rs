@@ -38,8 +38,9 @@ const DRAWN: Duration = Duration::from_millis(200);
 /// Arguments of `outhaul fetch archive`.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ArchiveArgs {
-    /// What to fetch: file:///DIR/ for all archives in a directory, file:///DIR/FILE or https://HOST/PATH/FILE for one, or
-    /// the digest (HASH/SIZE, or FUNCTION/HASH/SIZE) of one in the remote cache. NAME= gives it another file name
+    /// What to fetch: file:///DIR/ or s3://BUCKET/PREFIX/ (gs://, az://) for all archives right in it, file:///DIR/FILE,
+    /// s3://BUCKET/FILE or https://HOST/PATH/FILE for one, or the digest (HASH/SIZE, or FUNCTION/HASH/SIZE) of one in the
+    /// remote cache. NAME= gives a URL or a digest another file name
     #[arg(required = true, value_name = "[NAME=]URL|DIGEST")]
     sources: Vec<String>,
 

@@ -1,0 +1,94 @@
+//! Objects in a bucket.
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+
+use super::{
+    Collection, Item, Listing,
+    resume::{self, Opened, Patience, Ranged},
+};
+use crate::{
+    remote::{Sink, object::Bucket},
+    transport::RemoteError,
+};
+
+/// The objects right below a prefix, or one of them.
+pub(super) struct BucketDirectory {
+    pub(super) bucket: Bucket,
+    /// The object's name below the prefix, if one is named.
+    pub(super) only: Option<String>,
+    pub(super) patience: Patience,
+}
+
+impl Ranged for BucketDirectory {
+    fn open<'a>(
+        &'a self,
+        item: &'a Item,
+        offset: u64,
+        version: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Opened, RemoteError>> {
+        async move {
+            let version = version.filter(|_| offset > 0);
+            let reading = self.bucket.get(&item.name, offset, version).await?;
+            let (size, version) = (Some(reading.size), reading.etag.clone());
+            let bytes = stream::try_unfold(reading, |mut reading| async move {
+                let piece = reading.next().await?;
+                Ok(piece.map(|piece| (piece, reading)))
+            });
+            Ok(Opened {
+                begin: offset,
+                size,
+                version,
+                bytes: bytes.boxed(),
+            })
+        }
+        .boxed()
+    }
+
+    fn address(&self, item: &Item) -> String {
+        format!("{}/{}", place(&self.bucket), item.name)
+    }
+}
+
+/// The bucket and the prefix, without settings.
+fn place(bucket: &Bucket) -> String {
+    let address = bucket.address().to_string();
+    let place = address.split('?').next().unwrap_or(&address);
+    place.trim_end_matches('/').to_owned()
+}
+
+impl Collection for BucketDirectory {
+    fn list(&self) -> BoxFuture<'_, Result<Listing, RemoteError>> {
+        async move {
+            if let Some(name) = &self.only {
+                return Ok(Listing {
+                    items: vec![Item::named(name.clone())],
+                    is_complete: false,
+                });
+            }
+            let all = self.bucket.list("").await?;
+            // What is further below are logs and the like.
+            let direct = all.into_iter().filter(|object| !object.name.contains('/'));
+            let items = direct.map(|object| Item {
+                name: object.name,
+                size: Some(object.size),
+                etag: object.etag,
+            });
+            Ok(Listing {
+                items: items.collect(),
+                is_complete: true,
+            })
+        }
+        .boxed()
+    }
+
+    fn read<'a>(&'a self, item: &'a Item, sink: &'a mut dyn Sink) -> BoxFuture<'a, Result<(), RemoteError>> {
+        resume::read(self, item, &self.patience, sink).boxed()
+    }
+
+    fn describe(&self) -> String {
+        match &self.only {
+            Some(name) => format!("{}/{name}", place(&self.bucket)),
+            None => place(&self.bucket),
+        }
+    }
+}
