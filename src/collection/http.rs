@@ -11,7 +11,7 @@ use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
     header::{
         ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName,
-        IF_RANGE, LAST_MODIFIED, LOCATION, RANGE, RETRY_AFTER, TRANSFER_ENCODING, USER_AGENT,
+        IF_RANGE, LAST_MODIFIED, LOCATION, RANGE, TRANSFER_ENCODING, USER_AGENT,
     },
 };
 use http_body_util::{BodyExt as _, Full};
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     printable::with_causes,
     remote::Sink,
-    transport::{Auth, Header, RemoteError, RemoteErrorKind, https::HttpsClient},
+    transport::{Auth, Header, RemoteError, RemoteErrorKind, https::HttpsClient, retry_after},
 };
 
 /// How many redirects are followed.
@@ -270,16 +270,6 @@ fn kind_of(status: StatusCode) -> RemoteErrorKind {
         408 | 425 | 429 | 500.. => RemoteErrorKind::Unavailable,
         _ => RemoteErrorKind::Rejected,
     }
-}
-
-/// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<std::time::Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(std::time::Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// Where an answer's bytes begin in the file, and how many the whole file has, as far as the answer says.

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     remote::RemoteOptions,
     transport::{
-        Auth, ConnectOptions, Endpoint, Header, RemoteError, auth::has_helper, https::client_for, netrc,
+        Auth, ConnectOptions, Endpoint, Header, RemoteError, auth::has_helper, https, netrc,
         without_user_info,
     },
 };
@@ -77,12 +77,13 @@ pub fn open(url: &str, name: Option<&str>, access: &Access) -> Result<Arc<dyn Co
                 ));
             }
             // A redirect may lead to https, wherever it begins.
-            let client = match client_for(true) {
-                Err(_) if !address.is_https() => client_for(false),
-                client => client,
+            let tls = &access.options.connect.tls;
+            let config = match tls.client_config(true) {
+                Err(_) if !address.is_https() => tls.client_config(false),
+                config => config,
             };
             Ok(Arc::new(HttpArchive {
-                client: client.map_err(|e| error(e.to_string()))?,
+                client: https::client(config?),
                 auth: auth(&address, access)?,
                 patience: access.patience.clone(),
                 name,

@@ -11,7 +11,7 @@ use crate::{
         Endpoint, Google, Header, TlsFiles,
         auth::{check_helper, has_helper},
         google::DEFAULT_SCOPE,
-        netrc, split_user_info,
+        is_http, netrc, split_user_info,
     },
     units::parse_duration,
 };
@@ -54,7 +54,13 @@ pub(super) fn options_of(
     let (flag, endpoint) = line.remote_cache().ok_or(SourceError::NoCache)?;
     let mut options = template.clone();
     let (address, user_info) = split_user_info(endpoint);
-    options.connect.endpoint = Endpoint::parse_cache(&format!("--{flag}"), &address)?;
+    // Of caches, those that Bazel itself can use: none that would get credentials of the environment.
+    let parse = if is_http(&address) {
+        Endpoint::parse_cache
+    } else {
+        Endpoint::parse
+    };
+    options.connect.endpoint = parse(&format!("--{flag}"), &address)?;
     if options.connect.endpoint.is_http() {
         // Bazel has none there either.
         options.instance_name.clear();

@@ -336,7 +336,11 @@ impl ArchiveArgs {
             },
             unsafe_links: self.unsafe_links,
             limits: limits(&self.limit)?,
-            jobs: usize::from(self.jobs),
+            // The last one is the last to be unpacked, so that its links find what it has.
+            jobs: match self.on_conflict {
+                Conflict::Fail => usize::from(self.jobs),
+                Conflict::Last => 1,
+            },
         }))
     }
 
