@@ -244,15 +244,14 @@ impl Endpoint {
     /// Whether it is on this machine, as far as the address tells.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        if self.host().is_none() {
-            return self.unix_path().is_some();
-        }
-        self.host().is_some_and(|host| {
-            host == "localhost"
-                || host
-                    .parse::<std::net::IpAddr>()
-                    .is_ok_and(|address| address.is_loopback())
-        })
+        let has_no_host = matches!(self.0, Place::Unix(_) | Place::Directory(_));
+        has_no_host
+            || self.host().is_some_and(|host| {
+                host == "localhost"
+                    || host
+                        .parse::<std::net::IpAddr>()
+                        .is_ok_and(|address| address.is_loopback())
+            })
     }
 
     /// `HOST:PORT`, as a gRPC channel's authority and so `bytestream://` URIs have it.

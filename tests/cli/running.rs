@@ -139,8 +139,15 @@ async fn flags_stand_last_whatever_the_rc_files_say() {
             "<--remote_download_minimal>",
         ),
         (&*format!("{cache},\"--remote_download_all\""), ""),
-        (&*format!("{cache},\"--disk_cache=/d\""), ""),
-        ("\"--remote_cache=http://127.0.0.1:1\"", ""),
+        (
+            &*format!("{cache},\"--disk_cache=/d\""),
+            "<--remote_download_minimal>",
+        ),
+        // Nobody is there: nothing is uploaded, nor taken from Bazel.
+        (
+            "\"--remote_cache=http://127.0.0.1:1\"",
+            "<--experimental_build_event_upload_strategy=local>",
+        ),
     ] {
         let place = Place::new().with("RC", rc).with("CODE", "1");
         let ran = place

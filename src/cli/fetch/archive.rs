@@ -358,6 +358,13 @@ impl ArchiveArgs {
                 collections.push(opened.map_err(|error| Failure::usage(error.to_string()))?);
                 continue;
             }
+            // Before a cache is asked for, which may not be what lacks.
+            let hash = source.rsplit('/').next().unwrap_or_default();
+            if source.parse::<Digest>().is_err() && Digest::from_hex(None, hash, 0).is_err() {
+                return Err(Failure::usage(format!(
+                    "{source}: is neither a URL nor a digest (HASH/SIZE, or HASH)"
+                )));
+            }
             let store = match &cache {
                 Some(store) => Arc::clone(store),
                 None => cache.insert(self.cache.cache()?.actions()).clone(),
