@@ -55,7 +55,7 @@ pub struct KindLabels {
 /// A single label named `store`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StoreLabels {
-    /// A store of a chain, without credentials; `other` beyond the first [`STORES`].
+    /// A store of a chain, without credentials; `other` beyond the first ones.
     pub store: String,
 }
 

@@ -24,7 +24,7 @@ const FROM_BUILD: &str = "from-build";
 #[command(next_help_heading = "Remote cache")]
 pub struct CacheArgs {
     /// Address of the remote cache: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH;
-    /// http(s)://[USER:PASSWORD@]HOST[:PORT][/PREFIX] for an HTTP cache, file:///DIR for a disk cache, s3://BUCKET,
+    /// http(s)://USER:PASSWORD@HOST:PORT/PREFIX for an HTTP cache, file:///DIR for a disk cache, s3://BUCKET,
     /// gs://BUCKET or az://CONTAINER for a bucket; `from-build` takes it from the build's own command line, as `run` and
     /// `fetch bep` do by default (repeatable: what the first one does not have is read from the next)
     #[arg(long, value_name = "URL", env = "OUTHAUL_REMOTE_CACHE", value_delimiter = ',')]

@@ -80,7 +80,7 @@ impl RemoteOptions {
     /// Checks what one value alone does not show.
     ///
     /// # Errors
-    /// [`RemoteErrorKind::Config`](crate::transport::RemoteErrorKind::Config), naming the flag.
+    /// [`RemoteErrorKind::Config`], naming the flag.
     pub fn validate(&self) -> Result<(), RemoteError> {
         if let Some(segment) = self
             .instance_name

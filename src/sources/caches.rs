@@ -40,7 +40,7 @@ pub struct SourceCache {
     all: Arc<dyn ActionStore>,
     /// Those that are not directories here; all, where there are none.
     remote: Arc<dyn ActionStore>,
-    /// Their endpoints, as [`endpoints`] reads them.
+    /// Their endpoints, with a space between them.
     pub endpoint: String,
     /// Their instance name.
     pub instance_name: String,

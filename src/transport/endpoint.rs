@@ -57,7 +57,7 @@ enum Place {
 impl Endpoint {
     /// Reads a cache's address, the value of the flag `flag`: what [`Endpoint::parse`] reads; `file:///DIR`, in which
     /// `%` and two hexadecimal digits stand for a byte; or `http(s)://HOST[:PORT][/PREFIX]`, from which a user name and
-    /// password must have been taken off, see [`split_user_info`]; or a bucket's, see [`BucketAddress`].
+    /// password must have been taken off; or a bucket's, see [`BucketAddress`].
     ///
     /// # Errors
     /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config) for anything else, as [`Endpoint::parse`].
