@@ -104,10 +104,14 @@ impl RemoteOptions {
                 "an instance name must not contain control characters",
             ));
         }
-        let most = if self.connect.endpoint.is_http() {
-            MAX_HTTP_CONNECTIONS
-        } else {
+        // Buckets and directories have their own numbers.
+        let endpoint = &self.connect.endpoint;
+        let is_grpc =
+            !endpoint.is_http() && endpoint.bucket().is_none() && endpoint.directory_path().is_none();
+        let most = if is_grpc {
             MAX_CONNECTIONS
+        } else {
+            MAX_HTTP_CONNECTIONS
         };
         if !(1..=most).contains(&self.connections()) {
             return Err(RemoteError::config(

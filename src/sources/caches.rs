@@ -13,7 +13,7 @@ use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
     remote::{self, ActionStore, BlobStore, Chain, GrpcCache, Nowhere, RemoteOptions},
-    transport::{Endpoint, RemoteError, bucket::Anonymous},
+    transport::{BucketAddress, Endpoint, RemoteError, bucket::Anonymous},
 };
 
 /// Where to fetch from.
@@ -184,8 +184,9 @@ impl From<GrpcCache> for SourceCache {
 /// one in such a list is written as `%20` or `%25`, unless its form does that itself.
 fn chain_of<'a>(endpoints: impl ExactSizeIterator<Item = &'a Endpoint>) -> String {
     let is_alone = endpoints.len() == 1;
-    let shown = endpoints.map(|endpoint| match endpoint.unix_path() {
-        Some(_) if !is_alone => endpoint.to_string().replace('%', "%25").replace(' ', "%20"),
+    let is_raw = |endpoint: &Endpoint| endpoint.unix_path().is_some() || endpoint.bucket().is_some();
+    let shown = endpoints.map(|endpoint| match is_raw(endpoint) {
+        true if !is_alone => endpoint.to_string().replace('%', "%25").replace(' ', "%20"),
         _ => endpoint.to_string(),
     });
     shown.collect::<Vec<_>>().join(" ")
@@ -202,7 +203,7 @@ pub(super) fn endpoints(text: &str) -> Result<Vec<Endpoint>, RemoteError> {
         return parse(text).map(|endpoint| vec![endpoint]);
     }
     let parts = text.split(' ').map(|part| {
-        if part.starts_with("unix:") {
+        if part.starts_with("unix:") || BucketAddress::is_one(part) {
             parse(&part.replace("%20", " ").replace("%25", "%"))
         } else {
             parse(part)

@@ -16,7 +16,17 @@ use crate::{LOOK, PATIENCE};
 /// Lets a command get no settings from the caller's environment.
 pub fn clean(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
-        let ours = ["OUTHAUL_", "LISTEN_", "BAZEL", "RUST_LOG"];
+        let ours = [
+            "OUTHAUL_",
+            "LISTEN_",
+            "BAZEL",
+            "RUST_LOG", // and those of object stores
+            "AWS_",
+            "AZURE_",
+            "GOOGLE_",
+            "GCE_",
+            "CLOUDSDK_",
+        ];
         if name
             .to_str()
             .is_some_and(|n| ours.iter().any(|p| n.starts_with(p)))

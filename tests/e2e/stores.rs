@@ -82,7 +82,7 @@ fn fetch(store: &Store, url: &str, args: &[&str]) -> Ran {
         .arg("fetch")
         .args(args)
         .arg(format!("--remote-cache={url}"))
-        .env("RUST_LOG", "trace")
+        .env("OUTHAUL_LOG", "trace,outhaul=trace")
         .envs(store.variables());
     let ran = Running::start(command).wait();
     for (name, value) in store
@@ -263,7 +263,7 @@ fn a_wrong_address_is_told_at_once() {
             .args(["fetch", "blob", &digest, "--output", "-"])
             .arg(format!("--remote-cache={url}"))
             .current_dir(dir.path())
-            .env("RUST_LOG", "trace")
+            .env("OUTHAUL_LOG", "trace,outhaul=trace")
             .envs(variables);
         for name in ["AWS_ACCESS_KEY_ID", "AZURE_STORAGE_ACCOUNT"] {
             command.env_remove(name);

@@ -2,7 +2,11 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -13,6 +17,7 @@ use tokio::{sync::OnceCell, time::Instant};
 use super::{
     credentials::{self, Environment, Opened},
     fault::{Broken, Refusal, explain, find},
+    service::Streamed,
 };
 use crate::{
     remote::{
@@ -25,6 +30,12 @@ use crate::{
 
 /// The most names that a listing may have.
 const MAX_LISTED: usize = 1_000_000;
+/// The most bytes of all names in a listing.
+const MAX_NAMES: usize = 256 << 20;
+/// How long getting credentials may take.
+const CREDENTIALS: Duration = Duration::from_secs(20);
+/// For how long credentials that could not be had are not asked for again.
+const UNREADY: Duration = Duration::from_secs(10);
 
 /// An object of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +114,8 @@ pub struct Bucket {
     listable: OnceCell<bool>,
     /// Whether the bucket is known to be there, so that a bare 404 is about an object.
     there: AtomicBool,
+    /// Why there were no credentials, and until when nobody asks for them again.
+    unready: Mutex<Option<(Instant, (RemoteErrorKind, String))>>,
 }
 
 impl fmt::Debug for Bucket {
@@ -137,6 +150,7 @@ impl Bucket {
             ),
             listable: OnceCell::new(),
             there: AtomicBool::new(false),
+            unready: Mutex::new(None),
         })
     }
 
@@ -171,6 +185,7 @@ impl Bucket {
         let prefix = self.path(context, below)?;
         let mut stream = self.opened.store.list(Some(&prefix));
         let mut listed = Vec::new();
+        let (mut seen, mut names) = (0, 0);
         let stall = self.options.stall_timeout;
         loop {
             let next = tokio::time::timeout(stall, stream.next()).await;
@@ -186,12 +201,14 @@ impl Bucket {
                 "" => Some(whole),
                 prefix => whole.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/')),
             };
+            (seen, names) = (seen + 1, names + whole.len());
+            if seen > MAX_LISTED || names > MAX_NAMES {
+                let message =
+                    format!("there are more than {MAX_LISTED} objects, or their names are too long");
+                return Err(RemoteError::new(RemoteErrorKind::Rejected, context, message));
+            }
             // The prefix itself may be an object's name, too.
             if let Some(name) = name {
-                if listed.len() == MAX_LISTED {
-                    let message = format!("there are more than {MAX_LISTED} objects");
-                    return Err(RemoteError::new(RemoteErrorKind::Rejected, context, message));
-                }
                 listed.push(Listed {
                     name: name.to_owned(),
                     size: found.size,
@@ -246,7 +263,16 @@ impl Bucket {
             if_match: if_match.map(str::to_owned),
             ..GetOptions::default()
         };
+        asked.extensions.insert(Streamed);
         let mut got = self.opened.store.get_opts(&path, asked.clone()).await;
+        if let (Err(error), Some(profile)) = (&got, &self.opened.profile)
+            && explain(context.clone(), error).kind == RemoteErrorKind::Unauthenticated
+        {
+            // They may have expired meanwhile, and the profile may have newer ones.
+            profile.forget();
+            self.ready(&context).await?;
+            got = self.opened.store.get_opts(&path, asked.clone()).await;
+        }
         let mut skip = 0;
         if let (Err(error), Some(GetRange::Offset(offset))) = (&got, &asked.range)
             && matches!(find(error), Some(Broken::RangeIgnored))
@@ -390,19 +416,36 @@ impl Bucket {
 
     /// Gets the credentials, if they are not here yet.
     async fn ready(&self, context: &str) -> Result<(), RemoteError> {
-        (self.opened.ready)().await.map_err(|error| {
-            let told = explain(context.to_owned(), &error);
-            let kind = if told.is_retryable() {
-                told.kind
-            } else {
-                RemoteErrorKind::Unauthenticated
-            };
-            let message = format!(
-                "failed to get credentials ({}): {}",
-                self.opened.shown, told.message
-            );
+        let unready = || self.unready.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |(kind, reason): (RemoteErrorKind, String)| {
+            let message = format!("failed to get credentials ({}): {reason}", self.opened.shown);
             RemoteError::new(kind, context, message)
-        })
+        };
+        let known = unready().clone().filter(|(until, _)| *until > Instant::now());
+        if let Some((_, known)) = known {
+            return Err(failed(known));
+        }
+        let patience = CREDENTIALS.max(self.options.connect.credential_helper_timeout);
+        let reason = match tokio::time::timeout(patience, (self.opened.ready)()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => {
+                let told = explain(context.to_owned(), &error);
+                let kind = if told.is_retryable() {
+                    told.kind
+                } else {
+                    RemoteErrorKind::Unauthenticated
+                };
+                (kind, told.message)
+            }
+            Err(_) => {
+                let message =
+                    format!("no answer within {patience:?}; add anonymous=yes if the bucket is public");
+                (RemoteErrorKind::Timeout, message)
+            }
+        };
+        // Anyone else who waits for them hears the same, instead of waiting as long once more.
+        *unready() = Some((Instant::now() + UNREADY, reason.clone()));
+        Err(failed(reason))
     }
 
     fn refused(&self, context: String, error: &object_store::Error) -> RemoteError {

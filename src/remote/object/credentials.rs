@@ -39,6 +39,10 @@ const EMULATOR: (&str, &str) = (
 
 /// What credentials are called that are none.
 const NONE: &str = "no credentials";
+/// What Azure's key is called.
+const ACCOUNT_KEY: &str = "the account's key";
+/// The variables that together name a web identity of AWS.
+const WEB_IDENTITY: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"];
 
 /// The value of a variable, if it is set.
 type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -138,7 +142,7 @@ pub(super) fn open(
     match address.provider {
         Of::S3 => s3(options, address, environment, connector),
         Of::Gcs => gcs(options, address, environment, connector),
-        Of::Azure => azure(address, environment, connector),
+        Of::Azure => azure(options, address, environment, connector),
     }
 }
 
@@ -198,8 +202,11 @@ fn s3(
         environment.get("AWS_ACCESS_KEY_ID"),
         environment.get("AWS_SECRET_ACCESS_KEY"),
     );
+    let has = |names: &[&str]| names.iter().all(|name| environment.get(name).is_some());
     let has_profile = match &profile {
-        Some(profile) if address.anonymous != Anonymous::Yes && keys == (None, None) => {
+        Some(profile)
+            if address.anonymous != Anonymous::Yes && keys == (None, None) && !has(&WEB_IDENTITY) =>
+        {
             profile.has_credentials().map_err(|e| wrong(address, e))?
         }
         _ => false,
@@ -212,7 +219,6 @@ fn s3(
         }
         builder
     };
-    let has = |names: &[&str]| names.iter().all(|name| environment.get(name).is_some());
     if address.anonymous == Anonymous::Yes {
         builder = builder.with_skip_signature(true);
     } else if let (Some(id), Some(secret)) = &keys {
@@ -226,7 +232,7 @@ fn s3(
             address,
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must both be set",
         ));
-    } else if has(&["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"]) {
+    } else if has(&WEB_IDENTITY) {
         shown = "a web identity";
         builder = set(
             builder,
@@ -296,6 +302,15 @@ fn is_ec2(environment: &Environment) -> bool {
             || environment.machine_says("product_uuid", "ec2"))
 }
 
+/// Whether the bucket is at Google, or on this machine.
+fn is_googles(options: &RemoteOptions, address: &BucketAddress) -> bool {
+    let host = address.host().unwrap_or_default();
+    address.endpoint.is_none()
+        || options.connect.endpoint.is_local()
+        || host == "googleapis.com"
+        || host.ends_with(".googleapis.com")
+}
+
 fn gcs(
     options: &RemoteOptions,
     address: &BucketAddress,
@@ -305,6 +320,8 @@ fn gcs(
     let google = match (&options.connect.google, address.anonymous) {
         (_, Anonymous::Yes) => None,
         (Some(google), _) => Some(google.clone()),
+        // Nobody has said that another server may have the user's own token.
+        (None, Anonymous::Auto) if !is_googles(options, address) => None,
         (None, anonymous) => {
             let default = Google {
                 file: None,
@@ -414,6 +431,7 @@ impl CredentialProvider for Tokens {
 }
 
 fn azure(
+    options: &RemoteOptions,
     address: &BucketAddress,
     environment: &Environment,
     connector: Connector,
@@ -483,7 +501,7 @@ fn azure(
         "the shared access signature in the environment"
     } else if let Some(key) = key {
         builder = builder.with_access_key(key);
-        "the account's key"
+        ACCOUNT_KEY
     } else if has(&["AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"]) {
         set(&application);
         set(&[(AzureConfigKey::FederatedTokenFile, "AZURE_FEDERATED_TOKEN_FILE")]);
@@ -501,6 +519,13 @@ fn azure(
         builder = builder.with_skip_signature(true);
         NONE
     };
+    // The account's key signs; all others are as good as a password, which is not sent in clear but to this machine.
+    if plain && ![NONE, ACCOUNT_KEY].contains(&shown) && !options.connect.endpoint.is_local() {
+        return Err(wrong(
+            address,
+            format_args!("{shown} is not sent unencrypted: use https:// in endpoint=, or add anonymous=yes"),
+        ));
+    }
     let store = built(address, builder.build())?;
     let ready = if shown == NONE {
         nothing()

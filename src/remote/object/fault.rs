@@ -3,13 +3,17 @@
 //! Stores tell what is wrong by a word in the answer's body (`<Code>`), and Azure in a header, too. The status alone does
 //! not: S3 answers 404 for a missing bucket and 403 for a missing object that the caller may not list.
 
-use std::{error::Error, io, time::Duration};
+use std::{
+    error::Error,
+    io,
+    time::{Duration, SystemTime},
+};
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 
 use crate::{
     remote::status::{MAX_MESSAGE, readable},
-    transport::{RemoteError, RemoteErrorKind, Secrets},
+    transport::{RemoteError, RemoteErrorKind, Secrets, retry_after},
 };
 
 /// A request that the store refused.
@@ -33,6 +37,8 @@ pub(super) enum Broken {
     RangeIgnored,
     #[error("{0} is not encrypted")]
     NotEncrypted(String),
+    #[error("the answer has more than {0} bytes")]
+    Long(usize),
 }
 
 impl Refusal {
@@ -47,9 +53,10 @@ impl Refusal {
         let region = text("x-amz-bucket-region").or_else(|| element(&body, "Region"));
         let mut message = secrets.conceal(readable(element(&body, "Message").unwrap_or_default()));
         if let Some(region) = region.filter(|region| {
-            status.is_redirection() || region.len() < 32 && code == "AuthorizationHeaderMalformed"
+            region.len() < 32 && (status.is_redirection() || code == "AuthorizationHeaderMalformed")
         }) {
-            message = format!("the bucket is in the region {}: add region=", readable(region));
+            let region = secrets.conceal(readable(region));
+            message = format!("the bucket is in the region {region}: add region=");
         }
         if message.len() > MAX_MESSAGE {
             let end = (0..=MAX_MESSAGE).rev().find(|at| message.is_char_boundary(*at));
@@ -63,9 +70,7 @@ impl Refusal {
                 String::new()
             },
             message,
-            retry_after: text(header::RETRY_AFTER.as_str())
-                .and_then(|seconds| seconds.trim().parse().ok())
-                .map(Duration::from_secs),
+            retry_after: retry_after(headers, SystemTime::now()),
         }
     }
 
@@ -183,7 +188,7 @@ pub(super) fn explain(context: String, error: &object_store::Error) -> RemoteErr
     let said = inner.map_or_else(String::new, |inner| readable(&inner.to_string()));
     let kind = match find::<Broken>(error) {
         Some(Broken::Slow(_)) => RemoteErrorKind::Timeout,
-        Some(Broken::RangeIgnored) => RemoteErrorKind::Protocol,
+        Some(Broken::RangeIgnored | Broken::Long(_)) => RemoteErrorKind::Protocol,
         Some(Broken::NotEncrypted(_)) => RemoteErrorKind::Config,
         None if find::<hyper::Error>(error).is_some()
             || find::<hyper_util::client::legacy::Error>(error).is_some()

@@ -23,6 +23,8 @@ use super::credentials::Environment;
 const KEPT: Duration = Duration::from_secs(60);
 /// Credentials are not used for the last part of their life.
 const MARGIN: Duration = Duration::from_secs(60);
+/// For how long those are used that have less.
+const LEAST: Duration = Duration::from_secs(5);
 /// The longest file or answer that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -214,7 +216,9 @@ impl Profile {
                 if left.is_zero() {
                     return Err(failed("it printed credentials that have expired"));
                 }
-                left.saturating_sub(MARGIN).min(Duration::from_secs(24 * 60 * 60))
+                left.saturating_sub(MARGIN)
+                    .max(left.min(LEAST))
+                    .min(Duration::from_secs(24 * 60 * 60))
             }
         };
         let credential = AwsCredential {
@@ -294,6 +298,8 @@ pub(super) struct Provider {
     files: Files,
     patience: Duration,
     known: Mutex<Option<(Arc<AwsCredential>, Instant)>>,
+    /// Held while new ones are fetched.
+    fetching: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for Provider {
@@ -304,11 +310,12 @@ impl fmt::Debug for Provider {
 
 impl Provider {
     /// A `credential_process` may take so long.
-    pub(super) const fn new(files: Files, patience: Duration) -> Self {
+    pub(super) fn new(files: Files, patience: Duration) -> Self {
         Self {
             files,
             patience,
             known: Mutex::new(None),
+            fetching: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -318,8 +325,17 @@ impl Provider {
     }
 
     async fn credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((credential, _)) = known.filter(|(_, until)| *until > Instant::now()) {
+        let known = || {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let known = known.filter(|(_, until)| *until > Instant::now());
+            known.map(|(credential, _)| credential)
+        };
+        if let Some(credential) = known() {
+            return Ok(credential);
+        }
+        // One process, however many requests wait for it.
+        let _fetching = self.fetching.lock().await;
+        if let Some(credential) = known() {
             return Ok(credential);
         }
         let failed = |e: ProfileError| object_store::Error::Generic {

@@ -7,7 +7,7 @@ use http::{
     HeaderMap, StatusCode, Uri,
     header::{AUTHORIZATION, CONTENT_RANGE, RANGE},
 };
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector as TcpConnector},
@@ -30,8 +30,14 @@ use crate::{
 
 /// How much of a refusal is read, in bytes.
 const MAX_REFUSAL: usize = 64 << 10;
+/// The longest answer that the crate reads as a whole, in bytes: a page of a listing, or credentials.
+const MAX_COLLECTED: usize = 32 << 20;
 /// Requests at once, and so the most idle connections that are kept.
 pub(super) const PARALLEL: usize = 64;
+
+/// Marks requests for objects: their bytes are handed on as they come. All other answers are read as a whole.
+#[derive(Clone, Copy)]
+pub(super) struct Streamed;
 
 /// Makes the services.
 #[derive(Clone)]
@@ -115,6 +121,7 @@ impl Service {
             return Err(HttpError::new(HttpErrorKind::Connect, Broken::NotEncrypted(host)));
         }
         let ranged = request.headers().contains_key(RANGE);
+        let streamed = request.extensions().get::<Streamed>().is_some();
         let secrets = sent(request.uri(), request.headers());
         let patience = self.connector.patience;
         let slow = || HttpError::new(HttpErrorKind::Timeout, Broken::Slow(patience));
@@ -128,9 +135,13 @@ impl Service {
                 }
                 parts.status = StatusCode::PARTIAL_CONTENT;
             }
-            let body = HttpResponseBody::new(
-                body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error)),
-            );
+            let body = if streamed {
+                HttpResponseBody::new(body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error)))
+            } else {
+                let whole = tokio::time::timeout(patience, Limited::new(body, MAX_COLLECTED).collect());
+                let whole = whole.await.map_err(|_| slow())?.map_err(cut)?;
+                HttpResponseBody::from(whole.to_bytes())
+            };
             return Ok(HttpResponse::from_parts(parts, body));
         }
         // What is wrong is worth reading, but no reason to fail in another way.
@@ -150,6 +161,14 @@ fn failed(error: hyper_util::client::legacy::Error) -> HttpError {
     };
     tracing::trace!(source = ?error.source().map(ToString::to_string), "request failed");
     HttpError::new(kind, error)
+}
+
+fn cut(error: Box<dyn std::error::Error + Send + Sync>) -> HttpError {
+    if error.is::<LengthLimitError>() {
+        HttpError::new(HttpErrorKind::Decode, Broken::Long(MAX_COLLECTED))
+    } else {
+        HttpError::new(HttpErrorKind::Interrupted, std::io::Error::other(error))
+    }
 }
 
 /// The beginning of an answer's body, as much as comes.
