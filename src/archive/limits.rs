@@ -28,7 +28,7 @@ pub enum Limit {
 pub struct Limits {
     /// Members, and directories that only their names imply.
     pub entries: u64,
-    /// Bytes of all its files, holes and copies for hard links included.
+    /// Bytes of all its files, holes and copies for hard links included, and of many zeros after the end of a tar.
     pub bytes: u64,
     /// Bytes of files for each byte of the archive, beyond the first [`Self::FREE`].
     pub ratio: u64,

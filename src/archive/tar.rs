@@ -17,7 +17,10 @@ use super::{
 };
 
 /// The size of a header; everything in a tar has a multiple of it.
-const BLOCK: usize = 512;
+const BLOCK: u64 = 512;
+
+/// How many zeros at the end of a tar are nothing to count: they fill its last record.
+const PADDING: u64 = 64 << 10;
 
 /// One archive while it is unpacked.
 struct Unpacking<'a> {
@@ -53,38 +56,11 @@ pub fn unpack(source: impl Read, archive: &Archive<'_>, staging: &Staging) -> Re
         unpacking.member(&mut entry)?;
     }
     watch.allow(None);
-    end(tar.into_inner(), archive, &watch)?;
+    unpacking.end(tar.into_inner())?;
     if matches!(archive.mode, Mode::Flatten) && unpacking.manifest.is_none() {
         return Err(no_manifest(archive));
     }
     Ok(unpacking.tree.finish())
-}
-
-/// Sees to it that a tar has its end: two blocks of zeros, of which one was read, and nothing but zeros after them. A tar
-/// that was cut between two members is like a shorter one but for that.
-fn end(mut rest: Decoded<'_>, archive: &Archive<'_>, watch: &Watch) -> Result<(), ArchiveError> {
-    let cut = || archive.damaged("it is cut off: its end is missing".to_owned());
-    if watch.ended.get() {
-        return Err(cut());
-    }
-    let mut zeros = 0;
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let n = match rest.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(watch.error(e, archive)),
-        };
-        if buffer[..n].iter().any(|byte| *byte != 0) {
-            return Err(archive.damaged("something follows its end".to_owned()));
-        }
-        zeros += n;
-    }
-    if zeros < BLOCK {
-        return Err(cut());
-    }
-    Ok(())
 }
 
 fn no_manifest(archive: &Archive<'_>) -> ArchiveError {
@@ -103,6 +79,38 @@ enum Kind {
 }
 
 impl Unpacking<'_> {
+    /// Sees to it that a tar has its end: two blocks of zeros, of which one was read, and nothing but zeros after them. A
+    /// tar that was cut between two members is like a shorter one but for that. More zeros than tars are padded with count
+    /// like the bytes of a file.
+    fn end(&mut self, mut rest: Decoded<'_>) -> Result<(), ArchiveError> {
+        let (archive, watch) = (self.archive, self.watch);
+        let cut = || archive.damaged("it is cut off: its end is missing".to_owned());
+        if watch.ended.get() {
+            return Err(cut());
+        }
+        let mut zeros: u64 = 0;
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let n = match rest.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(watch.error(e, archive)),
+            };
+            if buffer[..n].iter().any(|byte| *byte != 0) {
+                return Err(archive.damaged("something follows its end".to_owned()));
+            }
+            zeros = zeros.saturating_add(n as u64);
+            if zeros > PADDING {
+                self.tree.spend(n as u64, watch.read.get())?;
+            }
+        }
+        if zeros < BLOCK {
+            return Err(cut());
+        }
+        Ok(())
+    }
+
     fn member<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), ArchiveError> {
         let name = entry.path_bytes().into_owned();
         let shown = String::from_utf8_lossy(&name).into_owned();

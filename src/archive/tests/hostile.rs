@@ -334,6 +334,7 @@ fn unsafe_links_are_kept_but_never_followed() {
 fn every_limit_ends_an_archive_that_is_over_it() {
     let zeros = "\0".repeat(80 << 20);
     let bomb = Tar::default().file("a", &zeros).end();
+    let padded = [&*Tar::default().end(), &[0; 1 << 20]].concat();
     let links = (0..9).fold(Tar::default().file("a", &noise(1000)), |tar, n| {
         tar.hard_link(&format!("l{n}"), "a")
     });
@@ -368,6 +369,12 @@ fn every_limit_ends_an_archive_that_is_over_it() {
             compress(Format::TarXz, &bomb),
         ),
         (Limit::Bytes, 5000, How::default(), links.clone().end()),
+        (
+            Limit::Bytes,
+            5000,
+            How::of(Format::TarZst),
+            compress(Format::TarZst, &padded),
+        ),
         (Limit::Entries, 9, How::default(), links.end()),
         // Directories that are only implied count.
         (
