@@ -5,7 +5,10 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{canonicalize, create_dir_all},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -142,7 +145,7 @@ impl Staging {
     /// # Errors
     /// When the target cannot be a directory, or nothing can be written beside it.
     pub fn open(target: &Path, options: StagingOptions) -> Result<Self, ArchiveError> {
-        let (target, exists) = Target::find(target)?;
+        let (target, exists) = Target::find(target, options.existing)?;
         let merges = exists && options.existing == Existing::Merge;
         // On the file system of what is renamed into.
         let beside = if merges {
@@ -165,6 +168,15 @@ impl Staging {
             temp,
             index: Mutex::default(),
         })
+    }
+
+    /// Opens the directory for files that are gone with it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn room(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(patient(|| fs::openat(&self.temp, ".", flags, Mode::empty()))?)
     }
 
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
@@ -222,7 +234,7 @@ pub(super) fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
 
 impl Target {
     /// Finds out where a target is, and whether it exists.
-    fn find(path: &Path) -> Result<(Self, bool), ArchiveError> {
+    fn find(path: &Path, existing: Existing) -> Result<(Self, bool), ArchiveError> {
         let failed = |operation, source| ArchiveError::Place {
             operation,
             path: path.to_owned(),
@@ -232,6 +244,11 @@ impl Target {
             path: path.to_owned(),
             reason,
         };
+        let mut names = path.as_os_str().as_bytes().rsplit(|byte| *byte == b'/');
+        let last = names.find(|name| !name.is_empty());
+        if existing == Existing::Replace && matches!(last, Some(b"." | b"..")) {
+            return Err(in_the_way("it has no name of its own"));
+        }
         let (whole, exists) = match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => (canonicalize(path).map_err(|e| failed("find", e))?, true),
             Ok(_) => return Err(in_the_way("it is not a directory")),

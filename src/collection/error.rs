@@ -60,6 +60,14 @@ pub enum CollectionError {
         /// The name.
         name: String,
     },
+    /// Its name is no name for a directory.
+    #[error(
+        "{name}: without its ending, it is not the name of a directory to unpack into; leave it out with --exclude"
+    )]
+    NoDirectory {
+        /// The name.
+        name: String,
+    },
     /// Two archives have one place.
     #[error("{first} and {second} would both go to {place}; leave one out with --exclude")]
     SamePlace {

@@ -11,12 +11,13 @@ use futures::{StreamExt as _, stream};
 use super::{
     CollectionError, Directory, Progress, Wanted,
     download::{blocking, spool},
+    is_file_name,
     pipe::{Outlet, through},
 };
 use crate::{
     archive::{
-        Archive, Existing, Format, Limits, Mode, OnConflict, Published, Staging, StagingOptions, Unpacked,
-        unpack, unpack_zip,
+        Archive, ArchiveError, Existing, Format, Limits, Mode, OnConflict, Published, Staging,
+        StagingOptions, Unpacked, unpack, unpack_zip,
     },
     digest::Digest,
     output::Class,
@@ -54,9 +55,9 @@ pub struct Extracted {
 pub struct Extractions {
     /// Each archive's end, in the order in which they were given; `None` for those that were given up for another's sake.
     pub archives: Vec<Option<Result<Extracted, CollectionError>>>,
-    /// What was published, by its directory; empty if anything that is required failed.
+    /// What was published, by its directory; empty if anything that is required failed before.
     pub published: Vec<(PathBuf, Result<Published, CollectionError>)>,
-    /// Whether something failed without which nothing is published.
+    /// Whether something that is required failed.
     is_lost: bool,
 }
 
@@ -64,12 +65,12 @@ impl Extractions {
     /// Whether everything that is required is where it should be.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        !self.is_lost && self.published.iter().all(|(_, published)| published.is_ok())
+        !self.is_lost
     }
 }
 
 impl Extraction {
-    /// Where an archive's members go.
+    /// Where an archive's members go. What [`check_places`] refuses has no place.
     #[must_use]
     pub fn target(&self, wanted: &Wanted) -> PathBuf {
         if self.is_shared(wanted) {
@@ -89,7 +90,17 @@ impl Extraction {
             on_conflict: self.on_conflict,
             unsafe_links: self.unsafe_links,
         };
-        let opened = tokio::task::spawn_blocking(move || Staging::open(&target, options)).await;
+        let opened = tokio::task::spawn_blocking(move || {
+            // What it leads to is not ours to replace.
+            if existing == Existing::Replace && target.is_symlink() {
+                return Err(ArchiveError::InTheWay {
+                    path: target,
+                    reason: "it is a symlink",
+                });
+            }
+            Staging::open(&target, options)
+        })
+        .await;
         Ok(opened.map_err(CollectionError::stopped)??)
     }
 }
@@ -102,6 +113,18 @@ fn stem(name: &str) -> &str {
         None => (stem, false),
     };
     if is_tar && !rest.is_empty() { rest } else { stem }
+}
+
+/// The directory that an archive is unpacked into, below the output directory. Whatever has that name is replaced, so it
+/// must be a name, and not one of a directory that others hide there.
+fn own_directory(name: &str) -> Result<&str, CollectionError> {
+    let stem = stem(name);
+    if stem.starts_with('.') || !is_file_name(stem) {
+        return Err(CollectionError::NoDirectory {
+            name: name.to_owned(),
+        });
+    }
+    Ok(stem)
 }
 
 /// Refuses archives that cannot be unpacked or that have one place, before anything is downloaded.
@@ -118,7 +141,7 @@ pub fn check_places(wanted: &[Wanted], extraction: Option<&Extraction>) -> Resul
                 return Err(CollectionError::NoArchive { name });
             }
             Some(extraction) if extraction.is_shared(one) => continue,
-            Some(_) => stem(&one.item.name).to_owned(),
+            Some(_) => own_directory(&one.item.name)?.to_owned(),
         };
         if let Some(first) = places.insert(place.clone(), one) {
             return Err(CollectionError::SamePlace {
@@ -163,7 +186,7 @@ pub async fn extract(
                 Ok((extracted, staging)) => (Ok(extracted), staging),
                 Err(error) => (Err(error), None),
             };
-            own.extend(staging.map(|staging| (extraction.target(one), staging)));
+            own.extend(staging.map(|staging| (extraction.target(one), one.class, staging)));
             // What was unpacked in part cannot be told from the rest.
             let spoils = |error: &CollectionError| {
                 one.class == Class::Required
@@ -180,12 +203,15 @@ pub async fn extract(
     }
     let mut published = Vec::new();
     if !is_lost {
+        let classes = wanted.iter().filter(|one| extraction.is_shared(one));
+        let class = classes.map(|one| one.class).max().unwrap_or_default();
         let shared = shared
             .and_then(Arc::into_inner)
-            .map(|staging| (extraction.directory.clone(), staging));
-        for (target, staging) in shared.into_iter().chain(own) {
+            .map(|staging| (extraction.directory.clone(), class, staging));
+        for (target, class, staging) in shared.into_iter().chain(own) {
             let done = tokio::task::spawn_blocking(move || staging.publish()).await;
             let done = done.map_err(CollectionError::stopped).and_then(|done| Ok(done?));
+            is_lost |= done.is_err() && class == Class::Required;
             published.push((target, done));
         }
     }
@@ -204,6 +230,9 @@ async fn run(
     shared: Option<&Arc<Staging>>,
     progress: &Arc<Progress>,
 ) -> Result<(Extracted, Option<Staging>), CollectionError> {
+    if shared.is_none() {
+        own_directory(&wanted.item.name)?;
+    }
     let work = Work {
         name: wanted.address(),
         order,
@@ -265,10 +294,10 @@ async fn into(
         let (unpacked, digest) = unpacking.await?;
         return Ok(Extracted { digest, unpacked });
     }
-    // Where the staging directory is, there is room for it.
-    let beside = directory.parent().unwrap_or(directory).to_owned();
-    let beside = blocking(&beside.clone(), move || Directory::create(&beside)).await?;
-    let (mut file, digest) = spool(wanted, &beside, progress).await?;
+    // Where the archive is unpacked, there is room for it.
+    let (room, path) = (Arc::clone(&staging), directory.to_owned());
+    let room = blocking(directory, move || Ok(Directory::opened(path, room.room()?))).await?;
+    let (mut file, digest) = spool(wanted, &room, progress).await?;
     let unpacking = tokio::task::spawn_blocking(move || {
         let file = file.rewound().map_err(CollectionError::stopped)?;
         work.unpack_file(file, &staging)
@@ -326,6 +355,32 @@ mod tests {
             (".tar.gz", ".tar"),
         ] {
             assert_eq!(stem(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn no_archive_replaces_what_is_not_a_directory_of_its_name() {
+        for name in [
+            "...tar",
+            "...tar.gz",
+            "..zip",
+            "...zip",
+            ".zip",
+            ".tar.gz",
+            ".git.zip",
+            ".outhaul.tar",
+            ".OUTHAUL-tmp.tgz",
+            "a/b.tar",
+            "a\0.tar",
+        ] {
+            let refused = own_directory(name);
+            assert!(
+                matches!(refused, Err(CollectionError::NoDirectory { .. })),
+                "{name}"
+            );
+        }
+        for (name, expected) in [("a..tar", "a."), ("a.git.zip", "a.git"), ("a..b.zip", "a..b")] {
+            assert_eq!(own_directory(name).ok(), Some(expected));
         }
     }
 }

@@ -278,7 +278,7 @@ fn placed(status: StatusCode, headers: &HeaderMap, offset: u64) -> Result<(u64, 
     let length = number(CONTENT_LENGTH);
     match status {
         StatusCode::OK => {
-            if length.is_none() && !headers.contains_key(TRANSFER_ENCODING) {
+            if length.is_none() && !is_chunked(headers) {
                 return Err(Refused::Endless);
             }
             Ok((0, length))
@@ -305,6 +305,13 @@ fn placed(status: StatusCode, headers: &HeaderMap, offset: u64) -> Result<(u64, 
         }
         _ => Err(Refused::Status),
     }
+}
+
+/// Whether chunks show where the body ends. Other codings end with the connection.
+fn is_chunked(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_some_and(is_chunked) && codings.next().is_none()
 }
 
 /// First and last byte of `bytes FIRST-LAST/SIZE`, and the size unless it is `*`.
@@ -338,6 +345,7 @@ mod tests {
             (200, &[("content-length", "9")][..], 0, Ok((0, Some(9)))),
             (200, &[("content-length", "9")], 5, Ok((0, Some(9)))),
             (200, &[("transfer-encoding", "chunked")], 0, Ok((0, None))),
+            (200, &[("transfer-encoding", "gzip")], 0, Err(Refused::Endless)),
             (200, &[], 0, Err(Refused::Endless)),
             (
                 206,

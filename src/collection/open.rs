@@ -12,7 +12,7 @@ use super::{
 use crate::{
     remote::RemoteOptions,
     transport::{
-        Auth, ConnectOptions, Endpoint, Header, RemoteError, auth::has_helper, https, netrc,
+        Auth, ConnectOptions, Endpoint, Header, RemoteError, auth::has_helper, https::client_for, netrc,
         without_user_info,
     },
 };
@@ -27,8 +27,8 @@ const GOOGLE: &str = "storage.googleapis.com";
 pub struct Access {
     /// How often and how long to try.
     pub patience: Patience,
-    /// Credential helpers, Google's credentials, time-outs. Headers are those of the remote cache: they are sent to no other
-    /// server. The endpoint does not count.
+    /// Credential helpers, Google's credentials, time-outs, and for buckets the certificate authorities. Headers and our own
+    /// certificate are those of the remote cache: they are sent to no other server. The endpoint does not count.
     pub options: RemoteOptions,
 }
 
@@ -77,13 +77,12 @@ pub fn open(url: &str, name: Option<&str>, access: &Access) -> Result<Arc<dyn Co
                 ));
             }
             // A redirect may lead to https, wherever it begins.
-            let tls = &access.options.connect.tls;
-            let config = match tls.client_config(true) {
-                Err(_) if !address.is_https() => tls.client_config(false),
-                config => config,
+            let client = match client_for(true) {
+                Err(_) if !address.is_https() => client_for(false),
+                client => client,
             };
             Ok(Arc::new(HttpArchive {
-                client: https::client(config?),
+                client: client.map_err(|e| error(e.to_string()))?,
                 auth: auth(&address, access)?,
                 patience: access.patience.clone(),
                 name,
@@ -114,6 +113,9 @@ fn bucket(url: &str, access: &Access) -> Result<Arc<dyn Collection>, RemoteError
     let mut options = access.options.clone();
     options.connect.endpoint = endpoint;
     options.connect.headers = Vec::new();
+    // Who we are is for the remote cache to know.
+    options.connect.tls.client_certificate = None;
+    options.connect.tls.client_key = None;
     Ok(Arc::new(BucketDirectory {
         bucket: Bucket::open(&options)?,
         only,
@@ -128,17 +130,21 @@ fn bucket(url: &str, _: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
     Err(RemoteError::config(without_user_info(place), message))
 }
 
+/// The server that credentials are for. A helper is to know whether they are sent in clear.
+fn server(address: &Address) -> Result<Endpoint, RemoteError> {
+    let scheme = if address.is_https() { "https" } else { "http" };
+    let host = address.uri().host().unwrap_or_default();
+    Endpoint::parse_cache("URL", &format!("{scheme}://{host}:{}", address.port()))
+}
+
 /// What a server is shown if the URL has no user name: what a credential helper says, or Google's credentials, or the
 /// login in the user's `.netrc`; the first of these that there is.
 fn auth(address: &Address, access: &Access) -> Result<Option<Auth>, RemoteError> {
     if address.login().is_some() {
         return Ok(None);
     }
-    let scheme = if address.is_https() { "grpcs" } else { "grpc" };
-    let host = address.uri().host().unwrap_or_default();
-    let endpoint = Endpoint::parse("URL", &format!("{scheme}://{host}:{}", address.port()))?;
     let mut connect = ConnectOptions {
-        endpoint,
+        endpoint: server(address)?,
         headers: Vec::new(),
         ..access.options.connect.clone()
     };
@@ -161,4 +167,22 @@ fn login(host: &str) -> Option<Header> {
     };
     let (user, password) = netrc::login(&std::fs::read_to_string(file).ok()?, host)?;
     Some(Header::basic(&user, &password))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_helper_is_asked_about_the_scheme_that_is_spoken() {
+        for (url, expected) in [
+            ("http://h/a.tar", "http://h:80"),
+            ("http://[::1]:81/d/a.tar?sig=1", "http://[::1]:81"),
+            ("https://h/a.tar", "https://h:443"),
+        ] {
+            let server = server(&Address::parse(url).unwrap()).unwrap();
+            assert_eq!(server.credential_uri().as_deref(), Some(expected), "{url}");
+            assert_eq!(server.is_tls(), url.starts_with("https"));
+        }
+    }
 }

@@ -53,6 +53,8 @@ pub struct Patience {
     pub retry: RetryPolicy,
     /// How long a server may send nothing.
     pub idle: Duration,
+    /// How many bytes may come of a file whose size the server does not say.
+    pub most: u64,
 }
 
 /// Gives a file's bytes to a sink; goes on after a break where it stopped. See [`super::Collection::read`].
@@ -69,6 +71,7 @@ pub async fn read(
         source,
         item,
         idle: patience.idle,
+        most: patience.most,
         offset: 0,
         size: item.size,
         version: item.etag.clone(),
@@ -94,6 +97,7 @@ struct Reading<'a> {
     source: &'a dyn Ranged,
     item: &'a Item,
     idle: Duration,
+    most: u64,
     /// How many of the file's bytes the sink has.
     offset: u64,
     size: Option<u64>,
@@ -125,6 +129,14 @@ impl Reading<'_> {
     async fn attempt(&mut self) -> Result<(), RemoteError> {
         if self.offset > 0 && self.size == Some(self.offset) {
             return Ok(());
+        }
+        if self.offset > 0 && self.version.is_none() {
+            let message = format!(
+                "the connection broke after {} bytes, and the server gives nothing (ETag, Last-Modified) that tells \
+                 whether the file is still the same",
+                self.offset
+            );
+            return Err(self.error(RemoteErrorKind::Protocol, message));
         }
         let opened = self.source.open(self.item, self.offset, self.version.as_deref());
         let Ok(opened) = tokio::time::timeout(self.idle, opened).await else {
@@ -166,6 +178,10 @@ impl Reading<'_> {
             );
             return Err(self.error(RemoteErrorKind::Protocol, message));
         }
+        if opened.begin > 0 && opened.size.or(self.size).is_none() {
+            let message = "the server does not say whether its range goes to the end of the file";
+            return Err(self.error(RemoteErrorKind::Protocol, message));
+        }
         let differ = |before: &Option<String>, now: &Option<String>| before.is_some() && before != now;
         let resized = opened.size.is_some() && self.size.is_some() && opened.size != self.size;
         // Before the first byte, the list may be older than the file.
@@ -181,7 +197,14 @@ impl Reading<'_> {
     }
 
     async fn take(&mut self, piece: Bytes) -> Result<(), RemoteError> {
-        let end = self.offset + piece.len() as u64;
+        let end = self.offset.saturating_add(piece.len() as u64);
+        if self.size.is_none() && end > self.most {
+            let message = format!(
+                "the server does not say how large the file is, and sent more than archive-size={}; allow more with --limit",
+                self.most
+            );
+            return Err(self.error(RemoteErrorKind::Rejected, message));
+        }
         if let Some(size) = self.size
             && end > size
         {

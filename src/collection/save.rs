@@ -39,6 +39,12 @@ impl Directory {
         })
     }
 
+    /// A directory that is open already. The path is for messages.
+    pub(super) fn opened(path: PathBuf, fd: OwnedFd) -> Self {
+        let fd = Arc::new(fd);
+        Self { path, fd }
+    }
+
     /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -317,12 +317,13 @@ impl CacheArgs {
     }
 
     /// How servers are reached that have archives: with the same patience as the remote cache, and with credentials, but
-    /// without the headers that are for the remote cache alone.
+    /// without the headers that are for the remote cache alone. `most` is how many bytes may come of a file whose size nobody
+    /// says.
     ///
     /// # Errors
     /// Naming the flag that is wrong.
     #[cfg(feature = "archives")]
-    pub fn archive_access(&self) -> Result<crate::collection::Access, ConfigError> {
+    pub fn archive_access(&self, most: u64) -> Result<crate::collection::Access, ConfigError> {
         use crate::remote::retry::{RetryPolicy, SystemTimer};
         // The address is replaced before it is used.
         let options = self.options(Endpoint::parse("--remote-cache", "grpc://localhost:1")?)?;
@@ -331,6 +332,7 @@ impl CacheArgs {
             patience: crate::collection::Patience {
                 retry: RetryPolicy::new(options.retries, options.max_retry_delay, timer),
                 idle: options.stall_timeout,
+                most,
             },
             options,
         })

@@ -345,11 +345,37 @@ async fn archives_of_a_directory_go_to_directories_of_their_own() {
         pairs(&archives.found())[..3],
         [("one/a/x", "1"), ("one/b", "2"), ("other", "other")]
     );
+    // A symlink may lead to what nobody wants to lose.
+    std::fs::rename(archives.path("out/one"), archives.path("out/kept")).unwrap();
+    std::os::unix::fs::symlink("kept", archives.path("out/one")).unwrap();
+    let ran = archives.fetch(&[&url]).await;
+    ran.says(1, &["out/one cannot be replaced", "symlink"]);
+    // Nor is there an archive that is called as its parent.
+    archives.file("...tar", &tar(&[("x", "1")]));
+    let ran = archives.fetch(&[&url]).await;
+    ran.says(1, &["...tar: without its ending"]);
+    std::fs::remove_file(archives.path("in/...tar")).unwrap();
+    assert_eq!(archives.found().len(), 6);
     // A file that is named goes right into the directory.
     std::fs::remove_dir_all(archives.path("out")).unwrap();
     archives.fetch(&[&format!("{url}two.tar")]).await.expect(0);
     assert_eq!(pairs(&archives.found()), [("a/x", "3")]);
     archives.assert_only(&["in", "out"]);
+}
+
+#[tokio::test]
+async fn what_is_published_is_told_even_if_something_else_is_not() {
+    let archives = Archives::new();
+    archives.file("own.tar", &tar(&[("x", "1")]));
+    let shared = archives.path("shared.tar");
+    std::fs::write(&shared, tar(&[("in-the-way", "2")])).unwrap();
+    std::fs::create_dir_all(archives.path("out/in-the-way/d")).unwrap();
+    let url = archives.url();
+    let shared = format!("file://{}", shared.display());
+    for (flag, code) in [("--extract", 1), ("--optional=shared", 0)] {
+        let ran = archives.fetch(&[&url, &shared, flag]).await;
+        ran.says(code, &["in-the-way", "1 extracted", "1 failed"]);
+    }
 }
 
 #[tokio::test]

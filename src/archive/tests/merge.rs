@@ -12,6 +12,23 @@ const REPLACE: StagingOptions = StagingOptions {
 };
 
 #[test]
+fn what_is_only_a_way_to_a_directory_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    fs::create_dir(&out).unwrap();
+    for last in [".", "..", "../"] {
+        let error = Staging::open(&out.join(last), REPLACE).unwrap_err();
+        assert!(error.to_string().contains("no name of its own"), "{error}");
+        let merge = StagingOptions {
+            existing: Existing::Merge,
+            ..REPLACE
+        };
+        Staging::open(&out.join(last), merge).unwrap();
+    }
+    assert_eq!(tree(dir.path()).len(), 1);
+}
+
+#[test]
 fn a_target_is_replaced_as_a_whole_or_merged_into() {
     let tar = Tar::default().file("d/new", "new").file("both", "new").end();
     for (existing, expected) in [

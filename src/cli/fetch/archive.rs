@@ -1,6 +1,7 @@
 //! `outhaul fetch archive`: archives from directories, URLs and the cache, checked, and unpacked as a whole.
 
 use std::{
+    collections::BTreeMap,
     io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -74,7 +75,7 @@ pub(in crate::cli) struct ArchiveArgs {
     checksum_file: Option<PathBuf>,
 
     /// Archives to download at the same time
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=128))]
     jobs: u16,
 
     /// Unpack (the default): each archive of a directory into a directory of its own, others right into --output-dir
@@ -189,7 +190,10 @@ async fn fetch(args: &ArchiveArgs) -> Result<u8, Failure> {
         ended.extend(ready.into_iter().map(|wanted| Ended { wanted, result: None }));
     } else {
         let bytes = Arc::new(Progress::default());
-        let total: Option<u64> = ready.iter().map(|wanted| wanted.item.size).sum();
+        let sizes = ready.iter().map(|wanted| wanted.item.size);
+        let total = sizes
+            .reduce(|all, size| Some(all?.saturating_add(size?)))
+            .flatten();
         let work = async {
             match &extraction {
                 Some(extraction) => unpacked(ready, extraction, &bytes).await,
@@ -258,32 +262,24 @@ async fn unpacked(
         .await
         .map_err(Failure::failed)?;
     let complete = extracted.is_complete();
-    for (target, published) in &extracted.published {
-        if let Err(error) = published {
-            writeln!(
-                print::err(),
-                "outhaul: {}: {}",
-                target.display(),
-                printable(&error.to_string())
-            )?;
-        }
+    let mut published: BTreeMap<_, _> = extracted.published.into_iter().collect();
+    let mut ended = Vec::new();
+    for (wanted, one) in wanted.into_iter().zip(extracted.archives) {
+        let target = extraction.target(&wanted);
+        let result = match (one, published.get(&target)) {
+            (Some(Ok(one)), Some(Ok(_))) => Some(Ok(Got {
+                digest: one.digest,
+                outcome: "extracted",
+                unpacked: Some(one.unpacked),
+            })),
+            // It is told once: the first of those that were to be there has it.
+            (Some(Ok(_)), Some(Err(_))) => published.remove(&target).and_then(Result::err).map(Err),
+            (Some(Ok(_)) | None, _) => None,
+            (Some(Err(error)), _) => Some(Err(error)),
+        };
+        ended.push(Ended { wanted, result });
     }
-    let ended = wanted
-        .into_iter()
-        .zip(extracted.archives)
-        .map(|(wanted, ended)| Ended {
-            wanted,
-            result: match ended {
-                Some(Ok(one)) if complete => Some(Ok(Got {
-                    digest: one.digest,
-                    outcome: "extracted",
-                    unpacked: Some(one.unpacked),
-                })),
-                Some(Ok(_)) | None => None,
-                Some(Err(error)) => Some(Err(error)),
-            },
-        });
-    Ok((ended.collect(), complete))
+    Ok((ended, complete))
 }
 
 /// An error before anything was fetched.
@@ -345,7 +341,7 @@ impl ArchiveArgs {
     }
 
     async fn collections(&self) -> Result<Vec<Arc<dyn Collection>>, Failure> {
-        let access = self.cache.archive_access()?;
+        let access = self.cache.archive_access(limits(&self.limit)?.bytes)?;
         let mut cache = None;
         let mut collections: Vec<Arc<dyn Collection>> = Vec::new();
         for text in &self.sources {
@@ -469,6 +465,11 @@ impl Ended {
     }
 }
 
+/// Sizes may be whatever servers say.
+fn total(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
+}
+
 fn summary(ended: &[Ended], begun: Instant) -> String {
     let mut parts = Vec::new();
     let of = |outcome: &'static str| {
@@ -483,12 +484,12 @@ fn summary(ended: &[Ended], begun: Instant) -> String {
         if got.is_empty() {
             continue;
         }
-        let size = show_size(got.iter().map(|got| got.digest.size()).sum());
+        let size = show_size(total(got.iter().map(|got| got.digest.size())));
         let unpacked: Vec<_> = got.iter().filter_map(|got| got.unpacked).collect();
         let mut part = format!("{} {outcome} ({size})", show_count(got.len() as u64));
         if !unpacked.is_empty() {
-            let files = unpacked.iter().map(|one| one.files + one.links).sum();
-            let bytes = show_size(unpacked.iter().map(|one| one.bytes).sum());
+            let files = total(unpacked.iter().map(|one| one.files + one.links));
+            let bytes = show_size(total(unpacked.iter().map(|one| one.bytes)));
             part += &format!(": {} files, {bytes}", show_count(files));
         }
         parts.push(part);
