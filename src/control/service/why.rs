@@ -8,7 +8,6 @@ use crate::{proto::outhaul::v1 as pb, units::show_duration};
 impl Service {
     /// Explains outputs; what is not found has no lines.
     pub async fn why(&self, paths: Vec<String>) -> Vec<pb::why_response::Answer> {
-        self.catch_up().await;
         // Without an invocation there is nothing that could be missing.
         let outputs = self.stat(paths, "").await.unwrap_or_default();
         outputs

@@ -189,7 +189,7 @@ async fn a_server_without_tls_or_one_that_never_ends_the_handshake_is_told_so() 
     ] {
         let mut options = options(&format!("https://{address}"));
         options.retries = 0;
-        options.connect.connect_timeout = Duration::from_millis(500);
+        options.connect.connect_timeout = Duration::from_secs(3);
         options.connect.tls.certificate = Some(ca.clone());
         let error = opened(options).0.whole(&digest(b"x"), false).await.unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
