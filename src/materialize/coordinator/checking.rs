@@ -128,7 +128,7 @@ impl Coordinator {
             bytes: 0,
             is_new: false,
             missing: None,
-            mismatched: false,
+            mismatches: 0,
             warms: session.served.is_some(),
         };
         self.jobs.add(job)

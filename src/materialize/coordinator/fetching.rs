@@ -62,7 +62,7 @@ impl Coordinator {
             suspect: false,
             abort: None,
         });
-        blob.suspect |= job.mismatched;
+        blob.suspect |= job.mismatches > 0;
         blob.jobs.push(id);
         if !blob.in_flight {
             let queue = if digest.size() > self.options.small_limit {
@@ -317,12 +317,12 @@ impl Coordinator {
                 let shard = self.writers.shard(&job.root, &job.path);
                 self.writers
                     .send(shard, Work::Check(job.root.clone(), vec![item]));
-            } else if error.kind == RemoteErrorKind::Protocol && !job.mismatched {
+            } else if error.kind == RemoteErrorKind::Protocol && job.mismatches == 0 {
                 // No answer, or one of the wrong size or that cannot be unpacked, is like wrong bytes: asked for once
                 // more, another way.
                 tracing::warn!(path = %job.path, %error, "the cache gave no usable answer; retrying");
                 self.metrics.fault("unusable_answer");
-                job.mismatched = true;
+                job.mismatches = 1;
                 self.enqueue(id);
             } else {
                 self.finish(id, Outcome::Failed(error.to_string()));

@@ -54,8 +54,8 @@ pub(super) struct Job {
     pub(super) is_new: bool,
     /// The disk was looked at once more after the cache had said that it does not have the blob.
     pub(super) missing: Option<Box<RemoteError>>,
-    /// Bytes that did not match the digest came for it once.
-    pub(super) mismatched: bool,
+    /// How often bytes came for it that did not match the digest.
+    pub(super) mismatches: u8,
     /// Its bytes are read and dropped ([`Served::warm`](super::super::want::Served::warm)).
     pub(super) warms: bool,
 }
@@ -165,7 +165,7 @@ mod tests {
             bytes: 0,
             is_new: false,
             missing: None,
-            mismatched: false,
+            mismatches: 0,
             warms: false,
         }
     }

@@ -13,7 +13,13 @@ use super::{
     },
     Coordinator,
 };
-use crate::output::{Class, OutputContent};
+use crate::{
+    output::{Class, OutputContent},
+    remote::Chain,
+};
+
+/// How often wrong bytes are asked for anew: twice of each store, however short its memory of them is.
+const MOST_MISMATCHES: usize = 2 * Chain::MOST;
 
 impl Coordinator {
     pub(super) fn on_written(&mut self, report: Written) {
@@ -123,13 +129,14 @@ impl Coordinator {
             // It may have been the bytes of one store among several.
             let may_come = match (&job.content, job.askers.first()) {
                 (OutputContent::Blob(digest), Some(asker)) => {
-                    asker.session.store.distrust(digest) || !job.mismatched
+                    let others_may_have_it = asker.session.store.distrust(digest);
+                    others_may_have_it && usize::from(job.mismatches) < MOST_MISMATCHES || job.mismatches == 0
                 }
                 _ => false,
             };
             if may_come {
                 tracing::warn!(path = %job.path, %error, "the cache sent wrong bytes; retrying");
-                job.mismatched = true;
+                job.mismatches = job.mismatches.saturating_add(1);
                 self.forget_nearby(id);
                 self.enqueue(id);
             } else {

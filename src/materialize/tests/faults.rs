@@ -51,6 +51,8 @@ enum Broken {
     Panics,
     SaysNothing,
     AnswersOthers,
+    /// Gives wrong bytes, and says each time that the next ones may be right.
+    Hopes,
 }
 
 impl BlobStore for Broken {
@@ -67,6 +69,10 @@ impl BlobStore for Broken {
         match self {
             Self::Panics => panic!("a bug"),
             Self::SaysNothing => std::future::ready(Vec::new()).boxed(),
+            Self::Hopes => {
+                let wrong = |d: &Digest| (d.clone(), Ok(vec![b'!'; d.size() as usize].into()));
+                std::future::ready(digests.iter().map(wrong).collect()).boxed()
+            }
             Self::AnswersOthers => {
                 let other = |digest: &Digest| Digest::of(digest.function(), digest.hash());
                 let answers = digests.iter().map(|d| (other(d), Ok("bytes".into())));
@@ -86,7 +92,7 @@ impl BlobStore for Broken {
         match self {
             Self::Panics => panic!("a bug"),
             // All is well, it says, and has sent nothing.
-            Self::SaysNothing | Self::AnswersOthers => std::future::ready(Ok(())).boxed(),
+            Self::SaysNothing | Self::AnswersOthers | Self::Hopes => std::future::ready(Ok(())).boxed(),
         }
     }
 
@@ -101,11 +107,20 @@ impl BlobStore for Broken {
     fn describe(&self) -> String {
         "broken".to_owned()
     }
+
+    fn distrust(&self, _: &Digest) -> bool {
+        matches!(self, Self::Hopes)
+    }
 }
 
 #[tokio::test]
 async fn every_asker_is_answered_whatever_the_store_does() {
-    for store in [Broken::Panics, Broken::SaysNothing, Broken::AnswersOthers] {
+    for store in [
+        Broken::Panics,
+        Broken::SaysNothing,
+        Broken::AnswersOthers,
+        Broken::Hopes,
+    ] {
         let f = Fixture::new().await;
         let (sender, completions) = mpsc::unbounded_channel();
         let session = Arc::new(Session {

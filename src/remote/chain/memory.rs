@@ -9,8 +9,8 @@ use crate::digest::Digest;
 
 /// Blobs of which it is known who gave them last. More are not between a store and the disk at once.
 const GIVEN: usize = 1 << 16;
-/// Blobs of which it is known who gave them wrong.
-const WRONG: usize = 1 << 12;
+/// Blobs of which it is known who gave them wrong: all that are on their way may be.
+const WRONG: usize = GIVEN;
 
 /// Stores of a chain, a bit for each.
 pub(super) type Stores = u64;
