@@ -44,12 +44,15 @@ pub struct DiskCache(Arc<Place>);
 struct Place {
     path: PathBuf,
     touches: bool,
+    /// Where it cannot be used, it has nothing.
+    is_optional: bool,
 }
 
 /// The directory, opened for one request.
 struct Root {
     fd: OwnedFd,
     touches: bool,
+    is_optional: bool,
 }
 
 /// What is looked for.
@@ -66,6 +69,17 @@ impl DiskCache {
         Self(Arc::new(Place {
             path: path.to_owned(),
             touches: touch,
+            is_optional: false,
+        }))
+    }
+
+    /// The same, but where the directory is another user's, closed to us or none at all, it has nothing.
+    #[must_use]
+    pub fn optional(&self) -> Self {
+        Self(Arc::new(Place {
+            path: self.0.path.clone(),
+            touches: self.0.touches,
+            is_optional: true,
         }))
     }
 
@@ -111,16 +125,25 @@ impl Place {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = match patient(|| fs::open(&self.path, flags, Mode::empty())) {
             Err(Errno::NOENT) => return Ok(None),
+            Err(errno) if self.is_optional && is_unusable(errno) => {
+                tracing::debug!(path = %self.path.display(), %errno, "a disk cache counts as empty");
+                return Ok(None);
+            }
             opened => opened.map_err(failed)?,
         };
         let owner = fs::fstat(&fd).map_err(failed)?.st_uid;
         if owner != 0 && owner != rustix::process::geteuid().as_raw() {
             let message = format!("it belongs to another user ({owner})");
+            if self.is_optional {
+                tracing::debug!(path = %self.path.display(), message, "a disk cache counts as empty");
+                return Ok(None);
+            }
             return Err((RemoteErrorKind::Config, message));
         }
         Ok(Some(Root {
             fd,
             touches: self.touches,
+            is_optional: self.is_optional,
         }))
     }
 }
@@ -152,7 +175,17 @@ const fn is_absent(errno: Errno) -> bool {
     )
 }
 
+/// Whether an error says that a directory is closed to us, or that it is none.
+const fn is_unusable(errno: Errno) -> bool {
+    matches!(errno, Errno::ACCESS | Errno::PERM | Errno::NOTDIR | Errno::LOOP)
+}
+
 impl Root {
+    /// Whether an error says that there is no such file for us.
+    const fn is_absent(&self, errno: Errno) -> bool {
+        is_absent(errno) || self.is_optional && is_unusable(errno)
+    }
+
     /// Opens a regular file, and its size; nothing else counts as being there.
     fn open(&self, path: &str) -> io::Result<Option<(File, u64)>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -166,7 +199,7 @@ impl Root {
         let file = match opened {
             Ok(fd) => File::from(fd),
             // A socket cannot be opened at all.
-            Err(errno) if is_absent(errno) || errno == Errno::NXIO => return Ok(None),
+            Err(errno) if self.is_absent(errno) || errno == Errno::NXIO => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
         let found = file.metadata()?;
@@ -226,12 +259,12 @@ impl Root {
     }
 }
 
-/// An action's result as a disk cache keeps it. A file without anything in it is what a crash leaves, and no result.
+/// An action's result as caches keep it. One without anything in it is what a crash leaves, and no result.
 pub(crate) fn decode(bytes: &[u8]) -> Result<ActionResult, String> {
     if bytes.is_empty() {
         return Err("it is empty".to_owned());
     }
-    ActionResult::decode(bytes).map_err(|e| format!("not an action result: {e}"))
+    ActionResult::decode(bytes).map_err(|e| format!("it cannot be decoded: {e}"))
 }
 
 /// The next bytes of a file of this size, as many as are handed on at once; `None` when it cannot be read. Not on the
@@ -369,7 +402,7 @@ impl ActionStore for DiskCache {
                             Ok(u64::try_from(found.st_size).ok())
                         }
                         Ok(_) => Ok(None),
-                        Err(errno) if is_absent(errno) => Ok(None),
+                        Err(errno) if root.is_absent(errno) => Ok(None),
                         Err(errno) => Err(io::Error::from(errno)),
                     },
                 );

@@ -11,7 +11,12 @@ use crate::transport::RemoteError;
 /// [`RemoteErrorKind::Config`](crate::transport::RemoteErrorKind::Config), naming the flag, when the options cannot work.
 pub fn open(options: RemoteOptions) -> Result<Arc<dyn ActionStore>, RemoteError> {
     if let Some(path) = options.connect.endpoint.directory_path() {
-        return Ok(Arc::new(DiskCache::new(path, options.touch)));
+        let cache = DiskCache::new(path, options.touch);
+        return Ok(Arc::new(if options.is_optional {
+            cache.optional()
+        } else {
+            cache
+        }));
     }
     if options.connect.endpoint.is_http() {
         return Ok(Arc::new(HttpCache::new(options)?));

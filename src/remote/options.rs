@@ -54,6 +54,8 @@ pub struct RemoteOptions {
     pub digest_function: DigestFunction,
     /// Whether reading from a disk cache makes its entries new to the collector, as it does when Bazel reads them.
     pub touch: bool,
+    /// Whether a disk cache that cannot be used counts as one that has nothing, instead of as an error.
+    pub is_optional: bool,
     /// What of the build's own options could not be used, and why. Reported if the server refuses us.
     pub left_out: Vec<String>,
 }
@@ -73,6 +75,7 @@ impl RemoteOptions {
             min_throughput: 1024,
             digest_function: DigestFunction::Sha256,
             touch: true,
+            is_optional: false,
             left_out: Vec::new(),
         }
     }

@@ -70,6 +70,9 @@ impl Member {
     }
 }
 
+/// Chains that are kept open. Builds that have found theirs keep it, whatever is forgotten here.
+const MOST_CHAINS: usize = 64;
+
 /// The one store, or the chain of them.
 fn one_of(members: Vec<Member>) -> Arc<dyn ActionStore> {
     let mut stores: Vec<_> = members.into_iter().map(|member| member.store).collect();
@@ -133,6 +136,12 @@ impl SourceCache {
     #[must_use]
     pub fn actions(&self) -> Arc<dyn ActionStore> {
         Arc::clone(&self.all)
+    }
+
+    /// Whether all of these are in it: the very same stores, with the credentials that they were opened with.
+    fn has(&self, members: &[Member]) -> bool {
+        let is_here = |member: &Member| self.members.iter().any(|m| Arc::ptr_eq(&m.store, &member.store));
+        members.iter().all(is_here)
     }
 
     /// Asks the stores whether they are there, and let us in.
@@ -225,6 +234,16 @@ struct Open {
     chains: HashMap<String, SourceCache>,
 }
 
+impl Open {
+    /// Forgets everything where there would be too much of it with one more chain.
+    fn make_room(&mut self, name: &str) {
+        let is_full = self.chains.len() >= MOST_CHAINS || self.members.len() >= MOST_CHAINS * Chain::MOST;
+        if is_full && !self.chains.contains_key(name) {
+            *self = Self::default();
+        }
+    }
+}
+
 impl Sources {
     /// By a rule.
     #[must_use]
@@ -277,7 +296,9 @@ impl Sources {
         };
         let line = command_line.ok_or(SourceError::NoCommandLine)?;
         let mut chain = before;
+        let is_ours = |disk: &Endpoint| chain.iter().any(|o| o.connect.endpoint == *disk);
         let disk = disk_cache(line, directories).and_then(Endpoint::directory);
+        let disk = disk.filter(|disk| !is_ours(disk));
         // It must be the user's own, and only files whose bytes the build names are read: no list needs to allow it.
         chain.extend(disk.map(|disk| directory_options(&template, disk)));
         let remote = options_of(line, &template, directories).and_then(|options| {
@@ -378,9 +399,11 @@ impl Sources {
         };
         let key = format!("{} before {}", chain_of(new.iter()), cache.endpoint);
         let mut open = self.lock();
-        if let Some(chain) = open.chains.get(&key) {
+        // One of before the rule was set anew may have come in after that.
+        if let Some(chain) = open.chains.get(&key).filter(|chain| chain.has(&cache.members)) {
             return Ok(chain.clone());
         }
+        open.make_room(&key);
         let new = new
             .into_iter()
             .map(|endpoint| Member::open(directory_options(&template, endpoint)));
@@ -389,6 +412,12 @@ impl Sources {
         let chain = SourceCache::of(members);
         open.chains.insert(key, chain.clone());
         Ok(chain)
+    }
+
+    /// How many chains are kept.
+    #[cfg(test)]
+    pub(super) fn chains(&self) -> usize {
+        self.lock().chains.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -414,23 +443,23 @@ impl Sources {
         }
         let mut open = self.lock();
         let mut members = Vec::new();
-        let mut is_new = false;
-        let mut name = reason.map_or_else(String::new, ToString::to_string);
-        for options in chain {
-            let key = key(kind, &options);
-            name = format!("{key} {name}");
+        let keys: Vec<String> = chain.iter().map(|options| key(kind, options)).collect();
+        let reason_shown = reason.map_or_else(String::new, ToString::to_string);
+        let name = format!("{} {reason_shown}", keys.join(" "));
+        open.make_room(&name);
+        for (key, options) in keys.into_iter().zip(chain) {
             // Another build may come with other credentials for the same place.
             let known = open.members.get(&key);
             if let Some(member) = known.filter(|known| known.options.as_deref() == Some(&options)) {
                 members.push(member.clone());
                 continue;
             }
-            is_new = true;
             let member = Member::open(options)?;
             open.members.insert(key, member.clone());
             members.push(member);
         }
-        if let Some(known) = open.chains.get(&name).filter(|_| !is_new) {
+        // Its members may have been opened anew since, for a build with other credentials.
+        if let Some(known) = open.chains.get(&name).filter(|known| known.has(&members)) {
             return Ok(known.clone());
         }
         if let Some(reason) = reason {
@@ -448,11 +477,13 @@ fn key(kind: &str, options: &RemoteOptions) -> String {
     format!("{kind}{} {}", options.connect.endpoint, options.instance_name)
 }
 
-/// The options for a disk cache, which needs neither credentials nor certificates.
+/// The options for a build's disk cache, which needs neither credentials nor certificates. Nobody has asked us to read it:
+/// where it cannot be used, there is none.
 fn directory_options(template: &RemoteOptions, endpoint: Endpoint) -> RemoteOptions {
     let mut options = RemoteOptions::new(endpoint);
     options.digest_function = template.digest_function;
     options.touch = template.touch;
+    options.is_optional = true;
     options
 }
 

@@ -467,6 +467,30 @@ async fn a_chain_is_found_again_by_what_is_recorded_of_it() {
     assert_eq!(sources.of_record("", "").unwrap().endpoint, "grpc://fixed:1");
 }
 
+#[tokio::test]
+async fn a_chain_has_the_credentials_of_the_build_that_asks_for_it() {
+    let sources = sources(false, None);
+    let of = |disk: &[(&str, &str)], token| {
+        let all = [disk, &[("remote_cache", "grpc://h:1"), ("remote_header", token)]].concat();
+        let opened = sources.of_build(Some(&line(&all)), &BuildDirectories::default());
+        let opened = opened.unwrap();
+        let token = opened.options().unwrap().connect.headers[0].value().to_owned();
+        (opened, token)
+    };
+    let disk = [("disk_cache", "/d")];
+    assert_eq!(of(&disk, "x-token=one").1, "one");
+    assert_eq!(of(&[], "x-token=two").1, "two");
+    let (two, token) = of(&disk, "x-token=two");
+    assert_eq!(token, "two");
+    let (again, _) = of(&disk, "x-token=two");
+    assert!(std::sync::Arc::ptr_eq(&two.actions(), &again.actions()));
+    // However many there are, not all are kept.
+    for port in 1..200 {
+        sources.of_record(&format!("grpc://h:{port}"), "").unwrap();
+    }
+    assert!(sources.chains() <= 64);
+}
+
 #[test]
 fn addresses_in_a_record_are_read_as_they_were_written() {
     let shown = |text: &str| {

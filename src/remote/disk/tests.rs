@@ -172,7 +172,7 @@ async fn results_of_actions_are_read_and_what_is_none_is_named() {
         let found = cache.action_result(&action, &nobody).await.unwrap();
         assert_eq!(found.as_deref(), Some(&result));
         assert!(is_touched(&path));
-        for (bytes, part) in [(&b""[..], "empty"), (b"\xff\xff\xff", "not an action result")] {
+        for (bytes, part) in [(&b""[..], "empty"), (b"\xff\xff\xff", "cannot be decoded")] {
             put(dir.path(), Kind::Result, &action, bytes);
             let error = cache.action_result(&action, &nobody).await.unwrap_err();
             assert_eq!(error.kind, RemoteErrorKind::Protocol);
@@ -182,5 +182,25 @@ async fn results_of_actions_are_read_and_what_is_none_is_named() {
         large.set_len(MAX_MESSAGE as u64 + 1).unwrap();
         let error = cache.action_result(&action, &nobody).await.unwrap_err();
         assert!(error.to_string().contains("are the most"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_directory_is_an_error_or_has_nothing_where_nobody_asked_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+    std::fs::write(&file, "").unwrap();
+    symlink(&link, &link).unwrap();
+    let (blob, nobody) = (sha256("x"), Attribution::default());
+    for path in [file.clone(), file.join("below"), link] {
+        let cache = DiskCache::new(&path, true);
+        assert_eq!(cache.probe().await.unwrap_err().kind, RemoteErrorKind::Config);
+        let cache = cache.optional();
+        cache.probe().await.unwrap();
+        let answers = cache
+            .read_batch(std::slice::from_ref(&blob), &nobody, false)
+            .await;
+        assert!(answers[0].1.as_ref().unwrap_err().is_not_found());
+        assert_eq!(cache.action_result(&blob, &nobody).await, Ok(None));
     }
 }
