@@ -1,7 +1,7 @@
 //! Several stores, asked one after the other.
 //!
 //! What a store does not have, the next one is asked for at once. One that fails three times in a row is passed over for a
-//! while, and one that refuses us for good ([`health`]). A blob that came with wrong bytes is asked for once more where it
+//! while, one that does not let us in at once, and one that cannot be used for good ([`health`]). A blob that came with wrong bytes is asked for once more where it
 //! came from, on another connection, and then of the others ([`memory`]). A blob is not found only if every store says so.
 
 mod actions;
@@ -53,6 +53,11 @@ impl Member {
         self.health().ask(Instant::now())
     }
 
+    /// As [`Member::ask`], for what some stores answer without asking anybody: only a failure is to be told of it.
+    fn look(&self) -> Result<Ticket, RemoteError> {
+        self.health().look(Instant::now())
+    }
+
     /// Takes in what came of a request, and tells people when it changes what is asked.
     fn heard(&self, ticket: Ticket, error: Option<&RemoteError>) {
         let news = self.health().heard(ticket, Instant::now(), error);
@@ -61,7 +66,7 @@ impl Member {
         match news {
             None => {}
             Some(News::PassedOver(delay)) => {
-                tracing::warn!(store, error, ?delay, "a store is passed over: it does not answer");
+                tracing::warn!(store, error, ?delay, "a store is passed over for now");
             }
             Some(News::Refused) => {
                 tracing::warn!(
@@ -239,7 +244,7 @@ impl BlobStore for Chain {
         async {
             let mut refusals = Refusals::default();
             for (number, member) in self.members.iter().enumerate() {
-                let answer = match member.ask() {
+                let answer = match member.look() {
                     Ok(ticket) => {
                         let answer = member.store.capabilities().await;
                         member.heard(ticket, answer.as_ref().err());

@@ -61,7 +61,7 @@ impl ActionStore for Chain {
                 if tree.missing().is_empty() {
                     break;
                 }
-                let Ok(ticket) = member.ask() else { continue };
+                let Ok(ticket) = member.look() else { continue };
                 let added = member.store.add_directories(root, attribution, tree).await;
                 member.heard(ticket, added.as_ref().err());
                 if let Err(error) = added {

@@ -31,15 +31,19 @@ enum State {
         delay: Duration,
         reason: RemoteError,
     },
-    /// It does not let us in, or our settings cannot work: that does not change by itself.
+    /// Our settings cannot work: that does not change by itself.
     Refused(RemoteError),
 }
 
 /// A request that may be made. Given back with what came of it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ticket {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ticket {
+    /// As any.
+    Request,
     /// It decides whether the store is asked again.
-    is_probe: bool,
+    Probe,
+    /// Some stores answer it without asking anybody: only its failure says anything.
+    Look,
 }
 
 /// What has changed, for the log.
@@ -60,20 +64,25 @@ impl Health {
     /// Why the store is passed over.
     pub(super) fn ask(&mut self, now: Instant) -> Result<Ticket, RemoteError> {
         match &mut self.state {
-            State::Asked => Ok(Ticket { is_probe: false }),
+            State::Asked => Ok(Ticket::Request),
             State::PassedOver { until, delay, .. } if now >= *until => {
                 // If nothing is ever heard of this request, there will be another one.
                 *until = now + *delay;
-                Ok(Ticket { is_probe: true })
+                Ok(Ticket::Probe)
             }
-            State::PassedOver { reason, .. } => {
-                let message = format!("not asked after {FAILURES} failures: {}", reason.message);
-                Err(RemoteError {
-                    message,
-                    retry_after: None,
-                    ..reason.clone()
-                })
-            }
+            State::PassedOver { reason, .. } => Err(not_asked(reason)),
+            State::Refused(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Whether a request may be made now that is no probe: it leaves that to another one.
+    ///
+    /// # Errors
+    /// Why the store is passed over.
+    pub(super) fn look(&self, now: Instant) -> Result<Ticket, RemoteError> {
+        match &self.state {
+            State::PassedOver { until, reason, .. } if now < *until => Err(not_asked(reason)),
+            State::Asked | State::PassedOver { .. } => Ok(Ticket::Look),
             State::Refused(reason) => Err(reason.clone()),
         }
     }
@@ -88,20 +97,29 @@ impl Health {
         if matches!(self.state, State::Refused(_)) {
             return None;
         }
-        let Some(error) = error.filter(|error| !is_answer(error)) else {
+        let error = error.filter(|error| !is_answer(error));
+        if error.is_none() && ticket == Ticket::Look {
+            return None;
+        }
+        let Some(error) = error else {
             self.failures = 0;
             let was_passed_over = matches!(self.state, State::PassedOver { .. });
             self.state = State::Asked;
             return was_passed_over.then_some(News::Back);
         };
-        if !error.is_retryable() {
+        let keeps_us_out = is_closed(error);
+        if !error.is_retryable() && !keeps_us_out {
             self.state = State::Refused(error.clone());
             return Some(News::Refused);
         }
         self.failures = self.failures.saturating_add(1);
-        let delay = match &self.state {
-            State::Asked if self.failures >= FAILURES => FIRST_DELAY,
-            State::PassedOver { delay, .. } if ticket.is_probe => (*delay * 2).min(LONGEST_DELAY),
+        let (delay, is_known) = match &self.state {
+            State::Asked if keeps_us_out || self.failures >= FAILURES => (FIRST_DELAY, false),
+            State::PassedOver { until, delay, reason }
+                if ticket == Ticket::Probe || ticket == Ticket::Look && now >= *until =>
+            {
+                ((*delay * 2).min(LONGEST_DELAY), keeps_us_out && is_closed(reason))
+            }
             // Requests that were under way when it was passed over say nothing new.
             _ => return None,
         };
@@ -110,13 +128,36 @@ impl Health {
             delay,
             reason: error.clone(),
         };
-        Some(News::PassedOver(delay))
+        // That changes when somebody lets us in, which may be never: said once.
+        (!is_known).then_some(News::PassedOver(delay))
     }
 
     /// Whether it may have what it was not asked for.
     pub(super) const fn is_refused(&self) -> bool {
         matches!(self.state, State::Refused(_))
     }
+}
+
+/// What is said instead of asking.
+fn not_asked(reason: &RemoteError) -> RemoteError {
+    let message = if is_closed(reason) {
+        format!("not asked again yet: {}", reason.message)
+    } else {
+        format!("not asked after {FAILURES} failures: {}", reason.message)
+    };
+    RemoteError {
+        message,
+        retry_after: None,
+        ..reason.clone()
+    }
+}
+
+/// Whether the store does not let us in: asking again at once is of no use, but a token may be renewed, or a right given.
+const fn is_closed(error: &RemoteError) -> bool {
+    matches!(
+        error.kind,
+        RemoteErrorKind::Denied | RemoteErrorKind::Unauthenticated
+    )
 }
 
 /// Whether the store is there and answers us, if only to say no.
@@ -189,20 +230,70 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_refuses_us_is_not_asked_again_and_that_is_said_once() {
-        for kind in [
-            RemoteErrorKind::Denied,
-            RemoteErrorKind::Unauthenticated,
-            RemoteErrorKind::Config,
-        ] {
-            let now = Instant::now();
+    fn a_store_that_cannot_be_used_is_not_asked_again_and_that_is_said_once() {
+        let now = Instant::now();
+        let kind = RemoteErrorKind::Config;
+        let mut health = Health::default();
+        let ticket = health.ask(now).unwrap();
+        assert_eq!(health.heard(ticket, now, Some(&error(kind))), Some(News::Refused));
+        assert_eq!(health.heard(ticket, now, Some(&error(kind))), None);
+        assert_eq!(health.heard(ticket, now, None), None);
+        assert_eq!(health.ask(now + seconds(1_000_000)).unwrap_err().kind, kind);
+        assert_eq!(health.look(now + seconds(1_000_000)).unwrap_err().kind, kind);
+        assert!(health.is_refused());
+    }
+
+    #[test]
+    fn a_store_that_does_not_let_us_in_is_passed_over_at_once_and_that_is_said_once() {
+        for kind in [RemoteErrorKind::Denied, RemoteErrorKind::Unauthenticated] {
+            let mut now = Instant::now();
             let mut health = Health::default();
             let ticket = health.ask(now).unwrap();
-            assert_eq!(health.heard(ticket, now, Some(&error(kind))), Some(News::Refused));
-            assert_eq!(health.heard(ticket, now, Some(&error(kind))), None);
-            assert_eq!(health.heard(ticket, now, None), None);
-            assert_eq!(health.ask(now + seconds(1_000_000)).unwrap_err().kind, kind);
-            assert!(health.is_refused());
+            let mut news = Some(News::PassedOver(seconds(30)));
+            let mut probe = ticket;
+            for waits in [30, 60, 120, 240, 300, 300] {
+                assert_eq!(health.heard(probe, now, Some(&error(kind))), news.take());
+                assert_eq!(health.heard(ticket, now, Some(&error(kind))), None);
+                let told = health.ask(now + seconds(waits - 1)).unwrap_err();
+                assert!(told.kind == kind && told.message.contains("gone"), "{told}");
+                now += seconds(waits);
+                probe = health.ask(now).unwrap();
+                assert!(!health.is_refused());
+            }
+            assert_eq!(health.heard(probe, now, None), Some(News::Back));
         }
+    }
+
+    #[test]
+    fn a_look_says_something_only_when_it_fails_and_leaves_the_probe_to_another() {
+        let now = Instant::now();
+        let down = error(RemoteErrorKind::Unavailable);
+        let mut health = Health::default();
+        let look = health.look(now).unwrap();
+        for told in [Some(&down), None, Some(&down), None] {
+            assert_eq!(health.heard(look, now, told), None);
+        }
+        assert_eq!(
+            health.heard(look, now, Some(&down)),
+            Some(News::PassedOver(seconds(30)))
+        );
+        assert!(health.look(now + seconds(29)).is_err());
+        let now = now + seconds(30);
+        assert_eq!(health.heard(look, now, None), None, "it is not back");
+        health.look(now).unwrap();
+        assert_eq!(health.ask(now).unwrap(), Ticket::Probe);
+        assert_eq!(
+            health.heard(look, now, Some(&down)),
+            None,
+            "that is up to the probe"
+        );
+        assert!(health.look(now).is_err());
+        // Where nothing probes, its failure counts.
+        let now = now + seconds(30);
+        assert_eq!(
+            health.heard(look, now, Some(&down)),
+            Some(News::PassedOver(seconds(60)))
+        );
+        assert!(health.ask(now + seconds(59)).is_err());
     }
 }

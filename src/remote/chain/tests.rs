@@ -311,20 +311,21 @@ async fn a_dead_store_is_passed_over_for_a_while_and_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_refuses_us_is_asked_once_in_a_life() {
-    for kind in [
-        RemoteErrorKind::Denied,
-        RemoteErrorKind::Unauthenticated,
-        RemoteErrorKind::Config,
+async fn a_store_that_cannot_be_used_is_asked_once_in_a_life_and_one_that_keeps_us_out_from_time_to_time() {
+    for (kind, requests) in [
+        (RemoteErrorKind::Denied, 5),
+        (RemoteErrorKind::Unauthenticated, 5),
+        (RemoteErrorKind::Config, 1),
     ] {
         let first = store("first", &["a"], Act::Fails(kind));
         let second = store("second", &["a"], Act::Well);
         let chain = chain(&[&first, &second]);
         for _ in 0..5 {
             read(&chain, "a").await.unwrap();
+            read(&chain, "a").await.unwrap();
             tokio::time::advance(Duration::from_secs(3600)).await;
         }
-        assert_eq!(first.requests(), 1);
+        assert_eq!(first.requests(), requests);
     }
 }
 
