@@ -23,7 +23,6 @@ use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFutu
 use http::{Method, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use prost::Message as _;
 
 use self::{
     body::{Decoder, content_range, encoding, length},
@@ -33,6 +32,7 @@ use super::{
     ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, RemoteOptions, Sink,
     capabilities::MAX_BATCH,
     client::MAX_MESSAGE,
+    disk::decode,
     retry::{SystemTimer, Timer},
 };
 use crate::{
@@ -297,7 +297,7 @@ impl ActionStore for HttpCache {
             let Some(bytes) = self.retrying(|| self.entry(&context, &path)).await? else {
                 return Ok(None);
             };
-            let result = ActionResult::decode(bytes).map_err(|e| {
+            let result = decode(&bytes).map_err(|e| {
                 let message = format!("what the server has is no action result: {e}");
                 RemoteError::new(RemoteErrorKind::Protocol, context, message)
             })?;

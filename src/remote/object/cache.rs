@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
-use prost::Message as _;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -17,6 +16,7 @@ use crate::{
     remote::{
         ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, RemoteOptions, Sink,
         casblob::{self, Decoder, Header, Parsed},
+        disk::decode,
         inflate::Inflater,
         layout::{Encoding, Kind, Layout},
         reading::Collect,
@@ -121,9 +121,10 @@ impl ObjectCache {
 
     async fn result(&self, action: &Digest) -> Result<Option<Arc<ActionResult>>, RemoteError> {
         let what = format!("result for action {action}");
+        // Its blobs can be read all the same.
         let key = self.layout.key(Kind::Action, action).ok_or_else(|| {
             self.error(
-                RemoteErrorKind::Config,
+                RemoteErrorKind::Rejected,
                 &what,
                 "the layout does not say where action results are; use template= with {kind}",
             )
@@ -132,14 +133,11 @@ impl ObjectCache {
             Err(error) if error.is_not_found() => return Ok(None),
             bytes => bytes?,
         };
-        match ActionResult::decode(&*bytes) {
-            Ok(result) => Ok(Some(Arc::new(result))),
-            Err(_) => Err(self.error(
-                RemoteErrorKind::Protocol,
-                &what,
-                format!("the object {key:?} is no action result"),
-            )),
-        }
+        let result = decode(&bytes).map_err(|message| {
+            let message = format!("the object {key:?} is no action result: {message}");
+            self.error(RemoteErrorKind::Protocol, &what, message)
+        })?;
+        Ok(Some(Arc::new(result)))
     }
 
     async fn read_result(&self, key: &str, what: &str) -> Result<Vec<u8>, RemoteError> {

@@ -130,11 +130,16 @@ async fn every_layout_is_read(kind: StoreKind) {
         assert_eq!(missing, std::slice::from_ref(&absent), "{settings}");
         let found = cache.action_result(&action, &nobody).await;
         match action_name {
-            Some(_) => {
+            Some(name) => {
                 assert_eq!(found.unwrap().as_deref(), Some(&result), "{settings}");
                 assert_eq!(cache.action_result(&absent, &nobody).await, Ok(None));
+                let empty = sha256(b"cut by a crash");
+                store.put(&format!("{prefix}/{}", name(&empty)), b"");
+                let cut = cache.action_result(&empty, &nobody).await.unwrap_err();
+                assert_eq!(cut.kind, RemoteErrorKind::Protocol, "{cut}");
             }
-            None => assert_eq!(found.unwrap_err().kind, RemoteErrorKind::Config),
+            // The store's blobs are of use all the same.
+            None => assert_eq!(found.unwrap_err().kind, RemoteErrorKind::Rejected),
         }
         let size = cache.blob_size(DigestFunction::Sha256, digests[2].hash()).await;
         if settings.contains("encoding") || settings.contains("nativelink") {
