@@ -183,13 +183,17 @@ impl CacheArgs {
     }
 
     /// Checks the addresses of a flag before anything is said of them: what stands before a comma in a password would not
-    /// be known as one.
+    /// be known as one, and what stands behind one in a path would be another server.
     fn check_addresses(flag: &str, urls: &[String]) -> Result<(), ConfigError> {
-        let is_rest = |url: &String| !url.contains("://") && !url.starts_with("unix:") && url.contains('@');
-        if urls.len() > 1 && urls.iter().any(is_rest) {
+        let has_scheme = |url: &String| {
+            let begins = ["unix:", "dns:"].iter().any(|scheme| url.starts_with(scheme));
+            begins || url.contains("://") || url == FROM_BUILD
+        };
+        if urls.len() > 1 && !urls.iter().all(has_scheme) {
             return Err(ConfigError::new(
                 flag,
-                "an address has a user name without a scheme; a comma separates addresses, write %2C for one that does not",
+                "of several addresses, one has no scheme (such as grpcs://); a comma separates addresses, write %2C for \
+                 one that does not",
             ));
         }
         Ok(())
@@ -419,6 +423,16 @@ mod tests {
             ),
             (vec!["--remote-cache=file://h/x"], "file:///DIR"),
             (vec!["--remote-cache=grpcs://me:a,b@h"], "%2C"),
+            (vec!["--remote-cache=file:///d,b"], "%2C"),
+            (vec!["--remote-cache=http://h/a,b:80"], "--remote-cache"),
+            (
+                vec!["--remote-cache=h:1", "--remote-cache=grpc://h:2"],
+                "no scheme",
+            ),
+            (
+                vec!["--remote-cache=from-build", "--allow-remote-cache=http://h/a,b"],
+                "--allow-remote-cache",
+            ),
             (
                 vec!["--remote-cache=grpc://h:1", "--remote-header=x"],
                 "--remote-header",

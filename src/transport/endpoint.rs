@@ -75,7 +75,7 @@ impl Endpoint {
     }
 
     fn parse_file(flag: &str, text: &str, rest: &str) -> Result<Self, RemoteError> {
-        let error = |reason: &str| RemoteError::config(format!("{flag}={text}"), reason);
+        let error = |reason: &str| RemoteError::config(format!("{flag}={}", without_user_info(text)), reason);
         let path = rest.strip_prefix("//").unwrap_or(rest);
         if !path.starts_with('/') {
             return Err(error(
@@ -630,8 +630,9 @@ mod tests {
             "grpcs://me:s3cret@cache:443",
             "s3cret@cache:443",
             "grpc://a/s3cret@b@cache:1",
+            "file://me:s3cret@host/dir",
         ] {
-            let shown = parse(text).expect_err(text).to_string();
+            let shown = cache(text).expect_err(text).to_string();
             assert!(!shown.contains("s3cret"), "{shown}");
         }
     }
