@@ -40,6 +40,9 @@ use crate::{
 #[cfg(feature = "archives")]
 mod archive;
 
+/// How long an interrupted command waits for what its threads are doing, so that they can remove what they have begun. What
+/// is left of longer work is swept by the next one.
+const LEAVING: Duration = Duration::from_secs(20);
 /// How long a cache that failed may take to tell why.
 const EXPLANATION: Duration = Duration::from_secs(5);
 
@@ -125,7 +128,8 @@ pub(super) struct BlobArgs {
 }
 
 pub(super) fn main(command: FetchCommand) -> Result<u8, Failure> {
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
         match command {
             FetchCommand::Bep(args) => bep(args).await,
             FetchCommand::Action(args) => action(args).await,
@@ -134,7 +138,9 @@ pub(super) fn main(command: FetchCommand) -> Result<u8, Failure> {
             #[cfg(feature = "archives")]
             FetchCommand::Archive(args) => archive::main(*args).await,
         }
-    })
+    });
+    runtime.shutdown_timeout(LEAVING);
+    ended
 }
 
 async fn bep(args: BepArgs) -> Result<u8, Failure> {
