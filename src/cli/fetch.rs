@@ -20,7 +20,7 @@ use crate::{
     builds::{Builds as _, StreamEnd, StreamKey},
     config::{CacheArgs, PlaceArgs, SelectionArgs},
     daemon::Rooms,
-    digest::{Digest, DigestFunction},
+    digest::{Digest, DigestError, DigestFunction},
     exec_path::{ExecPath, is_reserved},
     invocation::{Engine, tally::Tally},
     materialize::{
@@ -321,6 +321,40 @@ async fn in_plain_words(cache: &dyn ActionStore, error: RemoteError) -> Failure 
     }
 }
 
+/// A digest as it is written: with a size or without one, and perhaps with the name of its function.
+struct Written<'a> {
+    named: Option<DigestFunction>,
+    /// What follows that name.
+    rest: &'a str,
+    /// Its size is 0 where none is written.
+    digest: Digest,
+    sized: bool,
+}
+
+impl<'a> Written<'a> {
+    fn parse(text: &'a str) -> Result<Self, DigestError> {
+        let (named, rest) = match text.split_once('/') {
+            Some((name, rest)) => match name.parse::<DigestFunction>() {
+                Ok(function) => (Some(function), rest),
+                Err(_) => (None, text),
+            },
+            None => (None, text),
+        };
+        let sized = rest.contains('/');
+        let digest = if sized {
+            text.parse()?
+        } else {
+            Digest::from_hex(named, rest, 0)?
+        };
+        Ok(Self {
+            named,
+            rest,
+            digest,
+            sized,
+        })
+    }
+}
+
 /// The digest that is meant. Of a hash alone, the store tells the size.
 async fn digest(text: &str, args: &CacheArgs, cache: &dyn ActionStore) -> Result<Digest, Failure> {
     let invalid = |e| Failure::usage(format!("{text}: {e}"));
@@ -328,19 +362,12 @@ async fn digest(text: &str, args: &CacheArgs, cache: &dyn ActionStore) -> Result
         .digest_function
         .parse()
         .map_err(|e| Failure::usage(format!("--digest-function: {e}")))?;
-    let (named, rest) = match text.split_once('/') {
-        Some((name, rest)) => match name.parse::<DigestFunction>() {
-            Ok(function) => (Some(function), rest),
-            Err(_) => (None, text),
-        },
-        None => (None, text),
-    };
-    let sized = rest.contains('/');
-    let digest: Digest = if sized {
-        text.parse().map_err(invalid)?
-    } else {
-        Digest::from_hex(named, rest, 0).map_err(invalid)?
-    };
+    let Written {
+        named,
+        rest,
+        digest,
+        sized,
+    } = Written::parse(text).map_err(invalid)?;
     // A hash of 64 digits may be SHA-256 or BLAKE3: the flag tells.
     let function = named.unwrap_or(assumed);
     let of_size = |size| Digest::new(function, digest.hash(), size);

@@ -13,7 +13,7 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{digest, progress};
+use super::{Written, digest, progress};
 use crate::{
     archive::{Limits, Mode, OnConflict, Unpacked},
     cli::{
@@ -355,8 +355,7 @@ impl ArchiveArgs {
                 continue;
             }
             // Before a cache is asked for, which may not be what lacks.
-            let hash = source.rsplit('/').next().unwrap_or_default();
-            if source.parse::<Digest>().is_err() && Digest::from_hex(None, hash, 0).is_err() {
+            if Written::parse(source).is_err() {
                 return Err(Failure::usage(format!(
                     "{source}: is neither a URL nor a digest (HASH/SIZE, or HASH)"
                 )));
