@@ -31,14 +31,29 @@ pub(crate) fn client_for(is_https: bool) -> io::Result<HttpsClient> {
 
 /// A client with this TLS.
 pub(crate) fn client(config: ClientConfig) -> HttpsClient {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    client_by(config, tcp, 1)
+}
+
+/// A client that connects in this way, and keeps at most `idle` connections to a host.
+pub(crate) fn client_by<B>(
+    config: ClientConfig,
+    tcp: HttpConnector,
+    idle: usize,
+) -> Client<HttpsConnector<HttpConnector>, B>
+where
+    B: http_body::Body + Send,
+    B::Data: Send,
+{
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(config)
         .https_or_http()
         .enable_http1()
-        .build();
+        .wrap_connector(tcp);
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
-        .pool_max_idle_per_host(1)
+        .pool_max_idle_per_host(idle)
         .build(connector)
 }
 

@@ -8,11 +8,8 @@ use http::{
     header::{AUTHORIZATION, CONTENT_RANGE, RANGE},
 };
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector as TcpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::{Client, connect::HttpConnector as TcpConnector};
 use object_store::{
     ClientConfigKey, ClientOptions,
     client::{
@@ -25,7 +22,7 @@ use percent_encoding::percent_decode_str;
 use super::fault::{Broken, Refusal};
 use crate::{
     remote::RemoteOptions,
-    transport::{RemoteError, Secrets},
+    transport::{RemoteError, Secrets, https},
 };
 
 /// How much of a refusal is read, in bytes.
@@ -62,17 +59,8 @@ impl Connector {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(options.connect.connect_timeout));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.client_config(true)?)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(PARALLEL)
-            .build(connector);
         Ok(Self {
-            client,
+            client: https::client_by(tls.client_config(true)?, tcp, PARALLEL),
             patience: options.stall_timeout,
         })
     }
