@@ -152,14 +152,7 @@ struct Memory {
 
 impl BlobStore for Memory {
     fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        Box::pin(async {
-            Ok(Capabilities {
-                digest_functions: Vec::new(),
-                max_batch_bytes: 4 << 20,
-                zstd_streams: false,
-                zstd_batches: false,
-            })
-        })
+        Box::pin(async { Ok(Capabilities::plain(4 << 20)) })
     }
 
     fn read_batch<'a>(

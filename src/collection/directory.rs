@@ -150,7 +150,7 @@ impl Collection for LocalDirectory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collection::tests::Kept;
+    use crate::remote::Collect;
 
     #[tokio::test]
     async fn regular_files_right_in_the_directory_are_listed_and_read() {
@@ -166,16 +166,16 @@ mod tests {
         let names: Vec<_> = listing.items.iter().map(|i| (&*i.name, i.size)).collect();
         assert_eq!(names, [("a.tar", Some(1)), ("b.tar", Some(3_000_000))]);
         assert!(listing.is_complete);
-        let mut kept = Kept::default();
+        let mut kept = Collect::default();
         all.read(&listing.items[1], &mut kept).await.unwrap();
-        assert_eq!(kept.0, big);
+        assert_eq!(kept.into_bytes(), big);
         for (name, kind) in [
             ("none.tar", RemoteErrorKind::NotFound),
             ("e.tar", RemoteErrorKind::Protocol),
             ("c.tar", RemoteErrorKind::Protocol),
         ] {
             let error = all
-                .read(&Item::named(name.to_owned()), &mut kept)
+                .read(&Item::named(name.to_owned()), &mut Collect::default())
                 .await
                 .unwrap_err();
             assert_eq!(error.kind, kind, "{error}");

@@ -1,6 +1,6 @@
 //! Archives by name: in a directory, at an HTTP URL, in a bucket, or as blobs of the cache.
 //!
-//! A collection lists names and gives a file's bytes, unverified: whoever reads them compares their hash with the
+//! A collection lists names and gives a file's bytes, unverified: anyone who reads them compares their hash with the
 //! file's [`Checksum`], if it has one. [`Choice`] says which of the names are wanted.
 
 use futures::future::BoxFuture;

@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -17,22 +16,11 @@ use crate::{
     digest::{Digest, DigestFunction},
     output::Class,
     remote::{
-        RemoteOptions,
+        Collect, RemoteOptions,
         retry::{RetryPolicy, tests::FakeTimer},
     },
     transport::{Endpoint, RemoteErrorKind},
 };
-
-/// Keeps what it is given.
-#[derive(Default)]
-pub(super) struct Kept(pub(super) Vec<u8>);
-
-impl Sink for Kept {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
-        self.0.extend_from_slice(&bytes);
-        futures::future::ready(Ok(())).boxed()
-    }
-}
 
 const TEXT: &str = "0123456789";
 
@@ -102,10 +90,12 @@ fn access(retries: u32, timer: &Arc<FakeTimer>) -> Access {
 async fn read(answers: &[&str]) -> (Result<String, RemoteError>, Vec<String>) {
     let server = Server::start(answers).await;
     let collection = open(&server.url, None, &access(3, &Arc::default())).unwrap();
-    let mut kept = Kept::default();
+    let mut kept = Collect::default();
     let item = Item::named("a.tar".to_owned());
     let read = tokio::time::timeout(Duration::from_secs(60), collection.read(&item, &mut kept)).await;
-    let read = read.unwrap().map(|()| String::from_utf8(kept.0).unwrap());
+    let read = read
+        .unwrap()
+        .map(|()| String::from_utf8(kept.into_bytes().into()).unwrap());
     (read, server.heads())
 }
 
@@ -275,9 +265,9 @@ async fn busy_servers_are_asked_again_when_they_say_and_not_for_ever() {
     let timer = Arc::new(FakeTimer::default());
     let collection = open(&server.url, None, &access(3, &timer)).unwrap();
     let item = Item::named("a.tar".to_owned());
-    let mut kept = Kept::default();
+    let mut kept = Collect::default();
     collection.read(&item, &mut kept).await.unwrap();
-    assert_eq!(kept.0, TEXT.as_bytes());
+    assert_eq!(kept.into_bytes(), TEXT.as_bytes());
     let slept: Vec<_> = timer
         .slept
         .lock()
@@ -331,7 +321,7 @@ async fn a_server_that_goes_silent_is_left() {
     }
     let patience = access(1, &Arc::default()).patience;
     let item = Item::named("a.tar".to_owned());
-    let error = read_resumed(&Silent, &item, &patience, &mut Kept::default())
+    let error = read_resumed(&Silent, &item, &patience, &mut Collect::default())
         .await
         .unwrap_err();
     assert_eq!(error.kind, RemoteErrorKind::Timeout, "{error}");
@@ -359,12 +349,12 @@ async fn redirects_are_followed_and_passwords_are_not_taken_along() {
         "{}",
         collection.describe()
     );
-    let mut kept = Kept::default();
+    let mut kept = Collect::default();
     collection
         .read(&Item::named("a.tar".to_owned()), &mut kept)
         .await
         .unwrap();
-    assert_eq!(kept.0, TEXT.as_bytes());
+    assert_eq!(kept.into_bytes(), TEXT.as_bytes());
     let heads = server.heads();
     assert!(
         heads.iter().all(|head| head.contains("authorization: basic ")),

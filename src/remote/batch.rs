@@ -343,7 +343,7 @@ impl Reader<'_> {
             &mut sink,
         )
         .await?;
-        Ok(sink.0.into())
+        Ok(sink.into_bytes())
     }
 }
 

@@ -96,12 +96,7 @@ fn understood(client: &Client, answer: Option<CacheCapabilities>) -> Result<Capa
             cache = client.place(),
             "the server does not report its capabilities"
         );
-        return Ok(Capabilities {
-            digest_functions: Vec::new(),
-            max_batch_bytes: MAX_BATCH,
-            zstd_streams: false,
-            zstd_batches: false,
-        });
+        return Ok(Capabilities::plain(MAX_BATCH));
     };
     let wanted = client.options.digest_function;
     if !answer.digest_functions.is_empty() && !answer.digest_functions.contains(&wanted.wire()) {

@@ -112,7 +112,7 @@ impl DiskCache {
 }
 
 impl Place {
-    /// Opens the directory: each time, since it may appear, go, or be made anew.
+    /// Opens the directory: each time, since it may appear, go, or be made again.
     fn open(&self) -> Result<Option<Root>, (RemoteErrorKind, String)> {
         let failed = |errno: Errno| {
             let kind = match errno {
@@ -282,13 +282,7 @@ pub(crate) async fn piece(file: &Arc<File>, at: u64, size: u64) -> Option<Bytes>
 
 impl BlobStore for DiskCache {
     fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        let capabilities = Capabilities {
-            digest_functions: Vec::new(),
-            max_batch_bytes: BATCH,
-            zstd_streams: false,
-            zstd_batches: false,
-        };
-        futures::future::ready(Ok(capabilities)).boxed()
+        futures::future::ready(Ok(Capabilities::plain(BATCH))).boxed()
     }
 
     fn read_batch<'a>(

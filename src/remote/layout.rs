@@ -1,7 +1,7 @@
 //! Where stores without an API of their own keep blobs and action results: what a key is made of, and how the object below
 //! it is encoded.
 //!
-//! Object stores and HTTP servers know keys, not digests; which key a digest has is up to whoever wrote the objects. The
+//! Object stores and HTTP servers know keys, not digests; which key a digest has depends on who wrote the objects. The
 //! presets are what the well-known writers do, read from their sources and measured. What an object holds is decided by
 //! the layout alone: a plain blob may itself begin like a compressed one.
 

@@ -67,6 +67,8 @@ pub use http::HttpCache;
 pub use nowhere::Nowhere;
 pub use open::open;
 pub use options::{MAX_HTTP_CONNECTIONS, RemoteOptions};
+#[cfg(test)]
+pub(crate) use reading::Collect;
 pub use reading::{expand_action, expand_any_tree, read_blob};
 pub use trees::DirectoryTree;
 
@@ -92,6 +94,19 @@ pub struct Capabilities {
     pub zstd_streams: bool,
     /// zstd for `BatchReadBlobs`.
     pub zstd_batches: bool,
+}
+
+impl Capabilities {
+    /// Those of a store that names none: no compression, and batches up to this size in bytes.
+    #[must_use]
+    pub const fn plain(max_batch_bytes: u64) -> Self {
+        Self {
+            digest_functions: Vec::new(),
+            max_batch_bytes,
+            zstd_streams: false,
+            zstd_batches: false,
+        }
+    }
 }
 
 /// One blob's answer in a batch.

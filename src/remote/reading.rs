@@ -18,13 +18,39 @@ use crate::{
     transport::{RemoteError, RemoteErrorKind},
 };
 
-/// Keeps what it is given.
+/// Keeps what it is given; without a copy if that comes in one piece.
 #[derive(Default)]
-pub(crate) struct Collect(pub(crate) Vec<u8>);
+pub(crate) struct Collect {
+    first: Bytes,
+    all: Vec<u8>,
+}
+
+impl Collect {
+    /// Takes the next bytes.
+    pub(crate) fn add(&mut self, bytes: Bytes) {
+        if self.all.is_empty() {
+            if self.first.is_empty() {
+                self.first = bytes;
+                return;
+            }
+            self.all.extend_from_slice(&self.first);
+        }
+        self.all.extend_from_slice(&bytes);
+    }
+
+    /// All of them.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        if self.all.is_empty() {
+            self.first
+        } else {
+            self.all.into()
+        }
+    }
+}
 
 impl Sink for Collect {
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
-        self.0.extend_from_slice(&bytes);
+        self.add(bytes);
         futures::future::ready(Ok(())).boxed()
     }
 }
@@ -55,7 +81,7 @@ pub async fn read_blob<S: BlobStore + ?Sized>(
             store
                 .read_stream(digest, 0, attribution, avoid, &mut whole)
                 .await?;
-            whole.0.into()
+            whole.into_bytes()
         };
         let actual = Digest::of(digest.function(), &bytes);
         if actual == *digest {

@@ -75,6 +75,23 @@ impl RetryPolicy {
             failures: 0,
         }
     }
+
+    /// Asks until there is an answer, an error that is not retryable, or no try left.
+    ///
+    /// # Errors
+    /// That of the last try.
+    pub async fn run<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, RemoteError>
+    where
+        F: Future<Output = Result<T, RemoteError>>,
+    {
+        let mut backoff = self.start();
+        loop {
+            match attempt().await {
+                Err(error) if error.is_retryable() && backoff.wait(&error).await => {}
+                ended => return ended,
+            }
+        }
+    }
 }
 
 /// The count of one request's failures.

@@ -399,7 +399,7 @@ impl Sources {
         };
         let key = format!("{} before {}", chain_of(new.iter()), cache.endpoint);
         let mut open = self.lock();
-        // One of before the rule was set anew may have come in after that.
+        // One of before the rule was set may have come in after that.
         if let Some(chain) = open.chains.get(&key).filter(|chain| chain.has(&cache.members)) {
             return Ok(chain.clone());
         }
@@ -458,7 +458,7 @@ impl Sources {
             open.members.insert(key, member.clone());
             members.push(member);
         }
-        // Its members may have been opened anew since, for a build with other credentials.
+        // Its members may have been opened again since, for a build with other credentials.
         if let Some(known) = open.chains.get(&name).filter(|known| known.has(&members)) {
             return Ok(known.clone());
         }
@@ -503,7 +503,7 @@ pub(super) fn has_credentials(options: &RemoteOptions) -> bool {
         || options.connect.google.is_some()
         || options.connect.tls.client_certificate.is_some()
         || options.connect.tls.client_key.is_some()
-        // Those of the environment, whoever's the server is.
+        // Those of the environment, no matter whose the server is.
         || options
             .connect
             .endpoint

@@ -81,10 +81,10 @@ impl HttpClient {
     }
 
     /// The same without its connections: what is sent with it goes over new ones, which are not kept.
-    pub(crate) fn anew(&self) -> Self {
+    pub(crate) fn fresh(&self) -> Self {
         let way = match &self.0 {
-            Way::Tcp(kept) => Way::Tcp(kept.anew()),
-            Way::Unix(kept) => Way::Unix(kept.anew()),
+            Way::Tcp(kept) => Way::Tcp(kept.fresh()),
+            Way::Unix(kept) => Way::Unix(kept.fresh()),
         };
         Self(way)
     }
@@ -137,7 +137,7 @@ where
         Self { connector, client }
     }
 
-    fn anew(&self) -> Self {
+    fn fresh(&self) -> Self {
         Self::of(self.connector.clone(), 0)
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     remote::Chain,
 };
 
-/// How often wrong bytes are asked for anew: twice of each store, however short its memory of them is.
+/// How often wrong bytes are asked for again: twice of each store, however short its memory of them is.
 const MOST_MISMATCHES: usize = 2 * Chain::MOST;
 
 impl Coordinator {

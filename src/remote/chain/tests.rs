@@ -99,14 +99,7 @@ impl Scripted {
 
 impl BlobStore for Scripted {
     fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        let most = 6;
-        let capabilities = Capabilities {
-            digest_functions: Vec::new(),
-            max_batch_bytes: most,
-            zstd_streams: false,
-            zstd_batches: false,
-        };
-        futures::future::ready(self.begin().map(|_| capabilities)).boxed()
+        futures::future::ready(self.begin().map(|_| Capabilities::plain(6))).boxed()
     }
 
     fn read_batch<'a>(
@@ -392,7 +385,7 @@ async fn unusable_answers_are_asked_for_once_more_and_then_of_the_next_store() {
                     .read_stream(&blob, 0, &nobody, false, &mut sink)
                     .await
                     .unwrap();
-                assert_eq!(sink.0, b"a");
+                assert_eq!(sink.into_bytes(), &b"a"[..]);
             } else {
                 read(&chain, "a").await.unwrap();
             }
@@ -412,7 +405,7 @@ async fn a_stream_that_breaks_is_gone_on_with_by_the_next_store() {
         .read_stream(&blob, 2, &Attribution::default(), false, &mut sink)
         .await
         .unwrap();
-    assert_eq!(sink.0, b"cdefgh");
+    assert_eq!(sink.into_bytes(), &b"cdefgh"[..]);
     assert_eq!(origin(&chain, "abcdefgh").as_deref(), Some("second"));
     // Both are doubted if the whole is wrong.
     assert!(chain.distrust(&blob) && chain.distrust(&blob));

@@ -48,7 +48,7 @@ async fn blobs_are_read_whole_from_where_bazel_keeps_them_and_count_as_used() {
                 .read_stream(&digest, 1000, &nobody, false, &mut kept)
                 .await
                 .unwrap();
-            assert_eq!(kept.0, bytes[1000..]);
+            assert_eq!(kept.into_bytes(), bytes[1000..]);
             let asked = std::slice::from_ref(&digest);
             let answers = cache.read_batch(asked, &nobody, false).await;
             assert_eq!(answers[0].1.as_ref().unwrap()[..], bytes);

@@ -33,6 +33,7 @@ use super::{
     capabilities::MAX_BATCH,
     client::MAX_MESSAGE,
     disk::decode,
+    reading::Collect,
     retry::{SystemTimer, Timer},
 };
 use crate::{
@@ -78,23 +79,9 @@ impl HttpCache {
 
     /// One blob, whole.
     async fn whole(&self, digest: &Digest, avoid: bool) -> Result<Bytes, RemoteError> {
-        let mut whole = Whole::default();
+        let mut whole = Collect::default();
         read::read(&self.0, digest, 0, avoid, &mut whole).await?;
         Ok(whole.into_bytes())
-    }
-
-    /// Does something that is asked of the server, again while that may help.
-    async fn retrying<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, RemoteError>
-    where
-        F: Future<Output = Result<T, RemoteError>>,
-    {
-        let mut backoff = self.0.backoff();
-        loop {
-            match attempt().await {
-                Err(error) if error.is_retryable() && backoff.wait(&error).await => {}
-                done => return done,
-            }
-        }
     }
 
     /// Whether the server has a blob. Asks once; servers that do not know `HEAD` are asked for a single byte.
@@ -140,7 +127,7 @@ impl HttpCache {
                 Err(error)
             };
         }
-        let mut whole = Whole::default();
+        let mut whole = Collect::default();
         let most = MAX_MESSAGE as u64;
         let told = self.pour(context, answer, most, |piece| whole.add(piece)).await?;
         if told > most {
@@ -203,13 +190,7 @@ impl HttpCache {
 impl BlobStore for HttpCache {
     fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
         // The protocol has none. A batch is held in memory.
-        let known = Capabilities {
-            digest_functions: Vec::new(),
-            max_batch_bytes: MAX_BATCH,
-            zstd_streams: false,
-            zstd_batches: false,
-        };
-        futures::future::ready(Ok(known)).boxed()
+        futures::future::ready(Ok(Capabilities::plain(MAX_BATCH))).boxed()
     }
 
     /// One `GET` for each blob, as many at once as there are connections.
@@ -266,7 +247,7 @@ impl BlobStore for HttpCache {
             let looks = distinct.into_iter().map(|digest| async move {
                 let context = self.0.context(format_args!("blob {digest}"));
                 let path = cas(&digest);
-                let found = self.retrying(|| self.look(&context, &path)).await?;
+                let found = self.0.retry.run(|| self.look(&context, &path)).await?;
                 Ok(found.is_none().then_some(digest))
             });
             let mut missing: HashSet<Digest> = futures::stream::iter(looks)
@@ -294,7 +275,7 @@ impl ActionStore for HttpCache {
         async move {
             let context = self.0.context(format_args!("result for action {action}"));
             let path = format!("ac/{}", action.hash_hex());
-            let Some(bytes) = self.retrying(|| self.entry(&context, &path)).await? else {
+            let Some(bytes) = self.0.retry.run(|| self.entry(&context, &path)).await? else {
                 return Ok(None);
             };
             let result = decode(&bytes).map_err(|e| {
@@ -315,11 +296,11 @@ impl ActionStore for HttpCache {
         async move {
             let path = format!("cas/{}", hex::encode(hash));
             let context = self.0.context(format_args!("blob {}", hex::encode(hash)));
-            let found = self.retrying(|| self.look(&context, &path)).await?;
+            let found = self.0.retry.run(|| self.look(&context, &path)).await?;
             let Some(None) = found else {
                 return Ok(found.flatten());
             };
-            let counted = self.retrying(|| async {
+            let counted = self.0.retry.run(|| async {
                 let _connection = self.0.connection().await;
                 let answer = self.0.send(&context, &Ask::plain(Method::GET, &path)).await?;
                 if answer.status() != StatusCode::OK {
@@ -385,40 +366,5 @@ impl Hope {
             return None;
         }
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// Keeps what it is given; without a copy if that comes in one piece.
-#[derive(Default)]
-struct Whole {
-    first: Bytes,
-    all: Vec<u8>,
-}
-
-impl Whole {
-    fn add(&mut self, bytes: Bytes) {
-        if self.all.is_empty() {
-            if self.first.is_empty() {
-                self.first = bytes;
-                return;
-            }
-            self.all.extend_from_slice(&self.first);
-        }
-        self.all.extend_from_slice(&bytes);
-    }
-
-    fn into_bytes(self) -> Bytes {
-        if self.all.is_empty() {
-            self.first
-        } else {
-            self.all.into()
-        }
-    }
-}
-
-impl Sink for Whole {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
-        self.add(bytes);
-        futures::future::ready(Ok(())).boxed()
     }
 }

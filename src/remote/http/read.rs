@@ -48,11 +48,11 @@ pub(super) async fn read(
         way: if running.zstd() { Way::Zstd } else { Way::Plain },
         running,
         ranges: true,
-        anew: avoid,
+        fresh: avoid,
         offset,
         sink,
     };
-    let mut backoff = server.backoff();
+    let mut backoff = server.retry.start();
     let mut forgiven_at = offset;
     // The empty blob, and the rest of a blob that is complete, need no request.
     while transfer.offset < digest.size() {
@@ -100,7 +100,7 @@ struct Transfer<'a> {
     running: Running<'a>,
     /// Whether parts are asked for.
     ranges: bool,
-    anew: bool,
+    fresh: bool,
     /// How many of the blob's bytes the sink has.
     offset: u64,
     sink: &'a mut dyn Sink,
@@ -117,7 +117,7 @@ impl Transfer<'_> {
             path: &self.path,
             range: is_part.then(|| format!("bytes={before}-")),
             zstd: self.way == Way::Zstd && before == 0,
-            anew: self.anew,
+            fresh: self.fresh,
         };
         let answer = self.server.send(&self.context, &ask).await?;
         match answer.status() {
@@ -182,7 +182,7 @@ impl Transfer<'_> {
         let size = self.digest.size();
         let told = length(headers);
         // On a second try: decoded, it was wrong.
-        let is_plain = self.way == Way::Undecoded || self.anew && told == Some(size);
+        let is_plain = self.way == Way::Undecoded || self.fresh && told == Some(size);
         let mut decoder = match is_plain {
             true => Decoder::Plain,
             false => Decoder::of(headers).map_err(|e| self.protocol(e))?,

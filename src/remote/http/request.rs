@@ -20,7 +20,7 @@ use crate::{
     remote::{
         RemoteOptions,
         compression::Chooser,
-        retry::{Backoff, RetryPolicy, Timer},
+        retry::{RetryPolicy, Timer},
         status::{MAX_MESSAGE, readable},
     },
     transport::{Auth, Fault, Header, HttpClient, HttpFault, RemoteError, RemoteErrorKind, retry_after},
@@ -38,7 +38,7 @@ pub(super) struct Server {
     base: String,
     client: HttpClient,
     auth: Auth,
-    retry: RetryPolicy,
+    pub(super) retry: RetryPolicy,
     /// One for each connection.
     places: Semaphore,
     pub(super) chooser: Chooser,
@@ -57,7 +57,7 @@ pub(super) struct Ask<'a> {
     /// Whether zstd is as good.
     pub(super) zstd: bool,
     /// Whether to use a new connection.
-    pub(super) anew: bool,
+    pub(super) fresh: bool,
 }
 
 impl<'a> Ask<'a> {
@@ -68,7 +68,7 @@ impl<'a> Ask<'a> {
             path,
             range: None,
             zstd: false,
-            anew: false,
+            fresh: false,
         }
     }
 }
@@ -98,11 +98,6 @@ impl Server {
         &self.base
     }
 
-    /// Starts counting one request's failures.
-    pub(super) fn backoff(&self) -> Backoff<'_> {
-        self.retry.start()
-    }
-
     /// Waits for a connection's place.
     pub(super) async fn connection(&self) -> Option<SemaphorePermit<'_>> {
         // It is never closed.
@@ -126,8 +121,8 @@ impl Server {
         loop {
             let (headers, credentials) = self.auth.headers().await?;
             let request = self.request(ask, &headers, context)?;
-            let client = match ask.anew {
-                true => self.client.anew(),
+            let client = match ask.fresh {
+                true => self.client.fresh(),
                 false => self.client.clone(),
             };
             let limit = self.options.stall_timeout;

@@ -73,7 +73,7 @@ impl Reading {
     /// The next bytes; `None` at the end.
     ///
     /// # Errors
-    /// When the connection breaks, or brings too little for too long. What is missing may be asked for anew, from its
+    /// When the connection breaks, or brings too little for too long. What is missing may be asked for again, from its
     /// offset and with the same ETag.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RemoteError> {
         loop {
@@ -171,13 +171,7 @@ impl Bucket {
     /// When the store cannot be asked, does not let us list, or has more than a million.
     pub async fn list(&self, below: &str) -> Result<Vec<Listed>, RemoteError> {
         let context = format!("listing {:?} in {}", below, self.address);
-        let mut backoff = self.retry.start();
-        loop {
-            match self.list_once(&context, below).await {
-                Err(error) if error.is_retryable() && backoff.wait(&error).await => {}
-                ended => return ended,
-            }
-        }
+        self.retry.run(|| self.list_once(&context, below)).await
     }
 
     async fn list_once(&self, context: &str, below: &str) -> Result<Vec<Listed>, RemoteError> {
@@ -341,7 +335,7 @@ impl Bucket {
         let context = self.address.to_string();
         self.ready(&context).await?;
         match self.list_one(&context).await {
-            // Whoever may not list may read.
+            // Reading may be allowed where listing is not.
             Err(error) if error.kind == RemoteErrorKind::Denied => match self.size(name).await {
                 Ok(_) => Ok(()),
                 Err(_) => Err(error),

@@ -75,13 +75,7 @@ impl ObjectCache {
     ) -> Result<T, RemoteError> {
         // Nobody closes it.
         let _slot = self.slots.acquire().await;
-        let mut backoff = self.bucket.retry().start();
-        loop {
-            match ask().await {
-                Err(error) if error.is_retryable() && backoff.wait(&error).await => {}
-                ended => return ended,
-            }
-        }
+        self.bucket.retry().run(ask).await
     }
 
     /// Brings a blob's bytes from `offset` on into the sink, resuming where the sink's bytes end.
@@ -116,7 +110,7 @@ impl ObjectCache {
         let _slot = self.slots.acquire().await;
         let mut whole = Collect::default();
         self.transfer(digest, 0, &mut whole).await?;
-        Ok(whole.0.into())
+        Ok(whole.into_bytes())
     }
 
     async fn result(&self, action: &Digest) -> Result<Option<Arc<ActionResult>>, RemoteError> {
@@ -236,7 +230,7 @@ impl Transfer<'_> {
                     return Err(self.protocol(&format!("holds {} bytes instead of {size}", header.size())));
                 }
                 let (from, skip) = header.place_of(self.at);
-                // An object that was written anew in the meantime has its chunks elsewhere.
+                // An object that was written again in the meantime has its chunks elsewhere.
                 let reading = match bucket.get(self.key, from, etag.as_deref()).await {
                     Err(error) if error.kind == RemoteErrorKind::Protocol && etag.is_some() => {
                         return Err(RemoteError {
@@ -328,13 +322,7 @@ impl Transfer<'_> {
 
 impl BlobStore for ObjectCache {
     fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        let capabilities = Capabilities {
-            digest_functions: Vec::new(),
-            max_batch_bytes: BATCH,
-            zstd_streams: false,
-            zstd_batches: false,
-        };
-        futures::future::ready(Ok(capabilities)).boxed()
+        futures::future::ready(Ok(Capabilities::plain(BATCH))).boxed()
     }
 
     fn read_batch<'a>(

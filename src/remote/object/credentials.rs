@@ -97,7 +97,7 @@ pub(super) struct Opened {
     pub(super) shown: &'static str,
     /// Gets the credentials, so that a failure to do so is told from one of the store.
     pub(super) ready: Ready,
-    /// Gets them anew when they have expired before their time.
+    /// Gets them again when they have expired before their time.
     pub(super) profile: Option<Arc<Provider>>,
 }
 
@@ -116,6 +116,11 @@ fn ready<P: CredentialProvider + ?Sized + 'static>(provider: &Arc<P>) -> Ready {
         let provider = Arc::clone(&provider);
         Box::pin(async move { provider.get_credential().await.map(|_| ()) })
     })
+}
+
+/// The same, if these are credentials at all.
+fn if_any<P: CredentialProvider + ?Sized + 'static>(shown: &str, provider: &Arc<P>) -> Ready {
+    if shown == NONE { nothing() } else { ready(provider) }
 }
 
 fn nothing() -> Ready {
@@ -281,13 +286,8 @@ fn s3(
         builder = builder.with_skip_signature(true);
     }
     let store = built(address, builder.build())?;
-    let ready = if shown == NONE {
-        nothing()
-    } else {
-        ready(store.credentials())
-    };
     Ok(Opened {
-        ready,
+        ready: if_any(shown, store.credentials()),
         store: Arc::new(store),
         shown,
         profile: provider,
@@ -496,7 +496,7 @@ fn azure(
         builder = builder.with_skip_signature(true);
         NONE
     } else if let Some(sas) = sas {
-        // A signature is narrower than the account's key: whoever sets both means it.
+        // A signature is narrower than the account's key: anyone who sets both means it.
         builder = builder.with_config(AzureConfigKey::SasKey, sas);
         "the shared access signature in the environment"
     } else if let Some(key) = key {
@@ -527,13 +527,8 @@ fn azure(
         ));
     }
     let store = built(address, builder.build())?;
-    let ready = if shown == NONE {
-        nothing()
-    } else {
-        ready(store.credentials())
-    };
     Ok(Opened {
-        ready,
+        ready: if_any(shown, store.credentials()),
         store: Arc::new(store),
         shown,
         profile: None,

@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use futures::{StreamExt as _, future::BoxFuture};
+use futures::StreamExt as _;
 use tonic::{Code, transport::Server, transport::server::TcpIncoming};
 
 use super::*;
@@ -25,22 +25,12 @@ pub(super) fn client_of(
     (GrpcCache::with_timer(options, timer.clone()).unwrap(), timer)
 }
 
-#[derive(Default)]
-struct Collect(Vec<u8>);
-
-impl Sink for Collect {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
-        self.0.extend_from_slice(&bytes);
-        Box::pin(std::future::ready(Ok(())))
-    }
-}
-
 pub(super) async fn stream(client: &GrpcCache, digest: &Digest) -> (Vec<u8>, Result<(), RemoteError>) {
-    let mut sink = Collect::default();
+    let mut sink = reading::Collect::default();
     let result = client
         .read_stream(digest, 0, &attribution(), false, &mut sink)
         .await;
-    (sink.0, result)
+    (sink.into_bytes().into(), result)
 }
 
 pub(super) async fn batch(client: &GrpcCache, digest: &Digest) -> Result<Bytes, RemoteError> {

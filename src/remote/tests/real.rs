@@ -125,7 +125,7 @@ async fn a_real_cache_is_read_by_batches_and_streams() {
             .read_stream(&digest, offset, &attribution(), false, &mut sink)
             .await
             .unwrap();
-        assert!(sink.0 == large[usize::try_from(offset).unwrap()..]);
+        assert!(sink.into_bytes() == large[usize::try_from(offset).unwrap()..]);
     }
     assert_eq!(cache.action_result(&missing, &attribution()).await, Ok(None));
     for change in [

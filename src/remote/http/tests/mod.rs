@@ -59,7 +59,7 @@ async fn streamed(
     offset: u64,
     avoid: bool,
 ) -> (Vec<u8>, Result<(), RemoteError>) {
-    let mut whole = Whole::default();
+    let mut whole = Collect::default();
     let ended = cache
         .read_stream(digest, offset, &nobody(), avoid, &mut whole)
         .await;

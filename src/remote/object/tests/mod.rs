@@ -48,7 +48,7 @@ async fn stream(cache: &ObjectCache, digest: &Digest, offset: u64) -> Result<Vec
     cache
         .read_stream(digest, offset, &nobody, false, &mut sink)
         .await?;
-    Ok(sink.0)
+    Ok(sink.into_bytes().into())
 }
 
 /// Says no after some bytes.
