@@ -67,6 +67,11 @@ impl Directories {
         Ok(())
     }
 
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|directory| &**directory)
+    }
+
     /// Whether outputs lie below a path.
     #[must_use]
     pub fn contains(&self, path: &ExecPath) -> bool {

@@ -170,6 +170,9 @@ impl Ledger {
         if !named.is_sorted_by(|a, b| a.class >= b.class) {
             named.sort_by_key(|n| std::cmp::Reverse(n.class));
         }
+        if self.know(target, named) {
+            return Vec::new();
+        }
         let contradicting = drop_repeated(named);
         let counts = self.row(target);
         for n in &contradicting {
@@ -207,6 +210,27 @@ impl Ledger {
             said.push(reason);
         }
         said
+    }
+
+    /// Counts outputs that are all only known, and neither wanted nor repeated. `false` if some may be, as far as they
+    /// could be counted then.
+    ///
+    /// Builds name very many of these, and nearly all of them once.
+    fn know(&mut self, target: &Arc<TargetId>, named: &[Named]) -> bool {
+        // The first is what is wanted most.
+        if named.first().is_some_and(|n| n.class > Class::Known) {
+            return false;
+        }
+        let (wanted, known) = (&self.wanted, &mut self.known);
+        known.reserve(named.len());
+        let new = named.iter().filter(|n| {
+            let hash = known.hasher().hash_one(n.path.as_str());
+            !wanted.contains_key(&n.path) && known.insert(hash)
+        });
+        let new = new.count();
+        self.tally.known += new as u64;
+        self.row(target).known += new as u64;
+        new == named.len()
     }
 
     /// Counts a target's new outputs.

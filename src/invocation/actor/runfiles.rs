@@ -96,14 +96,8 @@ impl Actor {
         let Some(place) = self.site.place() else {
             return Vec::new();
         };
-        let wanted = self
-            .ledger
-            .wanted
-            .iter()
-            .filter(|(_, wanted)| wanted.class > Class::Known && wanted.target.aspect.is_empty());
-        let mut directories: HashSet<&str> = wanted.filter_map(|(path, _)| path.parent()).collect();
+        let mut directories: Vec<String> = self.ledger.directories.iter().map(str::to_owned).collect();
         // A target whose program is not among its outputs.
-        let mut own = HashSet::new();
         for (target, row) in &self.ledger.targets {
             if row.required == 0
                 && row.success
@@ -112,12 +106,11 @@ impl Actor {
                 && let Some((package, name)) = runfiles::place_of(&target.label)
             {
                 let path = format!("{binaries}/{package}{name}");
-                own.extend(path.rsplit_once('/').map(|(directory, _)| directory.to_owned()));
+                directories.extend(path.rsplit_once('/').map(|(directory, _)| directory.to_owned()));
             }
         }
-        directories.extend(own.iter().map(String::as_str));
-        let mut directories: Vec<String> = directories.into_iter().map(str::to_owned).collect();
         directories.sort_unstable();
+        directories.dedup();
         let root = place.root.clone();
         let found = spawn_blocking(move || root.place.programs(&directories)).await;
         let found = found.unwrap_or_default();
