@@ -135,6 +135,13 @@ pub(super) enum Client {
     Here(Box<Service>, Record),
 }
 
+/// The newest build with outputs of a workspace; of any, if that is empty.
+fn newest_of<'a>(rows: &'a [pb::Invocation], workspace: &str) -> Option<&'a pb::Invocation> {
+    let of_it = |row: &&pb::Invocation| workspace.is_empty() || row.workspace == workspace;
+    let of_it = rows.iter().filter(|row| has_outputs(&row.command)).filter(of_it);
+    of_it.max_by_key(|row| row.started_ms)
+}
+
 impl Client {
     /// The daemon that the flags name, or this process in place of the state directory's.
     pub(super) async fn open(
@@ -213,9 +220,14 @@ impl Client {
                 .map(|(row, _)| row.started_ms);
         }
         let rows = self.invocations(NEWEST).await.ok()?;
-        let of_it = |row: &&pb::Invocation| workspace.is_empty() || row.workspace == workspace;
-        let of_it = rows.iter().filter(|row| has_outputs(&row.command)).filter(of_it);
-        of_it.map(|row| row.started_ms).max()
+        newest_of(&rows, workspace).map(|row| row.started_ms)
+    }
+
+    /// The id of the newest build of a workspace.
+    pub(super) async fn newest_of_workspace(&mut self, workspace: &str) -> Result<String, Failure> {
+        let rows = self.invocations(NEWEST).await?;
+        let found = newest_of(&rows, workspace).map(|row| row.invocation_id.clone());
+        found.ok_or_else(|| Failure::not_found(format!("no build of {workspace} is recorded")))
     }
 
     /// This process, since no daemon answers: opens the record, unless another one was asked for. The failure tells

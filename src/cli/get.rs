@@ -1,23 +1,61 @@
-//! `outhaul get`: recorded outputs to disk, by path.
+//! `outhaul get`: recorded outputs to disk, by path, label or pattern.
 
-use std::{io::Write as _, path::PathBuf};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
+use regex::Regex;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
-use super::{client::Client, exit, exit::Failure, paths, print, runtime, view};
+use super::{
+    client::Client,
+    exit,
+    exit::Failure,
+    paths, print, runtime,
+    stage::{self, WhichArgs},
+    view,
+};
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
+    invocation::{
+        pattern::{self, TargetPattern},
+        policy::PathRegex,
+    },
     printable::printable,
+    proto::outhaul::v1 as pb,
 };
+
+/// Paths of one request to the daemon.
+const AT_ONCE: usize = 50_000;
 
 /// Arguments of `outhaul get`.
 #[derive(Debug, Args)]
 pub(super) struct GetArgs {
     /// Outputs, by path: as you see them (bazel-bin/pkg/x), absolute, or as exec paths (bazel-out/…); a directory
-    /// stands for everything in it
-    #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
+    /// stands for everything in it, and * ? ** match recorded outputs. Or outputs of targets: //pkg:name, //pkg:all,
+    /// //pkg/..., or with a leading `-` to exclude (after `--`)
+    #[arg(value_name = "PATH|TARGET", required_unless_present_any = ["path", "all_of"])]
+    wanted: Vec<PathBuf>,
+
+    /// Only these output groups of the targets (repeatable)
+    #[arg(long, value_name = "GROUP", value_delimiter = ',')]
+    output_group: Vec<String>,
+
+    /// Only outputs of the targets whose whole exec path, or that of their tree artifact, matches; without targets, all
+    /// recorded outputs whose whole exec path matches (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    path: Vec<String>,
+
+    /// Everything that is recorded of these packages, with intermediate outputs: //pkg:all or //pkg/... (repeatable)
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    all_of: Vec<String>,
+
+    #[command(flatten)]
+    which: WhichArgs,
 
     /// Print JSON, one object per line
     #[arg(long)]
@@ -33,39 +71,303 @@ pub(super) struct GetArgs {
     cache: CacheArgs,
 }
 
-pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
-    let paths = resolved(&args.paths)?;
-    runtime()?.block_on(async {
-        let mut client = Client::open(&args.control, &args.state, &args.cache).await?;
-        let results = client.materialize(paths).await?;
-        client.close().await;
-        let mut out = print::out();
-        let mut code = exit::OK;
-        for result in results {
-            if !result.error.is_empty() {
-                // That one failed to download weighs more than that another is not known.
-                code = match (code, &result.output) {
-                    (exit::FAILED, _) | (_, Some(_)) => exit::FAILED,
-                    (_, None) => exit::NOT_FOUND,
-                };
-            }
-            if args.json {
-                let value = json!({
-                    "path": result.path,
-                    "outcome": view::non_empty(&result.outcome().name()),
-                    "error": (!result.error.is_empty()).then_some(&result.error),
-                    "output": result.output.as_ref().map(view::output_json),
-                });
-                writeln!(out, "{value}")?;
-            } else if result.error.is_empty() {
-                writeln!(out, "{}: {}", printable(&result.path), result.outcome().name())?;
+/// What is wanted, as it was written.
+struct Wanted {
+    paths: Vec<PathBuf>,
+    globs: Vec<Glob>,
+    targets: Vec<String>,
+    regexes: Vec<PathRegex>,
+    packages: Vec<TargetPattern>,
+}
+
+/// A path with wildcards, against absolute paths.
+struct Glob {
+    written: String,
+    regex: Regex,
+}
+
+impl Wanted {
+    fn read(args: &GetArgs) -> Result<Self, Failure> {
+        let mut wanted = Self {
+            paths: Vec::new(),
+            globs: Vec::new(),
+            targets: Vec::new(),
+            regexes: Vec::new(),
+            packages: Vec::new(),
+        };
+        for argument in &args.wanted {
+            let text = argument.to_str().unwrap_or_default();
+            if is_target(text) {
+                wanted.targets.push(text.to_owned());
+            } else if text.contains(['*', '?']) && argument.symlink_metadata().is_err() {
+                wanted.globs.push(Glob::read(text)?);
             } else {
-                let (path, error) = (printable(&result.path), printable(&result.error));
-                writeln!(print::err(), "outhaul: {path}: {error}")?;
+                wanted.paths.push(argument.clone());
             }
         }
-        Ok(code)
+        if wanted.targets.is_empty() {
+            if let Some(group) = args.output_group.first() {
+                let message = format!("--output-group={group}: name targets, such as //pkg/...");
+                return Err(Failure::usage(message));
+            }
+            for text in &args.path {
+                let regex = text.parse::<PathRegex>();
+                let regex = regex.map_err(|e| Failure::usage(format!("--path={text}: {e}")))?;
+                wanted.regexes.push(regex);
+            }
+        }
+        for text in &args.all_of {
+            let pattern: TargetPattern = text
+                .parse()
+                .map_err(|e| Failure::usage(format!("--all-of={text}: {e}")))?;
+            if pattern.is_exact() {
+                let message = format!("--all-of={text}: name packages: //pkg:all or //pkg/...");
+                return Err(Failure::usage(message));
+            }
+            wanted.packages.push(pattern);
+        }
+        Ok(wanted)
+    }
+
+    /// Whether all that is on record must be gone through.
+    fn needs_list(&self) -> bool {
+        !(self.globs.is_empty() && self.regexes.is_empty() && self.packages.is_empty())
+    }
+}
+
+/// Whether an argument is a target pattern and not a path.
+fn is_target(text: &str) -> bool {
+    let text = text.strip_prefix('-').unwrap_or(text);
+    text.starts_with("//") || (text.starts_with('@') && text.contains("//"))
+}
+
+impl Glob {
+    /// `*` and `?` stay in one name, `**` does not.
+    fn read(text: &str) -> Result<Self, Failure> {
+        let fixed = |part: &&str| !part.contains(['*', '?']);
+        let parts: Vec<&str> = text.split('/').collect();
+        let fixed = parts.iter().take_while(|part| fixed(part)).count();
+        let (before, rest) = text.split_at(parts[..fixed].iter().map(|part| part.len() + 1).sum());
+        // Links on the way lead to where outputs are recorded.
+        let inside = paths::resolve(&Path::new(before).join("x"));
+        let inside = inside.map_err(|e| Failure::usage(format!("{text}: {e}")))?;
+        let before = inside.parent().unwrap_or(Path::new(""));
+        let before = before.to_str().unwrap_or_default().trim_end_matches('/');
+        // An exec path that leads nowhere from here.
+        let start = if before.starts_with('/') { "^" } else { "/" };
+        let mut regex = format!("{start}{}/", regex::escape(before));
+        let mut rest = rest;
+        while let Some(letter) = rest.chars().next() {
+            let (taken, meaning) = match letter {
+                '*' if rest.starts_with("**/") => (3, "(?:.*/)?".to_owned()),
+                '*' if rest.starts_with("**") => (2, ".*".to_owned()),
+                '*' => (1, "[^/]*".to_owned()),
+                '?' => (1, "[^/]".to_owned()),
+                other => (other.len_utf8(), regex::escape(&rest[..other.len_utf8()])),
+            };
+            regex.push_str(&meaning);
+            rest = &rest[taken..];
+        }
+        regex.push('$');
+        let regex = Regex::new(&format!("(?s){regex}"));
+        Ok(Self {
+            written: text.to_owned(),
+            regex: regex.map_err(|e| Failure::usage(format!("{text}: {e}")))?,
+        })
+    }
+}
+
+pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
+    let wanted = Wanted::read(args)?;
+    let mut paths = resolved(&wanted.paths)?;
+    let selects = wanted.needs_list() || !wanted.targets.is_empty();
+    let (invocation, workspace) = if selects {
+        args.which.or_around()?
+    } else if args.which.is_given() {
+        let message = "--invocation and --workspace are for targets and patterns; a path says itself which build it is of";
+        return Err(Failure::usage(message));
+    } else {
+        (String::new(), String::new())
+    };
+    runtime()?.block_on(async {
+        let (control, state, cache) = (&args.control, &args.state, &args.cache);
+        let mut client = if selects {
+            let of_build = Client::of_build(control, state, cache, &invocation, &workspace);
+            of_build.await?.0
+        } else {
+            Client::open(control, state, cache).await?
+        };
+        let got = async {
+            if selects {
+                paths.extend(selected(&mut client, args, &wanted, &invocation, &workspace).await?);
+            }
+            let mut code = exit::OK;
+            for paths in paths.chunks(AT_ONCE) {
+                code = worse(code, get(&mut client, paths.to_vec(), args.json).await?);
+            }
+            Ok(code)
+        };
+        let got = got.await;
+        client.close().await;
+        got
     })
+}
+
+/// That one failed to download weighs more than that another is not known.
+const fn worse(one: u8, other: u8) -> u8 {
+    match (one, other) {
+        (exit::FAILED, _) | (_, exit::FAILED) => exit::FAILED,
+        (exit::OK, code) | (code, _) => code,
+    }
+}
+
+async fn get(client: &mut Client, paths: Vec<String>, json: bool) -> Result<u8, Failure> {
+    let results = client.materialize(paths).await?;
+    let mut out = print::out();
+    let mut code = exit::OK;
+    for result in results {
+        if !result.error.is_empty() {
+            let found = match &result.output {
+                Some(_) => exit::FAILED,
+                None => exit::NOT_FOUND,
+            };
+            code = worse(code, found);
+        }
+        if json {
+            let value = json!({
+                "path": result.path,
+                "outcome": view::non_empty(&result.outcome().name()),
+                "error": (!result.error.is_empty()).then_some(&result.error),
+                "output": result.output.as_ref().map(view::output_json),
+            });
+            writeln!(out, "{value}")?;
+        } else if result.error.is_empty() {
+            writeln!(out, "{}: {}", printable(&result.path), result.outcome().name())?;
+        } else {
+            let (path, error) = (printable(&result.path), printable(&result.error));
+            writeln!(print::err(), "outhaul: {path}: {error}")?;
+        }
+    }
+    Ok(code)
+}
+
+/// The absolute paths of what targets and patterns select.
+async fn selected(
+    client: &mut Client,
+    args: &GetArgs,
+    wanted: &Wanted,
+    invocation: &str,
+    workspace: &str,
+) -> Result<BTreeSet<String>, Failure> {
+    let mut paths = BTreeSet::new();
+    if !wanted.targets.is_empty() {
+        let request = pb::StageRequest {
+            invocation_id: invocation.to_owned(),
+            workspace: workspace.to_owned(),
+            wish: Some(pb::StageWish {
+                targets: wanted.targets.clone(),
+                output_groups: args.output_group.clone(),
+                include: args.path.clone(),
+                ..pb::StageWish::default()
+            }),
+            dry_run: true,
+            ..pb::StageRequest::default()
+        };
+        let found = match client {
+            Client::Daemon(client) => client.stage(request).await.map(tonic::Response::into_inner),
+            Client::Here(service, _) => {
+                let selected = service.begin_stage(request, &CancellationToken::new()).await;
+                selected.map(|selected| selected.response)
+            }
+        };
+        let found = found.map_err(|status| stage::failure(&status))?;
+        for note in &found.notes {
+            writeln!(print::err(), "outhaul: {}", printable(note))?;
+        }
+        let (row, _) = client.invocation(&found.invocation_id).await?;
+        let below = |output: &pb::StagedOutput| format!("{}/{}", row.exec_root, output.exec_path);
+        paths.extend(found.outputs.iter().map(below));
+    }
+    if wanted.needs_list() {
+        // Of the build that is meant.
+        let id = match (invocation, workspace) {
+            ("", "") => String::new(),
+            ("", workspace) => client.newest_of_workspace(workspace).await?,
+            (id, _) => id.to_owned(),
+        };
+        listed(client, &id, wanted, &mut paths).await?;
+    }
+    Ok(paths)
+}
+
+/// Adds what is on record and matches.
+async fn listed(
+    client: &mut Client,
+    id: &str,
+    wanted: &Wanted,
+    paths: &mut BTreeSet<String>,
+) -> Result<(), Failure> {
+    let mut all = Vec::new();
+    let mut packages = HashSet::new();
+    let mut hits = vec![false; wanted.globs.len() + wanted.regexes.len()];
+    client
+        .outputs(id, pb::OutputClass::Unspecified, |output| {
+            let path = format!("{}/{}", output.exec_root, output.exec_path);
+            let globs = wanted.globs.iter().map(|glob| glob.regex.is_match(&path));
+            let regexes = wanted
+                .regexes
+                .iter()
+                .map(|regex| regex.matches(&output.exec_path));
+            let mut is_wanted = false;
+            for (hit, matches) in hits.iter_mut().zip(globs.chain(regexes)) {
+                *hit |= matches;
+                is_wanted |= matches;
+            }
+            if is_wanted {
+                paths.insert(path);
+            } else if !wanted.packages.is_empty() {
+                if let Some((package, _)) = output.label.split_once(':') {
+                    packages.insert(package.trim_start_matches('@').to_owned());
+                }
+                all.push((path, output.exec_path));
+            }
+            Ok(())
+        })
+        .await?;
+    let written = wanted.globs.iter().map(|glob| glob.written.clone());
+    let regexes = wanted.regexes.iter().map(|regex| format!("--path={regex}"));
+    if let Some((written, _)) = written.chain(regexes).zip(&hits).find(|(_, hit)| !**hit) {
+        return Err(Failure::not_found(format!(
+            "{written}: no recorded output matches"
+        )));
+    }
+    let before = paths.len();
+    let of_packages = all.into_iter().filter(|(_, exec_path)| {
+        label_of(exec_path, &packages).is_some_and(|label| pattern::matches(&wanted.packages, &label))
+    });
+    paths.extend(of_packages.map(|(path, _)| path));
+    if let Some(pattern) = wanted.packages.first().filter(|_| paths.len() == before) {
+        return Err(Failure::not_found(format!(
+            "--all-of={pattern}: no recorded output is in such a package"
+        )));
+    }
+    Ok(())
+}
+
+/// A label in the package that an output is in: the nearest directory above that is known to be one, or its own.
+fn label_of(exec_path: &str, packages: &HashSet<String>) -> Option<String> {
+    // After `bazel-out`, the configuration, and `bin` or the like.
+    let below = exec_path.splitn(4, '/').nth(3)?;
+    let (repository, below) = match below.strip_prefix("external/") {
+        Some(below) => below.split_once('/')?,
+        None => ("", below),
+    };
+    let (directory, name) = below.rsplit_once('/').unwrap_or(("", below));
+    let ends = directory.rmatch_indices('/').map(|(at, _)| at);
+    let mut above = [directory.len()].into_iter().chain(ends).chain([0]);
+    let known = above.find(|&end| packages.contains(&format!("{repository}//{}", &directory[..end])));
+    let package = &directory[..known.unwrap_or(directory.len())];
+    Some(format!("{repository}//{package}:{name}"))
 }
 
 /// Users' paths as the record knows them.
@@ -83,4 +385,69 @@ pub(super) fn resolved(paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_told_from_paths() {
+        for (text, target) in [
+            ("//pkg:x", true),
+            ("-//pkg/...", true),
+            ("@repo//pkg:x", true),
+            ("@@//:x", true),
+            ("bazel-bin/pkg/x", false),
+            ("/abs/x", false),
+            ("@x", false),
+            ("-x", false),
+        ] {
+            assert_eq!(is_target(text), target, "{text}");
+        }
+    }
+
+    #[test]
+    fn wildcards_stay_in_a_name_unless_there_are_two() {
+        for (glob, path, matches) in [
+            ("/w/bin/*.txt", "/w/bin/a.txt", true),
+            ("/w/bin/*.txt", "/w/bin/sub/a.txt", false),
+            ("/w/bin/**/*.txt", "/w/bin/sub/a.txt", true),
+            ("/w/bin/**/*.txt", "/w/bin/a.txt", true),
+            ("/w/bin/**", "/w/bin/sub/a.txt", true),
+            ("/w/b*/?.txt", "/w/bin/a.txt", true),
+            ("/w/b*/?.txt", "/w/bin/aa.txt", false),
+            ("/w/bin/a.t*", "/w/bin/axt", false),
+            ("/w/bin/a.t*", "/x/w/bin/a.txt", false),
+            (
+                "bazel-out/*/bin/é*",
+                "/ob/execroot/_main/bazel-out/k8/bin/é1",
+                true,
+            ),
+            (
+                "bazel-out/*/bin/é*",
+                "/ob/execroot/_main/bazel-out/k8/x/é1",
+                false,
+            ),
+        ] {
+            let read = Glob::read(glob).unwrap();
+            assert_eq!(read.regex.is_match(path), matches, "{glob} {path} {}", read.regex);
+        }
+    }
+
+    #[test]
+    fn an_output_is_in_the_nearest_package_that_is_known() {
+        let packages = ["//a", "//a/b", "lib//p"].map(str::to_owned).into();
+        for (path, label) in [
+            ("bazel-out/k8/bin/a/x", "//a:x"),
+            ("bazel-out/k8/bin/a/_objs/x/x.o", "//a:x.o"),
+            ("bazel-out/k8/bin/a/b/c/x", "//a/b:x"),
+            ("bazel-out/k8/bin/other/x", "//other:x"),
+            ("bazel-out/k8/bin/x", "//:x"),
+            ("bazel-out/k8/bin/external/lib/p/q/x", "lib//p:x"),
+        ] {
+            assert_eq!(label_of(path, &packages).as_deref(), Some(label), "{path}");
+        }
+        assert_eq!(label_of("bazel-out/volatile", &packages), None);
+    }
 }

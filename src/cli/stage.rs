@@ -87,6 +87,11 @@ pub(super) struct WhichArgs {
 }
 
 impl WhichArgs {
+    /// Whether a build was named.
+    pub(super) const fn is_given(&self) -> bool {
+        self.invocation.is_some() || self.workspace.is_some()
+    }
+
     /// The invocation's id, and the workspace; either or both empty.
     pub(super) fn given(&self) -> Result<(String, String), Failure> {
         let invocation = self.invocation.clone().unwrap_or_default();

@@ -87,7 +87,8 @@ async fn recorded(world: &World) -> Running {
 
 async fn asked(world: &World, args: &[&str]) -> Ran {
     let mut command = outhaul();
-    command.args(args).arg(world.state());
+    // What follows a `--` is no flag.
+    command.arg(args[0]).arg(world.state()).args(&args[1..]);
     finish(command).await
 }
 
@@ -342,5 +343,91 @@ async fn help_and_version_are_no_errors_and_nonsense_is_a_usage_error() {
     ] {
         let ran = run(args).await.expect(2);
         assert!(!ran.err.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn get_takes_targets_packages_expressions_and_wildcards() {
+    let world = World::new().await;
+    let mut server = Some(recorded(&world).await);
+    let wildcard = format!("{}/bazel-out/*/bin/lib/include/part?.h", world.exec_root().display());
+    // What is asked for, some of what comes, and some of what does not.
+    let cases: [(&[&str], &[&str], &[&str]); 9] = [
+        // Its own outputs, and the sets that it shares with another target, which named them first or last.
+        (
+            &["//app:app"],
+            &["/app/app", "/liblib.a", "/part0.h"],
+            &["/assets/"],
+        ),
+        (&["//lib/..."], &["/liblib.a"], &["/app/app", "/assets/"]),
+        (
+            &["--", "//...", "-//app/...", "-//lib/..."],
+            &["/assets/"],
+            &["/liblib.a", "/app/app"],
+        ),
+        (
+            &["//lib:lib", "--path", ".*/part[0-9]\\.h"],
+            &["/part0.h"],
+            &["/liblib.a"],
+        ),
+        (
+            &["//broken:broken", "--output-group", "logs"],
+            &["/broken/"],
+            &["/lib/"],
+        ),
+        (
+            &["--path", "bazel-out/.*/part1\\.h"],
+            &["/part1.h"],
+            &["/part0.h", "/app/"],
+        ),
+        (&["--all-of", "//assets/..."], &["/assets/"], &["/lib/", "/app/"]),
+        (&[&wildcard], &["/part0.h", "/part1.h"], &["/liblib.a"]),
+        (&["bazel-out/**/liblib.?"], &["/liblib.a"], &["/part0.h"]),
+    ];
+    // With a daemon and without.
+    for _ in 0..2 {
+        for (args, some, none) in &cases {
+            let mut all = vec!["get", "--json"];
+            all.extend(*args);
+            let ran = asked(&world, &all).await.expect(0);
+            let paths: Vec<String> = ran
+                .json()
+                .iter()
+                .map(|got| got["path"].as_str().unwrap().to_owned())
+                .collect();
+            let has = |part: &&&str| paths.iter().any(|path| path.contains(**part));
+            assert_eq!(some.iter().find(|part| !has(part)), None, "{args:?}: {paths:?}");
+            assert_eq!(none.iter().find(has), None, "{args:?}: {paths:?}");
+            for path in paths {
+                assert!(std::path::Path::new(&path).symlink_metadata().is_ok(), "{path}");
+            }
+        }
+        for (args, code, part) in [
+            (&["//nothing:here"][..], 3, "//nothing:here"),
+            (&["//app:app", "--invocation", "other"], 3, "other"),
+            (
+                &["--path", "bazel-out/none"],
+                3,
+                "--path=bazel-out/none: no recorded output matches",
+            ),
+            (
+                &["bazel-out/none/*"],
+                3,
+                "bazel-out/none/*: no recorded output matches",
+            ),
+            (&["--all-of", "//none/..."], 3, "--all-of=//none/..."),
+            (&["--all-of", "//app:app"], 2, "--all-of=//app:app"),
+            (&["--path", "("], 2, "--path=("),
+            (&["x", "--output-group", "logs"], 2, "--output-group=logs"),
+            (&["x", "--invocation", "other"], 2, "--invocation"),
+        ] {
+            let mut all = vec!["get"];
+            all.extend(args);
+            asked(&world, &all).await.says(code, &[part]);
+        }
+        if let Some(mut server) = server.take() {
+            server.signal(rustix::process::Signal::TERM);
+            assert_eq!(server.end().await, Some(0));
+        }
     }
 }
