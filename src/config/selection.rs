@@ -59,6 +59,18 @@ pub struct SelectionArgs {
     #[arg(long, env = "OUTHAUL_WARM_OUTPUT_SERVICE")]
     pub warm_output_service: bool,
 
+    /// Whether to copy what the outputs of other recorded workspaces and output bases on this machine have, instead of
+    /// downloading it
+    #[arg(
+        long,
+        value_name = "on|off",
+        env = "OUTHAUL_LOCAL_SOURCES",
+        value_parser = ["on", "off"],
+        hide_possible_values = true,
+        default_value = "on"
+    )]
+    pub local_sources: String,
+
     /// Rule that takes precedence over the flags above; the first match wins: required|optional|known, then any of
     /// label=PATTERN aspect=NAME output-group=GROUP path=REGEX min-size=SIZE max-size=SIZE (repeatable)
     #[arg(long, value_name = "RULE", env = "OUTHAUL_RULE", value_delimiter = ';')]
@@ -98,6 +110,7 @@ impl SelectionArgs {
                 .map(|text| parse_size(text).map_err(|e| ConfigError::new("--max-size", e)))
                 .transpose()?,
             warm_output_service: self.warm_output_service,
+            no_local_sources: self.local_sources == "off",
             limits: BuildLimits::default(),
         })
     }

@@ -1,5 +1,6 @@
 //! Builds through the rooms behind the doors, with the embedded cache.
 
+mod elsewhere;
 mod hostile;
 mod runfiles;
 mod served;

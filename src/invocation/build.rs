@@ -121,6 +121,7 @@ struct Visited {
 pub struct Build {
     meter: Meter,
     warms_output_service: bool,
+    has_local_sources: bool,
     selector: Selector,
     command: Command,
     started: bool,
@@ -167,6 +168,7 @@ impl Build {
         Self {
             meter: Meter::new(policy.limits),
             warms_output_service: policy.warm_output_service,
+            has_local_sources: !policy.no_local_sources,
             selector: Selector::new(policy),
             command: Command::default(),
             started: false,
@@ -197,6 +199,11 @@ impl Build {
     /// Whether the blobs of outputs that an output service has are to be read.
     pub(super) const fn warms_output_service(&self) -> bool {
         self.warms_output_service
+    }
+
+    /// Whether outputs of other roots may be copied.
+    pub(super) const fn has_local_sources(&self) -> bool {
+        self.has_local_sources
     }
 
     /// Whether the event that brings a set is open ([`Self::lowest_open`]) until a target refers to the set, and its

@@ -5,6 +5,7 @@
 
 mod actor;
 pub mod build;
+mod elsewhere;
 mod engine;
 pub mod feed;
 pub mod limits;

@@ -206,6 +206,8 @@ pub struct Policy {
     pub max_size: Option<u64>,
     /// Whether the blobs of outputs that an output service has are read, so that it has them near.
     pub warm_output_service: bool,
+    /// Whether outputs of other output roots of this machine are no sources.
+    pub no_local_sources: bool,
     /// How much of a stream is looked at.
     pub limits: BuildLimits,
 }

@@ -238,6 +238,14 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// The hash of its blob.
+    pub(super) fn hash(&self) -> Option<&'a [u8]> {
+        match self.context.kind {
+            Kind::Blob(function) => Reader(self.body).take(function.hash_len()),
+            _ => None,
+        }
+    }
+
     /// How far it has come.
     pub(crate) const fn state(&self) -> OutputState {
         self.context.state
@@ -266,6 +274,12 @@ impl<'a> Row<'a> {
     /// Its stamp.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         self.parts()?.1
+    }
+
+    /// What it knows, and the stamp of the file.
+    pub(super) fn content_and_stamp(&self) -> Option<(OutputContent, Option<Stamp>)> {
+        let (content, stamp, ..) = self.parts()?;
+        Some((content, stamp))
     }
 
     /// All of it.

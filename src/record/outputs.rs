@@ -1,14 +1,21 @@
 //! Outputs in the record.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use super::{
     block::{Block, Builder, Row, split},
     handle::Record,
-    row::{OutputRow, RootId},
+    row::{OutputRow, OutputState, RootId},
     scan::OutputScan,
 };
-use crate::exec_path::ExecPath;
+use crate::{
+    digest::Digest,
+    exec_path::ExecPath,
+    output::{OutputContent, Stamp},
+};
 
 /// Bytes of rows that are handed over at once; others get at the queue in between.
 const HANDED_OVER: usize = 4 << 20;
@@ -71,6 +78,35 @@ impl Record {
             found.extend(path);
         }
         found
+    }
+
+    /// The files of a root that are on record with one of these contents, each with its stamp, and how many rows were
+    /// looked at. Walks over the rows, but over no more than `most`.
+    pub(crate) fn files_with(
+        &self,
+        root: RootId,
+        digests: &HashSet<&Digest>,
+        most: usize,
+    ) -> (Vec<(ExecPath, Digest, Stamp)>, usize) {
+        let hashes: HashSet<&[u8]> = digests.iter().map(|digest| digest.hash()).collect();
+        let mut scan = OutputScan::new(self.shared().clone(), root, "");
+        let mut found = Vec::new();
+        let mut rows = 0;
+        while rows < most {
+            let file = scan.next_with(|row| {
+                if row.state() != OutputState::Materialized || !hashes.contains(row.hash()?) {
+                    return None;
+                }
+                match row.content_and_stamp()? {
+                    (OutputContent::Blob(digest), Some(stamp)) => Some((row.path()?, digest, stamp)),
+                    _ => None,
+                }
+            });
+            let Some(file) = file else { break };
+            rows += 1;
+            found.extend(file.filter(|(_, digest, _)| digests.contains(digest)));
+        }
+        (found, rows)
     }
 
     /// Names right below a directory that outputs of a root lie below, sorted. As many look-ups as there are names.

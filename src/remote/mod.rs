@@ -34,6 +34,7 @@ mod casblob;
 mod chain;
 mod client;
 mod compression;
+mod copies;
 mod disk;
 mod inflate;
 #[cfg_attr(
@@ -59,6 +60,7 @@ mod tests;
 
 pub use chain::Chain;
 pub use compression::Compression;
+pub(crate) use copies::{Copy, LocalFirst, Offer, looks_right};
 pub use disk::DiskCache;
 pub(crate) use disk::piece;
 pub use expand::{ExpandError, Expanded, TreeRef};

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
-    remote::{self, ActionStore, BlobStore, Chain, GrpcCache, Nowhere, RemoteOptions},
+    remote::{self, ActionStore, BlobStore, Chain, GrpcCache, LocalFirst, Nowhere, RemoteOptions},
     transport::{BucketAddress, Endpoint, RemoteError, bucket::Anonymous},
 };
 
@@ -38,6 +38,8 @@ pub enum SourceRule {
 pub struct SourceCache {
     members: Arc<[Member]>,
     all: Arc<dyn ActionStore>,
+    /// The same after the files of this machine that a build offers.
+    local: Arc<LocalFirst>,
     /// Those that are not directories here; all, where there are none.
     remote: Arc<dyn ActionStore>,
     /// Their endpoints, with a space between them.
@@ -115,6 +117,7 @@ impl SourceCache {
             endpoint: chain_of(named.iter().map(|options| &options.connect.endpoint)),
             instance_name: last.map_or_else(String::new, |options| options.instance_name.clone()),
             members: members.into(),
+            local: Arc::new(LocalFirst::new(HashMap::new(), all.clone())),
             all,
             remote,
         }
@@ -123,7 +126,12 @@ impl SourceCache {
     /// As what fetching needs.
     #[must_use]
     pub fn blobs(&self) -> Arc<dyn BlobStore> {
-        self.all.clone()
+        self.local.clone()
+    }
+
+    /// The same, to offer files of this machine to.
+    pub(crate) const fn local(&self) -> &Arc<LocalFirst> {
+        &self.local
     }
 
     /// The same without disk caches: reading fills a cache at the address only if it comes there.

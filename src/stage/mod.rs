@@ -5,8 +5,8 @@
 //!
 //! * [`request`] is the checked request; [`recorded`] is a build as read from its journal; [`mod@select`] selects outputs,
 //!   and refuses invalid requests. All are plain data: nothing is written before they are done.
-//! * [`stager`] writes the outputs to the directory through [`crate::materialize`]; `local` is a blob store that looks in the
-//!   output tree before it asks the cache.
+//! * [`stager`] writes the outputs to the directory through [`crate::materialize`], from the output tree's own files where
+//!   it has them.
 //! * `destination` checks which directories may be named, and keeps the chosen one open.
 //! * [`marker`] is the file in the directory that lists what was staged, and [`check`] checks whether it is still true.
 //!
@@ -23,7 +23,6 @@ pub mod archive;
 pub mod check;
 mod destination;
 mod error;
-mod local;
 pub mod marker;
 pub mod recorded;
 pub mod request;

@@ -22,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     destination::{Destination, Reach},
     error::StageError,
-    local::{self, LocalFirst},
     recorded::Recorded,
     request::{Caller, Request, Wish},
     select::{Artifact, Selection},
@@ -41,7 +40,7 @@ use crate::{
     },
     output::{OutputContent, Stamp},
     record::{InvocationRow, InvocationState, OutputState, Record, Which},
-    remote::{Attribution, BlobStore, Nowhere},
+    remote::{Attribution, BlobStore, Copy, LocalFirst, Nowhere, looks_right},
     sources::{Sources, address_of},
 };
 
@@ -417,6 +416,7 @@ impl Stager {
             let Some((id, root)) = root.and_then(|id| Some((id, record.root_row(id)?))) else {
                 return copies;
             };
+            let here: Arc<Path> = Path::new(&root.path).into();
             let paths: Vec<ExecPath> = wanted.iter().map(|(path, _)| path.clone()).collect();
             for ((path, digest), row) in wanted.into_iter().zip(record.outputs(id, &paths)) {
                 let Some(row) = row.filter(|row| {
@@ -426,8 +426,9 @@ impl Stager {
                     continue;
                 };
                 let Some(stamp) = row.stamp else { continue };
-                let copy = local::copy_of(Path::new(&root.path), path.as_str(), stamp);
-                if local::looks_right(&copy, digest.size()) {
+                let root = here.clone();
+                let copy = Copy { root, path, stamp };
+                if looks_right(&copy, digest.size()) {
                     copies.insert(digest, copy);
                 }
             }

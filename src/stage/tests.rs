@@ -13,7 +13,6 @@ use prost::Message as _;
 use super::{
     StageError, Wish,
     check::is_staged,
-    local::{LocalFirst, copy_of, looks_right},
     marker::{self, Marker},
     recorded::Recorded,
     request::Request,
@@ -30,7 +29,7 @@ use crate::{
     output::{Class, OutputContent, Stamp},
     proto::build_event_stream::{self as pb, BuildEvent, build_event::Payload, file},
     record::Which,
-    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink},
+    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, Copy, LocalFirst, Sink, looks_right},
     transport::{RemoteError, RemoteErrorKind},
 };
 
@@ -728,7 +727,11 @@ async fn the_output_trees_copy_is_read_unless_there_is_any_doubt() {
         ..Cache::default()
     });
     let nobody = Attribution::default();
-    let copy = copy_of(dir.path(), "f", stamp());
+    let copy = Copy {
+        root: dir.path().into(),
+        path: ExecPath::new("f").unwrap(),
+        stamp: stamp(),
+    };
     let store = LocalFirst::new(HashMap::from([(digest.clone(), copy.clone())]), cache.clone());
     let list = [digest.clone()];
     // Both ways; then with doubts; then when the file has changed.

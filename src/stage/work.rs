@@ -17,7 +17,6 @@ use super::{
     check::{self, Wanted},
     destination::Destination,
     error::StageError,
-    local::LocalFirst,
     marker::{self, Marker, Missing},
     select::Artifact,
     stager::{Brought, Ended, Plan, Staged},
@@ -28,7 +27,7 @@ use crate::{
     exec_path::ExecPath,
     materialize::{Awaited, Completion, Outcome, Want, place::Check},
     output::{Class, OutputContent, Stamp},
-    remote::{Attribution, BlobStore as _},
+    remote::{Attribution, BlobStore as _, LocalFirst},
     transport::RemoteErrorKind,
 };
 

@@ -109,6 +109,7 @@ impl Actor {
             return;
         }
         let (record, unasked) = (self.shared.record.clone(), std::mem::take(&mut self.unasked));
+        let mut elsewhere = self.site.place_mut().and_then(|place| place.elsewhere.take());
         let absorb = move || {
             let mut all = Vec::new();
             for (naming, named, wanted) in unasked {
@@ -117,10 +118,13 @@ impl Actor {
                     all.extend(wants);
                 }
             }
-            all
+            if let Some(elsewhere) = &mut elsewhere {
+                elsewhere.look(&record, &all);
+            }
+            (all, elsewhere)
         };
-        let wants = match spawn_blocking(absorb).await {
-            Ok(wants) => wants,
+        let (wants, elsewhere) = match spawn_blocking(absorb).await {
+            Ok(wanted) => wanted,
             Err(error) => {
                 if error.is_panic() {
                     tracing::error!("recording outputs panicked; this is a bug in outhaul");
@@ -128,6 +132,9 @@ impl Actor {
                 return;
             }
         };
+        if let Some(place) = self.site.place_mut() {
+            place.elsewhere = elsewhere;
+        }
         if let Some(session) = self.site.session() {
             self.shared.materializer.want(session, wants).await;
         }

@@ -1,15 +1,15 @@
 //! Where a build's outputs go: its output root, and the way to its cache.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::task::spawn_blocking;
 
-use super::{Actor, parts::Known};
+use super::{super::elsewhere::Elsewhere, Actor, parts::Known};
 use crate::{
     bep::commands::has_outputs,
     materialize::{Root, Served, Session, place::Left as LeftRoot},
     record::RootId,
-    remote::{Attribution, Nowhere},
+    remote::{Attribution, BlobStore, LocalFirst, Nowhere},
     roots::{Destination, RootError},
     sources::{BuildDirectories, SourceCache, SourceError},
     transport::without_user_info,
@@ -36,6 +36,8 @@ pub(super) struct Place {
     pub(super) version: u64,
     /// The way to the cache, once outputs are wanted.
     pub(super) session: Option<Arc<Session>>,
+    /// What other roots have of them.
+    pub(super) elsewhere: Option<Elsewhere>,
     /// What the action cache said after the end of the stream, until it is recorded.
     pub(super) known: Option<Known>,
 }
@@ -51,6 +53,14 @@ pub(super) struct Left {
 impl Site {
     /// The output root, if it is open.
     pub(super) const fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Open(place) => Some(place),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) const fn place_mut(&mut self) -> Option<&mut Place> {
         match self {
             Self::Open(place) => Some(place),
             _ => None,
@@ -130,6 +140,7 @@ impl Actor {
             root,
             version: self.row.version,
             session: None,
+            elsewhere: None,
             known: None,
         })
     }
@@ -181,7 +192,7 @@ impl Actor {
         }
         self.site.place()?;
         let served = self.served().await;
-        let store = match self.source() {
+        let (store, local): (Arc<dyn BlobStore>, _) = match self.source() {
             Ok(cache) => {
                 self.row.remote_cache.clone_from(&cache.endpoint);
                 self.row.remote_instance_name.clone_from(&cache.instance_name);
@@ -191,17 +202,20 @@ impl Actor {
                     self.ledger.tally.note(&told);
                 }
                 if served.is_some() {
-                    cache.remote_blobs()
+                    (cache.remote_blobs(), None)
                 } else {
-                    cache.blobs()
+                    (cache.blobs(), Some(cache.local().clone()))
                 }
             }
             // What is there is there, no matter who brought it. What is not fails, and for this reason.
             Err(reason) => {
                 tracing::warn!(invocation = %self.row.invocation_id, "no remote cache: {reason}");
-                Arc::new(Nowhere(reason.to_string()))
+                let nowhere = Arc::new(Nowhere(reason.to_string()));
+                let store = Arc::new(LocalFirst::new(HashMap::new(), nowhere));
+                (store.clone(), Some(store))
             }
         };
+        let local = local.filter(|_| served.is_none() && self.build.has_local_sources());
         let Site::Open(place) = &mut self.site else {
             return None;
         };
@@ -217,6 +231,8 @@ impl Actor {
             served,
             completions: self.completions.clone(),
         };
+        let record = &self.shared.record;
+        place.elsewhere = local.map(|store| Elsewhere::new(record, place.id, store.offer()));
         Some(place.session.insert(Arc::new(session)).clone())
     }
 

@@ -1,73 +1,142 @@
-//! Blobs that are on disk already: a store that reads the output tree's own copies before it asks the cache.
+//! Blobs that are on disk already: a store that reads files of this machine before it asks the cache.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::File,
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use rustix::fs::OFlags;
 
+use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink, piece};
 use crate::{
     digest::Digest,
+    exec_path::ExecPath,
     output::Stamp,
-    remote::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink, piece},
     transport::{RemoteError, RemoteErrorKind},
 };
 
-/// A file that the record says has a blob's bytes.
+/// The store's name for what comes from such files.
+const NAME: &str = "local files";
+
+/// A file that should have a blob's bytes.
 #[derive(Debug, Clone)]
-pub(super) struct Copy {
-    pub(super) path: PathBuf,
-    /// What it looked like when that was known.
-    pub(super) stamp: Stamp,
+pub(crate) struct Copy {
+    /// The directory that it lies below.
+    pub(crate) root: Arc<Path>,
+    /// Where it lies there.
+    pub(crate) path: ExecPath,
+    /// What it looked like when it had those bytes.
+    pub(crate) stamp: Stamp,
 }
 
-/// Reads what the output tree has, and asks the cache for the rest.
+/// Reads the files that were offered to it, and asks the cache for the rest.
 ///
 /// What a file says is not believed here: anyone who asks hashes the bytes anyway, and asks again with `avoid` when
 /// they are wrong, which goes to the cache.
-pub(super) struct LocalFirst {
-    copies: HashMap<Digest, Copy>,
+pub(crate) struct LocalFirst {
     cache: Arc<dyn BlobStore>,
-    /// Blobs that came from the disk.
-    served: Mutex<HashSet<Digest>>,
+    offers: Mutex<Offers>,
+}
+
+#[derive(Default)]
+struct Offers {
+    /// The number of the last one.
+    last: u64,
+    copies: HashMap<Digest, Offered>,
+}
+
+struct Offered {
+    offer: u64,
+    copy: Copy,
+    /// Whether the blob's bytes came from it.
+    served: bool,
+}
+
+/// Files that are offered as long as this is held.
+pub(crate) struct Offer {
+    store: Arc<LocalFirst>,
+    number: u64,
+}
+
+impl Offer {
+    /// Offers more. Of two files with the same bytes, the first counts.
+    pub(crate) fn add(&self, copies: impl IntoIterator<Item = (Digest, Copy)>) {
+        let mut offers = self.store.lock();
+        for (digest, copy) in copies {
+            let offer = self.number;
+            let served = false;
+            offers
+                .copies
+                .entry(digest)
+                .or_insert(Offered { offer, copy, served });
+        }
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        let mut offers = self.store.lock();
+        offers.copies.retain(|_, offered| offered.offer != self.number);
+        if offers.copies.is_empty() {
+            offers.copies = HashMap::new();
+        }
+    }
 }
 
 impl LocalFirst {
-    pub(super) fn new(copies: HashMap<Digest, Copy>, cache: Arc<dyn BlobStore>) -> Self {
+    /// With files that are offered for good.
+    pub(crate) fn new(copies: HashMap<Digest, Copy>, cache: Arc<dyn BlobStore>) -> Self {
+        let offered = |(digest, copy)| {
+            let offered = Offered {
+                offer: 0,
+                copy,
+                served: false,
+            };
+            (digest, offered)
+        };
+        let copies = copies.into_iter().map(offered).collect();
         Self {
-            copies,
             cache,
-            served: Mutex::default(),
+            offers: Mutex::new(Offers { last: 0, copies }),
         }
     }
 
-    /// Whether there is a copy on disk, as far as its looks tell.
-    pub(super) fn has_copy(&self, digest: &Digest) -> bool {
-        self.copies.contains_key(digest)
+    /// An offer without files as yet.
+    pub(crate) fn offer(self: &Arc<Self>) -> Offer {
+        let mut offers = self.lock();
+        offers.last += 1;
+        Offer {
+            store: self.clone(),
+            number: offers.last,
+        }
     }
 
-    /// Whether a blob's bytes came from the disk.
-    pub(super) fn served(&self, digest: &Digest) -> bool {
-        self.lock().contains(digest)
+    /// Whether a file with these bytes is offered.
+    pub(crate) fn has_copy(&self, digest: &Digest) -> bool {
+        self.lock().copies.contains_key(digest)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether a blob's bytes came from a file.
+    pub(crate) fn served(&self, digest: &Digest) -> bool {
+        self.lock()
+            .copies
+            .get(digest)
+            .is_some_and(|offered| offered.served)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Offers> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, digest: &Digest, local: bool) {
-        let mut served = self.lock();
-        if local {
-            served.insert(digest.clone());
-        } else {
-            served.remove(digest);
+        if let Some(offered) = self.lock().copies.get_mut(digest) {
+            offered.served = local;
         }
     }
 
@@ -75,7 +144,7 @@ impl LocalFirst {
         if avoid {
             None
         } else {
-            self.copies.get(digest).cloned()
+            self.lock().copies.get(digest).map(|offered| offered.copy.clone())
         }
     }
 }
@@ -87,7 +156,7 @@ fn open(copy: &Copy, size: u64) -> io::Result<Option<File>> {
     let file = File::options()
         .read(true)
         .custom_flags(flags.bits() as i32)
-        .open(&copy.path)?;
+        .open(copy.root.join(copy.path.as_path()))?;
     let now = file.metadata()?;
     let same = now.is_file()
         && now.len() == size
@@ -101,7 +170,7 @@ fn nanoseconds(seconds: i64, rest: i64) -> i64 {
 }
 
 /// Whether a copy still looks as it is recorded. Blocks.
-pub(super) fn looks_right(copy: &Copy, size: u64) -> bool {
+pub(crate) fn looks_right(copy: &Copy, size: u64) -> bool {
     matches!(open(copy, size), Ok(Some(_)))
 }
 
@@ -124,15 +193,21 @@ impl BlobStore for LocalFirst {
         attribution: &'a Attribution,
         avoid: bool,
     ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+        let asked: Vec<(Digest, Copy)> = digests
+            .iter()
+            .filter_map(|digest| Some((digest.clone(), self.copy(digest, avoid)?)))
+            .collect();
+        if asked.is_empty() {
+            for digest in digests {
+                self.note(digest, false);
+            }
+            return self.cache.read_batch(digests, attribution, avoid);
+        }
         async move {
-            let asked: Vec<(Digest, Option<Copy>)> = digests
-                .iter()
-                .map(|digest| (digest.clone(), self.copy(digest, avoid)))
-                .collect();
             let looked = tokio::task::spawn_blocking(move || {
                 let mut found = HashMap::new();
                 for (digest, copy) in asked {
-                    if let Some(bytes) = copy.and_then(|copy| read(&copy, digest.size())) {
+                    if let Some(bytes) = read(&copy, digest.size()) {
                         found.insert(digest, bytes);
                     }
                 }
@@ -223,20 +298,12 @@ impl BlobStore for LocalFirst {
 
     fn origin(&self, digest: &Digest) -> Option<Arc<str>> {
         if self.served(digest) {
-            return None;
+            return Some(NAME.into());
         }
         self.cache.origin(digest)
     }
 
     fn distrust(&self, digest: &Digest) -> bool {
         !self.served(digest) && self.cache.distrust(digest)
-    }
-}
-
-/// The file of a recorded output, as the cache of facts has it.
-pub(super) fn copy_of(exec_root: &Path, path: &str, stamp: Stamp) -> Copy {
-    Copy {
-        path: exec_root.join(path),
-        stamp,
     }
 }
