@@ -34,6 +34,13 @@ const MAX_LISTED: usize = 1_000_000;
 const MAX_NAMES: usize = 256 << 20;
 /// How long getting credentials may take.
 const CREDENTIALS: Duration = Duration::from_secs(20);
+/// How long those of a machine's metadata service may take: it is near, and answers at once or never.
+const METADATA: Duration = Duration::from_secs(5);
+/// What to do where they cannot be got.
+const PUBLIC: &str = "add anonymous=yes if the bucket is public";
+/// The same, where the metadata service has none.
+const NO_ROLE: &str = "give the machine a role, set credentials in the environment, or add anonymous=yes if the bucket \
+                       is public";
 /// For how long credentials that could not be had are not asked for again.
 const UNREADY: Duration = Duration::from_secs(10);
 
@@ -419,7 +426,11 @@ impl Bucket {
         if let Some((_, known)) = known {
             return Err(failed(known));
         }
-        let patience = CREDENTIALS.max(self.options.connect.credential_helper_timeout);
+        let is_machine = self.opened.is_of_the_machine();
+        let patience = match is_machine {
+            true => METADATA,
+            false => CREDENTIALS.max(self.options.connect.credential_helper_timeout),
+        };
         let reason = match tokio::time::timeout(patience, (self.opened.ready)()).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => {
@@ -431,11 +442,17 @@ impl Bucket {
                 };
                 (kind, told.message)
             }
-            Err(_) => {
-                let message =
-                    format!("no answer within {patience:?}; add anonymous=yes if the bucket is public");
-                (RemoteErrorKind::Timeout, message)
-            }
+            Err(_) => (
+                RemoteErrorKind::Timeout,
+                match is_machine {
+                    true => format!("no answer within {patience:?}"),
+                    false => format!("no answer within {patience:?}; {PUBLIC}"),
+                },
+            ),
+        };
+        let reason = match is_machine {
+            true => (reason.0, format!("{}; {NO_ROLE}", reason.1)),
+            false => reason,
         };
         // Anyone else who waits for them hears the same, instead of waiting as long once more.
         *unready() = Some((Instant::now() + UNREADY, reason.clone()));

@@ -277,3 +277,44 @@ async fn a_range_of_another_object_is_refused() {
     let error = stream(&cache, &sha256(&noise(1000)), 500).await.unwrap_err();
     assert_eq!(error.kind, RemoteErrorKind::Protocol, "{error}");
 }
+
+#[tokio::test]
+async fn a_metadata_service_without_a_role_is_told_and_the_bucket_is_not_asked() {
+    // The service knows sessions, and no role.
+    let (service, _) = store(|asked| match asked.uri.as_str() {
+        "/latest/api/token" => Response::new(Body::from("session")),
+        _ => Response::builder().status(404).body(Body::empty()).unwrap(),
+    })
+    .await;
+    let (address, asked) = store(|_| refuse(403, "AccessDenied")).await;
+    let endpoint = format!("http://{service}");
+    let variables = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint.as_str())];
+    let cache = cache(&url(address, "&anonymous=no"), &variables).unwrap();
+    let error = in_time(stream(&cache, &sha256(b"x"), 0)).await.unwrap_err();
+    for part in [
+        "the machine's role",
+        "404",
+        "give the machine a role",
+        "anonymous=yes",
+    ] {
+        assert!(error.to_string().contains(part), "{part}: {error}");
+    }
+    assert_eq!(asked.load(SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_metadata_service_that_does_not_answer_is_given_up_in_seconds() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let variables = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint.as_str())];
+    let cache = cache("s3://b?endpoint=http://127.0.0.1:1&anonymous=no", &variables).unwrap();
+    let began = tokio::time::Instant::now();
+    let error = stream(&cache, &sha256(b"x"), 0).await.unwrap_err();
+    // By the tests' clock, which runs while nobody works.
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}: {error}",
+        began.elapsed()
+    );
+    assert!(error.to_string().contains("give the machine a role"), "{error}");
+}

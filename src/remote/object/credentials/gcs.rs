@@ -1,0 +1,147 @@
+//! Google: the tokens that the rest of the program uses, too.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use object_store::{
+    ClientOptions, CredentialProvider, StaticCredentialProvider,
+    gcp::{GcpCredential, GoogleCloudStorageBuilder},
+};
+
+use super::{Connector, Environment, NONE, Opened, built, no_retries, nothing, ready, wrong};
+use crate::{
+    remote::RemoteOptions,
+    transport::{BucketAddress, Google, RemoteError, bucket::Anonymous},
+};
+
+/// Whether the bucket is at Google, or on this machine.
+fn is_googles(options: &RemoteOptions, address: &BucketAddress) -> bool {
+    let host = address.host().unwrap_or_default();
+    address.endpoint.is_none()
+        || options.connect.endpoint.is_local()
+        || host == "googleapis.com"
+        || host.ends_with(".googleapis.com")
+}
+
+pub(super) fn open(
+    options: &RemoteOptions,
+    address: &BucketAddress,
+    environment: &Environment,
+    connector: Connector,
+) -> Result<Opened, RemoteError> {
+    let google = match (&options.connect.google, address.anonymous) {
+        (_, Anonymous::Yes) => None,
+        (Some(google), _) => Some(google.clone()),
+        // Nobody has said that another server may have the user's own token.
+        (None, Anonymous::Auto) if !is_googles(options, address) => None,
+        (None, anonymous) => {
+            let default = Google {
+                file: None,
+                scopes: vec![crate::transport::google::DEFAULT_SCOPE.to_owned()],
+            };
+            // What is configured and wrong is an error, not a reason to go without.
+            let configured = environment.get("GOOGLE_APPLICATION_CREDENTIALS").is_some();
+            match default.check() {
+                Ok(()) => Some(default),
+                Err(error) if configured || anonymous == Anonymous::No => return Err(error),
+                Err(_) => None,
+            }
+        }
+    };
+    // A token is a password: it is not sent in clear, but to this machine.
+    let clear = !address.is_tls() && !options.connect.endpoint.is_local();
+    if clear && google.is_some() {
+        if options.connect.google.is_some() || address.anonymous == Anonymous::No {
+            return Err(wrong(
+                address,
+                "tokens are not sent unencrypted: use https:// in endpoint=",
+            ));
+        }
+        tracing::debug!("{address} is not encrypted: asking without credentials");
+    }
+    let google = google.filter(|_| !clear);
+    let mut builder = GoogleCloudStorageBuilder::new()
+        .with_bucket_name(&address.bucket)
+        .with_retry(no_retries())
+        .with_client_options(ClientOptions::new().with_allow_http(!address.is_tls()))
+        .with_http_connector(connector)
+        .with_skip_signature(google.is_none());
+    if let Some(url) = &address.endpoint {
+        builder = builder.with_base_url(url);
+    }
+    let (shown, ready, builder) = match google {
+        Some(google) => {
+            let tokens = Arc::new(Tokens {
+                google,
+                known: Mutex::new(None),
+            });
+            let ready = ready(&tokens);
+            ("Google's credentials", ready, builder.with_credentials(tokens))
+        }
+        None => {
+            let bearer = String::new();
+            let none = StaticCredentialProvider::new(GcpCredential { bearer });
+            (NONE, nothing(), builder.with_credentials(Arc::new(none)))
+        }
+    };
+    Ok(Opened {
+        store: Arc::new(built(address, builder.build())?),
+        shown,
+        ready,
+        profile: None,
+    })
+}
+
+/// Google's tokens, as the rest of the program gets them.
+struct Tokens {
+    google: Google,
+    known: Mutex<Option<(Arc<GcpCredential>, Instant)>>,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+impl Tokens {
+    async fn credential(&self) -> object_store::Result<Arc<GcpCredential>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((credential, _)) = known.filter(|(_, until)| *until > Instant::now()) {
+            return Ok(credential);
+        }
+        let (headers, kept) = self
+            .google
+            .headers()
+            .await
+            .map_err(|e| object_store::Error::Generic {
+                store: "GCS",
+                source: Box::new(e),
+            })?;
+        let bearer = headers.iter().find(|header| header.name() == "authorization");
+        let bearer = bearer.and_then(|header| header.value().strip_prefix("Bearer "));
+        let bearer = bearer.unwrap_or_default().to_owned();
+        let credential = Arc::new(GcpCredential { bearer });
+        let until = Instant::now() + kept.max(Duration::from_secs(1));
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((credential.clone(), until));
+        Ok(credential)
+    }
+}
+
+type Given<'a> = Pin<Box<dyn Future<Output = object_store::Result<Arc<GcpCredential>>> + Send + 'a>>;
+
+impl CredentialProvider for Tokens {
+    type Credential = GcpCredential;
+
+    fn get_credential<'life0, 'async_trait>(&'life0 self) -> Given<'async_trait>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        Box::pin(self.credential())
+    }
+}

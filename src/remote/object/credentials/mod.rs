@@ -1,0 +1,260 @@
+//! Where a store's credentials come from: the environment, files and the machine, in the order of the providers' own tools.
+//!
+//! What decides is whether anything is configured. If nothing is, requests go without credentials (`anonymous=auto`), and
+//! no metadata service is asked that is not there: away from its provider, that takes a minute to fail.
+
+mod azure;
+mod gcs;
+mod s3;
+
+use std::{fmt, fs, path::PathBuf, pin::Pin, sync::Arc};
+
+use object_store::{CredentialProvider, ObjectStore, RetryConfig};
+
+use super::{fault::explain, profile::Provider, service::Connector};
+use crate::{
+    remote::RemoteOptions,
+    transport::{BucketAddress, RemoteError, RemoteErrorKind, bucket::Provider as Of},
+};
+
+/// What credentials are called that are none.
+const NONE: &str = "no credentials";
+/// What the credentials are called that a machine's metadata service gives: Amazon's, and Azure's.
+const OF_THE_MACHINE: [&str; 2] = ["the machine's role", "the machine's identity"];
+
+/// The value of a variable, if it is set.
+type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// The variables that are set, and what the machine says that it is. No `Debug`: variables may be secrets.
+pub(super) struct Environment {
+    get: Variables,
+    /// The directory with the machine's vendor and the like: `/sys/class/dmi/id`.
+    machine: PathBuf,
+}
+
+impl Environment {
+    /// This process's.
+    pub(super) fn of_process() -> Self {
+        Self {
+            get: Box::new(|name| std::env::var(name).ok()),
+            machine: "/sys/class/dmi/id".into(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn fake(variables: &[(&str, &str)], machine: &std::path::Path) -> Self {
+        let variables: std::collections::HashMap<String, String> = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        Self {
+            get: Box::new(move |name| variables.get(name).cloned()),
+            machine: machine.to_owned(),
+        }
+    }
+
+    /// A variable that is set and not empty.
+    pub(super) fn get(&self, name: &str) -> Option<String> {
+        (self.get)(name).filter(|value| !value.is_empty())
+    }
+
+    /// The first of them.
+    fn first(&self, names: &[&str]) -> Option<String> {
+        names.iter().find_map(|name| self.get(name))
+    }
+
+    fn machine_says(&self, file: &str, word: &str) -> bool {
+        fs::read_to_string(self.machine.join(file)).is_ok_and(|text| text.contains(word))
+    }
+}
+
+/// A store, ready to be asked.
+pub(super) struct Opened {
+    pub(super) store: Arc<dyn ObjectStore>,
+    /// What the credentials are that it is shown, for messages.
+    pub(super) shown: &'static str,
+    /// Gets the credentials, so that a failure to do so is told from one of the store.
+    pub(super) ready: Ready,
+    /// Gets them again when they have expired before their time.
+    pub(super) profile: Option<Arc<Provider>>,
+}
+
+impl Opened {
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.shown == NONE
+    }
+
+    /// Whether a machine's metadata service is asked: it is near, and answers at once or never.
+    pub(super) fn is_of_the_machine(&self) -> bool {
+        OF_THE_MACHINE.contains(&self.shown)
+    }
+}
+
+type Readying = Pin<Box<dyn Future<Output = object_store::Result<()>> + Send>>;
+pub(super) type Ready = Box<dyn Fn() -> Readying + Send + Sync>;
+
+fn ready<P: CredentialProvider + ?Sized + 'static>(provider: &Arc<P>) -> Ready {
+    let provider = Arc::clone(provider);
+    Box::new(move || {
+        let provider = Arc::clone(&provider);
+        Box::pin(async move { provider.get_credential().await.map(|_| ()) })
+    })
+}
+
+/// The same, if these are credentials at all.
+fn if_any<P: CredentialProvider + ?Sized + 'static>(shown: &str, provider: &Arc<P>) -> Ready {
+    if shown == NONE { nothing() } else { ready(provider) }
+}
+
+fn nothing() -> Ready {
+    Box::new(|| Box::pin(async { Ok(()) }))
+}
+
+fn no_retries() -> RetryConfig {
+    RetryConfig {
+        max_retries: 0,
+        ..RetryConfig::default()
+    }
+}
+
+/// Opens the options' bucket. Connects nothing yet.
+///
+/// # Errors
+/// When the credentials that are configured cannot be used.
+pub(super) fn open(
+    options: &RemoteOptions,
+    address: &BucketAddress,
+    environment: &Environment,
+) -> Result<Opened, RemoteError> {
+    let connector = Connector::new(options)?;
+    match address.provider {
+        Of::S3 => s3::open(options, address, environment, connector),
+        Of::Gcs => gcs::open(options, address, environment, connector),
+        Of::Azure => azure::open(options, address, environment, connector),
+    }
+}
+
+fn wrong(address: &BucketAddress, reason: impl fmt::Display) -> RemoteError {
+    RemoteError::config(format!("credentials for {address}"), reason.to_string())
+}
+
+fn built<T>(address: &BucketAddress, store: object_store::Result<T>) -> Result<T, RemoteError> {
+    store.map_err(|e| RemoteError {
+        kind: RemoteErrorKind::Config,
+        ..explain(address.to_string(), &e)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::transport::Endpoint;
+
+    /// What a bucket is read with, in an environment; or the error.
+    fn with(url: &str, variables: &[(&str, &str)], machine: &Path) -> Result<&'static str, String> {
+        let endpoint = Endpoint::parse_cache("--remote-cache", url).unwrap();
+        let options = RemoteOptions::new(endpoint);
+        let environment = Environment::fake(variables, machine);
+        let address = options.connect.endpoint.bucket().unwrap().clone();
+        open(&options, &address, &environment)
+            .map(|opened| opened.shown)
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn credentials_are_found_in_the_order_of_the_providers_tools() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_str().unwrap();
+        let nowhere = dir.path().join("none");
+        fs::create_dir(dir.path().join("aws")).unwrap();
+        fs::write(dir.path().join("aws/sys_vendor"), "Amazon EC2\n").unwrap();
+        fs::create_dir(dir.path().join("azure")).unwrap();
+        let tag = "7783-7084-3265-9085-8269-3286-77\n";
+        fs::write(dir.path().join("azure/chassis_asset_tag"), tag).unwrap();
+        let file = dir.path().join("credentials");
+        fs::write(&file, "[default]\naws_access_key_id=a\naws_secret_access_key=b\n").unwrap();
+        let keys = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")];
+        let web = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/t"), ("AWS_ROLE_ARN", "r")];
+        let profile = [("AWS_SHARED_CREDENTIALS_FILE", file.to_str().unwrap())];
+        let ecs = [("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/x")];
+        let all = [&keys[..], &web, &profile, &ecs, &[("HOME", home)]].concat();
+        for (url, variables, expected) in [
+            ("s3://b", &all[..], "the keys in the environment"),
+            ("s3://b", &all[2..], "a web identity"),
+            ("s3://b", &all[4..], "a profile of the AWS files"),
+            ("s3://b", &all[5..], "the container's role"),
+            ("s3://b", &all[6..], "no credentials"),
+            ("s3://b?anonymous=no", &all[6..], "the machine's role"),
+            ("s3://b?anonymous=yes", &all[..], "no credentials"),
+            ("az://c?account=a", &[], "no credentials"),
+            ("az://c?account=a&anonymous=no", &[], "the machine's identity"),
+            (
+                "az://c?account=a",
+                &[("AZURE_STORAGE_KEY", "a2V5")],
+                "the account's key",
+            ),
+            (
+                "az://c",
+                &[(
+                    "AZURE_STORAGE_CONNECTION_STRING",
+                    "AccountName=a;AccountKey=YWI=;X=y",
+                )],
+                "the account's key",
+            ),
+            (
+                "az://c?account=a",
+                &[
+                    ("AZURE_STORAGE_KEY", "a2V5"),
+                    ("AZURE_STORAGE_SAS_TOKEN", "?sv=1&sig=x"),
+                ],
+                "the shared access signature in the environment",
+            ),
+            (
+                "az://c?endpoint=http://127.0.0.1:1/devstoreaccount1&account=devstoreaccount1",
+                &[],
+                "the account's key",
+            ),
+        ] {
+            assert_eq!(with(url, variables, &nowhere), Ok(expected), "{url}");
+        }
+        assert_eq!(
+            with("s3://b", &[], &dir.path().join("aws")),
+            Ok("the machine's role")
+        );
+        let disabled = [("AWS_EC2_METADATA_DISABLED", "true")];
+        assert_eq!(
+            with("s3://b", &disabled, &dir.path().join("aws")),
+            Ok("no credentials")
+        );
+        let azure = with("az://c?account=a", &[], &dir.path().join("azure"));
+        assert_eq!(azure, Ok("the machine's identity"));
+    }
+
+    #[test]
+    fn half_of_the_credentials_are_an_error_that_shows_none() {
+        let dir = tempfile::tempdir().unwrap();
+        for (url, variables, part) in [
+            (
+                "s3://b",
+                &[("AWS_SECRET_ACCESS_KEY", "s3cret")][..],
+                "must both be set",
+            ),
+            (
+                "s3://b",
+                &[("AWS_PROFILE", "p"), ("HOME", "/nonexistent")],
+                "no profile p",
+            ),
+            ("az://c", &[("AZURE_STORAGE_KEY", "s3cret")], "no storage account"),
+            (
+                "az://c?account=a",
+                &[("AZURE_STORAGE_KEY", "s3cret*")],
+                "az://c?account=a",
+            ),
+        ] {
+            let error = with(url, variables, dir.path()).unwrap_err();
+            assert!(error.contains(part) && !error.contains("s3cret"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! S3: keys, web identities, profiles, and the roles of containers and machines.
+
+use std::sync::Arc;
+
+use object_store::{
+    ClientOptions,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+};
+
+use super::{Connector, Environment, NONE, OF_THE_MACHINE, Opened, built, if_any, no_retries, wrong};
+use crate::{
+    remote::{
+        RemoteOptions,
+        object::profile::{Files, ProfileError, Provider},
+    },
+    transport::{BucketAddress, RemoteError, bucket::Anonymous},
+};
+
+/// The variables that together name a web identity of AWS.
+const WEB_IDENTITY: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"];
+
+pub(super) fn open(
+    options: &RemoteOptions,
+    address: &BucketAddress,
+    environment: &Environment,
+    connector: Connector,
+) -> Result<Opened, RemoteError> {
+    let files = Files::new(environment);
+    let profile = match files.read() {
+        Err(_) if address.anonymous == Anonymous::Yes => None,
+        profile => profile.map_err(|e: ProfileError| wrong(address, e))?,
+    };
+    let endpoint = address
+        .endpoint
+        .clone()
+        .or_else(|| environment.first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
+    let region = address
+        .region
+        .clone()
+        .or_else(|| environment.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]))
+        .or_else(|| profile.as_ref()?.region().map(str::to_owned))
+        .unwrap_or_else(|| "us-east-1".to_owned());
+    let plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(&address.bucket)
+        .with_region(&region)
+        .with_retry(no_retries())
+        .with_client_options(ClientOptions::new().with_allow_http(plain))
+        .with_http_connector(connector);
+    // Certificates are for one level of names, and other servers' buckets have none.
+    let in_path = address
+        .path_style
+        .unwrap_or(endpoint.is_some() || address.bucket.contains('.'));
+    builder = builder.with_virtual_hosted_style_request(!in_path);
+    if let Some(url) = endpoint {
+        let url = match url.split_once("://") {
+            Some((scheme, host)) if !in_path => format!("{scheme}://{}.{host}", address.bucket),
+            _ => url,
+        };
+        builder = builder.with_endpoint(url);
+    }
+    let (mut shown, mut provider) = (NONE, None);
+    let keys = (
+        environment.get("AWS_ACCESS_KEY_ID"),
+        environment.get("AWS_SECRET_ACCESS_KEY"),
+    );
+    let has = |names: &[&str]| names.iter().all(|name| environment.get(name).is_some());
+    let has_profile = match &profile {
+        Some(profile)
+            if address.anonymous != Anonymous::Yes && keys == (None, None) && !has(&WEB_IDENTITY) =>
+        {
+            profile.has_credentials().map_err(|e| wrong(address, e))?
+        }
+        _ => false,
+    };
+    let set = |mut builder: AmazonS3Builder, pairs: &[(AmazonS3ConfigKey, &str)]| {
+        for (key, variable) in pairs {
+            if let Some(value) = environment.get(variable) {
+                builder = builder.with_config(*key, value);
+            }
+        }
+        builder
+    };
+    if address.anonymous == Anonymous::Yes {
+        builder = builder.with_skip_signature(true);
+    } else if let (Some(id), Some(secret)) = &keys {
+        shown = "the keys in the environment";
+        builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+        if let Some(token) = environment.get("AWS_SESSION_TOKEN") {
+            builder = builder.with_token(token);
+        }
+    } else if keys != (None, None) {
+        return Err(wrong(
+            address,
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must both be set",
+        ));
+    } else if has(&WEB_IDENTITY) {
+        shown = "a web identity";
+        builder = set(
+            builder,
+            &[
+                (
+                    AmazonS3ConfigKey::WebIdentityTokenFile,
+                    "AWS_WEB_IDENTITY_TOKEN_FILE",
+                ),
+                (AmazonS3ConfigKey::RoleArn, "AWS_ROLE_ARN"),
+                (AmazonS3ConfigKey::RoleSessionName, "AWS_ROLE_SESSION_NAME"),
+                (AmazonS3ConfigKey::StsEndpoint, "AWS_ENDPOINT_URL_STS"),
+            ],
+        );
+    } else if has_profile {
+        shown = "a profile of the AWS files";
+        let of_profile = Arc::new(Provider::new(files, options.connect.credential_helper_timeout));
+        builder = builder.with_credentials(of_profile.clone());
+        provider = Some(of_profile);
+    } else if has(&["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"])
+        || has(&[
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        ])
+    {
+        shown = "the container's role";
+        builder = set(
+            builder,
+            &[
+                (
+                    AmazonS3ConfigKey::ContainerCredentialsRelativeUri,
+                    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                ),
+                (
+                    AmazonS3ConfigKey::ContainerCredentialsFullUri,
+                    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+                ),
+                (
+                    AmazonS3ConfigKey::ContainerAuthorizationTokenFile,
+                    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+                ),
+            ],
+        );
+    } else if address.anonymous == Anonymous::No || is_ec2(environment) {
+        shown = OF_THE_MACHINE[0];
+        // The AWS tools' variable.
+        builder = set(
+            builder,
+            &[(
+                AmazonS3ConfigKey::MetadataEndpoint,
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+            )],
+        );
+    } else {
+        builder = builder.with_skip_signature(true);
+    }
+    let store = built(address, builder.build())?;
+    Ok(Opened {
+        ready: if_any(shown, store.credentials()),
+        store: Arc::new(store),
+        shown,
+        profile: provider,
+    })
+}
+
+/// Whether this is a machine of Amazon's with a metadata service (EC2's guide, "Detect whether a host is an EC2 instance").
+fn is_ec2(environment: &Environment) -> bool {
+    let disabled = environment.get("AWS_EC2_METADATA_DISABLED");
+    !disabled.is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        && (environment.machine_says("sys_vendor", "Amazon EC2")
+            || environment.machine_says("product_uuid", "ec2"))
+}
