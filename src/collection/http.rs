@@ -10,8 +10,8 @@ use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
     header::{
-        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName,
-        IF_RANGE, LAST_MODIFIED, LOCATION, RANGE, TRANSFER_ENCODING, USER_AGENT,
+        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderName, IF_RANGE,
+        LAST_MODIFIED, LOCATION, RANGE, TRANSFER_ENCODING, USER_AGENT,
     },
 };
 use http_body_util::{BodyExt as _, Full};
@@ -25,7 +25,12 @@ use super::{
 use crate::{
     printable::with_causes,
     remote::Sink,
-    transport::{Auth, Header, RemoteError, RemoteErrorKind, https::HttpsClient, retry_after},
+    transport::{
+        Auth, Header, RemoteError, RemoteErrorKind,
+        http_head::{ContentRange, content_range, kind_of, total_without_range},
+        https::HttpsClient,
+        retry_after,
+    },
 };
 
 /// How many redirects are followed.
@@ -261,17 +266,6 @@ impl Refused {
     }
 }
 
-/// What a status that brings no file means.
-fn kind_of(status: StatusCode) -> RemoteErrorKind {
-    match status.as_u16() {
-        204 | 404 | 410 => RemoteErrorKind::NotFound,
-        401 => RemoteErrorKind::Unauthenticated,
-        403 => RemoteErrorKind::Denied,
-        408 | 425 | 429 | 500.. => RemoteErrorKind::Unavailable,
-        _ => RemoteErrorKind::Rejected,
-    }
-}
-
 /// Where an answer's bytes begin in the file, and how many the whole file has, as far as the answer says.
 fn placed(status: StatusCode, headers: &HeaderMap, offset: u64) -> Result<(u64, Option<u64>), Refused> {
     let number = |name| headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
@@ -284,18 +278,16 @@ fn placed(status: StatusCode, headers: &HeaderMap, offset: u64) -> Result<(u64, 
             Ok((0, length))
         }
         StatusCode::PARTIAL_CONTENT => {
-            let range = headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-            let (begin, end, size) = range.and_then(content_range).ok_or(Refused::Range)?;
-            let is_rest = size.is_none_or(|size| end.checked_add(1) == Some(size));
-            let is_length = length.is_none_or(|length| end.checked_sub(begin) == length.checked_sub(1));
-            if begin != offset || offset == 0 || !is_rest || !is_length {
+            let ContentRange { first, last, total } = content_range(headers).ok_or(Refused::Range)?;
+            let is_rest = total.is_none_or(|total| last.checked_add(1) == Some(total));
+            let is_length = length.is_none_or(|length| last.checked_sub(first) == length.checked_sub(1));
+            if first != offset || offset == 0 || !is_rest || !is_length {
                 return Err(Refused::Range);
             }
-            Ok((begin, size))
+            Ok((first, total))
         }
         StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => {
-            let range = headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-            let size = range.and_then(|text| text.strip_prefix("bytes */")?.parse().ok());
+            let size = total_without_range(headers);
             // The connection broke after the last byte, and nobody had said that it was the last.
             if size == Some(offset) {
                 Ok((offset, size))
@@ -312,17 +304,6 @@ fn is_chunked(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
     codings.next().is_some_and(is_chunked) && codings.next().is_none()
-}
-
-/// First and last byte of `bytes FIRST-LAST/SIZE`, and the size unless it is `*`.
-fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
-    let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let size = match size {
-        "*" => None,
-        size => Some(size.parse().ok()?),
-    };
-    Some((first.parse().ok()?, last.parse().ok()?, size))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod fault;
 pub(crate) mod google;
 mod header;
 mod http_client;
+pub(crate) mod http_head;
 pub(crate) mod https;
 pub(crate) mod netrc;
 mod options;

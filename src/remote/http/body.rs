@@ -108,14 +108,6 @@ pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
         .ok()
 }
 
-/// A head's `Content-Range`, in bytes: the first one, and of how many in all if it tells. (RFC 9110, 14.4)
-pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
-    let text = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.trim();
-    let (range, total) = text.strip_prefix("bytes")?.trim_start().split_once('/')?;
-    let (first, _) = range.split_once('-')?;
-    Some((first.trim().parse().ok()?, total.trim().parse().ok()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,17 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read_or_passed_over() {
-        for (text, expected) in [
-            ("bytes 5-9/10", Some((5, Some(10)))),
-            ("bytes 0-0/*", Some((0, None))),
-            ("bytes */10", None),
-            ("bytes 5/10", None),
-            ("items 5-9/10", None),
-            ("bytes -9/10", None),
-        ] {
-            assert_eq!(content_range(&head("content-range", text)), expected, "{text}");
-        }
+    fn a_length_is_a_number_or_none() {
         assert_eq!(length(&head("content-length", "17")), Some(17));
         assert_eq!(length(&head("content-length", "many")), None);
     }

@@ -25,7 +25,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use self::{
-    body::{Decoder, content_range, encoding, length},
+    body::{Decoder, encoding, length},
     request::{Ask, Server, cas, empty},
 };
 use super::{
@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     digest::{Digest, DigestFunction},
-    transport::{HttpFault, RemoteError, RemoteErrorKind},
+    transport::{HttpFault, RemoteError, RemoteErrorKind, http_head::content_range},
 };
 
 /// An HTTP cache. Cheap to clone: clones share the connections.
@@ -105,7 +105,7 @@ impl HttpCache {
         match answer.status() {
             StatusCode::OK if encoding(headers).is_empty() => Ok(Some(length(headers))),
             StatusCode::OK => Ok(Some(None)),
-            StatusCode::PARTIAL_CONTENT => Ok(Some(content_range(headers).and_then(|(_, total)| total))),
+            StatusCode::PARTIAL_CONTENT => Ok(Some(content_range(headers).and_then(|range| range.total))),
             // It has no first byte.
             StatusCode::RANGE_NOT_SATISFIABLE => Ok(Some(Some(0))),
             _ => match self.0.refused(context, answer).await {

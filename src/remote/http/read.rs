@@ -11,7 +11,7 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
 use super::{
-    body::{Decoder, content_range, encoding, length},
+    body::{Decoder, encoding, length},
     request::{Ask, Server, cas},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         compression::Running,
         stream::{COMPRESSION_THRESHOLD, END_GRACE, PROGRESS, StallWatch, largest_stream},
     },
-    transport::{HttpFault, RemoteError, RemoteErrorKind},
+    transport::{HttpFault, RemoteError, RemoteErrorKind, http_head::content_range},
 };
 
 /// Reads a blob into a sink from byte `offset`. See [`crate::remote::BlobStore::read_stream`].
@@ -164,9 +164,9 @@ impl Transfer<'_> {
     fn begins(&self, head: &Parts) -> Option<u64> {
         match content_range(&head.headers) {
             // Some servers answer 200 all the same.
-            Some((start, total)) => {
-                let is_right = total.is_none_or(|total| total == self.digest.size());
-                (is_right && start <= self.offset).then_some(start)
+            Some(range) => {
+                let is_right = range.total.is_none_or(|total| total == self.digest.size());
+                (is_right && range.first <= self.offset).then_some(range.first)
             }
             None => (head.status == StatusCode::OK).then_some(0),
         }

@@ -23,7 +23,10 @@ use crate::{
         retry::{RetryPolicy, Timer},
         status::{MAX_MESSAGE, readable},
     },
-    transport::{Auth, Fault, Header, HttpClient, HttpFault, RemoteError, RemoteErrorKind, retry_after},
+    transport::{
+        Auth, Fault, Header, HttpClient, HttpFault, RemoteError, RemoteErrorKind, http_head::kind_of,
+        retry_after,
+    },
 };
 
 /// Most that is read of an answer that has no blob, so that its connection can be used again.
@@ -209,7 +212,7 @@ impl Server {
         let status = head.status;
         let kind = match is_unauthenticated(status, &head.headers) {
             true => RemoteErrorKind::Unauthenticated,
-            false => kind(status),
+            false => kind_of(status),
         };
         let mut message = match kind {
             RemoteErrorKind::NotFound => "not in the cache".to_owned(),
@@ -254,16 +257,6 @@ fn is_unauthenticated(status: StatusCode, headers: &HeaderMap) -> bool {
     status == StatusCode::UNAUTHORIZED
         || !status.is_success()
             && words.is_some_and(|words| words.starts_with("Bearer") && words.contains("invalid_token"))
-}
-
-fn kind(status: StatusCode) -> RemoteErrorKind {
-    match status.as_u16() {
-        204 | 404 | 410 => RemoteErrorKind::NotFound,
-        401 => RemoteErrorKind::Unauthenticated,
-        403 => RemoteErrorKind::Denied,
-        408 | 425 | 429 | 500..=599 => RemoteErrorKind::Unavailable,
-        _ => RemoteErrorKind::Rejected,
-    }
 }
 
 /// Others send pages.
