@@ -140,14 +140,21 @@ fn server(address: &Address) -> Result<Endpoint, RemoteError> {
 /// What a server is shown if the URL has no user name: what a credential helper says, or Google's credentials, or the
 /// login in the user's `.netrc`; the first of these that there is.
 fn auth(address: &Address, access: &Access) -> Result<Option<Auth>, RemoteError> {
-    if address.login().is_some() {
-        return Ok(None);
-    }
     let mut connect = ConnectOptions {
         endpoint: server(address)?,
         headers: Vec::new(),
+        // The socket is that of the remote cache.
+        proxy: None,
         ..access.options.connect.clone()
     };
+    if let Some(login) = address.login() {
+        // The URL's own is sent with the URL, and with nothing else.
+        connect.headers.push(login.clone());
+        connect.credential_helpers.clear();
+        connect.google = None;
+        Auth::new(&connect)?.warn_if_unencrypted(&connect);
+        return Ok(None);
+    }
     let host = address.host();
     let is_google = host == GOOGLE || host.strip_suffix(GOOGLE).is_some_and(|rest| rest.ends_with('.'));
     if !address.is_https() || !is_google {
@@ -156,7 +163,9 @@ fn auth(address: &Address, access: &Access) -> Result<Option<Auth>, RemoteError>
     if !has_helper(&connect) && connect.google.is_none() {
         connect.headers.extend(login(host));
     }
-    Auth::new(&connect).map(Some)
+    let auth = Auth::new(&connect)?;
+    auth.warn_if_unencrypted(&connect);
+    Ok(Some(auth))
 }
 
 /// What the user's `.netrc` (or `$NETRC`) has for a host.

@@ -6,14 +6,14 @@ use std::{
 };
 
 use super::{
-    command_line::{BuildDirectories, disk_cache, options_of},
+    command_line::{BuildDirectories, add_login, disk_cache, options_of},
     error::SourceError,
 };
 use crate::{
     bep::event::CommandLine,
     digest::DigestFunction,
     remote::{self, ActionStore, BlobStore, Chain, GrpcCache, LocalFirst, Nowhere, RemoteOptions},
-    transport::{BucketAddress, Endpoint, RemoteError, bucket::Anonymous},
+    transport::{BucketAddress, Endpoint, RemoteError, auth::has_helper, bucket::Anonymous},
 };
 
 /// Where to fetch from.
@@ -380,9 +380,13 @@ impl Sources {
             if imported && allowed.is_none() && has_credentials(&options) {
                 return Err(SourceError::NotConfirmed(options.connect.endpoint));
             }
-            // As a build of here has opened it, with its own credentials.
-            let known = (!imported).then(|| self.known(&options)).flatten();
-            chain.push(known.unwrap_or(options));
+            if !imported {
+                // As a build of here has opened it, with its own credentials.
+                options = self
+                    .known(&options)
+                    .unwrap_or_else(|| without_the_builds_own(options));
+            }
+            chain.push(options);
         }
         if chain.is_empty() {
             return Err(SourceError::NotRecorded);
@@ -483,6 +487,21 @@ impl Sources {
 
 fn key(kind: &str, options: &RemoteOptions) -> String {
     format!("{kind}{} {}", options.connect.endpoint, options.instance_name)
+}
+
+/// The options for a recorded cache that no build of this process has opened. What the build showed it is not recorded, so
+/// that is said if the cache asks for it; a `.netrc` is read as for the build.
+fn without_the_builds_own(mut options: RemoteOptions) -> RemoteOptions {
+    if options.connect.endpoint.is_http() {
+        let is_known = has_helper(&options.connect) || options.connect.google.is_some();
+        add_login(None, is_known, &mut options);
+    }
+    options.left_out.push(
+        "a user name and a password in its URL, and its headers, are not recorded and so unknown until the next build; \
+         put user name and password into ~/.netrc or give --remote-cache=URL with them to outhaul"
+            .to_owned(),
+    );
+    options
 }
 
 /// The options for a build's disk cache, which needs neither credentials nor certificates. Nobody has asked us to read it:

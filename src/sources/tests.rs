@@ -492,6 +492,35 @@ async fn a_chain_has_the_credentials_of_the_build_that_asks_for_it() {
 }
 
 #[test]
+fn of_a_recorded_cache_it_is_known_that_the_builds_own_password_is_not() {
+    let sources = || {
+        let template = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://x:1").unwrap());
+        Sources::new(SourceRule::FromBuild {
+            template: Box::new(template),
+            before: Vec::new(),
+            allowed: None,
+        })
+    };
+    let build = line(&[("remote_cache", "http://user:s3cret@cache.test:1/c")]);
+    let before = sources();
+    let opened = before.of_build(Some(&build), &BuildDirectories::default());
+    let endpoint = opened.unwrap().endpoint;
+    // While the process lives, its credentials are known.
+    let options = before.of_record(&endpoint, "").unwrap().options().unwrap();
+    assert_eq!((options.connect.headers.len(), options.left_out.len()), (1, 0));
+    // After a restart, what to do is known.
+    let options = sources().of_record(&endpoint, "").unwrap().options().unwrap();
+    let [left_out] = &options.left_out[..] else {
+        panic!("{:?}", options.left_out);
+    };
+    for part in ["password", ".netrc", "--remote-cache=URL"] {
+        assert!(left_out.contains(part), "{left_out}");
+    }
+    let options = sources().of_import(&endpoint, "").unwrap().options().unwrap();
+    assert!(!has_credentials(&options));
+}
+
+#[test]
 fn addresses_in_a_record_are_read_as_they_were_written() {
     let shown = |text: &str| {
         let all = endpoints(text)?;

@@ -93,6 +93,25 @@ impl Auth {
         })
     }
 
+    /// Says so if what a server is shown could be read on the way to it: by HTTP, without TLS, on another machine. Once for
+    /// each server that is opened.
+    pub(crate) fn warn_if_unencrypted(&self, options: &ConnectOptions) {
+        if self.is_unencrypted(options) {
+            tracing::warn!(
+                server = %options.endpoint,
+                "credentials or headers are sent unencrypted: anyone on the way can read them; use https:// if the \
+                 server has it"
+            );
+        }
+    }
+
+    fn is_unencrypted(&self, options: &ConnectOptions) -> bool {
+        let has_any = !self.headers.is_empty() || self.source.is_some();
+        let endpoint = &options.endpoint;
+        let stays_here = endpoint.is_local() || options.proxy.is_some();
+        has_any && endpoint.is_http() && !endpoint.is_tls() && !stays_here
+    }
+
     /// What is not to be shown of what a server says.
     pub(crate) fn secrets(&self) -> Arc<Secrets> {
         self.secrets

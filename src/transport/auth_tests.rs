@@ -31,6 +31,34 @@ async fn value(auth: &Auth, name: &str) -> Option<String> {
     Some(header.value().to_owned())
 }
 
+#[test]
+fn what_others_could_read_on_the_way_is_known() {
+    for (endpoint, header, is_unencrypted) in [
+        ("http://cache.example.com", true, true),
+        ("http://192.0.2.1:8080/team", true, true),
+        ("http://cache.example.com", false, false),
+        ("https://cache.example.com", true, false),
+        ("http://localhost:1", true, false),
+        ("http://127.0.0.1:1", true, false),
+        ("http://[::1]:1", true, false),
+    ] {
+        let mut options = ConnectOptions::new(Endpoint::parse_cache("--remote-cache", endpoint).unwrap());
+        options
+            .headers
+            .extend(header.then(|| Header::basic("user", "password")));
+        let is = |options: &ConnectOptions| Auth::new(options).unwrap().is_unencrypted(options);
+        assert_eq!(is(&options), is_unencrypted, "{endpoint}");
+        options.proxy = Some("/run/proxy.sock".into());
+        assert!(!is(&options), "{endpoint} by a socket");
+        if is_unencrypted {
+            options.proxy = None;
+            options.headers.clear();
+            options.credential_helpers = vec!["helper".to_owned()];
+            assert!(is(&options), "{endpoint} with a helper");
+        }
+    }
+}
+
 #[tokio::test]
 async fn headers_are_never_shown() {
     let mut options = options("grpc://localhost:1");

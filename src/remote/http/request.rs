@@ -80,10 +80,12 @@ impl Server {
     pub(super) fn new(options: RemoteOptions, timer: Arc<dyn Timer>) -> Result<Self, RemoteError> {
         options.validate()?;
         let connections = options.connections();
+        let auth = Auth::new(&options.connect)?;
+        auth.warn_if_unencrypted(&options.connect);
         Ok(Self {
             base: options.connect.endpoint.to_string(),
             client: HttpClient::new(&options.connect, connections)?,
-            auth: Auth::new(&options.connect)?,
+            auth,
             retry: RetryPolicy::new(options.retries, options.max_retry_delay, timer),
             places: Semaphore::new(connections),
             chooser: Chooser::new(options.compression, options.connect.endpoint.is_local()),
