@@ -41,6 +41,22 @@ impl pb::InvocationState {
     }
 }
 
+impl pb::OutputOutcome {
+    /// Whether the output came to its end, and is neither on disk nor left to a newer build.
+    #[must_use]
+    pub const fn is_failure(self) -> bool {
+        match self {
+            Self::Evicted | Self::Failed => true,
+            Self::Unspecified
+            | Self::Downloaded
+            | Self::Present
+            | Self::Served
+            | Self::Copied
+            | Self::Superseded => false,
+        }
+    }
+}
+
 impl From<Class> for pb::OutputClass {
     fn from(class: Class) -> Self {
         match class {

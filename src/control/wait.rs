@@ -243,8 +243,10 @@ impl Judge {
         }
         match output.outcome() {
             pb::OutputOutcome::Superseded => self.superseded = true,
-            pb::OutputOutcome::Evicted | pb::OutputOutcome::Failed
-                if self.failed_outputs.len() < FAILURES && self.covers_output(output) =>
+            outcome
+                if outcome.is_failure()
+                    && self.failed_outputs.len() < FAILURES
+                    && self.covers_output(output) =>
             {
                 self.failed_outputs.push(format!(
                     "{}: {}: {}",

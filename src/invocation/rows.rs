@@ -274,12 +274,9 @@ struct End {
 impl End {
     /// The output's row from now on, if it changes.
     fn row(&mut self, completion: &Completion, old: &SeenOutput<'_>) -> Option<OutputRow> {
-        let stays = match &completion.outcome {
-            Outcome::Present { hashed: false, .. } => old.state() == OutputState::Materialized,
-            Outcome::Served { .. } => old.state() == OutputState::Known,
-            Outcome::Superseded => true,
-            _ => false,
-        };
+        let outcome = &completion.outcome;
+        let state = outcome.state()?;
+        let stays = outcome.is_unread() && old.state() == state;
         let stays = stays || (self.superseded && old.state() != OutputState::Known);
         if stays {
             return None;
@@ -289,48 +286,31 @@ impl End {
             return None;
         }
         let mut row = old.to_row()?;
-        let took_us = u64::try_from(completion.took.as_micros()).unwrap_or(u64::MAX);
-        match &completion.outcome {
-            Outcome::Downloaded {
-                source, store, stamp, ..
-            } => {
-                row.state = OutputState::Materialized;
-                row.stamp = stamp.map(|stamp| stamp.recorded_at(self.now_ns));
-                row.source = self.source(&source.with_store(store.as_deref()));
+        let is_new = matches!(outcome, Outcome::Downloaded { .. });
+        match state {
+            OutputState::Materialized
+                if is_new || row.state != OutputState::Materialized || row.source.is_empty() =>
+            {
+                row.source = match &*outcome.source() {
+                    "" => self.source("present"),
+                    source => self.source(source),
+                };
                 row.materialized_at_ms = self.now_ms;
-                row.took_us = took_us;
-                row.error.clear();
+                row.took_us = u64::try_from(completion.took.as_micros()).unwrap_or(u64::MAX);
             }
-            Outcome::Present { stamp, .. } => {
-                if row.state != OutputState::Materialized || row.source.is_empty() {
-                    row.source = self.source("present");
-                    row.materialized_at_ms = self.now_ms;
-                    row.took_us = took_us;
-                }
-                row.state = OutputState::Materialized;
-                // As old as the look was: anyone who made the file may have changed it right after.
-                row.stamp = *stamp;
-                row.error.clear();
-            }
-            // Bytes that were not read are not known to be right, and the cache has to keep them.
-            Outcome::Served { .. } => {
-                row.state = OutputState::Known;
-                row.stamp = None;
+            OutputState::Known => {
                 row.source = self.source("");
                 row.materialized_at_ms = 0;
-                row.error.clear();
             }
-            Outcome::Evicted(reason) => {
-                row.state = OutputState::Evicted;
-                row.error.clone_from(reason);
-                row.stamp = None;
-            }
-            Outcome::Failed(reason) => {
-                row.state = OutputState::Failed;
-                row.error.clone_from(reason);
-                row.stamp = None;
-            }
-            Outcome::Superseded => return None,
+            OutputState::Materialized | OutputState::Evicted | OutputState::Failed => {}
+        }
+        row.state = state;
+        outcome.reason().clone_into(&mut row.error);
+        row.stamp = outcome.stamp();
+        if is_new {
+            // The stamp of what was there already is as old as the look was: anyone who made the file may have changed
+            // it right after.
+            row.stamp = row.stamp.map(|stamp| stamp.recorded_at(self.now_ns));
         }
         Some(row)
     }

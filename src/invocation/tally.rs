@@ -6,6 +6,7 @@ use crate::{
     materialize::{Completion, Outcome},
     output::Class,
     printable::clipped,
+    record::OutputState,
     units::{show_count, show_duration, show_size},
 };
 
@@ -44,50 +45,44 @@ pub struct Tally {
 impl Tally {
     /// Counts one want's end.
     pub fn add(&mut self, completion: &Completion) {
-        match &completion.outcome {
-            Outcome::Downloaded { bytes, store, .. } => {
-                self.downloaded += 1;
-                self.downloaded_bytes += bytes;
-                if let Some(store) = store {
-                    match self.stores.iter_mut().find(|(known, _)| known == store) {
-                        Some((_, count)) => *count += 1,
-                        None => self.stores.push((Arc::clone(store), 1)),
-                    }
-                }
-            }
-            Outcome::Present { .. } => self.present += 1,
-            Outcome::Served { warmed } => {
-                self.present += 1;
-                self.warmed += u64::from(warmed.is_some());
-                self.warmed_bytes += warmed.unwrap_or_default();
-            }
-            Outcome::Superseded => self.superseded += 1,
-            Outcome::Evicted(reason) => self.fail(
+        let (path, outcome) = (&completion.path, &completion.outcome);
+        match outcome.state() {
+            Some(OutputState::Materialized | OutputState::Known) => self.count(outcome, u64::saturating_add),
+            Some(OutputState::Evicted) => self.fail(
                 completion.class,
-                &format!("{}: evicted from the cache ({reason})", completion.path),
+                &format!("{path}: evicted from the cache ({})", outcome.reason()),
             ),
-            Outcome::Failed(reason) => self.fail(completion.class, &format!("{}: {reason}", completion.path)),
+            Some(OutputState::Failed) => {
+                self.fail(completion.class, &format!("{path}: {}", outcome.reason()));
+            }
+            None => self.superseded += 1,
         }
     }
 
     /// Uncounts what was on disk and is not any more: it will be counted again.
     pub fn take_back(&mut self, outcome: &Outcome) {
-        match outcome {
-            Outcome::Downloaded { bytes, store, .. } => {
-                let is_its = |(known, _): &&mut (Arc<str>, u64)| store.as_ref() == Some(known);
-                if let Some((_, count)) = self.stores.iter_mut().find(is_its) {
-                    *count = count.saturating_sub(1);
-                }
-                self.downloaded = self.downloaded.saturating_sub(1);
-                self.downloaded_bytes = self.downloaded_bytes.saturating_sub(*bytes);
+        if outcome.is_on_disk() {
+            self.count(outcome, u64::saturating_sub);
+        }
+    }
+
+    /// Counts what is on disk, or uncounts it.
+    fn count(&mut self, outcome: &Outcome, change: fn(u64, u64) -> u64) {
+        let Outcome::Downloaded { bytes, store, .. } = outcome else {
+            self.present = change(self.present, 1);
+            if let Outcome::Served { warmed: Some(bytes) } = outcome {
+                self.warmed = change(self.warmed, 1);
+                self.warmed_bytes = change(self.warmed_bytes, *bytes);
             }
-            Outcome::Present { .. } => self.present = self.present.saturating_sub(1),
-            Outcome::Served { warmed } => {
-                self.present = self.present.saturating_sub(1);
-                self.warmed = self.warmed.saturating_sub(u64::from(warmed.is_some()));
-                self.warmed_bytes = self.warmed_bytes.saturating_sub(warmed.unwrap_or_default());
+            return;
+        };
+        self.downloaded = change(self.downloaded, 1);
+        self.downloaded_bytes = change(self.downloaded_bytes, *bytes);
+        if let Some(store) = store {
+            match self.stores.iter_mut().find(|(known, _)| known == store) {
+                Some((_, count)) => *count = change(*count, 1),
+                None => self.stores.push((Arc::clone(store), change(0, 1))),
             }
-            Outcome::Superseded | Outcome::Evicted(_) | Outcome::Failed(_) => {}
         }
     }
 

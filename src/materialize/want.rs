@@ -12,6 +12,7 @@ use super::place::{Epoch, OutputRoot};
 use crate::{
     exec_path::ExecPath,
     output::{Class, OutputContent, Stamp},
+    record::OutputState,
     remote::{Attribution, BlobStore},
 };
 
@@ -141,6 +142,9 @@ pub fn split_source(source: &str) -> (&str, Option<&str>) {
 }
 
 /// How a want ended.
+///
+/// What an outcome means is said here, in its methods: those who count, record or show outcomes ask them, and do not
+/// match all the variants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It was not there and is now.
@@ -175,13 +179,67 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The output's state from now on; `None` if a newer invocation decides it.
+    #[must_use]
+    pub const fn state(&self) -> Option<OutputState> {
+        match self {
+            Self::Downloaded { .. } | Self::Present { .. } => Some(OutputState::Materialized),
+            // Bytes that were not read are not known to be right, and the cache has to keep them.
+            Self::Served { .. } => Some(OutputState::Known),
+            Self::Evicted(_) => Some(OutputState::Evicted),
+            Self::Failed(_) => Some(OutputState::Failed),
+            Self::Superseded => None,
+        }
+    }
+
     /// Whether the output is on disk, or can be read as if it were.
     #[must_use]
     pub const fn is_on_disk(&self) -> bool {
-        matches!(
-            self,
-            Self::Downloaded { .. } | Self::Present { .. } | Self::Served { .. }
-        )
+        matches!(self.state(), Some(OutputState::Materialized | OutputState::Known))
+    }
+
+    /// Whether nobody read the output: the disk has what was recorded, as far as a look at it tells.
+    #[must_use]
+    pub const fn is_unread(&self) -> bool {
+        matches!(self, Self::Present { hashed: false, .. } | Self::Served { .. })
+    }
+
+    /// The stamp of the file, if there is one.
+    #[must_use]
+    pub const fn stamp(&self) -> Option<Stamp> {
+        match self {
+            Self::Downloaded { stamp, .. } | Self::Present { stamp, .. } => *stamp,
+            _ => None,
+        }
+    }
+
+    /// Where the bytes came from, as [`Source::with_store`] has it; empty if none came.
+    #[must_use]
+    pub fn source(&self) -> Cow<'static, str> {
+        match self {
+            Self::Downloaded { source, store, .. } => source.with_store(store.as_deref()),
+            _ => Cow::Borrowed(""),
+        }
+    }
+
+    /// Bytes that came.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Downloaded { bytes, .. } => *bytes,
+            Self::Served { warmed } => warmed.unwrap_or_default(),
+            _ => 0,
+        }
+    }
+
+    /// Why the output is not on disk; empty if it is.
+    #[must_use]
+    pub const fn reason(&self) -> &str {
+        match self {
+            Self::Evicted(reason) | Self::Failed(reason) => reason.as_str(),
+            Self::Superseded => "superseded by a newer build",
+            Self::Downloaded { .. } | Self::Present { .. } | Self::Served { .. } => "",
+        }
     }
 
     /// As it is counted.

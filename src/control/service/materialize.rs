@@ -20,6 +20,26 @@ use crate::{
 /// Outputs that one call brings to disk.
 const RESULTS: usize = 1_000_000;
 
+/// How an output ended, for its caller: the outcome if it is on disk, and why not otherwise.
+fn answer(end: &Result<Outcome, String>) -> (pb::OutputOutcome, String) {
+    let outcome = match end {
+        Ok(outcome) => outcome,
+        Err(reason) => return (pb::OutputOutcome::Unspecified, reason.clone()),
+    };
+    let error = match outcome.state() {
+        Some(OutputState::Materialized | OutputState::Known) => {
+            return match outcome {
+                Outcome::Downloaded { .. } => (pb::OutputOutcome::Downloaded, String::new()),
+                _ => (pb::OutputOutcome::Present, String::new()),
+            };
+        }
+        Some(OutputState::Evicted) => format!("evicted from the cache: {}", outcome.reason()),
+        Some(OutputState::Failed) => outcome.reason().to_owned(),
+        None => "a newer build has started; try again when it is done".to_owned(),
+    };
+    (pb::OutputOutcome::Unspecified, error)
+}
+
 impl Service {
     /// Brings outputs to disk; a directory stands for everything recorded below it.
     pub async fn materialize(&self, paths: Vec<String>) -> Vec<pb::materialize_response::Result> {
@@ -50,23 +70,7 @@ impl Service {
                 continue;
             }
             for (found, end) in self.fetch(found).await {
-                let (outcome, error) = match &end {
-                    Ok(Outcome::Downloaded { .. }) => (pb::OutputOutcome::Downloaded, String::new()),
-                    Ok(Outcome::Present { .. } | Outcome::Served { .. }) => {
-                        (pb::OutputOutcome::Present, String::new())
-                    }
-                    Ok(Outcome::Superseded) => (
-                        pb::OutputOutcome::Unspecified,
-                        "a newer build has started; try again when it is done".to_owned(),
-                    ),
-                    Ok(Outcome::Evicted(reason)) => (
-                        pb::OutputOutcome::Unspecified,
-                        format!("evicted from the cache: {reason}"),
-                    ),
-                    Ok(Outcome::Failed(reason)) | Err(reason) => {
-                        (pb::OutputOutcome::Unspecified, reason.clone())
-                    }
-                };
+                let (outcome, error) = answer(&end);
                 let output = show::output(&found, error.is_empty());
                 results.push(pb::materialize_response::Result {
                     path: found.exec_root.join(found.path.as_path()).display().to_string(),

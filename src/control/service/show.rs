@@ -38,23 +38,14 @@ pub(super) fn target_event(row: &TargetRow) -> pb::watch_invocation_response::Ev
 
 /// How a wanted output ended.
 pub(super) fn output_end(path: &ExecPath, label: &str, class: Class, outcome: &Outcome) -> pb::OutputEnd {
-    let (source, bytes, error) = match outcome {
-        Outcome::Downloaded {
-            source, store, bytes, ..
-        } => (source.with_store(store.as_deref()), *bytes, ""),
-        Outcome::Present { .. } => ("".into(), 0, ""),
-        Outcome::Served { warmed } => ("".into(), warmed.unwrap_or_default(), ""),
-        Outcome::Evicted(reason) | Outcome::Failed(reason) => ("".into(), 0, reason.as_str()),
-        Outcome::Superseded => ("".into(), 0, "superseded by a newer build"),
-    };
     pb::OutputEnd {
         exec_path: path.to_string(),
         label: label.to_owned(),
         class: pb::OutputClass::from(class).into(),
         outcome: pb::OutputOutcome::from(outcome).into(),
-        source: source.into_owned(),
-        bytes,
-        error: error.to_owned(),
+        source: outcome.source().into_owned(),
+        bytes: outcome.bytes(),
+        error: outcome.reason().to_owned(),
     }
 }
 
