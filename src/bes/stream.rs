@@ -6,28 +6,30 @@
 //! acknowledgement is ever held: until the engine is done and, while the upstream service takes what it is sent, until
 //! it has acknowledged everything.
 
+mod client;
+mod waiting;
+
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures::FutureExt as _;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
-use tonic::Status;
 
+use self::waiting::{after, caught_up, done, later, left, settled, sleep_until};
 use super::{
-    command::{Command, Connection, Departure, Incoming},
+    command::{Command, Connection, Incoming},
     context::{Context, shutting_down},
     counters::Counters,
     following::Following,
-    hold::{HoldMode, Release, Waited},
+    hold::HoldMode,
     intake::Intake,
     streams::StreamSlot,
 };
 use crate::{
-    builds::{Progress, Settlement, StreamEnd, StreamKey},
+    builds::{Settlement, StreamEnd, StreamKey},
     journal::{RecordKind, Recovered},
     proto::google::devtools::build::v1::{PublishBuildToolEventStreamResponse, StreamId},
 };
@@ -50,6 +52,16 @@ enum Phase {
         settlement: Option<Settlement>,
         forget: Instant,
     },
+}
+
+impl Phase {
+    /// The engine's answer, while it is awaited.
+    const fn settling(&mut self) -> Option<&mut AbortOnDropHandle<Option<Settlement>>> {
+        match self {
+            Self::Settling { settling, .. } => Some(settling),
+            Self::Open { .. } | Self::Settled { .. } => None,
+        }
+    }
 }
 
 /// A client's last acknowledgement, held back.
@@ -88,9 +100,6 @@ struct Stream {
 
 /// How long a healthy upstream service may take for the rest at a shutdown.
 pub(super) const UPSTREAM_DRAIN: Duration = Duration::from_secs(5);
-
-/// How long a build that may go on must have survived what its journal asked for.
-const CAUGHT_UP: Duration = Duration::from_secs(2);
 
 /// So many gaps of a stream are logged.
 const LOGGED: u64 = 3;
@@ -141,7 +150,7 @@ impl Stream {
                 biased;
                 () = shutdown.cancelled() => Wake::Shutdown,
                 _ = commands.recv_many(&mut received, COMMANDS) => Wake::Commands,
-                settlement = settled(&mut stream.phase) => Wake::Settled(settlement),
+                settlement = settled(stream.phase.settling()) => Wake::Settled(settlement),
                 () = stream.following.changed() => Wake::Upstream,
                 () = done(&mut stream.rest) => Wake::Done,
                 () = done(&mut stream.replaying) => Wake::Replayed,
@@ -319,29 +328,6 @@ impl Stream {
         self.unacked.push((ack, finishes));
     }
 
-    /// Whether the stream has begun with another request of number 1 than this one. What is sent again after a lost
-    /// connection is the same to the byte; a new attempt's has another time in it at least.
-    fn began_with_another(&self, request: &Bytes) -> bool {
-        let first = self.first.or_else(|| self.intake.first());
-        first.is_some_and(|first| first != blake3::hash(request))
-    }
-
-    /// The build tool has begun again under the same ids: no client comes back to this stream.
-    fn make_way(&mut self) {
-        tracing::info!(stream = %self.key, attempt = self.key.attempt + 2, "the build tool started the stream \
-                                                                            again with the same ids");
-        if let Some(connection) = &self.connection {
-            let _ = connection.acks.send(Err(Status::aborted(
-                "another stream has started with the same ids",
-            )));
-        }
-        self.leave();
-        if matches!(self.phase, Phase::Open { .. }) {
-            let why = "the build tool started the stream again with the same ids".to_owned();
-            self.end(StreamEnd::Broken(why), None);
-        }
-    }
-
     /// Whether an event was not seen before. Nothing is new after the event that finishes a stream.
     fn is_new(&self, sequence: i64) -> bool {
         let finished = match &self.phase {
@@ -478,125 +464,6 @@ impl Stream {
         }
     }
 
-    /// Lets a waiting client go, if there is nothing more to wait for.
-    fn try_release(&mut self) {
-        let Some(held) = &self.held else {
-            // A connection may be there that has not sent its last event yet.
-            return;
-        };
-        let policy = self.context.options.hold;
-        let limit = self.intake.limit(&policy);
-        let overdue = held.counted_from.elapsed() >= limit.after;
-        let waited = match &self.phase {
-            _ if policy.mode == HoldMode::None => None,
-            Phase::Settled { settlement, .. } => {
-                Some(settlement.as_ref().map_or(Waited::Unanswered, Waited::Settled))
-            }
-            Phase::Settling { .. } if overdue => Some(Waited::TimedOut(limit)),
-            Phase::Settling { .. } => return,
-            // Not reached: the event that finishes a stream ends this phase before it is acknowledged.
-            Phase::Open { .. } => None,
-        };
-        let release = waited.as_ref().map_or(Release::Ack, |w| policy.release(w));
-        let timed_out = matches!(waited, Some(Waited::TimedOut(_)));
-        if waited.is_some() && release == Release::Ack && self.following.is_expected(held.ack.sequence_number)
-        {
-            if !overdue {
-                return;
-            }
-            tracing::warn!(
-                stream = %self.key, %limit,
-                "the upstream event service is slow; it gets the remaining events after the build has ended"
-            );
-        }
-        let (Some(held), Some(connection)) = (self.held.take(), self.connection.take()) else {
-            return;
-        };
-        if timed_out {
-            Counters::add(&self.context.counters.hold_timeouts);
-            tracing::warn!(
-                stream = %self.key,
-                "stopped waiting for outputs after {limit}; downloads continue in the background"
-            );
-        }
-        if waited.is_some() {
-            self.context
-                .builds
-                .held(&self.key, held.since.elapsed(), timed_out);
-        }
-        let answer = match release {
-            Release::Ack => Ok(held.ack),
-            Release::Fail(message) => {
-                Counters::add(&self.context.counters.strict_failures);
-                Err(Status::failed_precondition(message))
-            }
-        };
-        let _ = connection.acks.send(answer);
-        connection.released.cancel();
-    }
-
-    fn attach(&mut self, connection: Connection) {
-        if let Some(old) = &self.connection {
-            Counters::add(&self.context.counters.takeovers);
-            tracing::info!(stream = %self.key, old = old.id, new = connection.id, "another connection takes over");
-            let _ = old
-                .acks
-                .send(Err(Status::aborted("another connection took over this stream")));
-        }
-        self.leave();
-        self.intake.connected(connection.headers.clone());
-        self.connection = Some(connection);
-    }
-
-    fn gone(&mut self, id: u64, departure: Departure) {
-        if self.connection.as_ref().is_none_or(|c| c.id != id) {
-            return;
-        }
-        tracing::debug!(stream = %self.key, connection = id, ?departure, "connection's end");
-        let open = matches!(self.phase, Phase::Open { .. });
-        match departure {
-            // Waits for what is held; without that, the client is done.
-            Departure::HalfClosed if self.held.is_some() => {}
-            Departure::HalfClosed => {
-                self.leave();
-                if open {
-                    self.end(
-                        StreamEnd::Broken("the client closed the stream without its last event".to_owned()),
-                        None,
-                    );
-                }
-            }
-            Departure::Cancelled(why) => {
-                self.leave();
-                if open {
-                    self.end(StreamEnd::Broken(why), None);
-                }
-            }
-            Departure::Lost(lost) => {
-                self.leave();
-                if let Phase::Open { why, .. } = &mut self.phase {
-                    *why = format!("the connection was lost: {lost}");
-                    self.intake.let_go();
-                }
-            }
-        }
-    }
-
-    /// The current connection is no more; what it waited for goes on without it.
-    fn leave(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            connection.released.cancel();
-        }
-        if let Some(held) = self.held.take() {
-            self.context.builds.held(&self.key, held.since.elapsed(), false);
-        }
-        match &mut self.phase {
-            Phase::Open { give_up, .. } => *give_up = after(self.context.options.reconnect_grace),
-            Phase::Settled { forget, .. } => *forget = after(self.context.linger()),
-            Phase::Settling { .. } => {}
-        }
-    }
-
     /// Holds a place while there is work, or events wait for upstream in memory alone.
     fn keep_place(&mut self) {
         let settled = matches!(self.phase, Phase::Settled { .. }) && self.connection.is_none();
@@ -686,60 +553,5 @@ impl Stream {
             component: crate::proto::google::devtools::build::v1::stream_id::BuildComponent::Tool.into(),
             invocation_id: self.key.invocation_id.clone(),
         }
-    }
-}
-
-/// A moment from now, or so late that it does not matter.
-fn after(duration: Duration) -> Instant {
-    later(Instant::now(), duration)
-}
-
-fn later(from: Instant, duration: Duration) -> Instant {
-    from.checked_add(duration)
-        .unwrap_or_else(|| from + Duration::from_secs(1 << 30))
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Resolves when the engine has answered; `None` if it panicked.
-async fn settled(phase: &mut Phase) -> Option<Settlement> {
-    match phase {
-        Phase::Settling { settling, .. } => settling.await.ok().flatten(),
-        _ => std::future::pending().await,
-    }
-}
-
-/// Resolves when optional outputs that were on their way came to their end, or the engine panicked.
-async fn done(rest: &mut Option<AbortOnDropHandle<()>>) {
-    match rest {
-        Some(rest) => {
-            let _ = rest.await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-/// Resolves when what events up to a number ask for is there or has failed, and a moment after, for what is optional.
-async fn caught_up(
-    progress: impl Future<Output = Option<tokio::sync::watch::Receiver<Progress>>>,
-    highest: i64,
-) {
-    if let Some(mut progress) = progress.await {
-        // Its sender goes when nothing is on its way any more.
-        let _ = progress.wait_for(|progress| progress.through >= highest).await;
-    }
-    tokio::time::sleep(CAUGHT_UP).await;
-}
-
-/// Resolves when a client that waits has gone.
-async fn left(waiting: Option<&Connection>) {
-    match waiting {
-        Some(connection) => connection.acks.closed().await,
-        None => std::future::pending().await,
     }
 }

@@ -4,118 +4,38 @@
 //! command and the exec root, with a completed target until every set that it refers to has come, and with a test's
 //! files until its summary says where they belong; what has not come by the end of the stream is done without.
 
+mod effect;
+mod namer;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
+pub use self::effect::{Effect, Named, TargetEnd};
+pub(crate) use self::effect::{contradiction, take_contradicting};
+use self::namer::{Namer, OUTPUT_DIRECTORY, Visited, event_of, output_path};
 use super::{
     limits::{Admission, Meter},
     policy::Policy,
     selection::{Command, GroupContext, Origin, ProfileId, Selector, Verdict},
     test_outputs::{self, TestShape},
-    trees::{Holder, Inline, Run, Trees},
+    trees::{Inline, Trees},
 };
 use crate::{
     bep::{
-        event::{
-            Action, CommandLine, Completed, Content, ConvenienceSymlink, Event, File, NamedSet, Started,
-            TargetId, TestResult,
-        },
+        event::{Action, CommandLine, Completed, Event, File, NamedSet, TargetId, TestResult},
         named_sets::{NamedSets, SetBits, SetIndex, Ticket},
-        uri::BytestreamUri,
     },
-    exec_path::{ExecPath, ExecPathError},
-    output::{Class, OutputContent},
+    exec_path::ExecPath,
+    output::Class,
 };
-
-/// The directory that all outputs of a build lie in.
-const OUTPUT_DIRECTORY: &str = "bazel-out";
 
 /// Where Bazel makes the report of all tests' coverage (`CoverageReportActionBuilder`).
 const COMBINED_REPORT: &str = "bazel-out/_coverage/_coverage_report.dat";
 
-/// An output that the stream names.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Named {
-    /// Where it belongs.
-    pub path: ExecPath,
-    /// What it is.
-    pub content: OutputContent,
-    /// How much it is wanted.
-    pub class: Class,
-    /// Which rule says so.
-    pub rule: Arc<str>,
-    /// The output group, or empty.
-    pub group: Arc<str>,
-    /// The event that named it.
-    pub event: Arc<str>,
-    /// The number of the event that is settled only once this output is: the one that completed the target, or with
-    /// [`Build::holding_sets`] the one that brought the set.
-    pub sequence: i64,
-    /// The set that has it, if one does.
-    pub set: Option<SetIndex>,
-}
-
-/// What a target came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TargetEnd {
-    /// Completed; whether all of it was built.
-    Completed {
-        /// Whether all of it was built.
-        success: bool,
-        /// Whether its tests' outputs still come: [`Effect::Tested`].
-        awaits_tests: bool,
-    },
-    /// It will not be completed.
-    Aborted,
-}
-
-/// What follows from an event.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
-    /// The build began.
-    Started(Started),
-    /// The build's exec root, absolute, as the build tool sees it. Comes after `Started` and before any outputs.
-    ExecRoot(String),
-    /// Targets that are to be completed.
-    Announced(Vec<TargetId>),
-    /// Outputs of one target.
-    Outputs(Arc<TargetId>, Vec<Named>),
-    /// A target came to its end, by the event of this number; its outputs came before.
-    Target(Arc<TargetId>, TargetEnd, i64),
-    /// All tests of a target were run, as the event of this number tells; their outputs came before.
-    Tested(Arc<TargetId>, i64),
-    /// Links into the output base.
-    ConvenienceSymlinks(Vec<ConvenienceSymlink>),
-    /// Outputs of this build that the build tool could not name, because the directories that they belong in were
-    /// deleted. Comes at the end.
-    Unnamed(Vec<ExecPath>),
-    /// Something named cannot be an output: why, in words.
-    Refused(String),
-    /// Outputs of one target that the build tool names without telling their content: a local file of one that tells no
-    /// digests there. They are on its disk, or cannot be downloaded.
-    Undigested(Arc<TargetId>, Vec<(Class, ExecPath)>),
-    /// An output that cannot be downloaded, whatever the cache does: its path or its digest is invalid.
-    Unusable(Class, String),
-    /// The first blob's `bytestream://` authority, once.
-    Authority(String),
-    /// The build ended.
-    Finished {
-        /// The build tool's exit code.
-        exit_code: i32,
-    },
-}
-
 /// A test's results with their events' numbers, by run, shard and attempt: a repeated event replaces what it repeats.
 type Attempts = HashMap<(u32, u32, u32), (i64, TestResult)>;
-
-/// What was gone through under a profile.
-struct Visited {
-    sets: SetBits,
-    /// A group that has it.
-    group: Arc<str>,
-}
 
 /// One build's life.
 pub struct Build {
@@ -664,239 +584,8 @@ impl Build {
     }
 }
 
-/// Turns the files of one target into outputs.
-struct Namer<'a> {
-    selector: &'a mut Selector,
-    trees: &'a Trees,
-    /// The directory of the file that was named last, and the tree that it lies in.
-    near: Option<(String, Option<&'a str>)>,
-    outputs: Vec<Named>,
-    /// [`Effect::Unusable`].
-    unusable: Vec<Effect>,
-    /// [`Effect::Undigested`].
-    undigested: Vec<(Class, ExecPath)>,
-    /// What [`Named`] says of them.
-    sequence: i64,
-    set: Option<SetIndex>,
-}
-
-impl<'a> Namer<'a> {
-    const fn new(selector: &'a mut Selector, trees: &'a Trees, sequence: i64) -> Self {
-        Self {
-            selector,
-            trees,
-            near: None,
-            outputs: Vec::new(),
-            unusable: Vec::new(),
-            undigested: Vec::new(),
-            sequence,
-            set: None,
-        }
-    }
-
-    /// What has been named, as effects.
-    fn tell(self, target: &Arc<TargetId>, effects: &mut Vec<Effect>) {
-        effects.extend(self.unusable);
-        if !self.outputs.is_empty() {
-            effects.push(Effect::Outputs(target.clone(), self.outputs));
-        }
-        if !self.undigested.is_empty() {
-            effects.push(Effect::Undigested(target.clone(), self.undigested));
-        }
-    }
-
-    fn name_all(&mut self, files: &[File], profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
-        for file in files {
-            self.name(file, profile, group, event);
-        }
-    }
-
-    fn name(&mut self, file: &File, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
-        // Without a prefix it is a source file of the workspace, which must not be written.
-        if file.has_prefix() {
-            self.name_at(&file.path, file, profile, group, event);
-        }
-    }
-
-    fn name_at(
-        &mut self,
-        path: &Arc<str>,
-        file: &File,
-        profile: ProfileId,
-        group: &Arc<str>,
-        event: &Arc<str>,
-    ) {
-        let Some(path) = self.output_path(path) else {
-            return;
-        };
-        let Some((content, size)) = content_of(file) else {
-            let class = self.selector.select(profile, path.as_str(), None, None).class;
-            match file.uri.as_deref().filter(|uri| BytestreamUri::is_one(uri)) {
-                Some(uri) => {
-                    let reason = format!("{path}: its digest is invalid, or differs from the one in {uri}");
-                    self.unusable.push(Effect::Unusable(class, reason));
-                }
-                None => self.undigested.push((class, path)),
-            }
-            return;
-        };
-        let tree_root = self.tree_of(&path, profile);
-        let verdict = self.selector.select(profile, path.as_str(), tree_root, size);
-        self.push(path, content, verdict, group, event);
-    }
-
-    /// Names files of a tree once more: under every profile that they were gone through under, for what is known of them
-    /// now is true of all.
-    fn run_again(&mut self, run: Run, sets: &NamedSets, visited: &BTreeMap<ProfileId, Visited>) {
-        match run.of {
-            Holder::Set(set) => {
-                let Some(files) = sets.files_of(set).and_then(|files| files.get(run.files)) else {
-                    return;
-                };
-                let event = event_of(sets, set);
-                self.set = Some(set);
-                for (profile, visited) in visited.iter().filter(|(_, v)| v.sets.contains(set)) {
-                    self.again(files, *profile, &visited.group, &event);
-                }
-                self.set = None;
-            }
-            Holder::Event(number) => {
-                if let Some(inline) = self.trees.inline(number)
-                    && let Some(files) = inline.files.get(run.files)
-                {
-                    self.again(files, inline.profile, &inline.group, &inline.event);
-                }
-            }
-        }
-    }
-
-    /// Names files once more if they are judged in another way now that the tree that they lie in is known. What was
-    /// said of those that cannot be outputs stays said.
-    fn again(&mut self, files: &[File], profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
-        if !self.selector.looks_at_trees(profile) {
-            return;
-        }
-        for file in files.iter().filter(|file| file.has_prefix()) {
-            let (Ok(Some(path)), Some((content, size))) = (output_path(&file.path), content_of(file)) else {
-                continue;
-            };
-            let before = self.selector.select(profile, path.as_str(), None, size);
-            let tree_root = self.tree_of(&path, profile);
-            let verdict = self.selector.select(profile, path.as_str(), tree_root, size);
-            if verdict != before {
-                self.push(path, content, verdict, group, event);
-            }
-        }
-    }
-
-    /// The root of the tree that a file lies in, if the profile asks for that.
-    fn tree_of(&mut self, path: &ExecPath, profile: ProfileId) -> Option<&'a str> {
-        if !self.trees.are_known() || !self.selector.looks_at_trees(profile) {
-            return None;
-        }
-        let directory = path.parent().unwrap_or_default();
-        match &self.near {
-            Some((near, root)) if near == directory => *root,
-            _ => {
-                let root = self.trees.root_of(directory);
-                self.near = Some((directory.to_owned(), root));
-                root
-            }
-        }
-    }
-
-    fn directory(&mut self, path: &str, profile: ProfileId, group: &Arc<str>, event: &Arc<str>) {
-        let Some(path) = self.output_path(&path.into()) else {
-            return;
-        };
-        let verdict = self
-            .selector
-            .select(profile, path.as_str(), Some(path.as_str()), None);
-        self.push(path, OutputContent::Directory, verdict, group, event);
-    }
-
-    fn push(
-        &mut self,
-        path: ExecPath,
-        content: OutputContent,
-        verdict: Verdict,
-        group: &Arc<str>,
-        event: &Arc<str>,
-    ) {
-        self.outputs.push(Named {
-            path,
-            content,
-            class: verdict.class,
-            rule: verdict.rule,
-            group: group.clone(),
-            event: event.clone(),
-            sequence: self.sequence,
-            set: self.set,
-        });
-    }
-
-    /// The path, if an output may be there.
-    fn output_path(&mut self, path: &Arc<str>) -> Option<ExecPath> {
-        match output_path(path) {
-            Ok(path) => path,
-            Err(error) => {
-                self.unusable
-                    .push(Effect::Unusable(Class::Required, error.to_string()));
-                None
-            }
-        }
-    }
-}
-
-/// The event that brought a set, as it is recorded.
-fn event_of(sets: &NamedSets, set: SetIndex) -> Arc<str> {
-    format!("named_set {}", sets.id(set)).into()
-}
-
-/// What a file is, if the stream tells it, and its size, if it has one.
-fn content_of(file: &File) -> Option<(OutputContent, Option<u64>)> {
-    match &file.content {
-        Content::Blob(digest) => Some((OutputContent::Blob(digest.clone()), Some(digest.size()))),
-        Content::Inline(bytes) => Some((OutputContent::Inline(bytes.clone()), Some(bytes.len() as u64))),
-        Content::Symlink(target) => Some((OutputContent::Symlink(target.clone()), None)),
-        Content::Unknown => None,
-    }
-}
-
-/// Takes out of what one event names what has another content than the same path before it. The first counts, as no
-/// build tool makes one file twice for one event; what a later event says is newer.
-pub(crate) fn take_contradicting(named: &mut Vec<Named>) -> Vec<Named> {
-    let mut first: HashMap<&str, &OutputContent> = HashMap::with_capacity(named.len());
-    let contradicts: Vec<bool> = named
-        .iter()
-        .map(|n| {
-            !first
-                .entry(n.path.as_str())
-                .or_insert(&n.content)
-                .is_same(&n.content)
-        })
-        .collect();
-    let mut contradicts = contradicts.into_iter();
-    named
-        .extract_if(.., |_| contradicts.next().unwrap_or_default())
-        .collect()
-}
-
-/// Why one of those has failed, in words.
-pub(crate) fn contradiction(path: &ExecPath) -> String {
-    format!("{path}: the same event names it with other content as well")
-}
-
 /// Whether a target of this kind is a test. Bazel asks whether the rule class ends with "_test"; the kind is the class
 /// and the word "rule".
 pub(crate) fn is_test(kind: &str) -> bool {
     kind.strip_suffix(" rule").unwrap_or(kind).ends_with("_test")
-}
-
-/// The path, if an output may be there; `None` for a generated file elsewhere, such as in an external repository's
-/// sources.
-fn output_path(path: &Arc<str>) -> Result<Option<ExecPath>, ExecPathError> {
-    let path = ExecPath::shared(path)?;
-    let is_one = path.starts_with(OUTPUT_DIRECTORY) && path.as_str() != OUTPUT_DIRECTORY;
-    Ok(is_one.then_some(path))
 }

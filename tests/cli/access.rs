@@ -10,10 +10,8 @@ use std::{
 use outhaul::{
     bes::{HoldPolicy, serve::routes},
     daemon::Rooms,
-    demo::GeneratedBuild,
     invocation::policy::Policy,
     materialize::MaterializeOptions,
-    proto::google::devtools::build::v1::publish_build_event_client::PublishBuildEventClient,
     record::Record,
     remote::{GrpcCache, RemoteOptions},
     roots::RootRules,
@@ -21,7 +19,6 @@ use outhaul::{
     transport::Endpoint as CacheEndpoint,
 };
 use outhaul_testkit::{Running, clean, finish, in_time, until};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::{
@@ -29,119 +26,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{
-    Code, Request, Status,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+use tonic::{Code, Status};
+
+use crate::{
+    secured::{Pki, TOKEN, channel, publish},
+    support::{World, install, outhaul, run},
 };
-
-use crate::support::{World, install, outhaul, requests, run};
-
-pub const TOKEN: &str = "a-token-that-nobody-guesses";
-
-/// An authority, and what it has signed for `localhost` and for a caller, as files and as text.
-pub struct Pki {
-    pub ca: String,
-    pub ca_pem: String,
-    pub certificate: String,
-    pub key: String,
-    pub client: (String, String),
-    pub client_pem: (String, String),
-    pub token: String,
-}
-
-impl Pki {
-    pub fn new(world: &World) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let issued = |name: &str| {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-            (params.signed_by(&key, &ca).unwrap().pem(), key.serialize_pem())
-        };
-        let write = |name: &str, text: &str| {
-            let path = world.path(name);
-            std::fs::write(&path, text).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-            path
-        };
-        let (server, client) = (issued("localhost"), issued("client"));
-        Self {
-            ca: write("ca.pem", &ca.pem()),
-            ca_pem: ca.pem(),
-            certificate: write("server.pem", &server.0),
-            key: write("server.key", &server.1),
-            client: (write("client.pem", &client.0), write("client.key", &client.1)),
-            client_pem: client,
-            token: write("token", &format!("{TOKEN}\n")),
-        }
-    }
-
-    pub fn listen(&self) -> [String; 2] {
-        [
-            format!("--listen-tls-certificate={}", self.certificate),
-            format!("--listen-tls-key={}", self.key),
-        ]
-    }
-
-    /// What a caller who trusts the authority says, with the client's certificate or without.
-    pub fn trusting(&self, with_certificate: bool) -> ClientTlsConfig {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&self.ca_pem))
-            .domain_name("localhost");
-        if with_certificate {
-            tls.identity(Identity::from_pem(&self.client_pem.0, &self.client_pem.1))
-        } else {
-            tls
-        }
-    }
-}
-
-pub async fn channel(door: &str, tls: Option<ClientTlsConfig>) -> Result<Channel, tonic::transport::Error> {
-    let scheme = if tls.is_some() { "https://" } else { "http://" };
-    let mut endpoint = Endpoint::from_shared(door.replace("grpc://", scheme))?;
-    if let Some(tls) = tls {
-        endpoint = endpoint.tls_config(tls)?;
-    }
-    endpoint.connect().await
-}
-
-/// Sends a build's events with headers.
-pub async fn publish(
-    channel: Channel,
-    build: &GeneratedBuild,
-    headers: &[(&'static str, &str)],
-) -> Result<(), Status> {
-    publish_events(channel, build, build.events(), headers).await
-}
-
-/// The same with other events.
-pub async fn publish_events(
-    channel: Channel,
-    build: &GeneratedBuild,
-    events: impl Iterator<Item = Vec<u8>>,
-    headers: &[(&'static str, &str)],
-) -> Result<(), Status> {
-    let requests = requests(&build.build_id(), &build.invocation_id(), events, true);
-    let count = requests.len();
-    let mut request = Request::new(tokio_stream::iter(requests));
-    for (name, value) in headers {
-        request.metadata_mut().append(*name, value.parse().unwrap());
-    }
-    let call = async {
-        let mut answers = PublishBuildEventClient::new(channel)
-            .publish_build_tool_event_stream(request)
-            .await?
-            .into_inner();
-        let mut acked = 0;
-        while answers.message().await?.is_some() {
-            acked += 1;
-        }
-        assert_eq!(acked, count);
-        Ok(())
-    };
-    in_time(call).await
-}
 
 fn code(result: Result<(), Status>) -> Code {
     result.map_or_else(|status| status.code(), |()| Code::Ok)
@@ -313,7 +203,7 @@ async fn build_tools_must_show_the_token_and_the_certificate_that_are_asked_for(
 }
 
 /// An event service that notes the headers of all calls.
-async fn upstream(world: &World) -> (String, Arc<Mutex<Vec<http::HeaderMap>>>) {
+pub async fn upstream(world: &World) -> (String, Arc<Mutex<Vec<http::HeaderMap>>>) {
     let (record, _) = Record::open(&world.dir.path().join("upstream")).unwrap();
     let cache = RemoteOptions::new(CacheEndpoint::parse("--remote-cache", &world.cache.endpoint()).unwrap());
     let rooms = Rooms::open(
@@ -626,212 +516,4 @@ async fn what_the_daemon_keeps_is_its_users_alone() {
         }
     }
     assert!(seen > 4);
-}
-
-/// Replaces a file as tools do: whole.
-pub fn replace(path: &str, text: &str) {
-    let beside = format!("{path}.new");
-    std::fs::write(&beside, text).unwrap();
-    std::fs::rename(beside, path).unwrap();
-}
-
-/// Sends SIGHUP, and waits for the daemon's word on it.
-pub async fn reload(server: &Running, word: &str) -> String {
-    let before = server.logged("").await.matches(word).count();
-    server.signal(Signal::HUP);
-    until(word, async || server.stderr().matches(word).count() > before).await;
-    server.stderr()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tokens_certificates_and_settings_are_read_again_at_sighup() {
-    const RELOADED: &str = "reloaded:";
-    let cache = outhaul::embedded_cache::EmbeddedCache::builder().required_header("x-token", "first-secret");
-    let world = World::with(cache, "").await;
-    let pki = Pki::new(&world);
-    let (backend, heard) = upstream(&world).await;
-    let config = world.path("config.toml");
-    let write = |header: &str, key: &str, download: &str, hold: &str| {
-        replace(
-            &config,
-            &format!(
-                "[serve]\nremote_header = ['x-token={header}']\nbes_header = ['x-key={key}']\ndownload = \
-                 '{download}'\nhold_timeout = '{hold}'\n"
-            ),
-        );
-    };
-    write("first-secret", "first-key", "toplevel", "10m");
-    let token = format!("--bes-token-file={}", pki.token);
-    let [certificate, key] = &pki.listen();
-    let config_flag = format!("--config={config}");
-    let backend = format!("--bes-backend={backend}");
-    let server = world
-        .serve(&[&config_flag, &token, certificate, key, &backend])
-        .await;
-    let send = async |pki: &Pki, build: &GeneratedBuild, token: &str| match channel(
-        server.door(),
-        Some(pki.trusting(false)),
-    )
-    .await
-    {
-        Ok(channel) => publish(channel, build, &[("x-outhaul-token", token)])
-            .await
-            .is_ok(),
-        Err(_) => false,
-    };
-    let first = world.build.incremental();
-    assert!(send(&pki, &first, TOKEN).await);
-    world.assert_complete();
-
-    // All of it is new: the door's certificate and token, what the cache and upstream want, the selection.
-    let renewed = Pki::new(&world);
-    let other = "another-token-that-nobody-guesses";
-    replace(&pki.token, other);
-    world.cache.require_header(Some(("x-token", "second-secret")));
-    write("second-secret", "second-key", "toplevel", "10m");
-    reload(&server, RELOADED).await;
-    std::fs::remove_dir_all(world.exec_root().join("bazel-out")).unwrap();
-    let second = first.incremental();
-    assert!(
-        !send(&pki, &second, other).await,
-        "signed by an authority that is not trusted"
-    );
-    assert!(!send(&renewed, &second, TOKEN).await, "the old token");
-    assert!(send(&renewed, &second, other).await);
-    world.assert_complete();
-    let keys: Vec<String> = heard
-        .lock()
-        .unwrap()
-        .iter()
-        .filter_map(|headers| Some(headers.get("x-key")?.to_str().unwrap().to_owned()))
-        .collect();
-    assert_eq!(keys.first().map(String::as_str), Some("first-key"));
-    assert_eq!(keys.last().map(String::as_str), Some("second-key"));
-
-    // What is wrong changes nothing at all, and is told.
-    replace(&pki.token, "short");
-    write("third-secret", "third-key", "minimal", "10m");
-    let log = reload(&server, "reload failed").await;
-    assert!(log.contains("--bes-token-file"), "{log}");
-    std::fs::remove_dir_all(world.exec_root().join("bazel-out")).unwrap();
-    let third = second.incremental();
-    assert!(send(&renewed, &third, other).await);
-    world.assert_complete();
-
-    // What can't be changed while it runs is told, and the rest counts.
-    replace(&pki.token, other);
-    write("second-secret", "second-key", "minimal", "7m");
-    let log = reload(&server, RELOADED).await;
-    assert!(
-        log.contains("--hold-timeout has changed, which takes effect after a restart"),
-        "{log}"
-    );
-    std::fs::remove_dir_all(world.exec_root().join("bazel-out")).unwrap();
-    assert!(send(&renewed, &third.incremental(), other).await);
-    let app = world.exec_root().join(&world.file("app/app").0.path);
-    assert!(!app.exists(), "nothing is wanted any more");
-    for secret in [
-        "first-secret",
-        "second-secret",
-        "third-secret",
-        "first-key",
-        TOKEN,
-        other,
-    ] {
-        assert!(!log.contains(secret), "{secret} in {log}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
-    let world = World::new().await;
-    let make = |name: &str| {
-        let path = world.path(name);
-        std::fs::create_dir_all(&path).unwrap();
-        path
-    };
-    let (home, allowed, outside) = (make("home"), make("allowed"), make("outside/execroot"));
-    let open_to_all = make("open/execroot");
-    let (keys, repository) = (make("user/.ssh"), make("src/project"));
-    let above = std::path::Path::new(&open_to_all).parent().unwrap();
-    std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o777)).unwrap();
-    let link = format!("{allowed}/link");
-    std::os::unix::fs::symlink(&outside, &link).unwrap();
-    let dotted = format!("{allowed}/../outside/execroot");
-    let allow = format!("--allow-exec-root={allowed}");
-    for (n, (exec_root, flag, reason)) in [
-        (
-            "/",
-            None,
-            "is the root directory, or is or contains a home directory",
-        ),
-        (
-            "//",
-            None,
-            "is the root directory, or is or contains a home directory",
-        ),
-        (
-            home.as_str(),
-            None,
-            "is the root directory, or is or contains a home directory",
-        ),
-        (
-            &*world.path(""),
-            None,
-            "is the root directory, or is or contains a home directory",
-        ),
-        (&open_to_all, None, "can write to"),
-        (&keys, None, "does not look like a Bazel exec root"),
-        (&repository, None, "allow it with --allow-exec-root"),
-        (&outside, None, "does not look like a Bazel exec root"),
-        ("outside/execroot", None, "not an absolute path"),
-        (&dotted, None, "\"..\""),
-        (
-            &outside,
-            Some(&allow),
-            "not in a directory given with --allow-exec-root",
-        ),
-        (
-            &link,
-            Some(&allow),
-            "not in a directory given with --allow-exec-root",
-        ),
-        (&dotted, Some(&allow), "\"..\""),
-        (
-            "/proc/self/cwd",
-            Some(&allow),
-            "not in a directory given with --allow-exec-root",
-        ),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let setting = outhaul::demo::Setting {
-            workspace: world.path("workspace"),
-            exec_root: exec_root.to_owned(),
-            remote_cache: world.cache.endpoint(),
-            instance_name: String::new(),
-        };
-        let build = GeneratedBuild::new(world.cache.store(), setting, 1);
-        let mut command = outhaul();
-        command
-            .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
-            .args([
-                format!("--state-dir={}", world.path(&format!("state{n}"))),
-                world.cache_flag(),
-            ])
-            .args(flag)
-            .env("HOME", &home);
-        let server = Running::serve(command).await;
-        // The build is not failed for it.
-        world.play(&build, server.door()).await;
-        let state = format!("--state-dir={}", world.path(&format!("state{n}")));
-        let status = run(["status", "--json", &state]).await.expect(0);
-        let told = status.json()[0].to_string().replace("\\\"", "\"");
-        assert!(told.contains(reason), "{exec_root}: {told}");
-    }
-    for root in [&home, &outside, &open_to_all, &allowed, &keys, &repository] {
-        assert!(!std::path::Path::new(root).join("bazel-out").exists(), "{root}");
-    }
-    assert!(!std::path::Path::new("/bazel-out").exists());
 }

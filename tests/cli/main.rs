@@ -32,6 +32,7 @@ mod roots;
 mod running;
 mod scripts;
 mod secrets;
+mod secured;
 mod staging;
 mod support;
 mod waiting;

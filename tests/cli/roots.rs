@@ -1,13 +1,14 @@
-//! Builds in very many output roots, one after the other, with few descriptors.
+//! Output roots: very many of them, one after the other, with few descriptors; and places that may not be one.
 
 use std::{
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
 
 use outhaul::{
-    demo::{FilledShape, Setting, Shape, play},
+    demo::{FilledShape, GeneratedBuild, Setting, Shape, play},
     digest::Digest,
     proto::google::devtools::build::v1::publish_build_event_client::PublishBuildEventClient,
 };
@@ -16,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::StreamExt as _;
 use tonic::Status;
 
-use crate::support::{World, requests};
+use crate::support::{World, outhaul, requests, run};
 
 /// Roots, each of a build of its own.
 const ROOTS: usize = 120;
@@ -170,4 +171,98 @@ async fn builds_whose_clients_are_lost_keep_no_descriptors_while_they_wait_for_t
             .unwrap();
         assert_complete(&world, &filled, n);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
+    let world = World::new().await;
+    let make = |name: &str| {
+        let path = world.path(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let (home, allowed, outside) = (make("home"), make("allowed"), make("outside/execroot"));
+    let open_to_all = make("open/execroot");
+    let (keys, repository) = (make("user/.ssh"), make("src/project"));
+    let above = std::path::Path::new(&open_to_all).parent().unwrap();
+    std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let link = format!("{allowed}/link");
+    std::os::unix::fs::symlink(&outside, &link).unwrap();
+    let dotted = format!("{allowed}/../outside/execroot");
+    let allow = format!("--allow-exec-root={allowed}");
+    for (n, (exec_root, flag, reason)) in [
+        (
+            "/",
+            None,
+            "is the root directory, or is or contains a home directory",
+        ),
+        (
+            "//",
+            None,
+            "is the root directory, or is or contains a home directory",
+        ),
+        (
+            home.as_str(),
+            None,
+            "is the root directory, or is or contains a home directory",
+        ),
+        (
+            &*world.path(""),
+            None,
+            "is the root directory, or is or contains a home directory",
+        ),
+        (&open_to_all, None, "can write to"),
+        (&keys, None, "does not look like a Bazel exec root"),
+        (&repository, None, "allow it with --allow-exec-root"),
+        (&outside, None, "does not look like a Bazel exec root"),
+        ("outside/execroot", None, "not an absolute path"),
+        (&dotted, None, "\"..\""),
+        (
+            &outside,
+            Some(&allow),
+            "not in a directory given with --allow-exec-root",
+        ),
+        (
+            &link,
+            Some(&allow),
+            "not in a directory given with --allow-exec-root",
+        ),
+        (&dotted, Some(&allow), "\"..\""),
+        (
+            "/proc/self/cwd",
+            Some(&allow),
+            "not in a directory given with --allow-exec-root",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let setting = Setting {
+            workspace: world.path("workspace"),
+            exec_root: exec_root.to_owned(),
+            remote_cache: world.cache.endpoint(),
+            instance_name: String::new(),
+        };
+        let build = GeneratedBuild::new(world.cache.store(), setting, 1);
+        let mut command = outhaul();
+        command
+            .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
+            .args([
+                format!("--state-dir={}", world.path(&format!("state{n}"))),
+                world.cache_flag(),
+            ])
+            .args(flag)
+            .env("HOME", &home);
+        let server = Running::serve(command).await;
+        // The build is not failed for it.
+        world.play(&build, server.door()).await;
+        let state = format!("--state-dir={}", world.path(&format!("state{n}")));
+        let status = run(["status", "--json", &state]).await.expect(0);
+        let told = status.json()[0].to_string().replace("\\\"", "\"");
+        assert!(told.contains(reason), "{exec_root}: {told}");
+    }
+    for root in [&home, &outside, &open_to_all, &allowed, &keys, &repository] {
+        assert!(!std::path::Path::new(root).join("bazel-out").exists(), "{root}");
+    }
+    assert!(!std::path::Path::new("/bazel-out").exists());
 }

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Status, body::Body};
 
 use crate::{
-    access::{channel, publish_events},
+    secured::{channel, publish_events},
     support::{World, googles_account, outhaul, program},
 };
 

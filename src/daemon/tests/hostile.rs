@@ -1,7 +1,8 @@
 //! Builds that no build tool reports, through all rooms: they settle, with a reason for whatever can't be had, and
 //! nothing appears where it does not belong.
-//!
-//! `OUTHAUL_HOSTILE_CASES` is how many random builds there are, `OUTHAUL_HOSTILE_SEED` repeats one.
+
+mod links;
+mod nonsense;
 
 use std::{
     collections::BTreeSet,
@@ -9,18 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-
 use super::*;
 use crate::{digest::DigestFunction, output::OutputContent};
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
-    )
-}
 
 /// Everything below a directory that is not in the exec root's `bazel-out`, our state or our temp directory.
 fn elsewhere(dir: &Path) -> BTreeSet<PathBuf> {
@@ -55,6 +46,27 @@ fn of(name: &str, content: Content) -> File {
         content,
         uri: None,
     }
+}
+
+/// An output by its exec path.
+fn at(path: &str, content: Content) -> File {
+    File {
+        path: path.into(),
+        prefix_len: "bazel-out".len(),
+        content,
+        uri: None,
+    }
+}
+
+/// One build of files that are named in this order, to its end.
+async fn build(f: &mut Fixture, invocation_id: &str, files: Vec<File>) -> crate::builds::Settlement {
+    f.again(invocation_id).await;
+    for (n, file) in files.into_iter().enumerate() {
+        let id = n.to_string();
+        f.set(&id, vec![file], &[]).await;
+        f.complete(&format!("//x:{n}"), &[&id]).await;
+    }
+    settlement(f).await
 }
 
 async fn settlement(f: &Fixture) -> crate::builds::Settlement {
@@ -462,133 +474,6 @@ async fn an_exec_root_outside_of_what_is_allowed_is_refused_however_it_is_spelle
     assert_eq!(fs::read_dir(out).unwrap().count(), 0, "nothing was written there");
 }
 
-/// An output by its exec path.
-fn at(path: &str, content: Content) -> File {
-    File {
-        path: path.into(),
-        prefix_len: "bazel-out".len(),
-        content,
-        uri: None,
-    }
-}
-
-/// One build of files that are named in this order, to its end.
-async fn build(f: &mut Fixture, invocation_id: &str, files: Vec<File>) -> crate::builds::Settlement {
-    f.again(invocation_id).await;
-    for (n, file) in files.into_iter().enumerate() {
-        let id = n.to_string();
-        f.set(&id, vec![file], &[]).await;
-        f.complete(&format!("//x:{n}"), &[&id]).await;
-    }
-    settlement(f).await
-}
-
-#[tokio::test]
-async fn links_of_builds_lead_no_output_to_sources_or_to_our_own_files() {
-    let mut f = Fixture::new(false).await;
-    settlement(&f).await;
-    let base = f.dir.path().to_owned();
-    let exec_root = base.join("execroot/_main");
-    fs::create_dir_all(exec_root.join("sources")).unwrap();
-    fs::create_dir_all(exec_root.join("bazel-out")).unwrap();
-    let precious = ["execroot/_main/BUILD", "execroot/_main/sources/a.c"];
-    for path in precious {
-        fs::write(base.join(path), "precious").unwrap();
-    }
-    let before = elsewhere(&base);
-    let newest = ".outhaul-newest._main";
-    let evil = |path: &str| at(path, Content::Inline("evil".into()));
-    let link = |path: &str, target: &str| at(path, Content::Symlink(target.to_owned()));
-    let exec_root = exec_root.display().to_string();
-    for (n, (target, names)) in [
-        ("..", ["BUILD", "sources/a.c", "new"]),
-        (&*exec_root, ["BUILD", "sources/a.c", "new"]),
-        ("../sources", ["a.c", "new", "new/deep"]),
-        ("m", ["BUILD", "sources/a.c", "new"]),
-        ("../../..", [newest, ".outhaul-tmp/x", "state/x"]),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let m = if target == "m" { ".." } else { "nowhere" };
-        let mut files = vec![link("bazel-out/l", target), link("bazel-out/m", m)];
-        let behind = names.map(|name| evil(&format!("bazel-out/l/{name}")));
-        // In the same build, and in one after it.
-        files.extend(behind.clone());
-        let settled = build(&mut f, &format!("same {n}"), files).await;
-        assert_eq!(settled.failed, 3, "{target}: {settled:?}");
-        let settled = build(&mut f, &format!("next {n}"), behind.to_vec()).await;
-        assert_eq!(settled.failed, 3, "{target}: {settled:?}");
-        // With a link in the place of the file itself.
-        let name = format!("bazel-out/own{n}");
-        let settled = build(
-            &mut f,
-            &format!("link {n}"),
-            vec![link(&name, &format!("{target}/{}", names[0]))],
-        )
-        .await;
-        assert_eq!(settled.failed, 0, "{settled:?}");
-        let settled = build(&mut f, &format!("file {n}"), vec![evil(&name)]).await;
-        assert_eq!(settled.failed, 0, "{settled:?}");
-        assert!(!Path::new(&exec_root).join(&name).is_symlink());
-    }
-    for path in precious {
-        assert_eq!(fs::read_to_string(base.join(path)).unwrap(), "precious");
-    }
-    assert_eq!(elsewhere(&base), before);
-    // No event made a later build an old one.
-    let settled = build(&mut f, "honest", vec![evil("bazel-out/honest")]).await;
-    assert_eq!(settled.failed, 0, "{settled:?}");
-}
-
-#[tokio::test]
-async fn a_file_in_the_place_of_an_earlier_builds_link_leaves_alone_what_that_led_to() {
-    for into_directory in [false, true] {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("out");
-        let (destination, top) = if into_directory {
-            let (path, flatten) = (out.clone(), false);
-            (Destination::Directory { path, flatten }, out)
-        } else {
-            (Destination::ExecRoot, dir.path().join("execroot/_main"))
-        };
-        let mut f = Fixture::within(dir, "execroot/_main", "/w", destination, false).await;
-        settlement(&f).await;
-        let [one, two] = ["one", "two"].map(|bytes| Content::Blob(f.cache.store().put(bytes)));
-        let bytes = |name: &str| fs::read_to_string(top.join("bazel-out").join(name)).unwrap();
-        let real = |content: &Content| at("bazel-out/real", content.clone());
-        let alias = |content: &Content| at("bazel-out/alias", content.clone());
-        for (n, swapped) in [false, true, false, true].into_iter().enumerate() {
-            let link = Content::Symlink("real".to_owned());
-            let settled = build(&mut f, &format!("link {n}"), vec![alias(&link), real(&one)]).await;
-            assert_eq!((settled.failed, &*bytes("alias")), (0, "one"));
-            for round in 0..2 {
-                let mut files = vec![alias(&one), real(&two)];
-                if swapped {
-                    files.reverse();
-                }
-                let settled = build(&mut f, &format!("files {n} {round}"), files).await;
-                assert_eq!(settled.failed, 0, "{settled:?}");
-                assert_eq!((&*bytes("alias"), &*bytes("real")), ("one", "two"));
-            }
-        }
-        // A directory where a link was.
-        let link = at("bazel-out/dir", Content::Symlink("tree".to_owned()));
-        let tree = |content: &Content| at("bazel-out/tree/file", content.clone());
-        build(&mut f, "directory link", vec![link, tree(&one)]).await;
-        let files = vec![at("bazel-out/dir/file", two.clone()), tree(&one)];
-        let settled = build(&mut f, "directory", files).await;
-        assert_eq!(bytes("tree/file"), "one");
-        // In an exec root the link may be the build tool's own, which others go through as well.
-        if into_directory {
-            assert_eq!((settled.failed, &*bytes("dir/file")), (0, "two"), "{settled:?}");
-        } else {
-            assert_eq!(settled.failed, 1, "{settled:?}");
-            assert!(settled.messages[0].contains("symlink"), "{settled:?}");
-        }
-    }
-}
-
 #[tokio::test]
 async fn of_outputs_that_contradict_each_other_the_first_is_there_and_the_others_fail() {
     let mut f = Fixture::new(false).await;
@@ -676,41 +561,6 @@ async fn of_two_contents_for_one_path_in_one_event_the_first_is_there_and_the_ot
     );
 }
 
-/// A name of few, so that they meet.
-fn name(random: &mut StdRng) -> String {
-    let odd = [
-        "..", ".", "", "a\nb", "\u{7f}", "x\0", "A", "é", "link", "very", "deep", "a",
-    ];
-    let mut name = String::new();
-    for n in 0..random.random_range(1..4) {
-        if n > 0 {
-            name.push('/');
-        }
-        match random.random_range(0..8) {
-            0 => name.push_str(odd[random.random_range(0..odd.len())]),
-            _ => name.push_str(["a", "b", "c"][random.random_range(0..3)]),
-        }
-    }
-    name
-}
-
-/// Links, files and directories that earlier builds may have left where this one has outputs.
-fn plant(bin: &Path, random: &mut StdRng) {
-    let names = ["a", "b", "c", "a/b", "b/c", "c/a"];
-    for _ in 0..random.random_range(0..8) {
-        let path = bin.join(names[random.random_range(0..names.len())]);
-        let to = names[random.random_range(0..names.len())];
-        fs::create_dir_all(bin).unwrap();
-        let _ = match random.random_range(0..5) {
-            0 => std::os::unix::fs::symlink(bin.join(to), path),
-            1 => std::os::unix::fs::symlink(to, path),
-            2 => fs::hard_link(bin.join(to), path),
-            3 => fs::create_dir(path),
-            _ => fs::write(path, random.random_range(0..6_u32).to_string()),
-        };
-    }
-}
-
 /// Outputs that are said to be on disk and have other bytes there.
 async fn wrong(f: &Fixture) -> Vec<String> {
     let Some((row, _)) = f.rooms.engine.snapshot(&f.key.invocation_id).await else {
@@ -735,155 +585,4 @@ async fn wrong(f: &Fixture) -> Vec<String> {
             (!is_right).then(|| format!("{path}: {row:?}"))
         })
         .collect()
-}
-
-fn content(f: &Fixture, random: &mut StdRng) -> Content {
-    let bytes = random.random_range(0..6_u32).to_string();
-    match random.random_range(0..10) {
-        0 => Content::Symlink(
-            [
-                "../..",
-                "/etc/passwd",
-                "a",
-                "loop",
-                "",
-                "b/../c",
-                "../../..",
-                "../../../..",
-                "../../../../sources",
-                "a/b",
-                "../b",
-                "c",
-            ][random.random_range(0..12)]
-            .to_owned(),
-        ),
-        1 => Content::Inline(bytes.into()),
-        2 => Content::Unknown,
-        3 => Content::Blob(absent(&bytes)),
-        4 => {
-            let hash = [random.random(); 32];
-            Content::Blob(Digest::new(DigestFunction::Sha256, &hash, random.random()).unwrap())
-        }
-        _ => Content::Blob(f.cache.store().put(bytes)),
-    }
-}
-
-fn event(f: &Fixture, random: &mut StdRng) -> Event {
-    let id = |random: &mut StdRng| random.random_range(0..12_u32).to_string();
-    let label = |random: &mut StdRng| match random.random_range(0..20) {
-        0 => "not a label\n".to_owned(),
-        1 => "/".repeat(random.random_range(0..40)),
-        _ => format!("//p:{}", random.random_range(0..6)),
-    };
-    let files = |random: &mut StdRng| -> Vec<File> {
-        (0..random.random_range(0..5))
-            .map(|_| {
-                let mut file = of(&name(random), content(f, random));
-                if random.random_range(0..12) == 0 {
-                    // Test logs and sources have no prefix.
-                    (file.path, file.prefix_len) = ("test.log".into(), 0);
-                }
-                file
-            })
-            .collect()
-    };
-    let ids =
-        |random: &mut StdRng| -> Vec<String> { (0..random.random_range(0..4)).map(|_| id(random)).collect() };
-    let target = |random: &mut StdRng| TargetId {
-        label: label(random),
-        aspect: ["", "", "//x.bzl%a"][random.random_range(0..3)].to_owned(),
-        configuration: String::new(),
-    };
-    match random.random_range(0..14) {
-        0 => Event::Started(Started {
-            command: ["build", "test", "run", "", "query"][random.random_range(0..5)].to_owned(),
-            started_ms: random.random(),
-            ..Started::default()
-        }),
-        1 => Event::ExecRoot(f.dir.path().join("execroot/_main").display().to_string()),
-        2 => Event::TestResult(TestResult {
-            label: label(random),
-            run: random.random(),
-            shard: random.random_range(0..3),
-            attempt: random.random(),
-            files: files(random),
-            ..TestResult::default()
-        }),
-        3 => Event::TestSummary {
-            label: label(random),
-            configuration: String::new(),
-            shard_count: random.random(),
-            run_count: random.random_range(0..3),
-        },
-        4 => Event::Aborted {
-            target: random.random::<bool>().then(|| target(random)),
-            reason: "X".to_owned(),
-            description: "\u{1b}".to_owned(),
-        },
-        5 => Event::Configured {
-            label: label(random),
-            kind: "sh_test rule".to_owned(),
-            completions: (0..random.random_range(0..3)).map(|_| target(random)).collect(),
-        },
-        6 => Event::Unreadable(vec![format!("/{}", name(random))]),
-        7 => Event::Finished {
-            exit_code: random.random(),
-            name: String::new(),
-        },
-        8..=10 => Event::NamedSet(NamedSet {
-            id: id(random),
-            files: files(random),
-            children: ids(random),
-            authority: None,
-        }),
-        _ => Event::Completed(Completed {
-            target: target(random),
-            success: random.random(),
-            groups: vec![OutputGroup {
-                name: "default".to_owned(),
-                sets: ids(random),
-                files: files(random),
-                incomplete: random.random_range(0..4) == 0,
-            }],
-            directories: files(random),
-        }),
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn builds_of_nonsense_settle_and_write_nothing_elsewhere() {
-    let cases = number("OUTHAUL_HOSTILE_CASES").unwrap_or(12);
-    let first = number("OUTHAUL_HOSTILE_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 32));
-    for seed in first..first.saturating_add(cases) {
-        eprintln!("OUTHAUL_HOSTILE_SEED={seed} OUTHAUL_HOSTILE_CASES=1");
-        let random = &mut StdRng::seed_from_u64(seed);
-        let mut f = Fixture::new(random.random()).await;
-        let exec_root = f.dir.path().join("execroot/_main");
-        fs::create_dir_all(exec_root.join("sources")).unwrap();
-        fs::write(exec_root.join("a"), "a source").unwrap();
-        plant(&exec_root.join("bazel-out/k8/bin"), random);
-        let before = elsewhere(f.dir.path());
-        for _ in 0..random.random_range(1..80) {
-            let event = event(&f, random);
-            f.send(event).await;
-            if random.random_range(0..30) == 0 {
-                // The client goes, and comes back.
-                f.rooms
-                    .engine
-                    .ended(&f.key, StreamEnd::Broken("gone".to_owned()))
-                    .await;
-            }
-        }
-        let settlement = settlement(&f).await;
-        for message in &settlement.messages {
-            assert!(!message.contains(char::is_control), "{message:?}");
-        }
-        assert_eq!(elsewhere(f.dir.path()), before, "OUTHAUL_HOSTILE_SEED={seed}");
-        assert_eq!(fs::read_to_string(exec_root.join("a")).unwrap(), "a source");
-        assert_eq!(
-            wrong(&f).await,
-            Vec::<String>::new(),
-            "OUTHAUL_HOSTILE_SEED={seed}"
-        );
-    }
 }
