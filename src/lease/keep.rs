@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
+    error::LeaseError,
     lost::Leases,
     pass,
     schedule::{self, LeaseOptions, Schedule},
@@ -78,15 +79,9 @@ pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: Can
 
 /// A panic as an error.
 pub(super) async fn caught<T: Send + 'static>(
-    doing: impl Future<Output = Result<T, String>> + Send + 'static,
-) -> Result<T, String> {
+    doing: impl Future<Output = Result<T, LeaseError>> + Send + 'static,
+) -> Result<T, LeaseError> {
     AbortOnDropHandle::new(tokio::spawn(doing))
         .await
-        .unwrap_or_else(|e| {
-            Err(if e.is_panic() {
-                format!("this is a bug in outhaul: {e}")
-            } else {
-                "outhaul is shutting down".to_owned()
-            })
-        })
+        .unwrap_or_else(|e| Err(e.into()))
 }

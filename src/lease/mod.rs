@@ -13,6 +13,7 @@
 //! There is one task, [`keep`], and nothing waits for it. Rows are read in pages and asked for in batches, so memory
 //! does not grow with the build; the number of digests per second is limited.
 
+mod error;
 mod keep;
 mod lost;
 mod origin;

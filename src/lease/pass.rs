@@ -6,6 +6,7 @@ use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 
 use super::{
     Rooms,
+    error::LeaseError,
     lost::Lost,
     origin::{Origin, Origins},
     schedule::Build,
@@ -52,19 +53,16 @@ struct Batch {
 
 /// Asks for all outputs of a root that are not on disk, in the newest build's cache, and marks what is gone, and what
 /// is back. Returns what is lost, unless that is unknown because there was a build meanwhile.
-pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option<Lost>, String> {
+pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option<Lost>, LeaseError> {
     let row = &build.row;
     let cache = rooms
         .sources
-        .of_record(&row.remote_cache, &row.remote_instance_name)
-        .map_err(|e| e.to_string())?;
+        .of_record(&row.remote_cache, &row.remote_instance_name)?;
     let (roots, path) = (rooms.roots.clone(), build.path.clone());
     let opened = spawn_blocking(move || roots.reopen(path.as_ref())).await;
-    let (id, root) = opened
-        .unwrap_or(Err(RootError::Panicked))
-        .map_err(|e| e.to_string())?;
+    let (id, root) = opened.unwrap_or(Err(RootError::Panicked))?;
     if id != build.root {
-        return Err("the output root has been deleted and recreated since".to_owned());
+        return Err(LeaseError::Recreated);
     }
     let attribution = Attribution {
         invocation_id: row.invocation_id.clone(),
@@ -83,15 +81,12 @@ pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option
         let digests: Vec<Digest> = batch.outputs.iter().map(|leased| leased.digest.clone()).collect();
         rooms.metrics.request("find_missing");
         rooms.metrics.lease("renewed", digests.len());
-        let missing = store
-            .find_missing(&digests, &attribution)
-            .await
-            .map_err(|e| e.to_string())?;
+        let missing = store.find_missing(&digests, &attribution).await?;
         let asked = digests.len();
         let (record, root) = (rooms.record.clone(), root.clone());
         let missing: HashSet<Digest> = missing.into_iter().collect();
         let noted = spawn_blocking(move || note(&record, id, &root, batch, &missing)).await;
-        let noted = noted.map_err(|e| e.to_string())?;
+        let noted = noted?;
         rooms.metrics.lease("lost", noted.newly_lost);
         rooms.metrics.lease("returned", noted.returned);
         can_tell &= noted.can_tell;
@@ -102,7 +97,7 @@ pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option
         tokio::time::sleep_until(begun + takes).await;
     }
     // What was not read was not asked for.
-    reading.await.map_err(|e| e.to_string())?;
+    reading.await?;
     Ok(can_tell.then_some(lost))
 }
 
@@ -330,10 +325,10 @@ mod tests {
         let f = Fixture::new().await;
         f.outputs("a", 1);
         let passed = || pass(f.rooms.clone(), build(&f), 1_000_000);
-        assert_eq!(passed().await, Ok(Some(Lost::new("first"))));
+        assert_eq!(passed().await.unwrap(), Some(Lost::new("first")));
         let mut running = f.rooms.record.invocation("first").unwrap();
         running.state = InvocationState::Running;
         f.rooms.record.put_invocation(&running);
-        assert_eq!(passed().await, Ok(None));
+        assert_eq!(passed().await.unwrap(), None);
     }
 }

@@ -311,6 +311,6 @@ async fn a_pass_that_panics_is_one_that_failed() {
         assert!(std::hint::black_box(false), "as it may happen");
         Ok(())
     };
-    let error = caught(panicking).await.unwrap_err();
+    let error = caught(panicking).await.unwrap_err().to_string();
     assert!(error.contains("bug in outhaul"), "{error}");
 }

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     document::Document,
+    error::DeliveryError,
     http::Poster,
     queue::Queue,
     retry::{Answer, Patience},
@@ -30,7 +31,7 @@ pub(super) async fn deliver(queue: Arc<Queue>, poster: Poster, patience: Patienc
     }
 }
 
-async fn deliver_one(poster: &Poster, patience: &Patience, document: &Document) -> Result<(), String> {
+async fn deliver_one(poster: &Poster, patience: &Patience, document: &Document) -> Result<(), DeliveryError> {
     let began = Instant::now();
     let mut tries = 0;
     loop {
@@ -38,11 +39,11 @@ async fn deliver_one(poster: &Poster, patience: &Patience, document: &Document) 
         tries += 1;
         let (reason, asked) = match answer {
             Answer::Taken => return Ok(()),
-            Answer::Refused(reason) => return Err(reason),
+            Answer::Refused(reason) => return Err(DeliveryError::Refused(reason)),
             Answer::Later { reason, asked } => (reason, asked),
         };
         let Some(wait) = patience.wait(tries, began.elapsed(), asked, rand::random()) else {
-            return Err(format!("{reason} ({tries} tries)"));
+            return Err(DeliveryError::GivenUp { reason, tries });
         };
         tracing::debug!(receiver = %poster.url(), delivery = %document.delivery, ?wait, "{reason}; retrying");
         tokio::time::sleep(wait).await;

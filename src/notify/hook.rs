@@ -12,7 +12,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{document::Document, printed::Printed, queue::Queue};
+use super::{document::Document, error::HookError, printed::Printed, queue::Queue};
 use crate::{
     metrics::{Metrics, Notified},
     open_files,
@@ -76,12 +76,12 @@ impl Drop for Group {
     }
 }
 
-async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String> {
+async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, HookError> {
     let began = Instant::now();
     // Both into one pipe, so that what it prints stays in order.
     let (mut printed, writer) = Printed::pipe(document)
         .and_then(|(printed, writer)| Ok((printed, [writer.try_clone()?, writer])))
-        .map_err(|e| format!("failed to create a pipe for its output: {e}"))?;
+        .map_err(HookError::Pipe)?;
     let [stdout, stderr] = writer;
     let shell = format!("{}{SHELL}", open_files::lowering().unwrap_or_default());
     let mut child = Command::new("sh")
@@ -95,7 +95,7 @@ async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String>
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|e| format!("failed to start sh: {e}"))?;
+        .map_err(HookError::Start)?;
     let mut group = Group(
         child
             .id()
@@ -113,16 +113,13 @@ async fn run_one(hook: &Hook, document: &Document) -> Result<ExitStatus, String>
         Ok(status) => {
             // What it has left running in the background is its own business.
             group.0 = None;
-            status.map_err(|e| e.to_string())
+            status.map_err(HookError::Wait)
         }
         Err(_) => {
             group.kill();
             // Killed, it is gone at once.
             let _ = child.wait().await;
-            Err(format!(
-                "killed after {} (--on-settled-timeout)",
-                crate::units::show_duration(hook.timeout)
-            ))
+            Err(HookError::TimedOut(hook.timeout))
         }
     };
     printed.end(hook.timeout.saturating_sub(began.elapsed()));
@@ -148,6 +145,8 @@ async fn feed(child: &mut Child, document: &Document) -> std::io::Result<ExitSta
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use outhaul_testkit::until;
 
     use super::*;
     use crate::notify::Event;
@@ -204,7 +203,7 @@ mod tests {
         );
         let status = run_one(&hook(command), &document(String::new())).await.unwrap();
         assert!(status.success());
-        until(|| done.exists()).await;
+        until("the end of the command", async || done.exists()).await;
     }
 
     #[tokio::test]
@@ -215,7 +214,10 @@ mod tests {
             command: format!("sleep 1000 & echo $! > '{}'; wait", pids.display()),
             timeout: Duration::from_secs(1),
         };
-        let reason = run_one(&slow, &document(String::new())).await.unwrap_err();
+        let reason = run_one(&slow, &document(String::new()))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(reason.contains("--on-settled-timeout"), "{reason}");
         gone(&pids).await;
     }
@@ -226,7 +228,10 @@ mod tests {
         let pids = dir.path().join("pids");
         let slow = hook(format!("sleep 1000 & echo $! > '{}'; wait", pids.display()));
         let task = tokio::spawn(async move { run_one(&slow, &document(String::new())).await });
-        until(|| std::fs::read_to_string(&pids).is_ok_and(|text| text.ends_with('\n'))).await;
+        until("its process ids", async || {
+            std::fs::read_to_string(&pids).is_ok_and(|text| text.ends_with('\n'))
+        })
+        .await;
         task.abort();
         gone(&pids).await;
     }
@@ -235,16 +240,9 @@ mod tests {
         let pid = std::fs::read_to_string(pids).unwrap();
         let stat = format!("/proc/{}/stat", pid.trim());
         // There may be no parent to reap it.
-        until(|| std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))).await;
-    }
-
-    async fn until(so: impl Fn() -> bool) {
-        tokio::time::timeout(Duration::from_secs(20), async {
-            while !so() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+        until("its end", async || {
+            std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))
         })
-        .await
-        .expect("waited in vain");
+        .await;
     }
 }

@@ -8,6 +8,7 @@
 
 mod delivery;
 mod document;
+mod error;
 mod hook;
 mod http;
 mod notifier;
@@ -21,6 +22,7 @@ mod url;
 
 pub use self::{
     document::Event,
+    error::NotifyError,
     hook::Hook,
     notifier::{Backlog, Notifier, NotifyOptions},
     signature::Secret,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     delivery::deliver,
     document::{Document, Event, Writer},
+    error::NotifyError,
     hook::{self, Hook},
     http::Poster,
     queue::{Pushed, Queue},
@@ -86,7 +87,7 @@ impl Notifier {
         options: NotifyOptions,
         changes: mpsc::UnboundedReceiver<Told>,
         metrics: &Metrics,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, NotifyError> {
         Self::with_patience(options, changes, metrics, Patience::default(), QUEUE, DRAIN)
     }
 
@@ -97,13 +98,14 @@ impl Notifier {
         patience: Patience,
         bound: usize,
         drain: Duration,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, NotifyError> {
         let posters = options
             .urls
             .into_iter()
             .map(|url| {
-                let name = url.to_string();
-                Poster::new(url, options.secret.clone()).map_err(|e| format!("{name}: {e}"))
+                let receiver = url.clone();
+                Poster::new(url, options.secret.clone())
+                    .map_err(|error| NotifyError::Client { receiver, error })
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut receivers = Vec::new();

@@ -5,6 +5,8 @@ use std::{fmt, fs, path::Path};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
+use super::error::NotifyError;
+
 /// The key of the signatures. Never shown.
 #[derive(Clone)]
 pub struct Secret(Vec<u8>);
@@ -13,9 +15,9 @@ impl Secret {
     /// Reads it from a file; one line break at the end is not part of it.
     ///
     /// # Errors
-    /// In words: the file cannot be read, or holds nothing.
-    pub fn read(path: &Path) -> Result<Self, String> {
-        let mut bytes = fs::read(path).map_err(|e| e.to_string())?;
+    /// The file cannot be read, or holds nothing.
+    pub fn read(path: &Path) -> Result<Self, NotifyError> {
+        let mut bytes = fs::read(path).map_err(NotifyError::SecretFile)?;
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
             if bytes.last() == Some(&b'\r') {
@@ -23,7 +25,7 @@ impl Secret {
             }
         }
         if bytes.is_empty() {
-            return Err("contains no secret".to_owned());
+            return Err(NotifyError::NoSecret);
         }
         Ok(Self(bytes))
     }
@@ -72,7 +74,8 @@ mod tests {
         Secret::read(&path).unwrap_err();
         for text in ["", "\n"] {
             fs::write(&path, text).unwrap();
-            assert!(Secret::read(&path).unwrap_err().contains("no secret"));
+            let error = Secret::read(&path).unwrap_err().to_string();
+            assert!(error.contains("no secret"), "{error}");
         }
         fs::write(&path, "hush").unwrap();
         assert!(!format!("{:?}", Secret::read(&path).unwrap()).contains("hush"));

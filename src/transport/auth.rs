@@ -279,7 +279,7 @@ impl Helper {
                 ))
             })??;
         let (headers, expires_in) =
-            read_answer(&printed, SystemTime::now()).map_err(|reason| self.error(&reason))?;
+            read_answer(&printed, SystemTime::now()).map_err(|e| self.error(&e.to_string()))?;
         Ok((headers, expires_in.unwrap_or(self.kept_for)))
     }
 
@@ -340,19 +340,29 @@ impl Helper {
     }
 }
 
+/// What is wrong with a helper's answer. Nothing of the answer is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AnswerError {
+    #[error("did not print the expected JSON")]
+    NotJson,
+    #[error("printed a header with an invalid name or value")]
+    Header,
+    #[error("printed an expiry that is not an RFC 3339 time")]
+    Expiry,
+}
+
 /// Headers, and for how long they are good if it says so, out of what a helper printed; or what is wrong with that.
 pub(crate) fn read_answer(
     printed: &[u8],
     now: SystemTime,
-) -> Result<(Vec<Header>, Option<Duration>), String> {
-    // The decoder's words would quote the answer.
-    let printed: Printed = serde_json::from_slice(printed).map_err(|_| "did not print the expected JSON")?;
+) -> Result<(Vec<Header>, Option<Duration>), AnswerError> {
+    let printed: Printed = serde_json::from_slice(printed).map_err(|_| AnswerError::NotJson)?;
     let mut headers = Vec::new();
     for (name, values) in printed.headers {
         for value in values {
             // Its name may be anything, too.
             let header = Header::new(&name, &value);
-            headers.push(header.map_err(|_| "printed a header with an invalid name or value")?);
+            headers.push(header.map_err(|_| AnswerError::Header)?);
         }
     }
     let expires_in = match printed.expires {
@@ -362,7 +372,7 @@ pub(crate) fn read_answer(
                 .parse::<prost_types::Timestamp>()
                 .ok()
                 .and_then(|time| SystemTime::try_from(time).ok())
-                .ok_or("printed an expiry that is not an RFC 3339 time")?
+                .ok_or(AnswerError::Expiry)?
                 .duration_since(now)
                 .unwrap_or_default();
             // A helper's year 9999 must not overflow the clock.

@@ -248,13 +248,7 @@ impl Forwarder {
                 Wake::Ready => call.answer_now(),
                 Wake::Answer(answer) => Some(answer),
                 Wake::Taken(ready) => {
-                    self.take(ready);
-                    for _ in 0..AT_ONCE {
-                        match self.source.ready.try_recv() {
-                            Ok(ready) => self.take(Some(ready)),
-                            Err(_) => break,
-                        }
-                    }
+                    self.take_all(ready);
                     None
                 }
                 Wake::Save => {
@@ -294,6 +288,17 @@ impl Forwarder {
                     // As a client that died: the call is dropped, and so cancelled.
                     return Ok(());
                 }
+            }
+        }
+    }
+
+    /// Takes what is ready, up to a limit.
+    fn take_all(&mut self, first: Option<Ready>) {
+        self.take(first);
+        for _ in 0..AT_ONCE {
+            match self.source.ready.try_recv() {
+                Ok(ready) => self.take(Some(ready)),
+                Err(_) => break,
             }
         }
     }
@@ -344,7 +349,10 @@ impl Forwarder {
     fn answer(&mut self, answer: Result<Answer, Status>) -> Result<bool, Status> {
         match answer {
             Ok(Answer::Ack(sequence)) => {
-                let event = self.window.ack(sequence).map_err(Status::data_loss)?;
+                let event = self
+                    .window
+                    .ack(sequence)
+                    .map_err(|error| Status::data_loss(error.to_string()))?;
                 self.room.leave(event.weight);
                 self.acked = self.acked.max(sequence);
                 Counters::add(&self.counters.forwarded);

@@ -104,6 +104,15 @@ pub(super) struct Kept {
     pub(super) weight: usize,
 }
 
+/// An acknowledgement that is not of the oldest event that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum AckError {
+    #[error("upstream acknowledged event {sequence}, expected {due}")]
+    OutOfOrder { sequence: i64, due: i64 },
+    #[error("upstream acknowledged event {0}, but no acknowledgement was expected")]
+    Unexpected(i64),
+}
+
 /// The events that upstream has not acknowledged, in order.
 #[derive(Default)]
 pub(super) struct Window {
@@ -144,19 +153,14 @@ impl Window {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn ack(&mut self, sequence: i64) -> Result<Kept, String> {
-        let due = self.events.front().filter(|_| self.sent > 0).map(|e| e.sequence);
-        match due {
-            Some(due) if due == sequence => {
-                self.sent -= 1;
-                // There is one: its number was just looked at.
-                self.events.pop_front().ok_or_else(String::new)
-            }
-            Some(due) => Err(format!("upstream acknowledged event {sequence}, expected {due}")),
-            None => Err(format!(
-                "upstream acknowledged event {sequence}, but no acknowledgement was expected"
-            )),
+    pub(super) fn ack(&mut self, sequence: i64) -> Result<Kept, AckError> {
+        match self.events.front().filter(|_| self.sent > 0).map(|e| e.sequence) {
+            Some(due) if due == sequence => {}
+            Some(due) => return Err(AckError::OutOfOrder { sequence, due }),
+            None => return Err(AckError::Unexpected(sequence)),
         }
+        self.sent -= 1;
+        self.events.pop_front().ok_or(AckError::Unexpected(sequence))
     }
 }
 

@@ -14,17 +14,39 @@ use crate::{
     record::{OutputState, RootId},
     remote::Attribution,
     roots::RootError,
-    sources::SourceCache,
+    sources::{SourceCache, SourceError},
 };
 
 /// Outputs that one call brings to disk.
 const RESULTS: usize = 1_000_000;
 
+/// Why an output was not requested.
+#[derive(Debug, thiserror::Error)]
+enum MaterializeError {
+    #[error(transparent)]
+    Root(#[from] RootError),
+    #[error("the output root has been deleted and recreated since; build again")]
+    Recreated,
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("it was requested twice")]
+    Twice,
+    #[error(
+        "another outhaul process has handled a newer build of this output root, so this record of its outputs is out of \
+         date; ask that process, or build again"
+    )]
+    OtherProcess,
+    #[error(
+        "left unchanged: the file on disk is newer than this output, which only Bazel's action cache names"
+    )]
+    Outdated,
+}
+
 /// How an output ended, for its caller: the outcome if it is on disk, and why not otherwise.
-fn answer(end: &Result<Outcome, String>) -> (pb::OutputOutcome, String) {
+fn answer(end: &Result<Outcome, Arc<MaterializeError>>) -> (pb::OutputOutcome, String) {
     let outcome = match end {
         Ok(outcome) => outcome,
-        Err(reason) => return (pb::OutputOutcome::Unspecified, reason.clone()),
+        Err(error) => return (pb::OutputOutcome::Unspecified, error.to_string()),
     };
     let error = match outcome.state() {
         Some(OutputState::Materialized | OutputState::Known) => {
@@ -84,14 +106,17 @@ impl Service {
     }
 
     /// Fetches outputs of one root.
-    async fn fetch(&self, mut found: Vec<Found>) -> Vec<(Found, Result<Outcome, String>)> {
+    async fn fetch(&self, mut found: Vec<Found>) -> Vec<(Found, Result<Outcome, Arc<MaterializeError>>)> {
         let Some(first) = found.first() else {
             return Vec::new();
         };
         let (id, exec_root) = (first.root, first.exec_root.clone());
         let (root, served, cache, invocation_id) = match self.place(id, exec_root).await {
             Ok(ready) => ready,
-            Err(reason) => return found.into_iter().map(|f| (f, Err(reason.clone()))).collect(),
+            Err(error) => {
+                let error = Arc::new(error);
+                return found.into_iter().map(|f| (f, Err(error.clone()))).collect();
+            }
         };
         let version = root.epoch.current();
         let outdated = self.split_outdated(id, &mut found).await;
@@ -121,20 +146,14 @@ impl Service {
         rows::conclude(&self.record, id, version, ends.values().cloned().collect()).await;
         let fetched = found.into_iter().map(|f| {
             let end = match ends.remove(&f.path).map(|c| c.outcome) {
-                Some(Outcome::Superseded) if is_followed_elsewhere => Err(
-                    "another outhaul process has handled a newer build of this output root, so this record \
-                     of its outputs is out of date; ask that process, or build again"
-                        .to_owned(),
-                ),
-                end => end.ok_or_else(|| "it was requested twice".to_owned()),
+                Some(Outcome::Superseded) if is_followed_elsewhere => Err(MaterializeError::OtherProcess),
+                end => end.ok_or(MaterializeError::Twice),
             };
-            (f, end)
+            (f, end.map_err(Arc::new))
         });
-        let outdated = outdated.into_iter().map(|found| {
-            let reason = "left unchanged: the file on disk is newer than this output, which only Bazel's \
-                          action cache names";
-            (found, Err(reason.to_owned()))
-        });
+        let outdated = outdated
+            .into_iter()
+            .map(|found| (found, Err(Arc::new(MaterializeError::Outdated))));
         fetched.chain(outdated).collect()
     }
 
@@ -143,7 +162,7 @@ impl Service {
         &self,
         id: RootId,
         exec_root: PathBuf,
-    ) -> Result<(Arc<Root>, Option<Served>, SourceCache, String), String> {
+    ) -> Result<(Arc<Root>, Option<Served>, SourceCache, String), MaterializeError> {
         let roots = self.roots.clone();
         let opened = spawn_blocking(move || {
             let (id, root) = roots.reopen(&exec_root)?;
@@ -153,14 +172,13 @@ impl Service {
         .await;
         let opened = opened.unwrap_or(Err(RootError::Panicked));
         let newest = self.record.newest_invocation(id).unwrap_or_default();
-        let (opened, root, served) = opened.map_err(|e| e.to_string())?;
+        let (opened, root, served) = opened?;
         if opened != id {
-            return Err("the output root has been deleted and recreated since; build again".to_owned());
+            return Err(MaterializeError::Recreated);
         }
         let cache = self
             .sources
-            .of_record(&newest.remote_cache, &newest.remote_instance_name);
-        let cache = cache.map_err(|e| e.to_string())?;
+            .of_record(&newest.remote_cache, &newest.remote_instance_name)?;
         Ok((root, served, cache, newest.invocation_id))
     }
 

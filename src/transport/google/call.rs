@@ -7,6 +7,7 @@ use http::{Request, StatusCode, Uri, header::CONTENT_TYPE};
 use http_body_util::{BodyExt as _, Full, Limited};
 use serde::{Deserialize, de::DeserializeOwned};
 
+use super::error::GoogleError;
 use crate::{printable::with_causes, transport::https::client_for};
 
 /// How long a server may take for its answer.
@@ -43,7 +44,7 @@ struct Refused {
 
 /// A try that failed, and whether another one may fare better.
 struct Failed {
-    reason: String,
+    error: GoogleError,
     is_lasting: bool,
 }
 
@@ -61,7 +62,7 @@ impl Call {
     }
 
     /// The answer; or why there is none, in words without secrets.
-    pub(super) async fn answer(&self) -> Result<Bytes, String> {
+    pub(super) async fn answer(&self) -> Result<Bytes, GoogleError> {
         let mut waits = WAITS.into_iter();
         loop {
             let failed = match self.ask().await {
@@ -69,15 +70,15 @@ impl Call {
                 Err(failed) => failed,
             };
             let wait = waits.next().filter(|_| !failed.is_lasting);
-            tokio::time::sleep(wait.ok_or(failed.reason)?).await;
+            tokio::time::sleep(wait.ok_or(failed.error)?).await;
         }
     }
 
     /// The same, decoded.
-    pub(super) async fn answered<T: DeserializeOwned>(&self) -> Result<T, String> {
+    pub(super) async fn answered<T: DeserializeOwned>(&self) -> Result<T, GoogleError> {
         // The decoder's words would quote the answer.
         serde_json::from_slice(&self.answer().await?)
-            .map_err(|_| format!("{}: its answer has no token", self.place()))
+            .map_err(|_| GoogleError::NoToken(self.place().to_owned()))
     }
 
     /// Who is asked, without a user's name and password.
@@ -88,7 +89,10 @@ impl Call {
 
     async fn ask(&self) -> Result<Bytes, Failed> {
         let lasting = |reason: &str| Failed {
-            reason: format!("{}: {reason}", self.place()),
+            error: GoogleError::Server {
+                server: self.place().to_owned(),
+                reason: reason.to_owned(),
+            },
             is_lasting: true,
         };
         let passing = |reason: &str| Failed {

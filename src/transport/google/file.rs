@@ -15,7 +15,11 @@ use ring::{
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde::Deserialize;
 
-use super::{DEFAULT_SCOPE, Question, call::Call, encoded};
+use super::{
+    call::Call,
+    error::GoogleError,
+    token::{DEFAULT_SCOPE, Question, encoded},
+};
 
 const TOKEN_ENDPOINT: &str = "https://oauth2.googleapis.com/token";
 
@@ -58,12 +62,10 @@ struct Format {
 
 impl Source {
     /// The call that brings it, if it is not in a file.
-    fn call(&self) -> Result<Option<Call>, String> {
+    fn call(&self) -> Result<Option<Call>, GoogleError> {
         let Some(url) = &self.url else {
             let known = self.file.as_ref().map(|_| None);
-            return known.ok_or_else(|| {
-                "the file's credential_source is neither a file nor a url; others cannot be used".to_owned()
-            });
+            return known.ok_or(GoogleError::UnknownSource);
         };
         Ok(Some(Call {
             uri: parsed(url, "credential_source.url")?,
@@ -73,17 +75,19 @@ impl Source {
     }
 
     /// The token itself.
-    pub(super) async fn token(&self) -> Result<String, String> {
+    pub(super) async fn token(&self) -> Result<String, GoogleError> {
         let bytes = match (self.call()?, &self.file) {
             (Some(call), _) => call.answer().await?.to_vec(),
             (None, file) => {
                 let file = file.as_deref().unwrap_or(Path::new(""));
                 let read = tokio::fs::read(file).await;
-                read.map_err(|error| format!("failed to read {}: {error}", file.display()))?
+                read.map_err(|error| GoogleError::UnreadableSource {
+                    file: file.to_owned(),
+                    error,
+                })?
             }
         };
-        let none = "its credential_source gives no token";
-        let text = String::from_utf8(bytes).map_err(|_| none)?;
+        let text = String::from_utf8(bytes).map_err(|_| GoogleError::EmptySource)?;
         let Some(name) = self
             .format
             .as_ref()
@@ -91,21 +95,21 @@ impl Source {
         else {
             return Ok(text.trim().to_owned());
         };
-        let fields: serde_json::Value = serde_json::from_str(&text).map_err(|_| none)?;
+        let fields: serde_json::Value = serde_json::from_str(&text).map_err(|_| GoogleError::EmptySource)?;
         let token = fields.get(name).and_then(serde_json::Value::as_str);
-        Ok(token.ok_or(none)?.to_owned())
+        Ok(token.ok_or(GoogleError::EmptySource)?.to_owned())
     }
 }
 
 /// The file's content. The decoder's words would quote it.
-pub(super) fn read(file: &Path) -> Result<Written, String> {
-    let bytes = std::fs::read(file).map_err(|error| format!("failed to read the credentials: {error}"))?;
-    serde_json::from_slice(&bytes).map_err(|_| "the file does not contain Google credentials".to_owned())
+pub(super) fn read(file: &Path) -> Result<Written, GoogleError> {
+    let bytes = std::fs::read(file).map_err(GoogleError::Unreadable)?;
+    serde_json::from_slice(&bytes).map_err(|_| GoogleError::NotCredentials)
 }
 
 impl Written {
     /// What brings a token, before anybody is asked.
-    pub(super) fn question(self, scopes: &[String]) -> Result<Question, String> {
+    pub(super) fn question(self, scopes: &[String]) -> Result<Question, GoogleError> {
         let token_uri = self.token_uri.as_deref().unwrap_or(TOKEN_ENDPOINT);
         let mut question = match &*self.r#type {
             "service_account" => {
@@ -135,13 +139,7 @@ impl Written {
                 Question::of(Call::form(parsed(token_uri, "token_uri")?, form))
             }
             "external_account" => self.exchange(scopes)?,
-            _ => {
-                return Err(
-                    "the file's credentials are not a service_account, authorized_user or external_account; others \
-                     cannot be used"
-                        .to_owned(),
-                );
-            }
+            _ => return Err(GoogleError::UnknownType),
         };
         question.quota_project = self.quota_project_id;
         Ok(question)
@@ -149,9 +147,9 @@ impl Written {
 
     /// Another provider's token in exchange for one of Google's (RFC 8693), and with that one a service account's, if it
     /// stands for one.
-    fn exchange(&self, scopes: &[String]) -> Result<Question, String> {
+    fn exchange(&self, scopes: &[String]) -> Result<Question, GoogleError> {
         let source = self.credential_source.clone();
-        let source = source.ok_or("the file's credentials have no credential_source")?;
+        let source = source.ok_or(GoogleError::Missing("credential_source"))?;
         source.call()?;
         let account = self.service_account_impersonation_url.as_deref();
         let account = account
@@ -180,14 +178,14 @@ impl Written {
     }
 }
 
-fn needed<'a>(field: Option<&'a str>, name: &str) -> Result<&'a str, String> {
-    field.ok_or_else(|| format!("the file's credentials have no {name}"))
+fn needed<'a>(field: Option<&'a str>, name: &'static str) -> Result<&'a str, GoogleError> {
+    field.ok_or(GoogleError::Missing(name))
 }
 
-fn parsed(url: &str, name: &str) -> Result<Uri, String> {
+fn parsed(url: &str, name: &'static str) -> Result<Uri, GoogleError> {
     let uri = url.parse().ok();
     uri.filter(|uri: &Uri| matches!(uri.scheme_str(), Some("https" | "http")) && uri.host().is_some())
-        .ok_or_else(|| format!("the file's {name} is not a URL"))
+        .ok_or(GoogleError::NotUrl(name))
 }
 
 /// The signed claim to be a service account (RFC 7523).
@@ -197,10 +195,9 @@ fn assertion(
     email: &str,
     audience: &str,
     scopes: &[String],
-) -> Result<String, String> {
-    let unusable = "the file's private_key is not an RSA key in PKCS #8";
-    let key = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).map_err(|_| unusable)?;
-    let key = RsaKeyPair::from_pkcs8(key.secret_pkcs8_der()).map_err(|_| unusable)?;
+) -> Result<String, GoogleError> {
+    let key = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).map_err(|_| GoogleError::PrivateKey)?;
+    let key = RsaKeyPair::from_pkcs8(key.secret_pkcs8_der()).map_err(|_| GoogleError::PrivateKey)?;
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
@@ -226,7 +223,7 @@ fn assertion(
         claim.as_bytes(),
         &mut signature,
     )
-    .map_err(|_| "the file's private_key does not sign")?;
+    .map_err(|_| GoogleError::Signature)?;
     Ok(format!("{claim}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
 

@@ -1,16 +1,19 @@
 //! The token endpoint is a server here. The key is for these tests alone.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::{Router, extract::State, http::HeaderMap};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use ring::signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
-use super::*;
-use crate::transport::{Auth, ConnectOptions, Endpoint};
+use super::token::*;
+use crate::transport::{Auth, ConnectOptions, Endpoint, Header, RemoteErrorKind};
 
 const KEY: &str = include_str!("../../../tests/google/key.pem");
 
@@ -255,7 +258,7 @@ async fn default_credentials_are_found_in_googles_order() {
     assert_eq!(server.got(), [asked]);
     // A file that is named, and is no such file, is not passed over.
     let gone = |name: &str| (name == "GOOGLE_APPLICATION_CREDENTIALS").then(|| "/no/such".into());
-    let reason = google.question(&gone).err().unwrap();
+    let reason = google.question(&gone).err().unwrap().to_string();
     assert!(
         reason.contains("GOOGLE_APPLICATION_CREDENTIALS=/no/such"),
         "{reason}"
