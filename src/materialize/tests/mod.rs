@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outhaul_testkit::until;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{place::Epoch, place::OutputRoot, *};
@@ -20,6 +21,7 @@ use crate::{
     digest::Digest,
     embedded_cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,
+    metrics::Metrics,
     output::{Class, OutputContent},
     remote::{Attribution, GrpcCache, RemoteOptions},
     transport::Endpoint,
@@ -121,14 +123,6 @@ fn is_from(outcome: &Outcome, expected: Source) -> bool {
     matches!(outcome, Outcome::Downloaded { source, .. } if *source == expected)
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < end, "{what} never came");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[tokio::test]
 async fn one_blob_is_fetched_once_however_many_outputs_have_it() {
     let f = Fixture::new().await;
@@ -157,7 +151,7 @@ async fn writers_without_work_let_go_of_the_output_tree() {
     f.want(&asker, Class::Required, &[("a/x", &digest)]).await;
     assert!(asker.end().await.is_on_disk());
     assert!(Arc::strong_count(&f.root.place) > 1);
-    until("the last descriptor's end", || {
+    until("the last descriptor's end", async || {
         Arc::strong_count(&f.root.place) == 1
     })
     .await;
@@ -251,7 +245,7 @@ async fn a_missing_blob_is_evicted_unless_the_disk_has_it_by_then() {
         Times::Once,
     );
     f.want(&asker, Class::Required, &[("local", &gone)]).await;
-    until("the request", || f.cache.faults().fired() > 0).await;
+    until("the request", async || f.cache.faults().fired() > 0).await;
     fs::write(f.path("local"), "never uploaded").unwrap();
     assert!(matches!(asker.end().await, Outcome::Present { .. }));
 }
@@ -267,7 +261,7 @@ async fn a_newer_version_ends_what_an_older_one_wanted() {
         let stall = RequestFault::Delay(Duration::from_millis(700));
         f.cache.faults().every_request(stall, Times::First(1));
         f.want(&first, Class::Required, &[("x", &old)]).await;
-        until("the request", || f.cache.faults().fired() > 0).await;
+        until("the request", async || f.cache.faults().fired() > 0).await;
         f.materializer.begin(&f.root, 2).await;
         assert_eq!(first.end().await, Outcome::Superseded);
         let mut second = f.asker(2);
@@ -304,7 +298,7 @@ async fn required_goes_before_optional_and_a_waiting_blob_moves_up() {
         &[("first", &blobs[0]), ("second", &blobs[1]), ("third", &blobs[2])],
     )
     .await;
-    until("the request", || f.cache.faults().fired() > 0).await;
+    until("the request", async || f.cache.faults().fired() > 0).await;
     f.want(
         &asker,
         Class::Required,
