@@ -164,7 +164,6 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("outhaul");
         let metrics = Self {
             registry: Arc::default(),
             sources: Sources::default(),
@@ -185,74 +184,76 @@ impl Default for Metrics {
             invocations: Family::default(),
             notifications: Family::default(),
         };
-        registry.register("blobs", "Outputs by source and outcome", metrics.blobs.clone());
-        registry.register_with_unit(
-            "downloaded",
-            "Bytes downloaded for outputs",
-            Unit::Bytes,
-            metrics.downloaded_bytes.clone(),
-        );
-        registry.register(
-            "store_outputs",
-            "Outputs downloaded, by the cache that had them, where there are several",
-            metrics.store_outputs.clone(),
-        );
-        registry.register_with_unit(
-            "store_downloaded",
-            "Bytes downloaded for outputs, by cache, where there are several",
-            Unit::Bytes,
-            metrics.store_bytes.clone(),
-        );
-        registry.register(
-            "queue_depth",
-            "Blobs waiting to be fetched, by lane",
-            metrics.queue.clone(),
-        );
-        registry.register_with_unit(
-            "in_flight",
-            "Bytes between the cache and the disk",
-            Unit::Bytes,
-            metrics.bytes_in_flight.clone(),
-        );
-        registry.register(
-            "requests",
-            "Requests to the remote cache",
-            metrics.requests.clone(),
-        );
-        registry.register("events", "Build events received", metrics.events.clone());
-        registry.register("faults", "Errors, by kind", metrics.faults.clone());
-        registry.register_with_unit(
-            "hold",
-            "Time for which the end of a stream was delayed",
-            Unit::Seconds,
-            metrics.hold_seconds.clone(),
-        );
-        registry.register("invocations", "Invocations by state", metrics.invocations.clone());
-        registry.register(
-            "leases",
-            "Outputs whose leases were renewed (renewed), that the cache has lost (lost) or has again \
-             (returned)",
-            metrics.leases.clone(),
-        );
-        registry.register(
-            "evicted_outputs",
-            "Outputs of live builds that were neither in the cache nor on disk when leases were last renewed",
-            metrics.evicted.clone(),
-        );
-        registry.register_collector(Box::new(metrics.sources.clone()));
-        registry.register(
-            "notifications",
-            "Notifications by receiver and outcome",
-            metrics.notifications.clone(),
-        );
         Self {
-            registry: Arc::new(registry),
+            registry: Arc::new(metrics.register()),
             ..metrics
         }
     }
 }
 
 impl Metrics {
+    /// The registry with all of them.
+    fn register(&self) -> Registry {
+        let mut registry = Registry::with_prefix("outhaul");
+        registry.register("blobs", "Outputs by source and outcome", self.blobs.clone());
+        registry.register_with_unit(
+            "downloaded",
+            "Bytes downloaded for outputs",
+            Unit::Bytes,
+            self.downloaded_bytes.clone(),
+        );
+        registry.register(
+            "store_outputs",
+            "Outputs downloaded, by the cache that had them, where there are several",
+            self.store_outputs.clone(),
+        );
+        registry.register_with_unit(
+            "store_downloaded",
+            "Bytes downloaded for outputs, by cache, where there are several",
+            Unit::Bytes,
+            self.store_bytes.clone(),
+        );
+        registry.register(
+            "queue_depth",
+            "Blobs waiting to be fetched, by lane",
+            self.queue.clone(),
+        );
+        registry.register_with_unit(
+            "in_flight",
+            "Bytes between the cache and the disk",
+            Unit::Bytes,
+            self.bytes_in_flight.clone(),
+        );
+        registry.register("requests", "Requests to the remote cache", self.requests.clone());
+        registry.register("events", "Build events received", self.events.clone());
+        registry.register("faults", "Errors, by kind", self.faults.clone());
+        registry.register_with_unit(
+            "hold",
+            "Time for which the end of a stream was delayed",
+            Unit::Seconds,
+            self.hold_seconds.clone(),
+        );
+        registry.register("invocations", "Invocations by state", self.invocations.clone());
+        registry.register(
+            "leases",
+            "Outputs whose leases were renewed (renewed), that the cache has lost (lost) or has again \
+             (returned)",
+            self.leases.clone(),
+        );
+        registry.register(
+            "evicted_outputs",
+            "Outputs of live builds that were neither in the cache nor on disk when leases were last renewed",
+            self.evicted.clone(),
+        );
+        registry.register_collector(Box::new(self.sources.clone()));
+        registry.register(
+            "notifications",
+            "Notifications by receiver and outcome",
+            self.notifications.clone(),
+        );
+        registry
+    }
+
     /// Outputs that ended alike.
     pub fn blobs(&self, source: &'static str, outcome: &'static str, count: u64) {
         self.blobs

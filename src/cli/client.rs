@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use tokio::sync::mpsc;
 use tonic::{
     Request, Status, Streaming,
@@ -124,6 +125,44 @@ impl Following {
                 None => Ok(None),
             },
         }
+    }
+}
+
+/// How a command asks, and how it prints the answer.
+#[derive(Debug, Args)]
+pub(super) struct AskArgs {
+    /// Print JSON, one object per line
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    control: ControlArgs,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+impl AskArgs {
+    /// The daemon that the flags name, or this process in place of the state directory's.
+    pub(super) async fn client(&self) -> Result<Client, Failure> {
+        Client::open(&self.control, &self.state, &self.cache).await
+    }
+
+    /// The client that knows the build of this id; without an id, the one that the flags name.
+    pub(super) async fn client_of(&self, id: Option<&str>) -> Result<Client, Failure> {
+        match id {
+            Some(id) => self.client_of_build(id, "").await,
+            None => self.client().await,
+        }
+    }
+
+    /// The client that knows a build, by its id or as the newest of a workspace.
+    pub(super) async fn client_of_build(&self, id: &str, workspace: &str) -> Result<Client, Failure> {
+        let found = Client::of_build(&self.control, &self.state, &self.cache, id, workspace).await?;
+        Ok(found.0)
     }
 }
 

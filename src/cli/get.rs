@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::Client,
+    client::{AskArgs, Client},
     exit,
     exit::Failure,
     paths, print, runtime,
@@ -20,7 +20,6 @@ use super::{
     view,
 };
 use crate::{
-    config::{CacheArgs, ControlArgs, StateArgs},
     invocation::{
         pattern::{self, TargetPattern},
         policy::PathRegex,
@@ -57,18 +56,8 @@ pub(super) struct GetArgs {
     #[command(flatten)]
     which: WhichArgs,
 
-    /// Print JSON, one object per line
-    #[arg(long)]
-    json: bool,
-
     #[command(flatten)]
-    control: ControlArgs,
-
-    #[command(flatten)]
-    state: StateArgs,
-
-    #[command(flatten)]
-    cache: CacheArgs,
+    ask: AskArgs,
 }
 
 /// What is wanted, as it was written.
@@ -190,12 +179,10 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
         (String::new(), String::new())
     };
     runtime()?.block_on(async {
-        let (control, state, cache) = (&args.control, &args.state, &args.cache);
         let mut client = if selects {
-            let of_build = Client::of_build(control, state, cache, &invocation, &workspace);
-            of_build.await?.0
+            args.ask.client_of_build(&invocation, &workspace).await?
         } else {
-            Client::open(control, state, cache).await?
+            args.ask.client().await?
         };
         let got = async {
             if selects {
@@ -203,7 +190,7 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
             }
             let mut code = exit::OK;
             for paths in paths.chunks(AT_ONCE) {
-                code = worse(code, get(&mut client, paths.to_vec(), args.json).await?);
+                code = worse(code, get(&mut client, paths.to_vec(), args.ask.json).await?);
             }
             Ok(code)
         };

@@ -4,13 +4,8 @@ use std::io::Write as _;
 
 use clap::Args;
 
-use super::{client::Client, exit, exit::Failure, print, runtime, view};
-use crate::{
-    config::{CacheArgs, ControlArgs, StateArgs},
-    output::Class,
-    printable::printable,
-    proto::outhaul::v1 as pb,
-};
+use super::{client::AskArgs, exit, exit::Failure, print, runtime, view};
+use crate::{output::Class, printable::printable, proto::outhaul::v1 as pb};
 
 /// Arguments of `outhaul ls`.
 #[derive(Debug, Args)]
@@ -23,37 +18,20 @@ pub(super) struct LsArgs {
     #[arg(long, value_name = "CLASS", value_parser = ["required", "optional", "known"])]
     class: Option<String>,
 
-    /// Print JSON, one object per line
-    #[arg(long)]
-    json: bool,
-
     #[command(flatten)]
-    control: ControlArgs,
-
-    #[command(flatten)]
-    state: StateArgs,
-
-    #[command(flatten)]
-    cache: CacheArgs,
+    ask: AskArgs,
 }
 
 pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
     runtime()?.block_on(async {
-        let mut client = match &args.id {
-            Some(id) => {
-                Client::of_build(&args.control, &args.state, &args.cache, id, "")
-                    .await?
-                    .0
-            }
-            None => Client::open(&args.control, &args.state, &args.cache).await?,
-        };
+        let mut client = args.ask.client_of(args.id.as_deref()).await?;
         let id = args.id.as_deref().unwrap_or("");
         let class = args.class.as_deref().and_then(Class::named);
         let class = class.map_or(pb::OutputClass::Unspecified, Into::into);
         let result = client
             .outputs(id, class, |output| {
                 let mut out = print::out();
-                if args.json {
+                if args.ask.json {
                     writeln!(out, "{}", view::output_json(&output))?;
                 } else {
                     writeln!(

@@ -4,13 +4,8 @@ use std::{io::Write, path::PathBuf};
 
 use clap::Args;
 
-use super::{client::Client, exit, exit::Failure, get::resolved, print, runtime, view};
-use crate::{
-    config::{CacheArgs, ControlArgs, StateArgs},
-    control::namer,
-    printable::printable,
-    proto::outhaul::v1 as pb,
-};
+use super::{client::AskArgs, exit, exit::Failure, get::resolved, print, runtime, view};
+use crate::{control::namer, printable::printable, proto::outhaul::v1 as pb};
 
 /// Arguments of `outhaul stat`.
 #[derive(Debug, Args)]
@@ -32,25 +27,15 @@ struct Question {
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
 
-    /// Print JSON, one object per line
-    #[arg(long)]
-    json: bool,
-
     #[command(flatten)]
-    control: ControlArgs,
-
-    #[command(flatten)]
-    state: StateArgs,
-
-    #[command(flatten)]
-    cache: CacheArgs,
+    ask: AskArgs,
 }
 
 pub(super) fn stat(args: &StatArgs) -> Result<u8, Failure> {
     let question = &args.question;
     let paths = resolved(&question.paths)?;
     runtime()?.block_on(async {
-        let mut client = Client::open(&question.control, &question.state, &question.cache).await?;
+        let mut client = question.ask.client().await?;
         let outputs = client.stat(paths).await?;
         client.close().await;
         show(question, &outputs, |out, n| {
@@ -75,7 +60,7 @@ pub(super) fn why(args: &WhyArgs) -> Result<u8, Failure> {
     let question = &args.question;
     let paths = resolved(&question.paths)?;
     runtime()?.block_on(async {
-        let mut client = Client::open(&question.control, &question.state, &question.cache).await?;
+        let mut client = question.ask.client().await?;
         let answers = client.why(paths).await?;
         client.close().await;
         let (outputs, lines): (Vec<_>, Vec<_>) = answers
@@ -106,7 +91,7 @@ fn show(
                 "outhaul: {}: no recorded build has named it",
                 asked.display()
             )?;
-        } else if question.json {
+        } else if question.ask.json {
             writeln!(out, "{}", view::output_json(output))?;
         } else {
             writeln!(out, "{}", printable(&view::absolute(output)))?;

@@ -8,8 +8,12 @@ use std::{
 use clap::Args;
 use serde_json::json;
 
-use super::{client::Client, exit, exit::Failure, print, runtime, view};
-use crate::config::{CacheArgs, ControlArgs, StateArgs};
+use super::{
+    client::{AskArgs, Client},
+    exit,
+    exit::Failure,
+    print, runtime, view,
+};
 
 /// How often `--watch` looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -29,30 +33,13 @@ pub(super) struct StatusArgs {
     #[arg(long, value_name = "N", default_value_t = 10)]
     limit: u32,
 
-    /// Print JSON, one object per line
-    #[arg(long)]
-    json: bool,
-
     #[command(flatten)]
-    control: ControlArgs,
-
-    #[command(flatten)]
-    state: StateArgs,
-
-    #[command(flatten)]
-    cache: CacheArgs,
+    ask: AskArgs,
 }
 
 pub(super) fn main(args: &StatusArgs) -> Result<u8, Failure> {
     runtime()?.block_on(async {
-        let mut client = match &args.id {
-            Some(id) => {
-                Client::of_build(&args.control, &args.state, &args.cache, id, "")
-                    .await?
-                    .0
-            }
-            None => Client::open(&args.control, &args.state, &args.cache).await?,
-        };
+        let mut client = args.ask.client_of(args.id.as_deref()).await?;
         let result = if args.watch {
             watch(args, &mut client).await
         } else if let Some(id) = &args.id {
@@ -69,13 +56,13 @@ async fn list(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
     let invocations = client.invocations(args.limit).await?;
     let mut out = print::out();
     for invocation in &invocations {
-        if args.json {
+        if args.ask.json {
             writeln!(out, "{}", view::invocation_json(invocation))?;
         } else {
             view::invocation(&mut out, invocation)?;
         }
     }
-    if invocations.is_empty() && !args.json {
+    if invocations.is_empty() && !args.ask.json {
         writeln!(out, "no invocations are recorded")?;
     }
     Ok(exit::OK)
@@ -84,7 +71,7 @@ async fn list(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
 async fn one(args: &StatusArgs, client: &mut Client, id: &str) -> Result<u8, Failure> {
     let (invocation, targets) = client.invocation(id).await?;
     let mut out = print::out();
-    if args.json {
+    if args.ask.json {
         let mut value = view::invocation_json(&invocation);
         if let Some(object) = value.as_object_mut() {
             object.insert(
@@ -104,13 +91,13 @@ async fn one(args: &StatusArgs, client: &mut Client, id: &str) -> Result<u8, Fai
 
 async fn watch(args: &StatusArgs, client: &mut Client) -> Result<u8, Failure> {
     let id = args.id.as_deref().unwrap_or("");
-    let terminal = std::io::stdout().is_terminal() && !args.json;
+    let terminal = std::io::stdout().is_terminal() && !args.ask.json;
     let mut shown = None;
     loop {
         let (invocation, _) = client.invocation(id).await?;
         if shown.as_ref() != Some(&invocation) {
             let mut out = print::out();
-            if args.json {
+            if args.ask.json {
                 writeln!(out, "{}", view::invocation_json(&invocation))?;
             } else {
                 if terminal && shown.is_some() {

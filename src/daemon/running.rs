@@ -98,6 +98,13 @@ fn open_journal(dir: &Path, options: JournalOptions, metrics: &Metrics) -> Optio
         .ok()
 }
 
+/// Where build tools' events and the admin port's callers come in.
+fn addresses(options: &DaemonOptions) -> Result<(Vec<BesAddress>, Option<SocketAddr>), DaemonError> {
+    let bes = options.bes.iter().map(BesListener::address);
+    let admin = options.admin.as_ref().map(|admin| admin.listener.local_addr());
+    Ok((bes.collect::<Result<_, _>>()?, admin.transpose()?))
+}
+
 impl Daemon {
     /// Sweeps what dead processes left in the known output roots, goes on from the journal, and opens the doors.
     ///
@@ -105,6 +112,7 @@ impl Daemon {
     /// When a listener cannot be opened.
     pub async fn start(mut rooms: Rooms, options: DaemonOptions) -> Result<Self, DaemonError> {
         let limits = options.limits.bes;
+        let (bes, admin) = addresses(&options)?;
         sweep(&rooms.record).await;
         if let Some(dir) = &options.journal_dir {
             rooms.service = rooms.service.with_journal(dir.clone());
@@ -123,16 +131,6 @@ impl Daemon {
             budget: events.budget(),
             most: options.limits.control_message,
         };
-        let bes = options
-            .bes
-            .iter()
-            .map(BesListener::address)
-            .collect::<Result<Vec<_>, _>>()?;
-        let admin = options
-            .admin
-            .as_ref()
-            .map(|admin| admin.listener.local_addr())
-            .transpose()?;
         interrupt_stale(&rooms.record).await;
         if let Some(journal) = &journal {
             set_aside(&rooms, journal).await;

@@ -4,17 +4,10 @@
 
 use std::{fs, panic, path::Path};
 
+use outhaul_testkit::number;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::TARGETS;
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
-    )
-}
 
 /// The inputs that are kept for a target, by name.
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {

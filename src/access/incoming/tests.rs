@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use outhaul_testkit::number;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -185,14 +186,6 @@ async fn silence_ends() {
     assert_eq!(read.unwrap(), 0);
     drop(connection);
     assert!(is_closed(&mut client).await);
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
-    )
 }
 
 /// A served connection: with a call of a random kind at times, read to its end, then dropped.

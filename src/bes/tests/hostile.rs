@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use outhaul_testkit::number;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request};
@@ -258,14 +259,6 @@ async fn events_of_many_streams_stay_within_the_memory_for_all() {
     };
     daemon.engine.until("delivered all", all).await;
     daemon.stop().await;
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable}={text} is no number")),
-    )
 }
 
 /// Sends random messages to a stream; returns what was sent.

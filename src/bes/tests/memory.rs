@@ -1,17 +1,16 @@
 //! What clients make us hold is counted before it is held, and comes back.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::StreamBody;
+use outhaul_testkit::until;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Status, body::Body, transport::Channel};
 use tower::ServiceExt as _;
 
-use super::harness::{Daemon, PATIENCE, Seen, Upload, options};
+use super::harness::{Daemon, Seen, Upload, options};
 use crate::bes::{BesOptions, HoldMode, limits::BesLimits};
 
 const QUEUE: usize = 4 << 20;
@@ -68,17 +67,6 @@ fn begin(channel: &Channel, method: &str, encoding: Option<&str>, length: u32, s
     }
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let wait = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait)
-        .await
-        .unwrap_or_else(|_| panic!("never {what}"));
-}
-
 async fn serves_others(daemon: &Daemon, name: &str) {
     let mut upload = Upload::open(daemon, name).await;
     upload.send_all(1..=3);
@@ -98,11 +86,11 @@ async fn unfinished_messages_are_counted_as_they_are_announced_and_hold_nobody_b
             .map(|_| begin(&channel, method, None, 1 << 20, 100))
             .collect();
         // Of the half that is for large ones.
-        until("counted", || budget.taken() > 1 << 20).await;
+        until("counted", async || budget.taken() > 1 << 20).await;
         serves_others(&daemon, &format!("beside {method}")).await;
         assert!(budget.taken() <= QUEUE / 2 + 4096, "{}", budget.taken());
         drop(unfinished);
-        until("given back", || budget.taken() == 0).await;
+        until("given back", async || budget.taken() == 0).await;
     }
     daemon.stop().await;
 }
@@ -137,7 +125,7 @@ async fn what_is_begun_at_random_stays_within_the_budget_and_comes_back() {
         serves_others(&daemon, &format!("round {round}")).await;
         assert!(budget.taken() <= QUEUE, "{}", budget.taken());
         drop(unfinished);
-        until("given back", || budget.taken() == 0).await;
+        until("given back", async || budget.taken() == 0).await;
     }
     daemon.stop().await;
 }
@@ -158,13 +146,13 @@ async fn a_message_keeps_its_room_until_the_engine_or_the_journal_has_it() {
     // Larger than all that is for large ones: it waits on the disk, and is counted again when it is read back.
     upload.send(2, vec![b'2'; 6 << 20]);
     upload.acked([2]).await;
-    until("journalled", || budget.taken() < 100 << 10).await;
+    until("journalled", async || budget.taken() < 100 << 10).await;
     daemon.engine.gate.close();
     upload.finish(3);
     upload.acked([3]).await;
     let both = |seen: &[Seen]| seen.iter().filter(|s| matches!(s, Seen::Event(..))).count() == 2;
     daemon.engine.until("delivered both", both).await;
-    until("given back", || budget.taken() == 0).await;
+    until("given back", async || budget.taken() == 0).await;
     daemon.stop().await;
 }
 
@@ -219,6 +207,6 @@ async fn a_build_whose_journal_is_full_goes_on_and_says_so() {
     // The next one has a journal of its own.
     serves_others(&daemon, "two").await;
     assert_eq!(daemon.service.counters().journal_failures, 1);
-    until("given back", || daemon.service.budget().taken() == 0).await;
+    until("given back", async || daemon.service.budget().taken() == 0).await;
     daemon.stop().await;
 }

@@ -1,11 +1,8 @@
 //! A file system that is full. Needs a mount, and so root.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf, process::Command};
+
+use outhaul_testkit::eventually;
 
 use super::*;
 
@@ -52,14 +49,6 @@ impl Drop for SmallDisk {
     }
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !done() {
-        assert!(Instant::now() < deadline, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_full_disk_degrades_the_record_and_space_mends_it() {
     let Some(disk) = SmallDisk::mount("12m") else {
@@ -72,7 +61,7 @@ fn a_full_disk_degrades_the_record_and_space_mends_it() {
     let identity = record.identity();
     disk.fill();
     let mut n = 1000;
-    wait_until("the disk's end is noticed", || {
+    eventually("the disk's end is noticed", || {
         record.put_outputs(root, numbered_rows(n..n + 500));
         n += 500;
         run(record.flush()).is_err()
@@ -85,7 +74,7 @@ fn a_full_disk_degrades_the_record_and_space_mends_it() {
         "what waits is still read"
     );
     fs::remove_file(disk.ballast()).unwrap();
-    wait_until("space is noticed", || record.health().is_ok());
+    eventually("space is noticed", || record.health().is_ok());
     let flushed = run(record.flush());
     let health = record.health();
     assert_eq!(record.identity(), identity, "the store is still the same");
@@ -111,7 +100,7 @@ fn a_disk_full_from_the_start_lets_the_daemon_start() {
     assert_eq!(record.output(root, &path), Some(row.clone()));
     assert!(matches!(run(record.flush()), Err(FlushError::Degraded(_))));
     fs::remove_file(disk.ballast()).unwrap();
-    wait_until("space is noticed", || record.health().is_ok());
+    eventually("space is noticed", || record.health().is_ok());
     run(record.flush()).unwrap();
     drop(record);
     let (record, opening) = open(&disk.state());

@@ -1,8 +1,9 @@
 //! Faults of servers and of what is before them, and bugs that other clients had with them.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use futures::StreamExt as _;
+pub(super) use outhaul_testkit::in_time;
 use tonic::{Code, transport::Server, transport::server::TcpIncoming};
 
 use super::*;
@@ -37,13 +38,6 @@ pub(super) async fn batch(client: &GrpcCache, digest: &Digest) -> Result<Bytes, 
     let digests = std::slice::from_ref(digest);
     let mut answers = client.read_batch(digests, &attribution(), false).await;
     answers.remove(0).1
-}
-
-/// Nothing here waits so long.
-pub(super) async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future)
-        .await
-        .expect("in time")
 }
 
 #[tokio::test]
