@@ -22,7 +22,7 @@ fmt:
 
 # The crate's documentation, in target/doc
 doc:
-    RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
+    RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --document-private-items
 
 # Every decoder on inputs that a fuzzer makes up, so many seconds each: `just fuzz 60 journal`
 fuzz *ARGS:

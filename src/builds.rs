@@ -27,13 +27,13 @@ pub struct StreamKey {
 impl StreamKey {
     /// Whether both are of one build and invocation, whichever attempt.
     #[must_use]
-    pub fn has_ids_of(&self, other: &Self) -> bool {
+    pub(crate) fn has_ids_of(&self, other: &Self) -> bool {
         self.build_id == other.build_id && self.invocation_id == other.invocation_id
     }
 
     /// The next stream under the same ids.
     #[must_use]
-    pub fn next_attempt(&self) -> Self {
+    pub(crate) fn next_attempt(&self) -> Self {
         Self {
             attempt: self.attempt.saturating_add(1),
             ..self.clone()

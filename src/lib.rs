@@ -72,8 +72,8 @@
 //!    there: [`journal`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod access;
-pub mod action_cache;
+mod access;
+mod action_cache;
 #[cfg(feature = "archives")]
 pub mod archive;
 pub mod bep;
@@ -83,8 +83,8 @@ pub mod chance;
 pub mod cli;
 #[cfg(feature = "archives")]
 pub mod collection;
-pub mod config;
-pub mod control;
+mod config;
+mod control;
 pub mod daemon;
 pub mod demo;
 pub mod digest;
@@ -95,10 +95,10 @@ pub mod exec_path;
 pub mod fuzzing;
 pub mod invocation;
 pub mod journal;
-pub mod lease;
+mod lease;
 pub mod materialize;
 pub mod metrics;
-pub mod notify;
+mod notify;
 mod open_files;
 pub mod output;
 mod printable;
@@ -111,7 +111,7 @@ mod simulated;
 pub mod sources;
 pub mod stage;
 pub mod transport;
-pub mod units;
+mod units;
 #[cfg(test)]
 mod unprivileged;
 

@@ -290,7 +290,7 @@ impl Metrics {
     }
 
     /// The length of a lane.
-    pub fn queue_depth(&self, lane: &'static str, depth: usize) {
+    pub(crate) fn queue_depth(&self, lane: &'static str, depth: usize) {
         let depth = i64::try_from(depth).unwrap_or(i64::MAX);
         self.queue.get_or_create(&LaneLabels { lane }).set(depth);
     }
@@ -304,7 +304,7 @@ impl Metrics {
     }
 
     /// So many notifications came to their end.
-    pub fn notification(&self, via: &'static str, outcome: Notified, count: u64) {
+    pub(crate) fn notification(&self, via: &'static str, outcome: Notified, count: u64) {
         let outcome = match outcome {
             Notified::Sent => "sent",
             Notified::Failed => "failed",
@@ -328,7 +328,7 @@ impl Metrics {
 
     /// All of it as OpenMetrics text.
     #[must_use]
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         if encode(&mut text, &self.registry).is_err() {
             // Writing into a String cannot fail; the trait's signature says that it may.

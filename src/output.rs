@@ -22,7 +22,7 @@ pub enum OutputContent {
 impl OutputContent {
     /// Whether both come to the same on disk, wherever the bytes come from.
     #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Blob(digest), Self::Inline(bytes)) | (Self::Inline(bytes), Self::Blob(digest)) => {
                 digest.size() == bytes.len() as u64 && Digest::of(digest.function(), bytes) == *digest
@@ -42,7 +42,7 @@ impl Directories {
     ///
     /// # Errors
     /// In words: what it contradicts.
-    pub fn take_in(
+    pub(crate) fn take_in(
         &mut self,
         path: &ExecPath,
         content: &OutputContent,
@@ -160,7 +160,7 @@ impl Stamp {
     /// made no step in between, is not trusted (git's rule for its index). The times of a file server count as those of
     /// our clock: if it is behind by more than a step, that is not noticed.
     #[must_use]
-    pub const fn vouches_for(&self, now: &Self) -> bool {
+    pub(crate) const fn vouches_for(&self, now: &Self) -> bool {
         self.size == now.size
             && self.mtime_ns == now.mtime_ns
             && self.ctime_ns == now.ctime_ns
@@ -176,7 +176,7 @@ impl Stamp {
     /// such a change is possible: there it counts as taken when it was. The next look at the file reads it,
     /// and the stamp of that look is old enough.
     #[must_use]
-    pub const fn recorded_at(self, now_ns: i64) -> Self {
+    pub(crate) const fn recorded_at(self, now_ns: i64) -> Self {
         if step_of(self.ctime_ns) > CLOCK_TICK_NS || step_of(self.mtime_ns) > CLOCK_TICK_NS {
             self
         } else {

@@ -32,7 +32,7 @@ const LONGEST_SECONDS: f64 = 100.0 * 365.0 * 86400.0;
 ///
 /// # Errors
 /// When the text is not of that form.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text);
     let seconds = match unit {
         "ms" => 0.001,
@@ -58,7 +58,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// When the text is not of that form, or the size is larger than 2^63.
-pub fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let error = || format!("{text:?} is not a size (write 4096, 64KiB, 10MiB or 2GB)");
     let (number, unit) = split(text);
     let factor: u64 = match unit.to_ascii_lowercase().as_str() {
@@ -97,7 +97,7 @@ fn split(text: &str) -> (&str, &str) {
 
 /// A size for people: `512 B`, `3.4 MiB`.
 #[must_use]
-pub fn show_size(bytes: u64) -> String {
+pub(crate) fn show_size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -113,7 +113,7 @@ pub fn show_size(bytes: u64) -> String {
 
 /// A count for people, with commas between thousands: `4,120`.
 #[must_use]
-pub fn show_count(count: u64) -> String {
+pub(crate) fn show_count(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, c) in digits.chars().enumerate() {
@@ -127,7 +127,7 @@ pub fn show_count(count: u64) -> String {
 
 /// A duration for people: `850ms`, `0.42s` becomes `420ms`, `12.5s`, `3m20s`.
 #[must_use]
-pub fn show_duration(duration: Duration) -> String {
+pub(crate) fn show_duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     if seconds < 1.0 {
         format!("{seconds:.2}s")

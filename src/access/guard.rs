@@ -23,7 +23,7 @@ fn is_open(path: &str) -> bool {
 
 /// Why a call is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// It shows no token, or another one.
     Token,
     /// It is another user's process.
@@ -89,7 +89,7 @@ impl Rules {
     ///
     /// # Errors
     /// When it is not.
-    pub fn judge(&self, caller: Caller, path: &str, headers: &mut HeaderMap) -> Result<(), Refused> {
+    pub(crate) fn judge(&self, caller: Caller, path: &str, headers: &mut HeaderMap) -> Result<(), Refused> {
         let shown = self.token.as_ref().is_some_and(|token| token.take(headers));
         headers.remove(token::OWN_HEADER);
         if shown || is_open(path) {
@@ -122,7 +122,7 @@ impl Rules {
 
 /// Puts [`Rules::judge`] before a gRPC service.
 #[derive(Clone)]
-pub struct Guard(pub Door);
+pub(crate) struct Guard(pub Door);
 
 impl<S> Layer<S> for Guard {
     type Service = Guarded<S>;
@@ -137,7 +137,7 @@ impl<S> Layer<S> for Guard {
 
 /// A service behind a [`Guard`].
 #[derive(Clone)]
-pub struct Guarded<S> {
+pub(crate) struct Guarded<S> {
     door: Door,
     inner: S,
 }

@@ -37,7 +37,7 @@ const ADMIN: Duration = Duration::from_secs(300);
 
 /// Who has connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Caller {
+pub(crate) enum Caller {
     /// A process of this machine.
     Process {
         /// User ID of the process.
@@ -53,7 +53,7 @@ pub enum Caller {
 
 /// What is known of a connection's other end.
 #[derive(Clone)]
-pub struct Origin {
+pub(crate) struct Origin {
     pub(super) caller: Caller,
     /// The rules of the door when the connection was made. They hold for all of its calls.
     pub(super) rules: Arc<Rules>,
@@ -62,7 +62,7 @@ pub struct Origin {
 
 /// What connections come from.
 #[derive(Debug)]
-pub enum Listening {
+pub(crate) enum Listening {
     /// A TCP port.
     Tcp(TcpListener),
     /// A unix socket.
@@ -70,7 +70,7 @@ pub enum Listening {
 }
 
 /// A connection, through TLS if the door has that.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: AnyStream,
     origin: Origin,
     /// When it is to end at once.
@@ -109,7 +109,7 @@ enum AnyStream {
 }
 
 /// The connections of a listener, each agreed on as the door's rules say. Dropped, it closes the listener.
-pub struct Incoming {
+pub(crate) struct Incoming {
     listener: Listening,
     door: Door,
     protocol: Protocol,
@@ -128,7 +128,7 @@ pub struct Incoming {
 impl Incoming {
     /// Accepts connections from now on, at most this many at a time.
     #[must_use]
-    pub fn new(listener: Listening, door: Door, protocol: Protocol, places: usize) -> Self {
+    pub(crate) fn new(listener: Listening, door: Door, protocol: Protocol, places: usize) -> Self {
         let silence = (protocol == Protocol::Http1).then_some(ADMIN);
         Self {
             listener,

@@ -22,10 +22,10 @@ mod tls;
 mod token;
 
 pub(crate) use self::{dated::dated, greeting::greeted, room::places};
-pub use self::{
+pub(crate) use self::{
     door::{Door, Rules},
-    guard::{Guard, Guarded, Refused},
+    guard::Guard,
     incoming::{Caller, Connection, Incoming, Listening, Origin},
-    tls::{Protocol, ServerTls, TlsError, TlsFile},
-    token::{Token, TokenError},
+    tls::{Protocol, ServerTls, TlsFile},
+    token::Token,
 };

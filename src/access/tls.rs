@@ -12,7 +12,7 @@ use rustls::{
 
 /// What is spoken inside of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     /// gRPC.
     Http2,
     /// The admin port.

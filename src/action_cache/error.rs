@@ -6,7 +6,7 @@ use super::{FORMATS, WITHOUT_OUTPUTS};
 
 /// Why the action cache was not read. Nothing of it is used then.
 #[derive(Debug, thiserror::Error)]
-pub enum ActionCacheError {
+pub(crate) enum ActionCacheError {
     /// The system says no.
     #[error("failed to {operation} {path}: {source}", path = path.display())]
     System {
@@ -54,7 +54,7 @@ pub enum ActionCacheError {
 impl ActionCacheError {
     /// Whether it is the same in every build of the output base: a format that is not known, or another user's files.
     #[must_use]
-    pub const fn is_lasting(&self) -> bool {
+    pub(crate) const fn is_lasting(&self) -> bool {
         matches!(self, Self::Format { .. } | Self::Unfit { .. })
     }
 }

@@ -20,7 +20,7 @@ const OUTPUT_DIRECTORY: &str = "bazel-out/";
 
 /// An output that Bazel knows to be in the remote cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
+pub(crate) struct Output {
     /// Where it belongs.
     pub path: ExecPath,
     /// Digest of the content.
@@ -33,7 +33,7 @@ pub struct Output {
 
 /// What is known of outputs, in the order of their paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Facts {
+pub(crate) struct Facts {
     outputs: Vec<Output>,
     ambiguous: Vec<ExecPath>,
 }
@@ -41,13 +41,13 @@ pub struct Facts {
 impl Facts {
     /// All outputs, in the order of their paths.
     #[must_use]
-    pub fn outputs(&self) -> &[Output] {
+    pub(crate) fn outputs(&self) -> &[Output] {
         &self.outputs
     }
 
     /// The output at a path.
     #[must_use]
-    pub fn get(&self, path: &str) -> Option<&Output> {
+    pub(crate) fn get(&self, path: &str) -> Option<&Output> {
         let at = self
             .outputs
             .binary_search_by(|output| output.path.as_str().cmp(path));
@@ -55,7 +55,7 @@ impl Facts {
     }
 
     /// The files of the tree at a path.
-    pub fn tree<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Output> + 'a {
+    pub(crate) fn tree<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Output> + 'a {
         let from = self.outputs.partition_point(|output| output.path.as_str() < path);
         let below = self.outputs[from..].iter();
         below
@@ -65,7 +65,7 @@ impl Facts {
 
     /// Whether actions tell different things of this path, and nothing says which is newer.
     #[must_use]
-    pub fn is_ambiguous(&self, path: &ExecPath) -> bool {
+    pub(crate) fn is_ambiguous(&self, path: &ExecPath) -> bool {
         self.ambiguous.binary_search(path).is_ok()
     }
 

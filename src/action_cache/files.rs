@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// The files as they were when they were read.
 #[derive(Debug, Clone)]
-pub struct State {
+pub(crate) struct State {
     files: Box<Inodes>,
     /// The actions that had outputs in the remote cache, by the numbers of their names, in order.
     with_outputs: Vec<i32>,
@@ -52,7 +52,7 @@ struct Inode {
 
 /// What came of reading.
 #[derive(Debug)]
-pub enum Reading {
+pub(crate) enum Reading {
     /// There is no action cache.
     Absent,
     /// It tells the same as before of every output.
@@ -66,7 +66,7 @@ pub enum Reading {
 ///
 /// # Errors
 /// When it is somebody else's, too large, of a format that is not known, damaged, or written all the time.
-pub fn read(
+pub(crate) fn read(
     output_base: &Path,
     function: DigestFunction,
     known: Option<&State>,

@@ -41,7 +41,7 @@ mod tests;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod write;
 
-pub use self::{
+pub(crate) use self::{
     error::ActionCacheError,
     facts::{Facts, Output},
     files::{Reading, State, read},

@@ -89,7 +89,7 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`json::decode_json`].
-    pub fn decode_json(&mut self, line: &[u8]) -> Result<Framed, BepError> {
+    pub(crate) fn decode_json(&mut self, line: &[u8]) -> Result<Framed, BepError> {
         Ok(self.learn(json::decode_json(line, self.function)?))
     }
 

@@ -89,7 +89,7 @@ pub enum BepError {
 impl BepError {
     /// Whether only one event is lost, and the next one can be asked for.
     #[must_use]
-    pub const fn is_skippable(&self) -> bool {
+    pub(crate) const fn is_skippable(&self) -> bool {
         matches!(self, Self::Decode(_) | Self::Json(_) | Self::Event { .. })
     }
 }

@@ -153,7 +153,7 @@ impl CommandLine {
 
     /// The last word on a switch, in either spelling: `--x`, `--x=false`, `--nox`.
     #[must_use]
-    pub fn switch(&self, name: &str) -> Option<bool> {
+    pub(crate) fn switch(&self, name: &str) -> Option<bool> {
         self.options.iter().rev().find_map(|(option, value)| {
             if option == name {
                 Some(!matches!(
@@ -184,7 +184,7 @@ impl CommandLine {
 
     /// The download mode that the last option about it asks for: `minimal`, `toplevel`, `all`.
     #[must_use]
-    pub fn download_mode(&self) -> Option<&str> {
+    pub(crate) fn download_mode(&self) -> Option<&str> {
         self.options
             .iter()
             .rev()

@@ -25,7 +25,7 @@ use crate::{
 ///
 /// # Errors
 /// When it is no JSON object, a field that is read has another type, or the line is not UTF-8.
-pub fn decode_json(line: &[u8], default_function: Option<DigestFunction>) -> Result<Framed, BepError> {
+pub(crate) fn decode_json(line: &[u8], default_function: Option<DigestFunction>) -> Result<Framed, BepError> {
     // Derived structs would also be read from an array of their fields.
     if line.trim_ascii_start().first().is_some_and(|&b| b != b'{') {
         return Err(BepError::Json(de::Error::custom("expected a JSON object")));

@@ -4,18 +4,18 @@
 //! completed targets refer to. [`commands`] knows Bazel's commands. `wire` reads and writes single fields of a message. This
 //! module does not depend on networks or output trees.
 
-pub mod commands;
+pub(crate) mod commands;
 pub mod decode;
-pub mod error;
+pub(crate) mod error;
 pub mod event;
-pub mod json;
-pub mod named_sets;
+pub(crate) mod json;
+pub(crate) mod named_sets;
 pub mod source;
-pub mod uri;
+pub(crate) mod uri;
 pub(crate) mod wire;
 
-pub use decode::Decoder;
-pub use error::BepError;
+pub(crate) use decode::Decoder;
+pub(crate) use error::BepError;
 pub use event::{Event, Framed};
 pub use named_sets::NamedSets;
 pub use source::EventFile;

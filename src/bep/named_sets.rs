@@ -24,7 +24,7 @@ use self::faults::Faults;
 use crate::bep::event::{File, NamedSet};
 
 /// How many missing sets are named for one target at the end of a stream.
-pub const MISSING_NAMED: usize = 16;
+pub(crate) const MISSING_NAMED: usize = 16;
 
 /// A set's number within its [`NamedSets`]: dense, from 0, in the order in which sets were first heard of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,11 +51,11 @@ pub struct Released {
 
 /// A set of [`SetIndex`], one bit each: what a caller has gone through already.
 #[derive(Debug, Clone, Default)]
-pub struct SetBits(Vec<u64>);
+pub(crate) struct SetBits(Vec<u64>);
 
 impl SetBits {
     /// Adds an index. Returns whether it was there before, which is what [`NamedSets::expand`] asks for.
-    pub fn test_and_set(&mut self, index: SetIndex) -> bool {
+    pub(crate) fn test_and_set(&mut self, index: SetIndex) -> bool {
         let (word, bit) = (index.0 / 64, 1_u64 << (index.0 % 64));
         if word >= self.0.len() {
             self.0.resize(word + 1, 0);
@@ -67,7 +67,7 @@ impl SetBits {
 
     /// Whether an index was added.
     #[must_use]
-    pub fn contains(&self, index: SetIndex) -> bool {
+    pub(crate) fn contains(&self, index: SetIndex) -> bool {
         self.0
             .get(index.0 / 64)
             .is_some_and(|word| word & (1 << (index.0 % 64)) != 0)
@@ -260,7 +260,7 @@ impl NamedSets {
     /// [`test_and_set`](SetBits::test_and_set). That is safe because `skip` is only asked of complete sets, or after
     /// the end of the stream: nothing that comes later can be lost behind a skipped one. The work is linear in the
     /// edges of the sets gone through.
-    pub fn expand<'s, 'r, S: FnMut(SetIndex) -> bool>(
+    pub(crate) fn expand<'s, 'r, S: FnMut(SetIndex) -> bool>(
         &'s self,
         roots: impl IntoIterator<Item = &'r str>,
         skip: S,
@@ -320,7 +320,8 @@ impl NamedSets {
     }
 
     /// Whether these sets and all they include have come.
-    pub fn is_complete<'a>(&self, roots: impl IntoIterator<Item = &'a str>) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_complete<'a>(&self, roots: impl IntoIterator<Item = &'a str>) -> bool {
         roots.into_iter().all(|id| {
             self.index
                 .get(id)
@@ -352,8 +353,9 @@ impl NamedSets {
     }
 
     /// How many tickets are parked.
+    #[cfg(test)]
     #[must_use]
-    pub fn parked(&self) -> usize {
+    pub(crate) fn parked(&self) -> usize {
         self.parked.len()
     }
 
@@ -392,7 +394,7 @@ fn note(list: &mut Vec<SetIndex>, index: SetIndex) -> bool {
 }
 
 /// An iterator over sets and their own files: see [`NamedSets::expand`].
-pub struct Expansion<'s, S> {
+pub(crate) struct Expansion<'s, S> {
     sets: &'s NamedSets,
     skip: S,
     stack: Vec<SetIndex>,
@@ -402,8 +404,9 @@ pub struct Expansion<'s, S> {
 
 impl<S> Expansion<'_, S> {
     /// Ids of the sets met so far that have not come; all of them once the iterator is exhausted.
+    #[cfg(test)]
     #[must_use]
-    pub fn missing(&self) -> &[String] {
+    pub(crate) fn missing(&self) -> &[String] {
         &self.missing
     }
 }

@@ -118,8 +118,9 @@ impl EventFile {
     }
 
     /// Sets the largest event that is taken, in bytes.
+    #[cfg(any(test, fuzzing))]
     #[must_use]
-    pub fn with_limit(mut self, limit: u64) -> Self {
+    pub(crate) fn with_limit(mut self, limit: u64) -> Self {
         self.limit = limit;
         self
     }

@@ -13,7 +13,7 @@ const SCHEME: &str = "bytestream://";
 /// Why a text does not name a blob.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum UriError {
+pub(crate) enum UriError {
     /// Another scheme, or none.
     #[error("{0:?} is not a bytestream:// uri")]
     Scheme(String),
@@ -41,7 +41,7 @@ pub enum UriError {
 /// A blob's name for `ByteStream.Read`: `{instance/}blobs/{function/}HASH/SIZE`, or with `compressed-blobs/zstd`
 /// in place of `blobs`. The digest is always that of the uncompressed bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ResourceName {
+pub(crate) struct ResourceName {
     /// Instance name, empty for the default one; may hold slashes.
     pub instance_name: String,
     /// The blob.
@@ -56,7 +56,7 @@ impl ResourceName {
     ///
     /// # Errors
     /// When the name does not end in a blob's digest.
-    pub fn parse_with(name: &str, default_function: Option<DigestFunction>) -> Result<Self, UriError> {
+    pub(crate) fn parse_with(name: &str, default_function: Option<DigestFunction>) -> Result<Self, UriError> {
         let form = || UriError::Form(name.to_owned());
         let digest_error = |source| UriError::Digest {
             name: name.to_owned(),
@@ -141,7 +141,7 @@ impl fmt::Display for ResourceName {
 
 /// A blob and the cache that it is said to be in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct BytestreamUri {
+pub(crate) struct BytestreamUri {
     /// Host and port, or whatever `--remote_bytestream_uri_prefix` put there; for a unix socket a placeholder.
     pub authority: String,
     /// Instance name, empty for the default one; may hold slashes.
@@ -156,7 +156,7 @@ impl BytestreamUri {
     ///
     /// # Errors
     /// When it has another scheme or names no blob.
-    pub fn parse_with(uri: &str, default_function: Option<DigestFunction>) -> Result<Self, UriError> {
+    pub(crate) fn parse_with(uri: &str, default_function: Option<DigestFunction>) -> Result<Self, UriError> {
         let rest = uri
             .strip_prefix(SCHEME)
             .ok_or_else(|| UriError::Scheme(uri.to_owned()))?;
@@ -173,7 +173,7 @@ impl BytestreamUri {
 
     /// Whether a URI has this scheme.
     #[must_use]
-    pub fn is_one(uri: &str) -> bool {
+    pub(crate) fn is_one(uri: &str) -> bool {
         uri.starts_with(SCHEME)
     }
 }

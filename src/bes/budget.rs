@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The budget. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Budget {
+pub(crate) struct Budget {
     shares: Arc<Shares>,
 }
 
@@ -94,7 +94,7 @@ impl Drop for Waiting<'_> {
 impl Budget {
     /// A budget of this many bytes.
     #[must_use]
-    pub fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         Self {
             shares: Arc::new(Shares {
                 small: Share::new(bytes / 4),
@@ -185,8 +185,9 @@ impl Budget {
     }
 
     /// Bytes that are taken now.
+    #[cfg(test)]
     #[must_use]
-    pub fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         let shares = [&self.shares.small, &self.shares.large, &self.shares.again];
         let taken = shares
             .iter()

@@ -8,21 +8,21 @@ macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident,)*) => {
         /// Counts since the start of the process.
         #[derive(Debug, Default)]
-        pub struct Counters { $($(#[doc = $doc])* pub(super) $name: AtomicU64,)* }
+        pub(crate) struct Counters { $($(#[doc = $doc])* pub(super) $name: AtomicU64,)* }
 
         /// [`Counters`] at one moment.
         #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-        pub struct CountersNow { $($(#[doc = $doc])* pub $name: u64,)* }
+        pub(crate) struct CountersNow { $($(#[doc = $doc])* pub $name: u64,)* }
 
         impl Counters {
             /// The counts now.
             #[must_use]
-            pub fn now(&self) -> CountersNow {
+            pub(crate) fn now(&self) -> CountersNow {
                 CountersNow { $($name: self.$name.load(Relaxed),)* }
             }
 
             /// Each with its name and what it counts.
-            pub fn each(&self) -> impl Iterator<Item = Count> + use<> {
+            pub(crate) fn each(&self) -> impl Iterator<Item = Count> + use<> {
                 [$(Count {
                     name: stringify!($name),
                     help: concat!($($doc),*),

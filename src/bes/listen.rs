@@ -152,7 +152,7 @@ impl BesListener {
     ///
     /// # Errors
     /// When it cannot be made non-blocking.
-    pub fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
+    pub(crate) fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener).map(|l| Self::new(Socket::Tcp(l)))
     }
@@ -161,7 +161,7 @@ impl BesListener {
     ///
     /// # Errors
     /// When it cannot be made non-blocking.
-    pub fn from_unix(listener: StdUnixListener) -> io::Result<Self> {
+    pub(crate) fn from_unix(listener: StdUnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         UnixListener::from_std(listener).map(|l| Self::new(Socket::Unix(l, None)))
     }

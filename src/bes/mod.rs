@@ -4,7 +4,7 @@
 //! acknowledgements and waiting (`stream`), and writes its events to the [`journal`](crate::journal) before it acknowledges them
 //! (`intake`). Another task delivers the events, so that a slow engine does not block the stream (`delivery`).
 
-pub mod budget;
+pub(crate) mod budget;
 mod command;
 mod context;
 pub(crate) mod counted;
@@ -13,28 +13,28 @@ mod delivery;
 mod following;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
-pub mod hold;
+pub(crate) mod hold;
 mod inbound;
 mod intake;
 mod lifecycle;
-pub mod limits;
-pub mod listen;
+pub(crate) mod limits;
+pub(crate) mod listen;
 mod raw;
 mod reader;
 mod recovery;
 pub mod serve;
-pub mod server;
+pub(crate) mod server;
 mod stream;
 mod streams;
 #[cfg(test)]
 mod tests;
-pub mod upstream;
+pub(crate) mod upstream;
 
-pub use budget::Budget;
-pub use context::BesOptions;
-pub use counters::{Counters, CountersNow};
-pub use hold::{HoldMode, HoldPolicy};
-pub use listen::{BesAddress, BesListener, ListenError};
-pub use serve::{ServeError, serve};
-pub use server::BesService;
-pub use upstream::{Upstream, UpstreamOptions};
+pub(crate) use context::BesOptions;
+pub(crate) use hold::HoldMode;
+pub use hold::HoldPolicy;
+pub(crate) use listen::ListenError;
+pub use listen::{BesAddress, BesListener};
+pub(crate) use serve::{ServeError, serve};
+pub(crate) use server::BesService;
+pub(crate) use upstream::{Upstream, UpstreamOptions};

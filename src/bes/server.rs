@@ -80,7 +80,7 @@ impl BesService {
     ///
     /// # Errors
     /// When the journal cannot be listed.
-    pub async fn recover(&self) -> Result<usize, JournalError> {
+    pub(crate) async fn recover(&self) -> Result<usize, JournalError> {
         recovery::recover(&self.context).await
     }
 
@@ -97,24 +97,24 @@ impl BesService {
 
     /// Memory for what clients send. Other services beside this one share it.
     #[must_use]
-    pub fn budget(&self) -> Budget {
+    pub(crate) fn budget(&self) -> Budget {
         self.context.budget.clone()
     }
 
     /// Whether a client is still there that was not answered to the end.
     #[must_use]
-    pub fn is_answering(&self) -> bool {
+    pub(crate) fn is_answering(&self) -> bool {
         !self.shared.answers.is_empty()
     }
 
     /// The counts.
     #[must_use]
-    pub fn counters(&self) -> CountersNow {
+    pub(crate) fn counters(&self) -> CountersNow {
         self.context.counters.now()
     }
 
     /// The counts, also after the service has ended.
-    pub fn counting(&self) -> impl Fn() -> Vec<Count> + Send + Sync + 'static {
+    pub(crate) fn counting(&self) -> impl Fn() -> Vec<Count> + Send + Sync + 'static {
         let counters = Arc::clone(&self.context.counters);
         move || counters.each().collect()
     }
@@ -127,7 +127,7 @@ impl BesService {
 
     /// Whether the upstream service still has to get something: also of builds that may go on.
     #[must_use]
-    pub fn has_undelivered(&self) -> bool {
+    pub(crate) fn has_undelivered(&self) -> bool {
         self.context
             .upstream
             .as_ref()
@@ -136,7 +136,7 @@ impl BesService {
 
     /// Whether the upstream service took what it was sent last.
     #[must_use]
-    pub fn is_upstream_healthy(&self) -> bool {
+    pub(crate) fn is_upstream_healthy(&self) -> bool {
         self.context.upstream.as_ref().is_some_and(Upstream::is_healthy)
     }
 

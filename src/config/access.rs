@@ -13,7 +13,7 @@ use crate::access::{Rules, ServerTls, TlsFile, Token};
 /// Flags of all listening sockets.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Who may connect")]
-pub struct AccessArgs {
+pub(crate) struct AccessArgs {
     /// PEM file of the certificate for TLS on every TCP port that the daemon listens on
     #[arg(long, value_name = "FILE", env = "OUTHAUL_LISTEN_TLS_CERTIFICATE")]
     pub listen_tls_certificate: Option<PathBuf>,
@@ -45,7 +45,7 @@ impl AccessArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong.
-    pub fn bes(&self) -> Result<Rules, ConfigError> {
+    pub(crate) fn bes(&self) -> Result<Rules, ConfigError> {
         self.rules("--bes-token-file", self.bes_token_file.as_deref())
     }
 
@@ -53,7 +53,7 @@ impl AccessArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong.
-    pub fn admin(&self) -> Result<Rules, ConfigError> {
+    pub(crate) fn admin(&self) -> Result<Rules, ConfigError> {
         self.rules("--admin-token-file", self.admin_token_file.as_deref())
     }
 
@@ -80,7 +80,7 @@ impl AccessArgs {
     ///
     /// # Errors
     /// Naming the listener's flag and the one that is missing.
-    pub fn check(
+    pub(crate) fn check(
         &self,
         listener: &str,
         token_flag: &str,

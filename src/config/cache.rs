@@ -22,7 +22,7 @@ const FROM_BUILD: &str = "from-build";
 /// Flags of the remote cache.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Remote cache")]
-pub struct CacheArgs {
+pub(crate) struct CacheArgs {
     /// Address of the remote cache: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH;
     /// http(s)://USER:PASSWORD@HOST:PORT/PREFIX for an HTTP cache, file:///DIR for a disk cache, s3://BUCKET,
     /// gs://BUCKET or az://CONTAINER for a bucket; `from-build` takes it from the build's own command line, as `run` and
@@ -154,7 +154,7 @@ impl CacheArgs {
     ///
     /// # Errors
     /// When a variable has an invalid value.
-    pub fn from_environment() -> Result<Self, ConfigError> {
+    pub(crate) fn from_environment() -> Result<Self, ConfigError> {
         use clap::Parser as _;
         #[derive(clap::Parser)]
         struct Alone {
@@ -168,7 +168,7 @@ impl CacheArgs {
 
     /// The TLS files.
     #[must_use]
-    pub fn tls_files(&self) -> TlsFiles {
+    pub(crate) fn tls_files(&self) -> TlsFiles {
         TlsFiles {
             certificate: self.tls_certificate.clone(),
             client_certificate: self.tls_client_certificate.clone(),
@@ -178,7 +178,7 @@ impl CacheArgs {
 
     /// Whether a cache is named outright.
     #[must_use]
-    pub fn names_a_cache(&self) -> bool {
+    pub(crate) fn names_a_cache(&self) -> bool {
         !self.is_from_build() && (!self.remote_cache.is_empty() || self.disk_cache.is_some())
     }
 
@@ -283,7 +283,7 @@ impl CacheArgs {
     ///
     /// # Errors
     /// Naming the flag that is missing or wrong.
-    pub fn cache(&self) -> Result<SourceCache, ConfigError> {
+    pub(crate) fn cache(&self) -> Result<SourceCache, ConfigError> {
         Self::check_addresses("--remote-cache", &self.remote_cache)?;
         let mut chain: Vec<RemoteOptions> = self.disk_cache()?.into_iter().collect();
         for url in self.remote_cache.iter().filter(|url| *url != FROM_BUILD) {
@@ -327,7 +327,7 @@ impl CacheArgs {
     /// # Errors
     /// Naming the flag that is wrong.
     #[cfg(feature = "archives")]
-    pub fn archive_access(&self, most: u64) -> Result<crate::collection::Access, ConfigError> {
+    pub(crate) fn archive_access(&self, most: u64) -> Result<crate::collection::Access, ConfigError> {
         use crate::remote::retry::{RetryPolicy, SystemTimer};
         // The address is replaced before it is used.
         let options = self.options(Endpoint::parse("--remote-cache", "grpc://localhost:1")?)?;
@@ -347,7 +347,7 @@ impl CacheArgs {
     ///
     /// # Errors
     /// Naming the flag that is missing or wrong.
-    pub fn source_rule(&self, trusted: bool) -> Result<SourceRule, ConfigError> {
+    pub(crate) fn source_rule(&self, trusted: bool) -> Result<SourceRule, ConfigError> {
         let from_build = self.is_from_build();
         if from_build && self.remote_cache.len() > 1 {
             return Err(ConfigError::new(

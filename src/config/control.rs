@@ -18,7 +18,7 @@ use crate::{
 /// Flags of the daemon's control port.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Control API")]
-pub struct ControlListenArgs {
+pub(crate) struct ControlListenArgs {
     /// Serve the control API on TCP as well: IP:PORT. Needs --control-token-file or --listen-tls-client-ca, and TLS
     /// unless the address is a loopback one
     #[arg(long, value_name = "ADDR", env = "OUTHAUL_CONTROL_LISTEN")]
@@ -48,7 +48,7 @@ pub struct ControlListenArgs {
 }
 
 /// A control port that can be opened.
-pub struct ControlPort {
+pub(crate) struct ControlPort {
     /// The address to listen on.
     pub address: SocketAddr,
     /// Who may connect.
@@ -62,7 +62,7 @@ impl ControlListenArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong or missing.
-    pub fn port(&self, access: &AccessArgs) -> Result<Option<ControlPort>, ConfigError> {
+    pub(crate) fn port(&self, access: &AccessArgs) -> Result<Option<ControlPort>, ConfigError> {
         let own = [&self.control_tls_certificate, &self.control_tls_key];
         let tls = if own.iter().any(|file| file.is_some()) {
             server_tls(
@@ -116,7 +116,7 @@ impl ControlListenArgs {
     ///
     /// # Errors
     /// Naming the listener's flag, or the one that is missing.
-    pub fn check(
+    pub(crate) fn check(
         listener: &str,
         access: &AccessArgs,
         address: SocketAddr,
@@ -143,7 +143,7 @@ impl ControlListenArgs {
 
 /// Flags of commands that ask a daemon.
 #[derive(Debug, Clone, Default, Args)]
-pub struct ControlArgs {
+pub(crate) struct ControlArgs {
     /// Address of the daemon: unix:PATH, grpcs://HOST:PORT, or grpc://HOST:PORT on this machine; by default
     /// --control-socket. With it, the record of this machine is not used
     #[arg(long, value_name = "ADDR", env = "OUTHAUL_CONTROL")]
@@ -156,7 +156,7 @@ pub struct ControlArgs {
 
 /// A daemon elsewhere, or under another name.
 #[derive(Debug, Clone)]
-pub struct ControlAddress {
+pub(crate) struct ControlAddress {
     /// How the daemon is reached.
     pub connect: ConnectOptions,
     /// What it is shown.
@@ -168,7 +168,7 @@ impl ControlArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong or missing.
-    pub fn address(&self, files: TlsFiles) -> Result<Option<ControlAddress>, ConfigError> {
+    pub(crate) fn address(&self, files: TlsFiles) -> Result<Option<ControlAddress>, ConfigError> {
         let Some(text) = &self.control else {
             return Ok(None);
         };

@@ -20,7 +20,7 @@ const REMOTE_CACHE: &str = "--remote-cache";
 ///
 /// # Errors
 /// Naming the file and the key: the file is missing or no TOML, or a key is no flag at all.
-pub fn with_config_file(
+pub(crate) fn with_config_file(
     mut args: Vec<OsString>,
     subcommands: &[String],
     known: impl Fn(&str, &str) -> Option<bool>,
@@ -125,7 +125,7 @@ pub(crate) fn file_arguments(
 /// Arguments that name the default configuration file, if they name none and there is one at present: anyone who reads
 /// it again with them is told when it is gone, which is something else than no settings.
 #[must_use]
-pub fn naming_the_file(mut args: Vec<OsString>) -> Vec<OsString> {
+pub(crate) fn naming_the_file(mut args: Vec<OsString>) -> Vec<OsString> {
     if named(&args).is_none()
         && let Some(path) = default_file().filter(|path| path.exists())
     {

@@ -8,7 +8,7 @@ use crate::lease::LeaseOptions;
 /// Flags of leases.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Leases")]
-pub struct LeaseArgs {
+pub(crate) struct LeaseArgs {
     /// How often to ask the remote cache for the outputs of each output root that were not downloaded, so that it keeps
     /// them, and to report those it has lost; choose less than the time after which the cache evicts unused blobs
     #[arg(long, value_name = "DURATION", env = "OUTHAUL_LEASE_RENEWAL")]
@@ -33,7 +33,7 @@ impl LeaseArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong.
-    pub fn options(&self) -> Result<Option<LeaseOptions>, ConfigError> {
+    pub(crate) fn options(&self) -> Result<Option<LeaseOptions>, ConfigError> {
         let age = duration("--lease-age", &self.lease_age)?;
         if self.lease_rate == 0 {
             return Err(ConfigError::new("--lease-rate=0", "must be at least 1"));

@@ -36,7 +36,7 @@ const NAMES: &[(&str, &str, bool)] = &[
 /// Flags of limits.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Limits")]
-pub struct LimitArgs {
+pub(crate) struct LimitArgs {
     /// Change a limit (repeatable): message-size, header-size, streams, streams-per-connection, queue-memory,
     /// journal-size, lifecycle-calls, targets, sets, files, build-memory, name-length, control-message-size
     #[arg(long, value_name = "NAME=VALUE", env = "OUTHAUL_LIMIT", value_delimiter = ',')]
@@ -69,7 +69,7 @@ impl LimitArgs {
     ///
     /// # Errors
     /// Naming the limit that is unknown or has an impossible value.
-    pub fn limits(&self) -> Result<Limits, ConfigError> {
+    pub(crate) fn limits(&self) -> Result<Limits, ConfigError> {
         let mut limits = Limits::default();
         for text in &self.limit {
             let error = |reason: String| ConfigError::new(format!("{FLAG}={text}"), reason);

@@ -18,7 +18,7 @@ mod upstream;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::file::file_arguments;
-pub use self::{
+pub(crate) use self::{
     access::AccessArgs,
     cache::CacheArgs,
     control::{ControlAddress, ControlArgs, ControlListenArgs, ControlPort},
@@ -36,7 +36,7 @@ use crate::transport::RemoteError;
 /// An invalid setting: the flag, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{flag}: {reason}")]
-pub struct ConfigError {
+pub(crate) struct ConfigError {
     /// The flag, with its dashes.
     pub flag: String,
     /// What is wrong with its value.
@@ -45,7 +45,7 @@ pub struct ConfigError {
 
 impl ConfigError {
     /// An error about a flag.
-    pub fn new(flag: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+    pub(crate) fn new(flag: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self {
             flag: flag.into(),
             reason: reason.to_string(),

@@ -10,7 +10,7 @@ use crate::notify::{Event, Hook, NotifyOptions, NotifyUrl, Secret};
 /// Flags of notifications.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Notifications")]
-pub struct NotifyArgs {
+pub(crate) struct NotifyArgs {
     /// URL to post a JSON document to for every settled target and build: http://... or https://... (repeatable)
     #[arg(long, value_name = "URL", env = "OUTHAUL_NOTIFY_URL", hide_env_values = true)]
     pub notify_url: Vec<String>,
@@ -53,7 +53,7 @@ impl NotifyArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong, and nothing of a URL.
-    pub fn options(&self) -> Result<NotifyOptions, ConfigError> {
+    pub(crate) fn options(&self) -> Result<NotifyOptions, ConfigError> {
         let urls = self
             .notify_url
             .iter()

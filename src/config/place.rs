@@ -17,7 +17,7 @@ use crate::{
 /// Flags of placing.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output trees")]
-pub struct PlaceArgs {
+pub(crate) struct PlaceArgs {
     /// Directory that exec roots must be in (repeatable); by default, any directory that the daemon's user owns and
     /// that looks like an exec root (`…/execroot/NAME`) is allowed
     #[arg(
@@ -66,7 +66,7 @@ impl PlaceArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong.
-    pub fn rules(&self, destination: Destination) -> Result<RootRules, ConfigError> {
+    pub(crate) fn rules(&self, destination: Destination) -> Result<RootRules, ConfigError> {
         for path in &self.allow_exec_root {
             if !path.is_absolute() {
                 return Err(ConfigError::new(
@@ -103,7 +103,7 @@ impl PlaceArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong.
-    pub fn options(&self) -> Result<MaterializeOptions, ConfigError> {
+    pub(crate) fn options(&self) -> Result<MaterializeOptions, ConfigError> {
         let mut options = MaterializeOptions {
             place: PlaceOptions {
                 writable: self.writable_outputs,
@@ -137,7 +137,7 @@ impl PlaceArgs {
     ///
     /// # Errors
     /// When a variable of the environment is no value for its flag.
-    pub fn from_environment() -> Result<Self, ConfigError> {
+    pub(crate) fn from_environment() -> Result<Self, ConfigError> {
         use clap::Parser as _;
         #[derive(clap::Parser)]
         struct Alone {

@@ -14,7 +14,7 @@ use crate::{
 /// Flags of selection.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Selection")]
-pub struct SelectionArgs {
+pub(crate) struct SelectionArgs {
     /// What to download: toplevel (requested outputs), all (every output the build names) or minimal (only what `run`
     /// executes, and what the flags below select)
     #[arg(
@@ -82,7 +82,7 @@ impl SelectionArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong.
-    pub fn policy(&self) -> Result<Policy, ConfigError> {
+    pub(crate) fn policy(&self) -> Result<Policy, ConfigError> {
         fn all<T: std::str::FromStr>(flag: &str, texts: &[String]) -> Result<Vec<T>, ConfigError>
         where
             T::Err: std::fmt::Display,

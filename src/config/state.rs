@@ -9,7 +9,7 @@ use crate::bes::{HoldMode, HoldPolicy};
 
 /// Flags of the state directory.
 #[derive(Debug, Clone, Args)]
-pub struct StateArgs {
+pub(crate) struct StateArgs {
     /// Directory of the record and the journal; by default outhaul/ in the XDG state directory
     #[arg(long, value_name = "DIR", env = "OUTHAUL_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
@@ -24,7 +24,7 @@ impl StateArgs {
     ///
     /// # Errors
     /// When neither the flag nor the environment tells one.
-    pub fn directory(&self) -> Result<PathBuf, ConfigError> {
+    pub(crate) fn directory(&self) -> Result<PathBuf, ConfigError> {
         if let Some(path) = &self.state_dir {
             return std::path::absolute(path)
                 .map_err(|e| ConfigError::new(format!("--state-dir={}", path.display()), e));
@@ -49,7 +49,7 @@ impl StateArgs {
     ///
     /// # Errors
     /// As [`StateArgs::directory`]; or the path is longer than a socket's may be.
-    pub fn socket(&self) -> Result<PathBuf, ConfigError> {
+    pub(crate) fn socket(&self) -> Result<PathBuf, ConfigError> {
         let path = match &self.control_socket {
             Some(path) => path.clone(),
             None => self.directory()?.join("control.sock"),
@@ -73,7 +73,7 @@ pub(crate) fn check_socket_path(flag: &str, path: &Path) -> Result<(), ConfigErr
 /// Flags of holding.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Holding")]
-pub struct HoldArgs {
+pub(crate) struct HoldArgs {
     /// What waits for outputs: invocation (the build command), target (also the TargetComplete events that are
     /// forwarded, see --bes-backend) or none
     #[arg(long, value_name = "MODE", env = "OUTHAUL_HOLD", default_value = "invocation")]
@@ -98,7 +98,7 @@ impl HoldArgs {
     ///
     /// # Errors
     /// Naming the flag that is wrong.
-    pub fn policy(&self) -> Result<HoldPolicy, ConfigError> {
+    pub(crate) fn policy(&self) -> Result<HoldPolicy, ConfigError> {
         let mode = match self.hold.as_str() {
             "invocation" => HoldMode::Invocation,
             "target" => HoldMode::Target,

@@ -11,7 +11,7 @@ use crate::{
 /// Flags of the upstream event service.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Forwarding")]
-pub struct UpstreamArgs {
+pub(crate) struct UpstreamArgs {
     /// Event service to forward every event to: grpc://HOST:PORT, grpcs://HOST, grpcs://HOST:PORT or unix:PATH; the
     /// --tls flags apply to it as well
     #[arg(long, value_name = "URL", env = "OUTHAUL_BES_BACKEND")]
@@ -44,7 +44,11 @@ impl UpstreamArgs {
     ///
     /// # Errors
     /// Naming the flag that is missing or wrong.
-    pub fn upstream(&self, cache: &mut CacheArgs, hold: HoldPolicy) -> Result<Option<Upstream>, ConfigError> {
+    pub(crate) fn upstream(
+        &self,
+        cache: &mut CacheArgs,
+        hold: HoldPolicy,
+    ) -> Result<Option<Upstream>, ConfigError> {
         // An empty address is how Bazel's flag is taken back.
         let Some(url) = self.bes_backend.as_deref().filter(|url| !url.is_empty()) else {
             return match (self.rewrite_uris, self.bes_header.is_empty()) {

@@ -43,7 +43,7 @@ const PARTING: Duration = Duration::from_secs(1);
 
 /// What the admin port shows.
 #[derive(Clone)]
-pub struct Admin {
+pub(crate) struct Admin {
     metrics: Metrics,
     record: Record,
     ready: Arc<std::sync::atomic::AtomicBool>,
@@ -52,7 +52,7 @@ pub struct Admin {
 impl Admin {
     /// Not ready yet.
     #[must_use]
-    pub fn new(metrics: Metrics, record: Record) -> Self {
+    pub(crate) fn new(metrics: Metrics, record: Record) -> Self {
         Self {
             metrics,
             record,
@@ -61,12 +61,12 @@ impl Admin {
     }
 
     /// From now on `/readyz` says so.
-    pub fn set_ready(&self, ready: bool) {
+    pub(crate) fn set_ready(&self, ready: bool) {
         self.ready.store(ready, std::sync::atomic::Ordering::Release);
     }
 
     /// Serves whom the door lets in until the token is cancelled.
-    pub async fn serve(self, listener: Listening, door: Door, shutdown: CancellationToken) {
+    pub(crate) async fn serve(self, listener: Listening, door: Door, shutdown: CancellationToken) {
         let places = places(FILES_SHARE, CONNECTIONS);
         let mut incoming = Incoming::new(listener, door.clone(), Protocol::Http1, places);
         let router = Router::new()

@@ -8,4 +8,4 @@ pub(crate) mod staging;
 pub(crate) mod wait;
 
 pub(crate) use self::service::{watch::Heard, why::namer};
-pub use self::{admin::Admin, server::ControlServer, service::Service};
+pub(crate) use self::{admin::Admin, server::ControlServer, service::Service};

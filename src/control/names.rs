@@ -36,7 +36,7 @@ names! {
 impl pb::InvocationState {
     /// Whether nothing more will happen to the build.
     #[must_use]
-    pub const fn is_over(self) -> bool {
+    pub(crate) const fn is_over(self) -> bool {
         !matches!(self, Self::Running | Self::Draining)
     }
 }
@@ -44,7 +44,7 @@ impl pb::InvocationState {
 impl pb::OutputOutcome {
     /// Whether the output came to its end, and is neither on disk nor left to a newer build.
     #[must_use]
-    pub const fn is_failure(self) -> bool {
+    pub(crate) const fn is_failure(self) -> bool {
         match self {
             Self::Evicted | Self::Failed => true,
             Self::Unspecified

@@ -12,7 +12,7 @@ use crate::proto::outhaul::v1::{self as pb, control_server::Control};
 
 /// Serves [`Service`] as `outhaul.v1.Control`.
 #[derive(Clone)]
-pub struct ControlServer {
+pub(crate) struct ControlServer {
     service: Service,
     /// Once the daemon ends, calls that wait are let go.
     ending: CancellationToken,
@@ -23,7 +23,7 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl ControlServer {
     /// Serves until the token is cancelled; calls that wait then end as unavailable.
     #[must_use]
-    pub fn new(service: Service, ending: CancellationToken) -> Self {
+    pub(crate) fn new(service: Service, ending: CancellationToken) -> Self {
         Self { service, ending }
     }
 }

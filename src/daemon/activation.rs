@@ -8,7 +8,7 @@ use crate::bes::BesListener;
 
 /// Listeners that were handed over (`LISTEN_FDS`, systemd's sd_listen_fds(3)). They take build events.
 #[derive(Debug, Default)]
-pub struct Inherited(Vec<Socket>);
+pub(crate) struct Inherited(Vec<Socket>);
 
 #[derive(Debug)]
 enum Socket {
@@ -22,7 +22,7 @@ impl Inherited {
     ///
     /// # Errors
     /// When a descriptor is no stream socket.
-    pub fn take() -> io::Result<Self> {
+    pub(crate) fn take() -> io::Result<Self> {
         let mut fds = ListenFd::from_env();
         let mut sockets = Vec::new();
         for n in 0..fds.len() {
@@ -40,7 +40,7 @@ impl Inherited {
     ///
     /// # Errors
     /// When one cannot be made non-blocking.
-    pub fn into_listeners(self) -> io::Result<Vec<BesListener>> {
+    pub(crate) fn into_listeners(self) -> io::Result<Vec<BesListener>> {
         self.0
             .into_iter()
             .map(|socket| match socket {
@@ -52,12 +52,12 @@ impl Inherited {
 }
 
 /// Tells a service manager that asked for it (`NOTIFY_SOCKET`, systemd's sd_notify(3)) that the doors are open.
-pub fn notify_ready() {
+pub(crate) fn notify_ready() {
     notify(b"READY=1");
 }
 
 /// Tells it that the doors are closed and the rest is only being tidied up.
-pub fn notify_stopping() {
+pub(crate) fn notify_stopping() {
     notify(b"STOPPING=1");
 }
 

@@ -20,7 +20,7 @@ const FILES_SHARE: usize = 16;
 const CONNECTIONS: usize = 1024;
 
 /// A TCP port for the control API.
-pub struct ControlDoor {
+pub(crate) struct ControlDoor {
     /// Where it listens.
     pub listener: TcpListener,
     /// Whom it lets in.

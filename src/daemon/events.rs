@@ -17,7 +17,7 @@ use crate::{
 
 /// Opens doors. Cheap to clone.
 #[derive(Clone)]
-pub struct EventDoors {
+pub(crate) struct EventDoors {
     rooms: Rooms,
     journal: Option<Journal>,
     hold: HoldPolicy,
@@ -28,7 +28,7 @@ pub struct EventDoors {
 }
 
 /// An open door.
-pub struct EventDoor {
+pub(crate) struct EventDoor {
     /// Where it is.
     pub address: BesAddress,
     /// What came through it.
@@ -59,7 +59,7 @@ impl EventDoors {
     ///
     /// # Errors
     /// When the system refuses; or the daemon has doors of its own, or is ending.
-    pub async fn open(&self, upstream: Option<Upstream>) -> Result<EventDoor, DaemonError> {
+    pub(crate) async fn open(&self, upstream: Option<Upstream>) -> Result<EventDoor, DaemonError> {
         let any = BesAddress::Tcp(([127, 0, 0, 1], 0).into());
         let listener = BesListener::bind(&any)?;
         let address = listener.address()?;

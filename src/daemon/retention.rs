@@ -78,7 +78,7 @@ impl Retention {
 
 impl Plan {
     /// Forgets what was planned. Blocks on the file system.
-    pub fn execute(&self, record: &record::Record, journal: Option<&Journal>) -> journal::Executed {
+    pub(crate) fn execute(&self, record: &record::Record, journal: Option<&Journal>) -> journal::Executed {
         let executed = journal.map_or_else(journal::Executed::default, |j| j.execute(&self.journals));
         for (id, path) in &self.roots {
             tracing::info!(root = %path, "deleted the record of an output root that no longer exists");

@@ -98,7 +98,7 @@ impl Rooms {
     ///
     /// # Errors
     /// When a rule forbids it.
-    pub fn allows(&self, exec_root: &Path) -> Result<(), RootError> {
+    pub(crate) fn allows(&self, exec_root: &Path) -> Result<(), RootError> {
         self.roots.allows(exec_root)
     }
 
@@ -106,7 +106,7 @@ impl Rooms {
     ///
     /// # Errors
     /// When it uses none, one that is not allowed, or one that does not answer.
-    pub async fn reaches_cache(
+    pub(crate) async fn reaches_cache(
         &self,
         line: &CommandLine,
         directories: &BuildDirectories,
@@ -117,7 +117,7 @@ impl Rooms {
 
     /// With another time for which settled builds are remembered, for clients that come back to their stream.
     #[must_use]
-    pub fn with_linger(mut self, linger: Duration) -> Self {
+    pub(crate) fn with_linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
         self.engine.linger(linger);
         self

@@ -190,7 +190,7 @@ impl Daemon {
 
     /// For opening further doors for build tools' events, if the daemon was started without any.
     #[must_use]
-    pub fn event_doors(&self) -> EventDoors {
+    pub(crate) fn event_doors(&self) -> EventDoors {
         self.doors.clone()
     }
 
@@ -201,7 +201,7 @@ impl Daemon {
     }
 
     /// Opens a TCP port for the control API.
-    pub fn open_control(&mut self, door: ControlDoor) {
+    pub(crate) fn open_control(&mut self, door: ControlDoor) {
         let (service, stop) = (self.rooms.service.clone(), self.shutdown.clone());
         let requests = self.requests.clone();
         self.tasks

@@ -11,5 +11,5 @@ mod shape;
 
 pub use build::{GeneratedBuild, GeneratedContent, GeneratedOutput};
 pub use events::Setting;
-pub use play::{PlayError, PlayReport, play};
+pub use play::play;
 pub use shape::{FilledShape, Shape};

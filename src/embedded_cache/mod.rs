@@ -31,6 +31,6 @@ mod write;
 mod tests;
 
 pub use faults::{BlobFault, Faults, Pretence, RequestFault, Times};
-pub use server::{Builder, EmbeddedCache, EmbeddedCacheError, RunningCache, ServerTls};
+pub use server::{Builder, EmbeddedCache, RunningCache, ServerTls};
 pub use stats::{Rpc, Stats};
 pub use store::Store;

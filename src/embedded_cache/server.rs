@@ -10,7 +10,6 @@ use bazel_remote_apis::{
     google::bytestream::byte_stream_server::ByteStreamServer,
 };
 use futures::{Stream, TryStreamExt as _};
-use http::HeaderMap;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -35,7 +34,7 @@ use super::{
     context::{Context, Shared},
     direct::Direct,
     faults::Faults,
-    memory::{read, write},
+    memory::write,
     stats::{Stats, add},
     store::Store,
     wire::Wire,
@@ -365,9 +364,10 @@ impl RunningCache {
     }
 
     /// Headers of the last call that arrived, whatever became of it.
+    #[cfg(test)]
     #[must_use]
-    pub fn last_headers(&self) -> HeaderMap {
-        read(&self.context.last_headers).clone()
+    pub(crate) fn last_headers(&self) -> http::HeaderMap {
+        super::memory::read(&self.context.last_headers).clone()
     }
 
     /// Changes the header that calls must carry from now on, as when a token expires; `None` for no header.

@@ -58,7 +58,7 @@ impl Store {
     ///
     /// # Errors
     /// When the directory cannot be made or written to.
-    pub fn in_directory(function: DigestFunction, directory: PathBuf) -> io::Result<Self> {
+    pub(crate) fn in_directory(function: DigestFunction, directory: PathBuf) -> io::Result<Self> {
         Ok(Self(Arc::new(Inner {
             function,
             memory: Memory::new(),
@@ -75,7 +75,7 @@ impl Store {
     /// Puts a blob in, under a digest function of the caller's choice.
     ///
     /// If the directory cannot take it, it is held in memory.
-    pub fn put_with(&self, function: DigestFunction, bytes: impl Into<Bytes>) -> Digest {
+    pub(crate) fn put_with(&self, function: DigestFunction, bytes: impl Into<Bytes>) -> Digest {
         let bytes = bytes.into();
         let digest = Digest::of(function, &bytes);
         if let Err(error) = self.try_put(&digest, &bytes) {
@@ -191,7 +191,8 @@ impl Store {
     }
 
     /// Takes an action's result out. Whether it was there.
-    pub fn remove_action(&self, action: &Digest) -> bool {
+    #[cfg(test)]
+    pub(crate) fn remove_action(&self, action: &Digest) -> bool {
         let from_memory = write(&self.0.actions).remove(action).is_some();
         let directory = self.0.directory.as_ref();
         directory.is_some_and(|d| d.remove(Kind::Action, action)) || from_memory

@@ -129,26 +129,26 @@ impl Build {
     /// Whether the event that brings a set is open ([`Self::lowest_open`]) until a target refers to the set, and its
     /// outputs have that event's number.
     #[must_use]
-    pub fn holding_sets(mut self, holds: bool) -> Self {
+    pub(crate) fn holding_sets(mut self, holds: bool) -> Self {
         self.holds_sets = holds;
         self
     }
 
     /// The lowest number of an event whose outputs are not known yet, because something that they need has not come.
     #[must_use]
-    pub fn lowest_open(&self) -> Option<i64> {
+    pub(crate) fn lowest_open(&self) -> Option<i64> {
         let result = self.open_results.first().copied();
         self.lowest_open_target().into_iter().chain(result).min()
     }
 
     /// The same without the results of tests, whose files wait for a summary.
     #[must_use]
-    pub fn lowest_open_target(&self) -> Option<i64> {
+    pub(crate) fn lowest_open_target(&self) -> Option<i64> {
         self.open.first().copied()
     }
 
     /// A required output that this set has failed to download.
-    pub fn fail_set(&mut self, set: SetIndex) {
+    pub(crate) fn fail_set(&mut self, set: SetIndex) {
         self.sets.fail(set);
     }
 

@@ -76,7 +76,7 @@ impl Engine {
     }
 
     /// Another selection, for builds that begin from now on.
-    pub fn set_policy(&self, policy: Policy) {
+    pub(crate) fn set_policy(&self, policy: Policy) {
         self.shared
             .policy
             .write()
@@ -115,7 +115,7 @@ impl Engine {
 
     /// Waits until what came of the outputs of all builds so far is on record, but for builds that still have outputs on
     /// their way, and not long.
-    pub async fn catch_up(&self) {
+    pub(crate) async fn catch_up(&self) {
         let streams = self.streams();
         let asked = streams.iter().map(|(id, _)| self.snapshot(id));
         let _ = tokio::time::timeout(CATCH_UP, join_all(asked)).await;

@@ -8,20 +8,20 @@ pub mod build;
 mod elsewhere;
 mod engine;
 pub mod feed;
-pub mod limits;
+pub(crate) mod limits;
 mod message;
-pub mod pattern;
+pub(crate) mod pattern;
 pub mod policy;
 pub(crate) mod rows;
 pub(crate) mod runfiles;
-pub mod selection;
+pub(crate) mod selection;
 mod shared;
-pub mod tally;
+pub(crate) mod tally;
 mod test_outputs;
 #[cfg(test)]
 mod tests;
 mod trees;
 pub mod watching;
 
-pub use engine::Engine;
+pub(crate) use engine::Engine;
 pub use feed::Report;

@@ -78,19 +78,19 @@ impl FromStr for TargetPattern {
 impl TargetPattern {
     /// Whether it takes targets out.
     #[must_use]
-    pub const fn is_negative(&self) -> bool {
+    pub(crate) const fn is_negative(&self) -> bool {
         self.negative
     }
 
     /// Whether it names one target.
     #[must_use]
-    pub const fn is_exact(&self) -> bool {
+    pub(crate) const fn is_exact(&self) -> bool {
         matches!(self.scope, Scope::Target(_))
     }
 
     /// Whether it is about a label, be it to take it in or out.
     #[must_use]
-    pub fn covers(&self, label: &str) -> bool {
+    pub(crate) fn covers(&self, label: &str) -> bool {
         let Some((repository, rest)) = label.split_once("//") else {
             return false;
         };
@@ -131,7 +131,7 @@ impl fmt::Display for TargetPattern {
 /// Whether a list of patterns takes in a label. As on Bazel's command line the last one that covers it decides; a
 /// list that only takes out starts from everything, and an empty list takes everything in.
 #[must_use]
-pub fn matches(patterns: &[TargetPattern], label: &str) -> bool {
+pub(crate) fn matches(patterns: &[TargetPattern], label: &str) -> bool {
     let start = patterns.iter().all(|p| p.negative);
     patterns
         .iter()

@@ -214,7 +214,7 @@ pub struct Policy {
 
 impl Policy {
     /// Another selection in the place of this one. The limits stay: they count for as long as the daemon runs.
-    pub fn reselect(&mut self, other: Self) {
+    pub(crate) fn reselect(&mut self, other: Self) {
         let limits = self.limits;
         *self = Self { limits, ..other };
     }

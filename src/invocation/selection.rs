@@ -13,7 +13,7 @@ use crate::output::Class;
 
 /// The build tool's command, as far as selection depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Command {
+pub(crate) enum Command {
     /// `build`, and every other that has no rule of its own.
     #[default]
     Build,
@@ -28,7 +28,7 @@ pub enum Command {
 impl Command {
     /// From the name in `BuildStarted.command`.
     #[must_use]
-    pub fn from_name(name: &str) -> Self {
+    pub(crate) fn from_name(name: &str) -> Self {
         match name {
             "test" => Self::Test,
             "coverage" => Self::Coverage,
@@ -44,7 +44,7 @@ impl Command {
 
 /// How an output came to be named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// By an output group of a completed target or aspect.
     ///
     /// Where some of the group's artifacts were not built, it names those that were, and Bazel's own top-level mode
@@ -68,7 +68,7 @@ pub enum Origin {
 
 /// The part of an output's circumstances that it shares with the rest of its group.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct GroupContext<'a> {
+pub(crate) struct GroupContext<'a> {
     /// The build tool's command.
     pub command: Command,
     /// The target's label.
@@ -83,7 +83,7 @@ pub struct GroupContext<'a> {
 
 /// The verdict on one output, with the rule that gave it, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// Required, optional or known.
     pub class: Class,
     /// Which rule said so.
@@ -91,7 +91,7 @@ pub struct Verdict {
 }
 
 /// Number of a profile in its [`Selector`]: what all groups have in common that treat every file alike.
-pub type ProfileId = usize;
+pub(crate) type ProfileId = usize;
 
 /// What is left to decide once the group is known: groups with the same profile treat every file alike, so a set
 /// that was expanded under a profile need never be expanded under it again.
@@ -107,7 +107,7 @@ struct Profile {
 
 /// A policy made ready for one invocation.
 #[derive(Debug)]
-pub struct Selector {
+pub(crate) struct Selector {
     policy: Policy,
     /// With each, the reason of its base verdict.
     profiles: Vec<(Profile, Arc<str>)>,
@@ -119,7 +119,7 @@ pub struct Selector {
 impl Selector {
     /// Makes a policy ready.
     #[must_use]
-    pub fn new(policy: Policy) -> Self {
+    pub(crate) fn new(policy: Policy) -> Self {
         let rule_texts = policy
             .rules
             .iter()
@@ -135,7 +135,7 @@ impl Selector {
     }
 
     /// The profile of a group.
-    pub fn profile(&mut self, context: &GroupContext<'_>) -> ProfileId {
+    pub(crate) fn profile(&mut self, context: &GroupContext<'_>) -> ProfileId {
         let rules = self
             .policy
             .rules
@@ -174,7 +174,7 @@ impl Selector {
 
     /// Whether the verdict on a file may depend on the tree that it lies in.
     #[must_use]
-    pub fn looks_at_trees(&self, profile: ProfileId) -> bool {
+    pub(crate) fn looks_at_trees(&self, profile: ProfileId) -> bool {
         self.profiles.get(profile).is_some_and(|(profile, _)| {
             let has_path = |&i: &usize| self.policy.rules[i].path.is_some();
             (profile.regexes && !self.policy.regexes.is_empty()) || profile.rules.iter().any(has_path)
@@ -183,7 +183,7 @@ impl Selector {
 
     /// The verdict on one output of a group. `tree_root` is the root of the tree artifact that it lies in; `size` is
     /// unknown for symlinks and directories.
-    pub fn select(
+    pub(crate) fn select(
         &mut self,
         profile: ProfileId,
         path: &str,

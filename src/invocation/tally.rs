@@ -60,7 +60,7 @@ impl Tally {
     }
 
     /// Uncounts what was on disk and is not any more: it will be counted again.
-    pub fn take_back(&mut self, outcome: &Outcome) {
+    pub(crate) fn take_back(&mut self, outcome: &Outcome) {
         if outcome.is_on_disk() {
             self.count(outcome, u64::saturating_sub);
         }
@@ -109,7 +109,7 @@ impl Tally {
 
     /// What was warmed, in words.
     #[must_use]
-    pub fn warming(&self) -> String {
+    pub(crate) fn warming(&self) -> String {
         let (files, bytes) = (show_count(self.warmed), show_size(self.warmed_bytes));
         format!("warmed {files} files, {bytes}")
     }

@@ -34,7 +34,7 @@ const LEVEL: i32 = 3;
 const EVENT_TYPE: &str = "type.googleapis.com/build_event_stream.BuildEvent";
 
 /// A journal file on its way in; it goes if it is dropped before [`Inlet::settle`]. All calls block.
-pub struct Inlet {
+pub(crate) struct Inlet {
     file: File,
     /// The file's path without extension.
     stem: PathBuf,
@@ -49,7 +49,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the journal was opened for reading only, or the file cannot be written.
-    pub fn inlet(&self, key: &StreamKey, created_ms: u64) -> Result<Inlet, JournalError> {
+    pub(crate) fn inlet(&self, key: &StreamKey, created_ms: u64) -> Result<Inlet, JournalError> {
         let stem = self.stem(key)?;
         let path = stem.with_extension(TAKEN_IN);
         let file = OpenOptions::new()
@@ -83,7 +83,7 @@ impl Inlet {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn push(
+    pub(crate) fn push(
         &mut self,
         kind: RecordKind,
         sequence: i64,
@@ -128,7 +128,7 @@ impl Inlet {
     ///
     /// # Errors
     /// When it cannot be written or renamed.
-    pub fn settle(mut self) -> Result<bool, JournalError> {
+    pub(crate) fn settle(mut self) -> Result<bool, JournalError> {
         self.flush()?;
         if self.known {
             return Ok(false);

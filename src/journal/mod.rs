@@ -27,15 +27,14 @@ mod store;
 mod tests;
 mod writer;
 
-pub use error::JournalError;
-pub use file::Records;
-pub use format::{Record, RecordKind};
-pub use inlet::Inlet;
-pub use replay::SetAside;
-pub use retention::{Executed, Plan};
+pub(crate) use error::JournalError;
+pub(crate) use format::{Record, RecordKind};
+pub(crate) use replay::SetAside;
+pub(crate) use retention::{Executed, Plan};
+pub use store::Journal;
 pub(crate) use store::now_ms;
-pub use store::{Entry, Journal, JournalOptions};
-pub use writer::Writer;
+pub(crate) use store::{Entry, JournalOptions};
+pub(crate) use writer::Writer;
 
 pub(crate) use file::{FrameAt, StoredFrame, read_frame};
 pub(crate) use format::Batch;

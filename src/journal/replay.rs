@@ -32,7 +32,7 @@ pub(crate) const MOST_LOST: u64 = 2;
 
 /// A journal that was set aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SetAside {
+pub(crate) struct SetAside {
     /// Its stream.
     pub key: StreamKey,
     /// In words, what has become of it and what can be done.
@@ -68,7 +68,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn set_aside(&self) -> Result<Vec<SetAside>, JournalError> {
+    pub(crate) fn set_aside(&self) -> Result<Vec<SetAside>, JournalError> {
         let mut all = Vec::new();
         for entry in self.unfinished()? {
             if lost(&entry.path.with_extension(REPLAYING)) < MOST_LOST {
@@ -128,7 +128,7 @@ impl Journal {
     }
 
     /// The process ends in good order: no journal was its end.
-    pub fn forget_replays(&self) {
+    pub(crate) fn forget_replays(&self) {
         for mark in self.marks() {
             remove(&mark);
         }

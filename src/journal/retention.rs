@@ -22,7 +22,7 @@ pub struct Plan {
 
 /// What an executed plan did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Executed {
+pub(crate) struct Executed {
     /// Number of deleted files.
     pub files: u64,
     /// Bytes of the deleted files.
@@ -46,7 +46,7 @@ impl Journal {
     }
 
     /// Deletes what was planned, except what has changed since.
-    pub fn execute(&self, plan: &Plan) -> Executed {
+    pub(crate) fn execute(&self, plan: &Plan) -> Executed {
         let mut executed = Executed::default();
         for entry in &plan.delete {
             let unchanged = fs::symlink_metadata(&entry.path)

@@ -231,7 +231,7 @@ impl Journal {
     ///
     /// # Errors
     /// When there is none.
-    pub fn find_stream(&self, key: &StreamKey) -> Result<Entry, JournalError> {
+    pub(crate) fn find_stream(&self, key: &StreamKey) -> Result<Entry, JournalError> {
         let found = self
             .list()?
             .into_iter()

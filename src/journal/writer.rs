@@ -83,7 +83,7 @@ pub(crate) struct Recovered {
 }
 
 /// Appends to one stream's file. All calls block.
-pub struct Writer {
+pub(crate) struct Writer {
     /// Closed while nothing is left to do.
     file: Option<Arc<File>>,
     /// The one before that; frames of it that were not read back yet keep it open.
@@ -130,7 +130,7 @@ impl Writer {
 
     /// The file's path, for messages.
     #[must_use]
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.stem
             .with_extension(if self.settled { SETTLED } else { UNFINISHED })
     }
@@ -219,7 +219,7 @@ impl Writer {
     ///
     /// # Errors
     /// When the file cannot be renamed.
-    pub fn settle(&mut self) -> Result<(), JournalError> {
+    pub(crate) fn settle(&mut self) -> Result<(), JournalError> {
         if !self.settled {
             self.rename(true)?;
         }

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(30);
 
 /// What keeping leases needs of the other rooms.
 #[derive(Clone)]
-pub struct Rooms {
+pub(crate) struct Rooms {
     /// What is known of outputs.
     pub record: Record,
     /// Where they would lie.
@@ -30,7 +30,7 @@ pub struct Rooms {
 }
 
 /// Keeps leases until the token is cancelled. What is found is shown by `leases`. Whatever fails, it goes on later.
-pub async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: CancellationToken) {
+pub(crate) async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: CancellationToken) {
     let keeping = async {
         let mut schedule = Schedule::new(options);
         loop {

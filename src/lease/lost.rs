@@ -38,7 +38,7 @@ impl Lost {
 
     /// How many targets would have to be built again; up to 10,000.
     #[must_use]
-    pub fn target_count(&self) -> u64 {
+    pub(crate) fn target_count(&self) -> u64 {
         self.targets.len() as u64
     }
 

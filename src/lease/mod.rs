@@ -22,8 +22,8 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-pub use self::{
+pub(crate) use self::{
     keep::{Rooms, keep},
-    lost::{Leases, Lost},
+    lost::Leases,
     schedule::LeaseOptions,
 };

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{keep::caught, *};
+use super::{keep::caught, lost::Lost, *};
 use crate::{
     digest::{Digest, DigestFunction},
     embedded_cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},

@@ -15,7 +15,10 @@ mod tests;
 mod want;
 mod writers;
 
-pub use self::want::{Completion, Outcome, Root, Served, Session, Source, Want, split_source};
-pub use awaited::Awaited;
+pub use self::want::{Completion, Outcome, Root, Session, Want};
+pub(crate) use self::want::{Served, split_source};
+pub(crate) use awaited::Awaited;
 pub use materializer::Materializer;
 pub use options::MaterializeOptions;
+#[cfg(test)]
+pub(crate) use want::Source;

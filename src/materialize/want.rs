@@ -56,7 +56,7 @@ impl Served {
     /// Of a root whose `bazel-out` is a link, which nothing is written through wherever it leads. Blocks on the file
     /// system.
     #[must_use]
-    pub fn by_link(root: &OutputRoot) -> Option<Self> {
+    pub(crate) fn by_link(root: &OutputRoot) -> Option<Self> {
         let target = root.elsewhere()?;
         Some(Self {
             by: format!("{}, where the link bazel-out leads,", target.display()),
@@ -121,7 +121,7 @@ impl Source {
 
     /// The same with the name of the store, where there are several: `batch from grpc://HOST:PORT`.
     #[must_use]
-    pub fn with_store(self, store: Option<&str>) -> Cow<'static, str> {
+    pub(crate) fn with_store(self, store: Option<&str>) -> Cow<'static, str> {
         match store {
             Some(store) => Cow::Owned(format!("{}{FROM}{store}", self.name())),
             None => Cow::Borrowed(self.name()),
@@ -134,7 +134,7 @@ const FROM: &str = " from ";
 
 /// What [`Source::with_store`] has put together.
 #[must_use]
-pub fn split_source(source: &str) -> (&str, Option<&str>) {
+pub(crate) fn split_source(source: &str) -> (&str, Option<&str>) {
     match source.split_once(FROM) {
         Some((way, store)) => (way, Some(store)),
         None => (source, None),
@@ -200,7 +200,7 @@ impl Outcome {
 
     /// Whether nobody read the output: the disk has what was recorded, as far as a look at it tells.
     #[must_use]
-    pub const fn is_unread(&self) -> bool {
+    pub(crate) const fn is_unread(&self) -> bool {
         matches!(self, Self::Present { hashed: false, .. } | Self::Served { .. })
     }
 

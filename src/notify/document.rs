@@ -22,7 +22,7 @@ const REMEMBERED: usize = 1024;
 
 /// What a document tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Event {
+pub(crate) enum Event {
     /// A target came to its end: its required outputs are there, or something failed, or it will not come.
     TargetSettled,
     /// A build came to its end.
@@ -32,7 +32,7 @@ pub enum Event {
 impl Event {
     /// As it stands in documents, headers and the command's environment.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::TargetSettled => "target_settled",
             Self::InvocationSettled => "invocation_settled",

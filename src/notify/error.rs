@@ -7,7 +7,7 @@ use crate::units::show_duration;
 
 /// What is wrong with a receiver or the secret before anything was sent.
 #[derive(Debug, thiserror::Error)]
-pub enum NotifyError {
+pub(crate) enum NotifyError {
     /// The secret's file cannot be read.
     #[error(transparent)]
     SecretFile(io::Error),

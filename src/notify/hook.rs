@@ -20,7 +20,7 @@ use crate::{
 
 /// A command of the user's for the shell.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hook {
+pub(crate) struct Hook {
     /// What the shell runs, with the document on standard input.
     pub command: String,
     /// It and its process group are killed after so long.

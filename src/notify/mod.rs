@@ -20,9 +20,8 @@ mod signature;
 mod tests;
 mod url;
 
-pub use self::{
+pub(crate) use self::{
     document::Event,
-    error::NotifyError,
     hook::Hook,
     notifier::{Backlog, Notifier, NotifyOptions},
     signature::Secret,

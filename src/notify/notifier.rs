@@ -33,7 +33,7 @@ const LINE_EVERY: u64 = 1000;
 
 /// Receivers, and what each of them gets.
 #[derive(Debug, Clone, Default)]
-pub struct NotifyOptions {
+pub(crate) struct NotifyOptions {
     /// Where documents are posted.
     pub urls: Vec<NotifyUrl>,
     /// What they are signed with.
@@ -47,7 +47,7 @@ pub struct NotifyOptions {
 impl NotifyOptions {
     /// Whether there is any receiver.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.urls.is_empty() && self.hook.is_none()
     }
 }
@@ -72,7 +72,7 @@ impl Backlog {
 }
 
 /// Tells what happens, until it is closed.
-pub struct Notifier {
+pub(crate) struct Notifier {
     stop: CancellationToken,
     listening: JoinHandle<()>,
     backlog: Backlog,
@@ -83,7 +83,7 @@ impl Notifier {
     ///
     /// # Errors
     /// Naming the receiver: the system has no certificate authorities.
-    pub fn start(
+    pub(crate) fn start(
         options: NotifyOptions,
         changes: mpsc::UnboundedReceiver<Told>,
         metrics: &Metrics,
@@ -145,12 +145,12 @@ impl Notifier {
 
     /// What receivers still have to get, from now on.
     #[must_use]
-    pub fn backlog(&self) -> Backlog {
+    pub(crate) fn backlog(&self) -> Backlog {
         self.backlog.clone()
     }
 
     /// Processes the changes until now, and gives the receivers a few seconds for what they have not got yet.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         self.stop.cancel();
         if self.listening.await.is_err_and(|e| e.is_panic()) {
             tracing::error!("reporting settled builds panicked; this is a bug in outhaul");

@@ -9,14 +9,14 @@ use super::error::NotifyError;
 
 /// The key of the signatures. Never shown.
 #[derive(Clone)]
-pub struct Secret(Vec<u8>);
+pub(crate) struct Secret(Vec<u8>);
 
 impl Secret {
     /// Reads it from a file; one line break at the end is not part of it.
     ///
     /// # Errors
     /// The file cannot be read, or holds nothing.
-    pub fn read(path: &Path) -> Result<Self, NotifyError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, NotifyError> {
         let mut bytes = fs::read(path).map_err(NotifyError::SecretFile)?;
         if bytes.last() == Some(&b'\n') {
             bytes.pop();

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 /// An http or https URL. What may be a secret in it (user name and password, path, query) is never shown: many services'
 /// webhooks are known by nothing but their path.
 #[derive(Clone)]
-pub struct NotifyUrl {
+pub(crate) struct NotifyUrl {
     /// Without user name and password.
     uri: Uri,
     /// `Basic ...`, made of these.

@@ -79,7 +79,7 @@ impl Record {
     ///
     /// # Errors
     /// As for [`open`](Self::open).
-    pub fn open_for_command(state_dir: &Path) -> Result<(Self, Opening), RecordError> {
+    pub(crate) fn open_for_command(state_dir: &Path) -> Result<(Self, Opening), RecordError> {
         Self::open_as(state_dir, false)
     }
 
@@ -192,7 +192,7 @@ impl Record {
 
     /// A root's row.
     #[must_use]
-    pub fn root_row(&self, id: RootId) -> Option<RootRow> {
+    pub(crate) fn root_row(&self, id: RootId) -> Option<RootRow> {
         locked(&self.shared().roots).get(id).cloned()
     }
 
@@ -214,7 +214,7 @@ impl Record {
 
     /// The same, above one that another process has given out as well.
     #[must_use]
-    pub fn next_version_above(&self, id: RootId, other: u64) -> u64 {
+    pub(crate) fn next_version_above(&self, id: RootId, other: u64) -> u64 {
         let mut roots = locked(&self.shared().roots);
         let floor = i64::try_from(other.saturating_add(1)).unwrap_or(i64::MAX);
         let version = roots.next_version(id, now_ms().max(floor));
@@ -223,7 +223,7 @@ impl Record {
     }
 
     /// Removes a root with all its outputs, as when its directory is gone. Its invocations stay.
-    pub fn forget_root(&self, id: RootId) {
+    pub(crate) fn forget_root(&self, id: RootId) {
         if locked(&self.shared().roots).remove(id) {
             self.shared().forget_outputs(id);
             self.put(TreeId::Roots, vec![(keys::root(id), None)]);

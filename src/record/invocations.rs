@@ -66,7 +66,7 @@ impl Record {
 
     /// The invocation that is meant. Blocks on the file system.
     #[must_use]
-    pub fn find_invocation(&self, which: &Which) -> Option<InvocationRow> {
+    pub(crate) fn find_invocation(&self, which: &Which) -> Option<InvocationRow> {
         match which.invocation_id.as_str() {
             "" => which.newest(self.scan_invocations()),
             id => self.invocation(id),
@@ -76,7 +76,7 @@ impl Record {
     /// As [`Self::find_invocation`], of builds that have outputs somewhere: one that failed before it had an output root is
     /// meant only where there is no other. Blocks on the file system.
     #[must_use]
-    pub fn find_invocation_with_outputs(&self, which: &Which) -> Option<InvocationRow> {
+    pub(crate) fn find_invocation_with_outputs(&self, which: &Which) -> Option<InvocationRow> {
         let has_outputs = |row: &InvocationRow| row.imported || row.root.is_some();
         let is_any = which.invocation_id.is_empty();
         let newest = is_any.then(|| which.newest(self.scan_invocations().filter(has_outputs)));
@@ -85,13 +85,13 @@ impl Record {
 
     /// The root's invocation with the highest version.
     #[must_use]
-    pub fn newest_invocation(&self, root: RootId) -> Option<InvocationRow> {
+    pub(crate) fn newest_invocation(&self, root: RootId) -> Option<InvocationRow> {
         let id = self.root_row(root)?.newest_invocation;
         if id.is_empty() { None } else { self.invocation(&id) }
     }
 
     /// Forgets invocations and their targets. Their outputs stay known: they tell what is on disk.
-    pub fn remove_invocations(&self, ids: &[String]) {
+    pub(crate) fn remove_invocations(&self, ids: &[String]) {
         let _guard = locked(&self.shared().invocations);
         for id in ids {
             let targets = self
@@ -121,7 +121,7 @@ impl Record {
     }
 
     /// The same one by one.
-    pub fn scan_targets(&self, invocation: &str) -> impl Iterator<Item = TargetRow> + Send + use<> {
+    pub(crate) fn scan_targets(&self, invocation: &str) -> impl Iterator<Item = TargetRow> + Send + use<> {
         let (shared, invocation) = (self.shared().clone(), invocation.to_owned());
         self.scan(TreeId::Targets, keys::targets(&invocation))
             .filter_map(move |(key, value)| {

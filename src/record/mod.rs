@@ -44,12 +44,11 @@ mod wire;
 mod writer;
 
 pub(crate) use block::Row as SeenOutput;
-pub use error::{FlushError, Health, HealthState, RecordError};
+pub(crate) use error::RecordError;
 pub use handle::Record;
-pub use lock::Holder;
-pub use opening::Opening;
-pub use retention::{Retention, RetentionPlan};
-pub use row::{
-    InvocationRow, InvocationState, OutputRow, OutputState, RootId, RootRow, TargetRow, TargetState,
-};
-pub use which::Which;
+pub(crate) use lock::Holder;
+pub(crate) use opening::Opening;
+pub use retention::Retention;
+pub(crate) use retention::RetentionPlan;
+pub use row::{InvocationRow, InvocationState, OutputRow, OutputState, RootId, TargetRow, TargetState};
+pub(crate) use which::Which;

@@ -111,7 +111,7 @@ impl Record {
 
     /// Names right below a directory that outputs of a root lie below, sorted. As many look-ups as there are names.
     #[must_use]
-    pub fn directories_in(&self, root: RootId, directory: &str) -> BTreeSet<String> {
+    pub(crate) fn directories_in(&self, root: RootId, directory: &str) -> BTreeSet<String> {
         let prefix = format!("{directory}/");
         let mut names = BTreeSet::new();
         let mut from = prefix.clone();
@@ -190,7 +190,7 @@ impl Record {
     }
 
     /// Forgets outputs of a root. The space on disk is used again.
-    pub fn remove_outputs(&self, root: RootId, paths: &[ExecPath]) {
+    pub(crate) fn remove_outputs(&self, root: RootId, paths: &[ExecPath]) {
         self.hand_over(
             root,
             paths,

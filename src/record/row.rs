@@ -161,7 +161,7 @@ impl InvocationState {
 
     /// Whether nothing more will happen to it.
     #[must_use]
-    pub const fn is_over(self) -> bool {
+    pub(crate) const fn is_over(self) -> bool {
         !matches!(self, Self::Running | Self::Draining)
     }
 }
@@ -249,7 +249,7 @@ pub enum TargetState {
 impl TargetState {
     /// Whether nothing more is to be expected of it.
     #[must_use]
-    pub const fn is_over(self) -> bool {
+    pub(crate) const fn is_over(self) -> bool {
         matches!(self, Self::Settled | Self::Failed | Self::Aborted)
     }
 

@@ -82,7 +82,7 @@ impl Which {
 
     /// That there is no such build, in words.
     #[must_use]
-    pub fn not_recorded(&self) -> String {
+    pub(crate) fn not_recorded(&self) -> String {
         match (self.invocation_id.as_str(), self.workspace.as_str()) {
             ("", "") => "no builds are recorded".to_owned(),
             ("", workspace) => format!("no builds of {workspace} are recorded"),

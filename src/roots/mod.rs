@@ -6,7 +6,6 @@
 mod opened;
 mod rules;
 
-pub use self::{
-    opened::{RootError, Roots},
-    rules::{Destination, PathMap, RootRules},
-};
+pub(crate) use self::opened::{RootError, Roots};
+pub(crate) use self::rules::PathMap;
+pub use self::rules::{Destination, RootRules};

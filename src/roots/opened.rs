@@ -125,12 +125,12 @@ impl Roots {
     }
 
     /// Other rules, for builds from now on.
-    pub fn set_rules(&self, rules: RootRules) {
+    pub(crate) fn set_rules(&self, rules: RootRules) {
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
     }
 
     /// Lets go of the temporary directories of all roots, before the process ends.
-    pub fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         for opened in self.open.lock().values() {
             opened.root.place.let_go();
         }
@@ -219,7 +219,7 @@ impl Roots {
     ///
     /// # Errors
     /// When a rule forbids it.
-    pub fn allows(&self, exec_root: &Path) -> Result<(), RootError> {
+    pub(crate) fn allows(&self, exec_root: &Path) -> Result<(), RootError> {
         let rules = self.rules();
         let path = rules.translate(&exec_root.to_string_lossy());
         is_allowed_root(&path, allowance(&rules, &path)).map_err(|e| RootError::NotAllowed(e, ADVICE))
@@ -227,7 +227,7 @@ impl Roots {
 
     /// Gives up roots that are gone, and their descriptors with them. What is under way in one ends by itself. Blocks on
     /// the file system.
-    pub fn give_up_gone(&self) {
+    pub(crate) fn give_up_gone(&self) {
         let mut gone: Vec<Arc<Root>> = {
             let open = self.open.lock();
             open.values().map(|opened| opened.root.clone()).collect()
@@ -245,7 +245,7 @@ impl Roots {
     ///
     /// # Errors
     /// When the directory is not there, or is not allowed any more.
-    pub fn reopen(&self, path: &Path) -> Result<(RootId, Arc<Root>), RootError> {
+    pub(crate) fn reopen(&self, path: &Path) -> Result<(RootId, Arc<Root>), RootError> {
         self.open_allowed(path, &self.rules(), "see --allow-exec-root")
     }
 

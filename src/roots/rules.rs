@@ -82,7 +82,7 @@ pub struct RootRules {
 impl RootRules {
     /// Where the build's exec root is for us.
     #[must_use]
-    pub fn translate(&self, exec_root: &str) -> PathBuf {
+    pub(crate) fn translate(&self, exec_root: &str) -> PathBuf {
         let path = Path::new(exec_root);
         for map in &self.path_maps {
             if let Ok(below) = path.strip_prefix(&map.from) {

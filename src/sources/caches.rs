@@ -136,7 +136,7 @@ impl SourceCache {
 
     /// The same without disk caches: reading fills a cache at the address only if it comes there.
     #[must_use]
-    pub fn remote_blobs(&self) -> Arc<dyn BlobStore> {
+    pub(crate) fn remote_blobs(&self) -> Arc<dyn BlobStore> {
         self.remote.clone()
     }
 
@@ -161,14 +161,14 @@ impl SourceCache {
     }
 
     /// Options of the build's own that could not be used.
-    pub fn left_out(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn left_out(&self) -> impl Iterator<Item = &str> {
         let options = self.members.iter().filter_map(|member| member.options.as_deref());
         options.flat_map(|options| options.left_out.iter().map(String::as_str))
     }
 
     /// Whether one of the stores is at an authority, or there is none that has one.
     #[must_use]
-    pub fn is_at(&self, authority: &str) -> bool {
+    pub(crate) fn is_at(&self, authority: &str) -> bool {
         let mut servers = self.members.iter().filter(|member| !member.is_directory());
         let mut servers = servers.by_ref().filter_map(Member::endpoint).peekable();
         servers.peek().is_none() || servers.any(|endpoint| endpoint.authority() == authority)
@@ -263,7 +263,7 @@ impl Sources {
     }
 
     /// Another rule, for builds from now on. Those that have found their cache keep it.
-    pub fn set_rule(&self, rule: SourceRule) {
+    pub(crate) fn set_rule(&self, rule: SourceRule) {
         *self.rule.write().unwrap_or_else(PoisonError::into_inner) = rule;
         // They may hold credentials that do not count any more.
         *self.lock() = Open::default();
@@ -326,7 +326,7 @@ impl Sources {
     ///
     /// # Errors
     /// When nothing is recorded, it is not allowed, or it cannot be used.
-    pub fn of_record(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, SourceError> {
+    pub(crate) fn of_record(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, SourceError> {
         self.recorded(endpoint, instance_name, false)
     }
 
@@ -336,7 +336,7 @@ impl Sources {
     ///
     /// # Errors
     /// When it names no cache, one that is not allowed, or one that credentials would go to.
-    pub fn of_import(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, SourceError> {
+    pub(crate) fn of_import(&self, endpoint: &str, instance_name: &str) -> Result<SourceCache, SourceError> {
         self.recorded(endpoint, instance_name, true)
     }
 

@@ -8,9 +8,8 @@ mod error;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::caches::Sources;
+pub use self::caches::{SourceCache, SourceRule};
+pub(crate) use self::command_line::{BuildDirectories, address_of};
 pub(crate) use self::command_line::{add_login, google_of};
-pub use self::{
-    caches::{SourceCache, SourceRule, Sources},
-    command_line::{BuildDirectories, address_of},
-    error::SourceError,
-};
+pub(crate) use self::error::SourceError;

@@ -213,7 +213,7 @@ impl BucketAddress {
 
     /// Whether the connection is encrypted: it is, unless `endpoint=` says otherwise.
     #[must_use]
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         self.server().is_none_or(|uri| uri.scheme_str() == Some("https"))
     }
 

@@ -96,7 +96,7 @@ impl Endpoint {
 
     /// The directory's path, if it is one.
     #[must_use]
-    pub fn directory_path(&self) -> Option<&Path> {
+    pub(crate) fn directory_path(&self) -> Option<&Path> {
         match &self.0 {
             Place::Directory(path) => Some(path),
             _ => None,
@@ -185,7 +185,7 @@ impl Endpoint {
 
     /// Whether the connection is encrypted.
     #[must_use]
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         match &self.0 {
             Place::Tcp { tls, .. } | Place::Http { tls, .. } => *tls,
             Place::Unix(_) | Place::Directory(_) => false,
@@ -195,14 +195,14 @@ impl Endpoint {
 
     /// Whether it is an HTTP cache.
     #[must_use]
-    pub const fn is_http(&self) -> bool {
+    pub(crate) const fn is_http(&self) -> bool {
         matches!(self.0, Place::Http { .. })
     }
 
     /// Whether a permission for this address is one for the other: they are the same or, of HTTP caches, this one's path
     /// is the beginning of the other's.
     #[must_use]
-    pub fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (Place::Http { path, .. }, Place::Http { path: longer, .. }) => {
                 let below = longer.strip_prefix(path.as_str());
@@ -234,7 +234,7 @@ impl Endpoint {
 
     /// The unix socket's path, if it is one.
     #[must_use]
-    pub fn unix_path(&self) -> Option<&Path> {
+    pub(crate) fn unix_path(&self) -> Option<&Path> {
         match &self.0 {
             Place::Unix(path) => Some(path),
             _ => None,
@@ -243,7 +243,7 @@ impl Endpoint {
 
     /// Whether it is on this machine, as far as the address tells.
     #[must_use]
-    pub fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         let has_no_host = matches!(self.0, Place::Unix(_) | Place::Directory(_));
         has_no_host
             || self.host().is_some_and(|host| {
@@ -264,7 +264,7 @@ impl Endpoint {
 
     /// The URI of the server's root. A unix socket has no authority of its own; `localhost` is what gRPC sends for one.
     #[must_use]
-    pub fn http_uri(&self) -> String {
+    pub(crate) fn http_uri(&self) -> String {
         match &self.0 {
             Place::Tcp { tls, host, port } | Place::Http { tls, host, port, .. } => {
                 let scheme = if *tls { "https" } else { "http" };
@@ -280,7 +280,7 @@ impl Endpoint {
     /// `https` and without the default port, as gRPC's call credentials have it; for an HTTP cache its base URL with the
     /// port (Bazel's `HttpCacheClient`; measured with 7.7.1).
     #[must_use]
-    pub fn credential_uri(&self) -> Option<String> {
+    pub(crate) fn credential_uri(&self) -> Option<String> {
         match &self.0 {
             Place::Tcp {
                 host, port: TLS_PORT, ..

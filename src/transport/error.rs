@@ -59,13 +59,13 @@ impl RemoteError {
 
     /// Whether the same request may succeed later.
     #[must_use]
-    pub const fn is_retryable(&self) -> bool {
+    pub(crate) const fn is_retryable(&self) -> bool {
         matches!(self.kind, RemoteErrorKind::Unavailable | RemoteErrorKind::Timeout)
     }
 
     /// Whether the cache said that it does not have it.
     #[must_use]
-    pub const fn is_not_found(&self) -> bool {
+    pub(crate) const fn is_not_found(&self) -> bool {
         matches!(self.kind, RemoteErrorKind::NotFound)
     }
 }

@@ -1,7 +1,7 @@
 //! How any server is reached: addresses, connections with TLS or through sockets, and the credentials that it is shown.
 
-pub mod auth;
-pub mod bucket;
+pub(crate) mod auth;
+pub(crate) mod bucket;
 mod channel;
 mod conceal;
 mod delays;
@@ -19,17 +19,18 @@ mod retry_after;
 mod tls;
 
 pub(crate) use auth::Auth;
-pub use bucket::BucketAddress;
+pub(crate) use bucket::BucketAddress;
 pub(crate) use channel::Connector;
 pub(crate) use conceal::Secrets;
 pub(crate) use delays::Delays;
 pub use endpoint::Endpoint;
 pub(crate) use endpoint::{is_http, split_user_info, without_user_info};
-pub use error::{RemoteError, RemoteErrorKind};
+pub use error::RemoteError;
+pub(crate) use error::RemoteErrorKind;
 pub(crate) use fault::Fault;
-pub use google::Google;
+pub(crate) use google::Google;
 pub use header::Header;
 pub(crate) use http_client::{HttpClient, HttpFault};
-pub use options::ConnectOptions;
+pub(crate) use options::ConnectOptions;
 pub(crate) use retry_after::retry_after;
-pub use tls::TlsFiles;
+pub(crate) use tls::TlsFiles;

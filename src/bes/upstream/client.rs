@@ -44,7 +44,7 @@ impl Upstream {
 
     /// Takes over the headers and certificates of another client of the same service, for connections and calls from now
     /// on. Nothing else of it.
-    pub fn take_credentials(&self, other: &Self) {
+    pub(crate) fn take_credentials(&self, other: &Self) {
         *self
             .inner
             .credentials

@@ -30,12 +30,12 @@ mod supply;
 mod tests;
 mod window;
 
-pub use client::Upstream;
+pub(crate) use client::Upstream;
 #[cfg(any(test, fuzzing))]
 pub(super) use fuzz::{
     blobs as fuzz_blobs, file_uri as fuzz_file_uri, kind as fuzz_kind, rewritten as fuzz_rewritten,
 };
-pub use options::UpstreamOptions;
+pub(crate) use options::UpstreamOptions;
 pub(in crate::bes) use order::LifecycleEvent;
 pub(in crate::bes) use outgoing::{ForwardStatus, Outgoing, OutgoingEvent};
 pub(in crate::bes) use shared::Surroundings;

@@ -15,7 +15,7 @@ const EXEC_ROOTS: &str = "execroot";
 
 /// Who may write where.
 #[derive(Debug, Clone, Copy)]
-pub struct Allowance<'a> {
+pub(crate) struct Allowance<'a> {
     /// The directories of `--allow-exec-root`.
     pub listed: &'a [PathBuf],
     /// The user has said by `--path-map` that this very directory is an exec root.
@@ -34,7 +34,7 @@ pub struct Allowance<'a> {
 ///
 /// # Errors
 /// With [`PlaceErrorKind::NotAllowed`] and the reason; or when the path cannot be resolved.
-pub fn is_allowed_root(path: &Path, allowance: Allowance<'_>) -> Result<(), PlaceError> {
+pub(crate) fn is_allowed_root(path: &Path, allowance: Allowance<'_>) -> Result<(), PlaceError> {
     judge(path, None, allowance, &homes())
 }
 
@@ -43,7 +43,7 @@ pub fn is_allowed_root(path: &Path, allowance: Allowance<'_>) -> Result<(), Plac
 ///
 /// # Errors
 /// As [`is_allowed_root`].
-pub fn is_allowed_open(root: &OutputRoot, allowance: Allowance<'_>) -> Result<(), PlaceError> {
+pub(crate) fn is_allowed_open(root: &OutputRoot, allowance: Allowance<'_>) -> Result<(), PlaceError> {
     let owner = root.owner()?;
     judge(&root.place()?, Some(owner), allowance, &homes())
 }

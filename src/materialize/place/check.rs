@@ -41,7 +41,7 @@ impl Placer {
     ///
     /// # Errors
     /// Each for itself, as for [`check`](Self::check).
-    pub fn check_many<'a>(
+    pub(crate) fn check_many<'a>(
         &mut self,
         items: impl ExactSizeIterator<Item = (&'a ExecPath, &'a OutputContent, Option<&'a Stamp>)>,
     ) -> Vec<Result<Check, PlaceError>> {
@@ -208,7 +208,7 @@ impl Placer {
     }
 
     /// Forgets the directories that are kept open for checks.
-    pub fn close_directories(&mut self) {
+    pub(crate) fn close_directories(&mut self) {
         self.dirs = DirCache::default();
     }
 }

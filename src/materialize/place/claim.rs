@@ -126,7 +126,7 @@ pub struct Claim {
 
 /// While it lives, no matter who begins a newer build elsewhere waits, for some time.
 #[derive(Debug)]
-pub struct Working {
+pub(crate) struct Working {
     open: Arc<Open>,
     since: Instant,
 }

@@ -33,7 +33,7 @@ impl Placer {
     /// # Errors
     /// With [`PlaceErrorKind::SourceChanged`] when there is no such file of that size any more; else when it cannot be
     /// read.
-    pub fn read_file(&mut self, from: &ExecPath, digest: &Digest) -> Result<Vec<u8>, PlaceError> {
+    pub(crate) fn read_file(&mut self, from: &ExecPath, digest: &Digest) -> Result<Vec<u8>, PlaceError> {
         let error = |errno| PlaceError::system_error("read", from.as_str(), errno);
         let changed = || PlaceError::new("copy from", from.as_str(), PlaceErrorKind::SourceChanged);
         let dir = self.dirs.get(&self.root, from.parent().unwrap_or(""))?;
@@ -73,7 +73,7 @@ impl Placer {
     /// With [`PlaceErrorKind::SourceChanged`] when the source is not what it was; with
     /// [`PlaceErrorKind::Mismatch`] when it never had the blob; with [`PlaceErrorKind::LowSpace`]; else as for
     /// [`place_many`](Self::place_many).
-    pub fn copy_within(
+    pub(crate) fn copy_within(
         &mut self,
         (from, from_stamp): (&ExecPath, &Stamp),
         to: &ExecPath,

@@ -28,7 +28,7 @@ impl Placer {
     ///
     /// # Errors
     /// As for [`place_many`](Self::place_many).
-    pub fn place_symlink(
+    pub(crate) fn place_symlink(
         &mut self,
         path: &ExecPath,
         target: &str,
@@ -85,7 +85,7 @@ impl Placer {
     ///
     /// # Errors
     /// As for [`place_many`](Self::place_many).
-    pub fn make_directory(
+    pub(crate) fn make_directory(
         &mut self,
         path: &ExecPath,
         epoch: &Epoch,

@@ -20,7 +20,7 @@ pub struct Epoch {
 /// The right to publish, as long as it is held.
 #[derive(Debug)]
 #[must_use = "publishing is permitted only while this is held"]
-pub struct Permit<'a> {
+pub(crate) struct Permit<'a> {
     _held: RwLockReadGuard<'a, u64>,
 }
 
@@ -48,7 +48,7 @@ impl Epoch {
     }
 
     /// The right to publish for `version`; `None` when a newer one has begun.
-    pub fn permit(&self, version: u64) -> Option<Permit<'_>> {
+    pub(crate) fn permit(&self, version: u64) -> Option<Permit<'_>> {
         let newest = self.newest.read().unwrap_or_else(PoisonError::into_inner);
         let is_newest =
             version >= *newest && self.claim.as_ref().is_none_or(|claim| claim.is_newest(version));
@@ -57,7 +57,7 @@ impl Epoch {
 
     /// Whether nothing newer than `version` has begun, here or in another process.
     #[must_use]
-    pub fn is_newest(&self, version: u64) -> bool {
+    pub(crate) fn is_newest(&self, version: u64) -> bool {
         self.permit(version).is_some()
     }
 
@@ -71,7 +71,7 @@ impl Epoch {
     /// nothing older than the newest is published by any of them; when false, one of them is still in the middle of it,
     /// and what it publishes may come late, until [`is_alone`](Self::is_alone). Blocks, for a second at most.
     #[must_use]
-    pub fn claim(&self, version: u64, invocation_id: &str) -> bool {
+    pub(crate) fn claim(&self, version: u64, invocation_id: &str) -> bool {
         self.claim
             .as_ref()
             .is_none_or(|claim| claim.begin(version, invocation_id))
@@ -80,14 +80,14 @@ impl Epoch {
     /// Whether no other process is in the middle of publishing any more that was when this one claimed the root. Not
     /// known, and so false, while this process publishes. Blocks on the file system.
     #[must_use]
-    pub fn is_alone(&self) -> bool {
+    pub(crate) fn is_alone(&self) -> bool {
         self.claim.as_ref().is_none_or(Claim::is_alone)
     }
 
     /// To be held from before a permit is asked for until it is given back, for as many permits as there are: anyone
     /// who claims the root elsewhere meanwhile waits for it.
     #[must_use]
-    pub fn working(&self) -> Option<Working> {
+    pub(crate) fn working(&self) -> Option<Working> {
         self.claim.as_ref()?.working()
     }
 

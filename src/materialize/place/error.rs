@@ -126,19 +126,19 @@ impl PlaceError {
 
     /// Whether a newer invocation has begun.
     #[must_use]
-    pub const fn is_superseded(&self) -> bool {
+    pub(crate) const fn is_superseded(&self) -> bool {
         matches!(self.kind, PlaceErrorKind::Superseded)
     }
 
     /// Whether the bytes were not those of the digest.
     #[must_use]
-    pub const fn is_mismatch(&self) -> bool {
+    pub(crate) const fn is_mismatch(&self) -> bool {
         matches!(self.kind, PlaceErrorKind::Mismatch { .. })
     }
 
     /// Whether there is no space for it, or none that may be used.
     #[must_use]
-    pub const fn is_about_space(&self) -> bool {
+    pub(crate) const fn is_about_space(&self) -> bool {
         matches!(self.kind, PlaceErrorKind::LowSpace(_) | PlaceErrorKind::NoSpace)
     }
 

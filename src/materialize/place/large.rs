@@ -31,7 +31,7 @@ const WRITE: usize = 1 << 20;
 ///
 /// Its bytes are hashed as they come and kept in a file without a name; the output tree is not touched before
 /// [`finish`](Self::finish). Dropping it leaves nothing. It needs no [`Placer`] and may move between threads.
-pub struct LargeFile {
+pub(crate) struct LargeFile {
     root: Arc<OutputRoot>,
     options: PlaceOptions,
     path: ExecPath,
@@ -51,7 +51,7 @@ impl Placer {
     ///
     /// # Errors
     /// When there is no space for it, the root is gone, or the system fails.
-    pub fn begin_large(&mut self, path: &ExecPath, digest: &Digest) -> Result<LargeFile, PlaceError> {
+    pub(crate) fn begin_large(&mut self, path: &ExecPath, digest: &Digest) -> Result<LargeFile, PlaceError> {
         self.root.guard(path.as_str())?;
         let file = NewFile::in_temp(&self.root, self.root.mode(path, self.options))?;
         let is_reserved = reserve(&file, digest.size())
@@ -79,7 +79,7 @@ impl LargeFile {
 
     /// How many bytes it has taken: where a broken stream goes on.
     #[must_use]
-    pub const fn offset(&self) -> u64 {
+    pub(crate) const fn offset(&self) -> u64 {
         self.hasher.size()
     }
 
@@ -87,7 +87,7 @@ impl LargeFile {
     ///
     /// # Errors
     /// When they are more than the digest says, or cannot be written. The file is of no use after that.
-    pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), PlaceError> {
+    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<(), PlaceError> {
         if self.hasher.size() + bytes.len() as u64 > self.digest.size() {
             return Err(PlaceError::mismatch(self.path.as_str(), &self.digest, None));
         }
@@ -118,7 +118,7 @@ impl LargeFile {
     /// # Errors
     /// When bytes are missing or wrong, a newer invocation has begun, the root is gone, a link leads out of it,
     /// something that may not be removed is in the way, or the system fails.
-    pub fn finish(mut self, epoch: &Epoch, version: u64) -> Result<Placed, PlaceError> {
+    pub(crate) fn finish(mut self, epoch: &Epoch, version: u64) -> Result<Placed, PlaceError> {
         self.flush()?;
         let actual = self.hasher.finish();
         if actual != self.digest {

@@ -63,19 +63,20 @@ mod writable;
 mod tests;
 
 pub(crate) use allow::resolve;
-pub use allow::{Allowance, is_allowed_open, is_allowed_root};
-pub use claim::{Claim, Working};
-pub use epoch::{Epoch, Permit};
-pub use error::{PlaceError, PlaceErrorKind};
-pub use hash::{Check, Vouched};
-pub use item::{How, Item, Placed};
-pub use large::LargeFile;
-pub use left::Left;
-pub use mark::{Mark, Shortage};
+pub(crate) use allow::{Allowance, is_allowed_open, is_allowed_root};
+pub use epoch::Epoch;
+pub(crate) use error::{PlaceError, PlaceErrorKind};
+pub(crate) use hash::{Check, Vouched};
+pub use item::Item;
+pub(crate) use item::Placed;
+pub(crate) use large::LargeFile;
+pub(crate) use left::Left;
+pub(crate) use mark::Mark;
 pub use options::PlaceOptions;
 pub use placer::Placer;
-pub use root::{MARKERS, OutputRoot};
-pub use runfiles::Seen;
+pub(crate) use root::MARKERS;
+pub use root::OutputRoot;
+pub(crate) use runfiles::Seen;
 #[cfg(feature = "archives")]
 pub(crate) use temp::{TempDir, temp_in};
 #[cfg(all(test, feature = "archives"))]

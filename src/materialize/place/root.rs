@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The directory that staging keeps its markers in.
-pub const MARKERS: &str = ".outhaul";
+pub(crate) const MARKERS: &str = ".outhaul";
 
 /// An exec root (or output directory) on disk, known by path, device and inode.
 ///
@@ -181,7 +181,7 @@ impl OutputRoot {
 
     /// Whether the path still leads to this directory.
     #[must_use]
-    pub fn is_same(&self) -> bool {
+    pub(crate) fn is_same(&self) -> bool {
         fs::stat(&self.path).is_ok_and(|stat| sys::inode(&stat) == self.inode)
     }
 
@@ -193,7 +193,7 @@ impl OutputRoot {
     ///
     /// # Errors
     /// When the root cannot be read.
-    pub fn begin_build(&self, fresh: bool) -> Result<(), PlaceError> {
+    pub(crate) fn begin_build(&self, fresh: bool) -> Result<(), PlaceError> {
         self.aliases.clear();
         self.modes.forget();
         let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
@@ -214,7 +214,7 @@ impl OutputRoot {
     ///
     /// # Errors
     /// When the root cannot be read.
-    pub fn end_build(&self) -> Result<(), PlaceError> {
+    pub(crate) fn end_build(&self) -> Result<(), PlaceError> {
         let adopted = self.adopt_build_tree();
         self.is_building.store(false, Ordering::Relaxed);
         adopted.map(|_| ())
@@ -340,7 +340,7 @@ impl OutputRoot {
     }
 
     /// Says how builds in other mount namespaces spell the root: absolute links of theirs begin with that.
-    pub fn spell(&self, spellings: Vec<PathBuf>) {
+    pub(crate) fn spell(&self, spellings: Vec<PathBuf>) {
         *self.spellings.write().unwrap_or_else(PoisonError::into_inner) = spellings;
     }
 
@@ -379,7 +379,7 @@ impl OutputRoot {
 
     /// Lets go of this process's temp directories, which are removed with the last file in each. They are made again
     /// when something is placed after that.
-    pub fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         self.temp.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.beside.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -405,7 +405,7 @@ impl OutputRoot {
     ///
     /// # Errors
     /// When a temp directory cannot be read, or something in it cannot be removed.
-    pub fn sweep(&self) -> Result<usize, PlaceError> {
+    pub(crate) fn sweep(&self) -> Result<usize, PlaceError> {
         super::temp::sweep(self)
     }
 
@@ -430,7 +430,7 @@ impl OutputRoot {
     /// What tells other processes of this root's builds; `None` where there is no output base to do so. `who` is this
     /// process in words.
     #[must_use]
-    pub fn claim(&self, who: &str) -> Option<Claim> {
+    pub(crate) fn claim(&self, who: &str) -> Option<Claim> {
         Some(Claim::new(self.output_base()?, self.canonical.file_name()?, who))
     }
 

@@ -85,7 +85,7 @@ impl Placer {
     ///
     /// # Errors
     /// When a directory cannot be read.
-    pub fn others_below(
+    pub(crate) fn others_below(
         &self,
         directory: &str,
         known: &dyn Fn(&str) -> bool,

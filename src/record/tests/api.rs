@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::record::error::{FlushError, Health};
 
 #[test]
 fn rows_are_read_back_at_once_and_after_a_restart() {

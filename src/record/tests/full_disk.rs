@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf, process::Command};
 use outhaul_testkit::eventually;
 
 use super::*;
+use crate::record::error::FlushError;
 
 /// A small tmpfs, unmounted when dropped.
 struct SmallDisk {

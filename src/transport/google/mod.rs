@@ -14,4 +14,4 @@ mod tests;
 mod token;
 
 pub(crate) use token::DEFAULT_SCOPE;
-pub use token::Google;
+pub(crate) use token::Google;

@@ -22,7 +22,7 @@ use std::{
 
 #[cfg(feature = "archives")]
 pub(crate) use self::temp_files::Mount;
-use super::*;
+use super::{item::How, *};
 use crate::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
