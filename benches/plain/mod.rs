@@ -20,7 +20,7 @@ pub(crate) const THREADS: usize = 2;
 /// Rounds of which the median is taken.
 pub(crate) const ROUNDS: usize = 5;
 /// Pieces in which a large file is hashed and written.
-const PIECE: usize = 1 << 20;
+pub(crate) const PIECE: usize = 1 << 20;
 
 /// One directory's worth of files: names and bytes.
 pub(crate) struct Folder {
@@ -48,7 +48,10 @@ pub(crate) fn folders(count: usize, files: usize, size: usize) -> Vec<Folder> {
 }
 
 /// Runs `work` for every folder, on [`THREADS`] threads that take turns; gives the wall time.
-fn on_threads(folders: &[Folder], work: impl Fn(&Folder) -> io::Result<()> + Sync) -> io::Result<Duration> {
+pub(crate) fn on_threads<F: Sync>(
+    folders: &[F],
+    work: impl Fn(&F) -> io::Result<()> + Sync,
+) -> io::Result<Duration> {
     let start = Instant::now();
     thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)

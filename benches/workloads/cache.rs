@@ -25,7 +25,7 @@ use outhaul_testkit::{cpu_of_threads, free_address};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
-use crate::process::Process;
+use crate::{keyed::Keyed, process::Process};
 
 /// Name of the threads of the embedded cache.
 const THREADS: &str = "cache";
@@ -43,11 +43,21 @@ pub(crate) enum Kind {
     BuildboxCasd,
     /// The Go one
     BazelRemote,
+    /// A directory of Bazel's `--disk_cache`
+    Disk,
+    /// nginx, by HTTP
+    Nginx,
+    /// A bucket of versitygw, which is S3
+    Versitygw,
+    /// A bucket of gofakes3, which keeps it in memory
+    Gofakes3,
 }
 
 /// A cache that runs. It ends when this is dropped.
 pub(crate) struct Cache {
-    address: SocketAddr,
+    kind: Kind,
+    /// Of one by gRPC.
+    address: Option<SocketAddr>,
     instance: &'static str,
     server: Server,
 }
@@ -59,15 +69,24 @@ enum Server {
         _runtime: Runtime,
     },
     Process(Process),
+    Keyed(Keyed),
 }
 
 impl Kind {
+    /// Whether it is asked by gRPC.
+    pub(crate) const fn is_grpc(self) -> bool {
+        matches!(self, Self::Embedded | Self::BuildboxCasd | Self::BazelRemote)
+    }
+
     /// The program, unless it is this one.
     const fn program(self) -> Option<&'static str> {
         match self {
-            Self::Embedded => None,
+            Self::Embedded | Self::Disk => None,
             Self::BuildboxCasd => Some("buildbox-casd"),
             Self::BazelRemote => Some("bazel-remote"),
+            Self::Nginx => Some("nginx"),
+            Self::Versitygw => Some("versitygw"),
+            Self::Gofakes3 => Some("gofakes3"),
         }
     }
 
@@ -76,16 +95,20 @@ impl Kind {
     const fn instance(self) -> &'static str {
         match self {
             Self::BuildboxCasd => "instance",
-            Self::Embedded | Self::BazelRemote => "",
+            _ => "",
         }
     }
 
     /// What the cache is, for the table's head.
     pub(crate) fn describe(self) -> Result<String> {
         let Some(name) = self.program() else {
-            return Ok("embedded cache in the player's process".to_owned());
+            return Ok(match self {
+                Self::Disk => "a disk cache".to_owned(),
+                _ => "embedded cache in the player's process".to_owned(),
+            });
         };
-        let output = Command::new(require(name)?).arg("--version").output()?;
+        let flag = if self == Self::Nginx { "-v" } else { "--version" };
+        let output = Command::new(require(name)?).arg(flag).output()?;
         if !output.status.success() {
             // A build that does not know its own version.
             return Ok(name.to_owned());
@@ -101,6 +124,14 @@ impl Kind {
 impl Cache {
     /// Starts an empty cache, which keeps what it has to keep below `base`.
     pub(crate) fn start(kind: Kind, base: &Path) -> Result<Self> {
+        if !kind.is_grpc() {
+            return Ok(Self {
+                kind,
+                address: None,
+                instance: kind.instance(),
+                server: Server::Keyed(Keyed::start(kind, base)?),
+            });
+        }
         let Some(name) = kind.program() else {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .thread_name(THREADS)
@@ -110,7 +141,8 @@ impl Cache {
             let endpoint = running.endpoint();
             let address = endpoint.strip_prefix("grpc://").context("an address by TCP")?;
             return Ok(Self {
-                address: address.parse()?,
+                kind,
+                address: Some(address.parse()?),
                 instance: kind.instance(),
                 server: Server::Embedded {
                     cache: running,
@@ -136,14 +168,21 @@ impl Cache {
         }
         let process = Process::start(command, || TcpStream::connect(address).is_ok());
         Ok(Self {
-            address,
+            kind,
+            address: Some(address),
             instance: kind.instance(),
             server: Server::Process(process),
         })
     }
 
-    pub(crate) const fn address(&self) -> SocketAddr {
+    pub(crate) const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where one by gRPC listens.
+    pub(crate) fn address(&self) -> Result<SocketAddr> {
         self.address
+            .with_context(|| format!("{:?} is no cache by gRPC", self.kind))
     }
 
     /// The instance name to ask under.
@@ -153,7 +192,27 @@ impl Cache {
 
     /// As `--remote_cache` takes it.
     pub(crate) fn endpoint(&self) -> String {
-        format!("grpc://{}", self.address)
+        match (&self.server, self.address) {
+            (Server::Keyed(keyed), _) => keyed.endpoint(),
+            (_, Some(address)) => format!("grpc://{address}"),
+            (_, None) => String::new(),
+        }
+    }
+
+    /// What the daemon must have in its environment to read it.
+    pub(crate) fn variables(&self) -> Vec<(&'static str, &'static str)> {
+        match &self.server {
+            Server::Keyed(keyed) => keyed.variables(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The directory of a disk cache.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match &self.server {
+            Server::Keyed(Keyed::Disk(directory)) => Some(directory),
+            _ => None,
+        }
     }
 
     /// How many blobs it was asked for so far; the library's own counts.
@@ -163,7 +222,7 @@ impl Cache {
                 let stats = cache.stats();
                 Some(stats.batch_read_blobs + stats.stream_reads)
             }
-            Server::Process(_) => None,
+            Server::Process(_) | Server::Keyed(_) => None,
         }
     }
 
@@ -172,10 +231,11 @@ impl Cache {
         match &self.server {
             Server::Embedded { .. } => cpu_of_threads(std::process::id(), THREADS),
             Server::Process(process) => process.cpu(),
+            Server::Keyed(keyed) => keyed.cpu(),
         }
     }
 
-    /// Puts blobs in: into the embedded cache directly, else by uploading them.
+    /// Puts blobs in: by uploading them if that is the only way, else directly.
     pub(crate) fn fill(&self, runtime: &Runtime, blobs: impl Iterator<Item = (Digest, Bytes)>) -> Result<()> {
         match &self.server {
             Server::Embedded { cache, .. } => {
@@ -184,12 +244,18 @@ impl Cache {
                 Ok(())
             }
             Server::Process(_) => runtime.block_on(upload(self, blobs)),
+            Server::Keyed(keyed) => {
+                for (digest, bytes) in blobs {
+                    keyed.put(&digest, &bytes)?;
+                }
+                Ok(())
+            }
         }
     }
 }
 
 async fn upload(cache: &Cache, blobs: impl Iterator<Item = (Digest, Bytes)>) -> Result<()> {
-    let channel = Channel::from_shared(format!("http://{}", cache.address))?
+    let channel = Channel::from_shared(format!("http://{}", cache.address()?))?
         .connect()
         .await?;
     let (mut batches, mut batch, mut size) = (Vec::new(), Vec::new(), 0);
@@ -282,7 +348,7 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-fn require(name: &str) -> Result<PathBuf> {
+pub(crate) fn require(name: &str) -> Result<PathBuf> {
     find(name).with_context(|| {
         format!("there is no {name}, neither of scripts/install-peers ($OUTHAUL_PEERS) nor on the PATH")
     })

@@ -38,11 +38,16 @@ impl Stream {
         if !setting.instance_name.is_empty() {
             authority = format!("{authority}/{}", setting.instance_name);
         }
+        // By Bazel's events, what a cache without gRPC has is where the outputs would be.
+        let place = match setting.remote_cache.starts_with("grpc") {
+            true => Place::Cache(format!("bytestream://{authority}/blobs")),
+            false => Place::Local(format!("file://{}/{BIN}", setting.exec_root)),
+        };
         let middle = tree
             .folders
             .iter()
             .enumerate()
-            .flat_map(|(number, folder)| target(number, folder, &authority))
+            .flat_map(|(number, folder)| target(number, folder, &place))
             .collect();
         Self {
             middle: Arc::new(middle),
@@ -70,7 +75,13 @@ impl Stream {
     }
 }
 
-fn target(number: usize, folder: &Folder, authority: &str) -> [Vec<u8>; 3] {
+/// What the URIs of files begin with.
+enum Place {
+    Cache(String),
+    Local(String),
+}
+
+fn target(number: usize, folder: &Folder, place: &Place) -> [Vec<u8>; 3] {
     let label = format!("//{0}:{0}", folder.path);
     let completed_id = Id::TargetCompleted(TargetCompletedId {
         label: label.clone(),
@@ -90,7 +101,7 @@ fn target(number: usize, folder: &Folder, authority: &str) -> [Vec<u8>; 3] {
         files: folder
             .files
             .iter()
-            .map(|file| named(folder, file, authority))
+            .map(|file| named(folder, file, place))
             .collect(),
         file_sets: folder.children.iter().copied().map(set_id).collect(),
     };
@@ -115,16 +126,17 @@ fn target(number: usize, folder: &Folder, authority: &str) -> [Vec<u8>; 3] {
     ]
 }
 
-fn named(folder: &Folder, file: &Leaf, authority: &str) -> File {
+fn named(folder: &Folder, file: &Leaf, place: &Place) -> File {
+    let uri = match place {
+        Place::Cache(prefix) => format!("{prefix}/{}", file.digest),
+        Place::Local(prefix) => format!("{prefix}/{}/{}", folder.path, file.name),
+    };
     File {
         path_prefix: BIN.split('/').map(str::to_owned).collect(),
         name: format!("{}/{}", folder.path, file.name),
         digest: file.digest.hash_hex(),
         length: i64::try_from(file.digest.size()).unwrap_or(i64::MAX),
-        file: Some(file::File::Uri(format!(
-            "bytestream://{authority}/blobs/{}",
-            file.digest
-        ))),
+        file: Some(file::File::Uri(uri)),
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::{
+    beside::Beside,
     cache::{Cache, Kind},
     events::Stream,
     options::{Options, Workload},
@@ -105,9 +106,10 @@ pub(crate) fn measure(
         )?),
         None => None,
     };
-    let mut peers = (plan.peers && !options.no_peers)
+    let mut peers = (plan.peers && options.has_peers())
         .then(|| Peers::ready(rig, cache, &played.tree))
         .transpose()?;
+    let beside = Beside::ready(rig, cache, &played.tree)?;
     let folders = played.tree.plain();
     let mut samples = Samples::default();
     for round in 0..=options.rounds {
@@ -121,6 +123,7 @@ pub(crate) fn measure(
         if let Some(undivided) = &undivided {
             ours(rig, cache, undivided, "undivided", warm_up, &mut samples)?;
         }
+        beside.round(rig, &played.tree, name, warm_up, &mut samples)?;
         if let Some(peers) = &mut peers {
             peers.round(rig, &played.tree, round, name, &mut samples)?;
         }
@@ -181,6 +184,7 @@ pub(crate) fn measure(
             " MiB",
         );
     }
+    beside.report(&table, &samples, name, goals)?;
     if let Some(peers) = &peers {
         peers.report(&table, &samples, name, goals)?;
     }

@@ -6,10 +6,13 @@
 //! In every round, what a workload is compared with runs as well, and ratios are taken round by round. Every file's
 //! size is checked after every run, the contents in the warm-up.
 
+mod archives;
+mod beside;
 mod cache;
 mod events;
 mod fetched;
 mod growth;
+mod keyed;
 mod known;
 #[path = "../net/mod.rs"]
 mod net;
@@ -63,6 +66,10 @@ fn main() -> Result<ExitCode> {
     if options.has(Workload::E) {
         let (mut rig, cache) = ready(&options, directory.path())?;
         known::measure(&options, &mut rig, &cache, &mut goals)?;
+    }
+    if options.has(Workload::Archives) {
+        let (rig, _cache) = ready(&options, directory.path())?;
+        archives::measure(&options, &rig, &mut goals)?;
     }
     if options.has(Workload::Scale) {
         let (mut rig, cache) = ready(&options, directory.path())?;
@@ -121,10 +128,10 @@ fn head(options: &Options, directory: &Path) -> Result<()> {
         arguments.join(" "),
         options.rounds
     )?;
-    if options.cache != Kind::Embedded {
+    if !matches!(options.cache, Kind::Embedded | Kind::Disk) {
         writeln!(stdout(), "The cache is a process of its own.")?;
     }
-    if !options.no_peers {
+    if options.has_peers() {
         writeln!(stdout(), "Peers: {}.", peers::Peers::describe())?;
     }
     Ok(())

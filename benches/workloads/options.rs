@@ -11,12 +11,12 @@ use crate::cache::Kind;
 /// Bazel would, a cache, and in the same rounds the limit programs and the peers that are installed.
 ///
 /// Prints Markdown tables with medians, minima and maxima, and the goals with the results. buildbox-casd,
-/// bazel-remote and the peers (remotetool of remote-apis-sdks, cas of luci-go) are looked for where scripts/install-peers
+/// bazel-remote, nginx, the object stores and the peers (remotetool of remote-apis-sdks, cas of luci-go, rclone) are looked for where scripts/install-peers
 /// puts programs ($OUTHAUL_PEERS or ~/.cache/outhaul-peers, bin) and then on the PATH. L needs 16 GiB of memory.
 #[derive(Debug, Parser)]
 #[command(name = "workloads", bin_name = "cargo bench --bench workloads --")]
 pub(crate) struct Options {
-    /// What is measured; by default everything but `scale` and `growth`
+    /// What is measured; by default everything but `archives`, `scale` and `growth`
     #[arg(value_enum, ignore_case = true, value_name = "WORKLOAD")]
     pub(crate) workloads: Vec<Workload>,
 
@@ -43,6 +43,14 @@ pub(crate) struct Options {
     /// And so many bits a second: 100m, 1g; with --rtt, each with each
     #[arg(long, value_delimiter = ',', value_name = "BITS", value_parser = bits)]
     pub(crate) bandwidth: Vec<u64>,
+
+    /// A checkout of TheRock (github.com/ROCm/TheRock), whose fetch_artifacts.py `archives` is compared with
+    #[arg(long, value_name = "DIR")]
+    pub(crate) therock: Option<PathBuf>,
+
+    /// How the archives of `archives` are compressed
+    #[arg(long, value_enum, default_value_t = Packing::Zst)]
+    pub(crate) packing: Packing,
 
     /// Without the peers that are installed
     #[arg(long)]
@@ -86,17 +94,46 @@ pub(crate) enum Workload {
     E,
     /// S with 1 % of its contents changed
     R,
+    /// 20 archives of 100 MiB with 10,000 files, in a bucket of versitygw, unpacked into one tree
+    Archives,
     /// Time and memory as builds grow
     Scale,
     /// What lies on disk after 100 builds of R, one after the other
     Growth,
 }
 
+/// A compressor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Packing {
+    /// .tar.zst
+    Zst,
+    /// .tar.xz, which takes minutes to make
+    Xz,
+}
+
+impl Packing {
+    /// What tar calls it.
+    pub(crate) const fn flag(self) -> &'static str {
+        match self {
+            Self::Zst => "--zstd",
+            Self::Xz => "--xz",
+        }
+    }
+
+    /// How the names of such archives end.
+    pub(crate) const fn ending(self) -> &'static str {
+        match self {
+            Self::Zst => "zst",
+            Self::Xz => "xz",
+        }
+    }
+}
+
 impl Options {
     /// Whether a workload is to be measured.
     pub(crate) fn has(&self, workload: Workload) -> bool {
         if self.workloads.is_empty() {
-            !matches!(workload, Workload::Scale | Workload::Growth)
+            !matches!(workload, Workload::Archives | Workload::Scale | Workload::Growth)
         } else {
             self.workloads.contains(&workload)
         }
@@ -105,6 +142,11 @@ impl Options {
     /// So many, or the part of them that was asked for.
     pub(crate) fn scaled(&self, count: usize) -> usize {
         ((count as f64 * self.scale).round() as usize).max(1)
+    }
+
+    /// Whether the peers that are installed fetch trees as well: they know caches by gRPC only.
+    pub(crate) const fn has_peers(&self) -> bool {
+        !self.no_peers && self.cache.is_grpc()
     }
 
     /// The lines that S is also fetched through.

@@ -41,7 +41,7 @@ impl Peers {
     pub(crate) fn ready(rig: &Rig, cache: &Cache, tree: &Tree) -> Result<Self> {
         let (root, blobs) = directories(tree);
         cache.fill(&rig.player, blobs.into_iter())?;
-        let (address, root) = (cache.address().to_string(), root.to_string());
+        let (address, root) = (cache.address()?.to_string(), root.to_string());
         let instance = cache.instance();
         let outhaul = {
             let (program, endpoint, root) = (rig.outhaul(), cache.endpoint(), root.clone());

@@ -4,13 +4,17 @@ use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use outhaul_testkit::{PATIENCE, Running, cpu, eventually, status};
+use outhaul_testkit::{PATIENCE, Running, cpu, cpu_of_children, eventually, status};
 use rustix::process::Signal;
+
+/// How often a program's memory is looked at.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A server in a process of its own. It is killed when this is dropped.
 pub(crate) struct Process(Running);
@@ -63,23 +67,53 @@ impl Process {
     }
 }
 
-/// Runs a program to its end; gives its wall time in seconds.
+/// What a program took that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    /// In seconds.
+    pub(crate) wall: f64,
+    /// Processor time of it and of what it waited for, in seconds.
+    pub(crate) cpu: f64,
+    /// Most memory that it had at once, in bytes; the last few milliseconds do not count.
+    pub(crate) peak: f64,
+}
+
+/// Runs a program without input to its end; gives its wall time in seconds.
 pub(crate) fn run(command: &mut Command, log: &Path) -> Result<f64> {
+    command.stdin(Stdio::null());
+    Ok(watched(command, log)?.wall)
+}
+
+/// Runs a program to its end.
+pub(crate) fn watched(command: &mut Command, log: &Path) -> Result<Ended> {
     let log_file = fs::File::create(log)?;
-    command
-        .stdin(Stdio::null())
-        .stdout(log_file.try_clone()?)
-        .stderr(log_file);
+    command.stdout(log_file.try_clone()?).stderr(log_file);
+    let before = cpu_of_children(std::process::id());
     let begun = Instant::now();
-    let status = command
-        .status()
+    let mut child = command
+        .spawn()
         .with_context(|| format!("starting {}", command.get_program().display()))?;
+    let mut peak = 0;
+    let (ended, waited) = mpsc::channel::<()>();
+    let id = child.id();
+    let looking = thread::spawn(move || {
+        // Another process may have the number when this looks for the last time, but that has hardly begun.
+        while waited.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+            peak = peak.max(status(id, "VmHWM").unwrap_or_default());
+        }
+        peak
+    });
+    let status = child.wait();
     let wall = begun.elapsed().as_secs_f64();
+    drop(ended);
+    let peak = looking.join().unwrap_or_default() as f64 * 1024.0;
+    let cpu = cpu_of_children(std::process::id()) - before;
+    let status = status?;
     if !status.success() {
         let said = fs::read_to_string(log).unwrap_or_default();
         let end = said.len().saturating_sub(2000);
         let end = said.get(end..).unwrap_or_default();
         bail!("{} ended with {status}: {end}", command.get_program().display());
     }
-    Ok(wall)
+    Ok(Ended { wall, cpu, peak })
 }

@@ -157,6 +157,7 @@ impl Rig {
         remove(&socket)?;
         let mut command = self.outhaul().command();
         command
+            .envs(cache.variables())
             .arg("serve")
             .arg(format!("--bes-listen=unix:{}", socket.display()))
             .arg(format!("--state-dir={}", self.state().display()))

@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use crate::{
+    beside::Beside,
     cache::Cache,
     events::Stream,
     net::Delay,
@@ -34,6 +35,7 @@ struct Small<'a> {
     folders: Vec<plain::Folder>,
     /// Lines to the cache, and the proxies that are them.
     lines: Vec<(Line, Delay)>,
+    beside: Beside,
     /// Where they are installed and S is measured.
     peers: Option<Peers>,
 }
@@ -71,11 +73,12 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
     }
     let lines = lines
         .into_iter()
-        .map(|line| Ok((line, Delay::start(cache.address(), line.rtt(), line.bits)?)))
+        .map(|line| Ok((line, Delay::start(cache.address()?, line.rtt(), line.bits)?)))
         .collect::<Result<Vec<_>>>()?;
-    let peers = (options.has(Workload::S) && !options.no_peers)
+    let peers = (options.has(Workload::S) && options.has_peers())
         .then(|| Peers::ready(rig, cache, &tree))
         .transpose()?;
+    let beside = Beside::ready(rig, cache, &tree)?;
     let setting = rig.setting(cache);
     let mut small = Small {
         stream: Stream::new(&tree, setting.clone()),
@@ -87,6 +90,7 @@ pub(crate) fn measure(options: &Options, rig: &mut Rig, cache: &Cache, goals: &m
         tree,
         changed,
         lines,
+        beside,
         peers,
     };
     let mut samples = Samples::default();
@@ -111,6 +115,8 @@ impl Small<'_> {
             self.ours(round, samples)?;
             self.limit(samples)?;
         }
+        self.beside
+            .round(self.rig, &self.tree, "S", round == 0, samples)?;
         if let Some(peers) = &mut self.peers {
             peers.round(self.rig, &self.tree, round, "S", samples)?;
         }
@@ -220,6 +226,9 @@ impl Small<'_> {
                 );
                 goals.at_most(&format!("S, {} / 0 ms", line.name()), ratio, 1.5, "");
             }
+        }
+        if self.options.has(Workload::S) {
+            self.beside.report(&table, samples, "S", goals)?;
         }
         if let Some(peers) = &self.peers {
             peers.report(&table, samples, "S", goals)?;

@@ -214,7 +214,7 @@ impl Tree {
 }
 
 /// Bytes that compress to about half, as text does, different for every seed.
-fn letters(seed: u64, size: usize) -> Vec<u8> {
+pub(crate) fn letters(seed: u64, size: usize) -> Vec<u8> {
     let mut chance = Chance::new(Chance::new(seed).number());
     let mut bytes = Vec::with_capacity(size + 8);
     while bytes.len() < size {

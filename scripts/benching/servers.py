@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-CACHES = ("buildbox-casd", "bazel-remote")
+CACHES = ("buildbox-casd", "bazel-remote", "nginx")
 
 
 def peer(name):
@@ -25,10 +25,21 @@ def cache_command(kind, program, port, store):
     if kind == "buildbox-casd":
         return [program, "--bind", f"127.0.0.1:{port}", "--log-level", "warning", str(store)]
     store.mkdir()
+    if kind == "nginx":
+        (store / "root").mkdir()
+        config = store / "nginx.conf"
+        text = (pathlib.Path(__file__).resolve().parent.parent / "nginx.conf").read_text()
+        config.write_text(text.replace("ADDRESS", f"127.0.0.1:{port}").replace("DIR", str(store)))
+        return [program, "-p", str(store), "-c", str(config)]
     return [
         program, "--dir", str(store), "--max_size=12", "--log_timezone=none", "--access_log_level=none",
         f"--grpc_address=127.0.0.1:{port}", f"--http_address=127.0.0.1:{free_port()}",
     ]
+
+
+def cache_url(kind, port):
+    """As `--remote_cache` takes it."""
+    return f"{'http' if kind == 'nginx' else 'grpc'}://127.0.0.1:{port}"
 
 
 def say(text):

@@ -13,6 +13,9 @@ PROJECT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Nothing here takes longer, however busy the machine is.
 BUILD_TIMEOUT_S = 900
 
+# The ratio of a shape's goal with a cache by HTTP.
+HTTP_RATIO = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -35,6 +38,10 @@ class Shape:
         if self.targets >= 20:
             return dataclasses.replace(self, targets=max(1, round(self.targets * part)))
         return dataclasses.replace(self, least=max(1, round(self.least * part)), most=max(1, round(self.most * part)))
+
+    def by_http(self):
+        """With the goal of a cache that is asked for each file by itself."""
+        return dataclasses.replace(self, ratio=HTTP_RATIO)
 
     def __str__(self):
         def show(size):
@@ -90,12 +97,12 @@ for number, size in enumerate(map(int, sizes)):
 class Bazel:
     """One workspace of one shape and the server that builds it."""
 
-    def __init__(self, program, base, shape, cache_port):
+    def __init__(self, program, base, shape, cache):
         self.program = program
         self.is_7 = pathlib.Path(program).name != "bazel4"
         self.workspace = base / "workspace"
         self.user_root = base / "bazel"
-        self.cache = f"--remote_cache=grpc://127.0.0.1:{cache_port}"
+        self.cache = f"--remote_cache={cache}"
         sizes = shape.sizes()
         self.expected = {f"p{n}/t{n}/f{m}.out": size for n in range(shape.targets) for m, size in enumerate(sizes)}
         self.workspace.mkdir(parents=True)

@@ -60,7 +60,12 @@ pub fn status(pid: u32, name: &str) -> Option<u64> {
 
 /// Seconds of processor time of a process so far.
 pub fn cpu(pid: u32) -> f64 {
-    seconds(ticks(Path::new(&format!("/proc/{pid}")), "").unwrap_or_default())
+    seconds(ticks(Path::new(&format!("/proc/{pid}")), "", 0).unwrap_or_default())
+}
+
+/// The same of its children that have ended and were waited for, and of theirs.
+pub fn cpu_of_children(pid: u32) -> f64 {
+    seconds(ticks(Path::new(&format!("/proc/{pid}")), "", 2).unwrap_or_default())
 }
 
 /// The same of its threads that are there and whose names begin so.
@@ -68,7 +73,7 @@ pub fn cpu_of_threads(pid: u32, name: &str) -> f64 {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     seconds(
         threads
-            .filter_map(|thread| ticks(&thread.ok()?.path(), name))
+            .filter_map(|thread| ticks(&thread.ok()?.path(), name, 0))
             .sum(),
     )
 }
@@ -77,12 +82,12 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// User and system time: fields 14 and 15 of stat (proc(5)). A thread may have ended meanwhile.
-fn ticks(dir: &Path, name: &str) -> Option<u64> {
+/// User and system time: fields 14 and 15 of stat (proc(5)), or so many later. A thread may have ended meanwhile.
+fn ticks(dir: &Path, name: &str, later: usize) -> Option<u64> {
     let stat = std::fs::read_to_string(dir.join("stat")).ok()?;
     let (before, fields) = stat.rsplit_once(") ")?;
     let (_, its_name) = before.split_once('(')?;
-    let mut times = fields.split_whitespace().skip(11).map(str::parse::<u64>);
+    let mut times = fields.split_whitespace().skip(11 + later).map(str::parse::<u64>);
     let (user, system) = (times.next()?.ok()?, times.next()?.ok()?);
     its_name.starts_with(name).then_some(user + system)
 }

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    path::Path,
     process::Command,
     time::{Duration, Instant, SystemTime},
 };
@@ -63,16 +64,21 @@ pub struct Store {
     /// Which one it is.
     pub kind: StoreKind,
     address: SocketAddr,
-    _process: Running,
+    process: Running,
     dir: tempfile::TempDir,
 }
 
 impl Store {
     /// Starts a store with an empty bucket on a free port; once more if somebody else was faster to take it.
     pub fn start(kind: StoreKind) -> Self {
+        Self::start_in(kind, &std::env::temp_dir())
+    }
+
+    /// The same with a directory below another than the system's for temporary files.
+    pub fn start_in(kind: StoreKind, base: &Path) -> Self {
         let mut said = String::new();
         for _ in 0..3 {
-            let dir = tempfile::tempdir().unwrap();
+            let dir = tempfile::tempdir_in(base).unwrap();
             fs::create_dir(dir.path().join(BUCKET)).unwrap();
             let address = free_address();
             let mut process = Running::start(clean(command(kind, dir.path(), address)));
@@ -82,7 +88,7 @@ impl Store {
                     let store = Self {
                         kind,
                         address,
-                        _process: process,
+                        process,
                         dir,
                     };
                     if kind == StoreKind::Azure {
@@ -95,6 +101,16 @@ impl Store {
             said = process.stderr();
         }
         panic!("{kind:?} does not start; it said\n{said}");
+    }
+
+    /// Its server's process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Where it listens.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// The address of a prefix in its bucket, as `--remote-cache` takes it, with more settings.
@@ -218,7 +234,7 @@ fn encoded(name: &str, with_slashes: bool) -> String {
     name.bytes().map(encode).collect()
 }
 
-fn command(kind: StoreKind, dir: &std::path::Path, address: SocketAddr) -> Command {
+fn command(kind: StoreKind, dir: &Path, address: SocketAddr) -> Command {
     let mut command = Command::new(peers::program(kind.peer()));
     match kind {
         StoreKind::S3 => {
