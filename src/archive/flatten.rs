@@ -60,6 +60,7 @@ mod tests {
             order: 0,
             format: Format::TarZst,
             mode: &Mode::Flatten,
+            below: "",
             limits: &Limits::default(),
         };
         Manifest::parse(&archive, text)

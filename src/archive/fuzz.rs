@@ -88,6 +88,7 @@ fn run(choice: u8, format: Format, mode: &Mode, unpack: impl Fn(&Archive<'_>, &S
             OnConflict::Last
         },
         unsafe_links: false,
+        lists: false,
     };
     let staging = Staging::open(&target, options).expect("a staging directory");
     let archive = Archive {
@@ -95,6 +96,7 @@ fn run(choice: u8, format: Format, mode: &Mode, unpack: impl Fn(&Archive<'_>, &S
         order: 0,
         format,
         mode,
+        below: "",
         limits: &LIMITS,
     };
     if unpack(&archive, &staging) {

@@ -144,6 +144,7 @@ mod tests {
             order: 0,
             format: Format::Tar,
             mode: &EXTRACT,
+            below: "",
             limits,
         }
     }

@@ -43,5 +43,5 @@ pub use self::zip::unpack as unpack_zip;
 pub use error::ArchiveError;
 pub use format::{Format, Mode};
 pub use limits::{Limit, Limits};
-pub use options::{Archive, Existing, OnConflict, Published, StagingOptions, Unpacked};
+pub use options::{Archive, Existing, Listed, OnConflict, Published, StagingOptions, Unpacked};
 pub use staging::Staging;

@@ -1,6 +1,7 @@
 //! What is to be unpacked and how, and what came of it.
 
 use super::{Format, Limits, Mode};
+use crate::{exec_path::ExecPath, output::OutputContent};
 
 /// One archive that is to be unpacked.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +15,8 @@ pub struct Archive<'a> {
     pub format: Format,
     /// Where its members go.
     pub mode: &'a Mode,
+    /// The directory in the target that all of them go below; empty for the target itself.
+    pub below: &'a str,
     /// How much it may ask for.
     pub limits: &'a Limits,
 }
@@ -60,6 +63,21 @@ pub struct StagingOptions {
     pub on_conflict: OnConflict,
     /// Whether symlinks may lead anywhere. Nothing is written through them in either case.
     pub unsafe_links: bool,
+    /// Whether it is listed what was unpacked, for [`Staging::listed`](super::Staging::listed). Costs a SHA-256 of each file.
+    pub lists: bool,
+}
+
+/// A path that was unpacked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed {
+    /// Below the target.
+    pub path: ExecPath,
+    /// What it is. Directories are listed only if nothing is in them.
+    pub content: OutputContent,
+    /// The [`Archive::order`] of the archive that it is from; of several with the same file, the first that was unpacked.
+    pub order: u32,
+    /// Inode number of a file; 0 for others.
+    pub inode: u64,
 }
 
 /// What was published.

@@ -30,6 +30,17 @@ impl Staging {
         self.publish_with(&mut || Ok(()))
     }
 
+    /// As [`Self::publish`] with [`Existing::Merge`], into a directory that is open: whatever has its path now.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub(crate) fn publish_into(self, directory: &OwnedFd) -> Result<(), ArchiveError> {
+        if let Some(archive) = self.index().unfinished() {
+            return Err(ArchiveError::Unfinished { archive });
+        }
+        self.merge(directory, &mut || Ok(()))
+    }
+
     pub(super) fn publish_with(self, between: Between<'_>) -> Result<Published, ArchiveError> {
         if let Some(archive) = self.index().unfinished() {
             return Err(ArchiveError::Unfinished { archive });
@@ -55,7 +66,11 @@ impl Staging {
         }
         match self.options.existing {
             Existing::Replace => self.replace(between)?,
-            Existing::Merge => self.merge(between)?,
+            Existing::Merge => {
+                let path = &self.target.path;
+                let target = open_directory(path).map_err(place("open", path))?;
+                self.merge(&target, between)?;
+            }
         }
         let existed = true;
         Ok(Published { files, existed })
@@ -83,11 +98,10 @@ impl Staging {
 
     /// Renames file by file into the target, after a look whether that can be done. A directory that the target lacks is
     /// renamed as a whole.
-    fn merge(&self, between: Between<'_>) -> Result<(), ArchiveError> {
+    fn merge(&self, target: &OwnedFd, between: Between<'_>) -> Result<(), ArchiveError> {
         let path = &self.target.path;
-        let target = open_directory(path).map_err(place("open", path))?;
-        self.walk(&target, &mut |_, _, _| Ok(()))?;
-        self.walk(&target, &mut |from, to, name| {
+        self.walk(target, &mut |_, _, _| Ok(()))?;
+        self.walk(target, &mut |from, to, name| {
             between()?;
             fs::renameat(from, name, to, name).map_err(place("create", path.join(name)))
         })

@@ -18,11 +18,12 @@ use rustix::{
     io::Errno,
 };
 
-use super::{ArchiveError, Existing, StagingOptions, error::place};
+use super::{ArchiveError, Existing, Listed, StagingOptions, error::place};
 use crate::{
     exec_path::ExecPath,
     materialize::place::{TempDir, temp_in},
     open_files::patient,
+    output::OutputContent,
 };
 
 /// Flags for a directory that is only a place.
@@ -44,6 +45,8 @@ pub struct Staging {
     /// It has the tree, and files that have no place in it yet.
     pub(super) temp: TempDir,
     index: Mutex<Index>,
+    /// Device and inode number of the directory that the temp directory is in.
+    beside: (u64, u64),
 }
 
 /// Where it is to be.
@@ -81,6 +84,8 @@ pub(super) struct Index {
     names: BTreeMap<u32, String>,
     /// Archives of which only a part was unpacked so far.
     unfinished: BTreeSet<u32>,
+    /// What is told of the paths, if that is asked for: content, archive and inode number.
+    listed: BTreeMap<String, (OutputContent, u32, u64)>,
 }
 
 fn key(path: &str) -> [u8; 16] {
@@ -109,6 +114,16 @@ impl Index {
         let is_own = |taken: Taken| taken.order == order || self.shared.contains(&(key(path), order));
         self.get(path)
             .is_some_and(|taken| is_file(taken) && is_own(taken))
+    }
+
+    /// Notes what a path is.
+    pub(super) fn list(&mut self, path: &str, content: OutputContent, order: u32, inode: u64) {
+        self.listed.insert(path.to_owned(), (content, order, inode));
+    }
+
+    /// What a path is, if it is listed.
+    pub(super) fn content(&self, path: &str) -> Option<OutputContent> {
+        self.listed.get(path).map(|(content, ..)| content.clone())
     }
 
     /// What an archive is called.
@@ -154,6 +169,7 @@ impl Staging {
             target.parent_path()
         };
         let fd = open_directory(beside).map_err(place("open", beside))?;
+        let stat = fs::fstat(&fd).map_err(place("open", beside))?;
         let temp = temp_in(&fd, beside)?;
         let error = || place("create a directory in", beside);
         let mode = Mode::from_raw_mode(0o755);
@@ -167,7 +183,77 @@ impl Staging {
             tree,
             temp,
             index: Mutex::default(),
+            beside: (stat.st_dev, stat.st_ino),
         })
+    }
+
+    /// What was unpacked so far, in the order of the paths; nothing without [`StagingOptions::lists`].
+    #[must_use]
+    pub fn listed(&self) -> Vec<Listed> {
+        let index = self.index();
+        let is_leaf = |path: &str| {
+            let below = format!("{path}/");
+            let next = index.listed.range(below.clone()..).next();
+            next.is_none_or(|(next, _)| !next.starts_with(&below))
+        };
+        let listed = index.listed.iter().filter_map(|(path, (content, order, inode))| {
+            if *content == OutputContent::Directory && !is_leaf(path) {
+                return None;
+            }
+            // It was one before.
+            let path = ExecPath::new(path).ok()?;
+            let (content, order, inode) = (content.clone(), *order, *inode);
+            Some(Listed {
+                path,
+                content,
+                order,
+                inode,
+            })
+        });
+        listed.collect()
+    }
+
+    /// Takes a whole file right into the target: what `publish` puts under a name in the directory that it is given.
+    ///
+    /// # Errors
+    /// When another archive has that name, or the file cannot be put there.
+    pub(crate) fn adopt(
+        &self,
+        archive: (&str, u32),
+        name: &ExecPath,
+        content: OutputContent,
+        publish: impl FnOnce(OwnedFd, &str) -> io::Result<u64>,
+    ) -> Result<(), ArchiveError> {
+        let (shown, order) = archive;
+        let error = |source| ArchiveError::Place {
+            operation: "create",
+            path: name.as_path().to_owned(),
+            source,
+        };
+        let mut index = self.index();
+        if let Some(there) = index.get(name.as_str()) {
+            return Err(ArchiveError::Conflict {
+                path: name.to_string(),
+                first: index.name(there.order),
+                second: shown.to_owned(),
+                reason: "they have different content",
+                on_conflict: None,
+            });
+        }
+        let directory = self.directory("").map_err(|e| error(e.into()))?;
+        let inode = publish(directory, name.as_str()).map_err(error)?;
+        let kind = Kind::File;
+        index.names.insert(order, shown.to_owned());
+        index.take(name.as_str(), Taken { kind, order });
+        index.list(name.as_str(), content, order, inode);
+        Ok(())
+    }
+
+    /// Whether it was made in the directory with this descriptor, whatever has its path now.
+    pub(crate) fn is_beside(&self, directory: &OwnedFd) -> bool {
+        let identity = |stat: fs::Stat| (stat.st_dev, stat.st_ino);
+        let other = fs::fstat(directory).map(identity);
+        other.is_ok_and(|other| other == self.beside)
     }
 
     /// Opens the directory for files that are gone with it.

@@ -15,9 +15,14 @@ use super::{
     budget::Budget,
     error::place,
     member,
-    staging::{DIRECTORY, Kind, Taken, rename_new, split},
+    staging::{DIRECTORY, Index, Kind, Taken, rename_new, split},
 };
-use crate::{exec_path::ExecPath, open_files::patient};
+use crate::{
+    digest::{DigestFunction, Hasher},
+    exec_path::ExecPath,
+    open_files::patient,
+    output::OutputContent,
+};
 
 const BUFFER: usize = 256 << 10;
 
@@ -38,6 +43,9 @@ struct Interim<'a> {
     name: std::ffi::OsString,
     kind: Kind,
     is_executable: bool,
+    inode: u64,
+    /// What it is, if that is to be listed.
+    content: Option<OutputContent>,
 }
 
 impl Drop for Interim<'_> {
@@ -80,7 +88,7 @@ impl<'a> Tree<'a> {
     pub(super) fn directory(&mut self, path: &ExecPath) -> Result<(), ArchiveError> {
         // It counts also where it exists.
         self.budget.entry()?;
-        self.open(path.as_str())?;
+        self.open(self.placed(path)?.as_str())?;
         self.done.directories += 1;
         Ok(())
     }
@@ -96,7 +104,9 @@ impl<'a> Tree<'a> {
     ) -> Result<(), ArchiveError> {
         self.budget.entry()?;
         self.budget.fits(size)?;
-        let (interim, file) = self.create(path, is_executable)?;
+        let path = &self.placed(path)?;
+        let (mut interim, file) = self.create(path, is_executable)?;
+        let mut hasher = self.hasher();
         let mut written: u64 = 0;
         loop {
             let (n, so_far) = read(&mut self.buffer)?;
@@ -108,6 +118,9 @@ impl<'a> Tree<'a> {
             if written > size {
                 break;
             }
+            if let Some(hasher) = &mut hasher {
+                hasher.update(&self.buffer[..n]);
+            }
             write_all(&file, &self.buffer[..n]).map_err(place("write", path.as_path()))?;
         }
         if written != size {
@@ -115,6 +128,7 @@ impl<'a> Tree<'a> {
             return Err(self.archive.damaged(reason));
         }
         drop(file);
+        interim.content = hasher.map(|hasher| OutputContent::Blob(hasher.finish()));
         self.settle(path, &interim)?;
         self.done.files += 1;
         self.done.bytes += size;
@@ -128,6 +142,7 @@ impl<'a> Tree<'a> {
         to: &ExecPath,
         read: u64,
     ) -> Result<(), ArchiveError> {
+        let (path, to) = (&self.placed(path)?, &self.placed(to)?);
         let refused = |reason| Err(self.archive.link(path.as_str(), to.as_str().as_bytes(), reason));
         if !self.staging.index().is_file_of(to.as_str(), self.archive.order) {
             return refused("no file of that name comes before it in the archive");
@@ -144,7 +159,8 @@ impl<'a> Tree<'a> {
         let stat = fs::fstat(&from).map_err(error())?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         self.budget.bytes(size, read)?;
-        let (interim, file) = self.create(path, stat.st_mode & 0o111 != 0)?;
+        let (mut interim, file) = self.create(path, stat.st_mode & 0o111 != 0)?;
+        interim.content = self.staging.index().content(to.as_str());
         if fs::ioctl_ficlone(&file, &from).is_err() {
             loop {
                 let n = patient_read(&from, &mut self.buffer).map_err(error())?;
@@ -166,8 +182,11 @@ impl<'a> Tree<'a> {
         self.budget.entry()?;
         self.budget.bytes(target.len() as u64, read)?;
         let is_any_allowed = self.staging.options.unsafe_links;
+        // Of an archive with a directory of its own, it may not lead out of that.
         let target = member::target(&self.archive, path, target, is_any_allowed)?;
-        let interim = self.interim(Kind::Symlink, false);
+        let path = &self.placed(path)?;
+        let mut interim = self.interim(Kind::Symlink, false);
+        interim.content = Some(OutputContent::Symlink(target.to_owned()));
         fs::symlinkat(target, &self.staging.temp, &interim.name).map_err(place("create", path.as_path()))?;
         self.settle(path, &interim)?;
         self.done.links += 1;
@@ -180,17 +199,40 @@ impl<'a> Tree<'a> {
             name: self.staging.temp.next_name(),
             kind,
             is_executable,
+            inode: 0,
+            content: None,
         }
+    }
+
+    /// A member's path in the target.
+    fn placed(&self, path: &ExecPath) -> Result<ExecPath, ArchiveError> {
+        if self.archive.below.is_empty() {
+            return Ok(path.clone());
+        }
+        let placed = format!("{}/{path}", self.archive.below);
+        ExecPath::new(&placed).map_err(|e| ArchiveError::Name {
+            archive: self.archive.name.to_owned(),
+            member: path.as_str().to_owned(),
+            reason: e.reason.to_owned(),
+        })
+    }
+
+    fn hasher(&self) -> Option<Hasher> {
+        let lists = self.staging.options.lists;
+        lists.then(|| Hasher::new(DigestFunction::Sha256))
     }
 
     fn create(&self, path: &ExecPath, is_executable: bool) -> Result<(Interim<'a>, OwnedFd), ArchiveError> {
         let error = || place("create", path.as_path());
-        let interim = self.interim(Kind::File, is_executable);
+        let mut interim = self.interim(Kind::File, is_executable);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(if is_executable { 0o755 } else { 0o644 });
         let file = patient(|| fs::openat(&self.staging.temp, &interim.name, flags, mode)).map_err(error())?;
         // Whatever the umask is.
         fs::fchmod(&file, mode).map_err(error())?;
+        if self.staging.options.lists {
+            interim.inode = fs::fstat(&file).map_err(error())?.st_ino;
+        }
         Ok((interim, file))
     }
 
@@ -257,7 +299,15 @@ impl<'a> Tree<'a> {
             order: self.archive.order,
         };
         index.take(path, taken);
+        self.list(&mut index, path, OutputContent::Directory, 0);
         Ok(())
+    }
+
+    /// Lists a path, if that is asked for.
+    fn list(&self, index: &mut Index, path: &str, content: OutputContent, inode: u64) {
+        if self.staging.options.lists {
+            index.list(path, content, self.archive.order, inode);
+        }
     }
 
     /// Gives a whole file or link its place.
@@ -272,6 +322,7 @@ impl<'a> Tree<'a> {
             return match rename_new(&self.staging.temp, &interim.name, &dir, name.as_ref()) {
                 Ok(()) => {
                     index.take(path.as_str(), Taken { kind, order });
+                    self.list_interim(&mut index, path.as_str(), interim);
                     Ok(())
                 }
                 Err(Errno::EXIST) => {
@@ -293,6 +344,7 @@ impl<'a> Tree<'a> {
             if order >= there.order {
                 fs::renameat(&self.staging.temp, &interim.name, &*dir, name).map_err(error())?;
                 index.take(path.as_str(), Taken { kind, order });
+                self.list_interim(&mut index, path.as_str(), interim);
             }
             return Ok(());
         }
@@ -308,6 +360,12 @@ impl<'a> Tree<'a> {
             self.staging.index().share(path.as_str(), order);
         }
         Ok(())
+    }
+
+    fn list_interim(&self, index: &mut Index, path: &str, interim: &Interim<'_>) {
+        if let Some(content) = interim.content.clone() {
+            self.list(index, path, content, interim.inode);
+        }
     }
 
     fn conflict(&self, path: &str, reason: &'static str, is_optional: bool) -> ArchiveError {

@@ -299,7 +299,11 @@ impl Client {
             Err(error) => return Err(Failure::failed(error)),
         };
         let rooms = Self::rooms(record.clone(), cache)?;
-        Ok(Self::Here(Box::new(rooms.service.with_journal(journal)), record))
+        let service = rooms
+            .service
+            .with_archives(cache.archives()?)
+            .with_journal(journal);
+        Ok(Self::Here(Box::new(service), record))
     }
 
     fn rooms(record: Record, cache: &CacheArgs) -> Result<Rooms, Failure> {

@@ -9,7 +9,7 @@ use super::{
     exit,
     exit::Failure,
     print, runtime,
-    stage::{WhichArgs, WishArgs, failure, text},
+    stage::{FromArgs, WhichArgs, WishArgs, failure, text},
 };
 use crate::{control::staging, printable::printable, proto::outhaul::v1 as pb};
 
@@ -21,6 +21,9 @@ pub(super) struct IsStagedArgs {
 
     #[command(flatten)]
     which: WhichArgs,
+
+    #[command(flatten)]
+    from: FromArgs,
 
     /// The staged directory
     #[arg(long, value_name = "DIR")]
@@ -40,18 +43,25 @@ pub(super) fn main(args: &IsStagedArgs) -> Result<u8, Failure> {
         workspace,
         // Without any flag, whatever was staged.
         wish: (wish != pb::StageWish::default()).then_some(wish),
+        from: args.from.from.clone().unwrap_or_default(),
     };
     // The staged directory alone is enough: neither a daemon nor the record is needed.
     let answer = runtime()?
         .block_on(staging::is_staged(request))
         .map_err(|status| failure(&status))?;
     let mut out = print::out();
+    let missing = answer.missing.iter();
+    let missing: Vec<_> = missing
+        .map(|one| json!({"path": one.path, "error": one.error}))
+        .collect();
     if args.json {
         let value = json!({
             "staged": answer.staged,
             "complete": answer.complete,
             "files": answer.files,
             "invocation_ids": answer.invocation_ids,
+            "from": answer.from,
+            "missing": missing,
             "problems": answer.problems,
         });
         writeln!(out, "{value}")?;
@@ -66,6 +76,10 @@ pub(super) fn main(args: &IsStagedArgs) -> Result<u8, Failure> {
     if !args.json {
         for problem in &answer.problems {
             writeln!(print::err(), "outhaul: {}", printable(problem))?;
+        }
+        for one in &answer.missing {
+            let (path, error) = (printable(&one.path), printable(&one.error));
+            writeln!(print::err(), "outhaul: {path} (optional): {error}")?;
         }
     }
     Ok(if answer.staged { exit::OK } else { exit::FAILED })

@@ -135,7 +135,7 @@ impl Reload {
         let rules = args.place.rules(Destination::ExecRoot)?;
         let source = args.cache.source_rule(false)?;
         let guards = args.guards(&self.addresses, self.admin)?;
-        let control = args.control.port(&args.access)?;
+        let control = args.control.port(&args.access, &args.cache.remote_cache)?;
         // Where it is open, which a changed flag alters at a restart only.
         if let Some((at, port)) = self.control.zip(control.as_ref()) {
             let flag = format!("--control-listen={at}");

@@ -30,6 +30,7 @@ use crate::{
     record::Record,
     roots::{Destination, RootRules},
     sources::SourceRule,
+    stage::Archives,
     transport::without_user_info,
     units::{parse_duration, parse_size},
 };
@@ -151,7 +152,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     let (doors, addresses, control_door) = args.open(&mut checked, inherited).await?;
     let mut options = checked.options;
     let upstream = options.upstream.clone();
-    let rooms = Rooms::open(
+    let mut rooms = Rooms::open(
         record.clone(),
         checked.policy,
         checked.rules,
@@ -160,6 +161,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         args.upstream.rewrite_uris,
     )?
     .with_linger(checked.linger);
+    rooms.service = rooms.service.with_archives(checked.archives);
     // Before the daemon starts: what it takes up from the journal is told of as well.
     let notifier = (!checked.notify.is_empty())
         .then(|| Notifier::start(checked.notify, rooms.engine.told(), &rooms.metrics))
@@ -222,6 +224,7 @@ struct Checked {
     addresses: Vec<BesAddress>,
     admin: Option<SocketAddr>,
     control: Option<ControlPort>,
+    archives: Archives,
 }
 
 impl ServeArgs {
@@ -238,7 +241,7 @@ impl ServeArgs {
         let notify = self.notify.options()?;
         let state_dir = self.state.directory()?;
         let socket = self.state.socket()?;
-        let control = self.control.port(&self.access)?;
+        let control = self.control.port(&self.access, &self.cache.remote_cache)?;
         let idle_timeout = self.idle_timeout.as_deref().map(parse_duration).transpose();
         let idle_timeout = match idle_timeout {
             Ok(Some(Duration::ZERO)) => Err("must be greater than zero".to_owned()),
@@ -288,6 +291,7 @@ impl ServeArgs {
             addresses,
             admin,
             control,
+            archives: self.cache.archives()?,
         })
     }
 

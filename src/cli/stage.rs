@@ -54,9 +54,16 @@ pub(super) struct WishArgs {
     #[arg(long, value_name = "REGEX")]
     pub(super) optional: Vec<String>,
 
-    /// Put all files directly into the directory, by file name, instead of at their exec paths
+    /// Put all files directly into the directory, by file name, instead of at their exec paths. With --from: unpack all
+    /// archives right into the directory, without the stage directories that artifact_manifest.txt, the first member of
+    /// each, names
     #[arg(long)]
     pub(super) flatten: bool,
+
+    /// Unpack archives (.tar, .tar.gz, .tar.zst, .tar.xz, .zip), each into a directory with its name without the ending;
+    /// one that --from names itself, right into the directory
+    #[arg(long)]
+    pub(super) extract: bool,
 }
 
 impl WishArgs {
@@ -69,8 +76,23 @@ impl WishArgs {
             required: self.required.clone(),
             optional: self.optional.clone(),
             flatten: self.flatten,
+            extract: self.extract,
         }
     }
+}
+
+/// Flag that names a collection instead of a build.
+#[derive(Debug, Clone, Args)]
+pub(super) struct FromArgs {
+    /// Files to stage instead of outputs of a recorded build: those right in file:///DIR/ or s3://BUCKET/PREFIX/ (gs://,
+    /// az://), or the one at file:///DIR/FILE, s3://BUCKET/FILE or https://HOST/PATH/FILE. NAME= gives an https:// URL
+    /// another file name. With it, --include and the like are searched in the file name
+    #[arg(
+        long,
+        value_name = "[NAME=]URL",
+        conflicts_with_all = ["targets", "output_group", "invocation", "workspace"]
+    )]
+    pub(super) from: Option<String>,
 }
 
 /// Flags that choose a build.
@@ -131,6 +153,9 @@ pub(super) struct StageArgs {
     #[command(flatten)]
     which: WhichArgs,
 
+    #[command(flatten)]
+    from: FromArgs,
+
     /// Directory to stage into; created if it does not exist
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
@@ -155,7 +180,10 @@ pub(super) struct StageArgs {
 }
 
 pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
-    let (invocation_id, workspace) = args.which.or_around()?;
+    let (invocation_id, workspace) = match &args.from.from {
+        Some(_) => <(String, String)>::default(),
+        None => args.which.or_around()?,
+    };
     let known = (invocation_id.clone(), workspace.clone());
     let request = pb::StageRequest {
         invocation_id,
@@ -164,6 +192,7 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
         directory: text(&std::path::absolute(&args.to)?, "--to")?,
         wait_all: args.wait_all,
         dry_run: args.dry_run,
+        from: args.from.from.clone().unwrap_or_default(),
     };
     runtime()?.block_on(async {
         let mut client = patiently(args, &known.0, &known.1).await?;
@@ -178,15 +207,16 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
     let begun = Instant::now();
     let mut told = false;
     loop {
-        match Client::of_build(
-            &ControlArgs::default(),
-            &args.state,
-            &args.cache,
-            invocation_id,
-            workspace,
-        )
-        .await
-        {
+        let control = ControlArgs::default();
+        let opened = if args.from.from.is_some() {
+            // It needs no build, so the first use of all may be this.
+            std::fs::create_dir_all(args.state.directory()?)?;
+            Client::open(&control, &args.state, &args.cache).await
+        } else {
+            let found = Client::of_build(&control, &args.state, &args.cache, invocation_id, workspace);
+            found.await.map(|(client, _)| client)
+        };
+        match opened {
             Err(failure) if failure.held && begun.elapsed() < PATIENCE => {
                 if !told && begun.elapsed() > Duration::from_secs(1) {
                     writeln!(print::err(), "outhaul: waiting: {}", failure.message)?;
@@ -194,7 +224,7 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
                 }
                 tokio::time::sleep(LOOK).await;
             }
-            opened => return opened.map(|(client, _)| client),
+            opened => return opened,
         }
     }
 }
@@ -293,6 +323,7 @@ fn size(output: &pb::StagedOutput) -> String {
     match &output.digest {
         Some(digest) => show_size(digest.size),
         None if output.directory => "directory".to_owned(),
+        None if output.symlink_target.is_empty() => "-".to_owned(),
         None => "symlink".to_owned(),
     }
 }

@@ -1,6 +1,9 @@
 //! An archive that is a blob of the cache.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use futures::{FutureExt as _, future::BoxFuture};
 
@@ -16,6 +19,8 @@ pub struct BlobArchive {
     store: Arc<dyn BlobStore>,
     digest: Digest,
     name: String,
+    /// Whether it was read before. Who reads it again found the bytes wrong.
+    was_read: AtomicBool,
 }
 
 impl BlobArchive {
@@ -26,6 +31,7 @@ impl BlobArchive {
             name: name.unwrap_or_else(|| digest.hash_hex()),
             store,
             digest,
+            was_read: AtomicBool::new(false),
         }
     }
 }
@@ -49,8 +55,9 @@ impl Collection for BlobArchive {
             if self.digest.is_empty() {
                 return Ok(());
             }
+            let avoid = self.was_read.swap(true, Ordering::Relaxed);
             self.store
-                .read_stream(&self.digest, 0, &nobody, false, sink)
+                .read_stream(&self.digest, 0, &nobody, avoid, sink)
                 .await
         }
         .boxed()

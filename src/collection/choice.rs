@@ -1,8 +1,11 @@
 //! Which names are wanted, and how much.
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::output::Class;
+
+/// Bytes that one pattern may take, unless told otherwise.
+const COMPILED: usize = 10 << 20;
 
 /// Patterns as they are given. Each is searched in the file name.
 #[derive(Debug, Clone, Default)]
@@ -56,9 +59,18 @@ impl Choice {
     /// # Errors
     /// Naming the flag of the one that is wrong.
     pub fn new(patterns: &Patterns) -> Result<Self, ChoiceError> {
+        Self::within(patterns, COMPILED)
+    }
+
+    /// The same, of patterns that take up to this many bytes each.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn within(patterns: &Patterns, most: usize) -> Result<Self, ChoiceError> {
         let compiled = |flag: &'static str, texts: &[String]| {
             let compile = |text: &String| {
-                Regex::new(text).map_err(|e| ChoiceError::Pattern {
+                let compiled = RegexBuilder::new(text).size_limit(most).build();
+                compiled.map_err(|e| ChoiceError::Pattern {
                     flag,
                     pattern: text.clone(),
                     reason: e.to_string(),

@@ -20,7 +20,8 @@ use crate::{
         StagingOptions, Unpacked, unpack, unpack_zip,
     },
     digest::Digest,
-    output::Class,
+    exec_path::ExecPath,
+    output::{Class, OutputContent},
 };
 
 /// How archives are unpacked.
@@ -89,6 +90,7 @@ impl Extraction {
             existing,
             on_conflict: self.on_conflict,
             unsafe_links: self.unsafe_links,
+            lists: false,
         };
         let opened = tokio::task::spawn_blocking(move || {
             // What it leads to is not ours to replace.
@@ -117,7 +119,10 @@ fn stem(name: &str) -> &str {
 
 /// The directory that an archive is unpacked into, below the output directory. Whatever has that name is replaced, so it
 /// must be a name, and not one of a directory that others hide there.
-fn own_directory(name: &str) -> Result<&str, CollectionError> {
+///
+/// # Errors
+/// When it is none.
+pub fn own_directory(name: &str) -> Result<&str, CollectionError> {
     let stem = stem(name);
     if stem.starts_with('.') || !is_file_name(stem) {
         return Err(CollectionError::NoDirectory {
@@ -240,6 +245,7 @@ async fn run(
             name: wanted.item.name.clone(),
         })?,
         mode: extraction.mode.clone(),
+        below: String::new(),
         limits: extraction.limits,
     };
     if let Some(staging) = shared {
@@ -306,6 +312,69 @@ async fn into(
     Ok(Extracted { digest, unpacked })
 }
 
+/// Where the members of one archive go, in a [`Staging`] of the caller's.
+#[derive(Debug, Clone)]
+pub struct Unpacking {
+    /// Where members go.
+    pub mode: Mode,
+    /// The directory that all of them go below; empty for the staging directory itself.
+    pub below: String,
+    /// How much it may ask for.
+    pub limits: Limits,
+}
+
+/// Downloads an archive, verifies it, and then unpacks it into a directory of the caller's. `order` is its place among
+/// those of this directory. Gives the digest of the archive's bytes.
+///
+/// # Errors
+/// When it cannot be read, is not what its checksum says, twice, or cannot be unpacked.
+pub async fn unpack_into(
+    wanted: &Wanted,
+    order: u32,
+    unpacking: Unpacking,
+    staging: &Arc<Staging>,
+) -> Result<Digest, CollectionError> {
+    let work = Work {
+        name: wanted.address(),
+        order,
+        format: wanted.format.ok_or_else(|| CollectionError::NoArchive {
+            name: wanted.item.name.clone(),
+        })?,
+        mode: unpacking.mode,
+        below: unpacking.below,
+        limits: unpacking.limits,
+    };
+    let room = Path::new(&wanted.item.name);
+    into(wanted, work, staging, room, false, &Arc::default())
+        .await
+        .map(|extracted| extracted.digest)
+}
+
+/// Downloads a file as it is, and verifies it, into a directory of the caller's, under its own name.
+///
+/// # Errors
+/// As [`unpack_into`].
+pub async fn save_into(
+    wanted: &Wanted,
+    order: u32,
+    name: &ExecPath,
+    staging: &Arc<Staging>,
+) -> Result<Digest, CollectionError> {
+    let path = Path::new(&wanted.item.name);
+    let room = Arc::clone(staging);
+    let room = blocking(path, move || Ok(Directory::opened(PathBuf::new(), room.room()?))).await?;
+    let (file, digest) = spool(wanted, &room, &Arc::default()).await?;
+    let (staging, shown, name) = (Arc::clone(staging), wanted.address(), name.clone());
+    let content = OutputContent::Blob(digest.clone());
+    let adopted = tokio::task::spawn_blocking(move || {
+        staging.adopt((&shown, order), &name, content, |directory, name| {
+            file.publish_in(&directory, name)
+        })
+    });
+    adopted.await.map_err(CollectionError::stopped)??;
+    Ok(digest)
+}
+
 /// What a thread needs to unpack.
 #[derive(Clone)]
 struct Work {
@@ -313,6 +382,7 @@ struct Work {
     order: u32,
     format: Format,
     mode: Mode,
+    below: String,
     limits: Limits,
 }
 
@@ -323,6 +393,7 @@ impl Work {
             order: self.order,
             format: self.format,
             mode: &self.mode,
+            below: &self.below,
             limits: &self.limits,
         }
     }

@@ -36,10 +36,13 @@ pub use checksum::{Checksum, ChecksumError, Checksums};
 pub use choice::{Choice, ChoiceError, Patterns};
 pub use download::{Downloaded, download};
 pub use error::CollectionError;
-pub use extract::{Extracted, Extraction, Extractions, check_places, extract};
+pub use extract::{
+    Extracted, Extraction, Extractions, Unpacking, check_places, extract, own_directory, save_into,
+    unpack_into,
+};
 pub use open::{Access, open};
 pub use pipe::Progress;
-pub use plan::{Checking, Wanted, check_all, choose};
+pub use plan::{Checking, Offer, Wanted, check_all, choose};
 pub use resume::{Opened, Patience, Ranged, read as read_resumed};
 pub use save::{Directory, SavedFile};
 

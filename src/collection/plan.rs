@@ -29,6 +29,15 @@ pub enum Checking {
     None,
 }
 
+/// Which files of a list are offered. One that is named itself is in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// Those with the name of an archive that can be unpacked.
+    Archives,
+    /// All but those that only have the checksum of another one.
+    Files,
+}
+
 /// An archive to fetch.
 #[derive(Clone)]
 pub struct Wanted {
@@ -49,6 +58,20 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// The only file of a collection that knows its checksum, under its own name.
+    #[must_use]
+    pub fn only(collection: Arc<dyn Collection>, item: Item, class: Class) -> Self {
+        Self {
+            format: Format::of(&item.name),
+            checksum: collection.checksum(),
+            collection,
+            item,
+            class,
+            is_named: true,
+            has_sidecar: false,
+        }
+    }
+
     /// What messages call it; without credentials.
     #[must_use]
     pub fn address(&self) -> String {
@@ -68,6 +91,7 @@ impl Wanted {
 pub async fn choose(
     collections: &[Arc<dyn Collection>],
     choice: &Choice,
+    offer: Offer,
 ) -> Result<Vec<Wanted>, CollectionError> {
     let mut offered = Vec::new();
     for collection in collections {
@@ -78,10 +102,19 @@ pub async fn choose(
             .iter()
             .filter_map(|item| item.name.strip_suffix(SIDECAR))
             .collect();
+        let names: HashSet<&str> = listing.items.iter().map(|item| &*item.name).collect();
+        let is_offered = |item: &Item, format: Option<Format>| {
+            let of = item.name.strip_suffix(SIDECAR);
+            let is_one = match offer {
+                Offer::Archives => format.is_some(),
+                Offer::Files => !of.is_some_and(|of| names.contains(of)),
+            };
+            is_one && is_file_name(&item.name)
+        };
         let before = offered.len();
         for item in &listing.items {
             let format = Format::of(&item.name);
-            if !is_named && (format.is_none() || !is_file_name(&item.name)) {
+            if !is_named && !is_offered(item, format) {
                 continue;
             }
             offered.push(Wanted {

@@ -135,7 +135,14 @@ impl SavedFile {
     ///
     /// # Errors
     /// The system's: a directory is in the way, for one.
-    pub fn publish(mut self, name: &str) -> io::Result<()> {
+    pub fn publish(self, name: &str) -> io::Result<()> {
+        let directory = Arc::clone(&self.directory);
+        self.publish_in(&directory, name).map(drop)
+    }
+
+    /// The same in another directory of the file system. Gives the file's inode number.
+    pub(super) fn publish_in(mut self, directory: &OwnedFd, name: &str) -> io::Result<u64> {
+        let inode = fs::fstat(&self.file)?.st_ino;
         if self.temporary.is_none() {
             let temporary = temporary_name();
             // By its name in /proc, which needs no privileges.
@@ -144,10 +151,10 @@ impl SavedFile {
             self.temporary = Some(temporary);
         }
         if let Some(temporary) = &self.temporary {
-            fs::renameat(&self.directory, temporary, &self.directory, name)?;
+            fs::renameat(&self.directory, temporary, directory, name)?;
         }
         self.temporary = None;
-        Ok(())
+        Ok(inode)
     }
 }
 

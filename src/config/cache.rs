@@ -342,6 +342,20 @@ impl CacheArgs {
         })
     }
 
+    /// How collections are reached that are staged from.
+    ///
+    /// # Errors
+    /// Naming the flag that is wrong.
+    pub(crate) fn archives(&self) -> Result<crate::stage::Archives, ConfigError> {
+        #[cfg(feature = "archives")]
+        {
+            let most = crate::archive::Limits::default().bytes;
+            self.archive_access(most).map(crate::stage::Archives::new)
+        }
+        #[cfg(not(feature = "archives"))]
+        Ok(crate::stage::Archives::default())
+    }
+
     /// The rule by which builds find their cache. Without `--remote-cache` it is the build's own if `trusted`: the
     /// stream is of the user's own command or file.
     ///

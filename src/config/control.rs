@@ -11,7 +11,7 @@ use super::{
 use crate::{
     access::{Rules, Token},
     bes::BesAddress,
-    stage::Reach,
+    stage::{Origin, Origins, Reach, without_secrets},
     transport::{ConnectOptions, Endpoint, TlsFiles, without_user_info},
 };
 
@@ -45,6 +45,17 @@ pub(crate) struct ControlListenArgs {
         value_delimiter = ','
     )]
     pub control_stage_dir: Vec<PathBuf>,
+
+    /// URL that callers of the control port may stage archives from, including what is below it (repeatable): http://,
+    /// https://, s3://, gs:// or az://. What is below --remote-cache is allowed without it, directories of this machine are
+    /// not
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "OUTHAUL_CONTROL_STAGE_FROM",
+        value_delimiter = ','
+    )]
+    pub control_stage_from: Vec<String>,
 }
 
 /// A control port that can be opened.
@@ -58,11 +69,15 @@ pub(crate) struct ControlPort {
 }
 
 impl ControlListenArgs {
-    /// The port, if one is asked for.
+    /// The port, if one is asked for. Its callers may stage from these caches as well, if they have URLs of files.
     ///
     /// # Errors
     /// Naming the flag that is wrong or missing.
-    pub(crate) fn port(&self, access: &AccessArgs) -> Result<Option<ControlPort>, ConfigError> {
+    pub(crate) fn port(
+        &self,
+        access: &AccessArgs,
+        caches: &[String],
+    ) -> Result<Option<ControlPort>, ConfigError> {
         let own = [&self.control_tls_certificate, &self.control_tls_key];
         let tls = if own.iter().any(|file| file.is_some()) {
             server_tls(
@@ -108,8 +123,19 @@ impl ControlListenArgs {
         Ok(Some(ControlPort {
             address,
             rules,
-            reach: Reach::Below(reach?.into()),
+            reach: Reach::Below(reach?.into(), self.origins(caches)?),
         }))
+    }
+
+    fn origins(&self, caches: &[String]) -> Result<Origins, ConfigError> {
+        let given = self.control_stage_from.iter().map(|url| {
+            let flag = || format!("--control-stage-from={}", without_secrets(url));
+            Origin::parse(url).map_err(|e| ConfigError::new(flag(), e.to_string()))
+        });
+        let mut origins = given.collect::<Result<Vec<_>, _>>()?;
+        // Of others, no file has a URL.
+        origins.extend(caches.iter().filter_map(|url| Origin::parse(url).ok()));
+        Ok(Origins::Below(origins.into()))
     }
 
     /// Whether a port may be open at an address by these rules.
@@ -227,7 +253,7 @@ mod tests {
     fn port(args: &[&str]) -> Result<Option<ControlPort>, ConfigError> {
         let args = std::iter::once("outhaul").chain(args.iter().copied());
         let serve = Serve::parse_from(args);
-        serve.args.port(&serve.access)
+        serve.args.port(&serve.access, &[])
     }
 
     fn address(args: &[&str]) -> Result<Option<ControlAddress>, ConfigError> {
@@ -324,7 +350,7 @@ mod tests {
                 .into_iter()
                 .chain(args)
                 .collect();
-            let Reach::Below(dirs) = port(&args).unwrap().unwrap().reach else {
+            let Reach::Below(dirs, _) = port(&args).unwrap().unwrap().reach else {
                 panic!("anywhere")
             };
             assert_eq!(*dirs, *expected.iter().map(PathBuf::from).collect::<Vec<_>>());

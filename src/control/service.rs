@@ -22,7 +22,7 @@ use crate::{
     record::{InvocationRow, InvocationState, Record, Which},
     roots::Roots,
     sources::Sources,
-    stage::{Reach, Stager},
+    stage::{Archives, Reach, Stager},
 };
 
 /// Invocations that are listed unless asked otherwise.
@@ -39,6 +39,8 @@ pub struct Service {
     sources: Arc<Sources>,
     /// None where no builds are followed.
     engine: Option<Engine>,
+    /// How collections are reached that may be staged from.
+    archives: Archives,
     /// None without a journal to stage from.
     stager: Option<Stager>,
     /// What the cache has lost, as leases have found.
@@ -65,6 +67,7 @@ impl Service {
             roots,
             sources,
             engine,
+            archives: Archives::default(),
             stager: None,
             leases: Leases::default(),
             calls: calls::Calls::default(),
@@ -72,16 +75,24 @@ impl Service {
         }
     }
 
+    /// With the way to collections. To be called before the directory of journals is set.
+    #[must_use]
+    pub fn with_archives(mut self, archives: Archives) -> Self {
+        self.archives = archives;
+        self
+    }
+
     /// With a directory of journals to stage from.
     #[must_use]
     pub fn with_journal(mut self, directory: PathBuf) -> Self {
-        self.stager = Some(Stager::new(
+        let stager = Stager::new(
             self.record.clone(),
             self.materializer.clone(),
             self.sources.clone(),
             self.engine.clone(),
             directory,
-        ));
+        );
+        self.stager = Some(stager.with_archives(self.archives.clone()));
         self
     }
 

@@ -12,7 +12,10 @@ use crate::{
     output::OutputContent,
     proto::outhaul::v1 as pb,
     record::{InvocationRow, Which},
-    stage::{Ended, StageError, StageErrorKind, Staged, Wish, check, select::Artifact},
+    stage::{
+        Ended, Ends, Gathered, StageError, StageErrorKind, Staged, Wish, check, marker::Missing,
+        select::Artifact, without_secrets,
+    },
 };
 
 /// As a gRPC status.
@@ -46,7 +49,7 @@ pub(crate) struct Answered {
     /// As of now.
     pub(crate) response: pb::StageResponse,
     /// Ends with all outputs' ends.
-    pub(crate) rest: Option<tokio::task::JoinHandle<Vec<Ended>>>,
+    pub(crate) rest: Option<tokio::task::JoinHandle<Ends>>,
 }
 
 impl Answered {
@@ -56,7 +59,7 @@ impl Answered {
         if let Some(rest) = self.rest {
             match rest.await {
                 Ok(ended) => {
-                    response.outputs = ended.iter().map(staged_output).collect();
+                    response.outputs = all_outputs(&ended.outputs, &ended.gathered);
                     response.pending = 0;
                 }
                 Err(error) => response
@@ -106,22 +109,36 @@ impl Service {
             .stager()
             .ok_or_else(|| Status::failed_precondition("there is no journal to stage from"))?;
         let which = Which {
-            invocation_id: request.invocation_id,
-            workspace: request.workspace,
+            invocation_id: request.invocation_id.clone(),
+            workspace: request.workspace.clone(),
         };
-        let wish = wish(request.wish.unwrap_or_default());
+        let wish = wish(request.wish.clone().unwrap_or_default());
         // Before anything is read.
         if !request.dry_run {
             let directory = absolute(&request.directory)?;
             let may = stager.destination(&directory, false).await;
             may.map_err(|e| status_of(&e))?;
         }
-        let plan = gone.run_until_cancelled(stager.plan(&which, &wish)).await;
+        if !request.from.is_empty() && which != Which::default() {
+            return Err(Status::invalid_argument(
+                "from: cannot be combined with an invocation or a workspace",
+            ));
+        }
+        let planning = async {
+            match &*request.from {
+                "" => stager.plan(&which, &wish).await,
+                from => stager.plan_from(from, &wish).await,
+            }
+        };
+        let plan = gone.run_until_cancelled(planning).await;
         let plan = plan.ok_or_else(|| Status::cancelled("the caller has disconnected"))?;
         let plan = plan.map_err(|e| status_of(&e))?;
         let invocation_id = plan.build.invocation_id.clone();
         if request.dry_run {
-            let outputs = plan.selection.artifacts.iter().map(artifact).collect();
+            let outputs = plan.selection.artifacts.iter().map(artifact);
+            let outputs = outputs
+                .chain(plan.gathered().iter().map(gathered_output))
+                .collect();
             return Ok(Answered {
                 response: pb::StageResponse {
                     invocation_id,
@@ -137,13 +154,17 @@ impl Service {
         let Staged {
             staged,
             outputs,
+            gathered,
             notes,
             rest,
         } = stager
             .stage(plan, &directory, gone)
             .await
             .map_err(|e| status_of(&e))?;
-        let open = |ended: &&Ended| ended.outcome.is_none() && ended.error.is_empty();
+        let outputs = all_outputs(&outputs, &gathered);
+        let open = |output: &&pb::StagedOutput| {
+            output.outcome() == pb::OutputOutcome::Unspecified && output.error.is_empty()
+        };
         let pending = if rest.is_some() {
             outputs.iter().filter(open).count()
         } else {
@@ -152,7 +173,7 @@ impl Service {
         let response = pb::StageResponse {
             invocation_id,
             staged,
-            outputs: outputs.iter().map(staged_output).collect(),
+            outputs,
             pending: pending as u64,
             notes,
         };
@@ -250,13 +271,17 @@ fn look(directory: &Path, request: pb::IsStagedRequest) -> Result<pb::IsStagedRe
         workspace: request.workspace,
     };
     let wish = request.wish.map(wish);
-    let answer = check::is_staged(directory, &which, wish.as_ref()).map_err(|e| status_of(&e))?;
+    let from = Some(without_secrets(&request.from)).filter(|from| !from.is_empty());
+    let answer =
+        check::is_staged(directory, &which, from.as_deref(), wish.as_ref()).map_err(|e| status_of(&e))?;
     Ok(pb::IsStagedResponse {
         staged: answer.is_staged(),
         problems: answer.problems,
         files: answer.files,
         complete: answer.complete,
         invocation_ids: answer.invocations,
+        from: answer.from,
+        missing: answer.missing.into_iter().map(not_staged).collect(),
     })
 }
 
@@ -279,6 +304,40 @@ fn wish(wish: pb::StageWish) -> Wish {
         required: wish.required,
         optional: wish.optional,
         flatten: wish.flatten,
+        extract: wish.extract,
+    }
+}
+
+fn not_staged(missing: Missing) -> pb::NotStaged {
+    pb::NotStaged {
+        path: missing.path,
+        error: missing.error,
+    }
+}
+
+/// Outputs of a build, and files of a collection or archives.
+fn all_outputs(outputs: &[Ended], gathered: &[Gathered]) -> Vec<pb::StagedOutput> {
+    let mut all: Vec<_> = outputs.iter().map(staged_output).collect();
+    all.extend(gathered.iter().map(gathered_output));
+    all.sort_by(|a, b| a.path.cmp(&b.path));
+    all
+}
+
+fn gathered_output(one: &Gathered) -> pb::StagedOutput {
+    pb::StagedOutput {
+        path: one.place.clone(),
+        exec_path: one.name.to_string(),
+        label: one.label.to_string(),
+        aspect: one.aspect.to_string(),
+        output_group: one.group.to_string(),
+        class: pb::OutputClass::from(one.class).into(),
+        digest: one.digest.as_ref().map(shown),
+        outcome: one
+            .outcome
+            .map_or(pb::OutputOutcome::Unspecified, Into::into)
+            .into(),
+        error: one.error.clone(),
+        ..pb::StagedOutput::default()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     digest::Digest,
     materialize::Want,
     output::OutputContent,
-    record::{OutputState, Record, RootId, RootRow},
+    record::{OutputState, Record, RootId},
     remote::{Copy, Offer},
 };
 
@@ -58,9 +58,9 @@ impl Elsewhere {
         // Versions go by the clock. Its own root may have the bytes at another path.
         roots.sort_by_key(|(id, row)| (*id != own, std::cmp::Reverse(row.version)));
         roots.truncate(ROOTS);
-        let other = |(id, row): (RootId, RootRow)| Other {
+        let other = |id, path: &str| Other {
             id,
-            path: Path::new(&row.path).into(),
+            path: Path::new(path).into(),
             by_path: id != own,
             asked: 0,
             had: 0,
@@ -69,7 +69,7 @@ impl Elsewhere {
         Self {
             offer,
             own: here,
-            roots: roots.into_iter().map(other).collect(),
+            roots: roots.iter().map(|(id, row)| other(*id, &row.path)).collect(),
             credit: FIRST_ROWS,
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     error::StageError,
-    marker::{self, Marker},
+    marker::{self, Marker, Missing},
     request::Wish,
 };
 use crate::{
@@ -32,6 +32,10 @@ pub struct Answer {
     pub complete: bool,
     /// The builds that it was staged from.
     pub invocations: Vec<String>,
+    /// The URLs that it was staged from, without what may be secret in them.
+    pub from: Vec<String>,
+    /// Optional outputs and files that could not be staged, and why.
+    pub missing: Vec<Missing>,
 }
 
 impl Answer {
@@ -42,12 +46,18 @@ impl Answer {
     }
 }
 
-/// Looks whether a directory has what stages have put there: all of them, or those of a build, a workspace, a wish.
+/// Looks whether a directory has what stages have put there: all of them, or those of a build, a workspace, a URL (without
+/// secrets), a wish.
 /// What a marker lists must be there with the right bytes; a file that still looks as it did is not read. Blocks.
 ///
 /// # Errors
 /// When the markers cannot be read.
-pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result<Answer, StageError> {
+pub fn is_staged(
+    directory: &Path,
+    which: &Which,
+    from: Option<&str>,
+    wish: Option<&Wish>,
+) -> Result<Answer, StageError> {
     let mut answer = Answer::default();
     if !directory.is_dir() {
         answer
@@ -72,9 +82,9 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
         .collect();
     // First the workspace, as for staging: another one's marker does not do, whatever is wished.
     let mut markers = which.innermost(&all, |marker| marker.workspace.as_str());
-    markers.retain(|marker| is_meant(marker, which, wish));
+    markers.retain(|marker| is_meant(marker, which, from, wish));
     if markers.is_empty() && answer.problems.is_empty() {
-        let of_that = if wish.is_some() || *which != Which::default() {
+        let of_that = if wish.is_some() || from.is_some() || *which != Which::default() {
             " of that request"
         } else {
             ""
@@ -85,12 +95,13 @@ pub fn is_staged(directory: &Path, which: &Which, wish: Option<&Wish>) -> Result
         ));
     }
     answer.complete = !markers.is_empty() && markers.iter().all(|marker| marker.complete);
-    answer.invocations = markers
-        .iter()
-        .map(|marker| marker.invocation_id.clone())
-        .collect();
-    answer.invocations.sort();
-    answer.invocations.dedup();
+    let origins = |origin: fn(&Marker) -> &String| {
+        let all: BTreeSet<&String> = markers.iter().map(|marker| origin(marker)).collect();
+        all.into_iter().filter(|one| !one.is_empty()).cloned().collect()
+    };
+    answer.invocations = origins(|marker| &marker.invocation_id);
+    answer.from = origins(|marker| &marker.from);
+    answer.missing = markers.iter().flat_map(|marker| marker.missing.clone()).collect();
     let mut wanted = Vec::new();
     for file in markers.iter().flat_map(|marker| &marker.files) {
         match file.content() {
@@ -134,8 +145,11 @@ fn not_staged(placer: &Placer, tree: &str, known: &HashSet<String>) -> Vec<Strin
     }
 }
 
-fn is_meant(marker: &Marker, which: &Which, wish: Option<&Wish>) -> bool {
-    (which.invocation_id.is_empty() || which.invocation_id == marker.invocation_id)
+fn is_meant(marker: &Marker, which: &Which, from: Option<&str>, wish: Option<&Wish>) -> bool {
+    // A build is asked for by anything but a URL.
+    let is_any = from.is_none() && wish.is_none() && *which == Which::default();
+    (is_any || marker.from == from.unwrap_or_default())
+        && (which.invocation_id.is_empty() || which.invocation_id == marker.invocation_id)
         && wish.is_none_or(|wish| wish.sorted() == marker.request.sorted())
 }
 

@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::error::StageError;
+use super::{error::StageError, origin::Origins};
 use crate::materialize::place::resolve;
 
 const DIRECTORY: OFlags = OFlags::PATH
@@ -30,8 +30,8 @@ pub enum Reach {
     /// Any that the process may write.
     #[default]
     Anywhere,
-    /// These, and those below them; none, if there are none.
-    Below(Arc<[PathBuf]>),
+    /// These, and those below them; none, if there are none. Likewise the URLs that may be staged from.
+    Below(Arc<[PathBuf]>, Origins),
 }
 
 /// A directory to stage into, open.
@@ -41,10 +41,18 @@ pub(crate) struct Destination {
     asked: PathBuf,
     /// The path with symlinks resolved.
     pub(super) real: PathBuf,
-    fd: OwnedFd,
+    pub(super) fd: Arc<OwnedFd>,
 }
 
 impl Reach {
+    /// Whether a URL may be staged from.
+    pub(super) fn allows(&self, url: &str) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Below(_, origins) => origins.allow(url),
+        }
+    }
+
     /// Opens a directory, if it may be named. With `make`, what is missing of it is made; without, it is `None` if it is
     /// not there. Never in the state directory, nor around it. Blocks.
     ///
@@ -68,7 +76,7 @@ impl Reach {
             return Err(failed("must be an absolute path".to_owned()));
         }
         let real = resolve(asked).map_err(|e| failed(e.to_string()))?;
-        if let Self::Below(allowed) = self {
+        if let Self::Below(allowed, _) = self {
             let is_below = |allowed: &PathBuf| allowed.canonicalize().is_ok_and(|all| real.starts_with(all));
             // What is missing may yet lead anywhere.
             let leads_up = real.components().any(|part| part == Component::ParentDir);
@@ -122,7 +130,7 @@ impl Reach {
         Ok(Some(Destination {
             asked: asked.to_owned(),
             real,
-            fd,
+            fd: Arc::new(fd),
         }))
     }
 }
@@ -186,7 +194,7 @@ mod tests {
         symlink("in", dir.join("allowed/link")).unwrap();
         symlink("nowhere", dir.join("allowed/dangling")).unwrap();
         symlink("allowed/in", dir.join("way")).unwrap();
-        let reach = Reach::Below([dir.join("allowed")].into());
+        let reach = Reach::Below([dir.join("allowed")].into(), Origins::default());
         for (name, fine) in [
             ("allowed", true),
             ("allowed/in", true),
@@ -211,7 +219,7 @@ mod tests {
         assert!(reach.open(&dir.join("allowed/dangling"), None, true).is_err());
         assert!(!dir.join("other/new").exists() && !dir.join("allowed/missing").exists());
         assert!(!dir.join("allowed/nowhere").exists());
-        assert!(denied(Reach::Below([].into()).open(
+        assert!(denied(Reach::Below([].into(), Origins::default()).open(
             &dir.join("allowed"),
             None,
             true

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+#[cfg(feature = "archives")]
+use crate::collection::{ChoiceError, CollectionError};
 use crate::{exec_path::ExecPath, journal::JournalError};
 
 /// What an error means to the caller.
@@ -76,6 +78,24 @@ pub enum StageError {
         /// Why the directory cannot be used.
         reason: String,
     },
+    /// The URL is not for the caller.
+    #[error(
+        "cannot stage from {from}: callers of this port may only name URLs below those given with --control-stage-from, or those of --remote-cache"
+    )]
+    DeniedOrigin {
+        /// The URL, without what may be secret in it.
+        from: String,
+    },
+    /// Archives cannot be read or unpacked by this program.
+    #[error("{flag}: this outhaul was built without archives (the feature archives)")]
+    NoArchives {
+        /// The flag that asks for it.
+        flag: &'static str,
+    },
+    /// A collection cannot be read, or has not what is asked for.
+    #[cfg(feature = "archives")]
+    #[error(transparent)]
+    Collection(#[from] CollectionError),
     /// The file is no archive, or a damaged one.
     #[error("{path} is damaged at byte {offset}: {reason}")]
     Archive {
@@ -122,8 +142,14 @@ impl StageError {
     pub const fn kind(&self) -> StageErrorKind {
         match self {
             Self::Unknown(_) | Self::NoMatch { .. } | Self::Nothing(_) => StageErrorKind::NotFound,
-            Self::Setting { .. } => StageErrorKind::Request,
-            Self::Denied { .. } => StageErrorKind::Denied,
+            #[cfg(feature = "archives")]
+            Self::Collection(error) => match error {
+                CollectionError::Choice(ChoiceError::Pattern { .. }) => StageErrorKind::Request,
+                error if error.is_not_found() => StageErrorKind::NotFound,
+                _ => StageErrorKind::Failed,
+            },
+            Self::Setting { .. } | Self::NoArchives { .. } => StageErrorKind::Request,
+            Self::Denied { .. } | Self::DeniedOrigin { .. } => StageErrorKind::Denied,
             _ => StageErrorKind::Failed,
         }
     }

@@ -35,10 +35,13 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Marker {
     version: u32,
-    /// Invocation ID of the staged build.
+    /// Invocation ID of the staged build; empty for files of a collection.
     pub invocation_id: String,
-    /// Workspace of the staged build.
+    /// Workspace of the staged build; empty for files of a collection.
     pub workspace: String,
+    /// URL of the collection, without what may be secret in it; empty for a build.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub from: String,
     /// When it was staged, in milliseconds since the epoch.
     pub staged_ms: i64,
     /// Whether optional outputs have come to their end as well.
@@ -52,6 +55,23 @@ pub struct Marker {
     pub trees: Vec<String>,
     /// Optional outputs that failed to download.
     pub missing: Vec<Missing>,
+    /// Archives that were unpacked. Their files have the archive's name as `exec_path`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub archives: Vec<Archive>,
+}
+
+/// An archive that was unpacked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archive {
+    /// Its exec path in the build, or its file name in the collection.
+    pub name: String,
+    /// The directory, below that of the marker, that it was unpacked into; empty for the marker's own.
+    pub place: String,
+    /// `FUNCTION/HASH/SIZE` of the archive itself.
+    pub digest: String,
+    /// The entity tag that the list of the collection had for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
 }
 
 /// A staged output.
@@ -59,7 +79,7 @@ pub struct Marker {
 pub struct File {
     /// Below the directory.
     pub path: String,
-    /// In the build.
+    /// In the build, or the file name in the collection.
     pub exec_path: String,
     /// The target.
     pub label: String,
@@ -76,6 +96,9 @@ pub struct File {
     /// Whether it is an empty directory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub directory: bool,
+    /// The entity tag that the list of the collection had for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stamp: Option<Look>,
 }
@@ -122,6 +145,16 @@ impl File {
             digest,
             symlink_target,
             directory,
+            etag: None,
+            stamp: None,
+        }
+        .stamped(stamp)
+    }
+
+    /// The same with what `lstat` says now.
+    #[must_use]
+    pub fn stamped(self, stamp: Option<Stamp>) -> Self {
+        Self {
             stamp: stamp.map(|s| Look {
                 size: s.size,
                 mtime_ns: s.mtime_ns,
@@ -130,6 +163,7 @@ impl File {
                 device: s.device,
                 taken_ns: s.taken_ns,
             }),
+            ..self
         }
     }
 
@@ -169,7 +203,7 @@ impl File {
     }
 }
 
-fn written(digest: &Digest) -> String {
+pub(super) fn written(digest: &Digest) -> String {
     format!("{}/{}/{}", digest.function(), digest.hash_hex(), digest.size())
 }
 
@@ -181,19 +215,22 @@ impl Marker {
             version: VERSION,
             invocation_id: invocation_id.to_owned(),
             workspace: workspace.to_owned(),
+            from: String::new(),
             staged_ms: crate::units::now_ms(),
             complete: false,
             request: request.clone(),
             files: Vec::new(),
             trees: Vec::new(),
             missing: Vec::new(),
+            archives: Vec::new(),
         }
     }
 
-    /// The same request of the same build has the same file.
+    /// The same request of the same build or URL has the same file.
     fn file_name(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.invocation_id.as_bytes());
+        hasher.update(self.from.as_bytes());
         // Lists of texts have no reason to fail.
         hasher.update(&serde_json::to_vec(&self.request).unwrap_or_default());
         format!(
@@ -289,7 +326,7 @@ impl<'a> Places<'a> {
     /// Whether an older marker goes: this one is what the same request comes to now, has other content in one of its
     /// places, or has all of a tree that was another one then.
     fn supersede(&self, older: &Marker) -> bool {
-        let same_workspace = older.workspace == self.marker.workspace;
+        let same_workspace = older.workspace == self.marker.workspace && older.from == self.marker.from;
         (same_workspace && older.request.sorted() == self.marker.request.sorted())
             || older.files.iter().any(|file| {
                 let other_content = match self.files.get(file.path.as_str()) {
@@ -309,20 +346,23 @@ impl<'a> Places<'a> {
 }
 
 /// The directories on the way to a path.
-fn above(path: &str) -> impl Iterator<Item = &str> {
+pub(super) fn above(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(end, _)| &path[..end])
 }
 
 /// Removes what earlier stages put where one of these files must be, with other content than a directory: a tree's files,
-/// where there is one file now. What has changed since stays. Blocks.
+/// where there is one file now, or a file where there is a directory. What has changed since stays. Blocks.
 ///
 /// # Errors
 /// When the markers or the directory cannot be read.
 pub(super) fn make_way(directory: &Path, files: &HashSet<String>) -> Result<(), StageError> {
     let mut in_the_way = Vec::new();
+    let needed: HashSet<&str> = files.iter().flat_map(|file| above(file)).collect();
     for (_, marker) in read_all(directory)? {
         in_the_way.extend(marker.into_iter().flat_map(|marker| marker.files).filter(|old| {
-            (old.directory && files.contains(&old.path)) || above(&old.path).any(|dir| files.contains(dir))
+            (old.directory && files.contains(&old.path))
+                || (!old.directory && needed.contains(&*old.path))
+                || above(&old.path).any(|dir| files.contains(dir))
         }));
     }
     if in_the_way.is_empty() {

@@ -1,4 +1,4 @@
-//! Staging: copies named outputs of a recorded build to a directory.
+//! Staging: copies named outputs of a recorded build, or files of a collection, to a directory.
 //!
 //! The journal alone says what a build's outputs were, so staging needs neither the build tool nor its output tree, nor
 //! the machine that ran the build: [`archive`] exports and imports a journal.
@@ -7,6 +7,8 @@
 //!   and refuses invalid requests. All are plain data: nothing is written before they are done.
 //! * [`stager`] writes the outputs to the directory through [`crate::materialize`], from the output tree's own files where
 //!   it has them.
+//! * `gather` stages files of a collection ([`crate::collection`]) instead of a build's outputs, and unpacks archives of both;
+//!   `origin` says which URLs a caller may name.
 //! * `destination` checks which directories may be named, and keeps the chosen one open.
 //! * [`marker`] is the file in the directory that lists what was staged, and [`check`] checks whether it is still true.
 //!
@@ -22,8 +24,15 @@
 pub mod archive;
 pub mod check;
 mod destination;
+mod ended;
 mod error;
+#[cfg(feature = "archives")]
+mod gather;
+#[cfg(not(feature = "archives"))]
+#[path = "no_gather.rs"]
+mod gather;
 pub mod marker;
+mod origin;
 pub mod recorded;
 pub mod request;
 pub mod select;
@@ -37,7 +46,10 @@ mod work;
 pub(crate) use self::{archive::fuzz as archive_fuzz, marker::fuzz as marker_fuzz};
 pub use self::{
     destination::Reach,
+    ended::{Brought, Ended, Ends, Staged},
     error::{StageError, StageErrorKind},
+    gather::{Archives, Gathered},
+    origin::{Origin, OriginError, Origins, without_secrets},
     request::{Request, Wish},
-    stager::{Brought, Ended, Plan, Staged, Stager},
+    stager::{Plan, Stager},
 };

@@ -15,7 +15,7 @@ use crate::{
 /// Regular expressions of one request, and what all of them may come to once they are compiled: memory, and the time
 /// that it takes.
 const REGEXES: usize = 1000;
-const COMPILED: usize = 32 << 20;
+pub(super) const COMPILED: usize = 32 << 20;
 /// Target patterns and output groups of one request.
 const NAMES: usize = 10_000;
 /// Bytes of all texts of one request.
@@ -50,6 +50,9 @@ pub struct Wish {
     pub optional: Vec<String>,
     /// Whether outputs lie right in the directory, by file name, instead of at their exec paths.
     pub flatten: bool,
+    /// Whether archives are unpacked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub extract: bool,
 }
 
 /// A [`Wish`] whose patterns have been read.
@@ -142,7 +145,7 @@ pub(super) fn hits(regex: &PathRegex, paths: &[&str]) -> bool {
 
 impl Wish {
     /// Its lists of regular expressions, with their flags.
-    fn regexes(&self) -> impl Iterator<Item = (&'static str, &[String])> {
+    pub(super) fn regexes(&self) -> impl Iterator<Item = (&'static str, &[String])> {
         [
             ("--include", &*self.include),
             ("--exclude", &*self.exclude),
@@ -153,7 +156,7 @@ impl Wish {
     }
 
     /// Refuses what is too much for one request, before any of it is read.
-    fn check(&self) -> Result<(), StageError> {
+    pub(super) fn check(&self) -> Result<(), StageError> {
         let names = [
             ("TARGET", &*self.targets),
             ("--output-group", &*self.output_groups),

@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     error::StageError,
+    gather::{can_extract, unpacked_at},
     recorded::Recorded,
     request::{Request, hits},
 };
@@ -116,7 +117,10 @@ impl Recorded {
         // By file name, the files of a tree lie among all others.
         let whole = |tree: &&&str| !request.wish.flatten && !picked.partial.contains(**tree);
         let whole: HashSet<&str> = trees.iter().filter(whole).copied().collect();
-        let artifacts = placed(picked.artifacts, request.wish.flatten)?;
+        if request.wish.extract {
+            can_extract()?;
+        }
+        let artifacts = placed(picked.artifacts, request.wish.flatten, request.wish.extract)?;
         let in_trees = artifacts
             .iter()
             .flat_map(|artifact| above_and_itself(artifact.place.as_str()))
@@ -339,6 +343,7 @@ fn above_and_itself(path: &str) -> impl Iterator<Item = &str> {
 pub(super) fn placed(
     artifacts: BTreeMap<ExecPath, Artifact>,
     flatten: bool,
+    extract: bool,
 ) -> Result<Vec<Artifact>, StageError> {
     let mut by_place: BTreeMap<ExecPath, Artifact> = BTreeMap::new();
     for (path, mut artifact) in artifacts {
@@ -346,6 +351,9 @@ pub(super) fn placed(
             // One component of a good path is a good path.
             artifact.place =
                 ExecPath::new(path.file_name()).map_err(|e| StageError::Internal(e.to_string()))?;
+        }
+        if extract && let Some(place) = unpacked_at(&artifact)? {
+            artifact.place = place;
         }
         let first_component = artifact.place.components().next().unwrap_or_default();
         if is_reserved(first_component) {

@@ -15,16 +15,19 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::{JoinHandle, spawn_blocking},
+    task::spawn_blocking,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     destination::{Destination, Reach},
+    ended::{Ends, Staged},
     error::StageError,
+    gather::{Archives, Gather, Gathered},
+    origin::without_secrets,
     recorded::Recorded,
     request::{Caller, Request, Wish},
-    select::{Artifact, Selection},
+    select::Selection,
     together::Directories,
     work::{Work, Working},
 };
@@ -38,7 +41,7 @@ use crate::{
         Awaited, Materializer, Root, Session,
         place::{Epoch, OutputRoot},
     },
-    output::{OutputContent, Stamp},
+    output::{Class, OutputContent},
     record::{InvocationRow, InvocationState, OutputState, Record, Which},
     remote::{Attribution, BlobStore, Copy, LocalFirst, Nowhere, looks_right},
     sources::{Sources, address_of},
@@ -61,8 +64,10 @@ pub struct Stager {
     /// Tells which builds are still running; none where no builds are followed.
     engine: Option<Engine>,
     journal: PathBuf,
-    /// Which directories may be named.
+    /// Which directories and URLs may be named.
     reach: Reach,
+    /// How collections are reached.
+    archives: Archives,
     /// Builds that are read, or staged, at a time: all that their journals tell is in memory.
     places: Arc<Semaphore>,
     next: Arc<AtomicU32>,
@@ -75,48 +80,24 @@ pub struct Stager {
 pub struct Plan {
     /// The build that is staged.
     pub build: InvocationRow,
-    /// The selected outputs.
+    /// The selected outputs; none of a collection.
     pub selection: Selection,
     pub(super) wish: Wish,
+    /// Files of a collection.
+    pub(super) gather: Gather,
     /// Where the build said that its blobs are, if the record does not know.
     recorded: Recorded,
-    pub(super) journal: PathBuf,
+    /// The build's journal; none of a collection.
+    pub(super) journal: Option<PathBuf>,
     _place: OwnedSemaphorePermit,
 }
 
-/// How an output came to where it was staged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Brought {
-    /// From the cache.
-    Downloaded,
-    /// From the output tree.
-    Copied,
-    /// It was there already.
-    Present,
-}
-
-/// An output's end.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ended {
-    /// The selected artifact.
-    pub artifact: Artifact,
-    /// How it came there; `None` if it is not there.
-    pub outcome: Option<Brought>,
-    /// Why it is not there; empty while it is on its way.
-    pub error: String,
-    pub(super) stamp: Option<Stamp>,
-}
-
-/// What staging has come to.
-pub struct Staged {
-    /// Whether everything required is there, and the marker too.
-    pub staged: bool,
-    /// Every output's end, in the order of their places; of optional ones only so far.
-    pub outputs: Vec<Ended>,
-    /// What went wrong besides, in words.
-    pub notes: Vec<String>,
-    /// Ends when the optional outputs have come to theirs, with every output's end.
-    pub rest: Option<JoinHandle<Vec<Ended>>>,
+impl Plan {
+    /// The files of a collection that would be staged.
+    #[must_use]
+    pub fn gathered(&self) -> Vec<Gathered> {
+        self.gather.ends()
+    }
 }
 
 impl Stager {
@@ -136,11 +117,18 @@ impl Stager {
             engine,
             journal,
             reach: Reach::default(),
+            archives: Archives::default(),
             places: Arc::new(Semaphore::new(PLACES)),
             next: Arc::new(AtomicU32::new(FIRST_ROOT)),
             working: Arc::default(),
             directories: Directories::default(),
         }
+    }
+
+    /// The same, also from collections.
+    #[must_use]
+    pub fn with_archives(self, archives: Archives) -> Self {
+        Self { archives, ..self }
     }
 
     /// The same for callers with a reach of their own, who wait for each other and keep nobody else waiting.
@@ -204,12 +192,38 @@ impl Stager {
                 selection,
                 wish: request.wish,
                 recorded,
-                journal: entry.path,
+                gather: Gather::default(),
+                journal: Some(entry.path),
                 _place: place,
             })
         });
         plan.await
             .unwrap_or_else(|_| Err(panicked("reading the journal")))
+    }
+
+    /// Finds out which files of a collection a wish comes to. Lists the collection; writes nothing.
+    ///
+    /// # Errors
+    /// When the caller may not name the URL, it cannot be listed, or the wish does not fit it.
+    pub async fn plan_from(&self, from: &str, wish: &Wish) -> Result<Plan, StageError> {
+        let url = from
+            .split_once('=')
+            .map_or(from, |(name, url)| if name.contains("://") { from } else { url });
+        if !self.reach.allows(url) {
+            let from = without_secrets(from);
+            return Err(StageError::DeniedOrigin { from });
+        }
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let place = place.map_err(|e| StageError::Internal(e.to_string()))?;
+        Ok(Plan {
+            build: InvocationRow::default(),
+            selection: Selection::default(),
+            gather: self.archives.choose(from, wish).await?,
+            wish: wish.clone(),
+            recorded: Recorded::default(),
+            journal: None,
+            _place: place,
+        })
     }
 
     /// The build that is meant, and its journal.
@@ -266,7 +280,7 @@ impl Stager {
     ///
     /// # Errors
     /// When the directory cannot be used, or a marker cannot be written. That an output failed to download is no error
-    /// but an [`Ended`] that says so.
+    /// but an [`Ended`](super::Ended) that says so.
     pub async fn stage(
         &self,
         plan: Plan,
@@ -317,26 +331,30 @@ impl Stager {
             self.let_go(&root).await;
             return ended.map(|_| work.staged(false, None));
         }
-        if request.optional == 0 {
+        if request.optional == 0 && !work.is_gathering() {
             self.let_go(&root).await;
             work.conclude(&request, true).await?;
             return Ok(work.staged(true, None));
         }
         let stager = self.clone();
-        let (outputs, notes) = (work.outputs(), work.notes.clone());
+        let (Ends { outputs, gathered }, notes) = (work.ends(), work.notes.clone());
         let rest = tokio::spawn(async move {
             while let Some(list) = request.next().await {
                 work.take(list);
+            }
+            if let Err(error) = work.gather(Class::Optional).await {
+                tracing::error!("failed to stage optional archives: {error}");
             }
             stager.let_go(&root).await;
             if let Err(error) = work.conclude(&request, true).await {
                 tracing::error!("failed to complete the marker of the staged tree: {error}");
             }
-            work.outputs()
+            work.ends()
         });
         Ok(Staged {
             staged: true,
             outputs,
+            gathered,
             notes,
             rest: Some(rest),
         })
@@ -378,6 +396,10 @@ impl Stager {
     /// Where bytes come from: the output tree where the record vouches for a file, and the build's cache.
     async fn store(&self, plan: &Plan) -> LocalFirst {
         let row = &plan.build;
+        if !plan.gather.from().is_empty() {
+            let nowhere = Nowhere("there is no build".to_owned());
+            return LocalFirst::new(HashMap::new(), Arc::new(nowhere));
+        }
         let cache = if row.root.is_none() {
             // It was brought here from elsewhere, or only its journal is left, which looks the same. What somebody else
             // may have written decides neither who gets credentials nor which program supplies them.
@@ -445,6 +467,9 @@ async fn required(work: &mut Work, request: &mut Awaited) -> Result<bool, StageE
             return Err(StageError::Internal("the coordinator is gone".to_owned()));
         };
         work.take(list);
+    }
+    if !work.failed() {
+        work.gather(Class::Required).await?;
     }
     if work.failed() {
         return Ok(false);

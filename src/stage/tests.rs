@@ -342,7 +342,7 @@ fn one_name_twice_with_the_same_content_is_no_collision() {
         let artifacts = named.map(|(path, content)| (ExecPath::new(path).unwrap(), artifact(path, content)));
         let mut artifacts: BTreeMap<_, _> = artifacts.collect();
         artifacts.values_mut().next().unwrap().class = class;
-        placed(artifacts, true)
+        placed(artifacts, true, false)
     };
     let inline = |bytes: &'static [u8]| OutputContent::Inline(Bytes::from_static(bytes));
     for contents in [
@@ -431,7 +431,7 @@ fn write(marker: &Marker, dir: &Path) -> Vec<String> {
 fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
     let dir = tempfile::tempdir().unwrap();
     let any = Which::default();
-    let problems = |which: &Which| is_staged(dir.path(), which, None).unwrap().problems;
+    let problems = |which: &Which| is_staged(dir.path(), which, None, None).unwrap().problems;
     assert!(problems(&any)[0].contains("nothing was staged"));
     leave(dir.path(), "one", &[("x", b"1"), ("y", b"2")]);
     assert_eq!(problems(&any), Vec::<String>::new());
@@ -449,16 +449,20 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
     assert_eq!(problems(&any), Vec::<String>::new());
     assert_eq!(problems(&Which::of("two")), Vec::<String>::new());
     assert!(problems(&Which::of("one"))[0].contains("nothing of that request"));
-    let answer = is_staged(dir.path(), &any, None).unwrap();
+    let answer = is_staged(dir.path(), &any, None, None).unwrap();
     assert_eq!((answer.files, answer.invocations), (2, texts(&["three", "two"])));
 
     let other = Wish {
         flatten: true,
         ..Wish::default()
     };
-    assert!(!is_staged(dir.path(), &any, Some(&other)).unwrap().is_staged());
     assert!(
-        is_staged(dir.path(), &Which::of("two"), Some(&wish_of("//two")))
+        !is_staged(dir.path(), &any, None, Some(&other))
+            .unwrap()
+            .is_staged()
+    );
+    assert!(
+        is_staged(dir.path(), &Which::of("two"), None, Some(&wish_of("//two")))
             .unwrap()
             .is_staged()
     );
@@ -468,7 +472,11 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
 fn what_an_earlier_stage_put_there_and_this_one_does_not_name_goes() {
     let dir = tempfile::tempdir().unwrap();
     let here = |name: &str| dir.path().join(name).symlink_metadata().is_ok();
-    let problems = || is_staged(dir.path(), &Which::default(), None).unwrap().problems;
+    let problems = || {
+        is_staged(dir.path(), &Which::default(), None, None)
+            .unwrap()
+            .problems
+    };
     let other = Wish {
         targets: texts(&["//other"]),
         ..Wish::default()
@@ -595,7 +603,7 @@ fn of_a_workspace_within_another_the_others_markers_do_not_count() {
             workspace: asked.to_owned(),
             ..Which::default()
         };
-        let answer = is_staged(dir.path(), &which, None).unwrap();
+        let answer = is_staged(dir.path(), &which, None, None).unwrap();
         assert_eq!(
             (answer.is_staged(), answer.invocations),
             (true, texts(&[expected]))
@@ -617,7 +625,9 @@ fn a_marker_that_cannot_be_read_or_leads_outside_is_told() {
     ] {
         assert_ne!(damaged, text);
         std::fs::write(&path, damaged).unwrap();
-        let problems = is_staged(dir.path(), &Which::default(), None).unwrap().problems;
+        let problems = is_staged(dir.path(), &Which::default(), None, None)
+            .unwrap()
+            .problems;
         assert!(problems.iter().any(|p| p.contains(part)), "{problems:?}");
     }
     // A link in the place of our own directory is not followed.

@@ -16,10 +16,12 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::{
     check::{self, Wanted},
     destination::Destination,
+    ended::{Brought, Ended, Ends, Staged},
     error::StageError,
+    gather::{Gather, Gathered},
     marker::{self, Marker, Missing},
     select::Artifact,
-    stager::{Brought, Ended, Plan, Staged},
+    stager::Plan,
     together::Together,
 };
 use crate::{
@@ -27,7 +29,7 @@ use crate::{
     exec_path::ExecPath,
     materialize::{Awaited, Completion, Outcome, Want, place::Check},
     output::{Class, OutputContent, Stamp},
-    remote::{Attribution, BlobStore as _, LocalFirst},
+    remote::{Attribution, BlobStore, LocalFirst},
     transport::RemoteErrorKind,
 };
 
@@ -45,6 +47,8 @@ pub(super) struct Work {
     /// What earlier stages put where an optional output is still on its way.
     stale: Vec<marker::File>,
     _working: Working,
+    /// Files of a collection, and archives that are unpacked.
+    gather: Gather,
     /// The stages into this directory, and what this one names.
     together: Arc<Together>,
     names: Arc<HashSet<String>>,
@@ -94,17 +98,24 @@ impl End {
 
 impl Work {
     pub(super) fn new(
-        plan: Plan,
+        mut plan: Plan,
         asked: &Path,
         destination: Option<Destination>,
         store: Arc<LocalFirst>,
         working: Working,
         together: Arc<Together>,
     ) -> Self {
+        let mut gather = std::mem::take(&mut plan.gather);
+        if plan.wish.extract {
+            let store: Arc<dyn BlobStore> = store.clone();
+            gather.take_archives(&mut plan.selection.artifacts, &store);
+        }
         let artifacts = &plan.selection.artifacts;
+        gather.reserve(artifacts);
         let names = artifacts.iter().map(|artifact| artifact.place.to_string());
         Self {
             names: Arc::new(names.collect()),
+            gather,
             together,
             ends: HashMap::new(),
             notes: plan.selection.notes.clone(),
@@ -144,11 +155,13 @@ impl Work {
             .map(|artifact| (artifact.place.clone(), artifact.content.clone()))
             .collect();
         let (together, names) = (self.together.clone(), self.names.clone());
+        let mut gather = std::mem::take(&mut self.gather);
         let looked = spawn_blocking(move || {
             together.join(&names);
             if !directory.is_dir() {
-                return Ok(Vec::new());
+                return Ok((Vec::new(), gather));
             }
+            gather.find_present(&directory, &together)?;
             // A stamp is worth something only together with the content that it was taken of.
             let mut stamps: HashMap<ExecPath, (OutputContent, Stamp)> = HashMap::new();
             for (_, marker) in marker::read_all(&directory)? {
@@ -167,14 +180,16 @@ impl Work {
                 })
                 .collect();
             let looked = check::look(&directory, &wanted)?;
-            Ok(wanted.into_iter().map(|(path, ..)| path).zip(looked).collect())
+            let looked: Vec<_> = wanted.into_iter().map(|(path, ..)| path).zip(looked).collect();
+            Ok((looked, gather))
         });
         let looked = looked.await.unwrap_or_else(|_| {
             Err(StageError::Internal(
                 "examining the directory panicked".to_owned(),
             ))
         });
-        let looked = looked.map_err(|e| self.told(e))?;
+        let (looked, gather) = looked.map_err(|e| self.told(e))?;
+        self.gather = gather;
         for (path, check) in looked {
             if let Ok(Check::Present { stamp, .. }) = check {
                 self.ends.insert(path, End::there(Brought::Present, Some(stamp)));
@@ -194,6 +209,9 @@ impl Work {
                 asked.insert(digest.clone());
             }
         }
+        let archives = self.gather.missing();
+        let not_here = archives.iter().map(|(_, digest)| digest);
+        asked.extend(not_here.filter(|digest| !self.store.has_copy(digest)).cloned());
         if asked.is_empty() {
             return;
         }
@@ -208,18 +226,23 @@ impl Work {
             }
         };
         let missing: HashSet<Digest> = missing.into_iter().collect();
+        let store = Arc::clone(&self.store);
+        let told = |digest: &Digest| {
+            let evicted = || format!("evicted: {} does not have {digest}", store.describe());
+            reason.clone().unwrap_or_else(evicted)
+        };
         let evicted: Vec<(ExecPath, String)> = self
             .left()
             .filter_map(|artifact| match &artifact.content {
-                OutputContent::Blob(digest) if missing.contains(digest) => Some((
-                    artifact.place.clone(),
-                    reason.clone().unwrap_or_else(|| {
-                        format!("evicted: {} does not have {digest}", self.store.describe())
-                    }),
-                )),
+                OutputContent::Blob(digest) if missing.contains(digest) => {
+                    Some((artifact.place.clone(), told(digest)))
+                }
                 _ => None,
             })
             .collect();
+        for (name, digest) in archives.iter().filter(|(_, digest)| missing.contains(digest)) {
+            self.gather.fail(name, &told(digest));
+        }
         for (path, error) in evicted {
             self.ends.insert(path, End::failed(error));
         }
@@ -270,13 +293,14 @@ impl Work {
 
     /// Whether something required failed to download.
     pub(super) fn failed(&self) -> bool {
-        self.plan.selection.artifacts.iter().any(|artifact| {
-            artifact.class == Class::Required
-                && self
-                    .ends
-                    .get(&artifact.place)
-                    .is_some_and(|end| end.outcome.is_none())
-        })
+        self.gather.has_failed()
+            || self.plan.selection.artifacts.iter().any(|artifact| {
+                artifact.class == Class::Required
+                    && self
+                        .ends
+                        .get(&artifact.place)
+                        .is_some_and(|end| end.outcome.is_none())
+            })
     }
 
     pub(super) fn outputs(&self) -> Vec<Ended> {
@@ -292,10 +316,45 @@ impl Work {
         self.plan.selection.artifacts.iter().map(ended).collect()
     }
 
-    pub(super) fn staged(self, staged: bool, rest: Option<JoinHandle<Vec<Ended>>>) -> Staged {
+    /// How files of a collection and archives have ended so far.
+    pub(super) fn gathered(&self) -> Vec<Gathered> {
+        let mut all = self.gather.ends();
+        for one in &mut all {
+            let served = |digest: &Digest| self.store.served(digest);
+            if one.outcome == Some(Brought::Downloaded) && one.digest.as_ref().is_some_and(served) {
+                one.outcome = Some(Brought::Copied);
+            }
+        }
+        all
+    }
+
+    /// Whether files of a collection or archives are still to come.
+    pub(super) fn is_gathering(&self) -> bool {
+        self.gather.is_open()
+    }
+
+    /// Brings files of a collection and archives of a class.
+    pub(super) async fn gather(&mut self, class: Class) -> Result<(), StageError> {
+        match &self.destination {
+            Some(destination) => self.gather.bring(class, destination, &self.together).await,
+            None => Ok(()),
+        }
+    }
+
+    /// How everything has ended so far.
+    pub(super) fn ends(&self) -> Ends {
+        Ends {
+            outputs: self.outputs(),
+            gathered: self.gathered(),
+        }
+    }
+
+    pub(super) fn staged(self, staged: bool, rest: Option<JoinHandle<Ends>>) -> Staged {
+        let Ends { outputs, gathered } = self.ends();
         Staged {
             staged,
-            outputs: self.outputs(),
+            outputs,
+            gathered,
             notes: self.notes,
             rest,
         }
@@ -341,6 +400,7 @@ impl Work {
                 open.insert(ended.artifact.place.to_string());
             }
         }
+        self.gather.note(&mut marker, &mut open);
         let (directory, journal) = (self.directory.clone(), self.plan.journal.clone());
         let mut stale = std::mem::take(&mut self.stale);
         let (together, names) = (self.together.clone(), self.names.clone());
@@ -349,7 +409,9 @@ impl Work {
                 marker.write(&directory, &open, &mut stale, others)
             })?;
             marker::touch(&directory)?;
-            use_journal(&journal);
+            if let Some(journal) = journal {
+                use_journal(&journal);
+            }
             Ok((notes, stale))
         });
         let written = written

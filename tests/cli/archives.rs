@@ -20,7 +20,7 @@ use crate::support::{World, outhaul, run};
 
 /// A directory with archives, and one to put things into.
 pub struct Archives {
-    dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
 }
 
 impl Archives {
@@ -30,7 +30,7 @@ impl Archives {
         Self { dir }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -88,7 +88,7 @@ impl Archives {
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     Digest::of(DigestFunction::Sha256, bytes).hash_hex()
 }
 
@@ -109,12 +109,12 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn zst(bytes: &[u8]) -> Vec<u8> {
+pub fn zst(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
 /// An archive as TheRock's pipelines make them: a manifest, and files in a stage directory.
-fn therock(stage: &str, files: &[(&str, &str)]) -> Vec<u8> {
+pub fn therock(stage: &str, files: &[(&str, &str)]) -> Vec<u8> {
     let manifest = format!("{stage}\n");
     let names: Vec<String> = files.iter().map(|(name, _)| format!("{stage}/{name}")).collect();
     let mut all = vec![("artifact_manifest.txt", &*manifest)];
@@ -495,15 +495,15 @@ fn is_written(archives: &Archives, pid: u32) -> bool {
     beside.into_iter().any(is_beside) || open.any(|path| path.parent() == Some(&out))
 }
 
-/// nginx with a directory.
-async fn nginx(dir: &Path) -> (Running, String) {
+/// nginx with a directory, and with further settings of its server.
+pub async fn nginx(dir: &Path, settings: &str) -> (Running, String) {
     let address = free_address();
     let store = dir.join("nginx");
-    std::fs::create_dir(&store).unwrap();
-    std::os::unix::fs::symlink(dir.join("in"), store.join("root")).unwrap();
+    std::fs::create_dir_all(&store).unwrap();
+    let _ = std::os::unix::fs::symlink(dir.join("in"), store.join("root"));
     let config = store.join("nginx.conf");
     let text = include_str!("../../scripts/nginx.conf")
-        .replace("ADDRESS", &address.to_string())
+        .replace("ADDRESS;", &format!("{address}; {settings}"))
         .replace("DIR", &store.display().to_string());
     std::fs::File::create(&config)
         .unwrap()
@@ -527,7 +527,7 @@ async fn an_archive_comes_from_an_http_server() {
     let archives = Archives::new();
     let big = "0123456789".repeat(200_000);
     archives.with_sum("a:b+c.tar.zst", &zst(&tar(&[("big", &big)])));
-    let (_nginx, server) = nginx(archives.dir.path()).await;
+    let (_nginx, server) = nginx(archives.dir.path(), "").await;
     let url = format!("{server}/a:b%2Bc.tar.zst");
     let ran = archives
         .fetch(&[&url, "--checksum=require", "--json"])

@@ -553,3 +553,68 @@ async fn what_one_call_may_cost_is_bounded_and_keeps_no_build_waiting() {
         1
     );
 }
+
+#[cfg(feature = "archives")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tcp_only_urls_that_a_flag_names_are_staged_from() {
+    use crate::archives::{Archives, nginx, sha256};
+    let test = "over_tcp_only_urls_that_a_flag_names_are_staged_from";
+    if !outhaul_testkit::peers::are_there(test, &["nginx"]) {
+        return;
+    }
+    let world = World::new().await;
+    let (.., token) = credentials(&world);
+    let archives = Archives::new();
+    archives.file("a.bin", b"a");
+    let (_nginx, url) = nginx(archives.dir.path(), "").await;
+    let token = format!("--control-token-file={token}");
+    let directory = format!("--control-stage-dir={}", world.path("."));
+    let from = format!("--control-stage-from={url}/a.bin");
+    let server = world
+        .serve(&["--control-listen=127.0.0.1:0", &token, &directory, &from])
+        .await;
+    let stage = over_tcp(&server).await;
+    let request = |from: &str, dry_run: bool| pb::StageRequest {
+        from: from.to_owned(),
+        directory: world.path("out"),
+        dry_run,
+        ..pb::StageRequest::default()
+    };
+    let file = format!("file://{}/", archives.path("in").display());
+    for denied in [
+        &*file,
+        &format!("{url}/b.bin"),
+        &format!("x.bin={url}/b.bin"),
+        "http://user:s3cret@127.0.0.1:1/a.bin",
+        "s3://bucket/a.bin",
+    ] {
+        for dry_run in [false, true] {
+            let status = stage(request(denied, dry_run)).await.unwrap_err();
+            assert_eq!(status.code(), Code::PermissionDenied, "{denied}: {status}");
+            assert!(status.message().contains("--control-stage-from"), "{status}");
+            assert!(!status.message().contains("s3cret"), "{status}");
+        }
+    }
+    let staged = stage(request(&format!("{url}/a.bin"), false)).await.unwrap();
+    assert!(staged.staged, "{staged:?}");
+    assert_eq!(staged.outputs[0].digest.as_ref().unwrap().hash, sha256(b"a"));
+    assert_eq!(std::fs::read(world.path("out/a.bin")).unwrap(), b"a");
+    // Over the socket, the caller is the user.
+    let mut client = client(&world).await;
+    client.stage(request(&file, false)).await.unwrap();
+    let both = pb::StageRequest {
+        invocation_id: "x".to_owned(),
+        ..request(&file, false)
+    };
+    assert_eq!(
+        client.stage(both).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let looked = pb::IsStagedRequest {
+        directory: world.path("out"),
+        from: file.clone(),
+        ..pb::IsStagedRequest::default()
+    };
+    let answer = client.is_staged(looked).await.unwrap().into_inner();
+    assert!(answer.staged && answer.from == [file], "{answer:?}");
+}

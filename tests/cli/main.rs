@@ -11,6 +11,8 @@ mod bad_endpoints;
 mod bad_events;
 mod bad_settings;
 mod carrying;
+#[cfg(feature = "archives")]
+mod collecting;
 mod commands;
 mod control;
 mod crowding;

@@ -350,7 +350,10 @@ async fn help_and_version_are_no_errors_and_nonsense_is_a_usage_error() {
 async fn get_takes_targets_packages_expressions_and_wildcards() {
     let world = World::new().await;
     let mut server = Some(recorded(&world).await);
-    let wildcard = format!("{}/bazel-out/*/bin/lib/include/part?.h", world.exec_root().display());
+    let wildcard = format!(
+        "{}/bazel-out/*/bin/lib/include/part?.h",
+        world.exec_root().display()
+    );
     // What is asked for, some of what comes, and some of what does not.
     let cases: [(&[&str], &[&str], &[&str]); 9] = [
         // Its own outputs, and the sets that it shares with another target, which named them first or last.

@@ -147,3 +147,69 @@ fn logs(dir: &Path) -> usize {
         })
         .sum()
 }
+
+fn archives_of_a_build_are_unpacked_where_they_are_staged(stage: &Stage) {
+    let cache = stage.cache();
+    let mut daemon = Daemon::with(&[&format!("--remote-cache={}", cache.url()), "--download=minimal"]);
+    let bazel = stage.bazel(&cache);
+    let package = bazel.workspace().join("packed");
+    std::fs::create_dir(&package).unwrap();
+    let rule = |content: &str| {
+        format!(
+            r#"
+genrule(
+    name = "packed",
+    outs = ["sdk.tar.gz", "notes.txt"],
+    cmd = """
+mkdir -p in/lib && echo '{content}' > in/lib/a && echo b > in/b && ln -s lib/a in/link
+tar -czf $(location sdk.tar.gz) -C in . && echo notes > $(location notes.txt)
+""",
+)
+"#
+        )
+    };
+    let build = |content: &str| {
+        bazel.write("packed/BUILD", &rule(content));
+        bazel.build(&[&*daemon.bes(), "//packed"]).ok();
+    };
+    build("one");
+    let below = bazel.path("bazel-bin").canonicalize().unwrap();
+    let below = below.strip_prefix(bazel.exec_root()).unwrap().to_owned();
+    bazel.clean();
+    let dir = Scratch::new("unpacked");
+    let (plain, flat) = (dir.join("plain"), dir.join("flat"));
+    let stage_to = |to: &Path, flags: &[&str]| {
+        let to = to.display().to_string();
+        let args = [&["--to", &*to, "--json", "//packed"], flags].concat();
+        let ran = daemon.outhaul().run(bazel.workspace(), "stage", &args).ok();
+        is_staged(&to);
+        ran
+    };
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    stage_to(&plain, &["--extract"]);
+    stage_to(&flat, &["--extract", "--flatten"]);
+    let there = plain.join(&below).join("packed");
+    for packed in [&there, &flat] {
+        assert_eq!(read(&packed.join("sdk/lib/a")), "one\n");
+        assert_eq!(read(&packed.join("sdk/link")), "one\n");
+        assert_eq!(read(&packed.join("notes.txt")), "notes\n");
+        assert!(!packed.join("sdk.tar.gz").exists());
+    }
+    // A second time, nothing is downloaded.
+    let ran = stage_to(&plain, &["--extract"]);
+    let present = ran
+        .json()
+        .iter()
+        .filter(|line| line["outcome"] == "present")
+        .count();
+    assert_eq!(present, 2, "{ran}");
+    // And after another build, what it says.
+    build("two");
+    bazel.clean();
+    stage_to(&plain, &["--extract"]);
+    assert_eq!(read(&there.join("sdk/lib/a")), "two\n");
+    // As it is, in another place of the same directory.
+    stage_to(&plain, &[]);
+    assert!(there.join("sdk.tar.gz").is_file());
+    daemon.terminate();
+}

@@ -3,12 +3,17 @@
 use std::{fs, os::unix::fs::symlink, sync::Barrier, thread};
 
 use super::*;
-use crate::materialize::place::Mount;
+use crate::{
+    digest::{Digest, DigestFunction},
+    materialize::place::Mount,
+    output::OutputContent,
+};
 
 const REPLACE: StagingOptions = StagingOptions {
     existing: Existing::Replace,
     on_conflict: OnConflict::Fail,
     unsafe_links: false,
+    lists: false,
 };
 
 #[test]
@@ -353,4 +358,57 @@ fn a_full_disk_is_an_error_that_leaves_nothing() {
         how.all(&target, &[&small]).unwrap();
         fs::remove_dir_all(&target).unwrap();
     }
+}
+
+#[test]
+fn what_is_listed_is_what_is_published_below_a_directory() {
+    let tar = Tar::default()
+        .file("d/a", "one")
+        .hard_link("b", "d/a")
+        .symlink("d/l", "a")
+        .directory("empty")
+        .end();
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("t");
+    fs::create_dir(&target).unwrap();
+    let how = How::default();
+    let options = StagingOptions {
+        lists: true,
+        ..how.options
+    };
+    let staging = Staging::open(&target, options).unwrap();
+    let below = Archive {
+        below: "x/y",
+        ..how.archive("0.tar", 7)
+    };
+    unpack(&*tar, &below, &staging).unwrap();
+    // A symlink must not lead out of the archive's own directory either.
+    let out = Tar::default().symlink("l", "../z").end();
+    assert!(unpack(&*out, &below, &staging).is_err());
+    let staged = Staging::open(&target, options).unwrap();
+    unpack(&*tar, &below, &staged).unwrap();
+    let listed = staged.listed();
+    let paths: Vec<_> = listed.iter().map(|one| (one.path.as_str(), one.order)).collect();
+    let expected = ["x/y/b", "x/y/d/a", "x/y/d/l", "x/y/empty"].map(|path| (path, 7));
+    assert_eq!(paths, expected);
+    let one = OutputContent::Blob(Digest::of(DigestFunction::Sha256, b"one"));
+    let link = OutputContent::Symlink("a".to_owned());
+    let contents: Vec<_> = listed.iter().map(|one| one.content.clone()).collect();
+    assert_eq!(contents, [one.clone(), one, link, OutputContent::Directory]);
+    // Into the directory that is open, whatever has its path now.
+    let opened = std::os::fd::OwnedFd::from(fs::File::open(&target).unwrap());
+    assert!(staged.is_beside(&opened));
+    let moved = dir.path().join("moved");
+    fs::rename(&target, &moved).unwrap();
+    fs::create_dir(&target).unwrap();
+    drop(staging);
+    staged.publish_into(&opened).unwrap();
+    for one in listed.iter().filter(|one| one.inode != 0) {
+        let found = fs::symlink_metadata(moved.join(one.path.as_path())).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::ino(&found), one.inode);
+    }
+    assert_eq!(fs::read_to_string(moved.join("x/y/b")).unwrap(), "one");
+    assert_eq!(tree(&target).len(), 0);
+    let elsewhere = Staging::open(&target, options).unwrap();
+    assert!(!elsewhere.is_beside(&opened));
 }

@@ -31,6 +31,7 @@ impl Default for How {
                 existing: Existing::Merge,
                 on_conflict: OnConflict::Fail,
                 unsafe_links: false,
+                lists: false,
             },
         }
     }
@@ -57,6 +58,7 @@ impl How {
             order,
             format: self.format,
             mode: &self.mode,
+            below: "",
             limits: &self.limits,
         }
     }

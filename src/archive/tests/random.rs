@@ -235,6 +235,7 @@ fn case(seed: u64) -> bool {
             existing: chance.pick(&[Existing::Merge, Existing::Replace]),
             on_conflict: chance.pick(&[OnConflict::Fail, OnConflict::Last]),
             unsafe_links: chance.happens(0.3),
+            lists: false,
         },
         ..How::default()
     };

@@ -23,7 +23,7 @@ use crate::{
     },
     collection::{
         BlobArchive, Checking, Checksums, Choice, ChoiceError, Collection, CollectionError, Directory,
-        Extraction, Patterns, Progress, Wanted, check_all, check_places, choose, download, extract,
+        Extraction, Offer, Patterns, Progress, Wanted, check_all, check_places, choose, download, extract,
         is_file_name, open,
     },
     config::CacheArgs,
@@ -170,7 +170,9 @@ async fn fetch(args: &ArchiveArgs) -> Result<u8, Failure> {
     let list = args.checksums()?;
     let extraction = args.extraction()?;
     let collections = args.collections().await?;
-    let wanted = choose(&collections, &choice).await.map_err(failure)?;
+    let wanted = choose(&collections, &choice, Offer::Archives)
+        .await
+        .map_err(failure)?;
     check_places(&wanted, extraction.as_ref()).map_err(Failure::failed)?;
     let checked = check_all(wanted, args.checksum.into(), list.as_ref()).await;
     let mut ended = Vec::new();

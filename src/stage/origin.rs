@@ -1,0 +1,207 @@
+//! Where archives and other files are staged from, when it is not a recorded build: which URLs a caller may name, and how
+//! a marker remembers one.
+
+use std::{fmt, sync::Arc};
+
+use http::Uri;
+use percent_encoding::percent_decode_str;
+
+/// A URL as markers remember it, and as messages show it: without a user name, a password or a query, which may be a
+/// signature. The same URL gives the same text.
+#[must_use]
+pub fn without_secrets(url: &str) -> String {
+    let place = url.split(['?', '#']).next().unwrap_or(url);
+    let Some((scheme, rest)) = place.split_once("://") else {
+        return place.rsplit('@').next().unwrap_or(place).to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or(authority);
+    format!("{scheme}://{host}{path}")
+}
+
+/// Which URLs a caller may name.
+#[derive(Debug, Clone, Default)]
+pub enum Origins {
+    /// Any.
+    #[default]
+    Anywhere,
+    /// These, and those below them.
+    Below(Arc<[Origin]>),
+}
+
+impl Origins {
+    /// Whether a URL may be named. What cannot be read may not.
+    #[must_use]
+    pub fn allow(&self, url: &str) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Below(all) => Origin::parse(url).is_ok_and(|url| all.iter().any(|one| one.has(&url))),
+        }
+    }
+}
+
+/// A URL that is compared, not requested.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Origin {
+    scheme: String,
+    /// Host and port, or the bucket.
+    authority: String,
+    path: String,
+    /// Of a bucket: its settings, among them who is asked.
+    settings: String,
+}
+
+/// Why a URL is not one of an [`Origin`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OriginError {
+    /// Another scheme, or none.
+    #[error("must begin with http://, https://, s3://, gs:// or az://")]
+    Scheme,
+    /// No host or bucket.
+    #[error("has no host or bucket")]
+    Host,
+    /// A path that servers may take for another one.
+    #[error("must not have `.`, `..`, an encoded slash, or, of a bucket, `#` in its path")]
+    Path,
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}{}", self.scheme, self.authority, self.path)
+    }
+}
+
+impl Origin {
+    /// Reads a URL. User name and password do not count, and only for a bucket does the query.
+    ///
+    /// # Errors
+    /// When it is none of a server or a bucket.
+    pub fn parse(url: &str) -> Result<Self, OriginError> {
+        let (url, fragment) = url
+            .split_once('#')
+            .map_or((url, None), |(url, rest)| (url, Some(rest)));
+        let (scheme, rest) = url.split_once("://").ok_or(OriginError::Scheme)?;
+        let scheme = scheme.to_ascii_lowercase();
+        let origin = match &*scheme {
+            "http" | "https" => {
+                let uri: Uri = url.parse().map_err(|_| OriginError::Host)?;
+                let host = uri
+                    .host()
+                    .filter(|host| !host.is_empty())
+                    .ok_or(OriginError::Host)?;
+                let default = if scheme == "https" { 443 } else { 80 };
+                let port = uri.port_u16().unwrap_or(default);
+                Self {
+                    authority: format!("{}:{port}", host.to_ascii_lowercase()),
+                    path: uri.path().to_owned(),
+                    settings: String::new(),
+                    scheme,
+                }
+            }
+            // Nothing is cut off from their names.
+            "s3" | "gs" | "az" if fragment.is_some() => return Err(OriginError::Path),
+            "s3" | "gs" | "az" => {
+                let (place, settings) = rest.split_once('?').unwrap_or((rest, ""));
+                let (bucket, path) = place.split_at(place.find('/').unwrap_or(place.len()));
+                Self {
+                    authority: bucket.to_owned(),
+                    path: path.to_owned(),
+                    settings: settings.to_owned(),
+                    scheme,
+                }
+            }
+            _ => return Err(OriginError::Scheme),
+        };
+        if origin.authority.is_empty() {
+            return Err(OriginError::Host);
+        }
+        let decoded = percent_decode_str(&origin.path)
+            .decode_utf8()
+            .map_err(|_| OriginError::Path)?;
+        let is_odd = |part: &str| matches!(part, "." | "..") || part.contains('\\');
+        let slashes = |text: &str| text.matches('/').count();
+        if decoded.split('/').any(is_odd) || slashes(&decoded) != slashes(&origin.path) {
+            return Err(OriginError::Path);
+        }
+        Ok(origin)
+    }
+
+    /// Whether another one is this, or below it.
+    fn has(&self, other: &Self) -> bool {
+        let own = self.path.trim_end_matches('/');
+        let is_below = other
+            .path
+            .strip_prefix(own)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        is_below
+            && (&self.scheme, &self.authority, &self.settings)
+                == (&other.scheme, &other.authority, &other.settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_below_an_allowed_url_is_allowed() {
+        let allowed = [
+            "https://user:secret@cache.example.com/builds/",
+            "s3://bucket/ci?endpoint=http://localhost:9000",
+            "http://plain:81",
+            "s3://other",
+        ];
+        let allowed: Result<Vec<_>, _> = allowed.iter().map(|url| Origin::parse(url)).collect();
+        let origins = Origins::Below(allowed.unwrap().into());
+        for (url, fine) in [
+            ("https://cache.example.com/builds/a.tar", true),
+            ("HTTPS://Cache.Example.COM:443/builds/x/a.tar?sig=1#part", true),
+            ("https://other@cache.example.com/builds/a.tar", true),
+            ("https://cache.example.com/builds", true),
+            ("https://cache.example.com/builds-secret/a.tar", false),
+            ("https://cache.example.com/a.tar", false),
+            ("https://cache.example.com/builds/../a.tar", false),
+            ("https://cache.example.com/builds/%2e%2E/a.tar", false),
+            ("https://cache.example.com/builds/..%2fa.tar", false),
+            ("https://cache.example.com/builds/..%5ca.tar", false),
+            ("http://cache.example.com/builds/a.tar", false),
+            ("https://cache.example.com:444/builds/a.tar", false),
+            ("https://cache.example.com@evil/builds/a.tar", false),
+            ("https://evil/builds/a.tar", false),
+            ("s3://bucket/ci/1/?endpoint=http://localhost:9000", true),
+            ("s3://bucket/ci/1/", false),
+            ("s3://other/ci/1/", true),
+            ("s3://other/ci/1/#?endpoint=http://evil", false),
+            ("s3://bucket/ci/1/?endpoint=http://evil", false),
+            ("s3://bucket/cia/?endpoint=http://localhost:9000", false),
+            ("s3://bucket-2/ci/?endpoint=http://localhost:9000", false),
+            ("gs://bucket/ci/", false),
+            ("http://plain:81/any/a.tar", true),
+            ("http://plain/any/a.tar", false),
+            ("file:///etc/", false),
+            ("file://cache.example.com/builds/", false),
+            ("/etc", false),
+            ("", false),
+        ] {
+            assert_eq!(origins.allow(url), fine, "{url}");
+            assert!(Origins::Anywhere.allow(url));
+        }
+        assert!(!Origins::Below([].into()).allow("https://cache.example.com/a"));
+        let shown = format!("{origins:?}");
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn secrets_of_a_url_are_not_remembered() {
+        for (url, expected) in [
+            ("https://u:p@h:1/a/b.tar?sig=s#f", "https://h:1/a/b.tar"),
+            ("https://h/a@b.tar", "https://h/a@b.tar"),
+            ("x.tar=https://u:p@h/a", "x.tar=https://h/a"),
+            ("s3://b/p/?endpoint=http://h", "s3://b/p/"),
+            ("u:p@h/x", "h/x"),
+        ] {
+            assert_eq!(without_secrets(url), expected);
+        }
+    }
+}
