@@ -94,6 +94,7 @@ impl ControlListenArgs {
             .as_deref()
             .map(|file| token("--control-token-file", file))
             .transpose()?;
+        let origins = self.origins(caches)?;
         let Some(text) = &self.control_listen else {
             return Ok(None);
         };
@@ -123,7 +124,7 @@ impl ControlListenArgs {
         Ok(Some(ControlPort {
             address,
             rules,
-            reach: Reach::Below(reach?.into(), self.origins(caches)?),
+            reach: Reach::Below(reach?.into(), origins),
         }))
     }
 

@@ -1,9 +1,15 @@
 //! What staging has come to, output by output.
 
+use std::sync::Arc;
+
 use tokio::task::JoinHandle;
 
-use super::{gather::Gathered, select::Artifact};
-use crate::output::Stamp;
+use super::select::Artifact;
+use crate::{
+    digest::Digest,
+    exec_path::ExecPath,
+    output::{Class, Stamp},
+};
 
 /// How an output came to where it was staged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +32,29 @@ pub struct Ended {
     /// Why it is not there; empty while it is on its way.
     pub error: String,
     pub(super) stamp: Option<Stamp>,
+}
+
+/// How a file of a collection, or an archive of a build, ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gathered {
+    /// The target that names it; empty for a file of a collection.
+    pub label: Arc<str>,
+    /// Its aspect, or empty.
+    pub aspect: Arc<str>,
+    /// Its output group, or empty.
+    pub group: Arc<str>,
+    /// Exec path, or file name in the collection.
+    pub name: ExecPath,
+    /// Where it is below the directory, or the directory there that it was unpacked into; empty for the directory itself.
+    pub place: String,
+    /// Whether it must be there.
+    pub class: Class,
+    /// The digest of its bytes, once it is known.
+    pub digest: Option<Digest>,
+    /// How it came there; `None` if it is not there.
+    pub outcome: Option<Brought>,
+    /// Why it is not there; empty while it is on its way.
+    pub error: String,
 }
 
 /// What staging has come to.

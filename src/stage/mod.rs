@@ -40,15 +40,16 @@ pub mod stager;
 #[cfg(test)]
 mod tests;
 mod together;
+mod unpacked;
 mod work;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::{archive::fuzz as archive_fuzz, marker::fuzz as marker_fuzz};
 pub use self::{
     destination::Reach,
-    ended::{Brought, Ended, Ends, Staged},
+    ended::{Brought, Ended, Ends, Gathered, Staged},
     error::{StageError, StageErrorKind},
-    gather::{Archives, Gathered},
+    gather::Archives,
     origin::{Origin, OriginError, Origins, without_secrets},
     request::{Request, Wish},
     stager::{Plan, Stager},

@@ -3,37 +3,14 @@
 use std::{collections::HashSet, path::Path, sync::Arc};
 
 use super::{
-    destination::Destination, error::StageError, marker::Marker, request::Wish, select::Artifact,
-    together::Together,
+    destination::Destination, ended::Gathered, error::StageError, marker::Marker, request::Wish,
+    select::Artifact, together::Together,
 };
 use crate::{digest::Digest, exec_path::ExecPath, output::Class, remote::BlobStore};
 
 /// How the servers are reached that collections are at: not at all.
 #[derive(Debug, Clone, Default)]
 pub struct Archives(());
-
-/// How a file of a collection ended: there are none.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Gathered {
-    /// The target that names it.
-    pub label: Arc<str>,
-    /// Its aspect, or empty.
-    pub aspect: Arc<str>,
-    /// Its output group, or empty.
-    pub group: Arc<str>,
-    /// Exec path, or file name in the collection.
-    pub name: ExecPath,
-    /// Where it is below the directory.
-    pub place: String,
-    /// Whether it must be there.
-    pub class: Class,
-    /// The digest of its bytes, once it is known.
-    pub digest: Option<Digest>,
-    /// How it came there; `None` if it is not there.
-    pub outcome: Option<Brought>,
-    /// Why it is not there; empty while it is on its way.
-    pub error: String,
-}
 
 impl Archives {
     pub(super) async fn choose(&self, _: &str, _: &Wish) -> Result<Gather, StageError> {
@@ -44,14 +21,6 @@ impl Archives {
 /// Files to stage: none.
 #[derive(Default)]
 pub(super) struct Gather;
-
-pub(super) fn can_extract() -> Result<(), StageError> {
-    Err(StageError::NoArchives { flag: "--extract" })
-}
-
-pub(super) fn unpacked_at(_: &Artifact) -> Result<Option<ExecPath>, StageError> {
-    Ok(None)
-}
 
 #[allow(clippy::unused_self, reason = "as in gather")]
 impl Gather {

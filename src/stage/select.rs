@@ -11,9 +11,9 @@ use std::{
 
 use super::{
     error::StageError,
-    gather::{can_extract, unpacked_at},
     recorded::Recorded,
     request::{Request, hits},
+    unpacked::unpacked_at,
 };
 use crate::{
     bep::{Event, event::TargetId},
@@ -117,9 +117,6 @@ impl Recorded {
         // By file name, the files of a tree lie among all others.
         let whole = |tree: &&&str| !request.wish.flatten && !picked.partial.contains(**tree);
         let whole: HashSet<&str> = trees.iter().filter(whole).copied().collect();
-        if request.wish.extract {
-            can_extract()?;
-        }
         let artifacts = placed(picked.artifacts, request.wish.flatten, request.wish.extract)?;
         let in_trees = artifacts
             .iter()
@@ -352,7 +349,7 @@ pub(super) fn placed(
             artifact.place =
                 ExecPath::new(path.file_name()).map_err(|e| StageError::Internal(e.to_string()))?;
         }
-        if extract && let Some(place) = unpacked_at(&artifact)? {
+        if extract && let Some(place) = unpacked_at(&artifact.content, &path, &artifact.place)? {
             artifact.place = place;
         }
         let first_component = artifact.place.components().next().unwrap_or_default();

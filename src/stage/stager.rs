@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     destination::{Destination, Reach},
-    ended::{Ends, Staged},
+    ended::{Ends, Gathered, Staged},
     error::StageError,
-    gather::{Archives, Gather, Gathered},
+    gather::{Archives, Gather},
     origin::without_secrets,
     recorded::Recorded,
     request::{Caller, Request, Wish},

@@ -16,9 +16,9 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::{
     check::{self, Wanted},
     destination::Destination,
-    ended::{Brought, Ended, Ends, Staged},
+    ended::{Brought, Ended, Ends, Gathered, Staged},
     error::StageError,
-    gather::{Gather, Gathered},
+    gather::Gather,
     marker::{self, Marker, Missing},
     select::Artifact,
     stager::Plan,

@@ -37,6 +37,8 @@ const WRONG: &[(&str, &str)] = &[
     ("--lease-age", "nonsense"),
     ("--lease-rate", "0"),
     ("--linger", "nonsense"),
+    ("--control-stage-from", "file:///d/"),
+    ("--control-stage-from", "https://h/a/../b"),
     ("--remote-cache", "http://h/x?y"),
     ("--remote-proxy", "h:1"),
     ("--remote-cache", "ftp://h:1"),

@@ -12,14 +12,14 @@ use std::{
 };
 
 use super::{
-    ended::Brought,
-    error::StageError,
+    ended::{Brought, Gathered},
     marker::{self, Marker, Missing},
     select::Artifact,
+    unpacked::is_archive,
 };
 use crate::{
-    archive::{Format, Mode},
-    collection::{Access, BlobArchive, Collection, Item, Wanted, own_directory},
+    archive::Mode,
+    collection::{Access, BlobArchive, Collection, Item, Wanted},
     digest::Digest,
     exec_path::ExecPath,
     output::{Class, OutputContent},
@@ -42,30 +42,6 @@ impl Archives {
     pub const fn new(access: Access) -> Self {
         Self(Some(access))
     }
-}
-
-/// How a file of a collection, or an archive of a build, ended.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Gathered {
-    /// Its label and such, if it is a build's, and its exec path or its file name. The content is only known where
-    /// `digest` is.
-    pub label: Arc<str>,
-    /// Its aspect, or empty.
-    pub aspect: Arc<str>,
-    /// Its output group, or empty.
-    pub group: Arc<str>,
-    /// Exec path, or file name in the collection.
-    pub name: ExecPath,
-    /// Where it is below the directory, or the directory there that it was unpacked into; empty for the directory itself.
-    pub place: String,
-    /// Whether it must be there.
-    pub class: Class,
-    /// The digest of its bytes, once it is known.
-    pub digest: Option<Digest>,
-    /// How it came there; `None` if it is not there.
-    pub outcome: Option<Brought>,
-    /// Why it is not there; empty while it is on its way.
-    pub error: String,
 }
 
 /// A file that is there, or what came out of an archive.
@@ -105,31 +81,6 @@ pub(in crate::stage) struct Gather {
     names: Vec<Arc<HashSet<String>>>,
 }
 
-/// Where an archive among a build's outputs is unpacked; `None` if it is not an archive.
-pub(in crate::stage) fn unpacked_at(artifact: &Artifact) -> Result<Option<ExecPath>, StageError> {
-    let (OutputContent::Blob(_), Some(_)) = (&artifact.content, Format::of(artifact.exec_path.file_name()))
-    else {
-        return Ok(None);
-    };
-    let error = |reason: String| StageError::Setting {
-        flag: "--extract".to_owned(),
-        reason,
-    };
-    let stem = own_directory(artifact.exec_path.file_name()).map_err(|e| error(e.to_string()))?;
-    let place = match artifact.place.parent() {
-        Some(parent) => format!("{parent}/{stem}"),
-        None => stem.to_owned(),
-    };
-    let place = ExecPath::new(&place).map_err(|e| error(e.to_string()))?;
-    Ok(Some(place))
-}
-
-/// Refuses to unpack where that cannot be done.
-#[allow(clippy::unnecessary_wraps, reason = "without archives, it is an error")]
-pub(in crate::stage) const fn can_extract() -> Result<(), StageError> {
-    Ok(())
-}
-
 impl Gather {
     /// Takes the archives out of a build's outputs: those are unpacked at their places.
     pub(in crate::stage) fn take_archives(
@@ -137,10 +88,7 @@ impl Gather {
         artifacts: &mut Vec<Artifact>,
         store: &Arc<dyn BlobStore>,
     ) {
-        let is_archive = |artifact: &Artifact| {
-            Format::of(artifact.exec_path.file_name()).is_some()
-                && matches!(artifact.content, OutputContent::Blob(_))
-        };
+        let is_archive = |artifact: &Artifact| is_archive(&artifact.content, &artifact.exec_path);
         let (archives, plain): (Vec<_>, Vec<_>) = artifacts.drain(..).partition(is_archive);
         *artifacts = plain;
         for artifact in archives {
