@@ -10,7 +10,7 @@ use std::{
 
 use bytes::{Buf as _, Bytes};
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{Checksum, CollectionError, Wanted};
 use crate::{
@@ -19,8 +19,11 @@ use crate::{
     transport::RemoteErrorKind,
 };
 
-/// How many pieces wait for the thread. Servers send pieces of some 100 KiB, local files are read in pieces of 1 MiB.
-const WAITING: usize = 4;
+/// How many bytes wait for the thread: as much as lets it work on while the task that downloads waits for its turn, and the
+/// other way round. A larger piece waits alone.
+const WAITING: usize = 2 << 20;
+/// What a piece counts for at least, in bytes: many small ones take more memory than their bytes.
+const LEAST: usize = 16 << 10;
 
 /// Bytes that have come, of all archives together; counted again if an archive is read again.
 #[derive(Debug, Default)]
@@ -35,33 +38,45 @@ impl Progress {
 }
 
 enum Piece {
-    Bytes(Bytes),
+    /// Some bytes, and their part of what may wait.
+    Bytes(Bytes, OwnedSemaphorePermit),
     End,
 }
 
 struct Inlet {
-    sender: mpsc::Sender<Piece>,
+    sender: mpsc::UnboundedSender<Piece>,
+    /// For each byte that may still wait.
+    room: Arc<Semaphore>,
     progress: Arc<Progress>,
 }
 
 impl Inlet {
-    async fn send(&self, piece: Piece) -> Result<(), String> {
-        let sent = self.sender.send(piece).await;
+    fn send(&self, piece: Piece) -> Result<(), String> {
+        let sent = self.sender.send(piece);
         sent.map_err(|_| "the bytes were not taken".to_owned())
+    }
+
+    async fn send_bytes(&self, bytes: Bytes) -> Result<(), String> {
+        let length = u32::try_from(bytes.len().clamp(LEAST, WAITING)).unwrap_or(u32::MAX);
+        // If the thread has ended, there is room: what waited is gone with it.
+        let part = Arc::clone(&self.room).acquire_many_owned(length).await;
+        self.send(Piece::Bytes(bytes, part.map_err(|e| e.to_string())?))
     }
 }
 
 impl Sink for Inlet {
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
         self.progress.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.send(Piece::Bytes(bytes)).boxed()
+        self.send_bytes(bytes).boxed()
     }
 }
 
 /// The bytes as they come, for a thread that may wait for them; hashed on the way.
 pub(super) struct Outlet {
-    receiver: mpsc::Receiver<Piece>,
+    receiver: mpsc::UnboundedReceiver<Piece>,
     piece: Bytes,
+    /// The piece's part of what may wait.
+    part: Option<OwnedSemaphorePermit>,
     has_ended: bool,
     hasher: Hasher,
 }
@@ -70,9 +85,9 @@ impl Read for Outlet {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() && !self.has_ended {
             match self.receiver.blocking_recv() {
-                Some(Piece::Bytes(piece)) => {
+                Some(Piece::Bytes(piece, part)) => {
                     self.hasher.update(&piece);
-                    self.piece = piece;
+                    (self.piece, self.part) = (piece, Some(part));
                 }
                 Some(Piece::End) => self.has_ended = true,
                 None => {
@@ -96,7 +111,7 @@ pub(super) async fn through<T: Send + 'static>(
     progress: &Arc<Progress>,
     work: impl FnOnce(&mut Outlet) -> Result<T, CollectionError> + Send + 'static,
 ) -> Result<(T, Digest), CollectionError> {
-    let (sender, receiver) = mpsc::channel(WAITING);
+    let (sender, receiver) = mpsc::unbounded_channel();
     let function = wanted
         .checksum
         .as_ref()
@@ -104,6 +119,7 @@ pub(super) async fn through<T: Send + 'static>(
     let mut outlet = Outlet {
         receiver,
         piece: Bytes::new(),
+        part: None,
         has_ended: false,
         hasher: Hasher::new(function),
     };
@@ -115,6 +131,7 @@ pub(super) async fn through<T: Send + 'static>(
     });
     let mut inlet = Inlet {
         sender,
+        room: Arc::new(Semaphore::new(WAITING)),
         progress: Arc::clone(progress),
     };
     let mut read = wanted
@@ -124,7 +141,7 @@ pub(super) async fn through<T: Send + 'static>(
         .map_err(Some);
     if read.is_ok() {
         // If nobody takes it, the thread says why.
-        read = inlet.send(Piece::End).await.map_err(|_| None);
+        read = inlet.send(Piece::End).map_err(|_| None);
     }
     drop(inlet);
     let worked = working.await.unwrap_or_else(|e| {
@@ -146,5 +163,52 @@ pub(super) async fn through<T: Send + 'static>(
             }),
             _ => Ok((made, digest)),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many pieces of a size are taken while nobody reads.
+    fn taken(size: usize) -> usize {
+        let (sender, _receiver) = mpsc::unbounded_channel();
+        let mut inlet = Inlet {
+            sender,
+            room: Arc::new(Semaphore::new(WAITING)),
+            progress: Arc::default(),
+        };
+        let piece = Bytes::from(vec![0; size]);
+        let mut count = 0;
+        while let Some(sent) = inlet.write(piece.clone()).now_or_never() {
+            sent.unwrap();
+            count += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn what_waits_is_limited_by_bytes_and_by_number() {
+        assert_eq!(taken(WAITING / 8), 8);
+        assert_eq!(taken(WAITING), 1);
+        assert_eq!(taken(5 * WAITING), 1);
+        assert_eq!(taken(1), WAITING / LEAST);
+    }
+
+    #[tokio::test]
+    async fn a_piece_for_which_there_is_no_room_is_refused_when_the_thread_ends() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut inlet = Inlet {
+            sender,
+            room: Arc::new(Semaphore::new(WAITING)),
+            progress: Arc::default(),
+        };
+        let piece = Bytes::from(vec![0; WAITING]);
+        inlet.write(piece.clone()).await.unwrap();
+        let mut waiting = inlet.write(piece);
+        assert!((&mut waiting).now_or_never().is_none());
+        drop(receiver);
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(60), waiting).await;
+        assert!(ended.expect("it ends").is_err());
     }
 }
