@@ -137,9 +137,10 @@ impl Archives<'_> {
                 fs::write(stage.join(name(number, file)), self.content(number, file))?;
             }
             let mut tar = Command::new("tar");
-            tar.args(["--sort=name", self.packing().flag(), "-cf"])
-                .arg(&archive);
-            tar.arg("-C").arg(&tree).args(["artifact_manifest.txt", STAGE]);
+            tar.args([self.packing().flag(), "-cf"]).arg(&archive);
+            tar.arg("-C").arg(&tree).arg("artifact_manifest.txt");
+            // No directories: TheRock's script takes a stage directory for a member that is in no stage.
+            tar.args((0..self.files).map(|file| format!("{STAGE}/{}", name(number, file))));
             run(&mut tar, &self.log())?;
             let bytes = fs::read(&archive)?;
             packed += bytes.len() as u64;

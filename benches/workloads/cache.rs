@@ -109,7 +109,8 @@ impl Kind {
         };
         let flag = if self == Self::Nginx { "-v" } else { "--version" };
         let output = Command::new(require(name)?).arg(flag).output()?;
-        if !output.status.success() {
+        let is_store = matches!(self, Self::Versitygw | Self::Gofakes3);
+        if is_store || !output.status.success() {
             // A build that does not know its own version.
             return Ok(name.to_owned());
         }
@@ -117,7 +118,11 @@ impl Kind {
         let said = String::from_utf8_lossy(&said);
         let last = said.lines().rfind(|line| !line.trim().is_empty());
         let last = last.unwrap_or(name).trim();
-        Ok(last.rsplit('/').next().unwrap_or(last).to_owned())
+        let last = last.rsplit('/').next().unwrap_or(last);
+        Ok(match self {
+            Self::Nginx => format!("{name} {last}"),
+            _ => last.to_owned(),
+        })
     }
 }
 

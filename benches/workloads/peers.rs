@@ -103,7 +103,7 @@ impl Peers {
 
     /// Who they are.
     pub(crate) fn describe() -> String {
-        let found = ["remotetool", "cas"].map(|name| {
+        let found = ["remotetool", "cas", "rclone"].map(|name| {
             find(name).map_or_else(|| format!("no {name}"), |program| program.display().to_string())
         });
         found.join(", ")
