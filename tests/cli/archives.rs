@@ -16,7 +16,10 @@ use outhaul_testkit::{
 use rustix::process::Signal;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
-use crate::support::{World, outhaul, run};
+use crate::{
+    full_disk::SmallDisk,
+    support::{World, outhaul, run},
+};
 
 /// A directory with archives, and one to put things into.
 pub struct Archives {
@@ -481,6 +484,34 @@ async fn a_signal_leaves_nothing() {
             &["in", "out"]
         });
     }
+}
+
+#[tokio::test]
+async fn archives_that_do_not_fit_on_the_disk_leave_what_was_there() {
+    let archives = Archives::new();
+    let Some(disk) = SmallDisk::mount(archives.path("out").to_str().unwrap()).await else {
+        return;
+    };
+    let url = archives.url();
+    archives.file("a.tar.zst", &therock("stage", &[("x", "old"), ("y", "kept")]));
+    archives.fetch(&[&url, "--flatten"]).await.expect(0);
+    let before = archives.found();
+    assert_eq!(pairs(&before), [("x", "old"), ("y", "kept")]);
+    let large = "large ".repeat(4 << 20);
+    archives.file("a.tar.zst", &therock("stage", &[("x", "new"), ("z", &large)]));
+    for mode in ["--flatten", "--extract"] {
+        let ran = archives.fetch(&[&url, mode]).await.expect(1);
+        assert!(ran.err.to_lowercase().contains("no space left"), "{ran}");
+        assert_eq!(archives.found(), before, "{mode}: {ran}");
+    }
+    // The space of what was written is free again, and what fits is right.
+    archives.file("a.tar.zst", &therock("stage", &[("x", "new"), ("z", "small")]));
+    archives.fetch(&[&url, "--flatten"]).await.expect(0);
+    assert_eq!(
+        pairs(&archives.found()),
+        [("x", "new"), ("y", "kept"), ("z", "small")]
+    );
+    drop(disk);
 }
 
 /// Whether something is put beside the output directory, or a file in it has no name yet.

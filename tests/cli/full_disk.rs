@@ -7,10 +7,10 @@ use outhaul_testkit::{clean, finish, until};
 use crate::support::{World, run};
 
 /// A small file system, for as long as this lives.
-struct SmallDisk(String);
+pub struct SmallDisk(String);
 
 impl SmallDisk {
-    async fn mount(at: &str) -> Option<Self> {
+    pub async fn mount(at: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
         let mut command = clean(Command::new("mount"));
         command.args(["-t", "tmpfs", "-o", "size=12m,mode=700", "outhaul-test", at]);
@@ -22,11 +22,11 @@ impl SmallDisk {
         Some(Self(at.to_owned()))
     }
 
-    fn ballast(&self) -> std::path::PathBuf {
+    pub fn ballast(&self) -> std::path::PathBuf {
         Path::new(&self.0).join("ballast")
     }
 
-    fn fill(&self) {
+    pub fn fill(&self) {
         let mut file = std::fs::File::create(self.ballast()).unwrap();
         for piece in [&[1_u8; 65536][..], &[1; 4096], &[1; 1]] {
             while file.write_all(piece).is_ok() {}

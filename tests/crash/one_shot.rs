@@ -38,7 +38,7 @@ async fn settled(seed: u64, builds: u64) -> (World, Vec<Build>) {
 }
 
 /// Runs a command and kills it after some part of the time that it usually takes. False when it was quicker.
-async fn killed(command: Command, dice: &mut Chance, usual: &mut Duration) -> bool {
+pub(crate) async fn killed(command: Command, dice: &mut Chance, usual: &mut Duration) -> bool {
     let began = Instant::now();
     let mut running = Running::start(command);
     let after = Duration::from_micros(dice.below(usual.as_micros() as u64 + 1));
