@@ -131,6 +131,16 @@ impl Store {
         )
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The directory that is the bucket of [`StoreKind::S3`]: its objects are the files there.
+    pub fn directory(&self) -> std::path::PathBuf {
+        self.dir.path().join(BUCKET)
+    }
+
     /// What a client must have in its environment.
     pub fn variables(&self) -> Vec<(&'static str, &'static str)> {
         match self.kind {

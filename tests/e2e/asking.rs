@@ -4,13 +4,10 @@ use crate::harness::{Bazel, Daemon, Stage, executed};
 
 for_each_bazel!(real: outputs_are_known_before_they_are_fetched_and_say_why);
 
-fn outputs_are_known_before_they_are_fetched_and_say_why(stage: &Stage) {
+pub(crate) fn outputs_are_known_before_they_are_fetched_and_say_why(stage: &Stage) {
     let asked = ["//gen:top", "//gen:middle", "//rules:nested", "//:a"];
     let cache = stage.cache();
-    let mut daemon = Daemon::with(&[
-        &format!("--remote-cache={}", cache.url()),
-        "--target=//gen:top,//rules:flat",
-    ]);
+    let mut daemon = Daemon::reading(cache.settings(), &["--target=//gen:top,//rules:flat"]);
     let bazel = stage.bazel(&cache);
     bazel.build(&asked).ok();
     bazel.clean();

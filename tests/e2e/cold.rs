@@ -12,11 +12,6 @@ for_each_bazel!(real:
     run_needs_no_configuration,
 );
 for_each_bazel!(casd: top_level_outputs_are_there_when_the_build_returns);
-for_each_bazel!(bazel7 nginx:
-    top_level_outputs_are_there_when_the_build_returns,
-    groups_aspects_and_large_outputs_are_there,
-    run_needs_no_configuration,
-);
 
 /// What Bazel's own toplevel mode brings when everything is a cache hit. Fills the cache.
 fn reference(bazel: &Bazel, args: &[&str]) -> Tree {
@@ -55,7 +50,7 @@ fn assert_all_hits(cache: CacheKind, run: &Ran) {
     assert!(executed(run) <= allowed, "{run}");
 }
 
-fn top_level_outputs_are_there_when_the_build_returns(stage: &Stage) {
+pub(crate) fn top_level_outputs_are_there_when_the_build_returns(stage: &Stage) {
     let cache = stage.cache();
     let reference = reference(&stage.bazel(&cache), &["//..."]);
     let daemon = Daemon::start(&cache);
@@ -73,7 +68,7 @@ fn top_level_outputs_are_there_when_the_build_returns(stage: &Stage) {
     assert!(bin.files().is_empty(), "nothing comes back behind a clean: {bin}");
 }
 
-fn groups_aspects_and_large_outputs_are_there(stage: &Stage) {
+pub(crate) fn groups_aspects_and_large_outputs_are_there(stage: &Stage) {
     let asked = [
         "//...",
         "//big",
@@ -114,15 +109,21 @@ fn groups_aspects_and_large_outputs_are_there(stage: &Stage) {
     daemon.settled();
 }
 
-fn run_needs_no_configuration(stage: &Stage) {
+pub(crate) fn run_needs_no_configuration(stage: &Stage) {
     let cache = stage.cache();
     let bazel = stage.bazel(&cache);
     let reference = reference(&bazel, &["//..."]);
     bazel.clean();
-    let outhaul = Outhaul::new();
-    let mut line = vec!["--".to_owned()];
+    let outhaul = Outhaul::reading(cache.settings());
+    let mut line = Vec::new();
+    if !cache.settings().variables.is_empty() {
+        // Nothing in the build says that what Bazel fills is a bucket.
+        line.extend(cache.settings().flags.iter().cloned());
+    }
+    line.push("--".to_owned());
     line.extend(bazel.command_line("build"));
-    line.extend([format!("--remote_cache={}", cache.url()), "//...".to_owned()]);
+    line.extend(cache.bazel().iter().cloned());
+    line.push("//...".to_owned());
     let run = outhaul.run(bazel.workspace(), "run", &line).ok();
     assert_all_hits(stage.cache, &run);
     if stage.version == Version::Four {

@@ -1,10 +1,10 @@
 //! Builds that fail.
 
-use crate::harness::{Daemon, Stage, remote_hits};
+use crate::harness::{Daemon, Stage, cache_hits};
 
 for_each_bazel!(real: what_was_built_beside_a_failure_is_there);
 
-fn what_was_built_beside_a_failure_is_there(stage: &Stage) {
+pub(crate) fn what_was_built_beside_a_failure_is_there(stage: &Stage) {
     let asked = [
         "--keep_going",
         "--output_groups=+good,+mixed",
@@ -22,7 +22,7 @@ fn what_was_built_beside_a_failure_is_there(stage: &Stage) {
     let run = bazel
         .build(&[&[daemon.bes().as_str()], &asked[..]].concat())
         .expect(1);
-    assert!(remote_hits(&run) >= 4, "{run}");
+    assert!(cache_hits(&run) >= 4, "{run}");
     assert_eq!(bazel.text("bazel-bin/a.txt"), "this is a\n");
     assert_eq!(bazel.text("bazel-bin/gen/one.txt"), "one\n");
     assert_eq!(bazel.text("bazel-bin/rules/flat.d/3.txt"), "flat 3\n");

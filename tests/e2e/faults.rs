@@ -5,7 +5,7 @@ use std::path::Path;
 use outhaul_testkit::{Ran, eventually, peers};
 use serde_json::Value;
 
-use crate::harness::{Bazel, Daemon, Expected, Proxy, Stage};
+use crate::harness::{Bazel, Daemon, Expected, Stage, Way};
 
 for_each_bazel!(real:
     a_cache_that_goes_away_fails_a_strict_build_only,
@@ -57,50 +57,59 @@ fn fails_strictly(run: Ran, output: &str) -> Ran {
     run
 }
 
-fn a_cache_that_goes_away_fails_a_strict_build_only(stage: &Stage) {
-    let mut cache = stage.cache();
-    let proxy = Proxy::start(&cache);
-    let cache_flag = format!("--remote-cache={}", proxy.url());
-    let args = [
-        cache_flag.as_str(),
-        "--remote-retries=1",
-        "--remote-retry-max-delay=100ms",
-    ];
+pub(crate) fn a_cache_that_goes_away_fails_a_strict_build_only(stage: &Stage) {
+    let cache = stage.cache();
+    let way = Way::to(&cache);
+    let hasty = ["--remote-retries=1", "--remote-retry-max-delay=100ms"];
     let bazel = stage.bazel(&cache);
     let expected = Expected::of(&bazel, &["//:a", "//big"]);
-    let mut daemon = Daemon::with(&[&args[..], &["--strict"]].concat());
+    let mut daemon = Daemon::reading(way.settings(), &[&hasty[..], &["--strict"]].concat());
 
+    let bes = daemon.bes();
+    // The way to the cache is cut in the middle of the large output; or before it, where the cache is a directory.
     let start = |args: &[&str]| {
-        proxy.slow(10 << 20);
-        let before = proxy.passed();
-        let build = bazel.start("build", args);
-        eventually("the download is under way", || proxy.passed() - before > 3 << 20);
-        build
+        if let Some(proxy) = way.wire() {
+            proxy.slow(10 << 20);
+            let before = proxy.passed();
+            let build = bazel.start("build", args);
+            eventually("the download is under way", || proxy.passed() - before > 3 << 20);
+            build
+        } else {
+            // Bazel itself must not miss it.
+            way.flow();
+            bazel.build(&[&bes, "//:a"]).ok();
+            bazel.build(&["//big"]).ok();
+            if bazel.has("bazel-bin/big/big.bin") {
+                bazel.delete("bazel-bin/big/big.bin");
+            }
+            way.cut();
+            bazel.start("build", args)
+        }
     };
     let build = start(&[&daemon.bes(), "//:a", "//big"]);
-    proxy.cut();
+    way.cut();
     let run = fails_strictly(build.wait(), "big.bin");
     told(&daemon, &run, "big/big.bin", "");
     assert!(!bazel.has("bazel-bin/big/big.bin"), "nothing is there in part");
 
-    daemon.restart_with(&args);
-    proxy.flow();
+    daemon.restart_with(&way.settings().and(&hasty));
+    way.flow();
     let build = start(&[&daemon.bes(), "//:a", "//big"]);
-    proxy.cut();
+    way.cut();
     let run = build.wait().ok();
     told(&daemon, &run, "big/big.bin", "");
     assert!(!bazel.has("bazel-bin/big/big.bin"), "nothing is there in part");
     assert_eq!(bazel.text("bazel-bin/a.txt"), "this is a\n");
 
     // A build that fails by itself does so with its own code.
-    proxy.flow();
+    way.flow();
     let build = start(&[&daemon.bes(), "--keep_going", "//gen:broken", "//big"]);
-    proxy.cut();
+    way.cut();
     let run = build.wait().expect(1);
     told(&daemon, &run, "big/big.bin", "");
 
     // It comes back, and the next build brings what was missing.
-    proxy.flow();
+    way.flow();
     bazel.build(&[&daemon.bes(), "//:a", "//big"]).ok();
     expected.are_there(&bazel, &daemon.log());
     daemon.settled();
@@ -109,7 +118,7 @@ fn a_cache_that_goes_away_fails_a_strict_build_only(stage: &Stage) {
     bazel.delete("bazel-bin/big/big.bin");
     let build = start(&[&daemon.bes(), "//:a", "//big"]);
     cache.kill();
-    proxy.flow();
+    way.flow();
     let run = build.wait().ok();
     told(&daemon, &run, "big/big.bin", "");
 }
@@ -158,21 +167,21 @@ fn with_a_broken_tree(stage: &Stage, script: &str, reason: &str) {
     };
     let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
     let mut daemon = Daemon::start(&cache);
-    let cache_flag = format!("--remote-cache={}", cache.url());
+    let (lenient, strict) = (cache.settings().and(&[]), cache.settings().and(&["--strict"]));
 
-    daemon.restart_behind(&wrapper, &[&cache_flag]);
+    daemon.restart_behind(&wrapper, &lenient);
     let run = bazel
         .build(&[&[daemon.bes().as_str()], &targets[..]].concat())
         .ok();
     told(&daemon, &run, "big/big.bin", reason);
 
-    daemon.restart_behind(&wrapper, &[&cache_flag, "--strict"]);
+    daemon.restart_behind(&wrapper, &strict);
     let run = bazel.build(&[&[daemon.bes().as_str()], &targets[..]].concat());
     let run = fails_strictly(run, "big.bin");
     told(&daemon, &run, "big/big.bin", reason);
 
     // Nothing that was noted in bad times is believed in good ones.
-    daemon.restart_behind(&[], &[&cache_flag, "--strict"]);
+    daemon.restart_behind(&[], &strict);
     bazel
         .build(&[&[daemon.bes().as_str()], &targets[..]].concat())
         .ok();
@@ -180,7 +189,7 @@ fn with_a_broken_tree(stage: &Stage, script: &str, reason: &str) {
     daemon.settled();
 }
 
-fn a_full_disk_is_told_and_fails_a_strict_build_only(stage: &Stage) {
+pub(crate) fn a_full_disk_is_told_and_fails_a_strict_build_only(stage: &Stage) {
     // The large output does not fit, the others do.
     with_a_broken_tree(
         stage,
@@ -189,7 +198,7 @@ fn a_full_disk_is_told_and_fails_a_strict_build_only(stage: &Stage) {
     );
 }
 
-fn a_read_only_output_tree_is_told_and_fails_a_strict_build_only(stage: &Stage) {
+pub(crate) fn a_read_only_output_tree_is_told_and_fails_a_strict_build_only(stage: &Stage) {
     with_a_broken_tree(
         stage,
         "mount --bind \"$1\" \"$1\"; mount -o remount,bind,ro \"$1\"",
@@ -200,13 +209,12 @@ fn a_read_only_output_tree_is_told_and_fails_a_strict_build_only(stage: &Stage) 
 /// What happens to a file's bytes.
 type Damage = fn(&mut Vec<u8>);
 
-fn a_damaged_record_costs_no_build_anything(stage: &Stage) {
+pub(crate) fn a_damaged_record_costs_no_build_anything(stage: &Stage) {
     let cache = stage.cache();
     let bazel = stage.bazel(&cache);
     let targets = ["//:a", "//gen:many", "//rules:flat"];
     let expected = Expected::of(&bazel, &targets);
-    let cache_flag = format!("--remote-cache={}", cache.url());
-    let mut daemon = Daemon::with(&[&cache_flag, "--strict"]);
+    let mut daemon = Daemon::reading(cache.settings(), &["--strict"]);
     let bes = daemon.bes();
     let args = [&[bes.as_str()], &targets[..]].concat();
     bazel.build(&args).ok();

@@ -2,19 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::harness::{Daemon, Stage, executed, remote_hits};
+use crate::harness::{Daemon, Stage, cache_hits, executed};
 
 for_each_bazel!(real:
     deleted_and_damaged_outputs_come_back_without_execution,
     a_target_whose_actions_all_hit_the_cache_appears,
 );
 
-for_each_bazel!(bazel7 nginx:
-    deleted_and_damaged_outputs_come_back_without_execution,
-    a_target_whose_actions_all_hit_the_cache_appears,
-);
-
-fn deleted_and_damaged_outputs_come_back_without_execution(stage: &Stage) {
+pub(crate) fn deleted_and_damaged_outputs_come_back_without_execution(stage: &Stage) {
     let cache = stage.cache();
     let daemon = Daemon::start(&cache);
     let bazel = stage.bazel(&cache);
@@ -55,7 +50,7 @@ fn deleted_and_damaged_outputs_come_back_without_execution(stage: &Stage) {
     assert_eq!(status["downloaded"], 0, "{status:#}");
 }
 
-fn a_target_whose_actions_all_hit_the_cache_appears(stage: &Stage) {
+pub(crate) fn a_target_whose_actions_all_hit_the_cache_appears(stage: &Stage) {
     let cache = stage.cache();
     let daemon = Daemon::start(&cache);
     let bazel = stage.bazel(&cache);
@@ -66,7 +61,7 @@ fn a_target_whose_actions_all_hit_the_cache_appears(stage: &Stage) {
     assert!(!bazel.has("bazel-bin/b.txt"));
     let run = bazel.build(&[&daemon.bes(), "//:b"]).ok();
     assert_eq!(executed(&run), 0, "{run}");
-    assert_eq!(remote_hits(&run), 1, "{run}");
+    assert_eq!(cache_hits(&run), 1, "{run}");
     assert_eq!(bazel.text("bazel-bin/b.txt"), "this is b\n");
     daemon.settled();
 }

@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 
 use outhaul_testkit::eventually;
 
-use crate::harness::{Bazel, Daemon, Expected, Proxy, Stage, executed};
+use crate::harness::{Bazel, Daemon, Expected, Stage, Way, executed};
 
 for_each_bazel!(real: a_daemon_that_is_killed_goes_on_where_it_was);
 
 const BIG: u64 = 100 << 20;
 
-fn a_daemon_that_is_killed_goes_on_where_it_was(stage: &Stage) {
+pub(crate) fn a_daemon_that_is_killed_goes_on_where_it_was(stage: &Stage) {
     let cache = stage.cache();
-    let proxy = Proxy::start(&cache);
-    let mut daemon = Daemon::with(&[&format!("--remote-cache={}", proxy.url())]);
+    let way = Way::to(&cache);
+    let mut daemon = Daemon::reading(way.settings(), &[]);
     let bazel = stage.bazel(&cache);
     let expected = Expected::of(&bazel, &["//...", "//big"]);
     for round in 0..3 {
@@ -23,21 +23,32 @@ fn a_daemon_that_is_killed_goes_on_where_it_was(stage: &Stage) {
             0 => 1,
             _ => rand::random_range(1 << 20..BIG * 9 / 10),
         };
-        proxy.slow(25 << 20);
-        let before = proxy.passed();
-        let build = bazel.start("build", &[&daemon.bes(), "//...", "//big"]);
-        eventually("the download is under way", || proxy.passed() - before >= point);
+        let start = || bazel.start("build", &[&daemon.bes(), "//...", "//big"]);
+        let (build, note) = match way.wire() {
+            Some(proxy) => {
+                proxy.slow(25 << 20);
+                let before = proxy.passed();
+                let build = start();
+                eventually("the download is under way", || proxy.passed() - before >= point);
+                let passed = proxy.passed() - before;
+                assert!(passed < BIG, "the download was over before the daemon was killed");
+                (build, format!("killed after {passed} bytes in round {round}"))
+            }
+            // From a directory, all comes in an instant, if not at once.
+            None => {
+                let build = start();
+                eventually("the build is known", || !daemon.outhaul().statuses().is_empty());
+                (build, format!("killed in round {round}"))
+            }
+        };
         let killed = daemon.pid();
         daemon.kill();
-        let passed = proxy.passed() - before;
-        assert!(passed < BIG, "the download was over before the daemon was killed");
         daemon.restart();
-        let note = format!("killed after {passed} bytes in round {round}");
         // Before it goes on downloading: at the latest with the build that it takes up from its journal.
         eventually("what the dead daemon left is swept", || {
             leftovers(&bazel, Some(killed)).is_empty()
         });
-        proxy.flow();
+        way.flow();
 
         let run = build.wait().ok();
         let log = daemon.log();

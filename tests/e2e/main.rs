@@ -20,6 +20,7 @@ mod flags;
 mod holding;
 mod incremental;
 mod kill;
+mod kinds;
 mod oldest;
 mod parallel;
 mod proxy;

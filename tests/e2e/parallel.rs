@@ -5,31 +5,35 @@ use std::collections::BTreeSet;
 use outhaul_testkit::eventually;
 use serde_json::Value;
 
-use crate::harness::{Daemon, Expected, Proxy, Stage, executed};
+use crate::harness::{Daemon, Expected, Stage, Way, executed};
 
 for_each_bazel!(real:
     two_workspaces_build_at_the_same_time_against_one_daemon,
     a_newer_build_wins_over_what_an_older_one_still_downloads,
 );
 
-fn two_workspaces_build_at_the_same_time_against_one_daemon(stage: &Stage) {
+pub(crate) fn two_workspaces_build_at_the_same_time_against_one_daemon(stage: &Stage) {
     let cache = stage.cache();
-    let proxy = Proxy::start(&cache);
-    let daemon = Daemon::with(&[&format!("--remote-cache={}", proxy.url())]);
+    let way = Way::to(&cache);
+    let daemon = Daemon::reading(way.settings(), &[]);
     let bazels = [stage.bazel(&cache), stage.bazel(&cache)];
     // Paths that both have, with bytes of their own.
     bazels[1].write("gen/source.txt", "the other workspace\n");
     let expected = bazels.each_ref().map(|bazel| Expected::of(bazel, &["//..."]));
 
-    proxy.hold();
+    if let Some(proxy) = way.wire() {
+        proxy.hold();
+    }
     let runs = bazels
         .each_ref()
         .map(|bazel| bazel.start("build", &[&daemon.bes(), "//..."]));
-    eventually("both builds wait for outputs", || {
-        let list = daemon.outhaul().statuses();
-        list.len() == 2 && list.iter().all(|status| status["pending"].as_u64() > Some(0))
-    });
-    proxy.flow();
+    if let Some(proxy) = way.wire() {
+        eventually("both builds wait for outputs", || {
+            let list = daemon.outhaul().statuses();
+            list.len() == 2 && list.iter().all(|status| status["pending"].as_u64() > Some(0))
+        });
+        proxy.flow();
+    }
     for run in runs {
         run.wait().ok();
     }
@@ -72,10 +76,10 @@ genrule(
 )
 "#;
 
-fn a_newer_build_wins_over_what_an_older_one_still_downloads(stage: &Stage) {
+pub(crate) fn a_newer_build_wins_over_what_an_older_one_still_downloads(stage: &Stage) {
     let cache = stage.cache();
-    let proxy = Proxy::start(&cache);
-    let daemon = Daemon::with(&[&format!("--remote-cache={}", proxy.url())]);
+    let way = Way::to(&cache);
+    let daemon = Daemon::reading(way.settings(), &[]);
     let bazel = stage.bazel(&cache);
     std::fs::create_dir(bazel.workspace().join("race")).unwrap();
     bazel.write("race/BUILD", RACE);
@@ -91,17 +95,35 @@ fn a_newer_build_wins_over_what_an_older_one_still_downloads(stage: &Stage) {
         Expected::of(&bazel, &targets)
     });
 
+    let bes = daemon.bes();
+    let in_the_background = |text: &str| {
+        bazel.write("gen/source.txt", text);
+        let args = [&[bes.as_str(), "--bes_upload_mode=fully_async"], &targets[..]].concat();
+        let run = bazel.build(&args).ok();
+        assert_eq!(executed(&run), 0, "{run}");
+    };
+    let Some(proxy) = way.wire() else {
+        // From a directory, there is no telling how far the older build has come.
+        for text in texts {
+            in_the_background(text);
+        }
+        eventually("both builds are over", || {
+            let list = daemon.outhaul().statuses();
+            list.len() == 2
+                && list
+                    .iter()
+                    .all(|status| status["pending"] == 0 && status["state"] != "running")
+        });
+        expected.are_there(&bazel, &daemon.log());
+        assert_eq!(bazel.text("bazel-bin/race/small.txt"), texts[1]);
+        return;
+    };
     // Slow enough that neither output is there when the second build begins: the large one is in the middle, the
     // bytes of the small one are on the wire.
     proxy.slow(2 << 20);
     let before = proxy.passed();
     for text in texts {
-        bazel.write("gen/source.txt", text);
-        let bes = daemon.bes();
-        let mut args = vec![bes.as_str(), "--bes_upload_mode=fully_async"];
-        args.extend(targets);
-        let run = bazel.build(&args).ok();
-        assert_eq!(executed(&run), 0, "{run}");
+        in_the_background(text);
         if text == texts[0] {
             eventually("the older build's download is under way", || {
                 proxy.passed() - before > 1 << 20

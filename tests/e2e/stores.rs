@@ -146,7 +146,7 @@ fn a_builds_outputs_come_from_a_bucket_in_two_layouts() {
         return;
     }
     let dir = Scratch::new("stores");
-    let (bazel, mut cache, events, blobs) = built(&dir);
+    let (bazel, cache, events, blobs) = built(&dir);
     // Nothing can come from there any more.
     cache.kill();
     let store = Store::start(StoreKind::S3);

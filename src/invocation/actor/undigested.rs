@@ -64,7 +64,8 @@ impl Actor {
         let blocked = self.site.blocked().map(str::to_owned);
         let cause = match self.build.command_line() {
             Some(line) if names_no_digests(line) => {
-                "this Bazel names no digests with an HTTP or disk cache (use a gRPC cache, or Bazel 7 or later)"
+                "with an HTTP or disk cache, Bazel names no digests of test logs, and before version 7 no digests \
+                 at all (use a gRPC cache, or let Bazel download it: --remote_download_regex)"
             }
             _ => "the build names it as a local file, without a digest",
         };

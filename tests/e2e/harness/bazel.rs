@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use outhaul_testkit::{Ran, Running, peers};
@@ -33,10 +34,11 @@ impl Version {
     }
 }
 
-/// A Bazel. Its server ends when this is dropped.
+/// A Bazel. Its server ends when the last copy of this is dropped.
+#[derive(Clone)]
 pub(crate) struct Bazel {
     version: Version,
-    dir: Scratch,
+    dir: Arc<Scratch>,
     workspace: PathBuf,
     /// Behind every command that builds.
     flags: Vec<String>,
@@ -46,21 +48,38 @@ impl Bazel {
     /// A Bazel in a fresh copy of `tests/workspace`, which uses a cache in minimal mode: what comes from the cache
     /// stays there.
     pub(crate) fn new(version: Version, cache: &str) -> Self {
+        Self::using(version, &[format!("--remote_cache={cache}")])
+    }
+
+    /// The same, with the flags of a cache.
+    pub(crate) fn using(version: Version, cache: &[String]) -> Self {
         let dir = Scratch::new(version.peer());
-        let workspace = dir.join("ws");
-        copy(
-            &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/workspace"),
-            &workspace,
-        );
-        Self {
+        let bazel = Self {
             version,
-            dir,
-            workspace,
-            flags: vec![
-                format!("--remote_cache={cache}"),
-                "--remote_download_minimal".to_owned(),
-            ],
-        }
+            workspace: dir.join("ws"),
+            dir: Arc::new(dir),
+            flags: [cache, &["--remote_download_minimal".to_owned()]].concat(),
+        };
+        bazel.write_workspace();
+        bazel
+    }
+
+    fn write_workspace(&self) {
+        let original = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/workspace");
+        copy(&original, &self.workspace);
+    }
+
+    /// Whether nobody else has a copy of it.
+    pub(super) fn is_free(&self) -> bool {
+        Arc::strong_count(&self.dir) == 1
+    }
+
+    /// Makes it as good as new: without outputs, and with the workspace as it was. Its server goes on.
+    #[track_caller]
+    pub(super) fn renew(&self) {
+        self.clean();
+        std::fs::remove_dir_all(&self.workspace).unwrap();
+        self.write_workspace();
     }
 
     pub(crate) fn version(&self) -> Version {
@@ -179,6 +198,9 @@ impl Bazel {
 
 impl Drop for Bazel {
     fn drop(&mut self) {
+        if !self.is_free() {
+            return;
+        }
         // From inside the workspace: elsewhere a Bazel does not know its server.
         let line = self.command_line("shutdown");
         let _ = Command::new(&line[0])
@@ -201,12 +223,12 @@ pub(crate) fn executed(run: &Ran) -> u64 {
         .sum()
 }
 
-/// Number of actions that a Bazel took from the remote cache.
+/// Number of actions that a Bazel took from the remote cache, or from the disk cache.
 #[track_caller]
-pub(crate) fn remote_hits(run: &Ran) -> u64 {
+pub(crate) fn cache_hits(run: &Ran) -> u64 {
     processes(run)
         .iter()
-        .filter(|(kind, _)| kind == "remote cache hit")
+        .filter(|(kind, _)| ["remote cache hit", "disk cache hit"].contains(&kind.as_str()))
         .map(|(_, count)| count)
         .sum()
 }

@@ -1,13 +1,18 @@
 //! Real remote caches, and our own for faults.
 
 use std::{
+    cell::{Ref, RefCell},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
 use outhaul::embedded_cache::{EmbeddedCache, RunningCache};
-use outhaul_testkit::{Running, free_address, peers};
+use outhaul_testkit::{
+    Running, free_address, peers,
+    stores::{Store, StoreKind},
+};
 use tokio::runtime::Runtime;
 
 use super::scratch::Scratch;
@@ -20,8 +25,33 @@ pub(crate) enum CacheKind {
     Casd,
     /// One behind HTTP: nginx with its WebDAV module.
     Nginx,
+    /// Bazel's own disk cache, and nothing else.
+    Disk,
+    /// Bazel's disk cache before nginx, with half of its blobs collected.
+    DiskAndNginx,
+    /// A bucket in the layout `bazel`: Bazel fills it through nginx, Outhaul reads it through versitygw.
+    Bucket,
+    /// A bucket in the layout `disk`: Bazel has its disk cache there, Outhaul reads it through versitygw.
+    DiskBucket,
     /// The library's own, in this process.
     Embedded,
+}
+
+/// What a cache is used with by the program itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings {
+    /// `--remote-cache=` and `--disk-cache=`
+    pub(crate) flags: Vec<String>,
+    /// What must be in its environment.
+    pub(crate) variables: Vec<(&'static str, &'static str)>,
+}
+
+impl Settings {
+    /// The flags, and others after them.
+    pub(crate) fn and<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
+        let flags = self.flags.iter().map(String::as_str);
+        flags.chain(more.iter().copied()).collect()
+    }
 }
 
 impl CacheKind {
@@ -32,6 +62,10 @@ impl CacheKind {
             "real" => Self::BuildGrid,
             "casd" => Self::Casd,
             "nginx" => Self::Nginx,
+            "disk" => Self::Disk,
+            "disk_and_nginx" => Self::DiskAndNginx,
+            "bucket" => Self::Bucket,
+            "disk_bucket" => Self::DiskBucket,
             "embedded" => Self::Embedded,
             other => panic!("no cache is called {other:?}"),
         }
@@ -39,18 +73,28 @@ impl CacheKind {
 
     /// Whether it can be started. One that is required and missing is a failure.
     pub(crate) fn is_there(self) -> bool {
-        self.peer()
-            .is_none_or(|peer| peers::are_there(&format!("{self:?}"), &[peer]))
+        peers::are_there(&format!("{self:?}"), self.peers())
     }
 
-    pub(super) const fn peer(self) -> Option<&'static str> {
+    /// The programs that it needs.
+    pub(super) const fn peers(self) -> &'static [&'static str] {
         match self {
-            Self::BuildGrid => Some("bgd"),
-            Self::BazelRemote => Some("bazel-remote"),
-            Self::Casd => Some("buildbox-casd"),
-            Self::Nginx => Some("nginx"),
-            Self::Embedded => None,
+            Self::BuildGrid => &["bgd"],
+            Self::BazelRemote => &["bazel-remote"],
+            Self::Casd => &["buildbox-casd"],
+            Self::Nginx | Self::DiskAndNginx => &["nginx"],
+            Self::Bucket => &["nginx", "versitygw"],
+            Self::DiskBucket => &["versitygw"],
+            Self::Disk | Self::Embedded => &[],
         }
+    }
+
+    /// Whether builds name no `bytestream://` addresses: digests without addresses from Bazel 7, nothing from Bazel 4.
+    pub(crate) const fn is_not_grpc(self) -> bool {
+        matches!(
+            self,
+            Self::Nginx | Self::Disk | Self::DiskAndNginx | Self::Bucket | Self::DiskBucket
+        )
     }
 }
 
@@ -58,45 +102,115 @@ impl CacheKind {
 pub(crate) struct Cache {
     kind: CacheKind,
     url: String,
+    bazel: Vec<String>,
+    settings: Settings,
     // Dropped in this order.
-    process: Option<Running>,
-    embedded: Option<(RunningCache, Runtime)>,
+    process: RefCell<Option<Running>>,
+    store: RefCell<Option<Store>>,
+    embedded: RefCell<Option<(RunningCache, Runtime)>>,
+    /// The server that outputs are read from, if there is one.
+    address: Option<SocketAddr>,
     dir: Scratch,
 }
 
 impl Cache {
     /// Starts an empty cache on a free port.
     pub(crate) fn start(kind: CacheKind) -> Self {
-        let dir = Scratch::new("cache");
-        if kind == CacheKind::Embedded {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap();
-            let running = runtime
-                .block_on(
-                    EmbeddedCache::builder()
-                        .directory(Some(dir.join("blobs")))
-                        .start(),
-                )
-                .unwrap();
-            return Self {
-                kind,
-                url: running.endpoint(),
-                process: None,
-                embedded: Some((running, runtime)),
-                dir,
-            };
-        }
-        let (process, address) = launch(kind, &dir);
-        let scheme = if kind == CacheKind::Nginx { "http" } else { "grpc" };
-        Self {
+        let mut cache = Self {
             kind,
-            url: format!("{scheme}://{address}"),
-            process: Some(process),
-            embedded: None,
-            dir,
+            url: String::new(),
+            bazel: Vec::new(),
+            settings: Settings::default(),
+            process: RefCell::default(),
+            store: RefCell::default(),
+            embedded: RefCell::default(),
+            address: None,
+            dir: Scratch::new("cache"),
+        };
+        match kind {
+            CacheKind::Embedded => cache.start_embedded(),
+            CacheKind::Disk => cache.add_disk(&cache.disk(), true),
+            CacheKind::DiskAndNginx => {
+                // So that it can be closed before Bazel has been there.
+                std::fs::create_dir(cache.disk()).unwrap();
+                cache.add_disk(&cache.disk(), true);
+                cache.launch(CacheKind::Nginx, true);
+            }
+            CacheKind::Bucket | CacheKind::DiskBucket => cache.start_bucket(),
+            kind => cache.launch(kind, true),
+        }
+        cache
+    }
+
+    fn start_embedded(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let running = runtime
+            .block_on(
+                EmbeddedCache::builder()
+                    .directory(Some(self.dir.join("blobs")))
+                    .start(),
+            )
+            .unwrap();
+        self.add_remote(running.endpoint(), true);
+        self.embedded = RefCell::new(Some((running, runtime)));
+    }
+
+    /// Starts versitygw and what fills its bucket.
+    fn start_bucket(&mut self) {
+        let store = Store::start(StoreKind::S3);
+        let (name, settings) = match self.kind {
+            CacheKind::DiskBucket => ("disk", "layout=disk"),
+            _ => ("root", ""),
+        };
+        let bucket = store.directory();
+        if self.kind == CacheKind::DiskBucket {
+            std::fs::create_dir(bucket.join(name)).unwrap();
+            self.add_disk(&bucket.join(name), false);
+            // It shall be read as a bucket, and not as the build's own disk cache.
+            give(&bucket.join(name), NOBODY);
+        } else {
+            let _ = std::fs::create_dir(self.dir.join("store"));
+            std::fs::create_dir(bucket.join(name)).unwrap();
+            // nginx writes there.
+            std::os::unix::fs::symlink(bucket.join(name), self.dir.join("store/root")).unwrap();
+            self.launch(CacheKind::Nginx, false);
+        }
+        self.address = Some(store.address());
+        self.settings = Settings {
+            flags: vec![format!("--remote-cache={}", store.url(name, settings))],
+            variables: store.variables(),
+        };
+        self.store = RefCell::new(Some(store));
+    }
+
+    fn launch(&mut self, kind: CacheKind, is_read: bool) {
+        let (process, address) = launch(kind, &self.dir);
+        let scheme = if kind == CacheKind::Nginx { "http" } else { "grpc" };
+        self.add_remote(format!("{scheme}://{address}"), is_read);
+        self.process = RefCell::new(Some(process));
+    }
+
+    fn add_remote(&mut self, url: String, is_read: bool) {
+        self.bazel.push(format!("--remote_cache={url}"));
+        if is_read {
+            self.settings.flags.push(format!("--remote-cache={url}"));
+            self.address = url
+                .split_once("://")
+                .and_then(|(_, address)| address.parse().ok());
+        }
+        self.url = url;
+    }
+
+    fn add_disk(&mut self, disk: &Path, is_read: bool) {
+        self.bazel.push(format!("--disk_cache={}", disk.display()));
+        if is_read {
+            self.settings
+                .flags
+                .push(format!("--disk-cache={}", disk.display()));
         }
     }
 
@@ -109,21 +223,81 @@ impl Cache {
         &self.url
     }
 
+    /// The flags with which a Bazel uses it.
+    pub(crate) fn bazel(&self) -> &[String] {
+        &self.bazel
+    }
+
+    /// What the program reads it with.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Where its server is, if outputs are read from a server.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Where its disk cache is, if it has one.
+    pub(super) fn disk(&self) -> PathBuf {
+        self.dir.join("disk")
+    }
+
+    /// Where that is while it is away.
+    pub(super) fn disk_away(&self) -> PathBuf {
+        self.dir.join("away")
+    }
+
+    /// Lets the program not use the build's disk cache: it is another user's.
+    pub(super) fn close_disk(&self) {
+        if self.kind == CacheKind::DiskAndNginx {
+            give(&self.disk(), NOBODY);
+        }
+    }
+
+    /// Removes half of the blobs of the disk cache that is before another cache, as Bazel's collector does, and lets the
+    /// program use the rest.
+    pub(super) fn collect(&self) {
+        if self.kind != CacheKind::DiskAndNginx {
+            return;
+        }
+        give(&self.disk(), rustix::process::geteuid().as_raw());
+        for below in std::fs::read_dir(self.disk().join("cas")).into_iter().flatten() {
+            let below = below.unwrap();
+            let last = below.file_name().as_encoded_bytes().last().copied();
+            if last.is_some_and(|digit| digit % 2 == 0) {
+                std::fs::remove_dir_all(below.path()).unwrap();
+            }
+        }
+    }
+
     /// The library's own cache, to make it misbehave.
-    pub(crate) fn embedded(&self) -> &RunningCache {
-        &self
-            .embedded
-            .as_ref()
-            .expect("the test uses the embedded cache")
-            .0
+    pub(crate) fn embedded(&self) -> Ref<'_, RunningCache> {
+        Ref::map(self.embedded.borrow(), |embedded| {
+            &embedded.as_ref().expect("the test uses the embedded cache").0
+        })
     }
 
     /// Ends the cache, as a crash of it would.
-    pub(crate) fn kill(&mut self) {
-        self.process = None;
+    pub(crate) fn kill(&self) {
+        self.process.take();
+        self.store.take();
+        for dir in [self.disk(), self.disk_away()] {
+            let _ = std::fs::remove_dir_all(dir);
+        }
         if let Some((running, runtime)) = self.embedded.take() {
             runtime.block_on(running.stop());
         }
+    }
+}
+
+/// Some user whom no test runs as.
+const NOBODY: u32 = 65534;
+
+/// Gives a directory, which need not be there yet, to a user. For root, who can use it all the same.
+fn give(dir: &Path, user: u32) {
+    if dir.exists() {
+        std::os::unix::fs::chown(dir, Some(user), None).unwrap();
     }
 }
 
@@ -148,7 +322,7 @@ fn launch(kind: CacheKind, dir: &Scratch) -> (Running, SocketAddr) {
 fn command(kind: CacheKind, dir: &Scratch, address: SocketAddr) -> Command {
     let store = dir.join("store");
     std::fs::create_dir_all(&store).unwrap();
-    let mut command = Command::new(peers::program(kind.peer().expect("a program's kind")));
+    let mut command = Command::new(peers::program(kind.peers()[0]));
     match kind {
         CacheKind::BuildGrid => {
             let config = dir.join("buildgrid.yml");
@@ -176,10 +350,14 @@ fn command(kind: CacheKind, dir: &Scratch, address: SocketAddr) -> Command {
                 .replace("ADDRESS", &address.to_string())
                 .replace("DIR", &store.display().to_string());
             std::fs::write(&config, text).unwrap();
-            std::fs::create_dir(store.join("root")).unwrap();
+            std::fs::create_dir_all(store.join("root")).unwrap();
             command.arg("-p").arg(&store).arg("-c").arg(config);
         }
-        CacheKind::Embedded => unreachable!("runs in this process"),
+        CacheKind::Embedded
+        | CacheKind::Disk
+        | CacheKind::DiskAndNginx
+        | CacheKind::Bucket
+        | CacheKind::DiskBucket => unreachable!("has no program of its own"),
     }
     command
 }

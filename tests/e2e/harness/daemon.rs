@@ -10,13 +10,17 @@ use outhaul_testkit::{Ran, Running, clean, eventually};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{cache::Cache, scratch::Scratch};
+use super::{
+    cache::{Cache, Settings},
+    scratch::Scratch,
+};
 
 /// The command line with a state directory of its own.
 pub(crate) struct Outhaul {
     dir: Scratch,
     /// A command in front of `outhaul serve`.
     wrapper: Vec<String>,
+    variables: Vec<(&'static str, &'static str)>,
 }
 
 impl Outhaul {
@@ -24,6 +28,15 @@ impl Outhaul {
         Self {
             dir: Scratch::new("state"),
             wrapper: Vec::new(),
+            variables: Vec::new(),
+        }
+    }
+
+    /// With what a cache needs in the environment.
+    pub(crate) fn reading(settings: &Settings) -> Self {
+        Self {
+            variables: settings.variables.clone(),
+            ..Self::new()
         }
     }
 
@@ -48,7 +61,8 @@ impl Outhaul {
             .current_dir(cwd)
             .arg(subcommand)
             .arg("--state-dir")
-            .arg(self.state_dir());
+            .arg(self.state_dir())
+            .envs(self.variables.iter().copied());
         command
     }
 
@@ -127,13 +141,19 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// A daemon that reads from a cache.
     pub(crate) fn start(cache: &Cache) -> Self {
-        Self::with(&[&format!("--remote-cache={}", cache.url())])
+        Self::reading(cache.settings(), &[])
     }
 
     /// A daemon with these arguments of `outhaul serve`.
     pub(crate) fn with(args: &[&str]) -> Self {
+        Self::reading(&Settings::default(), args)
+    }
+
+    /// A daemon that reads from a cache, with further arguments.
+    pub(crate) fn reading(settings: &Settings, more: &[&str]) -> Self {
+        let args = settings.and(more);
         let mut daemon = Self {
-            outhaul: Outhaul::new(),
+            outhaul: Outhaul::reading(settings),
             args: args.iter().map(ToString::to_string).collect(),
             address: "127.0.0.1:0".to_owned(),
             process: None,

@@ -28,39 +28,24 @@ mod tree;
 mod upstream;
 
 pub(crate) use self::{
-    bazel::{Bazel, Version, executed, remote_hits},
-    cache::{Cache, CacheKind},
+    bazel::{Bazel, Version, cache_hits, executed},
+    cache::{Cache, CacheKind, Settings},
     daemon::{Daemon, Outhaul},
     expected::Expected,
     output_service::OutputService,
     presence::Presence,
-    proxy::Proxy,
+    proxy::{Proxy, Way},
     raw::RawClient,
     scratch::Scratch,
-    stage::{Stage, run},
+    stage::{Stage, run, run_all},
     tree::{Entry, Tree},
     upstream::{Seen, Upstream},
 };
 
 /// Makes a test for each Bazel of each function, which gets a [`Stage`]. The word in front says which cache
-/// [`Stage::cache`] starts: `real` (bazel-remote where it is, else BuildGrid), `casd`, `nginx` or `embedded`. With
-/// `bazel7` before it, of the Bazel alone that names digests with any cache.
+/// [`Stage::cache`] starts: `real` (bazel-remote where it is, else BuildGrid), `casd`, `nginx` or `embedded`. The words of
+/// `CacheKind::of_word` that are not gRPC caches are for `kinds.rs`.
 macro_rules! for_each_bazel {
-    (bazel7 $cache:ident: $($test:ident),+ $(,)?) => {
-        mod $cache {
-            mod bazel7 {
-                $(#[test]
-                fn $test() {
-                    crate::harness::run(
-                        concat!(module_path!(), "::", stringify!($test)),
-                        crate::harness::Version::Seven,
-                        stringify!($cache),
-                        super::super::$test,
-                    );
-                })+
-            }
-        }
-    };
     ($cache:ident: $($test:ident),+ $(,)?) => {
         mod $cache {
             mod bazel4 {

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,7 +20,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::cache::Cache;
+use super::cache::{Cache, Settings};
 
 /// What the wire does with the cache's answers. Requests always pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,22 +37,99 @@ enum Mode {
 /// A TCP proxy in front of a cache. Bazel is not sent through it, so that its own share of the work stays as it is.
 pub(crate) struct Proxy {
     url: String,
+    settings: Settings,
     mode: watch::Sender<Mode>,
     passed: Arc<AtomicU64>,
     /// Its tasks end with it.
     _runtime: Runtime,
 }
 
+/// A way to a cache: over a wire, or to a directory, which can only be there or not.
+pub(crate) enum Way {
+    Wire(Proxy),
+    Directory {
+        /// Where the cache is.
+        path: PathBuf,
+        /// Where it is while it is away.
+        away: PathBuf,
+        settings: Settings,
+    },
+}
+
+impl Way {
+    /// To a cache of any kind.
+    pub(crate) fn to(cache: &Cache) -> Self {
+        if cache.address().is_some() {
+            // The build's own disk cache would be read without the wire.
+            cache.close_disk();
+            return Self::Wire(Proxy::start(cache));
+        }
+        Self::Directory {
+            path: cache.disk(),
+            away: cache.disk_away(),
+            settings: cache.settings().clone(),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        match self {
+            Self::Wire(proxy) => &proxy.settings,
+            Self::Directory { settings, .. } => settings,
+        }
+    }
+
+    /// The wire, if it is one.
+    pub(crate) fn wire(&self) -> Option<&Proxy> {
+        match self {
+            Self::Wire(proxy) => Some(proxy),
+            Self::Directory { .. } => None,
+        }
+    }
+
+    /// Lets through what there is, as fast as it can.
+    pub(crate) fn flow(&self) {
+        match self {
+            Self::Wire(proxy) => proxy.flow(),
+            Self::Directory { path, away, .. } => {
+                if away.exists() {
+                    // Bazel has made a new one.
+                    let _ = std::fs::remove_dir_all(path);
+                    std::fs::rename(away, path).unwrap();
+                }
+            }
+        }
+    }
+
+    /// Lets nothing through.
+    pub(crate) fn cut(&self) {
+        match self {
+            Self::Wire(proxy) => proxy.cut(),
+            Self::Directory { path, away, .. } => {
+                if !away.exists() {
+                    std::fs::rename(path, away).unwrap();
+                }
+            }
+        }
+    }
+}
+
 impl Proxy {
     pub(crate) fn start(cache: &Cache) -> Self {
-        let upstream: SocketAddr = cache.url().trim_start_matches("grpc://").parse().unwrap();
+        let upstream = cache.address().expect("a cache with a server");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let url = format!("grpc://{}", listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
+        let url = format!("grpc://{address}");
+        let mut settings = cache.settings().clone();
+        // What is read over the wire is not in a disk cache.
+        settings.flags.retain(|flag| !flag.starts_with("--disk-cache="));
+        for flag in &mut settings.flags {
+            *flag = flag.replace(&upstream.to_string(), &address.to_string());
+        }
         let (mode, watched) = watch::channel(Mode::Flowing);
         let passed = Arc::new(AtomicU64::new(0));
         let counter = passed.clone();
@@ -63,6 +141,7 @@ impl Proxy {
         });
         Self {
             url,
+            settings,
             mode,
             passed,
             _runtime: runtime,

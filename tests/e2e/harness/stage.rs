@@ -1,6 +1,12 @@
 //! What a test is given.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::{
+    cell::RefCell,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::{Condvar, Mutex, PoisonError},
+    time::Instant,
+};
 
 use outhaul_testkit::peers;
 
@@ -19,17 +25,39 @@ static FREE: Condvar = Condvar::new();
 pub(crate) struct Stage {
     pub(crate) version: Version,
     pub(crate) cache: CacheKind,
+    /// What several scenarios share, each after the other.
+    shared: Option<Shared>,
+}
+
+/// A cache that gets fuller, and Bazels whose servers go on.
+struct Shared {
+    cache: Rc<Cache>,
+    bazels: RefCell<Vec<Bazel>>,
 }
 
 impl Stage {
-    /// An empty cache.
-    pub(crate) fn cache(&self) -> Cache {
-        Cache::start(self.cache)
+    /// A cache: empty, or with what earlier scenarios have put there.
+    pub(crate) fn cache(&self) -> Rc<Cache> {
+        match &self.shared {
+            Some(shared) => {
+                shared.cache.collect();
+                Rc::clone(&shared.cache)
+            }
+            None => Rc::new(Cache::start(self.cache)),
+        }
     }
 
-    /// A Bazel that uses a cache.
+    /// A Bazel that uses a cache, without outputs.
     pub(crate) fn bazel(&self, cache: &Cache) -> Bazel {
-        Bazel::new(self.version, cache.url())
+        let new = || Bazel::using(self.version, cache.bazel());
+        let Some(shared) = &self.shared else { return new() };
+        let mut bazels = shared.bazels.borrow_mut();
+        if let Some(free) = bazels.iter().find(|bazel| bazel.is_free()) {
+            free.renew();
+            return free.clone();
+        }
+        bazels.push(new());
+        bazels[bazels.len() - 1].clone()
     }
 }
 
@@ -37,6 +65,12 @@ impl Stage {
 struct Place;
 
 impl Place {
+    /// A place, unless a peer is missing.
+    fn take_if_there(name: &str, version: Version, cache: CacheKind) -> Option<Self> {
+        let needed = [&[version.peer()], cache.peers()].concat();
+        peers::are_there(name, &needed).then(Self::take)
+    }
+
     fn take() -> Self {
         let busy = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
         let mut busy = FREE
@@ -57,10 +91,41 @@ impl Drop for Place {
 /// Runs a test, if its peers are there and as soon as there is room.
 pub(crate) fn run(name: &str, version: Version, cache: &str, test: fn(&Stage)) {
     let cache = CacheKind::of_word(cache);
-    let needed: Vec<&str> = std::iter::once(version.peer()).chain(cache.peer()).collect();
-    if !peers::are_there(name, &needed) {
+    let Some(_place) = Place::take_if_there(name, version, cache) else {
         return;
+    };
+    test(&Stage {
+        version,
+        cache,
+        shared: None,
+    });
+}
+
+/// Runs scenarios with one cache, and with Bazels whose servers go on: as many take the time of a few.
+pub(crate) fn run_all(name: &str, version: Version, cache: &str, scenarios: &[(&str, fn(&Stage))]) {
+    let cache = CacheKind::of_word(cache);
+    let Some(_place) = Place::take_if_there(name, version, cache) else {
+        return;
+    };
+    let stage = Stage {
+        version,
+        cache,
+        shared: Some(Shared {
+            cache: Rc::new(Cache::start(cache)),
+            bazels: RefCell::default(),
+        }),
+    };
+    let mut failed = Vec::new();
+    for (scenario, test) in scenarios {
+        let began = Instant::now();
+        // The next ones do not depend on it: each begins without outputs, and with a daemon of its own.
+        let is_done = catch_unwind(AssertUnwindSafe(|| test(&stage))).is_ok();
+        let took = began.elapsed().as_secs_f64();
+        let result = if is_done { "ok" } else { "FAILED" };
+        eprintln!("{cache:?}: {scenario}: {result} in {took:.1} s");
+        if !is_done {
+            failed.push(*scenario);
+        }
     }
-    let _place = Place::take();
-    test(&Stage { version, cache });
+    assert!(failed.is_empty(), "failed with {cache:?}: {}", failed.join(", "));
 }
