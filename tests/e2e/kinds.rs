@@ -5,12 +5,9 @@
 
 use crate::{
     asking, cold, failing, faults,
-    harness::{Daemon, Expected, Stage, Version, run_all},
+    harness::{Daemon, Expected, Scenario, Stage, Version, run_all},
     incremental, kill, parallel, testing,
 };
-
-/// A scenario and its name.
-type Scenario = (&'static str, fn(&Stage));
 
 /// Scenarios with their names.
 macro_rules! scenarios {

@@ -37,7 +37,7 @@ pub(crate) use self::{
     proxy::{Proxy, Way},
     raw::RawClient,
     scratch::Scratch,
-    stage::{Stage, run, run_all},
+    stage::{Scenario, Stage, run, run_all},
     tree::{Entry, Tree},
     upstream::{Seen, Upstream},
 };

@@ -21,6 +21,9 @@ const AT_ONCE: usize = 2;
 static BUSY: Mutex<usize> = Mutex::new(0);
 static FREE: Condvar = Condvar::new();
 
+/// A scenario and its name.
+pub(crate) type Scenario = (&'static str, fn(&Stage));
+
 /// Which Bazel and which cache a test is to use.
 pub(crate) struct Stage {
     pub(crate) version: Version,
@@ -102,7 +105,7 @@ pub(crate) fn run(name: &str, version: Version, cache: &str, test: fn(&Stage)) {
 }
 
 /// Runs scenarios with one cache, and with Bazels whose servers go on: as many take the time of a few.
-pub(crate) fn run_all(name: &str, version: Version, cache: &str, scenarios: &[(&str, fn(&Stage))]) {
+pub(crate) fn run_all(name: &str, version: Version, cache: &str, scenarios: &[Scenario]) {
     let cache = CacheKind::of_word(cache);
     let Some(_place) = Place::take_if_there(name, version, cache) else {
         return;
