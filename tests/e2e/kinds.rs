@@ -22,7 +22,6 @@ const ALL: &[Scenario] = scenarios![
     incremental::deleted_and_damaged_outputs_come_back_without_execution,
     incremental::a_target_whose_actions_all_hit_the_cache_appears,
     testing::test_outputs_are_in_their_places_and_programs_stay_remote,
-    testing::every_attempt_and_run_of_a_test_is_in_its_place,
     failing::what_was_built_beside_a_failure_is_there,
     asking::outputs_are_known_before_they_are_fetched_and_say_why,
     kill::a_daemon_that_is_killed_goes_on_where_it_was,
@@ -37,6 +36,8 @@ const ALL: &[Scenario] = scenarios![
 const MORE: &[Scenario] = scenarios![
     cold::groups_aspects_and_large_outputs_are_there,
     cold::run_needs_no_configuration,
+    // Bazel downloads what this is about by itself.
+    testing::every_attempt_and_run_of_a_test_is_in_its_place,
     faults::a_read_only_output_tree_is_told_and_fails_a_strict_build_only,
     faults::a_damaged_record_costs_no_build_anything,
 ];
