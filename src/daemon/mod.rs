@@ -18,11 +18,13 @@ mod running;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::activation::{Inherited, notify_ready, notify_stopping};
-pub(crate) use self::control::ControlDoor;
-pub(crate) use self::error::DaemonError;
-pub(crate) use self::events::EventDoors;
-pub(crate) use self::retention::{Plan as RetentionPlan, Retention};
 pub use self::rooms::Rooms;
-pub(crate) use self::running::AdminDoor;
 pub use self::running::{Daemon, DaemonOptions};
+pub(crate) use self::{
+    activation::{Inherited, notify_ready, notify_stopping},
+    control::ControlDoor,
+    error::DaemonError,
+    events::EventDoors,
+    retention::{Plan as RetentionPlan, Retention},
+    running::AdminDoor,
+};
