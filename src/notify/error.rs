@@ -18,7 +18,7 @@ pub(crate) enum NotifyError {
     #[error("{receiver}: {error}")]
     Client {
         /// The receiver, without what is secret of it.
-        receiver: NotifyUrl,
+        receiver: Box<NotifyUrl>,
         /// The system's words.
         error: io::Error,
     },

@@ -103,7 +103,7 @@ impl Notifier {
             .urls
             .into_iter()
             .map(|url| {
-                let receiver = url.clone();
+                let receiver = Box::new(url.clone());
                 Poster::new(url, options.secret.clone())
                     .map_err(|error| NotifyError::Client { receiver, error })
             })
