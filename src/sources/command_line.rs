@@ -1,6 +1,6 @@
 //! What a build's canonical command line says of its remote cache.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::error::SourceError;
 use crate::{
@@ -29,14 +29,36 @@ pub struct BuildDirectories {
 }
 
 /// Where the build's `--disk_cache` is. A relative one lies below the directory that the client was started in, and `~/`
-/// is the home directory, as for Bazel.
+/// is the home directory, as for Bazel, which takes `..` off as text, wherever links lead.
 pub(super) fn disk_cache(line: &CommandLine, directories: &BuildDirectories) -> Option<PathBuf> {
     let text = line.given("disk_cache")?;
     let path = match text.strip_prefix("~/") {
-        Some(below) => std::env::home_dir()?.join(below),
+        Some(below) => {
+            let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+            let home = home_of(&users, rustix::process::getuid().as_raw()).or_else(std::env::home_dir)?;
+            home.join(below)
+        }
         None => directories.working_directory.join(text),
     };
-    path.is_absolute().then_some(path)
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => _ = normal.pop(),
+            part => normal.push(part),
+        }
+    }
+    normal.is_absolute().then_some(normal)
+}
+
+/// A user's home directory by the list of users. Bazel's server takes it from there, whatever `HOME` says.
+pub(super) fn home_of(users: &str, user: u32) -> Option<PathBuf> {
+    let user = user.to_string();
+    let home = users.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        (fields.next() == Some(&*user)).then(|| fields.nth(2)).flatten()
+    });
+    // Where it is not one, Java takes `HOME`.
+    home.filter(|home| home.len() > 1).map(PathBuf::from)
 }
 
 /// The cache that a build's canonical command line names.

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::{
     caches::{endpoints, has_credentials},
-    command_line::{disk_cache, options_of},
+    command_line::{disk_cache, home_of, options_of},
     *,
 };
 use crate::{
@@ -209,11 +209,26 @@ fn files_and_helpers_lie_where_bazel_looks_for_them() {
     let disk = |value| disk_cache(&line(&[("disk_cache", value)]), &directories);
     assert_eq!(disk("cache"), Some(below.join("cache")));
     assert_eq!(disk("/cache"), Some("/cache".into()));
-    assert_eq!(
-        disk("~/cache"),
-        std::env::home_dir().map(|home| home.join("cache"))
-    );
+    assert_eq!(disk("/cache/.././../x/./y"), Some("/x/y".into()));
+    assert_eq!(disk("nowhere/../cache"), Some(below.join("cache")));
+    assert!(disk("~/cache").is_some_and(|path| path.is_absolute() && path.ends_with("cache")));
     assert_eq!(disk(""), None);
+}
+
+#[test]
+fn a_home_is_where_the_list_of_users_says() {
+    let users = "root:x:0:0:root:/root:/bin/sh\n\nno\nme:x:1000:1000:M, E:/home/me:/bin/sh\n\
+                 none:x:1001:1:::\nslash:x:1002:1::/:/bin/sh\nshort:x:1003";
+    for (user, home) in [
+        (0, Some("/root")),
+        (1000, Some("/home/me")),
+        (1001, None),
+        (1002, None),
+        (1003, None),
+        (1, None),
+    ] {
+        assert_eq!(home_of(users, user), home.map(Into::into), "{user}");
+    }
 }
 
 #[test]
