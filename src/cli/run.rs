@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     child::Signals,
-    host::{Host, Uploads},
+    host::{Attempt, Host},
     line::Line,
     probe::Probe,
     shims::{Shims, is_ours, path_without},
@@ -59,6 +59,14 @@ const OPTIONAL_WAIT: Duration = Duration::from_secs(600);
 const STRICT: u8 = 45;
 /// What Bazel's commands end with when files of their events could not be uploaded.
 const NOT_UPLOADED: u8 = 38;
+/// The same when the build has failed, or only tests have.
+const BUILD_FAILED: u8 = 1;
+const TESTS_FAILED: u8 = 3;
+/// The same when blobs could not be read from the cache: as an error of the cache, and as one of the blobs.
+const NOT_READ: [u8; 2] = [34, 39];
+/// How a command runs again whose outputs the cache has lost. Bazel fails where it finds that a blob is lost, and forgets
+/// then that it was there; and where the cache is lost, only without it.
+const AGAIN: [Attempt; 3] = [Attempt::Alone, Attempt::Alone, Attempt::Uncached];
 /// How long after its builds a report may come, and the build's own event service may take for the rest of its events.
 const TOLD: Duration = Duration::from_secs(2);
 
@@ -138,12 +146,16 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
         path: &path,
         is_building,
     };
-    let mut ended = run.see_through(Uploads::AsAlways, &mut signals).await;
+    let mut ended = run.see_through(Attempt::First, &mut signals).await;
     if let Ok(NOT_UPLOADED) = ended
         && is_building
         && started.host.uploads_for_us()
     {
         ended = run.after_failed_upload(&mut signals).await;
+    } else if let Ok(code @ (0 | BUILD_FAILED | TESTS_FAILED | STRICT)) = ended
+        && run.may_run_again()
+    {
+        ended = run.after_lost_outputs(code, &mut signals).await;
     }
     let Started {
         host,
@@ -189,7 +201,7 @@ struct Wrapped<'a> {
 
 impl Wrapped<'_> {
     /// Runs the command beside the daemon, with what it needs to be heard, to its end.
-    async fn see_through(&self, uploads: Uploads, signals: &mut Signals) -> Result<u8, Failure> {
+    async fn see_through(&self, attempt: Attempt, signals: &mut Signals) -> Result<u8, Failure> {
         let mut command = self.command.to_vec();
         let mut environment = Vec::new();
         if let Some(bazel) = self.bazel {
@@ -200,7 +212,7 @@ impl Wrapped<'_> {
             }
             environment.push((shims::VARIABLE, None));
             if self.is_building {
-                let asking = flagged(&command, bazel, self.path, self.started, uploads);
+                let asking = flagged(&command, bazel, self.path, self.started, attempt);
                 tokio::select! {
                     flagged = asking => command = flagged,
                     signal = signals.end() => return Ok(child::code_of(signal)),
@@ -232,7 +244,7 @@ impl Wrapped<'_> {
                 );
                 host.forget();
                 lock(reports).clear();
-                self.see_through(Uploads::None, signals).await
+                self.see_through(Attempt::Alone, signals).await
             }
             // A program that `bazel run` ran may end with anything.
             Some(Ok(own)) if Line::building(self.command).is_some_and(|line| line.word() != "run") => {
@@ -244,6 +256,50 @@ impl Wrapped<'_> {
             }
             Some(_) => Ok(NOT_UPLOADED),
         }
+    }
+
+    /// Whether the command runs again if outputs are missing that Bazel left to us. One that runs a program does not.
+    fn may_run_again(&self) -> bool {
+        self.is_building
+            && self.started.host.is_left_downloads()
+            && Line::building(self.command).is_some_and(|line| line.word() != "run")
+    }
+
+    /// Outputs that Bazel left to us may be missing: it asks no HTTP cache whether that has what its results name, and any
+    /// cache may be gone in the meantime. Bazel alone would have built them. The exit code is that of the first build.
+    async fn after_lost_outputs(&self, first: u8, signals: &mut Signals) -> Result<u8, Failure> {
+        let Started { host, reports, .. } = self.started;
+        wait_for_rest(host, reports, first != 0, signals).await;
+        if lock(reports).last().is_none_or(|report| report.failed == 0) {
+            return Ok(first);
+        }
+        let mut lost = std::mem::take(&mut *lock(reports));
+        // With --strict, Bazel has not ended with its own.
+        let own = lost.last().and_then(|report| report.exit_code);
+        let own = own.and_then(|code| u8::try_from(code).ok()).unwrap_or(first);
+        // The reasons come before what Bazel says of the same, and once.
+        let _ = tell(&lost);
+        lost.iter_mut().for_each(|report| report.messages.clear());
+        for attempt in AGAIN {
+            say(match attempt {
+                Attempt::Uncached => "running the command once more without its caches",
+                _ => {
+                    "running the command once more, so that Bazel itself downloads or builds the missing outputs"
+                }
+            });
+            host.forget();
+            lock(reports).clear();
+            let code = self.see_through(attempt, signals).await?;
+            if code == 0 || code == own {
+                return Ok(own);
+            }
+            if code != BUILD_FAILED && !NOT_READ.contains(&code) {
+                return Ok(code);
+            }
+        }
+        // It is as after the first run: said above, and a fault with --strict.
+        *lock(reports) = lost;
+        Ok(first)
     }
 }
 
@@ -420,7 +476,7 @@ async fn flagged(
     bazel: &Path,
     path: &OsString,
     started: &Started,
-    uploads: Uploads,
+    attempt: Attempt,
 ) -> Vec<OsString> {
     let (Some(line), Some(program)) = (Line::building(command), command.first()) else {
         return command.to_vec();
@@ -430,7 +486,7 @@ async fn flagged(
         path,
         scratch: started.shims.scratch(),
     };
-    let answer = started.host.answer(&probe.ask(&line).await, uploads).await;
+    let answer = started.host.answer(&probe.ask(&line).await, attempt).await;
     for message in &answer.messages {
         say(message);
     }

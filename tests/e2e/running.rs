@@ -22,6 +22,7 @@ use crate::harness::{
 
 for_each_bazel!(embedded:
     nothing_is_missing_with_any_kind_of_cache,
+    a_disk_cache_is_where_bazel_has_it,
     a_backend_of_the_rc_files_gets_every_event,
     what_a_backend_has_not_got_is_sent_by_the_next_run,
     what_is_asked_of_bazel_costs_the_build_nothing,
@@ -33,7 +34,10 @@ for_each_bazel!(embedded:
 );
 
 for_each_bazel!(casd: nothing_is_missing_with_any_kind_of_cache);
-for_each_bazel!(nginx: an_http_cache_that_is_down_costs_the_build_nothing);
+for_each_bazel!(nginx:
+    an_http_cache_that_is_down_costs_the_build_nothing,
+    what_an_http_cache_has_lost_is_built_again,
+);
 
 /// `outhaul run` of a Bazel's command.
 fn wrapped(outhaul: &Outhaul, bazel: &Bazel, flags: &[&str], command: &str, args: &[&str]) -> Ran {
@@ -184,6 +188,68 @@ fn an_http_cache_that_is_down_costs_the_build_nothing(stage: &Stage) {
     let is_told =
         run.err.contains("Bazel downloads outputs itself") && run.err.contains("failed to reach the server");
     assert_eq!(is_told, stage.version == Version::Seven, "{run}");
+}
+
+/// Not where the system would look for it: `..` does not ask what stands before it.
+fn a_disk_cache_is_where_bazel_has_it(stage: &Stage) {
+    let bazel = Bazel::new(stage.version, "");
+    let outhaul = Outhaul::new();
+    let dir = Scratch::new("disk-cache");
+    let targets = ["//:all", "//gen:all"];
+    for (number, path) in ["../rel ative", "nowhere/../here", "~/../../../../../.."]
+        .into_iter()
+        .enumerate()
+    {
+        let path = match number {
+            2 => format!("{path}{}", dir.join("home").display()),
+            _ => path.to_owned(),
+        };
+        let flag = format!("--disk_cache={path}");
+        let args = [&targets[..], &[&flag]].concat();
+        // What is made only for others comes from the cache the second time, and stays there.
+        for _ in 0..2 {
+            bazel.clean();
+            wrapped(&outhaul, &bazel, &["--keep-download-mode"], "build", &args).ok();
+        }
+        let expected = bazel.bin();
+        bazel.clean();
+        let run = wrapped(&outhaul, &bazel, &["--strict"], "build", &args).ok();
+        assert!(
+            !run.err.contains("running the command once more"),
+            "{path}: {run}"
+        );
+        assert_eq!(lacking(&expected, &bazel), Vec::<String>::new(), "{path}: {run}");
+        let brought = !run.err.contains("outhaul: 0 downloaded");
+        assert_eq!(brought, stage.version == Version::Seven, "who downloads; {run}");
+    }
+    assert!(dir.join("home/cas").is_dir());
+}
+
+/// Bazel takes an HTTP cache's word for the results that it has. Alone it builds those whose outputs it fails to download.
+fn what_an_http_cache_has_lost_is_built_again(stage: &Stage) {
+    let mut cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let http = format!("--remote_cache={}", cache.url());
+    let args = ["//:all", "//gen:one", "//gen:many", "//rules:nested", &http];
+    let strict = &["--strict"];
+    wrapped(&outhaul, &bazel, strict, "build", &args).ok();
+    bazel.clean();
+    wrapped(&outhaul, &bazel, strict, "build", &args).ok();
+    let expected = bazel.bin();
+    bazel.clean();
+    cache.lose_blobs();
+    let run = wrapped(&outhaul, &bazel, strict, "build", &args).ok();
+    assert_eq!(lacking(&expected, &bazel), Vec::<String>::new(), "{run}");
+    let again = "running the command once more, so that Bazel";
+    assert_eq!(run.err.contains(again), stage.version == Version::Seven, "{run}");
+    // The next build finds nothing to do, and a program runs once.
+    let run = wrapped(&outhaul, &bazel, strict, "build", &args).ok();
+    assert!(!run.err.contains(again), "{run}");
+    bazel.clean();
+    cache.lose_blobs();
+    let run = wrapped(&outhaul, &bazel, strict, "run", &["//gen:tool", &http]).ok();
+    assert_eq!(run.out(), "tool\n", "{run}");
 }
 
 fn a_backend_of_the_rc_files_gets_every_event(stage: &Stage) {

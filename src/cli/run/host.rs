@@ -29,19 +29,26 @@ const BEGINNING: Duration = Duration::from_secs(10);
 /// The same where the command failed: it may have given up before there were any events.
 const BEGINNING_FAILED: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
+/// Has Bazel download nothing. Not --remote_download_outputs=minimal, which some versions refuse without what only this one
+/// expands into.
+const MINIMAL: &str = "--remote_download_minimal";
 /// Where the doors are.
 const LOOPBACK: &str = "127.0.0.1";
 /// The oldest Bazel that has credential helpers of this name, and a way to an address that is not encrypted where there are
 /// Google's credentials: older ones fail there.
 const GOOGLE_UNENCRYPTED: u32 = 7;
 
-/// Whether Bazel uploads what its events name.
+/// How a command is run; it may have to run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Uploads {
-    /// As it does for any event service, if its cache answers us.
-    AsAlways,
-    /// No, and it downloads by itself: it could not upload, or fails if it cannot.
-    None,
+pub(super) enum Attempt {
+    /// As always: Bazel uploads what its events name, as it does for any event service, and we download, where that can be.
+    First,
+    /// The same, and it cannot run again: something else runs it.
+    Only,
+    /// It uploads nothing for its events, and downloads by itself.
+    Alone,
+    /// The same without its caches: it builds whatever is not on disk.
+    Uncached,
 }
 
 /// What a Bazel command is to be run with.
@@ -85,6 +92,8 @@ pub(super) struct Heard {
     waits: bool,
     /// Whether Bazel uploads what its events name for nobody but us.
     uploads_for_us: bool,
+    /// Whether Bazel was told to leave the downloads to us.
+    leaves_downloads: bool,
 }
 
 impl Heard {
@@ -115,14 +124,23 @@ impl Heard {
 
 impl Host {
     /// Opens a door for a command, if its events may be taken, and decides who downloads.
-    pub(super) async fn answer(&self, told: &CommandInfo, uploads: Uploads) -> Answer {
+    pub(super) async fn answer(&self, told: &CommandInfo, attempt: Attempt) -> Answer {
         let line = told.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
         let events = match self.door(told, line.as_ref(), &mut answer).await {
             Ok((events, upstream)) => {
-                let is_reached = match uploads {
-                    Uploads::AsAlways => self.downloads(told, line.as_ref(), &mut answer).await,
-                    Uploads::None => false,
+                let is_reached = match attempt {
+                    Attempt::First | Attempt::Only => {
+                        // A program that it runs has run.
+                        let repeats = attempt == Attempt::First && told.word != "run";
+                        self.downloads(told, line.as_ref(), repeats, &mut answer).await
+                    }
+                    Attempt::Alone => false,
+                    Attempt::Uncached => {
+                        let none = ["--remote_cache=", "--disk_cache="];
+                        answer.flags.extend(none.map(str::to_owned));
+                        false
+                    }
                 };
                 // Then an upload that fails the build is its own.
                 let has_others = upstream.is_some() || line.as_ref().is_none_or(writes_events);
@@ -156,6 +174,7 @@ impl Host {
             backend,
             waits: line.as_ref().is_some_and(waits),
             uploads_for_us: !has_others,
+            leaves_downloads: answer.flags.iter().any(|flag| flag == MINIMAL),
         };
         self.heard().push(heard);
         answer
@@ -266,7 +285,13 @@ impl Host {
     }
 
     /// Has Bazel told to download nothing, if that can be. False if the command names a cache that does not answer.
-    async fn downloads(&self, told: &CommandInfo, line: Option<&CommandLine>, answer: &mut Answer) -> bool {
+    async fn downloads(
+        &self,
+        told: &CommandInfo,
+        line: Option<&CommandLine>,
+        repeats: bool,
+        answer: &mut Answer,
+    ) -> bool {
         let base = told
             .options
             .as_ref()
@@ -275,6 +300,7 @@ impl Host {
         let mut setting = Setting {
             keep: self.keep,
             word: &told.word,
+            repeats,
             version: told.version,
             options: line.ok_or_else(|| told.options.as_ref().err().map_or("", String::as_str)),
             place: base.map_or(Ok(()), |base| {
@@ -295,8 +321,7 @@ impl Host {
         let is_reached = setting.cache.is_ok() || line.is_none_or(|line| line.remote_cache().is_none());
         let mode = decide(&setting);
         match mode {
-            // Not --remote_download_outputs=minimal, which some versions refuse without what only this one expands into.
-            Mode::Minimal => answer.flags.push("--remote_download_minimal".to_owned()),
+            Mode::Minimal => answer.flags.push(MINIMAL.to_owned()),
             Mode::Own(reason) => tracing::info!("leaving Bazel's download mode unchanged: {reason}"),
             Mode::Unable(reason) => answer.messages.push(reason),
         }
@@ -346,6 +371,11 @@ impl Host {
     /// Whether an upload fails only because we want events: Bazel alone would have uploaded nothing.
     pub(super) fn uploads_for_us(&self) -> bool {
         !self.any(|heard| !heard.uploads_for_us)
+    }
+
+    /// Whether Bazel left downloads to us.
+    pub(super) fn is_left_downloads(&self) -> bool {
+        self.any(|heard| heard.leaves_downloads)
     }
 
     /// Forgets the commands so far: one of them runs again.

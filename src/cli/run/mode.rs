@@ -13,6 +13,8 @@ pub(super) struct Setting<'a> {
     pub(super) keep: bool,
     /// The command word.
     pub(super) word: &'a str,
+    /// Whether it can run again, should the cache lack what its results name.
+    pub(super) repeats: bool,
     /// Bazel's major version.
     pub(super) version: Option<u32>,
     /// The options; or why they are not known.
@@ -81,6 +83,10 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
     if is_test && remote.is_none_or(|(_, url)| is_http(url)) {
         return Mode::Own("with an HTTP or disk cache, events name no digests of tests' files");
     }
+    // Bazel asks a gRPC cache and its own disk cache for the results of actions whose outputs they have.
+    if !setting.repeats && remote.is_some_and(|(_, url)| is_http(url)) {
+        return Mode::Own("an HTTP cache may lack outputs of the results that it has");
+    }
     if options.last("experimental_build_event_upload_strategy") == Some("local") {
         return Mode::Own("the events name local files");
     }
@@ -117,6 +123,7 @@ mod tests {
         let mut setting = Setting {
             keep: false,
             word: "build",
+            repeats: true,
             version: Some(7),
             options: Ok(&line),
             place: Ok(()),
@@ -223,6 +230,19 @@ mod tests {
                 let mode = decided(&options, |setting| setting.word = word);
                 assert_eq!(mode == Mode::Minimal, taken, "{word} {options:?}: {mode:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_an_http_cache_may_lack_is_left_to_bazel_where_the_command_runs_only_once() {
+        for (options, taken) in [
+            (vec!["--remote_cache=http://h"], false),
+            (vec!["--remote_cache=https://h", "--disk_cache=/d"], false),
+            (vec!["--disk_cache=/d"], true),
+            (vec![CACHE], true),
+        ] {
+            let mode = decided(&options, |setting| setting.repeats = false);
+            assert_eq!(mode == Mode::Minimal, taken, "{options:?}: {mode:?}");
         }
     }
 

@@ -26,7 +26,7 @@ use tokio::{
 
 use super::super::print;
 use super::{
-    host::{Answer, Host, Uploads},
+    host::{Answer, Attempt, Host},
     line::Line,
     probe::{CommandInfo, Probe},
     program,
@@ -182,7 +182,7 @@ async fn answer(mut stream: UnixStream, host: &Host) -> std::io::Result<()> {
     let (reading, mut writing) = stream.split();
     tokio::time::timeout(ASKING, reading.take(MOST).read_to_end(&mut asked)).await??;
     let told: CommandInfo = serde_json::from_slice(&asked)?;
-    let answer = host.answer(&told, Uploads::AsAlways).await;
+    let answer = host.answer(&told, Attempt::Only).await;
     writing.write_all(&serde_json::to_vec(&answer)?).await
 }
 
