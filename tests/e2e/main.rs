@@ -17,6 +17,7 @@ mod disk;
 mod failing;
 mod faults;
 mod flags;
+mod google;
 mod holding;
 mod incremental;
 mod kill;
