@@ -1,7 +1,7 @@
 //! Generated builds and a player for them: what the demo shows, and what tests and benchmarks drive the daemon with.
 //!
 //! [`GeneratedBuild`] is a small build with a bit of everything, [`Shape`] a large uniform one; both put their outputs
-//! into a [`Store`](crate::embedded_cache::Store) and give the events that Bazel 7 would send. [`play`] sends events as
+//! into a [`Store`](crate::embedded_cache::Store) and give the events that Bazel 7 would send. [`play`](play()) sends events as
 //! Bazel does.
 
 mod build;

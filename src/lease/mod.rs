@@ -10,7 +10,7 @@
 //! newest build may still depend on outputs that it did not rebuild. An output is only reported as lost if it was
 //! uploaded to the cache that is asked, and while no build is running that may upload it again.
 //!
-//! There is one task, [`keep`], and nothing waits for it. Rows are read in pages and asked for in batches, so memory
+//! There is one task, [`keep`](keep()), and nothing waits for it. Rows are read in pages and asked for in batches, so memory
 //! does not grow with the build; the number of digests per second is limited.
 
 mod error;

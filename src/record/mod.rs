@@ -2,7 +2,7 @@
 //!
 //! It is a cache, never the truth. Readers check it against the disk, so it may be deleted, damaged, or miss its newest
 //! rows; that only costs checking some files again. In return, nothing here ever fails or delays a build: there are no
-//! errors after opening, only [`Health`].
+//! errors after opening, only [`Health`](error::Health).
 //!
 //! * `handle`, `outputs`, `invocations`, `retention`: the API, in terms of rows.
 //! * `which`: which recorded build is meant.
