@@ -11,9 +11,18 @@ use std::{
 
 use outhaul_testkit::{Running, eventually, free_address, peers};
 
-use crate::harness::{Outhaul, Scratch, Stage};
+use crate::harness::{Outhaul, Scratch, Stage, Version, run};
 
-for_each_bazel!(bazel7 embedded: googles_token_reaches_the_cache_and_is_shown_nowhere);
+#[test]
+fn googles_credentials() {
+    let name = concat!(module_path!(), "::googles_credentials");
+    run(
+        name,
+        Version::Seven,
+        "embedded",
+        googles_token_reaches_the_cache_and_is_shown_nowhere,
+    );
+}
 
 /// What the token endpoint gives out.
 const TOKEN: &str = "ya29.hush-google-token";

@@ -227,7 +227,7 @@ fn a_disk_cache_is_where_bazel_has_it(stage: &Stage) {
 
 /// Bazel takes an HTTP cache's word for the results that it has. Alone it builds those whose outputs it fails to download.
 fn what_an_http_cache_has_lost_is_built_again(stage: &Stage) {
-    let mut cache = stage.cache();
+    let cache = stage.cache();
     let bazel = stage.bazel(&cache);
     let outhaul = Outhaul::new();
     let http = format!("--remote_cache={}", cache.url());

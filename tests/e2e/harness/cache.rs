@@ -279,7 +279,7 @@ impl Cache {
     }
 
     /// Takes every blob from a cache behind HTTP, and leaves the results that name them, as an eviction does.
-    pub(crate) fn lose_blobs(&mut self) {
+    pub(crate) fn lose_blobs(&self) {
         let blobs = self.dir.join("store/root/cas");
         assert!(blobs.is_dir(), "{:?} keeps its blobs elsewhere", self.kind);
         std::fs::remove_dir_all(blobs).unwrap();
