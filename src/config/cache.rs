@@ -39,6 +39,11 @@ pub(crate) struct CacheArgs {
     #[arg(long, env = "OUTHAUL_NO_DISK_CACHE_TOUCH")]
     pub no_disk_cache_touch: bool,
 
+    /// Take the answer 403 of an HTTP cache as one that it does not have the blob, as buckets answer to callers that may
+    /// not list them
+    #[arg(long, env = "OUTHAUL_FORBIDDEN_IS_MISSING")]
+    pub forbidden_is_missing: bool,
+
     /// With --remote-cache=from-build: a remote cache that builds may use (repeatable)
     #[arg(
         long,
@@ -252,6 +257,7 @@ impl CacheArgs {
             .parse::<DigestFunction>()
             .map_err(|e| ConfigError::new("--digest-function", e))?;
         options.touch = !self.no_disk_cache_touch;
+        options.forbidden_is_missing = self.forbidden_is_missing;
         options.connect.workspace = std::env::current_dir().ok();
         Ok(options)
     }

@@ -54,6 +54,8 @@ pub struct RemoteOptions {
     pub digest_function: DigestFunction,
     /// Whether reading from a disk cache makes its entries new to the collector, as it does when Bazel reads them.
     pub touch: bool,
+    /// Whether an HTTP cache that forbids reading a blob counts as one that does not have it.
+    pub forbidden_is_missing: bool,
     /// Whether a disk cache that cannot be used counts as one that has nothing, instead of as an error.
     pub is_optional: bool,
     /// What of the build's own options could not be used, and why. Reported if the server refuses us.
@@ -75,6 +77,7 @@ impl RemoteOptions {
             min_throughput: 1024,
             digest_function: DigestFunction::Sha256,
             touch: true,
+            forbidden_is_missing: false,
             is_optional: false,
             left_out: Vec::new(),
         }

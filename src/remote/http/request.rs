@@ -214,9 +214,15 @@ impl Server {
         let status = head.status;
         let kind = match is_unauthenticated(status, &head.headers) {
             true => RemoteErrorKind::Unauthenticated,
+            false if status == StatusCode::FORBIDDEN && self.options.forbidden_is_missing => {
+                RemoteErrorKind::NotFound
+            }
             false => kind_of(status),
         };
         let mut message = match kind {
+            RemoteErrorKind::NotFound if status == StatusCode::FORBIDDEN => {
+                format!("not in the cache ({status}, which means so with --forbidden-is-missing)")
+            }
             RemoteErrorKind::NotFound => "not in the cache".to_owned(),
             RemoteErrorKind::Unauthenticated => format!(
                 "the server requires credentials: a user name and a password in the URL or in ~/.netrc, \

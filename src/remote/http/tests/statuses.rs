@@ -49,6 +49,22 @@ async fn statuses_are_sorted_into_kinds_and_only_those_that_may_pass_are_asked_a
 }
 
 #[tokio::test]
+async fn what_is_forbidden_counts_as_missing_only_if_told_so() {
+    for (told, kind) in [
+        (false, RemoteErrorKind::Denied),
+        (true, RemoteErrorKind::NotFound),
+    ] {
+        let fake = Fake::new(|_, _| reply(403, &[], b""));
+        let cache = client(&fake, |options| options.forbidden_is_missing = told).await;
+        let error = streamed(&cache, &digest(b"x"), 0, false).await.1.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(error.to_string().contains("403"), "{error}");
+        let missing = cache.find_missing(&[digest(b"x")], &nobody()).await;
+        assert_eq!(missing.is_ok(), told, "{missing:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_says_for_how_long_it_wants_to_be_left_alone() {
     for (text, seconds) in [("7", 7), ("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("soon", 0)] {
         let fake = Fake::new(move |_, number| match number {
