@@ -34,7 +34,7 @@ const MAX_LISTED: usize = 1_000_000;
 const MAX_NAMES: usize = 256 << 20;
 /// How long getting credentials may take.
 const CREDENTIALS: Duration = Duration::from_secs(20);
-/// How long those of a machine's metadata service may take: it is near, and answers at once or never.
+/// How long those of EC2's metadata service may take.
 const METADATA: Duration = Duration::from_secs(5);
 /// What to do where they cannot be got.
 const PUBLIC: &str = "add anonymous=yes if the bucket is public";
@@ -427,7 +427,7 @@ impl Bucket {
             return Err(failed(known));
         }
         let is_machine = self.opened.is_of_the_machine();
-        let patience = match is_machine {
+        let patience = match self.opened.is_of_ec2() {
             true => METADATA,
             false => CREDENTIALS.max(self.options.connect.credential_helper_timeout),
         };

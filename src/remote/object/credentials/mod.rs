@@ -20,7 +20,9 @@ use crate::{
 /// What credentials are called that are none.
 const NONE: &str = "no credentials";
 /// What the credentials are called that a machine's metadata service gives: Amazon's, and Azure's.
-const OF_THE_MACHINE: [&str; 2] = ["the machine's role", "the machine's identity"];
+const OF_THE_MACHINE: [&str; 2] = [EC2, "the machine's identity"];
+/// What those of a machine of Amazon's are called.
+const EC2: &str = "the machine's role";
 
 /// The value of a variable, if it is set.
 type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -84,7 +86,13 @@ impl Opened {
         self.shown == NONE
     }
 
-    /// Whether a machine's metadata service is asked: it is near, and answers at once or never.
+    /// Whether EC2's metadata service is asked: it is near, and answers at once or never. Azure's may take long for a
+    /// machine's first token.
+    pub(super) fn is_of_ec2(&self) -> bool {
+        self.shown == EC2
+    }
+
+    /// Whether a machine's metadata service is asked.
     pub(super) fn is_of_the_machine(&self) -> bool {
         OF_THE_MACHINE.contains(&self.shown)
     }

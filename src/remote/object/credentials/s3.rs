@@ -7,7 +7,7 @@ use object_store::{
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
 };
 
-use super::{Connector, Environment, NONE, OF_THE_MACHINE, Opened, built, if_any, no_retries, wrong};
+use super::{Connector, EC2, Environment, NONE, Opened, built, if_any, no_retries, wrong};
 use crate::{
     remote::{
         RemoteOptions,
@@ -138,15 +138,11 @@ pub(super) fn open(
             ],
         );
     } else if address.anonymous == Anonymous::No || is_ec2(environment) {
-        shown = OF_THE_MACHINE[0];
+        shown = EC2;
         // The AWS tools' variable.
-        builder = set(
-            builder,
-            &[(
-                AmazonS3ConfigKey::MetadataEndpoint,
-                "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-            )],
-        );
+        if let Some(url) = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") {
+            builder = builder.with_metadata_endpoint(url.trim_end_matches('/'));
+        }
     } else {
         builder = builder.with_skip_signature(true);
     }
