@@ -1,17 +1,19 @@
 //! Blobs that are on disk already: a store that reads files of this machine before it asks the cache.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
 use rustix::fs::OFlags;
+use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink, piece};
 use crate::{
@@ -21,8 +23,11 @@ use crate::{
     transport::{RemoteError, RemoteErrorKind},
 };
 
-/// The store's name for what comes from such files.
-const NAME: &str = "local files";
+/// The name, as of a store, of what comes from such files.
+pub(crate) const LOCAL_FILES: &str = "local files";
+
+/// How long a file may take to be opened, or to give its next bytes: it may be on a file system whose server is gone.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A file that should have a blob's bytes.
 #[derive(Debug, Clone)]
@@ -140,6 +145,17 @@ impl LocalFirst {
         }
     }
 
+    /// Forgets the files below some directories: one of them does not answer.
+    fn give_up(&self, roots: &HashSet<Arc<Path>>) {
+        for root in roots {
+            let path = root.display();
+            tracing::warn!(%path, "reading files there takes too long; downloading what they have instead");
+        }
+        self.lock()
+            .copies
+            .retain(|_, offered| !roots.contains(&offered.copy.root));
+    }
+
     fn copy(&self, digest: &Digest, avoid: bool) -> Option<Copy> {
         if avoid {
             None
@@ -204,7 +220,8 @@ impl BlobStore for LocalFirst {
             return self.cache.read_batch(digests, attribution, avoid);
         }
         async move {
-            let looked = tokio::task::spawn_blocking(move || {
+            let roots: HashSet<Arc<Path>> = asked.iter().map(|(_, copy)| copy.root.clone()).collect();
+            let looked = spawn_blocking(move || {
                 let mut found = HashMap::new();
                 for (digest, copy) in asked {
                     if let Some(bytes) = read(&copy, digest.size()) {
@@ -213,7 +230,13 @@ impl BlobStore for LocalFirst {
                 }
                 found
             });
-            let mut found = looked.await.unwrap_or_default();
+            let mut found = match timeout(PATIENCE, looked).await {
+                Ok(found) => found.unwrap_or_default(),
+                Err(_) => {
+                    self.give_up(&roots);
+                    HashMap::new()
+                }
+            };
             let rest: Vec<Digest> = digests
                 .iter()
                 .filter(|digest| !found.contains_key(*digest))
@@ -258,12 +281,20 @@ impl BlobStore for LocalFirst {
             let mut at = offset;
             if let Some(copy) = self.copy(digest, avoid) {
                 let size = digest.size();
-                let opened = tokio::task::spawn_blocking(move || open(&copy, size)).await;
-                if let Ok(Ok(Some(file))) = opened {
+                let root = HashSet::from([copy.root.clone()]);
+                let opened = timeout(PATIENCE, spawn_blocking(move || open(&copy, size))).await;
+                if opened.is_err() {
+                    self.give_up(&root);
+                }
+                if let Ok(Ok(Ok(Some(file)))) = opened {
                     let file = Arc::new(file);
                     self.note(digest, true);
                     while at < size {
-                        let Some(piece) = piece(&file, at, size).await else {
+                        let piece = timeout(PATIENCE, piece(&file, at, size)).await;
+                        if piece.is_err() {
+                            self.give_up(&root);
+                        }
+                        let Ok(Some(piece)) = piece else {
                             // The rest from the cache. If the file was changed meanwhile, the hash will tell.
                             break;
                         };
@@ -298,12 +329,19 @@ impl BlobStore for LocalFirst {
 
     fn origin(&self, digest: &Digest) -> Option<Arc<str>> {
         if self.served(digest) {
-            return Some(NAME.into());
+            return Some(LOCAL_FILES.into());
         }
         self.cache.origin(digest)
     }
 
     fn distrust(&self, digest: &Digest) -> bool {
-        !self.served(digest) && self.cache.distrust(digest)
+        let mut offers = self.lock();
+        if offers.copies.get(digest).is_some_and(|offered| offered.served) {
+            // It was only a guess: the cache has not been asked.
+            offers.copies.remove(digest);
+            return true;
+        }
+        drop(offers);
+        self.cache.distrust(digest)
     }
 }

@@ -60,7 +60,7 @@ mod tests;
 
 pub use chain::Chain;
 pub use compression::Compression;
-pub(crate) use copies::{Copy, LocalFirst, Offer, looks_right};
+pub(crate) use copies::{Copy, LOCAL_FILES, LocalFirst, Offer, looks_right};
 pub use disk::DiskCache;
 pub(crate) use disk::piece;
 pub use expand::{ExpandError, Expanded, TreeRef};

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     output::{Class, OutputContent},
-    remote::Chain,
+    remote::{Chain, LOCAL_FILES},
 };
 
 /// How often wrong bytes are asked for again: twice of each store, however short its memory of them is.
@@ -125,17 +125,28 @@ impl Coordinator {
             self.forget_nearby(id);
             self.enqueue(id);
         } else if error.is_mismatch() {
-            self.metrics.fault("mismatch");
+            let mut from = None;
             // It may have been the bytes of one store among several.
             let may_come = match (&job.content, job.askers.first()) {
                 (OutputContent::Blob(digest), Some(asker)) => {
-                    let others_may_have_it = asker.session.store.distrust(digest);
+                    let store = &asker.session.store;
+                    from = store.origin(digest);
+                    let others_may_have_it = store.distrust(digest);
                     others_may_have_it && usize::from(job.mismatches) < MOST_MISMATCHES || job.mismatches == 0
                 }
                 _ => false,
             };
-            if may_come {
-                tracing::warn!(path = %job.path, %error, "the cache sent wrong bytes; retrying");
+            let is_local = from.as_deref() == Some(LOCAL_FILES);
+            if !is_local {
+                self.metrics.fault("mismatch");
+            }
+            if may_come && is_local {
+                tracing::debug!(path = %job.path, %error, "a local file has changed; downloading instead");
+                self.forget_nearby(id);
+                self.enqueue(id);
+            } else if may_come {
+                let from = from.as_deref().unwrap_or("the cache");
+                tracing::warn!(path = %job.path, %error, "{from} sent wrong bytes; retrying");
                 job.mismatches = job.mismatches.saturating_add(1);
                 self.forget_nearby(id);
                 self.enqueue(id);
