@@ -84,6 +84,8 @@ pub(super) struct Outlet {
 impl Read for Outlet {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() && !self.has_ended {
+            // What has been read makes room for the next piece.
+            self.part = None;
             match self.receiver.blocking_recv() {
                 Some(Piece::Bytes(piece, part)) => {
                     self.hasher.update(&piece);
@@ -210,5 +212,31 @@ mod tests {
         drop(receiver);
         let ended = tokio::time::timeout(std::time::Duration::from_secs(60), waiting).await;
         assert!(ended.expect("it ends").is_err());
+    }
+
+    #[tokio::test]
+    async fn large_pieces_are_read_one_after_the_other() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut inlet = Inlet {
+            sender,
+            room: Arc::new(Semaphore::new(WAITING)),
+            progress: Arc::default(),
+        };
+        let mut outlet = Outlet {
+            receiver,
+            piece: Bytes::new(),
+            part: None,
+            has_ended: false,
+            hasher: Hasher::new(DigestFunction::Sha256),
+        };
+        let reading = tokio::task::spawn_blocking(move || io::copy(&mut outlet, &mut io::sink()).unwrap());
+        let sizes = [WAITING, WAITING / 2 + 1, WAITING, 3 * WAITING];
+        for size in sizes {
+            let piece = Bytes::from(vec![0; size]);
+            let sent = tokio::time::timeout(std::time::Duration::from_secs(60), inlet.write(piece));
+            sent.await.expect("there is room in time").unwrap();
+        }
+        assert!(inlet.send(Piece::End).is_ok());
+        assert_eq!(reading.await.unwrap(), sizes.iter().sum::<usize>() as u64);
     }
 }
