@@ -356,6 +356,7 @@ pub(crate) fn read_answer(
     printed: &[u8],
     now: SystemTime,
 ) -> Result<(Vec<Header>, Option<Duration>), AnswerError> {
+    // The decoder's words would quote the answer.
     let printed: Printed = serde_json::from_slice(printed).map_err(|_| AnswerError::NotJson)?;
     let mut headers = Vec::new();
     for (name, values) in printed.headers {

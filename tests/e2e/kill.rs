@@ -21,7 +21,7 @@ pub(crate) fn a_daemon_that_is_killed_goes_on_where_it_was(stage: &Stage) {
         // early: not even they have all come.
         let point = match round {
             0 => 1,
-            _ => rand::random_range(1 << 20..BIG * 9 / 10),
+            _ => rand::random_range(1 << 20..BIG * 3 / 4),
         };
         let start = || bazel.start("build", &[&daemon.bes(), "//...", "//big"]);
         let (build, note) = match way.wire() {
@@ -36,8 +36,11 @@ pub(crate) fn a_daemon_that_is_killed_goes_on_where_it_was(stage: &Stage) {
             }
             // From a directory, all comes in an instant, if not at once.
             None => {
+                let before = daemon.outhaul().statuses().len();
                 let build = start();
-                eventually("the build is known", || !daemon.outhaul().statuses().is_empty());
+                eventually("the build is known", || {
+                    daemon.outhaul().statuses().len() > before
+                });
                 (build, format!("killed in round {round}"))
             }
         };
