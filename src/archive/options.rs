@@ -74,7 +74,7 @@ pub struct Listed {
     pub path: ExecPath,
     /// What it is. Directories are listed only if nothing is in them.
     pub content: OutputContent,
-    /// The [`Archive::order`] of the archive that it is from; of several with the same file, the first that was unpacked.
+    /// The [`Archive::order`] of an archive that has it. What several have with the same content is listed for each.
     pub order: u32,
     /// Inode number of a file; 0 for others.
     pub inode: u64,

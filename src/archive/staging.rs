@@ -86,6 +86,8 @@ pub(super) struct Index {
     unfinished: BTreeSet<u32>,
     /// What is told of the paths, if that is asked for: content, archive and inode number.
     listed: BTreeMap<String, (OutputContent, u32, u64)>,
+    /// Other archives that have a listed path as well, with the same content.
+    also: BTreeSet<(String, u32)>,
 }
 
 fn key(path: &str) -> [u8; 16] {
@@ -108,6 +110,13 @@ impl Index {
         self.shared.insert((key(path), order));
     }
 
+    /// An archive has the same as what is listed for a path.
+    pub(super) fn list_also(&mut self, path: &str, order: u32) {
+        if self.listed.get(path).is_some_and(|(_, first, _)| *first != order) {
+            self.also.insert((path.to_owned(), order));
+        }
+    }
+
     /// Whether a path is a file of this archive.
     pub(super) fn is_file_of(&self, path: &str, order: u32) -> bool {
         let is_file = |taken: Taken| taken.kind == Kind::File;
@@ -118,7 +127,22 @@ impl Index {
 
     /// Notes what a path is.
     pub(super) fn list(&mut self, path: &str, content: OutputContent, order: u32, inode: u64) {
-        self.listed.insert(path.to_owned(), (content, order, inode));
+        if self
+            .listed
+            .insert(path.to_owned(), (content, order, inode))
+            .is_some()
+        {
+            // What was there is replaced.
+            for order in self.others(path).collect::<Vec<_>>() {
+                self.also.remove(&(path.to_owned(), order));
+            }
+        }
+    }
+
+    /// The archives that have a listed path as well.
+    fn others(&self, path: &str) -> impl Iterator<Item = u32> {
+        let range = (path.to_owned(), 0)..=(path.to_owned(), u32::MAX);
+        self.also.range(range).map(|(_, order)| *order)
     }
 
     /// What a path is, if it is listed.
@@ -187,7 +211,8 @@ impl Staging {
         })
     }
 
-    /// What was unpacked so far, in the order of the paths; nothing without [`StagingOptions::lists`].
+    /// What was unpacked so far, in the order of the paths, and once for each archive that has a path; nothing without
+    /// [`StagingOptions::lists`].
     #[must_use]
     pub fn listed(&self) -> Vec<Listed> {
         let index = self.index();
@@ -196,21 +221,24 @@ impl Staging {
             let next = index.listed.range(below.clone()..).next();
             next.is_none_or(|(next, _)| !next.starts_with(&below))
         };
-        let listed = index.listed.iter().filter_map(|(path, (content, order, inode))| {
-            if *content == OutputContent::Directory && !is_leaf(path) {
-                return None;
+        let mut listed = Vec::new();
+        for (name, (content, first, inode)) in &index.listed {
+            if *content == OutputContent::Directory && !is_leaf(name) {
+                continue;
             }
             // It was one before.
-            let path = ExecPath::new(path).ok()?;
-            let (content, order, inode) = (content.clone(), *order, *inode);
-            Some(Listed {
-                path,
-                content,
+            let Ok(path) = ExecPath::new(name) else {
+                continue;
+            };
+            let orders = std::iter::once(*first).chain(index.others(name));
+            listed.extend(orders.map(|order| Listed {
+                path: path.clone(),
+                content: content.clone(),
                 order,
-                inode,
-            })
-        });
-        listed.collect()
+                inode: *inode,
+            }));
+        }
+        listed
     }
 
     /// Takes a whole file right into the target: what `publish` puts under a name in the directory that it is given.

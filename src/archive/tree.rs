@@ -88,7 +88,9 @@ impl<'a> Tree<'a> {
     pub(super) fn directory(&mut self, path: &ExecPath) -> Result<(), ArchiveError> {
         // It counts also where it exists.
         self.budget.entry()?;
-        self.open(self.placed(path)?.as_str())?;
+        let path = self.placed(path)?;
+        self.open(path.as_str())?;
+        self.staging.index().list_also(path.as_str(), self.archive.order);
         self.done.directories += 1;
         Ok(())
     }
@@ -356,9 +358,11 @@ impl<'a> Tree<'a> {
         if !is_same(interim, &dir, name).map_err(error())? {
             return Err(self.conflict(path.as_str(), "they have different content", true));
         }
+        let mut index = self.staging.index();
         if kind == Kind::File {
-            self.staging.index().share(path.as_str(), order);
+            index.share(path.as_str(), order);
         }
+        index.list_also(path.as_str(), order);
         Ok(())
     }
 

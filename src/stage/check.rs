@@ -109,6 +109,9 @@ pub fn is_staged(
             Err(reason) => answer.problems.push(reason),
         }
     }
+    // What several markers or archives have is one file.
+    wanted.sort_by(|a, b| a.0.cmp(&b.0));
+    wanted.dedup_by(|a, b| (&a.0, &a.1) == (&b.0, &b.1));
     answer.files = wanted.len() as u64;
     for ((path, ..), looked) in wanted.iter().zip(look(directory, &wanted)?) {
         match looked {

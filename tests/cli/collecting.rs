@@ -308,6 +308,35 @@ async fn an_optional_archive_takes_nothing_away_from_what_is_required() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_two_archives_stays_while_one_of_them_has_it() {
+    for (gone, left) in [
+        ("a", &[("lib/b", "b"), ("lib/same", "s")][..]),
+        ("b", &[("lib/a", "a"), ("lib/same", "s")]),
+    ] {
+        let place = Place::new();
+        for name in ["a", "b"] {
+            let files = [("lib/same", "s"), (&*format!("lib/{name}"), name)];
+            let archive = therock(&format!("{name}/stage"), &files);
+            place.0.with_sum(&format!("{name}_lib_generic.tar.zst"), &archive);
+        }
+        place.stage(&["--flatten"]).await.expect(0);
+        let told = place.is_staged(&[]).await.expect(0).json();
+        assert_eq!(told[0]["files"], 3);
+        for ending in ["", ".sha256sum"] {
+            let name = format!("in/{gone}_lib_generic.tar.zst{ending}");
+            std::fs::remove_file(place.0.path(&name)).unwrap();
+        }
+        let ran = place.stage(&["--flatten"]).await.expect(0);
+        assert!(
+            outcomes(&ran).iter().all(|(_, outcome)| outcome == "present"),
+            "{ran}"
+        );
+        place.assert_found(left);
+        place.is_staged(&[]).await.expect(0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stage_that_is_killed_leaves_nothing_and_is_made_good() {
     let test = "a_stage_that_is_killed_leaves_nothing_and_is_made_good";
     if !peers::are_there(test, &["nginx"]) {

@@ -412,3 +412,45 @@ fn what_is_listed_is_what_is_published_below_a_directory() {
     let elsewhere = Staging::open(&target, options).unwrap();
     assert!(!elsewhere.is_beside(&opened));
 }
+
+#[test]
+fn what_several_archives_have_is_listed_for_each() {
+    let one = Tar::default()
+        .file("same", "s")
+        .symlink("l", "same")
+        .directory("e")
+        .end();
+    let two = Tar::default()
+        .file("other", "o")
+        .file("same", "s")
+        .file("same", "s")
+        .symlink("l", "same")
+        .directory("e")
+        .end();
+    let dir = tempfile::tempdir().unwrap();
+    let how = How::default();
+    let options = StagingOptions {
+        lists: true,
+        ..how.options
+    };
+    let staging = Staging::open(&dir.path().join("t"), options).unwrap();
+    unpack(&*one, &how.archive("0.tar", 0), &staging).unwrap();
+    unpack(&*two, &how.archive("1.tar", 1), &staging).unwrap();
+    let listed = staging.listed();
+    let found: Vec<_> = listed.iter().map(|one| (one.path.as_str(), one.order)).collect();
+    let expected = [
+        ("e", 0),
+        ("e", 1),
+        ("l", 0),
+        ("l", 1),
+        ("other", 1),
+        ("same", 0),
+        ("same", 1),
+    ];
+    assert_eq!(found, expected);
+    assert!(
+        listed
+            .windows(2)
+            .all(|two| two[0].path != two[1].path || two[0].content == two[1].content)
+    );
+}
