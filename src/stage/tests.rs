@@ -19,6 +19,10 @@ use super::{
     select::{Artifact, Selection, placed},
     together::Directories,
 };
+#[cfg(feature = "archives")]
+use super::{destination::Reach, gather::Gather};
+#[cfg(feature = "archives")]
+use crate::remote::Nowhere;
 use crate::{
     builds::StreamKey,
     demo::{GeneratedBuild, Setting},
@@ -586,6 +590,38 @@ fn a_file_in_the_place_of_a_tree_has_its_way_made() {
     leave(dir.path(), "one", &[("d/e/x", b"1"), ("d/y", b"2"), ("z", b"3")]);
     marker::make_way(dir.path(), &HashSet::from(["d".to_owned()])).unwrap();
     assert!(!dir.path().join("d").exists() && dir.path().join("z").exists());
+}
+
+#[cfg(feature = "archives")]
+#[tokio::test]
+async fn what_keeps_all_optional_archives_away_is_told_of_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    let destination = Reach::Anywhere.open(&to, None, true).unwrap().unwrap();
+    let optional = |name| Artifact {
+        class: Class::Optional,
+        ..artifact(name, blob(b"1"))
+    };
+    let store: Arc<dyn BlobStore> = Arc::new(Nowhere("there is no cache".to_owned()));
+    let mut gather = Gather::default();
+    gather.take_archives(&mut vec![optional("a.tar"), optional("b.tar")], &store);
+    // Nothing can be written: another directory is in its place.
+    std::fs::rename(&to, dir.path().join("moved")).unwrap();
+    std::fs::create_dir(&to).unwrap();
+    let together = Directories::default().at(&to);
+    let brought = gather.bring(Class::Optional, &destination, &together).await;
+    assert!(brought.is_err() && !gather.is_open());
+    let (mut marker, mut open) = (Marker::new("inv", "/w", &Wish::default()), HashSet::new());
+    gather.note(&mut marker, &mut open);
+    let missing: Vec<_> = marker.missing.iter().map(|one| one.path.as_str()).collect();
+    assert_eq!((missing, open.len()), (vec!["a.tar", "b.tar"], 0));
+    for one in marker.missing {
+        assert!(
+            one.error.contains("replaced by another directory"),
+            "{}",
+            one.error
+        );
+    }
 }
 
 #[test]

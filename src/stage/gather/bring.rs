@@ -29,7 +29,7 @@ const JOBS: usize = 10;
 
 impl Gather {
     /// Brings what has not come to its end: all that is required, as a whole, or all that is optional, each for itself. What
-    /// befalls a file is its end.
+    /// befalls a file is its end. An error is also the end of all that is optional and has none yet.
     ///
     /// # Errors
     /// When nothing can be written into the directory, or a thread panicked.
@@ -49,6 +49,23 @@ impl Gather {
             self.keep_optional();
             return Ok(());
         }
+        let brought = self.bring_each(todo, destination, together).await;
+        if let Err(error) = &brought {
+            let reason = destination.named(&error.to_string());
+            for source in self.sources.iter_mut().filter(|source| source.end.is_none()) {
+                source.end = Some(Err(reason.clone()));
+            }
+        }
+        brought
+    }
+
+    /// Brings several files, each for itself.
+    async fn bring_each(
+        &mut self,
+        todo: Vec<Fetch>,
+        destination: &Destination,
+        together: &Arc<Together>,
+    ) -> Result<(), StageError> {
         let mut running = stream::iter(todo)
             .map(|fetch| async move {
                 let staging = Arc::new(staging(destination).await?);
