@@ -6,8 +6,12 @@ use std::{fmt, sync::Arc};
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
+/// What is shown of a URL in which it cannot be told where a password ends.
+pub(super) const HIDDEN: &str = "://***";
+
 /// A URL as markers remember it, and as messages show it: without a user name, a password or a query, which may be a
-/// signature. The same URL gives the same text.
+/// signature. The same URL gives the same text. Of one that may have a password with a `/`, `?` or `#` in it, only the
+/// scheme is left.
 #[must_use]
 pub fn without_secrets(url: &str) -> String {
     let place = url.split(['?', '#']).next().unwrap_or(url);
@@ -16,7 +20,21 @@ pub fn without_secrets(url: &str) -> String {
     };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let host = authority.rsplit('@').next().unwrap_or(authority);
+    // A colon comes before a port, or is part of an address in brackets; buckets have neither.
+    let is_port = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_address = host.starts_with('[') && host.ends_with(']');
+    let is_odd = match host.rsplit_once(':') {
+        Some((_, port)) => !is_address && (!is_port(port) || is_bucket(scheme)),
+        None => false,
+    };
+    if is_odd {
+        return format!("{scheme}{HIDDEN}");
+    }
     format!("{scheme}://{host}{path}")
+}
+
+fn is_bucket(scheme: &str) -> bool {
+    matches!(&*scheme.to_ascii_lowercase(), "s3" | "gs" | "az")
 }
 
 /// Which URLs a caller may name.
@@ -61,8 +79,13 @@ pub enum OriginError {
     /// No host or bucket.
     #[error("has no host or bucket")]
     Host,
+    /// A bucket with more than a name.
+    #[error("must have the name of a bucket alone, without a user name, a password or a port")]
+    Bucket,
     /// A path that servers may take for another one.
-    #[error("must not have `.`, `..`, an encoded slash, or, of a bucket, `#` in its path")]
+    #[error(
+        "must not have `.`, `..`, an encoded slash, a dot or slash that is encoded twice, or, of a bucket, `#` in its path"
+    )]
     Path,
 }
 
@@ -104,6 +127,9 @@ impl Origin {
             "s3" | "gs" | "az" => {
                 let (place, settings) = rest.split_once('?').unwrap_or((rest, ""));
                 let (bucket, path) = place.split_at(place.find('/').unwrap_or(place.len()));
+                if bucket.contains(['@', ':']) {
+                    return Err(OriginError::Bucket);
+                }
                 Self {
                     authority: bucket.to_owned(),
                     path: path.to_owned(),
@@ -119,9 +145,12 @@ impl Origin {
         let decoded = percent_decode_str(&origin.path)
             .decode_utf8()
             .map_err(|_| OriginError::Path)?;
-        let is_odd = |part: &str| matches!(part, "." | "..") || part.contains('\\');
+        // Some servers cut off what comes after a semicolon, and some decode twice.
+        let is_odd = |part: &str| matches!(part.split(';').next(), Some("." | "..")) || part.contains('\\');
         let slashes = |text: &str| text.matches('/').count();
-        if decoded.split('/').any(is_odd) || slashes(&decoded) != slashes(&origin.path) {
+        let lower = decoded.to_ascii_lowercase();
+        let is_encoded = ["%2e", "%2f", "%5c"].iter().any(|code| lower.contains(code));
+        if decoded.split('/').any(is_odd) || is_encoded || slashes(&decoded) != slashes(&origin.path) {
             return Err(OriginError::Path);
         }
         Ok(origin)
@@ -165,6 +194,15 @@ mod tests {
             ("https://cache.example.com/builds/%2e%2E/a.tar", false),
             ("https://cache.example.com/builds/..%2fa.tar", false),
             ("https://cache.example.com/builds/..%5ca.tar", false),
+            ("https://cache.example.com/builds/..;/a.tar", false),
+            ("https://cache.example.com/builds/..;x=1/a.tar", false),
+            ("https://cache.example.com/builds/.;x/a.tar", false),
+            ("https://cache.example.com/builds/..%3Bx/a.tar", false),
+            ("https://cache.example.com/builds/a;x/b.tar", true),
+            ("https://cache.example.com/builds/%252E%252e/a.tar", false),
+            ("https://cache.example.com/builds/..%252Fa.tar", false),
+            ("https://cache.example.com/builds/..%255ca.tar", false),
+            ("https://cache.example.com/builds/100%25.tar", true),
             ("http://cache.example.com/builds/a.tar", false),
             ("https://cache.example.com:444/builds/a.tar", false),
             ("https://cache.example.com@evil/builds/a.tar", false),
@@ -173,6 +211,9 @@ mod tests {
             ("s3://bucket/ci/1/", false),
             ("s3://other/ci/1/", true),
             ("s3://other/ci/1/#?endpoint=http://evil", false),
+            ("s3://AKIA:secret@other/ci/1/", false),
+            ("s3://AKIA:sec/ret@other/ci/1/", false),
+            ("s3://other:9000/ci/1/", false),
             ("s3://bucket/ci/1/?endpoint=http://evil", false),
             ("s3://bucket/cia/?endpoint=http://localhost:9000", false),
             ("s3://bucket-2/ci/?endpoint=http://localhost:9000", false),
@@ -189,7 +230,10 @@ mod tests {
         }
         assert!(!Origins::Below([].into()).allow("https://cache.example.com/a"));
         let shown = format!("{origins:?}");
-        assert!(!shown.contains("secret"), "{shown}");
+        assert!(!shown.contains("secret") && !shown.contains("user"), "{shown}");
+        for url in ["s3://AKIA:secret@bucket/ci", "gs://token@bucket", "az://a:b"] {
+            assert_eq!(Origin::parse(url), Err(OriginError::Bucket), "{url}");
+        }
     }
 
     #[test]
@@ -200,6 +244,16 @@ mod tests {
             ("x.tar=https://u:p@h/a", "x.tar=https://h/a"),
             ("s3://b/p/?endpoint=http://h", "s3://b/p/"),
             ("u:p@h/x", "h/x"),
+            ("s3://AKIA:abc@bucket/p/", "s3://bucket/p/"),
+            ("s3://AKIA:abc/def@bucket/p/", "s3://***"),
+            ("s3://AKIA:123/def@bucket/p/", "s3://***"),
+            ("https://u:p/w@h/a", "https://***"),
+            ("https://u:p?w@h/a", "https://***"),
+            ("https://u:p#w@h/a", "https://***"),
+            ("https://u:/w@h/a", "https://***"),
+            ("x.tar=https://u:p/w@h/a", "x.tar=https://***"),
+            ("https://u:p@[::1]/a", "https://[::1]/a"),
+            ("https://[::1]:8080/a", "https://[::1]:8080/a"),
         ] {
             assert_eq!(without_secrets(url), expected);
         }
