@@ -2,6 +2,7 @@
 
 use std::{
     io::Write as _,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -11,7 +12,12 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{client::Client, exit, exit::Failure, paths, print, runtime, view};
+use super::{
+    client::{Client, Door},
+    exit,
+    exit::Failure,
+    paths, print, runtime, view,
+};
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
     printable::printable,
@@ -209,9 +215,7 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
     loop {
         let control = ControlArgs::default();
         let opened = if args.from.from.is_some() {
-            // It needs no build, so the first use of all may be this.
-            std::fs::create_dir_all(args.state.directory()?)?;
-            Client::open(&control, &args.state, &args.cache).await
+            of_collection(args, &control).await
         } else {
             let found = Client::of_build(&control, &args.state, &args.cache, invocation_id, workspace);
             found.await.map(|(client, _)| client)
@@ -225,6 +229,20 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
                 tokio::time::sleep(LOOK).await;
             }
             opened => return opened,
+        }
+    }
+}
+
+/// The daemon, or the record. No build is needed, so the first use of all may be this: the record is then made.
+async fn of_collection(args: &StageArgs, control: &ControlArgs) -> Result<Client, Failure> {
+    let door = Door::new(control, &args.state, args.cache.tls_files())?;
+    match door.connect().await {
+        Ok(daemon) => Ok(Client::Daemon(daemon)),
+        Err(refused) => {
+            let mut private = std::fs::DirBuilder::new();
+            private.recursive(true).mode(0o700);
+            private.create(args.state.directory()?)?;
+            Client::here(&door, &refused, &args.state, &args.cache).await
         }
     }
 }

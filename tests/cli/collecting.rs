@@ -337,6 +337,19 @@ async fn a_file_of_two_archives_stays_while_one_of_them_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_use_of_all_makes_a_state_directory_for_its_user_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new();
+    place.0.file("a.bin", b"aa");
+    place.stage(&[]).await.expect(0);
+    let mode = std::fs::metadata(place.0.path("state"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stage_that_is_killed_leaves_nothing_and_is_made_good() {
     let test = "a_stage_that_is_killed_leaves_nothing_and_is_made_good";
     if !peers::are_there(test, &["nginx"]) {
