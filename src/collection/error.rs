@@ -60,6 +60,12 @@ pub enum CollectionError {
         /// The name.
         name: String,
     },
+    /// Its name is one that no file is given.
+    #[error("{name}: is not a usable file name, or is one that outhaul keeps for its own files; rename it")]
+    NoFileName {
+        /// The name.
+        name: String,
+    },
     /// Its name is no name for a directory.
     #[error(
         "{name}: without its ending, it is not the name of a directory to unpack into; leave it out with --exclude"

@@ -4,8 +4,9 @@ use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use tokio::task::spawn_blocking;
 
-use super::{Checksum, Checksums, Choice, Collection, CollectionError, Item, SIDECAR, is_file_name};
+use super::{Checksum, Checksums, Choice, Collection, CollectionError, Item, Listing, SIDECAR, is_file_name};
 use crate::{
     archive::Format,
     output::Class,
@@ -87,46 +88,33 @@ impl Wanted {
 /// Lists the collections, and chooses. The order is that of the collections, and in each that of the names.
 ///
 /// # Errors
-/// When a collection cannot be asked or has no archives, or a pattern matches none.
+/// When a collection cannot be asked or has no archives, one that is named itself has a name that no file can be given, or
+/// a pattern matches none.
 pub async fn choose(
     collections: &[Arc<dyn Collection>],
+    choice: &Arc<Choice>,
+    offer: Offer,
+) -> Result<Vec<Wanted>, CollectionError> {
+    let mut listed = Vec::new();
+    for collection in collections {
+        listed.push((Arc::clone(collection), collection.list().await?));
+    }
+    let choice = Arc::clone(choice);
+    // There may be a million names.
+    let chosen = spawn_blocking(move || choose_of(listed, &choice, offer));
+    chosen.await.map_err(CollectionError::stopped)?
+}
+
+/// Chooses among what is listed. Blocks.
+fn choose_of(
+    listed: Vec<(Arc<dyn Collection>, Listing)>,
     choice: &Choice,
     offer: Offer,
 ) -> Result<Vec<Wanted>, CollectionError> {
     let mut offered = Vec::new();
-    for collection in collections {
-        let listing = collection.list().await?;
-        let is_named = !listing.is_complete || collection.checksum().is_some();
-        let sidecars: HashSet<&str> = listing
-            .items
-            .iter()
-            .filter_map(|item| item.name.strip_suffix(SIDECAR))
-            .collect();
-        let names: HashSet<&str> = listing.items.iter().map(|item| &*item.name).collect();
-        let is_offered = |item: &Item, format: Option<Format>| {
-            let of = item.name.strip_suffix(SIDECAR);
-            let is_one = match offer {
-                Offer::Archives => format.is_some(),
-                Offer::Files => !of.is_some_and(|of| names.contains(of)),
-            };
-            is_one && is_file_name(&item.name)
-        };
+    for (collection, listing) in &listed {
         let before = offered.len();
-        for item in &listing.items {
-            let format = Format::of(&item.name);
-            if !is_named && !is_offered(item, format) {
-                continue;
-            }
-            offered.push(Wanted {
-                collection: Arc::clone(collection),
-                has_sidecar: !listing.is_complete || sidecars.contains(&*item.name),
-                item: item.clone(),
-                format,
-                class: Class::Known,
-                checksum: collection.checksum(),
-                is_named,
-            });
-        }
+        offered.extend(offered_of(collection, listing, offer)?);
         if offered.len() == before {
             return Err(CollectionError::Nothing(collection.describe()));
         }
@@ -140,13 +128,57 @@ pub async fn choose(
         }
     }
     if chosen.is_empty() {
-        let all: Vec<_> = collections
+        let all: Vec<_> = listed
             .iter()
-            .map(|collection| collection.describe())
+            .map(|(collection, _)| collection.describe())
             .collect();
         return Err(CollectionError::Nothing(all.join(", ")));
     }
     Ok(chosen)
+}
+
+/// What one collection offers.
+fn offered_of(
+    collection: &Arc<dyn Collection>,
+    listing: &Listing,
+    offer: Offer,
+) -> Result<Vec<Wanted>, CollectionError> {
+    let is_named = !listing.is_complete || collection.checksum().is_some();
+    let sidecars: HashSet<&str> = listing
+        .items
+        .iter()
+        .filter_map(|item| item.name.strip_suffix(SIDECAR))
+        .collect();
+    let names: HashSet<&str> = listing.items.iter().map(|item| &*item.name).collect();
+    let is_offered = |item: &Item, format: Option<Format>| match offer {
+        Offer::Archives => format.is_some(),
+        Offer::Files => {
+            let of = item.name.strip_suffix(SIDECAR);
+            !of.is_some_and(|of| names.contains(of))
+        }
+    };
+    let mut offered = Vec::new();
+    for item in &listing.items {
+        let format = Format::of(&item.name);
+        let has_file_name = is_file_name(&item.name);
+        if is_named && !has_file_name {
+            let name = item.name.clone();
+            return Err(CollectionError::NoFileName { name });
+        }
+        if !is_named && !(has_file_name && is_offered(item, format)) {
+            continue;
+        }
+        offered.push(Wanted {
+            collection: Arc::clone(collection),
+            has_sidecar: !listing.is_complete || sidecars.contains(&*item.name),
+            item: item.clone(),
+            format,
+            class: Class::Known,
+            checksum: collection.checksum(),
+            is_named,
+        });
+    }
+    Ok(offered)
 }
 
 async fn check(

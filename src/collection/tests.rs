@@ -384,7 +384,7 @@ async fn wrong_bytes_are_asked_for_once_more_and_never_kept() {
         let dir = tempfile::tempdir().unwrap();
         let directory = Directory::create(dir.path()).unwrap();
         let collections = [open(&server.url, None, &access(0, &Arc::default())).unwrap()];
-        let choice = Choice::new(&Patterns::default()).unwrap();
+        let choice = Arc::new(Choice::new(&Patterns::default()).unwrap());
         let wanted = choose(&collections, &choice, Offer::Archives).await.unwrap();
         assert_eq!((wanted.len(), wanted[0].class), (1, Class::Required));
         let mut wanted = check_all(wanted, Checking::Require, None).await;
@@ -418,7 +418,7 @@ async fn a_missing_checksum_is_an_unfinished_upload_only_if_it_is_required() {
     ] {
         let server = Server::start(&[first]).await;
         let collections = [open(&server.url, None, &access(0, &Arc::default())).unwrap()];
-        let choice = Choice::new(&Patterns::default()).unwrap();
+        let choice = Arc::new(Choice::new(&Patterns::default()).unwrap());
         let wanted = choose(&collections, &choice, Offer::Archives).await.unwrap();
         let (wanted, checked) = check_all(wanted, checking, None).await.pop().unwrap();
         assert_eq!(checked.is_ok(), is_right, "{checking:?}: {checked:?}");

@@ -350,6 +350,18 @@ async fn the_first_use_of_all_makes_a_state_directory_for_its_user_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_named_file_with_a_name_of_outhauls_own_is_refused() {
+    let place = Place::new();
+    for name in [".outhaul", ".Outhaul-tmp"] {
+        place.0.file(name, b"x");
+        let url = format!("{}{name}", place.0.url());
+        let ran = finish(place.command(&url, &[])).await;
+        ran.says(1, &[name]);
+        assert_eq!(place.found(), []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stage_that_is_killed_leaves_nothing_and_is_made_good() {
     let test = "a_stage_that_is_killed_leaves_nothing_and_is_made_good";
     if !peers::are_there(test, &["nginx"]) {

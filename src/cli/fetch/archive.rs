@@ -166,7 +166,7 @@ pub(super) async fn main(args: ArchiveArgs) -> Result<u8, Failure> {
 
 async fn fetch(args: &ArchiveArgs) -> Result<u8, Failure> {
     let begun = Instant::now();
-    let choice = Choice::new(&args.patterns()).map_err(Failure::usage)?;
+    let choice = Arc::new(Choice::new(&args.patterns()).map_err(Failure::usage)?);
     let list = args.checksums()?;
     let extraction = args.extraction()?;
     let collections = args.collections().await?;

@@ -14,7 +14,7 @@ use crate::{
     exec_path::ExecPath,
     stage::{
         error::StageError,
-        origin::without_secrets,
+        origin::{HIDDEN, without_secrets},
         request::{COMPILED, Wish},
     },
 };
@@ -47,12 +47,25 @@ impl Archives {
         };
         let compiled = spawn_blocking(move || Choice::within(&patterns, COMPILED / count.max(3))).await;
         let compiled = compiled.map_err(|e| StageError::Internal(e.to_string()))?;
-        let choice = compiled.map_err(CollectionError::from)?;
+        let choice = Arc::new(compiled.map_err(CollectionError::from)?);
         let (name, url) = match from.split_once('=') {
             Some((name, url)) if is_file_name(name) => (Some(name), url),
             _ => (None, from),
         };
-        let collection = open(url, name, access).map_err(|e| setting(flag(), e.to_string()))?;
+        let (url, name) = (url.to_owned(), name.map(str::to_owned));
+        let access = access.clone();
+        // Looks at the disk: at a directory that may be slow, and at files with credentials.
+        let opened = spawn_blocking(move || open(&url, name.as_deref(), &access)).await;
+        let opened = opened.map_err(|e| StageError::Internal(e.to_string()))?;
+        let collection = opened.map_err(|error| {
+            let shown = flag();
+            let reason = if shown.ends_with(HIDDEN) {
+                "it has a password with a character that must be written as %XX, or no valid port".to_owned()
+            } else {
+                error.to_string()
+            };
+            setting(shown, reason)
+        })?;
         let offer = if wish.flatten {
             Offer::Archives
         } else {
