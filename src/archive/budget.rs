@@ -1,4 +1,9 @@
-//! What an archive may still ask for.
+//! What an archive may still ask for, and all that are listed together.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use super::{Archive, ArchiveError, Limit, Limits};
 
@@ -47,5 +52,73 @@ impl<'a> Budget<'a> {
             return Err(self.archive.over(Limit::Ratio));
         }
         Ok(())
+    }
+}
+
+/// How many paths may still be listed by all that share it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Listable {
+    left: Arc<AtomicU64>,
+    most: u64,
+}
+
+impl Default for Listable {
+    /// As many as one archive may have by default: half a gigabyte of names, if they are long.
+    fn default() -> Self {
+        Self::new(Limits::default().entries)
+    }
+}
+
+impl Listable {
+    /// So many.
+    pub(crate) fn new(most: u64) -> Self {
+        Self {
+            left: Arc::new(AtomicU64::new(most)),
+            most,
+        }
+    }
+
+    /// As many of these as are left are listed for good.
+    pub(crate) fn hold(&self, count: u64) {
+        let taken = |left: u64| Some(left.saturating_sub(count));
+        let _ = self.left.fetch_update(Relaxed, Relaxed, taken);
+    }
+}
+
+/// What one [`Staging`](super::Staging) lists, given back when dropped.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    shared: Option<Listable>,
+    count: u64,
+}
+
+impl Listing {
+    pub(super) const fn new(shared: Listable) -> Self {
+        let shared = Some(shared);
+        Self { shared, count: 0 }
+    }
+
+    /// One more path of an archive.
+    pub(super) fn entry(&mut self, archive: &str) -> Result<(), ArchiveError> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let one_less = |left: u64| left.checked_sub(1);
+        if shared.left.fetch_update(Relaxed, Relaxed, one_less).is_err() {
+            return Err(ArchiveError::Listed {
+                archive: archive.to_owned(),
+                most: shared.most,
+            });
+        }
+        self.count += 1;
+        Ok(())
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.shared {
+            shared.left.fetch_add(self.count, Relaxed);
+        }
     }
 }

@@ -83,6 +83,16 @@ pub enum ArchiveError {
         /// Its value.
         allowed: u64,
     },
+    /// There would be too many paths to keep in mind.
+    #[error(
+        "{archive} cannot be staged: all archives of one stage may have {most} files and directories; stage fewer at a time"
+    )]
+    Listed {
+        /// The archive with one more.
+        archive: String,
+        /// How many there may be.
+        most: u64,
+    },
     /// The first member of an archive that is flattened is not TheRock's manifest, or is damaged, or lacks a member.
     #[error("{archive} cannot be flattened: {reason}")]
     Manifest {

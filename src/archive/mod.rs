@@ -11,7 +11,7 @@
 //! | file | what it is about |
 //! |---|---|
 //! | `format`, `options`, `limits`, `error` | what the callers see |
-//! | `budget` | what an archive may still ask for |
+//! | `budget` | what an archive may still ask for, and all that are listed together |
 //! | `decode` | compressors, and where their streams properly end |
 //! | `tar`, `zip` | members of an archive |
 //! | `pax` | extended headers of tars |
@@ -40,6 +40,7 @@ mod zip;
 
 pub use self::tar::unpack;
 pub use self::zip::unpack as unpack_zip;
+pub(crate) use budget::Listable;
 pub use error::ArchiveError;
 pub use format::{Format, Mode};
 pub use limits::{Limit, Limits};

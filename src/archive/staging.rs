@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{ArchiveError, Existing, Listed, StagingOptions, error::place};
+use super::{ArchiveError, Existing, Listable, Listed, StagingOptions, budget::Listing, error::place};
 use crate::{
     exec_path::ExecPath,
     materialize::place::{TempDir, temp_in},
@@ -88,6 +88,8 @@ pub(super) struct Index {
     listed: BTreeMap<String, (OutputContent, u32, u64)>,
     /// Other archives that have a listed path as well, with the same content.
     also: BTreeSet<(String, u32)>,
+    /// Counts what is listed.
+    listing: Listing,
 }
 
 fn key(path: &str) -> [u8; 16] {
@@ -111,10 +113,13 @@ impl Index {
     }
 
     /// An archive has the same as what is listed for a path.
-    pub(super) fn list_also(&mut self, path: &str, order: u32) {
-        if self.listed.get(path).is_some_and(|(_, first, _)| *first != order) {
-            self.also.insert((path.to_owned(), order));
+    pub(super) fn list_also(&mut self, path: &str, order: u32) -> Result<(), ArchiveError> {
+        let is_other = self.listed.get(path).is_some_and(|(_, first, _)| *first != order);
+        if is_other && self.also.insert((path.to_owned(), order)) {
+            let name = self.names.get(&order).map_or("", String::as_str);
+            self.listing.entry(name)?;
         }
+        Ok(())
     }
 
     /// Whether a path is a file of this archive.
@@ -126,7 +131,13 @@ impl Index {
     }
 
     /// Notes what a path is.
-    pub(super) fn list(&mut self, path: &str, content: OutputContent, order: u32, inode: u64) {
+    pub(super) fn list(
+        &mut self,
+        path: &str,
+        content: OutputContent,
+        order: u32,
+        inode: u64,
+    ) -> Result<(), ArchiveError> {
         if self
             .listed
             .insert(path.to_owned(), (content, order, inode))
@@ -137,6 +148,8 @@ impl Index {
                 self.also.remove(&(path.to_owned(), order));
             }
         }
+        let name = self.names.get(&order).map_or("", String::as_str);
+        self.listing.entry(name)
     }
 
     /// The archives that have a listed path as well.
@@ -211,6 +224,11 @@ impl Staging {
         })
     }
 
+    /// From now on, what is listed counts together with what others list that share this.
+    pub(crate) fn share(&self, listable: Listable) {
+        self.index().listing = Listing::new(listable);
+    }
+
     /// What was unpacked so far, in the order of the paths, and once for each archive that has a path; nothing without
     /// [`StagingOptions::lists`].
     #[must_use]
@@ -273,8 +291,7 @@ impl Staging {
         let kind = Kind::File;
         index.names.insert(order, shown.to_owned());
         index.take(name.as_str(), Taken { kind, order });
-        index.list(name.as_str(), content, order, inode);
-        Ok(())
+        index.list(name.as_str(), content, order, inode)
     }
 
     /// Whether it was made in the directory with this descriptor, whatever has its path now.

@@ -90,7 +90,9 @@ impl<'a> Tree<'a> {
         self.budget.entry()?;
         let path = self.placed(path)?;
         self.open(path.as_str())?;
-        self.staging.index().list_also(path.as_str(), self.archive.order);
+        self.staging
+            .index()
+            .list_also(path.as_str(), self.archive.order)?;
         self.done.directories += 1;
         Ok(())
     }
@@ -301,15 +303,21 @@ impl<'a> Tree<'a> {
             order: self.archive.order,
         };
         index.take(path, taken);
-        self.list(&mut index, path, OutputContent::Directory, 0);
-        Ok(())
+        self.list(&mut index, path, OutputContent::Directory, 0)
     }
 
     /// Lists a path, if that is asked for.
-    fn list(&self, index: &mut Index, path: &str, content: OutputContent, inode: u64) {
+    fn list(
+        &self,
+        index: &mut Index,
+        path: &str,
+        content: OutputContent,
+        inode: u64,
+    ) -> Result<(), ArchiveError> {
         if self.staging.options.lists {
-            index.list(path, content, self.archive.order, inode);
+            index.list(path, content, self.archive.order, inode)?;
         }
+        Ok(())
     }
 
     /// Gives a whole file or link its place.
@@ -324,8 +332,7 @@ impl<'a> Tree<'a> {
             return match rename_new(&self.staging.temp, &interim.name, &dir, name.as_ref()) {
                 Ok(()) => {
                     index.take(path.as_str(), Taken { kind, order });
-                    self.list_interim(&mut index, path.as_str(), interim);
-                    Ok(())
+                    self.list_interim(&mut index, path.as_str(), interim)
                 }
                 Err(Errno::EXIST) => {
                     drop(index);
@@ -346,7 +353,7 @@ impl<'a> Tree<'a> {
             if order >= there.order {
                 fs::renameat(&self.staging.temp, &interim.name, &*dir, name).map_err(error())?;
                 index.take(path.as_str(), Taken { kind, order });
-                self.list_interim(&mut index, path.as_str(), interim);
+                self.list_interim(&mut index, path.as_str(), interim)?;
             }
             return Ok(());
         }
@@ -362,13 +369,13 @@ impl<'a> Tree<'a> {
         if kind == Kind::File {
             index.share(path.as_str(), order);
         }
-        index.list_also(path.as_str(), order);
-        Ok(())
+        index.list_also(path.as_str(), order)
     }
 
-    fn list_interim(&self, index: &mut Index, path: &str, interim: &Interim<'_>) {
-        if let Some(content) = interim.content.clone() {
-            self.list(index, path, content, interim.inode);
+    fn list_interim(&self, index: &mut Index, path: &str, interim: &Interim<'_>) -> Result<(), ArchiveError> {
+        match interim.content.clone() {
+            Some(content) => self.list(index, path, content, interim.inode),
+            None => Ok(()),
         }
     }
 

@@ -454,3 +454,33 @@ fn what_several_archives_have_is_listed_for_each() {
             .all(|two| two[0].path != two[1].path || two[0].content == two[1].content)
     );
 }
+
+#[test]
+fn all_that_is_listed_together_is_within_one_limit() {
+    let two = Tar::default().file("d/a", "1").file("d/b", "2").end();
+    let dir = tempfile::tempdir().unwrap();
+    let how = How::default();
+    let options = StagingOptions {
+        lists: true,
+        ..how.options
+    };
+    let listable = Listable::new(6);
+    let open = |name| {
+        let staging = Staging::open(&dir.path().join(name), options).unwrap();
+        staging.share(listable.clone());
+        staging
+    };
+    let (first, second) = (open("x"), open("y"));
+    unpack(&*two, &how.archive("0.tar", 0), &first).unwrap();
+    unpack(&*two, &how.archive("1.tar", 0), &second).unwrap();
+    // Shared paths count as well, for they are listed twice.
+    let error = unpack(&*two, &how.archive("2.tar", 1), &second).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("2.tar") && text.contains(" 6 "), "{text}");
+    // What is not listed any more makes room.
+    drop((first, second));
+    unpack(&*two, &how.archive("3.tar", 0), &open("z")).unwrap();
+    listable.hold(4);
+    let third = open("z");
+    assert!(unpack(&*two, &how.archive("4.tar", 0), &third).is_err());
+}

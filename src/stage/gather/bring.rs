@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    os::unix::fs::MetadataExt as _,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::Path,
     sync::Arc,
 };
@@ -10,9 +10,12 @@ use std::{
 use futures::{StreamExt as _, stream};
 use tokio::task::spawn_blocking;
 
-use super::{Gather, Got, Source, present::contradiction};
+use super::{
+    Gather, Got, Source,
+    present::{clash, contradiction},
+};
 use crate::{
-    archive::{Existing, Limits, Listed, Mode, OnConflict, Staging, StagingOptions},
+    archive::{Existing, Limits, Listable, Listed, Mode, OnConflict, Staging, StagingOptions},
     collection::{CollectionError, Unpacking, Wanted, save_into, unpack_into},
     digest::Digest,
     exec_path::ExecPath,
@@ -42,14 +45,17 @@ impl Gather {
         let is_due = |source: &&Source| source.end.is_none() && source.wanted.class == class;
         let todo = (0_u32..).zip(&self.sources).filter(|(_, source)| is_due(source));
         let todo: Vec<Fetch> = todo.map(|(order, source)| Fetch::new(order, source)).collect();
+        let orders: Vec<u32> = todo.iter().map(|fetch| fetch.order).collect();
         if class == Class::Required {
             if !todo.is_empty() {
                 self.bring_together(todo, destination, together).await?;
             }
+            self.record_stamps(&orders).await;
             self.keep_optional();
             return Ok(());
         }
         let brought = self.bring_each(todo, destination, together).await;
+        self.record_stamps(&orders).await;
         if let Err(error) = &brought {
             let reason = destination.named(&error.to_string());
             for source in self.sources.iter_mut().filter(|source| source.end.is_none()) {
@@ -66,9 +72,10 @@ impl Gather {
         destination: &Destination,
         together: &Arc<Together>,
     ) -> Result<(), StageError> {
+        let listable = &self.listable.clone();
         let mut running = stream::iter(todo)
             .map(|fetch| async move {
-                let staging = Arc::new(staging(destination).await?);
+                let staging = Arc::new(staging(destination, listable).await?);
                 Ok::<_, StageError>((fetch.run(&staging).await, staging))
             })
             .buffer_unordered(JOBS);
@@ -86,7 +93,7 @@ impl Gather {
         destination: &Destination,
         together: &Arc<Together>,
     ) -> Result<(), StageError> {
-        let staging = Arc::new(staging(destination).await?);
+        let staging = Arc::new(staging(destination, &self.listable).await?);
         let mut brought = Vec::new();
         let mut running = stream::iter(todo)
             .map(|fetch| fetch.run_in(Arc::clone(&staging)))
@@ -101,6 +108,24 @@ impl Gather {
         // Only one who has it alone can publish it.
         drop(running);
         self.settle(brought, staging, destination, together).await
+    }
+
+    /// Waits until stamps are old enough to be recorded, once for all of these: see [`Stamp::recorded_at`].
+    async fn record_stamps(&mut self, orders: &[u32]) {
+        let is_there = |order: &u32| matches!(self.end_of(*order), Some(Ok(_)));
+        if !orders.iter().any(is_there) {
+            return;
+        }
+        tokio::time::sleep(STAMP_AGE).await;
+        let now = now_ns();
+        for order in orders {
+            if let Some(source) = self.sources.get_mut(*order as usize)
+                && let Some(Ok(got)) = &mut source.end
+            {
+                let files = std::mem::take(&mut got.files).into_iter();
+                got.files = files.map(|file| file.recorded_at(now)).collect();
+            }
+        }
     }
 
     /// Gives what was brought its place, if all of it is there and nothing else has it.
@@ -121,18 +146,13 @@ impl Gather {
                 Err(error) => failed.push((order, error)),
             }
         }
-        let listed = staging.listed();
-        for one in &listed {
-            if let Some(owner) = self.clash(one.path.as_str(), &one.content) {
-                failed.push((one.order, contradiction(one.path.as_str(), owner)));
-            }
-        }
-        let published = if failed.is_empty() {
-            self.publish(&listed, staging, destination, together).await?
+        let (listed, staging) = self.look(staging, &mut failed).await?;
+        let (listed, published) = if failed.is_empty() {
+            self.publish(listed, staging, destination, together).await?
         } else {
             // What is with it is not there either; it stays without an end.
             let _ = spawn_blocking(move || drop(staging)).await;
-            Err(String::new())
+            (listed, Err(String::new()))
         };
         let stamps = match published {
             Ok(stamps) => stamps,
@@ -158,6 +178,7 @@ impl Gather {
                 }),
             );
         }
+        self.listable.hold(listed.len() as u64);
         for (one, stamp) in listed.into_iter().zip(stamps) {
             let Some(source) = self.sources.get_mut(one.order as usize) else {
                 continue;
@@ -172,6 +193,34 @@ impl Gather {
         Ok(())
     }
 
+    /// What was unpacked. What of it cannot be beside what is there is added to `failed`.
+    async fn look(
+        &mut self,
+        staging: Arc<Staging>,
+        failed: &mut Vec<(u32, String)>,
+    ) -> Result<(Vec<Listed>, Arc<Staging>), StageError> {
+        let taken = std::mem::take(&mut self.taken);
+        // There may be millions.
+        let looked = spawn_blocking(move || {
+            let listed = staging.listed();
+            let clashes = listed.iter().filter_map(|one| {
+                let owner = clash(&taken, one.path.as_str(), &one.content)?;
+                Some((one.order, contradiction(one.path.as_str(), owner)))
+            });
+            let clashes: Vec<_> = clashes.collect();
+            (listed, clashes, staging, taken)
+        });
+        let looked = looked.await.map_err(|e| StageError::Internal(e.to_string()))?;
+        let (listed, clashes, staging, taken) = looked;
+        self.taken = taken;
+        failed.extend(clashes);
+        Ok((listed, staging))
+    }
+
+    fn end_of(&self, order: u32) -> Option<&Result<Got, String>> {
+        self.sources.get(order as usize)?.end.as_ref()
+    }
+
     fn end(&mut self, order: u32, end: Result<Got, String>) {
         if let Some(source) = self.sources.get_mut(order as usize) {
             source.end = Some(end);
@@ -181,37 +230,42 @@ impl Gather {
     /// Renames everything into the directory, and looks at it. An error is why it cannot be put there.
     async fn publish(
         &mut self,
-        listed: &[Listed],
+        listed: Vec<Listed>,
         staging: Arc<Staging>,
         destination: &Destination,
         together: &Arc<Together>,
-    ) -> Result<Result<Vec<Option<Stamp>>, String>, StageError> {
-        let names: HashSet<String> = listed.iter().map(|one| one.path.to_string()).collect();
-        let names = Arc::new(names);
-        self.names.push(Arc::clone(&names));
-        let files = listed
-            .iter()
-            .filter(|one| one.content != OutputContent::Directory);
-        let files = files.map(|one| one.path.to_string()).collect();
+    ) -> Result<(Vec<Listed>, Result<Vec<Option<Stamp>>, String>), StageError> {
         let (together, directory) = (Arc::clone(together), destination.path());
-        let (listed, fd) = (listed.to_vec(), Arc::clone(&destination.fd));
+        let fd = Arc::clone(&destination.fd);
         let published = spawn_blocking(move || {
+            let names: HashSet<String> = listed.iter().map(|one| one.path.to_string()).collect();
+            let names = Arc::new(names);
             together.join(&names);
-            marker::make_way(&directory, &files).map_err(|e| e.to_string())?;
-            let staging = Arc::into_inner(staging).ok_or("it is still being unpacked")?;
-            staging.publish_into(&fd).map_err(|e| e.to_string())?;
-            Ok(listed
-                .iter()
-                .map(|one| stamp(&directory, one))
-                .collect::<Vec<_>>())
+            let stamps = put(&listed, staging, &directory, &fd);
+            (names, listed, stamps)
         });
         let published = published.await.map_err(|e| StageError::Internal(e.to_string()))?;
-        // See `Stamp::recorded_at`.
-        tokio::time::sleep(STAMP_AGE).await;
-        let now = now_ns();
-        let recorded = |stamp: Option<Stamp>| stamp.map(|stamp| stamp.recorded_at(now));
-        Ok(published.map(|stamps| stamps.into_iter().map(recorded).collect()))
+        let (names, listed, stamps) = published;
+        self.names.push(names);
+        Ok((listed, stamps))
     }
+}
+
+/// Makes way for what was unpacked, renames it into the directory, and looks at it. Blocks.
+fn put(
+    listed: &[Listed],
+    staging: Arc<Staging>,
+    directory: &Path,
+    fd: &OwnedFd,
+) -> Result<Vec<Option<Stamp>>, String> {
+    let is_directory = |one: &&Listed| one.content == OutputContent::Directory;
+    let (_, files): (Vec<&Listed>, Vec<&Listed>) = listed.iter().partition(is_directory);
+    let paths =
+        |list: Vec<&Listed>| -> HashSet<String> { list.iter().map(|one| one.path.to_string()).collect() };
+    marker::make_way(directory, &paths(files)).map_err(|e| e.to_string())?;
+    let staging = Arc::into_inner(staging).ok_or("it is still being unpacked")?;
+    staging.publish_into(fd).map_err(|e| e.to_string())?;
+    Ok(listed.iter().map(|one| stamp(directory, one)).collect())
 }
 
 /// What `lstat` says of a file that was just put there; `None` if another one is there now, or it is not a file. Blocks.
@@ -234,8 +288,9 @@ fn stamp(directory: &Path, one: &Listed) -> Option<Stamp> {
 }
 
 /// A directory of ours in the destination.
-async fn staging(destination: &Destination) -> Result<Staging, StageError> {
+async fn staging(destination: &Destination, listable: &Listable) -> Result<Staging, StageError> {
     let (path, fd) = (destination.real.clone(), Arc::clone(&destination.fd));
+    let listable = listable.clone();
     let opened = spawn_blocking(move || {
         let options = StagingOptions {
             existing: Existing::Merge,
@@ -244,6 +299,7 @@ async fn staging(destination: &Destination) -> Result<Staging, StageError> {
             lists: true,
         };
         let staging = Staging::open(&path, options).map_err(CollectionError::from)?;
+        staging.share(listable);
         // Another directory may have come into its place since it was judged.
         if !staging.is_beside(&fd) {
             return Err(StageError::Setting {

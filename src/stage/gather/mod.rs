@@ -18,7 +18,7 @@ use super::{
     unpacked::is_archive,
 };
 use crate::{
-    archive::Mode,
+    archive::{Listable, Mode},
     collection::{Access, BlobArchive, Collection, Item, Wanted},
     digest::Digest,
     exec_path::ExecPath,
@@ -69,6 +69,9 @@ struct Source {
     end: Option<Result<Got, String>>,
 }
 
+/// Paths, with what is there and by which output or file.
+type Taken = BTreeMap<String, (OutputContent, String)>;
+
 /// Files to stage, and what has become of them.
 #[derive(Default)]
 pub(in crate::stage) struct Gather {
@@ -76,9 +79,11 @@ pub(in crate::stage) struct Gather {
     /// The collection's URL without secrets; empty for a build.
     from: String,
     /// What is in the directory by this stage, and by which output or file.
-    taken: BTreeMap<String, (OutputContent, String)>,
+    taken: Taken,
     /// Names that no other stage may remove, while this one lives.
     names: Vec<Arc<HashSet<String>>>,
+    /// How many paths may be there by this stage: all of them are in memory.
+    listable: Listable,
 }
 
 impl Gather {

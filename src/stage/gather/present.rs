@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Gather, Got, Source};
+use super::{Gather, Got, Source, Taken};
 use crate::{
     archive::Mode,
     digest::Digest,
@@ -76,6 +76,7 @@ impl Gather {
                 }
             }
             self.names.push(names);
+            self.listable.hold(files.len() as u64);
             source.end = Some(Ok(Got {
                 outcome: Brought::Present,
                 digest,
@@ -94,7 +95,7 @@ impl Gather {
             };
             let files: Vec<_> = got.files.iter().filter_map(|file| file.content().ok()).collect();
             let clash = files.iter().find_map(|(path, content)| {
-                let owner = self.clash(path.as_str(), content)?;
+                let owner = clash(&self.taken, path.as_str(), content)?;
                 Some(contradiction(path.as_str(), owner))
             });
             if let Some(reason) = clash {
@@ -108,25 +109,25 @@ impl Gather {
             self.taken.extend(owned);
         }
     }
+}
 
-    /// What has a path already, with other content, or where a directory must be.
-    pub(super) fn clash(&self, path: &str, content: &OutputContent) -> Option<&str> {
-        if let Some((other, owner)) = self.taken.get(path)
-            && !other.is_same(content)
-        {
-            return Some(owner);
-        }
-        let below = format!("{path}/");
-        if *content != OutputContent::Directory
-            && let Some((first, (_, owner))) = self.taken.range(below.clone()..).next()
-            && first.starts_with(&below)
-        {
-            return Some(owner);
-        }
-        let mut above = marker::above(path).filter_map(|dir| self.taken.get(dir));
-        let in_the_way = above.find(|(content, _)| *content != OutputContent::Directory);
-        in_the_way.map(|(_, owner)| owner.as_str())
+/// What has a path already, with other content, or where a directory must be.
+pub(super) fn clash<'a>(taken: &'a Taken, path: &str, content: &OutputContent) -> Option<&'a str> {
+    if let Some((other, owner)) = taken.get(path)
+        && !other.is_same(content)
+    {
+        return Some(owner);
     }
+    let below = format!("{path}/");
+    if *content != OutputContent::Directory
+        && let Some((first, (_, owner))) = taken.range(below.clone()..).next()
+        && first.starts_with(&below)
+    {
+        return Some(owner);
+    }
+    let mut above = marker::above(path).filter_map(|dir| taken.get(dir));
+    let in_the_way = above.find(|(content, _)| *content != OutputContent::Directory);
+    in_the_way.map(|(_, owner)| owner.as_str())
 }
 
 /// Why a file cannot be put beside what is there.
