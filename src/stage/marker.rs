@@ -357,14 +357,20 @@ pub(super) fn above(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(end, _)| &path[..end])
 }
 
-/// Removes what earlier stages put where one of these files must be, with other content than a directory: a tree's files,
-/// where there is one file now, or a file where there is a directory. What has changed since stays. Blocks.
+/// Removes what earlier stages put where one of these files or empty directories must be: a tree's files, where there is
+/// one file now, or a file where there is a directory. What has changed since stays. Blocks.
 ///
 /// # Errors
 /// When the markers or the directory cannot be read.
-pub(super) fn make_way(directory: &Path, files: &HashSet<String>) -> Result<(), StageError> {
+pub(super) fn make_way(
+    directory: &Path,
+    files: &HashSet<String>,
+    directories: &HashSet<String>,
+) -> Result<(), StageError> {
     let mut in_the_way = Vec::new();
-    let needed: HashSet<&str> = files.iter().flat_map(|file| above(file)).collect();
+    let all = files.iter().chain(directories);
+    let mut needed: HashSet<&str> = all.flat_map(|path| above(path)).collect();
+    needed.extend(directories.iter().map(String::as_str));
     for (_, marker) in read_all(directory)? {
         in_the_way.extend(marker.into_iter().flat_map(|marker| marker.files).filter(|old| {
             (old.directory && files.contains(&old.path))

@@ -588,8 +588,19 @@ fn what_another_stage_names_meanwhile_stays() {
 fn a_file_in_the_place_of_a_tree_has_its_way_made() {
     let dir = tempfile::tempdir().unwrap();
     leave(dir.path(), "one", &[("d/e/x", b"1"), ("d/y", b"2"), ("z", b"3")]);
-    marker::make_way(dir.path(), &HashSet::from(["d".to_owned()])).unwrap();
+    marker::make_way(dir.path(), &HashSet::from(["d".to_owned()]), &HashSet::new()).unwrap();
     assert!(!dir.path().join("d").exists() && dir.path().join("z").exists());
+}
+
+#[test]
+fn an_empty_directory_in_the_place_of_a_file_has_its_way_made() {
+    let dir = tempfile::tempdir().unwrap();
+    leave(dir.path(), "one", &[("a", b"1"), ("b", b"2"), ("c", b"3")]);
+    let directories = texts(&["a", "b/empty", "d"]).into_iter().collect();
+    marker::make_way(dir.path(), &HashSet::new(), &directories).unwrap();
+    for (name, is_there) in [("a", false), ("b", false), ("c", true)] {
+        assert_eq!(dir.path().join(name).exists(), is_there, "{name}");
+    }
 }
 
 #[cfg(feature = "archives")]

@@ -363,12 +363,13 @@ impl Work {
     /// Removes what an earlier stage put where an output cannot lie beside it.
     pub(super) async fn make_way(&self) -> Result<(), StageError> {
         let directory = self.directory.clone();
-        let files = self
-            .left()
-            .filter(|artifact| artifact.content != OutputContent::Directory)
-            .map(|artifact| artifact.place.to_string())
-            .collect();
-        spawn_blocking(move || marker::make_way(&directory, &files))
+        let is_directory = |artifact: &&Artifact| artifact.content == OutputContent::Directory;
+        let (directories, files): (Vec<_>, Vec<_>) = self.left().partition(is_directory);
+        let paths = |list: Vec<&Artifact>| -> HashSet<String> {
+            list.iter().map(|one| one.place.to_string()).collect()
+        };
+        let (files, directories) = (paths(files), paths(directories));
+        spawn_blocking(move || marker::make_way(&directory, &files, &directories))
             .await
             .unwrap_or_else(|_| Err(StageError::Internal("making way panicked".to_owned())))
             .map_err(|e| self.told(e))

@@ -259,10 +259,10 @@ fn put(
     fd: &OwnedFd,
 ) -> Result<Vec<Option<Stamp>>, String> {
     let is_directory = |one: &&Listed| one.content == OutputContent::Directory;
-    let (_, files): (Vec<&Listed>, Vec<&Listed>) = listed.iter().partition(is_directory);
+    let (directories, files): (Vec<&Listed>, Vec<&Listed>) = listed.iter().partition(is_directory);
     let paths =
         |list: Vec<&Listed>| -> HashSet<String> { list.iter().map(|one| one.path.to_string()).collect() };
-    marker::make_way(directory, &paths(files)).map_err(|e| e.to_string())?;
+    marker::make_way(directory, &paths(files), &paths(directories)).map_err(|e| e.to_string())?;
     let staging = Arc::into_inner(staging).ok_or("it is still being unpacked")?;
     staging.publish_into(fd).map_err(|e| e.to_string())?;
     Ok(listed.iter().map(|one| stamp(directory, one)).collect())
