@@ -74,7 +74,9 @@ pub enum ArchiveError {
         on_conflict: Option<OnConflict>,
     },
     /// It is over a limit.
-    #[error("{archive} is over the limit {limit}={allowed}; if it is meant to be, raise that limit")]
+    #[error(
+        "{archive} is over the limit {limit}={allowed}; if it is meant to be, raise that limit with `fetch archive --limit`"
+    )]
     Limit {
         /// The archive.
         archive: String,
@@ -129,7 +131,7 @@ pub enum ArchiveError {
 
 fn hint(on_conflict: &Option<OnConflict>) -> &'static str {
     match on_conflict {
-        Some(OnConflict::Fail) => "; with --on-conflict=last, the last archive's file is taken",
+        Some(OnConflict::Fail) => "; `fetch archive --on-conflict=last` takes the last archive's file",
         Some(OnConflict::Last) | None => "",
     }
 }
