@@ -165,7 +165,8 @@ fn offered_of(
             let name = item.name.clone();
             return Err(CollectionError::NoFileName { name });
         }
-        if !is_named && !(has_file_name && is_offered(item, format)) {
+        let is_one = has_file_name && is_offered(item, format);
+        if !is_named && !is_one {
             continue;
         }
         offered.push(Wanted {
