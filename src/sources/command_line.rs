@@ -34,7 +34,7 @@ pub(super) fn disk_cache(line: &CommandLine, directories: &BuildDirectories) -> 
     let text = line.given("disk_cache")?;
     let path = match text.strip_prefix("~/") {
         Some(below) => {
-            let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+            let users = std::fs::read("/etc/passwd").unwrap_or_default();
             let home = home_of(&users, rustix::process::getuid().as_raw()).or_else(std::env::home_dir)?;
             home.join(below)
         }
@@ -51,7 +51,9 @@ pub(super) fn disk_cache(line: &CommandLine, directories: &BuildDirectories) -> 
 }
 
 /// A user's home directory by the list of users. Bazel's server takes it from there, whatever `HOME` says.
-pub(super) fn home_of(users: &str, user: u32) -> Option<PathBuf> {
+pub(super) fn home_of(users: &[u8], user: u32) -> Option<PathBuf> {
+    // Others' names may be in any encoding.
+    let users = String::from_utf8_lossy(users);
     let user = user.to_string();
     let home = users.lines().find_map(|line| {
         let mut fields = line.split(':').skip(2);

@@ -217,7 +217,7 @@ fn files_and_helpers_lie_where_bazel_looks_for_them() {
 
 #[test]
 fn a_home_is_where_the_list_of_users_says() {
-    let users = "root:x:0:0:root:/root:/bin/sh\n\nno\nme:x:1000:1000:M, E:/home/me:/bin/sh\n\
+    let users = b"caf\xe9:x:7:7:\xe9:/home/caf:/bin/sh\nroot:x:0:0:root:/root:/bin/sh\n\nno\nme:x:1000:1000:M, E:/home/me:/bin/sh\n\
                  none:x:1001:1:::\nslash:x:1002:1::/:/bin/sh\nshort:x:1003";
     for (user, home) in [
         (0, Some("/root")),
