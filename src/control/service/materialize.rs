@@ -1,7 +1,12 @@
 //! Recorded outputs to disk, for somebody who asks for them by path.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
+use indexmap::IndexMap;
 use tokio::task::spawn_blocking;
 
 use super::{Service, find::Found, show};
@@ -29,8 +34,8 @@ enum MaterializeError {
     Recreated,
     #[error(transparent)]
     Source(#[from] SourceError),
-    #[error("it was requested twice")]
-    Twice,
+    #[error("outhaul stopped before it came; try again")]
+    Unanswered,
     #[error(
         "another outhaul process has handled a newer build of this output root, so this record of its outputs is out of \
          date; ask that process, or build again"
@@ -40,6 +45,14 @@ enum MaterializeError {
         "left unchanged: the file on disk is newer than this output, which only Bazel's action cache names"
     )]
     Outdated,
+}
+
+/// What a path that was asked for stands for.
+enum Asked {
+    /// Nothing, and why.
+    Refused(String, String),
+    /// These outputs.
+    Outputs(Vec<(RootId, ExecPath)>),
 }
 
 /// How an output ended, for its caller: the outcome if it is on disk, and why not otherwise.
@@ -63,46 +76,80 @@ fn answer(end: &Result<Outcome, Arc<MaterializeError>>) -> (pb::OutputOutcome, S
 }
 
 impl Service {
-    /// Brings outputs to disk; a directory stands for everything recorded below it.
+    /// Brings outputs to disk; a directory stands for everything recorded below it. The answers are in the order of the
+    /// paths.
     pub async fn materialize(&self, paths: Vec<String>) -> Vec<pb::materialize_response::Result> {
         self.catch_up().await;
         let _call = self.calls.begin();
-        let mut results = Vec::new();
-        for path in paths {
-            let asked = path.clone();
-            let found = self
-                .read(move |service, gone| service.find_all(&asked, gone))
-                .await
-                .unwrap_or_default();
-            let refused = if found.is_empty() {
-                Some("no recorded build has named it".to_owned())
-            } else if results.len() + found.len() > RESULTS {
-                Some(format!(
-                    "one call materializes at most {RESULTS} outputs; request the rest in another call"
-                ))
-            } else {
-                None
-            };
-            if let Some(error) = refused {
-                results.push(pb::materialize_response::Result {
-                    error,
-                    path,
-                    ..Default::default()
-                });
-                continue;
-            }
+        let (asked, by_root) = self.look_up(paths).await;
+        let mut got = HashMap::new();
+        for found in by_root.into_values() {
             for (found, end) in self.fetch(found).await {
                 let (outcome, error) = answer(&end);
-                let output = show::output(&found, error.is_empty());
-                results.push(pb::materialize_response::Result {
+                let result = pb::materialize_response::Result {
                     path: found.exec_root.join(found.path.as_path()).display().to_string(),
                     outcome: outcome.into(),
+                    output: Some(show::output(&found, error.is_empty())),
                     error,
-                    output: Some(output),
-                });
+                };
+                got.insert((found.root, found.path), result);
             }
         }
-        results
+        let unanswered = |path: &ExecPath| pb::materialize_response::Result {
+            path: path.to_string(),
+            error: MaterializeError::Unanswered.to_string(),
+            ..Default::default()
+        };
+        let answers = asked.into_iter().flat_map(|asked| match asked {
+            Asked::Refused(path, error) => vec![pb::materialize_response::Result {
+                error,
+                path,
+                ..Default::default()
+            }],
+            Asked::Outputs(outputs) => {
+                let answers = outputs.into_iter().map(|output| {
+                    let result = got.get(&output).cloned();
+                    result.unwrap_or_else(|| unanswered(&output.1))
+                });
+                answers.collect()
+            }
+        });
+        answers.collect()
+    }
+
+    /// Finds what paths stand for: for each of them, and once for each root, where it can be fetched together.
+    async fn look_up(&self, paths: Vec<String>) -> (Vec<Asked>, IndexMap<RootId, Vec<Found>>) {
+        let mut asked = Vec::with_capacity(paths.len());
+        let mut by_root = IndexMap::<RootId, Vec<Found>>::new();
+        let (mut known, mut count) = (HashSet::new(), 0);
+        for path in paths {
+            let wanted = path.clone();
+            let found = self
+                .read(move |service, gone| service.find_all(&wanted, gone))
+                .await
+                .unwrap_or_default();
+            if found.is_empty() {
+                let reason = "no recorded build has named it".to_owned();
+                asked.push(Asked::Refused(path, reason));
+                continue;
+            }
+            if count + found.len() > RESULTS {
+                let reason = format!(
+                    "one call materializes at most {RESULTS} outputs; request the rest in another call"
+                );
+                asked.push(Asked::Refused(path, reason));
+                continue;
+            }
+            count += found.len();
+            let outputs = found.iter().map(|found| (found.root, found.path.clone()));
+            asked.push(Asked::Outputs(outputs.collect()));
+            for found in found {
+                if known.insert((found.root, found.path.clone())) {
+                    by_root.entry(found.root).or_default().push(found);
+                }
+            }
+        }
+        (asked, by_root)
     }
 
     /// Fetches outputs of one root.
@@ -147,7 +194,7 @@ impl Service {
         let fetched = found.into_iter().map(|f| {
             let end = match ends.remove(&f.path).map(|c| c.outcome) {
                 Some(Outcome::Superseded) if is_followed_elsewhere => Err(MaterializeError::OtherProcess),
-                end => end.ok_or(MaterializeError::Twice),
+                end => end.ok_or(MaterializeError::Unanswered),
             };
             (f, end.map_err(Arc::new))
         });

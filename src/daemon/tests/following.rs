@@ -200,3 +200,30 @@ async fn who_fetches_or_follows_keeps_the_daemon_at_work() {
     assert!(fetched[0].error.is_empty() && path.exists(), "{fetched:?}");
     assert!(!service.is_busy());
 }
+
+#[tokio::test]
+async fn what_is_asked_for_together_is_answered_in_order() {
+    let mut f = Fixture::new(false).await;
+    let names = ["a", "b", "c"];
+    let outputs = names.map(|name| output(name, &f.cache.store().put(name)));
+    f.set("0", outputs.into(), &[]).await;
+    f.complete("//:a", &["0"]).await;
+    f.finish().await;
+    timeout(PATIENCE, f.rooms.engine.settled(&f.key))
+        .await
+        .expect("in time");
+    let bin = f.dir.path().join("execroot/_main/bazel-out/k8/bin");
+    for name in names {
+        std::fs::remove_file(bin.join(name)).unwrap();
+    }
+    let asked = ["c", "none", "a", "c", "b"].map(|name| bin.join(name).display().to_string());
+    let got = f.rooms.service.materialize(asked.to_vec()).await;
+    let paths: Vec<&String> = got.iter().map(|result| &result.path).collect();
+    assert_eq!(paths, asked.iter().collect::<Vec<_>>());
+    let came = got.iter().map(|result| result.error.is_empty());
+    assert_eq!(
+        came.collect::<Vec<_>>(),
+        [true, false, true, true, true],
+        "{got:?}"
+    );
+}
