@@ -310,13 +310,14 @@ async fn listed(
                 *hit |= matches;
                 is_wanted |= matches;
             }
-            if is_wanted {
-                paths.insert(path);
-            } else if !wanted.packages.is_empty() {
+            if !wanted.packages.is_empty() {
                 if let Some((package, _)) = output.label.split_once(':') {
                     packages.insert(package.trim_start_matches('@').to_owned());
                 }
-                all.push((path, output.exec_path));
+                all.push((path.clone(), output.exec_path));
+            }
+            if is_wanted {
+                paths.insert(path);
             }
             Ok(())
         })
@@ -328,17 +329,36 @@ async fn listed(
             "{written}: no recorded output matches"
         )));
     }
-    let before = paths.len();
-    let of_packages = all.into_iter().filter(|(_, exec_path)| {
-        label_of(exec_path, &packages).is_some_and(|label| pattern::matches(&wanted.packages, &label))
-    });
-    paths.extend(of_packages.map(|(path, _)| path));
-    if let Some(pattern) = wanted.packages.first().filter(|_| paths.len() == before) {
-        return Err(Failure::not_found(format!(
-            "--all-of={pattern}: no recorded output is in such a package"
-        )));
-    }
+    paths.extend(of_packages(all, &packages, &wanted.packages)?);
     Ok(())
+}
+
+/// The paths of those rows that are in a package which matches. Each pattern that takes in must be of use.
+fn of_packages(
+    rows: Vec<(String, String)>,
+    packages: &HashSet<String>,
+    patterns: &[TargetPattern],
+) -> Result<Vec<String>, Failure> {
+    let mut hits = vec![false; patterns.len()];
+    let mut paths = Vec::new();
+    for (path, exec_path) in rows {
+        let Some(label) = label_of(&exec_path, packages) else {
+            continue;
+        };
+        for (hit, pattern) in hits.iter_mut().zip(patterns) {
+            *hit |= pattern.is_negative() || pattern.covers(&label);
+        }
+        if pattern::matches(patterns, &label) {
+            paths.push(path);
+        }
+    }
+    let missed = patterns.iter().zip(&hits).find(|(_, hit)| !**hit);
+    match missed.map(|(pattern, _)| pattern) {
+        Some(pattern) => Err(Failure::not_found(format!(
+            "--all-of={pattern}: no recorded output is in such a package"
+        ))),
+        None => Ok(paths),
+    }
 }
 
 /// A label in the package that an output is in: the nearest directory above that is known to be one, or its own.
@@ -436,5 +456,28 @@ mod tests {
             assert_eq!(label_of(path, &packages).as_deref(), Some(label), "{path}");
         }
         assert_eq!(label_of("bazel-out/volatile", &packages), None);
+    }
+
+    #[test]
+    fn each_pattern_of_packages_must_match() {
+        let packages = ["//a", "//b"].map(str::to_owned).into();
+        for (patterns, expected) in [
+            (&["//a:all"][..], Ok(1)),
+            (&["//..."], Ok(2)),
+            (&["//...", "-//b/..."], Ok(1)),
+            (&["//a/...", "-//none/..."], Ok(1)),
+            (&["-//b/..."], Ok(1)),
+            (&["//a:all", "//none/..."], Err("--all-of=//none/...: ")),
+            (&["//none:all", "//a/..."], Err("--all-of=//none:all: ")),
+        ] {
+            let rows = ["bazel-out/k8/bin/a/x", "bazel-out/k8/bin/b/x"];
+            let rows = rows.map(|path| (format!("/w/{path}"), path.to_owned()));
+            let read: Vec<TargetPattern> = patterns.iter().map(|text| text.parse().unwrap()).collect();
+            match (of_packages(rows.into(), &packages, &read), expected) {
+                (Ok(paths), Ok(count)) => assert_eq!(paths.len(), count, "{patterns:?}"),
+                (Err(failure), Err(part)) => assert!(failure.message.starts_with(part), "{patterns:?}"),
+                (got, _) => panic!("{patterns:?}: {:?}", got.map_err(|failure| failure.message)),
+            }
+        }
     }
 }

@@ -355,7 +355,7 @@ async fn get_takes_targets_packages_expressions_and_wildcards() {
         world.exec_root().display()
     );
     // What is asked for, some of what comes, and some of what does not.
-    let cases: [(&[&str], &[&str], &[&str]); 9] = [
+    let cases: [(&[&str], &[&str], &[&str]); 10] = [
         // Its own outputs, and the sets that it shares with another target, which named them first or last.
         (
             &["//app:app"],
@@ -384,6 +384,12 @@ async fn get_takes_targets_packages_expressions_and_wildcards() {
             &["/part0.h", "/app/"],
         ),
         (&["--all-of", "//assets/..."], &["/assets/"], &["/lib/", "/app/"]),
+        // What is taken already is in its package all the same.
+        (
+            &["bazel-out/*/bin/lib/**", "--all-of", "//lib/..."],
+            &["/liblib.a"],
+            &["/app/app"],
+        ),
         (&[&wildcard], &["/part0.h", "/part1.h"], &["/liblib.a"]),
         (&["bazel-out/**/liblib.?"], &["/liblib.a"], &["/part0.h"]),
     ];
@@ -419,6 +425,7 @@ async fn get_takes_targets_packages_expressions_and_wildcards() {
                 "bazel-out/none/*: no recorded output matches",
             ),
             (&["--all-of", "//none/..."], 3, "--all-of=//none/..."),
+            (&["--all-of", "//app/...,//none/..."], 3, "--all-of=//none/..."),
             (&["--all-of", "//app:app"], 2, "--all-of=//app:app"),
             (&["--path", "("], 2, "--path=("),
             (&["x", "--output-group", "logs"], 2, "--output-group=logs"),
