@@ -32,6 +32,8 @@ pub struct Tally {
     pub warmed_bytes: u64,
     /// Required outputs that failed to download.
     pub failed: u64,
+    /// Of these, those that no cache has, or that could not be read from it.
+    pub lost: u64,
     /// Optional outputs that failed to download.
     pub optional_failed: u64,
     /// Outputs that were only recorded.
@@ -46,6 +48,9 @@ impl Tally {
     /// Counts one want's end.
     pub fn add(&mut self, completion: &Completion) {
         let (path, outcome) = (&completion.path, &completion.outcome);
+        if outcome.is_lost() && completion.class == Class::Required {
+            self.lost += 1;
+        }
         match outcome.state() {
             Some(OutputState::Materialized | OutputState::Known) => self.count(outcome, u64::saturating_add),
             Some(OutputState::Evicted) => self.fail(
@@ -209,10 +214,16 @@ mod tests {
         tally.add(&completion(Class::Required, Outcome::Superseded));
         assert_eq!((tally.failed, tally.optional_failed, tally.superseded), (1, 1, 1));
         assert_eq!(tally.messages.len(), 2);
+        assert_eq!(tally.lost, 0);
+        for outcome in [Outcome::Evicted, Outcome::Unavailable] {
+            tally.add(&completion(Class::Required, outcome("no answer".to_owned())));
+        }
+        tally.fail(Class::Required, "refused");
+        assert_eq!((tally.failed, tally.lost), (4, 2), "refused is not lost");
         assert!(tally.messages[0].contains("bazel-out/x: no space"));
         let line = tally.summary(Duration::ZERO);
         assert!(
-            line.contains("1 failed") && line.contains("1 optional failed") && line.contains("newer build")
+            line.contains("4 failed") && line.contains("1 optional failed") && line.contains("newer build")
         );
     }
 

@@ -172,7 +172,9 @@ pub enum Outcome {
     },
     /// The cache does not have it, and the disk does not either.
     Evicted(String),
-    /// It could not be fetched or placed.
+    /// The cache may have it, but could not be read.
+    Unavailable(String),
+    /// It could not be placed, or is not to be.
     Failed(String),
     /// A newer invocation of the root has begun.
     Superseded,
@@ -187,7 +189,7 @@ impl Outcome {
             // Bytes that were not read are not known to be right, and the cache has to keep them.
             Self::Served { .. } => Some(OutputState::Known),
             Self::Evicted(_) => Some(OutputState::Evicted),
-            Self::Failed(_) => Some(OutputState::Failed),
+            Self::Unavailable(_) | Self::Failed(_) => Some(OutputState::Failed),
             Self::Superseded => None,
         }
     }
@@ -196,6 +198,12 @@ impl Outcome {
     #[must_use]
     pub const fn is_on_disk(&self) -> bool {
         matches!(self.state(), Some(OutputState::Materialized | OutputState::Known))
+    }
+
+    /// Whether it is missing because no cache has it, or could be read.
+    #[must_use]
+    pub(crate) const fn is_lost(&self) -> bool {
+        matches!(self, Self::Evicted(_) | Self::Unavailable(_))
     }
 
     /// Whether nobody read the output: the disk has what was recorded, as far as a look at it tells.
@@ -236,7 +244,7 @@ impl Outcome {
     #[must_use]
     pub const fn reason(&self) -> &str {
         match self {
-            Self::Evicted(reason) | Self::Failed(reason) => reason.as_str(),
+            Self::Evicted(reason) | Self::Unavailable(reason) | Self::Failed(reason) => reason.as_str(),
             Self::Superseded => "superseded by a newer build",
             Self::Downloaded { .. } | Self::Present { .. } | Self::Served { .. } => "",
         }
@@ -250,7 +258,7 @@ impl Outcome {
             Self::Present { .. } => "present",
             Self::Served { .. } => "served",
             Self::Evicted(_) => "evicted",
-            Self::Failed(_) => "failed",
+            Self::Unavailable(_) | Self::Failed(_) => "failed",
             Self::Superseded => "superseded",
         }
     }

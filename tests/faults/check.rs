@@ -46,7 +46,7 @@ pub(crate) async fn amid_faults(
             Outcome::Evicted(_) if !hides && matches!(output.shall, Shall::File(_)) => {
                 return Err(format!("{} is told to be evicted and was not", output.path));
             }
-            Outcome::Failed(why) if case.passes => {
+            Outcome::Unavailable(why) | Outcome::Failed(why) if case.passes => {
                 return Err(format!("{} failed: {why}", output.path));
             }
             Outcome::Superseded => return Err(format!("{} is superseded by nothing", output.path)),
@@ -109,7 +109,7 @@ fn answered(build: &Build, played: &Played) -> Result<(), String> {
             continue;
         }
         match outcome(played, output)? {
-            Outcome::Failed(why) | Outcome::Evicted(why) => {
+            Outcome::Failed(why) | Outcome::Unavailable(why) | Outcome::Evicted(why) => {
                 failed += 1;
                 if why.trim().is_empty() {
                     return Err(format!("{} failed without a reason", output.path));

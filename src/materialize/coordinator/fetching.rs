@@ -324,8 +324,11 @@ impl Coordinator {
                 self.metrics.fault("unusable_answer");
                 job.mismatches = 1;
                 self.enqueue(id);
-            } else {
+            } else if matches!(error.kind, RemoteErrorKind::Sink | RemoteErrorKind::Config) {
+                // Ours, and not the cache's.
                 self.finish(id, Outcome::Failed(error.to_string()));
+            } else {
+                self.finish(id, Outcome::Unavailable(error.to_string()));
             }
         }
     }

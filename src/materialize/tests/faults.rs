@@ -31,7 +31,7 @@ async fn an_unusable_answer_is_asked_for_once_more_and_no_oftener() {
             .await;
         let ends = asker.ends(2).await;
         assert!(
-            matches!(&ends[0].1, Outcome::Failed(reason) if !reason.is_empty()),
+            matches!(&ends[0].1, Outcome::Failed(reason) | Outcome::Unavailable(reason) if !reason.is_empty()),
             "{size} {fault:?}: {ends:?}"
         );
         assert!(
@@ -138,7 +138,7 @@ async fn every_asker_is_answered_whatever_the_store_does() {
         f.want(&asker, Class::Required, &wants).await;
         for (path, outcome) in asker.ends(4).await {
             assert!(
-                matches!(&outcome, Outcome::Failed(reason) if !reason.is_empty()),
+                matches!(&outcome, Outcome::Failed(reason) | Outcome::Unavailable(reason) if !reason.is_empty()),
                 "{path}: {outcome:?}"
             );
         }
