@@ -1,7 +1,7 @@
 //! Doors for build tools' events that are opened while the daemon runs: one for each command, each with its own way
 //! upstream.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::{
     sync::{OnceCell, mpsc},
@@ -22,8 +22,8 @@ pub(crate) struct EventDoors {
     journal: Option<Journal>,
     hold: HoldPolicy,
     limits: BesLimits,
-    /// What the journal has of builds that were not settled is gone on with once, by the first door.
-    recovered: Arc<OnceCell<()>>,
+    /// What the journal has of builds that were not settled is gone on with once, by the first door. These are they.
+    recovered: Arc<OnceCell<HashSet<(String, String)>>>,
     opened: mpsc::UnboundedSender<(BesService, BesListener)>,
 }
 
@@ -67,11 +67,23 @@ impl EventDoors {
             .rooms
             .events(self.hold, self.journal.clone(), upstream, self.limits);
         let journal = self.journal.as_ref();
-        self.recovered.get_or_init(|| recover(&service, journal)).await;
+        let recovering = || async {
+            recover(&service, journal).await;
+            self.rooms.engine.streams().into_iter().collect()
+        };
+        self.recovered.get_or_init(recovering).await;
         self.opened
             .send((service.clone(), listener))
             .map_err(|_| DaemonError::Closed)?;
         Ok(EventDoor { address, service })
+    }
+
+    /// Whether a build, by its invocation id and its build id, came through a door, and not from the journal.
+    pub(crate) fn came_in(&self, stream: &(String, String)) -> bool {
+        // Nothing comes in before there is a door.
+        self.recovered
+            .get()
+            .is_some_and(|others| !others.contains(stream))
     }
 }
 

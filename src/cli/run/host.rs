@@ -32,6 +32,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Has Bazel download nothing. Not --remote_download_outputs=minimal, which some versions refuse without what only this one
 /// expands into.
 const MINIMAL: &str = "--remote_download_minimal";
+/// The command that may run again.
+pub(super) const REPEATED: &str = "build";
 /// Where the doors are.
 const LOOPBACK: &str = "127.0.0.1";
 /// The oldest Bazel that has credential helpers of this name, and a way to an address that is not encrypted where there are
@@ -47,7 +49,8 @@ pub(super) enum Attempt {
     Only,
     /// It uploads nothing for its events, and downloads by itself.
     Alone,
-    /// The same without its caches: it builds whatever is not on disk.
+    /// The same without its caches: it builds whatever is not on disk. Not for one with an executor, which it takes for its
+    /// cache then.
     Uncached,
 }
 
@@ -94,6 +97,8 @@ pub(super) struct Heard {
     uploads_for_us: bool,
     /// Whether Bazel was told to leave the downloads to us.
     leaves_downloads: bool,
+    /// Whether Bazel has its actions executed elsewhere.
+    has_executor: bool,
 }
 
 impl Heard {
@@ -131,14 +136,20 @@ impl Host {
             Ok((events, upstream)) => {
                 let is_reached = match attempt {
                     Attempt::First | Attempt::Only => {
-                        // A program that it runs has run.
-                        let repeats = attempt == Attempt::First && told.word != "run";
+                        // Tests, and a program that it runs, have run.
+                        let repeats = attempt == Attempt::First && told.word == REPEATED;
                         self.downloads(told, line.as_ref(), repeats, &mut answer).await
                     }
                     Attempt::Alone => false,
                     Attempt::Uncached => {
-                        let none = ["--remote_cache=", "--disk_cache="];
-                        answer.flags.extend(none.map(str::to_owned));
+                        answer
+                            .flags
+                            .extend(["--remote_cache=", "--disk_cache="].map(str::to_owned));
+                        // It asks the cache as well, and Bazel refuses it without one.
+                        let downloader = "experimental_remote_downloader";
+                        if line.as_ref().is_some_and(|line| line.given(downloader).is_some()) {
+                            answer.flags.push(format!("--{downloader}="));
+                        }
                         false
                     }
                 };
@@ -175,6 +186,7 @@ impl Host {
             waits: line.as_ref().is_some_and(waits),
             uploads_for_us: !has_others,
             leaves_downloads: answer.flags.iter().any(|flag| flag == MINIMAL),
+            has_executor: line.is_some_and(|line| line.given("remote_executor").is_some()),
         };
         self.heard().push(heard);
         answer
@@ -376,6 +388,11 @@ impl Host {
     /// Whether Bazel left downloads to us.
     pub(super) fn is_left_downloads(&self) -> bool {
         self.any(|heard| heard.leaves_downloads)
+    }
+
+    /// Whether a command names a remote executor.
+    pub(super) fn has_executor(&self) -> bool {
+        self.any(|heard| heard.has_executor)
     }
 
     /// Forgets the commands so far: one of them runs again.

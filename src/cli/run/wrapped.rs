@@ -1,0 +1,325 @@
+//! The wrapped command beside the daemon: its run, what is waited for after that, and where it runs again.
+//!
+//! Running again must not hurt: only a command whose work may be done twice does so, only for what a cache has lost, and
+//! what comes of it never replaces a success.
+
+use std::{ffi::OsString, path::Path, sync::Mutex, time::Duration};
+
+use super::{
+    super::exit::Failure,
+    STRICT, Started,
+    child::{self, Signals},
+    host::{Attempt, Host, REPEATED},
+    line::Line,
+    probe::Probe,
+    program,
+    reports::{Reports, lock, tell},
+    say, shims,
+};
+use crate::{invocation::Report, open_files};
+
+/// How long optional outputs may still take after the command has ended.
+const OPTIONAL_WAIT: Duration = Duration::from_secs(600);
+/// How long after its builds a report may come, and the build's own event service may take for the rest of its events.
+const TOLD: Duration = Duration::from_secs(2);
+/// What Bazel's commands end with when files of their events could not be uploaded.
+const NOT_UPLOADED: u8 = 38;
+/// The same when the build has failed.
+const BUILD_FAILED: u8 = 1;
+/// The same when the user has interrupted it.
+const INTERRUPTED: u8 = 8;
+/// What is added to the number of a signal that ended a command.
+const SIGNALLED: u8 = 128;
+/// What Bazel's commands end with when blobs could not be read from the cache: as an error of the cache, and as one of the
+/// blobs.
+const NOT_READ: [u8; 2] = [34, 39];
+
+/// A command, and what it runs beside.
+pub(super) struct Wrapped<'a> {
+    pub(super) started: &'a Started,
+    pub(super) command: &'a [OsString],
+    /// The program, if it is a Bazel.
+    pub(super) bazel: Option<&'a Path>,
+    /// The `PATH` that it is to have.
+    pub(super) path: &'a OsString,
+    pub(super) is_building: bool,
+    /// Whether missing outputs fail the command.
+    pub(super) strict: bool,
+}
+
+/// How an attempt ended.
+struct Ended {
+    code: u8,
+    /// Whether a signal has ended the wait for the rest: then the user wants no more.
+    is_cut: bool,
+}
+
+impl Wrapped<'_> {
+    /// Runs the command, once more where it must be, and waits for what comes of it.
+    pub(super) async fn to_its_end(&self, signals: &mut Signals) -> Result<u8, Failure> {
+        let Ended { code, is_cut } = self.attempt(Attempt::First, signals).await?;
+        if is_cut || !self.is_building {
+            return Ok(code);
+        }
+        if code == NOT_UPLOADED && self.started.host.uploads_for_us() {
+            return self.after_failed_upload(signals).await;
+        }
+        let is_over = matches!(code, 0 | BUILD_FAILED) || self.strict && code == STRICT;
+        if is_over && self.has_lost_outputs() {
+            return Ok(self.after_lost_outputs(code, signals).await);
+        }
+        Ok(code)
+    }
+
+    /// Runs the command, and waits for the rest.
+    async fn attempt(&self, attempt: Attempt, signals: &mut Signals) -> Result<Ended, Failure> {
+        let code = self.see_through(attempt, signals).await?;
+        let Started { host, reports, .. } = self.started;
+        let is_cut = !wait_for_rest(host, reports, code != 0, signals).await;
+        Ok(Ended { code, is_cut })
+    }
+
+    /// Runs the command beside the daemon, with what it needs to be heard, to its end.
+    async fn see_through(&self, attempt: Attempt, signals: &mut Signals) -> Result<u8, Failure> {
+        let mut command = self.command.to_vec();
+        let mut environment = Vec::new();
+        if let Some(bazel) = self.bazel {
+            if *self.path != program::path() {
+                // Below another `run`: this one's events come here.
+                command[0] = bazel.into();
+                environment.push(("PATH", Some(self.path.clone())));
+            }
+            environment.push((shims::VARIABLE, None));
+            if self.is_building {
+                let asking = flagged(&command, bazel, self.path, self.started, attempt);
+                tokio::select! {
+                    flagged = asking => command = flagged,
+                    signal = signals.end() => return Ok(child::code_of(signal)),
+                }
+            }
+        } else {
+            match self.started.shims.serve(self.started.host.clone()) {
+                Ok(()) => environment = self.started.shims.environment(),
+                Err(error) => say(&format!(
+                    "failed to listen for Bazel invocations of the command: {error}"
+                )),
+            }
+        }
+        see_through(&command, &environment, signals).await
+    }
+
+    /// Forgets the attempt so far. Gives what was told of it.
+    fn begin_anew(&self) -> Vec<Report> {
+        let Started { host, reports, .. } = self.started;
+        let told = lock(reports).begin_anew(host.rooms.engine.streams());
+        host.forget();
+        told
+    }
+
+    /// Bazel gave up its stream when an upload of files failed, and with that its command.
+    async fn after_failed_upload(&self, signals: &mut Signals) -> Result<u8, Failure> {
+        let told = lock(&self.started.reports)
+            .last()
+            .and_then(|report| report.exit_code);
+        match told.map(u8::try_from) {
+            // It has done its work, but for running a program.
+            None => {
+                say(
+                    "Bazel failed the command because it could not upload files that its events name, which it \
+                     only does for outhaul; running it once more without outhaul, so Bazel downloads outputs \
+                     itself",
+                );
+                self.begin_anew();
+                Ok(self.attempt(Attempt::Alone, signals).await?.code)
+            }
+            // A program that `bazel run` ran may end with anything.
+            Some(Ok(own)) if Line::building(self.command).is_some_and(|line| line.word() != "run") => {
+                say(&format!(
+                    "Bazel exited with code {NOT_UPLOADED} because it could not upload files that its events \
+                     name, which it only does for outhaul; the exit code of the build itself is {own}"
+                ));
+                Ok(own)
+            }
+            Some(_) => Ok(NOT_UPLOADED),
+        }
+    }
+
+    /// Whether outputs that Bazel left to us are missing because of the cache, of a command that may run again: tests, and
+    /// what `run` runs, may do anything.
+    fn has_lost_outputs(&self) -> bool {
+        let Started { host, reports, .. } = self.started;
+        host.is_left_downloads()
+            && Line::building(self.command).is_some_and(|line| line.word() == REPEATED)
+            && lock(reports).last().is_some_and(|report| report.tally.lost > 0)
+    }
+
+    /// Bazel asks no HTTP cache whether that has what its results name, and any cache may be gone in the meantime. Bazel
+    /// alone would have built what is lost. The exit code is that of the first build.
+    async fn after_lost_outputs(&self, first: u8, signals: &mut Signals) -> u8 {
+        let has_executor = self.started.host.has_executor();
+        let mut lost = self.begin_anew();
+        // With --strict, Bazel has not ended with its own.
+        let own = lost.last().and_then(|report| report.exit_code);
+        let own = own.and_then(|code| u8::try_from(code).ok()).unwrap_or(first);
+        // The reasons come before what Bazel says of the same, and once.
+        let _ = tell(&lost);
+        lost.iter_mut().for_each(|report| report.messages.clear());
+        let mut attempt = Attempt::Alone;
+        loop {
+            say(if attempt == Attempt::Alone {
+                "running the command once more, so that Bazel itself downloads or builds the missing outputs"
+            } else {
+                "running the command once more without its caches"
+            });
+            let ended = match self.attempt(attempt, signals).await {
+                Ok(ended) => ended,
+                Err(error) => {
+                    say(&error.message);
+                    break;
+                }
+            };
+            match after(ended.code, own, first) {
+                After::Ends(code) => return code,
+                After::Uncached if attempt == Attempt::Alone && !has_executor && !ended.is_cut => {
+                    self.begin_anew();
+                    attempt = Attempt::Uncached;
+                }
+                After::Uncached | After::Missing => break,
+            }
+        }
+        // It is as after the first run: said above, and a fault with --strict.
+        say("some outputs are still missing");
+        lock(&self.started.reports).put_back(lost);
+        first
+    }
+}
+
+/// What follows a run that was to bring what the cache has lost.
+#[derive(Debug, PartialEq, Eq)]
+enum After {
+    /// Nothing: the command ends with this.
+    Ends(u8),
+    /// It is the cache that fails the build.
+    Uncached,
+    /// Nothing, and the outputs are missing.
+    Missing,
+}
+
+/// Decides that by the run's exit code, the build's own before that, and what the command ended with then.
+fn after(code: u8, own: u8, first: u8) -> After {
+    if code == INTERRUPTED || code >= SIGNALLED {
+        After::Ends(code)
+    } else if code == 0 || code == own {
+        After::Ends(own)
+    } else if code == STRICT {
+        // The build itself has ended well, and its reports say what is missing.
+        After::Ends(first)
+    } else if code == BUILD_FAILED || NOT_READ.contains(&code) {
+        After::Uncached
+    } else {
+        After::Missing
+    }
+}
+
+/// Runs a command to its end.
+pub(super) async fn see_through(
+    command: &[OsString],
+    environment: &[(&str, Option<OsString>)],
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let mut child = child::start(command, environment)?;
+    // Only now: the command is to have the limit that it would have without us.
+    open_files::raise();
+    let status = signals.see_through(&mut child).await;
+    let status =
+        status.map_err(|error| Failure::failed(format!("failed to wait for the command: {error}")))?;
+    Ok(child::code(status))
+}
+
+/// What is optional, or was let go at the deadline, may still be on its way when the command has ended. False if a signal
+/// ended the wait.
+async fn wait_for_rest(
+    host: &Host,
+    reports: &Mutex<Reports>,
+    has_failed: bool,
+    signals: &mut Signals,
+) -> bool {
+    let waited = tokio::time::timeout(OPTIONAL_WAIT, async {
+        host.streams_end(has_failed).await;
+        while host.rooms.engine.is_busy().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // What came of a build is told a moment after it is settled.
+        let begun = std::time::Instant::now();
+        let are_told = || lock(reports).count() >= host.streams();
+        while !are_told() && begun.elapsed() < TOLD {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        host.deliver(TOLD).await;
+    });
+    tokio::select! {
+        waited = waited => {
+            if waited.is_err() {
+                tracing::error!("giving up on outputs that are still being downloaded");
+            }
+            true
+        }
+        _ = signals.end() => false,
+    }
+}
+
+/// The command of a Bazel with what it needs to be heard.
+async fn flagged(
+    command: &[OsString],
+    bazel: &Path,
+    path: &OsString,
+    started: &Started,
+    attempt: Attempt,
+) -> Vec<OsString> {
+    let (Some(line), Some(program)) = (Line::building(command), command.first()) else {
+        return command.to_vec();
+    };
+    let probe = Probe {
+        program: bazel,
+        path,
+        scratch: started.shims.scratch(),
+    };
+    let answer = started.host.answer(&probe.ask(&line).await, attempt).await;
+    for message in &answer.messages {
+        say(message);
+    }
+    std::iter::once(program.clone())
+        .chain(line.with(&answer.flags))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_for_what_was_lost_never_replaces_a_success() {
+        for (code, own, first, expected) in [
+            (0, 0, 0, After::Ends(0)),
+            (0, 0, STRICT, After::Ends(0)),
+            (0, 1, 1, After::Ends(1)),
+            (1, 1, 1, After::Ends(1)),
+            (STRICT, 0, STRICT, After::Ends(STRICT)),
+            (STRICT, 0, 0, After::Ends(0)),
+            // Ended by the user, or somebody else.
+            (8, 0, 0, After::Ends(8)),
+            (130, 0, STRICT, After::Ends(130)),
+            (137, 1, 1, After::Ends(137)),
+            // The cache is to blame, or may be.
+            (1, 0, 0, After::Uncached),
+            (34, 0, 0, After::Uncached),
+            (39, 1, 1, After::Uncached),
+            // Anything else.
+            (2, 0, 0, After::Missing),
+            (37, 0, 0, After::Missing),
+            (NOT_UPLOADED, 0, STRICT, After::Missing),
+        ] {
+            assert_eq!(after(code, own, first), expected, "{code} {own} {first}");
+        }
+    }
+}
