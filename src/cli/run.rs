@@ -54,6 +54,8 @@ const RETENTION: Retention = Retention {
     max_age: Duration::from_secs(14 * 24 * 3600),
     journal_bytes: 1 << 30,
 };
+/// How long reads of files may still take at the end.
+const READS: Duration = Duration::from_secs(10);
 /// What Bazel's commands end with when --strict fails them.
 const STRICT: u8 = 45;
 
@@ -91,7 +93,11 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn main(args: RunArgs) -> Result<u8, Failure> {
-    bare_runtime()?.block_on(run(args))
+    let runtime = bare_runtime()?;
+    let ended = runtime.block_on(run(args));
+    // A file may still be read on a file system whose server is gone.
+    runtime.shutdown_timeout(READS);
+    ended
 }
 
 /// A daemon of our own.
