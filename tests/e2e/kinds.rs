@@ -25,15 +25,19 @@ const ALL: &[Scenario] = scenarios![
     failing::what_was_built_beside_a_failure_is_there,
     asking::outputs_are_known_before_they_are_fetched_and_say_why,
     kill::a_daemon_that_is_killed_goes_on_where_it_was,
-    parallel::two_workspaces_build_at_the_same_time_against_one_daemon,
     parallel::a_newer_build_wins_over_what_an_older_one_still_downloads,
-    faults::a_full_disk_is_told_and_fails_a_strict_build_only,
     // The cache is dead after it.
     faults::a_cache_that_goes_away_fails_a_strict_build_only,
 ];
 
-/// What depends less on the cache: with a server, and with a directory.
+/// What depends less on the kind of the cache: with a server, and with a directory before a server.
 const MORE: &[Scenario] = scenarios![
+    parallel::two_workspaces_build_at_the_same_time_against_one_daemon,
+    faults::a_full_disk_is_told_and_fails_a_strict_build_only,
+];
+
+/// What depends on it least: with a server.
+const MOST: &[Scenario] = scenarios![
     cold::groups_aspects_and_large_outputs_are_there,
     cold::run_needs_no_configuration,
     // Bazel downloads what this is about by itself.
@@ -49,17 +53,17 @@ fn all_scenarios(cache: &str, before: &[Scenario]) {
 
 #[test]
 fn the_main_job_is_done_with_nginx() {
-    all_scenarios("nginx", MORE);
+    all_scenarios("nginx", &[MOST, MORE].concat());
 }
 
 #[test]
 fn the_main_job_is_done_with_a_disk_cache() {
-    all_scenarios("disk", MORE);
+    all_scenarios("disk", &[]);
 }
 
 #[test]
 fn the_main_job_is_done_with_a_disk_cache_before_nginx() {
-    all_scenarios("disk_and_nginx", &[]);
+    all_scenarios("disk_and_nginx", MORE);
 }
 
 #[test]
