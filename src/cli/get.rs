@@ -61,6 +61,7 @@ pub(super) struct GetArgs {
 }
 
 /// What is wanted, as it was written.
+#[derive(Default)]
 struct Wanted {
     paths: Vec<PathBuf>,
     globs: Vec<Glob>,
@@ -77,13 +78,7 @@ struct Glob {
 
 impl Wanted {
     fn read(args: &GetArgs) -> Result<Self, Failure> {
-        let mut wanted = Self {
-            paths: Vec::new(),
-            globs: Vec::new(),
-            targets: Vec::new(),
-            regexes: Vec::new(),
-            packages: Vec::new(),
-        };
+        let mut wanted = Self::default();
         for argument in &args.wanted {
             let text = argument.to_str().unwrap_or_default();
             if is_target(text) {

@@ -20,7 +20,7 @@ use crate::{
 
 /// Roots that are looked at: those that were built in last.
 const ROOTS: usize = 16;
-/// Outputs that a root must have one in so many of, or it is not asked for the same paths any more.
+/// A root that has fewer than one in this many of the outputs it is asked for is not asked for the same paths any more.
 const HITS: usize = 512;
 /// Rows of the record that may be walked over for each output that no root has at its path: a row costs 0.1 µs, and a
 /// small blob from the network at least as much as a hundred of them.
@@ -100,9 +100,7 @@ impl Elsewhere {
             self.offer.add(found);
         }
     }
-}
 
-impl Elsewhere {
     /// The wants of blobs that are not in place. What the record says of a directory's first output is looked at on disk:
     /// all of them may have been deleted since.
     fn missing<'a>(&self, wants: &'a [Want]) -> Vec<(&'a Want, &'a Digest)> {

@@ -276,12 +276,6 @@ impl<'a> Row<'a> {
         self.parts()?.1
     }
 
-    /// What it knows, and the stamp of the file.
-    pub(super) fn content_and_stamp(&self) -> Option<(OutputContent, Option<Stamp>)> {
-        let (content, stamp, ..) = self.parts()?;
-        Some((content, stamp))
-    }
-
     /// All of it.
     pub(crate) fn to_row(self) -> Option<OutputRow> {
         let (content, stamp, materialized_at_ms, took_us) = self.parts()?;
@@ -306,7 +300,7 @@ impl<'a> Row<'a> {
     }
 
     /// Content, stamp, and when and how long.
-    fn parts(&self) -> Option<(OutputContent, Option<Stamp>, i64, u64)> {
+    pub(super) fn parts(&self) -> Option<(OutputContent, Option<Stamp>, i64, u64)> {
         let mut reader = Reader(self.body);
         let mut size = 0;
         let content = match self.context.kind {

@@ -97,8 +97,8 @@ impl Record {
                 if row.state() != OutputState::Materialized || !hashes.contains(row.hash()?) {
                     return None;
                 }
-                match row.content_and_stamp()? {
-                    (OutputContent::Blob(digest), Some(stamp)) => Some((row.path()?, digest, stamp)),
+                match row.parts()? {
+                    (OutputContent::Blob(digest), Some(stamp), ..) => Some((row.path()?, digest, stamp)),
                     _ => None,
                 }
             });

@@ -99,7 +99,7 @@ impl Origin {
     /// Reads a URL. User name and password do not count, and only for a bucket does the query.
     ///
     /// # Errors
-    /// When it is none of a server or a bucket.
+    /// When it is not the address of a server or a bucket.
     pub fn parse(url: &str) -> Result<Self, OriginError> {
         let (url, fragment) = url
             .split_once('#')

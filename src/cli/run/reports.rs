@@ -44,7 +44,7 @@ impl Reports {
     }
 
     /// Takes out what was told. Of these streams, which are all that there are, nothing more is heard.
-    pub(super) fn begin_anew(&mut self, streams: Vec<Stream>) -> Vec<Report> {
+    pub(super) fn start_over(&mut self, streams: Vec<Stream>) -> Vec<Report> {
         let told: HashSet<Stream> = self.told.iter().map(stream_of).collect();
         let late = streams.into_iter().filter(|stream| !told.contains(stream));
         self.late.extend(late);
@@ -123,7 +123,7 @@ mod tests {
         let stream = |id: &str| (id.to_owned(), "b".to_owned());
         let mut reports = Reports::default();
         reports.add(report("told"));
-        let told = reports.begin_anew(vec![stream("told"), stream("late")]);
+        let told = reports.start_over(vec![stream("told"), stream("late")]);
         assert_eq!((told.len(), reports.count()), (1, 0));
         for id in ["late", "new"] {
             reports.add(report(id));

@@ -109,9 +109,9 @@ impl Wrapped<'_> {
     }
 
     /// Forgets the attempt so far. Gives what was told of it.
-    fn begin_anew(&self) -> Vec<Report> {
+    fn start_over(&self) -> Vec<Report> {
         let Started { host, reports, .. } = self.started;
-        let told = lock(reports).begin_anew(host.rooms.engine.streams());
+        let told = lock(reports).start_over(host.rooms.engine.streams());
         host.forget();
         told
     }
@@ -129,7 +129,7 @@ impl Wrapped<'_> {
                      only does for outhaul; running it once more without outhaul, so Bazel downloads outputs \
                      itself",
                 );
-                self.begin_anew();
+                self.start_over();
                 Ok(self.attempt(Attempt::Alone, signals).await?.code)
             }
             // A program that `bazel run` ran may end with anything.
@@ -157,7 +157,7 @@ impl Wrapped<'_> {
     /// alone would have built what is lost. The exit code is that of the first build.
     async fn after_lost_outputs(&self, first: u8, signals: &mut Signals) -> u8 {
         let has_executor = self.started.host.has_executor();
-        let mut lost = self.begin_anew();
+        let mut lost = self.start_over();
         // With --strict, Bazel has not ended with its own.
         let own = lost.last().and_then(|report| report.exit_code);
         let own = own.and_then(|code| u8::try_from(code).ok()).unwrap_or(first);
@@ -181,7 +181,7 @@ impl Wrapped<'_> {
             match after(ended.code, own, first) {
                 After::Ends(code) => return code,
                 After::Uncached if attempt == Attempt::Alone && !has_executor && !ended.is_cut => {
-                    self.begin_anew();
+                    self.start_over();
                     attempt = Attempt::Uncached;
                 }
                 After::Uncached | After::Missing => break,

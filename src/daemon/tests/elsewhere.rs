@@ -50,6 +50,16 @@ async fn build(f: &mut Fixture, invocation: &str, root: &str, workspace: &str, f
     f.rooms.engine.snapshot(invocation).await.unwrap();
 }
 
+/// Two roots, of which the first one has an output.
+async fn first_built() -> (Fixture, Digest) {
+    let mut f = Fixture::new(false).await;
+    std::fs::create_dir_all(f.dir.path().join("second/execroot/_main")).unwrap();
+    let digest = f.cache.store().put("bytes");
+    let files = vec![output("a", &digest)];
+    build(&mut f, "invocation", "execroot/_main", "/w", files).await;
+    (f, digest)
+}
+
 #[tokio::test]
 async fn what_another_root_has_is_copied_and_verified() {
     let cases = [
@@ -90,17 +100,7 @@ async fn what_another_root_has_is_copied_and_verified() {
         },
     ];
     for case in cases {
-        let mut f = Fixture::new(false).await;
-        std::fs::create_dir_all(f.dir.path().join("second/execroot/_main")).unwrap();
-        let digest = f.cache.store().put("bytes");
-        build(
-            &mut f,
-            "invocation",
-            "execroot/_main",
-            "/w",
-            vec![output("a", &digest)],
-        )
-        .await;
+        let (mut f, digest) = first_built().await;
         (case.before)(&f);
         let before = asked(&f);
         let files = vec![output(case.second, &digest)];
@@ -125,12 +125,9 @@ async fn what_another_root_has_is_copied_and_verified() {
 
 #[tokio::test]
 async fn a_root_whose_outputs_were_deleted_gets_them_from_another_one() {
-    let mut f = Fixture::new(false).await;
-    std::fs::create_dir_all(f.dir.path().join("second/execroot/_main")).unwrap();
-    let digest = f.cache.store().put("bytes");
-    for (invocation, root) in [("invocation", "execroot/_main"), ("two", "second/execroot/_main")] {
-        build(&mut f, invocation, root, "/w", vec![output("a", &digest)]).await;
-    }
+    let (mut f, digest) = first_built().await;
+    let files = vec![output("a", &digest)];
+    build(&mut f, "two", "second/execroot/_main", "/w", files).await;
     std::fs::remove_dir_all(f.dir.path().join("execroot/_main/bazel-out")).unwrap();
     f.cache.store().clear();
     build(
@@ -146,17 +143,7 @@ async fn a_root_whose_outputs_were_deleted_gets_them_from_another_one() {
 
 #[tokio::test]
 async fn without_local_sources_everything_comes_from_the_cache() {
-    let mut f = Fixture::new(false).await;
-    std::fs::create_dir_all(f.dir.path().join("second/execroot/_main")).unwrap();
-    let digest = f.cache.store().put("bytes");
-    build(
-        &mut f,
-        "invocation",
-        "execroot/_main",
-        "/w",
-        vec![output("a", &digest)],
-    )
-    .await;
+    let (mut f, digest) = first_built().await;
     f.rooms.engine.set_policy(Policy {
         no_local_sources: true,
         ..Policy::default()
