@@ -152,6 +152,9 @@ impl Bazel {
             // Debian's Bazels need the system's rc file, which says where they are unpacked.
             "--nohome_rc".to_owned(),
             "--host_jvm_args=-Xmx512m".to_owned(),
+            // For builds of some seconds: it takes half of the processor time.
+            "--host_jvm_args=-XX:TieredStopAtLevel=1".to_owned(),
+            "--host_jvm_args=-XX:+UseSerialGC".to_owned(),
             // A server that nobody ends, for the test was killed, ends by itself.
             "--max_idle_secs=120".to_owned(),
             command.to_owned(),
