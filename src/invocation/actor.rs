@@ -301,6 +301,7 @@ impl Actor {
             }
         }
         self.end_build().await;
+        self.note_unused_cache();
         self.enter(InvocationState::Draining);
         self.phase = Phase::Ended {
             end: End {

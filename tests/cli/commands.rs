@@ -237,3 +237,25 @@ async fn a_credential_helper_has_the_limit_of_open_files_that_it_would_have_alon
         .await
         .says(1, &["/nonexistent/helper", "failed to start"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cache_of_a_build_of_which_nothing_was_wanted_is_known_to_who_asks_later() {
+    let world = World::new().await;
+    let from_build = ["--remote-cache=from-build", "--download=minimal"];
+    let allowed = format!("--allow-remote-cache={}", world.cache.endpoint());
+    let mut server = world.serve_alone(&[&from_build[..], &[&allowed]].concat()).await;
+    world.play(&world.build, server.door()).await;
+    server.signal(Signal::TERM);
+    server.end().await;
+    let (output, _) = world.file("app/app");
+    let path = world.exec_root().join(&output.path);
+    assert!(!path.exists());
+    // Bazel makes it for every build.
+    std::fs::create_dir_all(world.exec_root().join("bazel-out")).unwrap();
+    let status = run(["status", &world.state(), "--json"]).await.expect(0);
+    assert_eq!(status.json()[0]["remote_cache"], world.cache.endpoint());
+    run(["get", &world.state(), path.to_str().unwrap()])
+        .await
+        .expect(0);
+    assert!(path.exists());
+}

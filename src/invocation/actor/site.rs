@@ -194,8 +194,7 @@ impl Actor {
         let served = self.served().await;
         let (store, local): (Arc<dyn BlobStore>, _) = match self.source() {
             Ok(cache) => {
-                self.row.remote_cache.clone_from(&cache.endpoint);
-                self.row.remote_instance_name.clone_from(&cache.instance_name);
+                self.note_cache(&cache);
                 for option in cache.left_out() {
                     let told = format!("not using one of the build's options for its remote cache: {option}");
                     tracing::warn!(invocation = %self.row.invocation_id, "{told}");
@@ -287,6 +286,21 @@ impl Actor {
         self.shared
             .sources
             .of_build(self.build.command_line(), &directories)
+    }
+
+    fn note_cache(&mut self, cache: &SourceCache) {
+        self.row.remote_cache.clone_from(&cache.endpoint);
+        self.row.remote_instance_name.clone_from(&cache.instance_name);
+    }
+
+    /// Notes the cache of a build of which nothing was wanted: somebody may ask for its outputs later.
+    pub(super) fn note_unused_cache(&mut self) {
+        if self.site.place().is_some()
+            && self.site.session().is_none()
+            && let Ok(cache) = self.source()
+        {
+            self.note_cache(&cache);
+        }
     }
 
     pub(super) fn check_authority(&self, authority: &str) {
