@@ -5,11 +5,11 @@ use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::{
-    demo,
+    demo, exec,
     exit::{self, Failure},
     export, fetch, gc, get, import, is_staged,
     log::start_log,
-    ls, print, run, serve, stage, stat, status, wait,
+    ls, manual, print, run, serve, stage, stat, status, wait, watch,
 };
 use crate::config::with_config_file;
 
@@ -44,12 +44,16 @@ enum Command {
     Fetch(fetch::FetchCommand),
     /// Download recorded outputs by path, top-level or not
     Get(get::GetArgs),
+    /// Run a program of a recorded build with its runfiles, without the build tool
+    Exec(exec::ExecArgs),
     /// Show what is recorded about outputs: digest, size, state, target
     Stat(stat::StatArgs),
     /// Show why outputs were downloaded or not, and where their bytes came from
     Why(stat::WhyArgs),
     /// Wait until the outputs of a build, or of some of its targets, are on disk
     Wait(wait::WaitArgs),
+    /// Print a JSON line for each file of a build once it is whole under its final name
+    Watch(watch::WatchArgs),
     /// Show the state of builds
     Status(status::StatusArgs),
     /// List the recorded outputs of a build's output root
@@ -64,6 +68,10 @@ enum Command {
     Import(import::ImportArgs),
     /// Delete the records and journals of old builds
     Gc(gc::GcArgs),
+    /// Print the completions for a shell
+    Completions(manual::CompletionsArgs),
+    /// Write the manual pages to a directory
+    Man(manual::ManArgs),
     /// Show how it works, without a build tool or a server
     Demo(demo::DemoArgs),
     /// Run the embedded cache (for trying things out and for tests; not for production)
@@ -106,9 +114,11 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(*args),
         Command::Fetch(command) => fetch::main(command),
         Command::Get(args) => get::main(&args),
+        Command::Exec(args) => exec::main(&args),
         Command::Stat(args) => stat::stat(&args),
         Command::Why(args) => stat::why(&args),
         Command::Wait(args) => wait::main(&args),
+        Command::Watch(args) => watch::main(&args),
         Command::Status(args) => status::main(&args),
         Command::Ls(args) => ls::main(&args),
         Command::Stage(args) => stage::main(&args),
@@ -116,6 +126,8 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::main(args),
         Command::Import(args) => import::main(&args),
         Command::Gc(args) => gc::main(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::pages(&args),
         Command::Demo(args) => demo::main(args),
         Command::Cache(args) => demo::cache(args),
     };

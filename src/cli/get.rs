@@ -15,7 +15,7 @@ use super::{
     client::{AskArgs, Client},
     exit,
     exit::Failure,
-    paths, print, runtime,
+    paths, print, runfiles, runtime,
     stage::{self, WhichArgs},
     view,
 };
@@ -52,6 +52,11 @@ pub(super) struct GetArgs {
     /// Everything that is recorded of these packages, with intermediate outputs: //pkg:all or //pkg/... (repeatable)
     #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
     all_of: Vec<String>,
+
+    /// With everything that the programs among them need at run time (their runfiles), by the manifests that Bazel wrote
+    /// beside them on this machine
+    #[arg(long)]
+    runfiles: bool,
 
     #[command(flatten)]
     which: WhichArgs,
@@ -120,7 +125,7 @@ impl Wanted {
 }
 
 /// Whether an argument is a target pattern and not a path.
-fn is_target(text: &str) -> bool {
+pub(super) fn is_target(text: &str) -> bool {
     let text = text.strip_prefix('-').unwrap_or(text);
     text.starts_with("//") || (text.starts_with('@') && text.contains("//"))
 }
@@ -183,11 +188,16 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
             if selects {
                 paths.extend(selected(&mut client, args, &wanted, &invocation, &workspace).await?);
             }
-            let mut code = exit::OK;
-            for paths in paths.chunks(AT_ONCE) {
-                code = worse(code, get(&mut client, paths.to_vec(), args.ask.json).await?);
+            let show = if args.ask.json { Show::Json } else { Show::Text };
+            let (code, there) = get(&mut client, &paths, show).await?;
+            if !args.runfiles || there.is_empty() {
+                return Ok(code);
             }
-            Ok(code)
+            let runfiles = runfiles::of(&mut client, &there).await?;
+            if runfiles.programs == 0 {
+                return Err(Failure::not_found(runfiles::NO_MANIFEST));
+            }
+            Ok(worse(code, runfiles.get(&mut client, &there, show).await?))
         };
         let got = got.await;
         client.close().await;
@@ -196,41 +206,79 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
 }
 
 /// That one failed to download weighs more than that another is not known.
-const fn worse(one: u8, other: u8) -> u8 {
+pub(super) const fn worse(one: u8, other: u8) -> u8 {
     match (one, other) {
         (exit::FAILED, _) | (_, exit::FAILED) => exit::FAILED,
         (exit::OK, code) | (code, _) => code,
     }
 }
 
-async fn get(client: &mut Client, paths: Vec<String>, json: bool) -> Result<u8, Failure> {
-    let results = client.materialize(paths).await?;
-    let mut out = print::out();
+/// How results are shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Show {
+    Text,
+    Json,
+    /// Only what failed.
+    Failures,
+}
+
+/// Brings outputs to disk, and shows what came of each. Gives the code, and the outputs that are there.
+pub(super) async fn get(
+    client: &mut Client,
+    paths: &[String],
+    show: Show,
+) -> Result<(u8, Vec<pb::Output>), Failure> {
     let mut code = exit::OK;
-    for result in results {
-        if !result.error.is_empty() {
-            let found = match &result.output {
-                Some(_) => exit::FAILED,
-                None => exit::NOT_FOUND,
-            };
-            code = worse(code, found);
-        }
-        if json {
-            let value = json!({
-                "path": result.path,
-                "outcome": view::non_empty(&result.outcome().name()),
-                "error": (!result.error.is_empty()).then_some(&result.error),
-                "output": result.output.as_ref().map(view::output_json),
-            });
-            writeln!(out, "{value}")?;
-        } else if result.error.is_empty() {
-            writeln!(out, "{}: {}", printable(&result.path), result.outcome().name())?;
-        } else {
-            let (path, error) = (printable(&result.path), printable(&result.error));
-            writeln!(print::err(), "outhaul: {path}: {error}")?;
-        }
+    let mut there = Vec::new();
+    for result in materialized(client, paths).await? {
+        code = worse(code, show.result(&result)?);
+        there.extend(result.output.filter(|_| result.error.is_empty()));
     }
-    Ok(code)
+    Ok((code, there))
+}
+
+/// Brings outputs to disk.
+pub(super) async fn materialized(
+    client: &mut Client,
+    paths: &[String],
+) -> Result<Vec<pb::materialize_response::Result>, Failure> {
+    let mut results = Vec::with_capacity(paths.len());
+    for paths in paths.chunks(AT_ONCE) {
+        results.extend(client.materialize(paths.to_vec()).await?);
+    }
+    Ok(results)
+}
+
+impl Show {
+    /// Shows what came of one output, and gives the code for it.
+    pub(super) fn result(self, result: &pb::materialize_response::Result) -> Result<u8, Failure> {
+        let code = match &result.output {
+            _ if result.error.is_empty() => exit::OK,
+            Some(_) => exit::FAILED,
+            None => exit::NOT_FOUND,
+        };
+        match self {
+            Self::Json => {
+                let value = json!({
+                    "path": result.path,
+                    "outcome": view::non_empty(&result.outcome().name()),
+                    "error": view::non_empty(&result.error),
+                    "output": result.output.as_ref().map(view::output_json),
+                });
+                writeln!(print::out(), "{value}")?;
+            }
+            _ if code != exit::OK => {
+                let (path, error) = (printable(&result.path), printable(&result.error));
+                writeln!(print::err(), "outhaul: {path}: {error}")?;
+            }
+            Self::Text => {
+                let (path, outcome) = (printable(&result.path), result.outcome().name());
+                writeln!(print::out(), "{path}: {outcome}")?;
+            }
+            Self::Failures => {}
+        }
+        Ok(code)
+    }
 }
 
 /// The absolute paths of what targets and patterns select.
@@ -243,32 +291,15 @@ async fn selected(
 ) -> Result<BTreeSet<String>, Failure> {
     let mut paths = BTreeSet::new();
     if !wanted.targets.is_empty() {
-        let request = pb::StageRequest {
-            invocation_id: invocation.to_owned(),
-            workspace: workspace.to_owned(),
-            wish: Some(pb::StageWish {
-                targets: wanted.targets.clone(),
-                output_groups: args.output_group.clone(),
-                include: args.path.clone(),
-                ..pb::StageWish::default()
-            }),
-            dry_run: true,
-            ..pb::StageRequest::default()
+        let wish = pb::StageWish {
+            targets: wanted.targets.clone(),
+            output_groups: args.output_group.clone(),
+            include: args.path.clone(),
+            ..pb::StageWish::default()
         };
-        let found = match client {
-            Client::Daemon(client) => client.stage(request).await.map(tonic::Response::into_inner),
-            Client::Here(service, _) => {
-                let selected = service.begin_stage(request, &CancellationToken::new()).await;
-                selected.map(|selected| selected.response)
-            }
-        };
-        let found = found.map_err(|status| stage::failure(&status))?;
-        for note in &found.notes {
-            writeln!(print::err(), "outhaul: {}", printable(note))?;
-        }
-        let (row, _) = client.invocation(&found.invocation_id).await?;
-        let below = |output: &pb::StagedOutput| format!("{}/{}", row.exec_root, output.exec_path);
-        paths.extend(found.outputs.iter().map(below));
+        let (build, outputs) = of_targets(client, wish, invocation, workspace).await?;
+        let below = |output: &pb::StagedOutput| format!("{}/{}", build.exec_root, output.exec_path);
+        paths.extend(outputs.iter().map(below));
     }
     if wanted.needs_list() {
         // Of the build that is meant.
@@ -280,6 +311,35 @@ async fn selected(
         listed(client, &id, wanted, &mut paths).await?;
     }
     Ok(paths)
+}
+
+/// What targets of a build select, and the build.
+pub(super) async fn of_targets(
+    client: &mut Client,
+    wish: pb::StageWish,
+    invocation: &str,
+    workspace: &str,
+) -> Result<(pb::Invocation, Vec<pb::StagedOutput>), Failure> {
+    let request = pb::StageRequest {
+        invocation_id: invocation.to_owned(),
+        workspace: workspace.to_owned(),
+        wish: Some(wish),
+        dry_run: true,
+        ..pb::StageRequest::default()
+    };
+    let found = match client {
+        Client::Daemon(client) => client.stage(request).await.map(tonic::Response::into_inner),
+        Client::Here(service, _) => {
+            let selected = service.begin_stage(request, &CancellationToken::new()).await;
+            selected.map(|selected| selected.response)
+        }
+    };
+    let found = found.map_err(|status| stage::failure(&status))?;
+    for note in &found.notes {
+        writeln!(print::err(), "outhaul: {}", printable(note))?;
+    }
+    let (build, _) = client.invocation(&found.invocation_id).await?;
+    Ok((build, found.outputs))
 }
 
 /// Adds what is on record and matches.

@@ -2,7 +2,6 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -10,25 +9,21 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    client::{Client, Door, Lost},
+    client::Client,
     exit,
     exit::Failure,
-    paths, print, runtime, view,
+    follow::{ChoiceArgs, DaemonArgs, Follower, Hears},
+    print, runtime, view,
 };
 use crate::{
-    config::{CacheArgs, ConfigError, ControlArgs, StateArgs},
+    config::ConfigError,
     control::wait::Judge,
     materialize::split_source,
     printable::printable,
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
-    transport::TlsFiles,
-    units::{now_ms, parse_duration, show_count, show_size},
+    units::{parse_duration, show_count, show_size},
 };
 
-/// How long after a lost connection the daemon is looked for again.
-const AGAIN: Duration = Duration::from_millis(200);
-/// How long the record may be another process's without a word of it.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the line on the terminal changes.
 const REDRAW: Duration = Duration::from_millis(100);
 
@@ -40,18 +35,8 @@ pub(super) struct WaitArgs {
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
 
-    /// Invocation ID of the build; it does not need to have started
-    #[arg(long, value_name = "ID", conflicts_with_all = ["workspace", "next"])]
-    invocation: Option<String>,
-
-    /// The newest build of this workspace, or its first if there is none yet; by default, of the workspace of the
-    /// current directory, or of any if there is none
-    #[arg(long, value_name = "DIR")]
-    workspace: Option<PathBuf>,
-
-    /// Wait for the next build instead of one that has already started
-    #[arg(long)]
-    next: bool,
+    #[command(flatten)]
+    choice: ChoiceArgs,
 
     /// Maximum time to wait
     #[arg(long, value_name = "DURATION", env = "OUTHAUL_TIMEOUT")]
@@ -61,54 +46,24 @@ pub(super) struct WaitArgs {
     #[arg(long)]
     json: bool,
 
-    /// PEM file of the certificate authorities for a daemon named with --control
-    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CERTIFICATE")]
-    tls_certificate: Option<PathBuf>,
-
-    /// PEM file of the client certificate, for a daemon that requires one
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "OUTHAUL_TLS_CLIENT_CERTIFICATE",
-        requires = "tls_client_key"
-    )]
-    tls_client_certificate: Option<PathBuf>,
-
-    /// PEM file of the key of --tls-client-certificate
-    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_KEY")]
-    tls_client_key: Option<PathBuf>,
-
     #[command(flatten)]
-    control: ControlArgs,
-
-    #[command(flatten)]
-    state: StateArgs,
+    daemon: DaemonArgs,
 }
 
 pub(super) fn main(args: &WaitArgs) -> Result<u8, Failure> {
     // Before anything else: it counts from here.
-    let choice = choice(args)?;
-    let judge = Judge::new(&args.targets).map_err(Failure::usage)?;
-    let timeout = timeout(args)?;
-    let files = TlsFiles {
-        certificate: args.tls_certificate.clone(),
-        client_certificate: args.tls_client_certificate.clone(),
-        client_key: args.tls_client_key.clone(),
-    };
-    let door = Door::new(&args.control, &args.state, files)?;
-    let cache = CacheArgs::from_environment()?;
+    let choice = args.choice.choice()?;
     let mut waiting = Waiting {
-        args,
-        door,
-        cache,
-        choice,
-        judge,
+        judge: Judge::new(&args.targets).map_err(Failure::usage)?,
         shown: Shown::new(args.json),
     };
+    let timeout = timeout(args)?;
+    let mut follower = Follower::new(&args.daemon)?;
     runtime()?.block_on(async {
+        let followed = follower.follow(choice, &mut waiting);
         let answer = match timeout {
-            None => Some(waiting.follow().await),
-            Some(timeout) => tokio::time::timeout(timeout, waiting.follow()).await.ok(),
+            None => Some(followed.await),
+            Some(timeout) => tokio::time::timeout(timeout, followed).await.ok(),
         };
         waiting.shown.clear();
         let answer = match answer {
@@ -146,116 +101,36 @@ fn timeout(args: &WaitArgs) -> Result<Option<Duration>, Failure> {
     }
 }
 
-/// Which invocation the flags mean.
-fn choice(args: &WaitArgs) -> Result<pb::InvocationChoice, Failure> {
-    if let Some(id) = &args.invocation {
-        return Ok(by_id(id));
-    }
-    let workspace = match &args.workspace {
-        Some(workspace) => {
-            let absolute = std::path::absolute(workspace)
-                .map_err(|e| ConfigError::new(format!("--workspace={}", workspace.display()), e))?;
-            Some(absolute)
-        }
-        None => std::env::current_dir()
-            .ok()
-            .and_then(|directory| paths::workspace_around(&directory)),
-    };
-    // Bazel tells the real path. A workspace of another machine is not here to be looked at.
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let workspace = workspace.map(|path| real(&path).display().to_string());
-    Ok(pb::InvocationChoice {
-        invocation_id: String::new(),
-        workspace: workspace.unwrap_or_default(),
-        next: args.next,
-        since_ms: 0,
-    })
-}
-
-fn by_id(id: &str) -> pb::InvocationChoice {
-    pb::InvocationChoice {
-        invocation_id: id.to_owned(),
-        ..pb::InvocationChoice::default()
-    }
-}
-
-/// One wait, over as many connections as it takes.
-struct Waiting<'a> {
-    args: &'a WaitArgs,
-    door: Door,
-    cache: CacheArgs,
-    choice: pb::InvocationChoice,
+/// What was heard of what is waited for.
+struct Waiting {
     judge: Judge,
     shown: Shown,
 }
 
-impl Waiting<'_> {
-    async fn follow(&mut self) -> Result<pb::WaitResponse, Failure> {
-        let asked_at = now_ms();
-        // Once a daemon has answered, its record is left to it: it may be starting again.
-        let mut met = false;
-        loop {
-            let mut client = match self.door.connect().await {
-                Ok(daemon) => {
-                    met = true;
-                    Client::Daemon(daemon)
-                }
-                Err(reason) if met => {
-                    self.shown.lost(&reason)?;
-                    tokio::time::sleep(AGAIN).await;
-                    continue;
-                }
-                Err(refused) => {
-                    match Client::here(&self.door, &refused, &self.args.state, &self.cache).await {
-                        Ok(client) => client,
-                        // A daemon that is starting, or a command that will be done.
-                        Err(failure) if failure.held => {
-                            self.shown.held(&failure.message)?;
-                            tokio::time::sleep(AGAIN).await;
-                            continue;
-                        }
-                        Err(failure) => return Err(failure),
-                    }
-                }
-            };
-            let ended = self.hear(&mut client).await;
-            client.close().await;
-            match ended {
-                Ok(answer) => return Ok(answer),
-                Err(Lost::Connection(reason)) => self.shown.lost(&reason)?,
-                Err(Lost::Refused(failure)) if failure.code == exit::NOT_FOUND && !met => {
-                    return Err(Failure::not_found(format!(
-                        "{}, and no daemon answers on {}",
-                        failure.message, self.door
-                    )));
-                }
-                Err(Lost::Refused(failure)) => return Err(failure),
-            }
-            if self.choice.next && self.choice.since_ms == 0 {
-                // What began while nobody listened is still the next one.
-                self.choice.since_ms = asked_at;
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
+impl Hears for Waiting {
+    type Answer = pb::WaitResponse;
+
+    async fn event(&mut self, _client: &mut Client, event: Event) -> Result<Option<Self::Answer>, Failure> {
+        self.shown.event(&self.judge, &event)?;
+        Ok(self.judge.take(&event))
     }
 
-    async fn hear(&mut self, client: &mut Client) -> Result<pb::WaitResponse, Lost> {
-        let mut following = client.watch(self.choice.clone()).await?;
-        if let Client::Daemon(_) = client {
-            self.shown.found().map_err(|e| Lost::Refused(e.into()))?;
+    fn found(&mut self) -> std::io::Result<()> {
+        if self.shown.json {
+            return object(&json!({"event": "waiting"}));
         }
-        while let Some(event) = following.next().await? {
-            if let Event::Invocation(invocation) = &event {
-                self.choice = by_id(&invocation.invocation_id);
-            }
-            self.shown
-                .event(&self.judge, &event)
-                .map_err(|e| Lost::Refused(e.into()))?;
-            if let Some(answer) = self.judge.take(&event) {
-                return Ok(answer);
-            }
+        Ok(())
+    }
+
+    fn lost(&mut self, reason: &str) -> std::io::Result<()> {
+        self.shown.clear();
+        if self.shown.json {
+            return object(&json!({"event": "lost", "reason": reason}));
         }
-        Err(Lost::Connection("the daemon has closed the stream".to_owned()))
+        writeln!(
+            print::err(),
+            "outhaul: lost the connection to the daemon ({reason}); reconnecting"
+        )
     }
 }
 
@@ -264,9 +139,6 @@ struct Shown {
     json: bool,
     terminal: bool,
     drawn: Option<Instant>,
-    lost: bool,
-    begun: Instant,
-    held: bool,
     invocation: String,
     targets: u64,
     outputs: u64,
@@ -279,47 +151,11 @@ impl Shown {
             json,
             terminal: !json && std::io::stderr().is_terminal(),
             drawn: None,
-            lost: false,
-            begun: Instant::now(),
-            held: false,
             invocation: String::new(),
             targets: 0,
             outputs: 0,
             bytes: 0,
         }
-    }
-
-    /// Says once that the daemon is away.
-    fn lost(&mut self, reason: &str) -> std::io::Result<()> {
-        if std::mem::replace(&mut self.lost, true) {
-            return Ok(());
-        }
-        self.clear();
-        if self.json {
-            return object(&json!({"event": "lost", "reason": reason}));
-        }
-        writeln!(
-            print::err(),
-            "outhaul: lost the connection to the daemon ({reason}); reconnecting"
-        )
-    }
-
-    /// Says once that another process has the record. One that is only starting or ending is not worth a word.
-    fn held(&mut self, reason: &str) -> std::io::Result<()> {
-        if self.held || self.begun.elapsed() < PATIENCE {
-            return Ok(());
-        }
-        self.held = true;
-        writeln!(print::err(), "outhaul: waiting: {}", printable(reason))
-    }
-
-    /// A daemon listens: from now on nothing is missed.
-    fn found(&mut self) -> std::io::Result<()> {
-        self.lost = false;
-        if self.json {
-            return object(&json!({"event": "waiting"}));
-        }
-        Ok(())
     }
 
     /// Shows a change, if it is about something that is waited for.
@@ -370,7 +206,7 @@ impl Shown {
 }
 
 /// One object, at once: anyone who reads may be waiting for it.
-fn object(value: &Value) -> std::io::Result<()> {
+pub(super) fn object(value: &Value) -> std::io::Result<()> {
     let mut out = print::out();
     writeln!(out, "{value}")?;
     out.flush()
@@ -393,6 +229,8 @@ fn event_json(event: &Event) -> Value {
                 "store": split_source(&output.source).1,
                 "exec_path": output.exec_path,
                 "label": output.label,
+                "output_group": view::non_empty(&output.output_group),
+                "digest": output.digest.as_ref().map(view::digest),
                 "class": output.class().name(),
                 "outcome": output.outcome().name(),
                 "source": view::non_empty(split_source(&output.source).0),

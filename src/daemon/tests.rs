@@ -367,13 +367,8 @@ async fn a_test_is_settled_with_its_logs() {
     );
     let at = |wanted: &dyn Fn(&Change) -> bool| heard.iter().position(wanted).expect("told");
     let placed = at(&|c| {
-        matches!(
-            c,
-            Change::Output {
-                outcome: Outcome::Downloaded { bytes: 3, .. },
-                ..
-            }
-        )
+        let Change::Output(ended) = c else { return false };
+        matches!(ended.outcome, Outcome::Downloaded { bytes: 3, .. })
     });
     assert!(placed < at(&|c| matches!(c, Change::Target(row) if row.state == TargetState::Settled)));
 }
@@ -420,9 +415,9 @@ async fn a_cancelled_build_wants_nothing_any_more() {
     assert!(!f.rooms.engine.cancel("another").await);
     let heard = heard(changes).await;
     assert!(
-        heard.iter().any(
-            |c| matches!(c, Change::Output { outcome: Outcome::Failed(why), .. } if why.contains("cancelled"))
-        ),
+        heard
+            .iter()
+            .any(|c| matches!(c, Change::Output(ended) if ended.outcome.reason().contains("cancelled"))),
         "{heard:?}"
     );
     assert_eq!(report(&heard).failed, 1);

@@ -20,6 +20,7 @@ mod undigested;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, PoisonError},
     time::Instant,
 };
@@ -35,7 +36,7 @@ use self::{
 };
 use super::{
     build::{Build, Named},
-    feed::{Change, Report},
+    feed::{Change, OutputEnded, Report},
     message::Message,
     rows::{self, Naming},
     shared::Shared,
@@ -229,6 +230,8 @@ impl Actor {
                 let _ = answer.send(self.target_rows());
             }
             Message::Watch(answer) => {
+                // What came before can be read in the record.
+                self.write_rows(true).await;
                 let _ = answer.send(self.begin_watch());
             }
             Message::Page(from, answer) => {
@@ -332,12 +335,16 @@ impl Actor {
                 );
             }
             if !self.followers.listeners.is_empty() {
-                let change = Change::Output {
+                let place = self.site.place();
+                let change = Change::Output(Arc::new(OutputEnded {
+                    exec_root: place.map_or_else(PathBuf::new, |p| p.root.place.path().to_owned()),
                     path: completion.path.clone(),
-                    label: ended.target.label.as_str().into(),
+                    content: completion.content.clone(),
+                    label: ended.target.label.clone(),
+                    output_group: ended.group,
                     class: completion.class,
                     outcome: completion.outcome.clone(),
-                };
+                }));
                 self.followers.listeners.tell(None, &change);
             }
             if is_rechecked && completion.outcome.is_on_disk() {
@@ -455,7 +462,7 @@ impl Actor {
             let _ = waiter.send(());
         }
         self.shared.report(report.clone());
-        self.tell(None, &Change::Settled(report));
+        self.tell(None, &Change::Settled(Box::new(report)));
         self.followers.listeners.dismiss();
         if self.is_unloadable() && (!self.shared.holds_sets || self.followers.progress.receiver_count() == 0)
         {

@@ -1,6 +1,6 @@
 //! What listeners learn about builds while they run.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::broadcast;
 
@@ -8,7 +8,7 @@ use super::tally::Tally;
 use crate::{
     exec_path::ExecPath,
     materialize::Outcome,
-    output::Class,
+    output::{Class, OutputContent},
     record::{InvocationState, TargetRow},
 };
 
@@ -39,6 +39,25 @@ pub struct Report {
     pub tally: Tally,
 }
 
+/// How a wanted output ended.
+#[derive(Debug)]
+pub struct OutputEnded {
+    /// Absolute path of the root that it lies below.
+    pub exec_root: PathBuf,
+    /// Which, below the root.
+    pub path: ExecPath,
+    /// What should be there.
+    pub content: OutputContent,
+    /// The target that named it first.
+    pub label: String,
+    /// The output group that it was in, or empty.
+    pub output_group: Arc<str>,
+    /// How much it was wanted.
+    pub class: Class,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
 /// Something about a build has changed.
 #[derive(Debug, Clone)]
 pub enum Change {
@@ -54,18 +73,9 @@ pub enum Change {
     /// of its tests are part of it.
     Target(Arc<TargetRow>),
     /// A wanted output came to its end.
-    Output {
-        /// Which, below the exec root.
-        path: ExecPath,
-        /// The target that named it first.
-        label: Arc<str>,
-        /// How much it was wanted.
-        class: Class,
-        /// How it ended.
-        outcome: Outcome,
-    },
+    Output(Arc<OutputEnded>),
     /// Everything that it wanted came to its end. Comes last, unless a broken stream is resumed.
-    Settled(Report),
+    Settled(Box<Report>),
 }
 
 /// A change, and whose.

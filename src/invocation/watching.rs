@@ -104,7 +104,7 @@ impl Watch {
                 continue;
             }
             if let Some(report) = self.begun.report.take() {
-                return Some(Change::Settled(report));
+                return Some(Change::Settled(Box::new(report)));
             }
             let next = self.begun.changes.as_mut()?.recv().await.ok()?;
             if self.is_new(&next) {

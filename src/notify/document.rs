@@ -111,7 +111,7 @@ impl Writer {
                 let body = InvocationDocument::of(Head::new(Event::InvocationSettled, &id), &report);
                 document(Event::InvocationSettled, &id, &body)
             }
-            Change::Output { .. } => None,
+            Change::Output(_) => None,
         }
     }
 
@@ -376,7 +376,9 @@ mod tests {
                 ..Tally::default()
             },
         };
-        let document = Writer::default().write(told(Change::Settled(report))).unwrap();
+        let document = Writer::default()
+            .write(told(Change::Settled(Box::new(report))))
+            .unwrap();
         assert_eq!(
             json_of(&document),
             json!({

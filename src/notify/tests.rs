@@ -177,7 +177,7 @@ impl World {
     }
 
     fn settled(&self) {
-        self.tell(Change::Settled(Report {
+        self.tell(Change::Settled(Box::new(Report {
             invocation_id: "i".to_owned(),
             build_id: String::new(),
             line: String::new(),
@@ -189,7 +189,7 @@ impl World {
             command: "build".to_owned(),
             state: InvocationState::Settled,
             tally: Tally::default(),
-        }));
+        })));
     }
 
     async fn close(self) -> Metrics {

@@ -38,4 +38,5 @@ mod secured;
 mod staging;
 mod support;
 mod waiting;
+mod watching;
 mod wrapper;

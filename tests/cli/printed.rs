@@ -104,3 +104,43 @@ async fn what_is_fetched_of_archives() {
         with_settings!({ filters => CHANGING.to_vec() }, { assert_snapshot!(name, shown(&ran)) });
     }
 }
+
+#[tokio::test]
+async fn completions_and_manual_pages_have_every_command() {
+    let all = run(["--help"]).await.expect(0).out();
+    let (_, commands) = all.split_once("Commands:\n").unwrap();
+    let names: Vec<&str> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let text = run(["completions", shell]).await.expect(0).out();
+        let missing: Vec<_> = names.iter().filter(|name| !text.contains(**name)).collect();
+        assert!(missing.is_empty(), "{shell}: {missing:?}");
+        assert!(text.contains("remote-cache"), "{shell}");
+        if shell == "bash" {
+            let file = dir.path().join("outhaul.bash");
+            std::fs::write(&file, text).unwrap();
+            let script = format!("source {} && complete -p outhaul", file.display());
+            let bash = std::process::Command::new("bash")
+                .args(["-c", &script])
+                .output()
+                .unwrap();
+            assert!(bash.status.success(), "{bash:?}");
+        }
+    }
+    let pages = dir.path().join("man/man1");
+    run(["man", pages.to_str().unwrap()]).await.expect(0);
+    for name in names {
+        let page = std::fs::read_to_string(pages.join(format!("outhaul-{name}.1"))).unwrap();
+        assert!(page.contains("NAME"), "{name}");
+    }
+    assert!(pages.join("outhaul.1").is_file());
+    let file = dir.path().join("outhaul.bash/x");
+    run(["man", file.to_str().unwrap()])
+        .await
+        .says(1, &["outhaul.bash/x"]);
+}

@@ -10,6 +10,7 @@ for_each_bazel!(real:
     output_groups_that_leave_the_default_ones_out_bring_no_runfiles,
     what_the_action_cache_holds_is_known_and_can_be_had,
     what_an_interrupted_build_left_is_not_believed,
+    a_recorded_program_runs_without_bazel_and_then_without_the_cache,
 );
 
 /// Version 4 makes no links to trees, and tells nobody what it has in the cache.
@@ -264,3 +265,72 @@ fn what_an_interrupted_build_left_is_not_believed(stage: &Stage) {
     daemon.settled();
     printed(&bazel, "//runfiles:app").unwrap();
 }
+
+fn a_recorded_program_runs_without_bazel_and_then_without_the_cache(stage: &Stage) {
+    if stage.version == Version::Four {
+        return;
+    }
+    let cache = stage.cache();
+    let mut daemon = Daemon::with(&[&format!("--remote-cache={}", cache.url()), "--download=minimal"]);
+    let bazel = stage.bazel(&cache);
+    bazel.write("gen/BUILD", &format!("{}{ENVIRONMENT}", bazel.text("gen/BUILD")));
+    let asked = [PROGRAM, "//gen:environment"];
+    bazel.build(&asked).ok();
+    bazel.clean();
+    bazel.build(&[&[daemon.bes().as_str()], &asked[..]].concat()).ok();
+    daemon.settled();
+    assert!(!bazel.has(&path_of(PROGRAM)), "nothing is asked for");
+
+    // By its target, with all that it needs, arguments, and the exit code.
+    let outhaul = daemon.outhaul();
+    let run = outhaul.run(bazel.workspace(), "exec", &[PROGRAM]).ok();
+    let says = printed(&bazel, PROGRAM).unwrap();
+    assert!(says.contains("with space.txt: sub"), "{says}");
+    assert_eq!(run.out(), says);
+    let environment = ["//gen:environment", "--", "--option", "two words"];
+    let run = outhaul.run(bazel.workspace(), "exec", &environment).expect(7);
+
+    // As `bazel run` runs it.
+    let by_bazel = bazel.run("run", &environment).expect(7);
+    let lines = |out: &str| -> BTreeSet<String> { out.lines().map(str::to_owned).collect() };
+    let (ours, theirs) = (lines(&run.out()), lines(&by_bazel.out()));
+    assert_eq!(ours, theirs, "{run}\n{by_bazel}");
+    assert!(ours.contains("arguments: --option,two words,"), "{ours:?}");
+
+    // With nothing to download from. By its path, too.
+    daemon.restart_with(&["--remote-cache=grpc://127.0.0.1:9"]);
+    let outhaul = daemon.outhaul();
+    let run = outhaul.run(bazel.workspace(), "exec", &[&path_of(PROGRAM)]).ok();
+    assert_eq!(run.out(), says);
+    let got = outhaul.json(bazel.workspace(), "get", &["--runfiles", PROGRAM]);
+    assert!(got.len() > 10, "{got:#?}");
+    assert!(got.iter().all(|line| line["outcome"] == "present"), "{got:#?}");
+    // What is lost is named, and the program not run.
+    bazel.delete("bazel-bin/runfiles/linked.data.txt");
+    let run = outhaul.run(bazel.workspace(), "exec", &[PROGRAM]);
+    assert!(
+        run.err.contains("linked.data.txt") && run.err.contains("not run"),
+        "{run}"
+    );
+    assert!(run.out().is_empty(), "{run}");
+}
+
+/// A program that prints how it was started.
+const ENVIRONMENT: &str = r#"
+genrule(
+    name = "environment",
+    outs = ["environment.sh"],
+    cmd = """cat > $@ <<'END'
+#!/bin/sh
+echo "program: $$0"
+echo "directory: $$(pwd)"
+printf "arguments: "
+printf "%s," "$$@"
+echo
+env | grep -e ^BUILD_ -e ^RUNFILES_ -e ^TEST_
+exit 7
+END
+""",
+    executable = True,
+)
+"#;

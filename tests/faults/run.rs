@@ -348,10 +348,11 @@ impl Playing<'_> {
             let mut report = None;
             while let Some(change) = self.changes.recv().await {
                 match change {
-                    Change::Output { path, outcome, .. } => {
-                        outcomes.entry(path.to_string()).or_default().push(outcome);
+                    Change::Output(ended) => {
+                        let of_path = outcomes.entry(ended.path.to_string()).or_default();
+                        of_path.push(ended.outcome.clone());
                     }
-                    Change::Settled(last) => report = Some(last),
+                    Change::Settled(last) => report = Some(*last),
                     Change::Begun { .. } | Change::Target(_) => {}
                 }
             }

@@ -3,9 +3,8 @@
 use super::find::Found;
 use crate::{
     digest::{Digest, DigestFunction},
-    exec_path::ExecPath,
-    materialize::Outcome,
-    output::{Class, OutputContent},
+    invocation::feed::OutputEnded,
+    output::OutputContent,
     proto::outhaul::v1 as pb,
     record::{OutputState, TargetRow, TargetState},
 };
@@ -37,15 +36,27 @@ pub(super) fn target_event(row: &TargetRow) -> pb::watch_invocation_response::Ev
 }
 
 /// How a wanted output ended.
-pub(super) fn output_end(path: &ExecPath, label: &str, class: Class, outcome: &Outcome) -> pb::OutputEnd {
+pub(super) fn output_end(ended: &OutputEnded) -> pb::OutputEnd {
+    let outcome = &ended.outcome;
     pb::OutputEnd {
-        exec_path: path.to_string(),
-        label: label.to_owned(),
-        class: pb::OutputClass::from(class).into(),
+        exec_path: ended.path.to_string(),
+        label: ended.label.clone(),
+        class: pb::OutputClass::from(ended.class).into(),
         outcome: pb::OutputOutcome::from(outcome).into(),
         source: outcome.source().into_owned(),
         bytes: outcome.bytes(),
         error: outcome.reason().to_owned(),
+        output_group: ended.output_group.to_string(),
+        digest: digest_of(&ended.content),
+        exec_root: ended.exec_root.display().to_string(),
+    }
+}
+
+fn digest_of(content: &OutputContent) -> Option<pb::Digest> {
+    match content {
+        OutputContent::Blob(digest) => Some(shown(digest)),
+        OutputContent::Inline(bytes) => Some(shown(&Digest::of(DigestFunction::Sha256, bytes))),
+        OutputContent::Symlink(_) | OutputContent::Directory => None,
     }
 }
 
@@ -83,15 +94,11 @@ pub(super) fn output(found: &Found, present: bool) -> pb::Output {
         error: row.error.clone(),
         ..Default::default()
     };
+    output.digest = digest_of(&row.content);
     match &row.content {
-        OutputContent::Blob(digest) => {
-            output.digest = Some(shown(digest));
-        }
         OutputContent::Symlink(target) => output.symlink_target.clone_from(target),
         OutputContent::Directory => output.directory = true,
-        OutputContent::Inline(bytes) => {
-            output.digest = Some(shown(&Digest::of(DigestFunction::Sha256, bytes)));
-        }
+        OutputContent::Blob(_) | OutputContent::Inline(_) => {}
     }
     output
 }

@@ -203,12 +203,7 @@ impl Service {
                 let news = match change {
                     Change::Begun { .. } => continue,
                     Change::Target(row) => News::Target(row),
-                    Change::Output {
-                        path,
-                        label,
-                        class,
-                        outcome,
-                    } => News::from(Event::Output(show::output_end(&path, &label, class, &outcome))),
+                    Change::Output(ended) => News::from(Event::Output(show::output_end(&ended))),
                     Change::Settled(_) => {
                         let invocation = self.now(id).await.ok_or_else(forgotten)?;
                         let _ = listener.send(Ok(News::from(Event::Settled(invocation)))).await;

@@ -16,7 +16,7 @@ async fn everybody_hears_of_builds_without_their_single_outputs() {
         assert_eq!(told.invocation_id, "invocation");
         heard.push(told.change);
     }
-    assert!(!heard.iter().any(|c| matches!(c, Change::Output { .. })));
+    assert!(!heard.iter().any(|c| matches!(c, Change::Output(_))));
     assert_eq!(
         states(&heard, "//:a"),
         [TargetState::Completed, TargetState::Settled]
@@ -81,7 +81,7 @@ async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
                 assert!(settled.insert(row.label.clone()), "each is told of once");
             }
             Change::Settled(_) => break,
-            Change::Output { .. } => panic!("single outputs are not for everybody"),
+            Change::Output(_) => panic!("single outputs are not for everybody"),
             Change::Begun { .. } | Change::Target(_) => {}
         }
     }

@@ -54,6 +54,7 @@ pub(super) struct Ledger {
 /// Whose output came to its end.
 pub(super) struct Ended {
     pub(super) target: Arc<TargetId>,
+    pub(super) group: Arc<str>,
     /// Whether the user should hear that it is not there.
     pub(super) is_missed: bool,
 }
@@ -293,6 +294,7 @@ impl Ledger {
                 content: n.content.clone(),
                 class: n.class,
                 target: target.clone(),
+                group: n.group.clone(),
                 sequence: n.sequence,
                 set: n.set,
                 done: false,
@@ -326,6 +328,7 @@ impl Ledger {
         wanted.on_disk = completion.outcome.is_on_disk();
         let (class, sequence, set) = (wanted.class, wanted.sequence, wanted.set);
         let (on_disk, target) = (wanted.on_disk, wanted.target.clone());
+        let group = wanted.group.clone();
         self.end(class, sequence);
         let sharers = self.course.sharers(&completion.path);
         let is_missed = !on_disk && completion.outcome != Outcome::Superseded;
@@ -342,7 +345,11 @@ impl Ledger {
             places.insert(digest.clone(), completion.path.clone());
         }
         self.tally.add(completion);
-        Some(Ended { target, is_missed })
+        Some(Ended {
+            target,
+            group,
+            is_missed,
+        })
     }
 
     /// An output that was on disk is not any more, and is wanted once more.

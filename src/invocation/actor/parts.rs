@@ -24,6 +24,7 @@ pub(super) struct Wanted {
     pub(super) content: OutputContent,
     pub(super) class: Class,
     pub(super) target: Arc<TargetId>,
+    pub(super) group: Arc<str>,
     /// The event that calls for it, and the set that has it: see [`crate::invocation::build::Named`].
     pub(super) sequence: i64,
     pub(super) set: Option<SetIndex>,

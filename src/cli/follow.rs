@@ -1,0 +1,249 @@
+//! Following a build over as many connections as it takes, for the commands that wait.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+
+use super::{
+    client::{Client, Door, Lost},
+    exit,
+    exit::Failure,
+    paths, print,
+};
+use crate::{
+    config::{CacheArgs, ConfigError, ControlArgs, StateArgs},
+    printable::printable,
+    proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
+    transport::TlsFiles,
+    units::now_ms,
+};
+
+/// How long after a lost connection the daemon is looked for again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// How long the record may be another process's without a word of it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Flags that choose the build to follow.
+#[derive(Debug, Args)]
+pub(super) struct ChoiceArgs {
+    /// Invocation ID of the build; it does not need to have started
+    #[arg(long, value_name = "ID", conflicts_with_all = ["workspace", "next"])]
+    invocation: Option<String>,
+
+    /// The newest build of this workspace, or its first if there is none yet; by default, of the workspace of the
+    /// current directory, or of any if there is none
+    #[arg(long, value_name = "DIR")]
+    workspace: Option<PathBuf>,
+
+    /// Wait for the next build instead of one that has already started
+    #[arg(long)]
+    next: bool,
+}
+
+impl ChoiceArgs {
+    /// Which invocation the flags mean.
+    pub(super) fn choice(&self) -> Result<pb::InvocationChoice, Failure> {
+        if let Some(id) = &self.invocation {
+            return Ok(by_id(id));
+        }
+        let workspace = match &self.workspace {
+            Some(workspace) => {
+                let absolute = std::path::absolute(workspace)
+                    .map_err(|e| ConfigError::new(format!("--workspace={}", workspace.display()), e))?;
+                Some(absolute)
+            }
+            None => std::env::current_dir()
+                .ok()
+                .and_then(|directory| paths::workspace_around(&directory)),
+        };
+        // Bazel tells the real path. A workspace of another machine is not here to be looked at.
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let workspace = workspace.map(|path| real(&path).display().to_string());
+        Ok(pb::InvocationChoice {
+            invocation_id: String::new(),
+            workspace: workspace.unwrap_or_default(),
+            next: self.next,
+            since_ms: 0,
+        })
+    }
+}
+
+/// Flags that say which daemon to ask.
+#[derive(Debug, Args)]
+pub(super) struct DaemonArgs {
+    /// PEM file of the certificate authorities for a daemon named with --control
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CERTIFICATE")]
+    tls_certificate: Option<PathBuf>,
+
+    /// PEM file of the client certificate, for a daemon that requires one
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "OUTHAUL_TLS_CLIENT_CERTIFICATE",
+        requires = "tls_client_key"
+    )]
+    tls_client_certificate: Option<PathBuf>,
+
+    /// PEM file of the key of --tls-client-certificate
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_KEY")]
+    tls_client_key: Option<PathBuf>,
+
+    #[command(flatten)]
+    control: ControlArgs,
+
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+fn by_id(id: &str) -> pb::InvocationChoice {
+    pb::InvocationChoice {
+        invocation_id: id.to_owned(),
+        ..pb::InvocationChoice::default()
+    }
+}
+
+/// What is done with what is heard.
+pub(super) trait Hears {
+    /// What it comes to.
+    type Answer;
+
+    /// Takes an event; answers once enough was heard.
+    async fn event(&mut self, client: &mut Client, event: Event) -> Result<Option<Self::Answer>, Failure>;
+
+    /// A daemon listens: from now on nothing is missed.
+    fn found(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// The daemon is away. Called once until it is found again.
+    fn lost(&mut self, reason: &str) -> std::io::Result<()> {
+        writeln!(
+            print::err(),
+            "outhaul: lost the connection to the daemon ({reason}); reconnecting"
+        )
+    }
+}
+
+/// Follows builds, one after the other.
+pub(super) struct Follower<'a> {
+    state: &'a StateArgs,
+    door: Door,
+    cache: CacheArgs,
+    begun: Instant,
+    is_lost: bool,
+    is_held: bool,
+}
+
+impl<'a> Follower<'a> {
+    /// Of the daemon that the flags name, or the record if none answers.
+    pub(super) fn new(args: &'a DaemonArgs) -> Result<Self, Failure> {
+        let files = TlsFiles {
+            certificate: args.tls_certificate.clone(),
+            client_certificate: args.tls_client_certificate.clone(),
+            client_key: args.tls_client_key.clone(),
+        };
+        Ok(Self {
+            state: &args.state,
+            door: Door::new(&args.control, &args.state, files)?,
+            cache: CacheArgs::from_environment()?,
+            begun: Instant::now(),
+            is_lost: false,
+            is_held: false,
+        })
+    }
+
+    /// Follows the build that is meant until `hears` answers.
+    pub(super) async fn follow<H: Hears>(
+        &mut self,
+        mut choice: pb::InvocationChoice,
+        hears: &mut H,
+    ) -> Result<H::Answer, Failure> {
+        let asked_at = now_ms();
+        // Once a daemon has answered, its record is left to it: it may be starting again.
+        let mut met = false;
+        loop {
+            let mut client = match self.door.connect().await {
+                Ok(daemon) => {
+                    met = true;
+                    Client::Daemon(daemon)
+                }
+                Err(reason) if met => {
+                    self.lost(hears, &reason)?;
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+                Err(refused) => match Client::here(&self.door, &refused, self.state, &self.cache).await {
+                    Ok(client) => client,
+                    // A daemon that is starting, or a command that will be done.
+                    Err(failure) if failure.held => {
+                        self.held(&failure.message)?;
+                        tokio::time::sleep(AGAIN).await;
+                        continue;
+                    }
+                    Err(failure) => return Err(failure),
+                },
+            };
+            let ended = self.hear(&mut client, &mut choice, hears).await;
+            client.close().await;
+            match ended {
+                Ok(answer) => return Ok(answer),
+                Err(Lost::Connection(reason)) => self.lost(hears, &reason)?,
+                Err(Lost::Refused(failure)) if failure.code == exit::NOT_FOUND && !met => {
+                    return Err(Failure::not_found(format!(
+                        "{}, and no daemon answers on {}",
+                        failure.message, self.door
+                    )));
+                }
+                Err(Lost::Refused(failure)) => return Err(failure),
+            }
+            if choice.next && choice.since_ms == 0 {
+                // What began while nobody listened is still the next one.
+                choice.since_ms = asked_at;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn hear<H: Hears>(
+        &mut self,
+        client: &mut Client,
+        choice: &mut pb::InvocationChoice,
+        hears: &mut H,
+    ) -> Result<H::Answer, Lost> {
+        let mut following = client.watch(choice.clone()).await?;
+        if let Client::Daemon(_) = client {
+            self.is_lost = false;
+            hears.found().map_err(|e| Lost::Refused(e.into()))?;
+        }
+        while let Some(event) = following.next().await? {
+            if let Event::Invocation(invocation) = &event {
+                *choice = by_id(&invocation.invocation_id);
+            }
+            if let Some(answer) = hears.event(client, event).await.map_err(Lost::Refused)? {
+                return Ok(answer);
+            }
+        }
+        Err(Lost::Connection("the daemon has closed the stream".to_owned()))
+    }
+
+    /// Says once that the daemon is away.
+    fn lost(&mut self, hears: &mut impl Hears, reason: &str) -> std::io::Result<()> {
+        if std::mem::replace(&mut self.is_lost, true) {
+            return Ok(());
+        }
+        hears.lost(reason)
+    }
+
+    /// Says once that another process has the record. One that is only starting or ending is not worth a word.
+    fn held(&mut self, reason: &str) -> std::io::Result<()> {
+        if self.is_held || self.begun.elapsed() < PATIENCE {
+            return Ok(());
+        }
+        self.is_held = true;
+        writeln!(print::err(), "outhaul: waiting: {}", printable(reason))
+    }
+}

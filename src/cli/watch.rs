@@ -1,0 +1,228 @@
+//! `outhaul watch`: a line for each file of a build once it is whole under its final name.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io::Write as _,
+};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    client::Client,
+    exit,
+    exit::Failure,
+    follow::{ChoiceArgs, DaemonArgs, Follower, Hears},
+    print, runtime, view,
+    wait::object,
+};
+use crate::{
+    control::wait::Judge,
+    invocation::policy::PathRegex,
+    materialize::split_source,
+    printable::printable,
+    proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
+};
+
+/// Arguments of `outhaul watch`.
+#[derive(Debug, Args)]
+pub(super) struct WatchArgs {
+    /// Target patterns as Bazel writes them (//pkg:name, //pkg:all, //pkg/..., @repo//...; LABEL%ASPECT for an
+    /// aspect); by default the whole build
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+
+    /// Only outputs whose whole exec path matches (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    path: Vec<PathRegex>,
+
+    /// Only outputs of these output groups (repeatable)
+    #[arg(long, value_name = "GROUP", value_delimiter = ',')]
+    output_group: Vec<String>,
+
+    #[command(flatten)]
+    choice: ChoiceArgs,
+
+    /// Go on with every later build of the workspace
+    #[arg(long, conflicts_with = "invocation")]
+    follow: bool,
+
+    #[command(flatten)]
+    daemon: DaemonArgs,
+}
+
+pub(super) fn main(args: &WatchArgs) -> Result<u8, Failure> {
+    // Before anything else: it counts from here.
+    let mut choice = args.choice.choice()?;
+    // A bad pattern is an error before the first build.
+    Judge::new(&args.targets).map_err(Failure::usage)?;
+    let mut follower = Follower::new(&args.daemon)?;
+    runtime()?.block_on(async {
+        loop {
+            let workspace = choice.workspace.clone();
+            let mut watching = Watching::new(args)?;
+            let answer = follower.follow(choice, &mut watching).await?;
+            for failure in &answer.failures {
+                writeln!(print::err(), "outhaul: {}", printable(failure))?;
+            }
+            // A later build may well have such a target.
+            if !args.follow {
+                for pattern in &answer.not_found {
+                    let pattern = printable(pattern);
+                    writeln!(print::err(), "outhaul: {pattern}: no such target in the build")?;
+                }
+                return Ok(match answer.result() {
+                    pb::WaitResult::Settled => exit::OK,
+                    pb::WaitResult::NotFound => exit::NOT_FOUND,
+                    _ => exit::FAILED,
+                });
+            }
+            choice = pb::InvocationChoice {
+                workspace,
+                next: true,
+                // What began since then is one of the next.
+                since_ms: answer
+                    .invocation
+                    .map_or(0, |invocation| invocation.started_ms + 1),
+                ..pb::InvocationChoice::default()
+            };
+        }
+    })
+}
+
+/// One build.
+struct Watching<'a> {
+    args: &'a WatchArgs,
+    judge: Judge,
+    invocation: String,
+    /// Exec paths that were printed, and with what.
+    printed: HashMap<String, Option<pb::Digest>>,
+    /// Whether outputs may have come unheard.
+    has_gaps: bool,
+}
+
+impl Hears for Watching<'_> {
+    type Answer = pb::WaitResponse;
+
+    async fn event(&mut self, client: &mut Client, event: Event) -> Result<Option<Self::Answer>, Failure> {
+        let answer = self.judge.take(&event);
+        match event {
+            Event::Invocation(invocation) => {
+                self.invocation = invocation.invocation_id;
+                self.recorded(client, false).await?;
+            }
+            Event::Output(output) => self.output(&output)?,
+            Event::Lagged(_) => self.has_gaps = true,
+            Event::Settled(_) | Event::TargetKnown(_) | Event::TargetSettled(_) => {}
+        }
+        if answer.is_some() && self.has_gaps {
+            self.recorded(client, true).await?;
+        }
+        Ok(answer)
+    }
+}
+
+impl<'a> Watching<'a> {
+    fn new(args: &'a WatchArgs) -> Result<Self, Failure> {
+        Ok(Self {
+            args,
+            judge: Judge::new(&args.targets).map_err(Failure::usage)?,
+            invocation: String::new(),
+            printed: HashMap::new(),
+            has_gaps: false,
+        })
+    }
+
+    /// Whether the flags select an output.
+    fn is_wanted(&self, exec_path: &str, group: &str) -> bool {
+        let (paths, groups) = (&self.args.path, &self.args.output_group);
+        (paths.is_empty() || paths.iter().any(|path| path.matches(exec_path)))
+            && (groups.is_empty() || groups.iter().any(|wanted| wanted == group))
+    }
+
+    /// Prints an output that has just come to its end, if it is whole.
+    fn output(&mut self, output: &pb::OutputEnd) -> Result<(), Failure> {
+        let is_whole = !output.outcome().is_failure() && output.outcome() != pb::OutputOutcome::Superseded;
+        if !is_whole
+            || !self.judge.covers_output(output)
+            || !self.is_wanted(&output.exec_path, &output.output_group)
+        {
+            return Ok(());
+        }
+        let before = self
+            .printed
+            .insert(output.exec_path.clone(), output.digest.clone());
+        if before.is_some_and(|digest| digest == output.digest) {
+            return Ok(());
+        }
+        let (source, store) = split_source(&output.source);
+        object(&json!({
+            "path": format!("{}/{}", output.exec_root, output.exec_path),
+            "exec_path": output.exec_path,
+            "digest": output.digest.as_ref().map(view::digest),
+            "size": output.digest.as_ref().map(|digest| digest.size),
+            "label": output.label,
+            "output_group": view::non_empty(&output.output_group),
+            "class": output.class().name(),
+            "outcome": output.outcome().name(),
+            "source": view::non_empty(source),
+            "store": store,
+            "invocation_id": self.invocation,
+        }))?;
+        Ok(())
+    }
+
+    /// Prints what is on disk of the targets that are over, and of what this build has downloaded; of all its targets at
+    /// its end.
+    async fn recorded(&mut self, client: &mut Client, at_end: bool) -> Result<(), Failure> {
+        let id = self.invocation.clone();
+        let (build, targets) = client.invocation(&id).await?;
+        // Outputs are wanted when their target is completed.
+        let is_begun = |target: &pb::Target| target.state() != pb::TargetState::Announced;
+        self.has_gaps |= targets.iter().any(is_begun);
+        if !self.has_gaps {
+            return Ok(());
+        }
+        let is_over =
+            |target: &&pb::Target| at_end || is_begun(target) && target.state() != pb::TargetState::Completed;
+        let over: HashSet<(String, String)> = targets
+            .iter()
+            .filter(is_over)
+            .map(|target| (target.label.clone(), target.aspect.clone()))
+            .collect();
+        client
+            .outputs(&id, pb::OutputClass::Unspecified, |output| {
+                let is_wanted = matches!(
+                    output.class(),
+                    pb::OutputClass::Required | pb::OutputClass::Optional
+                );
+                let is_of_it = output.invocation_id == id
+                    || over.contains(&(output.label.clone(), output.aspect.clone()));
+                if !is_wanted || !is_of_it || output.state() != pb::OutputState::Materialized {
+                    return Ok(());
+                }
+                let (source, _) = split_source(&output.source);
+                let is_brought = !matches!(source, "" | "present");
+                let outcome = if is_brought && output.materialized_at_ms >= build.started_ms {
+                    pb::OutputOutcome::Downloaded
+                } else {
+                    pb::OutputOutcome::Present
+                };
+                self.output(&pb::OutputEnd {
+                    class: output.class,
+                    outcome: outcome.into(),
+                    source: match outcome {
+                        pb::OutputOutcome::Downloaded => output.source,
+                        _ => String::new(),
+                    },
+                    exec_path: output.exec_path,
+                    exec_root: output.exec_root,
+                    label: output.label,
+                    output_group: output.output_group,
+                    digest: output.digest,
+                    ..pb::OutputEnd::default()
+                })
+            })
+            .await
+    }
+}
