@@ -3,6 +3,7 @@
 use std::{
     fmt,
     fs::File,
+    net::SocketAddr,
     os::unix::fs::FileExt as _,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::{LOOK, PATIENCE};
+use crate::{LOOK, PATIENCE, free_address};
 
 /// Lets a command get no settings from the caller's environment.
 pub fn clean(mut command: Command) -> Command {
@@ -48,6 +49,31 @@ pub async fn finish(command: Command) -> Ran {
     let mut running = Running::captured(command);
     running.end().await;
     running.ran()
+}
+
+/// Whether a process, or a child of it, listens at a port (proc(5): `/proc/net/tcp`).
+fn listens(pid: u32, port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    let port = format!(":{port:04X}");
+    let tables =
+        ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| std::fs::read_to_string(table).unwrap_or_default());
+    let socket = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_it = fields.get(1)?.ends_with(&port) && *fields.get(3)? == LISTEN;
+        is_it.then_some(format!("socket:[{}]", fields.get(9)?))
+    };
+    let sockets: Vec<String> = tables
+        .iter()
+        .flat_map(|table| table.lines())
+        .filter_map(socket)
+        .collect();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let all = children.split_whitespace().filter_map(|child| child.parse().ok());
+    std::iter::once(pid).chain(all).any(|pid: u32| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+        let mut open = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        open.any(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str()))
+    })
 }
 
 /// A process. Killed when this is dropped.
@@ -90,6 +116,27 @@ impl Running {
             started: Instant::now(),
             doors: Vec::new(),
         }
+    }
+
+    /// Starts a server's program on a free port of this machine, and waits until it listens there; with another port if
+    /// somebody else was faster to take the first one. `what` is its name for messages, `command` starts it at an address.
+    #[track_caller]
+    pub fn listening(what: &str, mut command: impl FnMut(SocketAddr) -> Command) -> (Self, SocketAddr) {
+        let mut said = String::new();
+        for _ in 0..3 {
+            let address = free_address();
+            let mut running = Self::start(command(address));
+            let began = Instant::now();
+            while running.is_running() && began.elapsed() < PATIENCE {
+                // Another program may answer there.
+                if listens(running.id(), address.port()) {
+                    return (running, address);
+                }
+                std::thread::sleep(LOOK);
+            }
+            said = running.stderr();
+        }
+        panic!("{what} does not start; it said\n{said}");
     }
 
     /// Starts a command that is a daemon, with its own standard input and output, and waits until its doors are open.

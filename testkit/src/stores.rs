@@ -6,13 +6,13 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
-    time::{Duration, Instant, SystemTime},
+    time::SystemTime,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 
-use crate::{PATIENCE, Running, clean, free_address, peers};
+use crate::{PATIENCE, Running, clean, peers};
 
 /// The bucket that every store has.
 pub const BUCKET: &str = "bkt";
@@ -69,38 +69,27 @@ pub struct Store {
 }
 
 impl Store {
-    /// Starts a store with an empty bucket on a free port; once more if somebody else was faster to take it.
+    /// Starts a store with an empty bucket.
     pub fn start(kind: StoreKind) -> Self {
         Self::start_in(kind, &std::env::temp_dir())
     }
 
     /// The same with a directory below another than the system's for temporary files.
     pub fn start_in(kind: StoreKind, base: &Path) -> Self {
-        let mut said = String::new();
-        for _ in 0..3 {
-            let dir = tempfile::tempdir_in(base).unwrap();
-            fs::create_dir(dir.path().join(BUCKET)).unwrap();
-            let address = free_address();
-            let mut process = Running::start(clean(command(kind, dir.path(), address)));
-            let started = Instant::now();
-            while process.is_running() && started.elapsed() < PATIENCE {
-                if TcpStream::connect(address).is_ok() {
-                    let store = Self {
-                        kind,
-                        address,
-                        process,
-                        dir,
-                    };
-                    if kind == StoreKind::Azure {
-                        store.azure("", "restype=container", &[], b"");
-                    }
-                    return store;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            said = process.stderr();
+        let dir = tempfile::tempdir_in(base).unwrap();
+        fs::create_dir(dir.path().join(BUCKET)).unwrap();
+        let start = |address| clean(command(kind, dir.path(), address));
+        let (process, address) = Running::listening(kind.peer(), start);
+        let store = Self {
+            kind,
+            address,
+            process,
+            dir,
+        };
+        if kind == StoreKind::Azure {
+            store.azure("", "restype=container", &[], b"");
         }
-        panic!("{kind:?} does not start; it said\n{said}");
+        store
     }
 
     /// Its server's process.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use outhaul::digest::{Digest, DigestFunction};
-use outhaul_testkit::{Ran, Running, clean, free_address, peers, until};
+use outhaul_testkit::{Ran, Running, clean, peers, until};
 #[cfg(feature = "object-stores")]
 use outhaul_testkit::{
     finish,
@@ -527,26 +527,20 @@ fn is_written(archives: &Archives, pid: u32) -> bool {
 }
 
 /// nginx with a directory, and with further settings of its server.
-pub async fn nginx(dir: &Path, settings: &str) -> (Running, String) {
-    let address = free_address();
+pub fn nginx(dir: &Path, settings: &str) -> (Running, String) {
     let store = dir.join("nginx");
     std::fs::create_dir_all(&store).unwrap();
     let _ = std::os::unix::fs::symlink(dir.join("in"), store.join("root"));
-    let config = store.join("nginx.conf");
-    let text = include_str!("../../scripts/nginx.conf")
-        .replace("ADDRESS;", &format!("{address}; {settings}"))
-        .replace("DIR", &store.display().to_string());
-    std::fs::File::create(&config)
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
-    let mut command = clean(Command::new(peers::program("nginx")));
-    command.arg("-p").arg(&store).arg("-c").arg(config);
-    let running = Running::start(command);
-    until("nginx listens", async || {
-        tokio::net::TcpStream::connect(address).await.is_ok()
-    })
-    .await;
+    let (running, address) = Running::listening("nginx", |address| {
+        let config = store.join("nginx.conf");
+        let text = include_str!("../../scripts/nginx.conf")
+            .replace("ADDRESS;", &format!("{address}; {settings}"))
+            .replace("DIR", &store.display().to_string());
+        std::fs::write(&config, text).unwrap();
+        let mut command = clean(Command::new(peers::program("nginx")));
+        command.arg("-p").arg(&store).arg("-c").arg(config);
+        command
+    });
     (running, format!("http://{address}"))
 }
 
@@ -558,7 +552,7 @@ async fn an_archive_comes_from_an_http_server() {
     let archives = Archives::new();
     let big = "0123456789".repeat(200_000);
     archives.with_sum("a:b+c.tar.zst", &zst(&tar(&[("big", &big)])));
-    let (_nginx, server) = nginx(archives.dir.path(), "").await;
+    let (_nginx, server) = nginx(archives.dir.path(), "");
     let url = format!("{server}/a:b%2Bc.tar.zst");
     let ran = archives
         .fetch(&[&url, "--checksum=require", "--json"])

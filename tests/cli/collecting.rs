@@ -374,7 +374,7 @@ async fn a_stage_that_is_killed_leaves_nothing_and_is_made_good() {
         .0
         .with_sum("big.tar", &tar(&[("big", &text), ("small", "s")]));
     place.0.with_sum("big.bin", &big);
-    let (slow, server) = nginx(place.0.dir.path(), "limit_rate 400k;").await;
+    let (slow, server) = nginx(place.0.dir.path(), "limit_rate 400k;");
     for name in ["big.tar", "big.bin"] {
         let url = format!("{server}/{name}");
         let with_password = url.replace("http://", "http://me:pl4nted@");

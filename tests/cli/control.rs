@@ -566,7 +566,7 @@ async fn over_tcp_only_urls_that_a_flag_names_are_staged_from() {
     let (.., token) = credentials(&world);
     let archives = Archives::new();
     archives.file("a.bin", b"a");
-    let (_nginx, url) = nginx(archives.dir.path(), "").await;
+    let (_nginx, url) = nginx(archives.dir.path(), "");
     let token = format!("--control-token-file={token}");
     let directory = format!("--control-stage-dir={}", world.path("."));
     let from = format!("--control-stage-from={url}/a.bin");

@@ -3,13 +3,12 @@
 
 use std::{
     fs,
-    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex},
 };
 
-use outhaul_testkit::{Running, eventually, free_address, peers};
+use outhaul_testkit::{Running, peers};
 
 use crate::harness::{Outhaul, Scratch, Stage, Version, run};
 
@@ -84,22 +83,18 @@ fn googles_token_reaches_the_cache_and_is_shown_nowhere(stage: &Stage) {
     let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     fs::write(dir.join("cert.pem"), signed.cert.pem()).unwrap();
     fs::write(dir.join("key.pem"), signed.signing_key.serialize_pem()).unwrap();
-    let address = free_address();
-    let config = NGINX
-        .replace("ADDRESS", &address.to_string())
-        .replace("CACHE", cache.url())
-        .replace("TOKEN", TOKEN)
-        .replace("DIR", &dir.path().display().to_string());
-    fs::write(dir.join("nginx.conf"), config).unwrap();
-    let mut nginx = Command::new(peers::program("nginx"));
-    nginx
-        .arg("-p")
-        .arg(dir.path())
-        .arg("-c")
-        .arg(dir.join("nginx.conf"));
-    let mut nginx = Running::start(nginx);
-    eventually("nginx listens", || TcpStream::connect(address).is_ok());
-    assert!(nginx.is_running());
+    let (_nginx, address) = Running::listening("nginx", |address| {
+        let config = NGINX
+            .replace("ADDRESS", &address.to_string())
+            .replace("CACHE", cache.url())
+            .replace("TOKEN", TOKEN)
+            .replace("DIR", &dir.path().display().to_string());
+        fs::write(dir.join("nginx.conf"), config).unwrap();
+        let mut nginx = Command::new(peers::program("nginx"));
+        nginx.arg("-p").arg(dir.path());
+        nginx.arg("-c").arg(dir.join("nginx.conf"));
+        nginx
+    });
     let account = serde_json::json!({
         "type": "service_account",
         "client_email": "me@project.example",

@@ -2,10 +2,9 @@
 
 use std::{
     cell::{Ref, RefCell},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
 };
 
 use outhaul::embedded_cache::{EmbeddedCache, RunningCache};
@@ -308,22 +307,9 @@ fn give(dir: &Path, user: u32) {
     }
 }
 
-/// Starts a cache's program; once more if somebody else was faster to take the port.
+/// Starts a cache's program.
 fn launch(kind: CacheKind, dir: &Scratch) -> (Running, SocketAddr) {
-    let mut said = String::new();
-    for _ in 0..3 {
-        let address = free_address();
-        let mut running = Running::start(command(kind, dir, address));
-        let started = Instant::now();
-        while running.is_running() && started.elapsed() < Duration::from_secs(60) {
-            if TcpStream::connect(address).is_ok() {
-                return (running, address);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        said = running.stderr();
-    }
-    panic!("{kind:?} does not start; it said\n{said}");
+    Running::listening(&format!("{kind:?}"), |address| command(kind, dir, address))
 }
 
 fn command(kind: CacheKind, dir: &Scratch, address: SocketAddr) -> Command {
