@@ -29,6 +29,9 @@ pub(crate) const LOCAL_FILES: &str = "local files";
 /// How long a file may take to be opened, or to give its next bytes: it may be on a file system whose server is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How many files are taken back before others may look at what is offered.
+const AT_ONCE: usize = 1000;
+
 /// A file that should have a blob's bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Copy {
@@ -57,7 +60,8 @@ struct Offers {
 }
 
 struct Offered {
-    offer: u64,
+    /// The numbers of the offers that it is in.
+    offers: Vec<u64>,
     copy: Copy,
     /// Whether the blob's bytes came from it.
     served: bool,
@@ -67,27 +71,42 @@ struct Offered {
 pub(crate) struct Offer {
     store: Arc<LocalFirst>,
     number: u64,
+    digests: Vec<Digest>,
 }
 
 impl Offer {
-    /// Offers more. Of two files with the same bytes, the first counts.
-    pub(crate) fn add(&self, copies: impl IntoIterator<Item = (Digest, Copy)>) {
+    /// Offers more. Of two files with the same bytes, the first counts, as long as one of their offers is held.
+    pub(crate) fn add(&mut self, copies: impl IntoIterator<Item = (Digest, Copy)>) {
         let mut offers = self.store.lock();
         for (digest, copy) in copies {
-            let offer = self.number;
-            let served = false;
-            offers
-                .copies
-                .entry(digest)
-                .or_insert(Offered { offer, copy, served });
+            let offered = offers.copies.entry(digest.clone()).or_insert_with(|| Offered {
+                offers: Vec::new(),
+                copy,
+                served: false,
+            });
+            if !offered.offers.contains(&self.number) {
+                offered.offers.push(self.number);
+                self.digests.push(digest);
+            }
         }
     }
 }
 
 impl Drop for Offer {
     fn drop(&mut self) {
+        for digests in self.digests.chunks(AT_ONCE) {
+            let mut offers = self.store.lock();
+            for digest in digests {
+                let Some(offered) = offers.copies.get_mut(digest) else {
+                    continue;
+                };
+                offered.offers.retain(|number| *number != self.number);
+                if offered.offers.is_empty() {
+                    offers.copies.remove(digest);
+                }
+            }
+        }
         let mut offers = self.store.lock();
-        offers.copies.retain(|_, offered| offered.offer != self.number);
         if offers.copies.is_empty() {
             offers.copies = HashMap::new();
         }
@@ -99,7 +118,7 @@ impl LocalFirst {
     pub(crate) fn new(copies: HashMap<Digest, Copy>, cache: Arc<dyn BlobStore>) -> Self {
         let offered = |(digest, copy)| {
             let offered = Offered {
-                offer: 0,
+                offers: vec![0],
                 copy,
                 served: false,
             };
@@ -119,6 +138,7 @@ impl LocalFirst {
         Offer {
             store: self.clone(),
             number: offers.last,
+            digests: Vec::new(),
         }
     }
 
@@ -343,5 +363,40 @@ impl BlobStore for LocalFirst {
         }
         drop(offers);
         self.cache.distrust(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{digest::DigestFunction, remote::Nowhere};
+
+    #[test]
+    fn a_file_is_offered_as_long_as_one_of_its_offers_is_held() {
+        let nowhere = Arc::new(Nowhere("no cache".to_owned()));
+        let store = Arc::new(LocalFirst::new(HashMap::new(), nowhere));
+        let digest = |n: usize| Digest::of(DigestFunction::Sha256, &n.to_le_bytes());
+        let copy = |root: &str| Copy {
+            root: Path::new(root).into(),
+            path: ExecPath::new("bazel-out/x").unwrap(),
+            stamp: Stamp::default(),
+        };
+        let all = 2 * AT_ONCE + 1;
+        let (mut first, mut second) = (store.offer(), store.offer());
+        first.add((0..all).map(|n| (digest(n), copy("/first"))));
+        first.add([(digest(0), copy("/first"))]);
+        second.add([(digest(0), copy("/second")), (digest(all), copy("/second"))]);
+        drop(first);
+        assert!(store.has_copy(&digest(0)) && store.has_copy(&digest(all)));
+        assert!((1..all).all(|n| !store.has_copy(&digest(n))));
+        // What turned out wrong, and was offered again by another one, stays with that.
+        store.note(&digest(0), true);
+        assert!(store.distrust(&digest(0)));
+        let mut third = store.offer();
+        third.add([(digest(0), copy("/third"))]);
+        drop(second);
+        assert!(store.has_copy(&digest(0)) && !store.has_copy(&digest(all)));
+        drop(third);
+        assert!(!store.has_copy(&digest(0)));
     }
 }
