@@ -249,10 +249,13 @@ async fn default_credentials_are_found_in_googles_order() {
         google.question(&|name| Some(all.iter().find(|(n, _)| *n == name)?.1.into()))
     };
     for (first, id) in [(0, "named"), (1, "sdk"), (2, "home")] {
-        let form = from(first).ok().unwrap().call.body.unwrap();
+        let question = from(first).ok().unwrap();
+        assert!(!question.is_of_the_machine());
+        let form = question.call.body.unwrap();
         assert_eq!(field(&form, "client_id"), id);
     }
     let question = from(3).ok().unwrap();
+    assert!(question.is_of_the_machine());
     assert_eq!(question.ask().await.ok().unwrap().access_token, "t3");
     let asked = "/computeMetadata/v1/instance/service-accounts/default/token?scopes=a%2Cb%2Fc Google ";
     assert_eq!(server.got(), [asked]);

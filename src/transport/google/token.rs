@@ -93,6 +93,13 @@ impl Google {
         Ok((headers, kept.min(Duration::from_secs(24 * 60 * 60))))
     }
 
+    /// Whether they come from the metadata service of a machine of Google's.
+    #[cfg_attr(not(feature = "object-stores"), allow(dead_code, reason = "only stores ask"))]
+    pub(crate) fn is_of_the_machine(&self) -> bool {
+        let question = self.question(&|name| std::env::var_os(name));
+        question.is_ok_and(|question| question.is_of_the_machine())
+    }
+
     pub(super) fn flag(&self) -> String {
         match &self.file {
             Some(file) => format!("--google-credentials={}", file.display()),
@@ -158,6 +165,11 @@ impl Question {
             account: None,
             quota_project: None,
         }
+    }
+
+    /// Whether it goes to the metadata service.
+    pub(super) fn is_of_the_machine(&self) -> bool {
+        self.call.uri.path() == METADATA_PATH
     }
 
     pub(super) async fn ask(&self) -> Result<Granted, GoogleError> {

@@ -12,7 +12,7 @@ use object_store::{
     gcp::{GcpCredential, GoogleCloudStorageBuilder},
 };
 
-use super::{Connector, Environment, NONE, Opened, built, no_retries, nothing, ready, wrong};
+use super::{Connector, Environment, NONE, OF_THE_MACHINE, Opened, built, no_retries, nothing, ready, wrong};
 use crate::{
     remote::RemoteOptions,
     transport::{BucketAddress, Google, RemoteError, bucket::Anonymous},
@@ -75,12 +75,17 @@ pub(super) fn open(
     }
     let (shown, ready, builder) = match google {
         Some(google) => {
+            let shown = if google.is_of_the_machine() {
+                OF_THE_MACHINE[2]
+            } else {
+                "Google's credentials"
+            };
             let tokens = Arc::new(Tokens {
                 google,
                 known: Mutex::new(None),
             });
             let ready = ready(&tokens);
-            ("Google's credentials", ready, builder.with_credentials(tokens))
+            (shown, ready, builder.with_credentials(tokens))
         }
         None => {
             let bearer = String::new();

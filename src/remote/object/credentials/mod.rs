@@ -19,8 +19,8 @@ use crate::{
 
 /// What credentials are called that are none.
 const NONE: &str = "no credentials";
-/// What the credentials are called that a machine's metadata service gives: Amazon's, and Azure's.
-const OF_THE_MACHINE: [&str; 2] = [EC2, "the machine's identity"];
+/// What the credentials are called that a machine's metadata service gives: Amazon's, Azure's and Google's.
+const OF_THE_MACHINE: [&str; 3] = [EC2, "the machine's identity", "the machine's service account"];
 /// What those of a machine of Amazon's are called.
 const EC2: &str = "the machine's role";
 
