@@ -160,22 +160,15 @@ fn auth(address: &Address, access: &Access) -> Result<Option<Auth>, RemoteError>
     if !address.is_https() || !is_google {
         connect.google = None;
     }
-    if !has_helper(&connect) && connect.google.is_none() {
-        connect.headers.extend(login(host));
+    if !has_helper(&connect) && connect.google.is_none() && !connect.no_netrc {
+        let login = netrc::of_user(host);
+        connect
+            .headers
+            .extend(login.map(|(user, password)| Header::basic(&user, &password)));
     }
     let auth = Auth::new(&connect)?;
     auth.warn_if_unencrypted(&connect);
     Ok(Some(auth))
-}
-
-/// What the user's `.netrc` (or `$NETRC`) has for a host.
-fn login(host: &str) -> Option<Header> {
-    let file = match std::env::var_os("NETRC") {
-        Some(file) => PathBuf::from(file),
-        None => std::env::home_dir()?.join(".netrc"),
-    };
-    let (user, password) = netrc::login(&std::fs::read_to_string(file).ok()?, host)?;
-    Some(Header::basic(&user, &password))
 }
 
 #[cfg(test)]

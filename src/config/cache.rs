@@ -105,6 +105,10 @@ pub(crate) struct CacheArgs {
     )]
     pub google_auth_scopes: Vec<String>,
 
+    /// Leave ~/.netrc, or the file that NETRC names, unread
+    #[arg(long, env = "OUTHAUL_NO_NETRC")]
+    pub no_netrc: bool,
+
     /// Use zstd if the server offers it and measurements show that it makes transfers faster
     #[arg(long, value_name = "BOOL", env = "OUTHAUL_REMOTE_CACHE_COMPRESSION", default_value_t = true,
           action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
@@ -241,6 +245,7 @@ impl CacheArgs {
             google.check()?;
             options.connect.google = Some(google);
         }
+        options.connect.no_netrc = self.no_netrc;
         let proxy = self.proxy()?;
         options.connect.proxy = proxy.filter(|_| options.connect.endpoint.is_http());
         options.compression = if self.remote_cache_compression {

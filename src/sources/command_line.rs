@@ -260,12 +260,8 @@ pub(crate) fn add_login(user_info: Option<(String, String)>, is_known: bool, opt
         return;
     }
     let login = user_info.or_else(|| {
-        let host = connect.endpoint.host().filter(|_| !is_known)?;
-        let file = match std::env::var_os("NETRC") {
-            Some(file) => PathBuf::from(file),
-            None => std::env::home_dir()?.join(".netrc"),
-        };
-        netrc::login(&std::fs::read_to_string(file).ok()?, host)
+        let is_asked = !is_known && !connect.no_netrc;
+        netrc::of_user(connect.endpoint.host().filter(|_| is_asked)?)
     });
     if let Some((user, password)) = login {
         connect.headers.push(Header::basic(&user, &password));

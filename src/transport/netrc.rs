@@ -1,7 +1,18 @@
 //! What a `.netrc` says of a host, as curl and Bazel read it.
 
+use std::path::PathBuf;
+
+/// Login and password for a host in the user's own file: `$NETRC`, or `~/.netrc`.
+pub(crate) fn of_user(host: &str) -> Option<(String, String)> {
+    let file = match std::env::var_os("NETRC") {
+        Some(file) => PathBuf::from(file),
+        None => std::env::home_dir()?.join(".netrc"),
+    };
+    login(&std::fs::read_to_string(file).ok()?, host)
+}
+
 /// Login and password for a host: of the `machine` that is named so, else of `default`.
-pub(crate) fn login(text: &str, host: &str) -> Option<(String, String)> {
+fn login(text: &str, host: &str) -> Option<(String, String)> {
     let mut words = text
         .lines()
         .filter(|line| !line.trim_start().starts_with('#'))

@@ -29,6 +29,8 @@ pub struct ConnectOptions {
     pub credential_helper_cache_duration: Duration,
     /// Google's credentials, where no helper is for the endpoint.
     pub google: Option<Google>,
+    /// Whether the user's `.netrc` is left unread.
+    pub no_netrc: bool,
     /// The directory that `%workspace%` in a credential helper's path stands for.
     pub workspace: Option<PathBuf>,
     /// A unix socket through which the server is reached, instead of by its address.
@@ -60,6 +62,7 @@ impl ConnectOptions {
             credential_helper_timeout: Duration::from_secs(10),
             credential_helper_cache_duration: Duration::from_secs(30 * 60),
             google: None,
+            no_netrc: false,
             workspace: None,
             proxy: None,
             connect_timeout: Duration::from_secs(10),

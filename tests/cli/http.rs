@@ -123,6 +123,17 @@ async fn a_blob_is_fetched_with_the_password_of_the_url_or_of_a_netrc() {
             .iter()
             .all(|path| path.starts_with("team/cas/"))
     );
+    let args = [
+        "fetch",
+        "blob",
+        &digest,
+        &without,
+        "-o",
+        "-",
+        "--remote-retries=0",
+        "--no-netrc",
+    ];
+    shown(&args, &netrc).await.says(1, &["requires credentials"]);
     for cache in [&without, &wrong] {
         fetch(cache, "/dev/null")
             .await
