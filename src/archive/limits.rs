@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::units::parse_size;
+
 /// What is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
@@ -90,6 +92,42 @@ impl Limits {
         ),
     ];
 
+    /// The defaults with these changes, each as `NAME=VALUE`.
+    ///
+    /// # Errors
+    /// In words, naming the one that is unknown or has an impossible value.
+    pub fn parse(texts: &[String]) -> Result<Self, String> {
+        let mut limits = Self::default();
+        for text in texts {
+            let error = |reason: String| format!("{text}: {reason}");
+            let (name, value) = text
+                .split_once('=')
+                .ok_or_else(|| error("must be NAME=VALUE".to_owned()))?;
+            let Some((_, limit, _, is_size)) = Self::NAMES.iter().find(|(known, ..)| *known == name) else {
+                let known: Vec<_> = Self::NAMES.iter().map(|(name, ..)| *name).collect();
+                return Err(error(format!(
+                    "unknown limit; expected one of {}",
+                    known.join(", ")
+                )));
+            };
+            let value = if *is_size {
+                parse_size(value).map_err(error)?
+            } else {
+                value
+                    .parse()
+                    .map_err(|_| error(format!("{value:?} is not a number")))?
+            };
+            limits.set(*limit, value);
+        }
+        Ok(limits)
+    }
+
+    /// The first limit that is higher here than there.
+    pub(crate) fn exceeds(&self, other: &Self) -> Option<Limit> {
+        let mut all = Self::NAMES.iter().map(|(_, limit, ..)| *limit);
+        all.find(|limit| self.get(*limit) > other.get(*limit))
+    }
+
     /// The value of a limit.
     #[must_use]
     pub const fn get(&self, limit: Limit) -> u64 {
@@ -155,6 +193,9 @@ mod tests {
             changed.set(*limit, 1234);
             assert_eq!(changed.get(*limit), 1234, "{name}");
             assert_eq!(format!("{changed:?}").matches("1234").count(), 1, "{name}");
+            let most = Limits::parse(&[format!("{name}={}", u64::MAX)]).unwrap();
+            assert_eq!(most.exceeds(&Limits::default()), Some(*limit));
+            assert_eq!(Limits::default().exceeds(&most), None);
         }
     }
 }

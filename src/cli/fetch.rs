@@ -20,7 +20,7 @@ use crate::{
     builds::{Builds as _, StreamEnd, StreamKey},
     config::{CacheArgs, PlaceArgs, SelectionArgs},
     daemon::Rooms,
-    digest::{Digest, DigestError, DigestFunction},
+    digest::Digest,
     exec_path::{ExecPath, is_reserved},
     invocation::{Engine, tally::Tally},
     materialize::{
@@ -30,7 +30,7 @@ use crate::{
     metrics::Metrics,
     output::{Class, OutputContent},
     printable::printable,
-    remote::{ActionStore, Attribution, expand_action, expand_any_tree, read_blob},
+    remote::{ActionStore, Attribution, WrittenDigest, expand_action, expand_any_tree, read_blob},
     removal::remove_all,
     roots::Destination,
     transport::{RemoteError, RemoteErrorKind},
@@ -250,7 +250,7 @@ async fn play(
 
 async fn action(args: TreeArgs) -> Result<u8, Failure> {
     let cache = args.cache.cache()?.actions();
-    let digest = digest(&args.digest, &args.cache, &*cache).await?;
+    let digest = digest(&written(&args.digest)?, &args.cache, &*cache).await?;
     let expanded = match expand_action(&*cache, &digest, &Attribution::default()).await {
         Ok(expanded) => expanded,
         Err(error) => return Err(in_plain_words(&*cache, error).await),
@@ -264,7 +264,7 @@ async fn action(args: TreeArgs) -> Result<u8, Failure> {
 
 async fn tree(args: TreeArgs) -> Result<u8, Failure> {
     let cache = args.cache.cache()?.actions();
-    let digest = digest(&args.digest, &args.cache, &*cache).await?;
+    let digest = digest(&written(&args.digest)?, &args.cache, &*cache).await?;
     let expanded = match expand_any_tree(&*cache, &digest, &Attribution::default()).await {
         Ok(expanded) => expanded,
         Err(error) => return Err(in_plain_words(&*cache, error).await),
@@ -276,7 +276,7 @@ async fn tree(args: TreeArgs) -> Result<u8, Failure> {
 
 async fn blob(args: BlobArgs) -> Result<u8, Failure> {
     let cache = args.cache.cache()?.actions();
-    let digest = digest(&args.digest, &args.cache, &*cache).await?;
+    let digest = digest(&written(&args.digest)?, &args.cache, &*cache).await?;
     let path = std::path::absolute(&args.output)?;
     let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", path.display()));
     let is_standard = args.output == Path::new("-");
@@ -321,75 +321,26 @@ async fn in_plain_words(cache: &dyn ActionStore, error: RemoteError) -> Failure 
     }
 }
 
-/// A digest as it is written: with a size or without one, and perhaps with the name of its function.
-struct Written<'a> {
-    named: Option<DigestFunction>,
-    /// What follows that name.
-    rest: &'a str,
-    /// Its size is 0 where none is written.
-    digest: Digest,
-    sized: bool,
-}
-
-impl<'a> Written<'a> {
-    fn parse(text: &'a str) -> Result<Self, DigestError> {
-        let (named, rest) = match text.split_once('/') {
-            Some((name, rest)) => match name.parse::<DigestFunction>() {
-                Ok(function) => (Some(function), rest),
-                Err(_) => (None, text),
-            },
-            None => (None, text),
-        };
-        let sized = rest.contains('/');
-        let digest = if sized {
-            text.parse()?
-        } else {
-            Digest::from_hex(named, rest, 0)?
-        };
-        Ok(Self {
-            named,
-            rest,
-            digest,
-            sized,
-        })
-    }
+/// A digest as it is given.
+fn written(text: &str) -> Result<WrittenDigest, Failure> {
+    text.parse().map_err(|e| Failure::usage(format!("{text}: {e}")))
 }
 
 /// The digest that is meant. Of a hash alone, the store tells the size.
-async fn digest(text: &str, args: &CacheArgs, cache: &dyn ActionStore) -> Result<Digest, Failure> {
-    let invalid = |e| Failure::usage(format!("{text}: {e}"));
+async fn digest(
+    written: &WrittenDigest,
+    args: &CacheArgs,
+    cache: &dyn ActionStore,
+) -> Result<Digest, Failure> {
     let assumed = args
         .digest_function
         .parse()
         .map_err(|e| Failure::usage(format!("--digest-function: {e}")))?;
-    let Written {
-        named,
-        rest,
-        digest,
-        sized,
-    } = Written::parse(text).map_err(invalid)?;
-    // A hash of 64 digits may be SHA-256 or BLAKE3: the flag tells.
-    let function = named.unwrap_or(assumed);
-    let of_size = |size| Digest::new(function, digest.hash(), size);
-    let function = if of_size(0).is_ok() {
-        function
-    } else {
-        digest.function()
-    };
-    let size = if sized {
-        digest.size()
-    } else {
-        match cache.blob_size(function, digest.hash()).await {
-            Ok(Some(size)) => size,
-            Ok(None) => {
-                let what = format!("{}: no blob with the hash {rest}", cache.describe());
-                return Err(Failure::not_found(what));
-            }
-            Err(error) if error.kind == RemoteErrorKind::Config => return Err(Failure::usage(error)),
-            Err(error) => return Err(in_plain_words(cache, error).await),
-        }
-    };
-    Digest::new(function, digest.hash(), size).map_err(invalid)
+    match written.find(assumed, cache).await {
+        Ok(digest) => Ok(digest),
+        Err(error) if error.kind == RemoteErrorKind::Config => Err(Failure::usage(error)),
+        Err(error) => Err(in_plain_words(cache, error).await),
+    }
 }
 
 /// How fetching ended.

@@ -43,7 +43,7 @@ pub(super) fn main(args: &IsStagedArgs) -> Result<u8, Failure> {
         workspace,
         // Without any flag, whatever was staged.
         wish: (wish != pb::StageWish::default()).then_some(wish),
-        from: args.from.from.clone().unwrap_or_default(),
+        from: args.from.from.clone(),
     };
     // The staged directory alone is enough: neither a daemon nor the record is needed.
     let answer = runtime()?

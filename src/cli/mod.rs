@@ -8,6 +8,7 @@ mod exec;
 mod exit;
 mod export;
 mod fetch;
+mod files;
 mod follow;
 mod gc;
 mod get;

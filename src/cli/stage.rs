@@ -16,6 +16,7 @@ use super::{
     client::{Client, Door},
     exit,
     exit::Failure,
+    files::{FilesArgs, When},
     paths, print, runtime, view,
 };
 use crate::{
@@ -87,18 +88,19 @@ impl WishArgs {
     }
 }
 
-/// Flag that names a collection instead of a build.
+/// Flag that names collections instead of a build.
 #[derive(Debug, Clone, Args)]
 pub(super) struct FromArgs {
-    /// Files to stage instead of outputs of a recorded build: those right in file:///DIR/ or s3://BUCKET/PREFIX/ (gs://,
-    /// az://), or the one at file:///DIR/FILE, s3://BUCKET/FILE or https://HOST/PATH/FILE. NAME= gives an https:// URL
+    /// Files to stage instead of outputs of a recorded build (repeatable): those right in file:///DIR/ or
+    /// s3://BUCKET/PREFIX/ (gs://, az://), the one at file:///DIR/FILE, s3://BUCKET/FILE or https://HOST/PATH/FILE, or the
+    /// blob with a digest (HASH/SIZE, or FUNCTION/HASH/SIZE) in the remote cache. NAME= gives an https:// URL or a digest
     /// another file name. With it, --include and the like are searched in the file name
     #[arg(
         long,
-        value_name = "[NAME=]URL",
+        value_name = "[NAME=]URL|DIGEST",
         conflicts_with_all = ["targets", "output_group", "invocation", "workspace"]
     )]
-    pub(super) from: Option<String>,
+    pub(super) from: Vec<String>,
 }
 
 /// Flags that choose a build.
@@ -162,6 +164,9 @@ pub(super) struct StageArgs {
     #[command(flatten)]
     from: FromArgs,
 
+    #[command(flatten)]
+    files: FilesArgs,
+
     /// Directory to stage into; created if it does not exist
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
@@ -185,10 +190,41 @@ pub(super) struct StageArgs {
     cache: CacheArgs,
 }
 
+impl StageArgs {
+    /// Refuses what would have no effect.
+    fn check(&self) -> Result<(), Failure> {
+        if !self.from.from.is_empty() {
+            return Ok(());
+        }
+        let files = &self.files;
+        let needs_from = [
+            (files.checksum != When::Auto, "--checksum"),
+            (files.checksum_file.is_some(), "--checksum-file"),
+        ];
+        if let Some((_, flag)) = needs_from.iter().find(|(is_given, _)| *is_given) {
+            return Err(Failure::usage(format!(
+                "{flag}: requires --from; outputs of a build are verified against their digests"
+            )));
+        }
+        let needs_archives = [
+            (files.jobs != FilesArgs::JOBS, "--jobs"),
+            (!files.limit.is_empty(), "--limit"),
+        ];
+        match needs_archives.iter().find(|(is_given, _)| *is_given) {
+            Some((_, flag)) if !self.wish.extract => {
+                Err(Failure::usage(format!("{flag}: requires --from or --extract")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
-    let (invocation_id, workspace) = match &args.from.from {
-        Some(_) => <(String, String)>::default(),
-        None => args.which.or_around()?,
+    args.check()?;
+    let (invocation_id, workspace) = if args.from.from.is_empty() {
+        args.which.or_around()?
+    } else {
+        <(String, String)>::default()
     };
     let known = (invocation_id.clone(), workspace.clone());
     let request = pb::StageRequest {
@@ -198,7 +234,16 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
         directory: text(&std::path::absolute(&args.to)?, "--to")?,
         wait_all: args.wait_all,
         dry_run: args.dry_run,
-        from: args.from.from.clone().unwrap_or_default(),
+        from: args.from.from.clone(),
+        checking: match args.files.checksum {
+            When::Auto => pb::Checking::Auto,
+            When::Require => pb::Checking::Require,
+            When::None => pb::Checking::None,
+        }
+        .into(),
+        checksums: args.files.checksum_list()?,
+        jobs: args.files.jobs.into(),
+        limits: args.files.limit.clone(),
     };
     runtime()?.block_on(async {
         let mut client = patiently(args, &known.0, &known.1).await?;
@@ -214,11 +259,11 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
     let mut told = false;
     loop {
         let control = ControlArgs::default();
-        let opened = if args.from.from.is_some() {
-            of_collection(args, &control).await
-        } else {
+        let opened = if args.from.from.is_empty() {
             let found = Client::of_build(&control, &args.state, &args.cache, invocation_id, workspace);
             found.await.map(|(client, _)| client)
+        } else {
+            of_collection(args, &control).await
         };
         match opened {
             Err(failure) if failure.held && begun.elapsed() < PATIENCE => {

@@ -85,6 +85,19 @@ pub enum CollectionError {
         /// The name below the output directory.
         place: String,
     },
+    /// Two files have one name.
+    #[error(
+        "{first} and {second} are both called {name}; write NAME=URL or NAME=DIGEST to give one of them another name, or \
+         leave one out with --exclude"
+    )]
+    SameName {
+        /// The one.
+        first: String,
+        /// The other.
+        second: String,
+        /// Their name.
+        name: String,
+    },
     /// There is nothing to fetch.
     #[error("{0}: no archives")]
     Nothing(String),

@@ -40,7 +40,7 @@ pub use extract::{
     Extracted, Extraction, Extractions, Unpacking, check_places, extract, own_directory, save_into,
     unpack_into,
 };
-pub use open::{Access, open};
+pub use open::{Access, Place, Source, open};
 pub use pipe::Progress;
 pub use plan::{Checking, Offer, Wanted, check_all, choose};
 pub use resume::{Opened, Patience, Ranged, read as read_resumed};

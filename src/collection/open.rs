@@ -9,15 +9,15 @@ use super::bucket::BucketDirectory;
 use super::{
     Collection, Patience, address::Address, directory::LocalDirectory, http::HttpArchive, is_file_name,
 };
+#[cfg(feature = "object-stores")]
+use crate::{remote::object::Bucket, transport::BucketAddress};
 use crate::{
-    remote::RemoteOptions,
+    remote::{RemoteOptions, WrittenDigest},
     transport::{
         Auth, ConnectOptions, Endpoint, Header, RemoteError, auth::has_helper, https::client_for, netrc,
         without_user_info,
     },
 };
-#[cfg(feature = "object-stores")]
-use crate::{remote::object::Bucket, transport::BucketAddress};
 
 /// The hosts that Google's credentials are for.
 const GOOGLE: &str = "storage.googleapis.com";
@@ -32,6 +32,44 @@ pub struct Access {
     pub options: RemoteOptions,
 }
 
+/// What a user names, under its own name or under another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source<'a> {
+    /// The name that it is given.
+    pub name: Option<&'a str>,
+    /// Where it is.
+    pub place: Place<'a>,
+}
+
+/// Where something is that a user names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// At a URL, see [`open`].
+    Url(&'a str),
+    /// In the remote cache, see [`BlobArchive`](super::BlobArchive).
+    Blob(WrittenDigest),
+}
+
+impl<'a> Source<'a> {
+    /// Reads `[NAME=]URL` or `[NAME=]DIGEST`.
+    ///
+    /// # Errors
+    /// In words that do not repeat the text, when it is neither.
+    pub fn parse(text: &'a str) -> Result<Self, &'static str> {
+        let (name, place) = match text.split_once('=') {
+            Some((name, place)) if is_file_name(name) => (Some(name), place),
+            _ => (None, text),
+        };
+        let place = if place.contains("://") {
+            Place::Url(place)
+        } else {
+            let written = place.parse();
+            Place::Blob(written.map_err(|_| "is neither a URL nor a digest (HASH/SIZE, or HASH)")?)
+        };
+        Ok(Self { name, place })
+    }
+}
+
 /// Opens what a URL leads to, under the name that it has or under another one. Connects nothing yet.
 ///
 /// # Errors
@@ -41,7 +79,7 @@ pub fn open(url: &str, name: Option<&str>, access: &Access) -> Result<Arc<dyn Co
     let shown = without_user_info(url.split(['?', '#']).next().unwrap_or(url));
     let error = |reason: String| RemoteError::config(shown.to_string(), reason);
     let Some((scheme, rest)) = url.split_once("://") else {
-        return Err(error("is neither a URL nor a digest (HASH/SIZE)".to_owned()));
+        return Err(error("is not a URL".to_owned()));
     };
     match &*scheme.to_ascii_lowercase() {
         "file" => {

@@ -20,9 +20,10 @@ const SIDECAR_BYTES: usize = 64 << 10;
 const READING: usize = 16;
 
 /// What checksums are good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Checking {
     /// Used where there are some.
+    #[default]
     Auto,
     /// Every archive must have one.
     Require,
@@ -182,15 +183,11 @@ fn offered_of(
     Ok(offered)
 }
 
-async fn check(
-    wanted: &mut Wanted,
-    checking: Checking,
-    list: Option<&Checksums>,
-) -> Result<(), CollectionError> {
+async fn check(wanted: &mut Wanted, checking: Checking, list: &Checksums) -> Result<(), CollectionError> {
     if wanted.checksum.is_some() || checking == Checking::None {
         return Ok(());
     }
-    wanted.checksum = match list.and_then(|list| list.get(&wanted.item.name)) {
+    wanted.checksum = match list.get(&wanted.item.name) {
         Some(sum) => Some(sum.clone()),
         None if wanted.has_sidecar => beside(wanted).await?,
         None => None,
@@ -207,11 +204,12 @@ async fn check(
 pub async fn check_all(
     wanted: Vec<Wanted>,
     checking: Checking,
-    list: Option<&Checksums>,
+    list: &Arc<Checksums>,
 ) -> Vec<(Wanted, Result<(), CollectionError>)> {
-    stream::iter(wanted)
-        .map(|mut wanted| async move {
-            let checked = check(&mut wanted, checking, list).await;
+    let all = wanted.into_iter().map(|wanted| (wanted, Arc::clone(list)));
+    stream::iter(all.collect::<Vec<_>>())
+        .map(|(mut wanted, list)| async move {
+            let checked = check(&mut wanted, checking, &list).await;
             (wanted, checked)
         })
         .buffered(READING)

@@ -387,7 +387,7 @@ async fn wrong_bytes_are_asked_for_once_more_and_never_kept() {
         let choice = Arc::new(Choice::new(&Patterns::default()).unwrap());
         let wanted = choose(&collections, &choice, Offer::Archives).await.unwrap();
         assert_eq!((wanted.len(), wanted[0].class), (1, Class::Required));
-        let mut wanted = check_all(wanted, Checking::Require, None).await;
+        let mut wanted = check_all(wanted, Checking::Require, &Arc::default()).await;
         let (wanted, checked) = wanted.pop().unwrap();
         checked.unwrap();
         let ended = download(&wanted, &directory, &Arc::default()).await;
@@ -420,7 +420,7 @@ async fn a_missing_checksum_is_an_unfinished_upload_only_if_it_is_required() {
         let collections = [open(&server.url, None, &access(0, &Arc::default())).unwrap()];
         let choice = Arc::new(Choice::new(&Patterns::default()).unwrap());
         let wanted = choose(&collections, &choice, Offer::Archives).await.unwrap();
-        let (wanted, checked) = check_all(wanted, checking, None).await.pop().unwrap();
+        let (wanted, checked) = check_all(wanted, checking, &Arc::default()).await.pop().unwrap();
         assert_eq!(checked.is_ok(), is_right, "{checking:?}: {checked:?}");
         assert!(wanted.checksum.is_none());
     }

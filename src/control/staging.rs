@@ -7,14 +7,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::service::Service;
+#[cfg(feature = "archives")]
+use crate::collection::Checking;
 use crate::{
     digest::{Digest, DigestFunction},
     output::OutputContent,
     proto::outhaul::v1 as pb,
     record::{InvocationRow, Which},
     stage::{
-        Ended, Ends, Gathered, StageError, StageErrorKind, Staged, Wish, check, marker::Missing,
-        select::Artifact, without_secrets,
+        Ended, Ends, Gathered, Manner, StageError, StageErrorKind, Staged, Wish, check, marker::Missing,
+        remembered, select::Artifact,
     },
 };
 
@@ -113,6 +115,7 @@ impl Service {
             workspace: request.workspace.clone(),
         };
         let wish = wish(request.wish.clone().unwrap_or_default());
+        let manner = manner(&request);
         // Before anything is read.
         if !request.dry_run {
             let directory = absolute(&request.directory)?;
@@ -126,8 +129,8 @@ impl Service {
         }
         let planning = async {
             match &*request.from {
-                "" => stager.plan(&which, &wish).await,
-                from => stager.plan_from(from, &wish).await,
+                [] => stager.plan(&which, &wish, &manner).await,
+                from => stager.plan_from(from, &wish, &manner).await,
             }
         };
         let plan = gone.run_until_cancelled(planning).await;
@@ -221,7 +224,7 @@ impl Service {
             ..Which::default()
         };
         let plan = stager
-            .plan(&which, &Wish::default())
+            .plan(&which, &Wish::default(), &Manner::default())
             .await
             .map_err(|e| Status::not_found(e.to_string()))?;
         let output = |artifact: Artifact| {
@@ -271,9 +274,8 @@ fn look(directory: &Path, request: pb::IsStagedRequest) -> Result<pb::IsStagedRe
         workspace: request.workspace,
     };
     let wish = request.wish.map(wish);
-    let from = Some(without_secrets(&request.from)).filter(|from| !from.is_empty());
-    let answer =
-        check::is_staged(directory, &which, from.as_deref(), wish.as_ref()).map_err(|e| status_of(&e))?;
+    let from = remembered(&request.from);
+    let answer = check::is_staged(directory, &which, &from, wish.as_ref()).map_err(|e| status_of(&e))?;
     Ok(pb::IsStagedResponse {
         staged: answer.is_staged(),
         problems: answer.problems,
@@ -305,6 +307,20 @@ fn wish(wish: pb::StageWish) -> Wish {
         optional: wish.optional,
         flatten: wish.flatten,
         extract: wish.extract,
+    }
+}
+
+fn manner(request: &pb::StageRequest) -> Manner {
+    Manner {
+        #[cfg(feature = "archives")]
+        checking: match request.checking() {
+            pb::Checking::Unspecified | pb::Checking::Auto => Checking::Auto,
+            pb::Checking::Require => Checking::Require,
+            pb::Checking::None => Checking::None,
+        },
+        checksums: request.checksums.clone(),
+        jobs: request.jobs,
+        limits: request.limits.clone(),
     }
 }
 

@@ -52,6 +52,7 @@ mod rope;
 mod status;
 mod stream;
 mod wire;
+mod written;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -73,6 +74,7 @@ pub use options::{MAX_HTTP_CONNECTIONS, RemoteOptions};
 pub(crate) use reading::Collect;
 pub use reading::{expand_action, expand_any_tree, read_blob};
 pub use trees::DirectoryTree;
+pub use written::WrittenDigest;
 
 /// What a build's requests are attributed to, sent as the Remote Execution API's `RequestMetadata`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]

@@ -322,6 +322,18 @@ impl Sources {
         self.open("", chain, None)
     }
 
+    /// The caches that the settings name, whatever builds use.
+    ///
+    /// # Errors
+    /// When they name none, or it cannot be used.
+    pub(crate) fn named(&self) -> Result<SourceCache, SourceError> {
+        match self.rule() {
+            SourceRule::Fixed(cache) => Ok(cache),
+            SourceRule::FromBuild { before, .. } if before.is_empty() => Err(SourceError::NotNamed),
+            SourceRule::FromBuild { before, .. } => self.open("", before, None),
+        }
+    }
+
     /// The caches that a recorded invocation used.
     ///
     /// # Errors

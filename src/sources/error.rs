@@ -12,6 +12,9 @@ pub enum SourceError {
     /// None is written down.
     #[error("no remote cache is recorded for it; give --remote-cache")]
     NotRecorded,
+    /// None is named outright.
+    #[error("a digest is read from the cache of --remote-cache or --disk-cache, and none is given")]
+    NotNamed,
     /// The user has not allowed it.
     #[error("the build names the remote cache {0}, which is not allowed; see --allow-remote-cache")]
     NotAllowed(Endpoint),

@@ -32,7 +32,7 @@ pub struct Answer {
     pub complete: bool,
     /// The builds that it was staged from.
     pub invocations: Vec<String>,
-    /// The URLs that it was staged from, without what may be secret in them.
+    /// The URLs and digests that it was staged from, without what may be secret in them.
     pub from: Vec<String>,
     /// Optional outputs and files that could not be staged, and why.
     pub missing: Vec<Missing>,
@@ -46,8 +46,8 @@ impl Answer {
     }
 }
 
-/// Looks whether a directory has what stages have put there: all of them, or those of a build, a workspace, a URL (without
-/// secrets), a wish.
+/// Looks whether a directory has what stages have put there: all of them, or those of a build, a workspace, of what
+/// [`remembered`](super::remembered) makes of URLs and digests, a wish.
 /// What a marker lists must be there with the right bytes; a file that still looks as it did is not read. Blocks.
 ///
 /// # Errors
@@ -55,7 +55,7 @@ impl Answer {
 pub fn is_staged(
     directory: &Path,
     which: &Which,
-    from: Option<&str>,
+    from: &[String],
     wish: Option<&Wish>,
 ) -> Result<Answer, StageError> {
     let mut answer = Answer::default();
@@ -84,7 +84,7 @@ pub fn is_staged(
     let mut markers = which.innermost(&all, |marker| marker.workspace.as_str());
     markers.retain(|marker| is_meant(marker, which, from, wish));
     if markers.is_empty() && answer.problems.is_empty() {
-        let of_that = if wish.is_some() || from.is_some() || *which != Which::default() {
+        let of_that = if wish.is_some() || !from.is_empty() || *which != Which::default() {
             " of that request"
         } else {
             ""
@@ -95,11 +95,11 @@ pub fn is_staged(
         ));
     }
     answer.complete = !markers.is_empty() && markers.iter().all(|marker| marker.complete);
-    let origins = |origin: fn(&Marker) -> &String| {
-        let all: BTreeSet<&String> = markers.iter().map(|marker| origin(marker)).collect();
+    let origins = |origins: fn(&Marker) -> &[String]| {
+        let all: BTreeSet<&String> = markers.iter().flat_map(|marker| origins(marker)).collect();
         all.into_iter().filter(|one| !one.is_empty()).cloned().collect()
     };
-    answer.invocations = origins(|marker| &marker.invocation_id);
+    answer.invocations = origins(|marker| std::slice::from_ref(&marker.invocation_id));
     answer.from = origins(|marker| &marker.from);
     answer.missing = markers.iter().flat_map(|marker| marker.missing.clone()).collect();
     let mut wanted = Vec::new();
@@ -148,10 +148,10 @@ fn not_staged(placer: &Placer, tree: &str, known: &HashSet<String>) -> Vec<Strin
     }
 }
 
-fn is_meant(marker: &Marker, which: &Which, from: Option<&str>, wish: Option<&Wish>) -> bool {
+fn is_meant(marker: &Marker, which: &Which, from: &[String], wish: Option<&Wish>) -> bool {
     // A build is asked for by anything but a URL.
-    let is_any = from.is_none() && wish.is_none() && *which == Which::default();
-    (is_any || marker.from == from.unwrap_or_default())
+    let is_any = from.is_empty() && wish.is_none() && *which == Which::default();
+    (is_any || marker.from == from)
         && (which.invocation_id.is_empty() || which.invocation_id == marker.invocation_id)
         && wish.is_none_or(|wish| wish.sorted() == marker.request.sorted())
 }

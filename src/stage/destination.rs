@@ -45,6 +45,11 @@ pub(crate) struct Destination {
 }
 
 impl Reach {
+    /// Whether callers may not have all that the process may.
+    pub(super) const fn is_bounded(&self) -> bool {
+        matches!(self, Self::Below(..))
+    }
+
     /// Whether a URL may be staged from.
     pub(super) fn allows(&self, url: &str) -> bool {
         match self {

@@ -39,9 +39,9 @@ pub struct Marker {
     pub invocation_id: String,
     /// Workspace of the staged build; empty for files of a collection.
     pub workspace: String,
-    /// URL of the collection, without what may be secret in it; empty for a build.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub from: String,
+    /// What it was staged from instead of a build, sorted: URLs without what may be secret in them, and digests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<String>,
     /// When it was staged, in milliseconds since the epoch.
     pub staged_ms: i64,
     /// Whether optional outputs have come to their end as well.
@@ -69,7 +69,7 @@ pub struct Archive {
     pub place: String,
     /// `FUNCTION/HASH/SIZE` of the archive itself.
     pub digest: String,
-    /// The entity tag that the list of the collection had for it.
+    /// Where it is in the collection, and the entity tag that the list had for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }
@@ -96,7 +96,7 @@ pub struct File {
     /// Whether it is an empty directory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub directory: bool,
-    /// The entity tag that the list of the collection had for it.
+    /// Where it is in the collection, and the entity tag that the list had for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -222,7 +222,7 @@ impl Marker {
             version: VERSION,
             invocation_id: invocation_id.to_owned(),
             workspace: workspace.to_owned(),
-            from: String::new(),
+            from: Vec::new(),
             staged_ms: crate::units::now_ms(),
             complete: false,
             request: request.clone(),
@@ -237,7 +237,10 @@ impl Marker {
     fn file_name(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.invocation_id.as_bytes());
-        hasher.update(self.from.as_bytes());
+        for from in &self.from {
+            hasher.update(from.as_bytes());
+            hasher.update(b"\n");
+        }
         // Lists of texts have no reason to fail.
         hasher.update(&serde_json::to_vec(&self.request).unwrap_or_default());
         format!(

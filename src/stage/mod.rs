@@ -50,7 +50,7 @@ pub use self::{
     ended::{Brought, Ended, Ends, Gathered, Staged},
     error::{StageError, StageErrorKind},
     gather::Archives,
-    origin::{Origin, OriginError, Origins, without_secrets},
-    request::{Request, Wish},
+    origin::{Origin, OriginError, Origins, remembered, without_secrets},
+    request::{Manner, Request, Wish},
     stager::{Plan, Stager},
 };

@@ -3,17 +3,32 @@
 use std::{collections::HashSet, path::Path, sync::Arc};
 
 use super::{
-    destination::Destination, ended::Gathered, error::StageError, marker::Marker, request::Wish,
-    select::Artifact, together::Together,
+    destination::Destination,
+    ended::Gathered,
+    error::StageError,
+    marker::Marker,
+    request::{Manner, Wish},
+    select::Artifact,
+    together::Together,
 };
-use crate::{digest::Digest, exec_path::ExecPath, output::Class, remote::BlobStore};
+use crate::{digest::Digest, exec_path::ExecPath, output::Class, remote::BlobStore, sources::Sources};
 
 /// How the servers are reached that collections are at: not at all.
 #[derive(Debug, Clone, Default)]
 pub struct Archives(());
 
 impl Archives {
-    pub(super) async fn choose(&self, _: &str, _: &Wish) -> Result<Gather, StageError> {
+    pub(super) fn gather(_: &Manner, _: bool) -> Result<Gather, StageError> {
+        Ok(Gather)
+    }
+
+    pub(super) async fn choose(
+        &self,
+        _: Gather,
+        _: &[String],
+        _: &Wish,
+        _: &Sources,
+    ) -> Result<Gather, StageError> {
         std::future::ready(Err(StageError::NoArchives { flag: "--from" })).await
     }
 }
@@ -26,8 +41,8 @@ pub(super) struct Gather;
 impl Gather {
     pub(super) fn take_archives(&mut self, _: &mut Vec<Artifact>, _: &Arc<dyn BlobStore>) {}
     pub(super) fn reserve(&mut self, _: &[Artifact]) {}
-    pub(super) fn from(&self) -> &str {
-        ""
+    pub(super) fn from(&self) -> &[String] {
+        &[]
     }
     pub(super) fn is_open(&self) -> bool {
         false

@@ -33,6 +33,14 @@ pub fn without_secrets(url: &str) -> String {
     format!("{scheme}://{host}{path}")
 }
 
+/// Several URLs and digests as markers remember them: sorted, since the same comes of them in any order.
+#[must_use]
+pub fn remembered(from: &[String]) -> Vec<String> {
+    let mut all: Vec<String> = from.iter().map(|from| without_secrets(from)).collect();
+    all.sort();
+    all
+}
+
 fn is_bucket(scheme: &str) -> bool {
     matches!(&*scheme.to_ascii_lowercase(), "s3" | "gs" | "az")
 }

@@ -55,6 +55,21 @@ pub struct Wish {
     pub extract: bool,
 }
 
+/// How files of collections are verified, and how they and archives are brought. The same comes of it in any manner, so it is
+/// no part of a marker.
+#[derive(Debug, Clone, Default)]
+pub struct Manner {
+    /// What checksums are good for.
+    #[cfg(feature = "archives")]
+    pub checking: crate::collection::Checking,
+    /// Checksums, as `sha256sum` writes them.
+    pub checksums: String,
+    /// How many files are downloaded at the same time; 0 for the default.
+    pub jobs: u32,
+    /// Changed limits of one archive, as `NAME=VALUE`.
+    pub limits: Vec<String>,
+}
+
 /// A [`Wish`] whose patterns have been read.
 #[derive(Debug, Clone)]
 pub struct Request {

@@ -26,7 +26,7 @@ use super::{
     gather::{Archives, Gather},
     origin::without_secrets,
     recorded::Recorded,
-    request::{Caller, Request, Wish},
+    request::{Caller, Manner, Request, Wish},
     select::Selection,
     together::Directories,
     work::{Work, Working},
@@ -168,10 +168,11 @@ impl Stager {
     ///
     /// # Errors
     /// When there is no such build, it still runs, its journal cannot be read, or the wish does not fit it.
-    pub async fn plan(&self, which: &Which, wish: &Wish) -> Result<Plan, StageError> {
+    pub async fn plan(&self, which: &Which, wish: &Wish, manner: &Manner) -> Result<Plan, StageError> {
         let panicked = |what| StageError::Internal(format!("{what} panicked"));
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(|e| StageError::Internal(e.to_string()))?;
+        let gather = self.gather(manner).await?;
         let caller = Caller::default();
         let (wish, still) = (wish.clone(), caller.0.clone());
         let request = spawn_blocking(move || Request::for_caller(wish, still))
@@ -192,7 +193,7 @@ impl Stager {
                 selection,
                 wish: request.wish,
                 recorded,
-                gather: Gather::default(),
+                gather,
                 journal: Some(entry.path),
                 _place: place,
             })
@@ -201,29 +202,41 @@ impl Stager {
             .unwrap_or_else(|_| Err(panicked("reading the journal")))
     }
 
-    /// Finds out which files of a collection a wish comes to. Lists the collection; writes nothing.
+    /// Finds out which files of collections, and which blobs, a wish comes to. Lists the collections; writes nothing.
     ///
     /// # Errors
-    /// When the caller may not name the URL, it cannot be listed, or the wish does not fit it.
-    pub async fn plan_from(&self, from: &str, wish: &Wish) -> Result<Plan, StageError> {
-        let url = from
-            .split_once('=')
-            .map_or(from, |(name, url)| if name.contains("://") { from } else { url });
-        if !self.reach.allows(url) {
-            let from = without_secrets(from);
-            return Err(StageError::DeniedOrigin { from });
+    /// When the caller may not name a URL, it cannot be listed, or the wish does not fit it.
+    pub async fn plan_from(&self, from: &[String], wish: &Wish, manner: &Manner) -> Result<Plan, StageError> {
+        for from in from {
+            let url = from.split_once('=').map_or(
+                &**from,
+                |(name, url)| if name.contains("://") { from } else { url },
+            );
+            // Anyone who knows a digest knows what the bytes are.
+            if url.contains("://") && !self.reach.allows(url) {
+                let from = without_secrets(from);
+                return Err(StageError::DeniedOrigin { from });
+            }
         }
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(|e| StageError::Internal(e.to_string()))?;
+        let gather = self.gather(manner).await?;
         Ok(Plan {
             build: InvocationRow::default(),
             selection: Selection::default(),
-            gather: self.archives.choose(from, wish).await?,
+            gather: self.archives.choose(gather, from, wish, &self.sources).await?,
             wish: wish.clone(),
             recorded: Recorded::default(),
             journal: None,
             _place: place,
         })
+    }
+
+    /// Files that are yet to be chosen.
+    async fn gather(&self, manner: &Manner) -> Result<Gather, StageError> {
+        let (manner, is_bounded) = (manner.clone(), self.reach.is_bounded());
+        let read = spawn_blocking(move || Archives::gather(&manner, is_bounded)).await;
+        read.unwrap_or_else(|_| Err(StageError::Internal("reading the settings panicked".to_owned())))
     }
 
     /// The build that is meant, and its journal.

@@ -435,7 +435,7 @@ fn write(marker: &Marker, dir: &Path) -> Vec<String> {
 fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
     let dir = tempfile::tempdir().unwrap();
     let any = Which::default();
-    let problems = |which: &Which| is_staged(dir.path(), which, None, None).unwrap().problems;
+    let problems = |which: &Which| is_staged(dir.path(), which, &[], None).unwrap().problems;
     assert!(problems(&any)[0].contains("nothing was staged"));
     leave(dir.path(), "one", &[("x", b"1"), ("y", b"2")]);
     assert_eq!(problems(&any), Vec::<String>::new());
@@ -453,7 +453,7 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
     assert_eq!(problems(&any), Vec::<String>::new());
     assert_eq!(problems(&Which::of("two")), Vec::<String>::new());
     assert!(problems(&Which::of("one"))[0].contains("nothing of that request"));
-    let answer = is_staged(dir.path(), &any, None, None).unwrap();
+    let answer = is_staged(dir.path(), &any, &[], None).unwrap();
     assert_eq!((answer.files, answer.invocations), (2, texts(&["three", "two"])));
 
     let other = Wish {
@@ -461,12 +461,12 @@ fn what_was_staged_is_believed_as_far_as_the_files_bear_it_out() {
         ..Wish::default()
     };
     assert!(
-        !is_staged(dir.path(), &any, None, Some(&other))
+        !is_staged(dir.path(), &any, &[], Some(&other))
             .unwrap()
             .is_staged()
     );
     assert!(
-        is_staged(dir.path(), &Which::of("two"), None, Some(&wish_of("//two")))
+        is_staged(dir.path(), &Which::of("two"), &[], Some(&wish_of("//two")))
             .unwrap()
             .is_staged()
     );
@@ -477,7 +477,7 @@ fn what_an_earlier_stage_put_there_and_this_one_does_not_name_goes() {
     let dir = tempfile::tempdir().unwrap();
     let here = |name: &str| dir.path().join(name).symlink_metadata().is_ok();
     let problems = || {
-        is_staged(dir.path(), &Which::default(), None, None)
+        is_staged(dir.path(), &Which::default(), &[], None)
             .unwrap()
             .problems
     };
@@ -650,7 +650,7 @@ fn of_a_workspace_within_another_the_others_markers_do_not_count() {
             workspace: asked.to_owned(),
             ..Which::default()
         };
-        let answer = is_staged(dir.path(), &which, None, None).unwrap();
+        let answer = is_staged(dir.path(), &which, &[], None).unwrap();
         assert_eq!(
             (answer.is_staged(), answer.invocations),
             (true, texts(&[expected]))
@@ -672,7 +672,7 @@ fn a_marker_that_cannot_be_read_or_leads_outside_is_told() {
     ] {
         assert_ne!(damaged, text);
         std::fs::write(&path, damaged).unwrap();
-        let problems = is_staged(dir.path(), &Which::default(), None, None)
+        let problems = is_staged(dir.path(), &Which::default(), &[], None)
             .unwrap()
             .problems;
         assert!(problems.iter().any(|p| p.contains(part)), "{problems:?}");

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     archives::{Archives, nginx, sha256, tar, therock, zst},
     staging::{is_staged, stop},
-    support::outhaul,
+    support::{World, outhaul},
 };
 
 /// A collection, a directory to stage into, and a state directory.
@@ -334,6 +334,133 @@ async fn a_file_of_two_archives_stays_while_one_of_them_has_it() {
         place.assert_found(left);
         place.is_staged(&[]).await.expect(0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_collections_and_blobs_of_the_cache_are_one_set() {
+    for with_daemon in [false, true] {
+        let place = Place::new();
+        let world = World::new().await;
+        let blob = world.cache.store().put(b"blob".to_vec()).to_string();
+        let cache = world.cache_flag();
+        place.0.with_sum("a.bin", b"aa");
+        let other = place.0.path("other");
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join("b.tar"), tar(&[("x", "1")])).unwrap();
+        let other = format!("--from=file://{}/", other.display());
+        let named = format!("--from=c.bin={blob}");
+        let server = match with_daemon {
+            true => Some(place.serve(&[&cache]).await),
+            false => None,
+        };
+        let all = [other.as_str(), &named, &cache, "--jobs=1"];
+        let ran = place.stage(&[&all[..], &["--extract"]].concat()).await.expect(0);
+        let outcomes_of = |outcome: &str| {
+            ["a.bin", "b.tar", "c.bin"]
+                .map(|name| pair(name, outcome))
+                .to_vec()
+        };
+        assert_eq!(outcomes(&ran), outcomes_of("downloaded"));
+        let found = [("a.bin", "aa"), ("b/x", "1"), ("c.bin", "blob")];
+        place.assert_found(&found);
+        // What has a checksum or a digest is known again, in whatever order it is named.
+        let url = place.0.url();
+        let again = [
+            named.as_str(),
+            &other,
+            "--from",
+            &url,
+            &cache,
+            "--extract",
+            "--json",
+            &place.state(),
+        ];
+        let mut command = outhaul();
+        command.args(["stage", "--to", &place.to()]).args(again);
+        let mut known = outcomes_of("present");
+        known[1] = pair("b.tar", "downloaded");
+        assert_eq!(outcomes(&finish(command).await.expect(0)), known);
+        let markers = std::fs::read_dir(place.0.path("out/.outhaul")).unwrap();
+        let markers = markers.filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .path()
+                .extension()
+                .is_some_and(|e| e == "json")
+        });
+        assert_eq!(markers.count(), 1);
+        place.is_staged(&[&named, &other, "--from", &url]).await.expect(0);
+        place.is_staged(&[&named, &other]).await.expect(1);
+        place.is_staged(&["--from", &url]).await.expect(1);
+        // A blob that nobody has, and one set without what was in it.
+        let gone = format!("--from=d.bin={}/7", sha256(b"no such"));
+        place
+            .stage(&[&gone, &cache])
+            .await
+            .says(1, &[&sha256(b"no such")]);
+        place.assert_found(&found);
+        if let Some(server) = server {
+            stop(server).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_cannot_be_is_refused_before_anything_is_written() {
+    let place = Place::new();
+    place.0.with_sum("a.tar", &tar(&[("x", "1"), ("y", "2")]));
+    place.0.file("b.bin", b"b");
+    let file = |name: &str| format!("--from={}{name}", place.0.url());
+    let hash = sha256(b"a");
+    let digest = format!("--from=a.tar={hash}/1");
+    let sums = place.0.path("sums");
+    std::fs::write(&sums, format!("{}  b.bin\n", sha256(b"other"))).unwrap();
+    let sums = format!("--checksum-file={}", sums.display());
+    let fixed = "--remote-cache=grpc://127.0.0.1:1";
+    for (flags, code, parts) in [
+        (&[&*file("a.tar")][..], 1, &["a.tar"][..]),
+        (
+            &[&digest, fixed, "--flatten", "--exclude=b"],
+            1,
+            &["both called a.tar", "NAME=DIGEST"],
+        ),
+        (&[&digest], 2, &["--from=a.tar=", "--remote-cache"]),
+        (
+            &["--from=nonsense"],
+            2,
+            &["--from=nonsense", "neither a URL nor a digest"],
+        ),
+        (&["--checksum=require"], 1, &["b.bin", "no checksum"]),
+        (&[&sums], 1, &["b.bin", &sha256(b"other")]),
+        (
+            &["--extract", "--limit=archive-entries=1"],
+            1,
+            &["a.tar", "archive-entries"],
+        ),
+        (&["--limit=archive-entries"], 2, &["--limit", "NAME=VALUE"]),
+        (&["--jobs=0"], 2, &["--jobs"]),
+    ] {
+        place.stage(flags).await.says(code, parts);
+        assert_eq!(place.found(), [], "{flags:?}");
+    }
+    // What would have no effect.
+    for (flag, part) in [
+        ("--checksum=none", "--from"),
+        (&*sums, "--from"),
+        ("--jobs=3", "--extract"),
+        ("--limit=archive-entries=1", "--extract"),
+    ] {
+        let mut command = outhaul();
+        command.args(["stage", "--to", &place.to(), &place.state(), flag]);
+        finish(command)
+            .await
+            .says(2, &[flag.split('=').next().unwrap(), part]);
+    }
+    // Verified only if that is asked for.
+    place.stage(&[&sums, "--checksum=none"]).await.expect(0);
+    place.0.file("b.bin", b"other");
+    place.stage(&[&sums, "--checksum=require"]).await.expect(0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

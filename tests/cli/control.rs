@@ -575,7 +575,7 @@ async fn over_tcp_only_urls_that_a_flag_names_are_staged_from() {
         .await;
     let stage = over_tcp(&server).await;
     let request = |from: &str, dry_run: bool| pb::StageRequest {
-        from: from.to_owned(),
+        from: vec![from.to_owned()],
         directory: world.path("out"),
         dry_run,
         ..pb::StageRequest::default()
@@ -595,6 +595,26 @@ async fn over_tcp_only_urls_that_a_flag_names_are_staged_from() {
             assert!(!status.message().contains("s3cret"), "{status}");
         }
     }
+    // One that is not allowed is enough.
+    let mixed = pb::StageRequest {
+        from: vec![format!("{url}/a.bin"), file.clone()],
+        ..request("", false)
+    };
+    assert_eq!(stage(mixed).await.unwrap_err().code(), Code::PermissionDenied);
+    // Nobody elsewhere decides what an archive may cost here.
+    for (jobs, limit, flag) in [
+        (11, "archive-depth=9", "--jobs=11"),
+        (0, "archive-xz-memory=2GiB", "--limit=archive-xz-memory"),
+    ] {
+        let more = pb::StageRequest {
+            jobs,
+            limits: vec![limit.to_owned()],
+            ..request(&format!("{url}/a.bin"), false)
+        };
+        let status = stage(more).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().starts_with(flag), "{status}");
+    }
     let staged = stage(request(&format!("{url}/a.bin"), false)).await.unwrap();
     assert!(staged.staged, "{staged:?}");
     assert_eq!(staged.outputs[0].digest.as_ref().unwrap().hash, sha256(b"a"));
@@ -612,7 +632,7 @@ async fn over_tcp_only_urls_that_a_flag_names_are_staged_from() {
     );
     let looked = pb::IsStagedRequest {
         directory: world.path("out"),
-        from: file.clone(),
+        from: vec![file.clone()],
         ..pb::IsStagedRequest::default()
     };
     let answer = client.is_staged(looked).await.unwrap().into_inner();

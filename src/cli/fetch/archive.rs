@@ -13,24 +13,24 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Written, digest, progress};
+use super::{digest, progress};
 use crate::{
-    archive::{Limits, Mode, OnConflict, Unpacked},
+    archive::{Mode, OnConflict, Unpacked},
     cli::{
         ending::Signals,
         exit::{self, Failure},
+        files::FilesArgs,
         print,
     },
     collection::{
-        BlobArchive, Checking, Checksums, Choice, ChoiceError, Collection, CollectionError, Directory,
-        Extraction, Offer, Patterns, Progress, Wanted, check_all, check_places, choose, download, extract,
-        is_file_name, open,
+        BlobArchive, Choice, ChoiceError, Collection, CollectionError, Directory, Extraction, Offer,
+        Patterns, Place, Progress, Source, Wanted, check_all, check_places, choose, download, extract, open,
     },
     config::CacheArgs,
     digest::Digest,
     output::Class,
     printable::printable,
-    units::{parse_size, show_count, show_duration, show_size},
+    units::{show_count, show_duration, show_size},
 };
 
 /// How often the line of progress is drawn.
@@ -65,18 +65,8 @@ pub(in crate::cli) struct ArchiveArgs {
     #[arg(long, value_name = "REGEX")]
     optional: Vec<String>,
 
-    /// Whether to verify against the file NAME.sha256sum beside each archive: if there is one, always (a missing one is an
-    /// unfinished upload), or not. A digest is always verified
-    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
-    checksum: When,
-
-    /// File with checksums, as sha256sum writes it
-    #[arg(long, value_name = "FILE")]
-    checksum_file: Option<PathBuf>,
-
-    /// Archives to download at the same time
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=128))]
-    jobs: u16,
+    #[command(flatten)]
+    files: FilesArgs,
 
     /// Unpack (the default): each archive of a directory into a directory of its own, others right into --output-dir
     #[arg(long, conflicts_with = "no_extract")]
@@ -108,11 +98,6 @@ pub(in crate::cli) struct ArchiveArgs {
     #[arg(long)]
     unsafe_links: bool,
 
-    /// Change a limit of one archive (repeatable): archive-entries, archive-size, archive-ratio, archive-depth,
-    /// archive-header, archive-manifest, archive-xz-memory, archive-zstd-window
-    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',')]
-    limit: Vec<String>,
-
     /// Only show what would be fetched
     #[arg(long)]
     dry_run: bool,
@@ -123,14 +108,6 @@ pub(in crate::cli) struct ArchiveArgs {
 
     #[command(flatten)]
     cache: CacheArgs,
-}
-
-/// When archives are verified against checksums that are beside them.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum When {
-    Auto,
-    Require,
-    None,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -167,14 +144,14 @@ pub(super) async fn main(args: ArchiveArgs) -> Result<u8, Failure> {
 async fn fetch(args: &ArchiveArgs) -> Result<u8, Failure> {
     let begun = Instant::now();
     let choice = Arc::new(Choice::new(&args.patterns()).map_err(Failure::usage)?);
-    let list = args.checksums()?;
+    let list = Arc::new(args.files.checksums()?);
     let extraction = args.extraction()?;
     let collections = args.collections().await?;
     let wanted = choose(&collections, &choice, Offer::Archives)
         .await
         .map_err(failure)?;
     check_places(&wanted, extraction.as_ref()).map_err(Failure::failed)?;
-    let checked = check_all(wanted, args.checksum.into(), list.as_ref()).await;
+    let checked = check_all(wanted, args.files.checking(), &list).await;
     let mut ended = Vec::new();
     let mut ready = Vec::new();
     for (wanted, checked) in checked {
@@ -250,7 +227,7 @@ async fn saved(
                 result: Some(result),
             }
         })
-        .buffered(usize::from(args.jobs));
+        .buffered(usize::from(args.files.jobs));
     Ok(ended.collect().await)
 }
 
@@ -303,16 +280,6 @@ impl ArchiveArgs {
         }
     }
 
-    fn checksums(&self) -> Result<Option<Checksums>, Failure> {
-        let Some(path) = &self.checksum_file else {
-            return Ok(None);
-        };
-        let error = |reason: String| Failure::usage(format!("--checksum-file={}: {reason}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|e| error(e.to_string()))?;
-        let list = Checksums::parse(&text).map_err(|e| error(e.to_string()))?;
-        Ok(Some(list))
-    }
-
     /// `None` if the archives are kept as they are.
     fn extraction(&self) -> Result<Option<Extraction>, Failure> {
         if self.no_extract {
@@ -333,40 +300,35 @@ impl ArchiveArgs {
                 Conflict::Last => OnConflict::Last,
             },
             unsafe_links: self.unsafe_links,
-            limits: limits(&self.limit)?,
+            limits: self.files.limits()?,
             // The last one is the last to be unpacked, so that its links find what it has.
             jobs: match self.on_conflict {
-                Conflict::Fail => usize::from(self.jobs),
+                Conflict::Fail => usize::from(self.files.jobs),
                 Conflict::Last => 1,
             },
         }))
     }
 
     async fn collections(&self) -> Result<Vec<Arc<dyn Collection>>, Failure> {
-        let access = self.cache.archive_access(limits(&self.limit)?.bytes)?;
+        let access = self.cache.archive_access(self.files.limits()?.bytes)?;
         let mut cache = None;
         let mut collections: Vec<Arc<dyn Collection>> = Vec::new();
         for text in &self.sources {
-            let (name, source) = match text.split_once('=') {
-                Some((name, source)) if is_file_name(name) => (Some(name), source),
-                _ => (None, &**text),
+            let neither = |reason| Failure::usage(format!("{text}: {reason}"));
+            let Source { name, place } = Source::parse(text).map_err(neither)?;
+            let written = match place {
+                Place::Url(url) => {
+                    let opened = open(url, name, &access);
+                    collections.push(opened.map_err(|error| Failure::usage(error.to_string()))?);
+                    continue;
+                }
+                Place::Blob(written) => written,
             };
-            if source.contains("://") {
-                let opened = open(source, name, &access);
-                collections.push(opened.map_err(|error| Failure::usage(error.to_string()))?);
-                continue;
-            }
-            // Before a cache is asked for, which may not be what lacks.
-            if Written::parse(source).is_err() {
-                return Err(Failure::usage(format!(
-                    "{source}: is neither a URL nor a digest (HASH/SIZE, or HASH)"
-                )));
-            }
             let store = match &cache {
                 Some(store) => Arc::clone(store),
                 None => cache.insert(self.cache.cache()?.actions()).clone(),
             };
-            let digest = digest(source, &self.cache, &*store).await?;
+            let digest = digest(&written, &self.cache, &*store).await?;
             collections.push(Arc::new(BlobArchive::new(store, digest, name.map(str::to_owned))));
         }
         Ok(collections)
@@ -408,16 +370,6 @@ impl ArchiveArgs {
         let is_gone = |one: &Ended| matches!(&one.result, Some(Err(error)) if error.is_not_found());
         let all_gone = lost > 0 && ended.iter().filter(failed).filter(required).all(is_gone);
         Ok(if all_gone { exit::NOT_FOUND } else { exit::FAILED })
-    }
-}
-
-impl From<When> for Checking {
-    fn from(when: When) -> Self {
-        match when {
-            When::Auto => Self::Auto,
-            When::Require => Self::Require,
-            When::None => Self::None,
-        }
     }
 }
 
@@ -509,31 +461,4 @@ fn summary(ended: &[Ended], begun: Instant) -> String {
         parts.join("; "),
         show_duration(begun.elapsed())
     )
-}
-
-/// The limits, with what was changed.
-fn limits(texts: &[String]) -> Result<Limits, Failure> {
-    let mut limits = Limits::default();
-    for text in texts {
-        let error = |reason: String| Failure::usage(format!("--limit={text}: {reason}"));
-        let (name, value) = text
-            .split_once('=')
-            .ok_or_else(|| error("must be NAME=VALUE".to_owned()))?;
-        let Some((_, limit, _, is_size)) = Limits::NAMES.iter().find(|(known, ..)| *known == name) else {
-            let known: Vec<_> = Limits::NAMES.iter().map(|(name, ..)| *name).collect();
-            return Err(error(format!(
-                "unknown limit; expected one of {}",
-                known.join(", ")
-            )));
-        };
-        let value = if *is_size {
-            parse_size(value).map_err(error)?
-        } else {
-            value
-                .parse()
-                .map_err(|_| error(format!("{value:?} is not a number")))?
-        };
-        limits.set(*limit, value);
-    }
-    Ok(limits)
 }

@@ -27,9 +27,6 @@ use crate::{
     units::now_ns,
 };
 
-/// Files that are downloaded at the same time, of one request.
-const JOBS: usize = 10;
-
 impl Gather {
     /// Brings what has not come to its end: all that is required, as a whole, or all that is optional, each for itself. What
     /// befalls a file is its end. An error is also the end of all that is optional and has none yet.
@@ -44,7 +41,10 @@ impl Gather {
     ) -> Result<(), StageError> {
         let is_due = |source: &&Source| source.end.is_none() && source.wanted.class == class;
         let todo = (0_u32..).zip(&self.sources).filter(|(_, source)| is_due(source));
-        let todo: Vec<Fetch> = todo.map(|(order, source)| Fetch::new(order, source)).collect();
+        let limits = self.how.limits;
+        let todo: Vec<Fetch> = todo
+            .map(|(order, source)| Fetch::new(order, source, limits))
+            .collect();
         let orders: Vec<u32> = todo.iter().map(|fetch| fetch.order).collect();
         if class == Class::Required {
             if !todo.is_empty() {
@@ -78,7 +78,7 @@ impl Gather {
                 let staging = Arc::new(staging(destination, listable).await?);
                 Ok::<_, StageError>((fetch.run(&staging).await, staging))
             })
-            .buffer_unordered(JOBS);
+            .buffer_unordered(self.how.jobs);
         while let Some(ended) = running.next().await {
             let (one, staging) = ended?;
             self.settle(vec![one], staging, destination, together).await?;
@@ -97,7 +97,7 @@ impl Gather {
         let mut brought = Vec::new();
         let mut running = stream::iter(todo)
             .map(|fetch| fetch.run_in(Arc::clone(&staging)))
-            .buffer_unordered(JOBS);
+            .buffer_unordered(self.how.jobs);
         while let Some(one) = running.next().await {
             let has_failed = one.1.is_err();
             brought.push(one);
@@ -322,16 +322,18 @@ struct Fetch {
     name: ExecPath,
     place: String,
     mode: Option<Mode>,
+    limits: Limits,
 }
 
 impl Fetch {
-    fn new(order: u32, source: &Source) -> Self {
+    fn new(order: u32, source: &Source, limits: Limits) -> Self {
         Self {
             order,
             wanted: source.wanted.clone(),
             name: source.name.clone(),
             place: source.place.clone(),
             mode: source.mode.clone(),
+            limits,
         }
     }
 
@@ -345,7 +347,7 @@ impl Fetch {
                 let unpacking = Unpacking {
                     mode,
                     below: self.place,
-                    limits: Limits::default(),
+                    limits: self.limits,
                 };
                 unpack_into(&self.wanted, self.order, unpacking, staging).await
             }
@@ -367,7 +369,7 @@ impl Source {
             class: self.wanted.class,
             place: one.path,
         };
-        let etag = self.etag().filter(|_| self.mode.is_none()).cloned();
+        let etag = self.tag().filter(|_| self.mode.is_none());
         let mut file = marker::File::new(&artifact, stamp);
         file.etag = etag;
         file

@@ -8,36 +8,57 @@ use super::{Archives, EXTRACT, Gather, Source};
 use crate::{
     archive::Mode,
     collection::{
-        Checking, Choice, CollectionError, Offer, Patterns, Wanted, check_all, choose, is_file_name, open,
-        own_directory,
+        BlobArchive, Choice, Collection, CollectionError, Offer, Patterns, Place, Source as Named, Wanted,
+        check_all, choose, open, own_directory,
     },
     exec_path::ExecPath,
+    sources::Sources,
     stage::{
         error::StageError,
-        origin::{HIDDEN, without_secrets},
+        origin::{HIDDEN, remembered, without_secrets},
         request::{COMPILED, Wish},
     },
 };
 
+/// URLs and digests of one request, and bytes of all of them.
+const SOURCES: usize = 1000;
+const TEXT: usize = 1 << 20;
+
+fn setting(flag: impl Into<String>, reason: impl Into<String>) -> StageError {
+    StageError::Setting {
+        flag: flag.into(),
+        reason: reason.into(),
+    }
+}
+
 impl Archives {
-    /// The files of a collection that a wish asks for. Lists them; downloads nothing but checksums.
+    /// The files that a wish asks for, of collections at URLs and of blobs in the cache. Lists them; downloads nothing but
+    /// checksums.
     ///
     /// # Errors
-    /// When the URL is wrong, the collection cannot be listed, or a pattern is wrong or matches nothing.
-    pub(in crate::stage) async fn choose(&self, from: &str, wish: &Wish) -> Result<Gather, StageError> {
-        let setting = |flag: String, reason: String| StageError::Setting { flag, reason };
-        let flag = || format!("--from={}", without_secrets(from));
+    /// When a URL or digest is wrong, a collection cannot be listed, or a pattern is wrong or matches nothing.
+    pub(in crate::stage) async fn choose(
+        &self,
+        mut gather: Gather,
+        from: &[String],
+        wish: &Wish,
+        sources: &Sources,
+    ) -> Result<Gather, StageError> {
         for (name, list) in [("TARGET", &wish.targets), ("--output-group", &wish.output_groups)] {
             if !list.is_empty() {
-                let reason = "is for recorded builds; use --include with --from";
-                return Err(setting(name.to_owned(), reason.to_owned()));
+                return Err(setting(name, "is for recorded builds; use --include with --from"));
             }
         }
+        let text: usize = from.iter().map(String::len).sum();
+        if from.len() > SOURCES || text > TEXT {
+            let reason = format!(
+                "the request has {} URLs and digests of {text} bytes, which exceeds the limit of {SOURCES}, or of {TEXT} \
+                 bytes",
+                from.len()
+            );
+            return Err(setting("--from", reason));
+        }
         wish.check()?;
-        let access = self
-            .0
-            .as_ref()
-            .ok_or_else(|| StageError::Internal("no access to collections is set up".to_owned()))?;
         let count = wish.regexes().map(|(_, list)| list.len()).sum::<usize>();
         let patterns = Patterns {
             include: wish.include.clone(),
@@ -48,41 +69,73 @@ impl Archives {
         let compiled = spawn_blocking(move || Choice::within(&patterns, COMPILED / count.max(3))).await;
         let compiled = compiled.map_err(|e| StageError::Internal(e.to_string()))?;
         let choice = Arc::new(compiled.map_err(CollectionError::from)?);
-        let (name, url) = match from.split_once('=') {
-            Some((name, url)) if is_file_name(name) => (Some(name), url),
-            _ => (None, from),
-        };
-        let (url, name) = (url.to_owned(), name.map(str::to_owned));
-        let access = access.clone();
-        // Looks at the disk: at a directory that may be slow, and at files with credentials.
-        let opened = spawn_blocking(move || open(&url, name.as_deref(), &access)).await;
-        let opened = opened.map_err(|e| StageError::Internal(e.to_string()))?;
-        let collection = opened.map_err(|error| {
-            let shown = flag();
-            let reason = if shown.ends_with(HIDDEN) {
-                "it has a password with a character that must be written as %XX, or no valid port".to_owned()
-            } else {
-                error.to_string()
-            };
-            setting(shown, reason)
-        })?;
+        let collections = self.open(from, gather.how.limits.bytes, sources).await?;
         let offer = if wish.flatten {
             Offer::Archives
         } else {
             Offer::Files
         };
-        let chosen = choose(&[collection], &choice, offer).await?;
-        let mut gather = Gather {
-            from: without_secrets(from),
-            ..Gather::default()
-        };
-        for (wanted, checked) in check_all(chosen, Checking::Auto, None).await {
+        let chosen = choose(&collections, &choice, offer).await?;
+        gather.from = remembered(from);
+        let checksums = Arc::clone(&gather.how.checksums);
+        for (wanted, checked) in check_all(chosen, gather.how.checking, &checksums).await {
             gather.add(wanted, wish, checked)?;
         }
         gather.check_places()?;
         Ok(gather)
     }
+
+    /// Opens what is named. `most` is how many bytes may come of a file whose size nobody says.
+    async fn open(
+        &self,
+        from: &[String],
+        most: u64,
+        sources: &Sources,
+    ) -> Result<Vec<Arc<dyn Collection>>, StageError> {
+        let access = self.0.as_ref();
+        let mut access = access
+            .ok_or_else(|| StageError::Internal("no access to collections is set up".to_owned()))?
+            .clone();
+        access.patience.most = most;
+        let mut collections = Vec::new();
+        for text in from {
+            let error = |reason: String| {
+                let flag = format!("--from={}", without_secrets(text));
+                let reason = if flag.ends_with(HIDDEN) {
+                    "it has a password with a character that must be written as %XX, or no valid port"
+                        .to_owned()
+                } else {
+                    reason
+                };
+                setting(flag, reason)
+            };
+            let Named { name, place } = Named::parse(text).map_err(|reason| error(reason.to_owned()))?;
+            let name = name.map(str::to_owned);
+            let collection: Arc<dyn Collection> = match place {
+                Place::Url(url) => {
+                    let (url, access) = (url.to_owned(), access.clone());
+                    // Looks at the disk: at a directory that may be slow, and at files with credentials.
+                    let opened = spawn_blocking(move || open(&url, name.as_deref(), &access)).await;
+                    let opened = opened.map_err(|e| StageError::Internal(e.to_string()))?;
+                    opened.map_err(|e| error(e.to_string()))?
+                }
+                Place::Blob(written) => {
+                    let cache = sources.named().map_err(|e| error(e.to_string()))?.actions();
+                    let assumed = access.options.digest_function;
+                    let digest = written.find(assumed, &*cache).await;
+                    Arc::new(BlobArchive::new(
+                        cache,
+                        digest.map_err(CollectionError::from)?,
+                        name,
+                    ))
+                }
+            };
+            collections.push(collection);
+        }
+        Ok(collections)
+    }
 }
+
 impl Gather {
     /// Takes a file of a collection.
     fn add(
@@ -121,6 +174,18 @@ impl Gather {
     }
 
     fn check_places(&self) -> Result<(), StageError> {
+        // The marker tells by the name what a file is of.
+        let mut names: HashMap<&ExecPath, &Source> = HashMap::new();
+        for source in &self.sources {
+            if let Some(first) = names.insert(&source.name, source) {
+                return Err(CollectionError::SameName {
+                    first: first.wanted.address(),
+                    second: source.wanted.address(),
+                    name: source.name.to_string(),
+                }
+                .into());
+            }
+        }
         let mut places: HashMap<&str, &Source> = HashMap::new();
         for source in self.sources.iter().filter(|source| !source.place.is_empty()) {
             if let Some(first) = places.insert(&source.place, source) {

@@ -4,7 +4,7 @@
 //! directory; each optional file the same way for itself, afterwards. Every file that comes out of an archive is listed in
 //! the marker with its digest, so it is checked and removed as any output is.
 //!
-//! `choose` finds out which files there are, `present` what earlier stages have left of them, `bring` gets the rest.
+//! `how` reads the settings, `choose` finds out which files there are, `present` what earlier stages have left of them, `bring` gets the rest.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -13,7 +13,9 @@ use std::{
 
 use super::{
     ended::{Brought, Gathered},
+    error::StageError,
     marker::{self, Marker, Missing},
+    request::Manner,
     select::Artifact,
     unpacked::is_archive,
 };
@@ -28,7 +30,10 @@ use crate::{
 
 mod bring;
 mod choose;
+mod how;
 mod present;
+
+use how::How;
 
 const EXTRACT: Mode = Mode::Extract { strip_components: 0 };
 
@@ -41,6 +46,19 @@ impl Archives {
     #[must_use]
     pub const fn new(access: Access) -> Self {
         Self(Some(access))
+    }
+}
+
+impl Archives {
+    /// Nothing yet, to be brought in this manner, by a caller who may not ask for more than the defaults if `is_bounded`.
+    ///
+    /// # Errors
+    /// Naming the setting that is wrong.
+    pub(in crate::stage) fn gather(manner: &Manner, is_bounded: bool) -> Result<Gather, StageError> {
+        Ok(Gather {
+            how: How::new(manner, is_bounded)?,
+            ..Gather::default()
+        })
     }
 }
 
@@ -76,8 +94,9 @@ type Taken = BTreeMap<String, (OutputContent, String)>;
 #[derive(Default)]
 pub(in crate::stage) struct Gather {
     sources: Vec<Source>,
-    /// The collection's URL without secrets; empty for a build.
-    from: String,
+    /// What markers remember of the URLs and digests; empty for a build.
+    from: Vec<String>,
+    how: How,
     /// What is in the directory by this stage, and by which output or file.
     taken: Taken,
     /// Names that no other stage may remove, while this one lives.
@@ -133,8 +152,8 @@ impl Gather {
         }
     }
 
-    /// The URL, without secrets; empty for a build.
-    pub(in crate::stage) fn from(&self) -> &str {
+    /// What markers remember of the URLs and digests; empty for a build.
+    pub(in crate::stage) fn from(&self) -> &[String] {
         &self.from
     }
 
@@ -206,7 +225,7 @@ impl Gather {
                         name: source.name.to_string(),
                         place: source.place.clone(),
                         digest: marker::written(&got.digest),
-                        etag: source.etag().cloned(),
+                        etag: source.tag(),
                     });
                     if !source.place.is_empty() && !got.files.is_empty() {
                         marker.trees.push(source.place.clone());

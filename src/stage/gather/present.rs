@@ -44,7 +44,7 @@ impl Gather {
             for (marker, files) in &by_name {
                 let of_it = files.get(source.name.as_str()).map_or(&[][..], Vec::as_slice);
                 source.earlier.extend(of_it.iter().map(|file| file.path.clone()));
-                found = source.listed_in(marker, of_it, &self.from).or(found);
+                found = source.listed_in(marker, of_it).or(found);
             }
             let (Some((digest, files)), None) = (found, &source.end) else {
                 continue;
@@ -145,27 +145,20 @@ fn files_by_name(marker: &Marker) -> HashMap<&str, Vec<&marker::File>> {
 }
 
 impl Source {
-    /// The entity tag that the list has, if it stands for the bytes: some stores write none, or an empty one.
-    pub(super) fn etag(&self) -> Option<&String> {
+    /// Where it is, and the entity tag that the list has, if it stands for the bytes: some stores write none, or an empty one.
+    pub(super) fn tag(&self) -> Option<String> {
         let is_strong = |tag: &&String| !tag.starts_with("W/") && !tag.trim_matches('"').is_empty();
-        self.wanted.item.etag.as_ref().filter(is_strong)
+        let tag = self.wanted.item.etag.as_ref().filter(is_strong)?;
+        Some(format!("{} {tag}", self.wanted.address()))
     }
 
     /// What a marker lists of it, if that is what is wanted: its digest, and its files.
-    fn listed_in(
-        &self,
-        marker: &Marker,
-        files: &[&marker::File],
-        from: &str,
-    ) -> Option<(Digest, Vec<marker::File>)> {
+    fn listed_in(&self, marker: &Marker, files: &[&marker::File]) -> Option<(Digest, Vec<marker::File>)> {
         let fits = |digest: &Digest, etag: Option<&String>| match &self.wanted.checksum {
             Some(sum) => sum.fits(digest),
             // The list says that it has not changed.
             None => {
-                marker.from == from
-                    && etag.is_some()
-                    && etag == self.etag()
-                    && self.wanted.item.size == Some(digest.size())
+                etag.is_some() && etag == self.tag().as_ref() && self.wanted.item.size == Some(digest.size())
             }
         };
         if self.mode.is_none() {
