@@ -370,10 +370,21 @@ pub(super) fn make_way(
     files: &HashSet<String>,
     directories: &HashSet<String>,
 ) -> Result<(), StageError> {
-    let mut in_the_way = Vec::new();
     let all = files.iter().chain(directories);
     let mut needed: HashSet<&str> = all.flat_map(|path| above(path)).collect();
     needed.extend(directories.iter().map(String::as_str));
+    // Markers may be long, and every optional file is put in place for itself.
+    let found = |path: &str| directory.join(path).symlink_metadata();
+    let is_free = needed
+        .iter()
+        .all(|path| found(path).map_or(true, |there| there.is_dir()))
+        && files
+            .iter()
+            .all(|path| found(path).map_or(true, |there| !there.is_dir()));
+    if is_free {
+        return Ok(());
+    }
+    let mut in_the_way = Vec::new();
     for (_, marker) in read_all(directory)? {
         in_the_way.extend(marker.into_iter().flat_map(|marker| marker.files).filter(|old| {
             (old.directory && files.contains(&old.path))

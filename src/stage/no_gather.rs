@@ -58,7 +58,7 @@ impl Gather {
         Vec::new()
     }
     pub(super) fn note(&self, _: &mut Marker, _: &mut HashSet<String>) {}
-    pub(super) fn find_present(&mut self, _: &Path, _: &Together) -> Result<(), StageError> {
+    pub(super) fn find_present(&mut self, _: &Path, _: &[Marker], _: &Together) -> Result<(), StageError> {
         Ok(())
     }
     pub(super) async fn bring(

@@ -603,6 +603,35 @@ fn an_empty_directory_in_the_place_of_a_file_has_its_way_made() {
     }
 }
 
+#[test]
+fn markers_are_read_only_where_something_is_in_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    // No markers can be read there.
+    std::fs::write(dir.path().join(marker::DIRECTORY), "x").unwrap();
+    std::fs::create_dir_all(dir.path().join("d/e")).unwrap();
+    std::fs::write(dir.path().join("d/f"), "x").unwrap();
+    std::os::unix::fs::symlink("d", dir.path().join("l")).unwrap();
+    for (file, is_free) in [
+        ("new", true),
+        ("new/x/y", true),
+        ("d/f", true),
+        ("d/new", true),
+        ("l", true),
+        ("d/e", false),
+        ("d/f/x", false),
+        ("l/x", false),
+    ] {
+        let set = HashSet::from([file.to_owned()]);
+        let made = marker::make_way(dir.path(), &set, &HashSet::new());
+        assert_eq!(made.is_ok(), is_free, "{file}: {made:?}");
+    }
+    for (directory, is_free) in [("d/e", true), ("new", true), ("d/f", false), ("l", false)] {
+        let set = HashSet::from([directory.to_owned()]);
+        let made = marker::make_way(dir.path(), &HashSet::new(), &set);
+        assert_eq!(made.is_ok(), is_free, "{directory}: {made:?}");
+    }
+}
+
 #[cfg(feature = "archives")]
 #[tokio::test]
 async fn what_keeps_all_optional_archives_away_is_told_of_each() {

@@ -161,14 +161,14 @@ impl Work {
             if !directory.is_dir() {
                 return Ok((Vec::new(), gather));
             }
-            gather.find_present(&directory, &together)?;
+            let markers = marker::read_all(&directory)?.into_iter();
+            let markers: Vec<Marker> = markers.filter_map(|(_, marker)| marker.ok()).collect();
+            gather.find_present(&directory, &markers, &together)?;
             // A stamp is worth something only together with the content that it was taken of.
             let mut stamps: HashMap<ExecPath, (OutputContent, Stamp)> = HashMap::new();
-            for (_, marker) in marker::read_all(&directory)? {
-                for file in marker.iter().flat_map(|marker| &marker.files) {
-                    if let (Ok((path, content)), Some(stamp)) = (file.content(), file.stamp()) {
-                        stamps.insert(path, (content, stamp));
-                    }
+            for file in markers.iter().flat_map(|marker| &marker.files) {
+                if let (Ok((path, content)), Some(stamp)) = (file.content(), file.stamp()) {
+                    stamps.insert(path, (content, stamp));
                 }
             }
             let wanted: Vec<Wanted> = wanted

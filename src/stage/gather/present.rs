@@ -22,19 +22,16 @@ use crate::{
 };
 
 impl Gather {
-    /// Finds what earlier stages have put there that is what is wanted, unchanged. Blocks.
+    /// Finds what earlier stages have put there that is what is wanted, unchanged: these are their markers. Blocks.
     pub(in crate::stage) fn find_present(
         &mut self,
         directory: &Path,
+        markers: &[Marker],
         together: &Together,
     ) -> Result<(), StageError> {
-        if self.sources.is_empty() || !directory.is_dir() {
+        if self.sources.is_empty() {
             return Ok(());
         }
-        let markers: Vec<Marker> = marker::read_all(directory)?
-            .into_iter()
-            .filter_map(|(_, marker)| marker.ok())
-            .collect();
         let by_name: Vec<_> = markers
             .iter()
             .map(|marker| (marker, files_by_name(marker)))
