@@ -1,4 +1,4 @@
-//! One file at an HTTP URL, and the file with its checksum beside it.
+//! One file at an HTTP URL, and the file with its checksum beside it; or those that the page of a directory names.
 //!
 //! Ranges, conditions and statuses are those of RFC 9110. A file is resumed with `Range`, and with `If-Range` where the
 //! server gives a strong entity tag.
@@ -16,10 +16,13 @@ use http::{
 };
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     Collection, Item, Listing, SIDECAR,
     address::Address,
+    page::files,
+    plan::Text,
     resume::{self, Opened, Patience, Ranged},
 };
 use crate::{
@@ -36,24 +39,39 @@ use crate::{
 /// How many redirects are followed.
 const REDIRECTS: usize = 10;
 
-/// A file at a URL.
-pub(super) struct HttpArchive {
+/// The most bytes that the page of a directory may have.
+const PAGE: usize = 16 << 20;
+
+/// What a name has between the slashes of a URL.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// A directory at a URL that ends in a slash, or one file.
+pub(super) struct HttpFiles {
     pub(super) address: Address,
-    pub(super) name: String,
+    /// The file's name, if one is named.
+    pub(super) only: Option<String>,
     pub(super) client: HttpsClient,
     pub(super) patience: Patience,
     /// Where credentials come from if the URL has none.
     pub(super) auth: Option<Auth>,
 }
 
-impl HttpArchive {
-    /// The URL of this file, or of the one beside it with its checksum.
+impl HttpFiles {
+    /// The URL of a file; without a name, that of the directory.
     fn address_of(&self, item: &Item) -> Result<Address, RemoteError> {
-        let suffix = item.name.strip_prefix(&self.name).unwrap_or(SIDECAR);
+        let suffix = match &self.only {
+            // This file, or the one beside it with its checksum.
+            Some(name) => item.name.strip_prefix(&**name).unwrap_or(SIDECAR).to_owned(),
+            None => utf8_percent_encode(&item.name, SEGMENT).to_string(),
+        };
         if suffix.is_empty() {
             return Ok(self.address.clone());
         }
-        let with_suffix = self.address.with_suffix(suffix);
+        let with_suffix = self.address.with_suffix(&suffix);
         with_suffix.map_err(|reason| RemoteError::config(self.address.to_string(), reason))
     }
 
@@ -136,7 +154,7 @@ impl HttpArchive {
     }
 }
 
-impl Ranged for HttpArchive {
+impl Ranged for HttpFiles {
     fn open<'a>(
         &'a self,
         item: &'a Item,
@@ -195,13 +213,32 @@ fn version_given(range: Option<(u64, Option<&str>)>) -> Option<String> {
     range.and_then(|(_, version)| version.map(str::to_owned))
 }
 
-impl Collection for HttpArchive {
+impl Collection for HttpFiles {
     fn list(&self) -> BoxFuture<'_, Result<Listing, RemoteError>> {
-        let listing = Listing {
-            items: vec![Item::named(self.name.clone())],
-            is_complete: false,
-        };
-        futures::future::ready(Ok(listing)).boxed()
+        async move {
+            if let Some(name) = &self.only {
+                return Ok(Listing {
+                    items: vec![Item::named(name.clone())],
+                    is_complete: false,
+                });
+            }
+            let mut page = Text::of_at_most(PAGE);
+            let read = self.read(&Item::named(String::new()), &mut page).await;
+            read.map_err(unlisted)?;
+            let files = files(&page.text(), &self.address).ok_or_else(|| {
+                let message = "the server shows no list of files for it".to_owned();
+                unlisted(RemoteError::new(
+                    RemoteErrorKind::Rejected,
+                    self.describe(),
+                    message,
+                ))
+            });
+            Ok(Listing {
+                items: files?,
+                is_complete: true,
+            })
+        }
+        .boxed()
     }
 
     fn read<'a>(&'a self, item: &'a Item, sink: &'a mut dyn Sink) -> BoxFuture<'a, Result<(), RemoteError>> {
@@ -211,6 +248,16 @@ impl Collection for HttpArchive {
     fn describe(&self) -> String {
         self.address.to_string()
     }
+}
+
+/// Why a directory cannot be listed, and what to do.
+fn unlisted(mut error: RemoteError) -> RemoteError {
+    use RemoteErrorKind::{Denied, NotFound, Rejected};
+    if matches!(error.kind, Denied | NotFound | Rejected) {
+        error.message += "; a directory is listed by the page that the server shows for it (nginx: autoindex on): without \
+                          one, name each file";
+    }
+    error
 }
 
 /// Whether an entity tag promises the same bytes (RFC 9110, 8.8.1).

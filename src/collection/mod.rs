@@ -23,6 +23,7 @@ mod error;
 mod extract;
 mod http;
 mod open;
+mod page;
 mod pipe;
 mod plan;
 mod resume;

@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 #[cfg(feature = "object-stores")]
 use super::bucket::BucketDirectory;
 use super::{
-    Collection, Patience, address::Address, directory::LocalDirectory, http::HttpArchive, is_file_name,
+    Collection, Patience, address::Address, directory::LocalDirectory, http::HttpFiles, is_file_name,
 };
 #[cfg(feature = "object-stores")]
 use crate::{remote::object::Bucket, transport::BucketAddress};
@@ -104,12 +104,8 @@ pub fn open(url: &str, name: Option<&str>, access: &Access) -> Result<Arc<dyn Co
                 Some(name) => name.to_owned(),
                 None => address.file_name().map_err(error)?,
             };
-            if name.is_empty() {
-                let reason =
-                    "is a directory, and there is no way to list one over HTTP; name an archive in it";
-                return Err(error(reason.to_owned()));
-            }
-            if !is_file_name(&name) {
+            let only = Some(name).filter(|name| !name.is_empty());
+            if only.as_ref().is_some_and(|name| !is_file_name(name)) {
                 return Err(error(
                     "does not end in a usable file name; write NAME=URL".to_owned(),
                 ));
@@ -119,11 +115,11 @@ pub fn open(url: &str, name: Option<&str>, access: &Access) -> Result<Arc<dyn Co
                 Err(_) if !address.is_https() => client_for(false),
                 client => client,
             };
-            Ok(Arc::new(HttpArchive {
+            Ok(Arc::new(HttpFiles {
                 client: client.map_err(|e| error(e.to_string()))?,
                 auth: auth(&address, access)?,
                 patience: access.patience.clone(),
-                name,
+                only,
                 address,
             }))
         }

@@ -1,6 +1,6 @@
 //! Which archives to fetch, and what their bytes must be.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
@@ -220,7 +220,7 @@ pub async fn check_all(
 /// The checksum in the file beside an archive.
 async fn beside(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
     let item = Item::named(format!("{}{SIDECAR}", wanted.item.name));
-    let mut text = Text(Vec::new());
+    let mut text = Text::of_at_most(SIDECAR_BYTES);
     match wanted.collection.read(&item, &mut text).await {
         Ok(()) => {}
         // A store that one may not list says so of what is not there.
@@ -229,8 +229,7 @@ async fn beside(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
         }
         Err(error) => return Err(RemoteError::into(error)),
     }
-    let text = String::from_utf8_lossy(&text.0);
-    let sum = Checksum::of_sidecar(&text, &wanted.item.name);
+    let sum = Checksum::of_sidecar(&text.text(), &wanted.item.name);
     sum.map(Some).map_err(|reason| CollectionError::Checksum {
         file: format!("{}{SIDECAR}", wanted.address()),
         reason,
@@ -238,15 +237,34 @@ async fn beside(wanted: &Wanted) -> Result<Option<Checksum>, CollectionError> {
 }
 
 /// Keeps a short text.
-struct Text(Vec<u8>);
+pub(super) struct Text {
+    bytes: Vec<u8>,
+    most: usize,
+}
+
+impl Text {
+    /// One that refuses more bytes than these.
+    pub(super) const fn of_at_most(most: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            most,
+        }
+    }
+
+    pub(super) fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.bytes)
+    }
+}
 
 impl Sink for Text {
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
-        self.0.extend_from_slice(&bytes);
-        let fits = self.0.len() <= SIDECAR_BYTES;
+        let fits = self.bytes.len() + bytes.len() <= self.most;
+        if fits {
+            self.bytes.extend_from_slice(&bytes);
+        }
         let written = fits
             .then_some(())
-            .ok_or_else(|| "is too long for a checksum".to_owned());
+            .ok_or_else(|| format!("has more than {} bytes", self.most));
         futures::future::ready(written).boxed()
     }
 }

@@ -223,11 +223,6 @@ async fn a_wrong_request_is_refused_before_anything_is_downloaded() {
         (vec!["file://relative/"], 2, vec!["absolute"]),
         (vec!["ftp://h/a.tar"], 2, vec!["unknown scheme"]),
         (
-            vec!["https://h/dir/"],
-            2,
-            vec!["https://h/dir/", "name an archive"],
-        ),
-        (
             vec!["https://me:s3cret@h/a%2Fb?sig=s3cret"],
             2,
             vec!["@h/a%2Fb: ", "NAME=URL"],
@@ -567,6 +562,77 @@ async fn an_archive_comes_from_an_http_server() {
         .fetch(&[&gone, "--checksum=require"])
         .await
         .says(1, &["gone.tar.zst.sha256sum"]);
+}
+
+/// Python's own server of a directory.
+fn python(dir: &Path) -> (Running, String) {
+    let (running, address) = Running::listening("python3 -m http.server", |address| {
+        let mut command = clean(Command::new("python3"));
+        let port = address.port().to_string();
+        command.args(["-m", "http.server", &port, "--bind", "127.0.0.1", "--directory"]);
+        command.arg(dir);
+        command
+    });
+    (running, format!("http://{address}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_of_a_directory_come_from_an_http_server_that_shows_it() {
+    let test = "archives_of_a_directory_come_from_an_http_server_that_shows_it";
+    if !peers::are_there(test, &["nginx"]) {
+        return;
+    }
+    let archives = Archives::new();
+    let long = format!("{}.tar", "long-".repeat(30));
+    for (name, text) in [
+        ("a&b #1%41?;c.tar", "one"),
+        ("gfx942:xnack+.tar", "two"),
+        (&long, "three"),
+    ] {
+        archives.with_sum(name, &tar(&[("x", text)]));
+    }
+    archives.file("notes.html", b"<a href=\"none.tar\">");
+    for directory in ["below", "empty"] {
+        std::fs::create_dir(archives.path("in").join(directory)).unwrap();
+    }
+    archives.file("below/deep.tar", &tar(&[("x", "deep")]));
+    archives.file("empty/notes.txt", b"n");
+    let serve = |settings: &str| nginx(archives.dir.path(), settings);
+    let servers = [
+        serve("autoindex on;"),
+        serve("autoindex on; autoindex_format json;"),
+        python(&archives.path("in")),
+    ];
+    for (_, server) in &servers {
+        let url = format!("{server}/");
+        let ran = archives
+            .fetch(&[&url, "--checksum=require", "--json"])
+            .await
+            .expect(0);
+        assert_eq!(ran.json().len(), 3, "{ran}");
+        let found = archives.found();
+        let texts: Vec<_> = found.iter().map(|(_, text)| &**text).collect();
+        assert_eq!(texts, ["one", "two", "three"], "{server} {found:?}");
+        std::fs::remove_dir_all(archives.path("out")).unwrap();
+        let args = [&url, "--include=^gfx", "--no-extract"];
+        archives.fetch(&args).await.expect(0);
+        assert_eq!(archives.found()[0].0, "gfx942:xnack+.tar");
+        std::fs::remove_dir_all(archives.path("out")).unwrap();
+        archives
+            .fetch(&[&format!("{server}/empty/")])
+            .await
+            .says(3, &["/empty/", "no archives"]);
+        archives
+            .fetch(&[&format!("{server}/gone/")])
+            .await
+            .says(3, &["/gone/", "404", "name each file"]);
+    }
+    // One that shows none.
+    let (_nginx, server) = serve("");
+    archives
+        .fetch(&[&format!("{server}/")])
+        .await
+        .says(1, &["403", "name each file"]);
 }
 
 #[cfg(feature = "object-stores")]
