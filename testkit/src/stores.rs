@@ -11,6 +11,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Digest as _;
 
 use crate::{PATIENCE, Running, clean, peers};
 
@@ -165,6 +166,59 @@ impl Store {
         }
     }
 
+    /// A shared access signature of the bucket of [`StoreKind::Azure`], to read and to list, as it is in queries (Azure's
+    /// guide, "Create a service SAS").
+    pub fn signature(&self, is_expired: bool) -> String {
+        let expiry = if is_expired {
+            "2021-01-01T00:00:00Z"
+        } else {
+            "2199-01-01T00:00:00Z"
+        };
+        let resource = format!("/blob/{ACCOUNT}/{BUCKET}");
+        let version = "2021-08-06";
+        let mut signed = vec!["rl", "", expiry, &resource, "", "", "", version, "c"];
+        signed.resize(16, "");
+        let signature = STANDARD.encode(keyed(&STANDARD.decode(ACCOUNT_KEY).unwrap(), &signed.join("\n")));
+        let (expiry, signature) = (encoded(expiry, false), encoded(&signature, false));
+        format!("sv={version}&sr=c&sp=rl&se={expiry}&sig={signature}")
+    }
+
+    /// A URL that lets anyone read an object of [`StoreKind::S3`] for an hour (AWS's guide, "Authenticating Requests: Using
+    /// Query Parameters").
+    pub fn presigned(&self, name: &str) -> String {
+        let [(_, id), (_, secret)] = KEYS;
+        // Such as "Sun, 06 Nov 1994 08:49:37 GMT".
+        let now = httpdate::fmt_http_date(SystemTime::now());
+        let parts: Vec<&str> = now.split(' ').collect();
+        let months = [
+            "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+        ];
+        let month = 1 + months.iter().position(|month| *month == parts[2]).unwrap();
+        let day = format!("{}{month:02}{}", parts[3], parts[1]);
+        let time = format!("{day}T{}Z", parts[4].replace(':', ""));
+        let scope = format!("{day}/us-east-1/s3/aws4_request");
+        let query = format!(
+            "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={}&X-Amz-Date={time}&X-Amz-Expires=3600&\
+             X-Amz-SignedHeaders=host",
+            encoded(&format!("{id}/{scope}"), false)
+        );
+        let path = format!("/{BUCKET}/{}", encoded(name, true));
+        let address = self.address;
+        let request = format!("GET\n{path}\n{query}\nhost:{address}\n\nhost\nUNSIGNED-PAYLOAD");
+        let signed = format!(
+            "AWS4-HMAC-SHA256\n{time}\n{scope}\n{}",
+            hex(&sha2::Sha256::digest(request))
+        );
+        let mut key = format!("AWS4{secret}").into_bytes();
+        for part in [&*day, "us-east-1", "s3", "aws4_request"] {
+            key = keyed(&key, part);
+        }
+        format!(
+            "http://{address}{path}?{query}&X-Amz-Signature={}",
+            hex(&keyed(&key, &signed))
+        )
+    }
+
     /// A PUT with the emulator's signature (Azure's guide, "Authorize with Shared Key").
     fn azure(&self, name: &str, query: &str, more: &[(&str, &str)], bytes: &[u8]) {
         let name = encoded(name, true);
@@ -186,9 +240,7 @@ impl Store {
         let separator = if query.is_empty() { "" } else { "\n" };
         let text =
             format!("PUT\n\n\n{length}\n\n\n\n\n\n\n\n\n{signed}/{ACCOUNT}{path}{separator}{query_signed}");
-        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&STANDARD.decode(ACCOUNT_KEY).unwrap()).unwrap();
-        mac.update(text.as_bytes());
-        let signature = STANDARD.encode(mac.finalize().into_bytes());
+        let signature = STANDARD.encode(keyed(&STANDARD.decode(ACCOUNT_KEY).unwrap(), &text));
         let authorization = format!("SharedKey {ACCOUNT}:{signature}");
         headers.push(("authorization", &authorization));
         let question = if query.is_empty() { "" } else { "?" };
@@ -218,6 +270,17 @@ impl Store {
             .any(|code| answer.starts_with(&format!("HTTP/1.1 {code}")));
         assert!(is_good, "{method} {path}: {answer}");
     }
+}
+
+/// The HMAC-SHA256 of a text.
+fn keyed(key: &[u8], text: &str) -> Vec<u8> {
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(key).unwrap();
+    mac.update(text.as_bytes());
+    mac.finalize().into_bytes().to_vec()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A name with everything but letters, digits and `-._~` encoded, and perhaps slashes.

@@ -15,6 +15,8 @@ mod carrying;
 mod collecting;
 mod commands;
 mod control;
+#[cfg(all(feature = "archives", feature = "object-stores"))]
+mod credentials;
 mod crowding;
 mod depth;
 mod ending;
