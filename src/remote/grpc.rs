@@ -82,10 +82,7 @@ impl GrpcCache {
         let advice = match fault {
             _ if code == Some(Code::Unimplemented) => "the server is not a remote cache".to_owned(),
             Some(Fault::NoTls) => "the server does not speak TLS there; use grpc://".to_owned(),
-            Some(Fault::Untrusted) => {
-                "the server's certificate is not trusted; give its certificate authority with --tls-certificate"
-                    .to_owned()
-            }
+            Some(Fault::Certificate(distrust)) => distrust.advice().to_owned(),
             Some(Fault::Refused | Fault::Closed | Fault::Reset)
                 if fault == Some(Fault::Refused)
                     // The alert that refuses a client may be overtaken by the end of its connection.

@@ -3,6 +3,7 @@
 use std::{error::Error, io};
 
 use h2::Reason;
+use rustls::CertificateError;
 use tonic::Status;
 
 /// What has befallen a connection, where it makes a difference.
@@ -13,8 +14,8 @@ pub(crate) enum Fault {
     SentAway,
     /// The other end does not answer pings.
     Silent,
-    /// The server's certificate is not trusted.
-    Untrusted,
+    /// The server's certificate is refused.
+    Certificate(Distrust),
     /// The server refused our TLS.
     Refused,
     /// The server does not speak TLS, or not HTTP/2 with it.
@@ -27,6 +28,59 @@ pub(crate) enum Fault {
     Reset,
 }
 
+/// Why a server's certificate is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Distrust {
+    /// No authority that is trusted has signed it.
+    Issuer,
+    /// It is an authority's own, which only signs others. Java, and so Bazel, takes one that is trusted for a server's.
+    Authority,
+    /// It is for other names than the one in the address.
+    Name,
+    /// It has expired, or is not valid yet.
+    Time,
+    /// Anything else.
+    Other,
+}
+
+impl Distrust {
+    fn of(error: &CertificateError) -> Self {
+        match error {
+            // Another authority of the same name has not signed it either.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::Issuer,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Self::Name,
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => Self::Time,
+            // rustls has no word of its own for it.
+            CertificateError::Other(error) if error.to_string() == "CaUsedAsEndEntity" => Self::Authority,
+            _ => Self::Other,
+        }
+    }
+
+    /// What is wrong, and what to do.
+    pub(crate) const fn advice(self) -> &'static str {
+        match self {
+            Self::Issuer => {
+                "the server's certificate is not trusted; give its certificate authority with --tls-certificate"
+            }
+            Self::Authority => {
+                "the server's certificate is that of a certificate authority (CA:TRUE), which may only sign \
+                 others; give the server one that it has signed, or a self-signed one with CA:FALSE"
+            }
+            Self::Name => {
+                "the server's certificate is not for the host name in the address; use a name that the \
+                 certificate has"
+            }
+            Self::Time => {
+                "the server's certificate has expired, or is not valid yet; renew it, or set this machine's clock"
+            }
+            Self::Other => "the server's certificate is not valid",
+        }
+    }
+}
+
 impl Fault {
     /// `None` for a status that the server has sent, and for other faults.
     pub(crate) fn of(status: &Status) -> Option<Self> {
@@ -35,7 +89,7 @@ impl Fault {
 
     /// Whether it is a fault of TLS that no retry cures.
     pub(crate) const fn is_of_tls(self) -> bool {
-        matches!(self, Self::Untrusted | Self::Refused | Self::NoTls)
+        matches!(self, Self::Certificate(_) | Self::Refused | Self::NoTls)
     }
 }
 
@@ -76,7 +130,7 @@ fn of_h2(error: &h2::Error) -> Option<Fault> {
 
 fn of_rustls(error: &rustls::Error) -> Option<Fault> {
     match error {
-        rustls::Error::InvalidCertificate(_) => Some(Fault::Untrusted),
+        rustls::Error::InvalidCertificate(error) => Some(Fault::Certificate(Distrust::of(error))),
         rustls::Error::InvalidMessage(_) => Some(Fault::NoTls),
         rustls::Error::AlertReceived(_) => Some(Fault::Refused),
         _ => None,
@@ -100,7 +154,7 @@ fn of_io(error: &io::Error) -> Option<Fault> {
 
 #[cfg(test)]
 mod tests {
-    use rustls::{AlertDescription, CertificateError, InvalidMessage};
+    use rustls::{AlertDescription, InvalidMessage};
 
     use super::*;
 
@@ -115,7 +169,18 @@ mod tests {
             (of(h2::Error::from(Reason::NO_ERROR)), Fault::SentAway),
             (of(h2::Error::from(Reason::REFUSED_STREAM)), Fault::SentAway),
             (of(h2::Error::from(Reason::FRAME_SIZE_ERROR)), Fault::NoHttp2),
-            (tls(CertificateError::UnknownIssuer.into()), Fault::Untrusted),
+            (
+                tls(CertificateError::UnknownIssuer.into()),
+                Fault::Certificate(Distrust::Issuer),
+            ),
+            (
+                tls(CertificateError::Expired.into()),
+                Fault::Certificate(Distrust::Time),
+            ),
+            (
+                tls(CertificateError::BadEncoding.into()),
+                Fault::Certificate(Distrust::Other),
+            ),
             (tls(InvalidMessage::InvalidContentType.into()), Fault::NoTls),
             (
                 tls(rustls::Error::AlertReceived(

@@ -194,10 +194,7 @@ impl Server {
         };
         let message = match error.fault {
             Some(Fault::NoTls) => "the server does not speak TLS there; use http://".to_owned(),
-            Some(Fault::Untrusted) => {
-                "the server's certificate is not trusted; give its certificate authority with --tls-certificate"
-                    .to_owned()
-            }
+            Some(Fault::Certificate(distrust)) => distrust.advice().to_owned(),
             Some(Fault::Refused) => {
                 "the server refused the TLS connection; it may require --tls-client-certificate".to_owned()
             }

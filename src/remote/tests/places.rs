@@ -116,7 +116,11 @@ async fn tls_is_trusted_only_with_the_right_authority_and_both_sides_certificate
             o.connect.tls.certificate.clone_from(&ca);
             o.connect.tls_authority_override = name.map(str::to_owned);
         });
-        assert_eq!(answer.await.is_ok(), is_trusted, "{name:?}");
+        let answer = answer.await;
+        assert_eq!(answer.is_ok(), is_trusted, "{name:?}");
+        if let Err(shown) = answer {
+            assert!(shown.contains("not for the host name"), "{shown}");
+        }
     }
 
     let other = write("other.pem", &Authority::new().certificate.pem());
@@ -132,6 +136,31 @@ async fn tls_is_trusted_only_with_the_right_authority_and_both_sides_certificate
         .await
         .unwrap_err();
     assert!(shown.contains("use grpcs://"), "{shown}");
+}
+
+#[tokio::test]
+async fn an_authoritys_own_certificate_as_a_servers_is_told_as_such() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).unwrap().pem();
+    let config = ServerTlsConfig::new().identity(Identity::from_pem(&certificate, key.serialize_pem()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = Fake::new().router_on(Server::builder().tls_config(config).unwrap());
+    tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    fs::write(&ca, certificate).unwrap();
+    let endpoint = format!("grpcs://localhost:{port}");
+    let shown = probe(&endpoint, |o| o.connect.tls.certificate = Some(ca))
+        .await
+        .unwrap_err();
+    assert!(
+        shown.contains("CA:TRUE") && !shown.contains("not trusted"),
+        "{shown}"
+    );
 }
 
 #[tokio::test]
