@@ -193,9 +193,10 @@ mod tests {
             changed.set(*limit, 1234);
             assert_eq!(changed.get(*limit), 1234, "{name}");
             assert_eq!(format!("{changed:?}").matches("1234").count(), 1, "{name}");
-            let most = Limits::parse(&[format!("{name}={}", u64::MAX)]).unwrap();
-            assert_eq!(most.exceeds(&Limits::default()), Some(*limit));
-            assert_eq!(Limits::default().exceeds(&most), None);
+            let more = Limits::default().get(*limit) + 1;
+            let more = Limits::parse(&[format!("{name}={more}")]).unwrap();
+            assert_eq!(more.exceeds(&Limits::default()), Some(*limit));
+            assert_eq!(Limits::default().exceeds(&more), None);
         }
     }
 }

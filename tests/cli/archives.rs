@@ -1,7 +1,6 @@
 //! `outhaul fetch archive`: from directories, an HTTP server and the cache.
 
 use std::{
-    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
 };

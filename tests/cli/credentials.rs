@@ -118,13 +118,14 @@ async fn keys_of_s3_come_from_profiles_and_sessions_and_are_in_presigned_urls() 
     std::fs::create_dir_all(home.join(".aws")).unwrap();
     let helper = dir.path().join("helper");
     let answer = serde_json::json!({
-        "Version": 1, "AccessKeyId": id, "SecretAccessKey": secret, "SessionToken": "t0ken",
+        "Version": 1, "AccessKeyId": id, "SecretAccessKey": secret,
     });
     program(&helper, &format!("#!/bin/sh\necho '{answer}'\n"));
     let keys = |token: &str| format!("aws_access_key_id = {id}\naws_secret_access_key = {secret}\n{token}\n");
     let wrong = keys("").replace(secret, "wr0ng");
     let credentials = format!(
-        "[default]\n{}[ci]\n{}[wrong]\n{wrong}",
+        "[default]\n{}[ci]\n{}[wrong]\n{wrong}[session]\n{}",
+        keys(""),
         keys(""),
         keys("aws_session_token = t0ken"),
     );
@@ -143,7 +144,6 @@ async fn keys_of_s3_come_from_profiles_and_sessions_and_are_in_presigned_urls() 
         &[("HOME", &home), ("AWS_PROFILE", "ci")],
         &[("HOME", &home), ("AWS_PROFILE", "tool")],
         &[("AWS_SHARED_CREDENTIALS_FILE", &file), ("AWS_PROFILE", "ci")],
-        &[KEYS[0], KEYS[1], ("AWS_SESSION_TOKEN", "t0ken")],
     ] {
         let ran = fetch(&url, &out, |command| {
             command
@@ -152,6 +152,17 @@ async fn keys_of_s3_come_from_profiles_and_sessions_and_are_in_presigned_urls() 
         });
         let ran = ran.await;
         assert_there(&ran, &out);
+        assert_hidden(&ran, &[secret]);
+    }
+    // It knows no sessions, so a token that comes with a request is wrong.
+    for variables in [
+        &[KEYS[0], KEYS[1], ("AWS_SESSION_TOKEN", "t0ken")][..],
+        &[("HOME", &home), ("AWS_PROFILE", "session")],
+    ] {
+        let ran = fetch(&url, &out, |command| {
+            command.envs(variables.iter().copied());
+        });
+        let ran = ran.await.says(1, &["InvalidToken"]);
         assert_hidden(&ran, &[secret, "t0ken"]);
     }
     for (profile, part) in [("wrong", "SignatureDoesNotMatch"), ("none", "no profile none")] {

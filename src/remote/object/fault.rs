@@ -132,7 +132,8 @@ impl Refusal {
             "InvalidAccessKeyId" | "XAdminUserNotFound" => "the store does not know the access key",
             "SignatureDoesNotMatch" | "AuthenticationFailed" => "the secret key is wrong",
             "RequestTimeTooSkewed" => "this machine's clock is wrong",
-            "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => "the credentials have expired",
+            "ExpiredToken" | "TokenRefreshRequired" => "the credentials have expired",
+            "InvalidToken" => "the session token is not valid, or has expired",
             "UserProjectMissing" => "the bucket's readers must pay, which is not supported",
             _ => match self.kind() {
                 RemoteErrorKind::Denied => "permission denied by the store",
