@@ -126,8 +126,8 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::main(args),
         Command::Import(args) => import::main(&args),
         Command::Gc(args) => gc::main(&args),
-        Command::Completions(args) => manual::completions(&args),
-        Command::Man(args) => manual::pages(&args),
+        Command::Completions(args) => manual::completions(&args, Cli::command()),
+        Command::Man(args) => manual::pages(&args, Cli::command()),
         Command::Demo(args) => demo::main(args),
         Command::Cache(args) => demo::cache(args),
     };

@@ -2,10 +2,10 @@
 
 use std::{io::Write as _, path::PathBuf};
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::{commands::Cli, exit, exit::Failure, print};
+use super::{exit, exit::Failure, print};
 
 /// Arguments of `outhaul completions`.
 #[derive(Debug, Args)]
@@ -23,16 +23,16 @@ pub(super) struct ManArgs {
     directory: PathBuf,
 }
 
-pub(super) fn completions(args: &CompletionsArgs) -> Result<u8, Failure> {
+pub(super) fn completions(args: &CompletionsArgs, mut command: Command) -> Result<u8, Failure> {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "outhaul", &mut text);
+    clap_complete::generate(args.shell, &mut command, "outhaul", &mut text);
     print::out().write_all(&text)?;
     Ok(exit::OK)
 }
 
-pub(super) fn pages(args: &ManArgs) -> Result<u8, Failure> {
+pub(super) fn pages(args: &ManArgs, command: Command) -> Result<u8, Failure> {
     let written = std::fs::create_dir_all(&args.directory)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.directory));
+        .and_then(|()| clap_mangen::generate_to(command, &args.directory));
     written.map_err(|e| Failure::failed(format!("{}: {e}", args.directory.display())))?;
     Ok(exit::OK)
 }
