@@ -53,6 +53,28 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is not a duration (write 500ms, 30s, 10m, 2h or 1d)"))
 }
 
+/// Reads `NAME=VALUE`. Gives which of the names that are known it is, each told with whether its value is a size or else a
+/// number, and the value.
+///
+/// # Errors
+/// In words, when the text is not of that form, the name is unknown, or the value is none.
+pub(crate) fn parse_named<I: Iterator<Item = (&'static str, bool)>>(
+    text: &str,
+    known: impl Fn() -> I,
+) -> Result<(usize, u64), String> {
+    let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
+    let Some((at, (_, is_size))) = known().enumerate().find(|(_, (known, _))| *known == name) else {
+        let known: Vec<_> = known().map(|(name, _)| name).collect();
+        return Err(format!("unknown limit; expected one of {}", known.join(", ")));
+    };
+    let value = if is_size {
+        parse_size(value)?
+    } else {
+        value.parse().map_err(|_| format!("{value:?} is not a number"))?
+    };
+    Ok((at, value))
+}
+
 /// Reads a size in bytes: a number with `B`, `K`/`KiB`, `M`/`MiB`, `G`/`GiB`, `T`/`TiB` (powers of 1024) or `KB`,
 /// `MB`, `GB`, `TB` (powers of 1000).
 ///

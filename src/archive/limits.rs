@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::units::parse_size;
+use crate::units::parse_named;
 
 /// What is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,25 +99,10 @@ impl Limits {
     pub fn parse(texts: &[String]) -> Result<Self, String> {
         let mut limits = Self::default();
         for text in texts {
-            let error = |reason: String| format!("{text}: {reason}");
-            let (name, value) = text
-                .split_once('=')
-                .ok_or_else(|| error("must be NAME=VALUE".to_owned()))?;
-            let Some((_, limit, _, is_size)) = Self::NAMES.iter().find(|(known, ..)| *known == name) else {
-                let known: Vec<_> = Self::NAMES.iter().map(|(name, ..)| *name).collect();
-                return Err(error(format!(
-                    "unknown limit; expected one of {}",
-                    known.join(", ")
-                )));
-            };
-            let value = if *is_size {
-                parse_size(value).map_err(error)?
-            } else {
-                value
-                    .parse()
-                    .map_err(|_| error(format!("{value:?} is not a number")))?
-            };
-            limits.set(*limit, value);
+            let known = || Self::NAMES.iter().map(|(name, _, _, is_size)| (*name, *is_size));
+            let (at, value) = parse_named(text, known).map_err(|reason| format!("{text}: {reason}"))?;
+            let (_, limit, ..) = Self::NAMES[at];
+            limits.set(limit, value);
         }
         Ok(limits)
     }

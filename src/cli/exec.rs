@@ -20,6 +20,7 @@ use super::{
 use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
     invocation::pattern::TargetPattern,
+    materialize::place::OutputRoot,
     open_files,
     proto::outhaul::v1 as pb,
 };
@@ -127,13 +128,8 @@ async fn bring(
 /// target's name, or the only one.
 fn program_of<'a>(label: &str, exec_root: &str, outputs: &'a [pb::StagedOutput]) -> Result<&'a str, Failure> {
     let name = label.rsplit([':', '/']).next().unwrap_or(label);
-    let has_manifest = |path: &&str| {
-        let program = format!("{exec_root}/{path}");
-        let manifests = [".runfiles_manifest", ".runfiles/MANIFEST"];
-        manifests
-            .iter()
-            .any(|end| Path::new(&format!("{program}{end}")).is_file())
-    };
+    let root = OutputRoot::open(Path::new(exec_root), false).ok();
+    let has_manifest = |path: &&str| root.as_ref().is_some_and(|root| root.has_runfiles_manifest(path));
     let paths: Vec<&str> = outputs.iter().map(|output| output.exec_path.as_str()).collect();
     let is_named = |path: &&str| path.rsplit('/').next() == Some(name);
     let with_manifest: Vec<&str> = paths.iter().copied().filter(has_manifest).collect();

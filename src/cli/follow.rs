@@ -121,11 +121,16 @@ pub(super) trait Hears {
 
     /// The daemon is away. Called once until it is found again.
     fn lost(&mut self, reason: &str) -> std::io::Result<()> {
-        writeln!(
-            print::err(),
-            "outhaul: lost the connection to the daemon ({reason}); reconnecting"
-        )
+        say_lost(reason)
     }
+}
+
+/// Says to people that the daemon is away.
+pub(super) fn say_lost(reason: &str) -> std::io::Result<()> {
+    writeln!(
+        print::err(),
+        "outhaul: lost the connection to the daemon ({reason}); reconnecting"
+    )
 }
 
 /// Follows builds, one after the other.

@@ -12,7 +12,7 @@ use super::{
     client::Client,
     exit,
     exit::Failure,
-    follow::{ChoiceArgs, DaemonArgs, Follower, Hears},
+    follow::{ChoiceArgs, DaemonArgs, Follower, Hears, say_lost},
     print, runtime, view,
 };
 use crate::{
@@ -70,12 +70,7 @@ pub(super) fn main(args: &WaitArgs) -> Result<u8, Failure> {
             Some(answer) => answer?,
             None => waiting.judge.timed_out(),
         };
-        let code = match answer.result() {
-            pb::WaitResult::Settled => exit::OK,
-            pb::WaitResult::NotFound => exit::NOT_FOUND,
-            pb::WaitResult::TimedOut => exit::TIMED_OUT,
-            _ => exit::FAILED,
-        };
+        let code = code(&answer);
         if args.json {
             object(&result_json(&answer, code))?;
         } else {
@@ -127,10 +122,7 @@ impl Hears for Waiting {
         if self.shown.json {
             return object(&json!({"event": "lost", "reason": reason}));
         }
-        writeln!(
-            print::err(),
-            "outhaul: lost the connection to the daemon ({reason}); reconnecting"
-        )
+        say_lost(reason)
     }
 }
 
@@ -258,8 +250,18 @@ fn result_json(answer: &pb::WaitResponse, code: u8) -> Value {
     })
 }
 
-/// The result for people.
-fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
+/// The exit code for a result.
+pub(super) fn code(answer: &pb::WaitResponse) -> u8 {
+    match answer.result() {
+        pb::WaitResult::Settled => exit::OK,
+        pb::WaitResult::NotFound => exit::NOT_FOUND,
+        pb::WaitResult::TimedOut => exit::TIMED_OUT,
+        _ => exit::FAILED,
+    }
+}
+
+/// Says what failed, and which patterns no target matched.
+pub(super) fn tell_problems(answer: &pb::WaitResponse) -> std::io::Result<()> {
     let mut err = print::err();
     for failure in &answer.failures {
         writeln!(err, "outhaul: {}", printable(failure))?;
@@ -271,8 +273,14 @@ fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
             printable(pattern)
         )?;
     }
+    Ok(())
+}
+
+/// The result for people.
+fn tell(args: &WaitArgs, answer: &pb::WaitResponse) -> Result<(), Failure> {
+    tell_problems(answer)?;
     let Some(invocation) = &answer.invocation else {
-        writeln!(err, "outhaul: timed out: no matching build has started")?;
+        writeln!(print::err(), "outhaul: timed out: no matching build has started")?;
         return Ok(());
     };
     let mut out = print::out();

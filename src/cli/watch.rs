@@ -1,26 +1,21 @@
 //! `outhaul watch`: a line for each file of a build once it is whole under its final name.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io::Write as _,
-};
+use std::collections::{HashMap, HashSet};
 
 use clap::Args;
 use serde_json::json;
 
 use super::{
     client::Client,
-    exit,
     exit::Failure,
     follow::{ChoiceArgs, DaemonArgs, Follower, Hears},
-    print, runtime, view,
-    wait::object,
+    runtime, view,
+    wait::{code, object, tell_problems},
 };
 use crate::{
     control::wait::Judge,
     invocation::policy::PathRegex,
     materialize::split_source,
-    printable::printable,
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
 };
 
@@ -54,29 +49,19 @@ pub(super) struct WatchArgs {
 pub(super) fn main(args: &WatchArgs) -> Result<u8, Failure> {
     // Before anything else: it counts from here.
     let mut choice = args.choice.choice()?;
-    // A bad pattern is an error before the first build.
-    Judge::new(&args.targets).map_err(Failure::usage)?;
     let mut follower = Follower::new(&args.daemon)?;
     runtime()?.block_on(async {
         loop {
             let workspace = choice.workspace.clone();
             let mut watching = Watching::new(args)?;
-            let answer = follower.follow(choice, &mut watching).await?;
-            for failure in &answer.failures {
-                writeln!(print::err(), "outhaul: {}", printable(failure))?;
+            let mut answer = follower.follow(choice, &mut watching).await?;
+            if !args.follow {
+                tell_problems(&answer)?;
+                return Ok(code(&answer));
             }
             // A later build may well have such a target.
-            if !args.follow {
-                for pattern in &answer.not_found {
-                    let pattern = printable(pattern);
-                    writeln!(print::err(), "outhaul: {pattern}: no such target in the build")?;
-                }
-                return Ok(match answer.result() {
-                    pb::WaitResult::Settled => exit::OK,
-                    pb::WaitResult::NotFound => exit::NOT_FOUND,
-                    _ => exit::FAILED,
-                });
-            }
+            answer.not_found.clear();
+            tell_problems(&answer)?;
             choice = pb::InvocationChoice {
                 workspace,
                 next: true,

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::ConfigError;
-use crate::{bes::limits::BesLimits, invocation::limits::BuildLimits, units::parse_size};
+use crate::{bes::limits::BesLimits, invocation::limits::BuildLimits, units::parse_named};
 
 /// The flag.
 const FLAG: &str = "--limit";
@@ -73,24 +73,9 @@ impl LimitArgs {
         let mut limits = Limits::default();
         for text in &self.limit {
             let error = |reason: String| ConfigError::new(format!("{FLAG}={text}"), reason);
-            let (name, value) = text
-                .split_once('=')
-                .ok_or_else(|| error("must be NAME=VALUE".to_owned()))?;
-            let Some((_, _, bytes)) = NAMES.iter().find(|(known, ..)| *known == name) else {
-                let known: Vec<_> = NAMES.iter().map(|(name, ..)| *name).collect();
-                return Err(error(format!(
-                    "unknown limit; expected one of {}",
-                    known.join(", ")
-                )));
-            };
-            let value = if *bytes {
-                parse_size(value).map_err(error)?
-            } else {
-                value
-                    .parse()
-                    .map_err(|_| error(format!("{value:?} is not a number")))?
-            };
-            limits.set(name, value).map_err(error)?;
+            let known = || NAMES.iter().map(|(name, _, bytes)| (*name, *bytes));
+            let (at, value) = parse_named(text, known).map_err(error)?;
+            limits.set(NAMES[at].0, value).map_err(error)?;
         }
         Ok(limits)
     }

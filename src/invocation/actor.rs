@@ -20,7 +20,7 @@ mod undigested;
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::Path,
     sync::{Arc, PoisonError},
     time::Instant,
 };
@@ -321,6 +321,11 @@ impl Actor {
             self.unwritten.since = self.unwritten.last;
         }
         let is_rechecked = self.is_rechecked();
+        let followed = !self.followers.listeners.is_empty();
+        let exec_root = followed.then(|| {
+            let place = self.site.place();
+            Arc::<Path>::from(place.map_or(Path::new(""), |place| place.root.place.path()))
+        });
         for completion in list {
             let Some(ended) = self.ledger.complete(&completion) else {
                 continue;
@@ -334,13 +339,12 @@ impl Actor {
                     "failed to download an output"
                 );
             }
-            if !self.followers.listeners.is_empty() {
-                let place = self.site.place();
+            if let Some(exec_root) = &exec_root {
                 let change = Change::Output(Arc::new(OutputEnded {
-                    exec_root: place.map_or_else(PathBuf::new, |p| p.root.place.path().to_owned()),
+                    exec_root: exec_root.clone(),
                     path: completion.path.clone(),
                     content: completion.content.clone(),
-                    label: ended.target.label.clone(),
+                    target: ended.target,
                     output_group: ended.group,
                     class: completion.class,
                     outcome: completion.outcome.clone(),

@@ -1,11 +1,12 @@
 //! What listeners learn about builds while they run.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use tokio::sync::broadcast;
 
 use super::tally::Tally;
 use crate::{
+    bep::event::TargetId,
     exec_path::ExecPath,
     materialize::Outcome,
     output::{Class, OutputContent},
@@ -43,13 +44,13 @@ pub struct Report {
 #[derive(Debug)]
 pub struct OutputEnded {
     /// Absolute path of the root that it lies below.
-    pub exec_root: PathBuf,
+    pub exec_root: Arc<Path>,
     /// Which, below the root.
     pub path: ExecPath,
     /// What should be there.
     pub content: OutputContent,
     /// The target that named it first.
-    pub label: String,
+    pub target: Arc<TargetId>,
     /// The output group that it was in, or empty.
     pub output_group: Arc<str>,
     /// How much it was wanted.

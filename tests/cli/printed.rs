@@ -30,16 +30,21 @@ fn shown(ran: &Ran) -> String {
     )
 }
 
-#[tokio::test]
-async fn every_commands_help() {
-    let all = run(["--help"]).await.expect(0).out();
-    let (_, commands) = all.split_once("Commands:\n").unwrap();
-    let names: Vec<&str> = commands
+/// The commands that the help names.
+fn commands(help: &str) -> Vec<&str> {
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    commands
         .lines()
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
         .filter(|name| *name != "help")
-        .collect();
+        .collect()
+}
+
+#[tokio::test]
+async fn every_commands_help() {
+    let all = run(["--help"]).await.expect(0).out();
+    let names = commands(&all);
     assert!(names.len() > 10, "{all}");
     with_settings!({ filters => CHANGING.to_vec() }, { assert_snapshot!("help", all) });
     for name in names {
@@ -108,13 +113,7 @@ async fn what_is_fetched_of_archives() {
 #[tokio::test]
 async fn completions_and_manual_pages_have_every_command() {
     let all = run(["--help"]).await.expect(0).out();
-    let (_, commands) = all.split_once("Commands:\n").unwrap();
-    let names: Vec<&str> = commands
-        .lines()
-        .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
-        .filter(|name| *name != "help")
-        .collect();
+    let names = commands(&all);
     let dir = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {
         let text = run(["completions", shell]).await.expect(0).out();

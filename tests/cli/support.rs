@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use outhaul::{
@@ -17,6 +17,10 @@ use outhaul::{
     },
 };
 use outhaul_testkit::{Ran, Running, clean, finish, in_time};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout},
+};
 
 /// The binary, without anything of the caller's environment that concerns it.
 pub fn outhaul() -> Command {
@@ -219,4 +223,13 @@ pub fn requests(
             ..Default::default()
         })
         .collect()
+}
+
+/// A command that goes on, and the lines that it prints. It ends with its handle.
+pub fn following(command: Command) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let mut command = tokio::process::Command::from(command);
+    command.stdout(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines)
 }

@@ -1,17 +1,17 @@
 //! `outhaul wait`: before a build, during it and after it; what fails, what never comes, and what is cut off.
 
-use std::{process::Stdio, time::Duration};
+use std::time::Duration;
 
 use outhaul::embedded_cache::{RequestFault, Rpc, Times};
 use outhaul_testkit::{Ran, finish, in_time};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, Lines},
+    io::{BufReader, Lines},
     process::{Child, ChildStdout},
 };
 
-use crate::support::{World, outhaul, run};
+use crate::support::{World, following, outhaul, run};
 
 /// What a stalled cache gets: tried again and again, at once.
 pub const PERSISTENT: &[&str] = &[
@@ -36,15 +36,9 @@ impl Waiting {
     }
 
     fn unheard(world: &World, args: &[&str]) -> Self {
-        let mut command = tokio::process::Command::from(outhaul());
-        command
-            .args(["wait", "--json"])
-            .arg(world.state())
-            .args(args)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut command = outhaul();
+        command.args(["wait", "--json"]).arg(world.state()).args(args);
+        let (child, lines) = following(command);
         Self { child, lines }
     }
 

@@ -1,6 +1,6 @@
 //! `outhaul watch`: a line for each file, once it is whole.
 
-use std::{collections::BTreeMap, path::Path, process::Stdio};
+use std::{collections::BTreeMap, path::Path};
 
 use outhaul::{
     digest::{Digest, DigestFunction},
@@ -9,12 +9,12 @@ use outhaul::{
 use outhaul_testkit::{finish, in_time};
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, Lines},
+    io::{BufReader, Lines},
     process::{Child, ChildStdout},
 };
 
 use crate::{
-    support::{World, outhaul, run},
+    support::{World, following, outhaul, run},
     waiting::{PERSISTENT, unblock},
 };
 
@@ -26,15 +26,9 @@ struct Watch {
 
 impl Watch {
     fn start(world: &World, args: &[&str]) -> Self {
-        let mut command = tokio::process::Command::from(outhaul());
-        command
-            .arg("watch")
-            .arg(world.state())
-            .args(args)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut command = outhaul();
+        command.arg("watch").arg(world.state()).args(args);
+        let (child, lines) = following(command);
         Self { child, lines }
     }
 

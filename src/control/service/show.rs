@@ -40,7 +40,7 @@ pub(super) fn output_end(ended: &OutputEnded) -> pb::OutputEnd {
     let outcome = &ended.outcome;
     pb::OutputEnd {
         exec_path: ended.path.to_string(),
-        label: ended.label.clone(),
+        label: ended.target.label.clone(),
         class: pb::OutputClass::from(ended.class).into(),
         outcome: pb::OutputOutcome::from(outcome).into(),
         source: outcome.source().into_owned(),

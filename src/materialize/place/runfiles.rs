@@ -89,6 +89,15 @@ impl OutputRoot {
         }
     }
 
+    /// Whether there is a manifest of runfiles beside a program, or in its tree of links.
+    #[must_use]
+    pub fn has_runfiles_manifest(&self, program: &str) -> bool {
+        [MANIFEST, IN_TREE].iter().any(|end| {
+            let found = fs::statat(self, format!("{program}{end}"), AtFlags::empty());
+            found.is_ok_and(|stat| sys::file_type(&stat) == FileType::RegularFile)
+        })
+    }
+
     /// The bytes of a program's manifest of runfiles, from beside it or from its tree of links.
     ///
     /// # Errors
