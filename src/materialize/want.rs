@@ -172,7 +172,7 @@ pub enum Outcome {
     },
     /// The cache does not have it, and the disk does not either.
     Evicted(String),
-    /// The cache may have it, but could not be read.
+    /// The cache may have it, but could not be read, or has wrong bytes.
     Unavailable(String),
     /// It could not be placed, or is not to be.
     Failed(String),

@@ -281,6 +281,9 @@ impl Coordinator {
 pub(super) fn failed(error: &PlaceError) -> Outcome {
     if error.is_superseded() {
         Outcome::Superseded
+    } else if error.is_mismatch() {
+        // Bazel alone builds what comes wrong from its cache.
+        Outcome::Unavailable(error.to_string())
     } else {
         Outcome::Failed(error.to_string())
     }
