@@ -30,9 +30,9 @@ const BUILD_FAILED: u8 = 1;
 const INTERRUPTED: u8 = 8;
 /// What is added to the number of a signal that ended a command.
 const SIGNALLED: u8 = 128;
-/// What Bazel's commands end with when blobs could not be read from the cache: as an error of the cache, and as one of the
-/// blobs.
-const NOT_READ: [u8; 2] = [34, 39];
+/// What Bazel's commands end with when blobs could not be read from the cache: as an error of the cache, as a crash (7.7.1
+/// where a connection breaks in the middle of a blob), and as an error of the blobs.
+const NOT_READ: [u8; 3] = [34, 37, 39];
 
 /// A command, and what it runs beside.
 pub(super) struct Wrapped<'a> {
@@ -313,10 +313,11 @@ mod tests {
             // The cache is to blame, or may be.
             (1, 0, 0, After::Uncached),
             (34, 0, 0, After::Uncached),
+            (37, 0, STRICT, After::Uncached),
             (39, 1, 1, After::Uncached),
             // Anything else.
             (2, 0, 0, After::Missing),
-            (37, 0, 0, After::Missing),
+            (36, 0, 0, After::Missing),
             (NOT_UPLOADED, 0, STRICT, After::Missing),
         ] {
             assert_eq!(after(code, own, first), expected, "{code} {own} {first}");
