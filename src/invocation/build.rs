@@ -501,6 +501,11 @@ impl Build {
         effects: &mut Vec<Effect>,
     ) {
         let mnemonic = self.configurations.get(&key.1).cloned();
+        let siblings = "experimental_sibling_repository_layout";
+        let siblings = self
+            .command_line
+            .as_ref()
+            .is_some_and(|line| line.switch(siblings) == Some(true));
         let results = self.results.remove(&key).unwrap_or_default();
         let mut results: Vec<(i64, TestResult)> = results.into_values().collect();
         results.sort_unstable_by_key(|(number, _)| *number);
@@ -524,7 +529,9 @@ impl Build {
             .into();
             let mark = test_outputs::shard_mark(result, shape).filter(|_| last);
             for file in result.files.iter().chain(&mark) {
-                if let Some(path) = test_outputs::exec_path(file, result, shape, last, mnemonic.as_deref()) {
+                let mnemonic = mnemonic.as_deref();
+                let path = test_outputs::exec_path(file, result, shape, last, mnemonic, siblings);
+                if let Some(path) = path {
                     namer.name_at(&path.into(), file, profile, &"".into(), &event);
                 }
             }

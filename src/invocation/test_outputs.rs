@@ -41,20 +41,29 @@ pub(super) fn last_attempts(results: &[TestResult]) -> HashMap<(u32, u32), u32> 
     last
 }
 
-/// The exec path of a test's file; `None` for one that has no place that we know of.
+/// The exec path of a test's file; `None` for one that has no place that we know of. `siblings` is whether outputs of other
+/// repositories lie beside those of the main one (`--experimental_sibling_repository_layout`).
 pub(super) fn exec_path(
     file: &File,
     result: &TestResult,
     shape: TestShape,
     last_attempt: bool,
     mnemonic: Option<&str>,
+    siblings: bool,
 ) -> Option<String> {
+    let (repository, below) = package_and_name(&result.label)?;
     let testlogs = if file.has_prefix() {
         file.path.get(..file.prefix_len)?.to_owned()
+    } else if siblings && !repository.is_empty() {
+        format!("bazel-out/{repository}/{}/testlogs", mnemonic?)
     } else {
         format!("bazel-out/{}/testlogs", mnemonic?)
     };
-    let mut path = format!("{testlogs}/{}", package_and_name(&result.label)?);
+    let mut path = if siblings || repository.is_empty() {
+        format!("{testlogs}/{below}")
+    } else {
+        format!("{testlogs}/external/{repository}/{below}")
+    };
     let mut part = String::new();
     if shape.shards > 1 {
         part = format!("shard_{}_of_{}", result.shard, shape.shards);
@@ -110,25 +119,19 @@ pub(super) fn shard_mark(result: &TestResult, shape: TestShape) -> Option<File> 
     })
 }
 
-fn package_and_name(label: &str) -> Option<String> {
+/// The repository of a label, empty for the main one, and the directory of its target there.
+fn package_and_name(label: &str) -> Option<(&str, String)> {
     let (repository, rest) = label.split_once("//")?;
     let (package, name) = match rest.split_once(':') {
         Some(parts) => parts,
         None => (rest, rest.rsplit('/').next()?),
     };
     let repository = repository.trim_start_matches('@');
-    let mut path = String::new();
-    if !repository.is_empty() {
-        path.push_str("external/");
-        path.push_str(repository);
-        path.push('/');
-    }
-    if !package.is_empty() {
-        path.push_str(package);
-        path.push('/');
-    }
-    path.push_str(name);
-    Some(path)
+    let below = match package {
+        "" => name.to_owned(),
+        package => format!("{package}/{name}"),
+    };
+    Some((repository, below))
 }
 
 /// The symbolic names whose file is called otherwise (Bazel's `TestFileNameConstants` and `TestRunnerAction`, the same in
@@ -181,7 +184,14 @@ mod tests {
     }
 
     fn place(name: &str, result: &TestResult, shards: u32, runs: u32, last: bool) -> Option<String> {
-        exec_path(&file(name), result, TestShape { shards, runs }, last, Some("k8"))
+        exec_path(
+            &file(name),
+            result,
+            TestShape { shards, runs },
+            last,
+            Some("k8"),
+            false,
+        )
     }
 
     #[test]
@@ -255,7 +265,7 @@ mod tests {
         prefixed.files[0].path = "bazel-out/k8/testlogs/test.log".into();
         prefixed.files[0].prefix_len = "bazel-out/k8/testlogs".len();
         let mark = shard_mark(&prefixed, shape(2)).unwrap();
-        let path = exec_path(&mark, &prefixed, shape(2), true, None);
+        let path = exec_path(&mark, &prefixed, shape(2), true, None, false);
         assert_eq!(path.unwrap(), "bazel-out/k8/testlogs/a/t/shard_2_of_2/test.shard");
         passed.passed = false;
         assert_eq!(shard_mark(&passed, shape(3)), None);
@@ -275,6 +285,20 @@ mod tests {
     }
 
     #[test]
+    fn with_sibling_repositories_each_has_directories_of_its_own() {
+        for (label, expected) in [
+            ("//p:t", "k8/testlogs/p/t"),
+            ("@@r~//p:t", "r~/k8/testlogs/p/t"),
+            ("@r//:t", "r/k8/testlogs/t"),
+        ] {
+            let result = result(label, 0, 1, 1);
+            let shape = TestShape::default();
+            let path = exec_path(&file("test.log"), &result, shape, true, Some("k8"), true);
+            assert_eq!(path, Some(format!("bazel-out/{expected}/test.log")));
+        }
+    }
+
+    #[test]
     fn a_prefix_of_the_events_own_is_used() {
         let file = File {
             path: "bazel-out/k8-opt/testlogs/test.log".into(),
@@ -282,7 +306,14 @@ mod tests {
             content: Content::Unknown,
             uri: None,
         };
-        let path = exec_path(&file, &result("//a:t", 0, 1, 1), TestShape::default(), true, None);
+        let path = exec_path(
+            &file,
+            &result("//a:t", 0, 1, 1),
+            TestShape::default(),
+            true,
+            None,
+            false,
+        );
         assert_eq!(path.as_deref(), Some("bazel-out/k8-opt/testlogs/a/t/test.log"));
     }
 
