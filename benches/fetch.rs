@@ -15,8 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, future::BoxFuture, stream};
+use futures::{StreamExt as _, stream};
 use net::Delay;
 use outhaul::{
     chance::Chance,
@@ -160,10 +161,11 @@ async fn batches(store: &GrpcCache, digests: &[Digest]) -> Result<(), Failure> {
 /// Counts.
 struct Counter(u64);
 
+#[async_trait]
 impl Sink for Counter {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
         self.0 += bytes.len() as u64;
-        Box::pin(std::future::ready(Ok(())))
+        Ok(())
     }
 }
 

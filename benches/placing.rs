@@ -19,8 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use outhaul::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
@@ -150,48 +150,47 @@ struct Memory {
     answered: AtomicU64,
 }
 
+#[async_trait]
 impl BlobStore for Memory {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        Box::pin(async { Ok(Capabilities::plain(4 << 20)) })
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
+        Ok(Capabilities::plain(4 << 20))
     }
 
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _attribution: &'a Attribution,
+    async fn read_batch(
+        &self,
+        digests: &[Digest],
+        _attribution: &Attribution,
         _avoid: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
-        Box::pin(async move {
-            self.answered.fetch_add(digests.len() as u64, Ordering::Relaxed);
-            digests
-                .iter()
-                .map(|digest| {
-                    (
-                        digest.clone(),
-                        Ok(self.blobs.get(digest).cloned().unwrap_or_default()),
-                    )
-                })
-                .collect()
-        })
+    ) -> Vec<BatchAnswer> {
+        self.answered.fetch_add(digests.len() as u64, Ordering::Relaxed);
+        digests
+            .iter()
+            .map(|digest| {
+                (
+                    digest.clone(),
+                    Ok(self.blobs.get(digest).cloned().unwrap_or_default()),
+                )
+            })
+            .collect()
     }
 
-    fn read_stream<'a>(
-        &'a self,
-        _digest: &'a Digest,
+    async fn read_stream(
+        &self,
+        _digest: &Digest,
         _offset: u64,
-        _attribution: &'a Attribution,
+        _attribution: &Attribution,
         _avoid: bool,
-        _sink: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        Box::pin(async { Ok(()) })
+        _sink: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
+        Ok(())
     }
 
-    fn find_missing<'a>(
-        &'a self,
-        _digests: &'a [Digest],
-        _attribution: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        Box::pin(async { Ok(Vec::new()) })
+    async fn find_missing(
+        &self,
+        _digests: &[Digest],
+        _attribution: &Attribution,
+    ) -> Result<Vec<Digest>, RemoteError> {
+        Ok(Vec::new())
     }
 
     fn describe(&self) -> String {

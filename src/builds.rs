@@ -26,13 +26,11 @@ pub struct StreamKey {
 
 impl StreamKey {
     /// Whether both are of one build and invocation, whichever attempt.
-    #[must_use]
     pub(crate) fn has_ids_of(&self, other: &Self) -> bool {
         self.build_id == other.build_id && self.invocation_id == other.invocation_id
     }
 
     /// The next stream under the same ids.
-    #[must_use]
     pub(crate) fn next_attempt(&self) -> Self {
         Self {
             attempt: self.attempt.saturating_add(1),

@@ -37,7 +37,6 @@ impl DigestFunction {
     ];
 
     /// Length of the hash in bytes.
-    #[must_use]
     pub(crate) const fn hash_len(self) -> usize {
         match self {
             Self::Md5 => 16,
@@ -49,7 +48,6 @@ impl DigestFunction {
     }
 
     /// The name used in resource names and on the command line: lowercase, without a dash.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -62,7 +60,6 @@ impl DigestFunction {
     }
 
     /// Number in the Remote Execution API's `DigestFunction.Value`.
-    #[must_use]
     pub const fn wire(self) -> i32 {
         match self {
             Self::Sha256 => 1,
@@ -75,20 +72,17 @@ impl DigestFunction {
     }
 
     /// The function with that number, unless it is none that we can compute.
-    #[must_use]
     pub(crate) fn from_wire(value: i32) -> Option<Self> {
         Self::ALL.into_iter().find(|f| f.wire() == value)
     }
 
     /// Whether resource names and requests name the function: the API lets the length of the hash tell for the
     /// older ones, so only BLAKE3 is named.
-    #[must_use]
     pub(crate) const fn is_named(self) -> bool {
         matches!(self, Self::Blake3)
     }
 
     /// The function that a hash of this many bytes belongs to when nothing names it.
-    #[must_use]
     pub(crate) fn from_hash_len(bytes: usize) -> Option<Self> {
         Self::ALL.into_iter().find(|f| f.hash_len() == bytes)
     }
@@ -114,7 +108,6 @@ impl FromStr for DigestFunction {
 
 /// Why a text or message is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum DigestError {
     /// Not a function that we know.
     #[error("unknown digest function {0:?} (known: sha256, sha384, sha512, sha1, md5, blake3)")]
@@ -212,7 +205,6 @@ impl Digest {
     }
 
     /// Whether the hash is written so, in digits of either case.
-    #[must_use]
     pub(crate) fn is_hex(&self, digits: &[u8]) -> bool {
         let mut hash = [0; 64];
         let length = self.hash().len();
@@ -220,7 +212,6 @@ impl Digest {
     }
 
     /// The digest of these bytes.
-    #[must_use]
     pub fn of(function: DigestFunction, bytes: &[u8]) -> Self {
         let mut hasher = Hasher::new(function);
         hasher.update(bytes);
@@ -228,25 +219,21 @@ impl Digest {
     }
 
     /// The digest function.
-    #[must_use]
     pub const fn function(&self) -> DigestFunction {
         self.function
     }
 
     /// Size in bytes.
-    #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
     /// Whether this is the empty blob, which every cache has and nobody asks for.
-    #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.size == 0
     }
 
     /// The hash's bytes.
-    #[must_use]
     pub fn hash(&self) -> &[u8] {
         match &self.hash {
             HashBytes::Inline(bytes) => &bytes[..self.function.hash_len()],
@@ -255,7 +242,6 @@ impl Digest {
     }
 
     /// The hash in lowercase hex.
-    #[must_use]
     pub fn hash_hex(&self) -> String {
         hex::encode(self.hash())
     }
@@ -339,7 +325,6 @@ enum State {
 
 impl Hasher {
     /// An empty stream.
-    #[must_use]
     pub fn new(function: DigestFunction) -> Self {
         let state = match function {
             DigestFunction::Sha256 => State::Sha256(sha2::Sha256::new()),
@@ -372,13 +357,11 @@ impl Hasher {
     }
 
     /// Bytes hashed so far.
-    #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
     /// The digest of all that was appended.
-    #[must_use]
     pub fn finish(self) -> Digest {
         let mut hash = [0; 64];
         let hash = &mut hash[..self.function.hash_len()];

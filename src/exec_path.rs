@@ -45,25 +45,21 @@ impl ExecPath {
     }
 
     /// The path as text, with `/` between components.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The path for the file system.
-    #[must_use]
     pub fn as_path(&self) -> &Path {
         Path::new(&*self.0)
     }
 
     /// The last component.
-    #[must_use]
     pub fn file_name(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or(&self.0)
     }
 
     /// The directory it lies in, or `None` for a path of one component.
-    #[must_use]
     pub fn parent(&self) -> Option<&str> {
         self.0.rsplit_once('/').map(|(dir, _)| dir)
     }
@@ -74,7 +70,6 @@ impl ExecPath {
     }
 
     /// Whether `dir` is this path or one of its parents.
-    #[must_use]
     pub fn starts_with(&self, dir: &str) -> bool {
         self.0
             .strip_prefix(dir)
@@ -92,7 +87,6 @@ impl ExecPath {
 
 /// Whether a name is one that Outhaul keeps for its own files: `.outhaul`, `.outhaul-tmp`, `.outhaul-newest.…`. In any
 /// case, since some file systems make no difference.
-#[must_use]
 pub fn is_reserved(name: &str) -> bool {
     const OURS: &[u8] = b".outhaul";
     name.as_bytes()

@@ -75,14 +75,14 @@
 mod access;
 mod action_cache;
 #[cfg(feature = "archives")]
-pub mod archive;
+mod archive;
 pub mod bep;
 pub mod bes;
 pub mod builds;
 pub mod chance;
 pub mod cli;
 #[cfg(feature = "archives")]
-pub mod collection;
+mod collection;
 mod config;
 mod control;
 pub mod daemon;
@@ -109,7 +109,7 @@ pub mod roots;
 #[cfg(test)]
 mod simulated;
 pub mod sources;
-pub mod stage;
+mod stage;
 pub mod transport;
 mod units;
 #[cfg(test)]

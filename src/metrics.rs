@@ -5,10 +5,11 @@
 use std::{
     collections::HashSet,
     fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicI64},
+    sync::{Arc, atomic::AtomicI64},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
@@ -87,7 +88,7 @@ impl std::fmt::Debug for Sources {
 
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        for (room, source) in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (room, source) in &*self.0.lock() {
             for count in source() {
                 let name = format!("{room}_{}", count.name);
                 let help = count.help.trim();
@@ -263,7 +264,7 @@ impl Metrics {
 
     /// So many outputs, and their bytes, came from one of several stores.
     pub fn store(&self, name: &str, outputs: u64, bytes: u64) {
-        let mut known = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.stores.lock();
         let is_told = known.contains(name) || known.len() < STORES && known.insert(name.to_owned());
         drop(known);
         let store = if is_told { name } else { "other" }.to_owned();
@@ -322,12 +323,11 @@ impl Metrics {
 
     /// Shows a room's own counts as well.
     pub fn also(&self, room: &'static str, counts: impl Fn() -> Vec<Count> + Send + Sync + 'static) {
-        let mut sources = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sources = self.sources.0.lock();
         sources.push((room, Box::new(counts)));
     }
 
     /// All of it as OpenMetrics text.
-    #[must_use]
     pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         if encode(&mut text, &self.registry).is_err() {
@@ -335,12 +335,6 @@ impl Metrics {
             let _ = writeln!(text, "# encoding failed");
         }
         text
-    }
-}
-
-impl std::fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Metrics")
     }
 }
 

@@ -10,11 +10,12 @@
 use std::{
     ffi::OsStr,
     io,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak},
+    sync::{OnceLock, Weak},
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
@@ -79,26 +80,17 @@ static IN_VAIN: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// From now on, this is asked to close what it can do without when there are no descriptors.
 pub(crate) fn spares(spare: Weak<dyn Spare>) {
-    let mut all = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = SPARE.lock();
     all.retain(|spare| spare.strong_count() > 0);
     all.push(spare);
 }
 
 /// Has everybody close what they can do without. Blocks.
 pub(crate) fn spare() {
-    let Some(all) = try_lock(&SPARE) else { return };
+    let Some(all) = SPARE.try_lock() else { return };
     // The last first: output roots come after the writers, which let go of those that are not open any more.
     for spare in all.iter().rev().filter_map(Weak::upgrade) {
         spare.spare();
-    }
-}
-
-/// A lock, unless somebody has it.
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match mutex.try_lock() {
-        Ok(guard) => Some(guard),
-        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
     }
 }
 
@@ -132,8 +124,7 @@ pub(crate) fn patient<T, E: Want>(mut open: impl FnMut() -> Result<T, E>) -> Res
     if !is_want(&first) {
         return first;
     }
-    let in_vain = || IN_VAIN.lock().unwrap_or_else(PoisonError::into_inner);
-    let tries = match *in_vain() {
+    let tries = match *IN_VAIN.lock() {
         Some(at) if at.elapsed() < TRIES * PAUSE => 1,
         _ => TRIES,
     };
@@ -148,7 +139,7 @@ pub(crate) fn patient<T, E: Want>(mut open: impl FnMut() -> Result<T, E>) -> Res
         }
     }
     if tries > 1 {
-        *in_vain() = Some(Instant::now());
+        *IN_VAIN.lock() = Some(Instant::now());
     }
     first
 }

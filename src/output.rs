@@ -3,6 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::{digest::Digest, exec_path::ExecPath};
 
@@ -21,7 +22,6 @@ pub enum OutputContent {
 
 impl OutputContent {
     /// Whether both come to the same on disk, wherever the bytes come from.
-    #[must_use]
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Blob(digest), Self::Inline(bytes)) | (Self::Inline(bytes), Self::Blob(digest)) => {
@@ -73,7 +73,6 @@ impl Directories {
     }
 
     /// Whether outputs lie below a path.
-    #[must_use]
     pub fn contains(&self, path: &ExecPath) -> bool {
         self.0.contains(path.as_str())
     }
@@ -93,14 +92,12 @@ pub enum Class {
 
 impl Class {
     /// The class of this name.
-    #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         let classes = [Self::Known, Self::Optional, Self::Required];
         classes.into_iter().find(|class| class.name() == name)
     }
 
     /// `known`, `optional` or `required`.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Known => "known",
@@ -111,7 +108,7 @@ impl Class {
 }
 
 /// What `lstat` said of a file while its bytes were known to be right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stamp {
     /// Size in bytes.
     pub size: u64,
@@ -159,7 +156,6 @@ impl Stamp {
     /// bytes. A file that may have been changed after its stamp was taken and have the same times, because the clock has
     /// made no step in between, is not trusted (git's rule for its index). The times of a file server count as those of
     /// our clock: if it is behind by more than a step, that is not noticed.
-    #[must_use]
     pub(crate) const fn vouches_for(&self, now: &Self) -> bool {
         self.size == now.size
             && self.mtime_ns == now.mtime_ns
@@ -175,7 +171,6 @@ impl Stamp {
     /// taken now, since nobody changes a file within the tick in which it was placed. Where times have coarser steps,
     /// such a change is possible: there it counts as taken when it was. The next look at the file reads it,
     /// and the stamp of that look is old enough.
-    #[must_use]
     pub(crate) const fn recorded_at(self, now_ns: i64) -> Self {
         if step_of(self.ctime_ns) > CLOCK_TICK_NS || step_of(self.mtime_ns) > CLOCK_TICK_NS {
             self

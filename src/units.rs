@@ -118,7 +118,6 @@ fn split(text: &str) -> (&str, &str) {
 }
 
 /// A size for people: `512 B`, `3.4 MiB`.
-#[must_use]
 pub(crate) fn show_size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1024 {
@@ -134,7 +133,6 @@ pub(crate) fn show_size(bytes: u64) -> String {
 }
 
 /// A count for people, with commas between thousands: `4,120`.
-#[must_use]
 pub(crate) fn show_count(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
@@ -148,7 +146,6 @@ pub(crate) fn show_count(count: u64) -> String {
 }
 
 /// A duration for people: `850ms`, `0.42s` becomes `420ms`, `12.5s`, `3m20s`.
-#[must_use]
 pub(crate) fn show_duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     if seconds < 1.0 {

@@ -150,7 +150,7 @@ async fn no_target_of_a_recorded_stream_waits_for_a_set() {
                 "{}",
                 stem.display()
             );
-            assert_eq!(sets.repeated(), 0);
+            assert_eq!(sets.repeated, 0);
         }
     }
 }

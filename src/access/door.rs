@@ -1,9 +1,11 @@
 //! What a listener asks of callers.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, RwLock};
 
 use super::{tls::ServerTls, token::Token};
 
@@ -34,7 +36,6 @@ struct Shared {
 
 impl Door {
     /// With rules.
-    #[must_use]
     pub fn new(rules: Rules) -> Self {
         let door = Self::default();
         door.set(rules);
@@ -43,22 +44,17 @@ impl Door {
 
     /// Other rules, for connections from now on.
     pub fn set(&self, rules: Rules) {
-        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        *self.0.rules.write() = Arc::new(rules);
     }
 
     /// The rules at present.
-    #[must_use]
     pub fn rules(&self) -> Arc<Rules> {
-        self.0
-            .rules
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.rules.read().clone()
     }
 
     /// Logs why somebody was turned away, unless that was just done.
     pub(super) fn tell(&self, why: impl std::fmt::Display) {
-        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.0.told.lock();
         if told.is_none_or(|last| last.elapsed() >= TOLD_EVERY) {
             *told = Some(Instant::now());
             tracing::warn!("{why}");

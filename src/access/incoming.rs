@@ -127,7 +127,6 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     /// Accepts connections from now on, at most this many at a time.
-    #[must_use]
     pub(crate) fn new(listener: Listening, door: Door, protocol: Protocol, places: usize) -> Self {
         let silence = (protocol == Protocol::Http1).then_some(ADMIN);
         Self {

@@ -6,11 +6,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit};
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +87,7 @@ impl Room {
 
     /// A place for one more connection, once one has left for it; none if all have calls under way.
     pub(super) fn poll_enter(&self, cx: &mut Context<'_>) -> Poll<Option<ConnectionSlot>> {
-        let mut present = self.0.present();
+        let mut present = self.0.present.lock();
         if present.guests.len() >= self.0.places {
             if !present.make_place() {
                 return Poll::Ready(None);
@@ -119,17 +120,17 @@ impl Room {
 
     /// Asks one to leave, unless somebody is on the way out already. Not if all have calls under way.
     pub(super) fn make_place(&self) -> bool {
-        self.0.present().make_place()
+        self.0.present.lock().make_place()
     }
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.0.present().guests.is_empty()
+        self.0.present.lock().guests.is_empty()
     }
 
     /// Asks those to leave that have been idle for too long. Whether anybody is there at all.
     pub(super) fn tidy(&self, now: Instant) -> bool {
-        let mut present = self.0.present();
+        let mut present = self.0.present.lock();
         for standing in [Standing::Silent, Standing::Heard, Standing::Admitted] {
             let patience = match standing {
                 Standing::Silent => self.0.silence,
@@ -146,12 +147,6 @@ impl Room {
             }
         }
         !present.guests.is_empty()
-    }
-}
-
-impl Shared {
-    fn present(&self) -> MutexGuard<'_, Present> {
-        self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -207,7 +202,7 @@ impl ConnectionSlot {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut present = self.visit.room.present();
+        let mut present = self.visit.room.present.lock();
         if let Some(guest) = present.guests.remove(&self.visit.id) {
             present.idle.remove(&(guest.standing, guest.moment));
             if guest.leave.is_cancelled() {
@@ -232,7 +227,7 @@ pub(super) struct Visit {
 impl Visit {
     /// A call that is open to all has come.
     pub(super) fn heard(&self) {
-        let mut present = self.room.present();
+        let mut present = self.room.present.lock();
         let Some(guest) = present.guests.get_mut(&self.id) else {
             return;
         };
@@ -246,7 +241,7 @@ impl Visit {
 
     /// A call was let in. As long as it is under way, the connection keeps its place.
     pub(super) fn admitted(&self) -> Call {
-        let mut present = self.room.present();
+        let mut present = self.room.present.lock();
         if let Some(guest) = present.guests.get_mut(&self.id) {
             let key = (guest.standing, guest.moment);
             guest.standing = Standing::Admitted;
@@ -257,18 +252,12 @@ impl Visit {
     }
 }
 
-impl std::fmt::Debug for Visit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Visit({})", self.id)
-    }
-}
-
 /// A call that is under way.
 pub(super) struct Call(Visit);
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut present = self.0.room.present();
+        let mut present = self.0.room.present.lock();
         let Some(guest) = present.guests.get_mut(&self.0.id) else {
             return;
         };

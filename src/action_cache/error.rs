@@ -53,7 +53,6 @@ pub(crate) enum ActionCacheError {
 
 impl ActionCacheError {
     /// Whether it is the same in every build of the output base: a format that is not known, or another user's files.
-    #[must_use]
     pub(crate) const fn is_lasting(&self) -> bool {
         matches!(self, Self::Format { .. } | Self::Unfit { .. })
     }

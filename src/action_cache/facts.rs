@@ -40,13 +40,11 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// All outputs, in the order of their paths.
-    #[must_use]
     pub(crate) fn outputs(&self) -> &[Output] {
         &self.outputs
     }
 
     /// The output at a path.
-    #[must_use]
     pub(crate) fn get(&self, path: &str) -> Option<&Output> {
         let at = self
             .outputs
@@ -64,7 +62,6 @@ impl Facts {
     }
 
     /// Whether actions tell different things of this path, and nothing says which is newer.
-    #[must_use]
     pub(crate) fn is_ambiguous(&self, path: &ExecPath) -> bool {
         self.ambiguous.binary_search(path).is_ok()
     }

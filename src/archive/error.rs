@@ -9,8 +9,7 @@ use crate::materialize::place::PlaceError;
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ArchiveError {
+pub(crate) enum ArchiveError {
     /// The bytes of the archive could not be read to their end.
     #[error("failed to read {archive}: {source}")]
     Source {
@@ -133,18 +132,6 @@ fn hint(on_conflict: &Option<OnConflict>) -> &'static str {
     match on_conflict {
         Some(OnConflict::Fail) => "; `fetch archive --on-conflict=last` takes the last archive's file",
         Some(OnConflict::Last) | None => "",
-    }
-}
-
-impl ArchiveError {
-    /// Whether there was no space left.
-    #[must_use]
-    pub fn is_about_space(&self) -> bool {
-        let Self::Place { source, .. } = self else {
-            return false;
-        };
-        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
     }
 }
 

@@ -14,7 +14,7 @@ const ENDINGS: &[(&str, Format)] = &[
 
 /// An archive's format. It is told by the file's name, never by its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// Not compressed.
     Tar,
     /// With gzip, of one member or several.
@@ -29,8 +29,7 @@ pub enum Format {
 
 impl Format {
     /// The format of a file of this name, in any case; `None` if it is not the name of an archive that can be unpacked.
-    #[must_use]
-    pub fn of(name: &str) -> Option<Self> {
+    pub(crate) fn of(name: &str) -> Option<Self> {
         let name = name.as_bytes();
         let ends_in = |ending: &str| {
             let start = name.len().checked_sub(ending.len()).filter(|start| *start > 0);
@@ -43,7 +42,7 @@ impl Format {
 
 /// Where members go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// To the names that they have.
     Extract {
         /// How many leading components of each name are cut, as with `tar --strip-components`; members with no more

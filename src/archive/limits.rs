@@ -6,7 +6,7 @@ use crate::units::parse_named;
 
 /// What is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// [`Limits::entries`]
     Entries,
     /// [`Limits::bytes`]
@@ -27,31 +27,31 @@ pub enum Limit {
 
 /// Limits of one archive. What is over one is an error, and nothing of the archive is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Members, and directories that only their names imply.
-    pub entries: u64,
+    pub(crate) entries: u64,
     /// Bytes of all its files, holes and copies for hard links included, and of many zeros after the end of a tar.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Bytes of files for each byte of the archive, beyond the first [`Self::FREE`].
-    pub ratio: u64,
+    pub(crate) ratio: u64,
     /// Components of a path.
-    pub depth: u64,
+    pub(crate) depth: u64,
     /// Bytes of the headers of one member of a tar: long names, extended headers, maps of sparse files.
-    pub header: u64,
+    pub(crate) header: u64,
     /// Bytes of `artifact_manifest.txt`.
-    pub manifest: u64,
+    pub(crate) manifest: u64,
     /// Bytes of memory to decompress xz.
-    pub xz_memory: u64,
+    pub(crate) xz_memory: u64,
     /// Bytes of the window of zstd, which are held in memory.
-    pub zstd_window: u64,
+    pub(crate) zstd_window: u64,
 }
 
 impl Limits {
     /// How many bytes of files the ratio does not look at: a small archive of zeros is no bomb.
-    pub const FREE: u64 = 64 << 20;
+    pub(crate) const FREE: u64 = 64 << 20;
 
     /// The limits by their names, with a word about each, and whether it is in bytes.
-    pub const NAMES: &'static [(&'static str, Limit, &'static str, bool)] = &[
+    pub(crate) const NAMES: &'static [(&'static str, Limit, &'static str, bool)] = &[
         ("archive-entries", Limit::Entries, "members of an archive", false),
         ("archive-size", Limit::Bytes, "bytes of an archive's files", true),
         (
@@ -96,7 +96,7 @@ impl Limits {
     ///
     /// # Errors
     /// In words, naming the one that is unknown or has an impossible value.
-    pub fn parse(texts: &[String]) -> Result<Self, String> {
+    pub(crate) fn parse(texts: &[String]) -> Result<Self, String> {
         let mut limits = Self::default();
         for text in texts {
             let known = || Self::NAMES.iter().map(|(name, _, _, is_size)| (*name, *is_size));
@@ -114,8 +114,7 @@ impl Limits {
     }
 
     /// The value of a limit.
-    #[must_use]
-    pub const fn get(&self, limit: Limit) -> u64 {
+    pub(crate) const fn get(&self, limit: Limit) -> u64 {
         match limit {
             Limit::Entries => self.entries,
             Limit::Bytes => self.bytes,
@@ -129,7 +128,7 @@ impl Limits {
     }
 
     /// Changes a limit.
-    pub const fn set(&mut self, limit: Limit, value: u64) {
+    pub(crate) const fn set(&mut self, limit: Limit, value: u64) {
         let field = match limit {
             Limit::Entries => &mut self.entries,
             Limit::Bytes => &mut self.bytes,

@@ -38,11 +38,11 @@ mod tests;
 mod tree;
 mod zip;
 
-pub use self::tar::unpack;
-pub use self::zip::unpack as unpack_zip;
+pub(crate) use self::tar::unpack;
+pub(crate) use self::zip::unpack as unpack_zip;
 pub(crate) use budget::Listable;
-pub use error::ArchiveError;
-pub use format::{Format, Mode};
-pub use limits::{Limit, Limits};
-pub use options::{Archive, Existing, Listed, OnConflict, Published, StagingOptions, Unpacked};
-pub use staging::Staging;
+pub(crate) use error::ArchiveError;
+pub(crate) use format::{Format, Mode};
+pub(crate) use limits::{Limit, Limits};
+pub(crate) use options::{Archive, Existing, Listed, OnConflict, Published, StagingOptions, Unpacked};
+pub(crate) use staging::Staging;

@@ -5,38 +5,38 @@ use crate::{exec_path::ExecPath, output::OutputContent};
 
 /// One archive that is to be unpacked.
 #[derive(Debug, Clone, Copy)]
-pub struct Archive<'a> {
+pub(crate) struct Archive<'a> {
     /// What messages call it: its URL or digest, without secrets.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
     /// Its place among those of one [`Staging`](super::Staging), from 0. With [`OnConflict::Last`] the highest wins, whichever is
     /// unpacked first.
-    pub order: u32,
+    pub(crate) order: u32,
     /// What it is.
-    pub format: Format,
+    pub(crate) format: Format,
     /// Where its members go.
-    pub mode: &'a Mode,
+    pub(crate) mode: &'a Mode,
     /// The directory in the target that all of them go below; empty for the target itself.
-    pub below: &'a str,
+    pub(crate) below: &'a str,
     /// How much it may ask for.
-    pub limits: &'a Limits,
+    pub(crate) limits: &'a Limits,
 }
 
 /// What was unpacked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Unpacked {
+pub(crate) struct Unpacked {
     /// Regular files, those made from hard links too.
-    pub files: u64,
+    pub(crate) files: u64,
     /// Symlinks.
-    pub links: u64,
+    pub(crate) links: u64,
     /// Directories that are members. Parents that no member names do not count.
-    pub directories: u64,
+    pub(crate) directories: u64,
     /// Bytes of all files.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// What becomes of a target that exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing {
+pub(crate) enum Existing {
     /// It is replaced as a whole, in one step where the file system can exchange directories.
     Replace,
     /// It is kept, and each file is renamed into it, in the place of what has its name.
@@ -45,7 +45,7 @@ pub enum Existing {
 
 /// What becomes of two members with the same path and different bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OnConflict {
+pub(crate) enum OnConflict {
     /// An error that names both archives.
     #[default]
     Fail,
@@ -56,35 +56,35 @@ pub enum OnConflict {
 
 /// What a [`Staging`](super::Staging) obeys.
 #[derive(Debug, Clone, Copy)]
-pub struct StagingOptions {
+pub(crate) struct StagingOptions {
     /// What becomes of a target that exists.
-    pub existing: Existing,
+    pub(crate) existing: Existing,
     /// What becomes of members with the same path.
-    pub on_conflict: OnConflict,
+    pub(crate) on_conflict: OnConflict,
     /// Whether symlinks may lead anywhere. Nothing is written through them in either case.
-    pub unsafe_links: bool,
+    pub(crate) unsafe_links: bool,
     /// Whether it is listed what was unpacked, for [`Staging::listed`](super::Staging::listed). Costs a SHA-256 of each file.
-    pub lists: bool,
+    pub(crate) lists: bool,
 }
 
 /// A path that was unpacked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Listed {
+pub(crate) struct Listed {
     /// Below the target.
-    pub path: ExecPath,
+    pub(crate) path: ExecPath,
     /// What it is. Directories are listed only if nothing is in them.
-    pub content: OutputContent,
+    pub(crate) content: OutputContent,
     /// The [`Archive::order`] of an archive that has it. What several have with the same content is listed for each.
-    pub order: u32,
+    pub(crate) order: u32,
     /// Inode number of a file; 0 for others.
-    pub inode: u64,
+    pub(crate) inode: u64,
 }
 
 /// What was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Published {
+pub(crate) struct Published {
     /// Files and symlinks that are in the target now.
-    pub files: u64,
+    pub(crate) files: u64,
     /// Whether there was a target before.
-    pub existed: bool,
+    pub(crate) existed: bool,
 }

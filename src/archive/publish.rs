@@ -26,7 +26,7 @@ impl Staging {
     /// # Errors
     /// When an archive was unpacked only in part, something in the target is in the way, or the system refuses. With [`Existing::Merge`] nothing was renamed
     /// if it is the former; each file there is whole in any case, and the same archives can be unpacked again.
-    pub fn publish(self) -> Result<Published, ArchiveError> {
+    pub(crate) fn publish(self) -> Result<Published, ArchiveError> {
         self.publish_with(&mut || Ok(()))
     }
 
@@ -35,17 +35,17 @@ impl Staging {
     /// # Errors
     /// As [`Self::publish`].
     pub(crate) fn publish_into(self, directory: &OwnedFd) -> Result<(), ArchiveError> {
-        if let Some(archive) = self.index().unfinished() {
+        if let Some(archive) = self.index.lock().unfinished() {
             return Err(ArchiveError::Unfinished { archive });
         }
         self.merge(directory, &mut || Ok(()))
     }
 
     pub(super) fn publish_with(self, between: Between<'_>) -> Result<Published, ArchiveError> {
-        if let Some(archive) = self.index().unfinished() {
+        if let Some(archive) = self.index.lock().unfinished() {
             return Err(ArchiveError::Unfinished { archive });
         }
-        let files = self.index().files();
+        let files = self.index.lock().files();
         let target = &self.target;
         let error = || place("create", &target.path);
         between()?;

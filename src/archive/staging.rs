@@ -10,9 +10,9 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use parking_lot::Mutex;
 use rustix::{
     fs::{self, AtFlags, CWD, Mode, OFlags, RenameFlags},
     io::Errno,
@@ -37,14 +37,14 @@ pub(super) const TREE: &str = "tree";
 
 /// A directory of our own on the target's file system, gone when dropped. Shared by the threads that unpack.
 #[derive(Debug)]
-pub struct Staging {
+pub(crate) struct Staging {
     pub(super) options: StagingOptions,
     pub(super) target: Target,
     /// What is unpacked.
     pub(super) tree: OwnedFd,
     /// It has the tree, and files that have no place in it yet.
     pub(super) temp: TempDir,
-    index: Mutex<Index>,
+    pub(super) index: Mutex<Index>,
     /// Device and inode number of the directory that the temp directory is in.
     beside: (u64, u64),
 }
@@ -196,7 +196,7 @@ impl Staging {
     ///
     /// # Errors
     /// When the target cannot be a directory, or nothing can be written beside it.
-    pub fn open(target: &Path, options: StagingOptions) -> Result<Self, ArchiveError> {
+    pub(crate) fn open(target: &Path, options: StagingOptions) -> Result<Self, ArchiveError> {
         let (target, exists) = Target::find(target, options.existing)?;
         let merges = exists && options.existing == Existing::Merge;
         // On the file system of what is renamed into.
@@ -226,14 +226,13 @@ impl Staging {
 
     /// From now on, what is listed counts together with what others list that share this.
     pub(crate) fn share(&self, listable: Listable) {
-        self.index().listing = Listing::new(listable);
+        self.index.lock().listing = Listing::new(listable);
     }
 
     /// What was unpacked so far, in the order of the paths, and once for each archive that has a path; nothing without
     /// [`StagingOptions::lists`].
-    #[must_use]
-    pub fn listed(&self) -> Vec<Listed> {
-        let index = self.index();
+    pub(crate) fn listed(&self) -> Vec<Listed> {
+        let index = self.index.lock();
         let is_leaf = |path: &str| {
             let below = format!("{path}/");
             let next = index.listed.range(below.clone()..).next();
@@ -276,7 +275,7 @@ impl Staging {
             path: name.as_path().to_owned(),
             source,
         };
-        let mut index = self.index();
+        let mut index = self.index.lock();
         if let Some(there) = index.get(name.as_str()) {
             return Err(ArchiveError::Conflict {
                 path: name.to_string(),
@@ -308,10 +307,6 @@ impl Staging {
     pub(crate) fn room(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(patient(|| fs::openat(&self.temp, ".", flags, Mode::empty()))?)
-    }
-
-    pub(super) fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a directory of the tree. No link is followed.

@@ -36,7 +36,11 @@ struct Unpacking<'a> {
 /// # Errors
 /// When `source` fails ([`ArchiveError::Source`]), or anything in the archive is damaged, not allowed or over a limit.
 /// The [`Staging`] must not be published then.
-pub fn unpack(source: impl Read, archive: &Archive<'_>, staging: &Staging) -> Result<Unpacked, ArchiveError> {
+pub(crate) fn unpack(
+    source: impl Read,
+    archive: &Archive<'_>,
+    staging: &Staging,
+) -> Result<Unpacked, ArchiveError> {
     let watch = Rc::new(Watch::default());
     let decoded = Decoded::new(source, archive, &watch)?;
     let mut tar = ::tar::Archive::new(decoded);

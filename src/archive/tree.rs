@@ -57,7 +57,7 @@ impl Drop for Interim<'_> {
 
 impl<'a> Tree<'a> {
     pub(super) fn new(staging: &'a Staging, archive: Archive<'a>) -> Self {
-        staging.index().begin(archive.order, archive.name);
+        staging.index.lock().begin(archive.order, archive.name);
         Self {
             staging,
             archive,
@@ -70,7 +70,7 @@ impl<'a> Tree<'a> {
 
     /// The archive has come to its proper end.
     pub(super) fn finish(self) -> Unpacked {
-        self.staging.index().finish(self.archive.order);
+        self.staging.index.lock().finish(self.archive.order);
         self.done
     }
 
@@ -91,7 +91,8 @@ impl<'a> Tree<'a> {
         let path = self.placed(path)?;
         self.open(path.as_str())?;
         self.staging
-            .index()
+            .index
+            .lock()
             .list_also(path.as_str(), self.archive.order)?;
         self.done.directories += 1;
         Ok(())
@@ -148,7 +149,12 @@ impl<'a> Tree<'a> {
     ) -> Result<(), ArchiveError> {
         let (path, to) = (&self.placed(path)?, &self.placed(to)?);
         let refused = |reason| Err(self.archive.link(path.as_str(), to.as_str().as_bytes(), reason));
-        if !self.staging.index().is_file_of(to.as_str(), self.archive.order) {
+        if !self
+            .staging
+            .index
+            .lock()
+            .is_file_of(to.as_str(), self.archive.order)
+        {
             return refused("no file of that name comes before it in the archive");
         }
         if path == to {
@@ -164,7 +170,7 @@ impl<'a> Tree<'a> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         self.budget.bytes(size, read)?;
         let (mut interim, file) = self.create(path, stat.st_mode & 0o111 != 0)?;
-        interim.content = self.staging.index().content(to.as_str());
+        interim.content = self.staging.index.lock().content(to.as_str());
         if fs::ioctl_ficlone(&file, &from).is_err() {
             loop {
                 let n = patient_read(&from, &mut self.buffer).map_err(error())?;
@@ -272,7 +278,7 @@ impl<'a> Tree<'a> {
                 }
                 Err(errno) => return Err(place("open", so_far)(errno)),
             };
-            if self.staging.index().get(so_far).is_none() {
+            if self.staging.index.lock().get(so_far).is_none() {
                 return Err(self.conflict(so_far, TWIN, false));
             }
             here = Some(Arc::new(fd));
@@ -289,7 +295,7 @@ impl<'a> Tree<'a> {
     }
 
     fn make(&self, at: &OwnedFd, name: &str, path: &str) -> Result<(), ArchiveError> {
-        let mut index = self.staging.index();
+        let mut index = self.staging.index.lock();
         let mode = Mode::from_raw_mode(0o755);
         match fs::mkdirat(at, name, mode) {
             Ok(()) => {}
@@ -327,7 +333,7 @@ impl<'a> Tree<'a> {
         let order = self.archive.order;
         let kind = interim.kind;
         let error = || place("create", path.as_path());
-        let mut index = self.staging.index();
+        let mut index = self.staging.index.lock();
         let Some(there) = index.get(path.as_str()) else {
             return match rename_new(&self.staging.temp, &interim.name, &dir, name.as_ref()) {
                 Ok(()) => {
@@ -365,7 +371,7 @@ impl<'a> Tree<'a> {
         if !is_same(interim, &dir, name).map_err(error())? {
             return Err(self.conflict(path.as_str(), "they have different content", true));
         }
-        let mut index = self.staging.index();
+        let mut index = self.staging.index.lock();
         if kind == Kind::File {
             index.share(path.as_str(), order);
         }
@@ -380,7 +386,7 @@ impl<'a> Tree<'a> {
     }
 
     fn conflict(&self, path: &str, reason: &'static str, is_optional: bool) -> ArchiveError {
-        let index = self.staging.index();
+        let index = self.staging.index.lock();
         let first = index.get(path).map_or(self.archive.order, |taken| taken.order);
         ArchiveError::Conflict {
             path: path.to_owned(),

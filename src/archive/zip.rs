@@ -72,7 +72,11 @@ struct Unpacking<'a> {
 ///
 /// # Errors
 /// As [`super::unpack`].
-pub fn unpack(file: &File, archive: &Archive<'_>, staging: &Staging) -> Result<Unpacked, ArchiveError> {
+pub(crate) fn unpack(
+    file: &File,
+    archive: &Archive<'_>,
+    staging: &Staging,
+) -> Result<Unpacked, ArchiveError> {
     let Mode::Extract { strip_components } = archive.mode else {
         return Err(ArchiveError::Manifest {
             archive: archive.name.to_owned(),

@@ -25,19 +25,16 @@ const OTHER: &[&str] = &[
 ];
 
 /// Whether a command of an event stream may have outputs: any that is not known to have none.
-#[must_use]
 pub(crate) fn has_outputs(command: &str) -> bool {
     !OTHER.contains(&command)
 }
 
 /// Whether this is a known command that builds outputs.
-#[must_use]
 pub(crate) fn builds(command: &str) -> bool {
     BUILDING.contains(&command)
 }
 
 /// Whether this is a command at all.
-#[must_use]
 pub(crate) fn is_known(command: &str) -> bool {
     builds(command) || !has_outputs(command)
 }

@@ -66,13 +66,11 @@ pub struct Decoder {
 
 impl Decoder {
     /// A decoder for a stream whose digest function may be known already.
-    #[must_use]
     pub const fn new(function: Option<DigestFunction>) -> Self {
         Self { function }
     }
 
     /// The build's digest function, as far as it is known.
-    #[must_use]
     pub const fn function(&self) -> Option<DigestFunction> {
         self.function
     }
@@ -104,7 +102,6 @@ impl Decoder {
 }
 
 /// Turns a message into the event it tells of.
-#[must_use]
 pub fn from_proto(message: proto::BuildEvent, default_function: Option<DigestFunction>) -> Framed {
     Reader {
         default_function,

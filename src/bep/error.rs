@@ -4,7 +4,6 @@ use std::{io, path::PathBuf};
 
 /// Why an event could not be read.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum BepError {
     /// The bytes are no `BuildEvent` message; also when a string in it is not UTF-8.
     #[error("not a build event: {0}")]
@@ -88,7 +87,6 @@ pub enum BepError {
 
 impl BepError {
     /// Whether only one event is lost, and the next one can be asked for.
-    #[must_use]
     pub(crate) const fn is_skippable(&self) -> bool {
         matches!(self, Self::Decode(_) | Self::Json(_) | Self::Event { .. })
     }

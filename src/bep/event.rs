@@ -136,7 +136,6 @@ pub struct CommandLine {
 
 impl CommandLine {
     /// The last value given for an option.
-    #[must_use]
     pub fn last(&self, name: &str) -> Option<&str> {
         self.options
             .iter()
@@ -146,13 +145,11 @@ impl CommandLine {
     }
 
     /// The same, unless it is empty: an empty value takes back what came before.
-    #[must_use]
     pub fn given(&self, name: &str) -> Option<&str> {
         self.last(name).filter(|value| !value.is_empty())
     }
 
     /// The last word on a switch, in either spelling: `--x`, `--x=false`, `--nox`.
-    #[must_use]
     pub(crate) fn switch(&self, name: &str) -> Option<bool> {
         self.options.iter().rev().find_map(|(option, value)| {
             if option == name {
@@ -167,7 +164,6 @@ impl CommandLine {
     }
 
     /// The remote cache, with the option that names it. As Bazel: an executor is its own cache unless another is named.
-    #[must_use]
     pub fn remote_cache(&self) -> Option<(&'static str, &str)> {
         ["remote_cache", "remote_executor"]
             .into_iter()
@@ -183,7 +179,6 @@ impl CommandLine {
     }
 
     /// The download mode that the last option about it asks for: `minimal`, `toplevel`, `all`.
-    #[must_use]
     pub(crate) fn download_mode(&self) -> Option<&str> {
         self.options
             .iter()
@@ -227,13 +222,11 @@ pub struct File {
 
 impl File {
     /// Whether the artifact root is named: outputs have one, source files have none.
-    #[must_use]
     pub const fn has_prefix(&self) -> bool {
         self.prefix_len > 0
     }
 
     /// The path below the artifact root.
-    #[must_use]
     pub fn name(&self) -> &str {
         if self.prefix_len == 0 {
             &self.path

@@ -66,7 +66,6 @@ impl SetBits {
     }
 
     /// Whether an index was added.
-    #[must_use]
     pub(crate) fn contains(&self, index: SetIndex) -> bool {
         self.0
             .get(index.0 / 64)
@@ -107,7 +106,8 @@ pub struct NamedSets {
     parked: HashMap<Ticket, usize>,
     next_ticket: u64,
     arrived: usize,
-    repeated: u64,
+    /// How many sets came again and were ignored.
+    pub repeated: u64,
     ended: bool,
     /// From the first failure on.
     faults: Option<Box<Faults>>,
@@ -115,7 +115,6 @@ pub struct NamedSets {
 
 impl NamedSets {
     /// An empty graph.
-    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
@@ -169,12 +168,13 @@ impl NamedSets {
                         }
                     }
                     Waiter::Ticket(ticket) => {
-                        if let Some(open) = self.parked.get_mut(&ticket) {
-                            *open -= 1;
-                            if *open == 0 {
-                                self.parked.remove(&ticket);
-                                released.push(ticket);
-                            }
+                        let Some(open) = self.parked.get_mut(&ticket) else {
+                            continue;
+                        };
+                        *open -= 1;
+                        if *open == 0 {
+                            self.parked.remove(&ticket);
+                            released.push(ticket);
                         }
                     }
                 }
@@ -289,26 +289,22 @@ impl NamedSets {
     }
 
     /// The set of an id, if it was heard of.
-    #[must_use]
     pub fn find(&self, id: &str) -> Option<SetIndex> {
         self.index.get(id).copied()
     }
 
     /// A set's id.
-    #[must_use]
     pub fn id(&self, index: SetIndex) -> &str {
         self.nodes.get(index.0).map_or("", |node| &node.id)
     }
 
     /// A set's own files; `None` when it has not come.
-    #[must_use]
     pub fn files(&self, id: &str) -> Option<&Arc<[File]>> {
         let index = self.index.get(id)?;
         self.nodes[index.0].files.as_ref()
     }
 
     /// The same by its number.
-    #[must_use]
     pub fn files_of(&self, index: SetIndex) -> Option<&Arc<[File]>> {
         self.nodes.get(index.0)?.files.as_ref()
     }
@@ -335,26 +331,17 @@ impl NamedSets {
     }
 
     /// How many sets have come.
-    #[must_use]
     pub const fn len(&self) -> usize {
         self.arrived
     }
 
     /// Whether no set has come.
-    #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.arrived == 0
     }
 
-    /// How many sets came again and were ignored.
-    #[must_use]
-    pub const fn repeated(&self) -> u64 {
-        self.repeated
-    }
-
     /// How many tickets are parked.
     #[cfg(test)]
-    #[must_use]
     pub(crate) fn parked(&self) -> usize {
         self.parked.len()
     }
@@ -405,7 +392,6 @@ pub(crate) struct Expansion<'s, S> {
 impl<S> Expansion<'_, S> {
     /// Ids of the sets met so far that have not come; all of them once the iterator is exhausted.
     #[cfg(test)]
-    #[must_use]
     pub(crate) fn missing(&self) -> &[String] {
         &self.missing
     }

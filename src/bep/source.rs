@@ -119,26 +119,22 @@ impl EventFile {
 
     /// Sets the largest event that is taken, in bytes.
     #[cfg(any(test, fuzzing))]
-    #[must_use]
     pub(crate) fn with_limit(mut self, limit: u64) -> Self {
         self.limit = limit;
         self
     }
 
     /// The file's format, once its first bytes have been read.
-    #[must_use]
     pub const fn format(&self) -> Option<Format> {
         self.format
     }
 
     /// Where the next event begins, in bytes.
-    #[must_use]
     pub const fn offset(&self) -> u64 {
         self.offset
     }
 
     /// The event that [`next`](Self::next) dealt with last, also when it could not be decoded.
-    #[must_use]
     pub const fn raw(&self) -> &RawEvent {
         &self.raw
     }

@@ -12,7 +12,6 @@ const SCHEME: &str = "bytestream://";
 
 /// Why a text does not name a blob.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub(crate) enum UriError {
     /// Another scheme, or none.
     #[error("{0:?} is not a bytestream:// uri")]
@@ -172,7 +171,6 @@ impl BytestreamUri {
     }
 
     /// Whether a URI has this scheme.
-    #[must_use]
     pub(crate) fn is_one(uri: &str) -> bool {
         uri.starts_with(SCHEME)
     }

@@ -93,7 +93,6 @@ impl Drop for Waiting<'_> {
 
 impl Budget {
     /// A budget of this many bytes.
-    #[must_use]
     pub(crate) fn new(bytes: usize) -> Self {
         Self {
             shares: Arc::new(Shares {
@@ -186,7 +185,6 @@ impl Budget {
 
     /// Bytes that are taken now.
     #[cfg(test)]
-    #[must_use]
     pub(crate) fn taken(&self) -> usize {
         let shares = [&self.shares.small, &self.shares.large, &self.shares.again];
         let taken = shares

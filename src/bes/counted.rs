@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -11,6 +11,7 @@ use futures::{FutureExt as _, future::BoxFuture, stream};
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
+use parking_lot::Mutex;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
@@ -45,7 +46,7 @@ pub(super) struct Handed(Arc<Mutex<Option<Inbound>>>);
 impl Handed {
     /// The messages; they are there once.
     pub(super) fn take(&self) -> Option<Inbound> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 

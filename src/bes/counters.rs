@@ -16,7 +16,6 @@ macro_rules! counters {
 
         impl Counters {
             /// The counts now.
-            #[must_use]
             pub(crate) fn now(&self) -> CountersNow {
                 CountersNow { $($name: self.$name.load(Relaxed),)* }
             }

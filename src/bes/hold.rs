@@ -82,7 +82,6 @@ fn bes_timeout(line: &CommandLine) -> Option<Duration> {
 
 /// What holds an acknowledgement back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
 pub enum HoldMode {
     /// Nothing: everything is acknowledged at once and downloaded afterwards.
     None,

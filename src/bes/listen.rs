@@ -31,7 +31,6 @@ pub enum BesAddress {
 
 /// Why an address is invalid, or cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ListenError {
     /// The text is neither form of an address.
     #[error("{0:?} is not an address to listen on: expected IP:PORT or unix:PATH")]
@@ -167,7 +166,6 @@ impl BesListener {
     }
 
     /// With a door's rules.
-    #[must_use]
     pub fn behind(self, door: Door) -> Self {
         Self { door, ..self }
     }

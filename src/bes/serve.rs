@@ -35,7 +35,6 @@ const DRAIN: Duration = Duration::from_secs(8);
 
 /// Why serving failed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ServeError {
     /// The reflection service could not be made from the descriptors.
     #[error("failed to create the reflection service: {0}")]
@@ -73,7 +72,6 @@ pub async fn routes(service: BesService) -> Result<(Routes, HealthReporter), Ser
 
 /// A server's settings for build tools. Nothing here answers pings with "too many": Bazel sends one a minute while
 /// calls are open (`--grpc_keepalive_time`), and this stack limits none.
-#[must_use]
 pub fn server() -> Server {
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)

@@ -52,7 +52,6 @@ pub struct BesService {
 impl BesService {
     /// A service without connections. Without a journal, nothing outlives the process. With an upstream service,
     /// streams and lifecycle calls are forwarded to it.
-    #[must_use]
     pub fn new(
         builds: Arc<dyn Builds>,
         decoders: Decoders,
@@ -90,25 +89,21 @@ impl BesService {
     }
 
     /// What clients may ask for.
-    #[must_use]
     pub fn limits(&self) -> BesLimits {
         self.context.options.limits
     }
 
     /// Memory for what clients send. Other services beside this one share it.
-    #[must_use]
     pub(crate) fn budget(&self) -> Budget {
         self.context.budget.clone()
     }
 
     /// Whether a client is still there that was not answered to the end.
-    #[must_use]
     pub(crate) fn is_answering(&self) -> bool {
         !self.shared.answers.is_empty()
     }
 
     /// The counts.
-    #[must_use]
     pub(crate) fn counters(&self) -> CountersNow {
         self.context.counters.now()
     }
@@ -120,13 +115,11 @@ impl BesService {
     }
 
     /// Streams that are open, being settled, or ended a short while ago.
-    #[must_use]
     pub fn streams(&self) -> usize {
         self.context.streams.len()
     }
 
     /// Whether the upstream service still has to get something: also of builds that may go on.
-    #[must_use]
     pub(crate) fn has_undelivered(&self) -> bool {
         self.context
             .upstream
@@ -135,7 +128,6 @@ impl BesService {
     }
 
     /// Whether the upstream service took what it was sent last.
-    #[must_use]
     pub(crate) fn is_upstream_healthy(&self) -> bool {
         self.context.upstream.as_ref().is_some_and(Upstream::is_healthy)
     }

@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::command::Command;
@@ -45,7 +46,7 @@ impl Streams {
         key: &StreamKey,
         start: impl FnOnce(mpsc::Receiver<Command>, StreamSlot),
     ) -> mpsc::Sender<Command> {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.tasks.lock();
         if let Some(sender) = tasks.get(key)
             && !sender.is_closed()
         {
@@ -59,7 +60,7 @@ impl Streams {
 
     /// Whether one more client's stream may be at work, when `most` may; one that has a task already may.
     pub(super) fn may_open(&self, key: &StreamKey, most: usize) -> bool {
-        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let tasks = self.tasks.lock();
         let known = tasks.get(key).is_some_and(|sender| !sender.is_closed());
         known || self.at_work.load(Relaxed) < most
     }
@@ -70,7 +71,7 @@ impl Streams {
         loop {
             let next = newest.next_attempt();
             let has_task = {
-                let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+                let tasks = self.tasks.lock();
                 tasks.contains_key(&next)
             };
             if !has_task && !journal.is_some_and(|journal| journal.has(&next)) {
@@ -96,7 +97,7 @@ impl Streams {
     /// Forgets a stream, unless there is another handle to it: handles are only made under this lock, so a
     /// task that gets `true` cannot miss a command.
     pub(super) fn retire(&self, key: &StreamKey, commands: &mpsc::Receiver<Command>) -> bool {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.tasks.lock();
         let idle = commands.sender_strong_count() == 1 && commands.is_empty();
         if idle {
             tasks.remove(key);
@@ -105,6 +106,6 @@ impl Streams {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.tasks.lock().len()
     }
 }

@@ -7,23 +7,22 @@ use std::{
 };
 
 use clap::Args;
-use tokio::sync::mpsc;
-use tonic::{
-    Request, Status, Streaming,
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::Channel,
-};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, Streaming, body::Body, service::interceptor::InterceptedService};
+use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
 use super::{exit::Failure, run::own_states};
 use crate::{
-    access::Token,
     bep::commands::has_outputs,
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs},
-    control::{Heard, Service},
+    control::{ControlServer, Service},
     daemon::Rooms,
     invocation::policy::Policy,
     printable::with_causes,
-    proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
+    proto::outhaul::v1::{
+        self as pb, control_client::ControlClient, control_server::ControlServer as ControlService,
+        watch_invocation_response::Event,
+    },
     record::{Record, RecordError, Which},
     roots::Destination,
     transport::{ConnectOptions, Connector, Endpoint, TlsFiles},
@@ -38,21 +37,8 @@ const MAX_ANSWER: usize = 256 << 20;
 /// How many builds are looked through for the newest of a workspace.
 const NEWEST: u32 = 1000;
 
-/// A daemon's control API.
-pub(super) type Daemon = ControlClient<InterceptedService<Channel, WithToken>>;
-
-/// Puts the token, if there is one, into every call.
-#[derive(Clone)]
-pub(super) struct WithToken(Option<Token>);
-
-impl Interceptor for WithToken {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
-            token.put(&mut request)?;
-        }
-        Ok(request)
-    }
-}
+/// The control API, of a daemon or of this process.
+type Control = ControlClient<BoxCloneService<http::Request<Body>, http::Response<Body>, BoxError>>;
 
 /// Where a daemon is looked for.
 pub(super) enum Door {
@@ -81,15 +67,28 @@ impl Door {
     }
 
     /// Connects, or says why not.
-    pub(super) async fn connect(&self) -> Result<Daemon, String> {
+    pub(super) async fn connect(&self) -> Result<Client, String> {
         let (mut options, token) = match self {
             Self::Socket(path) => (ConnectOptions::new(Endpoint::unix(path.clone())), None),
             Self::Named(address) => (address.connect.clone(), address.token.clone()),
         };
         options.keepalive = options.endpoint.host().map(|_| KEEPALIVE);
         let connector = Connector::new(&options).map_err(|e| e.to_string())?;
-        let channel = InterceptedService::new(connector.connect().await?, WithToken(token));
-        Ok(ControlClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+        let with_token = move |mut request: Request<()>| {
+            if let Some(token) = &token {
+                token.put(&mut request)?;
+            }
+            Ok(request)
+        };
+        let channel = InterceptedService::new(connector.connect().await?, with_token);
+        let channel = channel
+            .map_response(|answer| answer.map(Body::new))
+            .map_err(BoxError::from);
+        let control = ControlClient::new(BoxCloneService::new(channel));
+        Ok(Client {
+            control: control.max_decoding_message_size(MAX_ANSWER),
+            here: None,
+        })
     }
 }
 
@@ -102,28 +101,17 @@ pub(super) enum Lost {
 }
 
 /// What is heard of one invocation.
-pub(super) enum Following {
-    Daemon(Box<Streaming<pb::WatchInvocationResponse>>),
-    Here(mpsc::Receiver<Heard>),
-}
+pub(super) struct Following(Streaming<pb::WatchInvocationResponse>);
 
 impl Following {
     /// The next event; none after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Event>, Lost> {
-        match self {
-            Self::Daemon(events) => loop {
-                match events.message().await.map_err(lost)? {
-                    // Of a newer daemon, it may be something that we do not know.
-                    Some(message) if message.event.is_none() => {}
-                    Some(message) => return Ok(message.event),
-                    None => return Ok(None),
-                }
-            },
-            Self::Here(events) => match events.recv().await {
-                Some(Ok(news)) => Ok(Some(news.into_event())),
-                Some(Err(status)) => Err(lost(status)),
-                None => Ok(None),
-            },
+        loop {
+            match self.0.message().await.map_err(lost)? {
+                // Of a newer daemon, it may be something that we do not know.
+                Some(message) if message.event.is_none() => {}
+                message => return Ok(message.and_then(|message| message.event)),
+            }
         }
     }
 }
@@ -166,12 +154,11 @@ impl AskArgs {
     }
 }
 
-/// A connection to a daemon, or the record itself.
-pub(super) enum Client {
-    /// A daemon.
-    Daemon(Daemon),
-    /// This process, which has opened the record.
-    Here(Box<Service>, Record),
+/// Asks a daemon, or this process where it has opened the record itself.
+pub(super) struct Client {
+    control: Control,
+    /// This process's own.
+    pub(super) here: Option<(Box<Service>, Record)>,
 }
 
 /// The newest build with outputs of a workspace; of any, if that is empty.
@@ -190,7 +177,7 @@ impl Client {
     ) -> Result<Self, Failure> {
         let door = Door::new(control, state, cache.tls_files())?;
         match door.connect().await {
-            Ok(daemon) => Ok(Self::Daemon(daemon)),
+            Ok(daemon) => Ok(daemon),
             Err(refused) => Self::here(&door, &refused, state, cache).await,
         }
     }
@@ -303,7 +290,16 @@ impl Client {
             .service
             .with_archives(cache.archives()?)
             .with_journal(journal);
-        Ok(Self::Here(Box::new(service), record))
+        let server = ControlServer::new(service.clone(), CancellationToken::new()).alone();
+        let server = ControlService::new(server).max_decoding_message_size(usize::MAX);
+        let control = ControlClient::new(BoxCloneService::new(ServiceExt::<http::Request<Body>>::map_err(
+            server,
+            BoxError::from,
+        )));
+        Ok(Self {
+            control: control.max_decoding_message_size(usize::MAX),
+            here: Some((Box::new(service), record)),
+        })
     }
 
     fn rooms(record: Record, cache: &CacheArgs) -> Result<Rooms, Failure> {
@@ -319,88 +315,54 @@ impl Client {
     }
 
     pub(super) async fn invocations(&mut self, limit: u32) -> Result<Vec<pb::Invocation>, Failure> {
-        match self {
-            Self::Daemon(client) => {
-                let answer = client
-                    .list_invocations(pb::ListInvocationsRequest { limit })
-                    .await;
-                Ok(answer.map_err(failure)?.into_inner().invocations)
-            }
-            Self::Here(service, _) => Ok(service.invocations(limit).await),
-        }
+        let request = pb::ListInvocationsRequest { limit };
+        let answer = self.control.list_invocations(request).await;
+        Ok(answer.map_err(failure)?.into_inner().invocations)
     }
 
     pub(super) async fn invocation(
         &mut self,
         id: &str,
     ) -> Result<(pb::Invocation, Vec<pb::Target>), Failure> {
-        let which = Which::of(id);
-        let missing = || Failure::not_found(which.not_recorded());
-        match self {
-            Self::Daemon(client) => {
-                let request = pb::GetInvocationRequest {
-                    invocation_id: id.to_owned(),
-                };
-                let answer = client
-                    .get_invocation(request)
-                    .await
-                    .map_err(failure)?
-                    .into_inner();
-                Ok((answer.invocation.ok_or_else(missing)?, answer.targets))
-            }
-            Self::Here(service, _) => service.invocation(id).await.ok_or_else(missing),
-        }
+        let request = pb::GetInvocationRequest {
+            invocation_id: id.to_owned(),
+        };
+        let answer = self.control.get_invocation(request).await;
+        let answer = answer.map_err(failure)?.into_inner();
+        let missing = || Failure::not_found(Which::of(id).not_recorded());
+        Ok((answer.invocation.ok_or_else(missing)?, answer.targets))
     }
 
     pub(super) async fn stat(&mut self, paths: Vec<String>) -> Result<Vec<pb::Output>, Failure> {
-        match self {
-            Self::Daemon(client) => {
-                let request = pb::BatchStatRequest {
-                    paths,
-                    ..pb::BatchStatRequest::default()
-                };
-                let answer = client.batch_stat(request).await;
-                Ok(answer.map_err(failure)?.into_inner().outputs)
-            }
-            Self::Here(service, _) => service.stat(paths, "").await.map_err(failure),
-        }
+        let answer = self.control.stat_outputs(pb::OutputsRequest { paths }).await;
+        Ok(answer.map_err(failure)?.into_inner().outputs)
     }
 
     pub(super) async fn why(&mut self, paths: Vec<String>) -> Result<Vec<pb::why_response::Answer>, Failure> {
-        match self {
-            Self::Daemon(client) => {
-                let answer = client.why(pb::WhyRequest { paths }).await;
-                Ok(answer.map_err(failure)?.into_inner().answers)
-            }
-            Self::Here(service, _) => Ok(service.why(paths).await),
-        }
+        let answer = self.control.why(pb::WhyRequest { paths }).await;
+        Ok(answer.map_err(failure)?.into_inner().answers)
     }
 
     /// Follows an invocation. Without a daemon, the record is all there is.
     pub(super) async fn watch(&mut self, choice: pb::InvocationChoice) -> Result<Following, Lost> {
-        match self {
-            Self::Daemon(client) => {
-                let request = pb::WatchInvocationRequest {
-                    invocation: Some(choice),
-                };
-                let events = client.watch_invocation(request).await.map_err(lost)?;
-                Ok(Following::Daemon(Box::new(events.into_inner())))
-            }
-            Self::Here(service, _) => Ok(Following::Here(service.watch(choice, false))),
-        }
+        let request = pb::WatchInvocationRequest {
+            invocation: Some(choice),
+        };
+        let events = self.control.watch_invocation(request).await.map_err(lost)?;
+        Ok(Following(events.into_inner()))
     }
 
     pub(super) async fn materialize(
         &mut self,
         paths: Vec<String>,
     ) -> Result<Vec<pb::materialize_response::Result>, Failure> {
-        match self {
-            Self::Daemon(client) => {
-                let answer = client.materialize(pb::OutputsRequest { paths }).await;
-                Ok(answer.map_err(failure)?.into_inner().results)
-            }
-            Self::Here(service, _) => Ok(service.materialize(paths).await),
-        }
+        let answer = self.control.materialize(pb::OutputsRequest { paths }).await;
+        Ok(answer.map_err(failure)?.into_inner().results)
+    }
+
+    /// Stages, or finds out what would be staged.
+    pub(super) async fn stage(&mut self, request: pb::StageRequest) -> Result<pb::StageResponse, Status> {
+        Ok(self.control.stage(request).await?.into_inner())
     }
 
     /// Calls `each` for every output.
@@ -410,30 +372,21 @@ impl Client {
         class: pb::OutputClass,
         mut each: impl FnMut(pb::Output) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        match self {
-            Self::Daemon(client) => {
-                let request = pb::ListOutputsRequest {
-                    invocation_id: id.to_owned(),
-                    class: class.into(),
-                };
-                let mut outputs = client.list_outputs(request).await.map_err(failure)?.into_inner();
-                while let Some(output) = outputs.message().await.map_err(failure)? {
-                    each(output)?;
-                }
-            }
-            Self::Here(service, _) => {
-                let mut outputs = service.outputs(id, class).await.map_err(failure)?;
-                while let Some(output) = outputs.recv().await {
-                    each(output)?;
-                }
-            }
+        let request = pb::ListOutputsRequest {
+            invocation_id: id.to_owned(),
+            class: class.into(),
+        };
+        let outputs = self.control.list_outputs(request).await;
+        let mut outputs = outputs.map_err(failure)?.into_inner();
+        while let Some(output) = outputs.message().await.map_err(failure)? {
+            each(output)?;
         }
         Ok(())
     }
 
     /// Writes what is still to be written.
     pub(super) async fn close(self) {
-        if let Self::Here(service, record) = self {
+        if let Some((service, record)) = self.here {
             // Blocks for some seconds at most.
             let _ = tokio::task::spawn_blocking(move || {
                 service.let_go();

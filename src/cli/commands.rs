@@ -47,9 +47,9 @@ enum Command {
     /// Run a program of a recorded build with its runfiles, without the build tool
     Exec(exec::ExecArgs),
     /// Show what is recorded about outputs: digest, size, state, target
-    Stat(stat::StatArgs),
+    Stat(stat::Question),
     /// Show why outputs were downloaded or not, and where their bytes came from
-    Why(stat::WhyArgs),
+    Why(stat::Question),
     /// Wait until the outputs of a build, or of some of its targets, are on disk
     Wait(wait::WaitArgs),
     /// Print a JSON line for each file of a build once it is whole under its final name
@@ -80,7 +80,6 @@ enum Command {
 }
 
 /// Parses the arguments and runs the command.
-#[must_use]
 pub fn main() -> ExitCode {
     if let Some(code) = run::called_as_another() {
         return code;

@@ -78,7 +78,7 @@ async fn bring(
     let written = args.program.to_str().unwrap_or_default();
     let path = if is_target(written) {
         let pattern = written.parse::<TargetPattern>();
-        let is_one = pattern.is_ok_and(|pattern| pattern.is_exact() && !pattern.is_negative());
+        let is_one = pattern.is_ok_and(|pattern| pattern.is_exact() && !pattern.is_negative);
         if !is_one {
             return Err(Failure::usage(format!(
                 "{written}: name one target, such as //pkg:name"

@@ -8,7 +8,6 @@ use std::{
 };
 
 use clap::Args;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     client::Client,
@@ -25,7 +24,7 @@ use crate::{
     journal::{Entry, Journal},
     printable::printable,
     proto::outhaul::v1 as pb,
-    record::InvocationRow,
+    record::{InvocationRow, with_fields_of},
     stage::archive::{self, Exported},
 };
 
@@ -120,34 +119,21 @@ async fn find(
         dry_run: true,
         ..pb::StageRequest::default()
     };
-    let planned = match client {
-        Client::Daemon(client) => client.stage(request).await.map(tonic::Response::into_inner),
-        Client::Here(service, _) => service
-            .begin_stage(request, &CancellationToken::new())
-            .await
-            .map(|answered| answered.response),
-    };
-    let id = match planned {
+    let id = match client.stage(request).await {
         Ok(planned) => planned.invocation_id,
         // Nothing to stage is no reason not to carry it elsewhere: its targets and its end are told too.
         Err(status) => nothing_of(&status).ok_or_else(|| failure(&status))?,
     };
     let (row, _) = client.invocation(&id).await?;
-    Ok(InvocationRow {
-        invocation_id: row.invocation_id,
-        build_id: row.build_id,
-        command: row.command,
-        workspace: row.workspace,
-        exec_root: row.exec_root,
-        started_ms: row.started_ms,
-        settled_ms: row.settled_ms,
-        finished: row.exit_code.is_some(),
-        exit_code: row.exit_code.unwrap_or_default(),
-        build_tool_version: row.build_tool_version,
-        remote_cache: row.remote_cache,
-        remote_instance_name: row.remote_instance_name,
+    Ok(with_fields_of!(
+        row,
+        InvocationRow {
+            finished: row.exit_code.is_some(),
+            exit_code: row.exit_code.unwrap_or_default(),
+        } invocation_id build_id command workspace exec_root started_ms settled_ms build_tool_version remote_cache
+          remote_instance_name,
         ..InvocationRow::default()
-    })
+    ))
 }
 
 /// Whole or not at all, and for the user's own eyes: names of targets and files are in it as they are.

@@ -132,8 +132,8 @@ pub(super) fn main(command: FetchCommand) -> Result<u8, Failure> {
     let ended = runtime.block_on(async {
         match command {
             FetchCommand::Bep(args) => bep(args).await,
-            FetchCommand::Action(args) => action(args).await,
-            FetchCommand::Tree(args) => tree(args).await,
+            FetchCommand::Action(args) => tree(args, true).await,
+            FetchCommand::Tree(args) => tree(args, false).await,
             FetchCommand::Blob(args) => blob(args).await,
             #[cfg(feature = "archives")]
             FetchCommand::Archive(args) => archive::main(*args).await,
@@ -248,25 +248,19 @@ async fn play(
     }
 }
 
-async fn action(args: TreeArgs) -> Result<u8, Failure> {
+/// The outputs of an action, or the files of a directory tree.
+async fn tree(args: TreeArgs, is_action: bool) -> Result<u8, Failure> {
     let cache = args.cache.cache()?.actions();
     let digest = digest(&written(&args.digest)?, &args.cache, &*cache).await?;
-    let expanded = match expand_action(&*cache, &digest, &Attribution::default()).await {
-        Ok(expanded) => expanded,
-        Err(error) => return Err(in_plain_words(&*cache, error).await),
+    let nobody = Attribution::default();
+    let expanded = if is_action {
+        expand_action(&*cache, &digest, &nobody).await
+    } else {
+        expand_any_tree(&*cache, &digest, &nobody).await.map(Some)
     };
-    let expanded = expanded
-        .ok_or_else(|| Failure::not_found(format!("{}: no result for action {digest}", cache.describe())))?;
-    let outputs = expanded.into_iter().map(|e| (e.path, e.content)).collect();
-    let ended = into_directory(&args.output_dir, &args.place, cache, outputs).await?;
-    Ok(ended.code())
-}
-
-async fn tree(args: TreeArgs) -> Result<u8, Failure> {
-    let cache = args.cache.cache()?.actions();
-    let digest = digest(&written(&args.digest)?, &args.cache, &*cache).await?;
-    let expanded = match expand_any_tree(&*cache, &digest, &Attribution::default()).await {
-        Ok(expanded) => expanded,
+    let missing = || Failure::not_found(format!("{}: no result for action {digest}", cache.describe()));
+    let expanded = match expanded {
+        Ok(expanded) => expanded.ok_or_else(missing)?,
         Err(error) => return Err(in_plain_words(&*cache, error).await),
     };
     let outputs = expanded.into_iter().map(|e| (e.path, e.content)).collect();

@@ -174,7 +174,7 @@ impl<'a> Follower<'a> {
             let mut client = match self.door.connect().await {
                 Ok(daemon) => {
                     met = true;
-                    Client::Daemon(daemon)
+                    daemon
                 }
                 Err(reason) if met => {
                     self.lost(hears, &reason)?;
@@ -220,7 +220,7 @@ impl<'a> Follower<'a> {
         hears: &mut H,
     ) -> Result<H::Answer, Lost> {
         let mut following = client.watch(choice.clone()).await?;
-        if let Client::Daemon(_) = client {
+        if client.here.is_none() {
             self.is_lost = false;
             hears.found().map_err(|e| Lost::Refused(e.into()))?;
         }

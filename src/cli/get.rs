@@ -9,7 +9,6 @@ use std::{
 use clap::Args;
 use regex::Regex;
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     client::{AskArgs, Client},
@@ -327,13 +326,7 @@ pub(super) async fn of_targets(
         dry_run: true,
         ..pb::StageRequest::default()
     };
-    let found = match client {
-        Client::Daemon(client) => client.stage(request).await.map(tonic::Response::into_inner),
-        Client::Here(service, _) => {
-            let selected = service.begin_stage(request, &CancellationToken::new()).await;
-            selected.map(|selected| selected.response)
-        }
-    };
+    let found = client.stage(request).await;
     let found = found.map_err(|status| stage::failure(&status))?;
     for note in &found.notes {
         writeln!(print::err(), "outhaul: {}", printable(note))?;
@@ -401,7 +394,7 @@ fn of_packages(
             continue;
         };
         for (hit, pattern) in hits.iter_mut().zip(patterns) {
-            *hit |= pattern.is_negative() || pattern.covers(&label);
+            *hit |= pattern.is_negative || pattern.covers(&label);
         }
         if pattern::matches(patterns, &label) {
             paths.push(path);

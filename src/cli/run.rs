@@ -21,11 +21,12 @@ use std::{
     ffi::OsString,
     io::{self, Write as _},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use clap::Args;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +34,7 @@ use self::{
     child::Signals,
     host::Host,
     line::Line,
-    reports::{SharedReports, collect, lock, tell},
+    reports::{SharedReports, collect, tell},
     shims::{Shims, is_ours, path_without},
     wrapped::{Wrapped, see_through},
 };
@@ -150,7 +151,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
     } = started;
     // Whatever came of the command: a daemon whose runtime is taken away would take that for a fault of its own.
     shutdown.cancel();
-    let reports = lock(&reports).take();
+    let reports = reports.lock().take();
     let has_failed = ended
         .as_ref()
         .is_ok_and(|code| outcome(&host, &reports, bazel.is_none().then_some(&name), *code != 0));

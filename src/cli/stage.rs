@@ -282,7 +282,7 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
 async fn of_collection(args: &StageArgs, control: &ControlArgs) -> Result<Client, Failure> {
     let door = Door::new(control, &args.state, args.cache.tls_files())?;
     match door.connect().await {
-        Ok(daemon) => Ok(Client::Daemon(daemon)),
+        Ok(daemon) => Ok(daemon),
         Err(refused) => {
             let mut private = std::fs::DirBuilder::new();
             private.recursive(true).mode(0o700);
@@ -293,12 +293,9 @@ async fn of_collection(args: &StageArgs, control: &ControlArgs) -> Result<Client
 }
 
 async fn stage(args: &StageArgs, client: &mut Client, request: pb::StageRequest) -> Result<u8, Failure> {
-    let (response, rest) = match client {
-        Client::Daemon(client) => {
-            let answer = client.stage(request).await.map_err(|s| failure(&s))?;
-            (answer.into_inner(), None)
-        }
-        Client::Here(service, _) => {
+    let (response, rest) = match &client.here {
+        None => (client.stage(request).await.map_err(|s| failure(&s))?, None),
+        Some((service, _)) => {
             let answered = service
                 .begin_stage(request, &CancellationToken::new())
                 .await

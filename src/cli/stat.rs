@@ -7,22 +7,9 @@ use clap::Args;
 use super::{client::AskArgs, exit, exit::Failure, get::resolved, print, runtime, view};
 use crate::{control::namer, printable::printable, proto::outhaul::v1 as pb};
 
-/// Arguments of `outhaul stat`.
+/// Arguments of `outhaul stat` and `outhaul why`.
 #[derive(Debug, Args)]
-pub(super) struct StatArgs {
-    #[command(flatten)]
-    question: Question,
-}
-
-/// Arguments of `outhaul why`.
-#[derive(Debug, Args)]
-pub(super) struct WhyArgs {
-    #[command(flatten)]
-    question: Question,
-}
-
-#[derive(Debug, Args)]
-struct Question {
+pub(super) struct Question {
     /// Outputs, by path: as you see them (bazel-bin/pkg/x), absolute, or as exec paths (bazel-out/…)
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
@@ -31,8 +18,7 @@ struct Question {
     ask: AskArgs,
 }
 
-pub(super) fn stat(args: &StatArgs) -> Result<u8, Failure> {
-    let question = &args.question;
+pub(super) fn stat(question: &Question) -> Result<u8, Failure> {
     let paths = resolved(&question.paths)?;
     runtime()?.block_on(async {
         let mut client = question.ask.client().await?;
@@ -56,8 +42,7 @@ pub(super) fn stat(args: &StatArgs) -> Result<u8, Failure> {
     })
 }
 
-pub(super) fn why(args: &WhyArgs) -> Result<u8, Failure> {
-    let question = &args.question;
+pub(super) fn why(question: &Question) -> Result<u8, Failure> {
     let paths = resolved(&question.paths)?;
     runtime()?.block_on(async {
         let mut client = question.ask.client().await?;

@@ -5,17 +5,16 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use futures::{FutureExt as _, future::BoxFuture};
-
 use super::{Checksum, Collection, Item, Listing};
 use crate::{
     digest::Digest,
     remote::{Attribution, BlobStore, Sink},
     transport::RemoteError,
 };
+use async_trait::async_trait;
 
 /// A blob, under a name.
-pub struct BlobArchive {
+pub(crate) struct BlobArchive {
     store: Arc<dyn BlobStore>,
     digest: Digest,
     name: String,
@@ -25,8 +24,7 @@ pub struct BlobArchive {
 
 impl BlobArchive {
     /// The blob with this digest. Without a name, it is called by its hash.
-    #[must_use]
-    pub fn new(store: Arc<dyn BlobStore>, digest: Digest, name: Option<String>) -> Self {
+    pub(crate) fn new(store: Arc<dyn BlobStore>, digest: Digest, name: Option<String>) -> Self {
         Self {
             name: name.unwrap_or_else(|| digest.hash_hex()),
             store,
@@ -36,8 +34,9 @@ impl BlobArchive {
     }
 }
 
+#[async_trait]
 impl Collection for BlobArchive {
-    fn list(&self) -> BoxFuture<'_, Result<Listing, RemoteError>> {
+    async fn list(&self) -> Result<Listing, RemoteError> {
         let item = Item {
             size: Some(self.digest.size()),
             ..Item::named(self.name.clone())
@@ -46,21 +45,18 @@ impl Collection for BlobArchive {
             items: vec![item],
             is_complete: true,
         };
-        futures::future::ready(Ok(listing)).boxed()
+        Ok(listing)
     }
 
-    fn read<'a>(&'a self, _: &'a Item, sink: &'a mut dyn Sink) -> BoxFuture<'a, Result<(), RemoteError>> {
-        async move {
-            let nobody = Attribution::default();
-            if self.digest.is_empty() {
-                return Ok(());
-            }
-            let avoid = self.was_read.swap(true, Ordering::Relaxed);
-            self.store
-                .read_stream(&self.digest, 0, &nobody, avoid, sink)
-                .await
+    async fn read(&self, _: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {
+        let nobody = Attribution::default();
+        if self.digest.is_empty() {
+            return Ok(());
         }
-        .boxed()
+        let avoid = self.was_read.swap(true, Ordering::Relaxed);
+        self.store
+            .read_stream(&self.digest, 0, &nobody, avoid, sink)
+            .await
     }
 
     fn checksum(&self) -> Option<Checksum> {

@@ -1,6 +1,7 @@
 //! Objects in a bucket.
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
 
 use super::{
     Collection, Item, Listing,
@@ -19,29 +20,22 @@ pub(super) struct BucketDirectory {
     pub(super) patience: Patience,
 }
 
+#[async_trait]
 impl Ranged for BucketDirectory {
-    fn open<'a>(
-        &'a self,
-        item: &'a Item,
-        offset: u64,
-        version: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<Opened, RemoteError>> {
-        async move {
-            let version = version.filter(|_| offset > 0);
-            let reading = self.bucket.get(&item.name, offset, version).await?;
-            let (size, version) = (Some(reading.size), reading.etag.clone());
-            let bytes = stream::try_unfold(reading, |mut reading| async move {
-                let piece = reading.next().await?;
-                Ok(piece.map(|piece| (piece, reading)))
-            });
-            Ok(Opened {
-                begin: offset,
-                size,
-                version,
-                bytes: bytes.boxed(),
-            })
-        }
-        .boxed()
+    async fn open(&self, item: &Item, offset: u64, version: Option<&str>) -> Result<Opened, RemoteError> {
+        let version = version.filter(|_| offset > 0);
+        let reading = self.bucket.get(&item.name, offset, version).await?;
+        let (size, version) = (Some(reading.size), reading.etag.clone());
+        let bytes = stream::try_unfold(reading, |mut reading| async move {
+            let piece = reading.next().await?;
+            Ok(piece.map(|piece| (piece, reading)))
+        });
+        Ok(Opened {
+            begin: offset,
+            size,
+            version,
+            bytes: bytes.boxed(),
+        })
     }
 
     fn address(&self, item: &Item) -> String {
@@ -56,33 +50,31 @@ fn place(bucket: &Bucket) -> String {
     place.trim_end_matches('/').to_owned()
 }
 
+#[async_trait]
 impl Collection for BucketDirectory {
-    fn list(&self) -> BoxFuture<'_, Result<Listing, RemoteError>> {
-        async move {
-            if let Some(name) = &self.only {
-                return Ok(Listing {
-                    items: vec![Item::named(name.clone())],
-                    is_complete: false,
-                });
-            }
-            let all = self.bucket.list("").await?;
-            // What is further below are logs and the like.
-            let direct = all.into_iter().filter(|object| !object.name.contains('/'));
-            let items = direct.map(|object| Item {
-                name: object.name,
-                size: Some(object.size),
-                etag: object.etag,
+    async fn list(&self) -> Result<Listing, RemoteError> {
+        if let Some(name) = &self.only {
+            return Ok(Listing {
+                items: vec![Item::named(name.clone())],
+                is_complete: false,
             });
-            Ok(Listing {
-                items: items.collect(),
-                is_complete: true,
-            })
         }
-        .boxed()
+        let all = self.bucket.list("").await?;
+        // What is further below are logs and the like.
+        let direct = all.into_iter().filter(|object| !object.name.contains('/'));
+        let items = direct.map(|object| Item {
+            name: object.name,
+            size: Some(object.size),
+            etag: object.etag,
+        });
+        Ok(Listing {
+            items: items.collect(),
+            is_complete: true,
+        })
     }
 
-    fn read<'a>(&'a self, item: &'a Item, sink: &'a mut dyn Sink) -> BoxFuture<'a, Result<(), RemoteError>> {
-        resume::read(self, item, &self.patience, sink).boxed()
+    async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {
+        resume::read(self, item, &self.patience, sink).await
     }
 
     fn describe(&self) -> String {

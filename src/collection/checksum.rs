@@ -9,21 +9,19 @@ const DIGITS: usize = 64;
 
 /// The hash that a file's bytes must have.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Checksum {
+pub(crate) struct Checksum {
     function: DigestFunction,
     hash: Vec<u8>,
 }
 
 impl Checksum {
     /// The function to hash with.
-    #[must_use]
-    pub const fn function(&self) -> DigestFunction {
+    pub(crate) const fn function(&self) -> DigestFunction {
         self.function
     }
 
     /// Whether bytes with this digest are the right ones.
-    #[must_use]
-    pub fn fits(&self, digest: &Digest) -> bool {
+    pub(crate) fn fits(&self, digest: &Digest) -> bool {
         digest.function() == self.function && digest.hash() == self.hash
     }
 
@@ -31,7 +29,7 @@ impl Checksum {
     ///
     /// # Errors
     /// When it has more than one line, is of another file, or is no checksum.
-    pub fn of_sidecar(text: &str, name: &str) -> Result<Self, ChecksumError> {
+    pub(crate) fn of_sidecar(text: &str, name: &str) -> Result<Self, ChecksumError> {
         let text = text.trim_end();
         if text.len() == DIGITS {
             return Self::from_hex(text).ok_or(ChecksumError::Form(1));
@@ -79,8 +77,7 @@ impl fmt::Debug for Checksum {
 
 /// Why a file with checksums cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ChecksumError {
+pub(crate) enum ChecksumError {
     /// A line is not of the form that `sha256sum` writes.
     #[error("line {0} is not a SHA-256 in the form of sha256sum: 64 hex digits, two spaces, a file name")]
     Form(usize),
@@ -97,14 +94,14 @@ pub enum ChecksumError {
 
 /// A list of checksums, by file name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Checksums(HashMap<String, Checksum>);
+pub(crate) struct Checksums(HashMap<String, Checksum>);
 
 impl Checksums {
     /// Reads what `sha256sum` has written of any number of files. Directories in front of the names do not count.
     ///
     /// # Errors
     /// Naming the line, or the name.
-    pub fn parse(text: &str) -> Result<Self, ChecksumError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, ChecksumError> {
         let mut sums = HashMap::new();
         for (number, line) in (1..).zip(text.lines()) {
             if line.trim().is_empty() {
@@ -123,8 +120,7 @@ impl Checksums {
     }
 
     /// The checksum of the file with this name.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Checksum> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Checksum> {
         self.0.get(name)
     }
 }

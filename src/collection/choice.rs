@@ -9,20 +9,20 @@ const COMPILED: usize = 10 << 20;
 
 /// Patterns as they are given. Each is searched in the file name.
 #[derive(Debug, Clone, Default)]
-pub struct Patterns {
+pub(crate) struct Patterns {
     /// If there are any, one of them must match.
-    pub include: Vec<String>,
+    pub(crate) include: Vec<String>,
     /// None of them may match.
-    pub exclude: Vec<String>,
+    pub(crate) exclude: Vec<String>,
     /// What must be there; everything else may then be missing.
-    pub required: Vec<String>,
+    pub(crate) required: Vec<String>,
     /// What may be missing; without `required`, everything else must be there.
-    pub optional: Vec<String>,
+    pub(crate) optional: Vec<String>,
 }
 
 /// Patterns that can be matched.
 #[derive(Debug)]
-pub struct Choice {
+pub(crate) struct Choice {
     include: Vec<Regex>,
     exclude: Vec<Regex>,
     required: Vec<Regex>,
@@ -31,8 +31,7 @@ pub struct Choice {
 
 /// What is wrong with a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ChoiceError {
+pub(crate) enum ChoiceError {
     /// Not a regular expression.
     #[error("{flag}={pattern}: {reason}")]
     Pattern {
@@ -58,7 +57,7 @@ impl Choice {
     ///
     /// # Errors
     /// Naming the flag of the one that is wrong.
-    pub fn new(patterns: &Patterns) -> Result<Self, ChoiceError> {
+    pub(crate) fn new(patterns: &Patterns) -> Result<Self, ChoiceError> {
         Self::within(patterns, COMPILED)
     }
 
@@ -66,7 +65,7 @@ impl Choice {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn within(patterns: &Patterns, most: usize) -> Result<Self, ChoiceError> {
+    pub(crate) fn within(patterns: &Patterns, most: usize) -> Result<Self, ChoiceError> {
         let compiled = |flag: &'static str, texts: &[String]| {
             let compile = |text: &String| {
                 let compiled = RegexBuilder::new(text).size_limit(most).build();
@@ -90,7 +89,7 @@ impl Choice {
     ///
     /// # Errors
     /// When a pattern matches none of them, other than one that excludes.
-    pub fn classes<'a>(
+    pub(crate) fn classes<'a>(
         &self,
         names: impl IntoIterator<Item = &'a str>,
     ) -> Result<Vec<Option<Class>>, ChoiceError> {

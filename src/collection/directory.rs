@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use futures::{FutureExt as _, future::BoxFuture};
+use async_trait::async_trait;
 use rustix::{
     fs::{self, AtFlags, Dir, FileType, Mode, OFlags},
     io::Errno,
@@ -98,45 +98,40 @@ fn open_file(directory: &OwnedFd, name: &str) -> io::Result<(File, u64)> {
     Ok((file, found.len()))
 }
 
+#[async_trait]
 impl Collection for LocalDirectory {
-    fn list(&self) -> BoxFuture<'_, Result<Listing, RemoteError>> {
-        async move {
-            if let Some(name) = &self.only {
-                return Ok(Listing {
-                    items: vec![Item::named(name.clone())],
-                    is_complete: false,
-                });
-            }
-            let directory = Arc::clone(&self.directory);
-            let listed = tokio::task::spawn_blocking(move || entries(&directory)).await;
-            let items = listed.map_err(io::Error::other).and_then(|items| items);
-            Ok(Listing {
-                items: items.map_err(|e| self.error("", &e))?,
-                is_complete: true,
-            })
+    async fn list(&self) -> Result<Listing, RemoteError> {
+        if let Some(name) = &self.only {
+            return Ok(Listing {
+                items: vec![Item::named(name.clone())],
+                is_complete: false,
+            });
         }
-        .boxed()
+        let directory = Arc::clone(&self.directory);
+        let listed = tokio::task::spawn_blocking(move || entries(&directory)).await;
+        let items = listed.map_err(io::Error::other).and_then(|items| items);
+        Ok(Listing {
+            items: items.map_err(|e| self.error("", &e))?,
+            is_complete: true,
+        })
     }
 
-    fn read<'a>(&'a self, item: &'a Item, sink: &'a mut dyn Sink) -> BoxFuture<'a, Result<(), RemoteError>> {
-        async move {
-            let (directory, name) = (Arc::clone(&self.directory), item.name.clone());
-            let opened = tokio::task::spawn_blocking(move || open_file(&directory, &name)).await;
-            let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
-            let (file, size) = opened.map_err(|e| self.error(&item.name, &e))?;
-            let file = Arc::new(file);
-            let mut at = 0;
-            while at < size {
-                let cut = io::Error::other("the file became shorter while it was read, or cannot be read");
-                let piece = piece(&file, at, size).await;
-                let piece = piece.ok_or_else(|| self.error(&item.name, &cut))?;
-                at += piece.len() as u64;
-                let written = sink.write(piece).await;
-                written.map_err(|e| RemoteError::new(RemoteErrorKind::Sink, item.name.clone(), e))?;
-            }
-            Ok(())
+    async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {
+        let (directory, name) = (Arc::clone(&self.directory), item.name.clone());
+        let opened = tokio::task::spawn_blocking(move || open_file(&directory, &name)).await;
+        let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
+        let (file, size) = opened.map_err(|e| self.error(&item.name, &e))?;
+        let file = Arc::new(file);
+        let mut at = 0;
+        while at < size {
+            let cut = io::Error::other("the file became shorter while it was read, or cannot be read");
+            let piece = piece(&file, at, size).await;
+            let piece = piece.ok_or_else(|| self.error(&item.name, &cut))?;
+            at += piece.len() as u64;
+            let written = sink.write(piece).await;
+            written.map_err(|e| RemoteError::new(RemoteErrorKind::Sink, item.name.clone(), e))?;
         }
-        .boxed()
+        Ok(())
     }
 
     fn describe(&self) -> String {

@@ -14,18 +14,18 @@ use crate::digest::Digest;
 
 /// How a download ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Downloaded {
+pub(crate) struct Downloaded {
     /// The digest of all bytes.
-    pub digest: Digest,
+    pub(crate) digest: Digest,
     /// Whether the file was there already, with the right bytes.
-    pub was_present: bool,
+    pub(crate) was_present: bool,
 }
 
 /// Downloads an archive to a directory, under its own name. A file that is there with the right checksum is kept.
 ///
 /// # Errors
 /// When it cannot be read or written, or is not what its checksum says, twice.
-pub async fn download(
+pub(crate) async fn download(
     wanted: &Wanted,
     directory: &Directory,
     progress: &Arc<Progress>,

@@ -10,8 +10,7 @@ use crate::{
 
 /// Why an archive, or all of them, were not fetched.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CollectionError {
+pub(crate) enum CollectionError {
     /// Where it comes from.
     #[error(transparent)]
     Remote(#[from] RemoteError),
@@ -126,8 +125,7 @@ impl CollectionError {
     }
 
     /// Whether reading the archive once more, from its beginning, may help: it changed, or came damaged.
-    #[must_use]
-    pub const fn is_worth_another_try(&self) -> bool {
+    pub(crate) const fn is_worth_another_try(&self) -> bool {
         match self {
             Self::Wrong { .. } => true,
             Self::Remote(error) => matches!(error.kind, RemoteErrorKind::Protocol),
@@ -136,8 +134,7 @@ impl CollectionError {
     }
 
     /// Whether what was asked for is not there.
-    #[must_use]
-    pub const fn is_not_found(&self) -> bool {
+    pub(crate) const fn is_not_found(&self) -> bool {
         match self {
             Self::Remote(error) => error.is_not_found(),
             Self::Choice(ChoiceError::NoMatch { .. }) | Self::Nothing(_) => true,

@@ -26,54 +26,52 @@ use crate::{
 
 /// How archives are unpacked.
 #[derive(Debug, Clone)]
-pub struct Extraction {
+pub(crate) struct Extraction {
     /// The directory for all of them. A file goes right into it if its archive was named itself or is flattened, otherwise
     /// into a directory in it with the archive's name.
-    pub directory: PathBuf,
+    pub(crate) directory: PathBuf,
     /// Where members go.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// What becomes of members of two archives with the same path.
-    pub on_conflict: OnConflict,
+    pub(crate) on_conflict: OnConflict,
     /// Whether symlinks may lead anywhere.
-    pub unsafe_links: bool,
+    pub(crate) unsafe_links: bool,
     /// How much one archive may ask for.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
     /// How many archives are downloaded at the same time.
-    pub jobs: usize,
+    pub(crate) jobs: usize,
 }
 
 /// An archive that was unpacked.
 #[derive(Debug, Clone)]
-pub struct Extracted {
+pub(crate) struct Extracted {
     /// The digest of the archive's bytes.
-    pub digest: Digest,
+    pub(crate) digest: Digest,
     /// What was in it.
-    pub unpacked: Unpacked,
+    pub(crate) unpacked: Unpacked,
 }
 
 /// How all ended.
 #[derive(Debug)]
-pub struct Extractions {
+pub(crate) struct Extractions {
     /// Each archive's end, in the order in which they were given; `None` for those that were given up for another's sake.
-    pub archives: Vec<Option<Result<Extracted, CollectionError>>>,
+    pub(crate) archives: Vec<Option<Result<Extracted, CollectionError>>>,
     /// What was published, by its directory; empty if anything that is required failed before.
-    pub published: Vec<(PathBuf, Result<Published, CollectionError>)>,
+    pub(crate) published: Vec<(PathBuf, Result<Published, CollectionError>)>,
     /// Whether something that is required failed.
     is_lost: bool,
 }
 
 impl Extractions {
     /// Whether everything that is required is where it should be.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         !self.is_lost
     }
 }
 
 impl Extraction {
     /// Where an archive's members go. What [`check_places`] refuses has no place.
-    #[must_use]
-    pub fn target(&self, wanted: &Wanted) -> PathBuf {
+    pub(crate) fn target(&self, wanted: &Wanted) -> PathBuf {
         if self.is_shared(wanted) {
             self.directory.clone()
         } else {
@@ -122,7 +120,7 @@ fn stem(name: &str) -> &str {
 ///
 /// # Errors
 /// When it is none.
-pub fn own_directory(name: &str) -> Result<&str, CollectionError> {
+pub(crate) fn own_directory(name: &str) -> Result<&str, CollectionError> {
     let stem = stem(name);
     if stem.starts_with('.') || !is_file_name(stem) {
         return Err(CollectionError::NoDirectory {
@@ -136,7 +134,10 @@ pub fn own_directory(name: &str) -> Result<&str, CollectionError> {
 ///
 /// # Errors
 /// Naming them.
-pub fn check_places(wanted: &[Wanted], extraction: Option<&Extraction>) -> Result<(), CollectionError> {
+pub(crate) fn check_places(
+    wanted: &[Wanted],
+    extraction: Option<&Extraction>,
+) -> Result<(), CollectionError> {
     let mut places: BTreeMap<String, &Wanted> = BTreeMap::new();
     for one in wanted {
         let place = match extraction {
@@ -164,7 +165,7 @@ pub fn check_places(wanted: &[Wanted], extraction: Option<&Extraction>) -> Resul
 ///
 /// # Errors
 /// When nothing can be written beside the target. What befalls an archive is in the result.
-pub async fn extract(
+pub(crate) async fn extract(
     wanted: &[Wanted],
     extraction: &Extraction,
     progress: &Arc<Progress>,
@@ -314,13 +315,13 @@ async fn into(
 
 /// Where the members of one archive go, in a [`Staging`] of the caller's.
 #[derive(Debug, Clone)]
-pub struct Unpacking {
+pub(crate) struct Unpacking {
     /// Where members go.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// The directory that all of them go below; empty for the staging directory itself.
-    pub below: String,
+    pub(crate) below: String,
     /// How much it may ask for.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
 }
 
 /// Downloads an archive, verifies it, and then unpacks it into a directory of the caller's. `order` is its place among
@@ -328,7 +329,7 @@ pub struct Unpacking {
 ///
 /// # Errors
 /// When it cannot be read, is not what its checksum says, twice, or cannot be unpacked.
-pub async fn unpack_into(
+pub(crate) async fn unpack_into(
     wanted: &Wanted,
     order: u32,
     unpacking: Unpacking,
@@ -354,7 +355,7 @@ pub async fn unpack_into(
 ///
 /// # Errors
 /// As [`unpack_into`].
-pub async fn save_into(
+pub(crate) async fn save_into(
     wanted: &Wanted,
     order: u32,
     name: &ExecPath,

@@ -5,8 +5,9 @@
 
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures::{StreamExt as _, stream};
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
     header::{
@@ -154,52 +155,44 @@ impl HttpFiles {
     }
 }
 
+#[async_trait]
 impl Ranged for HttpFiles {
-    fn open<'a>(
-        &'a self,
-        item: &'a Item,
-        offset: u64,
-        version: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<Opened, RemoteError>> {
-        async move {
-            let address = self.address_of(item)?;
-            let context = address.to_string();
-            let range = (offset > 0).then_some((offset, version));
-            let response = self.request(address, range).await?;
-            let (head, body) = response.into_parts();
-            let (begin, size) = placed(head.status, &head.headers, offset)
-                .map_err(|refused| refused.error(&context, head.status, &head.headers))?;
-            let coding = head.headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
-            if let Some(coding) = coding.filter(|coding| !is_its_own(&item.name, coding)) {
-                let coding = String::from_utf8_lossy(coding).into_owned();
-                let message =
-                    format!("the server sent Content-Encoding {coding}, although none was asked for");
-                return Err(RemoteError::new(RemoteErrorKind::Protocol, context, message));
-            }
-            let version = [ETAG, LAST_MODIFIED]
-                .iter()
-                .find_map(|name| head.headers.get(name));
-            let version = version.and_then(|value| value.to_str().ok()).map(str::to_owned);
-            let at_end = head.status == StatusCode::RANGE_NOT_SATISFIABLE;
-            let bytes = if at_end {
-                stream::empty().boxed()
-            } else {
-                body.into_data_stream()
-                    .map(move |piece| {
-                        piece.map_err(|e| {
-                            RemoteError::new(RemoteErrorKind::Unavailable, context.clone(), with_causes(&e))
-                        })
-                    })
-                    .boxed()
-            };
-            Ok(Opened {
-                begin,
-                size,
-                version: version.or_else(|| at_end.then(|| version_given(range))?),
-                bytes,
-            })
+    async fn open(&self, item: &Item, offset: u64, version: Option<&str>) -> Result<Opened, RemoteError> {
+        let address = self.address_of(item)?;
+        let context = address.to_string();
+        let range = (offset > 0).then_some((offset, version));
+        let response = self.request(address, range).await?;
+        let (head, body) = response.into_parts();
+        let (begin, size) = placed(head.status, &head.headers, offset)
+            .map_err(|refused| refused.error(&context, head.status, &head.headers))?;
+        let coding = head.headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
+        if let Some(coding) = coding.filter(|coding| !is_its_own(&item.name, coding)) {
+            let coding = String::from_utf8_lossy(coding).into_owned();
+            let message = format!("the server sent Content-Encoding {coding}, although none was asked for");
+            return Err(RemoteError::new(RemoteErrorKind::Protocol, context, message));
         }
-        .boxed()
+        let version = [ETAG, LAST_MODIFIED]
+            .iter()
+            .find_map(|name| head.headers.get(name));
+        let version = version.and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let at_end = head.status == StatusCode::RANGE_NOT_SATISFIABLE;
+        let bytes = if at_end {
+            stream::empty().boxed()
+        } else {
+            body.into_data_stream()
+                .map(move |piece| {
+                    piece.map_err(|e| {
+                        RemoteError::new(RemoteErrorKind::Unavailable, context.clone(), with_causes(&e))
+                    })
+                })
+                .boxed()
+        };
+        Ok(Opened {
+            begin,
+            size,
+            version: version.or_else(|| at_end.then(|| version_given(range))?),
+            bytes,
+        })
     }
 
     fn address(&self, item: &Item) -> String {
@@ -213,36 +206,34 @@ fn version_given(range: Option<(u64, Option<&str>)>) -> Option<String> {
     range.and_then(|(_, version)| version.map(str::to_owned))
 }
 
+#[async_trait]
 impl Collection for HttpFiles {
-    fn list(&self) -> BoxFuture<'_, Result<Listing, RemoteError>> {
-        async move {
-            if let Some(name) = &self.only {
-                return Ok(Listing {
-                    items: vec![Item::named(name.clone())],
-                    is_complete: false,
-                });
-            }
-            let mut page = Text::of_at_most(PAGE);
-            let read = self.read(&Item::named(String::new()), &mut page).await;
-            read.map_err(unlisted)?;
-            let files = files(&page.text(), &self.address).ok_or_else(|| {
-                let message = "the server shows no list of files for it".to_owned();
-                unlisted(RemoteError::new(
-                    RemoteErrorKind::Rejected,
-                    self.describe(),
-                    message,
-                ))
+    async fn list(&self) -> Result<Listing, RemoteError> {
+        if let Some(name) = &self.only {
+            return Ok(Listing {
+                items: vec![Item::named(name.clone())],
+                is_complete: false,
             });
-            Ok(Listing {
-                items: files?,
-                is_complete: true,
-            })
         }
-        .boxed()
+        let mut page = Text::of_at_most(PAGE);
+        let read = self.read(&Item::named(String::new()), &mut page).await;
+        read.map_err(unlisted)?;
+        let files = files(&page.text(), &self.address).ok_or_else(|| {
+            let message = "the server shows no list of files for it".to_owned();
+            unlisted(RemoteError::new(
+                RemoteErrorKind::Rejected,
+                self.describe(),
+                message,
+            ))
+        });
+        Ok(Listing {
+            items: files?,
+            is_complete: true,
+        })
     }
 
-    fn read<'a>(&'a self, item: &'a Item, sink: &'a mut dyn Sink) -> BoxFuture<'a, Result<(), RemoteError>> {
-        resume::read(self, item, &self.patience, sink).boxed()
+    async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {
+        resume::read(self, item, &self.patience, sink).await
     }
 
     fn describe(&self) -> String {

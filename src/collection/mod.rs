@@ -3,13 +3,12 @@
 //! A collection lists names and gives a file's bytes, unverified: anyone who reads them compares their hash with the
 //! file's [`Checksum`], if it has one. [`Choice`] says which of the names are wanted.
 
-use futures::future::BoxFuture;
-
 use crate::{
     exec_path::{ExecPath, is_reserved},
     remote::Sink,
     transport::RemoteError,
 };
+use async_trait::async_trait;
 
 mod address;
 mod blob;
@@ -32,39 +31,37 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-pub use blob::BlobArchive;
-pub use checksum::{Checksum, ChecksumError, Checksums};
-pub use choice::{Choice, ChoiceError, Patterns};
-pub use download::{Downloaded, download};
-pub use error::CollectionError;
-pub use extract::{
-    Extracted, Extraction, Extractions, Unpacking, check_places, extract, own_directory, save_into,
-    unpack_into,
+pub(crate) use blob::BlobArchive;
+pub(crate) use checksum::{Checksum, ChecksumError, Checksums};
+pub(crate) use choice::{Choice, ChoiceError, Patterns};
+pub(crate) use download::download;
+pub(crate) use error::CollectionError;
+pub(crate) use extract::{
+    Extraction, Unpacking, check_places, extract, own_directory, save_into, unpack_into,
 };
-pub use open::{Access, Place, Source, open};
-pub use pipe::Progress;
-pub use plan::{Checking, Offer, Wanted, check_all, choose};
-pub use resume::{Opened, Patience, Ranged, read as read_resumed};
-pub use save::{Directory, SavedFile};
+pub(crate) use open::{Access, Place, Source, open};
+pub(crate) use pipe::Progress;
+pub(crate) use plan::{Checking, Offer, Wanted, check_all, choose};
+pub(crate) use resume::Patience;
+pub(crate) use save::{Directory, SavedFile};
 
 /// What the name of the file with an archive's SHA-256 adds to the archive's name.
-pub const SIDECAR: &str = ".sha256sum";
+pub(crate) const SIDECAR: &str = ".sha256sum";
 
 /// A file of a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
+pub(crate) struct Item {
     /// Its file name, without directories.
-    pub name: String,
+    pub(crate) name: String,
     /// Its size in bytes, where the list says so.
-    pub size: Option<u64>,
+    pub(crate) size: Option<u64>,
     /// Its entity tag, where the list says so.
-    pub etag: Option<String>,
+    pub(crate) etag: Option<String>,
 }
 
 impl Item {
     /// A file of which only the name is known.
-    #[must_use]
-    pub const fn named(name: String) -> Self {
+    pub(crate) const fn named(name: String) -> Self {
         Self {
             name,
             size: None,
@@ -75,20 +72,21 @@ impl Item {
 
 /// What a collection has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
+pub(crate) struct Listing {
     /// Its files, in the order of their names.
-    pub items: Vec<Item>,
+    pub(crate) items: Vec<Item>,
     /// Whether a file that is not listed is not there. Where a single file is named, nobody knows of its neighbours.
-    pub is_complete: bool,
+    pub(crate) is_complete: bool,
 }
 
 /// Files that are side by side somewhere.
-pub trait Collection: Send + Sync + 'static {
+#[async_trait]
+pub(crate) trait Collection: Send + Sync + 'static {
     /// The names that it has: those of files that are right in it, not below it.
     ///
     /// # Errors
     /// When it cannot be asked.
-    fn list(&self) -> BoxFuture<'_, Result<Listing, RemoteError>>;
+    async fn list(&self) -> Result<Listing, RemoteError>;
 
     /// Gives a file's bytes to a sink, from the first to the last, whatever connections break on the way. They are not
     /// verified.
@@ -98,7 +96,7 @@ pub trait Collection: Send + Sync + 'static {
     /// file changed while it was read: what the sink has is then of no use.
     ///
     /// [`RemoteErrorKind::Protocol`]: crate::transport::RemoteErrorKind::Protocol
-    fn read<'a>(&'a self, item: &'a Item, sink: &'a mut dyn Sink) -> BoxFuture<'a, Result<(), RemoteError>>;
+    async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError>;
 
     /// What the bytes must be, where the name of the collection is the digest of its only file.
     fn checksum(&self) -> Option<Checksum> {
@@ -110,7 +108,6 @@ pub trait Collection: Send + Sync + 'static {
 }
 
 /// Whether a file can be put into a directory under this name.
-#[must_use]
-pub fn is_file_name(name: &str) -> bool {
+pub(crate) fn is_file_name(name: &str) -> bool {
     !name.contains('/') && !is_reserved(name) && ExecPath::new(name).is_ok()
 }

@@ -24,26 +24,26 @@ const GOOGLE: &str = "storage.googleapis.com";
 
 /// How servers are reached, and what they are shown.
 #[derive(Debug, Clone)]
-pub struct Access {
+pub(crate) struct Access {
     /// How often and how long to try.
-    pub patience: Patience,
+    pub(crate) patience: Patience,
     /// Credential helpers, Google's credentials, time-outs, and for buckets the certificate authorities. Headers and our own
     /// certificate are those of the remote cache: they are sent to no other server. The endpoint does not count.
-    pub options: RemoteOptions,
+    pub(crate) options: RemoteOptions,
 }
 
 /// What a user names, under its own name or under another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source<'a> {
+pub(crate) struct Source<'a> {
     /// The name that it is given.
-    pub name: Option<&'a str>,
+    pub(crate) name: Option<&'a str>,
     /// Where it is.
-    pub place: Place<'a>,
+    pub(crate) place: Place<'a>,
 }
 
 /// Where something is that a user names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place<'a> {
+pub(crate) enum Place<'a> {
     /// At a URL, see [`open`].
     Url(&'a str),
     /// In the remote cache, see [`BlobArchive`](super::BlobArchive).
@@ -55,7 +55,7 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// In words that do not repeat the text, when it is neither.
-    pub fn parse(text: &'a str) -> Result<Self, &'static str> {
+    pub(crate) fn parse(text: &'a str) -> Result<Self, &'static str> {
         let (name, place) = match text.split_once('=') {
             Some((name, place)) if is_file_name(name) => (Some(name), place),
             _ => (None, text),
@@ -74,7 +74,11 @@ impl<'a> Source<'a> {
 ///
 /// # Errors
 /// Naming the URL without what may be secret in it.
-pub fn open(url: &str, name: Option<&str>, access: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
+pub(crate) fn open(
+    url: &str,
+    name: Option<&str>,
+    access: &Access,
+) -> Result<Arc<dyn Collection>, RemoteError> {
     // In a query may be a signature.
     let shown = without_user_info(url.split(['?', '#']).next().unwrap_or(url));
     let error = |reason: String| RemoteError::config(shown.to_string(), reason);

@@ -8,8 +8,8 @@ use std::{
     },
 };
 
+use async_trait::async_trait;
 use bytes::{Buf as _, Bytes};
-use futures::{FutureExt as _, future::BoxFuture};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{Checksum, CollectionError, Wanted};
@@ -27,12 +27,11 @@ const LEAST: usize = 16 << 10;
 
 /// Bytes that have come, of all archives together; counted again if an archive is read again.
 #[derive(Debug, Default)]
-pub struct Progress(AtomicU64);
+pub(crate) struct Progress(AtomicU64);
 
 impl Progress {
     /// How many there are so far.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -64,10 +63,11 @@ impl Inlet {
     }
 }
 
+#[async_trait]
 impl Sink for Inlet {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
         self.progress.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.send_bytes(bytes).boxed()
+        self.send_bytes(bytes).await
     }
 }
 
@@ -170,6 +170,8 @@ pub(super) async fn through<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
 
     /// How many pieces of a size are taken while nobody reads.

@@ -2,8 +2,9 @@
 
 use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures::{StreamExt as _, stream};
 use tokio::task::spawn_blocking;
 
 use super::{Checksum, Checksums, Choice, Collection, CollectionError, Item, Listing, SIDECAR, is_file_name};
@@ -21,7 +22,7 @@ const READING: usize = 16;
 
 /// What checksums are good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Checking {
+pub(crate) enum Checking {
     /// Used where there are some.
     #[default]
     Auto,
@@ -33,7 +34,7 @@ pub enum Checking {
 
 /// Which files of a list are offered. One that is named itself is in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Offer {
+pub(crate) enum Offer {
     /// Those with the name of an archive that can be unpacked.
     Archives,
     /// All but those that only have the checksum of another one.
@@ -42,27 +43,26 @@ pub enum Offer {
 
 /// An archive to fetch.
 #[derive(Clone)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Where it is.
-    pub collection: Arc<dyn Collection>,
+    pub(crate) collection: Arc<dyn Collection>,
     /// Its name there.
-    pub item: Item,
+    pub(crate) item: Item,
     /// What it is, as far as its name says.
-    pub format: Option<Format>,
+    pub(crate) format: Option<Format>,
     /// Whether it may be missing.
-    pub class: Class,
+    pub(crate) class: Class,
     /// What its bytes must be, if that is known.
-    pub checksum: Option<Checksum>,
+    pub(crate) checksum: Option<Checksum>,
     /// Whether it was named itself, rather than found in a directory.
-    pub is_named: bool,
+    pub(crate) is_named: bool,
     /// Whether its checksum may be beside it, as far as that is known without asking.
     has_sidecar: bool,
 }
 
 impl Wanted {
     /// The only file of a collection that knows its checksum, under its own name.
-    #[must_use]
-    pub fn only(collection: Arc<dyn Collection>, item: Item, class: Class) -> Self {
+    pub(crate) fn only(collection: Arc<dyn Collection>, item: Item, class: Class) -> Self {
         Self {
             format: Format::of(&item.name),
             checksum: collection.checksum(),
@@ -75,8 +75,7 @@ impl Wanted {
     }
 
     /// What messages call it; without credentials.
-    #[must_use]
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         if self.is_named {
             self.collection.describe()
         } else {
@@ -91,7 +90,7 @@ impl Wanted {
 /// # Errors
 /// When a collection cannot be asked or has no archives, one that is named itself has a name that no file can be given, or
 /// a pattern matches none.
-pub async fn choose(
+pub(crate) async fn choose(
     collections: &[Arc<dyn Collection>],
     choice: &Arc<Choice>,
     offer: Offer,
@@ -201,7 +200,7 @@ async fn check(wanted: &mut Wanted, checking: Checking, list: &Checksums) -> Res
 
 /// Finds out what the archives' bytes must be: what a digest says, or a list, or the files beside them. In their order.
 /// An error is that an archive must have a checksum and has none, or that the one that it has cannot be read.
-pub async fn check_all(
+pub(crate) async fn check_all(
     wanted: Vec<Wanted>,
     checking: Checking,
     list: &Arc<Checksums>,
@@ -256,15 +255,14 @@ impl Text {
     }
 }
 
+#[async_trait]
 impl Sink for Text {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
         let fits = self.bytes.len() + bytes.len() <= self.most;
         if fits {
             self.bytes.extend_from_slice(&bytes);
         }
-        let written = fits
-            .then_some(())
-            .ok_or_else(|| format!("has more than {} bytes", self.most));
-        futures::future::ready(written).boxed()
+        fits.then_some(())
+            .ok_or_else(|| format!("has more than {} bytes", self.most))
     }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures::{StreamExt as _, stream::BoxStream};
 
 use super::Item;
 use crate::{
@@ -17,30 +18,26 @@ use crate::{
 const PROGRESS: u64 = 16 * 1024;
 
 /// An answer that brings a file's bytes.
-pub struct Opened {
+pub(crate) struct Opened {
     /// Where in the file its bytes begin: at the offset that was asked for, or at 0 from servers that know no ranges.
-    pub begin: u64,
+    pub(crate) begin: u64,
     /// The size of the whole file in bytes, where the server says so.
-    pub size: Option<u64>,
+    pub(crate) size: Option<u64>,
     /// What is another one when the file has changed, such as its entity tag.
-    pub version: Option<String>,
+    pub(crate) version: Option<String>,
     /// The bytes, to the end of the file.
-    pub bytes: BoxStream<'static, Result<Bytes, RemoteError>>,
+    pub(crate) bytes: BoxStream<'static, Result<Bytes, RemoteError>>,
 }
 
 /// A source of files that can begin in the middle of one.
-pub trait Ranged: Send + Sync {
+#[async_trait]
+pub(crate) trait Ranged: Send + Sync {
     /// Asks once for a file's bytes from an offset. If `version` is given and the file has another one now, the answer
     /// may begin at 0.
     ///
     /// # Errors
     /// When the source refuses, or cannot be asked.
-    fn open<'a>(
-        &'a self,
-        item: &'a Item,
-        offset: u64,
-        version: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<Opened, RemoteError>>;
+    async fn open(&self, item: &Item, offset: u64, version: Option<&str>) -> Result<Opened, RemoteError>;
 
     /// The file's address, for messages; without credentials.
     fn address(&self, item: &Item) -> String;
@@ -48,20 +45,20 @@ pub trait Ranged: Send + Sync {
 
 /// How often and how long to try.
 #[derive(Debug, Clone)]
-pub struct Patience {
+pub(crate) struct Patience {
     /// The tries after the first.
-    pub retry: RetryPolicy,
+    pub(crate) retry: RetryPolicy,
     /// How long a server may send nothing.
-    pub idle: Duration,
+    pub(crate) idle: Duration,
     /// How many bytes may come of a file whose size the server does not say.
-    pub most: u64,
+    pub(crate) most: u64,
 }
 
 /// Gives a file's bytes to a sink; goes on after a break where it stopped. See [`super::Collection::read`].
 ///
 /// # Errors
 /// As there.
-pub async fn read(
+pub(crate) async fn read(
     source: &dyn Ranged,
     item: &Item,
     patience: &Patience,

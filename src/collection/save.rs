@@ -20,7 +20,7 @@ const PIECE: usize = 256 << 10;
 
 /// A directory that files are put into.
 #[derive(Debug, Clone)]
-pub struct Directory {
+pub(crate) struct Directory {
     path: PathBuf,
     fd: Arc<OwnedFd>,
 }
@@ -30,7 +30,7 @@ impl Directory {
     ///
     /// # Errors
     /// The system's.
-    pub fn create(path: &Path) -> io::Result<Self> {
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
@@ -46,8 +46,7 @@ impl Directory {
     }
 
     /// Its path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -55,7 +54,7 @@ impl Directory {
     ///
     /// # Errors
     /// The system's, when it cannot be read.
-    pub fn digest_of(&self, name: &str, function: DigestFunction) -> io::Result<Option<Digest>> {
+    pub(crate) fn digest_of(&self, name: &str, function: DigestFunction) -> io::Result<Option<Digest>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let mut file = match fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => File::from(fd),
@@ -79,7 +78,7 @@ impl Directory {
     ///
     /// # Errors
     /// The system's.
-    pub fn file(&self) -> io::Result<SavedFile> {
+    pub(crate) fn file(&self) -> io::Result<SavedFile> {
         let mode = Mode::from_raw_mode(0o666);
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let (fd, temporary) = match fs::openat(&self.fd, ".", flags | OFlags::TMPFILE, mode) {
@@ -105,7 +104,7 @@ fn temporary_name() -> String {
 
 /// A file that is gone when it is dropped before it has its name.
 #[derive(Debug)]
-pub struct SavedFile {
+pub(crate) struct SavedFile {
     directory: Arc<OwnedFd>,
     file: File,
     /// The name that it has in the meantime, if it needs one.
@@ -113,20 +112,11 @@ pub struct SavedFile {
 }
 
 impl SavedFile {
-    /// Forgets what was written.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.rewind()
-    }
-
     /// The file, at its beginning.
     ///
     /// # Errors
     /// The system's.
-    pub fn rewound(&mut self) -> io::Result<&mut File> {
+    pub(crate) fn rewound(&mut self) -> io::Result<&mut File> {
         self.file.rewind()?;
         Ok(&mut self.file)
     }
@@ -135,7 +125,7 @@ impl SavedFile {
     ///
     /// # Errors
     /// The system's: a directory is in the way, for one.
-    pub fn publish(self, name: &str) -> io::Result<()> {
+    pub(crate) fn publish(self, name: &str) -> io::Result<()> {
         let directory = Arc::clone(&self.directory);
         self.publish_in(&directory, name).map(drop)
     }
@@ -199,8 +189,6 @@ mod tests {
         assert_eq!(names(&here), Vec::<String>::new());
         std::fs::write(here.join("x"), "old").unwrap();
         let mut file = directory.file().unwrap();
-        file.write_all(b"wrong").unwrap();
-        file.restart().unwrap();
         file.write_all(b"new").unwrap();
         assert_eq!(std::fs::read(here.join("x")).unwrap(), b"old");
         file.publish("x").unwrap();

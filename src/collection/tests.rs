@@ -5,13 +5,16 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, future::BoxFuture};
+use async_trait::async_trait;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
 
-use super::*;
+use super::{
+    resume::{Opened, Ranged, read as read_resumed},
+    *,
+};
 use crate::{
     digest::{Digest, DigestFunction},
     output::Class,
@@ -299,20 +302,16 @@ async fn busy_servers_are_asked_again_when_they_say_and_not_for_ever() {
 async fn a_server_that_goes_silent_is_left() {
     // With its clock paused, the runtime goes on to the next deadline as soon as all tasks wait.
     struct Silent;
+    #[async_trait]
     impl Ranged for Silent {
-        fn open<'a>(
-            &'a self,
-            _: &'a Item,
-            _: u64,
-            _: Option<&'a str>,
-        ) -> BoxFuture<'a, Result<Opened, RemoteError>> {
+        async fn open(&self, _: &Item, _: u64, _: Option<&str>) -> Result<Opened, RemoteError> {
             let opened = Opened {
                 begin: 0,
                 size: Some(10),
                 version: None,
                 bytes: Box::pin(futures::stream::pending()),
             };
-            futures::future::ready(Ok(opened)).boxed()
+            Ok(opened)
         }
 
         fn address(&self, item: &Item) -> String {

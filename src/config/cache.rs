@@ -176,7 +176,6 @@ impl CacheArgs {
     }
 
     /// The TLS files.
-    #[must_use]
     pub(crate) fn tls_files(&self) -> TlsFiles {
         TlsFiles {
             certificate: self.tls_certificate.clone(),
@@ -186,7 +185,6 @@ impl CacheArgs {
     }
 
     /// Whether a cache is named outright.
-    #[must_use]
     pub(crate) fn names_a_cache(&self) -> bool {
         !self.is_from_build() && (!self.remote_cache.is_empty() || self.disk_cache.is_some())
     }

@@ -124,7 +124,6 @@ pub(crate) fn file_arguments(
 
 /// Arguments that name the default configuration file, if they name none and there is one at present: anyone who reads
 /// it again with them is told when it is gone, which is something else than no settings.
-#[must_use]
 pub(crate) fn naming_the_file(mut args: Vec<OsString>) -> Vec<OsString> {
     if named(&args).is_none()
         && let Some(path) = default_file().filter(|path| path.exists())

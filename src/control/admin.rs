@@ -51,7 +51,6 @@ pub(crate) struct Admin {
 
 impl Admin {
     /// Not ready yet.
-    #[must_use]
     pub(crate) fn new(metrics: Metrics, record: Record) -> Self {
         Self {
             metrics,

@@ -7,5 +7,5 @@ mod service;
 pub(crate) mod staging;
 pub(crate) mod wait;
 
-pub(crate) use self::service::{watch::Heard, why::namer};
+pub(crate) use self::service::why::namer;
 pub(crate) use self::{admin::Admin, server::ControlServer, service::Service};

@@ -12,7 +12,6 @@ macro_rules! names {
     ($($value:ident: $prefix:literal),* $(,)?) => {$(
         impl pb::$value {
             /// The name as commands print it, in lowercase; empty for the unspecified value.
-            #[must_use]
             pub fn name(self) -> String {
                 let name = self.as_str_name();
                 match name.strip_prefix($prefix).unwrap_or(name) {
@@ -35,7 +34,6 @@ names! {
 
 impl pb::InvocationState {
     /// Whether nothing more will happen to the build.
-    #[must_use]
     pub(crate) const fn is_over(self) -> bool {
         !matches!(self, Self::Running | Self::Draining)
     }
@@ -43,63 +41,30 @@ impl pb::InvocationState {
 
 impl pb::OutputOutcome {
     /// Whether the output came to its end, and is neither on disk nor left to a newer build.
-    #[must_use]
     pub(crate) const fn is_failure(self) -> bool {
-        match self {
-            Self::Evicted | Self::Failed => true,
-            Self::Unspecified
-            | Self::Downloaded
-            | Self::Present
-            | Self::Served
-            | Self::Copied
-            | Self::Superseded => false,
-        }
+        matches!(self, Self::Evicted | Self::Failed)
     }
 }
 
-impl From<Class> for pb::OutputClass {
-    fn from(class: Class) -> Self {
-        match class {
-            Class::Known => Self::Known,
-            Class::Optional => Self::Optional,
-            Class::Required => Self::Required,
+/// Each of a kind has its counterpart of the same name.
+macro_rules! counterparts {
+    ($($ours:ident => $theirs:ident: $($name:ident),+;)*) => {$(
+        impl From<$ours> for pb::$theirs {
+            fn from(ours: $ours) -> Self {
+                match ours {
+                    $($ours::$name => Self::$name,)+
+                }
+            }
         }
-    }
+    )*};
 }
 
-impl From<OutputState> for pb::OutputState {
-    fn from(state: OutputState) -> Self {
-        match state {
-            OutputState::Known => Self::Known,
-            OutputState::Materialized => Self::Materialized,
-            OutputState::Evicted => Self::Evicted,
-            OutputState::Failed => Self::Failed,
-        }
-    }
-}
-
-impl From<InvocationState> for pb::InvocationState {
-    fn from(state: InvocationState) -> Self {
-        match state {
-            InvocationState::Running => Self::Running,
-            InvocationState::Draining => Self::Draining,
-            InvocationState::Settled => Self::Settled,
-            InvocationState::Superseded => Self::Superseded,
-            InvocationState::Interrupted => Self::Interrupted,
-        }
-    }
-}
-
-impl From<TargetState> for pb::TargetState {
-    fn from(state: TargetState) -> Self {
-        match state {
-            TargetState::Announced => Self::Announced,
-            TargetState::Completed => Self::Completed,
-            TargetState::Settled => Self::Settled,
-            TargetState::Failed => Self::Failed,
-            TargetState::Aborted => Self::Aborted,
-        }
-    }
+counterparts! {
+    Class => OutputClass: Known, Optional, Required;
+    OutputState => OutputState: Known, Materialized, Evicted, Failed;
+    InvocationState => InvocationState: Running, Draining, Settled, Superseded, Interrupted;
+    TargetState => TargetState: Announced, Completed, Settled, Failed, Aborted;
+    Brought => OutputOutcome: Downloaded, Copied, Present;
 }
 
 /// One that is not known counts as announced: its end is still to come.
@@ -124,16 +89,6 @@ impl From<&Outcome> for pb::OutputOutcome {
             Outcome::Evicted(_) => Self::Evicted,
             Outcome::Unavailable(_) | Outcome::Failed(_) => Self::Failed,
             Outcome::Superseded => Self::Superseded,
-        }
-    }
-}
-
-impl From<Brought> for pb::OutputOutcome {
-    fn from(brought: Brought) -> Self {
-        match brought {
-            Brought::Downloaded => Self::Downloaded,
-            Brought::Copied => Self::Copied,
-            Brought::Present => Self::Present,
         }
     }
 }

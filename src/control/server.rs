@@ -8,7 +8,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{service::Service, wait::Judge};
-use crate::proto::outhaul::v1::{self as pb, control_server::Control};
+use crate::{
+    proto::outhaul::v1::{self as pb, control_server::Control},
+    record::Which,
+};
 
 /// Serves [`Service`] as `outhaul.v1.Control`.
 #[derive(Clone)]
@@ -16,15 +19,28 @@ pub(crate) struct ControlServer {
     service: Service,
     /// Once the daemon ends, calls that wait are let go.
     ending: CancellationToken,
+    /// Whether builds may still begin.
+    may_come: bool,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl ControlServer {
     /// Serves until the token is cancelled; calls that wait then end as unavailable.
-    #[must_use]
     pub(crate) fn new(service: Service, ending: CancellationToken) -> Self {
-        Self { service, ending }
+        Self {
+            service,
+            ending,
+            may_come: true,
+        }
+    }
+
+    /// Of a process that no build reports to.
+    pub(crate) fn alone(self) -> Self {
+        Self {
+            may_come: false,
+            ..self
+        }
     }
 }
 
@@ -69,7 +85,7 @@ impl Control for ControlServer {
             .service
             .invocation(&id)
             .await
-            .ok_or_else(|| Status::not_found(format!("invocation {id:?} is not recorded")))?;
+            .ok_or_else(|| Status::not_found(Which::of(&id).not_recorded()))?;
         Ok(Response::new(pb::GetInvocationResponse {
             invocation: Some(invocation),
             targets,
@@ -83,7 +99,7 @@ impl Control for ControlServer {
         request: Request<pb::WatchInvocationRequest>,
     ) -> Result<Response<Self::WatchInvocationStream>, Status> {
         let choice = request.into_inner().invocation.unwrap_or_default();
-        let mut heard = self.service.watch(choice, true);
+        let mut heard = self.service.watch(choice, self.may_come);
         let ending = self.ending.clone();
         // What waits here is sent in one frame: to some clients, very many small frames are an attack.
         let (answer, answers) = tokio::sync::mpsc::channel(PACKED);
@@ -119,7 +135,9 @@ impl Control for ControlServer {
         within("targets", &request.targets, PATTERNS)?;
         let mut judge =
             Judge::new(&request.targets).map_err(|e| Status::invalid_argument(format!("targets: {e}")))?;
-        let mut heard = self.service.watch(request.invocation.unwrap_or_default(), true);
+        let mut heard = self
+            .service
+            .watch(request.invocation.unwrap_or_default(), self.may_come);
         let timeout = async {
             match request.timeout_ms {
                 0 => std::future::pending().await,

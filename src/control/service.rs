@@ -19,7 +19,7 @@ use crate::{
     lease::Leases,
     materialize::Materializer,
     proto::outhaul::v1 as pb,
-    record::{InvocationRow, InvocationState, Record, Which},
+    record::{InvocationRow, InvocationState, Record, Which, with_fields_of},
     roots::Roots,
     sources::Sources,
     stage::{Archives, Reach, Stager},
@@ -53,7 +53,6 @@ pub struct Service {
 
 impl Service {
     /// Over these rooms.
-    #[must_use]
     pub fn new(
         record: Record,
         materializer: Materializer,
@@ -76,14 +75,12 @@ impl Service {
     }
 
     /// With the way to collections. To be called before the directory of journals is set.
-    #[must_use]
-    pub fn with_archives(mut self, archives: Archives) -> Self {
+    pub(crate) fn with_archives(mut self, archives: Archives) -> Self {
         self.archives = archives;
         self
     }
 
     /// With a directory of journals to stage from.
-    #[must_use]
     pub fn with_journal(mut self, directory: PathBuf) -> Self {
         let stager = Stager::new(
             self.record.clone(),
@@ -98,8 +95,7 @@ impl Service {
 
     /// As the callers of one door see it: they may have something staged into what is in their reach, and wait for each
     /// other alone.
-    #[must_use]
-    pub fn at_door(&self, reach: Reach) -> Self {
+    pub(crate) fn at_door(&self, reach: Reach) -> Self {
         Self {
             stager: self.stager.clone().map(|stager| stager.within(reach)),
             places: Arc::new(Semaphore::new(calls::READING)),
@@ -108,20 +104,17 @@ impl Service {
     }
 
     /// With what leases find.
-    #[must_use]
     pub fn with_leases(mut self, leases: Leases) -> Self {
         self.leases = leases;
         self
     }
 
     /// Stages from recorded builds, if there is a journal.
-    #[must_use]
-    pub const fn stager(&self) -> Option<&Stager> {
+    pub(crate) const fn stager(&self) -> Option<&Stager> {
         self.stager.as_ref()
     }
 
     /// Whether anything is being fetched, staged or waited for.
-    #[must_use]
     pub fn is_busy(&self) -> bool {
         self.calls.any() || self.stager.as_ref().is_some_and(Stager::is_busy)
     }
@@ -214,34 +207,18 @@ impl Service {
             .root
             .and_then(|root| self.leases.lost(root, &row.invocation_id));
         let lost = lost.unwrap_or_default();
-        pb::Invocation {
+        let summary = tally.summary(Duration::from_micros(row.hold_us));
+        with_fields_of!(row, pb::Invocation {
             evicted: lost.outputs,
             evicted_target_count: lost.target_count(),
             evicted_targets: lost.targets().map(str::to_owned).collect(),
-            summary: tally.summary(Duration::from_micros(row.hold_us)),
-            invocation_id: row.invocation_id,
-            build_id: row.build_id,
-            command: row.command,
-            workspace: row.workspace,
-            exec_root: row.exec_root,
+            summary: summary,
             state: pb::InvocationState::from(row.state).into(),
-            started_ms: row.started_ms,
-            settled_ms: row.settled_ms,
             exit_code: row.finished.then_some(row.exit_code),
-            downloaded: row.downloaded,
-            downloaded_bytes: row.downloaded_bytes,
             stores: row.stores.into_iter().collect(),
-            present: row.present,
-            failed: row.failed,
-            known: row.known,
-            superseded: row.superseded,
-            hold_us: row.hold_us,
-            errors: row.errors,
-            build_tool_version: row.build_tool_version,
-            remote_cache: row.remote_cache,
-            remote_instance_name: row.remote_instance_name,
-            pending,
-        }
+            pending: pending,
+        } invocation_id build_id command workspace exec_root started_ms settled_ms downloaded downloaded_bytes present
+          failed known superseded hold_us errors build_tool_version remote_cache remote_instance_name)
     }
 
     /// Gives up what an invocation still wants. False if it is settled.

@@ -6,7 +6,7 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::service::Service;
+use super::service::{Service, show::shown};
 #[cfg(feature = "archives")]
 use crate::collection::Checking;
 use crate::{
@@ -386,14 +386,6 @@ fn staged_output(ended: &Ended) -> pb::StagedOutput {
             .into(),
         error: ended.error.clone(),
         ..artifact(&ended.artifact)
-    }
-}
-
-fn shown(digest: &Digest) -> pb::Digest {
-    pb::Digest {
-        function: digest.function().name().to_owned(),
-        hash: digest.hash_hex(),
-        size: digest.size(),
     }
 }
 

@@ -8,7 +8,7 @@ use super::service::{show, watch::News};
 use crate::{
     invocation::pattern::{PatternError, TargetPattern},
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
-    record::{TargetRow, TargetState},
+    record::{TargetRow, TargetState, with_fields_of},
 };
 
 /// Targets in an answer: within what gRPC clients take in one message.
@@ -120,17 +120,9 @@ impl Ord for Seen {
 
 /// A target as another process tells it.
 fn row_of(target: &pb::Target) -> TargetRow {
-    TargetRow {
-        label: target.label.clone(),
-        aspect: target.aspect.clone(),
-        configuration: target.configuration.clone(),
-        state: target.state().into(),
-        success: target.success,
-        required: target.required,
-        optional: target.optional,
-        failed: target.failed,
-        known: target.known,
-    }
+    let (state, target) = (target.state().into(), target.clone());
+    with_fields_of!(target, TargetRow { state: state }
+        label aspect configuration success required optional failed known)
 }
 
 impl Judge {
@@ -152,12 +144,12 @@ impl Judge {
 
     /// Whether a target is waited for. As on Bazel's command line, the last pattern that covers it decides.
     pub(crate) fn covers(&self, label: &str, aspect: &str) -> bool {
-        let only_out = self.asked.iter().all(|asked| asked.pattern.is_negative());
+        let only_out = self.asked.iter().all(|asked| asked.pattern.is_negative);
         self.asked
             .iter()
             .rev()
             .find(|asked| asked.covers(label, aspect))
-            .map_or(only_out, |asked| !asked.pattern.is_negative())
+            .map_or(only_out, |asked| !asked.pattern.is_negative)
     }
 
     /// Whether an output may belong to a target that is waited for.
@@ -265,7 +257,7 @@ impl Judge {
             && self
                 .asked
                 .iter()
-                .all(|asked| asked.pattern.is_exact() && !asked.pattern.is_negative())
+                .all(|asked| asked.pattern.is_exact() && !asked.pattern.is_negative)
             && self.open == 0
             && self.asked.iter().all(|asked| asked.named)
     }
@@ -299,7 +291,7 @@ impl Judge {
         let not_found: Vec<String> = self
             .asked
             .iter()
-            .filter(|asked| build_is_over && !asked.pattern.is_negative())
+            .filter(|asked| build_is_over && !asked.pattern.is_negative)
             .filter(|asked| !asked.found)
             .map(|asked| asked.text.clone())
             .collect();

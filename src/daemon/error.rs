@@ -8,7 +8,6 @@ use crate::bes::{ListenError, ServeError};
 
 /// Why the daemon cannot start, or has ended.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum DaemonError {
     /// A listener cannot be opened.
     #[error(transparent)]

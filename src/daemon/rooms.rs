@@ -116,7 +116,6 @@ impl Rooms {
     }
 
     /// With another time for which settled builds are remembered, for clients that come back to their stream.
-    #[must_use]
     pub(crate) fn with_linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
         self.engine.linger(linger);
@@ -124,7 +123,6 @@ impl Rooms {
     }
 
     /// The event service in front of the engine, and of the upstream service if there is one.
-    #[must_use]
     pub fn events(
         &self,
         hold: HoldPolicy,

@@ -189,13 +189,11 @@ impl Daemon {
     }
 
     /// For opening further doors for build tools' events, if the daemon was started without any.
-    #[must_use]
     pub(crate) fn event_doors(&self) -> EventDoors {
         self.doors.clone()
     }
 
     /// Cancelled, it closes the doors.
-    #[must_use]
     pub fn shutdown_token(&self) -> CancellationToken {
         self.shutdown.clone()
     }

@@ -176,7 +176,6 @@ fn succeeded(name: &str, sets: &[usize], files: &[&[File]], tree: Option<&str>) 
 
 impl GeneratedBuild {
     /// Makes the build and puts its outputs into the store. The same seed gives the same outputs.
-    #[must_use]
     pub fn new(store: &Store, setting: Setting, seed: u64) -> Self {
         let events = [
             ("//lib:lib", "cc_library rule"),
@@ -210,7 +209,6 @@ impl GeneratedBuild {
 
     /// The same build run again: everything is a cache hit, the stream says all of it again under another invocation
     /// id.
-    #[must_use]
     pub fn incremental(&self) -> Self {
         Self {
             number: self.number + 1,
@@ -219,19 +217,16 @@ impl GeneratedBuild {
     }
 
     /// The invocation id.
-    #[must_use]
     pub fn invocation_id(&self) -> String {
         uuid(self.seed, self.number * 2)
     }
 
     /// The build request's id.
-    #[must_use]
     pub fn build_id(&self) -> String {
         uuid(self.seed, self.number * 2 + 1)
     }
 
     /// What a downloader of top-level outputs must end up with, each path once.
-    #[must_use]
     pub fn outputs(&self) -> &[GeneratedOutput] {
         &self.outputs
     }

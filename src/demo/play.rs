@@ -46,7 +46,6 @@ pub struct PlayReport {
 
 /// Why a stream failed, where Bazel's would have failed as well.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum PlayError {
     /// No address of a server.
     #[error("{0:?} is no endpoint; write grpc://HOST:PORT or unix:/PATH")]

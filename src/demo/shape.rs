@@ -52,19 +52,16 @@ pub struct FilledShape {
 
 impl Shape {
     /// Number of files.
-    #[must_use]
     pub const fn files(&self) -> usize {
         self.targets * self.files_per_target
     }
 
     /// Bytes of all files together.
-    #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.files() as u64 * self.file_size as u64
     }
 
     /// Generates the files into a store.
-    #[must_use]
     pub fn fill(self, store: &Store) -> FilledShape {
         let digests = (0..self.files() as u64)
             .map(|file| {
@@ -99,7 +96,6 @@ impl Shape {
 
 impl FilledShape {
     /// The measures.
-    #[must_use]
     pub const fn shape(&self) -> &Shape {
         &self.shape
     }
@@ -115,7 +111,6 @@ impl FilledShape {
     }
 
     /// An invocation id for a run of the build, the same for the same number.
-    #[must_use]
     pub fn invocation_id(&self, run: u64) -> String {
         uuid(self.shape.seed, run)
     }

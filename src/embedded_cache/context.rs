@@ -1,22 +1,18 @@
 //! What every service of the cache shares: the content, the settings, and the checks at a call's door.
 
-use std::{
-    future::pending,
-    sync::{Arc, RwLock},
-    time::Duration,
-};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use bazel_remote_apis::{
     build::bazel::remote::execution::v2 as reapi,
     google::{protobuf::Any, rpc},
 };
 use http::HeaderMap;
+use parking_lot::RwLock;
 use prost::Message as _;
 use tonic::{Code, Request, Status};
 
 use super::{
     faults::{Faults, RequestFault},
-    memory::read,
     resource::Resource,
     stats::{Counters, Rpc, add},
     store::Store,
@@ -53,8 +49,8 @@ impl Context {
     pub(super) async fn enter<T>(&self, rpc: Rpc, request: &Request<T>) -> Result<(), Status> {
         self.counters.call(rpc);
         let headers = request.metadata();
-        super::memory::write(&self.last_headers).clone_from(headers.as_ref());
-        if let Some((name, value)) = &*read(&self.required_header)
+        self.last_headers.write().clone_from(headers.as_ref());
+        if let Some((name, value)) = &*self.required_header.read()
             && !headers
                 .as_ref()
                 .get_all(name)

@@ -1,11 +1,9 @@
 //! Blobs in memory, spread over locks so that concurrent readers do not wait for one another.
 
-use std::{
-    collections::HashMap,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-};
+use std::collections::HashMap;
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 
 use crate::digest::Digest;
 
@@ -33,45 +31,35 @@ impl Memory {
     }
 
     pub(super) fn put(&self, digest: Digest, bytes: Bytes) {
-        write(self.shard(&digest)).insert(digest, bytes);
+        self.shard(&digest).write().insert(digest, bytes);
     }
 
     pub(super) fn get(&self, digest: &Digest) -> Option<Bytes> {
-        read(self.shard(digest)).get(digest).cloned()
+        self.shard(digest).read().get(digest).cloned()
     }
 
     pub(super) fn contains(&self, digest: &Digest) -> bool {
-        read(self.shard(digest)).contains_key(digest)
+        self.shard(digest).read().contains_key(digest)
     }
 
     pub(super) fn remove(&self, digest: &Digest) -> bool {
-        write(self.shard(digest)).remove(digest).is_some()
+        self.shard(digest).write().remove(digest).is_some()
     }
 
     pub(super) fn clear(&self) {
         for shard in &self.shards {
-            write(shard).clear();
+            shard.write().clear();
         }
     }
 
     pub(super) fn digests(&self) -> Vec<Digest> {
         self.shards
             .iter()
-            .flat_map(|shard| read(shard).keys().cloned().collect::<Vec<_>>())
+            .flat_map(|shard| shard.read().keys().cloned().collect::<Vec<_>>())
             .collect()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| read(shard).len()).sum()
+        self.shards.iter().map(|shard| shard.read().len()).sum()
     }
-}
-
-/// Takes a lock whose holder cannot leave the value half-changed, so that a panic elsewhere does no harm here.
-pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The same for writing.
-pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
 }

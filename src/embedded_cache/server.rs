@@ -34,7 +34,6 @@ use super::{
     context::{Context, Shared},
     direct::Direct,
     faults::Faults,
-    memory::write,
     stats::{Stats, add},
     store::Store,
     wire::Wire,
@@ -58,7 +57,6 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 
 /// Why a cache did not start.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum EmbeddedCacheError {
     /// Neither an IP address with a port nor `unix:PATH`.
     #[error("{0:?} is no address to listen on; write IP:PORT or unix:/PATH")]
@@ -120,7 +118,6 @@ impl EmbeddedCache {
 }
 
 /// Settings of a cache.
-#[must_use]
 pub struct Builder {
     zstd: bool,
     functions: Vec<DigestFunction>,
@@ -340,39 +337,34 @@ pub struct RunningCache {
 
 impl RunningCache {
     /// The address as `--remote_cache` takes it: `grpc://IP:PORT`, `grpcs://IP:PORT` or `unix:/PATH`.
-    #[must_use]
     pub fn endpoint(&self) -> String {
         self.endpoint.clone()
     }
 
     /// What the cache holds.
-    #[must_use]
     pub fn store(&self) -> &Store {
         &self.context.store
     }
 
     /// Its misbehaviour.
-    #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.context.faults
     }
 
     /// What it was asked for so far.
-    #[must_use]
     pub fn stats(&self) -> Stats {
         self.context.counters.read()
     }
 
     /// Headers of the last call that arrived, whatever became of it.
     #[cfg(test)]
-    #[must_use]
     pub(crate) fn last_headers(&self) -> http::HeaderMap {
-        super::memory::read(&self.context.last_headers).clone()
+        self.context.last_headers.read().clone()
     }
 
     /// Changes the header that calls must carry from now on, as when a token expires; `None` for no header.
     pub fn require_header(&self, required: Option<(&str, &str)>) {
-        *write(&self.context.required_header) = header(required);
+        *self.context.required_header.write() = header(required);
     }
 
     /// Stops the cache: connections are broken, calls under way fail. Returns when the address is free again.

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The calls that the cache answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Rpc {
     /// `Capabilities.GetCapabilities`
     Capabilities,
@@ -32,14 +31,12 @@ macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// What was counted since the cache was started. Calls count when they arrive, also those that then fail.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-        #[non_exhaustive]
         pub struct Stats {
             $($(#[$doc])* pub $name: u64,)*
         }
 
         impl Stats {
             /// What was counted since an earlier reading.
-            #[must_use]
             pub const fn since(&self, earlier: &Self) -> Self {
                 Self { $($name: self.$name.saturating_sub(earlier.$name),)* }
             }

@@ -6,16 +6,17 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::FileExt as _,
     path::PathBuf,
-    sync::{Arc, RwLock},
+    sync::Arc,
 };
 
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use bytes::Bytes;
+use parking_lot::RwLock;
 use prost::Message as _;
 
 use super::{
     directory::{Directory, Kind},
-    memory::{Memory, read, write},
+    memory::Memory,
 };
 use crate::digest::{Digest, DigestFunction};
 
@@ -44,7 +45,6 @@ pub(super) enum Blob {
 
 impl Store {
     /// An empty store in memory, whose [`Store::put`] uses this digest function.
-    #[must_use]
     pub fn in_memory(function: DigestFunction) -> Self {
         Self(Arc::new(Inner {
             function,
@@ -103,7 +103,6 @@ impl Store {
     }
 
     /// The blob's bytes, if the store has them. The empty blob is always there.
-    #[must_use]
     pub fn get(&self, digest: &Digest) -> Option<Bytes> {
         let blob = self.blob(digest)?;
         blob.read(0, usize::try_from(blob.size(digest)).ok()?).ok()
@@ -121,7 +120,6 @@ impl Store {
     }
 
     /// Whether the store has the blob.
-    #[must_use]
     pub fn contains(&self, digest: &Digest) -> bool {
         digest.is_empty()
             || self.0.memory.contains(digest)
@@ -138,7 +136,7 @@ impl Store {
     /// Takes out every blob and every action result.
     pub fn clear(&self) {
         self.0.memory.clear();
-        write(&self.0.actions).clear();
+        self.0.actions.write().clear();
         if let Some(directory) = &self.0.directory {
             directory.clear(Kind::Blob);
             directory.clear(Kind::Action);
@@ -146,7 +144,6 @@ impl Store {
     }
 
     /// Digests of all blobs, in no order.
-    #[must_use]
     pub fn digests(&self) -> Vec<Digest> {
         let mut all = self.0.memory.digests();
         all.extend(self.0.directory.iter().flat_map(Directory::digests));
@@ -154,13 +151,11 @@ impl Store {
     }
 
     /// Number of blobs.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.0.memory.len() + self.0.directory.as_ref().map_or(0, |d| d.digests().len())
     }
 
     /// Whether there is no blob.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -175,13 +170,12 @@ impl Store {
                 }
             }
         }
-        write(&self.0.actions).insert(action, result);
+        self.0.actions.write().insert(action, result);
     }
 
     /// An action's result, if the store has it.
-    #[must_use]
     pub fn action(&self, action: &Digest) -> Option<ActionResult> {
-        if let Some(result) = read(&self.0.actions).get(action) {
+        if let Some(result) = self.0.actions.read().get(action) {
             return Some(result.clone());
         }
         let mut file = self.0.directory.as_ref()?.open_file(Kind::Action, action)?;
@@ -193,7 +187,7 @@ impl Store {
     /// Takes an action's result out. Whether it was there.
     #[cfg(test)]
     pub(crate) fn remove_action(&self, action: &Digest) -> bool {
-        let from_memory = write(&self.0.actions).remove(action).is_some();
+        let from_memory = self.0.actions.write().remove(action).is_some();
         let directory = self.0.directory.as_ref();
         directory.is_some_and(|d| d.remove(Kind::Action, action)) || from_memory
     }

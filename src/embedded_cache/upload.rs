@@ -5,8 +5,10 @@ use std::{
     fs::File,
     io::{self, Write},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
+
+use parking_lot::Mutex;
 
 use super::{
     directory::{Directory, Kind},
@@ -193,22 +195,18 @@ impl std::fmt::Debug for Uploads {
 }
 
 impl Uploads {
-    fn lock(&self) -> MutexGuard<'_, Interrupted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// How many bytes an interrupted upload has, if there is one.
     pub(super) fn received(&self, name: &str) -> Option<u64> {
-        Some(self.lock().uploads.get(name)?.1.received())
+        Some(self.0.lock().uploads.get(name)?.1.received())
     }
 
     /// Takes an interrupted upload up again.
     pub(super) fn take(&self, name: &str) -> Option<Upload> {
-        Some(self.lock().uploads.remove(name)?.1)
+        Some(self.0.lock().uploads.remove(name)?.1)
     }
 
     fn keep(&self, name: String, upload: Upload) {
-        let mut interrupted = self.lock();
+        let mut interrupted = self.0.lock();
         interrupted.clock += 1;
         let now = interrupted.clock;
         interrupted.uploads.insert(name, (now, upload));

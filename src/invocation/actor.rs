@@ -21,7 +21,7 @@ mod undigested;
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Instant,
 };
 
@@ -75,11 +75,7 @@ pub(super) struct Actor {
 }
 
 fn new_build(shared: &Shared) -> Build {
-    let policy = shared
-        .policy
-        .read()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
+    let policy = shared.policy.read().clone();
     Build::new(policy).holding_sets(shared.holds_sets)
 }
 

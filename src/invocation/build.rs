@@ -40,8 +40,10 @@ type Attempts = HashMap<(u32, u32, u32), (i64, TestResult)>;
 /// One build's life.
 pub struct Build {
     meter: Meter,
-    warms_output_service: bool,
-    has_local_sources: bool,
+    /// Whether the blobs of outputs that an output service has are to be read.
+    pub(super) warms_output_service: bool,
+    /// Whether outputs of other roots may be copied.
+    pub(super) has_local_sources: bool,
     selector: Selector,
     command: Command,
     started: bool,
@@ -83,7 +85,6 @@ pub struct Build {
 
 impl Build {
     /// A build of which nothing is known yet.
-    #[must_use]
     pub fn new(policy: Policy) -> Self {
         Self {
             meter: Meter::new(policy.limits),
@@ -116,33 +117,20 @@ impl Build {
         }
     }
 
-    /// Whether the blobs of outputs that an output service has are to be read.
-    pub(super) const fn warms_output_service(&self) -> bool {
-        self.warms_output_service
-    }
-
-    /// Whether outputs of other roots may be copied.
-    pub(super) const fn has_local_sources(&self) -> bool {
-        self.has_local_sources
-    }
-
     /// Whether the event that brings a set is open ([`Self::lowest_open`]) until a target refers to the set, and its
     /// outputs have that event's number.
-    #[must_use]
     pub(crate) fn holding_sets(mut self, holds: bool) -> Self {
         self.holds_sets = holds;
         self
     }
 
     /// The lowest number of an event whose outputs are not known yet, because something that they need has not come.
-    #[must_use]
     pub(crate) fn lowest_open(&self) -> Option<i64> {
         let result = self.open_results.first().copied();
         self.lowest_open_target().into_iter().chain(result).min()
     }
 
     /// The same without the results of tests, whose files wait for a summary.
-    #[must_use]
     pub(crate) fn lowest_open_target(&self) -> Option<i64> {
         self.open.first().copied()
     }

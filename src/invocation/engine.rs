@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -10,6 +10,7 @@ use futures::{
     FutureExt as _,
     future::{BoxFuture, join_all},
 };
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::{
@@ -45,7 +46,6 @@ pub struct Engine {
 impl Engine {
     /// An engine without builds. With `holds_sets`, the events that bring sets of files count as settled only when
     /// what the targets require of the sets is there ([`Progress`]).
-    #[must_use]
     pub fn new(
         policy: Policy,
         holds_sets: bool,
@@ -77,11 +77,7 @@ impl Engine {
 
     /// Another selection, for builds that begin from now on.
     pub(crate) fn set_policy(&self, policy: Policy) {
-        self.shared
-            .policy
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .reselect(policy);
+        self.shared.policy.write().reselect(policy);
     }
 
     /// How long the event service remembers a stream; the tasks of builds stay a little longer. To be called before there
@@ -92,7 +88,6 @@ impl Engine {
     }
 
     /// Reports of invocations that settle from now on.
-    #[must_use]
     pub fn reports(&self) -> broadcast::Receiver<Report> {
         self.shared.reports.subscribe()
     }
@@ -100,10 +95,9 @@ impl Engine {
     /// Every change of all invocations from now on, single outputs left out. Nothing is missed, however many come at
     /// once: thousands of targets settle in one go where they share an output. So anyone who listens must take them
     /// without delay, and bound what it keeps.
-    #[must_use]
     pub fn told(&self) -> mpsc::UnboundedReceiver<Told> {
         let (listener, told) = mpsc::unbounded_channel();
-        let mut listeners = self.shared.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listeners = self.shared.told.lock();
         listeners.push(listener);
         told
     }
@@ -148,7 +142,7 @@ impl Engine {
 
     fn task_of(&self, invocation_id: &str) -> Option<mpsc::Sender<Message>> {
         let mut tasks: Vec<_> = {
-            let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
+            let live = self.shared.live.lock();
             let of_it = live
                 .iter()
                 .filter(|(stream, _)| stream.invocation_id == invocation_id);
@@ -169,9 +163,8 @@ impl Engine {
     }
 
     /// The invocation id and the build id of every stream that has a task.
-    #[must_use]
     pub fn streams(&self) -> Vec<(String, String)> {
-        let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = self.shared.live.lock();
         live.keys()
             .map(|stream| (stream.invocation_id.clone(), stream.build_id.clone()))
             .collect()
@@ -191,7 +184,7 @@ impl Engine {
     /// record as what it came to. A process that ends calls it when nothing more can be heard.
     pub async fn conclude(&self, patience: Duration) {
         let tasks: Vec<_> = {
-            let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
+            let live = self.shared.live.lock();
             live.values().cloned().collect()
         };
         let concluding = tasks.iter().map(async |task| {
@@ -206,7 +199,7 @@ impl Engine {
     }
 
     fn task(&self, stream: &StreamKey, create: bool) -> Option<mpsc::Sender<Message>> {
-        let mut live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut live = self.shared.live.lock();
         if let Some(task) = live.get(stream).filter(|task| !task.is_closed()) {
             return Some(task.clone());
         }

@@ -6,7 +6,8 @@ use std::{fmt, str::FromStr};
 /// repository, and with `-` in front to take targets out again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetPattern {
-    negative: bool,
+    /// Whether it takes targets out.
+    pub(crate) is_negative: bool,
     repository: String,
     package: String,
     scope: Scope,
@@ -67,7 +68,7 @@ impl FromStr for TargetPattern {
             },
         };
         Ok(Self {
-            negative,
+            is_negative: negative,
             repository: repository.trim_start_matches('@').to_owned(),
             package: package.to_owned(),
             scope,
@@ -76,20 +77,12 @@ impl FromStr for TargetPattern {
 }
 
 impl TargetPattern {
-    /// Whether it takes targets out.
-    #[must_use]
-    pub(crate) const fn is_negative(&self) -> bool {
-        self.negative
-    }
-
     /// Whether it names one target.
-    #[must_use]
     pub(crate) const fn is_exact(&self) -> bool {
         matches!(self.scope, Scope::Target(_))
     }
 
     /// Whether it is about a label, be it to take it in or out.
-    #[must_use]
     pub(crate) fn covers(&self, label: &str) -> bool {
         let Some((repository, rest)) = label.split_once("//") else {
             return false;
@@ -116,7 +109,7 @@ impl TargetPattern {
 
 impl fmt::Display for TargetPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let minus = if self.negative { "-" } else { "" };
+        let minus = if self.is_negative { "-" } else { "" };
         let at = if self.repository.is_empty() { "" } else { "@" };
         write!(f, "{minus}{at}{}//{}", self.repository, self.package)?;
         match &self.scope {
@@ -130,14 +123,13 @@ impl fmt::Display for TargetPattern {
 
 /// Whether a list of patterns takes in a label. As on Bazel's command line the last one that covers it decides; a
 /// list that only takes out starts from everything, and an empty list takes everything in.
-#[must_use]
 pub(crate) fn matches(patterns: &[TargetPattern], label: &str) -> bool {
-    let start = patterns.iter().all(|p| p.negative);
+    let start = patterns.iter().all(|p| p.is_negative);
     patterns
         .iter()
         .rev()
         .find(|p| p.covers(label))
-        .map_or(start, |p| !p.negative)
+        .map_or(start, |p| !p.is_negative)
 }
 
 #[cfg(test)]

@@ -77,7 +77,6 @@ impl PathRegex {
     }
 
     /// Whether the whole path matches.
-    #[must_use]
     pub fn matches(&self, path: &str) -> bool {
         self.regex.is_match(path)
     }

@@ -27,7 +27,6 @@ pub(crate) enum Command {
 
 impl Command {
     /// From the name in `BuildStarted.command`.
-    #[must_use]
     pub(crate) fn from_name(name: &str) -> Self {
         match name {
             "test" => Self::Test,
@@ -118,7 +117,6 @@ pub(crate) struct Selector {
 
 impl Selector {
     /// Makes a policy ready.
-    #[must_use]
     pub(crate) fn new(policy: Policy) -> Self {
         let rule_texts = policy
             .rules
@@ -173,7 +171,6 @@ impl Selector {
     }
 
     /// Whether the verdict on a file may depend on the tree that it lies in.
-    #[must_use]
     pub(crate) fn looks_at_trees(&self, profile: ProfileId) -> bool {
         self.profiles.get(profile).is_some_and(|(profile, _)| {
             let has_path = |&i: &usize| self.policy.rules[i].path.is_some();

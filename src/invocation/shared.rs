@@ -2,10 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{broadcast, mpsc};
 
 use super::{
@@ -68,17 +69,17 @@ impl Shared {
 
     /// Whether this was not said before.
     pub(super) fn is_first(&self, message: &str) -> bool {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.said.lock();
         said.insert(message.to_owned())
     }
 
     pub(super) fn action_cache(&self, root: RootId) -> Option<Remembered> {
-        let caches = self.action_caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let caches = self.action_caches.lock();
         caches.get(&root).cloned()
     }
 
     pub(super) fn remember_action_cache(&self, root: RootId, read: Option<Remembered>) {
-        let mut caches = self.action_caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut caches = self.action_caches.lock();
         match read {
             Some(read) => caches.insert(root, read),
             None => caches.remove(&root),
@@ -86,7 +87,7 @@ impl Shared {
     }
 
     pub(super) fn forget(&self, stream: &StreamKey) {
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut live = self.live.lock();
         if live.get(stream).is_some_and(mpsc::Sender::is_closed) {
             live.remove(stream);
         }
@@ -98,7 +99,7 @@ impl Shared {
     }
 
     pub(super) fn tell(&self, invocation_id: &str, change: &Change) {
-        let mut listeners = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listeners = self.told.lock();
         listeners.retain(|listener| {
             // Receivers that are gone get no more.
             let told = Told {

@@ -113,14 +113,12 @@ impl Tally {
     }
 
     /// What was warmed, in words.
-    #[must_use]
     pub(crate) fn warming(&self) -> String {
         let (files, bytes) = (show_count(self.warmed), show_size(self.warmed_bytes));
         format!("warmed {files} files, {bytes}")
     }
 
     /// The summary line. `settled_in` is how long after the build's last event everything required was there.
-    #[must_use]
     pub fn summary(&self, settled_in: Duration) -> String {
         let mut line = format!(
             "outhaul: {} downloaded ({}), {} already present, {} failed, {} known; settled in {}",

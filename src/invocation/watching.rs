@@ -33,7 +33,6 @@ pub struct Recorded(Option<Box<dyn Iterator<Item = TargetRow> + Send>>);
 
 impl Recorded {
     /// Nothing is read yet.
-    #[must_use]
     pub fn new(record: &Record, invocation_id: &str) -> Self {
         Self(Some(Box::new(record.scan_targets(invocation_id))))
     }

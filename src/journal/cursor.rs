@@ -8,8 +8,9 @@ use std::{
     io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
+
+use parking_lot::Mutex;
 
 use super::format::{SUM_LEN, checksum};
 
@@ -64,7 +65,7 @@ impl Cursor {
 
     /// Notes that upstream has everything up to this number.
     pub(crate) fn save(&self, acked: i64) {
-        let mut state = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.file.lock();
         let saved = state.write(&self.path, acked, &self.service);
         if let Err(error) = saved
             && !state.failed

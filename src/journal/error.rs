@@ -6,7 +6,6 @@ use crate::open_files::Want;
 
 /// A failure of the journal, with the file it is about.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum JournalError {
     /// The system refused.
     #[error("failed to {action} {path}: {source}")]

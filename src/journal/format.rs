@@ -165,7 +165,6 @@ pub struct Record {
 
 impl Record {
     /// The bytes of the `build_event_stream.BuildEvent` inside, if there is one.
-    #[must_use]
     pub fn build_event(&self) -> Option<Bytes> {
         match self.kind {
             RecordKind::Event => Received::read(self.payload.clone()).ok()??.bazel_event,

@@ -6,9 +6,11 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::SystemTime,
 };
+
+use parking_lot::Mutex;
 
 use super::{
     cursor::Cursor,
@@ -122,13 +124,11 @@ impl Journal {
     }
 
     /// The directory.
-    #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// Looks into a directory that another process may be writing.
-    #[must_use]
     pub fn view(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
@@ -311,7 +311,7 @@ pub(super) struct OpenFiles(Arc<Mutex<HashMap<String, usize>>>);
 
 impl OpenFiles {
     fn mark(&self, stem: &str) -> OpenMark {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.lock();
         *open.entry(stem.to_owned()).or_default() += 1;
         OpenMark {
             files: self.clone(),
@@ -320,7 +320,7 @@ impl OpenFiles {
     }
 
     pub(super) fn contains(&self, path: &Path) -> bool {
-        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.0.lock();
         path.file_stem()
             .and_then(OsStr::to_str)
             .is_some_and(|stem| open.contains_key(stem))
@@ -336,7 +336,7 @@ pub(super) struct OpenMark {
 
 impl Drop for OpenMark {
     fn drop(&mut self) {
-        let mut open = self.files.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.files.0.lock();
         if let Some(count) = open.get_mut(&self.stem) {
             *count -= 1;
             if *count == 0 {

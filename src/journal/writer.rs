@@ -5,8 +5,10 @@ use std::{
     io::{self, IoSlice, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
+
+use parking_lot::Mutex;
 
 use super::{
     error::JournalError,
@@ -29,13 +31,13 @@ fn compressed(batch: &Batch) -> io::Result<Vec<u8>> {
     let Some(raw) = batch.whole() else {
         return compressed_in_pieces(batch, LEVEL);
     };
-    let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let idle = IDLE.lock().pop();
     let mut compressor = match idle {
         Some(compressor) => compressor,
         None => zstd::bulk::Compressor::new(LEVEL)?,
     };
     let body = compressor.compress(raw)?;
-    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut idle = IDLE.lock();
     if idle.len() < KEPT {
         idle.push(compressor);
     }
@@ -129,7 +131,6 @@ impl Writer {
     }
 
     /// The file's path, for messages.
-    #[must_use]
     pub(crate) fn path(&self) -> PathBuf {
         self.stem
             .with_extension(if self.settled { SETTLED } else { UNFINISHED })

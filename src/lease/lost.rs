@@ -2,8 +2,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
+
+use parking_lot::Mutex;
 
 use crate::{metrics::Metrics, record::RootId};
 
@@ -37,7 +39,6 @@ impl Lost {
     }
 
     /// How many targets would have to be built again; up to 10,000.
-    #[must_use]
     pub(crate) fn target_count(&self) -> u64 {
         self.targets.len() as u64
     }
@@ -54,16 +55,15 @@ pub struct Leases(Arc<Mutex<HashMap<RootId, Lost>>>);
 
 impl Leases {
     /// What an invocation has lost, if it is the newest of its root and was looked at.
-    #[must_use]
     pub fn lost(&self, root: RootId, invocation_id: &str) -> Option<Lost> {
-        let lost = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = self.0.lock();
         lost.get(&root)
             .filter(|lost| lost.invocation_id == invocation_id)
             .cloned()
     }
 
     pub(super) fn put(&self, root: RootId, lost: Lost, metrics: &Metrics) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let before = all.get(&root).map_or(0, |lost| lost.outputs);
         if lost.outputs > before {
             let named: Vec<&str> = lost.targets().collect();
@@ -83,7 +83,7 @@ impl Leases {
 
     /// Forgets roots that have no build any more.
     pub(super) fn retain(&self, is_there: impl Fn(RootId) -> bool) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         all.retain(|root, _| is_there(*root));
     }
 }

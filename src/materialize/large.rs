@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -56,14 +56,16 @@ impl Pipe {
     }
 }
 
+#[async_trait]
 impl Sink for Pipe {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
         self.bytes += bytes.len();
         self.portion.push(bytes);
         if self.bytes < PORTION {
-            return std::future::ready(Ok(())).boxed();
+            return Ok(());
         }
-        self.flush().boxed()
+
+        self.flush().await
     }
 }
 

@@ -55,7 +55,6 @@ pub struct Served {
 impl Served {
     /// Of a root whose `bazel-out` is a link, which nothing is written through wherever it leads. Blocks on the file
     /// system.
-    #[must_use]
     pub(crate) fn by_link(root: &OutputRoot) -> Option<Self> {
         let target = root.elsewhere()?;
         Some(Self {
@@ -82,7 +81,6 @@ pub struct Want {
 
 impl Want {
     /// A want as of now.
-    #[must_use]
     pub fn new(path: ExecPath, content: OutputContent, class: Class, recorded: Option<Stamp>) -> Self {
         Self {
             path,
@@ -109,7 +107,6 @@ pub enum Source {
 
 impl Source {
     /// As it is recorded and counted.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Batch => "batch",
@@ -120,7 +117,6 @@ impl Source {
     }
 
     /// The same with the name of the store, where there are several: `batch from grpc://HOST:PORT`.
-    #[must_use]
     pub(crate) fn with_store(self, store: Option<&str>) -> Cow<'static, str> {
         match store {
             Some(store) => Cow::Owned(format!("{}{FROM}{store}", self.name())),
@@ -133,7 +129,6 @@ impl Source {
 const FROM: &str = " from ";
 
 /// What [`Source::with_store`] has put together.
-#[must_use]
 pub(crate) fn split_source(source: &str) -> (&str, Option<&str>) {
     match source.split_once(FROM) {
         Some((way, store)) => (way, Some(store)),
@@ -182,7 +177,6 @@ pub enum Outcome {
 
 impl Outcome {
     /// The output's state from now on; `None` if a newer invocation decides it.
-    #[must_use]
     pub const fn state(&self) -> Option<OutputState> {
         match self {
             Self::Downloaded { .. } | Self::Present { .. } => Some(OutputState::Materialized),
@@ -195,25 +189,21 @@ impl Outcome {
     }
 
     /// Whether the output is on disk, or can be read as if it were.
-    #[must_use]
     pub const fn is_on_disk(&self) -> bool {
         matches!(self.state(), Some(OutputState::Materialized | OutputState::Known))
     }
 
     /// Whether it is missing because no cache has it, or could be read.
-    #[must_use]
     pub(crate) const fn is_lost(&self) -> bool {
         matches!(self, Self::Evicted(_) | Self::Unavailable(_))
     }
 
     /// Whether nobody read the output: the disk has what was recorded, as far as a look at it tells.
-    #[must_use]
     pub(crate) const fn is_unread(&self) -> bool {
         matches!(self, Self::Present { hashed: false, .. } | Self::Served { .. })
     }
 
     /// The stamp of the file, if there is one.
-    #[must_use]
     pub const fn stamp(&self) -> Option<Stamp> {
         match self {
             Self::Downloaded { stamp, .. } | Self::Present { stamp, .. } => *stamp,
@@ -222,7 +212,6 @@ impl Outcome {
     }
 
     /// Where the bytes came from, as [`Source::with_store`] has it; empty if none came.
-    #[must_use]
     pub fn source(&self) -> Cow<'static, str> {
         match self {
             Self::Downloaded { source, store, .. } => source.with_store(store.as_deref()),
@@ -231,7 +220,6 @@ impl Outcome {
     }
 
     /// Bytes that came.
-    #[must_use]
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Downloaded { bytes, .. } => *bytes,
@@ -241,7 +229,6 @@ impl Outcome {
     }
 
     /// Why the output is not on disk; empty if it is.
-    #[must_use]
     pub const fn reason(&self) -> &str {
         match self {
             Self::Evicted(reason) | Self::Unavailable(reason) | Self::Failed(reason) => reason.as_str(),
@@ -251,7 +238,6 @@ impl Outcome {
     }
 
     /// As it is counted.
-    #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Downloaded { .. } => "downloaded",

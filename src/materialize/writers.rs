@@ -9,12 +9,13 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc as std_mpsc},
+    sync::{Arc, Weak, mpsc as std_mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
@@ -214,15 +215,11 @@ struct Kept {
 }
 
 impl Placers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Kept>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Lets go of those that there was no work in for a while, or that nobody uses any more: descriptors of directories
     /// that somebody has deleted, or wants to unmount, are not kept for nothing.
     fn tidy(&self, idle: Duration) {
         let is_over = |kept: &Kept| kept.used.elapsed() >= idle || kept.root.strong_count() == 0;
-        let over: Vec<Kept> = (self.lock().extract_if(|_, kept| is_over(kept)))
+        let over: Vec<Kept> = (self.0.lock().extract_if(|_, kept| is_over(kept)))
             .map(|(_, kept)| kept)
             .collect();
         for kept in over {
@@ -234,7 +231,7 @@ impl Placers {
 
 impl Spare for Placers {
     fn spare(&self) {
-        let mut placers = self.lock();
+        let mut placers = self.0.lock();
         // Temporary directories of those in use stay: another thread may be just making one.
         placers
             .values_mut()
@@ -271,7 +268,7 @@ impl Writer {
                 Ok(None) => {}
                 Err(_) => {
                     tracing::error!("a writer thread panicked; this is a bug in outhaul");
-                    self.placers.lock().clear();
+                    self.placers.0.lock().clear();
                     if let Some(report) = lost.report() {
                         let _ = self.reports.send(report);
                     }
@@ -282,7 +279,7 @@ impl Writer {
                 && let Some(root) = kept.root.upgrade()
             {
                 kept.used = Instant::now();
-                self.placers.lock().insert(root.id, kept);
+                self.placers.0.lock().insert(root.id, kept);
             }
         }
     }
@@ -290,7 +287,7 @@ impl Writer {
     /// The next piece of work. Meanwhile, roots are let go of.
     fn receive(&mut self, work: &std_mpsc::Receiver<Work>) -> Option<Work> {
         self.placers.tidy(IDLE);
-        if !self.placers.lock().is_empty() {
+        if !self.placers.0.lock().is_empty() {
             match work.recv_timeout(IDLE) {
                 Ok(item) => return Some(item),
                 Err(std_mpsc::RecvTimeoutError::Disconnected) => return None,
@@ -301,7 +298,7 @@ impl Writer {
     }
 
     fn placer(&mut self, root: &Arc<Root>) -> &mut Placer {
-        let kept = self.placers.lock().remove(&root.id);
+        let kept = self.placers.0.lock().remove(&root.id);
         let placer = kept.map_or_else(
             || Placer::new(root.place.clone(), self.options),
             |kept| kept.placer,
@@ -379,7 +376,7 @@ impl Writer {
                 None
             }
             Work::Forget(root) => {
-                self.placers.lock().remove(&root);
+                self.placers.0.lock().remove(&root);
                 None
             }
         }

@@ -31,7 +31,6 @@ pub(crate) enum Event {
 
 impl Event {
     /// As it stands in documents, headers and the command's environment.
-    #[must_use]
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::TargetSettled => "target_settled",

@@ -1,6 +1,6 @@
 //! Listens to the engine and hands documents to the receivers' queues.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -46,7 +46,6 @@ pub(crate) struct NotifyOptions {
 
 impl NotifyOptions {
     /// Whether there is any receiver.
-    #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.urls.is_empty() && self.hook.is_none()
     }
@@ -65,7 +64,6 @@ pub struct Backlog(Arc<[Arc<Queue>]>);
 
 impl Backlog {
     /// Whether every receiver has got everything, or will never get it.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|queue| queue.undelivered() == 0)
     }
@@ -144,7 +142,6 @@ impl Notifier {
     }
 
     /// What receivers still have to get, from now on.
-    #[must_use]
     pub(crate) fn backlog(&self) -> Backlog {
         self.backlog.clone()
     }
@@ -155,12 +152,6 @@ impl Notifier {
         if self.listening.await.is_err_and(|e| e.is_panic()) {
             tracing::error!("reporting settled builds panicked; this is a bug in outhaul");
         }
-    }
-}
-
-impl fmt::Debug for Notifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Notifier")
     }
 }
 

@@ -1,10 +1,8 @@
 //! Documents that wait for one receiver.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::VecDeque;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::document::Document;
@@ -48,7 +46,7 @@ impl Queue {
 
     /// Adds a document. Never waits.
     pub(super) fn push(&self, document: Document) -> Pushed {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         let pushed = if inner.waiting.len() >= self.bound {
             inner.waiting.pop_front();
             inner.lost += 1;
@@ -65,7 +63,7 @@ impl Queue {
 
     /// No more documents come.
     pub(super) fn close(&self) {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.inner.lock().closed = true;
         self.changed.notify_one();
     }
 
@@ -73,7 +71,7 @@ impl Queue {
     pub(super) async fn pop(&self) -> Option<Document> {
         loop {
             {
-                let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut inner = self.inner.lock();
                 inner.under_way = false;
                 if let Some(document) = inner.waiting.pop_front() {
                     inner.under_way = true;
@@ -90,7 +88,7 @@ impl Queue {
 
     /// How many have not been delivered yet.
     pub(super) fn undelivered(&self) -> u64 {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.inner.lock();
         inner.waiting.len() as u64 + u64::from(inner.under_way)
     }
 }

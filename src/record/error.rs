@@ -6,7 +6,6 @@ use super::lock::Holder;
 
 /// Why a record could not be opened at all. A damaged store is no such reason: it is set aside.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum RecordError {
     /// Another process has the state directory.
     #[error("the state directory {} is in use by {holder}; stop that process, or use another directory with \
@@ -43,7 +42,6 @@ pub enum RecordError {
 
 /// Rows that were handed over may not be on disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum FlushError {
     /// The store does not take rows at the moment.
     #[error("failed to write the record: {0}")]
@@ -88,7 +86,6 @@ pub struct Health {
 
 impl Health {
     /// Whether the record is working.
-    #[must_use]
     pub fn is_ok(&self) -> bool {
         self.state == HealthState::Ok
     }

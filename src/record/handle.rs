@@ -12,7 +12,7 @@ use super::{
     opening::{Opening, StoreLocation},
     roots::Roots,
     row::{RootId, RootRow},
-    shared::{Down, Scan, Shared, locked, root_change},
+    shared::{Down, Scan, Shared, root_change},
     store::{Change, TreeId},
     writer,
 };
@@ -157,20 +157,17 @@ impl Record {
     }
 
     /// How the record fares.
-    #[must_use]
     pub fn health(&self) -> Health {
         self.shared().health()
     }
 
     /// Changes whenever the record starts again: what was remembered of an older one is not in this one. Empty while no
     /// store could be opened yet.
-    #[must_use]
     pub fn identity(&self) -> String {
         self.shared().identity()
     }
 
     /// Bytes that the store takes on disk, if it can be asked.
-    #[must_use]
     pub fn size_on_disk(&self) -> Option<u64> {
         self.shared().store()?.size_on_disk().ok()
     }
@@ -178,9 +175,8 @@ impl Record {
     // === output roots ===
 
     /// The root with this path, device and inode; created if it is new.
-    #[must_use]
     pub fn root(&self, path: &str, device: u64, inode: u64) -> RootId {
-        let mut roots = locked(&self.shared().roots);
+        let mut roots = self.shared().roots.lock();
         let (id, made) = roots.get_or_create(path, device, inode);
         if made {
             // A process that was killed while it forgot a root may have left rows under this number.
@@ -191,15 +187,15 @@ impl Record {
     }
 
     /// A root's row.
-    #[must_use]
     pub(crate) fn root_row(&self, id: RootId) -> Option<RootRow> {
-        locked(&self.shared().roots).get(id).cloned()
+        self.shared().roots.lock().get(id).cloned()
     }
 
     /// Every root, in the order of their numbers.
-    #[must_use]
     pub fn roots(&self) -> Vec<(RootId, RootRow)> {
-        locked(&self.shared().roots)
+        self.shared()
+            .roots
+            .lock()
             .iter()
             .map(|(id, row)| (id, row.clone()))
             .collect()
@@ -207,15 +203,13 @@ impl Record {
 
     /// A version for a new invocation of a root: above every version given out for it before, in this record or a
     /// lost one. About the wall clock in milliseconds.
-    #[must_use]
     pub fn next_version(&self, id: RootId) -> u64 {
         self.next_version_above(id, 0)
     }
 
     /// The same, above one that another process has given out as well.
-    #[must_use]
     pub(crate) fn next_version_above(&self, id: RootId, other: u64) -> u64 {
-        let mut roots = locked(&self.shared().roots);
+        let mut roots = self.shared().roots.lock();
         let floor = i64::try_from(other.saturating_add(1)).unwrap_or(i64::MAX);
         let version = roots.next_version(id, now_ms().max(floor));
         self.put_root(&roots, id);
@@ -224,7 +218,7 @@ impl Record {
 
     /// Removes a root with all its outputs, as when its directory is gone. Its invocations stay.
     pub(crate) fn forget_root(&self, id: RootId) {
-        if locked(&self.shared().roots).remove(id) {
+        if self.shared().roots.lock().remove(id) {
             self.shared().forget_outputs(id);
             self.put(TreeId::Roots, vec![(keys::root(id), None)]);
         }
@@ -244,7 +238,7 @@ impl Record {
 
     /// Changes a root's row.
     pub(super) fn change_root(&self, id: RootId, change: impl FnOnce(&mut RootRow)) {
-        let mut roots = locked(&self.shared().roots);
+        let mut roots = self.shared().roots.lock();
         let Some(row) = roots.get_mut(id) else { return };
         let before = row.clone();
         change(row);

@@ -4,7 +4,6 @@ use super::{
     handle::Record,
     keys,
     row::{InvocationRow, RootId, TargetRow},
-    shared::locked,
     store::{Change, TreeId},
     value::{decode_invocation, decode_target, encode_invocation, encode_target},
     which::Which,
@@ -15,7 +14,7 @@ impl Record {
     /// workspace by this.
     pub fn put_invocation(&self, row: &InvocationRow) {
         let id = &row.invocation_id;
-        let _guard = locked(&self.shared().invocations);
+        let _guard = self.shared().invocations.lock();
         let mut index: Vec<Change> = Vec::new();
         match self.invocation(id) {
             Some(before) if before.started_ms != row.started_ms => {
@@ -46,14 +45,12 @@ impl Record {
     }
 
     /// An invocation by its id.
-    #[must_use]
     pub fn invocation(&self, id: &str) -> Option<InvocationRow> {
         self.shared()
             .get(TreeId::Invocations, id.as_bytes().to_vec(), decode_invocation)
     }
 
     /// The invocations begun last, newest first.
-    #[must_use]
     pub fn invocations(&self, limit: usize) -> Vec<InvocationRow> {
         self.scan_invocations().take(limit).collect()
     }
@@ -65,7 +62,6 @@ impl Record {
     }
 
     /// The invocation that is meant. Blocks on the file system.
-    #[must_use]
     pub(crate) fn find_invocation(&self, which: &Which) -> Option<InvocationRow> {
         match which.invocation_id.as_str() {
             "" => which.newest(self.scan_invocations()),
@@ -75,7 +71,6 @@ impl Record {
 
     /// As [`Self::find_invocation`], of builds that have outputs somewhere: one that failed before it had an output root is
     /// meant only where there is no other. Blocks on the file system.
-    #[must_use]
     pub(crate) fn find_invocation_with_outputs(&self, which: &Which) -> Option<InvocationRow> {
         let has_outputs = |row: &InvocationRow| row.imported || row.root.is_some();
         let is_any = which.invocation_id.is_empty();
@@ -84,7 +79,6 @@ impl Record {
     }
 
     /// The root's invocation with the highest version.
-    #[must_use]
     pub(crate) fn newest_invocation(&self, root: RootId) -> Option<InvocationRow> {
         let id = self.root_row(root)?.newest_invocation;
         if id.is_empty() { None } else { self.invocation(&id) }
@@ -92,7 +86,7 @@ impl Record {
 
     /// Forgets invocations and their targets. Their outputs stay known: they tell what is on disk.
     pub(crate) fn remove_invocations(&self, ids: &[String]) {
-        let _guard = locked(&self.shared().invocations);
+        let _guard = self.shared().invocations.lock();
         for id in ids {
             let targets = self
                 .scan(TreeId::Targets, keys::targets(id))
@@ -115,7 +109,6 @@ impl Record {
     }
 
     /// The targets of an invocation, in the order of their labels.
-    #[must_use]
     pub fn targets(&self, invocation: &str) -> Vec<TargetRow> {
         self.scan_targets(invocation).collect()
     }

@@ -1,14 +1,15 @@
 //! Looking outputs up: first in what waits for the store, then in the store.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use sled::IVec;
 
 use super::{
     block::{Block, Row, Texts, split},
     pending::Changes,
     row::RootId,
-    shared::{Shared, locked},
+    shared::Shared,
     store::{Span, open_block},
 };
 
@@ -30,7 +31,7 @@ type Kept = (IVec, Arc<Block>);
 
 impl OpenBlocks {
     fn find(&self, value: &IVec) -> Option<Arc<Block>> {
-        let kept = locked(&self.0);
+        let kept = self.0.lock();
         let (same, block) = kept.get(Self::slot(value))?.as_ref()?;
         let is_same = std::ptr::eq(same.as_ptr(), value.as_ptr()) && same.len() == value.len();
         is_same.then(|| block.clone())
@@ -41,7 +42,7 @@ impl OpenBlocks {
             return;
         }
         let slot = Self::slot(&value);
-        let mut kept = locked(&self.0);
+        let mut kept = self.0.lock();
         kept.resize(KEPT_OPEN, None);
         kept[slot] = Some((value, block));
     }
@@ -139,6 +140,14 @@ impl<'a> Reading<'a> {
         self.open.as_ref()
     }
 
+    /// A row, with a guess at its number in its block, which becomes that of the row after it.
+    fn row(&mut self, directory: &str, name: &str, likely: &mut usize) -> Option<Row<'_>> {
+        let (_, block) = self.at(directory.as_bytes(), name.as_bytes())?;
+        let found = block.find(directory, name, *likely);
+        *likely = found.map_or_else(|at| at, |at| at + 1);
+        block.row(found.ok()?)
+    }
+
     fn block(&mut self, value: &IVec) -> Option<Arc<Block>> {
         if let Some(open) = self.shared.open_blocks.find(value) {
             return Some(open);
@@ -192,17 +201,8 @@ impl Shared {
                         Waits::Row(row) => found(number * CHUNK + i, row),
                         Waits::Nowhere => {}
                         Waits::Unchanged => {
-                            let Some((_, block)) = reading.at(directory.as_bytes(), name.as_bytes()) else {
-                                continue;
-                            };
-                            match block.find(directory, name, likely_stored) {
-                                Ok(at) => {
-                                    likely_stored = at + 1;
-                                    if let Some(row) = block.row(at) {
-                                        found(number * CHUNK + i, row);
-                                    }
-                                }
-                                Err(at) => likely_stored = at,
+                            if let Some(row) = reading.row(directory, name, &mut likely_stored) {
+                                found(number * CHUNK + i, row);
                             }
                         }
                     }

@@ -50,5 +50,6 @@ pub(crate) use lock::Holder;
 pub(crate) use opening::Opening;
 pub use retention::Retention;
 pub(crate) use retention::RetentionPlan;
+pub(crate) use row::with_fields_of;
 pub use row::{InvocationRow, InvocationState, OutputRow, OutputState, RootId, TargetRow, TargetState};
 pub(crate) use which::Which;

@@ -6,16 +6,16 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
+use parking_lot::Mutex;
 use rustix::fs::statvfs;
 
 use super::{
     error::StoreError,
-    shared::locked,
     store::{Found, Store, exchange},
 };
 use crate::{removal::remove_all, units::now_ms};
@@ -177,7 +177,7 @@ impl StoreLocation {
             })
             .map_err(|e| StoreError::Unavailable(format!("failed to start a thread to open it: {e}")))?;
         let opened = receive.recv_timeout(OPENING_DEADLINE).unwrap_or_else(|_| {
-            *locked(&wanted) = false;
+            *wanted.lock() = false;
             Err(StoreError::Damaged(format!(
                 "opening it did not end within {} s",
                 OPENING_DEADLINE.as_secs()
@@ -294,7 +294,7 @@ pub(super) fn make_compact(
         return Ok((store, Found::Existing));
     }
     drop(store);
-    let wanted = locked(wanted);
+    let wanted = wanted.lock();
     // After the deadline there is another store in the place.
     if !*wanted {
         return Err(StoreError::Unavailable("too late".into()));

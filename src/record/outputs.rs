@@ -27,7 +27,6 @@ const TRIES: usize = 20;
 
 impl Record {
     /// What is known of some outputs of a root, in their order. Fastest when a directory's follow each other.
-    #[must_use]
     pub fn outputs(&self, root: RootId, paths: &[ExecPath]) -> Vec<Option<OutputRow>> {
         let mut rows = vec![None; paths.len()];
         self.see_outputs(root, paths, |path| path, |i, row| rows[i] = row.to_row());
@@ -47,7 +46,6 @@ impl Record {
     }
 
     /// What is known of an output.
-    #[must_use]
     pub fn output(&self, root: RootId, path: &ExecPath) -> Option<OutputRow> {
         self.outputs(root, std::slice::from_ref(path)).pop().flatten()
     }
@@ -110,7 +108,6 @@ impl Record {
     }
 
     /// Names right below a directory that outputs of a root lie below, sorted. As many look-ups as there are names.
-    #[must_use]
     pub(crate) fn directories_in(&self, root: RootId, directory: &str) -> BTreeSet<String> {
         let prefix = format!("{directory}/");
         let mut names = BTreeSet::new();
@@ -131,7 +128,6 @@ impl Record {
     }
 
     /// How many outputs of a root begin with `prefix`. Walks over them.
-    #[must_use]
     pub fn count_outputs(&self, root: RootId, prefix: &str) -> usize {
         let mut scan = OutputScan::new(self.shared().clone(), root, prefix);
         std::iter::from_fn(|| scan.next_with(|_| ())).count()

@@ -29,7 +29,6 @@ pub struct RetentionPlan {
 impl Retention {
     /// Decides over `invocations`, newest first, at `now_ms`. Never forgets one that is not over, nor the newest of
     /// a root: `get` and `stat` start from it.
-    #[must_use]
     pub fn plan(&self, invocations: &[InvocationRow], now_ms: i64) -> RetentionPlan {
         let mut newest: HashMap<RootId, u64> = HashMap::new();
         for row in invocations {
@@ -61,7 +60,6 @@ impl Retention {
 
 impl Record {
     /// What a retention would forget now.
-    #[must_use]
     pub fn plan_retention(&self, retention: &Retention) -> RetentionPlan {
         retention.plan(&self.invocations(usize::MAX), now_ms())
     }

@@ -7,13 +7,22 @@ use crate::{
     output::{Class, OutputContent, Stamp},
 };
 
+/// A struct of some fields of its own, and of those that another one has under the same names.
+macro_rules! with_fields_of {
+    ($from:ident, $($to:ident)::+ {
+        $($own:ident $(: $value:expr)?),* $(,)?
+    } $($field:ident)* $(, ..$rest:expr)?) => {
+        $($to)::+ { $($own $(: $value)?,)* $($field: $from.$field,)* $(..$rest)? }
+    };
+}
+pub(crate) use with_fields_of;
+
 /// An output root's number in the record. Stays valid while the process lives, even when the record is recreated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootId(pub(super) u32);
 
 impl RootId {
     /// The number, for display and for the control API.
-    #[must_use]
     pub const fn number(self) -> u32 {
         self.0
     }
@@ -42,7 +51,6 @@ pub enum OutputState {
 
 impl OutputState {
     /// `known`, `materialized`, `evicted` or `failed`.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Known => "known",
@@ -90,7 +98,6 @@ pub struct OutputRow {
 
 impl OutputRow {
     /// A row that knows its content and nothing else.
-    #[must_use]
     pub fn known(content: OutputContent) -> Self {
         let empty: Arc<str> = Arc::default();
         Self {
@@ -114,21 +121,7 @@ impl OutputRow {
 }
 
 /// An output root: one exec root on disk.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RootRow {
-    /// Absolute path of the exec root, after path mapping.
-    pub path: String,
-    /// Its device.
-    pub device: u64,
-    /// Its inode: another one under the same path is another root.
-    pub inode: u64,
-    /// Its newest invocation, or empty.
-    pub newest_invocation: String,
-    /// The last version given out for it.
-    pub version: u64,
-    /// The workspace that builds into it, or empty.
-    pub workspace: String,
-}
+pub(crate) use crate::proto::outhaul::v1::RecordRoot as RootRow;
 
 /// How far an invocation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -148,7 +141,6 @@ pub enum InvocationState {
 
 impl InvocationState {
     /// `running`, `draining`, `settled`, `superseded` or `interrupted`.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -160,7 +152,6 @@ impl InvocationState {
     }
 
     /// Whether nothing more will happen to it.
-    #[must_use]
     pub(crate) const fn is_over(self) -> bool {
         !matches!(self, Self::Running | Self::Draining)
     }
@@ -248,13 +239,11 @@ pub enum TargetState {
 
 impl TargetState {
     /// Whether nothing more is to be expected of it.
-    #[must_use]
     pub(crate) const fn is_over(self) -> bool {
         matches!(self, Self::Settled | Self::Failed | Self::Aborted)
     }
 
     /// `announced`, `completed`, `settled`, `failed` or `aborted`.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Announced => "announced",

@@ -7,12 +7,13 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ops::Bound,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use tokio::sync::{Notify, oneshot};
 
 use super::{
@@ -97,11 +98,6 @@ pub(super) struct Shared {
     last_log: Mutex<Option<Instant>>,
 }
 
-/// Nothing here is left half changed by a panic, so a poisoned lock is as good as any.
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Shared {
     pub(super) fn new(place: StoreLocation, lock: InstanceLock, roots: Roots, down: Option<Down>) -> Self {
         Self {
@@ -127,32 +123,29 @@ impl Shared {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
+        self.state.lock()
     }
 
     // === the store ===
 
     pub(super) fn store(&self) -> Option<Arc<Store>> {
-        self.store.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.store.read().clone()
     }
 
     /// Puts a store in place, or takes it away, and hands back the one before.
     pub(super) fn swap_store(&self, store: Option<Store>) -> Option<Arc<Store>> {
         if let Some(store) = &store {
-            store.identity().clone_into(&mut locked(&self.identity));
+            store.identity().clone_into(&mut self.identity.lock());
         }
-        std::mem::replace(
-            &mut *self.store.write().unwrap_or_else(PoisonError::into_inner),
-            store.map(Arc::new),
-        )
+        std::mem::replace(&mut *self.store.write(), store.map(Arc::new))
     }
 
     pub(super) fn identity(&self) -> String {
-        locked(&self.identity).clone()
+        self.identity.lock().clone()
     }
 
     pub(super) fn release_lock(&self) {
-        locked(&self.lock).take();
+        self.lock.lock().take();
     }
 
     /// Learns the store's roots, and hands it those that it does not have.
@@ -168,7 +161,7 @@ impl Shared {
                 Some((id, decode_root(value).ok()?))
             })
             .collect();
-        let mut roots = locked(&self.roots);
+        let mut roots = self.roots.lock();
         roots.merge(stored);
         let rows: Vec<Change> = roots.iter().map(|(id, row)| root_change(id, row)).collect();
         self.state().queue.add(TreeId::Roots, rows);
@@ -319,7 +312,7 @@ impl Shared {
         }
         let mut state = self.state();
         if state.queue.bytes() >= FULL_BYTES {
-            state = self.wait_for_room(state);
+            self.wait_for_room(&mut state);
         }
         if state.closed || state.queue.bytes() >= FULL_BYTES {
             drop(state);
@@ -336,21 +329,12 @@ impl Shared {
         }
     }
 
-    fn wait_for_room<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let deadline = Instant::now() + FULL_WAIT;
-        while state.queue.bytes() >= FULL_BYTES && state.down.is_none() && !state.stalled && !state.closed {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                state.stalled = true;
-                break;
-            }
-            state = self
-                .room
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        state
+    fn wait_for_room(&self, state: &mut MutexGuard<'_, State>) {
+        let is_full = |state: &mut State| {
+            state.queue.bytes() >= FULL_BYTES && state.down.is_none() && !state.stalled && !state.closed
+        };
+        self.room.wait_while_for(state, is_full, FULL_WAIT);
+        state.stalled |= is_full(state);
     }
 
     /// Waits until the writer has caught up, or will not.
@@ -383,20 +367,9 @@ impl Shared {
 
     /// Waits until the writer has ended.
     pub(super) fn wait_for_end(&self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
         let mut state = self.state();
-        while !state.ended {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = self
-                .room
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        true
+        self.room.wait_while_for(&mut state, |state| !state.ended, limit);
+        state.ended
     }
 
     // === health ===
@@ -411,7 +384,7 @@ impl Shared {
     }
 
     pub(super) fn log_now_and_then(&self, trouble: &str) {
-        let mut last = locked(&self.last_log);
+        let mut last = self.last_log.lock();
         if last.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
             *last = Some(Instant::now());
             tracing::warn!(dropped_rows = self.dropped.load(Ordering::Relaxed), "{trouble}");

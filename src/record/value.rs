@@ -6,10 +6,8 @@
 
 use prost::Message;
 
-use super::row::{InvocationRow, InvocationState, RootId, RootRow, TargetRow, TargetState};
-use crate::proto::outhaul::v1::{
-    RecordInvocation, RecordRoot, RecordTarget, record_invocation, record_target,
-};
+use super::row::{InvocationRow, InvocationState, RootId, RootRow, TargetRow, TargetState, with_fields_of};
+use crate::proto::outhaul::v1::{RecordInvocation, RecordTarget, record_invocation, record_target};
 
 /// Version of the values. Fields may be added to the messages without a new one; it changes when an old value would
 /// be misread.
@@ -77,29 +75,24 @@ pub(super) fn unseal<M: Message + Default>(value: &[u8]) -> Result<M, ValueError
 // === RootRow ===
 
 pub(super) fn encode_root(row: &RootRow) -> Vec<u8> {
-    seal(&RecordRoot {
-        path: row.path.clone(),
-        device: row.device,
-        inode: row.inode,
-        newest_invocation: row.newest_invocation.clone(),
-        version: row.version,
-        workspace: row.workspace.clone(),
-    })
+    seal(row)
 }
 
 pub(super) fn decode_root(value: &[u8]) -> Result<RootRow, ValueError> {
-    let row: RecordRoot = unseal(value)?;
-    Ok(RootRow {
-        path: row.path,
-        device: row.device,
-        inode: row.inode,
-        newest_invocation: row.newest_invocation,
-        version: row.version,
-        workspace: row.workspace,
-    })
+    unseal(value)
 }
 
 // === InvocationRow ===
+
+/// The fields that a row and its message have alike.
+macro_rules! invocation {
+    ($from:ident, $to:ident { $($own:tt)* }) => {
+        with_fields_of!($from, $to { $($own)* }
+            invocation_id build_id command workspace exec_root started_ms settled_ms exit_code finished downloaded
+            downloaded_bytes present failed known superseded hold_us errors build_tool_version remote_cache
+            remote_instance_name version imported attempt)
+    };
+}
 
 pub(super) fn encode_invocation(row: &InvocationRow) -> Vec<u8> {
     use record_invocation::State;
@@ -110,34 +103,15 @@ pub(super) fn encode_invocation(row: &InvocationRow) -> Vec<u8> {
         InvocationState::Superseded => State::Superseded,
         InvocationState::Interrupted => State::Interrupted,
     };
-    seal(&RecordInvocation {
-        invocation_id: row.invocation_id.clone(),
-        build_id: row.build_id.clone(),
-        root: row.root.map_or(0, RootId::number),
-        command: row.command.clone(),
-        workspace: row.workspace.clone(),
-        exec_root: row.exec_root.clone(),
-        state: state.into(),
-        started_ms: row.started_ms,
-        settled_ms: row.settled_ms,
-        exit_code: row.exit_code,
-        finished: row.finished,
-        downloaded: row.downloaded,
-        downloaded_bytes: row.downloaded_bytes,
-        stores: row.stores.clone().into_iter().collect(),
-        present: row.present,
-        failed: row.failed,
-        known: row.known,
-        superseded: row.superseded,
-        hold_us: row.hold_us,
-        errors: row.errors.clone(),
-        build_tool_version: row.build_tool_version.clone(),
-        remote_cache: row.remote_cache.clone(),
-        remote_instance_name: row.remote_instance_name.clone(),
-        version: row.version,
-        imported: row.imported,
-        attempt: row.attempt,
-    })
+    let row = row.clone();
+    seal(&invocation!(
+        row,
+        RecordInvocation {
+            root: row.root.map_or(0, RootId::number),
+            state: state.into(),
+            stores: row.stores.into_iter().collect(),
+        }
+    ))
 }
 
 pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueError> {
@@ -151,34 +125,14 @@ pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueErro
         // Also a state that a later program added: it is surely not running here.
         State::Interrupted | State::Unspecified => InvocationState::Interrupted,
     };
-    Ok(InvocationRow {
-        invocation_id: row.invocation_id,
-        build_id: row.build_id,
-        root: (row.root != 0).then_some(RootId(row.root)),
-        command: row.command,
-        workspace: row.workspace,
-        exec_root: row.exec_root,
-        state,
-        started_ms: row.started_ms,
-        settled_ms: row.settled_ms,
-        exit_code: row.exit_code,
-        finished: row.finished,
-        downloaded: row.downloaded,
-        downloaded_bytes: row.downloaded_bytes,
-        stores: row.stores.into_iter().collect(),
-        present: row.present,
-        failed: row.failed,
-        known: row.known,
-        superseded: row.superseded,
-        hold_us: row.hold_us,
-        errors: row.errors,
-        build_tool_version: row.build_tool_version,
-        remote_cache: row.remote_cache,
-        remote_instance_name: row.remote_instance_name,
-        version: row.version,
-        imported: row.imported,
-        attempt: row.attempt,
-    })
+    Ok(invocation!(
+        row,
+        InvocationRow {
+            root: (row.root != 0).then_some(RootId(row.root)),
+            state,
+            stores: row.stores.into_iter().collect(),
+        }
+    ))
 }
 
 // === TargetRow ===
@@ -193,14 +147,7 @@ pub(super) fn encode_target(row: &TargetRow) -> Vec<u8> {
         TargetState::Failed => State::Failed,
         TargetState::Aborted => State::Aborted,
     };
-    seal(&RecordTarget {
-        state: state.into(),
-        success: row.success,
-        required: row.required,
-        optional: row.optional,
-        failed: row.failed,
-        known: row.known,
-    })
+    seal(&with_fields_of!(row, RecordTarget { state: state.into() } success required optional failed known))
 }
 
 /// Without its names.
@@ -214,17 +161,11 @@ pub(super) fn decode_target(value: &[u8]) -> Result<TargetRow, ValueError> {
         State::Failed => TargetState::Failed,
         State::Aborted => TargetState::Aborted,
     };
-    Ok(TargetRow {
-        label: String::new(),
-        aspect: String::new(),
-        configuration: String::new(),
-        state,
-        success: row.success,
-        required: row.required,
-        optional: row.optional,
-        failed: row.failed,
-        known: row.known,
-    })
+    Ok(with_fields_of!(
+        row,
+        TargetRow { state: state } success required optional failed known,
+        ..TargetRow::default()
+    ))
 }
 
 #[cfg(test)]
@@ -232,6 +173,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::proto::outhaul::v1::RecordRoot;
 
     proptest! {
         #[test]

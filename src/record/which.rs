@@ -6,7 +6,7 @@ use super::row::InvocationRow;
 
 /// The build that is meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Which {
+pub(crate) struct Which {
     /// The invocation; empty for the newest.
     pub invocation_id: String,
     /// A directory in the workspace whose newest build is meant, absolute; empty for any.
@@ -15,8 +15,7 @@ pub struct Which {
 
 impl Which {
     /// An invocation by its id; the newest build if that is empty.
-    #[must_use]
-    pub fn of(invocation_id: &str) -> Self {
+    pub(crate) fn of(invocation_id: &str) -> Self {
         Self {
             invocation_id: invocation_id.to_owned(),
             workspace: String::new(),
@@ -26,7 +25,7 @@ impl Which {
     /// Of some invocations, newest first, the one that is meant where no id is given: the newest build of the innermost
     /// workspace that the directory lies in. One that was brought here from elsewhere is meant only where there are no
     /// others. Blocks on the file system.
-    pub fn newest<R: Borrow<InvocationRow>>(&self, rows: impl IntoIterator<Item = R>) -> Option<R> {
+    pub(crate) fn newest<R: Borrow<InvocationRow>>(&self, rows: impl IntoIterator<Item = R>) -> Option<R> {
         let mut depth_of = self.depths();
         let mut best = None;
         for one in rows {
@@ -81,7 +80,6 @@ impl Which {
     }
 
     /// That there is no such build, in words.
-    #[must_use]
     pub(crate) fn not_recorded(&self) -> String {
         match (self.invocation_id.as_str(), self.workspace.as_str()) {
             ("", "") => "no builds are recorded".to_owned(),

@@ -5,7 +5,7 @@
 //! recreated. Neither is ever seen by a build.
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -173,16 +173,10 @@ impl Writer {
                     None => flush_in,
                 }
             };
-            state = match wait {
-                Some(wait) => {
-                    shared
-                        .wake
-                        .wait_timeout(state, wait)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-                None => shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+            match wait {
+                Some(wait) => drop(shared.wake.wait_for(&mut state, wait)),
+                None => shared.wake.wait(&mut state),
+            }
         }
     }
 

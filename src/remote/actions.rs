@@ -248,7 +248,7 @@ async fn get_tree(
                 tree.add(directory)
                     .map_err(|e| RemoteError::new(RemoteErrorKind::Protocol, context, e))?;
             }
-            if tree.encoded_bytes() > MAX_TREE {
+            if tree.encoded_bytes > MAX_TREE {
                 return Err(too_large(context).into());
             }
         }

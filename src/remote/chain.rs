@@ -12,11 +12,12 @@ mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::{
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// Stores in the order in which they are asked.
-pub struct Chain {
+pub(crate) struct Chain {
     members: Vec<Member>,
     memory: Memory,
     metadata: MetadataCache,
@@ -45,22 +46,30 @@ struct Member {
 }
 
 impl Member {
-    fn health(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ask(&self) -> Result<Ticket, RemoteError> {
+        self.health.lock().ask(Instant::now())
     }
 
-    fn ask(&self) -> Result<Ticket, RemoteError> {
-        self.health().ask(Instant::now())
+    /// What it answers to a request that the ticket allows, and what that says of it.
+    async fn asked<T>(
+        &self,
+        ticket: Result<Ticket, RemoteError>,
+        answer: impl Future<Output = Result<T, RemoteError>>,
+    ) -> Result<T, RemoteError> {
+        let ticket = ticket?;
+        let answer = answer.await;
+        self.heard(ticket, answer.as_ref().err());
+        answer
     }
 
     /// As [`Member::ask`], for what some stores answer without asking anybody: only a failure is to be told of it.
     fn look(&self) -> Result<Ticket, RemoteError> {
-        self.health().look(Instant::now())
+        self.health.lock().look(Instant::now())
     }
 
     /// Takes in what came of a request, and tells people when it changes what is asked.
     fn heard(&self, ticket: Ticket, error: Option<&RemoteError>) {
-        let news = self.health().heard(ticket, Instant::now(), error);
+        let news = self.health.lock().heard(ticket, Instant::now(), error);
         let store = &*self.name;
         let error = error.map(tracing::field::display);
         match news {
@@ -86,11 +95,10 @@ struct Refusals(Vec<(usize, RemoteError)>);
 
 impl Chain {
     /// The most stores.
-    pub const MOST: usize = 16;
+    pub(crate) const MOST: usize = 16;
 
     /// Of these, the first one first; those beyond [`Chain::MOST`] are left out.
-    #[must_use]
-    pub fn new(stores: Vec<Arc<dyn ActionStore>>) -> Self {
+    pub(crate) fn new(stores: Vec<Arc<dyn ActionStore>>) -> Self {
         let member = |store: Arc<dyn ActionStore>| Member {
             name: printable(&store.describe()).into(),
             store,
@@ -238,172 +246,141 @@ const fn hope_of_answer(error: &RemoteError) -> u8 {
     }
 }
 
+#[async_trait]
 impl BlobStore for Chain {
     /// Those of the first store that answers, which is asked first.
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        async {
-            let mut refusals = Refusals::default();
-            for (number, member) in self.members.iter().enumerate() {
-                let answer = match member.look() {
-                    Ok(ticket) => {
-                        let answer = member.store.capabilities().await;
-                        member.heard(ticket, answer.as_ref().err());
-                        answer
-                    }
-                    Err(error) => Err(error),
-                };
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
+        let mut refusals = Refusals::default();
+        for (number, member) in self.members.iter().enumerate() {
+            match member.asked(member.look(), member.store.capabilities()).await {
+                Ok(capabilities) => return Ok(capabilities),
+                Err(error) => refusals.0.push((number, error)),
+            }
+        }
+        Err(self.nobody(|| "the remote caches".to_owned(), refusals))
+    }
+
+    async fn read_batch(&self, digests: &[Digest], attribution: &Attribution, _: bool) -> Vec<BatchAnswer> {
+        let mut found: HashMap<Digest, Bytes> = HashMap::with_capacity(digests.len());
+        let mut refusals: HashMap<Digest, Refusals> = HashMap::new();
+        let mut seen = HashSet::with_capacity(digests.len());
+        let asked = digests.iter().filter(|digest| !digest.is_empty());
+        let mut rest: Vec<Digest> = asked.filter(|digest| seen.insert(*digest)).cloned().collect();
+        for number in 0..self.members.len() {
+            if rest.is_empty() {
+                break;
+            }
+            for (digest, answer) in self.ask_batch(number, &rest, attribution).await {
                 match answer {
-                    Ok(capabilities) => return Ok(capabilities),
-                    Err(error) => refusals.0.push((number, error)),
+                    Ok(bytes) => {
+                        self.memory.gave(&digest, 0, number);
+                        found.insert(digest, bytes);
+                    }
+                    Err(error) => refusals.entry(digest).or_default().0.push((number, error)),
                 }
             }
-            Err(self.nobody(|| "the remote caches".to_owned(), refusals))
+            rest.retain(|digest| !found.contains_key(digest));
         }
-        .boxed()
-    }
-
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        attribution: &'a Attribution,
-        _: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
-        async move {
-            let mut found: HashMap<Digest, Bytes> = HashMap::with_capacity(digests.len());
-            let mut refusals: HashMap<Digest, Refusals> = HashMap::new();
-            let mut seen = HashSet::with_capacity(digests.len());
-            let asked = digests.iter().filter(|digest| !digest.is_empty());
-            let mut rest: Vec<Digest> = asked.filter(|digest| seen.insert(*digest)).cloned().collect();
-            for number in 0..self.members.len() {
-                if rest.is_empty() {
-                    break;
+        let answer = |digest: &Digest| {
+            let answer = match found.get(digest) {
+                Some(bytes) => Ok(bytes.clone()),
+                None if digest.is_empty() => Ok(Bytes::new()),
+                None => {
+                    let refusals = refusals.remove(digest).unwrap_or_default();
+                    Err(self.nobody(|| format!("reading {digest}"), refusals))
                 }
-                for (digest, answer) in self.ask_batch(number, &rest, attribution).await {
-                    match answer {
-                        Ok(bytes) => {
-                            self.memory.gave(&digest, 0, number);
-                            found.insert(digest, bytes);
-                        }
-                        Err(error) => refusals.entry(digest).or_default().0.push((number, error)),
-                    }
-                }
-                rest.retain(|digest| !found.contains_key(digest));
-            }
-            let answer = |digest: &Digest| {
-                let answer = match found.get(digest) {
-                    Some(bytes) => Ok(bytes.clone()),
-                    None if digest.is_empty() => Ok(Bytes::new()),
-                    None => {
-                        let refusals = refusals.remove(digest).unwrap_or_default();
-                        Err(self.nobody(|| format!("reading {digest}"), refusals))
-                    }
-                };
-                (digest.clone(), answer)
             };
-            digests.iter().map(answer).collect()
-        }
-        .boxed()
+            (digest.clone(), answer)
+        };
+        digests.iter().map(answer).collect()
     }
 
-    fn read_stream<'a>(
-        &'a self,
-        digest: &'a Digest,
+    async fn read_stream(
+        &self,
+        digest: &Digest,
         offset: u64,
-        attribution: &'a Attribution,
+        attribution: &Attribution,
         _: bool,
-        sink: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        async move {
-            let mut counted = Counted {
-                sink,
-                at: offset,
-                end: digest.size(),
+        sink: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
+        let mut counted = Counted {
+            sink,
+            at: offset,
+            end: digest.size(),
+        };
+        let mut refusals = Refusals::default();
+        let mut givers = 0;
+        for (number, member) in self.members.iter().enumerate() {
+            let tries = match self.memory.trust(digest, number) {
+                Trust::Full => &[false, true][..],
+                Trust::Doubted => &[true],
+                Trust::None => {
+                    refusals.0.push((number, wrong_before(digest)));
+                    continue;
+                }
             };
-            let mut refusals = Refusals::default();
-            let mut givers = 0;
-            for (number, member) in self.members.iter().enumerate() {
-                let tries = match self.memory.trust(digest, number) {
-                    Trust::Full => &[false, true][..],
-                    Trust::Doubted => &[true],
-                    Trust::None => {
-                        refusals.0.push((number, wrong_before(digest)));
-                        continue;
+            for (left, &avoid) in (0..tries.len()).rev().zip(tries) {
+                let ticket = match member.ask() {
+                    Ok(ticket) => ticket,
+                    Err(error) => {
+                        refusals.0.push((number, error));
+                        break;
                     }
                 };
-                for (left, &avoid) in (0..tries.len()).rev().zip(tries) {
-                    let ticket = match member.ask() {
-                        Ok(ticket) => ticket,
-                        Err(error) => {
-                            refusals.0.push((number, error));
-                            break;
-                        }
-                    };
-                    // What another store began is gone on with here.
-                    let at = counted.at;
-                    let read = member
-                        .store
-                        .read_stream(digest, at, attribution, avoid, &mut counted)
-                        .await;
-                    if counted.at > at {
-                        givers |= bit(number);
+                // What another store began is gone on with here.
+                let at = counted.at;
+                let read = member
+                    .store
+                    .read_stream(digest, at, attribution, avoid, &mut counted)
+                    .await;
+                if counted.at > at {
+                    givers |= bit(number);
+                }
+                member.heard(ticket, read.as_ref().err());
+                match read {
+                    Ok(()) => {
+                        self.memory.gave(digest, givers, number);
+                        return Ok(());
                     }
-                    member.heard(ticket, read.as_ref().err());
-                    match read {
-                        Ok(()) => {
-                            self.memory.gave(digest, givers, number);
-                            return Ok(());
-                        }
-                        Err(error) if error.kind == RemoteErrorKind::Sink => return Err(error),
-                        Err(error) if error.kind == RemoteErrorKind::Protocol => {
-                            self.memory.doubt(digest, bit(number));
-                            if left == 0 {
-                                refusals.0.push((number, error));
-                            }
-                        }
-                        Err(error) => {
+                    Err(error) if error.kind == RemoteErrorKind::Sink => return Err(error),
+                    Err(error) if error.kind == RemoteErrorKind::Protocol => {
+                        self.memory.doubt(digest, bit(number));
+                        if left == 0 {
                             refusals.0.push((number, error));
-                            break;
                         }
+                    }
+                    Err(error) => {
+                        refusals.0.push((number, error));
+                        break;
                     }
                 }
             }
-            Err(self.nobody(|| format!("reading {digest}"), refusals))
         }
-        .boxed()
+        Err(self.nobody(|| format!("reading {digest}"), refusals))
     }
 
-    fn find_missing<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        attribution: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        async move {
-            let mut rest = digests.to_vec();
-            let mut refusals = Refusals::default();
-            for (number, member) in self.members.iter().enumerate() {
-                if rest.is_empty() {
-                    break;
-                }
-                let answer = match member.ask() {
-                    Ok(ticket) => {
-                        let answer = member.store.find_missing(&rest, attribution).await;
-                        member.heard(ticket, answer.as_ref().err());
-                        answer
-                    }
-                    Err(error) => Err(error),
-                };
-                match answer {
-                    Ok(missing) => rest = missing,
-                    Err(error) => refusals.0.push((number, error)),
-                }
+    async fn find_missing(
+        &self,
+        digests: &[Digest],
+        attribution: &Attribution,
+    ) -> Result<Vec<Digest>, RemoteError> {
+        let mut rest = digests.to_vec();
+        let mut refusals = Refusals::default();
+        for (number, member) in self.members.iter().enumerate() {
+            if rest.is_empty() {
+                break;
             }
-            // A store that did not answer may have what the others have not.
-            if rest.is_empty() || refusals.0.is_empty() {
-                return Ok(rest);
+            let answer = member.store.find_missing(&rest, attribution);
+            match member.asked(member.ask(), answer).await {
+                Ok(missing) => rest = missing,
+                Err(error) => refusals.0.push((number, error)),
             }
-            Err(self.nobody(|| format!("looking for {} blobs", rest.len()), refusals))
         }
-        .boxed()
+        // A store that did not answer may have what the others have not.
+        if rest.is_empty() || refusals.0.is_empty() {
+            return Ok(rest);
+        }
+        Err(self.nobody(|| format!("looking for {} blobs", rest.len()), refusals))
     }
 
     fn describe(&self) -> String {
@@ -425,7 +402,7 @@ impl BlobStore for Chain {
             if blamed & bit(number) != 0 {
                 tracing::warn!(store = &*member.name, %digest, "a store gave wrong bytes");
             }
-            hope |= self.memory.trust(digest, number) != Trust::None && !member.health().is_refused();
+            hope |= self.memory.trust(digest, number) != Trust::None && !member.health.lock().is_refused();
         }
         hope
     }
@@ -438,11 +415,12 @@ struct Counted<'a> {
     end: u64,
 }
 
+#[async_trait]
 impl Sink for Counted<'_> {
-    fn write(&mut self, mut bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+    async fn write(&mut self, mut bytes: Bytes) -> Result<(), String> {
         let room = self.end.saturating_sub(self.at);
         bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         self.at += bytes.len() as u64;
-        self.sink.write(bytes)
+        self.sink.write(bytes).await
     }
 }

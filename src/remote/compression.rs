@@ -10,10 +10,9 @@
 //!   after twice as many windows, so that a line that suits neither way is not tried all the time.
 //! * It starts plain on this machine, with zstd elsewhere.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Bytes per second from which a line is not worth compressing for: a little more than a gigabit, which zstd was
 /// measured to make half as fast again for large blobs.
@@ -114,13 +113,7 @@ impl Chooser {
     }
 
     fn lock(&self) -> Option<MutexGuard<'_, State>> {
-        // Plain numbers: a panic elsewhere leaves them as good as before.
-        Some(
-            self.state
-                .as_ref()?
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        self.state.as_ref().map(Mutex::lock)
     }
 }
 

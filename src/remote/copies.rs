@@ -6,12 +6,13 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
+use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use tokio::{task::spawn_blocking, time::timeout};
 
@@ -77,7 +78,7 @@ pub(crate) struct Offer {
 impl Offer {
     /// Offers more. Of two files with the same bytes, the first counts, as long as one of their offers is held.
     pub(crate) fn add(&mut self, copies: impl IntoIterator<Item = (Digest, Copy)>) {
-        let mut offers = self.store.lock();
+        let mut offers = self.store.offers.lock();
         for (digest, copy) in copies {
             let offered = offers.copies.entry(digest.clone()).or_insert_with(|| Offered {
                 offers: Vec::new(),
@@ -95,7 +96,7 @@ impl Offer {
 impl Drop for Offer {
     fn drop(&mut self) {
         for digests in self.digests.chunks(AT_ONCE) {
-            let mut offers = self.store.lock();
+            let mut offers = self.store.offers.lock();
             for digest in digests {
                 let Some(offered) = offers.copies.get_mut(digest) else {
                     continue;
@@ -106,7 +107,7 @@ impl Drop for Offer {
                 }
             }
         }
-        let mut offers = self.store.lock();
+        let mut offers = self.store.offers.lock();
         if offers.copies.is_empty() {
             offers.copies = HashMap::new();
         }
@@ -133,7 +134,7 @@ impl LocalFirst {
 
     /// An offer without files as yet.
     pub(crate) fn offer(self: &Arc<Self>) -> Offer {
-        let mut offers = self.lock();
+        let mut offers = self.offers.lock();
         offers.last += 1;
         Offer {
             store: self.clone(),
@@ -144,23 +145,20 @@ impl LocalFirst {
 
     /// Whether a file with these bytes is offered.
     pub(crate) fn has_copy(&self, digest: &Digest) -> bool {
-        self.lock().copies.contains_key(digest)
+        self.offers.lock().copies.contains_key(digest)
     }
 
     /// Whether a blob's bytes came from a file.
     pub(crate) fn served(&self, digest: &Digest) -> bool {
-        self.lock()
+        self.offers
+            .lock()
             .copies
             .get(digest)
             .is_some_and(|offered| offered.served)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Offers> {
-        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn note(&self, digest: &Digest, local: bool) {
-        if let Some(offered) = self.lock().copies.get_mut(digest) {
+        if let Some(offered) = self.offers.lock().copies.get_mut(digest) {
             offered.served = local;
         }
     }
@@ -171,7 +169,8 @@ impl LocalFirst {
             let path = root.display();
             tracing::warn!(%path, "reading files there takes too long; downloading what they have instead");
         }
-        self.lock()
+        self.offers
+            .lock()
             .copies
             .retain(|_, offered| !roots.contains(&offered.copy.root));
     }
@@ -180,7 +179,11 @@ impl LocalFirst {
         if avoid {
             None
         } else {
-            self.lock().copies.get(digest).map(|offered| offered.copy.clone())
+            self.offers
+                .lock()
+                .copies
+                .get(digest)
+                .map(|offered| offered.copy.clone())
         }
     }
 }
@@ -218,17 +221,18 @@ fn read(copy: &Copy, size: u64) -> Option<Bytes> {
     (bytes.len() as u64 == size).then(|| bytes.into())
 }
 
+#[async_trait]
 impl BlobStore for LocalFirst {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        self.cache.capabilities()
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
+        self.cache.capabilities().await
     }
 
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        attribution: &'a Attribution,
+    async fn read_batch(
+        &self,
+        digests: &[Digest],
+        attribution: &Attribution,
         avoid: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+    ) -> Vec<BatchAnswer> {
         let asked: Vec<(Digest, Copy)> = digests
             .iter()
             .filter_map(|digest| Some((digest.clone(), self.copy(digest, avoid)?)))
@@ -237,110 +241,104 @@ impl BlobStore for LocalFirst {
             for digest in digests {
                 self.note(digest, false);
             }
-            return self.cache.read_batch(digests, attribution, avoid);
+            return self.cache.read_batch(digests, attribution, avoid).await;
         }
-        async move {
-            let roots: HashSet<Arc<Path>> = asked.iter().map(|(_, copy)| copy.root.clone()).collect();
-            let looked = spawn_blocking(move || {
-                let mut found = HashMap::new();
-                for (digest, copy) in asked {
-                    if let Some(bytes) = read(&copy, digest.size()) {
-                        found.insert(digest, bytes);
-                    }
+        let roots: HashSet<Arc<Path>> = asked.iter().map(|(_, copy)| copy.root.clone()).collect();
+        let looked = spawn_blocking(move || {
+            let mut found = HashMap::new();
+            for (digest, copy) in asked {
+                if let Some(bytes) = read(&copy, digest.size()) {
+                    found.insert(digest, bytes);
                 }
-                found
-            });
-            let mut found = match timeout(PATIENCE, looked).await {
-                Ok(found) => found.unwrap_or_default(),
-                Err(_) => {
-                    self.give_up(&roots);
-                    HashMap::new()
-                }
-            };
-            let rest: Vec<Digest> = digests
-                .iter()
-                .filter(|digest| !found.contains_key(*digest))
-                .cloned()
-                .collect();
-            let mut fetched: HashMap<Digest, Result<Bytes, RemoteError>> = HashMap::new();
-            if !rest.is_empty() {
-                fetched.extend(self.cache.read_batch(&rest, attribution, avoid).await);
             }
-            let answer = |digest: &Digest| {
-                let answer = match (found.remove(digest), fetched.remove(digest)) {
-                    (Some(bytes), _) => {
-                        self.note(digest, true);
-                        Ok(bytes)
-                    }
-                    (None, Some(answer)) => {
-                        self.note(digest, false);
-                        answer
-                    }
-                    (None, None) => Err(RemoteError::new(
-                        RemoteErrorKind::Protocol,
-                        digest.to_string(),
-                        "it was requested twice in one batch",
-                    )),
-                };
-                (digest.clone(), answer)
-            };
-            digests.iter().map(answer).collect()
+            found
+        });
+        let mut found = match timeout(PATIENCE, looked).await {
+            Ok(found) => found.unwrap_or_default(),
+            Err(_) => {
+                self.give_up(&roots);
+                HashMap::new()
+            }
+        };
+        let rest: Vec<Digest> = digests
+            .iter()
+            .filter(|digest| !found.contains_key(*digest))
+            .cloned()
+            .collect();
+        let mut fetched: HashMap<Digest, Result<Bytes, RemoteError>> = HashMap::new();
+        if !rest.is_empty() {
+            fetched.extend(self.cache.read_batch(&rest, attribution, avoid).await);
         }
-        .boxed()
-    }
-
-    fn read_stream<'a>(
-        &'a self,
-        digest: &'a Digest,
-        offset: u64,
-        attribution: &'a Attribution,
-        avoid: bool,
-        sink: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        async move {
-            let mut at = offset;
-            if let Some(copy) = self.copy(digest, avoid) {
-                let size = digest.size();
-                let root = HashSet::from([copy.root.clone()]);
-                let opened = timeout(PATIENCE, spawn_blocking(move || open(&copy, size))).await;
-                if opened.is_err() {
-                    self.give_up(&root);
-                }
-                if let Ok(Ok(Ok(Some(file)))) = opened {
-                    let file = Arc::new(file);
+        let answer = |digest: &Digest| {
+            let answer = match (found.remove(digest), fetched.remove(digest)) {
+                (Some(bytes), _) => {
                     self.note(digest, true);
-                    while at < size {
-                        let piece = timeout(PATIENCE, piece(&file, at, size)).await;
-                        if piece.is_err() {
-                            self.give_up(&root);
-                        }
-                        let Ok(Some(piece)) = piece else {
-                            // The rest from the cache. If the file was changed meanwhile, the hash will tell.
-                            break;
-                        };
-                        at += piece.len() as u64;
-                        let context = format!("copying {digest}");
-                        sink.write(piece)
-                            .await
-                            .map_err(|e| RemoteError::new(RemoteErrorKind::Sink, context, e))?;
-                    }
-                    if at == size {
-                        return Ok(());
-                    }
+                    Ok(bytes)
                 }
-            }
-            self.note(digest, false);
-            self.cache.read_stream(digest, at, attribution, avoid, sink).await
-        }
-        .boxed()
+                (None, Some(answer)) => {
+                    self.note(digest, false);
+                    answer
+                }
+                (None, None) => Err(RemoteError::new(
+                    RemoteErrorKind::Protocol,
+                    digest.to_string(),
+                    "it was requested twice in one batch",
+                )),
+            };
+            (digest.clone(), answer)
+        };
+        digests.iter().map(answer).collect()
     }
 
-    fn find_missing<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        attribution: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        self.cache.find_missing(digests, attribution)
+    async fn read_stream(
+        &self,
+        digest: &Digest,
+        offset: u64,
+        attribution: &Attribution,
+        avoid: bool,
+        sink: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
+        let mut at = offset;
+        if let Some(copy) = self.copy(digest, avoid) {
+            let size = digest.size();
+            let root = HashSet::from([copy.root.clone()]);
+            let opened = timeout(PATIENCE, spawn_blocking(move || open(&copy, size))).await;
+            if opened.is_err() {
+                self.give_up(&root);
+            }
+            if let Ok(Ok(Ok(Some(file)))) = opened {
+                let file = Arc::new(file);
+                self.note(digest, true);
+                while at < size {
+                    let piece = timeout(PATIENCE, piece(&file, at, size)).await;
+                    if piece.is_err() {
+                        self.give_up(&root);
+                    }
+                    let Ok(Some(piece)) = piece else {
+                        // The rest from the cache. If the file was changed meanwhile, the hash will tell.
+                        break;
+                    };
+                    at += piece.len() as u64;
+                    let context = format!("copying {digest}");
+                    sink.write(piece)
+                        .await
+                        .map_err(|e| RemoteError::new(RemoteErrorKind::Sink, context, e))?;
+                }
+                if at == size {
+                    return Ok(());
+                }
+            }
+        }
+        self.note(digest, false);
+        self.cache.read_stream(digest, at, attribution, avoid, sink).await
+    }
+
+    async fn find_missing(
+        &self,
+        digests: &[Digest],
+        attribution: &Attribution,
+    ) -> Result<Vec<Digest>, RemoteError> {
+        self.cache.find_missing(digests, attribution).await
     }
 
     fn describe(&self) -> String {
@@ -355,7 +353,7 @@ impl BlobStore for LocalFirst {
     }
 
     fn distrust(&self, digest: &Digest) -> bool {
-        let mut offers = self.lock();
+        let mut offers = self.offers.lock();
         if offers.copies.get(digest).is_some_and(|offered| offered.served) {
             // It was only a guess: the cache has not been asked.
             offers.copies.remove(digest);

@@ -15,9 +15,9 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
 use prost::Message as _;
 use rustix::{
     fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT},
@@ -38,7 +38,7 @@ const BATCH: u64 = 4 << 20;
 
 /// A disk cache. Its bytes are no more believed than any server's. It need not be there yet: until then it has nothing.
 #[derive(Debug, Clone)]
-pub struct DiskCache(Arc<Place>);
+pub(crate) struct DiskCache(Arc<Place>);
 
 #[derive(Debug)]
 struct Place {
@@ -64,8 +64,7 @@ enum Kind {
 
 impl DiskCache {
     /// The disk cache in a directory. With `touch`, what is read counts as used just now.
-    #[must_use]
-    pub fn new(path: &Path, touch: bool) -> Self {
+    pub(crate) fn new(path: &Path, touch: bool) -> Self {
         Self(Arc::new(Place {
             path: path.to_owned(),
             touches: touch,
@@ -74,8 +73,7 @@ impl DiskCache {
     }
 
     /// The same, but where the directory is another user's, closed to us or none at all, it has nothing.
-    #[must_use]
-    pub fn optional(&self) -> Self {
+    pub(crate) fn optional(&self) -> Self {
         Self(Arc::new(Place {
             path: self.0.path.clone(),
             touches: self.0.touches,
@@ -280,85 +278,68 @@ pub(crate) async fn piece(file: &Arc<File>, at: u64, size: u64) -> Option<Bytes>
     read.await.ok().flatten()
 }
 
+#[async_trait]
 impl BlobStore for DiskCache {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        futures::future::ready(Ok(Capabilities::plain(BATCH))).boxed()
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
+        Ok(Capabilities::plain(BATCH))
     }
 
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-        _: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
-        async move {
-            let asked = digests.to_vec();
-            let read = self.with(move |root| {
-                let read = asked.iter().map(|digest| root.read_blob(digest));
-                read.collect::<Vec<_>>()
-            });
-            let mut read = match read.await {
-                Ok(read) => read.unwrap_or_default().into_iter(),
-                Err(error) => return digests.iter().map(|d| (d.clone(), Err(error.clone()))).collect(),
-            };
-            let answer = |digest: &Digest| match read.next() {
-                Some(Ok(Some(bytes))) => (digest.clone(), Ok(bytes)),
-                Some(Err(error)) => (digest.clone(), Err(self.failed(digest, &error))),
-                Some(Ok(None)) | None => (digest.clone(), Err(self.not_found(digest))),
-            };
-            digests.iter().map(answer).collect()
-        }
-        .boxed()
+    async fn read_batch(&self, digests: &[Digest], _: &Attribution, _: bool) -> Vec<BatchAnswer> {
+        let asked = digests.to_vec();
+        let read = self.with(move |root| {
+            let read = asked.iter().map(|digest| root.read_blob(digest));
+            read.collect::<Vec<_>>()
+        });
+        let mut read = match read.await {
+            Ok(read) => read.unwrap_or_default().into_iter(),
+            Err(error) => return digests.iter().map(|d| (d.clone(), Err(error.clone()))).collect(),
+        };
+        let answer = |digest: &Digest| match read.next() {
+            Some(Ok(Some(bytes))) => (digest.clone(), Ok(bytes)),
+            Some(Err(error)) => (digest.clone(), Err(self.failed(digest, &error))),
+            Some(Ok(None)) | None => (digest.clone(), Err(self.not_found(digest))),
+        };
+        digests.iter().map(answer).collect()
     }
 
-    fn read_stream<'a>(
-        &'a self,
-        digest: &'a Digest,
+    async fn read_stream(
+        &self,
+        digest: &Digest,
         offset: u64,
-        _: &'a Attribution,
+        _: &Attribution,
         _: bool,
-        sink: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        async move {
-            let asked = digest.clone();
-            let opened = self.with(move |root| root.open_blob(&asked)).await?;
-            let file = match opened {
-                Some(Ok(Some(file))) => Arc::new(file),
-                Some(Err(error)) => return Err(self.failed(digest, &error)),
-                Some(Ok(None)) | None => return Err(self.not_found(digest)),
-            };
-            let mut at = offset;
-            while at < digest.size() {
-                let cut = io::Error::from(io::ErrorKind::UnexpectedEof);
-                let piece = piece(&file, at, digest.size())
-                    .await
-                    .ok_or_else(|| self.failed(digest, &cut))?;
-                at += piece.len() as u64;
-                sink.write(piece)
-                    .await
-                    .map_err(|e| RemoteError::new(RemoteErrorKind::Sink, self.context(digest), e))?;
-            }
-            Ok(())
+        sink: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
+        let asked = digest.clone();
+        let opened = self.with(move |root| root.open_blob(&asked)).await?;
+        let file = match opened {
+            Some(Ok(Some(file))) => Arc::new(file),
+            Some(Err(error)) => return Err(self.failed(digest, &error)),
+            Some(Ok(None)) | None => return Err(self.not_found(digest)),
+        };
+        let mut at = offset;
+        while at < digest.size() {
+            let cut = io::Error::from(io::ErrorKind::UnexpectedEof);
+            let piece = piece(&file, at, digest.size())
+                .await
+                .ok_or_else(|| self.failed(digest, &cut))?;
+            at += piece.len() as u64;
+            sink.write(piece)
+                .await
+                .map_err(|e| RemoteError::new(RemoteErrorKind::Sink, self.context(digest), e))?;
         }
-        .boxed()
+        Ok(())
     }
 
     /// What is there is touched, as when it is read.
-    fn find_missing<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        async move {
-            let mut asked = digests.to_vec();
-            let looked = self.with(move |root| {
-                asked.retain(|digest| !digest.is_empty() && !matches!(root.open_blob(digest), Ok(Some(_))));
-                asked
-            });
-            let not_empty = || digests.iter().filter(|digest| !digest.is_empty());
-            Ok(looked.await?.unwrap_or_else(|| not_empty().cloned().collect()))
-        }
-        .boxed()
+    async fn find_missing(&self, digests: &[Digest], _: &Attribution) -> Result<Vec<Digest>, RemoteError> {
+        let mut asked = digests.to_vec();
+        let looked = self.with(move |root| {
+            asked.retain(|digest| !digest.is_empty() && !matches!(root.open_blob(digest), Ok(Some(_))));
+            asked
+        });
+        let not_empty = || digests.iter().filter(|digest| !digest.is_empty());
+        Ok(looked.await?.unwrap_or_else(|| not_empty().cloned().collect()))
     }
 
     fn describe(&self) -> String {
@@ -366,50 +347,40 @@ impl BlobStore for DiskCache {
     }
 }
 
+#[async_trait]
 impl ActionStore for DiskCache {
-    fn action_result<'a>(
-        &'a self,
-        action: &'a Digest,
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
-        async move {
-            let asked = action.clone();
-            let read = self.with(move |root| root.read_result(&asked)).await?;
-            let what = format_args!("result for action {action}");
-            let result = read.transpose().map_err(|error| self.failed(what, &error))?;
-            Ok(result.flatten().map(Arc::new))
-        }
-        .boxed()
+    async fn action_result(
+        &self,
+        action: &Digest,
+        _: &Attribution,
+    ) -> Result<Option<Arc<ActionResult>>, RemoteError> {
+        let asked = action.clone();
+        let read = self.with(move |root| root.read_result(&asked)).await?;
+        let what = format_args!("result for action {action}");
+        let result = read.transpose().map_err(|error| self.failed(what, &error))?;
+        Ok(result.flatten().map(Arc::new))
     }
 
-    fn blob_size<'a>(
-        &'a self,
-        function: DigestFunction,
-        hash: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
-        async move {
-            let path = place(Kind::Blob, function, hash);
-            let looked =
-                self.with(
-                    move |root| match fs::statat(&root.fd, &path, AtFlags::SYMLINK_NOFOLLOW) {
-                        Ok(found) if fs::FileType::from_raw_mode(found.st_mode).is_file() => {
-                            Ok(u64::try_from(found.st_size).ok())
-                        }
-                        Ok(_) => Ok(None),
-                        Err(errno) if root.is_absent(errno) => Ok(None),
-                        Err(errno) => Err(io::Error::from(errno)),
-                    },
-                );
-            let found = looked.await?.transpose();
-            let what = format_args!("blob {}", hex::encode(hash));
-            Ok(found.map_err(|error| self.failed(what, &error))?.flatten())
-        }
-        .boxed()
+    async fn blob_size(&self, function: DigestFunction, hash: &[u8]) -> Result<Option<u64>, RemoteError> {
+        let path = place(Kind::Blob, function, hash);
+        let looked = self.with(
+            move |root| match fs::statat(&root.fd, &path, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(found) if fs::FileType::from_raw_mode(found.st_mode).is_file() => {
+                    Ok(u64::try_from(found.st_size).ok())
+                }
+                Ok(_) => Ok(None),
+                Err(errno) if root.is_absent(errno) => Ok(None),
+                Err(errno) => Err(io::Error::from(errno)),
+            },
+        );
+        let found = looked.await?.transpose();
+        let what = format_args!("blob {}", hex::encode(hash));
+        Ok(found.map_err(|error| self.failed(what, &error))?.flatten())
     }
 
     /// A directory that is not there yet is made by the first build.
-    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
-        async { self.with(|_| ()).await.map(drop) }.boxed()
+    async fn probe(&self) -> Result<(), RemoteError> {
+        self.with(|_| ()).await.map(drop)
     }
 }
 

@@ -16,11 +16,11 @@ use crate::{
 };
 
 /// The most entries of one expansion, directories counted.
-pub const MAX_ENTRIES: usize = 2_000_000;
+pub(crate) const MAX_ENTRIES: usize = 2_000_000;
 
 /// Something that is to be at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expanded {
+pub(crate) struct Expanded {
     /// Where, below the exec root or the directory that the tree is put in.
     pub path: ExecPath,
     /// What. [`OutputContent::Directory`] only for a directory with nothing in it.
@@ -31,8 +31,7 @@ pub struct Expanded {
 
 /// Why a result or tree cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ExpandError {
+pub(crate) enum ExpandError {
     /// A path of the action's result is not a valid exec path.
     #[error("output refused: {0}")]
     Path(#[from] ExecPathError),
@@ -71,7 +70,7 @@ pub enum ExpandError {
 ///
 /// # Errors
 /// When an output directory has no digest that can be read.
-pub fn trees_of(function: DigestFunction, result: &ActionResult) -> Result<Vec<TreeRef>, ExpandError> {
+pub(crate) fn trees_of(function: DigestFunction, result: &ActionResult) -> Result<Vec<TreeRef>, ExpandError> {
     result
         .output_directories
         .iter()
@@ -103,7 +102,7 @@ fn tree_ref(function: DigestFunction, directory: &reapi::OutputDirectory) -> Res
 /// # Errors
 /// When a path or name leads elsewhere, a digest is unusable, a tree is not in `trees`, or there are more than
 /// `limit` entries.
-pub fn expand_result<'t>(
+pub(crate) fn expand_result<'t>(
     function: DigestFunction,
     result: &ActionResult,
     trees: &HashMap<TreeRef, impl AsRef<DirectoryTree> + 't>,
@@ -156,7 +155,7 @@ fn old_symlinks(result: &ActionResult) -> impl Iterator<Item = &reapi::OutputSym
 ///
 /// # Errors
 /// As [`expand_result`].
-pub fn expand_tree(
+pub(crate) fn expand_tree(
     base: Option<ExecPath>,
     tree: &DirectoryTree,
     limit: usize,

@@ -218,7 +218,7 @@ pub(crate) fn tree_message(data: &[u8]) {
     let (choice, data) = first(data);
     let function = function(choice);
     if let Ok(tree) = DirectoryTree::decode(function, Bytes::copy_from_slice(data)) {
-        let _ = (tree.missing(), tree.weight(), tree.encoded_bytes());
+        let _ = (tree.missing(), tree.weight(), tree.encoded_bytes);
         check(&tree);
     }
     if let Some(tree) = knotted(function, data) {

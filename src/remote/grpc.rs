@@ -2,8 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
-use futures::future::BoxFuture;
 use tonic::Code;
 
 use super::{
@@ -63,7 +63,6 @@ impl GrpcCache {
     }
 
     /// The options that it was made with.
-    #[must_use]
     pub fn options(&self) -> &RemoteOptions {
         &self.0.client.options
     }
@@ -117,52 +116,49 @@ impl GrpcCache {
     }
 }
 
+#[async_trait]
 impl BlobStore for GrpcCache {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        Box::pin(self.0.capabilities.get(&self.0.client))
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
+        self.0.capabilities.get(&self.0.client).await
     }
 
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        attribution: &'a Attribution,
+    async fn read_batch(
+        &self,
+        digests: &[Digest],
+        attribution: &Attribution,
         avoid: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
-        Box::pin(async move {
-            let client = &self.0.client;
-            match self.0.capabilities.get(client).await {
-                Ok(capabilities) => batch::read(client, &capabilities, digests, attribution, avoid).await,
-                Err(error) => digests.iter().map(|d| (d.clone(), Err(error.clone()))).collect(),
-            }
-        })
+    ) -> Vec<BatchAnswer> {
+        let client = &self.0.client;
+        match self.0.capabilities.get(client).await {
+            Ok(capabilities) => batch::read(client, &capabilities, digests, attribution, avoid).await,
+            Err(error) => digests.iter().map(|d| (d.clone(), Err(error.clone()))).collect(),
+        }
     }
 
-    fn read_stream<'a>(
-        &'a self,
-        digest: &'a Digest,
+    async fn read_stream(
+        &self,
+        digest: &Digest,
         offset: u64,
-        attribution: &'a Attribution,
+        attribution: &Attribution,
         avoid: bool,
-        sink: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        Box::pin(async move {
-            let client = &self.0.client;
-            let capabilities = self.0.capabilities.get(client).await?;
-            let avoid = if avoid {
-                client.pool.carriers([digest])
-            } else {
-                Connections::default()
-            };
-            stream::read(client, &capabilities, digest, offset, attribution, avoid, sink).await
-        })
+        sink: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
+        let client = &self.0.client;
+        let capabilities = self.0.capabilities.get(client).await?;
+        let avoid = if avoid {
+            client.pool.carriers([digest])
+        } else {
+            Connections::default()
+        };
+        stream::read(client, &capabilities, digest, offset, attribution, avoid, sink).await
     }
 
-    fn find_missing<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        attribution: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        Box::pin(actions::find_missing(&self.0.client, digests, attribution))
+    async fn find_missing(
+        &self,
+        digests: &[Digest],
+        attribution: &Attribution,
+    ) -> Result<Vec<Digest>, RemoteError> {
+        actions::find_missing(&self.0.client, digests, attribution).await
     }
 
     fn describe(&self) -> String {
@@ -170,62 +166,57 @@ impl BlobStore for GrpcCache {
     }
 }
 
+#[async_trait]
 impl ActionStore for GrpcCache {
     /// Remembered for some minutes.
-    fn action_result<'a>(
-        &'a self,
-        action: &'a Digest,
-        attribution: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
-        Box::pin(self.0.metadata.result(&self.0.client, action, attribution))
+    async fn action_result(
+        &self,
+        action: &Digest,
+        attribution: &Attribution,
+    ) -> Result<Option<Arc<ActionResult>>, RemoteError> {
+        self.0.metadata.result(&self.0.client, action, attribution).await
     }
 
-    fn add_directories<'a>(
-        &'a self,
-        root: &'a Digest,
-        attribution: &'a Attribution,
-        tree: &'a mut DirectoryTree,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        Box::pin(actions::add_directories(&self.0.client, root, attribution, tree))
+    async fn add_directories(
+        &self,
+        root: &Digest,
+        attribution: &Attribution,
+        tree: &mut DirectoryTree,
+    ) -> Result<(), RemoteError> {
+        actions::add_directories(&self.0.client, root, attribution, tree).await
     }
 
     /// Remembered.
-    fn tree<'a>(
-        &'a self,
-        reference: &'a TreeRef,
-        attribution: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Arc<DirectoryTree>, RemoteError>> {
+    async fn tree(
+        &self,
+        reference: &TreeRef,
+        attribution: &Attribution,
+    ) -> Result<Arc<DirectoryTree>, RemoteError> {
         let read = read_tree(self, reference, attribution);
-        Box::pin(self.0.metadata.tree(reference, read))
+        self.0.metadata.tree(reference, read).await
     }
 
-    fn blob_size<'a>(
-        &'a self,
-        _: DigestFunction,
-        hash: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
+    async fn blob_size(&self, _: DigestFunction, hash: &[u8]) -> Result<Option<u64>, RemoteError> {
         let what = format!("blob {}", hex::encode(hash));
         let error = RemoteError::config(
             self.0.client.context(what),
             "a gRPC cache knows blobs by hash and size: give HASH/SIZE",
         );
-        Box::pin(futures::future::ready(Err(error)))
+        Err(error)
     }
 
     /// Asks the server once, without retries, whether this will work, and says in plain words what is wrong: it cannot be
     /// reached, does not speak TLS or insists on it, refuses us or our instance, or is no remote cache.
-    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
-        Box::pin(async move {
-            let client = &self.0.client;
-            match capabilities::ask_once(client).await {
-                Ok(Some(_)) => Ok(()),
-                // Not all old servers know the call; every cache knows this one.
-                Ok(None) => match actions::is_storage(client).await {
-                    Ok(()) => self.0.capabilities.get(client).await.map(drop),
-                    Err(failure) => Err(self.explained(failure)),
-                },
+    async fn probe(&self) -> Result<(), RemoteError> {
+        let client = &self.0.client;
+        match capabilities::ask_once(client).await {
+            Ok(Some(_)) => Ok(()),
+            // Not all old servers know the call; every cache knows this one.
+            Ok(None) => match actions::is_storage(client).await {
+                Ok(()) => self.0.capabilities.get(client).await.map(drop),
                 Err(failure) => Err(self.explained(failure)),
-            }
-        })
+            },
+            Err(failure) => Err(self.explained(failure)),
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
-use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 
 /// What stands for a cache where there is none to ask: what is on disk is found there, and the rest fails for the reason
 /// that this holds.
-pub struct Nowhere(pub String);
+pub(crate) struct Nowhere(pub String);
 
 impl Nowhere {
     fn error(&self, what: &str) -> RemoteError {
@@ -21,40 +21,32 @@ impl Nowhere {
     }
 }
 
+#[async_trait]
 impl BlobStore for Nowhere {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        async { Err(self.error("the remote cache")) }.boxed()
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
+        Err(self.error("the remote cache"))
     }
 
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-        _: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+    async fn read_batch(&self, digests: &[Digest], _: &Attribution, _: bool) -> Vec<BatchAnswer> {
         let answers = digests
             .iter()
             .map(|d| (d.clone(), Err(self.error(&d.to_string()))));
-        futures::future::ready(answers.collect()).boxed()
+        answers.collect()
     }
 
-    fn read_stream<'a>(
-        &'a self,
-        digest: &'a Digest,
+    async fn read_stream(
+        &self,
+        digest: &Digest,
         _: u64,
-        _: &'a Attribution,
+        _: &Attribution,
         _: bool,
-        _: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        futures::future::ready(Err(self.error(&digest.to_string()))).boxed()
+        _: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
+        Err(self.error(&digest.to_string()))
     }
 
-    fn find_missing<'a>(
-        &'a self,
-        _: &'a [Digest],
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        async { Err(self.error("the remote cache")) }.boxed()
+    async fn find_missing(&self, _: &[Digest], _: &Attribution) -> Result<Vec<Digest>, RemoteError> {
+        Err(self.error("the remote cache"))
     }
 
     fn describe(&self) -> String {
@@ -62,24 +54,21 @@ impl BlobStore for Nowhere {
     }
 }
 
+#[async_trait]
 impl ActionStore for Nowhere {
-    fn action_result<'a>(
-        &'a self,
-        action: &'a Digest,
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
-        futures::future::ready(Err(self.error(&format!("action {action}")))).boxed()
+    async fn action_result(
+        &self,
+        action: &Digest,
+        _: &Attribution,
+    ) -> Result<Option<Arc<ActionResult>>, RemoteError> {
+        Err(self.error(&format!("action {action}")))
     }
 
-    fn blob_size<'a>(
-        &'a self,
-        _: DigestFunction,
-        hash: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
-        futures::future::ready(Err(self.error(&hex::encode(hash)))).boxed()
+    async fn blob_size(&self, _: DigestFunction, hash: &[u8]) -> Result<Option<u64>, RemoteError> {
+        Err(self.error(&hex::encode(hash)))
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
-        futures::future::ready(Err(self.error("the remote cache"))).boxed()
+    async fn probe(&self) -> Result<(), RemoteError> {
+        Err(self.error("the remote cache"))
     }
 }

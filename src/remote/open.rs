@@ -9,7 +9,7 @@ use crate::transport::RemoteError;
 ///
 /// # Errors
 /// [`RemoteErrorKind::Config`](crate::transport::RemoteErrorKind::Config), naming the flag, when the options cannot work.
-pub fn open(options: RemoteOptions) -> Result<Arc<dyn ActionStore>, RemoteError> {
+pub(crate) fn open(options: RemoteOptions) -> Result<Arc<dyn ActionStore>, RemoteError> {
     if let Some(path) = options.connect.endpoint.directory_path() {
         let cache = DiskCache::new(path, options.touch);
         return Ok(Arc::new(if options.is_optional {

@@ -15,7 +15,7 @@ const CONNECTIONS: usize = 4;
 /// HTTP/1.1 connections, each of which carries one: Bazel's default.
 const HTTP_CONNECTIONS: usize = 100;
 /// The most connections to an HTTP cache.
-pub const MAX_HTTP_CONNECTIONS: usize = 1000;
+pub(crate) const MAX_HTTP_CONNECTIONS: usize = 1000;
 
 /// Words that end an instance name in a resource name (Remote Execution API, "ByteStream" resource names).
 const RESERVED_SEGMENTS: [&str; 7] = [
@@ -64,7 +64,6 @@ pub struct RemoteOptions {
 
 impl RemoteOptions {
     /// The defaults, for an endpoint.
-    #[must_use]
     pub const fn new(endpoint: Endpoint) -> Self {
         Self {
             connect: ConnectOptions::new(endpoint),
@@ -135,7 +134,6 @@ impl RemoteOptions {
     }
 
     /// How many connections there are at most: 4 for gRPC, 100 for HTTP unless something else is set.
-    #[must_use]
     pub fn connections(&self) -> usize {
         let is_http = self.connect.endpoint.is_http();
         let default = if is_http { HTTP_CONNECTIONS } else { CONNECTIONS };
@@ -160,7 +158,6 @@ impl RemoteOptions {
     }
 
     /// Endpoint and instance, for messages. An HTTP cache knows no instances.
-    #[must_use]
     pub fn describe(&self) -> String {
         if self.instance_name.is_empty() || self.connect.endpoint.is_http() {
             self.connect.endpoint.to_string()

@@ -3,11 +3,9 @@
 //! There are a few of them, since one connection is one flow to every queue and limit on the way, and each has large
 //! fixed windows: a window divided by the round trip's time is the most that a stream can carry.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU8, AtomicUsize, Ordering},
-};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use tonic::transport::Channel;
 
 use super::RemoteOptions;
@@ -89,7 +87,7 @@ impl Pool {
             .map(|i| start.wrapping_add(i) % count)
             .find(|&i| !avoid.contains(i))
             .unwrap_or(start % count);
-        let mut slot = self.slot(index);
+        let mut slot = self.slots[index].lock();
         let channel = slot.channel.get_or_insert_with(|| self.connector.channel());
         let channel = channel.clone();
         let generation = slot.generation;
@@ -99,16 +97,11 @@ impl Pool {
     /// Gives a connection up on which nothing came in time: its peer may be gone without a word, and the next call on it
     /// would wait as long. What is under way on it may still end.
     pub(crate) fn give_up(&self, line: Line) {
-        let mut slot = self.slot(line.index);
+        let mut slot = self.slots[line.index].lock();
         if slot.generation == line.generation {
             slot.channel = None;
             slot.generation = slot.generation.wrapping_add(1);
         }
-    }
-
-    fn slot(&self, index: usize) -> MutexGuard<'_, Slot> {
-        // A channel and a number: a panic elsewhere leaves them as good as before.
-        self.slots[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers who carried a digest.

@@ -5,12 +5,12 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{
-    ActionStore, Attribution, BlobStore, Expanded, Sink, expand,
-    expand::TreeRef,
+    ActionStore, Attribution, BlobStore, Sink,
+    expand::{self, Expanded, TreeRef},
     trees::{DirectoryTree, MAX_TREE, too_large},
 };
 use crate::{
@@ -48,10 +48,11 @@ impl Collect {
     }
 }
 
+#[async_trait]
 impl Sink for Collect {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
         self.add(bytes);
-        futures::future::ready(Ok(())).boxed()
+        Ok(())
     }
 }
 
@@ -64,7 +65,7 @@ fn protocol<S: BlobStore + ?Sized>(store: &S, what: &str, message: impl Into<Str
 ///
 /// # Errors
 /// When it is missing, or wrong twice.
-pub async fn read_blob<S: BlobStore + ?Sized>(
+pub(crate) async fn read_blob<S: BlobStore + ?Sized>(
     store: &S,
     digest: &Digest,
     attribution: &Attribution,
@@ -128,7 +129,7 @@ pub(super) async fn read_tree<S: ActionStore + ?Sized>(
         if missing.is_empty() {
             return Ok(tree);
         }
-        if missing.iter().map(Digest::size).sum::<u64>() > MAX_TREE - tree.encoded_bytes().min(MAX_TREE) {
+        if missing.iter().map(Digest::size).sum::<u64>() > MAX_TREE - tree.encoded_bytes.min(MAX_TREE) {
             return Err(too_large(&what));
         }
         for (digest, answer) in store.read_batch(&missing, attribution, false).await {
@@ -146,7 +147,7 @@ pub(super) async fn read_tree<S: ActionStore + ?Sized>(
 ///
 /// # Errors
 /// When the store cannot be asked, a tree is missing, or the result names what must not be written.
-pub async fn expand_action(
+pub(crate) async fn expand_action(
     store: &dyn ActionStore,
     action: &Digest,
     attribution: &Attribution,
@@ -174,7 +175,7 @@ pub async fn expand_action(
 ///
 /// # Errors
 /// When the store cannot be asked, lacks a part of it, or the blob is neither.
-pub async fn expand_any_tree(
+pub(crate) async fn expand_any_tree(
     store: &dyn ActionStore,
     digest: &Digest,
     attribution: &Attribution,

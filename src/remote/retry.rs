@@ -58,7 +58,6 @@ impl fmt::Debug for RetryPolicy {
 
 impl RetryPolicy {
     /// At most `retries` tries after the first, at most `max_delay` apart unless the server asks for more.
-    #[must_use]
     pub fn new(retries: u32, max_delay: Duration, timer: Arc<dyn Timer>) -> Self {
         Self {
             retries,
@@ -68,7 +67,6 @@ impl RetryPolicy {
     }
 
     /// Starts counting for one request.
-    #[must_use]
     pub fn start(&self) -> Backoff<'_> {
         Backoff {
             policy: self,

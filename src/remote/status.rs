@@ -22,7 +22,6 @@ struct RetryInfo {
 }
 
 /// The error for a failed call. `context` says what was tried on what; `secrets` is what is not to be shown.
-#[must_use]
 pub(crate) fn from_status(context: &str, status: &Status, secrets: &Secrets) -> RemoteError {
     let message = and_causes(status.message().to_owned(), status.source());
     let details = rpc::Status::decode(status.details()).ok();
@@ -33,7 +32,6 @@ pub(crate) fn from_status(context: &str, status: &Status, secrets: &Secrets) -> 
 }
 
 /// The error for one blob of a batch.
-#[must_use]
 pub(crate) fn from_rpc(context: &str, status: &rpc::Status, secrets: &Secrets) -> RemoteError {
     let code = Code::from_i32(status.code);
     RemoteError {

@@ -33,7 +33,7 @@ pub struct DirectoryTree {
     root: Digest,
     directories: HashMap<Digest, Directory>,
     /// Of the encoded directories, in bytes.
-    encoded: u64,
+    pub(crate) encoded_bytes: u64,
 }
 
 /// `Tree`, with its directories left encoded: on the wire, a message and its bytes are the same.
@@ -62,7 +62,7 @@ impl DirectoryTree {
         Self {
             root,
             directories: HashMap::new(),
-            encoded: 0,
+            encoded_bytes: 0,
         }
     }
 
@@ -86,20 +86,18 @@ impl DirectoryTree {
     /// When it cannot be decoded.
     pub(crate) fn add(&mut self, bytes: Bytes) -> Result<(), String> {
         let digest = Digest::of(self.root.function(), &bytes);
-        self.encoded += bytes.len() as u64;
+        self.encoded_bytes += bytes.len() as u64;
         let directory = Directory::decode(bytes).map_err(|e| format!("not a Directory message: {e}"))?;
         self.directories.insert(digest, directory);
         Ok(())
     }
 
     /// The digest of the root directory.
-    #[must_use]
     pub const fn root(&self) -> &Digest {
         &self.root
     }
 
     /// A directory of this digest. The empty directory is there without having been sent.
-    #[must_use]
     pub fn get(&self, digest: &Digest) -> Option<&Directory> {
         static EMPTY: std::sync::LazyLock<Directory> = std::sync::LazyLock::new(Directory::default);
         self.directories
@@ -107,16 +105,10 @@ impl DirectoryTree {
             .or_else(|| digest.is_empty().then_some(&*EMPTY))
     }
 
-    /// Size of the encoded directories in bytes.
-    pub(crate) const fn encoded_bytes(&self) -> u64 {
-        self.encoded
-    }
-
     /// How much memory it holds, roughly, in bytes.
-    #[must_use]
     pub fn weight(&self) -> u32 {
         // Decoded strings and vectors take some four times what they take encoded.
-        u32::try_from(self.encoded.saturating_mul(4).saturating_add(256)).unwrap_or(u32::MAX)
+        u32::try_from(self.encoded_bytes.saturating_mul(4).saturating_add(256)).unwrap_or(u32::MAX)
     }
 
     /// Digests that reachable directories refer to and that are not here, each once. One that is no digest is passed

@@ -10,7 +10,7 @@ use crate::{
 
 /// A digest with a size or without one, and perhaps with the name of its function: `[FUNCTION/]HASH[/SIZE]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WrittenDigest {
+pub(crate) struct WrittenDigest {
     named: Option<DigestFunction>,
     /// Its size is 0 where none is written.
     digest: Digest,
@@ -48,7 +48,7 @@ impl WrittenDigest {
     ///
     /// # Errors
     /// When the store has no blob with the hash, or cannot tell.
-    pub async fn find(
+    pub(crate) async fn find(
         &self,
         assumed: DigestFunction,
         store: &dyn ActionStore,

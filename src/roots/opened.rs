@@ -4,11 +4,12 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
+use parking_lot::{Mutex, RwLock};
 use tokio::task::spawn_blocking;
 
 use super::rules::{Destination, RootRules, allowance};
@@ -66,16 +67,10 @@ impl Opened {
 #[derive(Default)]
 struct Open(Mutex<HashMap<PathBuf, Opened>>);
 
-impl Open {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Opened>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Spare for Open {
     fn spare(&self) {
         // A file system that hangs may keep the lock.
-        let Some(mut open) = open_files::try_lock(&self.0) else {
+        let Some(mut open) = self.0.try_lock() else {
             return;
         };
         let closed = take_idle(&mut open, 0);
@@ -102,7 +97,6 @@ pub struct Roots {
 
 impl Roots {
     /// None yet.
-    #[must_use]
     pub fn new(rules: RootRules, record: Record) -> Self {
         let open: Arc<Open> = Arc::default();
         let spare: Arc<dyn Spare> = open.clone();
@@ -119,25 +113,23 @@ impl Roots {
     }
 
     /// The rules.
-    #[must_use]
     pub fn rules(&self) -> Arc<RootRules> {
-        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.rules.read().clone()
     }
 
     /// Other rules, for builds from now on.
     pub(crate) fn set_rules(&self, rules: RootRules) {
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        *self.rules.write() = Arc::new(rules);
     }
 
     /// Lets go of the temporary directories of all roots, before the process ends.
     pub(crate) fn let_go(&self) {
-        for opened in self.open.lock().values() {
+        for opened in self.open.0.lock().values() {
             opened.root.place.let_go();
         }
     }
 
     /// Whether the root of a build is there, or will be made by [`open`](Self::open). Blocks on the file system.
-    #[must_use]
     pub fn is_there(&self, exec_root: &str) -> bool {
         let rules = self.rules();
         match &rules.destination {
@@ -212,7 +204,7 @@ impl Roots {
 
     /// Roots that were replaced since the last call: anyone who holds on to them may let go.
     fn take_retired(&self) -> Vec<Arc<Root>> {
-        std::mem::take(&mut self.retired.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.retired.lock())
     }
 
     /// Whether the root of a build may be at this path, as the build sees it. Blocks on the file system.
@@ -229,15 +221,15 @@ impl Roots {
     /// the file system.
     pub(crate) fn give_up_gone(&self) {
         let mut gone: Vec<Arc<Root>> = {
-            let open = self.open.lock();
+            let open = self.open.0.lock();
             open.values().map(|opened| opened.root.clone()).collect()
         };
         // Without the lock: a file system may hang.
         gone.retain(|root| !root.place.is_same());
-        let mut open = self.open.lock();
+        let mut open = self.open.0.lock();
         open.retain(|_, opened| !gone.iter().any(|gone| Arc::ptr_eq(gone, &opened.root)));
         drop(open);
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = self.retired.lock();
         retired.extend(gone);
     }
 
@@ -267,8 +259,8 @@ impl Roots {
 
     /// Opens a directory: an exec root, which is checked, or the user's own choice.
     fn open_path(&self, path: &Path, check: Option<Check<'_>>) -> Result<(RootId, Arc<Root>), RootError> {
-        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut open = self.open.lock();
+        let _opening = self.opening.lock();
+        let mut open = self.open.0.lock();
         let used = self.uses.fetch_add(1, Ordering::Relaxed);
         if let Some(opened) = open.get_mut(path)
             && opened.root.place.is_same()
@@ -313,11 +305,8 @@ impl Roots {
             root: root.clone(),
             used,
         };
-        if let Some(old) = self.open.lock().insert(path.to_owned(), opened) {
-            self.retired
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(old.root);
+        if let Some(old) = self.open.0.lock().insert(path.to_owned(), opened) {
+            self.retired.lock().push(old.root);
         }
         Ok((id, root))
     }
@@ -360,15 +349,15 @@ mod tests {
             // The second is used again and again.
             open(1);
         }
-        let first = |n: usize| roots.open.lock().contains_key(&path(n));
+        let first = |n: usize| roots.open.0.lock().contains_key(&path(n));
         assert!(first(0) && first(1) && !first(2) && first(3 * IDLE));
-        assert!(roots.open.lock().len() <= IDLE + 2);
+        assert!(roots.open.0.lock().len() <= IDLE + 2);
         assert!(Arc::ptr_eq(&open(0).1, &used), "it is in use");
-        take_idle(&mut roots.open.lock(), 0);
+        take_idle(&mut roots.open.0.lock(), 0);
         assert!(first(0) && !first(1));
         drop(used);
-        take_idle(&mut roots.open.lock(), 0);
-        assert!(roots.open.lock().is_empty());
+        take_idle(&mut roots.open.0.lock(), 0);
+        assert!(roots.open.0.lock().is_empty());
         assert_eq!(open(0).0, id);
         record.close();
     }

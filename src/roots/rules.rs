@@ -81,7 +81,6 @@ pub struct RootRules {
 
 impl RootRules {
     /// Where the build's exec root is for us.
-    #[must_use]
     pub(crate) fn translate(&self, exec_root: &str) -> PathBuf {
         let path = Path::new(exec_root);
         for map in &self.path_maps {

@@ -1,9 +1,8 @@
 //! The caches in use: which one a build's bytes come from.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-};
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     command_line::{BuildDirectories, add_login, disk_cache, options_of},
@@ -124,7 +123,6 @@ impl SourceCache {
     }
 
     /// As what fetching needs.
-    #[must_use]
     pub fn blobs(&self) -> Arc<dyn BlobStore> {
         self.local.clone()
     }
@@ -135,13 +133,11 @@ impl SourceCache {
     }
 
     /// The same without disk caches: reading fills a cache at the address only if it comes there.
-    #[must_use]
     pub(crate) fn remote_blobs(&self) -> Arc<dyn BlobStore> {
         self.remote.clone()
     }
 
     /// As what knows action results, too.
-    #[must_use]
     pub fn actions(&self) -> Arc<dyn ActionStore> {
         Arc::clone(&self.all)
     }
@@ -167,7 +163,6 @@ impl SourceCache {
     }
 
     /// Whether one of the stores is at an authority, or there is none that has one.
-    #[must_use]
     pub(crate) fn is_at(&self, authority: &str) -> bool {
         let mut servers = self.members.iter().filter(|member| !member.is_directory());
         let mut servers = servers.by_ref().filter_map(Member::endpoint).peekable();
@@ -254,7 +249,6 @@ impl Open {
 
 impl Sources {
     /// By a rule.
-    #[must_use]
     pub fn new(rule: SourceRule) -> Self {
         Self {
             rule: RwLock::new(rule),
@@ -264,13 +258,12 @@ impl Sources {
 
     /// Another rule, for builds from now on. Those that have found their cache keep it.
     pub(crate) fn set_rule(&self, rule: SourceRule) {
-        *self.rule.write().unwrap_or_else(PoisonError::into_inner) = rule;
+        *self.rule.write() = rule;
         // They may hold credentials that do not count any more.
-        *self.lock() = Open::default();
+        *self.open.lock() = Open::default();
     }
 
     /// The function of digests whose build does not tell which it is.
-    #[must_use]
     pub fn digest_function(&self) -> DigestFunction {
         match self.rule() {
             SourceRule::Fixed(cache) => cache.digest_function(),
@@ -279,7 +272,7 @@ impl Sources {
     }
 
     fn rule(&self) -> SourceRule {
-        self.rule.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.rule.read().clone()
     }
 
     /// The caches for a build: its disk cache, if it has one, and then the remote one.
@@ -423,7 +416,7 @@ impl Sources {
             return Ok(cache.clone());
         };
         let key = format!("{} before {}", chain_of(new.iter()), cache.endpoint);
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         // One of before the rule was set may have come in after that.
         if let Some(chain) = open.chains.get(&key).filter(|chain| chain.has(&cache.members)) {
             return Ok(chain.clone());
@@ -442,16 +435,12 @@ impl Sources {
     /// How many chains are kept.
     #[cfg(test)]
     pub(super) fn chains(&self) -> usize {
-        self.lock().chains.len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().chains.len()
     }
 
     /// The options with which the same address was opened last.
     fn known(&self, options: &RemoteOptions) -> Option<RemoteOptions> {
-        let open = self.lock();
+        let open = self.open.lock();
         let member = open.members.get(&key("", options))?;
         member.options.as_deref().cloned()
     }
@@ -466,7 +455,7 @@ impl Sources {
         if chain.len() > Chain::MOST {
             return Err(SourceError::TooMany(chain.len()));
         }
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         let mut members = Vec::new();
         let keys: Vec<String> = chain.iter().map(|options| key(kind, options)).collect();
         let reason_shown = reason.map_or_else(String::new, ToString::to_string);

@@ -269,7 +269,6 @@ pub(crate) fn add_login(user_info: Option<(String, String)>, is_known: bool, opt
 }
 
 /// Endpoint and instance name of the cache that a build's canonical command line names, and nothing else of it.
-#[must_use]
 pub(crate) fn address_of(line: &CommandLine) -> Option<(String, String)> {
     let placeholder = Endpoint::parse("--remote-cache", "grpc://localhost:1").ok()?;
     let options = options_of(

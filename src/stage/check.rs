@@ -23,25 +23,24 @@ const NAMED: usize = 100;
 
 /// The answer, and what speaks against it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// What is wrong, in words; nothing is if it is empty.
-    pub problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
     /// Files that were looked at.
-    pub files: u64,
+    pub(crate) files: u64,
     /// Whether optional outputs had come to their end as well.
-    pub complete: bool,
+    pub(crate) complete: bool,
     /// The builds that it was staged from.
-    pub invocations: Vec<String>,
+    pub(crate) invocations: Vec<String>,
     /// The URLs and digests that it was staged from, without what may be secret in them.
-    pub from: Vec<String>,
+    pub(crate) from: Vec<String>,
     /// Optional outputs and files that could not be staged, and why.
-    pub missing: Vec<Missing>,
+    pub(crate) missing: Vec<Missing>,
 }
 
 impl Answer {
     /// Whether it is all there.
-    #[must_use]
-    pub fn is_staged(&self) -> bool {
+    pub(crate) fn is_staged(&self) -> bool {
         self.problems.is_empty()
     }
 }
@@ -52,7 +51,7 @@ impl Answer {
 ///
 /// # Errors
 /// When the markers cannot be read.
-pub fn is_staged(
+pub(crate) fn is_staged(
     directory: &Path,
     which: &Which,
     from: &[String],
@@ -105,7 +104,7 @@ pub fn is_staged(
     let mut wanted = Vec::new();
     for file in markers.iter().flat_map(|marker| &marker.files) {
         match file.content() {
-            Ok((path, content)) => wanted.push((path, content, file.stamp())),
+            Ok((path, content)) => wanted.push((path, content, file.stamp)),
             Err(reason) => answer.problems.push(reason),
         }
     }

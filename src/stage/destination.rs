@@ -26,7 +26,7 @@ const DIRECTORY: OFlags = OFlags::PATH
 
 /// Which directories a caller may name.
 #[derive(Debug, Clone, Default)]
-pub enum Reach {
+pub(crate) enum Reach {
     /// Any that the process may write.
     #[default]
     Anywhere,

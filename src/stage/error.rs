@@ -8,7 +8,7 @@ use crate::{exec_path::ExecPath, journal::JournalError};
 
 /// What an error means to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StageErrorKind {
+pub(crate) enum StageErrorKind {
     /// Nothing of that name is recorded.
     NotFound,
     /// The request makes no sense as it is.
@@ -21,8 +21,7 @@ pub enum StageErrorKind {
 
 /// Why nothing was staged. Whatever it says, nothing was written.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StageError {
+pub(crate) enum StageError {
     /// No such invocation, or none at all.
     #[error("{0}")]
     Unknown(String),
@@ -87,6 +86,7 @@ pub enum StageError {
         from: String,
     },
     /// Archives cannot be read or unpacked by this program.
+    #[cfg(not(feature = "archives"))]
     #[error("{flag}: this outhaul was built without archives (the feature archives)")]
     NoArchives {
         /// The flag that asks for it.
@@ -138,8 +138,7 @@ pub enum StageError {
 
 impl StageError {
     /// What it means.
-    #[must_use]
-    pub const fn kind(&self) -> StageErrorKind {
+    pub(crate) const fn kind(&self) -> StageErrorKind {
         match self {
             Self::Unknown(_) | Self::NoMatch { .. } | Self::Nothing(_) => StageErrorKind::NotFound,
             #[cfg(feature = "archives")]
@@ -148,9 +147,20 @@ impl StageError {
                 error if error.is_not_found() => StageErrorKind::NotFound,
                 _ => StageErrorKind::Failed,
             },
-            Self::Setting { .. } | Self::NoArchives { .. } => StageErrorKind::Request,
+            Self::Setting { .. } => StageErrorKind::Request,
+            #[cfg(not(feature = "archives"))]
+            Self::NoArchives { .. } => StageErrorKind::Request,
             Self::Denied { .. } | Self::DeniedOrigin { .. } => StageErrorKind::Denied,
             _ => StageErrorKind::Failed,
+        }
+    }
+
+    /// The journal of a build failed.
+    pub(super) fn journal(invocation_id: &str) -> impl Fn(JournalError) -> Self {
+        let id = invocation_id.to_owned();
+        move |source| Self::Journal {
+            invocation_id: id.clone(),
+            source,
         }
     }
 

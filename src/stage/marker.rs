@@ -33,100 +33,89 @@ const VERSION: u32 = 1;
 
 /// What one stage has put into a directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Marker {
+pub(crate) struct Marker {
     version: u32,
     /// Invocation ID of the staged build; empty for files of a collection.
-    pub invocation_id: String,
+    pub(crate) invocation_id: String,
     /// Workspace of the staged build; empty for files of a collection.
-    pub workspace: String,
+    pub(crate) workspace: String,
     /// What it was staged from instead of a build, sorted: URLs without what may be secret in them, and digests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub from: Vec<String>,
+    pub(crate) from: Vec<String>,
     /// When it was staged, in milliseconds since the epoch.
-    pub staged_ms: i64,
+    pub(crate) staged_ms: i64,
     /// Whether optional outputs have come to their end as well.
-    pub complete: bool,
+    pub(crate) complete: bool,
     /// What was asked for.
-    pub request: Wish,
+    pub(crate) request: Wish,
     /// What is there.
-    pub files: Vec<File>,
+    pub(crate) files: Vec<File>,
     /// Trees that were staged whole, below the directory: nothing else belongs into them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub trees: Vec<String>,
+    pub(crate) trees: Vec<String>,
     /// Optional outputs that failed to download.
-    pub missing: Vec<Missing>,
+    pub(crate) missing: Vec<Missing>,
     /// Archives that were unpacked. Their files have the archive's name as `exec_path`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub archives: Vec<Archive>,
+    pub(crate) archives: Vec<Archive>,
 }
 
 /// An archive that was unpacked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Archive {
+pub(crate) struct Archive {
     /// Its exec path in the build, or its file name in the collection.
-    pub name: String,
+    pub(crate) name: String,
     /// The directory, below that of the marker, that it was unpacked into; empty for the marker's own.
-    pub place: String,
+    pub(crate) place: String,
     /// `FUNCTION/HASH/SIZE` of the archive itself.
-    pub digest: String,
+    pub(crate) digest: String,
     /// Where it is in the collection, and the entity tag that the list had for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub etag: Option<String>,
+    pub(crate) etag: Option<String>,
 }
 
 /// A staged output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct File {
+pub(crate) struct File {
     /// Below the directory.
-    pub path: String,
+    pub(crate) path: String,
     /// In the build, or the file name in the collection.
-    pub exec_path: String,
+    pub(crate) exec_path: String,
     /// The target.
-    pub label: String,
+    pub(crate) label: String,
     /// The output group, or empty.
-    pub output_group: String,
+    pub(crate) output_group: String,
     /// `required` or `optional`.
-    pub class: String,
+    pub(crate) class: String,
     /// `FUNCTION/HASH/SIZE` of a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
+    pub(crate) digest: Option<String>,
     /// Target of a symlink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub symlink_target: Option<String>,
+    pub(crate) symlink_target: Option<String>,
     /// Whether it is an empty directory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub directory: bool,
+    pub(crate) directory: bool,
     /// Where it is in the collection, and the entity tag that the list had for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub etag: Option<String>,
+    pub(crate) etag: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    stamp: Option<Look>,
+    /// What `lstat` said when its bytes were last known to be right.
+    pub(super) stamp: Option<Stamp>,
 }
 
 /// An optional output that failed to download.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Missing {
+pub(crate) struct Missing {
     /// Below the directory.
-    pub path: String,
+    pub(crate) path: String,
     /// Why the output is missing; empty if it is there.
-    pub error: String,
-}
-
-/// A [`Stamp`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Look {
-    size: u64,
-    mtime_ns: i64,
-    ctime_ns: i64,
-    inode: u64,
-    device: u64,
-    taken_ns: i64,
+    pub(crate) error: String,
 }
 
 impl File {
     /// An output that was staged, with what `lstat` said of it since.
-    #[must_use]
-    pub fn new(artifact: &Artifact, stamp: Option<Stamp>) -> Self {
+    pub(crate) fn new(artifact: &Artifact, stamp: Option<Stamp>) -> Self {
         let (mut digest, mut symlink_target, mut directory) = (None, None, false);
         match &artifact.content {
             OutputContent::Blob(blob) => digest = Some(written(blob)),
@@ -152,25 +141,14 @@ impl File {
     }
 
     /// The same with what `lstat` says now.
-    #[must_use]
-    pub fn stamped(self, stamp: Option<Stamp>) -> Self {
-        Self {
-            stamp: stamp.map(|s| Look {
-                size: s.size,
-                mtime_ns: s.mtime_ns,
-                ctime_ns: s.ctime_ns,
-                inode: s.inode,
-                device: s.device,
-                taken_ns: s.taken_ns,
-            }),
-            ..self
-        }
+    pub(crate) fn stamped(self, stamp: Option<Stamp>) -> Self {
+        Self { stamp, ..self }
     }
 
     /// The same, where that goes into a marker now: see [`Stamp::recorded_at`].
     #[cfg(feature = "archives")]
     pub(super) fn recorded_at(self, now_ns: i64) -> Self {
-        let stamp = self.stamp().map(|stamp| stamp.recorded_at(now_ns));
+        let stamp = self.stamp.map(|stamp| stamp.recorded_at(now_ns));
         self.stamped(stamp)
     }
 
@@ -178,7 +156,7 @@ impl File {
     ///
     /// # Errors
     /// In words: the entry makes no sense.
-    pub fn content(&self) -> Result<(ExecPath, OutputContent), String> {
+    pub(crate) fn content(&self) -> Result<(ExecPath, OutputContent), String> {
         let path = ExecPath::new(&self.path).map_err(|e| e.to_string())?;
         let content = match (&self.digest, &self.symlink_target, self.directory) {
             (Some(digest), None, false) => {
@@ -189,19 +167,6 @@ impl File {
             _ => return Err(format!("{path}: its entry has no type")),
         };
         Ok((path, content))
-    }
-
-    /// What `lstat` said when its bytes were last known to be right.
-    #[must_use]
-    pub fn stamp(&self) -> Option<Stamp> {
-        self.stamp.map(|s| Stamp {
-            size: s.size,
-            mtime_ns: s.mtime_ns,
-            ctime_ns: s.ctime_ns,
-            inode: s.inode,
-            device: s.device,
-            taken_ns: s.taken_ns,
-        })
     }
 
     fn same_content(&self, other: &Self) -> bool {
@@ -216,8 +181,7 @@ pub(super) fn written(digest: &Digest) -> String {
 
 impl Marker {
     /// A marker without files.
-    #[must_use]
-    pub fn new(invocation_id: &str, workspace: &str, request: &Wish) -> Self {
+    pub(crate) fn new(invocation_id: &str, workspace: &str, request: &Wish) -> Self {
         Self {
             version: VERSION,
             invocation_id: invocation_id.to_owned(),
@@ -255,7 +219,7 @@ impl Marker {
     ///
     /// # Errors
     /// When that fails; the marker that was there before, if any, is there still.
-    pub fn write(
+    pub(crate) fn write(
         &self,
         directory: &Path,
         open: &HashSet<String>,
@@ -413,7 +377,7 @@ fn remove(
     for file in files {
         let removed = file.content().and_then(|(path, content)| {
             placer
-                .remove(&path, &content, file.stamp().as_ref(), keep)
+                .remove(&path, &content, file.stamp.as_ref(), keep)
                 .map_err(|e| format!("kept {path} from an earlier stage: {e}"))
         });
         match removed {
@@ -445,7 +409,7 @@ fn own_directory(directory: &Path) -> Result<PathBuf, StageError> {
 ///
 /// # Errors
 /// When the file cannot be made or its time not be set.
-pub fn touch(directory: &Path) -> Result<(), StageError> {
+pub(crate) fn touch(directory: &Path) -> Result<(), StageError> {
     let path = own_directory(directory)?.join(TIMESTAMP);
     fs::File::options()
         .create(true)
@@ -473,13 +437,13 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// A marker's file, and the marker, or why it is not one.
-pub type Found = (PathBuf, Result<Marker, String>);
+pub(crate) type Found = (PathBuf, Result<Marker, String>);
 
 /// Every marker of a directory, oldest first. Blocks.
 ///
 /// # Errors
 /// When the directory of markers is there and cannot be read.
-pub fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
+pub(crate) fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
     let own = directory.join(DIRECTORY);
     if own.symlink_metadata().is_ok_and(|m| !m.is_dir()) {
         return Err(StageError::io("list", own)(io::ErrorKind::NotADirectory.into()));

@@ -21,8 +21,8 @@
 //!
 //! Knows nothing of gRPC or of the command line.
 
-pub mod archive;
-pub mod check;
+pub(crate) mod archive;
+pub(crate) mod check;
 mod destination;
 mod ended;
 mod error;
@@ -31,12 +31,12 @@ mod gather;
 #[cfg(not(feature = "archives"))]
 #[path = "no_gather.rs"]
 mod gather;
-pub mod marker;
+pub(crate) mod marker;
 mod origin;
-pub mod recorded;
-pub mod request;
-pub mod select;
-pub mod stager;
+pub(crate) mod recorded;
+pub(crate) mod request;
+pub(crate) mod select;
+pub(crate) mod stager;
 #[cfg(test)]
 mod tests;
 mod together;
@@ -45,12 +45,12 @@ mod work;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::{archive::fuzz as archive_fuzz, marker::fuzz as marker_fuzz};
-pub use self::{
+pub(crate) use self::{
     destination::Reach,
     ended::{Brought, Ended, Ends, Gathered, Staged},
     error::{StageError, StageErrorKind},
     gather::Archives,
-    origin::{Origin, OriginError, Origins, remembered, without_secrets},
-    request::{Manner, Request, Wish},
-    stager::{Plan, Stager},
+    origin::{Origin, Origins, remembered, without_secrets},
+    request::{Manner, Wish},
+    stager::Stager,
 };

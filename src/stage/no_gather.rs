@@ -15,7 +15,7 @@ use crate::{digest::Digest, exec_path::ExecPath, output::Class, remote::BlobStor
 
 /// How the servers are reached that collections are at: not at all.
 #[derive(Debug, Clone, Default)]
-pub struct Archives(());
+pub(crate) struct Archives(());
 
 impl Archives {
     pub(super) fn gather(_: &Manner, _: bool) -> Result<Gather, StageError> {

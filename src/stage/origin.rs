@@ -12,8 +12,7 @@ pub(super) const HIDDEN: &str = "://***";
 /// A URL as markers remember it, and as messages show it: without a user name, a password or a query, which may be a
 /// signature. The same URL gives the same text. Of one that may have a password with a `/`, `?` or `#` in it, only the
 /// scheme is left.
-#[must_use]
-pub fn without_secrets(url: &str) -> String {
+pub(crate) fn without_secrets(url: &str) -> String {
     let place = url.split(['?', '#']).next().unwrap_or(url);
     let Some((scheme, rest)) = place.split_once("://") else {
         return place.rsplit('@').next().unwrap_or(place).to_owned();
@@ -34,8 +33,7 @@ pub fn without_secrets(url: &str) -> String {
 }
 
 /// Several URLs and digests as markers remember them: sorted, since the same comes of them in any order.
-#[must_use]
-pub fn remembered(from: &[String]) -> Vec<String> {
+pub(crate) fn remembered(from: &[String]) -> Vec<String> {
     let mut all: Vec<String> = from.iter().map(|from| without_secrets(from)).collect();
     all.sort();
     all
@@ -47,7 +45,7 @@ fn is_bucket(scheme: &str) -> bool {
 
 /// Which URLs a caller may name.
 #[derive(Debug, Clone, Default)]
-pub enum Origins {
+pub(crate) enum Origins {
     /// Any.
     #[default]
     Anywhere,
@@ -57,8 +55,7 @@ pub enum Origins {
 
 impl Origins {
     /// Whether a URL may be named. What cannot be read may not.
-    #[must_use]
-    pub fn allow(&self, url: &str) -> bool {
+    pub(crate) fn allow(&self, url: &str) -> bool {
         match self {
             Self::Anywhere => true,
             Self::Below(all) => Origin::parse(url).is_ok_and(|url| all.iter().any(|one| one.has(&url))),
@@ -68,7 +65,7 @@ impl Origins {
 
 /// A URL that is compared, not requested.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Origin {
+pub(crate) struct Origin {
     scheme: String,
     /// Host and port, or the bucket.
     authority: String,
@@ -79,8 +76,7 @@ pub struct Origin {
 
 /// Why a URL is not one of an [`Origin`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum OriginError {
+pub(crate) enum OriginError {
     /// Another scheme, or none.
     #[error("must begin with http://, https://, s3://, gs:// or az://")]
     Scheme,
@@ -108,7 +104,7 @@ impl Origin {
     ///
     /// # Errors
     /// When it is not the address of a server or a bucket.
-    pub fn parse(url: &str) -> Result<Self, OriginError> {
+    pub(crate) fn parse(url: &str) -> Result<Self, OriginError> {
         let (url, fragment) = url
             .split_once('#')
             .map_or((url, None), |(url, rest)| (url, Some(rest)));

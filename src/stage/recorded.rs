@@ -21,15 +21,15 @@ use crate::{
 
 /// A build as its journal tells it.
 #[derive(Debug, Default)]
-pub struct Recorded {
+pub(crate) struct Recorded {
     /// With their numbers.
     events: Vec<(i64, Event)>,
     /// Whether the build tool said that the build ended.
-    pub finished: bool,
+    pub(crate) finished: bool,
     /// The digest function that the build's command line names.
-    pub function: Option<DigestFunction>,
+    pub(crate) function: Option<DigestFunction>,
     /// What could not be read, in words.
-    pub notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 impl Recorded {
@@ -38,7 +38,7 @@ impl Recorded {
     ///
     /// # Errors
     /// When the journal cannot be read, or is damaged.
-    pub fn read(
+    pub(crate) fn read(
         records: impl Iterator<Item = Result<Record, JournalError>>,
         function: Option<DigestFunction>,
     ) -> Result<Self, JournalError> {
@@ -68,8 +68,7 @@ impl Recorded {
     }
 
     /// The targets that came to an end, with how.
-    #[must_use]
-    pub fn targets(&self) -> Vec<(TargetId, TargetEnd)> {
+    pub(crate) fn targets(&self) -> Vec<(TargetId, TargetEnd)> {
         let mut ends = BTreeMap::new();
         for effect in self.replay(Vec::new(), &HashSet::new()) {
             if let Effect::Target(target, end, _) = effect {

@@ -35,46 +35,46 @@ impl Default for Caller {
 /// Which outputs of a build are wished for, as the user wrote it. Part of a marker, so its fields' names stay.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Wish {
+pub(crate) struct Wish {
     /// Target patterns; empty for all targets.
-    pub targets: Vec<String>,
+    pub(crate) targets: Vec<String>,
     /// Output groups; empty for all that are not hidden.
-    pub output_groups: Vec<String>,
+    pub(crate) output_groups: Vec<String>,
     /// Regular expressions that a whole exec path, or its tree's, must match one of; empty for all.
-    pub include: Vec<String>,
+    pub(crate) include: Vec<String>,
     /// Regular expressions of exec paths that are left out.
-    pub exclude: Vec<String>,
+    pub(crate) exclude: Vec<String>,
     /// Regular expressions of what must be there. With any, all else is optional.
-    pub required: Vec<String>,
+    pub(crate) required: Vec<String>,
     /// Regular expressions of what may be missing.
-    pub optional: Vec<String>,
+    pub(crate) optional: Vec<String>,
     /// Whether outputs lie right in the directory, by file name, instead of at their exec paths.
-    pub flatten: bool,
+    pub(crate) flatten: bool,
     /// Whether archives are unpacked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub extract: bool,
+    pub(crate) extract: bool,
 }
 
 /// How files of collections are verified, and how they and archives are brought. The same comes of it in any manner, so it is
 /// no part of a marker.
 #[derive(Debug, Clone, Default)]
-pub struct Manner {
+pub(crate) struct Manner {
     /// What checksums are good for.
     #[cfg(feature = "archives")]
-    pub checking: crate::collection::Checking,
+    pub(crate) checking: crate::collection::Checking,
     /// Checksums, as `sha256sum` writes them.
-    pub checksums: String,
+    pub(crate) checksums: String,
     /// How many files are downloaded at the same time; 0 for the default.
-    pub jobs: u32,
+    pub(crate) jobs: u32,
     /// Changed limits of one archive, as `NAME=VALUE`.
-    pub limits: Vec<String>,
+    pub(crate) limits: Vec<String>,
 }
 
 /// A [`Wish`] whose patterns have been read.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     /// As it was written.
-    pub wish: Wish,
+    pub(crate) wish: Wish,
     pub(super) targets: Vec<TargetPattern>,
     pub(super) include: Vec<PathRegex>,
     pub(super) exclude: Vec<PathRegex>,
@@ -88,7 +88,8 @@ impl Request {
     ///
     /// # Errors
     /// Naming the flag whose value makes no sense.
-    pub fn new(wish: Wish) -> Result<Self, StageError> {
+    #[cfg(test)]
+    pub(crate) fn new(wish: Wish) -> Result<Self, StageError> {
         Self::for_caller(wish, CancellationToken::new())
     }
 

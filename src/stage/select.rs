@@ -33,32 +33,32 @@ const NAMED: usize = 3;
 
 /// An output that can be staged.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Artifact {
+pub(crate) struct Artifact {
     /// The target that names it.
-    pub label: Arc<str>,
+    pub(crate) label: Arc<str>,
     /// Its aspect, or empty.
-    pub aspect: Arc<str>,
+    pub(crate) aspect: Arc<str>,
     /// The output group, or empty for a test's output.
-    pub group: Arc<str>,
+    pub(crate) group: Arc<str>,
     /// Where the build has it.
-    pub exec_path: ExecPath,
+    pub(crate) exec_path: ExecPath,
     /// What it is.
-    pub content: OutputContent,
+    pub(crate) content: OutputContent,
     /// Whether it must be there.
-    pub class: Class,
+    pub(crate) class: Class,
     /// Where it goes, below the directory.
-    pub place: ExecPath,
+    pub(crate) place: ExecPath,
 }
 
 /// What a request comes to.
 #[derive(Debug, Clone, Default)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// In the order of their places.
-    pub artifacts: Vec<Artifact>,
+    pub(crate) artifacts: Vec<Artifact>,
     /// Trees that are picked whole, by their places below the directory.
-    pub trees: Vec<String>,
+    pub(crate) trees: Vec<String>,
     /// What the user should know, in words.
-    pub notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 impl Recorded {
@@ -66,7 +66,8 @@ impl Recorded {
     ///
     /// # Errors
     /// When there is none.
-    pub fn everything(&self, invocation_id: &str) -> Result<Selection, StageError> {
+    #[cfg(test)]
+    pub(crate) fn everything(&self, invocation_id: &str) -> Result<Selection, StageError> {
         self.select(invocation_id, &Request::new(super::Wish::default())?)
     }
 
@@ -74,7 +75,7 @@ impl Recorded {
     ///
     /// # Errors
     /// When a pattern of the request picks nothing, or two outputs would have one place.
-    pub fn select(&self, invocation_id: &str, request: &Request) -> Result<Selection, StageError> {
+    pub(crate) fn select(&self, invocation_id: &str, request: &Request) -> Result<Selection, StageError> {
         let trees = self.trees();
         let mut picked = Picked::new(request);
         let mut notes = self.notes.clone();

@@ -57,7 +57,7 @@ const PLACES: usize = 8;
 
 /// Stages outputs of recorded builds. Cheap to clone.
 #[derive(Clone)]
-pub struct Stager {
+pub(crate) struct Stager {
     record: Record,
     materializer: Materializer,
     sources: Arc<Sources>,
@@ -77,11 +77,11 @@ pub struct Stager {
 }
 
 /// What would be staged.
-pub struct Plan {
+pub(crate) struct Plan {
     /// The build that is staged.
-    pub build: InvocationRow,
+    pub(crate) build: InvocationRow,
     /// The selected outputs; none of a collection.
-    pub selection: Selection,
+    pub(crate) selection: Selection,
     pub(super) wish: Wish,
     /// Files of a collection.
     pub(super) gather: Gather,
@@ -94,16 +94,14 @@ pub struct Plan {
 
 impl Plan {
     /// The files of a collection that would be staged.
-    #[must_use]
-    pub fn gathered(&self) -> Vec<Gathered> {
+    pub(crate) fn gathered(&self) -> Vec<Gathered> {
         self.gather.ends()
     }
 }
 
 impl Stager {
     /// Stages from the journals of a directory.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         record: Record,
         materializer: Materializer,
         sources: Arc<Sources>,
@@ -126,14 +124,12 @@ impl Stager {
     }
 
     /// The same, also from collections.
-    #[must_use]
-    pub fn with_archives(self, archives: Archives) -> Self {
+    pub(crate) fn with_archives(self, archives: Archives) -> Self {
         Self { archives, ..self }
     }
 
     /// The same for callers with a reach of their own, who wait for each other and keep nobody else waiting.
-    #[must_use]
-    pub fn within(self, reach: Reach) -> Self {
+    pub(crate) fn within(self, reach: Reach) -> Self {
         Self {
             reach,
             places: Arc::new(Semaphore::new(PLACES)),
@@ -142,8 +138,7 @@ impl Stager {
     }
 
     /// Whether anything is being staged, optional outputs behind an answer included.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         self.working.load(Ordering::Relaxed) > 0
     }
 
@@ -168,7 +163,7 @@ impl Stager {
     ///
     /// # Errors
     /// When there is no such build, it still runs, its journal cannot be read, or the wish does not fit it.
-    pub async fn plan(&self, which: &Which, wish: &Wish, manner: &Manner) -> Result<Plan, StageError> {
+    pub(crate) async fn plan(&self, which: &Which, wish: &Wish, manner: &Manner) -> Result<Plan, StageError> {
         let panicked = |what| StageError::Internal(format!("{what} panicked"));
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(|e| StageError::Internal(e.to_string()))?;
@@ -206,7 +201,12 @@ impl Stager {
     ///
     /// # Errors
     /// When the caller may not name a URL, it cannot be listed, or the wish does not fit it.
-    pub async fn plan_from(&self, from: &[String], wish: &Wish, manner: &Manner) -> Result<Plan, StageError> {
+    pub(crate) async fn plan_from(
+        &self,
+        from: &[String],
+        wish: &Wish,
+        manner: &Manner,
+    ) -> Result<Plan, StageError> {
         for from in from {
             let url = from.split_once('=').map_or(
                 &**from,
@@ -243,7 +243,7 @@ impl Stager {
     ///
     /// # Errors
     /// When there is none, or it still runs.
-    pub async fn find(&self, which: &Which) -> Result<(InvocationRow, Entry), StageError> {
+    pub(crate) async fn find(&self, which: &Which) -> Result<(InvocationRow, Entry), StageError> {
         let (stager, which) = (self.clone(), which.clone());
         let found = spawn_blocking(move || {
             let row = stager.row(&which)?;
@@ -294,7 +294,7 @@ impl Stager {
     /// # Errors
     /// When the directory cannot be used, or a marker cannot be written. That an output failed to download is no error
     /// but an [`Ended`](super::Ended) that says so.
-    pub async fn stage(
+    pub(crate) async fn stage(
         &self,
         plan: Plan,
         directory: &Path,

@@ -6,8 +6,10 @@
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
+
+use parking_lot::Mutex;
 
 /// Directories that are staged into just now.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +26,7 @@ pub(super) struct Together {
 impl Directories {
     /// Those into a directory.
     pub(super) fn at(&self, directory: &Path) -> Arc<Together> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         all.retain(|other| other.strong_count() > 0);
         let known = all.iter().filter_map(Weak::upgrade);
         if let Some(known) = known.into_iter().find(|other| other.directory == directory) {
@@ -40,13 +42,9 @@ impl Directories {
 }
 
 impl Together {
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<HashSet<String>>>> {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// From now on nobody removes what this stage names, until it drops it. Blocks while another one removes.
     pub(super) fn join(&self, names: &Arc<HashSet<String>>) {
-        let mut named = self.lock();
+        let mut named = self.named.lock();
         named.retain(|other| other.strong_count() > 0);
         named.push(Arc::downgrade(names));
     }
@@ -57,7 +55,7 @@ impl Together {
         own: &Arc<HashSet<String>>,
         remove: impl FnOnce(HashSet<String>) -> T,
     ) -> T {
-        let named = self.lock();
+        let named = self.named.lock();
         let alive = named.iter().filter_map(Weak::upgrade);
         let others = alive.filter(|names| !Arc::ptr_eq(names, own));
         let names = others.flat_map(|names| names.iter().cloned().collect::<Vec<_>>());

@@ -167,7 +167,7 @@ impl Work {
             // A stamp is worth something only together with the content that it was taken of.
             let mut stamps: HashMap<ExecPath, (OutputContent, Stamp)> = HashMap::new();
             for file in markers.iter().flat_map(|marker| &marker.files) {
-                if let (Ok((path, content)), Some(stamp)) = (file.content(), file.stamp()) {
+                if let (Ok((path, content)), Some(stamp)) = (file.content(), file.stamp) {
                     stamps.insert(path, (content, stamp));
                 }
             }

@@ -9,10 +9,11 @@ use std::{
     fmt,
     path::PathBuf,
     process::Stdio,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use parking_lot::RwLock;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::Mutex,
@@ -114,18 +115,14 @@ impl Auth {
 
     /// What is not to be shown of what a server says.
     pub(crate) fn secrets(&self) -> Arc<Secrets> {
-        self.secrets
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.secrets.read().clone()
     }
 
     /// A source's answer is as secret, and the one before it may still be on its way.
     fn keep_secret(&self, before: Option<&Answer>, now: &[Header]) {
         let before = before.and_then(|answer| answer.result.as_ref().ok());
         let all = self.headers.iter().chain(now).chain(before.into_iter().flatten());
-        *self.secrets.write().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(Secrets::of(all.map(Header::value)));
+        *self.secrets.write() = Arc::new(Secrets::of(all.map(Header::value)));
     }
 
     /// The user's headers and the source's, and which credentials they hold.

@@ -212,7 +212,6 @@ impl BucketAddress {
     }
 
     /// Whether the connection is encrypted: it is, unless `endpoint=` says otherwise.
-    #[must_use]
     pub(crate) fn is_tls(&self) -> bool {
         self.server().is_none_or(|uri| uri.scheme_str() == Some("https"))
     }
@@ -228,7 +227,6 @@ impl BucketAddress {
     }
 
     /// The address whose prefix is the last one's parent, and the name below it; `None` without a prefix.
-    #[must_use]
     pub fn split_last(&self) -> Option<(Self, String)> {
         let (before, last) = match self.prefix.rsplit_once('/') {
             Some((before, last)) => (before, last),

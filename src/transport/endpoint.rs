@@ -87,7 +87,6 @@ impl Endpoint {
     }
 
     /// The directory at a path; `None` if it is not absolute, or cannot be one.
-    #[must_use]
     pub fn directory(path: PathBuf) -> Option<Self> {
         let is_possible = path.is_absolute() && !path.as_os_str().as_bytes().contains(&0);
         // Without what does not count: `/a//b/./`.
@@ -95,7 +94,6 @@ impl Endpoint {
     }
 
     /// The directory's path, if it is one.
-    #[must_use]
     pub(crate) fn directory_path(&self) -> Option<&Path> {
         match &self.0 {
             Place::Directory(path) => Some(path),
@@ -178,13 +176,11 @@ impl Endpoint {
     }
 
     /// The unix socket at a path.
-    #[must_use]
     pub const fn unix(path: PathBuf) -> Self {
         Self(Place::Unix(path))
     }
 
     /// Whether the connection is encrypted.
-    #[must_use]
     pub(crate) fn is_tls(&self) -> bool {
         match &self.0 {
             Place::Tcp { tls, .. } | Place::Http { tls, .. } => *tls,
@@ -194,14 +190,12 @@ impl Endpoint {
     }
 
     /// Whether it is an HTTP cache.
-    #[must_use]
     pub(crate) const fn is_http(&self) -> bool {
         matches!(self.0, Place::Http { .. })
     }
 
     /// Whether a permission for this address is one for the other: they are the same or, of HTTP caches, this one's path
     /// is the beginning of the other's.
-    #[must_use]
     pub(crate) fn covers(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (Place::Http { path, .. }, Place::Http { path: longer, .. }) => {
@@ -214,7 +208,6 @@ impl Endpoint {
     }
 
     /// The bucket, if it is one.
-    #[must_use]
     pub fn bucket(&self) -> Option<&BucketAddress> {
         match &self.0 {
             Place::Bucket(address) => Some(address),
@@ -223,7 +216,6 @@ impl Endpoint {
     }
 
     /// The host, without a port or brackets; `None` for a unix socket.
-    #[must_use]
     pub fn host(&self) -> Option<&str> {
         match &self.0 {
             Place::Tcp { host, .. } | Place::Http { host, .. } => Some(host),
@@ -233,7 +225,6 @@ impl Endpoint {
     }
 
     /// The unix socket's path, if it is one.
-    #[must_use]
     pub(crate) fn unix_path(&self) -> Option<&Path> {
         match &self.0 {
             Place::Unix(path) => Some(path),
@@ -242,7 +233,6 @@ impl Endpoint {
     }
 
     /// Whether it is on this machine, as far as the address tells.
-    #[must_use]
     pub(crate) fn is_local(&self) -> bool {
         let has_no_host = matches!(self.0, Place::Unix(_) | Place::Directory(_));
         has_no_host
@@ -255,7 +245,6 @@ impl Endpoint {
     }
 
     /// `HOST:PORT`, as a gRPC channel's authority and so `bytestream://` URIs have it.
-    #[must_use]
     pub fn authority(&self) -> String {
         let uri = self.http_uri();
         uri.split_once("://")
@@ -263,7 +252,6 @@ impl Endpoint {
     }
 
     /// The URI of the server's root. A unix socket has no authority of its own; `localhost` is what gRPC sends for one.
-    #[must_use]
     pub(crate) fn http_uri(&self) -> String {
         match &self.0 {
             Place::Tcp { tls, host, port } | Place::Http { tls, host, port, .. } => {
@@ -279,7 +267,6 @@ impl Endpoint {
     /// The URI that a credential helper is asked about; `None` for a unix socket, where none is asked. For gRPC always
     /// `https` and without the default port, as gRPC's call credentials have it; for an HTTP cache its base URL with the
     /// port (Bazel's `HttpCacheClient`; measured with 7.7.1).
-    #[must_use]
     pub(crate) fn credential_uri(&self) -> Option<String> {
         match &self.0 {
             Place::Tcp {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 /// What went wrong, for decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum RemoteErrorKind {
     /// The cache does not have the blob or action.
     NotFound,
@@ -42,7 +41,6 @@ pub struct RemoteError {
 
 impl RemoteError {
     /// An error of a kind.
-    #[must_use]
     pub fn new(kind: RemoteErrorKind, context: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -58,13 +56,11 @@ impl RemoteError {
     }
 
     /// Whether the same request may succeed later.
-    #[must_use]
     pub(crate) const fn is_retryable(&self) -> bool {
         matches!(self.kind, RemoteErrorKind::Unavailable | RemoteErrorKind::Timeout)
     }
 
     /// Whether the cache said that it does not have it.
-    #[must_use]
     pub(crate) const fn is_not_found(&self) -> bool {
         matches!(self.kind, RemoteErrorKind::NotFound)
     }

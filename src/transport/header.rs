@@ -32,7 +32,6 @@ impl Header {
     }
 
     /// The header that user name and password make.
-    #[must_use]
     pub(crate) fn basic(user: &str, password: &str) -> Self {
         use base64::Engine as _;
         let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
@@ -68,13 +67,11 @@ impl Header {
     }
 
     /// The name, in lower case.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// The value. Not to be shown.
-    #[must_use]
     pub fn value(&self) -> &str {
         &self.value
     }

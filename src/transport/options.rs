@@ -46,7 +46,6 @@ pub struct ConnectOptions {
 
 impl ConnectOptions {
     /// The defaults, for an endpoint.
-    #[must_use]
     pub const fn new(endpoint: Endpoint) -> Self {
         Self {
             endpoint,

@@ -351,7 +351,14 @@ fn a_full_disk_is_an_error_that_leaves_nothing() {
         let mut how = How::default();
         how.options.existing = existing;
         let error = how.all(&target, &[&large]).unwrap_err();
-        assert!(error.is_about_space(), "{error}");
+        let ArchiveError::Place { source, .. } = &error else {
+            panic!("{error}");
+        };
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        assert!(
+            matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge),
+            "{error}"
+        );
         assert!(error.to_string().contains("d/large"), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         // What was written of it is free again.

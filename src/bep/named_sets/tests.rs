@@ -50,7 +50,7 @@ fn a_set_that_comes_again_is_counted_and_the_first_one_stays() {
         children: vec!["9".to_owned()],
         authority: None,
     });
-    assert_eq!((sets.len(), sets.repeated()), (1, 1));
+    assert_eq!((sets.len(), sets.repeated), (1, 1));
     assert_eq!(sets.files("0").unwrap().len(), 1);
     assert!(sets.is_complete(["0"]));
 }

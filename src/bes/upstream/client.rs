@@ -1,7 +1,8 @@
 //! The handle on an upstream service.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -45,11 +46,7 @@ impl Upstream {
     /// Takes over the headers and certificates of another client of the same service, for connections and calls from now
     /// on. Nothing else of it.
     pub(crate) fn take_credentials(&self, other: &Self) {
-        *self
-            .inner
-            .credentials
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = other.inner.credentials();
+        *self.inner.credentials.write() = other.inner.credentials();
     }
 
     /// What tells this service from another one.

@@ -1,13 +1,11 @@
 //! Whether upstream can be reached, as far as the last try of any stream tells, and the log's words on it.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tonic::Status;
 
 /// An upstream that comes and goes is worth two lines in so long.
@@ -43,7 +41,7 @@ impl Health {
     pub(super) fn failed(&self, of: &str, status: &Status, wait: Duration) {
         self.down.store(true, Ordering::Relaxed);
         let (code, message) = (status.code(), status.message());
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.log.lock();
         if log.told || log.last.is_some_and(|last| last.elapsed() < QUIET) {
             tracing::debug!(
                 upstream = self.endpoint,
@@ -75,7 +73,7 @@ impl Health {
         if self.is_good() || !self.down.swap(false, Ordering::Relaxed) {
             return;
         }
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.log.lock();
         if std::mem::take(&mut log.told) {
             tracing::info!(upstream = self.endpoint, "build events are forwarded again");
         }

@@ -25,7 +25,6 @@ pub struct UpstreamOptions {
 
 impl UpstreamOptions {
     /// The defaults, for an endpoint.
-    #[must_use]
     pub const fn new(endpoint: Endpoint) -> Self {
         let mut connect = ConnectOptions::new(endpoint);
         connect.keepalive = Some(Duration::from_secs(60));

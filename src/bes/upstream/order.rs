@@ -1,11 +1,9 @@
 //! Which calls of a build go before which of its streams, and after which.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Mutex, PoisonError},
-};
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 
@@ -65,7 +63,7 @@ impl Opened {
 impl BuildCalls {
     /// A stream begins, after the opening calls so far.
     pub(super) fn add_stream(&self, build_id: &str, status: watch::Receiver<ForwardStatus>) -> Opened {
-        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut builds = self.builds.lock();
         let build = builds.entry(build_id.to_owned()).or_default();
         build.streams.retain(is_on_its_way);
         build.streams.push(status);
@@ -77,7 +75,7 @@ impl BuildCalls {
 
     /// A call comes. True if a task that works on the calls has to be started.
     pub(super) fn add_call(&self, build_id: &str, event: LifecycleEvent) -> bool {
-        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut builds = self.builds.lock();
         let build = builds.entry(build_id.to_owned()).or_default();
         let behind = if event.opening {
             build.openings += 1;
@@ -92,7 +90,7 @@ impl BuildCalls {
 
     /// The next call; after `None` the caller stops working on them.
     pub(super) fn next(&self, build_id: &str) -> Option<Waiting> {
-        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut builds = self.builds.lock();
         let build = builds.get_mut(build_id)?;
         let next = build.calls.pop_front();
         if next.is_none() {
@@ -105,7 +103,7 @@ impl BuildCalls {
 
     /// An opening call is done with.
     pub(super) fn opened(&self, build_id: &str) {
-        let builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let builds = self.builds.lock();
         if let Some(build) = builds.get(build_id) {
             build.done.send_modify(|done| *done += 1);
         }
@@ -113,7 +111,7 @@ impl BuildCalls {
 
     /// Forgets a build with nothing on its way.
     pub(super) fn prune(&self, build_id: &str) {
-        let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut builds = self.builds.lock();
         if let Some(build) = builds.get_mut(build_id) {
             build.streams.retain(is_on_its_way);
             if build.streams.is_empty() && build.calls.is_empty() && !build.worked_on {
@@ -124,7 +122,7 @@ impl BuildCalls {
 
     /// Whether anything is on its way.
     pub(super) fn any(&self) -> bool {
-        let builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
+        let builds = self.builds.lock();
         builds.values().any(|build| {
             build.worked_on || !build.calls.is_empty() || build.streams.iter().any(is_on_its_way)
         })
@@ -132,7 +130,7 @@ impl BuildCalls {
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.builds.lock().unwrap().len()
+        self.builds.lock().len()
     }
 }
 

@@ -1,7 +1,8 @@
 //! What all of upstream's tasks share.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, transport::Channel};
 
@@ -55,10 +56,7 @@ impl Credentials {
 
 impl Inner {
     pub(super) fn credentials(&self) -> Arc<Credentials> {
-        self.credentials
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.credentials.read().clone()
     }
 }
 

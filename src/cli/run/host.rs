@@ -2,10 +2,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -188,7 +188,7 @@ impl Host {
             leaves_downloads: answer.flags.iter().any(|flag| flag == MINIMAL),
             has_executor: line.is_some_and(|line| line.given("remote_executor").is_some()),
         };
-        self.heard().push(heard);
+        self.heard.lock().push(heard);
         answer
     }
 
@@ -356,15 +356,11 @@ impl Host {
 
     /// How many streams came.
     pub(super) fn streams(&self) -> usize {
-        self.heard().iter().filter(|heard| heard.came()).count()
-    }
-
-    fn heard(&self) -> MutexGuard<'_, Vec<Heard>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        self.heard.lock().iter().filter(|heard| heard.came()).count()
     }
 
     fn any(&self, is_so: impl Fn(&Heard) -> bool) -> bool {
-        self.heard().iter().any(is_so)
+        self.heard.lock().iter().any(is_so)
     }
 
     /// Waits until the commands' own event services have got all events, for `timeout` at most.
@@ -397,22 +393,18 @@ impl Host {
 
     /// Forgets the commands so far: one of them runs again.
     pub(super) fn forget(&self) {
-        self.heard().clear();
+        self.heard.lock().clear();
     }
 
     /// Whether any command that builds was answered.
     pub(super) fn has_heard_any(&self) -> bool {
-        !self
-            .heard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
+        !self.heard.lock().is_empty()
     }
 
     /// What did not go as it should with the commands' events, and whether that is anything. A command that has failed
     /// and told nothing has said itself why.
     pub(super) fn faults(&self, has_failed: bool) -> (bool, Vec<String>) {
-        let heard = self.heard();
+        let heard = self.heard.lock();
         let (mut any, mut messages) = (false, Vec::new());
         for heard in heard.iter() {
             let name = &heard.name;

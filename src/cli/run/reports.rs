@@ -1,12 +1,9 @@
 //! What came of this command's builds, as the daemon tells it. Builds of others, which it goes on with from the journal, do
 //! not count, and neither does what an earlier attempt is still told of.
 
-use std::{
-    collections::HashSet,
-    io::Write as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, io::Write as _, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::super::print;
@@ -66,10 +63,6 @@ fn stream_of(report: &Report) -> Stream {
     (report.invocation_id.clone(), report.build_id.clone())
 }
 
-pub(super) fn lock(reports: &Mutex<Reports>) -> MutexGuard<'_, Reports> {
-    reports.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Collects the reports of builds that come through the doors.
 pub(super) async fn collect(
     mut reports: broadcast::Receiver<Report>,
@@ -78,7 +71,7 @@ pub(super) async fn collect(
 ) {
     loop {
         match reports.recv().await {
-            Ok(report) if doors.came_in(&stream_of(&report)) => lock(&into).add(report),
+            Ok(report) if doors.came_in(&stream_of(&report)) => into.lock().add(report),
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return,
         }

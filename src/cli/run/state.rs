@@ -31,41 +31,29 @@ pub(super) fn open(
     workspace: &Path,
     last: &Path,
 ) -> Result<Kept, String> {
-    let mut lost = None;
-    match state_dir {
-        Ok(state_dir) => {
-            for directory in std::iter::once(state_dir.clone()).chain(own(&state_dir, workspace)) {
-                match Record::open(&directory) {
-                    Ok((record, Opening::Unavailable { reason })) => {
-                        return Ok(Kept {
-                            record,
-                            journal: None,
-                            lost: Some(reason),
-                        });
-                    }
-                    Ok((record, _)) => {
-                        return Ok(Kept {
-                            record,
-                            journal: Some(directory.join("journal")),
-                            lost: None,
-                        });
-                    }
-                    Err(error @ RecordError::Held { .. }) => lost = Some(error.to_string()),
-                    Err(error) => {
-                        lost = Some(error.to_string());
-                        break;
-                    }
-                }
-            }
+    let kept = |record, journal, lost| Kept {
+        record,
+        journal,
+        lost,
+    };
+    let (directories, mut lost) = match state_dir {
+        Ok(own_state) => {
+            let all = std::iter::once(own_state.clone()).chain(own(&own_state, workspace));
+            (all.collect(), None)
         }
-        Err(reason) => lost = Some(reason),
+        Err(reason) => (Vec::new(), Some(reason)),
+    };
+    for directory in directories {
+        let error = match Record::open(&directory) {
+            Ok((record, Opening::Unavailable { reason })) => return Ok(kept(record, None, Some(reason))),
+            Ok((record, _)) => return Ok(kept(record, Some(directory.join("journal")), None)),
+            Err(error) => error,
+        };
+        lost = Some(error.to_string());
+        if !matches!(error, RecordError::Held { .. }) {
+            break;
+        }
     }
-    match Record::open(last) {
-        Ok((record, _)) => Ok(Kept {
-            record,
-            journal: None,
-            lost,
-        }),
-        Err(error) => Err(error.to_string()),
-    }
+    let (record, _) = Record::open(last).map_err(|error| error.to_string())?;
+    Ok(kept(record, None, lost))
 }

@@ -3,7 +3,9 @@
 //! Running again must not hurt: only a command whose work may be done twice does so, only for what a cache has lost, and
 //! what comes of it never replaces a success.
 
-use std::{ffi::OsString, path::Path, sync::Mutex, time::Duration};
+use std::{ffi::OsString, path::Path, time::Duration};
+
+use parking_lot::Mutex;
 
 use super::{
     super::exit::Failure,
@@ -13,7 +15,7 @@ use super::{
     line::Line,
     probe::Probe,
     program,
-    reports::{Reports, lock, tell},
+    reports::{Reports, tell},
     say, shims,
 };
 use crate::{invocation::Report, open_files};
@@ -111,14 +113,17 @@ impl Wrapped<'_> {
     /// Forgets the attempt so far. Gives what was told of it.
     fn start_over(&self) -> Vec<Report> {
         let Started { host, reports, .. } = self.started;
-        let told = lock(reports).start_over(host.rooms.engine.streams());
+        let told = reports.lock().start_over(host.rooms.engine.streams());
         host.forget();
         told
     }
 
     /// Bazel gave up its stream when an upload of files failed, and with that its command.
     async fn after_failed_upload(&self, signals: &mut Signals) -> Result<u8, Failure> {
-        let told = lock(&self.started.reports)
+        let told = self
+            .started
+            .reports
+            .lock()
             .last()
             .and_then(|report| report.exit_code);
         match told.map(u8::try_from) {
@@ -150,7 +155,7 @@ impl Wrapped<'_> {
         let Started { host, reports, .. } = self.started;
         host.is_left_downloads()
             && Line::building(self.command).is_some_and(|line| line.word() == REPEATED)
-            && lock(reports).last().is_some_and(|report| report.tally.lost > 0)
+            && reports.lock().last().is_some_and(|report| report.tally.lost > 0)
     }
 
     /// Bazel asks no HTTP cache whether that has what its results name, and any cache may be gone in the meantime. Bazel
@@ -189,7 +194,7 @@ impl Wrapped<'_> {
         }
         // It is as after the first run: said above, and a fault with --strict.
         say("some outputs are still missing");
-        lock(&self.started.reports).put_back(lost);
+        self.started.reports.lock().put_back(lost);
         first
     }
 }
@@ -251,7 +256,7 @@ async fn wait_for_rest(
         }
         // What came of a build is told a moment after it is settled.
         let begun = std::time::Instant::now();
-        let are_told = || lock(reports).count() >= host.streams();
+        let are_told = || reports.lock().count() >= host.streams();
         while !are_told() && begun.elapsed() < TOLD {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

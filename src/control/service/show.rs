@@ -6,22 +6,14 @@ use crate::{
     invocation::feed::OutputEnded,
     output::OutputContent,
     proto::outhaul::v1 as pb,
-    record::{OutputState, TargetRow, TargetState},
+    record::{OutputState, TargetRow, TargetState, with_fields_of},
 };
 
 /// A target.
 pub(in crate::control) fn target(row: &TargetRow) -> pb::Target {
-    pb::Target {
-        state: pb::TargetState::from(row.state).into(),
-        label: row.label.clone(),
-        aspect: row.aspect.clone(),
-        configuration: row.configuration.clone(),
-        success: row.success,
-        required: row.required,
-        optional: row.optional,
-        failed: row.failed,
-        known: row.known,
-    }
+    let row = row.clone();
+    with_fields_of!(row, pb::Target { state: pb::TargetState::from(row.state).into() }
+        label aspect configuration success required optional failed known)
 }
 
 /// A target, as those who watch are told of it.
@@ -60,7 +52,7 @@ fn digest_of(content: &OutputContent) -> Option<pb::Digest> {
     }
 }
 
-fn shown(digest: &Digest) -> pb::Digest {
+pub(in crate::control) fn shown(digest: &Digest) -> pb::Digest {
     pb::Digest {
         function: digest.function().name().to_owned(),
         hash: digest.hash_hex(),

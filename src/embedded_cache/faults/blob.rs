@@ -6,7 +6,6 @@ use tonic::Code;
 
 /// What happens to a blob that is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum BlobFault {
     /// The size is right, the bytes are not: the first one of the answer is another.
     Corrupt,
@@ -86,7 +85,6 @@ impl BlobFault {
     }
 
     /// Its name, without numbers.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Corrupt | Self::CorruptAt(_) => "wrong bytes",

@@ -6,7 +6,6 @@ use tonic::Code;
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum RequestFault {
     /// It fails.
     Status(Code),
@@ -44,7 +43,6 @@ impl RequestFault {
     }
 
     /// Its name, without numbers.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Status(_) => "status of a call",

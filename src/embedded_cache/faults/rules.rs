@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -114,13 +115,11 @@ impl Faults {
     }
 
     /// How many times a rule was applied.
-    #[must_use]
     pub fn fired(&self) -> u64 {
         self.change(|rules| rules.fired.values().sum())
     }
 
     /// How many times rules were applied, by the names of their faults.
-    #[must_use]
     pub fn fired_by_name(&self) -> BTreeMap<&'static str, u64> {
         self.change(|rules| rules.fired.clone())
     }
@@ -207,7 +206,7 @@ impl Faults {
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Rules) -> T) -> T {
-        change(&mut self.0.rules.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.0.rules.lock())
     }
 }
 

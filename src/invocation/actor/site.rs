@@ -214,7 +214,7 @@ impl Actor {
                 (store.clone(), Some(store))
             }
         };
-        let local = local.filter(|_| served.is_none() && self.build.has_local_sources());
+        let local = local.filter(|_| served.is_none() && self.build.has_local_sources);
         let Site::Open(place) = &mut self.site else {
             return None;
         };
@@ -255,7 +255,7 @@ impl Actor {
                     .ok()??
             }
         };
-        served.warm = self.build.warms_output_service();
+        served.warm = self.build.warms_output_service;
         let but = if served.warm {
             "; outhaul only reads their blobs from the cache"
         } else {

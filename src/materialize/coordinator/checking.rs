@@ -5,7 +5,7 @@
 //! directory go to one thread, and its reports come in order, so the later of two wants of a path is also the later to
 //! be known.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use super::{
     super::{
@@ -157,16 +157,11 @@ impl Coordinator {
                         self.check_behind(other, &session, want, shard);
                         continue;
                     }
-                    present.push(Completion {
-                        path: want.path,
-                        content: want.content,
-                        class: want.class,
-                        outcome: Outcome::Present {
-                            stamp: Some(stamp),
-                            hashed: how == Vouched::Content,
-                        },
-                        took: self.now.saturating_duration_since(want.since),
-                    });
+                    let outcome = Outcome::Present {
+                        stamp: Some(stamp),
+                        hashed: how == Vouched::Content,
+                    };
+                    present.push(ended(want, outcome, self.now));
                 }
                 Ok(found @ (Check::Absent | Check::Differs)) => {
                     if let Some(want) = self.join(&session, want) {
@@ -266,14 +261,19 @@ impl Coordinator {
     fn answer_wants(&mut self, session: &Arc<Session>, wants: Vec<Want>, outcome: &Outcome) {
         self.ended("none", outcome.name(), wants.len() as u64);
         let now = self.now;
-        let completions = wants.into_iter().map(|want| Completion {
-            path: want.path,
-            content: want.content,
-            class: want.class,
-            outcome: outcome.clone(),
-            took: now.saturating_duration_since(want.since),
-        });
+        let completions = wants.into_iter().map(|want| ended(want, outcome.clone(), now));
         self.answer_all(session, completions.collect());
+    }
+}
+
+/// The end of something wanted that has come to no job.
+fn ended(want: Want, outcome: Outcome, now: Instant) -> Completion {
+    Completion {
+        path: want.path,
+        content: want.content,
+        class: want.class,
+        outcome,
+        took: now.saturating_duration_since(want.since),
     }
 }
 

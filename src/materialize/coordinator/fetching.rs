@@ -188,41 +188,33 @@ impl Coordinator {
         blob.in_flight = true;
         self.large_in_flight += 1;
         self.metrics.request("stream");
-        if job.warms {
-            let read = large::read(
-                blob.session.store.clone(),
+        let (store, attribution) = (blob.session.store.clone(), blob.session.attribution.clone());
+        let task = if job.warms {
+            let path = job.path.clone();
+            tokio::spawn(large::read(
+                store,
                 digest.clone(),
-                blob.session.attribution.clone(),
+                attribution,
                 blob.suspect,
-                job.path.clone(),
-            );
-            let task = tokio::spawn(read);
-            blob.abort = Some(task.abort_handle());
-            self.report_large(task, cache, digest, lead);
-            return;
-        }
-        let (file_tx, file) = oneshot::channel();
-        let shard = self.writers.shard(&job.root, &job.path);
-        self.writers.send(
-            shard,
-            Work::BeginLarge(
-                job.root.clone(),
-                job.path.clone(),
+                path,
+            ))
+        } else {
+            let (file_tx, file) = oneshot::channel();
+            let shard = self.writers.shard(&job.root, &job.path);
+            let (root, path) = (job.root.clone(), job.path.clone());
+            let begin = Work::BeginLarge(root.clone(), path, digest.clone(), job.class, file_tx);
+            self.writers.send(shard, begin);
+            let version = job.version;
+            tokio::spawn(large::fetch(
+                store,
                 digest.clone(),
-                job.class,
-                file_tx,
-            ),
-        );
-        let fetch = large::fetch(
-            blob.session.store.clone(),
-            digest.clone(),
-            blob.session.attribution.clone(),
-            blob.suspect,
-            file,
-            job.root.clone(),
-            job.version,
-        );
-        let task = tokio::spawn(fetch);
+                attribution,
+                blob.suspect,
+                file,
+                root,
+                version,
+            ))
+        };
         blob.abort = Some(task.abort_handle());
         self.report_large(task, cache, digest, lead);
     }

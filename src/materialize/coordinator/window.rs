@@ -8,10 +8,9 @@
 //! wait for the writers. Nor is more asked for than comes within [`QUEUE`]: on a slow line a batch's time is mostly that
 //! of the batches before it, and a window that went by that would grow without end.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// The window to begin with, and at least.
 const LEAST: u64 = 8 << 20;
@@ -74,7 +73,7 @@ impl Window {
 
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         // Plain numbers: a panic elsewhere leaves them as good as before.
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.0.lock())
     }
 }
 
@@ -137,7 +136,7 @@ mod tests {
     /// The same after another time: batches come one after the other.
     fn play_for(time: Duration, rtt: Duration, per_second: u64) -> u64 {
         let window = Window::new(32 * MIB);
-        let mut state = window.0.lock().unwrap();
+        let mut state = window.0.lock();
         let start = Instant::now();
         let (mut now, mut free) = (start, start);
         let mut under_way = std::collections::VecDeque::new();
@@ -171,7 +170,7 @@ mod tests {
     /// The largest window in that many `rounds` in which batches share the connection and end together.
     fn share(rounds: usize, rtt: Duration, per_second: u64) -> u64 {
         let window = Window::new(32 * MIB);
-        let mut state = window.0.lock().unwrap();
+        let mut state = window.0.lock();
         let mut now = Instant::now();
         let mut most = 0;
         for _ in 0..rounds {

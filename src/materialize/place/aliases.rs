@@ -14,7 +14,7 @@
 //! Looking for a name and changing what has it are one step: the lock is held for both, shared as long as nothing leans
 //! on the name.
 
-use std::{path::Path, sync::PoisonError};
+use std::path::Path;
 
 use rustix::{
     fs::{self, FileType, Mode, OFlags},
@@ -45,12 +45,12 @@ impl Aliases {
         let is_through = !spot.dir.through.is_empty();
         let at = spot.path();
         if !is_through {
-            let leaning = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            let leaning = self.0.read();
             if leaning.is_empty() || !leaning.contains_key(&at) {
                 return Ok(Changing::Shared(leaning));
             }
         }
-        let mut leaning = self.write();
+        let mut leaning = self.0.write();
         if is_through && !walk::still_leads(job.root, path, spot) {
             return Err(turned("place", path));
         }

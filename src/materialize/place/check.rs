@@ -126,7 +126,7 @@ impl Placer {
             _ => None,
         };
         if sys::file_type(&seen) == FileType::Symlink && link.is_none() {
-            if !self.root.is_exec_root() {
+            if !self.root.is_exec_root {
                 return Ok(Check::Differs);
             }
             match walk::follow(&self.root, path.as_str()) {

@@ -21,13 +21,14 @@ use std::{
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, RwLock};
 use rustix::{
     fs::{FlockOperation, OFlags, flock},
     io::Errno,
@@ -42,7 +43,7 @@ pub(super) const NAME: &str = ".outhaul-newest.";
 const MAGIC: [u8; 8] = *b"outhaul1";
 const LEN: usize = 32;
 /// The longest words that are read.
-const MAX_WORDS: u64 = 256;
+const MAX_WORDS: usize = 256;
 
 /// How long a new build waits for those who are publishing. They need microseconds, unless they were stopped.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -180,7 +181,7 @@ impl Claim {
                     own_bytes: own.encode(),
                     working: Mutex::default(),
                 });
-                *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(open);
+                *self.open.write() = Some(open);
                 alone
             }
             Err(error) => {
@@ -189,7 +190,7 @@ impl Claim {
                     file = %self.path.display(), %error,
                     "cannot detect other daemons that write into this output root"
                 );
-                *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
+                *self.open.write() = None;
                 true
             }
         }
@@ -197,11 +198,9 @@ impl Claim {
 
     /// Whether every process that may not have seen the newest version has finished publishing.
     pub(super) fn is_alone(&self) -> bool {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let open = self.open.read().clone();
         // Our own threads have the same lock.
-        let working = open
-            .as_ref()
-            .map(|open| open.working.lock().unwrap_or_else(PoisonError::into_inner));
+        let working = open.as_ref().map(|open| open.working.lock());
         if working.is_some_and(|working| *working > 0) {
             return false;
         }
@@ -243,7 +242,7 @@ impl Claim {
 
     /// Whether no newer build has begun.
     pub(super) fn is_newest(&self, version: u64) -> bool {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.read();
         let Some(open) = &*open else { return true };
         let mut bytes = [0; LEN];
         let is_unchanged = open.file.read_exact_at(&mut bytes, 0).is_ok() && bytes == open.own_bytes;
@@ -258,10 +257,10 @@ impl Claim {
             return true;
         }
         if self.told.swap(there.version, Ordering::Relaxed) != there.version {
-            let mut words = String::new();
-            let mut rest = io::Read::take(Tail(&open.file, LEN as u64), MAX_WORDS);
+            let mut words = [0; MAX_WORDS];
             // They may be just being written.
-            let _ = io::Read::read_to_string(&mut rest, &mut words);
+            let length = open.file.read_at(&mut words, LEN as u64).unwrap_or_default();
+            let words = String::from_utf8_lossy(&words[..length]);
             tracing::info!(
                 file = %self.path.display(),
                 "another outhaul process, {words}, handles a newer build of this output root: leaving the \
@@ -273,8 +272,8 @@ impl Claim {
 
     /// Says that something is going to be published.
     pub(super) fn working(&self) -> Option<Working> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner).clone()?;
-        let mut working = open.working.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.read().clone()?;
+        let mut working = open.working.lock();
         if *working == 0 {
             // Refused only while somebody who begins a build has it: then its version is there to be seen.
             lock(&open.file, FlockOperation::NonBlockingLockShared, TURN);
@@ -303,22 +302,11 @@ impl Drop for Working {
                 self.since.elapsed().as_secs()
             );
         }
-        let mut working = open.working.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut working = open.working.lock();
         *working -= 1;
         if *working == 0 {
             let _ = flock(&open.file, FlockOperation::Unlock);
         }
-    }
-}
-
-/// A file from an offset on.
-struct Tail<'a>(&'a File, u64);
-
-impl io::Read for Tail<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.0.read_at(buffer, self.1)?;
-        self.1 += n as u64;
-        Ok(n)
     }
 }
 

@@ -26,10 +26,9 @@ use crate::{
 
 impl OutputRoot {
     /// Where an exec root's `bazel-out` leads, if it is a link now.
-    #[must_use]
     pub fn elsewhere(&self) -> Option<PathBuf> {
         let link = || sys::read_link(self, OsStr::new(BUILD_TREE)).ok();
-        self.is_exec_root().then(link).flatten()
+        self.is_exec_root.then(link).flatten()
     }
 
     /// Whether outputs can be read, and have the right size or are the right link, wherever links lead. Their bytes are

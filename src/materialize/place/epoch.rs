@@ -1,6 +1,6 @@
 //! The newest invocation of a root wins.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::claim::{Claim, Working};
 
@@ -26,13 +26,11 @@ pub(crate) struct Permit<'a> {
 
 impl Epoch {
     /// An epoch in which every version may publish.
-    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// An epoch that is shared with other processes.
-    #[must_use]
     pub fn shared(claim: Option<Claim>) -> Self {
         Self {
             newest: RwLock::default(),
@@ -43,26 +41,24 @@ impl Epoch {
     /// Makes `version` the newest, unless a newer one has begun already. When this returns, nothing older than the
     /// newest is being published or will be.
     pub fn begin(&self, version: u64) {
-        let mut newest = self.newest.write().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = self.newest.write();
         *newest = version.max(*newest);
     }
 
     /// The right to publish for `version`; `None` when a newer one has begun.
     pub(crate) fn permit(&self, version: u64) -> Option<Permit<'_>> {
-        let newest = self.newest.read().unwrap_or_else(PoisonError::into_inner);
+        let newest = self.newest.read();
         let is_newest =
             version >= *newest && self.claim.as_ref().is_none_or(|claim| claim.is_newest(version));
         is_newest.then_some(Permit { _held: newest })
     }
 
     /// Whether nothing newer than `version` has begun, here or in another process.
-    #[must_use]
     pub(crate) fn is_newest(&self, version: u64) -> bool {
         self.permit(version).is_some()
     }
 
     /// The newest version that any process has claimed. Blocks on the file system.
-    #[must_use]
     pub fn claimed(&self) -> u64 {
         self.claim.as_ref().map_or(0, Claim::newest)
     }
@@ -70,7 +66,6 @@ impl Epoch {
     /// Tells other processes that this invocation has begun, unless they have begun a newer one. When this returns true,
     /// nothing older than the newest is published by any of them; when false, one of them is still in the middle of it,
     /// and what it publishes may come late, until [`is_alone`](Self::is_alone). Blocks, for a second at most.
-    #[must_use]
     pub(crate) fn claim(&self, version: u64, invocation_id: &str) -> bool {
         self.claim
             .as_ref()
@@ -79,22 +74,19 @@ impl Epoch {
 
     /// Whether no other process is in the middle of publishing any more that was when this one claimed the root. Not
     /// known, and so false, while this process publishes. Blocks on the file system.
-    #[must_use]
     pub(crate) fn is_alone(&self) -> bool {
         self.claim.as_ref().is_none_or(Claim::is_alone)
     }
 
     /// To be held from before a permit is asked for until it is given back, for as many permits as there are: anyone
     /// who claims the root elsewhere meanwhile waits for it.
-    #[must_use]
     pub(crate) fn working(&self) -> Option<Working> {
         self.claim.as_ref()?.working()
     }
 
     /// The newest version that has begun in this process.
-    #[must_use]
     pub fn current(&self) -> u64 {
-        *self.newest.read().unwrap_or_else(PoisonError::into_inner)
+        *self.newest.read()
     }
 }
 

@@ -12,7 +12,6 @@ use crate::digest::Digest;
 
 /// What went wrong, for decisions.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum PlaceErrorKind {
     /// A symlink on the way leads out of the root, or round in circles.
     #[error("the symlink {link:?} on its path leads to {target:?}, which is outside the output root")]
@@ -78,7 +77,6 @@ pub struct PlaceError {
 
 impl PlaceError {
     /// An error that is not the system's.
-    #[must_use]
     pub fn new(operation: &'static str, path: impl AsRef<Path>, kind: PlaceErrorKind) -> Self {
         Self {
             kind,
@@ -125,26 +123,23 @@ impl PlaceError {
     }
 
     /// Whether a newer invocation has begun.
-    #[must_use]
     pub(crate) const fn is_superseded(&self) -> bool {
         matches!(self.kind, PlaceErrorKind::Superseded)
     }
 
     /// Whether the bytes were not those of the digest.
-    #[must_use]
     pub(crate) const fn is_mismatch(&self) -> bool {
         matches!(self.kind, PlaceErrorKind::Mismatch { .. })
     }
 
     /// Whether there is no space for it, or none that may be used.
-    #[must_use]
     pub(crate) const fn is_about_space(&self) -> bool {
         matches!(self.kind, PlaceErrorKind::LowSpace(_) | PlaceErrorKind::NoSpace)
     }
 
     /// Whether there is space, but none for what is optional.
     pub(in crate::materialize) fn is_for_required_only(&self) -> bool {
-        matches!(&self.kind, PlaceErrorKind::LowSpace(shortage) if shortage.is_optional())
+        matches!(&self.kind, PlaceErrorKind::LowSpace(shortage) if shortage.is_optional)
     }
 
     pub(super) fn is_errno(&self, errno: Errno) -> bool {

@@ -78,7 +78,6 @@ impl LargeFile {
     }
 
     /// How many bytes it has taken: where a broken stream goes on.
-    #[must_use]
     pub(crate) const fn offset(&self) -> u64 {
         self.hasher.size()
     }

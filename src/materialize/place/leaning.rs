@@ -4,8 +4,9 @@ use std::{
     collections::HashMap,
     ops::Deref,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{
     error::{PlaceError, PlaceErrorKind},
@@ -69,23 +70,19 @@ pub(super) fn remove_empty(leaning: &Leaning, spot: &Spot) -> Result<(), PlaceEr
 }
 
 impl Aliases {
-    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Leaning> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A new build begins.
     pub(super) fn clear(&self) {
-        self.write().clear();
+        self.0.write().clear();
     }
 
     /// What leans on what.
     pub(super) fn leaning(&self) -> Leaning {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().clone()
     }
 
     /// The root was opened again in the middle of a build.
     pub(super) fn lean_again(&self, before: Leaning) {
-        let mut leaning = self.write();
+        let mut leaning = self.0.write();
         for (path, aliases) in before {
             leaning.entry(path).or_insert(aliases);
         }
@@ -104,7 +101,7 @@ impl Aliases {
             OutputContent::Inline(bytes) => Some(Digest::of(DigestFunction::Sha256, bytes)),
             OutputContent::Directory | OutputContent::Symlink(_) => None,
         };
-        let mut leaning = self.write();
+        let mut leaning = self.0.write();
         // Anyone who has replaced it before it was noted did not know. Then this one has nothing there to put something
         // else upon.
         let is_there = is_still_there();
@@ -117,12 +114,12 @@ impl Aliases {
 
     /// Before something is put where nothing is, by way of links.
     pub(super) fn begin(&self) -> Changing<'_> {
-        Changing::Alone(self.write())
+        Changing::Alone(self.0.write())
     }
 
     /// Before something is removed that another output may lean on.
     pub(super) fn refuse(&self, path: &Path) -> Result<Changing<'_>, PlaceError> {
-        let leaning = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let leaning = self.0.read();
         let others =
             |aliases: &Vec<Alias>| aliases.iter().any(|alias| Path::new(alias.path.as_str()) != path);
         if leaning.get(path).is_some_and(others) {

@@ -4,8 +4,6 @@
 //! of the descriptors also has the time at which each directory was made, which no directory that gets its number
 //! later can share.
 
-use std::sync::PoisonError;
-
 use rustix::fs::{self, AtFlags, StatxFlags};
 
 use super::{
@@ -55,7 +53,7 @@ impl OutputRoot {
     /// When its directories cannot be looked at.
     pub fn leave(&self) -> Result<Left, PlaceError> {
         let error = |errno| PlaceError::system_error("stat output root", self.path(), errno);
-        let build_tree = self.build_tree.read().unwrap_or_else(PoisonError::into_inner);
+        let build_tree = self.build_tree.read();
         let build_tree = match &*build_tree {
             BuildTree::Unguarded => LeftTree::Unguarded,
             BuildTree::Held { fd, .. } => LeftTree::Held(known(fd).map_err(error)?),
@@ -81,7 +79,7 @@ impl OutputRoot {
         }
         self.modes.forget();
         self.aliases.lean_again(left.leaning);
-        let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
+        let mut build_tree = self.build_tree.write();
         *build_tree = match left.build_tree {
             LeftTree::Unguarded => BuildTree::Unguarded,
             LeftTree::Fresh => self.hold_build_tree()?.unwrap_or(BuildTree::Fresh),

@@ -110,15 +110,10 @@ pub struct Shortage {
     free: Free,
     needs: u64,
     keeps: u64,
-    is_optional: bool,
+    pub(super) is_optional: bool,
 }
 
 impl Shortage {
-    /// Whether something that is required might still be written.
-    pub(super) const fn is_optional(&self) -> bool {
-        self.is_optional
-    }
-
     /// Whether a small file is no better off.
     pub(super) const fn is_of_everything(&self) -> bool {
         self.free.bytes.saturating_sub(SMALL) < self.keeps

@@ -1,6 +1,6 @@
 //! Placing batches of small files.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -46,7 +46,6 @@ enum Destination {
 
 impl Placer {
     /// A placer for a root.
-    #[must_use]
     pub fn new(root: Arc<OutputRoot>, options: PlaceOptions) -> Self {
         Self {
             root,
@@ -58,7 +57,6 @@ impl Placer {
     }
 
     /// The root that it places files in.
-    #[must_use]
     pub const fn root(&self) -> &Arc<OutputRoot> {
         &self.root
     }
@@ -140,15 +138,6 @@ impl Placer {
                 ))
             })
         }));
-    }
-}
-
-impl fmt::Debug for Placer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Placer")
-            .field("root", &self.root)
-            .field("options", &self.options)
-            .finish_non_exhaustive()
     }
 }
 

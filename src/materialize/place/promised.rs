@@ -40,7 +40,7 @@ impl Promised {
             return Ok(());
         }
         let free = *self.seen.get_or_insert_with(|| Free::of(&*self.root));
-        match self.root.space.state().judge(free, mark, is_optional, bytes) {
+        match self.root.space.state.lock().judge(free, mark, is_optional, bytes) {
             Some(shortage) => Err(too_little(path, shortage)),
             None => {
                 self.bytes += bytes;
@@ -53,7 +53,7 @@ impl Promised {
     pub(super) fn spend(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        let mut state = self.root.space.state();
+        let mut state = self.root.space.state.lock();
         state.pending = state.pending.saturating_sub(bytes);
     }
 }

@@ -161,7 +161,7 @@ impl<'a> Site<'a> {
         permit: &Permit<'_>,
     ) -> Option<Stamp> {
         let is_link = |stat: Stat| sys::file_type(&stat) == FileType::Symlink;
-        let is_bazels = job.root.is_exec_root() && self.spot.dir.through.is_empty();
+        let is_bazels = job.root.is_exec_root && self.spot.dir.through.is_empty();
         if !is_bazels || !self.seen.is_some_and(is_link) {
             return None;
         }

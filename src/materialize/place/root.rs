@@ -7,11 +7,12 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use parking_lot::{Mutex, RwLock};
 use rustix::{
     fs::{self, FileType, Mode, OFlags},
     io::Errno,
@@ -52,7 +53,8 @@ pub struct OutputRoot {
     pub(super) build_tree: RwLock<BuildTree>,
     /// Whether the build that has begun is running, and nothing but it and its user changes `bazel-out`.
     is_building: AtomicBool,
-    is_exec_root: bool,
+    /// Whether it is a build's; else it is a directory of the user's own.
+    pub(super) is_exec_root: bool,
     /// Outputs that lie where links lead, and directories that are outputs.
     pub(super) aliases: Aliases,
     temp: Mutex<Option<Arc<TempDir>>>,
@@ -138,7 +140,6 @@ impl OutputRoot {
     }
 
     /// The path as it was given.
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -168,19 +169,16 @@ impl OutputRoot {
     }
 
     /// Device number.
-    #[must_use]
     pub const fn device(&self) -> u64 {
         self.inode.device
     }
 
     /// Inode number.
-    #[must_use]
     pub const fn inode(&self) -> u64 {
         self.inode.number
     }
 
     /// Whether the path still leads to this directory.
-    #[must_use]
     pub(crate) fn is_same(&self) -> bool {
         fs::stat(&self.path).is_ok_and(|stat| sys::inode(&stat) == self.inode)
     }
@@ -196,7 +194,7 @@ impl OutputRoot {
     pub(crate) fn begin_build(&self, fresh: bool) -> Result<(), PlaceError> {
         self.aliases.clear();
         self.modes.forget();
-        let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
+        let mut build_tree = self.build_tree.write();
         if matches!(*build_tree, BuildTree::Unguarded) {
             return Ok(());
         }
@@ -234,11 +232,6 @@ impl OutputRoot {
         } else {
             options.mode()
         }
-    }
-
-    /// Whether it is a build's; else it is a directory of the user's own.
-    pub(super) const fn is_exec_root(&self) -> bool {
-        self.is_exec_root
     }
 
     /// Whether a way may end in a directory at this path, links resolved.
@@ -280,7 +273,7 @@ impl OutputRoot {
             return Ok(());
         }
         // First the lock: what another writer makes between the look and the lock would seem to have been deleted.
-        let build_tree = self.build_tree.read().unwrap_or_else(PoisonError::into_inner);
+        let build_tree = self.build_tree.read();
         let now = self
             .bazel_out()
             .map_err(|e| PlaceError::system_error("stat", BUILD_TREE, e))?;
@@ -303,7 +296,7 @@ impl OutputRoot {
     /// A fresh build's `bazel-out` has appeared, or a running build's was replaced: from now on it is this one. False if a
     /// link is in the place of a directory, which stays the build's.
     pub(super) fn adopt_build_tree(&self) -> Result<bool, PlaceError> {
-        let mut build_tree = self.build_tree.write().unwrap_or_else(PoisonError::into_inner);
+        let mut build_tree = self.build_tree.write();
         let may = match *build_tree {
             BuildTree::Fresh => true,
             BuildTree::Held { .. } => self.is_building(),
@@ -332,30 +325,26 @@ impl OutputRoot {
 
     /// Whether a directory of this name may be made in the root itself.
     pub(super) fn may_make(&self, name: &OsStr) -> bool {
-        name != BUILD_TREE
-            || matches!(
-                *self.build_tree.read().unwrap_or_else(PoisonError::into_inner),
-                BuildTree::Unguarded | BuildTree::Fresh
-            )
+        name != BUILD_TREE || matches!(*self.build_tree.read(), BuildTree::Unguarded | BuildTree::Fresh)
     }
 
     /// Says how builds in other mount namespaces spell the root: absolute links of theirs begin with that.
     pub(crate) fn spell(&self, spellings: Vec<PathBuf>) {
-        *self.spellings.write().unwrap_or_else(PoisonError::into_inner) = spellings;
+        *self.spellings.write() = spellings;
     }
 
     /// The components below the root that an absolute path stands for, by any spelling of the root.
     pub(super) fn below<'a>(&self, target: &'a Path) -> Option<&'a Path> {
         let by = |root: &Path| target.strip_prefix(root).ok();
         by(&self.path).or_else(|| by(&self.canonical)).or_else(|| {
-            let spellings = self.spellings.read().unwrap_or_else(PoisonError::into_inner);
+            let spellings = self.spellings.read();
             spellings.iter().find_map(|root| by(root))
         })
     }
 
     /// This process's temp directory, made when it is first needed, and again after somebody deleted it.
     pub(super) fn temp(&self) -> Result<Arc<TempDir>, PlaceError> {
-        let mut temp = self.temp.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut temp = self.temp.lock();
         if let Some(temp) = temp.as_ref().filter(|t| t.is_there()) {
             return Ok(Arc::clone(temp));
         }
@@ -367,7 +356,7 @@ impl OutputRoot {
     /// This process's temp directory on the mount that a directory below the root is on.
     pub(super) fn temp_beside(&self, dir: BorrowedFd<'_>) -> rustix::io::Result<Arc<TempDir>> {
         let mount = temp::mount(dir)?;
-        let mut all = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.beside.lock();
         all.retain(|(_, temp)| temp.is_there());
         if let Some((_, temp)) = all.iter().find(|(of, _)| *of == mount) {
             return Ok(Arc::clone(temp));
@@ -380,13 +369,13 @@ impl OutputRoot {
     /// Lets go of this process's temp directories, which are removed with the last file in each. They are made again
     /// when something is placed after that.
     pub(crate) fn let_go(&self) {
-        self.temp.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.beside.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.temp.lock().take();
+        self.beside.lock().clear();
     }
 
     /// How unnamed files get their names here; tried out once, in the temp directory.
     pub(super) fn unnamed(&self) -> Result<Unnamed, PlaceError> {
-        if let Some(temp) = &*self.temp.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(temp) = &*self.temp.lock() {
             return Ok(temp.unnamed());
         }
         self.temp().map(|temp| temp.unnamed())
@@ -397,7 +386,7 @@ impl OutputRoot {
     pub(super) fn pretend_no_unnamed(&self) {
         let mut temp = TempDir::create(self).unwrap();
         temp.pretend_no_unnamed();
-        *self.temp.lock().unwrap() = Some(Arc::new(temp));
+        *self.temp.lock() = Some(Arc::new(temp));
     }
 
     /// Removes what dead processes left in the temp directories of this root, and returns how many processes
@@ -410,7 +399,6 @@ impl OutputRoot {
     }
 
     /// Why a file for this root need not be fetched just now: one like it was refused a moment ago, for want of space.
-    #[must_use]
     pub fn refuses(&self, path: &ExecPath, is_optional: bool) -> Option<PlaceError> {
         self.space.refuses(is_optional, path.as_str())
     }
@@ -421,7 +409,6 @@ impl OutputRoot {
     }
 
     /// The output base, when this is `<output base>/execroot/<workspace>`.
-    #[must_use]
     pub fn output_base(&self) -> Option<&Path> {
         let parent = self.canonical.parent()?;
         parent.ends_with("execroot").then(|| parent.parent()).flatten()
@@ -429,7 +416,6 @@ impl OutputRoot {
 
     /// What tells other processes of this root's builds; `None` where there is no output base to do so. `who` is this
     /// process in words.
-    #[must_use]
     pub(crate) fn claim(&self, who: &str) -> Option<Claim> {
         Some(Claim::new(self.output_base()?, self.canonical.file_name()?, who))
     }

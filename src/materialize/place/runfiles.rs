@@ -6,7 +6,6 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    sync::PoisonError,
 };
 
 use rustix::{
@@ -42,12 +41,8 @@ pub enum Seen {
 impl OutputRoot {
     /// The programs that have a manifest of runfiles in some directories, by their paths below the root. A directory
     /// that is as it was when it had none is not read again.
-    #[must_use]
     pub fn programs(&self, directories: &[String]) -> Vec<String> {
-        let mut without = self
-            .without_manifests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut without = self.without_manifests.lock();
         let mut programs = Vec::new();
         for directory in directories {
             let taken = sys::now_ns();
@@ -132,7 +127,6 @@ impl OutputRoot {
     }
 
     /// What is at a path.
-    #[must_use]
     pub fn see(&self, path: &ExecPath) -> Seen {
         match fs::statat(self, path.as_str(), AtFlags::empty()) {
             Ok(stat) if sys::file_type(&stat) == FileType::Directory => Seen::Directory,
@@ -144,7 +138,6 @@ impl OutputRoot {
     }
 
     /// Whether a directory has nothing in it.
-    #[must_use]
     pub fn is_empty(&self, path: &ExecPath) -> bool {
         let opened = sys::openat(self, path.as_str(), LISTED, Mode::empty());
         opened.and_then(Dir::new).is_ok_and(|entries| {

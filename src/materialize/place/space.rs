@@ -4,10 +4,9 @@
 //! at a low-water mark for what somebody waits for, and at twice as much for the rest. The file system is asked once
 //! for each batch of files. A file system that has no inodes left says so itself when a file is made.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::{
     error::{PlaceError, PlaceErrorKind},
@@ -20,7 +19,7 @@ const REFUSAL: Duration = Duration::from_millis(250);
 /// What is known of a root's file system.
 #[derive(Debug, Default)]
 pub(super) struct Space {
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
@@ -32,14 +31,10 @@ pub(super) struct State {
 }
 
 impl Space {
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The refusal that a small file would get, if one was refused a moment ago: it need not be fetched. What takes no
     /// refusal for an answer finds out, and so does one file every now and then.
     pub(super) fn refuses(&self, is_optional: bool, path: &str) -> Option<PlaceError> {
-        let state = self.state();
+        let state = self.state.lock();
         let (shortage, at) = state.refused[usize::from(is_optional)].as_ref()?;
         (at.elapsed() < REFUSAL).then(|| too_little(path, shortage.clone()))
     }

@@ -30,7 +30,7 @@ impl Placer {
         recorded: Option<&Stamp>,
         keep: &dyn Fn(&str) -> bool,
     ) -> Result<Check, PlaceError> {
-        if self.root.is_exec_root() {
+        if self.root.is_exec_root {
             let kind = PlaceErrorKind::Conflict("outputs of a build are never removed");
             return Err(PlaceError::new("remove", path.as_str(), kind));
         }

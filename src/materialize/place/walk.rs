@@ -159,7 +159,7 @@ pub(super) fn follow_making(
             return Ok(Some(Spot { dir, name }));
         }
         match sys::read_link(&dir, &name) {
-            Ok(target) if !root.is_exec_root() => return Err(walk.escapes(&name, &target)),
+            Ok(target) if !root.is_exec_root => return Err(walk.escapes(&name, &target)),
             Ok(target) => walk.turn(&name, &target)?,
             // It is no link any more: look again.
             Err(Errno::INVAL | Errno::NOENT) => walk.pending.push(name),
@@ -271,7 +271,7 @@ impl<'a> Walk<'a> {
 
     /// Whether the directory that has been reached is the root of a build.
     fn is_in_exec_root(&self) -> bool {
-        self.stack.len() == 1 && self.root.is_exec_root()
+        self.stack.len() == 1 && self.root.is_exec_root
     }
 
     fn push(&mut self, path: &Path) {
@@ -367,10 +367,10 @@ impl<'a> Walk<'a> {
                 FileType::Symlink => {
                     let target =
                         sys::read_link(&fd, OsStr::new("")).map_err(|e| error("read link for", e))?;
-                    if self.is_in_exec_root() || !self.root.is_exec_root() && self.leads_out(&target) {
+                    if self.is_in_exec_root() || !self.root.is_exec_root && self.leads_out(&target) {
                         return Err(self.escapes(&name, &target));
                     }
-                    if self.root.is_exec_root() {
+                    if self.root.is_exec_root {
                         return self.turn(&name, &target).map(|()| true);
                     }
                     if self.permit.is_none() {

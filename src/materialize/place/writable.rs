@@ -4,11 +4,9 @@
 //! downloaded).
 //! Anyone who is not root must give himself the right to write there and take it back afterwards.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::Mutex;
 use rustix::{
     fs::{self, AtFlags, Mode},
     io::{self, Errno},
@@ -39,7 +37,7 @@ impl Writable {
     /// Opens a directory for writing if it is read-only to its owner. A directory that is not ours stays as it
     /// is, and the operation that wants to write there says what the system thinks of it.
     pub(super) fn open(leases: &Arc<Leases>, dir: &Arc<Dir>) -> io::Result<Self> {
-        let mut held = leases.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = leases.0.lock();
         let mode = fs::fstat(&dir.fd)?.st_mode & PERMISSIONS;
         if let Some(lease) = held.get_mut(&dir.inode) {
             lease.holders += 1;
@@ -67,7 +65,7 @@ impl Writable {
     /// The mode that the directory gets back: of one that is read-only, as those of trees are.
     pub(super) fn before(&self) -> Option<u32> {
         let (leases, dir) = self.lease.as_ref()?;
-        let held = leases.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = leases.0.lock();
         Some(held.get(&dir.inode)?.before)
     }
 }
@@ -77,7 +75,7 @@ impl Drop for Writable {
         let Some((leases, dir)) = self.lease.take() else {
             return;
         };
-        let mut held = leases.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = leases.0.lock();
         let Some(lease) = held.get_mut(&dir.inode) else {
             return;
         };

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use futures::{FutureExt as _, future::BoxFuture};
+use async_trait::async_trait;
 
 use super::*;
 use crate::{
@@ -55,52 +55,44 @@ enum Broken {
     Hopes,
 }
 
+#[async_trait]
 impl BlobStore for Broken {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
         panic!("not requested")
     }
 
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-        _: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+    async fn read_batch(&self, digests: &[Digest], _: &Attribution, _: bool) -> Vec<BatchAnswer> {
         match self {
             Self::Panics => panic!("a bug"),
-            Self::SaysNothing => std::future::ready(Vec::new()).boxed(),
+            Self::SaysNothing => Vec::new(),
             Self::Hopes => {
                 let wrong = |d: &Digest| (d.clone(), Ok(vec![b'!'; d.size() as usize].into()));
-                std::future::ready(digests.iter().map(wrong).collect()).boxed()
+                digests.iter().map(wrong).collect()
             }
             Self::AnswersOthers => {
                 let other = |digest: &Digest| Digest::of(digest.function(), digest.hash());
                 let answers = digests.iter().map(|d| (other(d), Ok("bytes".into())));
-                std::future::ready(answers.collect()).boxed()
+                answers.collect()
             }
         }
     }
 
-    fn read_stream<'a>(
-        &'a self,
-        _: &'a Digest,
+    async fn read_stream(
+        &self,
+        _: &Digest,
         _: u64,
-        _: &'a Attribution,
+        _: &Attribution,
         _: bool,
-        _: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        _: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
         match self {
             Self::Panics => panic!("a bug"),
             // All is well, it says, and has sent nothing.
-            Self::SaysNothing | Self::AnswersOthers | Self::Hopes => std::future::ready(Ok(())).boxed(),
+            Self::SaysNothing | Self::AnswersOthers | Self::Hopes => Ok(()),
         }
     }
 
-    fn find_missing<'a>(
-        &'a self,
-        _: &'a [Digest],
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
+    async fn find_missing(&self, _: &[Digest], _: &Attribution) -> Result<Vec<Digest>, RemoteError> {
         panic!("not requested")
     }
 

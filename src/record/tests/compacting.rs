@@ -2,9 +2,10 @@
 
 use std::{
     process::{Command, Stdio},
-    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use super::*;
 use crate::record::{

@@ -1,9 +1,8 @@
 //! Which stores of a chain gave a blob its bytes, and which of them gave wrong ones.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
 
 use crate::digest::Digest;
 
@@ -61,18 +60,18 @@ impl Memory {
             last,
             is_blamed: false,
         };
-        lock(&self.given).put(digest, given, GIVEN);
+        self.given.lock().put(digest, given, GIVEN);
     }
 
     /// Who gave a blob's bytes, or the last of them.
     pub(super) fn last(&self, digest: &Digest) -> Option<usize> {
-        lock(&self.given).get(digest).map(|given| given.last)
+        self.given.lock().get(digest).map(|given| given.last)
     }
 
     /// The bytes that were given last are wrong. Gives those that are to blame, which is nobody if that was known; `None`
     /// when it is not known any more who gave them.
     pub(super) fn blame(&self, digest: &Digest) -> Option<Stores> {
-        let mut recent = lock(&self.given);
+        let mut recent = self.given.lock();
         let given = recent.get(digest)?;
         if given.is_blamed {
             return Some(0);
@@ -89,7 +88,7 @@ impl Memory {
 
     /// These stores gave something that is not the blob.
     pub(super) fn doubt(&self, digest: &Digest, stores: Stores) {
-        let mut recent = lock(&self.wrong);
+        let mut recent = self.wrong.lock();
         let wrong = recent.get(digest).unwrap_or_default();
         let wrong = Wrong {
             once: wrong.once | stores,
@@ -100,7 +99,7 @@ impl Memory {
 
     /// What is known of a store's bytes for a blob.
     pub(super) fn trust(&self, digest: &Digest, store: usize) -> Trust {
-        match lock(&self.wrong).get(digest) {
+        match self.wrong.lock().get(digest) {
             Some(wrong) if wrong.twice & bit(store) != 0 => Trust::None,
             Some(wrong) if wrong.once & bit(store) != 0 => Trust::Doubted,
             _ => Trust::Full,
@@ -108,24 +107,11 @@ impl Memory {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A map that forgets: when the newer half is full, the older one goes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Recent<T> {
     newer: HashMap<Digest, T>,
     older: HashMap<Digest, T>,
-}
-
-impl<T> Default for Recent<T> {
-    fn default() -> Self {
-        Self {
-            newer: HashMap::new(),
-            older: HashMap::new(),
-        }
-    }
 }
 
 impl<T: Copy> Recent<T> {
@@ -184,7 +170,7 @@ mod tests {
         }
         assert_eq!(memory.trust(&digest(0), 0), Trust::Full);
         assert_eq!(memory.trust(&digest(3 * WRONG - 1), 0), Trust::Doubted);
-        let recent = lock(&memory.wrong);
+        let recent = memory.wrong.lock();
         assert!(recent.newer.len() + recent.older.len() <= 2 * WRONG);
     }
 }

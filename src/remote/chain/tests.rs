@@ -4,6 +4,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 
 use super::*;
@@ -61,7 +62,7 @@ fn chain(stores: &[&Arc<Scripted>]) -> Chain {
 
 impl Scripted {
     fn set(&self, act: Act) {
-        *self.act.lock().unwrap() = act;
+        *self.act.lock() = act;
     }
 
     /// How often it was asked for anything since the last time.
@@ -70,24 +71,24 @@ impl Scripted {
     }
 
     fn asked(&self) -> Vec<(String, bool)> {
-        self.asked.lock().unwrap().drain(..).collect()
+        self.asked.lock().drain(..).collect()
     }
 
     fn begin(&self) -> Result<Act, RemoteError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        match *self.act.lock().unwrap() {
+        match *self.act.lock() {
             Act::Fails(kind) => Err(RemoteError::new(kind, self.name, format!("{} fails", self.name))),
             act => Ok(act),
         }
     }
 
     fn bytes(&self, wanted: &Digest, avoid: bool) -> Result<Vec<u8>, RemoteError> {
-        let act = *self.act.lock().unwrap();
+        let act = *self.act.lock();
         let Some(text) = self.has.iter().find(|text| digest(text) == *wanted) else {
             let message = format!("{} has it not", self.name);
             return Err(RemoteError::new(RemoteErrorKind::NotFound, self.name, message));
         };
-        self.asked.lock().unwrap().push_back(((*text).to_owned(), avoid));
+        self.asked.lock().push_back(((*text).to_owned(), avoid));
         let is_wrong = act == Act::Wrong || act == Act::WrongOnce && !avoid;
         Ok(if is_wrong {
             vec![b'!'; text.len()]
@@ -97,60 +98,48 @@ impl Scripted {
     }
 }
 
+#[async_trait]
 impl BlobStore for Scripted {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        futures::future::ready(self.begin().map(|_| Capabilities::plain(6))).boxed()
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
+        self.begin().map(|_| Capabilities::plain(6))
     }
 
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-        avoid: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+    async fn read_batch(&self, digests: &[Digest], _: &Attribution, avoid: bool) -> Vec<BatchAnswer> {
         let begun = self.begin();
         let answer = |digest: &Digest| {
             let bytes = begun.clone().and_then(|_| self.bytes(digest, avoid));
             (digest.clone(), bytes.map(Bytes::from))
         };
-        futures::future::ready(digests.iter().map(answer).collect()).boxed()
+        digests.iter().map(answer).collect()
     }
 
-    fn read_stream<'a>(
-        &'a self,
-        digest: &'a Digest,
+    async fn read_stream(
+        &self,
+        digest: &Digest,
         offset: u64,
-        _: &'a Attribution,
+        _: &Attribution,
         avoid: bool,
-        sink: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        async move {
-            let act = self.begin()?;
-            let bytes = self.bytes(digest, avoid)?;
-            let rest = Bytes::from(bytes).slice(offset as usize..);
-            let broken = RemoteError::new(RemoteErrorKind::Unavailable, self.name, "broke");
-            if act == Act::Breaks {
-                sink.write(rest.slice(..rest.len() / 2)).await.unwrap();
-                return Err(broken);
-            }
-            let sink_error = |e| RemoteError::new(RemoteErrorKind::Sink, self.name, e);
-            sink.write(rest).await.map_err(sink_error)
+        sink: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
+        let act = self.begin()?;
+        let bytes = self.bytes(digest, avoid)?;
+        let rest = Bytes::from(bytes).slice(offset as usize..);
+        let broken = RemoteError::new(RemoteErrorKind::Unavailable, self.name, "broke");
+        if act == Act::Breaks {
+            sink.write(rest.slice(..rest.len() / 2)).await.unwrap();
+            return Err(broken);
         }
-        .boxed()
+        let sink_error = |e| RemoteError::new(RemoteErrorKind::Sink, self.name, e);
+        sink.write(rest).await.map_err(sink_error)
     }
 
-    fn find_missing<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        let missing = self.begin().map(|_| {
+    async fn find_missing(&self, digests: &[Digest], _: &Attribution) -> Result<Vec<Digest>, RemoteError> {
+        self.begin().map(|_| {
             let asked = digests.iter().map(|d| (d.to_string(), false));
-            self.asked.lock().unwrap().extend(asked);
+            self.asked.lock().extend(asked);
             let is_missing = |d: &&Digest| !self.has.iter().any(|text| digest(text) == **d);
             digests.iter().filter(is_missing).cloned().collect()
-        });
-        futures::future::ready(missing).boxed()
+        })
     }
 
     fn describe(&self) -> String {
@@ -158,33 +147,28 @@ impl BlobStore for Scripted {
     }
 }
 
+#[async_trait]
 impl ActionStore for Scripted {
-    fn action_result<'a>(
-        &'a self,
-        _: &'a Digest,
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
+    async fn action_result(
+        &self,
+        _: &Digest,
+        _: &Attribution,
+    ) -> Result<Option<Arc<ActionResult>>, RemoteError> {
         let result = ActionResult {
             stdout_raw: self.name.as_bytes().to_vec(),
             ..ActionResult::default()
         };
         let has_result = self.has_result.load(Ordering::Relaxed);
-        let answer = self.begin().map(|_| has_result.then(|| Arc::new(result)));
-        futures::future::ready(answer).boxed()
+        self.begin().map(|_| has_result.then(|| Arc::new(result)))
     }
 
-    fn blob_size<'a>(
-        &'a self,
-        _: DigestFunction,
-        hash: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
+    async fn blob_size(&self, _: DigestFunction, hash: &[u8]) -> Result<Option<u64>, RemoteError> {
         let found = self.has.iter().find(|text| digest(text).hash() == hash);
-        let answer = self.begin().map(|_| found.map(|text| text.len() as u64));
-        futures::future::ready(answer).boxed()
+        self.begin().map(|_| found.map(|text| text.len() as u64))
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
-        futures::future::ready(self.begin().map(drop)).boxed()
+    async fn probe(&self) -> Result<(), RemoteError> {
+        self.begin().map(drop)
     }
 }
 

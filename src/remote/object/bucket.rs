@@ -2,16 +2,14 @@
 
 use std::{
     fmt,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use object_store::{GetOptions, GetRange, path::Path};
+use parking_lot::Mutex;
 use tokio::{sync::OnceCell, time::Instant};
 
 use super::{
@@ -46,7 +44,7 @@ const UNREADY: Duration = Duration::from_secs(10);
 
 /// An object of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub(crate) struct Listed {
     /// Its name below the address's prefix.
     pub name: String,
     /// Its size in bytes.
@@ -56,7 +54,7 @@ pub struct Listed {
 }
 
 /// An object that is being read.
-pub struct Reading {
+pub(crate) struct Reading {
     /// The size of the whole object in bytes.
     pub size: u64,
     /// What changes when the object does, as the store says it.
@@ -82,7 +80,7 @@ impl Reading {
     /// # Errors
     /// When the connection breaks, or brings too little for too long. What is missing may be asked for again, from its
     /// offset and with the same ETag.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, RemoteError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, RemoteError> {
         loop {
             let before = Instant::now();
             let next = tokio::time::timeout(self.watch.left(), self.stream.next()).await;
@@ -112,7 +110,7 @@ impl Reading {
 }
 
 /// A bucket, as an address has it.
-pub struct Bucket {
+pub(crate) struct Bucket {
     address: BucketAddress,
     opened: Opened,
     options: RemoteOptions,
@@ -137,7 +135,7 @@ impl Bucket {
     ///
     /// # Errors
     /// [`RemoteErrorKind::Config`] when it is the address of something else, or the credentials cannot be used.
-    pub fn open(options: &RemoteOptions) -> Result<Self, RemoteError> {
+    pub(crate) fn open(options: &RemoteOptions) -> Result<Self, RemoteError> {
         Self::open_in(options, &Environment::of_process())
     }
 
@@ -162,8 +160,7 @@ impl Bucket {
     }
 
     /// The address, as it was given.
-    #[must_use]
-    pub const fn address(&self) -> &BucketAddress {
+    pub(crate) const fn address(&self) -> &BucketAddress {
         &self.address
     }
 
@@ -176,7 +173,7 @@ impl Bucket {
     ///
     /// # Errors
     /// When the store cannot be asked, does not let us list, or has more than a million.
-    pub async fn list(&self, below: &str) -> Result<Vec<Listed>, RemoteError> {
+    pub(crate) async fn list(&self, below: &str) -> Result<Vec<Listed>, RemoteError> {
         let context = format!("listing {:?} in {}", below, self.address);
         self.retry.run(|| self.list_once(&context, below)).await
     }
@@ -227,7 +224,12 @@ impl Bucket {
     /// # Errors
     /// [`RemoteErrorKind::NotFound`] when it is not there, [`RemoteErrorKind::Protocol`] when it has another ETag or ends
     /// before `offset`.
-    pub async fn get(&self, name: &str, offset: u64, if_match: Option<&str>) -> Result<Reading, RemoteError> {
+    pub(crate) async fn get(
+        &self,
+        name: &str,
+        offset: u64,
+        if_match: Option<&str>,
+    ) -> Result<Reading, RemoteError> {
         let range = (offset > 0).then_some(GetRange::Offset(offset));
         self.read(name, range, if_match).await
     }
@@ -417,7 +419,7 @@ impl Bucket {
 
     /// Gets the credentials, if they are not here yet.
     async fn ready(&self, context: &str) -> Result<(), RemoteError> {
-        let unready = || self.unready.lock().unwrap_or_else(PoisonError::into_inner);
+        let unready = || self.unready.lock();
         let failed = |(kind, reason): (RemoteErrorKind, String)| {
             let message = format!("failed to get credentials ({}): {reason}", self.opened.shown);
             RemoteError::new(kind, context, message)

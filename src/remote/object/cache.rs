@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
@@ -33,7 +34,7 @@ const MAX_RESULT: u64 = 64 << 20;
 const BEGINNING: u64 = 4096;
 
 /// A bucket that a cache keeps its blobs in. Its bytes are no more believed than any server's.
-pub struct ObjectCache {
+pub(crate) struct ObjectCache {
     bucket: Bucket,
     layout: Layout,
     slots: Semaphore,
@@ -44,7 +45,7 @@ impl ObjectCache {
     ///
     /// # Errors
     /// [`RemoteErrorKind::Config`], naming what is wrong with the address or the credentials.
-    pub fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
+    pub(crate) fn new(options: &RemoteOptions) -> Result<Self, RemoteError> {
         options.validate()?;
         Self::with(Bucket::open(options)?)
     }
@@ -320,17 +321,13 @@ impl Transfer<'_> {
     }
 }
 
+#[async_trait]
 impl BlobStore for ObjectCache {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
-        futures::future::ready(Ok(Capabilities::plain(BATCH))).boxed()
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
+        Ok(Capabilities::plain(BATCH))
     }
 
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-        _: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
+    async fn read_batch(&self, digests: &[Digest], _: &Attribution, _: bool) -> Vec<BatchAnswer> {
         let whole = move |digest: Digest| async move {
             let answer = self.whole(&digest).await;
             (digest, answer)
@@ -339,43 +336,36 @@ impl BlobStore for ObjectCache {
             .map(whole)
             .buffered(PARALLEL)
             .collect()
-            .boxed()
+            .await
     }
 
-    fn read_stream<'a>(
-        &'a self,
-        digest: &'a Digest,
+    async fn read_stream(
+        &self,
+        digest: &Digest,
         offset: u64,
-        _: &'a Attribution,
+        _: &Attribution,
         _: bool,
-        sink: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        self.transfer(digest, offset, sink).boxed()
+        sink: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
+        self.transfer(digest, offset, sink).await
     }
 
-    fn find_missing<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        async move {
-            let is_missing = |digest: Digest| async move {
-                if digest.is_empty() {
-                    return Ok(None);
-                }
-                let key = self.layout.key(Kind::Blob, &digest).unwrap_or_default();
-                let size = self.retrying(|| self.bucket.size(&key).boxed()).await?;
-                Ok(size.is_none().then_some(digest))
-            };
-            let asked = futures::stream::iter(digests.to_vec());
-            let mut answers = asked.map(is_missing).buffered(PARALLEL);
-            let mut absent = Vec::new();
-            while let Some(answer) = answers.next().await {
-                absent.extend(answer?);
+    async fn find_missing(&self, digests: &[Digest], _: &Attribution) -> Result<Vec<Digest>, RemoteError> {
+        let is_missing = |digest: Digest| async move {
+            if digest.is_empty() {
+                return Ok(None);
             }
-            Ok(absent)
+            let key = self.layout.key(Kind::Blob, &digest).unwrap_or_default();
+            let size = self.retrying(|| self.bucket.size(&key).boxed()).await?;
+            Ok(size.is_none().then_some(digest))
+        };
+        let asked = futures::stream::iter(digests.to_vec());
+        let mut answers = asked.map(is_missing).buffered(PARALLEL);
+        let mut absent = Vec::new();
+        while let Some(answer) = answers.next().await {
+            absent.extend(answer?);
         }
-        .boxed()
+        Ok(absent)
     }
 
     fn describe(&self) -> String {
@@ -383,26 +373,23 @@ impl BlobStore for ObjectCache {
     }
 }
 
+#[async_trait]
 impl ActionStore for ObjectCache {
-    fn action_result<'a>(
-        &'a self,
-        action: &'a Digest,
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
-        self.result(action).boxed()
+    async fn action_result(
+        &self,
+        action: &Digest,
+        _: &Attribution,
+    ) -> Result<Option<Arc<ActionResult>>, RemoteError> {
+        self.result(action).await
     }
 
-    fn blob_size<'a>(
-        &'a self,
-        function: DigestFunction,
-        hash: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
-        self.plain_size(function, hash).boxed()
+    async fn blob_size(&self, function: DigestFunction, hash: &[u8]) -> Result<Option<u64>, RemoteError> {
+        self.plain_size(function, hash).await
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
+    async fn probe(&self) -> Result<(), RemoteError> {
         let any = Digest::of(DigestFunction::Sha256, b"outhaul");
         let key = self.layout.key(Kind::Blob, &any).unwrap_or_default();
-        async move { self.bucket.probe(&key).await }.boxed()
+        self.bucket.probe(&key).await
     }
 }

@@ -149,18 +149,15 @@ impl Refusal {
 
     /// As the error of an operation.
     pub(super) fn into_error(self, context: String) -> RemoteError {
-        let mut message = format!("{} (", self.advice());
-        if self.code.is_empty() {
-            message.push_str("status ");
-            message.push_str(&self.status.to_string());
-        } else {
-            message.push_str(&self.code);
-        }
-        if !self.message.is_empty() {
-            message.push_str(": ");
-            message.push_str(&self.message);
-        }
-        message.push(')');
+        let what = match &*self.code {
+            "" => format!("status {}", self.status),
+            code => code.to_owned(),
+        };
+        let advice = self.advice();
+        let message = match &*self.message {
+            "" => format!("{advice} ({what})"),
+            words => format!("{advice} ({what}: {words})"),
+        };
         let mut error = RemoteError::new(self.kind(), context, message);
         error.retry_after = self.retry_after;
         error

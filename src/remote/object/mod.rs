@@ -15,5 +15,5 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-pub use bucket::{Bucket, Listed, Reading};
-pub use cache::ObjectCache;
+pub(crate) use bucket::Bucket;
+pub(crate) use cache::ObjectCache;

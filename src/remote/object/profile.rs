@@ -7,13 +7,14 @@ use std::{
     collections::HashMap,
     fmt, fs, io,
     path::{Path, PathBuf},
-    pin::Pin,
     process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
+use async_trait::async_trait;
 use object_store::{CredentialProvider, aws::AwsCredential};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
@@ -321,12 +322,12 @@ impl Provider {
 
     /// Reads everything again when credentials are next asked for.
     pub(super) fn forget(&self) {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.known.lock() = None;
     }
 
     async fn credential(&self) -> object_store::Result<Arc<AwsCredential>> {
         let known = || {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let known = self.known.lock().clone();
             let known = known.filter(|(_, until)| *until > Instant::now());
             known.map(|(credential, _)| credential)
         };
@@ -350,22 +351,17 @@ impl Provider {
         let profile = profile.ok_or_else(|| failed(missing()))?;
         let (credential, until) = profile.credentials(self.patience).await.map_err(failed)?;
         let credential = Arc::new(credential);
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((credential.clone(), until));
+        *self.known.lock() = Some((credential.clone(), until));
         Ok(credential)
     }
 }
 
-type Given<'a> = Pin<Box<dyn Future<Output = object_store::Result<Arc<AwsCredential>>> + Send + 'a>>;
-
+#[async_trait]
 impl CredentialProvider for Provider {
     type Credential = AwsCredential;
 
-    fn get_credential<'life0, 'async_trait>(&'life0 self) -> Given<'async_trait>
-    where
-        'life0: 'async_trait,
-        Self: 'async_trait,
-    {
-        Box::pin(self.credential())
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        self.credential().await
     }
 }
 

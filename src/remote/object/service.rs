@@ -1,7 +1,8 @@
 //! The HTTP client that the crate sends its requests with.
 
-use std::{error::Error as _, future::Future, pin::Pin, time::Duration};
+use std::{error::Error as _, time::Duration};
 
+use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, StatusCode, Uri,
@@ -90,15 +91,10 @@ struct Service {
     plain: bool,
 }
 
-type Answer<'a> = Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'a>>;
-
+#[async_trait]
 impl HttpService for Service {
-    fn call<'life0, 'async_trait>(&'life0 self, request: HttpRequest) -> Answer<'async_trait>
-    where
-        'life0: 'async_trait,
-        Self: 'async_trait,
-    {
-        Box::pin(self.send(request))
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        self.send(request).await
     }
 }
 

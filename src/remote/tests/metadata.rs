@@ -6,7 +6,7 @@ use bazel_remote_apis::build::bazel::remote::execution::v2::{
 use prost::Message as _;
 use tonic::Status;
 
-use super::*;
+use super::{super::expand::TreeRef, *};
 use crate::output::OutputContent;
 
 fn wire(digest: &Digest) -> Option<reapi::Digest> {

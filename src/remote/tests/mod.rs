@@ -12,12 +12,13 @@ mod streams;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use fake::Fake;
 
 use super::{retry::tests::FakeTimer, *};
 use crate::{
-    digest::DigestFunction,
-    transport::{Endpoint, Header, RemoteErrorKind},
+    digest::{Digest, DigestFunction},
+    transport::{Endpoint, Header, RemoteError, RemoteErrorKind},
 };
 
 /// Options for tests: nothing waits long.

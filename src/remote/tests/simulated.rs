@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
 
@@ -64,16 +65,15 @@ impl Paced {
     }
 }
 
+#[async_trait]
 impl Sink for Paced {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
         self.bytes.extend_from_slice(&bytes);
         let pace = self.pace;
-        Box::pin(async move {
-            if !pace.is_zero() {
-                tokio::time::sleep(pace).await;
-            }
-            Ok(())
-        })
+        if !pace.is_zero() {
+            tokio::time::sleep(pace).await;
+        }
+        Ok(())
     }
 }
 
@@ -309,7 +309,6 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
     let mut sim = builder.build();
     let zstd = chance.happens(0.5);
     let lives = host(&mut sim, &world, zstd);
-
     let mut options = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://cache:8980").unwrap());
     options.connect.dial = Some(net::channel);
     options.compression = if zstd {
@@ -352,7 +351,6 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
     let elapsed = run(&mut sim, &mut schedule, &world.verdict, limit, |_| {
         *finished.borrow()
     })?;
-
     let mut told = world.told.take();
     told.elapsed = elapsed;
     let waits = world.waits.count.load(Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use tonic::Status;
 
 use super::{fake::Cut, *};
@@ -13,11 +13,12 @@ struct Collect {
     full_at: Option<usize>,
 }
 
+#[async_trait]
 impl Sink for Collect {
-    fn write(&mut self, bytes: bytes::Bytes) -> BoxFuture<'_, Result<(), String>> {
+    async fn write(&mut self, bytes: bytes::Bytes) -> Result<(), String> {
         self.bytes.extend_from_slice(&bytes);
         let full = self.full_at.is_some_and(|n| self.bytes.len() > n);
-        Box::pin(async move { if full { Err("disk full".to_owned()) } else { Ok(()) } })
+        if full { Err("disk full".to_owned()) } else { Ok(()) }
     }
 }
 

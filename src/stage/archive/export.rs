@@ -8,31 +8,32 @@ use super::{
     redact::redact,
 };
 use crate::{
-    journal::{Entry, JournalError, RecordKind},
-    record::InvocationRow,
+    journal::{Entry, RecordKind},
+    record::{InvocationRow, with_fields_of},
     sources::address_of,
 };
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exported {
+pub(crate) struct Exported {
     /// What the file says of the build.
-    pub header: Header,
+    pub(crate) header: Header,
     /// Events in it.
-    pub events: u64,
+    pub(crate) events: u64,
     /// Events that could not be read and are not in it.
-    pub left_out: u64,
+    pub(crate) left_out: u64,
 }
 
 /// Writes what is needed of a build's events to a file. Blocks.
 ///
 /// # Errors
 /// When the journal cannot be read or the file not be written.
-pub fn export<W: Write>(entry: &Entry, row: &InvocationRow, out: W) -> Result<(Exported, W), StageError> {
-    let journal = |source: JournalError| StageError::Journal {
-        invocation_id: entry.key.invocation_id.clone(),
-        source,
-    };
+pub(crate) fn export<W: Write>(
+    entry: &Entry,
+    row: &InvocationRow,
+    out: W,
+) -> Result<(Exported, W), StageError> {
+    let journal = &StageError::journal(&entry.key.invocation_id);
     let recorded = Recorded::read(entry.read().map_err(journal)?, None).map_err(journal)?;
     let header = header(entry, row, &recorded);
     let failed = |error| StageError::io("write", "the exported build")(error);
@@ -71,22 +72,15 @@ pub fn export<W: Write>(entry: &Entry, row: &InvocationRow, out: W) -> Result<(E
 }
 
 fn header(entry: &Entry, row: &InvocationRow, recorded: &Recorded) -> Header {
-    let mut header = Header {
+    let row = row.clone();
+    let mut header = with_fields_of!(row, Header {
         invocation_id: entry.key.invocation_id.clone(),
         build_id: entry.key.build_id.clone(),
-        command: row.command.clone(),
-        workspace: row.workspace.clone(),
-        exec_root: row.exec_root.clone(),
-        started_ms: row.started_ms,
-        settled_ms: row.settled_ms,
         exit_code: row.finished.then_some(row.exit_code),
-        build_tool_version: row.build_tool_version.clone(),
-        remote_cache: row.remote_cache.clone(),
-        remote_instance_name: row.remote_instance_name.clone(),
         digest_function: recorded.function.unwrap_or_default().name().to_owned(),
         finished: recorded.finished,
         written_by: format!("outhaul {}", env!("CARGO_PKG_VERSION")),
-    };
+    } command workspace exec_root started_ms settled_ms build_tool_version remote_cache remote_instance_name);
     if header.remote_cache.is_empty() {
         // Nothing was downloaded, so nobody has needed it; the build itself says where it is.
         let named = recorded.command_line().as_ref().and_then(address_of);

@@ -36,35 +36,35 @@ const LEVEL: i32 = 9;
 
 /// What is known of the build besides its events.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Header {
+pub(crate) struct Header {
     /// Invocation ID of the build.
-    pub invocation_id: String,
+    pub(crate) invocation_id: String,
     /// Its build id.
-    pub build_id: String,
+    pub(crate) build_id: String,
     /// `build`, `test`, …
-    pub command: String,
+    pub(crate) command: String,
     /// The workspace, where it was built.
-    pub workspace: String,
+    pub(crate) workspace: String,
     /// The exec root, where it was built.
-    pub exec_root: String,
+    pub(crate) exec_root: String,
     /// When it began, in milliseconds since the epoch.
-    pub started_ms: i64,
+    pub(crate) started_ms: i64,
     /// When it was settled; 0 for never.
-    pub settled_ms: i64,
+    pub(crate) settled_ms: i64,
     /// The build tool's exit code, if it told one.
-    pub exit_code: Option<i32>,
+    pub(crate) exit_code: Option<i32>,
     /// The build tool's version.
-    pub build_tool_version: String,
+    pub(crate) build_tool_version: String,
     /// Where its blobs are, without credentials.
-    pub remote_cache: String,
+    pub(crate) remote_cache: String,
     /// The instance name there.
-    pub remote_instance_name: String,
+    pub(crate) remote_instance_name: String,
     /// The digest function's name.
-    pub digest_function: String,
+    pub(crate) digest_function: String,
     /// Whether its stream had come to its end.
-    pub finished: bool,
+    pub(crate) finished: bool,
     /// The Outhaul that wrote the file.
-    pub written_by: String,
+    pub(crate) written_by: String,
 }
 
 /// One event of the file.

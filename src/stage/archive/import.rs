@@ -9,19 +9,19 @@ use super::{
 use crate::{
     builds::StreamKey,
     invocation::build::TargetEnd,
-    journal::{Journal, JournalError},
-    record::{InvocationRow, InvocationState, Record, TargetRow, TargetState},
+    journal::Journal,
+    record::{InvocationRow, InvocationState, Record, TargetRow, TargetState, with_fields_of},
 };
 
 /// What was taken in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Imported {
+pub(crate) struct Imported {
     /// What the file says of the build.
-    pub header: Header,
+    pub(crate) header: Header,
     /// Events in it.
-    pub events: u64,
+    pub(crate) events: u64,
     /// Whether the build's events were here before.
-    pub known: bool,
+    pub(crate) known: bool,
 }
 
 /// Takes a build in: its events into the journal, where nothing is left to do for them, and its row into the record,
@@ -30,7 +30,7 @@ pub struct Imported {
 ///
 /// # Errors
 /// When the file is damaged or cannot be read, or the journal not be written; nothing is taken in then.
-pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Imported, StageError> {
+pub(crate) fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Imported, StageError> {
     let file = File::open(path).map_err(StageError::io("open", path))?;
     let (mut reader, header) = Reader::new(BufReader::new(file), path)?;
     let key = StreamKey {
@@ -46,10 +46,7 @@ pub fn import(path: &Path, journal: &Journal, record: &Record) -> Result<Importe
         });
     }
     refuse_another(&key, path, journal, record)?;
-    let failed = |source: JournalError| StageError::Journal {
-        invocation_id: key.invocation_id.clone(),
-        source,
-    };
+    let failed = &StageError::journal(&key.invocation_id);
     let mut inlet = journal
         .inlet(&key, u64::try_from(header.started_ms).unwrap_or(0))
         .map_err(failed)?;
@@ -84,10 +81,7 @@ fn refuse_another(
     record: &Record,
 ) -> Result<(), StageError> {
     let recorded = record.invocation(&key.invocation_id).map(|row| row.build_id);
-    let journals = journal.list().map_err(|source| StageError::Journal {
-        invocation_id: key.invocation_id.clone(),
-        source,
-    })?;
+    let journals = journal.list().map_err(StageError::journal(&key.invocation_id))?;
     let journalled = journals
         .into_iter()
         .map(|entry| entry.key)
@@ -105,28 +99,18 @@ fn refuse_another(
 }
 
 fn row(header: &Header) -> InvocationRow {
-    InvocationRow {
-        invocation_id: header.invocation_id.clone(),
-        build_id: header.build_id.clone(),
-        root: None,
-        imported: true,
-        command: header.command.clone(),
-        workspace: header.workspace.clone(),
-        exec_root: header.exec_root.clone(),
-        state: if header.finished {
-            InvocationState::Settled
-        } else {
-            InvocationState::Interrupted
-        },
-        started_ms: header.started_ms,
-        settled_ms: header.settled_ms,
-        exit_code: header.exit_code.unwrap_or_default(),
-        finished: header.exit_code.is_some(),
-        build_tool_version: header.build_tool_version.clone(),
-        remote_cache: header.remote_cache.clone(),
-        remote_instance_name: header.remote_instance_name.clone(),
+    let header = header.clone();
+    with_fields_of!(
+        header,
+        InvocationRow {
+            imported: true,
+            state: if header.finished { InvocationState::Settled } else { InvocationState::Interrupted },
+            exit_code: header.exit_code.unwrap_or_default(),
+            finished: header.exit_code.is_some(),
+        } invocation_id build_id command workspace exec_root started_ms settled_ms build_tool_version remote_cache
+          remote_instance_name,
         ..InvocationRow::default()
-    }
+    )
 }
 
 fn targets(recorded: &Recorded) -> Vec<TargetRow> {

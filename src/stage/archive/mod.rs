@@ -20,8 +20,7 @@ mod redact;
 #[cfg(test)]
 mod tests;
 
-pub use self::{
+pub(crate) use self::{
     export::{Exported, export},
-    format::Header,
-    import::{Imported, import},
+    import::import,
 };

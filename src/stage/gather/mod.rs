@@ -39,12 +39,11 @@ const EXTRACT: Mode = Mode::Extract { strip_components: 0 };
 
 /// How the servers are reached that collections are at.
 #[derive(Debug, Clone, Default)]
-pub struct Archives(Option<Access>);
+pub(crate) struct Archives(Option<Access>);
 
 impl Archives {
     /// With these credentials and this patience.
-    #[must_use]
-    pub const fn new(access: Access) -> Self {
+    pub(crate) const fn new(access: Access) -> Self {
         Self(Some(access))
     }
 }

@@ -52,7 +52,7 @@ impl Gather {
             let wanted = files.iter().map(|file| {
                 file.content()
                     .ok()
-                    .map(|(path, content)| (path, content, file.stamp()))
+                    .map(|(path, content)| (path, content, file.stamp))
             });
             let Some(wanted) = wanted.collect::<Option<Vec<_>>>() else {
                 continue;

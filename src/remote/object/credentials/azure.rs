@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use object_store::{
     ClientOptions,
-    azure::{AzureConfigKey, MicrosoftAzureBuilder},
+    azure::{AzureConfigKey as Key, MicrosoftAzureBuilder},
 };
 
 use super::{Connector, Environment, NONE, OF_THE_MACHINE, Opened, built, if_any, no_retries, wrong};
@@ -70,46 +70,7 @@ pub(super) fn open(
     let sas = environment
         .first(&["AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY"])
         .or_else(|| connected("SharedAccessSignature"));
-    let has = |names: &[&str]| names.iter().all(|name| environment.get(name).is_some());
-    let mut set = |pairs: &[(AzureConfigKey, &str)]| {
-        for (key, variable) in pairs {
-            if let Some(value) = environment.get(variable) {
-                builder = std::mem::take(&mut builder).with_config(*key, value);
-            }
-        }
-    };
-    let application = [
-        (AzureConfigKey::ClientId, "AZURE_CLIENT_ID"),
-        (AzureConfigKey::AuthorityId, "AZURE_TENANT_ID"),
-        (AzureConfigKey::AuthorityHost, "AZURE_AUTHORITY_HOST"),
-    ];
-    let shown = if address.anonymous == Anonymous::Yes {
-        builder = builder.with_skip_signature(true);
-        NONE
-    } else if let Some(sas) = sas {
-        // A signature is narrower than the account's key: anyone who sets both means it.
-        builder = builder.with_config(AzureConfigKey::SasKey, sas);
-        "the shared access signature in the environment"
-    } else if let Some(key) = key {
-        builder = builder.with_access_key(key);
-        ACCOUNT_KEY
-    } else if has(&["AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"]) {
-        set(&application);
-        set(&[(AzureConfigKey::FederatedTokenFile, "AZURE_FEDERATED_TOKEN_FILE")]);
-        "a workload identity"
-    } else if has(&["AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"]) {
-        set(&application);
-        set(&[(AzureConfigKey::ClientSecret, "AZURE_CLIENT_SECRET")]);
-        "an application's secret"
-    } else if address.anonymous == Anonymous::No
-        || environment.machine_says("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77")
-    {
-        set(&application);
-        OF_THE_MACHINE[1]
-    } else {
-        builder = builder.with_skip_signature(true);
-        NONE
-    };
+    let (builder, shown) = identified(builder, sas, key, address, environment);
     // The account's key signs; all others are as good as a password, which is not sent in clear but to this machine.
     if plain && ![NONE, ACCOUNT_KEY].contains(&shown) && !options.connect.endpoint.is_local() {
         return Err(wrong(
@@ -124,4 +85,55 @@ pub(super) fn open(
         shown,
         profile: None,
     })
+}
+
+/// Gives the builder the credentials that there are, and tells which.
+fn identified(
+    mut builder: MicrosoftAzureBuilder,
+    sas: Option<String>,
+    key: Option<String>,
+    address: &BucketAddress,
+    environment: &Environment,
+) -> (MicrosoftAzureBuilder, &'static str) {
+    let has = |names: &[&str]| names.iter().all(|name| environment.get(name).is_some());
+    let mut set = |pairs: &[(Key, &str)]| {
+        for (key, variable) in pairs {
+            if let Some(value) = environment.get(variable) {
+                builder = std::mem::take(&mut builder).with_config(*key, value);
+            }
+        }
+    };
+    let application = [
+        (Key::ClientId, "AZURE_CLIENT_ID"),
+        (Key::AuthorityId, "AZURE_TENANT_ID"),
+        (Key::AuthorityHost, "AZURE_AUTHORITY_HOST"),
+    ];
+    let shown = if address.anonymous == Anonymous::Yes {
+        builder = builder.with_skip_signature(true);
+        NONE
+    } else if let Some(sas) = sas {
+        // A signature is narrower than the account's key: anyone who sets both means it.
+        builder = builder.with_config(Key::SasKey, sas);
+        "the shared access signature in the environment"
+    } else if let Some(key) = key {
+        builder = builder.with_access_key(key);
+        ACCOUNT_KEY
+    } else if has(&["AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"]) {
+        set(&application);
+        set(&[(Key::FederatedTokenFile, "AZURE_FEDERATED_TOKEN_FILE")]);
+        "a workload identity"
+    } else if has(&["AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"]) {
+        set(&application);
+        set(&[(Key::ClientSecret, "AZURE_CLIENT_SECRET")]);
+        "an application's secret"
+    } else if address.anonymous == Anonymous::No
+        || environment.machine_says("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77")
+    {
+        set(&application);
+        OF_THE_MACHINE[1]
+    } else {
+        builder = builder.with_skip_signature(true);
+        NONE
+    };
+    (builder, shown)
 }

@@ -2,15 +2,16 @@
 
 use std::{
     fmt,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use object_store::{
     ClientOptions, CredentialProvider, StaticCredentialProvider,
     gcp::{GcpCredential, GoogleCloudStorageBuilder},
 };
+use parking_lot::Mutex;
 
 use super::{Connector, Environment, NONE, OF_THE_MACHINE, Opened, built, no_retries, nothing, ready, wrong};
 use crate::{
@@ -115,7 +116,7 @@ impl fmt::Debug for Tokens {
 
 impl Tokens {
     async fn credential(&self) -> object_store::Result<Arc<GcpCredential>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.known.lock().clone();
         if let Some((credential, _)) = known.filter(|(_, until)| *until > Instant::now()) {
             return Ok(credential);
         }
@@ -132,21 +133,16 @@ impl Tokens {
         let bearer = bearer.unwrap_or_default().to_owned();
         let credential = Arc::new(GcpCredential { bearer });
         let until = Instant::now() + kept.max(Duration::from_secs(1));
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((credential.clone(), until));
+        *self.known.lock() = Some((credential.clone(), until));
         Ok(credential)
     }
 }
 
-type Given<'a> = Pin<Box<dyn Future<Output = object_store::Result<Arc<GcpCredential>>> + Send + 'a>>;
-
+#[async_trait]
 impl CredentialProvider for Tokens {
     type Credential = GcpCredential;
 
-    fn get_credential<'life0, 'async_trait>(&'life0 self) -> Given<'async_trait>
-    where
-        'life0: 'async_trait,
-        Self: 'async_trait,
-    {
-        Box::pin(self.credential())
+    async fn get_credential(&self) -> object_store::Result<Arc<GcpCredential>> {
+        self.credential().await
     }
 }

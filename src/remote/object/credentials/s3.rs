@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use object_store::{
     ClientOptions,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    aws::{AmazonS3Builder, AmazonS3ConfigKey as Key},
 };
 
 use super::{Connector, EC2, Environment, NONE, Opened, built, if_any, no_retries, wrong};
 use crate::{
     remote::{
         RemoteOptions,
-        object::profile::{Files, ProfileError, Provider},
+        object::profile::{Files, Profile, ProfileError, Provider},
     },
     transport::{BucketAddress, RemoteError, bucket::Anonymous},
 };
@@ -59,13 +59,34 @@ pub(super) fn open(
         };
         builder = builder.with_endpoint(url);
     }
+    let (builder, shown, provider) =
+        identified(builder, files, profile.as_ref(), options, address, environment)?;
+    let store = built(address, builder.build())?;
+    Ok(Opened {
+        ready: if_any(shown, store.credentials()),
+        store: Arc::new(store),
+        shown,
+        profile: provider,
+    })
+}
+
+/// Gives the builder the credentials that there are: the environment's before those of files, and these before those of
+/// the machine. Tells which, and the provider of a profile's.
+fn identified(
+    mut builder: AmazonS3Builder,
+    files: Files,
+    profile: Option<&Profile>,
+    options: &RemoteOptions,
+    address: &BucketAddress,
+    environment: &Environment,
+) -> Result<(AmazonS3Builder, &'static str, Option<Arc<Provider>>), RemoteError> {
     let (mut shown, mut provider) = (NONE, None);
     let keys = (
         environment.get("AWS_ACCESS_KEY_ID"),
         environment.get("AWS_SECRET_ACCESS_KEY"),
     );
     let has = |names: &[&str]| names.iter().all(|name| environment.get(name).is_some());
-    let has_profile = match &profile {
+    let has_profile = match profile {
         Some(profile)
             if address.anonymous != Anonymous::Yes && keys == (None, None) && !has(&WEB_IDENTITY) =>
         {
@@ -73,7 +94,7 @@ pub(super) fn open(
         }
         _ => false,
     };
-    let set = |mut builder: AmazonS3Builder, pairs: &[(AmazonS3ConfigKey, &str)]| {
+    let set = |mut builder: AmazonS3Builder, pairs: &[(Key, &str)]| {
         for (key, variable) in pairs {
             if let Some(value) = environment.get(variable) {
                 builder = builder.with_config(*key, value);
@@ -99,13 +120,10 @@ pub(super) fn open(
         builder = set(
             builder,
             &[
-                (
-                    AmazonS3ConfigKey::WebIdentityTokenFile,
-                    "AWS_WEB_IDENTITY_TOKEN_FILE",
-                ),
-                (AmazonS3ConfigKey::RoleArn, "AWS_ROLE_ARN"),
-                (AmazonS3ConfigKey::RoleSessionName, "AWS_ROLE_SESSION_NAME"),
-                (AmazonS3ConfigKey::StsEndpoint, "AWS_ENDPOINT_URL_STS"),
+                (Key::WebIdentityTokenFile, "AWS_WEB_IDENTITY_TOKEN_FILE"),
+                (Key::RoleArn, "AWS_ROLE_ARN"),
+                (Key::RoleSessionName, "AWS_ROLE_SESSION_NAME"),
+                (Key::StsEndpoint, "AWS_ENDPOINT_URL_STS"),
             ],
         );
     } else if has_profile {
@@ -124,15 +142,15 @@ pub(super) fn open(
             builder,
             &[
                 (
-                    AmazonS3ConfigKey::ContainerCredentialsRelativeUri,
+                    Key::ContainerCredentialsRelativeUri,
                     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
                 ),
                 (
-                    AmazonS3ConfigKey::ContainerCredentialsFullUri,
+                    Key::ContainerCredentialsFullUri,
                     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
                 ),
                 (
-                    AmazonS3ConfigKey::ContainerAuthorizationTokenFile,
+                    Key::ContainerAuthorizationTokenFile,
                     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
                 ),
             ],
@@ -146,13 +164,7 @@ pub(super) fn open(
     } else {
         builder = builder.with_skip_signature(true);
     }
-    let store = built(address, builder.build())?;
-    Ok(Opened {
-        ready: if_any(shown, store.credentials()),
-        store: Arc::new(store),
-        shown,
-        profile: provider,
-    })
+    Ok((builder, shown, provider))
 }
 
 /// Whether this is a machine of Amazon's with a metadata service (EC2's guide, "Detect whether a host is an EC2 instance").

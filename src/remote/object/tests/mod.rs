@@ -5,8 +5,8 @@ mod stores;
 
 use std::{path::Path, time::Duration};
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
 
 use super::{bucket::Bucket, cache::ObjectCache, credentials::Environment};
 use crate::{
@@ -54,10 +54,11 @@ async fn stream(cache: &ObjectCache, digest: &Digest, offset: u64) -> Result<Vec
 /// Says no after some bytes.
 struct Full(usize);
 
+#[async_trait]
 impl Sink for Full {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, Result<(), String>> {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
         let fits = self.0 >= bytes.len();
         self.0 = self.0.saturating_sub(bytes.len());
-        async move { if fits { Ok(()) } else { Err("full".to_owned()) } }.boxed()
+        if fits { Ok(()) } else { Err("full".to_owned()) }
     }
 }

@@ -12,17 +12,19 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
+use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture};
+use futures::{StreamExt as _, TryStreamExt as _};
 use http::{Method, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 
 use self::{
     body::{Decoder, encoding, length},
@@ -43,7 +45,7 @@ use crate::{
 
 /// An HTTP cache. Cheap to clone: clones share the connections.
 #[derive(Clone)]
-pub struct HttpCache(Arc<Server>);
+pub(crate) struct HttpCache(Arc<Server>);
 
 impl fmt::Debug for HttpCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,7 +61,7 @@ impl HttpCache {
     ///
     /// # Errors
     /// [`RemoteErrorKind::Config`], naming the flag, when the options cannot work.
-    pub fn new(options: RemoteOptions) -> Result<Self, RemoteError> {
+    pub(crate) fn new(options: RemoteOptions) -> Result<Self, RemoteError> {
         Self::with_timer(options, Arc::new(SystemTimer))
     }
 
@@ -67,7 +69,7 @@ impl HttpCache {
     ///
     /// # Errors
     /// As [`HttpCache::new`].
-    pub fn with_timer(options: RemoteOptions, timer: Arc<dyn Timer>) -> Result<Self, RemoteError> {
+    pub(crate) fn with_timer(options: RemoteOptions, timer: Arc<dyn Timer>) -> Result<Self, RemoteError> {
         if !options.instance_name.is_empty() {
             tracing::warn!(
                 cache = %options.connect.endpoint,
@@ -187,78 +189,64 @@ impl HttpCache {
     }
 }
 
+#[async_trait]
 impl BlobStore for HttpCache {
-    fn capabilities(&self) -> BoxFuture<'_, Result<Capabilities, RemoteError>> {
+    async fn capabilities(&self) -> Result<Capabilities, RemoteError> {
         // The protocol has none. A batch is held in memory.
-        futures::future::ready(Ok(Capabilities::plain(MAX_BATCH))).boxed()
+        futures::future::ready(Ok(Capabilities::plain(MAX_BATCH))).await
     }
 
     /// One `GET` for each blob, as many at once as there are connections.
-    fn read_batch<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-        avoid: bool,
-    ) -> BoxFuture<'a, Vec<BatchAnswer>> {
-        async move {
-            let hope = Hope::default();
-            let distinct: HashSet<Digest> = digests.iter().cloned().collect();
-            let hope = &hope;
-            let reads = distinct.into_iter().map(|digest| async move {
-                if let Some(error) = hope.is_lost() {
-                    return (digest, Err(error));
-                }
-                let answer = self.whole(&digest, avoid).await;
-                hope.heard(&answer);
-                (digest, answer)
-            });
-            let answers: HashMap<Digest, Result<Bytes, RemoteError>> = futures::stream::iter(reads)
-                .buffer_unordered(self.0.options.connections())
-                .collect()
-                .await;
-            let answer = |digest: &Digest| match answers.get(digest) {
-                Some(answer) => (digest.clone(), answer.clone()),
-                None => (digest.clone(), Ok(Bytes::new())),
-            };
-            digests.iter().map(answer).collect()
-        }
-        .boxed()
+    async fn read_batch(&self, digests: &[Digest], _: &Attribution, avoid: bool) -> Vec<BatchAnswer> {
+        let hope = Hope::default();
+        let distinct: HashSet<Digest> = digests.iter().cloned().collect();
+        let hope = &hope;
+        let reads = distinct.into_iter().map(|digest| async move {
+            if let Some(error) = hope.is_lost() {
+                return (digest, Err(error));
+            }
+            let answer = self.whole(&digest, avoid).await;
+            hope.heard(&answer);
+            (digest, answer)
+        });
+        let answers: HashMap<Digest, Result<Bytes, RemoteError>> = futures::stream::iter(reads)
+            .buffer_unordered(self.0.options.connections())
+            .collect()
+            .await;
+        let answer = |digest: &Digest| match answers.get(digest) {
+            Some(answer) => (digest.clone(), answer.clone()),
+            None => (digest.clone(), Ok(Bytes::new())),
+        };
+        digests.iter().map(answer).collect()
     }
 
-    fn read_stream<'a>(
-        &'a self,
-        digest: &'a Digest,
+    async fn read_stream(
+        &self,
+        digest: &Digest,
         offset: u64,
-        _: &'a Attribution,
+        _: &Attribution,
         avoid: bool,
-        sink: &'a mut dyn Sink,
-    ) -> BoxFuture<'a, Result<(), RemoteError>> {
-        read::read(&self.0, digest, offset, avoid, sink).boxed()
+        sink: &mut dyn Sink,
+    ) -> Result<(), RemoteError> {
+        read::read(&self.0, digest, offset, avoid, sink).await
     }
 
     /// One `HEAD` for each blob.
-    fn find_missing<'a>(
-        &'a self,
-        digests: &'a [Digest],
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Vec<Digest>, RemoteError>> {
-        async move {
-            let distinct: HashSet<Digest> = digests.iter().filter(|d| !d.is_empty()).cloned().collect();
-            let looks = distinct.into_iter().map(|digest| async move {
-                let context = self.0.context(format_args!("blob {digest}"));
-                let path = cas(&digest);
-                let found = self.0.retry.run(|| self.look(&context, &path)).await?;
-                Ok(found.is_none().then_some(digest))
-            });
-            let mut missing: HashSet<Digest> = futures::stream::iter(looks)
-                .buffer_unordered(self.0.options.connections())
-                .try_filter_map(|missing| async move { Ok(missing) })
-                .try_collect()
-                .await?;
-            // Taken out when told, so that one asked about twice is told once.
-            Ok(digests.iter().filter(|d| missing.remove(*d)).cloned().collect())
-        }
-        .boxed()
+    async fn find_missing(&self, digests: &[Digest], _: &Attribution) -> Result<Vec<Digest>, RemoteError> {
+        let distinct: HashSet<Digest> = digests.iter().filter(|d| !d.is_empty()).cloned().collect();
+        let looks = distinct.into_iter().map(|digest| async move {
+            let context = self.0.context(format_args!("blob {digest}"));
+            let path = cas(&digest);
+            let found = self.0.retry.run(|| self.look(&context, &path)).await?;
+            Ok(found.is_none().then_some(digest))
+        });
+        let mut missing: HashSet<Digest> = futures::stream::iter(looks)
+            .buffer_unordered(self.0.options.connections())
+            .try_filter_map(|missing| async move { Ok(missing) })
+            .try_collect()
+            .await?;
+        // Taken out when told, so that one asked about twice is told once.
+        Ok(digests.iter().filter(|d| missing.remove(*d)).cloned().collect())
     }
 
     fn describe(&self) -> String {
@@ -266,77 +254,65 @@ impl BlobStore for HttpCache {
     }
 }
 
+#[async_trait]
 impl ActionStore for HttpCache {
-    fn action_result<'a>(
-        &'a self,
-        action: &'a Digest,
-        _: &'a Attribution,
-    ) -> BoxFuture<'a, Result<Option<Arc<ActionResult>>, RemoteError>> {
-        async move {
-            let context = self.0.context(format_args!("result for action {action}"));
-            let path = format!("ac/{}", action.hash_hex());
-            let Some(bytes) = self.0.retry.run(|| self.entry(&context, &path)).await? else {
-                return Ok(None);
-            };
-            let result = decode(&bytes).map_err(|e| {
-                let message = format!("what the server has is no action result: {e}");
-                RemoteError::new(RemoteErrorKind::Protocol, context, message)
-            })?;
-            Ok(Some(Arc::new(result)))
-        }
-        .boxed()
+    async fn action_result(
+        &self,
+        action: &Digest,
+        _: &Attribution,
+    ) -> Result<Option<Arc<ActionResult>>, RemoteError> {
+        let context = self.0.context(format_args!("result for action {action}"));
+        let path = format!("ac/{}", action.hash_hex());
+        let Some(bytes) = self.0.retry.run(|| self.entry(&context, &path)).await? else {
+            return Ok(None);
+        };
+        let result = decode(&bytes).map_err(|e| {
+            let message = format!("what the server has is no action result: {e}");
+            RemoteError::new(RemoteErrorKind::Protocol, context, message)
+        })?;
+        Ok(Some(Arc::new(result)))
     }
 
     /// By `HEAD`; where the server does not tell the length, by counting the bytes.
-    fn blob_size<'a>(
-        &'a self,
-        _: DigestFunction,
-        hash: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<u64>, RemoteError>> {
-        async move {
-            let path = format!("cas/{}", hex::encode(hash));
-            let context = self.0.context(format_args!("blob {}", hex::encode(hash)));
-            let found = self.0.retry.run(|| self.look(&context, &path)).await?;
-            let Some(None) = found else {
-                return Ok(found.flatten());
-            };
-            let counted = self.0.retry.run(|| async {
-                let _connection = self.0.connection().await;
-                let answer = self.0.send(&context, &Ask::plain(Method::GET, &path)).await?;
-                if answer.status() != StatusCode::OK {
-                    return Err(self.0.refused(&context, answer).await);
-                }
-                self.pour(&context, answer, u64::MAX, drop).await
-            });
-            match counted.await {
-                Err(error) if error.is_not_found() => Ok(None),
-                counted => counted.map(Some),
+    async fn blob_size(&self, _: DigestFunction, hash: &[u8]) -> Result<Option<u64>, RemoteError> {
+        let path = format!("cas/{}", hex::encode(hash));
+        let context = self.0.context(format_args!("blob {}", hex::encode(hash)));
+        let found = self.0.retry.run(|| self.look(&context, &path)).await?;
+        let Some(None) = found else {
+            return Ok(found.flatten());
+        };
+        let counted = self.0.retry.run(|| async {
+            let _connection = self.0.connection().await;
+            let answer = self.0.send(&context, &Ask::plain(Method::GET, &path)).await?;
+            if answer.status() != StatusCode::OK {
+                return Err(self.0.refused(&context, answer).await);
             }
+            self.pour(&context, answer, u64::MAX, drop).await
+        });
+        match counted.await {
+            Err(error) if error.is_not_found() => Ok(None),
+            counted => counted.map(Some),
         }
-        .boxed()
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
-        async move {
-            let context = format!("remote cache {}", self.0.place());
-            let path = empty(self.0.options.digest_function);
-            match self.look(&context, &path).await {
-                Ok(_) => Ok(()),
-                Err(mut error) => {
-                    match error.kind {
-                        RemoteErrorKind::Unavailable => {
-                            error.message = format!("failed to reach the server ({})", error.message);
-                        }
-                        RemoteErrorKind::Rejected => {
-                            error.message = format!("the server is not an HTTP cache ({})", error.message);
-                        }
-                        _ => {}
+    async fn probe(&self) -> Result<(), RemoteError> {
+        let context = format!("remote cache {}", self.0.place());
+        let path = empty(self.0.options.digest_function);
+        match self.look(&context, &path).await {
+            Ok(_) => Ok(()),
+            Err(mut error) => {
+                match error.kind {
+                    RemoteErrorKind::Unavailable => {
+                        error.message = format!("failed to reach the server ({})", error.message);
                     }
-                    Err(error)
+                    RemoteErrorKind::Rejected => {
+                        error.message = format!("the server is not an HTTP cache ({})", error.message);
+                    }
+                    _ => {}
                 }
+                Err(error)
             }
         }
-        .boxed()
     }
 }
 
@@ -353,7 +329,7 @@ impl Hope {
             Err(error)
                 if error.kind != RemoteErrorKind::NotFound && error.kind != RemoteErrorKind::Protocol =>
             {
-                let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut lost = self.lost.lock();
                 lost.get_or_insert_with(|| error.clone());
             }
             _ => self.has_answered.store(true, Relaxed),
@@ -365,6 +341,6 @@ impl Hope {
         if self.has_answered.load(Relaxed) {
             return None;
         }
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lost.lock().clone()
     }
 }
