@@ -23,6 +23,7 @@ use crate::{
     config::{CacheArgs, ControlArgs, StateArgs},
     printable::printable,
     proto::outhaul::v1 as pb,
+    record::with_fields_of,
     units::show_size,
 };
 
@@ -75,16 +76,9 @@ pub(super) struct WishArgs {
 
 impl WishArgs {
     pub(super) fn wish(&self) -> pb::StageWish {
-        pb::StageWish {
-            targets: self.targets.clone(),
-            output_groups: self.output_group.clone(),
-            include: self.include.clone(),
-            exclude: self.exclude.clone(),
-            required: self.required.clone(),
-            optional: self.optional.clone(),
-            flatten: self.flatten,
-            extract: self.extract,
-        }
+        let wish = self.clone();
+        with_fields_of!(wish, pb::StageWish { output_groups: wish.output_group }
+            targets include exclude required optional flatten extract)
     }
 }
 

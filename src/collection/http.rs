@@ -112,19 +112,14 @@ impl HttpFiles {
             let Some(location) = location.filter(|_| is_redirect(response.status())) else {
                 return Ok(response);
             };
-            let rejected =
-                |reason: String| RemoteError::new(RemoteErrorKind::Rejected, address.to_string(), reason);
+            let rejected = |reason: String| RemoteError::rejected(address.to_string(), reason);
             let location = location
                 .to_str()
                 .map_err(|_| rejected("redirects to what is no URL".to_owned()))?;
             address = address.follow(location).map_err(rejected)?;
         }
         let message = format!("redirects more than {REDIRECTS} times");
-        Err(RemoteError::new(
-            RemoteErrorKind::Rejected,
-            first.to_string(),
-            message,
-        ))
+        Err(RemoteError::rejected(first.to_string(), message))
     }
 
     async fn ask(
@@ -169,7 +164,7 @@ impl Ranged for HttpFiles {
         if let Some(coding) = coding.filter(|coding| !is_its_own(&item.name, coding)) {
             let coding = String::from_utf8_lossy(coding).into_owned();
             let message = format!("the server sent Content-Encoding {coding}, although none was asked for");
-            return Err(RemoteError::new(RemoteErrorKind::Protocol, context, message));
+            return Err(RemoteError::protocol(context, message));
         }
         let version = [ETAG, LAST_MODIFIED]
             .iter()
@@ -181,9 +176,7 @@ impl Ranged for HttpFiles {
         } else {
             body.into_data_stream()
                 .map(move |piece| {
-                    piece.map_err(|e| {
-                        RemoteError::new(RemoteErrorKind::Unavailable, context.clone(), with_causes(&e))
-                    })
+                    piece.map_err(|e| RemoteError::unavailable(context.clone(), with_causes(&e)))
                 })
                 .boxed()
         };
@@ -220,11 +213,7 @@ impl Collection for HttpFiles {
         read.map_err(unlisted)?;
         let files = files(&page.text(), &self.address).ok_or_else(|| {
             let message = "the server shows no list of files for it".to_owned();
-            unlisted(RemoteError::new(
-                RemoteErrorKind::Rejected,
-                self.describe(),
-                message,
-            ))
+            unlisted(RemoteError::rejected(self.describe(), message))
         });
         Ok(Listing {
             items: files?,

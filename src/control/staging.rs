@@ -13,7 +13,7 @@ use crate::{
     digest::{Digest, DigestFunction},
     output::OutputContent,
     proto::outhaul::v1 as pb,
-    record::{InvocationRow, Which},
+    record::{InvocationRow, Which, with_fields_of},
     stage::{
         Ended, Ends, Gathered, Manner, StageError, StageErrorKind, Staged, Wish, check, marker::Missing,
         remembered, select::Artifact,
@@ -298,16 +298,7 @@ fn absolute(directory: &str) -> Result<PathBuf, Status> {
 }
 
 fn wish(wish: pb::StageWish) -> Wish {
-    Wish {
-        targets: wish.targets,
-        output_groups: wish.output_groups,
-        include: wish.include,
-        exclude: wish.exclude,
-        required: wish.required,
-        optional: wish.optional,
-        flatten: wish.flatten,
-        extract: wish.extract,
-    }
+    with_fields_of!(wish, Wish {} targets output_groups include exclude required optional flatten extract)
 }
 
 fn manner(request: &pb::StageRequest) -> Manner {

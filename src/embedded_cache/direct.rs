@@ -1,39 +1,27 @@
 //! The two calls that blobs are read with, answered past the generated services: those copy every blob twice on its way
 //! into a message, and here the cache's own bytes go to the connection.
 
-use std::{
-    convert::Infallible,
-    task::{Context as TaskContext, Poll},
-};
-
 use bazel_remote_apis::{
     build::bazel::remote::execution::v2::batch_read_blobs_response, google::bytestream::ReadRequest,
 };
 use bytes::Bytes;
-use futures::{
-    future::BoxFuture,
-    stream::{self, BoxStream, StreamExt as _},
-};
+use futures::stream::{self, BoxStream, StreamExt as _};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use prost::{
     Message,
     encoding::{encode_varint, encoded_len_varint},
 };
-use tonic::{
-    Extensions, Request, Status, Streaming, body::Body, codec::Codec as _, metadata::MetadataMap,
-    server::NamedService,
-};
+use tonic::{Extensions, Request, Status, Streaming, body::Body, codec::Codec as _, metadata::MetadataMap};
 use tonic_prost::ProstCodec;
-use tower::Service;
 
 use super::{
     context::Shared,
     read::{self, Ending},
 };
 
-const READ: &str = "/google.bytestream.ByteStream/Read";
-const BATCH: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
+pub(super) const READ: &str = "/google.bytestream.ByteStream/Read";
+pub(super) const BATCH: &str = "/build.bazel.remote.execution.v2.ContentAddressableStorage/BatchReadBlobs";
 
 /// Largest request taken: 4 MiB, gRPC's default.
 const MAX_REQUEST: usize = 4 << 20;
@@ -45,50 +33,10 @@ const PREFIX: usize = 5;
 /// than a frame of their own.
 const OWN_FRAME: usize = 32 << 10;
 
-/// A generated service, some of whose calls are answered here.
-#[derive(Clone)]
-pub(super) struct Direct<S> {
-    service: S,
-    context: Shared,
-}
-
-impl<S> Direct<S> {
-    pub(super) const fn new(service: S, context: Shared) -> Self {
-        Self { service, context }
-    }
-}
-
-impl<S: NamedService> NamedService for Direct<S> {
-    const NAME: &'static str = S::NAME;
-}
-
-impl<S> Service<http::Request<Body>> for Direct<S>
-where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
-        self.service.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let context = self.context.clone();
-        match request.uri().path() {
-            READ => Box::pin(async move { Ok(answer(read(context, request).await)) }),
-            BATCH => Box::pin(async move { Ok(answer(batch(context, request).await)) }),
-            _ => Box::pin(self.service.call(request)),
-        }
-    }
-}
-
 /// Frames of an answer, the last of them its status. An error resets it.
-type Frames = BoxStream<'static, Result<Frame<Bytes>, Status>>;
+pub(super) type Frames = BoxStream<'static, Result<Frame<Bytes>, Status>>;
 
-fn answer(frames: Result<Frames, Status>) -> http::Response<Body> {
+pub(super) fn answer(frames: Result<Frames, Status>) -> http::Response<Body> {
     match frames {
         Ok(frames) => {
             let mut response = Status::ok("").into_http::<Body>();
@@ -128,7 +76,7 @@ enum Next {
     Nothing,
 }
 
-async fn read(context: Shared, request: http::Request<Body>) -> Result<Frames, Status> {
+pub(super) async fn read(context: Shared, request: http::Request<Body>) -> Result<Frames, Status> {
     let request: Request<ReadRequest> = message(request).await?;
     let pieces = read::read(&context, request).await?;
     let frames = stream::unfold((pieces, Next::Message), async |(mut pieces, next)| {
@@ -164,7 +112,7 @@ async fn read(context: Shared, request: http::Request<Body>) -> Result<Frames, S
     Ok(frames.boxed())
 }
 
-async fn batch(context: Shared, request: http::Request<Body>) -> Result<Frames, Status> {
+pub(super) async fn batch(context: Shared, request: http::Request<Body>) -> Result<Frames, Status> {
     let parts = context.read_batch(message(request).await?).await?;
     let frames = encoded(parts).into_iter().map(Frame::data);
     let all: Vec<_> = frames.chain([trailers(&Status::ok(""))]).map(Ok).collect();

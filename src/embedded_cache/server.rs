@@ -32,7 +32,6 @@ use super::{
     cas::CasService,
     connection::Connection,
     context::{Context, Shared},
-    direct::Direct,
     faults::Faults,
     stats::{Stats, add},
     store::Store,
@@ -305,19 +304,12 @@ impl Builder {
                 context.clone(),
             ))
             .add_service(Wire::new(
-                Direct::new(
-                    ContentAddressableStorageServer::new(CasService(context.clone()))
-                        .max_decoding_message_size(message),
-                    context.clone(),
-                ),
+                ContentAddressableStorageServer::new(CasService(context.clone()))
+                    .max_decoding_message_size(message),
                 context.clone(),
             ))
             .add_service(Wire::new(
-                Direct::new(
-                    ByteStreamServer::new(ByteStreamService(context.clone()))
-                        .max_decoding_message_size(message),
-                    context.clone(),
-                ),
+                ByteStreamServer::new(ByteStreamService(context.clone())).max_decoding_message_size(message),
                 context.clone(),
             ));
         Ok((router, context))

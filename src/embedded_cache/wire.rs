@@ -15,7 +15,12 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tonic::{Code, Status, body::Body, server::NamedService};
 use tower::Service;
 
-use super::{context::Shared, faults::RequestFault, stats::Rpc};
+use super::{
+    context::Shared,
+    direct::{BATCH, READ, answer, batch, read},
+    faults::RequestFault,
+    stats::Rpc,
+};
 
 /// What a proxy shows a browser.
 const PAGE: &str =
@@ -31,6 +36,25 @@ pub(super) struct Wire<S> {
 impl<S> Wire<S> {
     pub(super) const fn new(service: S, context: Shared) -> Self {
         Self { service, context }
+    }
+}
+
+impl<S> Wire<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    /// What the service answers, or is answered in its place.
+    fn answer(
+        &mut self,
+        request: http::Request<Body>,
+    ) -> BoxFuture<'static, Result<http::Response<Body>, Infallible>> {
+        let context = self.context.clone();
+        match request.uri().path() {
+            READ => Box::pin(async move { Ok(answer(read(context, request).await)) }),
+            BATCH => Box::pin(async move { Ok(answer(batch(context, request).await)) }),
+            _ => Box::pin(self.service.call(request)),
+        }
     }
 }
 
@@ -54,7 +78,7 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let rpc = rpc(request.uri().path());
         let Some((rpc, fault)) = rpc.and_then(|rpc| Some((rpc, self.context.faults.on_wire(rpc)?))) else {
-            return Box::pin(self.service.call(request));
+            return self.answer(request);
         };
         let cut = match fault {
             RequestFault::NoTrailers => Cut::Trailers,
@@ -66,7 +90,7 @@ where
                 return Box::pin(std::future::ready(Ok(answer)));
             }
         };
-        let answer = self.service.call(request);
+        let answer = self.answer(request);
         Box::pin(async move {
             let (parts, body) = answer.await?.into_parts();
             let body = Body::new(Broken { body, cut });

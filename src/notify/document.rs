@@ -10,7 +10,7 @@ use crate::{
         Report,
         feed::{Change, Told},
     },
-    record::TargetRow,
+    record::{TargetRow, with_fields_of},
     units::now_ms,
 };
 
@@ -257,15 +257,8 @@ impl<'a> InvocationDocument<'a> {
             exec_root: filled(&report.exec_root),
             state: report.state.name(),
             exit_code: report.exit_code,
-            summary: Summary {
-                downloaded: tally.downloaded,
-                downloaded_bytes: tally.downloaded_bytes,
-                present: tally.present,
-                failed: tally.failed,
-                optional_failed: tally.optional_failed,
-                known: tally.known,
-                superseded: tally.superseded,
-            },
+            summary: with_fields_of!(tally, Summary {}
+                downloaded downloaded_bytes present failed optional_failed known superseded),
             summary_line: &report.line,
             failures: &report.messages,
         }

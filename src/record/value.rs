@@ -72,6 +72,32 @@ pub(super) fn unseal<M: Message + Default>(value: &[u8]) -> Result<M, ValueError
     M::decode(open_value(value)?).map_err(|e| ValueError::Message(e.to_string()))
 }
 
+/// States have the same names in rows and messages. What a message says that is not known counts as the last one.
+macro_rules! states {
+    ($row:ident, $message:path: $($name:ident)*, else $unknown:ident) => {
+        impl From<$row> for $message {
+            fn from(state: $row) -> Self {
+                match state {
+                    $($row::$name => Self::$name,)*
+                }
+            }
+        }
+
+        impl From<$message> for $row {
+            fn from(state: $message) -> Self {
+                match state {
+                    $(<$message>::$name => Self::$name,)*
+                    <$message>::Unspecified => Self::$unknown,
+                }
+            }
+        }
+    };
+}
+
+// One that a later program added is surely not running here.
+states!(InvocationState, record_invocation::State: Running Draining Settled Superseded Interrupted, else Interrupted);
+states!(TargetState, record_target::State: Announced Completed Settled Failed Aborted, else Announced);
+
 // === RootRow ===
 
 pub(super) fn encode_root(row: &RootRow) -> Vec<u8> {
@@ -95,14 +121,7 @@ macro_rules! invocation {
 }
 
 pub(super) fn encode_invocation(row: &InvocationRow) -> Vec<u8> {
-    use record_invocation::State;
-    let state = match row.state {
-        InvocationState::Running => State::Running,
-        InvocationState::Draining => State::Draining,
-        InvocationState::Settled => State::Settled,
-        InvocationState::Superseded => State::Superseded,
-        InvocationState::Interrupted => State::Interrupted,
-    };
+    let state = record_invocation::State::from(row.state);
     let row = row.clone();
     seal(&invocation!(
         row,
@@ -115,16 +134,8 @@ pub(super) fn encode_invocation(row: &InvocationRow) -> Vec<u8> {
 }
 
 pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueError> {
-    use record_invocation::State;
     let row: RecordInvocation = unseal(value)?;
-    let state = match row.state() {
-        State::Running => InvocationState::Running,
-        State::Draining => InvocationState::Draining,
-        State::Settled => InvocationState::Settled,
-        State::Superseded => InvocationState::Superseded,
-        // Also a state that a later program added: it is surely not running here.
-        State::Interrupted | State::Unspecified => InvocationState::Interrupted,
-    };
+    let state = row.state().into();
     Ok(invocation!(
         row,
         InvocationRow {
@@ -139,28 +150,14 @@ pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueErro
 
 /// Without its names: they are in the key.
 pub(super) fn encode_target(row: &TargetRow) -> Vec<u8> {
-    use record_target::State;
-    let state = match row.state {
-        TargetState::Announced => State::Announced,
-        TargetState::Completed => State::Completed,
-        TargetState::Settled => State::Settled,
-        TargetState::Failed => State::Failed,
-        TargetState::Aborted => State::Aborted,
-    };
+    let state = record_target::State::from(row.state);
     seal(&with_fields_of!(row, RecordTarget { state: state.into() } success required optional failed known))
 }
 
 /// Without its names.
 pub(super) fn decode_target(value: &[u8]) -> Result<TargetRow, ValueError> {
-    use record_target::State;
     let row: RecordTarget = unseal(value)?;
-    let state = match row.state() {
-        State::Announced | State::Unspecified => TargetState::Announced,
-        State::Completed => TargetState::Completed,
-        State::Settled => TargetState::Settled,
-        State::Failed => TargetState::Failed,
-        State::Aborted => TargetState::Aborted,
-    };
+    let state = row.state().into();
     Ok(with_fields_of!(
         row,
         TargetRow { state: state } success required optional failed known,

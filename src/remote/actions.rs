@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     digest::{Digest, DigestFunction},
-    transport::{RemoteError, RemoteErrorKind},
+    transport::RemoteError,
 };
 
 /// The most that a request for missing blobs holds. As Bazel splits them.
@@ -246,7 +246,7 @@ async fn get_tree(
             token = page.next_page_token;
             for directory in page.directories {
                 tree.add(directory)
-                    .map_err(|e| RemoteError::new(RemoteErrorKind::Protocol, context, e))?;
+                    .map_err(|e| RemoteError::protocol(context, e))?;
             }
             if tree.encoded_bytes > MAX_TREE {
                 return Err(too_large(context).into());
@@ -256,12 +256,9 @@ async fn get_tree(
             return Ok(());
         }
         if !tokens.insert(token.clone()) {
-            return Err(RemoteError::new(
-                RemoteErrorKind::Protocol,
-                context,
-                "the server repeats the same page of the tree",
-            )
-            .into());
+            return Err(
+                RemoteError::protocol(context, "the server repeats the same page of the tree").into(),
+            );
         }
         request.page_token = token;
     }

@@ -412,7 +412,7 @@ fn sort_out(
 /// The bytes of one answer, decompressed and of the right length.
 fn content(client: &Client, digest: &Digest, answer: BatchPart) -> Answer {
     let context = || client.context(format_args!("blob {digest}"));
-    let protocol = |message: String| RemoteError::new(RemoteErrorKind::Protocol, context(), message);
+    let protocol = |message: String| RemoteError::protocol(context(), message);
     if let Some(status) = answer.status.filter(|s| s.code != Code::Ok as i32) {
         return Err(client.told_of_blob(&context(), &status));
     }
@@ -455,8 +455,7 @@ fn unpack(packed: &[u8], size: usize) -> std::io::Result<Vec<u8>> {
 }
 
 fn unanswered(client: &Client, digest: &Digest) -> RemoteError {
-    RemoteError::new(
-        RemoteErrorKind::Protocol,
+    RemoteError::protocol(
         client.context(format_args!("blob {digest}")),
         "missing from the server's response",
     )

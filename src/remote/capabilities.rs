@@ -12,10 +12,7 @@ use super::{
     Attribution, Capabilities,
     client::{Client, Failure, MAX_MESSAGE},
 };
-use crate::{
-    digest::DigestFunction,
-    transport::{RemoteError, RemoteErrorKind},
-};
+use crate::{digest::DigestFunction, transport::RemoteError};
 
 /// gRPC's default limit for a message. A server that states no limit for batches, or a larger one, still has this.
 const MESSAGE_LIMIT: u64 = 4 * 1024 * 1024;
@@ -89,7 +86,7 @@ async fn ask(client: &Client, retry: bool) -> Result<Option<CacheCapabilities>, 
 /// The answer in our terms.
 ///
 /// # Errors
-/// [`RemoteErrorKind::Rejected`] when the server names its digest functions and ours is not among them.
+/// [`Rejected`](crate::transport::RemoteErrorKind::Rejected) when the server names its digest functions and ours is not among them.
 fn understood(client: &Client, answer: Option<CacheCapabilities>) -> Result<Capabilities, RemoteError> {
     let Some(answer) = answer else {
         tracing::debug!(
@@ -101,8 +98,7 @@ fn understood(client: &Client, answer: Option<CacheCapabilities>) -> Result<Capa
     let wanted = client.options.digest_function;
     if !answer.digest_functions.is_empty() && !answer.digest_functions.contains(&wanted.wire()) {
         let offered: Vec<String> = answer.digest_functions.iter().map(|&f| name(f)).collect();
-        return Err(RemoteError::new(
-            RemoteErrorKind::Rejected,
+        return Err(RemoteError::rejected(
             client.context("capabilities"),
             format!(
                 "the server does not support the digest function {wanted}; it supports {}",

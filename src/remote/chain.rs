@@ -220,7 +220,7 @@ impl Chain {
 
 fn wrong_before(digest: &Digest) -> RemoteError {
     let message = "it gave wrong bytes or no usable answer for this blob, twice";
-    RemoteError::new(RemoteErrorKind::Protocol, format!("reading {digest}"), message)
+    RemoteError::protocol(format!("reading {digest}"), message)
 }
 
 /// How likely a store has what it did not give: the lowest is the likeliest.

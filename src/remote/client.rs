@@ -206,8 +206,7 @@ impl Client {
         match tokio::time::timeout(self.options.stall_timeout, guarded(step)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(status)) => Err(self.failed(context, &status)),
-            Err(_) => Err(RemoteError::new(
-                RemoteErrorKind::Timeout,
+            Err(_) => Err(RemoteError::timeout(
                 context,
                 format!("no answer within {:?}", self.options.stall_timeout),
             )

@@ -279,8 +279,7 @@ impl BlobStore for LocalFirst {
                     self.note(digest, false);
                     answer
                 }
-                (None, None) => Err(RemoteError::new(
-                    RemoteErrorKind::Protocol,
+                (None, None) => Err(RemoteError::protocol(
                     digest.to_string(),
                     "it was requested twice in one batch",
                 )),

@@ -91,7 +91,7 @@ impl DiskCache {
     }
 
     fn failed(&self, what: impl std::fmt::Display, error: &io::Error) -> RemoteError {
-        RemoteError::new(RemoteErrorKind::Protocol, self.context(what), error.to_string())
+        RemoteError::protocol(self.context(what), error.to_string())
     }
 
     /// Does something with the directory on a thread that may block; `None` when it is not there.

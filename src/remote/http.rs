@@ -134,7 +134,7 @@ impl HttpCache {
         let told = self.pour(context, answer, most, |piece| whole.add(piece)).await?;
         if told > most {
             let message = format!("the server's answer exceeds the maximum of {most} bytes");
-            return Err(RemoteError::new(RemoteErrorKind::Protocol, context, message));
+            return Err(RemoteError::protocol(context, message));
         }
         Ok(Some(whole.into_bytes()))
     }
@@ -147,19 +147,15 @@ impl HttpCache {
         most: u64,
         mut keep: impl FnMut(Bytes),
     ) -> Result<u64, RemoteError> {
-        let protocol = |message: String| RemoteError::new(RemoteErrorKind::Protocol, context, message);
+        let protocol = |message: String| RemoteError::protocol(context, message);
         let (head, mut body) = answer.into_parts();
         let mut decoder = Decoder::of(&head.headers).map_err(protocol)?;
         let mut count = 0;
         let limit = self.0.options.stall_timeout;
         loop {
-            let next = tokio::time::timeout(limit, body.frame()).await.map_err(|_| {
-                RemoteError::new(
-                    RemoteErrorKind::Timeout,
-                    context,
-                    format!("stalled for {limit:?}"),
-                )
-            })?;
+            let next = tokio::time::timeout(limit, body.frame())
+                .await
+                .map_err(|_| RemoteError::timeout(context, format!("stalled for {limit:?}")))?;
             let (mut piece, is_end) = match next {
                 None => (decoder.finish().map_err(protocol)?, true),
                 Some(frame) => {
@@ -268,7 +264,7 @@ impl ActionStore for HttpCache {
         };
         let result = decode(&bytes).map_err(|e| {
             let message = format!("what the server has is no action result: {e}");
-            RemoteError::new(RemoteErrorKind::Protocol, context, message)
+            RemoteError::protocol(context, message)
         })?;
         Ok(Some(Arc::new(result)))
     }

@@ -13,10 +13,7 @@ use super::{
     expand::{self, Expanded, TreeRef},
     trees::{DirectoryTree, MAX_TREE, too_large},
 };
-use crate::{
-    digest::Digest,
-    transport::{RemoteError, RemoteErrorKind},
-};
+use crate::{digest::Digest, transport::RemoteError};
 
 /// Keeps what it is given; without a copy if that comes in one piece.
 #[derive(Default)]
@@ -58,7 +55,7 @@ impl Sink for Collect {
 
 fn protocol<S: BlobStore + ?Sized>(store: &S, what: &str, message: impl Into<String>) -> RemoteError {
     let context = format!("{what} from {}", store.describe());
-    RemoteError::new(RemoteErrorKind::Protocol, context, message)
+    RemoteError::protocol(context, message)
 }
 
 /// A blob, whole and verified. Bytes that are wrong are asked for once more, elsewhere.

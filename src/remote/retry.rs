@@ -137,7 +137,6 @@ pub(crate) mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::transport::RemoteErrorKind;
 
     /// Sleeps in no time and writes down for how long it was asked to.
     #[derive(Default)]
@@ -160,7 +159,7 @@ pub(crate) mod tests {
     fn error(retry_after: Option<Duration>) -> RemoteError {
         RemoteError {
             retry_after,
-            ..RemoteError::new(RemoteErrorKind::Unavailable, "reading", "gone")
+            ..RemoteError::unavailable("reading", "gone")
         }
     }
 

@@ -46,8 +46,7 @@ pub(crate) async fn read(
 ) -> Result<(), RemoteError> {
     let context = client.context(format_args!("blob {digest}"));
     if offset > digest.size() {
-        return Err(RemoteError::new(
-            RemoteErrorKind::Rejected,
+        return Err(RemoteError::rejected(
             context,
             format!("requested from byte {offset}, past its end"),
         ));
@@ -268,13 +267,12 @@ impl Transfer<'_> {
     }
 
     fn protocol(&self, message: impl Into<String>) -> RemoteError {
-        RemoteError::new(RemoteErrorKind::Protocol, self.context.clone(), message)
+        RemoteError::protocol(self.context.clone(), message)
     }
 
     fn stalled(&self) -> Failure {
         let options = &self.client.options;
-        RemoteError::new(
-            RemoteErrorKind::Timeout,
+        RemoteError::timeout(
             self.context.clone(),
             format!(
                 "stalled at byte {}: less than {} bytes/s over {:?}",
@@ -287,8 +285,7 @@ impl Transfer<'_> {
     }
 
     fn ended_early(&self) -> RemoteError {
-        RemoteError::new(
-            RemoteErrorKind::Unavailable,
+        RemoteError::unavailable(
             self.context.clone(),
             format!("the stream ended at byte {} without an error", self.offset),
         )

@@ -12,7 +12,7 @@ use prost::Message as _;
 
 use crate::{
     digest::{Digest, DigestFunction},
-    transport::{RemoteError, RemoteErrorKind},
+    transport::RemoteError,
 };
 
 /// The most bytes of encoded directories in one tree.
@@ -20,8 +20,7 @@ pub(super) const MAX_TREE: u64 = 512 * 1024 * 1024;
 
 /// The error of a tree with more.
 pub(super) fn too_large(context: impl Into<String>) -> RemoteError {
-    RemoteError::new(
-        RemoteErrorKind::Rejected,
+    RemoteError::rejected(
         context,
         format!("the tree has more than {MAX_TREE} bytes of directories"),
     )

@@ -39,7 +39,30 @@ pub struct RemoteError {
     pub retry_after: Option<Duration>,
 }
 
+/// Constructors of the kinds that are made most.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident,)*) => {$(
+        $(#[$doc])*
+        pub(crate) fn $name(context: impl Into<String>, message: impl Into<String>) -> Self {
+            Self::new(RemoteErrorKind::$kind, context, message)
+        }
+    )*};
+}
+
 impl RemoteError {
+    kinds! {
+        /// What is wrong with a setting, named by its flag or file.
+        config: Config,
+        /// An answer that makes no sense.
+        protocol: Protocol,
+        /// A request that is refused.
+        rejected: Rejected,
+        /// No answer in time.
+        timeout: Timeout,
+        /// Nobody answers for now.
+        unavailable: Unavailable,
+    }
+
     /// An error of a kind.
     pub fn new(kind: RemoteErrorKind, context: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
@@ -48,11 +71,6 @@ impl RemoteError {
             message: message.into(),
             retry_after: None,
         }
-    }
-
-    /// What is wrong with a setting, named by its flag or file.
-    pub(crate) fn config(context: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::new(RemoteErrorKind::Config, context, message)
     }
 
     /// Whether the same request may succeed later.

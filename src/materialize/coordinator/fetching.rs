@@ -37,7 +37,7 @@ fn all_answered(asked: Vec<Digest>, mut answers: Vec<BatchAnswer>) -> Vec<BatchA
         if !answered.contains(&digest) {
             let what = "downloading it ended without a result; this is a bug in outhaul";
             let context = format!("a batch with {digest}");
-            let error = RemoteError::new(RemoteErrorKind::Protocol, context, what);
+            let error = RemoteError::protocol(context, what);
             answers.push((digest, Err(error)));
         }
     }

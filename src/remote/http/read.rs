@@ -35,7 +35,7 @@ pub(super) async fn read(
     let context = server.context(format_args!("blob {digest}"));
     if offset > digest.size() {
         let message = format!("requested from byte {offset}, past its end");
-        return Err(RemoteError::new(RemoteErrorKind::Rejected, context, message));
+        return Err(RemoteError::rejected(context, message));
     }
     let pays = server.may_know_zstd() && digest.size() >= COMPRESSION_THRESHOLD;
     // Where wrong bytes came before, compression is left out, in case that was to blame.
@@ -281,7 +281,7 @@ impl Transfer<'_> {
     }
 
     fn protocol(&self, message: impl Into<String>) -> RemoteError {
-        RemoteError::new(RemoteErrorKind::Protocol, self.context.clone(), message)
+        RemoteError::protocol(self.context.clone(), message)
     }
 
     fn excess(&self) -> RemoteError {
@@ -309,6 +309,6 @@ impl Transfer<'_> {
             options.min_throughput.max(1),
             options.stall_timeout
         );
-        RemoteError::new(RemoteErrorKind::Timeout, self.context.clone(), message)
+        RemoteError::timeout(self.context.clone(), message)
     }
 }

@@ -141,7 +141,7 @@ impl Server {
                 Ok(Err(error)) => return Err(self.broken(context, error)),
                 Err(_) => {
                     let message = format!("no answer within {limit:?}");
-                    return Err(RemoteError::new(RemoteErrorKind::Timeout, context, message));
+                    return Err(RemoteError::timeout(context, message));
                 }
             };
             if is_unauthenticated(answer.status(), answer.headers())

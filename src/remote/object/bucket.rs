@@ -87,7 +87,7 @@ impl Reading {
             let waited = before.elapsed();
             let stalled = || {
                 let message = "stalled: the store sends next to nothing";
-                RemoteError::new(RemoteErrorKind::Timeout, self.context.clone(), message)
+                RemoteError::timeout(self.context.clone(), message)
             };
             let mut piece = match next {
                 Err(_) if self.watch.is_stalled(waited) => return Err(stalled()),
@@ -189,7 +189,7 @@ impl Bucket {
             let next = tokio::time::timeout(stall, stream.next()).await;
             let next = next.map_err(|_| {
                 let message = format!("no answer within {stall:?}");
-                RemoteError::new(RemoteErrorKind::Timeout, context, message)
+                RemoteError::timeout(context, message)
             })?;
             let Some(found) = next else { break };
             let found = found.map_err(|e| self.refused(context.to_owned(), &e))?;
@@ -203,7 +203,7 @@ impl Bucket {
             if seen > MAX_LISTED || names > MAX_NAMES {
                 let message =
                     format!("there are more than {MAX_LISTED} objects, or their names are too long");
-                return Err(RemoteError::new(RemoteErrorKind::Rejected, context, message));
+                return Err(RemoteError::rejected(context, message));
             }
             // The prefix itself may be an object's name, too.
             if let Some(name) = name {
@@ -242,11 +242,7 @@ impl Bucket {
             beginning.extend_from_slice(&piece);
             if beginning.len() as u64 > bytes {
                 let message = "the store sent more than was asked for";
-                return Err(RemoteError::new(
-                    RemoteErrorKind::Protocol,
-                    reading.context,
-                    message,
-                ));
+                return Err(RemoteError::protocol(reading.context, message));
             }
         }
         Ok((beginning, reading))
@@ -292,7 +288,7 @@ impl Bucket {
         let size = got.meta.size;
         if skip > size {
             let message = format!("has only {size} bytes");
-            return Err(RemoteError::new(RemoteErrorKind::Protocol, context, message));
+            return Err(RemoteError::protocol(context, message));
         }
         Ok(Reading {
             size,
@@ -363,11 +359,7 @@ impl Bucket {
                 Ok(())
             }
             Ok(Some(Err(error))) => Err(self.refused(context.to_owned(), &error)),
-            Err(_) => Err(RemoteError::new(
-                RemoteErrorKind::Timeout,
-                context,
-                "the store does not answer",
-            )),
+            Err(_) => Err(RemoteError::timeout(context, "the store does not answer")),
         }
     }
 
@@ -492,7 +484,7 @@ impl Bucket {
         };
         Path::parse(&whole).map_err(|_| {
             let message = "the name has an empty, \".\" or \"..\" segment or a control character";
-            RemoteError::new(RemoteErrorKind::Rejected, context, message)
+            RemoteError::rejected(context, message)
         })
     }
 }

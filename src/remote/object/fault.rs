@@ -192,11 +192,7 @@ pub(super) fn explain(context: String, error: &object_store::Error) -> RemoteErr
             || find::<hyper_util::client::legacy::Error>(error).is_some()
             || find::<io::Error>(error).is_some_and(|error| error.kind() != io::ErrorKind::NotFound) =>
         {
-            return RemoteError::new(
-                RemoteErrorKind::Unavailable,
-                context,
-                format!("failed to reach the store: {said}"),
-            );
+            return RemoteError::unavailable(context, format!("failed to reach the store: {said}"));
         }
         None => RemoteErrorKind::Protocol,
     };
