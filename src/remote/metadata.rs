@@ -6,8 +6,18 @@ use bazel_remote_apis::build::bazel::remote::execution::v2::{RequestMetadata, To
 use prost::Message as _;
 use tonic::metadata::{Ascii, AsciiMetadataKey, MetadataMap, MetadataValue};
 
-use super::Attribution;
 use crate::transport::{Header, RemoteError};
+
+/// What a build's requests are attributed to, sent as the Remote Execution API's `RequestMetadata`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Attribution {
+    /// The build's invocation id.
+    pub invocation_id: String,
+    /// The build's build id, which ties several invocations together.
+    pub build_id: String,
+    /// The target asked for, if there is one.
+    pub target: String,
+}
 
 /// The Remote Execution API's header for [`RequestMetadata`].
 const METADATA_HEADER: &str = "build.bazel.remote.execution.v2.requestmetadata-bin";

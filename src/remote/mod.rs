@@ -65,6 +65,7 @@ pub(crate) use self::{
 pub use self::{
     compression::Compression,
     grpc::GrpcCache,
+    metadata::Attribution,
     options::RemoteOptions,
-    store::{ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink},
+    store::{ActionStore, BatchAnswer, BlobStore, Capabilities, Sink},
 };

@@ -6,22 +6,11 @@ use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
 use bytes::Bytes;
 
-use super::{expand::TreeRef, reading::read_tree, trees::DirectoryTree};
+use super::{expand::TreeRef, metadata::Attribution, reading::read_tree, trees::DirectoryTree};
 use crate::{
     digest::{Digest, DigestFunction},
     transport::RemoteError,
 };
-
-/// What a build's requests are attributed to, sent as the Remote Execution API's `RequestMetadata`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Attribution {
-    /// The build's invocation id.
-    pub invocation_id: String,
-    /// The build's build id, which ties several invocations together.
-    pub build_id: String,
-    /// The target asked for, if there is one.
-    pub target: String,
-}
 
 /// What a cache can do, learned once per connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
