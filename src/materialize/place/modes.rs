@@ -89,7 +89,14 @@ fn is_left_by_a_test(path: &ExecPath) -> bool {
         "coverage.dat",
         "baseline_coverage.dat",
     ];
-    path.as_str().split('/').nth(2) == Some("testlogs") && !is_output.contains(&path.file_name())
+    let mut parts = path.as_str().split('/').skip(2);
+    // The third part; below another repository's name with --experimental_sibling_repository_layout, the fourth.
+    let is_testlogs = match parts.next() {
+        Some("testlogs") => true,
+        Some("bin" | "genfiles" | "include") | None => false,
+        Some(_) => parts.next() == Some("testlogs"),
+    };
+    is_testlogs && !is_output.contains(&path.file_name())
 }
 
 fn mode_of(root: &impl AsFd, path: &str, of: FileType) -> Option<u32> {
@@ -155,10 +162,12 @@ mod tests {
             let digest = Digest::of(DigestFunction::Sha256, b"x");
             // A file alone, some in a directory that is filled out of sight, and the same in a tree.
             let mut names = vec!["a/b/alone".to_owned(), "t.d/sub/deep/alone".to_owned()];
-            names.extend(
-                ["test.xml", "test.log", "test.outputs/outputs.zip"]
-                    .map(|name| format!("k8/testlogs/p/x/{name}")),
-            );
+            for testlogs in ["k8/testlogs/p/x", "repo~/k8/testlogs/p/x"] {
+                let left = ["test.xml", "test.log", "test.outputs/outputs.zip"];
+                names.extend(left.map(|name| format!("{testlogs}/{name}")));
+            }
+            // A package may have that name.
+            names.push("k8/bin/testlogs/test.xml".to_owned());
             names.extend((0..8).flat_map(|n| [format!("many/{n}"), format!("t.d/many/{n}")]));
             let paths: Vec<_> = names
                 .iter()
@@ -179,7 +188,7 @@ mod tests {
                 placed.unwrap();
             }
             for name in &names {
-                let is_left = name.ends_with("test.xml");
+                let is_left = name.ends_with("/x/test.xml");
                 let expected = if is_left { directory & 0o666 } else { expected };
                 assert_eq!(mode(&out.join(name)), expected, "{name} {directory:o} {file:?}");
             }
