@@ -75,6 +75,15 @@ pub(super) fn decide(setting: &Setting<'_>) -> Mode {
             return Mode::Own(reason);
         }
     }
+    // Without both, Outhaul does not learn all runfiles, or not their digests.
+    for (name, reason) in [
+        ("build_runfile_manifests", "no manifests name the runfiles"),
+        ("use_action_cache", "no action cache has the digests of runfiles"),
+    ] {
+        if options.switch(name) == Some(false) {
+            return Mode::Own(reason);
+        }
+    }
     let remote = options.remote_cache();
     let is_test = matches!(setting.word, "test" | "coverage");
     if remote.is_none() && options.given("disk_cache").is_none() {
@@ -184,6 +193,17 @@ mod tests {
                 false,
             ),
             (vec![CACHE, "--remote_download_regex=.*"], true),
+            (vec![CACHE, "--nobuild_runfile_manifests"], false),
+            (vec![CACHE, "--build_runfile_manifests=0"], false),
+            (
+                vec![CACHE, "--nobuild_runfile_manifests", "--build_runfile_manifests"],
+                true,
+            ),
+            (vec![CACHE, "--nouse_action_cache"], false),
+            (vec![CACHE, "--use_action_cache=yes"], true),
+            (vec![CACHE, "--nobuild_runfile_links"], true),
+            (vec![CACHE, "--noenable_runfiles"], true),
+            (vec![CACHE, "--noaction_cache_store_output_metadata"], true),
         ] {
             let mode = decided(&options, |_| {});
             assert!(!matches!(mode, Mode::Unable(_)), "{options:?}: {mode:?}");

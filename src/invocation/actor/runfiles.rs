@@ -71,7 +71,9 @@ impl Actor {
             return;
         }
         if runfiles::is_off(line, "build_runfile_manifests") {
-            if !self.ledger.wanted.is_empty() {
+            // In its other modes, Bazel has downloaded them.
+            let is_minimal = line.is_some_and(|line| line.download_mode() == Some("minimal"));
+            if is_minimal && !self.ledger.wanted.is_empty() {
                 self.ledger
                     .tally
                     .note("with --nobuild_runfile_manifests, runfiles are unknown and were not downloaded");
