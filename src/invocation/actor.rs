@@ -18,12 +18,7 @@ mod runfiles;
 mod site;
 mod undigested;
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
 
 use tokio::sync::mpsc;
 

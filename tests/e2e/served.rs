@@ -20,7 +20,9 @@ fn what_an_output_service_has_is_present_and_can_be_warmed(stage: &Stage) {
     let [address, prefix] = service.flags();
     let remote = format!("--remote-cache={}", cache.url());
     let mut daemon = Daemon::with(&[&remote, "--strict"]);
-    let bazel = stage.bazel(&cache);
+    let mut bazel = stage.bazel(&cache);
+    // Its build tree stays with the service.
+    bazel.keep_out();
     let build = |daemon: &Daemon| -> Ran {
         let flags = [daemon.bes(), address.clone(), prefix.clone()];
         let flags: Vec<&str> = flags.iter().map(String::as_str).chain(targets).collect();

@@ -64,7 +64,9 @@ fn a_build_leaves_what_bazel_alone_leaves(stage: &Stage) {
     };
     let allowed = format!("--allow-remote-cache={},{},{}", urls.grpc, urls.casd, urls.http);
     let daemon = Daemon::with(&["--remote-cache=from-build", &allowed]);
-    let bazel = stage.bazel(&cache);
+    let mut bazel = stage.bazel(&cache);
+    // Its server has whichever umask was the last.
+    bazel.keep_out();
     let mut ground = Ground::new(&bazel, &dir, &urls, daemon.bes());
     let configurations = configurations(seed);
     eprintln!(

@@ -2,8 +2,8 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use outhaul_testkit::{Ran, Running, peers};
@@ -34,7 +34,9 @@ impl Version {
     }
 }
 
-/// A Bazel. Its server ends when the last copy of this is dropped.
+/// A Bazel. When the last copy of this is dropped, the next test that wants one gets it, with its server: to start one
+/// takes longer than most of what is done with it. After a test that failed, and where one was
+/// [kept out](Self::keep_out), the server ends.
 #[derive(Clone)]
 pub(crate) struct Bazel {
     version: Version,
@@ -42,7 +44,13 @@ pub(crate) struct Bazel {
     workspace: PathBuf,
     /// Behind every command that builds.
     flags: Vec<String>,
+    is_kept_out: bool,
 }
+
+/// Bazels that no test has at the moment.
+static IDLE: Mutex<Vec<(Version, Arc<Scratch>)>> = Mutex::new(Vec::new());
+/// How many of each version are kept: each is half a gigabyte.
+const KEPT: usize = 2;
 
 impl Bazel {
     /// A Bazel in a fresh copy of `tests/workspace`, which uses a cache in minimal mode: what comes from the cache
@@ -53,15 +61,32 @@ impl Bazel {
 
     /// The same, with the flags of a cache.
     pub(crate) fn using(version: Version, cache: &[String]) -> Self {
-        let dir = Scratch::new(version.peer());
-        let bazel = Self {
+        let bazel = |dir: Arc<Scratch>| Self {
             version,
             workspace: dir.join("ws"),
-            dir: Arc::new(dir),
+            dir,
             flags: [cache, &["--remote_download_minimal".to_owned()]].concat(),
+            is_kept_out: false,
         };
+        while let Some(dir) = take_idle(version) {
+            let mut bazel = bazel(dir);
+            bazel.renew_workspace();
+            // A test may have left it so that it cannot go on.
+            if bazel.run("clean", &[]).code == Some(0) {
+                return bazel;
+            }
+            bazel.keep_out();
+        }
+        let dir = Arc::new(Scratch::new(version.peer()));
+        clean_up_at_the_end(&dir);
+        let bazel = bazel(dir);
         bazel.write_workspace();
         bazel
+    }
+
+    /// Ends the server when the last copy is dropped, for no other test is to have it as it is.
+    pub(crate) fn keep_out(&mut self) {
+        self.is_kept_out = true;
     }
 
     fn write_workspace(&self) {
@@ -78,6 +103,10 @@ impl Bazel {
     #[track_caller]
     pub(super) fn renew(&self) {
         self.clean();
+        self.renew_workspace();
+    }
+
+    fn renew_workspace(&self) {
         std::fs::remove_dir_all(&self.workspace).unwrap();
         self.write_workspace();
     }
@@ -204,16 +233,54 @@ impl Drop for Bazel {
         if !self.is_free() {
             return;
         }
+        if !self.is_kept_out && !std::thread::panicking() {
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle
+                .iter()
+                .filter(|(version, _)| *version == self.version)
+                .count()
+                < KEPT
+            {
+                idle.push((self.version, Arc::clone(&self.dir)));
+                return;
+            }
+        }
         // From inside the workspace: elsewhere a Bazel does not know its server.
         let line = self.command_line("shutdown");
         let _ = Command::new(&line[0])
             .args(&line[1..])
             .current_dir(&self.workspace)
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .status();
     }
+}
+
+fn take_idle(version: Version) -> Option<Arc<Scratch>> {
+    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = idle.iter().position(|(of, _)| *of == version)?;
+    Some(idle.swap_remove(at).1)
+}
+
+/// Ends the server of an idle Bazel with this process, however it ends, and removes what it leaves.
+fn clean_up_at_the_end(dir: &Scratch) {
+    if std::env::var("OUTHAUL_KEEP").as_deref() == Ok("1") {
+        return;
+    }
+    let mut process = Command::new("sh");
+    process
+        .args([
+            "-c",
+            "cat; [ -d \"$0\" ] || exit; kill $(cat \"$0\"/o/*/server/server.pid.txt); sleep 1; chmod -R u+rwX \"$0\"; rm -rf \"$0\"",
+        ])
+        .arg(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut process = process.spawn().unwrap();
+    // Open until this process is gone.
+    std::mem::forget(process.stdin.take());
 }
 
 /// Number of actions that a Bazel ran: of its "N processes", those that came neither from a cache nor from within.
