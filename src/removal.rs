@@ -70,6 +70,10 @@ impl Level {
     #[allow(clippy::unnecessary_cast)]
     fn read(fd: &OwnedFd, name: OsString, files: Files) -> io::Result<Self> {
         let stat = fs::fstat(fd)?;
+        // Bazel takes the right to write from directories of trees. If it cannot be given back, the first removal says so.
+        if files == Files::Remove && stat.st_mode & 0o300 != 0o300 {
+            let _ = fs::fchmod(fd, Mode::from_raw_mode(stat.st_mode | 0o700));
+        }
         let mut below = Vec::new();
         for entry in patient(|| fs::Dir::read_from(fd))? {
             let entry = entry?;
@@ -165,7 +169,10 @@ pub(crate) fn nest(path: &Path, depth: usize) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs as std_fs, os::unix::fs::symlink};
+    use std::{
+        fs as std_fs,
+        os::unix::fs::{PermissionsExt as _, symlink},
+    };
 
     use super::*;
 
@@ -193,6 +200,21 @@ mod tests {
         assert!(dir.path().join("kept/file").exists());
         remove_all(&dir.path().join("kept")).unwrap();
         assert_eq!(std_fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn directories_that_are_not_writable_are_removed() {
+        let name = "removal::tests::directories_that_are_not_writable_are_removed";
+        crate::unprivileged::run(name, |dir| {
+            let tree = dir.join("tree");
+            std_fs::create_dir_all(tree.join("sub/deep")).unwrap();
+            std_fs::write(tree.join("sub/file"), "x").unwrap();
+            for path in [tree.join("sub/deep"), tree.join("sub"), tree.clone()] {
+                std_fs::set_permissions(path, std_fs::Permissions::from_mode(0o555)).unwrap();
+            }
+            remove_all(&tree).unwrap();
+            assert!(!tree.exists());
+        });
     }
 
     #[test]

@@ -384,6 +384,28 @@ impl Client {
         Ok(())
     }
 
+    pub(super) async fn disk_usage(
+        &mut self,
+        request: pb::DiskUsageRequest,
+    ) -> Result<pb::DiskUsageResponse, Failure> {
+        let answer = self.control.disk_usage(request).await;
+        Ok(answer.map_err(failure)?.into_inner())
+    }
+
+    /// Calls `each` for every part of the answer.
+    pub(super) async fn evict(
+        &mut self,
+        request: pb::EvictRequest,
+        mut each: impl FnMut(pb::EvictResponse) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let parts = self.control.evict(request).await;
+        let mut parts = parts.map_err(failure)?.into_inner();
+        while let Some(part) = parts.message().await.map_err(failure)? {
+            each(part)?;
+        }
+        Ok(())
+    }
+
     /// Writes what is still to be written.
     pub(super) async fn close(self) {
         if let Some((service, record)) = self.here {

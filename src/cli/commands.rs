@@ -5,7 +5,7 @@ use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::{
-    demo, exec,
+    demo, du, evict, exec,
     exit::{self, Failure},
     export, fetch, gc, get, import, is_staged,
     log::start_log,
@@ -66,6 +66,10 @@ enum Command {
     Export(export::ExportArgs),
     /// Import a build that was exported on another machine
     Import(import::ImportArgs),
+    /// Show how much of the disk the recorded outputs take
+    Du(du::DuArgs),
+    /// Remove downloaded outputs that the cache still has, to free disk space
+    Evict(evict::EvictArgs),
     /// Delete the records and journals of old builds
     Gc(gc::GcArgs),
     /// Print the completions for a shell
@@ -124,6 +128,8 @@ pub fn main() -> ExitCode {
         Command::IsStaged(args) => is_staged::main(&args),
         Command::Export(args) => export::main(args),
         Command::Import(args) => import::main(&args),
+        Command::Du(args) => du::main(&args),
+        Command::Evict(args) => evict::main(&args),
         Command::Gc(args) => gc::main(&args),
         Command::Completions(args) => manual::completions(&args, Cli::command()),
         Command::Man(args) => manual::pages(&args, Cli::command()),

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use clap::Args;
 use serde_json::json;
 
-use super::{exit, exit::Failure, print, runtime};
+use super::{exit, exit::Failure, orphans, print, runtime};
 use crate::{
     config::{ConfigError, StateArgs},
     daemon::{Retention, RetentionPlan},
@@ -21,6 +21,14 @@ pub(super) struct GcArgs {
     /// Only show what would be deleted
     #[arg(long)]
     dry_run: bool,
+
+    /// Instead, show the output bases of recorded builds whose workspace no longer exists
+    #[arg(long, conflicts_with = "dry_run")]
+    orphans: bool,
+
+    /// With --orphans: remove them
+    #[arg(long, requires = "orphans")]
+    yes: bool,
 
     /// Delete builds that have not been used or staged for this long
     #[arg(
@@ -51,6 +59,9 @@ pub(super) struct GcArgs {
 }
 
 pub(super) fn main(args: &GcArgs) -> Result<u8, Failure> {
+    if args.orphans {
+        return orphans::main(&args.state, args.yes, args.json);
+    }
     let retention = Retention {
         max_age: parse_duration(&args.retention_age)
             .map_err(|e| ConfigError::new(format!("--retention-age={}", args.retention_age), e))?,

@@ -3,7 +3,9 @@
 mod client;
 mod commands;
 mod demo;
+mod du;
 mod ending;
+mod evict;
 mod exec;
 mod exit;
 mod export;
@@ -17,6 +19,7 @@ mod is_staged;
 mod log;
 mod ls;
 mod manual;
+mod orphans;
 mod paths;
 mod print;
 mod record;

@@ -119,11 +119,7 @@ impl WhichArgs {
     /// The invocation's id, and the workspace; either or both empty.
     pub(super) fn given(&self) -> Result<(String, String), Failure> {
         let invocation = self.invocation.clone().unwrap_or_default();
-        let workspace = match &self.workspace {
-            Some(path) => text(&std::path::absolute(path)?, "--workspace")?,
-            None => String::new(),
-        };
-        Ok((invocation, workspace))
+        Ok((invocation, workspace_named(self.workspace.as_deref())?))
     }
 
     /// With the workspace around the current directory where neither is given.
@@ -137,6 +133,13 @@ impl WhichArgs {
         }
         Ok((invocation, workspace))
     }
+}
+
+/// The workspace that `--workspace` names; empty without it.
+pub(super) fn workspace_named(path: Option<&Path>) -> Result<String, Failure> {
+    path.map_or(Ok(String::new()), |path| {
+        text(&std::path::absolute(path)?, "--workspace")
+    })
 }
 
 /// A path for a message.

@@ -222,6 +222,20 @@ impl Control for ControlServer {
         Ok(Response::new(Box::pin(ReceiverStream::new(outputs).map(Ok))))
     }
 
+    async fn disk_usage(
+        &self,
+        request: Request<pb::DiskUsageRequest>,
+    ) -> Result<Response<pb::DiskUsageResponse>, Status> {
+        Ok(Response::new(self.service.disk_usage(request.into_inner()).await))
+    }
+
+    type EvictStream = Streamed<pb::EvictResponse>;
+
+    async fn evict(&self, request: Request<pb::EvictRequest>) -> Result<Response<Self::EvictStream>, Status> {
+        let removed = self.service.evict(request.into_inner());
+        Ok(Response::new(Box::pin(ReceiverStream::new(removed))))
+    }
+
     async fn stage(&self, request: Request<pb::StageRequest>) -> Result<Response<pb::StageResponse>, Status> {
         self.service.stage(request.into_inner()).await.map(Response::new)
     }

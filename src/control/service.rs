@@ -2,6 +2,7 @@
 //! itself because no daemon runs.
 
 mod calls;
+mod disk;
 mod find;
 mod materialize;
 mod outputs;

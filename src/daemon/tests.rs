@@ -1,6 +1,7 @@
 //! Builds through the rooms behind the doors, with the embedded cache.
 
 mod elsewhere;
+mod evicting;
 mod following;
 mod hostile;
 mod other_process;

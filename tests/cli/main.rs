@@ -20,6 +20,7 @@ mod credentials;
 mod crowding;
 mod depth;
 mod ending;
+mod evicting;
 mod fetching;
 mod full_disk;
 mod http;

@@ -27,7 +27,7 @@ const RESULTS: usize = 1_000_000;
 
 /// Why an output was not requested.
 #[derive(Debug, thiserror::Error)]
-enum MaterializeError {
+pub(super) enum MaterializeError {
     #[error(transparent)]
     Root(#[from] RootError),
     #[error("the output root has been deleted and recreated since; build again")]
@@ -205,7 +205,7 @@ impl Service {
     }
 
     /// The output root of a recorded build and what serves it, its cache, and the invocation to attribute requests to.
-    async fn place(
+    pub(super) async fn place(
         &self,
         id: RootId,
         exec_root: PathBuf,

@@ -23,7 +23,7 @@
 //! | `placer`, `staging`, `entries` | batches of small files; new directories whole; symlinks and directories |
 //! | `large`, `copy` | one big file as a stream; copies of one that is already there |
 //! | `runfiles` | manifests of runfiles, and what is there of what they name |
-//! | `tidy` | in staged directories: removing what was staged before, finding extra files |
+//! | `tidy` | removing what was staged before, or what the cache still has; finding extra files |
 //! | `space`, `mark`, `promised` | how much of a file system is to stay free |
 //! | `sys` | stamps and the few system calls with fallbacks |
 

@@ -1,4 +1,5 @@
-//! In a user's directory: removing what an earlier stage put there, and finding extra files.
+//! Removing: in a user's directory what an earlier stage put there, in an exec root what the cache still has. And finding
+//! extra files.
 
 use rustix::{
     fs::{self, AtFlags, FileType, Mode, OFlags},
@@ -6,6 +7,7 @@ use rustix::{
 };
 
 use super::{
+    epoch::Epoch,
     error::{PlaceError, PlaceErrorKind},
     hash::Check,
     placer::Placer,
@@ -16,6 +18,15 @@ use crate::{
     exec_path::{ExecPath, is_reserved},
     output::{OutputContent, Stamp},
 };
+
+/// What came of removing something.
+enum Unlinked {
+    Gone,
+    /// It is another file by now.
+    Differs,
+    /// It is a directory that is not empty.
+    Holds,
+}
 
 impl Placer {
     /// Removes what is at a path as long as it has the content that was put there, and then the directories above it that
@@ -34,35 +45,16 @@ impl Placer {
             let kind = PlaceErrorKind::Conflict("outputs of a build are never removed");
             return Err(PlaceError::new("remove", path.as_str(), kind));
         }
-        let error = |errno| PlaceError::system_error("remove", path.as_str(), errno);
         let check = self.check(path, content, recorded)?;
         let Check::Present { stamp, .. } = check else {
             return Ok(check);
         };
+        match self.unlink(path, content, &stamp)? {
+            Unlinked::Gone => {}
+            Unlinked::Differs => return Ok(Check::Differs),
+            Unlinked::Holds => return Ok(check),
+        }
         let above = path.parent().unwrap_or("");
-        let Some(dir) = walk::find_dir(&self.root, above)? else {
-            return Ok(Check::Absent);
-        };
-        // Checking may have read gigabytes since it looked.
-        let is_it = sys::lstat(&dir, path.file_name().as_ref())
-            .map_err(error)?
-            .is_some_and(|seen| sys::is_same_file(&sys::stamp(&seen, stamp.taken_ns), &stamp));
-        if !is_it {
-            return Ok(Check::Differs);
-        }
-        let flags = match content {
-            OutputContent::Directory => AtFlags::REMOVEDIR,
-            _ => AtFlags::empty(),
-        };
-        {
-            let _open = Writable::open(&self.root.leases, &dir).map_err(error)?;
-            match fs::unlinkat(&dir, path.file_name(), flags) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                // A directory that was empty, and holds something by now.
-                Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(check),
-                Err(errno) => return Err(error(errno)),
-            }
-        }
         let mut empty = above;
         while !empty.is_empty() && !keep(empty) {
             let (above, name) = empty.rsplit_once('/').unwrap_or(("", empty));
@@ -79,6 +71,63 @@ impl Placer {
             empty = above;
         }
         Ok(check)
+    }
+
+    /// Removes a build's downloaded file, as long as it has the content that was put there; without a version, only looks
+    /// whether it has. Its directory stays.
+    ///
+    /// # Errors
+    /// When a newer version has begun, the root was replaced, or the system fails.
+    pub(crate) fn evict(
+        &mut self,
+        path: &ExecPath,
+        content: &OutputContent,
+        recorded: Option<&Stamp>,
+        (epoch, version): (&Epoch, Option<u64>),
+    ) -> Result<Check, PlaceError> {
+        let check = self.check(path, content, recorded)?;
+        let (Check::Present { stamp, .. }, Some(version)) = (&check, version) else {
+            return Ok(check);
+        };
+        self.root.guard(path.as_str())?;
+        let _permit = epoch
+            .permit(version)
+            .ok_or_else(|| PlaceError::superseded(path.as_str()))?;
+        Ok(match self.unlink(path, content, stamp)? {
+            Unlinked::Gone => check,
+            Unlinked::Differs | Unlinked::Holds => Check::Differs,
+        })
+    }
+
+    /// Removes what is at a path, if it is still what has this stamp.
+    fn unlink(
+        &self,
+        path: &ExecPath,
+        content: &OutputContent,
+        stamp: &Stamp,
+    ) -> Result<Unlinked, PlaceError> {
+        let error = |errno| PlaceError::system_error("remove", path.as_str(), errno);
+        let Some(dir) = walk::find_dir(&self.root, path.parent().unwrap_or(""))? else {
+            return Ok(Unlinked::Differs);
+        };
+        // Checking may have read gigabytes since it looked.
+        let is_it = sys::lstat(&dir, path.file_name().as_ref())
+            .map_err(error)?
+            .is_some_and(|seen| sys::is_same_file(&sys::stamp(&seen, stamp.taken_ns), stamp));
+        if !is_it {
+            return Ok(Unlinked::Differs);
+        }
+        let flags = match content {
+            OutputContent::Directory => AtFlags::REMOVEDIR,
+            _ => AtFlags::empty(),
+        };
+        let _open = Writable::open(&self.root.leases, &dir).map_err(error)?;
+        match fs::unlinkat(&dir, path.file_name(), flags) {
+            Ok(()) | Err(Errno::NOENT) => Ok(Unlinked::Gone),
+            // A directory that was empty, and holds something by now.
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(Unlinked::Holds),
+            Err(errno) => Err(error(errno)),
+        }
     }
 
     /// Files below a directory, links included, that `known` does not name: `most` at most. No link is followed.

@@ -1,0 +1,223 @@
+//! `outhaul gc --orphans`: output bases whose workspace is gone.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde_json::json;
+
+use super::{client::Client, exit, exit::Failure, print, runtime};
+use crate::{
+    config::{CacheArgs, ControlArgs, StateArgs},
+    printable::printable,
+    removal::remove_all,
+    units::show_size,
+};
+
+/// Builds whose output bases are looked at.
+const BUILDS: u32 = 10_000;
+/// Bazel's file in an output base that says whose it is.
+const OWNER: &str = "DO_NOT_BUILD_HERE";
+
+/// An output base whose workspace is gone.
+struct Orphan {
+    base: PathBuf,
+    workspace: String,
+    bytes: u64,
+    /// Why it stays.
+    kept: Option<String>,
+}
+
+/// Shows the output bases of recorded builds whose workspace is gone, and removes them if that is wanted.
+pub(super) fn main(state: &StateArgs, remove: bool, as_json: bool) -> Result<u8, Failure> {
+    let cache = CacheArgs::from_environment()?;
+    let builds = runtime()?.block_on(async {
+        let mut client = Client::open(&ControlArgs::default(), state, &cache).await?;
+        let builds = client.invocations(BUILDS).await;
+        client.close().await;
+        builds
+    })?;
+    let mut bases = BTreeMap::new();
+    for build in builds {
+        if let Some(base) = output_base(Path::new(&build.exec_root)) {
+            bases.insert(base, build.workspace);
+        }
+    }
+    let mut freed = 0;
+    let (mut orphans, mut failed) = (0_usize, false);
+    for (base, workspace) in bases {
+        let Some(mut orphan) = orphan(base, workspace) else {
+            continue;
+        };
+        orphans += 1;
+        if remove && orphan.kept.is_none() {
+            match remove_all(&orphan.base) {
+                Ok(()) => freed += orphan.bytes,
+                Err(error) => {
+                    failed = true;
+                    orphan.kept = Some(format!("failed to remove it: {error}"));
+                }
+            }
+        }
+        show(&orphan, as_json)?;
+    }
+    let what = match (remove, orphans) {
+        (_, 0) => "no output base of a recorded build has lost its workspace".to_owned(),
+        (true, _) => format!("removed {}", show_size(freed)),
+        (false, _) => {
+            "these output bases have lost their workspace; `outhaul gc --orphans --yes` removes them"
+                .to_owned()
+        }
+    };
+    writeln!(print::err(), "outhaul: {what}")?;
+    Ok(if failed { exit::FAILED } else { exit::OK })
+}
+
+/// The output base that an exec root is in.
+fn output_base(exec_root: &Path) -> Option<PathBuf> {
+    let execroot = exec_root.parent()?;
+    let is_bazels = execroot.file_name()? == "execroot";
+    is_bazels.then(|| execroot.parent().map(Path::to_owned)).flatten()
+}
+
+/// An output base, if it is the user's own and its workspace is gone.
+fn orphan(base: PathBuf, workspace: String) -> Option<Orphan> {
+    let metadata = base.symlink_metadata().ok()?;
+    let is_own = metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw();
+    // With --output_base, one directory has been that of several workspaces.
+    let owner = fs::read_to_string(base.join(OWNER)).ok()?;
+    if !is_own || workspace.is_empty() || owner.trim_end() != workspace || !is_gone(&workspace) {
+        return None;
+    }
+    let parent = Path::new(&workspace).parent()?.to_owned();
+    let kept = if is_gone(&parent) {
+        let parent = parent.display();
+        Some(format!(
+            "{parent} does not exist either: if it is on a disk that is not mounted, mount it; otherwise remove this directory yourself"
+        ))
+    } else {
+        server(&base).map(|pid| format!("its Bazel server is running; end it first: kill {pid}"))
+    };
+    Some(Orphan {
+        bytes: size_below(&base),
+        base,
+        workspace,
+        kept,
+    })
+}
+
+fn is_gone(path: impl AsRef<Path>) -> bool {
+    path.as_ref()
+        .symlink_metadata()
+        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// The process of the Bazel server of an output base, if it is running.
+fn server(base: &Path) -> Option<String> {
+    let pid = fs::read_to_string(base.join("server/server.pid.txt")).ok()?;
+    let pid = pid.trim().parse::<u32>().ok()?.to_string();
+    Path::new("/proc").join(&pid).exists().then_some(pid)
+}
+
+/// The space that the file system gives to everything below a directory, in bytes.
+fn size_below(directory: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                left.push(entry.path());
+            }
+        }
+    }
+    bytes
+}
+
+fn show(orphan: &Orphan, as_json: bool) -> Result<(), Failure> {
+    let mut out = print::out();
+    if as_json {
+        let value = json!({
+            "kind": "output_base",
+            "path": orphan.base.display().to_string(),
+            "workspace": orphan.workspace,
+            "bytes": orphan.bytes,
+            "kept": orphan.kept,
+        });
+        writeln!(out, "{value}")?;
+        return Ok(());
+    }
+    let base = orphan.base.display().to_string();
+    writeln!(
+        out,
+        "{:>10}  {}  of {}",
+        show_size(orphan.bytes),
+        printable(&base),
+        printable(&orphan.workspace)
+    )?;
+    if let Some(kept) = &orphan.kept {
+        writeln!(out, "            left in place: {}", printable(kept))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An output base below a directory, of a workspace that is not there.
+    fn base(dir: &Path, workspace: &Path) -> PathBuf {
+        let base = dir.join("base");
+        fs::create_dir_all(base.join("execroot/_main/bazel-out")).unwrap();
+        fs::write(base.join("execroot/_main/bazel-out/x"), [0; 10_000]).unwrap();
+        fs::write(base.join(OWNER), workspace.display().to_string()).unwrap();
+        assert_eq!(output_base(&base.join("execroot/_main")), Some(base.clone()));
+        base
+    }
+
+    #[test]
+    fn an_output_base_is_an_orphan_only_if_its_own_workspace_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace = dir.path().join("ws");
+        let base = base(dir.path(), &workspace);
+        let named = |workspace: &Path| orphan(base.clone(), workspace.display().to_string());
+        let found = named(&workspace).unwrap();
+        assert!(found.bytes >= 10_000 && found.kept.is_none());
+        assert!(
+            named(&dir.path().join("another")).is_none(),
+            "it is not that one's"
+        );
+        assert!(orphan(base.clone(), String::new()).is_none());
+        fs::create_dir(base.join("server")).unwrap();
+        fs::write(base.join("server/server.pid.txt"), std::process::id().to_string()).unwrap();
+        assert!(named(&workspace).unwrap().kept.unwrap().contains("kill"));
+        fs::write(base.join("server/server.pid.txt"), "4294967295").unwrap();
+        assert!(named(&workspace).unwrap().kept.is_none());
+        fs::create_dir(&workspace).unwrap();
+        assert!(named(&workspace).is_none(), "it is there");
+        fs::remove_dir(&workspace).unwrap();
+        fs::remove_file(base.join(OWNER)).unwrap();
+        assert!(named(&workspace).is_none(), "it may be anything");
+    }
+
+    #[test]
+    fn a_workspace_on_a_disk_that_is_not_mounted_is_not_taken_for_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace = dir.path().join("mount/home/ws");
+        let base = base(dir.path(), &workspace);
+        let found = orphan(base, workspace.display().to_string()).unwrap();
+        assert!(found.kept.unwrap().contains("not mounted"));
+    }
+
+    #[test]
+    fn only_exec_roots_of_bazel_tell_an_output_base() {
+        for path in ["", "/", "/x", "/home/user/ws", "execroot", "execroot/x/y"] {
+            assert_eq!(output_base(Path::new(path)), None, "{path}");
+        }
+    }
+}

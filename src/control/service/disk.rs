@@ -1,0 +1,483 @@
+//! What recorded outputs take on disk, and removing those that the cache still has.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, HashMap, HashSet},
+    fs::Metadata,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tonic::Status;
+
+use super::{Service, find::Found, show};
+use crate::{
+    digest::Digest,
+    exec_path::ExecPath,
+    invocation::rows,
+    materialize::{
+        Root,
+        place::{Check, PlaceOptions, Placer},
+    },
+    output::{Class, OutputContent},
+    proto::outhaul::v1::{self as pb, evict_response::Left},
+    record::{InvocationRow, OutputRow, OutputState, RootId},
+    remote::Attribution,
+    sources::SourceCache,
+};
+
+/// Entries of one answer.
+const ENTRIES: usize = 10_000;
+/// Candidates that are kept at once, some 200 bytes each; with more, the record is read again.
+const CANDIDATES: usize = 100_000;
+/// Files that are asked for and removed together.
+const BATCH: usize = 4000;
+/// In the row of a removed file.
+const REMOVED: &str = "removed by `outhaul evict`; `outhaul get` downloads it again";
+
+const NEWEST: &str = "wanted by the newest build of their workspace (`--include-newest` removes them, too)";
+const NOT_OURS: &str = "not downloaded by outhaul";
+const LOST: &str = "not in the cache any more";
+const CHANGED: &str = "changed since they were downloaded";
+const BEGUN: &str = "in an output root where a build has begun";
+
+/// What was left in place, by reason.
+#[derive(Default)]
+struct LeftInPlace(BTreeMap<String, (u64, u64)>);
+
+impl LeftInPlace {
+    fn add(&mut self, reason: &str, outputs: u64, bytes: u64) {
+        let entry = self.0.entry(reason.to_owned()).or_default();
+        entry.0 += outputs;
+        entry.1 += bytes;
+    }
+
+    fn into_message(self) -> Vec<Left> {
+        let left = self.0.into_iter().map(|(reason, (outputs, bytes))| Left {
+            reason,
+            outputs,
+            bytes,
+        });
+        left.collect()
+    }
+}
+
+/// When a file was used last, as the file system tells, in milliseconds since the epoch.
+fn used_ms(metadata: &Metadata) -> i64 {
+    let read = metadata.atime() * 1000 + metadata.atime_nsec() / 1_000_000;
+    let written = metadata.mtime() * 1000 + metadata.mtime_nsec() / 1_000_000;
+    read.max(written)
+}
+
+/// The space that the file system gives to a file, in bytes.
+fn allocated(metadata: &Metadata) -> u64 {
+    metadata.blocks() * 512
+}
+
+/// The recorded files of a root that are on disk, of their recorded size. Blocks.
+fn files(
+    service: &Service,
+    id: RootId,
+    exec_root: &Path,
+) -> impl Iterator<Item = (ExecPath, OutputRow, Digest, Metadata)> {
+    let exec_root = exec_root.to_owned();
+    service
+        .record
+        .scan_outputs(id, "")
+        .filter_map(move |(path, row)| {
+            let OutputContent::Blob(digest) = &row.content else {
+                return None;
+            };
+            let digest = digest.clone();
+            if row.state != OutputState::Materialized {
+                return None;
+            }
+            let metadata = exec_root.join(path.as_path()).symlink_metadata().ok()?;
+            let is_it = metadata.is_file() && metadata.len() == digest.size();
+            is_it.then_some((path, row, digest, metadata))
+        })
+}
+
+impl Service {
+    /// The recorded output roots of a workspace, of any if that is empty, with the newest build of each. Blocks.
+    fn roots_of(&self, workspace: &str) -> Vec<(RootId, PathBuf, InvocationRow)> {
+        let roots = self.record.roots().into_iter().filter_map(|(id, row)| {
+            let newest = self.record.newest_invocation(id).unwrap_or_default();
+            let is_meant = workspace.is_empty() || newest.workspace == workspace;
+            is_meant.then(|| (id, PathBuf::from(row.path), newest))
+        });
+        roots.collect()
+    }
+
+    /// How much of the disk recorded outputs take.
+    pub async fn disk_usage(&self, request: pb::DiskUsageRequest) -> pb::DiskUsageResponse {
+        self.catch_up().await;
+        let counted = self.read(move |service, gone| {
+            let mut all = pb::DiskUsageResponse::default();
+            let mut entries: HashMap<Arc<str>, pb::disk_usage_response::Entry> = HashMap::new();
+            for (id, exec_root, newest) in service.roots_of(&request.workspace) {
+                let workspace: Arc<str> = newest.workspace.as_str().into();
+                for (_, row, _, metadata) in files(service, id, &exec_root) {
+                    if gone.is_cancelled() {
+                        return all;
+                    }
+                    let name = match request.by() {
+                        pb::DiskUsageBy::Unspecified | pb::DiskUsageBy::Workspace => workspace.clone(),
+                        pb::DiskUsageBy::Target => row.label,
+                        pb::DiskUsageBy::Invocation => row.invocation_id,
+                    };
+                    let entry = entries.entry(name).or_default();
+                    entry.outputs += 1;
+                    entry.bytes += allocated(&metadata);
+                    entry.used_ms = entry.used_ms.max(used_ms(&metadata));
+                    all.outputs += 1;
+                    all.bytes += allocated(&metadata);
+                }
+            }
+            let named = entries
+                .into_iter()
+                .map(|(name, entry)| pb::disk_usage_response::Entry {
+                    name: name.to_string(),
+                    ..entry
+                });
+            all.entries = named.collect();
+            all.entries
+                .sort_by(|a, b| (Reverse(a.bytes), &a.name).cmp(&(Reverse(b.bytes), &b.name)));
+            all.entries.truncate(ENTRIES);
+            all
+        });
+        counted.await.unwrap_or_default()
+    }
+
+    /// Removes downloaded files that the cache still has, least recently used first, until enough space is freed. Answers
+    /// through the channel, which holds it back; when the other end is gone, nothing more is removed.
+    pub fn evict(&self, request: pb::EvictRequest) -> mpsc::Receiver<Result<pb::EvictResponse, Status>> {
+        let (answer, answers) = mpsc::channel(4);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let _call = service.calls.begin();
+            service.catch_up().await;
+            let evicted = Eviction::prepare(service, request).await.run(&answer).await;
+            let last = evicted.map(|left| pb::EvictResponse {
+                left: left.into_message(),
+                ..pb::EvictResponse::default()
+            });
+            // Nobody may listen any more.
+            let _ = answer.send(last).await;
+        });
+        answers
+    }
+
+    /// What the newest build of a root names: its journal tells. None if that is gone.
+    async fn named_by(&self, newest: &InvocationRow) -> Option<HashSet<String>> {
+        let named = self.named(newest.clone()).await.ok()?;
+        Some(named.into_iter().map(|output| output.exec_path).collect())
+    }
+
+    /// Whether a build is running in this process, or its outputs are on their way.
+    async fn is_running(&self, newest: &InvocationRow) -> bool {
+        match &self.engine {
+            Some(engine) => engine
+                .snapshot(&newest.invocation_id)
+                .await
+                .is_some_and(|(row, _)| !row.state.is_over()),
+            None => false,
+        }
+    }
+}
+
+/// An output root that files may be removed from.
+struct Open {
+    id: RootId,
+    exec_root: PathBuf,
+    root: Arc<Root>,
+    /// Nothing is removed any more once a newer one has begun.
+    version: u64,
+    cache: SourceCache,
+    newest: InvocationRow,
+    /// What the newest build names; None if that is not known.
+    named: Option<HashSet<String>>,
+}
+
+impl Open {
+    /// Whether the newest build wants a file, as far as is known.
+    fn is_wanted(&self, path: &ExecPath, row: &OutputRow) -> bool {
+        // What only the action cache names, such as runfiles, is wanted after the events.
+        let is_named =
+            |named: &HashSet<String>| *row.event == *rows::ACTION_CACHE || named.contains(path.as_str());
+        row.class > Class::Known && self.named.as_ref().is_none_or(is_named)
+    }
+}
+
+/// A file that may be removed. Ordered by its last use.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    used_ms: i64,
+    root: usize,
+    path: ExecPath,
+    bytes: u64,
+    digest: Digest,
+}
+
+/// The work on one request.
+struct Eviction {
+    service: Service,
+    request: pb::EvictRequest,
+    roots: Arc<Vec<Open>>,
+    left: LeftInPlace,
+}
+
+impl Eviction {
+    async fn prepare(service: Service, request: pb::EvictRequest) -> Self {
+        let workspace = request.workspace.clone();
+        let known = service.read(move |service, _| service.roots_of(&workspace)).await;
+        let mut left = LeftInPlace::default();
+        let mut roots = Vec::new();
+        for (id, exec_root, newest) in known.unwrap_or_default() {
+            // First, so that a build that begins from here on is noticed by its version.
+            let placed = service.place(id, exec_root.clone()).await;
+            let shown = exec_root.display();
+            let (root, served, cache) = match placed {
+                Ok((root, served, cache, _)) => (root, served, cache),
+                // An output base that was deleted, mostly.
+                Err(error) if exec_root.exists() => {
+                    left.add(&format!("in {shown}: {error}"), 0, 0);
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            let version = root.epoch.current();
+            if served.is_some() {
+                left.add(&format!("in {shown}: an output service keeps them"), 0, 0);
+                continue;
+            }
+            let claimed = root.clone();
+            let claimed = spawn_blocking(move || claimed.epoch.claimed()).await;
+            if claimed.unwrap_or(u64::MAX) > version || service.is_running(&newest).await {
+                left.add(&format!("in {shown}: a build is running"), 0, 0);
+                continue;
+            }
+            let named = service.named_by(&newest).await;
+            roots.push(Open {
+                id,
+                exec_root,
+                root,
+                version,
+                cache,
+                newest,
+                named,
+            });
+        }
+        Self {
+            service,
+            request,
+            roots: Arc::new(roots),
+            left,
+        }
+    }
+
+    /// Removes files, and tells which. Gives back what was left in place.
+    async fn run(
+        mut self,
+        answer: &mpsc::Sender<Result<pb::EvictResponse, Status>>,
+    ) -> Result<LeftInPlace, Status> {
+        let mut wanted = self.request.bytes;
+        let mut after = None;
+        while wanted > 0 {
+            let (candidates, is_all) = self.candidates(after.take()).await?;
+            let mut candidates = candidates.into_iter().peekable();
+            while wanted > 0 && candidates.peek().is_some() {
+                let mut batch = Vec::new();
+                let mut bytes = 0;
+                while bytes < wanted && batch.len() < BATCH {
+                    let Some(candidate) = candidates.next() else { break };
+                    bytes += candidate.bytes;
+                    batch.push(candidate);
+                }
+                after = batch
+                    .last()
+                    .map(|last| (last.used_ms, last.root, last.path.clone()));
+                let removed = self.remove(batch).await?;
+                wanted = wanted.saturating_sub(removed.bytes);
+                if !removed.outputs.is_empty() && answer.send(Ok(removed)).await.is_err() {
+                    return Ok(self.left);
+                }
+            }
+            if is_all {
+                break;
+            }
+        }
+        Ok(self.left)
+    }
+
+    /// The files that were used least recently, after one; and whether these are all that there are.
+    async fn candidates(
+        &mut self,
+        after: Option<(i64, usize, ExecPath)>,
+    ) -> Result<(Vec<Candidate>, bool), Status> {
+        let (roots, include_newest) = (self.roots.clone(), self.request.include_newest);
+        // What is left in place is counted when everything is read for the first time.
+        let mut left = after.is_none().then(|| std::mem::take(&mut self.left));
+        let read = self.service.read(move |service, _| {
+            let mut oldest = BinaryHeap::new();
+            let mut is_all = true;
+            for (number, open) in roots.iter().enumerate() {
+                for (path, row, digest, metadata) in files(service, open.id, &open.exec_root) {
+                    let bytes = allocated(&metadata);
+                    let reason = match &*row.source {
+                        "" | "present" => Some(NOT_OURS),
+                        _ if !include_newest && open.is_wanted(&path, &row) => Some(NEWEST),
+                        _ => None,
+                    };
+                    if let Some(reason) = reason {
+                        if let Some(left) = &mut left {
+                            left.add(reason, 1, bytes);
+                        }
+                        continue;
+                    }
+                    let key = (used_ms(&metadata), number, path);
+                    if bytes == 0 || after.as_ref().is_some_and(|after| key <= *after) {
+                        continue;
+                    }
+                    let (used_ms, root, path) = key;
+                    oldest.push(Candidate {
+                        used_ms,
+                        root,
+                        path,
+                        bytes,
+                        digest,
+                    });
+                    if oldest.len() > CANDIDATES {
+                        oldest.pop();
+                        is_all = false;
+                    }
+                }
+            }
+            (oldest.into_sorted_vec(), is_all, left)
+        });
+        let read = read.await;
+        let (candidates, is_all, left) =
+            read.ok_or_else(|| Status::internal("reading the record panicked; this is a bug in outhaul"))?;
+        if let Some(left) = left {
+            self.left = left;
+        }
+        Ok((candidates, is_all))
+    }
+
+    /// Removes those of a batch that the cache has.
+    async fn remove(&mut self, batch: Vec<Candidate>) -> Result<pb::EvictResponse, Status> {
+        let mut by_root: BTreeMap<usize, Vec<Candidate>> = BTreeMap::new();
+        for candidate in batch {
+            by_root.entry(candidate.root).or_default().push(candidate);
+        }
+        let mut removed = pb::EvictResponse::default();
+        for (number, mut candidates) in by_root {
+            let digests: Vec<Digest> = candidates.iter().map(|c| c.digest.clone()).collect();
+            let open = &self.roots[number];
+            let attribution = Attribution {
+                invocation_id: open.newest.invocation_id.clone(),
+                build_id: open.newest.build_id.clone(),
+                ..Attribution::default()
+            };
+            let missing = match open.cache.blobs().find_missing(&digests, &attribution).await {
+                Ok(missing) => missing.into_iter().collect::<HashSet<_>>(),
+                Err(error) => {
+                    let reason = format!("the cache cannot say whether it has them: {error}");
+                    let bytes = candidates.iter().map(|c| c.bytes).sum();
+                    self.left.add(&reason, candidates.len() as u64, bytes);
+                    continue;
+                }
+            };
+            candidates.retain(|candidate| {
+                let is_there = !missing.contains(&candidate.digest);
+                if !is_there {
+                    self.left.add(LOST, 1, candidate.bytes);
+                }
+                is_there
+            });
+            let (service, roots, dry_run) = (self.service.clone(), self.roots.clone(), self.request.dry_run);
+            let done = spawn_blocking(move || {
+                let open = &roots[number];
+                let mut left = LeftInPlace::default();
+                let outputs = remove(&service, open, &candidates, dry_run, &mut left);
+                (outputs, left)
+            });
+            let (outputs, left) = done
+                .await
+                .map_err(|_| Status::internal("removing files panicked; this is a bug in outhaul"))?;
+            for (reason, (outputs, bytes)) in left.0 {
+                self.left.add(&reason, outputs, bytes);
+            }
+            for (output, bytes) in outputs {
+                removed.outputs.push(output);
+                removed.bytes += bytes;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// Removes files of one root, unless they have changed. Gives back what was recorded of them, and their space. Blocks.
+fn remove(
+    service: &Service,
+    open: &Open,
+    candidates: &[Candidate],
+    dry_run: bool,
+    left: &mut LeftInPlace,
+) -> Vec<(pb::Output, u64)> {
+    let paths: Vec<ExecPath> = candidates
+        .iter()
+        .map(|candidate| candidate.path.clone())
+        .collect();
+    let recorded = service.record.outputs(open.id, &paths);
+    let mut placer = Placer::new(open.root.place.clone(), PlaceOptions::default());
+    let _working = (!dry_run).then(|| open.root.epoch.working());
+    let mut removed = Vec::new();
+    for (candidate, row) in candidates.iter().zip(recorded) {
+        let is_same = |row: &OutputRow| {
+            row.state == OutputState::Materialized
+                && row.content == OutputContent::Blob(candidate.digest.clone())
+        };
+        let Some(row) = row.filter(is_same) else {
+            left.add(CHANGED, 1, candidate.bytes);
+            continue;
+        };
+        let (path, stamp) = (&candidate.path, row.stamp.as_ref());
+        let version = (!dry_run).then_some(open.version);
+        match placer.evict(path, &row.content, stamp, (&open.root.epoch, version)) {
+            Ok(Check::Present { .. }) => removed.push((candidate, row)),
+            Ok(Check::Absent | Check::Differs) => left.add(CHANGED, 1, candidate.bytes),
+            Err(error) if error.is_superseded() => left.add(BEGUN, 1, candidate.bytes),
+            Err(error) => left.add(&error.to_string(), 1, candidate.bytes),
+        }
+    }
+    if !dry_run {
+        // A row that somebody else has changed since is theirs.
+        service.record.update_outputs(
+            open.id,
+            &removed,
+            |(candidate, _)| &candidate.path,
+            |i, seen| {
+                let mut row = seen.to_row().filter(|row| *row == removed[i].1)?;
+                row.state = OutputState::Known;
+                row.stamp = None;
+                row.source = Arc::default();
+                row.materialized_at_ms = 0;
+                REMOVED.clone_into(&mut row.error);
+                Some(row)
+            },
+        );
+    }
+    let shown = removed.into_iter().map(|(candidate, row)| {
+        let found = Found {
+            root: open.id,
+            exec_root: open.exec_root.clone(),
+            path: candidate.path.clone(),
+            row,
+        };
+        (show::output(&found, true), candidate.bytes)
+    });
+    shown.collect()
+}

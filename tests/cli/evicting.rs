@@ -1,0 +1,112 @@
+//! Disk space: what recorded outputs take, and freeing it.
+
+use std::path::Path;
+
+use outhaul::{
+    demo::play,
+    proto::build_event_stream::{BuildEvent, build_event_id::Id},
+};
+use outhaul_testkit::{Ran, finish, in_time};
+use prost::Message as _;
+
+use crate::{
+    staging::stop,
+    support::{World, outhaul},
+};
+
+async fn ask(world: &World, command: &str, args: &[&str]) -> Ran {
+    let mut process = outhaul();
+    process.args([command, "--json"]).args(args).arg(world.state());
+    finish(process).await
+}
+
+/// The build run again, for the first of its targets alone: plays it to a daemon, and gives back that target's label.
+async fn play_first_target(world: &World, door: &str) -> String {
+    let again = world.build.incremental();
+    let mut first = None;
+    let events: Vec<Vec<u8>> = again
+        .events()
+        .filter(|bytes| {
+            let event = BuildEvent::decode(&**bytes).unwrap();
+            match event.id.and_then(|id| id.id) {
+                Some(Id::TargetCompleted(id)) => *first.get_or_insert_with(|| id.label.clone()) == id.label,
+                _ => true,
+            }
+        })
+        .collect();
+    let (id, build_id) = (again.invocation_id(), again.build_id());
+    let played = play(door, &id, &build_id, events.into_iter());
+    in_time(played).await.unwrap();
+    first.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_newest_build_does_not_want_is_removed_and_comes_back() {
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    world.play(&world.build, server.door()).await;
+    let files = ask(&world, "du", &[]).await.expect(0).json().remove(0);
+    assert_eq!(files["name"], world.path("workspace"));
+    let bytes = files["bytes"].as_u64().unwrap();
+    assert!(bytes > 1 << 20, "{files}");
+
+    // All of it is the newest build's.
+    let ran = ask(&world, "evict", &["--to-free=1"]).await;
+    ran.says(
+        1,
+        &["--to-free=1: only 0 B can be freed", "wanted by the newest build"],
+    );
+    world.assert_complete();
+
+    let wanted = play_first_target(&world, server.door()).await;
+    stop(server).await;
+    // Without a daemon.
+    let ran = ask(&world, "evict", &["--to-free=1TiB"]).await;
+    let removed = ran.json();
+    ran.says(1, &["can be freed"]);
+    assert!(!removed.is_empty());
+    for output in &removed {
+        assert_ne!(output["label"], wanted);
+        assert!(!Path::new(output["path"].as_str().unwrap()).exists());
+    }
+    let lacks = world.wrong_below(&world.exec_root());
+    assert_eq!(lacks.len(), removed.len(), "{lacks:?}");
+    let server = world.serve(&[]).await;
+    world.play(&world.build, server.door()).await;
+    world.assert_complete();
+    stop(server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_bases_of_workspaces_that_are_gone_are_shown_and_then_removed() {
+    let world = World::new().await;
+    let workspace = world.path("workspace");
+    std::fs::create_dir(&workspace).unwrap();
+    std::fs::write(world.path("DO_NOT_BUILD_HERE"), &workspace).unwrap();
+    let server = world.serve(&[]).await;
+    world.play(&world.build, server.door()).await;
+    let ran = ask(&world, "gc", &["--orphans", "--yes"]).await.expect(0);
+    assert_eq!(ran.json().len(), 0, "its workspace is there");
+    std::fs::remove_dir(&workspace).unwrap();
+    // The state directory would go with this output base.
+    stop(server).await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let state = elsewhere.path().join("state");
+    std::fs::rename(world.path("state"), &state).unwrap();
+    let state = format!("--state-dir={}", state.display());
+    let orphans = async |args: &[&str]| {
+        let mut process = outhaul();
+        process.args(["gc", "--orphans", "--json", &state]).args(args);
+        finish(process).await.expect(0)
+    };
+    let shown = orphans(&[]).await.json().remove(0);
+    assert_eq!(shown["workspace"], workspace);
+    assert!(
+        shown["bytes"].as_u64() > Some(1 << 20) && shown["kept"].is_null(),
+        "{shown}"
+    );
+    assert!(world.exec_root().exists(), "it was only shown");
+    orphans(&["--yes"]).await;
+    assert!(!world.exec_root().exists());
+    assert_eq!(orphans(&[]).await.json().len(), 0);
+}
