@@ -278,9 +278,8 @@ fn clean_up_at_the_end(dir: &Scratch) {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut process = process.spawn().unwrap();
-    // Open until this process is gone.
-    std::mem::forget(process.stdin.take());
+    // With its standard input, which is open until this process is gone.
+    std::mem::forget(process.spawn().unwrap());
 }
 
 /// Number of actions that a Bazel ran: of its "N processes", those that came neither from a cache nor from within.
