@@ -72,13 +72,18 @@ pub(super) struct WishArgs {
     /// one that --from names itself, right into the directory
     #[arg(long)]
     pub(super) extract: bool,
+
+    /// With what the programs among the outputs need at run time, in PROGRAM.runfiles beside each, sources included, so
+    /// that they run without the workspace and Bazel: by the manifests that Bazel wrote on this machine
+    #[arg(long, conflicts_with_all = ["from", "extract"])]
+    pub(super) runfiles: bool,
 }
 
 impl WishArgs {
     pub(super) fn wish(&self) -> pb::StageWish {
         let wish = self.clone();
         with_fields_of!(wish, pb::StageWish { output_groups: wish.output_group }
-            targets include exclude required optional flatten extract)
+            targets include exclude required optional flatten extract runfiles)
     }
 }
 

@@ -63,7 +63,53 @@ fn below<'a>(line: &'a [u8], exec_root: &[u8]) -> Option<&'a [u8]> {
     None
 }
 
-/// A target as it is meant: `\n` is a newline and `\b` a backslash.
+/// A line of a manifest.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// The name among the runfiles.
+    pub(crate) name: Vec<u8>,
+    /// Where it is: an absolute path, or where a link leads; empty for an empty file.
+    pub(crate) target: Vec<u8>,
+}
+
+/// The lines of a manifest, but for those without a name.
+///
+/// In a line that begins with a space (Bazel 7.4 and later), both parts are escaped. In others, a name may have spaces in
+/// older Bazels, and an absolute path follows it.
+pub(crate) fn entries(manifest: &[u8]) -> impl Iterator<Item = Entry> {
+    let lines = manifest.split(|byte| *byte == b'\n');
+    let entries = lines.map(|line| match line.strip_prefix(b" ") {
+        Some(escaped) => {
+            let (name, target) = split_at(escaped, escaped.iter().position(|byte| *byte == b' '));
+            Entry {
+                name: unescaped(name),
+                target: unescaped(target),
+            }
+        }
+        None => {
+            let absolute = line.windows(2).position(|two| two == b" /");
+            let (name, target) = split_at(
+                line,
+                absolute.or_else(|| line.iter().position(|byte| *byte == b' ')),
+            );
+            Entry {
+                name: name.to_vec(),
+                target: target.to_vec(),
+            }
+        }
+    });
+    entries.filter(|entry| !entry.name.is_empty())
+}
+
+/// What is before a space and after it; without one, all is before it.
+fn split_at(line: &[u8], space: Option<usize>) -> (&[u8], &[u8]) {
+    match space {
+        Some(space) => (&line[..space], &line[space + 1..]),
+        None => (line, b""),
+    }
+}
+
+/// A part of a line as it is meant: `\n` is a newline, `\s` a space and `\b` a backslash.
 fn unescaped(target: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(target.len());
     let mut bytes = target.iter().copied();
@@ -128,6 +174,7 @@ pub(super) fn place_of(label: &str) -> Option<(String, &str)> {
 pub(crate) fn fuzz(data: &[u8]) {
     let mut needed = Needed::default();
     needed.take_in(data, &["/ob/execroot/ws", "/mnt/ob/execroot/ws"]);
+    assert!(entries(data).all(|entry| !entry.name.is_empty()));
     for path in &needed.outputs {
         assert!(path.starts_with("bazel-out") && path.as_str() != "bazel-out");
     }
@@ -182,6 +229,31 @@ mod tests {
         assert_eq!(
             needed(manifest),
             ["bazel-out/a b\nc\\d", "bazel-out/back\\nslash"]
+        );
+    }
+
+    #[test]
+    fn every_kind_of_line_is_read() {
+        let manifest = b"ws/a /w/a\nws/empty \nws/bare\nold name with spaces /w/x y\nws/link ../some where\n\
+             \x20ws/a\\sb\\bc\\nd /w/a b\\bc\\nd\n\n /w/nameless\n";
+        let read: Vec<(String, String)> = entries(manifest)
+            .map(|entry| {
+                let text = |bytes| String::from_utf8(bytes).unwrap();
+                (text(entry.name), text(entry.target))
+            })
+            .collect();
+        let read: Vec<(&str, &str)> = read.iter().map(|(name, target)| (&**name, &**target)).collect();
+        assert_eq!(
+            read,
+            [
+                ("ws/a", "/w/a"),
+                ("ws/empty", ""),
+                ("ws/bare", ""),
+                ("old name with spaces", "/w/x y"),
+                ("ws/link", "../some where"),
+                ("ws/a b\\c\nd", "/w/a b\\c\nd"),
+                ("/w/nameless", ""),
+            ]
         );
     }
 

@@ -35,6 +35,7 @@ pub(crate) mod marker;
 mod origin;
 pub(crate) mod recorded;
 pub(crate) mod request;
+mod runfiles;
 pub(crate) mod select;
 pub(crate) mod stager;
 #[cfg(test)]

@@ -53,6 +53,9 @@ pub(crate) struct Wish {
     /// Whether archives are unpacked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) extract: bool,
+    /// Whether programs are staged with what they need at run time.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) runfiles: bool,
 }
 
 /// How files of collections are verified, and how they and archives are brought. The same comes of it in any manner, so it is

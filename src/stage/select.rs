@@ -379,7 +379,12 @@ pub(super) fn placed(
             }
         }
     }
-    // A file cannot lie where another one's directory must be.
+    side_by_side(&by_place)?;
+    Ok(by_place.into_values().collect())
+}
+
+/// Refuses a file where another one's directory must be.
+pub(super) fn side_by_side(by_place: &BTreeMap<ExecPath, Artifact>) -> Result<(), StageError> {
     for artifact in by_place.values() {
         let place = artifact.place.as_str();
         for (end, _) in place.match_indices('/') {
@@ -394,5 +399,5 @@ pub(super) fn placed(
             }
         }
     }
-    Ok(by_place.into_values().collect())
+    Ok(())
 }

@@ -27,6 +27,7 @@ use super::{
     origin::without_secrets,
     recorded::Recorded,
     request::{Caller, Manner, Request, Wish},
+    runfiles,
     select::Selection,
     together::Directories,
     work::{Work, Working},
@@ -87,6 +88,7 @@ pub(crate) struct Plan {
     pub(super) gather: Gather,
     /// Where the build said that its blobs are, if the record does not know.
     recorded: Recorded,
+    pub(super) runfiles: runfiles::Added,
     /// The build's journal; none of a collection.
     pub(super) journal: Option<PathBuf>,
     _place: OwnedSemaphorePermit,
@@ -175,9 +177,22 @@ impl Stager {
             .unwrap_or_else(|_| Err(panicked("reading the patterns")))?;
         let (row, entry) = self.find(which).await?;
         let function = self.sources.digest_function();
+        let (record, is_bounded) = (self.record.clone(), self.reach.is_bounded());
         let plan = spawn_blocking(move || {
             let recorded = read(&entry, function)?;
             let mut selection = recorded.select(&row.invocation_id, &request)?;
+            let mut runfiles = runfiles::Added::default();
+            if request.wish.runfiles {
+                if is_bounded {
+                    return Err(StageError::Setting {
+                        flag: "--runfiles".to_owned(),
+                        reason: "takes files that are no outputs, which callers over TCP may not stage"
+                            .to_owned(),
+                    });
+                }
+                let function = recorded.function.unwrap_or(DigestFunction::Sha256);
+                runfiles = runfiles::add(&mut selection, &record, &row, function, &request)?;
+            }
             if !recorded.finished {
                 selection.notes.push(
                     "the build's events are incomplete; outputs that it built later are unknown".to_owned(),
@@ -189,6 +204,7 @@ impl Stager {
                 wish: request.wish,
                 recorded,
                 gather,
+                runfiles,
                 journal: Some(entry.path),
                 _place: place,
             })
@@ -227,6 +243,7 @@ impl Stager {
             gather: self.archives.choose(gather, from, wish, &self.sources).await?,
             wish: wish.clone(),
             recorded: Recorded::default(),
+            runfiles: runfiles::Added::default(),
             journal: None,
             _place: place,
         })
@@ -469,7 +486,9 @@ impl Stager {
             }
             copies
         });
-        LocalFirst::new(copies.await.unwrap_or_default(), cache)
+        let mut copies = copies.await.unwrap_or_default();
+        copies.extend(plan.runfiles.copies.clone());
+        LocalFirst::new(copies, cache)
     }
 }
 

@@ -113,11 +113,14 @@ impl Work {
         let artifacts = &plan.selection.artifacts;
         gather.reserve(artifacts);
         let names = artifacts.iter().map(|artifact| artifact.place.to_string());
+        let absent = std::mem::take(&mut plan.runfiles.absent).into_iter();
         Self {
             names: Arc::new(names.collect()),
             gather,
             together,
-            ends: HashMap::new(),
+            ends: absent
+                .map(|(place, reason)| (place, End::failed(reason)))
+                .collect(),
             notes: plan.selection.notes.clone(),
             stale: Vec::new(),
             directory: destination
@@ -148,10 +151,7 @@ impl Work {
     pub(super) async fn find_present(&mut self) -> Result<(), StageError> {
         let directory = self.directory.clone();
         let wanted: Vec<(ExecPath, OutputContent)> = self
-            .plan
-            .selection
-            .artifacts
-            .iter()
+            .left()
             .map(|artifact| (artifact.place.clone(), artifact.content.clone()))
             .collect();
         let (together, names) = (self.together.clone(), self.names.clone());

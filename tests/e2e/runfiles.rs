@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use crate::harness::{Bazel, Daemon, Entry, Outhaul, Stage, Tree, Version, executed};
+use crate::harness::{Bazel, Daemon, Entry, Outhaul, Scratch, Stage, Tree, Version, executed};
+use crate::staging::is_staged;
 
 for_each_bazel!(real:
     a_program_is_brought_with_its_runfiles_as_bazel_itself_would,
@@ -281,6 +282,17 @@ fn a_recorded_program_runs_without_bazel_and_then_without_the_cache(stage: &Stag
     daemon.settled();
     assert!(!bazel.has(&path_of(PROGRAM)), "nothing is asked for");
 
+    // To where it needs neither Bazel nor the workspace.
+    let staged = Scratch::new("staged");
+    let stage_to = |outhaul: &Outhaul, name: &str| {
+        let to = staged.join(name).display().to_string();
+        let args = ["--runfiles", "--flatten", "--to", &to, PROGRAM];
+        outhaul.run(bazel.workspace(), "stage", &args).ok();
+        to
+    };
+    let absent = stage_to(daemon.outhaul(), "absent");
+    assert!(!bazel.has(&path_of(PROGRAM)), "the output tree stays as it was");
+
     // By its target, with all that it needs, arguments, and the exit code.
     let outhaul = daemon.outhaul();
     let run = outhaul.run(bazel.workspace(), "exec", &[PROGRAM]).ok();
@@ -305,6 +317,19 @@ fn a_recorded_program_runs_without_bazel_and_then_without_the_cache(stage: &Stag
     let got = outhaul.json(bazel.workspace(), "get", &["--runfiles", PROGRAM]);
     assert!(got.len() > 10, "{got:#?}");
     assert!(got.iter().all(|line| line["outcome"] == "present"), "{got:#?}");
+    let present = stage_to(outhaul, "present");
+    let to = staged.join("present").display().to_string();
+    bazel.delete("runfiles/source.txt");
+    let again = ["--runfiles", "--flatten", "--to", &to, PROGRAM];
+    let run = outhaul.run(bazel.workspace(), "stage", &again).expect(1);
+    assert!(run.err.contains("runfiles/source.txt"), "{run}");
+    std::fs::rename(bazel.exec_root(), bazel.exec_root().with_extension("away")).unwrap();
+    for to in [absent, present] {
+        let run = Command::new(format!("{to}/linked.sh")).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&run.stdout), says, "{run:?}");
+        is_staged(&to, &["--runfiles", "--flatten", PROGRAM]);
+    }
+    std::fs::rename(bazel.exec_root().with_extension("away"), bazel.exec_root()).unwrap();
     // What is lost is named, and the program not run.
     bazel.delete("bazel-bin/runfiles/linked.data.txt");
     let run = outhaul.run(bazel.workspace(), "exec", &[PROGRAM]);

@@ -68,7 +68,7 @@ fn a_builds_artifacts_are_staged_here_and_elsewhere_and_its_secrets_stay(stage: 
     }
     assert!(Path::new(&first).join(&below).join("rules/hollow.d").is_dir());
     assert_eq!(logs(Path::new(&first)), 1, "{first}");
-    is_staged(&first);
+    is_staged(&first, &[]);
 
     let no_match = daemon
         .outhaul()
@@ -120,17 +120,18 @@ fn a_builds_artifacts_are_staged_here_and_elsewhere_and_its_secrets_stay(stage: 
         let found = tree.only(|path| expected.0.contains_key(path));
         assert_eq!(expected.differences(&found), Vec::<String>::new());
     }
-    is_staged(&there);
+    is_staged(&there, &[]);
     assert!(
         !bazel.has("bazel-bin/gen/top.txt"),
         "the output tree is not touched"
     );
 }
 
-fn is_staged(to: &str) {
+pub(crate) fn is_staged(to: &str, wish: &[&str]) {
     let program = std::env::var_os("OUTHAUL_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_outhaul").into());
     let status = std::process::Command::new(program)
         .args(["is-staged", "--to", to])
+        .args(wish)
         .status()
         .unwrap();
     assert!(status.success(), "{to}");
@@ -185,7 +186,7 @@ tar -czf $(location sdk.tar.gz) -C in . && echo notes > $(location notes.txt)
         let to = to.display().to_string();
         let args = [&["--to", &*to, "--json", "//packed"], flags].concat();
         let ran = daemon.outhaul().run(bazel.workspace(), "stage", &args).ok();
-        is_staged(&to);
+        is_staged(&to, &[]);
         ran
     };
     let read = |path: &Path| std::fs::read_to_string(path).unwrap();

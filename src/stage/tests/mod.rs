@@ -2,6 +2,7 @@
 
 mod bringing;
 mod markers;
+mod runfiles;
 mod selecting;
 
 use std::{

@@ -1,0 +1,169 @@
+//! The runfiles of staged programs: what each needs at run time goes into `PROGRAM.runfiles` beside it, as it lies there
+//! for Bazel, but with the files themselves instead of links to the workspace and the output base.
+//!
+//! No manifest goes with them: it would name absolute paths, and whoever looks for runfiles takes the directory.
+
+mod local;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::{
+    error::StageError,
+    request::Request,
+    select::{Artifact, Selection, side_by_side},
+};
+use crate::{
+    digest::{Digest, DigestFunction},
+    exec_path::ExecPath,
+    output::OutputContent,
+    record::{InvocationRow, Record},
+    remote::Copy,
+};
+
+/// Runfiles of one request.
+const RUNFILES: usize = 1_000_000;
+
+/// Something that a program needs at run time.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Runfile {
+    /// Where it is below `PROGRAM.runfiles`.
+    pub(super) name: String,
+    /// Where the build has it.
+    pub(super) exec_path: ExecPath,
+    /// What it is, or why there is none.
+    pub(super) content: Result<OutputContent, String>,
+}
+
+/// What is known of runfiles besides that they are wished for.
+#[derive(Debug, Default)]
+pub(super) struct Added {
+    /// Local files that have the bytes of some.
+    pub(super) copies: HashMap<Digest, Copy>,
+    /// Those that cannot be had, by their places, and why.
+    pub(super) absent: HashMap<ExecPath, String>,
+}
+
+/// Adds the runfiles of the programs among what is selected. Blocks.
+///
+/// # Errors
+/// When none is a program, the manifests are not those of this build, or name what may not be staged.
+pub(super) fn add(
+    selection: &mut Selection,
+    record: &Record,
+    row: &InvocationRow,
+    function: DigestFunction,
+    request: &Request,
+) -> Result<Added, StageError> {
+    if request.wish.extract {
+        return Err(refused(
+            "programs and their runfiles are staged as they are, without --extract",
+        ));
+    }
+    let mut finder = local::Finder::open(record, row, function, request)?;
+    let mut placing = Placing::of(selection);
+    let mut programs = 0;
+    for program in &selection.artifacts {
+        let Some(runfiles) = finder.of(&program.exec_path)? else {
+            continue;
+        };
+        programs += 1;
+        for runfile in runfiles {
+            placing.add(program, runfile)?;
+        }
+    }
+    if programs == 0 {
+        return Err(refused(
+            "none of the outputs has a manifest of runfiles beside it (NAME.runfiles_manifest, which Bazel writes when it \
+             builds a program, but with --nobuild_runfile_manifests)",
+        ));
+    }
+    side_by_side(&placing.all)?;
+    selection.artifacts = placing.all.into_values().collect();
+    Ok(Added {
+        copies: finder.copies,
+        absent: placing.absent,
+    })
+}
+
+fn refused(reason: impl Into<String>) -> StageError {
+    StageError::Setting {
+        flag: "--runfiles".to_owned(),
+        reason: reason.into(),
+    }
+}
+
+/// Everything that is to be staged.
+struct Placing {
+    /// Where outputs that are selected themselves go.
+    selected: HashMap<ExecPath, Artifact>,
+    /// By their places.
+    all: BTreeMap<ExecPath, Artifact>,
+    absent: HashMap<ExecPath, String>,
+}
+
+impl Placing {
+    fn of(selection: &Selection) -> Self {
+        let all = selection.artifacts.iter();
+        let by_path = all.clone().map(|one| (one.exec_path.clone(), one.clone()));
+        Self {
+            selected: by_path.collect(),
+            all: all.map(|one| (one.place.clone(), one.clone())).collect(),
+            absent: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, program: &Artifact, runfile: Runfile) -> Result<(), StageError> {
+        let place = format!("{}.runfiles/{}", program.place, runfile.name);
+        let place =
+            ExecPath::new(&place).map_err(|e| refused(format!("a runfile of {}: {e}", program.exec_path)))?;
+        if self.all.len() > RUNFILES {
+            return Err(refused(format!("there are more than {RUNFILES} runfiles")));
+        }
+        let content = match (self.selected.get(&runfile.exec_path), runfile.content) {
+            // It is staged anyway: once is enough.
+            (Some(there), _) if there.class >= program.class => {
+                OutputContent::Symlink(relative(&place, &there.place))
+            }
+            (Some(there), _) => there.content.clone(),
+            (None, Ok(content)) => content,
+            (None, Err(reason)) => {
+                self.absent.insert(place.clone(), reason);
+                OutputContent::Directory
+            }
+        };
+        let artifact = Artifact {
+            group: Arc::from("runfiles"),
+            exec_path: runfile.exec_path,
+            content,
+            place: place.clone(),
+            ..program.clone()
+        };
+        match self.all.get(&place) {
+            Some(first) if !first.content.is_same(&artifact.content) => Err(StageError::Collision {
+                first: first.exec_path.clone(),
+                second: artifact.exec_path,
+                place,
+            }),
+            Some(_) => Ok(()),
+            None => {
+                self.all.insert(place, artifact);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The target of a link in one place to another.
+fn relative(from: &ExecPath, to: &ExecPath) -> String {
+    let same = from.components().zip(to.components());
+    let same = same.take_while(|(from, to)| from == to).count();
+    let up = from.components().count() - same - 1;
+    let down = to.components().skip(same);
+    std::iter::repeat_n("..", up)
+        .chain(down)
+        .collect::<Vec<_>>()
+        .join("/")
+}

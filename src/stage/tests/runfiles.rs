@@ -1,0 +1,236 @@
+use super::*;
+use crate::{
+    output::Class,
+    record::{InvocationRow, OutputRow, Record},
+    stage::runfiles::{self, Added},
+};
+
+const BIN: &str = "bazel-out/k8/bin";
+
+/// A build of one program on this disk.
+struct World {
+    dir: tempfile::TempDir,
+    record: Record,
+    row: InvocationRow,
+    selection: Selection,
+    manifest: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(&dir.path().join("state")).unwrap();
+        let exec_root = dir.path().join("base/execroot/_main");
+        for directory in [
+            "base/execroot/_main/bazel-out/k8/bin",
+            "base/external/lib+",
+            "w/app",
+        ] {
+            std::fs::create_dir_all(dir.path().join(directory)).unwrap();
+        }
+        let exec_root = exec_root.to_str().unwrap().to_owned();
+        let root = record.root(&exec_root, 1, 2);
+        let row = InvocationRow {
+            invocation_id: "inv".to_owned(),
+            root: Some(root),
+            version: record.next_version(root),
+            workspace: dir.path().join("w").to_str().unwrap().to_owned(),
+            exec_root,
+            ..InvocationRow::default()
+        };
+        record.put_invocation(&row);
+        let selection = Selection {
+            artifacts: vec![artifact(&format!("{BIN}/app"), blob(b"program"))],
+            ..Selection::default()
+        };
+        let manifest = String::new();
+        Self {
+            dir,
+            record,
+            row,
+            selection,
+            manifest,
+        }
+    }
+
+    fn line(&mut self, key: &str, path: &str) {
+        let target = self.dir.path().join(path);
+        self.manifest += &format!("{key} {}\n", target.display());
+    }
+
+    /// A file below the test's directory, in the manifest.
+    fn file(&mut self, key: &str, path: &str, text: &str) {
+        self.write(path, text);
+        self.line(key, path);
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let target = self.dir.path().join(path);
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::write(target, text).unwrap();
+    }
+
+    fn recorded(&self, path: &str, content: OutputContent) {
+        let path = ExecPath::new(&format!("{BIN}/{path}")).unwrap();
+        let rows = vec![(path, OutputRow::known(content))];
+        self.record.put_outputs(self.row.root.unwrap(), rows);
+    }
+
+    fn add(&mut self) -> Result<Added, StageError> {
+        let at = format!("base/execroot/_main/{BIN}/app.runfiles_manifest");
+        self.write(&at, &self.manifest);
+        let wish = Wish {
+            runfiles: true,
+            ..Wish::default()
+        };
+        let request = Request::new(wish).unwrap();
+        runfiles::add(
+            &mut self.selection,
+            &self.record,
+            &self.row,
+            DigestFunction::Sha256,
+            &request,
+        )
+    }
+
+    /// What goes below `app.runfiles`.
+    fn placed(&self) -> BTreeMap<&str, &OutputContent> {
+        let below = format!("{BIN}/app.runfiles/");
+        let artifacts = self.selection.artifacts.iter();
+        artifacts
+            .filter_map(|a| Some((a.place.as_str().strip_prefix(&below)?, &a.content)))
+            .collect()
+    }
+}
+
+fn out(name: &str) -> String {
+    format!("base/execroot/_main/{BIN}/{name}")
+}
+
+#[test]
+fn whatever_a_manifest_names_is_staged_as_a_file() {
+    let mut world = World::new();
+    world.file("_main/app/source.txt", "w/app/source.txt", "source");
+    world.file("lib+/x.h", "base/external/lib+/x.h", "header");
+    // What is on disk is newer than what is recorded.
+    world.file("_main/local.txt", &out("local.txt"), "local");
+    world.recorded("local.txt", blob(b"older"));
+    world.recorded("absent.txt", blob(b"absent"));
+    world.line("_main/absent.txt", &out("absent.txt"));
+    world.recorded("tree/a b/c", blob(b"child"));
+    world.file("_main/tree", &out("tree"), "");
+    std::fs::remove_file(world.dir.path().join(out("tree"))).unwrap();
+    world.write(&out("tree/here"), "here");
+    std::fs::create_dir(world.dir.path().join(out("hollow"))).unwrap();
+    world.line("_main/hollow", &out("hollow"));
+    world.line("_main/app/app", &out("app"));
+    world.line(" _main/with\\sspace\\nand\\bmore", "w/app/source.txt");
+    world.manifest += "_main/__init__.py \n_main/link ../some where\n";
+    let added = world.add().unwrap();
+    assert_eq!(added.absent, HashMap::new());
+    let (header, source) = (blob(b"header"), blob(b"source"));
+    let expected = [
+        ("_main/__init__.py", &OutputContent::Inline(Bytes::new())),
+        ("_main/absent.txt", &blob(b"absent")),
+        (
+            "_main/app/app",
+            &OutputContent::Symlink("../../../app".to_owned()),
+        ),
+        ("_main/app/source.txt", &source),
+        ("_main/hollow", &OutputContent::Directory),
+        ("_main/link", &OutputContent::Symlink("../some where".to_owned())),
+        ("_main/local.txt", &blob(b"local")),
+        ("_main/tree/a b/c", &blob(b"child")),
+        ("_main/tree/here", &blob(b"here")),
+        ("_main/with space\nand\\more", &source),
+        ("lib+/x.h", &header),
+    ];
+    assert_eq!(world.placed(), BTreeMap::from(expected));
+    for text in ["source", "header", "local", "here"] {
+        let digest = Digest::of(DigestFunction::Sha256, text.as_bytes());
+        assert!(added.copies.contains_key(&digest), "{text}");
+    }
+    assert!(
+        world
+            .selection
+            .artifacts
+            .iter()
+            .any(|a| a.exec_path.as_str() == "external/lib+/x.h")
+    );
+}
+
+#[test]
+fn what_cannot_be_had_fails_its_program_alone() {
+    let mut world = World::new();
+    world.selection.artifacts[0].class = Class::Optional;
+    world
+        .selection
+        .artifacts
+        .push(artifact(&format!("{BIN}/other"), blob(b"other")));
+    world.line("_main/app/gone.txt", "w/app/gone.txt");
+    world.line("_main/lost", &out("lost"));
+    // Not as sure to be there as the other output is.
+    world.line("_main/other", &out("other"));
+    let added = world.add().unwrap();
+    let mut absent: Vec<_> = added
+        .absent
+        .iter()
+        .map(|(place, reason)| format!("{place}: {reason}"))
+        .collect();
+    absent.sort();
+    assert_eq!(absent.len(), 2, "{absent:?}");
+    assert!(absent[0].contains("w/app/gone.txt: No such file"), "{absent:?}");
+    assert!(
+        absent[1].ends_with(
+            "app.runfiles/_main/lost: it is not on disk, and no recorded build has named its digest"
+        )
+    );
+    for artifact in &world.selection.artifacts {
+        let class =
+            if artifact.place.file_name() == "other" && artifact.place.as_str() == format!("{BIN}/other") {
+                Class::Required
+            } else {
+                Class::Optional
+            };
+        assert_eq!(artifact.class, class, "{artifact:?}");
+    }
+}
+
+#[test]
+fn what_a_manifest_may_not_name_is_refused() {
+    let refused = |make: &dyn Fn(&mut World)| {
+        let mut world = World::new();
+        make(&mut world);
+        world.add().unwrap_err().to_string()
+    };
+    for (line, reason) in [
+        (
+            "_main/passwd /etc/passwd\n",
+            "neither an output nor a source of the build: /etc/passwd",
+        ),
+        ("../up \n", "is not a valid path"),
+    ] {
+        let error = refused(&|world| world.manifest += line);
+        assert!(error.contains(reason), "{error}");
+    }
+    let error = refused(&|world| world.line("_main/x", "w/../secret"));
+    assert!(error.contains("neither an output nor a source"), "{error}");
+    let error = refused(&|world| {
+        world.file("_main/x", "w/x", "x");
+        world.line("_main/x/y", "w/x");
+    });
+    assert!(error.contains("app.runfiles/_main/x"), "{error}");
+    let error = refused(&|world| world.selection.artifacts[0] = artifact("bazel-out/k8/bin/no", blob(b"")));
+    assert!(error.contains("manifest of runfiles beside it"), "{error}");
+    let error = refused(&|world| {
+        let row = InvocationRow {
+            invocation_id: "newer".to_owned(),
+            version: world.record.next_version(world.row.root.unwrap()),
+            ..world.row.clone()
+        };
+        world.record.put_invocation(&row);
+    });
+    assert!(error.contains("build newer is newer"), "{error}");
+    let error = refused(&|world| world.row.root = None);
+    assert!(error.contains("not made on this machine"), "{error}");
+}
