@@ -2,6 +2,9 @@
 //!
 //! Each kind has one cache, which gets fuller, and one or two Bazels whose servers go on. So the time of a kind is that of a
 //! few tests; a cache that has nothing yet is a matter of the same scenarios with gRPC caches, in files of their own.
+//!
+//! Buckets are read by the same code whatever their layout, and with `OUTHAUL_KINDS=all` (`scripts/kinds`) by every scenario;
+//! else by some.
 
 use crate::{
     asking, cold, failing, faults,
@@ -51,6 +54,20 @@ fn all_scenarios(cache: &str, before: &[Scenario]) {
     run_all(&format!("kinds::{cache}"), Version::Seven, cache, &scenarios);
 }
 
+/// What reads from the cache in the most ways, and the cache's end.
+const OF_BUCKETS: &[Scenario] = scenarios![
+    cold::top_level_outputs_are_there_when_the_build_returns,
+    incremental::deleted_and_damaged_outputs_come_back_without_execution,
+    faults::a_cache_that_goes_away_fails_a_strict_build_only,
+];
+
+fn scenarios_of_buckets(cache: &str) {
+    match std::env::var("OUTHAUL_KINDS").as_deref() {
+        Ok("all") => all_scenarios(cache, &[]),
+        _ => run_all(&format!("kinds::{cache}"), Version::Seven, cache, OF_BUCKETS),
+    }
+}
+
 #[test]
 fn the_main_job_is_done_with_nginx() {
     all_scenarios("nginx", &[MOST, MORE].concat());
@@ -68,12 +85,12 @@ fn the_main_job_is_done_with_a_disk_cache_before_nginx() {
 
 #[test]
 fn the_main_job_is_done_with_a_bucket_that_an_http_front_fills() {
-    all_scenarios("bucket", &[]);
+    scenarios_of_buckets("bucket");
 }
 
 #[test]
 fn the_main_job_is_done_with_a_bucket_that_is_a_disk_cache() {
-    all_scenarios("disk_bucket", &[]);
+    scenarios_of_buckets("disk_bucket");
 }
 
 /// Bazel 4 names no digests with these caches, so Outhaul can download nothing. The build has what Bazel downloads, and what
