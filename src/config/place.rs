@@ -14,6 +14,17 @@ use crate::{
     units::parse_size,
 };
 
+/// Batches that may be under way where the rate is limited.
+const LIMITED_BATCHES: usize = 4;
+
+/// Bytes in a second, with or without `/s`.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse_size(text.trim().strip_suffix("/s").unwrap_or(text))? {
+        0 => Err("must be more than nothing".to_owned()),
+        rate => Ok(rate),
+    }
+}
+
 /// Flags of placing.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Output trees")]
@@ -53,6 +64,10 @@ pub(crate) struct PlaceArgs {
         default_value = "32MiB"
     )]
     pub bytes_in_flight: String,
+
+    /// Download at most this much in a second, such as 50MiB/s, and as much again for optional outputs
+    #[arg(long, value_name = "SIZE/s", env = "OUTHAUL_LIMIT_RATE")]
+    pub limit_rate: Option<String>,
 
     /// Space to keep free on the file systems of output trees, such as 10GiB or 5%: nothing is downloaded that would
     /// leave less, and no optional output that would leave less than twice as much; by default 64MiB, or 5% of a file
@@ -111,6 +126,12 @@ impl PlaceArgs {
             },
             ..MaterializeOptions::default()
         };
+        if let Some(rate) = &self.limit_rate {
+            options.rate =
+                Some(parse_rate(rate).map_err(|e| ConfigError::new(format!("--limit-rate={rate}"), e))?);
+            // What waits for its turn keeps others from theirs.
+            options.batches_in_flight = LIMITED_BATCHES;
+        }
         if let Some(writers) = self.writers {
             if !(1..=64).contains(&writers) {
                 return Err(ConfigError::new(

@@ -38,6 +38,7 @@ use super::{
     options::MaterializeOptions,
     place::{PlaceError, Placed},
     queue::BlobQueue,
+    rate::Rate,
     want::{Completion, Outcome, Root, Session, Want},
     writers::{BatchId, CheckBatch, JobId, PlaceContent, Writers, Written},
 };
@@ -100,6 +101,7 @@ pub(super) struct Coordinator {
     large_in_flight: usize,
     budget: Arc<Semaphore>,
     window: Arc<Window>,
+    rate: Option<Arc<Rate>>,
     fetched: mpsc::UnboundedSender<Fetched>,
     outbox: Vec<(Arc<Session>, Vec<Completion>)>,
     /// When the last report or command came: the clock is not asked for every file.
@@ -126,6 +128,7 @@ impl Coordinator {
         let budget = usize::try_from(options.bytes_in_flight.div_ceil(BUDGET_UNIT)).unwrap_or(usize::MAX);
         let mut this = Self {
             window: Arc::new(Window::new(options.bytes_in_flight)),
+            rate: options.rate.map(|per_second| Arc::new(Rate::new(per_second))),
             budget: Arc::new(Semaphore::new(budget.clamp(1, Semaphore::MAX_PERMITS))),
             options,
             metrics,

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     place::{LargeFile, PlaceError, Placed},
+    rate::Pace,
     want::Root,
 };
 use crate::{
@@ -30,24 +31,53 @@ pub(super) enum LargeError {
     Cancelled,
 }
 
+/// A blob that is streamed.
+pub(super) struct Download {
+    pub(super) store: Arc<dyn BlobStore>,
+    pub(super) digest: Digest,
+    pub(super) attribution: Arc<Attribution>,
+    /// Another connection than the last time, after bytes that turned out wrong.
+    pub(super) avoid: bool,
+    pub(super) pace: Pace,
+}
+
+impl Download {
+    /// Streams it into a channel that is closed when this returns.
+    async fn stream(&self, portions: mpsc::Sender<Vec<Bytes>>) -> Result<(), RemoteError> {
+        let mut pipe = Pipe::new(portions, self.pace.clone());
+        let read = self
+            .store
+            .read_stream(&self.digest, 0, &self.attribution, self.avoid, &mut pipe)
+            .await;
+        if read.is_ok() {
+            // Whoever takes nothing more says why.
+            let _ = pipe.flush().await;
+        }
+        read
+    }
+}
+
 /// Hands bytes to the thread that writes, in portions.
 struct Pipe {
     portions: mpsc::Sender<Vec<Bytes>>,
     portion: Vec<Bytes>,
     bytes: usize,
+    pace: Pace,
 }
 
 impl Pipe {
-    const fn new(portions: mpsc::Sender<Vec<Bytes>>) -> Self {
+    const fn new(portions: mpsc::Sender<Vec<Bytes>>, pace: Pace) -> Self {
         Self {
             portions,
             portion: Vec::new(),
             bytes: 0,
+            pace,
         }
     }
 
     /// Hands on what there is.
     async fn flush(&mut self) -> Result<(), String> {
+        self.pace.take(self.bytes as u64).await;
         self.bytes = 0;
         self.portions
             .send(std::mem::take(&mut self.portion))
@@ -71,10 +101,7 @@ impl Sink for Pipe {
 
 /// Streams a blob into the file that `file` is about to yield, verifies and publishes it.
 pub(super) async fn fetch(
-    store: Arc<dyn BlobStore>,
-    digest: Digest,
-    attribution: Arc<Attribution>,
-    avoid: bool,
+    download: Download,
     file: oneshot::Receiver<Result<LargeFile, PlaceError>>,
     root: Arc<Root>,
     version: u64,
@@ -85,16 +112,8 @@ pub(super) async fn fetch(
         .map_err(LargeError::Place)?;
     let (portions, written) = mpsc::channel(PORTIONS);
     let writer = tokio::task::spawn_blocking(move || write(file, written));
-    let mut pipe = Pipe::new(portions);
-    let read = store
-        .read_stream(&digest, 0, &attribution, avoid, &mut pipe)
-        .await;
-    if read.is_ok() {
-        // The writer itself reports below why it takes no more.
-        let _ = pipe.flush().await;
-    }
-    drop(pipe);
-    // The pipe is closed now, so the writer comes to its end.
+    let read = download.stream(portions).await;
+    // The channel is closed now, so the writer comes to its end.
     let file = match writer.await {
         Ok(file) => file.map_err(LargeError::Place)?,
         Err(_) => {
@@ -111,13 +130,8 @@ pub(super) async fn fetch(
 }
 
 /// Streams a blob, verifies it and keeps nothing of it.
-pub(super) async fn read(
-    store: Arc<dyn BlobStore>,
-    digest: Digest,
-    attribution: Arc<Attribution>,
-    avoid: bool,
-    path: ExecPath,
-) -> Result<Placed, LargeError> {
+pub(super) async fn read(download: Download, path: ExecPath) -> Result<Placed, LargeError> {
+    let digest = &download.digest;
     let (portions, mut received) = mpsc::channel::<Vec<Bytes>>(PORTIONS);
     let mut hasher = Hasher::new(digest.function());
     let hashing = tokio::task::spawn_blocking(move || {
@@ -126,18 +140,12 @@ pub(super) async fn read(
         }
         hasher.finish()
     });
-    let mut pipe = Pipe::new(portions);
-    let read = store
-        .read_stream(&digest, 0, &attribution, avoid, &mut pipe)
-        .await;
-    // If the other end is gone, that is reported below.
-    let _ = pipe.flush().await;
-    drop(pipe);
+    let read = download.stream(portions).await;
     let actual = hashing.await;
     read.map_err(LargeError::Remote)?;
     let actual =
         actual.map_err(|_| LargeError::Place(PlaceError::internal("hashing a large blob panicked")))?;
-    Placed::nowhere(&path, &digest, actual).map_err(LargeError::Place)
+    Placed::nowhere(&path, digest, actual).map_err(LargeError::Place)
 }
 
 fn write(mut file: LargeFile, mut portions: mpsc::Receiver<Vec<Bytes>>) -> Result<LargeFile, PlaceError> {
@@ -152,11 +160,12 @@ fn write(mut file: LargeFile, mut portions: mpsc::Receiver<Vec<Bytes>>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::Class;
 
     #[tokio::test]
     async fn small_pieces_are_handed_on_together() {
         let (portions, mut received) = mpsc::channel(PORTIONS);
-        let mut pipe = Pipe::new(portions);
+        let mut pipe = Pipe::new(portions, Pace::new(None, Class::Required));
         let piece = Bytes::from(vec![1; PORTION / 4]);
         for _ in 0..3 {
             pipe.write(piece.clone()).await.unwrap();

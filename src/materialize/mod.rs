@@ -10,6 +10,7 @@ mod materializer;
 mod options;
 pub mod place;
 mod queue;
+mod rate;
 #[cfg(test)]
 mod tests;
 mod want;

@@ -19,6 +19,8 @@ pub struct MaterializeOptions {
     pub bytes_in_flight: u64,
     /// Large blobs that may be under way.
     pub large_in_flight: usize,
+    /// Bytes that are downloaded in a second, for what is required and for what is optional alike; no limit if unset.
+    pub rate: Option<u64>,
     /// How files are placed.
     pub place: PlaceOptions,
 }
@@ -34,6 +36,7 @@ impl Default for MaterializeOptions {
             batches_in_flight: 32,
             bytes_in_flight: 32 << 20,
             large_in_flight: 4,
+            rate: None,
             place: PlaceOptions::default(),
         }
     }

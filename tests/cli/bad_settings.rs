@@ -30,6 +30,8 @@ const WRONG: &[(&str, &str)] = &[
     ("--writers", "nonsense"),
     ("--bytes-in-flight", "1"),
     ("--bytes-in-flight", "nonsense"),
+    ("--limit-rate", "0"),
+    ("--limit-rate", "50MiB/min"),
     ("--min-free-space", "101%"),
     ("--min-free-space", "nonsense"),
     ("--lease-renewal", "0s"),

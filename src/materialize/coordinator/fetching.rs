@@ -10,8 +10,9 @@ use tokio::{
 
 use super::{
     super::{
-        large::{self, LargeError},
+        large::{self, Download, LargeError},
         place::{PlaceError, Placed},
+        rate::Pace,
         want::{Outcome, Root, Source},
         writers::{CheckItem, JobId, PlaceContent, Work},
     },
@@ -21,7 +22,7 @@ use super::{
 use crate::{
     digest::Digest,
     exec_path::ExecPath,
-    output::{OutputContent, Stamp},
+    output::{Class, OutputContent, Stamp},
     remote::BatchAnswer,
     transport::{RemoteError, RemoteErrorKind},
 };
@@ -145,11 +146,14 @@ impl Coordinator {
     pub(super) fn start_batch(&mut self, cache: CacheId, digests: Vec<Digest>, permit: OwnedSemaphorePermit) {
         let mut session = None;
         let mut avoid = false;
+        let mut class = Class::Known;
         for digest in &digests {
             if let Some(blob) = self.blobs.get_mut(&(cache, digest.clone())) {
                 blob.in_flight = true;
                 avoid |= blob.suspect;
                 session.get_or_insert_with(|| blob.session.clone());
+                let classes = blob.jobs.iter().filter_map(|id| self.jobs.get(id));
+                class = classes.map(|job| job.class).fold(class, Class::max);
             }
         }
         let Some(session) = session else { return };
@@ -160,7 +164,9 @@ impl Coordinator {
         let window = self.window.clone();
         let (begun, bytes) = (Instant::now(), digests.iter().map(Digest::size).sum());
         window.begin(bytes);
+        let pace = Pace::new(self.rate.as_ref(), class);
         let task = tokio::spawn(async move {
+            pace.take(bytes).await;
             session
                 .store
                 .read_batch(&digests, &session.attribution, avoid)
@@ -188,16 +194,16 @@ impl Coordinator {
         blob.in_flight = true;
         self.large_in_flight += 1;
         self.metrics.request("stream");
-        let (store, attribution) = (blob.session.store.clone(), blob.session.attribution.clone());
+        let download = Download {
+            store: blob.session.store.clone(),
+            digest: digest.clone(),
+            attribution: blob.session.attribution.clone(),
+            avoid: blob.suspect,
+            pace: Pace::new(self.rate.as_ref(), job.class),
+        };
         let task = if job.warms {
             let path = job.path.clone();
-            tokio::spawn(large::read(
-                store,
-                digest.clone(),
-                attribution,
-                blob.suspect,
-                path,
-            ))
+            tokio::spawn(large::read(download, path))
         } else {
             let (file_tx, file) = oneshot::channel();
             let shard = self.writers.shard(&job.root, &job.path);
@@ -205,15 +211,7 @@ impl Coordinator {
             let begin = Work::BeginLarge(root.clone(), path, digest.clone(), job.class, file_tx);
             self.writers.send(shard, begin);
             let version = job.version;
-            tokio::spawn(large::fetch(
-                store,
-                digest.clone(),
-                attribution,
-                blob.suspect,
-                file,
-                root,
-                version,
-            ))
+            tokio::spawn(large::fetch(download, file, root, version))
         };
         blob.abort = Some(task.abort_handle());
         self.report_large(task, cache, digest, lead);

@@ -172,6 +172,32 @@ async fn what_is_there_is_not_fetched() {
 }
 
 #[tokio::test]
+async fn with_a_limit_small_and_large_blobs_take_their_time() {
+    let f = Fixture::with(MaterializeOptions {
+        rate: Some(4 << 20),
+        ..MaterializeOptions::default()
+    })
+    .await;
+    let mut asker = f.asker(1);
+    let large = f.cache.store().put(vec![7; 3 << 20]);
+    let begun = Instant::now();
+    f.want(&asker, Class::Required, &[("large", &large)]).await;
+    assert!(is_from(&asker.end().await, Source::Stream));
+    // The last portion waits for those before it.
+    let least = Duration::from_millis(600);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    let small: Vec<Digest> = (0..2).map(|n| f.cache.store().put(vec![n; 1 << 20])).collect();
+    for digest in &small {
+        let name = digest.hash_hex();
+        f.want(&asker, Class::Required, &[(&name, digest)]).await;
+        assert!(is_from(&asker.end().await, Source::Batch));
+    }
+    let least = Duration::from_millis(1000);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    assert_eq!(fs::read(f.path("large")).unwrap(), vec![7; 3 << 20]);
+}
+
+#[tokio::test]
 async fn every_kind_of_output_is_made() {
     let f = Fixture::new().await;
     let mut asker = f.asker(1);
