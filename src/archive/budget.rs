@@ -27,7 +27,7 @@ impl<'a> Budget<'a> {
     /// One more member, or a directory that a name implies.
     pub(super) fn entry(&mut self) -> Result<(), ArchiveError> {
         self.entries += 1;
-        if self.entries > self.archive.limits.entries {
+        if self.entries > self.archive.limits[Limit::Entries] {
             return Err(self.archive.over(Limit::Entries));
         }
         Ok(())
@@ -35,7 +35,7 @@ impl<'a> Budget<'a> {
 
     /// Whether a file of this size can be within the limit at all.
     pub(super) fn fits(&self, size: u64) -> Result<(), ArchiveError> {
-        if self.bytes.saturating_add(size) > self.archive.limits.bytes {
+        if self.bytes.saturating_add(size) > self.archive.limits[Limit::Bytes] {
             return Err(self.archive.over(Limit::Bytes));
         }
         Ok(())
@@ -45,10 +45,10 @@ impl<'a> Budget<'a> {
     pub(super) fn bytes(&mut self, more: u64, read: u64) -> Result<(), ArchiveError> {
         self.bytes = self.bytes.saturating_add(more);
         let limits = self.archive.limits;
-        if self.bytes > limits.bytes {
+        if self.bytes > limits[Limit::Bytes] {
             return Err(self.archive.over(Limit::Bytes));
         }
-        if self.bytes > Limits::FREE && self.bytes > read.saturating_mul(limits.ratio) {
+        if self.bytes > Limits::FREE && self.bytes > read.saturating_mul(limits[Limit::Ratio]) {
             return Err(self.archive.over(Limit::Ratio));
         }
         Ok(())
@@ -65,7 +65,7 @@ pub(crate) struct Listable {
 impl Default for Listable {
     /// As many as one archive may have by default: half a gigabyte of names, if they are long.
     fn default() -> Self {
-        Self::new(Limits::default().entries)
+        Self::new(Limits::default()[Limit::Entries])
     }
 }
 

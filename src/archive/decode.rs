@@ -112,10 +112,12 @@ impl<'a> Decoded<'a> {
         let inner: Box<dyn Read + 'a> = match archive.format {
             Format::Tar => Box::new(source),
             Format::TarGz => Box::new(MultiGzDecoder::new(source)),
-            Format::TarZst => Box::new(zstd_decoder(source, archive.limits.zstd_window).map_err(error)?),
+            Format::TarZst => {
+                Box::new(zstd_decoder(source, archive.limits[Limit::ZstdWindow]).map_err(error)?)
+            }
             Format::TarXz => {
                 let stream =
-                    stream::Stream::new_stream_decoder(archive.limits.xz_memory, stream::CONCATENATED)
+                    stream::Stream::new_stream_decoder(archive.limits[Limit::XzMemory], stream::CONCATENATED)
                         .map_err(|e| error(e.into()))?;
                 Box::new(XzDecoder::new_stream(source, stream))
             }

@@ -145,7 +145,7 @@ impl Archive<'_> {
         ArchiveError::Limit {
             archive: self.name.to_owned(),
             limit,
-            allowed: self.limits.get(limit),
+            allowed: self.limits[limit],
         }
     }
 

@@ -15,16 +15,7 @@ use crate::{
 };
 
 /// Few enough of everything for thousands of runs a second.
-const LIMITS: Limits = Limits {
-    entries: 200,
-    bytes: 1 << 20,
-    ratio: 200,
-    depth: 32,
-    header: 16 << 10,
-    manifest: 16 << 10,
-    xz_memory: 16 << 20,
-    zstd_window: 1 << 20,
-};
+const LIMITS: Limits = Limits([200, 1 << 20, 200, 32, 16 << 10, 16 << 10, 16 << 20, 1 << 20]);
 
 /// A tar; the first byte says how it is compressed, and what is done with it.
 pub(crate) fn tar(data: &[u8]) {

@@ -60,7 +60,7 @@ pub(super) fn spot(
         return Ok(Spot::Target);
     }
     let whole = ExecPath::new(text).map_err(|e| error(e.reason.to_owned()))?;
-    if whole.components().count() as u64 > archive.limits.depth {
+    if whole.components().count() as u64 > archive.limits[Limit::Depth] {
         return Err(archive.over(Limit::Depth));
     }
     if whole.components().any(is_reserved) {

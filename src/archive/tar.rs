@@ -51,10 +51,10 @@ pub(crate) fn unpack(
         manifest: None,
     };
     let error = |e| watch.error(e, archive);
-    watch.allow(Some(archive.limits.header));
+    watch.allow(Some(archive.limits[Limit::Header]));
     let mut entries = tar.entries().map_err(error)?;
     loop {
-        watch.allow(Some(archive.limits.header));
+        watch.allow(Some(archive.limits[Limit::Header]));
         let Some(entry) = entries.next() else { break };
         let mut entry = entry.map_err(error)?;
         unpacking.member(&mut entry)?;
@@ -215,7 +215,7 @@ impl Unpacking<'_> {
         if !is_it {
             return Err(no_manifest(self.archive));
         }
-        let most = self.archive.limits.manifest;
+        let most = self.archive.limits[Limit::Manifest];
         if entry.size() > most {
             return Err(self.archive.over(Limit::Manifest));
         }

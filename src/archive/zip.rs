@@ -199,7 +199,7 @@ impl<'a> Unpacking<'a> {
             CompressionMethod::STORE => Box::new(reader),
             CompressionMethod::DEFLATE => Box::new(DeflateDecoder::new(reader)),
             CompressionMethod::ZSTD => {
-                let decoder = zstd_decoder(reader, archive.limits.zstd_window);
+                let decoder = zstd_decoder(reader, archive.limits[Limit::ZstdWindow]);
                 Box::new(decoder.map_err(|e| read_failed(archive, e))?)
             }
             method => {

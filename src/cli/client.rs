@@ -14,7 +14,7 @@ use tower::{BoxError, ServiceExt, util::BoxCloneService};
 use super::{exit::Failure, run::own_states};
 use crate::{
     bep::commands::has_outputs,
-    config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs},
+    config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, from_environment},
     control::{ControlServer, Service},
     daemon::Rooms,
     invocation::policy::Policy,
@@ -303,7 +303,7 @@ impl Client {
     }
 
     fn rooms(record: Record, cache: &CacheArgs) -> Result<Rooms, Failure> {
-        let place = PlaceArgs::from_environment()?;
+        let place: PlaceArgs = from_environment()?;
         Ok(Rooms::open(
             record,
             Policy::default(),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     bes::{BesAddress, BesListener},
-    config::PlaceArgs,
+    config::{PlaceArgs, from_environment},
     daemon::{Daemon, DaemonOptions, Rooms},
     demo::{GeneratedBuild, GeneratedContent, Setting, play},
     embedded_cache::EmbeddedCache,
@@ -131,7 +131,7 @@ async fn start(base: &Path, cache: &str) -> Result<(Daemon, broadcast::Receiver<
             ..RootRules::default()
         },
         SourceRule::Fixed(store.into()),
-        PlaceArgs::from_environment()?.options()?,
+        from_environment::<PlaceArgs>()?.options()?,
         false,
     )?;
     let listener =

@@ -15,7 +15,7 @@ use super::{
     paths, print,
 };
 use crate::{
-    config::{CacheArgs, ConfigError, ControlArgs, StateArgs},
+    config::{CacheArgs, ConfigError, ControlArgs, StateArgs, from_environment},
     printable::printable,
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
     transport::TlsFiles,
@@ -154,7 +154,7 @@ impl<'a> Follower<'a> {
         Ok(Self {
             state: &args.state,
             door: Door::new(&args.control, &args.state, files)?,
-            cache: CacheArgs::from_environment()?,
+            cache: from_environment()?,
             begun: Instant::now(),
             is_lost: false,
             is_held: false,

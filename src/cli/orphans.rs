@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{client::Client, exit, exit::Failure, print, runtime};
 use crate::{
-    config::{CacheArgs, ControlArgs, StateArgs},
+    config::{ControlArgs, StateArgs, from_environment},
     printable::printable,
     removal::remove_all,
     units::show_size,
@@ -34,7 +34,7 @@ struct Orphan {
 
 /// Shows the output bases of recorded builds whose workspace is gone, and removes them if that is wanted.
 pub(super) fn main(state: &StateArgs, remove: bool, as_json: bool) -> Result<u8, Failure> {
-    let cache = CacheArgs::from_environment()?;
+    let cache = from_environment()?;
     let builds = runtime()?.block_on(async {
         let mut client = Client::open(&ControlArgs::default(), state, &cache).await?;
         let builds = client.invocations(BUILDS).await;

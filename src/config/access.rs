@@ -60,7 +60,7 @@ impl AccessArgs {
     fn rules(&self, flag: &str, file: Option<&Path>) -> Result<Rules, ConfigError> {
         Ok(Rules {
             tls: self.tls()?,
-            token: file.map(|file| token(flag, file)).transpose()?,
+            token: token(flag, file)?,
             other_users: self.insecure,
         })
     }
@@ -149,9 +149,12 @@ pub(super) fn server_tls(
         })
 }
 
-/// The token in a file.
-pub(super) fn token(flag: &str, path: &Path) -> Result<Token, ConfigError> {
-    Token::read(path).map_err(|e| ConfigError::new(format!("{flag}={}", path.display()), e))
+/// The token in a file, if there is one.
+pub(super) fn token(flag: &str, file: Option<&Path>) -> Result<Option<Token>, ConfigError> {
+    let read = |path: &Path| {
+        Token::read(path).map_err(|e| ConfigError::new(format!("{flag}={}", path.display()), e))
+    };
+    file.map(read).transpose()
 }
 
 #[cfg(test)]

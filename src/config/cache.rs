@@ -1,19 +1,17 @@
 //! Where blobs are fetched from, with Bazel's flag names.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ConfigError;
+use super::{ConfigError, duration, parsed};
 use crate::{
-    digest::DigestFunction,
     remote::{Chain, Compression, RemoteOptions},
     sources::{SourceCache, SourceRule, add_login},
     transport::{
         Endpoint, Google, Header, RemoteError, TlsFiles, auth::has_helper, google::DEFAULT_SCOPE, is_http,
         split_user_info,
     },
-    units::parse_duration,
 };
 
 /// The value of `--remote-cache` that takes the cache from the build's own command line.
@@ -159,22 +157,6 @@ pub(crate) struct CacheArgs {
 }
 
 impl CacheArgs {
-    /// From the environment alone, for commands that fetch nothing.
-    ///
-    /// # Errors
-    /// When a variable has an invalid value.
-    pub(crate) fn from_environment() -> Result<Self, ConfigError> {
-        use clap::Parser as _;
-        #[derive(clap::Parser)]
-        struct Alone {
-            #[command(flatten)]
-            cache: CacheArgs,
-        }
-        Alone::try_parse_from(["outhaul"])
-            .map(|alone| alone.cache)
-            .map_err(|e| ConfigError::new("the environment", e))
-    }
-
     /// The TLS files.
     pub(crate) fn tls_files(&self) -> TlsFiles {
         TlsFiles {
@@ -255,10 +237,7 @@ impl CacheArgs {
         options.retries = self.remote_retries;
         options.max_retry_delay = duration("--remote-retry-max-delay", &self.remote_retry_max_delay)?;
         options.stall_timeout = duration("--remote-timeout", &self.remote_timeout)?;
-        options.digest_function = self
-            .digest_function
-            .parse::<DigestFunction>()
-            .map_err(|e| ConfigError::new("--digest-function", e))?;
+        options.digest_function = parsed("--digest-function", &self.digest_function)?;
         options.touch = !self.no_disk_cache_touch;
         options.forbidden_is_missing = self.forbidden_is_missing;
         options.connect.workspace = std::env::current_dir().ok();
@@ -358,7 +337,7 @@ impl CacheArgs {
     pub(crate) fn archives(&self) -> Result<crate::stage::Archives, ConfigError> {
         #[cfg(feature = "archives")]
         {
-            let most = crate::archive::Limits::default().bytes;
+            let most = crate::archive::Limits::default()[crate::archive::Limit::Bytes];
             self.archive_access(most).map(crate::stage::Archives::new)
         }
         #[cfg(not(feature = "archives"))]
@@ -402,11 +381,6 @@ impl CacheArgs {
             allowed: (!allowed.is_empty()).then_some(allowed),
         })
     }
-}
-
-/// A flag's duration.
-pub(super) fn duration(flag: &str, text: &str) -> Result<Duration, ConfigError> {
-    parse_duration(text).map_err(|e| ConfigError::new(flag, e))
 }
 
 #[cfg(test)]

@@ -89,11 +89,7 @@ impl ControlListenArgs {
         } else {
             access.tls()?
         };
-        let token = self
-            .control_token_file
-            .as_deref()
-            .map(|file| token("--control-token-file", file))
-            .transpose()?;
+        let token = token("--control-token-file", self.control_token_file.as_deref())?;
         let origins = self.origins(caches)?;
         let Some(text) = &self.control_listen else {
             return Ok(None);
@@ -200,11 +196,7 @@ impl ControlArgs {
             return Ok(None);
         };
         let endpoint = Endpoint::parse("--control", text)?;
-        let token = self
-            .control_token_file
-            .as_deref()
-            .map(|file| token("--control-token-file", file))
-            .transpose()?;
+        let token = token("--control-token-file", self.control_token_file.as_deref())?;
         let is_remote = endpoint.host().is_some();
         if is_remote {
             let identity = files.client_certificate.as_ref().zip(files.client_key.as_ref());

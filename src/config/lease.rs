@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{ConfigError, cache::duration};
+use super::{ConfigError, duration};
 use crate::lease::LeaseOptions;
 
 /// Flags of leases.

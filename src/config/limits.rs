@@ -8,29 +8,37 @@ use crate::{bes::limits::BesLimits, invocation::limits::BuildLimits, units::pars
 /// The flag.
 const FLAG: &str = "--limit";
 
-/// What each limit is called, what it bounds, and whether it is in bytes.
-const NAMES: &[(&str, &str, bool)] = &[
-    ("message-size", "bytes of one request of a build tool", true),
-    ("header-size", "bytes of a call's headers", true),
-    ("streams", "builds that send events at the same time", false),
-    ("streams-per-connection", "the same on one connection", false),
-    ("queue-memory", "bytes of clients' messages in memory", true),
-    ("journal-size", "bytes of a build's journal on disk", true),
-    (
-        "lifecycle-calls",
-        "lifecycle events waiting for --bes-backend",
-        false,
-    ),
-    ("targets", "targets of a build", false),
-    ("sets", "named sets of files of a build", false),
-    ("files", "mentions of files of a build", false),
-    ("build-memory", "bytes that a build's events take in memory", true),
-    ("name-length", "bytes of a label, id or other name", true),
-    (
-        "control-message-size",
-        "bytes of one request of the control API",
-        true,
-    ),
+/// What each limit is called, whether it is in bytes, its least and its largest value, and what sets it. 64 bits, as
+/// everywhere: no value is cut.
+type Named = (&'static str, bool, u64, u64, fn(&mut Limits, u64));
+
+/// All limits. The journal takes no larger messages.
+const NAMES: &[Named] = &[
+    ("message-size", true, 1 << 10, 256 << 20, |l, n| {
+        l.bes.message = n as usize
+    }),
+    ("header-size", true, 1 << 10, 16 << 20, |l, n| {
+        l.bes.headers = n as u32
+    }),
+    ("streams", false, 1, 1 << 20, |l, n| l.bes.streams = n as usize),
+    ("streams-per-connection", false, 1, 1 << 20, |l, n| {
+        l.bes.streams_per_connection = n as u32
+    }),
+    ("queue-memory", true, 1 << 20, 1 << 31, |l, n| {
+        l.bes.queue = n as usize
+    }),
+    ("journal-size", true, 1 << 20, u64::MAX, |l, n| l.bes.journal = n),
+    ("lifecycle-calls", false, 1, 1 << 30, |l, n| {
+        l.bes.lifecycle_calls = n as usize
+    }),
+    ("targets", false, 1, u64::MAX, |l, n| l.build.targets = n),
+    ("sets", false, 1, u64::MAX, |l, n| l.build.sets = n),
+    ("files", false, 1, u64::MAX, |l, n| l.build.files = n),
+    ("build-memory", true, 1, u64::MAX, |l, n| l.build.memory = n),
+    ("name-length", true, 1, 1 << 30, |l, n| l.build.name = n as usize),
+    ("control-message-size", true, 1 << 10, 1 << 31, |l, n| {
+        l.control_message = n as usize
+    }),
 ];
 
 /// Flags of limits.
@@ -73,44 +81,15 @@ impl LimitArgs {
         let mut limits = Limits::default();
         for text in &self.limit {
             let error = |reason: String| ConfigError::new(format!("{FLAG}={text}"), reason);
-            let known = || NAMES.iter().map(|(name, _, bytes)| (*name, *bytes));
+            let known = || NAMES.iter().map(|(name, bytes, ..)| (*name, *bytes));
             let (at, value) = parse_named(text, known).map_err(error)?;
-            limits.set(NAMES[at].0, value).map_err(error)?;
+            let (.., least, most, set) = NAMES[at];
+            if !(least..=most).contains(&value) {
+                return Err(error(format!("must be from {least} to {most}")));
+            }
+            set(&mut limits, value);
         }
         Ok(limits)
-    }
-}
-
-impl Limits {
-    fn set(&mut self, name: &str, value: u64) -> Result<(), String> {
-        let within = |least: u64, most: u64| {
-            if (least..=most).contains(&value) {
-                Ok(value)
-            } else {
-                Err(format!("must be from {least} to {most}"))
-            }
-        };
-        // 64 bits, as everywhere: no value is cut.
-        let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        match name {
-            // The journal takes no larger ones.
-            "message-size" => self.bes.message = size(within(1 << 10, 256 << 20)?),
-            "header-size" => self.bes.headers = within(1 << 10, 16 << 20)? as u32,
-            "streams" => self.bes.streams = size(within(1, 1 << 20)?),
-            "streams-per-connection" => self.bes.streams_per_connection = within(1, 1 << 20)? as u32,
-            "queue-memory" => self.bes.queue = size(within(1 << 20, 1 << 31)?),
-            "journal-size" => self.bes.journal = within(1 << 20, u64::MAX)?,
-            "lifecycle-calls" => self.bes.lifecycle_calls = size(within(1, 1 << 30)?),
-            "targets" => self.build.targets = within(1, u64::MAX)?,
-            "sets" => self.build.sets = within(1, u64::MAX)?,
-            "files" => self.build.files = within(1, u64::MAX)?,
-            "build-memory" => self.build.memory = within(1, u64::MAX)?,
-            "name-length" => self.build.name = size(within(1, 1 << 30)?),
-            "control-message-size" => self.control_message = size(within(1 << 10, 1 << 31)?),
-            // Not reached: names are looked up before.
-            _ => {}
-        }
-        Ok(())
     }
 }
 
@@ -125,7 +104,7 @@ mod tests {
 
     #[test]
     fn every_limit_can_be_changed_and_no_other_changes_with_it() {
-        for (name, _, bytes) in NAMES {
+        for (name, bytes, ..) in NAMES {
             let value = if *bytes { "2MiB" } else { "1234" };
             let changed = limits(&[&format!("{name}={value}")]).unwrap();
             assert_ne!(changed, Limits::default(), "{name}");

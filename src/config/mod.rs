@@ -16,6 +16,8 @@ mod selection;
 mod state;
 mod upstream;
 
+use std::{fmt::Display, str::FromStr, time::Duration};
+
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::file::file_arguments;
 pub(crate) use self::{
@@ -31,7 +33,10 @@ pub(crate) use self::{
     state::{HoldArgs, StateArgs},
     upstream::UpstreamArgs,
 };
-use crate::transport::RemoteError;
+use crate::{
+    transport::RemoteError,
+    units::{parse_duration, parse_size},
+};
 
 /// An invalid setting: the flag, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,4 +63,40 @@ impl From<RemoteError> for ConfigError {
     fn from(error: RemoteError) -> Self {
         Self::new(error.context, error.message)
     }
+}
+
+/// What the environment's settings and the defaults come to, for commands that do not have these flags.
+///
+/// # Errors
+/// When a variable of the environment has an invalid value.
+pub(crate) fn from_environment<A: clap::Args>() -> Result<A, ConfigError> {
+    use clap::Parser as _;
+    #[derive(clap::Parser)]
+    struct Alone<A: clap::Args> {
+        #[command(flatten)]
+        args: A,
+    }
+    Alone::try_parse_from(["outhaul"])
+        .map(|alone| alone.args)
+        .map_err(|e| ConfigError::new("the environment", e))
+}
+
+/// A flag's value.
+fn parsed<T: FromStr<Err: Display>>(flag: &str, text: &str) -> Result<T, ConfigError> {
+    text.parse().map_err(|e| ConfigError::new(flag, e))
+}
+
+/// All values of a flag. The error names only the flag.
+fn all_parsed<T: FromStr<Err: Display>>(flag: &str, texts: &[String]) -> Result<Vec<T>, ConfigError> {
+    texts.iter().map(|text| parsed(flag, text)).collect()
+}
+
+/// A flag's duration.
+fn duration(flag: &str, text: &str) -> Result<Duration, ConfigError> {
+    parse_duration(text).map_err(|e| ConfigError::new(flag, e))
+}
+
+/// A flag's size.
+fn size(flag: &str, text: &str) -> Result<u64, ConfigError> {
+    parse_size(text).map_err(|e| ConfigError::new(flag, e))
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ConfigError, cache::duration};
-use crate::notify::{Event, Hook, NotifyOptions, NotifyUrl, Secret};
+use super::{ConfigError, all_parsed, duration};
+use crate::notify::{Hook, NotifyOptions, NotifyUrl, Secret};
 
 /// Flags of notifications.
 #[derive(Debug, Clone, Args)]
@@ -54,12 +54,7 @@ impl NotifyArgs {
     /// # Errors
     /// Naming the flag that is wrong, and nothing of a URL.
     pub(crate) fn options(&self) -> Result<NotifyOptions, ConfigError> {
-        let urls = self
-            .notify_url
-            .iter()
-            .map(|text| text.parse::<NotifyUrl>())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| ConfigError::new("--notify-url", e))?;
+        let urls: Vec<NotifyUrl> = all_parsed("--notify-url", &self.notify_url)?;
         let secret = match &self.notify_secret_file {
             Some(_) if urls.is_empty() => {
                 return Err(ConfigError::new(
@@ -80,30 +75,16 @@ impl NotifyArgs {
                 "must be greater than zero",
             ));
         }
-        let hook = self
-            .on_settled
-            .as_ref()
-            .map(|command| {
-                if command.trim().is_empty() {
-                    return Err(ConfigError::new("--on-settled", "must not be empty"));
-                }
-                Ok(Hook {
-                    command: command.clone(),
-                    timeout,
-                })
-            })
-            .transpose()?;
-        let events = self
-            .notify_events
-            .iter()
-            .map(|text| text.parse::<Event>())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| ConfigError::new("--notify-events", e))?;
+        let command = self.on_settled.clone();
+        if command.as_ref().is_some_and(|command| command.trim().is_empty()) {
+            return Err(ConfigError::new("--on-settled", "must not be empty"));
+        }
+        let hook = command.map(|command| Hook { command, timeout });
         Ok(NotifyOptions {
             urls,
             secret,
             hook,
-            events,
+            events: all_parsed("--notify-events", &self.notify_events)?,
         })
     }
 }
@@ -113,6 +94,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::notify::Event;
 
     #[derive(Parser)]
     struct Cli {

@@ -4,14 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ConfigError;
+use super::{ConfigError, all_parsed, parsed, size};
 use crate::{
-    materialize::{
-        MaterializeOptions,
-        place::{Mark, PlaceOptions},
-    },
-    roots::{Destination, PathMap, RootRules},
-    units::parse_size,
+    materialize::{MaterializeOptions, place::PlaceOptions},
+    roots::{Destination, RootRules},
 };
 
 /// Batches that may be under way where the rate is limited.
@@ -90,27 +86,11 @@ impl PlaceArgs {
                 ));
             }
         }
-        let path_maps = self
-            .path_map
-            .iter()
-            .map(|text| {
-                text.parse::<PathMap>()
-                    .map_err(|e| ConfigError::new("--path-map", e))
-            })
-            .collect::<Result<_, _>>()?;
         Ok(RootRules {
             destination,
-            path_maps,
+            path_maps: all_parsed("--path-map", &self.path_map)?,
             allowed: self.allow_exec_root.clone(),
             no_action_cache: self.no_action_cache,
-        })
-    }
-
-    /// What is to stay free.
-    fn space(&self) -> Result<Mark, ConfigError> {
-        self.min_free_space.as_ref().map_or(Ok(Mark::default()), |text| {
-            text.parse()
-                .map_err(|e| ConfigError::new(format!("--min-free-space={text}"), e))
         })
     }
 
@@ -119,10 +99,16 @@ impl PlaceArgs {
     /// # Errors
     /// Naming the flag that is wrong.
     pub(crate) fn options(&self) -> Result<MaterializeOptions, ConfigError> {
+        let space = |text: &String| parsed(&format!("--min-free-space={text}"), text);
         let mut options = MaterializeOptions {
             place: PlaceOptions {
                 writable: self.writable_outputs,
-                space: self.space()?,
+                space: self
+                    .min_free_space
+                    .as_ref()
+                    .map(space)
+                    .transpose()?
+                    .unwrap_or_default(),
             },
             ..MaterializeOptions::default()
         };
@@ -141,8 +127,7 @@ impl PlaceArgs {
             }
             options.writers = writers;
         }
-        options.bytes_in_flight =
-            parse_size(&self.bytes_in_flight).map_err(|e| ConfigError::new("--bytes-in-flight", e))?;
+        options.bytes_in_flight = size("--bytes-in-flight", &self.bytes_in_flight)?;
         if options.bytes_in_flight < options.batch_bytes {
             return Err(ConfigError::new(
                 "--bytes-in-flight",
@@ -150,23 +135,5 @@ impl PlaceArgs {
             ));
         }
         Ok(options)
-    }
-}
-
-impl PlaceArgs {
-    /// What counts when no flag is given: the environment's settings and the defaults.
-    ///
-    /// # Errors
-    /// When a variable of the environment is no value for its flag.
-    pub(crate) fn from_environment() -> Result<Self, ConfigError> {
-        use clap::Parser as _;
-        #[derive(clap::Parser)]
-        struct Alone {
-            #[command(flatten)]
-            place: PlaceArgs,
-        }
-        Alone::try_parse_from(["outhaul"])
-            .map(|alone| alone.place)
-            .map_err(|e| ConfigError::new("the environment", e))
     }
 }

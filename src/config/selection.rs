@@ -2,14 +2,10 @@
 
 use clap::Args;
 
-use super::ConfigError;
-use crate::{
-    invocation::{
-        limits::BuildLimits,
-        policy::{DownloadMode, Policy},
-    },
-    units::parse_size,
-};
+use std::{fmt::Display, str::FromStr};
+
+use super::{ConfigError, parsed, size};
+use crate::invocation::{limits::BuildLimits, policy::Policy};
 
 /// Flags of selection.
 #[derive(Debug, Clone, Args)]
@@ -83,23 +79,13 @@ impl SelectionArgs {
     /// # Errors
     /// Naming the flag that is wrong.
     pub(crate) fn policy(&self) -> Result<Policy, ConfigError> {
-        fn all<T: std::str::FromStr>(flag: &str, texts: &[String]) -> Result<Vec<T>, ConfigError>
-        where
-            T::Err: std::fmt::Display,
-        {
-            texts
-                .iter()
-                .map(|text| {
-                    text.parse()
-                        .map_err(|e| ConfigError::new(format!("{flag}={text}"), e))
-                })
-                .collect()
+        // The error names the value, too.
+        fn all<T: FromStr<Err: Display>>(flag: &str, texts: &[String]) -> Result<Vec<T>, ConfigError> {
+            let one = |text: &String| parsed(&format!("{flag}={text}"), text);
+            texts.iter().map(one).collect()
         }
         Ok(Policy {
-            mode: self
-                .download
-                .parse::<DownloadMode>()
-                .map_err(|e| ConfigError::new("--download", e))?,
+            mode: parsed("--download", &self.download)?,
             rules: all("--rule", &self.rule)?,
             regexes: all("--download-regex", &self.download_regex)?,
             output_groups: self.output_group.clone(),
@@ -107,7 +93,7 @@ impl SelectionArgs {
             max_size: self
                 .max_size
                 .as_deref()
-                .map(|text| parse_size(text).map_err(|e| ConfigError::new("--max-size", e)))
+                .map(|text| size("--max-size", text))
                 .transpose()?,
             warm_output_service: self.warm_output_service,
             no_local_sources: self.local_sources == "off",
@@ -119,6 +105,7 @@ impl SelectionArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::invocation::policy::DownloadMode;
     use clap::Parser;
 
     #[derive(Parser)]

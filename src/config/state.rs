@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{ConfigError, cache::duration};
+use super::{ConfigError, duration};
 use crate::bes::{HoldMode, HoldPolicy};
 
 /// Flags of the state directory.

@@ -20,8 +20,9 @@ mod signature;
 mod tests;
 mod url;
 
+#[cfg(test)]
+pub(crate) use self::document::Event;
 pub(crate) use self::{
-    document::Event,
     hook::Hook,
     notifier::{Backlog, Notifier, NotifyOptions},
     signature::Secret,

@@ -7,5 +7,4 @@ mod opened;
 mod rules;
 
 pub(crate) use self::opened::{RootError, Roots};
-pub(crate) use self::rules::PathMap;
 pub use self::rules::{Destination, RootRules};

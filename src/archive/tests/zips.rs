@@ -240,6 +240,6 @@ fn a_zstd_member_is_unpacked_within_its_window() {
     let mut how = How::of(Format::Zip);
     how.all(dir.path(), &[&zip]).unwrap();
     assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), data);
-    how.limits.zstd_window = 1 << 20;
+    how.limits.set(Limit::ZstdWindow, 1 << 20);
     assert!(how.error(&zip).contains("archive-zstd-window"));
 }

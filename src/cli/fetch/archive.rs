@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{digest, progress};
 use crate::{
-    archive::{Mode, OnConflict, Unpacked},
+    archive::{Limit, Mode, OnConflict, Unpacked},
     cli::{
         ending::Signals,
         exit::{self, Failure},
@@ -310,7 +310,7 @@ impl ArchiveArgs {
     }
 
     async fn collections(&self) -> Result<Vec<Arc<dyn Collection>>, Failure> {
-        let access = self.cache.archive_access(self.files.limits()?.bytes)?;
+        let access = self.cache.archive_access(self.files.limits()?[Limit::Bytes])?;
         let mut cache = None;
         let mut collections: Vec<Arc<dyn Collection>> = Vec::new();
         for text in &self.sources {

@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 
 use super::{Archives, EXTRACT, Gather, Source};
 use crate::{
-    archive::Mode,
+    archive::{Limit, Mode},
     collection::{
         BlobArchive, Choice, Collection, CollectionError, Offer, Patterns, Place, Source as Named, Wanted,
         check_all, choose, open, own_directory,
@@ -69,7 +69,7 @@ impl Archives {
         let compiled = spawn_blocking(move || Choice::within(&patterns, COMPILED / count.max(3))).await;
         let compiled = compiled.map_err(|e| StageError::Internal(e.to_string()))?;
         let choice = Arc::new(compiled.map_err(CollectionError::from)?);
-        let collections = self.open(from, gather.how.limits.bytes, sources).await?;
+        let collections = self.open(from, gather.how.limits[Limit::Bytes], sources).await?;
         let offer = if wish.flatten {
             Offer::Archives
         } else {

@@ -76,6 +76,7 @@ impl How {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::Limit;
 
     #[test]
     fn a_caller_elsewhere_may_ask_for_less_and_not_for_more() {
@@ -98,7 +99,7 @@ mod tests {
             }
         }
         let how = How::new(&manner(3, "archive-depth=9"), true).unwrap();
-        assert_eq!((how.jobs, how.limits.depth), (3, 9));
+        assert_eq!((how.jobs, how.limits[Limit::Depth]), (3, 9));
         let wrong = Manner {
             checksums: "abc  file".to_owned(),
             ..Manner::default()
