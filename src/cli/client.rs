@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming, body::Body, service::interceptor::InterceptedService};
 use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
-use super::{exit::Failure, run::own_states};
+use super::{exit::Failure, run::own_states, runtime};
 use crate::{
     bep::commands::has_outputs,
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, from_environment},
@@ -134,6 +134,15 @@ pub(super) struct AskArgs {
 }
 
 impl AskArgs {
+    /// Asks the client that knows the build of this id, in a runtime of its own.
+    pub(super) fn ask<T>(
+        &self,
+        id: Option<&str>,
+        work: impl AsyncFnOnce(&mut Client) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        runtime()?.block_on(async { self.client_of(id).await?.with(work).await })
+    }
+
     /// The daemon that the flags name, or this process in place of the state directory's.
     pub(super) async fn client(&self) -> Result<Client, Failure> {
         Client::open(&self.control, &self.state, &self.cache).await
@@ -407,6 +416,16 @@ impl Client {
     }
 
     /// Writes what is still to be written.
+    /// Does this and closes.
+    pub(super) async fn with<T>(
+        mut self,
+        work: impl AsyncFnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let done = work(&mut self).await;
+        self.close().await;
+        done
+    }
+
     pub(super) async fn close(self) {
         if let Some((service, record)) = self.here {
             // Blocks for some seconds at most.

@@ -60,10 +60,8 @@ pub(super) fn main(args: &ExecArgs) -> Result<u8, Failure> {
     let ready = runtime()?.block_on(async {
         let control = ControlArgs::default();
         let found = Client::of_build(&control, &args.state, &args.cache, &invocation, &workspace).await;
-        let (mut client, _) = found?;
-        let ready = bring(args, &mut client, &invocation, &workspace).await;
-        client.close().await;
-        ready
+        let bring = async |client: &mut Client| bring(args, client, &invocation, &workspace).await;
+        found?.0.with(bring).await
     })?;
     Err(run(args, &ready))
 }

@@ -178,29 +178,27 @@ pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
         (String::new(), String::new())
     };
     runtime()?.block_on(async {
-        let mut client = if selects {
+        let client = if selects {
             args.ask.client_of_build(&invocation, &workspace).await?
         } else {
             args.ask.client().await?
         };
-        let got = async {
+        let got = async |client: &mut Client| {
             if selects {
-                paths.extend(selected(&mut client, args, &wanted, &invocation, &workspace).await?);
+                paths.extend(selected(client, args, &wanted, &invocation, &workspace).await?);
             }
             let show = if args.ask.json { Show::Json } else { Show::Text };
-            let (code, there) = get(&mut client, &paths, show).await?;
+            let (code, there) = get(client, &paths, show).await?;
             if !args.runfiles || there.is_empty() {
                 return Ok(code);
             }
-            let runfiles = runfiles::of(&mut client, &there).await?;
+            let runfiles = runfiles::of(client, &there).await?;
             if runfiles.programs == 0 {
                 return Err(Failure::not_found(runfiles::NO_MANIFEST));
             }
-            Ok(worse(code, runfiles.get(&mut client, &there, show).await?))
+            Ok(worse(code, runfiles.get(client, &there, show).await?))
         };
-        let got = got.await;
-        client.close().await;
-        got
+        client.with(got).await
     })
 }
 

@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use clap::Args;
 
-use super::{client::AskArgs, exit, exit::Failure, print, runtime, view};
+use super::{client::AskArgs, exit, exit::Failure, print, view};
 use crate::{output::Class, printable::printable, proto::outhaul::v1 as pb};
 
 /// Arguments of `outhaul ls`.
@@ -23,8 +23,7 @@ pub(super) struct LsArgs {
 }
 
 pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
-    runtime()?.block_on(async {
-        let mut client = args.ask.client_of(args.id.as_deref()).await?;
+    args.ask.ask(args.id.as_deref(), async |client| {
         let id = args.id.as_deref().unwrap_or("");
         let class = args.class.as_deref().and_then(Class::named);
         let class = class.map_or(pb::OutputClass::Unspecified, Into::into);
@@ -46,7 +45,6 @@ pub(super) fn main(args: &LsArgs) -> Result<u8, Failure> {
                 Ok(())
             })
             .await;
-        client.close().await;
         result.map(|()| exit::OK)
     })
 }

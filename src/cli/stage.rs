@@ -248,10 +248,10 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
         limits: args.files.limit.clone(),
     };
     runtime()?.block_on(async {
-        let mut client = patiently(args, &known.0, &known.1).await?;
-        let result = stage(args, &mut client, request).await;
-        client.close().await;
-        result
+        let client = patiently(args, &known.0, &known.1).await?;
+        client
+            .with(async |client| stage(args, client, request).await)
+            .await
     })
 }
 

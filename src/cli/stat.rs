@@ -4,7 +4,7 @@ use std::{io::Write, path::PathBuf};
 
 use clap::Args;
 
-use super::{client::AskArgs, exit, exit::Failure, get::resolved, print, runtime, view};
+use super::{client::AskArgs, exit, exit::Failure, get::resolved, print, view};
 use crate::{control::namer, printable::printable, proto::outhaul::v1 as pb};
 
 /// Arguments of `outhaul stat` and `outhaul why`.
@@ -20,43 +20,35 @@ pub(super) struct Question {
 
 pub(super) fn stat(question: &Question) -> Result<u8, Failure> {
     let paths = resolved(&question.paths)?;
-    runtime()?.block_on(async {
-        let mut client = question.ask.client().await?;
-        let outputs = client.stat(paths).await?;
-        client.close().await;
-        show(question, &outputs, |out, n| {
-            let output = &outputs[n];
-            if let Some(digest) = &output.digest {
-                writeln!(out, "  digest: {}", printable(&view::digest(digest)))?;
-                writeln!(out, "  size: {}", digest.size)?;
-            } else {
-                writeln!(out, "  content: {}", printable(&view::content(output)))?;
-            }
-            writeln!(out, "  state: {}", output.state().name())?;
-            if !output.error.is_empty() && output.state() != pb::OutputState::Materialized {
-                writeln!(out, "  reason: {}", printable(&output.error))?;
-            }
-            writeln!(out, "  target: {}", printable(&namer(output)))?;
-            writeln!(out, "  invocation: {}", printable(&output.invocation_id))
-        })
+    let outputs = question.ask.ask(None, async |client| client.stat(paths).await)?;
+    show(question, &outputs, |out, n| {
+        let output = &outputs[n];
+        if let Some(digest) = &output.digest {
+            writeln!(out, "  digest: {}", printable(&view::digest(digest)))?;
+            writeln!(out, "  size: {}", digest.size)?;
+        } else {
+            writeln!(out, "  content: {}", printable(&view::content(output)))?;
+        }
+        writeln!(out, "  state: {}", output.state().name())?;
+        if !output.error.is_empty() && output.state() != pb::OutputState::Materialized {
+            writeln!(out, "  reason: {}", printable(&output.error))?;
+        }
+        writeln!(out, "  target: {}", printable(&namer(output)))?;
+        writeln!(out, "  invocation: {}", printable(&output.invocation_id))
     })
 }
 
 pub(super) fn why(question: &Question) -> Result<u8, Failure> {
     let paths = resolved(&question.paths)?;
-    runtime()?.block_on(async {
-        let mut client = question.ask.client().await?;
-        let answers = client.why(paths).await?;
-        client.close().await;
-        let (outputs, lines): (Vec<_>, Vec<_>) = answers
-            .into_iter()
-            .map(|answer| (answer.output.unwrap_or_default(), answer.lines))
-            .unzip();
-        show(question, &outputs, |out, n| {
-            lines[n]
-                .iter()
-                .try_for_each(|line| writeln!(out, "  {}", printable(line)))
-        })
+    let answers = question.ask.ask(None, async |client| client.why(paths).await)?;
+    let (outputs, lines): (Vec<_>, Vec<_>) = answers
+        .into_iter()
+        .map(|answer| (answer.output.unwrap_or_default(), answer.lines))
+        .unzip();
+    show(question, &outputs, |out, n| {
+        lines[n]
+            .iter()
+            .try_for_each(|line| writeln!(out, "  {}", printable(line)))
     })
 }
 

@@ -12,7 +12,7 @@ use super::{
     client::{AskArgs, Client},
     exit,
     exit::Failure,
-    print, runtime, view,
+    print, view,
 };
 
 /// How often `--watch` looks.
@@ -38,17 +38,14 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn main(args: &StatusArgs) -> Result<u8, Failure> {
-    runtime()?.block_on(async {
-        let mut client = args.ask.client_of(args.id.as_deref()).await?;
-        let result = if args.watch {
-            watch(args, &mut client).await
+    args.ask.ask(args.id.as_deref(), async |client| {
+        if args.watch {
+            watch(args, client).await
         } else if let Some(id) = &args.id {
-            one(args, &mut client, id).await
+            one(args, client, id).await
         } else {
-            list(args, &mut client).await
-        };
-        client.close().await;
-        result
+            list(args, client).await
+        }
     })
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use http::{Uri, uri::Authority, uri::Scheme};
 use percent_encoding::percent_decode_str;
 
-use crate::transport::Header;
+use crate::transport::{Header, http_url};
 
 /// An http or https URL. User name and password are kept apart, and neither they nor the query, which may be a signature,
 /// are shown.
@@ -24,23 +24,8 @@ impl Address {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         // What follows `#` is for readers of documents.
         let text = text.split('#').next().unwrap_or(text);
-        let uri: Uri = text.parse().map_err(|_| "is not a URL".to_owned())?;
-        let mut parts = uri.into_parts();
-        if !matches!(parts.scheme.as_ref().map(Scheme::as_str), Some("http" | "https")) {
-            return Err("must begin with http:// or https://".to_owned());
-        }
-        let authority = parts.authority.take().ok_or("has no host")?;
-        let (user_info, place) = match authority.as_str().rsplit_once('@') {
-            Some((user_info, place)) => (Some(user_info), place),
-            None => (None, authority.as_str()),
-        };
-        let place: Authority = place.parse().map_err(|_| "has no host")?;
-        if place.host().is_empty() {
-            return Err("has no host".to_owned());
-        }
-        parts.authority = Some(place);
-        let login = user_info.map(login).transpose()?;
-        let uri = Uri::from_parts(parts).map_err(|_| "is not a URL".to_owned())?;
+        let (uri, user_info) = http_url(text)?;
+        let login = user_info.as_deref().map(login).transpose()?;
         Ok(Self { uri, login })
     }
 

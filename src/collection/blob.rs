@@ -41,11 +41,7 @@ impl Collection for BlobArchive {
             size: Some(self.digest.size()),
             ..Item::named(self.name.clone())
         };
-        let listing = Listing {
-            items: vec![item],
-            is_complete: true,
-        };
-        Ok(listing)
+        Ok(Listing::whole(vec![item]))
     }
 
     async fn read(&self, _: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {

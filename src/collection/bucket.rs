@@ -54,10 +54,7 @@ fn place(bucket: &Bucket) -> String {
 impl Collection for BucketDirectory {
     async fn list(&self) -> Result<Listing, RemoteError> {
         if let Some(name) = &self.only {
-            return Ok(Listing {
-                items: vec![Item::named(name.clone())],
-                is_complete: false,
-            });
+            return Ok(Listing::of_one(name));
         }
         let all = self.bucket.list("").await?;
         // What is further below are logs and the like.
@@ -67,10 +64,7 @@ impl Collection for BucketDirectory {
             size: Some(object.size),
             etag: object.etag,
         });
-        Ok(Listing {
-            items: items.collect(),
-            is_complete: true,
-        })
+        Ok(Listing::whole(items.collect()))
     }
 
     async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {

@@ -16,7 +16,7 @@ use rustix::{
 
 use super::{Collection, Item, Listing};
 use crate::{
-    remote::{Sink, piece},
+    remote::{Sink, pour},
     transport::{RemoteError, RemoteErrorKind},
 };
 
@@ -102,18 +102,12 @@ fn open_file(directory: &OwnedFd, name: &str) -> io::Result<(File, u64)> {
 impl Collection for LocalDirectory {
     async fn list(&self) -> Result<Listing, RemoteError> {
         if let Some(name) = &self.only {
-            return Ok(Listing {
-                items: vec![Item::named(name.clone())],
-                is_complete: false,
-            });
+            return Ok(Listing::of_one(name));
         }
         let directory = Arc::clone(&self.directory);
         let listed = tokio::task::spawn_blocking(move || entries(&directory)).await;
         let items = listed.map_err(io::Error::other).and_then(|items| items);
-        Ok(Listing {
-            items: items.map_err(|e| self.error("", &e))?,
-            is_complete: true,
-        })
+        Ok(Listing::whole(items.map_err(|e| self.error("", &e))?))
     }
 
     async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {
@@ -121,17 +115,11 @@ impl Collection for LocalDirectory {
         let opened = tokio::task::spawn_blocking(move || open_file(&directory, &name)).await;
         let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
         let (file, size) = opened.map_err(|e| self.error(&item.name, &e))?;
-        let file = Arc::new(file);
-        let mut at = 0;
-        while at < size {
-            let cut = io::Error::other("the file became shorter while it was read, or cannot be read");
-            let piece = piece(&file, at, size).await;
-            let piece = piece.ok_or_else(|| self.error(&item.name, &cut))?;
-            at += piece.len() as u64;
-            let written = sink.write(piece).await;
-            written.map_err(|e| RemoteError::new(RemoteErrorKind::Sink, item.name.clone(), e))?;
+        if pour(file, 0, size, &item.name, sink).await? {
+            return Ok(());
         }
-        Ok(())
+        let cut = io::Error::other("the file became shorter while it was read, or cannot be read");
+        Err(self.error(&item.name, &cut))
     }
 
     fn describe(&self) -> String {

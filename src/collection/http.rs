@@ -203,10 +203,7 @@ fn version_given(range: Option<(u64, Option<&str>)>) -> Option<String> {
 impl Collection for HttpFiles {
     async fn list(&self) -> Result<Listing, RemoteError> {
         if let Some(name) = &self.only {
-            return Ok(Listing {
-                items: vec![Item::named(name.clone())],
-                is_complete: false,
-            });
+            return Ok(Listing::of_one(name));
         }
         let mut page = Text::of_at_most(PAGE);
         let read = self.read(&Item::named(String::new()), &mut page).await;
@@ -215,10 +212,7 @@ impl Collection for HttpFiles {
             let message = "the server shows no list of files for it".to_owned();
             unlisted(RemoteError::rejected(self.describe(), message))
         });
-        Ok(Listing {
-            items: files?,
-            is_complete: true,
-        })
+        Ok(Listing::whole(files?))
     }
 
     async fn read(&self, item: &Item, sink: &mut dyn Sink) -> Result<(), RemoteError> {

@@ -79,6 +79,24 @@ pub(crate) struct Listing {
     pub(crate) is_complete: bool,
 }
 
+impl Listing {
+    /// All files that there are.
+    pub(crate) const fn whole(items: Vec<Item>) -> Self {
+        Self {
+            items,
+            is_complete: true,
+        }
+    }
+
+    /// The one file that was named.
+    pub(crate) fn of_one(name: &str) -> Self {
+        Self {
+            items: vec![Item::named(name.to_owned())],
+            is_complete: false,
+        }
+    }
+}
+
 /// Files that are side by side somewhere.
 #[async_trait]
 pub(crate) trait Collection: Send + Sync + 'static {

@@ -13,10 +13,6 @@ use crate::{
     units::show_duration,
 };
 
-/// What a connection must bring for earlier failures to be forgiven, in bytes. One that brings a byte before it breaks
-/// would be resumed a billion times.
-const PROGRESS: u64 = 16 * 1024;
-
 /// An answer that brings a file's bytes.
 pub(crate) struct Opened {
     /// Where in the file its bytes begin: at the offset that was asked for, or at 0 from servers that know no ranges.
@@ -75,19 +71,10 @@ pub(crate) async fn read(
         sink,
     };
     let mut backoff = patience.retry.start();
-    let mut forgiven_at = 0;
-    loop {
-        let Err(error) = reading.attempt().await else {
-            return Ok(());
-        };
-        if reading.offset - forgiven_at >= PROGRESS {
-            forgiven_at = reading.offset;
-            backoff.reset();
-        }
-        if !error.is_retryable() || !backoff.wait(&error).await {
-            return Err(error);
-        }
+    while let Err(error) = reading.attempt().await {
+        backoff.resume(error, reading.offset).await?;
     }
+    Ok(())
 }
 
 struct Reading<'a> {
@@ -208,9 +195,8 @@ impl Reading<'_> {
             let message = format!("the server sent more than the {size} bytes that it announced");
             return Err(self.error(RemoteErrorKind::Protocol, message));
         }
-        if let Err(reason) = self.sink.write(piece).await {
-            return Err(self.error(RemoteErrorKind::Sink, reason));
-        }
+        let written = self.sink.write(piece).await;
+        written.map_err(|reason| self.error(RemoteErrorKind::Sink, reason))?;
         self.offset = end;
         Ok(())
     }

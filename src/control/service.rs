@@ -13,6 +13,7 @@ pub(crate) mod why;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use crate::{
@@ -47,7 +48,7 @@ pub struct Service {
     /// What the cache has lost, as leases have found.
     leases: Leases,
     /// Calls that wait for something.
-    calls: calls::Calls,
+    calls: TaskTracker,
     /// Those that may read now.
     places: Arc<Semaphore>,
 }
@@ -70,7 +71,7 @@ impl Service {
             archives: Archives::default(),
             stager: None,
             leases: Leases::default(),
-            calls: calls::Calls::default(),
+            calls: TaskTracker::new(),
             places: Arc::new(Semaphore::new(calls::READING)),
         }
     }
@@ -117,7 +118,7 @@ impl Service {
 
     /// Whether anything is being fetched, staged or waited for.
     pub fn is_busy(&self) -> bool {
-        self.calls.any() || self.stager.as_ref().is_some_and(Stager::is_busy)
+        !self.calls.is_empty() || self.stager.as_ref().is_some_and(Stager::is_busy)
     }
 
     /// Lets go of the output roots' temporary directories, before the process ends. Blocks on the file system.

@@ -6,6 +6,8 @@ use base64::Engine as _;
 use http::{HeaderValue, Uri, uri::Authority};
 use percent_encoding::percent_decode_str;
 
+use crate::transport::http_url;
+
 /// An http or https URL. What may be a secret in it (user name and password, path, query) is never shown: many services'
 /// webhooks are known by nothing but their path.
 #[derive(Clone)]
@@ -40,30 +42,12 @@ impl FromStr for NotifyUrl {
 
     /// The reasons never repeat the text.
     fn from_str(text: &str) -> Result<Self, String> {
-        let uri: Uri = text.parse().map_err(|_| "is not a URL".to_owned())?;
-        let mut parts = uri.into_parts();
-        let scheme = parts
-            .scheme
-            .clone()
-            .filter(|scheme| matches!(scheme.as_str(), "http" | "https"))
-            .ok_or("must begin with http:// or https://")?;
-        let authority = parts.authority.take().ok_or("has no host")?;
-        let (user_info, place) = match authority.as_str().rsplit_once('@') {
-            Some((user_info, place)) => (Some(user_info), place),
-            None => (None, authority.as_str()),
-        };
-        let place: Authority = place.parse().map_err(|_| "has no host")?;
-        if place.host().is_empty() {
-            return Err("has no host".to_owned());
-        }
-        let origin = format!("{scheme}://{place}");
-        let authorization = user_info.map(basic).transpose()?;
-        parts.authority = Some(place);
-        let uri = Uri::from_parts(parts).map_err(|_| "is not a URL".to_owned())?;
+        let (uri, user_info) = http_url(text)?;
+        let authority = uri.authority().map_or("", Authority::as_str);
         Ok(Self {
+            origin: format!("{}://{authority}", uri.scheme_str().unwrap_or_default()),
+            authorization: user_info.as_deref().map(basic).transpose()?,
             uri,
-            authorization,
-            origin,
         })
     }
 }

@@ -195,11 +195,7 @@ pub(crate) async fn add_directories(
     let mut backoff = client.retry.start();
     loop {
         match get_tree(client, &context, root, attribution, tree).await {
-            Err(failure) if failure.code != Some(Code::Unimplemented) => {
-                if !failure.error.is_retryable() || !backoff.wait(&failure.error).await {
-                    return Err(failure.error);
-                }
-            }
+            Err(failure) if failure.code != Some(Code::Unimplemented) => backoff.again(failure.error).await?,
             _ => return Ok(()),
         }
     }

@@ -16,13 +16,8 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink, piece};
-use crate::{
-    digest::Digest,
-    exec_path::ExecPath,
-    output::Stamp,
-    transport::{RemoteError, RemoteErrorKind},
-};
+use super::{Attribution, BatchAnswer, BlobStore, Capabilities, Sink, disk::piece};
+use crate::{digest::Digest, exec_path::ExecPath, output::Stamp, transport::RemoteError};
 
 /// The name, as of a store, of what comes from such files.
 pub(crate) const LOCAL_FILES: &str = "local files";
@@ -321,7 +316,7 @@ impl BlobStore for LocalFirst {
                     let context = format!("copying {digest}");
                     sink.write(piece)
                         .await
-                        .map_err(|e| RemoteError::new(RemoteErrorKind::Sink, context, e))?;
+                        .map_err(|e| RemoteError::sink(context, e))?;
                 }
                 if at == size {
                     return Ok(());

@@ -267,7 +267,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<ActionResult, String> {
 
 /// The next bytes of a file of this size, as many as are handed on at once; `None` when it cannot be read. Not on the
 /// caller's thread.
-pub(crate) async fn piece(file: &Arc<File>, at: u64, size: u64) -> Option<Bytes> {
+pub(super) async fn piece(file: &Arc<File>, at: u64, size: u64) -> Option<Bytes> {
     let file = Arc::clone(file);
     let want = usize::try_from(size.saturating_sub(at).min(PIECE)).ok()?;
     let read = tokio::task::spawn_blocking(move || {
@@ -276,6 +276,29 @@ pub(crate) async fn piece(file: &Arc<File>, at: u64, size: u64) -> Option<Bytes>
         read.ok().map(|()| Bytes::from(buffer))
     });
     read.await.ok().flatten()
+}
+
+/// Gives a file of this size to a sink from byte `at` on. `false` when it cannot be read to its end.
+///
+/// # Errors
+/// When the sink does not take the bytes; `context` says what they are.
+pub(crate) async fn pour(
+    file: File,
+    mut at: u64,
+    size: u64,
+    context: &str,
+    sink: &mut dyn Sink,
+) -> Result<bool, RemoteError> {
+    let file = Arc::new(file);
+    while at < size {
+        let Some(piece) = piece(&file, at, size).await else {
+            return Ok(false);
+        };
+        at += piece.len() as u64;
+        let written = sink.write(piece).await;
+        written.map_err(|e| RemoteError::sink(context, e))?;
+    }
+    Ok(true)
 }
 
 #[async_trait]
@@ -313,22 +336,15 @@ impl BlobStore for DiskCache {
         let asked = digest.clone();
         let opened = self.with(move |root| root.open_blob(&asked)).await?;
         let file = match opened {
-            Some(Ok(Some(file))) => Arc::new(file),
+            Some(Ok(Some(file))) => file,
             Some(Err(error)) => return Err(self.failed(digest, &error)),
             Some(Ok(None)) | None => return Err(self.not_found(digest)),
         };
-        let mut at = offset;
-        while at < digest.size() {
-            let cut = io::Error::from(io::ErrorKind::UnexpectedEof);
-            let piece = piece(&file, at, digest.size())
-                .await
-                .ok_or_else(|| self.failed(digest, &cut))?;
-            at += piece.len() as u64;
-            sink.write(piece)
-                .await
-                .map_err(|e| RemoteError::new(RemoteErrorKind::Sink, self.context(digest), e))?;
+        let size = digest.size();
+        if pour(file, offset, size, &self.context(digest), sink).await? {
+            return Ok(());
         }
-        Ok(())
+        Err(self.failed(digest, &io::ErrorKind::UnexpectedEof.into()))
     }
 
     /// What is there is touched, as when it is read.

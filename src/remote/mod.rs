@@ -54,7 +54,7 @@ pub(crate) use self::reading::Collect;
 pub(crate) use self::{
     chain::Chain,
     copies::{Copy, LOCAL_FILES, LocalFirst, Offer, looks_right},
-    disk::{DiskCache, piece},
+    disk::{DiskCache, pour},
     http::HttpCache,
     nowhere::Nowhere,
     open::open,

@@ -9,6 +9,9 @@ use crate::{
     transport::{Delays, RemoteError},
 };
 
+/// What an attempt must bring for earlier failures to be forgiven, in bytes. One that brings a byte before it breaks would
+/// be resumed a billion times.
+const PROGRESS: u64 = 16 * 1024;
 /// The first wait.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 
@@ -68,9 +71,15 @@ impl RetryPolicy {
 
     /// Starts counting for one request.
     pub fn start(&self) -> Backoff<'_> {
+        self.start_at(0)
+    }
+
+    /// Starts counting for a transfer that is resumed, from this byte on.
+    pub(crate) const fn start_at(&self, offset: u64) -> Backoff<'_> {
         Backoff {
             policy: self,
             failures: 0,
+            forgiven_at: offset,
         }
     }
 
@@ -85,8 +94,8 @@ impl RetryPolicy {
         let mut backoff = self.start();
         loop {
             match attempt().await {
-                Err(error) if error.is_retryable() && backoff.wait(&error).await => {}
-                ended => return ended,
+                Err(error) => backoff.again(error).await?,
+                answer => return answer,
             }
         }
     }
@@ -97,6 +106,8 @@ impl RetryPolicy {
 pub struct Backoff<'a> {
     policy: &'a RetryPolicy,
     failures: u32,
+    /// How much of a transfer had come when its failures were last forgiven, in bytes.
+    forgiven_at: u64,
 }
 
 impl Backoff<'_> {
@@ -117,9 +128,21 @@ impl Backoff<'_> {
         true
     }
 
-    /// The request got on: earlier failures no longer count.
-    pub const fn reset(&mut self) {
-        self.failures = 0;
+    /// After any failure: waits if the request should be tried again, or gives the error back.
+    pub(crate) async fn again(&mut self, error: RemoteError) -> Result<(), RemoteError> {
+        if error.is_retryable() && self.wait(&error).await {
+            return Ok(());
+        }
+        Err(error)
+    }
+
+    /// The same for a transfer of which this many bytes have come. One that got on has its earlier failures forgiven.
+    pub(crate) async fn resume(&mut self, error: RemoteError, at: u64) -> Result<(), RemoteError> {
+        if at - self.forgiven_at >= PROGRESS {
+            self.forgiven_at = at;
+            self.failures = 0;
+        }
+        self.again(error).await
     }
 
     fn delay(&self, asked: Option<Duration>) -> Duration {
@@ -206,8 +229,7 @@ pub(crate) mod tests {
         let policy = RetryPolicy::new(1, ms(5000), timer);
         let mut backoff = policy.start();
         assert!(backoff.wait(&error(None)).await);
-        backoff.reset();
-        assert!(backoff.wait(&error(None)).await);
+        assert!(backoff.resume(error(None), PROGRESS).await.is_ok());
         assert!(!backoff.wait(&error(None)).await);
     }
 

@@ -27,10 +27,6 @@ use crate::{
 /// Smaller blobs are not worth a zstd frame. Bazel's `--experimental_remote_cache_compression_threshold`.
 pub(super) const COMPRESSION_THRESHOLD: u64 = 100;
 
-/// What a stream must bring for earlier failures to be forgiven. One that brings a byte before it breaks would be
-/// resumed a billion times.
-pub(super) const PROGRESS: u64 = 16 * 1024;
-
 /// How long the end of a stream is waited for after its last byte.
 pub(super) const END_GRACE: Duration = Duration::from_secs(2);
 
@@ -70,8 +66,7 @@ pub(crate) async fn read(
         offset,
         sink,
     };
-    let mut backoff = client.retry.start();
-    let mut forgiven_at = offset;
+    let mut backoff = client.retry.start_at(offset);
     // The empty blob, and the rest of a blob that is complete, need no request.
     while transfer.offset < digest.size() {
         let failure = match transfer.attempt().await {
@@ -84,13 +79,7 @@ pub(crate) async fn read(
             transfer.compressed = false;
             continue;
         }
-        if transfer.offset - forgiven_at >= PROGRESS {
-            forgiven_at = transfer.offset;
-            backoff.reset();
-        }
-        if !failure.error.is_retryable() || !backoff.wait(&failure.error).await {
-            return Err(failure.error);
-        }
+        backoff.resume(failure.error, transfer.offset).await?;
     }
     Ok(())
 }
@@ -211,7 +200,7 @@ impl Transfer<'_> {
         self.sink
             .write(bytes)
             .await
-            .map_err(|message| RemoteError::new(RemoteErrorKind::Sink, self.context.clone(), message))?;
+            .map_err(|message| RemoteError::sink(&self.context, message))?;
         self.offset += length;
         if self.compressed == self.running.zstd() {
             self.running.brought(length);

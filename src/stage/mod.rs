@@ -55,3 +55,12 @@ pub(crate) use self::{
     request::{Manner, Wish},
     stager::Stager,
 };
+
+/// Runs what blocks on a thread that may; `doing` says what, should it panic.
+async fn blocking<T: Send + 'static>(
+    doing: &str,
+    work: impl FnOnce() -> Result<T, StageError> + Send + 'static,
+) -> Result<T, StageError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(StageError::Internal(format!("{doing} panicked"))))
+}

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
 };
 
@@ -17,9 +17,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    blocking,
     destination::{Destination, Reach},
     ended::{Ends, Gathered, Staged},
     error::StageError,
@@ -30,7 +31,7 @@ use super::{
     runfiles,
     select::Selection,
     together::Directories,
-    work::{Work, Working},
+    work::Work,
 };
 use crate::{
     builds::StreamKey,
@@ -73,7 +74,7 @@ pub(crate) struct Stager {
     places: Arc<Semaphore>,
     next: Arc<AtomicU32>,
     /// How many stages are on their way.
-    working: Arc<AtomicUsize>,
+    working: TaskTracker,
     directories: Directories,
 }
 
@@ -120,7 +121,7 @@ impl Stager {
             archives: Archives::default(),
             places: Arc::new(Semaphore::new(PLACES)),
             next: Arc::new(AtomicU32::new(FIRST_ROOT)),
-            working: Arc::default(),
+            working: TaskTracker::new(),
             directories: Directories::default(),
         }
     }
@@ -141,7 +142,7 @@ impl Stager {
 
     /// Whether anything is being staged, optional outputs behind an answer included.
     pub(crate) fn is_busy(&self) -> bool {
-        self.working.load(Ordering::Relaxed) > 0
+        !self.working.is_empty()
     }
 
     /// Opens a directory that is to be staged into, or was, if it may be named; `None` if it is not there.
@@ -155,10 +156,10 @@ impl Stager {
     ) -> Result<Option<Destination>, StageError> {
         let (reach, directory) = (self.reach.clone(), directory.to_owned());
         let state = self.journal.parent().map(Path::to_owned);
-        let opened = spawn_blocking(move || reach.open(&directory, state.as_deref(), make));
-        opened
-            .await
-            .unwrap_or_else(|_| Err(StageError::Internal("opening the directory panicked".to_owned())))
+        blocking("opening the directory", move || {
+            reach.open(&directory, state.as_deref(), make)
+        })
+        .await
     }
 
     /// Finds out what a wish comes to. Writes nothing, and ends when nobody waits for it any more.
@@ -166,19 +167,16 @@ impl Stager {
     /// # Errors
     /// When there is no such build, it still runs, its journal cannot be read, or the wish does not fit it.
     pub(crate) async fn plan(&self, which: &Which, wish: &Wish, manner: &Manner) -> Result<Plan, StageError> {
-        let panicked = |what| StageError::Internal(format!("{what} panicked"));
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(|e| StageError::Internal(e.to_string()))?;
         let gather = self.gather(manner).await?;
         let caller = Caller::default();
         let (wish, still) = (wish.clone(), caller.0.clone());
-        let request = spawn_blocking(move || Request::for_caller(wish, still))
-            .await
-            .unwrap_or_else(|_| Err(panicked("reading the patterns")))?;
+        let request = blocking("reading the patterns", move || Request::for_caller(wish, still)).await?;
         let (row, entry) = self.find(which).await?;
         let function = self.sources.digest_function();
         let (record, is_bounded) = (self.record.clone(), self.reach.is_bounded());
-        let plan = spawn_blocking(move || {
+        let plan = blocking("reading the journal", move || {
             let recorded = read(&entry, function)?;
             let mut selection = recorded.select(&row.invocation_id, &request)?;
             let mut runfiles = runfiles::Added::default();
@@ -210,7 +208,6 @@ impl Stager {
             })
         });
         plan.await
-            .unwrap_or_else(|_| Err(panicked("reading the journal")))
     }
 
     /// Finds out which files of collections, and which blobs, a wish comes to. Lists the collections; writes nothing.
@@ -252,8 +249,10 @@ impl Stager {
     /// Files that are yet to be chosen.
     async fn gather(&self, manner: &Manner) -> Result<Gather, StageError> {
         let (manner, is_bounded) = (manner.clone(), self.reach.is_bounded());
-        let read = spawn_blocking(move || Archives::gather(&manner, is_bounded)).await;
-        read.unwrap_or_else(|_| Err(StageError::Internal("reading the settings panicked".to_owned())))
+        blocking("reading the settings", move || {
+            Archives::gather(&manner, is_bounded)
+        })
+        .await
     }
 
     /// The build that is meant, and its journal.
@@ -262,7 +261,7 @@ impl Stager {
     /// When there is none, or it still runs.
     pub(crate) async fn find(&self, which: &Which) -> Result<(InvocationRow, Entry), StageError> {
         let (stager, which) = (self.clone(), which.clone());
-        let found = spawn_blocking(move || {
+        let found = blocking("looking for the build", move || {
             let row = stager.row(&which)?;
             let journal = Journal::view(&stager.journal);
             let entry = journal
@@ -277,9 +276,7 @@ impl Stager {
                 })?;
             Ok((row, entry))
         });
-        let (row, entry) = found
-            .await
-            .unwrap_or_else(|_| Err(StageError::Internal("looking for the build panicked".to_owned())))?;
+        let (row, entry) = found.await?;
         if let Some(engine) = &self.engine
             && let Some((now, _)) = engine.snapshot(&row.invocation_id).await
             && now.state == InvocationState::Running
@@ -317,7 +314,7 @@ impl Stager {
         directory: &Path,
         gone: &CancellationToken,
     ) -> Result<Staged, StageError> {
-        let working = Working::begin(&self.working);
+        let working = self.working.token();
         let destination = self.destination(directory, false).await?;
         let store = Arc::new(self.store(&plan).await);
         let attribution = Arc::new(Attribution {

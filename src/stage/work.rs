@@ -4,16 +4,15 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::SystemTime,
 };
 
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
+    blocking,
     check::{self, Wanted},
     destination::Destination,
     ended::{Brought, Ended, Ends, Gathered, Staged},
@@ -46,28 +45,13 @@ pub(super) struct Work {
     pub(super) notes: Vec<String>,
     /// What earlier stages put where an optional output is still on its way.
     stale: Vec<marker::File>,
-    _working: Working,
+    /// Counts it as under way.
+    _working: TaskTrackerToken,
     /// Files of a collection, and archives that are unpacked.
     gather: Gather,
     /// The stages into this directory, and what this one names.
     together: Arc<Together>,
     names: Arc<HashSet<String>>,
-}
-
-/// Counts a stage while it lives.
-pub(super) struct Working(Arc<AtomicUsize>);
-
-impl Working {
-    pub(super) fn begin(working: &Arc<AtomicUsize>) -> Self {
-        working.fetch_add(1, Ordering::Relaxed);
-        Self(working.clone())
-    }
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// How one output ended.
@@ -102,7 +86,7 @@ impl Work {
         asked: &Path,
         destination: Option<Destination>,
         store: Arc<LocalFirst>,
-        working: Working,
+        working: TaskTrackerToken,
         together: Arc<Together>,
     ) -> Self {
         let mut gather = std::mem::take(&mut plan.gather);
@@ -156,7 +140,7 @@ impl Work {
             .collect();
         let (together, names) = (self.together.clone(), self.names.clone());
         let mut gather = std::mem::take(&mut self.gather);
-        let looked = spawn_blocking(move || {
+        let looked = blocking("examining the directory", move || {
             together.join(&names);
             if !directory.is_dir() {
                 return Ok((Vec::new(), gather));
@@ -183,12 +167,7 @@ impl Work {
             let looked: Vec<_> = wanted.into_iter().map(|(path, ..)| path).zip(looked).collect();
             Ok((looked, gather))
         });
-        let looked = looked.await.unwrap_or_else(|_| {
-            Err(StageError::Internal(
-                "examining the directory panicked".to_owned(),
-            ))
-        });
-        let (looked, gather) = looked.map_err(|e| self.told(e))?;
+        let (looked, gather) = looked.await.map_err(|e| self.told(e))?;
         self.gather = gather;
         for (path, check) in looked {
             if let Ok(Check::Present { stamp, .. }) = check {
@@ -369,10 +348,10 @@ impl Work {
             list.iter().map(|one| one.place.to_string()).collect()
         };
         let (files, directories) = (paths(files), paths(directories));
-        spawn_blocking(move || marker::make_way(&directory, &files, &directories))
-            .await
-            .unwrap_or_else(|_| Err(StageError::Internal("making way panicked".to_owned())))
-            .map_err(|e| self.told(e))
+        let made = blocking("making way", move || {
+            marker::make_way(&directory, &files, &directories)
+        });
+        made.await.map_err(|e| self.told(e))
     }
 
     /// Leaves the marker, removes what an earlier one put there and this one does not name, and notes that the build and the directory are in use.
@@ -405,7 +384,7 @@ impl Work {
         let (directory, journal) = (self.directory.clone(), self.plan.journal.clone());
         let mut stale = std::mem::take(&mut self.stale);
         let (together, names) = (self.together.clone(), self.names.clone());
-        let written = spawn_blocking(move || {
+        let written = blocking("writing the marker", move || {
             let notes = together.without_others(&names, |others| {
                 marker.write(&directory, &open, &mut stale, others)
             })?;
@@ -415,10 +394,7 @@ impl Work {
             }
             Ok((notes, stale))
         });
-        let written = written
-            .await
-            .unwrap_or_else(|_| Err(StageError::Internal("writing the marker panicked".to_owned())));
-        let (notes, stale) = written.map_err(|e| self.told(e))?;
+        let (notes, stale) = written.await.map_err(|e| self.told(e))?;
         self.notes.extend(notes);
         self.stale = stale;
         Ok(())

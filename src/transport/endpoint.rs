@@ -7,6 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use http::{
+    Uri,
+    uri::{Authority, Scheme},
+};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use super::{BucketAddress, RemoteError};
@@ -400,6 +404,30 @@ pub(crate) fn split_user_info(text: &str) -> (String, Option<(String, String)>) 
         format!("{scheme}{host}"),
         Some((decoded(user), decoded(password))),
     )
+}
+
+/// Reads the URL of an HTTP server: without its user info, and that.
+///
+/// # Errors
+/// In words that go after what names the URL.
+pub(crate) fn http_url(text: &str) -> Result<(Uri, Option<String>), &'static str> {
+    let uri: Uri = text.parse().map_err(|_| "is not a URL")?;
+    let mut parts = uri.into_parts();
+    if !matches!(parts.scheme.as_ref().map(Scheme::as_str), Some("http" | "https")) {
+        return Err("must begin with http:// or https://");
+    }
+    let authority = parts.authority.take().ok_or("has no host")?;
+    let (user_info, place) = match authority.as_str().rsplit_once('@') {
+        Some((user_info, place)) => (Some(user_info.to_owned()), place),
+        None => (None, authority.as_str()),
+    };
+    let place: Authority = place.parse().map_err(|_| "has no host")?;
+    if place.host().is_empty() {
+        return Err("has no host");
+    }
+    parts.authority = Some(place);
+    let uri = Uri::from_parts(parts).map_err(|_| "is not a URL")?;
+    Ok((uri, user_info))
 }
 
 /// An address as it may be shown: without what might be a user name and password. Everything before the last `@` goes,

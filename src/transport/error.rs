@@ -57,6 +57,8 @@ impl RemoteError {
         protocol: Protocol,
         /// A request that is refused.
         rejected: Rejected,
+        /// Bytes that our side could not take.
+        sink: Sink,
         /// No answer in time.
         timeout: Timeout,
         /// Nobody answers for now.

@@ -24,7 +24,7 @@ pub(crate) use channel::Connector;
 pub(crate) use conceal::Secrets;
 pub(crate) use delays::Delays;
 pub use endpoint::Endpoint;
-pub(crate) use endpoint::{is_http, split_user_info, without_user_info};
+pub(crate) use endpoint::{http_url, is_http, split_user_info, without_user_info};
 pub use error::RemoteError;
 pub(crate) use error::RemoteErrorKind;
 pub(crate) use fault::Fault;

@@ -1,9 +1,6 @@
 //! Calls that take their time: while there are any, the daemon is at work.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -12,31 +9,6 @@ use super::Service;
 
 /// Calls of one door that read the record or the disk at a time: all else that blocks goes on, whatever is asked.
 pub(super) const READING: usize = 4;
-
-/// How many such calls are under way. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Calls(Arc<AtomicUsize>);
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Call(Arc<AtomicUsize>);
-
-impl Calls {
-    pub(super) fn begin(&self) -> Call {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Call(Arc::clone(&self.0))
-    }
-
-    pub(super) fn any(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 impl Service {
     /// Reads the record, or the disk, where that may block, in its turn. `None` if it panicked. The token says that nobody
@@ -60,7 +32,10 @@ impl Service {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
 
     use super::*;
     use crate::{

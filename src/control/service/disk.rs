@@ -157,7 +157,7 @@ impl Service {
         let (answer, answers) = mpsc::channel(4);
         let service = self.clone();
         tokio::spawn(async move {
-            let _call = service.calls.begin();
+            let _call = service.calls.token();
             service.catch_up().await;
             let evicted = Eviction::prepare(service, request).await.run(&answer).await;
             let last = evicted.map(|left| pb::EvictResponse {

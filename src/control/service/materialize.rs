@@ -80,7 +80,7 @@ impl Service {
     /// paths.
     pub async fn materialize(&self, paths: Vec<String>) -> Vec<pb::materialize_response::Result> {
         self.catch_up().await;
-        let _call = self.calls.begin();
+        let _call = self.calls.token();
         let (asked, by_root) = self.look_up(paths).await;
         let mut got = HashMap::new();
         for found in by_root.into_values() {

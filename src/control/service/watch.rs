@@ -102,7 +102,7 @@ impl Service {
     /// record is all there is. The channel ends behind [`Event::Settled`] or an error.
     pub(crate) fn watch(&self, choice: pb::InvocationChoice, may_come: bool) -> mpsc::Receiver<Heard> {
         let (listener, heard) = mpsc::channel(WAITING);
-        let (service, call) = (self.clone(), self.calls.begin());
+        let (service, call) = (self.clone(), self.calls.token());
         // First of all, so that once this has returned, nothing begins unheard.
         let changes = self
             .engine

@@ -19,7 +19,7 @@ use crate::{
     remote::{
         Sink,
         compression::Running,
-        stream::{COMPRESSION_THRESHOLD, END_GRACE, PROGRESS, StallWatch, largest_stream},
+        stream::{COMPRESSION_THRESHOLD, END_GRACE, StallWatch, largest_stream},
     },
     transport::{HttpFault, RemoteError, RemoteErrorKind, http_head::content_range},
 };
@@ -52,21 +52,13 @@ pub(super) async fn read(
         offset,
         sink,
     };
-    let mut backoff = server.retry.start();
-    let mut forgiven_at = offset;
+    let mut backoff = server.retry.start_at(offset);
     // The empty blob, and the rest of a blob that is complete, need no request.
     while transfer.offset < digest.size() {
-        let error = match transfer.attempt().await {
+        match transfer.attempt().await {
             Ok(Attempt::Done) => break,
-            Ok(Attempt::Again) => continue,
-            Err(error) => error,
-        };
-        if transfer.offset - forgiven_at >= PROGRESS {
-            forgiven_at = transfer.offset;
-            backoff.reset();
-        }
-        if !error.is_retryable() || !backoff.wait(&error).await {
-            return Err(error);
+            Ok(Attempt::Again) => {}
+            Err(error) => backoff.resume(error, transfer.offset).await?,
         }
     }
     Ok(())
@@ -251,7 +243,7 @@ impl Transfer<'_> {
         self.sink
             .write(bytes)
             .await
-            .map_err(|message| RemoteError::new(RemoteErrorKind::Sink, self.context.clone(), message))?;
+            .map_err(|message| RemoteError::sink(&self.context, message))?;
         self.offset += length;
         if (self.way == Way::Zstd) == self.running.zstd() {
             self.running.brought(length);

@@ -21,7 +21,7 @@ use crate::{
         inflate::Inflater,
         layout::{Encoding, Kind, Layout},
         reading::Collect,
-        stream::{PROGRESS, largest_stream},
+        stream::largest_stream,
     },
     transport::{RemoteError, RemoteErrorKind},
 };
@@ -89,19 +89,11 @@ impl ObjectCache {
             at: offset,
             sink,
         };
-        let mut backoff = self.bucket.retry().start();
-        let mut forgiven_at = offset;
+        let mut backoff = self.bucket.retry().start_at(offset);
         while transfer.at < digest.size() {
-            let error = match transfer.attempt().await {
+            match transfer.attempt().await {
                 Ok(()) => break,
-                Err(error) => error,
-            };
-            if transfer.at - forgiven_at >= PROGRESS {
-                forgiven_at = transfer.at;
-                backoff.reset();
-            }
-            if !error.is_retryable() || !backoff.wait(&error).await {
-                return Err(error);
+                Err(error) => backoff.resume(error, transfer.at).await?,
             }
         }
         Ok(())
