@@ -78,9 +78,6 @@ enum Command {
     Man(manual::ManArgs),
     /// Show how it works, without a build tool or a server
     Demo(demo::DemoArgs),
-    /// Run the embedded cache (for trying things out and for tests; not for production)
-    #[command(hide = true)]
-    Cache(demo::CacheServerArgs),
 }
 
 /// Parses the arguments and runs the command.
@@ -106,7 +103,6 @@ pub fn main() -> ExitCode {
     };
     let default = match &cli.command {
         Command::Serve(_) => "info",
-        Command::Cache(_) => "warn",
         _ => "error",
     };
     if let Err(failure) = start_log(cli.log.as_deref().unwrap_or(default), cli.log_json) {
@@ -134,7 +130,6 @@ pub fn main() -> ExitCode {
         Command::Completions(args) => manual::completions(&args, Cli::command()),
         Command::Man(args) => manual::pages(&args, Cli::command()),
         Command::Demo(args) => demo::main(args),
-        Command::Cache(args) => demo::cache(args),
     };
     match result {
         Ok(code) => ExitCode::from(code),

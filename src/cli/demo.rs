@@ -36,22 +36,6 @@ pub(super) struct DemoArgs {
     dir: Option<PathBuf>,
 }
 
-/// Arguments of `outhaul cache`.
-#[derive(Debug, Args)]
-pub(super) struct CacheServerArgs {
-    /// Where to listen: IP:PORT or unix:PATH
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
-    listen: String,
-
-    /// Keep blobs as files in this directory instead of in memory
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-
-    /// Offer zstd
-    #[arg(long)]
-    zstd: bool,
-}
-
 pub(super) fn main(args: DemoArgs) -> Result<u8, Failure> {
     runtime()?.block_on(demo(args))
 }
@@ -198,22 +182,4 @@ fn delete_some(build: &GeneratedBuild, exec_root: &Path) -> Result<usize, Failur
         }
     }
     Ok(deleted)
-}
-
-pub(super) fn cache(args: CacheServerArgs) -> Result<u8, Failure> {
-    runtime()?.block_on(async {
-        let cache = EmbeddedCache::builder()
-            .zstd(args.zstd)
-            .directory(args.dir)
-            .bind(args.listen)
-            .start()
-            .await
-            .map_err(Failure::usage)?;
-        let mut out = print::out();
-        writeln!(out, "{}", cache.endpoint())?;
-        out.flush()?;
-        tokio::signal::ctrl_c().await?;
-        cache.stop().await;
-        Ok(exit::OK)
-    })
 }

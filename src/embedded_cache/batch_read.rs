@@ -86,26 +86,15 @@ impl Context {
             && request
                 .acceptable_compressors
                 .contains(&compressor::Value::Zstd.into());
-        let from_files = self.store.directory().is_some();
-        let read = move || {
-            let mut batch = Batch {
-                packer: Packer::new(zstd),
-                parts: Vec::with_capacity(digests.len()),
-                last: Vec::new(),
-                delay: Duration::ZERO,
-            };
-            for (wire, digest) in request.digests.into_iter().zip(&digests) {
-                self.read_for_batch(wire, digest, &mut batch);
-            }
-            batch
+        let mut batch = Batch {
+            packer: Packer::new(zstd),
+            parts: Vec::with_capacity(digests.len()),
+            last: Vec::new(),
+            delay: Duration::ZERO,
         };
-        let mut batch = if from_files {
-            tokio::task::spawn_blocking(read)
-                .await
-                .map_err(|error| Status::internal(format!("reading a batch: {error}")))?
-        } else {
-            read()
-        };
+        for (wire, digest) in request.digests.into_iter().zip(&digests) {
+            self.read_for_batch(wire, digest, &mut batch);
+        }
         if !batch.delay.is_zero() {
             tokio::time::sleep(batch.delay).await;
         }

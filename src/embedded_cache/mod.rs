@@ -15,7 +15,6 @@ mod cas;
 mod connection;
 mod context;
 mod direct;
-mod directory;
 mod faults;
 mod memory;
 mod read;

@@ -14,7 +14,6 @@ use super::{
     faults::{BlobFault, Transfer, packed},
     resource::Resource,
     stats::{Rpc, add},
-    store::Blob,
 };
 use crate::digest::Digest;
 
@@ -74,7 +73,7 @@ impl Limit {
 struct Reading {
     context: Shared,
     digest: Digest,
-    blob: Blob,
+    blob: Bytes,
     position: u64,
     end: u64,
     /// Bytes before compression that went out.
@@ -112,27 +111,23 @@ pub(super) async fn read(context: &Shared, request: Request<ReadRequest>) -> Res
         _ => {}
     }
     let not_found = || Status::not_found(format!("blob {digest} is not here"));
-    let blob = context.store.blob(&digest).ok_or_else(not_found)?;
-    let size = blob.size(&digest);
+    let blob = context.store.get(&digest).ok_or_else(not_found)?;
+    let size = blob.len() as u64;
     let (offset, end) = range(&request, size, &resource, &digest)?;
     let end = match fault {
         Some(BlobFault::Resize(by @ ..0)) => end.saturating_add_signed(by).max(offset),
         _ => end,
     };
-    if let Some(fault) = fault.filter(|_| resource.compressed) {
-        let length = usize::try_from(size - offset).unwrap_or(usize::MAX);
-        let rest = blob
-            .read(offset, length)
-            .map_err(|error| failed(&digest, &error))?;
-        if let Some(packed) = packed(&rest, fault) {
-            add(&context.counters.wire_bytes_out, packed.len() as u64);
-            let mut packed = Bytes::from(packed);
-            let messages = std::iter::from_fn(move || {
-                let length = packed.len().min(MESSAGE);
-                (length > 0).then(|| Ok(packed.split_to(length)))
-            });
-            return Ok(stream::iter(messages).boxed());
-        }
+    if let Some(fault) = fault.filter(|_| resource.compressed)
+        && let Some(packed) = packed(&slice(&blob, offset, size - offset), fault)
+    {
+        add(&context.counters.wire_bytes_out, packed.len() as u64);
+        let mut packed = Bytes::from(packed);
+        let messages = std::iter::from_fn(move || {
+            let length = packed.len().min(MESSAGE);
+            (length > 0).then(|| Ok(packed.split_to(length)))
+        });
+        return Ok(stream::iter(messages).boxed());
     }
     let encoder = resource
         .compressed
@@ -207,7 +202,7 @@ impl Reading {
     }
 
     async fn plain_message(&mut self) -> Result<Bytes, Ending> {
-        let piece = self.piece(MESSAGE).await?;
+        let piece = self.piece(MESSAGE);
         if piece.is_empty() {
             self.at_limit().await?;
         }
@@ -218,7 +213,7 @@ impl Reading {
     async fn compressed_message(&mut self) -> Result<Vec<u8>, Ending> {
         let from = self.sent;
         loop {
-            let piece = self.piece(COMPRESSED_PIECE).await?;
+            let piece = self.piece(COMPRESSED_PIECE);
             let was_empty = piece.is_empty();
             let piece = self.spoiled(piece);
             let error = |error| failed(&self.digest, &error);
@@ -247,27 +242,17 @@ impl Reading {
     }
 
     /// The next bytes of the blob; none at the end, or where a fault ends the stream.
-    async fn piece(&mut self, most: usize) -> Result<Bytes, Status> {
+    fn piece(&mut self, most: usize) -> Bytes {
         let allowed = match self.limit {
             Some(limit) => limit.at - self.sent,
             None => u64::MAX,
         };
         let length = (self.end - self.position).min(allowed).min(most as u64);
-        // At most `most`.
-        let (position, length) = (self.position, usize::try_from(length).unwrap_or(most));
-        let piece = if self.blob.is_file() {
-            let blob = self.blob.clone();
-            tokio::task::spawn_blocking(move || blob.read(position, length))
-                .await
-                .unwrap_or_else(|error| Err(io::Error::other(error)))
-        } else {
-            self.blob.read(position, length)
-        };
-        let piece = piece.map_err(|error| failed(&self.digest, &error))?;
-        self.position += length as u64;
-        self.sent += length as u64;
-        add(&self.context.counters.bytes_out, length as u64);
-        Ok(piece)
+        let piece = slice(&self.blob, self.position, length);
+        self.position += length;
+        self.sent += length;
+        add(&self.context.counters.bytes_out, length);
+        piece
     }
 
     /// Ends the stream as the fault asks, if this is the place; at the blob's end, the fault came too late.
@@ -282,8 +267,8 @@ impl Reading {
             BlobFault::CutWithin(_) => {
                 // No bytes of a blob can be put between those of a compressed message.
                 let left = (self.end - self.position).min(if self.encoder.is_some() { 0 } else { 7 });
-                let more = self.blob.read(self.position, usize::try_from(left).unwrap_or(0));
-                Err(Ending::Within(more.unwrap_or_default(), broken()))
+                let more = slice(&self.blob, self.position, left);
+                Err(Ending::Within(more, broken()))
             }
             BlobFault::EndAfter(_) => {
                 self.end = self.position;
@@ -312,6 +297,12 @@ impl Reading {
         }
         data
     }
+}
+
+/// Bytes of a blob, as far as it has them. 64 bits, as everywhere: no offset is cut.
+fn slice(blob: &Bytes, offset: u64, length: u64) -> Bytes {
+    let start = (offset as usize).min(blob.len());
+    blob.slice(start..start.saturating_add(length as usize).min(blob.len()))
 }
 
 fn failed(digest: &Digest, error: &io::Error) -> Status {

@@ -68,14 +68,6 @@ pub enum EmbeddedCacheError {
         /// The system's words.
         source: io::Error,
     },
-    /// The directory for the blobs cannot be used.
-    #[error("keeping blobs in {}: {source}", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// The system's words.
-        source: io::Error,
-    },
     /// The certificates or the key cannot be used.
     #[error("setting TLS up: {0}")]
     Tls(tonic::transport::Error),
@@ -107,7 +99,6 @@ impl EmbeddedCache {
             functions: vec![DigestFunction::Sha256],
             instance: None,
             max_batch_bytes: DEFAULT_BATCH_BYTES,
-            directory: None,
             address: "127.0.0.1:0".to_owned(),
             tls: None,
             required_header: None,
@@ -122,7 +113,6 @@ pub struct Builder {
     functions: Vec<DigestFunction>,
     instance: Option<String>,
     max_batch_bytes: u64,
-    directory: Option<PathBuf>,
     address: String,
     tls: Option<ServerTls>,
     required_header: Option<(String, String)>,
@@ -154,13 +144,6 @@ impl Builder {
         self
     }
 
-    /// Keeps blobs and action results as files below a directory instead of in memory. It is made if it is missing;
-    /// what an earlier cache left there is served again. One cache at a time.
-    pub fn directory(mut self, directory: Option<PathBuf>) -> Self {
-        self.directory = directory;
-        self
-    }
-
     /// Where to listen: `IP:PORT`, with port 0 for a free one, or `unix:/PATH`.
     pub fn bind(mut self, address: impl Into<String>) -> Self {
         self.address = address.into();
@@ -188,7 +171,7 @@ impl Builder {
     /// Starts the cache on the current tokio runtime.
     ///
     /// # Errors
-    /// When the address, the directory or the certificates cannot be used.
+    /// When the address or the certificates cannot be used.
     pub async fn start(self) -> Result<RunningCache, EmbeddedCacheError> {
         let address = self.address.clone();
         let failed = |source| EmbeddedCacheError::Bind {
@@ -219,7 +202,7 @@ impl Builder {
     /// Serves connections that come from elsewhere; clients know the cache by the endpoint.
     ///
     /// # Errors
-    /// When the directory or the certificates cannot be used.
+    /// When the certificates cannot be used.
     pub(crate) fn serve<S>(
         self,
         endpoint: String,
@@ -259,13 +242,8 @@ impl Builder {
             .functions
             .first()
             .ok_or(EmbeddedCacheError::NoDigestFunction)?;
-        let store = match self.directory {
-            Some(path) => Store::in_directory(function, path.clone())
-                .map_err(|source| EmbeddedCacheError::Directory { path, source })?,
-            None => Store::in_memory(function),
-        };
         let context = Arc::new(Context {
-            store,
+            store: Store::in_memory(function),
             faults: Faults::default(),
             counters: Default::default(),
             uploads: Default::default(),

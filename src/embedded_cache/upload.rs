@@ -2,18 +2,13 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     io::{self, Write},
-    path::PathBuf,
     sync::Arc,
 };
 
 use parking_lot::Mutex;
 
-use super::{
-    directory::{Directory, Kind},
-    store::Store,
-};
+use super::store::Store;
 use crate::digest::{Digest, Hasher};
 
 /// Most interrupted uploads that are kept for their clients to resume.
@@ -31,8 +26,6 @@ pub(super) enum UploadError {
     Zstd(io::Error),
     #[error("bytes have the digest {0}")]
     Mismatch(Digest),
-    #[error("keeping the bytes: {0}")]
-    Io(io::Error),
 }
 
 /// One blob on its way in.
@@ -53,43 +46,17 @@ struct Receiver {
     hasher: Hasher,
     size: u64,
     too_long: bool,
-    kept: Kept,
-}
-
-enum Kept {
-    Memory(Vec<u8>),
-    File(Temporary),
-}
-
-/// A temporary file, gone when this is dropped.
-struct Temporary {
-    path: PathBuf,
-    file: File,
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Published files have another name by now.
-        let _ = std::fs::remove_file(&self.path);
-    }
+    kept: Vec<u8>,
 }
 
 impl Upload {
-    pub(super) fn new(digest: Digest, compressed: bool, store: &Store) -> Result<Self, UploadError> {
-        let kept = match store.directory().map(Directory::temporary) {
-            Some(temporary) => {
-                let (path, file) = temporary.map_err(UploadError::Io)?;
-                Kept::File(Temporary { path, file })
-            }
-            None => Kept::Memory(Vec::with_capacity(
-                usize::try_from(digest.size().min(MOST_RESERVED)).unwrap_or_default(),
-            )),
-        };
+    pub(super) fn new(digest: Digest, compressed: bool) -> Result<Self, UploadError> {
+        let reserved = usize::try_from(digest.size().min(MOST_RESERVED)).unwrap_or_default();
         let receiver = Receiver {
             hasher: Hasher::new(digest.function()),
             size: digest.size(),
             too_long: false,
-            kept,
+            kept: Vec::with_capacity(reserved),
         };
         let target = if compressed {
             let decoder = zstd::stream::write::Decoder::new(receiver).map_err(UploadError::Zstd)?;
@@ -113,22 +80,16 @@ impl Upload {
         &self.digest
     }
 
-    /// Takes the next bytes as they were sent. File I/O happens right here: pieces are small, and go to the page cache.
+    /// Takes the next bytes as they were sent.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), UploadError> {
         let (done, receiver) = match &mut self.target {
-            Target::Plain(receiver) => (
-                receiver.write_all(bytes).map_err(UploadError::Io),
-                &mut **receiver,
-            ),
-            Target::Zstd(decoder) => (
-                decoder.write_all(bytes).map_err(UploadError::Zstd),
-                decoder.get_mut(),
-            ),
+            Target::Plain(receiver) => (receiver.write_all(bytes), &mut **receiver),
+            Target::Zstd(decoder) => (decoder.write_all(bytes), decoder.get_mut()),
         };
         if receiver.too_long {
             return Err(UploadError::TooLong(receiver.size));
         }
-        done?;
+        done.map_err(UploadError::Zstd)?;
         self.received += bytes.len() as u64;
         Ok(())
     }
@@ -146,14 +107,8 @@ impl Upload {
         if actual != self.digest {
             return Err(UploadError::Mismatch(actual));
         }
-        match (receiver.kept, store.directory()) {
-            (Kept::File(temporary), Some(directory)) => {
-                directory.publish(&temporary.path, Kind::Blob, &self.digest)
-            }
-            (Kept::Memory(bytes), _) => store.try_put(&self.digest, &bytes.into()),
-            (Kept::File(_), None) => Err(io::Error::other("the store has no directory")),
-        }
-        .map_err(UploadError::Io)
+        store.put_unverified(actual, receiver.kept);
+        Ok(())
     }
 }
 
@@ -163,10 +118,7 @@ impl Write for Receiver {
             self.too_long = true;
             return Err(io::Error::other("too many bytes"));
         }
-        match &mut self.kept {
-            Kept::Memory(buffer) => buffer.extend_from_slice(bytes),
-            Kept::File(temporary) => temporary.file.write_all(bytes)?,
-        }
+        self.kept.extend_from_slice(bytes);
         self.hasher.update(bytes);
         Ok(bytes.len())
     }

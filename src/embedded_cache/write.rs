@@ -49,8 +49,7 @@ impl ByteStream for ByteStreamService {
         let resumed = self.0.uploads.take(&name).filter(|_| message.write_offset > 0);
         let upload = match resumed {
             Some(upload) => upload,
-            None => Upload::new(digest.clone(), compressed, &self.0.store)
-                .map_err(|error| refused(&digest, &error))?,
+            None => Upload::new(digest.clone(), compressed).map_err(|error| refused(&digest, &error))?,
         };
         let mut resumable = Resumable::new(name, upload, &self.0.uploads);
         loop {
@@ -147,11 +146,5 @@ fn size(bytes: u64) -> i64 {
 }
 
 fn refused(digest: &Digest, error: &UploadError) -> Status {
-    let message = format!("blob {digest}: {error}");
-    match error {
-        UploadError::Io(_) => Status::resource_exhausted(message),
-        UploadError::TooLong(_) | UploadError::Zstd(_) | UploadError::Mismatch(_) => {
-            Status::invalid_argument(message)
-        }
-    }
+    Status::invalid_argument(format!("blob {digest}: {error}"))
 }

@@ -141,10 +141,6 @@ async fn a_cache_that_cannot_start_says_why() {
         (EmbeddedCache::builder().bind(&taken), taken.as_str()),
         (EmbeddedCache::builder().bind("nowhere"), "IP:PORT"),
         (
-            EmbeddedCache::builder().directory(Some("/dev/null/x".into())),
-            "/dev/null/x",
-        ),
-        (
             EmbeddedCache::builder().digest_functions(vec![]),
             "no digest function",
         ),

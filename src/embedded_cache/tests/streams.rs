@@ -6,17 +6,8 @@ use super::*;
 async fn blobs_of_all_sizes_stream_back_compressed_or_not() {
     let directory = tempfile::tempdir().unwrap();
     let socket = format!("unix:{}", directory.path().join("cache.sock").display());
-    for (address, blobs) in [
-        ("127.0.0.1:0", None),
-        (socket.as_str(), None),
-        ("127.0.0.1:0", Some(directory.path().join("blobs"))),
-    ] {
-        let cache = EmbeddedCache::builder()
-            .bind(address)
-            .directory(blobs)
-            .start()
-            .await
-            .unwrap();
+    for address in ["127.0.0.1:0", socket.as_str()] {
+        let cache = EmbeddedCache::builder().bind(address).start().await.unwrap();
         let client = Client::of(&cache).await;
         for size in [0, 1, 1 << 20, (5 << 20) + 17] {
             let bytes = noise(size);
@@ -66,36 +57,32 @@ async fn reads_begin_at_the_offset_and_end_at_the_limit() {
 
 #[tokio::test]
 async fn uploads_are_verified_and_kept() {
-    let directory = tempfile::tempdir().unwrap();
-    for blobs in [None, Some(directory.path().to_owned())] {
-        let cache = EmbeddedCache::builder().directory(blobs).start().await.unwrap();
-        let client = Client::of(&cache).await;
-        let bytes = noise(2_500_000);
-        let digest = Digest::of(DigestFunction::Sha256, &bytes);
-        let name = format!("uploads/u/blobs/{digest}");
-        let mut wrong = bytes.clone();
-        wrong[7] ^= 1;
-        let refused = client.write(upload(&name, &wrong, 0, true)).await;
-        assert_eq!(code(refused), Code::InvalidArgument);
-        let long = [&bytes[..], b"x"].concat();
-        assert_eq!(
-            code(client.write(upload(&name, &long, 0, true)).await),
-            Code::InvalidArgument
-        );
-        assert!(!cache.store().contains(&digest));
-        assert_eq!(
-            client.write(upload(&name, &bytes, 0, true)).await.unwrap(),
-            2_500_000
-        );
-        assert!(cache.store().get(&digest).unwrap() == bytes);
-        // Again, which ends before everything is sent.
-        assert_eq!(
-            client.write(upload(&name, &bytes, 0, true)).await.unwrap(),
-            2_500_000
-        );
-        assert_eq!(client.committed(&name).await, (2_500_000, true));
-        assert_eq!(cache.stats().bytes_in, 2_500_000);
-    }
+    let (cache, client) = start().await;
+    let bytes = noise(2_500_000);
+    let digest = Digest::of(DigestFunction::Sha256, &bytes);
+    let name = format!("uploads/u/blobs/{digest}");
+    let mut wrong = bytes.clone();
+    wrong[7] ^= 1;
+    let refused = client.write(upload(&name, &wrong, 0, true)).await;
+    assert_eq!(code(refused), Code::InvalidArgument);
+    let long = [&bytes[..], b"x"].concat();
+    assert_eq!(
+        code(client.write(upload(&name, &long, 0, true)).await),
+        Code::InvalidArgument
+    );
+    assert!(!cache.store().contains(&digest));
+    assert_eq!(
+        client.write(upload(&name, &bytes, 0, true)).await.unwrap(),
+        2_500_000
+    );
+    assert!(cache.store().get(&digest).unwrap() == bytes);
+    // Again, which ends before everything is sent.
+    assert_eq!(
+        client.write(upload(&name, &bytes, 0, true)).await.unwrap(),
+        2_500_000
+    );
+    assert_eq!(client.committed(&name).await, (2_500_000, true));
+    assert_eq!(cache.stats().bytes_in, 2_500_000);
 }
 
 #[tokio::test]

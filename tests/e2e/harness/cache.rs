@@ -147,13 +147,7 @@ impl Cache {
             .enable_all()
             .build()
             .unwrap();
-        let running = runtime
-            .block_on(
-                EmbeddedCache::builder()
-                    .directory(Some(self.dir.join("blobs")))
-                    .start(),
-            )
-            .unwrap();
+        let running = runtime.block_on(EmbeddedCache::builder().start()).unwrap();
         self.add_remote(running.endpoint(), true);
         self.embedded = RefCell::new(Some((running, runtime)));
     }
