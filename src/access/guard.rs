@@ -166,36 +166,31 @@ where
             None => (Caller::Remote, self.door.rules()),
         };
         let path = request.uri().path().to_owned();
-        match rules.judge(caller, &path, request.headers_mut()) {
-            Ok(()) => {
-                let call = match &origin {
-                    Some(origin) if is_open(&path) => {
-                        origin.visit.heard();
-                        None
-                    }
-                    Some(origin) => Some(origin.visit.admitted()),
-                    None => None,
-                };
-                let answering = self.inner.call(request);
-                Either::Right(match call {
-                    None => Either::Right(answering),
-                    Some(call) => Either::Left(Box::pin(async move {
-                        let answer = answering.await?;
-                        // It is under way until all of its answer is.
-                        Ok(answer.map(|body| {
-                            Body::new(body.map_frame(move |frame| {
-                                let _ = &call;
-                                frame
-                            }))
-                        }))
-                    })),
-                })
-            }
-            Err(refused) => {
-                self.door.tell(format_args!("refused a call: {refused}"));
-                Either::Left(ready(Ok(refused.status().into_http())))
-            }
+        if let Err(refused) = rules.judge(caller, &path, request.headers_mut()) {
+            self.door.tell(format_args!("refused a call: {refused}"));
+            return Either::Left(ready(Ok(refused.status().into_http())));
         }
+        let call = match &origin {
+            Some(origin) if is_open(&path) => {
+                origin.visit.heard();
+                None
+            }
+            Some(origin) => Some(origin.visit.admitted()),
+            None => None,
+        };
+        let answering = self.inner.call(request);
+        Either::Right(match call {
+            None => Either::Right(answering),
+            Some(call) => Either::Left(Box::pin(async move {
+                let answer = answering.await?;
+                // It is under way until all of its answer is.
+                let held = move |frame| {
+                    let _ = &call;
+                    frame
+                };
+                Ok(answer.map(|body| Body::new(body.map_frame(held))))
+            })),
+        })
     }
 }
 

@@ -153,6 +153,21 @@ impl Incoming {
         }
     }
 
+    /// After an error of one connection, which is gone already; or of all, and then it helps to have fewer and to wait.
+    fn not_accepted(&mut self, error: &io::Error) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+        if let ConnectionAborted | ConnectionReset | ConnectionRefused | Interrupted = error.kind() {
+            return;
+        }
+        self.room.make_place();
+        if error.is_want() {
+            tokio::task::spawn_blocking(open_files::spare);
+        }
+        self.door
+            .tell(format_args!("failed to accept a connection: {error}"));
+        self.pause = Some(Box::pin(tokio::time::sleep(NO_ROOM)));
+    }
+
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<Connection> {
         self.poll_tidying(cx);
         loop {
@@ -171,22 +186,7 @@ impl Incoming {
                 None => match ready!(self.listener.poll_accept(cx)) {
                     Ok(stream) => stream,
                     Err(error) => {
-                        // Of one connection, which is gone already; or of all, and then it helps to have fewer and to wait.
-                        if !matches!(
-                            error.kind(),
-                            io::ErrorKind::ConnectionAborted
-                                | io::ErrorKind::ConnectionReset
-                                | io::ErrorKind::ConnectionRefused
-                                | io::ErrorKind::Interrupted
-                        ) {
-                            self.room.make_place();
-                            if error.is_want() {
-                                tokio::task::spawn_blocking(open_files::spare);
-                            }
-                            self.door
-                                .tell(format_args!("failed to accept a connection: {error}"));
-                            self.pause = Some(Box::pin(tokio::time::sleep(NO_ROOM)));
-                        }
+                        self.not_accepted(&error);
                         continue;
                     }
                 },

@@ -29,7 +29,7 @@ impl Checksum {
     ///
     /// # Errors
     /// When it has more than one line, is of another file, or is no checksum.
-    pub(crate) fn of_sidecar(text: &str, name: &str) -> Result<Self, ChecksumError> {
+    pub(super) fn of_sidecar(text: &str, name: &str) -> Result<Self, ChecksumError> {
         let text = text.trim_end();
         if text.len() == DIGITS {
             return Self::from_hex(text).ok_or(ChecksumError::Form(1));

@@ -125,7 +125,7 @@ impl CollectionError {
     }
 
     /// Whether reading the archive once more, from its beginning, may help: it changed, or came damaged.
-    pub(crate) const fn is_worth_another_try(&self) -> bool {
+    pub(super) const fn is_worth_another_try(&self) -> bool {
         match self {
             Self::Wrong { .. } => true,
             Self::Remote(error) => matches!(error.kind, RemoteErrorKind::Protocol),

@@ -46,7 +46,7 @@ pub(crate) use resume::Patience;
 pub(crate) use save::{Directory, SavedFile};
 
 /// What the name of the file with an archive's SHA-256 adds to the archive's name.
-pub(crate) const SIDECAR: &str = ".sha256sum";
+const SIDECAR: &str = ".sha256sum";
 
 /// A file of a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Listing {
     }
 
     /// The one file that was named.
-    pub(crate) fn of_one(name: &str) -> Self {
+    fn of_one(name: &str) -> Self {
         Self {
             items: vec![Item::named(name.to_owned())],
             is_complete: false,
@@ -126,6 +126,6 @@ pub(crate) trait Collection: Send + Sync + 'static {
 }
 
 /// Whether a file can be put into a directory under this name.
-pub(crate) fn is_file_name(name: &str) -> bool {
+fn is_file_name(name: &str) -> bool {
     !name.contains('/') && !is_reserved(name) && ExecPath::new(name).is_ok()
 }

@@ -27,7 +27,7 @@ pub(crate) struct Opened {
 
 /// A source of files that can begin in the middle of one.
 #[async_trait]
-pub(crate) trait Ranged: Send + Sync {
+pub(super) trait Ranged: Send + Sync {
     /// Asks once for a file's bytes from an offset. If `version` is given and the file has another one now, the answer
     /// may begin at 0.
     ///

@@ -116,7 +116,7 @@ impl SavedFile {
     ///
     /// # Errors
     /// The system's.
-    pub(crate) fn rewound(&mut self) -> io::Result<&mut File> {
+    pub(super) fn rewound(&mut self) -> io::Result<&mut File> {
         self.file.rewind()?;
         Ok(&mut self.file)
     }

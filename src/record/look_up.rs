@@ -197,14 +197,13 @@ impl Shared {
                     let (directory, name) = split(path(wanted));
                     let (waits, next) = glimpse.find(root, directory, name, likely_waiting);
                     likely_waiting = next;
-                    match waits {
-                        Waits::Row(row) => found(number * CHUNK + i, row),
-                        Waits::Nowhere => {}
-                        Waits::Unchanged => {
-                            if let Some(row) = reading.row(directory, name, &mut likely_stored) {
-                                found(number * CHUNK + i, row);
-                            }
-                        }
+                    let row = match waits {
+                        Waits::Row(row) => Some(row),
+                        Waits::Nowhere => None,
+                        Waits::Unchanged => reading.row(directory, name, &mut likely_stored),
+                    };
+                    if let Some(row) = row {
+                        found(number * CHUNK + i, row);
                     }
                 }
             }

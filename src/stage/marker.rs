@@ -141,7 +141,7 @@ impl File {
     }
 
     /// The same with what `lstat` says now.
-    pub(crate) fn stamped(self, stamp: Option<Stamp>) -> Self {
+    pub(super) fn stamped(self, stamp: Option<Stamp>) -> Self {
         Self { stamp, ..self }
     }
 
@@ -443,7 +443,7 @@ pub(crate) type Found = (PathBuf, Result<Marker, String>);
 ///
 /// # Errors
 /// When the directory of markers is there and cannot be read.
-pub(crate) fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
+pub(super) fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
     let own = directory.join(DIRECTORY);
     if own.symlink_metadata().is_ok_and(|m| !m.is_dir()) {
         return Err(StageError::io("list", own)(io::ErrorKind::NotADirectory.into()));

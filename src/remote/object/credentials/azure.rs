@@ -95,19 +95,13 @@ fn identified(
     address: &BucketAddress,
     environment: &Environment,
 ) -> (MicrosoftAzureBuilder, &'static str) {
-    let has = |names: &[&str]| names.iter().all(|name| environment.get(name).is_some());
-    let mut set = |pairs: &[(Key, &str)]| {
-        for (key, variable) in pairs {
-            if let Some(value) = environment.get(variable) {
-                builder = std::mem::take(&mut builder).with_config(*key, value);
-            }
+    let has = |names: &[&str]| environment.has(names);
+    let application = ["AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_AUTHORITY_HOST"];
+    let mut set = |names: &[&str]| {
+        for (key, value) in environment.settings(names) {
+            builder = std::mem::take(&mut builder).with_config(key, value);
         }
     };
-    let application = [
-        (Key::ClientId, "AZURE_CLIENT_ID"),
-        (Key::AuthorityId, "AZURE_TENANT_ID"),
-        (Key::AuthorityHost, "AZURE_AUTHORITY_HOST"),
-    ];
     let shown = if address.anonymous == Anonymous::Yes {
         builder = builder.with_skip_signature(true);
         NONE
@@ -120,11 +114,11 @@ fn identified(
         ACCOUNT_KEY
     } else if has(&["AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"]) {
         set(&application);
-        set(&[(Key::FederatedTokenFile, "AZURE_FEDERATED_TOKEN_FILE")]);
+        set(&["AZURE_FEDERATED_TOKEN_FILE"]);
         "a workload identity"
     } else if has(&["AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"]) {
         set(&application);
-        set(&[(Key::ClientSecret, "AZURE_CLIENT_SECRET")]);
+        set(&["AZURE_CLIENT_SECRET"]);
         "an application's secret"
     } else if address.anonymous == Anonymous::No
         || environment.machine_says("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77")

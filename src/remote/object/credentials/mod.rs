@@ -7,7 +7,7 @@ mod azure;
 mod gcs;
 mod s3;
 
-use std::{fmt, fs, path::PathBuf, pin::Pin, sync::Arc};
+use std::{fmt, fs, path::PathBuf, pin::Pin, str::FromStr, sync::Arc};
 
 use object_store::{CredentialProvider, ObjectStore, RetryConfig};
 
@@ -63,6 +63,17 @@ impl Environment {
     /// The first of them.
     fn first(&self, names: &[&str]) -> Option<String> {
         names.iter().find_map(|name| self.get(name))
+    }
+
+    /// Whether all of them are set.
+    fn has(&self, names: &[&str]) -> bool {
+        names.iter().all(|name| self.get(name).is_some())
+    }
+
+    /// Those of these variables that are set, as settings of the crate's builders, which know them by these names.
+    fn settings<K: FromStr>(&self, names: &[&str]) -> Vec<(K, String)> {
+        let setting = |name: &&str| Some((name.to_ascii_lowercase().parse().ok()?, self.get(name)?));
+        names.iter().filter_map(setting).collect()
     }
 
     fn machine_says(&self, file: &str, word: &str) -> bool {

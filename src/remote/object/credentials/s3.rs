@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use object_store::{
-    ClientOptions,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey as Key},
-};
+use object_store::{ClientOptions, aws::AmazonS3Builder};
 
 use super::{Connector, EC2, Environment, NONE, Opened, built, if_any, no_retries, wrong};
 use crate::{
@@ -18,6 +15,12 @@ use crate::{
 
 /// The variables that together name a web identity of AWS.
 const WEB_IDENTITY: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"];
+/// A container's role: one of the first two.
+const CONTAINER: [&str; 3] = [
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+];
 
 pub(super) fn open(
     options: &RemoteOptions,
@@ -85,7 +88,7 @@ fn identified(
         environment.get("AWS_ACCESS_KEY_ID"),
         environment.get("AWS_SECRET_ACCESS_KEY"),
     );
-    let has = |names: &[&str]| names.iter().all(|name| environment.get(name).is_some());
+    let has = |names: &[&str]| environment.has(names);
     let has_profile = match profile {
         Some(profile)
             if address.anonymous != Anonymous::Yes && keys == (None, None) && !has(&WEB_IDENTITY) =>
@@ -94,13 +97,9 @@ fn identified(
         }
         _ => false,
     };
-    let set = |mut builder: AmazonS3Builder, pairs: &[(Key, &str)]| {
-        for (key, variable) in pairs {
-            if let Some(value) = environment.get(variable) {
-                builder = builder.with_config(*key, value);
-            }
-        }
-        builder
+    let set = |builder: AmazonS3Builder, names: &[&str]| {
+        let settings = environment.settings(names).into_iter();
+        settings.fold(builder, |builder, (key, value)| builder.with_config(key, value))
     };
     if address.anonymous == Anonymous::Yes {
         builder = builder.with_skip_signature(true);
@@ -120,10 +119,10 @@ fn identified(
         builder = set(
             builder,
             &[
-                (Key::WebIdentityTokenFile, "AWS_WEB_IDENTITY_TOKEN_FILE"),
-                (Key::RoleArn, "AWS_ROLE_ARN"),
-                (Key::RoleSessionName, "AWS_ROLE_SESSION_NAME"),
-                (Key::StsEndpoint, "AWS_ENDPOINT_URL_STS"),
+                WEB_IDENTITY[0],
+                WEB_IDENTITY[1],
+                "AWS_ROLE_SESSION_NAME",
+                "AWS_ENDPOINT_URL_STS",
             ],
         );
     } else if has_profile {
@@ -131,30 +130,9 @@ fn identified(
         let of_profile = Arc::new(Provider::new(files, options.connect.credential_helper_timeout));
         builder = builder.with_credentials(of_profile.clone());
         provider = Some(of_profile);
-    } else if has(&["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"])
-        || has(&[
-            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-        ])
-    {
+    } else if has(&CONTAINER[..1]) || has(&CONTAINER[1..]) {
         shown = "the container's role";
-        builder = set(
-            builder,
-            &[
-                (
-                    Key::ContainerCredentialsRelativeUri,
-                    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-                ),
-                (
-                    Key::ContainerCredentialsFullUri,
-                    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-                ),
-                (
-                    Key::ContainerAuthorizationTokenFile,
-                    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-                ),
-            ],
-        );
+        builder = set(builder, &CONTAINER);
     } else if address.anonymous == Anonymous::No || is_ec2(environment) {
         shown = EC2;
         // The AWS tools' variable.
