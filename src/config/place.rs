@@ -8,6 +8,7 @@ use super::{ConfigError, all_parsed, parsed, size};
 use crate::{
     materialize::{MaterializeOptions, place::PlaceOptions},
     roots::{Destination, RootRules},
+    units::parse_size,
 };
 
 /// Batches that may be under way where the rate is limited.
