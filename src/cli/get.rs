@@ -36,7 +36,7 @@ pub(super) struct GetArgs {
     /// Outputs, by path: as you see them (bazel-bin/pkg/x), absolute, or as exec paths (bazel-out/…); a directory
     /// stands for everything in it, and * ? ** match recorded outputs. Or outputs of targets: //pkg:name, //pkg:all,
     /// //pkg/..., or with a leading `-` to exclude (after `--`)
-    #[arg(value_name = "PATH|TARGET", required_unless_present_any = ["path", "all_of"])]
+    #[arg(value_name = "PATH|TARGET", required_unless_present_any = ["path", "all_of", "failed"])]
     wanted: Vec<PathBuf>,
 
     /// Only these output groups of the targets (repeatable)
@@ -51,6 +51,10 @@ pub(super) struct GetArgs {
     /// Everything that is recorded of these packages, with intermediate outputs: //pkg:all or //pkg/... (repeatable)
     #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
     all_of: Vec<String>,
+
+    /// What tests that have failed have written: logs, XML reports and undeclared outputs; with targets, only of these
+    #[arg(long)]
+    failed: bool,
 
     /// With everything that the programs among them need at run time (their runfiles), by the manifests that Bazel wrote
     /// beside them on this machine
@@ -93,7 +97,7 @@ impl Wanted {
                 wanted.paths.push(argument.clone());
             }
         }
-        if wanted.targets.is_empty() {
+        if wanted.targets.is_empty() && !args.failed {
             if let Some(group) = args.output_group.first() {
                 let message = format!("--output-group={group}: name targets, such as //pkg/...");
                 return Err(Failure::usage(message));
@@ -168,7 +172,7 @@ impl Glob {
 pub(super) fn main(args: &GetArgs) -> Result<u8, Failure> {
     let wanted = Wanted::read(args)?;
     let mut paths = resolved(&wanted.paths)?;
-    let selects = wanted.needs_list() || !wanted.targets.is_empty();
+    let selects = wanted.needs_list() || !wanted.targets.is_empty() || args.failed;
     let (invocation, workspace) = if selects {
         args.which.or_around()?
     } else if args.which.is_given() {
@@ -287,8 +291,9 @@ async fn selected(
     workspace: &str,
 ) -> Result<BTreeSet<String>, Failure> {
     let mut paths = BTreeSet::new();
-    if !wanted.targets.is_empty() {
+    if !wanted.targets.is_empty() || args.failed {
         let wish = pb::StageWish {
+            failed: args.failed,
             targets: wanted.targets.clone(),
             output_groups: args.output_group.clone(),
             include: args.path.clone(),

@@ -77,13 +77,17 @@ pub(super) struct WishArgs {
     /// that they run without the workspace and Bazel: by the manifests that Bazel wrote on this machine
     #[arg(long, conflicts_with_all = ["from", "extract"])]
     pub(super) runfiles: bool,
+
+    /// Only what tests that have failed have written: logs, XML reports and undeclared outputs
+    #[arg(long, conflicts_with = "from")]
+    pub(super) failed: bool,
 }
 
 impl WishArgs {
     pub(super) fn wish(&self) -> pb::StageWish {
         let wish = self.clone();
         with_fields_of!(wish, pb::StageWish { output_groups: wish.output_group }
-            targets include exclude required optional flatten extract runfiles)
+            targets include exclude required optional flatten extract runfiles failed)
     }
 }
 

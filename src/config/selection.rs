@@ -68,7 +68,7 @@ pub(crate) struct SelectionArgs {
     pub local_sources: String,
 
     /// Rule that takes precedence over the flags above; the first match wins: required|optional|known, then any of
-    /// label=PATTERN aspect=NAME output-group=GROUP path=REGEX min-size=SIZE max-size=SIZE (repeatable)
+    /// test-output or runfiles, status=passed|failed (of a test), label=PATTERN aspect=NAME output-group=GROUP path=REGEX min-size=SIZE max-size=SIZE (repeatable)
     #[arg(long, value_name = "RULE", env = "OUTHAUL_RULE", value_delimiter = ';')]
     pub rule: Vec<String>,
 }

@@ -298,7 +298,7 @@ fn absolute(directory: &str) -> Result<PathBuf, Status> {
 }
 
 fn wish(wish: pb::StageWish) -> Wish {
-    with_fields_of!(wish, Wish {} targets output_groups include exclude required optional flatten extract runfiles)
+    with_fields_of!(wish, Wish {} targets output_groups include exclude required optional flatten extract runfiles failed)
 }
 
 fn manner(request: &pb::StageRequest) -> Manner {

@@ -505,11 +505,14 @@ impl Build {
         }
         let shape = TestShape::of(&results, shards, runs);
         let last_attempts = test_outputs::last_attempts(&results);
-        let profile = self.profile(&label, Origin::TestOutput);
+        let is_last =
+            |result: &TestResult| last_attempts.get(&(result.shard, result.run)) == Some(&result.attempt);
+        let passed = results.iter().all(|result| result.passed || !is_last(result));
+        let profile = self.profile(&label, Origin::TestOutput { passed: Some(passed) });
         let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
         for (number, result) in numbers.iter().zip(&results) {
             namer.sequence = *number;
-            let last = last_attempts.get(&(result.shard, result.run)) == Some(&result.attempt);
+            let last = is_last(result);
             let event: Arc<str> = format!(
                 "test_result {label} run {} shard {} attempt {}",
                 result.run, result.shard, result.attempt
@@ -557,7 +560,7 @@ impl Build {
     }
 
     fn combined_report(&mut self, sequence: i64, file: &File, effects: &mut Vec<Effect>) {
-        let profile = self.profile("", Origin::TestOutput);
+        let profile = self.profile("", Origin::TestOutput { passed: None });
         let mut namer = Namer::new(&mut self.selector, &self.trees, sequence);
         let event = "build_tool_logs".into();
         namer.name_at(&COMBINED_REPORT.into(), file, profile, &"".into(), &event);

@@ -102,6 +102,26 @@ impl PartialEq for PathRegex {
     }
 }
 
+/// What outputs are besides those of output groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A test's: logs, reports and what else it wrote.
+    TestOutput,
+    /// What a program needs at run time.
+    Runfiles,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::TestOutput, Self::Runfiles];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::TestOutput => "test-output",
+            Self::Runfiles => "runfiles",
+        }
+    }
+}
+
 /// One rule of the user's: if everything that it names matches, its verdict counts.
 ///
 /// Written `VERDICT KEY=VALUE…`, such as `optional label=//docs/... path=.*\.pdf min-size=10MiB`.
@@ -109,6 +129,10 @@ impl PartialEq for PathRegex {
 pub struct Rule {
     /// What becomes of an output that matches.
     pub verdict: Class,
+    /// Only outputs of this kind.
+    pub kind: Option<Kind>,
+    /// Only outputs of tests that have passed, or have not.
+    pub passed: Option<bool>,
     /// Only outputs of these targets.
     pub label: Option<TargetPattern>,
     /// Only outputs of this aspect; `*` for any, empty for none.
@@ -123,6 +147,23 @@ pub struct Rule {
     pub max_size: Option<u64>,
 }
 
+impl Rule {
+    /// One that matches every output.
+    pub(crate) const fn of(verdict: Class) -> Self {
+        Self {
+            verdict,
+            kind: None,
+            passed: None,
+            label: None,
+            aspect: None,
+            output_group: None,
+            path: None,
+            min_size: None,
+            max_size: None,
+        }
+    }
+}
+
 impl FromStr for Rule {
     type Err = String;
 
@@ -131,21 +172,27 @@ impl FromStr for Rule {
         let verdict = words.next().ok_or("empty rule")?;
         let verdict = Class::named(verdict)
             .ok_or_else(|| format!("expected required, optional or known, got {verdict:?}"))?;
-        let mut rule = Self {
-            verdict,
-            label: None,
-            aspect: None,
-            output_group: None,
-            path: None,
-            min_size: None,
-            max_size: None,
-        };
+        let mut rule = Self::of(verdict);
         for word in words {
+            if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == word) {
+                if rule.kind.is_some() {
+                    return Err("it names two kinds of outputs, and none is of both".to_owned());
+                }
+                rule.kind = Some(kind);
+                continue;
+            }
             let (key, value) = word
                 .split_once('=')
                 .ok_or_else(|| format!("{word:?} is not of the form KEY=VALUE"))?;
             let bad = |e: String| format!("{key}: {e}");
             match key {
+                "status" => {
+                    rule.passed = match value {
+                        "passed" => Some(true),
+                        "failed" => Some(false),
+                        _ => return Err(bad(format!("expected passed or failed, got {value:?}"))),
+                    }
+                }
                 "label" => rule.label = Some(value.parse().map_err(|e| bad(format!("{e}")))?),
                 "aspect" => rule.aspect = Some(value.to_owned()),
                 "output-group" => rule.output_group = Some(value.to_owned()),
@@ -154,7 +201,7 @@ impl FromStr for Rule {
                 "max-size" => rule.max_size = Some(crate::units::parse_size(value).map_err(bad)?),
                 _ => {
                     return Err(format!(
-                        "unknown key {key:?}; expected label, aspect, output-group, path, min-size or max-size"
+                        "unknown key {key:?}; expected status, label, aspect, output-group, path, min-size or max-size"
                     ));
                 }
             }
@@ -166,6 +213,12 @@ impl FromStr for Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.verdict.name())?;
+        if let Some(kind) = self.kind {
+            write!(f, " {}", kind.name())?;
+        }
+        if let Some(passed) = self.passed {
+            write!(f, " status={}", if passed { "passed" } else { "failed" })?;
+        }
         if let Some(label) = &self.label {
             write!(f, " label={label}")?;
         }
@@ -240,6 +293,8 @@ mod tests {
             "required",
             "known label=//a/... aspect=//x.bzl%y output-group=foo path=.*\\.o min-size=1 max-size=4096",
             "optional label=-//b:all",
+            "required test-output status=failed label=//a/...",
+            "known runfiles",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
         }
@@ -252,6 +307,8 @@ mod tests {
             ("maybe label=//a", "maybe"),
             ("known size=3", "unknown key \"size\""),
             ("known label", "KEY=VALUE"),
+            ("known status=flaky", "passed or failed, got \"flaky\""),
+            ("known runfiles test-output", "two kinds"),
             ("known path=(", "path"),
             ("known min-size=lots", "min-size"),
             ("known label=a", "label"),

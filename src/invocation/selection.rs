@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use super::{
     pattern,
-    policy::{DownloadMode, Policy},
+    policy::{DownloadMode, Kind, Policy},
 };
 use crate::output::Class;
 
@@ -53,7 +53,10 @@ pub(crate) enum Origin {
         test_rule: bool,
     },
     /// By a test's result.
-    TestOutput,
+    TestOutput {
+        /// Whether all of the test has passed in the end; none of what is not one test's.
+        passed: Option<bool>,
+    },
     /// By the manifest of a target's runfiles.
     Runfiles {
         /// The target is a test rule.
@@ -63,6 +66,22 @@ pub(crate) enum Origin {
     Unreferenced,
     /// As the output of an action that was reported by itself.
     Action,
+}
+
+impl Origin {
+    const fn is(self, kind: Kind) -> bool {
+        match kind {
+            Kind::TestOutput => matches!(self, Self::TestOutput { .. }),
+            Kind::Runfiles => matches!(self, Self::Runfiles { .. }),
+        }
+    }
+
+    const fn passed(self) -> Option<bool> {
+        match self {
+            Self::TestOutput { passed } => passed,
+            _ => None,
+        }
+    }
 }
 
 /// The part of an output's circumstances that it shares with the rest of its group.
@@ -140,9 +159,14 @@ impl Selector {
             .iter()
             .enumerate()
             .filter(|(_, rule)| {
-                rule.label
-                    .as_ref()
-                    .is_none_or(|p| pattern::matches(std::slice::from_ref(p), context.label))
+                rule.kind.is_none_or(|kind| context.origin.is(kind))
+                    && rule
+                        .passed
+                        .is_none_or(|wanted| context.origin.passed() == Some(wanted))
+                    && rule
+                        .label
+                        .as_ref()
+                        .is_none_or(|p| pattern::matches(std::slice::from_ref(p), context.label))
                     && rule.aspect.as_deref().is_none_or(|wanted| match wanted {
                         "*" => !context.aspect.is_empty(),
                         _ => wanted == context.aspect,
@@ -279,7 +303,7 @@ fn base(policy: &Policy, context: &GroupContext<'_>) -> (Class, &'static str) {
             (Class::Known, "runfiles of a test in a command that runs tests")
         }
         Origin::Runfiles { .. } => (Class::Required, "top-level: runfiles of a requested target"),
-        Origin::TestOutput => match (policy.mode, context.command) {
+        Origin::TestOutput { .. } => match (policy.mode, context.command) {
             (DownloadMode::Minimal, _) => (Class::Known, "--download=minimal"),
             (_, Command::Test | Command::Coverage) => (Class::Required, "top-level: output of a test"),
             _ => (
@@ -364,13 +388,25 @@ mod tests {
             (Toplevel, "test", "default", test, Known),
             (Toplevel, "coverage", "default", test, Known),
             (Toplevel, "run", "default", test, Required),
-            (Toplevel, "test", "", Origin::TestOutput, Required),
-            (Toplevel, "coverage", "", Origin::TestOutput, Required),
-            (Toplevel, "build", "", Origin::TestOutput, Known),
+            (
+                Toplevel,
+                "test",
+                "",
+                Origin::TestOutput { passed: None },
+                Required,
+            ),
+            (
+                Toplevel,
+                "coverage",
+                "",
+                Origin::TestOutput { passed: None },
+                Required,
+            ),
+            (Toplevel, "build", "", Origin::TestOutput { passed: None }, Known),
             (Toplevel, "build", "", Origin::Unreferenced, Known),
             (Toplevel, "build", "", Origin::Action, Known),
             (Minimal, "build", "default", plain, Known),
-            (Minimal, "test", "", Origin::TestOutput, Known),
+            (Minimal, "test", "", Origin::TestOutput { passed: None }, Known),
             (Minimal, "run", "default", plain, Required),
             (All, "build", "default", plain, Required),
             (All, "test", "default", test, Required),
@@ -471,5 +507,23 @@ mod tests {
         };
         assert_eq!(of("//a:x"), of("//a:y"));
         assert_ne!(of("//a:x"), of("//b:y"));
+    }
+
+    #[test]
+    fn rules_tell_outputs_of_failed_tests_and_runfiles_from_others() {
+        use Class::{Known, Required};
+        let mut policy = policy(DownloadMode::Minimal);
+        let rules = ["required test-output status=failed", "required runfiles"];
+        policy.rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        let runfiles = Origin::Runfiles { test_rule: false };
+        for (origin, expected) in [
+            (Origin::TestOutput { passed: Some(false) }, Required),
+            (Origin::TestOutput { passed: Some(true) }, Known),
+            (Origin::TestOutput { passed: None }, Known),
+            (runfiles, Required),
+            (group(true), Known),
+        ] {
+            assert_eq!(verdict(&policy, "test", "", origin), expected, "{origin:?}");
+        }
     }
 }

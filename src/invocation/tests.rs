@@ -565,3 +565,68 @@ fn outputs_that_the_build_tool_could_not_name_are_told_at_the_end() {
     });
     assert_eq!(unnamed, Some(vec!["bazel-out/k8/bin/d/x".to_owned()]));
 }
+
+#[test]
+fn the_status_of_a_test_is_that_of_its_last_attempts() {
+    let file = |name: &str| File {
+        path: name.into(),
+        prefix_len: 0,
+        content: Content::Blob(digest(name)),
+        uri: None,
+    };
+    let result = |label: &str, shard, attempt, passed| {
+        Event::TestResult(TestResult {
+            label: label.to_owned(),
+            configuration: "c".to_owned(),
+            run: 1,
+            shard,
+            attempt,
+            passed,
+            files: vec![file("test.log")],
+        })
+    };
+    let summary = |label: &str, shard_count| Event::TestSummary {
+        label: label.to_owned(),
+        configuration: "c".to_owned(),
+        shard_count,
+        run_count: 1,
+    };
+    let rules = ["required test-output status=failed", "known test-output"];
+    let mut build = Build::new(Policy {
+        rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
+        ..Policy::default()
+    });
+    let test = Started {
+        command: "test".to_owned(),
+        ..Started::default()
+    };
+    let events = [
+        Event::Started(test),
+        root(),
+        Event::Configuration {
+            id: "c".to_owned(),
+            mnemonic: "k8".to_owned(),
+        },
+        result("//t:passed", 1, 1, true),
+        summary("//t:passed", 1),
+        result("//t:flaky", 1, 1, false),
+        result("//t:flaky", 1, 2, true),
+        summary("//t:flaky", 1),
+        result("//t:half", 1, 1, true),
+        result("//t:half", 2, 1, false),
+        summary("//t:half", 2),
+    ];
+    let effects: Vec<Effect> = (1..)
+        .zip(events)
+        .flat_map(|(number, event)| build.handle(number, event))
+        .collect();
+    let half = [
+        "shard_1_of_2/test.log",
+        "shard_1_of_2/test.shard",
+        "shard_2_of_2/test.log",
+    ];
+    assert_eq!(
+        required(&effects),
+        half.map(|name| format!("bazel-out/k8/testlogs/t/half/{name}"))
+    );
+}

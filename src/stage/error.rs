@@ -51,6 +51,9 @@ pub(crate) enum StageError {
     /// Nothing is asked for that the build has.
     #[error("build {0} names no outputs that can be staged")]
     Nothing(String),
+    /// Outputs of failed tests are asked for, and there are none.
+    #[error("in build {0}, none of these tests has failed and written anything")]
+    NoneFailed(String),
     /// Two outputs would lie at one place.
     #[error("{first} and {second} would both be staged as {place}")]
     Collision {
@@ -140,7 +143,9 @@ impl StageError {
     /// What it means.
     pub(crate) const fn kind(&self) -> StageErrorKind {
         match self {
-            Self::Unknown(_) | Self::NoMatch { .. } | Self::Nothing(_) => StageErrorKind::NotFound,
+            Self::Unknown(_) | Self::NoMatch { .. } | Self::Nothing(_) | Self::NoneFailed(_) => {
+                StageErrorKind::NotFound
+            }
             #[cfg(feature = "archives")]
             Self::Collection(error) => match error {
                 CollectionError::Choice(ChoiceError::Pattern { .. }) => StageErrorKind::Request,

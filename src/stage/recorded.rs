@@ -1,6 +1,6 @@
 //! A build as its journal tells it: the events, replayed as often as somebody has a question.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::select::some;
 use crate::{
@@ -124,6 +124,23 @@ impl Recorded {
             _ => None,
         });
         tests.collect()
+    }
+
+    /// Labels and configurations of the tests that have not passed, not even when they were run again.
+    pub(super) fn failed_tests(&self) -> HashSet<(&str, &str)> {
+        // By the shard and the run, the last attempt.
+        let mut last: HashMap<_, (u32, bool)> = HashMap::new();
+        for event in self.events() {
+            if let Event::TestResult(result) = event {
+                let key = (&*result.label, &*result.configuration, result.shard, result.run);
+                let ended = last.entry(key).or_default();
+                *ended = (*ended).max((result.attempt, result.passed));
+            }
+        }
+        let failed = last.into_iter().filter(|(_, (_, passed))| !passed);
+        failed
+            .map(|((label, configuration, ..), _)| (label, configuration))
+            .collect()
     }
 
     /// Roots of trees: a regular expression that matches one picks all of the tree.

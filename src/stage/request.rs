@@ -56,6 +56,9 @@ pub(crate) struct Wish {
     /// Whether programs are staged with what they need at run time.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) runfiles: bool,
+    /// Whether only outputs of tests that have failed are asked for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) failed: bool,
 }
 
 /// How files of collections are verified, and how they and archives are brought. The same comes of it in any manner, so it is

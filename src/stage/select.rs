@@ -78,6 +78,9 @@ impl Recorded {
     pub(crate) fn select(&self, invocation_id: &str, request: &Request) -> Result<Selection, StageError> {
         let trees = self.trees();
         let mut picked = Picked::new(request);
+        if request.wish.failed {
+            picked.failed = Some(self.failed_tests());
+        }
         let mut notes = self.notes.clone();
         // As for Bazel: anyone who tests asks for what tests say, not for the tests themselves, whose programs may be
         // links to sources that no cache has. Who names a group means it.
@@ -125,6 +128,9 @@ impl Recorded {
             .filter(|path| whole.contains(path));
         let trees: BTreeSet<&str> = in_trees.collect();
         let trees = trees.into_iter().map(str::to_owned).collect();
+        if artifacts.is_empty() && request.wish.failed {
+            return Err(StageError::NoneFailed(invocation_id.to_owned()));
+        }
         if artifacts.is_empty() {
             return Err(StageError::Nothing(invocation_id.to_owned()));
         }
@@ -138,13 +144,9 @@ impl Recorded {
     /// Rules that match no file, and tell target patterns and output groups apart.
     fn dividing_rules(&self, request: &Request) -> Vec<Rule> {
         let none = Rule {
-            verdict: Class::Known,
-            label: None,
-            aspect: None,
-            output_group: None,
-            path: None,
             min_size: Some(u64::MAX),
             max_size: Some(0),
+            ..Rule::of(Class::Known)
         };
         let mut groups: BTreeSet<&str> = request.wish.output_groups.iter().map(String::as_str).collect();
         groups.extend(self.groups().filter(|name| name.starts_with(HIDDEN)));
@@ -179,8 +181,10 @@ struct Picked<'a> {
     request: &'a Request,
     /// By exec path.
     artifacts: BTreeMap<ExecPath, Artifact>,
-    /// Labels of targets with an output that was picked.
+    /// Labels of targets with an output that was picked, or of a test that has not failed.
     labels: HashSet<Arc<str>>,
+    /// The only tests, by label and configuration, whose outputs are asked for, and nothing else.
+    failed: Option<HashSet<(&'a str, &'a str)>>,
     groups: HashSet<Arc<str>>,
     /// Trees of which something is left out.
     partial: HashSet<String>,
@@ -199,6 +203,7 @@ impl<'a> Picked<'a> {
             request,
             artifacts: BTreeMap::new(),
             labels: HashSet::new(),
+            failed: None,
             groups: HashSet::new(),
             partial: HashSet::new(),
             include: vec![false; request.include.len()],
@@ -219,6 +224,14 @@ impl<'a> Picked<'a> {
             return;
         }
         if !pattern::matches(&self.request.targets, &target.label) {
+            return;
+        }
+        let of_failed = |failed: &HashSet<(&str, &str)>| {
+            named.group.is_empty() && failed.contains(&(&*target.label, &*target.configuration))
+        };
+        if !self.failed.as_ref().is_none_or(of_failed) {
+            // A pattern is of use for tests that have passed, too.
+            self.labels.insert(target.label.as_str().into());
             return;
         }
         self.offered_groups.insert(named.group.clone());

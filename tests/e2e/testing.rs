@@ -155,6 +155,29 @@ pub(crate) fn every_attempt_and_run_of_a_test_is_in_its_place(stage: &Stage) {
         let got = daemon.outhaul().json(bazel.workspace(), "get", &[log]);
         assert_eq!(got[0]["outcome"], "downloaded", "{got:#?}");
         assert_eq!(bazel.text(log), before);
+
+        // Of the tests that failed, and not of those that passed in the end.
+        let outhaul = daemon.outhaul();
+        let got = outhaul.json(bazel.workspace(), "get", &["--failed"]);
+        let mut tests: Vec<&str> = got
+            .iter()
+            .filter_map(|one| {
+                one["path"]
+                    .as_str()?
+                    .split_once("/testlogs/tests/")?
+                    .1
+                    .split('/')
+                    .next()
+            })
+            .collect();
+        tests.sort_unstable();
+        assert!(tests.len() >= 4, "{got:#?}");
+        tests.dedup();
+        assert_eq!(tests, ["fail", "flaky_fail"], "{got:#?}");
+        let run = outhaul
+            .run(bazel.workspace(), "get", &["--failed", "//tests:pass"])
+            .expect(3);
+        assert!(run.err.contains("none of these tests has failed"), "{run}");
     }
 
     // Runs and shards, which the cache gives only to those who insist.

@@ -280,3 +280,86 @@ fn one_name_twice_with_the_same_content_is_no_collision() {
         assert!(flat(Class::Required, contents).is_err());
     }
 }
+
+#[test]
+fn of_failed_tests_alone_what_they_wrote_is_picked() {
+    use crate::proto::build_event_stream::{
+        BuildEventId, Configuration, TestResult, TestStatus, TestSummary,
+        build_event_id::{ConfigurationId, Id, TestResultId, TestSummaryId},
+    };
+    let configuration = || {
+        Some(ConfigurationId {
+            id: "tests".to_owned(),
+        })
+    };
+    let event = |id, payload| {
+        let event = BuildEvent {
+            id: Some(BuildEventId { id: Some(id) }),
+            payload: Some(payload),
+            ..BuildEvent::default()
+        };
+        event.encode_to_vec()
+    };
+    let result = |label: &str, attempt, status: TestStatus| {
+        let id = TestResultId {
+            label: label.to_owned(),
+            run: 1,
+            attempt,
+            configuration: configuration(),
+            ..TestResultId::default()
+        };
+        let result = TestResult {
+            status: status.into(),
+            test_action_output: vec![pb::File {
+                name: "test.log".to_owned(),
+                file: Some(file::File::Contents(label.to_owned().into())),
+                ..pb::File::default()
+            }],
+            ..TestResult::default()
+        };
+        event(Id::TestResult(id), Payload::TestResult(result))
+    };
+    let summary = |label: &str| {
+        let id = TestSummaryId {
+            label: label.to_owned(),
+            configuration: configuration(),
+        };
+        event(Id::TestSummary(id), Payload::TestSummary(TestSummary::default()))
+    };
+    let mnemonic = Configuration {
+        mnemonic: "k8".to_owned(),
+        ..Configuration::default()
+    };
+    let with = |more: Vec<Vec<u8>>, targets: &[&str]| {
+        let mut events: Vec<Vec<u8>> = build().events().collect();
+        let id = Id::Configuration(configuration().unwrap());
+        events.push(event(id, Payload::Configuration(mnemonic.clone())));
+        events.extend(more);
+        let dir = tempfile::tempdir().unwrap();
+        let (_journal, entry) = journalled(dir.path(), events.into_iter());
+        let recorded = Recorded::read(entry.read().unwrap(), None).unwrap();
+        let wish = Wish {
+            failed: true,
+            targets: texts(targets),
+            ..Wish::default()
+        };
+        recorded.select("inv", &Request::new(wish).unwrap())
+    };
+    let passed = || {
+        vec![
+            result("//t:flaky", 1, TestStatus::Failed),
+            result("//t:flaky", 2, TestStatus::Passed),
+            summary("//t:flaky"),
+        ]
+    };
+    let failed = vec![result("//t:late", 1, TestStatus::Timeout), summary("//t:late")];
+    let selection = with([passed(), failed].concat(), &["//t:flaky", "//t:late"]).unwrap();
+    let paths: Vec<&str> = selection.artifacts.iter().map(|a| a.exec_path.as_str()).collect();
+    assert_eq!(paths, ["bazel-out/k8/testlogs/t/late/test.log"]);
+    for targets in [&[][..], &["//t:flaky"]] {
+        let error = with(passed(), targets).unwrap_err();
+        assert!(matches!(error, StageError::NoneFailed(_)), "{error}");
+    }
+    let error = with(passed(), &["//t:none"]).unwrap_err().to_string();
+    assert!(error.contains("no such target"), "{error}");
+}
