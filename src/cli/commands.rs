@@ -9,7 +9,7 @@ use super::{
     exit::{self, Failure},
     export, fetch, gc, get, import, is_staged,
     log::start_log,
-    ls, manual, print, run, serve, stage, stat, status, wait, watch,
+    ls, manual, print, profiles, run, serve, stage, stat, status, wait, watch,
 };
 use crate::config::with_config_file;
 
@@ -58,6 +58,8 @@ enum Command {
     Status(status::StatusArgs),
     /// List the recorded outputs of a build's output root
     Ls(ls::LsArgs),
+    /// Show the profiles: named sets of rules for what editors, debuggers and coverage tools read
+    Profiles(profiles::ProfilesArgs),
     /// Copy named outputs of a recorded build to a directory
     Stage(stage::StageArgs),
     /// Check whether a staged directory is complete and unchanged
@@ -120,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Watch(args) => watch::main(&args),
         Command::Status(args) => status::main(&args),
         Command::Ls(args) => ls::main(&args),
+        Command::Profiles(args) => profiles::main(&args),
         Command::Stage(args) => stage::main(&args),
         Command::IsStaged(args) => is_staged::main(&args),
         Command::Export(args) => export::main(args),

@@ -51,7 +51,7 @@ const EXPLANATION: Duration = Duration::from_secs(5);
 pub(super) enum FetchCommand {
     /// The top-level outputs of a build, from its saved event file (--build_event_binary_file or
     /// --build_event_json_file)
-    Bep(BepArgs),
+    Bep(Box<BepArgs>),
     /// All outputs of an action, by the digest of the action
     Action(TreeArgs),
     /// A directory tree, by the digest of its Tree message or of its root Directory
@@ -131,7 +131,7 @@ pub(super) fn main(command: FetchCommand) -> Result<u8, Failure> {
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         match command {
-            FetchCommand::Bep(args) => bep(args).await,
+            FetchCommand::Bep(args) => bep(*args).await,
             FetchCommand::Action(args) => tree(args, true).await,
             FetchCommand::Tree(args) => tree(args, false).await,
             FetchCommand::Blob(args) => blob(args).await,

@@ -22,6 +22,7 @@ mod manual;
 mod orphans;
 mod paths;
 mod print;
+mod profiles;
 mod record;
 mod reload;
 mod run;

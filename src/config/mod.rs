@@ -12,6 +12,7 @@ mod lease;
 mod limits;
 mod notify;
 mod place;
+mod profiles;
 mod selection;
 mod state;
 mod upstream;
@@ -29,6 +30,7 @@ pub(crate) use self::{
     limits::{LimitArgs, Limits},
     notify::NotifyArgs,
     place::PlaceArgs,
+    profiles::ProfileArgs,
     selection::SelectionArgs,
     state::{HoldArgs, StateArgs},
     upstream::UpstreamArgs,

@@ -4,8 +4,11 @@ use clap::Args;
 
 use std::{fmt::Display, str::FromStr};
 
-use super::{ConfigError, parsed, size};
-use crate::invocation::{limits::BuildLimits, policy::Policy};
+use super::{ConfigError, parsed, profiles::ProfileArgs, size};
+use crate::invocation::{
+    limits::BuildLimits,
+    policy::{Policy, Rule},
+};
 
 /// Flags of selection.
 #[derive(Debug, Clone, Args)]
@@ -71,6 +74,14 @@ pub(crate) struct SelectionArgs {
     /// test-output or runfiles, status=passed|failed (of a test), label=PATTERN aspect=NAME output-group=GROUP path=REGEX min-size=SIZE max-size=SIZE (repeatable)
     #[arg(long, value_name = "RULE", env = "OUTHAUL_RULE", value_delimiter = ';')]
     pub rule: Vec<String>,
+
+    /// Also download what these tools read: coverage, debug, ide, or a profile of your own; `outhaul profiles` shows their
+    /// rules, which come after those of --rule (repeatable)
+    #[arg(long, value_name = "NAME", env = "OUTHAUL_PROFILE", value_delimiter = ',')]
+    pub profile: Vec<String>,
+
+    #[command(flatten)]
+    pub profiles: ProfileArgs,
 }
 
 impl SelectionArgs {
@@ -84,9 +95,11 @@ impl SelectionArgs {
             let one = |text: &String| parsed(&format!("{flag}={text}"), text);
             texts.iter().map(one).collect()
         }
+        let mut rules: Vec<Rule> = all("--rule", &self.rule)?;
+        rules.extend(self.profiles.rules(&self.profile)?);
         Ok(Policy {
+            rules,
             mode: parsed("--download", &self.download)?,
-            rules: all("--rule", &self.rule)?,
             regexes: all("--download-regex", &self.download_regex)?,
             output_groups: self.output_group.clone(),
             targets: all("--target", &self.target)?,
@@ -127,6 +140,8 @@ mod tests {
             ("--target=x", "--target"),
             ("--max-size=big", "--max-size"),
             ("--rule=never", "--rule"),
+            ("--profile=none", "--profile"),
+            ("--profile-rule=x", "--profile-rule"),
         ] {
             let error = policy(&[arg]).unwrap_err();
             assert!(error.flag.starts_with(flag), "{error}");
@@ -138,7 +153,9 @@ mod tests {
         let policy = policy(&[
             "--target=//a/...,-//a/b:all",
             "--output-group=x,y",
+            "--profile=mine,debug",
             "--rule=known;optional",
+            "--profile-rule=mine=known label=//a",
         ])
         .unwrap();
         assert_eq!(
@@ -147,8 +164,9 @@ mod tests {
                 policy.output_groups.len(),
                 policy.rules.len()
             ),
-            (2, 2, 2)
+            (2, 2, 7)
         );
+        assert_eq!(policy.rules[2].to_string(), "known label=//a");
         assert_eq!(policy.mode, DownloadMode::Toplevel);
     }
 }
