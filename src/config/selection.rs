@@ -1,8 +1,8 @@
 //! What is downloaded.
 
-use clap::Args;
-
 use std::{fmt::Display, str::FromStr};
+
+use clap::Args;
 
 use super::{ConfigError, parsed, profiles::ProfileArgs, size};
 use crate::invocation::{
