@@ -71,7 +71,8 @@ pub(crate) struct SelectionArgs {
     pub local_sources: String,
 
     /// Rule that takes precedence over the flags above; the first match wins: required|optional|known, then any of
-    /// test-output or runfiles, status=passed|failed (of a test), label=PATTERN aspect=NAME output-group=GROUP path=REGEX min-size=SIZE max-size=SIZE (repeatable)
+    /// test-output or runfiles, status=passed|failed (of the test), label=PATTERN aspect=NAME output-group=GROUP
+    /// path=REGEX min-size=SIZE max-size=SIZE (repeatable)
     #[arg(long, value_name = "RULE", env = "OUTHAUL_RULE", value_delimiter = ';')]
     pub rule: Vec<String>,
 
@@ -166,7 +167,7 @@ mod tests {
             ),
             (2, 2, 7)
         );
-        assert_eq!(policy.rules[2].to_string(), "known label=//a");
+        assert_eq!(policy.rules[2].to_string(), "known label=//a:a");
         assert_eq!(policy.mode, DownloadMode::Toplevel);
     }
 }

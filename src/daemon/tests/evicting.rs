@@ -12,11 +12,14 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::*;
-use crate::{chance::Chance, proto::outhaul::v1::EvictRequest, units::now_ms};
+use crate::{builds::Settlement, chance::Chance, proto::outhaul::v1::EvictRequest, units::now_ms};
 
 impl Fixture {
     /// Another build, of files with these names and bytes, comes to its end.
     async fn built(&mut self, invocation_id: &str, files: &[(&str, &str)]) {
+        // The one before has its place by then: the newest of two that begin at once would be either.
+        let before = self.rooms.engine.snapshot(&self.key.invocation_id).await;
+        assert!(before.is_none_or(|(row, _)| row.root.is_some()));
         self.again(invocation_id).await;
         let files: Vec<File> = files
             .iter()
@@ -25,9 +28,8 @@ impl Fixture {
         self.set("0", files, &[]).await;
         self.complete("//:all", &["0"]).await;
         self.finish().await;
-        timeout(PATIENCE, self.rooms.engine.settled(&self.key))
-            .await
-            .expect("in time");
+        let settled = timeout(PATIENCE, self.rooms.engine.settled(&self.key));
+        assert_eq!(settled.await.expect("in time"), Settlement::default());
     }
 
     fn file(&self, name: &str) -> std::path::PathBuf {

@@ -184,7 +184,9 @@ async fn connections_that_are_sent_away_cost_no_call() {
     let large = cache.store().put(blob(SIZE));
     let (client, _) = client_of(&cache, |_| {});
     let begun = std::time::Instant::now();
-    while begun.elapsed() < Duration::from_millis(500) {
+    // On a busy machine, a round of reads may take longer than all of that.
+    let few = || begun.elapsed() < Duration::from_millis(500) || cache.stats().connections <= 4;
+    while few() && begun.elapsed() < Duration::from_secs(30) {
         let reads = (0..10).map(|_| batch(&client, &small));
         for read in in_time(futures::future::join_all(reads)).await {
             assert_eq!(read.as_deref(), Ok(&b"blob"[..]));
