@@ -3,11 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, Write as _},
-    os::unix::fs::MetadataExt as _,
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
+use rustix::fs::OFlags;
 use serde_json::json;
 
 use super::{client::Client, exit, exit::Failure, print, runtime};
@@ -44,7 +45,8 @@ pub(super) fn main(state: &StateArgs, remove: bool, as_json: bool) -> Result<u8,
     let mut bases = BTreeMap::new();
     for build in builds {
         if let Some(base) = output_base(Path::new(&build.exec_root)) {
-            bases.insert(base, build.workspace);
+            // Newest first.
+            bases.entry(base).or_insert(build.workspace);
         }
     }
     let mut freed = 0;
@@ -54,6 +56,13 @@ pub(super) fn main(state: &StateArgs, remove: bool, as_json: bool) -> Result<u8,
             continue;
         };
         orphans += 1;
+        // Adding up its size may have taken minutes.
+        if orphan.kept.is_none() {
+            match why(&orphan.base, &orphan.workspace) {
+                Some(kept) => orphan.kept = kept,
+                None => continue,
+            }
+        }
         if remove && orphan.kept.is_none() {
             match remove_all(&orphan.base) {
                 Ok(()) => freed += orphan.bytes,
@@ -86,22 +95,7 @@ fn output_base(exec_root: &Path) -> Option<PathBuf> {
 
 /// An output base, if it is the user's own and its workspace is gone.
 fn orphan(base: PathBuf, workspace: String) -> Option<Orphan> {
-    let metadata = base.symlink_metadata().ok()?;
-    let is_own = metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw();
-    // With --output_base, one directory has been that of several workspaces.
-    let owner = fs::read_to_string(base.join(OWNER)).ok()?;
-    if !is_own || workspace.is_empty() || owner.trim_end() != workspace || !is_gone(&workspace) {
-        return None;
-    }
-    let parent = Path::new(&workspace).parent()?.to_owned();
-    let kept = if is_gone(&parent) {
-        let parent = parent.display();
-        Some(format!(
-            "{parent} does not exist either: if it is on a disk that is not mounted, mount it; otherwise remove this directory yourself"
-        ))
-    } else {
-        server(&base).map(|pid| format!("its Bazel server is running; end it first: kill {pid}"))
-    };
+    let kept = why(&base, &workspace)?;
     Some(Orphan {
         bytes: size_below(&base),
         base,
@@ -110,17 +104,67 @@ fn orphan(base: PathBuf, workspace: String) -> Option<Orphan> {
     })
 }
 
+/// Why an output base whose workspace is gone stays, if it does; none if it is not one.
+#[allow(
+    clippy::option_option,
+    reason = "no orphan, one that goes, and one that stays"
+)]
+fn why(base: &Path, workspace: &str) -> Option<Option<String>> {
+    let metadata = base.symlink_metadata().ok()?;
+    let is_own = metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw();
+    // A link on its way could be another's, who turns it elsewhere.
+    if !is_own || base.canonicalize().ok()? != base {
+        return None;
+    }
+    // With --output_base, one directory has been that of several workspaces.
+    let owner = small_text(&base.join(OWNER))?;
+    if workspace.is_empty() || owner.trim_end() != workspace || !is_gone(workspace) {
+        return None;
+    }
+    let parent = Path::new(workspace).parent()?;
+    let has_entries = fs::read_dir(parent).is_ok_and(|mut entries| entries.next().is_some());
+    Some(if has_entries {
+        server(base).map(|pid| format!("its Bazel server is running; end it first: kill {pid}"))
+    } else {
+        let parent = parent.display();
+        Some(format!(
+            "{parent} is empty, or not there either: if it is where a disk is mounted, mount it; otherwise remove this \
+             directory yourself"
+        ))
+    })
+}
+
+/// The text of a small file that is no link.
+fn small_text(path: &Path) -> Option<String> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut options = fs::OpenOptions::new();
+    let file = options
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(8 << 10).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
 fn is_gone(path: impl AsRef<Path>) -> bool {
     path.as_ref()
         .symlink_metadata()
         .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// The process of the Bazel server of an output base, if it is running.
+/// The process of the Bazel server of an output base, if it is running: another process may have its number by now.
 fn server(base: &Path) -> Option<String> {
-    let pid = fs::read_to_string(base.join("server/server.pid.txt")).ok()?;
+    let pid = small_text(&base.join("server/server.pid.txt"))?;
     let pid = pid.trim().parse::<u32>().ok()?.to_string();
-    Path::new("/proc").join(&pid).exists().then_some(pid)
+    let command_line = fs::read(Path::new("/proc").join(&pid).join("cmdline")).ok()?;
+    let base = base.as_os_str().as_encoded_bytes();
+    let is_of_base = command_line.windows(base.len().max(1)).any(|part| part == base);
+    is_of_base.then_some(pid)
 }
 
 /// The space that the file system gives to everything below a directory, in bytes.
@@ -170,6 +214,22 @@ fn show(orphan: &Orphan, as_json: bool) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn nothing_is_read_that_may_be_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace = dir.path().join("ws");
+        let base = base(dir.path(), &workspace);
+        fs::rename(base.join(OWNER), base.join("owner")).unwrap();
+        std::os::unix::fs::symlink("owner", base.join(OWNER)).unwrap();
+        assert!(orphan(base.clone(), workspace.display().to_string()).is_none());
+        fs::remove_file(base.join(OWNER)).unwrap();
+        let fifo = std::process::Command::new("mkfifo")
+            .arg(base.join(OWNER))
+            .status();
+        assert!(fifo.unwrap().success());
+        assert!(orphan(base, workspace.display().to_string()).is_none());
+    }
+
     /// An output base below a directory, of a workspace that is not there.
     fn base(dir: &Path, workspace: &Path) -> PathBuf {
         let base = dir.join("base");
@@ -194,8 +254,19 @@ mod tests {
         );
         assert!(orphan(base.clone(), String::new()).is_none());
         fs::create_dir(base.join("server")).unwrap();
+        // This process is no server of it.
         fs::write(base.join("server/server.pid.txt"), std::process::id().to_string()).unwrap();
+        assert!(named(&workspace).unwrap().kept.is_none());
+        let mut server = std::process::Command::new("sh")
+            .args(["-c", "read x", "sh"])
+            .arg(format!("--output_base={}", base.display()))
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        fs::write(base.join("server/server.pid.txt"), server.id().to_string()).unwrap();
         assert!(named(&workspace).unwrap().kept.unwrap().contains("kill"));
+        server.kill().unwrap();
+        server.wait().unwrap();
         fs::write(base.join("server/server.pid.txt"), "4294967295").unwrap();
         assert!(named(&workspace).unwrap().kept.is_none());
         fs::create_dir(&workspace).unwrap();
@@ -208,10 +279,13 @@ mod tests {
     #[test]
     fn a_workspace_on_a_disk_that_is_not_mounted_is_not_taken_for_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let workspace = dir.path().join("mount/home/ws");
-        let base = base(dir.path(), &workspace);
-        let found = orphan(base, workspace.display().to_string()).unwrap();
-        assert!(found.kept.unwrap().contains("not mounted"));
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        for place in ["mount/home/ws", "empty/ws"] {
+            let workspace = dir.path().join(place);
+            let base = base(dir.path(), &workspace);
+            let found = orphan(base, workspace.display().to_string()).unwrap();
+            assert!(found.kept.unwrap().contains("mount it"), "{place}");
+        }
     }
 
     #[test]

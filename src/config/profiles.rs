@@ -165,7 +165,8 @@ impl ProfileArgs {
                 ConfigError::new(flag(), reason)
             })?;
             for rule in &profile.rules {
-                rules.push(rule.rule.parse().map_err(|e| ConfigError::new(flag(), e))?);
+                let rule: Rule = rule.rule.parse().map_err(|e| ConfigError::new(flag(), e))?;
+                rules.push(Rule { raises: true, ..rule });
             }
         }
         Ok(rules)

@@ -226,7 +226,10 @@ impl Control for ControlServer {
         &self,
         request: Request<pb::DiskUsageRequest>,
     ) -> Result<Response<pb::DiskUsageResponse>, Status> {
-        Ok(Response::new(self.service.disk_usage(request.into_inner()).await))
+        self.service
+            .disk_usage(request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type EvictStream = Streamed<pb::EvictResponse>;

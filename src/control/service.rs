@@ -49,6 +49,8 @@ pub struct Service {
     leases: Leases,
     /// Calls that wait for something.
     calls: TaskTracker,
+    /// Held by the call that removes files.
+    evictions: Arc<tokio::sync::Mutex<()>>,
     /// Those that may read now.
     places: Arc<Semaphore>,
 }
@@ -72,6 +74,7 @@ impl Service {
             stager: None,
             leases: Leases::default(),
             calls: TaskTracker::new(),
+            evictions: Arc::default(),
             places: Arc::new(Semaphore::new(calls::READING)),
         }
     }

@@ -129,6 +129,8 @@ impl Kind {
 pub struct Rule {
     /// What becomes of an output that matches.
     pub verdict: Class,
+    /// Whether it only adds: an output that is wanted more without it stays so. Not part of what is written.
+    pub raises: bool,
     /// Only outputs of this kind.
     pub kind: Option<Kind>,
     /// Only outputs of tests that have passed, or have not.
@@ -148,10 +150,26 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// Whether an output of matching circumstances has a matching path and size.
+    pub(crate) fn picks(&self, path: &str, tree_root: Option<&str>, size: Option<u64>) -> bool {
+        let path_matches = self
+            .path
+            .as_ref()
+            .is_none_or(|regex| regex.matches(path) || tree_root.is_some_and(|root| regex.matches(root)));
+        let size_matches = match size {
+            Some(size) => {
+                self.min_size.is_none_or(|min| size >= min) && self.max_size.is_none_or(|max| size <= max)
+            }
+            None => self.min_size.is_none(),
+        };
+        path_matches && size_matches
+    }
+
     /// One that matches every output.
     pub(crate) const fn of(verdict: Class) -> Self {
         Self {
             verdict,
+            raises: false,
             kind: None,
             passed: None,
             label: None,

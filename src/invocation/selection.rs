@@ -211,31 +211,43 @@ impl Selector {
         tree_root: Option<&str>,
         size: Option<u64>,
     ) -> Verdict {
+        let rules = self
+            .profiles
+            .get(profile)
+            .map_or(&[][..], |(profile, _)| &profile.rules);
+        let first = rules
+            .iter()
+            .copied()
+            .find(|i| self.policy.rules[*i].picks(path, tree_root, size));
+        let Some(i) = first else {
+            return self.without_rules(profile, path, tree_root, size);
+        };
+        let rule = &self.policy.rules[i];
+        let (raises, class) = (rule.raises, rule.verdict);
+        let verdict = Verdict {
+            class,
+            rule: self.rule_texts[i].clone(),
+        };
+        if raises {
+            let without = self.without_rules(profile, path, tree_root, size);
+            return if without.class >= class { without } else { verdict };
+        }
+        verdict
+    }
+
+    fn without_rules(
+        &mut self,
+        profile: ProfileId,
+        path: &str,
+        tree_root: Option<&str>,
+        size: Option<u64>,
+    ) -> Verdict {
         let Some((profile, reason)) = self.profiles.get(profile) else {
             return Verdict {
                 class: Class::Known,
                 rule: "".into(),
             };
         };
-        for &i in &profile.rules {
-            let rule = &self.policy.rules[i];
-            let path_matches = rule
-                .path
-                .as_ref()
-                .is_none_or(|regex| regex.matches(path) || tree_root.is_some_and(|root| regex.matches(root)));
-            let size_matches = match size {
-                Some(size) => {
-                    rule.min_size.is_none_or(|min| size >= min) && rule.max_size.is_none_or(|max| size <= max)
-                }
-                None => rule.min_size.is_none(),
-            };
-            if path_matches && size_matches {
-                return Verdict {
-                    class: rule.verdict,
-                    rule: self.rule_texts[i].clone(),
-                };
-            }
-        }
         if profile.regexes {
             for regex in &self.policy.regexes {
                 if regex.matches(path) || tree_root.is_some_and(|root| regex.matches(root)) {
@@ -428,6 +440,42 @@ mod tests {
         for command in ["build", "test", "coverage"] {
             let class = verdict_of_aspect(&policy, command, "//x.bzl%a", "report", group(true));
             assert_eq!(class, Class::Required, "{command}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_only_adds_takes_nothing_away() {
+        use Class::{Known, Optional, Required};
+        use DownloadMode::{Minimal, Toplevel};
+        for (mode, text, expected) in [
+            (Toplevel, "optional path=.*", Required),
+            (Toplevel, "known", Required),
+            (Minimal, "optional path=.*", Optional),
+            (Minimal, "required", Required),
+            (Minimal, "required path=.*\\.other", Known),
+        ] {
+            let mut p = policy(mode);
+            p.rules = vec![crate::invocation::policy::Rule {
+                raises: true,
+                ..text.parse().unwrap()
+            }];
+            assert_eq!(
+                verdict(&p, "build", "default", group(false)),
+                expected,
+                "{mode} {text}"
+            );
+            // A rule of the user's own decides before it.
+            p.rules.insert(0, "known".parse().unwrap());
+            let own = if expected == Required && mode == Toplevel {
+                Known
+            } else {
+                expected
+            };
+            assert_eq!(
+                verdict(&p, "build", "default", group(false)),
+                own,
+                "{mode} {text}"
+            );
         }
     }
 

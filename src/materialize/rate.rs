@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::output::Class;
 
-/// A limit for each lane, so that what is optional takes nothing from what is required.
+/// A limit for each lane. What waits for its time has one of the few places of downloads, whichever its lane.
 #[derive(Debug)]
 pub(super) struct Rate {
     per_second: u64,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -38,6 +39,7 @@ use crate::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
     invocation::Engine,
+    invocation::build::Effect,
     journal::{Entry, Journal, JournalError},
     materialize::{
         Awaited, Materializer, Root, Session,
@@ -158,6 +160,24 @@ impl Stager {
         let state = self.journal.parent().map(Path::to_owned);
         blocking("opening the directory", move || {
             reach.open(&directory, state.as_deref(), make)
+        })
+        .await
+    }
+
+    /// Every path that a build names, whatever was wanted of it.
+    ///
+    /// # Errors
+    /// When its journal is gone, or cannot be read.
+    pub(crate) async fn named(&self, which: &Which) -> Result<HashSet<String>, StageError> {
+        let (_, entry) = self.find(which).await?;
+        let function = self.sources.digest_function();
+        blocking("reading the journal", move || {
+            let effects = read(&entry, function)?.replay(Vec::new(), &HashSet::new());
+            let outputs = effects.into_iter().filter_map(|effect| match effect {
+                Effect::Outputs(_, named) => Some(named),
+                _ => None,
+            });
+            Ok(outputs.flatten().map(|output| output.path.to_string()).collect())
         })
         .await
     }

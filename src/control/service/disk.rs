@@ -16,14 +16,14 @@ use super::{Service, find::Found, show};
 use crate::{
     digest::Digest,
     exec_path::ExecPath,
-    invocation::rows,
+    invocation::{rows, runfiles::entries},
     materialize::{
         Root,
         place::{Check, PlaceOptions, Placer},
     },
     output::{Class, OutputContent},
     proto::outhaul::v1::{self as pb, evict_response::Left},
-    record::{InvocationRow, OutputRow, OutputState, RootId},
+    record::{InvocationRow, OutputRow, OutputState, RootId, Which},
     remote::Attribution,
     sources::SourceCache,
 };
@@ -37,6 +37,7 @@ const BATCH: usize = 4000;
 /// In the row of a removed file.
 const REMOVED: &str = "removed by `outhaul evict`; `outhaul get` downloads it again";
 
+const LINKED: &str = "files with several names, so that nothing would be freed";
 const NEWEST: &str = "wanted by the newest build of their workspace (`--include-newest` removes them, too)";
 const NOT_OURS: &str = "not downloaded by outhaul";
 const LOST: &str = "not in the cache any more";
@@ -66,8 +67,13 @@ impl LeftInPlace {
 
 /// When a file was used last, as the file system tells, in milliseconds since the epoch.
 fn used_ms(metadata: &Metadata) -> i64 {
-    let read = metadata.atime() * 1000 + metadata.atime_nsec() / 1_000_000;
-    let written = metadata.mtime() * 1000 + metadata.mtime_nsec() / 1_000_000;
+    let ms = |seconds: i64, nanoseconds: i64| {
+        seconds
+            .saturating_mul(1000)
+            .saturating_add(nanoseconds / 1_000_000)
+    };
+    let read = ms(metadata.atime(), metadata.atime_nsec());
+    let written = ms(metadata.mtime(), metadata.mtime_nsec());
     read.max(written)
 }
 
@@ -112,7 +118,10 @@ impl Service {
     }
 
     /// How much of the disk recorded outputs take.
-    pub async fn disk_usage(&self, request: pb::DiskUsageRequest) -> pb::DiskUsageResponse {
+    ///
+    /// # Errors
+    /// When the code that counts has a bug.
+    pub async fn disk_usage(&self, request: pb::DiskUsageRequest) -> Result<pb::DiskUsageResponse, Status> {
         self.catch_up().await;
         let counted = self.read(move |service, gone| {
             let mut all = pb::DiskUsageResponse::default();
@@ -148,16 +157,21 @@ impl Service {
             all.entries.truncate(ENTRIES);
             all
         });
-        counted.await.unwrap_or_default()
+        counted
+            .await
+            .ok_or_else(|| Status::internal("counting files panicked; this is a bug in outhaul"))
     }
 
     /// Removes downloaded files that the cache still has, least recently used first, until enough space is freed. Answers
-    /// through the channel, which holds it back; when the other end is gone, nothing more is removed.
+    /// through the channel, which holds it back; when the other end is gone, it ends with the file that it is at. One at a
+    /// time.
     pub fn evict(&self, request: pb::EvictRequest) -> mpsc::Receiver<Result<pb::EvictResponse, Status>> {
         let (answer, answers) = mpsc::channel(4);
         let service = self.clone();
         tokio::spawn(async move {
             let _call = service.calls.token();
+            let evictions = service.evictions.clone();
+            let _turn = evictions.lock().await;
             service.catch_up().await;
             let evicted = Eviction::prepare(service, request).await.run(&answer).await;
             let last = evicted.map(|left| pb::EvictResponse {
@@ -170,10 +184,16 @@ impl Service {
         answers
     }
 
-    /// What the newest build of a root names: its journal tells. None if that is gone.
-    async fn named_by(&self, newest: &InvocationRow) -> Option<HashSet<String>> {
-        let named = self.named(newest.clone()).await.ok()?;
-        Some(named.into_iter().map(|output| output.exec_path).collect())
+    /// What the newest build of a root needs: what its journal says that it names, what is linked to from there, and the
+    /// runfiles of its programs. None if the journal is gone.
+    async fn needed_by(&self, newest: &InvocationRow, exec_root: &Path) -> Option<HashSet<String>> {
+        if newest.invocation_id.is_empty() {
+            return None;
+        }
+        let which = Which::of(&newest.invocation_id);
+        let named = self.stager.as_ref()?.named(&which).await.ok()?;
+        let exec_root = exec_root.to_owned();
+        spawn_blocking(move || with_needs(&exec_root, &named)).await.ok()
     }
 
     /// Whether a build is running in this process, or its outputs are on their way.
@@ -188,6 +208,37 @@ impl Service {
     }
 }
 
+/// The largest manifest of runfiles that is read.
+const MANIFEST: u64 = 256 << 20;
+
+/// Paths with those that they need: where links among them lead, and what the manifests of programs name. Blocks.
+fn with_needs(exec_root: &Path, named: &HashSet<String>) -> HashSet<String> {
+    let mut needed = named.clone();
+    let real_root = exec_root.canonicalize().unwrap_or_else(|_| exec_root.to_owned());
+    for path in named {
+        let file = exec_root.join(path);
+        if file.is_symlink()
+            && let Ok(real) = file.canonicalize()
+            && let Ok(below) = real.strip_prefix(&real_root)
+        {
+            needed.extend(below.to_str().map(str::to_owned));
+        }
+        for manifest in [".runfiles_manifest", ".runfiles/MANIFEST"] {
+            let manifest = exec_root.join(format!("{path}{manifest}"));
+            let is_one = |file: &Metadata| file.is_file() && file.len() <= MANIFEST;
+            if !manifest.metadata().is_ok_and(|file| is_one(&file)) {
+                continue;
+            }
+            for entry in entries(&std::fs::read(manifest).unwrap_or_default()) {
+                let target = String::from_utf8_lossy(&entry.target).into_owned();
+                let below = target.find("/bazel-out/").map(|at| target[at + 1..].to_owned());
+                needed.extend(below);
+            }
+        }
+    }
+    needed
+}
+
 /// An output root that files may be removed from.
 struct Open {
     id: RootId,
@@ -197,17 +248,22 @@ struct Open {
     version: u64,
     cache: SourceCache,
     newest: InvocationRow,
-    /// What the newest build names; None if that is not known.
-    named: Option<HashSet<String>>,
+    /// What the newest build needs; None if that is not known.
+    needed: Option<HashSet<String>>,
 }
 
 impl Open {
-    /// Whether the newest build wants a file, as far as is known.
-    fn is_wanted(&self, path: &ExecPath, row: &OutputRow) -> bool {
+    /// Whether the newest build needs a file, as far as is known.
+    fn is_needed(&self, path: &ExecPath, row: &OutputRow) -> bool {
+        let Some(needed) = &self.needed else {
+            return row.class > Class::Known;
+        };
         // What only the action cache names, such as runfiles, is wanted after the events.
-        let is_named =
-            |named: &HashSet<String>| *row.event == *rows::ACTION_CACHE || named.contains(path.as_str());
-        row.class > Class::Known && self.named.as_ref().is_none_or(is_named)
+        let is_its_own =
+            *row.event == *rows::ACTION_CACHE || *row.invocation_id == *self.newest.invocation_id;
+        // A tree is named as a whole.
+        let mut above = path.as_path().ancestors().filter_map(Path::to_str);
+        (row.class > Class::Known && is_its_own) || above.any(|above| needed.contains(above))
     }
 }
 
@@ -235,8 +291,7 @@ impl Eviction {
         let known = service.read(move |service, _| service.roots_of(&workspace)).await;
         let mut left = LeftInPlace::default();
         let mut roots = Vec::new();
-        for (id, exec_root, newest) in known.unwrap_or_default() {
-            // First, so that a build that begins from here on is noticed by its version.
+        for (id, exec_root, _) in known.unwrap_or_default() {
             let placed = service.place(id, exec_root.clone()).await;
             let shown = exec_root.display();
             let (root, served, cache) = match placed {
@@ -248,18 +303,30 @@ impl Eviction {
                 }
                 Err(_) => continue,
             };
+            // A build is recorded before it raises the version: one that begins from here on is noticed by that.
             let version = root.epoch.current();
+            let newest = service.record.newest_invocation(id).unwrap_or_default();
             if served.is_some() {
                 left.add(&format!("in {shown}: an output service keeps them"), 0, 0);
                 continue;
             }
             let claimed = root.clone();
-            let claimed = spawn_blocking(move || claimed.epoch.claimed()).await;
-            if claimed.unwrap_or(u64::MAX) > version || service.is_running(&newest).await {
-                left.add(&format!("in {shown}: a build is running"), 0, 0);
+            let joined = spawn_blocking(move || claimed.epoch.join()).await;
+            let reason = match joined.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+                Ok(claimed) if claimed > version => {
+                    Some("another outhaul process has handled a newer build there".to_owned())
+                }
+                Ok(_) if service.is_running(&newest).await => Some("a build is running".to_owned()),
+                Ok(_) => None,
+                Err(error) => Some(format!(
+                    "cannot tell whether another outhaul process begins a build: {error}"
+                )),
+            };
+            if let Some(reason) = reason {
+                left.add(&format!("in {shown}: {reason}"), 0, 0);
                 continue;
             }
-            let named = service.named_by(&newest).await;
+            let needed = service.needed_by(&newest, &exec_root).await;
             roots.push(Open {
                 id,
                 exec_root,
@@ -267,7 +334,7 @@ impl Eviction {
                 version,
                 cache,
                 newest,
-                named,
+                needed,
             });
         }
         Self {
@@ -299,7 +366,7 @@ impl Eviction {
                 after = batch
                     .last()
                     .map(|last| (last.used_ms, last.root, last.path.clone()));
-                let removed = self.remove(batch).await?;
+                let removed = self.remove(batch, answer).await?;
                 wanted = wanted.saturating_sub(removed.bytes);
                 if !removed.outputs.is_empty() && answer.send(Ok(removed)).await.is_err() {
                     return Ok(self.left);
@@ -328,7 +395,8 @@ impl Eviction {
                     let bytes = allocated(&metadata);
                     let reason = match &*row.source {
                         "" | "present" => Some(NOT_OURS),
-                        _ if !include_newest && open.is_wanted(&path, &row) => Some(NEWEST),
+                        _ if metadata.nlink() > 1 => Some(LINKED),
+                        _ if !include_newest && open.is_needed(&path, &row) => Some(NEWEST),
                         _ => None,
                     };
                     if let Some(reason) = reason {
@@ -367,7 +435,11 @@ impl Eviction {
     }
 
     /// Removes those of a batch that the cache has.
-    async fn remove(&mut self, batch: Vec<Candidate>) -> Result<pb::EvictResponse, Status> {
+    async fn remove(
+        &mut self,
+        batch: Vec<Candidate>,
+        answer: &mpsc::Sender<Result<pb::EvictResponse, Status>>,
+    ) -> Result<pb::EvictResponse, Status> {
         let mut by_root: BTreeMap<usize, Vec<Candidate>> = BTreeMap::new();
         for candidate in batch {
             by_root.entry(candidate.root).or_default().push(candidate);
@@ -398,10 +470,12 @@ impl Eviction {
                 is_there
             });
             let (service, roots, dry_run) = (self.service.clone(), self.roots.clone(), self.request.dry_run);
+            let answer = answer.clone();
             let done = spawn_blocking(move || {
-                let open = &roots[number];
                 let mut left = LeftInPlace::default();
-                let outputs = remove(&service, open, &candidates, dry_run, &mut left);
+                // A caller who is gone wants nothing more.
+                let candidates = candidates.iter().take_while(|_| !answer.is_closed());
+                let outputs = remove(&service, &roots[number], candidates, dry_run, &mut left);
                 (outputs, left)
             });
             let (outputs, left) = done
@@ -420,22 +494,18 @@ impl Eviction {
 }
 
 /// Removes files of one root, unless they have changed. Gives back what was recorded of them, and their space. Blocks.
-fn remove(
+fn remove<'a>(
     service: &Service,
     open: &Open,
-    candidates: &[Candidate],
+    candidates: impl Iterator<Item = &'a Candidate>,
     dry_run: bool,
     left: &mut LeftInPlace,
 ) -> Vec<(pb::Output, u64)> {
-    let paths: Vec<ExecPath> = candidates
-        .iter()
-        .map(|candidate| candidate.path.clone())
-        .collect();
-    let recorded = service.record.outputs(open.id, &paths);
     let mut placer = Placer::new(open.root.place.clone(), PlaceOptions::default());
-    let _working = (!dry_run).then(|| open.root.epoch.working());
+    let _working = open.root.epoch.working();
     let mut removed = Vec::new();
-    for (candidate, row) in candidates.iter().zip(recorded) {
+    for candidate in candidates {
+        let row = service.record.output(open.id, &candidate.path);
         let is_same = |row: &OutputRow| {
             row.state == OutputState::Materialized
                 && row.content == OutputContent::Blob(candidate.digest.clone())
@@ -445,12 +515,12 @@ fn remove(
             continue;
         };
         let (path, stamp) = (&candidate.path, row.stamp.as_ref());
-        let version = (!dry_run).then_some(open.version);
-        match placer.evict(path, &row.content, stamp, (&open.root.epoch, version)) {
+        let version = (&open.root.epoch, open.version);
+        match placer.evict(path, &row.content, stamp, version, dry_run) {
             Ok(Check::Present { .. }) => removed.push((candidate, row)),
             Ok(Check::Absent | Check::Differs) => left.add(CHANGED, 1, candidate.bytes),
             Err(error) if error.is_superseded() => left.add(BEGUN, 1, candidate.bytes),
-            Err(error) => left.add(&error.to_string(), 1, candidate.bytes),
+            Err(error) => left.add(&error.kind.to_string(), 1, candidate.bytes),
         }
     }
     if !dry_run {

@@ -226,6 +226,27 @@ async fn a_build_that_begins_meanwhile_loses_nothing() {
 }
 
 #[tokio::test]
+async fn what_lies_where_a_link_leads_or_has_several_names_stays() {
+    let mut f = Fixture::new(false).await;
+    f.built("first", &[("d/f", "of f"), ("e/f", "of f"), ("g", "of g")])
+        .await;
+    std::fs::remove_dir_all(f.file("d")).unwrap();
+    std::os::unix::fs::symlink("e", f.file("d")).unwrap();
+    std::fs::hard_link(f.file("g"), f.exec_root().join("kept")).unwrap();
+    let (removed, told) = f.evict(EVERYTHING).await;
+    // By its own name, it may go.
+    assert_eq!(removed, ["f"]);
+    assert_eq!(
+        told,
+        left(&[
+            ("changed since they were downloaded", 1),
+            ("files with several names, so that nothing would be freed", 1)
+        ])
+    );
+    assert!(f.file("g").exists() && f.file("d").is_symlink());
+}
+
+#[tokio::test]
 async fn what_is_on_disk_is_counted() {
     let mut f = Fixture::new(false).await;
     let large = "x".repeat(100_000);
@@ -245,7 +266,7 @@ async fn what_is_on_disk_is_counted() {
         (pb::DiskUsageBy::Target, &[("//:all", 2)]),
         (pb::DiskUsageBy::Invocation, &[("first", 1), ("second", 1)]),
     ] {
-        let usage = usage(by).await;
+        let usage = usage(by).await.unwrap();
         let told: Vec<(&str, u64)> = usage.entries.iter().map(|e| (&*e.name, e.outputs)).collect();
         assert_eq!(told, names);
         assert_eq!(usage.outputs, 2);

@@ -63,6 +63,15 @@ impl Epoch {
         self.claim.as_ref().map_or(0, Claim::newest)
     }
 
+    /// Takes part without a build of its own: permits are given only until another process begins a newer one, and that one
+    /// waits for them. Returns the newest version that any process has claimed. Blocks on the file system.
+    ///
+    /// # Errors
+    /// When other processes cannot be seen.
+    pub(crate) fn join(&self) -> std::io::Result<u64> {
+        self.claim.as_ref().map_or(Ok(0), Claim::join)
+    }
+
     /// Tells other processes that this invocation has begun, unless they have begun a newer one. When this returns true,
     /// nothing older than the newest is published by any of them; when false, one of them is still in the middle of it,
     /// and what it publishes may come late, until [`is_alone`](Self::is_alone). Blocks, for a second at most.

@@ -73,8 +73,8 @@ impl Placer {
         Ok(check)
     }
 
-    /// Removes a build's downloaded file, as long as it has the content that was put there; without a version, only looks
-    /// whether it has. Its directory stays.
+    /// Removes a build's downloaded file, as long as it has the content that was put there and lies where no link leads; in
+    /// a dry run, only looks whether it does. Its directory stays.
     ///
     /// # Errors
     /// When a newer version has begun, the root was replaced, or the system fails.
@@ -83,16 +83,25 @@ impl Placer {
         path: &ExecPath,
         content: &OutputContent,
         recorded: Option<&Stamp>,
-        (epoch, version): (&Epoch, Option<u64>),
+        (epoch, version): (&Epoch, u64),
+        dry_run: bool,
     ) -> Result<Check, PlaceError> {
         let check = self.check(path, content, recorded)?;
-        let (Check::Present { stamp, .. }, Some(version)) = (&check, version) else {
+        let Check::Present { stamp, .. } = &check else {
             return Ok(check);
         };
         self.root.guard(path.as_str())?;
         let _permit = epoch
             .permit(version)
             .ok_or_else(|| PlaceError::superseded(path.as_str()))?;
+        let dir = walk::find_dir(&self.root, path.parent().unwrap_or(""))?;
+        // What lies where a link leads may be another output.
+        if dir.is_some_and(|dir| !dir.through.is_empty()) {
+            return Ok(Check::Differs);
+        }
+        if dry_run {
+            return Ok(check);
+        }
         Ok(match self.unlink(path, content, stamp)? {
             Unlinked::Gone => check,
             Unlinked::Differs | Unlinked::Holds => Check::Differs,

@@ -155,3 +155,24 @@ fn of_many_who_begin_at_once_the_newest_stays() {
         }
     }
 }
+
+#[test]
+fn who_only_removes_sees_builds_of_others_and_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let claim = |who: &str| Claim::new(dir.path(), "_main".as_ref(), who);
+    for before in [0, 5] {
+        if before > 0 {
+            claim("earlier").begin(before, "earlier");
+        }
+        let remover = claim("remover");
+        assert_eq!(remover.join().unwrap(), before);
+        assert!(remover.is_newest(before), "nobody has begun anything newer");
+        let working = remover.working();
+        assert!(working.is_some());
+        // It waits for a second, and knows then that it is not alone.
+        assert!(!claim("builder").begin(before + 4, "newer"));
+        drop(working);
+        assert!(!remover.is_newest(before));
+        std::fs::remove_file(dir.path().join(".outhaul-newest._main")).unwrap();
+    }
+}
