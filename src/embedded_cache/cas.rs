@@ -89,7 +89,7 @@ impl ContentAddressableStorage for CasService {
         Ok(Response::new(BatchUpdateBlobsResponse { responses }))
     }
 
-    /// Answered by [`Direct`](super::direct::Direct).
+    /// Answered by [`batch`](super::direct::batch).
     async fn batch_read_blobs(
         &self,
         _: Request<BatchReadBlobsRequest>,

@@ -22,7 +22,7 @@ pub(super) struct ByteStreamService(pub(super) Shared);
 impl ByteStream for ByteStreamService {
     type ReadStream = BoxStream<'static, Result<ReadResponse, Status>>;
 
-    /// Answered by [`Direct`](super::direct::Direct).
+    /// Answered by [`read`](super::direct::read).
     async fn read(&self, _: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         Err(Status::unimplemented("answered elsewhere"))
     }
