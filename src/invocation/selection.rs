@@ -466,14 +466,9 @@ mod tests {
             );
             // A rule of the user's own decides before it.
             p.rules.insert(0, "known".parse().unwrap());
-            let own = if expected == Required && mode == Toplevel {
-                Known
-            } else {
-                expected
-            };
             assert_eq!(
                 verdict(&p, "build", "default", group(false)),
-                own,
+                Known,
                 "{mode} {text}"
             );
         }

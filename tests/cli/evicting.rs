@@ -1,10 +1,10 @@
 //! Disk space: what recorded outputs take, and freeing it.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use outhaul::{
     demo::play,
-    proto::build_event_stream::{BuildEvent, build_event_id::Id},
+    proto::build_event_stream::{BuildEvent, build_event::Payload, build_event_id::Id},
 };
 use outhaul_testkit::{Ran, finish, in_time};
 use prost::Message as _;
@@ -23,21 +23,42 @@ async fn ask(world: &World, command: &str, args: &[&str]) -> Ran {
 /// The build run again, for the first of its targets alone: plays it to a daemon, and gives back that target's label.
 async fn play_first_target(world: &World, door: &str) -> String {
     let again = world.build.incremental();
-    let mut first = None;
-    let events: Vec<Vec<u8>> = again
+    let events: Vec<(Vec<u8>, BuildEvent)> = again
         .events()
-        .filter(|bytes| {
-            let event = BuildEvent::decode(&**bytes).unwrap();
-            match event.id.and_then(|id| id.id) {
-                Some(Id::TargetCompleted(id)) => *first.get_or_insert_with(|| id.label.clone()) == id.label,
-                _ => true,
-            }
-        })
+        .map(|bytes| (bytes.clone(), BuildEvent::decode(&*bytes).unwrap()))
         .collect();
+    let id = |event: &BuildEvent| event.id.clone().and_then(|id| id.id);
+    let label = events.iter().find_map(|(_, event)| match id(event) {
+        Some(Id::TargetCompleted(id)) => Some(id.label),
+        _ => None,
+    });
+    let label = label.unwrap();
+    // The sets that it refers to, and those that these refer to.
+    let mut sets = HashSet::new();
+    for _ in 0..events.len() {
+        for (_, event) in &events {
+            match (id(event), &event.payload) {
+                (Some(Id::TargetCompleted(id)), Some(Payload::Completed(completed))) if id.label == label => {
+                    let groups = completed.output_group.iter();
+                    sets.extend(groups.flat_map(|group| group.file_sets.iter().map(|set| set.id.clone())));
+                }
+                (Some(Id::NamedSet(id)), Some(Payload::NamedSetOfFiles(set))) if sets.contains(&id.id) => {
+                    sets.extend(set.file_sets.iter().map(|set| set.id.clone()));
+                }
+                _ => {}
+            }
+        }
+    }
+    let kept = events.into_iter().filter(|(_, event)| match id(event) {
+        Some(Id::TargetCompleted(id)) => id.label == label,
+        Some(Id::NamedSet(id)) => sets.contains(&id.id),
+        _ => true,
+    });
+    let events: Vec<Vec<u8>> = kept.map(|(bytes, _)| bytes).collect();
     let (id, build_id) = (again.invocation_id(), again.build_id());
     let played = play(door, &id, &build_id, events.into_iter());
     in_time(played).await.unwrap();
-    first.unwrap()
+    label
 }
 
 #[tokio::test(flavor = "multi_thread")]
