@@ -323,13 +323,14 @@ fn a_recorded_program_runs_without_bazel_and_then_without_the_cache(stage: &Stag
     let again = ["--runfiles", "--flatten", "--to", &to, PROGRAM];
     let run = outhaul.run(bazel.workspace(), "stage", &again).expect(1);
     assert!(run.err.contains("runfiles/source.txt"), "{run}");
-    std::fs::rename(bazel.exec_root(), bazel.exec_root().with_extension("away")).unwrap();
+    let exec_root = bazel.exec_root();
+    std::fs::rename(&exec_root, exec_root.with_extension("away")).unwrap();
     for to in [absent, present] {
         let run = Command::new(format!("{to}/linked.sh")).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&run.stdout), says, "{run:?}");
         is_staged(&to, &["--runfiles", "--flatten", PROGRAM]);
     }
-    std::fs::rename(bazel.exec_root().with_extension("away"), bazel.exec_root()).unwrap();
+    std::fs::rename(exec_root.with_extension("away"), &exec_root).unwrap();
     // What is lost is named, and the program not run.
     bazel.delete("bazel-bin/runfiles/linked.data.txt");
     let run = outhaul.run(bazel.workspace(), "exec", &[PROGRAM]);
