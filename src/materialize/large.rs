@@ -50,7 +50,7 @@ impl Download {
             .read_stream(&self.digest, 0, &self.attribution, self.avoid, &mut pipe)
             .await;
         if read.is_ok() {
-            // Whoever takes nothing more says why.
+            // If the other end takes nothing more, it reports why.
             let _ = pipe.flush().await;
         }
         read

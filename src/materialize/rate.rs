@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_takes_waits_for_what_came_before() {
+    async fn bytes_wait_for_those_before_them() {
         let rate = Arc::new(Rate::new(1000));
         let pace = Pace::new(Some(&rate), Class::Required);
         let start = Instant::now();

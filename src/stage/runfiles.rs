@@ -1,7 +1,7 @@
 //! The runfiles of staged programs: what each needs at run time goes into `PROGRAM.runfiles` beside it, as it lies there
 //! for Bazel, but with the files themselves instead of links to the workspace and the output base.
 //!
-//! No manifest goes with them: it would name absolute paths, and whoever looks for runfiles takes the directory.
+//! No manifest goes with them: it would name absolute paths, and programs find their runfiles in the directory.
 
 mod local;
 

@@ -4,6 +4,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, HashMap, HashSet},
     fs::Metadata,
+    io::ErrorKind,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,10 +17,10 @@ use super::{Service, find::Found, show};
 use crate::{
     digest::Digest,
     exec_path::ExecPath,
-    invocation::{rows, runfiles::entries},
+    invocation::{rows, runfiles::Needed},
     materialize::{
         Root,
-        place::{Check, PlaceOptions, Placer},
+        place::{Check, OutputRoot, PlaceOptions, Placer},
     },
     output::{Class, OutputContent},
     proto::outhaul::v1::{self as pb, evict_response::Left},
@@ -185,15 +186,16 @@ impl Service {
     }
 
     /// What the newest build of a root needs: what its journal says that it names, what is linked to from there, and the
-    /// runfiles of its programs. None if the journal is gone.
-    async fn needed_by(&self, newest: &InvocationRow, exec_root: &Path) -> Option<HashSet<String>> {
+    /// runfiles of its programs. None if the journal is gone, or a manifest of runfiles cannot be read.
+    async fn needed_by(&self, newest: &InvocationRow, root: &Root) -> Option<HashSet<String>> {
         if newest.invocation_id.is_empty() {
             return None;
         }
         let which = Which::of(&newest.invocation_id);
         let named = self.stager.as_ref()?.named(&which).await.ok()?;
-        let exec_root = exec_root.to_owned();
-        spawn_blocking(move || with_needs(&exec_root, &named)).await.ok()
+        let (place, as_built) = (root.place.clone(), newest.exec_root.clone());
+        let needs = spawn_blocking(move || with_needs(&place, &as_built, named));
+        needs.await.ok().flatten()
     }
 
     /// Whether a build is running in this process, or its outputs are on their way.
@@ -208,35 +210,38 @@ impl Service {
     }
 }
 
-/// The largest manifest of runfiles that is read.
-const MANIFEST: u64 = 256 << 20;
-
-/// Paths with those that they need: where links among them lead, and what the manifests of programs name. Blocks.
-fn with_needs(exec_root: &Path, named: &HashSet<String>) -> HashSet<String> {
-    let mut needed = named.clone();
+/// Paths with those that they need: where links among them lead, and what the manifests of programs name. `as_built`
+/// is the exec root as the build has it. None if a manifest cannot be read. Blocks.
+fn with_needs(place: &OutputRoot, as_built: &str, named: HashSet<String>) -> Option<HashSet<String>> {
+    let exec_root = place.path();
     let real_root = exec_root.canonicalize().unwrap_or_else(|_| exec_root.to_owned());
-    for path in named {
+    let spellings = [exec_root, &real_root].map(|path| path.to_string_lossy().into_owned());
+    let exec_roots = [as_built, &spellings[0], &spellings[1]];
+    let mut targets = Vec::new();
+    let mut runfiles = Needed::default();
+    for path in &named {
         let file = exec_root.join(path);
         if file.is_symlink()
             && let Ok(real) = file.canonicalize()
             && let Ok(below) = real.strip_prefix(&real_root)
         {
-            needed.extend(below.to_str().map(str::to_owned));
+            targets.extend(below.to_str().map(str::to_owned));
         }
-        for manifest in [".runfiles_manifest", ".runfiles/MANIFEST"] {
-            let manifest = exec_root.join(format!("{path}{manifest}"));
-            let is_one = |file: &Metadata| file.is_file() && file.len() <= MANIFEST;
-            if !manifest.metadata().is_ok_and(|file| is_one(&file)) {
-                continue;
-            }
-            for entry in entries(&std::fs::read(manifest).unwrap_or_default()) {
-                let target = String::from_utf8_lossy(&entry.target).into_owned();
-                let below = target.find("/bazel-out/").map(|at| target[at + 1..].to_owned());
-                needed.extend(below);
-            }
+        match place.runfiles_manifest(path) {
+            Ok(manifest) => runfiles.take_in(&manifest, &exec_roots),
+            // It is no program.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename
+                ) => {}
+            Err(_) => return None,
         }
     }
-    needed
+    let mut needed = named;
+    needed.extend(targets);
+    needed.extend(runfiles.outputs.iter().map(ToString::to_string));
+    Some(needed)
 }
 
 /// An output root that files may be removed from.
@@ -326,7 +331,7 @@ impl Eviction {
                 left.add(&format!("in {shown}: {reason}"), 0, 0);
                 continue;
             }
-            let needed = service.needed_by(&newest, &exec_root).await;
+            let needed = service.needed_by(&newest, &root).await;
             roots.push(Open {
                 id,
                 exec_root,
@@ -474,8 +479,9 @@ impl Eviction {
             let done = spawn_blocking(move || {
                 let mut left = LeftInPlace::default();
                 // A caller who is gone wants nothing more.
-                let candidates = candidates.iter().take_while(|_| !answer.is_closed());
-                let outputs = remove(&service, &roots[number], candidates, dry_run, &mut left);
+                let is_over = || answer.is_closed();
+                let open = &roots[number];
+                let outputs = remove(&service, open, &candidates, dry_run, (&mut left, &is_over));
                 (outputs, left)
             });
             let (outputs, left) = done
@@ -494,18 +500,25 @@ impl Eviction {
 }
 
 /// Removes files of one root, unless they have changed. Gives back what was recorded of them, and their space. Blocks.
-fn remove<'a>(
+fn remove(
     service: &Service,
     open: &Open,
-    candidates: impl Iterator<Item = &'a Candidate>,
+    candidates: &[Candidate],
     dry_run: bool,
-    left: &mut LeftInPlace,
+    (left, is_over): (&mut LeftInPlace, &dyn Fn() -> bool),
 ) -> Vec<(pb::Output, u64)> {
+    let paths: Vec<ExecPath> = candidates
+        .iter()
+        .map(|candidate| candidate.path.clone())
+        .collect();
+    let recorded = service.record.outputs(open.id, &paths);
     let mut placer = Placer::new(open.root.place.clone(), PlaceOptions::default());
     let _working = open.root.epoch.working();
     let mut removed = Vec::new();
-    for candidate in candidates {
-        let row = service.record.output(open.id, &candidate.path);
+    for (candidate, row) in candidates.iter().zip(recorded) {
+        if is_over() {
+            break;
+        }
         let is_same = |row: &OutputRow| {
             row.state == OutputState::Materialized
                 && row.content == OutputContent::Blob(candidate.digest.clone())
@@ -550,4 +563,41 @@ fn remove<'a>(
         (show::output(&found, true), candidate.bytes)
     });
     shown.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_build_needs_what_its_links_and_the_runfiles_of_its_programs_lead_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let exec_root = dir.path().join("execroot/_main");
+        let bin = exec_root.join("bazel-out/bin");
+        fs::create_dir_all(&bin).unwrap();
+        let place = OutputRoot::open(&exec_root, false).unwrap();
+        let needs = || {
+            let named = ["link", "app", "plain"].map(|name| format!("bazel-out/bin/{name}"));
+            let needed = with_needs(&place, "/build/execroot/_main", HashSet::from(named))?;
+            let mut needed: Vec<String> = needed
+                .iter()
+                .map(|path| path.replace("bazel-out/bin/", ""))
+                .collect();
+            needed.sort();
+            Some(needed)
+        };
+        for name in ["target", "app", "plain"] {
+            fs::write(bin.join(name), name).unwrap();
+        }
+        symlink(bin.join("target"), bin.join("link")).unwrap();
+        let here = exec_root.display();
+        let manifest =
+            format!("a {here}/bazel-out/bin/a\n b\\sc /build/execroot/_main/bazel-out/bin/b\nd /src/d\n");
+        fs::write(bin.join("app.runfiles_manifest"), manifest).unwrap();
+        assert_eq!(needs().unwrap(), ["a", "app", "b", "link", "plain", "target"]);
+        fs::create_dir(bin.join("plain.runfiles_manifest")).unwrap();
+        assert_eq!(needs(), None, "it may name anything");
+    }
 }

@@ -154,7 +154,7 @@ fn what_is_still_on_its_way_is_decided_when_it_has_ended() {
         .write(dir.path(), &open, &mut stale, HashSet::new())
         .unwrap();
     assert!(dir.path().join("later").exists() && !dir.path().join("old").exists());
-    // It could not be had: an older build's is not taken for it.
+    // It could not be downloaded: an older build's is not taken for it.
     marker
         .write(dir.path(), &HashSet::new(), &mut stale, HashSet::new())
         .unwrap();
