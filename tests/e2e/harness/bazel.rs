@@ -9,7 +9,7 @@ use std::{
 use outhaul_testkit::{Ran, Running, peers};
 
 use super::{
-    scratch::{Scratch, copy},
+    scratch::{Scratch, clean_up_at_the_end, copy},
     tree::Tree,
 };
 
@@ -78,7 +78,7 @@ impl Bazel {
             bazel.keep_out();
         }
         let dir = Arc::new(Scratch::new(version.peer()));
-        clean_up_at_the_end(&dir);
+        clean_up_at_the_end(&dir, "$(cat \"$0\"/o/*/server/server.pid.txt)");
         let bazel = bazel(dir);
         bazel.write_workspace();
         bazel
@@ -261,25 +261,6 @@ fn take_idle(version: Version) -> Option<Arc<Scratch>> {
     let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
     let at = idle.iter().position(|(of, _)| *of == version)?;
     Some(idle.swap_remove(at).1)
-}
-
-/// Ends the server of an idle Bazel with this process, however it ends, and removes what it leaves.
-fn clean_up_at_the_end(dir: &Scratch) {
-    if std::env::var("OUTHAUL_KEEP").as_deref() == Ok("1") {
-        return;
-    }
-    let mut process = Command::new("sh");
-    process
-        .args([
-            "-c",
-            "cat; [ -d \"$0\" ] || exit; kill $(cat \"$0\"/o/*/server/server.pid.txt); sleep 1; chmod -R u+rwX \"$0\"; rm -rf \"$0\"",
-        ])
-        .arg(dir.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    // With its standard input, which is open until this process is gone.
-    std::mem::forget(process.spawn().unwrap());
 }
 
 /// Number of actions that a Bazel ran: of its "N processes", those that came neither from a cache nor from within.

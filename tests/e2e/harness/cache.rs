@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use outhaul::embedded_cache::{EmbeddedCache, RunningCache};
@@ -14,7 +15,7 @@ use outhaul_testkit::{
 };
 use tokio::runtime::Runtime;
 
-use super::scratch::Scratch;
+use super::scratch::{Scratch, clean_up_at_the_end};
 
 /// The caches that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +98,8 @@ impl CacheKind {
     }
 }
 
-/// A cache that runs. It ends when this is dropped.
+/// A cache that runs. It ends when this is dropped; a BuildGrid goes to the next test that wants one, unless the test
+/// failed, for it takes seconds to start.
 pub(crate) struct Cache {
     kind: CacheKind,
     url: String,
@@ -109,8 +111,11 @@ pub(crate) struct Cache {
     embedded: RefCell<Option<(RunningCache, Runtime)>>,
     /// The server that outputs are read from, if there is one.
     address: Option<SocketAddr>,
-    dir: Scratch,
+    dir: Arc<Scratch>,
 }
+
+/// BuildGrids that no test has at the moment.
+static IDLE: Mutex<Vec<(Running, SocketAddr, Arc<Scratch>)>> = Mutex::new(Vec::new());
 
 impl Cache {
     /// Starts an empty cache on a free port.
@@ -124,9 +129,10 @@ impl Cache {
             store: RefCell::default(),
             embedded: RefCell::default(),
             address: None,
-            dir: Scratch::new("cache"),
+            dir: Arc::new(Scratch::new("cache")),
         };
         match kind {
+            CacheKind::BuildGrid => cache.start_buildgrid(),
             CacheKind::Embedded => cache.start_embedded(),
             CacheKind::Disk => cache.add_disk(&cache.disk(), true),
             CacheKind::DiskAndNginx => {
@@ -139,6 +145,19 @@ impl Cache {
             kind => cache.launch(kind, true),
         }
         cache
+    }
+
+    /// Takes an idle one, or starts one.
+    fn start_buildgrid(&mut self) {
+        let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (process, address, dir) = idle.unwrap_or_else(|| {
+            let (process, address) = launch(CacheKind::BuildGrid, &self.dir);
+            clean_up_at_the_end(&self.dir, &process.id().to_string());
+            (process, address, Arc::clone(&self.dir))
+        });
+        self.dir = dir;
+        self.add_remote(format!("grpc://{address}"), true);
+        self.process = RefCell::new(Some(process));
     }
 
     fn start_embedded(&mut self) {
@@ -289,6 +308,30 @@ impl Cache {
             runtime.block_on(running.stop());
         }
     }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let (CacheKind::BuildGrid, Some(address)) = (self.kind, self.address) else {
+            return;
+        };
+        let Some(process) = self.process.take() else {
+            return;
+        };
+        // Its results are blobs as well: without them, it has nothing.
+        let objects = self.dir.join("store/cas/objects");
+        if !std::thread::panicking() && empty(&objects).is_ok() {
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.push((process, address, Arc::clone(&self.dir)));
+        }
+    }
+}
+
+fn empty(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        std::fs::remove_dir_all(entry?.path())?;
+    }
+    Ok(())
 }
 
 /// Some user whom no test runs as.

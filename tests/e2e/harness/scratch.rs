@@ -3,6 +3,7 @@
 use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 /// A directory straight below `/tmp`: Bazel 7 sees that place, and a socket's path is short there, whatever `TMPDIR`
@@ -47,6 +48,27 @@ fn open_up(dir: &Path) {
             open_up(&entry.path());
         }
     }
+}
+
+/// Kills what lives in a directory when this process ends, however it ends, and removes the directory. `processes` are
+/// words of a shell, to which the directory is `$0`.
+pub(super) fn clean_up_at_the_end(dir: &Scratch, processes: &str) {
+    if std::env::var("OUTHAUL_KEEP").as_deref() == Ok("1") {
+        return;
+    }
+    let script = format!(
+        "cat; [ -d \"$0\" ] || exit; kill {processes}; sleep 1; chmod -R u+rwX \"$0\"; rm -rf \"$0\""
+    );
+    let mut process = Command::new("sh");
+    process
+        .arg("-c")
+        .arg(script)
+        .arg(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // With its standard input, which is open until this process is gone.
+    std::mem::forget(process.spawn().unwrap());
 }
 
 /// Copies a directory with everything in it.

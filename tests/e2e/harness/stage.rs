@@ -15,8 +15,8 @@ use super::{
     cache::{Cache, CacheKind},
 };
 
-/// Tests that may have Bazels at the same time: each is a JVM with a heap of half a gigabyte, and busy.
-const AT_ONCE: usize = 2;
+/// Tests that may have Bazels at the same time. Each is a JVM with a heap of half a gigabyte, busy but for what it waits for.
+const AT_ONCE: usize = 3;
 
 static BUSY: Mutex<usize> = Mutex::new(0);
 static FREE: Condvar = Condvar::new();
