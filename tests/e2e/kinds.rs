@@ -3,8 +3,8 @@
 //! Each kind has one cache, which gets fuller, and one or two Bazels whose servers go on. So the time of a kind is that of a
 //! few tests; a cache that has nothing yet is a matter of the same scenarios with gRPC caches, in files of their own.
 //!
-//! Buckets are read by the same code whatever their layout, and with `OUTHAUL_KINDS=all` (`scripts/kinds`) by every scenario;
-//! else by some.
+//! A server behind HTTP has them all. What reads from the other kinds is exercised by fewer, unless `OUTHAUL_KINDS=all`
+//! (`scripts/kinds`); the builds in `alike` have some of these kinds, too.
 
 use crate::{
     asking, cold, failing, faults,
@@ -19,7 +19,7 @@ macro_rules! scenarios {
     };
 }
 
-/// With every kind.
+/// The main job's.
 const ALL: &[Scenario] = scenarios![
     cold::top_level_outputs_are_there_when_the_build_returns,
     incremental::deleted_and_damaged_outputs_come_back_without_execution,
@@ -49,48 +49,48 @@ const MOST: &[Scenario] = scenarios![
     faults::a_damaged_record_costs_no_build_anything,
 ];
 
-fn all_scenarios(cache: &str, before: &[Scenario]) {
-    let scenarios = [before, ALL].concat();
-    run_all(&format!("kinds::{cache}"), Version::Seven, cache, &scenarios);
-}
-
 /// What reads from the cache in the most ways, and the cache's end.
-const OF_BUCKETS: &[Scenario] = scenarios![
+const FEW: &[Scenario] = scenarios![
     cold::top_level_outputs_are_there_when_the_build_returns,
     incremental::deleted_and_damaged_outputs_come_back_without_execution,
     faults::a_cache_that_goes_away_fails_a_strict_build_only,
 ];
 
-fn scenarios_of_buckets(cache: &str) {
+fn scenarios(cache: &str, before: &[Scenario]) {
+    let all = [before, ALL].concat();
+    run_all(&format!("kinds::{cache}"), Version::Seven, cache, &all);
+}
+
+fn few_scenarios(cache: &str, before: &[Scenario]) {
     match std::env::var("OUTHAUL_KINDS").as_deref() {
-        Ok("all") => all_scenarios(cache, &[]),
-        _ => run_all(&format!("kinds::{cache}"), Version::Seven, cache, OF_BUCKETS),
+        Ok("all") => scenarios(cache, before),
+        _ => run_all(&format!("kinds::{cache}"), Version::Seven, cache, FEW),
     }
 }
 
 #[test]
 fn the_main_job_is_done_with_nginx() {
-    all_scenarios("nginx", &[MOST, MORE].concat());
+    scenarios("nginx", &[MOST, MORE].concat());
 }
 
 #[test]
 fn the_main_job_is_done_with_a_disk_cache() {
-    all_scenarios("disk", &[]);
+    few_scenarios("disk", &[]);
 }
 
 #[test]
 fn the_main_job_is_done_with_a_disk_cache_before_nginx() {
-    all_scenarios("disk_and_nginx", MORE);
+    few_scenarios("disk_and_nginx", MORE);
 }
 
 #[test]
 fn the_main_job_is_done_with_a_bucket_that_an_http_front_fills() {
-    scenarios_of_buckets("bucket");
+    few_scenarios("bucket", &[]);
 }
 
 #[test]
 fn the_main_job_is_done_with_a_bucket_that_is_a_disk_cache() {
-    scenarios_of_buckets("disk_bucket");
+    few_scenarios("disk_bucket", &[]);
 }
 
 /// Bazel 4 names no digests with these caches, so Outhaul can download nothing. The build has what Bazel downloads, and what
