@@ -125,6 +125,17 @@ struct Reader {
 /// would keep the message, and what came with it.
 const LARGE: usize = 4 << 20;
 
+/// How much of a path that came without a prefix is the root that outputs lie below, `bazel-out/CONFIGURATION/bin`. A tool
+/// that writes events of its own may name outputs by whole paths, and no source file is called like that.
+fn own_prefix(path: &str) -> usize {
+    if !path.starts_with("bazel-out/") {
+        return 0;
+    }
+    let mut slashes = path.match_indices('/').map(|(at, _)| at);
+    let first = slashes.next().unwrap_or(0);
+    slashes.nth(1).unwrap_or(first)
+}
+
 impl Reader {
     fn framed(self, message: proto::BuildEvent) -> Framed {
         let id = message.id.and_then(|id| id.id);
@@ -293,6 +304,11 @@ impl Reader {
 
     /// A file of what its message says.
     fn file_of(self, path: &str, prefix_len: usize, is: Is<'_>, digest: &str, length: i64) -> File {
+        let prefix_len = if prefix_len == 0 {
+            own_prefix(path)
+        } else {
+            prefix_len
+        };
         let (content, uri) = match is {
             Is::Symlink(target) => (Content::Symlink(target.to_owned()), ""),
             Is::Inline(bytes) if self.message == 0 || bytes.len() >= LARGE.max(self.message / 2) => {

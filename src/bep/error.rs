@@ -90,4 +90,9 @@ impl BepError {
     pub(crate) const fn is_skippable(&self) -> bool {
         matches!(self, Self::Decode(_) | Self::Json(_) | Self::Event { .. })
     }
+
+    /// Whether it is a line of JSON that lacks its end.
+    pub(super) fn is_cut_short(&self) -> bool {
+        matches!(self, Self::Json(error) if error.is_eof())
+    }
 }

@@ -35,6 +35,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// How much is read at once, in bytes.
 const CHUNK: usize = 256 << 10;
 
+/// What some editors and shells begin a text with.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
 /// How events are written in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -175,22 +178,45 @@ impl EventFile {
 
     /// Finds the next event in the buffer.
     fn cut(&mut self) -> Result<Cut, BepError> {
-        if self.format.is_none() {
-            let &[first, second, ..] = &self.buffer[..] else {
-                return Ok(Cut::More);
-            };
-            // A brace is also the length 123; but then the tag of the event's id follows, which is 0x0a.
-            self.format = Some(if first == b'{' && second != 0x0a {
-                Format::Json
-            } else {
-                Format::Binary
-            });
+        if self.format.is_none() && !self.detect()? {
+            return Ok(Cut::More);
         }
         if self.format == Some(Format::Json) {
             self.cut_line()
         } else {
             self.cut_message()
         }
+    }
+
+    /// Tells the format by the first bytes; `false` if there are too few of them yet.
+    fn detect(&mut self) -> Result<bool, BepError> {
+        if self.buffer.starts_with(BOM) {
+            self.buffer.advance(BOM.len());
+            self.offset += BOM.len() as u64;
+        }
+        self.format = Some(match self.buffer[..] {
+            [0x1f, 0x8b, ..] => {
+                return Err(self.malformed("the file is compressed with gzip; decompress it first"));
+            }
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+                return Err(self.malformed("the file is compressed with zstd; decompress it first"));
+            }
+            [b'[', b'{' | b' ', ..] | [b'[', b'\n', b'{' | b' ', ..] => {
+                let reason =
+                    "the file is a JSON array, not an event on each line; convert it with `jq -c '.[]'`";
+                return Err(self.malformed(reason));
+            }
+            // A brace is also the length 123. Then the tag of the event's id follows, which is a line feed, and the id's own
+            // length; in JSON that somebody has formatted, what is indented.
+            [b'{', b'\n', b' ' | b'\t' | b'"', ..] | [b'{', b'\r', ..] => {
+                let reason = "the file is JSON without an event on each line; convert it with `jq -c .`";
+                return Err(self.malformed(reason));
+            }
+            [b'{', second, ..] if second != b'\n' => Format::Json,
+            [_, _, _, _, ..] => Format::Binary,
+            _ => return Ok(false),
+        });
+        Ok(true)
     }
 
     fn cut_line(&mut self) -> Result<Cut, BepError> {
@@ -267,7 +293,10 @@ impl EventFile {
         };
         if self.format == Some(Format::Json) {
             // The last line may lack its end; a whole object can be distinguished from a part of one.
-            self.take(0, self.buffer.len()).map(Some).map_err(|_| truncated)
+            match self.take(0, self.buffer.len()) {
+                Err(BepError::Event { source, .. }) if source.is_cut_short() => Err(truncated),
+                taken => taken.map(Some),
+            }
         } else {
             Err(truncated)
         }

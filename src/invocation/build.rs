@@ -298,11 +298,16 @@ impl Build {
         let mut effects = Vec::new();
         for released in self.sets.finish() {
             if let Some((sequence, completed)) = self.parked.remove(&released.ticket) {
-                effects.push(Effect::Refused(format!(
-                    "{} refers to named sets of files that were never sent: {}",
-                    completed.target,
-                    released.missing.join(", ")
-                )));
+                let target = &completed.target;
+                effects.push(if released.missing.is_empty() {
+                    let reason = format!("{target} refers to named sets of files that include each other");
+                    Effect::Refused(reason)
+                } else {
+                    let missing = released.missing.join(", ");
+                    let reason =
+                        format!("{target} refers to named sets of files that were never sent: {missing}");
+                    Effect::Unusable(Class::Required, reason)
+                });
                 self.expand(sequence, completed, &mut effects);
             }
         }

@@ -105,6 +105,19 @@ fn a_file_is_named_by_prefix_and_name() {
     });
     assert_eq!((&*source.path, source.name()), ("a/b.txt", "a/b.txt"));
     assert!(!source.has_prefix());
+    for (name, below) in [
+        ("bazel-out/k8/bin/a/b.txt", "a/b.txt"),
+        ("bazel-out/k8/b.txt", "k8/b.txt"),
+        ("bazel-out/b.txt", "b.txt"),
+    ] {
+        let whole = read.file(proto::File {
+            path_prefix: vec![],
+            name: name.to_owned(),
+            ..file(HASH, 4, None)
+        });
+        assert_eq!((&*whole.path, whole.name()), (name, below));
+        assert!(whole.has_prefix());
+    }
 }
 
 #[test]

@@ -371,3 +371,36 @@ proptest::proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn what_is_no_event_file_says_what_it_is() {
+    let lines = [json("/x", false), json("/y", true)];
+    let formatted = "{\n  \"id\": {\"workspace\": {}}\n}\n";
+    for (bytes, says) in [
+        (b"\x1f\x8b\x08\x00".to_vec(), "compressed with gzip"),
+        (b"\x28\xb5\x2f\xfd".to_vec(), "compressed with zstd"),
+        ([b"[", &lines[0][..], b"]"].concat(), "jq -c '.[]'"),
+        (format!("[\n{formatted}]").into_bytes(), "jq -c '.[]'"),
+        (formatted.into(), "jq -c ."),
+        (formatted.replace('\n', "\r\n").into_bytes(), "jq -c ."),
+        (
+            [lines[0].trim_ascii_end(), &lines[1]].concat(),
+            "trailing characters",
+        ),
+        (
+            [lines[0].trim_ascii_end(), lines[1].trim_ascii_end()].concat(),
+            "trailing characters",
+        ),
+    ] {
+        let fixture = Fixture::new(&bytes);
+        let mut file = EventFile::open(fixture.path(), false).await.unwrap();
+        let error = file.next().await.unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    // A mark of the encoding is nothing of the events.
+    let fixture = Fixture::new(&[BOM, &lines[0], b"\r\n", &lines[1]].concat());
+    let mut file = EventFile::open(fixture.path(), false).await.unwrap();
+    assert_eq!(next(&mut file).await.unwrap().as_deref(), Some("/x"));
+    assert_eq!(next(&mut file).await.unwrap().as_deref(), Some("/y"));
+    assert_eq!(next(&mut file).await.unwrap(), None);
+}
