@@ -15,7 +15,8 @@ use tokio::{sync::watch, time::timeout};
 use super::Rooms;
 use crate::{
     bep::event::{
-        Completed, Content, Event, File, Framed, NamedSet, OutputGroup, Started, TargetId, TestResult,
+        CommandLine, Completed, Content, Event, File, Framed, NamedSet, OutputGroup, Started, TargetId,
+        TestResult,
     },
     builds::{Builds as _, Progress, StreamEnd, StreamKey},
     digest::Digest,
@@ -559,6 +560,44 @@ async fn what_is_named_without_a_digest_is_present_or_has_failed_and_is_never_le
     assert_eq!((row.present, row.downloaded, row.failed), (3, 1, 2));
     f.rooms.engine.done(&f.key).await;
     assert_eq!(f.rooms.record.targets("invocation")[0].failed, 2);
+}
+
+#[tokio::test]
+async fn what_bazel_leaves_out_where_it_downloads_itself_is_told_and_fails_nothing() {
+    let asks_for_more = Policy {
+        rules: vec!["required path=.*".parse().unwrap()],
+        ..Policy::default()
+    };
+    for (build_id, mode, policy, failed) in [
+        ("build", "remote_cache", Policy::default(), 0),
+        ("build", "remote_download_toplevel", Policy::default(), 0),
+        ("build", "remote_download_minimal", Policy::default(), 1),
+        ("build", "remote_download_toplevel", asks_for_more, 1),
+        // As of a file, which may come from another machine.
+        ("", "remote_download_toplevel", Policy::default(), 1),
+    ] {
+        let case = format!("{build_id:?} {mode} {policy:?}");
+        let mut f = Fixture::new(false).await;
+        f.rooms.engine.set_policy(policy);
+        f.key.build_id = build_id.to_owned();
+        f.again("second").await;
+        f.send(Event::CommandLine(CommandLine {
+            label: "canonical".to_owned(),
+            options: vec![(mode.to_owned(), String::new())],
+        }))
+        .await;
+        f.set("0", vec![local("absent")], &[]).await;
+        f.complete("//:t", &["0"]).await;
+        f.finish().await;
+        let settlement = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+        assert_eq!(settlement.failed, failed, "{case}: {settlement:?}");
+        assert!(
+            settlement.messages[0].contains("without a digest"),
+            "{settlement:?}"
+        );
+        f.rooms.engine.done(&f.key).await;
+        assert_eq!(f.rooms.record.targets("second")[0].failed, failed, "{case}");
+    }
 }
 
 #[tokio::test]

@@ -283,6 +283,11 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Whether outputs may be required that Bazel's own top-level mode does not download.
+    pub(crate) fn asks_for_more(&self) -> bool {
+        self.mode == DownloadMode::All || !self.rules.is_empty() || !self.regexes.is_empty()
+    }
+
     /// Another selection in the place of this one. The limits stay: they count for as long as the daemon runs.
     pub(crate) fn reselect(&mut self, other: Self) {
         let limits = self.limits;

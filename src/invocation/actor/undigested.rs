@@ -1,9 +1,8 @@
 //! Outputs that the stream names without a digest.
 //!
 //! A build tool tells no digest of what it keeps as a local file: Bazel 4 with an HTTP or a disk cache, later ones there of
-//! the files of tests, any with
-//! `--experimental_build_event_upload_strategy=local`, and of a directory that is no tree artifact. Nobody can bring
-//! them, and no matter who made them, they are what the build says they are if they are there.
+//! the files of tests, any with `--experimental_build_event_upload_strategy=local`, and of a directory that is no tree
+//! artifact. Nobody can bring them, and no matter who made them, they are what the build says they are if they are there.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -33,7 +32,9 @@ impl Actor {
         }
     }
 
-    /// Counts each as present or as failed. What another event has named with its content is looked after as that.
+    /// Counts each as present or as failed. What another event has named with its content is looked after as that. Where
+    /// Bazel itself downloads, it has left out what is absent, as it does alone: such as the `test.xml` of a cached test
+    /// of `coverage`. That is told, and fails nothing.
     pub(super) async fn look_for_undigested(&mut self) {
         if self.undigested.is_empty() {
             return;
@@ -69,17 +70,34 @@ impl Actor {
             }
             _ => "the build names it as a local file, without a digest",
         };
-        let why = blocked.unwrap_or_else(|| format!("{cause}, and it is not on disk"));
+        let (most, end) = if blocked.is_none() && self.leaves_downloads_to_bazel() {
+            (Class::Optional, "and Bazel has not downloaded it")
+        } else {
+            (Class::Required, "and it is not on disk")
+        };
+        let why = blocked.unwrap_or_else(|| format!("{cause}, {end}"));
         for (number, (path, (class, target))) in noted.into_iter().enumerate() {
             if there.get(number) == Some(&true) {
                 self.ledger.tally.present += 1;
                 continue;
             }
+            let class = class.min(most);
             self.fail(class, &format!("{path}: {why}"));
             if class == Class::Required {
                 self.ledger.fail_target(&target);
             }
         }
+    }
+
+    /// Whether Bazel brings into its own tree what the user wants there. The events of a file, which have no build id, may
+    /// be those of another machine.
+    fn leaves_downloads_to_bazel(&self) -> bool {
+        let rules = self.shared.roots.rules();
+        let line = self.build.command_line();
+        !self.row.build_id.is_empty()
+            && matches!(rules.destination, Destination::ExecRoot)
+            && line.is_some_and(|line| line.download_mode() != Some("minimal"))
+            && !self.shared.policy.read().asks_for_more()
     }
 }
 
