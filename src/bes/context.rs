@@ -62,6 +62,8 @@ pub(super) struct Context {
     /// Connections, streams and deliveries; they end at `shutdown`.
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
+    /// Cancelled when no client is to wait for outputs any more.
+    pub(super) hurry: CancellationToken,
     /// What takes events and calls upstream, if anything does.
     pub(super) upstream: Option<Upstream>,
     /// Bytes of events that may wait in memory for upstream, for all streams.
@@ -97,6 +99,7 @@ impl Context {
             streams: Streams::default(),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
+            hurry: CancellationToken::new(),
             upstream,
             outgoing: Arc::new(Semaphore::new(OUTGOING)),
             unjournaled: Arc::new(Semaphore::new(limits.queue)),

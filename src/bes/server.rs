@@ -132,6 +132,12 @@ impl BesService {
         self.context.upstream.as_ref().is_some_and(Upstream::is_healthy)
     }
 
+    /// Lets clients go that wait for outputs, from now on: whoever runs the build wants its end, and Bazel does not tell
+    /// that. The builds go on.
+    pub(crate) fn hurry(&self) {
+        self.context.hurry.cancel();
+    }
+
     /// Ends every connection: held ones with what they wait for (unless strict), others with `UNAVAILABLE`, so that
     /// Bazel tries again and finds the next daemon. Returns when all tasks are done. Unsettled streams stay
     /// unfinished in the journal.

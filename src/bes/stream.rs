@@ -141,7 +141,7 @@ impl Stream {
         place: StreamSlot,
     ) {
         let mut stream = Self::open(key, context, place).await;
-        let shutdown = stream.context.shutdown.clone();
+        let (shutdown, hurry) = (stream.context.shutdown.clone(), stream.context.hurry.clone());
         let mut received = Vec::with_capacity(COMMANDS);
         loop {
             stream.keep_place();
@@ -155,6 +155,7 @@ impl Stream {
                 () = done(&mut stream.rest) => Wake::Done,
                 () = done(&mut stream.replaying) => Wake::Replayed,
                 () = sleep_until(deadline) => Wake::Deadline,
+                () = hurry.cancelled(), if stream.held.is_some() => Wake::Deadline,
                 () = left(stream.held.as_ref().and(stream.connection.as_ref())) => Wake::ClientLeft,
             };
             match wake {

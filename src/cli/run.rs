@@ -125,7 +125,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
             say(&format!(
                 "{reason}; running the command without outhaul, so nothing is downloaded"
             ));
-            let code = see_through(&command, &[], &mut signals).await?;
+            let code = see_through(&command, &[], &mut signals, || {}).await?;
             return Ok(if strict && is_building && code == 0 {
                 STRICT
             } else {

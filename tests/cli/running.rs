@@ -7,12 +7,16 @@ use std::{
 };
 
 use outhaul::embedded_cache::EmbeddedCache;
-use outhaul_testkit::{Ran, clean, finish};
+use outhaul_testkit::{Ran, Running, clean, finish, until};
+use rustix::process::Signal;
 
-use crate::support::{World, googles_account, outhaul, program};
+use crate::{
+    control::stall,
+    support::{World, googles_account, outhaul, program},
+};
 
 /// A Bazel that tells its options as a real one does, the rc file's first, and writes down how it was called. With
-/// `SEND`, it sends that event file to where its events go.
+/// `WAITS`, it goes on until there is a file `go`, as one that does not heed Ctrl-C while its events are answered.
 const BAZEL: &str = r#"#!/bin/bash
 here=${BASH_SOURCE%/*}
 [ "$1" = --version ] && { echo "bazel $VERSION"; exit; }
@@ -30,6 +34,7 @@ fi
 for arg; do printf '<%s>' "$arg"; done >> "$here/calls"
 echo >> "$here/calls"
 echo "$PATH|$OUTHAUL_RUN" >> "$here/environment"
+[ -n "$WAITS" ] && { trap '' INT; until [ -e "$here/go" ]; do sleep 0.05; done; }
 exit ${CODE:-0}
 "#;
 
@@ -351,6 +356,29 @@ async fn a_run_below_another_one_hears_its_own_bazel() {
     assert_eq!(ran.out(), "inner 45\n", "the fake one sends nothing");
     assert_eq!(place.calls(), [format!("<build><//a>{OURS}")]);
     assert_eq!(place.lines("environment"), [format!("{}|", place.path())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_lets_bazel_go_and_a_command_whose_outputs_are_missing_fails() {
+    let world = World::new().await;
+    stall(&world);
+    for (words, code) in [
+        (&["bazel", "build", "//a"][..], 8),
+        (&["sh", "-c", "trap '' INT; bazel build //a"], 130),
+    ] {
+        let place = Place::new().with("WAITS", "yes").arg(&world.cache_flag());
+        let run = Running::start(place.command(words));
+        until("Bazel runs", async || !place.lines("calls").is_empty()).await;
+        let call = place.lines("calls").remove(0);
+        let (_, door) = call.split_once("--bes_backend=").unwrap();
+        let (door, _) = door.split_once('>').unwrap();
+        // Its last event is not acknowledged before its outputs are there, which would be never.
+        run.signal(Signal::INT);
+        world.play(&world.build, door).await;
+        std::fs::write(place.bin().join("go"), "").unwrap();
+        let ran = tokio::task::spawn_blocking(|| run.wait()).await.unwrap();
+        ran.says(code, &["interrupted by a signal before", "build again"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,11 +86,13 @@ impl Stream {
         let policy = self.context.options.hold;
         let limit = self.intake.limit(&policy);
         let overdue = held.counted_from.elapsed() >= limit.after;
+        let is_hurried = self.context.hurry.is_cancelled();
         let waited = match &self.phase {
             _ if policy.mode == HoldMode::None => None,
             Phase::Settled { settlement, .. } => {
                 Some(settlement.as_ref().map_or(Waited::Unanswered, Waited::Settled))
             }
+            Phase::Settling { .. } if is_hurried => None,
             Phase::Settling { .. } if overdue => Some(Waited::TimedOut(limit)),
             Phase::Settling { .. } => return,
             // Not reached: the event that finishes a stream ends this phase before it is acknowledged.
@@ -100,7 +102,7 @@ impl Stream {
         let timed_out = matches!(waited, Some(Waited::TimedOut(_)));
         if waited.is_some() && release == Release::Ack && self.following.is_expected(held.ack.sequence_number)
         {
-            if !overdue {
+            if !overdue && !is_hurried {
                 return;
             }
             tracing::warn!(
@@ -118,7 +120,7 @@ impl Stream {
                 "stopped waiting for outputs after {limit}; downloads continue in the background"
             );
         }
-        if waited.is_some() {
+        if waited.is_some() || is_hurried {
             self.context
                 .builds
                 .held(&self.key, held.since.elapsed(), timed_out);

@@ -102,6 +102,25 @@ async fn strict_acks_when_everything_is_there() {
 }
 
 #[tokio::test]
+async fn nobody_waits_any_more_when_the_build_is_to_end() {
+    for strict in [false, true] {
+        let daemon = Daemon::start(with_timeout(PATIENCE * 10, strict), None).await;
+        let mut waiting = finished(&daemon).await;
+        daemon.engine.until_ended(StreamEnd::Finished).await;
+        waiting.quiet().await;
+        daemon.service.hurry();
+        waiting.acked([4]).await;
+        waiting.closed().await;
+        daemon.engine.until("held", held(false)).await;
+        // One whose last event comes later does not wait at all.
+        let mut late = Upload::open(&daemon, "two").await;
+        late.finish(1);
+        late.acked([1]).await;
+        late.closed().await;
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_ends_its_wait_but_not_the_build() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(options(HoldMode::Invocation), Some(dir.path())).await;

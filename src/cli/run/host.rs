@@ -354,6 +354,27 @@ impl Host {
         }
     }
 
+    /// Has no command wait for its outputs any more.
+    pub(super) fn hurry(&self) {
+        let heard = self.heard.lock();
+        heard
+            .iter()
+            .filter_map(|heard| heard.events.as_ref())
+            .for_each(BesService::hurry);
+    }
+
+    /// How many required outputs are still on their way.
+    pub(super) async fn pending(&self) -> u64 {
+        let mut pending = 0;
+        for stream in self.rooms.engine.streams() {
+            if self.doors.came_in(&stream) {
+                let snapshot = self.rooms.engine.snapshot(&stream.0).await;
+                pending += snapshot.map_or(0, |(_, required)| required);
+            }
+        }
+        pending
+    }
+
     /// How many streams came.
     pub(super) fn streams(&self) -> usize {
         self.heard.lock().iter().filter(|heard| heard.came()).count()

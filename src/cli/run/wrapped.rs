@@ -3,9 +3,10 @@
 //! Running again must not hurt: only a command whose work may be done twice does so, only for what a cache has lost, and
 //! what comes of it never replaces a success.
 
-use std::{ffi::OsString, path::Path, time::Duration};
+use std::{ffi::OsString, fmt, path::Path, time::Duration};
 
 use parking_lot::Mutex;
+use rustix::process::Signal;
 
 use super::{
     super::exit::Failure,
@@ -22,6 +23,8 @@ use crate::{invocation::Report, open_files};
 
 /// How long optional outputs may still take after the command has ended.
 const OPTIONAL_WAIT: Duration = Duration::from_secs(600);
+/// The same where a signal asked the command for its end.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 /// How long after its builds a report may come, and the build's own event service may take for the rest of its events.
 const TOLD: Duration = Duration::from_secs(2);
 /// What Bazel's commands end with when files of their events could not be uploaded.
@@ -77,8 +80,34 @@ impl Wrapped<'_> {
     async fn attempt(&self, attempt: Attempt, signals: &mut Signals) -> Result<Ended, Failure> {
         let code = self.see_through(attempt, signals).await?;
         let Started { host, reports, .. } = self.started;
-        let is_cut = !wait_for_rest(host, reports, code != 0, signals).await;
-        Ok(Ended { code, is_cut })
+        let rest = wait_for_rest(host, reports, code != 0, signals).await;
+        let pending = match rest {
+            Rest::Came => 0,
+            _ => tokio::time::timeout(LAST_WAIT, host.pending())
+                .await
+                .unwrap_or_default(),
+        };
+        let mut ended = Ended {
+            code,
+            is_cut: matches!(rest, Rest::Cut(_)),
+        };
+        if pending > 0 {
+            say(&format!(
+                "{rest} before {pending} required outputs were downloaded; build again to download them"
+            ));
+        } else if matches!(rest, Rest::GivenUp) {
+            tracing::error!("giving up on optional outputs that are still being downloaded");
+        }
+        if pending > 0 && code == 0 {
+            ended.code = match rest {
+                // As Bazel ends itself where it downloads.
+                Rest::Cut(_) if self.bazel.is_some() => INTERRUPTED,
+                Rest::Cut(signal) => child::code_of(signal),
+                _ if self.strict => STRICT,
+                _ => code,
+            };
+        }
+        Ok(ended)
     }
 
     /// Runs the command beside the daemon, with what it needs to be heard, to its end.
@@ -107,7 +136,8 @@ impl Wrapped<'_> {
                 )),
             }
         }
-        see_through(&command, &environment, signals).await
+        let hurry = || self.started.host.hurry();
+        see_through(&command, &environment, signals, hurry).await
     }
 
     /// Forgets the attempt so far. Gives what was told of it.
@@ -226,30 +256,54 @@ fn after(code: u8, own: u8, first: u8) -> After {
     }
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end. `asked` is told of signals that ask it for that.
 pub(super) async fn see_through(
     command: &[OsString],
     environment: &[(&str, Option<OsString>)],
     signals: &mut Signals,
+    asked: impl Fn(),
 ) -> Result<u8, Failure> {
     let mut child = child::start(command, environment)?;
     // Only now: the command is to have the limit that it would have without us.
     open_files::raise();
-    let status = signals.see_through(&mut child).await;
+    let status = signals.see_through(&mut child, asked).await;
     let status =
         status.map_err(|error| Failure::failed(format!("failed to wait for the command: {error}")))?;
     Ok(child::code(status))
 }
 
-/// What is optional, or was let go at the deadline, may still be on its way when the command has ended. False if a signal
-/// ended the wait.
+/// What became of the rest when the command had ended.
+#[derive(Debug, Clone, Copy)]
+enum Rest {
+    /// All of it has come, or has failed.
+    Came,
+    /// It took too long.
+    GivenUp,
+    /// A signal ended the command, or the wait.
+    Cut(Signal),
+}
+
+impl fmt::Display for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Came => f.write_str("ended"),
+            Self::GivenUp => write!(f, "gave up after {} s,", OPTIONAL_WAIT.as_secs()),
+            Self::Cut(_) => f.write_str("interrupted by a signal"),
+        }
+    }
+}
+
+/// What is optional, or was let go at the deadline, may still be on its way when the command has ended. If a signal ended
+/// that, what is almost there gets a moment.
 async fn wait_for_rest(
     host: &Host,
     reports: &Mutex<Reports>,
     has_failed: bool,
     signals: &mut Signals,
-) -> bool {
-    let waited = tokio::time::timeout(OPTIONAL_WAIT, async {
+) -> Rest {
+    let asked = signals.asked();
+    let patience = asked.map_or(OPTIONAL_WAIT, |_| LAST_WAIT);
+    let waited = tokio::time::timeout(patience, async {
         host.streams_end(has_failed).await;
         while host.rooms.engine.is_busy().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -263,13 +317,12 @@ async fn wait_for_rest(
         host.deliver(TOLD).await;
     });
     tokio::select! {
-        waited = waited => {
-            if waited.is_err() {
-                tracing::error!("giving up on outputs that are still being downloaded");
-            }
-            true
-        }
-        _ = signals.end() => false,
+        waited = waited => match asked {
+            Some(signal) => Rest::Cut(signal),
+            None if waited.is_err() => Rest::GivenUp,
+            None => Rest::Came,
+        },
+        signal = signals.end() => Rest::Cut(signal),
     }
 }
 
