@@ -155,6 +155,9 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
     let has_failed = ended
         .as_ref()
         .is_ok_and(|code| outcome(&host, &reports, bazel.is_none().then_some(&name), *code != 0));
+    if host.has_heard_any() {
+        shims::tell_outer(has_failed).await;
+    }
     drop(host);
     match serving.await {
         Ok(Ok(())) => {}
@@ -270,6 +273,7 @@ async fn launch(
         own,
         helper: Some(shims.helper()),
         heard: Mutex::default(),
+        inner: Mutex::default(),
     };
     Ok(Started {
         host: Arc::new(host),

@@ -382,6 +382,32 @@ async fn a_signal_lets_bazel_go_and_a_command_whose_outputs_are_missing_fails() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_outer_run_knows_what_became_of_an_inner_one() {
+    let ours = env!("CARGO_BIN_EXE_outhaul");
+    for (inner, seen) in [
+        ("\"$0\" run -- bazel build //a", true),
+        ("\"$0\" run -- sh -c 'bazel build //a'", true),
+        ("\"$0\" run -- \"$0\" run -- bazel build //a", true),
+        ("\"$0\" run -- bazel info", false),
+    ] {
+        for (args, code) in [(&[][..], 0), (&["--strict"], if seen { 45 } else { 0 })] {
+            let place = Place::new();
+            let place = args.iter().fold(place, |place, arg| place.arg(arg));
+            // Whatever code the inner one ends with.
+            let script = format!("{inner}; true");
+            let ran = place.run(&["sh", "-c", &script, ours]).await.expect(code);
+            assert_eq!(
+                ran.err.contains("did not run a Bazel build"),
+                !seen,
+                "{inner}: {ran}"
+            );
+            let said = ran.err.matches("received no events of `bazel").count();
+            assert_eq!(said, usize::from(seen), "{inner}: {ran}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bazel_that_is_called_by_its_path_is_heard_through_tools_bazel() {
     let place = Place::new();
     let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/tools/bazel");

@@ -79,6 +79,8 @@ pub(super) struct Host {
     pub(super) helper: Option<PathBuf>,
     /// The commands that were answered.
     pub(super) heard: Mutex<Vec<Heard>>,
+    /// Whether other `run`s below this one lack anything, if they have heard Bazels.
+    pub(super) inner: Mutex<Option<bool>>,
 }
 
 /// A command that was answered.
@@ -417,16 +419,23 @@ impl Host {
         self.heard.lock().clear();
     }
 
-    /// Whether any command that builds was answered.
+    /// Takes note that another `run` below this one has heard Bazels, and whether it lacks anything.
+    pub(super) fn note_inner(&self, has_failed: bool) {
+        let mut inner = self.inner.lock();
+        *inner = Some(has_failed || *inner == Some(true));
+    }
+
+    /// Whether any command that builds was answered, here or by a `run` below this one.
     pub(super) fn has_heard_any(&self) -> bool {
-        !self.heard.lock().is_empty()
+        !self.heard.lock().is_empty() || self.inner.lock().is_some()
     }
 
     /// What did not go as it should with the commands' events, and whether that is anything. A command that has failed
     /// and told nothing has said itself why.
     pub(super) fn faults(&self, has_failed: bool) -> (bool, Vec<String>) {
         let heard = self.heard.lock();
-        let (mut any, mut messages) = (false, Vec::new());
+        // That one has said itself what.
+        let (mut any, mut messages) = (*self.inner.lock() == Some(true), Vec::new());
         for heard in heard.iter() {
             let name = &heard.name;
             any |= !heard.came();

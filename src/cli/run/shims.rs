@@ -19,6 +19,7 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
@@ -41,7 +42,7 @@ const NAMED: &str = "outhaul-bazel";
 /// Called so, it is a credential helper without credentials.
 const HELPER: &str = "outhaul-no-credentials";
 const SOCKET: &str = "socket";
-/// How long a client may take to say what it is.
+/// How long a client may take to say what it is, and a `run` to take note of another one's end.
 const ASKING: Duration = Duration::from_secs(10);
 /// Bytes that it may say.
 const MOST: u64 = 64 << 20;
@@ -52,6 +53,15 @@ const PREFIX: &str = "outhaul-run-";
 const LOCK: &str = "lock";
 /// How old a directory without a `run` is before it is swept: one that is being made has no lock yet.
 const ABANDONED: Duration = Duration::from_secs(60);
+
+/// What the socket of a `run` is told.
+#[derive(Debug, Serialize, Deserialize)]
+enum Told {
+    /// A Bazel is to be run, and wants its flags.
+    Bazel(Box<CommandInfo>),
+    /// Another `run` has heard Bazels, and ends. Whether anything is missing is all that it has not said itself.
+    Ended { has_failed: bool },
+}
 
 /// A directory that goes with this `run`.
 pub(super) struct Shims {
@@ -181,8 +191,13 @@ async fn answer(mut stream: UnixStream, host: &Host) -> std::io::Result<()> {
     let mut asked = Vec::new();
     let (reading, mut writing) = stream.split();
     tokio::time::timeout(ASKING, reading.take(MOST).read_to_end(&mut asked)).await??;
-    let told: CommandInfo = serde_json::from_slice(&asked)?;
-    let answer = host.answer(&told, Attempt::Only).await;
+    let answer = match serde_json::from_slice(&asked)? {
+        Told::Bazel(told) => host.answer(&told, Attempt::Only).await,
+        Told::Ended { has_failed } => {
+            host.note_inner(has_failed);
+            Answer::default()
+        }
+    };
     writing.write_all(&serde_json::to_vec(&answer)?).await
 }
 
@@ -284,7 +299,7 @@ fn asked(
         scratch: &directory,
     };
     let told = runtime.block_on(probe.ask(&line));
-    let answer = ask(&directory.join(SOCKET), &told)
+    let answer = ask(&directory.join(SOCKET), &Told::Bazel(Box::new(told)))
         .map_err(|e| format!("failed to reach the `outhaul run` around this Bazel: {e}"))?;
     Ok((line.with(&answer.flags), answer.messages))
 }
@@ -299,13 +314,32 @@ fn directory() -> Option<PathBuf> {
         .find(|directory| is_ours(&directory.join(NAMED)))
 }
 
-fn ask(socket: &Path, told: &CommandInfo) -> std::io::Result<Answer> {
+fn ask(socket: &Path, told: &Told) -> std::io::Result<Answer> {
     let mut stream = StdUnixStream::connect(socket)?;
     stream.write_all(&serde_json::to_vec(told)?)?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut answer = Vec::new();
     stream.take(MOST).read_to_end(&mut answer)?;
     Ok(serde_json::from_slice(&answer)?)
+}
+
+/// Tells the `run` above, if there is one, that Bazels were heard here. It may have ended, and is not waited for long.
+pub(super) async fn tell_outer(has_failed: bool) {
+    let Some(directory) = directory() else {
+        return;
+    };
+    let telling = async {
+        let mut stream = UnixStream::connect(directory.join(SOCKET)).await?;
+        stream
+            .write_all(&serde_json::to_vec(&Told::Ended { has_failed })?)
+            .await?;
+        stream.shutdown().await?;
+        stream.read_to_end(&mut Vec::new()).await
+    };
+    let told = tokio::time::timeout(ASKING, telling).await;
+    if !matches!(told, Ok(Ok(_))) {
+        tracing::debug!("failed to reach the `outhaul run` around this one: {told:?}");
+    }
 }
 
 #[cfg(test)]
