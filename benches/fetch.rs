@@ -20,11 +20,13 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use net::Delay;
 use outhaul::{
-    chance::Chance,
     digest::Digest,
-    embedded_cache::{EmbeddedCache, RunningCache},
     remote::{Attribution, BlobStore as _, GrpcCache, RemoteOptions, Sink},
     transport::Endpoint,
+};
+use outhaul_testkit::{
+    Chance,
+    cache::{EmbeddedCache, RunningCache},
 };
 use rustix::time::{ClockId, clock_gettime};
 

@@ -19,7 +19,6 @@ use outhaul::{
     bes::{BesAddress, BesListener},
     daemon::{Daemon, DaemonOptions, Rooms},
     demo::{FilledShape, Setting, Shape, play},
-    embedded_cache::{EmbeddedCache, RunningCache},
     invocation::policy::Policy,
     materialize::MaterializeOptions,
     record::Record,
@@ -28,6 +27,7 @@ use outhaul::{
     sources::SourceRule,
     transport::Endpoint,
 };
+use outhaul_testkit::cache::{EmbeddedCache, RunningCache};
 use plain::{Folder, ROUNDS, create, directory, folders, look, spread};
 
 type Failure = Box<dyn Error>;
@@ -85,7 +85,7 @@ struct Round {
 async fn measure(name: &str, bench: &Bench) -> Result<(), Failure> {
     let base = directory()?;
     let cache = EmbeddedCache::builder().start().await?;
-    let filled = bench.shape.fill(cache.store());
+    let filled = bench.shape.fill(|bytes| cache.store().put(bytes));
     let rooms = rooms(base.path(), &cache)?;
     let listener = BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into()))?;
     let options = DaemonOptions {

@@ -25,8 +25,7 @@ use std::{
 
 use outhaul::{
     demo::{FilledShape, Setting, Shape, play},
-    digest::DigestFunction,
-    embedded_cache::Store,
+    digest::{Digest, DigestFunction},
     proto::google::devtools::build::v1::{
         PublishBuildToolEventStreamRequest, PublishBuildToolEventStreamResponse,
         PublishLifecycleEventRequest,
@@ -182,7 +181,7 @@ async fn measure() -> Result<(), Failure> {
         file_size: 16,
         ..Shape::default()
     };
-    let filled = shape.fill(&Store::in_memory(DigestFunction::Sha256));
+    let filled = shape.fill(|bytes| Digest::of(DigestFunction::Sha256, &bytes));
     let forwarding = start(
         base.path(),
         "forwarding",

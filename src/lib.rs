@@ -48,7 +48,7 @@
 //!   subcommand.
 //! * [`digest`], [`exec_path`], [`output`], [`units`] are values that cannot hold anything invalid, so that no other code
 //!   checks them again; [`metrics`] counts.
-//! * [`embedded_cache`] and [`demo`] replace a server and a build, in `outhaul demo` and in tests.
+//! * [`demo`] replaces a server and a build, in `outhaul demo`; its builds are used by tests, too.
 //!
 //! # The promises
 //!
@@ -79,7 +79,6 @@ mod archive;
 pub mod bep;
 pub mod bes;
 pub mod builds;
-pub mod chance;
 pub mod cli;
 #[cfg(feature = "archives")]
 mod collection;
@@ -87,8 +86,6 @@ mod config;
 mod control;
 pub mod daemon;
 pub mod demo;
-pub mod digest;
-pub mod embedded_cache;
 pub mod exec_path;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -114,6 +111,8 @@ pub mod transport;
 mod units;
 #[cfg(test)]
 mod unprivileged;
+
+pub use outhaul_digest as digest;
 
 /// Types generated from `proto/`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

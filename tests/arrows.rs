@@ -17,17 +17,9 @@ use syn::{
 
 /// The rooms, from the ground up. A room may use those of lower floors and none of its own.
 const FLOORS: &[&[&str]] = &[
-    &[
-        "chance",
-        "digest",
-        "exec_path",
-        "metrics",
-        "open_files",
-        "printable",
-        "units",
-    ],
+    &["exec_path", "metrics", "open_files", "printable", "units"],
     &["access", "action_cache", "bep", "output", "removal", "transport"],
-    &["builds", "embedded_cache", "record", "remote"],
+    &["builds", "record", "remote"],
     &["demo", "journal", "materialize", "sources"],
     &["archive", "roots"],
     &["bes", "collection", "invocation"],

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use outhaul::chance::Chance;
+use outhaul_testkit::Chance;
 use sha2::{Digest as _, Sha256};
 
 /// Threads that write, as the daemon has on two cores.

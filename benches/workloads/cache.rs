@@ -17,11 +17,11 @@ use bazel_remote_apis::{
 use bytes::Bytes;
 use clap::ValueEnum;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use outhaul::{
-    digest::Digest,
-    embedded_cache::{EmbeddedCache, RunningCache},
+use outhaul::digest::Digest;
+use outhaul_testkit::{
+    cache::{EmbeddedCache, RunningCache},
+    cpu_of_threads, free_address,
 };
-use outhaul_testkit::{cpu_of_threads, free_address};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 

@@ -4,10 +4,8 @@ use std::{collections::HashSet, ops::RangeInclusive, path::Path, thread};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use outhaul::{
-    chance::Chance,
-    digest::{Digest, DigestFunction},
-};
+use outhaul::digest::{Digest, DigestFunction};
+use outhaul_testkit::Chance;
 
 use crate::plain;
 

@@ -1,6 +1,6 @@
 //! `outhaul demo`: the whole thing without a build tool or a server.
 //!
-//! The embedded cache is filled by a generated build, whose events are played to the real event service as Bazel
+//! A small HTTP cache is filled by a generated build, whose events are played to the real event service as Bazel
 //! would. Then some outputs are deleted, and a second build is played in which everything is a cache hit.
 
 use std::{
@@ -19,12 +19,11 @@ use crate::{
     bes::{BesAddress, BesListener},
     config::{PlaceArgs, from_environment},
     daemon::{Daemon, DaemonOptions, Rooms},
-    demo::{GeneratedBuild, GeneratedContent, Setting, play},
-    embedded_cache::EmbeddedCache,
+    demo::{DemoCache, GeneratedBuild, GeneratedContent, Setting, play},
     invocation::{Report, policy::Policy},
-    remote::{GrpcCache, RemoteOptions},
+    remote::RemoteOptions,
     roots::{Destination, RootRules},
-    sources::SourceRule,
+    sources::{SourceCache, SourceRule},
     transport::Endpoint,
 };
 
@@ -49,20 +48,17 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
     std::fs::create_dir_all(&exec_root).map_err(|e| Failure::usage(format!("{}: {e}", base.display())))?;
     let mut out = print::out();
 
-    let cache = EmbeddedCache::builder()
-        .zstd(true)
-        .start()
-        .await
-        .map_err(Failure::failed)?;
-    writeln!(out, "An embedded remote cache listens on {}.", cache.endpoint())?;
+    let cache = DemoCache::default();
+    let address = cache.serve().await?;
+    writeln!(out, "An embedded remote cache listens on {address}.")?;
     let setting = Setting {
         workspace: base.join("workspace").display().to_string(),
         exec_root: exec_root.display().to_string(),
-        remote_cache: cache.endpoint(),
+        remote_cache: address.clone(),
         instance_name: String::new(),
     };
-    let build = GeneratedBuild::new(cache.store(), setting, 1);
-    let (daemon, mut reports) = start(&base, &cache.endpoint()).await?;
+    let build = GeneratedBuild::new(|bytes| cache.put(bytes), setting, 1);
+    let (daemon, mut reports) = start(&base, &address).await?;
     let door = daemon
         .bes
         .first()
@@ -94,7 +90,6 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
     shutdown.cancel();
     let served = serving.await.map_err(Failure::failed)?;
     served.map_err(Failure::failed)?;
-    cache.stop().await;
     Ok(if missing == 0 && missing_now == 0 && deleted > 0 {
         exit::OK
     } else {
@@ -104,8 +99,8 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
 
 /// Starts a daemon for a cache, and gives what it reports of builds.
 async fn start(base: &Path, cache: &str) -> Result<(Daemon, broadcast::Receiver<Report>), Failure> {
-    let endpoint = Endpoint::parse("--remote-cache", cache).map_err(Failure::failed)?;
-    let store = GrpcCache::new(RemoteOptions::new(endpoint)).map_err(Failure::failed)?;
+    let endpoint = Endpoint::parse_cache("--remote-cache", cache).map_err(Failure::failed)?;
+    let cache = SourceCache::open(RemoteOptions::new(endpoint)).map_err(Failure::failed)?;
     let rooms = Rooms::open(
         super::record::open_record(&base.join("state")).await?,
         Policy::default(),
@@ -114,7 +109,7 @@ async fn start(base: &Path, cache: &str) -> Result<(Daemon, broadcast::Receiver<
             allowed: vec![base.to_owned()],
             ..RootRules::default()
         },
-        SourceRule::Fixed(store.into()),
+        SourceRule::Fixed(cache),
         from_environment::<PlaceArgs>()?.options()?,
         false,
     )?;

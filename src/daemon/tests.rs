@@ -10,6 +10,7 @@ mod served;
 
 use std::time::Duration;
 
+use outhaul_testkit::cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times};
 use tokio::{sync::watch, time::timeout};
 
 use super::Rooms;
@@ -20,7 +21,6 @@ use crate::{
     },
     builds::{Builds as _, Progress, StreamEnd, StreamKey},
     digest::Digest,
-    embedded_cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,
     invocation::{Report, feed::Change, policy::Policy, watching::Watch},
     materialize::{MaterializeOptions, Outcome},

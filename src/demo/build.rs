@@ -5,14 +5,13 @@ use super::events::{
 };
 use crate::{
     digest::Digest,
-    embedded_cache::Store,
     proto::build_event_stream::{File, OutputGroup, TargetComplete, file},
 };
 
 /// What a generated output is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GeneratedContent {
-    /// A file, whose blob is in the store.
+    /// A file, whose blob is in the cache.
     File(Digest),
     /// An unresolved symlink with this target.
     Symlink(String),
@@ -55,7 +54,7 @@ pub struct GeneratedBuild {
 /// Collects events, files, and the outputs that they stand for.
 struct Collector<'a> {
     setting: &'a Setting,
-    store: &'a Store,
+    put: &'a mut dyn FnMut(Vec<u8>) -> Digest,
     seed: u64,
     outputs: Vec<GeneratedOutput>,
     events: Vec<Vec<u8>>,
@@ -143,12 +142,12 @@ impl Collector<'_> {
         });
     }
 
-    /// A file of this many bytes, put into the store.
+    /// A file of this many bytes, put into the cache.
     fn file(&mut self, target: &str, name: &str, size: usize) -> File {
         let seed = name.bytes().fold(self.seed, |seed, b| {
             seed.wrapping_mul(0x100_0000_01b3) ^ u64::from(b)
         });
-        let digest = self.store.put(content(seed, size));
+        let digest = (self.put)(content(seed, size));
         self.output(target, name, GeneratedContent::File(digest.clone()));
         self.setting.file(name, &digest)
     }
@@ -175,8 +174,8 @@ fn succeeded(name: &str, sets: &[usize], files: &[&[File]], tree: Option<&str>) 
 }
 
 impl GeneratedBuild {
-    /// Makes the build and puts its outputs into the store. The same seed gives the same outputs.
-    pub fn new(store: &Store, setting: Setting, seed: u64) -> Self {
+    /// Makes the build, and hands each output's bytes to what puts them into a cache. The same seed gives the same outputs.
+    pub fn new(mut put: impl FnMut(Vec<u8>) -> Digest, setting: Setting, seed: u64) -> Self {
         let events = [
             ("//lib:lib", "cc_library rule"),
             ("//app:app", "cc_binary rule"),
@@ -188,7 +187,7 @@ impl GeneratedBuild {
         .map(|(label, kind)| configured(label, kind));
         let mut made = Collector {
             setting: &setting,
-            store,
+            put: &mut put,
             seed,
             outputs: Vec::new(),
             events: events.into(),
@@ -252,15 +251,23 @@ mod tests {
         proto::build_event_stream::{BuildEvent, build_event::Payload, build_event_id::Id},
     };
 
-    fn build() -> (Store, GeneratedBuild) {
-        let store = Store::in_memory(DigestFunction::Sha256);
+    fn build() -> (HashSet<Digest>, GeneratedBuild) {
+        let mut store = HashSet::new();
         let setting = Setting {
             workspace: "/w".to_owned(),
             exec_root: "/o/execroot/_main".to_owned(),
             remote_cache: "grpc://127.0.0.1:1".to_owned(),
             instance_name: "main".to_owned(),
         };
-        let build = GeneratedBuild::new(&store, setting, 7);
+        let build = GeneratedBuild::new(
+            |bytes| {
+                let digest = Digest::of(DigestFunction::Sha256, &bytes);
+                store.insert(digest.clone());
+                digest
+            },
+            setting,
+            7,
+        );
         (store, build)
     }
 
@@ -289,7 +296,7 @@ mod tests {
                     if let Some(file::File::Uri(uri)) = file.file {
                         let digest = format!("{}/{}", file.digest, file.length);
                         assert_eq!(uri, format!("bytestream://127.0.0.1:1/main/blobs/{digest}"));
-                        assert!(store.contains(&digest.parse().unwrap()));
+                        assert!(store.contains(&digest.parse::<Digest>().unwrap()));
                     }
                 }
             }

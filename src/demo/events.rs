@@ -3,9 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message as _;
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
 use crate::{
-    chance::Chance,
     digest::Digest,
     proto::build_event_stream::{
         BuildEvent, BuildEventId, BuildFinished, BuildStarted, ChunkList, CommandLine, CommandLineSection,
@@ -38,8 +38,7 @@ pub struct Setting {
     pub workspace: String,
     /// The exec root's absolute path; outputs belong below its `bazel-out`.
     pub exec_root: String,
-    /// Endpoint of the remote cache, such as [`RunningCache::endpoint`](crate::embedded_cache::RunningCache::endpoint)
-    /// gives.
+    /// Address of the remote cache, as `--remote_cache` takes it.
     pub remote_cache: String,
     /// Its instance name; empty for none.
     pub instance_name: String,
@@ -277,14 +276,12 @@ pub(super) fn closing(exit_code: i32) -> Vec<Vec<u8>> {
 
 /// Deterministic bytes that compress to about half, different for every seed.
 pub(super) fn content(seed: u64, size: usize) -> Vec<u8> {
-    let mut chance = Chance::new(seed);
-    let mut bytes = Vec::with_capacity(size + 8);
-    while bytes.len() < size {
+    let mut bytes = vec![0; size];
+    SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    for byte in &mut bytes {
         // Letters only: half a byte of entropy each, as in text.
-        let letters = (chance.number() & 0x0f0f_0f0f_0f0f_0f0f) | 0x6060_6060_6060_6060;
-        bytes.extend_from_slice(&letters.to_le_bytes());
+        *byte = *byte & 0x0f | 0x60;
     }
-    bytes.truncate(size);
     bytes
 }
 

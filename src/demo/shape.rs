@@ -7,7 +7,6 @@ use super::events::{
 };
 use crate::{
     digest::Digest,
-    embedded_cache::Store,
     proto::build_event_stream::{OutputGroup, TargetComplete},
 };
 
@@ -42,7 +41,7 @@ impl Default for Shape {
     }
 }
 
-/// A shape whose files are in a store.
+/// A shape whose files are in a cache.
 #[derive(Debug, Clone)]
 pub struct FilledShape {
     shape: Shape,
@@ -61,15 +60,15 @@ impl Shape {
         self.files() as u64 * self.file_size as u64
     }
 
-    /// Generates the files into a store.
-    pub fn fill(self, store: &Store) -> FilledShape {
+    /// Generates the files, and hands each one's bytes to what puts them into a cache.
+    pub fn fill(self, mut put: impl FnMut(Vec<u8>) -> Digest) -> FilledShape {
         let digests = (0..self.files() as u64)
             .map(|file| {
                 let seed = self
                     .seed
                     .wrapping_mul(0x2545_f491_4f6c_dd1d)
                     .wrapping_add(file << 20);
-                store.put(content(seed, self.file_size))
+                put(content(seed, self.file_size))
             })
             .collect();
         FilledShape { shape: self, digests }
@@ -176,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_stream_names_every_file_once_with_its_own_content() {
-        let store = Store::in_memory(DigestFunction::Sha256);
+        let mut store = HashSet::new();
         let shape = Shape {
             targets: 3,
             files_per_target: 7,
@@ -185,7 +184,11 @@ mod tests {
             files_per_set: 3,
             seed: 9,
         };
-        let filled = shape.fill(&store);
+        let filled = shape.fill(|bytes| {
+            let digest = Digest::of(DigestFunction::Sha256, &bytes);
+            store.insert(digest.clone());
+            digest
+        });
         assert_eq!(store.len(), shape.files());
         let setting = Setting {
             workspace: "/w".to_owned(),

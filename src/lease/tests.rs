@@ -2,12 +2,12 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use outhaul_testkit::cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{keep::caught, lost::Lost, *};
 use crate::{
     digest::{Digest, DigestFunction},
-    embedded_cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,
     metrics::Metrics,
     output::OutputContent,

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use crate::chance::Chance;
+pub(crate) use outhaul_testkit::Chance;
 pub(crate) use schedule::Schedule;
 
 /// Failed schedules that are printed before a test gives up.

@@ -1,7 +1,10 @@
-//! What the integration tests and the benchmarks share: processes, waiting with a limit, and the programs of others.
+//! What the tests and the benchmarks share: a cache that misbehaves on demand, random numbers from a seed, processes,
+//! waiting with a limit, and the programs of others.
 
 #![allow(clippy::unwrap_used)]
 
+pub mod cache;
+mod chance;
 pub mod peers;
 mod process;
 pub mod stores;
@@ -13,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use chance::Chance;
 pub use process::{Ran, Running, clean, finish};
 
 /// Longest wait for anything but a build tool.

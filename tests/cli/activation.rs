@@ -11,14 +11,15 @@ use std::{
     time::Duration,
 };
 
-use outhaul::{
-    embedded_cache::{RequestFault, Rpc, Times},
-    proto::google::devtools::build::v1::{
-        BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId, build_event::Event,
-        publish_build_event_client::PublishBuildEventClient, stream_id::BuildComponent,
-    },
+use outhaul::proto::google::devtools::build::v1::{
+    BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId, build_event::Event,
+    publish_build_event_client::PublishBuildEventClient, stream_id::BuildComponent,
 };
-use outhaul_testkit::{PATIENCE, Running, clean, finish, in_time, until};
+use outhaul_testkit::{
+    PATIENCE, Running,
+    cache::{RequestFault, Rpc, Times},
+    clean, finish, in_time, until,
+};
 use rustix::process::Signal;
 
 use crate::support::{World, outhaul, run};

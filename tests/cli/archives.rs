@@ -6,12 +6,12 @@ use std::{
 };
 
 use outhaul::digest::{Digest, DigestFunction};
-use outhaul_testkit::{Ran, Running, clean, peers, until};
-#[cfg(feature = "object-stores")]
 use outhaul_testkit::{
-    finish,
+    Ran, Running, clean, finish, peers,
     stores::{Store, StoreKind},
+    until,
 };
+#[cfg(feature = "object-stores")]
 use rustix::process::Signal;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 

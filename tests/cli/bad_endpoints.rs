@@ -2,8 +2,11 @@
 
 use std::time::Instant;
 
-use outhaul::embedded_cache::{EmbeddedCache, ServerTls};
-use outhaul_testkit::{PATIENCE, Ran, until};
+use outhaul_testkit::{
+    PATIENCE, Ran,
+    cache::{EmbeddedCache, ServerTls},
+    until,
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
@@ -253,7 +256,7 @@ async fn blobs_named_at_another_host_come_from_the_configured_cache_which_is_sai
         remote_cache: "grpc://elsewhere.example:9092".to_owned(),
         instance_name: String::new(),
     };
-    let build = outhaul::demo::GeneratedBuild::new(world.cache.store(), setting, 1);
+    let build = outhaul::demo::GeneratedBuild::new(|bytes| world.cache.store().put(bytes), setting, 1);
     let server = world.serve(&[]).await;
     world.play(&build, server.door()).await;
     world.assert_complete();

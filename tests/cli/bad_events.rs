@@ -204,7 +204,7 @@ async fn an_exec_root_that_must_not_be_written_is_refused_by_name() {
             remote_cache: world.cache.endpoint(),
             instance_name: String::new(),
         };
-        let build = outhaul::demo::GeneratedBuild::new(world.cache.store(), setting, 1);
+        let build = outhaul::demo::GeneratedBuild::new(|bytes| world.cache.store().put(bytes), setting, 1);
         let path = world.path("root.bin");
         std::fs::write(&path, delimited(build.events())).unwrap();
         bep(&path).await.says(1, &[exec_root]);

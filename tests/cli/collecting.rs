@@ -3,8 +3,11 @@
 use std::path::Path;
 
 #[cfg(feature = "object-stores")]
-use outhaul_testkit::stores::{Store, StoreKind};
-use outhaul_testkit::{Ran, Running, finish, peers, until};
+use outhaul_testkit::{
+    Ran, Running, finish, peers,
+    stores::{Store, StoreKind},
+    until,
+};
 use serde_json::Value;
 
 use crate::{

@@ -5,10 +5,13 @@ use std::{collections::BTreeSet, path::Path};
 use hyper_util::rt::TokioIo;
 use outhaul::{
     demo::{GeneratedContent, Setting, Shape, play},
-    embedded_cache::{RequestFault, Rpc, Times},
     proto::outhaul::v1::{self as pb, control_client::ControlClient, watch_invocation_response::Event},
 };
-use outhaul_testkit::{Running, finish, in_time};
+use outhaul_testkit::{
+    Running,
+    cache::{RequestFault, Rpc, Times},
+    finish, in_time,
+};
 use tokio::net::UnixStream;
 use tonic::{
     Code, Streaming,
@@ -143,7 +146,7 @@ async fn a_slow_watcher_is_told_of_the_gap_and_misses_no_target_and_no_end() {
         file_size: 1,
         ..Shape::default()
     };
-    let build = shape.fill(world.cache.store());
+    let build = shape.fill(|bytes| world.cache.store().put(bytes));
     let id = build.invocation_id(1);
     let setting = Setting {
         workspace: world.path("workspace"),

@@ -5,11 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outhaul::{
-    demo::play,
-    embedded_cache::{RequestFault, Rpc, Times},
+use outhaul::demo::play;
+use outhaul_testkit::{
+    Running,
+    cache::{RequestFault, Rpc, Times},
+    clean, finish, in_time, until,
 };
-use outhaul_testkit::{Running, clean, finish, in_time, until};
 use rustix::process::Signal;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 

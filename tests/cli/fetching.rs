@@ -5,11 +5,12 @@ use std::{io::Write as _, process::Command, time::Duration};
 use bazel_remote_apis::build::bazel::remote::execution::v2::{
     self as re, ActionResult, Directory, DirectoryNode, FileNode, OutputDirectory, OutputFile, Tree,
 };
-use outhaul::{
-    digest::Digest,
-    embedded_cache::{BlobFault, EmbeddedCache, Times},
+use outhaul::digest::Digest;
+use outhaul_testkit::{
+    Ran,
+    cache::{BlobFault, EmbeddedCache, Times},
+    clean, finish,
 };
-use outhaul_testkit::{Ran, clean, finish};
 use prost::Message as _;
 
 use crate::support::{World, delimited, outhaul, run};

@@ -155,7 +155,7 @@ async fn the_cache_of_a_build_is_taken_from_its_events() {
         instance_name: String::new(),
     };
     let file = |name: &str, remote_cache: String| {
-        let build = GeneratedBuild::new(world.cache.store(), setting(remote_cache), 1);
+        let build = GeneratedBuild::new(|bytes| world.cache.store().put(bytes), setting(remote_cache), 1);
         let path = world.path(name);
         std::fs::write(&path, delimited(build.events())).unwrap();
         path

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use outhaul::embedded_cache::{RequestFault, Rpc, Times};
-use outhaul_testkit::{Ran, Running, clean, finish, until};
+use outhaul_testkit::{
+    Ran, Running,
+    cache::{RequestFault, Rpc, Times},
+    clean, finish, until,
+};
 use serde_json::Value;
 
 use crate::support::{World, outhaul, run};

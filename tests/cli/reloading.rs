@@ -31,7 +31,7 @@ async fn reload(server: &Running, word: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_certificates_and_settings_are_read_again_at_sighup() {
-    let cache = outhaul::embedded_cache::EmbeddedCache::builder().required_header("x-token", "first-secret");
+    let cache = outhaul_testkit::cache::EmbeddedCache::builder().required_header("x-token", "first-secret");
     let world = World::with(cache, "").await;
     let pki = Pki::new(&world);
     let (backend, heard) = upstream(&world).await;

@@ -1,7 +1,10 @@
 //! Builds that a daemon dies of when it goes on with them.
 
-use outhaul::embedded_cache::{RequestFault, Rpc, Times};
-use outhaul_testkit::{Running, finish, until};
+use outhaul_testkit::{
+    Running,
+    cache::{RequestFault, Rpc, Times},
+    finish, until,
+};
 use rustix::process::Signal;
 
 use crate::support::{World, outhaul};

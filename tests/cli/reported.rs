@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use outhaul::embedded_cache::{EmbeddedCache, RunningCache};
-use outhaul_testkit::Ran;
+use outhaul_testkit::{
+    Ran,
+    cache::{EmbeddedCache, RunningCache},
+};
 
 use crate::support::{program, run};
 

@@ -81,7 +81,7 @@ fn assert_complete(world: &World, filled: &FilledShape, n: usize) {
 async fn most_open(files: usize) -> usize {
     let world = World::new().await;
     let server = with_files(&world, files).await;
-    let filled = SHAPE.fill(world.cache.store());
+    let filled = SHAPE.fill(|bytes| world.cache.store().put(bytes));
     let mut most = 0;
     for n in 0..ROOTS {
         let id = filled.invocation_id(n as u64);
@@ -141,7 +141,7 @@ async fn send(door: &str, id: &str, events: Vec<Vec<u8>>, ends: bool) -> Result<
 async fn builds_whose_clients_are_lost_keep_no_descriptors_while_they_wait_for_them() {
     let world = World::new().await;
     let server = with_files(&world, 2 * LOST).await;
-    let filled = SHAPE.fill(world.cache.store());
+    let filled = SHAPE.fill(|bytes| world.cache.store().put(bytes));
     let build = |n: usize| {
         let id = filled.invocation_id(n as u64);
         let events: Vec<_> = filled.events(&setting(&world, n), &id).collect();
@@ -243,7 +243,7 @@ async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
             remote_cache: world.cache.endpoint(),
             instance_name: String::new(),
         };
-        let build = GeneratedBuild::new(world.cache.store(), setting, 1);
+        let build = GeneratedBuild::new(|bytes| world.cache.store().put(bytes), setting, 1);
         let mut command = outhaul();
         command
             .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])

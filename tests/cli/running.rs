@@ -6,8 +6,7 @@ use std::{
     process::Command,
 };
 
-use outhaul::embedded_cache::EmbeddedCache;
-use outhaul_testkit::{Ran, Running, clean, finish, until};
+use outhaul_testkit::{Ran, Running, cache::EmbeddedCache, clean, finish, until};
 use rustix::process::Signal;
 
 use crate::{

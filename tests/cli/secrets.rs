@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex};
 
 use axum::{Router, extract::State};
-use outhaul::{demo::GeneratedBuild, embedded_cache::EmbeddedCache};
-use outhaul_testkit::{Ran, Running, finish, in_time};
+use outhaul::demo::GeneratedBuild;
+use outhaul_testkit::{Ran, Running, cache::EmbeddedCache, finish, in_time};
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

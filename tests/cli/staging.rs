@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use outhaul::embedded_cache::{BlobFault, RequestFault, Rpc, Times};
-use outhaul_testkit::{Ran, Running, finish, in_time, until};
+use outhaul_testkit::{
+    Ran, Running,
+    cache::{BlobFault, RequestFault, Rpc, Times},
+    finish, in_time, until,
+};
 
 use crate::support::{World, outhaul, requests, run};
 

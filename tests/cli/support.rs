@@ -9,14 +9,17 @@ use std::{
 use outhaul::{
     demo::{GeneratedBuild, GeneratedContent, GeneratedOutput, Setting, play},
     digest::Digest,
-    embedded_cache::{Builder, EmbeddedCache, RunningCache},
     proto::google::devtools::build::v1::{
         BuildEvent, OrderedBuildEvent, PublishBuildToolEventStreamRequest, StreamId,
         build_event::{BuildComponentStreamFinished, Event, build_component_stream_finished::FinishType},
         stream_id::BuildComponent,
     },
 };
-use outhaul_testkit::{Ran, Running, clean, finish, in_time};
+use outhaul_testkit::{
+    Ran, Running,
+    cache::{Builder, EmbeddedCache, RunningCache},
+    clean, finish, in_time,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
     process::{Child, ChildStdout},
@@ -57,7 +60,7 @@ impl World {
             remote_cache: cache.endpoint(),
             instance_name: instance_name.to_owned(),
         };
-        let build = GeneratedBuild::new(cache.store(), setting, 1);
+        let build = GeneratedBuild::new(|bytes| cache.store().put(bytes), setting, 1);
         Self { dir, cache, build }
     }
 

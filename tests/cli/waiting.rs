@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use outhaul::embedded_cache::{RequestFault, Rpc, Times};
-use outhaul_testkit::{Ran, finish, in_time};
+use outhaul_testkit::{
+    Ran,
+    cache::{RequestFault, Rpc, Times},
+    finish, in_time,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use outhaul::{
-    digest::{Digest, DigestFunction},
-    embedded_cache::{RequestFault, Rpc, Times},
+use outhaul::digest::{Digest, DigestFunction};
+use outhaul_testkit::{
+    cache::{RequestFault, Rpc, Times},
+    finish, in_time,
 };
-use outhaul_testkit::{finish, in_time};
 use serde_json::Value;
 use tokio::{
     io::{BufReader, Lines},

@@ -8,8 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outhaul::chance::Chance;
-use outhaul_testkit::{clean, finish};
+use outhaul_testkit::{Chance, clean, finish};
 
 use crate::{
     one_shot::killed,

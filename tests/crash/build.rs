@@ -4,10 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outhaul::{
-    chance::Chance,
     demo::{GeneratedBuild, GeneratedContent, Setting},
     digest::{Digest, DigestFunction},
-    embedded_cache::Store,
     proto::build_event_stream::{
         BuildEvent, BuildEventId, File, NamedSetOfFiles, OutputGroup, TargetComplete, TargetConfigured,
         build_event::Payload,
@@ -15,6 +13,7 @@ use outhaul::{
         file,
     },
 };
+use outhaul_testkit::{Chance, cache::Store};
 use prost::Message as _;
 
 /// Files of a target in a directory that stays.
@@ -78,7 +77,11 @@ impl Builds {
                 *version = dice.below(self.number + 1);
             }
         }
-        let generated = GeneratedBuild::new(&self.store, self.setting.clone(), 1 + dice.below(3));
+        let generated = GeneratedBuild::new(
+            |bytes| self.store.put(bytes),
+            self.setting.clone(),
+            1 + dice.below(3),
+        );
         let mut build = Build {
             invocation_id: id(self.world, self.number * 2),
             build_id: id(self.world, self.number * 2 + 1),

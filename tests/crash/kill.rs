@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outhaul::chance::Chance;
+use outhaul_testkit::Chance;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::world::World;

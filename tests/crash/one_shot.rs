@@ -8,8 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use outhaul::chance::Chance;
-use outhaul_testkit::{Running, finish, in_time, until};
+use outhaul_testkit::{Chance, Running, finish, in_time, until};
 
 use crate::{
     build::Build,

@@ -6,8 +6,7 @@ use std::{
     time::Duration,
 };
 
-use outhaul::chance::Chance;
-use outhaul_testkit::{PATIENCE, Running, in_time};
+use outhaul_testkit::{Chance, PATIENCE, Running, in_time};
 
 use crate::{
     client::Client,

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use outhaul::embedded_cache::{RequestFault, Rpc, Times};
-use outhaul_testkit::{PATIENCE, Running, finish, in_time, until};
+use outhaul_testkit::{
+    PATIENCE, Running,
+    cache::{RequestFault, Rpc, Times},
+    finish, in_time, until,
+};
 use tokio::task::JoinHandle;
 
 use crate::{

@@ -2,12 +2,12 @@
 
 use std::{path::PathBuf, process::Command};
 
-use outhaul::{
-    chance::Chance,
-    demo::Setting,
-    embedded_cache::{EmbeddedCache, RunningCache},
+use outhaul::demo::Setting;
+use outhaul_testkit::{
+    Chance,
+    cache::{EmbeddedCache, RunningCache},
+    clean,
 };
-use outhaul_testkit::clean;
 
 use crate::{build::Builds, settings::scratch};
 

@@ -2,11 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use outhaul::{
-    demo::{Setting, Shape, play},
-    embedded_cache::EmbeddedCache,
-};
-use outhaul_testkit::{eventually, status};
+use outhaul::demo::{Setting, Shape, play};
+use outhaul_testkit::{cache::EmbeddedCache, eventually, status};
 
 use crate::harness::{Daemon, Scratch, Upstream};
 
@@ -38,7 +35,7 @@ fn fifty_builds_of_two_thousand_targets_settle_in_bounded_memory() {
         file_size: 64,
         ..Shape::default()
     };
-    let build = shape.fill(cache.store());
+    let build = shape.fill(|bytes| cache.store().put(bytes));
     let settings: BTreeMap<String, Setting> = (0..STREAMS)
         .map(|number| {
             let root = dir.join(format!("{number}/execroot/_main"));

@@ -2,10 +2,9 @@
 
 use outhaul::{
     bep::event::{Completed, Content, Event, File, NamedSet, OutputGroup, Started, TargetId},
-    chance::Chance,
     digest::{Digest, DigestFunction},
-    embedded_cache::Store,
 };
+use outhaul_testkit::{Chance, cache::Store};
 
 const PREFIX: &str = "bazel-out/k8-fastbuild/bin";
 

@@ -11,9 +11,7 @@ use std::{
 };
 
 use outhaul::{
-    chance::Chance,
     digest::{Digest, DigestFunction},
-    embedded_cache::{BlobFault, EmbeddedCache, RunningCache, Times},
     exec_path::ExecPath,
     materialize::{
         MaterializeOptions, Materializer, Outcome, Root, Session, Want,
@@ -25,7 +23,11 @@ use outhaul::{
     sources::SourceCache,
     transport::Endpoint,
 };
-use outhaul_testkit::number;
+use outhaul_testkit::{
+    Chance,
+    cache::{BlobFault, EmbeddedCache, RunningCache, Times},
+    number,
+};
 use tonic::Code;
 
 /// Blobs up to this many bytes are read in batches.

@@ -24,8 +24,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use outhaul::chance::Chance;
-use outhaul_testkit::{number, status};
+use outhaul_testkit::{Chance, number, status};
 
 use run::Counts;
 use schedule::Case;

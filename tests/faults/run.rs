@@ -16,7 +16,6 @@ use outhaul::{
     bep::event::Framed,
     builds::{Builds as _, StreamEnd, StreamKey},
     daemon::Rooms,
-    embedded_cache::{EmbeddedCache, RunningCache, Stats},
     invocation::{Report, feed::Change, policy::Policy, watching::Watch},
     materialize::{MaterializeOptions, Outcome},
     record::Record,
@@ -25,6 +24,7 @@ use outhaul::{
     sources::SourceRule,
     transport::{Endpoint, Header},
 };
+use outhaul_testkit::cache::{EmbeddedCache, RunningCache, Stats};
 use tokio::time::timeout;
 
 use crate::{build::Build, check, schedule::Case, steps::Step};

@@ -2,10 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use outhaul::{
-    chance::Chance,
-    embedded_cache::{BlobFault, Pretence, Times},
-    remote::Compression,
+use outhaul::remote::Compression;
+use outhaul_testkit::{
+    Chance,
+    cache::{BlobFault, Pretence, Times},
 };
 
 use crate::{

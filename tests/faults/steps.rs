@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use outhaul::{
-    chance::Chance,
-    embedded_cache::{BlobFault, Pretence, RequestFault, Rpc, Times},
+use outhaul_testkit::{
+    Chance,
+    cache::{BlobFault, Pretence, RequestFault, Rpc, Times},
 };
 use tonic::Code;
 

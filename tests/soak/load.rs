@@ -11,12 +11,13 @@ use std::{
 };
 
 use outhaul::{
-    chance::Chance,
     demo::{GeneratedBuild, GeneratedContent, Setting, play},
     digest::Digest,
-    embedded_cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
 };
-use outhaul_testkit::{PATIENCE, Running};
+use outhaul_testkit::{
+    Chance, PATIENCE, Running,
+    cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
+};
 use tokio::sync::Mutex;
 
 use super::daemon::{Daemon, outhaul, terminate};
@@ -97,7 +98,7 @@ impl World {
             remote_cache: self.cache.endpoint(),
             instance_name: String::new(),
         };
-        GeneratedBuild::new(self.cache.store(), setting, self.next_number())
+        GeneratedBuild::new(|bytes| self.cache.store().put(bytes), setting, self.next_number())
     }
 
     /// Plays a build. A daemon that is gone, or lets it hang, is found out by others.

@@ -10,7 +10,7 @@ const TARS: [Format; 4] = [Format::Tar, Format::TarGz, Format::TarZst, Format::T
 
 /// Bytes that hardly compress.
 fn noise(length: usize) -> String {
-    let mut chance = crate::chance::Chance::new(7);
+    let mut chance = outhaul_testkit::Chance::new(7);
     (0..length)
         .map(|_| char::from(b'a' + chance.below(26) as u8))
         .collect()

@@ -5,13 +5,13 @@
 use std::{fs, os::unix::fs::symlink};
 
 use ::tar::EntryType;
+use outhaul_testkit::Chance;
 use rand::RngExt as _;
 
 use super::{
     make::{Zip, ZipEntry},
     *,
 };
-use crate::chance::Chance;
 
 const NAMES: &[&str] = &[
     "a",

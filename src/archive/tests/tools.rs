@@ -38,7 +38,7 @@ pub(super) fn source(dir: &Path) -> PathBuf {
     for directory in ["empty", "d/\u{e4}", &deep] {
         fs::create_dir_all(source.join(directory)).unwrap();
     }
-    let mut chance = crate::chance::Chance::new(1);
+    let mut chance = outhaul_testkit::Chance::new(1);
     for (name, bytes, mode) in [
         ("a", b"one".to_vec(), 0o644),
         ("d/run", b"#!/bin/sh\n".to_vec(), 0o755),

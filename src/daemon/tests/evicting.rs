@@ -7,12 +7,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outhaul_testkit::number;
+use outhaul_testkit::{Chance, number};
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::*;
-use crate::{builds::Settlement, chance::Chance, proto::outhaul::v1::EvictRequest, units::now_ms};
+
+use crate::{builds::Settlement, proto::outhaul::v1::EvictRequest, units::now_ms};
 
 impl Fixture {
     /// Another build, of files with these names and bytes, comes to its end.

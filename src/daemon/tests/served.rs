@@ -7,14 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use outhaul_testkit::cache::{BlobFault, Stats};
+
 use super::*;
-use crate::{
-    bep::event::CommandLine,
-    builds::Settlement,
-    embedded_cache::{BlobFault, Stats},
-    output::OutputContent,
-    record::OutputState,
-};
+use crate::{bep::event::CommandLine, builds::Settlement, output::OutputContent, record::OutputState};
 
 /// More than goes into a batch.
 const LARGE: usize = (1 << 20) + 1;

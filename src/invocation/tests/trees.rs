@@ -5,15 +5,13 @@
 
 use std::collections::BTreeSet;
 
+use outhaul_testkit::Chance;
 use rand::RngExt as _;
 
 use super::*;
-use crate::{
-    chance::Chance,
-    invocation::{
-        policy::PathRegex,
-        selection::{Command, GroupContext, Origin, Selector},
-    },
+use crate::invocation::{
+    policy::PathRegex,
+    selection::{Command, GroupContext, Origin, Selector},
 };
 
 const ASPECT: &str = "//x.bzl%aspect";

@@ -1,7 +1,8 @@
 //! A journal file damaged by chance.
 
+use outhaul_testkit::Chance;
+
 use super::*;
-use crate::chance::Chance;
 
 /// Repeated with `OUTHAUL_DAMAGE_SEED`; `OUTHAUL_DAMAGE_ROUNDS` says how many.
 #[test]

@@ -13,13 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outhaul_testkit::until;
+use outhaul_testkit::{
+    cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
+    until,
+};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{place::Epoch, place::OutputRoot, *};
 use crate::{
     digest::Digest,
-    embedded_cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times},
     exec_path::ExecPath,
     metrics::Metrics,
     output::{Class, OutputContent},

@@ -1,7 +1,8 @@
 //! Stores damaged by chance, in every way that comes to mind.
 
-use crate::chance::Chance;
 use std::{fs, path::PathBuf};
+
+use outhaul_testkit::Chance;
 
 use super::{
     damage::{ROWS, copy_dir, files, rounds, works_anyhow},

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use outhaul_testkit::cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times};
 pub(super) use outhaul_testkit::in_time;
 use tonic::{Code, transport::Server, transport::server::TcpIncoming};
 
 use super::*;
-use crate::embedded_cache::{BlobFault, EmbeddedCache, RequestFault, Rpc, RunningCache, Times};
 
 const SECRET: &str = "Bearer planted-secret-token";
 pub(super) const SIZE: usize = 2_500_000;

@@ -1,12 +1,12 @@
 //! Servers that say one thing and do another: limits, compression, sizes.
 
+use outhaul_testkit::cache::{BlobFault, EmbeddedCache, Pretence, RequestFault, Rpc, Times};
 use tonic::Code;
 
 use super::{
     faults::{SIZE, batch, client_of, in_time, start, stream},
     *,
 };
-use crate::embedded_cache::{BlobFault, EmbeddedCache, Pretence, RequestFault, Rpc, Times};
 
 #[tokio::test]
 async fn a_limit_lower_than_stated_is_found_out_once() {

@@ -13,10 +13,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
+use outhaul_testkit::cache::{EmbeddedCache, RunningCache};
 
 use super::*;
 use crate::{
-    embedded_cache::{EmbeddedCache, RunningCache},
     remote::retry::Timer,
     simulated::{
         Chance, Schedule, Told, Verdict, each_seed, is_custom, net, now, run,
@@ -399,7 +399,7 @@ fn told<F: Future<Output = ()> + 'static>(
     connections: usize,
     mut schedule: Schedule,
     test: impl FnOnce(GrpcCache, Rc<World>) -> F + 'static,
-) -> crate::embedded_cache::Stats {
+) -> outhaul_testkit::cache::Stats {
     let mut chance = Chance::new(1);
     let mut sim = net::plain().build();
     let mut world = World::new(&mut chance, schedule.healed);

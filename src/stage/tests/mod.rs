@@ -32,7 +32,6 @@ use crate::{
     builds::StreamKey,
     demo::{GeneratedBuild, Setting},
     digest::{Digest, DigestFunction},
-    embedded_cache::Store,
     exec_path::ExecPath,
     journal::{Entry, Journal, JournalOptions, RecordKind},
     output::{Class, OutputContent, Stamp},
@@ -49,7 +48,7 @@ pub(super) fn build() -> GeneratedBuild {
         remote_cache: "grpc://127.0.0.1:1".to_owned(),
         instance_name: "main".to_owned(),
     };
-    GeneratedBuild::new(&Store::in_memory(DigestFunction::Sha256), setting, 7)
+    GeneratedBuild::new(|bytes| Digest::of(DigestFunction::Sha256, &bytes), setting, 7)
 }
 
 /// A journal with these events.

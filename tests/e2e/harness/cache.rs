@@ -8,9 +8,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use outhaul::embedded_cache::{EmbeddedCache, RunningCache};
 use outhaul_testkit::{
-    Running, free_address, peers,
+    Running,
+    cache::{EmbeddedCache, RunningCache},
+    free_address, peers,
     stores::{Store, StoreKind},
 };
 use tokio::runtime::Runtime;

@@ -11,10 +11,8 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 use http::{Request, Response};
-use outhaul::{
-    digest::{Digest, DigestFunction},
-    embedded_cache::Store,
-};
+use outhaul::digest::{Digest, DigestFunction};
+use outhaul_testkit::cache::Store;
 use prost::Message;
 use prost_types::Any;
 use tokio::runtime::Runtime;

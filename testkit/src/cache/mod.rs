@@ -1,4 +1,4 @@
-//! A small remote cache that runs inside the process: for the demo, the tests and the benchmarks.
+//! A small remote cache that runs inside the process: for the tests and the benchmarks.
 //!
 //! **Not for production.** Nothing is ever evicted, nobody is isolated from anybody, interrupted uploads live until the
 //! process ends, and an action result is served whether or not its outputs are still there. It is complete enough for

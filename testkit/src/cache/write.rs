@@ -13,7 +13,7 @@ use super::{
     stats::{Rpc, add},
     upload::{Resumable, Upload, UploadError},
 };
-use crate::digest::Digest;
+use outhaul_digest::Digest;
 
 /// The service.
 pub(super) struct ByteStreamService(pub(super) Shared);

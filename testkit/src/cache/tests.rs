@@ -22,7 +22,7 @@ use tonic::{
 };
 
 use super::*;
-use crate::digest::{Digest, DigestFunction};
+use outhaul_digest::{Digest, DigestFunction};
 
 mod access;
 mod cas;

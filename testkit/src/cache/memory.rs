@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use crate::digest::Digest;
+use outhaul_digest::Digest;
 
 /// A power of two, well above the number of cores.
 const SHARDS: usize = 64;

@@ -18,7 +18,7 @@ use super::{
     context::{Context, Shared, inner_status},
     stats::{Rpc, add},
 };
-use crate::digest::Digest;
+use outhaul_digest::Digest;
 
 /// Most directories in one message of `GetTree`, when the client does not say.
 const TREE_PAGE: usize = 1000;

@@ -18,7 +18,7 @@ use super::{
     store::Store,
     upload::Uploads,
 };
-use crate::digest::{Digest, DigestFunction};
+use outhaul_digest::{Digest, DigestFunction};
 
 /// Shared by the services.
 #[derive(Debug)]

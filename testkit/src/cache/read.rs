@@ -15,7 +15,7 @@ use super::{
     resource::Resource,
     stats::{Rpc, add},
 };
-use crate::digest::Digest;
+use outhaul_digest::Digest;
 
 /// Bytes in a message. Well below the 4 MiB that gRPC's clients take by default, also where zstd makes data grow.
 const MESSAGE: usize = 1 << 20;

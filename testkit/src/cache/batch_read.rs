@@ -15,7 +15,7 @@ use super::{
     faults::{BlobFault, Transfer, packed},
     stats::{Rpc, add},
 };
-use crate::digest::Digest;
+use outhaul_digest::Digest;
 
 /// Below this, zstd costs more than it saves; Bazel's threshold for its own uploads is the same.
 const COMPRESS_FROM: usize = 100;

@@ -1,6 +1,6 @@
 //! A rule: what happens, to what, how often.
 
-use crate::chance::Chance;
+use crate::Chance;
 
 /// How often a rule is applied before it is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

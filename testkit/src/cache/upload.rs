@@ -9,7 +9,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::store::Store;
-use crate::digest::{Digest, Hasher};
+use outhaul_digest::{Digest, Hasher};
 
 /// Most interrupted uploads that are kept for their clients to resume.
 const MOST_INTERRUPTED: usize = 64;

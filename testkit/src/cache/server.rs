@@ -2,30 +2,6 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use bazel_remote_apis::{
-    build::bazel::remote::execution::v2::{
-        action_cache_server::ActionCacheServer, capabilities_server::CapabilitiesServer,
-        content_addressable_storage_server::ContentAddressableStorageServer,
-    },
-    google::bytestream::byte_stream_server::ByteStreamServer,
-};
-use futures::{Stream, TryStreamExt as _};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
-    task::JoinHandle,
-};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tokio_util::sync::CancellationToken;
-use tonic::{
-    body::Body,
-    transport::{Certificate, Identity, Server, ServerTlsConfig, server::Router},
-};
-use tower::{
-    layer::util::{Identity as NoLayer, Stack},
-    util::MapResponseLayer,
-};
-
 use super::{
     action_cache::ActionCacheService,
     capabilities::CapabilitiesService,
@@ -38,10 +14,23 @@ use super::{
     wire::Wire,
     write::ByteStreamService,
 };
-use crate::{access::dated, digest::DigestFunction};
-
-/// Its services with [`dated`] around them.
-type Services = Router<Stack<MapResponseLayer<fn(http::Response<Body>) -> http::Response<Body>>, NoLayer>>;
+use bazel_remote_apis::{
+    build::bazel::remote::execution::v2::{
+        action_cache_server::ActionCacheServer, capabilities_server::CapabilitiesServer,
+        content_addressable_storage_server::ContentAddressableStorageServer,
+    },
+    google::bytestream::byte_stream_server::ByteStreamServer,
+};
+use futures::{Stream, TryStreamExt as _};
+use outhaul_digest::DigestFunction;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    task::JoinHandle,
+};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::Router};
 
 /// gRPC's default limit of 4 MiB for a message, less room for what 4,000 blobs carry beside their bytes: some 96 bytes
 /// each for digest, status and tags.
@@ -203,7 +192,7 @@ impl Builder {
     ///
     /// # Errors
     /// When the certificates cannot be used.
-    pub(crate) fn serve<S>(
+    pub fn serve<S>(
         self,
         endpoint: String,
         incoming: impl Stream<Item = io::Result<S>> + Send + 'static,
@@ -237,7 +226,7 @@ impl Builder {
     }
 
     /// The services, and what they share.
-    fn router(self) -> Result<(Services, Shared), EmbeddedCacheError> {
+    fn router(self) -> Result<(Router, Shared), EmbeddedCacheError> {
         let function = *self
             .functions
             .first()
@@ -272,7 +261,6 @@ impl Builder {
             .saturating_add(1 << 20)
             .max(MAX_MESSAGE);
         let router = server
-            .layer(MapResponseLayer::new(dated as fn(_) -> _))
             .add_service(Wire::new(
                 CapabilitiesServer::new(CapabilitiesService(context.clone())),
                 context.clone(),
@@ -327,8 +315,7 @@ impl RunningCache {
     }
 
     /// Headers of the last call that arrived, whatever became of it.
-    #[cfg(test)]
-    pub(crate) fn last_headers(&self) -> http::HeaderMap {
+    pub fn last_headers(&self) -> http::HeaderMap {
         self.context.last_headers.read().clone()
     }
 

@@ -17,7 +17,8 @@ use super::{
     call::{Pretence, RequestFault},
     rule::{Rule, Times},
 };
-use crate::{digest::Digest, embedded_cache::stats::Rpc};
+use crate::cache::stats::Rpc;
+use outhaul_digest::Digest;
 
 #[derive(Debug, Default)]
 struct Rules {
@@ -215,7 +216,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::digest::DigestFunction;
+    use outhaul_digest::DigestFunction;
 
     const BATCH: Transfer = Transfer {
         batch: true,

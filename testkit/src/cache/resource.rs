@@ -7,7 +7,7 @@ use std::str::FromStr as _;
 
 use tonic::Status;
 
-use crate::digest::DigestFunction;
+use outhaul_digest::DigestFunction;
 
 /// A resource name, taken apart but not yet checked against the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::memory::Memory;
-use crate::digest::{Digest, DigestFunction};
+use outhaul_digest::{Digest, DigestFunction};
 
 /// The cache's content. A handle: clones share it, with one another and with the running server.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ impl Store {
     }
 
     /// Puts a blob in, under a digest function of the caller's choice.
-    pub(crate) fn put_with(&self, function: DigestFunction, bytes: impl Into<Bytes>) -> Digest {
+    pub fn put_with(&self, function: DigestFunction, bytes: impl Into<Bytes>) -> Digest {
         let bytes = bytes.into();
         let digest = Digest::of(function, &bytes);
         self.put_unverified(digest.clone(), bytes);
@@ -98,8 +98,7 @@ impl Store {
     }
 
     /// Takes an action's result out. Whether it was there.
-    #[cfg(test)]
-    pub(crate) fn remove_action(&self, action: &Digest) -> bool {
+    pub fn remove_action(&self, action: &Digest) -> bool {
         self.0.actions.write().remove(action).is_some()
     }
 }

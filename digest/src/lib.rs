@@ -37,7 +37,7 @@ impl DigestFunction {
     ];
 
     /// Length of the hash in bytes.
-    pub(crate) const fn hash_len(self) -> usize {
+    pub const fn hash_len(self) -> usize {
         match self {
             Self::Md5 => 16,
             Self::Sha1 => 20,
@@ -72,18 +72,18 @@ impl DigestFunction {
     }
 
     /// The function with that number, unless it is none that we can compute.
-    pub(crate) fn from_wire(value: i32) -> Option<Self> {
+    pub fn from_wire(value: i32) -> Option<Self> {
         Self::ALL.into_iter().find(|f| f.wire() == value)
     }
 
     /// Whether resource names and requests name the function: the API lets the length of the hash tell for the
     /// older ones, so only BLAKE3 is named.
-    pub(crate) const fn is_named(self) -> bool {
+    pub const fn is_named(self) -> bool {
         matches!(self, Self::Blake3)
     }
 
     /// The function that a hash of this many bytes belongs to when nothing names it.
-    pub(crate) fn from_hash_len(bytes: usize) -> Option<Self> {
+    pub fn from_hash_len(bytes: usize) -> Option<Self> {
         Self::ALL.into_iter().find(|f| f.hash_len() == bytes)
     }
 }
@@ -205,7 +205,7 @@ impl Digest {
     }
 
     /// Whether the hash is written so, in digits of either case.
-    pub(crate) fn is_hex(&self, digits: &[u8]) -> bool {
+    pub fn is_hex(&self, digits: &[u8]) -> bool {
         let mut hash = [0; 64];
         let length = self.hash().len();
         decode_hex(digits, &mut hash[..length]) && hash[..length] == *self.hash()
