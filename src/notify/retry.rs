@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode};
 
-use crate::transport::{Delays, retry_after};
+use crate::transport::{Delays, http_head::is_passing, retry_after};
 
 /// How patiently documents are posted.
 #[derive(Debug, Clone, Copy)]
@@ -53,11 +53,7 @@ impl Answer {
             return Self::Taken;
         }
         let reason = format!("the receiver answered {status}");
-        let again = matches!(
-            status,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
-        ) || status.is_server_error();
-        if !again {
+        if !is_passing(status) {
             return Self::Refused(reason);
         }
         Self::Later {

@@ -24,7 +24,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::{ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink, client::MAX_MESSAGE};
+use super::{
+    ActionStore, Attribution, BatchAnswer, BlobStore, Capabilities, Sink, client::MAX_MESSAGE,
+    store::all_failed,
+};
 use crate::{
     digest::{Digest, DigestFunction},
     open_files::patient,
@@ -315,7 +318,7 @@ impl BlobStore for DiskCache {
         });
         let mut read = match read.await {
             Ok(read) => read.unwrap_or_default().into_iter(),
-            Err(error) => return digests.iter().map(|d| (d.clone(), Err(error.clone()))).collect(),
+            Err(error) => return all_failed(digests, &error),
         };
         let answer = |digest: &Digest| match read.next() {
             Some(Ok(Some(bytes))) => (digest.clone(), Ok(bytes)),

@@ -17,6 +17,7 @@ use super::{
     pool::Connections,
     reading::read_tree,
     retry::{SystemTimer, Timer},
+    store::all_failed,
     stream,
     trees::DirectoryTree,
 };
@@ -131,7 +132,7 @@ impl BlobStore for GrpcCache {
         let client = &self.0.client;
         match self.0.capabilities.get(client).await {
             Ok(capabilities) => batch::read(client, &capabilities, digests, attribution, avoid).await,
-            Err(error) => digests.iter().map(|d| (d.clone(), Err(error.clone()))).collect(),
+            Err(error) => all_failed(digests, &error),
         }
     }
 

@@ -40,6 +40,14 @@ impl Capabilities {
 /// One blob's answer in a batch.
 pub type BatchAnswer = (Digest, Result<Bytes, RemoteError>);
 
+/// The answers to a batch that failed as a whole.
+pub(super) fn all_failed(digests: &[Digest], error: &RemoteError) -> Vec<BatchAnswer> {
+    digests
+        .iter()
+        .map(|digest| (digest.clone(), Err(error.clone())))
+        .collect()
+}
+
 /// Takes a stream's bytes as they come.
 ///
 /// `write` gets consecutive pieces; an error stops the transfer and is returned as

@@ -10,9 +10,14 @@ pub(crate) fn kind_of(status: StatusCode) -> RemoteErrorKind {
         204 | 404 | 410 => RemoteErrorKind::NotFound,
         401 => RemoteErrorKind::Unauthenticated,
         403 => RemoteErrorKind::Denied,
-        408 | 425 | 429 | 500..=599 => RemoteErrorKind::Unavailable,
+        _ if is_passing(status) => RemoteErrorKind::Unavailable,
         _ => RemoteErrorKind::Rejected,
     }
+}
+
+/// Whether the same request may be answered better a little later.
+pub(crate) fn is_passing(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429 | 500..=599)
 }
 
 /// The bytes that an answer brings of something, by its `Content-Range`.

@@ -13,7 +13,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::{
     remote::status::{MAX_MESSAGE, readable},
-    transport::{RemoteError, RemoteErrorKind, Secrets, retry_after},
+    transport::{RemoteError, RemoteErrorKind, Secrets, http_head::kind_of, retry_after},
 };
 
 /// A request that the store refused.
@@ -101,16 +101,13 @@ impl Refusal {
             }
             "SlowDown" | "RequestTimeout" | "InternalError" | "ServiceUnavailable" | "ServerBusy"
             | "OperationTimedOut" => Kind::Unavailable,
-            _ => match self.status {
-                401 => Kind::Unauthenticated,
-                403 | 409 => Kind::Denied,
-                404 | 410 if self.code.is_empty() => Kind::NotFound,
+            code => match self.status {
+                409 => Kind::Denied,
                 // Something else than the object is missing.
-                404 | 410 => Kind::Config,
-                408 | 425 | 429 | 500.. => Kind::Unavailable,
+                404 | 410 if !code.is_empty() => Kind::Config,
                 301 | 307 | 308 => Kind::Config,
                 412 | 416 => Kind::Protocol,
-                _ => Kind::Rejected,
+                status => StatusCode::from_u16(status).map_or(Kind::Rejected, kind_of),
             },
         }
     }

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri, header::CONTENT_TYPE};
+use http::{Request, Uri, header::CONTENT_TYPE};
 use http_body_util::{BodyExt as _, Full, Limited};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::error::GoogleError;
-use crate::{printable::with_causes, transport::https::client_for};
+use crate::{
+    printable::with_causes,
+    transport::{http_head::is_passing, https::client_for},
+};
 
 /// How long a server may take for its answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -134,12 +137,7 @@ impl Call {
             Some(error) => format!("gives no token ({status}: {error})"),
             None => format!("gives no token ({status})"),
         };
-        let is_passing = status.is_server_error()
-            || matches!(
-                status,
-                StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
-            );
-        Err(if is_passing {
+        Err(if is_passing(status) {
             passing(&reason)
         } else {
             lasting(&reason)
