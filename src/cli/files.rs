@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::exit::Failure;
+use crate::stage::Manner;
 #[cfg(feature = "archives")]
 use crate::{
     archive::Limits,
@@ -24,7 +25,7 @@ pub(super) struct FilesArgs {
     pub(super) checksum_file: Option<PathBuf>,
 
     /// Files to download at the same time
-    #[arg(long, value_name = "N", default_value_t = Self::JOBS, value_parser = clap::value_parser!(u16).range(1..=128))]
+    #[arg(long, value_name = "N", default_value_t = Manner::JOBS, value_parser = clap::value_parser!(u16).range(1..=Manner::MOST_JOBS.into()))]
     pub(super) jobs: u16,
 
     /// Change a limit of one archive (repeatable): archive-entries, archive-size, archive-ratio, archive-depth,
@@ -42,9 +43,6 @@ pub(super) enum When {
 }
 
 impl FilesArgs {
-    /// How many files are downloaded at the same time by default.
-    pub(super) const JOBS: u16 = 10;
-
     /// The text of `--checksum-file`; empty without it.
     pub(super) fn checksum_list(&self) -> Result<String, Failure> {
         let Some(path) = &self.checksum_file else {

@@ -24,6 +24,7 @@ use crate::{
     printable::printable,
     proto::outhaul::v1 as pb,
     record::with_fields_of,
+    stage::Manner,
     units::show_size,
 };
 
@@ -213,7 +214,7 @@ impl StageArgs {
             )));
         }
         let needs_archives = [
-            (files.jobs != FilesArgs::JOBS, "--jobs"),
+            (files.jobs != Manner::JOBS, "--jobs"),
             (!files.limit.is_empty(), "--limit"),
         ];
         match needs_archives.iter().find(|(is_given, _)| *is_given) {

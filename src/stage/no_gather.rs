@@ -3,7 +3,7 @@
 use std::{collections::HashSet, path::Path, sync::Arc};
 
 use super::{
-    destination::Destination,
+    destination::{Destination, Reach},
     ended::Gathered,
     error::StageError,
     marker::Marker,
@@ -27,6 +27,7 @@ impl Archives {
         _: Gather,
         _: &[String],
         _: &Wish,
+        _: &Reach,
         _: &Sources,
     ) -> Result<Gather, StageError> {
         std::future::ready(Err(StageError::NoArchives { flag: "--from" })).await

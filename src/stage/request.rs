@@ -64,6 +64,10 @@ pub(crate) struct Wish {
 /// How files of collections are verified, and how they and archives are brought. The same comes of it in any manner, so it is
 /// no part of a marker.
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(
+    not(feature = "archives"),
+    allow(dead_code, reason = "only archives are brought in a manner")
+)]
 pub(crate) struct Manner {
     /// What checksums are good for.
     #[cfg(feature = "archives")]
@@ -74,6 +78,13 @@ pub(crate) struct Manner {
     pub(crate) jobs: u32,
     /// Changed limits of one archive, as `NAME=VALUE`.
     pub(crate) limits: Vec<String>,
+}
+
+impl Manner {
+    /// How many files of one request are downloaded at the same time by default.
+    pub(crate) const JOBS: u16 = 10;
+    /// And how many at most.
+    pub(crate) const MOST_JOBS: u16 = 128;
 }
 
 /// A [`Wish`] whose patterns have been read.

@@ -26,7 +26,6 @@ use super::{
     ended::{Ends, Gathered, Staged},
     error::StageError,
     gather::{Archives, Gather},
-    origin::without_secrets,
     recorded::Recorded,
     request::{Caller, Manner, Request, Wish},
     runfiles,
@@ -240,24 +239,16 @@ impl Stager {
         wish: &Wish,
         manner: &Manner,
     ) -> Result<Plan, StageError> {
-        for from in from {
-            let url = from.split_once('=').map_or(
-                &**from,
-                |(name, url)| if name.contains("://") { from } else { url },
-            );
-            // Anyone who knows a digest knows what the bytes are.
-            if url.contains("://") && !self.reach.allows(url) {
-                let from = without_secrets(from);
-                return Err(StageError::DeniedOrigin { from });
-            }
-        }
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(|e| StageError::Internal(e.to_string()))?;
         let gather = self.gather(manner).await?;
         Ok(Plan {
             build: InvocationRow::default(),
             selection: Selection::default(),
-            gather: self.archives.choose(gather, from, wish, &self.sources).await?,
+            gather: self
+                .archives
+                .choose(gather, from, wish, &self.reach, &self.sources)
+                .await?,
             wish: wish.clone(),
             recorded: Recorded::default(),
             runfiles: runfiles::Added::default(),

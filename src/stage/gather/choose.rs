@@ -14,6 +14,7 @@ use crate::{
     exec_path::ExecPath,
     sources::Sources,
     stage::{
+        destination::Reach,
         error::StageError,
         origin::{HIDDEN, remembered, without_secrets},
         request::{COMPILED, Wish},
@@ -31,17 +32,40 @@ fn setting(flag: impl Into<String>, reason: impl Into<String>) -> StageError {
     }
 }
 
+/// Why what was named cannot be used.
+fn invalid(text: &str, reason: String) -> StageError {
+    let flag = format!("--from={}", without_secrets(text));
+    let reason = if flag.ends_with(HIDDEN) {
+        "it has a password with a character that must be written as %XX, or no valid port".to_owned()
+    } else {
+        reason
+    };
+    setting(flag, reason)
+}
+
+/// Reads what a caller names who may name what is in reach. Anyone who knows a digest knows what the bytes are.
+fn named<'a>(text: &'a str, reach: &Reach) -> Result<(&'a str, Named<'a>), StageError> {
+    let named = Named::parse(text).map_err(|reason| invalid(text, reason.to_owned()))?;
+    match named.place {
+        Place::Url(url) if !reach.allows(url) => Err(StageError::DeniedOrigin {
+            from: without_secrets(text),
+        }),
+        _ => Ok((text, named)),
+    }
+}
+
 impl Archives {
     /// The files that a wish asks for, of collections at URLs and of blobs in the cache. Lists them; downloads nothing but
     /// checksums.
     ///
     /// # Errors
-    /// When a URL or digest is wrong, a collection cannot be listed, or a pattern is wrong or matches nothing.
+    /// When a URL or digest is wrong, the caller may not name the URL, a collection cannot be listed, or a pattern is wrong or matches nothing.
     pub(in crate::stage) async fn choose(
         &self,
         mut gather: Gather,
         from: &[String],
         wish: &Wish,
+        reach: &Reach,
         sources: &Sources,
     ) -> Result<Gather, StageError> {
         for (name, list) in [("TARGET", &wish.targets), ("--output-group", &wish.output_groups)] {
@@ -58,6 +82,8 @@ impl Archives {
             );
             return Err(setting("--from", reason));
         }
+        let named = from.iter().map(|text| named(text, reach));
+        let named: Vec<_> = named.collect::<Result<_, _>>()?;
         wish.check()?;
         let count = wish.regexes().map(|(_, list)| list.len()).sum::<usize>();
         let patterns = Patterns {
@@ -69,7 +95,7 @@ impl Archives {
         let compiled = spawn_blocking(move || Choice::within(&patterns, COMPILED / count.max(3))).await;
         let compiled = compiled.map_err(|e| StageError::Internal(e.to_string()))?;
         let choice = Arc::new(compiled.map_err(CollectionError::from)?);
-        let collections = self.open(from, gather.how.limits[Limit::Bytes], sources).await?;
+        let collections = self.open(named, gather.how.limits[Limit::Bytes], sources).await?;
         let offer = if wish.flatten {
             Offer::Archives
         } else {
@@ -88,7 +114,7 @@ impl Archives {
     /// Opens what is named. `most` is how many bytes may come of a file whose size nobody says.
     async fn open(
         &self,
-        from: &[String],
+        named: Vec<(&str, Named<'_>)>,
         most: u64,
         sources: &Sources,
     ) -> Result<Vec<Arc<dyn Collection>>, StageError> {
@@ -98,18 +124,8 @@ impl Archives {
             .clone();
         access.patience.most = most;
         let mut collections = Vec::new();
-        for text in from {
-            let error = |reason: String| {
-                let flag = format!("--from={}", without_secrets(text));
-                let reason = if flag.ends_with(HIDDEN) {
-                    "it has a password with a character that must be written as %XX, or no valid port"
-                        .to_owned()
-                } else {
-                    reason
-                };
-                setting(flag, reason)
-            };
-            let Named { name, place } = Named::parse(text).map_err(|reason| error(reason.to_owned()))?;
+        for (text, Named { name, place }) in named {
+            let error = |reason: String| invalid(text, reason);
             let name = name.map(str::to_owned);
             let collection: Arc<dyn Collection> = match place {
                 Place::Url(url) => {

@@ -8,9 +8,6 @@ use crate::{
     stage::{error::StageError, request::Manner},
 };
 
-/// Files that are downloaded at the same time, of one request.
-const JOBS: u32 = 10;
-const MOST_JOBS: u32 = 128;
 /// Bytes of all checksums of one request.
 const CHECKSUMS: usize = 16 << 20;
 
@@ -27,7 +24,7 @@ impl Default for How {
         Self {
             checking: Checking::default(),
             checksums: Arc::default(),
-            jobs: JOBS as usize,
+            jobs: Manner::JOBS.into(),
             limits: Limits::default(),
         }
     }
@@ -41,15 +38,19 @@ impl How {
     pub(super) fn new(manner: &Manner, is_bounded: bool) -> Result<Self, StageError> {
         let setting = |flag: String, reason: String| StageError::Setting { flag, reason };
         let denied = "callers of this port may only ask for less than the default, not for more";
-        let most = if is_bounded { JOBS } else { MOST_JOBS };
+        let most = if is_bounded {
+            Manner::JOBS
+        } else {
+            Manner::MOST_JOBS
+        };
         let jobs = match manner.jobs {
-            0 => JOBS,
-            jobs if jobs <= most => jobs,
+            0 => Manner::JOBS.into(),
+            jobs if jobs <= most.into() => jobs,
             jobs => {
                 let reason = if is_bounded {
                     denied.to_owned()
                 } else {
-                    format!("must be from 1 to {MOST_JOBS}")
+                    format!("must be from 1 to {}", Manner::MOST_JOBS)
                 };
                 return Err(setting(format!("--jobs={jobs}"), reason));
             }
