@@ -14,11 +14,10 @@ use std::{
 
 use async_trait::async_trait;
 use object_store::{CredentialProvider, aws::AwsCredential};
-use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
-use super::credentials::Environment;
+use super::credentials::{Environment, Kept};
 
 /// Keys in files and those without an expiry are read again after so long.
 const KEPT: Duration = Duration::from_secs(60);
@@ -200,7 +199,7 @@ impl Profile {
         let printed = tokio::time::timeout(patience, run(program, arguments))
             .await
             .map_err(|_| failed(&format!("it printed nothing within {patience:?}")))?
-            .map_err(|e| failed(&e))?;
+            .map_err(|e| failed(&format!("{program}: {e}")))?;
         let printed: Printed = serde_json::from_slice(&printed)
             .map_err(|_| failed("it printed no JSON with Version, AccessKeyId and SecretAccessKey"))?;
         if printed.version != 1 {
@@ -243,23 +242,21 @@ struct Printed {
 }
 
 /// What a program prints. Its errors may have secrets in them and are not shown.
-async fn run(program: &str, arguments: &[String]) -> Result<Vec<u8>, String> {
+async fn run(program: &str, arguments: &[String]) -> io::Result<Vec<u8>> {
     let mut child = tokio::process::Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| format!("{program}: {e}"))?;
+        .spawn()?;
     let mut printed = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        let read = stdout.take(MAX_BYTES).read_to_end(&mut printed).await;
-        read.map_err(|e| format!("{program}: {e}"))?;
+        stdout.take(MAX_BYTES).read_to_end(&mut printed).await?;
     }
-    let status = child.wait().await.map_err(|e| format!("{program}: {e}"))?;
+    let status = child.wait().await?;
     if !status.success() {
-        return Err(format!("{program}: {status}"));
+        return Err(io::Error::other(status.to_string()));
     }
     Ok(printed)
 }
@@ -298,9 +295,7 @@ fn words(command: &str) -> Vec<String> {
 pub(super) struct Provider {
     files: Files,
     patience: Duration,
-    known: Mutex<Option<(Arc<AwsCredential>, Instant)>>,
-    /// Held while new ones are fetched.
-    fetching: tokio::sync::Mutex<()>,
+    kept: Kept<AwsCredential>,
 }
 
 impl fmt::Debug for Provider {
@@ -315,30 +310,16 @@ impl Provider {
         Self {
             files,
             patience,
-            known: Mutex::new(None),
-            fetching: tokio::sync::Mutex::new(()),
+            kept: Kept::default(),
         }
     }
 
     /// Reads everything again when credentials are next asked for.
     pub(super) fn forget(&self) {
-        *self.known.lock() = None;
+        self.kept.forget();
     }
 
-    async fn credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        let known = || {
-            let known = self.known.lock().clone();
-            let known = known.filter(|(_, until)| *until > Instant::now());
-            known.map(|(credential, _)| credential)
-        };
-        if let Some(credential) = known() {
-            return Ok(credential);
-        }
-        // One process, however many requests wait for it.
-        let _fetching = self.fetching.lock().await;
-        if let Some(credential) = known() {
-            return Ok(credential);
-        }
+    async fn fetch(&self) -> object_store::Result<(AwsCredential, Instant)> {
         let failed = |e: ProfileError| object_store::Error::Generic {
             store: "S3",
             source: Box::new(e),
@@ -349,10 +330,7 @@ impl Provider {
             ProfileError::Missing(self.files.name.clone(), credentials, config)
         };
         let profile = profile.ok_or_else(|| failed(missing()))?;
-        let (credential, until) = profile.credentials(self.patience).await.map_err(failed)?;
-        let credential = Arc::new(credential);
-        *self.known.lock() = Some((credential.clone(), until));
-        Ok(credential)
+        profile.credentials(self.patience).await.map_err(failed)
     }
 }
 
@@ -361,7 +339,7 @@ impl CredentialProvider for Provider {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        self.credential().await
+        self.kept.get(self.fetch()).await
     }
 }
 

@@ -11,9 +11,10 @@ use object_store::{
     ClientOptions, CredentialProvider, StaticCredentialProvider,
     gcp::{GcpCredential, GoogleCloudStorageBuilder},
 };
-use parking_lot::Mutex;
 
-use super::{Connector, Environment, NONE, OF_THE_MACHINE, Opened, built, no_retries, nothing, ready, wrong};
+use super::{
+    Connector, Environment, Kept, NONE, OF_THE_MACHINE, Opened, built, no_retries, nothing, ready, wrong,
+};
 use crate::{
     remote::RemoteOptions,
     transport::{BucketAddress, Google, RemoteError, bucket::Anonymous},
@@ -83,7 +84,7 @@ pub(super) fn open(
             };
             let tokens = Arc::new(Tokens {
                 google,
-                known: Mutex::new(None),
+                kept: Kept::default(),
             });
             let ready = ready(&tokens);
             (shown, ready, builder.with_credentials(tokens))
@@ -105,7 +106,7 @@ pub(super) fn open(
 /// Google's tokens, as the rest of the program gets them.
 struct Tokens {
     google: Google,
-    known: Mutex<Option<(Arc<GcpCredential>, Instant)>>,
+    kept: Kept<GcpCredential>,
 }
 
 impl fmt::Debug for Tokens {
@@ -115,26 +116,17 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    async fn credential(&self) -> object_store::Result<Arc<GcpCredential>> {
-        let known = self.known.lock().clone();
-        if let Some((credential, _)) = known.filter(|(_, until)| *until > Instant::now()) {
-            return Ok(credential);
-        }
-        let (headers, kept) = self
-            .google
-            .headers()
-            .await
-            .map_err(|e| object_store::Error::Generic {
-                store: "GCS",
-                source: Box::new(e),
-            })?;
+    async fn fetch(&self) -> object_store::Result<(GcpCredential, Instant)> {
+        let headers = self.google.headers().await;
+        let (headers, kept) = headers.map_err(|e| object_store::Error::Generic {
+            store: "GCS",
+            source: Box::new(e),
+        })?;
         let bearer = headers.iter().find(|header| header.name() == "authorization");
         let bearer = bearer.and_then(|header| header.value().strip_prefix("Bearer "));
         let bearer = bearer.unwrap_or_default().to_owned();
-        let credential = Arc::new(GcpCredential { bearer });
         let until = Instant::now() + kept.max(Duration::from_secs(1));
-        *self.known.lock() = Some((credential.clone(), until));
-        Ok(credential)
+        Ok((GcpCredential { bearer }, until))
     }
 }
 
@@ -143,6 +135,6 @@ impl CredentialProvider for Tokens {
     type Credential = GcpCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<GcpCredential>> {
-        self.credential().await
+        self.kept.get(self.fetch()).await
     }
 }

@@ -7,9 +7,10 @@ mod azure;
 mod gcs;
 mod s3;
 
-use std::{fmt, fs, path::PathBuf, pin::Pin, str::FromStr, sync::Arc};
+use std::{fmt, fs, path::PathBuf, pin::Pin, str::FromStr, sync::Arc, time::Instant};
 
 use object_store::{CredentialProvider, ObjectStore, RetryConfig};
+use parking_lot::Mutex;
 
 use super::{fault::explain, profile::Provider, service::Connector};
 use crate::{
@@ -23,6 +24,52 @@ const NONE: &str = "no credentials";
 const OF_THE_MACHINE: [&str; 3] = [EC2, "the machine's identity", "the machine's service account"];
 /// What those of a machine of Amazon's are called.
 const EC2: &str = "the machine's role";
+
+/// Credentials that are good for a while. However many requests wait for them, they are fetched once.
+pub(super) struct Kept<T> {
+    known: Mutex<Option<(Arc<T>, Instant)>>,
+    /// Held while new ones are fetched.
+    fetching: tokio::sync::Mutex<()>,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self {
+            known: Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+impl<T> Kept<T> {
+    /// Those that are still good, or new ones, with the time until which they are.
+    pub(super) async fn get<E>(
+        &self,
+        fetch: impl Future<Output = Result<(T, Instant), E>>,
+    ) -> Result<Arc<T>, E> {
+        let good = || {
+            let known = self.known.lock();
+            let known = known.as_ref().filter(|(_, until)| *until > Instant::now());
+            known.map(|(credential, _)| Arc::clone(credential))
+        };
+        if let Some(credential) = good() {
+            return Ok(credential);
+        }
+        let _fetching = self.fetching.lock().await;
+        if let Some(credential) = good() {
+            return Ok(credential);
+        }
+        let (credential, until) = fetch.await?;
+        let credential = Arc::new(credential);
+        *self.known.lock() = Some((Arc::clone(&credential), until));
+        Ok(credential)
+    }
+
+    /// Fetches new ones when credentials are next asked for.
+    pub(super) fn forget(&self) {
+        *self.known.lock() = None;
+    }
+}
 
 /// The value of a variable, if it is set.
 type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
