@@ -8,7 +8,7 @@ mod effect;
 mod namer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -37,6 +37,23 @@ const COMBINED_REPORT: &str = "bazel-out/_coverage/_coverage_report.dat";
 /// A test's results with their events' numbers, by run, shard and attempt: a repeated event replaces what it repeats.
 type Attempts = HashMap<(u32, u32, u32), (i64, TestResult)>;
 
+/// What the stream has said of the build as a whole.
+#[derive(Default)]
+struct Facts {
+    command: Command,
+    started: bool,
+    /// Where the build's client was started, as the build tool sees it.
+    working_directory: String,
+    /// The effective command line.
+    command_line: Option<CommandLine>,
+    exec_root: Option<String>,
+    /// Configured targets that are tests.
+    tests: HashSet<String>,
+    /// Those that are groups of files.
+    filegroups: HashSet<String>,
+    configurations: HashMap<String, String>,
+}
+
 /// One build's life.
 pub struct Build {
     meter: Meter,
@@ -45,20 +62,9 @@ pub struct Build {
     /// Whether outputs of other roots may be copied.
     pub(super) has_local_sources: bool,
     selector: Selector,
-    command: Command,
-    started: bool,
-    /// Where the build's client was started, as the build tool sees it.
-    working_directory: String,
-    /// The effective command line.
-    command_line: Option<CommandLine>,
-    exec_root: Option<String>,
+    facts: Facts,
     ready: bool,
     authority_told: bool,
-    /// Configured targets that are tests.
-    tests: std::collections::HashSet<String>,
-    /// Those that are groups of files.
-    filegroups: std::collections::HashSet<String>,
-    configurations: HashMap<String, String>,
     sets: NamedSets,
     visited: BTreeMap<ProfileId, Visited>,
     trees: Trees,
@@ -91,16 +97,9 @@ impl Build {
             warms_output_service: policy.warm_output_service,
             has_local_sources: !policy.no_local_sources,
             selector: Selector::new(policy),
-            command: Command::default(),
-            started: false,
-            working_directory: String::new(),
-            command_line: None,
-            exec_root: None,
+            facts: Facts::default(),
             ready: false,
             authority_told: false,
-            tests: std::collections::HashSet::new(),
-            filegroups: std::collections::HashSet::new(),
-            configurations: HashMap::new(),
             sets: NamedSets::default(),
             visited: BTreeMap::new(),
             trees: Trees::default(),
@@ -149,27 +148,27 @@ impl Build {
 
     /// The effective command line, once it is known.
     pub(super) const fn command_line(&self) -> Option<&CommandLine> {
-        self.command_line.as_ref()
+        self.facts.command_line.as_ref()
     }
 
     /// Where the build's client was started, as the build tool sees it; empty if it does not say.
     pub(super) fn working_directory(&self) -> &str {
-        &self.working_directory
+        &self.facts.working_directory
     }
 
     /// The exec root as the build tool calls it.
     pub(super) fn exec_root(&self) -> Option<&str> {
-        self.exec_root.as_deref()
+        self.facts.exec_root.as_deref()
     }
 
     /// Whether a target is a group of files, which hands on what others make.
     pub(super) fn is_filegroup(&self, label: &str) -> bool {
-        self.filegroups.contains(label)
+        self.facts.filegroups.contains(label)
     }
 
     /// Where binaries of a configuration lie, below the exec root.
     pub(super) fn binaries(&self, configuration: &str) -> Option<String> {
-        let mnemonic = self.configurations.get(configuration)?;
+        let mnemonic = self.facts.configurations.get(configuration)?;
         Some(format!("{OUTPUT_DIRECTORY}/{mnemonic}/bin"))
     }
 
@@ -181,7 +180,7 @@ impl Build {
         tree: Option<&str>,
         size: Option<u64>,
     ) -> Verdict {
-        let test_rule = self.tests.contains(label);
+        let test_rule = self.facts.tests.contains(label);
         let profile = self.profile(label, Origin::Runfiles { test_rule });
         self.selector.select(profile, path, tree, size)
     }
@@ -189,7 +188,7 @@ impl Build {
     /// The profile of files that are in no output group.
     fn profile(&mut self, label: &str, origin: Origin) -> ProfileId {
         self.selector.profile(&GroupContext {
-            command: self.command,
+            command: self.facts.command,
             label,
             aspect: "",
             group: "",
@@ -223,19 +222,21 @@ impl Build {
         let mut effects = Vec::new();
         match event {
             Event::Started(started) => {
-                self.command = Command::from_name(&started.command);
-                self.started = true;
-                self.working_directory.clone_from(&started.working_directory);
+                self.facts.command = Command::from_name(&started.command);
+                self.facts.started = true;
+                self.facts
+                    .working_directory
+                    .clone_from(&started.working_directory);
                 effects.push(Effect::Started(started));
                 self.get_ready(&mut effects);
             }
             Event::ExecRoot(path) => {
-                self.exec_root = Some(path);
+                self.facts.exec_root = Some(path);
                 self.get_ready(&mut effects);
             }
-            Event::CommandLine(line) if line.label == "canonical" => self.command_line = Some(line),
+            Event::CommandLine(line) if line.label == "canonical" => self.facts.command_line = Some(line),
             Event::Configuration { id, mnemonic } => {
-                self.configurations.insert(id, mnemonic);
+                self.facts.configurations.insert(id, mnemonic);
             }
             Event::Configured {
                 label,
@@ -243,9 +244,9 @@ impl Build {
                 completions,
             } => {
                 if is_test(&kind) {
-                    self.tests.insert(label);
+                    self.facts.tests.insert(label);
                 } else if kind == "filegroup rule" {
-                    self.filegroups.insert(label);
+                    self.facts.filegroups.insert(label);
                 }
                 if !completions.is_empty() {
                     effects.push(Effect::Announced(completions));
@@ -335,6 +336,7 @@ impl Build {
         self.open.clear();
         self.open_results.clear();
         let root = self
+            .facts
             .exec_root
             .as_deref()
             .unwrap_or_default()
@@ -384,10 +386,10 @@ impl Build {
     }
 
     fn get_ready(&mut self, effects: &mut Vec<Effect>) {
-        if self.ready || !self.started {
+        if self.ready || !self.facts.started {
             return;
         }
-        let Some(root) = &self.exec_root else { return };
+        let Some(root) = &self.facts.exec_root else { return };
         self.ready = true;
         effects.push(Effect::ExecRoot(root.clone()));
         for (sequence, event) in std::mem::take(&mut self.backlog) {
@@ -411,7 +413,7 @@ impl Build {
         self.open.remove(&sequence);
         let target = Arc::new(std::mem::take(&mut completed.target));
         let event: Arc<str> = format!("target_completed {target}").into();
-        let test_rule = self.tests.contains(&target.label);
+        let test_rule = self.facts.tests.contains(&target.label);
         let trees: Vec<&File> = completed.directories.iter().filter(|d| d.has_prefix()).collect();
         let mut again = Vec::new();
         for tree in &trees {
@@ -420,7 +422,7 @@ impl Build {
         let mut groups = Vec::with_capacity(completed.groups.len());
         for group in completed.groups {
             let profile = self.selector.profile(&GroupContext {
-                command: self.command,
+                command: self.facts.command,
                 label: &target.label,
                 aspect: &target.aspect,
                 group: &group.name,
@@ -478,9 +480,10 @@ impl Build {
         }
         namer.tell(&target, effects);
         self.roots.insert(target.clone(), refers_to.into());
+        let is_tested = test_rule && target.aspect.is_empty() && self.facts.command.tests();
         let end = TargetEnd::Completed {
             success: completed.success,
-            awaits_tests: completed.success && target.aspect.is_empty() && self.command.tests() && test_rule,
+            awaits_tests: completed.success && is_tested,
         };
         effects.push(Effect::Target(target, end, sequence));
     }
@@ -493,9 +496,10 @@ impl Build {
         (shards, runs): (u32, u32),
         effects: &mut Vec<Effect>,
     ) {
-        let mnemonic = self.configurations.get(&key.1).cloned();
+        let mnemonic = self.facts.configurations.get(&key.1).cloned();
         let siblings = "experimental_sibling_repository_layout";
         let siblings = self
+            .facts
             .command_line
             .as_ref()
             .is_some_and(|line| line.switch(siblings) == Some(true));

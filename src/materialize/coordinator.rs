@@ -11,6 +11,7 @@ mod answers;
 mod checking;
 mod fetching;
 mod jobs;
+mod lanes;
 mod nearby;
 mod placing;
 mod space;
@@ -23,31 +24,30 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
     task::AbortHandle,
 };
 
 use self::{
+    answers::Answers,
     checking::Gathering,
     jobs::{Asker, CacheId, Hashing, Job, Jobs},
+    lanes::Lanes,
     nearby::NearbyBlobs,
-    window::Window,
 };
 use super::{
     large::LargeError,
     options::MaterializeOptions,
     place::{PlaceError, Placed},
-    queue::BlobQueue,
-    rate::Rate,
     want::{Completion, Outcome, Root, Session, Want},
     writers::{BatchId, CheckBatch, JobId, PlaceContent, Writers, Written},
 };
-use crate::{digest::Digest, exec_path::ExecPath, metrics::Metrics, remote::BatchAnswer};
+use crate::{
+    digest::Digest, exec_path::ExecPath, metrics::Metrics, output::OutputContent, remote::BatchAnswer,
+};
 
 /// Commands that may wait.
 pub(super) const COMMANDS: usize = 64;
-/// Bytes are counted in flight in units of this many, so that the semaphore's 32 bits are enough.
-const BUDGET_UNIT: u64 = 1024;
 
 /// Why a want that was given up has failed.
 const CANCELLED: &str = "cancelled on request";
@@ -95,23 +95,13 @@ pub(super) struct Coordinator {
     nearby: NearbyBlobs,
     /// What is going to be read from a file nearby.
     local_places: Vec<(JobId, PlaceContent)>,
-    small: BlobQueue<CacheId>,
-    large: BlobQueue<CacheId>,
-    batches_in_flight: usize,
-    large_in_flight: usize,
-    budget: Arc<Semaphore>,
-    window: Arc<Window>,
-    rate: Option<Arc<Rate>>,
+    lanes: Lanes,
     fetched: mpsc::UnboundedSender<Fetched>,
-    outbox: Vec<(Arc<Session>, Vec<Completion>)>,
+    answers: Answers,
     /// When the last report or command came: the clock is not asked for every file.
     now: Instant,
     /// When a file was refused last because space is to stay free.
     low_space: Option<Instant>,
-    /// Ends that the metrics do not know of yet: source, outcome, how many.
-    ends: Vec<(&'static str, &'static str, u64)>,
-    /// The same of what several stores gave: name, outputs, bytes.
-    stores: Vec<(Arc<str>, u64, u64)>,
 }
 
 impl Coordinator {
@@ -125,11 +115,8 @@ impl Coordinator {
         closed: watch::Sender<bool>,
     ) {
         let (fetched_tx, mut fetched) = mpsc::unbounded_channel();
-        let budget = usize::try_from(options.bytes_in_flight.div_ceil(BUDGET_UNIT)).unwrap_or(usize::MAX);
         let mut this = Self {
-            window: Arc::new(Window::new(options.bytes_in_flight)),
-            rate: options.rate.map(|per_second| Arc::new(Rate::new(per_second))),
-            budget: Arc::new(Semaphore::new(budget.clamp(1, Semaphore::MAX_PERMITS))),
+            lanes: Lanes::new(&options),
             options,
             metrics,
             writers,
@@ -141,16 +128,10 @@ impl Coordinator {
             blobs: HashMap::default(),
             nearby: NearbyBlobs::default(),
             local_places: Vec::new(),
-            small: BlobQueue::new(),
-            large: BlobQueue::new(),
-            batches_in_flight: 0,
-            large_in_flight: 0,
             fetched: fetched_tx,
-            outbox: Vec::new(),
+            answers: Answers::default(),
             now: Instant::now(),
             low_space: None,
-            ends: Vec::new(),
-            stores: Vec::new(),
         };
         let mut open = true;
         while open || !this.jobs.is_empty() || !this.checks.is_empty() {
@@ -180,7 +161,7 @@ impl Coordinator {
             }
             this.send_local_places();
             this.pump();
-            this.deliver();
+            this.answers.deliver(&this.metrics);
         }
         let writers = this.writers;
         // Nothing is left to do for them; they only let go of what they hold.
@@ -194,7 +175,7 @@ impl Coordinator {
         match command {
             Command::Begin(root, version, done) => {
                 self.supersede(&root, version);
-                self.deliver();
+                self.answers.deliver(&self.metrics);
                 // The asker may have gone away.
                 let _ = done.send(());
             }
@@ -252,12 +233,11 @@ impl Coordinator {
     /// Forgets blobs that no job waits for any more.
     fn drop_unwanted_blobs(&mut self) {
         let jobs = &self.jobs;
-        let (small, large) = (&mut self.small, &mut self.large);
+        let lanes = &mut self.lanes;
         self.blobs.retain(|(cache, digest), blob| {
             blob.jobs.retain(|job| jobs.contains_key(job));
             if blob.jobs.is_empty() {
-                small.remove(*cache, digest);
-                large.remove(*cache, digest);
+                lanes.remove(*cache, digest);
                 if let Some(abort) = &blob.abort {
                     abort.abort();
                 }
@@ -288,6 +268,17 @@ impl Coordinator {
         self.finish(id, outcome);
     }
 
+    fn answer(&mut self, asker: Asker, path: ExecPath, content: OutputContent, outcome: Outcome) {
+        let completion = Completion {
+            path,
+            content,
+            class: asker.class,
+            outcome,
+            took: self.now.saturating_duration_since(asker.since),
+        };
+        self.answers.of(&asker.session).push(completion);
+    }
+
     /// Ends a job and tells everybody who asked.
     fn finish(&mut self, id: JobId, outcome: Outcome) {
         let Some(job) = self.jobs.remove(&id) else { return };
@@ -303,7 +294,7 @@ impl Coordinator {
             } => {
                 self.metrics.downloaded_bytes.inc_by(*bytes);
                 let (source, store) = (source.name(), store.clone());
-                self.came_from(store, *bytes);
+                self.answers.came_from(store, *bytes);
                 source
             }
             Outcome::Served { warmed } => {
@@ -313,7 +304,7 @@ impl Coordinator {
             Outcome::Present { .. } => "disk",
             _ => "none",
         };
-        self.ended(source, outcome.name(), 1);
+        self.answers.ended(source, outcome.name(), 1);
         self.settle_nearby(id, &job, &outcome);
         let Job {
             path,

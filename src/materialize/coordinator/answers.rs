@@ -2,30 +2,25 @@
 
 use std::sync::Arc;
 
-use super::{
-    super::want::{Completion, Outcome, Session},
-    Coordinator,
-    jobs::Asker,
-};
-use crate::{exec_path::ExecPath, output::OutputContent};
+use super::super::want::{Completion, Session};
+use crate::metrics::Metrics;
 
-impl Coordinator {
-    pub(super) fn answer(&mut self, asker: Asker, path: ExecPath, content: OutputContent, outcome: Outcome) {
-        let completion = Completion {
-            path,
-            content,
-            class: asker.class,
-            outcome,
-            took: self.now.saturating_duration_since(asker.since),
-        };
-        self.outbox_of(&asker.session).push(completion);
-    }
+/// What is not told yet.
+#[derive(Default)]
+pub(super) struct Answers {
+    outbox: Vec<(Arc<Session>, Vec<Completion>)>,
+    /// Ends that the metrics do not know of: source, outcome, how many.
+    ends: Vec<(&'static str, &'static str, u64)>,
+    /// The same of what several stores gave: name, outputs, bytes.
+    stores: Vec<(Arc<str>, u64, u64)>,
+}
 
-    pub(super) fn answer_all(&mut self, session: &Arc<Session>, mut completions: Vec<Completion>) {
+impl Answers {
+    pub(super) fn add(&mut self, session: &Arc<Session>, mut completions: Vec<Completion>) {
         if completions.is_empty() {
             return;
         }
-        let list = self.outbox_of(session);
+        let list = self.of(session);
         if list.is_empty() {
             *list = completions;
         } else {
@@ -33,7 +28,7 @@ impl Coordinator {
         }
     }
 
-    fn outbox_of(&mut self, session: &Arc<Session>) -> &mut Vec<Completion> {
+    pub(super) fn of(&mut self, session: &Arc<Session>) -> &mut Vec<Completion> {
         let is_it = |(of, _): &(Arc<Session>, _)| Arc::ptr_eq(of, session);
         let index = self.outbox.iter().position(is_it).unwrap_or_else(|| {
             self.outbox.push((session.clone(), Vec::new()));
@@ -69,12 +64,12 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn deliver(&mut self) {
+    pub(super) fn deliver(&mut self, metrics: &Metrics) {
         for (store, outputs, bytes) in self.stores.drain(..) {
-            self.metrics.store(&store, outputs, bytes);
+            metrics.store(&store, outputs, bytes);
         }
         for (source, outcome, count) in self.ends.drain(..) {
-            self.metrics.blobs(source, outcome, count);
+            metrics.blobs(source, outcome, count);
         }
         for (session, list) in self.outbox.drain(..) {
             // An asker that is gone does not want to know.

@@ -172,8 +172,8 @@ impl Coordinator {
                 Err(error) => self.answer_wants(&session, vec![want], &failed(&error)),
             }
         }
-        self.ended("disk", "present", present.len() as u64);
-        self.answer_all(&session, present);
+        self.answers.ended("disk", "present", present.len() as u64);
+        self.answers.add(&session, present);
         self.send_places(place, None);
     }
 
@@ -259,10 +259,10 @@ impl Coordinator {
     }
 
     fn answer_wants(&mut self, session: &Arc<Session>, wants: Vec<Want>, outcome: &Outcome) {
-        self.ended("none", outcome.name(), wants.len() as u64);
+        self.answers.ended("none", outcome.name(), wants.len() as u64);
         let now = self.now;
         let completions = wants.into_iter().map(|want| ended(want, outcome.clone(), now));
-        self.answer_all(session, completions.collect());
+        self.answers.add(session, completions.collect());
     }
 }
 

@@ -16,8 +16,9 @@ use super::{
         want::{Outcome, Root, Source},
         writers::{CheckItem, JobId, PlaceContent, Work},
     },
-    BUDGET_UNIT, Blob, Coordinator, Fetched,
+    Blob, Coordinator, Fetched,
     jobs::CacheId,
+    lanes::BUDGET_UNIT,
 };
 use crate::{
     digest::Digest,
@@ -66,12 +67,7 @@ impl Coordinator {
         blob.suspect |= job.mismatches > 0;
         blob.jobs.push(id);
         if !blob.in_flight {
-            let queue = if digest.size() > self.options.small_limit {
-                &mut self.large
-            } else {
-                &mut self.small
-            };
-            queue.push(cache, &digest, class);
+            self.lanes.push(cache, &digest, class);
         }
     }
 
@@ -87,19 +83,14 @@ impl Coordinator {
             .get(&(cache, digest.clone()))
             .is_some_and(|blob| !blob.in_flight)
         {
-            let queue = if digest.size() > self.options.small_limit {
-                &mut self.large
-            } else {
-                &mut self.small
-            };
-            queue.push(cache, digest, job.class);
+            self.lanes.push(cache, digest, job.class);
         }
     }
 
     /// Starts as many fetches as budgets allow.
     pub(super) fn pump(&mut self) {
-        while self.batches_in_flight < self.options.batches_in_flight && !self.small.is_empty() {
-            let Some(most) = self.window.next_batch(self.options.batch_bytes) else {
+        while self.lanes.batches_in_flight < self.options.batches_in_flight && !self.lanes.small.is_empty() {
+            let Some(most) = self.lanes.window.next_batch(self.options.batch_bytes) else {
                 break;
             };
             // A batch's bytes are asked for before its size is known exactly; what it did not need is given back. Its
@@ -107,10 +98,11 @@ impl Coordinator {
             let reserved = most.max(self.options.small_limit.min(self.options.bytes_in_flight));
             let all = self.options.bytes_in_flight.div_ceil(BUDGET_UNIT).max(1);
             let units = u32::try_from(reserved.div_ceil(BUDGET_UNIT).min(all)).unwrap_or(u32::MAX);
-            let Ok(mut permit) = self.budget.clone().try_acquire_many_owned(units) else {
+            let Ok(mut permit) = self.lanes.budget.clone().try_acquire_many_owned(units) else {
                 break;
             };
-            let Some((cache, mut digests)) = self.small.pop_batch(most, self.options.batch_count) else {
+            let Some((cache, mut digests)) = self.lanes.small.pop_batch(most, self.options.batch_count)
+            else {
                 break;
             };
             digests.retain(|digest| !self.refuse(cache, digest));
@@ -124,19 +116,19 @@ impl Coordinator {
             }
             self.start_batch(cache, digests, permit);
         }
-        while self.large_in_flight < self.options.large_in_flight {
-            let Some((cache, digest)) = self.large.pop() else {
+        while self.lanes.large_in_flight < self.options.large_in_flight {
+            let Some((cache, digest)) = self.lanes.large.pop() else {
                 break;
             };
             if !self.refuse(cache, &digest) {
                 self.start_large(cache, digest);
             }
         }
-        let (required, optional) = self.small.depths();
+        let (required, optional) = self.lanes.small.depths();
         self.metrics.queue_depth("required", required);
         self.metrics.queue_depth("optional", optional);
-        self.metrics.queue_depth("large", self.large.len());
-        let free = self.budget.available_permits() as u64 * BUDGET_UNIT;
+        self.metrics.queue_depth("large", self.lanes.large.len());
+        let free = self.lanes.budget.available_permits() as u64 * BUDGET_UNIT;
         let used = self.options.bytes_in_flight.saturating_sub(free);
         self.metrics
             .bytes_in_flight
@@ -157,14 +149,14 @@ impl Coordinator {
             }
         }
         let Some(session) = session else { return };
-        self.batches_in_flight += 1;
+        self.lanes.batches_in_flight += 1;
         self.metrics.request("batch");
         let fetched = self.fetched.clone();
         let asked = digests.clone();
-        let window = self.window.clone();
+        let window = self.lanes.window.clone();
         let (begun, bytes) = (Instant::now(), digests.iter().map(Digest::size).sum());
         window.begin(bytes);
-        let pace = Pace::new(self.rate.as_ref(), class);
+        let pace = Pace::new(self.lanes.rate.as_ref(), class);
         let task = tokio::spawn(async move {
             pace.take(bytes).await;
             session
@@ -192,14 +184,14 @@ impl Coordinator {
             return;
         };
         blob.in_flight = true;
-        self.large_in_flight += 1;
+        self.lanes.large_in_flight += 1;
         self.metrics.request("stream");
         let download = Download {
             store: blob.session.store.clone(),
             digest: digest.clone(),
             attribution: blob.session.attribution.clone(),
             avoid: blob.suspect,
-            pace: Pace::new(self.rate.as_ref(), job.class),
+            pace: Pace::new(self.lanes.rate.as_ref(), job.class),
         };
         let task = if job.warms {
             let path = job.path.clone();
@@ -242,7 +234,7 @@ impl Coordinator {
         self.now = Instant::now();
         match report {
             Fetched::Batch(cache, answers, permit) => {
-                self.batches_in_flight -= 1;
+                self.lanes.batches_in_flight -= 1;
                 let mut place = Vec::new();
                 for (digest, answer) in answers {
                     self.on_answer(cache, &digest, answer, &mut place);
@@ -250,7 +242,7 @@ impl Coordinator {
                 self.send_places(place, Some(Arc::new(permit)));
             }
             Fetched::Large(cache, digest, lead, result) => {
-                self.large_in_flight -= 1;
+                self.lanes.large_in_flight -= 1;
                 self.on_large(cache, digest, lead, result);
             }
         }
