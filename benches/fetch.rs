@@ -165,7 +165,7 @@ struct Counter(u64);
 
 #[async_trait]
 impl Sink for Counter {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
+    async fn write(&mut self, bytes: Bytes) -> std::io::Result<()> {
         self.0 += bytes.len() as u64;
         Ok(())
     }

@@ -262,7 +262,7 @@ impl Metrics {
             .inc_by(count);
     }
 
-    /// So many outputs, and their bytes, came from one of several stores.
+    /// Counts outputs, and their bytes, that came from one of several stores.
     pub fn store(&self, name: &str, outputs: u64, bytes: u64) {
         let mut known = self.stores.lock();
         let is_told = known.contains(name) || known.len() < STORES && known.insert(name.to_owned());
@@ -283,7 +283,7 @@ impl Metrics {
         self.requests.get_or_create(&KindLabels { kind }).inc();
     }
 
-    /// So many outputs with their leases: `renewed`, `lost` or `returned`.
+    /// Counts outputs by their leases: `renewed`, `lost` or `returned`.
     pub fn lease(&self, kind: &'static str, outputs: usize) {
         self.leases
             .get_or_create(&KindLabels { kind })
@@ -304,7 +304,7 @@ impl Metrics {
         self.invocations.get_or_create(&StateLabels { state: to }).inc();
     }
 
-    /// So many notifications came to their end.
+    /// Counts notifications that came to their end.
     pub(crate) fn notification(&self, via: &'static str, outcome: Notified, count: u64) {
         let outcome = match outcome {
             Notified::Sent => "sent",

@@ -9,7 +9,9 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     io,
+    os::fd::AsFd,
     sync::{OnceLock, Weak},
     thread,
     time::{Duration, Instant},
@@ -17,11 +19,28 @@ use std::{
 
 use parking_lot::Mutex;
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{FileType, Mode, OFlags, fstat, openat},
     io::Errno,
+    path::Arg,
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use tokio::process::Command;
+
+/// How a file is opened to be read that anybody may have put there: not through a link, and without waiting for the other
+/// end of a pipe.
+pub(crate) const GUARDED: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
+
+/// Opens a file so, and tells its size in bytes; `None` if it is not a regular file.
+pub(crate) fn open_regular(directory: impl AsFd, path: impl Arg) -> rustix::io::Result<Option<(File, u64)>> {
+    let file = openat(directory, path, GUARDED, Mode::empty())?;
+    let found = fstat(&file)?;
+    let is_regular = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+    Ok(is_regular.then(|| (file.into(), found.st_size.cast_unsigned())))
+}
 
 /// The soft limit as it was, once it has been raised; `None` in it is no limit.
 static INHERITED: OnceLock<Option<u64>> = OnceLock::new();

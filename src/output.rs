@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use anyhow::bail;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -47,18 +48,16 @@ impl Directories {
         path: &ExecPath,
         content: &OutputContent,
         is_file: impl Fn(&str) -> bool,
-    ) -> Result<(), String> {
+    ) -> anyhow::Result<()> {
         if *content != OutputContent::Directory && self.0.contains(path.as_str()) {
-            return Err(format!("{path}: other outputs of this build are inside it"));
+            bail!("{path}: other outputs of this build are inside it");
         }
         // What is in here has been looked at, with all that is above it.
         let mut new: Vec<Box<str>> = Vec::new();
         let mut above = path.parent();
         while let Some(directory) = above.filter(|directory| !self.0.contains(*directory)) {
             if is_file(directory) {
-                return Err(format!(
-                    "{path}: its parent {directory} is also an output of this build, and not a directory"
-                ));
+                bail!("{path}: its parent {directory} is also an output of this build, and not a directory");
             }
             new.push(directory.into());
             above = directory.rsplit_once('/').map(|(above, _)| above);

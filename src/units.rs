@@ -1,6 +1,12 @@
 //! Durations and sizes as people write them, and the wall clock.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    fs::Metadata,
+    os::unix::fs::MetadataExt as _,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{anyhow, bail};
 
 /// The wall clock, in milliseconds since the epoch; 0 before that.
 pub(crate) fn now_ms() -> i64 {
@@ -32,7 +38,8 @@ const LONGEST_SECONDS: f64 = 100.0 * 365.0 * 86400.0;
 ///
 /// # Errors
 /// When the text is not of that form.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> anyhow::Result<Duration> {
+    let error = || anyhow!("{text:?} is not a duration (write 500ms, 30s, 10m, 2h or 1d)");
     let (number, unit) = split(text);
     let seconds = match unit {
         "ms" => 0.001,
@@ -40,37 +47,35 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         "m" | "min" => 60.0,
         "h" => 3600.0,
         "d" => 86400.0,
-        _ => {
-            return Err(format!(
-                "{text:?} is not a duration (write 500ms, 30s, 10m, 2h or 1d)"
-            ));
-        }
+        _ => return Err(error()),
     };
     number
         .parse::<f64>()
         .ok()
         .and_then(|n| Duration::try_from_secs_f64((n * seconds).min(LONGEST_SECONDS)).ok())
-        .ok_or_else(|| format!("{text:?} is not a duration (write 500ms, 30s, 10m, 2h or 1d)"))
+        .ok_or_else(error)
 }
 
 /// Reads `NAME=VALUE`. Gives which of the names that are known it is, each told with whether its value is a size or else a
 /// number, and the value.
 ///
 /// # Errors
-/// In words, when the text is not of that form, the name is unknown, or the value is none.
+/// When the text is not of that form, the name is unknown, or the value is invalid.
 pub(crate) fn parse_named<I: Iterator<Item = (&'static str, bool)>>(
     text: &str,
     known: impl Fn() -> I,
-) -> Result<(usize, u64), String> {
-    let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
+) -> anyhow::Result<(usize, u64)> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| anyhow!("must be NAME=VALUE"))?;
     let Some((at, (_, is_size))) = known().enumerate().find(|(_, (known, _))| *known == name) else {
         let known: Vec<_> = known().map(|(name, _)| name).collect();
-        return Err(format!("unknown limit; expected one of {}", known.join(", ")));
+        bail!("unknown limit; expected one of {}", known.join(", "));
     };
     let value = if is_size {
         parse_size(value)?
     } else {
-        value.parse().map_err(|_| format!("{value:?} is not a number"))?
+        value.parse().map_err(|_| anyhow!("{value:?} is not a number"))?
     };
     Ok((at, value))
 }
@@ -80,8 +85,8 @@ pub(crate) fn parse_named<I: Iterator<Item = (&'static str, bool)>>(
 ///
 /// # Errors
 /// When the text is not of that form, or the size is larger than 2^63.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let error = || format!("{text:?} is not a size (write 4096, 64KiB, 10MiB or 2GB)");
+pub(crate) fn parse_size(text: &str) -> anyhow::Result<u64> {
+    let error = || anyhow!("{text:?} is not a size (write 4096, 64KiB, 10MiB or 2GB)");
     let (number, unit) = split(text);
     let factor: u64 = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -115,6 +120,11 @@ fn split(text: &str) -> (&str, &str) {
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());
     (&text[..end], text[end..].trim_start())
+}
+
+/// The space that the file system gives to a file, in bytes.
+pub(crate) fn allocated(metadata: &Metadata) -> u64 {
+    metadata.blocks() * 512
 }
 
 /// A size for people: `512 B`, `3.4 MiB`.
@@ -190,7 +200,11 @@ mod tests {
             ("1.5s", 1500),
             ("0", 0),
         ] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+            assert_eq!(
+                parse_duration(text).unwrap(),
+                Duration::from_millis(millis),
+                "{text}"
+            );
         }
         for text in ["", "s", "-1s", "10 parsecs", "1e400s", "nan"] {
             assert!(parse_duration(text).is_err(), "{text}");
@@ -217,7 +231,7 @@ mod tests {
             ("2GB", 2_000_000_000),
             ("1.5K", 1536),
         ] {
-            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
         }
         for text in ["", "KiB", "-4", "3 apples", "99999999999TiB"] {
             assert!(parse_size(text).is_err(), "{text}");

@@ -71,7 +71,7 @@ impl DigestFunction {
         }
     }
 
-    /// The function with that number, unless it is none that we can compute.
+    /// The function with that number, if we can compute it.
     pub fn from_wire(value: i32) -> Option<Self> {
         Self::ALL.into_iter().find(|f| f.wire() == value)
     }

@@ -135,7 +135,7 @@ impl<S> Layer<S> for Guard {
     }
 }
 
-/// A service behind a [`Guard`].
+/// A service that a [`Guard`] protects.
 #[derive(Clone)]
 pub(crate) struct Guarded<S> {
     door: Door,

@@ -41,7 +41,7 @@ pub(super) enum Found {
         /// User ID of the socket's owner.
         uid: u32,
     },
-    /// One that takes connections at the first of its addresses, for there is none that has this one.
+    /// One that takes connections at the first of its addresses, for no socket has this one.
     Listener,
     /// None; or the kernel lacks the module that could tell.
     Nothing,

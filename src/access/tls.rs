@@ -2,6 +2,7 @@
 
 use std::{fmt, path::Path, sync::Arc, time::SystemTime};
 
+use anyhow::{Error, bail};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring,
@@ -73,7 +74,7 @@ impl ServerTls {
     /// When one cannot be read, has nothing of the kind in it, or doesn't fit the others.
     pub fn read(certificate: &Path, key: &Path, client_authorities: Option<&Path>) -> Result<Self, TlsError> {
         let error = |file, reason: String| TlsError { file, reason };
-        let chain = certificates(certificate).map_err(|e| error(TlsFile::Certificate, e))?;
+        let chain = certificates(certificate).map_err(|e| error(TlsFile::Certificate, e.to_string()))?;
         let secret =
             PrivateKeyDer::from_pem_file(key).map_err(|e| error(TlsFile::Key, words(&e, "PRIVATE KEY")))?;
         let provider = Arc::new(ring::default_provider());
@@ -85,7 +86,7 @@ impl ServerTls {
             Some(file) => {
                 let failed = |reason| error(TlsFile::ClientAuthorities, reason);
                 let mut roots = RootCertStore::empty();
-                for authority in certificates(file).map_err(failed)? {
+                for authority in certificates(file).map_err(|e| failed(e.to_string()))? {
                     roots.add(authority).map_err(|e| failed(e.to_string()))?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
@@ -118,12 +119,12 @@ impl ServerTls {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let all = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| words(&e, "CERTIFICATE"))?;
+        .map_err(|e| Error::msg(words(&e, "CERTIFICATE")))?;
     if all.is_empty() {
-        return Err("does not contain a PEM section CERTIFICATE".to_owned());
+        bail!("does not contain a PEM section CERTIFICATE");
     }
     Ok(all)
 }

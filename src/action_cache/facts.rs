@@ -285,7 +285,7 @@ pub(super) fn tells_nothing(journal: &[u8], from: usize, with_outputs: &[i32]) -
     read.is_ok()
 }
 
-/// The path below `bazel-out`; `None` for one elsewhere, and an error for what is no path there.
+/// The path below `bazel-out`; `None` for one elsewhere, and an error for an invalid path there.
 fn output_path(bytes: &[u8]) -> Option<Result<ExecPath, ()>> {
     let path = std::str::from_utf8(bytes).ok()?;
     path.starts_with(OUTPUT_DIRECTORY)

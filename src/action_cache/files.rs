@@ -20,7 +20,10 @@ use super::{
     facts::{self, Facts, Files},
     frame, index,
 };
-use crate::{digest::DigestFunction, open_files::patient};
+use crate::{
+    digest::DigestFunction,
+    open_files::{GUARDED, patient},
+};
 
 /// Below the output base.
 const DIRECTORY: &str = "action_cache";
@@ -267,9 +270,7 @@ impl Directory<'_> {
             path: path.clone(),
             reason,
         };
-        // A fifo must not block us.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = match patient(|| fs::openat(self.fd, name, flags, Mode::empty())) {
+        let file = match patient(|| fs::openat(self.fd, name, GUARDED, Mode::empty())) {
             Ok(file) => file,
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP) => return Err(unfit("it is a symlink".to_owned())),

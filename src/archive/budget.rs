@@ -41,7 +41,7 @@ impl<'a> Budget<'a> {
         Ok(())
     }
 
-    /// So many more bytes of files, once `read` bytes of the archive were read.
+    /// Takes this many more bytes of files, once `read` bytes of the archive were read.
     pub(super) fn bytes(&mut self, more: u64, read: u64) -> Result<(), ArchiveError> {
         self.bytes = self.bytes.saturating_add(more);
         let limits = self.archive.limits;

@@ -32,7 +32,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// From here on, so many bytes of the tar may be read; `None` is any number.
+    /// From here on, this many bytes of the tar may be read; `None` is any number.
     pub(super) fn allow(&self, bytes: Option<u64>) {
         self.allowed.set(bytes);
     }

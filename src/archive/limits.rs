@@ -2,6 +2,8 @@
 
 use std::{fmt, ops::Index};
 
+use anyhow::anyhow;
+
 use crate::units::parse_named;
 
 /// What is limited, of one archive. What is over a limit is an error, and nothing of the archive is published.
@@ -49,11 +51,11 @@ impl Limits {
     ///
     /// # Errors
     /// In words, naming the one that is unknown or has an impossible value.
-    pub(crate) fn parse(texts: &[String]) -> Result<Self, String> {
+    pub(crate) fn parse(texts: &[String]) -> anyhow::Result<Self> {
         let mut limits = Self::default();
         for text in texts {
             let known = || ALL.iter().map(|(_, name, is_size, _)| (*name, *is_size));
-            let (at, value) = parse_named(text, known).map_err(|reason| format!("{text}: {reason}"))?;
+            let (at, value) = parse_named(text, known).map_err(|reason| anyhow!("{text}: {reason}"))?;
             limits.0[at] = value;
         }
         Ok(limits)

@@ -3,7 +3,7 @@
 //! A build of a million files names them in a graph of sets that targets share, so nothing here is copied per
 //! target and nothing recurses. Normally a set comes after those it includes and before those that refer to it;
 //! older build tools had races between threads, and a resumed stream may repeat itself. So a reference to a set
-//! that has not come is an open end, not an error: targets behind it are parked and released when it closes, or at
+//! that has not come is an open end, not an error: targets that need it are parked and released when it closes, or at
 //! the end of the stream.
 //!
 //! A set is *complete* when it and all it includes have come. That is counted along the edges as sets arrive: over
@@ -258,7 +258,7 @@ impl NamedSets {
     /// `skip` is asked at most once for each set; where it says true, neither that set nor what only it leads to is
     /// gone through. A caller that wants every set once over many targets keeps a [`SetBits`] and passes
     /// [`test_and_set`](SetBits::test_and_set). That is safe because `skip` is only asked of complete sets, or after
-    /// the end of the stream: nothing that comes later can be lost behind a skipped one. The work is linear in the
+    /// the end of the stream: nothing that comes after a skipped one can be lost. The work is linear in the
     /// edges of the sets gone through.
     pub(crate) fn expand<'s, 'r, S: FnMut(SetIndex) -> bool>(
         &'s self,

@@ -57,7 +57,7 @@ pub(super) struct Delivery {
 /// Events that the engine is handed at once, at most; fewer if they come to this many bytes.
 const AT_ONCE: usize = 64;
 const BYTES_AT_ONCE: usize = 256 << 10;
-/// So many undecodable events of a stream are logged.
+/// How many undecodable events of a stream are logged.
 const LOGGED: u64 = 3;
 
 impl Delivery {

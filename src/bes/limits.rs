@@ -13,7 +13,7 @@ pub struct BesLimits {
     /// Streams that are open on one connection at a time.
     pub streams_per_connection: u32,
     /// Bytes of all clients' messages in memory, finished or not, of this service and of those beside it. What finds no
-    /// room for its turn waits in the journal, and clients wait where there is none for what they send.
+    /// room for its turn waits in the journal, and clients wait where there is no room for what they send.
     pub queue: usize,
     /// Bytes of one stream's journal on disk.
     pub journal: u64,

@@ -101,7 +101,7 @@ struct Stream {
 /// How long a healthy upstream service may take for the rest at a shutdown.
 pub(super) const UPSTREAM_DRAIN: Duration = Duration::from_secs(5);
 
-/// So many gaps of a stream are logged.
+/// How many gaps of a stream are logged.
 const LOGGED: u64 = 3;
 
 /// Commands handled between two looks at everything else.

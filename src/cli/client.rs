@@ -67,13 +67,13 @@ impl Door {
     }
 
     /// Connects, or says why not.
-    pub(super) async fn connect(&self) -> Result<Client, String> {
+    pub(super) async fn connect(&self) -> anyhow::Result<Client> {
         let (mut options, token) = match self {
             Self::Socket(path) => (ConnectOptions::new(Endpoint::unix(path.clone())), None),
             Self::Named(address) => (address.connect.clone(), address.token.clone()),
         };
         options.keepalive = options.endpoint.host().map(|_| KEEPALIVE);
-        let connector = Connector::new(&options).map_err(|e| e.to_string())?;
+        let connector = Connector::new(&options)?;
         let with_token = move |mut request: Request<()>| {
             if let Some(token) = &token {
                 token.put(&mut request)?;
@@ -184,10 +184,10 @@ impl Client {
         state: &StateArgs,
         cache: &CacheArgs,
     ) -> Result<Self, Failure> {
-        let door = Door::new(control, state, cache.tls_files())?;
+        let door = Door::new(control, state, cache.tls.files())?;
         match door.connect().await {
             Ok(daemon) => Ok(daemon),
-            Err(refused) => Self::here(&door, &refused, state, cache).await,
+            Err(refused) => Self::here(&door, &refused.to_string(), state, cache).await,
         }
     }
 
@@ -203,7 +203,7 @@ impl Client {
         let mut best = Self::open(control, state, cache)
             .await
             .map(|client| (client, state.clone()));
-        if control.address(cache.tls_files())?.is_some() {
+        if control.address(cache.tls.files())?.is_some() {
             return best;
         }
         let directory = state.directory()?;
@@ -456,7 +456,7 @@ fn failure(status: tonic::Status) -> Failure {
     match status.code() {
         tonic::Code::NotFound => Failure::not_found(status.message()),
         code => {
-            // What has befallen the connection is behind the words "transport error".
+            // The message is "transport error"; its source says what happened to the connection.
             match std::error::Error::source(&status) {
                 Some(cause) => Failure::failed(with_causes(cause)),
                 None => Failure::failed(format!("the daemon answered {code}: {}", status.message())),

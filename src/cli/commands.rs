@@ -52,7 +52,7 @@ enum Command {
     Why(stat::Question),
     /// Wait until the outputs of a build, or of some of its targets, are on disk
     Wait(wait::WaitArgs),
-    /// Print a JSON line for each file of a build once it is whole under its final name
+    /// Print a JSON line for each file of a build once it is complete under its final name
     Watch(watch::WatchArgs),
     /// Show the state of builds
     Status(status::StatusArgs),
@@ -166,7 +166,7 @@ pub(super) fn configured(command: &clap::Command, args: Vec<OsString>) -> Result
             return None;
         }
         let sub = command.find_subcommand(name)?;
-        // Commands with commands of their own (fetch) take flags only behind those, so the file cannot set them.
+        // Commands with commands of their own (fetch) take flags only after those, so the file cannot set them.
         if sub.has_subcommands() {
             None
         } else {

@@ -15,7 +15,7 @@ use crate::{
 /// Arguments of `outhaul du`.
 #[derive(Debug, Args)]
 pub(super) struct DuArgs {
-    /// What is counted together: workspaces, targets, or the builds that made the outputs
+    /// What to group by: the workspace, the target, or the build that made the outputs
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = By::Workspace)]
     by: By,
 

@@ -15,10 +15,9 @@ use super::{
     paths, print,
 };
 use crate::{
-    config::{CacheArgs, ConfigError, ControlArgs, StateArgs, from_environment},
+    config::{CacheArgs, ConfigError, ControlArgs, StateArgs, TlsArgs, from_environment},
     printable::printable,
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
-    transport::TlsFiles,
     units::now_ms,
 };
 
@@ -75,22 +74,8 @@ impl ChoiceArgs {
 /// Flags that say which daemon to ask.
 #[derive(Debug, Args)]
 pub(super) struct DaemonArgs {
-    /// PEM file of the certificate authorities for a daemon named with --control
-    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CERTIFICATE")]
-    tls_certificate: Option<PathBuf>,
-
-    /// PEM file of the client certificate, for a daemon that requires one
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "OUTHAUL_TLS_CLIENT_CERTIFICATE",
-        requires = "tls_client_key"
-    )]
-    tls_client_certificate: Option<PathBuf>,
-
-    /// PEM file of the key of --tls-client-certificate
-    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_KEY")]
-    tls_client_key: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
 
     #[command(flatten)]
     control: ControlArgs,
@@ -146,14 +131,9 @@ pub(super) struct Follower<'a> {
 impl<'a> Follower<'a> {
     /// Of the daemon that the flags name, or the record if none answers.
     pub(super) fn new(args: &'a DaemonArgs) -> Result<Self, Failure> {
-        let files = TlsFiles {
-            certificate: args.tls_certificate.clone(),
-            client_certificate: args.tls_client_certificate.clone(),
-            client_key: args.tls_client_key.clone(),
-        };
         Ok(Self {
             state: &args.state,
-            door: Door::new(&args.control, &args.state, files)?,
+            door: Door::new(&args.control, &args.state, args.tls.files())?,
             cache: from_environment()?,
             begun: Instant::now(),
             is_lost: false,
@@ -177,20 +157,22 @@ impl<'a> Follower<'a> {
                     daemon
                 }
                 Err(reason) if met => {
-                    self.lost(hears, &reason)?;
+                    self.lost(hears, &reason.to_string())?;
                     tokio::time::sleep(AGAIN).await;
                     continue;
                 }
-                Err(refused) => match Client::here(&self.door, &refused, self.state, &self.cache).await {
-                    Ok(client) => client,
-                    // A daemon that is starting, or a command that will be done.
-                    Err(failure) if failure.held => {
-                        self.held(&failure.message)?;
-                        tokio::time::sleep(AGAIN).await;
-                        continue;
+                Err(refused) => {
+                    match Client::here(&self.door, &refused.to_string(), self.state, &self.cache).await {
+                        Ok(client) => client,
+                        // A daemon that is starting, or a command that will be done.
+                        Err(failure) if failure.held => {
+                            self.held(&failure.message)?;
+                            tokio::time::sleep(AGAIN).await;
+                            continue;
+                        }
+                        Err(failure) => return Err(failure),
                     }
-                    Err(failure) => return Err(failure),
-                },
+                }
             };
             let ended = self.hear(&mut client, &mut choice, hears).await;
             client.close().await;

@@ -52,7 +52,7 @@ pub(super) struct GetArgs {
     #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
     all_of: Vec<String>,
 
-    /// What tests that have failed have written: logs, XML reports and undeclared outputs; with targets, only of these
+    /// The outputs of failed tests: logs, XML reports and undeclared outputs; with targets, only of these
     #[arg(long)]
     failed: bool,
 

@@ -4,19 +4,20 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::OFlags;
+use rustix::fs::CWD;
 use serde_json::json;
 
 use super::{client::Client, exit, exit::Failure, print, runtime};
 use crate::{
     config::{ControlArgs, StateArgs, from_environment},
+    open_files::open_regular,
     printable::printable,
     removal::remove_all,
-    units::show_size,
+    units::{allocated, show_size},
 };
 
 /// Builds whose output bases are looked at.
@@ -136,16 +137,7 @@ fn why(base: &Path, workspace: &str) -> Option<Option<String>> {
 
 /// The text of a small file that is no link.
 fn small_text(path: &Path) -> Option<String> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let mut options = fs::OpenOptions::new();
-    let file = options
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)
-        .ok()?;
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
+    let (file, _) = open_regular(CWD, path).ok()??;
     let mut text = String::new();
     file.take(8 << 10).read_to_string(&mut text).ok()?;
     Some(text)
@@ -174,7 +166,7 @@ fn size_below(directory: &Path) -> u64 {
     while let Some(directory) = left.pop() {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             let Ok(metadata) = entry.metadata() else { continue };
-            bytes += metadata.blocks() * 512;
+            bytes += allocated(&metadata);
             if metadata.is_dir() {
                 left.push(entry.path());
             }

@@ -63,7 +63,7 @@ const STRICT: u8 = 45;
 /// Arguments of `outhaul run`.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// Do not add --remote_download_minimal: leave it to Bazel's options what Bazel itself downloads
+    /// Do not add --remote_download_minimal; Bazel's own options decide what Bazel downloads
     #[arg(long, env = "OUTHAUL_KEEP_DOWNLOAD_MODE")]
     keep_download_mode: bool,
 
@@ -202,7 +202,7 @@ fn say(message: &str) {
 }
 
 /// Starts a daemon. The inner error is the environment's: a reason to run the command without one.
-async fn start(mut args: RunArgs) -> Result<Result<Started, String>, Failure> {
+async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
     let hold = args.hold.policy()?;
     // What these are for may be the build's own event service.
     let own = match &args.upstream.bes_backend {
@@ -236,8 +236,8 @@ async fn launch(
     own: Option<Upstream>,
     open: impl FnOnce(Record) -> io::Result<Rooms>,
     options: DaemonOptions,
-) -> Result<Started, String> {
-    let state_dir = args.state.directory().map_err(|e| e.to_string());
+) -> anyhow::Result<Started> {
+    let state_dir = args.state.directory();
     let shims = Shims::new(state_dir.as_deref().ok())?;
     let last = shims.scratch().join("state");
     let opened = tokio::task::spawn_blocking(move || {
@@ -245,21 +245,19 @@ async fn launch(
         let workspace = workspace_around(&here).unwrap_or(here);
         state::open(state_dir, &workspace, &last)
     });
-    let kept = opened.await.map_err(|e| e.to_string())??;
+    let kept = opened.await??;
     if let Some(reason) = kept.lost {
         say(&format!(
             "this build is not recorded for later commands: {reason}"
         ));
     }
-    let rooms = open(kept.record).map_err(|e| e.to_string())?;
+    let rooms = open(kept.record)?;
     let hold = options.hold;
     let options = DaemonOptions {
         journal_dir: kept.journal,
         ..options
     };
-    let daemon = Daemon::start(rooms.clone(), options)
-        .await
-        .map_err(|e| e.to_string())?;
+    let daemon = Daemon::start(rooms.clone(), options).await?;
     let doors = daemon.event_doors();
     let collected = SharedReports::default();
     tokio::spawn(collect(rooms.engine.reports(), doors.clone(), collected.clone()));

@@ -115,7 +115,7 @@ pub(super) async fn of(client: &mut Client, outputs: &[pb::Output]) -> Result<Ru
         };
         let manifest = match opened.root.runfiles_manifest(&output.exec_path) {
             Ok(manifest) => manifest,
-            // It is no program; of a file that is none, its tree of links has no directory.
+            // It is not a program: there is no directory with its tree of links.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
             Err(error) => {
                 let (path, error) = (view::absolute(output), with_causes(&error));

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use anyhow::anyhow;
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -244,7 +245,7 @@ impl ServeArgs {
         let control = self.control.port(&self.access, &self.cache.remote_cache)?;
         let idle_timeout = self.idle_timeout.as_deref().map(parse_duration).transpose();
         let idle_timeout = match idle_timeout {
-            Ok(Some(Duration::ZERO)) => Err("must be greater than zero".to_owned()),
+            Ok(Some(Duration::ZERO)) => Err(anyhow!("must be greater than zero")),
             parsed => parsed,
         };
         let given = |flag: &str, text: &str| format!("{flag}={text}");

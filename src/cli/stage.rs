@@ -63,14 +63,14 @@ pub(super) struct WishArgs {
     #[arg(long, value_name = "REGEX")]
     pub(super) optional: Vec<String>,
 
-    /// Put all files directly into the directory, by file name, instead of at their exec paths. With --from: unpack all
-    /// archives right into the directory, without the stage directories that artifact_manifest.txt, the first member of
+    /// Put all files directly into the directory, by file name, instead of at their exec paths. With --from: unpack
+    /// all archives directly into the directory, without the stage directories that artifact_manifest.txt, the first member of
     /// each, names
     #[arg(long)]
     pub(super) flatten: bool,
 
     /// Unpack archives (.tar, .tar.gz, .tar.zst, .tar.xz, .zip), each into a directory with its name without the ending;
-    /// one that --from names itself, right into the directory
+    /// one that --from itself names, directly into the directory
     #[arg(long)]
     pub(super) extract: bool,
 
@@ -79,7 +79,7 @@ pub(super) struct WishArgs {
     #[arg(long, conflicts_with_all = ["from", "extract"])]
     pub(super) runfiles: bool,
 
-    /// Only what tests that have failed have written: logs, XML reports and undeclared outputs
+    /// Only the outputs of failed tests: logs, XML reports and undeclared outputs
     #[arg(long, conflicts_with = "from")]
     pub(super) failed: bool,
 }
@@ -260,7 +260,7 @@ pub(super) fn main(args: &StageArgs) -> Result<u8, Failure> {
     })
 }
 
-/// The daemon, or the record; where another process has that, such as a second `stage` or a wrapped build, behind it.
+/// The daemon, or the record; where another process has that, such as a second `stage` or a wrapped build, after it.
 async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Result<Client, Failure> {
     let begun = Instant::now();
     let mut told = false;
@@ -287,14 +287,14 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
 
 /// The daemon, or the record. No build is needed, so the first use of all may be this: the record is then made.
 async fn of_collection(args: &StageArgs, control: &ControlArgs) -> Result<Client, Failure> {
-    let door = Door::new(control, &args.state, args.cache.tls_files())?;
+    let door = Door::new(control, &args.state, args.cache.tls.files())?;
     match door.connect().await {
         Ok(daemon) => Ok(daemon),
         Err(refused) => {
             let mut private = std::fs::DirBuilder::new();
             private.recursive(true).mode(0o700);
             private.create(args.state.directory()?)?;
-            Client::here(&door, &refused, &args.state, &args.cache).await
+            Client::here(&door, &refused.to_string(), &args.state, &args.cache).await
         }
     }
 }

@@ -38,7 +38,7 @@ pub(super) struct WatchArgs {
     #[command(flatten)]
     choice: ChoiceArgs,
 
-    /// Go on with every later build of the workspace
+    /// Continue with every later build of the workspace
     #[arg(long, conflicts_with = "invocation")]
     follow: bool,
 

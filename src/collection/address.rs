@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use anyhow::{Error, anyhow, bail};
 use http::{Uri, uri::Authority, uri::Scheme};
 use percent_encoding::percent_decode_str;
 
@@ -20,11 +21,11 @@ impl Address {
     /// Reads a URL. The reasons never repeat the text.
     ///
     /// # Errors
-    /// In words, when it is none.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// When it is not an http or https URL.
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         // What follows `#` is for readers of documents.
         let text = text.split('#').next().unwrap_or(text);
-        let (uri, user_info) = http_url(text)?;
+        let (uri, user_info) = http_url(text).map_err(Error::msg)?;
         let login = user_info.as_deref().map(login).transpose()?;
         Ok(Self { uri, login })
     }
@@ -55,27 +56,27 @@ impl Address {
     }
 
     /// The last part of the path, decoded; empty where the path ends in a slash.
-    pub(super) fn file_name(&self) -> Result<String, String> {
+    pub(super) fn file_name(&self) -> anyhow::Result<String> {
         let last = self.uri.path().rsplit('/').next().unwrap_or_default();
         let decoded = percent_decode_str(last).decode_utf8();
         decoded
             .map(Into::into)
-            .map_err(|_| "names a file whose name is not UTF-8".to_owned())
+            .map_err(|_| anyhow!("names a file whose name is not UTF-8"))
     }
 
     /// The URL of a file whose name is this one's with something added. The query stays: one that lets us in often is for
     /// all of a directory.
-    pub(super) fn with_suffix(&self, suffix: &str) -> Result<Self, String> {
+    pub(super) fn with_suffix(&self, suffix: &str) -> anyhow::Result<Self> {
         let query = self.uri.query().map(|query| format!("?{query}"));
         let path = format!("{}{suffix}{}", self.uri.path(), query.unwrap_or_default());
         self.at(&path)
     }
 
-    fn at(&self, path_and_query: &str) -> Result<Self, String> {
+    fn at(&self, path_and_query: &str) -> anyhow::Result<Self> {
         let mut parts = self.uri.clone().into_parts();
-        let parsed = path_and_query.parse().map_err(|_| "is not a path".to_owned())?;
+        let parsed = path_and_query.parse().map_err(|_| anyhow!("is not a path"))?;
         parts.path_and_query = Some(parsed);
-        let uri = Uri::from_parts(parts).map_err(|_| "is not a URL".to_owned())?;
+        let uri = Uri::from_parts(parts).map_err(|_| anyhow!("is not a URL"))?;
         Ok(Self {
             uri,
             login: self.login.clone(),
@@ -83,7 +84,7 @@ impl Address {
     }
 
     /// Where a `Location` leads from here (RFC 9110, 10.2.2). The user name and password stay with their own host.
-    pub(super) fn follow(&self, location: &str) -> Result<Self, String> {
+    pub(super) fn follow(&self, location: &str) -> anyhow::Result<Self> {
         let mut next = if location.starts_with("//") {
             let scheme = self.uri.scheme_str().unwrap_or("https");
             Self::parse(&format!("{scheme}:{location}"))?
@@ -100,7 +101,7 @@ impl Address {
             self.at(&format!("{directory}/{location}"))?
         };
         if self.is_https() && !next.is_https() {
-            return Err(format!("redirects to {next}, which is not encrypted"));
+            bail!("redirects to {next}, which is not encrypted");
         }
         next.login = self.login.clone().filter(|_| next.is_same_server(self));
         Ok(next)
@@ -116,11 +117,11 @@ impl Address {
     }
 }
 
-fn login(user_info: &str) -> Result<Header, String> {
+fn login(user_info: &str) -> anyhow::Result<Header> {
     let decoded = |text: &str| {
         let text = percent_decode_str(text).decode_utf8();
         text.map(|text| text.into_owned())
-            .map_err(|_| "has a user name or password that is not UTF-8".to_owned())
+            .map_err(|_| anyhow!("has a user name or password that is not UTF-8"))
     };
     let (user, password) = user_info.split_once(':').unwrap_or((user_info, ""));
     Ok(Header::basic(&decoded(user)?, &decoded(password)?))
@@ -170,7 +171,7 @@ mod tests {
             "https://h/a b",
             "http://a:s3cret@/",
         ] {
-            let reason = Address::parse(text).unwrap_err();
+            let reason = Address::parse(text).unwrap_err().to_string();
             assert!(!reason.contains("s3cret"), "{text}: {reason}");
         }
     }
@@ -192,6 +193,11 @@ mod tests {
                 (uri, stays)
             );
         }
-        assert!(from.follow("http://h/a").unwrap_err().contains("not encrypted"));
+        assert!(
+            from.follow("http://h/a")
+                .unwrap_err()
+                .to_string()
+                .contains("not encrypted")
+        );
     }
 }

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::anyhow;
 use async_trait::async_trait;
 use rustix::{
     fs::{self, AtFlags, Dir, FileType, Mode, OFlags},
@@ -16,6 +17,7 @@ use rustix::{
 
 use super::{Collection, Item, Listing};
 use crate::{
+    open_files::open_regular,
     remote::{Sink, pour},
     transport::{RemoteError, RemoteErrorKind},
 };
@@ -33,16 +35,16 @@ impl LocalDirectory {
     ///
     /// # Errors
     /// In words, when it is not there or cannot be opened.
-    pub(super) fn open(path: &Path) -> Result<Self, String> {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let (path, only) = if path.is_dir() {
             (path, None)
         } else {
             let name = path.file_name().and_then(|name| name.to_str());
-            let name = name.ok_or("does not name a file with a name in UTF-8")?;
+            let name = name.ok_or_else(|| anyhow!("does not name a file with a name in UTF-8"))?;
             (path.parent().unwrap_or(path), Some(name.to_owned()))
         };
-        let directory = fs::open(path, flags, Mode::empty()).map_err(|e| e.to_string())?;
+        let directory = fs::open(path, flags, Mode::empty())?;
         Ok(Self {
             path: path.to_owned(),
             directory: Arc::new(directory),
@@ -89,13 +91,7 @@ fn entries(directory: &OwnedFd) -> io::Result<Vec<Item>> {
 }
 
 fn open_file(directory: &OwnedFd, name: &str) -> io::Result<(File, u64)> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(fs::openat(directory, name, flags, Mode::empty())?);
-    let found = file.metadata()?;
-    if !found.is_file() {
-        return Err(io::Error::other("is not a regular file"));
-    }
-    Ok((file, found.len()))
+    open_regular(directory, name)?.ok_or_else(|| io::Error::other("is not a regular file"))
 }
 
 #[async_trait]

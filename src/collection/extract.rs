@@ -119,7 +119,7 @@ fn stem(name: &str) -> &str {
 /// must be a name, and not one of a directory that others hide there.
 ///
 /// # Errors
-/// When it is none.
+/// When it is not one.
 pub(crate) fn own_directory(name: &str) -> Result<&str, CollectionError> {
     let stem = stem(name);
     if stem.starts_with('.') || !is_file_name(stem) {
@@ -239,16 +239,12 @@ async fn run(
     if shared.is_none() {
         own_directory(&wanted.item.name)?;
     }
-    let work = Work {
-        name: wanted.address(),
-        order,
-        format: wanted.format.ok_or_else(|| CollectionError::NoArchive {
-            name: wanted.item.name.clone(),
-        })?,
+    let unpacking = Unpacking {
         mode: extraction.mode.clone(),
         below: String::new(),
         limits: extraction.limits,
     };
+    let work = Work::new(wanted, order, unpacking)?;
     if let Some(staging) = shared {
         // An optional one must be whole before it is put among others.
         let is_streamed = wanted.class == Class::Required;
@@ -335,16 +331,7 @@ pub(crate) async fn unpack_into(
     unpacking: Unpacking,
     staging: &Arc<Staging>,
 ) -> Result<Digest, CollectionError> {
-    let work = Work {
-        name: wanted.address(),
-        order,
-        format: wanted.format.ok_or_else(|| CollectionError::NoArchive {
-            name: wanted.item.name.clone(),
-        })?,
-        mode: unpacking.mode,
-        below: unpacking.below,
-        limits: unpacking.limits,
-    };
+    let work = Work::new(wanted, order, unpacking)?;
     let room = Path::new(&wanted.item.name);
     into(wanted, work, staging, room, false, &Arc::default())
         .await
@@ -382,20 +369,29 @@ struct Work {
     name: String,
     order: u32,
     format: Format,
-    mode: Mode,
-    below: String,
-    limits: Limits,
+    unpacking: Unpacking,
 }
 
 impl Work {
+    fn new(wanted: &Wanted, order: u32, unpacking: Unpacking) -> Result<Self, CollectionError> {
+        Ok(Self {
+            name: wanted.address(),
+            order,
+            format: wanted.format.ok_or_else(|| CollectionError::NoArchive {
+                name: wanted.item.name.clone(),
+            })?,
+            unpacking,
+        })
+    }
+
     fn archive(&self) -> Archive<'_> {
         Archive {
             name: &self.name,
             order: self.order,
             format: self.format,
-            mode: &self.mode,
-            below: &self.below,
-            limits: &self.limits,
+            mode: &self.unpacking.mode,
+            below: &self.unpacking.below,
+            limits: &self.unpacking.limits,
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::time::SystemTime;
 
+use anyhow::{Error, anyhow};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -112,10 +113,10 @@ impl HttpFiles {
             let Some(location) = location.filter(|_| is_redirect(response.status())) else {
                 return Ok(response);
             };
-            let rejected = |reason: String| RemoteError::rejected(address.to_string(), reason);
+            let rejected = |reason: Error| RemoteError::rejected(address.to_string(), reason);
             let location = location
                 .to_str()
-                .map_err(|_| rejected("redirects to what is no URL".to_owned()))?;
+                .map_err(|_| rejected(anyhow!("redirects to an invalid URL")))?;
             address = address.follow(location).map_err(rejected)?;
         }
         let message = format!("redirects more than {REDIRECTS} times");

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use anyhow::anyhow;
 use percent_encoding::percent_decode_str;
 
 #[cfg(feature = "object-stores")]
@@ -81,22 +82,22 @@ pub(crate) fn open(
 ) -> Result<Arc<dyn Collection>, RemoteError> {
     // In a query may be a signature.
     let shown = without_user_info(url.split(['?', '#']).next().unwrap_or(url));
-    let error = |reason: String| RemoteError::config(shown.to_string(), reason);
+    let error = |reason: anyhow::Error| RemoteError::config(shown.clone(), reason);
     let Some((scheme, rest)) = url.split_once("://") else {
-        return Err(error("is not a URL".to_owned()));
+        return Err(error(anyhow!("is not a URL")));
     };
     match &*scheme.to_ascii_lowercase() {
         "file" => {
             let path = rest.strip_prefix("localhost").unwrap_or(rest);
             let path = percent_decode_str(path).decode_utf8();
-            let path = path.map_err(|_| error("is not a path in UTF-8".to_owned()))?;
+            let path = path.map_err(|_| error(anyhow!("is not a path in UTF-8")))?;
             if !path.starts_with('/') {
-                return Err(error("must have an absolute path: file:///DIR/".to_owned()));
+                return Err(error(anyhow!("must have an absolute path: file:///DIR/")));
             }
             if name.is_some() {
-                return Err(error(
-                    "has a name of its own; NAME= is for https:// and digests".to_owned(),
-                ));
+                return Err(error(anyhow!(
+                    "has a name of its own; NAME= is for https:// and digests"
+                )));
             }
             Ok(Arc::new(
                 LocalDirectory::open(&PathBuf::from(&*path)).map_err(error)?,
@@ -110,9 +111,9 @@ pub(crate) fn open(
             };
             let only = Some(name).filter(|name| !name.is_empty());
             if only.as_ref().is_some_and(|name| !is_file_name(name)) {
-                return Err(error(
-                    "does not end in a usable file name; write NAME=URL".to_owned(),
-                ));
+                return Err(error(anyhow!(
+                    "does not end in a usable file name; write NAME=URL"
+                )));
             }
             // A redirect may lead to https, wherever it begins.
             let client = match client_for(true) {
@@ -120,20 +121,20 @@ pub(crate) fn open(
                 client => client,
             };
             Ok(Arc::new(HttpFiles {
-                client: client.map_err(|e| error(e.to_string()))?,
+                client: client.map_err(|e| error(e.into()))?,
                 auth: auth(&address, access)?,
                 patience: access.patience.clone(),
                 only,
                 address,
             }))
         }
-        "s3" | "gs" | "az" if name.is_some() => Err(error(
-            "has a name of its own; NAME= is for https:// and digests".to_owned(),
-        )),
+        "s3" | "gs" | "az" if name.is_some() => Err(error(anyhow!(
+            "has a name of its own; NAME= is for https:// and digests"
+        ))),
         "s3" | "gs" | "az" => bucket(url, access),
-        _ => Err(error(
-            "unknown scheme; use file://, http://, https://, s3://, gs:// or az://".to_owned(),
-        )),
+        _ => Err(error(anyhow!(
+            "unknown scheme; use file://, http://, https://, s3://, gs:// or az://"
+        ))),
     }
 }
 

@@ -220,7 +220,7 @@ mod tests {
             let page = format!("<a href=\"{link}\">x</a>");
             assert_eq!(names(&page).unwrap(), Vec::<String>::new(), "{link}");
         }
-        // What is no page at all is no reason to panic.
+        // Text that is not a page must not panic either.
         for text in [
             "<a",
             "<a ",

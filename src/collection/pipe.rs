@@ -50,22 +50,22 @@ struct Inlet {
 }
 
 impl Inlet {
-    fn send(&self, piece: Piece) -> Result<(), String> {
+    fn send(&self, piece: Piece) -> io::Result<()> {
         let sent = self.sender.send(piece);
-        sent.map_err(|_| "the bytes were not taken".to_owned())
+        sent.map_err(|_| io::Error::other("the bytes were not taken"))
     }
 
-    async fn send_bytes(&self, bytes: Bytes) -> Result<(), String> {
+    async fn send_bytes(&self, bytes: Bytes) -> io::Result<()> {
         let length = u32::try_from(bytes.len().clamp(LEAST, WAITING)).unwrap_or(u32::MAX);
         // If the thread has ended, there is room: what waited is gone with it.
         let part = Arc::clone(&self.room).acquire_many_owned(length).await;
-        self.send(Piece::Bytes(bytes, part.map_err(|e| e.to_string())?))
+        self.send(Piece::Bytes(bytes, part.map_err(io::Error::other)?))
     }
 }
 
 #[async_trait]
 impl Sink for Inlet {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
+    async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         self.progress.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.send_bytes(bytes).await
     }

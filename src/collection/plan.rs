@@ -1,6 +1,6 @@
 //! Which archives to fetch, and what their bytes must be.
 
-use std::{borrow::Cow, collections::HashSet, sync::Arc};
+use std::{borrow::Cow, collections::HashSet, io, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -257,12 +257,12 @@ impl Text {
 
 #[async_trait]
 impl Sink for Text {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
+    async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         let fits = self.bytes.len() + bytes.len() <= self.most;
         if fits {
             self.bytes.extend_from_slice(&bytes);
         }
         fits.then_some(())
-            .ok_or_else(|| format!("has more than {} bytes", self.most))
+            .ok_or_else(|| io::Error::other(format!("has more than {} bytes", self.most)))
     }
 }

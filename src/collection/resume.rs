@@ -1,6 +1,6 @@
 //! Reading a file over connections that break.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -90,7 +90,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    fn error(&self, kind: RemoteErrorKind, message: impl Into<String>) -> RemoteError {
+    fn error(&self, kind: RemoteErrorKind, message: impl Display) -> RemoteError {
         RemoteError::new(kind, self.source.address(self.item), message)
     }
 

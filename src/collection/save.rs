@@ -13,7 +13,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::digest::{Digest, DigestFunction, Hasher};
+use crate::{
+    digest::{Digest, DigestFunction, Hasher},
+    open_files::open_regular,
+};
 
 /// How much is read at once, in bytes.
 const PIECE: usize = 256 << 10;
@@ -50,20 +53,16 @@ impl Directory {
         &self.path
     }
 
-    /// The digest of the regular file with this name; `None` if there is none.
+    /// The digest of the regular file with this name; `None` if there is no such file.
     ///
     /// # Errors
     /// The system's, when it cannot be read.
     pub(crate) fn digest_of(&self, name: &str, function: DigestFunction) -> io::Result<Option<Digest>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let mut file = match fs::openat(&self.fd, name, flags, Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+        let mut file = match open_regular(&self.fd, name) {
+            Ok(Some((file, _))) => file,
+            Ok(None) | Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        if !file.metadata()?.is_file() {
-            return Ok(None);
-        }
         let mut hasher = Hasher::new(function);
         let mut buffer = vec![0; PIECE];
         loop {

@@ -32,13 +32,13 @@ pub(crate) struct CacheArgs {
     #[arg(long, value_name = "DIR", env = "OUTHAUL_DISK_CACHE")]
     pub disk_cache: Option<PathBuf>,
 
-    /// Leave the times of a disk cache's files alone. Bazel's collector deletes the oldest first, so that what is read
-    /// should be as new as if Bazel had read it
+    /// Do not update the times of files that are read from a disk cache. Bazel updates them, too: its garbage
+    /// collection deletes the oldest files first
     #[arg(long, env = "OUTHAUL_NO_DISK_CACHE_TOUCH")]
     pub no_disk_cache_touch: bool,
 
-    /// Take the answer 403 of an HTTP cache as one that it does not have the blob, as buckets answer to callers that may
-    /// not list them
+    /// Treat the status 403 of an HTTP cache as a missing blob: this is how buckets answer callers that may not list
+    /// them
     #[arg(long, env = "OUTHAUL_FORBIDDEN_IS_MISSING")]
     pub forbidden_is_missing: bool,
 
@@ -69,41 +69,17 @@ pub(crate) struct CacheArgs {
     )]
     pub remote_header: Vec<String>,
 
-    /// PEM file of the certificate authorities that may sign the server's certificate
-    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CERTIFICATE")]
-    pub tls_certificate: Option<PathBuf>,
-
-    /// PEM file of the client certificate
-    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_CERTIFICATE")]
-    pub tls_client_certificate: Option<PathBuf>,
-
-    /// PEM file of the client certificate's key
-    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_KEY")]
-    pub tls_client_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Credential helper, for all hosts or for those that match SCOPE (repeatable)
     #[arg(long, value_name = "[SCOPE=]PATH", env = "OUTHAUL_CREDENTIAL_HELPER")]
     pub credential_helper: Vec<String>,
 
-    /// File with Google's credentials, for hosts without a credential helper
-    #[arg(long, value_name = "FILE", env = "OUTHAUL_GOOGLE_CREDENTIALS")]
-    pub google_credentials: Option<PathBuf>,
+    #[command(flatten)]
+    google: GoogleArgs,
 
-    /// Use Google's application default credentials
-    #[arg(long, env = "OUTHAUL_GOOGLE_DEFAULT_CREDENTIALS")]
-    pub google_default_credentials: bool,
-
-    /// OAuth scopes to request with Google's credentials
-    #[arg(
-        long,
-        value_name = "LIST",
-        env = "OUTHAUL_GOOGLE_AUTH_SCOPES",
-        default_value = DEFAULT_SCOPE,
-        value_delimiter = ','
-    )]
-    pub google_auth_scopes: Vec<String>,
-
-    /// Leave ~/.netrc, or the file that NETRC names, unread
+    /// Do not read ~/.netrc, or the file that NETRC names
     #[arg(long, env = "OUTHAUL_NO_NETRC")]
     pub no_netrc: bool,
 
@@ -156,23 +132,79 @@ pub(crate) struct CacheArgs {
     pub(super) tls_for_upstream: bool,
 }
 
-impl CacheArgs {
-    /// The TLS files.
-    pub(crate) fn tls_files(&self) -> TlsFiles {
+/// Flags of TLS for what we connect to.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TlsArgs {
+    /// PEM file of the certificate authorities that may sign the server's certificate
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CERTIFICATE")]
+    pub tls_certificate: Option<PathBuf>,
+
+    /// PEM file of the client certificate
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "OUTHAUL_TLS_CLIENT_CERTIFICATE",
+        requires = "tls_client_key"
+    )]
+    pub tls_client_certificate: Option<PathBuf>,
+
+    /// PEM file of the client certificate's key
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_KEY")]
+    pub tls_client_key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// The files.
+    pub(crate) fn files(&self) -> TlsFiles {
         TlsFiles {
             certificate: self.tls_certificate.clone(),
             client_certificate: self.tls_client_certificate.clone(),
             client_key: self.tls_client_key.clone(),
         }
     }
+}
 
+/// Flags of Google's credentials.
+#[derive(Debug, Clone, Args)]
+struct GoogleArgs {
+    /// File with Google's credentials, for hosts without a credential helper
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_GOOGLE_CREDENTIALS")]
+    google_credentials: Option<PathBuf>,
+
+    /// Use Google's application default credentials
+    #[arg(long, env = "OUTHAUL_GOOGLE_DEFAULT_CREDENTIALS")]
+    google_default_credentials: bool,
+
+    /// OAuth scopes to request with Google's credentials
+    #[arg(
+        long,
+        value_name = "LIST",
+        env = "OUTHAUL_GOOGLE_AUTH_SCOPES",
+        default_value = DEFAULT_SCOPE,
+        value_delimiter = ','
+    )]
+    google_auth_scopes: Vec<String>,
+}
+
+impl GoogleArgs {
+    /// The credentials, if they are asked for.
+    fn google(&self) -> Option<Google> {
+        let is_asked_for = self.google_credentials.is_some() || self.google_default_credentials;
+        is_asked_for.then(|| Google {
+            file: self.google_credentials.clone(),
+            scopes: self.google_auth_scopes.clone(),
+        })
+    }
+}
+
+impl CacheArgs {
     /// Whether a cache is named outright.
     pub(crate) fn names_a_cache(&self) -> bool {
         !self.is_from_build() && (!self.remote_cache.is_empty() || self.disk_cache.is_some())
     }
 
     /// Checks the addresses of a flag before anything is said of them: what stands before a comma in a password would not
-    /// be known as one, and what stands behind one in a path would be another server.
+    /// be known as one, and what follows one in a path would be another server.
     fn check_addresses(flag: &str, urls: &[String]) -> Result<(), ConfigError> {
         let has_scheme = |url: &String| {
             let begins = ["unix:", "dns:"].iter().any(|scheme| url.starts_with(scheme));
@@ -212,19 +244,13 @@ impl CacheArgs {
             .iter()
             .map(|text| Header::parse("--remote-header", text))
             .collect::<Result<_, RemoteError>>()?;
-        options.connect.tls = self.tls_files();
+        options.connect.tls = self.tls.files();
         options
             .connect
             .credential_helpers
             .clone_from(&self.credential_helper);
-        if self.google_credentials.is_some() || self.google_default_credentials {
-            let google = Google {
-                file: self.google_credentials.clone(),
-                scopes: self.google_auth_scopes.clone(),
-            };
-            google.check()?;
-            options.connect.google = Some(google);
-        }
+        options.connect.google = self.google.google();
+        options.connect.google.as_ref().map_or(Ok(()), Google::check)?;
         options.connect.no_netrc = self.no_netrc;
         let proxy = self.proxy()?;
         options.connect.proxy = proxy.filter(|_| options.connect.endpoint.is_http());

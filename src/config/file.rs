@@ -236,7 +236,7 @@ mod tests {
             .to_vec();
         let error = with_config_file(missing, &["serve".to_owned()], |_, _| None, |_| false).unwrap_err();
         assert!(error.to_string().contains("/nowhere.toml"), "{error}");
-        // What the wrapped command's own --config means is none of our business.
+        // What the wrapped command's own --config means is not for us to say.
         let wrapped = [
             "outhaul",
             "--config=/nowhere.toml",

@@ -1,5 +1,6 @@
 //! How much clients and builds may ask of the daemon.
 
+use anyhow::{Error, anyhow};
 use clap::Args;
 
 use super::ConfigError;
@@ -80,12 +81,12 @@ impl LimitArgs {
     pub(crate) fn limits(&self) -> Result<Limits, ConfigError> {
         let mut limits = Limits::default();
         for text in &self.limit {
-            let error = |reason: String| ConfigError::new(format!("{FLAG}={text}"), reason);
+            let error = |reason: Error| ConfigError::new(format!("{FLAG}={text}"), reason);
             let known = || NAMES.iter().map(|(name, bytes, ..)| (*name, *bytes));
             let (at, value) = parse_named(text, known).map_err(error)?;
             let (.., least, most, set) = NAMES[at];
             if !(least..=most).contains(&value) {
-                return Err(error(format!("must be from {least} to {most}")));
+                return Err(error(anyhow!("must be from {least} to {most}")));
             }
             set(&mut limits, value);
         }

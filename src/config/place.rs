@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 
 use super::{ConfigError, all_parsed, parsed, size};
@@ -15,9 +16,9 @@ use crate::{
 const LIMITED_BATCHES: usize = 4;
 
 /// Bytes in a second, with or without `/s`.
-fn parse_rate(text: &str) -> Result<u64, String> {
+fn parse_rate(text: &str) -> anyhow::Result<u64> {
     match parse_size(text.trim().strip_suffix("/s").unwrap_or(text))? {
-        0 => Err("must be more than nothing".to_owned()),
+        0 => bail!("must be greater than zero"),
         rate => Ok(rate),
     }
 }
@@ -62,7 +63,7 @@ pub(crate) struct PlaceArgs {
     )]
     pub bytes_in_flight: String,
 
-    /// Download at most this much in a second, such as 50MiB/s, and as much again for optional outputs
+    /// Download at most this much per second, such as 50MiB/s, and as much again for optional outputs
     #[arg(long, value_name = "SIZE/s", env = "OUTHAUL_LIMIT_RATE")]
     pub limit_rate: Option<String>,
 

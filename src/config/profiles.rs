@@ -1,5 +1,6 @@
 //! Named sets of rules, for what tools read of a build.
 
+use anyhow::{Error, anyhow};
 use clap::Args;
 use serde::Serialize;
 
@@ -114,11 +115,11 @@ impl ProfileArgs {
     pub(crate) fn all(&self) -> Result<Vec<Profile>, ConfigError> {
         let mut own: Vec<Profile> = Vec::new();
         for text in &self.profile_rule {
-            let wrong = |reason: String| ConfigError::new(format!("--profile-rule={text}"), reason);
+            let wrong = |reason: Error| ConfigError::new(format!("--profile-rule={text}"), reason);
             let (name, rule) = text
                 .split_once('=')
                 .filter(|(name, _)| !name.is_empty() && !name.contains(char::is_whitespace))
-                .ok_or_else(|| wrong("it is not of the form NAME=RULE".to_owned()))?;
+                .ok_or_else(|| wrong(anyhow!("it is not of the form NAME=RULE")))?;
             rule.parse::<Rule>().map_err(wrong)?;
             let rule = ProfileRule {
                 rule: rule.to_owned(),

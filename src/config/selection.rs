@@ -58,8 +58,8 @@ pub(crate) struct SelectionArgs {
     #[arg(long, env = "OUTHAUL_WARM_OUTPUT_SERVICE")]
     pub warm_output_service: bool,
 
-    /// Whether to copy what the outputs of other recorded workspaces and output bases on this machine have, instead of
-    /// downloading it
+    /// Whether to copy blobs from the outputs of other recorded workspaces and output bases on this machine, instead
+    /// of downloading them
     #[arg(
         long,
         value_name = "on|off",

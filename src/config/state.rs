@@ -79,7 +79,7 @@ pub(crate) struct HoldArgs {
     #[arg(long, value_name = "MODE", env = "OUTHAUL_HOLD", default_value = "invocation")]
     pub hold: String,
 
-    /// How long the build waits at most; missing outputs are then downloaded after it has ended
+    /// Longest time that the build waits; outputs that are still missing are downloaded after it has ended
     #[arg(
         long,
         value_name = "DURATION",

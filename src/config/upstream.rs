@@ -72,7 +72,7 @@ impl UpstreamArgs {
         }
         // They may be meant for the cache alone.
         if connect.endpoint.is_tls() {
-            connect.tls = cache.tls_files();
+            connect.tls = cache.tls.files();
             cache.tls_for_upstream = true;
         }
         connect.credential_helpers.clone_from(&self.credential_helper);

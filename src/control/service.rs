@@ -1,4 +1,4 @@
-//! What the control API answers, behind whatever carries it: the daemon's socket, or a command that opens the record
+//! What the control API answers, whatever carries it: the daemon's socket, or a command that opens the record
 //! itself because no daemon runs.
 
 mod calls;

@@ -21,7 +21,7 @@ pub enum DaemonError {
     /// The control API failed on one of its listeners.
     #[error("control {0}: {1}")]
     Control(&'static str, tonic::transport::Error),
-    /// The control socket is none.
+    /// The control socket is not a socket.
     #[error("serving the control API on unix sockets only")]
     NotASocket,
     /// A task panicked.

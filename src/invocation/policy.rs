@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use anyhow::{anyhow, bail};
 use regex::{Regex, RegexBuilder};
 
 use super::{limits::BuildLimits, pattern::TargetPattern};
@@ -20,14 +21,14 @@ pub enum DownloadMode {
 }
 
 impl FromStr for DownloadMode {
-    type Err = String;
+    type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> anyhow::Result<Self> {
         match text {
             "toplevel" => Ok(Self::Toplevel),
             "all" => Ok(Self::All),
             "minimal" => Ok(Self::Minimal),
-            _ => Err(format!("expected toplevel, all or minimal, got {text:?}")),
+            _ => bail!("expected toplevel, all or minimal, got {text:?}"),
         }
     }
 }
@@ -183,45 +184,43 @@ impl Rule {
 }
 
 impl FromStr for Rule {
-    type Err = String;
+    type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> anyhow::Result<Self> {
         let mut words = text.split_whitespace();
-        let verdict = words.next().ok_or("empty rule")?;
+        let verdict = words.next().ok_or_else(|| anyhow!("empty rule"))?;
         let verdict = Class::named(verdict)
-            .ok_or_else(|| format!("expected required, optional or known, got {verdict:?}"))?;
+            .ok_or_else(|| anyhow!("expected required, optional or known, got {verdict:?}"))?;
         let mut rule = Self::of(verdict);
         for word in words {
             if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == word) {
                 if rule.kind.is_some() {
-                    return Err("it names two kinds of outputs, and none is of both".to_owned());
+                    bail!("it names two kinds of outputs, and none is of both");
                 }
                 rule.kind = Some(kind);
                 continue;
             }
             let (key, value) = word
                 .split_once('=')
-                .ok_or_else(|| format!("{word:?} is not of the form KEY=VALUE"))?;
-            let bad = |e: String| format!("{key}: {e}");
+                .ok_or_else(|| anyhow!("{word:?} is not of the form KEY=VALUE"))?;
+            let bad = |e: anyhow::Error| anyhow!("{key}: {e}");
             match key {
                 "status" => {
                     rule.passed = match value {
                         "passed" => Some(true),
                         "failed" => Some(false),
-                        _ => return Err(bad(format!("expected passed or failed, got {value:?}"))),
+                        _ => bail!("{key}: expected passed or failed, got {value:?}"),
                     }
                 }
-                "label" => rule.label = Some(value.parse().map_err(|e| bad(format!("{e}")))?),
+                "label" => rule.label = Some(value.parse().map_err(|e| anyhow!("{key}: {e}"))?),
                 "aspect" => rule.aspect = Some(value.to_owned()),
                 "output-group" => rule.output_group = Some(value.to_owned()),
-                "path" => rule.path = Some(value.parse().map_err(|e: regex::Error| bad(e.to_string()))?),
+                "path" => rule.path = Some(value.parse().map_err(|e: regex::Error| bad(e.into()))?),
                 "min-size" => rule.min_size = Some(crate::units::parse_size(value).map_err(bad)?),
                 "max-size" => rule.max_size = Some(crate::units::parse_size(value).map_err(bad)?),
-                _ => {
-                    return Err(format!(
-                        "unknown key {key:?}; expected status, label, aspect, output-group, path, min-size or max-size"
-                    ));
-                }
+                _ => bail!(
+                    "unknown key {key:?}; expected status, label, aspect, output-group, path, min-size or max-size"
+                ),
             }
         }
         Ok(rule)
@@ -337,7 +336,7 @@ mod tests {
             ("known label=a", "label"),
         ] {
             let error = text.parse::<Rule>().expect_err(text);
-            assert!(error.contains(part), "{text}: {error}");
+            assert!(error.to_string().contains(part), "{text}: {error}");
         }
     }
 

@@ -216,7 +216,7 @@ impl Journal {
     /// The newest journal of an invocation.
     ///
     /// # Errors
-    /// When there is none, or the directory cannot be read.
+    /// When there is no such entry, or the directory cannot be read.
     pub fn find(&self, invocation_id: &str) -> Result<Entry, JournalError> {
         let found = self
             .list()?

@@ -24,7 +24,7 @@ const LEVEL: i32 = 1;
 /// Compressors that are idle. One has about a megabyte, which is too much for each of many streams, and for each frame
 /// to begin with.
 static IDLE: Mutex<Vec<zstd::bulk::Compressor<'static>>> = Mutex::new(Vec::new());
-/// So many are kept.
+/// How many are kept.
 const KEPT: usize = 4;
 
 fn compressed(batch: &Batch) -> io::Result<Vec<u8>> {

@@ -1,6 +1,6 @@
 //! Large blobs: streamed from the cache into a file of their own, hashed on the way.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -76,19 +76,19 @@ impl Pipe {
     }
 
     /// Hands on what there is.
-    async fn flush(&mut self) -> Result<(), String> {
+    async fn flush(&mut self) -> io::Result<()> {
         self.pace.take(self.bytes as u64).await;
         self.bytes = 0;
         self.portions
             .send(std::mem::take(&mut self.portion))
             .await
-            .map_err(|_| "failed to write the file".to_owned())
+            .map_err(|_| io::Error::other("failed to write the file"))
     }
 }
 
 #[async_trait]
 impl Sink for Pipe {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
+    async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         self.bytes += bytes.len();
         self.portion.push(bytes);
         if self.bytes < PORTION {

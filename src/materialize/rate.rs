@@ -34,7 +34,7 @@ impl Pace {
 }
 
 impl Rate {
-    /// Of so many bytes in a second, at least one.
+    /// Of this many bytes in a second, at least one.
     pub(super) fn new(per_second: u64) -> Self {
         let now = Instant::now();
         Self {

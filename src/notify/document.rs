@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, fmt, str::FromStr};
 
+use anyhow::anyhow;
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -46,13 +47,13 @@ impl fmt::Display for Event {
 }
 
 impl FromStr for Event {
-    type Err = String;
+    type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> anyhow::Result<Self> {
         [Self::TargetSettled, Self::InvocationSettled]
             .into_iter()
             .find(|event| event.name() == text)
-            .ok_or_else(|| format!("expected target_settled or invocation_settled, got {text:?}"))
+            .ok_or_else(|| anyhow!("expected target_settled or invocation_settled, got {text:?}"))
     }
 }
 

@@ -76,7 +76,7 @@ impl Patience {
         if tries >= self.tries {
             return None;
         }
-        // Never earlier than asked for, and not all at the same moment behind that either.
+        // Never earlier than asked for, and not all at the same moment after that either.
         let wait = match asked {
             Some(asked) => asked.saturating_add(self.delays.first.mul_f64(chance)),
             None => self.delays.after(tries.saturating_sub(1), chance),

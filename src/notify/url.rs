@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use anyhow::{Error, anyhow};
 use base64::Engine as _;
 use http::{HeaderValue, Uri, uri::Authority};
 use percent_encoding::percent_decode_str;
@@ -38,11 +39,11 @@ impl NotifyUrl {
 }
 
 impl FromStr for NotifyUrl {
-    type Err = String;
+    type Err = anyhow::Error;
 
     /// The reasons never repeat the text.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (uri, user_info) = http_url(text)?;
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (uri, user_info) = http_url(text).map_err(Error::msg)?;
         let authority = uri.authority().map_or("", Authority::as_str);
         Ok(Self {
             origin: format!("{}://{authority}", uri.scheme_str().unwrap_or_default()),
@@ -52,14 +53,14 @@ impl FromStr for NotifyUrl {
     }
 }
 
-fn basic(user_info: &str) -> Result<HeaderValue, String> {
+fn basic(user_info: &str) -> anyhow::Result<HeaderValue> {
     let (user, password) = user_info.split_once(':').unwrap_or((user_info, ""));
     let mut plain: Vec<u8> = percent_decode_str(user).collect();
     plain.push(b':');
     plain.extend(percent_decode_str(password));
     let encoded = base64::engine::general_purpose::STANDARD.encode(plain);
     let mut value = HeaderValue::from_str(&format!("Basic {encoded}"))
-        .map_err(|_| "its user name cannot be sent in a header".to_owned())?;
+        .map_err(|_| anyhow!("its user name cannot be sent in a header"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -112,7 +113,7 @@ mod tests {
             "http://user:secret@/",
             "https://h/a b secret",
         ] {
-            let reason = text.parse::<NotifyUrl>().unwrap_err();
+            let reason = text.parse::<NotifyUrl>().unwrap_err().to_string();
             assert!(
                 !reason.contains("secret") && !reason.is_empty(),
                 "{text}: {reason}"

@@ -1,4 +1,4 @@
-//! sled behind bytes in, bytes out: trees, pages of keys, batches. Every call is shielded.
+//! sled, with bytes in and bytes out: trees, pages of keys, batches. Every call is shielded.
 //!
 //! sled 0.34.7's own flusher is off: the record's writer flushes. Its `flush` reaches the page cache and is told to
 //! the disk, but is no promise against a power cut; the record may lose its newest rows there, and so may be deleted

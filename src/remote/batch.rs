@@ -112,7 +112,7 @@ struct Refusals {
 }
 
 impl Refusals {
-    /// So many, and it is not for how much was asked, nor for one blob: what is left is not asked for one by one.
+    /// After this many, neither the size of the request nor a single blob is the reason: the rest is not asked for one by one.
     const ENOUGH: u32 = 3;
 
     fn is_hopeless(&self) -> Option<&RemoteError> {

@@ -8,6 +8,8 @@
 //!
 //! Buckets hold strangers' files under such keys, so nothing of a header is believed before it fits together.
 
+use std::io;
+
 use bytes::Bytes;
 
 use super::inflate::Inflater;
@@ -250,7 +252,7 @@ impl Decoder {
             }
         }
         match &mut self.state {
-            State::Zstd(inflater) => inflater.run(input, left).map_err(CasblobError::Chunk),
+            State::Zstd(inflater) => inflater.run(input, left).map_err(chunk),
             State::Plain | State::Head(_) => {
                 let most = usize::try_from(left.saturating_add(1)).unwrap_or(usize::MAX);
                 let (taken, rest) = input.split_at(input.len().min(most));
@@ -261,13 +263,17 @@ impl Decoder {
     }
 }
 
+fn chunk(error: io::Error) -> CasblobError {
+    CasblobError::Chunk(error.to_string())
+}
+
 impl State {
     fn after(header: &Header) -> Result<Self, CasblobError> {
         match header.chunks {
             Chunks::Plain => Ok(Self::Plain),
             Chunks::Zstd { .. } => Inflater::new()
                 .map(|inflater| Self::Zstd(Box::new(inflater)))
-                .map_err(CasblobError::Chunk),
+                .map_err(chunk),
         }
     }
 }

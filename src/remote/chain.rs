@@ -12,6 +12,7 @@ mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     sync::Arc,
 };
 
@@ -417,7 +418,7 @@ struct Counted<'a> {
 
 #[async_trait]
 impl Sink for Counted<'_> {
-    async fn write(&mut self, mut bytes: Bytes) -> Result<(), String> {
+    async fn write(&mut self, mut bytes: Bytes) -> io::Result<()> {
         let room = self.end.saturating_sub(self.at);
         bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         self.at += bytes.len() as u64;

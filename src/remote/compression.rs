@@ -123,7 +123,7 @@ impl Running<'_> {
         self.zstd
     }
 
-    /// So many more bytes came, after decompression.
+    /// Counts bytes that came, after decompression.
     pub(crate) fn brought(&self, bytes: u64) {
         if self.generation != u32::MAX
             && let Some(mut state) = self.chooser.lock()

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     digest::{Digest, DigestFunction},
-    open_files::patient,
+    open_files::{GUARDED, patient},
     transport::{RemoteError, RemoteErrorKind},
 };
 
@@ -176,7 +176,7 @@ const fn is_absent(errno: Errno) -> bool {
     )
 }
 
-/// Whether an error says that a directory is closed to us, or that it is none.
+/// Whether an error says that a directory is closed to us, or that it is not a directory.
 const fn is_unusable(errno: Errno) -> bool {
     matches!(errno, Errno::ACCESS | Errno::PERM | Errno::NOTDIR | Errno::LOOP)
 }
@@ -189,11 +189,10 @@ impl Root {
 
     /// Opens a regular file, and its size; nothing else counts as being there.
     fn open(&self, path: &str) -> io::Result<Option<(File, u64)>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let opened = patient(
-            || match fs::openat2(&self.fd, path, flags, Mode::empty(), resolve) {
-                Err(Errno::NOSYS | Errno::PERM) => fs::openat(&self.fd, path, flags, Mode::empty()),
+            || match fs::openat2(&self.fd, path, GUARDED, Mode::empty(), resolve) {
+                Err(Errno::NOSYS | Errno::PERM) => fs::openat(&self.fd, path, GUARDED, Mode::empty()),
                 opened => opened,
             },
         );
@@ -246,7 +245,6 @@ impl Root {
         let Some((file, size)) = opened else {
             return Ok(None);
         };
-        let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
         if size > MAX_MESSAGE as u64 {
             return Err(invalid(format!(
                 "it has {size} bytes; {MAX_MESSAGE} are the most"
@@ -254,18 +252,22 @@ impl Root {
         }
         let mut bytes = Vec::new();
         (&file).take(MAX_MESSAGE as u64).read_to_end(&mut bytes)?;
-        let result = decode(&bytes).map_err(invalid)?;
+        let result = decode(&bytes)?;
         self.touch(&file);
         Ok(Some(result))
     }
 }
 
 /// An action's result as caches keep it. One without anything in it is what a crash leaves, and no result.
-pub(crate) fn decode(bytes: &[u8]) -> Result<ActionResult, String> {
+pub(crate) fn decode(bytes: &[u8]) -> io::Result<ActionResult> {
     if bytes.is_empty() {
-        return Err("it is empty".to_owned());
+        return Err(invalid("it is empty".to_owned()));
     }
-    ActionResult::decode(bytes).map_err(|e| format!("it cannot be decoded: {e}"))
+    ActionResult::decode(bytes).map_err(|e| invalid(format!("it cannot be decoded: {e}")))
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
 /// The next bytes of a file of this size, as many as are handed on at once; `None` when it cannot be read. Not on the

@@ -174,8 +174,8 @@ pub(crate) fn inflate(data: &[u8]) {
     let chunk = usize::from(choice >> 4) * 7 + 1;
     let whole = inflated(packed, packed.len().max(1), promised);
     let pieces = inflated(packed, chunk, promised);
-    // What is too much and what is no zstd data is refused alike, and which of both is seen first is up to the pieces.
-    let taken = |bytes: &Result<Vec<u8>, String>| match bytes {
+    // Too much data and invalid zstd data are refused alike, and which of both is seen first is up to the pieces.
+    let taken = |bytes: &std::io::Result<Vec<u8>>| match bytes {
         Ok(bytes) => {
             assert!(bytes.len() as u64 <= promised + 1);
             (bytes.len() as u64 <= promised).then(|| bytes.clone())
@@ -194,7 +194,7 @@ pub(crate) fn inflate(data: &[u8]) {
     }
 }
 
-fn inflated(packed: &[u8], chunk: usize, promised: u64) -> Result<Vec<u8>, String> {
+fn inflated(packed: &[u8], chunk: usize, promised: u64) -> std::io::Result<Vec<u8>> {
     let mut inflater = Inflater::new()?;
     let mut out = Vec::new();
     for mut input in packed.chunks(chunk) {

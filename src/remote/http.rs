@@ -10,7 +10,7 @@ mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
+    fmt, io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -147,7 +147,7 @@ impl HttpCache {
         most: u64,
         mut keep: impl FnMut(Bytes),
     ) -> Result<u64, RemoteError> {
-        let protocol = |message: String| RemoteError::protocol(context, message);
+        let protocol = |error: io::Error| RemoteError::protocol(context, error);
         let (head, mut body) = answer.into_parts();
         let mut decoder = Decoder::of(&head.headers).map_err(protocol)?;
         let mut count = 0;

@@ -1,5 +1,7 @@
 //! Streaming zstd that gives out no more than was promised.
 
+use std::io;
+
 use bytes::Bytes;
 use zstd::stream::raw::{Decoder, InBuffer, Operation as _, OutBuffer};
 
@@ -19,9 +21,9 @@ impl Inflater {
     ///
     /// # Errors
     /// When there is no memory for the decoder.
-    pub(crate) fn new() -> Result<Self, String> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            decoder: Decoder::new().map_err(|e| e.to_string())?,
+            decoder: Decoder::new()?,
             scratch: vec![0; PIECE].into(),
             more: false,
         })
@@ -32,7 +34,7 @@ impl Inflater {
     ///
     /// # Errors
     /// When the input is no zstd data.
-    pub(crate) fn run(&mut self, input: &mut &[u8], left: u64) -> Result<Bytes, String> {
+    pub(crate) fn run(&mut self, input: &mut &[u8], left: u64) -> io::Result<Bytes> {
         // zstd takes repeated calls without input or room for a fault of ours.
         if input.is_empty() && !self.more {
             return Ok(Bytes::new());
@@ -44,7 +46,7 @@ impl Inflater {
             let before = (from.pos(), to.pos());
             self.decoder
                 .run(&mut from, &mut to)
-                .map_err(|e| format!("not zstd data: {e}"))?;
+                .map_err(|e| io::Error::other(format!("not zstd data: {e}")))?;
             let after = (from.pos(), to.pos());
             // Short of a full piece, all that could be unpacked has been.
             if after.0 == input.len() || after.1 == room || after == before {
@@ -62,7 +64,7 @@ impl Inflater {
 mod tests {
     use super::*;
 
-    fn all(mut input: &[u8], promised: u64) -> Result<Vec<u8>, String> {
+    fn all(mut input: &[u8], promised: u64) -> io::Result<Vec<u8>> {
         let mut inflater = Inflater::new().unwrap();
         let mut out = Vec::new();
         loop {

@@ -2,6 +2,8 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    fmt::Display,
+    io,
     sync::Arc,
 };
 
@@ -47,13 +49,13 @@ impl Collect {
 
 #[async_trait]
 impl Sink for Collect {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
+    async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         self.add(bytes);
         Ok(())
     }
 }
 
-fn protocol<S: BlobStore + ?Sized>(store: &S, what: &str, message: impl Into<String>) -> RemoteError {
+fn protocol<S: BlobStore + ?Sized>(store: &S, what: &str, message: impl Display) -> RemoteError {
     let context = format!("{what} from {}", store.describe());
     RemoteError::protocol(context, message)
 }

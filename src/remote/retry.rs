@@ -16,7 +16,7 @@ const PROGRESS: u64 = 16 * 1024;
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 
 /// The longest wait that a server is granted when it names one, however short our own longest wait is. A build
-/// waits behind this.
+/// may be waiting for it.
 const LONGEST_ASKED_DELAY: Duration = Duration::from_secs(30);
 
 /// Sleep and chance, apart from the decisions, so that tests need neither.

@@ -1,6 +1,6 @@
 //! What a store of blobs answers, and what is asked of it.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
@@ -55,7 +55,7 @@ pub(super) fn all_failed(digests: &[Digest], error: &RemoteError) -> Vec<BatchAn
 #[async_trait]
 pub trait Sink: Send {
     /// Takes the next bytes. Waits while the sink is full, which holds the network back.
-    async fn write(&mut self, bytes: Bytes) -> Result<(), String>;
+    async fn write(&mut self, bytes: Bytes) -> io::Result<()>;
 }
 
 /// A store of blobs by digest: the part of a remote cache that fetching needs.

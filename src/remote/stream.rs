@@ -4,7 +4,7 @@
 //! where the bytes that the sink took end; the offset counts plain bytes even where zstd is on the wire (Remote
 //! Execution API, "compressed-blobs"), so that a resumed stream begins with a new zstd frame.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use bazel_remote_apis::google::bytestream::ReadRequest;
 use bytes::Bytes;
@@ -255,7 +255,7 @@ impl Transfer<'_> {
         name
     }
 
-    fn protocol(&self, message: impl Into<String>) -> RemoteError {
+    fn protocol(&self, message: impl Display) -> RemoteError {
         RemoteError::protocol(self.context.clone(), message)
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use anyhow::anyhow;
 use bazel_remote_apis::build::bazel::remote::execution::v2::Directory;
 use bytes::Bytes;
 use prost::Message as _;
@@ -69,9 +70,9 @@ impl DirectoryTree {
     ///
     /// # Errors
     /// When it cannot be decoded or has no root.
-    pub fn decode(function: DigestFunction, bytes: Bytes) -> Result<Self, String> {
-        let raw = RawTree::decode(bytes).map_err(|e| format!("not a Tree message: {e}"))?;
-        let root = raw.root.ok_or("the Tree has no root")?;
+    pub fn decode(function: DigestFunction, bytes: Bytes) -> anyhow::Result<Self> {
+        let raw = RawTree::decode(bytes).map_err(|e| anyhow!("not a Tree message: {e}"))?;
+        let root = raw.root.ok_or_else(|| anyhow!("the Tree has no root"))?;
         let mut tree = Self::rooted_at(Digest::of(function, &root));
         for directory in std::iter::once(root).chain(raw.children) {
             tree.add(directory)?;
@@ -83,10 +84,10 @@ impl DirectoryTree {
     ///
     /// # Errors
     /// When it cannot be decoded.
-    pub(crate) fn add(&mut self, bytes: Bytes) -> Result<(), String> {
+    pub(crate) fn add(&mut self, bytes: Bytes) -> anyhow::Result<()> {
         let digest = Digest::of(self.root.function(), &bytes);
         self.encoded_bytes += bytes.len() as u64;
-        let directory = Directory::decode(bytes).map_err(|e| format!("not a Directory message: {e}"))?;
+        let directory = Directory::decode(bytes).map_err(|e| anyhow!("not a Directory message: {e}"))?;
         self.directories.insert(digest, directory);
         Ok(())
     }

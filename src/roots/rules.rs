@@ -5,6 +5,8 @@ use std::{
     str::FromStr,
 };
 
+use anyhow::{anyhow, bail};
+
 use crate::materialize::place::Allowance;
 
 /// `FROM=TO`: the build saw `FROM` where we see `TO`, because it ran in another mount namespace.
@@ -15,15 +17,15 @@ pub struct PathMap {
 }
 
 impl FromStr for PathMap {
-    type Err = String;
+    type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> anyhow::Result<Self> {
         let (from, to) = text
             .split_once('=')
-            .ok_or_else(|| format!("{text:?} is not of the form FROM=TO"))?;
+            .ok_or_else(|| anyhow!("{text:?} is not of the form FROM=TO"))?;
         let (from, to) = (PathBuf::from(from), PathBuf::from(to));
         if !from.is_absolute() || !to.is_absolute() {
-            return Err(format!("both paths in {text:?} must be absolute"));
+            bail!("both paths in {text:?} must be absolute");
         }
         Ok(Self { from, to })
     }
@@ -152,7 +154,10 @@ mod tests {
             assert_eq!(names(map, path), expected, "{map} {path}");
         }
         for bad in ["/a", "a=/b", "/a=b", "="] {
-            assert!(bad.parse::<PathMap>().unwrap_err().contains(bad), "{bad}");
+            assert!(
+                bad.parse::<PathMap>().unwrap_err().to_string().contains(bad),
+                "{bad}"
+            );
         }
     }
 }

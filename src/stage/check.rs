@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     exec_path::ExecPath,
-    materialize::place::{Check, OutputRoot, PlaceOptions, Placer},
+    materialize::place::{Check, OutputRoot, PlaceError, PlaceOptions, Placer},
     output::{OutputContent, Stamp},
     record::Which,
 };
@@ -105,7 +105,7 @@ pub(crate) fn is_staged(
     for file in markers.iter().flat_map(|marker| &marker.files) {
         match file.content() {
             Ok((path, content)) => wanted.push((path, content, file.stamp)),
-            Err(reason) => answer.problems.push(reason),
+            Err(reason) => answer.problems.push(reason.to_string()),
         }
     }
     // What several markers or archives have is one file.
@@ -168,12 +168,11 @@ pub(super) fn placer(directory: &Path) -> Result<Placer, StageError> {
 }
 
 /// Looks at the files of a directory that is there. Blocks.
-pub(super) fn look(directory: &Path, wanted: &[Wanted]) -> Result<Vec<Result<Check, String>>, StageError> {
+pub(super) fn look(
+    directory: &Path,
+    wanted: &[Wanted],
+) -> Result<Vec<Result<Check, PlaceError>>, StageError> {
     let mut placer = placer(directory)?;
-    let check = |(path, content, stamp): &Wanted| {
-        placer
-            .check(path, content, stamp.as_ref())
-            .map_err(|e| e.to_string())
-    };
+    let check = |(path, content, stamp): &Wanted| placer.check(path, content, stamp.as_ref());
     Ok(wanted.iter().map(check).collect())
 }

@@ -13,6 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::{anyhow, bail};
+use rustix::fs::CWD;
 use serde::{Deserialize, Serialize};
 
 use super::{check, error::StageError, request::Wish, select::Artifact};
@@ -20,6 +22,7 @@ use crate::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
     materialize::place::Check,
+    open_files::{GUARDED, open_regular},
     output::{OutputContent, Stamp},
 };
 
@@ -156,15 +159,15 @@ impl File {
     ///
     /// # Errors
     /// In words: the entry makes no sense.
-    pub(crate) fn content(&self) -> Result<(ExecPath, OutputContent), String> {
-        let path = ExecPath::new(&self.path).map_err(|e| e.to_string())?;
+    pub(crate) fn content(&self) -> anyhow::Result<(ExecPath, OutputContent)> {
+        let path = ExecPath::new(&self.path)?;
         let content = match (&self.digest, &self.symlink_target, self.directory) {
             (Some(digest), None, false) => {
-                OutputContent::Blob(digest.parse().map_err(|e| format!("{path}: {e}"))?)
+                OutputContent::Blob(digest.parse().map_err(|e| anyhow!("{path}: {e}"))?)
             }
             (None, Some(target), false) => OutputContent::Symlink(target.clone()),
             (None, None, true) => OutputContent::Directory,
-            _ => return Err(format!("{path}: its entry has no type")),
+            _ => bail!("{path}: its entry has no type"),
         };
         Ok((path, content))
     }
@@ -378,7 +381,7 @@ fn remove(
         let removed = file.content().and_then(|(path, content)| {
             placer
                 .remove(&path, &content, file.stamp.as_ref(), keep)
-                .map_err(|e| format!("kept {path} from an earlier stage: {e}"))
+                .map_err(|e| anyhow!("kept {path} from an earlier stage: {e}"))
         });
         match removed {
             Ok(Check::Differs) => notes.push(format!(
@@ -386,7 +389,7 @@ fn remove(
                 file.path
             )),
             Ok(_) => {}
-            Err(reason) => notes.push(reason),
+            Err(reason) => notes.push(reason.to_string()),
         }
     }
     Ok(notes)
@@ -414,23 +417,15 @@ pub(crate) fn touch(directory: &Path) -> Result<(), StageError> {
     fs::File::options()
         .create(true)
         .append(true)
-        .custom_flags(flags())
+        .custom_flags(GUARDED.bits().cast_signed())
         .open(&path)
         .and_then(|file| file.set_modified(std::time::SystemTime::now()))
         .map_err(StageError::io("touch", path))
 }
 
-/// Neither through a link to somewhere else, nor waiting for the other end of a pipe.
-fn flags() -> i32 {
-    use rustix::fs::OFlags;
-    OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits() as i32
-}
-
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = fs::File::options().read(true).custom_flags(flags()).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("is not a regular file"));
-    }
+    let opened = open_regular(CWD, path)?;
+    let (mut file, _) = opened.ok_or_else(|| io::Error::other("is not a regular file"))?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -464,7 +459,7 @@ pub(super) fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
             continue;
         }
         match read(&path) {
-            Ok(bytes) => found.push((path, parse(&bytes))),
+            Ok(bytes) => found.push((path, parse(&bytes).map_err(|e| e.to_string()))),
             // Taken away by another stage.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => found.push((path, Err(e.to_string()))),
@@ -478,18 +473,18 @@ pub(super) fn read_all(directory: &Path) -> Result<Vec<Found>, StageError> {
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     if let Ok(marker) = parse(data) {
-        let again = serde_json::to_vec(&marker).map_err(|e| e.to_string());
-        assert_eq!(again.and_then(|bytes| parse(&bytes)), Ok(marker));
+        let again = serde_json::to_vec(&marker).map_err(Into::into);
+        assert_eq!(again.and_then(|bytes| parse(&bytes)).ok(), Some(marker));
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Marker, String> {
-    let marker: Marker = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+fn parse(bytes: &[u8]) -> anyhow::Result<Marker> {
+    let marker: Marker = serde_json::from_slice(bytes)?;
     if marker.version != VERSION {
-        return Err(format!(
+        bail!(
             "it has version {}, but this outhaul reads version {VERSION}",
             marker.version
-        ));
+        );
     }
     Ok(marker)
 }

@@ -33,7 +33,7 @@ pub(super) struct Runfile {
     pub(super) name: String,
     /// Where the build has it.
     pub(super) exec_path: ExecPath,
-    /// What it is, or why there is none.
+    /// What it is, or why it is missing.
     pub(super) content: Result<OutputContent, String>,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Runfile {
 pub(super) struct Added {
     /// Local files that have the bytes of some.
     pub(super) copies: HashMap<Digest, Copy>,
-    /// Those that cannot be had, by their places, and why.
+    /// Those that are not available, by their places, and why.
     pub(super) absent: HashMap<ExecPath, String>,
 }
 

@@ -141,7 +141,7 @@ impl Stager {
         }
     }
 
-    /// Whether anything is being staged, optional outputs behind an answer included.
+    /// Whether anything is being staged, optional outputs after an answer included.
     pub(crate) fn is_busy(&self) -> bool {
         !self.working.is_empty()
     }

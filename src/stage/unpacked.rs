@@ -14,7 +14,7 @@ pub(super) fn is_archive(content: &OutputContent, exec_path: &ExecPath) -> bool 
 /// The directory in the place of an archive that it is unpacked into; `None` if the output is not an archive.
 ///
 /// # Errors
-/// When its name is none for a directory.
+/// When its name cannot be a directory's.
 #[cfg(feature = "archives")]
 pub(super) fn unpacked_at(
     content: &OutputContent,

@@ -197,7 +197,7 @@ impl Work {
         let asked: Vec<Digest> = asked.into_iter().collect();
         let (missing, reason) = match self.store.find_missing(&asked, attribution).await {
             Ok(missing) => (missing, None),
-            // There is none that could be asked, now or later.
+            // There is no cache that could be asked, now or later.
             Err(error) if error.kind == RemoteErrorKind::Config => (asked, Some(error.to_string())),
             Err(error) => {
                 tracing::debug!("FindMissingBlobs failed: {error}");

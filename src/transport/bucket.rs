@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use anyhow::{anyhow, bail};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 use super::RemoteError;
@@ -84,7 +85,7 @@ impl BucketAddress {
         split_scheme(text).is_some()
     }
 
-    /// Reads the value of the flag `flag`. What stands behind the `?` is not repeated in errors, since it may be a key
+    /// Reads the value of the flag `flag`. What follows the `?` is not repeated in errors, since it may be a key
     /// that does not belong there.
     ///
     /// # Errors
@@ -149,18 +150,18 @@ impl BucketAddress {
                     known(key)
                 )));
             }
-            address.set(key, &value).map_err(error)?;
+            address.set(key, &value).map_err(|e| error(e.to_string()))?;
         }
         Ok(address)
     }
 
-    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+    fn set(&mut self, key: &str, value: &str) -> anyhow::Result<()> {
         let is_name = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let only = |provider: Provider| {
             if self.provider == provider {
                 Ok(())
             } else {
-                Err(format!("{key}= is a setting of {}:// only", provider.scheme()))
+                bail!("{key}= is a setting of {}:// only", provider.scheme())
             }
         };
         let owned = Some(value.to_owned());
@@ -169,7 +170,7 @@ impl BucketAddress {
             "region" => {
                 only(Provider::S3)?;
                 if !is_name(value) {
-                    return Err("region= contains an invalid character".to_owned());
+                    bail!("region= contains an invalid character");
                 }
                 self.region = owned;
             }
@@ -178,30 +179,30 @@ impl BucketAddress {
                 self.path_style = match value {
                     "yes" => Some(true),
                     "no" => Some(false),
-                    _ => return Err("path-style= must be yes or no".to_owned()),
+                    _ => bail!("path-style= must be yes or no"),
                 };
             }
             "account" => {
                 only(Provider::Azure)?;
                 if !is_name(value) {
-                    return Err("account= contains an invalid character".to_owned());
+                    bail!("account= contains an invalid character");
                 }
                 self.account = owned;
             }
             "anonymous" => {
                 let found = Anonymous::ALL.into_iter().find(|(name, _)| *name == value);
-                self.anonymous = found.ok_or("anonymous= must be auto, yes or no")?.1;
+                self.anonymous = found
+                    .ok_or_else(|| anyhow!("anonymous= must be auto, yes or no"))?
+                    .1;
             }
             "layout" => self.layout = owned,
             "template" => self.template = owned,
             "encoding" => self.encoding = owned,
-            _ => {
-                return Err(format!(
-                    "unknown setting {}; use endpoint, region, path-style, account, anonymous, layout, template or encoding \
-                     (keys and tokens belong in the environment or in files)",
-                    known(key)
-                ));
-            }
+            _ => bail!(
+                "unknown setting {}; use endpoint, region, path-style, account, anonymous, layout, template or encoding \
+                 (keys and tokens belong in the environment or in files)",
+                known(key)
+            ),
         }
         Ok(())
     }
@@ -251,12 +252,12 @@ fn known(key: &str) -> String {
     }
 }
 
-fn endpoint(value: &str) -> Result<String, String> {
-    let wrong = || "endpoint= must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]".to_owned();
+fn endpoint(value: &str) -> anyhow::Result<String> {
+    let wrong = || anyhow!("endpoint= must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]");
     let uri: http::Uri = value.parse().map_err(|_| wrong())?;
     let authority = uri.authority().ok_or_else(wrong)?;
     if authority.as_str().contains('@') {
-        return Err("endpoint= must not contain a user name or password".to_owned());
+        bail!("endpoint= must not contain a user name or password");
     }
     if !matches!(uri.scheme_str(), Some("http" | "https"))
         || uri.query().is_some()

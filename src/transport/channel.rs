@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::anyhow;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint as HttpEndpoint, Uri};
@@ -86,13 +87,13 @@ impl Connector {
     ///
     /// # Errors
     /// In words.
-    pub(crate) async fn connect(&self) -> Result<Channel, String> {
+    pub(crate) async fn connect(&self) -> anyhow::Result<Channel> {
         let connected = match &self.socket {
             Some(socket) => self.endpoint.connect_with_connector(through(socket)).await,
             None => self.endpoint.connect().await,
         };
         // The error itself is just "transport error".
-        connected.map_err(|e| e.source().map_or_else(|| e.to_string(), with_causes))
+        connected.map_err(|e| anyhow!(e.source().map_or_else(|| e.to_string(), with_causes)))
     }
 }
 

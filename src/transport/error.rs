@@ -1,6 +1,6 @@
 //! Why a request failed.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 /// What went wrong, for decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,7 +43,7 @@ pub struct RemoteError {
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident: $kind:ident,)*) => {$(
         $(#[$doc])*
-        pub(crate) fn $name(context: impl Into<String>, message: impl Into<String>) -> Self {
+        pub(crate) fn $name(context: impl Into<String>, message: impl Display) -> Self {
             Self::new(RemoteErrorKind::$kind, context, message)
         }
     )*};
@@ -66,11 +66,11 @@ impl RemoteError {
     }
 
     /// An error of a kind.
-    pub fn new(kind: RemoteErrorKind, context: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn new(kind: RemoteErrorKind, context: impl Into<String>, message: impl Display) -> Self {
         Self {
             kind,
             context: context.into(),
-            message: message.into(),
+            message: message.to_string(),
             retry_after: None,
         }
     }

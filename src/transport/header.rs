@@ -23,7 +23,7 @@ impl Header {
             return Err(wrong(flag.to_owned(), "not of the form NAME=VALUE"));
         };
         Self::new(name, value).map_err(|reason| {
-            // What is no header's name may hold the value: `authorization: Basic bWU6cGFzcw==`.
+            // An invalid name may hold the value: `authorization: Basic bWU6cGFzcw==`.
             match http::HeaderName::from_bytes(name.trim().as_bytes()) {
                 Ok(name) => wrong(format!("{flag}={name}=…"), reason),
                 Err(_) => wrong(flag.to_owned(), reason),

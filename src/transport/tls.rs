@@ -141,7 +141,7 @@ fn pem(flag: &str, file: &Path, section: &str) -> Result<Vec<u8>, RemoteError> {
     Ok(bytes)
 }
 
-fn wrong(flag: &str, file: &Path, reason: impl Into<String>) -> RemoteError {
+fn wrong(flag: &str, file: &Path, reason: impl std::fmt::Display) -> RemoteError {
     let context = format!("{flag}={}", file.display());
     RemoteError::config(context, reason)
 }

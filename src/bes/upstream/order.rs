@@ -12,7 +12,7 @@ use crate::bes::lifecycle::Pending;
 
 /// A call about a build's life.
 pub(in crate::bes) struct LifecycleEvent {
-    /// Whether it goes before the streams that come after it (`BuildEnqueued`, `InvocationAttemptStarted`), or behind
+    /// Whether it goes before the streams that come after it (`BuildEnqueued`, `InvocationAttemptStarted`), or after
     /// those that came before it (`InvocationAttemptFinished`, `BuildFinished`).
     pub(in crate::bes) opening: bool,
     /// The encoded `PublishLifecycleEventRequest`, as received.

@@ -117,7 +117,7 @@ pub(super) enum AckError {
 #[derive(Default)]
 pub(super) struct Window {
     events: VecDeque<Kept>,
-    /// So many of them were sent on this connection.
+    /// How many of them were sent on this connection.
     sent: usize,
 }
 

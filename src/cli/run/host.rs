@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{anyhow, bail};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -200,7 +201,7 @@ impl Host {
         told: &CommandInfo,
         line: Option<&CommandLine>,
         answer: &mut Answer,
-    ) -> Result<(BesService, Option<String>), String> {
+    ) -> anyhow::Result<(BesService, Option<String>)> {
         let mut upstream = self.upstream(told, told.backend.as_deref(), None)?;
         let mut more = Vec::new();
         let mut host = LOOPBACK;
@@ -208,10 +209,7 @@ impl Host {
             let named = |name: &str| line.given(name);
             let has_google = google_of(line, Path::new("")).is_some();
             if has_google && told.version.is_none_or(|version| version < GOOGLE_UNENCRYPTED) {
-                return Err(
-                    "with Google's credentials, this Bazel sends events only over encrypted connections"
-                        .to_owned(),
-                );
+                bail!("with Google's credentials, this Bazel sends events only over encrypted connections");
             }
             upstream = self.upstream(told, named("bes_backend"), Some(line))?;
             if let (Some(theirs), Some(ours)) = (named("bes_backend"), &self.upstream.bes_backend)
@@ -244,12 +242,13 @@ impl Host {
                     host = "localhost";
                 }
                 let helper = self.helper.as_deref().and_then(Path::to_str);
-                let helper = helper.ok_or("failed to create a directory for a credential helper")?;
+                let helper =
+                    helper.ok_or_else(|| anyhow!("failed to create a directory for a credential helper"))?;
                 more.push(format!("--{name}={host}={helper}"));
             }
         }
         let backend = upstream.as_ref().map(Upstream::name);
-        let door = self.doors.open(upstream).await.map_err(|e| e.to_string())?;
+        let door = self.doors.open(upstream).await?;
         let address = door.address.to_string().replace(LOOPBACK, host);
         answer.flags.push(format!("--bes_backend=grpc://{address}"));
         answer.flags.append(&mut more);
@@ -262,7 +261,7 @@ impl Host {
         told: &CommandInfo,
         backend: Option<&str>,
         line: Option<&CommandLine>,
-    ) -> Result<Option<Upstream>, String> {
+    ) -> anyhow::Result<Option<Upstream>> {
         let Some(backend) = backend.filter(|backend| !backend.is_empty()) else {
             return Ok(self.own.clone());
         };
@@ -272,20 +271,21 @@ impl Host {
             None => backend.to_owned(),
             Some(proxy) if proxy.starts_with("unix:") && backend.starts_with("grpc://") => proxy.to_owned(),
             Some(proxy) => {
-                return Err(format!(
-                    "outhaul cannot forward events through --bes_proxy={proxy}"
-                ));
+                bail!("outhaul cannot forward events through --bes_proxy={proxy}");
             }
         });
         if let Some(line) = line {
             // Bazel's server runs in the workspace, where relative files are looked for.
             let workspace = directories_of(told).workspace;
             let path = |name| Some(workspace.join(line.given(name)?));
-            cache.tls_certificate = cache.tls_certificate.or_else(|| path("tls_certificate"));
-            cache.tls_client_certificate = cache
-                .tls_client_certificate
-                .or_else(|| path("tls_client_certificate"));
-            cache.tls_client_key = cache.tls_client_key.or_else(|| path("tls_client_key"));
+            let tls = &mut cache.tls;
+            for (file, name) in [
+                (&mut tls.tls_certificate, "tls_certificate"),
+                (&mut tls.tls_client_certificate, "tls_client_certificate"),
+                (&mut tls.tls_client_key, "tls_client_key"),
+            ] {
+                *file = file.take().or_else(|| path(name));
+            }
             upstream.credential_helper = ["credential_helper", "experimental_credential_helper"]
                 .into_iter()
                 .flat_map(|name| line.all(name))
@@ -295,7 +295,7 @@ impl Host {
         }
         upstream
             .upstream(&mut cache, self.hold)
-            .map_err(|e| format!("outhaul cannot forward events to the build's own event service: {e}"))
+            .map_err(|e| anyhow!("outhaul cannot forward events to the build's own event service: {e}"))
     }
 
     /// Has Bazel told to download nothing, if that can be. False if the command names a cache that does not answer.

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::process::{Child, Command};
@@ -132,7 +133,7 @@ impl Probe<'_> {
     /// Asks for the options of a command.
     pub(super) async fn ask(&self, line: &Line<'_>) -> CommandInfo {
         let version = self.version().await;
-        let options = self.options(line, version).await;
+        let options = self.options(line, version).await.map_err(|e| e.to_string());
         CommandInfo {
             word: line.word().to_owned(),
             directory: std::env::current_dir().unwrap_or_default(),
@@ -164,7 +165,7 @@ impl Probe<'_> {
         version(&String::from_utf8_lossy(&said.stdout))
     }
 
-    async fn options(&self, line: &Line<'_>, version: Option<u32>) -> Result<Options, String> {
+    async fn options(&self, line: &Line<'_>, version: Option<u32>) -> anyhow::Result<Options> {
         let number = rand::random::<u64>();
         let events = self.scratch.join(format!("{number:016x}.json"));
         let said = self.scratch.join(format!("{number:016x}.txt"));
@@ -194,8 +195,8 @@ impl Probe<'_> {
         told
     }
 
-    async fn run(&self, line: &Line<'_>, flags: &[String], said: &Path) -> Result<(), String> {
-        let failed = |e: std::io::Error| format!("failed to run Bazel: {e}");
+    async fn run(&self, line: &Line<'_>, flags: &[String], said: &Path) -> anyhow::Result<()> {
+        let failed = |e: std::io::Error| anyhow!("failed to run Bazel: {e}");
         let file = File::create(said).map_err(failed)?;
         let mut command = self.command();
         // Files, not pipes: a server that Bazel leaves behind would keep those open.
@@ -214,10 +215,7 @@ impl Probe<'_> {
             }
             if begun.elapsed() > PATIENCE {
                 end(&mut child).await;
-                return Err(format!(
-                    "Bazel did not report them within {} s",
-                    PATIENCE.as_secs()
-                ));
+                bail!("Bazel did not report them within {} s", PATIENCE.as_secs());
             }
         }
     }
@@ -269,12 +267,12 @@ fn without_unrecognized(flags: &[String], said: &str) -> Option<Vec<String>> {
 }
 
 /// Reads what Bazel tells: our own flags must be among it.
-fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
-    let file = File::open(events).map_err(|_| "Bazel did not report them".to_owned())?;
+fn read(events: &Path, flags: &[String]) -> anyhow::Result<Options> {
+    let file = File::open(events).map_err(|_| anyhow!("Bazel did not report them"))?;
     let mut options = Options::default();
     let mut is_told = false;
     for line in BufReader::new(file.take(MOST)).split(b'\n') {
-        let line = line.map_err(|e| format!("failed to read what Bazel reported: {e}"))?;
+        let line = line.map_err(|e| anyhow!("failed to read what Bazel reported: {e}"))?;
         let Ok(event) = serde_json::from_slice::<Value>(&line) else {
             continue;
         };
@@ -285,7 +283,7 @@ fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
                 .and_then(Value::as_object)
                 .is_some_and(|policy| !policy.is_empty())
             {
-                return Err("an invocation policy may change them".to_owned());
+                bail!("an invocation policy may change them");
             }
             let list = |name| strings(parsed.get(name));
             let startup = list("startupOptions");
@@ -301,14 +299,14 @@ fn read(events: &Path, flags: &[String]) -> Result<Options, String> {
         }
     }
     if !is_told {
-        return Err("Bazel did not report them".to_owned());
+        bail!("Bazel did not report them");
     }
     // Behind them stands what Bazel adds for others, such as what --test_output=streamed implies.
     let ours = options
         .list
         .windows(flags.len())
         .rposition(|window| window == flags);
-    let ours = ours.ok_or("Bazel reported other options than it was given")?;
+    let ours = ours.ok_or_else(|| anyhow!("Bazel reported other options than it was given"))?;
     options.list.drain(ours..ours + flags.len());
     Ok(options)
 }

@@ -19,9 +19,9 @@ const NAMES: &[&str] = &[
     "bazel_real",
     "bazel-dev",
 ];
-/// A file in the archive that a Bazel carries behind its client.
+/// A file in the archive that follows a Bazel's client program.
 const SERVER: &[u8] = b"A-server.jar";
-/// The end of an archive: its mark, and the longest comment behind it.
+/// The end of an archive: its mark, and the longest comment after it.
 const ARCHIVE_END: usize = 22;
 const COMMENT: u64 = 0xffff;
 /// Larger lists of files are not a Bazel's.
@@ -99,7 +99,7 @@ fn holds_a_server(file: &Path) -> bool {
     listing().is_some_and(|listing| listing.windows(SERVER.len()).any(|w| w == SERVER))
 }
 
-/// The `PATH` that a program is looked for on where there is none, as the C library has it.
+/// The `PATH` that a program is looked for on where none is set, as the C library has it.
 pub(super) fn path() -> OsString {
     std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into())
 }

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{anyhow, bail};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -72,7 +73,7 @@ pub(super) struct Shims {
 impl Shims {
     /// Makes the directory, for this user alone: in the temporary directory or, where that is full or not to be
     /// written, in another one.
-    pub(super) fn new(other: Option<&Path>) -> Result<Self, String> {
+    pub(super) fn new(other: Option<&Path>) -> anyhow::Result<Self> {
         let name = format!("outhaul-run-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let mut failed = String::new();
         if let Some(other) = other {
@@ -98,7 +99,7 @@ impl Shims {
                 Err(error) => failed = format!("failed to create {}: {error}", shims.dir.display()),
             }
         }
-        Err(failed)
+        bail!(failed)
     }
 
     fn make(&mut self) -> std::io::Result<()> {
@@ -284,15 +285,16 @@ fn asked(
     bazel: &Path,
     path: &OsString,
     command: &[OsString],
-) -> Result<(Vec<OsString>, Vec<String>), String> {
+) -> anyhow::Result<(Vec<OsString>, Vec<String>)> {
     let Some(line) = Line::building(command).filter(|_| program::is_bazel(bazel)) else {
         return Ok((command.get(1..).unwrap_or_default().to_vec(), Vec::new()));
     };
-    let directory = directory().ok_or("failed to find the `outhaul run` around this Bazel")?;
+    let directory =
+        directory().ok_or_else(|| anyhow!("failed to find the `outhaul run` around this Bazel"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| format!("failed to start: {e}"))?;
+        .map_err(|e| anyhow!("failed to start: {e}"))?;
     let probe = Probe {
         program: bazel,
         path,
@@ -300,7 +302,7 @@ fn asked(
     };
     let told = runtime.block_on(probe.ask(&line));
     let answer = ask(&directory.join(SOCKET), &Told::Bazel(Box::new(told)))
-        .map_err(|e| format!("failed to reach the `outhaul run` around this Bazel: {e}"))?;
+        .map_err(|e| anyhow!("failed to reach the `outhaul run` around this Bazel: {e}"))?;
     Ok((line.with(&answer.flags), answer.messages))
 }
 

@@ -3,7 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::record::{Opening, Record, RecordError};
+use crate::{
+    config::ConfigError,
+    record::{Opening, Record, RecordError},
+};
 
 /// Directories of one workspace: as many builds of it can run side by side and be kept.
 const SIDE_BY_SIDE: usize = 16;
@@ -21,16 +24,16 @@ pub(super) struct Kept {
     pub(super) record: Record,
     /// None where nobody will look for it.
     pub(super) journal: Option<PathBuf>,
-    /// Why it is not kept behind this process.
+    /// Why it is not kept after this process ends.
     pub(super) lost: Option<String>,
 }
 
 /// Opens the first directory that is free. `last` goes with this process.
 pub(super) fn open(
-    state_dir: Result<PathBuf, String>,
+    state_dir: Result<PathBuf, ConfigError>,
     workspace: &Path,
     last: &Path,
-) -> Result<Kept, String> {
+) -> Result<Kept, RecordError> {
     let kept = |record, journal, lost| Kept {
         record,
         journal,
@@ -41,7 +44,7 @@ pub(super) fn open(
             let all = std::iter::once(own_state.clone()).chain(own(&own_state, workspace));
             (all.collect(), None)
         }
-        Err(reason) => (Vec::new(), Some(reason)),
+        Err(reason) => (Vec::new(), Some(reason.to_string())),
     };
     for directory in directories {
         let error = match Record::open(&directory) {
@@ -54,6 +57,6 @@ pub(super) fn open(
             break;
         }
     }
-    let (record, _) = Record::open(last).map_err(|error| error.to_string())?;
+    let (record, _) = Record::open(last)?;
     Ok(kept(record, None, lost))
 }

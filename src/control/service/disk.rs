@@ -27,6 +27,7 @@ use crate::{
     record::{InvocationRow, OutputRow, OutputState, RootId, Which},
     remote::Attribution,
     sources::SourceCache,
+    units::allocated,
 };
 
 /// Entries of one answer.
@@ -76,11 +77,6 @@ fn used_ms(metadata: &Metadata) -> i64 {
     let read = ms(metadata.atime(), metadata.atime_nsec());
     let written = ms(metadata.mtime(), metadata.mtime_nsec());
     read.max(written)
-}
-
-/// The space that the file system gives to a file, in bytes.
-fn allocated(metadata: &Metadata) -> u64 {
-    metadata.blocks() * 512
 }
 
 /// The recorded files of a root that are on disk, of their recorded size. Blocks.

@@ -99,7 +99,7 @@ impl Chooser {
 
 impl Service {
     /// Follows an invocation until it is settled. Where `may_come`, one that has not begun is waited for; else the
-    /// record is all there is. The channel ends behind [`Event::Settled`] or an error.
+    /// record is all there is. The channel ends after [`Event::Settled`] or an error.
     pub(crate) fn watch(&self, choice: pb::InvocationChoice, may_come: bool) -> mpsc::Receiver<Heard> {
         let (listener, heard) = mpsc::channel(WAITING);
         let (service, call) = (self.clone(), self.calls.token());

@@ -19,7 +19,7 @@ use crate::{exec_path::ExecPath, materialize::Outcome, output::Stamp};
 
 /// The first version that deletes nothing at its end.
 const TIDY_SINCE: u32 = 6;
-/// So many looks are worth a thread of their own.
+/// How many looks are worth a thread of their own.
 const LOOKS: usize = 512;
 /// Threads beyond which the disk gains nothing.
 const THREADS: usize = 4;

@@ -281,8 +281,9 @@ impl Ledger {
                 Some(reason) => Some(format!("{}: {reason}", n.path)),
                 None => {
                     let taken_in = self.directories.take_in(&n.path, &n.content, is_file);
-                    taken_in.err().inspect(|_| {
+                    taken_in.err().map(|error| {
                         refused.insert(n.path.clone());
+                        error.to_string()
                     })
                 }
             };

@@ -17,7 +17,7 @@
 use std::path::Path;
 
 use rustix::{
-    fs::{self, FileType, Mode, OFlags},
+    fs::{self, FileType, Mode},
     io::Errno,
 };
 
@@ -29,7 +29,7 @@ use super::{
     sys, walk,
     writable::Writable,
 };
-use crate::{digest::Hasher, exec_path::ExecPath};
+use crate::{digest::Hasher, exec_path::ExecPath, open_files::GUARDED};
 
 /// Pieces in which files are read.
 const READ: usize = 256 << 10;
@@ -97,8 +97,7 @@ impl Alias {
         let Ok(Some(real)) = walk::follow(job.root, self.path.as_str()) else {
             return Ok(());
         };
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let source = match sys::openat(&real.dir, &real.name, flags, Mode::empty()) {
+        let source = match sys::openat(&real.dir, &real.name, GUARDED, Mode::empty()) {
             Ok(source) => source,
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(()),
             Err(errno) => return Err(error(errno)),

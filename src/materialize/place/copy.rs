@@ -1,7 +1,7 @@
 //! A blob that is already in the root, at another path.
 
 use rustix::{
-    fs::{self, FileType, Mode, OFlags},
+    fs::{self, FileType, Mode},
     io::{self, Errno},
 };
 
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     digest::{Digest, Hasher},
     exec_path::ExecPath,
+    open_files::GUARDED,
     output::Stamp,
 };
 
@@ -38,8 +39,7 @@ impl Placer {
         let changed = || PlaceError::new("copy from", from.as_str(), PlaceErrorKind::SourceChanged);
         let dir = self.dirs.get(&self.root, from.parent().unwrap_or(""))?;
         let dir = dir.ok_or_else(changed)?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match sys::openat(&dir, from.file_name(), flags, Mode::empty()) {
+        let file = match sys::openat(&dir, from.file_name(), GUARDED, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT | Errno::LOOP) => return Err(changed()),
             Err(errno) => return Err(error(errno)),
@@ -86,8 +86,7 @@ impl Placer {
         let changed = || PlaceError::new("copy from", from.as_str(), PlaceErrorKind::SourceChanged);
         self.root.guard(to.as_str())?;
         let spot = walk::follow(&self.root, from.as_str())?.ok_or_else(changed)?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let source = match sys::openat(&spot.dir, &spot.name, flags, Mode::empty()) {
+        let source = match sys::openat(&spot.dir, &spot.name, GUARDED, Mode::empty()) {
             Ok(source) => source,
             Err(Errno::NOENT | Errno::LOOP) => return Err(changed()),
             Err(errno) => return Err(PlaceError::system_error("open", from.as_str(), errno)),

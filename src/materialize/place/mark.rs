@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use anyhow::{anyhow, bail};
 use rustix::{fd::AsFd, fs};
 
 use crate::units::{parse_size, show_size};
@@ -46,20 +47,20 @@ impl Mark {
 
 /// A size, as `10GiB`, or a percentage from 0% to 100%.
 impl FromStr for Mark {
-    type Err = String;
+    type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> anyhow::Result<Self> {
         let Some(percent) = text.trim().strip_suffix('%') else {
             return parse_size(text)
                 .map(Self::Amount)
-                .map_err(|e| format!("{e}, nor a percentage of the disk (write 5%)"));
+                .map_err(|e| anyhow!("{e}, nor a percentage of the disk (write 5%)"));
         };
         let percent: f64 = percent
             .trim()
             .parse()
-            .map_err(|_| format!("{text:?} is not a percentage"))?;
+            .map_err(|_| anyhow!("{text:?} is not a percentage"))?;
         if !(0.0..=100.0).contains(&percent) {
-            return Err(format!("{text:?} is not between 0% and 100%"));
+            bail!("{text:?} is not between 0% and 100%");
         }
         // Checked above: it is from 0 to 10,000.
         Ok(Self::Part((percent * 100.0).round() as u64))
@@ -156,12 +157,15 @@ mod tests {
 
     #[test]
     fn marks_are_read_as_written() {
-        assert_eq!("10GiB".parse(), Ok(Mark::Amount(10 * GIB)));
-        assert_eq!("5%".parse(), Ok(Mark::Part(500)));
-        assert_eq!(" 0.25 % ".parse(), Ok(Mark::Part(25)));
-        assert_eq!("0".parse(), Ok(Mark::Amount(0)));
+        assert_eq!("10GiB".parse::<Mark>().unwrap(), Mark::Amount(10 * GIB));
+        assert_eq!("5%".parse::<Mark>().unwrap(), Mark::Part(500));
+        assert_eq!(" 0.25 % ".parse::<Mark>().unwrap(), Mark::Part(25));
+        assert_eq!("0".parse::<Mark>().unwrap(), Mark::Amount(0));
         for bad in ["", "%", "-1%", "101%", "nan%", "much", "-5"] {
-            assert!(bad.parse::<Mark>().unwrap_err().contains(bad), "{bad}");
+            assert!(
+                bad.parse::<Mark>().unwrap_err().to_string().contains(bad),
+                "{bad}"
+            );
         }
         assert_eq!(Mark::Part(500).of(100 * GIB), 5 * GIB);
         assert_eq!(Mark::Part(WHOLE).of(u64::MAX), u64::MAX);

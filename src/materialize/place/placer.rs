@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{digest::Digest, exec_path::ExecPath};
 
-/// So many files are worth a staging directory: the directory's rename costs about as much as their links.
+/// How many files are worth a staging directory: the directory's rename costs about as much as their links.
 const STAGED: usize = 6;
 
 /// Places files in one root. Belongs to one thread; the threads of a root share its [`OutputRoot`] and [`Epoch`].

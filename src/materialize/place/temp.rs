@@ -313,7 +313,7 @@ fn sweep_in(parents: Vec<OwnedFd>, path: &Path) -> Result<usize, PlaceError> {
     failed.map_or(Ok(swept), Err)
 }
 
-/// A process's own temp directory in any directory at `path`, for what is no output. What dead processes left there is
+/// A process's own temp directory in any directory at `path`, for files that are not outputs. What dead processes left there is
 /// removed first, as far as that goes.
 #[cfg(feature = "archives")]
 pub(crate) fn temp_in(parent: &OwnedFd, path: &Path) -> Result<TempDir, PlaceError> {

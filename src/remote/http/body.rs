@@ -1,6 +1,6 @@
 //! Bodies as they come over the line: plain, or in one of the encodings that servers use.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 use bytes::{Buf as _, Bytes};
 use flate2::write::MultiGzDecoder;
@@ -22,16 +22,16 @@ impl Decoder {
     /// For the encoding that a head names.
     ///
     /// # Errors
-    /// When it is none that can be undone.
-    pub(super) fn of(headers: &HeaderMap) -> Result<Self, String> {
+    /// When it cannot be decoded.
+    pub(super) fn of(headers: &HeaderMap) -> io::Result<Self> {
         let encoding = encoding(headers);
         match &*encoding {
             "" => Ok(Self::Plain),
             "zstd" => Ok(Self::Zstd(Box::new(Inflater::new()?))),
             "gzip" | "x-gzip" => Ok(Self::Gzip(Box::new(MultiGzDecoder::new(Vec::new())))),
-            other => Err(format!(
+            other => Err(io::Error::other(format!(
                 "the server sent an encoding that was not requested: {other:?}"
-            )),
+            ))),
         }
     }
 
@@ -44,7 +44,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the input is not in the encoding.
-    pub(super) fn run(&mut self, input: &mut Bytes, left: u64) -> Result<Bytes, String> {
+    pub(super) fn run(&mut self, input: &mut Bytes, left: u64) -> io::Result<Bytes> {
         match self {
             Self::Plain => Ok(std::mem::take(input)),
             Self::Zstd(inflater) => {
@@ -71,7 +71,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the input was cut.
-    pub(super) fn finish(&mut self) -> Result<Bytes, String> {
+    pub(super) fn finish(&mut self) -> io::Result<Bytes> {
         match self {
             Self::Plain | Self::Zstd(_) => Ok(Bytes::new()),
             Self::Gzip(decoder) => {
@@ -82,8 +82,8 @@ impl Decoder {
     }
 }
 
-fn not_gzip(error: std::io::Error) -> String {
-    format!("not gzip data: {error}")
+fn not_gzip(error: io::Error) -> io::Error {
+    io::Error::other(format!("not gzip data: {error}"))
 }
 
 /// The encoding that a head names, in lower case; empty where it names none.
@@ -118,7 +118,7 @@ mod tests {
         map
     }
 
-    fn decoded(mut decoder: Decoder, bytes: &[u8], most: u64) -> Result<Vec<u8>, String> {
+    fn decoded(mut decoder: Decoder, bytes: &[u8], most: u64) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();
         for piece in bytes.chunks(1000) {
             let mut piece = Bytes::copy_from_slice(piece);

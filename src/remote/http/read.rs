@@ -4,6 +4,8 @@
 //! encode what they send although they were asked not to. Only what begins at or before the next byte that the sink waits
 //! for can be used; where a range brings something else, the whole blob is asked for, and what the sink has is skipped.
 
+use std::fmt::Display;
+
 use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, Method, StatusCode, header, response::Parts};
 use http_body_util::BodyExt as _;
@@ -272,7 +274,7 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    fn protocol(&self, message: impl Into<String>) -> RemoteError {
+    fn protocol(&self, message: impl Display) -> RemoteError {
         RemoteError::protocol(self.context.clone(), message)
     }
 

@@ -203,7 +203,7 @@ impl Server {
         RemoteError::new(kind, context, clipped(&readable(&message), MAX_MESSAGE))
     }
 
-    /// The error for an answer that is none of those that its request allows. Reads its body, so that the connection can
+    /// The error for an answer that its request does not allow. Reads its body, so that the connection can
     /// be used again.
     pub(super) async fn refused(&self, context: &str, answer: Response<Incoming>) -> RemoteError {
         let (head, body) = answer.into_parts();

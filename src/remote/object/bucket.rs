@@ -39,7 +39,7 @@ const PUBLIC: &str = "add anonymous=yes if the bucket is public";
 /// The same, where the metadata service has none.
 const NO_ROLE: &str = "give the machine a role, set credentials in the environment, or add anonymous=yes if the bucket \
                        is public";
-/// For how long credentials that could not be had are not asked for again.
+/// How long to wait before asking again for credentials that were not available.
 const UNREADY: Duration = Duration::from_secs(10);
 
 /// An object of a listing.
@@ -234,7 +234,7 @@ impl Bucket {
         self.read(name, range, if_match).await
     }
 
-    /// The first bytes of an object, at most so many, and its size.
+    /// The first bytes of an object, at most this many, and its size.
     pub(super) async fn beginning(&self, name: &str, bytes: u64) -> Result<(Vec<u8>, Reading), RemoteError> {
         let mut reading = self.read(name, Some(GetRange::Bounded(0..bytes)), None).await?;
         let mut beginning = Vec::new();

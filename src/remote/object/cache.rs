@@ -1,6 +1,6 @@
 //! A bucket as a cache: blobs and action results below the keys of a layout.
 
-use std::sync::Arc;
+use std::{fmt::Display, io, sync::Arc};
 
 use async_trait::async_trait;
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
@@ -65,7 +65,7 @@ impl ObjectCache {
         })
     }
 
-    fn error(&self, kind: RemoteErrorKind, what: &str, message: impl Into<String>) -> RemoteError {
+    fn error(&self, kind: RemoteErrorKind, what: &str, message: impl Display) -> RemoteError {
         RemoteError::new(kind, format!("{what} in {}", self.bucket.address()), message)
     }
 
@@ -185,11 +185,11 @@ enum Unpacker {
 
 impl Unpacker {
     /// Takes some of `input` and gives a piece of what it holds, at most one byte more than `left`.
-    fn run(&mut self, input: &mut &[u8], left: u64) -> Result<Bytes, String> {
+    fn run(&mut self, input: &mut &[u8], left: u64) -> io::Result<Bytes> {
         match self {
             Self::Identity => Ok(Bytes::copy_from_slice(std::mem::take(input))),
             Self::Zstd(inflater) => inflater.run(input, left),
-            Self::Casblob(decoder) => decoder.run(input, left).map_err(|e| e.to_string()),
+            Self::Casblob(decoder) => decoder.run(input, left).map_err(io::Error::other),
         }
     }
 }
@@ -203,13 +203,13 @@ impl Transfer<'_> {
             Encoding::Identity => {
                 let reading = bucket.get(self.key, self.at, None).await?;
                 if reading.size != size {
-                    return Err(self.protocol(&format!("has {} bytes instead of {size}", reading.size)));
+                    return Err(self.protocol(format!("has {} bytes instead of {size}", reading.size)));
                 }
                 self.take(reading, Unpacker::Identity, 0).await
             }
             Encoding::Zstd => {
                 let reading = bucket.get(self.key, 0, None).await?;
-                let inflater = Inflater::new().map_err(|e| self.protocol(&e))?;
+                let inflater = Inflater::new().map_err(|e| self.protocol(e))?;
                 self.take(reading, Unpacker::Zstd(inflater), self.at).await
             }
             Encoding::Casblob if self.at == 0 => {
@@ -220,7 +220,7 @@ impl Transfer<'_> {
             Encoding::Casblob => {
                 let (header, etag) = self.header().await?;
                 if header.size() != size {
-                    return Err(self.protocol(&format!("holds {} bytes instead of {size}", header.size())));
+                    return Err(self.protocol(format!("holds {} bytes instead of {size}", header.size())));
                 }
                 let (from, skip) = header.place_of(self.at);
                 // An object that was written again in the meantime has its chunks elsewhere.
@@ -233,7 +233,7 @@ impl Transfer<'_> {
                     }
                     reading => reading?,
                 };
-                let decoder = Decoder::from_chunk(&header).map_err(|e| self.protocol(&e.to_string()))?;
+                let decoder = Decoder::from_chunk(&header).map_err(|e| self.protocol(e))?;
                 self.take(reading, Unpacker::Casblob(decoder), skip).await
             }
         }
@@ -247,7 +247,7 @@ impl Transfer<'_> {
                 Ok(Parsed::Header(header)) => return Ok((header, reading.etag)),
                 Ok(Parsed::Needs(more)) if more as u64 > bytes => bytes = more as u64,
                 Ok(Parsed::Needs(_)) => return Err(self.protocol("ends within its header")),
-                Err(error) => return Err(self.protocol(&error.to_string())),
+                Err(error) => return Err(self.protocol(error)),
             }
         }
     }
@@ -273,7 +273,7 @@ impl Transfer<'_> {
             let mut input = &*piece;
             loop {
                 let left = self.digest.size() - self.at + skip;
-                let mut bytes = unpacker.run(&mut input, left).map_err(|e| self.protocol(&e))?;
+                let mut bytes = unpacker.run(&mut input, left).map_err(|e| self.protocol(e))?;
                 if bytes.is_empty() {
                     break;
                 }
@@ -283,7 +283,7 @@ impl Transfer<'_> {
             }
         }
         if self.at < self.digest.size() {
-            return Err(self.protocol(&format!("holds only {} of {} bytes", self.at, self.digest.size())));
+            return Err(self.protocol(format!("holds only {} of {} bytes", self.at, self.digest.size())));
         }
         Ok(())
     }
@@ -303,7 +303,7 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    fn protocol(&self, message: &str) -> RemoteError {
+    fn protocol(&self, message: impl Display) -> RemoteError {
         let what = format!("blob {}", self.digest);
         self.cache.error(
             RemoteErrorKind::Protocol,

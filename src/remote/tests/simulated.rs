@@ -67,7 +67,7 @@ impl Paced {
 
 #[async_trait]
 impl Sink for Paced {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
+    async fn write(&mut self, bytes: Bytes) -> std::io::Result<()> {
         self.bytes.extend_from_slice(&bytes);
         let pace = self.pace;
         if !pace.is_zero() {

@@ -15,10 +15,14 @@ struct Collect {
 
 #[async_trait]
 impl Sink for Collect {
-    async fn write(&mut self, bytes: bytes::Bytes) -> Result<(), String> {
+    async fn write(&mut self, bytes: bytes::Bytes) -> std::io::Result<()> {
         self.bytes.extend_from_slice(&bytes);
         let full = self.full_at.is_some_and(|n| self.bytes.len() > n);
-        if full { Err("disk full".to_owned()) } else { Ok(()) }
+        if full {
+            Err(std::io::Error::other("disk full"))
+        } else {
+            Ok(())
+        }
     }
 }
 

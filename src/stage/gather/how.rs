@@ -55,7 +55,8 @@ impl How {
                 return Err(setting(format!("--jobs={jobs}"), reason));
             }
         };
-        let limits = Limits::parse(&manner.limits).map_err(|text| setting("--limit".to_owned(), text))?;
+        let limits =
+            Limits::parse(&manner.limits).map_err(|e| setting("--limit".to_owned(), e.to_string()))?;
         if let Some(limit) = limits.exceeds(&Limits::default()).filter(|_| is_bounded) {
             return Err(setting(format!("--limit={limit}"), denied.to_owned()));
         }

@@ -176,7 +176,7 @@ impl Gather {
             .collect()
     }
 
-    /// Says that one cannot be had.
+    /// Says that one is not available.
     pub(in crate::stage) fn fail(&mut self, name: &ExecPath, error: &str) {
         for source in self.sources.iter_mut().filter(|source| source.name == *name) {
             source.end = Some(Err(error.to_owned()));

@@ -88,7 +88,7 @@ impl<'a> Finder<'a> {
         })
     }
 
-    /// What a program needs; `None` of what is no program.
+    /// What a program needs; `None` if it is not a program.
     pub(super) fn of(&mut self, program: &ExecPath) -> Result<Option<Vec<Runfile>>, StageError> {
         let manifest = match self.place.runfiles_manifest(program.as_str()) {
             Ok(manifest) => manifest,

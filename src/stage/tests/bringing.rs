@@ -84,7 +84,7 @@ struct Gathered(Vec<u8>);
 
 #[async_trait]
 impl Sink for Gathered {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
+    async fn write(&mut self, bytes: Bytes) -> std::io::Result<()> {
         self.0.extend_from_slice(&bytes);
         Ok(())
     }

@@ -56,9 +56,13 @@ struct Full(usize);
 
 #[async_trait]
 impl Sink for Full {
-    async fn write(&mut self, bytes: Bytes) -> Result<(), String> {
+    async fn write(&mut self, bytes: Bytes) -> std::io::Result<()> {
         let fits = self.0 >= bytes.len();
         self.0 = self.0.saturating_sub(bytes.len());
-        if fits { Ok(()) } else { Err("full".to_owned()) }
+        if fits {
+            Ok(())
+        } else {
+            Err(std::io::Error::other("full"))
+        }
     }
 }
