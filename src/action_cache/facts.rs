@@ -29,6 +29,8 @@ pub(crate) struct Output {
     pub tree: Option<ExecPath>,
     /// Where it leads to, if it is a link to another output.
     pub link_to: Option<ExecPath>,
+    /// Until when the cache promised to keep it, in milliseconds since the epoch; -1 for no promise.
+    pub expires_ms: i64,
 }
 
 /// What is known of outputs, in the order of their paths.
@@ -166,13 +168,12 @@ struct Candidate {
     output: Output,
     /// The action's own name is this path: it is its first output.
     is_primary: bool,
-    expires_ms: i64,
 }
 
 impl Candidate {
     /// Which of two counts: the higher.
     const fn rank(&self) -> (bool, i64) {
-        (self.is_primary, self.expires_ms)
+        (self.is_primary, self.output.expires_ms)
     }
 }
 
@@ -232,9 +233,9 @@ impl<'a> Gathering<'a, '_> {
                 digest,
                 tree,
                 link_to,
+                expires_ms: metadata.expires_ms,
             },
             is_primary: self.key == first,
-            expires_ms: metadata.expires_ms,
         });
         Ok(())
     }

@@ -33,7 +33,7 @@ impl Metadata {
         Self {
             hash: output.digest.hash().to_vec(),
             size: i64::try_from(output.digest.size()).unwrap_or(i64::MAX),
-            expires_ms: -1,
+            expires_ms: output.expires_ms,
             link_to: output.link_to.as_ref().map(|path| path.as_str().to_owned()),
         }
     }

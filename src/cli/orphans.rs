@@ -3,18 +3,17 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::CWD;
 use serde_json::json;
 
 use super::{client::Client, exit, exit::Failure, print, runtime};
 use crate::{
     config::{ControlArgs, StateArgs, from_environment},
-    open_files::open_regular,
+    materialize::place::{owner, small_text},
     printable::printable,
     removal::remove_all,
     units::{allocated, show_size},
@@ -22,8 +21,6 @@ use crate::{
 
 /// Builds whose output bases are looked at.
 const BUILDS: u32 = 10_000;
-/// Bazel's file in an output base that says whose it is.
-const OWNER: &str = "DO_NOT_BUILD_HERE";
 
 /// An output base whose workspace is gone.
 struct Orphan {
@@ -118,8 +115,8 @@ fn why(base: &Path, workspace: &str) -> Option<Option<String>> {
         return None;
     }
     // With --output_base, one directory has been that of several workspaces.
-    let owner = small_text(&base.join(OWNER))?;
-    if workspace.is_empty() || owner.trim_end() != workspace || !is_gone(workspace) {
+    let owner = owner(base)?;
+    if workspace.is_empty() || owner != workspace || !is_gone(workspace) {
         return None;
     }
     let parent = Path::new(workspace).parent()?;
@@ -133,14 +130,6 @@ fn why(base: &Path, workspace: &str) -> Option<Option<String>> {
              directory yourself"
         ))
     })
-}
-
-/// The text of a small file that is no link.
-fn small_text(path: &Path) -> Option<String> {
-    let (file, _) = open_regular(CWD, path).ok()??;
-    let mut text = String::new();
-    file.take(8 << 10).read_to_string(&mut text).ok()?;
-    Some(text)
 }
 
 fn is_gone(path: impl AsRef<Path>) -> bool {
@@ -206,6 +195,8 @@ fn show(orphan: &Orphan, as_json: bool) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    const OWNER: &str = "DO_NOT_BUILD_HERE";
+
     #[test]
     fn nothing_is_read_that_may_be_anything() {
         let dir = tempfile::tempdir().unwrap();
@@ -255,6 +246,14 @@ mod tests {
             .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // A process that has just been started may have no command line yet.
+        let command_line = format!("/proc/{}/cmdline", server.id());
+        for _ in 0..1000 {
+            if fs::read(&command_line).is_ok_and(|line| !line.is_empty()) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         fs::write(base.join("server/server.pid.txt"), server.id().to_string()).unwrap();
         assert!(named(&workspace).unwrap().kept.unwrap().contains("kill"));
         server.kill().unwrap();

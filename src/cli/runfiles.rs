@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
-    io::{ErrorKind, Write as _},
+    io::Write as _,
     path::Path,
 };
 
@@ -114,9 +114,9 @@ pub(super) async fn of(client: &mut Client, outputs: &[pb::Output]) -> Result<Ru
             Entry::Vacant(vacant) => vacant.insert(Opened::open(client, output, &mut runfiles).await?),
         };
         let manifest = match opened.root.runfiles_manifest(&output.exec_path) {
-            Ok(manifest) => manifest,
-            // It is not a program: there is no directory with its tree of links.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            Ok(Some(manifest)) => manifest,
+            // It is no program.
+            Ok(None) => continue,
             Err(error) => {
                 let (path, error) = (view::absolute(output), with_causes(&error));
                 let problem = format!("{path}: failed to read its manifest of runfiles: {error}");

@@ -90,6 +90,7 @@ impl Service {
         let stager = Stager::new(
             self.record.clone(),
             self.materializer.clone(),
+            self.roots.clone(),
             self.sources.clone(),
             self.engine.clone(),
             directory,

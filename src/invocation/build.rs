@@ -185,6 +185,13 @@ impl Build {
         self.selector.select(profile, path, tree, size)
     }
 
+    /// The most that any of a target's runfiles can be wanted.
+    pub(super) fn most_of_runfiles(&mut self, label: &str) -> Class {
+        let test_rule = self.facts.tests.contains(label);
+        let profile = self.profile(label, Origin::Runfiles { test_rule });
+        self.selector.most(profile)
+    }
+
     /// The profile of files that are in no output group.
     fn profile(&mut self, label: &str, origin: Origin) -> ProfileId {
         self.selector.profile(&GroupContext {

@@ -1,18 +1,21 @@
 //! From what a stream names, and from what became of it, to rows of the record.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use tokio::task::spawn_blocking;
 
 use super::build::Named;
 use crate::{
-    action_cache::Facts,
+    action_cache::{Facts, Output},
     bep::event::TargetId,
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
     materialize::{Completion, Outcome, Want},
     output::{Class, OutputContent, Stamp},
-    record::{OutputRow, OutputState, Record, RootId, SeenOutput},
+    record::{OutputRow, OutputState, Record, RootId, SeenOutput, with_fields_of},
     units::{now_ms, now_ns},
 };
 
@@ -20,15 +23,16 @@ use crate::{
 pub(crate) const ACTION_CACHE: &str = "action_cache";
 /// Why these are known.
 const NAMED_BY_NONE: &str = "in Bazel's action cache; no event names it";
+const SINCE_NAMED_BY_NONE: &str = "in Bazel's action cache; named by an event of an earlier build";
 /// Bytes of a file that came in an event and stay on record. Of larger ones, digest and size do: anyone who wants those
 /// back when the file is gone has to find them in the cache, or build once more.
 const KEPT: usize = 64 << 10;
 /// Rows that are made at once, some hundred bytes each.
 const TAKEN_IN_AT_ONCE: usize = 10_000;
 
-/// Whether an output was neither wanted nor named: it is only in Bazel's action cache.
+/// Whether an output was neither wanted nor ever named: it is only in Bazel's action cache.
 pub(crate) fn is_unasked(row: &OutputRow) -> bool {
-    *row.event == *ACTION_CACHE && row.class == Class::Known
+    *row.event == *ACTION_CACHE && row.class == Class::Known && row.label.is_empty()
 }
 
 /// Who names outputs.
@@ -159,22 +163,35 @@ fn compare(named: &Named, content: &OutputContent, row: &SeenOutput<'_>, superse
 }
 
 /// Records what the action cache says of outputs that no event names, and forgets what it said before and does not say
-/// any more. What a stream has said stays, whichever build's; where it is this build's (`is_named`), and says something
-/// else, nothing is recorded, and that output is given back. Blocks on the record.
+/// any more. Where it says something else than this build's stream (`is_named`), nothing is recorded, and that output is
+/// given back. What a stream of an earlier build has said stays, unless Bazel has found the output since: then the cache's
+/// promise to keep it ends at `found_since` or later. Blocks on the record.
 pub(super) fn take_in(
     record: &Record,
-    root: RootId,
-    version: u64,
-    invocation: &Arc<str>,
+    naming: &Naming,
     facts: &Facts,
+    found_since: i64,
     is_named: impl Fn(&ExecPath) -> bool,
 ) -> Result<(), ExecPath> {
+    let root = naming.root;
     // What a newer invocation has said is its own.
-    if record.root_row(root).is_some_and(|root| root.version > version) {
+    if record
+        .root_row(root)
+        .is_some_and(|root| root.version > naming.version)
+    {
         return Ok(());
     }
     let outputs = facts.outputs();
+    let is_found = |output: &Output| output.expires_ms >= found_since;
+    let known = OutputRow {
+        rule: NAMED_BY_NONE.into(),
+        event: ACTION_CACHE.into(),
+        invocation_id: naming.invocation.clone(),
+        version: naming.version,
+        ..OutputRow::known(OutputContent::Directory)
+    };
     let mut is_new = vec![true; outputs.len()];
+    let mut replaced: Vec<(ExecPath, OutputRow)> = Vec::new();
     let mut contradicts = None;
     record.see_outputs(
         root,
@@ -182,23 +199,30 @@ pub(super) fn take_in(
         |output| &output.path,
         |i, row| {
             let output = &outputs[i];
-            let is_same = row.content_is(&OutputContent::Blob(output.digest.clone()));
-            if !is_same && is_named(&output.path) {
-                contradicts.get_or_insert_with(|| output.path.clone());
+            let content = OutputContent::Blob(output.digest.clone());
+            let is_same = row.content_is(&content);
+            let is_its_own = row.event() == ACTION_CACHE;
+            is_new[i] = !is_same && is_its_own;
+            if is_same || is_its_own {
+                return;
             }
-            is_new[i] = !is_same && row.event() == ACTION_CACHE;
+            if is_named(&output.path) {
+                contradicts.get_or_insert_with(|| output.path.clone());
+            } else if is_found(output)
+                && let Some(old) = row.to_row()
+            {
+                // It is another file now, but still what was asked for then.
+                let row = with_fields_of!(old, OutputRow {
+                    content,
+                    rule: SINCE_NAMED_BY_NONE.into(),
+                } label aspect output_group class, ..known.clone());
+                replaced.push((output.path.clone(), row));
+            }
         },
     );
     if let Some(path) = contradicts {
         return Err(path);
     }
-    let known = OutputRow {
-        rule: NAMED_BY_NONE.into(),
-        event: ACTION_CACHE.into(),
-        invocation_id: invocation.clone(),
-        version,
-        ..OutputRow::known(OutputContent::Directory)
-    };
     let new = outputs.iter().zip(is_new).filter(|(_, is_new)| *is_new);
     let mut new = new.map(|(output, _)| {
         let content = OutputContent::Blob(output.digest.clone());
@@ -210,6 +234,7 @@ pub(super) fn take_in(
             },
         )
     });
+    record.put_outputs(root, replaced);
     loop {
         let rows: Vec<(ExecPath, OutputRow)> = new.by_ref().take(TAKEN_IN_AT_ONCE).collect();
         if rows.is_empty() {
@@ -218,6 +243,14 @@ pub(super) fn take_in(
         record.put_outputs(root, rows);
     }
     let mut gone = record.outputs_named_by(root, ACTION_CACHE);
+    let found = outputs.iter().filter(|output| is_found(output));
+    let trees: BTreeSet<&ExecPath> = found.filter_map(|output| output.tree.as_ref()).collect();
+    for tree in trees {
+        // What a stream has named in its place, or what it had in an earlier build.
+        gone.push(tree.clone());
+        let files = record.scan_outputs(root, &format!("{tree}/"));
+        gone.extend(files.map(|(path, _)| path));
+    }
     gone.retain(|path| facts.get(path.as_str()).is_none() && !is_named(path));
     record.remove_outputs(root, &gone);
     Ok(())

@@ -202,6 +202,18 @@ impl Selector {
         })
     }
 
+    /// The most that any file can be wanted, whatever its path and size.
+    pub(crate) fn most(&self, profile: ProfileId) -> Class {
+        let Some((profile, _)) = self.profiles.get(profile) else {
+            return Class::Known;
+        };
+        if profile.regexes && !self.policy.regexes.is_empty() {
+            return Class::Required;
+        }
+        let rules = profile.rules.iter().map(|i| self.policy.rules[*i].verdict);
+        rules.fold(profile.base.0, Class::max)
+    }
+
     /// The verdict on one output of a group. `tree_root` is the root of the tree artifact that it lies in; `size` is
     /// unknown for symlinks and directories.
     pub(crate) fn select(
@@ -567,6 +579,66 @@ mod tests {
             (group(true), Known),
         ] {
             assert_eq!(verdict(&policy, "test", "", origin), expected, "{origin:?}");
+        }
+    }
+
+    #[test]
+    fn the_most_that_a_file_can_be_wanted_does_not_depend_on_the_one_that_is_looked_at() {
+        use Class::{Known, Optional, Required};
+        let most = |mode, rules: &[&str], regexes: &[&str], command: &str, test_rule| {
+            let mut policy = policy(mode);
+            policy.rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+            policy.regexes = regexes.iter().map(|regex| regex.parse().unwrap()).collect();
+            let mut selector = Selector::new(policy);
+            let profile = selector.profile(&GroupContext {
+                command: Command::from_name(command),
+                label: "//a:x",
+                aspect: "",
+                group: "",
+                origin: Origin::Runfiles { test_rule },
+            });
+            selector.most(profile)
+        };
+        use DownloadMode::{Minimal, Toplevel};
+        for (mode, rules, regexes, command, test_rule, expected) in [
+            (Minimal, &[][..], &[][..], "build", false, Known),
+            (
+                Minimal,
+                &["required runfiles path=.*y"],
+                &[],
+                "build",
+                false,
+                Required,
+            ),
+            (
+                Minimal,
+                &["optional runfiles min-size=1MiB"],
+                &[],
+                "build",
+                false,
+                Optional,
+            ),
+            (
+                Minimal,
+                &["required runfiles label=//b:x"],
+                &[],
+                "build",
+                false,
+                Known,
+            ),
+            (Minimal, &["known runfiles"], &["y"], "build", false, Required),
+            (Toplevel, &[], &[], "test", true, Known),
+            (
+                Toplevel,
+                &["known runfiles path=.*y"],
+                &[],
+                "build",
+                false,
+                Required,
+            ),
+        ] {
+            let found = most(mode, rules, regexes, command, test_rule);
+            assert_eq!(found, expected, "{mode:?} {rules:?} {regexes:?} {command}");
         }
     }
 }

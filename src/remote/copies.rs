@@ -24,6 +24,8 @@ pub(crate) const LOCAL_FILES: &str = "local files";
 
 /// How long a file may take to be opened, or to give its next bytes: it may be on a file system whose server is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same of a file that nothing stands in for.
+const LONG_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many files are taken back before others may look at what is offered.
 const AT_ONCE: usize = 1000;
@@ -61,6 +63,8 @@ struct Offered {
     copy: Copy,
     /// Whether the blob's bytes came from it.
     served: bool,
+    /// The cache need not have the blob: it is waited for longer, and not given up with others.
+    only: bool,
 }
 
 /// Files that are offered as long as this is held.
@@ -79,6 +83,7 @@ impl Offer {
                 offers: Vec::new(),
                 copy,
                 served: false,
+                only: false,
             });
             if !offered.offers.contains(&self.number) {
                 offered.offers.push(self.number);
@@ -112,19 +117,31 @@ impl Drop for Offer {
 impl LocalFirst {
     /// With files that are offered for good.
     pub(crate) fn new(copies: HashMap<Digest, Copy>, cache: Arc<dyn BlobStore>) -> Self {
+        let store = Self {
+            cache,
+            offers: Mutex::default(),
+        };
+        store.put(copies, false);
+        store
+    }
+
+    /// With files whose bytes the cache need not have.
+    pub(crate) fn with_only(self, copies: HashMap<Digest, Copy>) -> Self {
+        self.put(copies, true);
+        self
+    }
+
+    fn put(&self, copies: HashMap<Digest, Copy>, only: bool) {
         let offered = |(digest, copy)| {
             let offered = Offered {
                 offers: vec![0],
                 copy,
                 served: false,
+                only,
             };
             (digest, offered)
         };
-        let copies = copies.into_iter().map(offered).collect();
-        Self {
-            cache,
-            offers: Mutex::new(Offers { last: 0, copies }),
-        }
+        self.offers.lock().copies.extend(copies.into_iter().map(offered));
     }
 
     /// An offer without files as yet.
@@ -167,19 +184,18 @@ impl LocalFirst {
         self.offers
             .lock()
             .copies
-            .retain(|_, offered| !roots.contains(&offered.copy.root));
+            .retain(|_, offered| offered.only || !roots.contains(&offered.copy.root));
     }
 
-    fn copy(&self, digest: &Digest, avoid: bool) -> Option<Copy> {
+    /// The file with a blob's bytes, and for how long it is waited for.
+    fn copy(&self, digest: &Digest, avoid: bool) -> Option<(Copy, Duration)> {
         if avoid {
-            None
-        } else {
-            self.offers
-                .lock()
-                .copies
-                .get(digest)
-                .map(|offered| offered.copy.clone())
+            return None;
         }
+        let offers = self.offers.lock();
+        let offered = offers.copies.get(digest)?;
+        let patience = if offered.only { LONG_PATIENCE } else { PATIENCE };
+        Some((offered.copy.clone(), patience))
     }
 }
 
@@ -228,7 +244,7 @@ impl BlobStore for LocalFirst {
         attribution: &Attribution,
         avoid: bool,
     ) -> Vec<BatchAnswer> {
-        let asked: Vec<(Digest, Copy)> = digests
+        let asked: Vec<(Digest, (Copy, Duration))> = digests
             .iter()
             .filter_map(|digest| Some((digest.clone(), self.copy(digest, avoid)?)))
             .collect();
@@ -238,23 +254,26 @@ impl BlobStore for LocalFirst {
             }
             return self.cache.read_batch(digests, attribution, avoid).await;
         }
-        let roots: HashSet<Arc<Path>> = asked.iter().map(|(_, copy)| copy.root.clone()).collect();
-        let looked = spawn_blocking(move || {
-            let mut found = HashMap::new();
-            for (digest, copy) in asked {
-                if let Some(bytes) = read(&copy, digest.size()) {
-                    found.insert(digest, bytes);
+        let mut found = HashMap::new();
+        let (only, others): (Vec<_>, Vec<_>) = asked
+            .into_iter()
+            .partition(|(_, (_, patience))| *patience == LONG_PATIENCE);
+        for (asked, patience) in [(others, PATIENCE), (only, LONG_PATIENCE)] {
+            let roots: HashSet<Arc<Path>> = asked.iter().map(|(_, (copy, _))| copy.root.clone()).collect();
+            let looked = spawn_blocking(move || {
+                let mut found = HashMap::new();
+                for (digest, (copy, _)) in asked {
+                    if let Some(bytes) = read(&copy, digest.size()) {
+                        found.insert(digest, bytes);
+                    }
                 }
+                found
+            });
+            match timeout(patience, looked).await {
+                Ok(read) => found.extend(read.unwrap_or_default()),
+                Err(_) => self.give_up(&roots),
             }
-            found
-        });
-        let mut found = match timeout(PATIENCE, looked).await {
-            Ok(found) => found.unwrap_or_default(),
-            Err(_) => {
-                self.give_up(&roots);
-                HashMap::new()
-            }
-        };
+        }
         let rest: Vec<Digest> = digests
             .iter()
             .filter(|digest| !found.contains_key(*digest))
@@ -293,10 +312,10 @@ impl BlobStore for LocalFirst {
         sink: &mut dyn Sink,
     ) -> Result<(), RemoteError> {
         let mut at = offset;
-        if let Some(copy) = self.copy(digest, avoid) {
+        if let Some((copy, patience)) = self.copy(digest, avoid) {
             let size = digest.size();
             let root = HashSet::from([copy.root.clone()]);
-            let opened = timeout(PATIENCE, spawn_blocking(move || open(&copy, size))).await;
+            let opened = timeout(patience, spawn_blocking(move || open(&copy, size))).await;
             if opened.is_err() {
                 self.give_up(&root);
             }
@@ -304,7 +323,7 @@ impl BlobStore for LocalFirst {
                 let file = Arc::new(file);
                 self.note(digest, true);
                 while at < size {
-                    let piece = timeout(PATIENCE, piece(&file, at, size)).await;
+                    let piece = timeout(patience, piece(&file, at, size)).await;
                     if piece.is_err() {
                         self.give_up(&root);
                     }
@@ -390,5 +409,22 @@ mod tests {
         assert!(store.has_copy(&digest(0)) && !store.has_copy(&digest(all)));
         drop(third);
         assert!(!store.has_copy(&digest(0)));
+    }
+
+    #[test]
+    fn what_only_files_have_is_not_given_up_with_others() {
+        let digest = |n: u8| Digest::of(DigestFunction::Sha256, &[n]);
+        let copy = || Copy {
+            root: Path::new("/slow").into(),
+            path: ExecPath::new("x").unwrap(),
+            stamp: Stamp::default(),
+        };
+        let nowhere = Arc::new(Nowhere("no cache".to_owned()));
+        let store = LocalFirst::new(HashMap::from([(digest(0), copy()), (digest(1), copy())]), nowhere);
+        let store = store.with_only(HashMap::from([(digest(1), copy())]));
+        assert_eq!(store.copy(&digest(0), false).unwrap().1, PATIENCE);
+        assert_eq!(store.copy(&digest(1), false).unwrap().1, LONG_PATIENCE);
+        store.give_up(&HashSet::from([Path::new("/slow").into()]));
+        assert!(!store.has_copy(&digest(0)) && store.has_copy(&digest(1)));
     }
 }

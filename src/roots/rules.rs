@@ -84,17 +84,19 @@ pub struct RootRules {
 impl RootRules {
     /// Where the build's exec root is for us.
     pub(crate) fn translate(&self, exec_root: &str) -> PathBuf {
-        let path = Path::new(exec_root);
-        for map in &self.path_maps {
-            if let Ok(below) = path.strip_prefix(&map.from) {
-                return if below.as_os_str().is_empty() {
-                    map.to.clone()
-                } else {
-                    map.to.join(below)
-                };
-            }
-        }
-        path.to_owned()
+        self.mapped(exec_root).unwrap_or_else(|| exec_root.into())
+    }
+
+    /// Where a directory of the build's is for us, if a translation says it.
+    pub(crate) fn mapped(&self, path: &str) -> Option<PathBuf> {
+        self.path_maps.iter().find_map(|map| {
+            let below = Path::new(path).strip_prefix(&map.from).ok()?;
+            Some(if below.as_os_str().is_empty() {
+                map.to.clone()
+            } else {
+                map.to.join(below)
+            })
+        })
     }
 
     /// What an exec root of ours is called where builds see it elsewhere.

@@ -4,6 +4,7 @@
 //! No manifest goes with them: it would name absolute paths, and programs find their runfiles in the directory.
 
 mod local;
+mod sources;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,6 +22,7 @@ use crate::{
     output::OutputContent,
     record::{InvocationRow, Record},
     remote::Copy,
+    roots::Roots,
 };
 
 /// Runfiles of one request.
@@ -53,6 +55,7 @@ pub(super) struct Added {
 pub(super) fn add(
     selection: &mut Selection,
     record: &Record,
+    roots: &Roots,
     row: &InvocationRow,
     function: DigestFunction,
     request: &Request,
@@ -62,10 +65,10 @@ pub(super) fn add(
             "programs and their runfiles are staged as they are, without --extract",
         ));
     }
-    let mut finder = local::Finder::open(record, row, function, request)?;
+    let mut finder = local::Finder::open(record, roots, row, function, request)?;
     let mut placing = Placing::of(selection);
     let mut programs = 0;
-    for program in &selection.artifacts {
+    for program in selection.artifacts.iter().chain(&selection.also) {
         let Some(runfiles) = finder.of(&program.exec_path)? else {
             continue;
         };
@@ -107,7 +110,11 @@ struct Placing {
 impl Placing {
     fn of(selection: &Selection) -> Self {
         let all = selection.artifacts.iter();
-        let by_path = all.clone().map(|one| (one.exec_path.clone(), one.clone()));
+        let also = selection.also.iter();
+        let by_path = all
+            .clone()
+            .chain(also)
+            .map(|one| (one.exec_path.clone(), one.clone()));
         Self {
             selected: by_path.collect(),
             all: all.map(|one| (one.place.clone(), one.clone())).collect(),
@@ -141,13 +148,16 @@ impl Placing {
             place: place.clone(),
             ..program.clone()
         };
-        match self.all.get(&place) {
+        match self.all.get_mut(&place) {
             Some(first) if !first.content.is_same(&artifact.content) => Err(StageError::Collision {
                 first: first.exec_path.clone(),
                 second: artifact.exec_path,
                 place,
             }),
-            Some(_) => Ok(()),
+            Some(first) => {
+                first.class = first.class.max(artifact.class);
+                Ok(())
+            }
             None => {
                 self.all.insert(place, artifact);
                 Ok(())

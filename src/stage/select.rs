@@ -55,6 +55,8 @@ pub(crate) struct Artifact {
 pub(crate) struct Selection {
     /// In the order of their places.
     pub(crate) artifacts: Vec<Artifact>,
+    /// Those that lie in the place of another one with the same content.
+    pub(crate) also: Vec<Artifact>,
     /// Trees that are picked whole, by their places below the directory.
     pub(crate) trees: Vec<String>,
     /// What the user should know, in words.
@@ -121,7 +123,7 @@ impl Recorded {
         // By file name, the files of a tree lie among all others.
         let whole = |tree: &&&str| !request.wish.flatten && !picked.partial.contains(**tree);
         let whole: HashSet<&str> = trees.iter().filter(whole).copied().collect();
-        let artifacts = placed(picked.artifacts, request.wish.flatten, request.wish.extract)?;
+        let (artifacts, also) = placed(picked.artifacts, request.wish.flatten, request.wish.extract)?;
         let in_trees = artifacts
             .iter()
             .flat_map(|artifact| above_and_itself(artifact.place.as_str()))
@@ -136,6 +138,7 @@ impl Recorded {
         }
         Ok(Selection {
             artifacts,
+            also,
             trees,
             notes,
         })
@@ -350,12 +353,14 @@ fn above_and_itself(path: &str) -> impl Iterator<Item = &str> {
     above.chain([path])
 }
 
-/// Gives every output its place; refuses what cannot lie side by side. The same content twice in one place is there once.
+/// Gives every output its place; refuses what cannot lie side by side. The same content twice in one place is there once:
+/// the others come second.
 pub(super) fn placed(
     artifacts: BTreeMap<ExecPath, Artifact>,
     flatten: bool,
     extract: bool,
-) -> Result<Vec<Artifact>, StageError> {
+) -> Result<(Vec<Artifact>, Vec<Artifact>), StageError> {
+    let mut also = Vec::new();
     let mut by_place: BTreeMap<ExecPath, Artifact> = BTreeMap::new();
     for (path, mut artifact) in artifacts {
         if flatten {
@@ -382,6 +387,7 @@ pub(super) fn placed(
             Entry::Occupied(mut first) if first.get().content.is_same(&artifact.content) => {
                 let class = &mut first.get_mut().class;
                 *class = artifact.class.max(*class);
+                also.push(artifact);
             }
             Entry::Occupied(first) => {
                 return Err(StageError::Collision {
@@ -393,7 +399,7 @@ pub(super) fn placed(
         }
     }
     side_by_side(&by_place)?;
-    Ok(by_place.into_values().collect())
+    Ok((by_place.into_values().collect(), also))
 }
 
 /// Refuses a file where another one's directory must be.

@@ -47,6 +47,7 @@ use crate::{
     output::{Class, OutputContent},
     record::{InvocationRow, InvocationState, OutputState, Record, Which},
     remote::{Attribution, BlobStore, Copy, LocalFirst, Nowhere, looks_right},
+    roots::Roots,
     sources::{Sources, address_of},
 };
 
@@ -63,6 +64,7 @@ const PLACES: usize = 8;
 pub(crate) struct Stager {
     record: Record,
     materializer: Materializer,
+    roots: Arc<Roots>,
     sources: Arc<Sources>,
     /// Tells which builds are still running; none where no builds are followed.
     engine: Option<Engine>,
@@ -108,6 +110,7 @@ impl Stager {
     pub(crate) fn new(
         record: Record,
         materializer: Materializer,
+        roots: Arc<Roots>,
         sources: Arc<Sources>,
         engine: Option<Engine>,
         journal: PathBuf,
@@ -115,6 +118,7 @@ impl Stager {
         Self {
             record,
             materializer,
+            roots,
             sources,
             engine,
             journal,
@@ -194,7 +198,8 @@ impl Stager {
         let request = blocking("reading the patterns", move || Request::for_caller(wish, still)).await?;
         let (row, entry) = self.find(which).await?;
         let function = self.sources.digest_function();
-        let (record, is_bounded) = (self.record.clone(), self.reach.is_bounded());
+        let (record, roots) = (self.record.clone(), self.roots.clone());
+        let is_bounded = self.reach.is_bounded();
         let plan = blocking("reading the journal", move || {
             let recorded = read(&entry, function)?;
             let mut selection = recorded.select(&row.invocation_id, &request)?;
@@ -208,7 +213,7 @@ impl Stager {
                     });
                 }
                 let function = recorded.function.unwrap_or(DigestFunction::Sha256);
-                runfiles = runfiles::add(&mut selection, &record, &row, function, &request)?;
+                runfiles = runfiles::add(&mut selection, &record, &roots, &row, function, &request)?;
             }
             if !recorded.finished {
                 selection.notes.push(
@@ -494,9 +499,8 @@ impl Stager {
             }
             copies
         });
-        let mut copies = copies.await.unwrap_or_default();
-        copies.extend(plan.runfiles.copies.clone());
-        LocalFirst::new(copies, cache)
+        let copies = copies.await.unwrap_or_default();
+        LocalFirst::new(copies, cache).with_only(plan.runfiles.copies.clone())
     }
 }
 

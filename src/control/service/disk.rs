@@ -4,7 +4,6 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, HashMap, HashSet},
     fs::Metadata,
-    io::ErrorKind,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -224,13 +223,9 @@ fn with_needs(place: &OutputRoot, as_built: &str, named: HashSet<String>) -> Opt
             targets.extend(below.to_str().map(str::to_owned));
         }
         match place.runfiles_manifest(path) {
-            Ok(manifest) => runfiles.take_in(&manifest, &exec_roots),
+            Ok(Some(manifest)) => runfiles.take_in(&manifest, &exec_roots),
             // It is no program.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename
-                ) => {}
+            Ok(None) => {}
             Err(_) => return None,
         }
     }

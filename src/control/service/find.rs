@@ -197,10 +197,9 @@ impl Service {
         matches!(self.check(placers, found), Some(Check::Present { .. }))
     }
 
-    /// Whether something lies in an output's place that is newer than what is known of it: what the action cache alone
-    /// tells replaces nothing.
-    pub(super) fn is_outdated(&self, placers: &mut HashMap<RootId, Option<Placer>>, found: &Found) -> bool {
-        *found.row.event == *rows::ACTION_CACHE && self.check(placers, found) == Some(Check::Differs)
+    /// Whether something else lies in an output's place.
+    pub(super) fn differs(&self, placers: &mut HashMap<RootId, Option<Placer>>, found: &Found) -> bool {
+        self.check(placers, found) == Some(Check::Differs)
     }
 
     fn check(&self, placers: &mut HashMap<RootId, Option<Placer>>, found: &Found) -> Option<Check> {

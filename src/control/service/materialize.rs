@@ -16,7 +16,7 @@ use crate::{
     materialize::{Completion, Outcome, Root, Served, Session, Want},
     output::Class,
     proto::outhaul::v1 as pb,
-    record::{OutputState, RootId},
+    record::{OutputState, RootId, Which},
     remote::Attribution,
     roots::RootError,
     sources::{SourceCache, SourceError},
@@ -42,7 +42,8 @@ pub(super) enum MaterializeError {
     )]
     OtherProcess,
     #[error(
-        "left unchanged: the file on disk is newer than this output, which only Bazel's action cache names"
+        "left unchanged: the file on disk is another one and may be newer, since no event of the newest build names this \
+         output; remove the file to download what is recorded"
     )]
     Outdated,
 }
@@ -230,7 +231,8 @@ impl Service {
     }
 
     /// Reads the rows again, as late as can be: a build may have named something else there since. Takes out what is
-    /// outdated.
+    /// outdated: something else lies in its place, and the newest build does not say that it should not. What the action
+    /// cache alone tells, or an older build, replaces nothing.
     async fn split_outdated(&self, id: RootId, found: &mut Vec<Found>) -> Vec<Found> {
         let (service, mut all) = (self.clone(), std::mem::take(found));
         let looked = spawn_blocking(move || {
@@ -240,12 +242,35 @@ impl Service {
                     found.row = row;
                 }
             }
+            let newest = service.record.newest_invocation(id).unwrap_or_default();
             let mut placers = HashMap::new();
-            all.into_iter()
-                .partition::<Vec<Found>, _>(|found| service.is_outdated(&mut placers, found))
+            let (differing, others) = all.into_iter().partition::<Vec<Found>, _>(|found| {
+                let is_its_own = *found.row.invocation_id == *newest.invocation_id;
+                (!is_its_own || is_of_action_cache(found)) && service.differs(&mut placers, found)
+            });
+            (differing, others, newest)
         });
-        let (outdated, current) = looked.await.unwrap_or_default();
+        let Ok((differing, current, newest)) = looked.await else {
+            return Vec::new();
+        };
         *found = current;
+        // The newest build has named it as an older one did, in most cases.
+        let named = match &self.stager {
+            Some(stager) if !differing.iter().all(is_of_action_cache) => {
+                stager.named(&Which::of(&newest.invocation_id)).await.ok()
+            }
+            _ => None,
+        };
+        let is_named = |found: &Found| {
+            let named = named.as_ref();
+            !is_of_action_cache(found) && named.is_some_and(|named| named.contains(found.path.as_str()))
+        };
+        let (named, outdated) = differing.into_iter().partition::<Vec<Found>, _>(is_named);
+        found.extend(named);
         outdated
     }
+}
+
+fn is_of_action_cache(found: &Found) -> bool {
+    *found.row.event == *rows::ACTION_CACHE
 }

@@ -371,3 +371,24 @@ async fn whatever_is_removed_can_be_had_again() {
         random_life(seed).await;
     }
 }
+
+#[tokio::test]
+async fn what_an_older_build_has_named_does_not_replace_a_file_that_may_be_newer() {
+    let mut f = Fixture::new(false).await;
+    f.built("first", &[("a", "of a"), ("b", "of b")]).await;
+    f.built("second", &[("b", "newer b")]).await;
+    for name in ["a", "b"] {
+        std::fs::remove_file(f.file(name)).unwrap();
+        std::fs::write(f.file(name), "by Bazel").unwrap();
+    }
+    let paths = ["a", "b"].map(|name| f.file(name).display().to_string());
+    let got = f.rooms.service.materialize(paths.to_vec()).await;
+    assert!(got[0].error.contains("left unchanged"), "{:?}", got[0]);
+    assert_eq!(std::fs::read_to_string(f.file("a")).unwrap(), "by Bazel");
+    // The newest build says what this is.
+    assert_eq!(got[1].error, "");
+    assert_eq!(std::fs::read_to_string(f.file("b")).unwrap(), "newer b");
+    std::fs::remove_file(f.file("a")).unwrap();
+    let got = f.rooms.service.materialize(paths[..1].to_vec()).await;
+    assert_eq!(got[0].outcome(), pb::OutputOutcome::Downloaded);
+}

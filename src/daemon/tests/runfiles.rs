@@ -11,6 +11,7 @@ use crate::{
     action_cache::write::{Action, Metadata, Written},
     bep::event::CommandLine,
     builds::Settlement,
+    invocation::policy::DownloadMode,
     record::OutputState,
 };
 
@@ -305,6 +306,40 @@ async fn runfiles_are_none_of_a_build_that_does_not_make_them() {
             .any(|said| said.contains("--nobuild_runfile_manifests"));
         assert_eq!(is_said, said, "{options:?}");
     }
+}
+
+#[tokio::test]
+async fn a_rule_for_some_runfiles_brings_them_also_where_no_others_are_wanted() {
+    let mut w = World::new().await;
+    w.f.rooms.engine.set_policy(Policy {
+        mode: DownloadMode::Minimal,
+        rules: vec![
+            "required runfiles path=.*/data".parse().unwrap(),
+            "required runfiles min-size=20".parse().unwrap(),
+        ],
+        ..Policy::default()
+    });
+    w.f.again("minimal").await;
+    // Tells where the program of a target is whose outputs are not asked for.
+    w.f.send(Event::Configuration {
+        id: String::new(),
+        mnemonic: "k8".to_owned(),
+    })
+    .await;
+    for (name, text) in [
+        ("data", "data"),
+        ("large", "more than twenty bytes"),
+        ("other", "other"),
+    ] {
+        w.needs(name);
+        w.cached(name, text);
+    }
+    w.write_action_cache(16);
+    let settlement = w.build(&[], 0).await;
+    assert_eq!(settlement.failed, 0, "{settlement:?}");
+    assert_eq!(w.text("data").as_deref(), Some("data"));
+    assert_eq!(w.text("large").as_deref(), Some("more than twenty bytes"));
+    assert_eq!((w.text("other"), w.text("app")), (None, None));
 }
 
 /// What the stream names, and does not ask for, it names rightly: the action cache may not know it, as that of an old

@@ -1,11 +1,14 @@
 //! What Bazel itself has on disk of outputs that no event names: when it is believed, and recording it.
 
-use std::{collections::HashSet, hash::BuildHasher as _, sync::Arc};
+use std::{collections::HashSet, hash::BuildHasher as _, sync::Arc, time::Duration};
 
 use tokio::task::spawn_blocking;
 
 use super::{
-    super::{rows, runfiles},
+    super::{
+        rows::{self, Naming},
+        runfiles,
+    },
     Actor,
     parts::Known,
     site::Site,
@@ -17,10 +20,15 @@ use crate::{
     invocation::shared::Remembered,
     output::OutputContent,
     roots::Destination,
+    units::parse_duration,
 };
 
 /// Exit codes of Bazel after which its action cache is not written: interrupted, and an internal error.
 const UNSAVED: [i32; 2] = [8, 37];
+/// For how long Bazel relies on the cache to keep what it has found there (`--experimental_remote_cache_ttl`).
+const PROMISED: Duration = Duration::from_secs(3 * 60 * 60);
+/// The newest builds, among which the one before is looked for.
+const BUILDS_BEFORE: usize = 100;
 
 impl Actor {
     /// What the action cache tells. It is believed only after a build that has written it, and if it agrees with
@@ -117,6 +125,13 @@ impl Actor {
         of_outputs.or_else(told).unwrap_or(DigestFunction::Sha256)
     }
 
+    /// For how long the cache promises to keep what Bazel finds there, by Bazel's reckoning.
+    fn promised_ms(&self) -> i64 {
+        let line = self.build.command_line();
+        let told = line.and_then(|line| parse_duration(line.last("experimental_remote_cache_ttl")?).ok());
+        i64::try_from(told.unwrap_or(PROMISED).as_millis()).unwrap_or(i64::MAX)
+    }
+
     /// Records what the action cache says, after everything that the build waits for.
     pub(super) async fn take_in_action_cache(&mut self) {
         let Site::Open(place) = &mut self.site else {
@@ -135,13 +150,27 @@ impl Actor {
         let known = std::mem::take(&mut self.ledger.known);
         let hash = |path: &ExecPath| known.hasher().hash_one(path.as_str());
         let wanted: HashSet<u64> = self.ledger.wanted.keys().map(hash).collect();
-        let (record, invocation) = (self.shared.record.clone(), self.row.invocation_id.as_str().into());
+        let record = self.shared.record.clone();
+        let naming = Naming {
+            root: id,
+            version,
+            invocation: self.row.invocation_id.as_str().into(),
+            target: Arc::default(),
+        };
+        let (started_ms, keeps_ms) = (self.row.started_ms, self.promised_ms());
         let take_in = move || {
             let is_named = |path: &ExecPath| {
                 let hash = known.hasher().hash_one(path.as_str());
                 known.contains(&hash) || wanted.contains(&hash)
             };
-            let taken = rows::take_in(&record, id, version, &invocation, &facts, is_named);
+            // Builds of one root come one after the other: what was found after the end of the last one that was followed
+            // is newer than all that was said.
+            let before = record.invocations(BUILDS_BEFORE).into_iter();
+            let mut before = before.filter(|row| row.root == Some(id) && row.version < version);
+            let ended_ms = before.next().map(|row| row.settled_ms).filter(|ended| *ended > 0);
+            let since = ended_ms.map_or(started_ms, |ended| ended.min(started_ms));
+            let found_since = since.saturating_add(keeps_ms);
+            let taken = rows::take_in(&record, &naming, &facts, found_since, is_named);
             (taken, known)
         };
         let Ok((taken, known)) = spawn_blocking(take_in).await else {

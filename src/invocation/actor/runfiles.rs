@@ -129,12 +129,13 @@ impl Actor {
 
     /// What the programs need and is not known to be there; `None` without programs.
     async fn missing_runfiles(&mut self) -> Option<Vec<Missing>> {
-        let mut programs = self.programs().await;
-        programs.retain(|(program, target, _)| {
-            // A test's own program, in a command that tests, for one.
-            let verdict = self.build.select_runfile(&target.label, program, None, None);
-            verdict.class > Class::Known
+        let programs = self.programs().await.into_iter();
+        let wanted = programs.filter_map(|(program, target, is_sure)| {
+            // None of a test's own program, in a command that tests, for one.
+            let most = self.build.most_of_runfiles(&target.label);
+            (most > Class::Known).then_some((program, target, is_sure, most))
         });
+        let programs: Vec<_> = wanted.collect();
         let place = self.site.place().filter(|_| !programs.is_empty())?;
         let (root, version) = (place.root.clone(), place.version);
         let exec_root = self
@@ -152,20 +153,25 @@ impl Actor {
             let mut looked_at = HashSet::with_hasher(PathHasher::default());
             let mut missing = Vec::new();
             let mut odd = Vec::new();
-            for (program, target, is_sure) in programs {
+            for (program, target, is_sure, class) in programs {
                 let mut needed = Needed::default();
                 match root.place.runfiles_manifest(&program) {
-                    Ok(manifest) => needed.take_in(&manifest, &[&exec_root, &here]),
+                    Ok(Some(manifest)) => needed.take_in(&manifest, &[&exec_root, &here]),
+                    Ok(None) => {
+                        let reason = format!("the manifest of the runfiles of {program} is gone");
+                        odd.push((target, is_sure, class, reason));
+                        continue;
+                    }
                     Err(error) => {
                         let reason =
                             format!("failed to read the manifest of the runfiles of {program}: {error}");
-                        odd.push((target, is_sure, reason));
+                        odd.push((target, is_sure, class, reason));
                         continue;
                     }
                 }
                 for path in needed.odd {
                     let reason = format!("{path}, a runfile of {program}, is not a valid output path");
-                    odd.push((target.clone(), is_sure, reason));
+                    odd.push((target.clone(), is_sure, class, reason));
                 }
                 let program: Arc<str> = program.into();
                 for path in needed.outputs {
@@ -187,8 +193,8 @@ impl Actor {
             Some((missing, odd))
         };
         let (mut missing, odd) = spawn_blocking(look).await.ok()??;
-        for (target, is_sure, reason) in odd {
-            self.runfile_failed(&target, is_sure, Class::Required, &reason);
+        for (target, is_sure, class, reason) in odd {
+            self.runfile_failed(&target, is_sure, class, &reason);
         }
         // The stream brings what it names, or has said that it cannot be downloaded.
         missing.retain(|missing| !self.ledger.wanted.contains_key(&missing.path));

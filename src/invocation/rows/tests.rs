@@ -222,14 +222,14 @@ fn what_the_action_cache_tells_takes_nothing_back_that_a_stream_has_said() {
     use crate::action_cache::write::{Action, Metadata, Written};
     let f = Fixture::new();
     let path = |name: &str| ExecPath::new(&format!("bazel-out/{name}")).unwrap();
-    let facts = |files: &[(&str, &str)]| {
+    let facts_until = |files: &[(&str, &str)], expires_ms| {
         let mut written = Written::new(16);
         for (name, text) in files {
             let digest = Digest::of(DigestFunction::Sha256, text.as_bytes());
             let metadata = Metadata {
                 hash: digest.hash().to_vec(),
                 size: i64::try_from(digest.size()).unwrap(),
-                expires_ms: -1,
+                expires_ms,
                 link_to: None,
             };
             written.put(
@@ -243,6 +243,7 @@ fn what_the_action_cache_tells_takes_nothing_back_that_a_stream_has_said() {
         }
         written.facts()
     };
+    let facts = |files: &[(&str, &str)]| facts_until(files, -1);
     let state = |name: &str| {
         let row = f.record.output(f.root, &path(name))?;
         Some((row.content.clone(), is_unasked(&row)))
@@ -250,14 +251,7 @@ fn what_the_action_cache_tells_takes_nothing_back_that_a_stream_has_said() {
     let one = f.begin("one");
     absorb(&f.record, &one, vec![named(blob("stream"), Class::Known)]);
     let take_in = |naming: &Naming, facts: &Facts, is_named: &dyn Fn(&ExecPath) -> bool| {
-        take_in(
-            &f.record,
-            f.root,
-            naming.version,
-            &naming.invocation,
-            facts,
-            is_named,
-        )
+        take_in(&f.record, naming, facts, 100, is_named)
     };
     // That of another build stays; and what this one's stream says otherwise spoils all of it.
     let first = facts(&[("x", "cache"), ("y", "y1"), ("z", "z1")]);
@@ -273,4 +267,66 @@ fn what_the_action_cache_tells_takes_nothing_back_that_a_stream_has_said() {
     // And what the older build has read comes too late.
     assert_eq!(take_in(&one, &first, &|_| false), Ok(()));
     assert_eq!((state("y"), state("z")), (Some((blob("y2"), true)), None));
+}
+
+#[test]
+fn what_bazel_has_found_since_takes_the_place_of_what_an_older_builds_stream_has_said() {
+    use crate::action_cache::write::{Action, Metadata, Written};
+    let f = Fixture::new();
+    let path = |name: &str| ExecPath::new(&format!("bazel-out/{name}")).unwrap();
+    let naming = f.begin("one");
+    let names = ["x", "kept", "tree/a", "tree/gone", "tree/named", "other/a"];
+    let all = names.map(|name| Named {
+        path: path(name),
+        ..named(blob("1"), Class::Required)
+    });
+    absorb(&f.record, &naming, all.into());
+    let metadata = |text: &str, expires_ms| {
+        let digest = Digest::of(DigestFunction::Sha256, text.as_bytes());
+        Metadata {
+            hash: digest.hash().to_vec(),
+            size: i64::try_from(digest.size()).unwrap(),
+            expires_ms,
+            link_to: None,
+        }
+    };
+    let mut written = Written::new(16);
+    let text = |name: &str| path(name).as_str().to_owned();
+    let tree = |name: &str, files: &[&str], expires_ms| {
+        let files = files
+            .iter()
+            .map(|file| ((*file).to_owned(), metadata("2", expires_ms)));
+        (text(name), files.collect())
+    };
+    written.put(
+        &Action {
+            primary: text("x"),
+            files: vec![
+                (text("x"), metadata("2", 100)),
+                // Found before the build that named it, for all that is known.
+                (text("kept"), metadata("0", 99)),
+            ],
+            trees: vec![tree("tree", &["a", "b"], 100), tree("other", &["b"], 99)],
+            ..Action::default()
+        },
+        false,
+    );
+    let two = f.begin("two");
+    let taken = take_in(&f.record, &two, &written.facts(), 100, |named| {
+        *named == path("tree/named")
+    });
+    assert_eq!(taken, Ok(()));
+    let state = |name: &str| {
+        let row = f.record.output(f.root, &path(name))?;
+        Some((row.content, row.invocation_id.to_string(), row.class))
+    };
+    let now = |text: &str, build: &str, class| Some((blob(text), build.to_owned(), class));
+    assert_eq!(state("x"), now("2", "two", Class::Required));
+    assert_eq!(state("kept"), now("1", "one", Class::Required));
+    assert_eq!(state("tree/a"), now("2", "two", Class::Required));
+    assert_eq!(state("tree/b"), now("2", "two", Class::Known));
+    assert_eq!(state("tree/gone"), None);
+    assert_eq!(state("tree/named"), now("1", "one", Class::Required));
+    assert_eq!(state("other/a"), now("1", "one", Class::Required));
+    assert_eq!(state("other/b"), now("2", "two", Class::Known));
 }

@@ -77,7 +77,7 @@ pub use options::PlaceOptions;
 pub use placer::Placer;
 pub(crate) use root::MARKERS;
 pub use root::OutputRoot;
-pub(crate) use runfiles::Seen;
+pub(crate) use runfiles::{Lying, Seen, owner, read_source, small_text};
 #[cfg(feature = "archives")]
 pub(crate) use temp::{TempDir, temp_in};
 #[cfg(all(test, feature = "archives"))]

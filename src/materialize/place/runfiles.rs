@@ -1,20 +1,32 @@
 //! Looks at what lies beside the programs of a build: manifests of runfiles, and whether what they name is there.
 //!
-//! Nothing is written. Links are followed wherever they lead: they only decide what is asked for, and that is placed
-//! with all care.
+//! Nothing is written. What is only looked at is so wherever links lead, since that decides no more than what is asked
+//! for, and that is placed with all care. What is read lies below `bazel-out`, or else where the reader lets links lead.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::File,
-    io::{self, Read as _},
+    io::{self, ErrorKind, Read as _},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{self, AtFlags, Dir, FileType, Mode, OFlags},
+    fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
 };
 
-use super::{root::OutputRoot, sys};
-use crate::{exec_path::ExecPath, units::show_size};
+use super::{
+    error::PlaceError,
+    root::OutputRoot,
+    sys,
+    walk::{self, End},
+};
+use crate::{
+    exec_path::{BUILD_TREE, ExecPath},
+    open_files::open_regular,
+    units::show_size,
+};
 
 /// Follows a program's path.
 const MANIFEST: &str = ".runfiles_manifest";
@@ -24,6 +36,17 @@ const IN_TREE: &str = ".runfiles/MANIFEST";
 const LARGEST: u64 = 256 << 20;
 /// How directories are opened that are listed.
 const LISTED: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// How what is read is opened: a fifo in its place must not block us.
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
+/// For what may not lead out of a directory.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+/// Entries of a directory that is read.
+const MOST: usize = 1_000_000;
+/// Bazel's file in an output base that says whose it is.
+const OWNER: &str = "DO_NOT_BUILD_HERE";
 /// Directories that are remembered as having none.
 const REMEMBERED: usize = 1 << 16;
 
@@ -36,6 +59,19 @@ pub enum Seen {
     File,
     /// A directory.
     Directory,
+}
+
+/// What can be read at a path.
+#[derive(Debug)]
+pub enum Lying {
+    /// Nothing.
+    Nothing,
+    /// A file, with its path below the root, links resolved.
+    File(File, PathBuf),
+    /// A directory, with the names in it.
+    Directory(Vec<OsString>),
+    /// A link out of `bazel-out`, to this absolute path by its text.
+    Outside(PathBuf),
 }
 
 impl OutputRoot {
@@ -93,28 +129,42 @@ impl OutputRoot {
         })
     }
 
-    /// The bytes of a program's manifest of runfiles, from beside it or from its tree of links.
+    /// The bytes of a program's manifest of runfiles, from beside it or from its tree of links; `None` of what is no
+    /// program.
     ///
     /// # Errors
-    /// When it cannot be read, or is larger than any could be.
-    pub fn runfiles_manifest(&self, program: &str) -> io::Result<Vec<u8>> {
-        match self.read(&format!("{program}{MANIFEST}")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.read(&format!("{program}{IN_TREE}"))
-            }
-            read => read,
+    /// When it cannot be read, is not below `bazel-out`, or is larger than any could be.
+    pub fn runfiles_manifest(&self, program: &str) -> io::Result<Option<Vec<u8>>> {
+        match self.manifest(&format!("{program}{MANIFEST}"))? {
+            None => self.manifest(&format!("{program}{IN_TREE}")),
+            manifest => Ok(manifest),
         }
     }
 
-    fn read(&self, path: &str) -> io::Result<Vec<u8>> {
-        // A fifo in its place must not block us.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = sys::openat(self, path, flags, Mode::empty())?;
-        let stat = fs::fstat(&fd)?;
-        if sys::file_type(&stat) != FileType::RegularFile {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        let size = stat.st_size.cast_unsigned();
+    fn manifest(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
+        let file = match self.read(path) {
+            Ok(Lying::File(file, _)) => file,
+            Ok(Lying::Nothing) => return Ok(None),
+            Ok(Lying::Directory(_)) => return Err(io::Error::other("it is a directory")),
+            Ok(Lying::Outside(path)) => {
+                let path = path.display();
+                return Err(io::Error::other(format!(
+                    "it is a symlink to {path}, which is not in bazel-out"
+                )));
+            }
+            // Of a file that is no program, its tree of links has no directory; and of a program whose name is as long as
+            // names can be, the manifest can have none.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let size = file.metadata()?.len();
         if size > LARGEST {
             let (size, most) = (show_size(size), show_size(LARGEST));
             return Err(io::Error::other(format!(
@@ -122,8 +172,40 @@ impl OutputRoot {
             )));
         }
         let mut bytes = Vec::new();
-        File::from(fd).take(LARGEST).read_to_end(&mut bytes)?;
-        Ok(bytes)
+        file.take(LARGEST).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    /// Opens what is at a path to be read. In an exec root, links are followed within `bazel-out`, and nothing else is read;
+    /// where an output service has that, within what it leads to.
+    ///
+    /// # Errors
+    /// When it cannot be opened, is neither a file nor a directory, or a link on the way leads out.
+    pub fn read(&self, path: &str) -> io::Result<Lying> {
+        let below = path
+            .strip_prefix(BUILD_TREE)
+            .and_then(|path| path.strip_prefix('/'));
+        let opened = match below {
+            None if self.is_exec_root => return Ok(Lying::Nothing),
+            Some(below) if self.elsewhere().is_some() => {
+                let tree = sys::openat(self, BUILD_TREE, sys::DIRECTORY, Mode::empty())?;
+                let opened = sys::openat2(&tree, below, READ, BENEATH);
+                opened.map(|fd| (fd, PathBuf::from(path)))
+            }
+            _ => match walk::read_to_end(self, path).map_err(plain)? {
+                End::Nothing => return Ok(Lying::Nothing),
+                End::Outside(path) => return Ok(Lying::Outside(path)),
+                End::Spot(spot) => {
+                    let opened = sys::openat(&spot.dir, &spot.name, READ | OFlags::NOFOLLOW, Mode::empty());
+                    opened.map(|fd| (fd, spot.path()))
+                }
+            },
+        };
+        match opened {
+            Ok((fd, real)) => lying(fd, real),
+            Err(Errno::NOENT) => Ok(Lying::Nothing),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// What is at a path.
@@ -144,6 +226,69 @@ impl OutputRoot {
             let own = |name: &[u8]| matches!(name, b"." | b"..");
             entries.flatten().all(|entry| own(entry.file_name().to_bytes()))
         })
+    }
+}
+
+/// Opens what is at a path below a directory of sources to be read. Links are followed wherever they lead, as a program that
+/// runs there would; with `within`, only within the directory.
+///
+/// # Errors
+/// When it cannot be opened, or is neither a file nor a directory.
+pub(crate) fn read_source(directory: &Path, below: &str, within: bool) -> io::Result<Lying> {
+    let real = directory.join(below);
+    let opened = if within {
+        sys::open(directory, sys::DIRECTORY, Mode::empty())
+            .and_then(|directory| sys::openat2(&directory, below, READ, BENEATH))
+    } else {
+        sys::open(&real, READ, Mode::empty())
+    };
+    match opened {
+        Ok(fd) => lying(fd, real),
+        Err(Errno::NOENT) => Ok(Lying::Nothing),
+        Err(Errno::XDEV) => Err(io::Error::other("a symlink leads out of its directory")),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn lying(fd: OwnedFd, path: PathBuf) -> io::Result<Lying> {
+    match sys::file_type(&fs::fstat(&fd)?) {
+        FileType::RegularFile => Ok(Lying::File(File::from(fd), path)),
+        FileType::Directory => {
+            let mut names = Vec::new();
+            for entry in Dir::new(fd)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if !matches!(name, b"." | b"..") {
+                    names.push(OsStr::from_bytes(name).to_owned());
+                }
+                if names.len() > MOST {
+                    return Err(io::Error::other(format!("it has more than {MOST} entries")));
+                }
+            }
+            Ok(Lying::Directory(names))
+        }
+        _ => Err(io::Error::other("it is neither a file nor a directory")),
+    }
+}
+
+/// The workspace of an output base, by Bazel's own word there. Blocks.
+pub(crate) fn owner(output_base: &Path) -> Option<String> {
+    Some(small_text(&output_base.join(OWNER))?.trim_end().to_owned())
+}
+
+/// The text of a small file that is no link. Blocks.
+pub(crate) fn small_text(path: &Path) -> Option<String> {
+    let (file, _) = open_regular(fs::CWD, path).ok()??;
+    let mut text = String::new();
+    file.take(8 << 10).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// The system's error where there is one, for its kind.
+fn plain(error: PlaceError) -> io::Error {
+    match error.errno {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::other(error),
     }
 }
 
@@ -173,17 +318,20 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(root.programs(&asked), ["b/app"]);
         }
-        assert_eq!(root.runfiles_manifest("b/app").unwrap(), b"k v\n");
+        assert_eq!(root.runfiles_manifest("b/app").unwrap().unwrap(), b"k v\n");
         std_fs::create_dir(dir.path().join("b/app.runfiles")).unwrap();
         std_fs::rename(
             dir.path().join("b/app.runfiles_manifest"),
             dir.path().join("b/app.runfiles/MANIFEST"),
         )
         .unwrap();
-        assert_eq!(root.runfiles_manifest("b/app").unwrap(), b"k v\n");
+        assert_eq!(root.runfiles_manifest("b/app").unwrap().unwrap(), b"k v\n");
         std_fs::remove_file(dir.path().join("b/app.runfiles/MANIFEST")).unwrap();
-        let error = root.runfiles_manifest("b/app").unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert_eq!(root.runfiles_manifest("b/app").unwrap(), None);
+        // Neither has it a tree of links, nor may its manifest have a name.
+        for none in ["b/x.txt".to_owned(), "x".repeat(250)] {
+            assert_eq!(root.runfiles_manifest(&none).unwrap(), None, "{none}");
+        }
     }
 
     #[test]
@@ -222,5 +370,64 @@ mod tests {
             assert_eq!(root.see(&path(name)), seen, "{name}");
         }
         assert!(root.is_empty(&path("tree/sub")) && !root.is_empty(&path("to_tree")));
+    }
+
+    #[test]
+    fn what_is_read_lies_in_bazel_out_or_the_reader_is_told_where() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        let exec_root = base.join("execroot/_main");
+        std_fs::create_dir_all(exec_root.join("bazel-out/k8/tree")).unwrap();
+        std_fs::create_dir_all(base.join("secret")).unwrap();
+        std_fs::write(base.join("secret/key"), "secret").unwrap();
+        std_fs::write(exec_root.join("bazel-out/k8/tree/file"), "text").unwrap();
+        let link = |name: &str, to: &str| {
+            std::os::unix::fs::symlink(to, exec_root.join("bazel-out/k8").join(name)).unwrap();
+        };
+        link("near", "tree/file");
+        link("far", exec_root.join("bazel-out/k8/near").to_str().unwrap());
+        link("dir", "tree");
+        link("out", base.join("secret/key").to_str().unwrap());
+        link("chain", "out");
+        link("up", "../../../../secret/key");
+        link("source", exec_root.join("app/x.txt").to_str().unwrap());
+        link("outdir", base.join("secret").to_str().unwrap());
+        link("nothing", "nowhere");
+        link("app.runfiles_manifest", base.join("secret/key").to_str().unwrap());
+        link("good.runfiles_manifest", "tree/file");
+        let root = OutputRoot::open(&exec_root, false).unwrap();
+        let read = |name: &str| root.read(&format!("bazel-out/k8/{name}"));
+        let text = |name: &str| match read(name).unwrap() {
+            Lying::File(file, path) => (io::read_to_string(file).unwrap(), path),
+            other => panic!("{name}: {other:?}"),
+        };
+        let real = Path::new("bazel-out/k8/tree/file").to_owned();
+        for name in ["tree/file", "near", "far", "dir/file"] {
+            assert_eq!(text(name), ("text".to_owned(), real.clone()), "{name}");
+        }
+        for (name, to) in [
+            ("out", base.join("secret/key")),
+            ("chain", base.join("secret/key")),
+            ("up", base.join("secret/key")),
+            ("source", exec_root.join("app/x.txt")),
+            ("outdir", base.join("secret")),
+        ] {
+            let found = read(name).unwrap();
+            assert!(
+                matches!(&found, Lying::Outside(path) if *path == to),
+                "{name}: {found:?}"
+            );
+        }
+        assert!(matches!(read("dir").unwrap(), Lying::Directory(names) if names == ["file"]));
+        assert!(matches!(read("nothing").unwrap(), Lying::Nothing));
+        assert!(read("outdir/key").is_err());
+        assert!(matches!(root.read("app/x.txt").unwrap(), Lying::Nothing));
+        let error = root
+            .runfiles_manifest("bazel-out/k8/app")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("secret/key, which is not in bazel-out"), "{error}");
+        let manifest = root.runfiles_manifest("bazel-out/k8/good").unwrap();
+        assert_eq!(manifest.as_deref(), Some(&b"text"[..]));
     }
 }

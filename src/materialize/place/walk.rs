@@ -168,6 +168,60 @@ pub(super) fn follow_making(
     }
 }
 
+/// What a path in an exec root leads to, for a reader.
+pub(super) enum End {
+    /// Nothing: a directory on the way is missing.
+    Nothing,
+    /// A name below `bazel-out` that is no link, if it is there at all.
+    Spot(Spot),
+    /// By a link that is an output itself, to this absolute path outside of `bazel-out`, as far as the link's text tells.
+    Outside(PathBuf),
+}
+
+/// Follows the links that a path in an exec root ends in, to their end or out of `bazel-out`. A link on the way may not
+/// lead out.
+pub(super) fn read_to_end(root: &OutputRoot, path: &str) -> Result<End, PlaceError> {
+    let mut walk = Walk::new(root, path, None)?;
+    loop {
+        if !walk.descend(1)? {
+            return Ok(End::Nothing);
+        }
+        let dir = walk.end()?;
+        let Some(name) = walk.pending.pop().filter(|name| name != "..") else {
+            let kind = PlaceErrorKind::Conflict("the symlink in its place leads to a parent of it");
+            return Err(PlaceError::new("follow", path, kind));
+        };
+        match sys::read_link(&dir, &name) {
+            Ok(target) => match outside(root, &dir, &target) {
+                Some(outside) => return Ok(End::Outside(outside)),
+                None => walk.turn(&name, &target)?,
+            },
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(End::Spot(Spot { dir, name })),
+            Err(errno) => return Err(PlaceError::system_error("read link", path, errno)),
+        }
+    }
+}
+
+/// Where a link in a directory leads, if that is not below `bazel-out`.
+fn outside(root: &OutputRoot, dir: &Dir, target: &Path) -> Option<PathBuf> {
+    let whole = match root.below(target) {
+        Some(below) => root.path().join(below),
+        None => root.path().join(&dir.path).join(target),
+    };
+    let mut plain = PathBuf::new();
+    for component in whole.components() {
+        match component {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            other => plain.push(other),
+        }
+    }
+    let below = plain.strip_prefix(root.path());
+    let is_output = below.is_ok_and(|below| below.starts_with(BUILD_TREE) && below != Path::new(BUILD_TREE));
+    (!is_output).then_some(plain)
+}
+
 /// Whether a path leads to a spot still, by the same links; those that it ends in count as followed or not, as they
 /// were for the spot.
 pub(super) fn still_leads(root: &OutputRoot, path: &ExecPath, spot: &Spot) -> bool {

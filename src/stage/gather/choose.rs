@@ -73,6 +73,14 @@ impl Archives {
                 return Err(setting(name, "is for recorded builds; use --include with --from"));
             }
         }
+        for (name, is_set) in [("--runfiles", wish.runfiles), ("--failed", wish.failed)] {
+            if is_set {
+                return Err(setting(
+                    name,
+                    "is for recorded builds, and cannot be combined with --from",
+                ));
+            }
+        }
         let text: usize = from.iter().map(String::len).sum();
         if from.len() > SOURCES || text > TEXT {
             let reason = format!(

@@ -1,14 +1,16 @@
 //! What the manifests that Bazel wrote beside programs on this machine name.
 //!
 //! What is on disk is hashed there, unless the record vouches for it; what is not has the digest that the record knows.
-//! A manifest is an output like others, so that what it names outside of the build's own places is refused.
+//! A manifest is an output like others, and so are the links in `bazel-out`: what they name outside of the build's own
+//! places is not read.
 
 use std::{
     collections::{HashMap, HashSet},
+    ffi::OsString,
     fs::{File, Metadata},
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
-    path::{Component, Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -17,6 +19,7 @@ use bytes::Bytes;
 use super::{
     super::{error::StageError, request::Request},
     RUNFILES, Runfile, refused,
+    sources::{Source, Sources},
 };
 use crate::{
     digest::{Digest, DigestFunction, Hasher},
@@ -25,10 +28,11 @@ use crate::{
         rows::ACTION_CACHE,
         runfiles::{self, Entry},
     },
-    materialize::place::OutputRoot,
+    materialize::{Root, place::Lying},
     output::{OutputContent, Stamp},
     record::{InvocationRow, OutputRow, OutputState, Record, RootId},
-    remote::{Copy, looks_right},
+    remote::Copy,
+    roots::Roots,
 };
 
 /// What is read at once to be hashed.
@@ -37,18 +41,22 @@ const PIECE: usize = 1 << 16;
 /// Looks for the runfiles of programs of a build that was made here.
 pub(super) struct Finder<'a> {
     record: &'a Record,
-    root: RootId,
+    id: RootId,
     request: &'a Request,
     function: DigestFunction,
-    place: OutputRoot,
-    /// The exec root here.
-    here: Arc<Path>,
-    /// The spellings of the exec root.
-    exec_roots: [String; 2],
-    /// Where sources lie, and what their exec paths begin with.
-    sources: Vec<(PathBuf, &'static str)>,
+    root: Arc<Root>,
+    sources: Sources,
     /// Local files that have the bytes of some.
     pub(super) copies: HashMap<Digest, Copy>,
+}
+
+/// Something on disk that is to be looked at.
+struct Spot {
+    /// Its name among the runfiles.
+    name: String,
+    exec_path: ExecPath,
+    /// Where it lies, if it is a source.
+    source: Option<Source>,
 }
 
 impl<'a> Finder<'a> {
@@ -56,6 +64,7 @@ impl<'a> Finder<'a> {
     /// When the manifests on disk are not those of this build.
     pub(super) fn open(
         record: &'a Record,
+        roots: &Roots,
         row: &InvocationRow,
         function: DigestFunction,
         request: &'a Request,
@@ -63,9 +72,9 @@ impl<'a> Finder<'a> {
         let elsewhere = || {
             refused("the build was not made on this machine, where Bazel's manifests of runfiles would be")
         };
-        let root = row.root.ok_or_else(elsewhere)?;
-        let path = record.root_row(root).ok_or_else(elsewhere)?.path;
-        if let Some(newest) = record.newest_invocation(root)
+        let id = row.root.ok_or_else(elsewhere)?;
+        let path = record.root_row(id).ok_or_else(elsewhere)?.path;
+        if let Some(newest) = record.newest_invocation(id)
             && newest.invocation_id != row.invocation_id
         {
             let newest = newest.invocation_id;
@@ -74,37 +83,32 @@ impl<'a> Finder<'a> {
                  or build the programs again"
             )));
         }
-        let place = OutputRoot::open(Path::new(&path), false).map_err(|e| refused(e.to_string()))?;
+        let (opened, root) = roots
+            .reopen(Path::new(&path))
+            .map_err(|e| refused(e.to_string()))?;
+        if opened != id {
+            return Err(refused(format!(
+                "{path} has been deleted and recreated since; build again"
+            )));
+        }
+        let sources = Sources::of(row, &path, &roots.rules());
         Ok(Self {
             record,
-            root,
+            id,
             request,
             function,
-            place,
-            here: Arc::from(Path::new(&path)),
-            exec_roots: [row.exec_root.trim_end_matches('/').to_owned(), path],
-            sources: sources(row),
+            root,
+            sources,
             copies: HashMap::new(),
         })
     }
 
     /// What a program needs; `None` if it is not a program.
     pub(super) fn of(&mut self, program: &ExecPath) -> Result<Option<Vec<Runfile>>, StageError> {
-        let manifest = match self.place.runfiles_manifest(program.as_str()) {
-            Ok(manifest) => manifest,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                return Ok(None);
-            }
-            Err(error) => {
-                return Err(refused(format!(
-                    "{program}: failed to read its manifest of runfiles: {error}"
-                )));
-            }
+        let manifest = self.root.place.runfiles_manifest(program.as_str());
+        let failed = |e| refused(format!("{program}: failed to read its manifest of runfiles: {e}"));
+        let Some(manifest) = manifest.map_err(failed)? else {
+            return Ok(None);
         };
         let mut found = Vec::new();
         for Entry { name, target } in runfiles::entries(&manifest) {
@@ -119,18 +123,24 @@ impl<'a> Finder<'a> {
             };
             let (name, target) = (text(name)?, text(target)?);
             let own = || ExecPath::new(&name).map_err(|e| named(&e.to_string()));
-            match self.output_of(&target) {
+            match self.sources.output_of(&target) {
                 Some(path) => {
                     let path = ExecPath::new(path).map_err(|e| named(&e.to_string()))?;
                     self.output(&name, &path, &mut found)?;
                 }
                 None if target.starts_with('/') => {
-                    let path = self.source_of(Path::new(&target)).ok_or_else(|| {
+                    let (exec_path, source) = self.sources.find(Path::new(&target)).ok_or_else(|| {
                         named(&format!(
                             "that is neither an output nor a source of the build: {target}"
                         ))
                     })?;
-                    self.local(&name, &path, Path::new(&target), &mut found)?;
+                    let source = Some(source);
+                    let spot = Spot {
+                        name,
+                        exec_path,
+                        source,
+                    };
+                    self.local(spot, &mut found)?;
                 }
                 None => {
                     let content = if target.is_empty() {
@@ -152,41 +162,30 @@ impl<'a> Finder<'a> {
         Ok(Some(found))
     }
 
-    /// The exec path of a target that is an output.
-    fn output_of<'t>(&self, target: &'t str) -> Option<&'t str> {
-        let roots = self.exec_roots.iter().filter(|root| !root.is_empty());
-        let mut below = roots.filter_map(|root| target.strip_prefix(root.as_str())?.strip_prefix('/'));
-        below.find(|path| path.starts_with("bazel-out/"))
-    }
-
-    /// The exec path of a target that is a source.
-    fn source_of(&self, target: &Path) -> Option<ExecPath> {
-        let is_plain = target.components().all(|part| part != Component::ParentDir);
-        let mut below = self
-            .sources
-            .iter()
-            .filter(|_| is_plain)
-            .filter_map(|(place, prefix)| {
-                let below = target.strip_prefix(place).ok()?.to_str()?;
-                ExecPath::new(&format!("{prefix}{below}")).ok()
-            });
-        below.next()
-    }
-
     /// An output: as it is on disk, and otherwise as it is recorded.
     fn output(&mut self, name: &str, path: &ExecPath, found: &mut Vec<Runfile>) -> Result<(), StageError> {
-        let here = self.here.join(path.as_path());
         let before = found.len();
         // What lies there is newer than what is recorded.
-        let is_directory = match here.metadata() {
-            Ok(there) if !there.is_dir() => return self.local(name, path, &here, found),
-            Ok(_) => {
-                self.local(name, path, &here, found)?;
-                true
+        let is_directory = match self.root.place.read(path.as_str()) {
+            Ok(Lying::Nothing) => false,
+            Ok(Lying::Directory(_)) => true,
+            _ => {
+                let spot = Spot {
+                    name: name.to_owned(),
+                    exec_path: path.clone(),
+                    source: None,
+                };
+                return self.local(spot, found);
             }
-            Err(_) => false,
         };
-        if !is_directory && let Some(row) = self.record.output(self.root, path) {
+        if is_directory {
+            let spot = Spot {
+                name: name.to_owned(),
+                exec_path: path.clone(),
+                source: None,
+            };
+            self.local(spot, found)?;
+        } else if let Some(row) = self.record.output(self.id, path) {
             found.push(Runfile {
                 name: name.to_owned(),
                 exec_path: path.clone(),
@@ -224,7 +223,7 @@ impl<'a> Finder<'a> {
 
     /// The recorded files of a tree, without those that it had in earlier builds only.
     fn tree(&self, path: &ExecPath) -> Vec<(ExecPath, OutputRow)> {
-        let rows = self.record.scan_outputs(self.root, &format!("{path}/"));
+        let rows = self.record.scan_outputs(self.id, &format!("{path}/"));
         let mut rows: Vec<(ExecPath, OutputRow)> = rows.collect();
         // What the action cache does not have any more is recorded no more.
         let is_named = |row: &OutputRow| *row.event != *ACTION_CACHE;
@@ -235,112 +234,144 @@ impl<'a> Finder<'a> {
     }
 
     /// What lies on disk: a file, or all files of a directory.
-    fn local(
-        &mut self,
-        name: &str,
-        exec_path: &ExecPath,
-        path: &Path,
-        found: &mut Vec<Runfile>,
-    ) -> Result<(), StageError> {
-        let mut open = vec![(name.to_owned(), exec_path.clone(), path.to_owned())];
-        while let Some((name, exec_path, path)) = open.pop() {
+    fn local(&mut self, spot: Spot, found: &mut Vec<Runfile>) -> Result<(), StageError> {
+        let mut open = vec![spot];
+        while let Some(spot) = open.pop() {
             self.request.still_asked()?;
-            let mut content = self.content(&exec_path, &path);
-            if let Ok(OutputContent::Directory) = content {
-                let inside = inside(&name, &exec_path, &path);
-                match inside {
-                    Ok(inside) if inside.is_empty() => {}
+            let lying = match &spot.source {
+                Some(source) => source.read(),
+                None => self.root.place.read(spot.exec_path.as_str()),
+            };
+            let content = match lying {
+                Ok(Lying::File(file, path)) => {
+                    let path = self.root.place.path().join(path);
+                    self.content(&spot, &file, &path)?
+                }
+                Ok(Lying::Directory(names)) if names.is_empty() => Ok(OutputContent::Directory),
+                Ok(Lying::Directory(names)) => match inside(&spot, names) {
                     Ok(inside) => {
                         open.extend(inside);
                         // A link of a directory to itself ends with the longest path.
                         if open.len() + found.len() > RUNFILES {
-                            return Err(refused(format!("{} has too many files in it", path.display())));
+                            return Err(refused(format!("{} has too many files in it", spot.exec_path)));
                         }
                         continue;
                     }
-                    Err(error) => content = Err(error),
-                }
-            }
+                    Err(error) => Err(error),
+                },
+                Ok(Lying::Outside(path)) => match self.sources.find(&path) {
+                    Some((_, source)) => {
+                        let source = Some(source);
+                        open.push(Spot { source, ..spot });
+                        continue;
+                    }
+                    None => Err(io::Error::other(format!(
+                        "it is a symlink to {}, which is neither an output nor a source of the build",
+                        path.display()
+                    ))),
+                },
+                Ok(Lying::Nothing) => Err(rustix::io::Errno::NOENT.into()),
+                Err(error) => Err(error),
+            };
+            let shown = match &spot.source {
+                Some(source) => source.shown(),
+                None => self.root.place.path().join(spot.exec_path.as_path()),
+            };
             found.push(Runfile {
-                name,
-                content: content.map_err(|e| format!("{}: {e}", path.display())),
-                exec_path,
+                name: spot.name,
+                content: content.map_err(|e| format!("{}: {e}", shown.display())),
+                exec_path: spot.exec_path,
             });
         }
         Ok(())
     }
 
-    fn content(&mut self, exec_path: &ExecPath, path: &Path) -> io::Result<OutputContent> {
-        let there = path.metadata()?;
-        if there.is_dir() {
-            return Ok(OutputContent::Directory);
+    /// What a file is, which is remembered as a place that has its bytes.
+    fn content(
+        &mut self,
+        spot: &Spot,
+        file: &File,
+        path: &Path,
+    ) -> Result<io::Result<OutputContent>, StageError> {
+        let there = match file.metadata() {
+            Ok(there) => stamp(&there),
+            Err(error) => return Ok(Err(error)),
+        };
+        let recorded = match &spot.source {
+            None => self.record.output(self.id, &spot.exec_path),
+            Some(_) => None,
+        };
+        let digest = match recorded {
+            Some(OutputRow {
+                state: OutputState::Materialized,
+                content: OutputContent::Blob(digest),
+                stamp: Some(stamp),
+                ..
+            }) if is_same(&stamp, &there) => digest,
+            _ => match hash(self.request, self.function, file, there.size)? {
+                Ok(digest) => digest,
+                Err(error) => return Ok(Err(error)),
+            },
+        };
+        let name = path
+            .file_name()
+            .and_then(|name| ExecPath::new(name.to_str()?).ok());
+        if let (Some(root), Some(path)) = (path.parent(), name) {
+            let (root, stamp) = (Arc::from(root), there);
+            self.copies.insert(digest.clone(), Copy { root, path, stamp });
         }
-        if let Some(row) = self.record.output(self.root, exec_path)
-            && row.state == OutputState::Materialized
-            && let (OutputContent::Blob(digest), Some(stamp)) = (&row.content, row.stamp)
-        {
-            let (root, path) = (self.here.clone(), exec_path.clone());
-            if looks_right(&Copy { root, path, stamp }, digest.size()) {
-                return Ok(row.content);
-            }
-        }
-        self.hash(path, &there).map(OutputContent::Blob)
-    }
-
-    /// The digest of a file, which is remembered as a place that has its bytes.
-    fn hash(&mut self, path: &Path, there: &Metadata) -> io::Result<Digest> {
-        if !there.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        let real = path.canonicalize()?;
-        let mut hasher = Hasher::new(self.function);
-        let mut file = File::open(&real)?;
-        let mut piece = vec![0; PIECE];
-        loop {
-            match file.read(&mut piece)? {
-                0 => break,
-                read => hasher.update(&piece[..read]),
-            }
-        }
-        let digest = hasher.finish();
-        let below = real.strip_prefix("/").ok().and_then(Path::to_str);
-        if let Some(Ok(path)) = below.map(ExecPath::new) {
-            let copy = Copy {
-                root: Arc::from(Path::new("/")),
-                path,
-                stamp: stamp(&file.metadata()?),
-            };
-            self.copies.insert(digest.clone(), copy);
-        }
-        Ok(digest)
+        Ok(Ok(OutputContent::Blob(digest)))
     }
 }
 
-/// Where the sources of a build lie: its workspace, and the external repositories of its output base.
-fn sources(row: &InvocationRow) -> Vec<(PathBuf, &'static str)> {
-    let base = Path::new(&row.exec_root).ancestors().nth(2);
-    let external = base.map(|base| (base.join("external"), "external/"));
-    let workspace = Some((PathBuf::from(&row.workspace), ""));
-    let named = |(path, _): &(PathBuf, _)| path.is_absolute() && path.components().count() > 1;
-    [external, workspace]
-        .into_iter()
-        .flatten()
-        .filter(named)
-        .collect()
+/// The digest of a file of a size.
+///
+/// # Errors
+/// Outside when nobody waits for it any more, inside when it cannot be read or grows.
+fn hash(
+    request: &Request,
+    function: DigestFunction,
+    mut file: &File,
+    size: u64,
+) -> Result<io::Result<Digest>, StageError> {
+    let mut hasher = Hasher::new(function);
+    let mut piece = vec![0; PIECE];
+    let mut left = size;
+    loop {
+        request.still_asked()?;
+        let read = match file.read(&mut piece) {
+            Ok(0) => return Ok(Ok(hasher.finish())),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Ok(Err(error)),
+        };
+        match left.checked_sub(read as u64) {
+            Some(rest) => left = rest,
+            None => return Ok(Err(io::Error::other("it is being written"))),
+        }
+        hasher.update(&piece[..read]);
+    }
 }
 
 /// What is in a directory.
-fn inside(name: &str, exec_path: &ExecPath, path: &Path) -> io::Result<Vec<(String, ExecPath, PathBuf)>> {
-    let mut inside = Vec::new();
-    for entry in path.read_dir()? {
-        let file = entry?.file_name();
+fn inside(directory: &Spot, names: Vec<OsString>) -> io::Result<Vec<Spot>> {
+    let spot = |file: OsString| {
         let file = file
             .to_str()
             .ok_or_else(|| io::Error::other("a name in it is not UTF-8"))?;
-        let exec_path = ExecPath::new(&format!("{exec_path}/{file}")).map_err(io::Error::other)?;
-        inside.push((format!("{name}/{file}"), exec_path, path.join(file)));
-    }
-    Ok(inside)
+        Ok(Spot {
+            name: format!("{}/{file}", directory.name),
+            exec_path: directory.exec_path.join(file).map_err(io::Error::other)?,
+            source: directory.source.as_ref().map(|source| source.join(file)),
+        })
+    };
+    names.into_iter().map(spot).collect()
+}
+
+/// Whether a file is as it was recorded.
+fn is_same(recorded: &Stamp, now: &Stamp) -> bool {
+    let known = |stamp: &Stamp| (stamp.device, stamp.inode, stamp.size, stamp.mtime_ns);
+    known(recorded) == known(now)
 }
 
 fn stamp(found: &Metadata) -> Stamp {
@@ -352,5 +383,29 @@ fn stamp(found: &Metadata) -> Stamp {
         inode: found.ino(),
         device: found.dev(),
         taken_ns: crate::units::now_ns(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::{super::super::request::Wish, *};
+
+    #[test]
+    fn a_file_is_read_as_long_as_anyone_waits_and_not_beyond_its_size() {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"0123456789", 0).unwrap();
+        let caller = CancellationToken::new();
+        let request = Request::for_caller(Wish::default(), caller.clone()).unwrap();
+        let hash = |size| {
+            std::io::Seek::rewind(&mut &file).unwrap();
+            hash(&request, DigestFunction::Sha256, &file, size)
+        };
+        let whole = Digest::of(DigestFunction::Sha256, b"0123456789");
+        assert_eq!(hash(10).unwrap().unwrap(), whole);
+        assert!(hash(9).unwrap().is_err());
+        caller.cancel();
+        assert!(hash(10).is_err());
     }
 }

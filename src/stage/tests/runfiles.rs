@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     output::Class,
     record::{InvocationRow, OutputRow, Record},
+    roots::{RootRules, Roots},
     stage::runfiles::{self, Added},
 };
 
@@ -14,11 +15,12 @@ struct World {
     row: InvocationRow,
     selection: Selection,
     manifest: String,
+    roots: Roots,
 }
 
 impl World {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(std::env::temp_dir().canonicalize().unwrap()).unwrap();
         let (record, _) = Record::open(&dir.path().join("state")).unwrap();
         let exec_root = dir.path().join("base/execroot/_main");
         for directory in [
@@ -29,12 +31,15 @@ impl World {
             std::fs::create_dir_all(dir.path().join(directory)).unwrap();
         }
         let exec_root = exec_root.to_str().unwrap().to_owned();
-        let root = record.root(&exec_root, 1, 2);
+        let workspace = dir.path().join("w").to_str().unwrap().to_owned();
+        std::fs::write(dir.path().join("base/DO_NOT_BUILD_HERE"), &workspace).unwrap();
+        let roots = Roots::new(RootRules::default(), record.clone());
+        let (root, _) = roots.reopen(Path::new(&exec_root)).unwrap();
         let row = InvocationRow {
             invocation_id: "inv".to_owned(),
             root: Some(root),
             version: record.next_version(root),
-            workspace: dir.path().join("w").to_str().unwrap().to_owned(),
+            workspace,
             exec_root,
             ..InvocationRow::default()
         };
@@ -50,6 +55,7 @@ impl World {
             row,
             selection,
             manifest,
+            roots,
         }
     }
 
@@ -70,6 +76,12 @@ impl World {
         std::fs::write(target, text).unwrap();
     }
 
+    /// A link below the test's directory.
+    fn link(&self, path: &str, to: &str) {
+        let to = to.replace("DIR", self.dir.path().to_str().unwrap());
+        std::os::unix::fs::symlink(to, self.dir.path().join(path)).unwrap();
+    }
+
     fn recorded(&self, path: &str, content: OutputContent) {
         let path = ExecPath::new(&format!("{BIN}/{path}")).unwrap();
         let rows = vec![(path, OutputRow::known(content))];
@@ -87,6 +99,7 @@ impl World {
         runfiles::add(
             &mut self.selection,
             &self.record,
+            &self.roots,
             &self.row,
             DigestFunction::Sha256,
             &request,
@@ -233,4 +246,143 @@ fn what_a_manifest_may_not_name_is_refused() {
     assert!(error.contains("build newer is newer"), "{error}");
     let error = refused(&|world| world.row.root = None);
     assert!(error.contains("not made on this machine"), "{error}");
+}
+
+#[test]
+fn links_in_bazel_out_lead_to_outputs_and_sources_and_nowhere_else() {
+    let mut world = World::new();
+    world.write("secret/key", "secret");
+    world.write("w/app/source.txt", "source");
+    world.write("base/external/lib+/x.h", "header");
+    world.write(&out("here.txt"), "here");
+    world.link("w/app/own", "../../secret/key");
+    for (name, to) in [
+        ("near", "here.txt"),
+        ("source", "DIR/w/app/source.txt"),
+        ("by_exec_root", "DIR/base/execroot/_main/app/source.txt"),
+        ("external", "DIR/base/execroot/_main/external/lib+/x.h"),
+        ("directory", "DIR/w/app"),
+        ("out", "DIR/secret/key"),
+        ("up", "../../../../../../secret/key"),
+        ("chain", "out"),
+        ("passwd", "/etc/passwd"),
+    ] {
+        world.link(&out(name), to);
+        world.line(name, &out(name));
+    }
+    let added = world.add().unwrap();
+    let (here, source, header) = (blob(b"here"), blob(b"source"), blob(b"header"));
+    // The links of the workspace are its user's.
+    let own = blob(b"secret");
+    let mut placed = world.placed();
+    let mut refused = Vec::new();
+    for name in ["out", "up", "chain", "passwd"] {
+        let place = ExecPath::new(&format!("{BIN}/app.runfiles/{name}")).unwrap();
+        assert_eq!(placed.remove(name), Some(&OutputContent::Directory));
+        refused.push((name, added.absent[&place].clone()));
+    }
+    let expected = [
+        ("near", &here),
+        ("source", &source),
+        ("by_exec_root", &source),
+        ("external", &header),
+        ("directory/own", &own),
+        ("directory/source.txt", &source),
+    ];
+    assert_eq!(placed, BTreeMap::from(expected));
+    for (name, reason) in refused {
+        assert!(
+            reason.contains("which is neither an output nor a source of the build"),
+            "{name}: {reason}"
+        );
+    }
+    assert_eq!(added.absent.len(), 4);
+}
+
+#[test]
+fn sources_are_those_of_the_workspace_that_the_output_base_names() {
+    let mut world = World::new();
+    world.file("_main/x", "w/app/x", "x");
+    world.file("lib+/y", "base/external/lib+/y", "y");
+    world.write("base/DO_NOT_BUILD_HERE", "/elsewhere");
+    let added = world.add().unwrap();
+    assert_eq!(world.placed()["lib+/y"], &blob(b"y"));
+    let reasons: Vec<_> = added.absent.values().collect();
+    assert!(
+        matches!(&*reasons, [reason] if reason.contains("DO_NOT_BUILD_HERE")),
+        "{reasons:?}"
+    );
+}
+
+/// A container has `/src` and `/cache/base`; here they are somewhere else.
+#[test]
+fn with_translated_paths_sources_are_read_where_they_are_here() {
+    for is_told in [true, false] {
+        let mut world = World::new();
+        world.write("w/app/x", "x");
+        world.write("base/external/lib+/y", "y");
+        world.write(&out("z"), "z");
+        world.link("base/external/own", "/src/app");
+        world.write("base/DO_NOT_BUILD_HERE", "/src");
+        let dir = world.dir.path().display();
+        let mut maps = vec![format!("/cache/base={dir}/base")];
+        if is_told {
+            maps.push(format!("/src={dir}/w"));
+        }
+        world.roots.set_rules(RootRules {
+            path_maps: maps.iter().map(|map| map.parse().unwrap()).collect(),
+            ..RootRules::default()
+        });
+        world.row.exec_root = "/cache/base/execroot/_main".to_owned();
+        world.row.workspace = "/src".to_owned();
+        world.link(&out("link"), "/src/app/x");
+        world.manifest = format!(
+            "x /src/app/x\ny /cache/base/external/lib+/y\nown/x /cache/base/external/own/x\n\
+             z /cache/base/execroot/_main/{BIN}/z\nlink /cache/base/execroot/_main/{BIN}/link\n"
+        );
+        let added = world.add().unwrap();
+        let placed = world.placed();
+        let (x, y, z) = (blob(b"x"), blob(b"y"), blob(b"z"));
+        assert_eq!((placed["y"], placed["z"]), (&y, &z));
+        let absent = |name: &str| {
+            let place = ExecPath::new(&format!("{BIN}/app.runfiles/{name}")).unwrap();
+            added.absent.get(&place).cloned().unwrap_or_default()
+        };
+        // An absolute link there leads to what may be another file here.
+        assert!(absent("own/x").contains("leads out"), "{:?}", added.absent);
+        for name in ["x", "link"] {
+            if is_told {
+                assert_eq!(placed[name], &x, "{name}");
+            } else {
+                assert!(absent(name).contains("--path-map"), "{name}: {:?}", added.absent);
+            }
+        }
+    }
+}
+
+#[test]
+fn programs_with_the_same_bytes_in_one_place_have_the_runfiles_of_both() {
+    let mut world = World::new();
+    world.selection.artifacts[0].place = ExecPath::new("app").unwrap();
+    world.file("_main/one", "w/one", "one");
+    let mut other = artifact(&format!("{BIN}/other/app"), blob(b"program"));
+    other.place = ExecPath::new("app").unwrap();
+    world.selection.also.push(other);
+    let target = world.dir.path().join("w/two").display().to_string();
+    world.write("w/two", "two");
+    world.write(
+        &out("other/app.runfiles_manifest"),
+        &format!("_main/two {target}\n"),
+    );
+    world.add().unwrap();
+    let places: Vec<&str> = world
+        .selection
+        .artifacts
+        .iter()
+        .map(|a| a.place.as_str())
+        .collect();
+    assert_eq!(
+        places,
+        ["app", "app.runfiles/_main/one", "app.runfiles/_main/two"]
+    );
 }

@@ -254,7 +254,10 @@ fn one_name_twice_with_the_same_content_is_no_collision() {
         let artifacts = named.map(|(path, content)| (ExecPath::new(path).unwrap(), artifact(path, content)));
         let mut artifacts: BTreeMap<_, _> = artifacts.collect();
         artifacts.values_mut().next().unwrap().class = class;
-        placed(artifacts, true, false)
+        placed(artifacts, true, false).map(|(artifacts, also)| {
+            assert_eq!(also.len(), 1);
+            artifacts
+        })
     };
     let inline = |bytes: &'static [u8]| OutputContent::Inline(Bytes::from_static(bytes));
     for contents in [
