@@ -43,6 +43,12 @@ pub(crate) enum ActionCacheError {
         /// What is wrong there.
         what: &'static str,
     },
+    /// A log ends in the middle.
+    #[error("{path} ends in the middle: it is still being written, or the build was killed", path = path.display())]
+    Torn {
+        /// The log.
+        path: PathBuf,
+    },
     /// It was written all the time.
     #[error("{path} changed each time it was read", path = path.display())]
     Busy {

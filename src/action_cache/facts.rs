@@ -16,7 +16,7 @@ use crate::{
 /// Key of the record that says how many strings there were when it was written.
 pub(super) const VALIDATION: i32 = -10;
 /// The directory that all outputs lie in.
-const OUTPUT_DIRECTORY: &str = "bazel-out/";
+pub(super) const OUTPUT_DIRECTORY: &str = "bazel-out/";
 
 /// An output that Bazel knows to be in the remote cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,12 +38,28 @@ pub(crate) struct Output {
 pub(crate) struct Facts {
     outputs: Vec<Output>,
     ambiguous: Vec<ExecPath>,
+    is_part: bool,
 }
 
 impl Facts {
     /// All outputs, in the order of their paths.
     pub(crate) fn outputs(&self) -> &[Output] {
         &self.outputs
+    }
+
+    /// Some outputs of many, each with a path of its own.
+    pub(super) fn part(mut outputs: Vec<Output>) -> Self {
+        outputs.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        Self {
+            outputs,
+            is_part: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether there may be others that it does not tell of.
+    pub(crate) const fn is_part(&self) -> bool {
+        self.is_part
     }
 
     /// The output at a path.

@@ -26,6 +26,7 @@
 //! * `entry`: what one action's record tells of its outputs.
 //! * `facts`: one fact for each path.
 //! * `files`: the directory, and reading it while somebody may write.
+//! * `log`: the compact execution log, which tells the same of the actions of one build.
 
 mod cursor;
 mod entry;
@@ -36,6 +37,7 @@ mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod index;
+pub(crate) mod log;
 #[cfg(test)]
 mod tests;
 #[cfg(any(test, fuzzing))]
@@ -45,6 +47,7 @@ pub(crate) use self::{
     error::ActionCacheError,
     facts::{Facts, Output},
     files::{Reading, State, read},
+    log::{read_log, read_own_log},
 };
 
 /// The format's numbers that are read. All have the same layout.

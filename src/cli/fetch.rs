@@ -16,13 +16,14 @@ use super::{
     print, runtime,
 };
 use crate::{
+    action_cache::{ActionCacheError, read_log},
     bep::{Event, EventFile},
     builds::{Builds as _, StreamEnd, StreamKey},
     config::{CacheArgs, PlaceArgs, SelectionArgs},
     daemon::Rooms,
     digest::Digest,
     exec_path::{ExecPath, is_reserved},
-    invocation::{Engine, tally::Tally},
+    invocation::{Engine, policy::PathRegex, tally::Tally},
     materialize::{
         Materializer, Outcome, Root, Session, Want,
         place::{Epoch, OutputRoot},
@@ -56,6 +57,8 @@ pub(super) enum FetchCommand {
     Action(TreeArgs),
     /// A directory tree, by the digest of its Tree message or of its root Directory
     Tree(TreeArgs),
+    /// Outputs of the actions of a build, from its compact execution log (--execution_log_compact_file)
+    Log(LogArgs),
     /// One blob
     Blob(BlobArgs),
     /// Archives from a directory, a URL or the cache, unpacked when all are whole
@@ -109,6 +112,31 @@ pub(super) struct TreeArgs {
     cache: CacheArgs,
 }
 
+/// Arguments of `outhaul fetch log`.
+#[derive(Debug, Args)]
+pub(super) struct LogArgs {
+    /// The log
+    file: PathBuf,
+
+    /// Only outputs whose whole exec path, or that of their tree artifact, matches (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    path: Vec<PathRegex>,
+
+    /// Directory to put the outputs into, at their exec paths; created if it does not exist
+    #[arg(long, value_name = "DIR", required_unless_present = "list")]
+    output_dir: Option<PathBuf>,
+
+    /// Only list them: digest and path
+    #[arg(long, conflicts_with = "output_dir")]
+    list: bool,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
 /// Arguments of `outhaul fetch blob`.
 #[derive(Debug, Args)]
 pub(super) struct BlobArgs {
@@ -134,6 +162,7 @@ pub(super) fn main(command: FetchCommand) -> Result<u8, Failure> {
             FetchCommand::Bep(args) => bep(*args).await,
             FetchCommand::Action(args) => tree(args, true).await,
             FetchCommand::Tree(args) => tree(args, false).await,
+            FetchCommand::Log(args) => log(args).await,
             FetchCommand::Blob(args) => blob(args).await,
             #[cfg(feature = "archives")]
             FetchCommand::Archive(args) => archive::main(*args).await,
@@ -265,6 +294,43 @@ async fn tree(args: TreeArgs, is_action: bool) -> Result<u8, Failure> {
     };
     let outputs = expanded.into_iter().map(|e| (e.path, e.content)).collect();
     let ended = into_directory(&args.output_dir, &args.place, cache, outputs).await?;
+    Ok(ended.code())
+}
+
+/// The outputs that an execution log tells of.
+async fn log(args: LogArgs) -> Result<u8, Failure> {
+    let file = args.file.clone();
+    let read = tokio::task::spawn_blocking(move || read_log(&file)).await;
+    let log = read.map_err(Failure::failed)?.map_err(|error| match error {
+        ActionCacheError::System { .. } => Failure::usage(error),
+        error => Failure::failed(error),
+    })?;
+    let mut outputs: Vec<_> = log.facts.outputs().iter().collect();
+    if !args.path.is_empty() {
+        outputs.retain(|output| {
+            let paths = [Some(&output.path), output.tree.as_ref()].into_iter().flatten();
+            let mut paths = paths.map(ExecPath::as_str);
+            paths.any(|path| args.path.iter().any(|regex| regex.matches(path)))
+        });
+    }
+    if outputs.is_empty() {
+        return Err(Failure::not_found(format!(
+            "{}: no action in it has made such an output",
+            args.file.display()
+        )));
+    }
+    let Some(directory) = &args.output_dir else {
+        let mut out = print::out();
+        for output in outputs {
+            writeln!(out, "{}  {}", output.digest, printable(output.path.as_str()))?;
+        }
+        return Ok(exit::OK);
+    };
+    let cache = args.cache.cache()?.actions();
+    let outputs = outputs
+        .into_iter()
+        .map(|output| (output.path.clone(), OutputContent::Blob(output.digest.clone())));
+    let ended = into_directory(directory, &args.place, cache, outputs.collect()).await?;
     Ok(ended.code())
 }
 

@@ -36,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("event_file", event_file),
     ("event_json", event_json),
     ("exec_path", exec_path),
+    ("execution_log", execution_log),
     ("grpc_frames", grpc_frames),
     ("headers", headers),
     ("inflate", inflate),
@@ -72,6 +73,8 @@ elsewhere! {
     zip = crate::archive::fuzz::zip;
     /// A build tool's action cache.
     action_cache = crate::action_cache::fuzz::action_cache;
+    /// A build tool's compact execution log.
+    execution_log = crate::action_cache::log::fuzz;
     /// An exported build's file.
     archive = crate::stage::archive_fuzz::archive;
     /// A marker of staged files.

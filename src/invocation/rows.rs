@@ -21,9 +21,13 @@ use crate::{
 
 /// In the place of the event that has named an output: Bazel's action cache tells of it.
 pub(crate) const ACTION_CACHE: &str = "action_cache";
+/// The same: the execution log that the build tool was told to write.
+pub(crate) const EXECUTION_LOG: &str = "execution_log";
 /// Why these are known.
 const NAMED_BY_NONE: &str = "in Bazel's action cache; no event names it";
 const SINCE_NAMED_BY_NONE: &str = "in Bazel's action cache; named by an event of an earlier build";
+const LOGGED: &str = "in Bazel's execution log; no event names it";
+const SINCE_LOGGED: &str = "in Bazel's execution log; named by an event of an earlier build";
 /// Bytes of a file that came in an event and stay on record. Of larger ones, digest and size do: anyone who wants those
 /// back when the file is gone has to find them in the cache, or build once more.
 const KEPT: usize = 64 << 10;
@@ -32,7 +36,12 @@ const TAKEN_IN_AT_ONCE: usize = 10_000;
 
 /// Whether an output was neither wanted nor ever named: it is only in Bazel's action cache.
 pub(crate) fn is_unasked(row: &OutputRow) -> bool {
-    *row.event == *ACTION_CACHE && row.class == Class::Known && row.label.is_empty()
+    is_of_bazel(&row.event) && row.class == Class::Known && row.label.is_empty()
+}
+
+/// Whether no event tells of an output, but a file of the build tool's.
+pub(crate) fn is_of_bazel(event: &str) -> bool {
+    matches!(event, ACTION_CACHE | EXECUTION_LOG)
 }
 
 /// Who names outputs.
@@ -162,8 +171,8 @@ fn compare(named: &Named, content: &OutputContent, row: &SeenOutput<'_>, superse
     }
 }
 
-/// Records what the action cache says of outputs that no event names, and forgets what it said before and does not say
-/// any more. Where it says something else than this build's stream (`is_named`), nothing is recorded, and that output is
+/// Records what the action cache, or a log, says of outputs that no event names, and forgets what the action cache said
+/// before and does not say any more. Where it says something else than this build's stream (`is_named`), nothing is recorded, and that output is
 /// given back. What a stream of an earlier build has said stays, unless Bazel has found the output since: then the cache's
 /// promise to keep it ends at `found_since` or later. Blocks on the record.
 pub(super) fn take_in(
@@ -183,9 +192,16 @@ pub(super) fn take_in(
     }
     let outputs = facts.outputs();
     let is_found = |output: &Output| output.expires_ms >= found_since;
+    let is_part = facts.is_part();
+    let since: Arc<str> = if is_part {
+        SINCE_LOGGED
+    } else {
+        SINCE_NAMED_BY_NONE
+    }
+    .into();
     let known = OutputRow {
-        rule: NAMED_BY_NONE.into(),
-        event: ACTION_CACHE.into(),
+        rule: if is_part { LOGGED } else { NAMED_BY_NONE }.into(),
+        event: if is_part { EXECUTION_LOG } else { ACTION_CACHE }.into(),
         invocation_id: naming.invocation.clone(),
         version: naming.version,
         ..OutputRow::known(OutputContent::Directory)
@@ -201,7 +217,7 @@ pub(super) fn take_in(
             let output = &outputs[i];
             let content = OutputContent::Blob(output.digest.clone());
             let is_same = row.content_is(&content);
-            let is_its_own = row.event() == ACTION_CACHE;
+            let is_its_own = is_of_bazel(row.event());
             is_new[i] = !is_same && is_its_own;
             if is_same || is_its_own {
                 return;
@@ -214,7 +230,7 @@ pub(super) fn take_in(
                 // It is another file now, but still what was asked for then.
                 let row = with_fields_of!(old, OutputRow {
                     content,
-                    rule: SINCE_NAMED_BY_NONE.into(),
+                    rule: since.clone(),
                 } label aspect output_group class, ..known.clone());
                 replaced.push((output.path.clone(), row));
             }
@@ -242,7 +258,11 @@ pub(super) fn take_in(
         }
         record.put_outputs(root, rows);
     }
-    let mut gone = record.outputs_named_by(root, ACTION_CACHE);
+    let mut gone = if is_part {
+        Vec::new()
+    } else {
+        record.outputs_named_by(root, is_of_bazel)
+    };
     let found = outputs.iter().filter(|output| is_found(output));
     let trees: BTreeSet<&ExecPath> = found.filter_map(|output| output.tree.as_ref()).collect();
     for tree in trees {

@@ -68,11 +68,11 @@ impl Record {
         })
     }
 
-    /// The outputs of a root that were named by an event of this name. Walks over all of them.
-    pub(crate) fn outputs_named_by(&self, root: RootId, event: &str) -> Vec<ExecPath> {
+    /// The outputs of a root that were named by such an event. Walks over all of them.
+    pub(crate) fn outputs_named_by(&self, root: RootId, is_it: impl Fn(&str) -> bool) -> Vec<ExecPath> {
         let mut scan = OutputScan::new(self.shared().clone(), root, "");
         let mut found = Vec::new();
-        while let Some(path) = scan.next_with(|row| (row.event() == event).then(|| row.path()).flatten()) {
+        while let Some(path) = scan.next_with(|row| is_it(row.event()).then(|| row.path()).flatten()) {
             found.extend(path);
         }
         found

@@ -255,8 +255,7 @@ impl Open {
             return row.class > Class::Known;
         };
         // What only the action cache names, such as runfiles, is wanted after the events.
-        let is_its_own =
-            *row.event == *rows::ACTION_CACHE || *row.invocation_id == *self.newest.invocation_id;
+        let is_its_own = rows::is_of_bazel(&row.event) || *row.invocation_id == *self.newest.invocation_id;
         // A tree is named as a whole.
         let mut above = path.as_path().ancestors().filter_map(Path::to_str);
         (row.class > Class::Known && is_its_own) || above.any(|above| needed.contains(above))

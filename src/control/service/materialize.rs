@@ -246,7 +246,7 @@ impl Service {
             let mut placers = HashMap::new();
             let (differing, others) = all.into_iter().partition::<Vec<Found>, _>(|found| {
                 let is_its_own = *found.row.invocation_id == *newest.invocation_id;
-                (!is_its_own || is_of_action_cache(found)) && service.differs(&mut placers, found)
+                (!is_its_own || is_of_bazel(found)) && service.differs(&mut placers, found)
             });
             (differing, others, newest)
         });
@@ -256,14 +256,14 @@ impl Service {
         *found = current;
         // The newest build has named it as an older one did, in most cases.
         let named = match &self.stager {
-            Some(stager) if !differing.iter().all(is_of_action_cache) => {
+            Some(stager) if !differing.iter().all(is_of_bazel) => {
                 stager.named(&Which::of(&newest.invocation_id)).await.ok()
             }
             _ => None,
         };
         let is_named = |found: &Found| {
             let named = named.as_ref();
-            !is_of_action_cache(found) && named.is_some_and(|named| named.contains(found.path.as_str()))
+            !is_of_bazel(found) && named.is_some_and(|named| named.contains(found.path.as_str()))
         };
         let (named, outdated) = differing.into_iter().partition::<Vec<Found>, _>(is_named);
         found.extend(named);
@@ -271,6 +271,6 @@ impl Service {
     }
 }
 
-fn is_of_action_cache(found: &Found) -> bool {
-    *found.row.event == *rows::ACTION_CACHE
+fn is_of_bazel(found: &Found) -> bool {
+    rows::is_of_bazel(&found.row.event)
 }

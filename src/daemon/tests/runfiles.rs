@@ -342,6 +342,29 @@ async fn a_rule_for_some_runfiles_brings_them_also_where_no_others_are_wanted() 
     assert_eq!((w.text("other"), w.text("app")), (None, None));
 }
 
+#[tokio::test]
+async fn the_execution_log_of_the_build_itself_tells_what_the_action_cache_cannot() {
+    const LOGGED: &str = "11111111-2222-3333-4444-555555555555";
+    let mut w = World::new().await;
+    let entries = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/execution_log/actions");
+    let entries = fs::read(entries).unwrap();
+    let log = w.f.dir.path().join("log");
+    fs::write(&log, zstd::encode_all(&*entries, 3).unwrap()).unwrap();
+    for (id, is_told) in [("another", false), (LOGGED, true)] {
+        w.f.again(id).await;
+        let options = [("execution_log_compact_file", log.to_str().unwrap())];
+        assert_eq!(w.build(&options, 0).await.failed, 0);
+        timeout(PATIENCE, w.f.rooms.engine.done(&w.f.key))
+            .await
+            .expect("in time");
+        let root = w.f.rooms.record.invocation(id).unwrap().root.unwrap();
+        let path = ExecPath::new(&format!("{BIN}/link")).unwrap();
+        let row = w.f.rooms.record.output(root, &path);
+        let event = row.map(|row| row.event.to_string());
+        assert_eq!(event.as_deref() == Some("execution_log"), is_told, "{event:?}");
+    }
+}
+
 /// What the stream names, and does not ask for, it names rightly: the action cache may not know it, as that of an old
 /// Bazel.
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What Bazel itself has on disk of outputs that no event names: when it is believed, and recording it.
 
-use std::{collections::HashSet, hash::BuildHasher as _, sync::Arc, time::Duration};
+use std::{collections::HashSet, hash::BuildHasher as _, path::Path, sync::Arc, time::Duration};
 
 use tokio::task::spawn_blocking;
 
@@ -14,7 +14,7 @@ use super::{
     site::Site,
 };
 use crate::{
-    action_cache::{self, Facts, Reading, State},
+    action_cache::{self, ActionCacheError, Facts, Reading, State},
     digest::DigestFunction,
     exec_path::ExecPath,
     invocation::shared::Remembered,
@@ -27,6 +27,9 @@ use crate::{
 const UNSAVED: [i32; 2] = [8, 37];
 /// For how long Bazel relies on the cache to keep what it has found there (`--experimental_remote_cache_ttl`).
 const PROMISED: Duration = Duration::from_secs(3 * 60 * 60);
+/// How often a log that is not whole yet is read again, and after which time.
+const LOG_TRIES: usize = 10;
+const LOG_PAUSE: Duration = Duration::from_millis(200);
 /// The newest builds, among which the one before is looked for.
 const BUILDS_BEFORE: usize = 100;
 
@@ -82,6 +85,55 @@ impl Actor {
                     tracing::warn!(invocation = %self.row.invocation_id, "{error}");
                 }
                 Known::Nothing(error.to_string())
+            }
+        }
+    }
+
+    /// What the execution log tells that the build tool was told to write, if it is this build's.
+    async fn execution_log(&self) -> Option<Facts> {
+        if !self.row.finished || self.shared.roots.rules().no_action_cache {
+            return None;
+        }
+        let line = self.build.command_line()?;
+        let names = [
+            "execution_log_compact_file",
+            "experimental_execution_log_compact_file",
+        ];
+        let file = names.into_iter().find_map(|name| line.given(name))?;
+        let directory = match self.build.working_directory() {
+            "" => self.row.workspace.as_str(),
+            directory => directory,
+        };
+        let path = Path::new(directory).join(file);
+        let path = self.shared.roots.rules().translate(path.to_str()?);
+        let read = move || {
+            let mut read = action_cache::read_own_log(&path);
+            for _ in 0..LOG_TRIES {
+                // It is written to its end after the last event, maybe.
+                if !matches!(read, Err(ActionCacheError::Torn { .. })) {
+                    break;
+                }
+                std::thread::sleep(LOG_PAUSE);
+                read = action_cache::read_own_log(&path);
+            }
+            read
+        };
+        match spawn_blocking(read).await.ok()? {
+            Ok(log) if log.invocation_id == self.row.invocation_id => match self.contradiction(&log.facts) {
+                None => Some(log.facts),
+                Some(path) => {
+                    self.contradicted(&path);
+                    None
+                }
+            },
+            Ok(log) => {
+                let id = log.invocation_id;
+                tracing::info!(invocation = %self.row.invocation_id, "{file} is the execution log of another build, {id:?}");
+                None
+            }
+            Err(error) => {
+                tracing::info!(invocation = %self.row.invocation_id, "not using the build's execution log: {error}");
+                None
             }
         }
     }
@@ -146,7 +198,14 @@ impl Actor {
                     .await
             }
         };
-        let Known::Facts(facts, state) = told else { return };
+        let (facts, state) = match told {
+            Known::Facts(facts, state) => (facts, Some(state)),
+            Known::Unchanged => return,
+            Known::Nothing(_) => match self.execution_log().await {
+                Some(facts) => (facts, None),
+                None => return,
+            },
+        };
         let known = std::mem::take(&mut self.ledger.known);
         let hash = |path: &ExecPath| known.hasher().hash_one(path.as_str());
         let wanted: HashSet<u64> = self.ledger.wanted.keys().map(hash).collect();
@@ -180,6 +239,7 @@ impl Actor {
         self.ledger.known = known;
         match taken {
             Ok(()) => {
+                let Some(state) = state else { return };
                 let same = before.filter(|before| Arc::ptr_eq(&before.state, &state));
                 let trees = same.map(|same| same.trees).unwrap_or_default();
                 self.shared
