@@ -1,6 +1,11 @@
 //! `outhaul watch`: a line for each file, once it is whole.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use outhaul::digest::{Digest, DigestFunction};
 use outhaul_testkit::{
@@ -188,4 +193,63 @@ async fn wrong_watches_are_refused() {
             .await
             .says(2, parts);
     }
+}
+
+/// Prints how long after a file got its final name its line comes, with a reader that opens each file at its line.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of some minutes, for docs/benchmarks.md; OUTHAUL_WATCH_BUILDS is how many builds there are"]
+async fn measured_from_the_final_name_to_the_line() {
+    let builds = std::env::var("OUTHAUL_WATCH_BUILDS").map_or(1000, |builds| builds.parse().unwrap());
+    let world = World::new().await;
+    let server = world.serve(&[]).await;
+    world.play(&world.build, server.door()).await;
+    let workspace = format!("--workspace={}", world.path("workspace"));
+    let mut watch = Watch::start(&world, &[&workspace, "--follow"]);
+    for _ in 0..all_of(&world).len() {
+        watch.next().await.unwrap();
+    }
+    let (mut missing, mut short, mut delays) = (0, 0, Vec::new());
+    let mut build = world.build.incremental();
+    for _ in 0..builds {
+        for output in build.outputs() {
+            let _ = std::fs::remove_file(world.exec_root().join(&output.path));
+        }
+        let read = async {
+            for _ in build.outputs() {
+                let line = in_time(watch.lines.next_line()).await.unwrap().unwrap();
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+                let line: Value = serde_json::from_str(&line).unwrap();
+                let path = line["path"].as_str().unwrap();
+                let Ok(metadata) = std::fs::symlink_metadata(path) else {
+                    missing += 1;
+                    continue;
+                };
+                // Nothing changes a file after that; the time is that of the system's last tick.
+                let named = Duration::new(
+                    metadata.ctime().try_into().unwrap(),
+                    metadata.ctime_nsec().try_into().unwrap(),
+                );
+                if line["outcome"] == "downloaded" {
+                    delays.push(now.saturating_sub(named));
+                }
+                if metadata.is_file() {
+                    let bytes = std::fs::read(path).unwrap_or_default();
+                    short += usize::from(line["size"] != bytes.len());
+                }
+            }
+        };
+        tokio::join!(world.play(&build, server.door()), read);
+        build = build.incremental();
+    }
+    delays.sort_unstable();
+    let at = |part: usize| delays[(delays.len() - 1) * part / 1000];
+    eprintln!(
+        "{builds} builds, {} downloaded files: {missing} missing, {short} short; median {:?}, 99 % {:?}, 99.9 % {:?}, most {:?}",
+        delays.len(),
+        at(500),
+        at(990),
+        at(999),
+        at(1000)
+    );
+    assert_eq!((missing, short), (0, 0));
 }
