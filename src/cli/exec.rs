@@ -13,8 +13,8 @@ use super::{
     exit,
     exit::Failure,
     get::{self, Show, is_target},
-    runfiles, runtime,
-    stage::WhichArgs,
+    import, runfiles, runtime,
+    stage::{WhichArgs, failure, tell_failures, text},
     view,
 };
 use crate::{
@@ -42,6 +42,15 @@ pub(super) struct ExecArgs {
     #[command(flatten)]
     which: WhichArgs,
 
+    /// Copy the program with all that it needs into this directory, as `outhaul stage --runfiles` does, and run it there,
+    /// without the workspace and the output base. Created if it does not exist; files that are there are kept
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+
+    /// The build in a file that `outhaul export --runfiles` wrote, on any machine; it is imported. Requires --to
+    #[arg(long, value_name = "FILE", requires = "to", conflicts_with_all = ["invocation", "workspace"])]
+    from_export: Option<PathBuf>,
+
     #[command(flatten)]
     state: StateArgs,
 
@@ -51,19 +60,93 @@ pub(super) struct ExecArgs {
 
 /// A program that is on disk with all that it needs.
 struct Ready {
-    program: pb::Output,
-    build: pb::Invocation,
+    /// Its absolute path.
+    program: String,
+    /// The name of the workspace in its runfiles.
+    runfiles: String,
+    /// The workspace; empty if it is not here.
+    workspace: String,
 }
 
 pub(super) fn main(args: &ExecArgs) -> Result<u8, Failure> {
-    let (invocation, workspace) = args.which.or_around()?;
+    let (invocation, workspace) = match &args.from_export {
+        Some(file) => {
+            let imported = import::take_in(file, &args.state)?;
+            (imported.header.invocation_id, String::new())
+        }
+        None => args.which.or_around()?,
+    };
     let ready = runtime()?.block_on(async {
         let control = ControlArgs::default();
         let found = Client::of_build(&control, &args.state, &args.cache, &invocation, &workspace).await;
-        let bring = async |client: &mut Client| bring(args, client, &invocation, &workspace).await;
+        let bring = async |client: &mut Client| match &args.to {
+            Some(directory) => copy(args, directory, client, &invocation, &workspace).await,
+            None => bring(args, client, &invocation, &workspace).await,
+        };
         found?.0.with(bring).await
     })?;
     Err(run(args, &ready))
+}
+
+/// The one target that was named.
+fn target(written: &str) -> Result<pb::StageWish, Failure> {
+    let pattern = written.parse::<TargetPattern>();
+    let is_one = pattern.is_ok_and(|pattern| pattern.is_exact() && !pattern.is_negative);
+    if !is_one {
+        return Err(Failure::usage(format!(
+            "{written}: name one target, such as //pkg:name"
+        )));
+    }
+    Ok(pb::StageWish {
+        targets: vec![written.to_owned()],
+        ..pb::StageWish::default()
+    })
+}
+
+/// Copies the program and its runfiles to a directory.
+async fn copy(
+    args: &ExecArgs,
+    directory: &Path,
+    client: &mut Client,
+    invocation: &str,
+    workspace: &str,
+) -> Result<Ready, Failure> {
+    let written = args.program.to_str().unwrap_or_default();
+    if !is_target(written) {
+        return Err(Failure::usage(
+            "--to is for targets; name one, such as //pkg:name",
+        ));
+    }
+    let directory = std::path::absolute(directory)?;
+    let request = pb::StageRequest {
+        invocation_id: invocation.to_owned(),
+        workspace: workspace.to_owned(),
+        directory: text(&directory, "--to")?,
+        wish: Some(pb::StageWish {
+            runfiles: true,
+            ..target(written)?
+        }),
+        wait_all: true,
+        ..pb::StageRequest::default()
+    };
+    let staged = client.stage(request).await.map_err(|s| failure(&s))?;
+    tell_failures(&staged)?;
+    if !staged.staged {
+        let message = format!("{written}: not all of it could be copied; it was not run");
+        return Err(Failure::failed(message));
+    }
+    let path = program_of(written, directory.as_ref(), &staged.outputs)?;
+    let (build, _) = client.invocation(&staged.invocation_id).await?;
+    let exec_root = Path::new(&build.exec_root).file_name();
+    Ok(Ready {
+        program: format!("{}/{path}", directory.display()),
+        runfiles: exec_root.unwrap_or_default().to_string_lossy().into_owned(),
+        workspace: if args.from_export.is_some() {
+            String::new()
+        } else {
+            build.workspace
+        },
+    })
 }
 
 /// Brings the program and its runfiles to disk.
@@ -75,19 +158,9 @@ async fn bring(
 ) -> Result<Ready, Failure> {
     let written = args.program.to_str().unwrap_or_default();
     let path = if is_target(written) {
-        let pattern = written.parse::<TargetPattern>();
-        let is_one = pattern.is_ok_and(|pattern| pattern.is_exact() && !pattern.is_negative);
-        if !is_one {
-            return Err(Failure::usage(format!(
-                "{written}: name one target, such as //pkg:name"
-            )));
-        }
-        let wish = pb::StageWish {
-            targets: vec![written.to_owned()],
-            ..pb::StageWish::default()
-        };
+        let wish = target(written)?;
         let (build, outputs) = get::of_targets(client, wish, invocation, workspace).await?;
-        let exec_path = program_of(written, &build.exec_root, &outputs)?;
+        let exec_path = program_of(written, build.exec_root.as_ref(), &outputs)?;
         format!("{}/{exec_path}", build.exec_root)
     } else if args.which.is_given() {
         let message = "--invocation and --workspace are for targets; a path says itself which build it is of";
@@ -116,19 +189,32 @@ async fn bring(
         return Err(failed(code));
     }
     let (build, _) = client.invocation(&program.invocation_id).await?;
+    let exec_root = Path::new(&program.exec_root).file_name();
     Ok(Ready {
-        program: program.clone(),
-        build,
+        program: view::absolute(program),
+        runfiles: exec_root.unwrap_or_default().to_string_lossy().into_owned(),
+        workspace: build.workspace,
     })
 }
 
 /// Which of a target's outputs is its program: the one beside which Bazel has put a manifest of runfiles, or that has the
 /// target's name, or the only one.
-fn program_of<'a>(label: &str, exec_root: &str, outputs: &'a [pb::StagedOutput]) -> Result<&'a str, Failure> {
+fn program_of<'a>(label: &str, root: &Path, outputs: &'a [pb::StagedOutput]) -> Result<&'a str, Failure> {
     let name = label.rsplit([':', '/']).next().unwrap_or(label);
-    let root = OutputRoot::open(Path::new(exec_root), false).ok();
-    let has_manifest = |path: &&str| root.as_ref().is_some_and(|root| root.has_runfiles_manifest(path));
-    let paths: Vec<&str> = outputs.iter().map(|output| output.exec_path.as_str()).collect();
+    let opened = OutputRoot::open(root, false).ok();
+    // What is staged has the files themselves, and no manifest.
+    let has_manifest = |path: &&str| {
+        let is_staged = || outputs.iter().any(|output| is_runfile_of(output, path));
+        opened
+            .as_ref()
+            .is_some_and(|opened| opened.has_runfiles_manifest(path))
+            || is_staged()
+    };
+    let paths: Vec<&str> = outputs
+        .iter()
+        .filter(|output| !output.path.contains(".runfiles/"))
+        .map(|output| output.exec_path.as_str())
+        .collect();
     let is_named = |path: &&str| path.rsplit('/').next() == Some(name);
     let with_manifest: Vec<&str> = paths.iter().copied().filter(has_manifest).collect();
     let named: Vec<&str> = paths.iter().copied().filter(is_named).collect();
@@ -153,13 +239,20 @@ fn program_of<'a>(label: &str, exec_root: &str, outputs: &'a [pb::StagedOutput])
     })
 }
 
+/// Whether an output was staged as a runfile of the program at a path.
+fn is_runfile_of(output: &pb::StagedOutput, program: &str) -> bool {
+    let below = output.path.strip_prefix(program);
+    below.is_some_and(|below| below.starts_with(".runfiles/"))
+}
+
 /// Runs the program in the place of this process. Returns only if that fails.
 fn run(args: &ExecArgs, ready: &Ready) -> Failure {
-    let program = view::absolute(&ready.program);
+    let program = &ready.program;
     let mut command = open_files::command(program.as_ref()).into_std();
     command.args(&args.args);
     // As `bazel run` does it.
     for inherited in [
+        "BUILD_WORKSPACE_DIRECTORY",
         "JAVA_RUNFILES",
         "RUNFILES_DIR",
         "RUNFILES_MANIFEST_FILE",
@@ -168,14 +261,13 @@ fn run(args: &ExecArgs, ready: &Ready) -> Failure {
     ] {
         command.env_remove(inherited);
     }
-    command.env("BUILD_WORKSPACE_DIRECTORY", &ready.build.workspace);
+    if !ready.workspace.is_empty() {
+        command.env("BUILD_WORKSPACE_DIRECTORY", &ready.workspace);
+    }
     if let Ok(here) = std::env::current_dir() {
         command.env("BUILD_WORKING_DIRECTORY", here);
     }
-    let workspace = Path::new(&ready.program.exec_root)
-        .file_name()
-        .unwrap_or_default();
-    let tree = PathBuf::from(format!("{program}.runfiles")).join(workspace);
+    let tree = PathBuf::from(format!("{program}.runfiles")).join(&ready.runfiles);
     let manifest = PathBuf::from(format!("{program}.runfiles_manifest"));
     if tree.is_dir() {
         command.current_dir(tree);
@@ -225,7 +317,7 @@ mod tests {
                     ..pb::StagedOutput::default()
                 })
                 .collect();
-            match (program_of(label, root, &outputs), program) {
+            match (program_of(label, root.as_ref(), &outputs), program) {
                 (Ok(found), Ok(program)) => assert_eq!(found, program, "{label}"),
                 (Err(failure), Err(message)) => {
                     assert!(failure.message.contains(message), "{label}: {}", failure.message);

@@ -10,6 +10,7 @@ use std::{
 use clap::Args;
 
 use super::{
+    carried,
     client::Client,
     exit,
     exit::Failure,
@@ -19,13 +20,17 @@ use super::{
 };
 use crate::{
     builds::StreamKey,
-    config::{CacheArgs, ControlArgs, StateArgs},
+    config::{CacheArgs, ConfigError, ControlArgs, StateArgs},
     control::staging::nothing_of,
     journal::{Entry, Journal},
     printable::printable,
     proto::outhaul::v1 as pb,
     record::{InvocationRow, with_fields_of},
-    stage::archive::{self, Exported},
+    stage::{
+        Carried,
+        archive::{self, Exported},
+    },
+    units::parse_size,
 };
 
 /// Arguments of `outhaul export`.
@@ -44,6 +49,15 @@ pub(super) struct ExportArgs {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
+    /// With what programs need at run time, so that `outhaul exec --from-export` and `outhaul stage --runfiles` run them on
+    /// another machine: the list of it, and the content of sources and of what was made on this machine
+    #[arg(long)]
+    runfiles: bool,
+
+    /// With --runfiles: how much content goes in; the rest must then be in the remote cache
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", requires = "runfiles")]
+    runfiles_limit: String,
+
     #[command(flatten)]
     state: StateArgs,
 
@@ -57,7 +71,9 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
         workspace: args.workspace,
     };
     let (invocation_id, workspace) = which.or_around()?;
-    let (row, state) = runtime()?.block_on(async {
+    let limit = parse_size(&args.runfiles_limit)
+        .map_err(|e| ConfigError::new(format!("--runfiles-limit={}", args.runfiles_limit), e))?;
+    let (row, runfiles, state) = runtime()?.block_on(async {
         let (mut client, state) = Client::of_build(
             &ControlArgs::default(),
             &args.state,
@@ -66,9 +82,18 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
             &workspace,
         )
         .await?;
-        let result = find(&mut client, invocation_id, workspace).await;
+        let result = async {
+            let row = find(&mut client, invocation_id, workspace).await?;
+            let runfiles = if args.runfiles {
+                carried::of_build(&mut client, &row.invocation_id, limit).await?
+            } else {
+                Vec::new()
+            };
+            Ok::<_, Failure>((row, runfiles))
+        };
+        let result = result.await;
         client.close().await;
-        result.map(|row| (row, state))
+        result.map(|(row, runfiles)| (row, runfiles, state))
     })?;
     let journal = Journal::view(&state.directory()?.join("journal"));
     let key = StreamKey {
@@ -81,11 +106,11 @@ pub(super) fn main(args: ExportArgs) -> Result<u8, Failure> {
         .output
         .unwrap_or_else(|| format!("{}.outhaul", row.invocation_id).into());
     let exported = if output == Path::new("-") {
-        archive::export(&entry, &row, std::io::stdout().lock())
+        archive::export(&entry, &row, &runfiles, std::io::stdout().lock())
             .map_err(Failure::failed)?
             .0
     } else {
-        to_file(&entry, &row, &output)?
+        to_file(&entry, &row, &runfiles, &output)?
     };
     let mut err = print::err();
     if exported.left_out > 0 {
@@ -137,10 +162,16 @@ async fn find(
 }
 
 /// Whole or not at all, and for the user's own eyes: names of targets and files are in it as they are.
-fn to_file(entry: &Entry, row: &InvocationRow, path: &Path) -> Result<Exported, Failure> {
+fn to_file(
+    entry: &Entry,
+    row: &InvocationRow,
+    runfiles: &[Carried],
+    path: &Path,
+) -> Result<Exported, Failure> {
     let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", path.display()));
     if let Some(file) = special(path).map_err(failed)? {
-        let (exported, _) = archive::export(entry, row, BufWriter::new(file)).map_err(Failure::failed)?;
+        let (exported, _) =
+            archive::export(entry, row, runfiles, BufWriter::new(file)).map_err(Failure::failed)?;
         return Ok(exported);
     }
     let mut name = path
@@ -155,7 +186,7 @@ fn to_file(entry: &Entry, row: &InvocationRow, path: &Path) -> Result<Exported, 
         .mode(0o600)
         .open(&beside)
         .map_err(failed)?;
-    let written = archive::export(entry, row, BufWriter::new(file))
+    let written = archive::export(entry, row, runfiles, BufWriter::new(file))
         .map_err(Failure::failed)
         .and_then(|(exported, _)| {
             fs::rename(&beside, path).map_err(failed)?;

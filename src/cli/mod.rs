@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod carried;
 mod client;
 mod commands;
 mod demo;

@@ -368,7 +368,7 @@ fn show(args: &StageArgs, response: &pb::StageResponse) -> Result<u8, Failure> {
     Ok(if response.staged { exit::OK } else { exit::FAILED })
 }
 
-fn tell_failures(response: &pb::StageResponse) -> Result<(), Failure> {
+pub(super) fn tell_failures(response: &pb::StageResponse) -> Result<(), Failure> {
     let mut err = print::err();
     let failed: Vec<&pb::StagedOutput> = response.outputs.iter().filter(|o| !o.error.is_empty()).collect();
     for output in failed.iter().take(TOLD) {

@@ -138,7 +138,13 @@ impl Service {
         let plan = plan.map_err(|e| status_of(&e))?;
         let invocation_id = plan.build.invocation_id.clone();
         if request.dry_run {
-            let outputs = plan.selection.artifacts.iter().map(artifact);
+            let outputs = plan.selection.artifacts.iter().map(|one| pb::StagedOutput {
+                error: plan.error(one).unwrap_or_default().to_owned(),
+                local_path: plan
+                    .local(one)
+                    .map_or_else(String::new, |path| path.display().to_string()),
+                ..artifact(one)
+            });
             let outputs = outputs
                 .chain(plan.gathered().iter().map(gathered_output))
                 .collect();

@@ -126,6 +126,8 @@ pub enum RecordKind {
     Other,
     /// What the client said in its headers, before the events of that connection. Secrets: not to be shown.
     Headers,
+    /// What an exported build carries besides its events, for staging. Of a build from elsewhere alone.
+    Runfile,
 }
 
 impl RecordKind {
@@ -135,6 +137,7 @@ impl RecordKind {
             Self::Finished => 2,
             Self::Other => 3,
             Self::Headers => 4,
+            Self::Runfile => 6,
         }
     }
 
@@ -145,6 +148,7 @@ impl RecordKind {
             3 => Some(Self::Other),
             4 => Some(Self::Headers),
             // 5 was a lifecycle call, in a file of its own.
+            6 => Some(Self::Runfile),
             _ => None,
         }
     }

@@ -79,7 +79,8 @@ impl Journal {
 }
 
 impl Inlet {
-    /// Appends an event: the bytes of a `build_event_stream.BuildEvent`, or nothing for the end of the stream.
+    /// Appends an event: the bytes of a `build_event_stream.BuildEvent`, or nothing for the end of the stream. Or else what
+    /// came with the build.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -90,6 +91,9 @@ impl Inlet {
         received_ms: u64,
         event: Bytes,
     ) -> Result<(), JournalError> {
+        if kind == RecordKind::Runfile {
+            return self.add(received_ms, kind, sequence, &event);
+        }
         let inner = match kind {
             RecordKind::Finished => {
                 build_event::Event::ComponentStreamFinished(BuildComponentStreamFinished::default())
@@ -115,8 +119,17 @@ impl Inlet {
             ordered_build_event: Some(ordered),
             ..PublishBuildToolEventStreamRequest::default()
         };
-        self.batch
-            .add(received_ms, kind, sequence, &request.encode_to_vec());
+        self.add(received_ms, kind, sequence, &request.encode_to_vec())
+    }
+
+    fn add(
+        &mut self,
+        received_ms: u64,
+        kind: RecordKind,
+        sequence: i64,
+        payload: &[u8],
+    ) -> Result<(), JournalError> {
+        self.batch.add(received_ms, kind, sequence, payload);
         if self.batch.len() >= FRAME {
             self.flush()
         } else {

@@ -22,6 +22,7 @@
 //! Knows nothing of gRPC or of the command line.
 
 pub(crate) mod archive;
+mod carried;
 pub(crate) mod check;
 mod destination;
 mod ended;
@@ -47,6 +48,7 @@ mod work;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::{archive::fuzz as archive_fuzz, marker::fuzz as marker_fuzz};
 pub(crate) use self::{
+    carried::{Carried, What},
     destination::Reach,
     ended::{Brought, Ended, Ends, Gathered, Staged},
     error::{StageError, StageErrorKind},

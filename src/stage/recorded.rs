@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::select::some;
+use super::{carried::Carried, select::some};
 use crate::{
     bep::{
         Decoder, Event,
@@ -14,7 +14,7 @@ use crate::{
         build::{Build, Effect, TargetEnd, is_test},
         policy::{DownloadMode, Policy, Rule},
     },
-    journal::{JournalError, Record},
+    journal::{JournalError, Record, RecordKind},
     record::{InvocationRow, InvocationState},
     sources::BuildDirectories,
 };
@@ -30,6 +30,8 @@ pub(crate) struct Recorded {
     pub(crate) function: Option<DigestFunction>,
     /// What could not be read, in words.
     pub(crate) notes: Vec<String>,
+    /// What came with a build from elsewhere.
+    pub(super) carried: Vec<Carried>,
 }
 
 impl Recorded {
@@ -46,6 +48,10 @@ impl Recorded {
         let mut decoder = Decoder::new(function);
         for record in records {
             let record = record?;
+            if record.kind == RecordKind::Runfile {
+                recorded.carried.extend(Carried::read(record.payload));
+                continue;
+            }
             let Some(bytes) = record.build_event() else {
                 continue;
             };

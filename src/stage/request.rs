@@ -85,6 +85,25 @@ impl Manner {
     pub(crate) const JOBS: u16 = 10;
     /// And how many at most.
     pub(crate) const MOST_JOBS: u16 = 128;
+
+    /// Refuses what has no effect on outputs of a build.
+    pub(super) fn check_for_build(&self) -> Result<(), StageError> {
+        #[cfg(feature = "archives")]
+        let is_checking = self.checking != crate::collection::Checking::Auto;
+        #[cfg(not(feature = "archives"))]
+        let is_checking = false;
+        let given = [
+            ("--checksum", is_checking),
+            ("--checksum-file", !self.checksums.is_empty()),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) => Err(StageError::Setting {
+                flag: flag.to_owned(),
+                reason: "requires --from; outputs of a build are verified against their digests".to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A [`Wish`] whose patterns have been read.

@@ -3,15 +3,19 @@
 //!
 //! No manifest goes with them: it would name absolute paths, and programs find their runfiles in the directory.
 
+mod load;
 mod local;
 mod sources;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
     sync::Arc,
 };
 
+use self::load::Load;
 use super::{
+    carried::Carried,
     error::StageError,
     request::Request,
     select::{Artifact, Selection, side_by_side},
@@ -44,8 +48,36 @@ pub(super) struct Runfile {
 pub(super) struct Added {
     /// Local files that have the bytes of some.
     pub(super) copies: HashMap<Digest, Copy>,
+    /// Those of them that no cache need have.
+    local: HashSet<Digest>,
     /// Those that are not available, by their places, and why.
     pub(super) absent: HashMap<ExecPath, String>,
+}
+
+impl Added {
+    /// Where the bytes of an output are on this machine, if no cache need have them.
+    pub(super) fn local(&self, content: &OutputContent) -> Option<PathBuf> {
+        match content {
+            OutputContent::Blob(digest) if self.local.contains(digest) => {
+                let copy = self.copies.get(digest)?;
+                Some(copy.root.join(copy.path.as_path()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Why what belongs at a place cannot be had.
+    pub(super) fn error(&self, place: &ExecPath) -> Option<&str> {
+        self.absent.get(place).map(String::as_str)
+    }
+}
+
+/// A build whose programs are staged.
+pub(super) struct Build<'a> {
+    pub(super) row: &'a InvocationRow,
+    pub(super) function: DigestFunction,
+    /// What came with it, if it is from elsewhere.
+    pub(super) carried: &'a [Carried],
 }
 
 /// Adds the runfiles of the programs among what is selected. Blocks.
@@ -56,8 +88,7 @@ pub(super) fn add(
     selection: &mut Selection,
     record: &Record,
     roots: &Roots,
-    row: &InvocationRow,
-    function: DigestFunction,
+    build: &Build<'_>,
     request: &Request,
 ) -> Result<Added, StageError> {
     if request.wish.extract {
@@ -65,13 +96,25 @@ pub(super) fn add(
             "programs and their runfiles are staged as they are, without --extract",
         ));
     }
-    let mut finder = local::Finder::open(record, roots, row, function, request)?;
+    let mut found = if build.row.root.is_none() && !build.carried.is_empty() {
+        let load = Load::of(build.carried, build.function).map_err(refused)?;
+        for artifact in selection.artifacts.iter_mut().chain(&mut selection.also) {
+            let content = std::mem::replace(&mut artifact.content, OutputContent::Directory);
+            artifact.content = load.with_bytes(content);
+        }
+        Found::Carried(load)
+    } else {
+        let finder = local::Finder::open(record, roots, build.row, build.function, request)?;
+        Found::Local(Box::new(finder))
+    };
     let mut placing = Placing::of(selection);
     let mut programs = 0;
     for program in selection.artifacts.iter().chain(&selection.also) {
-        let Some(runfiles) = finder.of(&program.exec_path)? else {
-            continue;
+        let runfiles = match &mut found {
+            Found::Local(finder) => finder.of(&program.exec_path)?,
+            Found::Carried(load) => load.of_program(&program.exec_path),
         };
+        let Some(runfiles) = runfiles else { continue };
         programs += 1;
         for runfile in runfiles {
             placing.add(program, runfile)?;
@@ -85,10 +128,26 @@ pub(super) fn add(
     }
     side_by_side(&placing.all)?;
     selection.artifacts = placing.all.into_values().collect();
-    Ok(Added {
-        copies: finder.copies,
-        absent: placing.absent,
+    let absent = placing.absent;
+    Ok(match found {
+        Found::Local(finder) => Added {
+            copies: finder.copies,
+            local: finder.local,
+            absent,
+        },
+        Found::Carried(_) => Added {
+            absent,
+            ..Added::default()
+        },
     })
+}
+
+/// Where runfiles are looked for.
+enum Found<'a> {
+    /// On this machine.
+    Local(Box<local::Finder<'a>>),
+    /// In what came with the build.
+    Carried(Load),
 }
 
 fn refused(reason: impl Into<String>) -> StageError {

@@ -29,7 +29,7 @@ use super::{
     recorded::Recorded,
     request::{Caller, Manner, Request, Wish},
     runfiles,
-    select::Selection,
+    select::{Artifact, Selection},
     together::Directories,
     work::Work,
 };
@@ -99,6 +99,16 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Why an output that would be staged cannot be had, as far as that is known.
+    pub(crate) fn error(&self, artifact: &Artifact) -> Option<&str> {
+        self.runfiles.error(&artifact.place)
+    }
+
+    /// Where the bytes of an output are on this machine, if no cache need have them.
+    pub(crate) fn local(&self, artifact: &Artifact) -> Option<PathBuf> {
+        self.runfiles.local(&artifact.content)
+    }
+
     /// The files of a collection that would be staged.
     pub(crate) fn gathered(&self) -> Vec<Gathered> {
         self.gather.ends()
@@ -190,6 +200,7 @@ impl Stager {
     /// # Errors
     /// When there is no such build, it still runs, its journal cannot be read, or the wish does not fit it.
     pub(crate) async fn plan(&self, which: &Which, wish: &Wish, manner: &Manner) -> Result<Plan, StageError> {
+        manner.check_for_build()?;
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(|e| StageError::Internal(e.to_string()))?;
         let gather = self.gather(manner).await?;
@@ -212,8 +223,12 @@ impl Stager {
                             .to_owned(),
                     });
                 }
-                let function = recorded.function.unwrap_or(DigestFunction::Sha256);
-                runfiles = runfiles::add(&mut selection, &record, &roots, &row, function, &request)?;
+                let build = runfiles::Build {
+                    row: &row,
+                    function: recorded.function.unwrap_or(DigestFunction::Sha256),
+                    carried: &recorded.carried,
+                };
+                runfiles = runfiles::add(&mut selection, &record, &roots, &build, &request)?;
             }
             if !recorded.finished {
                 selection.notes.push(

@@ -633,6 +633,37 @@ async fn over_tcp_only_urls_that_a_flag_names_are_staged_from() {
         client.stage(both).await.unwrap_err().code(),
         Code::InvalidArgument
     );
+    for (name, wish) in [
+        (
+            "--runfiles",
+            pb::StageWish {
+                runfiles: true,
+                ..pb::StageWish::default()
+            },
+        ),
+        (
+            "--failed",
+            pb::StageWish {
+                failed: true,
+                ..pb::StageWish::default()
+            },
+        ),
+    ] {
+        let of_a_build = pb::StageRequest {
+            wish: Some(wish),
+            ..request(&file, false)
+        };
+        let status = client.stage(of_a_build).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().starts_with(name), "{status}");
+    }
+    let checked = pb::StageRequest {
+        from: Vec::new(),
+        checksums: "00  x".to_owned(),
+        ..request(&file, false)
+    };
+    let status = client.stage(checked).await.unwrap_err();
+    assert!(status.message().starts_with("--checksum-file"), "{status}");
     let looked = pb::IsStagedRequest {
         directory: world.path("out"),
         from: vec![file.clone()],

@@ -1,6 +1,13 @@
 //! What programs need at run time, which no event names.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use outhaul::digest::{Digest, DigestFunction};
+use outhaul_testkit::clean;
 
 use crate::harness::{Bazel, Daemon, Entry, Outhaul, Scratch, Stage, Tree, Version, executed};
 use crate::staging::is_staged;
@@ -14,6 +21,8 @@ for_each_bazel!(real:
     a_recorded_program_runs_without_bazel_and_then_without_the_cache,
 );
 
+/// What a source of the program has.
+const SOURCE: &str = "a source\n";
 /// Version 4 makes no links to trees, and tells nobody what it has in the cache.
 const PROGRAM: &str = "//runfiles:linked";
 
@@ -319,12 +328,18 @@ fn a_recorded_program_runs_without_bazel_and_then_without_the_cache(stage: &Stag
     assert!(got.iter().all(|line| line["outcome"] == "present"), "{got:#?}");
     let present = stage_to(outhaul, "present");
     let to = staged.join("present").display().to_string();
+    assert_eq!(bazel.text("runfiles/source.txt"), SOURCE);
     bazel.delete("runfiles/source.txt");
     let again = ["--runfiles", "--flatten", "--to", &to, PROGRAM];
     let run = outhaul.run(bazel.workspace(), "stage", &again).expect(1);
     assert!(run.err.contains("runfiles/source.txt"), "{run}");
+    let exported = export(outhaul, &bazel, staged.path());
     let exec_root = bazel.exec_root();
     std::fs::rename(&exec_root, exec_root.with_extension("away")).unwrap();
+    let workspace = bazel.workspace().with_extension("away");
+    std::fs::rename(bazel.workspace(), &workspace).unwrap();
+    runs_from_its_export(&exported, staged.path(), &says);
+    std::fs::rename(&workspace, bazel.workspace()).unwrap();
     for to in [absent, present] {
         let run = Command::new(format!("{to}/linked.sh")).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&run.stdout), says, "{run:?}");
@@ -339,6 +354,59 @@ fn a_recorded_program_runs_without_bazel_and_then_without_the_cache(stage: &Stag
         "{run}"
     );
     assert!(run.out().is_empty(), "{run}");
+}
+
+/// The build as a file, and what a remote cache has of it in a disk cache: the build's outputs, but not its sources.
+fn export(outhaul: &Outhaul, bazel: &Bazel, to: &Path) -> PathBuf {
+    bazel.write("runfiles/source.txt", SOURCE);
+    let exported = to.join("app.outhaul");
+    let args = ["--runfiles", "-o", exported.to_str().unwrap()];
+    outhaul.run(bazel.workspace(), "export", &args).ok();
+    let mut open = vec![bazel.exec_root().join("bazel-out")];
+    while let Some(directory) = open.pop() {
+        for entry in directory.read_dir().unwrap() {
+            let entry = entry.unwrap();
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                open.push(entry.path());
+            } else if kind.is_file() {
+                let bytes = std::fs::read(entry.path()).unwrap();
+                let hash = Digest::of(DigestFunction::Sha256, &bytes).hash_hex();
+                let shard = to.join("disk/cas").join(&hash[..2]);
+                std::fs::create_dir_all(&shard).unwrap();
+                std::fs::write(shard.join(hash), bytes).unwrap();
+            }
+        }
+    }
+    exported
+}
+
+/// On a machine that has neither the workspace nor Bazel, and no network.
+fn runs_from_its_export(exported: &Path, scratch: &Path, says: &str) {
+    let is_permitted = Command::new("unshare").args(["-n", "true"]).status();
+    let mut command = if is_permitted.is_ok_and(|status| status.success()) {
+        let mut command = Command::new("unshare");
+        command.args(["-n", env!("CARGO_BIN_EXE_outhaul")]);
+        command
+    } else {
+        eprintln!("SKIPPED: a part of a test: it may not make network namespaces");
+        Command::new(env!("CARGO_BIN_EXE_outhaul"))
+    };
+    command
+        .arg("exec")
+        .arg("--from-export")
+        .arg(exported)
+        .arg(PROGRAM);
+    for (flag, path) in [
+        ("--to", "app"),
+        ("--state-dir", "elsewhere"),
+        ("--disk-cache", "disk"),
+    ] {
+        command.arg(flag).arg(scratch.join(path));
+    }
+    std::fs::create_dir(scratch.join("elsewhere")).unwrap();
+    let run = clean(command).current_dir(scratch).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&run.stdout), says, "{run:?}");
 }
 
 /// A program that prints how it was started.

@@ -185,6 +185,7 @@ impl Supply {
                     };
                     self.event(came, event).await;
                 }
+                RecordKind::Runfile => {}
                 RecordKind::Headers => {
                     if let Some(headers) = record.headers() {
                         self.inbox.recovered(headers);

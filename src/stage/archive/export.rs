@@ -2,8 +2,10 @@
 
 use std::io::Write;
 
+use prost::Message as _;
+
 use super::{
-    super::{error::StageError, recorded::Recorded},
+    super::{carried::Carried, error::StageError, recorded::Recorded},
     format::{Header, Line, Writer},
     redact::redact,
 };
@@ -24,13 +26,14 @@ pub(crate) struct Exported {
     pub(crate) left_out: u64,
 }
 
-/// Writes what is needed of a build's events to a file. Blocks.
+/// Writes what is needed of a build's events to a file, with its runfiles, or those that came with it. Blocks.
 ///
 /// # Errors
 /// When the journal cannot be read or the file not be written.
 pub(crate) fn export<W: Write>(
     entry: &Entry,
     row: &InvocationRow,
+    runfiles: &[Carried],
     out: W,
 ) -> Result<(Exported, W), StageError> {
     let journal = &StageError::journal(&entry.key.invocation_id);
@@ -38,7 +41,7 @@ pub(crate) fn export<W: Write>(
     let header = header(entry, row, &recorded);
     let failed = |error| StageError::io("write", "the exported build")(error);
     let mut writer = Writer::new(out, &header).map_err(failed)?;
-    let mut left_out = 0;
+    let (mut left_out, mut last) = (0, (0, 0));
     for record in entry.read().map_err(journal)? {
         let record = record.map_err(journal)?;
         // Whatever else a journal keeps, such as the client's headers, is nobody else's business.
@@ -52,6 +55,7 @@ pub(crate) fn export<W: Write>(
                 }
             },
             RecordKind::Finished => Vec::new(),
+            RecordKind::Runfile if runfiles.is_empty() => record.payload.to_vec(),
             _ => continue,
         };
         let line = Line {
@@ -59,6 +63,16 @@ pub(crate) fn export<W: Write>(
             sequence: record.sequence,
             received_ms: record.received_ms,
             event: event.into(),
+        };
+        last = (line.sequence, line.received_ms);
+        writer.line(&line).map_err(failed)?;
+    }
+    for runfile in runfiles {
+        let line = Line {
+            kind: RecordKind::Runfile,
+            sequence: last.0,
+            received_ms: last.1,
+            event: runfile.encode_to_vec().into(),
         };
         writer.line(&line).map_err(failed)?;
     }

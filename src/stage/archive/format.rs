@@ -81,6 +81,7 @@ const fn letter(kind: RecordKind) -> u8 {
     match kind {
         RecordKind::Event => b'e',
         RecordKind::Finished => b'f',
+        RecordKind::Runfile => b'r',
         _ => b'o',
     }
 }
@@ -90,6 +91,7 @@ const fn kind(letter: u8) -> Option<RecordKind> {
         b'e' => Some(RecordKind::Event),
         b'f' => Some(RecordKind::Finished),
         b'o' => Some(RecordKind::Other),
+        b'r' => Some(RecordKind::Runfile),
         _ => None,
     }
 }

@@ -22,5 +22,5 @@ mod tests;
 
 pub(crate) use self::{
     export::{Exported, export},
-    import::import,
+    import::{Imported, import},
 };

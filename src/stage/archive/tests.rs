@@ -12,6 +12,7 @@ use prost_types::{DescriptorProto, FileDescriptorSet, field_descriptor_proto::Ty
 use super::{
     super::{
         StageError,
+        carried::{Carried, What},
         recorded::Recorded,
         tests::{build, journalled},
     },
@@ -376,7 +377,7 @@ fn a_file_holds_no_more_than_its_size_allows_and_what_is_written_can_be_read() {
     let large = field(15, &field(1, &field(3, &vec![0; 40 << 20])));
     let events = std::iter::repeat_n(small, 200_000).chain([large]);
     let (_journal, entry) = journalled(here.path(), build().events().chain(events));
-    let (exported, bytes) = export(&entry, &InvocationRow::default(), Vec::new()).unwrap();
+    let (exported, bytes) = export(&entry, &InvocationRow::default(), &[], Vec::new()).unwrap();
     std::fs::write(&path, &bytes).unwrap();
     assert_eq!(import(&path, &journal, &record).unwrap().events, exported.events);
 
@@ -408,7 +409,7 @@ fn exported(dir: &Path) -> Vec<u8> {
         exit_code: 1,
         ..InvocationRow::default()
     };
-    let (exported, bytes) = export(&entry, &row, Vec::new()).unwrap();
+    let (exported, bytes) = export(&entry, &row, &[], Vec::new()).unwrap();
     assert_eq!(exported.left_out, 0);
     assert_eq!(exported.header.digest_function, "sha256");
     bytes
@@ -456,6 +457,34 @@ fn what_is_exported_can_be_imported_twice_and_selects_the_same() {
         read(original.read("inv").unwrap()).artifacts
     );
     record.close();
+}
+
+#[test]
+fn runfiles_travel_with_a_build_and_further() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_journal, entry) = journalled(here.path(), build().events());
+    let runfiles = [
+        Carried {
+            program: "bazel-out/app".to_owned(),
+            name: "_main/x".to_owned(),
+            exec_path: "x".to_owned(),
+            what: Some(What::Link("y".to_owned())),
+        },
+        Carried::bytes(Bytes::from_static(b"content")),
+    ];
+    let (exported, bytes) = export(&entry, &InvocationRow::default(), &runfiles, Vec::new()).unwrap();
+    let path = there.path().join("file");
+    std::fs::write(&path, &bytes).unwrap();
+    let (record, _) = Record::open(there.path()).unwrap();
+    let journal = Journal::open(&there.path().join("journal"), JournalOptions::default()).unwrap();
+    assert_eq!(import(&path, &journal, &record).unwrap().events, exported.events);
+    record.close();
+    let entry = journal.find("inv").unwrap();
+    let recorded = Recorded::read(entry.read().unwrap(), None).unwrap();
+    assert_eq!(recorded.carried, runfiles);
+    assert!(recorded.finished && recorded.notes.is_empty());
+    let (again, _) = export(&entry, &InvocationRow::default(), &[], Vec::new()).unwrap();
+    assert_eq!(again.events, exported.events);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::{
     digest::{Digest, DigestFunction, Hasher},
     exec_path::ExecPath,
     invocation::{
-        rows::ACTION_CACHE,
+        rows,
         runfiles::{self, Entry},
     },
     materialize::{Root, place::Lying},
@@ -48,6 +48,8 @@ pub(super) struct Finder<'a> {
     sources: Sources,
     /// Local files that have the bytes of some.
     pub(super) copies: HashMap<Digest, Copy>,
+    /// Those of them that no cache need have.
+    pub(super) local: HashSet<Digest>,
 }
 
 /// Something on disk that is to be looked at.
@@ -70,7 +72,10 @@ impl<'a> Finder<'a> {
         request: &'a Request,
     ) -> Result<Self, StageError> {
         let elsewhere = || {
-            refused("the build was not made on this machine, where Bazel's manifests of runfiles would be")
+            refused(
+                "the build was not made on this machine, where Bazel's manifests of runfiles would be; export it with \
+                 `outhaul export --runfiles` there",
+            )
         };
         let id = row.root.ok_or_else(elsewhere)?;
         let path = record.root_row(id).ok_or_else(elsewhere)?.path;
@@ -100,6 +105,7 @@ impl<'a> Finder<'a> {
             root,
             sources,
             copies: HashMap::new(),
+            local: HashSet::new(),
         })
     }
 
@@ -226,7 +232,7 @@ impl<'a> Finder<'a> {
         let rows = self.record.scan_outputs(self.id, &format!("{path}/"));
         let mut rows: Vec<(ExecPath, OutputRow)> = rows.collect();
         // What the action cache does not have any more is recorded no more.
-        let is_named = |row: &OutputRow| *row.event != *ACTION_CACHE;
+        let is_named = |row: &OutputRow| !rows::is_of_bazel(&row.event);
         let named = rows.iter().filter(|(_, row)| is_named(row));
         let newest = named.map(|(_, row)| row.version).max();
         rows.retain(|(_, row)| !is_named(row) || Some(row.version) == newest);
@@ -301,18 +307,29 @@ impl<'a> Finder<'a> {
             None => self.record.output(self.id, &spot.exec_path),
             Some(_) => None,
         };
+        let mut is_local = true;
         let digest = match recorded {
             Some(OutputRow {
                 state: OutputState::Materialized,
                 content: OutputContent::Blob(digest),
                 stamp: Some(stamp),
+                source,
+                event,
                 ..
-            }) if is_same(&stamp, &there) => digest,
+            }) if is_same(&stamp, &there) => {
+                // Others were there when they were looked for: Bazel has made them here, maybe.
+                let is_known = |source: &str| source.starts_with("batch") || source.starts_with("stream");
+                is_local = !is_known(&source) && !rows::is_of_bazel(&event);
+                digest
+            }
             _ => match hash(self.request, self.function, file, there.size)? {
                 Ok(digest) => digest,
                 Err(error) => return Ok(Err(error)),
             },
         };
+        if is_local {
+            self.local.insert(digest.clone());
+        }
         let name = path
             .file_name()
             .and_then(|name| ExecPath::new(name.to_str()?).ok());

@@ -3,7 +3,10 @@ use crate::{
     output::Class,
     record::{InvocationRow, OutputRow, Record},
     roots::{RootRules, Roots},
-    stage::runfiles::{self, Added},
+    stage::{
+        carried::{Carried, What},
+        runfiles::{self, Added},
+    },
 };
 
 const BIN: &str = "bazel-out/k8/bin";
@@ -16,6 +19,7 @@ struct World {
     selection: Selection,
     manifest: String,
     roots: Roots,
+    carried: Vec<Carried>,
 }
 
 impl World {
@@ -56,6 +60,7 @@ impl World {
             selection,
             manifest,
             roots,
+            carried: Vec::new(),
         }
     }
 
@@ -100,8 +105,11 @@ impl World {
             &mut self.selection,
             &self.record,
             &self.roots,
-            &self.row,
-            DigestFunction::Sha256,
+            &runfiles::Build {
+                row: &self.row,
+                function: DigestFunction::Sha256,
+                carried: &self.carried,
+            },
             &request,
         )
     }
@@ -385,4 +393,52 @@ fn programs_with_the_same_bytes_in_one_place_have_the_runfiles_of_both() {
         places,
         ["app", "app.runfiles/_main/one", "app.runfiles/_main/two"]
     );
+}
+
+#[test]
+fn what_came_with_a_build_from_elsewhere_is_staged_with_the_bytes_that_came_too() {
+    let mut world = World::new();
+    world.row.root = None;
+    let runfile = |name: &str, exec_path: &str, what| Carried {
+        program: format!("{BIN}/app"),
+        name: name.to_owned(),
+        exec_path: exec_path.to_owned(),
+        what: Some(what),
+    };
+    let file = |text: &[u8]| What::File(Digest::of(DigestFunction::Sha256, text).to_string());
+    world.carried = vec![
+        runfile("_main/app", &format!("{BIN}/app"), file(b"program")),
+        runfile("_main/source", "source", file(b"source")),
+        runfile("_main/remote", &format!("{BIN}/remote"), file(b"remote")),
+        runfile("_main/empty", "empty", What::Directory(true)),
+        runfile("_main/link", "link", What::Link("source".to_owned())),
+        runfile("_main/lost", "lost", What::Absent("no such file".to_owned())),
+        Carried::bytes(Bytes::from_static(b"source")),
+        Carried::bytes(Bytes::from_static(b"program")),
+    ];
+    let added = world.add().unwrap();
+    let inline = OutputContent::Inline(Bytes::from_static(b"source"));
+    let expected = [
+        ("_main/app", &OutputContent::Symlink("../../app".to_owned())),
+        ("_main/empty", &OutputContent::Directory),
+        ("_main/link", &OutputContent::Symlink("source".to_owned())),
+        ("_main/lost", &OutputContent::Directory),
+        ("_main/remote", &blob(b"remote")),
+        ("_main/source", &inline),
+    ];
+    assert_eq!(world.placed(), BTreeMap::from(expected));
+    assert_eq!(
+        world.selection.artifacts[0].content,
+        OutputContent::Inline(Bytes::from_static(b"program"))
+    );
+    let reasons: Vec<_> = added.absent.values().collect();
+    assert!(
+        matches!(&*reasons, [reason] if reason.contains("where it was exported: no such file")),
+        "{reasons:?}"
+    );
+    for (name, exec_path) in [("../up", "x"), ("x", "../up"), ("x", "/etc/passwd")] {
+        world.selection.artifacts = vec![artifact(&format!("{BIN}/app"), blob(b"program"))];
+        world.carried = vec![runfile(name, exec_path, file(b"x"))];
+        assert!(world.add().is_err(), "{name} {exec_path}");
+    }
 }
