@@ -125,7 +125,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
             say(&format!(
                 "{reason}; running the command without outhaul, so nothing is downloaded"
             ));
-            let code = see_through(&command, &[], &mut signals, || {}).await?;
+            let code = see_through(&command, &[], &mut signals, |_| {}).await?;
             return Ok(if strict && is_building && code == 0 {
                 STRICT
             } else {
@@ -271,7 +271,7 @@ async fn launch(
         own,
         helper: Some(shims.helper()),
         heard: Mutex::default(),
-        inner: Mutex::default(),
+        untold: Mutex::default(),
     };
     Ok(Started {
         host: Arc::new(host),

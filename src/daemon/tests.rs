@@ -563,6 +563,22 @@ async fn what_is_named_without_a_digest_is_present_or_has_failed_and_is_never_le
 }
 
 #[tokio::test]
+async fn a_target_with_files_that_were_never_named_has_failed() {
+    let mut f = Fixture::new(false).await;
+    f.set("0", Vec::new(), &["9"]).await;
+    f.complete("//:lacks", &["0"]).await;
+    f.complete("//:whole", &[]).await;
+    f.finish().await;
+    let settlement = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    assert_eq!(settlement.failed, 1, "{settlement:?}");
+    f.rooms.engine.done(&f.key).await;
+    let mut targets = f.rooms.record.targets("invocation");
+    targets.sort_by(|a, b| a.label.cmp(&b.label));
+    let failed: Vec<_> = targets.iter().map(|row| (&*row.label, row.failed)).collect();
+    assert_eq!(failed, [("//:lacks", 1), ("//:whole", 0)]);
+}
+
+#[tokio::test]
 async fn what_bazel_leaves_out_where_it_downloads_itself_is_told_and_fails_nothing() {
     let asks_for_more = Policy {
         rules: vec!["required path=.*".parse().unwrap()],

@@ -311,6 +311,15 @@ impl Build {
                     let reason = format!("{target} refers to named sets of files that include each other");
                     Effect::Refused(reason)
                 } else {
+                    // The target lacks them, whatever else it has.
+                    for set in released
+                        .missing
+                        .iter()
+                        .filter_map(|id| self.sets.find(id))
+                        .collect::<Vec<_>>()
+                    {
+                        self.sets.fail(set);
+                    }
                     let missing = released.missing.join(", ");
                     let reason =
                         format!("{target} refers to named sets of files that were never sent: {missing}");

@@ -37,11 +37,7 @@ const HEEDED: &[Signal] = &[
 ];
 
 /// The signals, heeded from when they are listened to.
-pub(super) struct Signals {
-    heeded: Vec<(Signal, unix::Signal)>,
-    /// The last one that asked a command for its end.
-    asked: Option<Signal>,
-}
+pub(super) struct Signals(Vec<(Signal, unix::Signal)>);
 
 impl Signals {
     /// From now on they do not end the process by themselves. What it was started to ignore, as by `nohup`, it goes on
@@ -54,12 +50,12 @@ impl Signals {
         heeded
             .map(|heeded| Ok((*heeded, unix::signal(SignalKind::from_raw(heeded.as_raw()))?)))
             .collect::<io::Result<_>>()
-            .map(|heeded| Self { heeded, asked: None })
+            .map(Self)
     }
 
     async fn next(&mut self) -> Signal {
         poll_fn(|cx| {
-            for (signal, heard) in &mut self.heeded {
+            for (signal, heard) in &mut self.0 {
                 if heard.poll_recv(cx).is_ready() {
                     return Poll::Ready(*signal);
                 }
@@ -80,17 +76,12 @@ impl Signals {
         }
     }
 
-    /// The last one that asked a command for its end, if any did.
-    pub(super) const fn asked(&self) -> Option<Signal> {
-        self.asked
-    }
-
     /// Waits for the command's end, and tells it of signals until then; and us, by `asked`, of those that ask it for its
     /// end.
     pub(super) async fn see_through(
         &mut self,
         child: &mut Child,
-        asked: impl Fn(),
+        asked: impl Fn(Signal),
     ) -> io::Result<ExitStatus> {
         loop {
             let signal = tokio::select! {
@@ -112,10 +103,7 @@ impl Signals {
             match signal {
                 Signal::TSTP => stop(),
                 // SIGQUIT makes Bazel tell what it does.
-                Signal::HUP | Signal::INT | Signal::TERM => {
-                    self.asked = Some(signal);
-                    asked();
-                }
+                Signal::HUP | Signal::INT | Signal::TERM => asked(signal),
                 _ => {}
             }
         }

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{anyhow, bail};
 use parking_lot::Mutex;
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -80,8 +81,19 @@ pub(super) struct Host {
     pub(super) helper: Option<PathBuf>,
     /// The commands that were answered.
     pub(super) heard: Mutex<Vec<Heard>>,
-    /// Whether other `run`s below this one lack anything, if they have heard Bazels.
-    pub(super) inner: Mutex<Option<bool>>,
+    /// What no report tells.
+    pub(super) untold: Mutex<Untold>,
+}
+
+/// What becomes of a `run` beside what the reports of its builds say.
+#[derive(Debug, Default)]
+pub(super) struct Untold {
+    /// Whether another `run` below this one has heard Bazels.
+    inner: bool,
+    /// Whether anything required is missing: there, or of builds whose end was not waited for.
+    lacks: bool,
+    /// The signal that asked the command for its end, if none of its Bazels has begun since.
+    asked: Option<Signal>,
 }
 
 /// A command that was answered.
@@ -133,6 +145,8 @@ impl Heard {
 impl Host {
     /// Opens a door for a command, if its events may be taken, and decides who downloads.
     pub(super) async fn answer(&self, told: &CommandInfo, attempt: Attempt) -> Answer {
+        // A command that goes on after a signal has made something else of it.
+        self.untold.lock().asked = None;
         let line = told.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
         let events = match self.door(told, line.as_ref(), &mut answer).await {
@@ -192,6 +206,9 @@ impl Host {
             has_executor: line.is_some_and(|line| line.given("remote_executor").is_some()),
         };
         self.heard.lock().push(heard);
+        if self.asked().is_some() {
+            self.hurry();
+        }
         answer
     }
 
@@ -356,8 +373,18 @@ impl Host {
         }
     }
 
-    /// Has no command wait for its outputs any more.
-    pub(super) fn hurry(&self) {
+    /// A signal has asked the command for its end: nothing waits for outputs any more.
+    pub(super) fn end(&self, signal: Signal) {
+        self.untold.lock().asked = Some(signal);
+        self.hurry();
+    }
+
+    /// The signal that asked the command for its end, if any did.
+    pub(super) fn asked(&self) -> Option<Signal> {
+        self.untold.lock().asked
+    }
+
+    fn hurry(&self) {
         let heard = self.heard.lock();
         heard
             .iter()
@@ -365,15 +392,19 @@ impl Host {
             .for_each(BesService::hurry);
     }
 
-    /// How many required outputs are still on their way.
+    /// How many required outputs are still on their way. Takes note of those, and of any that have failed already: their
+    /// builds report nothing before they are settled.
     pub(super) async fn pending(&self) -> u64 {
-        let mut pending = 0;
+        let (mut pending, mut failed) = (0, 0);
         for stream in self.rooms.engine.streams() {
-            if self.doors.came_in(&stream) {
-                let snapshot = self.rooms.engine.snapshot(&stream.0).await;
-                pending += snapshot.map_or(0, |(_, required)| required);
+            if self.doors.came_in(&stream)
+                && let Some((row, required)) = self.rooms.engine.snapshot(&stream.0).await
+            {
+                pending += required;
+                failed += row.failed;
             }
         }
+        self.untold.lock().lacks |= pending + failed > 0;
         pending
     }
 
@@ -421,21 +452,22 @@ impl Host {
 
     /// Takes note that another `run` below this one has heard Bazels, and whether it lacks anything.
     pub(super) fn note_inner(&self, has_failed: bool) {
-        let mut inner = self.inner.lock();
-        *inner = Some(has_failed || *inner == Some(true));
+        let mut untold = self.untold.lock();
+        untold.inner = true;
+        untold.lacks |= has_failed;
     }
 
     /// Whether any command that builds was answered, here or by a `run` below this one.
     pub(super) fn has_heard_any(&self) -> bool {
-        !self.heard.lock().is_empty() || self.inner.lock().is_some()
+        !self.heard.lock().is_empty() || self.untold.lock().inner
     }
 
     /// What did not go as it should with the commands' events, and whether that is anything. A command that has failed
     /// and told nothing has said itself why.
     pub(super) fn faults(&self, has_failed: bool) -> (bool, Vec<String>) {
         let heard = self.heard.lock();
-        // That one has said itself what.
-        let (mut any, mut messages) = (*self.inner.lock() == Some(true), Vec::new());
+        // What, has been said.
+        let (mut any, mut messages) = (self.untold.lock().lacks, Vec::new());
         for heard in heard.iter() {
             let name = &heard.name;
             any |= !heard.came();

@@ -136,8 +136,8 @@ impl Wrapped<'_> {
                 )),
             }
         }
-        let hurry = || self.started.host.hurry();
-        see_through(&command, &environment, signals, hurry).await
+        let asked = |signal| self.started.host.end(signal);
+        see_through(&command, &environment, signals, asked).await
     }
 
     /// Forgets the attempt so far. Gives what was told of it.
@@ -261,7 +261,7 @@ pub(super) async fn see_through(
     command: &[OsString],
     environment: &[(&str, Option<OsString>)],
     signals: &mut Signals,
-    asked: impl Fn(),
+    asked: impl Fn(Signal),
 ) -> Result<u8, Failure> {
     let mut child = child::start(command, environment)?;
     // Only now: the command is to have the limit that it would have without us.
@@ -301,7 +301,7 @@ async fn wait_for_rest(
     has_failed: bool,
     signals: &mut Signals,
 ) -> Rest {
-    let asked = signals.asked();
+    let asked = host.asked();
     let patience = asked.map_or(OPTIONAL_WAIT, |_| LAST_WAIT);
     let waited = tokio::time::timeout(patience, async {
         host.streams_end(has_failed).await;
