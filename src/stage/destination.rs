@@ -16,7 +16,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::{error::StageError, origin::Origins};
+use super::{
+    error::StageError,
+    origin::{Origins, without_secrets},
+};
 use crate::materialize::place::resolve;
 
 const DIRECTORY: OFlags = OFlags::PATH
@@ -50,11 +53,16 @@ impl Reach {
         matches!(self, Self::Below(..))
     }
 
-    /// Whether a URL may be staged from.
-    pub(super) fn allows(&self, url: &str) -> bool {
+    /// Refuses a URL that may not be staged from, and that was named so.
+    ///
+    /// # Errors
+    /// When it is not in reach.
+    pub(super) fn admit(&self, url: &str, text: &str) -> Result<(), StageError> {
         match self {
-            Self::Anywhere => true,
-            Self::Below(_, origins) => origins.allow(url),
+            Self::Below(_, origins) if !origins.allow(url) => Err(StageError::DeniedOrigin {
+                from: without_secrets(text),
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -25,12 +25,13 @@ impl Archives {
     pub(super) async fn choose(
         &self,
         _: Gather,
-        _: &[String],
+        from: &[String],
         _: &Wish,
-        _: &Reach,
+        reach: &Reach,
         _: &Sources,
     ) -> Result<Gather, StageError> {
-        std::future::ready(Err(StageError::NoArchives { flag: "--from" })).await
+        let admitted = from.iter().try_for_each(|text| reach.admit(text, text));
+        std::future::ready(admitted.and(Err(StageError::NoArchives { flag: "--from" }))).await
     }
 }
 

@@ -5,6 +5,7 @@
 //! (`fault`). The crate's own limits would end a large object after half a minute, and its errors do not tell a missing
 //! object from a missing bucket.
 
+#[cfg_attr(not(feature = "archives"), allow(dead_code, reason = "only collections list"))]
 mod bucket;
 mod cache;
 mod credentials;
@@ -15,5 +16,6 @@ mod service;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "archives")]
 pub(crate) use bucket::Bucket;
 pub(crate) use cache::ObjectCache;

@@ -46,12 +46,10 @@ fn invalid(text: &str, reason: String) -> StageError {
 /// Reads what a caller names who may name what is in reach. Anyone who knows a digest knows what the bytes are.
 fn named<'a>(text: &'a str, reach: &Reach) -> Result<(&'a str, Named<'a>), StageError> {
     let named = Named::parse(text).map_err(|reason| invalid(text, reason.to_owned()))?;
-    match named.place {
-        Place::Url(url) if !reach.allows(url) => Err(StageError::DeniedOrigin {
-            from: without_secrets(text),
-        }),
-        _ => Ok((text, named)),
+    if let Place::Url(url) = named.place {
+        reach.admit(url, text)?;
     }
+    Ok((text, named))
 }
 
 impl Archives {
@@ -59,7 +57,8 @@ impl Archives {
     /// checksums.
     ///
     /// # Errors
-    /// When a URL or digest is wrong, the caller may not name the URL, a collection cannot be listed, or a pattern is wrong or matches nothing.
+    /// When a URL or digest is wrong, the caller may not name the URL, a collection cannot be listed, or a pattern
+    /// is wrong or matches nothing.
     pub(in crate::stage) async fn choose(
         &self,
         mut gather: Gather,
