@@ -140,12 +140,7 @@ pub(crate) struct TlsArgs {
     pub tls_certificate: Option<PathBuf>,
 
     /// PEM file of the client certificate
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "OUTHAUL_TLS_CLIENT_CERTIFICATE",
-        requires = "tls_client_key"
-    )]
+    #[arg(long, value_name = "FILE", env = "OUTHAUL_TLS_CLIENT_CERTIFICATE")]
     pub tls_client_certificate: Option<PathBuf>,
 
     /// PEM file of the client certificate's key

@@ -207,7 +207,7 @@ pub(super) fn take_in(
         ..OutputRow::known(OutputContent::Directory)
     };
     let mut is_new = vec![true; outputs.len()];
-    let mut replaced: Vec<(ExecPath, OutputRow)> = Vec::new();
+    let mut replaced = Vec::new();
     let mut contradicts = None;
     record.see_outputs(
         root,
@@ -224,15 +224,8 @@ pub(super) fn take_in(
             }
             if is_named(&output.path) {
                 contradicts.get_or_insert_with(|| output.path.clone());
-            } else if is_found(output)
-                && let Some(old) = row.to_row()
-            {
-                // It is another file now, but still what was asked for then.
-                let row = with_fields_of!(old, OutputRow {
-                    content,
-                    rule: since.clone(),
-                } label aspect output_group class, ..known.clone());
-                replaced.push((output.path.clone(), row));
+            } else if is_found(output) {
+                replaced.push(output);
             }
         },
     );
@@ -250,7 +243,23 @@ pub(super) fn take_in(
             },
         )
     });
-    record.put_outputs(root, replaced);
+    // The next build may have begun meanwhile, and what it says is newer.
+    record.update_outputs(
+        root,
+        &replaced,
+        |output| &output.path,
+        |i, row| {
+            let old = row.to_row()?;
+            if old.version > naming.version || is_of_bazel(&old.event) {
+                return None;
+            }
+            // It is another file now, but still what was asked for then.
+            Some(with_fields_of!(old, OutputRow {
+                content: OutputContent::Blob(replaced[i].digest.clone()),
+                rule: since.clone(),
+            } label aspect output_group class, ..known.clone()))
+        },
+    );
     loop {
         let rows: Vec<(ExecPath, OutputRow)> = new.by_ref().take(TAKEN_IN_AT_ONCE).collect();
         if rows.is_empty() {
@@ -267,9 +276,12 @@ pub(super) fn take_in(
     let trees: BTreeSet<&ExecPath> = found.filter_map(|output| output.tree.as_ref()).collect();
     for tree in trees {
         // What a stream has named in its place, or what it had in an earlier build.
-        gone.push(tree.clone());
-        let files = record.scan_outputs(root, &format!("{tree}/"));
-        gone.extend(files.map(|(path, _)| path));
+        let itself = record.output(root, tree).map(|row| (tree.clone(), row));
+        let files = itself
+            .into_iter()
+            .chain(record.scan_outputs(root, &format!("{tree}/")));
+        let older = files.filter(|(_, row)| row.version <= naming.version);
+        gone.extend(older.map(|(path, _)| path));
     }
     gone.retain(|path| facts.get(path.as_str()).is_none() && !is_named(path));
     record.remove_outputs(root, &gone);

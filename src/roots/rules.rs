@@ -100,7 +100,7 @@ impl RootRules {
     }
 
     /// What an exec root of ours is called where builds see it elsewhere.
-    pub(super) fn spellings(&self, exec_root: &Path) -> Vec<PathBuf> {
+    pub(crate) fn spellings(&self, exec_root: &Path) -> Vec<PathBuf> {
         let back = |map: &PathMap| {
             let below = exec_root.strip_prefix(&map.to).ok()?;
             // Without a trailing slash.

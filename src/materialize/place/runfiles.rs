@@ -17,7 +17,7 @@ use rustix::{
 };
 
 use super::{
-    error::PlaceError,
+    error::{PlaceError, PlaceErrorKind},
     root::OutputRoot,
     sys,
     walk::{self, End},
@@ -157,7 +157,11 @@ impl OutputRoot {
             Err(error)
                 if matches!(
                     error.kind(),
-                    ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename
+                    ErrorKind::NotFound
+                        | ErrorKind::NotADirectory
+                        | ErrorKind::InvalidFilename
+                        // A directory on the way is a link to sources: Bazel makes no programs there.
+                        | ErrorKind::CrossesDevices
                 ) =>
             {
                 return Ok(None);
@@ -288,6 +292,9 @@ pub(crate) fn small_text(path: &Path) -> Option<String> {
 fn plain(error: PlaceError) -> io::Error {
     match error.errno {
         Some(errno) => io::Error::from_raw_os_error(errno),
+        None if matches!(error.kind, PlaceErrorKind::Escapes { .. }) => {
+            io::Error::new(ErrorKind::CrossesDevices, error)
+        }
         None => io::Error::other(error),
     }
 }

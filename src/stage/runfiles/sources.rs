@@ -47,7 +47,10 @@ pub(super) struct Source {
 impl Sources {
     /// Those of a build whose exec root is here. Blocks on the file system.
     pub(super) fn of(row: &InvocationRow, here: &str, rules: &RootRules) -> Self {
-        let there = row.exec_root.trim_end_matches('/').to_owned();
+        // On record is where it is here. Of several names there, each build has one.
+        let named = rules.spellings(Path::new(here)).into_iter().next();
+        let named = named.map_or_else(|| row.exec_root.clone(), |there| there.display().to_string());
+        let there = named.trim_end_matches('/').to_owned();
         let base = |exec_root: &str| Path::new(exec_root).ancestors().nth(2).map(Path::to_owned);
         let is_mapped = Path::new(&there) != Path::new(here);
         let workspace = Path::new(&row.workspace);

@@ -341,7 +341,6 @@ fn with_translated_paths_sources_are_read_where_they_are_here() {
             path_maps: maps.iter().map(|map| map.parse().unwrap()).collect(),
             ..RootRules::default()
         });
-        world.row.exec_root = "/cache/base/execroot/_main".to_owned();
         world.row.workspace = "/src".to_owned();
         world.link(&out("link"), "/src/app/x");
         world.manifest = format!(
