@@ -197,7 +197,7 @@ async fn wrong_watches_are_refused() {
 
 /// Prints how long after a file got its final name its line comes, with a reader that opens each file at its line.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement of some minutes, for docs/benchmarks.md; OUTHAUL_WATCH_BUILDS is how many builds there are"]
+#[ignore = "a measurement of some minutes, for docs/reliability.md; OUTHAUL_WATCH_BUILDS is how many builds there are"]
 async fn measured_from_the_final_name_to_the_line() {
     let builds = std::env::var("OUTHAUL_WATCH_BUILDS").map_or(1000, |builds| builds.parse().unwrap());
     let world = World::new().await;
