@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A Bazel that tells its options as a real one does, the rc file's first, and writes down how it was called. With
-/// `WAITS`, it goes on until there is a file `go`, as one that does not heed Ctrl-C while its events are answered.
+/// `WAITS`, it goes on until there is a file `go`, as one that heeds no signal while its last event is not acknowledged.
 const BAZEL: &str = r#"#!/bin/bash
 here=${BASH_SOURCE%/*}
 [ "$1" = --version ] && { echo "bazel $VERSION"; exit; }
@@ -30,10 +30,11 @@ if [ -n "$file" ]; then
   echo "{\"optionsParsed\":{\"startupOptions\":[\"--output_base=$BASE\"],\"cmdLine\":[${list#,}]}}" > "$file"
   exit 2
 fi
+[ -n "$WAITS" ] && trap '' TERM
 for arg; do printf '<%s>' "$arg"; done >> "$here/calls"
 echo >> "$here/calls"
 echo "$PATH|$OUTHAUL_RUN" >> "$here/environment"
-[ -n "$WAITS" ] && { trap '' INT; until [ -e "$here/go" ]; do sleep 0.05; done; }
+[ -n "$WAITS" ] && until [ -e "$here/go" ]; do sleep 0.05; done
 exit ${CODE:-0}
 "#;
 
@@ -363,7 +364,7 @@ async fn a_signal_lets_bazel_go_and_a_command_whose_outputs_are_missing_fails() 
     stall(&world);
     for (words, code) in [
         (&["bazel", "build", "//a"][..], 8),
-        (&["sh", "-c", "trap '' INT; bazel build //a"], 130),
+        (&["sh", "-c", "trap '' TERM; bazel build //a"], 143),
     ] {
         let place = Place::new().with("WAITS", "yes").arg(&world.cache_flag());
         let run = Running::start(place.command(words));
@@ -371,8 +372,9 @@ async fn a_signal_lets_bazel_go_and_a_command_whose_outputs_are_missing_fails() 
         let call = place.lines("calls").remove(0);
         let (_, door) = call.split_once("--bes_backend=").unwrap();
         let (door, _) = door.split_once('>').unwrap();
-        // Its last event is not acknowledged before its outputs are there, which would be never.
-        run.signal(Signal::INT);
+        // Its last event is not acknowledged before its outputs are there, which would be never. (What a shell starts in the
+        // background ignores SIGINT, and so may this test's processes.)
+        run.signal(Signal::TERM);
         world.play(&world.build, door).await;
         std::fs::write(place.bin().join("go"), "").unwrap();
         let ran = tokio::task::spawn_blocking(|| run.wait()).await.unwrap();
