@@ -44,6 +44,13 @@ impl World {
         }
     }
 
+    /// Begins the next build, once the one before has its root: the newest build of a root is the one that opens it last.
+    async fn again(&mut self, invocation_id: &str) {
+        let before = self.f.rooms.engine.snapshot(&self.f.key.invocation_id).await;
+        assert!(before.is_some_and(|(row, _)| row.root.is_some()));
+        self.f.again(invocation_id).await;
+    }
+
     fn exec_root(&self) -> PathBuf {
         self.f.dir.path().join("execroot/_main")
     }
@@ -319,7 +326,7 @@ async fn a_rule_for_some_runfiles_brings_them_also_where_no_others_are_wanted() 
         ],
         ..Policy::default()
     });
-    w.f.again("minimal").await;
+    w.again("minimal").await;
     // Tells where the program of a target is whose outputs are not asked for.
     w.f.send(Event::Configuration {
         id: String::new(),
@@ -351,7 +358,7 @@ async fn the_execution_log_of_the_build_itself_tells_what_the_action_cache_canno
     let log = w.f.dir.path().join("log");
     fs::write(&log, zstd::encode_all(&*entries, 3).unwrap()).unwrap();
     for (id, is_told) in [("another", false), (LOGGED, true)] {
-        w.f.again(id).await;
+        w.again(id).await;
         let options = [("execution_log_compact_file", log.to_str().unwrap())];
         assert_eq!(w.build(&options, 0).await.failed, 0);
         timeout(PATIENCE, w.f.rooms.engine.done(&w.f.key))
