@@ -21,7 +21,7 @@ use super::{
 use crate::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
-    open_files::patient,
+    open_files::{GUARDED, patient},
 };
 
 /// Bytes of the file, of one entry, and of all entries.
@@ -143,6 +143,19 @@ pub(super) enum Fault {
 /// # Errors
 /// When it cannot be read, is too large, ends in the middle, or makes no sense.
 pub(crate) fn read_log(path: &Path) -> Result<Log, ActionCacheError> {
+    read(path, |_| true)
+}
+
+/// The same, if it is a file of our own user's that the build tool was told to write.
+///
+/// # Errors
+/// As [`read_log`], or when it is another user's.
+pub(crate) fn read_own_log(path: &Path) -> Result<Log, ActionCacheError> {
+    read(path, |owner| owner == rustix::process::geteuid().as_raw())
+}
+
+/// Reads a log, if its owner may be believed: that of the file that is read, whatever is put in its place meanwhile.
+fn read(path: &Path, is_believed: impl Fn(u32) -> bool) -> Result<Log, ActionCacheError> {
     let system = |operation, source| ActionCacheError::System {
         operation,
         path: path.to_owned(),
@@ -152,11 +165,14 @@ pub(crate) fn read_log(path: &Path) -> Result<Log, ActionCacheError> {
         path: path.to_owned(),
         reason: reason.to_owned(),
     };
-    // A fifo in its place must not block us.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // A user may have a link there.
+    let flags = GUARDED.difference(OFlags::NOFOLLOW);
     let file = patient(|| fs::open(path, flags, Mode::empty())).map_err(|e| system("open", e.into()))?;
     let file = File::from(file);
     let metadata = file.metadata().map_err(|e| system("look at", e))?;
+    if !is_believed(metadata.uid()) {
+        return Err(unfit("it belongs to another user"));
+    }
     if !metadata.is_file() {
         return Err(unfit("it is not a regular file"));
     }
@@ -173,21 +189,6 @@ pub(crate) fn read_log(path: &Path) -> Result<Log, ActionCacheError> {
             what,
         },
     })
-}
-
-/// The same, if it is a file of our own user's that the build tool was told to write.
-///
-/// # Errors
-/// As [`read_log`], or when it is another user's.
-pub(crate) fn read_own_log(path: &Path) -> Result<Log, ActionCacheError> {
-    let owner = path.symlink_metadata().map(|found| found.uid());
-    if owner.is_ok_and(|owner| owner != rustix::process::geteuid().as_raw()) {
-        return Err(ActionCacheError::Unfit {
-            path: path.to_owned(),
-            reason: "it belongs to another user".to_owned(),
-        });
-    }
-    read_log(path)
 }
 
 /// What entries refer to.

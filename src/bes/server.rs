@@ -132,7 +132,7 @@ impl BesService {
         self.context.upstream.as_ref().is_some_and(Upstream::is_healthy)
     }
 
-    /// Lets clients go that wait for outputs, from now on: whoever runs the build wants its end, and Bazel does not tell
+    /// Lets clients go that wait for outputs, from now on: the user wants the build to end, and Bazel does not tell
     /// that. The builds go on.
     pub(crate) fn hurry(&self) {
         self.context.hurry.cancel();
