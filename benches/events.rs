@@ -19,7 +19,7 @@ use bytes::Bytes;
 use outhaul::{
     bep::decode::Decoder,
     bes::{BesAddress, BesListener},
-    daemon::{Daemon, DaemonOptions, Rooms},
+    daemon::{Daemon, DaemonOptions, Services},
     demo::play,
     invocation::{
         build::{Build, Effect},
@@ -189,7 +189,7 @@ async fn daemon(base: &Path, files: usize) -> Result<Cost, Failure> {
         allowed: vec![base.to_owned()],
         ..RootRules::default()
     };
-    let rooms = Rooms::open(
+    let services = Services::open(
         record,
         policy(),
         rules,
@@ -202,7 +202,7 @@ async fn daemon(base: &Path, files: usize) -> Result<Cost, Failure> {
         bes: vec![BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into()))?],
         ..DaemonOptions::default()
     };
-    let daemon = Daemon::start(rooms, options).await?;
+    let daemon = Daemon::start(services, options).await?;
     let door = format!("grpc://{}", daemon.bes.first().ok_or("no door is open")?);
     let shutdown = daemon.shutdown_token();
     let serving = tokio::spawn(daemon.join());

@@ -17,7 +17,7 @@ use std::{
 
 use outhaul::{
     bes::{BesAddress, BesListener},
-    daemon::{Daemon, DaemonOptions, Rooms},
+    daemon::{Daemon, DaemonOptions, Services},
     demo::{FilledShape, Setting, Shape, play},
     invocation::policy::Policy,
     materialize::MaterializeOptions,
@@ -86,14 +86,14 @@ async fn measure(name: &str, bench: &Bench) -> Result<(), Failure> {
     let base = directory()?;
     let cache = EmbeddedCache::builder().start().await?;
     let filled = bench.shape.fill(|bytes| cache.store().put(bytes));
-    let rooms = rooms(base.path(), &cache)?;
+    let services = services(base.path(), &cache)?;
     let listener = BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into()))?;
     let options = DaemonOptions {
         journal_dir: Some(base.path().join("state/journal")),
         bes: vec![listener],
         ..DaemonOptions::default()
     };
-    let daemon = Daemon::start(rooms, options).await?;
+    let daemon = Daemon::start(services, options).await?;
     let door = format!("grpc://{}", daemon.bes.first().ok_or("no door is open")?);
     let shutdown = daemon.shutdown_token();
     let serving = tokio::spawn(daemon.join());
@@ -137,8 +137,8 @@ async fn measure(name: &str, bench: &Bench) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The rooms of a daemon, with everything below `base`.
-fn rooms(base: &Path, cache: &RunningCache) -> Result<Rooms, Failure> {
+/// The services of a daemon, with everything below `base`.
+fn services(base: &Path, cache: &RunningCache) -> Result<Services, Failure> {
     let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint())?;
     let store = GrpcCache::new(RemoteOptions::new(endpoint))?;
     let (record, _) = Record::open(&base.join("state"))?;
@@ -149,7 +149,7 @@ fn rooms(base: &Path, cache: &RunningCache) -> Result<Rooms, Failure> {
     };
     let source = SourceRule::Fixed(store.into());
     let options = MaterializeOptions::default();
-    Ok(Rooms::open(
+    Ok(Services::open(
         record,
         Policy::default(),
         rules,

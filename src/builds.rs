@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::{
-    bep::{BepError, event::Framed},
+    bep::{BepError, event::StreamEvent},
     digest::Digest,
     exec_path::ExecPath,
 };
@@ -86,7 +86,7 @@ pub trait Builds: Send + Sync + 'static {
     /// Takes some events, with their numbers. Events of one stream come in order, each once; but after a restart, and when
     /// a stream that broke off is resumed after [`crate::bes::BesOptions::linger`], the journal's events come again from the
     /// first. Waiting here delays no acknowledgement.
-    fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()>;
+    fn events(&self, stream: &StreamKey, events: Vec<(i64, StreamEvent)>) -> BoxFuture<'_, ()>;
 
     /// The stream exceeded a limit, as a message: outputs that its next events name are not downloaded.
     fn limited(&self, stream: &StreamKey, reason: String) -> BoxFuture<'_, ()>;
@@ -131,7 +131,7 @@ pub trait Builds: Send + Sync + 'static {
 
 /// Turns one `build_event_stream.BuildEvent`'s bytes into an event, or says why it cannot. It has the events of one
 /// stream in order, and may learn from one how to read the next.
-pub type Decoder = Box<dyn FnMut(&Bytes) -> Result<Framed, BepError> + Send>;
+pub type Decoder = Box<dyn FnMut(&Bytes) -> Result<StreamEvent, BepError> + Send>;
 
 /// Makes the decoder of a stream, whose first event comes next.
 pub type Decoders = Arc<dyn Fn() -> Decoder + Send + Sync>;

@@ -9,7 +9,7 @@ use std::{
 
 use outhaul::{
     bep::{
-        Event, EventFile, Framed, NamedSets,
+        Event, EventFile, NamedSets, StreamEvent,
         event::{Content, File},
         source::Format,
     },
@@ -32,7 +32,7 @@ fn recordings() -> Vec<PathBuf> {
 }
 
 /// All events, and those of their raw messages that are binary.
-async fn read(path: &Path) -> (Vec<Framed>, Vec<proto::BuildEvent>) {
+async fn read(path: &Path) -> (Vec<StreamEvent>, Vec<proto::BuildEvent>) {
     let mut file = EventFile::open(path, false).await.unwrap();
     let (mut events, mut messages) = (Vec::new(), Vec::new());
     while let Some(framed) = file.next().await.unwrap() {
@@ -50,7 +50,7 @@ async fn binary_and_json_tell_the_same_events() {
         let (binary, _) = read(&stem.with_extension("bin")).await;
         let (json, _) = read(&stem.with_extension("json")).await;
         // Bazel hands events of different threads to its transports in varying order.
-        let sorted = |events: &[Framed]| {
+        let sorted = |events: &[StreamEvent]| {
             let mut events: Vec<String> = events.iter().map(|event| format!("{event:?}")).collect();
             events.sort();
             events
@@ -135,7 +135,7 @@ async fn no_target_of_a_recorded_stream_waits_for_a_set() {
             let stem = stem.with_extension(extension);
             let (events, _) = read(&stem).await;
             let mut sets = NamedSets::new();
-            for Framed { event, .. } in events {
+            for StreamEvent { event, .. } in events {
                 match event {
                     Event::NamedSet(set) => assert_eq!(sets.insert(set), []),
                     Event::Completed(done) => {

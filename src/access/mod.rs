@@ -11,17 +11,17 @@
 
 mod dated;
 mod door;
-mod greeting;
 mod guard;
 mod incoming;
 mod peer;
+mod preface;
 mod room;
 mod sock_diag;
 mod tables;
 mod tls;
 mod token;
 
-pub(crate) use self::{dated::dated, greeting::greeted, room::places};
+pub(crate) use self::{dated::dated, preface::expect_preface, room::places};
 pub(crate) use self::{
     door::{Door, Rules},
     guard::Guard,

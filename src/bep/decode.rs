@@ -3,7 +3,7 @@
 //! An event that can be read at all becomes an [`Event`]; a file whose digest makes no sense becomes a file of
 //! unknown content, not an error, so that one odd output does not cost a target its others.
 
-mod as_meant;
+mod double_encoding;
 mod sets;
 
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use bytes::Bytes;
 use prost::Message as _;
 use tracing::debug;
 
-use self::as_meant::{as_meant, files_as_meant};
+use self::double_encoding::{fix_double_encoding, fix_files};
 use crate::{
     bep::{
         error::BepError,
         event::{
-            Action, CommandLine, Completed, Content, ConvenienceSymlink, Event, File, Framed, NamedSet,
-            OutputGroup, Started, TargetId, TestResult,
+            Action, CommandLine, Completed, Content, ConvenienceSymlink, Event, File, NamedSet, OutputGroup,
+            Started, StreamEvent, TargetId, TestResult,
         },
         json,
         uri::BytestreamUri,
@@ -44,7 +44,7 @@ use crate::{
 pub(crate) fn decode_with(
     bytes: &Bytes,
     default_function: Option<DigestFunction>,
-) -> Result<Framed, BepError> {
+) -> Result<StreamEvent, BepError> {
     let reader = Reader {
         default_function,
         message: bytes.len(),
@@ -79,7 +79,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the bytes are no such message. Unknown fields and payloads are fine; a string that is not UTF-8 is not.
-    pub fn decode(&mut self, bytes: &Bytes) -> Result<Framed, BepError> {
+    pub fn decode(&mut self, bytes: &Bytes) -> Result<StreamEvent, BepError> {
         Ok(self.learn(decode_with(bytes, self.function)?))
     }
 
@@ -87,11 +87,11 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`json::decode_json`].
-    pub(crate) fn decode_json(&mut self, line: &[u8]) -> Result<Framed, BepError> {
+    pub(crate) fn decode_json(&mut self, line: &[u8]) -> Result<StreamEvent, BepError> {
         Ok(self.learn(json::decode_json(line, self.function)?))
     }
 
-    fn learn(&mut self, framed: Framed) -> Framed {
+    fn learn(&mut self, framed: StreamEvent) -> StreamEvent {
         if let Event::CommandLine(line) = &framed.event
             && let Some(Ok(function)) = line.last("digest_function").map(str::parse)
         {
@@ -102,7 +102,7 @@ impl Decoder {
 }
 
 /// Turns a message into the event it tells of.
-pub fn from_proto(message: proto::BuildEvent, default_function: Option<DigestFunction>) -> Framed {
+pub fn from_proto(message: proto::BuildEvent, default_function: Option<DigestFunction>) -> StreamEvent {
     Reader {
         default_function,
         message: 0,
@@ -137,7 +137,7 @@ fn own_prefix(path: &str) -> usize {
 }
 
 impl Reader {
-    fn framed(self, message: proto::BuildEvent) -> Framed {
+    fn framed(self, message: proto::BuildEvent) -> StreamEvent {
         let id = message.id.and_then(|id| id.id);
         let event = message.payload.and_then(|payload| self.event(id, payload));
         let mut event = event.unwrap_or(Event::Other);
@@ -151,7 +151,7 @@ impl Reader {
             });
             completions.extend(announced.filter(|target| target.label == *label && target.aspect.is_empty()));
         }
-        Framed {
+        StreamEvent {
             event,
             last: message.last_message,
         }
@@ -164,8 +164,8 @@ impl Reader {
                 invocation_id: started.uuid,
                 command: started.command,
                 build_tool_version: started.build_tool_version,
-                workspace: as_meant(started.workspace_directory),
-                working_directory: as_meant(started.working_directory),
+                workspace: fix_double_encoding(started.workspace_directory),
+                working_directory: fix_double_encoding(started.working_directory),
                 started_ms: started.start_time_millis,
             }),
             (Payload::WorkspaceInfo(info), _) => Event::ExecRoot(info.local_exec_root),
@@ -177,7 +177,7 @@ impl Reader {
             // The same event for an aspect has no kind and would hide the target's.
             (Payload::Configured(configured), Some(Id::TargetConfigured(id))) if id.aspect.is_empty() => {
                 Event::Configured {
-                    label: as_meant(id.label),
+                    label: fix_double_encoding(id.label),
                     kind: configured.target_kind,
                     completions: Vec::new(),
                 }
@@ -196,15 +196,15 @@ impl Reader {
                 files => Event::Unreadable(files),
             },
             (Payload::TestSummary(summary), Some(Id::TestSummary(id))) => Event::TestSummary {
-                label: as_meant(id.label),
+                label: fix_double_encoding(id.label),
                 configuration: configuration_id(id.configuration),
                 shard_count: u32::try_from(summary.shard_count).unwrap_or(0),
                 run_count: u32::try_from(summary.run_count).unwrap_or(0),
             },
             (Payload::Action(action), Some(Id::ActionCompleted(id))) => Event::Action(Action {
                 content: action.primary_output.map(|file| self.file(file).content),
-                primary_output: as_meant(id.primary_output),
-                label: as_meant(id.label),
+                primary_output: fix_double_encoding(id.primary_output),
+                label: fix_double_encoding(id.label),
                 success: action.success,
             }),
             (Payload::Aborted(aborted), id) => self::aborted(id, aborted),
@@ -240,13 +240,13 @@ impl Reader {
 
     fn test_result(self, id: TestResultId, result: proto::TestResult) -> TestResult {
         TestResult {
-            label: as_meant(id.label),
+            label: fix_double_encoding(id.label),
             configuration: configuration_id(id.configuration),
             run: u32::try_from(id.run).unwrap_or(0),
             shard: u32::try_from(id.shard).unwrap_or(0),
             attempt: u32::try_from(id.attempt).unwrap_or(0),
             passed: result.status() == TestStatus::Passed,
-            files: self.files(files_as_meant(result.test_action_output)),
+            files: self.files(fix_files(result.test_action_output)),
         }
     }
 
@@ -257,7 +257,7 @@ impl Reader {
             .map(|group| OutputGroup {
                 name: group.name,
                 sets: group.file_sets.into_iter().map(|set| set.id).collect(),
-                files: self.files(files_as_meant(group.inline_files)),
+                files: self.files(fix_files(group.inline_files)),
                 incomplete: group.incomplete,
             })
             .collect();
@@ -267,7 +267,7 @@ impl Reader {
             groups.push(OutputGroup {
                 name: "default".to_owned(),
                 sets: Vec::new(),
-                files: self.files(files_as_meant(completed.important_output)),
+                files: self.files(fix_files(completed.important_output)),
                 incomplete: !completed.success,
             });
         }
@@ -275,7 +275,7 @@ impl Reader {
             target,
             success: completed.success,
             groups,
-            directories: self.files(files_as_meant(completed.directory_output)),
+            directories: self.files(fix_files(completed.directory_output)),
         }
     }
 
@@ -438,8 +438,8 @@ fn aborted(id: Option<Id>, aborted: proto::Aborted) -> Event {
 
 fn target_id(id: proto::build_event_id::TargetCompletedId) -> TargetId {
     TargetId {
-        label: as_meant(id.label),
-        aspect: as_meant(id.aspect),
+        label: fix_double_encoding(id.label),
+        aspect: fix_double_encoding(id.aspect),
         configuration: configuration_id(id.configuration),
     }
 }

@@ -80,7 +80,7 @@ pub enum Event {
 
 /// An event with its place in the stream.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Framed {
+pub struct StreamEvent {
     /// The decoded event.
     pub event: Event,
     /// Whether the stream says that this was its last.

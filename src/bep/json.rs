@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
-    bep::{decode::from_proto, error::BepError, event::Framed},
+    bep::{decode::from_proto, error::BepError, event::StreamEvent},
     digest::DigestFunction,
     proto::build_event_stream::{
         self as proto, aborted::AbortReason, build_event::Payload, build_event_id as ids, build_event_id::Id,
@@ -25,7 +25,10 @@ use crate::{
 ///
 /// # Errors
 /// When it is no JSON object, a field that is read has another type, or the line is not UTF-8.
-pub(crate) fn decode_json(line: &[u8], default_function: Option<DigestFunction>) -> Result<Framed, BepError> {
+pub(crate) fn decode_json(
+    line: &[u8],
+    default_function: Option<DigestFunction>,
+) -> Result<StreamEvent, BepError> {
     // Derived structs would also be read from an array of their fields.
     if line.trim_ascii_start().first().is_some_and(|&b| b != b'{') {
         return Err(BepError::Json(de::Error::custom("expected a JSON object")));

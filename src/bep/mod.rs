@@ -16,6 +16,6 @@ pub(crate) mod wire;
 
 pub(crate) use decode::Decoder;
 pub(crate) use error::BepError;
-pub use event::{Event, Framed};
+pub use event::{Event, StreamEvent};
 pub use named_sets::NamedSets;
 pub use source::EventFile;

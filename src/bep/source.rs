@@ -23,7 +23,7 @@ use tokio::{
     time,
 };
 
-use crate::bep::{decode::Decoder, error::BepError, event::Framed};
+use crate::bep::{decode::Decoder, error::BepError, event::StreamEvent};
 
 /// The largest event that is believed in, in bytes. Bazel's largest are named sets of 5,000 files; without that
 /// limit (`--build_event_max_named_set_of_file_entries=-1`) they grow with the build.
@@ -147,7 +147,7 @@ impl EventFile {
     /// # Errors
     /// An error that [is skippable](BepError::is_skippable) is about one event: ask for the next. After any other
     /// there is nothing more. A file that ends within an event gives [`BepError::Truncated`], after all whole ones.
-    pub async fn next(&mut self) -> Result<Option<Framed>, BepError> {
+    pub async fn next(&mut self) -> Result<Option<StreamEvent>, BepError> {
         while !self.done {
             match self.cut() {
                 Ok(Cut::Event { header, body }) => {
@@ -263,7 +263,7 @@ impl EventFile {
     }
 
     /// Takes an event out of the buffer and decodes it.
-    fn take(&mut self, header: usize, body: usize) -> Result<Framed, BepError> {
+    fn take(&mut self, header: usize, body: usize) -> Result<StreamEvent, BepError> {
         self.raw.offset = self.offset;
         self.buffer.advance(header);
         self.raw.bytes = self.buffer.split_to(body).freeze();
@@ -282,7 +282,7 @@ impl EventFile {
     }
 
     /// What is left when the file is over.
-    fn tail(&mut self) -> Result<Option<Framed>, BepError> {
+    fn tail(&mut self) -> Result<Option<StreamEvent>, BepError> {
         if self.buffer.is_empty() {
             return Ok(None);
         }

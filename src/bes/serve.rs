@@ -17,7 +17,7 @@ use super::{
     server::BesService,
 };
 use crate::{
-    access::{Guard, Incoming, Protocol, dated, greeted, places},
+    access::{Guard, Incoming, Protocol, dated, expect_preface, places},
     proto::DESCRIPTORS,
 };
 
@@ -109,7 +109,7 @@ pub async fn serve(
             .layer(MapResponseLayer::new(dated))
             .layer(Guard(door.clone()))
             .add_routes(routes.clone());
-        let incoming = greeted(Incoming::new(listener, door, Protocol::Http2, places));
+        let incoming = expect_preface(Incoming::new(listener, door, Protocol::Http2, places));
         let stop = stop.clone();
         async move {
             let stopped = stop.clone().cancelled_owned();

@@ -16,7 +16,7 @@ use crate::{
     bep::commands::has_outputs,
     config::{CacheArgs, ControlAddress, ControlArgs, PlaceArgs, StateArgs, from_environment},
     control::{ControlServer, Service},
-    daemon::Rooms,
+    daemon::Services,
     invocation::policy::Policy,
     printable::with_causes,
     proto::outhaul::v1::{
@@ -294,8 +294,8 @@ impl Client {
             Ok(Err(error)) => return Err(Failure::failed(error)),
             Err(error) => return Err(Failure::failed(error)),
         };
-        let rooms = Self::rooms(record.clone(), cache)?;
-        let service = rooms
+        let services = Self::services(record.clone(), cache)?;
+        let service = services
             .service
             .with_archives(cache.archives()?)
             .with_journal(journal);
@@ -311,9 +311,9 @@ impl Client {
         })
     }
 
-    fn rooms(record: Record, cache: &CacheArgs) -> Result<Rooms, Failure> {
+    fn services(record: Record, cache: &CacheArgs) -> Result<Services, Failure> {
         let place: PlaceArgs = from_environment()?;
-        Ok(Rooms::open(
+        Ok(Services::open(
             record,
             Policy::default(),
             place.rules(Destination::ExecRoot)?,

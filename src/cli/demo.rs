@@ -18,7 +18,7 @@ use super::{
 use crate::{
     bes::{BesAddress, BesListener},
     config::{PlaceArgs, from_environment},
-    daemon::{Daemon, DaemonOptions, Rooms},
+    daemon::{Daemon, DaemonOptions, Services},
     demo::{DemoCache, GeneratedBuild, GeneratedContent, Setting, play},
     invocation::{Report, policy::Policy},
     remote::RemoteOptions,
@@ -101,7 +101,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
 async fn start(base: &Path, cache: &str) -> Result<(Daemon, broadcast::Receiver<Report>), Failure> {
     let endpoint = Endpoint::parse_cache("--remote-cache", cache).map_err(Failure::failed)?;
     let cache = SourceCache::open(RemoteOptions::new(endpoint)).map_err(Failure::failed)?;
-    let rooms = Rooms::open(
+    let services = Services::open(
         super::record::open_record(&base.join("state")).await?,
         Policy::default(),
         RootRules {
@@ -115,13 +115,13 @@ async fn start(base: &Path, cache: &str) -> Result<(Daemon, broadcast::Receiver<
     )?;
     let listener =
         BesListener::bind(&BesAddress::Tcp(([127, 0, 0, 1], 0).into())).map_err(Failure::failed)?;
-    let reports = rooms.engine.reports();
+    let reports = services.engine.reports();
     let options = DaemonOptions {
         journal_dir: Some(base.join("state/journal")),
         bes: vec![listener],
         ..DaemonOptions::default()
     };
-    let daemon = Daemon::start(rooms, options).await.map_err(Failure::failed)?;
+    let daemon = Daemon::start(services, options).await.map_err(Failure::failed)?;
     Ok((daemon, reports))
 }
 

@@ -20,7 +20,7 @@ use crate::{
     bep::{Event, EventFile},
     builds::{Builds as _, StreamEnd, StreamKey},
     config::{CacheArgs, PlaceArgs, SelectionArgs},
-    daemon::Rooms,
+    daemon::Services,
     digest::Digest,
     exec_path::{ExecPath, is_reserved},
     invocation::{Engine, policy::PathRegex, tally::Tally},
@@ -193,11 +193,11 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
     // What is fetched by hand is not a build that anybody asks about later: its record lives as long as we do.
     let scratch = Scratch::new()?;
     let record = super::record::open_record(&scratch.0).await?;
-    let rooms = Rooms::open(record.clone(), policy, rules, source, options, false)?;
-    let mut reports = rooms.engine.reports();
+    let services = Services::open(record.clone(), policy, rules, source, options, false)?;
+    let mut reports = services.engine.reports();
     let bar = progress();
     let mut trouble = Vec::new();
-    let (stream, end) = play(&mut events, args.follow, &rooms.engine, &bar, &mut trouble).await;
+    let (stream, end) = play(&mut events, args.follow, &services.engine, &bar, &mut trouble).await;
     let Some(stream) = stream else {
         let reason = trouble.join("; ");
         let separator = if reason.is_empty() { "" } else { ": " };
@@ -206,8 +206,8 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
             file.display()
         )));
     };
-    rooms.engine.ended(&stream, end).await;
-    let settlement = rooms.engine.settled(&stream).await;
+    services.engine.ended(&stream, end).await;
+    let settlement = services.engine.settled(&stream).await;
     let report = reports.recv().await.ok();
     bar.finish_and_clear();
     let mut err = print::err();
@@ -218,7 +218,7 @@ async fn bep(args: BepArgs) -> Result<u8, Failure> {
         writeln!(err, "{}", report.line)?;
     }
     // Blocks for some seconds at most. With the output tree goes its directory of temporary files.
-    let service = rooms.service.clone();
+    let service = services.service.clone();
     let _ = tokio::task::spawn_blocking(move || {
         service.let_go();
         record.close();

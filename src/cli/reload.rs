@@ -26,7 +26,7 @@ use crate::{
     access::Door,
     bes::{BesAddress, Upstream},
     config::{AccessArgs, CacheArgs, ControlListenArgs, SelectionArgs, naming_the_file},
-    daemon::Rooms,
+    daemon::Services,
     roots::Destination,
 };
 
@@ -79,7 +79,7 @@ pub(super) struct Reload {
     /// Where the control port is.
     pub(super) control: Option<SocketAddr>,
     pub(super) upstream: Option<Upstream>,
-    pub(super) rooms: Rooms,
+    pub(super) services: Services,
 }
 
 /// Waits for SIGHUP.
@@ -152,7 +152,7 @@ impl Reload {
         {
             ours.take_credentials(&new);
         }
-        self.rooms.reload(policy, rules, source);
+        self.services.reload(policy, rules, source);
         for id in changed.iter().filter(|id| !at_once.contains(*id)) {
             tracing::warn!(
                 "--{} has changed, which takes effect after a restart",

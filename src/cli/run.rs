@@ -43,7 +43,7 @@ use super::{bare_runtime, exit::Failure, paths::workspace_around, print};
 use crate::{
     bes::Upstream,
     config::{CacheArgs, HoldArgs, LimitArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs},
-    daemon::{Daemon, DaemonError, DaemonOptions, Retention, Rooms},
+    daemon::{Daemon, DaemonError, DaemonOptions, Retention, Services},
     invocation::Report,
     record::Record,
     roots::Destination,
@@ -219,7 +219,7 @@ async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
     cache.remote_header.extend(own_headers(&args.command));
     let source = cache.source_rule(true)?;
     let rewrite = args.upstream.rewrite_uris;
-    let open = |record| Rooms::open(record, policy, rules, source, placing, rewrite);
+    let open = |record| Services::open(record, policy, rules, source, placing, rewrite);
     // Each Bazel gets a door of its own.
     let options = DaemonOptions {
         hold,
@@ -234,7 +234,7 @@ async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
 async fn launch(
     args: RunArgs,
     own: Option<Upstream>,
-    open: impl FnOnce(Record) -> io::Result<Rooms>,
+    open: impl FnOnce(Record) -> io::Result<Services>,
     options: DaemonOptions,
 ) -> anyhow::Result<Started> {
     let state_dir = args.state.directory();
@@ -251,19 +251,23 @@ async fn launch(
             "this build is not recorded for later commands: {reason}"
         ));
     }
-    let rooms = open(kept.record)?;
+    let services = open(kept.record)?;
     let hold = options.hold;
     let options = DaemonOptions {
         journal_dir: kept.journal,
         ..options
     };
-    let daemon = Daemon::start(rooms.clone(), options).await?;
+    let daemon = Daemon::start(services.clone(), options).await?;
     let doors = daemon.event_doors();
     let collected = SharedReports::default();
-    tokio::spawn(collect(rooms.engine.reports(), doors.clone(), collected.clone()));
+    tokio::spawn(collect(
+        services.engine.reports(),
+        doors.clone(),
+        collected.clone(),
+    ));
     let host = Host {
         doors,
-        rooms,
+        services,
         hold,
         keep: args.keep_download_mode,
         cache: args.cache,

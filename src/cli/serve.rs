@@ -22,7 +22,7 @@ use crate::{
         NotifyArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
     },
     daemon::{
-        AdminDoor, ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Rooms, notify_ready,
+        AdminDoor, ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Services, notify_ready,
         notify_stopping,
     },
     invocation::policy::Policy,
@@ -153,7 +153,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     let (doors, addresses, control_door) = args.open(&mut checked, inherited).await?;
     let mut options = checked.options;
     let upstream = options.upstream.clone();
-    let mut rooms = Rooms::open(
+    let mut services = Services::open(
         record.clone(),
         checked.policy,
         checked.rules,
@@ -162,14 +162,14 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         args.upstream.rewrite_uris,
     )?
     .with_linger(checked.linger);
-    rooms.service = rooms.service.with_archives(checked.archives);
+    services.service = services.service.with_archives(checked.archives);
     // Before the daemon starts: what it takes up from the journal is told of as well.
     let notifier = (!checked.notify.is_empty())
-        .then(|| Notifier::start(checked.notify, rooms.engine.told(), &rooms.metrics))
+        .then(|| Notifier::start(checked.notify, services.engine.subscribe(), &services.metrics))
         .transpose()
         .map_err(|e| Failure::usage(format!("--notify-url: {e}")))?;
     options.notifications = notifier.as_ref().map(Notifier::backlog);
-    let starting = Daemon::start(rooms.clone(), options);
+    let starting = Daemon::start(services.clone(), options);
     let Some(started) = unless(shutdown.cancelled(), starting).await else {
         return ended_early(record).await;
     };
@@ -194,7 +194,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         admin: checked.admin,
         control: checked.control.map(|port| port.address),
         upstream,
-        rooms,
+        services,
     };
     tokio::spawn(hangup.heed(reload, shutdown));
     let ending = async {

@@ -39,7 +39,7 @@ pub(crate) use error::CollectionError;
 pub(crate) use extract::{
     Extraction, Unpacking, check_places, extract, own_directory, save_into, unpack_into,
 };
-pub(crate) use open::{Access, Place, Source, open};
+pub(crate) use open::{Access, Location, Source, open};
 pub(crate) use pipe::Progress;
 pub(crate) use plan::{Checking, Offer, Wanted, check_all, choose};
 pub(crate) use resume::Patience;

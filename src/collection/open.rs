@@ -39,12 +39,12 @@ pub(crate) struct Source<'a> {
     /// The name that it is given.
     pub(crate) name: Option<&'a str>,
     /// Where it is.
-    pub(crate) place: Place<'a>,
+    pub(crate) location: Location<'a>,
 }
 
 /// Where something is that a user names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place<'a> {
+pub(crate) enum Location<'a> {
     /// At a URL, see [`open`].
     Url(&'a str),
     /// In the remote cache, see [`BlobArchive`](super::BlobArchive).
@@ -57,17 +57,17 @@ impl<'a> Source<'a> {
     /// # Errors
     /// In words that do not repeat the text, when it is neither.
     pub(crate) fn parse(text: &'a str) -> Result<Self, &'static str> {
-        let (name, place) = match text.split_once('=') {
-            Some((name, place)) if is_file_name(name) => (Some(name), place),
+        let (name, location) = match text.split_once('=') {
+            Some((name, location)) if is_file_name(name) => (Some(name), location),
             _ => (None, text),
         };
-        let place = if place.contains("://") {
-            Place::Url(place)
+        let location = if location.contains("://") {
+            Location::Url(location)
         } else {
-            let written = place.parse();
-            Place::Blob(written.map_err(|_| "is neither a URL nor a digest (HASH/SIZE, or HASH)")?)
+            let written = location.parse();
+            Location::Blob(written.map_err(|_| "is neither a URL nor a digest (HASH/SIZE, or HASH)")?)
         };
-        Ok(Self { name, place })
+        Ok(Self { name, location })
     }
 }
 
@@ -164,9 +164,9 @@ fn bucket(url: &str, access: &Access) -> Result<Arc<dyn Collection>, RemoteError
 
 #[cfg(not(feature = "object-stores"))]
 fn bucket(url: &str, _: &Access) -> Result<Arc<dyn Collection>, RemoteError> {
-    let place = url.split('?').next().unwrap_or(url);
+    let location = url.split('?').next().unwrap_or(url);
     let message = "this outhaul was built without object stores (the feature object-stores)";
-    Err(RemoteError::config(without_user_info(place), message))
+    Err(RemoteError::config(without_user_info(location), message))
 }
 
 /// The server that credentials are for. A helper is to know whether they are sent in clear.

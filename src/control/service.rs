@@ -18,7 +18,7 @@ use tonic::Status;
 
 use crate::{
     invocation::{Engine, tally::Tally},
-    lease::Leases,
+    lease::LostOutputs,
     materialize::Materializer,
     proto::outhaul::v1 as pb,
     record::{InvocationRow, InvocationState, Record, Which, with_fields_of},
@@ -46,7 +46,7 @@ pub struct Service {
     /// None without a journal to stage from.
     stager: Option<Stager>,
     /// What the cache has lost, as leases have found.
-    leases: Leases,
+    lost: LostOutputs,
     /// Calls that wait for something.
     calls: TaskTracker,
     /// Held by the call that removes files.
@@ -56,7 +56,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Over these rooms.
+    /// Over these services.
     pub fn new(
         record: Record,
         materializer: Materializer,
@@ -72,7 +72,7 @@ impl Service {
             engine,
             archives: Archives::default(),
             stager: None,
-            leases: Leases::default(),
+            lost: LostOutputs::default(),
             calls: TaskTracker::new(),
             evictions: Arc::default(),
             places: Arc::new(Semaphore::new(calls::READING)),
@@ -110,8 +110,8 @@ impl Service {
     }
 
     /// With what leases find.
-    pub fn with_leases(mut self, leases: Leases) -> Self {
-        self.leases = leases;
+    pub fn with_lost_outputs(mut self, lost: LostOutputs) -> Self {
+        self.lost = lost;
         self
     }
 
@@ -209,9 +209,7 @@ impl Service {
             superseded: row.superseded,
             ..Tally::default()
         };
-        let lost = row
-            .root
-            .and_then(|root| self.leases.lost(root, &row.invocation_id));
+        let lost = row.root.and_then(|root| self.lost.lost(root, &row.invocation_id));
         let lost = lost.unwrap_or_default();
         let summary = tally.summary(Duration::from_micros(row.hold_us));
         with_fields_of!(row, pb::Invocation {

@@ -7,7 +7,7 @@ use tower::util::MapResponseLayer;
 
 use super::DaemonError;
 use crate::{
-    access::{Door, Guard, Incoming, Listening, Protocol, dated, greeted, places},
+    access::{Door, Guard, Incoming, Listening, Protocol, dated, expect_preface, places},
     bes::{self, BesListener, counted::CountedLayer},
     control::{ControlServer, Service},
     proto::outhaul::v1::control_server::ControlServer as ControlService,
@@ -42,7 +42,7 @@ fn service(
 
 /// Serves on a unix socket, which the system guards.
 pub(super) async fn serve_unix(
-    rooms: Service,
+    services: Service,
     listener: BesListener,
     requests: CountedLayer,
     stop: CancellationToken,
@@ -51,26 +51,26 @@ pub(super) async fn serve_unix(
     let Listening::Unix(_) = &listener else {
         return Err(DaemonError::NotASocket);
     };
-    let served = serve(rooms, listener, door, Reach::Anywhere, requests, stop).await;
+    let served = serve(services, listener, door, Reach::Anywhere, requests, stop).await;
     drop(file);
     served.map_err(|e| DaemonError::Control("socket", e))
 }
 
 /// Serves on TCP to those whom the door lets in.
 pub(super) async fn serve_tcp(
-    rooms: Service,
+    services: Service,
     door: ControlDoor,
     requests: CountedLayer,
     stop: CancellationToken,
 ) -> Result<(), DaemonError> {
     let listening = Listening::Tcp(door.listener);
-    serve(rooms, listening, door.door, door.reach, requests, stop)
+    serve(services, listening, door.door, door.reach, requests, stop)
         .await
         .map_err(|e| DaemonError::Control("port", e))
 }
 
 async fn serve(
-    rooms: Service,
+    services: Service,
     listener: Listening,
     door: Door,
     reach: Reach,
@@ -78,11 +78,11 @@ async fn serve(
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let places = places(FILES_SHARE, CONNECTIONS);
-    let incoming = greeted(Incoming::new(listener, door.clone(), Protocol::Http2, places));
+    let incoming = expect_preface(Incoming::new(listener, door.clone(), Protocol::Http2, places));
     bes::serve::server()
         .layer(MapResponseLayer::new(dated))
         .layer(Guard(door))
-        .add_service(requests.named_layer(service(&rooms, reach, requests.most, &stop)))
+        .add_service(requests.named_layer(service(&services, reach, requests.most, &stop)))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }

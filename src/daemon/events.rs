@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{DaemonError, Rooms, recovery::recover};
+use super::{DaemonError, Services, recovery::recover};
 use crate::{
     bes::{self, BesAddress, BesListener, BesService, HoldPolicy, Upstream, limits::BesLimits},
     journal::Journal,
@@ -18,7 +18,7 @@ use crate::{
 /// Opens doors. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct EventDoors {
-    rooms: Rooms,
+    services: Services,
     journal: Option<Journal>,
     hold: HoldPolicy,
     limits: BesLimits,
@@ -37,14 +37,14 @@ pub(crate) struct EventDoor {
 
 impl EventDoors {
     pub(super) fn new(
-        rooms: Rooms,
+        services: Services,
         journal: Option<Journal>,
         hold: HoldPolicy,
         limits: BesLimits,
     ) -> (Self, mpsc::UnboundedReceiver<(BesService, BesListener)>) {
         let (opened, opening) = mpsc::unbounded_channel();
         let doors = Self {
-            rooms,
+            services,
             journal,
             hold,
             limits,
@@ -64,12 +64,12 @@ impl EventDoors {
         let listener = BesListener::bind(&any)?;
         let address = listener.address()?;
         let service = self
-            .rooms
+            .services
             .events(self.hold, self.journal.clone(), upstream, self.limits);
         let journal = self.journal.as_ref();
         let recovering = || async {
             recover(&service, journal).await;
-            self.rooms.engine.streams().into_iter().collect()
+            self.services.engine.streams().into_iter().collect()
         };
         self.recovered.get_or_init(recovering).await;
         self.opened

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Rooms, memory};
+use super::{Services, memory};
 use crate::{bes::BesService, notify::Backlog};
 
 /// How long nothing happens before memory is given back.
@@ -12,7 +12,7 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// What may be under way.
 pub(super) struct Work {
-    pub(super) rooms: Rooms,
+    pub(super) services: Services,
     pub(super) events: BesService,
     /// Notifications, if there are receivers.
     pub(super) notifications: Option<Backlog>,
@@ -23,7 +23,7 @@ impl Work {
     async fn is_under_way(&self) -> bool {
         self.events.has_undelivered()
             || self.notifications.as_ref().is_some_and(|n| !n.is_empty())
-            || self.rooms.engine.is_busy().await
+            || self.services.engine.is_busy().await
     }
 }
 
@@ -34,7 +34,7 @@ pub(super) async fn watch(work: &Work, timeout: Option<Duration>, stop: &Cancell
     let look = timeout.map_or(QUIET, |timeout| {
         (timeout / 4).clamp(Duration::from_millis(50), QUIET)
     });
-    let mut events = work.rooms.metrics.events.get();
+    let mut events = work.services.metrics.events.get();
     let (mut idle_since, mut quiet_since) = (Instant::now(), Instant::now());
     let (mut has_worked, mut is_asked) = (false, false);
     loop {
@@ -42,13 +42,13 @@ pub(super) async fn watch(work: &Work, timeout: Option<Duration>, stop: &Cancell
             () = stop.cancelled() => return,
             () = tokio::time::sleep(look) => {}
         }
-        let now = work.rooms.metrics.events.get();
+        let now = work.services.metrics.events.get();
         if now != events || work.is_under_way().await {
             events = now;
             quiet_since = Instant::now();
             has_worked = true;
         }
-        let was_asked = std::mem::replace(&mut is_asked, work.rooms.service.is_busy());
+        let was_asked = std::mem::replace(&mut is_asked, work.services.service.is_busy());
         if is_asked {
             idle_since = Instant::now();
         }

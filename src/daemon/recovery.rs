@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Rooms;
+use super::Services;
 use crate::{
     bes::BesService,
     journal::{Journal, SetAside},
@@ -49,8 +49,8 @@ pub(super) async fn recover(events: &BesService, journal: Option<&Journal>) {
 }
 
 /// Sets aside journals that the daemon died of, and says so in the log and with their builds.
-pub(super) async fn set_aside(rooms: &Rooms, journal: &Journal) {
-    let (rooms, journal) = (rooms.clone(), journal.clone());
+pub(super) async fn set_aside(services: &Services, journal: &Journal) {
+    let (services, journal) = (services.clone(), journal.clone());
     blocking("setting journals aside", move || {
         let all = match journal.set_aside() {
             Ok(all) => all,
@@ -58,12 +58,12 @@ pub(super) async fn set_aside(rooms: &Rooms, journal: &Journal) {
         };
         for SetAside { key, message } in all {
             tracing::error!("not resuming build {key}: {message}");
-            rooms.metrics.fault("journal");
-            if let Some(mut row) = rooms.record.invocation(&key.invocation_id)
+            services.metrics.fault("journal");
+            if let Some(mut row) = services.record.invocation(&key.invocation_id)
                 && row.build_id == key.build_id
             {
                 row.errors.push(message);
-                rooms.record.put_invocation(&row);
+                services.record.put_invocation(&row);
             }
         }
     })

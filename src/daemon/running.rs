@@ -10,7 +10,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ControlDoor, DaemonError, EventDoors, Retention, Rooms,
+    ControlDoor, DaemonError, EventDoors, Retention, Services,
     background::background,
     control, events, idle,
     recovery::{interrupt_stale, recover, set_aside, sweep},
@@ -22,7 +22,7 @@ use crate::{
     config::Limits,
     control::Admin,
     journal::{Journal, JournalOptions},
-    lease::{self, LeaseOptions, Leases},
+    lease::{self, LeaseOptions, LostOutputs},
     metrics::Metrics,
     notify::Backlog,
 };
@@ -82,7 +82,7 @@ pub struct Daemon {
     pub admin: Option<SocketAddr>,
     shutdown: CancellationToken,
     tasks: JoinSet<Result<(), DaemonError>>,
-    rooms: Rooms,
+    services: Services,
     /// How requests of the control API are counted.
     requests: CountedLayer,
     doors: EventDoors,
@@ -110,35 +110,35 @@ impl Daemon {
     ///
     /// # Errors
     /// When a listener cannot be opened.
-    pub async fn start(mut rooms: Rooms, options: DaemonOptions) -> Result<Self, DaemonError> {
+    pub async fn start(mut services: Services, options: DaemonOptions) -> Result<Self, DaemonError> {
         let limits = options.limits.bes;
         let (bes, admin) = addresses(&options)?;
-        sweep(&rooms.record).await;
+        sweep(&services.record).await;
         if let Some(dir) = &options.journal_dir {
-            rooms.service = rooms.service.with_journal(dir.clone());
+            services.service = services.service.with_journal(dir.clone());
         }
-        let leases = Leases::default();
-        rooms.service = rooms.service.with_leases(leases.clone());
+        let lost = LostOutputs::default();
+        services.service = services.service.with_lost_outputs(lost.clone());
         let journal_options = JournalOptions {
             durable: options.durable,
             most: limits.journal,
         };
         let journal = options
             .journal_dir
-            .and_then(|dir| open_journal(&dir, journal_options, &rooms.metrics));
-        let events = rooms.events(options.hold, journal.clone(), options.upstream, limits);
+            .and_then(|dir| open_journal(&dir, journal_options, &services.metrics));
+        let events = services.events(options.hold, journal.clone(), options.upstream, limits);
         let requests = CountedLayer {
             budget: events.budget(),
             most: options.limits.control_message,
         };
-        interrupt_stale(&rooms.record).await;
+        interrupt_stale(&services.record).await;
         if let Some(journal) = &journal {
-            set_aside(&rooms, journal).await;
+            set_aside(&services, journal).await;
         }
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let stop = shutdown.clone();
-        let (doors, opened) = EventDoors::new(rooms.clone(), journal.clone(), options.hold, limits);
+        let (doors, opened) = EventDoors::new(services.clone(), journal.clone(), options.hold, limits);
         if options.bes.is_empty() {
             tasks.spawn(async move { events::serve(opened, stop).await });
         } else {
@@ -147,11 +147,11 @@ impl Daemon {
             tasks.spawn(async move { Ok(bes::serve(service, options.bes, stop).await?) });
         }
         if let Some(listener) = options.control {
-            let (service, stop) = (rooms.service.clone(), shutdown.clone());
+            let (service, stop) = (services.service.clone(), shutdown.clone());
             let requests = requests.clone();
             tasks.spawn(async move { control::serve_unix(service, listener, requests, stop).await });
         }
-        let page = Admin::new(rooms.metrics.clone(), rooms.record.clone());
+        let page = Admin::new(services.metrics.clone(), services.record.clone());
         if let Some(admin) = options.admin {
             let (page, stop) = (page.clone(), shutdown.clone());
             tasks.spawn(async move {
@@ -160,16 +160,16 @@ impl Daemon {
             });
         }
         if let Some(retention) = options.retention {
-            let (record, roots) = (rooms.record.clone(), rooms.leases.roots.clone());
+            let (record, roots) = (services.record.clone(), services.leases.roots.clone());
             let forgetting = retention::keep(record, journal, roots, retention, shutdown.clone());
             tasks.spawn(background("deleting old builds", forgetting, shutdown.clone()));
         }
         if let Some(leasing) = options.leases {
-            let keeping = lease::keep(rooms.leases.clone(), leasing, leases, shutdown.clone());
+            let keeping = lease::keep(services.leases.clone(), leasing, lost, shutdown.clone());
             tasks.spawn(background("renewing leases", keeping, shutdown.clone()));
         }
         let work = idle::Work {
-            rooms: rooms.clone(),
+            services: services.clone(),
             events: events.clone(),
             notifications: options.notifications,
         };
@@ -182,7 +182,7 @@ impl Daemon {
             admin,
             shutdown,
             tasks,
-            rooms,
+            services,
             requests,
             doors,
         })
@@ -200,7 +200,7 @@ impl Daemon {
 
     /// Opens a TCP port for the control API.
     pub(crate) fn open_control(&mut self, door: ControlDoor) {
-        let (service, stop) = (self.rooms.service.clone(), self.shutdown.clone());
+        let (service, stop) = (self.services.service.clone(), self.shutdown.clone());
         let requests = self.requests.clone();
         self.tasks
             .spawn(async move { control::serve_tcp(service, door, requests, stop).await });
@@ -232,8 +232,8 @@ impl Daemon {
             }
             self.shutdown.cancel();
         }
-        self.rooms.engine.conclude(CONCLUDING).await;
-        let (record, service) = (self.rooms.record.clone(), self.rooms.service.clone());
+        self.services.engine.conclude(CONCLUDING).await;
+        let (record, service) = (self.services.record.clone(), self.services.service.clone());
         // Side by side: an output tree may hang, which is no reason to write no record.
         let tidying = [
             tokio::task::spawn_blocking(move || record.close()),

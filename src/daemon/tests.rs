@@ -13,10 +13,10 @@ use std::time::Duration;
 use outhaul_testkit::cache::{EmbeddedCache, RequestFault, Rpc, RunningCache, Times};
 use tokio::{sync::watch, time::timeout};
 
-use super::Rooms;
+use super::Services;
 use crate::{
     bep::event::{
-        CommandLine, Completed, Content, Event, File, Framed, NamedSet, OutputGroup, Started, TargetId,
+        CommandLine, Completed, Content, Event, File, NamedSet, OutputGroup, Started, StreamEvent, TargetId,
         TestResult,
     },
     builds::{Builds as _, Progress, StreamEnd, StreamKey},
@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Fixture {
     dir: tempfile::TempDir,
     cache: RunningCache,
-    rooms: Rooms,
+    services: Services,
     key: StreamKey,
     sent: i64,
 }
@@ -67,7 +67,7 @@ impl Fixture {
         let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint()).unwrap();
         let store = GrpcCache::new(RemoteOptions::new(endpoint)).unwrap();
         let (record, _) = Record::open(&dir.path().join("state")).unwrap();
-        let rooms = Rooms::open(
+        let services = Services::open(
             record,
             Policy::default(),
             RootRules {
@@ -84,7 +84,7 @@ impl Fixture {
         let mut fixture = Self {
             dir,
             cache,
-            rooms,
+            services,
             key: StreamKey {
                 build_id: "build".to_owned(),
                 invocation_id: "invocation".to_owned(),
@@ -122,8 +122,8 @@ impl Fixture {
     /// Hands the engine the next event, and says its number.
     async fn send(&mut self, event: Event) -> i64 {
         self.sent += 1;
-        let framed = Framed { event, last: false };
-        self.rooms
+        let framed = StreamEvent { event, last: false };
+        self.services
             .engine
             .events(&self.key, vec![(self.sent, framed)])
             .await;
@@ -131,7 +131,7 @@ impl Fixture {
     }
 
     async fn finish(&self) {
-        self.rooms.engine.ended(&self.key, StreamEnd::Finished).await;
+        self.services.engine.ended(&self.key, StreamEnd::Finished).await;
     }
 
     async fn set(&mut self, id: &str, files: Vec<File>, children: &[&str]) -> i64 {
@@ -159,11 +159,11 @@ impl Fixture {
     }
 
     async fn progress(&self) -> watch::Receiver<Progress> {
-        self.rooms.engine.progress(&self.key).await.unwrap()
+        self.services.engine.progress(&self.key).await.unwrap()
     }
 
     async fn watch(&self) -> Watch {
-        self.rooms.engine.watch(&self.key.invocation_id).await.unwrap()
+        self.services.engine.watch(&self.key.invocation_id).await.unwrap()
     }
 
     /// Holds every answer of the cache back until it is let.
@@ -242,7 +242,7 @@ async fn a_completion_is_settled_when_everything_up_to_it_is_there_and_not_befor
     // Shares the set: nothing new is wanted for it, and it is not settled any sooner.
     let second = f.complete("//:b", &["0"]).await;
     assert!(
-        f.rooms
+        f.services
             .engine
             .snapshot("invocation")
             .await
@@ -263,15 +263,15 @@ async fn a_build_that_is_told_to_be_settled_is_on_record() {
     f.set("0", vec![output("a", &digest)], &[]).await;
     f.complete("//:a", &["0"]).await;
     f.finish().await;
-    f.rooms.engine.settled(&f.key).await;
+    f.services.engine.settled(&f.key).await;
     // The row is written some milliseconds after the file is placed.
-    let (row, pending) = f.rooms.engine.snapshot("invocation").await.unwrap();
+    let (row, pending) = f.services.engine.snapshot("invocation").await.unwrap();
     assert_eq!((row.state, pending), (InvocationState::Settled, 0));
     let path = ExecPath::new("bazel-out/k8/bin/a").unwrap();
-    let output = f.rooms.record.output(row.root.unwrap(), &path).unwrap();
+    let output = f.services.record.output(row.root.unwrap(), &path).unwrap();
     assert_eq!(output.state, OutputState::Materialized);
     assert_eq!(
-        f.rooms.record.targets("invocation")[0].state,
+        f.services.record.targets("invocation")[0].state,
         TargetState::Settled
     );
 }
@@ -304,7 +304,7 @@ async fn a_failure_is_told_with_its_number_and_to_every_target_that_shares_it() 
         assert_eq!(states(&heard, label).last(), Some(&state), "{label}: {heard:?}");
     }
     assert_eq!(report(&heard).failed, 1);
-    let rows = f.rooms.record.targets("invocation");
+    let rows = f.services.record.targets("invocation");
     assert_eq!(
         rows.iter().filter(|row| row.state == TargetState::Failed).count(),
         2
@@ -345,7 +345,7 @@ async fn a_test_is_settled_with_its_logs() {
             ..TestResult::default()
         }))
         .await;
-    assert!(f.rooms.engine.snapshot("invocation").await.is_some());
+    assert!(f.services.engine.snapshot("invocation").await.is_some());
     assert_eq!(progress.borrow_and_update().through, result - 1);
     let summary = f
         .send(Event::TestSummary {
@@ -357,7 +357,7 @@ async fn a_test_is_settled_with_its_logs() {
         .await;
     reached(&mut progress, summary).await;
     let files = vec![(None, log.clone()), (None, absent("nowhere"))];
-    let found = f.rooms.engine.local_files(&f.key, files).await;
+    let found = f.services.engine.local_files(&f.key, files).await;
     let path = found[0].as_ref().expect("the log is on disk");
     assert_eq!(std::fs::read(path).unwrap(), b"log");
     assert_eq!(found[1], None);
@@ -385,13 +385,13 @@ async fn a_held_set_is_settled_with_what_is_required_of_it() {
     let completed = f.complete("//:a", &["0"]).await;
     reached(&mut progress, completed).await;
     f.finish().await;
-    timeout(PATIENCE, f.rooms.engine.settled(&f.key))
+    timeout(PATIENCE, f.services.engine.settled(&f.key))
         .await
         .expect("in time");
     // A slow follower still learns where the files are, after the end.
     let path = ExecPath::new("bazel-out/k8/bin/a").unwrap();
     let found = f
-        .rooms
+        .services
         .engine
         .local_files(
             &f.key,
@@ -413,8 +413,8 @@ async fn a_cancelled_build_wants_nothing_any_more() {
     f.complete("//:a", &["0"]).await;
     f.finish().await;
     let changes = f.watch().await;
-    assert!(f.rooms.engine.cancel("invocation").await);
-    assert!(!f.rooms.engine.cancel("another").await);
+    assert!(f.services.engine.cancel("invocation").await);
+    assert!(!f.services.engine.cancel("another").await);
     let heard = heard(changes).await;
     assert!(
         heard
@@ -436,7 +436,7 @@ async fn a_build_is_done_only_when_it_is_on_record_for_good() {
     f.set("0", vec![output("a", &digest)], &[]).await;
     f.complete("//:a", &["0"]).await;
     f.finish().await;
-    let engine = &f.rooms.engine;
+    let engine = &f.services.engine;
     timeout(PATIENCE, engine.settled(&f.key)).await.expect("in time");
     timeout(PATIENCE, engine.done(&f.key)).await.expect("in time");
     // What a process that is killed now would leave: the journal is released from here on.
@@ -504,17 +504,19 @@ async fn an_output_counts_once_however_many_groups_and_targets_name_it() {
         }))
         .await;
         if n == 37 {
-            let row = f.rooms.engine.snapshot("invocation").await.unwrap().0;
+            let row = f.services.engine.snapshot("invocation").await.unwrap().0;
             // Of each tree the file, and the empty one.
             assert_eq!((row.known, row.present, row.failed), (31, 0, 0));
-            let targets = f.rooms.engine.targets("invocation").await.unwrap();
+            let targets = f.services.engine.targets("invocation").await.unwrap();
             assert_eq!(targets.iter().map(|row| row.known).sum::<u64>(), 31);
         }
     }
     f.finish().await;
-    let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    let settled = timeout(PATIENCE, f.services.engine.settled(&f.key))
+        .await
+        .unwrap();
     assert_eq!(settled.failed, 0);
-    let row = f.rooms.engine.snapshot("invocation").await.unwrap().0;
+    let row = f.services.engine.snapshot("invocation").await.unwrap().0;
     assert_eq!((row.known, row.downloaded + row.present), (0, 31));
 }
 
@@ -543,7 +545,9 @@ async fn what_is_named_without_a_digest_is_present_or_has_failed_and_is_never_le
     f.set("1", vec![output("both", &both)], &[]).await;
     f.complete("//:t", &["0", "1"]).await;
     f.finish().await;
-    let settlement = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    let settlement = timeout(PATIENCE, f.services.engine.settled(&f.key))
+        .await
+        .unwrap();
     assert_eq!(settlement.failed, 2, "{settlement:?}");
     for name in ["dangling", "absent"] {
         let path = format!("bazel-out/k8/bin/{name}: ");
@@ -556,10 +560,10 @@ async fn what_is_named_without_a_digest_is_present_or_has_failed_and_is_never_le
             "{settlement:?}"
         );
     }
-    let (row, _) = f.rooms.engine.snapshot("invocation").await.unwrap();
+    let (row, _) = f.services.engine.snapshot("invocation").await.unwrap();
     assert_eq!((row.present, row.downloaded, row.failed), (3, 1, 2));
-    f.rooms.engine.done(&f.key).await;
-    assert_eq!(f.rooms.record.targets("invocation")[0].failed, 2);
+    f.services.engine.done(&f.key).await;
+    assert_eq!(f.services.record.targets("invocation")[0].failed, 2);
 }
 
 #[tokio::test]
@@ -569,10 +573,12 @@ async fn a_target_with_files_that_were_never_named_has_failed() {
     f.complete("//:lacks", &["0"]).await;
     f.complete("//:whole", &[]).await;
     f.finish().await;
-    let settlement = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    let settlement = timeout(PATIENCE, f.services.engine.settled(&f.key))
+        .await
+        .unwrap();
     assert_eq!(settlement.failed, 1, "{settlement:?}");
-    f.rooms.engine.done(&f.key).await;
-    let mut targets = f.rooms.record.targets("invocation");
+    f.services.engine.done(&f.key).await;
+    let mut targets = f.services.record.targets("invocation");
     targets.sort_by(|a, b| a.label.cmp(&b.label));
     let failed: Vec<_> = targets.iter().map(|row| (&*row.label, row.failed)).collect();
     assert_eq!(failed, [("//:lacks", 1), ("//:whole", 0)]);
@@ -594,7 +600,7 @@ async fn what_bazel_leaves_out_where_it_downloads_itself_is_told_and_fails_nothi
     ] {
         let case = format!("{build_id:?} {mode} {policy:?}");
         let mut f = Fixture::new(false).await;
-        f.rooms.engine.set_policy(policy);
+        f.services.engine.set_policy(policy);
         f.key.build_id = build_id.to_owned();
         f.again("second").await;
         f.send(Event::CommandLine(CommandLine {
@@ -605,14 +611,16 @@ async fn what_bazel_leaves_out_where_it_downloads_itself_is_told_and_fails_nothi
         f.set("0", vec![local("absent")], &[]).await;
         f.complete("//:t", &["0"]).await;
         f.finish().await;
-        let settlement = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+        let settlement = timeout(PATIENCE, f.services.engine.settled(&f.key))
+            .await
+            .unwrap();
         assert_eq!(settlement.failed, failed, "{case}: {settlement:?}");
         assert!(
             settlement.messages[0].contains("without a digest"),
             "{settlement:?}"
         );
-        f.rooms.engine.done(&f.key).await;
-        assert_eq!(f.rooms.record.targets("second")[0].failed, failed, "{case}");
+        f.services.engine.done(&f.key).await;
+        assert_eq!(f.services.record.targets("second")[0].failed, failed, "{case}");
     }
 }
 
@@ -628,7 +636,9 @@ async fn a_combined_coverage_report_is_brought_to_its_place() {
     }))
     .await;
     f.finish().await;
-    timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+    timeout(PATIENCE, f.services.engine.settled(&f.key))
+        .await
+        .unwrap();
     let placed = f.exec_root().join("bazel-out/_coverage/_coverage_report.dat");
     assert_eq!(std::fs::read(placed).unwrap(), b"report");
 }

@@ -6,7 +6,6 @@
 
 mod action_cache;
 mod again;
-mod course;
 mod ledger;
 mod local;
 mod naming;
@@ -16,6 +15,7 @@ mod phase;
 mod progress;
 mod runfiles;
 mod site;
+mod stream_progress;
 mod undigested;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
@@ -38,7 +38,7 @@ use super::{
     watching::{Begun, PAGE, Page, Recorded},
 };
 use crate::{
-    bep::event::{Event, Framed, TargetId},
+    bep::event::{Event, StreamEvent, TargetId},
     builds::{Settlement, StreamEnd, StreamKey},
     exec_path::ExecPath,
     materialize::{Completion, Outcome},
@@ -248,7 +248,7 @@ impl Actor {
         }
     }
 
-    async fn on_events(&mut self, events: Vec<(i64, Framed)>) {
+    async fn on_events(&mut self, events: Vec<(i64, StreamEvent)>) {
         self.shared.metrics.events.inc_by(events.len() as u64);
         self.enter(InvocationState::Running);
         let ended_at = match self.phase {
@@ -263,7 +263,7 @@ impl Actor {
         for (sequence, framed) in events {
             // The command's last words; whatever comes after them (metrics, logs) names no outputs of targets.
             let last = framed.last || matches!(framed.event, Event::Finished { .. });
-            if !self.ledger.course.take(sequence) {
+            if !self.ledger.stream.take(sequence) {
                 continue;
             }
             let effects = self.build.handle(sequence, framed.event);
@@ -286,7 +286,7 @@ impl Actor {
                 let effects = self.build.end();
                 self.apply(effects).await;
                 // Nothing comes after it, so no number is waited for, not even of an event that cannot be decoded.
-                self.ledger.course.take(i64::MAX);
+                self.ledger.stream.take(i64::MAX);
             }
             // More may come: what waits for it goes on waiting.
             StreamEnd::Broken(reason) => {
@@ -314,7 +314,7 @@ impl Actor {
         let is_rechecked = self.is_rechecked();
         let followed = !self.followers.listeners.is_empty();
         let exec_root = followed.then(|| {
-            let place = self.site.place();
+            let place = self.site.open_root();
             Arc::<Path>::from(place.map_or(Path::new(""), |place| place.root.place.path()))
         });
         for completion in list {
@@ -357,7 +357,7 @@ impl Actor {
     }
 
     async fn write_rows(&mut self, now: bool) {
-        let (true, Some(place)) = (now || self.unwritten.is_due(), self.site.place()) else {
+        let (true, Some(place)) = (now || self.unwritten.is_due(), self.site.open_root()) else {
             return;
         };
         if self.unwritten.is_empty() {
@@ -373,7 +373,7 @@ impl Actor {
     /// Tells those who asked where the build is. They may look at the record next, so that what came of outputs has to be
     /// there, unless there is still more to come.
     fn answer(&mut self) {
-        let is_written = self.unwritten.is_empty() || self.site.place().is_none();
+        let is_written = self.unwritten.is_empty() || self.site.open_root().is_none();
         if self.followers.asked.is_empty() || self.ledger.is_quiet() && !is_written {
             return;
         }

@@ -15,14 +15,14 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::{
     actor::Actor,
-    feed::{Report, Told},
+    feed::{InvocationChange, Report},
     message::{Message, ask},
     policy::Policy,
     shared::Shared,
     watching::Watch,
 };
 use crate::{
-    bep::event::Framed,
+    bep::event::StreamEvent,
     builds::{Builds, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
     exec_path::ExecPath,
@@ -66,7 +66,7 @@ impl Engine {
                 metrics,
                 live: Mutex::default(),
                 reports,
-                told: Mutex::default(),
+                subscribers: Mutex::default(),
                 holds_sets,
                 linger: OnceLock::new(),
                 action_caches: Mutex::default(),
@@ -95,11 +95,11 @@ impl Engine {
     /// Every change of all invocations from now on, single outputs left out. Nothing is missed, however many come at
     /// once: thousands of targets settle in one go where they share an output. So anyone who listens must take them
     /// without delay, and bound what it keeps.
-    pub fn told(&self) -> mpsc::UnboundedReceiver<Told> {
-        let (listener, told) = mpsc::unbounded_channel();
-        let mut listeners = self.shared.told.lock();
+    pub fn subscribe(&self) -> mpsc::UnboundedReceiver<InvocationChange> {
+        let (listener, changes) = mpsc::unbounded_channel();
+        let mut listeners = self.shared.subscribers.lock();
         listeners.push(listener);
-        told
+        changes
     }
 
     /// The present state of an invocation that has a task, and how many required outputs are still on their way.
@@ -232,7 +232,7 @@ fn is_of(row: &InvocationRow, stream: &StreamKey) -> bool {
 }
 
 impl Builds for Engine {
-    fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
+    fn events(&self, stream: &StreamKey, events: Vec<(i64, StreamEvent)>) -> BoxFuture<'_, ()> {
         self.tell(stream, true, Message::Events(events))
     }
 

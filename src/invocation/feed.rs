@@ -81,7 +81,7 @@ pub enum Change {
 
 /// A change, and whose.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct InvocationChange {
     /// The invocation's id.
     pub invocation_id: String,
     /// What has changed.

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::watching::{Begun, Page};
 use crate::{
-    bep::event::Framed,
+    bep::event::StreamEvent,
     builds::{Progress, Settlement, StreamEnd},
     digest::Digest,
     exec_path::ExecPath,
@@ -16,7 +16,7 @@ use crate::{
 /// A message to an invocation's task.
 pub(super) enum Message {
     /// Events with their numbers.
-    Events(Vec<(i64, Framed)>),
+    Events(Vec<(i64, StreamEvent)>),
     /// What comes next is beyond a limit of the event service, for this reason.
     Limited(String),
     /// The client's connection was lost; it may come back.

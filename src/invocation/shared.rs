@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{broadcast, mpsc};
 
 use super::{
-    feed::{Change, Report, Told},
+    feed::{Change, InvocationChange, Report},
     message::Message,
     policy::Policy,
 };
@@ -45,7 +45,7 @@ pub(super) struct Shared {
     pub(super) live: Mutex<HashMap<StreamKey, mpsc::Sender<Message>>>,
     pub(super) reports: broadcast::Sender<Report>,
     /// The receivers of every change.
-    pub(super) told: Mutex<Vec<mpsc::UnboundedSender<Told>>>,
+    pub(super) subscribers: Mutex<Vec<mpsc::UnboundedSender<InvocationChange>>>,
     /// Whether the outputs of a set are settled as of the event that brings the set.
     pub(super) holds_sets: bool,
     /// How long a task stays after its end.
@@ -99,14 +99,14 @@ impl Shared {
     }
 
     pub(super) fn tell(&self, invocation_id: &str, change: &Change) {
-        let mut listeners = self.told.lock();
+        let mut listeners = self.subscribers.lock();
         listeners.retain(|listener| {
             // Receivers that are gone get no more.
-            let told = Told {
+            let change = InvocationChange {
                 invocation_id: invocation_id.to_owned(),
                 change: change.clone(),
             };
-            listener.send(told).is_ok()
+            listener.send(change).is_ok()
         });
     }
 }

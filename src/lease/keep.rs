@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     error::LeaseError,
-    lost::Leases,
+    lost::LostOutputs,
     pass,
     schedule::{self, LeaseOptions, Schedule},
 };
@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(30);
 
 /// What keeping leases needs of the other rooms.
 #[derive(Clone)]
-pub(crate) struct Rooms {
+pub(crate) struct LeaseContext {
     /// What is known of outputs.
     pub record: Record,
     /// Where they would lie.
@@ -29,19 +29,24 @@ pub(crate) struct Rooms {
     pub metrics: Metrics,
 }
 
-/// Keeps leases until the token is cancelled. What is found is shown by `leases`. Whatever fails, it goes on later.
-pub(crate) async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, stop: CancellationToken) {
+/// Keeps leases until the token is cancelled. What is found is shown by `lost_outputs`. Whatever fails, it goes on later.
+pub(crate) async fn keep(
+    context: LeaseContext,
+    options: LeaseOptions,
+    lost_outputs: LostOutputs,
+    stop: CancellationToken,
+) {
     let keeping = async {
         let mut schedule = Schedule::new(options);
         loop {
             let look = LOOK.min(options.interval / 4);
-            let record = rooms.record.clone();
+            let record = context.record.clone();
             let builds = tokio::task::spawn_blocking(move || schedule::newest_builds(&record)).await;
             let builds = match builds {
                 Ok(builds) => builds,
                 Err(error) => {
                     if error.is_panic() {
-                        rooms.metrics.fault("lease");
+                        context.metrics.fault("lease");
                         tracing::error!(
                             "looking for builds whose leases to renew panicked; this is a bug in outhaul"
                         );
@@ -50,14 +55,14 @@ pub(crate) async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, st
                     continue;
                 }
             };
-            leases.retain(|root| builds.iter().any(|build| build.root == root));
+            lost_outputs.retain(|root| builds.iter().any(|build| build.root == root));
             schedule.see(&builds, now_ms(), Instant::now());
             // One, and then the builds are looked at again: there may be newer ones by then.
             if let Some(build) = schedule.next_due(&builds, Instant::now()) {
                 let begun = Instant::now();
-                let passed = caught(pass::pass(rooms.clone(), build.clone(), options.rate)).await;
+                let passed = caught(pass::pass(context.clone(), build.clone(), options.rate)).await;
                 if let Err(reason) = &passed {
-                    rooms.metrics.fault("lease");
+                    context.metrics.fault("lease");
                     tracing::warn!(
                         invocation = build.row.invocation_id,
                         "failed to renew leases: {reason}"
@@ -65,7 +70,7 @@ pub(crate) async fn keep(rooms: Rooms, options: LeaseOptions, leases: Leases, st
                 }
                 schedule.passed(build, passed.is_ok(), begun, Instant::now());
                 if let Ok(Some(lost)) = passed {
-                    leases.put(build.root, lost, &rooms.metrics);
+                    lost_outputs.put(build.root, lost, &context.metrics);
                 }
             }
             tokio::time::sleep_until(schedule.next().min(Instant::now() + look)).await;

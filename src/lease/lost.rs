@@ -51,9 +51,9 @@ impl Lost {
 
 /// What the last looks found, by output root. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Leases(Arc<Mutex<HashMap<RootId, Lost>>>);
+pub struct LostOutputs(Arc<Mutex<HashMap<RootId, Lost>>>);
 
-impl Leases {
+impl LostOutputs {
     /// What an invocation has lost, if it is the newest of its root and was looked at.
     pub fn lost(&self, root: RootId, invocation_id: &str) -> Option<Lost> {
         let lost = self.0.lock();

@@ -23,7 +23,7 @@ mod schedule;
 mod tests;
 
 pub(crate) use self::{
-    keep::{Rooms, keep},
-    lost::Leases,
+    keep::{LeaseContext, keep},
+    lost::LostOutputs,
     schedule::LeaseOptions,
 };

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::Rooms;
+use super::LeaseContext;
 use crate::record::{InvocationRow, Record};
 
 /// Where an output is.
@@ -26,11 +26,11 @@ pub(super) struct Origins {
 
 impl Origins {
     /// When the cache of this build is asked.
-    pub(super) fn new(rooms: &Rooms, row: &InvocationRow) -> Self {
+    pub(super) fn new(context: &LeaseContext, row: &InvocationRow) -> Self {
         // Only one that is for all builds is for one that names none, too.
-        let is_one_for_all = rooms.sources.of_record("", "").is_ok();
+        let is_one_for_all = context.sources.of_record("", "").is_ok();
         Self {
-            record: rooms.record.clone(),
+            record: context.record.clone(),
             asked: (!is_one_for_all).then(|| (row.remote_cache.clone(), row.remote_instance_name.clone())),
             known: HashMap::new(),
         }

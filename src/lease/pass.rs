@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 
 use super::{
-    Rooms,
+    LeaseContext,
     error::LeaseError,
     lost::Lost,
     origin::{Origin, Origins},
@@ -53,12 +53,12 @@ struct Batch {
 
 /// Asks for all outputs of a root that are not on disk, in the newest build's cache, and marks what is gone, and what
 /// is back. Returns what is lost, unless that is unknown because there was a build meanwhile.
-pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option<Lost>, LeaseError> {
+pub(super) async fn pass(context: LeaseContext, build: Build, rate: u32) -> Result<Option<Lost>, LeaseError> {
     let row = &build.row;
-    let cache = rooms
+    let cache = context
         .sources
         .of_record(&row.remote_cache, &row.remote_instance_name)?;
-    let (roots, path) = (rooms.roots.clone(), build.path.clone());
+    let (roots, path) = (context.roots.clone(), build.path.clone());
     let opened = spawn_blocking(move || roots.reopen(path.as_ref())).await;
     let (id, root) = opened.unwrap_or(Err(RootError::Panicked))?;
     if id != build.root {
@@ -72,23 +72,23 @@ pub(super) async fn pass(rooms: Rooms, build: Build, rate: u32) -> Result<Option
     let store = cache.blobs();
     let mut lost = Lost::new(&row.invocation_id);
     let mut can_tell = true;
-    let origins = Origins::new(&rooms, row);
+    let origins = Origins::new(&context, row);
     let (sender, mut batches) = mpsc::channel(1);
-    let record = rooms.record.clone();
+    let record = context.record.clone();
     let reading = spawn_blocking(move || read(&record, id, origins, &sender));
     while let Some(batch) = batches.recv().await {
         let begun = Instant::now();
         let digests: Vec<Digest> = batch.outputs.iter().map(|leased| leased.digest.clone()).collect();
-        rooms.metrics.request("find_missing");
-        rooms.metrics.lease("renewed", digests.len());
+        context.metrics.request("find_missing");
+        context.metrics.lease("renewed", digests.len());
         let missing = store.find_missing(&digests, &attribution).await?;
         let asked = digests.len();
-        let (record, root) = (rooms.record.clone(), root.clone());
+        let (record, root) = (context.record.clone(), root.clone());
         let missing: HashSet<Digest> = missing.into_iter().collect();
         let noted = spawn_blocking(move || note(&record, id, &root, batch, &missing)).await;
         let noted = noted?;
-        rooms.metrics.lease("lost", noted.newly_lost);
-        rooms.metrics.lease("returned", noted.returned);
+        context.metrics.lease("lost", noted.newly_lost);
+        context.metrics.lease("returned", noted.returned);
         can_tell &= noted.can_tell;
         for target in &noted.lost {
             lost.add(target);
@@ -255,18 +255,18 @@ mod tests {
     use crate::lease::{schedule, tests::Fixture};
 
     fn build(f: &Fixture) -> Build {
-        schedule::newest_builds(&f.rooms.record).remove(0)
+        schedule::newest_builds(&f.context.record).remove(0)
     }
 
     /// A pass over one batch whose outputs the cache all lacks; something happens while it answers.
     fn interrupted(f: &Fixture, meanwhile: impl FnOnce()) -> Noted {
         let (sender, mut batches) = mpsc::channel(1);
         let build = build(f);
-        let record = &f.rooms.record;
-        read(record, f.root, Origins::new(&f.rooms, &build.row), &sender);
+        let record = &f.context.record;
+        read(record, f.root, Origins::new(&f.context, &build.row), &sender);
         let batch = batches.blocking_recv().unwrap();
         meanwhile();
-        let (_, root) = f.rooms.roots.reopen(build.path.as_ref()).unwrap();
+        let (_, root) = f.context.roots.reopen(build.path.as_ref()).unwrap();
         let missing = batch.outputs.iter().map(|leased| leased.digest.clone()).collect();
         note(record, f.root, &root, batch, &missing)
     }
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn what_a_build_writes_while_the_cache_answers_stays() {
         on_this_thread(|f| {
-            let (outputs, record) = (f.outputs("a", 4), &f.rooms.record);
+            let (outputs, record) = (f.outputs("a", 4), &f.context.record);
             let row = |n: usize| record.output(f.root, &outputs[n].0).unwrap();
             let mut newer = OutputRow::known(row(3).content);
             newer.version = 77;
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn nothing_is_lost_that_a_build_may_just_bring_back() {
         on_this_thread(|f| {
-            let (outputs, record) = (f.outputs("a", 1), &f.rooms.record);
+            let (outputs, record) = (f.outputs("a", 1), &f.context.record);
             let noted = interrupted(&f, || f.build("second"));
             assert!(!noted.can_tell && noted.lost.is_empty());
             let mut running = record.invocation("second").unwrap();
@@ -324,11 +324,11 @@ mod tests {
     async fn a_pass_in_which_something_could_not_be_told_says_nothing_of_losses() {
         let f = Fixture::new().await;
         f.outputs("a", 1);
-        let passed = || pass(f.rooms.clone(), build(&f), 1_000_000);
+        let passed = || pass(f.context.clone(), build(&f), 1_000_000);
         assert_eq!(passed().await.unwrap(), Some(Lost::new("first")));
-        let mut running = f.rooms.record.invocation("first").unwrap();
+        let mut running = f.context.record.invocation("first").unwrap();
         running.state = InvocationState::Running;
-        f.rooms.record.put_invocation(&running);
+        f.context.record.put_invocation(&running);
         assert_eq!(passed().await.unwrap(), None);
     }
 }

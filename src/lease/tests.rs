@@ -1,4 +1,4 @@
-//! Leases with the embedded cache and a real record.
+//! LostOutputs with the embedded cache and a real record.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Fixture {
     dir: tempfile::TempDir,
     pub(super) cache: RunningCache,
-    pub(super) rooms: Rooms,
+    pub(super) context: LeaseContext,
     pub(super) root: RootId,
 }
 
@@ -40,17 +40,17 @@ impl Fixture {
         options.retries = 0;
         let store = GrpcCache::new(options).unwrap();
         let (record, _) = Record::open(&dir.path().join("state")).unwrap();
-        let rooms = Rooms {
+        let context = LeaseContext {
             roots: Arc::new(Roots::new(RootRules::default(), record.clone())),
             sources: Arc::new(Sources::new(SourceRule::Fixed(store.into()))),
             metrics: Metrics::default(),
             record,
         };
-        let (root, _) = rooms.roots.open(exec_root.to_str().unwrap()).unwrap();
+        let (root, _) = context.roots.open(exec_root.to_str().unwrap()).unwrap();
         let this = Self {
             dir,
             cache,
-            rooms,
+            context,
             root,
         };
         this.build("first");
@@ -59,10 +59,10 @@ impl Fixture {
 
     /// A build that is settled just now is the root's newest.
     pub(super) fn build(&self, id: &str) {
-        self.rooms.record.put_invocation(&InvocationRow {
+        self.context.record.put_invocation(&InvocationRow {
             invocation_id: id.to_owned(),
             root: Some(self.root),
-            version: self.rooms.record.next_version(self.root),
+            version: self.context.record.next_version(self.root),
             state: InvocationState::Settled,
             started_ms: now_ms(),
             settled_ms: now_ms(),
@@ -83,12 +83,12 @@ impl Fixture {
             row.label = format!("//:{target}").into();
             (path.clone(), row)
         });
-        self.rooms.record.put_outputs(self.root, rows.collect());
+        self.context.record.put_outputs(self.root, rows.collect());
         outputs
     }
 
     pub(super) fn state(&self, path: &ExecPath) -> OutputState {
-        self.rooms.record.output(self.root, path).unwrap().state
+        self.context.record.output(self.root, path).unwrap().state
     }
 
     fn file(&self, path: &ExecPath) -> std::path::PathBuf {
@@ -98,27 +98,27 @@ impl Fixture {
     }
 
     /// Keeps leases until the handle is dropped.
-    fn keep(&self, interval: Duration) -> (Leases, AbortOnDropHandle<()>) {
-        let leases = Leases::default();
+    fn keep(&self, interval: Duration) -> (LostOutputs, AbortOnDropHandle<()>) {
+        let lost_outputs = LostOutputs::default();
         let options = LeaseOptions {
             interval,
             age: Duration::from_secs(3600),
             rate: 1_000_000,
         };
         let keeping = keep(
-            self.rooms.clone(),
+            self.context.clone(),
             options,
-            leases.clone(),
+            lost_outputs.clone(),
             CancellationToken::new(),
         );
-        (leases, AbortOnDropHandle::new(tokio::spawn(keeping)))
+        (lost_outputs, AbortOnDropHandle::new(tokio::spawn(keeping)))
     }
 
-    async fn lost(&self, leases: &Leases, outputs: u64) -> Lost {
+    async fn lost(&self, lost_outputs: &LostOutputs, outputs: u64) -> Lost {
         let looking = async {
             loop {
-                let newest = self.rooms.record.newest_invocation(self.root).unwrap();
-                if let Some(lost) = leases.lost(self.root, &newest.invocation_id)
+                let newest = self.context.record.newest_invocation(self.root).unwrap();
+                if let Some(lost) = lost_outputs.lost(self.root, &newest.invocation_id)
                     && lost.outputs == outputs
                 {
                     return lost;
@@ -136,25 +136,25 @@ const OFTEN: Duration = Duration::from_millis(40);
 async fn what_the_cache_loses_is_marked_and_unmarked_when_it_is_back() {
     let f = Fixture::new().await;
     let (a, b) = (f.outputs("a", 3), f.outputs("b", 2));
-    let (leases, _keeping) = f.keep(OFTEN);
-    f.lost(&leases, 0).await;
+    let (lost_outputs, _keeping) = f.keep(OFTEN);
+    f.lost(&lost_outputs, 0).await;
     assert!(a.iter().chain(&b).all(|(p, _)| f.state(p) == OutputState::Known));
 
     f.cache.store().remove(&a[1].1);
     f.cache.store().remove(&b[0].1);
-    let lost = f.lost(&leases, 2).await;
+    let lost = f.lost(&lost_outputs, 2).await;
     assert_eq!(lost.targets().collect::<Vec<_>>(), ["//:a", "//:b"]);
     assert_eq!(f.state(&a[1].0), OutputState::Evicted);
     assert_eq!(f.state(&a[0].0), OutputState::Known);
-    let row = f.rooms.record.output(f.root, &a[1].0).unwrap();
+    let row = f.context.record.output(f.root, &a[1].0).unwrap();
     assert!(row.error.contains("build its target again"), "{}", row.error);
 
     f.cache.store().put("a 1");
-    let lost = f.lost(&leases, 1).await;
+    let lost = f.lost(&lost_outputs, 1).await;
     assert_eq!(lost.targets().collect::<Vec<_>>(), ["//:b"]);
-    let row = f.rooms.record.output(f.root, &a[1].0).unwrap();
+    let row = f.context.record.output(f.root, &a[1].0).unwrap();
     assert_eq!((row.state, &*row.error), (OutputState::Known, ""));
-    let text = f.rooms.metrics.render();
+    let text = f.context.metrics.render();
     for line in [
         "outhaul_leases_total{kind=\"lost\"} 2",
         "outhaul_leases_total{kind=\"returned\"} 1",
@@ -165,9 +165,9 @@ async fn what_the_cache_loses_is_marked_and_unmarked_when_it_is_back() {
 
     // A newer build of the root goes on with them.
     f.build("second");
-    let lost = f.lost(&leases, 1).await;
+    let lost = f.lost(&lost_outputs, 1).await;
     assert_eq!(lost.invocation_id, "second");
-    assert_eq!(leases.lost(f.root, "first"), None);
+    assert_eq!(lost_outputs.lost(f.root, "first"), None);
 }
 
 #[tokio::test]
@@ -175,9 +175,9 @@ async fn only_what_is_nowhere_else_is_asked_for_and_what_lies_on_disk_is_not_los
     let f = Fixture::new().await;
     let outputs = f.outputs("a", 3);
     // One was brought to disk, one was built here and never was in the cache.
-    let mut row = f.rooms.record.output(f.root, &outputs[0].0).unwrap();
+    let mut row = f.context.record.output(f.root, &outputs[0].0).unwrap();
     row.state = OutputState::Materialized;
-    f.rooms
+    f.context
         .record
         .put_outputs(f.root, vec![(outputs[0].0.clone(), row)]);
     f.cache.store().remove(&outputs[0].1);
@@ -186,10 +186,10 @@ async fn only_what_is_nowhere_else_is_asked_for_and_what_lies_on_disk_is_not_los
     let empty = Digest::of(DigestFunction::Sha256, b"");
     let path = ExecPath::new("bazel-out/a/empty").unwrap();
     let row = OutputRow::known(OutputContent::Blob(empty));
-    f.rooms.record.put_outputs(f.root, vec![(path.clone(), row)]);
+    f.context.record.put_outputs(f.root, vec![(path.clone(), row)]);
 
-    let (leases, _keeping) = f.keep(Duration::from_secs(600));
-    f.lost(&leases, 0).await;
+    let (lost_outputs, _keeping) = f.keep(Duration::from_secs(600));
+    f.lost(&lost_outputs, 0).await;
     assert_eq!(f.cache.stats().find_missing_blobs, 2);
     assert_eq!(f.state(&outputs[0].0), OutputState::Materialized);
     assert_eq!(f.state(&outputs[1].0), OutputState::Materialized, "adopted");
@@ -204,8 +204,8 @@ async fn many_outputs_are_asked_for_in_few_requests_and_again_after_a_restart() 
     let outputs = f.outputs("many", count);
     f.cache.store().remove(&outputs[count - 500].1);
     {
-        let (leases, _keeping) = f.keep(Duration::from_secs(600));
-        f.lost(&leases, 1).await;
+        let (lost_outputs, _keeping) = f.keep(Duration::from_secs(600));
+        f.lost(&lost_outputs, 1).await;
     }
     let stats = f.cache.stats();
     let count = count as u64;
@@ -214,8 +214,8 @@ async fn many_outputs_are_asked_for_in_few_requests_and_again_after_a_restart() 
         (count.div_ceil(4000), count)
     );
     // Another daemon's life begins with the same record.
-    let (leases, _keeping) = f.keep(Duration::from_secs(600));
-    let lost = f.lost(&leases, 1).await;
+    let (lost_outputs, _keeping) = f.keep(Duration::from_secs(600));
+    let lost = f.lost(&lost_outputs, 1).await;
     assert_eq!(lost.targets().collect::<Vec<_>>(), ["//:many"]);
     assert_eq!(f.cache.stats().find_missing_blobs, 2 * count);
 }
@@ -230,7 +230,7 @@ async fn a_cache_that_cannot_be_asked_loses_nothing() {
         RequestFault::Status(tonic::Code::Internal),
         Times::Always,
     );
-    let (leases, _keeping) = f.keep(OFTEN);
+    let (lost_outputs, _keeping) = f.keep(OFTEN);
     let asked = async {
         while f.cache.stats().find_missing < 3 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -238,10 +238,10 @@ async fn a_cache_that_cannot_be_asked_loses_nothing() {
     };
     tokio::time::timeout(PATIENCE, asked).await.expect("in time");
     assert!(outputs.iter().all(|(p, _)| f.state(p) == OutputState::Known));
-    assert_eq!(leases.lost(f.root, "first"), None);
+    assert_eq!(lost_outputs.lost(f.root, "first"), None);
     f.cache.faults().clear();
     f.cache.store().remove(&outputs[0].1);
-    f.lost(&leases, 1).await;
+    f.lost(&lost_outputs, 1).await;
 }
 
 /// Whose cache is asked is up to the newest build.
@@ -250,26 +250,26 @@ async fn what_was_brought_to_another_cache_is_not_lost_by_this_one() {
     let mut f = Fixture::new().await;
     let other = EmbeddedCache::builder().start().await.unwrap();
     let template = RemoteOptions::new(Endpoint::parse("--remote-cache", "grpc://unused:1").unwrap());
-    f.rooms.sources = Arc::new(Sources::new(SourceRule::FromBuild {
+    f.context.sources = Arc::new(Sources::new(SourceRule::FromBuild {
         template: Box::new(template),
         before: Vec::new(),
         allowed: None,
     }));
     let build = |id: &str, cache: String, instance: &str| {
         f.build(id);
-        let mut row = f.rooms.record.invocation(id).unwrap();
+        let mut row = f.context.record.invocation(id).unwrap();
         row.remote_cache = cache;
         row.remote_instance_name = instance.to_owned();
-        f.rooms.record.put_invocation(&row);
+        f.context.record.put_invocation(&row);
     };
     let rows = |target: &str, invocation: &str| {
         let outputs = f.outputs(target, 2);
         let rows = outputs.iter().map(|(path, _)| {
-            let mut row = f.rooms.record.output(f.root, path).unwrap();
+            let mut row = f.context.record.output(f.root, path).unwrap();
             row.invocation_id = invocation.into();
             (path.clone(), row)
         });
-        f.rooms.record.put_outputs(f.root, rows.collect());
+        f.context.record.put_outputs(f.root, rows.collect());
         outputs
     };
     build("there", other.endpoint(), "");
@@ -284,8 +284,8 @@ async fn what_was_brought_to_another_cache_is_not_lost_by_this_one() {
     }
     f.cache.store().put("c 0");
 
-    let (leases, _keeping) = f.keep(Duration::from_secs(600));
-    f.lost(&leases, 4).await;
+    let (lost_outputs, _keeping) = f.keep(Duration::from_secs(600));
+    f.lost(&lost_outputs, 4).await;
     for (path, _) in elsewhere.iter().chain(&unknown) {
         assert_eq!(f.state(path), OutputState::Known, "{path:?}");
     }
@@ -299,10 +299,10 @@ async fn what_was_brought_to_another_cache_is_not_lost_by_this_one() {
 async fn a_newer_build_is_seen_though_each_pass_takes_longer_than_the_interval() {
     let f = Fixture::new().await;
     f.outputs("a", 10);
-    let (leases, _keeping) = f.keep(Duration::from_micros(1));
-    f.lost(&leases, 0).await;
+    let (lost_outputs, _keeping) = f.keep(Duration::from_micros(1));
+    f.lost(&lost_outputs, 0).await;
     f.build("second");
-    assert_eq!(f.lost(&leases, 0).await.invocation_id, "second");
+    assert_eq!(f.lost(&lost_outputs, 0).await.invocation_id, "second");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     invocation::{
         Report,
-        feed::{Change, Told},
+        feed::{Change, InvocationChange},
     },
     record::{TargetRow, with_fields_of},
     units::now_ms,
@@ -85,9 +85,9 @@ struct Begun {
 
 impl Writer {
     /// The document that tells of a change, if one does.
-    pub(super) fn write(&mut self, told: Told) -> Option<Document> {
-        let id = told.invocation_id;
-        match told.change {
+    pub(super) fn write(&mut self, change: InvocationChange) -> Option<Document> {
+        let id = change.invocation_id;
+        match change.change {
             Change::Begun { workspace, command } => {
                 self.remember(id, workspace, command);
                 None
@@ -282,8 +282,8 @@ mod tests {
         record::{InvocationState, TargetState},
     };
 
-    fn told(change: Change) -> Told {
-        Told {
+    fn change(change: Change) -> InvocationChange {
+        InvocationChange {
             invocation_id: "i".to_owned(),
             change,
         }
@@ -319,11 +319,11 @@ mod tests {
     #[test]
     fn a_target_is_told_of_when_it_has_come_to_its_end() {
         let mut writer = Writer::default();
-        assert!(writer.write(told(begun("/ws"))).is_none());
+        assert!(writer.write(change(begun("/ws"))).is_none());
         for state in [TargetState::Announced, TargetState::Completed] {
-            assert!(writer.write(told(target(state))).is_none(), "{state:?}");
+            assert!(writer.write(change(target(state))).is_none(), "{state:?}");
         }
-        let document = writer.write(told(target(TargetState::Failed))).unwrap();
+        let document = writer.write(change(target(TargetState::Failed))).unwrap();
         assert_eq!(document.event, Event::TargetSettled);
         assert_eq!(
             json_of(&document),
@@ -340,7 +340,7 @@ mod tests {
             (TargetState::Settled, "settled"),
             (TargetState::Aborted, "aborted"),
         ] {
-            let document = writer.write(told(target(state))).unwrap();
+            let document = writer.write(change(target(state))).unwrap();
             assert_eq!(json_of(&document)["target"]["state"], name);
         }
     }
@@ -370,7 +370,7 @@ mod tests {
             },
         };
         let document = Writer::default()
-            .write(told(Change::Settled(Box::new(report))))
+            .write(change(Change::Settled(Box::new(report))))
             .unwrap();
         assert_eq!(
             json_of(&document),
@@ -392,7 +392,7 @@ mod tests {
     fn memory_for_builds_that_never_settle_is_bounded() {
         let mut writer = Writer::default();
         for number in 0..REMEMBERED + 10 {
-            writer.write(Told {
+            writer.write(InvocationChange {
                 invocation_id: number.to_string(),
                 change: begun("/ws"),
             });

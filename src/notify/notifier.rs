@@ -20,7 +20,7 @@ use super::{
     url::NotifyUrl,
 };
 use crate::{
-    invocation::feed::Told,
+    invocation::feed::InvocationChange,
     metrics::{Metrics, Notified},
 };
 
@@ -83,7 +83,7 @@ impl Notifier {
     /// Naming the receiver: the system has no certificate authorities.
     pub(crate) fn start(
         options: NotifyOptions,
-        changes: mpsc::UnboundedReceiver<Told>,
+        changes: mpsc::UnboundedReceiver<InvocationChange>,
         metrics: &Metrics,
     ) -> Result<Self, NotifyError> {
         Self::with_patience(options, changes, metrics, Patience::default(), QUEUE, DRAIN)
@@ -91,7 +91,7 @@ impl Notifier {
 
     pub(super) fn with_patience(
         options: NotifyOptions,
-        changes: mpsc::UnboundedReceiver<Told>,
+        changes: mpsc::UnboundedReceiver<InvocationChange>,
         metrics: &Metrics,
         patience: Patience,
         bound: usize,
@@ -165,23 +165,23 @@ struct Listener {
 impl Listener {
     async fn run(
         mut self,
-        mut changes: mpsc::UnboundedReceiver<Told>,
+        mut changes: mpsc::UnboundedReceiver<InvocationChange>,
         mut tasks: JoinSet<()>,
         stop: CancellationToken,
         drain: Duration,
     ) {
         loop {
             tokio::select! {
-                told = changes.recv() => match told {
-                    Some(told) => self.tell(told),
+                change = changes.recv() => match change {
+                    Some(change) => self.tell(change),
                     None => break,
                 },
                 () = stop.cancelled() => break,
             }
         }
         // Changes from before the end are still processed.
-        while let Ok(told) = changes.try_recv() {
-            self.tell(told);
+        while let Ok(change) = changes.try_recv() {
+            self.tell(change);
         }
         for receiver in &self.receivers {
             receiver.queue.close();
@@ -203,8 +203,8 @@ impl Listener {
         }
     }
 
-    fn tell(&mut self, told: Told) {
-        let Some(document) = self.writer.write(told) else {
+    fn tell(&mut self, change: InvocationChange) {
+        let Some(document) = self.writer.write(change) else {
             return;
         };
         if !self.events.contains(&document.event) {

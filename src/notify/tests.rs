@@ -27,7 +27,7 @@ use super::{
 use crate::{
     invocation::{
         Report,
-        feed::{Change, Told},
+        feed::{Change, InvocationChange},
         tally::Tally,
     },
     metrics::Metrics,
@@ -131,7 +131,7 @@ fn hasty() -> Patience {
 }
 
 struct World {
-    changes: mpsc::UnboundedSender<Told>,
+    changes: mpsc::UnboundedSender<InvocationChange>,
     metrics: Metrics,
     notifier: Notifier,
 }
@@ -161,7 +161,7 @@ impl World {
     }
 
     fn tell(&self, change: Change) {
-        let told = Told {
+        let told = InvocationChange {
             invocation_id: "i".to_owned(),
             change,
         };

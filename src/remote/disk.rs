@@ -41,10 +41,10 @@ const BATCH: u64 = 4 << 20;
 
 /// A disk cache. Its bytes are no more believed than any server's. It need not be there yet: until then it has nothing.
 #[derive(Debug, Clone)]
-pub(crate) struct DiskCache(Arc<Place>);
+pub(crate) struct DiskCache(Arc<CacheDirectory>);
 
 #[derive(Debug)]
-struct Place {
+struct CacheDirectory {
     path: PathBuf,
     touches: bool,
     /// Where it cannot be used, it has nothing.
@@ -68,7 +68,7 @@ enum Kind {
 impl DiskCache {
     /// The disk cache in a directory. With `touch`, what is read counts as used just now.
     pub(crate) fn new(path: &Path, touch: bool) -> Self {
-        Self(Arc::new(Place {
+        Self(Arc::new(CacheDirectory {
             path: path.to_owned(),
             touches: touch,
             is_optional: false,
@@ -77,7 +77,7 @@ impl DiskCache {
 
     /// The same, but where the directory is another user's, closed to us or none at all, it has nothing.
     pub(crate) fn optional(&self) -> Self {
-        Self(Arc::new(Place {
+        Self(Arc::new(CacheDirectory {
             path: self.0.path.clone(),
             touches: self.0.touches,
             is_optional: true,
@@ -102,8 +102,8 @@ impl DiskCache {
         &self,
         work: impl FnOnce(&Root) -> T + Send + 'static,
     ) -> Result<Option<T>, RemoteError> {
-        let place = Arc::clone(&self.0);
-        let done = tokio::task::spawn_blocking(move || Ok(place.open()?.map(|root| work(&root))));
+        let directory = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || Ok(directory.open()?.map(|root| work(&root))));
         let error = |kind, message: String| RemoteError::new(kind, self.describe(), message);
         match done.await {
             Ok(done) => done.map_err(|(kind, message)| error(kind, message)),
@@ -112,7 +112,7 @@ impl DiskCache {
     }
 }
 
-impl Place {
+impl CacheDirectory {
     /// Opens the directory: each time, since it may appear, go, or be made again.
     fn open(&self) -> Result<Option<Root>, (RemoteErrorKind, String)> {
         let failed = |errno: Errno| {
@@ -150,7 +150,7 @@ impl Place {
 }
 
 /// Where something lies below the directory.
-fn place(kind: Kind, function: DigestFunction, hash: &[u8]) -> String {
+fn path_of(kind: Kind, function: DigestFunction, hash: &[u8]) -> String {
     let hash = hex::encode(hash);
     let below = match function {
         DigestFunction::Sha256 | DigestFunction::Sha1 | DigestFunction::Md5 => String::new(),
@@ -165,7 +165,7 @@ fn place(kind: Kind, function: DigestFunction, hash: &[u8]) -> String {
 
 /// Where a blob lies below the directory.
 pub(crate) fn place_of_blob(digest: &Digest) -> String {
-    place(Kind::Blob, digest.function(), digest.hash())
+    path_of(Kind::Blob, digest.function(), digest.hash())
 }
 
 /// Whether an error says that there is no such file.
@@ -241,7 +241,7 @@ impl Root {
     }
 
     fn read_result(&self, action: &Digest) -> io::Result<Option<ActionResult>> {
-        let opened = self.open(&place(Kind::Result, action.function(), action.hash()))?;
+        let opened = self.open(&path_of(Kind::Result, action.function(), action.hash()))?;
         let Some((file, size)) = opened else {
             return Ok(None);
         };
@@ -383,7 +383,7 @@ impl ActionStore for DiskCache {
     }
 
     async fn blob_size(&self, function: DigestFunction, hash: &[u8]) -> Result<Option<u64>, RemoteError> {
-        let path = place(Kind::Blob, function, hash);
+        let path = path_of(Kind::Blob, function, hash);
         let looked = self.with(
             move |root| match fs::statat(&root.fd, &path, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(found) if fs::FileType::from_raw_mode(found.st_mode).is_file() => {

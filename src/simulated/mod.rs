@@ -23,18 +23,18 @@ pub(crate) use outhaul_testkit::Chance;
 pub(crate) use schedule::Schedule;
 
 /// Failed schedules that are printed before a test gives up.
-const TOLD: usize = 5;
+const PRINTED: usize = 5;
 
 /// What a schedule, or many, came to.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Told {
+pub(crate) struct Totals {
     /// Simulated time.
     pub(crate) elapsed: Duration,
     counts: BTreeMap<&'static str, u64>,
     most: BTreeMap<&'static str, u64>,
 }
 
-impl Told {
+impl Totals {
     pub(crate) fn count(&mut self, what: &'static str, by: u64) {
         *self.counts.entry(what).or_default() += by;
     }
@@ -64,7 +64,7 @@ impl Told {
 ///
 /// # Panics
 /// When a schedule fails, with its seed.
-pub(crate) fn each_seed(test: &str, few: u64, one: impl Fn(u64) -> Result<Told, String>) -> Told {
+pub(crate) fn each_seed(test: &str, few: u64, one: impl Fn(u64) -> Result<Totals, String>) -> Totals {
     let given = |name: &str| {
         std::env::var(name).ok().map(|value| {
             value
@@ -88,13 +88,13 @@ pub(crate) fn each_seed(test: &str, few: u64, one: impl Fn(u64) -> Result<Told, 
         }
     };
     let began = Instant::now();
-    let (mut sum, mut passed, mut failed) = (Told::default(), 0_u64, Vec::new());
+    let (mut sum, mut passed, mut failed) = (Totals::default(), 0_u64, Vec::new());
     for seed in seeds {
         let ran = catch_unwind(AssertUnwindSafe(|| one(seed)));
         let why = match ran {
-            Ok(Ok(told)) => {
+            Ok(Ok(totals)) => {
                 passed += 1;
-                sum.add(&told);
+                sum.add(&totals);
                 continue;
             }
             Ok(Err(why)) => why,
@@ -106,7 +106,7 @@ pub(crate) fn each_seed(test: &str, few: u64, one: impl Fn(u64) -> Result<Told, 
         failed.push(format!(
             "schedule {seed}: {why}\nagain with: OUTHAUL_SIM_SEED={seed} cargo test --lib {test}"
         ));
-        if failed.len() == TOLD {
+        if failed.len() == PRINTED {
             break;
         }
     }

@@ -35,10 +35,10 @@ const PLAIN_PORT: u16 = 80;
 /// The address of a server: of one that speaks gRPC or, where it is a cache's, of an HTTP cache, a directory or a bucket.
 /// Holds no credentials, so it may be shown anywhere.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Endpoint(Place);
+pub struct Endpoint(Address);
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Place {
+enum Address {
     /// `host` is lowercase, an IPv6 address without its brackets.
     Tcp {
         tls: bool,
@@ -67,7 +67,7 @@ impl Endpoint {
     /// [`RemoteErrorKind::Config`](super::RemoteErrorKind::Config) for anything else, as [`Endpoint::parse`].
     pub fn parse_cache(flag: &str, text: &str) -> Result<Self, RemoteError> {
         if BucketAddress::is_one(text) {
-            return BucketAddress::parse(flag, text).map(|address| Self(Place::Bucket(address.into())));
+            return BucketAddress::parse(flag, text).map(|address| Self(Address::Bucket(address.into())));
         }
         if let Some((scheme, rest)) = text.split_once("://").filter(|_| is_http(text)) {
             return Self::parse_http(flag, text, scheme.eq_ignore_ascii_case("https"), rest);
@@ -94,13 +94,13 @@ impl Endpoint {
     pub fn directory(path: PathBuf) -> Option<Self> {
         let is_possible = path.is_absolute() && !path.as_os_str().as_bytes().contains(&0);
         // Without what does not count: `/a//b/./`.
-        is_possible.then(|| Self(Place::Directory(path.components().collect())))
+        is_possible.then(|| Self(Address::Directory(path.components().collect())))
     }
 
     /// The directory's path, if it is one.
     pub(crate) fn directory_path(&self) -> Option<&Path> {
         match &self.0 {
-            Place::Directory(path) => Some(path),
+            Address::Directory(path) => Some(path),
             _ => None,
         }
     }
@@ -131,7 +131,7 @@ impl Endpoint {
         }
         let (host, port) = host_and_port(authority, if tls { 443 } else { 80 }).map_err(error)?;
         let path = path.to_owned();
-        Ok(Self(Place::Http {
+        Ok(Self(Address::Http {
             tls,
             host,
             port,
@@ -154,7 +154,7 @@ impl Endpoint {
             if path.contains('\0') || path.ends_with('/') {
                 return Err(error("the path of the unix socket is not a file path"));
             }
-            return Ok(Self(Place::Unix(PathBuf::from(path))));
+            return Ok(Self(Address::Unix(PathBuf::from(path))));
         }
         let (tls, rest) = match text.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("grpc") => (false, rest),
@@ -176,33 +176,33 @@ impl Endpoint {
             ));
         }
         let (host, port) = host_and_port(rest, if tls { TLS_PORT } else { PLAIN_PORT }).map_err(error)?;
-        Ok(Self(Place::Tcp { tls, host, port }))
+        Ok(Self(Address::Tcp { tls, host, port }))
     }
 
     /// The unix socket at a path.
     pub const fn unix(path: PathBuf) -> Self {
-        Self(Place::Unix(path))
+        Self(Address::Unix(path))
     }
 
     /// Whether the connection is encrypted.
     pub(crate) fn is_tls(&self) -> bool {
         match &self.0 {
-            Place::Tcp { tls, .. } | Place::Http { tls, .. } => *tls,
-            Place::Unix(_) | Place::Directory(_) => false,
-            Place::Bucket(address) => address.is_tls(),
+            Address::Tcp { tls, .. } | Address::Http { tls, .. } => *tls,
+            Address::Unix(_) | Address::Directory(_) => false,
+            Address::Bucket(address) => address.is_tls(),
         }
     }
 
     /// Whether it is an HTTP cache.
     pub(crate) const fn is_http(&self) -> bool {
-        matches!(self.0, Place::Http { .. })
+        matches!(self.0, Address::Http { .. })
     }
 
     /// Whether a permission for this address is one for the other: they are the same or, of HTTP caches, this one's path
     /// is the beginning of the other's.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
-            (Place::Http { path, .. }, Place::Http { path: longer, .. }) => {
+            (Address::Http { path, .. }, Address::Http { path: longer, .. }) => {
                 let below = longer.strip_prefix(path.as_str());
                 self.http_uri() == other.http_uri()
                     && below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
@@ -214,7 +214,7 @@ impl Endpoint {
     /// The bucket, if it is one.
     pub fn bucket(&self) -> Option<&BucketAddress> {
         match &self.0 {
-            Place::Bucket(address) => Some(address),
+            Address::Bucket(address) => Some(address),
             _ => None,
         }
     }
@@ -222,23 +222,23 @@ impl Endpoint {
     /// The host, without a port or brackets; `None` for a unix socket.
     pub fn host(&self) -> Option<&str> {
         match &self.0 {
-            Place::Tcp { host, .. } | Place::Http { host, .. } => Some(host),
-            Place::Unix(_) | Place::Directory(_) => None,
-            Place::Bucket(address) => address.host(),
+            Address::Tcp { host, .. } | Address::Http { host, .. } => Some(host),
+            Address::Unix(_) | Address::Directory(_) => None,
+            Address::Bucket(address) => address.host(),
         }
     }
 
     /// The unix socket's path, if it is one.
     pub(crate) fn unix_path(&self) -> Option<&Path> {
         match &self.0 {
-            Place::Unix(path) => Some(path),
+            Address::Unix(path) => Some(path),
             _ => None,
         }
     }
 
     /// Whether it is on this machine, as far as the address tells.
     pub(crate) fn is_local(&self) -> bool {
-        let has_no_host = matches!(self.0, Place::Unix(_) | Place::Directory(_));
+        let has_no_host = matches!(self.0, Address::Unix(_) | Address::Directory(_));
         has_no_host
             || self.host().is_some_and(|host| {
                 host == "localhost"
@@ -258,13 +258,13 @@ impl Endpoint {
     /// The URI of the server's root. A unix socket has no authority of its own; `localhost` is what gRPC sends for one.
     pub(crate) fn http_uri(&self) -> String {
         match &self.0 {
-            Place::Tcp { tls, host, port } | Place::Http { tls, host, port, .. } => {
+            Address::Tcp { tls, host, port } | Address::Http { tls, host, port, .. } => {
                 let scheme = if *tls { "https" } else { "http" };
                 format!("{scheme}://{}:{port}", Bracketed(host))
             }
-            Place::Unix(_) | Place::Directory(_) => "http://localhost".to_owned(),
+            Address::Unix(_) | Address::Directory(_) => "http://localhost".to_owned(),
             // Nobody speaks gRPC there.
-            Place::Bucket(_) => "https://invalid".to_owned(),
+            Address::Bucket(_) => "https://invalid".to_owned(),
         }
     }
 
@@ -273,12 +273,12 @@ impl Endpoint {
     /// port (Bazel's `HttpCacheClient`; measured with 7.7.1).
     pub(crate) fn credential_uri(&self) -> Option<String> {
         match &self.0 {
-            Place::Tcp {
+            Address::Tcp {
                 host, port: TLS_PORT, ..
             } => Some(format!("https://{}/", Bracketed(host))),
-            Place::Tcp { host, port, .. } => Some(format!("https://{}:{port}/", Bracketed(host))),
-            Place::Http { .. } => Some(self.to_string()),
-            Place::Unix(_) | Place::Directory(_) | Place::Bucket(_) => None,
+            Address::Tcp { host, port, .. } => Some(format!("https://{}:{port}/", Bracketed(host))),
+            Address::Http { .. } => Some(self.to_string()),
+            Address::Unix(_) | Address::Directory(_) | Address::Bucket(_) => None,
         }
     }
 }
@@ -286,7 +286,7 @@ impl Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Place::Tcp { tls, host, port } => {
+            Address::Tcp { tls, host, port } => {
                 write!(
                     f,
                     "grpc{}://{}:{port}",
@@ -294,16 +294,16 @@ impl fmt::Display for Endpoint {
                     Bracketed(host)
                 )
             }
-            Place::Unix(path) => write!(f, "unix:{}", path.display()),
-            Place::Directory(path) => {
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Directory(path) => {
                 write!(
                     f,
                     "file://{}",
                     percent_encode(path.as_os_str().as_bytes(), ENCODED_IN_PATHS)
                 )
             }
-            Place::Http { path, .. } => write!(f, "{}{path}", self.http_uri()),
-            Place::Bucket(address) => address.fmt(f),
+            Address::Http { path, .. } => write!(f, "{}{path}", self.http_uri()),
+            Address::Bucket(address) => address.fmt(f),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use outhaul::{
     bes::{HoldPolicy, serve::routes},
-    daemon::Rooms,
+    daemon::Services,
     invocation::policy::Policy,
     materialize::MaterializeOptions,
     record::Record,
@@ -206,7 +206,7 @@ async fn build_tools_must_show_the_token_and_the_certificate_that_are_asked_for(
 pub async fn upstream(world: &World) -> (String, Arc<Mutex<Vec<http::HeaderMap>>>) {
     let (record, _) = Record::open(&world.dir.path().join("upstream")).unwrap();
     let cache = RemoteOptions::new(CacheEndpoint::parse("--remote-cache", &world.cache.endpoint()).unwrap());
-    let rooms = Rooms::open(
+    let services = Services::open(
         record,
         Policy::default(),
         RootRules::default(),
@@ -215,7 +215,7 @@ pub async fn upstream(world: &World) -> (String, Arc<Mutex<Vec<http::HeaderMap>>
         false,
     );
     let (routes, _) = routes(
-        rooms
+        services
             .unwrap()
             .events(HoldPolicy::default(), None, None, Default::default()),
     )

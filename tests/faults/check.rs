@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outhaul::{daemon::Rooms, materialize::Outcome, metrics::BlobLabels};
+use outhaul::{daemon::Services, materialize::Outcome, metrics::BlobLabels};
 
 use crate::{
     build::{Build, Output, Shall},
@@ -265,13 +265,13 @@ fn bounded(case: &Case, builds: &[Option<&Build>], played: &Played) -> Result<()
 }
 
 /// The metrics say what the builds came to.
-pub(crate) async fn metrics(rooms: &Rooms, counts: &Counts) -> Result<(), String> {
+pub(crate) async fn metrics(services: &Services, counts: &Counts) -> Result<(), String> {
     for (outcome, expected) in &counts.outcomes {
         let sources = ["batch", "stream", "inline", "copy", "disk", "none"];
         let counted: u64 = sources
             .map(|source| {
                 let labels = BlobLabels { source, outcome };
-                rooms.metrics.blobs.get_or_create(&labels).get()
+                services.metrics.blobs.get_or_create(&labels).get()
             })
             .iter()
             .sum();
@@ -281,9 +281,9 @@ pub(crate) async fn metrics(rooms: &Rooms, counts: &Counts) -> Result<(), String
     }
     // What was asked for by a build that was overtaken may still come.
     let end = Instant::now() + SWEEPING;
-    while rooms.metrics.bytes_in_flight.get() != 0 {
+    while services.metrics.bytes_in_flight.get() != 0 {
         if Instant::now() > end {
-            let bytes = rooms.metrics.bytes_in_flight.get();
+            let bytes = services.metrics.bytes_in_flight.get();
             return Err(format!("{bytes} bytes are still in flight at the end"));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

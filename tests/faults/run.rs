@@ -13,9 +13,9 @@ use std::{
 
 use futures::future::BoxFuture;
 use outhaul::{
-    bep::event::Framed,
+    bep::event::StreamEvent,
     builds::{Builds as _, StreamEnd, StreamKey},
-    daemon::Rooms,
+    daemon::Services,
     invocation::{Report, feed::Change, policy::Policy, watching::Watch},
     materialize::{MaterializeOptions, Outcome},
     record::Record,
@@ -141,8 +141,8 @@ async fn run_here(case: &Case) -> Result<Counts, String> {
     let cache = builder.start().await.map_err(|e| e.to_string())?;
     case.build.fill(cache.store());
     let timer = Arc::new(Quick::default());
-    let rooms = rooms(case, &cache, dir.path(), timer.clone())?;
-    let memory = watch_memory(&rooms);
+    let services = services(case, &cache, dir.path(), timer.clone())?;
+    let memory = watch_memory(&services);
     misbehave(case, &cache);
 
     let mut counts = Counts {
@@ -156,9 +156,9 @@ async fn run_here(case: &Case) -> Result<Counts, String> {
         newest.fill(cache.store());
         let overtaking = async {
             tokio::time::sleep(after).await;
-            play(&newest, &rooms, &cache, &exec_root, 1).await
+            play(&newest, &services, &cache, &exec_root, 1).await
         };
-        let first = begin(older, &rooms, &cache, &exec_root, 0).await?;
+        let first = begin(older, &services, &cache, &exec_root, 0).await?;
         let (first, second) = tokio::join!(first.settled(0), overtaking);
         let (first, second) = (first?, second?);
         check::overtaken(older, &first)?;
@@ -166,7 +166,7 @@ async fn run_here(case: &Case) -> Result<Counts, String> {
         count(&mut counts, older, &first);
         count(&mut counts, &newest, &second);
     } else {
-        let first = play(older, &rooms, &cache, &exec_root, 0).await?;
+        let first = play(older, &services, &cache, &exec_root, 0).await?;
         check::amid_faults(case, older, None, &first, &exec_root).await?;
         count(&mut counts, older, &first);
     }
@@ -181,7 +181,7 @@ async fn run_here(case: &Case) -> Result<Counts, String> {
     cache.faults().clear();
     newest.fill(cache.store());
     for round in 2.. {
-        let next = play(&newest, &rooms, &cache, &exec_root, round).await?;
+        let next = play(&newest, &services, &cache, &exec_root, round).await?;
         count(&mut counts, &newest, &next);
         match check::behind_faults(case, &newest, &next, &exec_root).await {
             Ok(()) => break,
@@ -190,7 +190,7 @@ async fn run_here(case: &Case) -> Result<Counts, String> {
             Err(why) => return Err(why),
         }
     }
-    check::metrics(&rooms, &counts).await?;
+    check::metrics(&services, &counts).await?;
     let most = memory.load(Ordering::Relaxed);
     let allowed = i64::try_from(case.bytes_in_flight + 1024).unwrap_or(i64::MAX);
     if most > allowed {
@@ -204,7 +204,7 @@ async fn run_here(case: &Case) -> Result<Counts, String> {
     Ok(counts)
 }
 
-fn rooms(case: &Case, cache: &RunningCache, dir: &Path, timer: Arc<Quick>) -> Result<Rooms, String> {
+fn services(case: &Case, cache: &RunningCache, dir: &Path, timer: Arc<Quick>) -> Result<Services, String> {
     let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint()).map_err(|e| e.to_string())?;
     let mut options = RemoteOptions::new(endpoint);
     options.compression = case.compression;
@@ -234,7 +234,7 @@ fn rooms(case: &Case, cache: &RunningCache, dir: &Path, timer: Arc<Quick>) -> Re
         ..RootRules::default()
     };
     let source = SourceRule::Fixed(store.into());
-    Rooms::open(record, Policy::default(), rules, source, options, false).map_err(|e| e.to_string())
+    Services::open(record, Policy::default(), rules, source, options, false).map_err(|e| e.to_string())
 }
 
 /// Arms the cache.
@@ -269,9 +269,9 @@ fn misbehave(case: &Case, cache: &RunningCache) {
 }
 
 /// The most bytes in flight that the daemon ever showed.
-fn watch_memory(rooms: &Rooms) -> Arc<AtomicI64> {
+fn watch_memory(services: &Services) -> Arc<AtomicI64> {
     let most = Arc::new(AtomicI64::new(0));
-    let (seen, metrics) = (Arc::downgrade(&most), rooms.metrics.clone());
+    let (seen, metrics) = (Arc::downgrade(&most), services.metrics.clone());
     tokio::spawn(async move {
         while let Some(most) = seen.upgrade() {
             most.fetch_max(metrics.bytes_in_flight.get(), Ordering::Relaxed);
@@ -292,18 +292,18 @@ struct Playing<'a> {
 /// Plays a build, and waits until it is settled.
 async fn play(
     build: &Build,
-    rooms: &Rooms,
+    services: &Services,
     cache: &RunningCache,
     exec_root: &Path,
     round: usize,
 ) -> Result<Played, String> {
-    let playing = begin(build, rooms, cache, exec_root, round).await?;
+    let playing = begin(build, services, cache, exec_root, round).await?;
     playing.settled(round).await
 }
 
 async fn begin<'a>(
     build: &Build,
-    rooms: &Rooms,
+    services: &Services,
     cache: &'a RunningCache,
     exec_root: &Path,
     round: usize,
@@ -318,22 +318,22 @@ async fn begin<'a>(
     let mut sent = 0;
     let mut send = |event| {
         sent += 1;
-        vec![(sent, Framed { event, last: false })]
+        vec![(sent, StreamEvent { event, last: false })]
     };
     // The build is known from its first event on, and nothing is wanted yet.
     let first = events.next().ok_or("a build without events")?;
-    rooms.engine.events(&key, send(first)).await;
-    let changes = rooms
+    services.engine.events(&key, send(first)).await;
+    let changes = services
         .engine
         .watch(&key.invocation_id)
         .await
         .ok_or("the build is not known")?;
     for event in events {
-        rooms.engine.events(&key, send(event)).await;
+        services.engine.events(&key, send(event)).await;
     }
-    rooms.engine.ended(&key, StreamEnd::Finished).await;
+    services.engine.ended(&key, StreamEnd::Finished).await;
     // Answered behind all that.
-    let _ = rooms.engine.snapshot(&key.invocation_id).await;
+    let _ = services.engine.snapshot(&key.invocation_id).await;
     Ok(Playing {
         changes,
         before,

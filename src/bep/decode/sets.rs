@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{Is, Reader, authority};
 use crate::bep::{
-    event::{Event, File, Framed, NamedSet},
+    event::{Event, File, NamedSet, StreamEvent},
     wire::{
         Fields, Value,
         bep::{build_event, build_event_id, build_event_id::named_set_of_files_id, file, named_set_of_files},
@@ -19,7 +19,7 @@ use crate::bep::{
 const PREFIX: usize = 8;
 
 /// Reads a `BuildEvent` that brings a named set; `None` leaves the message to others.
-pub(super) fn decode(message: &Bytes, reader: Reader) -> Option<Framed> {
+pub(super) fn decode(message: &Bytes, reader: Reader) -> Option<StreamEvent> {
     let (mut id, mut set, mut last) = (None, None, false);
     for field in Fields::of(message) {
         let field = field.ok()?;
@@ -42,7 +42,7 @@ pub(super) fn decode(message: &Bytes, reader: Reader) -> Option<Framed> {
     }
     .read(set?)?;
     set.files.shrink_to_fit();
-    Some(Framed {
+    Some(StreamEvent {
         event: Event::NamedSet(set),
         last,
     })
@@ -181,7 +181,7 @@ mod tests {
         }
     }
 
-    fn read(bytes: &[u8], default_function: Option<DigestFunction>) -> Option<Framed> {
+    fn read(bytes: &[u8], default_function: Option<DigestFunction>) -> Option<StreamEvent> {
         let message = bytes.len();
         let reader = Reader {
             default_function,

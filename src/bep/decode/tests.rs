@@ -13,7 +13,7 @@ fn blake3(size: u64) -> Content {
     Content::Blob(Digest::from_hex(Some(DigestFunction::Blake3), HASH, size).unwrap())
 }
 
-fn decode(bytes: &[u8]) -> Result<Framed, BepError> {
+fn decode(bytes: &[u8]) -> Result<StreamEvent, BepError> {
     decode_with(&Bytes::copy_from_slice(bytes), None)
 }
 

@@ -22,7 +22,7 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 use crate::{
     bep::{
         BepError,
-        event::{CommandLine, Event, Framed, Started},
+        event::{CommandLine, Event, Started, StreamEvent},
     },
     bes::{BesAddress, BesListener, BesOptions, BesService, HoldMode, HoldPolicy, Upstream, serve},
     builds::{Builds, Decoders, Progress, Settlement, StreamEnd, StreamKey},
@@ -156,7 +156,7 @@ impl Engine {
 }
 
 impl Builds for Engine {
-    fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
+    fn events(&self, stream: &StreamKey, events: Vec<(i64, StreamEvent)>) -> BoxFuture<'_, ()> {
         let (key, stream) = (stream.clone(), stream.to_string());
         Box::pin(async move {
             for (sequence, event) in events {
@@ -238,7 +238,7 @@ impl Builds for Engine {
 }
 
 /// Reads the test's own events: text, except `bad`; `--name=value` is a command line with that option.
-pub(in crate::bes) fn decode(bytes: &Bytes) -> Result<Framed, BepError> {
+pub(in crate::bes) fn decode(bytes: &Bytes) -> Result<StreamEvent, BepError> {
     // Long events are padded.
     let text = bytes.split(|b| *b == 0).next().unwrap_or_default();
     match std::str::from_utf8(text) {
@@ -247,7 +247,7 @@ pub(in crate::bes) fn decode(bytes: &Bytes) -> Result<Framed, BepError> {
             offset: 0,
             reason: "as ordered",
         }),
-        Ok(text) if text.starts_with("--") => Ok(Framed {
+        Ok(text) if text.starts_with("--") => Ok(StreamEvent {
             event: Event::CommandLine(CommandLine {
                 label: "canonical".to_owned(),
                 options: text[2..]
@@ -258,7 +258,7 @@ pub(in crate::bes) fn decode(bytes: &Bytes) -> Result<Framed, BepError> {
             }),
             last: false,
         }),
-        Ok(text) => Ok(Framed {
+        Ok(text) => Ok(StreamEvent {
             event: Event::Started(Started {
                 invocation_id: text.to_owned(),
                 ..Started::default()

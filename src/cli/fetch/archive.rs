@@ -23,8 +23,8 @@ use crate::{
         print,
     },
     collection::{
-        BlobArchive, Choice, ChoiceError, Collection, CollectionError, Directory, Extraction, Offer,
-        Patterns, Place, Progress, Source, Wanted, check_all, check_places, choose, download, extract, open,
+        BlobArchive, Choice, ChoiceError, Collection, CollectionError, Directory, Extraction, Location,
+        Offer, Patterns, Progress, Source, Wanted, check_all, check_places, choose, download, extract, open,
     },
     config::CacheArgs,
     digest::Digest,
@@ -315,14 +315,14 @@ impl ArchiveArgs {
         let mut collections: Vec<Arc<dyn Collection>> = Vec::new();
         for text in &self.sources {
             let neither = |reason| Failure::usage(format!("{text}: {reason}"));
-            let Source { name, place } = Source::parse(text).map_err(neither)?;
-            let written = match place {
-                Place::Url(url) => {
+            let Source { name, location } = Source::parse(text).map_err(neither)?;
+            let written = match location {
+                Location::Url(url) => {
                     let opened = open(url, name, &access);
                     collections.push(opened.map_err(|error| Failure::usage(error.to_string()))?);
                     continue;
                 }
-                Place::Blob(written) => written,
+                Location::Blob(written) => written,
             };
             let store = match &cache {
                 Some(store) => Arc::clone(store),

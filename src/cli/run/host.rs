@@ -19,7 +19,7 @@ use crate::{
     bep::event::CommandLine,
     bes::{BesService, HoldPolicy, Upstream},
     config::{CacheArgs, UpstreamArgs},
-    daemon::{EventDoors, Rooms},
+    daemon::{EventDoors, Services},
     sources::{BuildDirectories, google_of},
     transport::without_user_info,
 };
@@ -68,7 +68,7 @@ pub(super) struct Answer {
 /// The daemon of this `run`, as its Bazels meet it.
 pub(super) struct Host {
     pub(super) doors: EventDoors,
-    pub(super) rooms: Rooms,
+    pub(super) services: Services,
     pub(super) hold: HoldPolicy,
     /// Whether Bazel's download mode is left alone.
     pub(super) keep: bool,
@@ -335,7 +335,7 @@ impl Host {
             version: told.version,
             options: line.ok_or_else(|| told.options.as_ref().err().map_or("", String::as_str)),
             place: base.map_or(Ok(()), |base| {
-                self.rooms
+                self.services
                     .allows(&base.join("execroot/_main"))
                     .map_err(|error| error.to_string())
             }),
@@ -343,7 +343,7 @@ impl Host {
         };
         if let Some(line) = line.filter(|line| names_a_cache(line)) {
             let directories = directories_of(told);
-            let asking = tokio::time::timeout(CACHE, self.rooms.reaches_cache(line, &directories));
+            let asking = tokio::time::timeout(CACHE, self.services.reaches_cache(line, &directories));
             setting.cache = match asking.await {
                 Ok(answer) => answer.map_err(|error| error.to_string()),
                 Err(_) => Err("the remote cache does not answer".to_owned()),
@@ -396,9 +396,9 @@ impl Host {
     /// builds report nothing before they are settled.
     pub(super) async fn pending(&self) -> u64 {
         let (mut pending, mut failed) = (0, 0);
-        for stream in self.rooms.engine.streams() {
+        for stream in self.services.engine.streams() {
             if self.doors.came_in(&stream)
-                && let Some((row, required)) = self.rooms.engine.snapshot(&stream.0).await
+                && let Some((row, required)) = self.services.engine.snapshot(&stream.0).await
             {
                 pending += required;
                 failed += row.failed;

@@ -55,9 +55,9 @@ const LOCK: &str = "lock";
 /// How old a directory without a `run` is before it is swept: one that is being made has no lock yet.
 const ABANDONED: Duration = Duration::from_secs(60);
 
-/// What the socket of a `run` is told.
+/// What a shim or an inner `run` sends to the socket of a `run`.
 #[derive(Debug, Serialize, Deserialize)]
-enum Told {
+enum ShimRequest {
     /// A Bazel is to be run, and wants its flags.
     Bazel(Box<CommandInfo>),
     /// Another `run` has heard Bazels, and ends. Whether anything is missing is all that it has not said itself.
@@ -193,8 +193,8 @@ async fn answer(mut stream: UnixStream, host: &Host) -> std::io::Result<()> {
     let (reading, mut writing) = stream.split();
     tokio::time::timeout(ASKING, reading.take(MOST).read_to_end(&mut asked)).await??;
     let answer = match serde_json::from_slice(&asked)? {
-        Told::Bazel(told) => host.answer(&told, Attempt::Only).await,
-        Told::Ended { has_failed } => {
+        ShimRequest::Bazel(info) => host.answer(&info, Attempt::Only).await,
+        ShimRequest::Ended { has_failed } => {
             host.note_inner(has_failed);
             Answer::default()
         }
@@ -301,7 +301,7 @@ fn asked(
         scratch: &directory,
     };
     let told = runtime.block_on(probe.ask(&line));
-    let answer = ask(&directory.join(SOCKET), &Told::Bazel(Box::new(told)))
+    let answer = ask(&directory.join(SOCKET), &ShimRequest::Bazel(Box::new(told)))
         .map_err(|e| anyhow!("failed to reach the `outhaul run` around this Bazel: {e}"))?;
     Ok((line.with(&answer.flags), answer.messages))
 }
@@ -316,9 +316,9 @@ fn directory() -> Option<PathBuf> {
         .find(|directory| is_ours(&directory.join(NAMED)))
 }
 
-fn ask(socket: &Path, told: &Told) -> std::io::Result<Answer> {
+fn ask(socket: &Path, request: &ShimRequest) -> std::io::Result<Answer> {
     let mut stream = StdUnixStream::connect(socket)?;
-    stream.write_all(&serde_json::to_vec(told)?)?;
+    stream.write_all(&serde_json::to_vec(request)?)?;
     stream.shutdown(std::net::Shutdown::Write)?;
     let mut answer = Vec::new();
     stream.take(MOST).read_to_end(&mut answer)?;
@@ -333,7 +333,7 @@ pub(super) async fn tell_outer(has_failed: bool) {
     let telling = async {
         let mut stream = UnixStream::connect(directory.join(SOCKET)).await?;
         stream
-            .write_all(&serde_json::to_vec(&Told::Ended { has_failed })?)
+            .write_all(&serde_json::to_vec(&ShimRequest::Ended { has_failed })?)
             .await?;
         stream.shutdown().await?;
         stream.read_to_end(&mut Vec::new()).await

@@ -143,7 +143,7 @@ impl Wrapped<'_> {
     /// Forgets the attempt so far. Gives what was told of it.
     fn start_over(&self) -> Vec<Report> {
         let Started { host, reports, .. } = self.started;
-        let told = reports.lock().start_over(host.rooms.engine.streams());
+        let told = reports.lock().start_over(host.services.engine.streams());
         host.forget();
         told
     }
@@ -305,7 +305,7 @@ async fn wait_for_rest(
     let patience = asked.map_or(OPTIONAL_WAIT, |_| LAST_WAIT);
     let waited = tokio::time::timeout(patience, async {
         host.streams_end(has_failed).await;
-        while host.rooms.engine.is_busy().await {
+        while host.services.engine.is_busy().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // What came of a build is told a moment after it is settled.

@@ -54,7 +54,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (record, _) = Record::open(dir.path()).unwrap();
         let cache = Endpoint::parse("--remote-cache", "grpc://127.0.0.1:1").unwrap();
-        let rooms = crate::daemon::Rooms::open(
+        let services = crate::daemon::Services::open(
             record,
             Policy::default(),
             RootRules::default(),
@@ -63,7 +63,7 @@ mod tests {
             false,
         )
         .unwrap();
-        let service = rooms.service.at_door(Reach::Anywhere);
+        let service = services.service.at_door(Reach::Anywhere);
         let reading = Arc::new(AtomicUsize::new(0));
         let calls: Vec<_> = (0..3 * READING)
             .map(|_| {
@@ -85,7 +85,7 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(reading.load(Ordering::SeqCst), READING);
-        let other = rooms.service.at_door(Reach::Anywhere);
+        let other = services.service.at_door(Reach::Anywhere);
         assert!(
             other.read(|_, _| ()).await.is_some(),
             "another door does not wait"

@@ -8,7 +8,7 @@ use tonic::Status;
 use super::{Service, show};
 use crate::{
     invocation::{
-        feed::{Change, Told},
+        feed::{Change, InvocationChange},
         watching::Recorded,
     },
     proto::outhaul::v1::{self as pb, watch_invocation_response::Event},
@@ -108,7 +108,7 @@ impl Service {
             .engine
             .as_ref()
             .filter(|_| may_come)
-            .map(|engine| engine.told());
+            .map(|engine| engine.subscribe());
         let chooser = Chooser::new(choice, &self.record.invocations(LOOKED_AT));
         tokio::spawn(async move {
             tokio::select! {
@@ -124,7 +124,7 @@ impl Service {
     async fn follow(
         &self,
         chooser: Chooser,
-        changes: Option<mpsc::UnboundedReceiver<Told>>,
+        changes: Option<mpsc::UnboundedReceiver<InvocationChange>>,
         listener: &mpsc::Sender<Heard>,
     ) {
         let told = match self.choose(&chooser, changes).await {
@@ -140,7 +140,7 @@ impl Service {
     async fn choose(
         &self,
         chooser: &Chooser,
-        mut changes: Option<mpsc::UnboundedReceiver<Told>>,
+        mut changes: Option<mpsc::UnboundedReceiver<InvocationChange>>,
     ) -> Result<String, Status> {
         let id = chooser.choice.invocation_id.clone();
         'begun: loop {

@@ -45,9 +45,9 @@ async fn build(f: &mut Fixture, invocation: &str, root: &str, workspace: &str, f
     f.set("0", files, &[]).await;
     f.complete("//:a", &["0"]).await;
     f.finish().await;
-    f.rooms.engine.settled(&f.key).await;
+    f.services.engine.settled(&f.key).await;
     // What came of the outputs is on record then.
-    f.rooms.engine.snapshot(invocation).await.unwrap();
+    f.services.engine.snapshot(invocation).await.unwrap();
 }
 
 /// Two roots, of which the first one has an output.
@@ -110,9 +110,9 @@ async fn what_another_root_has_is_copied_and_verified() {
         let path = format!("bazel-out/k8/bin/{}", case.second);
         let there = f.dir.path().join("second/execroot/_main").join(&path);
         assert_eq!(std::fs::read(&there).unwrap(), b"bytes", "{name}");
-        let (row, _) = f.rooms.engine.snapshot("two").await.unwrap();
+        let (row, _) = f.services.engine.snapshot("two").await.unwrap();
         let path = ExecPath::new(&path).unwrap();
-        let output = f.rooms.record.output(row.root.unwrap(), &path).unwrap();
+        let output = f.services.record.output(row.root.unwrap(), &path).unwrap();
         assert_eq!(*output.source, *case.source, "{name}");
         // Never linked.
         if case.asked == 0 {
@@ -144,7 +144,7 @@ async fn a_root_whose_outputs_were_deleted_gets_them_from_another_one() {
 #[tokio::test]
 async fn without_local_sources_everything_comes_from_the_cache() {
     let (mut f, digest) = first_built().await;
-    f.rooms.engine.set_policy(Policy {
+    f.services.engine.set_policy(Policy {
         no_local_sources: true,
         ..Policy::default()
     });

@@ -19,7 +19,7 @@ impl Fixture {
     /// Another build, of files with these names and bytes, comes to its end.
     async fn built(&mut self, invocation_id: &str, files: &[(&str, &str)]) {
         // The one before has its place by then: the newest of two that begin at once would be either.
-        let before = self.rooms.engine.snapshot(&self.key.invocation_id).await;
+        let before = self.services.engine.snapshot(&self.key.invocation_id).await;
         assert!(before.is_none_or(|(row, _)| row.root.is_some()));
         self.again(invocation_id).await;
         let files: Vec<File> = files
@@ -29,7 +29,7 @@ impl Fixture {
         self.set("0", files, &[]).await;
         self.complete("//:all", &["0"]).await;
         self.finish().await;
-        let settled = timeout(PATIENCE, self.rooms.engine.settled(&self.key));
+        let settled = timeout(PATIENCE, self.services.engine.settled(&self.key));
         assert_eq!(settled.await.expect("in time"), Settlement::default());
     }
 
@@ -46,7 +46,7 @@ impl Fixture {
     }
 
     async fn evict(&self, request: EvictRequest) -> (Vec<String>, BTreeMap<String, u64>) {
-        told(self.rooms.service.evict(request)).await.unwrap()
+        told(self.services.service.evict(request)).await.unwrap()
     }
 }
 
@@ -105,7 +105,7 @@ async fn what_was_used_least_recently_goes_first_and_comes_back() {
     assert_eq!(f.evict(dry_run).await.0, ["a"]);
     assert!(f.file("a").exists(), "it was only to be shown");
     let path = f.file("d").display().to_string();
-    let why = f.rooms.service.why(vec![path.clone()]).await;
+    let why = f.services.service.why(vec![path.clone()]).await;
     assert!(
         why[0]
             .lines
@@ -114,7 +114,7 @@ async fn what_was_used_least_recently_goes_first_and_comes_back() {
         "{:?}",
         why[0].lines
     );
-    let got = f.rooms.service.materialize(vec![path]).await;
+    let got = f.services.service.materialize(vec![path]).await;
     assert_eq!(
         got[0].outcome(),
         pb::OutputOutcome::Downloaded,
@@ -186,7 +186,7 @@ async fn nothing_goes_while_a_build_runs_or_that_the_newest_build_wants() {
     let running = format!("in {}: a build is running", f.exec_root().display());
     assert_eq!(told, left(&[(&running, 0)]));
     f.finish().await;
-    f.rooms.engine.settled(&f.key).await;
+    f.services.engine.settled(&f.key).await;
     // What it names is not known here, where no journal is kept: it may be anything.
     let request = EvictRequest {
         include_newest: false,
@@ -210,7 +210,7 @@ async fn a_build_that_begins_meanwhile_loses_nothing() {
     let request = RequestFault::Stall;
     f.cache.faults().request(Rpc::FindMissing, request, Times::Always);
     let before = f.cache.stats();
-    let answers = f.rooms.service.evict(EVERYTHING);
+    let answers = f.services.service.evict(EVERYTHING);
     let asked = async {
         while f.cache.stats().since(&before).find_missing == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -260,7 +260,7 @@ async fn what_is_on_disk_is_counted() {
             by: by.into(),
             ..pb::DiskUsageRequest::default()
         };
-        f.rooms.service.disk_usage(request)
+        f.services.service.disk_usage(request)
     };
     for (by, names) in [
         (pb::DiskUsageBy::Workspace, &[("/w", 2)][..]),
@@ -325,7 +325,7 @@ async fn random_life(seed: u64) {
                     .into_iter()
                     .filter_map(|name| Some((name, std::fs::read(f.file(name)).ok()?)))
                     .collect();
-                let answers = f.rooms.service.evict(EvictRequest {
+                let answers = f.services.service.evict(EvictRequest {
                     bytes: chance.pick(&[1, 5000, u64::MAX]),
                     ..EVERYTHING
                 });
@@ -342,7 +342,7 @@ async fn random_life(seed: u64) {
                         told(answers).await.unwrap();
                     }
                 }
-                while f.rooms.service.is_busy() {
+                while f.services.service.is_busy() {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 for (name, bytes) in before {
@@ -382,13 +382,13 @@ async fn what_an_older_build_has_named_does_not_replace_a_file_that_may_be_newer
         std::fs::write(f.file(name), "by Bazel").unwrap();
     }
     let paths = ["a", "b"].map(|name| f.file(name).display().to_string());
-    let got = f.rooms.service.materialize(paths.to_vec()).await;
+    let got = f.services.service.materialize(paths.to_vec()).await;
     assert!(got[0].error.contains("left unchanged"), "{:?}", got[0]);
     assert_eq!(std::fs::read_to_string(f.file("a")).unwrap(), "by Bazel");
     // The newest build says what this is.
     assert_eq!(got[1].error, "");
     assert_eq!(std::fs::read_to_string(f.file("b")).unwrap(), "newer b");
     std::fs::remove_file(f.file("a")).unwrap();
-    let got = f.rooms.service.materialize(paths[..1].to_vec()).await;
+    let got = f.services.service.materialize(paths[..1].to_vec()).await;
     assert_eq!(got[0].outcome(), pb::OutputOutcome::Downloaded);
 }

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn everybody_hears_of_builds_without_their_single_outputs() {
     let mut f = Fixture::new(false).await;
-    let mut changes = f.rooms.engine.told();
+    let mut changes = f.services.engine.subscribe();
     let digest = f.cache.store().put("bytes");
     f.set("0", vec![output("a", &digest)], &[]).await;
     f.complete("//:a", &["0"]).await;
@@ -36,7 +36,7 @@ async fn who_asks_about_a_build_that_is_taken_up_is_told_which_it_is() {
         invocation_id: "before".to_owned(),
         ..StreamKey::default()
     };
-    f.rooms.record.put_invocation(&InvocationRow {
+    f.services.record.put_invocation(&InvocationRow {
         invocation_id: key.invocation_id.clone(),
         build_id: key.build_id.clone(),
         workspace: "/w".to_owned(),
@@ -45,8 +45,8 @@ async fn who_asks_about_a_build_that_is_taken_up_is_told_which_it_is() {
         ..InvocationRow::default()
     });
     // As a daemon does that finds its journal, before it has read it.
-    assert!(f.rooms.engine.progress(&key).await.is_some());
-    let (invocation, _) = f.rooms.service.invocation("before").await.unwrap();
+    assert!(f.services.engine.progress(&key).await.is_some());
+    let (invocation, _) = f.services.service.invocation("before").await.unwrap();
     assert_eq!((&*invocation.workspace, invocation.started_ms), ("/w", 7));
     assert_eq!(invocation.state(), pb::InvocationState::Running);
 }
@@ -55,7 +55,7 @@ async fn who_asks_about_a_build_that_is_taken_up_is_told_which_it_is() {
 async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
     const TARGETS: usize = 6000;
     let mut f = Fixture::new(false).await;
-    let mut told = f.rooms.engine.told();
+    let mut told = f.services.engine.subscribe();
     f.stall();
     let digest = f.cache.store().put("bytes");
     f.set("0", vec![output("a", &digest)], &[]).await;
@@ -66,7 +66,7 @@ async fn of_thousands_of_targets_that_settle_at_once_none_is_missed() {
     f.cache.faults().clear();
     f.cache.faults().sever_connections();
     // No client takes anything meanwhile.
-    timeout(PATIENCE, f.rooms.engine.settled(&f.key))
+    timeout(PATIENCE, f.services.engine.settled(&f.key))
         .await
         .expect("in time");
     let mut settled = std::collections::BTreeSet::new();
@@ -158,12 +158,12 @@ async fn whoever_follows_slowly_hears_of_each_target_in_order_and_keeps_a_page_o
 #[tokio::test]
 async fn who_fetches_or_follows_keeps_the_daemon_at_work() {
     let mut f = Fixture::new(false).await;
-    let service = f.rooms.service.clone();
+    let service = f.services.service.clone();
     let digest = f.cache.store().put("bytes");
     f.set("0", vec![output("a", &digest)], &[]).await;
     f.complete("//:a", &["0"]).await;
     f.finish().await;
-    timeout(PATIENCE, f.rooms.engine.settled(&f.key))
+    timeout(PATIENCE, f.services.engine.settled(&f.key))
         .await
         .expect("in time");
     assert!(!service.is_busy());
@@ -209,7 +209,7 @@ async fn what_is_asked_for_together_is_answered_in_order() {
     f.set("0", outputs.into(), &[]).await;
     f.complete("//:a", &["0"]).await;
     f.finish().await;
-    timeout(PATIENCE, f.rooms.engine.settled(&f.key))
+    timeout(PATIENCE, f.services.engine.settled(&f.key))
         .await
         .expect("in time");
     let bin = f.dir.path().join("execroot/_main/bazel-out/k8/bin");
@@ -217,7 +217,7 @@ async fn what_is_asked_for_together_is_answered_in_order() {
         std::fs::remove_file(bin.join(name)).unwrap();
     }
     let asked = ["c", "none", "a", "c", "b"].map(|name| bin.join(name).display().to_string());
-    let got = f.rooms.service.materialize(asked.to_vec()).await;
+    let got = f.services.service.materialize(asked.to_vec()).await;
     let paths: Vec<&String> = got.iter().map(|result| &result.path).collect();
     assert_eq!(paths, asked.iter().collect::<Vec<_>>());
     let came = got.iter().map(|result| result.error.is_empty());

@@ -71,16 +71,16 @@ async fn build(f: &mut Fixture, invocation_id: &str, files: Vec<File>) -> crate:
 
 async fn settlement(f: &Fixture) -> crate::builds::Settlement {
     f.finish().await;
-    match timeout(PATIENCE * 3, f.rooms.engine.settled(&f.key)).await {
+    match timeout(PATIENCE * 3, f.services.engine.settled(&f.key)).await {
         Ok(settlement) => {
             // Its rows are written right after that.
-            let written = f.rooms.engine.snapshot(&f.key.invocation_id);
+            let written = f.services.engine.snapshot(&f.key.invocation_id);
             assert!(timeout(PATIENCE * 3, written).await.is_ok(), "it is not recorded");
             settlement
         }
         Err(_) => {
-            let now = timeout(PATIENCE, f.rooms.engine.snapshot(&f.key.invocation_id)).await;
-            let metrics = f.rooms.metrics.render();
+            let now = timeout(PATIENCE, f.services.engine.snapshot(&f.key.invocation_id)).await;
+            let metrics = f.services.metrics.render();
             let metrics = metrics
                 .lines()
                 .filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
@@ -183,7 +183,7 @@ async fn names_with_control_characters_are_downloaded_to_like_any_other() {
         let path = f.dir.path().join(&exec_root).join("bazel-out/k8/bin").join(name);
         assert_eq!(fs::read_to_string(path).ok().as_deref(), Some("good"), "{name:?}");
     }
-    let recorded = f.rooms.engine.snapshot(&f.key.invocation_id).await.unwrap();
+    let recorded = f.services.engine.snapshot(&f.key.invocation_id).await.unwrap();
     assert_eq!(recorded.0.workspace, format!("/home/x/{STREET}"));
 }
 
@@ -196,12 +196,12 @@ async fn a_settled_broken_stream_that_still_comes_to_its_end_settles_again() {
     f.set("0", vec![of("late", Content::Blob(good))], &["nowhere"])
         .await;
     f.complete("//x", &["0"]).await;
-    let mut reports = f.rooms.engine.reports();
+    let mut reports = f.services.engine.reports();
     let broken = StreamEnd::Broken("the connection was lost".to_owned());
     for end in [broken.clone(), broken, StreamEnd::Finished] {
         let finished = end == StreamEnd::Finished;
-        f.rooms.engine.ended(&f.key, end).await;
-        let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await;
+        f.services.engine.ended(&f.key, end).await;
+        let settled = timeout(PATIENCE, f.services.engine.settled(&f.key)).await;
         // Only then is it sure that the set does not come.
         assert_eq!(settled.expect("it settles").failed, u64::from(finished));
         let report = timeout(PATIENCE, reports.recv())
@@ -217,7 +217,7 @@ async fn a_settled_broken_stream_that_still_comes_to_its_end_settles_again() {
     }
     let late = f.dir.path().join("execroot/_main/bazel-out/k8/bin/late");
     assert_eq!(fs::read_to_string(late).unwrap(), "good");
-    assert!(!f.rooms.engine.is_busy().await);
+    assert!(!f.services.engine.is_busy().await);
 }
 
 /// What this process has open below a directory.
@@ -250,14 +250,14 @@ async fn a_build_whose_client_was_lost_keeps_nothing_open_and_is_looked_after_at
     f.set("0", vec![of("file", Content::Blob(good))], &[]).await;
     let completed = f.complete("//:file", &["0"]).await;
     reached(&mut f.progress().await, completed).await;
-    f.rooms.engine.lost(&f.key).await;
+    f.services.engine.lost(&f.key).await;
     closed(&f.exec_root()).await;
     // As an old Bazel does at its end.
     let file = f.exec_root().join("bazel-out/k8/bin/file");
     fs::remove_file(&file).unwrap();
     let broken = StreamEnd::Broken("gone".to_owned());
-    f.rooms.engine.ended(&f.key, broken).await;
-    let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await;
+    f.services.engine.ended(&f.key, broken).await;
+    let settled = timeout(PATIENCE, f.services.engine.settled(&f.key)).await;
     assert_eq!(settled.unwrap().failed, 0);
     assert_eq!(fs::read_to_string(file).unwrap(), "good");
     closed(&f.exec_root()).await;
@@ -281,8 +281,8 @@ async fn builds_whose_streams_broke_off_keep_nothing_open_and_go_on_where_they_w
         f.set("0", vec![of("alias", one.clone())], &[]).await;
         f.complete("//:alias", &["0"]).await;
         let broken = StreamEnd::Broken("gone".to_owned());
-        f.rooms.engine.ended(&f.key, broken).await;
-        let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await;
+        f.services.engine.ended(&f.key, broken).await;
+        let settled = timeout(PATIENCE, f.services.engine.settled(&f.key)).await;
         assert_eq!(settled.expect("it settles").failed, 0);
     }
     closed(&roots).await;
@@ -360,7 +360,7 @@ async fn whatever_is_cleaned_moved_or_swapped_a_build_fills_the_bazel_out_that_i
         f.key.clone_from(&key);
         before();
         f.again(id).await;
-        f.rooms.engine.snapshot(id).await.unwrap();
+        f.services.engine.snapshot(id).await.unwrap();
         for (name, happens) in [("one", begun), ("two", between)] {
             // For so long, directories that are open for checks stand for their paths.
             tokio::time::sleep(Duration::from_millis(60)).await;
@@ -395,18 +395,20 @@ async fn a_bazel_out_that_comes_after_a_builds_client_was_lost_gets_none_of_its_
         f.complete("//:late", &["0"]).await;
         let end = StreamEnd::Broken("the client did not reconnect".to_owned());
         if broken {
-            f.rooms.engine.ended(&f.key, end.clone()).await;
+            f.services.engine.ended(&f.key, end.clone()).await;
         } else {
-            f.rooms.engine.lost(&f.key).await;
+            f.services.engine.lost(&f.key).await;
         }
-        let (_, pending) = f.rooms.engine.snapshot(&f.key.invocation_id).await.unwrap();
+        let (_, pending) = f.services.engine.snapshot(&f.key.invocation_id).await.unwrap();
         assert_eq!(pending, 1);
         fs::rename(&out, f.exec_root().join("cleaned")).unwrap();
         fs::create_dir(&out).unwrap();
-        f.rooms.engine.ended(&f.key, end).await;
+        f.services.engine.ended(&f.key, end).await;
         f.cache.faults().clear();
         f.cache.faults().sever_connections();
-        let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+        let settled = timeout(PATIENCE, f.services.engine.settled(&f.key))
+            .await
+            .unwrap();
         assert_eq!(settled.failed, 1, "{broken}: {settled:?}");
         assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
     }
@@ -553,7 +555,7 @@ async fn of_two_contents_for_one_path_in_one_event_the_first_is_there_and_the_ot
     assert_eq!(fs::read_to_string(bin.join("x")).unwrap(), "one");
     assert_eq!(fs::read_to_string(bin.join("y")).unwrap(), "two");
     assert_eq!(wrong(&f).await, Vec::<String>::new());
-    let rows = f.rooms.record.targets("invocation");
+    let rows = f.services.record.targets("invocation");
     let x = rows.iter().find(|row| row.label == "//:x").unwrap();
     assert_eq!(
         (x.state, x.failed, x.required),
@@ -564,12 +566,12 @@ async fn of_two_contents_for_one_path_in_one_event_the_first_is_there_and_the_ot
 
 /// Outputs that are said to be on disk and have other bytes there.
 async fn wrong(f: &Fixture) -> Vec<String> {
-    let Some((row, _)) = f.rooms.engine.snapshot(&f.key.invocation_id).await else {
+    let Some((row, _)) = f.services.engine.snapshot(&f.key.invocation_id).await else {
         return Vec::new();
     };
     let Some(root) = row.root else { return Vec::new() };
     let exec_root = f.dir.path().join("execroot/_main");
-    let outputs = f.rooms.record.scan_outputs(root, "");
+    let outputs = f.services.record.scan_outputs(root, "");
     let there = outputs.filter(|(_, row)| row.state == crate::record::OutputState::Materialized);
     there
         .filter_map(|(path, row)| {

@@ -15,7 +15,9 @@ async fn what_another_process_places_late_is_put_right_before_anything_is_told_t
     for version in ["7.7.1", "4.2.3"] {
         let mut f = Fixture::new(false).await;
         f.finish().await;
-        timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+        timeout(PATIENCE, f.services.engine.settled(&f.key))
+            .await
+            .unwrap();
         let other = placing_elsewhere(&f);
         f.key.invocation_id = "newer".to_owned();
         f.send(Event::Started(Started {
@@ -58,9 +60,11 @@ async fn what_another_process_places_late_is_put_right_before_anything_is_told_t
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "newer");
         assert_eq!(std::fs::read_link(&link).unwrap().to_str(), Some("file"));
         f.finish().await;
-        let settled = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
+        let settled = timeout(PATIENCE, f.services.engine.settled(&f.key))
+            .await
+            .unwrap();
         assert_eq!((settled.failed, settled.messages.len()), (0, 0));
-        let row = f.rooms.engine.snapshot("newer").await.unwrap().0;
+        let row = f.services.engine.snapshot("newer").await.unwrap().0;
         assert_eq!(row.downloaded + row.present, 2, "each counts once");
     }
 }

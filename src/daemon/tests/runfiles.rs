@@ -46,7 +46,7 @@ impl World {
 
     /// Begins the next build, once the one before has its root: the newest build of a root is the one that opens it last.
     async fn again(&mut self, invocation_id: &str) {
-        let before = self.f.rooms.engine.snapshot(&self.f.key.invocation_id).await;
+        let before = self.f.services.engine.snapshot(&self.f.key.invocation_id).await;
         assert!(before.is_some_and(|(row, _)| row.root.is_some()));
         self.f.again(invocation_id).await;
     }
@@ -120,7 +120,7 @@ impl World {
         self.f.complete("//:app", &["0"]).await;
         self.f.send(finished(exit_code)).await;
         self.f.finish().await;
-        let settled = self.f.rooms.engine.settled(&self.f.key);
+        let settled = self.f.services.engine.settled(&self.f.key);
         timeout(PATIENCE, settled).await.expect("in time")
     }
 
@@ -175,13 +175,19 @@ async fn files_trees_and_links_come_by_the_action_cache_and_only_what_is_absent(
     assert!(w.at("link").is_symlink() && w.at("linked").is_symlink());
     assert_eq!(w.text("unneeded"), None);
     // And whatever it tells is known.
-    timeout(PATIENCE, w.f.rooms.engine.done(&w.f.key))
+    timeout(PATIENCE, w.f.services.engine.done(&w.f.key))
         .await
         .expect("in time");
-    let root = w.f.rooms.record.invocation("invocation").unwrap().root.unwrap();
+    let root =
+        w.f.services
+            .record
+            .invocation("invocation")
+            .unwrap()
+            .root
+            .unwrap();
     let row = |name: &str| {
         let path = ExecPath::new(&format!("{BIN}/{name}")).unwrap();
-        w.f.rooms.record.output(root, &path)
+        w.f.services.record.output(root, &path)
     };
     let unneeded = row("unneeded").unwrap();
     assert_eq!(
@@ -278,10 +284,10 @@ async fn what_cannot_be_known_is_counted_with_its_reason() {
         );
         assert_eq!(w.text("data"), None, "{reason}");
         assert!(w.text("app").is_some(), "{reason}");
-        timeout(PATIENCE, w.f.rooms.engine.done(&w.f.key))
+        timeout(PATIENCE, w.f.services.engine.done(&w.f.key))
             .await
             .expect("in time");
-        let rows = w.f.rooms.record.targets("invocation");
+        let rows = w.f.services.record.targets("invocation");
         let app = rows.iter().find(|row| row.label == "//:app").unwrap();
         assert_eq!((app.state, app.failed), (TargetState::Failed, 1), "{reason}");
     }
@@ -318,7 +324,7 @@ async fn runfiles_are_none_of_a_build_that_does_not_make_them() {
 #[tokio::test]
 async fn a_rule_for_some_runfiles_brings_them_also_where_no_others_are_wanted() {
     let mut w = World::new().await;
-    w.f.rooms.engine.set_policy(Policy {
+    w.f.services.engine.set_policy(Policy {
         mode: DownloadMode::Minimal,
         rules: vec![
             "required runfiles path=.*/data".parse().unwrap(),
@@ -361,12 +367,12 @@ async fn the_execution_log_of_the_build_itself_tells_what_the_action_cache_canno
         w.again(id).await;
         let options = [("execution_log_compact_file", log.to_str().unwrap())];
         assert_eq!(w.build(&options, 0).await.failed, 0);
-        timeout(PATIENCE, w.f.rooms.engine.done(&w.f.key))
+        timeout(PATIENCE, w.f.services.engine.done(&w.f.key))
             .await
             .expect("in time");
-        let root = w.f.rooms.record.invocation(id).unwrap().root.unwrap();
+        let root = w.f.services.record.invocation(id).unwrap().root.unwrap();
         let path = ExecPath::new(&format!("{BIN}/link")).unwrap();
-        let row = w.f.rooms.record.output(root, &path);
+        let row = w.f.services.record.output(root, &path);
         let event = row.map(|row| row.event.to_string());
         assert_eq!(event.as_deref() == Some("execution_log"), is_told, "{event:?}");
     }
@@ -455,7 +461,7 @@ async fn a_program_in_a_group_of_files_comes_without_its_runfiles() {
         } else {
             w.f.send(finished(0)).await;
             w.f.finish().await;
-            let settled = w.f.rooms.engine.settled(&w.f.key);
+            let settled = w.f.services.engine.settled(&w.f.key);
             timeout(PATIENCE, settled).await.expect("in time")
         };
         // It is not certain whose manifest this is: what is missing is reported, and fails nothing.

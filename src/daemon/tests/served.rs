@@ -49,8 +49,10 @@ impl Tree {
 async fn another(policy: Policy) -> Fixture {
     let f = Fixture::new(false).await;
     f.finish().await;
-    timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
-    f.rooms.engine.set_policy(policy);
+    timeout(PATIENCE, f.services.engine.settled(&f.key))
+        .await
+        .unwrap();
+    f.services.engine.set_policy(policy);
     f
 }
 
@@ -77,9 +79,11 @@ async fn build(f: &mut Fixture, files: Vec<File>) -> (Settlement, InvocationRow)
     f.set("0", files, &[]).await;
     f.complete("//:t", &["0"]).await;
     f.finish().await;
-    let settlement = timeout(PATIENCE, f.rooms.engine.settled(&f.key)).await.unwrap();
-    f.rooms.engine.done(&f.key).await;
-    let row = f.rooms.record.invocation(&f.key.invocation_id).unwrap();
+    let settlement = timeout(PATIENCE, f.services.engine.settled(&f.key))
+        .await
+        .unwrap();
+    f.services.engine.done(&f.key).await;
+    let row = f.services.record.invocation(&f.key.invocation_id).unwrap();
     (settlement, row)
 }
 
@@ -153,7 +157,7 @@ async fn an_output_service_has_outputs_by_their_size_and_nothing_is_written_or_f
         assert_eq!(tree.state(), before);
         // Bytes that were not read are not known to be right, and leases go on for them.
         let path = ExecPath::new("bazel-out/k8/bin/there").unwrap();
-        let recorded = f.rooms.record.output(row.root.unwrap(), &path).unwrap();
+        let recorded = f.services.record.output(row.root.unwrap(), &path).unwrap();
         assert_eq!((recorded.state, recorded.stamp), (OutputState::Known, None));
         // And again, when all is there.
         f.again("again").await;
@@ -186,7 +190,7 @@ async fn what_bazel_puts_in_the_links_place_after_the_build_has_begun_gets_its_o
         symlink(tree.0.path(), &out).unwrap();
         f.again(id).await;
         // The exec root has been opened.
-        f.rooms.engine.snapshot(id).await.unwrap();
+        f.services.engine.snapshot(id).await.unwrap();
         fs::remove_file(&out).unwrap();
         if made {
             fs::create_dir(&own).unwrap();
@@ -280,7 +284,7 @@ async fn a_service_by_name_gets_nothing_placed_whatever_is_in_the_place_of_the_l
     assert_eq!(settlement.failed, 2, "{settlement:?}");
     assert_eq!(fs::read_dir(bin).unwrap().count(), 0);
     let path = ExecPath::new("bazel-out/k8/bin/a").unwrap();
-    let root = f.rooms.record.invocation("invocation").unwrap().root.unwrap();
-    let row = f.rooms.record.output(root, &path).unwrap();
+    let root = f.services.record.invocation("invocation").unwrap().root.unwrap();
+    let row = f.services.record.output(root, &path).unwrap();
     assert_eq!(row.content, OutputContent::Blob(digest));
 }

@@ -38,7 +38,7 @@ impl Actor {
     /// whatever this build's events name.
     pub(super) async fn action_cache(&self, before: Option<Arc<State>>) -> Known {
         let nothing = |reason: &str| Known::Nothing(reason.to_owned());
-        let Some(place) = self.site.place() else {
+        let Some(place) = self.site.open_root() else {
             return nothing("there is no output root");
         };
         let rules = self.shared.roots.rules();

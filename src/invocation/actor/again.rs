@@ -88,7 +88,7 @@ impl Actor {
 
     /// Wants once more what of this is not on disk any more. Gives how many that are.
     pub(super) async fn want_again(&mut self, placed: Vec<Placed>) -> usize {
-        let (Some(place), Some(session)) = (self.site.place(), self.site.session()) else {
+        let (Some(place), Some(session)) = (self.site.open_root(), self.site.session()) else {
             return 0;
         };
         if placed.is_empty() {

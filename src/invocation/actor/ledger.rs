@@ -12,8 +12,8 @@ use std::{
 use indexmap::IndexMap;
 
 use super::{
-    course::Course,
     parts::{PathHasher, Wanted},
+    stream_progress::StreamProgress,
 };
 use crate::{
     bep::{event::TargetId, named_sets::SetIndex},
@@ -44,7 +44,7 @@ pub(super) struct Ledger {
     /// In the order in which they were named; what follows the build shares them.
     pub(super) targets: IndexMap<Arc<TargetId>, Arc<TargetRow>>,
     pub(super) tally: Tally,
-    pub(super) course: Course,
+    pub(super) stream: StreamProgress,
     /// Where each content is on disk, once that was asked for.
     pub(super) places: Option<HashMap<Digest, ExecPath>>,
     /// Sets that have a required output which failed, for [`super::Actor`] to pass on.
@@ -109,7 +109,7 @@ impl Ledger {
         match class {
             Class::Required => {
                 self.required += 1;
-                self.course.begin(sequence);
+                self.stream.begin(sequence);
             }
             _ => self.optional += 1,
         }
@@ -120,7 +120,7 @@ impl Ledger {
         match class {
             Class::Required => {
                 self.required -= 1;
-                self.course.end(sequence);
+                self.stream.end(sequence);
             }
             _ => self.optional -= 1,
         }
@@ -128,7 +128,7 @@ impl Ledger {
 
     /// A required output that the event of this number calls for is not available.
     fn output_failed(&mut self, sequence: i64, set: Option<SetIndex>) {
-        self.course.fail(sequence);
+        self.stream.fail(sequence);
         self.failed_sets.extend(set);
     }
 
@@ -136,7 +136,7 @@ impl Ledger {
     pub(super) fn fail(&mut self, class: Class, reason: &str) {
         self.tally.fail(class, reason);
         if class == Class::Required {
-            self.output_failed(self.course.taken(), None);
+            self.output_failed(self.stream.taken(), None);
         }
     }
 
@@ -185,7 +185,7 @@ impl Ledger {
         }
         // An output that is wanted already is not asked for again, nor made less than it is.
         let mut failed = 0;
-        let (wanted, course) = (&self.wanted, &mut self.course);
+        let (wanted, stream) = (&self.wanted, &mut self.stream);
         named.retain(|n| {
             let Some(old) = wanted.get(&n.path) else {
                 return true;
@@ -193,7 +193,7 @@ impl Ledger {
             let anew = n.class > old.class || (n.class > Class::Known && n.content != old.content);
             if !anew && n.class == Class::Required && old.target != *target {
                 if !old.done {
-                    course.share(&n.path, target);
+                    stream.share(&n.path, target);
                 } else if !old.on_disk {
                     failed += 1;
                 }
@@ -331,7 +331,7 @@ impl Ledger {
         let (on_disk, target) = (wanted.on_disk, wanted.target.clone());
         let group = wanted.group.clone();
         self.end(class, sequence);
-        let sharers = self.course.sharers(&completion.path);
+        let sharers = self.stream.sharers(&completion.path);
         let is_missed = !on_disk && completion.outcome != Outcome::Superseded;
         if is_missed && class == Class::Required {
             self.output_failed(sequence, set);
@@ -439,7 +439,7 @@ impl Ledger {
         }
         let index = self.targets.get_index_of(&target);
         if is_completed {
-            self.course.completed(sequence, target);
+            self.stream.completed(sequence, target);
         }
         index
     }

@@ -45,7 +45,7 @@ impl Actor {
                 Effect::Announced(targets) => self.announce(targets),
                 Effect::Outputs(target, named) => self.outputs(target, named).await,
                 Effect::Target(target, end, sequence) => self.target_ended(target, end, sequence),
-                Effect::Tested(target, sequence) => self.ledger.course.completed(sequence, target),
+                Effect::Tested(target, sequence) => self.ledger.stream.completed(sequence, target),
                 Effect::ConvenienceSymlinks(_) => {}
                 Effect::Unnamed(paths) => self.unnamed(paths).await,
                 Effect::Refused(reason) => {
@@ -92,7 +92,9 @@ impl Actor {
         };
         self.ledger.want(&target, &mut named, blocked);
         self.pass_failures_on();
-        let Some(place) = self.site.place() else { return };
+        let Some(place) = self.site.open_root() else {
+            return;
+        };
         let naming = Naming {
             root: place.id,
             version: place.version,
@@ -109,7 +111,7 @@ impl Actor {
             return;
         }
         let (record, unasked) = (self.shared.record.clone(), std::mem::take(&mut self.unasked));
-        let mut elsewhere = self.site.place_mut().and_then(|place| place.elsewhere.take());
+        let mut elsewhere = self.site.open_root_mut().and_then(|place| place.elsewhere.take());
         let absorb = move || {
             let mut all = Vec::new();
             for (naming, named, wanted) in unasked {
@@ -132,7 +134,7 @@ impl Actor {
                 return;
             }
         };
-        if let Some(place) = self.site.place_mut() {
+        if let Some(place) = self.site.open_root_mut() {
             place.elsewhere = elsewhere;
         }
         if let Some(session) = self.site.session() {

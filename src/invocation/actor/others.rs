@@ -54,7 +54,7 @@ impl Actor {
 
     /// They are done, or are not after all this time.
     pub(super) fn on_others(&mut self, alone: bool) {
-        match (self.recheck.doubt, self.site.place()) {
+        match (self.recheck.doubt, self.site.open_root()) {
             (Some(_), _) if alone => self.recheck.doubt = Some(Doubt::Done { looked: false }),
             (Some(Doubt::Placing), Some(place)) => {
                 let message = format!(

@@ -18,8 +18,8 @@ impl Actor {
         // What has not come by the end of a broken stream is not waited for.
         let open = self.build.lowest_open().filter(|_| self.phase.is_open());
         let open_target = self.build.lowest_open_target().filter(|_| self.phase.is_open());
-        let through = self.ledger.course.through(open);
-        let (failed_at, messages) = (self.ledger.course.failed_at, &self.ledger.tally.messages);
+        let through = self.ledger.stream.through(open);
+        let (failed_at, messages) = (self.ledger.stream.failed_at, &self.ledger.tally.messages);
         self.followers.progress.send_if_modified(|now| {
             let changed = (now.through, now.open, now.failed_at) != (through, open, failed_at);
             if changed {
@@ -34,8 +34,8 @@ impl Actor {
         });
         for target in self
             .ledger
-            .course
-            .settled(self.ledger.course.through(open_target))
+            .stream
+            .settled(self.ledger.stream.through(open_target))
         {
             self.target_settled(&target);
         }

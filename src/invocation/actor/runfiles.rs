@@ -95,7 +95,7 @@ impl Actor {
 
     /// The programs that have manifests, with the targets that they are of, and whether that is sure.
     async fn programs(&self) -> Vec<(String, Arc<TargetId>, bool)> {
-        let Some(place) = self.site.place() else {
+        let Some(place) = self.site.open_root() else {
             return Vec::new();
         };
         let mut directories: Vec<String> = self.ledger.directories.iter().map(str::to_owned).collect();
@@ -136,7 +136,7 @@ impl Actor {
             (most > Class::Known).then_some((program, target, is_sure, most))
         });
         let programs: Vec<_> = wanted.collect();
-        let place = self.site.place().filter(|_| !programs.is_empty())?;
+        let place = self.site.open_root().filter(|_| !programs.is_empty())?;
         let (root, version) = (place.root.clone(), place.version);
         let exec_root = self
             .build
@@ -203,7 +203,7 @@ impl Actor {
 
     /// Whether only trees are missing, and all that the action cache said of them before is there.
     async fn trees_are_whole(&self, missing: &[Missing]) -> bool {
-        let Some(place) = self.site.place() else {
+        let Some(place) = self.site.open_root() else {
             return false;
         };
         let Some(Remembered { state, trees }) = self.shared.action_cache(place.id) else {
@@ -227,7 +227,9 @@ impl Actor {
     }
 
     async fn want_runfiles(&mut self, missing: Vec<Missing>, told: Known) {
-        let Some(place) = self.site.place() else { return };
+        let Some(place) = self.site.open_root() else {
+            return;
+        };
         let (record, root, id) = (self.shared.record.clone(), place.root.clone(), place.id);
         let known = std::mem::take(&mut self.ledger.known);
         let with_ways = missing.into_iter().map(|missing| {
@@ -322,7 +324,7 @@ impl Actor {
                     rule: verdict.rule,
                     group: Arc::default(),
                     event: ACTION_CACHE.into(),
-                    sequence: self.ledger.course.taken(),
+                    sequence: self.ledger.stream.taken(),
                     set: None,
                 });
             }

@@ -24,13 +24,13 @@ pub(super) enum Site {
     /// minutes, and there may be hundreds of such builds. Then it is also left when the client or the stream's end comes.
     Closed(Option<Left>),
     /// Open. Left when nothing is on its way after the end of the stream.
-    Open(Place),
+    Open(OpenRoot),
     /// Outputs cannot be placed at all, for this reason. Never left.
     Blocked(String),
 }
 
 /// An open output root, and what is needed to request outputs there.
-pub(super) struct Place {
+pub(super) struct OpenRoot {
     pub(super) id: RootId,
     pub(super) root: Arc<Root>,
     pub(super) version: u64,
@@ -52,7 +52,7 @@ pub(super) struct Left {
 
 impl Site {
     /// The output root, if it is open.
-    pub(super) const fn place(&self) -> Option<&Place> {
+    pub(super) const fn open_root(&self) -> Option<&OpenRoot> {
         match self {
             Self::Open(place) => Some(place),
             _ => None,
@@ -60,7 +60,7 @@ impl Site {
     }
 
     /// The same, to be changed.
-    pub(super) const fn place_mut(&mut self) -> Option<&mut Place> {
+    pub(super) const fn open_root_mut(&mut self) -> Option<&mut OpenRoot> {
         match self {
             Self::Open(place) => Some(place),
             _ => None,
@@ -69,7 +69,7 @@ impl Site {
 
     /// The way to the cache, if it is open.
     pub(super) fn session(&self) -> Option<&Arc<Session>> {
-        self.place()?.session.as_ref()
+        self.open_root()?.session.as_ref()
     }
 
     /// Why outputs cannot be placed at all.
@@ -118,7 +118,7 @@ impl Actor {
         }
     }
 
-    async fn open(&mut self, path: String, left: Option<Left>) -> Result<Place, RootError> {
+    async fn open(&mut self, path: String, left: Option<Left>) -> Result<OpenRoot, RootError> {
         let shared = self.shared.clone();
         let opened = spawn_blocking(move || shared.roots.open(&path)).await;
         let (id, root) = opened.unwrap_or(Err(RootError::Panicked))?;
@@ -135,7 +135,7 @@ impl Actor {
                 self.doubt(root.clone());
             }
         }
-        Ok(Place {
+        Ok(OpenRoot {
             id,
             root,
             version: self.row.version,
@@ -147,7 +147,7 @@ impl Actor {
 
     /// From now on it is unknown whether the command is still running. What a newer build holds is its own.
     pub(super) async fn end_build(&self) {
-        let Some(Place { root, version, .. }) = self.site.place() else {
+        let Some(OpenRoot { root, version, .. }) = self.site.open_root() else {
             return;
         };
         let (root, version) = (root.clone(), *version);
@@ -190,7 +190,7 @@ impl Actor {
         if let Some(session) = self.site.session() {
             return Some(session.clone());
         }
-        self.site.place()?;
+        self.site.open_root()?;
         let served = self.served().await;
         let (store, local): (Arc<dyn BlobStore>, _) = match self.source() {
             Ok(cache) => {
@@ -249,7 +249,7 @@ impl Actor {
                 warm: false,
             },
             None => {
-                let root = self.site.place()?.root.clone();
+                let root = self.site.open_root()?.root.clone();
                 spawn_blocking(move || Served::by_link(&root.place))
                     .await
                     .ok()??
@@ -295,7 +295,7 @@ impl Actor {
 
     /// Notes the cache of a build of which nothing was wanted: somebody may ask for its outputs later.
     pub(super) fn note_unused_cache(&mut self) {
-        if self.site.place().is_some()
+        if self.site.open_root().is_some()
             && self.site.session().is_none()
             && let Ok(cache) = self.source()
         {

@@ -47,7 +47,7 @@ impl Actor {
             self.shared.roots.rules().destination,
             Destination::Directory { flatten: true, .. }
         );
-        let place = self.site.place();
+        let place = self.site.open_root();
         let root = place.map(|place| place.root.place.path().to_owned());
         let places: Vec<Option<PathBuf>> = noted
             .iter()

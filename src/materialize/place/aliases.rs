@@ -118,7 +118,7 @@ impl Alias {
         if is_behind_link {
             return Err(refused(at));
         }
-        let _open = Writable::open(&job.root.leases, &own.dir).map_err(error)?;
+        let _open = Writable::open(&job.root.writable, &own.dir).map_err(error)?;
         file.publish(job.root, &own, true, leaning).map(|_| ())
     }
 }

@@ -44,7 +44,7 @@ impl Placer {
         };
         let error = |errno| PlaceError::system_error("make symlink", path.as_str(), errno);
         let _permit = job.permit(path)?;
-        let _open = Writable::open(&job.root.leases, &spot.dir).map_err(error)?;
+        let _open = Writable::open(&job.root.writable, &spot.dir).map_err(error)?;
         let is_it = || sys::read_link(&spot.dir, &spot.name).is_ok_and(|t| t == Path::new(target));
         if !spot.dir.through.is_empty() && is_it() {
             return placed(&spot, How::Kept).map_err(error);

@@ -174,7 +174,7 @@ pub(super) fn publish_verified(
     file: NewFile,
 ) -> Result<Placed, PlaceError> {
     let dir = job.parent(path)?;
-    let _open = Writable::open(&job.root.leases, &dir)
+    let _open = Writable::open(&job.root.writable, &dir)
         .map_err(|e| PlaceError::system_error("open read-only directory for", path.as_str(), e))?;
     let site = Site::find(job, path, &dir)?;
     if let Some(stamp) = site.is_already(job, digest, &mut Vec::new())? {

@@ -170,7 +170,7 @@ fn place_open(
     match dir {
         Ok(dir) => {
             // Held for all of them, so that a read-only directory is opened once.
-            let _open = Writable::open(&job.root.leases, &dir);
+            let _open = Writable::open(&job.root.writable, &dir);
             for (answer, item) in open {
                 let placed = place_one(job, item, &dir, buffer);
                 let has_vanished = placed.as_ref().is_err_and(|e| e.is_errno(Errno::NOENT));

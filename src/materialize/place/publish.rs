@@ -171,7 +171,7 @@ impl<'a> Site<'a> {
         }
         let behind = walk::follow_making(job.root, self.path.as_str(), Some(permit)).ok()??;
         ExecPath::new(behind.path().to_str()?).ok()?;
-        let _open = Writable::open(&job.root.leases, &behind.dir).ok()?;
+        let _open = Writable::open(&job.root.writable, &behind.dir).ok()?;
         let mut changing = job.root.aliases.begin();
         // A link on the way may have made room for another output's file, before it was noted that this one leans on it.
         if !walk::still_leads(job.root, self.path, &behind) {

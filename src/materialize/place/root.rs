@@ -27,7 +27,7 @@ use super::{
     space::Space,
     sys::{self, Inode},
     temp::{self, TempDir, Unnamed},
-    writable::Leases,
+    writable::WritableDirs,
 };
 use crate::{
     exec_path::{BUILD_TREE, ExecPath, is_reserved},
@@ -65,7 +65,7 @@ pub struct OutputRoot {
     /// Directories in which no program with runfiles was found.
     pub(super) without_manifests: Mutex<WithoutManifests>,
     /// Read-only directories that are open for writing just now.
-    pub(super) leases: Arc<Leases>,
+    pub(super) writable: Arc<WritableDirs>,
     /// The modes of its outputs.
     pub(super) modes: Modes,
     /// Whether files come out with the mode that they are created with, umask and default ACLs notwithstanding.
@@ -128,7 +128,7 @@ impl OutputRoot {
             beside: Mutex::default(),
             space: Space::default(),
             without_manifests: Mutex::default(),
-            leases: Arc::default(),
+            writable: Arc::default(),
             modes: Modes::default(),
             modes_hold: AtomicBool::new(false),
             no_openat2: AtomicBool::new(false),

@@ -108,7 +108,7 @@ impl Staging {
 
     /// Gives the directory its final name, if nothing has it.
     fn publish(mut self, job: &Job<'_>, spot: &Spot) -> io::Result<()> {
-        let open = Writable::open(&job.root.leases, &spot.dir)?;
+        let open = Writable::open(&job.root.writable, &spot.dir)?;
         let (from, name) = (self.name.temp.as_fd(), &self.name.name);
         match fs::renameat_with(from, name, &spot.dir, &spot.name, RenameFlags::NOREPLACE) {
             // A plain rename replaces a directory only when that is empty, which is as good.

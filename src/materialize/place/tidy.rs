@@ -61,7 +61,7 @@ impl Placer {
             let Some(dir) = walk::find_dir(&self.root, above)? else {
                 break;
             };
-            let Ok(_open) = Writable::open(&self.root.leases, &dir) else {
+            let Ok(_open) = Writable::open(&self.root.writable, &dir) else {
                 break;
             };
             // Not empty, mostly.
@@ -130,7 +130,7 @@ impl Placer {
             OutputContent::Directory => AtFlags::REMOVEDIR,
             _ => AtFlags::empty(),
         };
-        let _open = Writable::open(&self.root.leases, &dir).map_err(error)?;
+        let _open = Writable::open(&self.root.writable, &dir).map_err(error)?;
         match fs::unlinkat(&dir, path.file_name(), flags) {
             Ok(()) | Err(Errno::NOENT) => Ok(Unlinked::Gone),
             // A directory that was empty, and holds something by now.

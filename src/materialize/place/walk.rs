@@ -106,7 +106,7 @@ fn make_below(root: &OutputRoot, path: &str, permit: &Permit<'_>) -> Option<Arc<
 /// Makes and opens a directory in one that is not the root itself. `None` when that does not work at once: then the walk
 /// finds out why.
 pub(super) fn make_in(root: &OutputRoot, above: &Arc<Dir>, name: &str, _: &Permit<'_>) -> Option<Arc<Dir>> {
-    let open = Writable::open(&root.leases, above).ok()?;
+    let open = Writable::open(&root.writable, above).ok()?;
     // In a tree, all directories are as its root is.
     let mode = open.before().unwrap_or_else(|| root.modes.directory());
     let is_ours = match fs::mkdirat(above, name, Mode::from_raw_mode(mode)) {
@@ -466,8 +466,8 @@ impl<'a> Walk<'a> {
             return Err(leaning::refused(&path));
         }
         let _changing = self.root.aliases.refuse(&path)?;
-        let _open =
-            Writable::open(&self.root.leases, here).map_err(|e| error("open read-only directory for", e))?;
+        let _open = Writable::open(&self.root.writable, here)
+            .map_err(|e| error("open read-only directory for", e))?;
         match fs::unlinkat(here, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => Ok(()),
             Err(errno) => Err(error("replace a file by a directory for", errno)),
@@ -501,7 +501,7 @@ fn open_component(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Owned
 
 /// Makes one directory, with its mode whatever the umask. That it is there already is no error.
 fn make_one(root: &OutputRoot, dir: &Arc<Dir>, name: &OsStr) -> rustix::io::Result<()> {
-    let open = Writable::open(&root.leases, dir)?;
+    let open = Writable::open(&root.writable, dir)?;
     let mode = open.before().unwrap_or_else(|| root.modes.directory());
     match fs::mkdirat(dir, name, Mode::from_raw_mode(mode)) {
         Ok(()) => settle_dir_mode(dir.as_fd(), name, mode),

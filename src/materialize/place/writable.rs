@@ -17,10 +17,10 @@ use super::sys::{Dir, Inode, PERMISSIONS};
 /// The directories of one root that are open for writing, and what they were before. Counted, so that the first
 /// of several writers to finish does not lock the others out.
 #[derive(Debug, Default)]
-pub(super) struct Leases(Mutex<HashMap<Inode, Lease>>);
+pub(super) struct WritableDirs(Mutex<HashMap<Inode, Holders>>);
 
 #[derive(Debug)]
-struct Lease {
+struct Holders {
     holders: usize,
     before: u32,
 }
@@ -30,33 +30,33 @@ struct Lease {
 #[derive(Debug)]
 pub(super) struct Writable {
     /// What to give back; `None` when the directory was writable anyway.
-    lease: Option<(Arc<Leases>, Arc<Dir>)>,
+    held_open: Option<(Arc<WritableDirs>, Arc<Dir>)>,
 }
 
 impl Writable {
     /// Opens a directory for writing if it is read-only to its owner. A directory that is not ours stays as it
     /// is, and the operation that wants to write there says what the system thinks of it.
-    pub(super) fn open(leases: &Arc<Leases>, dir: &Arc<Dir>) -> io::Result<Self> {
-        let mut held = leases.0.lock();
+    pub(super) fn open(dirs: &Arc<WritableDirs>, dir: &Arc<Dir>) -> io::Result<Self> {
+        let mut held = dirs.0.lock();
         let mode = fs::fstat(&dir.fd)?.st_mode & PERMISSIONS;
-        if let Some(lease) = held.get_mut(&dir.inode) {
-            lease.holders += 1;
+        if let Some(entry) = held.get_mut(&dir.inode) {
+            entry.holders += 1;
         } else if mode & 0o200 != 0 {
-            return Ok(Self { lease: None });
+            return Ok(Self { held_open: None });
         } else {
             match set_mode(dir, mode | 0o200) {
                 Ok(()) => {}
-                Err(Errno::PERM | Errno::ROFS) => return Ok(Self { lease: None }),
+                Err(Errno::PERM | Errno::ROFS) => return Ok(Self { held_open: None }),
                 Err(error) => return Err(error),
             }
-            let lease = Lease {
+            let entry = Holders {
                 holders: 1,
                 before: mode,
             };
-            held.insert(dir.inode, lease);
+            held.insert(dir.inode, entry);
         }
         Ok(Self {
-            lease: Some((Arc::clone(leases), Arc::clone(dir))),
+            held_open: Some((Arc::clone(dirs), Arc::clone(dir))),
         })
     }
 }
@@ -64,26 +64,26 @@ impl Writable {
 impl Writable {
     /// The mode that the directory gets back: of one that is read-only, as those of trees are.
     pub(super) fn before(&self) -> Option<u32> {
-        let (leases, dir) = self.lease.as_ref()?;
-        let held = leases.0.lock();
+        let (dirs, dir) = self.held_open.as_ref()?;
+        let held = dirs.0.lock();
         Some(held.get(&dir.inode)?.before)
     }
 }
 
 impl Drop for Writable {
     fn drop(&mut self) {
-        let Some((leases, dir)) = self.lease.take() else {
+        let Some((dirs, dir)) = self.held_open.take() else {
             return;
         };
-        let mut held = leases.0.lock();
-        let Some(lease) = held.get_mut(&dir.inode) else {
+        let mut held = dirs.0.lock();
+        let Some(entry) = held.get_mut(&dir.inode) else {
             return;
         };
-        lease.holders -= 1;
-        if lease.holders > 0 {
+        entry.holders -= 1;
+        if entry.holders > 0 {
             return;
         }
-        let before = lease.before;
+        let before = entry.before;
         held.remove(&dir.inode);
         // Anyone who changed the mode meanwhile meant it; a directory that is gone needs nothing.
         let is_as_left = fs::fstat(&dir.fd).is_ok_and(|s| s.st_mode & PERMISSIONS == before | 0o200);
@@ -129,9 +129,9 @@ mod tests {
     #[test]
     fn a_read_only_directory_is_writable_until_the_last_holder_lets_go() {
         let dir = directory(0o555);
-        let leases = Arc::new(Leases::default());
-        let first = Writable::open(&leases, &open(dir.path())).unwrap();
-        let second = Writable::open(&leases, &open(dir.path())).unwrap();
+        let dirs = Arc::new(WritableDirs::default());
+        let first = Writable::open(&dirs, &open(dir.path())).unwrap();
+        let second = Writable::open(&dirs, &open(dir.path())).unwrap();
         assert_eq!(mode(dir.path()), 0o755);
         drop(first);
         assert_eq!(mode(dir.path()), 0o755);
@@ -142,16 +142,16 @@ mod tests {
     #[test]
     fn a_writable_directory_is_left_alone() {
         let dir = directory(0o700);
-        let leases = Arc::new(Leases::default());
-        drop(Writable::open(&leases, &open(dir.path())).unwrap());
+        let dirs = Arc::new(WritableDirs::default());
+        drop(Writable::open(&dirs, &open(dir.path())).unwrap());
         assert_eq!(mode(dir.path()), 0o700);
     }
 
     #[test]
     fn a_mode_that_somebody_set_meanwhile_stays() {
         let dir = directory(0o555);
-        let leases = Arc::new(Leases::default());
-        let held = Writable::open(&leases, &open(dir.path())).unwrap();
+        let dirs = Arc::new(WritableDirs::default());
+        let held = Writable::open(&dirs, &open(dir.path())).unwrap();
         std_fs::set_permissions(dir.path(), std_fs::Permissions::from_mode(0o770)).unwrap();
         drop(held);
         assert_eq!(mode(dir.path()), 0o770);

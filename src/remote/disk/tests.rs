@@ -15,7 +15,7 @@ fn sha256(text: &str) -> Digest {
 }
 
 fn put(dir: &Path, kind: Kind, digest: &Digest, bytes: &[u8]) -> PathBuf {
-    let path = dir.join(place(kind, digest.function(), digest.hash()));
+    let path = dir.join(path_of(kind, digest.function(), digest.hash()));
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, bytes).unwrap();
     let file = File::options().write(true).open(&path).unwrap();
@@ -92,7 +92,7 @@ async fn what_is_cut_or_no_file_or_a_link_is_not_there() {
     put(dir.path(), Kind::Blob, empty, b"");
     let path = |digest: &Digest| {
         dir.path()
-            .join(place(Kind::Blob, digest.function(), digest.hash()))
+            .join(path_of(Kind::Blob, digest.function(), digest.hash()))
     };
     std::fs::create_dir_all(path(directory)).unwrap();
     let target = put(dir.path(), Kind::Blob, link, b"link");

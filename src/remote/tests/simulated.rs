@@ -19,7 +19,7 @@ use super::*;
 use crate::{
     remote::retry::Timer,
     simulated::{
-        Chance, Schedule, Told, Verdict, each_seed, is_custom, net, now, run,
+        Chance, Schedule, Totals, Verdict, each_seed, is_custom, net, now, run,
         schedule::{Change, Link},
     },
 };
@@ -80,7 +80,7 @@ impl Sink for Paced {
 /// Everything about a schedule but its faults.
 struct World {
     verdict: Verdict,
-    told: RefCell<Told>,
+    totals: RefCell<Totals>,
     /// What the cache has.
     blobs: Vec<(Digest, Bytes)>,
     /// What it does not have.
@@ -106,7 +106,7 @@ impl World {
             .collect();
         Self {
             verdict: Verdict::default(),
-            told: RefCell::default(),
+            totals: RefCell::default(),
             blobs: blobs.into_iter().map(|bytes| (digest(&bytes), bytes)).collect(),
             missing: (0..3).map(|_| digest(&chance.bytes(9))).collect(),
             healed,
@@ -137,11 +137,11 @@ impl World {
         self.verdict.check(since_healed < longest, || {
             format!("{name} took {took:?}, {since_healed:?} of it after the network had healed")
         });
-        let mut told = self.told.borrow_mut();
-        told.count("asked", 1);
-        told.count("failed", u64::from(!worked));
-        told.most("seconds", took.as_secs());
-        told.most("seconds after healing", since_healed.as_secs());
+        let mut totals = self.totals.borrow_mut();
+        totals.count("asked", 1);
+        totals.count("failed", u64::from(!worked));
+        totals.most("seconds", took.as_secs());
+        totals.most("seconds after healing", since_healed.as_secs());
         worked
     }
 
@@ -301,7 +301,7 @@ fn host(sim: &mut turmoil::Sim<'_>, world: &Rc<World>, zstd: bool) -> Rc<RefCell
     lives
 }
 
-fn one_schedule(seed: u64) -> Result<Told, String> {
+fn one_schedule(seed: u64) -> Result<Totals, String> {
     let mut chance = Chance::new(seed);
     let builder = net::network(&mut chance);
     let mut schedule = Schedule::random(&mut chance, &[LINK], &["cache"], TROUBLE);
@@ -342,7 +342,10 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
             world.verdict.check(worked, || {
                 "nothing can be read though nothing is wrong".to_owned()
             });
-            world.told.borrow_mut().most("seconds to recover", took.as_secs());
+            world
+                .totals
+                .borrow_mut()
+                .most("seconds to recover", took.as_secs());
             *finished.borrow_mut() = true;
             Ok(())
         }
@@ -351,8 +354,8 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
     let elapsed = run(&mut sim, &mut schedule, &world.verdict, limit, |_| {
         *finished.borrow()
     })?;
-    let mut told = world.told.take();
-    told.elapsed = elapsed;
+    let mut totals = world.totals.take();
+    totals.elapsed = elapsed;
     let waits = world.waits.count.load(Ordering::Relaxed);
     let tries = world.tries.load(Ordering::Relaxed);
     if waits > tries {
@@ -360,41 +363,41 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
     }
     // What a try loses: what had come of a frame, and what the sink had not taken yet when its turn ended.
     let allowed =
-        world.bytes.load(Ordering::Relaxed) + (waits + 1) * (3 << 20) + told.get("asked") * (64 << 10);
+        world.bytes.load(Ordering::Relaxed) + (waits + 1) * (3 << 20) + totals.get("asked") * (64 << 10);
     let received = net::received();
     if received > allowed {
         return Err(format!("{received} bytes came, for {allowed}\n{schedule}"));
     }
     for life in lives.borrow().iter() {
         let stats = life.stats();
-        told.count("resumed", stats.stream_reads_resumed);
+        totals.count("resumed", stats.stream_reads_resumed);
     }
-    told.count("retries", waits);
-    told.count("bytes", received);
-    told.count("faults", schedule.faults());
-    told.count(
+    totals.count("retries", waits);
+    totals.count("bytes", received);
+    totals.count("faults", schedule.faults());
+    totals.count(
         "crashes",
         schedule.count(|change| matches!(change, Change::Crash(_))),
     );
-    Ok(told)
+    Ok(totals)
 }
 
 #[test]
 fn whatever_the_network_does_reads_end_and_what_they_bring_is_right() {
-    let told = each_seed(
+    let totals = each_seed(
         "whatever_the_network_does_reads_end_and_what_they_bring_is_right",
         25,
         one_schedule,
     );
     if !is_custom() {
         for what in ["asked", "failed", "resumed", "retries", "faults", "crashes"] {
-            assert!(told.get(what) > 0, "{what} was never met");
+            assert!(totals.get(what) > 0, "{what} was never met");
         }
     }
 }
 
 /// A cache with one blob, and something that is done with it.
-fn told<F: Future<Output = ()> + 'static>(
+fn simulate<F: Future<Output = ()> + 'static>(
     size: usize,
     connections: usize,
     mut schedule: Schedule,
@@ -449,7 +452,7 @@ fn a_dead_connection_is_found_by_a_ping_and_the_transfer_goes_on_where_it_was() 
         (Duration::from_millis(500), Change::Mend(LINK)),
     ]);
     let size = 8 << 20;
-    let stats = told(size, 4, schedule, |cache, world| async move {
+    let stats = simulate(size, 4, schedule, |cache, world| async move {
         let took = whole(&cache, &world).await;
         let longest = PINGED + Duration::from_secs(4);
         assert!((Duration::from_secs(40)..longest).contains(&took), "{took:?}");
@@ -462,7 +465,7 @@ fn a_dead_connection_is_found_by_a_ping_and_the_transfer_goes_on_where_it_was() 
 #[test]
 fn a_cache_that_is_gone_costs_so_many_tries_and_no_more() {
     let schedule = Schedule::of([(Duration::ZERO, Change::Hold(LINK))]);
-    let stats = told(1000, 4, schedule, |cache, world| async move {
+    let stats = simulate(1000, 4, schedule, |cache, world| async move {
         let options = cache.options().clone();
         let began = now();
         let error = cache
@@ -489,7 +492,7 @@ fn a_cache_that_is_gone_costs_so_many_tries_and_no_more() {
 fn connections_that_died_unnoticed_cost_one_ping_and_not_one_each() {
     let schedule = Schedule::of([(Duration::from_secs(50), Change::Forget)]);
     // Each is pinged at once, since nothing came on it for so long, and has 10 s for its answer.
-    told(1000, 4, schedule, |cache, world| async move {
+    simulate(1000, 4, schedule, |cache, world| async move {
         join_all((0..8).map(|_| whole(&cache, &world))).await;
         tokio::time::sleep(Duration::from_secs(60)).await;
         let took = whole(&cache, &world).await;

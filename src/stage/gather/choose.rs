@@ -8,7 +8,7 @@ use super::{Archives, EXTRACT, Gather, Source};
 use crate::{
     archive::{Limit, Mode},
     collection::{
-        BlobArchive, Choice, Collection, CollectionError, Offer, Patterns, Place, Source as Named, Wanted,
+        BlobArchive, Choice, Collection, CollectionError, Location, Offer, Patterns, Source as Named, Wanted,
         check_all, choose, open, own_directory,
     },
     exec_path::ExecPath,
@@ -46,7 +46,7 @@ fn invalid(text: &str, reason: String) -> StageError {
 /// Reads what a caller names who may name what is in reach. Anyone who knows a digest knows what the bytes are.
 fn named<'a>(text: &'a str, reach: &Reach) -> Result<(&'a str, Named<'a>), StageError> {
     let named = Named::parse(text).map_err(|reason| invalid(text, reason.to_owned()))?;
-    if let Place::Url(url) = named.place {
+    if let Location::Url(url) = named.location {
         reach.admit(url, text)?;
     }
     Ok((text, named))
@@ -131,18 +131,18 @@ impl Archives {
             .clone();
         access.patience.most = most;
         let mut collections = Vec::new();
-        for (text, Named { name, place }) in named {
+        for (text, Named { name, location }) in named {
             let error = |reason: String| invalid(text, reason);
             let name = name.map(str::to_owned);
-            let collection: Arc<dyn Collection> = match place {
-                Place::Url(url) => {
+            let collection: Arc<dyn Collection> = match location {
+                Location::Url(url) => {
                     let (url, access) = (url.to_owned(), access.clone());
                     // Looks at the disk: at a directory that may be slow, and at files with credentials.
                     let opened = spawn_blocking(move || open(&url, name.as_deref(), &access)).await;
                     let opened = opened.map_err(|e| StageError::Internal(e.to_string()))?;
                     opened.map_err(|e| error(e.to_string()))?
                 }
-                Place::Blob(written) => {
+                Location::Blob(written) => {
                     let cache = sources.named().map_err(|e| error(e.to_string()))?.actions();
                     let assumed = access.options.digest_function;
                     let digest = written.find(assumed, &*cache).await;

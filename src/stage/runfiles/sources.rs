@@ -19,14 +19,14 @@ const EXTERNAL: &str = "external";
 pub(super) struct Sources {
     /// The exec root as the build spells it, and as it is here.
     exec_roots: [String; 2],
-    workspace: Place,
-    external: Place,
+    workspace: SourceDirectory,
+    external: SourceDirectory,
     /// The build was made in another mount namespace, where absolute links lead elsewhere.
     is_mapped: bool,
 }
 
 /// A directory of sources.
-struct Place {
+struct SourceDirectory {
     /// What exec paths of its sources begin with.
     prefix: &'static str,
     /// As the build spells it; empty if it is not known.
@@ -75,7 +75,7 @@ impl Sources {
         });
         let is_known = workspace.is_absolute() && workspace.components().count() > 1;
         Self {
-            workspace: Place {
+            workspace: SourceDirectory {
                 prefix: "",
                 there: if is_known {
                     workspace.to_owned()
@@ -84,7 +84,7 @@ impl Sources {
                 },
                 here: local,
             },
-            external: Place {
+            external: SourceDirectory {
                 prefix: EXTERNAL,
                 there: base(&there).map_or_else(PathBuf::new, |base| base.join(EXTERNAL)),
                 here: base(here)

@@ -14,8 +14,8 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{ledger::Ledger, upstream};
 use crate::{
-    access::greeted,
-    bep::event::{Event, Framed},
+    access::expect_preface,
+    bep::event::{Event, StreamEvent},
     bes::{BesOptions, BesService, Upstream, UpstreamOptions, serve, tests::harness::decode},
     builds::{Builds, Progress, Settlement, StreamEnd, StreamKey},
     digest::Digest,
@@ -97,7 +97,7 @@ impl Daemon {
         );
         service.recover().await?;
         let (routes, _health) = serve::routes(service.clone()).await?;
-        let incoming = greeted(net::incoming(PORT).await?);
+        let incoming = expect_preface(net::incoming(PORT).await?);
         let stop = asked_to_end("outhaul");
         let serving = serve::server()
             .add_routes(routes)
@@ -191,7 +191,7 @@ impl Engine {
 }
 
 impl Builds for Engine {
-    fn events(&self, stream: &StreamKey, events: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
+    fn events(&self, stream: &StreamKey, events: Vec<(i64, StreamEvent)>) -> BoxFuture<'_, ()> {
         let stream = stream.to_string();
         Box::pin(async move {
             let pace = Duration::from_millis(self.ledger.plans[&stream].pace);

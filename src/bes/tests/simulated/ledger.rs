@@ -22,7 +22,7 @@ use crate::{
     },
     journal::{Journal, RecordKind},
     proto::google::devtools::build::v1::build_event::{self, BuildComponentStreamFinished},
-    simulated::{Chance, Told, Verdict, now},
+    simulated::{Chance, Totals, Verdict, now},
 };
 
 /// What a stream is, and what becomes of it.
@@ -204,20 +204,20 @@ impl Ledger {
             .all(|(name, fate)| fate.over || name == "ghost")
     }
 
-    pub(super) fn told(&self) -> Told {
-        let mut told = Told::default();
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
         for (name, fate) in self.fates().iter() {
-            told.count("streams", 1);
-            told.count("events acknowledged", fate.acked.unsigned_abs());
-            told.count("connections", fate.connections);
-            told.count("calls", fate.calls);
-            told.count("cancelled", u64::from(fate.cancelled));
-            told.count(
+            totals.count("streams", 1);
+            totals.count("events acknowledged", fate.acked.unsigned_abs());
+            totals.count("connections", fate.connections);
+            totals.count("calls", fate.calls);
+            totals.count("cancelled", u64::from(fate.cancelled));
+            totals.count(
                 "ghosts",
                 u64::from(name == "ghost" && !fate.over && fate.connections > 0),
             );
         }
-        told
+        totals
     }
 
     /// For a failure.

@@ -16,7 +16,7 @@ use self::{
 use crate::{
     bes::{BesOptions, HoldMode, HoldPolicy},
     simulated::{
-        Chance, Schedule, Told, each_seed, is_custom, net, run,
+        Chance, Schedule, Totals, each_seed, is_custom, net, run,
         schedule::{Change, Link},
     },
 };
@@ -121,7 +121,7 @@ impl Setting {
     }
 }
 
-fn one_schedule(seed: u64) -> Result<Told, String> {
+fn one_schedule(seed: u64) -> Result<Totals, String> {
     let mut chance = Chance::new(seed);
     let builder = net::network(&mut chance);
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
@@ -199,32 +199,32 @@ fn one_schedule(seed: u64) -> Result<Told, String> {
             "it took {concluding:?} until nothing was left to do\n{schedule}"
         ));
     }
-    let mut told = ledger.told();
-    told.elapsed = elapsed;
-    told.most("seconds to conclude", concluding.as_secs());
-    told.count("faults", schedule.faults());
-    told.count(
+    let mut totals = ledger.totals();
+    totals.elapsed = elapsed;
+    totals.most("seconds to conclude", concluding.as_secs());
+    totals.count("faults", schedule.faults());
+    totals.count(
         "deaths of the daemon",
         schedule.count(|c| *c == Change::Crash("outhaul")),
     );
-    told.count(
+    totals.count(
         "ends of the daemon",
         schedule.count(|c| *c == Change::Stop("outhaul")),
     );
-    told.count(
+    totals.count(
         "deaths of upstream",
         schedule.count(|c| *c == Change::Crash("upstream")),
     );
     if let Some(service) = &setting.service {
-        told.count("events upstream", service.received());
-        told.count("connections upstream", service.connections());
+        totals.count("events upstream", service.received());
+        totals.count("connections upstream", service.connections());
     }
-    Ok(told)
+    Ok(totals)
 }
 
 #[test]
 fn whatever_the_network_does_what_is_acknowledged_is_kept_and_arrives() {
-    let told = each_seed(
+    let totals = each_seed(
         "whatever_the_network_does_what_is_acknowledged_is_kept_and_arrives",
         30,
         one_schedule,
@@ -242,10 +242,10 @@ fn whatever_the_network_does_what_is_acknowledged_is_kept_and_arrives() {
             "ends of the daemon",
             "calls",
         ] {
-            assert!(told.get(what) > 0, "{what}: never met");
+            assert!(totals.get(what) > 0, "{what}: never met");
         }
         assert!(
-            told.get("connections") > told.get("streams"),
+            totals.get("connections") > totals.get("streams"),
             "no client came back"
         );
     }

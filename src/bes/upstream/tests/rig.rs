@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{fake::Fake, requests};
 use crate::{
-    bep::event::Framed,
+    bep::event::StreamEvent,
     bes::{
         HoldMode, HoldPolicy,
         upstream::{
@@ -44,7 +44,7 @@ pub(super) struct Engine {
 }
 
 impl Builds for Engine {
-    fn events(&self, _: &StreamKey, _: Vec<(i64, Framed)>) -> BoxFuture<'_, ()> {
+    fn events(&self, _: &StreamKey, _: Vec<(i64, StreamEvent)>) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
 

@@ -173,7 +173,7 @@ async fn builds_of_nonsense_settle_and_write_nothing_elsewhere() {
             f.send(event).await;
             if random.random_range(0..30) == 0 {
                 // The client goes, and comes back.
-                f.rooms
+                f.services
                     .engine
                     .ended(&f.key, StreamEnd::Broken("gone".to_owned()))
                     .await;

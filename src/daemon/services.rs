@@ -19,7 +19,7 @@ use crate::{
 
 /// The services behind the listeners. Cheap to clone.
 #[derive(Clone)]
-pub struct Rooms {
+pub struct Services {
     /// What is known.
     pub record: Record,
     /// What is counted.
@@ -31,13 +31,13 @@ pub struct Rooms {
     roots: Arc<Roots>,
     sources: Arc<Sources>,
     /// What keeping leases needs.
-    pub(super) leases: lease::Rooms,
+    pub(super) leases: lease::LeaseContext,
     /// How long settled builds are remembered for clients that come back.
     linger: Duration,
 }
 
-impl Rooms {
-    /// Puts the rooms together, on the current tokio runtime. `holds_sets` is for [`Engine::new`].
+impl Services {
+    /// Puts the services together, on the current tokio runtime. `holds_sets` is for [`Engine::new`].
     ///
     /// # Errors
     /// When a writer thread cannot be started.
@@ -62,7 +62,7 @@ impl Rooms {
             sources.clone(),
             metrics.clone(),
         );
-        let leases = lease::Rooms {
+        let leases = lease::LeaseContext {
             record: record.clone(),
             roots: roots.clone(),
             sources: sources.clone(),

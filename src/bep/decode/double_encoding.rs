@@ -6,7 +6,7 @@
 use crate::proto::build_event_stream::File;
 
 /// The name whose UTF-8 bytes are the characters of this one; if they are not valid UTF-8, the name itself.
-pub(super) fn as_meant(name: String) -> String {
+pub(super) fn fix_double_encoding(name: String) -> String {
     if name.is_ascii() {
         return name;
     }
@@ -17,11 +17,11 @@ pub(super) fn as_meant(name: String) -> String {
 }
 
 /// The same for the path of each file.
-pub(super) fn files_as_meant(mut files: Vec<File>) -> Vec<File> {
+pub(super) fn fix_files(mut files: Vec<File>) -> Vec<File> {
     for file in &mut files {
-        file.name = as_meant(std::mem::take(&mut file.name));
+        file.name = fix_double_encoding(std::mem::take(&mut file.name));
         for part in &mut file.path_prefix {
-            *part = as_meant(std::mem::take(part));
+            *part = fix_double_encoding(std::mem::take(part));
         }
     }
     files
@@ -44,9 +44,9 @@ mod tests {
             "ÿ",
             "日Ã\u{9f}",
         ] {
-            assert_eq!(as_meant(name.to_owned()), name);
+            assert_eq!(fix_double_encoding(name.to_owned()), name);
             let twice: String = name.bytes().map(char::from).collect();
-            assert_eq!(as_meant(twice), name);
+            assert_eq!(fix_double_encoding(twice), name);
         }
     }
 }

@@ -22,33 +22,33 @@ use tonic::transport::server::Connected;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Its length (RFC 9113, section 3.4).
-const GREETING: usize = 24;
+const PREFACE: usize = 24;
 
 /// A connection that fails if the preface does not come.
 #[derive(Debug)]
-pub(crate) struct Greeted<S> {
+pub(crate) struct AwaitingPreface<S> {
     stream: S,
     /// Until the preface has come: how much of it has not, and when the time is up.
     awaited: Option<(usize, Pin<Box<Sleep>>)>,
 }
 
 /// These connections, each with a deadline for its preface. To be polled within the runtime.
-pub(crate) fn greeted<S, E>(
+pub(crate) fn expect_preface<S, E>(
     incoming: impl Stream<Item = Result<S, E>>,
-) -> impl Stream<Item = Result<Greeted<S>, E>> {
-    incoming.map(|accepted| accepted.map(Greeted::new))
+) -> impl Stream<Item = Result<AwaitingPreface<S>, E>> {
+    incoming.map(|accepted| accepted.map(AwaitingPreface::new))
 }
 
-impl<S> Greeted<S> {
+impl<S> AwaitingPreface<S> {
     fn new(stream: S) -> Self {
         Self {
             stream,
-            awaited: Some((GREETING, Box::pin(tokio::time::sleep(PATIENCE)))),
+            awaited: Some((PREFACE, Box::pin(tokio::time::sleep(PATIENCE)))),
         }
     }
 }
 
-impl<S: Connected> Connected for Greeted<S> {
+impl<S: Connected> Connected for AwaitingPreface<S> {
     type ConnectInfo = S::ConnectInfo;
 
     fn connect_info(&self) -> Self::ConnectInfo {
@@ -56,7 +56,7 @@ impl<S: Connected> Connected for Greeted<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for AwaitingPreface<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -76,7 +76,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for AwaitingPreface<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -121,7 +121,7 @@ mod tests {
             let (mut client, server) = tokio::io::duplex(100);
             client.write_all(said).await.unwrap();
             let began = Instant::now();
-            let error = Greeted::new(server)
+            let error = AwaitingPreface::new(server)
                 .read_to_end(&mut Vec::new())
                 .await
                 .unwrap_err();
@@ -133,9 +133,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_has_greeted_may_be_silent() {
         let (mut client, server) = tokio::io::duplex(100);
-        let mut server = Greeted::new(server);
-        let mut greeting = [0; GREETING];
-        let came = tokio::join!(server.read_exact(&mut greeting), async {
+        let mut server = AwaitingPreface::new(server);
+        let mut preface = [0; PREFACE];
+        let came = tokio::join!(server.read_exact(&mut preface), async {
             client.write_all(&[1; 20]).await.unwrap();
             sleep(PATIENCE / 2).await;
             client.write_all(&[1; 4]).await.unwrap();

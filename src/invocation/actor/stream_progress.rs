@@ -9,7 +9,7 @@ use crate::{bep::event::TargetId, exec_path::ExecPath};
 
 /// What is on its way, and what is not settled for it.
 #[derive(Default)]
-pub(super) struct Course {
+pub(super) struct StreamProgress {
     /// Required outputs on their way, by the number of the event that calls for them.
     pending: BTreeMap<i64, u64>,
     /// The highest number that was taken in.
@@ -21,7 +21,7 @@ pub(super) struct Course {
     sharers: HashMap<ExecPath, Vec<Arc<TargetId>>>,
 }
 
-impl Course {
+impl StreamProgress {
     /// An event was taken in. `false` if it was before: a stream that broke off and is resumed after the event service
     /// has forgotten it comes again from its first event.
     pub(super) fn take(&mut self, sequence: i64) -> bool {
@@ -94,57 +94,57 @@ mod tests {
 
     #[test]
     fn the_lowest_number_that_misses_something_is_what_holds() {
-        let mut course = Course::default();
+        let mut stream = StreamProgress::default();
         for sequence in 1..=9 {
-            course.take(sequence);
+            stream.take(sequence);
         }
-        assert_eq!(course.through(None), 9);
-        course.begin(4);
-        course.begin(4);
-        course.begin(7);
-        assert_eq!(course.through(None), 3);
-        assert_eq!(course.through(Some(2)), 1);
-        course.end(4);
-        assert_eq!(course.through(None), 3);
-        course.end(4);
-        assert_eq!(course.through(None), 6);
-        assert_eq!(course.through(Some(8)), 6);
-        course.end(7);
-        assert_eq!((course.through(Some(8)), course.through(None)), (7, 9));
+        assert_eq!(stream.through(None), 9);
+        stream.begin(4);
+        stream.begin(4);
+        stream.begin(7);
+        assert_eq!(stream.through(None), 3);
+        assert_eq!(stream.through(Some(2)), 1);
+        stream.end(4);
+        assert_eq!(stream.through(None), 3);
+        stream.end(4);
+        assert_eq!(stream.through(None), 6);
+        assert_eq!(stream.through(Some(8)), 6);
+        stream.end(7);
+        assert_eq!((stream.through(Some(8)), stream.through(None)), (7, 9));
     }
 
     #[test]
     fn a_stream_that_comes_again_from_its_beginning_is_taken_once() {
-        let mut course = Course::default();
-        let taken: Vec<_> = [1, 2, 3, 1, 2, 3, 4].map(|n| course.take(n)).into();
+        let mut stream = StreamProgress::default();
+        let taken: Vec<_> = [1, 2, 3, 1, 2, 3, 4].map(|n| stream.take(n)).into();
         assert_eq!(taken, [true, true, true, false, false, false, true]);
-        assert_eq!(course.through(None), 4);
+        assert_eq!(stream.through(None), 4);
     }
 
     #[test]
     fn targets_settle_in_the_order_of_their_events() {
-        let mut course = Course::default();
+        let mut stream = StreamProgress::default();
         let target = |label: &str| {
             Arc::new(TargetId {
                 label: label.to_owned(),
                 ..TargetId::default()
             })
         };
-        course.completed(5, target("//:b"));
-        course.completed(3, target("//:a"));
-        course.completed(8, target("//:c"));
+        stream.completed(5, target("//:b"));
+        stream.completed(3, target("//:a"));
+        stream.completed(8, target("//:c"));
         let labels = |list: Vec<Arc<TargetId>>| list.iter().map(|t| t.label.clone()).collect::<Vec<_>>();
-        assert_eq!(labels(course.settled(2)), Vec::<String>::new());
-        assert_eq!(labels(course.settled(5)), ["//:a", "//:b"]);
-        assert_eq!(labels(course.settled(9)), ["//:c"]);
+        assert_eq!(labels(stream.settled(2)), Vec::<String>::new());
+        assert_eq!(labels(stream.settled(5)), ["//:a", "//:b"]);
+        assert_eq!(labels(stream.settled(9)), ["//:c"]);
     }
 
     #[test]
     fn the_earliest_failure_counts() {
-        let mut course = Course::default();
-        course.fail(7);
-        course.fail(3);
-        course.fail(5);
-        assert_eq!(course.failed_at, Some(3));
+        let mut stream = StreamProgress::default();
+        stream.fail(7);
+        stream.fail(3);
+        stream.fail(5);
+        assert_eq!(stream.failed_at, Some(3));
     }
 }
