@@ -41,6 +41,7 @@
 //! * `archive` unpacks archives, and publishes what was in them as a whole.
 //! * `collection` downloads archives by name, from directories, URLs and the cache, and knows their checksums.
 //! * [`stage`] copies outputs of a recorded build to a directory; it also exports and imports builds.
+//! * `mount` shows recorded builds as a read-only directory, over FUSE.
 //! * [`access`] controls access to listeners: certificates, tokens, the user of the connecting process.
 //! * [`control`] answers the other commands and shows health and metrics.
 //! * [`notify`] sends notifications about settled targets and builds, by HTTP or to a command.
@@ -95,6 +96,8 @@ pub mod journal;
 mod lease;
 pub mod materialize;
 pub mod metrics;
+#[cfg(feature = "mount")]
+mod mount;
 mod notify;
 mod open_files;
 pub mod output;

@@ -23,7 +23,7 @@ const FLOORS: &[&[&str]] = &[
     &["demo", "journal", "materialize", "sources"],
     &["archive", "roots"],
     &["bes", "collection", "invocation"],
-    &["lease", "notify", "stage"],
+    &["lease", "mount", "notify", "stage"],
     &["config", "control"],
     &["daemon"],
     &["cli"],

@@ -4,6 +4,8 @@ use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+#[cfg(feature = "mount")]
+use super::mount;
 use super::{
     demo, du, evict, exec,
     exit::{self, Failure},
@@ -60,6 +62,9 @@ enum Command {
     Ls(ls::LsArgs),
     /// Show the profiles: named sets of rules for what editors, debuggers and coverage tools read
     Profiles(profiles::ProfilesArgs),
+    /// Show recorded builds as a read-only directory (FUSE); files are downloaded when they are opened
+    #[cfg(feature = "mount")]
+    Mount(Box<mount::MountArgs>),
     /// Copy named outputs of a recorded build to a directory
     Stage(stage::StageArgs),
     /// Check whether a staged directory is complete and unchanged
@@ -123,6 +128,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::main(&args),
         Command::Ls(args) => ls::main(&args),
         Command::Profiles(args) => profiles::main(&args),
+        #[cfg(feature = "mount")]
+        Command::Mount(args) => mount::main(*args),
         Command::Stage(args) => stage::main(&args),
         Command::IsStaged(args) => is_staged::main(&args),
         Command::Export(args) => export::main(args),

@@ -16,7 +16,8 @@ pub(super) fn start_log(filter: &str, json: bool) -> Result<(), Failure> {
     let directives = if filter.contains(['=', ',']) {
         filter.to_owned()
     } else {
-        format!("warn,outhaul={filter}")
+        // What `fuser` warns of is what it was not told to answer.
+        format!("warn,fuser=error,outhaul={filter}")
     };
     let filter =
         EnvFilter::try_new(directives).map_err(|e| Failure::usage(format!("--log={filter}: {e}")))?;

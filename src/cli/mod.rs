@@ -20,6 +20,8 @@ mod is_staged;
 mod log;
 mod ls;
 mod manual;
+#[cfg(feature = "mount")]
+mod mount;
 mod orphans;
 mod paths;
 mod print;

@@ -221,6 +221,7 @@ impl Service {
             exit_code: row.finished.then_some(row.exit_code),
             stores: row.stores.into_iter().collect(),
             pending: pending,
+            without_root: row.root.is_none(),
         } invocation_id build_id command workspace exec_root started_ms settled_ms downloaded downloaded_bytes present
           failed known superseded hold_us errors build_tool_version remote_cache remote_instance_name)
     }

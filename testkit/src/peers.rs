@@ -38,14 +38,21 @@ pub fn are_there(test: &str, names: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    let message = format!(
-        "SKIPPED: {test}: no {} in {}; scripts/install-peers installs it",
+    let reason = format!(
+        "no {} in {}; scripts/install-peers installs it",
         missing.join(", "),
         directory().display()
     );
+    skip(test, &missing, &reason);
+    false
+}
+
+/// Says loudly that a test is skipped because of what is missing; panics if that is required.
+#[track_caller]
+pub fn skip(test: &str, missing: &[&str], reason: &str) {
+    let message = format!("SKIPPED: {test}: {reason}");
     assert!(!missing.iter().any(|name| is_required(name)), "{message}");
     // Past the test runner, which shows nothing of a test that passes.
     let mut terminal = std::io::stderr().lock();
     let _ = std::io::Write::write_all(&mut terminal, format!("\n{message}\n").as_bytes());
-    false
 }

@@ -26,6 +26,8 @@ mod full_disk;
 mod http;
 mod keeping;
 mod leasing;
+#[cfg(feature = "mount")]
+mod mounting;
 mod notifying;
 mod printed;
 mod python;

@@ -234,6 +234,13 @@ impl OutputRoot {
         }
     }
 
+    /// Whether there is too little space for a file of this size, with what is to stay free.
+    #[cfg(feature = "mount")]
+    pub(crate) fn lacks_space(&self, options: PlaceOptions, bytes: u64) -> bool {
+        let free = super::mark::Free::of(&self.fd);
+        free.bytes < bytes || free.shortage(options.space, false, bytes).is_some()
+    }
+
     /// Whether a way may end in a directory at this path, links resolved.
     pub(super) fn may_end_in(&self, path: &Path) -> bool {
         !self.is_exec_root || path.starts_with(BUILD_TREE)

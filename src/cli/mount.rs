@@ -1,0 +1,312 @@
+//! `outhaul mount`: recorded builds as a read-only directory.
+
+use std::{collections::HashMap, fmt::Display, io::Write as _, path::PathBuf, sync::Arc};
+
+use clap::Args;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    client::{Client, Door},
+    ending::Signals,
+    exit::{self, Failure},
+    print, runtime,
+};
+use crate::{
+    bep::commands::has_outputs,
+    config::{CacheArgs, ControlArgs, PlaceArgs, StateArgs, from_environment},
+    control::staging::nothing_of,
+    daemon::{notify_ready, notify_stopping},
+    digest::Digest,
+    exec_path::ExecPath,
+    mount::{Build, Content, Mount, MountError, MountOptions, Rows, TreeBuilder},
+    printable::printable,
+    proto::outhaul::v1 as pb,
+    units::{parse_duration, parse_size},
+};
+
+/// Builds of a state directory that are shown at most, the newest.
+const BUILDS: u32 = 1000;
+
+/// Arguments of `outhaul mount`.
+#[derive(Debug, Args)]
+pub(super) struct MountArgs {
+    /// Where to mount: an empty directory, or one to be made
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+
+    /// Directory to keep downloaded files in; by default mount in the state directory
+    #[arg(long, value_name = "DIR", env = "OUTHAUL_STORE_DIR")]
+    store_dir: Option<PathBuf>,
+
+    /// How much to keep in it; of the files that nobody has open, those that were read longest ago are removed first
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "OUTHAUL_STORE_SIZE",
+        default_value = "10GiB"
+    )]
+    store_size: String,
+
+    /// How long a program that opens a file waits for it at most; the download goes on
+    #[arg(long, value_name = "DURATION", default_value = "1m")]
+    timeout: String,
+
+    /// Download nothing before it is read: by default, the outputs that the newest build of each workspace was asked for are
+    /// downloaded as soon as it has ended, into at most half of the store
+    #[arg(long, env = "OUTHAUL_NO_PREFETCH")]
+    no_prefetch: bool,
+
+    /// Let other users read, too; unless root mounts, /etc/fuse.conf must have user_allow_other
+    #[arg(long, env = "OUTHAUL_ALLOW_OTHER")]
+    allow_other: bool,
+
+    #[command(flatten)]
+    control: ControlArgs,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+pub(super) fn main(args: MountArgs) -> Result<u8, Failure> {
+    let wrong =
+        |flag: &str, text: &str, reason: &dyn Display| Failure::usage(format!("--{flag}={text}: {reason}"));
+    let store_bytes = parse_size(&args.store_size).map_err(|e| wrong("store-size", &args.store_size, &e))?;
+    let timeout = parse_duration(&args.timeout).map_err(|e| wrong("timeout", &args.timeout, &e))?;
+    if timeout.is_zero() {
+        return Err(wrong("timeout", &args.timeout, &"must be greater than zero"));
+    }
+    let store = match &args.store_dir {
+        Some(directory) => std::path::absolute(directory)?,
+        None => args.state.directory()?.join("mount"),
+    };
+    let place: PlaceArgs = from_environment()?;
+    let options = MountOptions {
+        directory: args.directory,
+        store,
+        store_bytes,
+        timeout,
+        allow_other: args.allow_other,
+        prefetch: !args.no_prefetch,
+        source: args.cache.source_rule(true)?,
+        materialize: place.options()?,
+    };
+    let rows = Recorded {
+        doors: Mutex::new(vec![args.state]),
+        control: args.control,
+        cache: args.cache,
+    };
+    // A wrong address is told before anything is mounted.
+    rows.control.address(rows.cache.tls.files())?;
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let at_once = Signals::listen()?.heed(stop.clone());
+        let mut mount = Mount::start(options, Arc::new(rows)).await?;
+        let at = printable(&mount.at().display().to_string()).into_owned();
+        writeln!(
+            print::err(),
+            "outhaul: mounted on {at}; to unmount, send SIGTERM or press Ctrl-C"
+        )?;
+        notify_ready();
+        let unmounted = tokio::select! {
+            unmounted = mount.unmounted() => unmounted,
+            () = stop.cancelled() => Ok(()),
+        };
+        notify_stopping();
+        let ended = tokio::select! {
+            ended = mount.end() => ended,
+            () = at_once.cancelled() => Ok(()),
+        };
+        unmounted.map_err(|reason| Failure::failed(format!("{at}: {reason}")))?;
+        ended.map_err(|reason| {
+            Failure::failed(format!("failed to unmount {at}: {reason}; run `umount -l {at}`"))
+        })?;
+        Ok(exit::OK)
+    });
+    // Downloads that nobody waits for any more.
+    runtime.shutdown_background();
+    ended
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Self {
+        match error {
+            MountError::Mounted { .. } | MountError::NotEmpty(_) => Self::usage(error),
+            _ => Self::failed(error),
+        }
+    }
+}
+
+/// The builds of a daemon or of the record, and of the wrapped builds that had to keep what is theirs apart.
+struct Recorded {
+    /// State directories; their places do not change.
+    doors: Mutex<Vec<StateArgs>>,
+    control: ControlArgs,
+    cache: CacheArgs,
+}
+
+impl Recorded {
+    /// The state directories as they are now, with their places.
+    fn doors(&self) -> Vec<(usize, StateArgs)> {
+        let mut doors = self.doors.lock();
+        let is_named = self
+            .control
+            .address(self.cache.tls.files())
+            .is_ok_and(|address| address.is_some());
+        let apart = doors.first().and_then(|state| state.directory().ok());
+        if let Some(directory) = apart.filter(|_| !is_named) {
+            let entries = std::fs::read_dir(directory.join("run"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            for path in entries.map(|entry| entry.path()).filter(|path| path.is_dir()) {
+                if !doors.iter().any(|known| known.state_dir.as_ref() == Some(&path)) {
+                    doors.push(StateArgs {
+                        state_dir: Some(path),
+                        control_socket: None,
+                    });
+                }
+            }
+        }
+        doors.iter().cloned().enumerate().collect()
+    }
+
+    async fn client(&self, door: usize, state: &StateArgs, quietly: bool) -> Result<Option<Client>, Failure> {
+        let none = ControlArgs::default();
+        let control = if door == 0 { &self.control } else { &none };
+        if quietly {
+            let door = Door::new(control, state, self.cache.tls.files())?;
+            return Ok(door.connect().await.ok());
+        }
+        match Client::open(control, state, &self.cache).await {
+            // Nothing has been recorded yet.
+            Err(failure) if failure.code == exit::NOT_FOUND => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
+    async fn all_builds(&self, quietly: bool) -> Result<HashMap<usize, Vec<Build>>, Failure> {
+        let mut lists = HashMap::new();
+        for (door, state) in self.doors() {
+            let mut client = match self.client(door, &state, quietly).await {
+                Ok(Some(client)) => client,
+                Ok(None) if quietly => continue,
+                Ok(None) => {
+                    lists.insert(door, Vec::new());
+                    continue;
+                }
+                Err(failure) if door == 0 => return Err(failure),
+                // Of a build that is running.
+                Err(_) => continue,
+            };
+            let rows = client.invocations(BUILDS).await;
+            client.close().await;
+            let rows = rows?.into_iter();
+            let rows = rows.filter(|row| row.started_ms > 0 && has_outputs(&row.command));
+            lists.insert(door, rows.map(|row| build(door, row)).collect());
+        }
+        Ok(lists)
+    }
+
+    async fn fill(
+        &self,
+        build: &Build,
+        is_newest: bool,
+        mut tree: TreeBuilder,
+    ) -> Result<TreeBuilder, Failure> {
+        let gone = || Failure::not_found("it is not recorded any more");
+        let state = self.doors.lock().get(build.door).cloned().ok_or_else(gone)?;
+        let mut client = self.client(build.door, &state, false).await?.ok_or_else(gone)?;
+        let filled = if is_newest && !build.is_from_elsewhere {
+            let each = |output: pb::Output| {
+                let is_wanted = output.class() != pb::OutputClass::Known;
+                let content = content(output.digest.as_ref(), &output.symlink_target, output.directory);
+                add(&mut tree, &output.exec_path, content, is_wanted);
+                Ok(())
+            };
+            client
+                .outputs(&build.id, pb::OutputClass::Unspecified, each)
+                .await
+        } else {
+            named(&mut client, &build.id, &mut tree).await
+        };
+        client.close().await;
+        filled.map(|()| tree)
+    }
+}
+
+impl Rows for Recorded {
+    fn builds(&self, quietly: bool) -> Result<HashMap<usize, Vec<Build>>, String> {
+        let builds = Handle::current().block_on(self.all_builds(quietly));
+        builds.map_err(|failure| failure.message)
+    }
+
+    fn outputs(&self, build: &Build, is_newest: bool, tree: TreeBuilder) -> Result<TreeBuilder, String> {
+        let filled = Handle::current().block_on(self.fill(build, is_newest, tree));
+        filled.map_err(|failure| failure.message)
+    }
+}
+
+/// Adds what the events of a build name.
+async fn named(client: &mut Client, id: &str, tree: &mut TreeBuilder) -> Result<(), Failure> {
+    let request = pb::StageRequest {
+        invocation_id: id.to_owned(),
+        wish: Some(pb::StageWish::default()),
+        dry_run: true,
+        ..pb::StageRequest::default()
+    };
+    match client.stage(request).await {
+        Ok(answer) => {
+            for output in &answer.outputs {
+                let content = content(output.digest.as_ref(), &output.symlink_target, output.directory);
+                add(tree, &output.exec_path, content, false);
+            }
+            Ok(())
+        }
+        Err(status) if nothing_of(&status).is_some() => Ok(()),
+        Err(status) => Err(Failure::failed(status.message())),
+    }
+}
+
+fn build(door: usize, row: pb::Invocation) -> Build {
+    Build {
+        is_over: row.state().is_over(),
+        id: row.invocation_id,
+        workspace: row.workspace,
+        exec_root: row.exec_root,
+        is_from_elsewhere: row.without_root,
+        remote_cache: row.remote_cache,
+        remote_instance_name: row.remote_instance_name,
+        started_ms: row.started_ms,
+        settled_ms: row.settled_ms,
+        door,
+    }
+}
+
+/// What an output is; none for a digest that is not one.
+fn content<'a>(digest: Option<&pb::Digest>, target: &'a str, is_directory: bool) -> Option<Content<'a>> {
+    if is_directory {
+        return Some(Content::Directory);
+    }
+    if !target.is_empty() {
+        return Some(Content::Link(target));
+    }
+    let digest = digest?;
+    let function = digest.function.parse().ok()?;
+    Digest::from_hex(Some(function), &digest.hash, digest.size)
+        .ok()
+        .map(Content::File)
+}
+
+fn add(tree: &mut TreeBuilder, path: &str, content: Option<Content<'_>>, is_wanted: bool) {
+    if let Some(content) = content
+        && let Ok(path) = ExecPath::new(path)
+    {
+        tree.add(&path, content, is_wanted);
+    }
+}

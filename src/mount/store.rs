@@ -1,0 +1,423 @@
+//! Blobs in a directory of this machine, by digest: verified, bounded, fetched when somebody needs them.
+//!
+//! Files come into the directory as outputs come into a tree, by the [`Materializer`]: verified first, then renamed. What is
+//! found there at the start is verified before it is used.
+
+use std::{
+    collections::HashMap,
+    fs::{self, DirBuilder, File, Metadata},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use rustix::fs::{FlockOperation, flock};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use super::{
+    error::{MountError, ReadError},
+    shelf::{Kept, Shelf},
+};
+use crate::{
+    digest::{Digest, DigestFunction},
+    exec_path::ExecPath,
+    materialize::{
+        MaterializeOptions, Materializer, Outcome, Root, Session, Want,
+        place::{Epoch, OutputRoot, PlaceOptions},
+    },
+    metrics::Metrics,
+    output::{Class, OutputContent, Stamp},
+    remote::{Attribution, Copy},
+    sources::SourceCache,
+};
+
+/// How long an output tree may take to tell whether it has a file.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a reader waits for room in the store.
+const ROOM: Duration = Duration::from_secs(1);
+
+/// How often a file that somebody has changed is fetched again for one reader.
+const ATTEMPTS: usize = 3;
+
+/// The file that tells that the store is in use.
+const LOCK: &str = "lock";
+
+/// A blob, and where its bytes are.
+#[derive(Clone)]
+pub(super) struct Blob {
+    pub(super) digest: Digest,
+    /// The caches that the build used, or why there are none.
+    pub(super) cache: Result<SourceCache, String>,
+    /// The output tree in which the file may lie, and its place there.
+    pub(super) tree: Arc<Path>,
+    pub(super) path: ExecPath,
+    pub(super) attribution: Arc<Attribution>,
+}
+
+impl Blob {
+    /// The file in the output tree, if it looks as if it had these bytes. Blocks.
+    fn copy(&self) -> Option<Copy> {
+        let found = self.tree.join(self.path.as_path()).symlink_metadata().ok()?;
+        let is_it = found.is_file() && found.len() == self.digest.size() && self.tree.is_absolute();
+        is_it.then(|| Copy {
+            root: self.tree.clone(),
+            path: self.path.clone(),
+            stamp: Stamp {
+                size: found.len(),
+                mtime_ns: mtime_ns(&found),
+                inode: found.ino(),
+                device: found.dev(),
+                ..Stamp::default()
+            },
+        })
+    }
+
+    /// Whether the output tree seems to have it.
+    pub(super) async fn is_in_tree(&self) -> bool {
+        self.copy_in_time().await.is_some()
+    }
+
+    async fn copy_in_time(&self) -> Option<Copy> {
+        let blob = self.clone();
+        let looked = timeout(PATIENCE, spawn_blocking(move || blob.copy())).await;
+        looked.ok()?.ok()?
+    }
+}
+
+/// An open file of the store. It stays there as long as this is held.
+pub(super) struct Opened {
+    pub(super) file: File,
+    _hold: Hold,
+}
+
+/// A blob that is needed now.
+struct Hold {
+    store: Arc<Store>,
+    digest: Digest,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.store.state.lock().shelf.release(&self.digest);
+    }
+}
+
+/// How a download ends, told to all who wait for it.
+type Ending = watch::Receiver<Option<Result<(), ReadError>>>;
+
+struct State {
+    shelf: Shelf,
+    /// What is being fetched.
+    coming: HashMap<Digest, Ending>,
+}
+
+/// The store.
+pub(super) struct Store {
+    directory: PathBuf,
+    state: Mutex<State>,
+    root: Arc<Root>,
+    /// None when the process is about to end.
+    materializer: Mutex<Option<Materializer>>,
+    place: PlaceOptions,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store in a directory, which is made if it is missing, for this many bytes. Blocks.
+    ///
+    /// # Errors
+    /// When the directory cannot be used, or another process uses it.
+    pub(super) fn open(
+        directory: &Path,
+        bound: u64,
+        options: MaterializeOptions,
+    ) -> Result<Arc<Self>, MountError> {
+        let failed = |reason: String| MountError::Store {
+            at: directory.to_owned(),
+            reason,
+        };
+        let io = |error: io::Error| failed(error.to_string());
+        let mut builder = DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(io)?;
+        let mut open = File::options();
+        open.write(true).create(true).truncate(false).mode(0o600);
+        let lock = open.open(directory.join(LOCK)).map_err(io)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            rustix::io::Errno::WOULDBLOCK => failed(
+                "another `outhaul mount` uses it; one mount has all builds, or choose another directory with --store-dir"
+                    .to_owned(),
+            ),
+            error => failed(error.to_string()),
+        })?;
+        let place = OutputRoot::open(directory, true).map_err(|e| failed(e.to_string()))?;
+        let mut shelf = Shelf::new(bound);
+        for digest in found(directory) {
+            for evicted in shelf.found(digest) {
+                let _ = fs::remove_file(directory.join(path_of(&evicted)));
+            }
+        }
+        let place_options = options.place;
+        let materializer = Materializer::start(options, Metrics::default()).map_err(io)?;
+        Ok(Arc::new(Self {
+            directory: directory.to_owned(),
+            state: Mutex::new(State {
+                shelf,
+                coming: HashMap::new(),
+            }),
+            root: Arc::new(Root {
+                id: 0,
+                place: Arc::new(place),
+                epoch: Epoch::new(),
+            }),
+            place: place_options,
+            materializer: Mutex::new(Some(materializer)),
+            _lock: lock,
+        }))
+    }
+
+    /// Bytes that it has, of how many.
+    pub(super) fn filled(&self) -> (u64, u64) {
+        self.state.lock().shelf.filled()
+    }
+
+    /// Where it is.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether a blob is there, or on its way.
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        let state = self.state.lock();
+        state.coming.contains_key(digest) || state.shelf.kept(digest) != Kept::Nothing
+    }
+
+    /// Fetches nothing more, and removes its temporary files. To be called at the end.
+    pub(super) async fn close(&self) {
+        let materializer = self.materializer.lock().take();
+        if let Some(materializer) = materializer {
+            // What is under way is given up with the process.
+            let _ = timeout(PATIENCE, materializer.close()).await;
+        }
+    }
+
+    /// The file of a blob that is there. Opens it, which is all that blocks.
+    pub(super) fn ready(self: &Arc<Self>, digest: &Digest) -> Option<Opened> {
+        let (hold, inode, mtime) = {
+            let mut state = self.state.lock();
+            let Kept::Whole { inode, mtime_ns } = state.shelf.kept(digest) else {
+                return None;
+            };
+            state.shelf.hold(digest)?;
+            (self.holding(digest), inode, mtime_ns)
+        };
+        let file = File::open(self.directory.join(path_of(digest)));
+        let is_it = |now: &Metadata| {
+            (now.is_file(), now.len(), now.ino(), mtime_ns(now)) == (true, digest.size(), inode, mtime)
+        };
+        match file {
+            Ok(file) if file.metadata().is_ok_and(|now| is_it(&now)) => Some(Opened { file, _hold: hold }),
+            _ => {
+                // Somebody has changed or removed it: its bytes tell what is to be done.
+                self.state.lock().shelf.set(digest, Kept::Found);
+                None
+            }
+        }
+    }
+
+    /// The file of a blob, as soon as it is there.
+    ///
+    /// # Errors
+    /// When it cannot be fetched, or there is no room for it.
+    pub(super) async fn bring(self: &Arc<Self>, blob: &Blob, class: Class) -> Result<Opened, ReadError> {
+        for _ in 0..ATTEMPTS {
+            if let Some(opened) = self.ready(&blob.digest) {
+                return Ok(opened);
+            }
+            let (_hold, mut ending) = self.begin_in_time(blob, class).await?;
+            let ended = ending.wait_for(Option::is_some).await.map(|end| (*end).clone());
+            match ended {
+                Ok(Some(Ok(()))) => {
+                    if let Some(opened) = self.ready(&blob.digest) {
+                        return Ok(opened);
+                    }
+                }
+                Ok(Some(Err(error))) => return Err(error),
+                Ok(None) | Err(_) => {
+                    self.state.lock().coming.remove(&blob.digest);
+                    return Err(ReadError::Ending);
+                }
+            }
+        }
+        Err(ReadError::Lost(
+            "its file in the store is changed again and again".to_owned(),
+        ))
+    }
+
+    /// As [`Self::begin`]. For a reader, it waits a moment for room: the kernel tells a little later that a file was closed.
+    async fn begin_in_time(self: &Arc<Self>, blob: &Blob, class: Class) -> Result<(Hold, Ending), ReadError> {
+        let until = Instant::now() + ROOM;
+        loop {
+            match self.begin(blob, class) {
+                Err(ReadError::Full { size, bound })
+                    if size <= bound && class == Class::Required && Instant::now() < until =>
+                {
+                    sleep(ROOM / 20).await;
+                }
+                begun => return begun,
+            }
+        }
+    }
+
+    /// Begins to fetch a blob, unless somebody has. It goes on if the caller gives up.
+    fn begin(self: &Arc<Self>, blob: &Blob, class: Class) -> Result<(Hold, Ending), ReadError> {
+        let digest = &blob.digest;
+        let mut state = self.state.lock();
+        let Some(evicted) = state.shelf.hold(digest) else {
+            let (_, bound) = state.shelf.filled();
+            let size = digest.size();
+            return Err(ReadError::Full { size, bound });
+        };
+        // Before the lock is free: it could be fetched again already.
+        self.remove(&evicted);
+        let hold = self.holding(digest);
+        if let Some(ending) = state.coming.get(digest) {
+            return Ok((hold, ending.clone()));
+        }
+        let (sender, ending) = watch::channel(None);
+        state.coming.insert(digest.clone(), ending.clone());
+        state.shelf.hold(digest);
+        let (work, store, blob) = (self.holding(digest), self.clone(), blob.clone());
+        tokio::spawn(async move {
+            let fetched = store.fetch(&blob, class).await;
+            let kept = fetched.as_ref().map_or(Kept::Nothing, |kept| *kept);
+            {
+                let mut state = store.state.lock();
+                if kept == Kept::Nothing && state.shelf.kept(&blob.digest) == Kept::Found {
+                    store.remove(std::slice::from_ref(&blob.digest));
+                }
+                state.shelf.set(&blob.digest, kept);
+                state.coming.remove(&blob.digest);
+            }
+            // Whoever has waited holds it; what they do next finds nothing of this here.
+            drop((work, store));
+            let _ = sender.send(Some(fetched.map(|_| ())));
+        });
+        Ok((hold, ending))
+    }
+
+    /// Of a blob that the shelf holds.
+    fn holding(self: &Arc<Self>, digest: &Digest) -> Hold {
+        Hold {
+            store: self.clone(),
+            digest: digest.clone(),
+        }
+    }
+
+    fn remove(&self, digests: &[Digest]) {
+        for digest in digests {
+            let _ = fs::remove_file(self.directory.join(path_of(digest)));
+        }
+    }
+
+    /// Fetches a blob. On a full disk, others make way for it.
+    async fn fetch(&self, blob: &Blob, class: Class) -> Result<Kept, ReadError> {
+        let cache = blob
+            .cache
+            .as_ref()
+            .map_err(|reason| ReadError::Lost(reason.clone()))?;
+        let mut offer = cache.local().offer();
+        offer.add(blob.copy_in_time().await.map(|copy| (blob.digest.clone(), copy)));
+        let mut made_way = false;
+        loop {
+            let outcome = self.request(blob, cache, class).await?;
+            let lacks_space = |bytes| self.root.place.lacks_space(self.place, bytes);
+            match outcome {
+                outcome if outcome.is_on_disk() => return self.look(&blob.digest),
+                Outcome::Failed(reason) if lacks_space(blob.digest.size()) => {
+                    let evicted = self.state.lock().shelf.make_way(blob.digest.size());
+                    self.remove(&evicted);
+                    if made_way || evicted.is_empty() {
+                        return Err(ReadError::NoSpace(reason));
+                    }
+                    made_way = true;
+                }
+                Outcome::Evicted(reason) => {
+                    return Err(ReadError::Lost(format!("evicted from the cache: {reason}")));
+                }
+                outcome => return Err(ReadError::Lost(outcome.reason().to_owned())),
+            }
+        }
+    }
+
+    async fn request(&self, blob: &Blob, cache: &SourceCache, class: Class) -> Result<Outcome, ReadError> {
+        let path = ExecPath::new(&path_of(&blob.digest)).map_err(|e| ReadError::Lost(e.to_string()))?;
+        let want = Want::new(path, OutputContent::Blob(blob.digest.clone()), class, None);
+        let session = |completions| Session {
+            root: self.root.clone(),
+            version: 0,
+            store: cache.blobs(),
+            attribution: blob.attribution.clone(),
+            served: None,
+            completions,
+        };
+        let materializer = self.materializer.lock().clone().ok_or(ReadError::Ending)?;
+        let mut request = materializer.request(session, vec![want]).await;
+        let ended = request.next().await.and_then(|mut ends| ends.pop());
+        ended.map(|end| end.outcome).ok_or(ReadError::Ending)
+    }
+
+    /// What the file that was just verified looks like.
+    fn look(&self, digest: &Digest) -> Result<Kept, ReadError> {
+        let path = self.directory.join(path_of(digest));
+        let found = path.symlink_metadata();
+        let found = found.map_err(|e| ReadError::Lost(format!("{}: {e}", path.display())))?;
+        Ok(Kept::Whole {
+            inode: found.ino(),
+            mtime_ns: mtime_ns(&found),
+        })
+    }
+}
+
+/// Where the file of a blob is.
+fn path_of(digest: &Digest) -> String {
+    let hash = digest.hash_hex();
+    format!("{}/{}/{hash}", digest.function(), &hash[..2])
+}
+
+fn mtime_ns(of: &Metadata) -> i64 {
+    of.mtime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(of.mtime_nsec())
+}
+
+/// The blobs that an earlier process has left, oldest first.
+fn found(directory: &Path) -> Vec<Digest> {
+    let mut found = Vec::new();
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    for function in DigestFunction::ALL {
+        for part in entries(&directory.join(function.name())) {
+            for file in entries(&part.path()) {
+                let digest = file.metadata().ok().filter(Metadata::is_file).and_then(|about| {
+                    let name = file.file_name();
+                    let digest = Digest::from_hex(Some(function), name.to_str()?, about.len()).ok()?;
+                    Some((mtime_ns(&about), digest))
+                });
+                found.extend(digest);
+            }
+        }
+    }
+    found.sort();
+    found.into_iter().map(|(_, digest)| digest).collect()
+}

@@ -1,0 +1,226 @@
+//! The store, with a cache and without a kernel.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
+
+use futures::future::join_all;
+use outhaul_testkit::cache::{BlobFault, EmbeddedCache, RunningCache, Times};
+
+use super::{
+    error::ReadError,
+    store::{Blob, Store},
+};
+use crate::{
+    digest::Digest,
+    exec_path::ExecPath,
+    materialize::MaterializeOptions,
+    output::Class,
+    remote::{Attribution, RemoteOptions},
+    sources::SourceCache,
+    transport::Endpoint,
+};
+
+struct Rig {
+    cache: RunningCache,
+    dir: tempfile::TempDir,
+    source: SourceCache,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let cache = EmbeddedCache::builder().start().await.unwrap();
+        let endpoint = Endpoint::parse("--remote-cache", &cache.endpoint()).unwrap();
+        let mut options = RemoteOptions::new(endpoint);
+        options.retries = 0;
+        Self {
+            source: SourceCache::open(options).unwrap(),
+            cache,
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn store(&self, bound: u64) -> Arc<Store> {
+        Store::open(
+            &self.dir.path().join("store"),
+            bound,
+            MaterializeOptions::default(),
+        )
+        .unwrap()
+    }
+
+    fn blob(&self, digest: &Digest) -> Blob {
+        Blob {
+            digest: digest.clone(),
+            cache: Ok(self.source.clone()),
+            tree: self.dir.path().join("tree").into(),
+            path: ExecPath::new("bazel-out/file").unwrap(),
+            attribution: Arc::new(Attribution::default()),
+        }
+    }
+
+    /// Where a blob's file is.
+    fn file(&self, digest: &Digest) -> std::path::PathBuf {
+        let hash = digest.hash_hex();
+        self.dir.path().join("store/sha256").join(&hash[..2]).join(hash)
+    }
+}
+
+fn files_below(directory: &Path) -> usize {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.path().is_dir() {
+            true => files_below(&entry.path()),
+            false => 1,
+        })
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_readers_of_a_blob_are_served_by_one_download() {
+    let rig = Rig::new().await;
+    let (store, digest) = (rig.store(1 << 20), rig.cache.store().put(vec![1; 100_000]));
+    let blob = rig.blob(&digest);
+    let readers = (0..20).map(|_| store.bring(&blob, Class::Required));
+    for opened in join_all(readers).await {
+        assert_eq!(opened.unwrap().file.metadata().unwrap().len(), 100_000);
+    }
+    rig.cache.store().clear();
+    store.bring(&blob, Class::Required).await.unwrap();
+    assert!(store.ready(&digest).is_some());
+    assert_eq!(
+        fs::metadata(rig.dir.path().join("store"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o700
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_or_lost_is_no_file_and_takes_no_room() {
+    let rig = Rig::new().await;
+    let (store, digest) = (rig.store(1 << 20), rig.cache.store().put(vec![1; 5000]));
+    let blob = rig.blob(&digest);
+    rig.cache
+        .faults()
+        .blob(&digest, BlobFault::Corrupt, Times::Always);
+    assert!(matches!(
+        store.bring(&blob, Class::Required).await,
+        Err(ReadError::Lost(_))
+    ));
+    rig.cache.faults().clear();
+    let other = rig.blob(&Digest::of(digest.function(), b"never stored"));
+    let lost = store.bring(&other, Class::Required).await.err().unwrap();
+    assert!(lost.to_string().starts_with("evicted from the cache"), "{lost}");
+    assert_eq!(
+        (
+            store.filled().0,
+            files_below(&rig.dir.path().join("store/sha256"))
+        ),
+        (0, 0)
+    );
+    store.bring(&blob, Class::Required).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_in_the_store_or_left_by_another_process_is_verified() {
+    let rig = Rig::new().await;
+    let digests: Vec<Digest> = (0..3_u8).map(|n| rig.cache.store().put(vec![n; 5000])).collect();
+    let store = rig.store(1 << 20);
+    for digest in &digests {
+        store.bring(&rig.blob(digest), Class::Required).await.unwrap();
+    }
+    let change = |digest: &Digest| {
+        fs::remove_file(rig.file(digest)).unwrap();
+        fs::write(rig.file(digest), vec![9; 5000]).unwrap();
+    };
+    change(&digests[0]);
+    assert!(store.ready(&digests[0]).is_none());
+    store
+        .bring(&rig.blob(&digests[0]), Class::Required)
+        .await
+        .unwrap();
+    assert_eq!(fs::read(rig.file(&digests[0])).unwrap(), [0; 5000]);
+
+    // The lock is free when nothing of it is left.
+    store.close().await;
+    drop(store);
+    change(&digests[1]);
+    let store = rig.store(1 << 20);
+    assert_eq!(store.filled().0, 3 * 8192);
+    assert!(
+        digests
+            .iter()
+            .all(|digest| store.has(digest) && store.ready(digest).is_none())
+    );
+    rig.cache.store().remove(&digests[2]);
+    for (n, digest) in digests.iter().enumerate() {
+        store.bring(&rig.blob(digest), Class::Required).await.unwrap();
+        assert_eq!(fs::read(rig.file(digest)).unwrap(), [n as u8; 5000]);
+    }
+    // A wrong one that cannot be had again is gone.
+    change(&digests[2]);
+    assert!(
+        store
+            .bring(&rig.blob(&digests[2]), Class::Required)
+            .await
+            .is_err()
+    );
+    assert!(!rig.file(&digests[2]).exists() && !store.has(&digests[2]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_store_removes_what_nobody_reads_and_nothing_else() {
+    let rig = Rig::new().await;
+    let digests: Vec<Digest> = (0..4_u8).map(|n| rig.cache.store().put(vec![n; 8192])).collect();
+    let store = rig.store(2 * 8192);
+    let open = store
+        .bring(&rig.blob(&digests[0]), Class::Required)
+        .await
+        .unwrap();
+    for digest in &digests[1..] {
+        store.bring(&rig.blob(digest), Class::Required).await.unwrap();
+    }
+    assert_eq!(store.filled(), (2 * 8192, 2 * 8192));
+    let exist = digests.iter().map(|digest| rig.file(digest).exists());
+    assert_eq!(exist.collect::<Vec<_>>(), [true, false, false, true]);
+    let other = store
+        .bring(&rig.blob(&digests[3]), Class::Required)
+        .await
+        .unwrap();
+    let full = store
+        .bring(&rig.blob(&digests[1]), Class::Required)
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        matches!(
+            full,
+            ReadError::Full {
+                size: 8192,
+                bound: 16384
+            }
+        ),
+        "{full}"
+    );
+    drop((open, other));
+    store
+        .bring(&rig.blob(&digests[1]), Class::Required)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_the_output_tree_is_copied_if_it_has_the_bytes() {
+    let rig = Rig::new().await;
+    let digest = Digest::of(crate::digest::DigestFunction::Sha256, &[7; 5000]);
+    let file = rig.dir.path().join("tree/bazel-out/file");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, [8; 5000]).unwrap();
+    let store = rig.store(1 << 20);
+    let wrong = store.bring(&rig.blob(&digest), Class::Required).await;
+    assert!(wrong.is_err());
+    fs::write(&file, [7; 5000]).unwrap();
+    store.bring(&rig.blob(&digest), Class::Required).await.unwrap();
+    assert_eq!(fs::read(rig.file(&digest)).unwrap(), [7; 5000]);
+}
