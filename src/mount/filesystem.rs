@@ -18,6 +18,7 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyStatfs, Request,
 };
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::{
     catalog::{BY_INVOCATION, LATEST, OURS, STATUS, Slot},
@@ -97,7 +98,7 @@ enum Open {
 }
 
 /// The file system.
-pub(super) struct Mounted(Arc<Inner>);
+pub(super) struct Mounted(Arc<Inner>, Option<oneshot::Sender<()>>);
 
 struct Inner {
     shared: Arc<Shared>,
@@ -110,9 +111,9 @@ struct Inner {
 }
 
 impl Mounted {
-    /// Answers with what these have, on the current tokio runtime.
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self(Arc::new(Inner {
+    /// Answers with what these have, on the current tokio runtime. Tells `ended` when the kernel asks nothing more.
+    pub(super) fn new(shared: Arc<Shared>, ended: oneshot::Sender<()>) -> Self {
+        let inner = Arc::new(Inner {
             shared,
             runtime: tokio::runtime::Handle::current(),
             open: Mutex::default(),
@@ -122,7 +123,8 @@ impl Mounted {
                 rustix::process::geteuid().as_raw(),
                 rustix::process::getegid().as_raw(),
             ),
-        }))
+        });
+        Self(inner, Some(ended))
     }
 }
 
@@ -400,6 +402,16 @@ impl Filesystem for Mounted {
         }
         let _ = config.set_max_background(AHEAD);
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        if let Some(ended) = self.1.take() {
+            let _ = ended.send(());
+        }
+        // At its end the session would unmount whatever is mounted there by then. This thread ends with the process.
+        loop {
+            std::thread::park();
+        }
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -2,11 +2,13 @@
 
 use std::{
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     mount::{UnmountFlags, unmount},
 };
@@ -26,26 +28,20 @@ pub(super) fn prepare(directory: &Path) -> Result<PathBuf, MountError> {
         at: directory.to_owned(),
         source,
     };
-    // Not `stat`, which the kernel may answer from memory.
-    let is_empty = match fs::read_dir(directory) {
-        Err(error) if is_dead(&error) => {
-            let at = spelled(directory).map_err(failed)?;
-            let by = mounted(&at).unwrap_or_else(|| "a file system".to_owned());
-            if by != TYPE {
-                return Err(MountError::Mounted { at, by });
+    let is_empty = loop {
+        // Not `stat`, which the kernel may answer from memory.
+        match fs::read_dir(directory) {
+            Err(error) if is_dead(&error) => remove_dead(directory)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(directory).map_err(failed)?;
+                break true;
             }
-            detach(&at).map_err(|reason| MountError::Dead { at, reason })?;
-            return prepare(directory);
+            Err(error) => return Err(failed(error)),
+            Ok(mut entries) => break entries.next().is_none(),
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(directory).map_err(failed)?;
-            true
-        }
-        Err(error) => return Err(failed(error)),
-        Ok(mut entries) => entries.next().is_none(),
     };
     let at = directory.canonicalize().map_err(failed)?;
-    match mounted(&at) {
+    match top_of(&mounts(), &at).map(|on_top| on_top.kind.clone()) {
         Some(by) if by == TYPE => {
             let by = "another `outhaul mount`".to_owned();
             Err(MountError::Mounted { at, by })
@@ -54,6 +50,27 @@ pub(super) fn prepare(directory: &Path) -> Result<PathBuf, MountError> {
         None if is_empty => Ok(at),
         None => Err(MountError::NotEmpty(at)),
     }
+}
+
+/// Removes the uppermost mount of a directory, which must be one of ours. An error if it stays: there would be no end of trying.
+fn remove_dead(directory: &Path) -> Result<(), MountError> {
+    let at = spelled(directory).map_err(|source| MountError::Directory {
+        at: directory.to_owned(),
+        source,
+    })?;
+    let count = |all: &[Line]| all.iter().filter(|line| line.at == at).count();
+    let before = mounts();
+    let by = top_of(&before, &at).map_or_else(|| "a file system".to_owned(), |line| line.kind.clone());
+    if by != TYPE {
+        return Err(MountError::Mounted { at, by });
+    }
+    let stays = match detach(&at) {
+        // A mount that this process may not remove, such as one of another user namespace, stays without an error.
+        Ok(()) if count(&mounts()) < count(&before) => return Ok(()),
+        Ok(()) => "it belongs to another namespace".to_owned(),
+        Err(reason) => reason,
+    };
+    Err(MountError::Dead { at, reason: stays })
 }
 
 /// Whether this is what the system says where a mount's process has ended.
@@ -71,41 +88,128 @@ fn spelled(directory: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The type of what is mounted on a path, if anything is.
-fn mounted(at: &Path) -> Option<String> {
-    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    // The last one covers the others.
-    let lines = text.lines().filter_map(mount_of);
-    lines
-        .filter(|(path, _)| path == at)
-        .map(|(_, kind)| kind)
-        .next_back()
+/// A line of `/proc/self/mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Line {
+    /// Where something is mounted.
+    at: PathBuf,
+    /// Its type.
+    kind: String,
+    /// The number of its device, as it is spelled there. No other file system has it as long as this one exists.
+    device: String,
 }
 
-/// Where a line of `/proc/self/mountinfo` says that what is mounted.
-fn mount_of(line: &str) -> Option<(PathBuf, String)> {
-    let (before, after) = line.split_once(" - ")?;
-    let path = before.split(' ').nth(4)?;
-    let mut words = after.split(' ');
-    let (kind, source) = (words.next()?, words.next()?);
-    // Root mounts without the helper program, and has no subtype there.
-    let kind = if (kind, source) == ("fuse", "outhaul") {
-        TYPE
-    } else {
-        kind
-    };
-    let mut plain = path.to_owned();
-    for (escape, letter) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        plain = plain.replace(escape, letter);
+/// What is mounted. Empty where that cannot be read.
+fn mounts() -> Vec<Line> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines().filter_map(Line::of).collect()
+}
+
+/// What is mounted on a path and covers all that is mounted there, too.
+fn top_of<'a>(all: &'a [Line], at: &Path) -> Option<&'a Line> {
+    all.iter().rfind(|line| line.at == at)
+}
+
+impl Line {
+    fn of(line: &str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ').skip(2);
+        let (device, path) = (fields.next()?, fields.nth(1)?);
+        let mut words = after.split(' ');
+        let (kind, source) = (words.next()?, words.next()?);
+        // Root mounts without the helper program, and has no subtype there.
+        let kind = if (kind, source) == ("fuse", "outhaul") {
+            TYPE
+        } else {
+            kind
+        };
+        let mut plain = path.to_owned();
+        for (escape, letter) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+            plain = plain.replace(escape, letter);
+        }
+        Some(Self {
+            at: plain.into(),
+            kind: kind.to_owned(),
+            device: device.to_owned(),
+        })
     }
-    Some((plain.into(), kind.to_owned()))
+}
+
+/// A mount of this process, which is told from all others that come to its place.
+pub(super) struct Ours {
+    at: PathBuf,
+    /// As in [`Line`]; none if the system did not tell.
+    device: Option<String>,
+    /// The connection to the kernel.
+    connection: OwnedFd,
+}
+
+/// Where a mount of ours is.
+#[derive(Debug, PartialEq, Eq)]
+enum Whereabouts {
+    /// Nothing covers it.
+    OnTop,
+    /// Something else was mounted over it.
+    Covered,
+    /// Somebody has unmounted it.
+    Gone,
+}
+
+impl Ours {
+    /// What was just mounted on this directory over this connection.
+    pub(super) fn new(at: &Path, connection: OwnedFd) -> Self {
+        let all = mounts();
+        let ours = top_of(&all, at).filter(|line| line.kind == TYPE);
+        Self {
+            at: at.to_owned(),
+            device: ours.map(|line| line.device.clone()),
+            connection,
+        }
+    }
+
+    /// Takes it away, as [`detach`] does, and nothing else that has come to its place in the meantime. Blocks.
+    ///
+    /// # Errors
+    /// In words, when it stays.
+    pub(super) fn detach(&self) -> Result<(), String> {
+        // Its device may be another one's by now.
+        if self.is_closed() {
+            return Ok(());
+        }
+        let Some(device) = &self.device else {
+            return Err("/proc/self/mountinfo does not tell which mount it is".to_owned());
+        };
+        match whereabouts(&mounts(), &self.at, device) {
+            Whereabouts::OnTop => detach(&self.at),
+            Whereabouts::Covered => Err("something else is mounted over it".to_owned()),
+            Whereabouts::Gone => Ok(()),
+        }
+    }
+
+    /// Whether the kernel has closed the connection: it is unmounted, and nobody has a file of it open.
+    pub(super) fn is_closed(&self) -> bool {
+        let mut polled = [PollFd::new(&self.connection, PollFlags::empty())];
+        let at_once = Timespec::default();
+        poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+    }
+}
+
+fn whereabouts(all: &[Line], at: &Path, device: &str) -> Whereabouts {
+    let is_ours = |line: &Line| line.kind == TYPE && line.device == device;
+    if top_of(all, at).is_some_and(is_ours) {
+        Whereabouts::OnTop
+    } else if all.iter().any(|line| line.at == at && is_ours(line)) {
+        Whereabouts::Covered
+    } else {
+        Whereabouts::Gone
+    }
 }
 
 /// Takes a mount away, at once for those who look there from now on. Files that are open fail when this process ends. Blocks.
 ///
 /// # Errors
 /// In words, when it stays.
-pub(super) fn detach(at: &Path) -> Result<(), String> {
+fn detach(at: &Path) -> Result<(), String> {
     match unmount(at, UnmountFlags::DETACH) {
         // Nothing is mounted there any more.
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
@@ -156,14 +260,37 @@ mod tests {
 
     #[test]
     fn mounts_are_read_with_odd_names() {
+        let read = |line: &str| Line::of(line).map(|line| (line.at, line.kind, line.device));
         let line =
             r"129 29 0:51 / /mnt/two\040words\134 rw,nosuid master:1 - fuse.outhaul outhaul ro,user_id=0";
-        let expected = (PathBuf::from(r"/mnt/two words\"), TYPE.to_owned());
-        assert_eq!(mount_of(line), Some(expected));
+        let expected = |at: &str| Some((PathBuf::from(at), TYPE.to_owned(), "0:51".to_owned()));
+        assert_eq!(read(line), expected(r"/mnt/two words\"));
         let line = "129 29 0:51 / /mnt ro - fuse outhaul ro,user_id=0";
-        assert_eq!(mount_of(line), Some((PathBuf::from("/mnt"), TYPE.to_owned())));
-        assert_eq!(mount_of("129 29 0:51 / /mnt rw"), None);
-        assert_eq!(mounted(Path::new("/proc")).as_deref(), Some("proc"));
+        assert_eq!(read(line), expected("/mnt"));
+        assert_eq!(read("129 29 0:51 / /mnt rw"), None);
+        assert_eq!(top_of(&mounts(), Path::new("/proc")).unwrap().kind, "proc");
+    }
+
+    #[test]
+    fn what_others_mount_at_the_same_place_is_not_ours() {
+        let ours = "129 29 0:51 / /mnt ro - fuse.outhaul outhaul ro";
+        let another = "130 29 0:52 / /mnt ro - fuse.outhaul outhaul ro";
+        let disk = "131 29 8:1 / /mnt rw - ext4 /dev/sda1 rw";
+        let elsewhere = "132 29 0:51 / /srv ro - fuse.outhaul outhaul ro";
+        for (lines, expected) in [
+            (&[ours][..], Whereabouts::OnTop),
+            (&[disk, ours], Whereabouts::OnTop),
+            (&[ours, elsewhere], Whereabouts::OnTop),
+            (&[ours, disk], Whereabouts::Covered),
+            (&[ours, another], Whereabouts::Covered),
+            (&[another], Whereabouts::Gone),
+            (&[disk], Whereabouts::Gone),
+            (&[elsewhere], Whereabouts::Gone),
+            (&[], Whereabouts::Gone),
+        ] {
+            let all: Vec<Line> = lines.iter().filter_map(|line| Line::of(line)).collect();
+            assert_eq!(whereabouts(&all, Path::new("/mnt"), "0:51"), expected, "{lines:?}");
+        }
     }
 
     #[test]

@@ -28,15 +28,16 @@ mod tests;
 mod tree;
 
 use std::{
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use fuser::{Config, MountOption, Session, SessionACL};
 use tokio::{sync::oneshot, task::AbortHandle};
 
-use self::{catalog::Catalog, filesystem::Mounted, shared::Shared, store::Store};
+use self::{catalog::Catalog, filesystem::Mounted, life::Ours, shared::Shared, store::Store};
 pub(crate) use self::{
     catalog::{Build, Rows},
     error::MountError,
@@ -78,8 +79,8 @@ pub(crate) struct Mount {
     at: PathBuf,
     shared: Arc<Shared>,
     /// None once it has ended.
-    ended: Option<oneshot::Receiver<std::io::Result<()>>>,
-    unmounter: SessionUnmounter,
+    ended: Option<oneshot::Receiver<()>>,
+    ours: Ours,
     prefetching: Option<AbortHandle>,
 }
 
@@ -105,18 +106,15 @@ impl Mount {
             at.clone(),
             options.prefetch,
         ));
-        let filesystem = Mounted::new(shared.clone());
+        let (sender, ended) = oneshot::channel();
+        let filesystem = Mounted::new(shared.clone(), sender);
         let (place, allow_other) = (at.clone(), options.allow_other);
         // The kernel may ask before this returns.
         let session = tokio::task::spawn_blocking(move || session(filesystem, &place, allow_other)).await;
-        let mut session = session.map_err(internal)??;
-        let unmounter = session.unmount_callable();
-        let (sender, ended) = oneshot::channel();
+        let (session, ours) = session.map_err(internal)??;
         let started = std::thread::Builder::new()
             .name("mount".to_owned())
-            .spawn(move || {
-                let _ = sender.send(session.run());
-            });
+            .spawn(move || session.run());
         started.map_err(|source| MountError::Directory {
             at: at.clone(),
             source,
@@ -129,7 +127,7 @@ impl Mount {
             at,
             shared,
             ended: Some(ended),
-            unmounter,
+            ours,
             prefetching,
         })
     }
@@ -147,32 +145,26 @@ impl Mount {
         let Some(ended) = &mut self.ended else {
             return Ok(());
         };
-        let end = ended.await;
+        let _ = ended.await;
         self.ended = None;
-        match end {
-            Ok(Ok(())) | Err(_) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
+        if self.ours.is_closed() {
+            Ok(())
+        } else {
+            Err("failed to read what the kernel asks".to_owned())
         }
     }
 
-    /// Unmounts, whoever still uses it.
+    /// Unmounts, whoever still uses it. What others have mounted there since stays.
     ///
     /// # Errors
     /// In words, when the mount stays.
     pub(crate) async fn end(self) -> Result<(), String> {
-        let Self {
-            at, mut unmounter, ..
-        } = self;
+        let Self { ours, shared, .. } = self;
         if let Some(task) = self.prefetching {
             task.abort();
         }
-        // The session would unmount once more at its end, whatever is mounted there by then.
-        let detached = tokio::task::spawn_blocking(move || match unmounter.unmount() {
-            Ok(()) => Ok(()),
-            Err(_) => life::detach(&at),
-        });
-        let detached = detached.await;
-        self.shared.store.close().await;
+        let detached = tokio::task::spawn_blocking(move || ours.detach()).await;
+        shared.store.close().await;
         if let Some(ended) = self.ended {
             let _ = tokio::time::timeout(LEAVING, ended).await;
         }
@@ -180,7 +172,7 @@ impl Mount {
     }
 }
 
-fn session(filesystem: Mounted, at: &Path, allow_other: bool) -> Result<Session<Mounted>, MountError> {
+fn session(filesystem: Mounted, at: &Path, allow_other: bool) -> Result<(Session<Mounted>, Ours), MountError> {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("outhaul".to_owned()),
@@ -197,5 +189,8 @@ fn session(filesystem: Mounted, at: &Path, allow_other: bool) -> Result<Session<
     };
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
-    Session::new(filesystem, at, &config).map_err(|error| life::refusal(at, &error, allow_other))
+    let refused = |error: std::io::Error| life::refusal(at, &error, allow_other);
+    let session = Session::new(filesystem, at, &config).map_err(refused)?;
+    let connection = session.as_fd().try_clone_to_owned().map_err(refused)?;
+    Ok((session, Ours::new(at, connection)))
 }
