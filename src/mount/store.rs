@@ -7,14 +7,20 @@ use std::{
     collections::HashMap,
     fs::{self, DirBuilder, File, Metadata},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, flock, openat, statat, unlinkat},
+    io::Errno,
+};
 use tokio::{
     sync::watch,
     task::spawn_blocking,
@@ -34,7 +40,7 @@ use crate::{
     },
     metrics::Metrics,
     output::{Class, OutputContent, Stamp},
-    remote::{Attribution, Copy},
+    remote::{Attribution, Copy, LocalFirst, Nowhere},
     sources::SourceCache,
 };
 
@@ -119,9 +125,28 @@ struct State {
     coming: HashMap<Digest, Ending>,
 }
 
+/// Why a blob has not come.
+struct Missed {
+    error: ReadError,
+    /// Whether the file that may be in the store was read, and does not have the right bytes.
+    is_wrong: bool,
+}
+
+impl From<ReadError> for Missed {
+    /// Says nothing about the bytes.
+    fn from(error: ReadError) -> Self {
+        Self {
+            error,
+            is_wrong: false,
+        }
+    }
+}
+
 /// The store.
 pub(super) struct Store {
     directory: PathBuf,
+    /// The directory itself: its path may lead elsewhere by now, even to the mount that waits for this store.
+    handle: OwnedFd,
     state: Mutex<State>,
     root: Arc<Root>,
     /// None when the process is about to end.
@@ -155,13 +180,16 @@ impl Store {
         open.write(true).create(true).truncate(false).mode(0o600);
         let lock = open.open(directory.join(LOCK)).map_err(io)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            rustix::io::Errno::WOULDBLOCK => failed(
+            Errno::WOULDBLOCK => failed(
                 "another `outhaul mount` uses it; one mount has all builds, or choose another directory with --store-dir"
                     .to_owned(),
             ),
             error => failed(error.to_string()),
         })?;
         let place = OutputRoot::open(directory, true).map_err(|e| failed(e.to_string()))?;
+        // What a process has left that was killed counts for no one.
+        let _ = place.sweep();
+        let handle = File::open(directory).map_err(io)?.into();
         let mut shelf = Shelf::new(bound);
         for digest in found(directory) {
             for evicted in shelf.found(digest) {
@@ -172,6 +200,7 @@ impl Store {
         let materializer = Materializer::start(options, Metrics::default()).map_err(io)?;
         Ok(Arc::new(Self {
             directory: directory.to_owned(),
+            handle,
             state: Mutex::new(State {
                 shelf,
                 coming: HashMap::new(),
@@ -222,17 +251,21 @@ impl Store {
             state.shelf.hold(digest)?;
             (self.holding(digest), inode, mtime_ns)
         };
-        let file = File::open(self.directory.join(path_of(digest)));
+        // A fifo in its place must not block.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = openat(&self.handle, path_of(digest), flags, Mode::empty()).map(File::from);
         let is_it = |now: &Metadata| {
             (now.is_file(), now.len(), now.ino(), mtime_ns(now)) == (true, digest.size(), inode, mtime)
         };
         match file {
             Ok(file) if file.metadata().is_ok_and(|now| is_it(&now)) => Some(Opened { file, _hold: hold }),
-            _ => {
-                // Somebody has changed or removed it: its bytes tell what is to be done.
+            // Somebody has changed or removed it: its bytes tell what is to be done.
+            Ok(_) | Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
                 self.state.lock().shelf.set(digest, Kept::Found);
                 None
             }
+            // Such as too many open files: nothing is known of it.
+            Err(_) => None,
         }
     }
 
@@ -301,18 +334,10 @@ impl Store {
         let (work, store, blob) = (self.holding(digest), self.clone(), blob.clone());
         tokio::spawn(async move {
             let fetched = store.fetch(&blob, class).await;
-            let kept = fetched.as_ref().map_or(Kept::Nothing, |kept| *kept);
-            {
-                let mut state = store.state.lock();
-                if kept == Kept::Nothing && state.shelf.kept(&blob.digest) == Kept::Found {
-                    store.remove(std::slice::from_ref(&blob.digest));
-                }
-                state.shelf.set(&blob.digest, kept);
-                state.coming.remove(&blob.digest);
-            }
+            store.ended(&blob.digest, &fetched);
             // Whoever has waited holds it; what they do next finds nothing of this here.
             drop((work, store));
-            let _ = sender.send(Some(fetched.map(|_| ())));
+            let _ = sender.send(Some(fetched.map(|_| ()).map_err(|missed| missed.error)));
         });
         Ok((hold, ending))
     }
@@ -325,49 +350,87 @@ impl Store {
         }
     }
 
+    /// Notes how a download has ended. A file that was there before stays, unless its bytes are known to be wrong.
+    fn ended(&self, digest: &Digest, fetched: &Result<Kept, Missed>) {
+        let mut state = self.state.lock();
+        let before = state.shelf.kept(digest);
+        let kept = match fetched {
+            Ok(kept) => *kept,
+            Err(missed) if !missed.is_wrong && before != Kept::Nothing && self.look(digest).is_ok() => before,
+            Err(_) => {
+                if before != Kept::Nothing {
+                    self.remove(std::slice::from_ref(digest));
+                }
+                Kept::Nothing
+            }
+        };
+        state.shelf.set(digest, kept);
+        state.coming.remove(digest);
+    }
+
     fn remove(&self, digests: &[Digest]) {
         for digest in digests {
-            let _ = fs::remove_file(self.directory.join(path_of(digest)));
+            let _ = unlinkat(&self.handle, path_of(digest), AtFlags::empty());
         }
     }
 
-    /// Fetches a blob. On a full disk, others make way for it.
-    async fn fetch(&self, blob: &Blob, class: Class) -> Result<Kept, ReadError> {
-        let cache = blob
-            .cache
-            .as_ref()
-            .map_err(|reason| ReadError::Lost(reason.clone()))?;
-        let mut offer = cache.local().offer();
+    /// Fetches a blob, or finds that it is here already. On a full disk, others make way for it.
+    async fn fetch(&self, blob: &Blob, class: Class) -> Result<Kept, Missed> {
+        let local = match &blob.cache {
+            Ok(cache) => cache.local().clone(),
+            // What is on disk needs no cache.
+            Err(reason) => Arc::new(LocalFirst::new(
+                HashMap::new(),
+                Arc::new(Nowhere(reason.clone())),
+            )),
+        };
+        let mut offer = local.offer();
         offer.add(blob.copy_in_time().await.map(|copy| (blob.digest.clone(), copy)));
         let mut made_way = false;
         loop {
-            let outcome = self.request(blob, cache, class).await?;
+            let outcome = self.request(blob, &local, class).await?;
             let lacks_space = |bytes| self.root.place.lacks_space(self.place, bytes);
-            match outcome {
-                outcome if outcome.is_on_disk() => return self.look(&blob.digest),
+            let (error, is_wrong) = match outcome {
+                outcome if outcome.is_on_disk() => return Ok(self.look(&blob.digest)?),
                 Outcome::Failed(reason) if lacks_space(blob.digest.size()) => {
-                    let evicted = self.state.lock().shelf.make_way(blob.digest.size());
-                    self.remove(&evicted);
-                    if made_way || evicted.is_empty() {
-                        return Err(ReadError::NoSpace(reason));
+                    if !made_way && self.make_way(blob.digest.size()) {
+                        made_way = true;
+                        continue;
                     }
-                    made_way = true;
+                    (ReadError::NoSpace(reason), false)
                 }
                 Outcome::Evicted(reason) => {
-                    return Err(ReadError::Lost(format!("evicted from the cache: {reason}")));
+                    let reason = format!("evicted from the cache: {reason}");
+                    (ReadError::Lost(reason), true)
                 }
-                outcome => return Err(ReadError::Lost(outcome.reason().to_owned())),
-            }
+                // Only what is not on disk is asked of the cache.
+                outcome => (ReadError::Lost(outcome.reason().to_owned()), outcome.is_lost()),
+            };
+            return Err(Missed { error, is_wrong });
         }
     }
 
-    async fn request(&self, blob: &Blob, cache: &SourceCache, class: Class) -> Result<Outcome, ReadError> {
+    /// Removes files that nobody needs now, for so many bytes. Whether there were any.
+    fn make_way(&self, bytes: u64) -> bool {
+        let mut state = self.state.lock();
+        let evicted = state.shelf.make_way(bytes);
+        // Before the lock is free: one could be fetched again already.
+        self.remove(&evicted);
+        !evicted.is_empty()
+    }
+
+    async fn request(
+        &self,
+        blob: &Blob,
+        store: &Arc<LocalFirst>,
+        class: Class,
+    ) -> Result<Outcome, ReadError> {
         let path = ExecPath::new(&path_of(&blob.digest)).map_err(|e| ReadError::Lost(e.to_string()))?;
         let want = Want::new(path, OutputContent::Blob(blob.digest.clone()), class, None);
         let session = |completions| Session {
             root: self.root.clone(),
             version: 0,
-            store: cache.blobs(),
+            store: store.clone(),
             attribution: blob.attribution.clone(),
             served: None,
             completions,
@@ -380,20 +443,26 @@ impl Store {
 
     /// What the file that was just verified looks like.
     fn look(&self, digest: &Digest) -> Result<Kept, ReadError> {
-        let path = self.directory.join(path_of(digest));
-        let found = path.symlink_metadata();
-        let found = found.map_err(|e| ReadError::Lost(format!("{}: {e}", path.display())))?;
+        let path = path_of(digest);
+        let found = statat(&self.handle, &path, AtFlags::SYMLINK_NOFOLLOW);
+        let found = found.map_err(|e| ReadError::Lost(format!("{path} in the store: {e}")))?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+            return Err(ReadError::Lost(format!("{path} in the store is no file")));
+        }
         Ok(Kept::Whole {
-            inode: found.ino(),
-            mtime_ns: mtime_ns(&found),
+            inode: found.st_ino,
+            mtime_ns: found
+                .st_mtime
+                .saturating_mul(1_000_000_000)
+                .saturating_add(i64::try_from(found.st_mtime_nsec).unwrap_or_default()),
         })
     }
 }
 
-/// Where the file of a blob is.
+/// Where the file of a blob is. Two digests never have one path.
 fn path_of(digest: &Digest) -> String {
     let hash = digest.hash_hex();
-    format!("{}/{}/{hash}", digest.function(), &hash[..2])
+    format!("{}/{}/{hash}-{}", digest.function(), &hash[..2], digest.size())
 }
 
 fn mtime_ns(of: &Metadata) -> i64 {
@@ -411,7 +480,13 @@ fn found(directory: &Path) -> Vec<Digest> {
             for file in entries(&part.path()) {
                 let digest = file.metadata().ok().filter(Metadata::is_file).and_then(|about| {
                     let name = file.file_name();
-                    let digest = Digest::from_hex(Some(function), name.to_str()?, about.len()).ok()?;
+                    let (hash, size) = name.to_str()?.split_once('-')?;
+                    let digest = Digest::from_hex(Some(function), hash, size.parse().ok()?).ok()?;
+                    if digest.size() != about.len() {
+                        // A power cut has torn it.
+                        let _ = fs::remove_file(file.path());
+                        return None;
+                    }
                     Some((mtime_ns(&about), digest))
                 });
                 found.extend(digest);
