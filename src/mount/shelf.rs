@@ -45,7 +45,7 @@ pub(super) struct Shelf {
 }
 
 /// What a blob takes on disk.
-const fn cost(digest: &Digest) -> u64 {
+pub(super) const fn cost(digest: &Digest) -> u64 {
     let size = if digest.size() == 0 { 1 } else { digest.size() };
     size.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
