@@ -55,6 +55,16 @@ pub(crate) enum MountError {
     /// It would be hidden.
     #[error("{}: the directory is not empty; choose an empty or a new one", .0.display())]
     NotEmpty(PathBuf),
+    /// What the mount itself needs would be hidden by it.
+    #[error("{}: {what} {} would be hidden by the mount; choose another directory", .at.display(), .path.display())]
+    Hides {
+        /// The mount point.
+        at: PathBuf,
+        /// What would be hidden, in words.
+        what: &'static str,
+        /// Where that is.
+        path: PathBuf,
+    },
     /// The mount of a process that has ended cannot be removed.
     #[error("{}: an earlier `outhaul mount` has left a dead mount that cannot be removed: {reason}; run `umount -l {}`", .at.display(), .at.display())]
     Dead {

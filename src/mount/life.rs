@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -17,6 +17,46 @@ use super::error::MountError;
 
 /// The type that `/proc/self/mountinfo` gives to our mounts.
 const TYPE: &str = "fuse.outhaul";
+
+/// Refuses to mount over what the mount itself reads and writes, or in its store. Blocks.
+///
+/// # Errors
+/// When one of these lies in the directory, wherever links lead; it need not exist yet.
+pub(super) fn hides_nothing(directory: &Path, store: &Path, others: &[PathBuf]) -> Result<(), MountError> {
+    let at = resolved(directory);
+    let others = others.iter().map(|path| ("the state directory", path.as_path()));
+    for (what, path) in std::iter::once(("the store", store)).chain(others) {
+        let real = resolved(path);
+        if real.starts_with(&at) || (path == store && at.starts_with(&real)) {
+            return Err(MountError::Hides {
+                at,
+                what,
+                path: path.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A path without links, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let real = absolute
+        .ancestors()
+        .find_map(|above| Some((above.canonicalize().ok()?, absolute.strip_prefix(above).ok()?)));
+    let Some((mut real, rest)) = real else {
+        return absolute;
+    };
+    for part in rest.components() {
+        match part {
+            Component::ParentDir => {
+                real.pop();
+            }
+            part => real.push(part),
+        }
+    }
+    real
+}
 
 /// Gives the directory to mount on, absolute and without links: makes it if it is missing, and removes what a process of ours
 /// has left there that was killed. Blocks.
@@ -290,6 +330,31 @@ mod tests {
         ] {
             let all: Vec<Line> = lines.iter().filter_map(|line| Line::of(line)).collect();
             assert_eq!(whereabouts(&all, Path::new("/mnt"), "0:51"), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_hidden_that_the_mount_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::os::unix::fs::symlink(dir.path(), path("link")).unwrap();
+        fs::create_dir(path("state")).unwrap();
+        for (directory, store, is_refused) in [
+            ("builds", "state/mount", false),
+            ("state/builds", "state/mount", false),
+            ("builds", "builds2", false),
+            ("builds", "builds/store", true),
+            ("builds", "link/builds/new/store", true),
+            ("link/builds", "builds", true),
+            ("builds", "other/../builds/store", true),
+            ("state/mount", "state/mount", true),
+            ("state/mount/sha256", "state/mount", true),
+            // The state directory itself.
+            (".", "elsewhere", true),
+            ("link/state", "elsewhere", true),
+        ] {
+            let refused = hides_nothing(&path(directory), &path(store), &[path("state")]);
+            assert_eq!(refused.is_err(), is_refused, "{directory} {store}");
         }
     }
 
