@@ -1,13 +1,12 @@
 //! Signals that end the daemon.
 
+use std::task::Poll;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// The signals, heeded from when they are listened to.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
+pub(super) struct Signals(Vec<(&'static str, Signal)>);
 
 impl Signals {
     /// From now on they do not end the process by themselves.
@@ -15,28 +14,44 @@ impl Signals {
     /// # Errors
     /// When they cannot be listened to.
     pub(super) fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self(vec![
+            ("SIGTERM", signal(SignalKind::terminate())?),
+            ("SIGINT", signal(SignalKind::interrupt())?),
+        ]))
     }
 
-    /// Cancels `shutdown` on the first SIGTERM or SIGINT, and the token that is returned on one that comes while the
+    /// The same with what a terminal sends when it is closed, or on Ctrl-\: of a process that must not leave anything
+    /// behind. Under `nohup` it outlives the terminal.
+    ///
+    /// # Errors
+    /// When they cannot be listened to.
+    #[cfg(feature = "mount")]
+    pub(super) fn listen_to_terminal() -> std::io::Result<Self> {
+        let mut signals = Self::listen()?;
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        for (name, kind) in [("SIGHUP", SignalKind::hangup()), ("SIGQUIT", SignalKind::quit())] {
+            if !is_ignored(&status, kind) {
+                signals.0.push((name, signal(kind)?));
+            }
+        }
+        Ok(signals)
+    }
+
+    /// Cancels `shutdown` on the first signal, and the token that is returned on one that comes while the
     /// daemon is ending: anyone who asks twice does not want to wait. Nothing that was acknowledged is lost by that; it
     /// is in the journal.
     pub(super) fn heed(self, shutdown: CancellationToken) -> CancellationToken {
-        let Self {
-            mut terminate,
-            mut interrupt,
-        } = self;
+        let Self(mut signals) = self;
         let at_once = CancellationToken::new();
         let token = at_once.clone();
         tokio::spawn(async move {
             loop {
-                let name = tokio::select! {
-                    _ = terminate.recv() => "SIGTERM",
-                    _ = interrupt.recv() => "SIGINT",
-                };
+                let next = std::future::poll_fn(|context| {
+                    let mut all = signals.iter_mut();
+                    let came = all.find_map(|(name, signal)| signal.poll_recv(context).is_ready().then_some(*name));
+                    came.map_or(Poll::Pending, Poll::Ready)
+                });
+                let name = next.await;
                 if shutdown.is_cancelled() {
                     tracing::warn!("exiting at once: {name}");
                     token.cancel();
@@ -47,5 +62,26 @@ impl Signals {
             }
         });
         at_once
+    }
+}
+
+/// Whether a process with this `/proc/PID/status` ignores a signal.
+#[cfg(feature = "mount")]
+fn is_ignored(status: &str, kind: SignalKind) -> bool {
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    set.unwrap_or(0) >> (kind.as_raw_value() - 1) & 1 == 1
+}
+
+#[cfg(all(test, feature = "mount"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nohup_ignores_stays_ignored() {
+        let status = "Name:\touthaul\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000001\n";
+        assert!(is_ignored(status, SignalKind::hangup()));
+        assert!(!is_ignored(status, SignalKind::quit()));
+        assert!(!is_ignored("", SignalKind::hangup()));
     }
 }
