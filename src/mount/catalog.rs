@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex as SyncMutex, RwLock};
 use tokio::{
     sync::{Mutex, OnceCell},
     time::timeout,
@@ -21,12 +21,24 @@ use crate::digest::{Digest, DigestFunction};
 /// How long the list of builds counts as new.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// How long the record may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the record may take to tell which builds there are.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long it may take to tell all outputs of a build.
+pub(crate) const TREE_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long after a failure nobody asks again: each of many that look would wait as long as the first.
+const FAILED: Duration = Duration::from_secs(5);
 
 /// How many files, links and directories of builds are kept in memory; beyond it, builds that nobody has looked at for long
 /// are read again when somebody does.
 const MOST_NODES: usize = 4_000_000;
+
+/// How long a build that somebody has looked at stays in memory in any case.
+const RECENT: Duration = Duration::from_secs(60);
+
+/// The longest name of a file.
+const LONGEST_NAME: usize = 255;
 
 /// The directory of all builds, by their ids.
 pub(super) const BY_INVOCATION: &str = "by-invocation";
@@ -62,6 +74,17 @@ pub(crate) struct Build {
     pub(crate) door: usize,
 }
 
+impl Build {
+    /// Whether one of these has begun in the same output root after it.
+    pub(crate) fn is_outdated(&self, builds: &[Self]) -> bool {
+        let is_newer = |other: &Self| {
+            let is_there = (other.door, &other.exec_root) == (self.door, &self.exec_root);
+            is_there && !other.is_from_elsewhere && other.started_ms > self.started_ms
+        };
+        builds.iter().any(is_newer)
+    }
+}
+
 /// Where builds and their outputs are recorded. It is asked on threads that may block.
 pub(crate) trait Rows: Send + Sync + 'static {
     /// The builds that may have outputs, of each state directory that answers, by its place. With `quietly`, only what daemons
@@ -85,14 +108,23 @@ pub(super) struct Slot {
     pub(super) number: u32,
     pub(super) build: Build,
     tree: OnceCell<Arc<Tree>>,
-    /// When somebody looked at it last, as a count of looks.
+    /// Why its tree could not be read, and when.
+    failed: SyncMutex<Option<(Instant, String)>>,
+    /// When somebody looked at it last, in nanoseconds of the catalog's life.
     used: AtomicU64,
+    /// Clones of it are with what is open.
+    pin: Arc<()>,
 }
 
 impl Slot {
     /// Its tree, if it is in memory.
     pub(super) fn tree(&self) -> Option<&Arc<Tree>> {
         self.tree.get()
+    }
+
+    /// Keeps its tree in memory, and its inode numbers, as long as this is held.
+    pub(super) fn pin(&self) -> Arc<()> {
+        self.pin.clone()
     }
 }
 
@@ -111,8 +143,8 @@ struct Known {
     by_number: HashMap<u32, Arc<Slot>>,
     /// Their places do not change.
     workspaces: Vec<Workspace>,
-    /// The newest build of each exec root.
-    newest: HashMap<(usize, String), String>,
+    /// The newest build of each exec root of this machine: when it began, and its id.
+    newest: HashMap<(usize, String), (i64, String)>,
     numbers: u32,
 }
 
@@ -120,10 +152,11 @@ struct Known {
 pub(super) struct Catalog {
     rows: Arc<dyn Rows>,
     known: RwLock<Known>,
-    /// When the list was read last.
-    refreshed: Mutex<Option<Instant>>,
-    looks: AtomicU64,
+    /// When the list was read last, and why it could not be, in words.
+    refreshed: Mutex<Option<(Instant, Result<(), String>)>>,
+    since: Instant,
     most_nodes: usize,
+    recent: Duration,
 }
 
 impl Catalog {
@@ -133,30 +166,35 @@ impl Catalog {
             rows,
             known: RwLock::default(),
             refreshed: Mutex::new(None),
-            looks: AtomicU64::new(0),
+            since: Instant::now(),
             most_nodes: MOST_NODES,
+            recent: RECENT,
         }
     }
 
-    /// Reads the list of builds, unless it was read a moment ago. With `quietly`, only from a daemon.
+    /// Reads the list of builds, unless it was read, or could not be read, a moment ago. With `quietly`, only from a daemon.
     ///
     /// # Errors
     /// In words; what was known before is known still.
     pub(super) async fn refresh(&self, quietly: bool) -> Result<(), String> {
         let mut refreshed = self.refreshed.lock().await;
-        if refreshed.is_some_and(|at| at.elapsed() < FRESH) {
-            return Ok(());
+        if let Some((at, end)) = &*refreshed {
+            let lasts = if end.is_ok() { FRESH } else { FAILED };
+            if at.elapsed() < lasts {
+                return end.clone();
+            }
         }
         let rows = self.rows.clone();
         let asked = blocking(PATIENCE, move || rows.builds(quietly));
-        let builds = asked.await?;
-        if !builds.is_empty() {
-            self.known.write().take(builds);
+        let end = asked.await.map(|builds| {
+            if !builds.is_empty() {
+                self.known.write().take(builds);
+            }
+        });
+        if !quietly || end.is_err() {
+            *refreshed = Some((Instant::now(), end.clone()));
         }
-        if !quietly {
-            *refreshed = Some(Instant::now());
-        }
-        Ok(())
+        end
     }
 
     /// The build with this id.
@@ -166,7 +204,13 @@ impl Catalog {
 
     /// The build with this number; none if it was read again under another one.
     pub(super) fn slot(&self, number: u32) -> Option<Arc<Slot>> {
-        self.known.read().by_number.get(&number).cloned()
+        let slot = self.known.read().by_number.get(&number).cloned()?;
+        slot.used.store(self.now(), Ordering::Relaxed);
+        Some(slot)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// All builds, by id.
@@ -196,33 +240,45 @@ impl Catalog {
     /// # Errors
     /// In words, when it cannot be read.
     pub(super) async fn tree(&self, slot: &Arc<Slot>) -> Result<Arc<Tree>, String> {
-        let look = self.looks.fetch_add(1, Ordering::Relaxed);
-        slot.used.store(look, Ordering::Relaxed);
+        slot.used.store(self.now(), Ordering::Relaxed);
         let read = async {
-            let build = &slot.build;
-            let is_newest = {
-                let known = self.known.read();
-                let newest = known.newest.get(&(build.door, build.exec_root.clone()));
-                newest.is_some_and(|id| *id == build.id)
-            };
-            let (rows, build) = (self.rows.clone(), build.clone());
-            let filled = blocking(PATIENCE * 6, move || {
-                let empty = TreeBuilder::new(&build.exec_root);
-                Ok(rows.outputs(&build, is_newest, empty)?.finish())
-            });
-            let (tree, left_out) = filled.await?;
-            if left_out > 0 {
-                tracing::warn!(
-                    id = slot.build.id,
-                    left_out,
-                    "the build has more outputs than a mount can show"
-                );
+            let failed = slot.failed.lock().clone();
+            if let Some((_, reason)) = failed.filter(|(at, _)| at.elapsed() < FAILED) {
+                return Err(reason);
             }
-            Ok::<_, String>(Arc::new(tree))
+            let read = self.read(slot).await;
+            *slot.failed.lock() = read.as_ref().err().map(|reason| (Instant::now(), reason.clone()));
+            read
         };
         let tree = slot.tree.get_or_try_init(|| read).await?.clone();
-        self.known.write().make_room(slot.number, self.most_nodes);
+        let recent = self.recent.as_nanos().try_into().unwrap_or(u64::MAX);
+        let before = self.now().saturating_sub(recent);
+        self.known.write().make_room(slot.number, self.most_nodes, before);
         Ok(tree)
+    }
+
+    /// Reads a build's tree from the record.
+    async fn read(&self, slot: &Slot) -> Result<Arc<Tree>, String> {
+        let build = slot.build.clone();
+        let is_newest = {
+            let known = self.known.read();
+            let newest = known.newest.get(&(build.door, build.exec_root.clone()));
+            newest.is_some_and(|(_, id)| *id == build.id)
+        };
+        let rows = self.rows.clone();
+        let filled = blocking(TREE_PATIENCE, move || {
+            let empty = TreeBuilder::new(&build.exec_root);
+            Ok(rows.outputs(&build, is_newest, empty)?.finish())
+        });
+        let (tree, left_out) = filled.await?;
+        if left_out > 0 {
+            tracing::warn!(
+                id = slot.build.id,
+                left_out,
+                "the build has more outputs than a mount can show"
+            );
+        }
+        Ok(Arc::new(tree))
     }
 
     /// How many builds there are, how many trees are in memory, and how many nodes these have.
@@ -260,12 +316,18 @@ impl Known {
             .cloned()
             .collect();
         for build in lists.into_values().flatten().chain(silent) {
-            let root = (build.door, build.exec_root.clone());
-            let newest = self.newest.entry(root).or_default();
-            let began =
-                |id: &str, by_id: &BTreeMap<String, Arc<Slot>>| by_id.get(id).map(|s| s.build.started_ms);
-            if began(newest, &self.by_id).is_none_or(|began| began <= build.started_ms) {
-                newest.clone_from(&build.id);
+            // One of another machine changes nothing here, whatever its exec root is called.
+            if !build.is_from_elsewhere {
+                let began = (build.started_ms, build.id.clone());
+                let root = (build.door, build.exec_root.clone());
+                let newest = self.newest.entry(root).or_insert_with(|| began.clone());
+                if newest.0 <= began.0 {
+                    *newest = began;
+                }
+            }
+            // It comes from the build, as it likes.
+            if !is_name(&build.id) {
+                continue;
             }
             let known = before.remove(&build.id);
             // While a build runs, more of it becomes known.
@@ -289,7 +351,9 @@ impl Known {
             number: self.numbers,
             build,
             tree: OnceCell::new(),
+            failed: SyncMutex::default(),
             used: AtomicU64::new(0),
+            pin: Arc::default(),
         })
     }
 
@@ -318,9 +382,9 @@ impl Known {
         }
     }
 
-    /// Gives up trees that nobody has looked at for long, where there are too many nodes, but not that of `keep`. Their
-    /// builds get other inode numbers, so that none is taken for another.
-    fn make_room(&mut self, keep: u32, most: usize) {
+    /// Gives up trees of which nobody has anything open or has looked at since `before`, where there are too many nodes, but
+    /// not that of `keep`. Their builds get other inode numbers, so that none is taken for another.
+    fn make_room(&mut self, keep: u32, most: usize, before: u64) {
         let loaded = |known: &Self| -> Vec<(u64, usize, Arc<Slot>)> {
             let slots = known.by_id.values();
             let loaded = slots.filter_map(|slot| {
@@ -335,8 +399,9 @@ impl Known {
         let mut trees = loaded(self);
         trees.sort_by_key(|(used, ..)| *used);
         let mut nodes: usize = trees.iter().map(|(_, nodes, _)| nodes).sum();
-        for (_, of_it, slot) in trees {
-            if nodes <= most || slot.number == keep {
+        for (used, of_it, slot) in trees {
+            let is_needed = slot.number == keep || used >= before || Arc::strong_count(&slot.pin) > 1;
+            if nodes <= most || is_needed {
                 continue;
             }
             nodes -= of_it;
@@ -348,15 +413,26 @@ impl Known {
     }
 }
 
+/// Whether an invocation id can be the name of a directory, and part of a link that leads nowhere else.
+fn is_name(id: &str) -> bool {
+    let is_plain = !id.contains(['/', '\0']) && id.len() <= LONGEST_NAME;
+    is_plain && !matches!(id, "" | "." | "..")
+}
+
 /// The name of a workspace's directory: its own, unless another one has it.
 fn name_of(path: &str, others: &[Workspace]) -> String {
     let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     let is_taken = |name: &str| others.iter().any(|other| other.name == name);
-    if !matches!(name, "" | "." | ".." | BY_INVOCATION | OURS) && !is_taken(name) {
+    if is_name(name) && !matches!(name, BY_INVOCATION | OURS) && !is_taken(name) {
         return name.to_owned();
     }
     let hash = Digest::of(DigestFunction::Sha256, path.as_bytes()).hash_hex();
-    format!("{name}-{}", &hash[..8])
+    // With the hash it is as long as a name may be.
+    let mut end = name.len().min(LONGEST_NAME - 9);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}-{}", &name[..end], &hash[..8])
 }
 
 #[cfg(test)]
@@ -375,11 +451,16 @@ mod tests {
         }
     }
 
-    /// Shows each build's id as a file, and whether it was the newest.
-    struct Fake(RwLock<Vec<Build>>);
+    /// Shows each build's id as a file, and whether it was the newest. Counts the questions; fails those about `broken`.
+    #[derive(Default)]
+    struct Fake(RwLock<Vec<Build>>, AtomicU64);
 
     impl Rows for Fake {
         fn builds(&self, _quietly: bool) -> Result<HashMap<usize, Vec<Build>>, String> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            if self.0.read().iter().any(|build| build.id == "broken list") {
+                return Err("the record is broken".to_owned());
+            }
             let mut lists: HashMap<usize, Vec<Build>> = HashMap::from([(0, Vec::new())]);
             for build in self.0.read().iter() {
                 lists.entry(build.door).or_default().push(build.clone());
@@ -393,6 +474,10 @@ mod tests {
             is_newest: bool,
             mut tree: TreeBuilder,
         ) -> Result<TreeBuilder, String> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            if build.id == "broken" {
+                return Err("the record is broken".to_owned());
+            }
             let path = ExecPath::new(&format!("bazel-out/{}-{is_newest}", build.id)).unwrap();
             tree.add(&path, Content::Directory, false);
             Ok(tree)
@@ -400,7 +485,7 @@ mod tests {
     }
 
     fn catalog(builds: Vec<Build>) -> (Arc<Fake>, Catalog) {
-        let rows = Arc::new(Fake(RwLock::new(builds)));
+        let rows = Arc::new(Fake(RwLock::new(builds), AtomicU64::new(0)));
         (rows.clone(), Catalog::new(rows))
     }
 
@@ -445,6 +530,74 @@ mod tests {
         assert!(catalog.build("other").is_none() && catalog.build("old").is_some());
     }
 
+    #[test]
+    fn a_build_is_outdated_by_newer_ones_of_its_output_root() {
+        let imported = Build {
+            is_from_elsewhere: true,
+            ..build("imported", "/w", 30)
+        };
+        let here = build("here", "/w", 20);
+        for (other, is_outdated) in [
+            (here.clone(), false),
+            (imported, false),
+            (build("old", "/w", 10), false),
+            (build("elsewhere", "/v", 30), false),
+            (build("new", "/w", 30), true),
+        ] {
+            assert_eq!(here.is_outdated(&[other]), is_outdated);
+        }
+    }
+
+    #[tokio::test]
+    async fn imported_builds_are_newest_of_no_output_root_here() {
+        let imported = Build {
+            is_from_elsewhere: true,
+            ..build("imported", "/w", 20)
+        };
+        let (_, catalog) = catalog(vec![build("here", "/w", 10), imported]);
+        refreshed(&catalog).await;
+        let tree = catalog.tree(&catalog.build("here").unwrap()).await.unwrap();
+        assert_eq!(tree.name(tree.len() as u32 - 1), "here-true");
+    }
+
+    #[tokio::test]
+    async fn ids_that_are_no_names_are_not_shown() {
+        let long = "x".repeat(LONGEST_NAME + 1);
+        let bad = ["", ".", "..", "a/b", "../../../tmp/evil", &long];
+        let mut builds: Vec<Build> = bad.iter().map(|id| build(id, "/w", 20)).collect();
+        builds.push(build("good", "/w", 10));
+        let (_, catalog) = catalog(builds);
+        assert_eq!(
+            refreshed(&catalog).await,
+            [("w".to_owned(), Some("good".to_owned()))]
+        );
+        assert_eq!(catalog.builds().len(), 1);
+        // They count for what is the newest of an output root.
+        let tree = catalog.tree(&catalog.build("good").unwrap()).await.unwrap();
+        assert_eq!(tree.name(tree.len() as u32 - 1), "good-false");
+        assert_eq!(name_of(&format!("/{}", "ü".repeat(200)), &[]).len(), LONGEST_NAME);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_to_all_who_ask_in_the_next_moment() {
+        let (rows, catalog) = catalog(vec![build("broken", "/w", 10)]);
+        refreshed(&catalog).await;
+        let slot = catalog.build("broken").unwrap();
+        let asked = || rows.1.load(Ordering::Relaxed);
+        let before = asked();
+        for _ in 0..3 {
+            assert!(catalog.tree(&slot).await.is_err());
+        }
+        assert_eq!(asked(), before + 1);
+        rows.0.write().push(build("broken list", "/w", 20));
+        *catalog.refreshed.lock().await = None;
+        for _ in 0..3 {
+            assert!(catalog.refresh(false).await.is_err());
+        }
+        assert_eq!(asked(), before + 2);
+        assert!(catalog.build("broken").is_some(), "what is known stays");
+    }
+
     #[tokio::test]
     async fn builds_of_a_directory_that_does_not_answer_stay() {
         let apart = Build {
@@ -480,19 +633,33 @@ mod tests {
 
     #[tokio::test]
     async fn trees_beyond_the_bound_are_given_up_and_get_other_numbers() {
-        let (_, mut catalog) = catalog((0..4).map(|n| build(&n.to_string(), "/w", n)).collect());
+        let (_, mut catalog) = catalog((0..6).map(|n| build(&n.to_string(), "/w", n)).collect());
         catalog.most_nodes = 6;
+        catalog.recent = Duration::ZERO;
         refreshed(&catalog).await;
         let mut numbers = Vec::new();
-        for id in ["0", "1", "0", "2"] {
+        for id in ["0", "1", "2"] {
             let slot = catalog.build(id).unwrap();
             catalog.tree(&slot).await.unwrap();
             numbers.push(slot.number);
+            // As for each question about something in the first.
+            assert!(catalog.slot(numbers[0]).is_some());
         }
-        assert_eq!(catalog.counts(), (4, 2, 6));
+        assert_eq!(catalog.counts(), (6, 2, 6));
         assert!(catalog.slot(numbers[1]).is_none(), "it was used longest ago");
         assert!(catalog.slot(numbers[0]).is_some_and(|slot| slot.tree().is_some()));
         let again = catalog.build("1").unwrap();
-        assert!(again.tree().is_none() && again.number > numbers[3]);
+        assert!(again.tree().is_none() && again.number > numbers[2]);
+
+        // What is open stays, and what was looked at a moment ago.
+        let pin = catalog.slot(numbers[0]).unwrap().pin();
+        for id in ["3", "4"] {
+            catalog.tree(&catalog.build(id).unwrap()).await.unwrap();
+        }
+        assert!(catalog.slot(numbers[0]).is_some() && catalog.slot(numbers[2]).is_none());
+        drop(pin);
+        catalog.recent = RECENT;
+        catalog.tree(&catalog.build("5").unwrap()).await.unwrap();
+        assert_eq!(catalog.counts(), (6, 3, 9));
     }
 }

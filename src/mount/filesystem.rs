@@ -91,7 +91,10 @@ struct Listed {
 
 /// Something open.
 enum Open {
-    File(Opened),
+    /// Of a build that stays in memory as long.
+    File(Opened, #[expect(dead_code, reason = "it is only held")] Arc<()>),
+    /// A build's directory.
+    Directory(#[expect(dead_code, reason = "it is only held")] Arc<()>),
     Text(Vec<u8>),
     /// Of a directory that may change: as it was when it was opened.
     List(Vec<Listed>),
@@ -299,6 +302,22 @@ impl Inner {
         })
     }
 
+    /// What work comes to that needs the record, as long as the thread that asks waits for it. It goes on in any case.
+    async fn in_time<T: Send + 'static>(
+        &self,
+        thread: u32,
+        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+    ) -> Result<T, Errno> {
+        let task = tokio::spawn(work);
+        tokio::select! {
+            done = tokio::time::timeout(self.shared.timeout, task) => match done {
+                Ok(Ok(done)) => done,
+                Ok(Err(_)) | Err(_) => Err(Errno::EIO),
+            },
+            () = interrupted(thread) => Err(Errno::EINTR),
+        }
+    }
+
     /// A build's tree; that it cannot be read is told.
     async fn tree(&self, slot: &Arc<Slot>) -> Result<Arc<Tree>, Errno> {
         let path = format!("{BY_INVOCATION}/{}", slot.build.id);
@@ -336,7 +355,8 @@ impl Inner {
         waiting.ended(got.as_ref().err());
         match got {
             Ok(file) => {
-                self.opened(Open::File(file), FopenFlags::FOPEN_KEEP_CACHE, reply);
+                let file = Open::File(file, slot.pin());
+                self.opened(file, FopenFlags::FOPEN_KEEP_CACHE, reply);
                 prefetch::siblings(&self.shared, &slot, &tree, node);
             }
             Err(error) => reply.error(error.errno()),
@@ -408,13 +428,16 @@ impl Filesystem for Mounted {
         if let Some(ended) = self.1.take() {
             let _ = ended.send(());
         }
+        if !self.0.shared.is_running.load(Ordering::Acquire) {
+            return;
+        }
         // At its end the session would unmount whatever is mounted there by then. This thread ends with the process.
         loop {
             std::thread::park();
         }
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let Some(name) = name.to_str() else {
             return reply.error(Errno::ENOENT);
         };
@@ -428,16 +451,19 @@ impl Filesystem for Mounted {
             }
             Some(place) => place,
         };
-        let (inner, name) = (self.0.clone(), name.to_owned());
+        let (inner, name, thread) = (self.0.clone(), name.to_owned(), request.pid());
         self.0.runtime.spawn(async move {
+            let work = inner.clone();
             if let Place::Build(slot, node) = place {
-                match inner.tree(&slot).await {
+                let of = slot.clone();
+                match inner.in_time(thread, async move { work.tree(&of).await }).await {
                     Ok(tree) => inner.entry_in(&slot, &tree, node, &name, reply),
                     Err(errno) => reply.error(errno),
                 }
                 return;
             }
-            match inner.find(&place, &name).await {
+            let found = inner.in_time(thread, async move { work.find(&place, &name).await });
+            match found.await {
                 Ok(found) => inner.entry(found, reply),
                 Err(errno) => reply.error(errno),
             }
@@ -484,9 +510,8 @@ impl Filesystem for Mounted {
             return reply.error(Errno::EINVAL);
         };
         if let Some(file) = self.0.shared.store.ready(digest) {
-            return self
-                .0
-                .opened(Open::File(file), FopenFlags::FOPEN_KEEP_CACHE, reply);
+            let file = Open::File(file, slot.pin());
+            return self.0.opened(file, FopenFlags::FOPEN_KEEP_CACHE, reply);
         }
         let (inner, pid) = (self.0.clone(), request.pid());
         self.0
@@ -506,7 +531,7 @@ impl Filesystem for Mounted {
         reply: ReplyData,
     ) {
         match self.0.handle(handle).as_deref() {
-            Some(Open::File(opened)) => {
+            Some(Open::File(opened, _)) => {
                 let mut bytes = vec![0; size as usize];
                 let mut got = 0;
                 while got < bytes.len() {
@@ -547,25 +572,30 @@ impl Filesystem for Mounted {
         reply.error(Errno::ENOSYS);
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let unchanging = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
         let place = match self.0.place(ino) {
             None => return reply.error(Errno::ESTALE),
             Some(Place::Build(slot, _)) if slot.tree().is_some() => {
-                return reply.opened(FileHandle(0), unchanging);
+                return self.0.opened(Open::Directory(slot.pin()), unchanging, reply);
             }
             Some(place) => place,
         };
-        let inner = self.0.clone();
+        let (inner, thread) = (self.0.clone(), request.pid());
         self.0.runtime.spawn(async move {
-            if let Place::Build(slot, _) = &place {
-                match inner.tree(slot).await {
-                    Ok(_) => reply.opened(FileHandle(0), unchanging),
+            let work = inner.clone();
+            if let Place::Build(slot, _) = place {
+                let pin = slot.pin();
+                match inner.in_time(thread, async move { work.tree(&slot).await }).await {
+                    Ok(_) => inner.opened(Open::Directory(pin), unchanging, reply),
                     Err(errno) => reply.error(errno),
                 }
                 return;
             }
-            match inner.list(&place).await {
+            match inner
+                .in_time(thread, async move { work.list(&place).await })
+                .await
+            {
                 Ok(list) => inner.opened(Open::List(list), FopenFlags::empty(), reply),
                 Err(errno) => reply.error(errno),
             }

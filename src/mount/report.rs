@@ -4,13 +4,16 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write as _,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 
 use super::error::ReadError;
 use crate::{printable::printable, units::show_duration};
+
+/// How long a failure is not told again.
+const MOMENT: Duration = Duration::from_secs(5);
 
 /// How many failures are kept.
 const KEPT: usize = 100;
@@ -47,10 +50,16 @@ impl Report {
         }
     }
 
-    /// Something failed for everybody.
+    /// Something failed for everybody. Told once for all who look in the same moment.
     pub(super) fn failed(&self, path: &str, reason: &str) {
-        tracing::error!(path = %printable(path), reason = %printable(reason), "failed to read");
         let mut state = self.0.lock();
+        let is_known = |(of, why, at): &(String, String, Instant)| {
+            (&**of, &**why) == (path, reason) && at.elapsed() < MOMENT
+        };
+        if state.failed.back().is_some_and(is_known) {
+            return;
+        }
+        tracing::error!(path = %printable(path), reason = %printable(reason), "failed to read");
         state.failures += 1;
         state
             .failed
@@ -120,6 +129,7 @@ mod tests {
         let waiting = report.waits("bazel-out/slow".to_owned());
         report.waits("bazel-out/there".to_owned()).ended(None);
         for n in 0..KEPT {
+            report.failed(&format!("bazel-out/{n}"), "evicted");
             report.failed(&format!("bazel-out/{n}"), "evicted");
         }
         report

@@ -1,6 +1,11 @@
 //! What all that serve the mount have in common.
 
-use std::{fmt::Write as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use tokio::sync::Semaphore;
 
@@ -28,6 +33,8 @@ pub(super) struct Shared {
     /// How long a reader waits at most.
     pub(super) timeout: Duration,
     pub(super) at: PathBuf,
+    /// Whether the kernel's questions are answered, from when they are.
+    pub(super) is_running: AtomicBool,
     /// Places for directories whose files are fetched ahead of readers; none where nothing is.
     pub(super) ahead: Arc<Semaphore>,
 }
@@ -48,6 +55,7 @@ impl Shared {
             report: Report::default(),
             timeout,
             at,
+            is_running: AtomicBool::new(false),
             ahead: Arc::new(Semaphore::new(if prefetch { AHEAD } else { 0 })),
         }
     }
@@ -65,10 +73,15 @@ impl Shared {
             self.sources
                 .of_record(&build.remote_cache, &build.remote_instance_name)
         };
+        let mut root = PathBuf::from(&build.exec_root);
+        if root.starts_with(&self.at) {
+            // Made up by somebody: a file would wait for itself.
+            root = PathBuf::new();
+        }
         Some(Blob {
             digest: digest.clone(),
             cache: cache.map_err(|e| e.to_string()),
-            tree: PathBuf::from(&build.exec_root).into(),
+            tree: root.into(),
             path: ExecPath::new(&tree.path(node)).ok()?,
             attribution: Arc::new(Attribution {
                 invocation_id: build.id.clone(),
