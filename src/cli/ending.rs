@@ -48,7 +48,8 @@ impl Signals {
             loop {
                 let next = std::future::poll_fn(|context| {
                     let mut all = signals.iter_mut();
-                    let came = all.find_map(|(name, signal)| signal.poll_recv(context).is_ready().then_some(*name));
+                    let came =
+                        all.find_map(|(name, signal)| signal.poll_recv(context).is_ready().then_some(*name));
                     came.map_or(Poll::Pending, Poll::Ready)
                 });
                 let name = next.await;

@@ -1,6 +1,6 @@
 //! `outhaul mount`: recorded builds as a read-only directory.
 
-use std::{collections::HashMap, fmt::Display, io::Write as _, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fmt::Display, io::Write as _, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ use crate::{
     daemon::{notify_ready, notify_stopping},
     digest::Digest,
     exec_path::ExecPath,
-    mount::{Build, Content, Mount, MountError, MountOptions, Rows, TreeBuilder},
+    mount::{Build, Content, Mount, MountError, MountOptions, PATIENCE, Rows, TREE_PATIENCE, TreeBuilder},
     printable::printable,
     proto::outhaul::v1 as pb,
     units::{parse_duration, parse_size},
@@ -28,6 +28,9 @@ use crate::{
 
 /// Builds of a state directory that are shown at most, the newest.
 const BUILDS: u32 = 1000;
+
+/// How long a mount that is just being made may take to be there when it is to end already.
+const STARTING: Duration = Duration::from_secs(2);
 
 /// Arguments of `outhaul mount`.
 #[derive(Debug, Args)]
@@ -85,9 +88,11 @@ pub(super) fn main(args: MountArgs) -> Result<u8, Failure> {
         None => args.state.directory()?.join("mount"),
     };
     let place: PlaceArgs = from_environment()?;
+    let needed = [args.state.directory(), args.state.socket()];
     let options = MountOptions {
         directory: args.directory,
         store,
+        needed: needed.into_iter().flatten().collect(),
         store_bytes,
         timeout,
         allow_other: args.allow_other,
@@ -99,14 +104,24 @@ pub(super) fn main(args: MountArgs) -> Result<u8, Failure> {
         doors: Mutex::new(vec![args.state]),
         control: args.control,
         cache: args.cache,
+        alone: tokio::sync::Mutex::default(),
     };
     // A wrong address is told before anything is mounted.
     rows.control.address(rows.cache.tls.files())?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let stop = CancellationToken::new();
-        let at_once = Signals::listen()?.heed(stop.clone());
-        let mut mount = Mount::start(options, Arc::new(rows)).await?;
+        let at_once = Signals::listen_to_terminal()?.heed(stop.clone());
+        let mut start = std::pin::pin!(Mount::start(options, Arc::new(rows)));
+        let started = tokio::select! {
+            started = &mut start => Some(started),
+            // What is mounted in this moment is to be unmounted; a directory that does not answer is not waited for.
+            () = stop.cancelled() => tokio::time::timeout(STARTING, start).await.ok(),
+        };
+        let Some(started) = started else {
+            return Ok(exit::OK);
+        };
+        let mut mount = started?;
         let at = printable(&mount.at().display().to_string()).into_owned();
         writeln!(
             print::err(),
@@ -136,7 +151,9 @@ pub(super) fn main(args: MountArgs) -> Result<u8, Failure> {
 impl From<MountError> for Failure {
     fn from(error: MountError) -> Self {
         match error {
-            MountError::Mounted { .. } | MountError::NotEmpty(_) => Self::usage(error),
+            MountError::Mounted { .. } | MountError::Hides { .. } | MountError::NotEmpty(_) => {
+                Self::usage(error)
+            }
             _ => Self::failed(error),
         }
     }
@@ -148,6 +165,8 @@ struct Recorded {
     doors: Mutex<Vec<StateArgs>>,
     control: ControlArgs,
     cache: CacheArgs,
+    /// Held by the one question for which the record is open in this process.
+    alone: tokio::sync::Mutex<()>,
 }
 
 impl Recorded {
@@ -176,25 +195,39 @@ impl Recorded {
         doors.iter().cloned().enumerate().collect()
     }
 
-    async fn client(&self, door: usize, state: &StateArgs, quietly: bool) -> Result<Option<Client>, Failure> {
+    /// Whoever can be asked about a state directory; `None` where nothing is recorded, or, with `quietly`, no daemon answers.
+    async fn client(
+        &self,
+        door: usize,
+        state: &StateArgs,
+        quietly: bool,
+    ) -> Result<Option<Asked<'_>>, Failure> {
         let none = ControlArgs::default();
         let control = if door == 0 { &self.control } else { &none };
-        if quietly {
-            let door = Door::new(control, state, self.cache.tls.files())?;
-            return Ok(door.connect().await.ok());
+        let daemon = Door::new(control, state, self.cache.tls.files())?;
+        if let Ok(client) = daemon.connect().await {
+            return Ok(Some(Asked { client, _alone: None }));
         }
+        if quietly {
+            return Ok(None);
+        }
+        let alone = self.alone.lock().await;
         match Client::open(control, state, &self.cache).await {
+            Ok(client) => Ok(Some(Asked {
+                client,
+                _alone: Some(alone),
+            })),
             // Nothing has been recorded yet.
             Err(failure) if failure.code == exit::NOT_FOUND => Ok(None),
-            opened => opened.map(Some),
+            Err(failure) => Err(failure),
         }
     }
 
     async fn all_builds(&self, quietly: bool) -> Result<HashMap<usize, Vec<Build>>, Failure> {
         let mut lists = HashMap::new();
         for (door, state) in self.doors() {
-            let mut client = match self.client(door, &state, quietly).await {
-                Ok(Some(client)) => client,
+            let mut asked = match self.client(door, &state, quietly).await {
+                Ok(Some(asked)) => asked,
                 Ok(None) if quietly => continue,
                 Ok(None) => {
                     lists.insert(door, Vec::new());
@@ -204,56 +237,84 @@ impl Recorded {
                 // Of a build that is running.
                 Err(_) => continue,
             };
-            let rows = client.invocations(BUILDS).await;
-            client.close().await;
-            let rows = rows?.into_iter();
-            let rows = rows.filter(|row| row.started_ms > 0 && has_outputs(&row.command));
-            lists.insert(door, rows.map(|row| build(door, row)).collect());
+            let builds = asked.builds(door).await;
+            asked.client.close().await;
+            lists.insert(door, builds?);
         }
         Ok(lists)
     }
 
-    async fn fill(
-        &self,
-        build: &Build,
-        is_newest: bool,
-        mut tree: TreeBuilder,
-    ) -> Result<TreeBuilder, Failure> {
+    async fn fill(&self, build: &Build, is_newest: bool, tree: TreeBuilder) -> Result<TreeBuilder, Failure> {
         let gone = || Failure::not_found("it is not recorded any more");
         let state = self.doors.lock().get(build.door).cloned().ok_or_else(gone)?;
-        let mut client = self.client(build.door, &state, false).await?.ok_or_else(gone)?;
+        let mut asked = self.client(build.door, &state, false).await?.ok_or_else(gone)?;
         let filled = if is_newest && !build.is_from_elsewhere {
-            let each = |output: pb::Output| {
-                let is_wanted = output.class() != pb::OutputClass::Known;
-                let content = content(output.digest.as_ref(), &output.symlink_target, output.directory);
-                add(&mut tree, &output.exec_path, content, is_wanted);
-                Ok(())
-            };
-            client
-                .outputs(&build.id, pb::OutputClass::Unspecified, each)
-                .await
+            asked.newest(build, tree).await
         } else {
-            named(&mut client, &build.id, &mut tree).await
+            named(&mut asked.client, &build.id, tree).await
         };
-        client.close().await;
-        filled.map(|()| tree)
+        asked.client.close().await;
+        filled
+    }
+}
+
+/// Somebody who is asked.
+struct Asked<'a> {
+    client: Client,
+    /// Where this process opens the record itself, one question at a time does: it would find the record in use by the other.
+    _alone: Option<tokio::sync::MutexGuard<'a, ()>>,
+}
+
+impl Asked<'_> {
+    /// The builds that may have outputs.
+    async fn builds(&mut self, door: usize) -> Result<Vec<Build>, Failure> {
+        let rows = self.client.invocations(BUILDS).await?.into_iter();
+        let rows = rows.filter(|row| row.started_ms > 0 && has_outputs(&row.command));
+        Ok(rows.map(|row| build(door, row)).collect())
+    }
+
+    /// All that is recorded of the output root of a build that was the newest of it a moment ago. If it is not when all is
+    /// read, some of it may be another build's: then what this one has named.
+    async fn newest(&mut self, build: &Build, mut tree: TreeBuilder) -> Result<TreeBuilder, Failure> {
+        let each = |output: pb::Output| {
+            let is_wanted = output.class() != pb::OutputClass::Known;
+            let content = content(output.digest.as_ref(), &output.symlink_target, output.directory);
+            add(&mut tree, &output.exec_path, content, is_wanted);
+            Ok(())
+        };
+        if !build.is_outdated(&self.builds(build.door).await?) {
+            self.client
+                .outputs(&build.id, pb::OutputClass::Unspecified, each)
+                .await?;
+            if !build.is_outdated(&self.builds(build.door).await?) {
+                return Ok(tree);
+            }
+        }
+        named(&mut self.client, &build.id, TreeBuilder::new(&build.exec_root)).await
+    }
+}
+
+/// What a question comes to, unless it takes too long. It is given up then, and the record is free for others.
+fn ask<T>(patience: Duration, question: impl Future<Output = Result<T, Failure>>) -> Result<T, String> {
+    let answer = Handle::current().block_on(async { tokio::time::timeout(patience, question).await });
+    match answer {
+        Ok(answer) => answer.map_err(|failure| failure.message),
+        Err(_) => Err("the record did not answer in time".to_owned()),
     }
 }
 
 impl Rows for Recorded {
     fn builds(&self, quietly: bool) -> Result<HashMap<usize, Vec<Build>>, String> {
-        let builds = Handle::current().block_on(self.all_builds(quietly));
-        builds.map_err(|failure| failure.message)
+        ask(PATIENCE, self.all_builds(quietly))
     }
 
     fn outputs(&self, build: &Build, is_newest: bool, tree: TreeBuilder) -> Result<TreeBuilder, String> {
-        let filled = Handle::current().block_on(self.fill(build, is_newest, tree));
-        filled.map_err(|failure| failure.message)
+        ask(TREE_PATIENCE, self.fill(build, is_newest, tree))
     }
 }
 
 /// Adds what the events of a build name.
-async fn named(client: &mut Client, id: &str, tree: &mut TreeBuilder) -> Result<(), Failure> {
+async fn named(client: &mut Client, id: &str, mut tree: TreeBuilder) -> Result<TreeBuilder, Failure> {
     let request = pb::StageRequest {
         invocation_id: id.to_owned(),
         wish: Some(pb::StageWish::default()),
@@ -264,11 +325,11 @@ async fn named(client: &mut Client, id: &str, tree: &mut TreeBuilder) -> Result<
         Ok(answer) => {
             for output in &answer.outputs {
                 let content = content(output.digest.as_ref(), &output.symlink_target, output.directory);
-                add(tree, &output.exec_path, content, false);
+                add(&mut tree, &output.exec_path, content, false);
             }
-            Ok(())
+            Ok(tree)
         }
-        Err(status) if nothing_of(&status).is_some() => Ok(()),
+        Err(status) if nothing_of(&status).is_some() => Ok(tree),
         Err(status) => Err(Failure::failed(status.message())),
     }
 }

@@ -329,7 +329,11 @@ mod tests {
             (&[], Whereabouts::Gone),
         ] {
             let all: Vec<Line> = lines.iter().filter_map(|line| Line::of(line)).collect();
-            assert_eq!(whereabouts(&all, Path::new("/mnt"), "0:51"), expected, "{lines:?}");
+            assert_eq!(
+                whereabouts(&all, Path::new("/mnt"), "0:51"),
+                expected,
+                "{lines:?}"
+            );
         }
     }
 

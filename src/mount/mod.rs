@@ -30,7 +30,7 @@ mod tree;
 use std::{
     os::fd::AsFd as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -39,7 +39,7 @@ use tokio::{sync::oneshot, task::AbortHandle};
 
 use self::{catalog::Catalog, filesystem::Mounted, life::Ours, shared::Shared, store::Store};
 pub(crate) use self::{
-    catalog::{Build, Rows},
+    catalog::{Build, PATIENCE, Rows, TREE_PATIENCE},
     error::MountError,
     tree::{Content, TreeBuilder},
 };
@@ -60,6 +60,8 @@ pub(crate) struct MountOptions {
     pub(crate) directory: PathBuf,
     /// Where blobs are kept.
     pub(crate) store: PathBuf,
+    /// What else must not be hidden by the mount: the directory and the socket that builds are recorded in and asked for.
+    pub(crate) needed: Vec<PathBuf>,
     /// How many bytes of them.
     pub(crate) store_bytes: u64,
     /// How long a reader waits for a file at most.
@@ -90,14 +92,19 @@ impl Mount {
     /// # Errors
     /// When nothing can be mounted there, or the store cannot be used.
     pub(crate) async fn start(options: MountOptions, rows: Arc<dyn Rows>) -> Result<Self, MountError> {
-        let directory = options.directory.clone();
         let internal = |error: tokio::task::JoinError| MountError::Directory {
             at: options.directory.clone(),
             source: std::io::Error::other(error),
         };
-        let prepared = tokio::task::spawn_blocking(move || life::prepare(&directory)).await;
-        let at = prepared.map_err(internal)??;
-        let store = Store::open(&options.store, options.store_bytes, options.materialize)?;
+        let (directory, needed) = (options.directory.clone(), options.needed.clone());
+        let (path, bound, materialize) = (options.store.clone(), options.store_bytes, options.materialize);
+        // A directory on a server that does not answer, or a store of very many files, takes its time.
+        let prepared = tokio::task::spawn_blocking(move || {
+            life::hides_nothing(&directory, &path, &needed)?;
+            let at = life::prepare(&directory)?;
+            Ok::<_, MountError>((at, Store::open(&path, bound, materialize)?))
+        });
+        let (at, store) = prepared.await.map_err(internal)??;
         let shared = Arc::new(Shared::new(
             Catalog::new(rows),
             store,
@@ -112,6 +119,7 @@ impl Mount {
         // The kernel may ask before this returns.
         let session = tokio::task::spawn_blocking(move || session(filesystem, &place, allow_other)).await;
         let (session, ours) = session.map_err(internal)??;
+        shared.is_running.store(true, Ordering::Release);
         let started = std::thread::Builder::new()
             .name("mount".to_owned())
             .spawn(move || session.run());
@@ -172,7 +180,11 @@ impl Mount {
     }
 }
 
-fn session(filesystem: Mounted, at: &Path, allow_other: bool) -> Result<(Session<Mounted>, Ours), MountError> {
+fn session(
+    filesystem: Mounted,
+    at: &Path,
+    allow_other: bool,
+) -> Result<(Session<Mounted>, Ours), MountError> {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("outhaul".to_owned()),

@@ -150,9 +150,7 @@ pub(super) fn siblings(shared: &Arc<Shared>, slot: &Arc<Slot>, tree: &Arc<Tree>,
 
 /// Fetches files, with less haste than for readers. What fails is told to those who read it.
 async fn fetch(shared: &Arc<Shared>, slot: &Arc<Slot>, tree: &Arc<Tree>, nodes: Vec<Node>) {
-    let blobs = nodes
-        .into_iter()
-        .filter_map(|node| shared.blob(slot, tree, node));
+    let blobs = nodes.into_iter().filter_map(|node| shared.blob(slot, tree, node));
     stream::iter(blobs)
         .for_each_concurrent(AT_ONCE, |blob| async move {
             if shared.store.has(&blob.digest) || blob.is_in_tree().await {
@@ -177,7 +175,13 @@ mod tests {
             [3000, 3000, 1000]
         );
         let digest = |n: u8, size| Digest::new(DigestFunction::Md5, &[n; 16], size).unwrap();
-        let all = [digest(1, 1), digest(1, 1), digest(2, 9000), digest(3, 4096), digest(4, 1)];
+        let all = [
+            digest(1, 1),
+            digest(1, 1),
+            digest(2, 9000),
+            digest(3, 4096),
+            digest(4, 1),
+        ];
         let files = || (0..).zip(&all);
         assert_eq!(within(8192, files()), [0, 3]);
         assert_eq!(within(12288, files()), [0, 3, 4]);

@@ -379,10 +379,7 @@ impl Store {
         let local = match &blob.cache {
             Ok(cache) => cache.local().clone(),
             // What is on disk needs no cache.
-            Err(reason) => Arc::new(LocalFirst::new(
-                HashMap::new(),
-                Arc::new(Nowhere(reason.clone())),
-            )),
+            Err(reason) => Arc::new(LocalFirst::new(HashMap::new(), Arc::new(Nowhere(reason.clone())))),
         };
         let mut offer = local.offer();
         offer.add(blob.copy_in_time().await.map(|copy| (blob.digest.clone(), copy)));
