@@ -146,7 +146,11 @@ async fn programs_read_a_build_as_if_it_were_on_disk_and_once_over_the_network()
     // What an earlier mount has kept is verified before it is used, and needs no cache.
     let (_, digest) = world.file("app/app");
     let hash = digest.hash_hex();
-    let kept = world.path(&format!("state/mount/sha256/{}/{hash}", &hash[..2]));
+    let kept = world.path(&format!(
+        "state/mount/sha256/{}/{hash}-{}",
+        &hash[..2],
+        digest.size()
+    ));
     let before = world.cache.stats().bytes_out;
     let mounted = Mounted::start("", &world, &[&flag, "--no-prefetch"])
         .await
@@ -186,7 +190,7 @@ async fn a_file_that_cannot_be_had_fails_in_time_and_the_status_says_why() {
         BlobFault::CorruptAt(4_000_000),
         Times::Always,
     );
-    fails("app/app", "");
+    fails("app/app", "digest");
     faults.clear();
     until("it is right", async || fs::read(path("app/app")).is_ok()).await;
     faults.every_request(RequestFault::Stall, Times::Always);
@@ -313,7 +317,10 @@ async fn other_users_read_only_where_they_are_let_in() {
         let path = mounted.latest().join(&world.file("style.css").0.path);
         let script = "exec setpriv --reuid=65534 --regid=65534 --clear-groups cat \"$1\"";
         let ran = shell(script, [&path, Path::new("")]).await;
-        assert!(ran.err.contains(words), "{ran}");
+        assert!(
+            ran.err.contains(words) && ran.err.is_empty() == words.is_empty(),
+            "{ran}"
+        );
         assert_eq!(
             ran.stdout.len(),
             if words.is_empty() { 10_000 } else { 0 },
@@ -364,7 +371,7 @@ async fn the_newest_build_is_followed_and_what_it_was_asked_for_comes_before_it_
     let mounted = Mounted::start(name, &world, &[&flag, &store]).await.unwrap();
     let (_, digest) = world.file("app/app");
     let hash = digest.hash_hex();
-    let kept = world.path(&format!("store/sha256/{}/{hash}", &hash[..2]));
+    let kept = world.path(&format!("store/sha256/{}/{hash}-{}", &hash[..2], digest.size()));
     until("the program is there", async || Path::new(&kept).exists()).await;
     let status = mounted.status();
     assert!(status.contains("downloaded for readers: 0\n"), "{status}");
@@ -412,4 +419,86 @@ async fn every_file_of_a_large_build_is_listed_once() {
     }
     let all = (memory() - before) * 1024 / files as u64;
     eprintln!("{all} bytes a file, with what the allocator keeps");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_mount_at_the_same_place_stays() {
+    let world = recorded().await;
+    let flag = world.cache_flag();
+    let name = "what_others_mount_at_the_same_place_stays";
+    let shell = async |script: &str, at: &Path| shell(script, [at, Path::new("")]).await;
+    for script in [
+        // While a file of ours is open, and after all are closed.
+        "umount -l \"$1\" && mount -t tmpfs other \"$1\"",
+        "umount \"$1\" && mount -t tmpfs other \"$1\"",
+    ] {
+        let Some(mut mounted) = Mounted::start(name, &world, &[&flag, "--no-prefetch"]).await else {
+            return;
+        };
+        let path = mounted.latest().join(&world.file("style.css").0.path);
+        let open = script.contains("-l").then(|| fs::File::open(&path).unwrap());
+        let ran = shell(script, &mounted.at).await;
+        if !ran.err.is_empty() {
+            peers::skip(name, &["fuse"], &ran.err);
+            return;
+        }
+        if open.is_some() {
+            mounted.running.signal(Signal::TERM);
+        }
+        assert_eq!(mounted.running.end().await, Some(0), "{}", mounted.running);
+        drop(open);
+        assert!(is_mounted(&mounted.at), "{script}");
+        shell("umount \"$1\"", &mounted.at).await.ok();
+    }
+    // Over ours, which stays below.
+    let mut mounted = Mounted::start(name, &world, &[&flag, "--no-prefetch"])
+        .await
+        .unwrap();
+    shell("mount -t tmpfs other \"$1\"", &mounted.at).await.ok();
+    mounted.running.signal(Signal::HUP);
+    assert_eq!(mounted.running.end().await, Some(1), "{}", mounted.running);
+    let said = mounted.running.stderr();
+    assert!(said.contains("something else is mounted over it"), "{said}");
+    shell("umount \"$1\" && umount -l \"$1\"", &mounted.at).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_the_terminal_unmounts() {
+    let world = recorded().await;
+    let flag = world.cache_flag();
+    for signal in [Signal::HUP, Signal::QUIT] {
+        let Some(mut mounted) = Mounted::start("closing_the_terminal_unmounts", &world, &[&flag]).await
+        else {
+            return;
+        };
+        mounted.running.signal(signal);
+        assert_eq!(mounted.running.end().await, Some(0), "{}", mounted.running);
+        assert!(!is_mounted(&mounted.at));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_store_nor_record_can_be_hidden() {
+    let world = recorded().await;
+    let flag = world.cache_flag();
+    let at = world.path("builds");
+    let store = format!("--store-dir={at}/store");
+    run(["mount", &at, &world.state(), &flag, &store])
+        .await
+        .says(2, &["the store", "would be hidden by the mount"]);
+    assert!(!Path::new(&at).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_daemon_many_look_at_once() {
+    let world = recorded().await;
+    let flag = world.cache_flag();
+    let name = "without_a_daemon_many_look_at_once";
+    let Some(mounted) = Mounted::start(name, &world, &[&flag, "--no-prefetch"]).await else {
+        return;
+    };
+    let script = "for n in 1 2 3 4 5 6 7 8; do ls \"$1\" \"$1/by-invocation\" \"$1/workspace/latest/bazel-out\" & done; wait";
+    let ran = shell(script, [&mounted.at, Path::new("")]).await.ok();
+    assert_eq!(ran.err, "", "{ran}");
+    assert!(mounted.status().contains("\nfailed: 0\n"), "{}", mounted.status());
 }
