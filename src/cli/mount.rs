@@ -138,9 +138,7 @@ pub(super) fn main(args: MountArgs) -> Result<u8, Failure> {
             () = at_once.cancelled() => Ok(()),
         };
         unmounted.map_err(|reason| Failure::failed(format!("{at}: {reason}")))?;
-        ended.map_err(|reason| {
-            Failure::failed(format!("failed to unmount {at}: {reason}; run `umount -l {at}`"))
-        })?;
+        ended.map_err(|reason| Failure::failed(format!("failed to unmount {at}: {reason}")))?;
         Ok(exit::OK)
     });
     // Downloads that nobody waits for any more.

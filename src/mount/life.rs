@@ -210,18 +210,22 @@ impl Ours {
     /// Takes it away, as [`detach`] does, and nothing else that has come to its place in the meantime. Blocks.
     ///
     /// # Errors
-    /// In words, when it stays.
+    /// In words, with what to do, when it stays.
     pub(super) fn detach(&self) -> Result<(), String> {
         // Its device may be another one's by now.
         if self.is_closed() {
             return Ok(());
         }
+        let by_hand = |reason: String| format!("{reason}; run `umount -l {}`", self.at.display());
         let Some(device) = &self.device else {
-            return Err("/proc/self/mountinfo does not tell which mount it is".to_owned());
+            let unknown = "/proc/self/mountinfo does not tell which mount it is";
+            return Err(by_hand(unknown.to_owned()));
         };
         match whereabouts(&mounts(), &self.at, device) {
-            Whereabouts::OnTop => detach(&self.at),
-            Whereabouts::Covered => Err("something else is mounted over it".to_owned()),
+            Whereabouts::OnTop => detach(&self.at).map_err(by_hand),
+            Whereabouts::Covered => {
+                Err("something else is mounted over it; unmount both, that one first".to_owned())
+            }
             Whereabouts::Gone => Ok(()),
         }
     }
