@@ -382,14 +382,17 @@ impl Store {
             Err(reason) => Arc::new(LocalFirst::new(HashMap::new(), Arc::new(Nowhere(reason.clone())))),
         };
         let mut offer = local.offer();
-        offer.add(blob.copy_in_time().await.map(|copy| (blob.digest.clone(), copy)));
+        let copy = blob.copy_in_time().await;
+        // Nothing makes way for what cannot come.
+        let may_come = blob.cache.is_ok() || copy.is_some();
+        offer.add(copy.map(|copy| (blob.digest.clone(), copy)));
         let mut made_way = false;
         loop {
             let outcome = self.request(blob, &local, class).await?;
             let lacks_space = |bytes| self.root.place.lacks_space(self.place, bytes);
             let (error, is_wrong) = match outcome {
                 outcome if outcome.is_on_disk() => return Ok(self.look(&blob.digest)?),
-                Outcome::Failed(reason) if lacks_space(blob.digest.size()) => {
+                Outcome::Failed(reason) if may_come && lacks_space(blob.digest.size()) => {
                     if !made_way && self.make_way(blob.digest.size()) {
                         made_way = true;
                         continue;
