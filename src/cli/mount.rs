@@ -123,20 +123,18 @@ pub(super) fn main(args: MountArgs) -> Result<u8, Failure> {
         };
         let mut mount = started?;
         let at = printable(&mount.at().display().to_string()).into_owned();
-        writeln!(
+        // Whoever does not read it has a mount all the same.
+        let _ = writeln!(
             print::err(),
             "outhaul: mounted on {at}; to unmount, send SIGTERM or press Ctrl-C"
-        )?;
+        );
         notify_ready();
         let unmounted = tokio::select! {
             unmounted = mount.unmounted() => unmounted,
             () = stop.cancelled() => Ok(()),
         };
         notify_stopping();
-        let ended = tokio::select! {
-            ended = mount.end() => ended,
-            () = at_once.cancelled() => Ok(()),
-        };
+        let ended = mount.end(at_once).await;
         unmounted.map_err(|reason| Failure::failed(format!("{at}: {reason}")))?;
         ended.map_err(|reason| Failure::failed(format!("failed to unmount {at}: {reason}")))?;
         Ok(exit::OK)
@@ -237,7 +235,11 @@ impl Recorded {
             };
             let builds = asked.builds(door).await;
             asked.client.close().await;
-            lists.insert(door, builds?);
+            match builds {
+                Ok(builds) => lists.insert(door, builds),
+                Err(failure) if door == 0 => return Err(failure),
+                Err(_) => continue,
+            };
         }
         Ok(lists)
     }
@@ -367,5 +369,42 @@ fn add(tree: &mut TreeBuilder, path: &str, content: Option<Content<'_>>, is_want
         && let Ok(path) = ExecPath::new(path)
     {
         tree.add(&path, content, is_wanted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: MountArgs,
+    }
+
+    #[tokio::test]
+    async fn without_a_daemon_one_question_at_a_time_has_the_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let (record, _) = crate::record::Record::open(&state).unwrap();
+        record.close();
+        let state_dir = format!("--state-dir={}", state.display());
+        let Line { args } = Line::parse_from(["mount", "/mnt", &state_dir]);
+        let rows = Recorded {
+            doors: Mutex::new(vec![args.state.clone()]),
+            control: args.control,
+            cache: args.cache,
+            alone: tokio::sync::Mutex::default(),
+        };
+        let first = rows.client(0, &args.state, false).await.unwrap().unwrap();
+        let mut second = std::pin::pin!(rows.client(0, &args.state, false));
+        // Longer than the record waits for another process.
+        let early = tokio::time::timeout(Duration::from_secs(1), &mut second).await;
+        assert!(early.is_err(), "both have it, or the second was refused");
+        first.client.close().await;
+        drop(first._alone);
+        assert!(second.await.unwrap().is_some());
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::{Mutex as SyncMutex, RwLock};
 use tokio::{
-    sync::{Mutex, OnceCell},
+    sync::{Mutex, OnceCell, Semaphore},
     time::timeout,
 };
 
@@ -31,11 +31,14 @@ pub(crate) const TREE_PATIENCE: Duration = Duration::from_secs(120);
 const FAILED: Duration = Duration::from_secs(5);
 
 /// How many files, links and directories of builds are kept in memory; beyond it, builds that nobody has looked at for long
-/// are read again when somebody does.
+/// are read again when somebody does, and beyond twice as many all of which nothing is open.
 const MOST_NODES: usize = 4_000_000;
 
-/// How long a build that somebody has looked at stays in memory in any case.
+/// How long a build counts as looked at.
 const RECENT: Duration = Duration::from_secs(60);
+
+/// Builds that are read at a time. Each takes a thread and, without a daemon, waits for the record.
+const READ_AT_ONCE: usize = 2;
 
 /// The longest name of a file.
 const LONGEST_NAME: usize = 255;
@@ -126,6 +129,11 @@ impl Slot {
     pub(super) fn pin(&self) -> Arc<()> {
         self.pin.clone()
     }
+
+    /// Whether somebody has something of it open.
+    fn is_open(&self) -> bool {
+        Arc::strong_count(&self.pin) > 1
+    }
 }
 
 /// A workspace in the mount.
@@ -154,6 +162,8 @@ pub(super) struct Catalog {
     known: RwLock<Known>,
     /// When the list was read last, and why it could not be, in words.
     refreshed: Mutex<Option<(Instant, Result<(), String>)>>,
+    /// Places for those who read a build's outputs.
+    reading: Semaphore,
     since: Instant,
     most_nodes: usize,
     recent: Duration,
@@ -166,6 +176,7 @@ impl Catalog {
             rows,
             known: RwLock::default(),
             refreshed: Mutex::new(None),
+            reading: Semaphore::new(READ_AT_ONCE),
             since: Instant::now(),
             most_nodes: MOST_NODES,
             recent: RECENT,
@@ -187,9 +198,11 @@ impl Catalog {
         let rows = self.rows.clone();
         let asked = blocking(PATIENCE, move || rows.builds(quietly));
         let end = asked.await.map(|builds| {
+            let mut known = self.known.write();
             if !builds.is_empty() {
-                self.known.write().take(builds);
+                known.take(builds);
             }
+            known.make_room(0, self.most_nodes, self.before());
         });
         if !quietly || end.is_err() {
             *refreshed = Some((Instant::now(), end.clone()));
@@ -251,14 +264,22 @@ impl Catalog {
             read
         };
         let tree = slot.tree.get_or_try_init(|| read).await?.clone();
-        let recent = self.recent.as_nanos().try_into().unwrap_or(u64::MAX);
-        let before = self.now().saturating_sub(recent);
+        // Reading may have taken long.
+        slot.used.store(self.now(), Ordering::Relaxed);
+        let before = self.before();
         self.known.write().make_room(slot.number, self.most_nodes, before);
         Ok(tree)
     }
 
+    /// Since when what was looked at counts as such.
+    fn before(&self) -> u64 {
+        let recent = self.recent.as_nanos().try_into().unwrap_or(u64::MAX);
+        self.now().saturating_sub(recent)
+    }
+
     /// Reads a build's tree from the record.
     async fn read(&self, slot: &Slot) -> Result<Arc<Tree>, String> {
+        let _place = self.reading.acquire().await.map_err(|error| error.to_string())?;
         let build = slot.build.clone();
         let is_newest = {
             let known = self.known.read();
@@ -309,13 +330,17 @@ impl Known {
     /// Takes in the lists of builds as they are now. Those of a state directory that has not answered stay.
     fn take(&mut self, lists: HashMap<usize, Vec<Build>>) {
         let mut before = std::mem::take(&mut self.by_id);
+        let numbered = std::mem::take(&mut self.by_number);
         self.newest.clear();
         let silent = before.values().map(|slot| &slot.build);
         let silent: Vec<Build> = silent
             .filter(|build| !lists.contains_key(&build.door))
             .cloned()
             .collect();
-        for build in lists.into_values().flatten().chain(silent) {
+        let mut lists: Vec<(usize, Vec<Build>)> = lists.into_iter().collect();
+        lists.sort_unstable_by_key(|(door, _)| *door);
+        let told = lists.into_iter().flat_map(|(_, builds)| builds);
+        for build in told.chain(silent) {
             // One of another machine changes nothing here, whatever its exec root is called.
             if !build.is_from_elsewhere {
                 let began = (build.started_ms, build.id.clone());
@@ -325,8 +350,8 @@ impl Known {
                     *newest = began;
                 }
             }
-            // It comes from the build, as it likes.
-            if !is_name(&build.id) {
+            // It comes from the build, as it likes; and two state directories may have one build.
+            if !is_name(&build.id) || self.by_id.contains_key(&build.id) {
                 continue;
             }
             let known = before.remove(&build.id);
@@ -337,11 +362,11 @@ impl Known {
             };
             self.by_id.insert(slot.build.id.clone(), slot);
         }
-        self.by_number = self
-            .by_id
-            .values()
-            .map(|slot| (slot.number, slot.clone()))
-            .collect();
+        // What somebody has open keeps its numbers, also if its build has ended or is not recorded any more.
+        let open = numbered.into_iter().filter(|(_, slot)| slot.is_open());
+        self.by_number = open.collect();
+        let current = self.by_id.values().map(|slot| (slot.number, slot.clone()));
+        self.by_number.extend(current);
         self.find_latest();
     }
 
@@ -383,7 +408,8 @@ impl Known {
     }
 
     /// Gives up trees of which nobody has anything open or has looked at since `before`, where there are too many nodes, but
-    /// not that of `keep`. Their builds get other inode numbers, so that none is taken for another.
+    /// not that of `keep`; and where there are twice too many, also those that somebody has looked at. Their builds get other
+    /// inode numbers, so that none is taken for another.
     fn make_room(&mut self, keep: u32, most: usize, before: u64) {
         let loaded = |known: &Self| -> Vec<(u64, usize, Arc<Slot>)> {
             let slots = known.by_id.values();
@@ -400,8 +426,8 @@ impl Known {
         trees.sort_by_key(|(used, ..)| *used);
         let mut nodes: usize = trees.iter().map(|(_, nodes, _)| nodes).sum();
         for (used, of_it, slot) in trees {
-            let is_needed = slot.number == keep || used >= before || Arc::strong_count(&slot.pin) > 1;
-            if nodes <= most || is_needed {
+            let is_recent = used >= before && nodes <= most.saturating_mul(2);
+            if nodes <= most || slot.number == keep || is_recent || slot.is_open() {
                 continue;
             }
             nodes -= of_it;
@@ -661,5 +687,54 @@ mod tests {
         catalog.recent = RECENT;
         catalog.tree(&catalog.build("5").unwrap()).await.unwrap();
         assert_eq!(catalog.counts(), (6, 3, 9));
+        // Of these, twice as many as the bound allows stay at most.
+        for id in ["0", "1", "2"] {
+            catalog.tree(&catalog.build(id).unwrap()).await.unwrap();
+        }
+        assert_eq!(catalog.counts(), (6, 4, 12));
+        catalog.recent = Duration::ZERO;
+        *catalog.refreshed.lock().await = None;
+        catalog.refresh(false).await.unwrap();
+        assert_eq!(catalog.counts(), (6, 2, 6), "without anybody who looks");
+    }
+
+    #[tokio::test]
+    async fn what_is_open_keeps_its_numbers_when_its_build_ends_or_is_forgotten() {
+        let running = Build {
+            is_over: false,
+            ..build("running", "/w", 10)
+        };
+        let (rows, catalog) = catalog(vec![running, build("over", "/w", 5)]);
+        refreshed(&catalog).await;
+        let [running, over] = ["running", "over"].map(|id| catalog.build(id).unwrap());
+        let pins = [running.pin(), over.pin()];
+        rows.0.write().retain_mut(|build| {
+            build.is_over = true;
+            build.id == "running"
+        });
+        refreshed(&catalog).await;
+        let now = catalog.build("running").unwrap();
+        assert_ne!(now.number, running.number);
+        assert!(catalog.slot(running.number).is_some() && catalog.slot(over.number).is_some());
+        drop(pins);
+        refreshed(&catalog).await;
+        assert!(catalog.slot(running.number).is_none() && catalog.slot(over.number).is_none());
+        assert_eq!(catalog.build("running").unwrap().number, now.number);
+    }
+
+    #[tokio::test]
+    async fn a_build_of_two_state_directories_is_one() {
+        let again = Build {
+            door: 1,
+            ..build("one", "/w", 10)
+        };
+        let (_, catalog) = catalog(vec![again, build("one", "/w", 10)]);
+        refreshed(&catalog).await;
+        let first = catalog.build("one").unwrap();
+        assert_eq!(first.build.door, 0);
+        for _ in 0..5 {
+            refreshed(&catalog).await;
+            assert_eq!(catalog.build("one").unwrap().number, first.number);
+        }
     }
 }

@@ -29,7 +29,7 @@ use super::{
     store::Opened,
     tree::{Node, TOP, Tree, What},
 };
-use crate::output::Class;
+use crate::{output::Class, units::show_duration};
 
 /// How long the kernel may go by what it was told of a build, which does not change.
 const LONG: Duration = Duration::from_secs(3600);
@@ -98,6 +98,16 @@ enum Open {
     Text(Vec<u8>),
     /// Of a directory that may change: as it was when it was opened.
     List(Vec<Listed>),
+}
+
+/// The path of a build, as the status tells it.
+fn path_of(slot: &Slot) -> String {
+    format!("{BY_INVOCATION}/{}", slot.build.id)
+}
+
+/// Where a link to a build leads.
+fn link_to(id: &str) -> String {
+    format!("../{BY_INVOCATION}/{id}")
 }
 
 /// The file system.
@@ -171,6 +181,9 @@ impl Inner {
                 }
                 What::Directory => FileType::Directory,
             });
+        }
+        if let Place::Latest(at) = place {
+            size = link_to(&self.shared.catalog.latest(*at)?).len() as u64;
         }
         let kind = kind?;
         let time = match place {
@@ -306,13 +319,23 @@ impl Inner {
     async fn in_time<T: Send + 'static>(
         &self,
         thread: u32,
+        path: &str,
         work: impl Future<Output = Result<T, Errno>> + Send + 'static,
     ) -> Result<T, Errno> {
         let task = tokio::spawn(work);
         tokio::select! {
             done = tokio::time::timeout(self.shared.timeout, task) => match done {
                 Ok(Ok(done)) => done,
-                Ok(Err(_)) | Err(_) => Err(Errno::EIO),
+                Ok(Err(error)) => {
+                    self.shared.report.failed(path, &error.to_string());
+                    Err(Errno::EIO)
+                }
+                Err(_) => {
+                    let limit = show_duration(self.shared.timeout);
+                    let reason = format!("the record did not answer within {limit} (--timeout); try again later");
+                    self.shared.report.failed(path, &reason);
+                    Err(Errno::EIO)
+                }
             },
             () = interrupted(thread) => Err(Errno::EINTR),
         }
@@ -320,7 +343,7 @@ impl Inner {
 
     /// A build's tree; that it cannot be read is told.
     async fn tree(&self, slot: &Arc<Slot>) -> Result<Arc<Tree>, Errno> {
-        let path = format!("{BY_INVOCATION}/{}", slot.build.id);
+        let path = path_of(slot);
         self.shared.catalog.tree(slot).await.map_err(|reason| {
             self.shared.report.failed(&path, &reason);
             Errno::EIO
@@ -340,10 +363,12 @@ impl Inner {
     /// Opens a file that must be fetched first.
     async fn fetch(&self, slot: Arc<Slot>, tree: Arc<Tree>, node: Node, pid: u32, reply: ReplyOpen) {
         let Some(blob) = self.shared.blob(&slot, &tree, node) else {
+            let path = format!("{}/{}", path_of(&slot), tree.path(node));
+            self.shared.report.failed(&path, "it is no path of an output");
             reply.error(Errno::EIO);
             return;
         };
-        let path = format!("{BY_INVOCATION}/{}/{}", slot.build.id, blob.path);
+        let path = format!("{}/{}", path_of(&slot), blob.path);
         let waiting = self.shared.report.waits(path);
         let limit = self.shared.timeout;
         let got = tokio::select! {
@@ -456,13 +481,18 @@ impl Filesystem for Mounted {
             let work = inner.clone();
             if let Place::Build(slot, node) = place {
                 let of = slot.clone();
-                match inner.in_time(thread, async move { work.tree(&of).await }).await {
+                let path = path_of(&slot);
+                match inner
+                    .in_time(thread, &path, async move { work.tree(&of).await })
+                    .await
+                {
                     Ok(tree) => inner.entry_in(&slot, &tree, node, &name, reply),
                     Err(errno) => reply.error(errno),
                 }
                 return;
             }
-            let found = inner.in_time(thread, async move { work.find(&place, &name).await });
+            let path = name.clone();
+            let found = inner.in_time(thread, &path, async move { work.find(&place, &name).await });
             match found.await {
                 Ok(found) => inner.entry(found, reply),
                 Err(errno) => reply.error(errno),
@@ -481,7 +511,7 @@ impl Filesystem for Mounted {
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         match self.0.place(ino) {
             Some(Place::Latest(at)) => match self.0.shared.catalog.latest(at) {
-                Some(id) => reply.data(format!("../{BY_INVOCATION}/{id}").as_bytes()),
+                Some(id) => reply.data(link_to(&id).as_bytes()),
                 None => reply.error(Errno::ENOENT),
             },
             Some(Place::Build(slot, node)) => match slot.tree().and_then(|tree| tree.what(node)) {
@@ -585,17 +615,22 @@ impl Filesystem for Mounted {
         self.0.runtime.spawn(async move {
             let work = inner.clone();
             if let Place::Build(slot, _) = place {
-                let pin = slot.pin();
-                match inner.in_time(thread, async move { work.tree(&slot).await }).await {
+                let (pin, path) = (slot.pin(), path_of(&slot));
+                match inner
+                    .in_time(thread, &path, async move { work.tree(&slot).await })
+                    .await
+                {
                     Ok(_) => inner.opened(Open::Directory(pin), unchanging, reply),
                     Err(errno) => reply.error(errno),
                 }
                 return;
             }
-            match inner
-                .in_time(thread, async move { work.list(&place).await })
-                .await
-            {
+            let list = inner.in_time(
+                thread,
+                "the list of builds",
+                async move { work.list(&place).await },
+            );
+            match list.await {
                 Ok(list) => inner.opened(Open::List(list), FopenFlags::empty(), reply),
                 Err(errno) => reply.error(errno),
             }

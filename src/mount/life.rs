@@ -2,18 +2,20 @@
 
 use std::{
     fs, io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::{Component, Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Access, access},
     io::Errno,
     mount::{UnmountFlags, unmount},
 };
 
 use super::error::MountError;
+use crate::materialize::place::mount_point;
 
 /// The type that `/proc/self/mountinfo` gives to our mounts.
 const TYPE: &str = "fuse.outhaul";
@@ -141,8 +143,9 @@ struct Line {
 
 /// What is mounted. Empty where that cannot be read.
 fn mounts() -> Vec<Line> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    text.lines().filter_map(Line::of).collect()
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let lines = table.split(|byte| *byte == b'\n');
+    lines.filter_map(Line::of).collect()
 }
 
 /// What is mounted on a path and covers all that is mounted there, too.
@@ -151,27 +154,21 @@ fn top_of<'a>(all: &'a [Line], at: &Path) -> Option<&'a Line> {
 }
 
 impl Line {
-    fn of(line: &str) -> Option<Self> {
-        let (before, after) = line.split_once(" - ")?;
-        let mut fields = before.split(' ').skip(2);
-        let (device, path) = (fields.next()?, fields.nth(1)?);
-        let mut words = after.split(' ');
-        let (kind, source) = (words.next()?, words.next()?);
+    fn of(line: &[u8]) -> Option<Self> {
+        // Paths may have any bytes but blanks.
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+        let at = mount_point(fields.get(4)?)?;
+        let mut after = fields.iter().skip_while(|field| **field != b"-").skip(1);
+        let (kind, source) = (*after.next()?, *after.next()?);
         // Root mounts without the helper program, and has no subtype there.
-        let kind = if (kind, source) == ("fuse", "outhaul") {
-            TYPE
+        let kind = if (kind, source) == (b"fuse", b"outhaul") {
+            TYPE.to_owned()
         } else {
-            kind
+            text(kind)
         };
-        let mut plain = path.to_owned();
-        for (escape, letter) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-            plain = plain.replace(escape, letter);
-        }
-        Some(Self {
-            at: plain.into(),
-            kind: kind.to_owned(),
-            device: device.to_owned(),
-        })
+        let device = text(fields[2]);
+        Some(Self { at, kind, device })
     }
 }
 
@@ -191,6 +188,8 @@ enum Whereabouts {
     OnTop,
     /// Something else was mounted over it.
     Covered,
+    /// A directory above it has another name now.
+    Moved(PathBuf),
     /// Somebody has unmounted it.
     Gone,
 }
@@ -226,6 +225,9 @@ impl Ours {
             Whereabouts::Covered => {
                 Err("something else is mounted over it; unmount both, that one first".to_owned())
             }
+            Whereabouts::Moved(to) => {
+                detach(&to).map_err(|reason| format!("{reason}; run `umount -l {}`", to.display()))
+            }
             Whereabouts::Gone => Ok(()),
         }
     }
@@ -244,6 +246,8 @@ fn whereabouts(all: &[Line], at: &Path, device: &str) -> Whereabouts {
         Whereabouts::OnTop
     } else if all.iter().any(|line| line.at == at && is_ours(line)) {
         Whereabouts::Covered
+    } else if let Some(line) = all.iter().rfind(|line| is_ours(line)) {
+        Whereabouts::Moved(line.at.clone())
     } else {
         Whereabouts::Gone
     }
@@ -267,6 +271,8 @@ fn detach(at: &Path) -> Result<(), String> {
         command
             .args(["-u", "-z", "--"])
             .arg(at)
+            // A signal of the terminal is not for it.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         match command.output() {
@@ -284,6 +290,8 @@ pub(super) fn refusal(at: &Path, error: &io::Error, allow_other: bool) -> MountE
     let advice = if !Path::new("/dev/fuse").exists() {
         "there is no /dev/fuse: FUSE is not available here; load the kernel module (modprobe fuse), or start the container \
          with --device /dev/fuse --cap-add SYS_ADMIN"
+    } else if access("/dev/fuse", Access::READ_OK | Access::WRITE_OK).is_err() {
+        "this user may not open /dev/fuse; its mode must be 0666"
     } else if is_root {
         "mounting is not permitted here; a container needs --device /dev/fuse --cap-add SYS_ADMIN"
     } else if allow_other {
@@ -294,7 +302,8 @@ pub(super) fn refusal(at: &Path, error: &io::Error, allow_other: bool) -> MountE
     };
     MountError::Fuse {
         at: at.to_owned(),
-        reason: format!("{error}; {advice}"),
+        // A helper program's words end with their line.
+        reason: format!("{}; {advice}", error.to_string().trim_end().replace('\n', ": ")),
     }
 }
 
@@ -304,7 +313,7 @@ mod tests {
 
     #[test]
     fn mounts_are_read_with_odd_names() {
-        let read = |line: &str| Line::of(line).map(|line| (line.at, line.kind, line.device));
+        let read = |line: &str| Line::of(line.as_bytes()).map(|line| (line.at, line.kind, line.device));
         let line =
             r"129 29 0:51 / /mnt/two\040words\134 rw,nosuid master:1 - fuse.outhaul outhaul ro,user_id=0";
         let expected = |at: &str| Some((PathBuf::from(at), TYPE.to_owned(), "0:51".to_owned()));
@@ -312,6 +321,8 @@ mod tests {
         let line = "129 29 0:51 / /mnt ro - fuse outhaul ro,user_id=0";
         assert_eq!(read(line), expected("/mnt"));
         assert_eq!(read("129 29 0:51 / /mnt rw"), None);
+        let latin = Line::of(b"130 29 8:1 / /media/M\xfc rw shared:1 - vfat /dev/sdb1 rw").unwrap();
+        assert_eq!(latin.at.as_os_str().as_encoded_bytes(), b"/media/M\xfc");
         assert_eq!(top_of(&mounts(), Path::new("/proc")).unwrap().kind, "proc");
     }
 
@@ -329,10 +340,13 @@ mod tests {
             (&[ours, another], Whereabouts::Covered),
             (&[another], Whereabouts::Gone),
             (&[disk], Whereabouts::Gone),
-            (&[elsewhere], Whereabouts::Gone),
+            (&[elsewhere], Whereabouts::Moved("/srv".into())),
             (&[], Whereabouts::Gone),
         ] {
-            let all: Vec<Line> = lines.iter().filter_map(|line| Line::of(line)).collect();
+            let all: Vec<Line> = lines
+                .iter()
+                .filter_map(|line| Line::of(line.as_bytes()))
+                .collect();
             assert_eq!(
                 whereabouts(&all, Path::new("/mnt"), "0:51"),
                 expected,

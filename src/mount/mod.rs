@@ -36,6 +36,7 @@ use std::{
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use tokio::{sync::oneshot, task::AbortHandle};
+use tokio_util::sync::CancellationToken;
 
 use self::{catalog::Catalog, filesystem::Mounted, life::Ours, shared::Shared, store::Store};
 pub(crate) use self::{
@@ -53,6 +54,9 @@ const THREADS: usize = 4;
 
 /// How long the threads may take to notice that nothing is mounted any more.
 const LEAVING: Duration = Duration::from_secs(1);
+
+/// How long it may take to unmount.
+const DETACHING: Duration = Duration::from_secs(10);
 
 /// How to mount.
 pub(crate) struct MountOptions {
@@ -119,10 +123,13 @@ impl Mount {
         // The kernel may ask before this returns.
         let session = tokio::task::spawn_blocking(move || session(filesystem, &place, allow_other)).await;
         let (session, ours) = session.map_err(internal)??;
-        shared.is_running.store(true, Ordering::Release);
+        let of_thread = shared.clone();
         let started = std::thread::Builder::new()
             .name("mount".to_owned())
-            .spawn(move || session.run());
+            .spawn(move || {
+                of_thread.is_running.store(true, Ordering::Release);
+                session.run()
+            });
         started.map_err(|source| MountError::Directory {
             at: at.clone(),
             source,
@@ -162,21 +169,30 @@ impl Mount {
         }
     }
 
-    /// Unmounts, whoever still uses it. What others have mounted there since stays.
+    /// Unmounts, whoever still uses it. What others have mounted there since stays. With `at_once`, nothing but that is
+    /// waited for.
     ///
     /// # Errors
     /// In words, when the mount stays.
-    pub(crate) async fn end(self) -> Result<(), String> {
+    pub(crate) async fn end(self, at_once: CancellationToken) -> Result<(), String> {
         let Self { ours, shared, .. } = self;
         if let Some(task) = self.prefetching {
             task.abort();
         }
-        let detached = tokio::task::spawn_blocking(move || ours.detach()).await;
-        shared.store.close().await;
-        if let Some(ended) = self.ended {
-            let _ = tokio::time::timeout(LEAVING, ended).await;
+        let detached = tokio::task::spawn_blocking(move || ours.detach());
+        let detached = tokio::time::timeout(DETACHING, detached).await;
+        let closed = async {
+            shared.store.close().await;
+            if let Some(ended) = self.ended {
+                let _ = tokio::time::timeout(LEAVING, ended).await;
+            }
+        };
+        let _ = at_once.run_until_cancelled(closed).await;
+        match detached {
+            Ok(Ok(detached)) => detached,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("it takes long; run `umount -l {}`", self.at.display())),
         }
-        detached.unwrap_or_else(|error| Err(error.to_string()))
     }
 }
 

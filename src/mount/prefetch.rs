@@ -2,6 +2,7 @@
 //! had to be fetched.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
@@ -26,6 +27,9 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// How long after a build's outputs could not be read this is tried again.
 const AGAIN: Duration = Duration::from_secs(30);
+
+/// Builds whose outputs are fetched at a time.
+const BUILDS_AT_ONCE: usize = 3;
 
 /// Blobs of a build that are fetched at a time.
 const AT_ONCE: usize = 16;
@@ -52,21 +56,23 @@ async fn refreshing(shared: &Shared) {
     }
 }
 
-/// Begins with each build as soon as it is the newest of its workspace, whatever becomes of others.
+/// Begins with each build when it is the newest of its workspace, the newest of all first, a few at a time.
 async fn following(shared: &Arc<Shared>) {
     let mut known: HashMap<String, Option<Instant>> = HashMap::new();
     let mut tasks = JoinSet::new();
     loop {
         let latest = shared.catalog.workspaces().into_iter();
-        let latest: Vec<(usize, String)> = latest
-            .filter_map(|(at, _)| Some((at, shared.catalog.latest(at)?)))
+        let mut latest: Vec<(usize, Arc<Slot>)> = latest
+            .filter_map(|(at, _)| Some((at, shared.catalog.build(&shared.catalog.latest(at)?)?)))
             .collect();
-        known.retain(|id, _| latest.iter().any(|(_, latest)| latest == id));
+        latest.sort_by_key(|(_, slot)| Reverse(slot.build.started_ms));
+        known.retain(|id, _| latest.iter().any(|(_, latest)| latest.build.id == *id));
         let bytes = share(shared.store.filled().1, latest.len());
-        for (at, id) in latest {
-            let Some(slot) = shared.catalog.build(&id) else {
-                continue;
-            };
+        for (at, slot) in latest {
+            if tasks.len() >= BUILDS_AT_ONCE {
+                break;
+            }
+            let id = slot.build.id.clone();
             match known.get(&id) {
                 // It is done or under way.
                 Some(None) => continue,

@@ -18,8 +18,8 @@ pub(super) enum Kept {
     Whole {
         /// Its inode.
         inode: u64,
-        /// When it was changed last, in nanoseconds.
-        mtime_ns: i64,
+        /// When it or its attributes were changed last, in nanoseconds. Nobody can set that.
+        ctime_ns: i64,
     },
 }
 
@@ -145,7 +145,8 @@ impl Shelf {
         }
     }
 
-    /// Makes room for this many bytes on a full disk, as far as others can make way: their files are to be removed.
+    /// Makes room for this many bytes on a full disk: the ones that make way, whose files are to be removed. None if all of
+    /// them would not be enough.
     pub(super) fn make_way(&mut self, bytes: u64) -> Vec<Digest> {
         let (mut evicted, mut freed) = (Vec::new(), 0);
         for idle in self.idle.values() {
@@ -154,6 +155,9 @@ impl Shelf {
             }
             freed += cost(idle);
             evicted.push(idle.clone());
+        }
+        if freed < bytes {
+            return Vec::new();
         }
         for digest in &evicted {
             self.remove(digest);
@@ -178,7 +182,7 @@ mod tests {
 
     const WHOLE: Kept = Kept::Whole {
         inode: 1,
-        mtime_ns: 1,
+        ctime_ns: 1,
     };
 
     /// One of this many blocks.
@@ -214,7 +218,9 @@ mod tests {
         assert_eq!(shelf.hold(&open), Some(Vec::new()));
         assert_eq!(shelf.hold(&large), None);
         assert_eq!(shelf.kept(&idle), WHOLE);
-        assert_eq!(shelf.make_way(100 * BLOCK), [idle]);
+        assert_eq!(shelf.make_way(2 * BLOCK), []);
+        assert_eq!(shelf.kept(&idle), WHOLE);
+        assert_eq!(shelf.make_way(BLOCK), [idle]);
         assert_eq!(shelf.kept(&open), WHOLE);
         shelf.release(&open);
         assert_eq!(shelf.hold(&large), Some(vec![open]));

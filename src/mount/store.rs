@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     error::{MountError, ReadError},
-    shelf::{Kept, Shelf},
+    shelf::{Kept, Shelf, cost},
 };
 use crate::{
     digest::{Digest, DigestFunction},
@@ -52,6 +52,9 @@ const ROOM: Duration = Duration::from_secs(1);
 
 /// How often a file that somebody has changed is fetched again for one reader.
 const ATTEMPTS: usize = 3;
+
+/// How long a refusal for want of space is remembered where files are placed, and a little more.
+const REFUSED: Duration = Duration::from_millis(300);
 
 /// The file that tells that the store is in use.
 const LOCK: &str = "lock";
@@ -123,6 +126,8 @@ struct State {
     shelf: Shelf,
     /// What is being fetched.
     coming: HashMap<Digest, Ending>,
+    /// When files made way on a full disk last.
+    made_way: Option<Instant>,
 }
 
 /// Why a blob has not come.
@@ -176,6 +181,14 @@ impl Store {
             .mode(0o700)
             .create(directory)
             .map_err(io)?;
+        let about = fs::metadata(directory).map_err(io)?;
+        let is_ours = about.uid() == rustix::process::geteuid().as_raw();
+        if !is_ours || about.mode() & 0o022 != 0 {
+            return Err(failed(
+                "it must be yours, and others must not be able to write to it (chmod go-w): its files are believed"
+                    .to_owned(),
+            ));
+        }
         let mut open = File::options();
         open.write(true).create(true).truncate(false).mode(0o600);
         let lock = open.open(directory.join(LOCK)).map_err(io)?;
@@ -204,6 +217,7 @@ impl Store {
             state: Mutex::new(State {
                 shelf,
                 coming: HashMap::new(),
+                made_way: None,
             }),
             root: Arc::new(Root {
                 id: 0,
@@ -243,19 +257,24 @@ impl Store {
 
     /// The file of a blob that is there. Opens it, which is all that blocks.
     pub(super) fn ready(self: &Arc<Self>, digest: &Digest) -> Option<Opened> {
-        let (hold, inode, mtime) = {
+        let (hold, inode, changed) = {
             let mut state = self.state.lock();
-            let Kept::Whole { inode, mtime_ns } = state.shelf.kept(digest) else {
+            let Kept::Whole { inode, ctime_ns } = state.shelf.kept(digest) else {
                 return None;
             };
             state.shelf.hold(digest)?;
-            (self.holding(digest), inode, mtime_ns)
+            (self.holding(digest), inode, ctime_ns)
         };
         // A fifo in its place must not block.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = openat(&self.handle, path_of(digest), flags, Mode::empty()).map(File::from);
         let is_it = |now: &Metadata| {
-            (now.is_file(), now.len(), now.ino(), mtime_ns(now)) == (true, digest.size(), inode, mtime)
+            (
+                now.is_file(),
+                now.len(),
+                now.ino(),
+                ns(now.ctime(), now.ctime_nsec()),
+            ) == (true, digest.size(), inode, changed)
         };
         match file {
             Ok(file) if file.metadata().is_ok_and(|now| is_it(&now)) => Some(Opened { file, _hold: hold }),
@@ -386,18 +405,30 @@ impl Store {
         // Nothing makes way for what cannot come.
         let may_come = blob.cache.is_ok() || copy.is_some();
         offer.add(copy.map(|copy| (blob.digest.clone(), copy)));
-        let mut made_way = false;
+        let mut attempt = 0;
         loop {
+            attempt += 1;
             let outcome = self.request(blob, &local, class).await?;
-            let lacks_space = |bytes| self.root.place.lacks_space(self.place, bytes);
+            if outcome.is_on_disk() {
+                return Ok(self.look(&blob.digest)?);
+            }
+            let missing =
+                self.root
+                    .place
+                    .missing_space(self.place, class != Class::Required, cost(&blob.digest));
             let (error, is_wrong) = match outcome {
-                outcome if outcome.is_on_disk() => return Ok(self.look(&blob.digest)?),
-                Outcome::Failed(reason) if may_come && lacks_space(blob.digest.size()) => {
-                    if !made_way && self.make_way(blob.digest.size()) {
-                        made_way = true;
+                Outcome::Failed(reason) if missing > 0 => {
+                    if attempt < ATTEMPTS && may_come && self.make_way(missing) {
+                        // As long as a refusal is remembered.
+                        sleep(REFUSED).await;
                         continue;
                     }
                     (ReadError::NoSpace(reason), false)
+                }
+                // Others have made way for it in the meantime.
+                Outcome::Failed(_) if attempt < ATTEMPTS && self.has_made_way() => {
+                    sleep(REFUSED).await;
+                    continue;
                 }
                 Outcome::Evicted(reason) => {
                     let reason = format!("evicted from the cache: {reason}");
@@ -410,13 +441,22 @@ impl Store {
         }
     }
 
-    /// Removes files that nobody needs now, for so many bytes. Whether there were any.
+    /// Removes files that nobody needs now, if that frees so many bytes. Whether it does.
     fn make_way(&self, bytes: u64) -> bool {
         let mut state = self.state.lock();
         let evicted = state.shelf.make_way(bytes);
         // Before the lock is free: one could be fetched again already.
         self.remove(&evicted);
+        if !evicted.is_empty() {
+            state.made_way = Some(Instant::now());
+        }
         !evicted.is_empty()
+    }
+
+    /// Whether files were removed from a full disk a moment ago, so that a refusal may be out of date.
+    fn has_made_way(&self) -> bool {
+        let made_way = self.state.lock().made_way;
+        made_way.is_some_and(|at| at.elapsed() < 2 * REFUSED)
     }
 
     async fn request(
@@ -451,10 +491,10 @@ impl Store {
         }
         Ok(Kept::Whole {
             inode: found.st_ino,
-            mtime_ns: found
-                .st_mtime
-                .saturating_mul(1_000_000_000)
-                .saturating_add(i64::try_from(found.st_mtime_nsec).unwrap_or_default()),
+            ctime_ns: ns(
+                found.st_ctime,
+                i64::try_from(found.st_ctime_nsec).unwrap_or_default(),
+            ),
         })
     }
 }
@@ -466,9 +506,12 @@ fn path_of(digest: &Digest) -> String {
 }
 
 fn mtime_ns(of: &Metadata) -> i64 {
-    of.mtime()
-        .saturating_mul(1_000_000_000)
-        .saturating_add(of.mtime_nsec())
+    ns(of.mtime(), of.mtime_nsec())
+}
+
+/// Seconds and nanoseconds since the epoch as the latter alone.
+const fn ns(seconds: i64, nanoseconds: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 /// The blobs that an earlier process has left, oldest first.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use outhaul::digest::{Digest, DigestFunction};
-use outhaul_testkit::clean;
+use outhaul_testkit::{clean, eventually, peers};
+use rustix::process::Signal;
 
 use crate::harness::{Bazel, Daemon, Entry, Outhaul, Scratch, Stage, Tree, Version, executed};
 use crate::staging::is_staged;
@@ -235,6 +236,7 @@ fn what_the_action_cache_holds_is_known_and_can_be_had(stage: &Stage) {
         let path = line.rsplitn(3, ' ').last().unwrap();
         assert_eq!(stated(path), *line);
     }
+    read_through_a_mount(&daemon, &bazel, &dumped);
     // One that nobody has asked for.
     let middle = "bazel-bin/gen/middle.txt";
     bazel.delete(middle);
@@ -251,6 +253,40 @@ fn what_the_action_cache_holds_is_known_and_can_be_had(stage: &Stage) {
     let run = daemon.outhaul().run(bazel.workspace(), "get", &[middle]);
     assert!(run.err.contains("left unchanged"), "{run}");
     assert_eq!(bazel.text(middle), "by hand\n");
+}
+
+/// Demands that a mount has all these files, as lines of path, digest and size, with their bytes.
+fn read_through_a_mount(daemon: &Daemon, bazel: &Bazel, dumped: &BTreeSet<String>) {
+    let at = Scratch::new("mount");
+    let place = at.join("builds");
+    let name = place.to_str().unwrap();
+    let mut mount = daemon
+        .outhaul()
+        .start(bazel.workspace(), "mount", &[name, "--no-prefetch"]);
+    eventually("it is mounted", || {
+        !mount.is_running() || mount.stderr().contains("mounted on")
+    });
+    if !mount.is_running() {
+        peers::skip("runfiles::read_through_a_mount", &["fuse"], &mount.stderr());
+        return;
+    }
+    let id = daemon.outhaul().status()["invocation_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let build = place.join("by-invocation").join(id);
+    for line in dumped {
+        let mut words = line.rsplitn(3, ' ');
+        let (_, digest, path) = (words.next(), words.next().unwrap(), words.next().unwrap());
+        let bytes = std::fs::read(build.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+        assert_eq!(
+            Digest::of(DigestFunction::Sha256, &bytes).hash_hex(),
+            digest,
+            "{path}"
+        );
+    }
+    mount.signal(Signal::TERM);
+    mount.wait().ok();
 }
 
 fn what_an_interrupted_build_left_is_not_believed(stage: &Stage) {

@@ -90,6 +90,16 @@ impl Free {
         })
     }
 
+    /// How many bytes more there must be for a file of this size.
+    #[cfg(feature = "mount")]
+    pub(super) fn missing(self, mark: Mark, is_optional: bool, needs: u64) -> u64 {
+        let keeps = mark
+            .of(self.total)
+            .saturating_mul(if is_optional { 2 } else { 1 });
+        let all = needs.saturating_add(keeps).saturating_sub(self.bytes);
+        if self.total > 0 { all } else { 0 }
+    }
+
     /// Why a file of this size is not to be written, if it is not.
     pub(super) fn shortage(self, mark: Mark, is_optional: bool, needs: u64) -> Option<Shortage> {
         let mark = mark.of(self.total);
@@ -188,6 +198,13 @@ mod tests {
         ] {
             let fits = |optional| free(bytes).shortage(MARK, optional, needs).is_none();
             assert_eq!((fits(false), fits(true)), (required, optional), "{bytes} {needs}");
+            #[cfg(feature = "mount")]
+            for (is_optional, fits) in [(false, required), (true, optional)] {
+                let missing = free(bytes).missing(MARK, is_optional, needs);
+                assert_eq!(missing == 0, fits, "{bytes} {needs}");
+                let more = Free::new(bytes.saturating_add(missing), 100 * GIB);
+                assert_eq!(more.missing(MARK, is_optional, needs), 0, "{bytes} {needs}");
+            }
         }
     }
 

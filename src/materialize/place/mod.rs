@@ -79,6 +79,8 @@ pub(crate) use root::MARKERS;
 pub use root::OutputRoot;
 pub(crate) use runfiles::{Lying, Seen, owner, read_source, small_text};
 #[cfg(feature = "archives")]
+#[cfg(feature = "mount")]
+pub(crate) use temp::mount_point;
 pub(crate) use temp::{TempDir, temp_in};
 #[cfg(all(test, feature = "archives"))]
 pub(crate) use tests::Mount;

@@ -234,11 +234,10 @@ impl OutputRoot {
         }
     }
 
-    /// Whether there is too little space for a file of this size, with what is to stay free.
+    /// How much space is missing for a file of this size, with what is to stay free.
     #[cfg(feature = "mount")]
-    pub(crate) fn lacks_space(&self, options: PlaceOptions, bytes: u64) -> bool {
-        let free = super::mark::Free::of(&self.fd);
-        free.bytes < bytes || free.shortage(options.space, false, bytes).is_some()
+    pub(crate) fn missing_space(&self, options: PlaceOptions, is_optional: bool, bytes: u64) -> u64 {
+        super::mark::Free::of(&self.fd).missing(options.space, is_optional, bytes)
     }
 
     /// Whether a way may end in a directory at this path, links resolved.

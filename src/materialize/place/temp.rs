@@ -356,19 +356,22 @@ fn top_of_mount(root: &OutputRoot, dir: BorrowedFd<'_>) -> rustix::io::Result<Ow
 
 /// Where mounts are, by the text of `/proc/self/mountinfo`.
 fn mount_points(table: &[u8]) -> impl Iterator<Item = PathBuf> {
-    table.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut escaped = line.split(|byte| *byte == b' ').nth(4)?;
-        let mut path = Vec::with_capacity(escaped.len());
-        while let Some((byte, rest)) = escaped.split_first() {
-            // Spaces and their like are octal numbers.
-            let octal = rest.get(..3).filter(|_| *byte == b'\\');
-            let octal =
-                octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-            path.push(octal.unwrap_or(*byte));
-            escaped = rest.get(if octal.is_some() { 3 } else { 0 }..)?;
-        }
-        Some(OsString::from_vec(path).into())
-    })
+    table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| mount_point(line.split(|byte| *byte == b' ').nth(4)?))
+}
+
+/// A path as that text spells it.
+pub(crate) fn mount_point(mut escaped: &[u8]) -> Option<PathBuf> {
+    let mut path = Vec::with_capacity(escaped.len());
+    while let Some((byte, rest)) = escaped.split_first() {
+        // Spaces and their like are octal numbers.
+        let octal = rest.get(..3).filter(|_| *byte == b'\\');
+        let octal = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        path.push(octal.unwrap_or(*byte));
+        escaped = rest.get(if octal.is_some() { 3 } else { 0 }..)?;
+    }
+    Some(OsString::from_vec(path).into())
 }
 
 /// The directories that may hold [`NAME`], best first; the root itself is the last.
