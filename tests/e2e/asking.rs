@@ -2,7 +2,7 @@
 
 use crate::harness::{Bazel, Daemon, Stage, executed};
 
-for_each_bazel!(real: outputs_are_known_before_they_are_fetched_and_say_why);
+for_each_bazel!(real with 4 rarely: outputs_are_known_before_they_are_fetched_and_say_why);
 
 pub(crate) fn outputs_are_known_before_they_are_fetched_and_say_why(stage: &Stage) {
     let asked = ["//gen:top", "//gen:middle", "//rules:nested", "//:a"];

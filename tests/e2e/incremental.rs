@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use crate::harness::{Daemon, Stage, cache_hits, executed};
 
-for_each_bazel!(real:
+for_each_bazel!(real with 4 rarely:
     deleted_and_damaged_outputs_come_back_without_execution,
     a_target_whose_actions_all_hit_the_cache_appears,
 );

@@ -6,7 +6,7 @@ use outhaul_testkit::eventually;
 
 use crate::harness::{Bazel, Daemon, Expected, Stage, Way, executed};
 
-for_each_bazel!(real: a_daemon_that_is_killed_goes_on_where_it_was);
+for_each_bazel!(real with 4 rarely: a_daemon_that_is_killed_goes_on_where_it_was);
 
 const BIG: u64 = 100 << 20;
 

@@ -3,12 +3,12 @@
 //! Each kind has one cache, which gets fuller, and one or two Bazels whose servers go on. So the time of a kind is that of a
 //! few tests; a cache that has nothing yet is a matter of the same scenarios with gRPC caches, in files of their own.
 //!
-//! A server behind HTTP has them all. What reads from the other kinds is exercised by fewer, unless `OUTHAUL_KINDS=all`
-//! (`scripts/kinds`); the builds in `alike` have some of these kinds, too.
+//! A server behind HTTP has them all. What reads from the other kinds is exercised by fewer, unless `OUTHAUL_E2E=all`
+//! (`scripts/e2e`); the builds in `alike` have some of these kinds, too.
 
 use crate::{
     asking, cold, failing, faults,
-    harness::{Daemon, Expected, Scenario, Stage, Version, run_all},
+    harness::{Daemon, Expected, Scenario, Stage, Version, has_all, run_all},
     incremental, kill, parallel, testing,
 };
 
@@ -62,9 +62,10 @@ fn scenarios(cache: &str, before: &[Scenario]) {
 }
 
 fn few_scenarios(cache: &str, before: &[Scenario]) {
-    match std::env::var("OUTHAUL_KINDS").as_deref() {
-        Ok("all") => scenarios(cache, before),
-        _ => run_all(&format!("kinds::{cache}"), Version::Seven, cache, FEW),
+    if has_all() {
+        scenarios(cache, before);
+    } else {
+        run_all(&format!("kinds::{cache}"), Version::Seven, cache, FEW);
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::harness::{Daemon, Expected, Stage, Way, executed};
 
-for_each_bazel!(real:
+for_each_bazel!(real with 4 rarely:
     two_workspaces_build_at_the_same_time_against_one_daemon,
     a_newer_build_wins_over_what_an_older_one_still_downloads,
 );

@@ -8,7 +8,7 @@ use prost::Message as _;
 
 use crate::harness::{Bazel, Daemon, Expected, Presence, Proxy, Seen, Stage, Upstream, Version, executed};
 
-for_each_bazel!(real:
+for_each_bazel!(real with 4 rarely:
     nobody_hears_of_a_target_before_its_outputs_are_there,
     nobody_hears_of_a_test_before_its_log_is_there,
     the_whole_stream_goes_on_in_order_as_bazel_sent_it,

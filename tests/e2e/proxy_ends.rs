@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use crate::harness::{Daemon, Expected, Proxy, Stage, Upstream};
 
-for_each_bazel!(real:
+for_each_bazel!(real with 4 rarely:
     an_interrupted_build_leaves_its_outputs_and_a_stream_without_gaps,
     a_command_that_would_give_up_waiting_ends_well_and_leaves_downloads_and_delivery_going_on,
     a_cancelled_stream_leaves_downloads_going_on_until_superseded,

@@ -6,7 +6,7 @@ use outhaul_testkit::eventually;
 
 use crate::harness::{Bazel, Daemon, Expected, Stage, Upstream};
 
-for_each_bazel!(real:
+for_each_bazel!(real with 4 rarely:
     an_upstream_that_breaks_off_again_and_again_gets_every_event_once,
     an_upstream_that_acknowledges_late_gets_every_event_once,
     an_upstream_that_is_away_for_a_whole_build_gets_it_later,

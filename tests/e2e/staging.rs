@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::harness::{Daemon, Outhaul, Scratch, Stage, Tree, Version};
 
-for_each_bazel!(real:
+for_each_bazel!(real with 4 rarely:
     a_builds_artifacts_are_staged_here_and_elsewhere_and_its_secrets_stay,
     archives_of_a_build_are_unpacked_where_they_are_staged,
 );

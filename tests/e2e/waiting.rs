@@ -6,7 +6,7 @@ use outhaul_testkit::eventually;
 
 use crate::harness::{Daemon, Proxy, Stage};
 
-for_each_bazel!(real: waits_end_when_the_files_are_there_whenever_they_began);
+for_each_bazel!(real with 4 rarely: waits_end_when_the_files_are_there_whenever_they_began);
 
 fn waits_end_when_the_files_are_there_whenever_they_began(stage: &Stage) {
     let asked = ["--keep_going", "//:a", "//gen:many", "//gen:top", "//gen:broken"];

@@ -37,7 +37,7 @@ pub(crate) use self::{
     proxy::{Proxy, Way},
     raw::RawClient,
     scratch::Scratch,
-    stage::{Scenario, Stage, run, run_all},
+    stage::{Scenario, Stage, has_all, run, run_all, run_rarely},
     tree::{Entry, Tree},
     upstream::{Seen, Upstream},
 };
@@ -45,13 +45,21 @@ pub(crate) use self::{
 /// Makes a test for each Bazel of each function, which gets a [`Stage`]. The word in front says which cache
 /// [`Stage::cache`] starts: `real` (bazel-remote where it is, else BuildGrid), `casd`, `nginx` or `embedded`. The words of
 /// `CacheKind::of_word` that are not gRPC caches are for `kinds.rs`.
+///
+/// `with 4 rarely` is for what depends on Outhaul more than on Bazel: Bazel 4 is used only with `OUTHAUL_E2E=all`.
 macro_rules! for_each_bazel {
+    ($cache:ident with 4 rarely: $($test:ident),+ $(,)?) => {
+        for_each_bazel!(@ $cache, run_rarely: $($test),+);
+    };
     ($cache:ident: $($test:ident),+ $(,)?) => {
+        for_each_bazel!(@ $cache, run: $($test),+);
+    };
+    (@ $cache:ident, $with_4:ident: $($test:ident),+) => {
         mod $cache {
             mod bazel4 {
                 $(#[test]
                 fn $test() {
-                    crate::harness::run(
+                    crate::harness::$with_4(
                         concat!(module_path!(), "::", stringify!($test)),
                         crate::harness::Version::Four,
                         stringify!($cache),

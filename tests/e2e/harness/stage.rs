@@ -104,6 +104,20 @@ pub(crate) fn run(name: &str, version: Version, cache: &str, test: fn(&Stage)) {
     });
 }
 
+/// Whether tests that take long and seldom find anything are wanted, too.
+pub(crate) fn has_all() -> bool {
+    std::env::var_os("OUTHAUL_E2E").is_some_and(|value| value == "all")
+}
+
+/// The same as [`run`], with `OUTHAUL_E2E=all` only.
+pub(crate) fn run_rarely(name: &str, version: Version, cache: &str, test: fn(&Stage)) {
+    if has_all() {
+        run(name, version, cache, test);
+    } else {
+        eprintln!("{name}: not run: OUTHAUL_E2E=all, which scripts/e2e sets, runs it");
+    }
+}
+
 /// Runs scenarios with one cache, and with Bazels whose servers go on: as many take the time of a few.
 pub(crate) fn run_all(name: &str, version: Version, cache: &str, scenarios: &[Scenario]) {
     let cache = CacheKind::of_word(cache);
