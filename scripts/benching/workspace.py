@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import time
@@ -103,6 +104,7 @@ class Bazel:
         self.workspace = base / "workspace"
         self.user_root = base / "bazel"
         self.cache = f"--remote_cache={cache}"
+        self.least = shape.least
         sizes = shape.sizes()
         self.expected = {f"p{n}/t{n}/f{m}.out": size for n in range(shape.targets) for m, size in enumerate(sizes)}
         self.workspace.mkdir(parents=True)
@@ -121,6 +123,13 @@ class Bazel:
                 'load("//:defs.bzl", "files")\n'
                 f'files(name = "t{number}", sizes = {sizes}, visibility = ["//visibility:public"])\n'
             )
+
+    def change(self, targets, by):
+        """Makes the first targets' files anew, each with another first byte and size."""
+        for number in range(targets):
+            file = self.workspace / f"p{number}/BUILD"
+            file.write_text(re.sub(r"sizes = \[\d+", f"sizes = [{self.least + by}", file.read_text()))
+            self.expected[f"p{number}/t{number}/f0.out"] = self.least + by
 
     def run(self, *arguments):
         """Runs a command and gives its wall time in seconds."""

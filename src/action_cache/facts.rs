@@ -1,6 +1,10 @@
 //! One fact for each path.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
+};
 
 use super::{
     cursor::{Cursor, Fault},
@@ -38,8 +42,24 @@ pub(crate) struct Output {
 pub(crate) struct Facts {
     outputs: Vec<Output>,
     ambiguous: Vec<ExecPath>,
-    is_part: bool,
+    extent: Extent,
 }
+
+/// What facts are of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// The whole action cache.
+    #[default]
+    Whole,
+    /// What it has in addition to what was read before.
+    Grown,
+    /// The log of one build.
+    Log,
+}
+
+/// The actions with outputs in the remote cache, by the numbers of their names, in order; each with a hash of where its
+/// outputs are.
+pub(super) type Actions = Vec<(i32, u64)>;
 
 impl Facts {
     /// All outputs, in the order of their paths.
@@ -47,19 +67,19 @@ impl Facts {
         &self.outputs
     }
 
-    /// Some outputs of many, each with a path of its own.
-    pub(super) fn part(mut outputs: Vec<Output>) -> Self {
+    /// The outputs of a log, each with a path of its own.
+    pub(super) fn of_log(mut outputs: Vec<Output>) -> Self {
         outputs.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Self {
             outputs,
-            is_part: true,
+            extent: Extent::Log,
             ..Self::default()
         }
     }
 
-    /// Whether there may be others that it does not tell of.
-    pub(crate) const fn is_part(&self) -> bool {
-        self.is_part
+    /// What they are of.
+    pub(crate) const fn extent(&self) -> Extent {
+        self.extent
     }
 
     /// The output at a path.
@@ -85,70 +105,56 @@ impl Facts {
     }
 
     /// Decodes the files: the actions and their journal, the strings and theirs. A journal that is not there is empty.
-    /// Gives the numbers of the names of actions with outputs as well; faults with the number of the file.
+    /// Gives the actions with outputs as well; faults with the number of the file.
     pub(super) fn decode(
         files: &Files<'_>,
         function: DigestFunction,
-    ) -> Result<(Self, Vec<i32>), (usize, Fault)> {
-        let mut index = Index::default();
-        index.take_in(files.index).map_err(|fault| (2, fault))?;
-        index.take_in(files.index_journal).map_err(|fault| (3, fault))?;
-        let strings = index.len().ok_or_else(|| {
-            let what = "missing string";
-            (
-                2,
-                Fault {
-                    at: frame::HEADER,
-                    what,
-                },
-            )
-        })?;
-        let mut entries: HashMap<i32, (usize, usize, &[u8])> = HashMap::new();
+    ) -> Result<(Self, Actions), (usize, Fault)> {
+        let index = files.strings()?;
+        let mut entries = Entries::default();
         for (number, file) in [files.actions, files.journal].into_iter().enumerate() {
-            frame::records(file, 0, Cursor::int32, |key, is_set, cursor| {
-                if is_set {
-                    let value = cursor.piece()?;
-                    entries.insert(key, (number, cursor.place() - value.len(), value));
-                } else {
-                    entries.remove(&key);
-                }
-                Ok(())
-            })
-            .map_err(|fault| (number, fault))?;
+            entries.take_in(number, file, 0)?;
         }
-        if let Some((number, at, value)) = entries.remove(&VALIDATION) {
-            let written = Cursor::new(value, at).int32();
-            let fits = written.is_ok_and(|written| usize::try_from(written).is_ok_and(|n| n <= strings));
-            if value.len() != 4 || !fits {
-                let what = "it refers to more strings than exist";
-                return Err((number, Fault { at, what }));
-            }
-        } else if !entries.is_empty() {
+        if !entries.take_validation(&index)? && !entries.0.is_empty() {
             let what = "the number of strings is missing";
-            return Err((
-                0,
-                Fault {
-                    at: frame::HEADER,
-                    what,
-                },
-            ));
+            let at = frame::HEADER;
+            return Err((0, Fault { at, what }));
         }
-        let mut gathering = Gathering {
-            index: &index,
-            function,
-            key: 0,
-            told: Vec::new(),
-            with_outputs: Vec::new(),
+        let (told, actions) = entries.read(&index, function)?;
+        Ok((Self::of(told), actions))
+    }
+
+    /// Decodes what the journal of actions has from a place on, which `known` were read before. `None` if only all of the
+    /// actions tell what there is: one is gone that had outputs, or has them elsewhere. The same for the actions.
+    pub(super) fn decode_grown(
+        files: &Files<'_>,
+        from: usize,
+        known: &Actions,
+        function: DigestFunction,
+    ) -> Result<Option<(Self, Actions)>, (usize, Fault)> {
+        let index = files.strings()?;
+        let mut entries = Entries::default();
+        let removed = entries.take_in(1, files.journal, from)?;
+        entries.take_validation(&index)?;
+        let keys: Vec<i32> = entries.0.keys().copied().collect();
+        let (told, actions) = entries.read(&index, function)?;
+        let paths = |actions: &Actions, key: i32| {
+            let at = actions.binary_search_by_key(&key, |(key, _)| *key);
+            at.ok().map(|at| actions[at].1)
         };
-        for (key, (number, at, value)) in entries {
-            gathering.key = key;
-            let is_string = gathering.string(key);
-            is_string.map_err(|what| (number, Fault { at, what }))?;
-            entry::read(value, at, &mut gathering).map_err(|fault| (number, fault))?;
+        let is_other = |key: &i32| {
+            let before = paths(known, *key);
+            before.is_some() && before != paths(&actions, *key)
+        };
+        if keys.iter().chain(&removed).any(is_other) {
+            return Ok(None);
         }
-        let mut with_outputs = gathering.with_outputs;
-        with_outputs.sort_unstable();
-        Ok((Self::of(gathering.told), with_outputs))
+        let mut all = known.clone();
+        all.extend(actions.iter().filter(|(key, _)| paths(known, *key).is_none()));
+        all.sort_unstable();
+        let mut facts = Self::of(told);
+        facts.extent = Extent::Grown;
+        Ok(Some((facts, all)))
     }
 
     /// What one entry says of a path. Entries of actions that are gone stay, so an output may have two.
@@ -179,6 +185,91 @@ pub(super) struct Files<'a> {
     pub(super) index_journal: &'a [u8],
 }
 
+impl<'a> Files<'a> {
+    /// Of the actions, their journal, the strings, and theirs.
+    pub(super) fn of([actions, journal, index, index_journal]: &'a [Vec<u8>; 4]) -> Self {
+        Self {
+            actions,
+            journal,
+            index,
+            index_journal,
+        }
+    }
+
+    /// The strings by their numbers, none of which is missing.
+    fn strings(&self) -> Result<Index<'a>, (usize, Fault)> {
+        let mut index = Index::default();
+        index.take_in(self.index).map_err(|fault| (2, fault))?;
+        index.take_in(self.index_journal).map_err(|fault| (3, fault))?;
+        let (at, what) = (frame::HEADER, "missing string");
+        index.len().ok_or((2, Fault { at, what }))?;
+        Ok(index)
+    }
+}
+
+/// The newest record of each action, by the number of its name: which file it is in, where, and its bytes.
+#[derive(Default)]
+struct Entries<'a>(HashMap<i32, (usize, usize, &'a [u8])>);
+
+impl<'a> Entries<'a> {
+    /// Takes in a file's records, from a place on. Gives the actions that it says are gone.
+    fn take_in(&mut self, number: usize, file: &'a [u8], from: usize) -> Result<Vec<i32>, (usize, Fault)> {
+        let mut removed = Vec::new();
+        let read = frame::records(file, from, Cursor::int32, |key, is_set, cursor| {
+            if is_set {
+                let value = cursor.piece()?;
+                self.0.insert(key, (number, cursor.place() - value.len(), value));
+            } else {
+                self.0.remove(&key);
+                removed.push(key);
+            }
+            Ok(())
+        });
+        read.map_err(|fault| (number, fault))?;
+        removed.retain(|key| !self.0.contains_key(key));
+        Ok(removed)
+    }
+
+    /// Holds against each other how many strings there are and are said to be. Whether that is said.
+    fn take_validation(&mut self, index: &Index<'_>) -> Result<bool, (usize, Fault)> {
+        let Some((number, at, value)) = self.0.remove(&VALIDATION) else {
+            return Ok(false);
+        };
+        let strings = index.len().unwrap_or_default();
+        let written = Cursor::new(value, at).int32();
+        let fits = written.is_ok_and(|written| usize::try_from(written).is_ok_and(|n| n <= strings));
+        if value.len() != 4 || !fits {
+            let what = "it refers to more strings than exist";
+            return Err((number, Fault { at, what }));
+        }
+        Ok(true)
+    }
+
+    /// What the records tell, and of which actions.
+    fn read(
+        self,
+        index: &Index<'a>,
+        function: DigestFunction,
+    ) -> Result<(Vec<Candidate>, Actions), (usize, Fault)> {
+        let mut gathering = Gathering {
+            index,
+            function,
+            key: 0,
+            told: Vec::new(),
+            actions: Vec::new(),
+            place: None,
+        };
+        for (key, (number, at, value)) in self.0 {
+            gathering.key = key;
+            let is_string = gathering.string(key);
+            is_string.map_err(|what| (number, Fault { at, what }))?;
+            entry::read(value, at, &mut gathering).map_err(|fault| (number, fault))?;
+        }
+        gathering.actions.sort_unstable();
+        Ok((gathering.told, gathering.actions))
+    }
+}
+
 /// What one action's record tells of an output.
 struct Candidate {
     output: Output,
@@ -199,12 +290,28 @@ struct Gathering<'a, 'i> {
     /// The action whose record is read.
     key: i32,
     told: Vec<Candidate>,
-    with_outputs: Vec<i32>,
+    actions: Actions,
+    /// Where that action's last output is.
+    place: Option<i32>,
 }
 
 impl<'a> Gathering<'a, '_> {
     fn bytes(&self, id: i32) -> Result<Cow<'a, [u8]>, &'static str> {
         self.index.get(id).ok_or("reference to a missing string")
+    }
+
+    /// The action has an output there, or a file in a tree there.
+    fn note(&mut self, place: i32) {
+        if self.actions.last().is_none_or(|(key, _)| *key != self.key) {
+            self.actions.push((self.key, 0));
+            self.place = None;
+        }
+        // Which files a tree has is told anew with each of its entries.
+        if let Some((_, paths)) = self.actions.last_mut()
+            && self.place.replace(place) != Some(place)
+        {
+            *paths = BuildHasherDefault::<DefaultHasher>::default().hash_one((*paths, place));
+        }
     }
 
     fn push(
@@ -215,9 +322,6 @@ impl<'a> Gathering<'a, '_> {
         metadata: Metadata<'a>,
     ) -> Result<(), &'static str> {
         const NO_OUTPUT: &str = "an output is not under bazel-out";
-        if self.with_outputs.last() != Some(&self.key) {
-            self.with_outputs.push(self.key);
-        }
         let digest = Digest::new(self.function, metadata.hash, metadata.size);
         let digest = digest.map_err(|_| "a digest does not use the build's digest function")?;
         // Outside of the output tree it is a source file, and there already.
@@ -260,12 +364,14 @@ impl<'a> Gathering<'a, '_> {
 impl<'a> Heed<'a> for Gathering<'a, '_> {
     fn file(&mut self, path: i32, metadata: Metadata<'a>) -> Result<(), &'static str> {
         let bytes = self.bytes(path)?;
+        self.note(path);
         self.push(&bytes, None, path, metadata)
     }
 
     fn child(&mut self, tree: i32, below: i32, metadata: Metadata<'a>) -> Result<(), &'static str> {
         let (root, below) = (self.bytes(tree)?, self.bytes(below)?);
         let path = [&*root, b"/", &*below].concat();
+        self.note(tree);
         self.push(&path, Some(&root), tree, metadata)
     }
 
@@ -274,9 +380,8 @@ impl<'a> Heed<'a> for Gathering<'a, '_> {
     }
 }
 
-/// Whether a journal has, from a place on, only actions that had no outputs to tell of, and still have none. `with_outputs`
-/// is in order.
-pub(super) fn tells_nothing(journal: &[u8], from: usize, with_outputs: &[i32]) -> bool {
+/// Whether a journal has, from a place on, only actions that had no outputs to tell of, and still have none.
+pub(super) fn tells_nothing(journal: &[u8], from: usize, with_outputs: &Actions) -> bool {
     struct Nothing;
     impl<'a> Heed<'a> for Nothing {
         fn file(&mut self, _: i32, _: Metadata<'a>) -> Result<(), &'static str> {
@@ -290,7 +395,7 @@ pub(super) fn tells_nothing(journal: &[u8], from: usize, with_outputs: &[i32]) -
         }
     }
     let read = frame::records(journal, from, Cursor::int32, |key, is_set, cursor| {
-        if with_outputs.binary_search(&key).is_ok() {
+        if with_outputs.binary_search_by_key(&key, |(key, _)| *key).is_ok() {
             return Err(cursor.fault("an action that had outputs"));
         }
         let value = if is_set { cursor.piece()? } else { &[] };

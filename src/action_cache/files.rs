@@ -17,7 +17,7 @@ use rustix::{
 use super::{
     ActionCacheError, FORMATS,
     cursor::Fault,
-    facts::{self, Facts, Files},
+    facts::{self, Actions, Facts, Files},
     frame, index,
 };
 use crate::{
@@ -37,8 +37,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     files: Box<Inodes>,
-    /// The actions that had outputs in the remote cache, by the numbers of their names, in order.
-    with_outputs: Vec<i32>,
+    actions: Actions,
 }
 
 /// The files at one moment. Two that are equal are of the same bytes.
@@ -60,7 +59,7 @@ pub(crate) enum Reading {
     Absent,
     /// It tells the same as before of every output.
     Unchanged,
-    /// It has these facts.
+    /// It has these facts: all, or those that it has in addition to what was known.
     Read(Facts, State),
 }
 
@@ -103,17 +102,19 @@ pub(crate) fn read(
             continue;
         }
         if let Some(known) = known
-            && directory.is_unchanged(&names, known, &before)?
+            && let Some(grown) = directory.grown(&names, known, &before, function)?
         {
-            return Ok(Reading::Unchanged);
+            return Ok(grown);
         }
-        let Some(files) = directory.bytes(&names, &before)? else {
+        let Some(files) = directory.bytes(&names, &before, 0)? else {
             continue;
         };
         if directory.look(&names)? == before {
-            let (facts, with_outputs) = directory.decode(&names, &files, function)?;
+            directory.check_formats(&names, &files, 0)?;
+            let decoded = Facts::decode(&Files::of(&files), function);
+            let (facts, actions) = decoded.map_err(|fault| directory.damaged(&names, fault))?;
             let files = Box::new(before);
-            return Ok(Reading::Read(facts, State { files, with_outputs }));
+            return Ok(Reading::Read(facts, State { files, actions }));
         }
     }
     Err(ActionCacheError::Busy { path: directory.path })
@@ -219,42 +220,57 @@ impl Directory<'_> {
         Ok(files)
     }
 
-    /// Whether all that has changed is that a journal has grown, by actions that had and have nothing to tell. Every
-    /// build writes one again: that of the workspace's status.
-    fn is_unchanged(&self, names: &Names, known: &State, now: &Inodes) -> Result<bool, ActionCacheError> {
+    /// What there is in addition to what was read before, if nothing has changed but that journals have grown; `None` if more
+    /// has, or only all files tell. Every build writes one action again, that of the workspace's status, which has nothing to
+    /// tell.
+    fn grown(
+        &self,
+        names: &Names,
+        known: &State,
+        now: &Inodes,
+        function: DigestFunction,
+    ) -> Result<Option<Reading>, ActionCacheError> {
+        if *known.files == *now {
+            return Ok(Some(Reading::Unchanged));
+        }
         let [actions, journal, index, index_journal] = &*known.files;
-        if [actions, index, index_journal] != [&now[0], &now[2], &now[3]] {
-            return Ok(false);
+        let from = grown_from(journal.as_ref(), now[1].as_ref());
+        let (Some(from), Some(_)) = (from, grown_from(index_journal.as_ref(), now[3].as_ref())) else {
+            return Ok(None);
+        };
+        if [actions, index] != [&now[0], &now[2]] {
+            return Ok(None);
         }
-        let (Some(now_journal), before) = (&now[1], journal) else {
-            return Ok(journal.is_none());
-        };
-        if Some(now_journal) == before.as_ref() {
-            return Ok(true);
-        }
-        let from = match before {
-            Some(before) if (before.device, before.inode) == (now_journal.device, now_journal.inode) => {
-                before.size
-            }
-            Some(_) => return Ok(false),
-            None => 0,
-        };
-        let Some(bytes) = self.file(&names.names[1], now_journal)? else {
-            return Ok(false);
-        };
-        let from = usize::try_from(from).unwrap_or(usize::MAX);
         // What makes no sense is said when all of it is read.
-        Ok(facts::tells_nothing(&bytes, from, &known.with_outputs))
+        let Some(files) = self.bytes(names, now, 1)? else {
+            return Ok(None);
+        };
+        if facts::tells_nothing(&files[1], from, &known.actions) {
+            return Ok(Some(Reading::Unchanged));
+        }
+        if self.look(names)? != *now || self.check_formats(names, &files, 1).is_err() {
+            return Ok(None);
+        }
+        let decoded = Facts::decode_grown(&Files::of(&files), from, &known.actions, function);
+        Ok(decoded.ok().flatten().map(|(facts, actions)| {
+            let files = Box::new(*now);
+            Reading::Read(facts, State { files, actions })
+        }))
     }
 
-    /// The files' bytes, actions first; `None` if one is not what it was.
-    fn bytes(&self, names: &Names, before: &Inodes) -> Result<Option<[Vec<u8>; 4]>, ActionCacheError> {
+    /// The files' bytes, actions first, without those before one; `None` if one is not what it was.
+    fn bytes(
+        &self,
+        names: &Names,
+        before: &Inodes,
+        first: usize,
+    ) -> Result<Option<[Vec<u8>; 4]>, ActionCacheError> {
         if let Some(number) = names.format.filter(|number| !FORMATS.contains(number)) {
             let path = self.path.join(&names.names[0]);
             return Err(ActionCacheError::Format { path, number });
         }
         let mut files: [Vec<u8>; 4] = Default::default();
-        for ((file, name), state) in files.iter_mut().zip(&names.names).zip(before) {
+        for ((file, name), state) in files.iter_mut().zip(&names.names).zip(before).skip(first) {
             let Some(state) = state else { continue };
             match self.file(name, state)? {
                 Some(bytes) => *file = bytes,
@@ -315,23 +331,19 @@ impl Directory<'_> {
         })
     }
 
-    fn decode(
+    /// Refuses files, from one on, that are of other formats.
+    fn check_formats(
         &self,
         names: &Names,
         files: &[Vec<u8>; 4],
-        function: DigestFunction,
-    ) -> Result<(Facts, Vec<i32>), ActionCacheError> {
-        let damaged = |(number, fault): (usize, Fault)| ActionCacheError::Damaged {
-            path: self.path.join(&names.names[number]),
-            at: fault.at,
-            what: fault.what,
-        };
-        for (number, file) in files.iter().enumerate() {
+        first: usize,
+    ) -> Result<(), ActionCacheError> {
+        for (number, file) in files.iter().enumerate().skip(first) {
             // A journal has nothing in it as long as its header is not written out; and there may be none.
             if number % 2 == 1 && file.len() < frame::HEADER {
                 continue;
             }
-            let format = frame::format(file).map_err(|fault| damaged((number, fault)))?;
+            let format = frame::format(file).map_err(|fault| self.damaged(names, (number, fault)))?;
             let is_known = if number < 2 {
                 FORMATS.contains(&format) && names.format.is_none_or(|told| told == format)
             } else {
@@ -344,15 +356,29 @@ impl Directory<'_> {
                 });
             }
         }
-        let [actions, journal, index, index_journal] = files;
-        let files = Files {
-            actions,
-            journal,
-            index,
-            index_journal,
-        };
-        Facts::decode(&files, function).map_err(damaged)
+        Ok(())
     }
+
+    fn damaged(&self, names: &Names, (number, fault): (usize, Fault)) -> ActionCacheError {
+        ActionCacheError::Damaged {
+            path: self.path.join(&names.names[number]),
+            at: fault.at,
+            what: fault.what,
+        }
+    }
+}
+
+/// Where a journal's new bytes begin, if it has only grown.
+fn grown_from(before: Option<&Inode>, now: Option<&Inode>) -> Option<usize> {
+    let size = match (before, now) {
+        (None, _) => 0,
+        (Some(before), Some(now)) => {
+            let is_it = (before.device, before.inode) == (now.device, now.inode);
+            (is_it && before.size <= now.size).then_some(before.size)?
+        }
+        (Some(_), None) => return None,
+    };
+    usize::try_from(size).ok()
 }
 
 const fn inode(stat: &fs::Stat) -> Inode {

@@ -431,7 +431,7 @@ impl Reading {
         let mut seen = HashSet::new();
         let mut outputs: Vec<Output> = self.told.into_values().flatten().collect();
         outputs.retain(|output| seen.insert(output.path.clone()));
-        self.log.facts = Facts::part(outputs);
+        self.log.facts = Facts::of_log(outputs);
         self.log
     }
 }
@@ -563,7 +563,7 @@ mod tests {
                 ("x", 4, false, false),
             ]
         );
-        assert!(log.facts.is_part());
+        assert_eq!(log.facts.extent(), Extent::Log);
     }
 
     #[test]

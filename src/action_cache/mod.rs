@@ -45,7 +45,7 @@ pub(crate) mod write;
 
 pub(crate) use self::{
     error::ActionCacheError,
-    facts::{Facts, Output},
+    facts::{Extent, Facts, Output},
     files::{Reading, State, read},
     log::{read_log, read_own_log},
 };

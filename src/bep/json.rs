@@ -1,8 +1,8 @@
 //! Events as proto3 JSON, one object a line, as in Bazel's `--build_event_json_file`.
 //!
 //! Only what [`decode`](super::decode) reads is mapped; everything else is skipped without being kept. The rules are
-//! those of proto3 JSON: lowerCamel names, 64-bit integers as strings or numbers, bytes as base64, enums by name
-//! or number, `null` for a default.
+//! those of proto3 JSON: lowerCamel names or those of the proto files, 64-bit integers as strings or numbers, bytes as
+//! base64, enums by name or number, `null` for a default.
 
 use base64::{
     Engine as _,
@@ -11,6 +11,7 @@ use base64::{
 };
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
 
 use crate::{
     bep::{decode::from_proto, error::BepError, event::StreamEvent},
@@ -33,8 +34,51 @@ pub(crate) fn decode_json(
     if line.trim_ascii_start().first().is_some_and(|&b| b != b'{') {
         return Err(BepError::Json(de::Error::custom("expected a JSON object")));
     }
-    let event: BuildEvent = serde_json::from_slice(line)?;
+    let event: BuildEvent = if has_proto_names(line) {
+        let mut json = serde_json::from_slice(line)?;
+        to_camel_case(&mut json);
+        serde_json::from_value(json)?
+    } else {
+        serde_json::from_slice(line)?
+    };
     Ok(from_proto(event.convert(), default_function))
+}
+
+/// Whether a line may have fields with the names of the proto files, as converters write them that keep those.
+fn has_proto_names(line: &[u8]) -> bool {
+    let mut words = line.split(|byte| *byte == b'"').skip(1);
+    let mut word = words.next();
+    while let Some(name) = word {
+        word = words.next();
+        let is_key = word.is_some_and(|after| after.trim_ascii_start().first() == Some(&b':'));
+        let is_in_words = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        if is_key && name.contains(&b'_') && name.iter().all(is_in_words) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Gives all fields their lowerCamel names. No deeper than the JSON reader goes.
+fn to_camel_case(json: &mut Value) {
+    match json {
+        Value::Object(fields) => {
+            let renamed = std::mem::take(fields).into_iter().map(|(name, mut value)| {
+                to_camel_case(&mut value);
+                let mut words = name.split('_');
+                let mut camel = words.next().unwrap_or_default().to_owned();
+                for word in words {
+                    let mut letters = word.chars();
+                    camel.extend(letters.next().map(|first| first.to_ascii_uppercase()));
+                    camel.push_str(letters.as_str());
+                }
+                (camel, value)
+            });
+            *fields = renamed.collect();
+        }
+        Value::Array(items) => items.iter_mut().for_each(to_camel_case),
+        _ => {}
+    }
 }
 
 /// Messages of which every field may be absent or `null`.

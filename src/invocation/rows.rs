@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 
 use super::build::Named;
 use crate::{
-    action_cache::{Facts, Output},
+    action_cache::{Extent, Facts, Output},
     bep::event::TargetId,
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
@@ -174,34 +174,35 @@ fn compare(named: &Named, content: &OutputContent, row: &SeenOutput<'_>, superse
 /// Records what the action cache, or a log, says of outputs that no event names, and forgets what the action cache said
 /// before and does not say any more. Where it says something else than this build's stream (`is_named`), nothing is recorded, and that output is
 /// given back. What a stream of an earlier build has said stays, unless Bazel has found the output since: then the cache's
-/// promise to keep it ends at `found_since` or later. Blocks on the record.
+/// promise to keep it ends at `found_since` or later. Whether it is recorded: what a newer build says is. Blocks on the
+/// record.
 pub(super) fn take_in(
     record: &Record,
     naming: &Naming,
     facts: &Facts,
     found_since: i64,
     is_named: impl Fn(&ExecPath) -> bool,
-) -> Result<(), ExecPath> {
+) -> Result<bool, ExecPath> {
     let root = naming.root;
     // What a newer invocation has said is its own.
     if record
         .root_row(root)
         .is_some_and(|root| root.version > naming.version)
     {
-        return Ok(());
+        return Ok(false);
     }
     let outputs = facts.outputs();
     let is_found = |output: &Output| output.expires_ms >= found_since;
-    let is_part = facts.is_part();
-    let since: Arc<str> = if is_part {
+    let is_logged = facts.extent() == Extent::Log;
+    let since: Arc<str> = if is_logged {
         SINCE_LOGGED
     } else {
         SINCE_NAMED_BY_NONE
     }
     .into();
     let known = OutputRow {
-        rule: if is_part { LOGGED } else { NAMED_BY_NONE }.into(),
-        event: if is_part { EXECUTION_LOG } else { ACTION_CACHE }.into(),
+        rule: if is_logged { LOGGED } else { NAMED_BY_NONE }.into(),
+        event: if is_logged { EXECUTION_LOG } else { ACTION_CACHE }.into(),
         invocation_id: naming.invocation.clone(),
         version: naming.version,
         ..OutputRow::known(OutputContent::Directory)
@@ -267,10 +268,10 @@ pub(super) fn take_in(
         }
         record.put_outputs(root, rows);
     }
-    let mut gone = if is_part {
-        Vec::new()
-    } else {
+    let mut gone = if facts.extent() == Extent::Whole {
         record.outputs_named_by(root, is_of_bazel)
+    } else {
+        Vec::new()
     };
     let found = outputs.iter().filter(|output| is_found(output));
     let trees: BTreeSet<&ExecPath> = found.filter_map(|output| output.tree.as_ref()).collect();
@@ -285,7 +286,7 @@ pub(super) fn take_in(
     }
     gone.retain(|path| facts.get(path.as_str()).is_none() && !is_named(path));
     record.remove_outputs(root, &gone);
-    Ok(())
+    Ok(true)
 }
 
 /// Records what became of wants. A row that meanwhile has other content belongs to a newer build and is left alone.

@@ -32,6 +32,49 @@ fn numbers_and_strings_nulls_and_unknown_fields_are_read_alike() {
     }
 }
 
+/// As a converter writes it that keeps the names of the proto files.
+fn with_proto_names(json: Value) -> Value {
+    match json {
+        Value::Object(fields) => {
+            let renamed = fields.into_iter().map(|(name, value)| {
+                let mut proto = String::new();
+                for letter in name.chars() {
+                    if letter.is_ascii_uppercase() {
+                        proto.push('_');
+                    }
+                    proto.push(letter.to_ascii_lowercase());
+                }
+                (proto, with_proto_names(value))
+            });
+            Value::Object(renamed.collect())
+        }
+        Value::Array(items) => items.into_iter().map(with_proto_names).collect(),
+        value => value,
+    }
+}
+
+#[test]
+fn names_of_the_proto_files_are_read_as_well() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bep");
+    let mut renamed = 0;
+    for version in ["bazel4", "bazel7"] {
+        for build in ["build", "groups", "failing", "test-runs"] {
+            let text = std::fs::read_to_string(directory.join(format!("{version}-{build}.json"))).unwrap();
+            for line in text.lines() {
+                let proto = with_proto_names(serde_json::from_str(line).unwrap()).to_string();
+                renamed += usize::from(has_proto_names(proto.as_bytes()));
+                assert!(!has_proto_names(line.as_bytes()), "{line}");
+                assert_eq!(
+                    format!("{:?}", decode_json(proto.as_bytes(), None)),
+                    format!("{:?}", decode_json(line.as_bytes(), None)),
+                    "{proto}"
+                );
+            }
+        }
+    }
+    assert!(renamed > 100, "{renamed}");
+}
+
 #[test]
 fn inline_bytes_come_in_either_alphabet_of_base64() {
     for (text, bytes) in [

@@ -1,6 +1,12 @@
 //! What Bazel itself has on disk of outputs that no event names: when it is believed, and recording it.
 
-use std::{collections::HashSet, hash::BuildHasher as _, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    hash::BuildHasher as _,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::task::spawn_blocking;
 
@@ -58,7 +64,15 @@ impl Actor {
         }
         let (function, root, version) = (self.digest_function(), place.root.clone(), place.version);
         let read = spawn_blocking(move || {
+            let began = Instant::now();
             let reading = action_cache::read(&output_base, function, before.as_deref());
+            if let Ok(Reading::Read(facts, _)) = &reading {
+                let (outputs, took) = (facts.outputs().len(), began.elapsed());
+                tracing::debug!(
+                    "read the action cache of {}: {outputs} outputs in {took:?}",
+                    output_base.display()
+                );
+            }
             // A newer build may have begun to write its own.
             (reading, root.epoch.is_newest(version))
         });
@@ -238,8 +252,11 @@ impl Actor {
         };
         self.ledger.known = known;
         match taken {
-            Ok(()) => {
-                let Some(state) = state else { return };
+            // What is remembered is recorded.
+            Ok(is_recorded) => {
+                let Some(state) = state.filter(|_| is_recorded) else {
+                    return;
+                };
                 let same = before.filter(|before| Arc::ptr_eq(&before.state, &state));
                 let trees = same.map(|same| same.trees).unwrap_or_default();
                 self.shared

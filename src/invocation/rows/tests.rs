@@ -257,15 +257,15 @@ fn what_the_action_cache_tells_takes_nothing_back_that_a_stream_has_said() {
     let first = facts(&[("x", "cache"), ("y", "y1"), ("z", "z1")]);
     let said = take_in(&one, &first, &|named| *named == path("x"));
     assert_eq!((said, state("y")), (Err(path("x")), None));
-    assert_eq!(take_in(&one, &first, &|_| false), Ok(()));
+    assert_eq!(take_in(&one, &first, &|_| false), Ok(true));
     assert_eq!(state("x"), Some((blob("stream"), false)));
     assert_eq!(state("y"), Some((blob("y1"), true)));
     // The next tells more of one, nothing of another.
     let two = f.begin("two");
-    assert_eq!(take_in(&two, &facts(&[("y", "y2")]), &|_| false), Ok(()));
+    assert_eq!(take_in(&two, &facts(&[("y", "y2")]), &|_| false), Ok(true));
     assert_eq!((state("y"), state("z")), (Some((blob("y2"), true)), None));
     // And what the older build has read comes too late.
-    assert_eq!(take_in(&one, &first, &|_| false), Ok(()));
+    assert_eq!(take_in(&one, &first, &|_| false), Ok(false));
     assert_eq!((state("y"), state("z")), (Some((blob("y2"), true)), None));
 }
 
@@ -315,7 +315,7 @@ fn what_bazel_has_found_since_takes_the_place_of_what_an_older_builds_stream_has
     let taken = take_in(&f.record, &two, &written.facts(), 100, |named| {
         *named == path("tree/named")
     });
-    assert_eq!(taken, Ok(()));
+    assert_eq!(taken, Ok(true));
     let state = |name: &str| {
         let row = f.record.output(f.root, &path(name))?;
         Some((row.content, row.invocation_id.to_string(), row.class))
