@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    cmp::Ordering,
     collections::HashMap,
     hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
 };
@@ -125,7 +126,8 @@ impl Facts {
     }
 
     /// Decodes what the journal of actions has from a place on, which `known` were read before. `None` if only all of the
-    /// actions tell what there is: one is gone that had outputs, or has them elsewhere. The same for the actions.
+    /// actions tell what there is: one is gone that had outputs, or has them elsewhere, or two tell of one. The same for the
+    /// actions.
     pub(super) fn decode_grown(
         files: &Files<'_>,
         from: usize,
@@ -152,9 +154,11 @@ impl Facts {
         let mut all = known.clone();
         all.extend(actions.iter().filter(|(key, _)| paths(known, *key).is_none()));
         all.sort_unstable();
-        let mut facts = Self::of(told);
-        facts.extent = Extent::Grown;
-        Ok(Some((facts, all)))
+        let facts = Self {
+            extent: Extent::Grown,
+            ..Self::of(told)
+        };
+        Ok(facts.ambiguous.is_empty().then_some((facts, all)))
     }
 
     /// What one entry says of a path. Entries of actions that are gone stay, so an output may have two.
@@ -162,10 +166,11 @@ impl Facts {
         told.sort_unstable_by(|a, b| a.output.path.cmp(&b.output.path));
         let mut facts = Self::default();
         for same in told.chunk_by(|a, b| a.output.path == b.output.path) {
-            let Some(best) = same.iter().max_by_key(|told| told.rank()) else {
+            let Some(best) = same.iter().max_by(|a, b| a.compare(b)) else {
                 continue;
             };
-            let contradicts = |told: &Candidate| told.rank() == best.rank() && told.output != best.output;
+            let contradicts =
+                |told: &Candidate| told.compare(best) == Ordering::Equal && told.output != best.output;
             if same.iter().any(contradicts) {
                 facts.ambiguous.push(best.output.path.clone());
             } else {
@@ -278,9 +283,16 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// Which of two counts: the higher.
-    const fn rank(&self) -> (bool, i64) {
-        (self.is_primary, self.output.expires_ms)
+    /// Which of two counts: the greater. The promise that ends later was given later: since Bazel 8, the entry of an action
+    /// whose first output this is may be left from before it became another's.
+    fn compare(&self, other: &Self) -> Ordering {
+        let promises = (self.output.expires_ms, other.output.expires_ms);
+        let by_owner = self.is_primary.cmp(&other.is_primary);
+        if promises.0 >= 0 && promises.1 >= 0 {
+            promises.0.cmp(&promises.1).then(by_owner)
+        } else {
+            by_owner.then(promises.0.cmp(&promises.1))
+        }
     }
 }
 
@@ -292,7 +304,7 @@ struct Gathering<'a, 'i> {
     told: Vec<Candidate>,
     actions: Actions,
     /// Where that action's last output is.
-    place: Option<i32>,
+    place: Option<(i32, bool)>,
 }
 
 impl<'a> Gathering<'a, '_> {
@@ -300,8 +312,8 @@ impl<'a> Gathering<'a, '_> {
         self.index.get(id).ok_or("reference to a missing string")
     }
 
-    /// The action has an output there, or a file in a tree there.
-    fn note(&mut self, place: i32) {
+    /// The action has an output there, which is a file, or a tree with a file in it.
+    fn note(&mut self, place: (i32, bool)) {
         if self.actions.last().is_none_or(|(key, _)| *key != self.key) {
             self.actions.push((self.key, 0));
             self.place = None;
@@ -347,6 +359,7 @@ impl<'a> Gathering<'a, '_> {
             _ if std::str::from_utf8(path).is_err() => return Ok(()),
             _ => return Err(NO_OUTPUT),
         };
+        self.note((first, tree.is_some()));
         self.told.push(Candidate {
             output: Output {
                 path,
@@ -364,14 +377,12 @@ impl<'a> Gathering<'a, '_> {
 impl<'a> Heed<'a> for Gathering<'a, '_> {
     fn file(&mut self, path: i32, metadata: Metadata<'a>) -> Result<(), &'static str> {
         let bytes = self.bytes(path)?;
-        self.note(path);
         self.push(&bytes, None, path, metadata)
     }
 
     fn child(&mut self, tree: i32, below: i32, metadata: Metadata<'a>) -> Result<(), &'static str> {
         let (root, below) = (self.bytes(tree)?, self.bytes(below)?);
         let path = [&*root, b"/", &*below].concat();
-        self.note(tree);
         self.push(&path, Some(&root), tree, metadata)
     }
 

@@ -38,6 +38,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct State {
     files: Box<Inodes>,
     actions: Actions,
+    /// Of the digests.
+    function: DigestFunction,
 }
 
 /// The files at one moment. Two that are equal are of the same bytes.
@@ -101,7 +103,7 @@ pub(crate) fn read(
         if before[0].is_none() || before[2].is_none() {
             continue;
         }
-        if let Some(known) = known
+        if let Some(known) = known.filter(|known| known.function == function)
             && let Some(grown) = directory.grown(&names, known, &before, function)?
         {
             return Ok(grown);
@@ -114,7 +116,14 @@ pub(crate) fn read(
             let decoded = Facts::decode(&Files::of(&files), function);
             let (facts, actions) = decoded.map_err(|fault| directory.damaged(&names, fault))?;
             let files = Box::new(before);
-            return Ok(Reading::Read(facts, State { files, actions }));
+            return Ok(Reading::Read(
+                facts,
+                State {
+                    files,
+                    actions,
+                    function,
+                },
+            ));
         }
     }
     Err(ActionCacheError::Busy { path: directory.path })
@@ -254,7 +263,14 @@ impl Directory<'_> {
         let decoded = Facts::decode_grown(&Files::of(&files), from, &known.actions, function);
         Ok(decoded.ok().flatten().map(|(facts, actions)| {
             let files = Box::new(*now);
-            Reading::Read(facts, State { files, actions })
+            Reading::Read(
+                facts,
+                State {
+                    files,
+                    actions,
+                    function,
+                },
+            )
         }))
     }
 

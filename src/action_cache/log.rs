@@ -563,7 +563,7 @@ mod tests {
                 ("x", 4, false, false),
             ]
         );
-        assert_eq!(log.facts.extent(), Extent::Log);
+        assert_eq!(log.facts.extent(), crate::action_cache::Extent::Log);
     }
 
     #[test]

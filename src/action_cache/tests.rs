@@ -1,9 +1,7 @@
 use std::{fs, path::Path};
 
-use proptest::prelude::*;
-
 use super::{
-    ActionCacheError, Extent, Output, Reading, State,
+    ActionCacheError, Extent, Reading,
     facts::Facts,
     read,
     write::{Action, Metadata, Written},
@@ -127,6 +125,9 @@ fn of_two_actions_words_the_owners_counts_then_the_later_and_else_none() {
     };
     assert_eq!(told(("bazel-out/k8/bin/a", 9), (b, -1)), Some(digest("2")));
     assert_eq!(told(("bazel-out/a", 9), ("bazel-out/c", 8)), Some(digest("1")));
+    // What Bazel 8 leaves of an action whose outputs another one has now.
+    assert_eq!(told(("bazel-out/k8/bin/a", 9), (b, 8)), Some(digest("1")));
+    assert_eq!(told(("bazel-out/k8/bin/a", 9), (b, 9)), Some(digest("2")));
     assert_eq!(told(("bazel-out/a", 9), ("bazel-out/c", 9)), None);
 }
 
@@ -362,84 +363,6 @@ fn what_a_journal_has_more_is_told_alone() {
         panic!("nothing was read");
     };
     assert_eq!((facts.extent(), facts.outputs().len()), (Extent::Whole, 1));
-}
-
-/// What happens to one of a few actions between two builds.
-#[derive(Debug, Clone)]
-enum Step {
-    /// It is written (again): its output has these bytes, its tree so many files.
-    Put(u8, u8, u8),
-    /// The same with another output besides, or without it.
-    Other(u8, u8),
-    Remove(u8),
-}
-
-proptest! {
-    /// Whatever is appended: what was known and what has grown are together what all files tell.
-    #[test]
-    fn what_has_grown_and_what_was_known_are_all_there_is(
-        builds in proptest::collection::vec(
-            proptest::collection::vec(prop_oneof![
-                6 => (0..6_u8, 0..3_u8, 1..4_u8).prop_map(|(n, bytes, files)| Step::Put(n, bytes, files)),
-                1 => (0..6_u8, 0..3_u8).prop_map(|(n, bytes)| Step::Other(n, bytes)),
-                1 => (0..6_u8).prop_map(Step::Remove),
-            ], 0..5),
-            1..6,
-        ),
-    ) {
-        let mut written = some(16);
-        let base = directory(&[]);
-        let name = |name: &str| base.path().join("action_cache").join(name);
-        let mut known: Option<(Facts, State)> = None;
-        fs::write(name("action_cache_v16.blaze"), &written.actions).unwrap();
-        fs::write(name("filename_index_v16.blaze"), &written.index).unwrap();
-        let index = written.index.len();
-        for steps in builds {
-            for step in &steps {
-                let tree = |n: u8, bytes: u8, files: u8| {
-                    let content = format!("{n} {bytes}");
-                    let below = (0..files).map(|file| (format!("f{file}"), metadata(&content))).collect();
-                    vec![(format!("bazel-out/tree{n}"), below)]
-                };
-                match *step {
-                    Step::Put(n, bytes, files) => {
-                        let (path, content) = (format!("bazel-out/{n}"), format!("{n} {bytes}"));
-                        let put = action(&path, &[(&path, &content)]);
-                        written.put(&Action { trees: tree(n, bytes, files), ..put }, true);
-                    }
-                    Step::Other(n, bytes) => {
-                        let (path, other) = (format!("bazel-out/{n}"), format!("bazel-out/{n}-other"));
-                        let content = format!("{n} {bytes}");
-                        written.put(&action(&path, &[(&path, &content), (&other, &content)]), true);
-                    }
-                    Step::Remove(n) => written.remove(&format!("bazel-out/{n}")),
-                }
-            }
-            fs::write(name("action_journal_v16.blaze"), &written.journal).unwrap();
-            let new_strings = [&written.index[..16], &written.index[index..]].concat();
-            fs::write(name("filename_index_v16.journal"), new_strings).unwrap();
-            let Ok(Reading::Read(whole, _)) = read(base.path(), SHA256, None) else {
-                panic!("nothing was read");
-            };
-            let read = read(base.path(), SHA256, known.as_ref().map(|(_, state)| state)).unwrap();
-            known = Some(match (read, known) {
-                (Reading::Unchanged, Some(known)) => known,
-                (Reading::Read(facts, state), before) if facts.extent() == Extent::Grown => {
-                    let (before, _) = before.unwrap();
-                    let is_replaced = |old: &Output| {
-                        facts.get(old.path.as_str()).is_some() || old.tree.as_ref().is_some_and(|tree| facts.tree(tree.as_str()).next().is_some())
-                    };
-                    let mut all: Vec<Output> = before.outputs().iter().filter(|old| !is_replaced(old)).cloned().collect();
-                    all.extend(facts.outputs().iter().cloned());
-                    (Facts::of_log(all), state)
-                }
-                (Reading::Read(facts, state), _) => (facts, state),
-                (read, _) => panic!("{read:?}"),
-            });
-            let (facts, _) = known.as_ref().unwrap();
-            prop_assert_eq!(facts.outputs(), whole.outputs());
-        }
-    }
 }
 
 /// A directory with these files.

@@ -34,12 +34,15 @@ pub(crate) fn decode_json(
     if line.trim_ascii_start().first().is_some_and(|&b| b != b'{') {
         return Err(BepError::Json(de::Error::custom("expected a JSON object")));
     }
-    let event: BuildEvent = if has_proto_names(line) {
-        let mut json = serde_json::from_slice(line)?;
+    // What is skipped may be no JSON that can be kept: then it is read as it stands.
+    let renamed = || {
+        let mut json = serde_json::from_slice(line).ok()?;
         to_camel_case(&mut json);
-        serde_json::from_value(json)?
-    } else {
-        serde_json::from_slice(line)?
+        serde_json::from_value(json).ok()
+    };
+    let event: BuildEvent = match has_proto_names(line).then(renamed).flatten() {
+        Some(event) => event,
+        None => serde_json::from_slice(line)?,
     };
     Ok(from_proto(event.convert(), default_function))
 }

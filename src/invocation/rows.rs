@@ -171,26 +171,36 @@ fn compare(named: &Named, content: &OutputContent, row: &SeenOutput<'_>, superse
     }
 }
 
+/// What is recorded of what the action cache says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    All,
+    /// A writer that lags far behind took no more.
+    Part,
+    /// A newer build has begun, and what it says counts.
+    Nothing,
+}
+
 /// Records what the action cache, or a log, says of outputs that no event names, and forgets what the action cache said
 /// before and does not say any more. Where it says something else than this build's stream (`is_named`), nothing is recorded, and that output is
 /// given back. What a stream of an earlier build has said stays, unless Bazel has found the output since: then the cache's
-/// promise to keep it ends at `found_since` or later. Whether it is recorded: what a newer build says is. Blocks on the
-/// record.
+/// promise to keep it ends at `found_since` or later. Blocks on the record.
 pub(super) fn take_in(
     record: &Record,
     naming: &Naming,
     facts: &Facts,
     found_since: i64,
     is_named: impl Fn(&ExecPath) -> bool,
-) -> Result<bool, ExecPath> {
+) -> Result<Taken, ExecPath> {
     let root = naming.root;
     // What a newer invocation has said is its own.
     if record
         .root_row(root)
         .is_some_and(|root| root.version > naming.version)
     {
-        return Ok(false);
+        return Ok(Taken::Nothing);
     }
+    let dropped = record.health().dropped_rows;
     let outputs = facts.outputs();
     let is_found = |output: &Output| output.expires_ms >= found_since;
     let is_logged = facts.extent() == Extent::Log;
@@ -284,9 +294,22 @@ pub(super) fn take_in(
         let older = files.filter(|(_, row)| row.version <= naming.version);
         gone.extend(older.map(|(path, _)| path));
     }
+    if facts.extent() == Extent::Grown {
+        // What Bazel said before of a tree that it tells anew.
+        let trees: BTreeSet<&ExecPath> = outputs.iter().filter_map(|output| output.tree.as_ref()).collect();
+        for tree in trees {
+            let files = record.scan_outputs(root, &format!("{tree}/"));
+            let of_bazel = files.filter(|(_, row)| is_of_bazel(&row.event));
+            gone.extend(of_bazel.map(|(path, _)| path));
+        }
+    }
     gone.retain(|path| facts.get(path.as_str()).is_none() && !is_named(path));
     record.remove_outputs(root, &gone);
-    Ok(true)
+    Ok(if record.health().dropped_rows == dropped {
+        Taken::All
+    } else {
+        Taken::Part
+    })
 }
 
 /// Records what became of wants. A row that meanwhile has other content belongs to a newer build and is left alone.

@@ -25,13 +25,17 @@ use crate::{
     sources::Sources,
 };
 
-/// What was read of an output root's action cache last.
+/// What was read of an output root's action cache last, and recorded.
 #[derive(Clone)]
 pub(super) struct Remembered {
     pub(super) state: Arc<State>,
-    /// The files of trees that programs need.
-    pub(super) trees: Arc<HashMap<ExecPath, Vec<ExecPath>>>,
+    /// The identity of the record.
+    pub(super) recorded_in: String,
+    pub(super) trees: Trees,
 }
+
+/// The files of trees that programs need.
+pub(super) type Trees = Arc<HashMap<ExecPath, Vec<ExecPath>>>;
 
 /// What all invocations share.
 pub(super) struct Shared {
@@ -73,9 +77,11 @@ impl Shared {
         said.insert(message.to_owned())
     }
 
+    /// Unless the record has started again since, and has nothing of it.
     pub(super) fn action_cache(&self, root: RootId) -> Option<Remembered> {
         let caches = self.action_caches.lock();
-        caches.get(&root).cloned()
+        let read = caches.get(&root).cloned();
+        read.filter(|read| read.recorded_in == self.record.identity())
     }
 
     pub(super) fn remember_action_cache(&self, root: RootId, read: Option<Remembered>) {

@@ -247,7 +247,11 @@ fn whereabouts(all: &[Line], at: &Path, device: &str) -> Whereabouts {
     } else if all.iter().any(|line| line.at == at && is_ours(line)) {
         Whereabouts::Covered
     } else if let Some(line) = all.iter().rfind(|line| is_ours(line)) {
-        Whereabouts::Moved(line.at.clone())
+        if top_of(all, &line.at).is_some_and(is_ours) {
+            Whereabouts::Moved(line.at.clone())
+        } else {
+            Whereabouts::Covered
+        }
     } else {
         Whereabouts::Gone
     }
@@ -332,6 +336,7 @@ mod tests {
         let another = "130 29 0:52 / /mnt ro - fuse.outhaul outhaul ro";
         let disk = "131 29 8:1 / /mnt rw - ext4 /dev/sda1 rw";
         let elsewhere = "132 29 0:51 / /srv ro - fuse.outhaul outhaul ro";
+        let over_it = "133 29 8:2 / /srv rw - ext4 /dev/sdb1 rw";
         for (lines, expected) in [
             (&[ours][..], Whereabouts::OnTop),
             (&[disk, ours], Whereabouts::OnTop),
@@ -341,6 +346,7 @@ mod tests {
             (&[another], Whereabouts::Gone),
             (&[disk], Whereabouts::Gone),
             (&[elsewhere], Whereabouts::Moved("/srv".into())),
+            (&[elsewhere, over_it], Whereabouts::Covered),
             (&[], Whereabouts::Gone),
         ] {
             let all: Vec<Line> = lines

@@ -94,12 +94,13 @@ async fn following(shared: &Arc<Shared>) {
                 (id, end)
             });
         }
-        tokio::select! {
-            Some(Ok((id, Err(reason)))) = tasks.join_next() => {
-                tracing::debug!(id, reason, "failed to read what a build has");
-                known.insert(id, Some(Instant::now()));
-            }
-            () = sleep(SOON) => {}
+        let done = tokio::select! {
+            Some(done) = tasks.join_next() => done,
+            () = sleep(SOON) => continue,
+        };
+        if let Ok((id, Err(reason))) = done {
+            tracing::debug!(id, reason, "failed to read what a build has");
+            known.insert(id, Some(Instant::now()));
         }
     }
 }

@@ -412,23 +412,16 @@ impl Store {
             if outcome.is_on_disk() {
                 return Ok(self.look(&blob.digest)?);
             }
-            let missing =
-                self.root
-                    .place
-                    .missing_space(self.place, class != Class::Required, cost(&blob.digest));
+            // Nothing makes way for what nobody waits for.
+            let may_make_way = class == Class::Required && may_come && attempt < ATTEMPTS;
             let (error, is_wrong) = match outcome {
-                Outcome::Failed(reason) if missing > 0 => {
-                    if attempt < ATTEMPTS && may_come && self.make_way(missing) {
-                        // As long as a refusal is remembered.
-                        sleep(REFUSED).await;
-                        continue;
-                    }
-                    (ReadError::NoSpace(reason), false)
-                }
-                // Others have made way for it in the meantime.
-                Outcome::Failed(_) if attempt < ATTEMPTS && self.has_made_way() => {
+                Outcome::Failed(_) if may_make_way && self.make_way(blob) => {
+                    // As long as a refusal is remembered.
                     sleep(REFUSED).await;
                     continue;
+                }
+                Outcome::Failed(reason) if self.missing_space(blob) > 0 => {
+                    (ReadError::NoSpace(reason), false)
                 }
                 Outcome::Evicted(reason) => {
                     let reason = format!("evicted from the cache: {reason}");
@@ -441,10 +434,16 @@ impl Store {
         }
     }
 
-    /// Removes files that nobody needs now, if that frees so many bytes. Whether it does.
-    fn make_way(&self, bytes: u64) -> bool {
+    /// Removes files that nobody needs now, if a blob lacks space and that frees enough. Whether there is room since, or
+    /// others have made it a moment ago.
+    fn make_way(&self, blob: &Blob) -> bool {
         let mut state = self.state.lock();
-        let evicted = state.shelf.make_way(bytes);
+        // As it is now that others have had their turn.
+        let missing = self.missing_space(blob);
+        if missing == 0 {
+            return state.made_way.is_some_and(|at| at.elapsed() < 2 * REFUSED);
+        }
+        let evicted = state.shelf.make_way(missing);
         // Before the lock is free: one could be fetched again already.
         self.remove(&evicted);
         if !evicted.is_empty() {
@@ -453,10 +452,8 @@ impl Store {
         !evicted.is_empty()
     }
 
-    /// Whether files were removed from a full disk a moment ago, so that a refusal may be out of date.
-    fn has_made_way(&self) -> bool {
-        let made_way = self.state.lock().made_way;
-        made_way.is_some_and(|at| at.elapsed() < 2 * REFUSED)
+    fn missing_space(&self, blob: &Blob) -> u64 {
+        self.root.place.missing_space(self.place, cost(&blob.digest))
     }
 
     async fn request(

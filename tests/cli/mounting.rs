@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use outhaul::demo::{Setting, Shape, play};
@@ -491,6 +492,8 @@ async fn closing_the_terminal_unmounts() {
         };
         for signal in signals {
             mounted.running.signal(*signal);
+            // Two that come at once are one.
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(mounted.running.end().await, Some(0), "{}", mounted.running);
         assert!(!is_mounted(&mounted.at));

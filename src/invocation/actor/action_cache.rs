@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     super::{
-        rows::{self, Naming},
+        rows::{self, Naming, Taken},
         runfiles,
     },
     Actor,
@@ -20,7 +20,7 @@ use super::{
     site::Site,
 };
 use crate::{
-    action_cache::{self, ActionCacheError, Facts, Reading, State},
+    action_cache::{self, ActionCacheError, Extent, Facts, Reading, State},
     digest::DigestFunction,
     exec_path::ExecPath,
     invocation::shared::Remembered,
@@ -67,9 +67,13 @@ impl Actor {
             let began = Instant::now();
             let reading = action_cache::read(&output_base, function, before.as_deref());
             if let Ok(Reading::Read(facts, _)) = &reading {
+                let what = match facts.extent() {
+                    Extent::Grown => "what is new in the action cache",
+                    _ => "the action cache",
+                };
                 let (outputs, took) = (facts.outputs().len(), began.elapsed());
                 tracing::debug!(
-                    "read the action cache of {}: {outputs} outputs in {took:?}",
+                    "read {what} of {}: {outputs} outputs in {took:?}",
                     output_base.display()
                 );
             }
@@ -205,11 +209,20 @@ impl Actor {
         };
         let (id, version) = (place.id, place.version);
         let before = self.shared.action_cache(id);
-        let told = match place.known.take() {
-            Some(told) => told,
+        let (told, trees) = match place.known.take() {
+            Some(read) => read,
             None => {
-                self.action_cache(before.as_ref().map(|before| before.state.clone()))
-                    .await
+                let (state, trees) = before.map(|before| (before.state, before.trees)).unzip();
+                let told = self.action_cache(state).await;
+                let trees = match &told {
+                    Known::Facts(facts, _) if facts.extent() == Extent::Grown => {
+                        let mut trees = Arc::unwrap_or_clone(trees.unwrap_or_default());
+                        trees.retain(|tree, _| facts.tree(tree.as_str()).next().is_none());
+                        Arc::new(trees)
+                    }
+                    _ => Arc::default(),
+                };
+                (told, trees)
             }
         };
         let (facts, state) = match told {
@@ -224,6 +237,7 @@ impl Actor {
         let hash = |path: &ExecPath| known.hasher().hash_one(path.as_str());
         let wanted: HashSet<u64> = self.ledger.wanted.keys().map(hash).collect();
         let record = self.shared.record.clone();
+        let recorded_in = record.identity();
         let naming = Naming {
             root: id,
             version,
@@ -248,19 +262,22 @@ impl Actor {
         };
         let Ok((taken, known)) = spawn_blocking(take_in).await else {
             tracing::error!("recording the action cache panicked; this is a bug in outhaul");
+            self.shared.remember_action_cache(id, None);
             return;
         };
         self.ledger.known = known;
         match taken {
-            // What is remembered is recorded.
-            Ok(is_recorded) => {
-                let Some(state) = state.filter(|_| is_recorded) else {
-                    return;
-                };
-                let same = before.filter(|before| Arc::ptr_eq(&before.state, &state));
-                let trees = same.map(|same| same.trees).unwrap_or_default();
-                self.shared
-                    .remember_action_cache(id, Some(Remembered { state, trees }));
+            // What a newer build says counts, and what was read before is recorded still.
+            Ok(Taken::Nothing) => {}
+            Ok(taken) => {
+                // A log's facts took the place of the action cache's; and what was dropped is to be read again.
+                let state = state.filter(|_| taken == Taken::All);
+                let read = state.map(|state| Remembered {
+                    state,
+                    recorded_in,
+                    trees,
+                });
+                self.shared.remember_action_cache(id, read);
             }
             Err(path) => {
                 self.shared.remember_action_cache(id, None);

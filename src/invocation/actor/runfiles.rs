@@ -206,7 +206,7 @@ impl Actor {
         let Some(place) = self.site.open_root() else {
             return false;
         };
-        let Some(Remembered { state, trees }) = self.shared.action_cache(place.id) else {
+        let Some(Remembered { state, trees, .. }) = self.shared.action_cache(place.id) else {
             return false;
         };
         let is_known =
@@ -275,13 +275,9 @@ impl Actor {
                 trees.insert(found.missing.path, files.collect());
             }
         }
-        if let Known::Facts(_, state) = &told {
-            let (state, trees) = (state.clone(), Arc::new(trees));
-            self.shared
-                .remember_action_cache(id, Some(Remembered { state, trees }));
-        }
+        // It is remembered when it is recorded.
         if let Site::Open(place) = &mut self.site {
-            place.known = Some(told);
+            place.known = Some((told, Arc::new(trees)));
         }
         for (target, named) in wants {
             self.outputs(target, named).await;

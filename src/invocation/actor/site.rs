@@ -4,7 +4,11 @@ use std::{collections::HashMap, sync::Arc};
 
 use tokio::task::spawn_blocking;
 
-use super::{super::elsewhere::Elsewhere, Actor, parts::Known};
+use super::{
+    super::{elsewhere::Elsewhere, shared::Trees},
+    Actor,
+    parts::Known,
+};
 use crate::{
     bep::commands::has_outputs,
     materialize::{Root, Served, Session, place::Left as LeftRoot},
@@ -39,7 +43,7 @@ pub(super) struct OpenRoot {
     /// What other roots have of them.
     pub(super) elsewhere: Option<Elsewhere>,
     /// What the action cache said after the end of the stream, until it is recorded.
-    pub(super) known: Option<Known>,
+    pub(super) known: Option<(Known, Trees)>,
 }
 
 /// What is kept of a closed output root.

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::{materialize::Source, record::InvocationRow};
 
@@ -257,15 +259,15 @@ fn what_the_action_cache_tells_takes_nothing_back_that_a_stream_has_said() {
     let first = facts(&[("x", "cache"), ("y", "y1"), ("z", "z1")]);
     let said = take_in(&one, &first, &|named| *named == path("x"));
     assert_eq!((said, state("y")), (Err(path("x")), None));
-    assert_eq!(take_in(&one, &first, &|_| false), Ok(true));
+    assert_eq!(take_in(&one, &first, &|_| false), Ok(Taken::All));
     assert_eq!(state("x"), Some((blob("stream"), false)));
     assert_eq!(state("y"), Some((blob("y1"), true)));
     // The next tells more of one, nothing of another.
     let two = f.begin("two");
-    assert_eq!(take_in(&two, &facts(&[("y", "y2")]), &|_| false), Ok(true));
+    assert_eq!(take_in(&two, &facts(&[("y", "y2")]), &|_| false), Ok(Taken::All));
     assert_eq!((state("y"), state("z")), (Some((blob("y2"), true)), None));
     // And what the older build has read comes too late.
-    assert_eq!(take_in(&one, &first, &|_| false), Ok(false));
+    assert_eq!(take_in(&one, &first, &|_| false), Ok(Taken::Nothing));
     assert_eq!((state("y"), state("z")), (Some((blob("y2"), true)), None));
 }
 
@@ -315,7 +317,7 @@ fn what_bazel_has_found_since_takes_the_place_of_what_an_older_builds_stream_has
     let taken = take_in(&f.record, &two, &written.facts(), 100, |named| {
         *named == path("tree/named")
     });
-    assert_eq!(taken, Ok(true));
+    assert_eq!(taken, Ok(Taken::All));
     let state = |name: &str| {
         let row = f.record.output(f.root, &path(name))?;
         Some((row.content, row.invocation_id.to_string(), row.class))
@@ -329,4 +331,131 @@ fn what_bazel_has_found_since_takes_the_place_of_what_an_older_builds_stream_has
     assert_eq!(state("tree/named"), now("1", "one", Class::Required));
     assert_eq!(state("other/a"), now("1", "one", Class::Required));
     assert_eq!(state("other/b"), now("2", "two", Class::Known));
+}
+
+/// What an action says of one of its places in the next build.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Nothing,
+    /// A file, or a link that leads out of the output tree.
+    File(u8),
+    Outside,
+    /// A tree with so many files.
+    Tree(u8, u8),
+}
+
+fn place() -> impl Strategy<Value = Place> {
+    prop_oneof![
+        1 => Just(Place::Nothing),
+        3 => (0..3_u8).prop_map(Place::File),
+        1 => Just(Place::Outside),
+        3 => (0..3_u8, 0..3_u8).prop_map(|(bytes, files)| Place::Tree(bytes, files)),
+    ]
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// An action is executed: its number, what it has at two places, until when that is promised.
+    Put(u8, [Place; 2], i64),
+    Remove(u8),
+    /// Bazel writes its files anew.
+    Rewrite,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => (0..4_u8, [place(), place()], prop_oneof![Just(-1), Just(99), Just(100)])
+            .prop_map(|(n, places, expires_ms)| Step::Put(n, places, expires_ms)),
+        1 => (0..4_u8).prop_map(Step::Remove),
+        1 => Just(Step::Rewrite),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whether a build's action cache is read whole, or only what it has more than in an earlier build that was recorded: the
+    /// record has the same rows.
+    #[test]
+    fn what_an_action_cache_has_more_leads_to_the_rows_of_all_of_it(
+        builds in proptest::collection::vec((proptest::collection::vec(step(), 0..5), any::<bool>()), 1..6),
+    ) {
+        use crate::action_cache::{Reading, State, read, write::{Action, Metadata, Written}};
+        let [whole, grown] = [Fixture::new(), Fixture::new()];
+        let base = tempfile::tempdir().unwrap();
+        let file = |name: &str| base.path().join("action_cache").join(name);
+        std::fs::create_dir(file("")).unwrap();
+        let mut written = Written::new(16);
+        let mut index = None;
+        let mut known: Option<State> = None;
+        let metadata = |text: &str, expires_ms, link_to: Option<&str>| {
+            let digest = Digest::of(DigestFunction::Sha256, text.as_bytes());
+            Metadata {
+                hash: digest.hash().to_vec(),
+                size: i64::try_from(digest.size()).unwrap(),
+                expires_ms,
+                link_to: link_to.map(ToOwned::to_owned),
+            }
+        };
+        for (number, (steps, is_recorded)) in builds.iter().enumerate() {
+            for step in steps {
+                match *step {
+                    Step::Put(n, places, expires_ms) => {
+                        let mut action = Action { primary: format!("bazel-out/{n}"), ..Action::default() };
+                        for (place, path) in places.into_iter().zip([format!("bazel-out/{n}"), format!("bazel-out/{n}-other")]) {
+                            match place {
+                                Place::Nothing => {}
+                                Place::File(bytes) => action.files.push((path, metadata(&bytes.to_string(), expires_ms, None))),
+                                Place::Outside => action.files.push((path, metadata("out", expires_ms, Some("external/out")))),
+                                Place::Tree(bytes, files) => {
+                                    let files = (0..files).map(|f| (format!("f{f}"), metadata(&bytes.to_string(), expires_ms, None)));
+                                    action.trees.push((path, files.collect()));
+                                }
+                            }
+                        }
+                        written.put(&action, true);
+                    }
+                    Step::Remove(n) => written.remove(&format!("bazel-out/{n}")),
+                    Step::Rewrite => index = None,
+                }
+            }
+            let from = *index.get_or_insert_with(|| {
+                // The map has all that the journal had.
+                let records = written.journal.split_off(16);
+                written.actions.extend(records);
+                for name in ["action_cache_v16.blaze", "filename_index_v16.blaze"] {
+                    let _ = std::fs::remove_file(file(name));
+                }
+                std::fs::write(file("action_cache_v16.blaze"), &written.actions).unwrap();
+                std::fs::write(file("filename_index_v16.blaze"), &written.index).unwrap();
+                for name in ["action_journal_v16.blaze", "filename_index_v16.journal"] {
+                    let _ = std::fs::remove_file(file(name));
+                }
+                written.index.len()
+            });
+            let append = |name: &str, bytes: &[u8]| {
+                let mut file = std::fs::File::options().append(true).create(true).open(file(name)).unwrap();
+                let before = usize::try_from(file.metadata().unwrap().len()).unwrap();
+                std::io::Write::write_all(&mut file, &bytes[before..]).unwrap();
+            };
+            append("action_journal_v16.blaze", &written.journal);
+            append("filename_index_v16.journal", &[&written.index[..16], &written.index[from..]].concat());
+            let id = number.to_string();
+            let Ok(Reading::Read(facts, _)) = read(base.path(), DigestFunction::Sha256, None) else {
+                panic!("nothing was read");
+            };
+            // Who has not recorded a build has not read it.
+            if *is_recorded {
+                take_in(&whole.record, &whole.begin(&id), &facts, 100, |_| false).unwrap();
+                if let Reading::Read(facts, state) = read(base.path(), DigestFunction::Sha256, known.as_ref()).unwrap() {
+                    prop_assert_eq!(take_in(&grown.record, &grown.begin(&id), &facts, 100, |_| false), Ok(Taken::All));
+                    known = Some(state);
+                }
+                let rows = |f: &Fixture| -> Vec<(ExecPath, OutputContent)> {
+                    f.record.scan_outputs(f.root, "").map(|(path, row)| (path, row.content)).collect()
+                };
+                prop_assert_eq!(rows(&grown), rows(&whole));
+            }
+        }
+    }
 }

@@ -90,13 +90,12 @@ impl Free {
         })
     }
 
-    /// How many bytes more there must be for a file of this size.
+    /// How many bytes more there must be for a required file of this size.
     #[cfg(feature = "mount")]
-    pub(super) fn missing(self, mark: Mark, is_optional: bool, needs: u64) -> u64 {
-        let keeps = mark
-            .of(self.total)
-            .saturating_mul(if is_optional { 2 } else { 1 });
-        let all = needs.saturating_add(keeps).saturating_sub(self.bytes);
+    pub(super) fn missing(self, mark: Mark, needs: u64) -> u64 {
+        let all = needs
+            .saturating_add(mark.of(self.total))
+            .saturating_sub(self.bytes);
         if self.total > 0 { all } else { 0 }
     }
 
@@ -199,11 +198,11 @@ mod tests {
             let fits = |optional| free(bytes).shortage(MARK, optional, needs).is_none();
             assert_eq!((fits(false), fits(true)), (required, optional), "{bytes} {needs}");
             #[cfg(feature = "mount")]
-            for (is_optional, fits) in [(false, required), (true, optional)] {
-                let missing = free(bytes).missing(MARK, is_optional, needs);
-                assert_eq!(missing == 0, fits, "{bytes} {needs}");
+            {
+                let missing = free(bytes).missing(MARK, needs);
+                assert_eq!(missing == 0, required, "{bytes} {needs}");
                 let more = Free::new(bytes.saturating_add(missing), 100 * GIB);
-                assert_eq!(more.missing(MARK, is_optional, needs), 0, "{bytes} {needs}");
+                assert_eq!(more.missing(MARK, needs), 0, "{bytes} {needs}");
             }
         }
     }

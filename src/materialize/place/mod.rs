@@ -78,9 +78,9 @@ pub use placer::Placer;
 pub(crate) use root::MARKERS;
 pub use root::OutputRoot;
 pub(crate) use runfiles::{Lying, Seen, owner, read_source, small_text};
-#[cfg(feature = "archives")]
 #[cfg(feature = "mount")]
 pub(crate) use temp::mount_point;
+#[cfg(feature = "archives")]
 pub(crate) use temp::{TempDir, temp_in};
 #[cfg(all(test, feature = "archives"))]
 pub(crate) use tests::Mount;

@@ -236,8 +236,8 @@ impl OutputRoot {
 
     /// How much space is missing for a file of this size, with what is to stay free.
     #[cfg(feature = "mount")]
-    pub(crate) fn missing_space(&self, options: PlaceOptions, is_optional: bool, bytes: u64) -> u64 {
-        super::mark::Free::of(&self.fd).missing(options.space, is_optional, bytes)
+    pub(crate) fn missing_space(&self, options: PlaceOptions, bytes: u64) -> u64 {
+        super::mark::Free::of(&self.fd).missing(options.space, bytes)
     }
 
     /// Whether a way may end in a directory at this path, links resolved.
