@@ -195,20 +195,11 @@ impl Service {
             }
             (row, 0)
         });
-        let tally = Tally {
-            downloaded: row.downloaded,
-            downloaded_bytes: row.downloaded_bytes,
-            stores: row
-                .stores
-                .iter()
-                .map(|(name, n)| (name.as_str().into(), *n))
-                .collect(),
-            present: row.present,
-            failed: row.failed,
-            known: row.known,
-            superseded: row.superseded,
-            ..Tally::default()
-        };
+        let outputs = row.outputs;
+        let stores = outputs.stores.iter().map(|(name, n)| (name.as_str().into(), *n));
+        let tally = with_fields_of!(outputs, Tally {
+            stores: stores.collect(),
+        } downloaded downloaded_bytes present failed known superseded, ..Tally::default());
         let lost = row.root.and_then(|root| self.lost.lost(root, &row.invocation_id));
         let lost = lost.unwrap_or_default();
         let summary = tally.summary(Duration::from_micros(row.hold_us));
@@ -219,11 +210,17 @@ impl Service {
             summary: summary,
             state: pb::InvocationState::from(row.state).into(),
             exit_code: row.finished.then_some(row.exit_code),
-            stores: row.stores.into_iter().collect(),
+            downloaded: outputs.downloaded,
+            downloaded_bytes: outputs.downloaded_bytes,
+            stores: outputs.stores.into_iter().collect(),
+            present: outputs.present,
+            failed: outputs.failed,
+            known: outputs.known,
+            superseded: outputs.superseded,
             pending: pending,
             without_root: row.root.is_none(),
-        } invocation_id build_id command workspace exec_root started_ms settled_ms downloaded downloaded_bytes present
-          failed known superseded hold_us errors build_tool_version remote_cache remote_instance_name)
+        } invocation_id build_id command workspace exec_root started_ms settled_ms hold_us errors build_tool_version
+          remote_cache remote_instance_name)
     }
 
     /// Gives up what an invocation still wants. False if it is settled.

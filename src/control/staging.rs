@@ -15,8 +15,8 @@ use crate::{
     proto::outhaul::v1 as pb,
     record::{InvocationRow, Which, with_fields_of},
     stage::{
-        Ended, Ends, Gathered, Manner, StageError, StageErrorKind, Staged, Wish, check, marker::Missing,
-        remembered, select::Artifact,
+        Ended, Ends, Gathered, Manner, StageError, StageErrorKind, Staged, Stager, Wish, check,
+        marker::Missing, remembered, select::Artifact, stager::Plan,
     },
 };
 
@@ -73,6 +73,30 @@ impl Answered {
     }
 }
 
+/// The answer to a dry run: what would be staged.
+fn planned(plan: Plan) -> Answered {
+    let outputs = plan.selection.artifacts.iter().map(|one| pb::StagedOutput {
+        error: plan.error(one).unwrap_or_default().to_owned(),
+        local_path: plan
+            .local(one)
+            .map_or_else(String::new, |path| path.display().to_string()),
+        ..artifact(one)
+    });
+    let outputs = outputs
+        .chain(plan.gathered().iter().map(gathered_output))
+        .collect();
+    Answered {
+        response: pb::StageResponse {
+            invocation_id: plan.build.invocation_id.clone(),
+            staged: false,
+            outputs,
+            pending: 0,
+            notes: plan.selection.notes,
+        },
+        rest: None,
+    }
+}
+
 impl Service {
     /// Stages, and answers when what is required is there, or all if that is asked for.
     ///
@@ -101,15 +125,18 @@ impl Service {
         })
     }
 
+    fn journaled(&self) -> Result<&Stager, Status> {
+        self.stager()
+            .ok_or_else(|| Status::failed_precondition("there is no journal to stage from"))
+    }
+
     /// As [`Service::stage`], but the rest is left to the caller.
     pub(crate) async fn begin_stage(
         &self,
         request: pb::StageRequest,
         gone: &CancellationToken,
     ) -> Result<Answered, Status> {
-        let stager = self
-            .stager()
-            .ok_or_else(|| Status::failed_precondition("there is no journal to stage from"))?;
+        let stager = self.journaled()?;
         let which = Which {
             invocation_id: request.invocation_id.clone(),
             workspace: request.workspace.clone(),
@@ -138,26 +165,7 @@ impl Service {
         let plan = plan.map_err(|e| status_of(&e))?;
         let invocation_id = plan.build.invocation_id.clone();
         if request.dry_run {
-            let outputs = plan.selection.artifacts.iter().map(|one| pb::StagedOutput {
-                error: plan.error(one).unwrap_or_default().to_owned(),
-                local_path: plan
-                    .local(one)
-                    .map_or_else(String::new, |path| path.display().to_string()),
-                ..artifact(one)
-            });
-            let outputs = outputs
-                .chain(plan.gathered().iter().map(gathered_output))
-                .collect();
-            return Ok(Answered {
-                response: pb::StageResponse {
-                    invocation_id,
-                    staged: false,
-                    outputs,
-                    pending: 0,
-                    notes: plan.selection.notes,
-                },
-                rest: None,
-            });
+            return Ok(planned(plan));
         }
         let directory = absolute(&request.directory)?;
         let Staged {
@@ -194,9 +202,7 @@ impl Service {
         &self,
         request: pb::IsStagedRequest,
     ) -> Result<pb::IsStagedResponse, Status> {
-        let stager = self
-            .stager()
-            .ok_or_else(|| Status::failed_precondition("there is no journal to stage from"))?;
+        let stager = self.journaled()?;
         let directory = absolute(&request.directory)?;
         let opened = stager.destination(&directory, false).await;
         let Some(opened) = opened.map_err(|e| status_of(&e))? else {

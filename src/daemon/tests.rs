@@ -506,7 +506,10 @@ async fn an_output_counts_once_however_many_groups_and_targets_name_it() {
         if n == 37 {
             let row = f.services.engine.snapshot("invocation").await.unwrap().0;
             // Of each tree the file, and the empty one.
-            assert_eq!((row.known, row.present, row.failed), (31, 0, 0));
+            assert_eq!(
+                (row.outputs.known, row.outputs.present, row.outputs.failed),
+                (31, 0, 0)
+            );
             let targets = f.services.engine.targets("invocation").await.unwrap();
             assert_eq!(targets.iter().map(|row| row.known).sum::<u64>(), 31);
         }
@@ -517,7 +520,10 @@ async fn an_output_counts_once_however_many_groups_and_targets_name_it() {
         .unwrap();
     assert_eq!(settled.failed, 0);
     let row = f.services.engine.snapshot("invocation").await.unwrap().0;
-    assert_eq!((row.known, row.downloaded + row.present), (0, 31));
+    assert_eq!(
+        (row.outputs.known, row.outputs.downloaded + row.outputs.present),
+        (0, 31)
+    );
 }
 
 /// A file that the stream names without saying what is in it.
@@ -561,7 +567,10 @@ async fn what_is_named_without_a_digest_is_present_or_has_failed_and_is_never_le
         );
     }
     let (row, _) = f.services.engine.snapshot("invocation").await.unwrap();
-    assert_eq!((row.present, row.downloaded, row.failed), (3, 1, 2));
+    assert_eq!(
+        (row.outputs.present, row.outputs.downloaded, row.outputs.failed),
+        (3, 1, 2)
+    );
     f.services.engine.done(&f.key).await;
     assert_eq!(f.services.record.targets("invocation")[0].failed, 2);
 }

@@ -43,7 +43,7 @@ use crate::{
     exec_path::ExecPath,
     materialize::{Completion, Outcome},
     output::{Class, STAMP_AGE},
-    record::{InvocationRow, InvocationState, TargetRow},
+    record::{InvocationRow, InvocationState, OutputCounts, TargetRow, with_fields_of},
 };
 
 /// Messages taken at once: their outputs are recorded and wanted together.
@@ -532,16 +532,10 @@ impl Actor {
 
     fn fill_row(&mut self) {
         let tally = &self.ledger.tally;
-        self.row.downloaded = tally.downloaded;
-        self.row.downloaded_bytes = tally.downloaded_bytes;
         let stores = tally.stores.iter().filter(|(_, outputs)| *outputs > 0);
-        self.row.stores = stores
-            .map(|(name, outputs)| (name.to_string(), *outputs))
-            .collect();
-        self.row.present = tally.present;
-        self.row.failed = tally.failed;
-        self.row.known = tally.known;
-        self.row.superseded = tally.superseded;
+        self.row.outputs = with_fields_of!(tally, OutputCounts {
+            stores: stores.map(|(name, outputs)| (name.to_string(), *outputs)).collect(),
+        } downloaded downloaded_bytes present failed known superseded);
         self.row.errors.clone_from(&tally.messages);
         if tally.warmed > 0 {
             self.row.errors.push(tally.warming());

@@ -263,9 +263,9 @@ impl Builds for Engine {
                 .invocation(&stream.invocation_id)
                 .filter(|row| is_of(row, &stream))
                 .map_or_else(Settlement::default, |row| Settlement {
-                    failed: row.failed,
+                    failed: row.outputs.failed,
                     messages: row.errors,
-                    superseded: row.superseded > 0,
+                    superseded: row.outputs.superseded > 0,
                 })
         }
         .boxed()

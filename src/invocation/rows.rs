@@ -182,9 +182,9 @@ pub(super) enum Taken {
 }
 
 /// Records what the action cache, or a log, says of outputs that no event names, and forgets what the action cache said
-/// before and does not say any more. Where it says something else than this build's stream (`is_named`), nothing is recorded, and that output is
-/// given back. What a stream of an earlier build has said stays, unless Bazel has found the output since: then the cache's
-/// promise to keep it ends at `found_since` or later. Blocks on the record.
+/// before and does not say any more. Where it says something else than this build's stream (`is_named`), nothing is
+/// recorded, and that output is given back. What a stream of an earlier build has said stays, unless Bazel has found the
+/// output since: then the cache's promise to keep it ends at `found_since` or later. Blocks on the record.
 pub(super) fn take_in(
     record: &Record,
     naming: &Naming,
@@ -201,15 +201,8 @@ pub(super) fn take_in(
         return Ok(Taken::Nothing);
     }
     let dropped = record.health().dropped_rows;
-    let outputs = facts.outputs();
     let is_found = |output: &Output| output.expires_ms >= found_since;
     let is_logged = facts.extent() == Extent::Log;
-    let since: Arc<str> = if is_logged {
-        SINCE_LOGGED
-    } else {
-        SINCE_NAMED_BY_NONE
-    }
-    .into();
     let known = OutputRow {
         rule: if is_logged { LOGGED } else { NAMED_BY_NONE }.into(),
         event: if is_logged { EXECUTION_LOG } else { ACTION_CACHE }.into(),
@@ -217,6 +210,50 @@ pub(super) fn take_in(
         version: naming.version,
         ..OutputRow::known(OutputContent::Directory)
     };
+    let (is_new, replaced) = compare_facts(record, root, facts.outputs(), is_found, &is_named)?;
+    let since = if is_logged {
+        SINCE_LOGGED
+    } else {
+        SINCE_NAMED_BY_NONE
+    };
+    replace(record, naming, &replaced, &known, &since.into());
+    let new = facts.outputs().iter().zip(is_new);
+    let mut new = new.filter(|(_, is_new)| *is_new).map(|(output, _)| {
+        let content = OutputContent::Blob(output.digest.clone());
+        (
+            output.path.clone(),
+            OutputRow {
+                content,
+                ..known.clone()
+            },
+        )
+    });
+    loop {
+        let rows: Vec<(ExecPath, OutputRow)> = new.by_ref().take(TAKEN_IN_AT_ONCE).collect();
+        if rows.is_empty() {
+            break;
+        }
+        record.put_outputs(root, rows);
+    }
+    let mut gone = said_before(record, naming, facts, is_found);
+    gone.retain(|path| facts.get(path.as_str()).is_none() && !is_named(path));
+    record.remove_outputs(root, &gone);
+    Ok(if record.health().dropped_rows == dropped {
+        Taken::All
+    } else {
+        Taken::Part
+    })
+}
+
+/// Which outputs need a row of their own, and which replace what an earlier build's stream has said. An error is an
+/// output of which this build's stream says something else.
+fn compare_facts<'a>(
+    record: &Record,
+    root: RootId,
+    outputs: &'a [Output],
+    is_found: impl Fn(&Output) -> bool,
+    is_named: impl Fn(&ExecPath) -> bool,
+) -> Result<(Vec<bool>, Vec<&'a Output>), ExecPath> {
     let mut is_new = vec![true; outputs.len()];
     let mut replaced = Vec::new();
     let mut contradicts = None;
@@ -240,45 +277,39 @@ pub(super) fn take_in(
             }
         },
     );
-    if let Some(path) = contradicts {
-        return Err(path);
-    }
-    let new = outputs.iter().zip(is_new).filter(|(_, is_new)| *is_new);
-    let mut new = new.map(|(output, _)| {
-        let content = OutputContent::Blob(output.digest.clone());
-        (
-            output.path.clone(),
-            OutputRow {
-                content,
-                ..known.clone()
-            },
-        )
-    });
+    contradicts.map_or(Ok((is_new, replaced)), Err)
+}
+
+/// Gives rows of earlier builds the content that Bazel has found since. They are still what was asked for then.
+fn replace(record: &Record, naming: &Naming, replaced: &[&Output], known: &OutputRow, since: &Arc<str>) {
     // The next build may have begun meanwhile, and what it says is newer.
     record.update_outputs(
-        root,
-        &replaced,
+        naming.root,
+        replaced,
         |output| &output.path,
         |i, row| {
             let old = row.to_row()?;
             if old.version > naming.version || is_of_bazel(&old.event) {
                 return None;
             }
-            // It is another file now, but still what was asked for then.
             Some(with_fields_of!(old, OutputRow {
                 content: OutputContent::Blob(replaced[i].digest.clone()),
                 rule: since.clone(),
             } label aspect output_group class, ..known.clone()))
         },
     );
-    loop {
-        let rows: Vec<(ExecPath, OutputRow)> = new.by_ref().take(TAKEN_IN_AT_ONCE).collect();
-        if rows.is_empty() {
-            break;
-        }
-        record.put_outputs(root, rows);
-    }
-    let mut gone = if facts.extent() == Extent::Whole {
+}
+
+/// Recorded outputs that may be gone: what Bazel has said before, and what is recorded in the place of trees that it has
+/// found since.
+fn said_before(
+    record: &Record,
+    naming: &Naming,
+    facts: &Facts,
+    is_found: impl Fn(&Output) -> bool,
+) -> Vec<ExecPath> {
+    let (root, outputs) = (naming.root, facts.outputs());
+    let mut before = if facts.extent() == Extent::Whole {
         record.outputs_named_by(root, is_of_bazel)
     } else {
         Vec::new()
@@ -292,24 +323,18 @@ pub(super) fn take_in(
             .into_iter()
             .chain(record.scan_outputs(root, &format!("{tree}/")));
         let older = files.filter(|(_, row)| row.version <= naming.version);
-        gone.extend(older.map(|(path, _)| path));
+        before.extend(older.map(|(path, _)| path));
     }
     if facts.extent() == Extent::Grown {
-        // What Bazel said before of a tree that it tells anew.
+        // What Bazel said before of a tree that it tells again.
         let trees: BTreeSet<&ExecPath> = outputs.iter().filter_map(|output| output.tree.as_ref()).collect();
         for tree in trees {
             let files = record.scan_outputs(root, &format!("{tree}/"));
             let of_bazel = files.filter(|(_, row)| is_of_bazel(&row.event));
-            gone.extend(of_bazel.map(|(path, _)| path));
+            before.extend(of_bazel.map(|(path, _)| path));
         }
     }
-    gone.retain(|path| facts.get(path.as_str()).is_none() && !is_named(path));
-    record.remove_outputs(root, &gone);
-    Ok(if record.health().dropped_rows == dropped {
-        Taken::All
-    } else {
-        Taken::Part
-    })
+    before
 }
 
 /// Records what became of wants. A row that meanwhile has other content belongs to a newer build and is left alone.

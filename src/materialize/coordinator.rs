@@ -146,16 +146,7 @@ impl Coordinator {
                 }
                 Some(report) = fetched.recv() => this.on_fetched(report),
                 command = commands.recv(), if open => match command {
-                    Some(command) => {
-                        this.on_command(command);
-                        // What small targets want goes to the writers together. No more of it at once than the channel
-                        // holds, so that results are not kept waiting.
-                        for _ in 0..COMMANDS {
-                            let Ok(command) = commands.try_recv() else { break };
-                            this.on_command(command);
-                        }
-                        this.send_checks();
-                    }
+                    Some(command) => this.on_commands(command, &mut commands),
                     None => open = false,
                 },
             }
@@ -168,6 +159,17 @@ impl Coordinator {
         let _ = tokio::task::spawn_blocking(move || writers.join()).await;
         // Nothing waits for it.
         let _ = closed.send(true);
+    }
+
+    /// Takes a command and those that wait, so that what small targets want goes to the writers together. No more at once
+    /// than the channel holds, so that results are not kept waiting.
+    fn on_commands(&mut self, first: Command, commands: &mut mpsc::Receiver<Command>) {
+        self.on_command(first);
+        for _ in 0..COMMANDS {
+            let Ok(command) = commands.try_recv() else { break };
+            self.on_command(command);
+        }
+        self.send_checks();
     }
 
     fn on_command(&mut self, command: Command) {

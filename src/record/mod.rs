@@ -51,5 +51,7 @@ pub(crate) use opening::Opening;
 pub use retention::Retention;
 pub(crate) use retention::RetentionPlan;
 pub(crate) use row::with_fields_of;
-pub use row::{InvocationRow, InvocationState, OutputRow, OutputState, RootId, TargetRow, TargetState};
+pub use row::{
+    InvocationRow, InvocationState, OutputCounts, OutputRow, OutputState, RootId, TargetRow, TargetState,
+};
 pub(crate) use which::Which;

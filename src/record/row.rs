@@ -157,6 +157,25 @@ impl InvocationState {
     }
 }
 
+/// What became of an invocation's outputs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OutputCounts {
+    /// Outputs downloaded.
+    pub downloaded: u64,
+    /// Bytes of the downloaded outputs.
+    pub downloaded_bytes: u64,
+    /// How many of the downloaded outputs each cache gave, where there are several.
+    pub stores: BTreeMap<String, u64>,
+    /// Outputs that were there already.
+    pub present: u64,
+    /// Outputs that could not be materialised.
+    pub failed: u64,
+    /// Outputs only known.
+    pub known: u64,
+    /// Outputs that a newer invocation took over.
+    pub superseded: u64,
+}
+
 /// One run of the build tool.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct InvocationRow {
@@ -182,20 +201,8 @@ pub struct InvocationRow {
     pub exit_code: i32,
     /// Whether the build tool said that the build ended.
     pub finished: bool,
-    /// Outputs downloaded.
-    pub downloaded: u64,
-    /// Bytes of the downloaded outputs.
-    pub downloaded_bytes: u64,
-    /// How many of the downloaded outputs each cache gave, where there are several.
-    pub stores: BTreeMap<String, u64>,
-    /// Outputs that were there already.
-    pub present: u64,
-    /// Outputs that could not be materialised.
-    pub failed: u64,
-    /// Outputs only known.
-    pub known: u64,
-    /// Outputs that a newer invocation took over.
-    pub superseded: u64,
+    /// What became of its outputs.
+    pub outputs: OutputCounts,
     /// How long completion was held back, in microseconds.
     pub hold_us: u64,
     /// The first failures, one line each.

@@ -6,7 +6,9 @@
 
 use prost::Message;
 
-use super::row::{InvocationRow, InvocationState, RootId, RootRow, TargetRow, TargetState, with_fields_of};
+use super::row::{
+    InvocationRow, InvocationState, OutputCounts, RootId, RootRow, TargetRow, TargetState, with_fields_of,
+};
 use crate::proto::outhaul::v1::{RecordInvocation, RecordTarget, record_invocation, record_target};
 
 /// Version of the values. Fields may be added to the messages without a new one; it changes when an old value would
@@ -114,21 +116,27 @@ pub(super) fn decode_root(value: &[u8]) -> Result<RootRow, ValueError> {
 macro_rules! invocation {
     ($from:ident, $to:ident { $($own:tt)* }) => {
         with_fields_of!($from, $to { $($own)* }
-            invocation_id build_id command workspace exec_root started_ms settled_ms exit_code finished downloaded
-            downloaded_bytes present failed known superseded hold_us errors build_tool_version remote_cache
-            remote_instance_name version imported attempt)
+            invocation_id build_id command workspace exec_root started_ms settled_ms exit_code finished hold_us errors
+            build_tool_version remote_cache remote_instance_name version imported attempt)
     };
 }
 
 pub(super) fn encode_invocation(row: &InvocationRow) -> Vec<u8> {
     let state = record_invocation::State::from(row.state);
     let row = row.clone();
+    let outputs = row.outputs;
     seal(&invocation!(
         row,
         RecordInvocation {
             root: row.root.map_or(0, RootId::number),
             state: state.into(),
-            stores: row.stores.into_iter().collect(),
+            downloaded: outputs.downloaded,
+            downloaded_bytes: outputs.downloaded_bytes,
+            stores: outputs.stores.into_iter().collect(),
+            present: outputs.present,
+            failed: outputs.failed,
+            known: outputs.known,
+            superseded: outputs.superseded,
         }
     ))
 }
@@ -141,7 +149,9 @@ pub(super) fn decode_invocation(value: &[u8]) -> Result<InvocationRow, ValueErro
         InvocationRow {
             root: (row.root != 0).then_some(RootId(row.root)),
             state,
-            stores: row.stores.into_iter().collect(),
+            outputs: with_fields_of!(row, OutputCounts {
+                stores: row.stores.into_iter().collect(),
+            } downloaded downloaded_bytes present failed known superseded),
         }
     ))
 }
@@ -198,9 +208,10 @@ mod tests {
                 command: c, workspace: d, exec_root: e,
                 state: [InvocationState::Running, InvocationState::Draining, InvocationState::Settled,
                     InvocationState::Superseded, InvocationState::Interrupted][state],
-                started_ms: times.0, settled_ms: times.1, exit_code: times.2, finished: yes, downloaded: n[0],
-                downloaded_bytes: n[1], present: n[2], failed: n[3], known: n[4], superseded: n[5], hold_us: n[6],
-                stores: [(f.clone(), n[0]), (g.clone(), n[1])].into(), errors: vec![f.clone(), g.clone()], build_tool_version: f, remote_cache: g,
+                started_ms: times.0, settled_ms: times.1, exit_code: times.2, finished: yes,
+                outputs: OutputCounts { downloaded: n[0], downloaded_bytes: n[1], present: n[2], failed: n[3], known: n[4],
+                    superseded: n[5], stores: [(f.clone(), n[0]), (g.clone(), n[1])].into() },
+                hold_us: n[6], errors: vec![f.clone(), g.clone()], build_tool_version: f, remote_cache: g,
                 remote_instance_name: h, version: n[7], imported: n[7] % 2 == 1,
                 attempt: root };
             prop_assert_eq!(decode_invocation(&encode_invocation(&invocation)), Ok(invocation));

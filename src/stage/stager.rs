@@ -467,7 +467,9 @@ impl Stager {
             };
             let (endpoint, instance_name) = named.unwrap_or_default();
             self.sources.of_import(&endpoint, &instance_name)
-        } else if row.remote_cache.is_empty() || row.downloaded + row.present + row.failed == 0 {
+        } else if row.remote_cache.is_empty()
+            || row.outputs.downloaded + row.outputs.present + row.outputs.failed == 0
+        {
             // Nothing was wanted, so nobody has needed it: the command line tells how it is reached.
             self.sources.of_build(
                 plan.recorded.command_line().as_ref(),

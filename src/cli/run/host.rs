@@ -401,7 +401,7 @@ impl Host {
                 && let Some((row, required)) = self.services.engine.snapshot(&stream.0).await
             {
                 pending += required;
-                failed += row.failed;
+                failed += row.outputs.failed;
             }
         }
         self.untold.lock().lacks |= pending + failed > 0;

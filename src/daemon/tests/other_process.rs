@@ -65,6 +65,10 @@ async fn what_another_process_places_late_is_put_right_before_anything_is_told_t
             .unwrap();
         assert_eq!((settled.failed, settled.messages.len()), (0, 0));
         let row = f.services.engine.snapshot("newer").await.unwrap().0;
-        assert_eq!(row.downloaded + row.present, 2, "each counts once");
+        assert_eq!(
+            row.outputs.downloaded + row.outputs.present,
+            2,
+            "each counts once"
+        );
     }
 }

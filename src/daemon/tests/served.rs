@@ -145,7 +145,10 @@ async fn an_output_service_has_outputs_by_their_size_and_nothing_is_written_or_f
         for name in ["longer", "dir"] {
             assert!(said(&settlement, &format!("bin/{name}: ")).contains("something else in its place"));
         }
-        assert_eq!((row.present, row.downloaded, row.failed), (3, 0, 4));
+        assert_eq!(
+            (row.outputs.present, row.outputs.downloaded, row.outputs.failed),
+            (3, 0, 4)
+        );
         assert_eq!(
             row.errors
                 .iter()
@@ -170,7 +173,11 @@ async fn an_output_service_has_outputs_by_their_size_and_nothing_is_written_or_f
         fs::remove_file(f.exec_root().join("bazel-out")).unwrap();
         f.again("own").await;
         let (settlement, row) = build(&mut f, vec![output("there", &there)]).await;
-        assert_eq!((settlement.failed, row.downloaded), (0, 1), "{settlement:?}");
+        assert_eq!(
+            (settlement.failed, row.outputs.downloaded),
+            (0, 1),
+            "{settlement:?}"
+        );
         assert_eq!(
             fs::read(f.exec_root().join("bazel-out/k8/bin/there")).unwrap(),
             b"bytes"
@@ -198,7 +205,7 @@ async fn what_bazel_puts_in_the_links_place_after_the_build_has_begun_gets_its_o
         }
         let (settlement, row) = build(&mut f, vec![output("a", &digest)]).await;
         assert_eq!(
-            (settlement.failed, row.downloaded),
+            (settlement.failed, row.outputs.downloaded),
             (0, 1),
             "{id}: {settlement:?}"
         );
@@ -246,7 +253,10 @@ async fn warming_reads_the_blobs_of_what_is_there_verified_and_drops_them() {
     for name in ["bin/bad: ", "bin/bad_large: "] {
         assert!(said(&settlement, name).contains("verify"), "{settlement:?}");
     }
-    assert_eq!((row.present, row.downloaded, row.failed), (4, 0, 4));
+    assert_eq!(
+        (row.outputs.present, row.outputs.downloaded, row.outputs.failed),
+        (4, 0, 4)
+    );
     assert!(
         row.errors.contains(&"warmed 3 files, 1.0 MiB".to_owned()),
         "{row:?}"
@@ -262,7 +272,10 @@ async fn warming_is_for_output_services_alone() {
     f.again("own").await;
     let digest = f.cache.store().put("bytes");
     let (settlement, row) = build(&mut f, vec![output("a", &digest)]).await;
-    assert_eq!((settlement.failed, row.downloaded, row.errors.len()), (0, 1, 0));
+    assert_eq!(
+        (settlement.failed, row.outputs.downloaded, row.errors.len()),
+        (0, 1, 0)
+    );
     assert_eq!(
         fs::read(f.exec_root().join("bazel-out/k8/bin/a")).unwrap(),
         b"bytes"
