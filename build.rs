@@ -7,6 +7,7 @@ use prost_types::DescriptorProto;
 
 const PROTOS: &[&str] = &[
     "proto/build_event_stream.proto",
+    "proto/execution_log.proto",
     "proto/google/devtools/build/v1/publish_build_event.proto",
     "proto/outhaul/v1/control.proto",
     "proto/outhaul/v1/record.proto",

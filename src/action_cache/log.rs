@@ -22,6 +22,7 @@ use crate::{
     digest::{Digest, DigestFunction},
     exec_path::ExecPath,
     open_files::{GUARDED, patient},
+    proto::execution_log::{self as wire, entry::Kind},
 };
 
 /// Bytes of the file, of one entry, and of all entries.
@@ -40,93 +41,6 @@ pub(crate) struct Log {
     pub(crate) invocation_id: String,
     /// The outputs of its actions.
     pub(crate) facts: Facts,
-}
-
-/// Messages of Bazel's `spawn.proto`, with the fields that are read.
-pub(super) mod wire {
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(in super::super) struct Entry {
-        #[prost(uint32, tag = "1")]
-        pub(in super::super) id: u32,
-        #[prost(oneof = "Type", tags = "2, 3, 4, 7, 8")]
-        pub(in super::super) kind: Option<Type>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Oneof)]
-    pub(in super::super) enum Type {
-        #[prost(message, tag = "2")]
-        Invocation(Invocation),
-        #[prost(message, tag = "3")]
-        File(File),
-        #[prost(message, tag = "4")]
-        Directory(Directory),
-        #[prost(message, tag = "7")]
-        Spawn(Spawn),
-        #[prost(message, tag = "8")]
-        Symlink(Symlink),
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(in super::super) struct Invocation {
-        #[prost(string, tag = "1")]
-        pub(in super::super) hash_function_name: String,
-        #[prost(string, tag = "4")]
-        pub(in super::super) id: String,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(in super::super) struct Digest {
-        #[prost(string, tag = "1")]
-        pub(in super::super) hash: String,
-        #[prost(int64, tag = "2")]
-        pub(in super::super) size_bytes: i64,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(in super::super) struct File {
-        #[prost(string, tag = "1")]
-        pub(in super::super) path: String,
-        #[prost(message, optional, tag = "2")]
-        pub(in super::super) digest: Option<Digest>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(in super::super) struct Directory {
-        #[prost(string, tag = "1")]
-        pub(in super::super) path: String,
-        #[prost(message, repeated, tag = "2")]
-        pub(in super::super) files: Vec<File>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(in super::super) struct SpawnOutput {
-        #[prost(uint32, tag = "5")]
-        pub(in super::super) id: u32,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(in super::super) struct Spawn {
-        #[prost(message, repeated, tag = "6")]
-        pub(in super::super) outputs: Vec<SpawnOutput>,
-        #[prost(int32, tag = "9")]
-        pub(in super::super) exit_code: i32,
-        #[prost(string, tag = "10")]
-        pub(in super::super) status: String,
-        #[prost(string, tag = "11")]
-        pub(in super::super) runner: String,
-        #[prost(bool, tag = "12")]
-        pub(in super::super) cache_hit: bool,
-        #[prost(bool, tag = "15")]
-        pub(in super::super) remote_cacheable: bool,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub(in super::super) struct Symlink {
-        #[prost(string, tag = "1")]
-        pub(in super::super) input_path: String,
-        #[prost(string, tag = "2")]
-        pub(in super::super) output_path: String,
-    }
 }
 
 /// What is wrong with a log.
@@ -227,7 +141,7 @@ pub(super) fn decode(input: impl BufRead) -> Result<Log, Fault> {
                 Ok(reading.end())
             };
         };
-        let entry = wire::Entry::decode(&*bytes).map_err(|_| Fault::Bad(at, "it is no entry"))?;
+        let entry = wire::Entry::decode(&*bytes).map_err(|_| Fault::Bad(at, "it is not an entry"))?;
         reading
             .take(entry, at == 0)
             .map_err(|what| Fault::Bad(at, what))?;
@@ -315,7 +229,7 @@ struct Reading {
 impl Reading {
     fn take(&mut self, entry: wire::Entry, is_first: bool) -> Result<(), &'static str> {
         let item = match entry.kind {
-            Some(wire::Type::Invocation(invocation)) if is_first => {
+            Some(Kind::Invocation(invocation)) if is_first => {
                 let name = invocation
                     .hash_function_name
                     .to_ascii_lowercase()
@@ -324,12 +238,12 @@ impl Reading {
                 self.log.invocation_id = invocation.id;
                 Item::Other
             }
-            Some(wire::Type::Invocation(_)) => return Err("a second invocation"),
-            Some(wire::Type::File(file)) => match output_path(&file.path)? {
+            Some(Kind::Invocation(_)) => return Err("a second invocation"),
+            Some(Kind::File(file)) => match output_path(&file.path)? {
                 Some(path) => Item::File(self.output(path, None, &file)?),
                 None => Item::Other,
             },
-            Some(wire::Type::Directory(directory)) => match output_path(&directory.path)? {
+            Some(Kind::Directory(directory)) => match output_path(&directory.path)? {
                 Some(tree) => {
                     let children = directory.files.iter().map(|file| {
                         let path = tree.join(&file.path).map_err(|_| "invalid path of an output")?;
@@ -339,11 +253,11 @@ impl Reading {
                 }
                 None => Item::Other,
             },
-            Some(wire::Type::Spawn(spawn)) => {
+            Some(Kind::Spawn(spawn)) => {
                 self.spawn(&spawn)?;
                 Item::Other
             }
-            Some(wire::Type::Symlink(link)) => {
+            Some(Kind::Symlink(link)) => {
                 let paths = (output_path(&link.output_path)?, output_path(&link.input_path)?);
                 // Others are sources, which are there.
                 if let (Some(from), Some(to)) = paths {
@@ -473,7 +387,7 @@ pub(crate) fn fuzz(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::{
-        wire::{Directory, Entry, Invocation, Spawn, SpawnOutput, Symlink, Type},
+        wire::{Directory, Entry, Invocation, Spawn, SpawnOutput, Symlink},
         *,
     };
 
@@ -496,7 +410,7 @@ mod tests {
         }
     }
 
-    fn written(entries: &[(u32, Type)]) -> Vec<u8> {
+    fn written(entries: &[(u32, Kind)]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (id, kind) in entries {
             let entry = Entry {
@@ -508,7 +422,7 @@ mod tests {
         zstd::encode_all(&*bytes, 3).unwrap()
     }
 
-    fn entries() -> Vec<(u32, Type)> {
+    fn entries() -> Vec<(u32, Kind)> {
         let invocation = Invocation {
             hash_function_name: "SHA-256".to_owned(),
             id: "inv".to_owned(),
@@ -522,18 +436,18 @@ mod tests {
             output_path: "bazel-out/k8/bin/link".to_owned(),
         };
         vec![
-            (0, Type::Invocation(invocation)),
-            (1, Type::File(file("app/source.c", "source"))),
-            (7, Type::File(file("bazel-out/k8/bin/x", "of x"))),
-            (3, Type::File(file("bazel-out/k8/bin/empty", ""))),
-            (4, Type::Directory(tree)),
+            (0, Kind::Invocation(invocation)),
+            (1, Kind::File(file("app/source.c", "source"))),
+            (7, Kind::File(file("bazel-out/k8/bin/x", "of x"))),
+            (3, Kind::File(file("bazel-out/k8/bin/empty", ""))),
+            (4, Kind::Directory(tree)),
             (
                 5,
-                Type::File(file("bazel-out/k8/bin/input", "of an action that did not run")),
+                Kind::File(file("bazel-out/k8/bin/input", "of an action that did not run")),
             ),
-            (0, Type::Spawn(spawn(&[7, 3, 0]))),
-            (0, Type::Spawn(spawn(&[4]))),
-            (0, Type::Symlink(link)),
+            (0, Kind::Spawn(spawn(&[7, 3, 0]))),
+            (0, Kind::Spawn(spawn(&[4]))),
+            (0, Kind::Symlink(link)),
         ]
     }
 
@@ -575,7 +489,7 @@ mod tests {
         ] {
             let mut entries = entries();
             for (_, kind) in &mut entries {
-                if let Type::Spawn(spawn) = kind {
+                if let Kind::Spawn(spawn) = kind {
                     change(spawn);
                 }
             }
@@ -594,26 +508,26 @@ mod tests {
         let plain = zstd::decode_all(&*whole).unwrap();
         let cut = zstd::encode_all(&plain[..plain.len() - 1], 3).unwrap();
         assert_eq!(decode(&*cut), Err(Fault::Torn));
-        type Change = fn(&mut Vec<(u32, Type)>);
+        type Change = fn(&mut Vec<(u32, Kind)>);
         for (change, what) in [
             (
-                (|e| e.push((0, Type::Spawn(spawn(&[99]))))) as Change,
+                (|e| e.push((0, Kind::Spawn(spawn(&[99]))))) as Change,
                 "missing entry",
             ),
             (
-                |e| e.push((7, Type::File(file("bazel-out/y", "y")))),
+                |e| e.push((7, Kind::File(file("bazel-out/y", "y")))),
                 "one number",
             ),
             (|e| e.push(e[0].clone()), "second invocation"),
             (
-                |e| e.push((9, Type::File(file("bazel-out/../y", "y")))),
+                |e| e.push((9, Kind::File(file("bazel-out/../y", "y")))),
                 "invalid path",
             ),
             (
                 |e| {
                     e.push((
                         9,
-                        Type::Directory(Directory {
+                        Kind::Directory(Directory {
                             path: "bazel-out/t".to_owned(),
                             files: vec![file("../y", "y")],
                         }),
@@ -625,13 +539,13 @@ mod tests {
                 |e| {
                     let mut short = file("bazel-out/y", "y");
                     short.digest.as_mut().unwrap().hash.pop();
-                    e.push((9, Type::File(short)));
+                    e.push((9, Kind::File(short)));
                 },
                 "invalid digest",
             ),
             (
                 |e| {
-                    if let Type::Invocation(invocation) = &mut e[0].1 {
+                    if let Kind::Invocation(invocation) = &mut e[0].1 {
                         invocation.hash_function_name = "CRC".to_owned();
                     }
                 },
