@@ -50,7 +50,7 @@ const FILES_PER_TARGET: usize = 50;
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["play", door, file] => play_file(door, Path::new(file)),
+        ["play", address, file] => play_file(address, Path::new(file)),
         [stage, files] => run(stage, files.parse()?),
         _ => {
             writeln!(
@@ -203,11 +203,11 @@ async fn daemon(base: &Path, files: usize) -> Result<Cost, Failure> {
         ..DaemonOptions::default()
     };
     let daemon = Daemon::start(services, options).await?;
-    let door = format!("grpc://{}", daemon.bes.first().ok_or("no door is open")?);
+    let address = format!("grpc://{}", daemon.bes.first().ok_or("nothing listens")?);
     let shutdown = daemon.shutdown_token();
     let serving = tokio::spawn(daemon.join());
     let mut player = Command::new(std::env::current_exe()?)
-        .args(["play", &door])
+        .args(["play", &address])
         .arg(&stream)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -234,7 +234,7 @@ async fn daemon(base: &Path, files: usize) -> Result<Cost, Failure> {
 }
 
 /// Reads the events, tells so, waits for a word, plays, and tells so.
-fn play_file(door: &str, file: &Path) -> Result<(), Failure> {
+fn play_file(address: &str, file: &Path) -> Result<(), Failure> {
     let bytes = fs::read(file)?;
     let mut events = Vec::new();
     let mut rest = &bytes[..];
@@ -253,7 +253,7 @@ fn play_file(door: &str, file: &Path) -> Result<(), Failure> {
         .enable_all()
         .build()?;
     runtime.block_on(play(
-        door,
+        address,
         "00000000-0000-4000-8000-000000000001",
         "b",
         events.into_iter(),
@@ -326,7 +326,7 @@ fn events(files: usize, exec_root: &str) -> impl Iterator<Item = Vec<u8>> + use<
     opening.into_iter().chain(middle).chain([closing])
 }
 
-/// A file as Bazel 7 names it, with a digest of its own that is no blob's.
+/// A file as Bazel 7 names it, with a digest of its own that is not a blob's.
 fn named_file(target: usize, number: usize) -> File {
     let word = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let digest = format!(

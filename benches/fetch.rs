@@ -1,6 +1,6 @@
 //! The wire without a disk: `cargo bench --bench fetch`.
 //!
-//! Blobs are read from the embedded cache as the daemon does it, in batches and streams with so many under way, and
+//! Blobs are read from the embedded cache as the daemon does it, in batches and streams with as many under way, and
 //! dropped as they come; nothing is hashed or written. Server and client share this process and its cores, so a figure
 //! is what both cost together. The same again through a slow line of `net/`, where time is what counts. `cargo bench
 //! --bench fetch -- small` runs the rows whose name has that word.
@@ -92,7 +92,7 @@ fn blob(seed: usize, size: usize) -> Bytes {
     bytes.into()
 }
 
-/// A cache with so many blobs.
+/// A cache with this number of blobs.
 async fn filled(count: usize, size: usize) -> Result<(RunningCache, Vec<Digest>), Failure> {
     let cache = EmbeddedCache::builder().start().await?;
     let digests = (0..count).map(|n| cache.store().put(blob(n, size))).collect();

@@ -94,12 +94,12 @@ async fn measure(name: &str, bench: &Bench) -> Result<(), Failure> {
         ..DaemonOptions::default()
     };
     let daemon = Daemon::start(services, options).await?;
-    let door = format!("grpc://{}", daemon.bes.first().ok_or("no door is open")?);
+    let address = format!("grpc://{}", daemon.bes.first().ok_or("nothing listens")?);
     let shutdown = daemon.shutdown_token();
     let serving = tokio::spawn(daemon.join());
     let mut rounds = Vec::new();
     for number in 0..=ROUNDS {
-        let round = round(number, base.path(), &door, &cache, &filled, &bench.folders).await?;
+        let round = round(number, base.path(), &address, &cache, &filled, &bench.folders).await?;
         // The first is the warm-up.
         if number > 0 {
             rounds.push(round);
@@ -163,7 +163,7 @@ fn services(base: &Path, cache: &RunningCache) -> Result<Services, Failure> {
 async fn round(
     number: usize,
     base: &Path,
-    door: &str,
+    address: &str,
     cache: &RunningCache,
     filled: &FilledShape,
     folders: &[Folder],
@@ -181,7 +181,7 @@ async fn round(
         let id = filled.invocation_id((2 * number + run) as u64);
         let start = Instant::now();
         // The last acknowledgement comes when everything is on disk.
-        play(door, &id, "b", filled.events(&setting, &id)).await?;
+        play(address, &id, "b", filled.events(&setting, &id)).await?;
         *time = start.elapsed();
         for (path, digest) in filled.outputs() {
             let size = fs::symlink_metadata(exec_root.join(&path)).map(|m| m.len());

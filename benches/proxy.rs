@@ -3,7 +3,7 @@
 //! A stream of 100,000 events (each target's configuration, its set of files and its completion) is played as Bazel would
 //! to a real `outhaul serve` in a process of its own, which journals them, decodes them, records what they name and
 //! forwards them to an upstream service in this process. Nothing is downloaded and nothing held. The figure is events
-//! per second of the daemon's processor time: what a core can do, whoever else is busy. It is given for all threads
+//! per second of the daemon's processor time: what a core can do, no matter what else is busy. It is given for all threads
 //! together, and for tokio's alone, which do all of it except writing the record's store (`outhaul-record`, `sled-io`).
 //! The same stream without an upstream, in turns, tells what of that forwarding is.
 
@@ -139,10 +139,10 @@ async fn run(
         cpu_of_threads(daemon.id(), "tokio"),
         Instant::now(),
     );
-    let played = play(daemon.door(), &id, "b", filled.events(&setting, &id)).await?;
+    let played = play(daemon.address(), &id, "b", filled.events(&setting, &id)).await?;
     until("everything is forwarded", async || forwarded()).await;
     let wall = begun.elapsed().as_secs_f64();
-    // What is recorded behind the acknowledgements belongs to the cost as well: until a fifth of a second is idle.
+    // What is recorded after the acknowledgements belongs to the cost as well: until a fifth of a second is idle.
     let mut last = cpu(daemon.id());
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -79,7 +79,7 @@ impl ExecPath {
     /// This path with one more below it.
     ///
     /// # Errors
-    /// When `below` is no exec path itself, or the whole becomes too long.
+    /// When `below` is not an exec path itself, or the whole becomes too long.
     pub fn join(&self, below: &str) -> Result<Self, ExecPathError> {
         Self::new(&format!("{}/{below}", self.0))
     }

@@ -355,15 +355,15 @@ mod tests {
         }
         metrics.also("room", || {
             vec![Count {
-                name: "doors",
-                help: " Doors that were opened.",
+                name: "files",
+                help: " Files that were opened.",
                 value: 3,
             }]
         });
         let text = metrics.render();
         for line in [
-            "# HELP outhaul_room_doors Doors that were opened.\n",
-            "outhaul_room_doors_total 3",
+            "# HELP outhaul_room_files Files that were opened.\n",
+            "outhaul_room_files_total 3",
             "outhaul_blobs_total{source=\"batch\",outcome=\"downloaded\"} 1",
             "outhaul_invocations{state=\"running\"} 0",
             "outhaul_invocations{state=\"settled\"} 1",

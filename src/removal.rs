@@ -31,7 +31,7 @@ enum Files {
 }
 
 /// Removes what a name stands for: a file, a link (not what it leads to), or a directory with everything in it.
-/// Nothing is no error.
+/// Nothing is not an error.
 pub(crate) fn remove_tree(dir: impl AsFd, name: &OsStr) -> io::Result<()> {
     match fs::unlinkat(&dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -110,7 +110,7 @@ impl Level {
     }
 }
 
-/// That something is not there any more is no error.
+/// That something is not there any more is not an error.
 fn gone(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(Errno::NOENT) => Ok(()),

@@ -55,7 +55,7 @@ impl Delay {
         thread::Builder::new().name("delay".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    // Nobody is left who would read an error; whoever connects notices.
+                    // Nobody is left who would read an error; the next client notices.
                     _ = accept(listener, upstream, links) => {}
                     _ = stopped => {}
                 }

@@ -47,7 +47,7 @@ impl Outhaul {
 /// A running `outhaul serve`.
 pub(crate) struct Daemon {
     pub(crate) process: Process,
-    door: String,
+    address: String,
     /// Until it took builds, in seconds.
     pub(crate) start: f64,
 }
@@ -172,7 +172,7 @@ impl Rig {
         process.rest();
         Ok(Daemon {
             process,
-            door: format!("unix:{}", socket.display()),
+            address: format!("unix:{}", socket.display()),
             start,
         })
     }
@@ -194,12 +194,12 @@ impl Rig {
         );
         let before = daemon.process.peak()?;
         let asked = cache.blobs_asked_for();
-        let door = daemon.door.clone();
+        let address = daemon.address.clone();
         let begun = Instant::now();
         // On the player's threads, so that their time is the player's.
         let played = self
             .player
-            .spawn(async move { play(&door, &id, "b", events).await });
+            .spawn(async move { play(&address, &id, "b", events).await });
         self.player.block_on(played)??;
         let wall = begun.elapsed().as_secs_f64();
         let rest = daemon.process.rest();

@@ -17,7 +17,7 @@ use crate::{
     tree::{Shape, Tree},
 };
 
-/// One in so many files is changed by R.
+/// One in this many files is changed by R.
 pub(crate) const CHANGED: usize = 100;
 /// Most memory that S may take.
 pub(crate) const MEMORY: f64 = 256.0;

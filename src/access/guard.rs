@@ -1,4 +1,4 @@
-//! Judges each call at a door.
+//! Judges each call at a listener.
 
 use std::{
     sync::Arc,
@@ -11,7 +11,7 @@ use http_body_util::BodyExt as _;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{Caller, Door, Origin, Rules, token};
+use super::{Caller, ListenerRules, Origin, Rules, token};
 
 /// What everybody may ask who may connect: whether we serve is no secret to them, and the probes of load balancers and
 /// clusters can show no token.
@@ -122,14 +122,14 @@ impl Rules {
 
 /// Puts [`Rules::judge`] before a gRPC service.
 #[derive(Clone)]
-pub(crate) struct Guard(pub Door);
+pub(crate) struct Guard(pub ListenerRules);
 
 impl<S> Layer<S> for Guard {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
         Guarded {
-            door: self.0.clone(),
+            access: self.0.clone(),
             inner,
         }
     }
@@ -138,7 +138,7 @@ impl<S> Layer<S> for Guard {
 /// A service that a [`Guard`] protects.
 #[derive(Clone)]
 pub(crate) struct Guarded<S> {
-    door: Door,
+    access: ListenerRules,
     inner: S,
 }
 
@@ -163,11 +163,11 @@ where
         let origin = request.extensions().get::<Origin>().cloned();
         let (caller, rules) = match &origin {
             Some(origin) => (origin.caller, Arc::clone(&origin.rules)),
-            None => (Caller::Remote, self.door.rules()),
+            None => (Caller::Remote, self.access.rules()),
         };
         let path = request.uri().path().to_owned();
         if let Err(refused) = rules.judge(caller, &path, request.headers_mut()) {
-            self.door.tell(format_args!("refused a call: {refused}"));
+            self.access.tell(format_args!("refused a call: {refused}"));
             return Either::Left(ready(Ok(refused.status().into_http())));
         }
         let call = match &origin {
@@ -220,8 +220,8 @@ mod tests {
         for unix in [true, false] {
             judge(&rules, Caller::Process { uid: ours, unix }, &[]).unwrap();
             judge(&rules, Caller::Process { uid: 0, unix }, &[]).unwrap();
-            let stranger = Caller::Process { uid: ours + 7, unix };
-            let refused = judge(&rules, stranger, &[]).unwrap_err();
+            let other = Caller::Process { uid: ours + 7, unix };
+            let refused = judge(&rules, other, &[]).unwrap_err();
             assert_eq!(refused.status().code(), Code::PermissionDenied);
             assert!(
                 refused.to_string().contains(&format!("user {}", ours + 7)),
@@ -232,14 +232,14 @@ mod tests {
                 ..Rules::default()
             };
             // A socket is never open to others.
-            assert_eq!(judge(&open, stranger, &[]).is_ok(), !unix);
+            assert_eq!(judge(&open, other, &[]).is_ok(), !unix);
         }
         judge(&rules, Caller::Remote, &[]).unwrap();
         assert_eq!(judge(&rules, Caller::Unknown, &[]), Err(Refused::Nobody));
     }
 
     #[test]
-    fn whoever_could_get_no_answer_is_not_received() {
+    fn a_caller_that_could_get_no_answer_is_not_received() {
         let ours = rustix::process::geteuid().as_raw();
         let tcp = |uid| Caller::Process { uid, unix: false };
         let strict = Rules::default();
@@ -366,7 +366,7 @@ mod tests {
             (&rules, "/a.Service/Call"),
             (&rules, "/grpc.health.v1.Health/Check"),
         ] {
-            let mut map = headers(&[("x-outhaul-token", "of-another-door-than-this")]);
+            let mut map = headers(&[("x-outhaul-token", "of-another-listener-than-this")]);
             rules.judge(caller, path, &mut map).unwrap();
             assert!(map.is_empty(), "{path}");
         }

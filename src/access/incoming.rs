@@ -1,4 +1,4 @@
-//! Takes connections at a door.
+//! Takes connections at a listener.
 
 use std::{
     future::Future as _,
@@ -20,7 +20,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
 use super::{
-    Door, Protocol, Rules,
+    ListenerRules, Protocol, Rules,
     peer::{Owner, Peers},
     room::{ConnectionSlot, Room, Visit},
 };
@@ -55,7 +55,7 @@ pub(crate) enum Caller {
 #[derive(Clone)]
 pub(crate) struct Origin {
     pub(super) caller: Caller,
-    /// The rules of the door when the connection was made. They hold for all of its calls.
+    /// The rules of the listener when the connection was made. They hold for all of its calls.
     pub(super) rules: Arc<Rules>,
     pub(super) visit: Visit,
 }
@@ -69,7 +69,7 @@ pub(crate) enum Listening {
     Unix(UnixListener),
 }
 
-/// A connection, through TLS if the door has that.
+/// A connection, through TLS if the listener has that.
 pub(crate) struct Connection {
     stream: AnyStream,
     origin: Origin,
@@ -108,10 +108,10 @@ enum AnyStream {
     Unix(UnixStream),
 }
 
-/// The connections of a listener, each agreed on as the door's rules say. Dropped, it closes the listener.
+/// The connections of a listener, each agreed on as the listener's rules say. Dropped, it closes the listener.
 pub(crate) struct Incoming {
     listener: Listening,
-    door: Door,
+    access: ListenerRules,
     protocol: Protocol,
     /// Connections that are not agreed on yet.
     agreeing: FuturesUnordered<BoxFuture<'static, Option<Connection>>>,
@@ -127,11 +127,11 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     /// Accepts connections from now on, at most this many at a time.
-    pub(crate) fn new(listener: Listening, door: Door, protocol: Protocol, places: usize) -> Self {
+    pub(crate) fn new(listener: Listening, access: ListenerRules, protocol: Protocol, places: usize) -> Self {
         let silence = (protocol == Protocol::Http1).then_some(ADMIN);
         Self {
             listener,
-            door,
+            access,
             protocol,
             agreeing: FuturesUnordered::new(),
             peers: Peers::default(),
@@ -163,7 +163,7 @@ impl Incoming {
         if error.is_want() {
             tokio::task::spawn_blocking(open_files::spare);
         }
-        self.door
+        self.access
             .tell(format_args!("failed to accept a connection: {error}"));
         self.pause = Some(Box::pin(tokio::time::sleep(NO_ROOM)));
     }
@@ -199,7 +199,7 @@ impl Incoming {
                 }
                 // Better than to let it wait for an answer.
                 Poll::Ready(None) => {
-                    self.door.tell(
+                    self.access.tell(
                         "refused a connection: the limit of connections to this port is reached, and all of \
                          them have calls in progress",
                     );
@@ -212,8 +212,8 @@ impl Incoming {
             }
             match stream {
                 AnyStream::Tcp(stream) => {
-                    let (door, peers) = (self.door.clone(), self.peers.clone());
-                    let taking = take(stream, door, self.protocol, peers, place);
+                    let (access, peers) = (self.access.clone(), self.peers.clone());
+                    let taking = take(stream, access, self.protocol, peers, place);
                     self.agreeing.push(taking.boxed());
                 }
                 AnyStream::Unix(stream) => match stream.peer_cred() {
@@ -221,9 +221,9 @@ impl Incoming {
                         let uid = peer.uid();
                         let caller = Caller::Process { uid, unix: true };
                         let stream = AnyStream::Unix(stream);
-                        return Poll::Ready(Connection::new(stream, caller, self.door.rules(), place));
+                        return Poll::Ready(Connection::new(stream, caller, self.access.rules(), place));
                     }
-                    Err(error) => self.door.tell(format_args!(
+                    Err(error) => self.access.tell(format_args!(
                         "refused a connection: failed to determine its user: {error}"
                     )),
                 },
@@ -248,17 +248,17 @@ impl Listening {
 
 async fn take(
     stream: TcpStream,
-    door: Door,
+    access: ListenerRules,
     protocol: Protocol,
     peers: Peers,
     place: ConnectionSlot,
 ) -> Option<Connection> {
-    let agreeing = tokio::time::timeout(HANDSHAKE, agree(stream, &door, protocol, &peers));
+    let agreeing = tokio::time::timeout(HANDSHAKE, agree(stream, &access, protocol, &peers));
     let leave = place.leave();
     let agreed = tokio::select! {
         agreed = agreeing => agreed,
         () = leave.cancelled() => {
-            door.tell("closed a connection during its handshake to make room for another: the limit of \
+            access.tell("closed a connection during its handshake to make room for another: the limit of \
                        connections to this port is reached");
             return None;
         }
@@ -266,11 +266,11 @@ async fn take(
     match agreed {
         Ok(Ok((stream, caller, rules))) => Some(Connection::new(stream, caller, rules, place)),
         Ok(Err(error)) => {
-            door.tell(format_args!("refused a connection: {error}"));
+            access.tell(format_args!("refused a connection: {error}"));
             None
         }
         Err(_) => {
-            door.tell("refused a connection: its handshake did not finish within 10 s");
+            access.tell("refused a connection: its handshake did not finish within 10 s");
             None
         }
     }
@@ -279,13 +279,13 @@ async fn take(
 /// Finds out who has connected over TCP, and agrees on TLS.
 async fn agree(
     stream: TcpStream,
-    door: &Door,
+    access: &ListenerRules,
     protocol: Protocol,
     peers: &Peers,
 ) -> io::Result<(AnyStream, Caller, Arc<Rules>)> {
     // Acknowledgements are small, and each is waited for.
     stream.set_nodelay(true)?;
-    let rules = door.rules();
+    let rules = access.rules();
     let caller = match protocol {
         Protocol::Http2 => caller(&stream, peers).await?,
         // Everybody is judged alike there.

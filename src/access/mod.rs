@@ -1,6 +1,6 @@
 //! Access control for all listeners of the daemon, whatever they serve.
 //!
-//! A [`Door`] holds the rules of a listener: its certificate, the authorities of client certificates, and the token
+//! A [`ListenerRules`] holds the rules of a listener: its certificate, the authorities of client certificates, and the token
 //! that callers must send. An [`Incoming`] accepts connections by these rules, and a [`Guard`] checks each call. The
 //! rules can be changed while the listener is open; the new ones apply to new connections. The number of connections is
 //! limited, and there are deadlines for those without a call: see `room`.
@@ -10,9 +10,9 @@
 //! connections of other users are closed before anything is sent.
 
 mod dated;
-mod door;
 mod guard;
 mod incoming;
+mod listener_rules;
 mod peer;
 mod preface;
 mod room;
@@ -23,9 +23,9 @@ mod token;
 
 pub(crate) use self::{dated::dated, preface::expect_preface, room::places};
 pub(crate) use self::{
-    door::{Door, Rules},
     guard::Guard,
     incoming::{Caller, Connection, Incoming, Listening, Origin},
+    listener_rules::{ListenerRules, Rules},
     tls::{Protocol, ServerTls, TlsFile},
     token::Token,
 };

@@ -88,7 +88,7 @@ impl Peers {
                 {
                     return Ok(Owner::Untold(error.to_string()));
                 }
-                // Such as no room for another open file, which comes and goes and must not open a door.
+                // Such as no room for another open file, which comes and goes and must not let anyone in.
                 Err(error) => failure = Some(error),
             }
         }

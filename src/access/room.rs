@@ -1,6 +1,6 @@
-//! How many connections a door holds, and which of them goes when there is no place for the next one.
+//! How many connections a listener holds, and which of them goes when there is no place for the next one.
 //!
-//! Everybody who can connect takes a descriptor of ours, whatever they are answered. So a door has a number of places. A
+//! Anyone who can connect takes a descriptor of ours, whatever they are answered. So a listener has a number of places. A
 //! connection without a call that was let in goes first, those longest without one before others: who only holds
 //! connections open displaces themselves, and no build.
 
@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long it may be open between calls. Clients of gRPC let go of idle connections after half an hour themselves.
 const IDLENESS: Duration = Duration::from_secs(3600);
-/// The fewest places of a door.
+/// The fewest places of a listener.
 const FEWEST: usize = 8;
 
-/// Places of a door: one `part`-th of the files that we may have open, but at most `most`. The others are for what is done
+/// Places of a listener: one `part`-th of the files that we may have open, but at most `most`. The others are for what is done
 /// for those who are in: journals, directories, files.
 pub(crate) fn places(part: usize, most: usize) -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -41,7 +41,7 @@ pub(super) enum Standing {
     Admitted,
 }
 
-/// The places of a door. Cheap to clone.
+/// The places of a listener. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Room(Arc<Shared>);
 
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_had_no_call_for_longest_goes_first_and_one_for_each_who_comes() {
+    fn the_connection_without_a_call_for_longest_goes_first_and_one_for_each_that_comes() {
         let room = Room::new(4, None);
         let (a, b, c, d) = (come(&room), come(&room), come(&room), come(&room));
         drop(a.visit().admitted());
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_a_call_under_way_stays() {
+    fn a_connection_with_a_call_under_way_stays() {
         let room = Room::new(2, None);
         let (a, b) = (come(&room), come(&room));
         let calls = [a.visit().admitted(), a.visit().admitted(), b.visit().admitted()];

@@ -206,14 +206,18 @@ mod tests {
                 );
             }
             drop(accepted);
-            let stranger = SocketAddr::new(own.ip(), 1);
+            let other_port = SocketAddr::new(own.ip(), 1);
             assert_eq!(
-                kernel.find(other, stranger).unwrap(),
+                kernel.find(other, other_port).unwrap(),
                 Found::Listener,
                 "{address}"
             );
             drop(listener);
-            assert_eq!(kernel.find(other, stranger).unwrap(), Found::Nothing, "{address}");
+            assert_eq!(
+                kernel.find(other, other_port).unwrap(),
+                Found::Nothing,
+                "{address}"
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! The secret that opens a door.
+//! The secret that a listener asks for.
 
 use std::{fmt, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 

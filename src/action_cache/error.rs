@@ -17,7 +17,7 @@ pub(crate) enum ActionCacheError {
         /// The system's word.
         source: io::Error,
     },
-    /// It is no file or directory of our own user's.
+    /// It is not a file or directory of our own user's.
     #[error("{path} is not used: {reason}", path = path.display())]
     Unfit {
         /// The file that is not used.

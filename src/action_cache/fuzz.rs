@@ -10,12 +10,12 @@ use crate::digest::DigestFunction;
 pub(crate) fn action_cache(data: &[u8]) {
     let mut rest = data;
     let mut next = || {
-        let Some((len, behind)) = rest.split_first_chunk::<2>() else {
+        let Some((len, after)) = rest.split_first_chunk::<2>() else {
             return &[][..];
         };
-        let len = usize::from(u16::from_be_bytes(*len)).min(behind.len());
-        let (file, behind) = behind.split_at(len);
-        rest = behind;
+        let len = usize::from(u16::from_be_bytes(*len)).min(after.len());
+        let (file, after) = after.split_at(len);
+        rest = after;
         file
     };
     let files = Files {

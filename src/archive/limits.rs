@@ -44,7 +44,7 @@ const ALL: [(Limit, &str, bool, u64); 8] = [
 pub(crate) struct Limits(pub(super) [u64; ALL.len()]);
 
 impl Limits {
-    /// How many bytes of files the ratio does not look at: a small archive of zeros is no bomb.
+    /// How many bytes of files the ratio does not look at: a small archive of zeros is not a bomb.
     pub(crate) const FREE: u64 = 64 << 20;
 
     /// The defaults with these changes, each as `NAME=VALUE`.

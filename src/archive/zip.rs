@@ -163,7 +163,7 @@ impl<'a> Unpacking<'a> {
                 self.tree.symlink(&path, &target, self.length)
             }
             (Spot::At(_), false) if kind != REGULAR && kind != 0 => {
-                let reason = "is no file, directory or link; nothing else is unpacked";
+                let reason = "is not a file, directory or link; nothing else is unpacked";
                 Err(self.archive.unsupported(&shown, reason.to_owned()))
             }
             (Spot::At(path), false) => {

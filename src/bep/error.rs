@@ -8,7 +8,7 @@ pub enum BepError {
     /// The bytes are no `BuildEvent` message; also when a string in it is not UTF-8.
     #[error("not a build event: {0}")]
     Decode(#[from] prost::DecodeError),
-    /// The line is no `BuildEvent` in JSON.
+    /// The line is not a `BuildEvent` in JSON.
     #[error("not a build event in json: {0}")]
     Json(#[from] serde_json::Error),
     /// One event of a file is bad; the ones after it can still be read.

@@ -328,7 +328,7 @@ impl Convert<i64> for Int64 {
 }
 
 impl Convert<i32> for Int64 {
-    /// What does not fit is no number that Bazel sends.
+    /// What does not fit is not a number that Bazel sends.
     fn convert(self) -> i32 {
         i32::try_from(self.0).unwrap_or_default()
     }

@@ -15,7 +15,7 @@ use std::{
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
-    access::{Door, Listening},
+    access::{ListenerRules, Listening},
     removal::remove_all,
     transport::without_user_info,
 };
@@ -38,7 +38,7 @@ pub enum ListenError {
     /// Another process answers on the socket.
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
-    /// There is a file that is no socket.
+    /// There is a file that is not a socket.
     #[error("{} exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
     /// Others could put a socket of theirs in the place of ours.
@@ -92,10 +92,10 @@ impl fmt::Display for BesAddress {
     }
 }
 
-/// A listening socket, and whom it is for: with [`Door`]'s defaults, our own user's processes.
+/// A listening socket, and whom it is for: with [`ListenerRules`]'s defaults, our own user's processes.
 pub struct BesListener {
     socket: Socket,
-    door: Door,
+    access: ListenerRules,
 }
 
 #[derive(Debug)]
@@ -165,23 +165,23 @@ impl BesListener {
         UnixListener::from_std(listener).map(|l| Self::new(Socket::Unix(l, None)))
     }
 
-    /// With a door's rules.
-    pub fn behind(self, door: Door) -> Self {
-        Self { door, ..self }
+    /// With a listener's rules.
+    pub fn with_rules(self, access: ListenerRules) -> Self {
+        Self { access, ..self }
     }
 
     /// As what connections are taken from, and by which rules; with the file that goes with a unix socket.
-    pub(crate) fn into_parts(self) -> (Listening, Door, Option<SocketFile>) {
+    pub(crate) fn into_parts(self) -> (Listening, ListenerRules, Option<SocketFile>) {
         match self.socket {
-            Socket::Tcp(listener) => (Listening::Tcp(listener), self.door, None),
-            Socket::Unix(listener, file) => (Listening::Unix(listener), self.door, file),
+            Socket::Tcp(listener) => (Listening::Tcp(listener), self.access, None),
+            Socket::Unix(listener, file) => (Listening::Unix(listener), self.access, file),
         }
     }
 
     fn new(socket: Socket) -> Self {
         Self {
             socket,
-            door: Door::default(),
+            access: ListenerRules::default(),
         }
     }
 

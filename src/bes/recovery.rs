@@ -35,7 +35,7 @@ pub(super) async fn recover(context: &Arc<Context>) -> Result<usize, JournalErro
     let streams = unfinished.len();
     let (mut opened, mut suspects) = (Vec::new(), Vec::new());
     for (lost, entry) in unfinished {
-        // Anyone who asks about the build as soon as the doors are open must find it at work, however long its journal
+        // Anyone who asks about the build as soon as the listeners are open must find it at work, however long its journal
         // takes to read: asking for its progress makes the engine know it.
         let (builds, key) = (Arc::clone(&context.builds), entry.key.clone());
         let done = tokio::task::spawn_blocking(move || builds.is_done(&key)).await;

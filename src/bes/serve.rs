@@ -104,12 +104,12 @@ pub async fn serve(
     let stop = shutdown.child_token();
     let places = places(FILES_SHARE * listeners.len(), CONNECTIONS);
     let serving = listeners.into_iter().map(|listener| {
-        let (listener, door, file) = listener.into_parts();
+        let (listener, access, file) = listener.into_parts();
         let router = limited(server(), service.limits())
             .layer(MapResponseLayer::new(dated))
-            .layer(Guard(door.clone()))
+            .layer(Guard(access.clone()))
             .add_routes(routes.clone());
-        let incoming = expect_preface(Incoming::new(listener, door, Protocol::Http2, places));
+        let incoming = expect_preface(Incoming::new(listener, access, Protocol::Http2, places));
         let stop = stop.clone();
         async move {
             let stopped = stop.clone().cancelled_owned();

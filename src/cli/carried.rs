@@ -30,7 +30,7 @@ struct Packing {
     left_out: HashMap<Digest, String>,
 }
 
-/// The runfiles of all programs among a build's outputs, with the bytes of those that no cache need have, up to so many.
+/// The runfiles of all programs among a build's outputs, with the bytes of those that no cache need have, up to a limit.
 pub(super) async fn of_build(
     client: &mut Client,
     invocation_id: &str,

@@ -41,14 +41,14 @@ const NEWEST: u32 = 1000;
 type Control = ControlClient<BoxCloneService<http::Request<Body>, http::Response<Body>, BoxError>>;
 
 /// Where a daemon is looked for.
-pub(super) enum Door {
+pub(super) enum DaemonAddress {
     /// The socket of the state directory. If nobody answers there, the record can be opened.
     Socket(PathBuf),
     /// What `--control` names.
     Named(Box<ControlAddress>),
 }
 
-impl fmt::Display for Door {
+impl fmt::Display for DaemonAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket(path) => path.display().fmt(f),
@@ -57,7 +57,7 @@ impl fmt::Display for Door {
     }
 }
 
-impl Door {
+impl DaemonAddress {
     /// The one that the flags name.
     pub(super) fn new(control: &ControlArgs, state: &StateArgs, files: TlsFiles) -> Result<Self, Failure> {
         match control.address(files)? {
@@ -184,10 +184,10 @@ impl Client {
         state: &StateArgs,
         cache: &CacheArgs,
     ) -> Result<Self, Failure> {
-        let door = Door::new(control, state, cache.tls.files())?;
-        match door.connect().await {
+        let address = DaemonAddress::new(control, state, cache.tls.files())?;
+        match address.connect().await {
             Ok(daemon) => Ok(daemon),
-            Err(refused) => Self::here(&door, &refused.to_string(), state, cache).await,
+            Err(refused) => Self::here(&address, &refused.to_string(), state, cache).await,
         }
     }
 
@@ -268,19 +268,21 @@ impl Client {
     /// This process, since no daemon answers: opens the record, unless another one was asked for. The failure tells
     /// whether another process has it, which may be about to answer, or to end.
     pub(super) async fn here(
-        door: &Door,
+        address: &DaemonAddress,
         refused: &str,
         state: &StateArgs,
         cache: &CacheArgs,
     ) -> Result<Self, Failure> {
-        if let Door::Named(_) = door {
-            return Err(Failure::failed(format!("no daemon answers on {door}: {refused}")));
+        if let DaemonAddress::Named(_) = address {
+            return Err(Failure::failed(format!(
+                "no daemon answers on {address}: {refused}"
+            )));
         }
         let directory = state.directory()?;
         let journal = directory.join("journal");
         if !directory.is_dir() {
             return Err(Failure::not_found(format!(
-                "nothing is recorded in {} and no daemon answers on {door}: {refused}",
+                "nothing is recorded in {} and no daemon answers on {address}: {refused}",
                 directory.display(),
             )));
         }
@@ -288,7 +290,7 @@ impl Client {
             Ok(Ok((record, _))) => record,
             Ok(Err(error @ RecordError::Held { .. })) => {
                 return Err(Failure::held(format!(
-                    "{error}, and that process does not answer on {door}: {refused}"
+                    "{error}, and that process does not answer on {address}: {refused}"
                 )));
             }
             Ok(Err(error)) => return Err(Failure::failed(error)),

@@ -59,12 +59,12 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
     };
     let build = GeneratedBuild::new(|bytes| cache.put(bytes), setting, 1);
     let (daemon, mut reports) = start(&base, &address).await?;
-    let door = daemon
+    let bes = daemon
         .bes
         .first()
         .map(|a| format!("grpc://{a}"))
         .unwrap_or_default();
-    writeln!(out, "The daemon takes build events on {door}.\n")?;
+    writeln!(out, "The daemon takes build events on {bes}.\n")?;
     let shutdown = daemon.shutdown_token();
     let serving = tokio::spawn(daemon.join());
 
@@ -72,7 +72,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
         out,
         "A first build runs remotely and downloads nothing itself (--remote_download_minimal):"
     )?;
-    writeln!(out, "  {}", run(&door, &build, &mut reports).await?)?;
+    writeln!(out, "  {}", run(&bes, &build, &mut reports).await?)?;
     let missing = check(&build, &exec_root)?;
     writeln!(out, "  its command has returned; {}\n", verdict(&build, missing))?;
 
@@ -82,7 +82,7 @@ async fn demo(args: DemoArgs) -> Result<u8, Failure> {
         "{deleted} of its outputs are deleted. A second build, all cache hits, executes nothing:"
     )?;
     let build = build.incremental();
-    writeln!(out, "  {}", run(&door, &build, &mut reports).await?)?;
+    writeln!(out, "  {}", run(&bes, &build, &mut reports).await?)?;
     let missing_now = check(&build, &exec_root)?;
     writeln!(out, "  {}\n", verdict(&build, missing_now))?;
     writeln!(out, "The files are in {}", exec_root.join("bazel-out").display())?;
@@ -127,11 +127,11 @@ async fn start(base: &Path, cache: &str) -> Result<(Daemon, broadcast::Receiver<
 
 /// Plays a build to the daemon, and gives what that reports of it.
 async fn run(
-    door: &str,
+    address: &str,
     build: &GeneratedBuild,
     reports: &mut broadcast::Receiver<Report>,
 ) -> Result<String, Failure> {
-    play(door, &build.invocation_id(), &build.build_id(), build.events())
+    play(address, &build.invocation_id(), &build.build_id(), build.events())
         .await
         .map_err(Failure::failed)?;
     Ok(reports.recv().await.map_err(Failure::failed)?.line)

@@ -146,7 +146,7 @@ async fn find(
     };
     let id = match client.stage(request).await {
         Ok(planned) => planned.invocation_id,
-        // Nothing to stage is no reason not to carry it elsewhere: its targets and its end are told too.
+        // A build without outputs to stage is exported too: its targets and its end are in the export.
         Err(status) => nothing_of(&status).ok_or_else(|| failure(&status))?,
     };
     let (row, _) = client.invocation(&id).await?;

@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 
 use super::{
-    client::{Client, Door, Lost},
+    client::{Client, DaemonAddress, Lost},
     exit,
     exit::Failure,
     paths, print,
@@ -121,7 +121,7 @@ pub(super) fn say_lost(reason: &str) -> std::io::Result<()> {
 /// Follows builds, one after the other.
 pub(super) struct Follower<'a> {
     state: &'a StateArgs,
-    door: Door,
+    address: DaemonAddress,
     cache: CacheArgs,
     begun: Instant,
     is_lost: bool,
@@ -133,7 +133,7 @@ impl<'a> Follower<'a> {
     pub(super) fn new(args: &'a DaemonArgs) -> Result<Self, Failure> {
         Ok(Self {
             state: &args.state,
-            door: Door::new(&args.control, &args.state, args.tls.files())?,
+            address: DaemonAddress::new(&args.control, &args.state, args.tls.files())?,
             cache: from_environment()?,
             begun: Instant::now(),
             is_lost: false,
@@ -151,7 +151,7 @@ impl<'a> Follower<'a> {
         // Once a daemon has answered, its record is left to it: it may be starting again.
         let mut met = false;
         loop {
-            let mut client = match self.door.connect().await {
+            let mut client = match self.address.connect().await {
                 Ok(daemon) => {
                     met = true;
                     daemon
@@ -162,7 +162,7 @@ impl<'a> Follower<'a> {
                     continue;
                 }
                 Err(refused) => {
-                    match Client::here(&self.door, &refused.to_string(), self.state, &self.cache).await {
+                    match Client::here(&self.address, &refused.to_string(), self.state, &self.cache).await {
                         Ok(client) => client,
                         // A daemon that is starting, or a command that will be done.
                         Err(failure) if failure.held => {
@@ -182,7 +182,7 @@ impl<'a> Follower<'a> {
                 Err(Lost::Refused(failure)) if failure.code == exit::NOT_FOUND && !met => {
                     return Err(Failure::not_found(format!(
                         "{}, and no daemon answers on {}",
-                        failure.message, self.door
+                        failure.message, self.address
                     )));
                 }
                 Err(Lost::Refused(failure)) => return Err(failure),

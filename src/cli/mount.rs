@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::{Client, Door},
+    client::{Client, DaemonAddress},
     ending::Signals,
     exit::{self, Failure},
     print, runtime,
@@ -200,7 +200,7 @@ impl Recorded {
     ) -> Result<Option<Asked<'_>>, Failure> {
         let none = ControlArgs::default();
         let control = if door == 0 { &self.control } else { &none };
-        let daemon = Door::new(control, state, self.cache.tls.files())?;
+        let daemon = DaemonAddress::new(control, state, self.cache.tls.files())?;
         if let Ok(client) = daemon.connect().await {
             return Ok(Some(Asked { client, _alone: None }));
         }

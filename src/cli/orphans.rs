@@ -237,7 +237,7 @@ mod tests {
         );
         assert!(orphan(base.clone(), String::new()).is_none());
         fs::create_dir(base.join("server")).unwrap();
-        // This process is no server of it.
+        // This process is not a server of it.
         fs::write(base.join("server/server.pid.txt"), std::process::id().to_string()).unwrap();
         assert!(named(&workspace).unwrap().kept.is_none());
         let mut server = std::process::Command::new("sh")

@@ -69,7 +69,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("outer/inner/pkg");
         std::fs::create_dir_all(&deep).unwrap();
-        // A directory of that name is no mark.
+        // A directory of that name is not a mark.
         std::fs::create_dir(deep.join("WORKSPACE")).unwrap();
         assert_eq!(workspace_around(&deep), None);
         std::fs::write(dir.path().join("outer/WORKSPACE"), "").unwrap();

@@ -1,7 +1,7 @@
 //! SIGHUP: the daemon looks at its flags, its configuration file and the files that these name again, without closing
-//! a door.
+//! a listener.
 //!
-//! What is read again is credentials (certificates and tokens of the own doors; headers, certificates and helpers for
+//! What is read again is credentials (certificates and tokens of its own listeners; headers, certificates and helpers for
 //! the cache and the upstream service) and policies (what is downloaded, from where, and into which output trees).
 //! Everything is checked before anything is changed: a wrong setting leaves all as it was. Builds that run keep the
 //! cache and the selection that they began with.
@@ -23,14 +23,14 @@ use super::{
     serve::ServeArgs,
 };
 use crate::{
-    access::Door,
+    access::ListenerRules,
     bes::{BesAddress, Upstream},
     config::{AccessArgs, CacheArgs, ControlListenArgs, SelectionArgs, naming_the_file},
     daemon::Services,
     roots::Destination,
 };
 
-/// Flags beside those of caches, selection and doors that count at once; all others wait for a restart.
+/// Flags beside those of caches, selection and listeners that count at once; all others wait for a restart.
 const AT_ONCE: &[&str] = &[
     "allow_exec_root",
     "bes_header",
@@ -43,11 +43,11 @@ const AT_ONCE: &[&str] = &[
 /// What every flag has been given.
 type Values = BTreeMap<String, Vec<OsString>>;
 
-/// The rules of the open doors.
-pub(super) struct Doors {
-    pub(super) bes: Door,
-    pub(super) admin: Door,
-    pub(super) control: Option<Door>,
+/// The rules of the open listeners.
+pub(super) struct ListenerAccess {
+    pub(super) bes: ListenerRules,
+    pub(super) admin: ListenerRules,
+    pub(super) control: Option<ListenerRules>,
 }
 
 /// What the daemon was started with.
@@ -71,7 +71,7 @@ impl Settings {
 /// What can be changed while the daemon runs.
 pub(super) struct Reload {
     pub(super) settings: Settings,
-    pub(super) doors: Doors,
+    pub(super) access: ListenerAccess,
     /// Where build events are taken.
     pub(super) addresses: Vec<BesAddress>,
     /// Where the admin port is.
@@ -142,10 +142,10 @@ impl Reload {
             ControlListenArgs::check(&flag, &args.access, at, &port.rules)?;
         }
 
-        self.doors.bes.set(guards.bes);
-        self.doors.admin.set(guards.admin);
-        if let Some((door, port)) = self.doors.control.as_ref().zip(control) {
-            door.set(port.rules);
+        self.access.bes.set(guards.bes);
+        self.access.admin.set(guards.admin);
+        if let Some((access, port)) = self.access.control.as_ref().zip(control) {
+            access.set(port.rules);
         }
         if let Some((ours, new)) = self.upstream.as_ref().zip(upstream)
             && !changed.contains("bes_backend")

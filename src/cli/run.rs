@@ -1,7 +1,7 @@
 //! `outhaul run -- bazel build //…`: a build tool's command with a daemon of its own.
 //!
 //! The daemon lives in this process, on free ports of the loopback interface; nothing else has to run, and nothing
-//! stays behind. A Bazel is asked what its options come to ([`probe`]), gets a door for its events and flags that lead
+//! stays behind. A Bazel is asked what its options come to ([`probe`]), gets a listener for its events and flags that lead
 //! there ([`host`]), and is told to download nothing only where all of it is sure to come by us ([`mode`]). Any other
 //! program runs as it is, with a `PATH` on which Bazels below it are found by us first ([`shims`]).
 
@@ -173,7 +173,7 @@ async fn run(args: RunArgs) -> Result<u8, Failure> {
     })
 }
 
-/// Says what came of it, and whether something did not come. `wrapped` is the program, if it is no Bazel.
+/// Says what came of it, and whether something did not come. `wrapped` is the program, if it is not a Bazel.
 fn outcome(host: &Host, reports: &[Report], wrapped: Option<&OsString>, has_failed: bool) -> bool {
     // The command's code counts, also when nobody reads what we say.
     let _ = tell(reports);
@@ -220,7 +220,7 @@ async fn start(mut args: RunArgs) -> Result<anyhow::Result<Started>, Failure> {
     let source = cache.source_rule(true)?;
     let rewrite = args.upstream.rewrite_uris;
     let open = |record| Services::open(record, policy, rules, source, placing, rewrite);
-    // Each Bazel gets a door of its own.
+    // Each Bazel gets a listener of its own.
     let options = DaemonOptions {
         hold,
         limits,
@@ -258,15 +258,15 @@ async fn launch(
         ..options
     };
     let daemon = Daemon::start(services.clone(), options).await?;
-    let doors = daemon.event_doors();
+    let listeners = daemon.event_listeners();
     let collected = SharedReports::default();
     tokio::spawn(collect(
         services.engine.reports(),
-        doors.clone(),
+        listeners.clone(),
         collected.clone(),
     ));
     let host = Host {
-        doors,
+        listeners,
         services,
         hold,
         keep: args.keep_download_mode,

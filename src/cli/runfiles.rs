@@ -115,7 +115,7 @@ pub(super) async fn of(client: &mut Client, outputs: &[pb::Output]) -> Result<Ru
         };
         let manifest = match opened.root.runfiles_manifest(&output.exec_path) {
             Ok(Some(manifest)) => manifest,
-            // It is no program.
+            // It is not a program.
             Ok(None) => continue,
             Err(error) => {
                 let (path, error) = (view::absolute(output), with_causes(&error));

@@ -11,18 +11,18 @@ use super::{
     ending::Signals,
     exit::{self, Failure},
     record::open_record,
-    reload::{Doors, Hangup, Reload, Settings},
+    reload::{Hangup, ListenerAccess, Reload, Settings},
     runtime,
 };
 use crate::{
-    access::{Door, Rules},
+    access::{ListenerRules, Rules},
     bes::{BesAddress, BesListener},
     config::{
         AccessArgs, CacheArgs, ConfigError, ControlListenArgs, ControlPort, HoldArgs, LeaseArgs, LimitArgs,
         NotifyArgs, PlaceArgs, SelectionArgs, StateArgs, UpstreamArgs,
     },
     daemon::{
-        AdminDoor, ControlDoor, Daemon, DaemonOptions, Inherited, Retention, Services, notify_ready,
+        AdminListener, ControlListener, Daemon, DaemonOptions, Inherited, Retention, Services, notify_ready,
         notify_stopping,
     },
     invocation::policy::Policy,
@@ -150,7 +150,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     if shutdown.is_cancelled() {
         return ended_early(record).await;
     }
-    let (doors, addresses, control_door) = args.open(&mut checked, inherited).await?;
+    let (access, addresses, control) = args.open(&mut checked, inherited).await?;
     let mut options = checked.options;
     let upstream = options.upstream.clone();
     let mut services = Services::open(
@@ -174,10 +174,10 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
         return ended_early(record).await;
     };
     let mut daemon = started.map_err(Failure::failed)?;
-    announce(&daemon, &doors);
-    if let Some(door) = control_door {
-        let address = door.listener.local_addr()?;
-        daemon.open_control(door);
+    announce(&daemon, &access);
+    if let Some(control) = control {
+        let address = control.listener.local_addr()?;
+        daemon.open_control(control);
         tracing::info!("control API on {address}");
     }
     tracing::info!("control socket {}", checked.socket.display());
@@ -189,7 +189,7 @@ async fn serve(mut args: ServeArgs, inherited: Inherited) -> Result<u8, Failure>
     tokio::spawn(end_together(daemon.shutdown_token(), shutdown.clone()));
     let reload = Reload {
         settings,
-        doors,
+        access,
         addresses,
         admin: checked.admin,
         control: checked.control.map(|port| port.address),
@@ -301,37 +301,40 @@ impl ServeArgs {
         &self,
         checked: &mut Checked,
         inherited: Inherited,
-    ) -> Result<(Doors, Vec<BesAddress>, Option<ControlDoor>), Failure> {
+    ) -> Result<(ListenerAccess, Vec<BesAddress>, Option<ControlListener>), Failure> {
         let bes = listeners(inherited, &checked.addresses)?;
         let addresses = bes.iter().map(BesListener::address);
         let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
         // Those that were handed over could not be looked at before.
         let guards = self.guards(&addresses, checked.admin)?;
         let control = checked.control.as_ref();
-        let doors = Doors {
-            bes: Door::new(guards.bes),
-            admin: Door::new(guards.admin),
-            control: control.map(|port| Door::new(port.rules.clone())),
+        let access = ListenerAccess {
+            bes: ListenerRules::new(guards.bes),
+            admin: ListenerRules::new(guards.admin),
+            control: control.map(|port| ListenerRules::new(port.rules.clone())),
         };
         let options = &mut checked.options;
-        options.bes = bes.into_iter().map(|b| b.behind(doors.bes.clone())).collect();
+        options.bes = bes
+            .into_iter()
+            .map(|b| b.with_rules(access.bes.clone()))
+            .collect();
         let control = BesListener::bind(&BesAddress::Unix(checked.socket.clone()));
         options.control = Some(control.map_err(|e| Failure::usage(format!("--control-socket: {e}")))?);
         if let Some(address) = checked.admin {
-            options.admin = Some(AdminDoor {
+            options.admin = Some(AdminListener {
                 listener: bind("--admin-listen", address).await?,
-                door: doors.admin.clone(),
+                access: access.admin.clone(),
             });
         }
-        let port = match checked.control.as_ref().zip(doors.control.clone()) {
-            Some((port, door)) => Some(ControlDoor {
+        let port = match checked.control.as_ref().zip(access.control.clone()) {
+            Some((port, access)) => Some(ControlListener {
                 listener: bind("--control-listen", port.address).await?,
-                door,
+                access,
                 reach: port.reach.clone(),
             }),
             None => None,
         };
-        Ok((doors, addresses, port))
+        Ok((access, addresses, port))
     }
 }
 
@@ -358,12 +361,12 @@ async fn end_together(closing: CancellationToken, asked: CancellationToken) {
 }
 
 /// Says where build tools connect, and where the admin port is.
-fn announce(daemon: &Daemon, doors: &Doors) {
+fn announce(daemon: &Daemon, access: &ListenerAccess) {
     for address in &daemon.bes {
         tracing::info!("listening for build events on {address}");
     }
     if let Some(address) = daemon.admin {
-        let scheme = if doors.admin.rules().tls.is_some() {
+        let scheme = if access.admin.rules().tls.is_some() {
             "https"
         } else {
             "http"

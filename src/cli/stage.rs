@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{
-    client::{Client, Door},
+    client::{Client, DaemonAddress},
     exit,
     exit::Failure,
     files::{FilesArgs, When},
@@ -287,14 +287,14 @@ async fn patiently(args: &StageArgs, invocation_id: &str, workspace: &str) -> Re
 
 /// The daemon, or the record. No build is needed, so the first use of all may be this: the record is then made.
 async fn of_collection(args: &StageArgs, control: &ControlArgs) -> Result<Client, Failure> {
-    let door = Door::new(control, &args.state, args.cache.tls.files())?;
-    match door.connect().await {
+    let address = DaemonAddress::new(control, &args.state, args.cache.tls.files())?;
+    match address.connect().await {
         Ok(daemon) => Ok(daemon),
         Err(refused) => {
             let mut private = std::fs::DirBuilder::new();
             private.recursive(true).mode(0o700);
             private.create(args.state.directory()?)?;
-            Client::here(&door, &refused.to_string(), &args.state, &args.cache).await
+            Client::here(&address, &refused.to_string(), &args.state, &args.cache).await
         }
     }
 }

@@ -28,7 +28,7 @@ impl Checksum {
     /// Reads the file beside an archive of this name: `HASH`, or `HASH  NAME` as `sha256sum` writes it.
     ///
     /// # Errors
-    /// When it has more than one line, is of another file, or is no checksum.
+    /// When it has more than one line, is of another file, or is not a checksum.
     pub(super) fn of_sidecar(text: &str, name: &str) -> Result<Self, ChecksumError> {
         let text = text.trim_end();
         if text.len() == DIGITS {

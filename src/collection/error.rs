@@ -66,7 +66,7 @@ pub(crate) enum CollectionError {
         /// The name.
         name: String,
     },
-    /// Its name is no name for a directory.
+    /// Its name is not a name for a directory.
     #[error(
         "{name}: without its ending, it is not the name of a directory to unpack into; leave it out with --exclude"
     )]

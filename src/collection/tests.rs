@@ -148,7 +148,7 @@ async fn what_breaks_is_resumed_where_it_broke_if_it_is_the_same_file() {
         "{heads:?}"
     );
 
-    // It broke behind the last byte.
+    // It broke after the last byte.
     let all = answer("200 OK", &chunked, "a\r\n0123456789\r\n");
     let at_end = answer(
         "416 Range Not Satisfiable",

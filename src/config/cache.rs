@@ -315,7 +315,11 @@ impl CacheArgs {
         if chain.len() > Chain::MOST {
             return Err(ConfigError::new(
                 "--remote-cache",
-                format!("{} caches are given; {} are the most", chain.len(), Chain::MOST),
+                format!(
+                    "{} caches are given; at most {} are allowed",
+                    chain.len(),
+                    Chain::MOST
+                ),
             ));
         }
         let is_tls = |options: &RemoteOptions| options.connect.endpoint.is_tls();
@@ -494,7 +498,7 @@ mod tests {
             .collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let error = rule(&many, false).err().expect("too many").to_string();
-        assert!(error.contains("16 are the most"), "{error}");
+        assert!(error.contains("at most 16 are allowed"), "{error}");
     }
 
     #[test]

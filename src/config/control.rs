@@ -1,4 +1,4 @@
-//! The control API on TCP: the daemon's door, and how other commands find it.
+//! The control API on TCP: the daemon's listener, and how other commands find it.
 
 use std::{net::SocketAddr, path::PathBuf};
 

@@ -19,7 +19,7 @@ const REMOTE_CACHE: &str = "--remote-cache";
 /// alone. `known` tells whether the subcommand has a flag, and whether it takes a value.
 ///
 /// # Errors
-/// Naming the file and the key: the file is missing or no TOML, or a key is no flag at all.
+/// Naming the file and the key: the file is missing or not TOML, or a key is not a flag.
 pub(crate) fn with_config_file(
     mut args: Vec<OsString>,
     subcommands: &[String],

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tls_files_are_for_whoever_speaks_tls() {
+    async fn tls_files_are_for_services_that_speak_tls() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ca.pem");
         let made = rcgen::generate_simple_self_signed(["h".to_owned()]).unwrap();

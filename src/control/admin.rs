@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    access::{Caller, Connection, Door, Incoming, Listening, Protocol, places},
+    access::{Caller, Connection, Incoming, ListenerRules, Listening, Protocol, places},
     metrics::Metrics,
     record::Record,
     units::has_date,
@@ -64,16 +64,16 @@ impl Admin {
         self.ready.store(ready, std::sync::atomic::Ordering::Release);
     }
 
-    /// Serves whom the door lets in until the token is cancelled.
-    pub(crate) async fn serve(self, listener: Listening, door: Door, shutdown: CancellationToken) {
+    /// Serves whom the listener lets in until the token is cancelled.
+    pub(crate) async fn serve(self, listener: Listening, access: ListenerRules, shutdown: CancellationToken) {
         let places = places(FILES_SHARE, CONNECTIONS);
-        let mut incoming = Incoming::new(listener, door.clone(), Protocol::Http1, places);
+        let mut incoming = Incoming::new(listener, access.clone(), Protocol::Http1, places);
         let router = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .layer(middleware::from_fn(move |request, next| {
-                guard(door.clone(), request, next)
+                guard(access.clone(), request, next)
             }))
             .with_state(self);
         let mut open = JoinSet::new();
@@ -135,9 +135,9 @@ fn is_ours(host: &str) -> bool {
 
 /// Whose process it is does not matter here: nothing can be changed, and what collects metrics is another user's as a
 /// rule. Without a token or TLS, which a web page has not, it must know where it is.
-async fn guard(door: Door, mut request: Request, next: Next) -> Response {
+async fn guard(access: ListenerRules, mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
-    let rules = door.rules();
+    let rules = access.rules();
     if rules.token.is_none() && rules.tls.is_none() && !rules.other_users && !is_for_us(&request) {
         let refused = "this port only answers requests for its own address or localhost; with \
                        --admin-token-file, TLS or --insecure it also answers to other host names\n";
@@ -152,7 +152,7 @@ async fn guard(door: Door, mut request: Request, next: Next) -> Response {
     }
 }
 
-/// Ready: the doors are open. A degraded record does not stop builds, so it is told and no failure.
+/// Ready: the listeners are open. A degraded record does not stop builds, so it is told and no failure.
 async fn ready(State(admin): State<Admin>) -> Response {
     if !admin.ready.load(std::sync::atomic::Ordering::Acquire) {
         return (StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n").into_response();
@@ -197,7 +197,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let serving = page.serve(Listening::Tcp(listener), Door::default(), stop.clone());
+        let serving = page.serve(Listening::Tcp(listener), ListenerRules::default(), stop.clone());
         let serving = tokio::spawn(serving);
         let whole = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
         for (said, answer) in [("", ""), ("GET /healthz HTTP/1.1\r\nA: ", ""), (whole, "ok\n")] {

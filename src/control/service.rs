@@ -99,9 +99,9 @@ impl Service {
         self
     }
 
-    /// As the callers of one door see it: they may have something staged into what is in their reach, and wait for each
+    /// As the callers of one listener see it: they may have something staged into what is in their reach, and wait for each
     /// other alone.
-    pub(crate) fn at_door(&self, reach: Reach) -> Self {
+    pub(crate) fn for_listener(&self, reach: Reach) -> Self {
         Self {
             stager: self.stager.clone().map(|stager| stager.within(reach)),
             places: Arc::new(Semaphore::new(calls::READING)),

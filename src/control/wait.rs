@@ -129,7 +129,7 @@ impl Judge {
     /// Waits for what the patterns take in; for the whole invocation without any.
     ///
     /// # Errors
-    /// When one is no pattern.
+    /// When one is not a pattern.
     pub(crate) fn new<S: AsRef<str>>(patterns: &[S]) -> Result<Self, PatternError> {
         let asked = patterns.iter().map(|text| Asked::parse(text.as_ref()));
         Ok(Self {

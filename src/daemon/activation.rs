@@ -21,7 +21,7 @@ impl Inherited {
     /// there are other threads.
     ///
     /// # Errors
-    /// When a descriptor is no stream socket.
+    /// When a descriptor is not a stream socket.
     pub(crate) fn take() -> io::Result<Self> {
         let mut fds = ListenFd::from_env();
         let mut sockets = Vec::new();
@@ -51,12 +51,12 @@ impl Inherited {
     }
 }
 
-/// Tells a service manager that asked for it (`NOTIFY_SOCKET`, systemd's sd_notify(3)) that the doors are open.
+/// Tells a service manager that asked for it (`NOTIFY_SOCKET`, systemd's sd_notify(3)) that the listeners are open.
 pub(crate) fn notify_ready() {
     notify(b"READY=1");
 }
 
-/// Tells it that the doors are closed and the rest is only being tidied up.
+/// Tells it that the listeners are closed and the rest is only being tidied up.
 pub(crate) fn notify_stopping() {
     notify(b"STOPPING=1");
 }

@@ -1,4 +1,4 @@
-//! Doors for build tools' events that are opened while the daemon runs: one for each command, each with its own way
+//! Listeners for build tools' events that are opened while the daemon runs: one for each command, each with its own way
 //! upstream.
 
 use std::{collections::HashSet, sync::Arc};
@@ -15,27 +15,27 @@ use crate::{
     journal::Journal,
 };
 
-/// Opens doors. Cheap to clone.
+/// Opens listeners. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct EventDoors {
+pub(crate) struct EventListeners {
     services: Services,
     journal: Option<Journal>,
     hold: HoldPolicy,
     limits: BesLimits,
-    /// What the journal has of builds that were not settled is gone on with once, by the first door. These are they.
+    /// What the journal has of builds that were not settled is gone on with once, by the first listener. These are they.
     recovered: Arc<OnceCell<HashSet<(String, String)>>>,
     opened: mpsc::UnboundedSender<(BesService, BesListener)>,
 }
 
-/// An open door.
-pub(crate) struct EventDoor {
+/// An open listener.
+pub(crate) struct EventListener {
     /// Where it is.
     pub address: BesAddress,
     /// What came through it.
     pub service: BesService,
 }
 
-impl EventDoors {
+impl EventListeners {
     pub(super) fn new(
         services: Services,
         journal: Option<Journal>,
@@ -43,7 +43,7 @@ impl EventDoors {
         limits: BesLimits,
     ) -> (Self, mpsc::UnboundedReceiver<(BesService, BesListener)>) {
         let (opened, opening) = mpsc::unbounded_channel();
-        let doors = Self {
+        let listeners = Self {
             services,
             journal,
             hold,
@@ -51,15 +51,15 @@ impl EventDoors {
             recovered: Arc::default(),
             opened,
         };
-        (doors, opening)
+        (listeners, opening)
     }
 
-    /// Opens a door on a free port of the loopback interface. What comes through it is passed on upstream, if there is
+    /// Opens a listener on a free port of the loopback interface. What comes through it is passed on upstream, if there is
     /// such a service.
     ///
     /// # Errors
-    /// When the system refuses; or the daemon has doors of its own, or is ending.
-    pub(crate) async fn open(&self, upstream: Option<Upstream>) -> Result<EventDoor, DaemonError> {
+    /// When the system refuses; or the daemon has listeners of its own, or is ending.
+    pub(crate) async fn open(&self, upstream: Option<Upstream>) -> Result<EventListener, DaemonError> {
         let any = BesAddress::Tcp(([127, 0, 0, 1], 0).into());
         let listener = BesListener::bind(&any)?;
         let address = listener.address()?;
@@ -75,19 +75,19 @@ impl EventDoors {
         self.opened
             .send((service.clone(), listener))
             .map_err(|_| DaemonError::Closed)?;
-        Ok(EventDoor { address, service })
+        Ok(EventListener { address, service })
     }
 
-    /// Whether a build, by its invocation id and its build id, came through a door, and not from the journal.
+    /// Whether a build, by its invocation id and its build id, came through a listener, and not from the journal.
     pub(crate) fn came_in(&self, stream: &(String, String)) -> bool {
-        // Nothing comes in before there is a door.
+        // Nothing comes in before there is a listener.
         self.recovered
             .get()
             .is_some_and(|others| !others.contains(stream))
     }
 }
 
-/// Serves doors as they are opened, until the end. One that fails fails alone.
+/// Serves listeners as they are opened, until the end. One that fails fails alone.
 pub(super) async fn serve(
     mut opened: mpsc::UnboundedReceiver<(BesService, BesListener)>,
     stop: CancellationToken,

@@ -22,9 +22,9 @@ pub use self::running::{Daemon, DaemonOptions};
 pub use self::services::Services;
 pub(crate) use self::{
     activation::{Inherited, notify_ready, notify_stopping},
-    control::ControlDoor,
+    control::ControlListener,
     error::DaemonError,
-    events::EventDoors,
+    events::EventListeners,
     retention::{Plan as RetentionPlan, Retention},
-    running::AdminDoor,
+    running::AdminListener,
 };

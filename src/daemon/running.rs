@@ -10,14 +10,14 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ControlDoor, DaemonError, EventDoors, Retention, Services,
+    ControlListener, DaemonError, EventListeners, Retention, Services,
     background::background,
     control, events, idle,
     recovery::{interrupt_stale, recover, set_aside, sweep},
     retention,
 };
 use crate::{
-    access::{Door, Listening},
+    access::{ListenerRules, Listening},
     bes::{self, BesAddress, BesListener, HoldPolicy, Upstream, counted::CountedLayer},
     config::Limits,
     control::Admin,
@@ -27,7 +27,7 @@ use crate::{
     notify::Backlog,
 };
 
-/// How long calls may go on once the doors are closed.
+/// How long calls may go on once the listeners are closed.
 const CLOSING: Duration = Duration::from_secs(10);
 
 /// How long builds that have all their outputs may take after that to be recorded as settled.
@@ -37,11 +37,11 @@ const CONCLUDING: Duration = Duration::from_secs(1);
 const TIDYING: Duration = Duration::from_secs(11);
 
 /// A port for health and metrics.
-pub struct AdminDoor {
+pub struct AdminListener {
     /// Where it listens.
     pub listener: TcpListener,
     /// Whom it lets in.
-    pub door: Door,
+    pub access: ListenerRules,
 }
 
 /// The daemon's listeners and background tasks; by default it has none.
@@ -55,13 +55,13 @@ pub struct DaemonOptions {
     pub hold: HoldPolicy,
     /// Where events are forwarded to.
     pub upstream: Option<Upstream>,
-    /// Where build tools connect. Without any, they connect where [`Daemon::event_doors`] opens doors, and the journal
+    /// Where build tools connect. Without any, they connect where [`Daemon::event_listeners`] opens listeners, and the journal
     /// is gone on with when the first one is open.
     pub bes: Vec<BesListener>,
     /// Where the control API is served.
     pub control: Option<BesListener>,
     /// Where the admin port is served.
-    pub admin: Option<AdminDoor>,
+    pub admin: Option<AdminListener>,
     /// What is kept of old builds; everything, if not told.
     pub retention: Option<Retention>,
     /// Whether and how outputs that were not downloaded are kept in the cache.
@@ -74,7 +74,7 @@ pub struct DaemonOptions {
     pub notifications: Option<Backlog>,
 }
 
-/// A daemon with open doors.
+/// A daemon with open listeners.
 pub struct Daemon {
     /// Where build tools connect, with the ports that the system chose.
     pub bes: Vec<BesAddress>,
@@ -85,7 +85,7 @@ pub struct Daemon {
     services: Services,
     /// How requests of the control API are counted.
     requests: CountedLayer,
-    doors: EventDoors,
+    listeners: EventListeners,
 }
 
 /// The build never suffers: without a journal a crash costs a re-derivation, no more.
@@ -106,7 +106,7 @@ fn addresses(options: &DaemonOptions) -> Result<(Vec<BesAddress>, Option<SocketA
 }
 
 impl Daemon {
-    /// Sweeps what dead processes left in the known output roots, goes on from the journal, and opens the doors.
+    /// Sweeps what dead processes left in the known output roots, goes on from the journal, and opens the listeners.
     ///
     /// # Errors
     /// When a listener cannot be opened.
@@ -138,7 +138,8 @@ impl Daemon {
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let stop = shutdown.clone();
-        let (doors, opened) = EventDoors::new(services.clone(), journal.clone(), options.hold, limits);
+        let (listeners, opened) =
+            EventListeners::new(services.clone(), journal.clone(), options.hold, limits);
         if options.bes.is_empty() {
             tasks.spawn(async move { events::serve(opened, stop).await });
         } else {
@@ -155,7 +156,8 @@ impl Daemon {
         if let Some(admin) = options.admin {
             let (page, stop) = (page.clone(), shutdown.clone());
             tasks.spawn(async move {
-                page.serve(Listening::Tcp(admin.listener), admin.door, stop).await;
+                page.serve(Listening::Tcp(admin.listener), admin.access, stop)
+                    .await;
                 Ok(())
             });
         }
@@ -184,29 +186,29 @@ impl Daemon {
             tasks,
             services,
             requests,
-            doors,
+            listeners,
         })
     }
 
-    /// For opening further doors for build tools' events, if the daemon was started without any.
-    pub(crate) fn event_doors(&self) -> EventDoors {
-        self.doors.clone()
+    /// For opening further listeners for build tools' events, if the daemon was started without any.
+    pub(crate) fn event_listeners(&self) -> EventListeners {
+        self.listeners.clone()
     }
 
-    /// Cancelled, it closes the doors.
+    /// Cancelled, it closes the listeners.
     pub fn shutdown_token(&self) -> CancellationToken {
         self.shutdown.clone()
     }
 
     /// Opens a TCP port for the control API.
-    pub(crate) fn open_control(&mut self, door: ControlDoor) {
+    pub(crate) fn open_control(&mut self, control: ControlListener) {
         let (service, stop) = (self.services.service.clone(), self.shutdown.clone());
         let requests = self.requests.clone();
         self.tasks
-            .spawn(async move { control::serve_tcp(service, door, requests, stop).await });
+            .spawn(async move { control::serve_tcp(service, control, requests, stop).await });
     }
 
-    /// Serves until the token is cancelled or a door fails; then lets everybody go and writes the record.
+    /// Serves until the token is cancelled or a listener fails; then lets everybody go and writes the record.
     ///
     /// # Errors
     /// When a listener failed.

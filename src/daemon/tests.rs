@@ -1,4 +1,4 @@
-//! Builds through the rooms behind the doors, with the embedded cache.
+//! Builds through the daemon's services, with the embedded cache.
 
 mod elsewhere;
 mod evicting;

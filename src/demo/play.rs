@@ -48,7 +48,7 @@ pub struct PlayReport {
 #[derive(Debug, thiserror::Error)]
 pub enum PlayError {
     /// No address of a server.
-    #[error("{0:?} is no endpoint; write grpc://HOST:PORT or unix:/PATH")]
+    #[error("{0:?} is not an endpoint; write grpc://HOST:PORT or unix:/PATH")]
     Endpoint(String),
     /// No server answers there.
     #[error("connecting to {endpoint}: {source}")]

@@ -28,7 +28,7 @@ pub(super) enum Message {
     Done(oneshot::Sender<()>),
     /// The end of the stream was held back for so long.
     Held(Duration, bool),
-    /// Answer with the present state, and the number of required outputs that are still on their way. If that is none, as
+    /// Answer with the present state, and the number of required outputs that are still on their way. If there are none, as
     /// soon as what came of all of them is on record.
     Snapshot(oneshot::Sender<(InvocationRow, u64)>),
     /// Answer whether the build goes on.

@@ -195,7 +195,7 @@ impl FromStr for Rule {
         for word in words {
             if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == word) {
                 if rule.kind.is_some() {
-                    bail!("it names two kinds of outputs, and none is of both");
+                    bail!("it names two kinds of outputs, and no output is of both");
                 }
                 rule.kind = Some(kind);
                 continue;

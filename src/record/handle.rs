@@ -65,7 +65,7 @@ impl fmt::Debug for Record {
 impl Record {
     /// Takes the state directory, made if need be, and opens the record in it. Blocks while the store recovers.
     ///
-    /// A store that is damaged, foreign or of another version is no error: it is moved away, and the record starts
+    /// A store that is damaged, foreign or of another version is not an error: it is moved away, and the record starts
     /// with nothing known. Nor is a disk that is full.
     ///
     /// # Errors

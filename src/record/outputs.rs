@@ -117,11 +117,11 @@ impl Record {
                 break;
             };
             // After the directory itself, or after everything in it: `0` follows `/`.
-            let (name, behind) = match below.split_once('/') {
+            let (name, after) = match below.split_once('/') {
                 Some((name, _)) => (name, '0'),
                 None => (below, '\u{1}'),
             };
-            from = format!("{prefix}{name}{behind}");
+            from = format!("{prefix}{name}{after}");
             names.insert(name.to_owned());
         }
         names

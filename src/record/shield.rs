@@ -1,7 +1,7 @@
 //! Keeps panics of the store from reaching anybody.
 //!
 //! sled 0.34 panics on damaged files, at opening and on later reads, on the caller's thread and on its own pool.
-//! That is no news for a user: the caller learns of it as an error, and the text goes to the debug log.
+//! That is of no interest to a user: the caller learns of it as an error, and the text goes to the debug log.
 
 use std::{
     any::Any,

@@ -6,7 +6,7 @@
 //! each a zstd frame of its own (bazel-remote's `cache/disk/casblob`). Of plain ones there is one chunk, and bazel-remote
 //! does not fill in their offsets.
 //!
-//! Buckets hold strangers' files under such keys, so nothing of a header is believed before it fits together.
+//! Buckets hold files of others under such keys, so nothing of a header is believed before it fits together.
 
 use std::io;
 
@@ -21,10 +21,10 @@ pub(crate) const FIXED: usize = 29;
 /// The most offsets that are read: a tebibyte in the usual chunks, 8 MiB of memory.
 const MAX_OFFSETS: u64 = (1 << 20) + 1;
 
-/// Why an object is no casblob.
+/// Why an object is not a casblob.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CasblobError {
-    #[error("is no casblob: begins with {0:#010x}")]
+    #[error("is not a casblob: begins with {0:#010x}")]
     Magic(u32),
     #[error("is a casblob with a wrong header: {0}")]
     Header(&'static str),
@@ -230,7 +230,7 @@ impl Decoder {
     /// that all input was taken and holds no more.
     ///
     /// # Errors
-    /// When it is no casblob, or one of another blob.
+    /// When it is not a casblob, or one of another blob.
     pub(crate) fn run(&mut self, input: &mut &[u8], left: u64) -> Result<Bytes, CasblobError> {
         while let State::Head(head) = &mut self.state {
             match Header::parse(head, self.object)? {

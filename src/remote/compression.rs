@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_decides_is_obeyed() {
+    fn a_fixed_choice_is_obeyed() {
         for (compression, offered, expected) in [
             (Compression::Never, true, false),
             (Compression::Always, true, true),

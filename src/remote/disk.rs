@@ -247,7 +247,7 @@ impl Root {
         };
         if size > MAX_MESSAGE as u64 {
             return Err(invalid(format!(
-                "it has {size} bytes; {MAX_MESSAGE} are the most"
+                "it has {size} bytes; at most {MAX_MESSAGE} are allowed"
             )));
         }
         let mut bytes = Vec::new();

@@ -263,7 +263,7 @@ impl Expansion {
         if let Some(pair) = self.entries.windows(2).find(|pair| pair[0].path == pair[1].path) {
             return twice(&pair[0].path);
         }
-        // Another output's directory is no file.
+        // Another output's directory is not a file.
         let mut directories = Directories::default();
         for entry in &self.entries {
             let is_file = |path: &str| {

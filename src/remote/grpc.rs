@@ -207,7 +207,7 @@ impl ActionStore for GrpcCache {
     }
 
     /// Asks the server once, without retries, whether this will work, and says in plain words what is wrong: it cannot be
-    /// reached, does not speak TLS or insists on it, refuses us or our instance, or is no remote cache.
+    /// reached, does not speak TLS or insists on it, refuses us or our instance, or is not a remote cache.
     async fn probe(&self) -> Result<(), RemoteError> {
         let client = &self.0.client;
         match capabilities::ask_once(client).await {

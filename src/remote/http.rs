@@ -263,7 +263,7 @@ impl ActionStore for HttpCache {
             return Ok(None);
         };
         let result = decode(&bytes).map_err(|e| {
-            let message = format!("what the server has is no action result: {e}");
+            let message = format!("the server's answer is not an action result: {e}");
             RemoteError::protocol(context, message)
         })?;
         Ok(Some(Arc::new(result)))

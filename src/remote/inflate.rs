@@ -33,7 +33,7 @@ impl Inflater {
     /// that there is too much. An empty piece means that all input was taken and holds no more.
     ///
     /// # Errors
-    /// When the input is no zstd data.
+    /// When the input is not zstd data.
     pub(crate) fn run(&mut self, input: &mut &[u8], left: u64) -> io::Result<Bytes> {
         // zstd takes repeated calls without input or room for a fault of ours.
         if input.is_empty() && !self.more {

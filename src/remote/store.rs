@@ -124,7 +124,7 @@ pub trait ActionStore: BlobStore {
     /// The result of an action, or `None` when the store has none. Nothing vouches for it: only blobs have digests.
     ///
     /// # Errors
-    /// When the store cannot be asked, or what it has is no result.
+    /// When the store cannot be asked, or what it has is not a result.
     async fn action_result(
         &self,
         action: &Digest,

@@ -111,7 +111,7 @@ impl DirectoryTree {
         u32::try_from(self.encoded_bytes.saturating_mul(4).saturating_add(256)).unwrap_or(u32::MAX)
     }
 
-    /// Digests that reachable directories refer to and that are not here, each once. One that is no digest is passed
+    /// Digests that reachable directories refer to and that are not here, each once. One that is not a digest is passed
     /// over: the expansion names it.
     pub(crate) fn missing(&self) -> Vec<Digest> {
         let mut seen = std::collections::HashSet::new();

@@ -25,7 +25,7 @@ pub enum SourceError {
     )]
     NotConfirmed(Endpoint),
     /// More stores than a chain has.
-    #[error("{0} caches are named for it; {most} are the most", most = crate::remote::Chain::MOST)]
+    #[error("{0} caches are named for it; at most {most} are allowed", most = crate::remote::Chain::MOST)]
     TooMany(usize),
     /// Its address or its settings are invalid.
     #[error(transparent)]

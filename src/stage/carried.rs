@@ -36,7 +36,7 @@ pub(crate) enum What {
     /// An empty directory.
     #[prost(bool, tag = "7")]
     Directory(bool),
-    /// Nothing that could be had, for this reason.
+    /// Not available, for this reason.
     #[prost(string, tag = "8")]
     Absent(String),
 }
@@ -50,7 +50,7 @@ impl Carried {
         }
     }
 
-    /// From a record of a journal; `None` if it is none.
+    /// From a record of a journal; `None` if it does not hold one.
     pub(crate) fn read(record: Bytes) -> Option<Self> {
         Self::decode(record).ok()
     }

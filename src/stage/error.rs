@@ -99,7 +99,7 @@ pub(crate) enum StageError {
     #[cfg(feature = "archives")]
     #[error(transparent)]
     Collection(#[from] CollectionError),
-    /// The file is no archive, or a damaged one.
+    /// The file is not an archive, or a damaged one.
     #[error("{path} is damaged at byte {offset}: {reason}")]
     Archive {
         /// The file.

@@ -66,7 +66,7 @@ impl Added {
         }
     }
 
-    /// Why what belongs at a place cannot be had.
+    /// Why what belongs at a place is not available.
     pub(super) fn error(&self, place: &ExecPath) -> Option<&str> {
         self.absent.get(place).map(String::as_str)
     }

@@ -99,7 +99,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Why an output that would be staged cannot be had, as far as that is known.
+    /// Why an output that would be staged is not available, as far as that is known.
     pub(crate) fn error(&self, artifact: &Artifact) -> Option<&str> {
         self.runfiles.error(&artifact.place)
     }
@@ -337,7 +337,7 @@ impl Stager {
     /// is given up.
     ///
     /// # Errors
-    /// When the directory cannot be used, or a marker cannot be written. That an output failed to download is no error
+    /// When the directory cannot be used, or a marker cannot be written. That an output failed to download is not an error
     /// but an [`Ended`](super::Ended) that says so.
     pub(crate) async fn stage(
         &self,

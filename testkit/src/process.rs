@@ -86,7 +86,7 @@ pub struct Running {
     stderr: File,
     started: Instant,
     /// Where a daemon takes build events.
-    pub doors: Vec<String>,
+    pub addresses: Vec<String>,
 }
 
 impl Running {
@@ -114,7 +114,7 @@ impl Running {
             stdout: tempfile::tempfile().unwrap(),
             stderr,
             started: Instant::now(),
-            doors: Vec::new(),
+            addresses: Vec::new(),
         }
     }
 
@@ -139,18 +139,18 @@ impl Running {
         panic!("{what} does not start; it said\n{said}");
     }
 
-    /// Starts a command that is a daemon, with its own standard input and output, and waits until its doors are open.
+    /// Starts a command that is a daemon, with its own standard input and output, and waits until its listeners are open.
     pub async fn serve(command: Command) -> Self {
         let mut running = Self::spawn(command);
         let began = Instant::now();
         while !running.is_open() {
-            assert!(began.elapsed() < PATIENCE, "its doors stay closed: {running}");
+            assert!(began.elapsed() < PATIENCE, "it does not listen: {running}");
             tokio::time::sleep(LOOK).await;
         }
         running
     }
 
-    /// Whether a daemon's doors are open; panics if it has ended.
+    /// Whether a daemon's listeners are open; panics if it has ended.
     #[track_caller]
     pub fn is_open(&mut self) -> bool {
         let is_running = self.is_running();
@@ -159,7 +159,7 @@ impl Running {
         assert!(is_open || is_running, "the daemon has ended:\n{log}");
         let lines = log.lines();
         let addresses = lines.filter_map(|line| line.split_once("listening for build events on "));
-        self.doors = addresses
+        self.addresses = addresses
             .map(|(_, address)| match address.starts_with("unix:") {
                 true => address.to_owned(),
                 false => format!("grpc://{address}"),
@@ -168,9 +168,9 @@ impl Running {
         is_open
     }
 
-    /// The first of its doors.
-    pub fn door(&self) -> &str {
-        &self.doors[0]
+    /// The first of its listeners.
+    pub fn address(&self) -> &str {
+        &self.addresses[0]
     }
 
     /// Waits for words in the log, and gives all of it.

@@ -107,8 +107,8 @@ async fn nothing_is_listened_on_for_other_machines_unless_they_must_say_who_they
         assert_eq!(server.end().await, Some(0));
     }
     let server = world.serve(&[bes, "--insecure"]).await;
-    let door = server.doors.last().unwrap().replace("0.0.0.0", "127.0.0.1");
-    world.play(&world.build, &door).await;
+    let address = server.addresses.last().unwrap().replace("0.0.0.0", "127.0.0.1");
+    world.play(&world.build, &address).await;
     world.assert_complete();
 }
 
@@ -133,7 +133,7 @@ async fn build_tools_must_show_the_token_and_the_certificate_that_are_asked_for(
         (right, Code::Ok),
         (own, Code::Ok),
     ] {
-        let plain = channel(server.door(), None).await.unwrap();
+        let plain = channel(server.address(), None).await.unwrap();
         build = build.incremental();
         assert_eq!(
             code(publish(plain, &build, headers).await),
@@ -141,7 +141,7 @@ async fn build_tools_must_show_the_token_and_the_certificate_that_are_asked_for(
             "{headers:?}"
         );
     }
-    let plain = channel(server.door(), None).await.unwrap();
+    let plain = channel(server.address(), None).await.unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(plain);
     let answer = health
         .check(tonic_health::pb::HealthCheckRequest::default())
@@ -178,20 +178,20 @@ async fn build_tools_must_show_the_token_and_the_certificate_that_are_asked_for(
         let args: Vec<&str> = args.iter().map(|arg| arg.as_str()).collect();
         let mut server = world.serve(&args).await;
         // Those who connect and say nothing keep nobody out.
-        let address = server.door().trim_start_matches("grpc://");
+        let address = server.address().trim_start_matches("grpc://");
         let mut silent = Vec::new();
         for _ in 0..20 {
             silent.push(TcpStream::connect(address).await.unwrap());
         }
         for (with_certificate, headers, welcome) in callers {
             build = build.incremental();
-            let came = match channel(server.door(), Some(pki.trusting(with_certificate))).await {
+            let came = match channel(server.address(), Some(pki.trusting(with_certificate))).await {
                 Ok(channel) => publish(channel, &build, headers).await.is_ok(),
                 Err(_) => false,
             };
             assert_eq!(came, welcome, "{args:?} {with_certificate} {headers:?}");
         }
-        let plain = channel(server.door(), None).await;
+        let plain = channel(server.address(), None).await;
         let came = match plain {
             Ok(channel) => publish(channel, &build, right).await.is_ok(),
             Err(_) => false,
@@ -247,7 +247,7 @@ async fn our_own_token_is_neither_passed_on_nor_kept_and_other_headers_are() {
     let mut build = world.build.clone();
     for own in [("authorization", bearer.as_str()), ("x-outhaul-token", TOKEN)] {
         build = build.incremental();
-        let channel = channel(server.door(), None).await.unwrap();
+        let channel = channel(server.address(), None).await.unwrap();
         publish(channel, &build, &[own, theirs, ("x-api-key", "theirs-as-well")])
             .await
             .unwrap();
@@ -425,12 +425,12 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
     // On a port, which is not as private as a socket's file, they are not greeted at all: to them, nobody serves there.
     let mut line = None;
     until("it is told", async || {
-        let refused = cache(&serving.doors[0]).await;
+        let refused = cache(&serving.addresses[0]).await;
         assert!(
             refused.code != Some(0) && !refused.err.contains("this port"),
             "{refused}"
         );
-        // Told at most once a second, and sockets' strangers were told of just now.
+        // Told at most once a second, and callers of the socket were logged just now.
         let log = serving.stderr();
         line = log
             .lines()
@@ -453,7 +453,7 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
         let mut command = clean(command);
         command
             .env("BAZEL_REAL", "/bin/echo")
-            .env("OUTHAUL_BES", &serving.doors[0]);
+            .env("OUTHAUL_BES", &serving.addresses[0]);
         let given = finish(command).await.expect(0).out();
         assert_eq!(given.contains("--bes_backend"), is_theirs, "{uid}: {given}");
     }
@@ -464,7 +464,7 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
     let state = format!("--state-dir={}", world.path("state2"));
     let serving = world.serve(&[&state, &token]).await;
     let header = format!("--remote-header=x-outhaul-token={TOKEN}");
-    let flag = format!("--remote-cache={}", serving.door());
+    let flag = format!("--remote-cache={}", serving.address());
     let args = ["fetch", "blob", &probe, "-o", "-", &flag, "--remote-retries=0"];
     as_nobody(&args).await.says(1, &["token"]);
     let with_token = as_nobody(&[&args[..], &[&header]].concat()).await;
@@ -476,7 +476,7 @@ async fn other_users_processes_are_told_whom_a_door_is_for() {
     drop(serving);
     let state = format!("--state-dir={}", world.path("state3"));
     let serving = world.serve(&[&state, "--insecure"]).await;
-    let welcome = cache(serving.door()).await;
+    let welcome = cache(serving.address()).await;
     assert!(!welcome.err.contains("this port only accepts"), "{}", welcome.err);
 }
 
@@ -495,7 +495,7 @@ async fn what_the_daemon_keeps_is_its_users_alone() {
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
         .args([world.state(), world.cache_flag()]);
     let server = Running::serve(command).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let mut seen = 0;
     let mut open = vec![std::path::PathBuf::from(world.path("state"))];
     while let Some(path) = open.pop() {

@@ -43,25 +43,25 @@ fn launcher(sockets: [OwnedFd; 2], world: &World, args: &[&str]) -> Command {
 async fn inherited_sockets_serve_the_first_connection_and_start_again_after_idleness() {
     let world = World::new().await;
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    let tcp_door = format!("grpc://{}", tcp.local_addr().unwrap());
+    let tcp_address = format!("grpc://{}", tcp.local_addr().unwrap());
     let path = world.path("bes.sock");
     let unix = UnixListener::bind(&path).unwrap();
-    let unix_door = format!("unix:{path}");
+    let unix_address = format!("unix:{path}");
     let start = async |args: &[&str]| {
         let sockets = [tcp.try_clone().unwrap().into(), unix.try_clone().unwrap().into()];
         Running::serve(launcher(sockets, &world, args)).await
     };
     // The connection is there before the daemon is, as when it makes systemd start it.
-    let played = world.play(&world.build, &tcp_door);
+    let played = world.play(&world.build, &tcp_address);
     let ((), mut server) = tokio::join!(played, start(&["--idle-timeout=300ms"]));
     world.assert_complete();
-    assert_eq!(server.doors, [tcp_door.as_str(), unix_door.as_str()]);
+    assert_eq!(server.addresses, [tcp_address.as_str(), unix_address.as_str()]);
     assert_eq!(server.end().await, Some(0));
 
     let removed = world.exec_root().join(&world.file("app/app").0.path);
     std::fs::remove_file(&removed).unwrap();
     let again = world.build.incremental();
-    let played = world.play(&again, &unix_door);
+    let played = world.play(&again, &unix_address);
     let ((), mut server) = tokio::join!(played, start(&["--idle-timeout=300ms"]));
     world.assert_complete();
     assert_eq!(server.end().await, Some(0));
@@ -86,8 +86,8 @@ async fn sockets_meant_for_another_process_are_left_alone() {
         .env("LISTEN_FDS", "1")
         .env("LISTEN_PID", "1");
     let server = Running::serve(command).await;
-    assert_eq!(server.doors.len(), 1);
-    world.play(&world.build, server.door()).await;
+    assert_eq!(server.addresses.len(), 1);
+    world.play(&world.build, server.address()).await;
     world.assert_complete();
 }
 
@@ -106,7 +106,7 @@ async fn a_daemon_does_not_end_while_outputs_are_on_their_way() {
         let _ = std::fs::remove_dir_all(world.exec_root().join("bazel-out"));
         let hold = format!("--hold={hold}");
         let mut server = world.serve(&["--idle-timeout=200ms", &hold]).await;
-        world.play(&build, server.door()).await;
+        world.play(&build, server.address()).await;
         assert_eq!(server.end().await, Some(0));
         world.assert_complete();
     }
@@ -116,7 +116,7 @@ async fn a_daemon_does_not_end_while_outputs_are_on_their_way() {
 async fn a_daemon_does_not_end_while_a_build_says_nothing_for_long() {
     let world = World::new().await;
     let mut server = world.serve(&["--idle-timeout=200ms"]).await;
-    let uri = server.door().replace("grpc://", "http://");
+    let uri = server.address().replace("grpc://", "http://");
     let channel = tonic::transport::Endpoint::from_shared(uri)
         .unwrap()
         .connect()
@@ -162,7 +162,7 @@ async fn a_daemon_does_not_end_while_a_build_says_nothing_for_long() {
 async fn a_daemon_does_not_end_while_somebody_gets_an_output() {
     let world = World::new().await;
     let mut server = world.serve(&["--download=minimal", "--idle-timeout=1s"]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let delay = RequestFault::Delay(Duration::from_secs(3));
     for rpc in [Rpc::BatchRead, Rpc::StreamRead] {
         world.cache.faults().request(rpc, delay, Times::Always);
@@ -223,7 +223,7 @@ async fn a_daemon_whose_log_nobody_reads_any_more_serves_and_ends() {
         .kill_on_drop(true);
     let mut child = command.spawn().unwrap();
     drop(child.stderr.take());
-    until("its door", async || std::path::Path::new(&path).exists()).await;
+    until("its address", async || std::path::Path::new(&path).exists()).await;
     world.play(&world.build, &format!("unix:{path}")).await;
     world.assert_complete();
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();

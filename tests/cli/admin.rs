@@ -44,10 +44,10 @@ async fn health_readiness_and_counts_are_served() {
     );
     assert!(get(address, "/elsewhere").await.0.starts_with("HTTP/1.1 404"));
 
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let settled = "outhaul_invocations{state=\"settled\"} 1";
     let (mut head, mut body) = Default::default();
-    // It says so a little behind the last acknowledgement.
+    // It says so shortly after the last acknowledgement.
     until("the build is settled", async || {
         (head, body) = get(address, "/metrics").await;
         body.contains(settled)
@@ -96,7 +96,7 @@ async fn a_page_whose_name_was_made_to_lead_here_reads_nothing() {
                 "127.0.0.1.evil.example",
             ] {
                 let (head, body) = get_from(address, host, path, headers).await;
-                // With a token, whoever shows it may call us as he likes.
+                // With a token, anyone who shows it may use any host name.
                 let code = if with_token { "200" } else { "421" };
                 assert!(
                     head.starts_with(&format!("HTTP/1.1 {code}")),

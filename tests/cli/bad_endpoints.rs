@@ -52,9 +52,9 @@ async fn endpoints_that_are_no_cache_are_named() {
     let http = speaker(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
     // Speaks gRPC, but not this.
     let server = world.serve(&[]).await;
-    let door = server.door().to_owned();
+    let address = server.address().to_owned();
     let socket = format!("unix:{}", world.path("no.sock"));
-    for endpoint in [&closed, &http, &door, &socket, "grpc://no-such-host.invalid:1"] {
+    for endpoint in [&closed, &http, &address, &socket, "grpc://no-such-host.invalid:1"] {
         let ran = blob(&world, endpoint, &[]).await;
         let named = endpoint.strip_prefix("unix:").unwrap_or(endpoint);
         ran.says(1, &[named]);
@@ -156,7 +156,7 @@ async fn tls_mismatches_are_told_as_such() {
     for args in [&[untrusted.as_str()][..], &[]] {
         blob(world, &tls, args).await.says(1, &[&tls, "ertificate"]);
     }
-    // A file that is no certificate.
+    // A file that is not a certificate.
     let garbage = world.path("garbage.pem");
     std::fs::write(&garbage, "garbage").unwrap();
     let ran = blob(world, &tls, &[&format!("--tls-certificate={garbage}")]).await;
@@ -228,7 +228,7 @@ async fn a_build_goes_on_whatever_its_cache_does_and_is_told_why_nothing_came() 
         } else {
             world.build.incremental()
         };
-        world.play(&build, server.door()).await;
+        world.play(&build, server.address()).await;
         server.logged("is not usable at the moment").await;
         let mut answer = serde_json::Value::Null;
         until("the build is settled", async || {
@@ -258,7 +258,7 @@ async fn blobs_named_at_another_host_come_from_the_configured_cache_which_is_sai
     };
     let build = outhaul::demo::GeneratedBuild::new(|bytes| world.cache.store().put(bytes), setting, 1);
     let server = world.serve(&[]).await;
-    world.play(&build, server.door()).await;
+    world.play(&build, server.address()).await;
     world.assert_complete();
     let log = server.logged("elsewhere.example:9092").await;
     let line = log.lines().find(|l| l.contains("elsewhere.example")).unwrap();

@@ -127,7 +127,7 @@ async fn paths_that_lead_elsewhere_are_refused_and_the_rest_is_brought() {
     std::fs::remove_dir_all(world.exec_root().join("bazel-out")).unwrap();
     let server = world.serve(&[]).await;
     let (invocation, build) = (world.build.invocation_id(), world.build.build_id());
-    outhaul::demo::play(server.door(), &invocation, &build, events.into_iter())
+    outhaul::demo::play(server.address(), &invocation, &build, events.into_iter())
         .await
         .unwrap();
     world.assert_complete();
@@ -209,7 +209,7 @@ async fn an_exec_root_that_must_not_be_written_is_refused_by_name() {
         std::fs::write(&path, delimited(build.events())).unwrap();
         bep(&path).await.says(1, &[exec_root]);
         let server = world.serve(&[]).await;
-        world.play(&build, server.door()).await;
+        world.play(&build, server.address()).await;
         drop(server);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }

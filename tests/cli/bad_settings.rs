@@ -165,7 +165,7 @@ async fn a_state_directory_that_is_held_names_its_holder_and_the_way_out() {
     let ran = run(["status", &state, &socket]).await;
     ran.says(1, &[&pid, &world.path("other.sock")]);
     // And the first one goes on.
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     world.assert_complete();
 }
 

@@ -244,7 +244,7 @@ async fn the_cache_of_a_build_of_which_nothing_was_wanted_is_known_to_who_asks_l
     let from_build = ["--remote-cache=from-build", "--download=minimal"];
     let allowed = format!("--allow-remote-cache={}", world.cache.endpoint());
     let mut server = world.serve_alone(&[&from_build[..], &[&allowed]].concat()).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     server.signal(Signal::TERM);
     server.end().await;
     let (output, _) = world.file("app/app");

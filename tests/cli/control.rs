@@ -80,7 +80,7 @@ async fn a_watch_tells_every_target_and_output_and_of_a_settled_build_its_target
         ..pb::InvocationChoice::default()
     };
     let mut live = watch(&mut client, Some(next)).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     // Outputs are told from here on.
     let first = in_time(live.message()).await.unwrap().unwrap().event;
     assert!(matches!(first, Some(Event::Invocation(_))), "{first:#?}");
@@ -155,7 +155,7 @@ async fn a_slow_watcher_is_told_of_the_gap_and_misses_no_target_and_no_end() {
         instance_name: String::new(),
     };
     let slow = watch(&mut client, by_id(&id)).await;
-    play(server.door(), &id, "build", build.events(&setting, &id))
+    play(server.address(), &id, "build", build.events(&setting, &id))
         .await
         .unwrap();
     let events = all(slow).await;
@@ -188,12 +188,12 @@ async fn what_is_cancelled_ends_as_failed_and_the_rest_stays() {
         .request(Rpc::StreamRead, RequestFault::Stall, Times::Always);
     let server = world.serve(&["--hold=none"]).await;
     let mut client = client(&world).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let id = world.build.invocation_id();
     let cancel = |id: &str| pb::CancelRequest {
         invocation_id: id.to_owned(),
     };
-    // Once what can be had is there.
+    // Once all that can be downloaded is there.
     let wait = |targets: &[&str]| pb::WaitRequest {
         invocation: by_id(&id),
         targets: targets.iter().map(|t| (*t).to_owned()).collect(),
@@ -223,7 +223,7 @@ async fn metadata_is_answered_before_a_byte_is_there() {
     stall(&world);
     let server = world.serve(&["--hold=none"]).await;
     let mut client = client(&world).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let id = world.build.invocation_id();
     let files = ["app/app", "part0.h", "index.html"].map(|name| world.file(name));
     let mut paths: Vec<String> = files.iter().map(|(output, _)| output.path.clone()).collect();
@@ -348,7 +348,7 @@ async fn over_tcp_only_the_token_is_answered_and_with_tls_only_encrypted() {
                 .collect())
         };
         status(&[&token_flag, &trusted]).await.expect(0);
-        world.play(&world.build, server.door()).await;
+        world.play(&world.build, server.address()).await;
         let waited = vec![
             "wait".to_owned(),
             control.clone(),
@@ -447,7 +447,7 @@ async fn over_tcp_nothing_is_staged_but_where_a_flag_says_and_never_into_the_sta
         let mut args = vec!["--control-listen=127.0.0.1:0", &token];
         args.extend(&dirs);
         let mut server = world.serve(&args).await;
-        world.play(&world.build, server.door()).await;
+        world.play(&world.build, server.address()).await;
         let stage = over_tcp(&server).await;
         let mut denied = vec![
             "precious",
@@ -495,7 +495,7 @@ async fn over_tcp_nothing_is_staged_but_where_a_flag_says_and_never_into_the_sta
 async fn what_one_call_may_cost_is_bounded_and_keeps_no_build_waiting() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let mut client = client(&world).await;
     let wish = |include: Vec<String>| pb::StageRequest {
         wish: Some(pb::StageWish {
@@ -513,7 +513,7 @@ async fn what_one_call_may_cost_is_bounded_and_keeps_no_build_waiting() {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         call.abort();
     }
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     for request in [
         wish(vec![r"\pL{200}".to_owned(); 200]),
         wish(vec!["a".to_owned(); 1001]),

@@ -1,4 +1,4 @@
-//! The credentials of object stores: each kind that can be had without the providers, with servers that check it.
+//! The credentials of object stores: each kind that works without the providers, with servers that check it.
 
 use std::{path::Path, process::Command};
 

@@ -1,4 +1,4 @@
-//! Connections that are only held open, by whoever can connect, keep no build and no probe out.
+//! Connections that are only held open, by anyone who can connect, keep no build and no probe out.
 
 use std::{process::Command, time::Duration};
 
@@ -31,7 +31,7 @@ async fn held_connections_at_every_door_keep_nobody_out_and_leave_files_for_buil
     let log = server.logged("health and metrics on http://").await;
     let admin = log.split("health and metrics on http://").nth(1).unwrap();
     let admin = admin.lines().next().unwrap().trim();
-    let events = server.door().trim_start_matches("grpc://").to_owned();
+    let events = server.address().trim_start_matches("grpc://").to_owned();
     // Who has a call under way keeps the place.
     let mut waiter = client(&world).await;
     let watched = watch(&mut waiter, by_id(&world.build.invocation_id())).await;
@@ -53,7 +53,7 @@ async fn held_connections_at_every_door_keep_nobody_out_and_leave_files_for_buil
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     assert!(files < FILES * 3 / 4, "{files} files are open");
 
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     world.assert_complete();
     assert!(matches!(all(watched).await.last(), Some(Event::Settled(_))));
     let mut probe = connect(admin).await;

@@ -64,7 +64,7 @@ async fn directories_of_any_depth_are_removed_wherever_they_are_in_the_way() {
     let mut command = outhaul(&["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"]);
     command.args([world.state(), world.cache_flag()]);
     let mut server = Running::serve(command).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     world.assert_complete();
     assert!(!world.dir.path().join(".outhaul-tmp/4711-dead").exists());
 
@@ -87,7 +87,7 @@ async fn directories_of_any_depth_are_removed_wherever_they_are_in_the_way() {
     finish(command).await.expect(0);
     assert_eq!(world.wrong_below(out.as_ref()), Vec::<String>::new());
 
-    // What is left would be too much for whoever removes the directory.
+    // What is left would be too much for the code that removes the directory.
     let mut command = Command::new("rm");
     command.arg("-rf").arg(world.path("state"));
     finish(command).await.expect(0);

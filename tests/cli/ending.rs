@@ -31,10 +31,10 @@ async fn ends(mut server: Running) -> String {
 
 /// A client that plays the world's build and stays as long as it is held. Whether it is let go well does not matter.
 fn held_client(world: &World, server: &Running) -> tokio::task::JoinHandle<()> {
-    let (build, door) = (world.build.clone(), server.door().to_owned());
+    let (build, address) = (world.build.clone(), server.address().to_owned());
     tokio::spawn(async move {
         let (id, build_id) = (build.invocation_id(), build.build_id());
-        let _ = play(&door, &id, &build_id, build.events()).await;
+        let _ = play(&address, &id, &build_id, build.events()).await;
     })
 }
 
@@ -60,7 +60,7 @@ async fn a_cache_that_hangs_and_clients_that_are_held_do_not_keep_it() {
     let server = world.serve(&[]).await;
     let client = held_client(&world, &server);
     // One that says nothing at all, and one that stops in the middle of its greeting.
-    let address = server.door().trim_start_matches("grpc://").to_owned();
+    let address = server.address().trim_start_matches("grpc://").to_owned();
     let _silent = tokio::net::TcpStream::connect(&address).await.unwrap();
     let mut odd = tokio::net::TcpStream::connect(&address).await.unwrap();
     odd.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0")
@@ -113,7 +113,7 @@ fn behind_hung(directory: impl AsRef<std::ffi::OsStr>, program: &str) -> Command
     command
 }
 
-/// Whether that can be had here.
+/// Whether that is possible here.
 async fn may_hang(directory: impl AsRef<std::ffi::OsStr>) -> bool {
     let tried = finish(behind_hung(directory, "true")).await;
     let may = tried.code == Some(0);
@@ -134,7 +134,7 @@ async fn an_output_tree_that_hangs_does_not_keep_it() {
     let mut command = behind_hung(&hung, env!("CARGO_BIN_EXE_outhaul"));
     command
         .args(["serve", "--bes-listen=127.0.0.1:0", "--admin-listen=none"])
-        // Of so many some do not hang.
+        // With this many, some do not hang.
         .args([world.state(), world.cache_flag(), "--writers=16".to_owned()]);
     let server = Running::serve(command).await;
     let client = held_client(&world, &server);
@@ -175,7 +175,7 @@ async fn a_record_that_does_not_open_does_not_keep_it() {
 async fn a_hook_that_hangs_does_not_keep_it() {
     let world = World::new().await;
     let server = world.serve(&["--on-settled=sleep 1000"]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     ends(server).await;
 }
 
@@ -186,9 +186,9 @@ async fn a_second_signal_ends_it_at_once_and_loses_nothing() {
         let faults = world.cache.faults();
         faults.request(rpc, RequestFault::Stall, Times::Always);
     }
-    // Nobody drops this connection, so the doors would take their time.
+    // Nobody drops this connection, so the listeners would take their time.
     let mut server = world.serve(&[]).await;
-    let address = server.door().trim_start_matches("grpc://").to_owned();
+    let address = server.address().trim_start_matches("grpc://").to_owned();
     let _silent = tokio::net::TcpStream::connect(&address).await.unwrap();
     let client = held_client(&world, &server);
     until("the cache is asked", async || world.cache.faults().fired() > 0).await;

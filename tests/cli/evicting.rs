@@ -21,7 +21,7 @@ async fn ask(world: &World, command: &str, args: &[&str]) -> Ran {
 }
 
 /// The build run again, for the first of its targets alone: plays it to a daemon, and gives back that target's label.
-async fn play_first_target(world: &World, door: &str) -> String {
+async fn play_first_target(world: &World, address: &str) -> String {
     let again = world.build.incremental();
     let events: Vec<(Vec<u8>, BuildEvent)> = again
         .events()
@@ -56,7 +56,7 @@ async fn play_first_target(world: &World, door: &str) -> String {
     });
     let events: Vec<Vec<u8>> = kept.map(|(bytes, _)| bytes).collect();
     let (id, build_id) = (again.invocation_id(), again.build_id());
-    let played = play(door, &id, &build_id, events.into_iter());
+    let played = play(address, &id, &build_id, events.into_iter());
     in_time(played).await.unwrap();
     label
 }
@@ -65,7 +65,7 @@ async fn play_first_target(world: &World, door: &str) -> String {
 async fn what_the_newest_build_does_not_want_is_removed_and_comes_back() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let files = ask(&world, "du", &[]).await.expect(0).json().remove(0);
     assert_eq!(files["name"], world.path("workspace"));
     let bytes = files["bytes"].as_u64().unwrap();
@@ -79,7 +79,7 @@ async fn what_the_newest_build_does_not_want_is_removed_and_comes_back() {
     );
     world.assert_complete();
 
-    let wanted = play_first_target(&world, server.door()).await;
+    let wanted = play_first_target(&world, server.address()).await;
     stop(server).await;
     // Without a daemon.
     let ran = ask(&world, "evict", &["--to-free=1TiB"]).await;
@@ -93,7 +93,7 @@ async fn what_the_newest_build_does_not_want_is_removed_and_comes_back() {
     let lacks = world.wrong_below(&world.exec_root());
     assert_eq!(lacks.len(), removed.len(), "{lacks:?}");
     let server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     world.assert_complete();
     stop(server).await;
 }
@@ -105,7 +105,7 @@ async fn output_bases_of_workspaces_that_are_gone_are_shown_and_then_removed() {
     std::fs::create_dir(&workspace).unwrap();
     std::fs::write(world.path("DO_NOT_BUILD_HERE"), &workspace).unwrap();
     let server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let ran = ask(&world, "gc", &["--orphans", "--yes"]).await.expect(0);
     assert_eq!(ran.json().len(), 0, "its workspace is there");
     std::fs::remove_dir(&workspace).unwrap();

@@ -271,7 +271,7 @@ async fn actions_and_trees_are_fetched_by_digest() {
     let ran = run(["fetch", "tree", &ours, &cache, "--output-dir", &out]).await;
     ran.says(1, &[".outhaul-tmp", "is reserved for outhaul"]);
     assert_eq!(listed(out.as_ref()), ["a"]);
-    // A blob that is no tree.
+    // A blob that is not a tree.
     let out = world.path("no");
     let ran = run(["fetch", "tree", &b.to_string(), &cache, "--output-dir", &out]).await;
     ran.says(1, &[&b.hash_hex()[..16]]);

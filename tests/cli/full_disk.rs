@@ -50,13 +50,13 @@ async fn a_full_state_directory_costs_no_build_anything() {
     let server = world.serve(&["--strict"]).await;
     disk.fill();
     // Journalled or not, it is played to its end, and its outputs are there.
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     world.assert_complete();
     server.logged("journal").await;
     std::fs::remove_file(disk.ballast()).unwrap();
     std::fs::remove_dir_all(world.exec_root().join("bazel-out")).unwrap();
     let next = world.build.incremental();
-    world.play(&next, server.door()).await;
+    world.play(&next, server.address()).await;
     world.assert_complete();
     // With space it is written down again, what was not written before included.
     until("it is settled", async || {

@@ -98,7 +98,7 @@ async fn a_machine_that_never_ran_the_build_stages_from_its_export() {
     let ran = run(["import", &file, &state]).await;
     ran.says(1, &["--state-dir"]);
     let own = world.build.incremental();
-    world.play(&own, server.door()).await;
+    world.play(&own, server.address()).await;
     let ran = run([
         "stage",
         "--workspace",
@@ -133,7 +133,7 @@ async fn gc_shows_its_plan_and_keeps_what_was_staged_lately() {
     let world = World::new().await;
     let server = recorded(&world).await;
     let second = world.build.incremental();
-    world.play(&second, server.door()).await;
+    world.play(&second, server.address()).await;
     let ran = run(["gc", &world.state()]).await;
     ran.says(1, &["daemon", "--retention-age"]);
     stop(server).await;

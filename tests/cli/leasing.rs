@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::support::{World, run};
 
-/// The newest invocation, once so many of its outputs are lost.
+/// The newest invocation, once this many of its outputs are lost.
 async fn status(world: &World, evicted: u64) -> Value {
     let mut status = Value::Null;
     until("outputs are lost", async || {
@@ -23,7 +23,7 @@ async fn what_the_cache_loses_is_told_and_can_be_had_again_once_it_is_back() {
     let server = world
         .serve(&["--lease-renewal=200ms", "--download=minimal"])
         .await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     status(&world, 0).await;
     let (output, digest) = world.file("lib/liblib.a");
     let bytes = world.cache.store().get(digest).unwrap();

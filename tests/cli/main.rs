@@ -1,4 +1,4 @@
-//! The real binary: its doors, its command line, and what it says to bad input.
+//! The real binary: its listeners, its command line, and what it says to bad input.
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 

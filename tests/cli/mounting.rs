@@ -71,7 +71,7 @@ impl Mounted {
 async fn recorded() -> World {
     let world = World::new().await;
     let mut server = world.serve(&["--download=minimal"]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     server.signal(Signal::TERM);
     server.end().await;
     world
@@ -357,7 +357,7 @@ async fn the_newest_build_is_followed_and_what_it_was_asked_for_comes_before_it_
         return;
     };
     assert!(!mounted.latest().exists());
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let link = mounted.latest();
     until("the first build is there", async || link.exists()).await;
     let id = world.build.invocation_id();
@@ -371,7 +371,7 @@ async fn the_newest_build_is_followed_and_what_it_was_asked_for_comes_before_it_
     assert_eq!(world.cache.stats().bytes_out, before);
 
     let next = world.build.incremental();
-    world.play(&next, server.door()).await;
+    world.play(&next, server.address()).await;
     let newer = Path::new("../by-invocation").join(next.invocation_id());
     until("the next one is the newest", async || {
         fs::read_link(&link).unwrap() == newer
@@ -415,7 +415,7 @@ async fn every_file_of_a_large_build_is_listed_once() {
     };
     let id = filled.invocation_id(1);
     let build_id = filled.invocation_id(2);
-    let played = play(server.door(), &id, &build_id, filled.events(&setting, &id));
+    let played = play(server.address(), &id, &build_id, filled.events(&setting, &id));
     in_time(played).await.unwrap();
     let name = "every_file_of_a_large_build_is_listed_once";
     let Some(mounted) = Mounted::start(name, &world, &[&world.cache_flag(), "--no-prefetch"]).await else {
@@ -584,7 +584,7 @@ async fn small_files_beside_one_that_is_read_come_with_it() {
 async fn a_daemon_that_hangs_keeps_nobody_for_longer_than_the_timeout() {
     let world = World::new().await;
     let mut server = world.serve(&["--download=minimal"]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let flag = world.cache_flag();
     let name = "a_daemon_that_hangs_keeps_nobody";
     let args = [&*flag, "--no-prefetch", "--timeout=1s"];

@@ -54,7 +54,7 @@ async fn a_builds_targets_and_its_end_are_posted_and_given_to_a_command() {
             ),
         ])
         .await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let is_end = |value: &Value| value["event"] == "invocation_settled";
     until("the command hears of the end", async || {
         lines(&told).iter().any(is_end)
@@ -114,7 +114,7 @@ async fn a_receiver_that_is_not_there_and_a_command_that_hangs_keep_nobody_waiti
             "--on-settled=sleep 1000",
         ])
         .await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     world.assert_complete();
     server.signal(Signal::TERM);
     assert_eq!(server.end().await, Some(0));

@@ -1,5 +1,5 @@
 //! What commands print, as it is kept in `tests/cli/snapshots`. After a change that is meant, `INSTA_UPDATE=always
-//! cargo test --test cli printed` writes them anew.
+//! cargo test --test cli printed` writes them again.
 
 use insta::{assert_snapshot, with_settings};
 use outhaul_testkit::Ran;
@@ -57,7 +57,7 @@ async fn every_commands_help() {
 async fn what_is_known_of_a_build() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let state = world.state();
     run(["wait", &state]).await.expect(1);
     let (output, _) = world.file("app/app");

@@ -48,7 +48,7 @@ async fn a_python_client_generated_from_the_protocol_works() {
         until(name, async || file.exists() || client.is_finished()).await;
     };
     told("listening").await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     told("following").await;
     unblock(&world);
     let ran = client.await.unwrap().expect(0);

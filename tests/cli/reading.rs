@@ -84,13 +84,13 @@ async fn recorded(world: &World) -> Running {
     let server = world
         .serve(&["--rule=required path=.*/part0.h", "--rule=known"])
         .await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     server
 }
 
 async fn asked(world: &World, args: &[&str]) -> Ran {
     let mut command = outhaul();
-    // What follows a `--` is no flag.
+    // What follows a `--` is not a flag.
     command.arg(args[0]).arg(world.state()).args(&args[1..]);
     finish(command).await
 }
@@ -266,7 +266,7 @@ async fn watch_follows_a_build_until_it_is_settled() {
         .request(Rpc::StreamRead, delay, Times::Always);
     world.cache.faults().request(Rpc::BatchRead, delay, Times::Always);
     let server = world.serve(&["--hold=none"]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let ran = asked(&world, &["status", "--watch", "--json"]).await.expect(0);
     let states: Vec<Value> = ran.json().iter().map(|i| i["state"].clone()).collect();
     assert!(states.len() > 1, "{states:?}");

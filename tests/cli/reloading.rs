@@ -1,4 +1,4 @@
-//! SIGHUP: what is read again, and no door is opened wider than it may be open.
+//! SIGHUP: what is read again, and no listener is opened wider than it may be open.
 
 use outhaul::demo::GeneratedBuild;
 use outhaul_testkit::{Running, until};
@@ -54,7 +54,7 @@ async fn tokens_certificates_and_settings_are_read_again_at_sighup() {
         .serve(&[&config_flag, &token, certificate, key, &backend])
         .await;
     let send = async |pki: &Pki, build: &GeneratedBuild, token: &str| match channel(
-        server.door(),
+        server.address(),
         Some(pki.trusting(false)),
     )
     .await
@@ -68,7 +68,7 @@ async fn tokens_certificates_and_settings_are_read_again_at_sighup() {
     assert!(send(&pki, &first, TOKEN).await);
     world.assert_complete();
 
-    // All of it is new: the door's certificate and token, what the cache and upstream want, the selection.
+    // All of it is new: the listener's certificate and token, what the cache and upstream want, the selection.
     let renewed = Pki::new(&world);
     let other = "another-token-that-nobody-guesses";
     replace(&pki.token, other);
@@ -163,7 +163,9 @@ async fn new_rules_hold_for_new_connections_and_open_ones_keep_theirs() {
     let authorities = format!("--listen-tls-client-ca={}", other.ca);
     let token = format!("--bes-token-file={}", other.token);
     let server = world.serve(&[certificate, key, &authorities, &token]).await;
-    let open = channel(server.door(), Some(other.trusting(true))).await.unwrap();
+    let open = channel(server.address(), Some(other.trusting(true)))
+        .await
+        .unwrap();
     let right: &[(&'static str, &str)] = &[("x-outhaul-token", TOKEN)];
     let mut build = world.build.incremental();
     publish(open.clone(), &build, right).await.unwrap();
@@ -173,7 +175,9 @@ async fn new_rules_hold_for_new_connections_and_open_ones_keep_theirs() {
     reload(&server, RELOADED).await;
     build = build.incremental();
     publish(open.clone(), &build, right).await.unwrap();
-    let newer = channel(server.door(), Some(other.trusting(true))).await.unwrap();
+    let newer = channel(server.address(), Some(other.trusting(true)))
+        .await
+        .unwrap();
     let refused = publish(newer.clone(), &build, right).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
     let new: &[(&'static str, &str)] = &[("x-outhaul-token", new_token)];
@@ -183,7 +187,7 @@ async fn new_rules_hold_for_new_connections_and_open_ones_keep_theirs() {
     reload(&server, RELOADED).await;
     build = build.incremental();
     publish(open, &build, right).await.unwrap();
-    let taken = match channel(server.door(), Some(other.trusting(true))).await {
+    let taken = match channel(server.address(), Some(other.trusting(true))).await {
         Ok(newest) => publish(newest, &build, new).await.is_ok(),
         Err(_) => false,
     };

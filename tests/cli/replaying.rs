@@ -35,7 +35,7 @@ async fn broken_off(world: &World) {
     // As Bazel does before it executes anything: a build that is gone on with makes none.
     std::fs::create_dir_all(world.exec_root().join("bazel-out")).unwrap();
     let server = world.serve(&["--hold=none"]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     end(server).await;
 }
 
@@ -91,7 +91,7 @@ async fn a_journal_that_two_starts_died_of_is_set_aside_and_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_ends_a_start_costs_no_build_its_outputs() {
+async fn a_start_that_is_ended_costs_no_build_its_outputs() {
     let world = World::new().await;
     broken_off(&world).await;
     dies(&world, Signal::KILL).await;

@@ -31,7 +31,7 @@ const SHAPE: Shape = Shape {
     seed: 1,
 };
 
-/// A daemon that may have so many files open.
+/// A daemon that may have this many files open.
 async fn with_files(world: &World, files: usize) -> Running {
     let mut command = clean(Command::new("sh"));
     command
@@ -77,7 +77,7 @@ fn assert_complete(world: &World, filled: &FilledShape, n: usize) {
     }
 }
 
-/// Plays the builds to a daemon that may have so many files open, and gives the most that it had between them.
+/// Plays the builds to a daemon that may have this many files open, and gives the most that it had between them.
 async fn most_open(files: usize) -> usize {
     let world = World::new().await;
     let server = with_files(&world, files).await;
@@ -85,7 +85,12 @@ async fn most_open(files: usize) -> usize {
     let mut most = 0;
     for n in 0..ROOTS {
         let id = filled.invocation_id(n as u64);
-        let played = play(server.door(), &id, &id, filled.events(&setting(&world, n), &id));
+        let played = play(
+            server.address(),
+            &id,
+            &id,
+            filled.events(&setting(&world, n), &id),
+        );
         in_time(played).await.unwrap();
         // Acknowledged, so all of it is there.
         assert_complete(&world, &filled, n);
@@ -109,14 +114,14 @@ async fn a_build_lacks_nothing_for_want_of_descriptors_that_idle_roots_hold() {
 /// Clients that are lost within seconds of each other.
 const LOST: usize = 150;
 
-/// Sends events to a door, and waits until they are acknowledged. The stream goes on after that: the connection to the
+/// Sends events to a listener, and waits until they are acknowledged. The stream goes on after that: the connection to the
 /// daemon is closed without a word, as when the client's machine dies.
-async fn send(door: &str, id: &str, events: Vec<Vec<u8>>, ends: bool) -> Result<(), Status> {
+async fn send(server: &str, id: &str, events: Vec<Vec<u8>>, ends: bool) -> Result<(), Status> {
     let requests = requests(id, id, events, ends);
     let sent = requests.len();
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = between.local_addr().unwrap();
-    let daemon = door.trim_start_matches("grpc://").to_owned();
+    let daemon = server.trim_start_matches("grpc://").to_owned();
     let wire = tokio::spawn(async move {
         let (mut client, _) = between.accept().await?;
         let mut daemon = TcpStream::connect(daemon).await?;
@@ -150,7 +155,7 @@ async fn builds_whose_clients_are_lost_keep_no_descriptors_while_they_wait_for_t
     let builds: Vec<_> = (0..LOST).map(build).collect();
     for (n, (id, events)) in builds.iter().enumerate() {
         let half = events[..events.len() / 2].to_vec();
-        let sent = in_time(send(server.door(), id, half, false)).await;
+        let sent = in_time(send(server.address(), id, half, false)).await;
         sent.unwrap_or_else(|status| panic!("client {n}: {status}"));
     }
     // There were never more than the limit. They are closed soon, and not only when clients are waited for no longer.
@@ -166,7 +171,7 @@ async fn builds_whose_clients_are_lost_keep_no_descriptors_while_they_wait_for_t
     // Some come back.
     for n in [0, LOST / 2, LOST - 1] {
         let (id, events) = &builds[n];
-        in_time(send(server.door(), id, events.clone(), true))
+        in_time(send(server.address(), id, events.clone(), true))
             .await
             .unwrap();
         assert_complete(&world, &filled, n);
@@ -255,7 +260,7 @@ async fn a_build_that_names_a_place_that_is_not_for_it_gets_nothing_written() {
             .env("HOME", &home);
         let server = Running::serve(command).await;
         // The build is not failed for it.
-        world.play(&build, server.door()).await;
+        world.play(&build, server.address()).await;
         let state = format!("--state-dir={}", world.path(&format!("state{n}")));
         let status = run(["status", "--json", &state]).await.expect(0);
         let told = status.json()[0].to_string().replace("\\\"", "\"");

@@ -106,7 +106,7 @@ impl Place {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// How the Bazel was called, its door's port left out.
+    /// How the Bazel was called, its listener's port left out.
     fn calls(&self) -> Vec<String> {
         let port = regex::Regex::new("grpc://127.0.0.1:[0-9]+>").unwrap();
         let calls = self.lines("calls");
@@ -370,12 +370,12 @@ async fn a_signal_lets_bazel_go_and_a_command_whose_outputs_are_missing_fails() 
         let run = Running::start(place.command(words));
         until("Bazel runs", async || !place.lines("calls").is_empty()).await;
         let call = place.lines("calls").remove(0);
-        let (_, door) = call.split_once("--bes_backend=").unwrap();
-        let (door, _) = door.split_once('>').unwrap();
+        let (_, address) = call.split_once("--bes_backend=").unwrap();
+        let (address, _) = address.split_once('>').unwrap();
         // Its last event is not acknowledged before its outputs are there, which would be never. (What a shell starts in the
         // background ignores SIGINT, and so may this test's processes.)
         run.signal(Signal::TERM);
-        world.play(&world.build, door).await;
+        world.play(&world.build, address).await;
         std::fs::write(place.bin().join("go"), "").unwrap();
         let ran = tokio::task::spawn_blocking(|| run.wait()).await.unwrap();
         ran.says(code, &["interrupted by a signal before", "build again"]);

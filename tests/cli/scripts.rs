@@ -27,15 +27,15 @@ fn build(world: &World, port: &str, bazel: &str) -> Command {
     command
 }
 
-fn port(door: &str) -> String {
-    door.rsplit_once(':').unwrap().1.to_owned()
+fn port(address: &str) -> String {
+    address.rsplit_once(':').unwrap().1.to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_build_script_does_not_take_somebody_elses_daemon_for_its_own() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
-    let mut command = build(&world, &port(server.door()), "echo built");
+    let mut command = build(&world, &port(server.address()), "echo built");
     command.env("OUTHAUL_LOG", "error");
     let ran = finish(command).await.says(1, &["--bes-listen", "in use"]);
     assert!(!ran.out().contains("built"), "{}", ran.out());

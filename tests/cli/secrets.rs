@@ -246,14 +246,20 @@ impl Planted {
         let events = events(&build, &self.secrets, name);
         let own = ("x-outhaul-token", bes_token.as_str());
         let theirs = ("x-buildbuddy-api-key", client_header.as_str());
-        let door = channel(server.door(), None).await.unwrap();
-        publish_events(door, &build, events.into_iter(), &[own, theirs])
+        let address = channel(server.address(), None).await.unwrap();
+        publish_events(address, &build, events.into_iter(), &[own, theirs])
             .await
             .unwrap();
         // A caller who is turned away.
         let wrong = plant("wrong-token");
-        let door = channel(server.door(), None).await.unwrap();
-        let refused = publish_events(door, &build, std::iter::empty(), &[("x-outhaul-token", &wrong)]).await;
+        let address = channel(server.address(), None).await.unwrap();
+        let refused = publish_events(
+            address,
+            &build,
+            std::iter::empty(),
+            &[("x-outhaul-token", &wrong)],
+        )
+        .await;
         self.shown
             .push((format!("{name}: refused"), refused.unwrap_err().to_string()));
 

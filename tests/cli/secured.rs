@@ -76,9 +76,12 @@ impl Pki {
     }
 }
 
-pub async fn channel(door: &str, tls: Option<ClientTlsConfig>) -> Result<Channel, tonic::transport::Error> {
+pub async fn channel(
+    address: &str,
+    tls: Option<ClientTlsConfig>,
+) -> Result<Channel, tonic::transport::Error> {
     let scheme = if tls.is_some() { "https://" } else { "http://" };
-    let mut endpoint = Endpoint::from_shared(door.replace("grpc://", scheme))?;
+    let mut endpoint = Endpoint::from_shared(address.replace("grpc://", scheme))?;
     if let Some(tls) = tls {
         endpoint = endpoint.tls_config(tls)?;
     }

@@ -28,7 +28,7 @@ const STAGED: [&str; 12] = [
 /// A build of which nothing was downloaded, in a daemon's record.
 pub(crate) async fn recorded(world: &World) -> Running {
     let server = world.serve(&["--download=minimal"]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     server
 }
 
@@ -116,7 +116,7 @@ async fn all_of_a_build_is_staged_once_with_a_daemon_and_without() {
 async fn the_output_trees_copy_is_taken_if_it_is_right_and_the_caches_if_not() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     // Rows of what was placed follow the files.
     for name in ["liblib.a", "part0.h"] {
         let path = world
@@ -177,7 +177,7 @@ async fn optional_outputs_come_behind_or_not_at_all() {
     assert_eq!(answer["complete"], false);
     world.cache.faults().clear();
     world.cache.faults().sever_connections();
-    // The daemon goes on behind its answer.
+    // The daemon goes on after its answer.
     until("it is complete", async || {
         is_staged(&to, &args).await.expect(0).json()[0]["complete"] == true
     })
@@ -243,11 +243,11 @@ async fn bytes_that_are_wrong_are_not_staged_and_leave_no_marker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_comes_behind_a_stage_that_has_failed() {
     let world = World::new().await;
-    // Whoever is still at it is at once again.
+    // A job that is still at work goes on at once.
     let server = world
         .serve(&["--download=minimal", "--remote-retry-max-delay=10ms"])
         .await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let (wrong, digest) = world.file("liblib.a");
     let app = world.file("app/app").0.path.clone();
     let faults = world.cache.faults();
@@ -265,7 +265,7 @@ async fn nothing_comes_behind_a_stage_that_has_failed() {
         .await
         .expect(0);
     assert!(Path::new(&other).join(&app).exists());
-    assert!(!Path::new(&to).join(&app).exists(), "it came behind the answer");
+    assert!(!Path::new(&to).join(&app).exists(), "it came after the answer");
     let temporary = |path: &PathBuf| path.to_string_lossy().contains(".outhaul-tmp");
     assert!(
         !entries(to.as_ref()).iter().any(temporary),
@@ -320,8 +320,8 @@ async fn a_build_that_still_runs_is_not_staged_from() {
     for request in first {
         send.send(request.clone()).await.unwrap();
     }
-    let door = server.door().replace("grpc://", "http://");
-    let mut client = PublishBuildEventClient::connect(door).await.unwrap();
+    let address = server.address().replace("grpc://", "http://");
+    let mut client = PublishBuildEventClient::connect(address).await.unwrap();
     let mut acks = client
         .publish_build_tool_event_stream(tokio_stream::wrappers::ReceiverStream::new(receive))
         .await

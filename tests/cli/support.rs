@@ -140,10 +140,10 @@ impl World {
         Running::serve(command).await
     }
 
-    /// Plays a build to a door, as Bazel would.
-    pub async fn play(&self, build: &GeneratedBuild, door: &str) {
+    /// Plays a build to a listener, as Bazel would.
+    pub async fn play(&self, build: &GeneratedBuild, address: &str) {
         let (invocation, build_id) = (build.invocation_id(), build.build_id());
-        let played = play(door, &invocation, &build_id, build.events());
+        let played = play(address, &invocation, &build_id, build.events());
         in_time(played).await.unwrap();
     }
 }

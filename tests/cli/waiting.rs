@@ -104,7 +104,7 @@ async fn a_wait_that_begins_before_the_build_hears_it_and_ends_with_its_files_on
     let two = Waiting::start(&world, &[&workspace, "--next", "//app/...", "//lib:all"]).await;
     let by_id = Waiting::start(&world, &[&id, "//lib:lib%lint"]).await;
     let elsewhere = Waiting::start(&world, &["--workspace=/elsewhere", "--timeout=6s"]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let answer = one.end().await;
     assert_eq!(
         (&answer["result"], &answer["exit_code"]),
@@ -136,7 +136,7 @@ async fn a_wait_during_the_build_tells_each_change_and_only_of_what_was_asked() 
         .faults()
         .request(Rpc::StreamRead, RequestFault::Stall, Times::Always);
     let server = world.serve(PERSISTENT).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let mut waiting = Waiting::unheard(&world, &["//app:app"]);
     let opening = waiting.hear("invocation").await;
     assert_eq!(opening["invocation"]["state"], "draining", "{opening:#}");
@@ -170,7 +170,7 @@ async fn after_the_build_everything_is_answered_from_what_is_known() {
     let world = World::new().await;
     world.cache.store().remove(world.file("liblib.a").1);
     let mut server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     for daemon in [true, false] {
         let settled = waited(&world, &["//assets/...", "//app:current"]).await.expect(0);
         assert_eq!(result(&settled)["targets"].as_array().unwrap().len(), 3);
@@ -214,9 +214,9 @@ async fn after_the_build_everything_is_answered_from_what_is_known() {
 async fn the_newest_build_of_the_workspace_is_meant() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let second = world.build.incremental();
-    world.play(&second, server.door()).await;
+    world.play(&second, server.address()).await;
     let newest = result(&waited(&world, &["//app:app"]).await.expect(0));
     assert_eq!(newest["invocation"]["invocation_id"], second.invocation_id());
     // That around the directory, as Bazel finds it.
@@ -258,7 +258,7 @@ async fn a_wait_outlives_the_daemon() {
     let mut server = world.serve(PERSISTENT).await;
     next.hear("waiting").await;
     later.hear("waiting").await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     next.hear("target_known").await;
     server.signal(Signal::KILL);
     server.end().await;
@@ -284,12 +284,12 @@ async fn a_newer_build_that_takes_over_fails_the_wait_for_the_older_one() {
         .faults()
         .request(Rpc::StreamRead, RequestFault::Stall, Times::Always);
     let server = world.serve(PERSISTENT).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let mut older = Waiting::start(&world, &["//app:app"]).await;
     older.hear("target_known").await;
     let second = world.build.incremental();
     let newer = Waiting::start(&world, &["--next", "//app:app"]).await;
-    world.play(&second, server.door()).await;
+    world.play(&second, server.address()).await;
     let answer = older.end().await;
     assert_eq!(answer["result"], "failed", "{answer:#}");
     assert!(
@@ -322,12 +322,12 @@ async fn wrong_questions_are_refused() {
     run(["wait", &state, &named]).await.says(1, &["no.sock"]);
 }
 
-/// Of a daemon that was started just now, and has not opened its doors yet.
+/// Of a daemon that was started just now, and has not opened its listeners yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_another_process_holds_is_waited_for() {
     let world = World::new().await;
     let mut server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     server.signal(Signal::TERM);
     assert_eq!(server.end().await, Some(0));
     let held = std::path::PathBuf::from(world.path("state"));
@@ -348,7 +348,7 @@ async fn a_daemon_is_not_idle_while_somebody_waits() {
     let waiting = Waiting::start(&world, &["--next", "//app:app"]).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(server.is_running(), "a build may begin at any time");
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     assert_eq!(waiting.end().await["result"], "settled");
     assert_eq!(server.end().await, Some(0));
 }
@@ -358,7 +358,7 @@ async fn a_daemon_is_not_idle_while_upstream_has_not_got_everything() {
     let world = World::new().await;
     let args = ["--idle-timeout=200ms", "--bes-backend=grpc://127.0.0.1:1"];
     let mut server = world.serve(&args).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(server.is_running(), "upstream may come back");
 }

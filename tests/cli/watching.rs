@@ -93,7 +93,7 @@ async fn each_file_has_a_line_when_it_is_whole_whenever_the_watch_begins() {
     let server = world.serve(PERSISTENT).await;
     let id = world.build.invocation_id();
     let before = Watch::start(&world, &["--invocation", &id]);
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     // The large ones are still to come.
     let mut during = Watch::start(&world, &[]);
     let mut first = BTreeMap::new();
@@ -145,7 +145,7 @@ async fn each_file_has_a_line_when_it_is_whole_whenever_the_watch_begins() {
 async fn later_builds_are_followed_and_what_is_lost_is_told() {
     let world = World::new().await;
     let server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let workspace = format!("--workspace={}", world.path("workspace"));
     let mut watch = Watch::start(&world, &[&workspace, "--follow"]);
     for _ in 0..all_of(&world).len() {
@@ -157,7 +157,7 @@ async fn later_builds_are_followed_and_what_is_lost_is_told() {
     let second = world.build.incremental();
     let deleted = world.exec_root().join(&world.file("app/app").0.path);
     std::fs::remove_file(&deleted).unwrap();
-    world.play(&second, server.door()).await;
+    world.play(&second, server.address()).await;
     let mut outcomes = BTreeMap::new();
     for _ in second.outputs() {
         let line = watch.next().await.unwrap();
@@ -169,11 +169,11 @@ async fn later_builds_are_followed_and_what_is_lost_is_told() {
     assert_eq!(outcomes["downloaded"], 1, "{outcomes:?}");
     watch.child.kill().await.unwrap();
 
-    // What cannot be had has no line, and fails the watch of its target.
+    // An output that fails to download has no line, and fails the watch of its target.
     let lost = world.file("liblib.a");
     world.cache.store().remove(lost.1);
     std::fs::remove_file(world.exec_root().join(&lost.0.path)).unwrap();
-    world.play(&world.build.incremental(), server.door()).await;
+    world.play(&world.build.incremental(), server.address()).await;
     let mut command = outhaul();
     command.args(["watch", "//lib:lib"]).arg(world.state());
     let ran = finish(command)
@@ -202,7 +202,7 @@ async fn measured_from_the_final_name_to_the_line() {
     let builds = std::env::var("OUTHAUL_WATCH_BUILDS").map_or(1000, |builds| builds.parse().unwrap());
     let world = World::new().await;
     let server = world.serve(&[]).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     let workspace = format!("--workspace={}", world.path("workspace"));
     let mut watch = Watch::start(&world, &[&workspace, "--follow"]);
     for _ in 0..all_of(&world).len() {
@@ -238,7 +238,7 @@ async fn measured_from_the_final_name_to_the_line() {
                 }
             }
         };
-        tokio::join!(world.play(&build, server.door()), read);
+        tokio::join!(world.play(&build, server.address()), read);
         build = build.incremental();
     }
     delays.sort_unstable();

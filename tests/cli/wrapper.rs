@@ -46,7 +46,7 @@ fn shown(args: &[&str]) -> String {
     args.iter().map(|arg| format!("<{arg}>")).collect()
 }
 
-/// A door where nobody is.
+/// A listener where nobody is.
 async fn closed() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("grpc://{}", listener.local_addr().unwrap())
@@ -56,8 +56,8 @@ async fn closed() -> String {
 async fn building_commands_get_the_flags_behind_their_options() {
     let (world, wrapper) = (World::new().await, Wrapper::new());
     let server = world.serve(&[]).await;
-    let door = server.door();
-    let backend = format!("--bes_backend={door}");
+    let address = server.address();
+    let backend = format!("--bes_backend={address}");
     let flags = [backend.as_str(), "--remote_download_minimal"];
     let run_flags = [backend.as_str()];
     for (before, after) in [
@@ -80,8 +80,8 @@ async fn building_commands_get_the_flags_behind_their_options() {
             &flags[..]
         };
         let expected = shown(&[&before[..], added, &after[..]].concat());
-        assert_eq!(wrapper.given(door, &args).await, expected);
-        let bare = door.strip_prefix("grpc://").unwrap();
+        assert_eq!(wrapper.given(address, &args).await, expected);
+        let bare = address.strip_prefix("grpc://").unwrap();
         let given = wrapper.given(bare, &args).await;
         assert_eq!(given, expected, "without a scheme");
     }
@@ -102,10 +102,10 @@ async fn other_commands_and_events_for_others_are_left_alone() {
         vec!["build", "--bes_backend=grpc://elsewhere", "//a"],
         vec!["build", "--bes_backend", "", "//a"],
     ] {
-        assert_eq!(wrapper.given(server.door(), &args).await, shown(&args));
+        assert_eq!(wrapper.given(server.address(), &args).await, shown(&args));
     }
     let disabled = [("OUTHAUL_DISABLE", "1")];
-    let ran = wrapper.ran(server.door(), &["build", "//a"], &disabled).await;
+    let ran = wrapper.ran(server.address(), &["build", "//a"], &disabled).await;
     assert_eq!(ran.expect(37).out(), shown(&["build", "//a"]));
 }
 
@@ -137,7 +137,7 @@ async fn a_port_that_speaks_something_else_is_no_daemon() {
         Some("220 mail.example ESMTP\r\n"),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let door = format!("grpc://{}", listener.local_addr().unwrap());
+        let address = format!("grpc://{}", listener.local_addr().unwrap());
         // Accepts, perhaps says something, and never closes.
         let server = tokio::spawn(async move {
             let mut open = Vec::new();
@@ -148,7 +148,7 @@ async fn a_port_that_speaks_something_else_is_no_daemon() {
                 open.push(socket);
             }
         });
-        let given = tokio::time::timeout(Duration::from_secs(30), wrapper.given(&door, &args)).await;
+        let given = tokio::time::timeout(Duration::from_secs(30), wrapper.given(&address, &args)).await;
         assert_eq!(given.expect("it is not waited for"), shown(&args), "{answer:?}");
         server.abort();
     }
@@ -212,6 +212,6 @@ async fn the_shipped_units_are_well_formed_and_their_command_line_is_a_daemons()
         .args(["--bes-listen=127.0.0.1:0", "--admin-listen=none"])
         .args([world.state(), world.cache_flag()]);
     let server = Running::serve(command).await;
-    world.play(&world.build, server.door()).await;
+    world.play(&world.build, server.address()).await;
     world.assert_complete();
 }

@@ -1,4 +1,4 @@
-//! What must be true of the disk, whoever was killed.
+//! What must be true of the disk, no matter what was killed.
 
 use std::{
     collections::BTreeSet,
@@ -163,7 +163,7 @@ fn is_whole(history: &History, path: &Path, name: &str) -> Result<(), String> {
     }
 }
 
-/// Calls for everything below that is no directory.
+/// Calls for everything below that is not a directory.
 fn walk(dir: &Path, found: &mut dyn FnMut(&Path)) {
     for entry in fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();

@@ -40,7 +40,7 @@ impl Client {
         self.acked.load(Ordering::SeqCst)
     }
 
-    /// Messages in all, the last of which is no event.
+    /// Messages in all, the last of which is not an event.
     pub(crate) fn messages(&self) -> i64 {
         self.build.events.len() as i64 + 1
     }
@@ -50,8 +50,8 @@ impl Client {
     }
 
     /// Sends what was not acknowledged yet, with a pause here and there, and waits for the acknowledgements.
-    pub(crate) async fn send(&self, door: &str, pause: Duration) -> Result<(), String> {
-        let mut client = PublishBuildEventClient::new(connect(door).await?);
+    pub(crate) async fn send(&self, address: &str, pause: Duration) -> Result<(), String> {
+        let mut client = PublishBuildEventClient::new(connect(address).await?);
         let (sender, receiver) = tokio::sync::mpsc::channel(64);
         let this = self.clone();
         let first = self.acked() + 1;
@@ -117,13 +117,13 @@ impl Client {
     }
 }
 
-async fn connect(door: &str) -> Result<Channel, String> {
-    let uri: Uri = door
+async fn connect(address: &str) -> Result<Channel, String> {
+    let uri: Uri = address
         .replacen("grpc://", "http://", 1)
         .parse()
-        .map_err(|e| format!("{door}: {e}"))?;
+        .map_err(|e| format!("{address}: {e}"))?;
     Endpoint::from(uri)
         .connect()
         .await
-        .map_err(|e| format!("{door}: {e}"))
+        .map_err(|e| format!("{address}: {e}"))
 }

@@ -27,7 +27,9 @@ async fn settled(seed: u64, builds: u64) -> (World, Vec<Build>) {
         let mut dice = world.dice.clone();
         let client = Client::new(world.builds.next(&mut dice));
         world.dice = dice;
-        in_time(client.send(server.door(), Duration::ZERO)).await.unwrap();
+        in_time(client.send(server.address(), Duration::ZERO))
+            .await
+            .unwrap();
         built.push((*client.build).clone());
     }
     server.signal(rustix::process::Signal::TERM);
@@ -185,7 +187,7 @@ async fn a_killed_gc_is_done_again_and_forgets_nothing_else() {
         let mut clients = Vec::new();
         for _ in 0..2 {
             let client = Client::new(world.builds.next(&mut dice));
-            client.send(server.door(), Duration::ZERO).await.unwrap();
+            client.send(server.address(), Duration::ZERO).await.unwrap();
             clients.push(client);
         }
         let newest = clients.pop().unwrap();
@@ -264,14 +266,14 @@ async fn a_killed_run_leaves_whole_files_and_the_next_one_ends_right() {
             let client = Client::new(world.builds.next(&mut dice));
             until("the tool is started", async || dir.join("args").exists()).await;
             let args = fs::read_to_string(dir.join("args")).unwrap();
-            let door = args
+            let address = args
                 .split_whitespace()
                 .find_map(|arg| arg.strip_prefix("--bes_backend="))
                 .unwrap_or_else(|| panic!("{args}"))
                 .to_owned();
             let began = Instant::now();
             let after = Duration::from_micros(dice.below(usual.as_micros() as u64 + 1));
-            let sending = client.send(&door, Duration::ZERO);
+            let sending = client.send(&address, Duration::ZERO);
             if is_killed {
                 let sent = tokio::time::timeout(after, sending).await;
                 kills += u64::from(sent.is_err());

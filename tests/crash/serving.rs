@@ -88,9 +88,9 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     let deadline = spans.build * 2;
     let (killing, sending) = (moment.clone(), client.clone());
     let killed = tokio::task::spawn_blocking(move || killing.kill(pid, deadline));
-    let door = server.door().to_owned();
+    let address = server.address().to_owned();
     // It ends with the connection; what it says of that does not matter here.
-    let _ = sending.send(&door, pause).await;
+    let _ = sending.send(&address, pause).await;
     killed.await.unwrap();
     server.end().await;
     counts.kills += 1;
@@ -117,8 +117,8 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     let began = Instant::now();
     let mut server = Running::serve(world.serve()).await;
     spans.start = mean(spans.start, began.elapsed());
-    let door = server.door().to_owned();
-    // The build is taken up behind open doors.
+    let address = server.address().to_owned();
+    // The build is taken up after the listeners are open.
     let began = Instant::now();
     while client.acked() > 0 && world.status(&client.build.invocation_id).await.is_none() {
         assert!(
@@ -132,7 +132,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     }
     if !client.is_done() && dice.happens(0.5) {
         // The build tool lives, and comes back with what it knows of no acknowledgement for.
-        in_time(client.send(&door, Duration::ZERO))
+        in_time(client.send(&address, Duration::ZERO))
             .await
             .unwrap_or_else(|e| panic!("world {}: {e}", world.seed));
         world.assert_complete(&client.build);
@@ -166,7 +166,7 @@ async fn round(world: &mut World, spans: &mut Spans, counts: &mut Counts) {
     };
     let client = Client::new(next);
     let began = Instant::now();
-    in_time(client.send(&door, pause)).await.unwrap();
+    in_time(client.send(&address, pause)).await.unwrap();
     spans.build = mean(spans.build, began.elapsed());
     counts.builds += 1;
     world.assert_complete(&client.build);

@@ -130,9 +130,9 @@ async fn whatever_the_state_directory_is_like_nothing_false_is_said_and_the_next
             // A build that is under way while its daemon's state is copied.
             let server = Running::serve(world.serve_in(&state)).await;
             let client = Client::new(world.builds.next(&mut dice));
-            let (sending, door) = (client.clone(), server.door().to_owned());
+            let (sending, address) = (client.clone(), server.address().to_owned());
             let pause = Duration::from_micros(dice.below(4000));
-            let sent = tokio::spawn(async move { sending.send(&door, pause).await });
+            let sent = tokio::spawn(async move { sending.send(&address, pause).await });
             tokio::time::sleep(Duration::from_micros(dice.below(150_000))).await;
             let (from, to) = (
                 world.dir.path().join(&state),
@@ -175,7 +175,7 @@ async fn whatever_the_state_directory_is_like_nothing_false_is_said_and_the_next
                 false => world.builds.next(&mut dice),
             };
             let next = Client::new(next);
-            let sent = tokio::time::timeout(PATIENCE, next.send(server.door(), pause)).await;
+            let sent = tokio::time::timeout(PATIENCE, next.send(server.address(), pause)).await;
             if !matches!(sent, Ok(Ok(()))) {
                 panic!("{context}\n{sent:?}\n{}", server.logged("").await);
             }

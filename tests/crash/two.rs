@@ -46,12 +46,12 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_a_state_directory_is_named_to_whoever_else_wants_it() {
+async fn the_owner_of_a_state_directory_is_named_to_others_that_want_it() {
     let mut world = World::new(first_seed()).await;
     let mut dice = world.dice.clone();
     let server = Running::serve(world.serve()).await;
     let client = Client::new(world.builds.next(&mut dice));
-    client.send(server.door(), Duration::ZERO).await.unwrap();
+    client.send(server.address(), Duration::ZERO).await.unwrap();
     let holder = format!("pid {}", server.id());
     let file = world.dir.path().join("x.outhaul");
     let export = format!("-o{}", file.display());
@@ -100,8 +100,8 @@ async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_
             .request(rpc, RequestFault::Delay(Duration::from_secs(8)), Times::Always);
     }
     let older = Client::new(world.builds.next(&mut dice));
-    let (sending, door) = (older.clone(), first.door().to_owned());
-    let sent = tokio::spawn(async move { sending.send(&door, Duration::ZERO).await });
+    let (sending, address) = (older.clone(), first.address().to_owned());
+    let sent = tokio::spawn(async move { sending.send(&address, Duration::ZERO).await });
     until(
         "its last event is held, and its requests are on their way",
         async || older.acked() >= older.messages() - 1 && world.cache.stats().batch_reads > 0,
@@ -110,7 +110,9 @@ async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_
     world.cache.faults().clear();
     let newer = Client::new(world.builds.next(&mut dice));
     let began = Instant::now();
-    in_time(newer.send(second.door(), Duration::ZERO)).await.unwrap();
+    in_time(newer.send(second.address(), Duration::ZERO))
+        .await
+        .unwrap();
     assert!(began.elapsed() < PATIENCE / 4, "nobody waits for the older one");
     world.assert_complete(&newer.build);
     // The older one's bytes come, and go nowhere; its client is let go.
@@ -124,7 +126,7 @@ async fn a_newer_build_that_another_daemon_follows_ends_what_an_older_one_still_
 
     // The first one's turn again, with what it knows.
     let third = Client::new(world.builds.again(&older.build));
-    third.send(first.door(), Duration::ZERO).await.unwrap();
+    third.send(first.address(), Duration::ZERO).await.unwrap();
     world.assert_complete(&third.build);
     assert!(second.is_running());
 }
@@ -135,11 +137,13 @@ async fn a_build_that_is_passed_on_to_another_daemon_is_followed_by_both() {
     let mut dice = world.dice.clone();
     let second = Running::serve(world.serve_in("other")).await;
     let mut command = world.serve();
-    command.arg(format!("--bes-backend={}", second.door()));
+    command.arg(format!("--bes-backend={}", second.address()));
     let first = Running::serve(command).await;
     for _ in 0..3 {
         let client = Client::new(world.builds.next(&mut dice));
-        in_time(client.send(first.door(), Duration::ZERO)).await.unwrap();
+        in_time(client.send(first.address(), Duration::ZERO))
+            .await
+            .unwrap();
         world.assert_complete(&client.build);
         for state in ["state", "other"] {
             let ran = finish(world.command_in(state, &["status", "--json", &client.build.invocation_id]));
@@ -161,11 +165,13 @@ async fn what_a_stopped_process_places_after_the_end_of_a_newer_build_is_put_rig
     let mut dice = world.dice.clone();
     let server = Running::serve(world.serve()).await;
     let older = Client::new(world.builds.next(&mut dice));
-    older.send(server.door(), Duration::ZERO).await.unwrap();
+    older.send(server.address(), Duration::ZERO).await.unwrap();
     let placing = world.placing();
     let began = Instant::now();
     let newer = Client::new(world.builds.next(&mut dice));
-    in_time(newer.send(server.door(), Duration::ZERO)).await.unwrap();
+    in_time(newer.send(server.address(), Duration::ZERO))
+        .await
+        .unwrap();
     assert!(began.elapsed() > Duration::from_secs(5), "it was not held");
     world.assert_complete(&newer.build);
     server
@@ -205,9 +211,9 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
         let first = dice.below(2) as usize;
         let older = Client::new(world.builds.next(&mut dice));
         let before = world.claimed();
-        let (sending, door) = (older.clone(), servers[first].door().to_owned());
+        let (sending, address) = (older.clone(), servers[first].address().to_owned());
         let pause = Duration::from_micros(dice.below(5000));
-        let sent = tokio::spawn(async move { sending.send(&door, pause).await });
+        let sent = tokio::spawn(async move { sending.send(&address, pause).await });
         until("it begins", async || world.claimed() != before).await;
         tokio::time::sleep(Duration::from_micros(dice.below(120_000))).await;
         overtaken += u64::from(!older.is_done());
@@ -221,7 +227,7 @@ async fn two_daemons_that_write_into_one_root_leave_the_newest_builds_files() {
             let pause = Duration::from_millis(1000 + dice.below(1500));
             world.place_late(&newer.build, pause, dice.below(30) as usize)
         });
-        in_time(newer.send(servers[1 - first].door(), Duration::ZERO))
+        in_time(newer.send(servers[1 - first].address(), Duration::ZERO))
             .await
             .unwrap_or_else(|e| panic!("world {seed}: {e}"));
         if let Some(late) = late {

@@ -42,7 +42,7 @@ pub(crate) fn outputs_are_known_before_they_are_fetched_and_say_why(stage: &Stag
     assert!(top["source"].is_string() && top["source"] != "present", "{top:#}");
     assert_eq!(bazel.text("bazel-bin/gen/top.txt"), "middle\ntop\n");
 
-    // Whoever asks gets it: by the path that users see, by an absolute one, by the exec path, and a whole tree.
+    // Anyone who asks gets it: by the path that users see, by an absolute one, by the exec path, and a whole tree.
     let get = |path: &str| daemon.outhaul().json(bazel.workspace(), "get", &[path]);
     let got = get(middle);
     assert_eq!(got[0]["outcome"], "downloaded", "{got:#?}");

@@ -65,7 +65,7 @@ pub(crate) fn top_level_outputs_are_there_when_the_build_returns(stage: &Stage) 
         bazel.clean();
     }
     let bin = bazel.bin();
-    assert!(bin.files().is_empty(), "nothing comes back behind a clean: {bin}");
+    assert!(bin.files().is_empty(), "nothing comes back after a clean: {bin}");
 }
 
 pub(crate) fn groups_aspects_and_large_outputs_are_there(stage: &Stage) {

@@ -120,7 +120,7 @@ fn table() -> BTreeMap<&'static str, &'static str> {
 
 #[test]
 fn the_table_names_no_flag_twice_and_each_says_what_is_done() {
-    let words = ["**Honoured", "**No matter", "**Left to Bazel", "**Not honoured"];
+    let words = ["**Honoured", "**No effect", "**Left to Bazel", "**Not honoured"];
     for line in TABLE.lines().filter(|line| line.starts_with("| `--")) {
         let told = line.split('|').nth(3).unwrap_or_default().trim();
         assert!(words.iter().any(|word| told.starts_with(word)), "{line}");

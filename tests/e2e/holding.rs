@@ -70,6 +70,6 @@ fn without_a_daemon_the_default_upload_mode_alone_fails(stage: &Stage) {
     if stage.version == Version::Seven {
         build("wait_for_upload_complete").expect(38);
     }
-    // A command without events is none the worse for it.
+    // A command without events is not affected.
     bazel.build(&["//:a"]).ok();
 }

@@ -129,9 +129,9 @@ fn the_whole_stream_goes_on_in_order_as_bazel_sent_it(stage: &Stage) {
     let mut written = Vec::new();
     while !rest.is_empty() {
         let length = prost::decode_length_delimiter(&mut rest).unwrap();
-        let (event, behind) = rest.split_at(length);
+        let (event, after) = rest.split_at(length);
         written.push(event);
-        rest = behind;
+        rest = after;
     }
     let mut forwarded: Vec<&[u8]> = stream.iter().filter_map(|seen| seen.bazel_event()).collect();
     assert_eq!(
@@ -142,7 +142,7 @@ fn the_whole_stream_goes_on_in_order_as_bazel_sent_it(stage: &Stage) {
     written.sort_unstable();
     forwarded.sort_unstable();
     assert!(written == forwarded, "other events than Bazel wrote");
-    // The calls around the stream go on as well; the closing ones behind it, and behind Bazel's own end.
+    // The calls around the stream go on as well; the closing ones after it, and after Bazel's own end.
     eventually("the lifecycle calls have come", || {
         upstream.lifecycle().len() >= 4
     });
@@ -157,8 +157,8 @@ fn the_whole_stream_goes_on_in_order_as_bazel_sent_it(stage: &Stage) {
             "build_finished"
         ]
     );
-    let behind: Vec<usize> = calls.iter().map(|call| call.behind).collect();
-    assert_eq!(behind, [0, 0, stream.len(), stream.len()]);
+    let after: Vec<usize> = calls.iter().map(|call| call.after).collect();
+    assert_eq!(after, [0, 0, stream.len(), stream.len()]);
     // The request as a whole is Bazel's, ids and all.
     let first = &stream[0].request;
     assert!(

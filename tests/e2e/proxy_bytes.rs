@@ -15,16 +15,16 @@ fn field(number: u32, content: &[u8], message: &mut Vec<u8>) {
     message.extend_from_slice(content);
 }
 
-/// A field that nobody knows, in front and behind.
+/// A field that nobody knows, before and after the others.
 fn strange(content: &[u8]) -> Vec<u8> {
     let mut message = Vec::new();
     field(14_999, b"in front", &mut message);
     message.extend_from_slice(content);
-    field(15_000, b"behind", &mut message);
+    field(15_000, b"after", &mut message);
     message
 }
 
-/// The request with a number, its fields back to front and strangers at every level.
+/// The request with a number, its fields back to front and unknown fields at every level.
 fn request(invocation: &str, number: u64, event: &[u8]) -> Bytes {
     let mut stream = Vec::new();
     field(6, invocation.as_bytes(), &mut stream);

@@ -146,7 +146,7 @@ pub(crate) fn every_attempt_and_run_of_a_test_is_in_its_place(stage: &Stage) {
         "not named as wanted; {paths:#?}"
     );
 
-    // With a gRPC cache, Bazel uploads them with its events, so they can be had again.
+    // With a gRPC cache, Bazel uploads them with its events, so they can be downloaded again.
     let log = "bazel-testlogs/tests/flaky_pass/test_attempts/attempt_1.log";
     let before = bazel.text(log);
     assert!(before.contains("fails the first time"), "{before}");

@@ -110,7 +110,7 @@ impl Build {
         changed
     }
 
-    /// Puts into a store what can be had.
+    /// Puts into a store what the cache will have.
     pub(crate) fn fill(&self, store: &Store) {
         for output in &self.outputs {
             if let Shall::File(bytes) = &output.shall {

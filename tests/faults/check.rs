@@ -17,10 +17,10 @@ use crate::{
     steps::Step,
 };
 
-/// How long it may take behind a build that is settled until nothing of it is under way any more.
+/// How long it may take after a build is settled until nothing of it is under way any more.
 const SWEEPING: Duration = Duration::from_secs(10);
 
-/// What holds of a build whatever went wrong. In the place of what could not be had there may be what an older build
+/// What holds of a build whatever went wrong. In the place of an output that failed there may be what an older build
 /// has put there.
 pub(crate) async fn amid_faults(
     case: &Case,
@@ -199,7 +199,7 @@ fn look(root: &Path, output: &Output) -> Result<bool, String> {
     Ok(true)
 }
 
-/// Nothing is below the root that is no output and no parent of one.
+/// Nothing is below the root that is not an output and no parent of one.
 async fn nothing_left_over(build: &Build, root: &Path) -> Result<(), String> {
     let mut expected = BTreeSet::new();
     for output in &build.outputs {

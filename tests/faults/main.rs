@@ -68,7 +68,7 @@ async fn faults_that_pass_cost_no_file() {
     assert_eq!(all.cases, cases);
 }
 
-/// Runs so many cases, and adds up what they came to.
+/// Runs this many cases, and adds up what they came to.
 async fn play(cases: u64, make: fn(u64) -> Case) -> Counts {
     let first = number("OUTHAUL_FAULT_SEED").unwrap_or_else(some_seed);
     let only: Option<Vec<usize>> = std::env::var("OUTHAUL_FAULT_STEPS").ok().map(|steps| {
@@ -122,7 +122,7 @@ fn a_case_is_made_by_its_seed_alone() {
     for _ in 0..3000 {
         *kinds.entry(steps::step(&mut chance, 20, 3).name()).or_default() += 1;
     }
-    // Every kind of fault there is comes up among so many.
+    // Every kind of fault there is comes up among this many.
     for name in steps::NAMES {
         assert!(kinds.contains_key(name), "{name}: {kinds:?}");
     }

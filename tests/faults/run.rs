@@ -1,4 +1,4 @@
-//! Runs a case: the rooms behind the daemon's doors, the real client, a cache that does what the schedule says.
+//! Runs a case: the daemon's services, the real client, a cache that does what the schedule says.
 
 use std::{
     collections::BTreeMap,
@@ -332,7 +332,7 @@ async fn begin<'a>(
         services.engine.events(&key, send(event)).await;
     }
     services.engine.ended(&key, StreamEnd::Finished).await;
-    // Answered behind all that.
+    // Answered after all that.
     let _ = services.engine.snapshot(&key.invocation_id).await;
     Ok(Playing {
         changes,

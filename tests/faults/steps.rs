@@ -37,7 +37,7 @@ pub(crate) const NAMES: [&str; 38] = [
     "dead connection accepted",
     "empty zstd frames",
     "evicted before the read",
-    "garbage behind zstd",
+    "garbage after zstd",
     "garbage message",
     "head alone",
     "huge head",
@@ -132,7 +132,7 @@ fn offset(chance: &mut Chance) -> u64 {
 }
 
 fn code(chance: &mut Chance) -> Code {
-    // Including OK, where it is none.
+    // Including OK where it is not an error.
     Code::from_i32(chance.below(17) as i32)
 }
 

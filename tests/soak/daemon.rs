@@ -62,7 +62,7 @@ impl Daemon {
                 "--remote-retry-max-delay=200ms",
             ])
             .arg(format!("--remote-cache={}", world.cache.endpoint()))
-            .arg(format!("--bes-backend={}", world.upstream_door()))
+            .arg(format!("--bes-backend={}", world.upstream_address()))
             .arg(format!("--state-dir={}", world.state().display()));
         let process = Running::serve(command).await;
         let log = process.stderr();

@@ -74,7 +74,7 @@ impl World {
         self.dir.path().join("state")
     }
 
-    pub fn upstream_door(&self) -> String {
+    pub fn upstream_address(&self) -> String {
         format!("unix:{}", self.upstream_socket.display())
     }
 
@@ -102,10 +102,10 @@ impl World {
     }
 
     /// Plays a build. A daemon that is gone, or lets it hang, is found out by others.
-    async fn play(&self, build: &GeneratedBuild, door: &str, most: usize) {
+    async fn play(&self, build: &GeneratedBuild, address: &str, most: usize) {
         let (id, build_id) = (build.invocation_id(), build.build_id());
         let events: Vec<_> = build.events().take(most).collect();
-        let played = play(door, &id, &build_id, events.into_iter());
+        let played = play(address, &id, &build_id, events.into_iter());
         match tokio::time::timeout(PATIENCE, played).await {
             Ok(Ok(_)) => count(&self.counts.played),
             _ => count(&self.counts.failed),
@@ -116,8 +116,8 @@ impl World {
     pub fn load(self: &Arc<Self>, daemon: &Daemon, until: Instant) -> impl Future<Output = ()> + use<> {
         let mut tasks = tokio::task::JoinSet::new();
         for n in 0..BUILDERS {
-            let (world, door) = (self.clone(), daemon.process.door().to_owned());
-            tasks.spawn(async move { world.builder(n, &door, until).await });
+            let (world, address) = (self.clone(), daemon.process.address().to_owned());
+            tasks.spawn(async move { world.builder(n, &address, until).await });
         }
         let world = self.clone();
         tasks.spawn(async move { world.trouble(until).await });
@@ -135,7 +135,7 @@ impl World {
     }
 
     /// Somebody who builds.
-    async fn builder(&self, own: usize, door: &str, until: Instant) {
+    async fn builder(&self, own: usize, address: &str, until: Instant) {
         let mut chance = self.chance();
         while Instant::now() < until {
             // Roots of their own: the same workspace is not built twice at once by the same user, mostly.
@@ -147,18 +147,18 @@ impl World {
                     let patience = Duration::from_millis(chance.between(1, 199));
                     let events: Vec<_> = build.events().collect();
                     let (id, build_id) = (build.invocation_id(), build.build_id());
-                    let _ =
-                        tokio::time::timeout(patience, play(door, &id, &build_id, events.into_iter())).await;
+                    let _ = tokio::time::timeout(patience, play(address, &id, &build_id, events.into_iter()))
+                        .await;
                     count(&self.counts.vanished);
                 }
                 // Ends its stream early, as a cancelled build.
-                10..15 => self.play(&build, door, chance.between(1, 11) as usize).await,
+                10..15 => self.play(&build, address, chance.between(1, 11) as usize).await,
                 // Two at once, of the same root.
                 15..25 => {
                     let other = self.build(n);
                     tokio::join!(
-                        self.play(&build, door, usize::MAX),
-                        self.play(&other, door, usize::MAX)
+                        self.play(&build, address, usize::MAX),
+                        self.play(&other, address, usize::MAX)
                     );
                     count(&self.counts.doubled);
                 }
@@ -167,17 +167,17 @@ impl World {
                     let _ = std::fs::remove_dir_all(self.base(n));
                     std::fs::create_dir_all(self.root(n)).expect("an output root");
                     count(&self.counts.recreated);
-                    self.play(&build, door, usize::MAX).await;
+                    self.play(&build, address, usize::MAX).await;
                 }
                 // `bazel clean`.
                 28..31 => {
                     let _ = std::fs::remove_dir_all(self.root(n).join("bazel-out"));
-                    self.play(&build, door, usize::MAX).await;
+                    self.play(&build, address, usize::MAX).await;
                 }
                 _ => {
-                    self.play(&build, door, usize::MAX).await;
+                    self.play(&build, address, usize::MAX).await;
                     if chance.happens(0.5) {
-                        self.play(&build.incremental(), door, usize::MAX).await;
+                        self.play(&build.incremental(), address, usize::MAX).await;
                     }
                 }
             }
@@ -275,7 +275,7 @@ impl World {
                 "--hold=none",
                 "--retention-age=10s",
             ])
-            .arg(format!("--bes-listen={}", self.upstream_door()))
+            .arg(format!("--bes-listen={}", self.upstream_address()))
             .arg("--remote-cache=grpc://127.0.0.1:1")
             .args(["--remote-retries=0", "--download=minimal"])
             .arg(format!(
@@ -304,7 +304,7 @@ impl World {
         let mut wrong = Vec::new();
         for n in 0..ROOTS {
             let build = self.build(n);
-            self.play(&build, daemon.process.door(), usize::MAX).await;
+            self.play(&build, daemon.process.address(), usize::MAX).await;
             let root = self.root(n);
             let differs = build.outputs().iter().filter(|output| {
                 let GeneratedContent::File(digest) = &output.content else {
@@ -337,7 +337,7 @@ impl World {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let c = &self.counts;
         format!(
-            "{} builds played to their end, {} clients vanished, {} pairs at once in one root, {} roots made anew, \
+            "{} builds played to their end, {} clients vanished, {} pairs at once in one root, {} roots made again, \
              {} evictions, {} faults of the cache, {} ends of the upstream service, {} commands asked; {} streams failed",
             of(&c.played),
             of(&c.vanished),

@@ -87,7 +87,7 @@ const BOUNDS: [Bound; 6] = [
         what: "state directory (KiB)",
         of: |s| s.state_kib,
         percent: 25,
-        // The store is written anew from there on.
+        // The store is rewritten from there on.
         plus: 64 << 10,
     },
     Bound {

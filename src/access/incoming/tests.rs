@@ -20,17 +20,22 @@ async fn pair() -> (TcpStream, TcpStream) {
     (client, listener.accept().await.unwrap().0)
 }
 
-async fn taken(accepted: TcpStream, door: &Door) -> Option<Connection> {
+async fn taken(accepted: TcpStream, access: &ListenerRules) -> Option<Connection> {
     let room = Room::new(1, None);
     let place = std::future::poll_fn(|cx| room.poll_enter(cx)).await.unwrap();
-    take(accepted, door.clone(), Protocol::Http2, Peers::default(), place).await
+    take(accepted, access.clone(), Protocol::Http2, Peers::default(), place).await
 }
 
-/// A door with places, and where it is.
+/// A listener with places, and where it is.
 async fn open(protocol: Protocol, places: usize) -> (Incoming, std::net::SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let incoming = Incoming::new(Listening::Tcp(listener), Door::default(), protocol, places);
+    let incoming = Incoming::new(
+        Listening::Tcp(listener),
+        ListenerRules::default(),
+        protocol,
+        places,
+    );
     (incoming, address)
 }
 
@@ -51,12 +56,12 @@ async fn is_closed(client: &mut TcpStream) -> bool {
 async fn whose_a_connection_is_is_known_whatever_its_door_asks_for() {
     let uid = rustix::process::geteuid().as_raw();
     for token in [None, Some(Token::new("0123456789abcdef").unwrap())] {
-        let door = Door::new(Rules {
+        let access = ListenerRules::new(Rules {
             token,
             ..Rules::default()
         });
         let (_client, accepted) = pair().await;
-        let connection = taken(accepted, &door).await.unwrap();
+        let connection = taken(accepted, &access).await.unwrap();
         assert_eq!(connection.origin.caller, Caller::Process { uid, unix: false });
     }
 }
@@ -70,7 +75,10 @@ async fn what_a_client_that_has_gone_left_behind_is_not_taken() {
             client.set_zero_linger().unwrap();
         }
         drop(client);
-        assert!(taken(accepted, &Door::default()).await.is_none(), "{resets}");
+        assert!(
+            taken(accepted, &ListenerRules::default()).await.is_none(),
+            "{resets}"
+        );
     }
 }
 
@@ -141,7 +149,7 @@ async fn handshakes_that_get_nowhere_keep_nobody_out() {
         file("k", made.signing_key.serialize_pem()),
     );
     let (mut incoming, address) = open(Protocol::Http2, 3).await;
-    incoming.door.set(Rules {
+    incoming.access.set(Rules {
         tls: Some(super::super::ServerTls::read(&certificate, &key, None).unwrap()),
         ..Rules::default()
     });
@@ -173,7 +181,12 @@ async fn handshakes_that_get_nowhere_keep_nobody_out() {
 async fn silence_ends() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut incoming = Incoming::new(Listening::Tcp(listener), Door::default(), Protocol::Http2, 2);
+    let mut incoming = Incoming::new(
+        Listening::Tcp(listener),
+        ListenerRules::default(),
+        Protocol::Http2,
+        2,
+    );
     incoming.room = Room::new(2, Some(Duration::from_millis(10)));
     let mut client = TcpStream::connect(address).await.unwrap();
     let mut connection = next(&mut incoming).await;
@@ -234,7 +247,7 @@ async fn crowds_of_all_kinds_stay_within_the_places_and_keep_nobody_out() {
         let (mut incoming, address) = open(protocol, places).await;
         let room = incoming.room.clone();
         let (open, mut seeds) = (Arc::<AtomicUsize>::default(), StdRng::seed_from_u64(seed));
-        let door = tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             let mut serving = tokio::task::JoinSet::new();
             loop {
                 let connection = tokio::select! {
@@ -265,7 +278,7 @@ async fn crowds_of_all_kinds_stay_within_the_places_and_keep_nobody_out() {
                 _ => held.push(client),
             }
         }
-        // As soon as calls have ended, all places are for whoever comes.
+        // As soon as calls have ended, all places are free for new connections.
         let began = Instant::now();
         let mut last = loop {
             assert!(began.elapsed() < PATIENCE, "OUTHAUL_HOSTILE_SEED={seed}");
@@ -278,7 +291,7 @@ async fn crowds_of_all_kinds_stay_within_the_places_and_keep_nobody_out() {
                 break client;
             }
         };
-        assert!(!door.is_finished(), "OUTHAUL_HOSTILE_SEED={seed}");
+        assert!(!accepting.is_finished(), "OUTHAUL_HOSTILE_SEED={seed}");
         let _ = last.write_all(b"x").await;
         drop(held);
         drop(last);
@@ -289,8 +302,8 @@ async fn crowds_of_all_kinds_stay_within_the_places_and_keep_nobody_out() {
         };
         let all_free = timeout(PATIENCE, all_free).await;
         assert!(all_free.is_ok(), "OUTHAUL_HOSTILE_SEED={seed}");
-        door.abort();
-        let ended = door.await.unwrap_err();
+        accepting.abort();
+        let ended = accepting.await.unwrap_err();
         assert!(ended.is_cancelled(), "{ended}, OUTHAUL_HOSTILE_SEED={seed}");
     }
 }

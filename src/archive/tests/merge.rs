@@ -150,7 +150,7 @@ fn archives_share_files_only_with_the_same_bytes() {
     assert!(text.contains("--on-conflict=last"), "{text}");
     assert!(!dir.path().join("u").exists());
 
-    // A hard link to a file of another archive is none to its own.
+    // A hard link to a file of another archive is not one to a file of its own.
     let four = Tar::default().hard_link("copy", "a").end();
     assert!(How::default().all(&dir.path().join("u"), &[&one, &four]).is_err());
 }
@@ -246,7 +246,7 @@ fn archives_are_unpacked_at_the_same_time() {
     assert_eq!(tree(&target).len(), 50 + THREADS as usize + 10);
 }
 
-/// Ends the work of publishing after so many steps, as a kill does: nothing is cleared away.
+/// Ends the work of publishing after this many steps, as a kill does: nothing is cleared away.
 fn interrupted(how: &How, target: &Path, tar: &[u8], steps: usize) -> bool {
     let (staging, _) = how.stage(target, &[tar]).unwrap();
     let mut done = 0;

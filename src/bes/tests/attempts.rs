@@ -52,7 +52,7 @@ async fn another_first_event_under_known_ids_is_a_new_attempt_and_is_journalled_
 }
 
 #[tokio::test]
-async fn the_same_first_event_again_is_a_repetition_whoever_remembers_it() {
+async fn the_same_first_event_again_is_a_repetition_no_matter_who_remembers_it() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(options(HoldMode::None), Some(dir.path())).await;
     attempt(&daemon, "first").await;

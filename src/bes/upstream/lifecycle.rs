@@ -37,8 +37,8 @@ impl Caller {
 
     pub(super) async fn run(mut self) {
         while let Some(waiting) = self.upstream.calls.next(&self.build_id) {
-            let Waiting { event, mut behind } = waiting;
-            for stream in &mut behind {
+            let Waiting { event, mut streams } = waiting;
+            for stream in &mut streams {
                 // An error: its forwarder is gone, and there is nothing to wait for.
                 let _ = stream.wait_for(|status| status.finished).await;
             }

@@ -44,7 +44,7 @@ struct Build {
 pub(super) struct Waiting {
     pub(super) event: LifecycleEvent,
     /// The streams that it goes after: those known when it came. Later ones may come after it.
-    pub(super) behind: Vec<watch::Receiver<ForwardStatus>>,
+    pub(super) streams: Vec<watch::Receiver<ForwardStatus>>,
 }
 
 /// Resolves when the calls are done with that a stream goes after.
@@ -77,14 +77,14 @@ impl BuildCalls {
     pub(super) fn add_call(&self, build_id: &str, event: LifecycleEvent) -> bool {
         let mut builds = self.builds.lock();
         let build = builds.entry(build_id.to_owned()).or_default();
-        let behind = if event.opening {
+        let streams = if event.opening {
             build.openings += 1;
             Vec::new()
         } else {
             build.streams.retain(is_on_its_way);
             build.streams.clone()
         };
-        build.calls.push_back(Waiting { event, behind });
+        build.calls.push_back(Waiting { event, streams });
         !std::mem::replace(&mut build.worked_on, true)
     }
 

@@ -20,7 +20,7 @@ use crate::{
 enum Shape {
     /// It is a file whose prefix and name are its exec path.
     File,
-    /// It is a file whose name is no path: a test's `test.log`, an action's `stdout`.
+    /// It is a file whose name is not a path: a test's `test.log`, an action's `stdout`.
     Nameless,
     /// Files may be in these fields.
     Of(&'static [(u32, Shape)]),
@@ -177,7 +177,7 @@ impl Shape {
 fn with_uri(message: &[u8], path: &Path) -> Vec<u8> {
     let uri = file_uri(path);
     let fields = || Fields::of(message).map_while(Result::ok);
-    // One of another type is no uri, and stays as malformed as it is.
+    // One of another type is not a uri, and stays as malformed as it is.
     let is_uri = |field: &Field<'_>| field.number == file::URI && field.inside().is_some();
     let last = fields().filter(is_uri).count();
     let mut out = Vec::with_capacity(message.len() + uri.len());

@@ -1,4 +1,4 @@
-//! What a `run` answers each Bazel command below it: a door for its events, and the flags that bring them there.
+//! What a `run` answers each Bazel command below it: a listener for its events, and the flags that bring them there.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,7 +19,7 @@ use crate::{
     bep::event::CommandLine,
     bes::{BesService, HoldPolicy, Upstream},
     config::{CacheArgs, UpstreamArgs},
-    daemon::{EventDoors, Services},
+    daemon::{EventListeners, Services},
     sources::{BuildDirectories, google_of},
     transport::without_user_info,
 };
@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(20);
 const MINIMAL: &str = "--remote_download_minimal";
 /// The command that may run again.
 pub(super) const REPEATED: &str = "build";
-/// Where the doors are.
+/// Where the listeners are.
 const LOOPBACK: &str = "127.0.0.1";
 /// The oldest Bazel that has credential helpers of this name, and a way to an address that is not encrypted where there are
 /// Google's credentials: older ones fail there.
@@ -67,7 +67,7 @@ pub(super) struct Answer {
 
 /// The daemon of this `run`, as its Bazels meet it.
 pub(super) struct Host {
-    pub(super) doors: EventDoors,
+    pub(super) listeners: EventListeners,
     pub(super) services: Services,
     pub(super) hold: HoldPolicy,
     /// Whether Bazel's download mode is left alone.
@@ -100,7 +100,7 @@ pub(super) struct Untold {
 pub(super) struct Heard {
     /// As users know it.
     name: String,
-    /// What came through its door, if it got one.
+    /// What came through its listener, if it got one.
     events: Option<BesService>,
     /// Why its options are not known, if they are not.
     unknown: Option<String>,
@@ -143,19 +143,19 @@ impl Heard {
 }
 
 impl Host {
-    /// Opens a door for a command, if its events may be taken, and decides who downloads.
-    pub(super) async fn answer(&self, told: &CommandInfo, attempt: Attempt) -> Answer {
+    /// Opens a listener for a command, if its events may be taken, and decides who downloads.
+    pub(super) async fn answer(&self, info: &CommandInfo, attempt: Attempt) -> Answer {
         // A command that goes on after a signal has made something else of it.
         self.untold.lock().asked = None;
-        let line = told.options.as_ref().ok().map(super::probe::Options::line);
+        let line = info.options.as_ref().ok().map(super::probe::Options::line);
         let mut answer = Answer::default();
-        let events = match self.door(told, line.as_ref(), &mut answer).await {
+        let events = match self.event_listener(info, line.as_ref(), &mut answer).await {
             Ok((events, upstream)) => {
                 let is_reached = match attempt {
                     Attempt::First | Attempt::Only => {
                         // Tests, and a program that it runs, have run.
-                        let repeats = attempt == Attempt::First && told.word == REPEATED;
-                        self.downloads(told, line.as_ref(), repeats, &mut answer).await
+                        let repeats = attempt == Attempt::First && info.word == REPEATED;
+                        self.downloads(info, line.as_ref(), repeats, &mut answer).await
                     }
                     Attempt::Alone => false,
                     Attempt::Uncached => {
@@ -196,9 +196,9 @@ impl Host {
                 (Some(events), backend, has_others)
             });
         let heard = Heard {
-            name: format!("`bazel {}` in {}", told.word, told.directory.display()),
+            name: format!("`bazel {}` in {}", info.word, info.directory.display()),
             events,
-            unknown: told.options.as_ref().err().cloned(),
+            unknown: info.options.as_ref().err().cloned(),
             backend,
             waits: line.as_ref().is_some_and(waits),
             uploads_for_us: !has_others,
@@ -212,23 +212,23 @@ impl Host {
         answer
     }
 
-    /// A door for the command's events, with the flags that lead there; and the other service that they go on to.
-    async fn door(
+    /// A listener for the command's events, with the flags that lead there; and the other service that they go on to.
+    async fn event_listener(
         &self,
-        told: &CommandInfo,
+        info: &CommandInfo,
         line: Option<&CommandLine>,
         answer: &mut Answer,
     ) -> anyhow::Result<(BesService, Option<String>)> {
-        let mut upstream = self.upstream(told, told.backend.as_deref(), None)?;
+        let mut upstream = self.upstream(info, info.backend.as_deref(), None)?;
         let mut more = Vec::new();
         let mut host = LOOPBACK;
         if let Some(line) = line {
             let named = |name: &str| line.given(name);
             let has_google = google_of(line, Path::new("")).is_some();
-            if has_google && told.version.is_none_or(|version| version < GOOGLE_UNENCRYPTED) {
+            if has_google && info.version.is_none_or(|version| version < GOOGLE_UNENCRYPTED) {
                 bail!("with Google's credentials, this Bazel sends events only over encrypted connections");
             }
-            upstream = self.upstream(told, named("bes_backend"), Some(line))?;
+            upstream = self.upstream(info, named("bes_backend"), Some(line))?;
             if let (Some(theirs), Some(ours)) = (named("bes_backend"), &self.upstream.bes_backend)
                 && theirs != ours
                 && self.own.is_some()
@@ -265,17 +265,17 @@ impl Host {
             }
         }
         let backend = upstream.as_ref().map(Upstream::name);
-        let door = self.doors.open(upstream).await?;
-        let address = door.address.to_string().replace(LOOPBACK, host);
+        let listener = self.listeners.open(upstream).await?;
+        let address = listener.address.to_string().replace(LOOPBACK, host);
         answer.flags.push(format!("--bes_backend=grpc://{address}"));
         answer.flags.append(&mut more);
-        Ok((door.service, backend))
+        Ok((listener.service, backend))
     }
 
     /// The event service that the command's events would go to without us; or else the one that was named to us.
     fn upstream(
         &self,
-        told: &CommandInfo,
+        info: &CommandInfo,
         backend: Option<&str>,
         line: Option<&CommandLine>,
     ) -> anyhow::Result<Option<Upstream>> {
@@ -293,7 +293,7 @@ impl Host {
         });
         if let Some(line) = line {
             // Bazel's server runs in the workspace, where relative files are looked for.
-            let workspace = directories_of(told).workspace;
+            let workspace = directories_of(info).workspace;
             let path = |name| Some(workspace.join(line.given(name)?));
             let tls = &mut cache.tls;
             for (file, name) in [
@@ -318,22 +318,22 @@ impl Host {
     /// Has Bazel told to download nothing, if that can be. False if the command names a cache that does not answer.
     async fn downloads(
         &self,
-        told: &CommandInfo,
+        info: &CommandInfo,
         line: Option<&CommandLine>,
         repeats: bool,
         answer: &mut Answer,
     ) -> bool {
-        let base = told
+        let base = info
             .options
             .as_ref()
             .ok()
             .and_then(|options| options.output_base.as_ref());
         let mut setting = Setting {
             keep: self.keep,
-            word: &told.word,
+            word: &info.word,
             repeats,
-            version: told.version,
-            options: line.ok_or_else(|| told.options.as_ref().err().map_or("", String::as_str)),
+            version: info.version,
+            options: line.ok_or_else(|| info.options.as_ref().err().map_or("", String::as_str)),
             place: base.map_or(Ok(()), |base| {
                 self.services
                     .allows(&base.join("execroot/_main"))
@@ -342,7 +342,7 @@ impl Host {
             cache: Ok(()),
         };
         if let Some(line) = line.filter(|line| names_a_cache(line)) {
-            let directories = directories_of(told);
+            let directories = directories_of(info);
             let asking = tokio::time::timeout(CACHE, self.services.reaches_cache(line, &directories));
             setting.cache = match asking.await {
                 Ok(answer) => answer.map_err(|error| error.to_string()),
@@ -397,7 +397,7 @@ impl Host {
     pub(super) async fn pending(&self) -> u64 {
         let (mut pending, mut failed) = (0, 0);
         for stream in self.services.engine.streams() {
-            if self.doors.came_in(&stream)
+            if self.listeners.came_in(&stream)
                 && let Some((row, required)) = self.services.engine.snapshot(&stream.0).await
             {
                 pending += required;
@@ -499,8 +499,8 @@ impl Host {
 }
 
 /// Where a command's relative files are.
-fn directories_of(told: &CommandInfo) -> BuildDirectories {
-    let working_directory = told.directory.clone();
+fn directories_of(info: &CommandInfo) -> BuildDirectories {
+    let working_directory = info.directory.clone();
     BuildDirectories {
         workspace: workspace_around(&working_directory).unwrap_or_else(|| working_directory.clone()),
         working_directory,

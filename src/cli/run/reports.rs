@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::super::print;
-use crate::{daemon::EventDoors, invocation::Report, printable::printable};
+use crate::{daemon::EventListeners, invocation::Report, printable::printable};
 
 /// The invocation id and the build id of a stream.
 type Stream = (String, String);
@@ -63,15 +63,15 @@ fn stream_of(report: &Report) -> Stream {
     (report.invocation_id.clone(), report.build_id.clone())
 }
 
-/// Collects the reports of builds that come through the doors.
+/// Collects the reports of builds that come through the listeners.
 pub(super) async fn collect(
     mut reports: broadcast::Receiver<Report>,
-    doors: EventDoors,
+    listeners: EventListeners,
     into: SharedReports,
 ) {
     loop {
         match reports.recv().await {
-            Ok(report) if doors.came_in(&stream_of(&report)) => into.lock().add(report),
+            Ok(report) if listeners.came_in(&stream_of(&report)) => into.lock().add(report),
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return,
         }

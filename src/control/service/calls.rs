@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Service;
 
-/// Calls of one door that read the record or the disk at a time: all else that blocks goes on, whatever is asked.
+/// Calls of one listener that read the record or the disk at a time: all else that blocks goes on, whatever is asked.
 pub(super) const READING: usize = 4;
 
 impl Service {
@@ -63,7 +63,7 @@ mod tests {
             false,
         )
         .unwrap();
-        let service = services.service.at_door(Reach::Anywhere);
+        let service = services.service.for_listener(Reach::Anywhere);
         let reading = Arc::new(AtomicUsize::new(0));
         let calls: Vec<_> = (0..3 * READING)
             .map(|_| {
@@ -85,10 +85,10 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(reading.load(Ordering::SeqCst), READING);
-        let other = services.service.at_door(Reach::Anywhere);
+        let other = services.service.for_listener(Reach::Anywhere);
         assert!(
             other.read(|_, _| ()).await.is_some(),
-            "another door does not wait"
+            "another listener does not wait"
         );
         for call in &calls {
             call.abort();

@@ -224,7 +224,7 @@ fn with_needs(place: &OutputRoot, as_built: &str, named: HashSet<String>) -> Opt
         }
         match place.runfiles_manifest(path) {
             Ok(Some(manifest)) => runfiles.take_in(&manifest, &exec_roots),
-            // It is no program.
+            // It is not a program.
             Ok(None) => {}
             Err(_) => return None,
         }

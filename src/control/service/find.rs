@@ -37,10 +37,10 @@ enum Link {
 
 /// What the components of a path, from this one on, are symlinks to, as far as their names tell, with what is below
 /// them. `--symlink_prefix` may be anything.
-fn links_in(path: &Path, behind: usize) -> impl Iterator<Item = (Link, String)> {
+fn links_in(path: &Path, skipped: usize) -> impl Iterator<Item = (Link, String)> {
     let names: Vec<&str> = path
         .iter()
-        .skip(behind)
+        .skip(skipped)
         .filter_map(|name| name.to_str())
         .collect();
     let is_link = |name: &str, kind: &str| {

@@ -17,7 +17,7 @@ use crate::{
 
 /// Invocations that are looked through for the one that is meant.
 const LOOKED_AT: usize = 1000;
-/// Messages that wait for the listeners. Behind them, it falls behind the engine.
+/// Messages that wait for the listeners. When there are more, it falls behind the engine.
 const WAITING: usize = 256;
 
 /// What a follower hears; an error is the last it hears.
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_again_means_what_began_since_it_asked_first() {
+    fn asking_again_means_what_began_since_it_asked_first() {
         let rows = [row("b", "/w", "build", 30), row("a", "/w", "build", 10)];
         let since = |ms| chosen(&Chooser::new(choice("/w", true, ms), &rows), &rows);
         assert_eq!(since(20).as_deref(), Some("b"));

@@ -37,7 +37,7 @@ impl Fixture {
         self.exec_root().join("bazel-out/k8/bin").join(name)
     }
 
-    /// As if it had been used last so many minutes ago.
+    /// As if it had been used last this many minutes ago.
     fn used(&self, name: &str, minutes: u64) {
         let then = SystemTime::now() - Duration::from_secs(60 * minutes);
         let times = std::fs::FileTimes::new().set_accessed(then).set_modified(then);
@@ -283,7 +283,7 @@ async fn what_is_on_disk_is_counted() {
 }
 
 /// A workspace that is built in, cleaned up and changed at random, with a cache that loses blobs: whatever was removed
-/// could be had again at that moment, and was as it had been downloaded.
+/// could be downloaded again at that moment, and was as it had been downloaded.
 async fn random_life(seed: u64) {
     let chance = &mut Chance::new(seed);
     let mut f = Fixture::new(false).await;
@@ -349,7 +349,7 @@ async fn random_life(seed: u64) {
                     let digest = Digest::of(crate::digest::DigestFunction::Sha256, &bytes);
                     assert!(
                         f.file(name).exists() || f.cache.store().contains(&digest),
-                        "seed {seed}, step {step}: {name} cannot be had again"
+                        "seed {seed}, step {step}: {name} cannot be downloaded again"
                     );
                     assert!(
                         f.file(name).exists() || bytes != b"own",

@@ -112,7 +112,7 @@ async fn every_configuration_of_a_label_is_told_before_one_of_them_is_complete()
 }
 
 #[tokio::test]
-async fn whoever_follows_slowly_hears_of_each_target_in_order_and_keeps_a_page_of_them() {
+async fn a_slow_follower_hears_of_each_target_in_order_and_keeps_a_page_of_them() {
     let mut f = Fixture::new(false).await;
     let digest = f.cache.store().put("bytes");
     f.stall();

@@ -1,4 +1,4 @@
-//! Builds that no build tool reports, through all rooms: they settle, with a reason for whatever can't be had, and
+//! Builds that no build tool reports, through all rooms: they settle, with a reason for each output that fails, and
 //! nothing appears where it does not belong.
 
 mod links;

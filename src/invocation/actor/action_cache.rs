@@ -168,7 +168,7 @@ impl Actor {
     fn contradiction(&self, facts: &Facts) -> Option<ExecPath> {
         let contradicts = |output: &&action_cache::Output| {
             let wanted = self.ledger.wanted.get(&output.path).map(|wanted| &wanted.content);
-            // What Bazel has in the cache is no file that came in an event.
+            // What Bazel has in the cache is not a file that came in an event.
             matches!(wanted, Some(OutputContent::Blob(digest)) if *digest != output.digest)
         };
         facts

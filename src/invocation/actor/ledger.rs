@@ -190,15 +190,15 @@ impl Ledger {
             let Some(old) = wanted.get(&n.path) else {
                 return true;
             };
-            let anew = n.class > old.class || (n.class > Class::Known && n.content != old.content);
-            if !anew && n.class == Class::Required && old.target != *target {
+            let again = n.class > old.class || (n.class > Class::Known && n.content != old.content);
+            if !again && n.class == Class::Required && old.target != *target {
                 if !old.done {
                     stream.share(&n.path, target);
                 } else if !old.on_disk {
                     failed += 1;
                 }
             }
-            anew
+            again
         });
         self.count(target, named, failed);
         let mut said = Vec::new();

@@ -34,7 +34,7 @@ use crate::{
     roots::Destination,
 };
 
-/// What a program needs, and the stream does not bring, and is no file on disk.
+/// What a program needs, and the stream does not bring, and is not a file on disk.
 struct Missing {
     target: Arc<TargetId>,
     /// Whether the program is this target's.

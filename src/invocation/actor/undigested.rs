@@ -1,7 +1,7 @@
 //! Outputs that the stream names without a digest.
 //!
 //! A build tool tells no digest of what it keeps as a local file: Bazel 4 with an HTTP or a disk cache, later ones there of
-//! the files of tests, any with `--experimental_build_event_upload_strategy=local`, and of a directory that is no tree
+//! the files of tests, any with `--experimental_build_event_upload_strategy=local`, and of a directory that is not a tree
 //! artifact. Nobody can bring them, and no matter who made them, they are what the build says they are if they are there.
 
 use std::{path::PathBuf, sync::Arc};

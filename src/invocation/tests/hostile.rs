@@ -57,7 +57,7 @@ fn targets_that_share_all_of_their_sets_name_each_file_once() {
         effects.extend(build.handle(5 + n, completed(&format!("//t:{n}"), &["all"], false)));
     }
     assert_eq!((names(&effects), ends(&effects)), (ids.len(), MANY));
-    // All of it could not be had, and each is asked how much that is.
+    // None of it can be downloaded, and each is asked how much that is.
     for id in 0..ids.len() {
         let Some(Effect::Outputs(_, named)) = effects.first() else {
             panic!("no outputs")

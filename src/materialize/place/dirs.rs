@@ -51,7 +51,7 @@ impl DirCache {
         if self.open.len() >= OPEN_DIRECTORIES {
             self.open.retain(|_, (_, opened)| is_fresh(opened));
         }
-        // All of them fresh: so many directories are visited in so short a time that any is as good to drop.
+        // All of them are fresh: with that many directories visited in such a short time, any of them may be dropped.
         if self.open.len() >= OPEN_DIRECTORIES {
             self.open.clear();
         }

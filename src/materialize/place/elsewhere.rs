@@ -35,7 +35,7 @@ impl OutputRoot {
     /// not looked at. Answers in the order of the outputs.
     ///
     /// # Errors
-    /// For all when the root is not the one that was opened. Each for itself when it is no output's path, or cannot be
+    /// For all when the root is not the one that was opened. Each for itself when it is not an output's path, or cannot be
     /// looked at or read.
     pub fn look<'a>(
         &self,

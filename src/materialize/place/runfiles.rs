@@ -55,7 +55,7 @@ const REMEMBERED: usize = 1 << 16;
 pub enum Seen {
     /// Nothing, or a link that leads nowhere.
     Nothing,
-    /// A file, or whatever else is no directory.
+    /// A file, or whatever else is not a directory.
     File,
     /// A directory.
     Directory,
@@ -152,7 +152,7 @@ impl OutputRoot {
                     "it is a symlink to {path}, which is not in bazel-out"
                 )));
             }
-            // Of a file that is no program, its tree of links has no directory; and of a program whose name is as long as
+            // Of a file that is not a program, its tree of links has no directory; and of a program whose name is as long as
             // names can be, the manifest can have none.
             Err(error)
                 if matches!(
@@ -280,7 +280,7 @@ pub(crate) fn owner(output_base: &Path) -> Option<String> {
     Some(small_text(&output_base.join(OWNER))?.trim_end().to_owned())
 }
 
-/// The text of a small file that is no link. Blocks.
+/// The text of a small file that is not a link. Blocks.
 pub(crate) fn small_text(path: &Path) -> Option<String> {
     let (file, _) = open_regular(fs::CWD, path).ok()??;
     let mut text = String::new();

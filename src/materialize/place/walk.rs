@@ -6,7 +6,7 @@
 //!
 //! In an exec root, a link on the way is read, and where it leads is walked in the same manner from the root, for Bazel
 //! makes absolute links for symlinked directories. But a walk ends below `bazel-out`, no matter who made the links:
-//! nothing else in the root is ever entered, neither sources nor `external`, and `bazel-out` itself is no link. In a
+//! nothing else in the root is ever entered, neither sources nor `external`, and `bazel-out` itself is not a link. In a
 //! directory of the user's own no link is followed: one that an earlier build has left in a directory's place is
 //! replaced, and one that leads out is refused.
 
@@ -161,7 +161,7 @@ pub(super) fn follow_making(
         match sys::read_link(&dir, &name) {
             Ok(target) if !root.is_exec_root => return Err(walk.escapes(&name, &target)),
             Ok(target) => walk.turn(&name, &target)?,
-            // It is no link any more: look again.
+            // It is not a link any more: look again.
             Err(Errno::INVAL | Errno::NOENT) => walk.pending.push(name),
             Err(errno) => return Err(PlaceError::system_error("read link", path, errno)),
         }
@@ -172,7 +172,7 @@ pub(super) fn follow_making(
 pub(super) enum End {
     /// Nothing: a directory on the way is missing.
     Nothing,
-    /// A name below `bazel-out` that is no link, if it is there at all.
+    /// A name below `bazel-out` that is not a link, if it is there at all.
     Spot(Spot),
     /// By a link that is an output itself, to this absolute path outside of `bazel-out`, as far as the link's text tells.
     Outside(PathBuf),
@@ -499,7 +499,7 @@ fn open_component(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Owned
     sys::openat(dir, name, flags, Mode::empty())
 }
 
-/// Makes one directory, with its mode whatever the umask. That it is there already is no error.
+/// Makes one directory, with its mode whatever the umask. That it is there already is not an error.
 fn make_one(root: &OutputRoot, dir: &Arc<Dir>, name: &OsStr) -> rustix::io::Result<()> {
     let open = Writable::open(&root.writable, dir)?;
     let mode = open.before().unwrap_or_else(|| root.modes.directory());

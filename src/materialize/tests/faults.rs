@@ -148,7 +148,7 @@ async fn a_blob_evicted_before_it_is_read_is_told_and_asked_for_again_when_wante
         f.want(&asker, Class::Required, &[("x", &digest)]).await;
         assert!(matches!(asker.end().await, Outcome::Evicted(reason) if reason.contains(&digest.hash_hex())));
         assert!(!f.path("x").exists());
-        // Uploaded again: that it was missing is no fact to be remembered.
+        // Uploaded again: that it was missing is not a fact to be remembered.
         f.cache.store().put(vec![1; size]);
         f.want(&asker, Class::Required, &[("x", &digest)]).await;
         assert!(matches!(asker.end().await, Outcome::Downloaded { .. }));
@@ -169,7 +169,7 @@ async fn outputs_of_one_blob_share_nothing_that_a_user_could_change() {
         .await;
         asker.ends(2).await;
         let [one, other] = ["a/run", "b/data"].map(|name| fs::metadata(f.path(name)).unwrap());
-        // Whoever takes the right to execute from one does not take it from the other.
+        // Taking the right to execute from one leaves the other as it is.
         assert_ne!(one.ino(), other.ino());
         for found in [one, other] {
             assert_eq!((found.mode() & 0o7777, found.nlink()), (0o555, 1));

@@ -276,7 +276,7 @@ fn a_directory_that_grows_file_by_file_stays_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let (record, _) = open(dir.path());
     let root = record.root("/exec", 1, 2);
-    // In an order that is none, so that blocks are split everywhere.
+    // In no particular order, so that blocks are split everywhere.
     let order = || (0..3000u32).map(|n| n * 1117 % 3000);
     let row = |n: u32| (path(&format!("d/file{n:04}")), numbered(n).1);
     for n in order() {

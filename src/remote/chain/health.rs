@@ -75,7 +75,7 @@ impl Health {
         }
     }
 
-    /// Whether a request may be made now that is no probe: it leaves that to another one.
+    /// Whether a request may be made now that is not a probe: it leaves that to another one.
     ///
     /// # Errors
     /// Why the store is passed over.

@@ -121,7 +121,7 @@ impl ObjectCache {
             bytes => bytes?,
         };
         let result = decode(&bytes).map_err(|message| {
-            let message = format!("the object {key:?} is no action result: {message}");
+            let message = format!("the object {key:?} is not an action result: {message}");
             self.error(RemoteErrorKind::Protocol, &what, message)
         })?;
         Ok(Some(Arc::new(result)))

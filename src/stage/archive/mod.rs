@@ -9,7 +9,7 @@
 //!
 //! The first frame is the header, the last one the end: a file that was cut short is known by its lack. Events are
 //! those of the journal with what staging, `status` and `ls` read of them (`redact`); all else, such as command lines, what
-//! the build prints and the headers of the client's connection, is no part of it.
+//! the build prints and the headers of the client's connection, is not a part of it.
 
 mod export;
 mod format;

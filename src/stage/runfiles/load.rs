@@ -38,7 +38,7 @@ impl Load {
         Ok(Self { files, runfiles })
     }
 
-    /// What a program needs; `None` of what is no program.
+    /// What a program needs; `None` of what is not a program.
     pub(super) fn of_program(&mut self, program: &ExecPath) -> Option<Vec<Runfile>> {
         self.runfiles.remove(program.as_str())
     }

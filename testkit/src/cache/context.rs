@@ -1,4 +1,4 @@
-//! What every service of the cache shares: the content, the settings, and the checks at a call's door.
+//! What every service of the cache shares: the content, the settings, and the checks at a call's listener.
 
 use std::{future::pending, sync::Arc, time::Duration};
 

@@ -114,7 +114,7 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// Runs the configuration's command, with more flags behind its own; without a side alone, and not for its outcome.
+    /// Runs the configuration's command, with more flags after its own; without a side alone, and not for its outcome.
     fn build(&self, config: &Config, side: Option<Side>, more: &[&str]) -> Ran {
         let version = self.bazel.version();
         let with = if side == Some(Side::With) {
@@ -317,7 +317,7 @@ impl Left {
     /// Whether the exit code of another is one that Bazel alone would not have had, for a known reason.
     fn is_known(&self, other: &Self, config: &Config) -> bool {
         match other.run.code {
-            // What was asked for could not be had; nor is it on disk after Bazel alone, which does not even try.
+            // What was asked for failed to download; nor is it on disk after Bazel alone, which does not even try.
             Some(45) => {
                 config.is("under", "strict") && {
                     let failed = other.run.err.lines().filter_map(|line| {

@@ -182,8 +182,8 @@ impl Daemon {
         }
         args.extend(self.args.iter().map(String::as_str));
         let mut process = self.outhaul.start(Path::new("/"), "serve", &args);
-        eventually("the daemon's doors are open", || process.is_open());
-        self.address = process.door().trim_start_matches("grpc://").to_owned();
+        eventually("the daemon listens", || process.is_open());
+        self.address = process.address().trim_start_matches("grpc://").to_owned();
         self.process = Some(process);
     }
 

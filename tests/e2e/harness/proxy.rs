@@ -207,7 +207,7 @@ async fn answers(
         let now = *mode.wait_for(|mode| *mode != Mode::Held).await.ok()?;
         if let Mode::Slow(rate) = now {
             let pause = Duration::from_secs_f64(count as f64 / rate as f64);
-            // Whoever lets it flow does not wait for what was slow before.
+            // Letting it flow does not wait for what was slow before.
             let _ = tokio::time::timeout(pause, mode.wait_for(|mode| *mode != now)).await;
             mode.wait_for(|mode| *mode != Mode::Held).await.ok()?;
         }

@@ -97,7 +97,7 @@ pub(crate) struct Lifecycle {
     /// `build_enqueued`, `attempt_started`, `attempt_finished` or `build_finished`.
     pub(crate) name: &'static str,
     /// Events of streams that had arrived before.
-    pub(crate) behind: usize,
+    pub(crate) after: usize,
 }
 
 type Hook = Box<dyn Fn(&Seen) + Send + Sync>;
@@ -111,11 +111,11 @@ struct Shared {
     /// Invocations whose calls ended with OK, everything acknowledged.
     closed: Mutex<Vec<String>>,
     calls: AtomicU64,
-    /// Breaks every call after so many events, of which about half are acknowledged; 0 for never.
+    /// Breaks every call after this many events, of which about half are acknowledged; 0 for never.
     cut_after: AtomicU64,
     /// How late acknowledgements are, in milliseconds.
     late_ms: AtomicU64,
-    /// Stops reading behind this number of a stream; 0 for never.
+    /// Stops reading after this number of a stream; 0 for never.
     pause_at: watch::Sender<i64>,
     paused: AtomicU64,
     hook: Hook,
@@ -196,7 +196,7 @@ impl Upstream {
         self.runtime = Some(runtime);
     }
 
-    /// Breaks every call after so many events; 0 for never.
+    /// Breaks every call after this many events; 0 for never.
     pub(crate) fn cut_after(&self, events: u64) {
         self.shared.cut_after.store(events, Ordering::Relaxed);
     }
@@ -256,12 +256,12 @@ impl Upstream {
                 Some(last) => assert_eq!(
                     number,
                     last.sequence() + 1,
-                    "the number behind, in call {}",
+                    "the number after, in call {}",
                     seen.call
                 ),
                 None => assert!(
                     (1..=highest + 1).contains(&number),
-                    "call {} begins with {number} behind {highest}",
+                    "call {} begins with {number} after {highest}",
                     seen.call
                 ),
             }
@@ -375,11 +375,11 @@ fn lifecycle(shared: &Shared, bytes: Bytes) -> Result<Response<Bytes>, Status> {
         Some(Event::BuildFinished(_)) => "build_finished",
         _ => "another",
     };
-    let behind = lock(&shared.seen).len();
+    let after = lock(&shared.seen).len();
     lock(&shared.lifecycle).push(Lifecycle {
         stream: ordered.stream_id.unwrap_or_default(),
         name,
-        behind,
+        after,
     });
     Ok(Response::new(Bytes::new()))
 }

@@ -179,10 +179,10 @@ impl Engine {
             *life = Life::default();
         }
         verdict.check(sequence == life.highest + 1, || {
-            format!("{stream}: the engine gets {sequence} behind {}", life.highest)
+            format!("{stream}: the engine gets {sequence} after {}", life.highest)
         });
         verdict.check(life.end != Some(StreamEnd::Finished), || {
-            format!("{stream}: the engine gets {sequence} behind the end")
+            format!("{stream}: the engine gets {sequence} after the end")
         });
         let right = matches!(event, Event::Started(started) if started.invocation_id == format!("{stream}/{sequence}"));
         verdict.check(right, || format!("{stream}: {sequence} is {event:?}"));

@@ -131,7 +131,7 @@ impl Ledger {
         self.verdict
             .check(sequence == fate.acked + 1 && sequence <= sent, || {
                 format!(
-                    "{name}: {sequence} was acknowledged behind {}, with {sent} sent",
+                    "{name}: {sequence} was acknowledged after {}, with {sent} sent",
                     fate.acked
                 )
             });

@@ -146,7 +146,7 @@ impl Service {
         };
         ledger.verdict.check(in_order, || {
             format!(
-                "{stream}: upstream gets {sequence} behind {before:?}, with {} kept",
+                "{stream}: upstream gets {sequence} after {before:?}, with {} kept",
                 self.kept(stream)
             )
         });

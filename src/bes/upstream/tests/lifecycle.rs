@@ -1,4 +1,4 @@
-//! Calls about a build's life go before and after its streams, and a service that does not take them is no obstacle.
+//! Calls about a build's life go before and after its streams, and a service that does not take them is not an obstacle.
 
 use std::sync::Mutex;
 

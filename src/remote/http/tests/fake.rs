@@ -77,7 +77,7 @@ pub(super) fn chunked(body: &[u8]) -> Vec<u8> {
 }
 
 impl Reply {
-    /// The first so many bytes, and then something else.
+    /// The first bytes, this many, and then something else.
     pub(super) fn cut(mut self, less: usize, then: Then) -> Self {
         self.0.truncate(self.0.len() - less);
         Self(self.0, then)

@@ -10,9 +10,9 @@ const SIZE: usize = 40_000;
 
 /// What the client makes of an answer.
 enum Expected {
-    /// The blob, within so many requests.
+    /// The blob, within this many requests.
     Whole(usize),
-    /// An error with these words, within so many requests.
+    /// An error with these words, within this many requests.
     Error(RemoteErrorKind, &'static str, usize),
 }
 use Expected::{Error, Whole as Right};
@@ -51,7 +51,7 @@ async fn whatever_comes_the_sink_gets_the_blob_or_an_error() {
             Right(1),
         ),
         (
-            "zstd behind a header that is skipped",
+            "zstd after a header that is skipped",
             |_, _| reply(200, &[("content-encoding", "zstd")], &casblob(&blob(SIZE))),
             Right(1),
         ),

@@ -349,7 +349,7 @@ async fn strangers_objects_are_named_by_their_keys() {
     store.put(&format!("cas/{}", digest.hash_hex()), &good[1..]);
     let shown = stream(&plain, &digest, 0).await.unwrap_err().to_string();
     assert!(shown.contains("bytes instead of"), "{shown}");
-    // What our side does not take is no fault of the store's.
+    // What our side does not take is not a fault of the store's.
     let nobody = Attribution::default();
     store.put(&format!("cas/{}", digest.hash_hex()), &good);
     let error = plain

@@ -107,7 +107,7 @@ impl BlobFault {
             Self::TruncateCompression => "zstd truncated",
             Self::Bomb(_) => "zstd bomb",
             Self::ManyFrames => "zstd in several frames",
-            Self::TrailingGarbage => "garbage behind zstd",
+            Self::TrailingGarbage => "garbage after zstd",
             Self::EmptyFrames(_) => "empty zstd frames",
         }
     }

@@ -12,7 +12,7 @@ use super::{tls::ServerTls, token::Token};
 /// Who is turned away is worth a line of the log so often: who knocks all day shall not fill it.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
-/// What a door asks of callers.
+/// What a listener asks of callers.
 #[derive(Clone, Default)]
 pub struct Rules {
     /// TLS, on TCP.
@@ -23,9 +23,9 @@ pub struct Rules {
     pub other_users: bool,
 }
 
-/// A door's rules, shared by all who look at them. Cheap to clone.
+/// A listener's rules, shared by all who look at them. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Door(Arc<Shared>);
+pub struct ListenerRules(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -34,12 +34,12 @@ struct Shared {
     told: Mutex<Option<Instant>>,
 }
 
-impl Door {
+impl ListenerRules {
     /// With rules.
     pub fn new(rules: Rules) -> Self {
-        let door = Self::default();
-        door.set(rules);
-        door
+        let access = Self::default();
+        access.set(rules);
+        access
     }
 
     /// Other rules, for connections from now on.
