@@ -16,10 +16,11 @@ use crate::{
     materialize::{Completion, Outcome, Root, Served, Session, Want},
     output::Class,
     proto::outhaul::v1 as pb,
-    record::{OutputState, RootId, Which},
+    record::{InvocationState, OutputState, RootId, Which},
     remote::Attribution,
     roots::RootError,
     sources::{SourceCache, SourceError},
+    stage::StageError,
 };
 
 /// Outputs that one call brings to disk.
@@ -42,10 +43,23 @@ pub(super) enum MaterializeError {
     )]
     OtherProcess,
     #[error(
-        "left unchanged: the file on disk is another one and may be newer, since no event of the newest build names this \
-         output; remove the file to download what is recorded"
+        "left unchanged: the file on disk is another one and may be newer, since {0}; remove the file to download what is \
+         recorded"
     )]
-    Outdated,
+    Outdated(Unnamed),
+}
+
+/// Why the newest build is not known to have named an output.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum Unnamed {
+    #[error("no event of the newest build names this output")]
+    ByNone,
+    #[error("the newest build is still running and may not have named all of its outputs")]
+    Yet,
+    #[error("what the newest build names is unknown ({0})")]
+    Unknown(Arc<StageError>),
+    #[error("what the newest build names is unknown (no journal is kept)")]
+    Unkept,
 }
 
 /// What a path that was asked for stands for.
@@ -201,7 +215,7 @@ impl Service {
         });
         let outdated = outdated
             .into_iter()
-            .map(|found| (found, Err(Arc::new(MaterializeError::Outdated))));
+            .map(|(found, why)| (found, Err(Arc::new(MaterializeError::Outdated(why)))));
         fetched.chain(outdated).collect()
     }
 
@@ -233,7 +247,7 @@ impl Service {
     /// Reads the rows again, as late as can be: a build may have named something else there since. Takes out what is
     /// outdated: something else lies in its place, and the newest build does not say that it should not. What the action
     /// cache alone tells, or an older build, replaces nothing.
-    async fn split_outdated(&self, id: RootId, found: &mut Vec<Found>) -> Vec<Found> {
+    async fn split_outdated(&self, id: RootId, found: &mut Vec<Found>) -> Vec<(Found, Unnamed)> {
         let (service, mut all) = (self.clone(), std::mem::take(found));
         let looked = spawn_blocking(move || {
             let paths: Vec<ExecPath> = all.iter().map(|f| f.path.clone()).collect();
@@ -256,18 +270,35 @@ impl Service {
         *found = current;
         // The newest build has named it as an older one did, in most cases.
         let named = match &self.stager {
-            Some(stager) if !differing.iter().all(is_of_bazel) => {
-                stager.named(&Which::of(&newest.invocation_id)).await.ok()
+            _ if differing.iter().all(is_of_bazel) => Ok(HashSet::new()),
+            _ if self.is_heard(&newest.invocation_id).await => Err(Unnamed::Yet),
+            None => Err(Unnamed::Unkept),
+            Some(stager) => {
+                let named = stager.named(&Which::of(&newest.invocation_id)).await;
+                named.map_err(|error| Unnamed::Unknown(Arc::new(error)))
             }
-            _ => None,
         };
-        let is_named = |found: &Found| {
-            let named = named.as_ref();
-            !is_of_bazel(found) && named.is_some_and(|named| named.contains(found.path.as_str()))
-        };
-        let (named, outdated) = differing.into_iter().partition::<Vec<Found>, _>(is_named);
-        found.extend(named);
+        let mut outdated = Vec::new();
+        for differing in differing {
+            match &named {
+                _ if is_of_bazel(&differing) => outdated.push((differing, Unnamed::ByNone)),
+                Ok(named) if named.contains(differing.path.as_str()) => found.push(differing),
+                Ok(_) => outdated.push((differing, Unnamed::ByNone)),
+                Err(why) => outdated.push((differing, why.clone())),
+            }
+        }
         outdated
+    }
+
+    /// Whether events of a build still come.
+    async fn is_heard(&self, invocation_id: &str) -> bool {
+        match &self.engine {
+            Some(engine) => engine
+                .snapshot(invocation_id)
+                .await
+                .is_some_and(|(row, _)| row.state == InvocationState::Running),
+            None => false,
+        }
     }
 }
 

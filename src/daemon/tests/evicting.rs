@@ -384,10 +384,20 @@ async fn what_an_older_build_has_named_does_not_replace_a_file_that_may_be_newer
     let paths = ["a", "b"].map(|name| f.file(name).display().to_string());
     let got = f.services.service.materialize(paths.to_vec()).await;
     assert!(got[0].error.contains("left unchanged"), "{:?}", got[0]);
+    // What the newest build names is not known here.
+    assert!(got[0].error.contains("no journal is kept"), "{:?}", got[0]);
     assert_eq!(std::fs::read_to_string(f.file("a")).unwrap(), "by Bazel");
     // The newest build says what this is.
     assert_eq!(got[1].error, "");
     assert_eq!(std::fs::read_to_string(f.file("b")).unwrap(), "newer b");
+    // One that runs may name it yet.
+    f.again("third").await;
+    let b = output("b", &f.cache.store().put("newest b"));
+    f.set("0", vec![b], &[]).await;
+    let got = f.services.service.materialize(paths[..1].to_vec()).await;
+    assert!(got[0].error.contains("still running"), "{:?}", got[0]);
+    assert_eq!(std::fs::read_to_string(f.file("a")).unwrap(), "by Bazel");
+    f.finish().await;
     std::fs::remove_file(f.file("a")).unwrap();
     let got = f.services.service.materialize(paths[..1].to_vec()).await;
     assert_eq!(got[0].outcome(), pb::OutputOutcome::Downloaded);
