@@ -10,6 +10,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
+use rustix::io::Errno;
 use tokio::task::spawn_blocking;
 
 use super::rules::{Destination, RootRules, allowance};
@@ -43,6 +44,13 @@ pub enum RootError {
     /// The code that opens it has a bug.
     #[error("opening the output root panicked")]
     Panicked,
+}
+
+impl RootError {
+    /// Whether there is no such directory.
+    pub(crate) fn is_not_there(&self) -> bool {
+        matches!(self, Self::Place(error) if error.errno == Some(Errno::NOENT.raw_os_error()))
+    }
 }
 
 /// How many unused roots are kept open.

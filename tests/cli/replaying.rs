@@ -61,6 +61,24 @@ async fn end(mut server: Running) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_output_root_was_deleted_since_is_not_gone_on_with() {
+    let world = World::new().await;
+    broken_off(&world).await;
+    std::fs::remove_dir_all(world.exec_root()).unwrap();
+    let server = world.serve(&[]).await;
+    let log = server.logged("was deleted after this build began").await;
+    assert!(!log.contains("ERROR"), "{log}");
+    until("the build tells why", async || {
+        status(&world)
+            .await
+            .contains("was deleted after this build began")
+    })
+    .await;
+    assert!(!world.exec_root().exists());
+    end(server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_journal_that_two_starts_died_of_is_set_aside_and_kept() {
     let world = World::new().await;
     broken_off(&world).await;

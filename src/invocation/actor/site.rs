@@ -108,8 +108,23 @@ impl Actor {
         self.site = match self.open(path, left).await {
             Ok(place) => Site::Open(place),
             Err(error) => {
-                let reason = error.to_string();
-                tracing::error!(invocation = %self.row.invocation_id, "not downloading any outputs: {reason}");
+                // A build that has begun in it before comes from the journal, or its client comes back: `bazel clean` has
+                // no use for its outputs either.
+                let is_cleaned = self.row.version > 0 && error.is_not_there();
+                let reason = if is_cleaned {
+                    format!(
+                        "output root {:?} was deleted after this build began",
+                        self.row.exec_root
+                    )
+                } else {
+                    error.to_string()
+                };
+                let invocation = &self.row.invocation_id;
+                if is_cleaned {
+                    tracing::info!(%invocation, "not downloading any outputs: {reason}");
+                } else {
+                    tracing::error!(%invocation, "not downloading any outputs: {reason}");
+                }
                 self.ledger.tally.note(&reason);
                 Site::Blocked(reason)
             }
