@@ -1,6 +1,9 @@
 //! What a build's canonical command line says of its remote cache.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    path::{Component, Path, PathBuf},
+    time::Duration,
+};
 
 use super::error::SourceError;
 use crate::{
@@ -18,6 +21,10 @@ use crate::{
 
 /// What newer Bazels, and forks that redact, write in the place of a secret.
 const REDACTED: &str = "<REDACTED>";
+
+/// A build that gives its cache less time than we do is not to wait longer because of us. Its limit is for a single blob,
+/// though, and ours for a batch of them.
+const LEAST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The directories that relative paths on a build's command line start from, as they are for us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,6 +104,11 @@ pub(super) fn options_of(
             .or(template.connections);
     } else if let Some(instance) = line.last("remote_instance_name") {
         instance.clone_into(&mut options.instance_name);
+    }
+    if let Some(Ok(limit)) = line.given("remote_timeout").map(parse_duration)
+        && !limit.is_zero()
+    {
+        options.stall_timeout = options.stall_timeout.min(limit.max(LEAST_TIMEOUT));
     }
     if let Some(proxy) = line
         .last("remote_proxy")

@@ -271,6 +271,23 @@ fn an_address_may_have_a_user_and_need_not_have_a_port() {
 }
 
 #[test]
+fn a_build_that_gives_its_cache_less_time_does_not_wait_longer() {
+    for (text, seconds) in [
+        ("20", 20),
+        ("30s", 30),
+        ("1", 10),
+        // It means nothing, or waits longer than we do.
+        ("0", 60),
+        ("3600", 60),
+        ("soon", 60),
+    ] {
+        let line = line(&[("remote_cache", "grpc://h:1"), ("remote_timeout", text)]);
+        let options = options_of(&line, &template(), &BuildDirectories::default()).unwrap();
+        assert_eq!(options.stall_timeout.as_secs(), seconds, "{text}");
+    }
+}
+
+#[test]
 fn an_http_cache_is_opened_as_bazel_opens_it() {
     let of = |options: &[(&str, &str)]| {
         let all = [&[("remote_cache", "http://me:pass@h/p")], options].concat();
