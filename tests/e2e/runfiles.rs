@@ -22,6 +22,8 @@ for_each_bazel!(real:
     a_recorded_program_runs_without_bazel_and_then_without_the_cache,
 );
 
+for_each_bazel!(embedded: what_a_compact_log_tells_is_known_and_can_be_had);
+
 /// What a source of the program has.
 const SOURCE: &str = "a source\n";
 /// Version 4 makes no links to trees, and tells nobody what it has in the cache.
@@ -287,6 +289,61 @@ fn read_through_a_mount(daemon: &Daemon, bazel: &Bazel, dumped: &BTreeSet<String
     }
     mount.signal(Signal::TERM);
     mount.wait().ok();
+}
+
+fn what_a_compact_log_tells_is_known_and_can_be_had(stage: &Stage) {
+    if stage.version == Version::Four {
+        return;
+    }
+    let cache = stage.cache();
+    let bazel = stage.bazel(&cache);
+    let outhaul = Outhaul::new();
+    let scratch = Scratch::new("log");
+    let log = scratch.join("compact.log").display().to_string();
+    let asked = ["//gen:top", "//tests:outputs", PROGRAM];
+    // With it, what is big enough is stored and read compressed.
+    let compression = "--remote_cache_compression";
+    bazel.test(&[&[compression], &asked[..]].concat()).ok();
+    let made = Tree::of(&bazel.exec_root().join("bazel-out"));
+    bazel.clean();
+
+    // Without an action cache, the log alone knows of what no event names.
+    let flags = [
+        compression.to_owned(),
+        "--nouse_action_cache".to_owned(),
+        format!("--execution_log_compact_file={log}"),
+    ];
+    let mut line = vec!["--".to_owned()];
+    line.extend(bazel.command_line("test"));
+    line.extend_from_slice(cache.bazel());
+    line.extend(flags);
+    line.extend(asked.map(str::to_owned));
+    let run = outhaul.run(bazel.workspace(), "run", &line).ok();
+    let middle = "bazel-bin/gen/middle.txt";
+    bazel.delete(middle);
+    let got = outhaul.json(bazel.workspace(), "get", &[middle]);
+    assert_eq!(got[0]["outcome"], "downloaded", "{got:#?}\n{run}");
+    assert_eq!(bazel.text(middle), "middle\n");
+    let why = outhaul.why(bazel.workspace(), middle);
+    assert_eq!(why["event"], "execution_log", "{why:#}");
+
+    let to = format!("--output-dir={}", scratch.join("fetched").display());
+    let settings = cache.settings().and(&["log", &log, &to]);
+    outhaul.stateless(scratch.path(), "fetch", &settings).ok();
+    let fetched = Tree::of(&scratch.join("fetched/bazel-out"));
+    for (path, entry) in &fetched.0 {
+        let reference = made.0.get(path).and_then(Entry::hash);
+        assert_eq!(entry.hash(), reference, "{path}");
+    }
+    for part in [
+        "/gen/middle.txt",
+        "/sub/with space.txt",
+        "/outputs/test.log",
+        "/test.outputs/outputs.zip",
+    ] {
+        let has = fetched.files().iter().any(|path| path.ends_with(part));
+        assert!(has, "{part}: {:?}", fetched.files());
+    }
 }
 
 fn what_an_interrupted_build_left_is_not_believed(stage: &Stage) {
