@@ -15,7 +15,8 @@ use crate::{
 };
 
 /// A Bazel that tells its options as a real one does, the rc file's first, and writes down how it was called. With
-/// `WAITS`, it goes on until there is a file `go`, as one that heeds no signal while its last event is not acknowledged.
+/// `CODES`, its calls end with one after the other. With `WAITS`, it goes on until there is a file `go`, as one that heeds
+/// no signal while its last event is not acknowledged.
 const BAZEL: &str = r#"#!/bin/bash
 here=${BASH_SOURCE%/*}
 [ "$1" = --version ] && { echo "bazel $VERSION"; exit; }
@@ -35,7 +36,8 @@ for arg; do printf '<%s>' "$arg"; done >> "$here/calls"
 echo >> "$here/calls"
 echo "$PATH|$OUTHAUL_RUN" >> "$here/environment"
 [ -n "$WAITS" ] && until [ -e "$here/go" ]; do sleep 0.05; done
-exit ${CODE:-0}
+codes=($CODES)
+exit ${codes[$(wc -l < "$here/calls") - 1]:-${CODE:-0}}
 "#;
 
 /// A directory with programs, and the variables that the fake Bazel goes by.
@@ -162,6 +164,28 @@ async fn flags_stand_last_whatever_the_rc_files_say() {
         let expected = format!("<build><//a><--config=late>{OURS}{more}<--><-//b>");
         assert_eq!(place.calls(), [expected], "{rc}");
         ran.says(1, &["received no events of `bazel build`"]);
+    }
+}
+
+/// Bazel builds on without a cache that goes away in the middle, but for what it uploads for our events.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_goes_away_fails_no_build_because_of_our_events() {
+    let world = World::new().await;
+    let cache = format!("\"--remote_cache={}\"", world.cache.endpoint());
+    let executor = format!("{cache},\"--remote_executor={}\"", world.cache.endpoint());
+    for (rc, codes, calls, code) in [
+        (&cache, "38", 2, 0),
+        (&cache, "38 1", 2, 1),
+        (&cache, "38 34", 3, 0),
+        (&cache, "38 34 1", 3, 1),
+        (&executor, "38 34", 2, 34),
+    ] {
+        let place = Place::new().with("RC", rc).with("CODES", codes);
+        place.run(&["bazel", "build", "//a"]).await.expect(code);
+        let called = place.calls();
+        assert_eq!(called.len(), calls, "{codes}: {called:?}");
+        let uncached = called.iter().filter(|call| call.contains("<--remote_cache=>"));
+        assert_eq!(uncached.count(), calls.saturating_sub(2), "{codes}: {called:?}");
     }
 }
 

@@ -37,7 +37,11 @@ const INTERRUPTED: u8 = 8;
 const SIGNALLED: u8 = 128;
 /// What Bazel's commands end with when blobs could not be read from the cache: as an error of the cache, as a crash (7.7.1
 /// where a connection breaks in the middle of a blob), and as an error of the blobs.
-const NOT_READ: [u8; 3] = [34, 37, 39];
+const NOT_READ: [u8; 3] = [NO_CACHE, 37, 39];
+/// The first of these, which is also what they end with when the cache is not there at the beginning.
+const NO_CACHE: u8 = 34;
+/// What is said before an [`Attempt::Uncached`].
+const UNCACHED: &str = "running the command once more without its caches";
 
 /// A command, and what it runs beside.
 pub(super) struct Wrapped<'a> {
@@ -165,7 +169,14 @@ impl Wrapped<'_> {
                      itself",
                 );
                 self.start_over();
-                Ok(self.attempt(Attempt::Alone, signals).await?.code)
+                let ended = self.attempt(Attempt::Alone, signals).await?;
+                // Bazel goes on without a cache that goes away, as it did before, and does not begin without it.
+                if ended.code != NO_CACHE || ended.is_cut || self.started.host.has_executor() {
+                    return Ok(ended.code);
+                }
+                say(UNCACHED);
+                self.start_over();
+                Ok(self.attempt(Attempt::Uncached, signals).await?.code)
             }
             // A program that `bazel run` ran may end with anything.
             Some(Ok(own)) if Line::building(self.command).is_some_and(|line| line.word() != "run") => {
@@ -204,7 +215,7 @@ impl Wrapped<'_> {
             say(if attempt == Attempt::Alone {
                 "running the command once more, so that Bazel itself downloads or builds the missing outputs"
             } else {
-                "running the command once more without its caches"
+                UNCACHED
             });
             let ended = match self.attempt(attempt, signals).await {
                 Ok(ended) => ended,
